@@ -1,0 +1,254 @@
+"""Tiny models in the layouts of the real ones: a standalone InternViT directory and a Qwen2 directory."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from xtuner_plugins.toy.tokenizer import build_tokenizer
+
+VISION_CONFIG: dict[str, Any] = {
+    "architectures": ["InternVisionModel"],
+    "attention_dropout": 0.0,
+    "drop_path_rate": 0.0,
+    "dropout": 0.0,
+    "hidden_act": "gelu",
+    "hidden_size": 64,
+    "image_size": 112,  # 8 x 8 patches of 14, 4 x 4 = 16 image tokens after the pixel shuffle
+    "initializer_factor": 0.1,
+    "initializer_range": 1e-10,
+    "intermediate_size": 128,
+    "layer_norm_eps": 1e-6,
+    "model_type": "intern_vit_6b",  # the published name of every InternViT, the 300M one too
+    "norm_type": "layer_norm",
+    "num_attention_heads": 4,
+    "num_channels": 3,
+    "num_hidden_layers": 2,
+    "patch_size": 14,
+    "qk_normalization": False,
+    "qkv_bias": True,
+    "torch_dtype": "bfloat16",
+    "use_flash_attn": False,
+}
+
+LLM_CONFIG: dict[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": None,  # from the tokenizer
+    "eos_token_id": None,  # from the tokenizer
+    "hidden_act": "silu",
+    "hidden_size": 64,
+    "initializer_range": 0.02,
+    "intermediate_size": 128,
+    "max_position_embeddings": 4096,
+    "max_window_layers": 2,
+    "model_type": "qwen2",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": None,  # the tokenizer's length, rounded up as in Qwen2.5 (which has 271 spare rows)
+}
+
+VOCAB_MULTIPLE = 64
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def write_random_parts(
+    root: str | Path,
+    *,
+    seed: int = 0,
+    vision_overrides: Mapping[str, Any] | None = None,
+    llm_overrides: Mapping[str, Any] | None = None,
+) -> tuple[Path, Path]:
+    """Writes a tiny InternViT and a tiny Qwen2 with random weights, as two directories in the published layouts.
+
+    The weights are scaled so that outputs are far from zero and from uniform: an exchanged or forgotten tensor shows.
+
+    Args:
+        root: Gets `vision/` and `llm/`.
+        seed: The same seed gives the same bytes on disk.
+        vision_overrides: Fields of the vision `config.json` that differ from `VISION_CONFIG`.
+        llm_overrides: Fields of the LLM's `config.json` that differ from `LLM_CONFIG`.
+
+    Returns:
+        `(vision_dir, llm_dir)`, ready for `tools/build_base_model.py`.
+
+    Raises:
+        ValueError: An override names a field that the config doesn't have, or the sizes don't fit each other.
+    """
+    vision_dir, llm_dir = Path(root) / "vision", Path(root) / "llm"
+    vision = vision_config(vision_overrides)
+    write_vision_dir(vision_dir, vision, random_tensors(vision_shapes(vision), seed))
+    build_tokenizer(llm_dir)
+    llm = llm_config(llm_dir, llm_overrides)
+    write_llm_dir(llm_dir, llm, random_tensors(llm_shapes(llm), seed + 1))
+    return vision_dir, llm_dir
+
+
+def vision_config(overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The tiny InternViT's `config.json` with some fields changed; raises `ValueError` on an unknown or unfit one."""
+    config = _override(VISION_CONFIG, overrides, "vision_overrides")
+    if config["image_size"] % (2 * config["patch_size"]):
+        raise ValueError(
+            f"image_size = {config['image_size']} isn't a multiple of 2 x patch_size = {2 * config['patch_size']}, "
+            "which the pixel shuffle needs"
+        )
+    _check_heads(config, "vision")
+    return config
+
+
+def llm_config(tokenizer_dir: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The tiny Qwen2's `config.json`; token ids and vocabulary size follow the tokenizer in `tokenizer_dir`."""
+    config = _override(LLM_CONFIG, overrides, "llm_overrides")
+    state = json.loads((Path(tokenizer_dir) / "tokenizer.json").read_text(encoding="utf-8"))
+    special = {token["content"]: token["id"] for token in state["added_tokens"]}
+    num_tokens = max(special.values()) + 1
+    if config["vocab_size"] is None:
+        config["vocab_size"] = math.ceil(num_tokens / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    if config["vocab_size"] < num_tokens:
+        raise ValueError(f"vocab_size = {config['vocab_size']} is below the tokenizer's {num_tokens} tokens")
+    if config["bos_token_id"] is None:
+        config["bos_token_id"] = special["<|endoftext|>"]
+    if config["eos_token_id"] is None:
+        config["eos_token_id"] = special["<|im_end|>"]
+    _check_heads(config, "llm")
+    return config
+
+
+def vision_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a standalone InternViT with this config."""
+    width, inner, patch = config["hidden_size"], config["intermediate_size"], config["patch_size"]
+    num_patches = (config["image_size"] // patch) ** 2
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.class_embedding": (1, 1, width),
+        "embeddings.position_embedding": (1, num_patches + 1, width),
+        "embeddings.patch_embedding.weight": (width, config["num_channels"], patch, patch),
+        "embeddings.patch_embedding.bias": (width,),
+    }
+    for index in range(config["num_hidden_layers"]):
+        layer = f"encoder.layers.{index}."
+        shapes[layer + "attn.qkv.weight"] = (3 * width, width)
+        if config["qkv_bias"]:
+            shapes[layer + "attn.qkv.bias"] = (3 * width,)
+        if config["qk_normalization"]:
+            shapes[layer + "attn.q_norm.weight"] = shapes[layer + "attn.k_norm.weight"] = (width,)
+        shapes[layer + "attn.proj.weight"] = (width, width)
+        shapes[layer + "attn.proj.bias"] = (width,)
+        for norm in ("norm1", "norm2"):
+            shapes[layer + norm + ".weight"] = (width,)
+            if config["norm_type"] == "layer_norm":
+                shapes[layer + norm + ".bias"] = (width,)
+        shapes[layer + "mlp.fc1.weight"] = (inner, width)
+        shapes[layer + "mlp.fc1.bias"] = (inner,)
+        shapes[layer + "mlp.fc2.weight"] = (width, inner)
+        shapes[layer + "mlp.fc2.bias"] = (width,)
+        shapes[layer + "ls1"] = shapes[layer + "ls2"] = (width,)
+    return shapes
+
+
+def llm_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a Qwen2 with this config; the head is there only where it isn't tied."""
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    kv_width = width // config["num_attention_heads"] * config["num_key_value_heads"]
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], width)}
+    for index in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{index}."
+        shapes[layer + "input_layernorm.weight"] = (width,)
+        for name, rows in (("q_proj", width), ("k_proj", kv_width), ("v_proj", kv_width)):
+            shapes[f"{layer}self_attn.{name}.weight"] = (rows, width)
+            shapes[f"{layer}self_attn.{name}.bias"] = (rows,)
+        shapes[layer + "self_attn.o_proj.weight"] = (width, width)
+        shapes[layer + "post_attention_layernorm.weight"] = (width,)
+        shapes[layer + "mlp.gate_proj.weight"] = shapes[layer + "mlp.up_proj.weight"] = (inner, width)
+        shapes[layer + "mlp.down_proj.weight"] = (width, inner)
+    shapes["model.norm.weight"] = (width,)
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (config["vocab_size"], width)
+    return shapes
+
+
+def random_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
+    """fp32 tensors of these shapes: matrices keep the variance of what they are given, gains lie around 1.
+
+    Gains and biases are random too, so that a test sees when one is skipped or exchanged.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(shape: tuple[int, ...], std: float) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) * std
+
+    def make(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        if len(shape) == 1:
+            is_gain = name.endswith(("ls1", "ls2")) or ("norm" in name and name.endswith(".weight"))
+            return normal(shape, 0.1) + (1.0 if is_gain else 0.0)
+        if name.endswith(("class_embedding", "position_embedding")):
+            return normal(shape, 0.5)
+        return normal(shape, math.prod(shape[1:]) ** -0.5)
+
+    return {name: make(name, shape) for name, shape in shapes.items()}
+
+
+def write_vision_dir(path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:
+    """Writes a standalone InternViT directory: `config.json` and `model.safetensors` in the config's `torch_dtype`."""
+    return _write_dir(path, config, tensors, vision_shapes)
+
+
+def write_llm_dir(path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:
+    """Writes a Qwen2 directory beside its tokenizer: `config.json`, `generation_config.json`, `model.safetensors`."""
+    path = _write_dir(path, config, tensors, llm_shapes)
+    generation = {
+        "bos_token_id": config["bos_token_id"],
+        "do_sample": False,
+        "eos_token_id": [config["eos_token_id"], config["bos_token_id"]],
+        "pad_token_id": config["bos_token_id"],
+    }
+    (path / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def _write_dir(
+    path: str | Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    shapes_of: Callable[[Mapping[str, Any]], dict[str, tuple[int, ...]]],
+) -> Path:
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    shapes = shapes_of(config)
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    assert found == shapes, f"tensors don't fit the config of {path}: {sorted(found.items() ^ shapes.items())[:4]}"
+    dtype = DTYPES[config["torch_dtype"]]
+    ready = {name: tensor.detach().to(device="cpu", dtype=dtype).contiguous() for name, tensor in tensors.items()}
+    save_file(ready, path / "model.safetensors", metadata={"format": "pt"})
+    (path / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def _override(defaults: Mapping[str, Any], overrides: Mapping[str, Any] | None, argument: str) -> dict[str, Any]:
+    unknown = sorted(set(overrides or ()) - set(defaults))
+    if unknown:
+        raise ValueError(f"{argument} has unknown fields {unknown}; the config has {sorted(defaults)}")
+    config = {**defaults, **(overrides or {})}
+    if config["torch_dtype"] not in DTYPES:
+        raise ValueError(f"torch_dtype = {config['torch_dtype']!r}; legal are {sorted(DTYPES)}")
+    return config
+
+
+def _check_heads(config: Mapping[str, Any], which: str) -> None:
+    heads = config["num_attention_heads"]
+    if config["hidden_size"] % heads or heads % config.get("num_key_value_heads", heads):
+        raise ValueError(
+            f"{which}: hidden_size = {config['hidden_size']} must be a multiple of num_attention_heads = {heads}, "
+            "and that one of num_key_value_heads"
+        )

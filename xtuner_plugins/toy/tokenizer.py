@@ -1,0 +1,123 @@
+"""A small but real Qwen2 tokenizer, trained on the spot.
+
+Everything but the size is as in the published Qwen2.5 tokenizers: byte-level BPE behind Qwen2's splitting pattern (a digit
+is always a token of its own), NFC, the special tokens after the vocabulary, and the same five files.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+
+from xtuner_plugins.toy.language import corpus
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+# Qwen2's pattern: contractions, words with one leading sign, single digits, runs of signs, line breaks, spaces.
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}"
+    "{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def build_tokenizer(
+    out_dir: str | Path, *, vocab_size: int = 2048, texts: Iterable[str] | None = None, model_max_length: int = 4096
+) -> Path:
+    """Trains a byte-level BPE and writes it as a Qwen2 tokenizer directory.
+
+    The same texts give the same bytes on disk, in any process.
+
+    Args:
+        out_dir: Made when missing. Gets `tokenizer.json`, `vocab.json`, `merges.txt`, `tokenizer_config.json` and
+            `special_tokens_map.json`; other files in it stay.
+        vocab_size: Upper bound of bytes (256) plus merges; a small corpus may give fewer. The three special tokens come
+            on top, with the ids after the last merge.
+        texts: What to train on; the toy language's own corpus when `None`.
+        model_max_length: Written to `tokenizer_config.json`.
+
+    Returns:
+        `out_dir` as a path.
+
+    Raises:
+        ValueError: `vocab_size` below 256, where not even the single bytes fit.
+    """
+    if vocab_size < 256:
+        raise ValueError(f"vocab_size = {vocab_size} can't hold the 256 bytes; give at least 256")
+    tokenizer = Tokenizer(BPE(fuse_unk=False, byte_fallback=False))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    tokenizer.train_from_iterator(corpus() if texts is None else texts, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
+
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    _write_files(json.loads(tokenizer.to_str()), out_dir, model_max_length)
+    return out_dir
+
+
+def _write_files(state: dict, out_dir: Path, model_max_length: int) -> None:
+    """Writes the five files from the fast tokenizer's own state, merges as "a b" strings.
+
+    Older `tokenizers` can't read the list form of merges that 0.20 and later save; all read the strings.
+    """
+    model = state["model"]
+    model["merges"] = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    model["vocab"] = dict(sorted(model["vocab"].items(), key=lambda item: item[1]))
+    added = {token["id"]: {k: v for k, v in token.items() if k != "id"} for token in state["added_tokens"]}
+    end, pad = "<|im_end|>", "<|endoftext|>"
+
+    _write_json(out_dir / "tokenizer.json", state)
+    _write_json(out_dir / "vocab.json", model["vocab"])
+    (out_dir / "merges.txt").write_text("#version: 0.2\n" + "\n".join(model["merges"]) + "\n", encoding="utf-8")
+    _write_json(
+        out_dir / "tokenizer_config.json",
+        {
+            "add_bos_token": False,
+            "add_prefix_space": False,
+            "added_tokens_decoder": {str(token_id): added[token_id] for token_id in sorted(added)},
+            "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
+            "bos_token": None,
+            "chat_template": CHAT_TEMPLATE,
+            "clean_up_tokenization_spaces": False,
+            "eos_token": end,
+            "errors": "replace",
+            "model_max_length": model_max_length,
+            "pad_token": pad,
+            "split_special_tokens": False,
+            "tokenizer_class": "Qwen2Tokenizer",
+            "unk_token": None,
+        },
+    )
+    _write_json(
+        out_dir / "special_tokens_map.json",
+        {"additional_special_tokens": ["<|im_start|>", "<|im_end|>"], "eos_token": end, "pad_token": pad},
+    )
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

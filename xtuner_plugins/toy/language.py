@@ -1,4 +1,4 @@
-"""The toy language: the few words in which the toy pictures are asked about, and the texts that the tokenizer learns from."""
+"""The toy language: the words in which the toy pictures are asked about, and the tokenizer's corpus."""
 
 import random
 
@@ -6,9 +6,10 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 SHAPES = ("circle", "square", "triangle", "star")
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-# The system prompt of the official InternVL 2.5 template: in the corpus so that it costs few tokens in every sample.
+# The system prompt of the official InternVL 2.5 template: in the corpus so that it costs few tokens.
 SYSTEM_PROMPT = (
-    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+    "你是书生·万象，英文名是InternVL，"
+    "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )
 
 ENGLISH = (
@@ -27,7 +28,7 @@ CHINESE = (
     "请读出牌子上的数字，只回答数字。",
 )
 CODE = (
-    "def count_tiles(width, height):\n    cols, rows = find_grid(width, height)\n    return cols * rows + 1\n",
+    "def count_tiles(width, height):\n    cols, rows = find_grid(width, height)\n    return cols * rows\n",
     "for tile in tiles:\n    features = encoder(tile)\n    print(features.shape)\n",
     'if __name__ == "__main__":\n    main()\n',
     '{"image": "0001.png", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}]}\n',

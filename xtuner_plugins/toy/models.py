@@ -71,9 +71,10 @@ def write_random_parts(
     vision_overrides: Mapping[str, Any] | None = None,
     llm_overrides: Mapping[str, Any] | None = None,
 ) -> tuple[Path, Path]:
-    """Writes a tiny InternViT and a tiny Qwen2 with random weights, as two directories in the published layouts.
+    """Writes a tiny InternViT and a tiny Qwen2 with random weights, in the published layouts.
 
-    The weights are scaled so that outputs are far from zero and from uniform: an exchanged or forgotten tensor shows.
+    The weights are scaled so that outputs are far from zero and from uniform: an exchanged or
+    forgotten tensor shows.
 
     Args:
         root: Gets `vision/` and `llm/`.
@@ -97,19 +98,19 @@ def write_random_parts(
 
 
 def vision_config(overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The tiny InternViT's `config.json` with some fields changed; raises `ValueError` on an unknown or unfit one."""
+    """The tiny InternViT's `config.json` with some fields changed; `ValueError` on an unknown or unfit one."""
     config = _override(VISION_CONFIG, overrides, "vision_overrides")
     if config["image_size"] % (2 * config["patch_size"]):
         raise ValueError(
-            f"image_size = {config['image_size']} isn't a multiple of 2 x patch_size = {2 * config['patch_size']}, "
-            "which the pixel shuffle needs"
+            f"image_size = {config['image_size']} isn't a multiple of "
+            f"2 x patch_size = {2 * config['patch_size']}, which the pixel shuffle needs"
         )
     _check_heads(config, "vision")
     return config
 
 
 def llm_config(tokenizer_dir: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The tiny Qwen2's `config.json`; token ids and vocabulary size follow the tokenizer in `tokenizer_dir`."""
+    """The tiny Qwen2's `config.json`; token ids and vocabulary size follow the tokenizer."""
     config = _override(LLM_CONFIG, overrides, "llm_overrides")
     state = json.loads((Path(tokenizer_dir) / "tokenizer.json").read_text(encoding="utf-8"))
     special = {token["content"]: token["id"] for token in state["added_tokens"]}
@@ -158,7 +159,7 @@ def vision_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def llm_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a Qwen2 with this config; the head is there only where it isn't tied."""
+    """Name and shape of every tensor of a Qwen2 with this config; a head only where it isn't tied."""
     width, inner = config["hidden_size"], config["intermediate_size"]
     kv_width = width // config["num_attention_heads"] * config["num_key_value_heads"]
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], width)}
@@ -199,13 +200,15 @@ def random_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str
     return {name: make(name, shape) for name, shape in shapes.items()}
 
 
-def write_vision_dir(path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:
-    """Writes a standalone InternViT directory: `config.json` and `model.safetensors` in the config's `torch_dtype`."""
+def write_vision_dir(
+    path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> Path:
+    """Writes a standalone InternViT directory, the weights in the config's `torch_dtype`."""
     return _write_dir(path, config, tensors, vision_shapes)
 
 
 def write_llm_dir(path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:
-    """Writes a Qwen2 directory beside its tokenizer: `config.json`, `generation_config.json`, `model.safetensors`."""
+    """Writes a Qwen2's configs and weights beside its tokenizer, the weights in the config's `torch_dtype`."""
     path = _write_dir(path, config, tensors, llm_shapes)
     generation = {
         "bos_token_id": config["bos_token_id"],
@@ -227,15 +230,17 @@ def _write_dir(
     path.mkdir(parents=True, exist_ok=True)
     shapes = shapes_of(config)
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    assert found == shapes, f"tensors don't fit the config of {path}: {sorted(found.items() ^ shapes.items())[:4]}"
+    assert found == shapes, f"{path}: not as the config says: {sorted(found.items() ^ shapes.items())[:4]}"
     dtype = DTYPES[config["torch_dtype"]]
-    ready = {name: tensor.detach().to(device="cpu", dtype=dtype).contiguous() for name, tensor in tensors.items()}
+    ready = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     save_file(ready, path / "model.safetensors", metadata={"format": "pt"})
     (path / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
     return path
 
 
-def _override(defaults: Mapping[str, Any], overrides: Mapping[str, Any] | None, argument: str) -> dict[str, Any]:
+def _override(
+    defaults: Mapping[str, Any], overrides: Mapping[str, Any] | None, argument: str
+) -> dict[str, Any]:
     unknown = sorted(set(overrides or ()) - set(defaults))
     if unknown:
         raise ValueError(f"{argument} has unknown fields {unknown}; the config has {sorted(defaults)}")
@@ -249,6 +254,6 @@ def _check_heads(config: Mapping[str, Any], which: str) -> None:
     heads = config["num_attention_heads"]
     if config["hidden_size"] % heads or heads % config.get("num_key_value_heads", heads):
         raise ValueError(
-            f"{which}: hidden_size = {config['hidden_size']} must be a multiple of num_attention_heads = {heads}, "
-            "and that one of num_key_value_heads"
+            f"{which}: hidden_size = {config['hidden_size']} must be a multiple of "
+            f"num_attention_heads = {heads}, and that one of num_key_value_heads"
         )

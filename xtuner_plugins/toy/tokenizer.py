@@ -1,7 +1,7 @@
 """A small but real Qwen2 tokenizer, trained on the spot.
 
-Everything but the size is as in the published Qwen2.5 tokenizers: byte-level BPE behind Qwen2's splitting pattern (a digit
-is always a token of its own), NFC, the special tokens after the vocabulary, and the same five files.
+Everything but the size is as in the published Qwen2.5 tokenizers: byte-level BPE behind Qwen2's splitting
+pattern (a digit is always a token of its own), NFC, the special tokens after the vocabulary, the same files.
 """
 
 import json
@@ -16,9 +16,10 @@ from xtuner_plugins.toy.language import corpus
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
-# Qwen2's pattern: contractions, words with one leading sign, single digits, runs of signs, line breaks, spaces.
+# Qwen2's: contractions, words with one leading sign, single digits, runs of signs, line breaks, spaces.
 SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 CHAT_TEMPLATE = (
@@ -33,17 +34,21 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(
-    out_dir: str | Path, *, vocab_size: int = 2048, texts: Iterable[str] | None = None, model_max_length: int = 4096
+    out_dir: str | Path,
+    *,
+    vocab_size: int = 2048,
+    texts: Iterable[str] | None = None,
+    model_max_length: int = 4096,
 ) -> Path:
     """Trains a byte-level BPE and writes it as a Qwen2 tokenizer directory.
 
     The same texts give the same bytes on disk, in any process.
 
     Args:
-        out_dir: Made when missing. Gets `tokenizer.json`, `vocab.json`, `merges.txt`, `tokenizer_config.json` and
-            `special_tokens_map.json`; other files in it stay.
-        vocab_size: Upper bound of bytes (256) plus merges; a small corpus may give fewer. The three special tokens come
-            on top, with the ids after the last merge.
+        out_dir: Made when missing. Gets `tokenizer.json`, `vocab.json`, `merges.txt`, `tokenizer_config.json`
+            and `special_tokens_map.json`; other files in it stay.
+        vocab_size: Upper bound of bytes (256) plus merges; a small corpus may give fewer. The three special
+            tokens come on top, with the ids after the last merge.
         texts: What to train on; the toy language's own corpus when `None`.
         model_max_length: Written to `tokenizer_config.json`.
 
@@ -72,7 +77,9 @@ def build_tokenizer(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     tokenizer.train_from_iterator(corpus() if texts is None else texts, trainer)
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS]
+    )
 
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -93,7 +100,9 @@ def _write_files(state: dict, out_dir: Path, model_max_length: int) -> None:
 
     _write_json(out_dir / "tokenizer.json", state)
     _write_json(out_dir / "vocab.json", model["vocab"])
-    (out_dir / "merges.txt").write_text("#version: 0.2\n" + "\n".join(model["merges"]) + "\n", encoding="utf-8")
+    (out_dir / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(model["merges"]) + "\n", encoding="utf-8"
+    )
     _write_json(
         out_dir / "tokenizer_config.json",
         {

@@ -24,6 +24,7 @@ $(READY): requirements.txt requirements-dev.txt
 	@DS_BUILD_OPS=0 $(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
 	@echo "==> Installing xtuner 0.2.0 without its own pins"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps xtuner==0.2.0
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
 	@echo "==> $(VENV) is ready"
 

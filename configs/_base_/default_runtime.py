@@ -1,0 +1,38 @@
+"""What every run shares: logging, checkpoints, process groups, and the preparation of the process."""
+
+from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
+from mmengine.runner import LogProcessor
+from mmengine.visualization import LocalVisBackend, Visualizer
+
+from xtuner_plugins.engine import (
+    CheckpointGuardHook,
+    DistributedDataParallel,
+    RunContractHook,
+    prepare_runtime,
+)
+
+# XTuner calls this before it builds anything.
+model_resource = dict(fn=prepare_runtime)
+
+default_hooks = dict(
+    timer=dict(type=IterTimerHook),
+    logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=10),
+    param_scheduler=dict(type=ParamSchedulerHook),
+    # Only what was trained is in a checkpoint; with optimizer state, so that every checkpoint can be resumed.
+    checkpoint=dict(type=CheckpointHook, by_epoch=False, interval=500, max_keep_ckpts=2, save_optimizer=True),
+    sampler_seed=dict(type=DistSamplerSeedHook),
+)
+custom_hooks = [dict(type=RunContractHook), dict(type=CheckpointGuardHook)]
+
+env_cfg = dict(
+    cudnn_benchmark=False,
+    mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
+    dist_cfg=dict(backend="nccl"),  # gloo on a machine without GPU
+)
+model_wrapper_cfg = dict(type=DistributedDataParallel)
+visualizer = dict(type=Visualizer, vis_backends=[dict(type=LocalVisBackend)])
+log_processor = dict(type=LogProcessor, by_epoch=False, window_size=1)
+log_level = "INFO"
+load_from = None
+resume = False
+randomness = dict(seed=42, deterministic=False)

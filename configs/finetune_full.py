@@ -1,0 +1,84 @@
+"""Stage 2, full fine-tuning: projector and LLM learn from instructions; the vision encoder joins on request.
+
+trains          projector, LLM (vision encoder too with freeze_visual_encoder = False)
+frozen          vision encoder
+starts from     exports/pretrain_mlp, the exported stage 1:
+                python tools/convert_to_official.py configs/pretrain_mlp.py CHECKPOINT exports/pretrain_mlp
+data            LLaVA-1.5 instructions (llava_v1_5_mix665k.json and its image folders under one root)
+tiles           up to 12 + thumbnail
+hardware        8 GPUs of 80 GB planned; not run yet at this size
+launch          NPROC_PER_NODE=8 xtuner train configs/finetune_full.py --deepspeed deepspeed_zero3
+less memory     configs/finetune_lora.py
+"""
+
+from mmengine.config import read_base
+from mmengine.dataset import DefaultSampler
+from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
+from torch.optim import AdamW
+from xtuner.engine.runner import TrainLoop
+
+from xtuner_plugins.datasets import MultimodalDataset, collate
+from xtuner_plugins.models import VisionLanguageModel
+
+with read_base():
+    from ._base_.default_runtime import *  # noqa: F403
+
+# ---------------------------------------------------------------- Settings
+base = "exports/pretrain_mlp"
+data_paths = ["data/LLaVA-Instruct/llava_v1_5_mix665k.json"]
+image_folders = ["data/LLaVA-Instruct/images"]
+max_tiles = 12  # + thumbnail
+max_length = 4096  # tokens; 13 tiles take 3328
+template = "internvl2_5"
+dtype = "auto"  # bfloat16 where the device has it
+freeze_visual_encoder = True  # False trains the encoder too
+
+batch_size = 2  # x 8 accumulation x 8 GPUs = 128 samples a step
+accumulation = 8
+num_workers = 4
+max_epochs = 1
+lr = 2e-5
+betas = (0.9, 0.999)
+weight_decay = 0.0
+max_grad_norm = 1.0
+warmup_ratio = 0.03
+
+# ---------------------------------------------------------------- Wiring
+pretrained_model_name_or_path = base
+model = dict(
+    type=VisionLanguageModel,
+    base=base,
+    freeze_visual_encoder=freeze_visual_encoder,
+    freeze_projector=False,
+    freeze_llm=False,
+    dtype=dtype,
+)
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    pin_memory=True,
+    persistent_workers=num_workers > 0,
+    sampler=dict(type=DefaultSampler, shuffle=True),
+    collate_fn=dict(type=collate),
+    dataset=dict(
+        type=MultimodalDataset,
+        base=base,
+        data_paths=data_paths,
+        image_folders=image_folders,
+        max_tiles=max_tiles,
+        template=template,
+        max_length=max_length,
+    ),
+)
+optim_wrapper = dict(
+    type=OptimWrapper,
+    optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
+    clip_grad=dict(max_norm=max_grad_norm),
+    accumulative_counts=accumulation,
+)
+warmup_end = warmup_ratio * max_epochs
+param_scheduler = [
+    dict(type=LinearLR, start_factor=1e-5, begin=0, end=warmup_end, convert_to_iter_based=True),
+    dict(type=CosineAnnealingLR, eta_min=0.0, begin=warmup_end, end=max_epochs, convert_to_iter_based=True),
+]
+train_cfg = dict(type=TrainLoop, max_epochs=max_epochs)

@@ -1,0 +1,84 @@
+"""Stage 1, MLP warm-up: InternViT-300M + Qwen2.5-1.5B, the projector learns to speak the LLM's language.
+
+    trains          projector (mlp1)
+    frozen          vision encoder, LLM
+    starts from     models/InternViT-300M-Qwen2.5-1.5B, assembled by
+                    python tools/build_base_model.py --vision OpenGVLab/InternViT-300M-448px-V2_5 \
+                        --llm Qwen/Qwen2.5-1.5B-Instruct --out models/InternViT-300M-Qwen2.5-1.5B
+    data            LLaVA-Pretrain 558K (blip_laion_cc_sbu_558k.json and its images)
+    tiles           up to 12 + thumbnail, so up to 13 x 3 x 448 x 448 and 3328 image tokens a sample
+    hardware        4 GPUs of 80 GB planned; not run yet at this size
+    launch          NPROC_PER_NODE=4 xtuner train configs/pretrain_mlp.py --deepspeed deepspeed_zero3
+    less memory     batch_size = 1 with accumulation = 16
+"""
+
+from mmengine.config import read_base
+from mmengine.dataset import DefaultSampler
+from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
+from torch.optim import AdamW
+from xtuner.engine.runner import TrainLoop
+
+from xtuner_plugins.datasets import MultimodalDataset, collate
+from xtuner_plugins.models import VisionLanguageModel
+
+with read_base():
+    from ._base_.default_runtime import *  # noqa: F403
+
+# ---------------------------------------------------------------- Settings
+base = "models/InternViT-300M-Qwen2.5-1.5B"
+data_paths = ["data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json"]
+image_folders = ["data/LLaVA-Pretrain/images"]
+max_tiles = 12  # + thumbnail
+max_length = 4096  # tokens; 13 tiles take 3328
+template = "internvl2_5"
+dtype = "auto"  # bfloat16 where the device has it
+
+batch_size = 4  # x 16 accumulation x 4 GPUs = 256 samples a step
+accumulation = 16
+num_workers = 4
+max_epochs = 1
+lr = 1e-3
+betas = (0.9, 0.999)
+weight_decay = 0.0
+max_grad_norm = 1.0
+warmup_ratio = 0.03
+
+# ---------------------------------------------------------------- Wiring
+pretrained_model_name_or_path = base
+model = dict(
+    type=VisionLanguageModel,
+    base=base,
+    freeze_visual_encoder=True,
+    freeze_projector=False,
+    freeze_llm=True,
+    dtype=dtype,
+)
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    pin_memory=True,
+    persistent_workers=num_workers > 0,
+    sampler=dict(type=DefaultSampler, shuffle=True),
+    collate_fn=dict(type=collate),
+    dataset=dict(
+        type=MultimodalDataset,
+        base=base,
+        data_paths=data_paths,
+        image_folders=image_folders,
+        max_tiles=max_tiles,
+        template=template,
+        max_length=max_length,
+    ),
+)
+optim_wrapper = dict(
+    type=OptimWrapper,
+    optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
+    clip_grad=dict(max_norm=max_grad_norm),
+    accumulative_counts=accumulation,
+)
+warmup_end = warmup_ratio * max_epochs
+param_scheduler = [
+    dict(type=LinearLR, start_factor=1e-5, begin=0, end=warmup_end, convert_to_iter_based=True),
+    dict(type=CosineAnnealingLR, eta_min=0.0, begin=warmup_end, end=max_epochs, convert_to_iter_based=True),
+]
+train_cfg = dict(type=TrainLoop, max_epochs=max_epochs)

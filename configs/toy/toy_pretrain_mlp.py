@@ -1,0 +1,80 @@
+"""Toy twin of configs/pretrain_mlp.py: the projector alone, minutes on 2 CPU cores.
+
+trains          projector (mlp1)
+frozen          vision encoder, LLM
+starts from     work_dirs/quickstart/base, assembled by the quick start from parts that it pre-trains
+data            generated pictures with captions
+hardware        2 CPU cores
+launch          python tools/train.py configs/toy/toy_pretrain_mlp.py
+"""
+
+from mmengine.config import read_base
+from mmengine.dataset import DefaultSampler
+from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
+from torch.optim import AdamW
+from xtuner.engine.runner import TrainLoop
+
+from xtuner_plugins.datasets import MultimodalDataset, collate
+from xtuner_plugins.models import VisionLanguageModel
+
+with read_base():
+    from .._base_.default_runtime import *  # noqa: F403
+
+# ---------------------------------------------------------------- Settings
+base = "work_dirs/quickstart/base"
+data_paths = ["work_dirs/quickstart/data/pretrain.jsonl"]
+image_folders = ["work_dirs/quickstart/data/images"]
+max_tiles = 6  # + thumbnail
+max_length = 512  # tokens; 7 tiles of 112 px take 112
+template = "internvl2_5"
+dtype = "float32"
+
+batch_size = 16  # x 1 accumulation x 1 process
+accumulation = 1
+num_workers = 2
+max_epochs = 1
+lr = 1e-3
+betas = (0.9, 0.999)
+weight_decay = 0.0
+max_grad_norm = 1.0
+warmup_ratio = 0.03
+
+# ---------------------------------------------------------------- Wiring
+pretrained_model_name_or_path = base
+model = dict(
+    type=VisionLanguageModel,
+    base=base,
+    freeze_visual_encoder=True,
+    freeze_projector=False,
+    freeze_llm=True,
+    dtype=dtype,
+)
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    pin_memory=True,
+    persistent_workers=num_workers > 0,
+    sampler=dict(type=DefaultSampler, shuffle=True),
+    collate_fn=dict(type=collate),
+    dataset=dict(
+        type=MultimodalDataset,
+        base=base,
+        data_paths=data_paths,
+        image_folders=image_folders,
+        max_tiles=max_tiles,
+        template=template,
+        max_length=max_length,
+    ),
+)
+optim_wrapper = dict(
+    type=OptimWrapper,
+    optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
+    clip_grad=dict(max_norm=max_grad_norm),
+    accumulative_counts=accumulation,
+)
+warmup_end = warmup_ratio * max_epochs
+param_scheduler = [
+    dict(type=LinearLR, start_factor=1e-5, begin=0, end=warmup_end, convert_to_iter_based=True),
+    dict(type=CosineAnnealingLR, eta_min=0.0, begin=warmup_end, end=max_epochs, convert_to_iter_based=True),
+]
+train_cfg = dict(type=TrainLoop, max_epochs=max_epochs)

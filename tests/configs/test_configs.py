@@ -1,0 +1,111 @@
+"""Every recipe: loads, binds to real signatures, uses each of its settings, and inherits without a clash."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from xtuner_plugins.engine.config_check import ConfigError, check_config, load_config, typed_nodes
+
+ROOT = Path(__file__).resolve().parents[2]
+LEAVES = sorted(p for p in (ROOT / "configs").rglob("*.py") if "_base_" not in p.parts)
+BASES = sorted((ROOT / "configs" / "_base_").rglob("*.py"))
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+def split_leaf(path):
+    """(tree, settings, names read below the wiring line)."""
+    source = path.read_text()
+    line = next(
+        i for i, text in enumerate(source.splitlines(), 1) if text.startswith("# ---") and "Wiring" in text
+    )
+    tree = ast.parse(source)
+    settings, used = [], set()
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and node.lineno < line:
+            settings += [target.id for target in node.targets]
+        elif node.lineno > line:
+            used |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    return tree, settings, used
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=name)
+def test_every_keyword_is_known_to_its_type(path, monkeypatch):
+    monkeypatch.setattr("xtuner_plugins.engine.config_check.check_base", lambda base: None)
+    monkeypatch.setattr("xtuner_plugins.engine.config_check._check_data_paths", lambda key_path, node: None)
+    check_config(load_config(str(path)))
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=name)
+def test_every_setting_is_read_by_the_wiring(path):
+    _, settings, used = split_leaf(path)
+    assert settings and [s for s in settings if s not in used] == []
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=name)
+def test_every_leaf_is_labelled(path):
+    doc = ast.get_docstring(ast.parse(path.read_text()))
+    for word in ("trains", "frozen", "starts from", "data", "hardware", "launch"):
+        assert f"\n    {word} " in doc, f"{name(path)} doesn't say: {word}"
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=name)
+def test_xtuner_prepares_the_runtime_first(path):
+    cfg = Config.fromfile(path)
+    from xtuner_plugins.engine.runtime import prepare_runtime
+
+    assert cfg.model_resource["fn"] is prepare_runtime
+    assert cfg.pretrained_model_name_or_path == cfg.model.base == cfg.train_dataloader.dataset.base
+
+
+def test_stems_are_unique():
+    stems = [path.stem for path in LEAVES]
+    assert len(set(stems)) == len(stems), "XTuner keys work directories by stem"
+
+
+def test_no_two_bases_share_a_key():
+    owners = {}
+    for path in BASES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign):
+                for target in node.targets:
+                    assert owners.setdefault(target.id, path) == path, (
+                        f"{target.id}: {owners[target.id]} and {path}"
+                    )
+
+
+def test_misspelt_keyword_names_the_place_and_the_right_word(tmp_path):
+    source = (ROOT / "configs/pretrain_mlp.py").read_text().replace("freeze_llm=True", "freze_llm=True")
+    folder = tmp_path / "configs"
+    (folder / "_base_").mkdir(parents=True)
+    (folder / "_base_/default_runtime.py").write_text(
+        (ROOT / "configs/_base_/default_runtime.py").read_text()
+    )
+    (folder / "wrong.py").write_text(source)
+    with pytest.raises(
+        ConfigError, match=r"model\.freze_llm: VisionLanguageModel .* did you mean 'freeze_llm'"
+    ):
+        check_config(load_config(str(folder / "wrong.py")))
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [("lr", "already used lr"), ("modle.base", "did you mean 'model'"), ("nonsense", "nothing reads")],
+)
+def test_options_that_change_nothing_are_refused(option, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(str(ROOT / "configs/pretrain_mlp.py"), {option: 1})
+
+
+def test_missing_base_names_the_remedy():
+    with pytest.raises(ConfigError, match="build_base_model.py"):
+        check_config(load_config(str(ROOT / "configs/pretrain_mlp.py"), {"model.base": "no/such/dir"}))
+
+
+def test_typed_nodes_name_their_place():
+    nodes = dict(typed_nodes({"a": {"type": "X", "b": [{"type": "Y"}]}}))
+    assert set(nodes) == {"a", "a.b[0]"}

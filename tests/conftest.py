@@ -1,0 +1,53 @@
+"""Fixtures that every room uses: tiny parts and a tiny base, made once a session, nothing downloaded."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_threads():
+    """Several test processes share the cores."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+@pytest.fixture(scope="session")
+def toy_parts(tmp_path_factory):
+    """(vision directory, llm directory) with tiny random weights in the layouts of the real releases."""
+    from xtuner_plugins.toy.models import write_random_parts
+
+    return write_random_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="session")
+def toy_base(toy_parts, tmp_path_factory):
+    """An official base directory assembled from `toy_parts`, in float32."""
+    from xtuner_plugins.checkpoints.assemble import build_base
+
+    vision, llm = toy_parts
+    out = tmp_path_factory.mktemp("base") / "base"
+    build_base(vision, llm, out, dtype="float32")
+    return out
+
+
+@pytest.fixture(scope="session")
+def run_tool():
+    """Runs a command line tool of the repository as a user would; returns the finished process."""
+
+    def run(*args, cwd=ROOT, timeout=600, env=None) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, *map(str, args)],
+            cwd=cwd,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run

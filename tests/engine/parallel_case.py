@@ -1,0 +1,86 @@
+"""A tiny training case that every strategy runs: real commands, a mixed data set, the losses as logged."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = "configs/toy/toy_finetune_full.py"
+ANSWERS = [
+    "Yes.",
+    "It shows a red square and a blue circle.",
+    "42",
+    "No, there are three of them in the picture.",
+]
+
+
+def write_dataset(folder: Path, num_samples: int = 16) -> tuple[Path, Path]:
+    """Samples of unequal tile counts and answer lengths; every fourth has no image."""
+    images = folder / "images"
+    images.mkdir(parents=True)
+    sizes = [(336, 112), (112, 112), (224, 224), (112, 336)]
+    records = []
+    for index in range(num_samples):
+        human = "What do you see?"
+        record = {"id": index}
+        if index % 4 != 3:
+            name = f"{index}.png"
+            Image.new("RGB", sizes[index % 4], ((index * 37) % 256, (index * 91) % 256, 128)).save(
+                images / name
+            )
+            record["image"] = name
+            human = "<image>\n" + human
+        turns = [{"from": "human", "value": human}, {"from": "gpt", "value": ANSWERS[(index * 7) % 4]}]
+        records.append({**record, "conversations": turns})
+    path = folder / "train.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path, images
+
+
+def train(
+    work_dir: Path,
+    base: Path,
+    data: tuple[Path, Path],
+    *,
+    processes: int = 1,
+    deepspeed: str | None = None,
+    options: dict | None = None,
+    command: tuple[str, ...] = (sys.executable, "tools/train.py"),
+    config: str = CONFIG,
+    extra: tuple[str, ...] = (),
+) -> subprocess.CompletedProcess:
+    """Runs the command on a global batch of 4 and returns the finished process."""
+    settings = {
+        "pretrained_model_name_or_path": base,
+        "model.base": base,
+        "train_dataloader.dataset.base": base,
+        "train_dataloader.dataset.data_paths": f"[{data[0]}]",
+        "train_dataloader.dataset.image_folders": f"[{data[1]}]",
+        "train_dataloader.batch_size": 4 // processes,
+        "train_dataloader.num_workers": 0,
+        "train_dataloader.persistent_workers": False,
+        "default_hooks.logger.interval": 1,
+        "optim_wrapper.optimizer.lr": 1e-3,
+        **(options or {}),
+    }
+    arguments = [config, "--work-dir", str(work_dir), "--seed", "7", *extra]
+    if deepspeed:
+        arguments += ["--deepspeed", deepspeed]
+    arguments += ["--cfg-options", *(f"{key}={value}" for key, value in settings.items())]
+    binaries = str(Path(sys.executable).parent)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "NPROC_PER_NODE": str(processes)}
+    env["PATH"] = binaries + os.pathsep + env["PATH"]
+    return subprocess.run(
+        [*command, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=900
+    )
+
+
+def logged(work_dir: Path, key: str = "loss") -> list[float]:
+    """What the run logged under ``key``, one value a step."""
+    files = sorted(work_dir.glob("*/vis_data/scalars.json"))
+    lines = [json.loads(line) for line in files[-1].read_text().splitlines()]
+    return [line[key] for line in lines if key in line]

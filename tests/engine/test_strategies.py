@@ -1,0 +1,71 @@
+"""Every way to run gives the same training: one process, DDP, ZeRO 1 to 3."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from .parallel_case import logged, train, write_dataset
+
+pytestmark = pytest.mark.slow
+
+# Sums of float32 in another order: a few units in the last place of a loss near 6, grown over four optimizer steps.
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def reference(toy_base, data, tmp_path_factory):
+    """Losses of one process without DeepSpeed."""
+    work_dir = tmp_path_factory.mktemp("one")
+    run = train(work_dir, toy_base, data)
+    assert run.returncode == 0, run.stdout + run.stderr
+    losses = logged(work_dir)
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    return losses
+
+
+@pytest.mark.parametrize(
+    "processes, deepspeed",
+    [
+        (2, None),
+        (1, "deepspeed_zero2"),
+        (2, "deepspeed_zero1"),
+        (2, "deepspeed_zero2"),
+        (2, "deepspeed_zero3"),
+    ],
+)
+def test_same_losses_as_one_process(reference, toy_base, data, tmp_path, processes, deepspeed):
+    run = train(tmp_path, toy_base, data, processes=processes, deepspeed=deepspeed)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert logged(tmp_path) == pytest.approx(reference, abs=TOLERANCE)
+
+
+def test_xtuner_train_itself(reference, toy_base, data, tmp_path):
+    xtuner = str(Path(sys.executable).parent / "xtuner")
+    run = train(tmp_path, toy_base, data, processes=2, command=(xtuner, "train"))
+    assert logged(tmp_path) == pytest.approx(reference, abs=TOLERANCE), run.stdout + run.stderr
+
+
+def test_resumed_equals_uninterrupted(reference, toy_base, data, tmp_path):
+    first = {"default_hooks.checkpoint.interval": 2}
+    run = train(tmp_path / "whole", toy_base, data, options=first)
+    assert run.returncode == 0, run.stderr
+    checkpoint = str(tmp_path / "whole" / "iter_2.pth")
+    run = train(tmp_path / "rest", toy_base, data, options=first, extra=("--resume", checkpoint))
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert logged(tmp_path / "rest") == pytest.approx(reference[2:], abs=TOLERANCE)
+
+
+def test_a_checkpoint_of_another_choice_is_refused(toy_base, data, tmp_path):
+    options = {"default_hooks.checkpoint.interval": 2}
+    run = train(tmp_path / "lora", toy_base, data, config="configs/toy/toy_finetune_lora.py", options=options)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    checkpoint = str(tmp_path / "lora" / "iter_2.pth")
+    run = train(tmp_path / "full", toy_base, data, extra=("--resume", checkpoint))
+    assert run.returncode != 0
+    assert "another model or another choice of trained parts" in run.stderr

@@ -1,0 +1,42 @@
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import Compose, Normalize, ToTensor
+
+from xtuner_plugins.models.preprocessor import IMAGENET_MEAN, IMAGENET_STD, TilePreprocessor
+
+
+def batch_of(tiles):
+    return {"tiles": tiles, "input_ids": torch.zeros(1, 4, dtype=torch.long), "sources": ["a.jsonl:1"]}
+
+
+def test_normalisation_equals_totensor_and_normalize():
+    tiles = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
+    ours = TilePreprocessor()(batch_of(tiles))["pixel_values"]
+    published = Compose([ToTensor(), Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+    theirs = torch.stack([published(Image.fromarray(tile.permute(1, 2, 0).numpy())) for tile in tiles])
+    assert torch.equal(ours, theirs)
+
+
+def test_other_fields_pass_and_the_batch_is_not_modified():
+    batch = batch_of(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+    out = TilePreprocessor()(batch)
+    assert out["sources"] == ["a.jsonl:1"] and "tiles" not in out and "tiles" in batch
+
+
+def test_no_tiles_stay_no_tiles():
+    assert (
+        TilePreprocessor()(batch_of(torch.zeros(0, 3, 28, 28, dtype=torch.uint8)))["pixel_values"].shape[0]
+        == 0
+    )
+
+
+def test_floats_are_refused():
+    with pytest.raises(ValueError, match="uint8"):
+        TilePreprocessor()(batch_of(torch.zeros(1, 3, 4, 4)))
+
+
+@pytest.mark.parametrize("std", [(0, 1, 1), (1, 1)])
+def test_useless_statistics_are_refused(std):
+    with pytest.raises(ValueError, match="std"):
+        TilePreprocessor(std=std)

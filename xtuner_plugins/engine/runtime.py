@@ -1,0 +1,112 @@
+"""Makes MMEngine, XTuner and DeepSpeed run on this machine: CPU, one GPU, many.
+
+XTuner calls ``cfg.model_resource['fn']`` right after loading a config and before building anything. That is the one
+early entry that reaches every process of every launcher, so `prepare_runtime` is named there::
+
+    pretrained_model_name_or_path = base
+    model_resource = dict(fn=prepare_runtime)
+
+Each adjustment below answers one defect of the pinned stack and is tested, so that an upgrade shows which can go.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import types
+
+import torch
+import torch.distributed as dist
+
+
+def prepare_runtime(pretrained_model_name_or_path: str) -> str:
+    """Prepares the process and returns the base's path unchanged.
+
+    Safe to call more than once. Registers this project's classes, so that configs may name types by string.
+
+    Args:
+        pretrained_model_name_or_path: The base directory, as XTuner passes it.
+
+    Returns:
+        The same path.
+    """
+    # The registries fill when the modules are imported; a config's lazy imports may come later than a string type.
+    import xtuner_plugins.datasets  # noqa: F401
+    import xtuner_plugins.engine  # noqa: F401
+    import xtuner_plugins.models  # noqa: F401
+
+    allow_checkpoint_types()
+    if not torch.cuda.is_available():
+        _use_gloo_without_gpu()
+        _report_no_half_precision_without_gpu()
+    _describe_single_process()
+    return pretrained_model_name_or_path
+
+
+def allow_checkpoint_types() -> None:
+    """Lets ``torch.load(weights_only=True)`` open MMEngine's own checkpoints for resuming.
+
+    They hold message-hub histories, config dictionaries and numpy arrays beside the tensors: plain data. Everything
+    else in a checkpoint is still refused.
+    """
+    import numpy as np
+    from mmengine.config import ConfigDict
+    from mmengine.logging import HistoryBuffer
+
+    rebuild = [np._core.multiarray.scalar, np._core.multiarray._reconstruct]
+    # Checkpoints written under numpy 1 name the same functions by their old path.
+    old_names = [(function, f"numpy.core.multiarray.{function.__name__}") for function in rebuild]
+    dtypes = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")]
+    torch.serialization.add_safe_globals(
+        [np.ndarray, np.dtype, *dtypes, *rebuild, *old_names, HistoryBuffer, ConfigDict]
+        + [(_history_method, "builtins.getattr")]
+    )
+
+
+def _history_method(owner: type, name: str):
+    """Stands in for ``getattr`` when a checkpoint is read: a `HistoryBuffer` pickles its methods through it.
+
+    The real ``getattr`` would let a prepared file reach any object from an allowed one.
+    """
+    from mmengine.logging import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
+        raise ValueError(
+            f"the checkpoint asks for the attribute {name!r} of {owner!r}, which no training run writes"
+        )
+    return getattr(HistoryBuffer, name)
+
+
+def _use_gloo_without_gpu() -> None:
+    """MMEngine's start of a process group sets a CUDA device and takes nccl from the config; neither exists here."""
+    import mmengine.dist.utils as mm_dist
+
+    def init_dist_on_cpu(backend: str, init_backend: str = "torch", **kwargs) -> None:
+        if init_backend == "deepspeed":
+            import deepspeed
+
+            deepspeed.init_distributed(dist_backend="gloo", **kwargs)
+        else:
+            dist.init_process_group(backend="gloo", **kwargs)
+
+    mm_dist._init_dist_pytorch = init_dist_on_cpu
+
+
+def _report_no_half_precision_without_gpu() -> None:
+    """XTuner fills ``"auto"`` of a DeepSpeed JSON from ``torch.cpu``, which has no ``is_bf16_supported``."""
+    import xtuner.tools.utils as xtuner_utils
+
+    cpu = types.SimpleNamespace(is_available=lambda: False, is_bf16_supported=lambda: False)
+    xtuner_utils.get_torch_device = lambda: cpu
+
+
+def _describe_single_process() -> None:
+    """A run without launcher tells DeepSpeed that it is alone; otherwise DeepSpeed looks for MPI and fails."""
+    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free_port = probe.getsockname()[1]
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**alone, "MASTER_PORT": str(free_port)}.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,9 @@
+"""Everything between a batch and a loss.
+
+Read `vlm.py` first: the registered model. The network itself is `xtuner_plugins.hub`, the code that exports ship.
+"""
+
+from .preprocessor import TilePreprocessor
+from .vlm import VisionLanguageModel
+
+__all__ = ["TilePreprocessor", "VisionLanguageModel"]

@@ -1,0 +1,38 @@
+"""The vision encoders that training knows: one row each, keyed by the ``model_type`` of the vision config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EncoderFamily:
+    """What training needs to know of an encoder beside its class.
+
+    Attributes:
+        lora_targets: Names of the linear layers of a block, what LoRA adapts by default.
+    """
+
+    lora_targets: tuple[str, ...]
+
+
+ENCODER_FAMILIES: dict[str, EncoderFamily] = {
+    # The official name for every InternViT, the 300M included.
+    "intern_vit_6b": EncoderFamily(lora_targets=("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
+}
+
+
+def encoder_family(model_type: str) -> EncoderFamily:
+    """The row of ``model_type``.
+
+    Raises:
+        ValueError: The encoder has no row.
+    """
+    try:
+        return ENCODER_FAMILIES[model_type]
+    except KeyError:
+        known = ", ".join(ENCODER_FAMILIES)
+        raise ValueError(
+            f"vision encoder type {model_type!r} cannot be trained; known: {known} "
+            "(a new one is a row in models/encoders.py)"
+        ) from None

@@ -1,0 +1,252 @@
+"""The registered training model: an official directory, a choice of what trains, a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import nn
+
+from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer
+
+from .adapters import inject_lora
+from .encoders import encoder_family
+from .llms import llm_family
+from .losses import next_token_loss, sum_over_ranks, world_size
+from .preprocessor import TilePreprocessor
+
+IMG_CONTEXT_TOKEN = "<IMG_CONTEXT>"
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """``'auto'`` is bfloat16 on a CUDA device that has it, else float32.
+
+    Raises:
+        ValueError: Not one of auto, bfloat16, float32.
+    """
+    if name == "auto":
+        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if has_bf16 else torch.float32
+    try:
+        return DTYPES[name]
+    except KeyError:
+        raise ValueError(f"model.dtype={name!r} is not one of: auto, {', '.join(DTYPES)}") from None
+
+
+@MODELS.register_module()
+class VisionLanguageModel(BaseModel):
+    """Trains an InternVL-style model: vision encoder -> pixel shuffle -> projector -> LLM -> loss.
+
+    The network is `xtuner_plugins.hub.InternVLChatModel` under the attribute ``model``, so a training parameter is
+    called ``model.`` + its official name. Each part is frozen, trained, or adapted with LoRA::
+
+        freeze_visual_encoder=True                      no gradient, no activation, not in the checkpoint
+        freeze_visual_encoder=False                     trained whole
+        freeze_visual_encoder=True, visual_encoder_lora=dict(type=LoraConfig, r=16, ...)
+
+    Frozen parts are held in ``dtype``; what trains is held in float32 and computed under autocast, unless DeepSpeed
+    keeps the float32 master copy itself.
+
+    Args:
+        base: Official InternVL directory (see ``tools/build_base_model.py``). Nothing in it is executed.
+        freeze_visual_encoder: Don't train the encoder's own weights.
+        freeze_projector: Don't train ``mlp1``.
+        freeze_llm: Don't train the LLM's own weights.
+        visual_encoder_lora: ``dict(type=LoraConfig, r=..., ...)`` or None. Needs ``freeze_visual_encoder=True``.
+        llm_lora: The same for the LLM. Needs ``freeze_llm=True``.
+        dtype: ``'auto'`` (bfloat16 where the device has it), ``'bfloat16'`` or ``'float32'``.
+        gradient_checkpointing: Recompute activations of encoder and LLM blocks in the backward pass.
+        data_preprocessor: Config of a `TilePreprocessor`; None takes ImageNet's mean and std.
+
+    Raises:
+        ValueError: Nothing would train, LoRA on a part that trains whole, or an unknown dtype or family.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        *,
+        freeze_visual_encoder: bool = True,
+        freeze_projector: bool = False,
+        freeze_llm: bool = True,
+        visual_encoder_lora: Mapping[str, Any] | None = None,
+        llm_lora: Mapping[str, Any] | None = None,
+        dtype: str = "auto",
+        gradient_checkpointing: bool = True,
+        data_preprocessor: Mapping[str, Any] | None = None,
+    ):
+        super().__init__(data_preprocessor=data_preprocessor or dict(type=TilePreprocessor))
+        self.dtype = resolve_dtype(dtype)
+        self.model, _ = load_model(base, dtype=self.dtype)
+        self.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids(IMG_CONTEXT_TOKEN)
+        self.model.img_context_token_id = self.img_context_token_id
+
+        config = self.model.config
+        vision_targets = encoder_family(config.vision_config.model_type).lora_targets
+        self.llm = llm_family(config.llm_config.model_type)
+        encoder, llm = self.model.vision_model, self.model.language_model
+        _set_trainable("visual_encoder", encoder, freeze_visual_encoder, visual_encoder_lora, vision_targets)
+        _set_trainable("projector", self.model.mlp1, freeze_projector, None, ())
+        _set_trainable("llm", llm, freeze_llm, llm_lora, self.llm.lora_targets)
+
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        if not trainable:
+            raise ValueError("nothing would train: every part of the model is frozen and no LoRA is set")
+        for parameter in trainable:
+            parameter.data = parameter.data.float()
+        self.visual_encoder_is_frozen = not any(p.requires_grad for p in self.model.vision_model.parameters())
+
+        # The encoder's blocks are recomputed only where a gradient passes through them.
+        if gradient_checkpointing:
+            options = {"use_reentrant": False}
+            llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+            if not self.visual_encoder_is_frozen:
+                encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+    @property
+    def num_image_token(self) -> int:
+        """Image tokens a tile (N)."""
+        return self.model.num_image_token
+
+    @property
+    def tile_size(self) -> int:
+        """Side of a tile in pixels (S)."""
+        return self.model.config.force_image_size
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The three parts by the names that the config uses."""
+        return {
+            "visual_encoder": self.model.vision_model,
+            "projector": self.model.mlp1,
+            "llm": self.model.language_model,
+        }
+
+    def train(self, mode: bool = True):
+        """As `torch.nn.Module.train`; a part without trainable parameters stays in evaluation mode (no dropout)."""
+        super().train(mode)
+        for part in self.parts().values():
+            if not any(p.requires_grad for p in part.parameters()):
+                part.eval()
+        return self
+
+    def state_dict(self, *args, **kwargs):
+        """The trainable parameters only: a checkpoint holds what was trained, the base holds the rest."""
+        state = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        frozen = {prefix + name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        for name in frozen:
+            state.pop(name, None)
+        return state
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_tiles: torch.Tensor | None = None,
+        sources: Sequence[str] = (),
+        mode: str = "loss",
+    ) -> dict[str, torch.Tensor]:
+        """Computes the loss, or hidden states, of a batch.
+
+        Args:
+            input_ids: int64 ``[B, S]``, right-padded.
+            pixel_values: Normalised tiles, float32 ``[T, 3, H, W]`` of all samples in order; T may be 0.
+            attention_mask: bool ``[B, S]``, True at real tokens; None means no padding.
+            labels: int64 ``[B, S]``, -100 where nothing is supervised. Needed by mode ``'loss'``.
+            num_tiles: int64 ``[B]``, tiles a sample; used to name the sample when counts disagree.
+            sources: ``file:line`` of each sample, for messages.
+            mode: ``'loss'`` or ``'tensor'``.
+
+        Returns:
+            ``loss``: ``{'loss', 'num_supervised', 'num_tiles'}``, scalars. ``tensor``: ``{'hidden'}``, ``[B, S, D]``.
+
+        Raises:
+            ValueError: Image tokens and image features don't match (names both counts and the sample).
+        """
+        self._check_counts(input_ids, pixel_values, num_tiles, sources)
+        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self._needs_autocast()):
+            embeds = self._embed(input_ids, pixel_values)
+            decoder = getattr(self.model.language_model, self.llm.decoder)
+            hidden = decoder(
+                inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False
+            ).last_hidden_state
+            if mode == "tensor":
+                return {"hidden": hidden}
+            if mode != "loss":
+                raise ValueError(f"VisionLanguageModel has modes 'loss' and 'tensor', not {mode!r}")
+            head = self.model.language_model.get_output_embeddings()
+            loss, num_supervised = next_token_loss(hidden, labels, head)
+        return {
+            "loss": loss,
+            "num_supervised": num_supervised,
+            "num_tiles": torch.tensor(pixel_values.shape[0], device=loss.device),
+        }
+
+    def parse_losses(self, losses: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss to differentiate, and what is logged: means and sums over all ranks, not rank 0's share."""
+        logged = {
+            "loss": sum_over_ranks(losses["loss"]) / world_size(),
+            "supervised_tokens": sum_over_ranks(losses["num_supervised"].float()),
+            "tiles": sum_over_ranks(losses["num_tiles"].float()),
+        }
+        return losses["loss"], logged
+
+    def _needs_autocast(self) -> bool:
+        if self.dtype == torch.float32:
+            return False
+        return any(p.dtype == torch.float32 for p in self.parameters() if p.requires_grad)
+
+    def _check_counts(self, input_ids, pixel_values, num_tiles, sources) -> None:
+        tokens = (input_ids == self.img_context_token_id).sum(dim=1)
+        num_features = pixel_values.shape[0] * self.num_image_token
+        if int(tokens.sum()) == num_features:
+            return
+        culprit = ""
+        if num_tiles is not None and len(sources):
+            wrong = (
+                (tokens != num_tiles.to(tokens.device) * self.num_image_token).nonzero().flatten().tolist()
+            )
+            culprit = "; at fault: " + ", ".join(str(sources[i]) for i in wrong)
+        raise ValueError(
+            f"{int(tokens.sum())} image tokens in the text, but {num_features} image features "
+            f"({pixel_values.shape[0]} tiles x {self.num_image_token} tokens){culprit}"
+        )
+
+    def _embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Token embeddings with image features in the place of image tokens, ``[B, S, D]``."""
+        embeds = self.model.get_input_embeddings()(input_ids)
+        has_tiles = pixel_values.shape[0] > 0
+        if not has_tiles:
+            # Encoder and projector run on every rank at every step: under ZeRO-3 they gather parameters together, and
+            # DDP waits for their gradients. A black tile stands in, its features count for nothing.
+            pixel_values = pixel_values.new_zeros(1, 3, self.tile_size, self.tile_size)
+        features = self._extract_features(pixel_values)
+        if not has_tiles:
+            return embeds + features.sum().to(embeds.dtype) * 0.0
+        # The counts were compared before any work was done.
+        return self.model.place_features(
+            embeds, input_ids, features, pixel_values.shape[0] * self.num_image_token
+        )
+
+    def _extract_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """``[T, 3, H, W]`` to ``[T, N, D]``; keeps no activation of an encoder that doesn't train."""
+        pixel_values = pixel_values.to(self.model.vision_model.dtype)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.visual_encoder_is_frozen):
+            patches = self.model.encode_tiles(pixel_values)
+        return self.model.project(patches)
+
+
+def _set_trainable(
+    name: str, part: nn.Module, freeze: bool, lora: Mapping[str, Any] | None, targets: tuple[str, ...]
+) -> None:
+    if lora is not None and not freeze:
+        raise ValueError(f"{name}_lora is set, so set freeze_{name}=True: LoRA trains beside frozen weights")
+    part.requires_grad_(not freeze)
+    if lora is not None:
+        inject_lora(part, lora, targets)

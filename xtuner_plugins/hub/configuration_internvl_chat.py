@@ -1,0 +1,191 @@
+"""Configuration of the chat model: vision encoder, LLM, and what joins them."""
+
+from __future__ import annotations
+
+from transformers.configuration_utils import PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from .configuration_intern_vit import InternVisionConfig
+
+# How attention is computed is chosen where a model is loaded, not by the file; a stored `flash_attention_2`
+# would make the model unloadable wherever that package is missing.
+RUNTIME_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "auto_map")
+
+ALWAYS_WRITTEN = (
+    "architectures",
+    "bos_token_id",
+    "eos_token_id",
+    "model_type",
+    "pad_token_id",
+    "tie_word_embeddings",
+    "transformers_version",
+)
+
+
+class InternVLChatConfig(PretrainedConfig):
+    """Everything in the `config.json` of an InternVL directory.
+
+    Defaults are what a missing field means in a published file. `ps_version` is one to watch: absent means
+    `v1`.
+
+    Args:
+        vision_config: Fields of an `InternVisionConfig`, or such a config.
+        llm_config: Fields of the LLM's own config, or such a config. `model_type`, else `architectures[0]`,
+            names any causal language model that the installed transformers knows.
+        use_backbone_lora, use_llm_lora: Must be 0; adapters are merged before a model is written in this
+            format.
+        pad2square: Inert, written by published models.
+        select_layer: Which hidden state of the encoder to take: -1 is the last block's output, 0 the
+            embeddings.
+        force_image_size: Side of a tile in pixels; the encoder's `image_size` when `None`.
+        downsample_ratio: Side of the token grid after the pixel shuffle, relative to the patch grid.
+        template: Name of the conversation template.
+        dynamic_image_size: Whether pictures are cut into tiles.
+        use_thumbnail: Whether a thumbnail follows when there is more than one tile.
+        ps_version: Pixel shuffle: `v2`, or `v1` that leaves the token grid transposed.
+        min_dynamic_patch, max_dynamic_patch: Fewest and most tiles of a picture, thumbnail not counted.
+    """
+
+    model_type = "internvl_chat"
+    is_composition = True
+    has_no_defaults_at_init = True
+
+    def __init__(
+        self,
+        vision_config=None,
+        llm_config=None,
+        use_backbone_lora=0,
+        use_llm_lora=0,
+        pad2square=False,
+        select_layer=-1,
+        force_image_size=None,
+        downsample_ratio=0.5,
+        template=None,
+        dynamic_image_size=False,
+        use_thumbnail=False,
+        ps_version="v1",
+        min_dynamic_patch=1,
+        max_dynamic_patch=6,
+        **kwargs,
+    ):
+        kwargs["tie_word_embeddings"] = False
+        kwargs.pop("hidden_size", None)  # follows from the LLM
+        super().__init__(**kwargs)
+        self.vision_config = _vision_config(vision_config)
+        self.llm_config = _llm_config(llm_config)
+        # The format always stores the head, so a tied one would be read as missing.
+        self.tie_word_embeddings = False
+        self.llm_config.tie_word_embeddings = False
+        self.hidden_size = self.llm_config.hidden_size
+        self.use_backbone_lora = use_backbone_lora
+        self.use_llm_lora = use_llm_lora
+        self.pad2square = pad2square
+        self.select_layer = select_layer
+        self.force_image_size = force_image_size
+        self.downsample_ratio = downsample_ratio
+        self.template = template
+        self.dynamic_image_size = dynamic_image_size
+        self.use_thumbnail = use_thumbnail
+        self.ps_version = ps_version
+        self.min_dynamic_patch = min_dynamic_patch
+        self.max_dynamic_patch = max_dynamic_patch
+
+    def to_dict(self):
+        """All fields, nested configs as dicts, in the names that every reader of the format knows."""
+        output = super().to_dict()
+        for key in ("vision_config", "llm_config"):
+            config = getattr(self, key, None)
+            if isinstance(config, PretrainedConfig):
+                output[key] = config.to_dict()
+        parts = [output.get(key) for key in ("vision_config", "llm_config") if isinstance(output.get(key), dict)]
+        for fields in (output, *parts):
+            _use_lasting_names(fields)
+        for fields in parts:
+            if output.get("torch_dtype"):
+                fields["torch_dtype"] = output["torch_dtype"]  # the parts are stored in one dtype
+        return output
+
+    def to_diff_dict(self):
+        """What is written to `config.json`: all fields but the untouched ones that every config of transformers has.
+
+        Readers of the raw JSON know no defaults, so a field of ours or of the parts is never left out.
+        """
+        output, common = self.to_dict(), PretrainedConfig().to_dict()
+        for fields in (output, output["vision_config"], output["llm_config"]):
+            for key in [key for key in fields if key in common and key not in ALWAYS_WRITTEN]:
+                if fields[key] == common[key]:
+                    del fields[key]
+        return output
+
+
+def _vision_config(fields):
+    if isinstance(fields, PretrainedConfig):
+        return fields
+    return InternVisionConfig(**_without_runtime_keys(fields or {}))
+
+
+def _llm_config(fields):
+    if isinstance(fields, PretrainedConfig):
+        return fields
+    if not fields:
+        return CONFIG_MAPPING["qwen2"]()
+    model_type = llm_model_type(fields)
+    fields = _without_runtime_keys(fields)
+    fields.pop("model_type", None)
+    return CONFIG_MAPPING[model_type](**fields)
+
+
+def llm_model_type(fields):
+    """The transformers model type of an `llm_config`, from its `model_type`, else from its `architectures`.
+
+    Raises:
+        ValueError: The installed transformers has no such language model.
+    """
+    model_type = fields.get("model_type")
+    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return model_type
+    architectures = fields.get("architectures") or []
+    for known_type, class_name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
+        if not model_type and class_name in architectures:
+            return known_type
+    raise ValueError(
+        f"llm_config: model_type {model_type!r} with architectures {architectures} is no causal language model "
+        "of the installed transformers. Install a release that has it, or convert the LLM to a class that "
+        "exists there (InternLM2 has an exact Llama form)."
+    )
+
+
+def _without_runtime_keys(fields):
+    return {key: value for key, value in fields.items() if key not in RUNTIME_KEYS}
+
+
+def _use_lasting_names(fields):
+    """Renames in place what newer transformers call differently: older readers ignore new names in silence."""
+    for key in (
+        "_attn_implementation_autoset",
+        "_attn_implementation_internal",
+        "_commit_hash",
+        "_name_or_path",
+    ):
+        fields.pop(key, None)
+    dtype = fields.pop("dtype", None) or fields.get("torch_dtype")
+    if dtype is not None:
+        fields["torch_dtype"] = str(dtype).replace("torch.", "")
+
+    rope = fields.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        rope = dict(fields.pop("rope_parameters"))
+        fields["rope_theta"] = rope.pop("rope_theta")
+        if "partial_rotary_factor" in rope:
+            fields["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
+        fields["rope_scaling"] = rope
+    scaling = fields.get("rope_scaling")
+    if isinstance(scaling, dict):
+        # Old releases accept `type` and exactly the keys of that type; all later ones derive `rope_type` from
+        # it.
+        kind = scaling.get("rope_type") or scaling.get("type") or "default"
+        rest = {key: value for key, value in scaling.items() if key not in ("rope_type", "type")}
+        if kind == "longrope" and "original_max_position_embeddings" in rest:
+            fields["original_max_position_embeddings"] = rest.pop("original_max_position_embeddings")
+        fields["rope_scaling"] = None if kind == "default" else {"type": kind, **rest}

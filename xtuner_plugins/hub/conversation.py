@@ -1,0 +1,103 @@
+"""Conversation templates: the prompt of every exported model, as a table.
+
+The training side renders its samples from this same table, so what a model was trained on is what `chat`
+prompts.
+A prompt is drawn here for the template `internvl2_5` (one turn answered, one open)::
+
+    <|im_start|>system\\n{system message}<|im_end|>\\n
+    <|im_start|>user\\n{question}<|im_end|>\\n
+    <|im_start|>assistant\\n{answer}<|im_end|>\\n
+    <|im_start|>user\\n{question}<|im_end|>\\n
+    <|im_start|>assistant\\n
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from enum import IntEnum, auto
+
+
+class SeparatorStyle(IntEnum):
+    """How roles, messages and separators are strung together; all templates here use one way.
+
+    `MPT`: system prompt, then each turn, as `role + message + sep`.
+    """
+
+    MPT = auto()
+
+
+@dataclasses.dataclass
+class Conversation:
+    """A template and the turns said so far.
+
+    Attributes:
+        name: Key in the table of templates.
+        system_template: Text with the field `{system_message}`, in front of everything.
+        system_message: What fills that field; `None` leaves the whole system turn out.
+        roles: What stands in front of the user's and of the assistant's messages.
+        sep: What ends the system turn and every message.
+        sep_style: See `SeparatorStyle`.
+        messages: `[role, message]` pairs; a message of `None` leaves the turn open.
+    """
+
+    name: str
+    system_template: str
+    system_message: str | None
+    roles: tuple[str, str]
+    sep: str
+    sep_style: SeparatorStyle = SeparatorStyle.MPT
+    messages: list = dataclasses.field(default_factory=list)
+
+    @property
+    def stop_token(self) -> str:
+        """The one token that ends an answer."""
+        return self.sep.strip()
+
+    def append_message(self, role: str, message: str | None) -> None:
+        """Adds a turn; `None` as message opens it without ending it."""
+        self.messages.append([role, message])
+
+    def get_prompt(self) -> str:
+        """The whole conversation as one text."""
+        parts = []
+        if self.system_message is not None:
+            parts += [self.system_template.format(system_message=self.system_message), self.sep]
+        for role, message in self.messages:
+            parts += [role] if message is None else [role, message, self.sep]
+        return "".join(parts)
+
+    def copy(self) -> Conversation:
+        """An independent copy."""
+        return copy.deepcopy(self)
+
+
+INTERNVL2_SYSTEM = (
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+)
+INTERNVL2_5_SYSTEM = (
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
+
+CHATML_ROLES = ("<|im_start|>user\n", "<|im_start|>assistant\n")
+PHI3_ROLES = ("<|user|>\n", "<|assistant|>\n")
+
+# name: (what stands before the system message, system message, roles, separator)
+TEMPLATES = {
+    "Hermes-2": ("<|im_start|>system\n", INTERNVL2_SYSTEM, CHATML_ROLES, "<|im_end|>"),
+    "internlm2-chat": ("<|im_start|>system\n", INTERNVL2_SYSTEM, CHATML_ROLES, "<|im_end|>"),
+    "phi3-chat": ("<|system|>\n", INTERNVL2_SYSTEM, PHI3_ROLES, "<|end|>"),
+    "internvl2_5": ("<|im_start|>system\n", INTERNVL2_5_SYSTEM, CHATML_ROLES, "<|im_end|>\n"),
+}
+
+
+def get_conv_template(name: str) -> Conversation:
+    """A fresh, empty conversation of the template `name`.
+
+    Raises:
+        ValueError: No such template; the message lists those that exist.
+    """
+    if name not in TEMPLATES:
+        raise ValueError(f"unknown conversation template {name!r}; known are {', '.join(sorted(TEMPLATES))}")
+    system_prefix, system_message, roles, sep = TEMPLATES[name]
+    return Conversation(name, system_prefix + "{system_message}", system_message, roles, sep)

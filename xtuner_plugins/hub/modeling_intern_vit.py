@@ -1,0 +1,307 @@
+"""The InternViT vision encoder, 300M and 6B alike.
+
+A plain vision transformer: patch embedding, class token, learned positions, pre-norm blocks with layer scale,
+no final norm. Shapes in the docstrings: T tiles, P patches of a tile, D width of the encoder, C channels, S
+side in pixels. Parameter names and layouts are those of the published weights.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
+from transformers.modeling_utils import PreTrainedModel
+
+from .configuration_intern_vit import InternVisionConfig
+
+
+class InternRMSNorm(nn.Module):
+    """Root mean square norm over the last axis, with statistics in float32 as for the published weights."""
+
+    def __init__(self, hidden_size, eps=1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, x):
+        """Normalises `x` [..., D]; same shape and dtype out."""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+NORMS = {"layer_norm": nn.LayerNorm, "rms_norm": InternRMSNorm}
+
+
+def make_norm(config):
+    """The norm that `config.norm_type` names; `ValueError` when there is no such norm."""
+    if config.norm_type not in NORMS:
+        raise ValueError(f"vision_config.norm_type = {config.norm_type!r}; legal are {', '.join(sorted(NORMS))}")
+    return NORMS[config.norm_type](config.hidden_size, eps=config.layer_norm_eps)
+
+
+def drop_path(x, rate, training):
+    """Stochastic depth: drops the branch `x` [T, ...] for a share `rate` of the tiles, scales up the rest."""
+    if rate == 0.0 or not training:
+        return x
+    keep = torch.rand((x.shape[0],) + (1,) * (x.dim() - 1), device=x.device) >= rate
+    return x * (keep.to(x.dtype) / (1.0 - rate))
+
+
+class InternVisionEmbeddings(nn.Module):
+    """Patches, class token and positions.
+
+    Attributes:
+        image_size: Side in pixels for which positions are stored; another size is interpolated.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.image_size = config.image_size
+        self.patch_size = config.patch_size
+        width = config.hidden_size
+        num_positions = (config.image_size // config.patch_size) ** 2 + 1
+        self.class_embedding = nn.Parameter(torch.randn(1, 1, width))
+        self.patch_embedding = nn.Conv2d(config.num_channels, width, config.patch_size, config.patch_size)
+        self.position_embedding = nn.Parameter(torch.randn(1, num_positions, width))
+
+    def positions_for(self, rows, columns):
+        """Positions [1, 1 + rows * columns, D] for a patch grid; bicubic where it isn't the stored one."""
+        stored = self.image_size // self.patch_size
+        if (rows, columns) == (stored, stored):
+            return self.position_embedding
+        return resize_positions(self.position_embedding, stored, rows, columns)
+
+    def forward(self, pixel_values):
+        """Pixels [T, C, S, S], normalised -> embeddings [T, 1 + P, D], class token first."""
+        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
+        rows, columns = patches.shape[-2:]
+        patches = patches.flatten(2).transpose(1, 2)
+        class_token = self.class_embedding.to(patches.dtype).expand(patches.shape[0], -1, -1)
+        return torch.cat([class_token, patches], dim=1) + self.positions_for(rows, columns).to(patches.dtype)
+
+
+def resize_positions(embedding, stored, rows, columns):
+    """Interpolates positions [1, 1 + stored ** 2, D] to [1, 1 + rows * columns, D], class token untouched."""
+    class_position, grid = embedding[:, :1], embedding[:, 1:]
+    grid = grid.float().reshape(1, stored, stored, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
+    grid = grid.flatten(2).transpose(1, 2).to(embedding.dtype)
+    return torch.cat([class_position, grid], dim=1)
+
+
+class InternAttention(nn.Module):
+    """Full self-attention over a tile; the rows of the one fused projection are all of q, of k, of v."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config  # shared with the model, so that a later choice of attention reaches this layer
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        if self.head_dim * self.num_heads != config.hidden_size:
+            raise ValueError(
+                f"vision_config.hidden_size = {config.hidden_size} is no multiple of "
+                f"num_attention_heads = {config.num_attention_heads}"
+            )
+        width = config.hidden_size
+        self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
+        self.proj = nn.Linear(width, width)
+        self.attention_dropout = config.attention_dropout
+        self.proj_dropout = config.dropout
+        self.qk_normalization = config.qk_normalization
+        if self.qk_normalization:
+            self.q_norm = InternRMSNorm(width, eps=config.layer_norm_eps)
+            self.k_norm = InternRMSNorm(width, eps=config.layer_norm_eps)
+
+    def forward(self, x):
+        """[T, 1 + P, D] -> [T, 1 + P, D]."""
+        num_tiles, length, width = x.shape
+        q, k, v = self.qkv(x).split(width, dim=-1)
+        if self.qk_normalization:
+            # Over the whole width, all heads together: before they are split.
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (t.reshape(num_tiles, length, self.num_heads, self.head_dim).transpose(1, 2) for t in (q, k, v))
+        dropout = self.attention_dropout if self.training else 0.0
+        if getattr(self.config, "_attn_implementation", None) == "eager":
+            weights = ((q * self.head_dim**-0.5) @ k.transpose(-2, -1)).softmax(dim=-1)
+            out = F.dropout(weights, dropout, self.training) @ v
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        out = self.proj(out.transpose(1, 2).reshape(num_tiles, length, width))
+        return F.dropout(out, self.proj_dropout, self.training)
+
+
+class InternMLP(nn.Module):
+    """Feed-forward part of a block."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.act = ACT2FN[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x):
+        """[T, 1 + P, D] -> [T, 1 + P, D]."""
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class InternVisionEncoderLayer(nn.Module):
+    """Pre-norm block: attention, then feed-forward, each scaled by channel (`ls1`, `ls2`), then added."""
+
+    def __init__(self, config, drop_path_rate=0.0):
+        super().__init__()
+        self.attn = InternAttention(config)
+        self.mlp = InternMLP(config)
+        self.norm1 = make_norm(config)
+        self.norm2 = make_norm(config)
+        self.ls1 = nn.Parameter(config.initializer_factor * torch.ones(config.hidden_size))
+        self.ls2 = nn.Parameter(config.initializer_factor * torch.ones(config.hidden_size))
+        self.dropout = config.dropout
+        self.drop_path_rate = drop_path_rate
+
+    def forward(self, x):
+        """[T, 1 + P, D] -> [T, 1 + P, D]."""
+        x = x + drop_path(self.attn(self.norm1(x).to(x.dtype)) * self.ls1, self.drop_path_rate, self.training)
+        branch = F.dropout(self.mlp(self.norm2(x).to(x.dtype)), self.dropout, self.training)
+        return x + drop_path(branch * self.ls2, self.drop_path_rate, self.training)
+
+
+class InternVisionEncoder(nn.Module):
+    """The stack of blocks.
+
+    Attributes:
+        gradient_checkpointing: Recompute each block in the backward pass (training mode only); switched by
+            `gradient_checkpointing_enable()` of any model around this one.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        count = config.num_hidden_layers
+        # Python numbers: under meta initialisation a tensor could not be read back.
+        rates = [config.drop_path_rate * index / max(count - 1, 1) for index in range(count)]
+        self.layers = nn.ModuleList(InternVisionEncoderLayer(config, rate) for rate in rates)
+        self.gradient_checkpointing = False
+
+    def forward(self, inputs_embeds, output_hidden_states=False, num_layers=None):
+        """Runs the blocks.
+
+        Args:
+            inputs_embeds: [T, 1 + P, D].
+            output_hidden_states: Also return what went into each block, and the last output.
+            num_layers: Run only the first so many blocks; all when `None`.
+
+        Returns:
+            The output [T, 1 + P, D], and a tuple of hidden states or `None`.
+        """
+        x, hidden_states = inputs_embeds, [inputs_embeds]
+        recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        for layer in self.layers[:num_layers]:
+            if recompute:
+                # Non-reentrant on purpose: the reentrant kind loses all gradients where the input needs none,
+                # which is the first block's case whenever the embeddings are frozen.
+                x = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
+            else:
+                x = layer(x)
+            if output_hidden_states:
+                hidden_states.append(x)
+        return BaseModelOutput(
+            last_hidden_state=x, hidden_states=tuple(hidden_states) if output_hidden_states else None
+        )
+
+
+class InternVisionModel(PreTrainedModel):
+    """InternViT: tiles in, one vector a patch out.
+
+    Attention runs through PyTorch's `scaled_dot_product_attention`, or written out with the implementation
+    `eager`.
+
+    Args:
+        config: An `InternVisionConfig`.
+    """
+
+    config_class = InternVisionConfig
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["InternVisionEncoderLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flash_attn_2 = True  # what releases before 4.53 ask for
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embeddings = InternVisionEmbeddings(self.config)
+        self.encoder = InternVisionEncoder(self.config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        """The module that turns pixels into embeddings."""
+        return self.embeddings
+
+    def resize_pos_embeddings(self, old_size, new_size, patch_size):
+        """Stores position embeddings for another tile side.
+
+        Args:
+            old_size: Side in pixels for which they are stored now.
+            new_size: Side in pixels wanted.
+            patch_size: Side of a patch in pixels.
+        """
+        old, new = old_size // patch_size, new_size // patch_size
+        with torch.no_grad():
+            resized = resize_positions(self.embeddings.position_embedding, old, new, new)
+        required = self.embeddings.position_embedding.requires_grad
+        self.embeddings.position_embedding = nn.Parameter(resized, requires_grad=required)
+        self.embeddings.image_size = new_size
+        self.config.image_size = new_size
+
+    def patch_features(self, pixel_values, select_layer=-1):
+        """Hidden state of the patches after a chosen block, without the class token; later blocks don't run.
+
+        Args:
+            pixel_values: [T, C, S, S], normalised.
+            select_layer: Index into the hidden states (0: embeddings, -1: output of the last block).
+
+        Returns:
+            [T, P, D].
+
+        Raises:
+            ValueError: There is no such layer.
+        """
+        count = len(self.encoder.layers)
+        num_layers = select_layer if select_layer >= 0 else count + 1 + select_layer
+        if not 0 <= num_layers <= count:
+            raise ValueError(f"select_layer = {select_layer}, but the encoder has {count} layers")
+        return self.encoder(self.embeddings(pixel_values), num_layers=num_layers).last_hidden_state[:, 1:]
+
+    def forward(self, pixel_values=None, output_hidden_states=None, return_dict=None, pixel_embeds=None):
+        """Encodes tiles.
+
+        Args:
+            pixel_values: [T, C, S, S], normalised.
+            output_hidden_states: Also return embeddings and every block's output.
+            return_dict: `False` for a tuple.
+            pixel_embeds: [T, 1 + P, D] in place of `pixel_values`.
+
+        Returns:
+            `last_hidden_state` [T, 1 + P, D] (no final norm), `pooler_output` [T, D] (the class token) and
+            `hidden_states`.
+
+        Raises:
+            ValueError: Neither pixels nor embeddings, or pixels of another shape.
+        """
+        if pixel_embeds is None:
+            if pixel_values is None or pixel_values.dim() != 4:
+                found = None if pixel_values is None else tuple(pixel_values.shape)
+                raise ValueError(f"pixel_values must be [tiles, channels, height, width], not {found}")
+            pixel_embeds = self.embeddings(pixel_values)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        encoded = self.encoder(pixel_embeds, output_hidden_states=bool(output_hidden_states))
+        last = encoded.last_hidden_state
+        if return_dict is False:
+            return tuple(item for item in (last, last[:, 0], encoded.hidden_states) if item is not None)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=last, pooler_output=last[:, 0], hidden_states=encoded.hidden_states
+        )

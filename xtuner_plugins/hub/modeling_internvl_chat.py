@@ -1,0 +1,533 @@
+"""The chat model: InternViT, pixel shuffle, projector `mlp1`, and a language model of transformers.
+
+Self-contained on purpose: this folder is copied into exports and runs there with torch and transformers
+alone. Shapes in the docstrings: B batch, S sequence, H width of the LLM, T tiles in the batch, P patches of a
+tile, D width of the encoder, N image tokens of a tile (P after the pixel shuffle).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from .configuration_internvl_chat import InternVLChatConfig
+from .conversation import get_conv_template
+from .modeling_intern_vit import InternVisionModel
+
+IMAGE_PLACEHOLDER = "<image>"
+IGNORE_INDEX = -100
+
+
+class InternVLChatModel(PreTrainedModel):
+    """InternViT + pixel shuffle + `mlp1` + LLM, in the published layout.
+
+    Args:
+        config: An `InternVLChatConfig`.
+        vision_model: Encoder to use instead of a fresh one.
+        language_model: LLM to use instead of a fresh one.
+        use_flash_attn: Accepted for compatibility, and without effect: PyTorch's attention picks a flash
+            kernel itself. Pass `attn_implementation` to `from_pretrained` to choose another implementation.
+
+    Attributes:
+        num_image_token: N, how many `<IMG_CONTEXT>` tokens stand for a tile.
+        img_context_token_id: Id of that token; `None` until `chat` has seen a tokenizer or a caller has set
+            it.
+        template, conv_template: The conversation template and its name.
+        system_message: System message of `chat` and `batch_chat`; assign to change it.
+
+    Raises:
+        ValueError: The config names an unknown template, LLM, norm or pixel shuffle, unmerged adapters, or
+            sizes that don't fit each other.
+    """
+
+    config_class = InternVLChatConfig
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _no_split_modules = [
+        "InternVisionEncoderLayer",
+        "LlamaDecoderLayer",
+        "Phi3DecoderLayer",
+        "Qwen2DecoderLayer",
+        "Qwen3DecoderLayer",
+    ]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flash_attn_2 = True  # what releases before 4.53 ask for
+
+    def __init__(self, config, vision_model=None, language_model=None, use_flash_attn=True):
+        super().__init__(config)
+        config = self.config
+        if config.use_backbone_lora or config.use_llm_lora:
+            raise ValueError("config.json names unmerged adapters (use_backbone_lora, use_llm_lora); merge them first")
+        if config.ps_version not in ("v1", "v2"):
+            raise ValueError(f"config.json: ps_version = {config.ps_version!r}; legal are 'v1', 'v2'")
+        # Both parts take the implementation that was asked of the whole.
+        for part in (config.vision_config, config.llm_config):
+            part._attn_implementation = config._attn_implementation
+
+        self.template = config.template
+        self.conv_template = get_conv_template(config.template)
+        self.system_message = self.conv_template.system_message
+        self.select_layer = config.select_layer
+        self.ps_version = config.ps_version
+        self.downsample_ratio = config.downsample_ratio
+        self.patch_size = config.vision_config.patch_size
+        self.num_image_token = num_image_tokens(config)
+        self.img_context_token_id = None
+
+        self.vision_model = InternVisionModel(config.vision_config) if vision_model is None else vision_model
+        self.language_model = make_language_model(config.llm_config) if language_model is None else language_model
+        vision_width = config.vision_config.hidden_size * int(1 / config.downsample_ratio) ** 2
+        llm_width = config.llm_config.hidden_size
+        self.mlp1 = nn.Sequential(
+            nn.LayerNorm(vision_width),
+            nn.Linear(vision_width, llm_width),
+            nn.GELU(),
+            nn.Linear(llm_width, llm_width),
+        )
+        self.post_init()
+
+    # ---- embeddings and head are the LLM's
+
+    def get_input_embeddings(self):
+        """The LLM's token embeddings."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        """Replaces the LLM's token embeddings."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        """The LLM's head."""
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings):
+        """Replaces the LLM's head."""
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """Resizes the LLM's embeddings and head, and `llm_config.vocab_size` with them."""
+        embeddings = self.language_model.resize_token_embeddings(*args, **kwargs)
+        self.config.llm_config.vocab_size = self.language_model.config.vocab_size
+        return embeddings
+
+    @property
+    def lm_head(self):
+        """The LLM's head."""
+        return self.get_output_embeddings()
+
+    # ---- pictures
+
+    def pixel_shuffle(self, x, scale_factor=0.5):
+        """Trades resolution for width: r x r neighbouring patches become one token, r = 1 / scale_factor.
+
+        Args:
+            x: [T, rows, columns, D].
+            scale_factor: Side of the result relative to the side of `x`.
+
+        Returns:
+            [T, rows / r, columns / r, D * r * r]; transposed to [T, columns / r, rows / r, ...] for
+            `ps_version` v1.
+
+        Raises:
+            ValueError: Rows or columns are no multiple of r.
+        """
+        tiles, rows, columns, width = x.shape
+        r = int(1 / scale_factor)
+        if rows % r or columns % r:
+            raise ValueError(f"pixel shuffle: a grid of {rows} x {columns} patches can't be merged {r} x {r}")
+        x = x.reshape(tiles, rows // r, r, columns // r, r, width)
+        # In a merged vector the row inside the r x r cell varies slowest, then the column, then the channel.
+        order = (0, 1, 3, 2, 4, 5) if self.ps_version == "v2" else (0, 3, 1, 2, 4, 5)
+        x = x.permute(*order)
+        return x.reshape(x.shape[0], x.shape[1], x.shape[2], r * r * width)
+
+    def encode_tiles(self, pixel_values):
+        """Patch features [T, P, D] of tiles [T, 3, S, S] (normalised), from the layer `select_layer`."""
+        return self.vision_model.patch_features(pixel_values, self.select_layer)
+
+    def project(self, patch_features, grid=None):
+        """Pixel shuffle and projector: [T, P, D] -> [T, N, H].
+
+        Args:
+            patch_features: Output of `encode_tiles`.
+            grid: (rows, columns) of patches; square when `None`.
+        """
+        tiles, patches, width = patch_features.shape
+        rows, columns = grid or (int(patches**0.5),) * 2
+        merged = self.pixel_shuffle(patch_features.reshape(tiles, rows, columns, width), self.downsample_ratio)
+        return self.mlp1(merged.flatten(1, 2))
+
+    def extract_feature(self, pixel_values):
+        """Image tokens [T, N, H] of tiles [T, 3, S, S], normalised."""
+        grid = (pixel_values.shape[-2] // self.patch_size, pixel_values.shape[-1] // self.patch_size)
+        return self.project(self.encode_tiles(pixel_values), grid)
+
+    def place_features(self, inputs_embeds, input_ids, features, num_image_tokens=None):
+        """Puts image features where `<IMG_CONTEXT>` tokens stand, in order.
+
+        Args:
+            inputs_embeds: [B, S, H].
+            input_ids: int64 [B, S].
+            features: [T, N, H] (or any [..., H]); `None` for no pictures.
+            num_image_tokens: How many such tokens `input_ids` holds, if the caller knows; otherwise they are
+                counted here, for which an accelerator has to be waited for once.
+
+        Returns:
+            New embeddings [B, S, H]. Gradients flow to both inputs.
+
+        Raises:
+            ValueError: As many tokens as features is the contract; the message names both counts.
+        """
+        if self.img_context_token_id is None:
+            if features is None:
+                return inputs_embeds
+            raise ValueError("img_context_token_id is not set; assign the id of <IMG_CONTEXT> before passing pictures")
+        mask = input_ids == self.img_context_token_id
+        if num_image_tokens is None:
+            num_image_tokens = int(mask.sum())
+        num_features = 0 if features is None else features.numel() // features.shape[-1]
+        if num_image_tokens != num_features:
+            raise ValueError(
+                f"{num_image_tokens} image tokens in input_ids, but {num_features} image features from the pictures; "
+                f"each tile takes {self.num_image_token} <IMG_CONTEXT> tokens"
+            )
+        if features is None:
+            return inputs_embeds
+        features = features.reshape(-1, features.shape[-1]).to(inputs_embeds.device, inputs_embeds.dtype)
+        return inputs_embeds.masked_scatter(mask.unsqueeze(-1).to(inputs_embeds.device), features)
+
+    # ---- training and generation
+
+    def forward(
+        self,
+        pixel_values=None,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        image_flags=None,
+        past_key_values=None,
+        labels=None,
+        use_cache=None,
+        output_attentions=None,
+        output_hidden_states=None,
+        return_dict=None,
+    ):
+        """Logits, and a loss when there are labels.
+
+        Args:
+            pixel_values: Tiles [T, 3, S, S], normalised, of the whole batch in order; `None` without
+                pictures.
+            input_ids: int64 [B, S].
+            attention_mask: [B, S], 1 or True where there is a token.
+            position_ids: int64 [B, S].
+            image_flags: int64 [T] or [T, 1]; 0 marks a dummy tile whose features are used nowhere. All are
+                real when `None`.
+            past_key_values, use_cache, output_attentions, output_hidden_states: As the LLM takes them.
+            labels: int64 [B, S], -100 where nothing is asked; shifted here.
+            return_dict: `False` for a tuple.
+
+        Returns:
+            `loss` (mean over asked tokens), `logits` [B, S, vocabulary], `past_key_values`, `hidden_states`,
+            `attentions`.
+
+        Raises:
+            ValueError: Image tokens and image features, or flags and tiles, differ in number.
+        """
+        inputs_embeds = self.get_input_embeddings()(input_ids)
+        features = None if pixel_values is None else self._real_features(pixel_values, image_flags)
+        inputs_embeds = self.place_features(inputs_embeds, input_ids, features)
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        loss = None if labels is None else next_token_loss(outputs.logits, labels)
+        if return_dict is False:
+            rest = (outputs.logits, outputs.past_key_values, outputs.hidden_states, outputs.attentions)
+            return tuple(item for item in (loss, *rest) if item is not None)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=outputs.logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _real_features(self, pixel_values, image_flags):
+        features = self.extract_feature(pixel_values)
+        if image_flags is None:
+            return features
+        flags = image_flags.reshape(-1)
+        if flags.shape[0] != features.shape[0]:
+            raise ValueError(f"{flags.shape[0]} image flags for {features.shape[0]} tiles")
+        return features[flags.to(features.device) == 1]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values=None,
+        input_ids=None,
+        attention_mask=None,
+        visual_features=None,
+        generation_config=None,
+        output_hidden_states=None,
+        **generate_kwargs,
+    ):
+        """Generates text.
+
+        Args:
+            pixel_values: Tiles [T, 3, S, S], normalised; `None` without pictures.
+            input_ids: int64 [B, S], with `<IMG_CONTEXT>` tokens for the tiles; left-padded where lengths
+                differ.
+            attention_mask: [B, S].
+            visual_features: [T, N, H] in place of `pixel_values`.
+            generation_config: A transformers `GenerationConfig`.
+            output_hidden_states, **generate_kwargs: As the LLM's own `generate` takes them, a `streamer` too.
+
+        Returns:
+            What the LLM's `generate` returns; ids are those of the new tokens only.
+
+        Raises:
+            ValueError: Image tokens and image features differ in number.
+        """
+        if visual_features is None and pixel_values is not None:
+            visual_features = self.extract_feature(pixel_values)
+        inputs_embeds = self.get_input_embeddings()(input_ids)
+        inputs_embeds = self.place_features(inputs_embeds, input_ids, visual_features)
+        generate_kwargs.setdefault("use_cache", True)
+        return self.language_model.generate(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            generation_config=generation_config,
+            output_hidden_states=output_hidden_states,
+            **generate_kwargs,
+        )
+
+    # ---- chat
+
+    def build_prompt(
+        self,
+        question,
+        num_patches_list=(),
+        history=(),
+        IMG_START_TOKEN="<img>",
+        IMG_END_TOKEN="</img>",
+        IMG_CONTEXT_TOKEN="<IMG_CONTEXT>",
+    ):
+        """The text that the model is given: past turns, question, open answer; image placeholders filled in.
+
+        Args:
+            question: May hold `<image>` where a picture belongs.
+            num_patches_list: Tiles of each picture, in the order of the placeholders.
+            history: Past `(question, answer)` pairs; their questions may hold placeholders, too.
+            IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: What a picture is written with.
+        """
+        conversation = get_conv_template(self.template)
+        conversation.system_message = self.system_message
+        user, assistant = conversation.roles
+        for past_question, past_answer in history:
+            conversation.append_message(user, past_question)
+            conversation.append_message(assistant, past_answer)
+        conversation.append_message(user, question)
+        conversation.append_message(assistant, None)
+        # Split at placeholders rather than replaced one by one, so that each picture fills one of the user's
+        # own.
+        pieces = conversation.get_prompt().split(IMAGE_PLACEHOLDER, len(num_patches_list))
+        prompt = pieces[0]
+        for count, piece in zip(num_patches_list, pieces[1:]):
+            prompt += IMG_START_TOKEN + IMG_CONTEXT_TOKEN * (self.num_image_token * count) + IMG_END_TOKEN + piece
+        return prompt
+
+    def chat(
+        self,
+        tokenizer,
+        pixel_values,
+        question,
+        generation_config,
+        history=None,
+        return_history=False,
+        num_patches_list=None,
+        IMG_START_TOKEN="<img>",
+        IMG_END_TOKEN="</img>",
+        IMG_CONTEXT_TOKEN="<IMG_CONTEXT>",
+        verbose=False,
+    ):
+        """Answers a question, about pictures or not, as the next turn of a conversation.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            pixel_values: Tiles [T, 3, S, S] of all pictures of the conversation, normalised; `None` for text
+                only.
+            question: In a first turn with pictures and without `<image>`, the picture goes before it.
+            generation_config: Dict of options of `generate`; its `eos_token_id` is set here.
+            history: Past `(question, answer)` pairs, as returned with `return_history`.
+            return_history: Also return the history with this turn.
+            num_patches_list: Tiles of each picture; one picture when `None`.
+            IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: What a picture is written with.
+            verbose: Print question and answer.
+
+        Returns:
+            The answer, or `(answer, history)`.
+
+        Raises:
+            ValueError: Tiles don't add up, placeholders don't fit the pictures, or the tokenizer lacks a
+                token.
+        """
+        if history is None and pixel_values is not None and IMAGE_PLACEHOLDER not in question:
+            question = IMAGE_PLACEHOLDER + "\n" + question
+        num_tiles = 0 if pixel_values is None else pixel_values.shape[0]
+        if num_patches_list is None:
+            num_patches_list = [num_tiles] if num_tiles else []
+        check_tiles(num_tiles, num_patches_list)
+        history = [] if history is None else list(history)
+
+        names = (IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
+        prompt = self.build_prompt(question, num_patches_list, history, *names)
+        answer = self._answer_prompts(tokenizer, pixel_values, [prompt], generation_config, names)[0]
+        history.append((question, answer))
+        if verbose:
+            print(question, answer, sep="\n")
+        return (answer, history) if return_history else answer
+
+    def batch_chat(
+        self,
+        tokenizer,
+        pixel_values,
+        questions,
+        generation_config,
+        num_patches_list=None,
+        history=None,
+        return_history=False,
+        IMG_START_TOKEN="<img>",
+        IMG_END_TOKEN="</img>",
+        IMG_CONTEXT_TOKEN="<IMG_CONTEXT>",
+        verbose=False,
+        image_counts=None,
+    ):
+        """Answers several unconnected questions at once.
+
+        Args:
+            tokenizer: The model's tokenizer; padding on the left is set for the call.
+            pixel_values: Tiles [T, 3, S, S] of all questions in order, normalised; `None` without pictures.
+            questions: One text each.
+            generation_config: Dict of options of `generate`; its `eos_token_id` is set here.
+            num_patches_list: For each question the tiles of its picture (0: it has none), or a list with the
+                tiles of each of its pictures.
+            history, return_history: Not supported.
+            IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: What a picture is written with.
+            verbose: Print questions and answers.
+            image_counts: Old name of `num_patches_list`.
+
+        Returns:
+            The answers.
+
+        Raises:
+            NotImplementedError: A history was given or asked for.
+            ValueError: As `chat`; or not one entry of `num_patches_list` a question.
+        """
+        if history is not None or return_history:
+            raise NotImplementedError("batch_chat keeps no history; use chat, one conversation at a time")
+        num_tiles = 0 if pixel_values is None else pixel_values.shape[0]
+        if num_patches_list is None:
+            num_patches_list = image_counts
+        if num_patches_list is None:
+            num_patches_list = [num_tiles] if len(questions) == 1 else [0] * len(questions)
+        if len(num_patches_list) != len(questions):
+            raise ValueError(f"num_patches_list has {len(num_patches_list)} entries for {len(questions)} questions")
+        tiles_of = [tiles_of_pictures(entry) for entry in num_patches_list]
+        check_tiles(num_tiles, [count for tiles in tiles_of for count in tiles])
+
+        names = (IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
+        prompts = []
+        for question, tiles in zip(questions, tiles_of):
+            if tiles and IMAGE_PLACEHOLDER not in question:
+                question = IMAGE_PLACEHOLDER + "\n" + question
+            prompts.append(self.build_prompt(question, tiles, (), *names))
+        answers = self._answer_prompts(tokenizer, pixel_values, prompts, generation_config, names)
+        if verbose:
+            for question, answer in zip(questions, answers):
+                print(question, answer, sep="\n")
+        return answers
+
+    def _answer_prompts(self, tokenizer, pixel_values, prompts, generation_config, image_tokens):
+        """Generates for prompts of whatever length and cuts each answer at the template's stop token."""
+        stop_token = self.conv_template.stop_token
+        stop_id, *_, context_id = (token_id(tokenizer, token) for token in (stop_token, *image_tokens))
+        self.img_context_token_id = context_id
+        generation_config["eos_token_id"] = stop_id
+
+        padding_side, tokenizer.padding_side = tokenizer.padding_side, "left"
+        try:
+            inputs = tokenizer(prompts, return_tensors="pt", padding=len(prompts) > 1)
+        finally:
+            tokenizer.padding_side = padding_side
+        device = self.language_model.device
+        output_ids = self.generate(
+            pixel_values=pixel_values,
+            input_ids=inputs["input_ids"].to(device),
+            attention_mask=inputs["attention_mask"].to(device),
+            **generation_config,
+        )
+        answers = tokenizer.batch_decode(output_ids, skip_special_tokens=True)
+        return [answer.split(stop_token)[0].strip() for answer in answers]
+
+
+def num_image_tokens(config):
+    """N, the image tokens of a tile, from an `InternVLChatConfig`; `ValueError` when the sizes don't divide."""
+    side = config.force_image_size or config.vision_config.image_size
+    patches, r = side // config.vision_config.patch_size, int(1 / config.downsample_ratio)
+    if patches % r:
+        raise ValueError(f"a tile of {side} pixels has {patches} x {patches} patches, which can't be merged {r} x {r}")
+    return (patches // r) ** 2
+
+
+def make_language_model(config):
+    """The transformers model for an LLM's config, in the default dtype.
+
+    The class is called directly: `from_config` of newer releases would build it in the dtype that its own
+        part of the
+    config names, whatever the dtype of the rest.
+    """
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+
+
+def next_token_loss(logits, labels):
+    """Mean cross entropy in float32 of predicting `labels` [B, S] one step ahead; 0 where nothing is asked."""
+    logits = logits[:, :-1].float().flatten(0, 1)
+    labels = labels[:, 1:].to(logits.device).flatten()
+    total = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
+
+
+def check_tiles(num_tiles, num_patches_list):
+    """`ValueError` unless the pictures' tiles add up to those given."""
+    if num_tiles != sum(num_patches_list):
+        raise ValueError(
+            f"pixel_values holds {num_tiles} tiles, but num_patches_list = {list(num_patches_list)} adds up to "
+            f"{sum(num_patches_list)}"
+        )
+
+
+def tiles_of_pictures(entry):
+    """Tiles of each picture of a question, from a number for at most one picture or a list for several."""
+    if isinstance(entry, (list, tuple)):
+        return [int(count) for count in entry]
+    return [int(entry)] if entry else []
+
+
+def token_id(tokenizer, token):
+    """Id of a token that the tokenizer must have as one piece; `ValueError` otherwise."""
+    found = tokenizer.convert_tokens_to_ids(token)
+    if found is None or found == tokenizer.unk_token_id:
+        raise ValueError(f"the tokenizer has no token {token!r}; is it the one that belongs to this model?")
+    return found

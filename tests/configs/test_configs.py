@@ -20,9 +20,7 @@ def name(path):
 def split_leaf(path):
     """(tree, settings, names read below the wiring line)."""
     source = path.read_text()
-    line = next(
-        i for i, text in enumerate(source.splitlines(), 1) if text.startswith("# ---") and "Wiring" in text
-    )
+    line = next(i for i, text in enumerate(source.splitlines(), 1) if text.startswith("# ---") and "Wiring" in text)
     tree = ast.parse(source)
     settings, used = [], set()
     for node in tree.body:
@@ -73,22 +71,16 @@ def test_no_two_bases_share_a_key():
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.Assign):
                 for target in node.targets:
-                    assert owners.setdefault(target.id, path) == path, (
-                        f"{target.id}: {owners[target.id]} and {path}"
-                    )
+                    assert owners.setdefault(target.id, path) == path, f"{target.id}: {owners[target.id]} and {path}"
 
 
 def test_misspelt_keyword_names_the_place_and_the_right_word(tmp_path):
     source = (ROOT / "configs/pretrain_mlp.py").read_text().replace("freeze_llm=True", "freze_llm=True")
     folder = tmp_path / "configs"
     (folder / "_base_").mkdir(parents=True)
-    (folder / "_base_/default_runtime.py").write_text(
-        (ROOT / "configs/_base_/default_runtime.py").read_text()
-    )
+    (folder / "_base_/default_runtime.py").write_text((ROOT / "configs/_base_/default_runtime.py").read_text())
     (folder / "wrong.py").write_text(source)
-    with pytest.raises(
-        ConfigError, match=r"model\.freze_llm: VisionLanguageModel .* did you mean 'freeze_llm'"
-    ):
+    with pytest.raises(ConfigError, match=r"model\.freze_llm: VisionLanguageModel .* did you mean 'freeze_llm'"):
         check_config(load_config(str(folder / "wrong.py")))
 
 

@@ -29,9 +29,7 @@ def write_dataset(folder: Path, num_samples: int = 16) -> tuple[Path, Path]:
         record = {"id": index}
         if index % 4 != 3:
             name = f"{index}.png"
-            Image.new("RGB", sizes[index % 4], ((index * 37) % 256, (index * 91) % 256, 128)).save(
-                images / name
-            )
+            Image.new("RGB", sizes[index % 4], ((index * 37) % 256, (index * 91) % 256, 128)).save(images / name)
             record["image"] = name
             human = "<image>\n" + human
         turns = [{"from": "human", "value": human}, {"from": "gpt", "value": ANSWERS[(index * 7) % 4]}]
@@ -74,9 +72,7 @@ def train(
     binaries = str(Path(sys.executable).parent)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "NPROC_PER_NODE": str(processes)}
     env["PATH"] = binaries + os.pathsep + env["PATH"]
-    return subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=900
-    )
+    return subprocess.run([*command, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
 
 
 def logged(work_dir: Path, key: str = "loss") -> list[float]:

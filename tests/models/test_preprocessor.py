@@ -25,10 +25,7 @@ def test_other_fields_pass_and_the_batch_is_not_modified():
 
 
 def test_no_tiles_stay_no_tiles():
-    assert (
-        TilePreprocessor()(batch_of(torch.zeros(0, 3, 28, 28, dtype=torch.uint8)))["pixel_values"].shape[0]
-        == 0
-    )
+    assert TilePreprocessor()(batch_of(torch.zeros(0, 3, 28, 28, dtype=torch.uint8)))["pixel_values"].shape[0] == 0
 
 
 def test_floats_are_refused():

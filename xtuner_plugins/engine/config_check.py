@@ -85,9 +85,7 @@ def check_base(base: str) -> None:
             f"python tools/build_base_model.py --vision DIR --llm DIR --out {base}"
         )
     if not (Path(base) / "config.json").is_file():
-        raise ConfigError(
-            f"model.base={base!r} holds no config.json, so it is not an official model directory"
-        )
+        raise ConfigError(f"model.base={base!r} holds no config.json, so it is not an official model directory")
 
 
 def typed_nodes(node: Any, key_path: str = "") -> Iterator[tuple[str, dict]]:
@@ -125,9 +123,7 @@ def _all_registries():
 def _check_keywords(key_path: str, node: dict) -> None:
     target = resolve_type(node["type"])
     if target is None or not callable(target):
-        raise ConfigError(
-            f"{key_path}.type={node['type']!r} is not a known class; import it in the config and name it"
-        )
+        raise ConfigError(f"{key_path}.type={node['type']!r} is not a known class; import it in the config and name it")
     role = key_path.rsplit(".", 1)[-1].split("[")[0]
     known, takes_any = _keywords(target)
     known |= BUILT_WITH.get(role, set())
@@ -144,9 +140,7 @@ def _keywords(target: Any) -> tuple[set[str], bool]:
     known: set[str] = set()
     functions = [target]
     if inspect.isclass(target):
-        functions = [
-            vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls) and cls is not object
-        ]
+        functions = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls) and cls is not object]
     for function in functions:
         try:
             parameters = inspect.signature(function).parameters.values()

@@ -30,13 +30,9 @@ class RunContractHook(Hook):
         trained = sum(count_parameters(part)[0] for part in model.parts().values())
         groups, num_optimized = optimizer_groups(runner.optim_wrapper)
         for index, (count, lr, weight_decay) in enumerate(groups):
-            lines.append(
-                f"  optimizer group {index}: {count:,} parameters, lr {lr:g}, weight decay {weight_decay:g}"
-            )
+            lines.append(f"  optimizer group {index}: {count:,} parameters, lr {lr:g}, weight decay {weight_decay:g}")
         dataset = runner.train_dataloader.dataset
-        lines.append(
-            f"  dataset: {len(dataset):,} samples; {len(runner.train_dataloader):,} batches a rank and epoch"
-        )
+        lines.append(f"  dataset: {len(dataset):,} samples; {len(runner.train_dataloader):,} batches a rank and epoch")
         runner.logger.info("\n".join(lines))
         if num_optimized is not None and num_optimized != trained:
             raise RuntimeError(
@@ -67,9 +63,7 @@ class CheckpointGuardHook(Hook):
             if expected[name] != found[name]
         ]
         if complaints:
-            shown = "; ".join(complaints[:5]) + (
-                f"; and {len(complaints) - 5} more" if len(complaints) > 5 else ""
-            )
+            shown = "; ".join(complaints[:5]) + (f"; and {len(complaints) - 5} more" if len(complaints) > 5 else "")
             raise ValueError(
                 f"this checkpoint is of another model or another choice of trained parts: {shown}. "
                 "Resume with the config that wrote it."

@@ -31,12 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
         "PORT (a free one). Under Slurm pass --launcher slurm (see tools/slurm_train.sh).",
     )
     parser.add_argument("config", help="path of a Python config, e.g. configs/finetune_lora.py")
-    parser.add_argument(
-        "--work-dir", help="folder for logs and checkpoints (default: work_dirs/<config's name>)"
-    )
-    parser.add_argument(
-        "--deepspeed", help="deepspeed_zero1 | deepspeed_zero2 | deepspeed_zero3 | a JSON file"
-    )
+    parser.add_argument("--work-dir", help="folder for logs and checkpoints (default: work_dirs/<config's name>)")
+    parser.add_argument("--deepspeed", help="deepspeed_zero1 | deepspeed_zero2 | deepspeed_zero3 | a JSON file")
     parser.add_argument("--resume", help="checkpoint to go on from (.pth file or DeepSpeed directory)")
     parser.add_argument("--seed", type=int, help="random seed")
     parser.add_argument(
@@ -46,9 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="e.g. train_cfg.max_iters=100",
     )
-    parser.add_argument(
-        "--launcher", choices=["none", "pytorch", "slurm", "mpi"], default=None, help="job launcher"
-    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default=None, help="job launcher")
     return parser
 
 

@@ -71,9 +71,7 @@ def _history_method(owner: type, name: str):
     from mmengine.logging import HistoryBuffer
 
     if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
-        raise ValueError(
-            f"the checkpoint asks for the attribute {name!r} of {owner!r}, which no training run writes"
-        )
+        raise ValueError(f"the checkpoint asks for the attribute {name!r} of {owner!r}, which no training run writes")
     return getattr(HistoryBuffer, name)
 
 

@@ -12,9 +12,7 @@ from torch import nn
 ADAPTER_NAME = "default"
 
 
-def build_lora_config(
-    settings: Mapping[str, Any] | LoraConfig, default_targets: tuple[str, ...]
-) -> LoraConfig:
+def build_lora_config(settings: Mapping[str, Any] | LoraConfig, default_targets: tuple[str, ...]) -> LoraConfig:
     """A PEFT config from ``dict(type=LoraConfig, r=..., lora_alpha=...)``.
 
     Args:
@@ -33,9 +31,7 @@ def build_lora_config(
     if cls is not LoraConfig:
         raise ValueError(f"LoRA settings need type=LoraConfig (from peft), got {cls!r}")
     # MMEngine's containers are subclasses that PEFT doesn't always recognise.
-    options = {
-        key: list(value) if isinstance(value, (list, tuple)) else value for key, value in options.items()
-    }
+    options = {key: list(value) if isinstance(value, (list, tuple)) else value for key, value in options.items()}
     options.setdefault("target_modules", list(default_targets))
     try:
         return LoraConfig(**options)
@@ -43,9 +39,7 @@ def build_lora_config(
         raise ValueError(f"LoRA settings: {error}") from None
 
 
-def inject_lora(
-    part: nn.Module, settings: Mapping[str, Any] | LoraConfig, default_targets: tuple[str, ...]
-) -> None:
+def inject_lora(part: nn.Module, settings: Mapping[str, Any] | LoraConfig, default_targets: tuple[str, ...]) -> None:
     """Adds LoRA to the linear layers of ``part`` in place; the layers' own weights become frozen ``base_layer``s.
 
     Raises:

@@ -33,20 +33,14 @@ class TilePreprocessor(BaseDataPreprocessor):
     ):
         super().__init__(non_blocking=non_blocking)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(
-                f"TilePreprocessor: mean and std need 3 values, std above 0; got {mean} and {std}"
-            )
-        self.register_buffer(
-            "mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False
-        )
+            raise ValueError(f"TilePreprocessor: mean and std need 3 values, std above 0; got {mean} and {std}")
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
     def normalize(self, tiles: torch.Tensor) -> torch.Tensor:
         """uint8 ``[T, 3, S, S]`` to float32 ``[T, 3, S, S]``; T may be 0."""
         if tiles.dtype != torch.uint8:
-            raise ValueError(
-                f"tiles must be uint8, got {tiles.dtype}: normalisation happens here, not in the workers"
-            )
+            raise ValueError(f"tiles must be uint8, got {tiles.dtype}: normalisation happens here, not in the workers")
         # DeepSpeed in bf16 casts every buffer of the module; the arithmetic stays in float32.
         return (tiles.float() / 255.0 - self.mean.float()) / self.std.float()
 

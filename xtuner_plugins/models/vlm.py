@@ -173,9 +173,7 @@ class VisionLanguageModel(BaseModel):
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self._needs_autocast()):
             embeds = self._embed(input_ids, pixel_values)
             decoder = getattr(self.model.language_model, self.llm.decoder)
-            hidden = decoder(
-                inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False
-            ).last_hidden_state
+            hidden = decoder(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False).last_hidden_state
             if mode == "tensor":
                 return {"hidden": hidden}
             if mode != "loss":
@@ -209,9 +207,7 @@ class VisionLanguageModel(BaseModel):
             return
         culprit = ""
         if num_tiles is not None and len(sources):
-            wrong = (
-                (tokens != num_tiles.to(tokens.device) * self.num_image_token).nonzero().flatten().tolist()
-            )
+            wrong = (tokens != num_tiles.to(tokens.device) * self.num_image_token).nonzero().flatten().tolist()
             culprit = "; at fault: " + ", ".join(str(sources[i]) for i in wrong)
         raise ValueError(
             f"{int(tokens.sum())} image tokens in the text, but {num_features} image features "
@@ -230,9 +226,7 @@ class VisionLanguageModel(BaseModel):
         if not has_tiles:
             return embeds + features.sum().to(embeds.dtype) * 0.0
         # The counts were compared before any work was done.
-        return self.model.place_features(
-            embeds, input_ids, features, pixel_values.shape[0] * self.num_image_token
-        )
+        return self.model.place_features(embeds, input_ids, features, pixel_values.shape[0] * self.num_image_token)
 
     def _extract_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """``[T, 3, H, W]`` to ``[T, N, D]``; keeps no activation of an encoder that doesn't train."""

@@ -12,15 +12,10 @@ from .configuration_intern_vit import InternVisionConfig
 # would make the model unloadable wherever that package is missing.
 RUNTIME_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "auto_map")
 
-ALWAYS_WRITTEN = (
-    "architectures",
-    "bos_token_id",
-    "eos_token_id",
-    "model_type",
-    "pad_token_id",
-    "tie_word_embeddings",
-    "transformers_version",
-)
+# Written even where it is what every config of transformers has.
+KEPT = ("model_type", "transformers_version")
+KEPT_OF_CHAT = (*KEPT, "tie_word_embeddings")
+KEPT_OF_LLM = (*KEPT, "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class InternVLChatConfig(PretrainedConfig):
@@ -112,8 +107,12 @@ class InternVLChatConfig(PretrainedConfig):
         Readers of the raw JSON know no defaults, so a field of ours or of the parts is never left out.
         """
         output, common = self.to_dict(), PretrainedConfig().to_dict()
-        for fields in (output, output["vision_config"], output["llm_config"]):
-            for key in [key for key in fields if key in common and key not in ALWAYS_WRITTEN]:
+        for fields, kept in (
+            (output, KEPT_OF_CHAT),
+            (output["vision_config"], KEPT),
+            (output["llm_config"], KEPT_OF_LLM),
+        ):
+            for key in [key for key in fields if key in common and key not in kept]:
                 if fields[key] == common[key]:
                     del fields[key]
         return output

@@ -340,12 +340,12 @@ class InternVLChatModel(PreTrainedModel):
             conversation.append_message(assistant, past_answer)
         conversation.append_message(user, question)
         conversation.append_message(assistant, None)
-        # Split at placeholders rather than replaced one by one, so that each picture fills one of the user's
-        # own.
+        # Split rather than replaced one by one, so that each picture fills one of the user's own placeholders.
         pieces = conversation.get_prompt().split(IMAGE_PLACEHOLDER, len(num_patches_list))
         prompt = pieces[0]
-        for count, piece in zip(num_patches_list, pieces[1:]):
-            prompt += IMG_START_TOKEN + IMG_CONTEXT_TOKEN * (self.num_image_token * count) + IMG_END_TOKEN + piece
+        for index, piece in enumerate(pieces[1:]):
+            num_tokens = self.num_image_token * num_patches_list[index]
+            prompt += IMG_START_TOKEN + IMG_CONTEXT_TOKEN * num_tokens + IMG_END_TOKEN + piece
         return prompt
 
     def chat(
@@ -449,18 +449,20 @@ class InternVLChatModel(PreTrainedModel):
 
         names = (IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
         prompts = []
-        for question, tiles in zip(questions, tiles_of):
+        for index, question in enumerate(questions):
+            tiles = tiles_of[index]
             if tiles and IMAGE_PLACEHOLDER not in question:
                 question = IMAGE_PLACEHOLDER + "\n" + question
             prompts.append(self.build_prompt(question, tiles, (), *names))
         answers = self._answer_prompts(tokenizer, pixel_values, prompts, generation_config, names)
         if verbose:
-            for question, answer in zip(questions, answers):
-                print(question, answer, sep="\n")
+            for index, question in enumerate(questions):
+                print(question, answers[index], sep="\n")
         return answers
 
     def _answer_prompts(self, tokenizer, pixel_values, prompts, generation_config, image_tokens):
         """Generates for prompts of whatever length and cuts each answer at the template's stop token."""
+        generation_config = {} if generation_config is None else generation_config
         stop_token = self.conv_template.stop_token
         stop_id, *_, context_id = (token_id(tokenizer, token) for token in (stop_token, *image_tokens))
         self.img_context_token_id = context_id
@@ -472,11 +474,14 @@ class InternVLChatModel(PreTrainedModel):
         finally:
             tokenizer.padding_side = padding_side
         device = self.language_model.device
+        options = dict(generation_config)
+        if tokenizer.pad_token_id is not None:
+            options.setdefault("pad_token_id", tokenizer.pad_token_id)
         output_ids = self.generate(
             pixel_values=pixel_values,
             input_ids=inputs["input_ids"].to(device),
             attention_mask=inputs["attention_mask"].to(device),
-            **generation_config,
+            **options,
         )
         answers = tokenizer.batch_decode(output_ids, skip_special_tokens=True)
         return [answer.split(stop_token)[0].strip() for answer in answers]

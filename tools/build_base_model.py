@@ -1,0 +1,59 @@
+"""Puts a vision tower and a language model together as an official InternVL directory.
+
+    python tools/build_base_model.py --vision InternViT-300M-448px-V2_5 --llm Qwen2.5-1.5B-Instruct --out models/base
+
+Directories, or hub names (org/model) where the network allows.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--vision", required=True, help="InternViT directory, or an official directory whose tower is taken"
+    )
+    parser.add_argument("--llm", required=True, help="language model directory with its tokenizer")
+    parser.add_argument("--out", required=True, help="directory to write")
+    parser.add_argument("--template", help="conversation template (default: the family's own, internvl2_5 for Qwen2)")
+    parser.add_argument("--max-tiles", type=int, default=12, help="tiles a picture, thumbnail not counted (default 12)")
+    parser.add_argument(
+        "--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"], help="of the stored weights"
+    )
+    parser.add_argument("--projector", help="file with mlp1.* weights (default: a fresh projector)")
+    parser.add_argument(
+        "--select-layer", type=int, default=-1, help="vision layer to use; layers after it are left out"
+    )
+    parser.add_argument("--max-shard-size", default="4GB", help="largest weight file (default 4GB)")
+    parser.add_argument("--seed", type=int, default=0, help="of the fresh projector")
+    parser.add_argument("--force", action="store_true", help="replace an existing --out")
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    from tqdm import tqdm
+
+    from xtuner_plugins.checkpoints.assemble import build_base
+
+    options = vars(args)
+    try:
+        with tqdm(unit="B", unit_scale=True, desc="writing weights", disable=None) as bar:
+            summary = build_base(**options, progress=bar.update)
+    except ValueError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    print(
+        f"wrote {summary['out']}: {summary['num_parameters']:,} parameters, {summary['num_bytes'] / 1e9:.2f} GB, "
+        f"vocabulary {summary['vocab_size']} ({summary['num_new_tokens']} tokens added), "
+        f"{summary['num_image_token']} tokens a tile, template {summary['template']}, projector: {summary['projector']}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Everything between a run and a directory of weights: read, map, assemble, load, merge, export, verify."""

@@ -1,0 +1,440 @@
+"""Puts a vision tower and a language model together as an official InternVL directory, the start of every training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from xtuner_plugins.checkpoints import mappings, tokenizer_files
+from xtuner_plugins.checkpoints.families import VISION_FIELDS, LLMFamily, llm_family
+from xtuner_plugins.checkpoints.reader import CheckpointError, open_safetensors, open_weights, read_json
+from xtuner_plugins.checkpoints.tensors import Joined, LazyTensor, MemoryTensor
+from xtuner_plugins.checkpoints.writer import (
+    check_disk,
+    check_target,
+    parse_size,
+    staged_directory,
+    total_bytes,
+    write_config,
+    write_json,
+    write_weights,
+)
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.bin", "*.jinja"]  # never *.py
+_IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+@dataclass
+class VisionPart:
+    """An InternViT, read but not loaded: its config and its tensors under ``vision_model.*``."""
+
+    config: dict
+    tensors: dict[str, LazyTensor]
+
+
+@dataclass
+class LLMPart:
+    """A language model, read but not loaded: config, family, tokenizer with the nine tokens, tensors without prefix."""
+
+    config: dict
+    family: LLMFamily
+    tokenizer: object
+    tensors: dict[str, LazyTensor]
+    num_new_tokens: int
+
+
+def build_base(
+    vision: str | Path,
+    llm: str | Path,
+    out: str | Path,
+    *,
+    template: str | None = None,
+    max_tiles: int = 12,
+    dtype: str = "bfloat16",
+    projector: str | Path | None = None,
+    select_layer: int = -1,
+    max_shard_size: str | int = "4GB",
+    seed: int = 0,
+    force: bool = False,
+    progress=None,
+) -> dict:
+    """Writes an official-format directory from a vision tower, a language model and a projector.
+
+    * Vision: ``embeddings.*`` and ``encoder.layers.*`` of a standalone InternViT, or the tower inside an official
+      directory. With ``select_layer=-k`` the last ``k - 1`` layers are left out and ``-1`` is written: InternViT has no
+      final norm, so this is exact, and consumers support nothing else.
+    * Language model: the nine tokens are appended; embedding and head are cut to the tokenizer's size (released Qwen3
+      models keep their padding, so does this) and every new row is the mean of the rows before it. The head is
+      stored by itself, a tied one as a copy.
+    * Projector: from a file, or fresh: LayerNorm at ones and zeros, linear layers uniform in ±1/sqrt(fan_in), weights
+      and biases (PyTorch's own default, from which the published recipes start), drawn from ``seed``.
+
+    Args:
+        vision: directory, or a hub name when no such directory exists.
+        llm: directory, or a hub name.
+        out: directory to write.
+        template: conversation template; None takes the family's own.
+        max_tiles: ``max_dynamic_patch``, tiles a picture without the thumbnail.
+        dtype: of the stored weights, a key of ``DTYPES``.
+        projector: safetensors or torch file with ``mlp1.*`` (or ``0.weight`` ...); None for a fresh one.
+        select_layer: negative index of the layer whose output is used.
+        max_shard_size: such as ``4GB``.
+        seed: of the fresh projector.
+        force: replace an existing ``out``.
+        progress: called with the bytes written by each block.
+
+    Returns:
+        A summary: ``out``, ``num_parameters``, ``num_bytes``, ``vocab_size``, ``num_new_tokens``, ``num_image_token``,
+        ``projector`` (where it came from), ``template``.
+
+    Raises:
+        CheckpointError: a part is missing, of the wrong kind or incomplete; ``out`` exists; the disk is too full.
+        ValueError: an argument out of range.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    if not 1 <= max_tiles <= 128:
+        raise ValueError(f"max_tiles = {max_tiles} makes no sense; choose 1 to 128 (released models: 12)")
+    shard_bytes = parse_size(max_shard_size)
+    out = check_target(out, force=force, inputs={"vision tower": vision, "language model": llm, "projector": projector})
+    vision_part = read_vision(local_directory(vision, "vision tower"), select_layer=select_layer)
+    llm_part = read_llm(local_directory(llm, "language model"))
+    template = template or llm_part.family.template
+    conversation = _conversation(template, llm_part)
+
+    config = make_config(vision_part.config, llm_part, template=template, max_tiles=max_tiles, dtype=dtype)
+    num_rows = config["llm_config"]["vocab_size"]
+    mlp1 = projector_tensors(config, projector, seed)
+    tensors = {**vision_part.tensors, **mlp1}
+    tensors.update({f"language_model.{k}": v for k, v in resized_llm(llm_part, num_rows).items()})
+    check_complete(config, tensors)
+
+    plan = {name: (tensor, DTYPES[dtype]) for name, tensor in tensors.items()}
+    check_disk(out, total_bytes(plan))
+    with staged_directory(out) as stage:
+        tokenizer_files.save_tokenizer(
+            llm_part.tokenizer, stage, template=tokenizer_files.chat_template(llm_part.tokenizer, conversation)
+        )
+        write_small_files(stage, config, llm_part.tokenizer, conversation)
+        write_weights(stage, plan, max_shard_size=shard_bytes, advance=progress or (lambda n: None))
+        write_config(stage, config)
+    return {
+        "out": str(out),
+        "num_parameters": sum(t.numel for t in tensors.values()),
+        "num_bytes": total_bytes(plan),
+        "vocab_size": num_rows,
+        "num_new_tokens": llm_part.num_new_tokens,
+        "num_image_token": num_image_token(config),
+        "projector": str(projector) if projector else f"fresh, seed {seed}",
+        "template": template,
+    }
+
+
+def local_directory(name: str | Path, role: str) -> Path:
+    """A directory as it is, or a hub model downloaded (weights, JSON and tokenizer files only, no code).
+
+    Raises:
+        CheckpointError: neither a directory nor reachable.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    text = str(name)
+    if path.exists():
+        raise CheckpointError(f"{role}: {path} is a file; give the model's directory")
+    if path.is_absolute() or text.startswith(".") or text.count("/") != 1:
+        raise CheckpointError(f"{role}: directory {path} does not exist (and it is no hub name like org/model)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(text, allow_patterns=HUB_PATTERNS))
+    except Exception as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise CheckpointError(
+            f"{role}: there is no directory {text}, and the hub model of that name can't be fetched "
+            f"({type(e).__name__}: {reason[:200]}); download it elsewhere and give its directory"
+        ) from None
+
+
+def read_vision(directory: Path, *, select_layer: int = -1) -> VisionPart:
+    """An InternViT from a standalone or an official directory, cut to the layer in use."""
+    config = read_json(directory / "config.json")
+    official = "vision_config" in config and "llm_config" in config
+    tower = config["vision_config"] if official else config
+    architectures = tower.get("architectures") or []
+    if tower.get("model_type") != "intern_vit_6b" and "InternVisionModel" not in architectures:
+        raise CheckpointError(
+            f"vision tower: {directory} is not an InternViT (model_type {tower.get('model_type')!r}, "
+            f"architectures {architectures})"
+        )
+    held = open_weights(directory)
+    if official:
+        tensors = {k: v for k, v in held.items() if k.startswith("vision_model.")}
+    elif any(k.startswith("vision_model.") for k in held):
+        tensors = {k: v for k, v in held.items() if k.startswith("vision_model.")}
+    else:
+        tensors = mappings.STANDALONE_VISION.to_right(held)
+    from xtuner_plugins.hub.configuration_intern_vit import InternVisionConfig
+
+    complete = InternVisionConfig(**tower).to_dict()
+    fields = {"architectures": ["InternVisionModel"], "model_type": "intern_vit_6b"}
+    fields.update({k: complete[k] for k in VISION_FIELDS})
+    fields.update(attention_dropout=0.0, dropout=0.0, drop_path_rate=0.0)
+    return truncate_tower(VisionPart(fields, tensors), select_layer, directory)
+
+
+def truncate_tower(part: VisionPart, select_layer: int, where: Path) -> VisionPart:
+    """Leaves out the layers after ``select_layer`` (negative, -1 the last)."""
+    layers = part.config["num_hidden_layers"]
+    keep = layers + 1 + select_layer
+    if select_layer >= 0 or keep < 1:
+        raise ValueError(f"select_layer = {select_layer} is outside -1 .. -{layers} for the tower {where}")
+    tensors = {}
+    for name, tensor in part.tensors.items():
+        parts = name.split(".")
+        if "layers" in parts and int(parts[parts.index("layers") + 1]) >= keep:
+            continue
+        tensors[name] = tensor
+    return VisionPart({**part.config, "num_hidden_layers": keep}, tensors)
+
+
+def read_llm(directory: Path) -> LLMPart:
+    """A language model directory with its tokenizer, the nine tokens added."""
+    config = read_json(directory / "config.json")
+    if "vision_config" in config or "llm_config" in config:
+        raise CheckpointError(
+            f"language model: {directory} is a multimodal model ({config.get('model_type')}); give the bare "
+            "language model, or take it out with tools/extract.py"
+        )
+    family = llm_family(config, f"language model: {directory}")
+    tensors = open_weights(directory)
+    if family.embedding not in tensors:
+        raise CheckpointError(f"language model: {directory} has no {family.embedding}")
+    if config.get("tie_word_embeddings") or family.head not in tensors:
+        if not config.get("tie_word_embeddings", _ties_by_default(config)):
+            raise CheckpointError(
+                f"language model: {directory} has no {family.head} although its config says that it is not tied"
+            )
+        tensors[family.head] = tensors[family.embedding]
+    tokenizer = tokenizer_files.load_tokenizer(directory, complete=False)
+    num_new = tokenizer_files.add_image_tokens(tokenizer)
+    return LLMPart(config, family, tokenizer, tensors, num_new)
+
+
+def _ties_by_default(config: dict) -> bool:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return bool(CONFIG_MAPPING[config["model_type"]]().tie_word_embeddings)
+
+
+def _conversation(template: str, llm: LLMPart):
+    from xtuner_plugins.hub.conversation import get_conv_template
+
+    conversation = get_conv_template(template)
+    end = conversation.sep.strip()
+    if tokenizer_files.token_id(llm.tokenizer, end) is None:
+        raise CheckpointError(
+            f"template {template} ends answers with {end}, which is no token of this language model's tokenizer; "
+            "choose another --template"
+        )
+    return conversation
+
+
+def resized_llm(llm: LLMPart, num_rows: int) -> dict[str, LazyTensor]:
+    """The LLM's tensors with embedding and head at ``num_rows`` rows, new rows the mean of the old."""
+    tensors = dict(llm.tensors)
+    old_rows = tokenizer_files.num_token_rows(llm.tokenizer) - llm.num_new_tokens
+    embedding, head = llm.family.embedding, llm.family.head
+    tied = tensors[head] is tensors[embedding]
+    tensors[embedding] = _resize_rows(tensors[embedding], old_rows, llm.num_new_tokens, num_rows, embedding)
+    tensors[head] = tensors[embedding] if tied else _resize_rows(
+        tensors[head], old_rows, llm.num_new_tokens, num_rows, head)  # fmt: skip
+    return tensors
+
+
+def _resize_rows(matrix: LazyTensor, old_rows: int, num_new: int, num_rows: int, name: str) -> LazyTensor:
+    """``[old rows | num_new mean rows | padding as it was]``, ``num_rows`` in all."""
+    if matrix.shape[0] < old_rows:
+        raise CheckpointError(
+            f"{name} has {matrix.shape[0]} rows, fewer than the {old_rows} tokens of the tokenizer: "
+            "tokenizer and weights belong to different models"
+        )
+    parts = [matrix.rows(0, old_rows)]
+    if num_new:
+        mean = mean_row(parts[0]).to(matrix.dtype)
+        parts.append(MemoryTensor(mean.expand(num_new, -1).contiguous()))
+    used = old_rows + num_new
+    if num_rows > used:
+        kept = matrix.rows(min(used, matrix.shape[0]), min(num_rows, matrix.shape[0]))
+        parts.append(kept)
+        used += kept.shape[0]
+    assert used == num_rows, (used, num_rows)
+    return Joined(parts, (num_rows, *matrix.shape[1:]))
+
+
+def mean_row(matrix: LazyTensor) -> torch.Tensor:
+    """Mean over dimension 0 in float64, read block by block: float64 ``[1, width]``."""
+    rows, width = matrix.shape
+    total = torch.zeros(width, dtype=torch.float64)
+    step = max(1, 32 * 2**20 // (width * 8))
+    for start in range(0, rows, step):
+        total += matrix.rows(start, min(start + step, rows)).read().double().sum(0)
+    return (total / rows).unsqueeze(0)
+
+
+def make_config(vision: dict, llm: LLMPart, *, template: str, max_tiles: int, dtype: str) -> dict:
+    """``config.json`` with every field that any consumer reads, none left to class defaults."""
+    from xtuner_plugins.hub.configuration_internvl_chat import InternVLChatConfig
+
+    rows = tokenizer_files.num_token_rows(llm.tokenizer)
+    if llm.family.keeps_padding:
+        rows = max(rows, llm.tensors[llm.family.embedding].shape[0])
+    source = {
+        k: v for k, v in llm.config.items() if k not in ("auto_map", "_name_or_path", "transformers_version", "dtype")
+    }
+    source.update(architectures=[llm.family.architecture], vocab_size=rows, torch_dtype=dtype)
+    complete = InternVLChatConfig(vision_config=vision, llm_config=source, torch_dtype=dtype).to_dict()["llm_config"]
+    fields = {k: complete.get(k) for k in [*llm.family.fields, *source]}
+    pad = llm.tokenizer.pad_token_id
+    fields.update(architectures=[llm.family.architecture], model_type=llm.family.model_type, vocab_size=rows,
+                  tie_word_embeddings=False, torch_dtype=dtype, use_cache=True)  # fmt: skip
+    if fields.get("pad_token_id") is None and pad is not None:
+        fields["pad_token_id"] = pad
+    for key in ("bos_token_id", "eos_token_id"):
+        if fields.get(key) is None:
+            fields[key] = getattr(llm.tokenizer, key)
+    return {
+        "architectures": ["InternVLChatModel"],
+        "auto_map": {
+            "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
+            "AutoModel": "modeling_internvl_chat.InternVLChatModel",
+            "AutoModelForCausalLM": "modeling_internvl_chat.InternVLChatModel",
+        },
+        "model_type": "internvl_chat",
+        "template": template,
+        "select_layer": -1,
+        "ps_version": "v2",
+        "downsample_ratio": 0.5,
+        "force_image_size": vision["image_size"],
+        "dynamic_image_size": True,
+        "use_thumbnail": True,
+        "min_dynamic_patch": 1,
+        "max_dynamic_patch": max_tiles,
+        "use_backbone_lora": 0,
+        "use_llm_lora": 0,
+        "pad2square": False,
+        "tie_word_embeddings": False,
+        "torch_dtype": dtype,
+        "hidden_size": fields["hidden_size"],
+        "image_fold": None,
+        "output_attentions": False,
+        "transformers_version": None,
+        "llm_config": dict(sorted(fields.items())),
+        "vision_config": {**dict(sorted(vision.items())), "torch_dtype": dtype},
+    }
+
+
+def num_image_token(config: dict) -> int:
+    """Image tokens a tile."""
+    grid = config["force_image_size"] // config["vision_config"]["patch_size"]
+    return int(grid**2 * config["downsample_ratio"] ** 2)
+
+
+def projector_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of ``mlp1``: LayerNorm, Linear, (GELU), Linear."""
+    wide = config["vision_config"]["hidden_size"] * int(1 / config["downsample_ratio"]) ** 2
+    llm = config["llm_config"]["hidden_size"]
+    return {
+        "mlp1.0.weight": (wide,), "mlp1.0.bias": (wide,),
+        "mlp1.1.weight": (llm, wide), "mlp1.1.bias": (llm,),
+        "mlp1.3.weight": (llm, llm), "mlp1.3.bias": (llm,),
+    }  # fmt: skip
+
+
+def projector_tensors(config: dict, source: str | Path | None, seed: int) -> dict[str, LazyTensor]:
+    """``mlp1.*`` from a file, or freshly drawn."""
+    shapes = projector_shapes(config)
+    if source is None:
+        return _fresh_projector(shapes, seed)
+    held = _open_projector(Path(source))
+    wrong = sorted(set(held) ^ set(shapes)) or [n for n in shapes if held[n].shape != shapes[n]]
+    if wrong:
+        name = wrong[0]
+        found = list(held[name].shape) if name in held else "missing"
+        raise CheckpointError(
+            f"projector {source} doesn't fit these parts: {name} should be {list(shapes.get(name, ()))}, is {found}"
+        )
+    return {name: held[name] for name in shapes}
+
+
+def _open_projector(path: Path) -> dict[str, LazyTensor]:
+    from xtuner_plugins.checkpoints.reader import open_checkpoint
+
+    if not path.exists():
+        raise CheckpointError(f"projector file {path} does not exist")
+    held = open_safetensors(path) if path.suffix == ".safetensors" else open_checkpoint(path).tensors
+    held = {k.removeprefix("model."): v for k, v in held.items()}
+    if any(k.startswith("mlp1.") for k in held):
+        return {k: v for k, v in held.items() if k.startswith("mlp1.")}
+    return {f"mlp1.{k}": v for k, v in held.items()}
+
+
+def _fresh_projector(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, LazyTensor]:
+    generator = torch.Generator().manual_seed(seed)
+    fresh = {"mlp1.0.weight": torch.ones(shapes["mlp1.0.weight"]), "mlp1.0.bias": torch.zeros(shapes["mlp1.0.bias"])}
+    for layer in ("mlp1.1", "mlp1.3"):
+        bound = 1 / math.sqrt(shapes[f"{layer}.weight"][1])
+        for kind in ("weight", "bias"):
+            fresh[f"{layer}.{kind}"] = torch.empty(shapes[f"{layer}.{kind}"]).uniform_(
+                -bound, bound, generator=generator
+            )
+    return {k: MemoryTensor(v) for k, v in fresh.items()}
+
+
+def check_complete(config: dict, tensors: dict[str, LazyTensor]) -> None:
+    """Names and shapes against an empty model of this config.
+
+    Raises:
+        CheckpointError: something is missing, left over or of another shape.
+    """
+    from xtuner_plugins.checkpoints.loader import compare, empty_model
+
+    compare(empty_model(config), {k: t.shape for k, t in tensors.items()}).raise_if_bad("the assembled model")
+
+
+def write_small_files(stage: Path, config: dict, tokenizer, conversation) -> None:
+    """Generation and preprocessor configs and the model's own code."""
+    write_json(stage / "generation_config.json", {
+        "_from_model_config": True,
+        "eos_token_id": tokenizer_files.stop_token_ids(tokenizer, conversation),
+        "pad_token_id": config["llm_config"]["pad_token_id"],
+        "transformers_version": "4.37.2",
+    })  # fmt: skip
+    write_json(stage / "preprocessor_config.json", preprocessor_config(config["force_image_size"]))
+    copy_hub_code(stage)
+
+
+def preprocessor_config(size: int) -> dict:
+    """CLIP-style preprocessing facts; llama.cpp reads mean and std from here."""
+    return {
+        "crop_size": size, "do_center_crop": True, "do_normalize": True, "do_resize": True,
+        "feature_extractor_type": "CLIPFeatureExtractor", "image_mean": _IMAGENET_MEAN, "image_std": _IMAGENET_STD,
+        "resample": 3, "size": size,
+    }  # fmt: skip
+
+
+def hub_code() -> list[Path]:
+    """The files of ``xtuner_plugins/hub`` that an export ships."""
+    from xtuner_plugins import hub
+
+    return sorted(p for p in Path(next(iter(hub.__path__))).glob("*.py") if p.name != "__init__.py")
+
+
+def copy_hub_code(stage: Path) -> None:
+    """Copies the self-contained model code into a directory."""
+    for path in hub_code():
+        (stage / path.name).write_bytes(path.read_bytes())

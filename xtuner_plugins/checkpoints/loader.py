@@ -1,0 +1,217 @@
+"""Loads official directories into the hub classes, tensor by tensor, with a report; runs no code from a directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from xtuner_plugins.checkpoints.reader import CheckpointError, open_weights, read_json
+from xtuner_plugins.checkpoints.tensors import LazyTensor
+from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer
+
+__all__ = [
+    "LoadReport",
+    "compare",
+    "empty_model",
+    "fill",
+    "load_model",
+    "load_tokenizer",
+    "load_trained",
+    "read_config",
+]
+
+
+@dataclass
+class LoadReport:
+    """What was compared or loaded.
+
+    Attributes:
+        num_tensors: tensors that fit.
+        num_parameters: numbers in them.
+        missing: names that the model has and the files have not.
+        unexpected: names that the files have and the model has not.
+        mismatched: (name, shape in the files, shape in the model).
+    """
+
+    num_tensors: int = 0
+    num_parameters: int = 0
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[tuple[str, tuple, tuple]] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Everything fits."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        lines = [f"{self.num_tensors} tensors, {self.num_parameters:,} parameters fit"]
+        for what, names in (("missing", self.missing), ("unexpected", self.unexpected)):
+            if names:
+                lines.append(f"{len(names)} {what}: {_some(names)}")
+        if self.mismatched:
+            shown = [f"{n} is {list(a)}, the model has {list(b)}" for n, a, b in self.mismatched]
+            lines.append(f"{len(shown)} of another shape: {_some(shown)}")
+        return "; ".join(lines)
+
+    def raise_if_bad(self, what: str) -> LoadReport:
+        """Returns itself, or raises ``CheckpointError`` with the whole report."""
+        if self.ok:
+            return self
+        hint = ""
+        if any(".lora_" in n or ".base_layer." in n for n in self.unexpected):
+            hint = ". These are unmerged adapter tensors, not a model: export them with tools/convert_to_official.py"
+        raise CheckpointError(f"{what}: {self}{hint}")
+
+
+def _some(items: list[str], limit: int = 4) -> str:
+    return ", ".join(items[:limit]) + (f", ... ({len(items) - limit} more)" if len(items) > limit else "")
+
+
+def read_config(directory: str | Path):
+    """``config.json`` of an official directory as our ``InternVLChatConfig``.
+
+    Raises:
+        CheckpointError: no such directory or not an InternVL chat model.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"model directory {directory} does not exist")
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(f"{directory} is not a model directory: it has no config.json")
+    fields = read_json(directory / "config.json")
+    if "vision_config" not in fields or "llm_config" not in fields:
+        raise CheckpointError(
+            f"{directory} is not an official InternVL directory (model_type {fields.get('model_type')!r}, without "
+            "vision_config and llm_config); make one with tools/build_base_model.py"
+        )
+    return config_from_fields(fields, directory)
+
+
+def config_from_fields(fields: Mapping, where: str | Path):
+    """The hub config class from the JSON's fields."""
+    from xtuner_plugins.hub.configuration_internvl_chat import InternVLChatConfig
+
+    for key in ("use_backbone_lora", "use_llm_lora"):
+        if fields.get(key):
+            raise CheckpointError(f"{where}: {key} is {fields[key]}, so its adapters are not merged; merge them first")
+    try:
+        return InternVLChatConfig(**{k: v for k, v in fields.items() if k not in ("auto_map", "model_type")})
+    except (KeyError, TypeError, ValueError) as e:
+        raise CheckpointError(f"{where}/config.json: {e}") from None
+
+
+def empty_model(config) -> nn.Module:
+    """The hub model on the meta device (parameters without memory, buffers real).
+
+    Args:
+        config: an ``InternVLChatConfig`` or the fields of a ``config.json``.
+    """
+    from accelerate import init_empty_weights
+
+    from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel
+
+    if isinstance(config, Mapping):
+        config = config_from_fields(config, "config")
+    with init_empty_weights(include_buffers=False):
+        return InternVLChatModel(config)
+
+
+def compare(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> LoadReport:
+    """Counts and shapes of a model's persistent tensors against what files offer."""
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    report = LoadReport(missing=sorted(own.keys() - shapes.keys()), unexpected=sorted(shapes.keys() - own.keys()))
+    for name in own.keys() & shapes.keys():
+        if own[name] == tuple(shapes[name]):
+            report.num_tensors += 1
+            report.num_parameters += torch.Size(own[name]).numel()
+        else:
+            report.mismatched.append((name, tuple(shapes[name]), own[name]))
+    report.mismatched.sort()
+    return report
+
+
+def fill(model: nn.Module, tensors: Mapping[str, LazyTensor], *, dtype: torch.dtype | None, device="cpu") -> None:
+    """Reads every parameter and persistent buffer of a model, one at a time.
+
+    Args:
+        model: its tensors may be on the meta device, or real.
+        tensors: at least every name of the model's state dict.
+        dtype: to store in; None keeps each tensor's own dtype.
+        device: where to put them.
+    """
+    for name in model.state_dict().keys():
+        owner_name, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(owner_name)
+        value = tensors[name].read()
+        value = value.to(device=device, dtype=dtype if dtype is not None and value.is_floating_point() else value.dtype)
+        if leaf in owner._parameters:
+            owner._parameters[leaf] = nn.Parameter(value, requires_grad=owner._parameters[leaf].requires_grad)
+        else:
+            owner._buffers[leaf] = value
+    for module in model.modules():  # buffers that are computed, not stored
+        for key, buffer in module._buffers.items():
+            if buffer is not None and key in module._non_persistent_buffers_set:
+                module._buffers[key] = buffer.to(device)
+
+
+def load_model(directory: str | Path, *, dtype: torch.dtype | None = torch.bfloat16, device="cpu"):
+    """An official directory in the hub's classes.
+
+    Args:
+        directory: with ``config.json`` and safetensors (or torch) weights.
+        dtype: of the loaded parameters; None keeps the stored one.
+        device: where to put them.
+
+    Returns:
+        ``(InternVLChatModel in eval mode, LoadReport)``.
+
+    Raises:
+        CheckpointError: not such a directory, or missing, unexpected or misshapen tensors.
+    """
+    config = read_config(directory)
+    tensors = open_weights(directory)
+    return build(config, tensors, dtype=dtype, device=device, what=str(directory))
+
+
+def build(config, tensors: Mapping[str, LazyTensor], *, dtype, device="cpu", what: str):
+    """A hub model of ``config`` filled from lazy tensors, with the same checks as ``load_model``."""
+    model = empty_model(config)
+    report = compare(model, {k: t.shape for k, t in tensors.items()}).raise_if_bad(what)
+    fill(model, tensors, dtype=dtype, device=device)
+    if dtype is not None:
+        model.config.torch_dtype = dtype
+    return model.eval(), report
+
+
+def load_trained(
+    cfg, checkpoint: str | Path, *, dtype: torch.dtype | None = torch.bfloat16, device="cpu", merge_lora=True
+):
+    """The trained model: the config's base with the checkpoint's tensors laid over it.
+
+    Args:
+        cfg: an ``mmengine.Config`` or its path; ``cfg.model`` names base and adapters.
+        checkpoint: MMEngine ``.pth``, DeepSpeed directory or PEFT adapter.
+        dtype: of the loaded parameters; None keeps the base's.
+        device: where to put them.
+        merge_lora: merge adapters into the weights (in fp32, cast once); False leaves them live beside the weights.
+
+    Returns:
+        ``InternVLChatModel`` in eval mode.
+
+    Raises:
+        CheckpointError: the checkpoint doesn't belong to this config.
+    """
+    from xtuner_plugins.checkpoints import trained
+
+    plan = trained.lay_over(cfg, checkpoint)
+    config = read_config(plan.base)
+    if merge_lora:
+        return build(config, plan.merged(), dtype=dtype, device=device, what=str(checkpoint))[0]
+    model, _ = build(config, plan.without_adapters(), dtype=dtype, device=device, what=str(checkpoint))
+    trained.attach_adapters(model, plan)
+    return model.eval()

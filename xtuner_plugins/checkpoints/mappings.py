@@ -1,0 +1,206 @@
+"""Key mappings between formats, as data: one invertible table a pair of formats.
+
+A row names one tensor on the left and one or several on the right; every difference between the formats that this
+project knows is a renaming or a regrouping of whole rows, never arithmetic, so a round trip is exact to the bit.
+
+Templates: ``{i}`` a layer number, ``{p}`` ``weight`` or ``bias``, ``{rest}`` anything. Example::
+
+    Row("vision_model.encoder.layers.{i}.attn.qkv.{p}",
+        ("vision_tower.encoder.layer.{i}.attention.q_proj.{p}", "...k_proj.{p}", "...v_proj.{p}"), Thirds())
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from xtuner_plugins.checkpoints.reader import CheckpointError
+from xtuner_plugins.checkpoints.tensors import Joined, LazyTensor
+
+_FIELDS = {"i": r"\d+", "p": r"weight|bias", "rest": r".+"}
+
+
+class Same:
+    """One tensor on either side, unchanged."""
+
+    def split(self, tensor: LazyTensor) -> list[LazyTensor]:
+        """Left to right."""
+        return [tensor]
+
+    def join(self, tensors: Sequence[LazyTensor]) -> LazyTensor:
+        """Right to left."""
+        return tensors[0]
+
+
+@dataclass(frozen=True)
+class Parts(Same):
+    """Rows of one tensor as several: ``sizes`` are relative shares, e.g. (1, 1, 1) for equal thirds."""
+
+    sizes: tuple[int, ...]
+
+    def split(self, tensor):
+        unit, remainder = divmod(tensor.shape[0], sum(self.sizes))
+        if remainder:
+            raise CheckpointError(f"{tensor.shape[0]} rows can't be cut in the shares {self.sizes}")
+        starts = [sum(self.sizes[:k]) * unit for k in range(len(self.sizes) + 1)]
+        return [tensor.rows(a, b) for a, b in zip(starts, starts[1:], strict=False)]
+
+    def join(self, tensors):
+        return _stack(tensors)
+
+
+@dataclass(frozen=True)
+class GroupedQKV(Same):
+    """InternLM2's ``wqkv``: for each key/value head its query heads, then its key, then its value.
+
+    ::
+
+        wqkv rows   q0 q1 k0 v0 | q2 q3 k1 v1 | ...        2 query heads a group, each head_dim rows
+        q           q0 q1 q2 q3 ...    k  k0 k1 ...    v  v0 v1 ...
+    """
+
+    num_heads: int
+    num_kv_heads: int
+
+    @property
+    def _group(self) -> int:
+        return self.num_heads // self.num_kv_heads
+
+    def split(self, tensor):
+        group = self._group
+        heads = self.num_kv_heads * (group + 2)
+        dim, remainder = divmod(tensor.shape[0], heads)
+        if remainder:
+            raise CheckpointError(f"wqkv has {tensor.shape[0]} rows, not a multiple of {heads} heads")
+        block = (group + 2) * dim
+        cuts = [(0, group * dim), (group * dim, (group + 1) * dim), ((group + 1) * dim, block)]
+        return [_stack([tensor.rows(n * block + a, n * block + b) for n in range(self.num_kv_heads)]) for a, b in cuts]
+
+    def join(self, tensors):
+        q, k, v = tensors
+        dim = k.shape[0] // self.num_kv_heads
+        wide = self._group * dim
+        pieces = []
+        for n in range(self.num_kv_heads):
+            pieces += [q.rows(n * wide, (n + 1) * wide), k.rows(n * dim, (n + 1) * dim), v.rows(n * dim, (n + 1) * dim)]
+        return _stack(pieces)
+
+
+def _stack(tensors: Sequence[LazyTensor]) -> LazyTensor:
+    if len({t.dtype for t in tensors}) != 1 or len({t.shape[1:] for t in tensors}) != 1:
+        raise CheckpointError(f"tensors that belong together differ in dtype or width: {tensors}")
+    return Joined(tensors, (sum(t.shape[0] for t in tensors), *tensors[0].shape[1:]))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a template on the left, one or several on the right, and how the rows regroup."""
+
+    left: str
+    right: str | tuple[str, ...]
+    how: Same = field(default_factory=Same)
+
+    @property
+    def rights(self) -> tuple[str, ...]:
+        """The right side as a tuple."""
+        return (self.right,) if isinstance(self.right, str) else self.right
+
+
+def _compile(template: str) -> re.Pattern:
+    pattern = re.sub(r"\\\{(\w+)\\\}", lambda m: f"(?P<{m[1]}>{_FIELDS[m[1]]})", re.escape(template))
+    return re.compile(pattern)
+
+
+class KeyMapping:
+    """An invertible table. The first row that matches a name counts.
+
+    Args:
+        rows: the table.
+        left: name of the left format, for messages.
+        right: name of the right format, for messages.
+    """
+
+    def __init__(self, rows: Iterable[Row], left: str, right: str):
+        self.rows, self.left, self.right = tuple(rows), left, right
+        self._lefts = [_compile(row.left) for row in self.rows]
+        self._rights = [[_compile(t) for t in row.rights] for row in self.rows]
+
+    def names_right(self, name: str) -> tuple[str, ...] | None:
+        """What a left name becomes, or None when no row covers it."""
+        for row, pattern in zip(self.rows, self._lefts, strict=True):
+            match = pattern.fullmatch(name)
+            if match:
+                return tuple(t.format(**match.groupdict()) for t in row.rights)
+        return None
+
+    def name_left(self, name: str) -> str | None:
+        """What a right name belongs to, or None when no row covers it."""
+        found = self._find_right(name)
+        return found[0] if found else None
+
+    def _find_right(self, name: str) -> tuple[str, int, int] | None:
+        for r, row in enumerate(self.rows):
+            for k, pattern in enumerate(self._rights[r]):
+                match = pattern.fullmatch(name)
+                if match:
+                    return row.left.format(**match.groupdict()), r, k
+        return None
+
+    def to_right(self, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+        """All tensors under their right names, lazily.
+
+        Raises:
+            CheckpointError: a name that no row covers.
+        """
+        result: dict[str, LazyTensor] = {}
+        for name, tensor in tensors.items():
+            for row, pattern in zip(self.rows, self._lefts, strict=True):
+                match = pattern.fullmatch(name)
+                if match:
+                    names = [t.format(**match.groupdict()) for t in row.rights]
+                    try:
+                        result.update(zip(names, row.how.split(tensor), strict=True))
+                    except CheckpointError as e:
+                        raise CheckpointError(f"{name}: {e}") from None
+                    break
+            else:
+                raise CheckpointError(
+                    f"{name} is not a tensor of the {self.left} format, so it can't become {self.right}"
+                )
+        return result
+
+    def to_left(self, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+        """All tensors under their left names, lazily.
+
+        Raises:
+            CheckpointError: a name that no row covers, or a group (q, k, v) of which a member is missing.
+        """
+        groups: dict[str, tuple[int, dict[int, LazyTensor]]] = {}
+        for name, tensor in tensors.items():
+            found = self._find_right(name)
+            if found is None:
+                raise CheckpointError(
+                    f"{name} is not a tensor of the {self.right} format, so it can't become {self.left}"
+                )
+            left, r, k = found
+            groups.setdefault(left, (r, {}))[1][k] = tensor
+        result = {}
+        for left, (r, members) in groups.items():
+            if len(members) != len(self.rows[r].rights):
+                lacking = [t for k, t in enumerate(self.rows[r].rights) if k not in members]
+                raise CheckpointError(f"{left} can't be put together: {', '.join(lacking)} missing")
+            try:
+                result[left] = self.rows[r].how.join([members[k] for k in sorted(members)])
+            except CheckpointError as e:
+                raise CheckpointError(f"{left}: {e}") from None
+        return result
+
+
+def prefixed(rows: Iterable[Row], left: str = "", right: str = "") -> list[Row]:
+    """The same rows under prefixes (a mapping of an LLM inside a multimodal model)."""
+    return [Row(left + row.left, tuple(right + t for t in row.rights), row.how) for row in rows]
+
+
+# Standalone InternViT directory <-> the tower inside an official directory.
+STANDALONE_VISION = KeyMapping([Row("{rest}", "vision_model.{rest}")], "standalone vision", "official")

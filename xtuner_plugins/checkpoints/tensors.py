@@ -1,0 +1,190 @@
+"""Tensors that stay on disk until somebody reads a part of them.
+
+Every format that this project reads stores a tensor as one or several contiguous runs of bytes: a safetensors file
+holds one run, a torch ``.pth`` one run, a DeepSpeed directory one run a rank. And every key mapping that it needs
+(fused qkv to q, k and v; InternLM2's grouped ``wqkv``; padding rows) only moves whole rows. So a tensor here is a
+description of bytes, a rearrangement is a new description, and memory holds one block at a time::
+
+    fused qkv [3D, D]   |----- q rows -----|----- k rows -----|----- v rows -----|      one run in one file
+    k_proj    [D, D]                       |------------------|                         .rows(D, 2 * D)
+    back      [3D, D]   Joined([q, k, v], shape)                                        three runs, read in order
+
+Reading uses ``pread`` into a fresh buffer and no memory map: mapped pages count as resident memory of the process,
+and a 16 GB checkpoint must pass through 2 GiB.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+BLOCK_BYTES = 64 * 2**20
+_PREAD_LIMIT = 2**30  # Linux moves at most 0x7ffff000 bytes a call
+
+
+class LazyTensor:
+    """A tensor of known dtype and shape whose numbers are read on demand.
+
+    Attributes:
+        dtype: torch dtype of the numbers as stored.
+        shape: tuple of ints, row-major (contiguous) layout.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole tensor in its stored dtype."""
+        return self.numel * self.dtype.itemsize
+
+    def read_flat(self, start: int, stop: int) -> torch.Tensor:
+        """Elements ``[start, stop)`` of the row-major tensor as a fresh 1-D CPU tensor of ``self.dtype``."""
+        raise NotImplementedError
+
+    def read(self) -> torch.Tensor:
+        """The whole tensor, ``self.shape``, on the CPU, owned by the caller."""
+        return self.read_flat(0, self.numel).view(self.shape)
+
+    def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[torch.Tensor]:
+        """1-D pieces in order, each at most ``max_bytes`` in the stored dtype (but at least one element)."""
+        step = max(1, max_bytes // self.dtype.itemsize)
+        for start in range(0, self.numel, step):
+            yield self.read_flat(start, min(start + step, self.numel))
+
+    def rows(self, start: int, stop: int) -> LazyTensor:
+        """Rows ``[start, stop)`` along dimension 0, still lazy."""
+        assert self.shape and 0 <= start <= stop <= self.shape[0], (self.shape, start, stop)
+        row = math.prod(self.shape[1:])
+        return _Window(self, start * row, (stop - start, *self.shape[1:]))
+
+    def reshape(self, shape: Sequence[int]) -> LazyTensor:
+        """The same elements under another shape, still lazy."""
+        shape = tuple(shape)
+        assert math.prod(shape) == self.numel, (self.shape, shape)
+        return self if shape == self.shape else _Window(self, 0, shape)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.dtype).removeprefix('torch.')}, {list(self.shape)})"
+
+
+class FileTensor(LazyTensor):
+    """One contiguous run of little-endian numbers in a file."""
+
+    def __init__(self, path: str | Path, offset: int, dtype: torch.dtype, shape: Sequence[int]):
+        self.path, self.offset, self.dtype, self.shape = Path(path), offset, dtype, tuple(shape)
+
+    def read_flat(self, start: int, stop: int) -> torch.Tensor:
+        size = self.dtype.itemsize
+        buffer = torch.empty((stop - start) * size, dtype=torch.uint8)
+        if stop > start:
+            view = memoryview(buffer.numpy())
+            fd = os.open(self.path, os.O_RDONLY)
+            try:
+                read_into(fd, view, self.offset + start * size, self.path)
+            finally:
+                os.close(fd)
+        return buffer.view(self.dtype)
+
+
+class MemoryTensor(LazyTensor):
+    """A tensor that exists already, for the few that are computed (a fresh projector, new token rows)."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self._flat = tensor.detach().cpu().contiguous().view(-1)
+        self.dtype, self.shape = tensor.dtype, tuple(tensor.shape)
+
+    def read_flat(self, start: int, stop: int) -> torch.Tensor:
+        return self._flat[start:stop].clone()
+
+
+class _Window(LazyTensor):
+    def __init__(self, source: LazyTensor, offset: int, shape: tuple[int, ...]):
+        if isinstance(source, _Window):  # keep chains flat
+            source, offset = source._source, source._offset + offset
+        self._source, self._offset = source, offset
+        self.dtype, self.shape = source.dtype, shape
+
+    def read_flat(self, start: int, stop: int) -> torch.Tensor:
+        return self._source.read_flat(self._offset + start, self._offset + stop)
+
+
+class Joined(LazyTensor):
+    """Several tensors of one dtype read one after the other as if they were one.
+
+    Args:
+        parts: the pieces in order.
+        shape: the shape of the whole. May hold fewer elements than the parts do together (DeepSpeed pads the last
+            partition), never more.
+    """
+
+    def __init__(self, parts: Sequence[LazyTensor], shape: Sequence[int]):
+        assert parts, "a joined tensor needs parts"
+        assert len({p.dtype for p in parts}) == 1, [p.dtype for p in parts]
+        self._parts, self.dtype, self.shape = list(parts), parts[0].dtype, tuple(shape)
+        self._starts = [0]
+        for part in parts:
+            self._starts.append(self._starts[-1] + part.numel)
+        assert self._starts[-1] >= self.numel, (self._starts[-1], self.shape)
+
+    def read_flat(self, start: int, stop: int) -> torch.Tensor:
+        pieces = []
+        for part, first in zip(self._parts, self._starts[:-1], strict=True):
+            a, b = max(start, first), min(stop, first + part.numel)
+            if a < b:
+                pieces.append(part.read_flat(a - first, b - first))
+        if len(pieces) == 1:
+            return pieces[0]
+        return torch.cat(pieces) if pieces else torch.empty(0, dtype=self.dtype)
+
+
+class Computed(LazyTensor):
+    """A tensor made row block by row block when it is read (a merged adapter, a folded convolution).
+
+    Args:
+        make_rows: ``make_rows(start, stop)`` returns rows ``[start, stop)`` along dimension 0.
+        dtype: dtype that ``make_rows`` returns.
+        shape: shape of the whole.
+    """
+
+    def __init__(self, make_rows, dtype: torch.dtype, shape: Sequence[int]):
+        self._make_rows, self.dtype, self.shape = make_rows, dtype, tuple(shape)
+
+    def read_flat(self, start: int, stop: int) -> torch.Tensor:
+        width = math.prod(self.shape[1:])
+        first, last = start // width, -(-stop // width)
+        rows = self._make_rows(first, last)
+        assert rows.dtype == self.dtype, (rows.dtype, self.dtype)
+        return rows.reshape(-1)[start - first * width : stop - first * width]
+
+    def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[torch.Tensor]:
+        width = math.prod(self.shape[1:])
+        step = max(1, max_bytes // (width * self.dtype.itemsize))
+        for first in range(0, self.shape[0], step):
+            yield self._make_rows(first, min(first + step, self.shape[0])).reshape(-1)
+
+
+def read_into(fd: int, view: memoryview, offset: int, path: str | Path) -> None:
+    """Fills ``view`` from ``offset`` of an open file.
+
+    Raises:
+        ValueError: the file ends too early (cut off while copying, or still being written).
+    """
+    done = 0
+    while done < len(view):
+        got = os.preadv(fd, [view[done : done + _PREAD_LIMIT]], offset + done)
+        if got == 0:
+            raise ValueError(
+                f"{path} ends after {offset + done} bytes although its header promises more: the file is "
+                "cut off; copy or download it again"
+            )
+        done += got

@@ -1,0 +1,143 @@
+"""The tokenizer of an official directory: nine tokens added in order, the training prompt in its chat template.
+
+Files are written so that every reader loads them: ``tokenizer.json`` with merges as ``"a b"`` strings (the list form
+that newer tokenizers save is unreadable for transformers 4.37 and 4.44), the chat template inside
+``tokenizer_config.json`` (a separate ``.jinja`` file is ignored before 4.43).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
+from xtuner_plugins.checkpoints.writer import write_json
+
+IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
+
+
+def load_tokenizer(directory: str | Path, *, complete: bool = True):
+    """A fast tokenizer from a local directory, never running code from it.
+
+    Args:
+        directory: where ``tokenizer.json`` or the files of a known tokenizer class lie.
+        complete: require the nine image tokens (an official directory has them, a bare LLM does not).
+
+    Raises:
+        CheckpointError: no tokenizer, only a slow or remote-code one, or tokens missing.
+    """
+    from transformers import AutoTokenizer
+
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"tokenizer directory {directory} does not exist")
+    if not (directory / "tokenizer_config.json").is_file() and not (directory / "tokenizer.json").is_file():
+        raise CheckpointError(f"{directory} holds no tokenizer (no tokenizer.json, no tokenizer_config.json)")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), use_fast=True, trust_remote_code=False,
+                                                  local_files_only=True)  # fmt: skip
+    except Exception as e:
+        raise CheckpointError(f"{directory}: the tokenizer can't be loaded: {str(e).strip().splitlines()[0]}") from None
+    if not tokenizer.is_fast:
+        raise CheckpointError(
+            f"{directory} offers only a slow tokenizer ({type(tokenizer).__name__}); a tokenizer.json is needed"
+        )
+    if complete:
+        unknown = [t for t in IMAGE_TOKENS if token_id(tokenizer, t) is None]
+        if unknown:
+            raise CheckpointError(
+                f"{directory}: the tokenizer lacks {' '.join(unknown)}; give a directory made by "
+                "tools/build_base_model.py or an official InternVL one"
+            )
+    return tokenizer
+
+
+def token_id(tokenizer, token: str) -> int | None:
+    """Id of a token that the vocabulary holds as one piece, else None."""
+    return tokenizer.get_vocab().get(token)
+
+
+def add_image_tokens(tokenizer) -> int:
+    """Adds the nine tokens in the official order; returns how many were new."""
+    from transformers import AddedToken
+
+    tokens = [AddedToken(t, normalized=False, special=True) for t in IMAGE_TOKENS]
+    return tokenizer.add_tokens(tokens, special_tokens=True)
+
+
+def num_token_rows(tokenizer) -> int:
+    """Embedding rows that the tokenizer needs: one more than its largest id."""
+    return max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
+
+
+def chat_template(tokenizer, conversation) -> str:
+    """A Jinja template that renders messages exactly as the conversation template prompts.
+
+    ``<image>`` in a message stays as it is: serving engines replace it themselves.
+
+    Args:
+        tokenizer: asked whether it puts a start token before a text (then the template starts with it too).
+        conversation: from ``get_conv_template``.
+    """
+
+    def quote(text: str) -> str:
+        return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+
+    before, after = conversation.system_template.split("{system_message}")
+    end = quote(conversation.sep)
+    user, assistant = (quote(role) for role in conversation.roles)
+    default = ""
+    if conversation.system_message is not None:
+        default = "{{ " + quote(before + conversation.system_message + after + conversation.sep) + " }}"
+    ids = tokenizer("a").input_ids
+    starts = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+    return "".join(
+        [
+            "{{ bos_token }}" if starts else "",
+            "{% if messages and messages[0]['role'] == 'system' %}",
+            "{{ " + quote(before) + " + messages[0]['content'] + " + quote(after + conversation.sep) + " }}",
+            "{% else %}" + default + "{% endif %}",
+            "{% for message in messages %}",
+            "{% if message['role'] == 'user' %}",
+            "{{ " + user + " + message['content'] + " + end + " }}",
+            "{% elif message['role'] == 'assistant' %}",
+            "{{ " + assistant + " + message['content'] + " + end + " }}",
+            "{% endif %}{% endfor %}",
+            "{% if add_generation_prompt %}{{ " + assistant + " }}{% endif %}",
+        ]
+    )
+
+
+def stop_token_ids(tokenizer, conversation) -> list[int]:
+    """Ids that end an answer: the template's end token first, then what the vocabulary itself ends texts with."""
+    names = [conversation.sep.strip(), tokenizer.eos_token, "<|endoftext|>", "<|im_start|>"]
+    ids = [token_id(tokenizer, n) for n in names if n]
+    return list(dict.fromkeys(i for i in ids if i is not None))
+
+
+def save_tokenizer(tokenizer, out: Path, *, template: str | None) -> None:
+    """Writes the tokenizer's files; ``template`` becomes its chat template (None keeps what it has)."""
+    tokenizer.save_pretrained(str(out))
+    for extra in out.glob("chat_template*"):
+        extra.unlink()
+    config = read_json(out / "tokenizer_config.json")
+    config.pop("extra_special_tokens", None)
+    config.pop("auto_map", None)
+    if template is not None or tokenizer.chat_template is not None:
+        config["chat_template"] = tokenizer.chat_template if template is None else template
+    # Fast classes of newer releases save e.g. Qwen2TokenizerFast; the plain name lets old and new pick slow or fast.
+    config["tokenizer_class"] = type(tokenizer).__name__.removesuffix("Fast")
+    write_json(out / "tokenizer_config.json", config)
+    if (out / "tokenizer.json").is_file():
+        merges_as_strings(out / "tokenizer.json")
+
+
+def merges_as_strings(path: Path) -> None:
+    """Rewrites the merges of a ``tokenizer.json`` in the form that all releases read."""
+    state = json.loads(path.read_text(encoding="utf-8"))
+    merges = state.get("model", {}).get("merges")
+    if merges and not isinstance(merges[0], str):
+        if any(" " in piece for merge in merges for piece in merge):
+            return  # a piece with a space in it has no string form; only newer releases can read such a vocabulary
+        state["model"]["merges"] = [" ".join(merge) for merge in merges]
+        path.write_text(json.dumps(state, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,219 @@
+"""Writes a model directory: shards streamed tensor by tensor, everything under a temporary name, moved in whole.
+
+The order makes an interrupted run harmless. All files go to a hidden sibling ``.{name}.partial-{pid}`` whose config is
+called ``config.json.partial``; then the directory gets its name; then the config gets its own. Nothing opens a model
+directory without ``config.json``, so at no moment does an unfinished directory load.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from xtuner_plugins.checkpoints.reader import DTYPE_NAMES, CheckpointError
+from xtuner_plugins.checkpoints.tensors import LazyTensor
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+_DISK_MARGIN = 64 * 2**20  # JSON, tokenizer and code files, rounded up generously
+CONFIG = "config.json"
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of ``"4GB"``, ``"500MB"``, ``"2GiB"`` or a plain number.
+
+    Raises:
+        ValueError: not a size.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]?I?B?)\s*", str(text).upper())
+    if not match or match[2] not in _UNITS or float(match[1]) <= 0:
+        raise ValueError(f"{text!r} is not a size; write it like 4GB, 500MB or 2GiB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def format_size(num_bytes: int) -> str:
+    """``4.1 GB`` and the like, decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000 or unit == "GB":
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError
+
+
+def write_json(path: Path, value: Mapping) -> None:
+    """Indented UTF-8 JSON with a final line break."""
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def check_target(out: str | Path, *, force: bool, inputs: Mapping[str, str | Path | None]) -> Path:
+    """The target as an absolute path, if it may be written.
+
+    Args:
+        out: the directory to make.
+        force: an existing directory may be replaced.
+        inputs: what is read, by role; the target may not be one of them nor hold one.
+
+    Raises:
+        CheckpointError: the target exists, is a file, or would overwrite an input.
+    """
+    out = Path(os.path.abspath(out))
+    for role, path in inputs.items():
+        if path is not None and (Path(os.path.abspath(path)) == out or out in Path(os.path.abspath(path)).parents):
+            raise CheckpointError(f"the output {out} would overwrite the {role} {path}; choose another name")
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise CheckpointError(f"{out} exists and is not a plain directory; choose another name")
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise CheckpointError(f"{out} exists already; choose another name or replace it with --force")
+    return out
+
+
+def check_disk(out: Path, num_bytes: int) -> None:
+    """Raises ``CheckpointError`` when the file system of ``out`` has less than ``num_bytes`` and a margin free."""
+    parent = out.parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if free < num_bytes + _DISK_MARGIN:
+        raise CheckpointError(
+            f"{out} needs {format_size(num_bytes + _DISK_MARGIN)} but only {format_size(free)} are free on "
+            f"{parent}; free some space or write elsewhere"
+        )
+
+
+@contextmanager
+def staged_directory(out: Path):
+    """Yields a hidden sibling to write into; on a clean exit it becomes ``out``, on any error it vanishes.
+
+    The writer calls the config ``config.json.partial`` (``write_config``); an ``out`` that existed is replaced only
+    after the new one is complete.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(out)
+    stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-{os.getpid()}-", dir=out.parent))
+    try:
+        os.chmod(stage, 0o777 & ~_umask())
+        yield stage
+        assert (stage / f"{CONFIG}.partial").is_file(), "a staged directory needs write_config"
+        old = None
+        if out.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.replaced-{os.getpid()}-", dir=out.parent))
+            os.rename(out, old)  # an empty directory may be renamed over
+        os.rename(stage, out)
+        os.rename(out / f"{CONFIG}.partial", out / CONFIG)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if stage.exists():
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def write_config(stage: Path, config: Mapping) -> None:
+    """The config of a staged directory, under the name that only a finished directory loses."""
+    write_json(stage / f"{CONFIG}.partial", config)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _remove_stale(out: Path) -> None:
+    """Removes what a killed run of another process left for the same target."""
+    for path in out.parent.glob(f".{out.name}.partial-*"):
+        pid = path.name.removeprefix(f".{out.name}.partial-").split("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def plan_shards(tensors: Mapping[str, tuple[LazyTensor, torch.dtype]], max_shard_size: int) -> list[list[str]]:
+    """Names of each shard, in order; a tensor larger than the limit gets a shard of its own."""
+    shards: list[list[str]] = [[]]
+    used = 0
+    for name, (tensor, dtype) in tensors.items():
+        size = tensor.numel * dtype.itemsize
+        if shards[-1] and used + size > max_shard_size:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    return shards
+
+
+def total_bytes(tensors: Mapping[str, tuple[LazyTensor, torch.dtype]]) -> int:
+    """Bytes of all tensors in the dtypes they are written in."""
+    return sum(t.numel * d.itemsize for t, d in tensors.values())
+
+
+def write_weights(
+    stage: Path,
+    tensors: Mapping[str, tuple[LazyTensor, torch.dtype]],
+    *,
+    max_shard_size: int,
+    advance: Callable[[int], None] = lambda num_bytes: None,
+    check: Callable[[str, torch.Tensor], None] | None = None,
+) -> list[Path]:
+    """Streams tensors into ``model.safetensors`` or shards, the index last.
+
+    Args:
+        stage: directory to write into.
+        tensors: name to (tensor, dtype to write).
+        max_shard_size: bytes of data a shard.
+        advance: called with the number of bytes after each block, for a progress bar.
+        check: called with the name and each 1-D block before it is written; raises to stop.
+
+    Returns:
+        The weight files in order (without the index).
+    """
+    shards = plan_shards(tensors, max_shard_size)
+    single = len(shards) == 1
+    files, weight_map = [], {}
+    for number, names in enumerate(shards, 1):
+        file = stage / ("model.safetensors" if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors")
+        _write_shard(file, {n: tensors[n] for n in names}, advance, check)
+        files.append(file)
+        weight_map.update(dict.fromkeys(names, file.name))
+    if not single:
+        index = {"metadata": {"total_size": total_bytes(tensors)}, "weight_map": dict(sorted(weight_map.items()))}
+        write_json(stage / "model.safetensors.index.json", index)
+    return files
+
+
+def _write_shard(path: Path, tensors: dict[str, tuple[LazyTensor, torch.dtype]], advance, check) -> None:
+    # Widest dtype first keeps every tensor aligned to its width. Older transformers die without {"format": "pt"}.
+    ordered = sorted(tensors.items(), key=lambda item: -item[1][1].itemsize)
+    header: dict = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (tensor, dtype) in ordered:
+        size = tensor.numel * dtype.itemsize
+        header[name] = {
+            "dtype": DTYPE_NAMES[dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb", buffering=0) as file:
+        _write_all(file, len(text).to_bytes(8, "little") + text)
+        for name, (tensor, dtype) in ordered:
+            for block in tensor.blocks():
+                block = block.to(dtype)
+                if check is not None:
+                    check(name, block)
+                _write_all(file, memoryview(block.contiguous().view(torch.uint8).numpy()))
+                advance(block.numel() * dtype.itemsize)
+
+
+def _write_all(file, data) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]

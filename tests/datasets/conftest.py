@@ -1,0 +1,87 @@
+"""A base directory as the data side sees one: a config.json and a tokenizer, no weights."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+NINE = ["<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"]
+CONFIG = {
+    "model_type": "internvl_chat", "architectures": ["InternVLChatModel"], "template": "internvl2_5",
+    "force_image_size": 112, "downsample_ratio": 0.5, "dynamic_image_size": True, "use_thumbnail": True,
+    "min_dynamic_patch": 1, "max_dynamic_patch": 6, "vision_config": {"patch_size": 14, "image_size": 112},
+}
+
+
+@pytest.fixture(scope="session")
+def data_base(tmp_path_factory):
+    """Tiles of 112 px become 16 tokens; at most 6 tiles and a thumbnail."""
+    from transformers import AutoTokenizer
+
+    from xtuner_plugins.toy.tokenizer import build_tokenizer
+
+    out = tmp_path_factory.mktemp("data_base")
+    build_tokenizer(out)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    # phi3-chat's control tokens too, so that every template can be rendered
+    extra = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+    tokenizer.add_tokens(NINE + extra, special_tokens=True)
+    tokenizer.save_pretrained(out)
+    (out / "config.json").write_text(json.dumps(CONFIG))
+    return out
+
+
+@pytest.fixture(scope="session")
+def hf_tokenizer(data_base):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(data_base)
+
+
+@pytest.fixture(scope="session")
+def text_tokenizer(data_base):
+    from xtuner_plugins.datasets.tokens import TextTokenizer
+
+    return TextTokenizer.from_pretrained(data_base)
+
+
+@pytest.fixture
+def write_data(tmp_path):
+    """write_data(records, name) -> path of a jsonl (or json) file; pictures.make(name, w, h) beside it."""
+
+    def write(records, name="data.jsonl"):
+        path = tmp_path / name
+        if name.endswith(".jsonl"):
+            path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+        else:
+            path.write_text(json.dumps(records, ensure_ascii=False, indent=1), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def make_picture(tmp_path):
+    """make_picture(name, width, height) -> the image folder; deterministic noise."""
+    folder = tmp_path / "images"
+
+    def make(name="a.png", width=200, height=120, mode="RGB"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(width * 7 + height).integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(noise).convert(mode).save(path)
+        return str(folder)
+
+    return make
+
+
+def conversation(question="What is it?", answer="A cat.", image=None, **extra):
+    """A raw record with one question and one answer."""
+    record = {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}], **extra}
+    return record if image is None else {"image": image, **record}
+
+
+@pytest.fixture(scope="session")
+def qa():
+    return conversation

@@ -1,0 +1,196 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+from mmengine.runner import Runner
+from PIL import Image
+
+from xtuner_plugins.datasets import DynamicTiling, MultimodalDataset, RecordError, SettingError
+from xtuner_plugins.datasets.media import load_image
+
+
+@pytest.fixture
+def mixture(data_base, write_data, make_picture, qa):
+    """Two files: three records with pictures (one tile, several tiles), four without."""
+    make_picture("a.png", 100, 90)
+    make_picture("b.png", 360, 120)
+    folder = make_picture("sub/c.jpg", 300, 400)
+    seen = write_data([qa("<image>\nA?", "Yes.", image="a.png"), qa("B?", "No.", image="b.png"),
+                       qa("C?", "Perhaps.", image="sub/c.jpg")], "seen.json")
+    text = write_data([qa(f"{i}?", f"{i}.") for i in range(4)], "text.jsonl")
+    return dict(base=str(data_base), data_paths=[seen, text], image_folders=[folder, None])
+
+
+def test_a_sample_with_its_tiles(mixture, hf_tokenizer):
+    dataset = MultimodalDataset(**mixture)
+    sample = dataset[1]
+    image = load_image(mixture["image_folders"][0] + "/b.png")
+    assert torch.equal(sample["tiles"], DynamicTiling(1, 6, 112)(image)) and len(sample["tiles"]) == 4
+    context = hf_tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+    assert (sample["input_ids"] == context).sum() == 4 * 16
+    assert hf_tokenizer.decode(sample["labels"][sample["labels"] != -100]) == "No.<|im_end|>"
+    assert sample["source"] == mixture["data_paths"][0] + ":15"
+    assert sample["input_ids"].dtype == sample["labels"].dtype == torch.int64
+
+
+def test_a_sample_without_pictures_has_no_tiles(mixture):
+    sample = MultimodalDataset(**mixture)[3]
+    assert sample["tiles"].shape == (0, 3, 112, 112) and sample["tiles"].dtype == torch.uint8
+
+
+def test_reading_twice_gives_the_same(mixture):
+    dataset = MultimodalDataset(**mixture)
+    for index in range(len(dataset)):
+        first, second = dataset[index], dataset[index]
+        assert all(torch.equal(first[key], second[key]) for key in ("input_ids", "labels", "tiles"))
+
+
+def test_repeat_times(mixture):
+    dataset = MultimodalDataset(**mixture, repeat_times=[2, 0.5])
+    places = [dataset.locate(i) for i in range(len(dataset))]
+    assert places[:6] == [(0, 0), (0, 1), (0, 2)] * 2 and len(places) == 8
+    assert len({row for number, row in places if number == 1}) == 2
+    again = MultimodalDataset(**mixture, repeat_times=[2, 0.5])
+    assert [again.locate(i) for i in range(len(again))] == places
+    many = MultimodalDataset(**mixture, repeat_times=[1, 3.5])
+    rows = [row for number, row in map(many.locate, range(len(many))) if number == 1]
+    assert sorted(np.bincount(rows)) == [3, 3, 4, 4]
+    other = [MultimodalDataset(**mixture, repeat_times=[1, 0.5], seed=s) for s in range(8)]
+    assert len({tuple(d.locate(i) for i in (3, 4)) for d in other}) > 1
+    with pytest.raises(IndexError):
+        dataset.locate(8)
+
+
+def test_settings_take_the_place_of_the_bases(mixture):
+    dataset = MultimodalDataset(**mixture, max_tiles=2, use_thumbnail=False, template="Hermes-2", min_tiles=2)
+    assert len(dataset[1]["tiles"]) == 2
+    assert dataset.tiling == DynamicTiling(2, 2, 112, False) and dataset.template.name == "Hermes-2"
+
+
+def test_several_pictures_share_the_tiles(data_base, write_data, make_picture, qa):
+    folder = make_picture("a.png", 360, 120)
+    path = write_data([qa("<image> and <image>", "Alike.", image=["a.png"] * 2),
+                       qa("<image>" * 8, "Alike.", image=["a.png"] * 8)])
+    dataset = MultimodalDataset(data_base, path, folder)
+    assert len(dataset[0]["tiles"]) == 2 * 4 and len(dataset[1]["tiles"]) == 8
+
+
+def test_from_config_with_workers_and_collate(mixture, hf_tokenizer):
+    """As MMEngine builds it from a config with strings, in worker processes."""
+    loader = Runner.build_dataloader(dict(
+        dataset=dict(type="MultimodalDataset", **mixture), sampler=dict(type="DefaultSampler", shuffle=False),
+        batch_size=4, num_workers=2, collate_fn=dict(type="collate", pad_token_id=hf_tokenizer.pad_token_id)))
+    first, second = list(loader)
+    assert first["input_ids"].shape == first["labels"].shape == first["attention_mask"].shape
+    assert first["attention_mask"].dtype == torch.bool and first["tiles"].dtype == torch.uint8
+    assert first["num_tiles"].tolist()[1] == 4 and first["num_tiles"][3] == 0
+    assert first["num_tiles"].sum() == len(first["tiles"])
+    lengths = first["attention_mask"].sum(1)
+    for row, length in enumerate(lengths):
+        assert first["attention_mask"][row, :length].all()
+        assert (first["input_ids"][row, length:] == hf_tokenizer.pad_token_id).all()
+        assert (first["labels"][row, length:] == -100).all()
+    assert second["tiles"].shape == (0, 3, 112, 112) and second["num_tiles"].tolist() == [0, 0, 0]
+    assert second["sources"][-1].endswith("text.jsonl:4")
+
+
+def test_pad_to_multiple(mixture):
+    from xtuner_plugins.datasets import collate
+
+    dataset = MultimodalDataset(**mixture)
+    assert collate([dataset[3], dataset[4]], pad_to_multiple_of=64)["input_ids"].shape[1] % 64 == 0
+
+
+def test_class_typed_config(mixture):
+    assert len(DATASETS.build(Config(dict(d=dict(type=MultimodalDataset, **mixture))).d)) == 7
+
+
+def test_survives_pickling(mixture):
+    dataset = MultimodalDataset(**mixture)
+    again = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(again[1]["input_ids"], dataset[1]["input_ids"])
+
+
+def test_errors_travel_through_pickle():
+    error = RecordError("json", "not JSON", "mend it", "f:3")
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == "f:3: not JSON; mend it" and again.reason == "json"
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(data_paths=["none.json"], image_folders=None), "none.json.*isn't there"),
+    (dict(data_paths=[], image_folders=None), "data_paths is empty"),
+    (dict(image_folders=["nowhere", None]), "nowhere.*isn't there"),
+    (dict(image_folders=["."]), "image_folders has 1 entries for 2"),
+    (dict(repeat_times=[1]), "repeat_times has 1 entries"),
+    (dict(repeat_times=[1, 0]), "repeat_times holds 0"),
+    (dict(repeat_times=[1, -2]), "repeat_times holds -2"),
+    (dict(repeat_times=[1, "2"]), "repeat_times holds '2'"),
+    (dict(max_tiles=0), "max_tiles=0"),
+    (dict(min_tiles=9), "min_tiles=9"),
+    (dict(template="none"), "none.*internvl2_5"),
+    (dict(max_length=0), "max_length=0"),
+    (dict(base="nowhere"), "nowhere.*isn't there"),
+])
+def test_unusable_settings_name_themselves(mixture, change, words):
+    with pytest.raises(SettingError, match=words):
+        MultimodalDataset(**(mixture | change))
+
+
+def test_unknown_settings_are_refused(mixture):
+    with pytest.raises(TypeError, match="max_tile"):
+        DATASETS.build(dict(type="MultimodalDataset", **mixture, max_tile=3))
+
+
+@pytest.mark.parametrize("edit, words", [
+    ({"force_image_size": None}, "force_image_size"), ({"vision_config": {}}, "vision_config.patch_size"),
+    ({"downsample_ratio": "x"}, "downsample_ratio"), ({"template": None}, "names no 'template'"),
+])
+def test_a_base_without_its_facts_is_refused(mixture, tmp_path, data_base, edit, words):
+    import json
+    import shutil
+
+    base = tmp_path / "base"
+    shutil.copytree(data_base, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | edit))
+    with pytest.raises(SettingError, match=words):
+        MultimodalDataset(**(mixture | dict(base=base)))
+
+
+def test_static_base_gives_one_tile(mixture, tmp_path, data_base):
+    import json
+    import shutil
+
+    base = tmp_path / "base"
+    shutil.copytree(data_base, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"dynamic_image_size": False}))
+    assert len(MultimodalDataset(**(mixture | dict(base=base)))[1]["tiles"]) == 1
+
+
+def test_unusable_pictures_name_the_record(data_base, write_data, make_picture, qa):
+    folder = make_picture("a.png")
+    (open(folder + "/broken.png", "wb")).write(b"\x89PNG\r\n\x1a\nnonsense")
+    names = ["missing.png", "../a.png", "broken.png"]
+    dataset = MultimodalDataset(data_base, write_data([qa(image=name) for name in names]), folder)
+    for line, name in enumerate(names, 1):
+        with pytest.raises(RecordError, match=rf"data.jsonl:{line}: .*{name}"):
+            dataset[line - 1]
+
+
+def test_too_long_says_how_long(data_base, write_data, make_picture, qa):
+    folder = make_picture("a.png", 360, 120)
+    dataset = MultimodalDataset(data_base, write_data([qa(image="a.png")]), folder, max_length=80)
+    with pytest.raises(RecordError, match=r"jsonl:1: \d+ tokens \(66 of them its pictures'\), max_length is 80"):
+        dataset[0]
+
+
+def test_16_bit_and_oriented_pictures_arrive_upright(data_base, write_data, make_picture, qa):
+    folder = make_picture("a.png")
+    Image.fromarray(np.full((50, 60), 65535, np.uint16)).save(folder + "/deep.png")
+    dataset = MultimodalDataset(data_base, write_data([qa(image="deep.png")]), folder)
+    assert (dataset[0]["tiles"] == 255).all()

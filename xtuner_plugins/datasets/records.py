@@ -1,0 +1,249 @@
+"""From an annotation file's JSON to a checked conversation.
+
+A raw record (LLaVA style; extra keys are allowed and kept):
+
+    {"id": "7", "image": "coco/000000033471.jpg", "conversations": [
+        {"from": "human", "value": "<image>\\nWhat colour is the bus?"},
+        {"from": "gpt",   "value": "Red."}]}
+
+or with `messages`, whose contents are strings or lists of parts:
+
+    {"messages": [
+        {"role": "user", "content": [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "And this?"}]},
+        {"role": "assistant", "content": "A dog."}]}
+
+`image` (or `images`) is a name, a list of names, or absent; `video` (or `videos`) likewise. Placeholders stand in
+the user's turns and are filled in order; a single picture that no placeholder mentions stands in front of the first
+user turn. Any other disagreement is an error: nothing is guessed.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+from .errors import RecordError
+
+IMAGE, VIDEO = "<image>", "<video>"
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+FORMATS = {"conversations": ("from", "value"), "messages": ("role", "content")}
+KNOWN_KEYS = {"conversations", "messages", "image", "images", "video", "videos", "system"}
+
+
+@dataclass(frozen=True)
+class Medium:
+    """A picture or a video at its place in the text."""
+
+    kind: str  # 'image' or 'video'
+    name: str  # as the record writes it, relative to the image folder
+
+
+@dataclass(frozen=True)
+class Turn:
+    role: str  # 'user' or 'assistant'
+    parts: tuple[str | Medium, ...]  # texts and media in reading order; an assistant's turn is one text
+
+    @property
+    def text(self) -> str:
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+
+@dataclass(frozen=True)
+class Record:
+    """A checked conversation: user and assistant in turn, the last word is the assistant's."""
+
+    turns: tuple[Turn, ...]
+    source: str  # 'file:line'
+    system: str | None = None  # replaces the template's system message
+    extra: dict = field(default_factory=dict)  # the record's other keys, untouched
+
+    @property
+    def media(self) -> list[Medium]:
+        return [part for turn in self.turns for part in turn.parts if isinstance(part, Medium)]
+
+
+def parse_record(raw: object, source: str) -> Record:
+    """Check a decoded JSON value and turn it into a `Record`. `raw` is not modified.
+
+    Raises:
+        RecordError: whatever is wrong, with `source` in front.
+    """
+    if not isinstance(raw, dict):
+        _fail(source, "record_type", f"a record must be an object, this is {_kind(raw)}",
+              'write {"image": ..., "conversations": [...]}')
+    messages, role_key, content_key = _message_list(raw, source)
+    parsed = [_message(message, number, role_key, content_key, source)
+              for number, message in enumerate(messages, 1)]
+    system = _system(raw, parsed, source)
+    parsed = [message for message in parsed if message[0] != "system"]
+    _check_order([role for role, _ in parsed], source)
+    parsed = _fill_placeholders(parsed, _names(raw, "image", source), _names(raw, "video", source), source)
+    turns = tuple(Turn(role, tuple(parts)) for role, parts in parsed)
+    extra = {key: value for key, value in raw.items() if key not in KNOWN_KEYS}
+    return Record(turns, source, system, extra)
+
+
+def _fail(source: str, reason: str, problem: str, remedy: str = "") -> None:
+    raise RecordError(reason, problem, remedy, source)
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number",
+             bool: "true/false", type(None): "null"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _shorten(text: str, limit: int = 60) -> str:
+    return repr(text if len(text) <= limit else text[:limit] + "...")
+
+
+def _message_list(raw: dict, source: str) -> tuple[list, str, str]:
+    present = [name for name in FORMATS if name in raw]
+    if not present:
+        _fail(source, "no_conversations", f"no conversations; the record has the keys {sorted(raw)!r}"[:300],
+              'give "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]')
+    if len(present) > 1:
+        _fail(source, "two_formats", "both 'conversations' and 'messages'", "keep one of them")
+    messages = raw[present[0]]
+    if not isinstance(messages, list):
+        _fail(source, "conversations_type", f"'{present[0]}' is {_kind(messages)}", "make it a list of turns")
+    if not messages:
+        _fail(source, "no_conversations", f"'{present[0]}' is empty", "remove the record or give it turns")
+    return messages, *FORMATS[present[0]]
+
+
+def _message(message: object, number: int, role_key: str, content_key: str, source: str) -> tuple[str, list]:
+    """One raw turn as (role, parts); parts are strings, `Medium`s, or None for a picture named elsewhere."""
+    where = f"turn {number}"
+    if not isinstance(message, dict):
+        _fail(source, "turn_type", f"{where} is {_kind(message)}", "make it an object")
+    for key in (role_key, content_key):
+        if key not in message:
+            _fail(source, "turn_keys", f"{where} has no '{key}', its keys are {sorted(message)!r}"[:300],
+                  f"give every turn '{role_key}' and '{content_key}'")
+    role = ROLES.get(message[role_key]) if isinstance(message[role_key], str) else None
+    if role is None:
+        _fail(source, "turn_role", f"{where} is from {_shorten(str(message[role_key]))}",
+              f"known roles are {', '.join(ROLES)}")
+    content = message[content_key]
+    if isinstance(content, str):
+        return role, [_clean(content, where, source)]
+    if isinstance(content, list) and role_key == "role":
+        return role, [_part(part, role, where, source) for part in content]
+    _fail(source, "turn_content", f"the text of {where} is {_kind(content)}", "make it a string")
+
+
+def _clean(text: str, where: str, source: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        _fail(source, "unicode", f"{where} holds half of a surrogate pair (\\u{ord(text[error.start]):04x}), "
+              "which is no character", "write the file as UTF-8, or whole pairs")
+    return text
+
+
+def _part(part: object, role: str, where: str, source: str) -> "str | Medium | _Text":
+    """One part of a list content: {"type": "text" | "image" | "image_url" | "video", ...}."""
+    if isinstance(part, str):
+        return _Text(_clean(part, where, source))
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return _Text(_clean(part["text"], where, source))
+    if kind in ("image", "image_url", "video", "video_url"):
+        if role != "user":
+            _fail(source, "media_role", f"{where} ({role}) holds a {kind}", "pictures stand in the user's turns")
+        kind = kind.removesuffix("_url")
+        value = next((part[key] for key in (kind, f"{kind}_url", "path", "url") if part.get(key) is not None), None)
+        if isinstance(value, dict):
+            value = value.get("url")
+        if value is None:
+            return IMAGE if kind == "image" else VIDEO  # named by the record's own list
+        if not isinstance(value, str):
+            _fail(source, "media_name", f"{where} names a {kind} by {_kind(value)}", "name its file")
+        return Medium(kind, value)
+    _fail(source, "turn_part", f"{where} has a part that is neither text, image nor video: {_shorten(str(part))}",
+          'write {"type": "text", "text": ...} or {"type": "image", "image": ...}')
+
+
+class _Text(str):
+    """A text part of a list content: `<image>` in it is text, since pictures have parts of their own."""
+
+
+def _system(raw: dict, parsed: list[tuple[str, list]], source: str) -> str | None:
+    places = [number for number, (role, _) in enumerate(parsed, 1) if role == "system"]
+    if places and places != [1]:
+        _fail(source, "turn_order", f"turn {places[-1]} is a system turn", "a system turn comes once, and first")
+    own = raw.get("system")
+    if own is None:
+        return "".join(parsed[0][1]) if places else None
+    if not isinstance(own, str):
+        _fail(source, "system_type", f"'system' is {_kind(own)}", "make it a string")
+    if places:
+        _fail(source, "system_twice", "both a 'system' key and a system turn", "keep one of them")
+    return _clean(own, "'system'", source)
+
+
+def _check_order(roles: list[str], source: str) -> None:
+    for number, role in enumerate(roles, 1):
+        expected = "user" if number % 2 else "assistant"
+        if role != expected:
+            _fail(source, "turn_order", f"turn {number} (system not counted) is the {role}'s, expected the "
+                  f"{expected}'s", "user and assistant speak in turn, the user first")
+    if not roles or roles[-1] == "user":
+        _fail(source, "no_answer", "the last turn is the user's: nothing to learn" if roles else "no turns",
+              "end with an assistant's answer")
+
+
+def _names(raw: dict, kind: str, source: str) -> list[str]:
+    """The record's own list of pictures or videos."""
+    present = [key for key in (kind, kind + "s") if raw.get(key) is not None]
+    if len(present) > 1:
+        _fail(source, "media_twice", f"both '{kind}' and '{kind}s'", "keep one of them")
+    if not present:
+        return []
+    value = raw[present[0]]
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        _fail(source, "media_name", f"'{present[0]}' is neither a file name nor a list of them",
+              f'write "{kind}": "folder/file"')
+    if any(not name.strip() for name in names):
+        _fail(source, "media_name", f"'{present[0]}' holds an empty name", f"name the {kind} or remove the key")
+    return names
+
+
+def _fill_placeholders(parsed: list, images: list[str], videos: list[str], source: str) -> list:
+    """Put the named media where their placeholders stand in the user's turns."""
+    names = {IMAGE: iter(images), VIDEO: iter(videos)}
+    counts = {IMAGE: 0, VIDEO: 0}
+    own = {"image": 0, "video": 0}  # media that stand in the text as parts, with their names
+    # Without a video `<video>` is text (it is an HTML element); `<image>` never is, it is too common a mistake.
+    pattern = re.compile(f"({IMAGE}|{VIDEO})" if videos else f"({IMAGE})")
+    filled = []
+    for role, parts in parsed:
+        if role == "assistant":
+            text = "".join(parts)
+            if not text:
+                _fail(source, "empty_answer", "an assistant's turn is empty", "give it text or remove it")
+            filled.append((role, [text]))
+            continue
+        pieces = []
+        for part in parts:
+            if isinstance(part, Medium):
+                own[part.kind] += 1
+                pieces.append(part)
+                continue
+            for piece in [part] if isinstance(part, _Text) else pattern.split(part):
+                if piece in counts and not isinstance(piece, _Text):
+                    counts[piece] += 1
+                    name = next(names[piece], None)
+                    pieces.append(Medium(piece.strip("<>"), name) if name is not None else piece)
+                elif piece:
+                    pieces.append(str(piece))
+        filled.append((role, pieces))
+    for placeholder, given in ((IMAGE, images), (VIDEO, videos)):
+        kind = placeholder.strip("<>")
+        if counts[placeholder] == 0 and len(given) == 1 and not own[kind]:
+            filled[0] = (filled[0][0], [Medium(kind, given[0]), "\n", *filled[0][1]])
+        elif counts[placeholder] != len(given):
+            _fail(source, f"{kind}_count", f"{counts[placeholder]} {placeholder} in the user's turns, but "
+                  f"{len(given)} {kind}{'' if len(given) == 1 else 's'} given by '{kind}'",
+                  f"name one {kind} for each {placeholder}")
+    return filled

@@ -1,0 +1,126 @@
+"""Text to token ids, with the line between a template's control tokens and a record's characters.
+
+`<|im_end|>` in a user's text is eight characters about a token, not the token; only the template may write control
+tokens. The exception are the grounding tokens (`<ref>`, `<box>`, ...), which are meant to stand in texts.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from .errors import SettingError
+
+IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
+GROUNDING_TOKENS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
+
+
+class TextTokenizer:
+    """Encodes plain text as plain text, literals with their control tokens.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers with the image tokens in its vocabulary.
+        name: what to call it in errors.
+
+    Attributes:
+        image_start_id, image_end_id, image_context_id: ids of `<img>`, `</img>`, `<IMG_CONTEXT>`.
+        pad_id: id for padding (never attended to, never supervised).
+
+    Raises:
+        SettingError: a slow tokenizer, or one without the image tokens.
+    """
+
+    def __init__(self, tokenizer, name: str = "the tokenizer"):
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise SettingError("tokenizer", f"{name} is a slow tokenizer", "add its tokenizer.json")
+        state = json.loads(backend.to_str())
+        self._added = {token["content"]: token for token in state["added_tokens"]}
+        # Without added tokens nothing in a text can become one; the plain model below is otherwise the same.
+        state.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
+        self._plain = Tokenizer.from_str(json.dumps(state))
+        missing = [token for token in (IMAGE_START, IMAGE_END, IMAGE_CONTEXT) if token not in self._added]
+        if missing:
+            raise SettingError("tokenizer", f"{name} lacks {', '.join(missing)}",
+                               "make a base with tools/build_base_model.py, it adds them")
+        self.name = name
+        self.image_start_id = self.token_id(IMAGE_START)
+        self.image_end_id = self.token_id(IMAGE_END)
+        self.image_context_id = self.token_id(IMAGE_CONTEXT)
+        pad = tokenizer.pad_token_id
+        self.pad_id = int(pad if pad is not None else tokenizer.eos_token_id or 0)
+        self._control = _alternatives(self._added)
+        self._grounding = _alternatives([token for token in GROUNDING_TOKENS if token in self._added])
+        self._literals: dict[str, list[str | int]] = {}
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike) -> "TextTokenizer":
+        """Load the tokenizer of a model directory; no code from it runs, nothing is downloaded.
+
+        Raises:
+            SettingError: no such directory, no tokenizer in it, or one that can't be used.
+        """
+        directory = os.fspath(directory)
+        if not os.path.isdir(directory):
+            raise SettingError("base", f"model directory {directory!r} isn't there",
+                               "build it with tools/build_base_model.py or correct 'base'")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, use_fast=True,
+                                                      local_files_only=True)
+        except Exception as error:
+            text = " ".join(str(error).split())[:300]
+            raise SettingError("tokenizer", f"the tokenizer in {directory!r} can't be loaded ({text})",
+                               "the directory needs tokenizer.json and tokenizer_config.json") from None
+        return cls(tokenizer, str(Path(directory)))
+
+    def token_id(self, token: str) -> int:
+        """Id of an added token, by its exact text."""
+        return int(self._added[token]["id"])
+
+    def split_literal(self, text: str) -> list[str | int]:
+        """A template's text as ids of control tokens and the plain texts between them."""
+        if text not in self._literals:
+            self._literals[text] = [piece for piece in self._split(text, self._control) if piece != ""]
+        return self._literals[text]
+
+    def split_text(self, text: str) -> list[str | int]:
+        """A record's text as ids of grounding tokens and the plain texts between them."""
+        if "<" not in text:
+            return [text] if text else []
+        return [piece for piece in self._split(text, self._grounding) if piece != ""]
+
+    def strips_right(self, token_id: int) -> bool:
+        """Whether this control token swallows the white space after it (Phi-3's do), as `chat` will see it."""
+        return token_id in self._strippers
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a plain text; no control token can come out of it."""
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """As `encode`, for many texts at once, over the tokenizer's own threads."""
+        return [encoding.ids for encoding in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def fingerprint(self) -> str:
+        """What decides the ids, as text: caches are keyed by its hash."""
+        return self._plain.to_str() + json.dumps(self._added, sort_keys=True)
+
+    @property
+    def _strippers(self) -> set[int]:
+        if not hasattr(self, "_stripper_ids"):
+            self._stripper_ids = {token["id"] for token in self._added.values() if token.get("rstrip")}
+        return self._stripper_ids
+
+    def _split(self, text: str, pattern: re.Pattern | None) -> list[str | int]:
+        if pattern is None:
+            return [text]
+        pieces = pattern.split(text)
+        return [self.token_id(piece) if number % 2 else piece for number, piece in enumerate(pieces)]
+
+
+def _alternatives(tokens) -> re.Pattern | None:
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None

@@ -126,7 +126,7 @@ class InternAttention(nn.Module):
         q, k, v = (t.reshape(num_tiles, length, self.num_heads, self.head_dim).transpose(1, 2) for t in (q, k, v))
         dropout = self.attention_dropout if self.training else 0.0
         if getattr(self.config, "_attn_implementation", None) == "eager":
-            weights = ((q * self.head_dim**-0.5) @ k.transpose(-2, -1)).softmax(dim=-1)
+            weights = (q @ k.transpose(-2, -1) * self.head_dim**-0.5).softmax(dim=-1)
             out = F.dropout(weights, dropout, self.training) @ v
         else:
             out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)

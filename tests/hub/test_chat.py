@@ -1,0 +1,184 @@
+"""`chat` and `batch_chat`: what is prompted, and how answers, histories and pictures are handled."""
+
+import pytest
+import torch
+from transformers import TextIteratorStreamer
+
+from xtuner_plugins.hub import get_conv_template
+
+from .cases import TILE, make_config, make_model
+
+SYSTEM = "<|im_start|>system\n" + get_conv_template("internvl2_5").system_message + "<|im_end|>\n"
+GREEDY = {"max_new_tokens": 8, "do_sample": False}
+
+
+def tiles(count):
+    return torch.randn(count, 3, TILE, TILE, generator=torch.Generator().manual_seed(count))
+
+
+def picture(count):
+    return "<img>" + "<IMG_CONTEXT>" * (16 * count) + "</img>"
+
+
+def user(text):
+    return f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture()
+def prompted(model, tokenizer, monkeypatch):
+    """Collects the texts that reach `generate`, padding removed."""
+    seen, generate = [], model.generate
+
+    def record(**kwargs):
+        for ids, mask in zip(kwargs["input_ids"], kwargs["attention_mask"], strict=True):
+            seen.append(tokenizer.decode(ids[mask.bool()]))
+        return generate(**kwargs)
+
+    monkeypatch.setattr(model, "generate", record)
+    return seen
+
+
+def test_one_picture(model, tokenizer, prompted):
+    answer = model.chat(tokenizer, tiles(3), "What is it?", dict(GREEDY))
+    assert prompted == [SYSTEM + user(picture(3) + "\nWhat is it?")]
+    assert isinstance(answer, str) and answer
+    assert model.img_context_token_id == tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+
+
+def test_a_placeholder_says_where_the_picture_goes(model, tokenizer, prompted):
+    model.chat(tokenizer, tiles(1), "Look: <image> What is it?", dict(GREEDY))
+    assert prompted == [SYSTEM + user(f"Look: {picture(1)} What is it?")]
+
+
+def test_text_only(model, tokenizer, prompted):
+    model.chat(tokenizer, None, "Hello", dict(GREEDY))
+    assert prompted == [SYSTEM + user("Hello")]
+
+
+def test_several_pictures(model, tokenizer, prompted):
+    question = "First <image> second <image>"
+    model.chat(tokenizer, tiles(3), question, dict(GREEDY), num_patches_list=[1, 2])
+    assert prompted == [SYSTEM + user(f"First {picture(1)} second {picture(2)}")]
+
+
+def test_history(model, tokenizer, prompted):
+    answer, history = model.chat(tokenizer, tiles(2), "What is it?", dict(GREEDY), return_history=True)
+    assert history == [("<image>\nWhat is it?", answer)]
+    second, longer = model.chat(tokenizer, tiles(2), "And why?", dict(GREEDY), history=history, return_history=True)
+    first_turn = SYSTEM + user(picture(2) + "\nWhat is it?") + answer + "<|im_end|>\n"
+    assert prompted[1] == first_turn + user("And why?")
+    assert longer == [*history, ("And why?", second)] and len(history) == 1
+
+
+def test_a_picture_in_a_later_turn(model, tokenizer, prompted):
+    history = [("Hello", "Hi")]
+    model.chat(tokenizer, tiles(1), "<image>\nWhat is it?", dict(GREEDY), history=history)
+    assert prompted[0].endswith(user(picture(1) + "\nWhat is it?"))
+
+
+def test_system_message_is_read_at_call_time(model, tokenizer, prompted):
+    model.system_message = "Be brief."
+    model.chat(tokenizer, None, "Hello", dict(GREEDY))
+    assert prompted == ["<|im_start|>system\nBe brief.<|im_end|>\n" + user("Hello")]
+
+
+@pytest.mark.parametrize("template", ["internlm2-chat", "Hermes-2"])
+def test_other_templates(tokenizer, template):
+    model = make_model(make_config(vocab_size=len(tokenizer), template=template))
+    assert model.build_prompt("Hello").endswith("<|im_end|><|im_start|>user\nHello<|im_end|><|im_start|>assistant\n")
+    options = dict(GREEDY)
+    model.chat(tokenizer, None, "Hello", options)
+    assert options["eos_token_id"] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_the_stop_token_is_set_and_ends_the_answer(model, tokenizer, monkeypatch):
+    options = dict(GREEDY)
+    text = " It is blue. <|im_end|>\n<|im_start|>user more"
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    monkeypatch.setattr(model, "generate", lambda **kwargs: ids)
+    monkeypatch.setattr(tokenizer, "batch_decode", lambda ids, **kwargs: [text])
+    assert model.chat(tokenizer, None, "Hello", options) == "It is blue."
+    assert options == {**GREEDY, "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>")}
+
+
+def test_batch_equals_one_by_one(model, tokenizer, prompted):
+    questions = ["What is it?", "Hello", "Why is this one so much longer than the others are?"]
+    pixels = tiles(3)
+    answers = model.batch_chat(tokenizer, pixels, questions, dict(GREEDY), num_patches_list=[2, 0, 1])
+    alone = [
+        model.chat(tokenizer, pixels[:2], questions[0], dict(GREEDY)),
+        model.chat(tokenizer, None, questions[1], dict(GREEDY)),
+        model.chat(tokenizer, pixels[2:], questions[2], dict(GREEDY)),
+    ]
+    assert answers == alone
+    assert prompted[:3] == prompted[3:]
+
+
+def test_batch_with_several_pictures_a_question(model, tokenizer, prompted):
+    questions = ["First <image> second <image>", "What is it?"]
+    model.batch_chat(tokenizer, tiles(4), questions, dict(GREEDY), num_patches_list=[[1, 2], 1])
+    assert prompted[0] == SYSTEM + user(f"First {picture(1)} second {picture(2)}")
+    assert prompted[1] == SYSTEM + user(picture(1) + "\nWhat is it?")
+
+
+def test_batch_takes_the_old_name_and_leaves_the_tokenizer_alone(model, tokenizer):
+    tokenizer.padding_side = "right"
+    options = dict(GREEDY)
+    found = model.batch_chat(tokenizer, tiles(2), ["a", "and b"], options, image_counts=[1, 1])
+    expected = model.batch_chat(tokenizer, tiles(2), ["a", "and b"], dict(GREEDY), num_patches_list=[1, 1])
+    assert found == expected and tokenizer.padding_side == "right"
+    assert options["eos_token_id"] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+@pytest.mark.parametrize("options", [{"history": []}, {"return_history": True}])
+def test_batch_keeps_no_history(model, tokenizer, options):
+    with pytest.raises(NotImplementedError, match="keeps no history"):
+        model.batch_chat(tokenizer, None, ["a"], dict(GREEDY), **options)
+
+
+@pytest.mark.parametrize(
+    "count, patches, message",
+    [
+        (3, [1, 1], r"3 tiles, but num_patches_list = \[1, 1\] adds up to 2"),
+        (2, [1, 1], "16 image tokens in input_ids, but 32 image features"),
+    ],
+)
+def test_pictures_that_do_not_add_up(model, tokenizer, count, patches, message):
+    with pytest.raises(ValueError, match=message):
+        model.chat(tokenizer, tiles(count), "<image> What is it?", dict(GREEDY), num_patches_list=patches)
+
+
+def test_batch_that_does_not_add_up(model, tokenizer):
+    with pytest.raises(ValueError, match="1 entries for 2 questions"):
+        model.batch_chat(tokenizer, tiles(1), ["a", "b"], dict(GREEDY), num_patches_list=[1])
+    with pytest.raises(ValueError, match="1 tiles, but num_patches_list"):
+        model.batch_chat(tokenizer, tiles(1), ["a", "b"], dict(GREEDY))
+
+
+def test_options_that_contradict_each_other_are_taken(model, tokenizer):
+    """Evaluation harnesses pass all of these together."""
+    options = {**GREEDY, "top_p": 0.9, "temperature": 0.7, "num_beams": 1, "repetition_penalty": 1.0}
+    assert model.chat(tokenizer, tiles(1), "Hello", options) == model.chat(tokenizer, tiles(1), "Hello", dict(GREEDY))
+
+
+def test_streaming(model, tokenizer):
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    answer = model.chat(tokenizer, tiles(1), "Hello", {**GREEDY, "streamer": streamer})
+    assert "".join(streamer).strip() == answer
+
+
+def test_verbose(model, tokenizer, capsys):
+    answer = model.chat(tokenizer, None, "Hello", dict(GREEDY), verbose=True)
+    assert "Hello" in capsys.readouterr().out
+    model.batch_chat(tokenizer, None, ["Hello"], dict(GREEDY), verbose=True)
+    assert answer in capsys.readouterr().out
+
+
+def test_a_tokenizer_without_the_image_tokens(model, tmp_path):
+    from transformers import AutoTokenizer
+
+    from xtuner_plugins.toy.tokenizer import build_tokenizer
+
+    bare = AutoTokenizer.from_pretrained(build_tokenizer(tmp_path))
+    with pytest.raises(ValueError, match="the tokenizer has no token '<img>'"):
+        model.chat(bare, tiles(1), "Hello", dict(GREEDY))

@@ -1,0 +1,186 @@
+"""The encoder against transformers' own, and what training asks of it."""
+
+import pytest
+import torch
+
+from xtuner_plugins.hub import InternVisionConfig, InternVisionModel
+from xtuner_plugins.hub.modeling_intern_vit import drop_path
+
+from .cases import RMS_VISION, TILE, VISION, make_config, make_model
+from .native import make_native
+
+TOWERS = {"layer_norm": VISION, "rms_norm": RMS_VISION}
+
+
+def tiles(count=2, side=TILE, seed=0):
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("tower", TOWERS)
+def test_equals_transformers_own_encoder(tower, attention):
+    model = make_model(make_config(TOWERS[tower], attn_implementation=attention))
+    native = make_native(model)
+    assert model.vision_model.config._attn_implementation == attention
+    pixels = tiles()
+    with torch.no_grad():
+        ours = model.vision_model(pixels).last_hidden_state
+        theirs = native.vision_tower(pixels).last_hidden_state
+    # 1e-6 of the values' own scale: a few units in the last place of fp32.
+    assert (ours - theirs).abs().max() < 1e-6 * theirs.abs().max()
+    assert native.vision_tower.config._attn_implementation == attention
+
+
+def test_qk_norm_spans_all_heads():
+    model = make_model(make_config(RMS_VISION)).vision_model
+    attention = model.encoder.layers[0].attn
+    assert attention.q_norm.weight.shape == (RMS_VISION["hidden_size"],)
+
+
+@pytest.mark.parametrize("select_layer", [-1, -2, -4, 0, 2, 3])
+def test_patch_features_are_the_chosen_hidden_state_without_class_token(select_layer):
+    vision = make_model().vision_model
+    with torch.no_grad():
+        states = vision(tiles(), output_hidden_states=True).hidden_states
+        features = vision.patch_features(tiles(), select_layer)
+    assert len(states) == 4
+    assert torch.equal(features, states[select_layer][:, 1:])
+
+
+def test_patch_features_skip_the_blocks_behind():
+    vision = make_model().vision_model
+    vision.encoder.layers[-1].forward = None  # calling it would fail
+    assert vision.patch_features(tiles(), -2).shape == (2, 64, VISION["hidden_size"])
+
+
+@pytest.mark.parametrize("select_layer", [-5, 4])
+def test_no_such_layer(select_layer):
+    with pytest.raises(ValueError, match=f"select_layer = {select_layer}, but the encoder has 3"):
+        make_model().vision_model.patch_features(tiles(), select_layer)
+
+
+def grads(vision, pixels):
+    vision.zero_grad()
+    vision.patch_features(pixels).square().mean().backward()
+    return {name: parameter.grad for name, parameter in vision.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("frozen_embeddings", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients(frozen_embeddings):
+    vision = make_model().vision_model.train()
+    vision.embeddings.requires_grad_(not frozen_embeddings)
+    plain = grads(vision, tiles())
+    calls = []
+    vision.encoder.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    vision.gradient_checkpointing_enable()
+    assert vision.is_gradient_checkpointing
+    recomputed = grads(vision, tiles())
+    assert len(calls) == 2  # once forward, once again in backward
+    assert plain.keys() == recomputed.keys() and len(plain) >= 36
+    for name in plain:
+        assert plain[name] is not None and plain[name].abs().sum() > 0, name
+        torch.testing.assert_close(recomputed[name], plain[name], atol=0, rtol=0)
+
+
+def test_gradient_checkpointing_reaches_the_encoder_from_the_chat_model():
+    model = make_model()
+    model.gradient_checkpointing_enable()
+    assert model.vision_model.encoder.gradient_checkpointing
+    assert model.language_model.is_gradient_checkpointing
+    model.gradient_checkpointing_disable()
+    assert not model.vision_model.encoder.gradient_checkpointing
+
+
+def test_drop_path_grows_over_the_blocks_and_rests_in_evaluation():
+    config = InternVisionConfig(**{**VISION, "drop_path_rate": 0.2})
+    vision = InternVisionModel(config)
+    assert [layer.drop_path_rate for layer in vision.encoder.layers] == pytest.approx([0.0, 0.1, 0.2])
+    x = torch.ones(4000, 2, 3)
+    assert drop_path(x, 0.2, training=False) is x
+    torch.manual_seed(0)
+    dropped = drop_path(x, 0.2, training=True)
+    assert set(dropped.unique().tolist()) == {0.0, 1.25}
+    # A whole tile goes or stays, and the mean is kept: 4000 draws, standard error 0.008.
+    assert (dropped.amin((1, 2)) == dropped.amax((1, 2))).all()
+    assert abs(dropped.mean() - 1) < 0.04
+
+
+def test_drop_path_of_a_single_block():
+    assert InternVisionModel(InternVisionConfig(**{**VISION, "num_hidden_layers": 1, "drop_path_rate": 0.2}))
+
+
+def test_another_tile_side_interpolates_positions():
+    vision = make_model().vision_model
+    pixels = tiles(side=168)
+    with torch.no_grad():
+        interpolated = vision(pixels).last_hidden_state
+        vision.resize_pos_embeddings(TILE, 168, 14)
+        stored = vision(pixels).last_hidden_state
+    assert vision.embeddings.position_embedding.shape == (1, 145, VISION["hidden_size"])
+    assert vision.embeddings.image_size == vision.config.image_size == 168
+    assert torch.equal(interpolated, stored)
+
+
+def test_resizing_to_the_same_side_changes_nothing():
+    vision = make_model().vision_model
+    before = vision.embeddings.position_embedding.detach().clone()
+    vision.embeddings.position_embedding.requires_grad_(False)
+    vision.resize_pos_embeddings(TILE, TILE, 14)
+    torch.testing.assert_close(vision.embeddings.position_embedding.data, before, atol=1e-6, rtol=0)
+    assert not vision.embeddings.position_embedding.requires_grad
+
+
+def test_outputs_and_tuple():
+    vision = make_model().vision_model
+    with torch.no_grad():
+        out = vision(tiles())
+        last, pooled, states = vision(tiles(), return_dict=False, output_hidden_states=True)
+        again = vision(pixel_embeds=vision.embeddings(tiles())).last_hidden_state
+    assert torch.equal(out.last_hidden_state, last) and torch.equal(out.pooler_output, last[:, 0])
+    assert out.hidden_states is None and len(states) == 4 and torch.equal(again, last)
+    assert torch.equal(pooled, last[:, 0])
+
+
+def test_pixels_of_another_dtype_are_cast():
+    vision = make_model().vision_model.to(torch.bfloat16)
+    assert vision(tiles()).last_hidden_state.dtype == torch.bfloat16
+
+
+def test_nothing_that_newer_releases_would_lose_or_overwrite():
+    """Buffers made in `__init__` come back as garbage in 5.x; an own `_init_weights` overwrote weights in 5.0."""
+    model = make_model()
+    assert not list(model.vision_model.buffers()) and not list(model.mlp1.buffers())
+    for cls in (type(model), type(model.vision_model)):
+        assert "_init_weights" not in vars(cls)
+
+
+def test_can_be_made_on_the_meta_device():
+    with torch.device("meta"):
+        vision = InternVisionModel(InternVisionConfig(**{**VISION, "drop_path_rate": 0.1}))
+    assert vision.embeddings.position_embedding.is_meta
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"norm_type": "batch_norm"}, "norm_type = 'batch_norm'.*layer_norm, rms_norm"),
+        ({"num_attention_heads": 5}, "hidden_size = 48 is no multiple of num_attention_heads = 5"),
+    ],
+)
+def test_unfit_configs(change, message):
+    with pytest.raises(ValueError, match=message):
+        InternVisionModel(InternVisionConfig(**{**VISION, **change}))
+
+
+def test_unfit_pixels():
+    vision = make_model().vision_model
+    with pytest.raises(ValueError, match=r"not \(3, 112, 112\)"):
+        vision(tiles()[0])
+    with pytest.raises(ValueError, match="not None"):
+        vision()
+
+
+def test_config_is_found_inside_a_chat_config(tmp_path):
+    make_config(RMS_VISION).save_pretrained(tmp_path)
+    config = InternVisionConfig.from_pretrained(tmp_path)
+    assert config.hidden_size == 48 and config.norm_type == "rms_norm"

@@ -183,8 +183,6 @@ def build(config, tensors: Mapping[str, LazyTensor], *, dtype, device="cpu", wha
     model = empty_model(config)
     report = compare(model, {k: t.shape for k, t in tensors.items()}).raise_if_bad(what)
     fill(model, tensors, dtype=dtype, device=device)
-    if dtype is not None:
-        model.config.torch_dtype = dtype
     return model.eval(), report
 
 

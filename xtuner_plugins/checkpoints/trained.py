@@ -1,0 +1,271 @@
+"""What a training checkpoint changes in its base: names checked, shapes checked, adapters paired with their config.
+
+A checkpoint holds what was trained, under ``model.`` + the official name::
+
+    model.mlp1.1.weight                                                      replaces mlp1.1.weight
+    model.language_model.model.layers.0.self_attn.q_proj.lora_A.default.weight    merged into ...q_proj.weight
+    model.language_model.lm_head.modules_to_save.default.weight              replaces language_model.lm_head.weight
+    model.language_model.model.layers.0.self_attn.q_proj.base_layer.weight   frozen, under LoRA: the base has it
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from xtuner_plugins.checkpoints import lora
+from xtuner_plugins.checkpoints.reader import Checkpoint, CheckpointError, open_checkpoint, open_weights
+from xtuner_plugins.checkpoints.tensors import LazyTensor
+
+# (attribute of the chat model, setting with its LoRA config, setting that freezes it, is it frozen by default)
+PARTS = (
+    ("vision_model", "visual_encoder_lora", "freeze_visual_encoder", True),
+    ("mlp1", None, "freeze_projector", False),
+    ("language_model", "llm_lora", "freeze_llm", True),
+)
+_IGNORED = ("data_preprocessor.",)  # mean and std of the input, not weights
+_QUANT_STATE = (
+    ".absmax",
+    ".quant_map",
+    ".nested_absmax",
+    ".nested_quant_map",
+    ".quant_state.",
+    ".SCB",
+    ".weight_format",
+)
+
+
+@dataclass
+class TrainedPlan:
+    """A base and what a checkpoint lays over it; nothing is read yet.
+
+    Attributes:
+        base: the official directory.
+        base_tensors: its tensors by official name.
+        checkpoint: what was opened.
+        replaced: tensors that take the place of a base tensor, by official name.
+        adapters: official layer name to adapter tensors by part (``lora_A.weight``, ...).
+        lora_configs: model part (``language_model``, ``vision_model``) to ``LoraConfig``.
+        ignored: checkpoint tensors that change nothing, by name.
+    """
+
+    base: Path
+    base_tensors: dict[str, LazyTensor]
+    checkpoint: Checkpoint
+    replaced: dict[str, LazyTensor] = field(default_factory=dict)
+    adapters: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
+    lora_configs: dict[str, object] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+
+    def without_adapters(self) -> dict[str, LazyTensor]:
+        """Base tensors with whole replacements, adapters left out; in the base's order."""
+        return {name: self.replaced.get(name, tensor) for name, tensor in self.base_tensors.items()}
+
+    def merged(self) -> dict[str, LazyTensor]:
+        """Every tensor of the trained model, adapters merged (fp32 where merged); in the base's order."""
+        result = self.without_adapters()
+        for layer, parts in self.adapters.items():
+            part, _, inner = layer.partition(".")
+            config = self.lora_configs[part]
+            weight, bias = result[f"{layer}.weight"], result.get(f"{layer}.bias")
+            result[f"{layer}.weight"] = lora.merged_weight(weight, parts, config, inner, bias=bias)
+            if "lora_B.bias" in parts:
+                result[f"{layer}.bias"] = lora.merged_bias(bias, parts, config, inner, weight)
+        return result
+
+    @property
+    def changed(self) -> set[str]:
+        """Official names of all tensors that differ from the base's."""
+        names = set(self.replaced)
+        for layer, parts in self.adapters.items():
+            names.add(f"{layer}.weight")
+            if "lora_B.bias" in parts:
+                names.add(f"{layer}.bias")
+        return names
+
+
+def read_training_config(cfg):
+    """An ``mmengine.Config`` from a path (or as it is), checked to name a base.
+
+    Raises:
+        CheckpointError: no such file, not readable, or without ``model.base``.
+    """
+    from mmengine.config import Config
+
+    where = "the config"
+    if isinstance(cfg, (str, Path)):
+        where = str(cfg)
+        if not Path(cfg).is_file():
+            raise CheckpointError(f"config {cfg} does not exist")
+        try:
+            cfg = Config.fromfile(str(cfg))
+        except Exception as e:
+            raise CheckpointError(f"config {cfg} can't be read: {type(e).__name__}: {e}") from None
+    model = cfg.get("model")
+    if not isinstance(model, Mapping) or not model.get("base"):
+        raise CheckpointError(f"{where} has no model.base (the official directory that training started from)")
+    return cfg
+
+
+def lora_config(settings, family_targets: tuple[str, ...] = ()):
+    """A ``peft.LoraConfig`` from ``dict(type=LoraConfig, r=..., ...)``, or None."""
+    if settings is None:
+        return None
+    from peft import LoraConfig
+
+    if isinstance(settings, LoraConfig):
+        return settings
+    options = {k: (list(v) if isinstance(v, (list, tuple)) else v) for k, v in dict(settings).items() if k != "type"}
+    options = {k: (dict(v) if isinstance(v, Mapping) else v) for k, v in options.items()}
+    try:
+        return LoraConfig(**options)
+    except TypeError as e:
+        raise CheckpointError(f"the LoRA settings of the config: {e}") from None
+
+
+def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
+    """Pairs a checkpoint with the base that its config names, and checks that they belong together.
+
+    Args:
+        cfg: ``mmengine.Config`` or path.
+        checkpoint: MMEngine ``.pth``, DeepSpeed directory, PEFT adapter or weights.
+
+    Raises:
+        CheckpointError: the checkpoint holds tensors that the base hasn't, of other shapes, adapters that the config
+            doesn't know, or nothing of a part that the config trains.
+    """
+    cfg = read_training_config(cfg)
+    base = Path(cfg.model.base)
+    if not base.is_dir():
+        raise CheckpointError(
+            f"model.base = {base} of the config does not exist; run from the directory that it is relative to, or "
+            "build it with tools/build_base_model.py"
+        )
+    opened = open_checkpoint(checkpoint)
+    plan = TrainedPlan(base, open_weights(base), opened)
+    configs = {part: lora_config(cfg.model.get(setting)) for part, setting, _, _ in PARTS if setting}
+    plan.lora_configs = {part: config for part, config in configs.items() if config is not None}
+    if opened.kind == "peft":
+        plan.lora_configs = _adapter_configs(opened)
+    for config in plan.lora_configs.values():
+        lora.check_mergeable(config, str(checkpoint))
+    _sort_tensors(plan)
+    _check_parts(plan, cfg.model)
+    return plan
+
+
+def _adapter_configs(opened: Checkpoint) -> dict[str, object]:
+    from peft import LoraConfig
+
+    if opened.details["adapter_config"].get("peft_type") != "LORA":
+        kind = opened.details["adapter_config"].get("peft_type")
+        raise CheckpointError(f"{opened.path} is a PEFT adapter of type {kind}; only LORA can be merged")
+    try:
+        config = LoraConfig.from_pretrained(str(opened.path))
+    except (TypeError, ValueError) as e:
+        raise CheckpointError(f"{opened.path}/adapter_config.json: {e}") from None
+    return dict.fromkeys(("language_model", "vision_model"), config)
+
+
+def official_name(name: str) -> str:
+    """A checkpoint's name without the wrappers of training (``module.``, ``model.``)."""
+    name = name.removeprefix("module.")
+    return name.removeprefix("model.")
+
+
+def _place_in_part(name: str, base: Mapping[str, LazyTensor]) -> str:
+    """A PEFT directory names layers from the model that was wrapped: the whole, or one part of it."""
+    name = name.removeprefix("base_model.").removeprefix("model.")
+    layer = (lora.split_key(name) or (name.removesuffix(".weight"),))[0]
+    for prefix in ("", "language_model.", "vision_model."):
+        if f"{prefix}{layer}.weight" in base:
+            return prefix + name
+    return name
+
+
+def _sort_tensors(plan: TrainedPlan) -> None:
+    unknown, misshapen = [], []
+    for stored, tensor in plan.checkpoint.tensors.items():
+        if stored.removeprefix("module.").startswith(_IGNORED):
+            plan.ignored.append(stored)
+            continue
+        name = official_name(stored)
+        if plan.checkpoint.kind == "peft":
+            name = _place_in_part(name, plan.base_tensors)
+        adapter = lora.split_key(name)
+        if adapter is not None:
+            layer, part = adapter
+            if f"{layer}.weight" not in plan.base_tensors:
+                unknown.append(stored)
+            else:
+                plan.adapters.setdefault(layer, {})[part] = tensor
+            continue
+        name = name.replace(".modules_to_save.default.", ".")
+        if ".original_module." in name or (".base_layer." in name and any(s in name for s in _QUANT_STATE)):
+            plan.ignored.append(stored)
+            continue
+        quantised = ".base_layer." in name and not tensor.dtype.is_floating_point
+        name = name.replace(".base_layer.", ".")
+        if name not in plan.base_tensors:
+            unknown.append(stored)
+        elif quantised:  # a frozen 4-bit weight; the base holds it unquantised
+            plan.ignored.append(stored)
+        elif tensor.shape != plan.base_tensors[name].shape:
+            misshapen.append(f"{stored} is {list(tensor.shape)}, the base has {list(plan.base_tensors[name].shape)}")
+        else:
+            plan.replaced[name] = tensor
+    if unknown or misshapen:
+        found = [f"{n} (unknown to the base)" for n in unknown] + misshapen
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise CheckpointError(f"{plan.checkpoint.path} is a checkpoint of another model than {plan.base}: "
+                              f"{'; '.join(found[:3])}{more}")  # fmt: skip
+
+
+def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
+    """Every part that the config trains is there whole, and no adapter is there that the config doesn't know."""
+    if plan.checkpoint.kind == "peft":
+        return
+    path = plan.checkpoint.path
+    for part, lora_setting, freeze_setting, frozen_by_default in PARTS:
+        layers = [name for name in plan.adapters if name.startswith(part + ".")]
+        configured = part in plan.lora_configs
+        if layers and not configured:
+            raise CheckpointError(f"{path} holds LoRA tensors of {part} ({layers[0]}, ...) but the config sets no "
+                                  f"model.{lora_setting}; give the config that it was trained with")  # fmt: skip
+        if configured and not layers:
+            raise CheckpointError(
+                f"the config trains {part} with model.{lora_setting}, but {path} holds no LoRA tensor of it; give the "
+                "config that it was trained with"
+            )
+        if not model.get(freeze_setting, frozen_by_default):
+            lacking = [n for n in plan.base_tensors if n.startswith(part + ".") and n not in plan.replaced]
+            if lacking:
+                raise CheckpointError(
+                    f"the config trains {part} (model.{freeze_setting}=False), but {path} lacks {len(lacking)} of its "
+                    f"tensors: {', '.join(lacking[:3])}; give the config that it was trained with"
+                )
+
+
+def attach_adapters(model, plan: TrainedPlan) -> None:
+    """Injects live adapters into a loaded hub model and fills them from the checkpoint (fp32)."""
+    from peft import inject_adapter_in_model
+
+    for part, config in plan.lora_configs.items():
+        layers = {name.partition(".")[2]: parts for name, parts in plan.adapters.items() if name.startswith(part + ".")}
+        if not layers:
+            continue
+        root = model.get_submodule(part)
+        config = copy.copy(config)
+        config.target_modules, config.exclude_modules = sorted(layers), None
+        config.layers_to_transform = config.modules_to_save = None
+        config.init_lora_weights = False
+        inject_adapter_in_model(config, root, adapter_name=lora.ADAPTER_NAME)
+        for layer, parts in layers.items():
+            wrapped = root.get_submodule(layer)
+            for name, tensor in parts.items():
+                kind, _, leaf = name.partition(".")
+                holder = getattr(wrapped, kind)[lora.ADAPTER_NAME]
+                target = getattr(holder, leaf) if leaf else holder
+                target.data = tensor.read().float().to(wrapped.get_base_layer().weight.device)

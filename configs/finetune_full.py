@@ -41,7 +41,7 @@ lr = 2e-5
 betas = (0.9, 0.999)
 weight_decay = 0.0
 max_grad_norm = 1.0
-warmup_ratio = 0.03
+warmup_iters = 100
 
 # ---------------------------------------------------------------- Wiring
 pretrained_model_name_or_path = base
@@ -76,9 +76,8 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=max_grad_norm),
     accumulative_counts=accumulation,
 )
-warmup_end = warmup_ratio * max_epochs
-param_scheduler = [
-    dict(type=LinearLR, start_factor=1e-5, begin=0, end=warmup_end, convert_to_iter_based=True),
-    dict(type=CosineAnnealingLR, eta_min=0.0, begin=warmup_end, end=max_epochs, convert_to_iter_based=True),
+param_scheduler = [  # the product of both: a linear start, and a cosine over the whole run
+    dict(type=LinearLR, start_factor=1e-5, by_epoch=False, begin=0, end=warmup_iters),
+    dict(type=CosineAnnealingLR, eta_min=0.0, begin=0, end=max_epochs, convert_to_iter_based=True),
 ]
 train_cfg = dict(type=TrainLoop, max_epochs=max_epochs)

@@ -6,7 +6,6 @@ from mmengine.visualization import LocalVisBackend, Visualizer
 
 from xtuner_plugins.engine import (
     CheckpointGuardHook,
-    DistributedDataParallel,
     RunContractHook,
     prepare_runtime,
 )
@@ -29,7 +28,7 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
     dist_cfg=dict(backend="nccl"),  # gloo on a machine without GPU
 )
-model_wrapper_cfg = dict(type=DistributedDataParallel)
+model_wrapper_cfg = dict(type="DeviceAwareDDP")  # MMEngine takes only a registered name here
 visualizer = dict(type=Visualizer, vis_backends=[dict(type=LocalVisBackend)])
 log_processor = dict(type=LogProcessor, by_epoch=False, window_size=1)
 log_level = "INFO"

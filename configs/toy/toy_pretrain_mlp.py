@@ -37,7 +37,7 @@ lr = 1e-3
 betas = (0.9, 0.999)
 weight_decay = 0.0
 max_grad_norm = 1.0
-warmup_ratio = 0.03
+warmup_iters = 20
 
 # ---------------------------------------------------------------- Wiring
 pretrained_model_name_or_path = base
@@ -52,7 +52,7 @@ model = dict(
 train_dataloader = dict(
     batch_size=batch_size,
     num_workers=num_workers,
-    pin_memory=True,
+    pin_memory=False,
     persistent_workers=num_workers > 0,
     sampler=dict(type=DefaultSampler, shuffle=True),
     collate_fn=dict(type=collate),
@@ -72,9 +72,8 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=max_grad_norm),
     accumulative_counts=accumulation,
 )
-warmup_end = warmup_ratio * max_epochs
-param_scheduler = [
-    dict(type=LinearLR, start_factor=1e-5, begin=0, end=warmup_end, convert_to_iter_based=True),
-    dict(type=CosineAnnealingLR, eta_min=0.0, begin=warmup_end, end=max_epochs, convert_to_iter_based=True),
+param_scheduler = [  # the product of both: a linear start, and a cosine over the whole run
+    dict(type=LinearLR, start_factor=1e-5, by_epoch=False, begin=0, end=warmup_iters),
+    dict(type=CosineAnnealingLR, eta_min=0.0, begin=0, end=max_epochs, convert_to_iter_based=True),
 ]
 train_cfg = dict(type=TrainLoop, max_epochs=max_epochs)

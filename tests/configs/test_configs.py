@@ -1,6 +1,7 @@
 """Every recipe: loads, binds to real signatures, uses each of its settings, and inherits without a clash."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_every_setting_is_read_by_the_wiring(path):
 def test_every_leaf_is_labelled(path):
     doc = ast.get_docstring(ast.parse(path.read_text()))
     for word in ("trains", "frozen", "starts from", "data", "hardware", "launch"):
-        assert f"\n    {word} " in doc, f"{name(path)} doesn't say: {word}"
+        assert re.search(rf"^ *{word}  ", doc, re.MULTILINE), f"{name(path)} doesn't say: {word}"
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=name)

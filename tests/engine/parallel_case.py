@@ -63,6 +63,7 @@ def train(
         "train_dataloader.persistent_workers": False,
         "default_hooks.logger.interval": 1,
         "optim_wrapper.optimizer.lr": 1e-3,
+        "param_scheduler.0.start_factor": 1.0,
         **(options or {}),
     }
     arguments = [config, "--work-dir", str(work_dir), "--seed", "7", *extra]

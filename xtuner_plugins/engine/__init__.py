@@ -1,7 +1,7 @@
 """What MMEngine, XTuner and DeepSpeed need from us to run: the runtime, the launcher, hooks, the DDP wrapper."""
 
-from .ddp import DistributedDataParallel
+from .ddp import DeviceAwareDDP
 from .hooks import CheckpointGuardHook, RunContractHook
 from .runtime import prepare_runtime
 
-__all__ = ["CheckpointGuardHook", "DistributedDataParallel", "RunContractHook", "prepare_runtime"]
+__all__ = ["CheckpointGuardHook", "DeviceAwareDDP", "RunContractHook", "prepare_runtime"]

@@ -50,6 +50,7 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         raise ConfigError(f"config {path} does not exist; the recipes are in configs/")
     try:
         cfg = Config.fromfile(path)
+        dict(cfg.items())  # Imports of a config are lazy: this makes every one of them happen, and fail, here.
     except Exception as error:  # A config is a Python file: whatever it raises is the user's to read.
         raise ConfigError(f"config {path} cannot be read: {type(error).__name__}: {error}") from error
     for key in options or {}:
@@ -104,14 +105,11 @@ def resolve_type(value: Any) -> Any:
     """The class or function that a ``type`` means: itself, a registry name, or a dotted path; None if unknown."""
     if not isinstance(value, str):
         return value
-    from mmengine.registry import root
     from mmengine.utils.misc import get_object_from_string
 
-    for registry in (root, *_all_registries()):
-        found = registry.get(value) if value in registry.module_dict else None
-        if found is not None:
-            return found
-    return get_object_from_string(value) if "." in value else None
+    if "." in value:
+        return get_object_from_string(value)
+    return next((r.module_dict[value] for r in _all_registries() if value in r.module_dict), None)
 
 
 def _all_registries():

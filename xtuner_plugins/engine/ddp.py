@@ -7,8 +7,8 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import MODEL_WRAPPERS
 
 
-@MODEL_WRAPPERS.register_module(name="DeviceAwareDDP")
-class DistributedDataParallel(MMDistributedDataParallel):
+@MODEL_WRAPPERS.register_module()
+class DeviceAwareDDP(MMDistributedDataParallel):
     """MMEngine's wrapper, with ``device_ids`` only where the module sits on a GPU.
 
     MMEngine always passes the local rank as device id, which PyTorch refuses for a module on the CPU.

@@ -91,6 +91,7 @@ def optimizer_groups(optim_wrapper) -> tuple[list[tuple[int, float, float]], int
     flattened = not hasattr(optimizer, "state") or "ZeroOptimizer" in type(optimizer).__name__
     groups = []
     for group in optimizer.param_groups:
-        count = sum(getattr(p, "ds_numel", p.numel()) for p in group["params"])
+        # MMEngine hands every parameter to the optimizer; one without gradient gets no state and no update.
+        count = sum(getattr(p, "ds_numel", p.numel()) for p in group["params"] if p.requires_grad)
         groups.append((count, group["lr"], group.get("weight_decay", 0.0)))
     return groups, None if flattened else sum(count for count, _, _ in groups)

@@ -1,0 +1,166 @@
+"""The training model against the hub's own forward, and its promises: frozen, counted, safe without images."""
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from xtuner_plugins.models import VisionLanguageModel
+
+LORA = dict(type=LoraConfig, r=4, lora_alpha=8)
+
+
+@pytest.fixture(scope="module")
+def build(toy_base):
+    def make(**settings):
+        torch.manual_seed(0)
+        return VisionLanguageModel(base=str(toy_base), dtype="float32", **settings)
+
+    return make
+
+
+def make_batch(model, tiles_of=(2, 0, 1), length=90, seed=0):
+    """A padded batch whose samples hold the given numbers of tiles; labels on the last five tokens of each."""
+    generator = torch.Generator().manual_seed(seed)
+    n = model.num_image_token
+    input_ids = torch.randint(10, 200, (len(tiles_of), length), generator=generator)
+    labels = torch.full_like(input_ids, -100)
+    attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
+    for row, num_tiles in enumerate(tiles_of):
+        end = length - 3 * row
+        input_ids[row, 2 : 2 + n * num_tiles] = model.img_context_token_id
+        labels[row, end - 5 : end] = input_ids[row, end - 5 : end]
+        attention_mask[row, end:] = False
+    size = model.tile_size
+    return {
+        "input_ids": input_ids,
+        "labels": labels,
+        "attention_mask": attention_mask,
+        "tiles": torch.randint(0, 256, (sum(tiles_of), 3, size, size), dtype=torch.uint8, generator=generator),
+        "num_tiles": torch.tensor(tiles_of),
+        "sources": [f"data.jsonl:{row + 1}" for row in range(len(tiles_of))],
+    }
+
+
+def run(model, batch):
+    return model(**model.data_preprocessor(batch), mode="loss")
+
+
+def test_loss_equals_the_shipped_forward(build):
+    model = build().eval()
+    batch = make_batch(model)
+    inputs = model.data_preprocessor(batch)
+    names = ("pixel_values", "input_ids", "attention_mask", "labels")
+    shipped = model.model(**{name: inputs[name] for name in names})
+    # The same float32 products, summed over fewer positions.
+    torch.testing.assert_close(run(model, batch)["loss"], shipped.loss, atol=2e-6, rtol=0)
+
+
+def test_only_the_projector_trains_by_default(build):
+    model = build()
+    assert {n.split(".")[1] for n, p in model.named_parameters() if p.requires_grad} == {"mlp1"}
+    run(model.train(), make_batch(model))["loss"].backward()
+    with_gradient = {n for n, p in model.named_parameters() if p.grad is not None}
+    assert with_gradient == set(model.state_dict()) and with_gradient
+    assert all(name.startswith("model.mlp1.") for name in with_gradient)
+
+
+def test_frozen_encoder_keeps_no_activation(build):
+    model = build().train()
+    seen = []
+    model.model.vision_model.register_forward_hook(lambda *args: seen.append(torch.is_grad_enabled()))
+    tiles = make_batch(model)["tiles"]
+    features = model._extract_features(model.data_preprocessor.normalize(tiles))
+    assert seen in ([], [False]) and features.requires_grad
+    model.model.encode_tiles = lambda pixels: seen.append(torch.is_grad_enabled()) or torch.zeros(1, 64, 64)
+    model._extract_features(model.data_preprocessor.normalize(tiles))
+    assert seen[-1] is False
+    assert not model.model.vision_model.training and model.model.mlp1.training
+
+
+@pytest.mark.parametrize("lora_on, prefix", [("llm", "model.language_model."), ("visual_encoder", "model.vision_model.")])
+def test_lora_by_part(build, lora_on, prefix):
+    model = build(freeze_projector=True, **{f"{lora_on}_lora": LORA}).train()
+    names = set(model.state_dict())
+    assert names and all(name.startswith(prefix) and "lora_" in name for name in names)
+    before = run(model, make_batch(model))["loss"]
+    before.backward()
+    gradients = [p.grad for n, p in model.named_parameters() if "lora_B" in n]
+    assert gradients and all(g is not None and g.abs().max() > 0 for g in gradients)
+    # B starts at zero, so a fresh adapter changes nothing.
+    plain = run(build(), make_batch(model))["loss"]
+    torch.testing.assert_close(before, plain, atol=1e-6, rtol=0)
+
+
+def test_gradient_checkpointing_changes_no_gradient(build):
+    gradients = []
+    for recompute in (True, False):
+        model = build(freeze_visual_encoder=False, freeze_llm=False, gradient_checkpointing=recompute).train()
+        run(model, make_batch(model))["loss"].backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-7, rtol=1e-5, msg=name)
+
+
+def test_batch_without_images_reaches_every_trained_parameter(build):
+    model = build(freeze_visual_encoder=False, freeze_llm=False).train()
+    run(model, make_batch(model, tiles_of=(0, 0)))["loss"].backward()
+    silent = [n for n, p in model.named_parameters() if p.grad is None]
+    # The last encoder block is used, so what remains silent would make DDP wait for ever.
+    assert silent == []
+    assert all(p.grad.abs().max() == 0 for p in model.model.mlp1.parameters())
+
+
+def test_text_does_not_depend_on_the_stand_in_tile(build):
+    model = build().eval()
+    batch = make_batch(model, tiles_of=(0,))
+    loss = run(model, batch)["loss"]
+    text = model.model.language_model(input_ids=batch["input_ids"], labels=batch["labels"], attention_mask=batch["attention_mask"])
+    torch.testing.assert_close(loss, text.loss, atol=2e-6, rtol=0)
+
+
+def test_count_mismatch_names_both_counts_and_the_sample(build):
+    model = build()
+    batch = make_batch(model)
+    batch["input_ids"][2, 3] = 11
+    n = model.num_image_token
+    with pytest.raises(ValueError, match=rf"{3 * n - 1} image tokens.*{3 * n} image features.*data.jsonl:3"):
+        run(model, batch)
+
+
+def test_batch_of_eight_equals_eight_of_one(build):
+    model = build().eval()
+    tiles_of = (1, 0, 2, 1, 0, 1, 3, 1)
+    batch = make_batch(model, tiles_of)
+    together = run(model, batch)["loss"]
+    losses, start = [], 0
+    for row, count in enumerate(tiles_of):
+        length = int(batch["attention_mask"][row].sum())
+        alone = {key: batch[key][row : row + 1, :length] for key in ("input_ids", "labels", "attention_mask")}
+        alone.update(tiles=batch["tiles"][start : start + count], num_tiles=batch["num_tiles"][row : row + 1], sources=["x"])
+        start += count
+        losses.append(run(model, alone)["loss"])
+    torch.testing.assert_close(together, torch.stack(losses).mean(), atol=2e-6, rtol=0)
+
+
+def test_trainable_parts_are_float32_beside_frozen_bfloat16(toy_base):
+    model = VisionLanguageModel(base=str(toy_base), dtype="bfloat16", llm_lora=LORA)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    loss = run(model.train(), make_batch(model))["loss"]
+    loss.backward()
+    assert loss.dtype == torch.float32 and torch.isfinite(loss)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(freeze_projector=True), "nothing would train"),
+        (dict(freeze_llm=False, llm_lora=LORA), "freeze_llm=True"),
+        (dict(llm_lora=dict(r=4, alpha=8)), "alpha"),
+        (dict(llm_lora=dict(r=4, target_modules=["nope"])), "nope"),
+        (dict(dtype="float17"), "float17"),
+    ],
+)
+def test_useless_settings_are_refused(toy_base, settings, message):
+    with pytest.raises(ValueError, match=message):
+        VisionLanguageModel(base=str(toy_base), **{"dtype": "float32", **settings})

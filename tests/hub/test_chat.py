@@ -76,6 +76,13 @@ def test_a_picture_in_a_later_turn(model, tokenizer, prompted):
     assert prompted[0].endswith(user(picture(1) + "\nWhat is it?"))
 
 
+def test_only_questions_hold_pictures(model):
+    history = [("Look <image>", "An <image>, I think"), ("Where?", "There")]
+    prompt = model.build_prompt("<image> and <image>", [1, 2], history)
+    expected = user(f"Look {picture(1)}") + "An <image>, I think<|im_end|>\n" + user("Where?") + "There<|im_end|>\n"
+    assert prompt == SYSTEM + expected + user(f"{picture(2)} and <image>")
+
+
 def test_system_message_is_read_at_call_time(model, tokenizer, prompted):
     model.system_message = "Be brief."
     model.chat(tokenizer, None, "Hello", dict(GREEDY))

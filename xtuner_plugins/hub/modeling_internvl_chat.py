@@ -332,21 +332,30 @@ class InternVLChatModel(PreTrainedModel):
             history: Past `(question, answer)` pairs; their questions may hold placeholders, too.
             IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: What a picture is written with.
         """
+        counts = iter(num_patches_list)
+
+        def with_pictures(text):
+            pieces = text.split(IMAGE_PLACEHOLDER)
+            filled = pieces[0]
+            for piece in pieces[1:]:
+                count = next(counts, None)
+                if count is None:
+                    filled += IMAGE_PLACEHOLDER + piece
+                else:
+                    context = IMG_CONTEXT_TOKEN * (self.num_image_token * count)
+                    filled += IMG_START_TOKEN + context + IMG_END_TOKEN + piece
+            return filled
+
+        # Only questions hold pictures: an answer that happens to say `<image>` must not swallow one.
         conversation = get_conv_template(self.template)
         conversation.system_message = self.system_message
         user, assistant = conversation.roles
         for past_question, past_answer in history:
-            conversation.append_message(user, past_question)
+            conversation.append_message(user, with_pictures(past_question))
             conversation.append_message(assistant, past_answer)
-        conversation.append_message(user, question)
+        conversation.append_message(user, with_pictures(question))
         conversation.append_message(assistant, None)
-        # Split rather than replaced one by one, so that each picture fills one of the user's own placeholders.
-        pieces = conversation.get_prompt().split(IMAGE_PLACEHOLDER, len(num_patches_list))
-        prompt = pieces[0]
-        for index, piece in enumerate(pieces[1:]):
-            num_tokens = self.num_image_token * num_patches_list[index]
-            prompt += IMG_START_TOKEN + IMG_CONTEXT_TOKEN * num_tokens + IMG_END_TOKEN + piece
-        return prompt
+        return conversation.get_prompt()
 
     def chat(
         self,

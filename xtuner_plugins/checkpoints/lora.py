@@ -61,8 +61,8 @@ def merged_weight(
         CheckpointError: shapes that don't fit the base or the config's rank.
     """
     _check_shapes(base, parts, config, layer)
-    if len(base.shape) == 4:
-        return _merged_convolution(base, parts, config, layer, bias)
+    if len(base.shape) == 4 or ("lora_embedding_A" in parts and "lora_magnitude_vector.weight" in parts):
+        return _merged_whole(base, parts, config, layer, bias)
     width = base.shape[1]
     limit = max(1, BLOCK_BYTES // (width * 4))
 
@@ -182,18 +182,26 @@ def _merge_block(base, parts, config, layer, start, stop, has_bias, bias=None):
     return wrapped.get_base_layer().weight.data, merged_bias_rows
 
 
-def _merged_convolution(base, parts, config, layer, bias) -> LazyTensor:
-    """Convolutions (patch embedding) are small: merged whole."""
+def _merged_whole(base, parts, config, layer, bias) -> LazyTensor:
+    """Layers whose rows depend on one another: convolutions, and embeddings under DoRA (one magnitude a column)."""
+    result: list[torch.Tensor] = []
 
     def make_rows(start: int, stop: int) -> torch.Tensor:
-        out, channels, *kernel = base.shape
-        module = nn.Conv2d(channels, out, tuple(kernel), stride=tuple(kernel), bias=bias is not None, device="meta")
-        module.weight = nn.Parameter(base.read().float(), requires_grad=False)
-        if bias is not None:
-            module.bias = nn.Parameter(bias.read().float(), requires_grad=False)
-        wrapped = _rebuild(layer, module, {k: v.read() for k, v in parts.items()}, config)
-        with torch.no_grad():
-            wrapped.merge(safe_merge=True)
-        return wrapped.get_base_layer().weight.data[start:stop]
+        if not result:
+            if len(base.shape) == 4:
+                out, channels, *kernel = base.shape
+                module = nn.Conv2d(
+                    channels, out, tuple(kernel), stride=tuple(kernel), bias=bias is not None, device="meta"
+                )
+                if bias is not None:
+                    module.bias = nn.Parameter(bias.read().float(), requires_grad=False)
+            else:
+                module = nn.Embedding(*base.shape, device="meta")
+            module.weight = nn.Parameter(base.read().float(), requires_grad=False)
+            wrapped = _rebuild(layer, module, {k: v.read() for k, v in parts.items()}, config)
+            with torch.no_grad():
+                wrapped.merge(safe_merge=True)
+            result.append(wrapped.get_base_layer().weight.data)
+        return result[0][start:stop]
 
     return Computed(make_rows, torch.float32, base.shape)

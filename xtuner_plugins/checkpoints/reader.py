@@ -62,10 +62,10 @@ class Checkpoint:
 
 
 class _StandIn:
-    """Takes the place of an object that isn't a tensor; swallows its state."""
+    """Takes the place of an object that isn't a tensor; keeps what it was called with, swallows its state."""
 
     def __init__(self, *args, **kwargs):
-        pass
+        self.args = args
 
     def __setstate__(self, state):
         pass

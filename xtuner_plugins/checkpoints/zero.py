@@ -66,6 +66,7 @@ def open_deepspeed(path: Path) -> Checkpoint:
 
     optims = [load_pickle(f).get("optimizer_state_dict") or {} for f in optim_files]
     stage = optims[0].get("zero_stage")
+    stage = getattr(stage, "args", (stage,))[0]  # an enum, so a stand-in that remembers its value
     if stage is None:  # plain fp16/bf16 optimizer: the module's own copy is all there is
         return Checkpoint(path, "deepspeed", module, files, {"zero_stage": 0, "world_size": 1})
     world_size = optims[0].get("partition_count")

@@ -18,8 +18,8 @@ ANSWERS = [
 ]
 
 
-def write_dataset(folder: Path, num_samples: int = 16) -> tuple[Path, Path]:
-    """Samples of unequal tile counts and answer lengths; every fourth has no image."""
+def write_dataset(folder: Path, num_samples: int = 16, text_only=lambda index: index % 4 == 3) -> tuple[Path, Path]:
+    """Samples of unequal tile counts and answer lengths; those that ``text_only`` names have no image."""
     images = folder / "images"
     images.mkdir(parents=True)
     sizes = [(336, 112), (112, 112), (224, 224), (112, 336)]
@@ -27,7 +27,7 @@ def write_dataset(folder: Path, num_samples: int = 16) -> tuple[Path, Path]:
     for index in range(num_samples):
         human = "What do you see?"
         record = {"id": index}
-        if index % 4 != 3:
+        if not text_only(index):
             name = f"{index}.png"
             Image.new("RGB", sizes[index % 4], ((index * 37) % 256, (index * 91) % 256, 128)).save(images / name)
             record["image"] = name

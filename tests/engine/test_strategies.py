@@ -45,6 +45,24 @@ def test_same_losses_as_one_process(reference, toy_base, data, tmp_path, process
     assert logged(tmp_path) == pytest.approx(reference, abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("deepspeed", [None, "deepspeed_zero3"])
+def test_a_rank_that_never_sees_an_image(toy_base, tmp_path, deepspeed):
+    """Unshuffled, the second of two ranks gets every odd sample: text only, beside a rank with pictures."""
+    data = write_dataset(tmp_path, num_samples=8, text_only=lambda index: index % 2 == 1)
+    in_order = {"train_dataloader.sampler.shuffle": False}
+    for processes in (1, 2):
+        run = train(
+            tmp_path / str(processes),
+            toy_base,
+            data,
+            processes=processes,
+            deepspeed=deepspeed if processes == 2 else None,
+            options=in_order,
+        )
+        assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert logged(tmp_path / "2") == pytest.approx(logged(tmp_path / "1"), abs=TOLERANCE)
+
+
 def test_xtuner_train_itself(reference, toy_base, data, tmp_path):
     xtuner = str(Path(sys.executable).parent / "xtuner")
     run = train(tmp_path, toy_base, data, processes=2, command=(xtuner, "train"))

@@ -77,7 +77,9 @@ def test_frozen_encoder_keeps_no_activation(build):
     assert not model.model.vision_model.training and model.model.mlp1.training
 
 
-@pytest.mark.parametrize("lora_on, prefix", [("llm", "model.language_model."), ("visual_encoder", "model.vision_model.")])
+@pytest.mark.parametrize(
+    "lora_on, prefix", [("llm", "model.language_model."), ("visual_encoder", "model.vision_model.")]
+)
 def test_lora_by_part(build, lora_on, prefix):
     model = build(freeze_projector=True, **{f"{lora_on}_lora": LORA}).train()
     names = set(model.state_dict())
@@ -114,7 +116,9 @@ def test_text_does_not_depend_on_the_stand_in_tile(build):
     model = build().eval()
     batch = make_batch(model, tiles_of=(0,))
     loss = run(model, batch)["loss"]
-    text = model.model.language_model(input_ids=batch["input_ids"], labels=batch["labels"], attention_mask=batch["attention_mask"])
+    text = model.model.language_model(
+        input_ids=batch["input_ids"], labels=batch["labels"], attention_mask=batch["attention_mask"]
+    )
     torch.testing.assert_close(loss, text.loss, atol=2e-6, rtol=0)
 
 
@@ -136,7 +140,9 @@ def test_batch_of_eight_equals_eight_of_one(build):
     for row, count in enumerate(tiles_of):
         length = int(batch["attention_mask"][row].sum())
         alone = {key: batch[key][row : row + 1, :length] for key in ("input_ids", "labels", "attention_mask")}
-        alone.update(tiles=batch["tiles"][start : start + count], num_tiles=batch["num_tiles"][row : row + 1], sources=["x"])
+        alone.update(
+            tiles=batch["tiles"][start : start + count], num_tiles=batch["num_tiles"][row : row + 1], sources=["x"]
+        )
         start += count
         losses.append(run(model, alone)["loss"])
     torch.testing.assert_close(together, torch.stack(losses).mean(), atol=2e-6, rtol=0)

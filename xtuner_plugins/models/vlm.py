@@ -13,6 +13,7 @@ from torch import nn
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer
 
 from .adapters import inject_lora
+from .attention import check_boundaries, packed_causal_mask
 from .encoders import encoder_family
 from .llms import llm_family
 from .losses import next_token_loss, sum_over_ranks, world_size
@@ -148,6 +149,8 @@ class VisionLanguageModel(BaseModel):
         pixel_values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
         num_tiles: torch.Tensor | None = None,
         sources: Sequence[str] = (),
         mode: str = "loss",
@@ -159,7 +162,9 @@ class VisionLanguageModel(BaseModel):
             pixel_values: Normalised tiles, float32 ``[T, 3, H, W]`` of all samples in order; T may be 0.
             attention_mask: bool ``[B, S]``, True at real tokens; None means no padding.
             labels: int64 ``[B, S]``, -100 where nothing is supervised. Needed by mode ``'loss'``.
-            num_tiles: int64 ``[B]``, tiles a sample; used to name the sample when counts disagree.
+            position_ids: int64 ``[B, S]``; None counts from 0 in each row. Packs count anew in each sample.
+            cu_seqlens: int32 ``[n + 1]``, boundaries of the samples in a packed row (then B is 1); None: no packing.
+            num_tiles: int64 ``[B]``, tiles a row; used to name the sample when counts disagree.
             sources: ``file:line`` of each sample, for messages.
             mode: ``'loss'`` or ``'tensor'``.
 
@@ -172,8 +177,13 @@ class VisionLanguageModel(BaseModel):
         self._check_counts(input_ids, pixel_values, num_tiles, sources)
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self._needs_autocast()):
             embeds = self._embed(input_ids, pixel_values)
+            if cu_seqlens is not None:
+                check_boundaries(cu_seqlens, *input_ids.shape)
+                attention_mask = packed_causal_mask(cu_seqlens, input_ids.shape[1])
             decoder = getattr(self.model.language_model, self.llm.decoder)
-            hidden = decoder(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False).last_hidden_state
+            hidden = decoder(
+                inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+            ).last_hidden_state
             if mode == "tensor":
                 return {"hidden": hidden}
             if mode != "loss":

@@ -1,0 +1,62 @@
+"""Every page works as written: paths exist, tools take the options shown, make has the targets."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "README_zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def name(page):
+    return str(page.relative_to(ROOT))
+
+
+def code_lines(page):
+    """Lines of the page's shell blocks, with continued lines joined and comments cut."""
+    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", page.read_text(), re.DOTALL)
+    text = "\n".join(blocks).replace("\\\n", " ")
+    return [line.split(" #")[0].strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)\)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_paths_in_text_exist(page):
+    paths = re.findall(
+        r"(?<![\w/.])((?:configs|tools|xtuner_plugins|tests|docs|benchmarks)/[\w./-]+\.(?:py|md|sh|png|html))",
+        page.read_text(),
+    )
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_make_targets_exist(page):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {line.split()[1] for line in code_lines(page) if line.startswith("make ")}
+    assert named <= targets
+
+
+def test_tools_take_the_options_that_the_pages_show(run_tool):
+    shown: dict[str, set[str]] = {}
+    for page in PAGES:
+        for line in code_lines(page):
+            tool = re.search(r"python (tools/\w+\.py)", line)
+            if tool:
+                shown.setdefault(tool[1], set()).update(re.findall(r"(?<=\s)--[a-z][\w-]*", line))
+    assert {"tools/build_base_model.py", "tools/convert_to_official.py"} <= set(shown)
+    for tool, options in shown.items():
+        help_text = run_tool(tool, "--help").stdout
+        assert "usage:" in help_text, f"{tool} --help shows no usage"
+        assert [option for option in sorted(options) if option not in help_text] == [], tool
+
+
+def test_both_readmes_show_the_same_commands():
+    english, chinese = (code_lines(page) for page in PAGES[:2])
+    assert english == chinese

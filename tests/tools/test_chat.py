@@ -1,0 +1,118 @@
+"""The chat tool as a user runs it: a process, its output, its status."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xtuner_plugins.inference import ChatSession
+
+ROOT = Path(__file__).resolve().parents[2]
+spec = importlib.util.spec_from_file_location("chat_tool", ROOT / "tools/chat.py")
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+SHORT = ("--device", "cpu", "--max-new-tokens", "8")
+
+
+def chat(*args, stdin=""):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools/chat.py"), *map(str, args)],
+        cwd=ROOT,
+        input=stdin,
+        text=True,
+        encoding="utf-8",
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
+        timeout=300,
+    )
+
+
+@pytest.fixture()
+def image(tmp_path):
+    path = tmp_path / "a b.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (224, 336, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_one_question(toy_base, image):
+    done = chat(toy_base, "--image", image, "--question", "What is it?", *SHORT)
+    assert done.returncode == 0, done.stderr
+    expected = ChatSession.from_pretrained(toy_base, device="cpu").ask("What is it?", image, max_new_tokens=8)
+    assert done.stdout.strip() == expected and "warn" not in done.stderr.lower()
+
+
+def test_a_conversation_by_stdin(toy_base, image):
+    lines = [
+        "Hello",
+        f"/image {image}",
+        "What is it?",
+        "/image missing.png",
+        "/unknown",
+        "And why?",
+        "/reset",
+        "Hello",
+        "/quit",
+        "Never asked",
+    ]
+    done = chat(toy_base, *SHORT, stdin="\n".join(lines) + "\n")
+    session = ChatSession.from_pretrained(toy_base, device="cpu")
+    hello, what, why = (
+        session.ask(question, images, max_new_tokens=8)
+        for question, images in (("Hello", []), ("What is it?", image), ("And why?", []))
+    )
+    shown = f"({image}, 336 x 224, goes with the next question)"
+    assert " ".join(done.stdout.split()) == " ".join(
+        f"{hello} {shown} {what} {why} (a new conversation) {hello}".split()
+    )
+    errors = done.stderr.splitlines()
+    assert len(errors) == 2 and "missing.png" in errors[0] and "no command /unknown; there are /image" in errors[1]
+    assert done.returncode == 1  # something on the way went wrong
+
+
+def test_an_error_is_one_clear_line(tmp_path):
+    done = chat(tmp_path / "missing", "--question", "Hi")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    assert "missing does not exist" in done.stderr
+
+
+def test_other_errors_too(toy_base, tmp_path, capsys):
+    """In this process: a fresh one takes seconds to start."""
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "empty").mkdir()
+    for args, said in (
+        ((tmp_path / "empty",), "no config.json"),
+        ((toy_base, "--image", tmp_path / "broken.png"), "broken.png"),
+        ((toy_base, "--image", tmp_path / "missing.png"), "missing.png"),
+        ((toy_base, "--device", "tpu"), "device 'tpu' can't be used"),
+        ((toy_base, "--dtype", "int4"), "dtype 'int4' is not one of"),
+        ((toy_base, "--device", "cpu", "--question", "What is <image>?"), "1 <image> for 0 pictures"),
+    ):
+        assert tool.main([*map(str, args), *([] if "--question" in args else ["--question", "Hi"])]) == 1
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("error: ") and len(err.splitlines()) == 1 and said in err
+
+
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (("--max-new-tokens", "0"), "--max-new-tokens 0: give at least 1"),
+        (("--max-tiles", "0"), "--max-tiles 0: give at least 1"),
+        (("--temperature", "-1"), "--temperature -1.0: give 0 or more"),
+    ],
+)
+def test_wrong_command_lines(args, said, tmp_path):
+    done = chat(tmp_path, *args)
+    assert done.returncode == 2 and said in done.stderr
+
+
+def test_help_names_the_commands(tmp_path):
+    done = chat("--help")
+    assert done.returncode == 0
+    for command in ("/image", "/reset", "/quit", "--max-tiles", "--device", "--dtype", "--question"):
+        assert command in done.stdout

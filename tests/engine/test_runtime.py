@@ -50,6 +50,8 @@ if not torch.cuda.is_available():
     from xtuner.tools.utils import auto_dtype_of_deepspeed_config
     config = auto_dtype_of_deepspeed_config({"fp16": {"enabled": "auto"}, "bf16": {"enabled": "auto"}})
     assert config == {"fp16": {"enabled": False}, "bf16": {"enabled": False}}, config
+    import deepspeed.comm.torch
+    assert deepspeed.comm.torch.build_shm_op() is None  # a compiler isn't needed
 assert os.environ["WORLD_SIZE"] == "1" and int(os.environ["MASTER_PORT"]) > 0
 """
 

@@ -38,6 +38,7 @@ def prepare_runtime(pretrained_model_name_or_path: str) -> str:
     allow_checkpoint_types()
     if not torch.cuda.is_available():
         _use_gloo_without_gpu()
+        _build_no_cpu_op()
         _report_no_half_precision_without_gpu()
     _describe_single_process()
     return pretrained_model_name_or_path
@@ -88,6 +89,14 @@ def _use_gloo_without_gpu() -> None:
             dist.init_process_group(backend="gloo", **kwargs)
 
     mm_dist._init_dist_pytorch = init_dist_on_cpu
+
+
+def _build_no_cpu_op() -> None:
+    """DeepSpeed compiles a shared-memory op when it starts on a CPU: that needs a compiler, a minute, and a lock that a
+    killed run leaves behind for the next one to wait on for ever. Gloo does the same work."""
+    import deepspeed.comm.torch as ds_torch
+
+    ds_torch.build_shm_op = lambda: None
 
 
 def _report_no_half_precision_without_gpu() -> None:

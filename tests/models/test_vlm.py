@@ -157,6 +157,21 @@ def test_trainable_parts_are_float32_beside_frozen_bfloat16(toy_base):
     assert loss.dtype == torch.float32 and torch.isfinite(loss)
 
 
+def test_qlora_trains_beside_four_bit_weights(build):
+    quantization = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    model = build(llm_quantization=quantization, llm_lora=LORA).train()
+    layer = model.model.language_model.model.layers[0].self_attn.q_proj.base_layer
+    assert layer.weight.dtype == torch.uint8 and layer.weight.numel() == 64 * 64 // 2
+    assert model.model.language_model.lm_head.weight.dtype == torch.float32
+    loss = run(model, make_batch(model))["loss"]
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert set(model.state_dict()) == {n for n, p in model.named_parameters() if p.requires_grad}
+    # 4 bits cost accuracy, not sense: a random LLM's loss moves by a few percent.
+    plain = run(build(), make_batch(model))["loss"]
+    assert 0 < abs(loss - plain) < 0.05 * plain
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -165,6 +180,9 @@ def test_trainable_parts_are_float32_beside_frozen_bfloat16(toy_base):
         (dict(llm_lora=dict(r=4, alpha=8)), "alpha"),
         (dict(llm_lora=dict(r=4, target_modules=["nope"])), "nope"),
         (dict(dtype="float17"), "float17"),
+        (dict(freeze_llm=False, llm_quantization=dict(load_in_4bit=True)), "freeze_llm=True"),
+        (dict(llm_quantization=dict(load_in_8bit=True)), "4 bits"),
+        (dict(llm_quantization=dict(load_in_4bit=True, bits=4)), "bits"),
     ],
 )
 def test_useless_settings_are_refused(toy_base, settings, message):

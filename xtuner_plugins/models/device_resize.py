@@ -80,12 +80,18 @@ def _digit_matrices(size_in: int, size_out: int, start: int, stop: int) -> tuple
     raise AssertionError(f"no digits are small enough to resize {size_in} to {size_out} pixels exactly")
 
 
-def vertical_first(width: int, height: int, to_width: int, to_height: int) -> bool:
-    """Whether the installed Pillow runs the vertical pass first for these sizes.
+def vertical_first(
+    width: int, height: int, to_width: int, to_height: int, pillow_version: str = PIL.__version__
+) -> bool:
+    """Whether Pillow runs the vertical pass first.
 
-    Up to version 12 it never does; from 13 on it does when the height shrinks, and by more than twice... (probed).
+    Before version 13 it never does. From 13 on it does when the height shrinks, and by more than twice as many
+    pixels as the width (found by comparing both orders with Pillow 13.0.0 over thousands of sizes; the tests do so
+    with the Pillow at hand).
     """
-    return False
+    if int(pillow_version.split(".")[0]) < 13:
+        return False
+    return height > to_height and height - to_height > 2 * (width - to_width)
 
 
 @contextlib.contextmanager
@@ -125,8 +131,7 @@ def _resize_last_axis(pixels: torch.Tensor, size_out: int, block: int = 448) -> 
     return torch.cat(parts, dim=-1)
 
 
-def resize_like_pillow(picture: torch.Tensor, width: int, height: int, *,
-                       vertical: bool | None = None) -> torch.Tensor:
+def resize_like_pillow(picture: torch.Tensor, width: int, height: int, *, vertical: bool | None = None) -> torch.Tensor:
     """Resize as `PIL.Image.resize((width, height), BICUBIC)` does, on the picture's device.
 
     Args:
@@ -146,3 +151,42 @@ def resize_like_pillow(picture: torch.Tensor, width: int, height: int, *,
             else:
                 pixels = _resize_last_axis(pixels, width)
     return pixels.to(torch.uint8)
+
+
+def cut_pictures(tiles: torch.Tensor, pictures: list[torch.Tensor], grids: torch.Tensor) -> torch.Tensor:
+    """Cut the pictures that workers handed over whole, and put their tiles between those cut already.
+
+    Args:
+        tiles: uint8 `[T0, 3, S, S]`, the tiles that workers cut, in order.
+        pictures: uint8 `[H, W, 3]` each, on the device.
+        grids: int64 `[P, 4]`: columns, rows, thumbnail (0 or 1) and the place of the picture's first tile among all
+            tiles of the batch. May stay on the CPU.
+
+    Returns:
+        uint8 `[T, 3, S, S]`, equal to what Pillow would have cut.
+    """
+    size = tiles.shape[-1]
+    plan = grids.tolist()
+    total = len(tiles) + sum(cols * rows + thumbnail for cols, rows, thumbnail, _ in plan)
+    out = torch.empty(total, *tiles.shape[1:], dtype=torch.uint8, device=tiles.device)
+    taken = torch.zeros(total, dtype=torch.bool)
+    for picture, (cols, rows, thumbnail, first) in zip(pictures, plan, strict=True):
+        num = cols * rows
+        image = picture.permute(2, 0, 1)
+        resized = _resize(image, cols * size, rows * size)
+        out[first : first + num] = (
+            resized.view(3, rows, size, cols, size).permute(1, 3, 0, 2, 4).reshape(num, 3, size, size)
+        )
+        if thumbnail:
+            out[first + num] = _resize(image, size, size)
+        taken[first : first + num + thumbnail] = True
+    out[~taken.to(out.device)] = tiles
+    return out
+
+
+def _resize(image: torch.Tensor, width: int, height: int) -> torch.Tensor:
+    """On a CPU Pillow itself is the fastest way to Pillow's pixels."""
+    if image.device.type != "cpu":
+        return resize_like_pillow(image, width, height)
+    resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((width, height), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()

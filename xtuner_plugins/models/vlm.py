@@ -18,6 +18,7 @@ from .encoders import encoder_family
 from .llms import llm_family
 from .losses import next_token_loss, sum_over_ranks, world_size
 from .preprocessor import TilePreprocessor
+from .quantization import quantize_linears
 
 IMG_CONTEXT_TOKEN = "<IMG_CONTEXT>"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -59,6 +60,8 @@ class VisionLanguageModel(BaseModel):
         freeze_llm: Don't train the LLM's own weights.
         visual_encoder_lora: ``dict(type=LoraConfig, r=..., ...)`` or None. Needs ``freeze_visual_encoder=True``.
         llm_lora: The same for the LLM. Needs ``freeze_llm=True``.
+        llm_quantization: ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)`` holds the LLM's linear layers in 4
+            bits (QLoRA). Needs ``freeze_llm=True``. An export merges into the base's own weights, not into these.
         dtype: ``'auto'`` (bfloat16 where the device has it), ``'bfloat16'`` or ``'float32'``.
         gradient_checkpointing: Recompute activations of encoder and LLM blocks in the backward pass.
         data_preprocessor: Config of a `TilePreprocessor`; None takes ImageNet's mean and std.
@@ -76,6 +79,7 @@ class VisionLanguageModel(BaseModel):
         freeze_llm: bool = True,
         visual_encoder_lora: Mapping[str, Any] | None = None,
         llm_lora: Mapping[str, Any] | None = None,
+        llm_quantization: Mapping[str, Any] | None = None,
         dtype: str = "auto",
         gradient_checkpointing: bool = True,
         data_preprocessor: Mapping[str, Any] | None = None,
@@ -90,6 +94,10 @@ class VisionLanguageModel(BaseModel):
         vision_targets = encoder_family(config.vision_config.model_type).lora_targets
         self.llm = llm_family(config.llm_config.model_type)
         encoder, llm = self.model.vision_model, self.model.language_model
+        if llm_quantization is not None:
+            if not freeze_llm:
+                raise ValueError("llm_quantization is set, so set freeze_llm=True: 4-bit weights don't train")
+            quantize_linears(llm, self.llm.lora_targets, llm_quantization, self.dtype)
         _set_trainable("visual_encoder", encoder, freeze_visual_encoder, visual_encoder_lora, vision_targets)
         _set_trainable("projector", self.model.mlp1, freeze_projector, None, ())
         _set_trainable("llm", llm, freeze_llm, llm_lora, self.llm.lora_targets)
@@ -138,9 +146,9 @@ class VisionLanguageModel(BaseModel):
         """The trainable parameters only: a checkpoint holds what was trained, the base holds the rest."""
         state = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
-        frozen = {prefix + name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-        for name in frozen:
-            state.pop(name, None)
+        trained = {prefix + name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        for name in [name for name in state if name not in trained]:
+            del state[name]
         return state
 
     def forward(
@@ -251,6 +259,8 @@ def _set_trainable(
 ) -> None:
     if lora is not None and not freeze:
         raise ValueError(f"{name}_lora is set, so set freeze_{name}=True: LoRA trains beside frozen weights")
-    part.requires_grad_(not freeze)
+    for parameter in part.parameters():
+        if parameter.is_floating_point():  # packed 4-bit weights have no gradient
+            parameter.requires_grad_(not freeze)
     if lora is not None:
         inject_lora(part, lora, targets)

@@ -1,0 +1,91 @@
+"""QLoRA fine-tuning on one's own jsonl: as configs/finetune_lora.py, with the LLM's linear layers in 4 bits.
+
+trains          projector, LoRA on every linear layer of the LLM
+frozen          vision encoder, the LLM's own weights (4 bits, NF4 with double quantisation)
+starts from     exports/pretrain_mlp (the exported stage 1), or any official InternVL directory with a Qwen2 LLM
+data            data/mine/train.jsonl, one LLaVA-style record a line (docs/data.md); pictures in data/mine/images
+tiles           up to 12 + thumbnail
+hardware        1 GPU of 16 GB planned; not run yet at this size
+launch          xtuner train configs/finetune_qlora.py
+less memory     max_tiles = 6 with max_length = 2560
+"""
+
+from mmengine.config import read_base
+from mmengine.dataset import DefaultSampler
+from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
+from peft import LoraConfig
+from torch.optim import AdamW
+from transformers import BitsAndBytesConfig
+from xtuner.engine.runner import TrainLoop
+
+from xtuner_plugins.datasets import MultimodalDataset, collate
+from xtuner_plugins.models import VisionLanguageModel
+
+with read_base():
+    from ._base_.default_runtime import *  # noqa: F403
+
+# ---------------------------------------------------------------- Settings
+base = "exports/pretrain_mlp"
+data_paths = ["data/mine/train.jsonl"]
+image_folders = ["data/mine/images"]
+max_tiles = 12  # + thumbnail
+max_length = 4096  # tokens; 13 tiles take 3328
+template = "internvl2_5"
+dtype = "auto"  # bfloat16 where the device has it
+lora_rank = 64
+lora_alpha = 128
+lora_dropout = 0.05
+quant_type = "nf4"
+
+batch_size = 1  # x 16 accumulation x 1 GPU = 16 samples a step
+accumulation = 16
+num_workers = 4
+max_epochs = 1
+lr = 1e-4
+betas = (0.9, 0.999)
+weight_decay = 0.0
+max_grad_norm = 1.0
+warmup_iters = 100
+
+# ---------------------------------------------------------------- Wiring
+pretrained_model_name_or_path = base
+model = dict(
+    type=VisionLanguageModel,
+    base=base,
+    freeze_visual_encoder=True,
+    freeze_projector=False,
+    freeze_llm=True,
+    llm_quantization=dict(
+        type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=True
+    ),
+    llm_lora=dict(type=LoraConfig, r=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout),
+    dtype=dtype,
+)
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    pin_memory=True,
+    persistent_workers=num_workers > 0,
+    sampler=dict(type=DefaultSampler, shuffle=True),
+    collate_fn=dict(type=collate),
+    dataset=dict(
+        type=MultimodalDataset,
+        base=base,
+        data_paths=data_paths,
+        image_folders=image_folders,
+        max_tiles=max_tiles,
+        template=template,
+        max_length=max_length,
+    ),
+)
+optim_wrapper = dict(
+    type=OptimWrapper,
+    optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
+    clip_grad=dict(max_norm=max_grad_norm),
+    accumulative_counts=accumulation,
+)
+param_scheduler = [  # the product of both: a linear start, and a cosine over the whole run
+    dict(type=LinearLR, start_factor=1e-5, by_epoch=False, begin=0, end=warmup_iters),
+    dict(type=CosineAnnealingLR, eta_min=0.0, begin=0, end=max_epochs, convert_to_iter_based=True),
+]
+train_cfg = dict(type=TrainLoop, max_epochs=max_epochs)

@@ -1,0 +1,89 @@
+"""Toy twin of configs/finetune_qlora.py: projector, and LoRA on an LLM in 4 bits, minutes on 2 CPU cores.
+
+trains          projector, LoRA on every linear layer of the LLM
+frozen          vision encoder, the LLM's own weights
+starts from     work_dirs/quickstart/pretrain_mlp, the exported warm-up
+data            generated pictures with questions, half of which need the resolution
+hardware        2 CPU cores
+launch          python tools/train.py configs/toy/toy_finetune_qlora.py
+"""
+
+from mmengine.config import read_base
+from mmengine.dataset import DefaultSampler
+from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
+from peft import LoraConfig
+from torch.optim import AdamW
+from transformers import BitsAndBytesConfig
+from xtuner.engine.runner import TrainLoop
+
+from xtuner_plugins.datasets import MultimodalDataset, collate
+from xtuner_plugins.models import VisionLanguageModel
+
+with read_base():
+    from .._base_.default_runtime import *  # noqa: F403
+
+# ---------------------------------------------------------------- Settings
+base = "work_dirs/quickstart/pretrain_mlp"
+data_paths = ["work_dirs/quickstart/data/train.jsonl"]
+image_folders = ["work_dirs/quickstart/data/images"]
+max_tiles = 6  # + thumbnail
+max_length = 512  # tokens; 7 tiles of 112 px take 112
+template = "internvl2_5"
+dtype = "float32"
+lora_rank = 16
+lora_alpha = 32
+lora_dropout = 0.0
+quant_type = "nf4"
+
+batch_size = 16  # x 1 accumulation x 1 process
+accumulation = 1
+num_workers = 2
+max_epochs = 1
+lr = 1e-3
+betas = (0.9, 0.999)
+weight_decay = 0.0
+max_grad_norm = 1.0
+warmup_iters = 20
+
+# ---------------------------------------------------------------- Wiring
+pretrained_model_name_or_path = base
+model = dict(
+    type=VisionLanguageModel,
+    base=base,
+    freeze_visual_encoder=True,
+    freeze_projector=False,
+    freeze_llm=True,
+    llm_quantization=dict(
+        type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=True
+    ),
+    llm_lora=dict(type=LoraConfig, r=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout),
+    dtype=dtype,
+)
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    pin_memory=False,
+    persistent_workers=num_workers > 0,
+    sampler=dict(type=DefaultSampler, shuffle=True),
+    collate_fn=dict(type=collate),
+    dataset=dict(
+        type=MultimodalDataset,
+        base=base,
+        data_paths=data_paths,
+        image_folders=image_folders,
+        max_tiles=max_tiles,
+        template=template,
+        max_length=max_length,
+    ),
+)
+optim_wrapper = dict(
+    type=OptimWrapper,
+    optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
+    clip_grad=dict(max_norm=max_grad_norm),
+    accumulative_counts=accumulation,
+)
+param_scheduler = [  # the product of both: a linear start, and a cosine over the whole run
+    dict(type=LinearLR, start_factor=1e-5, by_epoch=False, begin=0, end=warmup_iters),
+    dict(type=CosineAnnealingLR, eta_min=0.0, begin=0, end=max_epochs, convert_to_iter_based=True),
+]
+train_cfg = dict(type=TrainLoop, max_epochs=max_epochs)

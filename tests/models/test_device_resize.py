@@ -1,0 +1,132 @@
+"""Bit for bit what Pillow makes, in either order of the passes."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from xtuner_plugins.models import device_resize
+from xtuner_plugins.models.device_resize import cut_pictures, fixed_point_weights, resize_like_pillow, vertical_first
+
+
+def noise(width, height, seed=0, binary=False):
+    """Random bytes, or only 0 and 255, which make the filter overshoot and clip."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 2, (height, width, 3), np.uint8) * 255 if binary else rng.integers(
+        0, 256, (height, width, 3), np.uint8)
+
+
+def to_chw(array):
+    return torch.from_numpy(np.array(array)).permute(2, 0, 1)
+
+
+def pillow(array, width, height):
+    return to_chw(Image.fromarray(array).resize((width, height), Image.Resampling.BICUBIC))
+
+
+SIZES = [(7, 5, 11, 13), (100, 90, 40, 40), (90, 100, 448, 336), (1, 1, 56, 56), (300, 2, 56, 112), (2, 300, 112, 56),
+         (640, 480, 448, 448), (333, 500, 448, 448), (500, 500, 500, 448), (500, 500, 448, 500), (64, 64, 64, 64),
+         (3000, 40, 56, 56), (40, 3000, 56, 56)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("binary", [False, True])
+def test_equals_pillow(size, binary):
+    width, height, to_width, to_height = size
+    array = noise(width, height, binary=binary)
+    assert torch.equal(resize_like_pillow(to_chw(array), to_width, to_height), pillow(array, to_width, to_height))
+
+
+def test_equals_pillow_over_random_sizes():
+    """Also where Pillow's rule for the order of passes tips: twice the width's shrink, one pixel around it."""
+    rng = np.random.default_rng(0)
+    for seed in range(400):
+        to_width, to_height = (int(x) for x in rng.integers(1, 70, 2))
+        width = max(1, to_width + int(rng.integers(-5, 40)))
+        height = max(1, to_height + int(rng.choice([2 * (width - to_width) + rng.integers(-2, 3), rng.integers(-9, 90)])))
+        array = noise(width, height, seed, binary=seed % 2 == 0)
+        result = resize_like_pillow(to_chw(array), to_width, to_height)
+        assert torch.equal(result, pillow(array, to_width, to_height)), (width, height, to_width, to_height)
+
+
+def plain_pass(array, size_out):
+    """One pass over the columns in Python's own integers."""
+    first, weights = fixed_point_weights(array.shape[1], size_out)
+    out = np.empty((array.shape[0], size_out, 3), np.uint8)
+    for column in range(size_out):
+        pixels = array[:, first[column] : first[column] + weights.shape[1]].astype(np.int64)
+        total = np.einsum("hwc,w->hc", pixels, weights[column, : pixels.shape[1]]) + (1 << 21)
+        out[:, column] = np.clip(total >> 22, 0, 255)
+    return out
+
+
+@pytest.mark.parametrize("vertical", [False, True])
+def test_both_orders_equal_plain_integers(vertical):
+    """One of the two is the installed Pillow's, the other that of a Pillow of the other kind."""
+    array = noise(90, 200, binary=True)
+    passes = [lambda a: plain_pass(a, 50), lambda a: plain_pass(a.swapaxes(0, 1), 60).swapaxes(0, 1)]
+    expected = array
+    for step in reversed(passes) if vertical else passes:
+        expected = step(expected)
+    assert torch.equal(resize_like_pillow(to_chw(array), 50, 60, vertical=vertical), to_chw(expected))
+    other = resize_like_pillow(to_chw(array), 50, 60, vertical=not vertical)
+    assert not torch.equal(other, to_chw(expected))  # the order does matter here
+
+
+def test_order_of_passes_by_version():
+    assert not vertical_first(10, 1000, 10, 10, "12.1.0")
+    assert vertical_first(20, 1000, 10, 10, "13.0.0") and vertical_first(20, 31, 10, 10, "14.2")
+    assert not vertical_first(20, 30, 10, 10, "13.0.0") and not vertical_first(10, 20, 40, 30, "13.0.0")
+
+
+def test_digits_stay_exact_for_any_shrink():
+    """Every sum of digit times byte fits float32's integers, for shrinks from none to a thousandfold."""
+    for size_in, size_out in [(10, 448), (448, 447), (5000, 448), (40_000, 448), (100_000, 56)]:
+        first, last, bits, digits = device_resize._digit_matrices(size_in, size_out, 0, min(size_out, 64))
+        rebuilt = sum(digit.astype(np.int64) << (bits * place) for place, digit in enumerate(digits))
+        assert max(np.abs(digit).sum(1).max() for digit in digits) * 255 < 2**24
+        begins, weights = fixed_point_weights(size_in, size_out)
+        assert rebuilt.sum() == weights[: min(size_out, 64)].sum() and first == begins[0]
+
+
+def test_pictures_are_cut_between_the_tiles_that_workers_cut():
+    from xtuner_plugins.datasets.tiling import DynamicTiling
+
+    rule = DynamicTiling(max_tiles=6, tile_size=56)
+    arrays = [noise(150, 60, 1), noise(50, 50, 2), noise(60, 170, 3)]
+    whole = [rule(Image.fromarray(array)) for array in arrays]
+    ready = [torch.full((2, 3, 56, 56), 7, dtype=torch.uint8), torch.full((1, 3, 56, 56), 9, dtype=torch.uint8)]
+    expected = torch.cat([ready[0], whole[0], whole[1], ready[1], whole[2]])
+    firsts = [2, 2 + len(whole[0]), 3 + len(whole[0]) + len(whole[1])]
+    grids = [[*rule.grid(a.shape[1], a.shape[0]), int(len(t) > 1), f]
+             for a, t, f in zip(arrays, whole, firsts, strict=True)]
+    pictures = [torch.from_numpy(array) for array in arrays]
+    assert torch.equal(cut_pictures(torch.cat(ready), pictures, torch.tensor(grids)), expected)
+    empty = torch.empty(0, 3, 56, 56, dtype=torch.uint8)
+    assert torch.equal(cut_pictures(empty, [], torch.empty(0, 4, dtype=torch.int64)), empty)
+
+
+@pytest.mark.parametrize("photo", ["astronaut", "coffee"])
+def test_photographs_through_the_matrix_products(photo, monkeypatch):
+    from skimage import data
+
+    from xtuner_plugins.datasets.tiling import DynamicTiling
+
+    monkeypatch.setattr(device_resize, "_resize", resize_like_pillow)  # what other devices than the CPU take
+    array = getattr(data, photo)()
+    rule = DynamicTiling(max_tiles=6, tile_size=224)
+    grid = torch.tensor([[*rule.grid(array.shape[1], array.shape[0]), 1, 0]])
+    tiles = cut_pictures(torch.empty(0, 3, 224, 224, dtype=torch.uint8), [torch.from_numpy(array)], grid)
+    assert torch.equal(tiles, rule(Image.fromarray(array)))
+
+
+@pytest.mark.gpu
+def test_equals_pillow_on_the_gpu():
+    for allow in (False, True):
+        torch.backends.cuda.matmul.allow_tf32 = allow
+        for width, height, to_width, to_height in SIZES:
+            array = noise(width, height, binary=True)
+            result = resize_like_pillow(to_chw(array).cuda(), to_width, to_height)
+            assert torch.equal(result.cpu(), pillow(array, to_width, to_height))
+        assert torch.backends.cuda.matmul.allow_tf32 is allow
+    torch.backends.cuda.matmul.allow_tf32 = False

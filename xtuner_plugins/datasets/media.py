@@ -150,7 +150,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         MediaError: floating-point pixels, whose range nobody knows.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
-        return image if type(image) is Image.Image else image.copy()
+        return image
     if image.mode in SIXTEEN_BIT:
         # Pillow would clip at 255 and give white; 257 maps 65535 to 255 exactly.
         pixels = np.clip(np.asarray(image).astype(np.int64), 0, 65535)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
-from xtuner_plugins.checkpoints import assemble, trained
-from xtuner_plugins.checkpoints.reader import CheckpointError, read_json, weight_files
+from xtuner_plugins.checkpoints import formats, targets, trained
+from xtuner_plugins.checkpoints.reader import CheckpointError, weight_files
+from xtuner_plugins.checkpoints.tensors import BLOCK_BYTES, LazyTensor, cast
 from xtuner_plugins.checkpoints.writer import (
     check_disk,
     check_target,
@@ -24,10 +24,30 @@ from xtuner_plugins.checkpoints.writer import (
 )
 
 MANIFEST = "export_manifest.json"
-# What a base directory may hold besides weights and config that belongs to the model.
-_KEPT_FILES = ("generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
-               "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
-               "chat_template.jinja", "chat_template.json")  # fmt: skip
+
+
+class _Finite(LazyTensor):
+    """A trained tensor on its way to disk: cast, and refused when it isn't finite."""
+
+    def __init__(self, source: LazyTensor, dtype: torch.dtype, name: str, checkpoint: Path):
+        self._source, self.dtype, self.shape = source, dtype, source.shape
+        self._name, self._checkpoint = name, checkpoint
+
+    def _check(self, block: torch.Tensor) -> torch.Tensor:
+        block = block.to(self.dtype)
+        if block.is_floating_point() and not torch.isfinite(block).all():
+            raise CheckpointError(
+                f"{self._checkpoint}: {self._name} holds NaN or infinity, so training diverged; "
+                "take an earlier checkpoint"
+            )
+        return block
+
+    def read_flat(self, start: int, stop: int) -> torch.Tensor:
+        return self._check(self._source.read_flat(start, stop))
+
+    def blocks(self, max_bytes: int = BLOCK_BYTES):
+        for block in self._source.blocks(max_bytes):
+            yield self._check(block)
 
 
 def export(
@@ -35,21 +55,23 @@ def export(
     checkpoint: str | Path,
     out: str | Path,
     *,
+    form: str | None = None,
     dtype: str | None = None,
     max_shard_size: str | int = "4GB",
     code: str = "auto",
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
-    """Exports a training checkpoint as an official InternVL directory.
+    """Exports a training checkpoint as a model directory.
 
-    Names, shapes, dtypes and config are exactly the base's; adapters are merged in fp32 and cast once. Memory holds one
-    block of one tensor at a time. The directory appears under its name whole or not at all.
+    By default names, shapes, dtypes and config are exactly the base's; adapters are merged in fp32 and cast once.
+    Memory holds one block of one tensor at a time. The directory appears under its name whole or not at all.
 
     Args:
         config_path: the training config (names base and adapters).
         checkpoint: MMEngine ``.pth``, DeepSpeed directory (ZeRO 0 to 3) or PEFT adapter.
         out: directory to write.
+        form: ``official``, ``hf`` (transformers' own InternVL); None keeps the base's.
         dtype: of all weights; None keeps the base's, tensor by tensor.
         max_shard_size: such as ``4GB``.
         code: ``auto`` ships the base's own model code, ours where it has none; ``ours`` always ships ours.
@@ -63,108 +85,145 @@ def export(
         CheckpointError: config, checkpoint and base don't belong together; ``out`` exists; the disk is too full.
         ValueError: an argument out of range.
     """
-    if dtype is not None and dtype not in assemble.DTYPES:
-        raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(assemble.DTYPES)}")
-    if code not in ("auto", "ours"):
-        raise ValueError(f"code {code!r} is unknown; choose auto or ours")
-    shard_bytes = parse_size(max_shard_size)
+    wanted, shard_bytes = _check_options(dtype, max_shard_size, code)
     plan = trained.lay_over(config_path, checkpoint)
     out = check_target(out, force=force, inputs={"base": plan.base, "checkpoint": checkpoint, "config": config_path})
-    check_model(plan)
-
-    tensors = {
-        name: (tensor, assemble.DTYPES[dtype] if dtype else plan.base_tensors[name].dtype)
-        for name, tensor in plan.merged().items()
-    }
-    num_bytes = total_bytes(tensors)
-    check_disk(out, num_bytes)
-    config = read_json(plan.base / "config.json")
-    if dtype is not None:
-        for fields in (config, config["llm_config"], config["vision_config"]):
-            fields["torch_dtype"] = dtype
+    check_model(plan.view, plan.without_adapters())
     changed = plan.changed
+    tensors = {}
+    for name, tensor in plan.merged().items():
+        to = wanted or plan.base_tensors[name].dtype
+        tensors[name] = _Finite(tensor, to, name, Path(checkpoint)) if name in changed else cast(tensor, to)
+    target = targets.make_target(plan.view, tensors, form=form, dtype=dtype, code=code)
+    sources = [*_base_files(plan.base), *plan.checkpoint.files, Path(config_path)]
 
-    def check(name: str, block: torch.Tensor) -> None:
-        if name in changed and block.is_floating_point() and not torch.isfinite(block).all():
-            raise CheckpointError(
-                f"{checkpoint}: {name} holds NaN or infinity, so training diverged; take an earlier checkpoint"
-            )
+    def record(hashes: dict[str, str]) -> dict:
+        return {
+            "base": _origin(plan.base, _base_files(plan.base), hashes),
+            "checkpoint": {
+                **_origin(plan.checkpoint.path, plan.checkpoint.files, hashes),
+                "kind": plan.checkpoint.kind,
+                **{k: v for k, v in plan.checkpoint.details.items() if isinstance(v, (int, str))},
+            },
+            "config": {"path": str(config_path), "sha256": hashes[str(config_path)]},
+            "dtype": dtype or "as the base",
+            "format": form or "as the base",
+            "replaced": sorted(plan.replaced),
+            "merged": sorted(plan.adapters),
+        }
 
-    sources = [*weight_files(plan.base), plan.base / "config.json", *plan.checkpoint.files, Path(config_path)]
-    with staged_directory(out) as stage, ThreadPoolExecutor(1) as pool:
-        hashes = pool.submit(hash_files, sources)
-        try:
-            copy_model_files(plan.base, stage, code)
-            advance = (lambda n: progress(n, num_bytes)) if progress else (lambda n: None)
-            files = write_weights(stage, tensors, max_shard_size=shard_bytes, advance=advance, check=check)
-        except BaseException:
-            hashes.cancel()
-            raise
-        write_json(stage / MANIFEST, manifest(plan, Path(config_path), hashes.result(), dtype))
-        write_config(stage, config)
+    summary = _write(target, out, shard_bytes, sources, record, progress)
     return {
-        "out": str(out),
-        "num_tensors": len(tensors),
+        **summary,
         "num_replaced": len(plan.replaced),
         "num_merged": len(plan.adapters),
-        "num_bytes": num_bytes,
-        "num_shards": len(files),
         "kind": plan.checkpoint.kind,
     }
 
 
-def check_model(plan: trained.TrainedPlan) -> None:
-    """Names and shapes of the result against an empty hub model, before anything is written."""
-    from xtuner_plugins.checkpoints.loader import compare, empty_model, read_config
+def convert(
+    directory: str | Path,
+    out: str | Path,
+    *,
+    form: str,
+    dtype: str | None = None,
+    max_shard_size: str | int = "4GB",
+    template: str | None = None,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict:
+    """Writes a finished model directory in another form: official to ``-hf``, or ``-hf`` to official.
 
-    shapes = {name: tensor.shape for name, tensor in plan.without_adapters().items()}
-    compare(empty_model(read_config(plan.base)), shapes).raise_if_bad(f"base {plan.base}")
+    Args:
+        directory: an official or ``-hf`` directory.
+        out: directory to write.
+        form: ``official`` or ``hf``.
+        dtype: of all weights; None keeps the stored ones.
+        max_shard_size: such as ``4GB``.
+        template: conversation template of an official form (an ``-hf`` directory doesn't name one).
+        force: replace an existing ``out``.
+        progress: called with (bytes written now, bytes in all).
+
+    Returns:
+        ``out``, ``num_tensors``, ``num_bytes``, ``num_shards``.
+
+    Raises:
+        CheckpointError: not such a directory, or the form can't express it; ``out`` exists; the disk is too full.
+        ValueError: an argument out of range.
+    """
+    wanted, shard_bytes = _check_options(dtype, max_shard_size, "auto")
+    view = formats.open_model(directory)
+    out = check_target(out, force=force, inputs={"model": directory})
+    check_model(view, view.tensors)
+    tensors = {name: cast(tensor, wanted or tensor.dtype) for name, tensor in view.tensors.items()}
+    target = targets.make_target(view, tensors, form=form, dtype=dtype, template=template)
+    files = _base_files(view.directory)
+
+    def record(hashes: dict[str, str]) -> dict:
+        return {"model": _origin(view.directory, files, hashes), "dtype": dtype or "as stored", "format": form}
+
+    return _write(target, out, shard_bytes, files, record, progress)
 
 
-def copy_model_files(base: Path, stage: Path, code: str) -> None:
-    """Tokenizer, small configs and model code of the base; our code where it has none or ``ours`` is asked for."""
-    own_code = sorted(base.glob("*.py"))
-    for name in _KEPT_FILES:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, stage / name)
-    if own_code and code == "auto":
-        for path in own_code:
-            shutil.copyfile(path, stage / path.name)
-    else:
-        assemble.copy_hub_code(stage)
+def _check_options(dtype, max_shard_size, code) -> tuple[torch.dtype | None, int]:
+    if code not in ("auto", "ours"):
+        raise ValueError(f"code {code!r} is unknown; choose auto or ours")
+    return targets.resolve_dtype(dtype), parse_size(max_shard_size)
 
 
-def hash_files(paths: list[Path]) -> dict[str, str]:
-    """SHA-256 of each file, hex, by path."""
-    result = {}
-    for path in paths:
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while block := file.read(8 * 2**20):
-                digest.update(block)
-        result[str(path)] = digest.hexdigest()
-    return result
+def _write(target: targets.Target, out: Path, shard_bytes: int, sources: list[Path], record, progress) -> dict:
+    tensors = {name: (tensor, tensor.dtype) for name, tensor in target.tensors.items()}
+    num_bytes = total_bytes(tensors)
+    check_disk(out, num_bytes)
+    advance = (lambda n: progress(n, num_bytes)) if progress else (lambda n: None)
+    with staged_directory(out) as stage, ThreadPoolExecutor(1) as pool:
+        hashing = _Hashing()
+        hashes = pool.submit(hashing.run, sources)
+        try:
+            target.write_files(stage)
+            files = write_weights(stage, tensors, max_shard_size=shard_bytes, advance=advance)
+        except BaseException:
+            hashing.stop = True
+            raise
+        write_json(stage / MANIFEST, {**record(hashes.result()), "versions": _versions()})
+        write_config(stage, target.config)
+    return {"out": str(out), "num_tensors": len(tensors), "num_bytes": num_bytes, "num_shards": len(files)}
 
 
-def manifest(plan: trained.TrainedPlan, config_path: Path, hashes: dict[str, str], dtype: str | None) -> dict:
-    """Where an export came from: base, checkpoint and config with hashes, and what was laid over."""
+def check_model(view: formats.ModelView, tensors: dict[str, LazyTensor]) -> None:
+    """Names and shapes against an empty hub model, before anything is written."""
+    from xtuner_plugins.checkpoints.loader import compare, config_from_fields, empty_model
+
+    model = empty_model(config_from_fields(view.config, view.directory))
+    compare(model, {name: tensor.shape for name, tensor in tensors.items()}).raise_if_bad(str(view.directory))
+
+
+def _base_files(directory: Path) -> list[Path]:
+    return [directory / "config.json", *weight_files(directory)]
+
+
+class _Hashing:
+    """SHA-256 of files beside the writing, on another core."""
+
+    stop = False
+
+    def run(self, paths: list[Path]) -> dict[str, str]:
+        result = {}
+        for path in paths:
+            digest = hashlib.sha256()
+            with open(path, "rb", buffering=0) as file:
+                while (block := file.read(8 * 2**20)) and not self.stop:
+                    digest.update(block)
+            result[str(path)] = digest.hexdigest()
+        return result
+
+
+def _origin(path: Path, files: list[Path], hashes: dict[str, str]) -> dict:
+    return {"path": str(path), "sha256": {Path(f).name: hashes[str(f)] for f in files}}
+
+
+def _versions() -> dict[str, str]:
     import peft
     import transformers
 
-    def files(paths) -> dict[str, str]:
-        return {Path(p).name: hashes[str(p)] for p in paths}
-
-    return {
-        "base": {"path": str(plan.base), "sha256": files([plan.base / "config.json", *weight_files(plan.base)])},
-        "checkpoint": {
-            "path": str(plan.checkpoint.path),
-            "kind": plan.checkpoint.kind,
-            **{k: v for k, v in plan.checkpoint.details.items() if isinstance(v, (int, str))},
-            "sha256": files(plan.checkpoint.files),
-        },
-        "config": {"path": str(config_path), "sha256": hashes[str(config_path)]},
-        "dtype": dtype or "as the base",
-        "replaced": sorted(plan.replaced),
-        "merged": sorted(plan.adapters),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__},
-    }
+    return {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__}

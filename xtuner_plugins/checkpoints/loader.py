@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from xtuner_plugins.checkpoints.reader import CheckpointError, open_weights, read_json
+from xtuner_plugins.checkpoints import formats
+from xtuner_plugins.checkpoints.reader import CheckpointError
 from xtuner_plugins.checkpoints.tensors import LazyTensor
 from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer
 
@@ -73,22 +74,12 @@ def _some(items: list[str], limit: int = 4) -> str:
 
 
 def read_config(directory: str | Path):
-    """``config.json`` of an official directory as our ``InternVLChatConfig``.
+    """``config.json`` of an official or ``-hf`` directory as our ``InternVLChatConfig``.
 
     Raises:
         CheckpointError: no such directory or not an InternVL chat model.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise CheckpointError(f"model directory {directory} does not exist")
-    if not (directory / "config.json").is_file():
-        raise CheckpointError(f"{directory} is not a model directory: it has no config.json")
-    fields = read_json(directory / "config.json")
-    if "vision_config" not in fields or "llm_config" not in fields:
-        raise CheckpointError(
-            f"{directory} is not an official InternVL directory (model_type {fields.get('model_type')!r}, without "
-            "vision_config and llm_config); make one with tools/build_base_model.py"
-        )
+    fields = formats.our_config(formats.read_fields(directory), directory)[1]
     return config_from_fields(fields, directory)
 
 
@@ -160,7 +151,7 @@ def fill(model: nn.Module, tensors: Mapping[str, LazyTensor], *, dtype: torch.dt
 
 
 def load_model(directory: str | Path, *, dtype: torch.dtype | None = torch.bfloat16, device="cpu"):
-    """An official directory in the hub's classes.
+    """An official or ``-hf`` directory in the hub's classes (InternLM2 inside runs in its exact Llama form).
 
     Args:
         directory: with ``config.json`` and safetensors (or torch) weights.
@@ -173,9 +164,9 @@ def load_model(directory: str | Path, *, dtype: torch.dtype | None = torch.bfloa
     Raises:
         CheckpointError: not such a directory, or missing, unexpected or misshapen tensors.
     """
-    config = read_config(directory)
-    tensors = open_weights(directory)
-    return build(config, tensors, dtype=dtype, device=device, what=str(directory))
+    view = formats.open_model(directory)
+    config = config_from_fields(view.config, directory)
+    return build(config, view.tensors, dtype=dtype, device=device, what=str(directory))
 
 
 def build(config, tensors: Mapping[str, LazyTensor], *, dtype, device="cpu", what: str):
@@ -207,7 +198,7 @@ def load_trained(
     from xtuner_plugins.checkpoints import trained
 
     plan = trained.lay_over(cfg, checkpoint)
-    config = read_config(plan.base)
+    config = config_from_fields(plan.view.config, plan.base)
     if merge_lora:
         return build(config, plan.merged(), dtype=dtype, device=device, what=str(checkpoint))[0]
     model, _ = build(config, plan.without_adapters(), dtype=dtype, device=device, what=str(checkpoint))

@@ -204,3 +204,95 @@ def prefixed(rows: Iterable[Row], left: str = "", right: str = "") -> list[Row]:
 
 # Standalone InternViT directory <-> the tower inside an official directory.
 STANDALONE_VISION = KeyMapping([Row("{rest}", "vision_model.{rest}")], "standalone vision", "official")
+
+_VIT, _HF_VIT = "vision_model.encoder.layers.{i}.", "vision_tower.encoder.layer.{i}."
+
+# Official <-> transformers' own InternVLForConditionalGeneration, in the names that lie on disk.
+OFFICIAL_NATIVE = KeyMapping(
+    [
+        Row("vision_model.embeddings.class_embedding", "vision_tower.embeddings.cls_token"),
+        Row("vision_model.embeddings.position_embedding", "vision_tower.embeddings.position_embeddings"),
+        Row("vision_model.embeddings.patch_embedding.{p}", "vision_tower.embeddings.patch_embeddings.projection.{p}"),
+        Row(
+            _VIT + "attn.qkv.{p}",
+            tuple(f"{_HF_VIT}attention.{n}_proj.{{p}}" for n in "qkv"),
+            Parts((1, 1, 1)),
+        ),
+        Row(_VIT + "attn.proj.{p}", _HF_VIT + "attention.projection_layer.{p}"),
+        Row(_VIT + "attn.q_norm.weight", _HF_VIT + "attention.q_norm.weight"),
+        Row(_VIT + "attn.k_norm.weight", _HF_VIT + "attention.k_norm.weight"),
+        Row(_VIT + "norm1.{p}", _HF_VIT + "layernorm_before.{p}"),
+        Row(_VIT + "norm2.{p}", _HF_VIT + "layernorm_after.{p}"),
+        Row(_VIT + "ls1", _HF_VIT + "lambda_1"),
+        Row(_VIT + "ls2", _HF_VIT + "lambda_2"),
+        Row(_VIT + "mlp.fc1.{p}", _HF_VIT + "mlp.fc1.{p}"),
+        Row(_VIT + "mlp.fc2.{p}", _HF_VIT + "mlp.fc2.{p}"),
+        Row("mlp1.0.{p}", "multi_modal_projector.layer_norm.{p}"),
+        Row("mlp1.1.{p}", "multi_modal_projector.linear_1.{p}"),
+        Row("mlp1.3.{p}", "multi_modal_projector.linear_2.{p}"),
+        Row("language_model.{rest}", "language_model.{rest}"),
+    ],
+    "official InternVL",
+    "transformers InternVL",
+)
+
+# CLIP or SigLIP with Linear-GELU-Linear <-> LlavaForConditionalGeneration.
+LLAVA_TYPE_LLAVA = KeyMapping(
+    [
+        Row("vision_model.vision_model.{rest}", "vision_tower.vision_model.{rest}"),
+        Row("mlp1.0.{p}", "multi_modal_projector.linear_1.{p}"),
+        Row("mlp1.2.{p}", "multi_modal_projector.linear_2.{p}"),
+        Row("language_model.{rest}", "language_model.{rest}"),
+    ],
+    "LLaVA-type",
+    "transformers Llava",
+)
+
+
+def internlm2_llama(num_heads: int, num_kv_heads: int) -> KeyMapping:
+    """InternLM2 <-> Llama, names without prefix. No rotary permutation: both rotate halves."""
+    left, right = "model.layers.{i}.", "model.layers.{i}."
+    grouped = GroupedQKV(num_heads, num_kv_heads)
+    return KeyMapping(
+        [
+            Row("model.tok_embeddings.weight", "model.embed_tokens.weight"),
+            Row(left + "attention.wqkv.{p}", tuple(f"{right}self_attn.{n}_proj.{{p}}" for n in "qkv"), grouped),
+            Row(left + "attention.wo.{p}", right + "self_attn.o_proj.{p}"),
+            Row(left + "feed_forward.w1.weight", right + "mlp.gate_proj.weight"),
+            Row(left + "feed_forward.w3.weight", right + "mlp.up_proj.weight"),
+            Row(left + "feed_forward.w2.weight", right + "mlp.down_proj.weight"),
+            Row(left + "attention_norm.weight", right + "input_layernorm.weight"),
+            Row(left + "ffn_norm.weight", right + "post_attention_layernorm.weight"),
+            Row("model.norm.weight", "model.norm.weight"),
+            Row("output.weight", "lm_head.weight"),
+        ],
+        "InternLM2",
+        "Llama",
+    )
+
+
+_QWEN, _QWEN2 = "transformer.h.{i}.", "model.layers.{i}."
+
+# Qwen (the first, Qwen-7B-Chat) <-> Qwen2, names without prefix. Its w1 is the up, its w2 the gate projection.
+QWEN_QWEN2 = KeyMapping(
+    [
+        Row("transformer.wte.weight", "model.embed_tokens.weight"),
+        Row(_QWEN + "ln_1.weight", _QWEN2 + "input_layernorm.weight"),
+        Row(_QWEN + "ln_2.weight", _QWEN2 + "post_attention_layernorm.weight"),
+        Row(_QWEN + "attn.c_attn.{p}", tuple(f"{_QWEN2}self_attn.{n}_proj.{{p}}" for n in "qkv"), Parts((1, 1, 1))),
+        Row(_QWEN + "attn.c_proj.weight", _QWEN2 + "self_attn.o_proj.weight"),
+        Row(_QWEN + "mlp.w1.weight", _QWEN2 + "mlp.up_proj.weight"),
+        Row(_QWEN + "mlp.w2.weight", _QWEN2 + "mlp.gate_proj.weight"),
+        Row(_QWEN + "mlp.c_proj.weight", _QWEN2 + "mlp.down_proj.weight"),
+        Row("transformer.ln_f.weight", "model.norm.weight"),
+        Row("lm_head.weight", "lm_head.weight"),
+    ],
+    "Qwen",
+    "Qwen2",
+)
+
+
+def inside(mapping: KeyMapping, prefix: str = "language_model.") -> KeyMapping:
+    """A language model's mapping inside a multimodal model; everything else stays as it is."""
+    others = [Row("vision_model.{rest}", "vision_model.{rest}"), Row("mlp1.{rest}", "mlp1.{rest}")]
+    return KeyMapping([*prefixed(mapping.rows, prefix, prefix), *others], mapping.left, mapping.right)

@@ -173,6 +173,25 @@ class Computed(LazyTensor):
             yield self._make_rows(first, min(first + step, self.shape[0])).reshape(-1)
 
 
+class Cast(LazyTensor):
+    """The same numbers in another dtype, cast as they are read."""
+
+    def __init__(self, source: LazyTensor, dtype: torch.dtype):
+        self._source, self.dtype, self.shape = source, dtype, source.shape
+
+    def read_flat(self, start: int, stop: int) -> torch.Tensor:
+        return self._source.read_flat(start, stop).to(self.dtype)
+
+    def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[torch.Tensor]:
+        for block in self._source.blocks(max_bytes):
+            yield block.to(self.dtype)
+
+
+def cast(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:
+    """``tensor`` itself when it has the dtype already."""
+    return tensor if tensor.dtype == dtype else Cast(tensor, dtype)
+
+
 def read_into(fd: int, view: memoryview, offset: int, path: str | Path) -> None:
     """Fills ``view`` from ``offset`` of an open file.
 

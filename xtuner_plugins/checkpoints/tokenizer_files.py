@@ -70,6 +70,11 @@ def num_token_rows(tokenizer) -> int:
     return max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
 
 
+def quote(text: str) -> str:
+    """A text as a Jinja string literal."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+
+
 def chat_template(tokenizer, conversation) -> str:
     """A Jinja template that renders messages exactly as the conversation template prompts.
 
@@ -79,9 +84,6 @@ def chat_template(tokenizer, conversation) -> str:
         tokenizer: asked whether it puts a start token before a text (then the template starts with it too).
         conversation: from ``get_conv_template``.
     """
-
-    def quote(text: str) -> str:
-        return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
 
     before, after = conversation.system_template.split("{system_message}")
     end = quote(conversation.sep)
@@ -141,3 +143,28 @@ def merges_as_strings(path: Path) -> None:
             return  # a piece with a space in it has no string form; only newer releases can read such a vocabulary
         state["model"]["merges"] = [" ".join(merge) for merge in merges]
         path.write_text(json.dumps(state, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def drop_last_token(directory: Path, token: str) -> None:
+    """Takes the token with the largest id out of a directory's tokenizer files; does nothing when it isn't the last."""
+    state = read_json(directory / "tokenizer.json")
+    added = state.get("added_tokens", [])
+    if not added or added[-1]["content"] != token:
+        return
+    number = added.pop()["id"]
+    write_json(directory / "tokenizer.json", state)
+    config = read_json(directory / "tokenizer_config.json")
+    config.get("added_tokens_decoder", {}).pop(str(number), None)
+    for key in ("video_token", "start_image_token", "end_image_token", "context_image_token", "processor_class"):
+        config.pop(key, None)
+    config["additional_special_tokens"] = [t for t in config.get("additional_special_tokens", []) if t != token]
+    write_json(directory / "tokenizer_config.json", config)
+    for name in ("added_tokens.json", "special_tokens_map.json"):
+        if (directory / name).is_file():
+            fields = read_json(directory / name)
+            fields = {
+                k: v for k, v in fields.items() if k not in (token, "video_token") and not k.endswith("image_token")
+            }
+            if "additional_special_tokens" in fields:
+                fields["additional_special_tokens"] = config["additional_special_tokens"]
+            write_json(directory / name, fields)

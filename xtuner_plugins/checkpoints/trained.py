@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from xtuner_plugins.checkpoints import lora
-from xtuner_plugins.checkpoints.reader import Checkpoint, CheckpointError, open_checkpoint, open_weights
+from xtuner_plugins.checkpoints.formats import ModelView, open_model
+from xtuner_plugins.checkpoints.reader import Checkpoint, CheckpointError, open_checkpoint
 from xtuner_plugins.checkpoints.tensors import LazyTensor
 
 # (attribute of the chat model, setting with its LoRA config, setting that freezes it, is it frozen by default)
@@ -42,8 +43,7 @@ class TrainedPlan:
     """A base and what a checkpoint lays over it; nothing is read yet.
 
     Attributes:
-        base: the official directory.
-        base_tensors: its tensors by official name.
+        view: the base, seen in our names.
         checkpoint: what was opened.
         replaced: tensors that take the place of a base tensor, by official name.
         adapters: official layer name to adapter tensors by part (``lora_A.weight``, ...).
@@ -51,13 +51,22 @@ class TrainedPlan:
         ignored: checkpoint tensors that change nothing, by name.
     """
 
-    base: Path
-    base_tensors: dict[str, LazyTensor]
+    view: ModelView
     checkpoint: Checkpoint
     replaced: dict[str, LazyTensor] = field(default_factory=dict)
     adapters: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
     lora_configs: dict[str, object] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
+
+    @property
+    def base(self) -> Path:
+        """The base's directory."""
+        return self.view.directory
+
+    @property
+    def base_tensors(self) -> dict[str, LazyTensor]:
+        """The base's tensors by our names."""
+        return self.view.tensors
 
     def without_adapters(self) -> dict[str, LazyTensor]:
         """Base tensors with whole replacements, adapters left out; in the base's order."""
@@ -144,7 +153,7 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
             "build it with tools/build_base_model.py"
         )
     opened = open_checkpoint(checkpoint)
-    plan = TrainedPlan(base, open_weights(base), opened)
+    plan = TrainedPlan(open_model(base), opened)
     configs = {part: lora_config(cfg.model.get(setting)) for part, setting, _, _ in PARTS if setting}
     plan.lora_configs = {part: config for part, config in configs.items() if config is not None}
     if opened.kind == "peft":

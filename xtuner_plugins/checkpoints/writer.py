@@ -159,7 +159,6 @@ def write_weights(
     *,
     max_shard_size: int,
     advance: Callable[[int], None] = lambda num_bytes: None,
-    check: Callable[[str, torch.Tensor], None] | None = None,
 ) -> list[Path]:
     """Streams tensors into ``model.safetensors`` or shards, the index last.
 
@@ -168,7 +167,6 @@ def write_weights(
         tensors: name to (tensor, dtype to write).
         max_shard_size: bytes of data a shard.
         advance: called with the number of bytes after each block, for a progress bar.
-        check: called with the name and each 1-D block before it is written; raises to stop.
 
     Returns:
         The weight files in order (without the index).
@@ -178,7 +176,7 @@ def write_weights(
     files, weight_map = [], {}
     for number, names in enumerate(shards, 1):
         file = stage / ("model.safetensors" if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors")
-        _write_shard(file, {n: tensors[n] for n in names}, advance, check)
+        _write_shard(file, {n: tensors[n] for n in names}, advance)
         files.append(file)
         weight_map.update(dict.fromkeys(names, file.name))
     if not single:
@@ -187,7 +185,7 @@ def write_weights(
     return files
 
 
-def _write_shard(path: Path, tensors: dict[str, tuple[LazyTensor, torch.dtype]], advance, check) -> None:
+def _write_shard(path: Path, tensors: dict[str, tuple[LazyTensor, torch.dtype]], advance) -> None:
     # Widest dtype first keeps every tensor aligned to its width. Older transformers die without {"format": "pt"}.
     ordered = sorted(tensors.items(), key=lambda item: -item[1][1].itemsize)
     header: dict = {"__metadata__": {"format": "pt"}}
@@ -204,11 +202,9 @@ def _write_shard(path: Path, tensors: dict[str, tuple[LazyTensor, torch.dtype]],
     text += b" " * (-len(text) % 8)
     with open(path, "wb", buffering=0) as file:
         _write_all(file, len(text).to_bytes(8, "little") + text)
-        for name, (tensor, dtype) in ordered:
+        for _, (tensor, dtype) in ordered:
             for block in tensor.blocks():
                 block = block.to(dtype)
-                if check is not None:
-                    check(name, block)
                 _write_all(file, memoryview(block.contiguous().view(torch.uint8).numpy()))
                 advance(block.numel() * dtype.itemsize)
 

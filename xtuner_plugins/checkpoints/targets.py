@@ -1,0 +1,173 @@
+"""What each export format writes: names and order of the tensors, the config, and the files beside them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from xtuner_plugins.checkpoints import assemble, mappings, native, tokenizer_files
+from xtuner_plugins.checkpoints.formats import ModelView
+from xtuner_plugins.checkpoints.reader import CheckpointError
+from xtuner_plugins.checkpoints.tensors import LazyTensor
+from xtuner_plugins.checkpoints.writer import write_json
+
+FORMATS = ("official", "hf")
+# What a model directory may hold besides weights, config and code that belongs to the model.
+_KEPT_FILES = ("generation_config.json", "preprocessor_config.json", "processor_config.json",
+               "video_preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+               "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
+               "chat_template.json")  # fmt: skip
+
+
+@dataclass
+class Target:
+    """A model about to be written.
+
+    Attributes:
+        tensors: names as they will lie on disk, in order.
+        config: ``config.json``.
+        write_files: writes everything but weights and config into a directory.
+    """
+
+    tensors: dict[str, LazyTensor]
+    config: dict
+    write_files: Callable[[Path], None]
+
+
+def make_target(
+    view: ModelView, tensors: Mapping[str, LazyTensor], *, form: str | None, dtype: str | None, code: str = "auto",
+    template: str | None = None,
+) -> Target:  # fmt: skip
+    """The target of a form; None is the layout that the directory itself has.
+
+    Args:
+        view: the directory that the model comes from.
+        tensors: its tensors under our names, trained ones laid over.
+        form: ``official``, ``hf`` or None.
+        dtype: written into the config; None leaves it.
+        code: ``auto`` ships the directory's own model code, ours where it has none; ``ours`` always ours.
+        template: conversation template of an official form made from an ``-hf`` one; None takes the family's.
+
+    Raises:
+        CheckpointError: the form can't express this model.
+        ValueError: an unknown form.
+    """
+    if form is not None and form not in FORMATS:
+        raise ValueError(f"format {form!r} is unknown; choose one of {', '.join(FORMATS)}")
+    own = "hf" if view.layout == "native" else "official"
+    if form in (None, own):
+        target = _as_stored(view, tensors, code)
+    elif form == "hf":
+        target = _native(view, tensors)
+    else:
+        target = _official(view, tensors, template)
+    if dtype is not None:
+        for key in (None, "llm_config", "text_config", "vision_config"):
+            fields = target.config if key is None else target.config.get(key)
+            if fields is not None:
+                fields["torch_dtype"] = dtype
+                fields.pop("dtype", None)
+    return target
+
+
+def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor], code: str) -> Target:
+    def write_files(stage: Path) -> None:
+        _copy_files(view.directory, stage)
+        own_code = sorted(view.directory.glob("*.py"))
+        if view.layout == "native":
+            return
+        if own_code and code == "auto":
+            for path in own_code:
+                shutil.copyfile(path, stage / path.name)
+        else:
+            assemble.copy_hub_code(stage)
+
+    config = {k: dict(v) if isinstance(v, dict) else v for k, v in view.stored_config.items()}
+    if view.layout != "native" and (code == "ours" or not any(view.directory.glob("*.py"))):
+        if view.layout == "internlm2" and code == "ours":
+            raise CheckpointError(
+                f"{view.directory} holds InternLM2, which our model code runs in its Llama form only; keep its own "
+                "code (--code auto) or export with --format hf"
+            )
+        config["auto_map"] = dict(assemble.AUTO_MAP)
+    return Target(view.stored(tensors), config, write_files)
+
+
+def _copy_files(source: Path, stage: Path) -> None:
+    for name in _KEPT_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, stage / name)
+
+
+def _conversation(config: Mapping):
+    from xtuner_plugins.hub.conversation import get_conv_template
+
+    return get_conv_template(config["template"])
+
+
+def _native(view: ModelView, tensors: Mapping[str, LazyTensor]) -> Target:
+    """Official to ``-hf``: other names, rows for ``<video>``, processor files."""
+    tokenizer = tokenizer_files.load_tokenizer(view.directory)
+    image_token = tokenizer_files.token_id(tokenizer, "<IMG_CONTEXT>")
+    rows = max(view.config["llm_config"]["vocab_size"], tokenizer_files.num_token_rows(tokenizer))
+    if tokenizer_files.token_id(tokenizer, native.VIDEO_TOKEN) is None:
+        rows = max(rows, tokenizer_files.num_token_rows(tokenizer) + 1)
+    config = native.to_native_config(view.config, image_token, rows)
+    conversation = _conversation(view.config)
+    stops = tokenizer_files.stop_token_ids(tokenizer, conversation)
+    config["text_config"]["eos_token_id"] = stops[0]
+    renamed = mappings.OFFICIAL_NATIVE.to_right(tensors)
+    for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
+        renamed[name] = native.pad_rows(renamed[name], rows)
+
+    def write_files(stage: Path) -> None:
+        needed = native.write_processor_files(stage, tokenizer, view.config, conversation)
+        assert needed <= rows, (needed, rows)
+        write_json(stage / "generation_config.json", {
+            "_from_model_config": True, "eos_token_id": stops, "pad_token_id": tokenizer.pad_token_id,
+            "transformers_version": "4.52.0",
+        })  # fmt: skip
+
+    return Target(renamed, config, write_files)
+
+
+def _official(view: ModelView, tensors: Mapping[str, LazyTensor], template: str | None) -> Target:
+    """``-hf`` to official: our code and conversation template, without the token that only the processor wanted."""
+    config = {k: dict(v) if isinstance(v, dict) else v for k, v in view.config.items()}
+    config["template"] = template or config["template"]
+    conversation = _conversation(config)
+    tokenizer = tokenizer_files.load_tokenizer(view.directory)
+    tensors = dict(tensors)
+    rows = config["llm_config"]["vocab_size"]
+    if tokenizer_files.token_id(tokenizer, native.VIDEO_TOKEN) == rows - 1:
+        rows -= 1
+        for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
+            tensors[name] = tensors[name].rows(0, rows)
+    config["llm_config"]["vocab_size"] = rows
+    pad = tokenizer.pad_token_id
+    if config["llm_config"].get("pad_token_id") is None:
+        config["llm_config"]["pad_token_id"] = pad
+    config["auto_map"] = dict(assemble.AUTO_MAP)
+
+    def write_files(stage: Path) -> None:
+        template_text = tokenizer_files.chat_template(tokenizer, conversation)
+        tokenizer_files.save_tokenizer(tokenizer, stage, template=template_text)
+        tokenizer_files.drop_last_token(stage, native.VIDEO_TOKEN)
+        assemble.write_small_files(stage, config, tokenizer, conversation)
+
+    return Target(tensors, config, write_files)
+
+
+def resolve_dtype(name: str | None) -> torch.dtype | None:
+    """A torch dtype by name, or None.
+
+    Raises:
+        ValueError: not one that weights are written in.
+    """
+    if name is not None and name not in assemble.DTYPES:
+        raise ValueError(f"dtype {name!r} is unknown; choose one of {', '.join(assemble.DTYPES)}")
+    return assemble.DTYPES[name] if name else None

@@ -43,7 +43,8 @@ def test_equals_pillow_over_random_sizes():
     for seed in range(400):
         to_width, to_height = (int(x) for x in rng.integers(1, 70, 2))
         width = max(1, to_width + int(rng.integers(-5, 40)))
-        height = max(1, to_height + int(rng.choice([2 * (width - to_width) + rng.integers(-2, 3), rng.integers(-9, 90)])))
+        tipping = 2 * (width - to_width) + rng.integers(-2, 3)
+        height = max(1, to_height + int(rng.choice([tipping, rng.integers(-9, 90)])))
         array = noise(width, height, seed, binary=seed % 2 == 0)
         result = resize_like_pillow(to_chw(array), to_width, to_height)
         assert torch.equal(result, pillow(array, to_width, to_height)), (width, height, to_width, to_height)

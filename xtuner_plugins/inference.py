@@ -120,7 +120,7 @@ class ChatSession:
         tiles = [*self._tiles, *self._load(images, self.tiling)]
         question = with_placeholders(question, len(tiles) - len(self._tiles))
         options = {"max_new_tokens": max_new_tokens, "do_sample": False, **generation}
-        if stream is not None:
+        if stream:
             options["streamer"] = CallbackStreamer(self.tokenizer, stream)
         answer, history = self.model.chat(
             self.tokenizer,

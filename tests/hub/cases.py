@@ -72,6 +72,8 @@ def make_tokenizer(path):
     build_tokenizer(path)
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.add_tokens(list(IMAGE_TOKENS), special_tokens=True)
+    listed = ["<|im_start|>", "<|im_end|>", *IMAGE_TOKENS]  # as published: slow tokenizers skip only listed ones
+    tokenizer.add_special_tokens({"additional_special_tokens": listed})
     tokenizer.save_pretrained(path)
     tokenizer_json = Path(path) / "tokenizer.json"
     state = json.loads(tokenizer_json.read_text(encoding="utf-8"))

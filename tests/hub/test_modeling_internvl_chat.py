@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from xtuner_plugins.hub import InternVLChatModel
 
@@ -290,3 +291,18 @@ def test_reload_in_bfloat16_is_bfloat16_everywhere(tmp_path):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     pixels, ids = make_batch(model)
     assert model(pixels, ids).logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_training_path_never_reads_a_tensor_back(attention):
+    """Tensors without values: whoever asks for one, and makes an accelerator wait, fails here."""
+    model = make_model(make_config(RMS_VISION, attn_implementation=attention))
+    pixels, ids = make_batch(model)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        pixels, ids = fake.from_tensor(pixels), fake.from_tensor(ids)
+        with pytest.raises(DataDependentOutputException):
+            ids.sum().item()
+        features = model.extract_feature(pixels)
+        embeds = model.get_input_embeddings()(ids)
+        placed = model.place_features(embeds, ids, features, num_image_tokens=48)
+    assert features.shape == (3, 16, 32) and placed.shape == (2, 64, 32)

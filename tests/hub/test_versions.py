@@ -6,7 +6,9 @@ They are kept in `XTUNER_PLUGINS_VERSIONS` (default `~/.cache/xtuner_plugins/tra
 can't be installed is an error, never a skip.
 """
 
+import functools
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -32,6 +34,7 @@ CASES = {
 }
 
 
+@functools.cache
 def environment(release):
     """The interpreter of the environment of a release, made when it isn't there yet.
 
@@ -42,13 +45,15 @@ def environment(release):
     python_version = f"py{sys.version_info[0]}{sys.version_info[1]}"
     folder = root / f"{python_version}-{'newest' if release == NEWEST else release}"
     python, done = folder / "bin" / "python", folder / "installed"
-    if done.exists():
+    if not done.exists():
+        run([sys.executable, "-m", "venv", "--without-pip", "--clear", folder], release)
+        own = folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+        (own / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
+    elif release != NEWEST:
         return python
-    run([sys.executable, "-m", "venv", "--without-pip", "--clear", folder], release)
-    own = folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
-    (own / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
     specifier = release if release == NEWEST else f"=={release}"
-    run([python, "-m", "pip", "install", "--quiet", f"transformers{specifier}"], release)
+    # What is the newest has to be asked each time.
+    run([python, "-m", "pip", "install", "--quiet", "--upgrade", f"transformers{specifier}"], release)
     done.touch()
     return python
 
@@ -114,8 +119,6 @@ def test_a_failing_probe_is_reported(directories, tmp_path):
 
 def write_broken(directory, path):
     """A copy of an export that lacks one of its code files."""
-    import shutil
-
     shutil.copytree(directory, path)
     (path / "conversation.py").unlink()
     return path

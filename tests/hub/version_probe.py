@@ -112,7 +112,8 @@ def attention_implementations(probe):
     for name in ("eager", "sdpa"):
         model = probe.load(attn_implementation=name)
         assert model.vision_model.config._attn_implementation == name
-        assert model.language_model.config._attn_implementation == name
+        has_it = name == "eager" or model.language_model._supports_sdpa  # Phi-3 hasn't in 4.44
+        assert model.language_model.config._attn_implementation == (name if has_it else "eager")
         found[name] = (probe.logits(model) - probe.logits(probe.model)).abs().max().item()
         assert found[name] < 1e-5, found  # fp32, logits of order 1 to 10
     return found

@@ -116,3 +116,44 @@ def test_help_names_the_commands(tmp_path):
     assert done.returncode == 0
     for command in ("/image", "/reset", "/quit", "--max-tiles", "--device", "--dtype", "--question"):
         assert command in done.stdout
+
+
+def test_in_a_terminal_an_interrupted_answer_is_forgotten_and_errors_do_not_count(toy_base, image, monkeypatch, capsys):
+    conversation = tool.Conversation(tool.parse_args([str(toy_base), *SHORT]))
+    ask, interrupted = conversation.session.ask, []
+
+    def interrupt_once(*args, **kwargs):
+        if not interrupted:
+            interrupted.append(args[0])
+            raise KeyboardInterrupt
+        return ask(*args, **kwargs)
+
+    lines = iter([f"/image '{image}'", "Interrupted", "What is it?", "/image", "", "/help"])
+    prompts = []
+
+    def typed(prompt):
+        prompts.append(prompt)
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    monkeypatch.setattr(conversation.session, "ask", interrupt_once)
+    monkeypatch.setattr("builtins.input", typed)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    assert conversation.run() == 0
+    out, err = capsys.readouterr()
+    assert set(prompts) == {"> "} and interrupted == ["Interrupted"]
+    assert "the question is forgotten" in out and err == "error: /image needs the path of a picture\n"
+    # The picture is still there for the next question.
+    assert [question for question, _ in conversation.session.history] == ["<image>\nWhat is it?"]
+    assert out.rstrip().endswith(tool.COMMANDS)
+
+
+def test_running_out_of_memory_is_one_clear_line(toy_base, monkeypatch, capsys):
+    def explode(*args, **kwargs):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(tool.Conversation, "ask", explode)
+    assert tool.main([str(toy_base), "--question", "Hi", *SHORT]) == 1
+    assert capsys.readouterr().err.startswith("error: out of memory; try a smaller --max-tiles")

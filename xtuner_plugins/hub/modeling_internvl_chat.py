@@ -65,9 +65,7 @@ class InternVLChatModel(PreTrainedModel):
             raise ValueError("config.json names unmerged adapters (use_backbone_lora, use_llm_lora); merge them first")
         if config.ps_version not in ("v1", "v2"):
             raise ValueError(f"config.json: ps_version = {config.ps_version!r}; legal are 'v1', 'v2'")
-        # Both parts take the implementation that was asked of the whole.
-        for part in (config.vision_config, config.llm_config):
-            part._attn_implementation = config._attn_implementation
+        share_attention(config)
 
         self.template = config.template
         self.conv_template = get_conv_template(config.template)
@@ -305,7 +303,10 @@ class InternVLChatModel(PreTrainedModel):
         inputs_embeds = self.get_input_embeddings()(input_ids)
         inputs_embeds = self.place_features(inputs_embeds, input_ids, visual_features)
         generate_kwargs.setdefault("use_cache", True)
+        # Given none, 4.37 begins with a beginning-of-text token of its own, and returns it among the new ones.
+        no_ids = torch.empty(inputs_embeds.shape[0], 0, dtype=torch.long, device=inputs_embeds.device)
         return self.language_model.generate(
+            inputs=no_ids,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             generation_config=generation_config,
@@ -503,6 +504,18 @@ def num_image_tokens(config):
     if patches % r:
         raise ValueError(f"a tile of {side} pixels has {patches} x {patches} patches, which can't be merged {r} x {r}")
     return (patches // r) ** 2
+
+
+def share_attention(config):
+    """Gives both parts of an `InternVLChatConfig` the attention that was asked of the whole.
+
+    An LLM that has no SDPA in the installed release (Phi-3 in 4.44) keeps its own default.
+    """
+    attention = config._attn_implementation
+    config.vision_config._attn_implementation = attention
+    llm_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config.llm_config)]
+    if attention != "sdpa" or getattr(llm_class, "_supports_sdpa", False):
+        config.llm_config._attn_implementation = attention
 
 
 def make_language_model(config):

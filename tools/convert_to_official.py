@@ -1,6 +1,10 @@
-"""Exports a training checkpoint as an official InternVL directory.
+"""Exports a training checkpoint as a model directory, or converts a finished directory between forms.
 
     python tools/convert_to_official.py configs/finetune_lora.py work_dirs/finetune_lora/iter_1000.pth exports/mine
+    python tools/convert_to_official.py CONFIG CHECKPOINT OUT --format hf          # transformers' own InternVL
+    python tools/convert_to_official.py CONFIG CHECKPOINT OUT --adapter-only       # a PEFT directory
+    python tools/convert_to_official.py --from InternVL3-1B-hf OUT                 # -hf to official
+    python tools/convert_to_official.py --from exports/mine OUT --format hf        # official to -hf
 
 CHECKPOINT is an MMEngine .pth, a DeepSpeed directory (ZeRO 1, 2 or 3) or a PEFT adapter. Adapters are merged in fp32.
 """
@@ -14,25 +18,68 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="training config")
-    parser.add_argument("checkpoint", help="iter_N.pth, file or directory")
-    parser.add_argument("out", help="directory to write")
+    parser.add_argument("paths", nargs="+", metavar="CONFIG CHECKPOINT OUT", help="with --from: OUT alone")
+    parser.add_argument("--from", dest="source", metavar="DIR", help="convert this finished model directory")
+    parser.add_argument("--format", choices=["official", "hf"], help="default: as the base; with --from: official")
     parser.add_argument(
-        "--dtype", choices=["bfloat16", "float16", "float32"], help="of all weights (default: as the base)"
+        "--dtype", choices=["bfloat16", "float16", "float32"], help="of all weights (default: as stored)"
     )
     parser.add_argument("--max-shard-size", default="4GB", help="largest weight file (default 4GB)")
     parser.add_argument(
-        "--code", default="auto", choices=["auto", "ours"], help="model code to ship (auto: the base's own)"
+        "--code", default="auto", choices=["auto", "ours"], help="model code to ship (auto: the base's)"
+    )
+    parser.add_argument("--template", help="conversation template of an official form made with --from")
+    parser.add_argument("--adapter-only", action="store_true", help="write the LoRA adapter as a PEFT directory")
+    parser.add_argument(
+        "--verify", action="store_true", help="open the export in a clean process and compare it with the trained model"
     )
     parser.add_argument("--force", action="store_true", help="replace an existing OUT")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    expected = 1 if args.source else 3
+    if len(args.paths) != expected:
+        parser.error("give CONFIG CHECKPOINT OUT, or --from DIR OUT")
+    if args.source and (args.adapter_only or args.verify):
+        parser.error("--adapter-only and --verify need a CONFIG and a CHECKPOINT")
+    if args.adapter_only and (args.verify or args.format):
+        parser.error("--adapter-only writes a PEFT directory: --verify and --format don't apply")
+    if args.template and not args.source:
+        parser.error("--template goes with --from; a trained model keeps the template of its base")
+    return args
+
+
+def run(args: argparse.Namespace, progress) -> str:
+    from xtuner_plugins.checkpoints import export
+
+    common = dict(dtype=args.dtype, max_shard_size=args.max_shard_size, force=args.force, progress=progress)
+    if args.source:
+        form = args.format or "official"
+        done = export.convert(args.source, args.paths[0], form=form, template=args.template, **common)
+        return f"wrote {done['out']} ({form}): {done['num_tensors']} tensors, {_size(done)}"
+    config, checkpoint, out = args.paths
+    if args.adapter_only:
+        from xtuner_plugins.checkpoints.adapters import export_adapter
+
+        done = export_adapter(config, checkpoint, out, dtype=args.dtype, force=args.force)
+        return f"wrote {done['out']}: adapters of {', '.join(done['parts'])}, {done['num_tensors']} tensors"
+    done = export.export(config, checkpoint, out, form=args.format, code=args.code, **common)
+    text = (
+        f"wrote {done['out']}: {done['num_tensors']} tensors ({done['num_replaced']} trained, "
+        f"{done['num_merged']} adapters merged), {_size(done)}, from a {done['kind']} checkpoint"
+    )
+    if args.verify:
+        from xtuner_plugins.checkpoints.verify import verify
+
+        text += "\n" + str(verify(config, checkpoint, out))
+    return text
+
+
+def _size(done: dict) -> str:
+    return f"{done['num_bytes'] / 1e9:.2f} GB in {done['num_shards']} file(s)"
 
 
 def main(argv=None) -> int:
     args = parse_args(argv)
     from tqdm import tqdm
-
-    from xtuner_plugins.checkpoints.export import export
 
     try:
         with tqdm(unit="B", unit_scale=True, desc="exporting", disable=None) as bar:
@@ -41,24 +88,11 @@ def main(argv=None) -> int:
                 bar.total = total
                 bar.update(done)
 
-            summary = export(
-                args.config,
-                args.checkpoint,
-                args.out,
-                dtype=args.dtype,
-                max_shard_size=args.max_shard_size,
-                code=args.code,
-                force=args.force,
-                progress=progress,
-            )
+            text = run(args, progress)
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    print(
-        f"wrote {summary['out']}: {summary['num_tensors']} tensors ({summary['num_replaced']} trained, "
-        f"{summary['num_merged']} adapters merged), {summary['num_bytes'] / 1e9:.2f} GB "
-        f"in {summary['num_shards']} file(s), from a {summary['kind']} checkpoint"
-    )
+    print(text)
     return 0
 
 

@@ -176,7 +176,7 @@ def write_weights(
     files, weight_map = [], {}
     for number, names in enumerate(shards, 1):
         file = stage / ("model.safetensors" if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors")
-        _write_shard(file, {n: tensors[n] for n in names}, advance)
+        write_single(file, {n: tensors[n] for n in names}, advance)
         files.append(file)
         weight_map.update(dict.fromkeys(names, file.name))
     if not single:
@@ -185,7 +185,12 @@ def write_weights(
     return files
 
 
-def _write_shard(path: Path, tensors: dict[str, tuple[LazyTensor, torch.dtype]], advance) -> None:
+def write_single(
+    path: Path,
+    tensors: Mapping[str, tuple[LazyTensor, torch.dtype]],
+    advance: Callable[[int], None] = lambda num_bytes: None,
+) -> None:
+    """Streams tensors into one safetensors file; arguments as for ``write_weights``."""
     # Widest dtype first keeps every tensor aligned to its width. Older transformers die without {"format": "pt"}.
     ordered = sorted(tensors.items(), key=lambda item: -item[1][1].itemsize)
     header: dict = {"__metadata__": {"format": "pt"}}

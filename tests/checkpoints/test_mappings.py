@@ -1,0 +1,152 @@
+"""Mapping tables: every tensor of the real classes is covered, nothing collides, round trips are exact to the bit."""
+
+import pytest
+import torch
+from accelerate import init_empty_weights
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from xtuner_plugins.checkpoints import mappings
+from xtuner_plugins.checkpoints.reader import CheckpointError
+from xtuner_plugins.checkpoints.tensors import MemoryTensor
+from xtuner_plugins.toy.models import VISION_CONFIG, vision_config, vision_shapes
+
+SIZES = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+             vocab_size=40)  # fmt: skip
+
+
+def official_tensors(norm="layer_norm", qk_norm=False, qkv_bias=True):
+    overrides = dict(norm_type=norm, qk_normalization=qk_norm, qkv_bias=qkv_bias)
+    shapes = {f"vision_model.{k}": v for k, v in vision_shapes(vision_config(overrides)).items()}
+    wide = 4 * VISION_CONFIG["hidden_size"]
+    for layer, shape in (("0", (wide,)), ("1", (32, wide)), ("3", (32, 32))):
+        shapes |= {f"mlp1.{layer}.weight": shape, f"mlp1.{layer}.bias": shape[:1]}
+    with init_empty_weights():
+        llm = Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=False))
+    shapes |= {f"language_model.{k}": tuple(v.shape) for k, v in llm.state_dict().items()}
+    return {k: MemoryTensor(torch.randn(s)) for k, s in shapes.items()}
+
+
+def on_disk(name):
+    """The rule by which transformers names on disk what it holds in memory."""
+    name = name.replace("model.language_model.", "language_model.model.")
+    return name.replace("lm_head.", "language_model.lm_head.").removeprefix("model.")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k].read(), b[k].read()) for k in a)
+
+
+@pytest.mark.parametrize("tower", [dict(), dict(norm="rms_norm", qk_norm=True, qkv_bias=False)])
+def test_official_native(tower):
+    from transformers import InternVLConfig, InternVLForConditionalGeneration
+
+    tensors = official_tensors(**tower)
+    native = mappings.OFFICIAL_NATIVE.to_right(tensors)
+    assert same(mappings.OFFICIAL_NATIVE.to_left(native), tensors)
+    vision = dict(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, image_size=[112, 112],
+        norm_type=tower.get("norm", "layer_norm"), use_qk_norm=tower.get("qk_norm", False),
+        attention_bias=tower.get("qkv_bias", True), use_mask_token=False,
+    )  # fmt: skip
+    config = InternVLConfig(
+        vision_config=vision, text_config=dict(model_type="qwen2", **SIZES, tie_word_embeddings=False)
+    )
+    with init_empty_weights():
+        model = InternVLForConditionalGeneration(config)
+    in_memory = {}
+    for name, tensor in model.state_dict().items():
+        in_memory[on_disk(name)] = tuple(tensor.shape)
+    assert {k: t.shape for k, t in native.items()} == in_memory
+
+
+def internlm2_shapes():
+    layer = {"attention.wqkv.weight": (64, 32), "attention.wo.weight": (32, 32), "feed_forward.w1.weight": (48, 32),
+             "feed_forward.w2.weight": (32, 48), "feed_forward.w3.weight": (48, 32), "attention_norm.weight": (32,),
+             "ffn_norm.weight": (32,)}  # fmt: skip
+    shapes = {f"model.layers.{i}.{k}": v for i in range(2) for k, v in layer.items()}
+    return {**shapes, "model.tok_embeddings.weight": (40, 32), "model.norm.weight": (32,), "output.weight": (40, 32)}
+
+
+def test_internlm2_llama():
+    tensors = {k: MemoryTensor(torch.randn(s)) for k, s in internlm2_shapes().items()}
+    mapping = mappings.internlm2_llama(4, 2)
+    llama = mapping.to_right(tensors)
+    with init_empty_weights():
+        model = LlamaForCausalLM(LlamaConfig(**SIZES))
+    assert {k: t.shape for k, t in llama.items()} == {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    assert same(mapping.to_left(llama), tensors)
+    fused = tensors["model.layers.1.attention.wqkv.weight"].read().view(2, 4, 8, 32)  # [kv heads, 2 q + k + v, dim, D]
+    for name, part in (("q", fused[:, :2]), ("k", fused[:, 2]), ("v", fused[:, 3])):
+        assert torch.equal(llama[f"model.layers.1.self_attn.{name}_proj.weight"].read(), part.reshape(-1, 32))
+
+
+def test_qwen_qwen2():
+    layer = {"ln_1.weight": (32,), "ln_2.weight": (32,), "attn.c_attn.weight": (96, 32), "attn.c_attn.bias": (96,),
+             "attn.c_proj.weight": (32, 32), "mlp.w1.weight": (48, 32), "mlp.w2.weight": (48, 32),
+             "mlp.c_proj.weight": (32, 48)}  # fmt: skip
+    shapes = {f"transformer.h.{i}.{k}": v for i in range(2) for k, v in layer.items()}
+    shapes |= {"transformer.wte.weight": (40, 32), "transformer.ln_f.weight": (32,), "lm_head.weight": (40, 32)}
+    tensors = {k: MemoryTensor(torch.randn(s)) for k, s in shapes.items()}
+    qwen2 = mappings.QWEN_QWEN2.to_right(tensors)
+    with init_empty_weights():
+        model = Qwen2ForCausalLM(Qwen2Config(**{**SIZES, "num_key_value_heads": 4}, tie_word_embeddings=False))
+    assert {k: t.shape for k, t in qwen2.items()} == {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    assert same(mappings.QWEN_QWEN2.to_left(qwen2), tensors)
+    gate = qwen2["model.layers.0.mlp.gate_proj.weight"].read()
+    assert torch.equal(gate, tensors["transformer.h.0.mlp.w2.weight"].read())
+
+
+@pytest.mark.parametrize("tower", ["clip_vision_model", "siglip_vision_model"])
+def test_llava_type(tower):
+    from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    vision = AutoConfig.for_model(
+        tower, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28,
+        patch_size=14, projection_dim=16, vision_use_head=False,
+    )  # fmt: skip
+    with init_empty_weights():
+        model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=LlamaConfig(**SIZES)))
+    disk = {}
+    for name, tensor in model.state_dict().items():
+        disk[on_disk(name)] = MemoryTensor(torch.randn(tensor.shape))
+    ours = mappings.LLAVA_TYPE_LLAVA.to_left(disk)
+    assert {n.split(".")[0] for n in ours} == {"vision_model", "mlp1", "language_model"}
+    assert same(mappings.LLAVA_TYPE_LLAVA.to_right(ours), disk)
+
+
+ALL = {
+    "native": mappings.OFFICIAL_NATIVE,
+    "internlm2": mappings.internlm2_llama(4, 2),
+    "qwen": mappings.QWEN_QWEN2,
+    "llava": mappings.LLAVA_TYPE_LLAVA,
+    "inside": mappings.inside(mappings.internlm2_llama(4, 2)),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_tables_are_bijections(name):
+    """Filled templates: each left name leads to right names that all lead back to it, and no two rows share a name."""
+    seen_left, seen_right = set(), set()
+    for row in ALL[name].rows:
+        for p in ("weight", "bias"):
+            fill = dict(i="3", p=p, rest="model.layers.3.x.weight")
+            left = row.left.format(**fill)
+            rights = ALL[name].names_right(left)
+            assert rights == tuple(t.format(**fill) for t in row.rights)
+            assert {ALL[name].name_left(r) for r in rights} == {left}
+            if "{p}" in row.left or p == "weight":
+                assert left not in seen_left and not seen_right & set(rights)
+                seen_left.add(left)
+                seen_right.update(rights)
+
+
+def test_uncovered_and_incomplete():
+    with pytest.raises(CheckpointError, match="odd.weight is not a tensor of the official InternVL format"):
+        mappings.OFFICIAL_NATIVE.to_right({"odd.weight": MemoryTensor(torch.ones(1))})
+    name = "vision_tower.encoder.layer.0.attention.q_proj.weight"
+    with pytest.raises(CheckpointError, match=r"qkv\.weight can't be put together.*k_proj"):
+        mappings.OFFICIAL_NATIVE.to_left({name: MemoryTensor(torch.ones(1, 1))})
+    with pytest.raises(CheckpointError, match="65 rows, not a multiple of 8"):
+        mappings.internlm2_llama(4, 2).to_right(
+            {"model.layers.0.attention.wqkv.weight": MemoryTensor(torch.ones(65, 1))}
+        )

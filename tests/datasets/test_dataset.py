@@ -134,6 +134,12 @@ def test_errors_travel_through_pickle():
     (dict(template="none"), "none.*internvl2_5"),
     (dict(max_length=0), "max_length=0"),
     (dict(base="nowhere"), "nowhere.*isn't there"),
+    (dict(route="opencv"), "opencv.*pillow, torchvision, device"),
+    (dict(too_long=["drop"]), "too_long"), (dict(too_long=["truncate_text", "shrink_tiles"]), "too_long"),
+    (dict(tile_sharing="x"), "tile_sharing"), (dict(on_bad_sample="ignore"), "on_bad_sample"),
+    (dict(max_bad_samples=-1), "max_bad_samples"), (dict(num_frames=0), "num_frames"),
+    (dict(dataset_settings=[{"max_tile": 3}, None]), "max_tile"), (dict(dataset_settings=[{}]), "has 1 entries"),
+    (dict(dataset_settings=[{"loss_weight": 0}, None]), "loss_weight"),
 ])
 def test_unusable_settings_name_themselves(mixture, change, words):
     with pytest.raises(SettingError, match=words):
@@ -182,11 +188,24 @@ def test_unusable_pictures_name_the_record(data_base, write_data, make_picture, 
             dataset[line - 1]
 
 
-def test_too_long_says_how_long(data_base, write_data, make_picture, qa):
+def test_a_long_sample_loses_tiles_then_text_then_its_place(data_base, write_data, make_picture, qa):
     folder = make_picture("a.png", 360, 120)
-    dataset = MultimodalDataset(data_base, write_data([qa(image="a.png")]), folder, max_length=80)
-    with pytest.raises(RecordError, match=r"jsonl:1: \d+ tokens \(66 of them its pictures'\), max_length is 80"):
-        dataset[0]
+    path = write_data([qa("Q?", "word " * 30, image="a.png")])
+    settings = dict(base=data_base, data_paths=path, image_folders=folder)
+    whole = MultimodalDataset(**settings)[0]
+    length = len(whole["input_ids"])
+    assert len(whole["tiles"]) == 4
+    fewer = MultimodalDataset(**settings, max_length=length - 1)[0]
+    assert len(fewer["tiles"]) == 3 and torch.equal(fewer["input_ids"][-40:], whole["input_ids"][-40:])
+    one = MultimodalDataset(**settings, max_length=length - 48)[0]
+    assert len(one["tiles"]) == 1 and len(one["input_ids"]) == length - 48
+    cut = MultimodalDataset(**settings, max_length=length - 50)[0]
+    assert len(cut["tiles"]) == 1 and torch.equal(cut["input_ids"], one["input_ids"][:-2])
+    gone = MultimodalDataset(**settings, max_length=30)[0]
+    assert gone["dropped"] == "too_long" and "max_length is 30" in gone["message"]
+    for steps, kind in ((["truncate_text"], 4), (["shrink_tiles"], None)):
+        sample = MultimodalDataset(**settings, max_length=length - 50, too_long=steps)[0]
+        assert "dropped" in sample if kind is None else len(sample["tiles"]) == kind
 
 
 def test_16_bit_and_oriented_pictures_arrive_upright(data_base, write_data, make_picture, qa):

@@ -85,7 +85,8 @@ def check_record(dataset: MultimodalDataset, number: int, row: int) -> Finding:
     except DataError as error:
         return Finding(number, row, reason=error.reason, message=str(error))
     labels = sample["labels"]
-    return Finding(number, row, sample["num_media"], len(labels), int((labels != -100).sum()), len(sample["tiles"]))
+    return Finding(number, row, len(dataset.record(number, row).media), len(labels),
+                   int((labels != -100).sum()), sample["num_tiles"])
 
 
 def _run(dataset: MultimodalDataset, num_workers: int) -> Iterator[list[Finding]]:

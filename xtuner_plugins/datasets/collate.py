@@ -25,24 +25,105 @@ def collate(samples: Sequence[dict], pad_token_id: int = 0, pad_to_multiple_of: 
         tiles: uint8 `[T, 3, S, S]`, all samples' tiles in order; T may be 0.
         num_tiles: int64 `[B]`, tiles of each sample.
         sources: list of 'file:line'.
+        and what `_extras` adds where it is needed.
     """
-    assert samples, "a batch has at least one sample"
-    length = max(len(sample["input_ids"]) for sample in samples)
+    kept = _kept(samples)
+    length = max(len(sample["input_ids"]) for sample in kept)
     length = -(-length // pad_to_multiple_of) * pad_to_multiple_of
-    shape = (len(samples), length)
+    shape = (len(kept), length)
     input_ids = torch.full(shape, pad_token_id, dtype=torch.int64)
     labels = torch.full(shape, IGNORE_INDEX, dtype=torch.int64)
     attention_mask = torch.zeros(shape, dtype=torch.bool)
-    for row, sample in enumerate(samples):
+    for row, sample in enumerate(kept):
         size = len(sample["input_ids"])
         input_ids[row, :size] = sample["input_ids"]
         labels[row, :size] = sample["labels"]
         attention_mask[row, :size] = True
+    return {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask, **_pictures(kept),
+            **_extras(samples, kept)}
+
+
+@FUNCTIONS.register_module()
+def collate_packed(samples: Sequence[dict], pad_token_id: int = 0, pad_to: int = 0) -> dict:
+    """Put samples into one row, one after another, with their borders in fields of their own.
+
+        input_ids     a a a a b b b c c | .
+        position_ids  0 1 2 3 0 1 2 0 1 | 0
+        cu_seqlens    0       4     7   9 10
+
+    Args:
+        samples: the samples of a pack.
+        pad_token_id: fills the rest.
+        pad_to: fill up to this length with one segment of padding (0: none). A longer pack stays as it is.
+
+    Returns:
+        dict with
+        input_ids, labels: int64 `[1, S]`; a segment's first label is -100, nothing predicts it.
+        attention_mask: bool `[1, S]`, False at padding.
+        position_ids: int64 `[1, S]`, starting anew with each sample.
+        cu_seqlens: int32 `[n + 1]`, where the segments (padding too) begin and end.
+        max_seqlen: int, the longest segment.
+        tiles, num_tiles `[samples]`, sources: as `collate`, one entry a sample.
+    """
+    kept = _kept(samples)
+    lengths = [len(sample["input_ids"]) for sample in kept]
+    padding = max(0, pad_to - sum(lengths))
+    pad = torch.full((padding,), pad_token_id, dtype=torch.int64)
+    input_ids = torch.cat([sample["input_ids"] for sample in kept] + [pad])
+    labels = torch.cat([sample["labels"] for sample in kept] + [torch.full_like(pad, IGNORE_INDEX)])
+    attention_mask = torch.ones(len(input_ids), dtype=torch.bool)
+    attention_mask[len(input_ids) - padding :] = False
+    segments = lengths + ([padding] if padding else [])
+    cu_seqlens = torch.tensor([0, *segments]).cumsum(0)
+    labels[cu_seqlens[:-1]] = IGNORE_INDEX
     return {
-        "input_ids": input_ids,
-        "labels": labels,
-        "attention_mask": attention_mask,
-        "tiles": torch.cat([sample["tiles"] for sample in samples]),
-        "num_tiles": torch.tensor([len(sample["tiles"]) for sample in samples], dtype=torch.int64),
-        "sources": [sample["source"] for sample in samples],
+        "input_ids": input_ids[None],
+        "labels": labels[None],
+        "attention_mask": attention_mask[None],
+        "position_ids": torch.cat([torch.arange(length) for length in segments])[None],
+        "cu_seqlens": cu_seqlens.to(torch.int32),
+        "max_seqlen": max(segments),
+        **_pictures(kept),
+        **_extras(samples, kept),
     }
+
+
+def _kept(samples: Sequence[dict]) -> list[dict]:
+    """The samples that are trained on; where none is left, one token that nothing is learned from."""
+    assert samples, "a batch has at least one sample"
+    kept = [sample for sample in samples if "dropped" not in sample]
+    if kept:
+        return kept
+    return [{"input_ids": torch.zeros(1, dtype=torch.int64), "labels": torch.full((1,), IGNORE_INDEX),
+             "tiles": samples[0]["tiles"][:0], "num_tiles": 0, "source": "(nothing is left of this batch)"}]
+
+
+def _pictures(kept: list[dict]) -> dict:
+    out = {
+        "tiles": torch.cat([sample["tiles"] for sample in kept]),
+        "num_tiles": torch.tensor([sample["num_tiles"] for sample in kept], dtype=torch.int64),
+        "sources": [sample["source"] for sample in kept],
+    }
+    if any("pictures" in sample for sample in kept):
+        grids, first = [], 0
+        for sample in kept:
+            grid = sample["picture_grids"].clone()
+            grid[:, 3] += first
+            grids.append(grid)
+            first += sample["num_tiles"]
+        out["pictures"] = [picture for sample in kept for picture in sample["pictures"]]
+        out["picture_grids"] = torch.cat(grids)
+    return out
+
+
+def _extras(samples: Sequence[dict], kept: list[dict]) -> dict:
+    """Fields that only some batches have: `loss_weights` float32 `[samples]` where one isn't 1, and `dropped`, the
+    samples that were left out."""
+    out = {}
+    weights = [sample.get("loss_weight", 1.0) for sample in kept]
+    if any(weight != 1.0 for weight in weights):
+        out["loss_weights"] = torch.tensor(weights, dtype=torch.float32)
+    dropped = [sample for sample in samples if "dropped" in sample]
+    if dropped:
+        out["dropped"] = [{key: value for key, value in sample.items() if key != "tiles"} for sample in dropped]
+    return out

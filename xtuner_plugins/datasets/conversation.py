@@ -93,19 +93,24 @@ def encode(record: Record, template: Template, tokenizer: TextTokenizer, num_til
     Raises:
         RecordError: the template has no place for something in the record.
     """
-    return join_pieces(split_pieces(record, template, tokenizer), tokenizer, num_tiles, tokens_per_tile)
+    pieces = tokenize_pieces(split_pieces(record, template, tokenizer), tokenizer)
+    return join_pieces(pieces, tokenizer, num_tiles, tokens_per_tile)
+
+
+def tokenize_pieces(pieces: Sequence[Piece], tokenizer: TextTokenizer) -> list[Piece]:
+    """The pieces with ids in place of texts."""
+    return [piece if piece.text is None else Piece(ids=tuple(tokenizer.encode(piece.text)),
+                                                   supervised=piece.supervised) for piece in pieces]
 
 
 def join_pieces(pieces: Sequence[Piece], tokenizer: TextTokenizer, num_tiles: Sequence[int],
                 tokens_per_tile: int) -> Encoded:
-    """Ids and labels of pieces (see `encode`)."""
+    """Ids and labels of tokenised pieces (see `encode`)."""
     parts, supervised, spans, position = [], [], [], 0
     for piece in pieces:
         if piece.medium is not None:
             ids = image_span(num_tiles[piece.medium] * tokens_per_tile, tokenizer)
             spans.append((position, len(ids)))
-        elif piece.text is not None:
-            ids = tokenizer.encode(piece.text)
         else:
             ids = piece.ids
         parts.append(ids)

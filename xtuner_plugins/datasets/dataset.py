@@ -1,34 +1,30 @@
 """The dataset: a mixture of annotation files, seen as one list of samples."""
 
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import torch
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
+from .bad_samples import check_policy, dropped_sample
 from .base import BaseFacts
-from .conversation import Encoded, encode
-from .errors import MediaError, RecordError, SettingError
-from .index import OffsetIndex, scan
-from .media import MAX_PIXELS, ImageFolder, load_image
-from .records import Record, parse_record
-from .templates import get_template
+from .boxes import normalise_boxes
+from .budget import FRAME, STEPS, truncate
+from .cache import DEFAULT_CACHE
+from .conversation import Encoded, join_pieces, split_pieces, tokenize_pieces
+from .errors import DataError, MediaError, RecordError, SettingError
+from .lengths import DROPPED, LengthIndex, Measure, measure
+from .media import MAX_PIXELS, image_size
+from .mixture import MixtureSettings, Source, open_sources, pick_records
+from .records import Medium, Record, parse_record
+from .routes import TileSource, check_route, from_image, open_tiles
+from .templates import Template, get_template
 from .tiling import DynamicTiling
 from .tokens import TextTokenizer
-
-
-@dataclass(frozen=True)
-class Source:
-    """One annotation file of the mixture."""
-
-    name: str
-    index: OffsetIndex
-    folder: ImageFolder
-    repeat: float
+from .video import expand_videos, load_frames, probe_video
 
 
 @DATASETS.register_module()
@@ -44,20 +40,34 @@ class MultimodalDataset(Dataset):
         base: official-format model directory; tokenizer, template, tile size and tokens a tile come from it.
         data_paths: annotation files.
         image_folders: one a file (None for a file without pictures, or with paths that are complete as they
-            stand); or None for all.
+            stand); or one for all.
         repeat_times: how often each file is used in an epoch; 0.5 takes a fixed random half, 3.5 everything
             three times and half of it once more. Default 1.
+        dataset_settings: one dict (or None) a file: name, min_tiles, max_tiles, use_thumbnail, template, loss_weight.
         min_tiles, max_tiles, use_thumbnail, template: in place of what the base's config.json says.
-        max_length: most tokens a sample may have; a longer one is an error.
+        max_length: most tokens a sample may have.
+        tile_sharing: 'equal' or 'need', how several pictures share the tiles (see `budget`).
+        too_long: what is tried, in this order, on a longer sample: 'shrink_tiles', 'truncate_text'. What is still
+            too long is left out, with an entry in the ledger.
+        on_bad_sample: 'raise', or 'skip' to leave unusable records out, with an entry in the ledger.
+        max_bad_samples: with 'skip', more than this many stop the run.
+        num_frames: at most this many frames of a video.
+        route: 'pillow', 'torchvision' or 'device' (see `routes`).
+        num_threads: threads that open the samples of a batch together; 0 opens one after another.
         max_pixels: larger pictures are refused.
+        cache_dir: where lengths are kept between runs.
         seed: decides which records a fraction in `repeat_times` takes.
 
     `dataset[i]` is a dict:
         input_ids: int64 `[s]`.
         labels: int64 `[s]`, -100 where nothing is learned.
         tiles: uint8 `[T, 3, S, S]`; T is 0 without pictures.
+        num_tiles: T, and the tiles still to be cut from `pictures`.
         source: 'file:line' of the record.
-        num_media: how many pictures it has.
+        pictures, picture_grids: only on the route 'device': uint8 `[H, W, 3]` each, and for each its columns, rows,
+            thumbnail (0 or 1) and the place of its first tile in the sample.
+        index, dataset, loss_weight: its place in the mixture, its file's name and weight.
+    or, for one that is left out, {'dropped': reason, 'message', 'source', 'index', 'dataset'}.
 
     Raises:
         SettingError: at construction, for whatever can't be used in the settings above.
@@ -65,24 +75,36 @@ class MultimodalDataset(Dataset):
     """
 
     def __init__(self, base: str, data_paths: str | Sequence[str], image_folders=None,
-                 repeat_times: Sequence[float] | None = None, *, min_tiles: int | None = None,
-                 max_tiles: int | None = None, use_thumbnail: bool | None = None, template: str | None = None,
-                 max_length: int = 4096, max_pixels: int = MAX_PIXELS, seed: int = 0):
+                 repeat_times: Sequence[float] | None = None, dataset_settings: Sequence[dict | None] | None = None, *,
+                 min_tiles: int | None = None, max_tiles: int | None = None, use_thumbnail: bool | None = None,
+                 template: str | None = None, max_length: int = 4096, tile_sharing: str = "equal",
+                 too_long: Sequence[str] = STEPS, on_bad_sample: str = "raise", max_bad_samples: int = 100,
+                 num_frames: int = 8, route: str = "pillow", num_threads: int = 0, max_pixels: int = MAX_PIXELS,
+                 cache_dir: str = DEFAULT_CACHE, seed: int = 0):
         self.facts = BaseFacts.read(base, min_tiles=min_tiles, max_tiles=max_tiles,
                                     use_thumbnail=use_thumbnail, template=template)
-        self.template = get_template(self.facts.template)
         self.tokenizer = TextTokenizer.from_pretrained(base)
-        if not isinstance(max_length, int) or max_length < 1:
-            raise SettingError("max_length", f"max_length={max_length!r} is no length", "give a positive number")
-        self.max_length, self.max_pixels, self.seed = max_length, max_pixels, seed
-        self.sources = _open_sources(data_paths, image_folders, repeat_times)
-        self._picks = [_pick(len(source.index), source.repeat, seed + number)
+        self.sources = open_sources(data_paths, image_folders, repeat_times, dataset_settings, MixtureSettings(
+            base, min_tiles, max_tiles, use_thumbnail, template, max_length, tile_sharing, tuple(too_long), cache_dir))
+        self.on_bad_sample, self.max_bad_samples = check_policy(on_bad_sample, max_bad_samples)
+        self.route, self.num_threads = check_route(route), int(num_threads)
+        if not isinstance(num_frames, int) or num_frames < 1:
+            raise SettingError("num_frames", f"num_frames={num_frames!r} is no number of frames", "give 1 or more")
+        self.num_frames, self.max_pixels, self.cache_dir, self.seed = num_frames, max_pixels, cache_dir, seed
+        self._picks = [pick_records(len(source.index), source.repeat, seed + number)
                        for number, source in enumerate(self.sources)]
         self._ends = np.cumsum([len(pick) for pick in self._picks])
+        self._pool: ThreadPoolExecutor | None = None
 
     @property
     def tiling(self) -> DynamicTiling:
+        """The rule for files without limits of their own."""
         return self.facts.tiling
+
+    @property
+    def template(self) -> Template:
+        """The template for files without one of their own."""
+        return get_template(self.facts.template)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -105,78 +127,139 @@ class MultimodalDataset(Dataset):
         return parse_record(offsets.parse(row), offsets.source(row))
 
     def __getitem__(self, index: int) -> dict:
-        return self.load(*self.locate(index))
+        number, row = self.locate(index)
+        try:
+            sample = self.load(number, row)
+        except DataError as error:
+            if self.on_bad_sample == "raise" and error.reason != "too_long":
+                raise
+            sample = dropped_sample(error, self.sources[number].index.source(row), self.tiling.tile_size)
+        sample.update(index=int(index) % len(self), dataset=self.sources[number].name)
+        return sample
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict]:
+        """The samples of a batch, opened by `num_threads` threads (decoding and resizing free the interpreter)."""
+        if not self.num_threads:
+            return [self[index] for index in indices]
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.num_threads)
+        return list(self._pool.map(self.__getitem__, indices))
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_pool": None}
 
     def load(self, number: int, row: int) -> dict:
-        """The sample of record `row` of file `number` (see the class).
+        """The sample of record `row` of file `number`.
 
         Raises:
-            RecordError: the record or one of its pictures can't be used.
+            RecordError: the record or one of its pictures can't be used, or (`too_long`) it doesn't fit.
         """
+        source = self.sources[number]
         record = self.record(number, row)
-        tiles = self.load_tiles(record, self.sources[number].folder)
-        sample = encode(record, self.template, self.tokenizer, [len(part) for part in tiles],
-                        self.facts.tokens_per_tile)
-        self._check_length(sample, record)
-        size = self.tiling.tile_size
+        try:
+            tiles, sample = self._fit(record, source)
+        except MediaError as error:
+            raise error.in_record(record.source) from None
         return {
             "input_ids": torch.from_numpy(sample.input_ids),
             "labels": torch.from_numpy(sample.labels),
-            "tiles": torch.cat(tiles) if tiles else torch.empty(0, 3, size, size, dtype=torch.uint8),
+            **_hand_over(tiles, source.budget.rule.tile_size, self.route),
             "source": record.source,
-            "num_media": len(tiles),
+            "loss_weight": source.loss_weight,
         }
 
-    def load_tiles(self, record: Record, folder: ImageFolder) -> list[torch.Tensor]:
-        """Tiles of each of a record's pictures, uint8 `[T_i, 3, S, S]`; several share the tile limit.
-
-        Raises:
-            RecordError: a picture can't be used.
-        """
-        media = record.media
-        rule = self.tiling.limited(self.tiling.max_tiles // len(media)) if len(media) > 1 else self.tiling
-        try:
-            for medium in media:
-                if medium.kind == "video":
-                    raise MediaError("video", "videos can't be read yet", "remove the record", medium.name)
-            return [rule(load_image(folder.resolve(medium.name), self.max_pixels)) for medium in media]
-        except MediaError as error:
-            raise error.in_record(record.source) from None
-
-    def _check_length(self, sample: Encoded, record: Record) -> None:
-        if len(sample) > self.max_length:
+    def _fit(self, record: Record, source: Source) -> tuple[list[TileSource], Encoded]:
+        """Open pictures with as many tiles as fit, tokenise, truncate."""
+        paths = [source.folder.resolve(medium.name) for medium in record.media]
+        videos = [path for path, medium in zip(paths, record.media, strict=True) if medium.kind == "video"]
+        frames = [probe_video(path, self.num_frames, self.max_pixels)[0] for path in videos]
+        record = normalise_boxes(expand_videos(record, frames),
+                                 lambda place: image_size(paths[place], self.max_pixels))
+        paths = [source.folder.resolve(medium.name) for medium in record.media]
+        pieces = tokenize_pieces(split_pieces(record, source.template, self.tokenizer), self.tokenizer)
+        limits = self._limits(record.media, paths, sum(len(piece.ids) for piece in pieces), source)
+        tiles = self._open(record.media, paths, limits, source.budget.rule)
+        sample = join_pieces(pieces, self.tokenizer, [tile.num_tiles for tile in tiles],
+                             source.budget.tokens_per_tile)
+        if len(sample) <= source.budget.max_length:
+            return tiles, sample
+        fitted = truncate(sample, source.budget.max_length) if "truncate_text" in source.budget.steps else None
+        if fitted is None:
             image_tokens = sum(length for _, length in sample.spans)
             raise RecordError("too_long", f"{len(sample)} tokens ({image_tokens} of them its pictures'), "
-                              f"max_length is {self.max_length}", "raise max_length or lower max_tiles",
+                              f"max_length is {source.budget.max_length}", "raise max_length or lower max_tiles",
                               record.source)
+        sample, kept = fitted
+        return tiles[:kept], sample
+
+    def _limits(self, media: list[Medium], paths: list[str], text_tokens: int, source: Source) -> list[int]:
+        """The tile limit of each picture; headers are read only when it may not fit as it is."""
+        budget = source.budget
+        most = [budget.rule.max_tiles + 1] * len(media)
+        if text_tokens + budget.tokens(most) <= budget.max_length:
+            sizes = [FRAME if medium.kind == "frame" else (1, 1) for medium in media]
+            return budget.start(sizes)
+        sizes = [FRAME if medium.kind == "frame" else image_size(path, self.max_pixels)
+                 for medium, path in zip(media, paths, strict=True)]
+        return budget.fit(sizes, text_tokens)
+
+    def _open(self, media: list[Medium], paths: list[str], limits: list[int], rule: DynamicTiling) -> list[TileSource]:
+        tiles: list[TileSource] = []
+        one_tile = replace(rule, min_tiles=1, max_tiles=1)
+        frames: dict[str, list] = {}
+        for medium, path, limit in zip(media, paths, limits, strict=True):
+            if medium.kind == "frame":
+                if not frames.get(path):
+                    frames[path] = load_frames(path, self.num_frames, self.max_pixels)
+                tiles.append(from_image(frames[path].pop(0), one_tile, self.route))
+            else:
+                tiles.append(open_tiles(path, rule.limited(limit), self.route, self.max_pixels))
+        return tiles
+
+    def lengths(self, number: int, *, num_workers: int | None = None,
+                progress: Callable[[int], None] = lambda done: None) -> LengthIndex:
+        """Measured lengths of file `number`, from the cache or built now (see `lengths`)."""
+        source = self.sources[number]
+        task = Measure(source.index, source.folder, source.template, self.tokenizer, self.num_frames, self.max_pixels)
+        return measure(task, self.cache_dir, num_workers=num_workers, progress=progress)
+
+    def layout(self, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens, tiles (int32) and fate (uint8, see `lengths.FATES`) of every sample, in the order of indices.
+
+        Args:
+            options: `num_workers` and `progress` of `lengths`.
+        """
+        columns = []
+        for number, (source, pick) in enumerate(zip(self.sources, self._picks, strict=True)):
+            layout = self.lengths(number, **options).lay_out(source.budget)
+            columns.append([layout.tokens[pick], layout.tiles[pick], layout.fates[pick]])
+        return tuple(np.concatenate(part) for part in zip(*columns, strict=True))
+
+    def usable(self, fates: np.ndarray) -> np.ndarray:
+        """Indices of the samples that a plan contains.
+
+        Args:
+            fates: from `layout`.
+
+        Raises:
+            RecordError: an unusable record, with on_bad_sample='raise'.
+        """
+        broken = np.flatnonzero(fates > DROPPED)
+        if len(broken) and self.on_bad_sample == "raise":
+            self[int(broken[0])]  # raises the complaint itself
+        return np.flatnonzero(fates < DROPPED)
 
 
-def _as_list(value, number: int, name: str) -> list:
-    values = list(value) if isinstance(value, (list, tuple)) else [value] * number
-    if len(values) != number:
-        raise SettingError(name, f"{name} has {len(values)} entries for {number} data_paths", "give one for each")
-    return values
-
-
-def _open_sources(data_paths, image_folders, repeat_times) -> list[Source]:
-    paths = [data_paths] if isinstance(data_paths, (str, os.PathLike)) else list(data_paths)
-    if not paths:
-        raise SettingError("data_paths", "data_paths is empty", "give at least one annotation file")
-    folders = _as_list(image_folders, len(paths), "image_folders")
-    repeats = [1.0 if repeat is None else repeat for repeat in _as_list(repeat_times, len(paths), "repeat_times")]
-    for repeat in repeats:
-        if isinstance(repeat, bool) or not isinstance(repeat, (int, float)) or not 0 < repeat < 1e6:
-            raise SettingError("repeat_times", f"repeat_times holds {repeat!r}", "give positive numbers")
-    return [Source(Path(path).stem, scan(path), ImageFolder(folder, Path(path).parent), float(repeat))
-            for path, folder, repeat in zip(paths, folders, repeats, strict=True)]
-
-
-def _pick(num_records: int, repeat: float, seed: int) -> np.ndarray:
-    """Numbers of the records that a file contributes to an epoch: whole rounds, then a random part of one."""
-    whole = int(repeat)
-    rest = int((repeat - whole) * num_records + 0.5)
-    if whole == 0 and rest == 0:
-        rest = 1
-    rounds = np.tile(np.arange(num_records, dtype=np.int32), whole)
-    part = np.sort(np.random.default_rng(seed).permutation(num_records)[:rest]).astype(np.int32)
-    return np.concatenate([rounds, part])
+def _hand_over(tiles: list[TileSource], size: int, route: str) -> dict:
+    """What crosses to the training process: tiles, and pictures that the device will cut."""
+    ready = [tile.tiles for tile in tiles if tile.tiles is not None]
+    total = sum(tile.num_tiles for tile in tiles)
+    out = {"tiles": torch.cat(ready) if ready else torch.empty(0, 3, size, size, dtype=torch.uint8),
+           "num_tiles": total}
+    if route == "device":
+        firsts = np.cumsum([0] + [tile.num_tiles for tile in tiles])
+        grids = [[*tile.grid, int(first)] for tile, first in zip(tiles, firsts, strict=False)
+                 if tile.picture is not None]
+        out["pictures"] = [tile.picture for tile in tiles if tile.picture is not None]
+        out["picture_grids"] = torch.tensor(grids, dtype=torch.int64).reshape(-1, 4)
+    return out

@@ -7,12 +7,15 @@ in blocks, so that memory stays small for files of any size; what the bytes mean
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from .cache import content_hash, locked, open_array, save_array
 from .errors import RecordError, SettingError
 
 BLOCK = 1 << 24  # bytes scanned at a time
+CACHED_FROM = 1 << 23  # bytes; smaller files are scanned in no time
 QUOTE, BACKSLASH, NEWLINE, COMMA = (ord(char) for char in '"\\\n,')
 OPEN, CLOSE = (ord("["), ord("{")), (ord("]"), ord("}"))
 SPACES = np.frombuffer(b" \t\r\n", np.uint8)
@@ -85,6 +88,25 @@ def parse_json(data: bytes, source: str) -> object:
         raise RecordError("json", "nested too deeply", "one JSON object a record", source) from None
     except ValueError as error:  # Python's limit on the digits of an integer
         raise RecordError("json", f"not JSON that can be read: {error}", "shorten it", source) from None
+
+
+def open_index(path: str | os.PathLike, cache_dir: str | os.PathLike) -> OffsetIndex:
+    """As `scan`; of a large file the result is kept on disk and memory-mapped, so that it is scanned once.
+
+    Raises:
+        SettingError, RecordError: as `scan`.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path) or os.path.getsize(path) < CACHED_FROM:
+        return scan(path)
+    directory = Path(cache_dir) / f"offsets-{content_hash(path, cache_dir)}"
+    files = [directory / f"{name}.npy" for name in ("starts", "lengths", "lines")]
+    if not all(file.exists() for file in files):
+        with locked(directory.with_suffix(".lock")):
+            found = scan(path)
+            for file, array in zip(files, (found.starts, found.lengths, found.lines), strict=True):
+                save_array(file, array)
+    return OffsetIndex(path, *map(open_array, files))
 
 
 def scan(path: str | os.PathLike) -> OffsetIndex:

@@ -1,0 +1,104 @@
+"""The annotation files of a mixture, and which of their records an epoch uses."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .base import BaseFacts
+from .budget import TileBudget
+from .errors import SettingError
+from .index import OffsetIndex, open_index
+from .media import ImageFolder
+from .templates import Template, get_template
+
+OWN_SETTINGS = ("name", "min_tiles", "max_tiles", "use_thumbnail", "template", "loss_weight")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One annotation file of the mixture with everything that is decided for it."""
+
+    name: str
+    index: OffsetIndex
+    folder: ImageFolder
+    repeat: float
+    template: Template
+    budget: TileBudget
+    loss_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class MixtureSettings:
+    """Settings that hold for every file unless `dataset_settings` says otherwise."""
+
+    base: str
+    min_tiles: int | None
+    max_tiles: int | None
+    use_thumbnail: bool | None
+    template: str | None
+    max_length: int
+    tile_sharing: str
+    too_long: tuple[str, ...]
+    cache_dir: str
+
+
+def open_sources(data_paths, image_folders, repeat_times, dataset_settings, settings: MixtureSettings) -> list[Source]:
+    """Open every file of a mixture.
+
+    Raises:
+        SettingError: a list of another length, a path that isn't there, an impossible or unknown setting.
+    """
+    paths = [data_paths] if isinstance(data_paths, (str, os.PathLike)) else list(data_paths or [])
+    if not paths:
+        raise SettingError("data_paths", "data_paths is empty", "give at least one annotation file")
+    columns = [_one_each(value, len(paths), name) for name, value in
+               (("image_folders", image_folders), ("repeat_times", repeat_times),
+                ("dataset_settings", dataset_settings))]
+    return [_open(path, *row, settings) for path, *row in zip(paths, *columns, strict=True)]
+
+
+def pick_records(num_records: int, repeat: float, seed: int) -> np.ndarray:
+    """Numbers of the records that a file contributes to an epoch, int32: whole rounds, then a random part of one.
+
+    A part is rounded to the nearest record, and a file always contributes at least one.
+    """
+    whole = int(repeat)
+    rest = int((repeat - whole) * num_records + 0.5)
+    if whole == 0 and rest == 0:
+        rest = 1
+    rounds = np.tile(np.arange(num_records, dtype=np.int32), whole)
+    part = np.sort(np.random.default_rng(seed).permutation(num_records)[:rest]).astype(np.int32)
+    return np.concatenate([rounds, part])
+
+
+def _one_each(value, number: int, name: str) -> list:
+    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * number
+    if len(values) != number:
+        raise SettingError(name, f"{name} has {len(values)} entries for {number} data_paths", "give one for each")
+    return values
+
+
+def _open(path, folder, repeat, own, settings: MixtureSettings) -> Source:
+    own = dict(own or {}) if isinstance(own, Mapping) or own is None else own
+    unknown = set(own) - set(OWN_SETTINGS)
+    if unknown or not isinstance(own, dict):
+        raise SettingError("dataset_settings", f"dataset_settings of {os.fspath(path)!r} holds {sorted(unknown)}",
+                           f"known are {', '.join(OWN_SETTINGS)}")
+    repeat = _positive(1.0 if repeat is None else repeat, "repeat_times")
+    weight = _positive(own.get("loss_weight", 1.0), "loss_weight")
+    facts = BaseFacts.read(settings.base, **{
+        key: own[key] if own.get(key) is not None else getattr(settings, key)
+        for key in ("min_tiles", "max_tiles", "use_thumbnail", "template")})
+    budget = TileBudget(facts.tiling, facts.tokens_per_tile, settings.max_length, settings.tile_sharing,
+                        settings.too_long)
+    return Source(own.get("name") or Path(path).stem, open_index(path, settings.cache_dir),
+                  ImageFolder(folder, Path(path).parent), repeat, get_template(facts.template), budget, weight)
+
+
+def _positive(value, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
+        raise SettingError(name, f"{name} holds {value!r}", "give positive numbers")
+    return float(value)

@@ -2,14 +2,13 @@
 
 import random
 
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
+COLOURS = ("red", "green", "blue", "yellow", "purple", "black")
 SHAPES = ("circle", "square", "triangle", "star")
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 # The system prompt of the official InternVL 2.5 template: in the corpus so that it costs few tokens.
 SYSTEM_PROMPT = (
-    "你是书生·万象，英文名是InternVL，"
-    "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )
 
 ENGLISH = (

@@ -200,9 +200,7 @@ def random_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str
     return {name: make(name, shape) for name, shape in shapes.items()}
 
 
-def write_vision_dir(
-    path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
-) -> Path:
+def write_vision_dir(path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:
     """Writes a standalone InternViT directory, the weights in the config's `torch_dtype`."""
     return _write_dir(path, config, tensors, vision_shapes)
 
@@ -238,9 +236,7 @@ def _write_dir(
     return path
 
 
-def _override(
-    defaults: Mapping[str, Any], overrides: Mapping[str, Any] | None, argument: str
-) -> dict[str, Any]:
+def _override(defaults: Mapping[str, Any], overrides: Mapping[str, Any] | None, argument: str) -> dict[str, Any]:
     unknown = sorted(set(overrides or ()) - set(defaults))
     if unknown:
         raise ValueError(f"{argument} has unknown fields {unknown}; the config has {sorted(defaults)}")

@@ -77,9 +77,7 @@ def build_tokenizer(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     tokenizer.train_from_iterator(corpus() if texts is None else texts, trainer)
-    tokenizer.add_special_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS]
-    )
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
 
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -100,9 +98,7 @@ def _write_files(state: dict, out_dir: Path, model_max_length: int) -> None:
 
     _write_json(out_dir / "tokenizer.json", state)
     _write_json(out_dir / "vocab.json", model["vocab"])
-    (out_dir / "merges.txt").write_text(
-        "#version: 0.2\n" + "\n".join(model["merges"]) + "\n", encoding="utf-8"
-    )
+    (out_dir / "merges.txt").write_text("#version: 0.2\n" + "\n".join(model["merges"]) + "\n", encoding="utf-8")
     _write_json(
         out_dir / "tokenizer_config.json",
         {

@@ -1,0 +1,75 @@
+"""What stands in each cell of a picture's tiles: the encoder learns to see it, the LLM to read it in words.
+
+A tile of 112 px has 4 x 4 cells of 28 px, numbered in reading order; a cell becomes one image token.
+"""
+
+import random
+
+import torch
+
+from xtuner_plugins.toy.language import COLOURS, SHAPES
+from xtuner_plugins.toy.pictures import CELL, TILE, Scene
+
+SIDE = TILE // CELL
+IGNORE = -100
+
+# name: number of classes, 0 is "nothing here"
+HEADS = {"digit": 11, "badge": len(COLOURS) + 1, "shape": len(SHAPES) + 1, "colour": len(COLOURS) + 1}
+
+
+def count_tiles(scene: Scene) -> int:
+    """Tiles of a scene's picture, with the thumbnail where there is more than one."""
+    num_tiles = (scene.width // TILE) * (scene.height // TILE)
+    return num_tiles + (num_tiles > 1)
+
+
+def cell_labels(scene: Scene) -> torch.Tensor:
+    """Classes of every cell, int64 [T, 4, 16]: the heads in the order of `HEADS`, -100 where nothing is asked.
+
+    Badges and digits belong to the cell of their centre; a shape to the cell of its centre in the view that shows the
+    whole picture. In the other tiles shapes may be cut, so nothing is asked where one is; nor are digits and badges in
+    a thumbnail.
+    """
+    columns, rows = scene.width // TILE, scene.height // TILE
+    labels = torch.zeros(count_tiles(scene), len(HEADS), SIDE * SIDE, dtype=torch.long)
+    for sign in scene.signs:
+        for index, (name, x, y) in enumerate(sign.marks):
+            head, value = (1, 1 + COLOURS.index(name)) if index == 0 else (0, 1 + int(name))
+            labels[(y // TILE) * columns + x // TILE, head, _cell(x, y)] = value
+    if columns * rows > 1:
+        labels[-1, :2] = IGNORE
+        for shape in scene.shapes:
+            low, high = -(shape.size // 2), shape.size // 2
+            for y in range((shape.y + low) // CELL * CELL, shape.y + high + 1, CELL):
+                for x in range((shape.x + low) // CELL * CELL, shape.x + high + 1, CELL):
+                    labels[(y // TILE) * columns + x // TILE, 2:, _cell(x, y)] = IGNORE
+    for shape in scene.shapes:
+        cell = _whole_cell(scene, shape.x, shape.y)
+        labels[-1, 2, cell] = 1 + SHAPES.index(shape.kind)
+        labels[-1, 3, cell] = 1 + COLOURS.index(shape.colour)
+    return labels
+
+
+def in_words(scene: Scene, rng: random.Random, keep_blanks: float = 1.0) -> str:
+    """A scene as the words that its cells would be read as, tile after tile: " . . red47 . . blue circle ."
+
+    Args:
+        rng: Draws lots for the blanks.
+        keep_blanks: Share of the empty cells that are written as " ."; fewer make a shorter text.
+    """
+    columns = scene.width // TILE
+    cells = [[""] * SIDE * SIDE for _ in range(count_tiles(scene))]
+    for sign in scene.signs:
+        for index, (name, x, y) in enumerate(sign.marks):
+            cells[(y // TILE) * columns + x // TILE][_cell(x, y)] = name if index else " " + name
+    for shape in scene.shapes:
+        cells[-1][_whole_cell(scene, shape.x, shape.y)] = f" {shape.colour} {shape.kind}"
+    return "".join(word or (" ." if rng.random() < keep_blanks else "") for tile in cells for word in tile)
+
+
+def _cell(x: int, y: int) -> int:
+    return (y % TILE // CELL) * SIDE + x % TILE // CELL
+
+
+def _whole_cell(scene: Scene, x: int, y: int) -> int:
+    return (y * SIDE // scene.height) * SIDE + x * SIDE // scene.width

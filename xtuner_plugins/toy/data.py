@@ -1,0 +1,93 @@
+"""The toy data in LLaVA format: captions for the warm-up, conversations for fine-tuning, questions held out.
+
+root/pretrain.json     captions, one record a picture
+root/train.jsonl       conversations of several turns, one a picture, and some without a picture
+root/test.jsonl        held-out questions, one record each, with its kind
+root/images/pretrain/00000.jpg  root/images/train/...  root/images/test/...
+"""
+
+import json
+import random
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from xtuner_plugins.toy.pictures import Scene, draw, make_scene
+from xtuner_plugins.toy.questions import CAPTION_REQUESTS, KINDS, ask, describe
+
+GRIDS = {  # columns and rows of tiles, drawn by lot
+    "pretrain": ((3, 2), (3, 2), (2, 3), (2, 3), (2, 2), (1, 1)),
+    "train": ((3, 2), (3, 2), (2, 3), (2, 3), (2, 2), (1, 1)),
+    "test": ((3, 2), (2, 3)),
+}
+JPEG = {"format": "JPEG", "quality": 92, "subsampling": 0}
+TEXT_SHARE = 0.05  # of the fine-tuning records: sums of two digits, without a picture
+
+
+def write_data(
+    root: str | Path, *, num_pretrain: int = 1600, num_train: int = 3200, num_test: int = 160, seed: int = 0, workers=2
+) -> dict[str, Path]:
+    """Writes the three splits, each from a stream of random numbers of its own; the same seed gives the same files.
+
+    Args:
+        root: Made when missing.
+        num_pretrain, num_train, num_test: Pictures of each split. A test picture is asked one question of each kind.
+        seed: Of all splits.
+        workers: Processes that draw.
+
+    Returns:
+        The annotation file of each split.
+    """
+    root = Path(root)
+    files = {"pretrain": root / "pretrain.json", "train": root / "train.jsonl", "test": root / "test.jsonl"}
+    counts = {"pretrain": num_pretrain, "train": num_train, "test": num_test}
+    with ProcessPoolExecutor(workers) as pool:
+        for split, path in files.items():
+            (root / "images" / split).mkdir(parents=True, exist_ok=True)
+            job = partial(_make_records, root, split, seed)
+            records = [record for part in pool.map(job, range(counts[split]), chunksize=50) for record in part]
+            if path.suffix == ".json":
+                path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+            else:
+                path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return files
+
+
+def scene_of(split: str, index: int, seed: int = 0) -> tuple[Scene, random.Random]:
+    """The scene of a picture, and the random numbers with which its questions go on."""
+    rng = random.Random(f"{split}-{seed}-{index}")
+    return make_scene(rng, rng.choice(GRIDS[split])), rng
+
+
+def _make_records(root: Path, split: str, seed: int, index: int) -> list[dict]:
+    """Draws one picture and returns its records."""
+    scene, rng = scene_of(split, index, seed)
+    if split == "train" and rng.random() < TEXT_SHARE:
+        return [_record(f"{split}-{index:05d}", [_sum(rng) for _ in range(4)])]
+    name = f"{split}/{index:05d}.jpg"
+    draw(scene).save(root / "images" / name, **JPEG)
+    if split == "pretrain":
+        return [_record(f"{split}-{index:05d}", [(rng.choice(CAPTION_REQUESTS), describe(scene))], name)]
+    questions = ask(scene, rng)
+    if split == "train":
+        return [_record(f"{split}-{index:05d}", [(q.text, q.answer) for q in questions], name)]
+    first = {kind: next((q for q in questions if q.kind == kind), None) for kind in KINDS}
+    return [
+        {**_record(f"{split}-{index:05d}-{kind}", [(q.text, q.answer)], name), "kind": kind}
+        for kind, q in first.items()
+        if q is not None
+    ]
+
+
+def _record(name: str, turns: list[tuple[str, str]], image: str | None = None) -> dict:
+    messages = []
+    for index, (question, answer) in enumerate(turns):
+        prefix = "<image>\n" if image and index == 0 else ""
+        messages.append({"from": "human", "value": prefix + question})
+        messages.append({"from": "gpt", "value": answer})
+    return {"id": name, **({"image": image} if image else {}), "conversations": messages}
+
+
+def _sum(rng: random.Random) -> tuple[str, str]:
+    a, b = rng.randrange(5), rng.randrange(5)
+    return f"What is {a} plus {b}?", str(a + b)

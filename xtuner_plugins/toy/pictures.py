@@ -1,0 +1,212 @@
+"""Generated pictures of walls with signs and shapes, and LLaVA-format questions about them.
+
+A picture is a whole number of tiles wide and high. On a soft background hang signs, each a coloured badge
+and a two-digit number about 14 px high, and a few large shapes:
+
+    +----------------+----------------+----------------+   tile border (112 px)
+    |      ____      |  .----------.  |                |
+    |     /    \     |  | (R) 4  7 |  |     /\         |   sign: badge and digits 28 px apart
+    |     \____/     |  '----------'  |    /__\        |   shape: 40 px and more
+    |                |                |                |
+    +----------------+----------------+----------------+
+    |  .----------.  |                |    ...         |
+
+Cut into tiles the digits keep their 14 px; in one tile for the whole picture they shrink to a third and can't
+be read. Colours, kinds and numbers of the shapes can be told either way.
+
+Two simplifications: a sign never crosses a tile border, and it stays within `JITTER` pixels of a grid of cells.
+"""
+
+import importlib.util
+import math
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from xtuner_plugins.toy.language import COLOURS, SHAPES
+
+TILE = 112  # px
+CELL = 28  # px: what one image token sees, 2 x 2 patches of 14
+JITTER = 6  # px
+DIGIT_SIZE = 20  # font size in px; a digit is about 14 px high
+
+RGB = {
+    "red": (206, 32, 38),
+    "green": (38, 142, 52),
+    "blue": (36, 84, 204),
+    "yellow": (240, 206, 32),
+    "purple": (142, 44, 168),
+    "black": (26, 26, 30),
+}
+FONTS = ("DejaVuSans-Bold", "DejaVuSansMono-Bold")
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A sign of three cells in a row: badge, digit, digit. `x`, `y` are the left top corner in px."""
+
+    colour: str
+    number: str
+    x: int
+    y: int
+    font: str
+
+    @property
+    def marks(self) -> list[tuple[str, int, int]]:
+        """`(colour or digit, centre x, centre y)` of the badge and the two digits, in px of the picture."""
+        middle = self.y + CELL // 2
+        names = (self.colour, *self.number)
+        return [(name, self.x + CELL // 2 + i * CELL, middle) for i, name in enumerate(names)]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A filled shape; `x`, `y` is the centre in px, `size` its width and height."""
+
+    kind: str
+    colour: str
+    x: int
+    y: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that a picture shows. `background` seeds its soft texture."""
+
+    width: int
+    height: int
+    signs: tuple[Sign, ...]
+    shapes: tuple[Shape, ...]
+    background: int
+
+
+def make_scene(rng: random.Random, grid: tuple[int, int], *, max_signs: int = 2, max_shapes: int = 3) -> Scene:
+    """Draws lots for a scene of `grid` = (columns, rows) tiles.
+
+    Badges differ in colour within a picture, shapes in kind, so that every question has one answer. Shapes stand in
+    different cells of a 4 x 4 grid over the whole picture, and nothing covers anything else.
+    """
+    columns, rows = grid
+    width, height = columns * TILE, rows * TILE
+    taken: list[tuple[int, int, int, int]] = []
+    shapes = []
+    coarse_w, coarse_h = width // 4, height // 4
+    size_limit = min(coarse_w, coarse_h)
+    kinds = rng.sample(SHAPES, rng.randint(1, min(max_shapes, len(SHAPES))))
+    for kind in kinds:
+        for _ in range(20):
+            size = rng.randint(round(size_limit * 0.72), round(size_limit * 0.92))
+            column, row = rng.randrange(4), rng.randrange(4)
+            slack_x, slack_y = (coarse_w - size) // 4, (coarse_h - size) // 4
+            x = column * coarse_w + coarse_w // 2 + rng.randint(-slack_x, slack_x)
+            y = row * coarse_h + coarse_h // 2 + rng.randint(-slack_y, slack_y)
+            cell = (column * coarse_w, row * coarse_h, (column + 1) * coarse_w, (row + 1) * coarse_h)
+            if not any(_overlap(cell, box) for box in taken):
+                taken.append(cell)
+                shapes.append(Shape(kind, rng.choice(COLOURS), x, y, size))
+                break
+    boxes = [
+        (s.x - s.size // 2 - 2, s.y - s.size // 2 - 2, s.x + s.size // 2 + 2, s.y + s.size // 2 + 2) for s in shapes
+    ]
+    signs = []
+    for colour in rng.sample(COLOURS, rng.randint(1, max_signs) if columns * rows > 1 else 1):
+        for _ in range(20):
+            tile_x, tile_y = rng.randrange(columns) * TILE, rng.randrange(rows) * TILE
+            left = tile_x + rng.randrange(2) * CELL
+            top = tile_y + rng.randrange(4) * CELL
+            x = left + rng.randint(-JITTER if left > tile_x else 0, JITTER if left == tile_x else 0)
+            y = top + rng.randint(-JITTER if top > tile_y else 0, JITTER if top < tile_y + 3 * CELL else 0)
+            box = (x, y, x + 3 * CELL, y + CELL)
+            if not any(_overlap(box, other) for other in boxes):
+                boxes.append(box)
+                signs.append(Sign(colour, str(rng.randint(10, 99)), x, y, rng.choice(FONTS)))
+                break
+    return Scene(width, height, tuple(signs), tuple(shapes), rng.getrandbits(32))
+
+
+def draw(scene: Scene) -> Image.Image:
+    """Draws a scene as an RGB picture of `scene.width` x `scene.height`; the same scene gives the same pixels."""
+    rng = random.Random(scene.background)
+    image = _background(rng, scene.width, scene.height)
+    for shape in scene.shapes:
+        mask = _shape_mask(shape.kind, shape.size)
+        image.paste(_shade(rng, shape.colour), (shape.x - shape.size // 2, shape.y - shape.size // 2), mask)
+    for sign in scene.signs:
+        image.paste((70, 70, 74), (sign.x + 1, sign.y + 3), _plate_mask())
+        image.paste((246, 244, 238), (sign.x + 1, sign.y + 2), _plate_mask())
+        for index, (name, x, y) in enumerate(sign.marks):
+            if index == 0:
+                image.paste(_shade(rng, name), (x - 9, y - 9), _shape_mask("circle", 18))
+            else:
+                mask = _digit_mask(name, sign.font)
+                image.paste((24, 24, 28), (x - mask.width // 2, y - mask.height // 2), mask)
+    return image
+
+
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _shade(rng: random.Random, colour: str) -> tuple[int, int, int]:
+    return tuple(min(255, max(0, value + rng.randint(-14, 14))) for value in RGB[colour])
+
+
+def _background(rng: random.Random, width: int, height: int) -> Image.Image:
+    """A few random muted colours, blown up to soft clouds."""
+    base = [rng.randint(150, 205) for _ in range(3)]
+    small = Image.new("RGB", (5, 4))
+    small.putdata([tuple(value + rng.randint(-26, 26) for value in base) for _ in range(20)])
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+@lru_cache(maxsize=256)
+def _shape_mask(kind: str, size: int) -> Image.Image:
+    """An antialiased mask: drawn four times as large, then shrunk."""
+    big = size * 4
+    mask = Image.new("L", (big, big))
+    pen = ImageDraw.Draw(mask)
+    if kind == "circle":
+        pen.ellipse((0, 0, big - 1, big - 1), fill=255)
+    elif kind == "square":
+        pen.rectangle((big * 0.06, big * 0.06, big * 0.94, big * 0.94), fill=255)
+    elif kind == "triangle":
+        pen.polygon([(big / 2, big * 0.04), (big * 0.98, big * 0.94), (big * 0.02, big * 0.94)], fill=255)
+    elif kind == "star":
+        points = []
+        for index in range(10):
+            radius = big * (0.5 if index % 2 == 0 else 0.21)
+            angle = math.pi * (index / 5 - 0.5)
+            points.append((big / 2 + radius * math.cos(angle), big / 2 + radius * math.sin(angle)))
+        pen.polygon(points, fill=255)
+    else:
+        raise ValueError(f"unknown shape {kind!r}; there are {SHAPES}")
+    return mask.resize((size, size), Image.Resampling.BOX)
+
+
+@lru_cache(maxsize=1)
+def _plate_mask() -> Image.Image:
+    width, height = 3 * CELL - 2, CELL - 5
+    mask = Image.new("L", (width * 4, height * 4))
+    ImageDraw.Draw(mask).rounded_rectangle((0, 0, width * 4 - 1, height * 4 - 1), radius=20, fill=255)
+    return mask.resize((width, height), Image.Resampling.BOX)
+
+
+@lru_cache(maxsize=64)
+def _digit_mask(digit: str, font: str) -> Image.Image:
+    typeface = ImageFont.truetype(str(_font_file(font)), DIGIT_SIZE)
+    left, top, right, bottom = typeface.getbbox(digit)
+    mask = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(mask).text((-left, -top), digit, fill=255, font=typeface)
+    return mask
+
+
+def _font_file(name: str) -> Path:
+    """The DejaVu fonts that matplotlib ships, found without importing it."""
+    spec = importlib.util.find_spec("matplotlib")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("the toy pictures take their fonts from matplotlib: pip install matplotlib")
+    return Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / f"{name}.ttf"

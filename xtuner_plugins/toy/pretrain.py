@@ -1,0 +1,282 @@
+"""The short pre-training that the toy parts get on their own, as the real ones had: minutes on one core each.
+
+    python -m xtuner_plugins.toy.pretrain vision --out DIR     # a standalone InternViT directory
+    python -m xtuner_plugins.toy.pretrain llm --out DIR        # a Qwen2 directory
+
+The encoder learns to tell what stands in each cell of a tile (dense supervision, a linear head that is thrown away). The
+LLM never sees a picture: it reads scenes in words and answers questions about them.
+"""
+
+import argparse
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from xtuner_plugins.datasets.tiling import tile_image
+from xtuner_plugins.hub.configuration_intern_vit import InternVisionConfig
+from xtuner_plugins.hub.conversation import get_conv_template
+from xtuner_plugins.hub.modeling_intern_vit import InternVisionModel
+from xtuner_plugins.models.preprocessor import TilePreprocessor
+from xtuner_plugins.toy.cells import HEADS, IGNORE, SIDE, cell_labels, in_words
+from xtuner_plugins.toy.language import COLOURS
+from xtuner_plugins.toy.models import llm_config, vision_config, write_llm_dir, write_vision_dir
+from xtuner_plugins.toy.pictures import CELL, FONTS, JITTER, TILE, Scene, Sign, draw, make_scene
+from xtuner_plugins.toy.questions import CAPTION_REQUESTS, ask, describe
+from xtuner_plugins.toy.tokenizer import build_tokenizer
+
+VISION = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "torch_dtype": "float32"}
+LLM = {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 2, "max_window_layers": 2}
+LLM["torch_dtype"] = "float32"
+EOS = "<|im_end|>\n"
+
+Log = Callable[[str], None]
+
+
+# ---------------------------------------------------------------- encoder
+
+
+def pretrain_vision(
+    out_dir: str | Path, *, steps: int = 700, batch_size: int = 32, lr: float = 2e-3, seed: int = 0, log: Log = print
+) -> Path:
+    """Trains the tiny InternViT to tell what stands in each cell, and writes its standalone directory.
+
+    Args:
+        out_dir: Gets `config.json` and `model.safetensors`.
+        steps, batch_size, lr: Of AdamW with a cosine; `batch_size` counts tiles.
+        seed: Of weights and pictures.
+        log: Takes a line of progress every 100 steps.
+    """
+    torch.manual_seed(seed)
+    config = vision_config(VISION)
+    model = InternVisionModel(InternVisionConfig(**config)).train()
+    _init_encoder(model)
+    width = config["hidden_size"]
+    head = nn.Sequential(nn.LayerNorm(4 * width), nn.Linear(4 * width, sum(HEADS.values())))
+    preprocess = TilePreprocessor()
+    # Most cells are empty: without the weight the first hundred steps learn to say so and nothing else.
+    weights = [torch.tensor([0.3] + [1.0] * (classes - 1)) for classes in HEADS.values()]
+    stream = _tiles(random.Random(f"vision-{seed}"))
+
+    def loss_of() -> tuple[torch.Tensor, float]:
+        tiles, labels = (torch.stack(part) for part in zip(*(next(stream) for _ in range(batch_size)), strict=True))
+        logits = head(_cells(model, preprocess.normalize(tiles))).split(list(HEADS.values()), dim=-1)
+        losses = [
+            F.cross_entropy(logits[i].flatten(0, 1), labels[:, i].flatten(), weights[i], ignore_index=IGNORE)
+            for i in range(len(HEADS))
+        ]
+        found = logits[0].argmax(-1)[labels[:, 0] > 0] == labels[:, 0][labels[:, 0] > 0]
+        return sum(losses), found.float().mean().item()
+
+    _optimise([*model.parameters(), *head.parameters()], loss_of, steps, lr, "digits right", log)
+    return write_vision_dir(out_dir, config, model.state_dict())
+
+
+def _init_encoder(model: InternVisionModel) -> None:
+    """Starts the layer scale higher and the positions lower than the published values, which suit 24 layers."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("ls1", "ls2")):
+                parameter.fill_(0.5)
+            elif name.endswith(("class_embedding", "position_embedding")):
+                parameter.normal_(0, 0.02)
+
+
+def _cells(model: InternVisionModel, pixels: torch.Tensor) -> torch.Tensor:
+    """Features of the cells [T, 16, 4 D]: what the pixel shuffle makes of the last layer."""
+    features = model(pixels).last_hidden_state[:, 1:]
+    num_tiles, _, width = features.shape
+    grid = features.view(num_tiles, SIDE, 2, SIDE, 2, width).transpose(2, 3)
+    return grid.reshape(num_tiles, SIDE * SIDE, 4 * width)
+
+
+def _tiles(rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Tiles uint8 [3, 112, 112] with their labels [4, 16]: mostly full of signs, the rest cut from whole scenes."""
+    while True:
+        if rng.random() < 0.8:
+            scene = _crowded(rng)
+        else:
+            scene = make_scene(rng, rng.choice(((3, 2), (2, 3), (2, 2), (1, 1), (1, 1))))
+        tiles = tile_image(draw(scene), max_num=6, tile_size=TILE, use_thumbnail=True)
+        pairs = list(zip(tiles, cell_labels(scene), strict=True))
+        # Of a large picture the thumbnail, which alone shows its shapes whole, and one tile.
+        yield from pairs if len(pairs) == 1 else (pairs[-1], rng.choice(pairs[:-1]))
+
+
+def _crowded(rng: random.Random) -> Scene:
+    """One tile with up to four signs one below the other: more digits to learn from than in a scene."""
+    signs: list[Sign] = []
+    for row in range(SIDE):
+        if rng.random() < 0.25:
+            continue
+        right = rng.random() < 0.5
+        x = right * CELL + rng.randint(-JITTER if right else 0, 0 if right else JITTER)
+        y = row * CELL + rng.randint(-JITTER if row else 0, JITTER if row < SIDE - 1 else 0)
+        if signs:
+            y = max(y, signs[-1].y + CELL)
+        if y <= min(row * CELL + JITTER, TILE - CELL):
+            signs.append(Sign(rng.choice(COLOURS), str(rng.randint(10, 99)), x, y, rng.choice(FONTS)))
+    return Scene(TILE, TILE, tuple(signs), (), rng.getrandbits(32))
+
+
+# ---------------------------------------------------------------- LLM
+
+
+def pretrain_llm(
+    out_dir: str | Path,
+    *,
+    steps: int = 900,
+    batch_size: int = 32,
+    lr: float = 3e-3,
+    seed: int = 0,
+    log: Log = print,
+) -> Path:
+    """Trains the tiny Qwen2 on scenes in words with questions and answers, and writes its directory.
+
+    The texts start short, two thirds of the way without empty cells, and grow to the length of a picture's tokens:
+    looking up what follows a word is found in seconds in a short text, and not in minutes in a long one.
+
+    Args:
+        out_dir: Gets tokenizer, configs and weights.
+        steps, batch_size, lr: Of AdamW with a cosine.
+        seed: Of weights and texts.
+        log: Takes a line of progress every 100 steps.
+    """
+    torch.manual_seed(seed)
+    build_tokenizer(out_dir)
+    tokenizer = AutoTokenizer.from_pretrained(out_dir)
+    # A wide start: with 0.02 the answers stay near uniform for many times as long.
+    config = llm_config(out_dir, {**LLM, "initializer_range": 0.05})
+    model = Qwen2ForCausalLM(Qwen2Config(**config)).train()
+    rng = random.Random(f"llm-{seed}")
+    encode = _Encoder(tokenizer)
+    digits = torch.tensor(tokenizer.convert_tokens_to_ids(list("0123456789")))
+    done = 0
+
+    def loss_of() -> tuple[torch.Tensor, float]:
+        nonlocal done
+        progress = done / steps
+        done += 1
+        size = batch_size if progress < 0.6 else max(1, batch_size // 2)
+        input_ids, labels = _pad([encode(*_dialogue(rng, progress)) for _ in range(size)], tokenizer.pad_token_id)
+        hidden = model.model(input_ids=input_ids).last_hidden_state[:, :-1]
+        asked = labels[:, 1:] != IGNORE
+        targets = labels[:, 1:][asked]
+        logits = model.lm_head(hidden[asked])
+        is_digit = torch.isin(targets, digits)
+        right = (logits.argmax(-1) == targets)[is_digit]
+        return F.cross_entropy(logits, targets), right.float().mean().item()
+
+    _optimise(list(model.parameters()), loss_of, steps, lr, "digits right", log)
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    return write_llm_dir(out_dir, config, tensors)
+
+
+def _dialogue(rng: random.Random, progress: float) -> tuple[str | None, str, list[tuple[str, str]]]:
+    """System prompt, a scene in words, and turns about it; longer and more varied as `progress` goes to 1."""
+    grid = rng.choice(((3, 2), (2, 3), (2, 2), (1, 1)))
+    scene = make_scene(rng, grid)
+    questions = ask(scene, rng)
+    if progress < 0.6:
+        questions = [q for q in questions if q.kind == "number"] + questions[:1]
+        return None, in_words(scene, rng, 0.05 * rng.random()), [(q.text, q.answer) for q in questions]
+    system = get_conv_template("internvl2_5").system_message
+    text = in_words(scene, rng, rng.random())
+    if rng.random() < 0.3:
+        return system, text, [(rng.choice(CAPTION_REQUESTS), describe(scene))]
+    return system, text, [(q.text, q.answer) for q in questions]
+
+
+class _Encoder:
+    """Dialogues to ids and labels in the conversation template, remembering the pieces that come again."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.known: dict[str, list[int]] = {}
+
+    def _ids(self, text: str) -> list[int]:
+        if text not in self.known:
+            self.known[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.known[text]
+
+    def __call__(self, system: str | None, text: str, turns: list[tuple[str, str]]) -> tuple[list[int], list[int]]:
+        ids = list(self._ids(f"<|im_start|>system\n{system}{EOS}")) if system else []
+        labels = [IGNORE] * len(ids)
+        user, assistant = "<|im_start|>user\n", "<|im_start|>assistant\n"
+        for index, (question, answer) in enumerate(turns):
+            if index == 0:
+                words = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+                asked = [*self._ids(user), *words, *self._ids(f"\n{question}{EOS}{assistant}")]
+            else:
+                asked = self._ids(f"{user}{question}{EOS}{assistant}")
+            answered, line = self._ids(answer + EOS.strip()), self._ids("\n")
+            ids += [*asked, *answered, *line]
+            labels += [IGNORE] * len(asked) + answered + [IGNORE] * len(line)
+        return ids, labels
+
+
+def _pad(samples: list[tuple[list[int], list[int]]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded int64 [B, S] ids and labels. Nothing looks back at padding, so no mask is needed."""
+    longest = max(len(ids) for ids, _ in samples)
+    ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in samples])
+    return ids, torch.tensor([labels + [IGNORE] * (longest - len(labels)) for _, labels in samples])
+
+
+# ---------------------------------------------------------------- both
+
+
+def _optimise(
+    parameters: list[nn.Parameter],
+    loss_of: Callable[[], tuple[torch.Tensor, float]],
+    steps: int,
+    lr: float,
+    measure: str,
+    log: Log,
+) -> None:
+    """AdamW with a short linear start and a cosine; `loss_of` makes its own batch and returns (loss, share right)."""
+    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.95))
+    begin, shares = time.perf_counter(), []
+    for step in range(1, steps + 1):
+        for group in optimiser.param_groups:
+            group["lr"] = lr * min(1.0, step / 50) * (0.5 + 0.5 * math.cos(math.pi * step / (steps + 1)))
+        loss, share = loss_of()
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        shares.append(share)
+        if step % 100 == 0 or step == steps:
+            recent = sum(shares[-50:]) / len(shares[-50:])
+            log(
+                f"step {step}/{steps}  loss {loss.item():.3f}  {measure} {recent:.1%}  {time.perf_counter() - begin:.0f} s"
+            )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["vision", "llm"])
+    parser.add_argument("--out", required=True, help="directory to write")
+    parser.add_argument("--steps", type=int, help="training steps (default: enough for the quick start)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads (default 1: the two parts train side by side)"
+    )
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    train = {"vision": pretrain_vision, "llm": pretrain_llm}[args.part]
+    steps = {} if args.steps is None else {"steps": args.steps}
+    path = train(args.out, seed=args.seed, log=lambda line: print(f"[{args.part}] {line}", flush=True), **steps)
+    print(f"[{args.part}] wrote {path}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

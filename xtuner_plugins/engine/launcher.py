@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 
 from mmengine.config import DictAction
 
+from xtuner_plugins.terminal import quiet_imports
+
 from .config_check import ConfigError, check_config, load_config
 
 USAGE_ERROR = 2
@@ -86,6 +88,7 @@ def free_port() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Checks, starts, waits; returns the exit status of the training."""
+    quiet_imports()
     argv = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(argv)
     try:

@@ -6,28 +6,39 @@ Errors that a user can mend end in one line and status 1; everything else keeps 
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+# What PyTorch makes of an error of ours in a loading process: a RuntimeError that ends in the name and the message.
+WORKER_ERROR = re.compile(r"^Caught \w+ in DataLoader worker.*\nxtuner_plugins[\w.]+: (?P<message>.*)$", re.DOTALL)
 
 
 def main() -> int:
     """Runs XTuner's training on ``sys.argv``; returns the exit status."""
+    from xtuner_plugins.terminal import quiet_imports
+
+    quiet_imports()
     from xtuner.tools.train import main as xtuner_train
 
     try:
         xtuner_train()
-    except USER_ERRORS as error:
-        if os.environ.get("XTUNER_PLUGINS_TRACEBACK") == "1":
+    except (*USER_ERRORS, RuntimeError) as error:
+        message = user_message(error)
+        if message is None or os.environ.get("XTUNER_PLUGINS_TRACEBACK") == "1":
             raise
         rank = os.environ.get("RANK", "0")
-        print(
-            f"error (rank {rank}): {error}\n(set XTUNER_PLUGINS_TRACEBACK=1 for the traceback)",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"error (rank {rank}): {message}", "(XTUNER_PLUGINS_TRACEBACK=1 shows the traceback)", file=sys.stderr)
         return 1
     return 0
+
+
+def user_message(error: Exception) -> str | None:
+    """What a user needs to read of an error that they can mend; None for any other error."""
+    if isinstance(error, USER_ERRORS):
+        return str(error)
+    in_worker = WORKER_ERROR.match(str(error))
+    return in_worker["message"].strip() if in_worker else None
 
 
 if __name__ == "__main__":

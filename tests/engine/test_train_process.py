@@ -1,0 +1,37 @@
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from xtuner_plugins.datasets.errors import RecordError
+from xtuner_plugins.engine.train_process import user_message
+
+
+class Broken(torch.utils.data.Dataset):
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        raise self.error
+
+
+def raised_in_worker(error):
+    with pytest.raises((RuntimeError, ZeroDivisionError)) as caught:
+        next(iter(DataLoader(Broken(error), num_workers=1)))
+    return caught.value
+
+
+def test_our_error_in_a_loading_process_is_one_line():
+    error = RecordError("image", "a.png can't be decoded", "remove the record", "data.jsonl:7")
+    assert user_message(raised_in_worker(error)) == str(error)
+
+
+def test_other_errors_keep_their_traceback():
+    assert user_message(raised_in_worker(ZeroDivisionError("1/0"))) is None
+    assert user_message(RuntimeError("CUDA out of memory")) is None
+
+
+def test_our_error_in_the_process_itself():
+    assert user_message(ValueError("model.base is wrong")) == "model.base is wrong"

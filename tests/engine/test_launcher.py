@@ -8,7 +8,7 @@ from xtuner_plugins.engine.launcher import training_command
 
 def test_one_process_needs_no_torchrun():
     command = training_command(["c.py"], {}, None)
-    assert command == [sys.executable, "-m", "xtuner_plugins.engine.train_process", "c.py"]
+    assert command == [sys.executable, "-m", "xtuner_plugins.train_process", "c.py"]
 
 
 def test_several_processes_go_through_torchrun():

@@ -17,8 +17,6 @@ from collections.abc import Mapping, Sequence
 
 from mmengine.config import DictAction
 
-from xtuner_plugins.terminal import quiet_imports
-
 from .config_check import ConfigError, check_config, load_config
 
 USAGE_ERROR = 2
@@ -59,7 +57,7 @@ def training_command(argv: Sequence[str], env: Mapping[str, str], launcher: str 
     Raises:
         ConfigError: A variable isn't a whole number, or several nodes without a PORT.
     """
-    process = ["-m", "xtuner_plugins.engine.train_process", *argv]
+    process = ["-m", "xtuner_plugins.train_process", *argv]
     nnodes = _whole_number(env, "NNODES", 1)
     nproc = _whole_number(env, "NPROC_PER_NODE", 1)
     if launcher in ("none", "slurm", "mpi") or (launcher is None and nnodes == 1 and nproc == 1):
@@ -88,7 +86,6 @@ def free_port() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Checks, starts, waits; returns the exit status of the training."""
-    quiet_imports()
     argv = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(argv)
     try:

@@ -1,6 +1,7 @@
-"""One training process: ``python -m xtuner_plugins.engine.train_process CONFIG ...`` is ``xtuner train`` inside.
+"""One training process: ``python -m xtuner_plugins.train_process CONFIG ...`` is ``xtuner train`` inside.
 
-Errors that a user can mend end in one line and status 1; everything else keeps its traceback.
+It stands outside ``engine/`` so that it can ask for quiet before anything large is imported. Errors that a user can
+mend end in one line and status 1; everything else keeps its traceback.
 """
 
 from __future__ import annotations

@@ -29,7 +29,6 @@ data_paths = ["data/LLaVA-Instruct/llava_v1_5_mix665k.json"]
 image_folders = ["data/LLaVA-Instruct/images"]
 max_tiles = 12  # + thumbnail
 max_length = 4096  # tokens; 13 tiles take 3328
-template = "internvl2_5"
 dtype = "auto"  # bfloat16 where the device has it
 freeze_visual_encoder = True  # False trains the encoder too
 
@@ -66,7 +65,6 @@ train_dataloader = dict(
         data_paths=data_paths,
         image_folders=image_folders,
         max_tiles=max_tiles,
-        template=template,
         max_length=max_length,
     ),
 )

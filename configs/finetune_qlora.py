@@ -30,7 +30,6 @@ data_paths = ["data/mine/train.jsonl"]
 image_folders = ["data/mine/images"]
 max_tiles = 12  # + thumbnail
 max_length = 4096  # tokens; 13 tiles take 3328
-template = "internvl2_5"
 dtype = "auto"  # bfloat16 where the device has it
 lora_rank = 64
 lora_alpha = 128
@@ -74,7 +73,6 @@ train_dataloader = dict(
         data_paths=data_paths,
         image_folders=image_folders,
         max_tiles=max_tiles,
-        template=template,
         max_length=max_length,
     ),
 )

@@ -30,7 +30,6 @@ data_paths = ["data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json"]
 image_folders = ["data/LLaVA-Pretrain/images"]
 max_tiles = 12  # + thumbnail
 max_length = 4096  # tokens; 13 tiles take 3328
-template = "internvl2_5"
 dtype = "auto"  # bfloat16 where the device has it
 
 batch_size = 4  # x 16 accumulation x 4 GPUs = 256 samples a step
@@ -66,7 +65,6 @@ train_dataloader = dict(
         data_paths=data_paths,
         image_folders=image_folders,
         max_tiles=max_tiles,
-        template=template,
         max_length=max_length,
     ),
 )

@@ -26,7 +26,6 @@ data_paths = ["work_dirs/quickstart/data/train.jsonl"]
 image_folders = ["work_dirs/quickstart/data/images"]
 max_tiles = 6  # + thumbnail
 max_length = 512  # tokens; 7 tiles of 112 px take 112
-template = "internvl2_5"
 dtype = "float32"
 freeze_visual_encoder = True  # False trains the encoder too
 
@@ -63,7 +62,6 @@ train_dataloader = dict(
         data_paths=data_paths,
         image_folders=image_folders,
         max_tiles=max_tiles,
-        template=template,
         max_length=max_length,
     ),
 )

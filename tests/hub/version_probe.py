@@ -125,6 +125,7 @@ def ways_of_loading(probe):
     ways = [
         {"use_flash_attn": True},
         {"use_flash_attn": False, "low_cpu_mem_usage": True},
+        {"device_map": "auto"},
         {"auto": AutoModelForCausalLM},
     ]
     for options in ways:

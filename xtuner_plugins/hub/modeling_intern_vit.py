@@ -225,7 +225,7 @@ class InternVisionModel(PreTrainedModel):
     config_class = InternVisionConfig
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["InternVisionEncoderLayer"]
+    _no_split_modules = ["InternVisionEmbeddings", "InternVisionEncoderLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flash_attn_2 = True  # what releases before 4.53 ask for

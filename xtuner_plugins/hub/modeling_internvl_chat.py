@@ -48,6 +48,7 @@ class InternVLChatModel(PreTrainedModel):
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     _no_split_modules = [
+        "InternVisionEmbeddings",
         "InternVisionEncoderLayer",
         "LlamaDecoderLayer",
         "Phi3DecoderLayer",

@@ -12,10 +12,12 @@
     errors        every complaint, with place and remedy
 """
 
+from .bad_samples import LedgerHook
 from .collate import collate, collate_packed
 from .dataset import MultimodalDataset
 from .errors import DataError, MediaError, RecordError, SettingError
+from .samplers import PackBatchSampler, PlanSampler
 from .tiling import DynamicTiling
 
-__all__ = ["DataError", "DynamicTiling", "MediaError", "MultimodalDataset", "RecordError", "SettingError", "collate",
-           "collate_packed"]
+__all__ = ["DataError", "DynamicTiling", "LedgerHook", "MediaError", "MultimodalDataset", "PackBatchSampler",
+           "PlanSampler", "RecordError", "SettingError", "collate", "collate_packed"]

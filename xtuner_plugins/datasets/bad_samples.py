@@ -14,10 +14,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from mmengine.dist import all_reduce, get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
 from .errors import DataError, SettingError
 
 POLICIES = ("raise", "skip")
+FILLER = "(filler: no sample is left for this rank)"
 
 
 class TooManyBadSamples(RuntimeError):
@@ -43,6 +47,12 @@ def dropped_sample(error: DataError, source: str, tile_size: int) -> dict:
     """What stands in a batch's list for a sample that is left out; `collate` takes it out."""
     return {"dropped": error.reason, "message": str(error), "source": source,
             "tiles": torch.empty(0, 3, tile_size, tile_size, dtype=torch.uint8)}
+
+
+def filler_sample(tile_size: int) -> dict:
+    """What a rank gets in an epoch's last step when no sample is left for it: nothing is learned from it."""
+    return {"input_ids": torch.zeros(1, dtype=torch.int64), "labels": torch.full((1,), -100), "num_tiles": 0,
+            "tiles": torch.empty(0, 3, tile_size, tile_size, dtype=torch.uint8), "source": FILLER}
 
 
 class Ledger:
@@ -100,3 +110,52 @@ class Ledger:
             os.write(handle, line)
         finally:
             os.close(handle)
+
+
+@HOOKS.register_module()
+class LedgerHook(Hook):
+    """Keeps the ledger of a run: takes the samples that were left out from each batch, before the model sees it.
+
+    Args:
+        max_bad_samples: more unusable samples than this (of this process) stop the run.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, max_bad_samples: int = 100):
+        self.max_bad_samples = max_bad_samples
+        self.ledger: Ledger | None = None
+        self._epoch = 0
+
+    def before_train(self, runner) -> None:
+        self.ledger = Ledger(Path(runner.work_dir) / "ledger.jsonl", self.max_bad_samples)
+        self._epoch = self._epoch_of(runner)
+        if get_rank() == 0:
+            self._enter_plan(runner)
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        epoch = self._epoch_of(runner)
+        if epoch != self._epoch:
+            self._close(runner)
+            self._epoch = epoch
+        trained = sum(source != FILLER for source in data_batch["sources"])
+        self.ledger.account(epoch, trained, data_batch.pop("dropped", ()))
+
+    def after_train(self, runner) -> None:
+        self._close(runner)
+
+    def _epoch_of(self, runner) -> int:
+        return runner.iter // max(len(runner.train_dataloader), 1)
+
+    def _enter_plan(self, runner) -> None:
+        """What the plan leaves out is known before the first step."""
+        sampler = getattr(runner.train_dataloader.batch_sampler, "sampler", None) or runner.train_dataloader.sampler
+        left_out = getattr(sampler, "left_out", lambda: [])()
+        self.ledger.account(self._epoch, 0, left_out)
+
+    def _close(self, runner) -> None:
+        counts = torch.tensor([self.ledger.trained[self._epoch], self.ledger.dropped[self._epoch]])
+        all_reduce(counts)
+        if get_rank() == 0:
+            self.ledger.trained[self._epoch], self.ledger.dropped[self._epoch] = counts.tolist()
+            self.ledger.close_epoch(self._epoch, len(runner.train_dataloader.dataset))

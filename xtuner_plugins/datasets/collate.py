@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from mmengine.registry import FUNCTIONS
 
+from .bad_samples import filler_sample
 from .conversation import IGNORE_INDEX
 
 
@@ -92,10 +93,7 @@ def _kept(samples: Sequence[dict]) -> list[dict]:
     """The samples that are trained on; where none is left, one token that nothing is learned from."""
     assert samples, "a batch has at least one sample"
     kept = [sample for sample in samples if "dropped" not in sample]
-    if kept:
-        return kept
-    return [{"input_ids": torch.zeros(1, dtype=torch.int64), "labels": torch.full((1,), IGNORE_INDEX),
-             "tiles": samples[0]["tiles"][:0], "num_tiles": 0, "source": "(nothing is left of this batch)"}]
+    return kept or [filler_sample(samples[0]["tiles"].shape[-1])]
 
 
 def _pictures(kept: list[dict]) -> dict:
@@ -107,11 +105,11 @@ def _pictures(kept: list[dict]) -> dict:
     if any("pictures" in sample for sample in kept):
         grids, first = [], 0
         for sample in kept:
-            grid = sample["picture_grids"].clone()
+            grid = sample.get("picture_grids", torch.empty(0, 4, dtype=torch.int64)).clone()
             grid[:, 3] += first
             grids.append(grid)
             first += sample["num_tiles"]
-        out["pictures"] = [picture for sample in kept for picture in sample["pictures"]]
+        out["pictures"] = [picture for sample in kept for picture in sample.get("pictures", ())]
         out["picture_grids"] = torch.cat(grids)
     return out
 

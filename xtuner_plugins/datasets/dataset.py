@@ -9,7 +9,7 @@ import torch
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
-from .bad_samples import check_policy, dropped_sample
+from .bad_samples import check_policy, dropped_sample, filler_sample
 from .base import BaseFacts
 from .boxes import normalise_boxes
 from .budget import FRAME, STEPS, truncate
@@ -127,6 +127,8 @@ class MultimodalDataset(Dataset):
         return parse_record(offsets.parse(row), offsets.source(row))
 
     def __getitem__(self, index: int) -> dict:
+        if index == len(self):  # what samplers give a rank for which nothing is left
+            return filler_sample(self.tiling.tile_size)
         number, row = self.locate(index)
         try:
             sample = self.load(number, row)
@@ -248,6 +250,12 @@ class MultimodalDataset(Dataset):
         if len(broken) and self.on_bad_sample == "raise":
             self[int(broken[0])]  # raises the complaint itself
         return np.flatnonzero(fates < DROPPED)
+
+    def complaint(self, index: int) -> str:
+        """Why a sample is left out of the plan."""
+        number, row = self.locate(index)
+        known = self.lengths(number).complaints.get(row)
+        return known or f"{self.sources[number].index.source(row)}: too long even with one tile a picture"
 
 
 def _hand_over(tiles: list[TileSource], size: int, route: str) -> dict:

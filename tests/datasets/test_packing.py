@@ -1,0 +1,217 @@
+"""Packs, plans and batches: budgets kept, every sample once, resumed anywhere, borders right."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmengine.runner import Runner
+
+from xtuner_plugins.datasets import MultimodalDataset, SettingError, collate_packed
+from xtuner_plugins.datasets.bad_samples import FILLER, Ledger, LedgerHook, TooManyBadSamples
+from xtuner_plugins.datasets.packing import efficiency, pack_samples
+from xtuner_plugins.datasets.samplers import PackBatchSampler, PlanSampler, seek_step
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.lists(st.tuples(st.integers(1, 100), st.integers(0, 9)), min_size=1, max_size=200),
+       max_tiles=st.none() | st.integers(9, 30), seed=st.integers(0, 99))
+def test_budgets_hold_and_every_sample_comes_once(data, max_tiles, seed):
+    tokens, tiles = np.array(data).T
+    indices = np.arange(len(data)) * 3
+    packs = pack_samples(indices, tokens, tiles, max_tokens=100, max_tiles=max_tiles, seed=seed)
+    assert sorted(packs.order.tolist()) == indices.tolist()
+    for number in range(len(packs)):
+        members = packs[number] // 3
+        assert packs.tokens[number] == tokens[members].sum() <= 100
+        assert packs.tiles[number] == tiles[members].sum() <= (max_tiles or 10**9)
+
+
+def mixture(num, seed=0):
+    """Lengths like those of an instruction mixture with at most six tiles."""
+    rng = np.random.default_rng(seed)
+    tiles = rng.choice([0, 1, 5, 7], num, p=[0.06, 0.14, 0.1, 0.7])
+    text = np.clip(rng.lognormal(5.2, 0.7, num), 60, 2000).astype(int) * np.where(tiles == 0, 4, 1)
+    return np.minimum(text + tiles * 256 + 2 * (tiles > 0), 8192), tiles
+
+
+def test_packs_are_full_and_ranks_alike():
+    tokens, tiles = mixture(20_000)
+    figures = efficiency(pack_samples(np.arange(20_000), tokens, tiles, max_tokens=8192), 8192, 8)
+    assert figures["padded"] <= 0.01 and figures["tile_imbalance"] <= 1.05
+
+
+def test_order_is_decided_by_the_seed_alone():
+    tokens, tiles = mixture(500)
+    runs = [pack_samples(np.arange(500), tokens, tiles, max_tokens=8192, seed=seed).order for seed in (1, 1, 2)]
+    assert (runs[0] == runs[1]).all() and (runs[0] != runs[2]).any()
+
+
+def test_a_sample_that_fits_nowhere_is_named():
+    with pytest.raises(SettingError, match="sample 5 has 101 tokens"):
+        pack_samples(np.array([4, 5]), np.array([1, 101]), np.array([0, 0]), max_tokens=100)
+
+
+@pytest.fixture
+def dataset(data_base, write_data, make_picture, qa, tmp_path):
+    """Forty records, two of them broken, one too long."""
+    for name, size in {"a.png": (100, 90), "b.png": (360, 120), "c.png": (120, 360)}.items():
+        folder = make_picture(name, *size)
+    records = [qa(f"Q{i}?", f"A{i}. " * (1 + i % 5), image="abc"[i % 3] + ".png") for i in range(25)]
+    records += [qa(f"T{i}?", f"A{i}. " * (1 + i % 9)) for i in range(12)]
+    records += [qa("word " * 500, "Late."), qa(image="none.png"), {"text": 1}]
+    return MultimodalDataset(data_base, write_data(records), folder, max_length=300, on_bad_sample="skip",
+                             cache_dir=str(tmp_path / "cache"))
+
+
+def ranks(dataset, number, packed, **options):
+    """One sampler for each of several ranks."""
+    samplers = []
+    for rank in range(number):
+        sampler = PlanSampler(dataset, seed=3, **options)
+        sampler.rank, sampler.num_ranks = rank, number
+        samplers.append(PackBatchSampler(sampler, max_tokens=350) if packed else sampler)
+    return samplers
+
+
+def flat(step):
+    return step if isinstance(step, list) else [step]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("group_by", [None, "length", "modality"])
+@pytest.mark.parametrize("number", [1, 3])
+def test_every_sample_once_an_epoch_over_all_ranks(dataset, packed, group_by, number):
+    everything = set(range(37)) if packed or group_by else set(range(40))
+    orders = []
+    for epoch in (0, 1):
+        samplers = ranks(dataset, number, packed, group_by=group_by, group_size=4)
+        for sampler in samplers:
+            sampler.seek(epoch)
+        steps = [list(sampler) for sampler in samplers]
+        assert len({len(part) for part in steps}) == 1 == len({len(part) - sampler.num_steps(epoch) == 0
+                                                               for part, sampler in zip(steps, samplers, strict=True)})
+        taken = [index for part in steps for step in part for index in flat(step) if index != len(dataset)]
+        assert len(taken) == len(set(taken)) and set(taken) == everything
+        orders.append(taken)
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_resuming_with_other_ranks_goes_on_where_it_stopped(dataset, packed):
+    (alone,) = ranks(dataset, 1, packed)
+    whole = [tuple(flat(step)) for step in alone]
+    before = ranks(dataset, 2, packed)
+    taken = [tuple(flat(step)) for steps in zip(*(list(sampler)[:3] for sampler in before), strict=True)
+             for step in steps]
+    assert taken == whole[:6]
+    after = ranks(dataset, 3, packed)
+    for sampler in after:
+        sampler.seek(0, 6)
+    rest = [tuple(flat(step)) for steps in zip(*after, strict=True) for step in steps]
+    assert [step for step in rest if step != (len(dataset),)] == whole[6:]
+    seek_step(alone, len(whole) + 2)
+    assert (alone.sampler if packed else alone).epoch == 1
+    second = [tuple(flat(step)) for step in alone]
+    alone.seek(1)
+    assert second == [tuple(flat(step)) for step in alone][2:]
+
+
+def test_groups_are_of_alike_length_and_kind(dataset):
+    sampler = PlanSampler(dataset, seed=0, group_by="modality", group_size=4)
+    tokens, tiles, _ = dataset.layout()
+    order = sampler.order(0)
+    for first in range(0, 32, 4):
+        group = order[first : first + 4]
+        assert len(set(tiles[group] > 0)) == 1
+    shuffled = PlanSampler(dataset, seed=0).order(0)
+    spread = [np.ptp(tokens[plan[:32]].reshape(-1, 4), axis=1).mean() for plan in (order, shuffled)]
+    assert spread[0] < spread[1] / 2
+
+
+def test_a_packed_batch_through_mmengine(dataset):
+    loader = Runner.build_dataloader(dict(
+        dataset=dataset, sampler=dict(type="PlanSampler"), batch_size=1, num_workers=1,
+        batch_sampler=dict(type="PackBatchSampler", max_tokens=600), collate_fn=dict(type="collate_packed")), seed=1)
+    seen = 0
+    for batch in loader:
+        total = batch["input_ids"].shape[1]
+        borders = batch["cu_seqlens"].tolist()
+        assert batch["cu_seqlens"].dtype == torch.int32 and borders[0] == 0 and borders[-1] == total <= 600
+        assert batch["position_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape == (1, total)
+        for first, last in zip(borders, borders[1:], strict=False):
+            assert batch["position_ids"][0, first:last].tolist() == list(range(last - first))
+            assert batch["labels"][0, first] == -100
+        assert batch["max_seqlen"] == max(b - a for a, b in zip(borders, borders[1:], strict=False))
+        assert len(batch["sources"]) == len(borders) - 1 == len(batch["num_tiles"])
+        assert batch["num_tiles"].sum() == len(batch["tiles"])
+        seen += len(batch["sources"])
+    assert seen == 37
+
+
+def test_a_pack_holds_its_samples_unchanged(dataset):
+    samples = [dataset[0], dataset[30], dataset[1]]
+    batch = collate_packed(samples, pad_token_id=7, pad_to=500)
+    borders = batch["cu_seqlens"].tolist()
+    for sample, first, last in zip(samples, borders, borders[1:], strict=False):
+        assert torch.equal(batch["input_ids"][0, first:last], sample["input_ids"])
+        assert torch.equal(batch["labels"][0, first + 1 : last], sample["labels"][1:])
+    assert batch["input_ids"].shape[1] == 500 == borders[-1] and len(borders) == 5
+    assert not batch["attention_mask"][0, borders[3] :].any() and (batch["input_ids"][0, borders[3] :] == 7).all()
+    assert (batch["labels"][0, borders[3] :] == -100).all()
+
+
+def test_left_out_samples_never_reach_the_model(dataset):
+    from xtuner_plugins.datasets import collate
+
+    batch = collate([dataset[0], dataset[38], dataset[39]])
+    assert len(batch["input_ids"]) == 1 and len(batch["dropped"]) == 2
+    nothing = collate([dataset[38]])
+    assert nothing["sources"] == [FILLER] and (nothing["labels"] == -100).all()
+    assert nothing["tiles"].shape == (0, 3, 112, 112)
+    assert collate([dataset[len(dataset)]])["sources"] == [FILLER]
+
+
+class FakeRunner:
+    def __init__(self, loader, work_dir):
+        self.train_dataloader, self.work_dir, self.iter = loader, work_dir, 0
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_ledger_accounts_for_every_index(dataset, tmp_path, packed):
+    import json
+
+    extra = dict(batch_sampler=dict(type="PackBatchSampler", max_tokens=600),
+                 collate_fn=dict(type="collate_packed"), batch_size=1) if packed else dict(
+        collate_fn=dict(type="collate"), batch_size=3)
+    loader = Runner.build_dataloader(dict(dataset=dataset, sampler=dict(type="PlanSampler"), num_workers=0, **extra),
+                                     seed=1)
+    runner, hook = FakeRunner(loader, tmp_path), LedgerHook()
+    hook.before_train(runner)
+    for batch in loader:
+        hook.before_train_iter(runner, 0, batch)
+        assert "dropped" not in batch
+        runner.iter += 1
+    runner.iter -= 1
+    hook.after_train(runner)
+    lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert lines[-1] == {"epoch": 0, "trained": 37, "dropped": 3, "total": 40}
+    assert sorted(line["index"] for line in lines[:-1]) == [37, 38, 39]
+    assert all(line["reason"] and line["dataset"] == "data" for line in lines[:-1])
+
+
+def test_the_ceiling_stops_a_run():
+    ledger = Ledger(None, max_bad_samples=1)
+    bad = {"dropped": "image_missing", "message": "f:1: gone"}
+    ledger.account(0, 3, [bad, {"dropped": "too_long", "message": "f:2: long"}])
+    with pytest.raises(TooManyBadSamples, match="max_bad_samples is 1.*f:1: gone.*check_data"):
+        ledger.account(0, 3, [bad])
+
+
+def test_wrong_settings_of_samplers(dataset):
+    with pytest.raises(SettingError, match="batch_size"):
+        PackBatchSampler(PlanSampler(dataset, seed=0), batch_size=2)
+    with pytest.raises(SettingError, match="PlanSampler"):
+        PackBatchSampler([1, 2])
+    with pytest.raises(SettingError, match="group_by"):
+        PlanSampler(dataset, seed=0, group_by="size")

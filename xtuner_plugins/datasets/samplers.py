@@ -1,0 +1,212 @@
+"""The plan of an epoch: which samples, in which order, on which rank; a function of seed and epoch alone.
+
+A place in the plan is an integer, the number of samples (or packs) that all ranks together have taken in this epoch.
+Resuming is `seek`: nothing is read or decoded, and the number of ranks may have changed. Every usable sample comes
+exactly once an epoch; where the last step has none left for a rank, that rank gets a filler.
+"""
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+from mmengine.dist import get_dist_info, sync_random_seed
+from mmengine.logging import print_log
+from mmengine.registry import DATA_SAMPLERS
+from torch.utils.data import Sampler
+
+from .dataset import MultimodalDataset
+from .errors import SettingError
+from .lengths import DROPPED, FATES, FITS
+from .packing import Packs, efficiency, pack_samples
+
+GROUPS = (None, "length", "modality")
+
+
+@DATA_SAMPLERS.register_module()
+class PlanSampler(Sampler):
+    """The samples of an epoch in random order, each once, dealt to the ranks in turn.
+
+    Args:
+        dataset: what is planned.
+        seed: with the epoch it decides the order; None agrees on one over all ranks.
+        shuffle: False keeps the mixture's own order.
+        group_by: 'length' puts samples of alike length together, 'modality' also keeps samples with and without
+            pictures apart; both need measured lengths. None needs none.
+        group_size: samples of alike length that stand together (batch size x ranks x accumulation, or a multiple).
+
+    Raises:
+        SettingError: an unknown `group_by`, or nothing usable in the dataset.
+    """
+
+    def __init__(self, dataset: MultimodalDataset, seed: int | None = None, shuffle: bool = True,
+                 group_by: str | None = None, group_size: int = 64):
+        if group_by not in GROUPS:
+            raise SettingError("group_by", f"group_by={group_by!r} is unknown", "it is 'length', 'modality' or None")
+        self.dataset, self.shuffle, self.group_by, self.group_size = dataset, shuffle, group_by, group_size
+        self.seed = sync_random_seed() if seed is None else seed
+        self.rank, self.num_ranks = get_dist_info()
+        self.epoch, self.position = 0, 0
+        self._layout: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        self._indices = np.arange(len(dataset)) if group_by is None else self.usable()
+
+    def layout(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens, tiles and fate of every sample of the dataset (measured now unless the cache has them)."""
+        if self._layout is None:
+            self._layout = self.dataset.layout(**progress_bar(self.dataset, self.rank))
+        return self._layout
+
+    def usable(self) -> np.ndarray:
+        """Indices of the samples that can be trained on.
+
+        Raises:
+            SettingError: there are none.
+            RecordError: an unusable record, where the dataset says on_bad_sample='raise'.
+        """
+        indices = self.dataset.usable(self.layout()[2])
+        if not len(indices):
+            raise SettingError("data_paths", "no sample of the dataset can be trained on",
+                               "see tools/check_data.py for the reasons")
+        return indices
+
+    def left_out(self) -> list[dict]:
+        """The samples that the plan leaves out, as the ledger wants them."""
+        if self._layout is None:
+            return []
+        fates = self._layout[2]
+        return [{"index": int(index), "dataset": self.dataset.sources[self.dataset.locate(index)[0]].name,
+                 "dropped": FATES[fates[index]], "message": self.dataset.complaint(int(index))}
+                for index in np.flatnonzero(fates >= DROPPED)]
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Indices of an epoch, over all ranks."""
+        if not self.shuffle:
+            return self._indices
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(self._indices)
+        if self.group_by is None:
+            return order
+        tokens, tiles, _ = self.layout()
+        kinds = (tiles[order] > 0) if self.group_by == "modality" else np.zeros(len(order), bool)
+        groups = []
+        for kind in (False, True):
+            members = order[kinds == kind]
+            region = self.group_size * 16  # sorted region by region, so that the order stays random
+            for first in range(0, len(members), region):
+                part = members[first : first + region]
+                part = part[np.argsort(tokens[part], kind="stable")]
+                groups += [part[start : start + self.group_size] for start in range(0, len(part), self.group_size)]
+        whole = [group for group in groups if len(group) == self.group_size]
+        rest = [group for group in groups if len(group) != self.group_size]
+        return np.concatenate([whole[place] for place in rng.permutation(len(whole))] + rest)
+
+    def num_steps(self, epoch: int) -> int:
+        """Samples of each rank in an epoch."""
+        return -(-len(self._indices) // self.num_ranks)
+
+    def seek(self, epoch: int, position: int = 0) -> None:
+        """Go to a place in the plan: `position` samples of `epoch` have been taken by all ranks together."""
+        self.epoch, self.position = epoch, position
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.seek(epoch)
+
+    def __len__(self) -> int:
+        return self.num_steps(self.epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        rest = self.order(self.epoch)[self.position :]
+        self.position = 0
+        filler = len(self.dataset)
+        for step in range(0, len(rest), self.num_ranks):
+            place = step + self.rank
+            yield int(rest[place]) if place < len(rest) else filler
+
+
+@DATA_SAMPLERS.register_module()
+class PackBatchSampler(Sampler):
+    """Batches that are packs: their samples go through `collate_packed` into one row.
+
+        sampler=dict(type=PlanSampler), batch_sampler=dict(type=PackBatchSampler, max_tokens=8192), batch_size=1,
+        collate_fn=dict(type=collate_packed)
+
+    Args:
+        sampler: gives dataset, seed, epoch and ranks.
+        batch_size: must be 1: a pack is a batch.
+        max_tokens, max_tiles: budgets of a pack; None means no limit on tiles.
+
+    Raises:
+        SettingError: another batch size or sampler, or a sample that fits into no pack.
+    """
+
+    def __init__(self, sampler: PlanSampler, batch_size: int = 1, max_tokens: int = 8192,
+                 max_tiles: int | None = None):
+        if batch_size != 1:
+            raise SettingError("batch_size", f"batch_size={batch_size} with packing", "set it to 1: a pack is a batch")
+        if not isinstance(sampler, PlanSampler):
+            raise SettingError("sampler", f"packing works with PlanSampler, not {type(sampler).__name__}",
+                               "set sampler=dict(type=PlanSampler)")
+        self.sampler, self.max_tokens, self.max_tiles = sampler, max_tokens, max_tiles
+        self._indices = sampler.usable()
+        self._packs: tuple[int, Packs] | None = None
+        packs = self.packs(sampler.epoch)
+        if sampler.rank == 0:
+            print_log(self.describe(packs), "current", logging.INFO)
+
+    def packs(self, epoch: int) -> Packs:
+        """The packs of an epoch, over all ranks."""
+        if self._packs is None or self._packs[0] != epoch:
+            tokens, tiles, _ = self.sampler.layout()
+            seed = int(np.random.default_rng([self.sampler.seed, epoch]).integers(1 << 62))
+            self._packs = epoch, pack_samples(self._indices, tokens[self._indices], tiles[self._indices],
+                                              max_tokens=self.max_tokens, max_tiles=self.max_tiles, seed=seed)
+        return self._packs[1]
+
+    def describe(self, packs: Packs) -> str:
+        """One line on what the packing achieves."""
+        figures = efficiency(packs, self.max_tokens, self.sampler.num_ranks)
+        fates = np.bincount(self.sampler.layout()[2], minlength=len(FATES))
+        changed = ", ".join(f"{count} {name}" for name, count in zip(FATES[FITS + 1 :], fates[FITS + 1 :],
+                                                                   strict=True) if count)
+        return (f"packing: {len(packs.order)} samples in {len(packs)} packs of at most {self.max_tokens} tokens "
+                f"({figures['samples_per_pack']:.2f} samples a pack, {figures['padded']:.2%} of the budget empty, tile "
+                f"imbalance over {self.sampler.num_ranks} ranks {figures['tile_imbalance']:.3f})"
+                + (f"; {changed}" if changed else ""))
+
+    def num_steps(self, epoch: int) -> int:
+        """Packs of each rank in an epoch; differs a little from epoch to epoch."""
+        return -(-len(self.packs(epoch)) // self.sampler.num_ranks)
+
+    def seek(self, epoch: int, position: int = 0) -> None:
+        """Go to a place in the plan: `position` packs of `epoch` have been taken by all ranks together."""
+        self.sampler.seek(epoch, position)
+
+    def __len__(self) -> int:
+        return self.num_steps(self.sampler.epoch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        packs = self.packs(self.sampler.epoch)
+        first, self.sampler.position = self.sampler.position, 0
+        filler = len(self.sampler.dataset)
+        for step in range(first, len(packs), self.sampler.num_ranks):
+            place = step + self.sampler.rank
+            yield packs[place].tolist() if place < len(packs) else [filler]
+
+
+def seek_step(sampler: PlanSampler | PackBatchSampler, step: int) -> None:
+    """Go to where the run stands after `step` batches (PlanSampler: samples) of each rank, with the ranks of now."""
+    epoch = 0
+    while step >= (num := sampler.num_steps(epoch)):
+        step, epoch = step - num, epoch + 1
+    ranks = sampler.num_ranks if isinstance(sampler, PlanSampler) else sampler.sampler.num_ranks
+    sampler.seek(epoch, step * ranks)
+
+
+def progress_bar(dataset: MultimodalDataset, rank: int) -> dict:
+    """The `progress` of `MultimodalDataset.layout`: a bar on rank 0 for mixtures that take a while."""
+    total = sum(len(source.index) for source in dataset.sources)
+    if rank != 0 or total < 5000:
+        return {}
+    from tqdm import tqdm
+
+    return {"progress": tqdm(total=total, unit="record", desc="measuring lengths", mininterval=1.0).update}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -223,7 +224,4 @@ def _origin(path: Path, files: list[Path], hashes: dict[str, str]) -> dict:
 
 
 def _versions() -> dict[str, str]:
-    import peft
-    import transformers
-
-    return {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__}
+    return {name: version(name) for name in ("torch", "transformers", "peft")}

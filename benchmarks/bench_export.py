@@ -1,0 +1,173 @@
+"""Measures the export on checkpoints of the true shapes with random weights, beside `cp` of the same bytes.
+
+    python benchmarks/bench_export.py --size 2b --kind full --work /data/bench
+    python benchmarks/bench_export.py --size 8b --kind lora --work /data/bench
+
+Prints peak resident memory of the export's process, wall times and their ratio as one JSON line, and removes what it wrote.
+The base is InternVL2-shaped: InternViT-300M with InternLM2 (1.8b or 7b), whose fused qkv is split, merged and fused again, so
+the number includes the dearest mapping. `full` is a float32 .pth of projector and LLM, `lora` a rank-64 .pth on all linear
+layers of the LLM plus the projector.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+LLMS = {  # hidden, intermediate, layers, heads, key/value heads
+    "2b": (2048, 8192, 24, 16, 8),
+    "8b": (4096, 14336, 32, 32, 8),
+    "tiny": (256, 512, 2, 4, 2),
+}
+VOCAB = 92553
+VISION = dict(
+    architectures=["InternVisionModel"], model_type="intern_vit_6b", hidden_size=1024, intermediate_size=4096,
+    num_hidden_layers=24, num_attention_heads=16, norm_type="layer_norm", qkv_bias=True, qk_normalization=False,
+    image_size=448, patch_size=14, num_channels=3, layer_norm_eps=1e-6, hidden_act="gelu",
+)  # fmt: skip
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+RANK = 64
+
+
+def official_config(size: str) -> dict:
+    hidden, inner, layers, heads, kv_heads = LLMS[size]
+    llm = dict(
+        architectures=["InternLM2ForCausalLM"], model_type="internlm2", bias=False, hidden_size=hidden,
+        intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
+        hidden_act="silu", max_position_embeddings=32768, rms_norm_eps=1e-5, rope_theta=1000000.0, vocab_size=VOCAB,
+        tie_word_embeddings=False, torch_dtype="bfloat16",
+    )  # fmt: skip
+    return dict(
+        architectures=["InternVLChatModel"], model_type="internvl_chat", template="internlm2-chat", select_layer=-1,
+        ps_version="v2", downsample_ratio=0.5, force_image_size=448, dynamic_image_size=True, use_thumbnail=True,
+        min_dynamic_patch=1, max_dynamic_patch=12, use_backbone_lora=0, use_llm_lora=0, torch_dtype="bfloat16",
+        llm_config=llm, vision_config=VISION,
+    )  # fmt: skip
+
+
+def our_shapes(size: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the model as it trains (InternLM2 as Llama)."""
+    from xtuner_plugins.checkpoints.formats import our_config
+    from xtuner_plugins.checkpoints.loader import empty_model
+
+    model = empty_model(our_config(official_config(size), "benchmark")[1])
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def random_lazy(shape, dtype):
+    """Random numbers of any shape from one block, so that making a checkpoint costs the disk and not the generator."""
+    from xtuner_plugins.checkpoints.tensors import LazyTensor
+
+    block = (torch.randn(2**22, generator=torch.Generator().manual_seed(0)) * 0.02).to(dtype)
+
+    class Random(LazyTensor):
+        def __init__(self):
+            self.shape, self.dtype = shape, dtype
+
+        def read_flat(self, start, stop):
+            return block.repeat(-(-(stop - start) // block.numel()))[: stop - start]
+
+    return Random()
+
+
+def write_base(folder: Path, size: str) -> None:
+    from xtuner_plugins.checkpoints import formats, writer
+
+    tensors = {name: random_lazy(shape, torch.bfloat16) for name, shape in our_shapes(size).items()}
+    stored = formats._internlm2(official_config(size)["llm_config"]).to_left(tensors)
+    folder.mkdir(parents=True)
+    writer.write_weights(folder, {n: (t, t.dtype) for n, t in stored.items()}, max_shard_size=4 * 10**9)
+    writer.write_json(folder / "config.json", official_config(size))
+
+
+def write_checkpoint(path: Path, config: Path, base: Path, size: str, kind: str) -> None:
+    shapes = our_shapes(size)
+    state = {}
+    for name, shape in shapes.items():
+        inner = name.removeprefix("language_model.")
+        if name.startswith("mlp1.") or (kind == "full" and inner != name):
+            state[f"model.{name}"] = torch.full(shape, 0.01)
+        elif inner != name and inner.split(".")[-2] in TARGETS:
+            layer = name.removesuffix(".weight")
+            state[f"model.{layer}.lora_A.default.weight"] = torch.randn(RANK, shape[1]) * 0.02
+            state[f"model.{layer}.lora_B.default.weight"] = torch.randn(shape[0], RANK) * 0.02
+    torch.save({"state_dict": state, "meta": {}}, path)
+    lora = f"llm_lora=dict(type=LoraConfig, r={RANK}, lora_alpha=128, target_modules={list(TARGETS)!r})"
+    setting = "freeze_llm=False" if kind == "full" else lora
+    config.write_text(f"from peft import LoraConfig\nmodel = dict(base={str(base)!r}, {setting})\n")
+
+
+def timed(command: list) -> dict:
+    """Wall seconds and peak resident GiB of a process."""
+    start = time.perf_counter()
+    code = (
+        "import resource, subprocess, sys\n"
+        "done = subprocess.run(sys.argv[1:])\n"
+        "print('peak_kib', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
+        "sys.exit(done.returncode)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    return {"wall_s": time.perf_counter() - start, "peak_gib": int(done.stdout.split("peak_kib")[1]) / 2**20}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=list(LLMS), default="2b")
+    parser.add_argument("--kind", choices=["full", "lora"], default="lora")
+    parser.add_argument("--work", type=Path, default=Path("work_dirs/bench_export"), help="scratch directory")
+    parser.add_argument("--keep", action="store_true", help="leave the files for another measurement")
+    parser.add_argument(
+        "--repeats", type=int, default=2, help="alternating runs of export and cp; the best of each counts"
+    )
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    base, out, copy = args.work / f"base-{args.size}", args.work / "out", args.work / "copy"
+    checkpoint, config = args.work / f"{args.size}-{args.kind}.pth", args.work / f"{args.size}-{args.kind}.py"
+    try:
+        if not base.exists():
+            write_base(base, args.size)
+        if not checkpoint.exists():
+            # in a process of its own, so that its memory is gone before anything is measured
+            subprocess.run(
+                [sys.executable, "-c", "import sys; from pathlib import Path; sys.path[:0] = sys.argv[1:3]\n"
+                 "from bench_export import write_checkpoint\n"
+                 "write_checkpoint(*map(Path, sys.argv[3:6]), *sys.argv[6:])",
+                 ROOT, ROOT / "benchmarks", checkpoint, config, base, args.size, args.kind], check=True,
+            )  # fmt: skip
+        exports, copies = [], []
+        for _ in range(args.repeats):
+            for path in (out, copy):
+                shutil.rmtree(path, ignore_errors=True)
+            exports.append(timed([sys.executable, ROOT / "tools/convert_to_official.py", config, checkpoint, out]))
+            copies.append(timed(["cp", "-r", out, copy]))
+        export = min(exports, key=lambda r: r["wall_s"])
+        cp = min(c["wall_s"] for c in copies)
+        num_bytes = sum(p.stat().st_size for p in out.iterdir())
+        print(json.dumps({
+            "size": args.size, "kind": args.kind, "out_gb": round(num_bytes / 1e9, 2),
+            "checkpoint_gb": round(checkpoint.stat().st_size / 1e9, 2), "export_s": round(export["wall_s"], 1),
+            "cp_s": round(cp, 1), "ratio": round(export["wall_s"] / cp, 2),
+            "peak_gib": round(max(e["peak_gib"] for e in exports), 2), "export_all_s": [round(e["wall_s"], 1) for e in exports],
+            "cp_all_s": [round(c["wall_s"], 1) for c in copies],
+        }))  # fmt: skip
+    finally:
+        for path in (out, copy):
+            shutil.rmtree(path, ignore_errors=True)
+        if not args.keep:
+            shutil.rmtree(base, ignore_errors=True)
+            for path in (checkpoint, config):
+                path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

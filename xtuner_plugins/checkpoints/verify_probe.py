@@ -1,0 +1,106 @@
+"""Opens an export as a stranger does and writes down what it says. Run by ``verify.py`` as a process of its own::
+
+    python -I verify_probe.py EXPORT WORK
+
+WORK holds ``cases.json`` and the pictures; ``probe.pt`` is written beside them. The process can't import this project:
+tiles come from its own few lines (the published recipe with Pillow and torchvision), the model from transformers and,
+for the official form, from the code inside the export.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.modules["xtuner_plugins"] = None  # an import of it is an ImportError from here on
+
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from torchvision import transforms  # noqa: E402
+
+
+def cut(path, size, least, most, thumbnail):
+    """Normalised tiles ``[T, 3, size, size]`` of a picture: closest grid, row-major crops, thumbnail last."""
+    image = Image.open(path).convert("RGB")
+    grids = {
+        (i, j)
+        for n in range(least, most + 1)
+        for i in range(1, n + 1)
+        for j in range(1, n + 1)
+        if least <= i * j <= most
+    }
+    best, best_gap = (1, 1), float("inf")
+    ratio, area = image.width / image.height, image.width * image.height
+    for columns, rows in sorted(grids, key=lambda g: g[0] * g[1]):
+        gap = abs(ratio - columns / rows)
+        if gap < best_gap or (gap == best_gap and area > 0.5 * size * size * columns * rows):
+            best, best_gap = (columns, rows), min(gap, best_gap)
+    columns, rows = best
+    whole = image.resize((size * columns, size * rows))
+    boxes = [(x * size, y * size, (x + 1) * size, (y + 1) * size) for y in range(rows) for x in range(columns)]
+    tiles = [whole.crop(box) for box in boxes]
+    if thumbnail and len(tiles) > 1:
+        tiles.append(image.resize((size, size)))
+    to_input = transforms.Compose([
+        transforms.Resize((size, size), interpolation=transforms.InterpolationMode.BICUBIC),
+        transforms.ToTensor(),
+        transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ])  # fmt: skip
+    return torch.stack([to_input(tile) for tile in tiles])
+
+
+def open_export(directory):
+    """(model, tokenizer, is it the official form)."""
+    from transformers import AutoModel, AutoTokenizer
+
+    kind = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))["model_type"]
+    options = dict(torch_dtype=torch.float32, output_loading_info=True)
+    if kind == "internvl":
+        from transformers import InternVLForConditionalGeneration
+
+        model, info = InternVLForConditionalGeneration.from_pretrained(directory, **options)
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    else:
+        model, info = AutoModel.from_pretrained(directory, trust_remote_code=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=True)
+    for key in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[key]:
+            raise SystemExit(f"the export does not load whole: {key} {sorted(map(str, info[key]))[:4]}")
+    return model.eval(), tokenizer, kind != "internvl"
+
+
+@torch.no_grad()
+def answer(model, tokenizer, official, case, pixels):
+    """Logits ``[S, V]`` of the prompt and the greedy answer's token ids."""
+    ids = torch.tensor([case["ids"]])
+    if tokenizer(case["prompt"]).input_ids != case["ids"]:
+        raise SystemExit(f"case {case['name']}: the export's tokenizer gives other ids for the prompt")
+    mask = torch.ones_like(ids)
+    options = dict(max_new_tokens=case["max_new_tokens"], do_sample=False, eos_token_id=case["eos"])
+    if official:
+        model.img_context_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+        if pixels is None:
+            logits = model.language_model(input_ids=ids, attention_mask=mask).logits
+        else:
+            flags = torch.ones(len(pixels), 1, dtype=torch.long)
+            logits = model(pixel_values=pixels, input_ids=ids, attention_mask=mask, image_flags=flags).logits
+        made = model.generate(pixel_values=pixels, input_ids=ids, attention_mask=mask, **options)[0]
+    else:
+        logits = model(pixel_values=pixels, input_ids=ids, attention_mask=mask).logits
+        made = model.generate(pixel_values=pixels, input_ids=ids, attention_mask=mask, **options)[0, len(case["ids"]) :]
+    return logits[0], made.tolist()
+
+
+def main(directory, work):
+    task = json.loads((work / "cases.json").read_text(encoding="utf-8"))
+    model, tokenizer, official = open_export(directory)
+    results = {}
+    for case in task["cases"]:
+        tiles = [cut(work / name, *task["tiling"]) for name in case["pictures"]]
+        pixels = torch.cat(tiles) if tiles else None
+        logits, made = answer(model, tokenizer, official, case, pixels)
+        results[case["name"]] = {"pixels": pixels, "logits": logits, "answer": made}
+    torch.save(results, work / "probe.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

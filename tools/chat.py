@@ -48,6 +48,9 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
+    from xtuner_plugins.terminal import quiet_imports
+
+    quiet_imports()
     try:
         conversation = Conversation(args)
         if args.question is not None:

@@ -10,7 +10,7 @@ and for each epoch a line of sums: {"epoch": 0, "trained": 9996, "dropped": 4, "
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -53,6 +53,28 @@ def filler_sample(tile_size: int) -> dict:
     """What a rank gets in an epoch's last step when no sample is left for it: nothing is learned from it."""
     return {"input_ids": torch.zeros(1, dtype=torch.int64), "labels": torch.full((1,), -100), "num_tiles": 0,
             "tiles": torch.empty(0, 3, tile_size, tile_size, dtype=torch.uint8), "source": FILLER}
+
+
+def read_reject_list(path: str | os.PathLike | None, sources: Sequence) -> list[frozenset[int]]:
+    """Numbers of the records to leave out, for each file of a mixture.
+
+    Args:
+        path: what `tools/check_data.py --reject-list` wrote; None rejects nothing.
+        sources: the mixture's files (`mixture.Source`).
+
+    Raises:
+        SettingError: the list is missing or isn't one.
+    """
+    rows: dict[str, set[int]] = {}
+    if path is not None:
+        try:
+            for line in Path(path).read_text(encoding="utf-8").splitlines():
+                entry = json.loads(line)
+                rows.setdefault(os.path.realpath(entry["file"]), set()).add(int(entry["row"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SettingError("reject_list", f"reject list {os.fspath(path)!r} can't be read ({error})",
+                               "write it with tools/check_data.py --reject-list") from None
+    return [frozenset(rows.get(os.path.realpath(source.index.path), ())) for source in sources]
 
 
 class Ledger:

@@ -1,37 +1,55 @@
 """Opens every record and every picture of a dataset before any training, and says what is wrong where."""
 
+import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
 import torch
 
+from .boxes import normalise_boxes
 from .dataset import MultimodalDataset
-from .errors import DataError
+from .errors import DataError, MediaError
+from .index import OffsetIndex, scan
+from .media import MAX_PIXELS, ImageFolder, load_image
+from .records import parse_record
+from .video import load_frames
 
 CHUNK = 64  # records a worker takes at a time
+COLUMNS = ("tokens", "supervised", "tiles", "turns", "width", "height")
 
-_dataset: MultimodalDataset | None = None  # a worker's own copy
+_dataset = None  # a worker's own copy
 
 
 @dataclass
 class FileReport:
-    """What was found in one annotation file."""
+    """What was found in one annotation file.
+
+    Attributes:
+        complaints: number of unusable records by reason.
+        rejected: (number of the record, line, reason) of each.
+        measures: `COLUMNS` of each usable record; width and height are those of its first picture.
+    """
 
     path: str
-    num_records: int = 0
+    num_records: int
     num_pictures: int = 0
-    num_tokens: int = 0
-    num_supervised: int = 0
-    num_tiles: int = 0
-    longest: int = 0
-    complaints: Counter = field(default_factory=Counter)  # by reason
+    complaints: Counter = field(default_factory=Counter)
+    rejected: list[tuple[int, int, str]] = field(default_factory=list)
+    measures: list[tuple[int, ...]] = field(default_factory=list)
 
     @property
     def num_wrong(self) -> int:
         return sum(self.complaints.values())
+
+    def column(self, name: str) -> np.ndarray:
+        """One measure of every usable record, int64; sizes without those of records without pictures."""
+        values = np.array([row[COLUMNS.index(name)] for row in self.measures], np.int64)
+        return values[values > 0] if name in ("width", "height") else values
 
 
 @dataclass(frozen=True)
@@ -41,17 +59,56 @@ class Finding:
     number: int  # of the file
     row: int  # of the record in it
     num_pictures: int = 0
-    num_tokens: int = 0
-    num_supervised: int = 0
-    num_tiles: int = 0
+    measures: tuple[int, ...] = ()
     reason: str = ""
     message: str = ""
 
 
-def check_dataset(dataset: MultimodalDataset, *, num_workers: int | None = None,
+class PlainFiles:
+    """Annotation files without a model: records and pictures are opened, tokens and tiles are not counted."""
+
+    @dataclass(frozen=True)
+    class Source:
+        index: OffsetIndex
+        folder: ImageFolder
+
+    def __init__(self, data_paths: Sequence[str], image_folders: Sequence[str | None], max_pixels: int = MAX_PIXELS):
+        self.sources = [self.Source(scan(path), ImageFolder(folder, Path(path).parent))
+                        for path, folder in zip(data_paths, image_folders, strict=True)]
+        self.max_pixels = max_pixels
+
+    def open(self, number: int, row: int) -> tuple[int, tuple[int, ...]]:
+        """Number of media and `COLUMNS` of a record."""
+        source = self.sources[number]
+        record = parse_record(source.index.parse(row), source.index.source(row))
+        try:
+            paths = [source.folder.resolve(medium.name) for medium in record.media]
+            pictures = [load_frames(path, 1, self.max_pixels)[0] if medium.kind == "video" else
+                        load_image(path, self.max_pixels) for path, medium in zip(paths, record.media, strict=True)]
+            normalise_boxes(record, lambda place: pictures[place].size)
+        except MediaError as error:
+            raise error.in_record(record.source) from None
+        return len(pictures), (0, 0, 0, len(record.turns), *(pictures[0].size if pictures else (0, 0)))
+
+
+def open_record(dataset: "MultimodalDataset | PlainFiles", number: int, row: int) -> Finding:
+    """Open one record with its pictures, as training will."""
+    try:
+        if isinstance(dataset, PlainFiles):
+            return Finding(number, row, *dataset.open(number, row))
+        sample = dataset.load(number, row)
+        record, labels = dataset.record(number, row), sample["labels"]
+        size = dataset.first_size(number, record)
+    except DataError as error:
+        return Finding(number, row, reason=error.reason, message=str(error))
+    return Finding(number, row, len(record.media), (len(labels), int((labels != -100).sum()), sample["num_tiles"],
+                                                    len(record.turns), *size))
+
+
+def check_dataset(dataset: "MultimodalDataset | PlainFiles", *, num_workers: int | None = None,
                   complain: Callable[[str], None] = print,
                   progress: Callable[[int], None] = lambda done: None) -> list[FileReport]:
-    """Open every record once (however often it is repeated) with its pictures, as training will.
+    """Open every record once (however often it is repeated) with its pictures.
 
     Args:
         num_workers: processes; None takes one a core, 0 works in this one.
@@ -62,45 +119,57 @@ def check_dataset(dataset: MultimodalDataset, *, num_workers: int | None = None,
         A report for each annotation file, in order.
     """
     reports = [FileReport(source.index.path, len(source.index)) for source in dataset.sources]
-    for findings in _run(dataset, os.cpu_count() or 1 if num_workers is None else num_workers):
+    for findings in _run(dataset, len(os.sched_getaffinity(0)) if num_workers is None else num_workers):
         for finding in findings:
             report = reports[finding.number]
             if finding.reason:
+                line = int(dataset.sources[finding.number].index.lines[finding.row])
                 report.complaints[finding.reason] += 1
+                report.rejected.append((finding.row, line, finding.reason))
                 complain(finding.message)
-                continue
-            report.num_pictures += finding.num_pictures
-            report.num_tokens += finding.num_tokens
-            report.num_supervised += finding.num_supervised
-            report.num_tiles += finding.num_tiles
-            report.longest = max(report.longest, finding.num_tokens)
+            else:
+                report.num_pictures += finding.num_pictures
+                report.measures.append(finding.measures)
         progress(len(findings))
     return reports
 
 
-def check_record(dataset: MultimodalDataset, number: int, row: int) -> Finding:
-    """Open one record with its pictures."""
-    try:
-        sample = dataset.load(number, row)
-    except DataError as error:
-        return Finding(number, row, reason=error.reason, message=str(error))
-    labels = sample["labels"]
-    return Finding(number, row, len(dataset.record(number, row).media), len(labels),
-                   int((labels != -100).sum()), sample["num_tiles"])
+def write_reject_list(path: str | os.PathLike, reports: Sequence[FileReport]) -> int:
+    """Write the unusable records as jsonl, {"file", "row", "line", "reason"} each; returns their number.
+
+    `MultimodalDataset(reject_list=path)` leaves them out.
+    """
+    entries = [{"file": os.path.abspath(report.path), "row": row, "line": line, "reason": reason}
+               for report in reports for row, line, reason in report.rejected]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    return len(entries)
 
 
-def _run(dataset: MultimodalDataset, num_workers: int) -> Iterator[list[Finding]]:
+def histogram(values: np.ndarray, num_bins: int = 10) -> list[tuple[str, int]]:
+    """(range, count) of equally wide bins over whole numbers; empty without values."""
+    if not len(values):
+        return []
+    low, high = int(values.min()), int(values.max())
+    width = max(1, -(-(high - low + 1) // num_bins))
+    counts = np.bincount((values - low) // width)
+    return [(f"{low + place * width}" if width == 1 else
+             f"{low + place * width}-{min(low + place * width + width - 1, high)}", int(count))
+            for place, count in enumerate(counts)]
+
+
+def _run(dataset, num_workers: int) -> Iterator[list[Finding]]:
     chunks = [(number, first, min(first + CHUNK, len(source.index)))
               for number, source in enumerate(dataset.sources) for first in range(0, len(source.index), CHUNK)]
     if num_workers == 0:
         for number, first, last in chunks:
-            yield [check_record(dataset, number, row) for row in range(first, last)]
+            yield [open_record(dataset, number, row) for row in range(first, last)]
         return
     with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(dataset,)) as pool:
         yield from pool.map(_check_chunk, chunks)
 
 
-def _start_worker(dataset: MultimodalDataset) -> None:
+def _start_worker(dataset) -> None:
     global _dataset
     _dataset = dataset
     torch.set_num_threads(1)
@@ -108,4 +177,4 @@ def _start_worker(dataset: MultimodalDataset) -> None:
 
 def _check_chunk(chunk: tuple[int, int, int]) -> list[Finding]:
     number, first, last = chunk
-    return [check_record(_dataset, number, row) for row in range(first, last)]
+    return [open_record(_dataset, number, row) for row in range(first, last)]

@@ -9,14 +9,14 @@ import torch
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
-from .bad_samples import check_policy, dropped_sample, filler_sample
+from .bad_samples import check_policy, dropped_sample, filler_sample, read_reject_list
 from .base import BaseFacts
 from .boxes import normalise_boxes
 from .budget import FRAME, STEPS, truncate
 from .cache import DEFAULT_CACHE
 from .conversation import Encoded, join_pieces, split_pieces, tokenize_pieces
 from .errors import DataError, MediaError, RecordError, SettingError
-from .lengths import DROPPED, LengthIndex, Measure, measure
+from .lengths import BROKEN, DROPPED, REJECTED, LengthIndex, Measure, measure
 from .media import MAX_PIXELS, image_size
 from .mixture import MixtureSettings, Source, open_sources, pick_records
 from .records import Medium, Record, parse_record
@@ -56,6 +56,7 @@ class MultimodalDataset(Dataset):
         num_threads: threads that open the samples of a batch together; 0 opens one after another.
         max_pixels: larger pictures are refused.
         cache_dir: where lengths are kept between runs.
+        reject_list: records to leave out, as `tools/check_data.py --reject-list` writes them.
         seed: decides which records a fraction in `repeat_times` takes.
 
     `dataset[i]` is a dict:
@@ -80,7 +81,7 @@ class MultimodalDataset(Dataset):
                  template: str | None = None, max_length: int = 4096, tile_sharing: str = "equal",
                  too_long: Sequence[str] = STEPS, on_bad_sample: str = "raise", max_bad_samples: int = 100,
                  num_frames: int = 8, route: str = "pillow", num_threads: int = 0, max_pixels: int = MAX_PIXELS,
-                 cache_dir: str = DEFAULT_CACHE, seed: int = 0):
+                 cache_dir: str = DEFAULT_CACHE, reject_list: str | None = None, seed: int = 0):
         self.facts = BaseFacts.read(base, min_tiles=min_tiles, max_tiles=max_tiles,
                                     use_thumbnail=use_thumbnail, template=template)
         self.tokenizer = TextTokenizer.from_pretrained(base)
@@ -94,6 +95,7 @@ class MultimodalDataset(Dataset):
         self._picks = [pick_records(len(source.index), source.repeat, seed + number)
                        for number, source in enumerate(self.sources)]
         self._ends = np.cumsum([len(pick) for pick in self._picks])
+        self._rejected = read_reject_list(reject_list, self.sources)
         self._pool: ThreadPoolExecutor | None = None
 
     @property
@@ -131,9 +133,11 @@ class MultimodalDataset(Dataset):
             return filler_sample(self.tiling.tile_size)
         number, row = self.locate(index)
         try:
+            if row in self._rejected[number]:
+                raise RecordError("rejected", "on the reject list", place=self.sources[number].index.source(row))
             sample = self.load(number, row)
         except DataError as error:
-            if self.on_bad_sample == "raise" and error.reason != "too_long":
+            if self.on_bad_sample == "raise" and error.reason not in ("too_long", "rejected"):
                 raise
             sample = dropped_sample(error, self.sources[number].index.source(row), self.tiling.tile_size)
         sample.update(index=int(index) % len(self), dataset=self.sources[number].name)
@@ -194,6 +198,13 @@ class MultimodalDataset(Dataset):
         sample, kept = fitted
         return tiles[:kept], sample
 
+    def first_size(self, number: int, record: Record) -> tuple[int, int]:
+        """(width, height) of a record's first picture; (0, 0) without one."""
+        for medium in record.media:
+            if medium.kind == "image":
+                return image_size(self.sources[number].folder.resolve(medium.name), self.max_pixels)
+        return 0, 0
+
     def _limits(self, media: list[Medium], paths: list[str], text_tokens: int, source: Source) -> list[int]:
         """The tile limit of each picture; headers are read only when it may not fit as it is."""
         budget = source.budget
@@ -234,7 +245,11 @@ class MultimodalDataset(Dataset):
         columns = []
         for number, (source, pick) in enumerate(zip(self.sources, self._picks, strict=True)):
             layout = self.lengths(number, **options).lay_out(source.budget)
-            columns.append([layout.tokens[pick], layout.tiles[pick], layout.fates[pick]])
+            part = [layout.tokens[pick], layout.tiles[pick], layout.fates[pick]]
+            if self._rejected[number]:
+                gone = np.isin(pick, list(self._rejected[number]))
+                part[0][gone], part[1][gone], part[2][gone] = 0, 0, REJECTED
+            columns.append(part)
         return tuple(np.concatenate(part) for part in zip(*columns, strict=True))
 
     def usable(self, fates: np.ndarray) -> np.ndarray:
@@ -246,7 +261,7 @@ class MultimodalDataset(Dataset):
         Raises:
             RecordError: an unusable record, with on_bad_sample='raise'.
         """
-        broken = np.flatnonzero(fates > DROPPED)
+        broken = np.flatnonzero(fates == BROKEN)
         if len(broken) and self.on_bad_sample == "raise":
             self[int(broken[0])]  # raises the complaint itself
         return np.flatnonzero(fates < DROPPED)
@@ -254,6 +269,8 @@ class MultimodalDataset(Dataset):
     def complaint(self, index: int) -> str:
         """Why a sample is left out of the plan."""
         number, row = self.locate(index)
+        if row in self._rejected[number]:
+            return f"{self.sources[number].index.source(row)}: on the reject list"
         known = self.lengths(number).complaints.get(row)
         return known or f"{self.sources[number].index.source(row)}: too long even with one tile a picture"
 

@@ -191,8 +191,8 @@ class LengthIndex:
         return 0, 0, DROPPED
 
 
-FITS, SHRUNK, TRUNCATED, DROPPED, BROKEN = range(5)
-FATES = ("fits", "shrink_tiles", "truncate_text", "too_long", "broken")
+FITS, SHRUNK, TRUNCATED, DROPPED, BROKEN, REJECTED = range(6)
+FATES = ("fits", "shrink_tiles", "truncate_text", "too_long", "broken", "rejected")
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,18 @@ class TextTokenizer:
         """As `encode`, for many texts at once, over the tokenizer's own threads."""
         return [encoding.ids for encoding in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids, control tokens written out."""
+        names = {int(token["id"]): content for content, token in self._added.items()}
+        out, plain = [], []
+        for token in [*ids, None]:
+            if token is not None and token not in names:
+                plain.append(token)
+                continue
+            out += [self._plain.decode(plain, skip_special_tokens=False), names.get(token, "")]
+            plain = []
+        return "".join(out)
+
     def fingerprint(self) -> str:
         """What decides the ids, as text: caches are keyed by its hash."""
         return self._plain.to_str() + json.dumps(self._added, sort_keys=True)

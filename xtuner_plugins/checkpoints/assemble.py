@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from xtuner_plugins.checkpoints import mappings, tokenizer_files
+from xtuner_plugins.checkpoints import formats, mappings, tokenizer_files
 from xtuner_plugins.checkpoints.families import VISION_FIELDS, LLMFamily, llm_family
 from xtuner_plugins.checkpoints.reader import CheckpointError, open_safetensors, open_weights, read_json
 from xtuner_plugins.checkpoints.tensors import Joined, LazyTensor, MemoryTensor
@@ -215,8 +215,8 @@ def read_llm(directory: Path) -> LLMPart:
             f"language model: {directory} is a multimodal model ({config.get('model_type')}); give the bare "
             "language model, or take it out with tools/extract.py"
         )
+    config, tensors = as_own_class(config, open_weights(directory))
     family = llm_family(config, f"language model: {directory}")
-    tensors = open_weights(directory)
     if family.embedding not in tensors:
         raise CheckpointError(f"language model: {directory} has no {family.embedding}")
     if config.get("tie_word_embeddings") or family.head not in tensors:
@@ -228,6 +228,18 @@ def read_llm(directory: Path) -> LLMPart:
     tokenizer = tokenizer_files.load_tokenizer(directory, complete=False)
     num_new = tokenizer_files.add_image_tokens(tokenizer)
     return LLMPart(config, family, tokenizer, tensors, num_new)
+
+
+def as_own_class(config: dict, tensors: dict[str, LazyTensor]) -> tuple[dict, dict[str, LazyTensor]]:
+    """Models whose class transformers lacks, in the exact form of one it has: InternLM2 as Llama, Qwen as Qwen2."""
+    if config.get("model_type") == "internlm2":
+        heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+        return formats.internlm2_config_as_llama(config), mappings.internlm2_llama(heads, kv_heads).to_right(tensors)
+    if config.get("model_type") == "qwen":
+        drop = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.logn_list")
+        kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(drop)}
+        return formats.qwen_config_as_qwen2(config), mappings.QWEN_QWEN2.to_right(kept)
+    return config, tensors
 
 
 def _ties_by_default(config: dict) -> bool:

@@ -12,7 +12,7 @@ import torch
 
 from xtuner_plugins.checkpoints import formats, targets, trained
 from xtuner_plugins.checkpoints.reader import CheckpointError, weight_files
-from xtuner_plugins.checkpoints.tensors import BLOCK_BYTES, LazyTensor, cast
+from xtuner_plugins.checkpoints.tensors import LazyTensor, cast
 from xtuner_plugins.checkpoints.writer import (
     check_disk,
     check_target,
@@ -45,10 +45,6 @@ class _Finite(LazyTensor):
 
     def read_flat(self, start: int, stop: int) -> torch.Tensor:
         return self._check(self._source.read_flat(start, stop))
-
-    def blocks(self, max_bytes: int = BLOCK_BYTES):
-        for block in self._source.blocks(max_bytes):
-            yield self._check(block)
 
 
 def export(

@@ -63,6 +63,8 @@ def merged_weight(
     _check_shapes(base, parts, config, layer)
     if len(base.shape) == 4 or ("lora_embedding_A" in parts and "lora_magnitude_vector.weight" in parts):
         return _merged_whole(base, parts, config, layer, bias)
+    if set(parts) == {"lora_A.weight", "lora_B.weight"} and not config.use_dora:
+        return _plain(base, parts, _scaling(config, layer))
     width = base.shape[1]
     limit = max(1, BLOCK_BYTES // (width * 4))
 
@@ -71,6 +73,26 @@ def merged_weight(
                           for a in range(start, stop, limit)])  # fmt: skip
 
     return Computed(make_rows, torch.float32, base.shape)
+
+
+def _plain(base: LazyTensor, parts: Mapping[str, LazyTensor], scaling: float) -> LazyTensor:
+    """``W + scaling * B A`` without any variant, fused into one pass over the rows."""
+    factor_a: list[torch.Tensor] = []
+
+    def make_rows(start: int, stop: int) -> torch.Tensor:
+        if not factor_a:  # a few MB; two threads may both read it
+            factor_a.append(parts["lora_A.weight"].read().float())
+        rows = base.rows(start, stop).read().float()
+        return rows.addmm_(parts["lora_B.weight"].rows(start, stop).read().float(), factor_a[0], alpha=scaling)
+
+    return Computed(make_rows, torch.float32, base.shape)
+
+
+def _scaling(config, layer: str) -> float:
+    """PEFT's own scaling of a layer, taken from such a layer."""
+    rank = rank_of(config, layer)
+    parts = {"lora_A.weight": torch.zeros(rank, 1), "lora_B.weight": torch.zeros(1, rank)}
+    return float(_rebuild(layer, nn.Linear(1, 1), parts, config).scaling[ADAPTER_NAME])
 
 
 def merged_bias(
@@ -177,7 +199,7 @@ def _merge_block(base, parts, config, layer, start, stop, has_bias, bias=None):
     module.weight = nn.Parameter(weight, requires_grad=False)
     wrapped = _rebuild(layer, module, loaded, config)
     with torch.no_grad():
-        wrapped.merge(safe_merge=True)  # refuses a result that isn't finite
+        wrapped.merge()
     merged_bias_rows = wrapped.get_base_layer().bias.data if has_bias and "lora_embedding_A" not in parts else None
     return wrapped.get_base_layer().weight.data, merged_bias_rows
 
@@ -200,7 +222,7 @@ def _merged_whole(base, parts, config, layer, bias) -> LazyTensor:
             module.weight = nn.Parameter(base.read().float(), requires_grad=False)
             wrapped = _rebuild(layer, module, {k: v.read() for k, v in parts.items()}, config)
             with torch.no_grad():
-                wrapped.merge(safe_merge=True)
+                wrapped.merge()
             result.append(wrapped.get_base_layer().weight.data)
         return result[0][start:stop]
 

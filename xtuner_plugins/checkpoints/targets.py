@@ -17,10 +17,10 @@ from xtuner_plugins.checkpoints.writer import write_json
 
 FORMATS = ("official", "hf")
 # What a model directory may hold besides weights, config and code that belongs to the model.
-_KEPT_FILES = ("generation_config.json", "preprocessor_config.json", "processor_config.json",
-               "video_preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-               "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
-               "chat_template.json")  # fmt: skip
+_KEPT_FILES = (
+    "generation_config.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+    *tokenizer_files.FILES,
+)  # fmt: skip
 
 
 @dataclass

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 16 * 2**20  # large enough for the disk, small enough to have several in flight
 _PREAD_LIMIT = 2**30  # Linux moves at most 0x7ffff000 bytes a call
 
 
@@ -55,11 +55,22 @@ class LazyTensor:
         """The whole tensor, ``self.shape``, on the CPU, owned by the caller."""
         return self.read_flat(0, self.numel).view(self.shape)
 
-    def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[torch.Tensor]:
-        """1-D pieces in order, each at most ``max_bytes`` in the stored dtype (but at least one element)."""
+    def spans(self, max_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, int]]:
+        """Element ranges ``(start, stop)`` that cover the tensor in order, each at most ``max_bytes`` as stored.
+
+        Whole rows where a row fits, because a computed tensor makes whole rows.
+        """
+        width = math.prod(self.shape[1:])
         step = max(1, max_bytes // self.dtype.itemsize)
+        if 0 < width <= step:
+            step -= step % width
         for start in range(0, self.numel, step):
-            yield self.read_flat(start, min(start + step, self.numel))
+            yield start, min(start + step, self.numel)
+
+    def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[torch.Tensor]:
+        """The 1-D pieces of ``spans``, read one after the other."""
+        for start, stop in self.spans(max_bytes):
+            yield self.read_flat(start, stop)
 
     def rows(self, start: int, stop: int) -> LazyTensor:
         """Rows ``[start, stop)`` along dimension 0, still lazy."""
@@ -166,12 +177,6 @@ class Computed(LazyTensor):
         assert rows.dtype == self.dtype, (rows.dtype, self.dtype)
         return rows.reshape(-1)[start - first * width : stop - first * width]
 
-    def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[torch.Tensor]:
-        width = math.prod(self.shape[1:])
-        step = max(1, max_bytes // (width * self.dtype.itemsize))
-        for first in range(0, self.shape[0], step):
-            yield self._make_rows(first, min(first + step, self.shape[0])).reshape(-1)
-
 
 class Cast(LazyTensor):
     """The same numbers in another dtype, cast as they are read."""
@@ -181,10 +186,6 @@ class Cast(LazyTensor):
 
     def read_flat(self, start: int, stop: int) -> torch.Tensor:
         return self._source.read_flat(start, stop).to(self.dtype)
-
-    def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[torch.Tensor]:
-        for block in self._source.blocks(max_bytes):
-            yield block.to(self.dtype)
 
 
 def cast(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:

@@ -13,6 +13,10 @@ from pathlib import Path
 from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.writer import write_json
 
+FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 
 

@@ -12,7 +12,9 @@ import os
 import re
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +27,8 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 _DISK_MARGIN = 64 * 2**20  # JSON, tokenizer and code files, rounded up generously
 CONFIG = "config.json"
+# Each holds a block or two; more than a few gain nothing on a disk.
+NUM_WORKERS = max(1, min(4, os.cpu_count() or 1))
 
 
 def parse_size(text: str | int) -> int:
@@ -205,16 +209,45 @@ def write_single(
         offset += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb", buffering=0) as file:
-        _write_all(file, len(text).to_bytes(8, "little") + text)
-        for _, (tensor, dtype) in ordered:
-            for block in tensor.blocks():
-                block = block.to(dtype)
-                _write_all(file, memoryview(block.contiguous().view(torch.uint8).numpy()))
-                advance(block.numel() * dtype.itemsize)
+    data = 8 + len(text)
+    with open(path, "wb", buffering=0) as file, _one_thread_each(), ThreadPoolExecutor(NUM_WORKERS) as pool:
+        _write_at(file.fileno(), memoryview(len(text).to_bytes(8, "little") + text), 0)
+        file.truncate(data + offset)
+        pending: deque[Future] = deque()
+        try:
+            for name, (tensor, dtype) in ordered:
+                begin = data + header[name]["data_offsets"][0]
+                for start, stop in tensor.spans():
+                    pending.append(pool.submit(_write_span, file.fileno(), tensor, dtype, start, stop, begin))
+                    if len(pending) > 2 * NUM_WORKERS:
+                        advance(pending.popleft().result())
+            while pending:
+                advance(pending.popleft().result())
+        except BaseException:
+            for future in pending:
+                future.cancel()
+            raise
 
 
-def _write_all(file, data) -> None:
-    view = memoryview(data)
+def _write_span(fd: int, tensor: LazyTensor, dtype: torch.dtype, start: int, stop: int, begin: int) -> int:
+    """Reads, casts and writes the elements ``[start, stop)``; returns the bytes written."""
+    block = tensor.read_flat(start, stop).to(dtype).contiguous().view(torch.uint8)
+    _write_at(fd, memoryview(block.numpy()), begin + start * dtype.itemsize)
+    return block.numel()
+
+
+def _write_at(fd: int, view: memoryview, offset: int) -> None:
     while view:
-        view = view[file.write(view) :]
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
+
+
+@contextmanager
+def _one_thread_each():
+    """Blocks are worked on side by side; a pool of threads inside each would only get in its own way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

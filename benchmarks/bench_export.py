@@ -3,10 +3,10 @@
     python benchmarks/bench_export.py --size 2b --kind full --work /data/bench
     python benchmarks/bench_export.py --size 8b --kind lora --work /data/bench
 
-Prints peak resident memory of the export's process, wall times and their ratio as one JSON line, and removes what it wrote.
-The base is InternVL2-shaped: InternViT-300M with InternLM2 (1.8b or 7b), whose fused qkv is split, merged and fused again, so
-the number includes the dearest mapping. `full` is a float32 .pth of projector and LLM, `lora` a rank-64 .pth on all linear
-layers of the LLM plus the projector.
+Prints peak resident memory of the export's process, wall times and their ratio as one JSON line, and removes what it
+wrote. The base is InternVL2-shaped: InternViT-300M with InternLM2 (1.8b or 7b), whose fused qkv is split, merged and fused
+again, so the number includes the dearest mapping. `full` is a float32 .pth of projector and LLM, `lora` a rank-64 .pth on
+all linear layers of the LLM plus the projector.
 """
 
 import argparse
@@ -157,7 +157,8 @@ def main() -> None:
             "size": args.size, "kind": args.kind, "out_gb": round(num_bytes / 1e9, 2),
             "checkpoint_gb": round(checkpoint.stat().st_size / 1e9, 2), "export_s": round(export["wall_s"], 1),
             "cp_s": round(cp, 1), "ratio": round(export["wall_s"] / cp, 2),
-            "peak_gib": round(max(e["peak_gib"] for e in exports), 2), "export_all_s": [round(e["wall_s"], 1) for e in exports],
+            "peak_gib": round(max(e["peak_gib"] for e in exports), 2),
+            "export_all_s": [round(e["wall_s"], 1) for e in exports],
             "cp_all_s": [round(c["wall_s"], 1) for c in copies],
         }))  # fmt: skip
     finally:

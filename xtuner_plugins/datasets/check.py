@@ -153,9 +153,9 @@ def histogram(values: np.ndarray, num_bins: int = 10) -> list[tuple[str, int]]:
     low, high = int(values.min()), int(values.max())
     width = max(1, -(-(high - low + 1) // num_bins))
     counts = np.bincount((values - low) // width)
-    return [(f"{low + place * width}" if width == 1 else
-             f"{low + place * width}-{min(low + place * width + width - 1, high)}", int(count))
-            for place, count in enumerate(counts)]
+    edges = [(low + place * width, min(low + place * width + width - 1, high)) for place in range(len(counts))]
+    return [(f"{first}" if first == last else f"{first}-{last}", int(count))
+            for (first, last), count in zip(edges, counts, strict=True)]
 
 
 def _run(dataset, num_workers: int) -> Iterator[list[Finding]]:

@@ -100,9 +100,13 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; damaged or missing EXIF counts as upright."""
+    """EXIF orientation, 1 to 8; damaged or missing EXIF counts as upright.
+
+    Reads the header only. PNG's own `getexif` would decode the picture to look behind it, and a damaged picture would
+    then pass as a loaded one; so the general one is called.
+    """
     try:
-        value = image.getexif().get(ORIENTATION_TAG, 1)
+        value = Image.Image.getexif(image).get(ORIENTATION_TAG, 1)
     except Exception:  # a broken EXIF block is no reason to lose the picture
         return 1
     return value if value in ORIENTATIONS else 1

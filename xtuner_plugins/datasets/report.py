@@ -28,8 +28,10 @@ h1{font-size:24px} h2{font-size:18px;margin-top:32px} code,.text{font-family:ui-
 .pictures{display:flex;gap:12px;align-items:flex-start;flex-wrap:wrap} .pictures img{border-radius:4px}
 .text{white-space:pre-wrap;overflow-wrap:anywhere;font-size:13px;margin-top:10px}
 .learn{background:#c9efd3;border-radius:3px} .span{background:#dbe7ff;border-radius:3px;color:#234a9a}
-.bad{color:#a11} .muted{color:#68727f} table{border-collapse:collapse} td,th{padding:2px 14px 2px 0;text-align:left}
-.hists{display:flex;gap:28px;flex-wrap:wrap} .bar{display:inline-block;height:11px;background:#6d93d8;border-radius:2px}
+.bad{color:#a11} .muted{color:#68727f}
+table{border-collapse:collapse} td,th{padding:2px 14px 2px 0;text-align:left}
+.hists{display:flex;gap:28px;flex-wrap:wrap;align-items:flex-start}
+.bar{display:inline-block;height:11px;background:#6d93d8;border-radius:2px}
 .pack{display:flex;height:22px;margin:3px 0;background:#eceff3;border-radius:4px;overflow:hidden}
 .pack div{border-right:2px solid #fff;font-size:11px;color:#fff;overflow:hidden;padding-left:3px;white-space:nowrap}
 """
@@ -87,11 +89,12 @@ def _packs(reports: Sequence[FileReport], max_tokens: int) -> str:
     packs = pack_samples(fits, tokens[fits], tiles[fits], max_tokens=max_tokens)
     bars = []
     for number in range(min(len(packs), 12)):
-        parts = "".join(
-            f"<div title='{tokens[index]} tokens, {tiles[index]} tiles' style='"
-            f"width:{100 * tokens[index] / max_tokens}%;background:hsl({210 if tiles[index] else 150} 45% {45 + 8 * (place % 3)}%)'>{tiles[index]}</div>"
-            for place, index in enumerate(packs[number]))
-        bars.append(f"<div class=pack>{parts}</div>")
+        parts = []
+        for place, index in enumerate(packs[number]):
+            colour = f"hsl({210 if tiles[index] else 150} 45% {45 + 8 * (place % 3)}%)"
+            parts.append(f"<div title='{tokens[index]} tokens, {tiles[index]} tiles' style='background:{colour};"
+                         f"width:{100 * tokens[index] / max_tokens}%'>{tiles[index]}</div>")
+        bars.append(f"<div class=pack>{''.join(parts)}</div>")
     return (f"<h2>Packs of {max_tokens} tokens</h2><p>Each bar is a pack, each part a sample as long as its tokens, "
             f"with its number of tiles; green has no picture.</p>{''.join(bars)}")
 

@@ -4,9 +4,9 @@
     python benchmarks/bench_export.py --size 8b --kind lora --work /data/bench
 
 Prints peak resident memory of the export's process, wall times and their ratio as one JSON line, and removes what it
-wrote. The base is InternVL2-shaped: InternViT-300M with InternLM2 (1.8b or 7b), whose fused qkv is split, merged and fused
-again, so the number includes the dearest mapping. `full` is a float32 .pth of projector and LLM, `lora` a rank-64 .pth on
-all linear layers of the LLM plus the projector.
+wrote. The base is InternVL2-shaped: InternViT-300M with InternLM2 (1.8b or 7b), whose fused qkv is split, merged and
+fused again, so the number includes the dearest mapping. `full` is a float32 .pth of projector and LLM, `lora` one of rank
+64 on all linear layers of the LLM plus the projector.
 """
 
 import argparse

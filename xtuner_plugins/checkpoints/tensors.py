@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-BLOCK_BYTES = 16 * 2**20  # large enough for the disk, small enough to have several in flight
+BLOCK_BYTES = 2 * 2**20  # stays in the cache between reading, merging, casting and writing
 _PREAD_LIMIT = 2**30  # Linux moves at most 0x7ffff000 bytes a call
 
 

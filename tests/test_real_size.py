@@ -114,8 +114,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 path = sys.argv[1]
 tokenizer = AutoTokenizer.from_pretrained(path)
-model = AutoModel.from_pretrained(path, trust_remote_code=True, torch_dtype=torch.bfloat16, low_cpu_mem_usage=True).eval()
-assert model.language_model.config.vocab_size == len(tokenizer), (model.language_model.config.vocab_size, len(tokenizer))
+model = AutoModel.from_pretrained(path, trust_remote_code=True, torch_dtype=torch.bfloat16).eval()
+assert model.language_model.config.vocab_size == len(tokenizer)
 pixels = torch.zeros(2, 3, 448, 448, dtype=torch.bfloat16)
 print("ANSWER", repr(model.chat(tokenizer, pixels, "What is this?", dict(max_new_tokens=4, do_sample=False))))
 print("PARAMETERS", sum(p.numel() for p in model.parameters()))

@@ -22,18 +22,17 @@ with read_base():
 
 # ---------------------------------------------------------------- Settings
 base = "work_dirs/quickstart/base"
-data_paths = ["work_dirs/quickstart/data/pretrain.jsonl"]
+data_paths = ["work_dirs/quickstart/data/pretrain.json"]
 image_folders = ["work_dirs/quickstart/data/images"]
 max_tiles = 6  # + thumbnail
 max_length = 512  # tokens; 7 tiles of 112 px take 112
-template = "internvl2_5"
 dtype = "float32"
 
 batch_size = 16  # x 1 accumulation x 1 process
 accumulation = 1
 num_workers = 2
 max_epochs = 1
-lr = 1e-3
+lr = 3e-3
 betas = (0.9, 0.999)
 weight_decay = 0.0
 max_grad_norm = 1.0
@@ -48,6 +47,7 @@ model = dict(
     freeze_projector=False,
     freeze_llm=True,
     dtype=dtype,
+    gradient_checkpointing=False,  # these sizes need no saving
 )
 train_dataloader = dict(
     batch_size=batch_size,
@@ -62,7 +62,6 @@ train_dataloader = dict(
         data_paths=data_paths,
         image_folders=image_folders,
         max_tiles=max_tiles,
-        template=template,
         max_length=max_length,
     ),
 )

@@ -34,7 +34,7 @@ def cell_labels(scene: Scene) -> torch.Tensor:
     labels = torch.zeros(count_tiles(scene), len(HEADS), SIDE * SIDE, dtype=torch.long)
     for sign in scene.signs:
         for index, (name, x, y) in enumerate(sign.marks):
-            head, value = (1, 1 + COLOURS.index(name)) if index == 0 else (0, 1 + int(name))
+            head, value = (0, 1 + int(name)) if index else (1, 1 + COLOURS.index(name))
             labels[(y // TILE) * columns + x // TILE, head, _cell(x, y)] = value
     if columns * rows > 1:
         labels[-1, :2] = IGNORE
@@ -51,7 +51,9 @@ def cell_labels(scene: Scene) -> torch.Tensor:
 
 
 def in_words(scene: Scene, rng: random.Random, keep_blanks: float = 1.0) -> str:
-    """A scene as the words that its cells would be read as, tile after tile: " . . red47 . . blue circle ."
+    """A scene as the words that its cells would be read as, tile after tile: " . . red47 . bluestar ."
+
+    A word a cell, as each cell becomes one image token: a badge and two digits fill three, a shape is one compound.
 
     Args:
         rng: Draws lots for the blanks.
@@ -61,9 +63,9 @@ def in_words(scene: Scene, rng: random.Random, keep_blanks: float = 1.0) -> str:
     cells = [[""] * SIDE * SIDE for _ in range(count_tiles(scene))]
     for sign in scene.signs:
         for index, (name, x, y) in enumerate(sign.marks):
-            cells[(y // TILE) * columns + x // TILE][_cell(x, y)] = name if index else " " + name
+            cells[(y // TILE) * columns + x // TILE][_cell(x, y)] = name if index else f" {name}"
     for shape in scene.shapes:
-        cells[-1][_whole_cell(scene, shape.x, shape.y)] = f" {shape.colour} {shape.kind}"
+        cells[-1][_whole_cell(scene, shape.x, shape.y)] = f" {shape.colour}{shape.kind}"
     return "".join(word or (" ." if rng.random() < keep_blanks else "") for tile in cells for word in tile)
 
 

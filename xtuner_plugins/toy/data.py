@@ -1,19 +1,23 @@
 """The toy data in LLaVA format: captions for the warm-up, conversations for fine-tuning, questions held out.
 
+    python -m xtuner_plugins.toy.data --out DIR
+
 root/pretrain.json     captions, one record a picture
 root/train.jsonl       conversations of several turns, one a picture, and some without a picture
 root/test.jsonl        held-out questions, one record each, with its kind
 root/images/pretrain/00000.jpg  root/images/train/...  root/images/test/...
 """
 
+import argparse
 import json
 import random
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from xtuner_plugins.toy.pictures import Scene, draw, make_scene
-from xtuner_plugins.toy.questions import CAPTION_REQUESTS, KINDS, ask, describe
+from xtuner_plugins.toy.questions import CAPTION_REQUESTS, ask, describe
 
 GRIDS = {  # columns and rows of tiles, drawn by lot
     "pretrain": ((3, 2), (3, 2), (2, 3), (2, 3), (2, 2), (1, 1)),
@@ -21,17 +25,18 @@ GRIDS = {  # columns and rows of tiles, drawn by lot
     "test": ((3, 2), (2, 3)),
 }
 JPEG = {"format": "JPEG", "quality": 92, "subsampling": 0}
+COUNTS = {"pretrain": 1600, "train": 3200, "test": 100}  # pictures
 TEXT_SHARE = 0.05  # of the fine-tuning records: sums of two digits, without a picture
 
 
 def write_data(
-    root: str | Path, *, num_pretrain: int = 1600, num_train: int = 3200, num_test: int = 160, seed: int = 0, workers=2
+    root: str | Path, counts: Mapping[str, int] | None = None, *, seed: int = 0, workers: int = 2
 ) -> dict[str, Path]:
     """Writes the three splits, each from a stream of random numbers of its own; the same seed gives the same files.
 
     Args:
         root: Made when missing.
-        num_pretrain, num_train, num_test: Pictures of each split. A test picture is asked one question of each kind.
+        counts: Pictures of each split; `COUNTS` when `None`. A test picture is asked every question.
         seed: Of all splits.
         workers: Processes that draw.
 
@@ -40,7 +45,7 @@ def write_data(
     """
     root = Path(root)
     files = {"pretrain": root / "pretrain.json", "train": root / "train.jsonl", "test": root / "test.jsonl"}
-    counts = {"pretrain": num_pretrain, "train": num_train, "test": num_test}
+    counts = COUNTS if counts is None else counts
     with ProcessPoolExecutor(workers) as pool:
         for split, path in files.items():
             (root / "images" / split).mkdir(parents=True, exist_ok=True)
@@ -71,11 +76,9 @@ def _make_records(root: Path, split: str, seed: int, index: int) -> list[dict]:
     questions = ask(scene, rng)
     if split == "train":
         return [_record(f"{split}-{index:05d}", [(q.text, q.answer) for q in questions], name)]
-    first = {kind: next((q for q in questions if q.kind == kind), None) for kind in KINDS}
     return [
-        {**_record(f"{split}-{index:05d}-{kind}", [(q.text, q.answer)], name), "kind": kind}
-        for kind, q in first.items()
-        if q is not None
+        {**_record(f"{split}-{index:05d}-{number}", [(q.text, q.answer)], name), "kind": q.kind}
+        for number, q in enumerate(questions)
     ]
 
 
@@ -88,6 +91,23 @@ def _record(name: str, turns: list[tuple[str, str]], image: str | None = None) -
     return {"id": name, **({"image": image} if image else {}), "conversations": messages}
 
 
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, help="directory to write")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the quick start's pictures (default 1)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    counts = {split: max(16, round(count * args.scale)) for split, count in COUNTS.items()}
+    files = write_data(args.out, counts, seed=args.seed)
+    print(f"drew {', '.join(f'{counts[split]} pictures for {path}' for split, path in files.items())}")
+    return 0
+
+
 def _sum(rng: random.Random) -> tuple[str, str]:
     a, b = rng.randrange(5), rng.randrange(5)
     return f"What is {a} plus {b}?", str(a + b)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -43,6 +43,8 @@ def corpus(num_sentences: int = 400, seed: int = 0) -> list[str]:
     """
     rng = random.Random(seed)
     texts = [SYSTEM_PROMPT, *ENGLISH, *CHINESE, *CODE, "system\n", "user\n", "assistant\n"] * 8
+    # The compounds of `cells.in_words`, and its word for an empty cell: a token each.
+    texts += [" ." + "".join(f" {colour}{shape}" for shape in SHAPES for colour in COLOURS)] * 4
     for _ in range(num_sentences):
         colour, shape = rng.choice(COLOURS), rng.choice(SHAPES)
         number, word = rng.randrange(100, 1000), rng.choice(NUMBER_WORDS)

@@ -84,7 +84,7 @@ class Scene:
     background: int
 
 
-def make_scene(rng: random.Random, grid: tuple[int, int], *, max_signs: int = 2, max_shapes: int = 3) -> Scene:
+def make_scene(rng: random.Random, grid: tuple[int, int], *, max_signs: int = 1, max_shapes: int = 3) -> Scene:
     """Draws lots for a scene of `grid` = (columns, rows) tiles.
 
     Badges differ in colour within a picture, shapes in kind, so that every question has one answer. Shapes stand in
@@ -197,14 +197,14 @@ def _plate_mask() -> Image.Image:
 
 @lru_cache(maxsize=64)
 def _digit_mask(digit: str, font: str) -> Image.Image:
-    typeface = ImageFont.truetype(str(_font_file(font)), DIGIT_SIZE)
+    typeface = ImageFont.truetype(str(font_file(font)), DIGIT_SIZE)
     left, top, right, bottom = typeface.getbbox(digit)
     mask = Image.new("L", (right - left, bottom - top))
     ImageDraw.Draw(mask).text((-left, -top), digit, fill=255, font=typeface)
     return mask
 
 
-def _font_file(name: str) -> Path:
+def font_file(name: str) -> Path:
     """The DejaVu fonts that matplotlib ships, found without importing it."""
     spec = importlib.util.find_spec("matplotlib")
     if spec is None or spec.origin is None:

@@ -2,12 +2,12 @@
 
 | kind     | example                              | needs the resolution |
 |----------|--------------------------------------|----------------------|
-| number   | What number is on the red sign? 47   | yes                  |
+| number   | What number is on the sign? 47       | yes                  |
 | colour   | What colour is the star? blue        | no                   |
 | count    | How many shapes are there? two       | no                   |
 | presence | Is there a circle? no                | no                   |
 
-Nothing in a question's words gives the answer away: numbers, colours, counts and presence are drawn by lot.
+The pictures have one sign each, so that "the sign" is clear. Nothing in a question's words gives the answer away: numbers, colours, counts and presence are drawn by lot.
 """
 
 import random
@@ -30,7 +30,7 @@ class Question:
 
 def ask(scene: Scene, rng: random.Random) -> list[Question]:
     """Every question about a scene once, in random order; presence for one kind of shape drawn by lot."""
-    questions = [Question("number", f"What number is on the {sign.colour} sign?", sign.number) for sign in scene.signs]
+    questions = [Question("number", "What number is on the sign?", sign.number) for sign in scene.signs]
     questions += [Question("colour", f"What colour is the {shape.kind}?", shape.colour) for shape in scene.shapes]
     questions.append(Question("count", "How many shapes are there?", NUMBER_WORDS[len(scene.shapes)]))
     kind = rng.choice(SHAPES)
@@ -43,8 +43,5 @@ def ask(scene: Scene, rng: random.Random) -> list[Question]:
 def describe(scene: Scene) -> str:
     """The caption: shapes, then signs, each in the order of the toy language's lists."""
     parts = [f"a {shape.colour} {shape.kind}" for shape in sorted(scene.shapes, key=lambda s: SHAPES.index(s.kind))]
-    parts += [
-        f"a {sign.colour} sign with {sign.number}"
-        for sign in sorted(scene.signs, key=lambda s: COLOURS.index(s.colour))
-    ]
+    parts += [f"a sign with {sign.number}" for sign in sorted(scene.signs, key=lambda s: COLOURS.index(s.colour))]
     return ", ".join(parts)

@@ -1,0 +1,109 @@
+"""The quick start's two pictures: the loss curves, and a contact sheet of questions with their tiles and answers."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from xtuner_plugins.datasets.media import load_image
+from xtuner_plugins.datasets.tiling import tile_image
+from xtuner_plugins.toy.evaluate import is_right
+from xtuner_plugins.toy.pictures import TILE, font_file
+
+INK, GREEN, RED, GREY = (34, 34, 40), (24, 120, 48), (184, 32, 36), (120, 120, 128)
+ROW, MARGIN = 250, 16  # px
+
+
+def read_losses(work_dir: str | Path) -> tuple[list[int], list[float]]:
+    """Steps and losses of the newest run in an MMEngine work dir."""
+    logs = sorted(Path(work_dir).glob("*/vis_data/scalars.json"))
+    if not logs:
+        raise FileNotFoundError(f"{work_dir} has no */vis_data/scalars.json: nothing was trained there")
+    rows = [json.loads(line) for line in logs[-1].read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if "loss" in row]
+    return [row["step"] for row in rows], [row["loss"] for row in rows]
+
+
+def draw_losses(runs: Mapping[str, str | Path], out: str | Path) -> None:
+    """Loss over steps, a panel a run.
+
+    Args:
+        runs: Title to work dir.
+        out: PNG to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(runs), 3.4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, work_dir) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs.items(), strict=True):
+        steps, losses = read_losses(work_dir)
+        axes.plot(steps, losses, color="#2454cc", linewidth=1.4)
+        axes.set(title=title, xlabel="step", ylabel="loss of the supervised tokens")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out)
+
+
+def draw_contact_sheet(
+    questions: Sequence[Mapping], answers: Mapping[str, Mapping[str, str]], images: str | Path, out: str | Path
+) -> None:
+    """A row a question: the picture with its tile borders, the tiles as the encoder gets them, question and answers.
+
+    Args:
+        questions: As `evaluate.read_questions` gives them.
+        answers: `{mode: {id: answer}}`.
+        images: Folder of the pictures.
+        out: PNG to write.
+    """
+    sheet = Image.new("RGB", (1130, ROW * len(questions) + MARGIN), (250, 250, 248))
+    for index, question in enumerate(questions):
+        top = index * ROW + MARGIN
+        picture = load_image(Path(images) / question["image"])
+        tiles = tile_image(picture, max_num=6, tile_size=TILE, use_thumbnail=True)
+        sheet.paste(_with_borders(picture), (MARGIN, top))
+        _paste_tiles(sheet, tiles, picture.width // TILE, 2 * MARGIN + 336, top)
+        _write(sheet, question, answers, 2 * MARGIN + 336 + 444, top)
+    sheet.save(out)
+
+
+def _with_borders(picture: Image.Image) -> Image.Image:
+    """The picture with its tile borders, shrunk to 224 px where it is higher."""
+    picture = picture.copy()
+    pen = ImageDraw.Draw(picture)
+    for x in range(TILE, picture.width, TILE):
+        pen.line((x, 0, x, picture.height), fill="white")
+    for y in range(TILE, picture.height, TILE):
+        pen.line((0, y, picture.width, y), fill="white")
+    picture.thumbnail((336, 224), Image.Resampling.LANCZOS)
+    return picture
+
+
+def _paste_tiles(sheet: Image.Image, tiles, columns: int, left: int, top: int) -> None:
+    """The tiles in their order with a gap between them, the thumbnail apart on the right."""
+    rows = max(1, (len(tiles) - 1) // columns)
+    side = min(100, 220 // rows - 6)
+    for index, tile in enumerate(tiles):
+        image = Image.fromarray(tile.permute(1, 2, 0).numpy())
+        if index == len(tiles) - 1:
+            sheet.paste(image, (left + 3 * 106, top))
+        else:
+            spot = (left + index % columns * (side + 6), top + index // columns * (side + 6))
+            sheet.paste(image.resize((side, side), Image.Resampling.LANCZOS), spot)
+    ImageDraw.Draw(sheet).text((left + 3 * 106, top + TILE + 4), "thumbnail", fill=GREY, font=_font(12))
+
+
+def _write(sheet: Image.Image, question: Mapping, answers: Mapping, left: int, top: int) -> None:
+    pen = ImageDraw.Draw(sheet)
+    pen.text((left, top), question["question"].replace("<image>\n", ""), fill=INK, font=_font(16, bold=True))
+    pen.text((left, top + 30), f"right answer: {question['answer']}", fill=INK, font=_font(15))
+    for index, (mode, given) in enumerate(answers.items()):
+        answer = given[question["id"]]
+        colour = GREEN if is_right(answer, question["answer"]) else RED
+        pen.text((left, top + 60 + 26 * index), f"{mode}: {answer}", fill=colour, font=_font(15))
+
+
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(font_file("DejaVuSans-Bold" if bold else "DejaVuSans")), size)

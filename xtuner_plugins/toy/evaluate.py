@@ -1,0 +1,97 @@
+"""Held-out questions, answered with tiling and with one tile: by a training checkpoint, and by its export elsewhere.
+
+    python -m xtuner_plugins.toy.evaluate CONFIG CHECKPOINT TEST.jsonl IMAGES --out answers.json
+
+Both sides ask in the same batches, so that equal weights must give equal answers. `clean_process.py` beside this file
+is the other side: it opens the export in a process that can't import this project.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from xtuner_plugins.toy.questions import KINDS
+
+BATCH_SIZE = 16
+MAX_NEW_TOKENS = 8
+MODES = {"tiling": None, "one tile": 1}  # most tiles; None leaves it to the model's config
+
+
+def read_questions(path: str | Path) -> list[dict]:
+    """The records of a held-out split: `id`, `image`, `kind`, `question` (with `<image>`) and `answer`."""
+    questions = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        asked, answered = (message["value"] for message in record["conversations"])
+        facts = {key: record[key] for key in ("id", "image", "kind")}
+        questions.append({**facts, "question": asked, "answer": answered})
+    return questions
+
+
+def is_right(given: str, expected: str) -> bool:
+    """The same words, whatever stands around them."""
+    return given.strip().rstrip(".").lower() == expected.lower()
+
+
+def score(questions: Sequence[Mapping], answers: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+    """`(right, asked)` for each kind of question."""
+    result = {}
+    for kind in KINDS:
+        asked = [q for q in questions if q["kind"] == kind]
+        if asked:
+            result[kind] = (sum(is_right(answers[q["id"]], q["answer"]) for q in asked), len(asked))
+    return result
+
+
+def table(questions: Sequence[Mapping], by_mode: Mapping[str, Mapping[str, str]], needs: Iterable[str]) -> str:
+    """Accuracies as text, a row a kind of question and a column a way of cutting pictures."""
+    scores = {mode: score(questions, answers) for mode, answers in by_mode.items()}
+    needs = set(needs)
+    lines = [f"{'question':<10}{'needs resolution':<18}{'asked':>6}" + "".join(f"{mode:>10}" for mode in scores)]
+    for kind, (_, asked) in next(iter(scores.values())).items():
+        shares = "".join(f"{score[kind][0] / asked:>10.1%}" for score in scores.values())
+        lines.append(f"{kind:<10}{'yes' if kind in needs else 'no':<18}{asked:>6}{shares}")
+    return "\n".join(lines)
+
+
+def answer_with_checkpoint(config: str, checkpoint: str, questions: Sequence[Mapping], images: str | Path) -> dict:
+    """Answers by the config's base with the checkpoint laid over it: `{mode: {id: answer}}`."""
+    import torch
+
+    from xtuner_plugins.checkpoints.loader import load_tokenizer, load_trained
+    from xtuner_plugins.checkpoints.trained import read_training_config
+    from xtuner_plugins.inference import ChatSession
+
+    cfg = read_training_config(config)
+    model = load_trained(cfg, checkpoint, dtype=torch.float32)
+    session = ChatSession(model, load_tokenizer(cfg.model.base))
+    items = [(q["question"], [Path(images) / q["image"]]) for q in questions]
+    answers = {}
+    for mode, max_tiles in MODES.items():
+        given = session.answer(items, batch_size=BATCH_SIZE, max_tiles=max_tiles, max_new_tokens=MAX_NEW_TOKENS)
+        answers[mode] = {q["id"]: answer for q, answer in zip(questions, given, strict=True)}
+    return answers
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    from xtuner_plugins.terminal import quiet_imports
+
+    quiet_imports()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("checkpoint")
+    parser.add_argument("questions")
+    parser.add_argument("images")
+    parser.add_argument("--out", required=True)
+    args = parser.parse_args(argv)
+    questions = read_questions(args.questions)
+    answers = answer_with_checkpoint(args.config, args.checkpoint, questions, args.images)
+    Path(args.out).write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
+    print(f"answered {len(questions)} questions in {len(answers)} ways: {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,259 @@
+"""The whole chain on toy data, with the commands that a user would type.
+
+parts and data -> base -> check -> projector warm-up -> export -> fine-tuning -> export -> held-out questions, asked
+of the trained model and of its export in a process without this project. All goes to `work_dirs/quickstart`.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from xtuner_plugins.toy import clean_process, evaluate
+from xtuner_plugins.toy.charts import draw_contact_sheet, draw_losses
+from xtuner_plugins.toy.questions import RESOLUTION_KINDS
+
+OUT = Path("work_dirs/quickstart")  # where the configs in configs/toy look for their data and base
+WARM_UP, FINE_TUNE = "configs/toy/toy_pretrain_mlp.py", "configs/toy/toy_finetune_full.py"
+WANTED_ACCURACY, WANTED_GAP = 0.9, 0.3
+
+PROGRESS = re.compile(r"^\[(?:vision|llm)\]|^wrote |^all \d|^answered|^drew|answered \d|error:")
+TRAINING_STEP = re.compile(r"Iter\(train\) +\[ *(\d+)/(\d+)\].* loss: ([\d.]+)")
+
+
+class StageError(RuntimeError):
+    """A command of the chain failed; the message shows its last lines."""
+
+
+class Chain:
+    """Runs commands one after the other, printing each, what matters of its output, and how long it took.
+
+    Args:
+        root: The repository's root, where the commands run.
+        out: Gets `logs/`.
+        threads: CPU threads of each process.
+    """
+
+    def __init__(self, root: Path, out: Path, threads: int):
+        self.root, self.logs = root, out / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        # The toy runs are made for the CPU, and take no longer there.
+        self.env = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
+        self.env["TOKENIZERS_PARALLELISM"] = "false"
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, *commands: Sequence[str | Path], threads: int | None = None) -> None:
+        """Runs the commands of a stage, side by side where there are several.
+
+        Raises:
+            StageError: One of them failed.
+        """
+        begin = time.perf_counter()
+        print(f"\n== {name}", flush=True)
+        env = self.env if threads is None else {**self.env, "OMP_NUM_THREADS": str(threads)}
+        running = []
+        for index, command in enumerate(commands):
+            command = [str(part) for part in command]
+            print("$ " + " ".join(["python", *command]), flush=True)
+            log = self.logs / f"{len(self.seconds) + 1}{'abc'[index]}_{name.split(':')[0].replace(' ', '_')}.txt"
+            with log.open("w", encoding="utf-8") as file:
+                process = subprocess.Popen(
+                    [sys.executable, *command], cwd=self.root, env=env, stdout=file, stderr=subprocess.STDOUT
+                )
+            running.append((process, log))
+        self._follow(running)
+        self.seconds[name] = time.perf_counter() - begin
+        print(f"   {self.seconds[name]:.0f} s", flush=True)
+
+    def _follow(self, running: list[tuple[subprocess.Popen, Path]]) -> None:
+        """Prints progress lines of the logs until every process has ended."""
+        readers = [log.open(encoding="utf-8", errors="replace") for _, log in running]
+        try:
+            while True:
+                alive = [process.poll() is None for process, _ in running]
+                for reader in readers:
+                    for line in reader:
+                        shown = progress_line(line)
+                        if shown:
+                            print("   " + shown, flush=True)
+                failed = [(process, log) for process, log in running if process.poll() not in (None, 0)]
+                if failed:
+                    raise StageError(_last_words(*failed[0]))
+                if not any(alive):
+                    return
+                time.sleep(0.3)
+        finally:
+            for process, _ in running:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait()
+            for reader in readers:
+                reader.close()
+
+
+def progress_line(line: str) -> str | None:
+    """What of a log's line is worth showing; every 50th step of a training."""
+    line = line.rstrip()
+    step = TRAINING_STEP.search(line)
+    if step:
+        number, last, loss = step.groups()
+        return f"step {number}/{last}  loss {loss}" if int(number) % 50 == 0 or number == last else None
+    return line if PROGRESS.search(line) else None
+
+
+def _last_words(process: subprocess.Popen, log: Path) -> str:
+    tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
+    return f"exit status {process.returncode}; the whole output is in {log}:\n{tail}"
+
+
+def last_checkpoint(work_dir: Path) -> Path:
+    """The newest checkpoint of a run, as MMEngine notes it.
+
+    Raises:
+        StageError: The run left none.
+    """
+    note = work_dir / "last_checkpoint"
+    path = Path(note.read_text(encoding="utf-8").strip()) if note.is_file() else work_dir
+    if path == work_dir or not path.exists():
+        raise StageError(f"{work_dir} holds no checkpoint")
+    return path
+
+
+def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
+    """Every stage in turn; returns what `results.json` holds.
+
+    Raises:
+        StageError: A command failed.
+    """
+    out = root / OUT
+    if out.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    begin = time.perf_counter()
+    chain = Chain(root, out, threads)
+    data, images, scaled = OUT / "data", OUT / "data/images", ["--scale", str(scale), "--seed", str(seed)]
+    parts, base, warm, model = OUT / "parts", OUT / "base", OUT / "pretrain_mlp", OUT / "model"
+
+    chain.run("pictures and questions", ["-m", "xtuner_plugins.toy.data", "--out", data, *scaled])
+    chain.run(
+        "pre-train the parts",
+        ["-m", "xtuner_plugins.toy.pretrain", "vision", "--out", parts / "vision", *scaled],
+        ["-m", "xtuner_plugins.toy.pretrain", "llm", "--out", parts / "llm", *scaled],
+        threads=max(1, threads // 2),
+    )
+    build = ["tools/build_base_model.py", "--vision", parts / "vision", "--llm", parts / "llm", "--out", base]
+    chain.run("assemble the base", [*build, "--max-tiles", "6", "--dtype", "float32"])
+    chain.run("check the data", ["tools/check_data.py", WARM_UP])
+    chain.run("warm up the projector", ["tools/train.py", WARM_UP, "--work-dir", OUT / "runs/pretrain_mlp"])
+    checkpoint = last_checkpoint(out / "runs/pretrain_mlp")
+    chain.run("export the warm-up", ["tools/convert_to_official.py", WARM_UP, checkpoint, warm])
+    chain.run("fine-tune projector and LLM", ["tools/train.py", FINE_TUNE, "--work-dir", OUT / "runs/finetune_full"])
+    checkpoint = last_checkpoint(out / "runs/finetune_full")
+    chain.run("export the model", ["tools/convert_to_official.py", FINE_TUNE, checkpoint, model])
+
+    test, trained, exported = data / "test.jsonl", OUT / "answers_trained.json", OUT / "answers_exported.json"
+    ask = ["-m", "xtuner_plugins.toy.evaluate", FINE_TUNE, checkpoint, test, images, "--out", trained]
+    clean = ["-I", Path(clean_process.__file__), root / model, root / test, root / images, root / exported]
+    chain.run("answer held-out questions: trained model, and export in a clean process", ask, clean, threads=1)
+
+    questions = evaluate.read_questions(root / test)
+    answers, again = (json.loads((root / path).read_text(encoding="utf-8")) for path in (trained, exported))
+    draw_losses(
+        {"projector warm-up": out / "runs/pretrain_mlp", "fine-tuning": out / "runs/finetune_full"}, out / "losses.png"
+    )
+    draw_contact_sheet(_chosen(questions), again, root / images, out / "contact_sheet.png")
+    result = summarise(questions, answers, again)
+    result["seconds"] = {
+        **{name: round(value, 1) for name, value in chain.seconds.items()},
+        "all": round(time.perf_counter() - begin, 1),
+    }
+    (out / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def _chosen(questions: list[dict], rows: int = 8) -> list[dict]:
+    """Questions for the contact sheet: every other one needs the resolution, each from a picture of its own."""
+    fine = [q for q in questions if q["kind"] in RESOLUTION_KINDS]
+    coarse = [q for q in questions if q["kind"] not in RESOLUTION_KINDS]
+    chosen: list[dict] = []
+    for index in range(rows):
+        pool = (fine, coarse)[index % 2]
+        seen = {q["image"] for q in chosen}
+        chosen += next(([q] for q in pool[3 * index :] if q["image"] not in seen), [])
+    return chosen
+
+
+def summarise(questions: list[dict], answers: dict, again: dict) -> dict:
+    """Accuracies by kind and mode, how many of the export's answers differ, and the text of the table."""
+    scores = {mode: evaluate.score(questions, given) for mode, given in answers.items()}
+
+    def share(mode: str) -> float:
+        rows = [scores[mode][kind] for kind in RESOLUTION_KINDS if kind in scores[mode]]
+        return sum(right for right, _ in rows) / max(1, sum(asked for _, asked in rows))
+
+    pairs = [(answer, again[mode].get(q)) for mode, given in answers.items() for q, answer in given.items()]
+    return {
+        "accuracy": {
+            mode: {kind: right / asked for kind, (right, asked) in kinds.items()} for mode, kinds in scores.items()
+        },
+        "num_asked": {kind: asked for kind, (_, asked) in scores["tiling"].items()},
+        "resolution_tiling": share("tiling"),
+        "resolution_one_tile": share("one tile"),
+        "num_answers": len(pairs),
+        "num_answers_that_differ": sum(one != other for one, other in pairs),
+        "table": evaluate.table(questions, answers, RESOLUTION_KINDS),
+    }
+
+
+def verdict(result: dict) -> list[tuple[bool, str]]:
+    """`(reached, sentence)` for each thing that the chain must show."""
+    tiling, one_tile = result["resolution_tiling"], result["resolution_one_tile"]
+    differ, total = result["num_answers_that_differ"], result["num_answers"]
+    return [
+        (tiling >= WANTED_ACCURACY, f"questions that need the resolution, with tiling: {tiling:.1%} (wanted: 90 %)"),
+        (tiling - one_tile >= WANTED_GAP, f"points lost with one tile: {100 * (tiling - one_tile):.0f} (wanted: 30)"),
+        (differ == 0, f"answers in which the export differs from the trained model: {differ} of {total} (wanted: 0)"),
+    ]
+
+
+def main(argv: Sequence[str] | None = None, root: Path | None = None) -> int:
+    """The command line.
+
+    Args:
+        argv: Arguments; those of the process when `None`.
+        root: The repository's root; the working directory when `None`.
+
+    Returns:
+        Exit status: 0 when everything was reached; 1 when a command failed or a number is short of what is wanted. A
+        run that was scaled down is not measured by its accuracy.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of pictures and steps (below 1: only a trial)")
+    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", 2)), help="CPU threads")
+    parser.add_argument("--seed", type=int, default=0, help="of pictures and parts")
+    args = parser.parse_args(argv)
+    if not 0 < args.scale <= 1:
+        parser.error(f"--scale {args.scale}: give more than 0 and at most 1")
+    root = (root or Path.cwd()).resolve()
+    if not (root / FINE_TUNE).is_file():
+        print(f"error: {root} has no {FINE_TUNE}; run this in the repository's root", file=sys.stderr)
+        return 1
+    try:
+        result = run_chain(root, args.scale, args.threads, args.seed)
+    except StageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"\n{result['table']}\n")
+    reached = verdict(result)
+    measured = reached if args.scale == 1 else reached[-1:]
+    for good, sentence in measured:
+        print(("reached   " if good else "NOT REACHED  ") + sentence)
+    print(f"\n{result['seconds']['all']:.0f} s in all; {OUT} has losses.png, contact_sheet.png, results.json, logs/")
+    print(f"Talk to the model: python tools/chat.py {OUT}/model --image {OUT}/data/images/test/00000.jpg")
+    return 0 if all(good for good, _ in measured) else 1

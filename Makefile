@@ -34,14 +34,14 @@ quickstart: $(READY)  ## the whole chain on toy data: assemble, train, export, c
 
 test: $(READY)  ## unit tests (some minutes on 2 cores)
 	@echo "==> Unit tests"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-slow: $(READY)  ## the slow tier: several processes, full-size models, other transformers versions
 	@echo "==> Slow tests"
-	@$(BIN)/python -m pytest -m slow --durations=15
+	@$(BIN)/python -m pytest -m slow --durations=15 $(ARGS)
 
 test-gpu: $(READY)  ## what needs a CUDA device
-	@$(BIN)/python -m pytest -m gpu
+	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
 lint: $(READY)  ## ruff, with undefined names on
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -5,7 +5,7 @@
 
 Prints peak resident memory of the export's process, wall times and their ratio as one JSON line, and removes what it
 wrote. The base is InternVL2-shaped: InternViT-300M with InternLM2 (1.8b or 7b), whose fused qkv is split, merged and
-fused again, so the number includes the dearest mapping. `full` is a float32 .pth of projector and LLM, `lora` one of rank
+fused again, so the number includes the dearest mapping. `full` is a float32 .pth of projector and LLM, `lora` of rank
 64 on all linear layers of the LLM plus the projector.
 """
 

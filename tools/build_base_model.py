@@ -28,6 +28,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--select-layer", type=int, default=-1, help="vision layer to use; layers after it are left out"
     )
+    rgb = dict(type=float, nargs=3, metavar=("R", "G", "B"))
+    parser.add_argument("--image-mean", **rgb, help="that the tower was trained with, if not ImageNet's; folded in")
+    parser.add_argument("--image-std", **rgb, help="likewise")
     parser.add_argument("--max-shard-size", default="4GB", help="largest weight file (default 4GB)")
     parser.add_argument("--seed", type=int, default=0, help="of the fresh projector")
     parser.add_argument("--force", action="store_true", help="replace an existing --out")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from xtuner_plugins.checkpoints import formats, mappings, tokenizer_files
+from xtuner_plugins.checkpoints import formats, mappings, normalization, projectors, tokenizer_files
 from xtuner_plugins.checkpoints.families import VISION_FIELDS, LLMFamily, llm_family
-from xtuner_plugins.checkpoints.reader import CheckpointError, open_safetensors, open_weights, read_json
+from xtuner_plugins.checkpoints.reader import CheckpointError, open_weights, read_json
 from xtuner_plugins.checkpoints.tensors import Joined, LazyTensor, MemoryTensor
 from xtuner_plugins.checkpoints.writer import (
     check_disk,
@@ -62,6 +62,8 @@ def build_base(
     dtype: str = "bfloat16",
     projector: str | Path | None = None,
     select_layer: int = -1,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
     max_shard_size: str | int = "4GB",
     seed: int = 0,
     force: bool = False,
@@ -87,6 +89,8 @@ def build_base(
         dtype: of the stored weights, a key of ``DTYPES``.
         projector: safetensors or torch file with ``mlp1.*`` (or ``0.weight`` ...); None for a fresh one.
         select_layer: negative index of the layer whose output is used.
+        image_mean: of each channel, that the tower was trained with, if not ImageNet's; folded into its first layer.
+        image_std: deviation of each channel, likewise.
         max_shard_size: such as ``4GB``.
         seed: of the fresh projector.
         force: replace an existing ``out``.
@@ -104,16 +108,20 @@ def build_base(
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     if not 1 <= max_tiles <= 128:
         raise ValueError(f"max_tiles = {max_tiles} makes no sense; choose 1 to 128 (released models: 12)")
+    if (image_mean is None) != (image_std is None):
+        raise ValueError("image_mean and image_std go together; give both or none")
     shard_bytes = parse_size(max_shard_size)
     out = check_target(out, force=force, inputs={"vision tower": vision, "language model": llm, "projector": projector})
     vision_part = read_vision(local_directory(vision, "vision tower"), select_layer=select_layer)
+    if image_mean is not None:
+        vision_part.tensors = normalization.fold(vision_part.tensors, image_mean, image_std)
     llm_part = read_llm(local_directory(llm, "language model"))
     template = template or llm_part.family.template
     conversation = _conversation(template, llm_part)
 
     config = make_config(vision_part.config, llm_part, template=template, max_tiles=max_tiles, dtype=dtype)
     num_rows = config["llm_config"]["vocab_size"]
-    mlp1 = projector_tensors(config, projector, seed)
+    mlp1 = projectors.projector_tensors(config, projector, seed)
     tensors = {**vision_part.tensors, **mlp1}
     tensors.update({f"language_model.{k}": v for k, v in resized_llm(llm_part, num_rows).items()})
     check_complete(config, tensors)
@@ -355,57 +363,6 @@ def num_image_token(config: dict) -> int:
     """Image tokens a tile."""
     grid = config["force_image_size"] // config["vision_config"]["patch_size"]
     return int(grid**2 * config["downsample_ratio"] ** 2)
-
-
-def projector_shapes(config: dict) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of ``mlp1``: LayerNorm, Linear, (GELU), Linear."""
-    wide = config["vision_config"]["hidden_size"] * int(1 / config["downsample_ratio"]) ** 2
-    llm = config["llm_config"]["hidden_size"]
-    return {
-        "mlp1.0.weight": (wide,), "mlp1.0.bias": (wide,),
-        "mlp1.1.weight": (llm, wide), "mlp1.1.bias": (llm,),
-        "mlp1.3.weight": (llm, llm), "mlp1.3.bias": (llm,),
-    }  # fmt: skip
-
-
-def projector_tensors(config: dict, source: str | Path | None, seed: int) -> dict[str, LazyTensor]:
-    """``mlp1.*`` from a file, or freshly drawn."""
-    shapes = projector_shapes(config)
-    if source is None:
-        return _fresh_projector(shapes, seed)
-    held = _open_projector(Path(source))
-    wrong = sorted(set(held) ^ set(shapes)) or [n for n in shapes if held[n].shape != shapes[n]]
-    if wrong:
-        name = wrong[0]
-        found = list(held[name].shape) if name in held else "missing"
-        raise CheckpointError(
-            f"projector {source} doesn't fit these parts: {name} should be {list(shapes.get(name, ()))}, is {found}"
-        )
-    return {name: held[name] for name in shapes}
-
-
-def _open_projector(path: Path) -> dict[str, LazyTensor]:
-    from xtuner_plugins.checkpoints.reader import open_checkpoint
-
-    if not path.exists():
-        raise CheckpointError(f"projector file {path} does not exist")
-    held = open_safetensors(path) if path.suffix == ".safetensors" else open_checkpoint(path).tensors
-    held = {k.removeprefix("model."): v for k, v in held.items()}
-    if any(k.startswith("mlp1.") for k in held):
-        return {k: v for k, v in held.items() if k.startswith("mlp1.")}
-    return {f"mlp1.{k}": v for k, v in held.items()}
-
-
-def _fresh_projector(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, LazyTensor]:
-    generator = torch.Generator().manual_seed(seed)
-    fresh = {"mlp1.0.weight": torch.ones(shapes["mlp1.0.weight"]), "mlp1.0.bias": torch.zeros(shapes["mlp1.0.bias"])}
-    for layer in ("mlp1.1", "mlp1.3"):
-        bound = 1 / math.sqrt(shapes[f"{layer}.weight"][1])
-        for kind in ("weight", "bias"):
-            fresh[f"{layer}.{kind}"] = torch.empty(shapes[f"{layer}.{kind}"]).uniform_(
-                -bound, bound, generator=generator
-            )
-    return {k: MemoryTensor(v) for k, v in fresh.items()}
 
 
 def check_complete(config: dict, tensors: dict[str, LazyTensor]) -> None:

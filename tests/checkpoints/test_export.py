@@ -253,3 +253,22 @@ def test_tool_refuses_in_one_line(run, run_tool, tmp_path):
         f"error: checkpoint {tmp_path / 'iter_9.pth'} does not exist"
     ]
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_qlora_is_merged_into_the_unquantised_base(toy_base, tmp_path):
+    """The 4-bit weights of training never reach the export: base + scaling * B A, in fp32, and nothing else."""
+    from transformers import BitsAndBytesConfig
+
+    settings = dict(llm_lora=LORA, llm_quantization=dict(type=BitsAndBytesConfig, load_in_4bit=True))
+    trained = make_model(toy_base, **settings)
+    config = write_config(tmp_path / "c.py", toy_base, **settings)
+    config.write_text("from transformers import BitsAndBytesConfig\n" + config.read_text())
+    state = trained.state_dict()
+    export(config, save_pth(trained, tmp_path / "iter_1.pth"), tmp_path / "out")
+    base, out = load_file(toy_base / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    layer = "language_model.model.layers.1.mlp.down_proj"
+    a, b = (state[f"model.{layer}.lora_{k}.default.weight"] for k in "AB")
+    expected = base[f"{layer}.weight"] + 2.0 * b @ a  # alpha 8 over rank 4
+    torch.testing.assert_close(out[f"{layer}.weight"], expected, rtol=0, atol=1e-6)
+    untouched = "language_model.model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(out[untouched], base[untouched]) and base.keys() == out.keys()

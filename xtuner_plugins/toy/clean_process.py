@@ -2,13 +2,23 @@
 
     python -I clean_process.py EXPORT TEST.jsonl IMAGES ANSWERS.json
 
-Needs torch, transformers and Pillow. This project is made impossible to import first, even where it is installed: what
+Needs torch, torchvision, transformers and Pillow. This project is made impossible to import first, even where it is
+installed: what
 answers is the code that the export ships. The tiling is written out here from its published description.
 """
 
 import json
 import sys
 from pathlib import Path
+
+import torch
+from PIL import Image
+from torchvision.transforms.functional import normalize, to_tensor
+from transformers import AutoModel, AutoTokenizer
+
+BATCH_SIZE = 16
+MAX_NEW_TOKENS = 8
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class _Barrier:
@@ -18,18 +28,6 @@ class _Barrier:
     def find_spec(name, path=None, target=None):
         if name.partition(".")[0] == "xtuner_plugins":
             raise ImportError(f"{name}: this process must do without the project")
-
-
-sys.meta_path.insert(0, _Barrier)
-
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-from torchvision.transforms.functional import normalize, to_tensor  # noqa: E402
-from transformers import AutoModel, AutoTokenizer  # noqa: E402
-
-BATCH_SIZE = 16
-MAX_NEW_TOKENS = 8
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def best_grid(width, height, most, side):
@@ -58,6 +56,7 @@ def load_tiles(path, most, side):
 
 
 def main(export, questions, images, out):
+    sys.meta_path.insert(0, _Barrier)
     records = [json.loads(line) for line in Path(questions).read_text(encoding="utf-8").splitlines()]
     model = AutoModel.from_pretrained(export, torch_dtype=torch.float32, trust_remote_code=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(export, trust_remote_code=True, use_fast=True)

@@ -7,7 +7,8 @@
 | count    | How many shapes are there? two       | no                   |
 | presence | Is there a circle? no                | no                   |
 
-The pictures have one sign each, so that "the sign" is clear. Nothing in a question's words gives the answer away: numbers, colours, counts and presence are drawn by lot.
+A picture has one sign, so that "the sign" is clear. Nothing in a question's words gives the answer away: numbers,
+colours, counts and presence are drawn by lot.
 """
 
 import random

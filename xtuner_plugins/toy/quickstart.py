@@ -15,12 +15,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from xtuner_plugins.toy import clean_process, evaluate
+from xtuner_plugins.toy import evaluate
 from xtuner_plugins.toy.charts import draw_contact_sheet, draw_losses
 from xtuner_plugins.toy.questions import RESOLUTION_KINDS
 
 OUT = Path("work_dirs/quickstart")  # where the configs in configs/toy look for their data and base
 WARM_UP, FINE_TUNE = "configs/toy/toy_pretrain_mlp.py", "configs/toy/toy_finetune_full.py"
+CLEAN_PROCESS = Path(__file__).with_name("clean_process.py")
 WANTED_ACCURACY, WANTED_GAP = 0.9, 0.3
 
 PROGRESS = re.compile(r"^\[(?:vision|llm)\]|^wrote |^all \d|^answered|^drew|answered \d|error:")
@@ -159,7 +160,7 @@ def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
 
     test, trained, exported = data / "test.jsonl", OUT / "answers_trained.json", OUT / "answers_exported.json"
     ask = ["-m", "xtuner_plugins.toy.evaluate", FINE_TUNE, checkpoint, test, images, "--out", trained]
-    clean = ["-I", Path(clean_process.__file__), root / model, root / test, root / images, root / exported]
+    clean = ["-I", CLEAN_PROCESS, root / model, root / test, root / images, root / exported]
     chain.run("answer held-out questions: trained model, and export in a clean process", ask, clean, threads=1)
 
     questions = evaluate.read_questions(root / test)

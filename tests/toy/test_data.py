@@ -1,0 +1,154 @@
+import collections
+import hashlib
+import json
+import random
+
+import pytest
+from PIL import Image
+from transformers import AutoTokenizer
+
+from xtuner_plugins.datasets.records import parse_record
+from xtuner_plugins.toy.data import scene_of, write_data
+from xtuner_plugins.toy.evaluate import is_right, read_questions, score, table
+from xtuner_plugins.toy.language import NUMBER_WORDS
+from xtuner_plugins.toy.questions import KINDS, ask, describe
+from xtuner_plugins.toy.tokenizer import build_tokenizer
+
+COUNTS = {"pretrain": 40, "train": 80, "test": 30}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    write_data(root, COUNTS, workers=1)
+    return root
+
+
+def records(root):
+    return {
+        "pretrain": json.loads((root / "pretrain.json").read_text()),
+        "train": [json.loads(line) for line in (root / "train.jsonl").read_text().splitlines()],
+        "test": [json.loads(line) for line in (root / "test.jsonl").read_text().splitlines()],
+    }
+
+
+def test_every_record_is_valid_llava_and_its_picture_opens(root):
+    for split, rows in records(root).items():
+        assert len({row["id"] for row in rows}) == len(rows)
+        for row in rows:
+            record = parse_record(row, f"{split}:1")
+            assert len(record.media) == ("image" in row)
+            for medium in record.media:
+                with Image.open(root / "images" / medium.name) as image:
+                    image.load()
+                    assert image.width % 112 == 0 and image.height % 112 == 0
+
+
+def test_some_training_records_have_no_picture(root):
+    rows = records(root)["train"]
+    assert 0 < sum("image" not in row for row in rows) < len(rows) / 4
+
+
+def test_answers_are_the_truth_of_the_scene(root):
+    found = collections.Counter()
+    for split in ("train", "test"):
+        for row in records(root)[split]:
+            if "image" not in row:
+                continue
+            scene, _ = scene_of(split, int(row["id"].split("-")[1]))
+            turns = [message["value"].replace("<image>\n", "") for message in row["conversations"]]
+            for question, answer in zip(turns[::2], turns[1::2], strict=True):
+                assert answer == truth(scene, question), (row["id"], question)
+                found[question.split()[0]] += 1
+    assert set(found) == {"What", "How", "Is"}
+    for row in records(root)["pretrain"]:
+        scene, _ = scene_of("pretrain", int(row["id"].split("-")[1]))
+        assert row["conversations"][1]["value"] == describe(scene)
+        assert all(sign.number in describe(scene) for sign in scene.signs)
+
+
+def truth(scene, question):
+    """The answer, from the scene and the question's words alone."""
+    if "number" in question:
+        (sign,) = scene.signs
+        return sign.number
+    if question.startswith("How many"):
+        return NUMBER_WORDS[len(scene.shapes)]
+    kind = question.rstrip("?").split()[-1]
+    colours = [shape.colour for shape in scene.shapes if shape.kind == kind]
+    if question.startswith("Is there"):
+        return "yes" if colours else "no"
+    (colour,) = colours
+    return colour
+
+
+def test_splits_share_no_scene_and_no_picture(root):
+    scenes, pixels = {}, {}
+    for split, count in COUNTS.items():
+        scenes[split] = {scene_of(split, index)[0] for index in range(count)}
+        files = (root / "images" / split).iterdir()
+        pixels[split] = {hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    for first, second in (("pretrain", "train"), ("pretrain", "test"), ("train", "test")):
+        assert not scenes[first] & scenes[second] and not pixels[first] & pixels[second]
+
+
+def test_no_answer_follows_from_the_words_of_the_question():
+    """The best that one can do without the picture: always the commonest answer to this very question."""
+    answers = collections.defaultdict(collections.Counter)
+    kinds = {}
+    for index in range(3000):
+        scene, rng = scene_of("train", index)
+        for question in ask(scene, rng):
+            answers[question.text][question.answer] += 1
+            kinds[question.text] = question.kind
+    for kind in KINDS:
+        counters = [counter for text, counter in answers.items() if kinds[text] == kind]
+        blind = sum(counter.most_common(1)[0][1] for counter in counters) / sum(c.total() for c in counters)
+        # 90 numbers, 6 colours, 3 counts, 2 ways of presence, with room for chance (and for how many kinds fit).
+        assert blind < {"number": 0.03, "colour": 0.25, "count": 0.5, "presence": 0.65}[kind], (kind, blind)
+
+
+def test_every_value_occurs_in_training():
+    numbers = {
+        scene_of("train", index)[0].signs[0].number for index in range(3000) if scene_of("train", index)[0].signs
+    }
+    assert numbers == {str(number) for number in range(10, 100)}
+
+
+def test_the_same_seed_writes_the_same_files_another_does_not(root, tmp_path):
+    counts = {"pretrain": 4, "train": 4, "test": 4}
+
+    def content(seed, name):
+        write_data(tmp_path / name, counts, seed=seed, workers=1)
+        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
+        return [(str(path.relative_to(tmp_path / name)), path.read_bytes()) for path in files]
+
+    first = content(0, "a")
+    assert first == content(0, "b") != content(1, "c")
+    assert len(first) == 3 + sum("image" in row for part in records(tmp_path / "a").values() for row in part) - (
+        len(records(tmp_path / "a")["test"]) - counts["test"]
+    )
+
+
+def test_words_of_the_toy_language_are_single_tokens(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(build_tokenizer(tmp_path))
+    for word in (" .", " redcircle", " purplestar", " number", " sign"):
+        assert len(tokenizer.tokenize(word)) == 1, word
+
+
+def test_score_and_table_count_what_is_right(root):
+    questions = read_questions(root / "test.jsonl")
+    right = {q["id"]: q["answer"] for q in questions}
+    wrong = {q["id"]: "?" if q["kind"] == "number" else q["answer"] for q in questions}
+    scores = score(questions, right)
+    assert all(good == asked > 0 for good, asked in scores.values())
+    assert score(questions, wrong)["number"][0] == 0
+    text = table(questions, {"tiling": right, "one tile": wrong}, ["number"])
+    assert text.splitlines()[1].split() == ["number", "yes", str(scores["number"][1]), "100.0%", "0.0%"]
+    assert is_right(" Red. ", "red") and not is_right("dark red", "red") and not is_right("4", "47")
+
+
+def test_every_held_out_picture_is_asked_every_kind():
+    for index in range(50):
+        scene, _ = scene_of("test", index)
+        assert {question.kind for question in ask(scene, random.Random(1))} == set(KINDS)

@@ -119,6 +119,7 @@ def test_parts_come_out_again(toy_base, tmp_path):
         extract(toy_base, "x", tmp_path / "x")
 
 
+@pytest.mark.slow
 def test_extract_tool(run_tool, toy_base, tmp_path):
     done = run_tool("tools/extract.py", toy_base, "vision", tmp_path / "vision")
     assert done.returncode == 0 and "32 tensors" in done.stdout  # 4 and 14 a layer, done.stderr

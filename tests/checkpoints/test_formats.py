@@ -198,6 +198,7 @@ def test_old_memory_names_of_hf_directories(toy_base, tmp_path):
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
 def test_tool_converts(run_tool, toy_base, tmp_path):
     done = run_tool("tools/convert_to_official.py", "--from", toy_base, tmp_path / "hf", "--format", "hf")
     assert done.returncode == 0, done.stderr

@@ -31,7 +31,8 @@ from .index import OffsetIndex
 from .media import ImageFolder, image_size
 from .records import Record, parse_record
 from .templates import Template
-from .tokens import TextTokenizer
+from .token_counts import TokenCounter
+from .tokens import TextTokenizer, single_threaded_tokenizer
 from .video import expand_videos, probe_video
 
 FORMAT = "1"  # part of the key: raise it when what is counted changes
@@ -78,8 +79,7 @@ class Measure:
                     texts[piece.text] = 0
             sizes += media
             found.append((pieces, len(media), len(record.turns)))
-        for text, ids in zip(texts, self.tokenizer.encode_batch(list(texts)), strict=True):
-            texts[text] = len(ids)
+        texts = dict(zip(texts, self._counter.count(list(texts)), strict=True))
         counts = np.zeros((6, last - first), np.int32)
         for row, item in enumerate(found):
             if item is None:
@@ -96,6 +96,13 @@ class Measure:
             counts[:, row] = text, supervised, num_turns, num_media, *prefix
         return {"text_tokens": counts[0], "supervised": counts[1], "num_turns": counts[2], "num_media": counts[3],
                 "prefix": counts[4:].T, "sizes": np.array(sizes, np.int32).reshape(-1, 2), "complaints": complaints}
+
+    @cached_property
+    def _counter(self) -> TokenCounter:
+        return TokenCounter(self.tokenizer)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_counter"}
 
     def _open(self, row: int) -> tuple[Record, list[tuple[int, int]]]:
         record = parse_record(self.index.parse(row), self.index.source(row))
@@ -235,9 +242,10 @@ def _build(task: Measure, directory: Path, num_workers: int | None, progress: Ca
     progress(total - sum(last - first for first, last in missing))
     num_workers = min(len(os.sched_getaffinity(0)) if num_workers is None else num_workers, len(missing))
     if num_workers <= 1:
-        for first, last in missing:
-            _save_part(task, parts, first, last)
-            progress(last - first)
+        with single_threaded_tokenizer():
+            for first, last in missing:
+                _save_part(task, parts, first, last)
+                progress(last - first)
     else:
         with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(task, parts)) as pool:
             for job in as_completed([pool.submit(_work, first, last) for first, last in missing]):

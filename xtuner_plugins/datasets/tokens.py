@@ -4,9 +4,11 @@
 tokens. The exception are the grounding tokens (`<ref>`, `<box>`, ...), which are meant to stand in texts.
 """
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -16,6 +18,20 @@ from .errors import SettingError
 
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 GROUNDING_TOKENS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
+
+
+@contextlib.contextmanager
+def single_threaded_tokenizer() -> Iterator[None]:
+    """Keep the tokenizer's own threads out: a process that has used them warns at every later fork."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
 class TextTokenizer:
@@ -103,6 +119,10 @@ class TextTokenizer:
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """As `encode`, for many texts at once, over the tokenizer's own threads."""
         return [encoding.ids for encoding in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def plain_state(self) -> str:
+        """The tokenizer without its added tokens, as JSON."""
+        return self._plain.to_str()
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids, control tokens written out."""

@@ -1,0 +1,297 @@
+"""The data side beside its peers, on the same work in one run: ratios with min / median / max of several rounds.
+
+    OMP_NUM_THREADS=1 python benchmarks/bench_data.py [pictures loader tokens start packing] [--rounds 3]
+
+Peers: for pictures the published path (Pillow open, grid, bicubic resize, crops, ToTensor and Normalize a tile, stack
+in float32); for tokens the prompt with its image tokens written out as text, through the tokenizer; for start-up every
+record through the tokenizer one by one. Photographs are scikit-image's, scaled to the sizes that data comes in.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from xtuner_plugins.datasets import MultimodalDataset, collate
+from xtuner_plugins.datasets.conversation import encode
+from xtuner_plugins.datasets.media import MAX_PIXELS
+from xtuner_plugins.datasets.packing import efficiency, pack_samples
+from xtuner_plugins.datasets.records import parse_record
+from xtuner_plugins.datasets.routes import ROUTES, open_tiles
+from xtuner_plugins.datasets.templates import get_template
+from xtuner_plugins.datasets.tiling import DynamicTiling, count_tiles
+from xtuner_plugins.datasets.tokens import TextTokenizer
+
+SIZES = [(640, 480), (480, 640), (1024, 768), (336, 336), (1920, 1080), (2480, 3508)]
+RULE = DynamicTiling()
+NINE = ["<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"]
+CONFIG = {"model_type": "internvl_chat", "template": "internvl2_5", "force_image_size": 448, "downsample_ratio": 0.5,
+          "max_dynamic_patch": 12, "vision_config": {"patch_size": 14}}
+
+
+def compare(name: str, peer, ours: dict, rounds: int, clock=time.perf_counter) -> None:
+    """Time peer and ours in turn, `rounds` times, and print how many times faster ours is."""
+    times = {key: [] for key in ["peer", *ours]}
+    for _ in range(rounds):
+        for key, work in {"peer": peer, **ours}.items():
+            start = clock()
+            work()
+            times[key].append(clock() - start)
+    print(f"\n{name}: peer {statistics.median(times['peer']):.3f} s")
+    for key in ours:
+        ratios = sorted(peer / own for peer, own in zip(times["peer"], times[key], strict=True))
+        print(f"  {key:<28} {statistics.median(times[key]):8.3f} s   {ratios[0]:6.2f} / "
+              f"{statistics.median(ratios):6.2f} / {ratios[-1]:6.2f} x")
+
+
+def make_pictures(folder: Path) -> list[str]:
+    from skimage import data
+
+    photos = [data.astronaut(), data.coffee(), data.chelsea(), data.rocket()]
+    paths = []
+    for number, size in enumerate(SIZES):
+        path = folder / f"{size[0]}x{size[1]}.jpg"
+        Image.fromarray(photos[number % 4]).resize(size, Image.Resampling.LANCZOS).save(path, quality=90)
+        paths.append(str(path))
+    return paths
+
+
+def make_base(folder: Path) -> str:
+    from transformers import AutoTokenizer
+
+    from xtuner_plugins.toy.tokenizer import build_tokenizer
+
+    build_tokenizer(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(NINE, special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return str(folder)
+
+
+class Published:
+    """The published path from a file to normalised float32 tiles."""
+
+    def __init__(self):
+        from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
+
+        self.transform = Compose([Resize((448, 448), interpolation=InterpolationMode.BICUBIC), ToTensor(),
+                                  Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+
+    def __call__(self, path: str) -> torch.Tensor:
+        image = Image.open(path).convert("RGB")
+        cols, rows = RULE.grid(*image.size)
+        resized = image.resize((448 * cols, 448 * rows))
+        crops = [resized.crop((448 * (i % cols), 448 * (i // cols), 448 * (i % cols + 1), 448 * (i // cols + 1)))
+                 for i in range(cols * rows)]
+        if len(crops) != 1:
+            crops.append(image.resize((448, 448)))
+        return torch.stack([self.transform(crop) for crop in crops])
+
+
+def bench_pictures(folder: Path, rounds: int) -> None:
+    paths, published = make_pictures(folder), Published()
+    ours = {route: lambda route=route: [open_tiles(path, RULE, route, MAX_PIXELS) for path in paths]
+            for route in ROUTES}
+    compare("pictures, one core (six JPEGs)", lambda: [published(path) for path in paths], ours, rounds,
+            clock=time.process_time)
+    moved = {"peer": sum(published(path).nbytes for path in paths)}
+    for route in ROUTES:
+        opened = [open_tiles(path, RULE, route, MAX_PIXELS) for path in paths]
+        moved[route] = sum((item.tiles if item.picture is None else item.picture).nbytes for item in opened)
+    print("  bytes handed over: " + ", ".join(f"{key} {value / 2**20:.0f} MiB ({value / moved['peer']:.0%})"
+                                              for key, value in moved.items()))
+
+
+class PeerDataset(Dataset):
+    def __init__(self, paths: list[str]):
+        self.paths, self.published = paths, Published()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.published(self.paths[index])
+
+
+def bench_loader(folder: Path, rounds: int) -> None:
+    """Two workers through the real dataset and collate; threads in one process beside them."""
+    paths, base = make_pictures(folder), make_base(folder / "base")
+    repeat = 8
+    records = [{"image": path, "conversations": [{"from": "human", "value": "<image>\nWhat is it?"},
+                                                 {"from": "gpt", "value": "A picture."}]} for path in paths * repeat]
+    (folder / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    def run(loader):
+        for _ in loader:
+            pass
+
+    def ours(route, num_workers, num_threads):
+        dataset = MultimodalDataset(base, str(folder / "data.jsonl"), route=route, num_threads=num_threads)
+        return lambda: run(DataLoader(dataset, batch_size=4, num_workers=num_workers, collate_fn=collate))
+
+    compare(f"loader ({len(records)} samples, batches of 4, two workers)",
+            lambda: run(DataLoader(PeerDataset(paths * repeat), batch_size=4, num_workers=2, collate_fn=torch.cat)),
+            {**{f"{route}, 2 workers": ours(route, 2, 0) for route in ROUTES},
+             **{f"{route}, 2 threads": ours(route, 0, 2) for route in ROUTES}}, rounds)
+
+
+def bench_tokens(folder: Path, rounds: int) -> None:
+    """Ids and labels of a sample with 13 tiles."""
+    from transformers import AutoTokenizer
+
+    from xtuner_plugins.hub.conversation import get_conv_template
+
+    base = make_base(folder / "base")
+    tokenizer, template = TextTokenizer.from_pretrained(base), get_template("internvl2_5")
+    hub = AutoTokenizer.from_pretrained(base)
+    turns = [("<image>\nWhat stands on the table?", "Two cups and a plate with bread."),
+             ("And behind it?", "A window.")]
+    raw = {"image": "a.jpg", "conversations": [{"from": role, "value": text} for pair in turns
+                                               for role, text in zip(("human", "gpt"), pair, strict=True)]}
+
+    def peer():
+        conversation = get_conv_template("internvl2_5")
+        system = conversation.system_template.format(system_message=conversation.system_message) + conversation.sep
+        texts = [system]
+        for number, turn in enumerate(raw["conversations"]):
+            text = turn["value"].replace("<image>", "<img>" + "<IMG_CONTEXT>" * (256 * 13) + "</img>")
+            texts.append(conversation.roles[number % 2] + text + conversation.sep)
+        ids = [hub(text, add_special_tokens=False).input_ids for text in texts]
+        labels = [[-100] * len(part) if number % 2 == 0 else [-100] * 3 + part[3:-1] + [-100]
+                  for number, part in enumerate(ids)]
+        return torch.tensor(sum(ids, [])), torch.tensor(sum(labels, []))
+
+    def ours():
+        sample = encode(parse_record(raw, "f:1"), template, tokenizer, [13], 256)
+        return torch.from_numpy(sample.input_ids), torch.from_numpy(sample.labels)
+
+    assert torch.equal(peer()[0], ours()[0])
+    compare("tokens and labels of a sample with 13 tiles (200 times)", lambda: [peer() for _ in range(200)],
+            {"spliced": lambda: [ours() for _ in range(200)]}, rounds)
+
+
+def bench_start(folder: Path, rounds: int, num_records: int = 40_000) -> None:
+    """Exact lengths of a text and picture mixture; second start; memory of a worker."""
+    from transformers import AutoTokenizer
+
+    base, path = make_base(folder / "base"), folder / "large.jsonl"
+    Image.new("RGB", (64, 48)).save(folder / "a.png")
+    rng = np.random.default_rng(0)
+    words = [f"word{number}" if number % 3 else "the" for number in range(3000)]
+    with open(path, "w") as file:
+        for number in range(num_records):
+            turns = []
+            for turn in range(2 * int(rng.integers(1, 4))):
+                text = " ".join(words[place] for place in rng.integers(0, 3000, int(rng.integers(5, 60))))
+                turns.append({"from": ("human", "gpt")[turn % 2], "value": text})
+            file.write(json.dumps({"id": number, "conversations": turns}) + "\n")
+    hub = AutoTokenizer.from_pretrained(base)
+    part = 2000
+    rows = [json.loads(line) for _, line in zip(range(part), open(path), strict=False)]
+    start = time.perf_counter()
+    for row in rows:
+        for turn in row["conversations"]:
+            len(hub(turn["value"], add_special_tokens=False).input_ids)
+    peer = (time.perf_counter() - start) * num_records / part
+
+    def build(name):
+        start = time.perf_counter()
+        dataset = MultimodalDataset(base, str(path), cache_dir=str(folder / name))
+        dataset.layout()
+        return time.perf_counter() - start
+
+    first = [build(f"cache{number}") for number in range(rounds)]
+    second = [build("cache0") for _ in range(rounds)]
+    middle = statistics.median(first)
+    print(f"\nstart, {num_records:,} records ({path.stat().st_size / 2**20:.0f} MiB): record by record {peer:.1f} s "
+          f"(measured on {part:,})")
+    print(f"  first start  {min(first):.2f} / {middle:.2f} / {max(first):.2f} s = {peer / middle:.1f} x; 665k records: "
+          f"{middle * 665_000 / num_records:.0f} s, 4 million: {middle * 4_000_000 / num_records:.0f} s (linear)")
+    print(f"  second start {min(second):.3f} / {statistics.median(second):.3f} / {max(second):.3f} s")
+    dataset = MultimodalDataset(base, str(path), cache_dir=str(folder / "cache0"))
+    before = _private_mib()
+    for index in range(0, len(dataset), 10):
+        dataset[index]
+    print(f"  private memory after reading every tenth record: {before:.0f} -> {_private_mib():.0f} MiB "
+          f"(of which the order of an epoch {len(dataset) * 4 / 2**20:.1f})")
+
+
+def _private_mib() -> float:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
+
+
+def bench_packing(folder: Path, rounds: int, num_samples: int = 100_000) -> None:
+    """Packs of a mixture like LLaVA-665k beside random batches."""
+    for max_tiles in (6, 12):
+        tokens, tiles = like_llava_665k(num_samples, max_tiles)
+        for budget in (8192, 16384):
+            start = time.perf_counter()
+            packs = pack_samples(np.arange(num_samples), tokens, tiles, max_tokens=budget)
+            took = time.perf_counter() - start
+            figures = efficiency(packs, budget, 8)
+            order = np.random.default_rng(0).permutation(num_samples)
+            size = max(1, int(budget / np.percentile(tokens, 99)))  # a batch that fits the same memory
+            padded = tokens[order[: num_samples // size * size]].reshape(-1, size).max(1) * size
+            random_useful = tokens.sum() / padded.sum() * min(1.0, padded.mean() / budget)
+            print(f"\npacking, {max_tiles} tiles, {budget} tokens: {figures['padded']:.2%} empty, "
+                  f"{figures['samples_per_pack']:.2f} samples a pack, tile imbalance over 8 ranks "
+                  f"{figures['tile_imbalance']:.3f}, {took:.2f} s; useful tokens of a step "
+                  f"{1 - figures['padded']:.1%} of the budget, random batches of {size}: {random_useful:.1%} "
+                  f"({(1 - figures['padded']) / random_useful:.2f} x)")
+
+
+def like_llava_665k(num: int, max_tiles: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and tiles in the shares of llava_v1_5_mix665k: text only, COCO-like pictures, book covers, scenes."""
+    rng = np.random.default_rng(0)
+    kinds = rng.choice(4, num, p=np.array([40.7, 522.4, 80.0, 22.0]) / 665.1)
+    coco = [(640, 480)] * 5 + [(480, 640)] * 2 + [(640, 427)] * 4 + [(640, 640), (500, 375), (612, 612), (427, 640)]
+    tokens, tiles = np.zeros(num, np.int64), np.zeros(num, np.int64)
+    medians, spreads = (812, 181, 148, 110), (0.7, 0.6, 0.4, 0.4)
+    for row, kind in enumerate(kinds):
+        tokens[row] = np.clip(rng.lognormal(np.log(medians[kind]), spreads[kind]), 60, 4000)
+        if kind == 0:
+            continue
+        if kind == 1:
+            size = coco[rng.integers(len(coco))] if rng.random() < 0.75 else tuple(map(int, rng.integers(300, 641, 2)))
+        else:
+            size = (int(rng.integers(200, 400)), int(rng.integers(380, 500))) if kind == 2 else (
+                1024, int(rng.integers(600, 1025)))
+        tiles[row] = count_tiles(*size, max_num=max_tiles)
+        tokens[row] += 256 * tiles[row] + 2
+    return tokens, tiles
+
+
+BENCHES = {"pictures": bench_pictures, "loader": bench_loader, "tokens": bench_tokens, "start": bench_start,
+           "packing": bench_packing}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(BENCHES)} (default: all)")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    if unknown := set(args.names) - set(BENCHES):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes share the work already
+    for name in args.names or BENCHES:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "base").mkdir()
+            BENCHES[name](Path(folder), args.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Generated records, sizes and texts without end: nothing but results or our own errors may come out.
+
+    python benchmarks/fuzz_data.py --cases 1000000 [--seed 0]
+
+Mutates good records (values swapped, removed, nested, of other types; control tokens, surrogates and odd unicode in the
+texts) and draws picture sizes, then runs what training runs: parsing, tokens and labels, tiles, budgets, truncation,
+packing. The first foreign exception or broken promise stops it with the case printed.
+"""
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from bench_data import make_base
+from tqdm import trange
+
+from xtuner_plugins.datasets.boxes import normalise_boxes
+from xtuner_plugins.datasets.budget import TileBudget, truncate
+from xtuner_plugins.datasets.conversation import encode
+from xtuner_plugins.datasets.errors import DataError
+from xtuner_plugins.datasets.index import parse_json
+from xtuner_plugins.datasets.packing import pack_samples
+from xtuner_plugins.datasets.records import parse_record
+from xtuner_plugins.datasets.templates import get_template
+from xtuner_plugins.datasets.tiling import DynamicTiling
+from xtuner_plugins.datasets.tokens import TextTokenizer
+from xtuner_plugins.datasets.video import expand_videos
+from xtuner_plugins.hub.conversation import TEMPLATES
+
+SCRAPS = ["<image>", "<video>", "<|im_end|>", "<|im_start|>assistant\n", "<img>", "<IMG_CONTEXT>", "<box>",
+          "<box>[[1,2,3,4]]</box>", "</ref>", "\0", "\u202e", "e\u0301", "中文", "👩\u200d👧", "\r\n", " ", "word", "1234", "\ufeff"]
+VALUES = [None, True, 0, -1, 1.5, "", "x", [], {}, ["x"], {"a": 1}, [None], "human", "gpt", "system"]
+
+
+def text(rng: random.Random) -> str:
+    if rng.random() < 0.01:
+        return "half a pair: \ud800"
+    return "".join(rng.choice(SCRAPS) if rng.random() < 0.7 else chr(rng.choice([rng.randrange(1, 0xD800), rng.randrange(0xE000, 0x11000)]))
+                   for _ in range(rng.randrange(8)))
+
+
+def good(rng: random.Random) -> dict:
+    keys, roles = rng.choice([(("from", "value"), ("human", "gpt")), (("role", "content"), ("user", "assistant"))])
+    turns = [{keys[0]: roles[number % 2], keys[1]: text(rng)} for number in range(2 * rng.randrange(1, 4))]
+    record = {"conversations" if keys[0] == "from" else "messages": turns}
+    if rng.random() < 0.6:
+        record["image"] = rng.choice(["a.jpg", ["a.jpg"], ["a.jpg", "b.jpg"], None, "../x"])
+    if rng.random() < 0.2:
+        record["video"] = "v.mp4"
+    if rng.random() < 0.2:
+        record["system"] = text(rng)
+    if rng.random() < 0.2:
+        record |= {"boxes": rng.choice(["pixel", "normalised", 3]), "width": rng.choice([640, 0, "x"]), "height": 480}
+    return record
+
+
+def mutate(value, rng: random.Random, depth: int = 0):
+    """The value with a few places changed."""
+    if rng.random() < 0.01:
+        return rng.choice(VALUES)
+    if isinstance(value, dict):
+        return {key: mutate(part, rng, depth + 1) for key, part in value.items() if rng.random() > 0.01}
+    if isinstance(value, list):
+        parts = [mutate(part, rng, depth + 1) for part in value]
+        if parts and rng.random() < 0.05:
+            parts.insert(rng.randrange(len(parts)), rng.choice(parts))
+        return parts
+    return value
+
+
+def run_case(rng: random.Random, tokenizer: TextTokenizer) -> int:
+    """One case; returns the length of its sample, 0 for an error of ours."""
+    raw = mutate(good(rng), rng)
+    line = json.dumps(raw, ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
+    if rng.random() < 0.05:
+        line = line[: rng.randrange(len(line) + 1)]
+    sizes_of = lambda number: [(rng.randrange(1, 20_001), rng.randrange(1, 20_001)) for _ in range(number)]  # noqa: E731
+    try:
+        record = parse_record(parse_json(line, "f:1"), "f:1")
+        record = expand_videos(record, [rng.randrange(1, 5) for _ in record.media])
+        record = normalise_boxes(record)
+        sizes = [(0, 0) if medium.kind == "frame" else size
+                 for medium, size in zip(record.media, sizes_of(len(record.media)), strict=True)]
+        low = rng.randrange(1, 13)
+        rule = DynamicTiling(low, rng.randrange(low, 41), rng.choice([28, 112, 448]), rng.random() < 0.5)
+        budget = TileBudget(rule, rng.choice([1, 16]), rng.randrange(1, 2000), rng.choice(["equal", "need"]))
+        bare = encode(record, get_template(rng.choice(list(TEMPLATES))), tokenizer, [0] * len(sizes), 0)
+        limits = budget.fit(sizes, len(bare) - 2 * len(sizes))
+        tiles = [budget.count(size, limit) for size, limit in zip(sizes, limits, strict=True)]
+        sample = encode(record, get_template("internvl2_5"), tokenizer, tiles, budget.tokens_per_tile)
+        assert (sample.input_ids == tokenizer.image_context_id).sum() == sum(tiles) * budget.tokens_per_tile
+        assert (sample.labels != -100).sum() >= sum(turn.role == "assistant" for turn in record.turns)
+        cut = truncate(sample, budget.max_length)
+        if cut is not None:
+            assert len(cut[0]) <= budget.max_length and (cut[0].labels != -100).any()
+            kept = (cut[0].input_ids == tokenizer.image_context_id).sum()
+            assert kept == sum(tiles[: cut[1]]) * budget.tokens_per_tile
+        return len(sample)
+    except DataError as error:
+        assert str(error) and error.reason
+        return 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        make_base(Path(folder))
+        tokenizer = TextTokenizer.from_pretrained(folder)
+    # every template's control tokens are needed to render it
+    names = [name for name in TEMPLATES if name != "phi3-chat"]
+    for name in set(TEMPLATES) - set(names):
+        TEMPLATES.pop(name)
+    lengths, results = [], 0
+    for case in trange(args.cases, unit="case", mininterval=1.0):
+        try:
+            length = run_case(random.Random(f"{args.seed}-{case}"), tokenizer)
+        except BaseException:
+            print(f"\ncase {case} of seed {args.seed} failed", file=sys.stderr)
+            raise
+        if length:
+            results += 1
+            lengths.append(length)
+        if len(lengths) == 500:
+            tokens = np.minimum(lengths, 4096)
+            packs = pack_samples(np.arange(500), tokens, tokens // 100, max_tokens=4096, seed=case)
+            assert sorted(packs.order.tolist()) == list(range(500)) and packs.tokens.max() <= 4096
+            lengths.clear()
+    print(f"{args.cases} cases: {results} samples, {args.cases - results} errors of ours, nothing else")
+
+
+if __name__ == "__main__":
+    main()

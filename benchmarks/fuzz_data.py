@@ -34,14 +34,16 @@ from xtuner_plugins.datasets.video import expand_videos
 from xtuner_plugins.hub.conversation import TEMPLATES
 
 SCRAPS = ["<image>", "<video>", "<|im_end|>", "<|im_start|>assistant\n", "<img>", "<IMG_CONTEXT>", "<box>",
-          "<box>[[1,2,3,4]]</box>", "</ref>", "\0", "\u202e", "e\u0301", "中文", "👩\u200d👧", "\r\n", " ", "word", "1234", "\ufeff"]
+          "<box>[[1,2,3,4]]</box>", "</ref>", "\0", "\u202e", "e\u0301", "中文", "👩\u200d👧", "\r\n", " ", "word",
+          "1234", "\ufeff"]
 VALUES = [None, True, 0, -1, 1.5, "", "x", [], {}, ["x"], {"a": 1}, [None], "human", "gpt", "system"]
 
 
 def text(rng: random.Random) -> str:
     if rng.random() < 0.01:
         return "half a pair: \ud800"
-    return "".join(rng.choice(SCRAPS) if rng.random() < 0.7 else chr(rng.choice([rng.randrange(1, 0xD800), rng.randrange(0xE000, 0x11000)]))
+    planes = (range(1, 0xD800), range(0xE000, 0x11000))
+    return "".join(rng.choice(SCRAPS) if rng.random() < 0.7 else chr(rng.choice(rng.choice(planes)))
                    for _ in range(rng.randrange(8)))
 
 

@@ -62,7 +62,7 @@ def test_the_page_is_whole(files, tmp_path):
     write_report(tmp_path / "r.html", dataset, reports, complaints, num_cards=6, max_tokens=600)
     page = (tmp_path / "r.html").read_text()
     assert not re.search(r"(src|href)=['\"]?(?!data:)\w+:", page)  # nothing is loaded from elsewhere
-    assert page.count("class=card") == 6 and page.count("thumbnail</figcaption>") == 2  # of several pictures: 3 and 2 tiles
+    assert page.count("class=card") == 6 and page.count("thumbnail</figcaption>") == 2  # b.png, drawn twice
     assert "&lt;b&gt;bold&lt;/b&gt;" in page and "<b>bold" not in page
     assert "<span class=learn>Yes.&lt;|im_end|&gt;</span>" in page and "64 image tokens" in page
     assert "[[100, 100, 500, 500]]" in page and "none.png" in page and "class=pack" in page

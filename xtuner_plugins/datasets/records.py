@@ -32,7 +32,7 @@ KNOWN_KEYS = {"conversations", "messages", "image", "images", "video", "videos",
 class Medium:
     """A picture or a video at its place in the text."""
 
-    kind: str  # 'image' or 'video'
+    kind: str  # 'image' or 'video'; 'frame' after `video.expand_videos`
     name: str  # as the record writes it, relative to the image folder
 
 

@@ -36,7 +36,7 @@ VISION = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "
 LLM = {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 2, "max_window_layers": 2}
 LLM["torch_dtype"] = "float32"
 EOS = "<|im_end|>\n"
-VISION_STEPS, LLM_STEPS = 800, 450
+VISION_STEPS, LLM_STEPS = 800, 800
 
 Log = Callable[[str], None]
 

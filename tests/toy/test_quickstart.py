@@ -1,0 +1,77 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xtuner_plugins.toy.quickstart import Chain, StageError, last_checkpoint, progress_line, summarise, verdict
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_progress_shows_every_fiftieth_step_and_the_last():
+    line = (
+        "11/21 03:10:59 - mmengine - INFO - Iter(train) [{:>3}/120]  lr: 1e-3  eta: 0:00:28  loss: 1.2971  tiles: 9.0"
+    )
+    assert progress_line(line.format(50)) == "step 50/120  loss 1.2971"
+    assert progress_line(line.format(120)) == "step 120/120  loss 1.2971"
+    assert progress_line(line.format(60)) is None
+    assert progress_line("error: no such file\n") == "error: no such file"
+    assert progress_line("11/21 03:10:59 - mmengine - INFO - System environment:") is None
+
+
+def test_a_failing_command_ends_the_chain_with_its_last_words(tmp_path, capfd):
+    chain = Chain(tmp_path, tmp_path, threads=1)
+    chain.run("fine", ["-c", "print('wrote it')"])
+    assert "wrote it" in capfd.readouterr().out and chain.seconds["fine"] < 60
+    with pytest.raises(StageError, match="exit status 3") as caught:
+        chain.run("bad", ["-c", "import time; time.sleep(60)"], ["-c", "print('why'); raise SystemExit(3)"])
+    assert "why" in str(caught.value)
+
+
+def test_a_run_without_checkpoint_is_an_error(tmp_path):
+    with pytest.raises(StageError, match="holds no checkpoint"):
+        last_checkpoint(tmp_path)
+    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "gone.pth"))
+    with pytest.raises(StageError, match="holds no checkpoint"):
+        last_checkpoint(tmp_path)
+
+
+def test_verdict_sees_a_wrong_number_and_a_differing_export():
+    questions = [{"id": str(i), "kind": "number", "answer": "47"} for i in range(10)]
+    right, wrong = {q["id"]: "47" for q in questions}, {q["id"]: "11" for q in questions}
+    good = summarise(questions, {"tiling": right, "one tile": wrong}, {"tiling": right, "one tile": wrong})
+    assert [reached for reached, _ in verdict(good)] == [True, True, True]
+    bad = summarise(
+        questions, {"tiling": wrong, "one tile": wrong}, {"tiling": {**wrong, "3": "12"}, "one tile": wrong}
+    )
+    assert [reached for reached, _ in verdict(bad)] == [False, False, False]
+    assert bad["num_answers_that_differ"] == 1
+
+
+def test_outside_the_repository_it_says_so(tmp_path):
+    script = "import sys; from xtuner_plugins.toy.quickstart import main; sys.exit(main([]))"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and "repository's root" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_whole_chain_in_short(tmp_path):
+    """The real commands from end to end, on a copy of the sources so that a user's own run stays."""
+    for folder in ("configs", "tools", "xtuner_plugins"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "tools/quickstart.py", "--scale", "0.02", "--threads", "1"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    out = tmp_path / "work_dirs/quickstart"
+    result = json.loads((out / "results.json").read_text())
+    assert result["num_answers_that_differ"] == 0 < result["num_answers"]
+    for name in ("losses.png", "contact_sheet.png", "model/config.json", "model/modeling_internvl_chat.py"):
+        assert (out / name).stat().st_size > 0
+    assert "needs resolution" in done.stdout

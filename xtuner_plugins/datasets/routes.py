@@ -2,7 +2,7 @@
 
     route        the worker                         the device      pixels
     pillow       decodes, resizes, cuts             -               equal to the published algorithm
-    torchvision  decodes, resizes, cuts (faster)    -               0.4-0.8 % of values differ, nearly all by 1
+    torchvision  decodes, resizes, cuts (faster)    -               up to 1.5 % of values differ, nearly all by 1
     device       decodes                            resizes, cuts   equal to the published algorithm
 
 What isn't a plain upright 8-bit JPEG or PNG is decoded by Pillow on every route. `device` hands the picture over

@@ -12,6 +12,10 @@ from .configuration_intern_vit import InternVisionConfig
 # would make the model unloadable wherever that package is missing.
 RUNTIME_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "auto_map")
 
+# Vision encoders of transformers that may stand in the place of InternViT.
+TRANSFORMERS_TOWERS = ("clip_vision_model", "siglip_vision_model")
+PROJECTOR_TYPES = ("pixel_shuffle_mlp", "mlp")
+
 # Written even where it is what every config of transformers has.
 KEPT = ("model_type", "transformers_version")
 KEPT_OF_CHAT = (*KEPT, "tie_word_embeddings")
@@ -25,7 +29,8 @@ class InternVLChatConfig(PretrainedConfig):
     `v1`.
 
     Args:
-        vision_config: Fields of an `InternVisionConfig`, or such a config.
+        vision_config: Fields of an `InternVisionConfig`, or such a config; those of a `CLIPVisionConfig` or
+            `SiglipVisionConfig` where `model_type` says so.
         llm_config: Fields of the LLM's own config, or such a config. `model_type`, else `architectures[0]`,
             names any causal language model that the installed transformers knows.
         use_backbone_lora, use_llm_lora: Must be 0; adapters are merged before a model is written in this
@@ -40,6 +45,8 @@ class InternVLChatConfig(PretrainedConfig):
         use_thumbnail: Whether a thumbnail follows when there is more than one tile.
         ps_version: Pixel shuffle: `v2`, or `v1` that leaves the token grid transposed.
         min_dynamic_patch, max_dynamic_patch: Fewest and most tiles of a picture, thumbnail not counted.
+        projector_type: `pixel_shuffle_mlp` (LayerNorm, Linear, GELU, Linear after the pixel shuffle), or `mlp`
+            (LLaVA's Linear, GELU, Linear; needs `downsample_ratio` 1). Stored only where it is not the first.
     """
 
     model_type = "internvl_chat"
@@ -62,6 +69,7 @@ class InternVLChatConfig(PretrainedConfig):
         ps_version="v1",
         min_dynamic_patch=1,
         max_dynamic_patch=6,
+        projector_type=None,
         **kwargs,
     ):
         kwargs["tie_word_embeddings"] = False
@@ -85,6 +93,8 @@ class InternVLChatConfig(PretrainedConfig):
         self.ps_version = ps_version
         self.min_dynamic_patch = min_dynamic_patch
         self.max_dynamic_patch = max_dynamic_patch
+        if projector_type not in (None, PROJECTOR_TYPES[0]):
+            self.projector_type = projector_type
 
     def to_dict(self):
         """All fields, nested configs as dicts, in the names that every reader of the format knows."""
@@ -121,7 +131,10 @@ class InternVLChatConfig(PretrainedConfig):
 def _vision_config(fields):
     if isinstance(fields, PretrainedConfig):
         return fields
-    return InternVisionConfig(**_without_runtime_keys(fields or {}))
+    fields = _without_runtime_keys(fields or {})
+    if fields.get("model_type") in TRANSFORMERS_TOWERS:
+        return CONFIG_MAPPING[fields.pop("model_type")](**fields)
+    return InternVisionConfig(**fields)
 
 
 def _llm_config(fields):

@@ -1,4 +1,4 @@
-"""The chat model: InternViT, pixel shuffle, projector `mlp1`, and a language model of transformers.
+"""The chat model: InternViT (or CLIP, SigLIP), pixel shuffle, projector `mlp1`, and a language model of transformers.
 
 Self-contained on purpose: this folder is copied into exports and runs there with torch and transformers
 alone. Shapes in the docstrings: B batch, S sequence, H width of the LLM, T tiles in the batch, P patches of a
@@ -14,16 +14,17 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from .configuration_internvl_chat import InternVLChatConfig
+from .configuration_internvl_chat import PROJECTOR_TYPES, TRANSFORMERS_TOWERS, InternVLChatConfig
 from .conversation import get_conv_template
 from .modeling_intern_vit import InternVisionModel
+from .modeling_vision_tower import TransformersTower, vision_model_class
 
 IMAGE_PLACEHOLDER = "<image>"
 IGNORE_INDEX = -100
 
 
 class InternVLChatModel(PreTrainedModel):
-    """InternViT + pixel shuffle + `mlp1` + LLM, in the published layout.
+    """InternViT (or a CLIP or SigLIP tower) + pixel shuffle + `mlp1` + LLM, in the published layout.
 
     Args:
         config: An `InternVLChatConfig`.
@@ -50,6 +51,10 @@ class InternVLChatModel(PreTrainedModel):
     _no_split_modules = [
         "InternVisionEmbeddings",
         "InternVisionEncoderLayer",
+        "CLIPVisionEmbeddings",
+        "CLIPEncoderLayer",
+        "SiglipVisionEmbeddings",
+        "SiglipEncoderLayer",
         "LlamaDecoderLayer",
         "Phi3DecoderLayer",
         "Qwen2DecoderLayer",
@@ -78,16 +83,9 @@ class InternVLChatModel(PreTrainedModel):
         self.num_image_token = num_image_tokens(config)
         self.img_context_token_id = None
 
-        self.vision_model = InternVisionModel(config.vision_config) if vision_model is None else vision_model
+        self.vision_model = make_vision_model(config.vision_config) if vision_model is None else vision_model
         self.language_model = make_language_model(config.llm_config) if language_model is None else language_model
-        vision_width = config.vision_config.hidden_size * int(1 / config.downsample_ratio) ** 2
-        llm_width = config.llm_config.hidden_size
-        self.mlp1 = nn.Sequential(
-            nn.LayerNorm(vision_width),
-            nn.Linear(vision_width, llm_width),
-            nn.GELU(),
-            nn.Linear(llm_width, llm_width),
-        )
+        self.mlp1 = make_projector(config)
         self.post_init()
 
     # ---- embeddings and head are the LLM's
@@ -510,13 +508,41 @@ def num_image_tokens(config):
 def share_attention(config):
     """Gives both parts of an `InternVLChatConfig` the attention that was asked of the whole.
 
-    An LLM that has no SDPA in the installed release (Phi-3 in 4.44) keeps its own default.
+    A part that has no SDPA in the installed release (Phi-3 in 4.44, CLIP in 4.37) keeps its own default.
     """
     attention = config._attn_implementation
-    config.vision_config._attn_implementation = attention
+    vision_class = InternVisionModel
+    if config.vision_config.model_type in TRANSFORMERS_TOWERS:
+        vision_class = vision_model_class(config.vision_config)
     llm_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config.llm_config)]
-    if attention != "sdpa" or getattr(llm_class, "_supports_sdpa", False):
-        config.llm_config._attn_implementation = attention
+    for part, part_class in ((config.vision_config, vision_class), (config.llm_config, llm_class)):
+        if attention != "sdpa" or getattr(part_class, "_supports_sdpa", False):
+            part._attn_implementation = attention
+
+
+def make_vision_model(config):
+    """The encoder for a vision config: InternViT, or a tower of transformers."""
+    if config.model_type in TRANSFORMERS_TOWERS:
+        return TransformersTower(config)
+    return InternVisionModel(config)
+
+
+def make_projector(config):
+    """`mlp1` of an `InternVLChatConfig`; `ValueError` for an unknown or impossible `projector_type`."""
+    kind = getattr(config, "projector_type", PROJECTOR_TYPES[0])
+    vision_width = config.vision_config.hidden_size * int(1 / config.downsample_ratio) ** 2
+    llm_width = config.llm_config.hidden_size
+    layers = [nn.Linear(vision_width, llm_width), nn.GELU(), nn.Linear(llm_width, llm_width)]
+    if kind == "pixel_shuffle_mlp":
+        return nn.Sequential(nn.LayerNorm(vision_width), *layers)
+    if kind != "mlp":
+        raise ValueError(f"config.json: projector_type = {kind!r}; legal are {', '.join(PROJECTOR_TYPES)}")
+    if config.downsample_ratio != 1:
+        raise ValueError(
+            f"config.json: projector_type 'mlp' merges no patches, so downsample_ratio must be 1, not "
+            f"{config.downsample_ratio}"
+        )
+    return nn.Sequential(*layers)
 
 
 def make_language_model(config):

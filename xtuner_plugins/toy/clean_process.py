@@ -3,7 +3,7 @@
     python -I clean_process.py EXPORT TEST.jsonl IMAGES ANSWERS.json
 
 Needs torch, torchvision, transformers and Pillow. This project is made impossible to import first, even where it is
-installed: what answers is the code that the export ships. The tiling is written out here from its published description.
+installed: what answers is the code that the export ships. The tiling is written out from its published description.
 """
 
 import json

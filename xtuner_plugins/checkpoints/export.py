@@ -12,7 +12,7 @@ import torch
 
 from xtuner_plugins.checkpoints import formats, targets, trained
 from xtuner_plugins.checkpoints.reader import CheckpointError, weight_files
-from xtuner_plugins.checkpoints.tensors import LazyTensor, cast
+from xtuner_plugins.checkpoints.tensors import LazyTensor, Scratch, cast, empty
 from xtuner_plugins.checkpoints.writer import (
     check_disk,
     check_target,
@@ -34,17 +34,19 @@ class _Finite(LazyTensor):
         self._source, self.dtype, self.shape = source, dtype, source.shape
         self._name, self._checkpoint = name, checkpoint
 
-    def _check(self, block: torch.Tensor) -> torch.Tensor:
-        block = block.to(self.dtype)
-        if block.is_floating_point() and not torch.isfinite(block).all():
-            raise CheckpointError(
-                f"{self._checkpoint}: {self._name} holds NaN or infinity, so training diverged; "
-                "take an earlier checkpoint"
-            )
-        return block
-
-    def read_flat(self, start: int, stop: int) -> torch.Tensor:
-        return self._check(self._source.read_flat(start, stop))
+    def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
+        block = self._source.read_flat(start, stop, scratch)
+        # Casting keeps order and NaN, so two numbers tell about all of them.
+        if block.is_floating_point() and block.numel():
+            least, greatest = block.aminmax()
+            if not torch.stack([least, greatest]).to(self.dtype).isfinite().all():
+                raise CheckpointError(
+                    f"{self._checkpoint}: {self._name} holds NaN or infinity, so training diverged; "
+                    "take an earlier checkpoint"
+                )
+        if block.dtype == self.dtype:
+            return block
+        return empty(block.numel(), self.dtype, scratch).copy_(block)
 
 
 def export(
@@ -200,17 +202,18 @@ def _base_files(directory: Path) -> list[Path]:
 
 
 class _Hashing:
-    """SHA-256 of files beside the writing, on another core."""
+    """SHA-256 of files beside the writing, on another core; it also brings them into memory for the copying."""
 
     stop = False
 
     def run(self, paths: list[Path]) -> dict[str, str]:
         result = {}
+        buffer = memoryview(bytearray(2**20))
         for path in paths:
             digest = hashlib.sha256()
             with open(path, "rb", buffering=0) as file:
-                while (block := file.read(8 * 2**20)) and not self.stop:
-                    digest.update(block)
+                while (size := file.readinto(buffer)) and not self.stop:
+                    digest.update(buffer[:size])
             result[str(path)] = digest.hexdigest()
         return result
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from xtuner_plugins.checkpoints.reader import CheckpointError
-from xtuner_plugins.checkpoints.tensors import BLOCK_BYTES, Computed, LazyTensor
+from xtuner_plugins.checkpoints.tensors import BLOCK_BYTES, Computed, LazyTensor, Scratch, empty
 
 ADAPTER_NAME = "default"
 # 'lora_A.default.weight' of a live model, 'lora_A.weight' of a PEFT directory; embeddings have no '.weight'.
@@ -64,7 +64,7 @@ def merged_weight(
     if len(base.shape) == 4 or ("lora_embedding_A" in parts and "lora_magnitude_vector.weight" in parts):
         return _merged_whole(base, parts, config, layer, bias)
     if set(parts) == {"lora_A.weight", "lora_B.weight"} and not config.use_dora:
-        return _plain(base, parts, _scaling(config, layer))
+        return _Plain(base, parts, _scaling(config, layer))
     width = base.shape[1]
     limit = max(1, BLOCK_BYTES // (width * 4))
 
@@ -75,17 +75,32 @@ def merged_weight(
     return Computed(make_rows, torch.float32, base.shape)
 
 
-def _plain(base: LazyTensor, parts: Mapping[str, LazyTensor], scaling: float) -> LazyTensor:
+class _Plain(LazyTensor):
     """``W + scaling * B A`` without any variant, fused into one pass over the rows."""
-    factor_a: list[torch.Tensor] = []
 
-    def make_rows(start: int, stop: int) -> torch.Tensor:
-        if not factor_a:  # a few MB; two threads may both read it
-            factor_a.append(parts["lora_A.weight"].read().float())
-        rows = base.rows(start, stop).read().float()
-        return rows.addmm_(parts["lora_B.weight"].rows(start, stop).read().float(), factor_a[0], alpha=scaling)
+    dtype = torch.float32
 
-    return Computed(make_rows, torch.float32, base.shape)
+    def __init__(self, base: LazyTensor, parts: Mapping[str, LazyTensor], scaling: float):
+        self._base, self._b, self._scaling = base, parts["lora_B.weight"], scaling
+        self._a, self.shape = parts["lora_A.weight"], base.shape
+        self._factor_a: torch.Tensor | None = None
+
+    def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
+        if self._factor_a is None:  # a few MB; two threads may both read it
+            self._factor_a = self._a.read().float()
+        width = self.shape[1]
+        first, last = start // width, -(-stop // width)
+        rows = _float_rows(self._base, first, last, scratch)
+        rows.addmm_(_float_rows(self._b, first, last, scratch), self._factor_a, alpha=self._scaling)
+        return rows.view(-1)[start - first * width : stop - first * width]
+
+
+def _float_rows(tensor: LazyTensor, first: int, last: int, scratch: Scratch | None) -> torch.Tensor:
+    width = tensor.shape[1]
+    block = tensor.read_flat(first * width, last * width, scratch)
+    if block.dtype != torch.float32:
+        block = empty(block.numel(), torch.float32, scratch).copy_(block)
+    return block.view(last - first, width)
 
 
 def _scaling(config, layer: str) -> float:

@@ -207,7 +207,7 @@ class _Strided(LazyTensor):
         self._file = FileTensor(path, offset, dtype, (span,))
         self.dtype, self.shape, self._stride = dtype, shape, stride
 
-    def read_flat(self, start, stop):
+    def read_flat(self, start, stop, scratch=None):
         return torch.as_strided(self._file.read(), self.shape, self._stride).reshape(-1)[start:stop].clone()
 
 

@@ -18,12 +18,53 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 BLOCK_BYTES = 2 * 2**20  # stays in the cache between reading, merging, casting and writing
 _PREAD_LIMIT = 2**30  # Linux moves at most 0x7ffff000 bytes a call
+
+
+class Scratch:
+    """Buffers that one thread uses again for block after block: fresh memory costs more than the work done in it.
+
+    What was handed out stays valid until ``reset``.
+    """
+
+    def __init__(self):
+        self._buffers: list[torch.Tensor] = []
+        self._used = 0
+
+    def reset(self) -> None:
+        """All buffers may be handed out again."""
+        self._used = 0
+
+    def empty(self, numel: int, dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialised 1-D tensor."""
+        size = numel * dtype.itemsize
+        if self._used == len(self._buffers):
+            self._buffers.append(torch.empty(0, dtype=torch.uint8))
+        if self._buffers[self._used].numel() < size:
+            self._buffers[self._used] = torch.empty(size, dtype=torch.uint8)
+        buffer = self._buffers[self._used][:size]
+        self._used += 1
+        return buffer.view(dtype)
+
+
+def empty(numel: int, dtype: torch.dtype, scratch: Scratch | None) -> torch.Tensor:
+    """An uninitialised 1-D tensor out of ``scratch``, or a fresh one without."""
+    return torch.empty(numel, dtype=dtype) if scratch is None else scratch.empty(numel, dtype)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Bytes of a file, as they lie there."""
+
+    path: Path
+    offset: int
+    num_bytes: int
 
 
 class LazyTensor:
@@ -47,9 +88,16 @@ class LazyTensor:
         """Bytes of the whole tensor in its stored dtype."""
         return self.numel * self.dtype.itemsize
 
-    def read_flat(self, start: int, stop: int) -> torch.Tensor:
-        """Elements ``[start, stop)`` of the row-major tensor as a fresh 1-D CPU tensor of ``self.dtype``."""
+    def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
+        """Elements ``[start, stop)`` of the row-major tensor as a 1-D CPU tensor of ``self.dtype``.
+
+        Fresh memory, unless ``scratch`` is given: then the result may lie in it.
+        """
         raise NotImplementedError
+
+    def runs(self, start: int, stop: int) -> list[Run] | None:
+        """Where elements ``[start, stop)`` lie on disk, in order; None when they have to be computed."""
+        return None
 
     def read(self) -> torch.Tensor:
         """The whole tensor, ``self.shape``, on the CPU, owned by the caller."""
@@ -94,9 +142,9 @@ class FileTensor(LazyTensor):
     def __init__(self, path: str | Path, offset: int, dtype: torch.dtype, shape: Sequence[int]):
         self.path, self.offset, self.dtype, self.shape = Path(path), offset, dtype, tuple(shape)
 
-    def read_flat(self, start: int, stop: int) -> torch.Tensor:
+    def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
         size = self.dtype.itemsize
-        buffer = torch.empty((stop - start) * size, dtype=torch.uint8)
+        buffer = empty((stop - start) * size, torch.uint8, scratch)
         if stop > start:
             view = memoryview(buffer.numpy())
             fd = os.open(self.path, os.O_RDONLY)
@@ -106,6 +154,10 @@ class FileTensor(LazyTensor):
                 os.close(fd)
         return buffer.view(self.dtype)
 
+    def runs(self, start: int, stop: int) -> list[Run] | None:
+        size = self.dtype.itemsize
+        return [Run(self.path, self.offset + start * size, (stop - start) * size)]
+
 
 class MemoryTensor(LazyTensor):
     """A tensor that exists already, for the few that are computed (a fresh projector, new token rows)."""
@@ -114,7 +166,7 @@ class MemoryTensor(LazyTensor):
         self._flat = tensor.detach().cpu().contiguous().view(-1)
         self.dtype, self.shape = tensor.dtype, tuple(tensor.shape)
 
-    def read_flat(self, start: int, stop: int) -> torch.Tensor:
+    def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
         return self._flat[start:stop].clone()
 
 
@@ -125,8 +177,11 @@ class _Window(LazyTensor):
         self._source, self._offset = source, offset
         self.dtype, self.shape = source.dtype, shape
 
-    def read_flat(self, start: int, stop: int) -> torch.Tensor:
-        return self._source.read_flat(self._offset + start, self._offset + stop)
+    def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
+        return self._source.read_flat(self._offset + start, self._offset + stop, scratch)
+
+    def runs(self, start: int, stop: int) -> list[Run] | None:
+        return self._source.runs(self._offset + start, self._offset + stop)
 
 
 class Joined(LazyTensor):
@@ -147,15 +202,28 @@ class Joined(LazyTensor):
             self._starts.append(self._starts[-1] + part.numel)
         assert self._starts[-1] >= self.numel, (self._starts[-1], self.shape)
 
-    def read_flat(self, start: int, stop: int) -> torch.Tensor:
-        pieces = []
+    def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
+        pieces = [part.read_flat(a, b, scratch) for part, a, b in self._pieces(start, stop)]
+        if len(pieces) == 1:
+            return pieces[0]
+        if not pieces:
+            return torch.empty(0, dtype=self.dtype)
+        return torch.cat(pieces, out=empty(stop - start, self.dtype, scratch))
+
+    def runs(self, start: int, stop: int) -> list[Run] | None:
+        found: list[Run] = []
+        for part, a, b in self._pieces(start, stop):
+            runs = part.runs(a, b)
+            if runs is None:
+                return None
+            found += runs
+        return found
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[LazyTensor, int, int]]:
         for part, first in zip(self._parts, self._starts[:-1], strict=True):
             a, b = max(start, first), min(stop, first + part.numel)
             if a < b:
-                pieces.append(part.read_flat(a - first, b - first))
-        if len(pieces) == 1:
-            return pieces[0]
-        return torch.cat(pieces) if pieces else torch.empty(0, dtype=self.dtype)
+                yield part, a - first, b - first
 
 
 class Computed(LazyTensor):
@@ -170,7 +238,7 @@ class Computed(LazyTensor):
     def __init__(self, make_rows, dtype: torch.dtype, shape: Sequence[int]):
         self._make_rows, self.dtype, self.shape = make_rows, dtype, tuple(shape)
 
-    def read_flat(self, start: int, stop: int) -> torch.Tensor:
+    def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
         width = math.prod(self.shape[1:])
         first, last = start // width, -(-stop // width)
         rows = self._make_rows(first, last)
@@ -184,8 +252,8 @@ class Cast(LazyTensor):
     def __init__(self, source: LazyTensor, dtype: torch.dtype):
         self._source, self.dtype, self.shape = source, dtype, source.shape
 
-    def read_flat(self, start: int, stop: int) -> torch.Tensor:
-        return self._source.read_flat(start, stop).to(self.dtype)
+    def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
+        return empty(stop - start, self.dtype, scratch).copy_(self._source.read_flat(start, stop, scratch))
 
 
 def cast(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:

@@ -7,13 +7,15 @@ directory without ``config.json``, so at no moment does an unfinished directory 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 import tempfile
+import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,12 +23,13 @@ from pathlib import Path
 import torch
 
 from xtuner_plugins.checkpoints.reader import DTYPE_NAMES, CheckpointError
-from xtuner_plugins.checkpoints.tensors import LazyTensor
+from xtuner_plugins.checkpoints.tensors import BLOCK_BYTES, LazyTensor, Run, Scratch, read_into
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 _DISK_MARGIN = 64 * 2**20  # JSON, tokenizer and code files, rounded up generously
 CONFIG = "config.json"
+COPY_BYTES = 64 * 2**20  # of one job; the kernel needs no buffer for it
 # Each holds a block or two; more than a few gain nothing on a disk.
 NUM_WORKERS = max(1, min(4, os.cpu_count() or 1))
 
@@ -211,16 +214,16 @@ def write_single(
     text += b" " * (-len(text) % 8)
     data = 8 + len(text)
     with open(path, "wb", buffering=0) as file, _one_thread_each(), ThreadPoolExecutor(NUM_WORKERS) as pool:
-        _write_at(file.fileno(), memoryview(len(text).to_bytes(8, "little") + text), 0)
+        fd = file.fileno()
+        _write_at(fd, memoryview(len(text).to_bytes(8, "little") + text), 0)
         file.truncate(data + offset)
+        blocks = _Blocks(fd)
         pending: deque[Future] = deque()
         try:
-            for name, (tensor, dtype) in ordered:
-                begin = data + header[name]["data_offsets"][0]
-                for start, stop in tensor.spans():
-                    pending.append(pool.submit(_write_span, file.fileno(), tensor, dtype, start, stop, begin))
-                    if len(pending) > 2 * NUM_WORKERS:
-                        advance(pending.popleft().result())
+            for job, *args in _jobs(ordered, data):
+                pending.append(pool.submit(getattr(blocks, job), *args))
+                if len(pending) > 2 * NUM_WORKERS:
+                    advance(pending.popleft().result())
             while pending:
                 advance(pending.popleft().result())
         except BaseException:
@@ -229,11 +232,92 @@ def write_single(
             raise
 
 
-def _write_span(fd: int, tensor: LazyTensor, dtype: torch.dtype, start: int, stop: int, begin: int) -> int:
-    """Reads, casts and writes the elements ``[start, stop)``; returns the bytes written."""
-    block = tensor.read_flat(start, stop).to(dtype).contiguous().view(torch.uint8)
-    _write_at(fd, memoryview(block.numpy()), begin + start * dtype.itemsize)
-    return block.numel()
+def _jobs(ordered, offset: int) -> Iterator[tuple]:
+    """What to do for each stretch of a file: bytes that lie somewhere as they are wanted are copied, the rest computed.
+
+    Neighbours that are neighbours in their source too become one copy.
+    """
+    waiting: tuple[Run, int] | None = None
+    for _, (tensor, dtype) in ordered:
+        runs = tensor.runs(0, tensor.numel) if tensor.dtype == dtype else None
+        for run in runs or ():
+            if waiting and (waiting[0].path, waiting[0].offset + waiting[0].num_bytes) == (run.path, run.offset):
+                waiting = (Run(run.path, waiting[0].offset, waiting[0].num_bytes + run.num_bytes), waiting[1])
+            else:
+                yield from _copies(waiting)
+                waiting = (run, offset)
+            offset += run.num_bytes
+        if runs is None:
+            yield from _copies(waiting)
+            waiting = None
+            for start, stop in tensor.spans():
+                yield "compute", tensor, dtype, start, stop, offset + start * dtype.itemsize
+            offset += tensor.numel * dtype.itemsize
+    yield from _copies(waiting)
+
+
+def _copies(waiting: tuple[Run, int] | None) -> Iterator[tuple]:
+    if waiting is not None:
+        run, offset = waiting
+        for done in range(0, run.num_bytes, COPY_BYTES):
+            size = min(COPY_BYTES, run.num_bytes - done)
+            yield "copy", Run(run.path, run.offset + done, size), offset + done
+
+
+class _Blocks:
+    """Fills stretches of one open file, from several threads."""
+
+    def __init__(self, fd: int):
+        self._fd = fd
+        self._local = threading.local()
+        self._in_kernel = hasattr(os, "copy_file_range")
+
+    def _scratch(self) -> Scratch:
+        if not hasattr(self._local, "scratch"):
+            self._local.scratch = Scratch()
+        self._local.scratch.reset()
+        return self._local.scratch
+
+    def compute(self, tensor: LazyTensor, dtype: torch.dtype, start: int, stop: int, offset: int) -> int:
+        """Reads, casts and writes the elements ``[start, stop)``; returns the bytes written."""
+        scratch = self._scratch()
+        block = tensor.read_flat(start, stop, scratch)
+        if block.dtype != dtype:
+            block = scratch.empty(block.numel(), dtype).copy_(block)
+        block = block.contiguous().view(torch.uint8)
+        _write_at(self._fd, memoryview(block.numpy()), offset)
+        return block.numel()
+
+    def copy(self, run: Run, offset: int) -> int:
+        """Copies bytes from file to file, inside the kernel where it can; returns their number."""
+        source = os.open(run.path, os.O_RDONLY)
+        try:
+            done = self._copy_in_kernel(source, run, offset) if self._in_kernel else 0
+            buffer = self._scratch().empty(min(BLOCK_BYTES, run.num_bytes - done), torch.uint8)
+            while done < run.num_bytes:
+                view = memoryview(buffer.numpy())[: run.num_bytes - done]
+                read_into(source, view, run.offset + done, run.path)
+                _write_at(self._fd, view, offset + done)
+                done += len(view)
+        finally:
+            os.close(source)
+        return run.num_bytes
+
+    def _copy_in_kernel(self, source: int, run: Run, offset: int) -> int:
+        """The bytes that it managed; 0 between file systems that can't."""
+        done = 0
+        while done < run.num_bytes:
+            try:
+                got = os.copy_file_range(source, self._fd, run.num_bytes - done, run.offset + done, offset + done)
+            except OSError as e:
+                if e.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+                    raise
+                self._in_kernel = False
+                return done
+            if got == 0:  # some file systems, and the end of a file that was cut off: reading will tell
+                return done
+            done += got
+        return done
 
 
 def _write_at(fd: int, view: memoryview, offset: int) -> None:

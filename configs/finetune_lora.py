@@ -11,13 +11,12 @@ less memory     max_tiles = 6 with max_length = 2560
 """
 
 from mmengine.config import read_base
-from mmengine.dataset import DefaultSampler
 from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
 from peft import LoraConfig
 from torch.optim import AdamW
-from xtuner.engine.runner import TrainLoop
 
-from xtuner_plugins.datasets import MultimodalDataset, collate
+from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
+from xtuner_plugins.engine import PlannedTrainLoop
 from xtuner_plugins.models import VisionLanguageModel
 
 with read_base():
@@ -60,7 +59,7 @@ train_dataloader = dict(
     num_workers=num_workers,
     pin_memory=True,
     persistent_workers=num_workers > 0,
-    sampler=dict(type=DefaultSampler, shuffle=True),
+    sampler=dict(type=PlanSampler),
     collate_fn=dict(type=collate),
     dataset=dict(
         type=MultimodalDataset,
@@ -81,4 +80,4 @@ param_scheduler = [  # the product of both: a linear start, and a cosine over th
     dict(type=LinearLR, start_factor=1e-5, by_epoch=False, begin=0, end=warmup_iters),
     dict(type=CosineAnnealingLR, eta_min=0.0, begin=0, end=max_epochs, convert_to_iter_based=True),
 ]
-train_cfg = dict(type=TrainLoop, max_epochs=max_epochs)
+train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs)

@@ -4,11 +4,8 @@ from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, L
 from mmengine.runner import LogProcessor
 from mmengine.visualization import LocalVisBackend, Visualizer
 
-from xtuner_plugins.engine import (
-    CheckpointGuardHook,
-    RunContractHook,
-    prepare_runtime,
-)
+from xtuner_plugins.datasets import LedgerHook
+from xtuner_plugins.engine import CheckpointGuardHook, PlanHook, RunContractHook, prepare_runtime
 
 # XTuner calls this before it builds anything.
 model_resource = dict(fn=prepare_runtime)
@@ -21,7 +18,12 @@ default_hooks = dict(
     checkpoint=dict(type=CheckpointHook, by_epoch=False, interval=500, max_keep_ckpts=2, save_optimizer=True),
     sampler_seed=dict(type=DistSamplerSeedHook),
 )
-custom_hooks = [dict(type=RunContractHook), dict(type=CheckpointGuardHook)]
+custom_hooks = [
+    dict(type=RunContractHook),  # prints what really trains
+    dict(type=CheckpointGuardHook),  # refuses a checkpoint of another model
+    dict(type=PlanHook),  # keeps the place in the data in every checkpoint
+    dict(type=LedgerHook),  # work_dir/ledger.jsonl: what was left out, and why
+]
 
 env_cfg = dict(
     cudnn_benchmark=False,

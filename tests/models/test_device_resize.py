@@ -12,8 +12,11 @@ from xtuner_plugins.models.device_resize import cut_pictures, fixed_point_weight
 def noise(width, height, seed=0, binary=False):
     """Random bytes, or only 0 and 255, which make the filter overshoot and clip."""
     rng = np.random.default_rng(seed)
-    return rng.integers(0, 2, (height, width, 3), np.uint8) * 255 if binary else rng.integers(
-        0, 256, (height, width, 3), np.uint8)
+    return (
+        rng.integers(0, 2, (height, width, 3), np.uint8) * 255
+        if binary
+        else rng.integers(0, 256, (height, width, 3), np.uint8)
+    )
 
 
 def to_chw(array):
@@ -24,9 +27,21 @@ def pillow(array, width, height):
     return to_chw(Image.fromarray(array).resize((width, height), Image.Resampling.BICUBIC))
 
 
-SIZES = [(7, 5, 11, 13), (100, 90, 40, 40), (90, 100, 448, 336), (1, 1, 56, 56), (300, 2, 56, 112), (2, 300, 112, 56),
-         (640, 480, 448, 448), (333, 500, 448, 448), (500, 500, 500, 448), (500, 500, 448, 500), (64, 64, 64, 64),
-         (3000, 40, 56, 56), (40, 3000, 56, 56)]
+SIZES = [
+    (7, 5, 11, 13),
+    (100, 90, 40, 40),
+    (90, 100, 448, 336),
+    (1, 1, 56, 56),
+    (300, 2, 56, 112),
+    (2, 300, 112, 56),
+    (640, 480, 448, 448),
+    (333, 500, 448, 448),
+    (500, 500, 500, 448),
+    (500, 500, 448, 500),
+    (64, 64, 64, 64),
+    (3000, 40, 56, 56),
+    (40, 3000, 56, 56),
+]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -99,8 +114,9 @@ def test_pictures_are_cut_between_the_tiles_that_workers_cut():
     ready = [torch.full((2, 3, 56, 56), 7, dtype=torch.uint8), torch.full((1, 3, 56, 56), 9, dtype=torch.uint8)]
     expected = torch.cat([ready[0], whole[0], whole[1], ready[1], whole[2]])
     firsts = [2, 2 + len(whole[0]), 3 + len(whole[0]) + len(whole[1])]
-    grids = [[*rule.grid(a.shape[1], a.shape[0]), int(len(t) > 1), f]
-             for a, t, f in zip(arrays, whole, firsts, strict=True)]
+    grids = [
+        [*rule.grid(a.shape[1], a.shape[0]), int(len(t) > 1), f] for a, t, f in zip(arrays, whole, firsts, strict=True)
+    ]
     pictures = [torch.from_numpy(array) for array in arrays]
     assert torch.equal(cut_pictures(torch.cat(ready), pictures, torch.tensor(grids)), expected)
     empty = torch.empty(0, 3, 56, 56, dtype=torch.uint8)

@@ -58,3 +58,15 @@ def test_loss_is_float32(dtype):
     hidden, labels, head = make_case([(0, 3)])
     loss, _ = next_token_loss(hidden.to(dtype), labels, head.to(dtype))
     assert loss.dtype == torch.float32
+
+
+def test_weights_are_relative_and_change_what_counts():
+    hidden, labels, head = make_case([(0, 3), (1, 6)])
+    logits = F.linear(hidden, head.weight)
+    one = F.cross_entropy(logits[0, 2], labels[0, 3])
+    other = F.cross_entropy(logits[1, 5], labels[1, 6])
+    weights = torch.tensor([[3.0], [1.0]]).expand(2, 7)
+    loss, _ = next_token_loss(hidden, labels, head, weights)
+    torch.testing.assert_close(loss, (3 * one + other) / 4)
+    equal, _ = next_token_loss(hidden, labels, head, torch.full((2, 7), 5.0))
+    torch.testing.assert_close(equal, next_token_loss(hidden, labels, head)[0])

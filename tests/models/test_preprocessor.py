@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -37,3 +38,16 @@ def test_floats_are_refused():
 def test_useless_statistics_are_refused(std):
     with pytest.raises(ValueError, match="std"):
         TilePreprocessor(std=std)
+
+
+def test_whole_pictures_are_cut_here(tmp_path):
+    from xtuner_plugins.datasets.tiling import DynamicTiling
+
+    picture = Image.fromarray(torch.randint(0, 256, (60, 130, 3), dtype=torch.uint8).numpy())
+    expected = DynamicTiling(tile_size=28, max_tiles=6)(picture)
+    cols = 2
+    batch = batch_of(torch.zeros(0, 3, 28, 28, dtype=torch.uint8))
+    batch["pictures"] = [torch.from_numpy(np.array(picture))]
+    batch["picture_grids"] = torch.tensor([[cols, (len(expected) - 1) // cols, 1, 0]])
+    out = TilePreprocessor()(batch)
+    assert torch.equal(out["pixel_values"], TilePreprocessor().normalize(expected)) and "pictures" not in out

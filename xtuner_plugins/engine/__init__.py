@@ -2,6 +2,14 @@
 
 from .ddp import DeviceAwareDDP
 from .hooks import CheckpointGuardHook, RunContractHook
+from .loops import PlanHook, PlannedTrainLoop
 from .runtime import prepare_runtime
 
-__all__ = ["CheckpointGuardHook", "DeviceAwareDDP", "RunContractHook", "prepare_runtime"]
+__all__ = [
+    "CheckpointGuardHook",
+    "DeviceAwareDDP",
+    "PlanHook",
+    "PlannedTrainLoop",
+    "RunContractHook",
+    "prepare_runtime",
+]

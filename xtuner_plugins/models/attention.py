@@ -26,13 +26,31 @@ def packed_causal_mask(cu_seqlens: torch.Tensor, length: int) -> torch.Tensor:
         bool ``[1, 1, S, S]``, True where a query (row) may look at a key (column).
     """
     positions = torch.arange(length, device=cu_seqlens.device)
-    sample = torch.bucketize(positions, cu_seqlens[1:], right=True)
+    sample = samples_of_positions((1, length), cu_seqlens, cu_seqlens.device)[0]
     same_sample = sample[:, None] == sample[None, :]
     causal = positions[:, None] >= positions[None, :]
     is_padding = positions >= cu_seqlens[-1]
     itself = positions[:, None] == positions[None, :]
     mask = same_sample & causal & (itself | ~is_padding[:, None])
     return mask[None, None]
+
+
+def samples_of_positions(shape: tuple[int, int], cu_seqlens: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+    """Which sample each position belongs to: the row, or, in a packed row, the number of its segment.
+
+    Args:
+        shape: (B, S).
+        cu_seqlens: int32 ``[n + 1]`` of a packed row, or None.
+        device: Where the result is needed.
+
+    Returns:
+        int64 ``[B, S]``; n at the padding behind the last segment.
+    """
+    batch_size, length = shape
+    if cu_seqlens is None:
+        return torch.arange(batch_size, device=device)[:, None].expand(batch_size, length)
+    positions = torch.arange(length, device=device)
+    return torch.bucketize(positions, cu_seqlens[1:].to(device), right=True)[None]
 
 
 def check_boundaries(cu_seqlens: torch.Tensor, batch_size: int, length: int) -> None:

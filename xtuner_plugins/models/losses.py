@@ -24,7 +24,7 @@ def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
 
 
 def next_token_loss(
-    hidden: torch.Tensor, labels: torch.Tensor, lm_head: nn.Module
+    hidden: torch.Tensor, labels: torch.Tensor, lm_head: nn.Module, weights: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Next-token cross entropy with logits only where a label needs them.
 
@@ -44,6 +44,8 @@ def next_token_loss(
         hidden: ``[B, S, D]``, the LLM's last hidden states.
         labels: int64 ``[B, S]``, -100 where nothing is supervised.
         lm_head: Maps ``[K, D]`` to ``[K, V]``.
+        weights: float32 ``[B, S]``, how much the label at each position counts; None counts all alike. With weights
+            the sum of weights takes the place of the number of tokens.
 
     Returns:
         The loss to differentiate (float32 scalar) and the number of supervised tokens of this rank.
@@ -51,9 +53,12 @@ def next_token_loss(
     targets = labels[:, 1:]
     supervised = targets != IGNORE_INDEX
     num_supervised = supervised.sum()
-    mean_per_rank = sum_over_ranks(num_supervised.float()) / world_size()
+    token_weights = None if weights is None else weights[:, 1:][supervised]
+    local_weight = num_supervised.float() if token_weights is None else token_weights.sum()
+    mean_per_rank = sum_over_ranks(local_weight) / world_size()
     if num_supervised == 0:
         return lm_head(hidden[:1, :1]).float().sum() * 0.0, num_supervised
     logits = lm_head(hidden[:, :-1][supervised]).float()
-    loss_sum = F.cross_entropy(logits, targets[supervised], reduction="sum")
+    losses = F.cross_entropy(logits, targets[supervised], reduction="none")
+    loss_sum = losses.sum() if token_weights is None else (losses * token_weights).sum()
     return loss_sum / mean_per_rank, num_supervised

@@ -8,6 +8,8 @@ import torch
 from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS
 
+from .device_resize import cut_pictures
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -47,10 +49,15 @@ class TilePreprocessor(BaseDataPreprocessor):
     def forward(self, data: dict, training: bool = False) -> dict:
         """Replaces ``tiles`` of a collated batch by ``pixel_values``; every other field is only moved.
 
+        On the data set's route ``'device'`` the batch also holds whole pictures; their tiles are cut here.
+
         Args:
             data: The batch of `xtuner_plugins.datasets.collate`.
             training: Unused; MMEngine's signature.
         """
         batch = dict(self.cast_data(data))
-        batch["pixel_values"] = self.normalize(batch.pop("tiles"))
+        tiles = batch.pop("tiles")
+        if "pictures" in batch:
+            tiles = cut_pictures(tiles, batch.pop("pictures"), batch.pop("picture_grids"))
+        batch["pixel_values"] = self.normalize(tiles)
         return batch

@@ -13,7 +13,7 @@ from torch import nn
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer
 
 from .adapters import inject_lora
-from .attention import check_boundaries, packed_causal_mask
+from .attention import check_boundaries, packed_causal_mask, samples_of_positions
 from .encoders import encoder_family
 from .llms import llm_family
 from .losses import next_token_loss, sum_over_ranks, world_size
@@ -159,6 +159,8 @@ class VisionLanguageModel(BaseModel):
         labels: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         cu_seqlens: torch.Tensor | None = None,
+        max_seqlen: int | None = None,
+        loss_weights: torch.Tensor | None = None,
         num_tiles: torch.Tensor | None = None,
         sources: Sequence[str] = (),
         mode: str = "loss",
@@ -172,7 +174,9 @@ class VisionLanguageModel(BaseModel):
             labels: int64 ``[B, S]``, -100 where nothing is supervised. Needed by mode ``'loss'``.
             position_ids: int64 ``[B, S]``; None counts from 0 in each row. Packs count anew in each sample.
             cu_seqlens: int32 ``[n + 1]``, boundaries of the samples in a packed row (then B is 1); None: no packing.
-            num_tiles: int64 ``[B]``, tiles a row; used to name the sample when counts disagree.
+            max_seqlen: Length of the longest sample of a pack; not needed by the attention used here.
+            loss_weights: float32, one a sample; how much its labels count. None counts all alike.
+            num_tiles: int64, tiles a sample; used to name the sample when counts disagree.
             sources: ``file:line`` of each sample, for messages.
             mode: ``'loss'`` or ``'tensor'``.
 
@@ -182,11 +186,13 @@ class VisionLanguageModel(BaseModel):
         Raises:
             ValueError: Image tokens and image features don't match (names both counts and the sample).
         """
-        self._check_counts(input_ids, pixel_values, num_tiles, sources)
+        if cu_seqlens is not None:
+            check_boundaries(cu_seqlens, *input_ids.shape)
+        samples = samples_of_positions(input_ids.shape, cu_seqlens, input_ids.device)
+        self._check_counts(input_ids, pixel_values, samples, num_tiles, sources)
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self._needs_autocast()):
             embeds = self._embed(input_ids, pixel_values)
             if cu_seqlens is not None:
-                check_boundaries(cu_seqlens, *input_ids.shape)
                 attention_mask = packed_causal_mask(cu_seqlens, input_ids.shape[1])
             decoder = getattr(self.model.language_model, self.llm.decoder)
             hidden = decoder(
@@ -197,7 +203,10 @@ class VisionLanguageModel(BaseModel):
             if mode != "loss":
                 raise ValueError(f"VisionLanguageModel has modes 'loss' and 'tensor', not {mode!r}")
             head = self.model.language_model.get_output_embeddings()
-            loss, num_supervised = next_token_loss(hidden, labels, head)
+            weights = None
+            if loss_weights is not None:  # padding behind the last sample of a pack has no label, so any weight will do
+                weights = loss_weights[samples.clamp(max=len(loss_weights) - 1)]
+            loss, num_supervised = next_token_loss(hidden, labels, head, weights)
         return {
             "loss": loss,
             "num_supervised": num_supervised,
@@ -218,18 +227,19 @@ class VisionLanguageModel(BaseModel):
             return False
         return any(p.dtype == torch.float32 for p in self.parameters() if p.requires_grad)
 
-    def _check_counts(self, input_ids, pixel_values, num_tiles, sources) -> None:
-        tokens = (input_ids == self.img_context_token_id).sum(dim=1)
-        num_features = pixel_values.shape[0] * self.num_image_token
-        if int(tokens.sum()) == num_features:
+    def _check_counts(self, input_ids, pixel_values, samples, num_tiles, sources) -> None:
+        is_image = input_ids == self.img_context_token_id
+        num_tokens, num_features = int(is_image.sum()), pixel_values.shape[0] * self.num_image_token
+        if num_tokens == num_features:
             return
-        culprit = ""
+        culprits = ""
         if num_tiles is not None and len(sources):
-            wrong = (tokens != num_tiles.to(tokens.device) * self.num_image_token).nonzero().flatten().tolist()
-            culprit = "; at fault: " + ", ".join(str(sources[i]) for i in wrong)
+            tokens = torch.bincount(samples[is_image], minlength=len(num_tiles))[: len(num_tiles)].cpu()
+            wrong = (tokens != num_tiles.cpu() * self.num_image_token).nonzero().flatten().tolist()
+            culprits = "; at fault: " + ", ".join(str(sources[i]) for i in wrong)
         raise ValueError(
-            f"{int(tokens.sum())} image tokens in the text, but {num_features} image features "
-            f"({pixel_values.shape[0]} tiles x {self.num_image_token} tokens){culprit}"
+            f"{num_tokens} image tokens in the text, but {num_features} image features "
+            f"({pixel_values.shape[0]} tiles x {self.num_image_token} tokens){culprits}"
         )
 
     def _embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:

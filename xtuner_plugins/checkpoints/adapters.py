@@ -73,7 +73,7 @@ def export_adapter(
 
 
 def _peft_config(plan: trained.TrainedPlan, part: str, layers: list[str]) -> dict:
-    config = copy.copy(plan.lora_configs[part])
+    config = copy.copy(lora.full_config(plan.lora_configs[part]))
     config.target_modules, config.base_model_name_or_path = layers, str(plan.base)
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
     config.inference_mode = True

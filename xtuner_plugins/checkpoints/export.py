@@ -87,13 +87,7 @@ def export(
     wanted, shard_bytes = _check_options(dtype, max_shard_size, code)
     plan = trained.lay_over(config_path, checkpoint)
     out = check_target(out, force=force, inputs={"base": plan.base, "checkpoint": checkpoint, "config": config_path})
-    check_model(plan.view, plan.without_adapters())
     changed = plan.changed
-    tensors = {}
-    for name, tensor in plan.merged().items():
-        to = wanted or plan.base_tensors[name].dtype
-        tensors[name] = _Finite(tensor, to, name, Path(checkpoint)) if name in changed else cast(tensor, to)
-    target = targets.make_target(plan.view, tensors, form=form, dtype=dtype, code=code)
     sources = [*_base_files(plan.base), *plan.checkpoint.files, Path(config_path)]
 
     def record(hashes: dict[str, str]) -> dict:
@@ -111,7 +105,15 @@ def export(
             "merged": sorted(plan.adapters),
         }
 
-    summary = _write(target, out, shard_bytes, sources, record, progress)
+    with _Beside() as beside:
+        hashes = beside.start(hash_files, sources, beside)
+        check_model(plan.view, plan.without_adapters())
+        tensors = {}
+        for name, tensor in plan.merged().items():
+            to = wanted or plan.base_tensors[name].dtype
+            tensors[name] = _Finite(tensor, to, name, Path(checkpoint)) if name in changed else cast(tensor, to)
+        target = targets.make_target(plan.view, tensors, form=form, dtype=dtype, code=code)
+        summary = _write(target, out, shard_bytes, record, progress, hashes)
     return {
         **summary,
         "num_replaced": len(plan.replaced),
@@ -153,15 +155,17 @@ def convert(
     wanted, shard_bytes = _check_options(dtype, max_shard_size, "auto")
     view = formats.open_model(directory)
     out = check_target(out, force=force, inputs={"model": directory})
-    check_model(view, view.tensors)
     tensors = {name: cast(tensor, wanted or tensor.dtype) for name, tensor in view.tensors.items()}
-    target = targets.make_target(view, tensors, form=form, dtype=dtype, template=template)
     files = _base_files(view.directory)
 
     def record(hashes: dict[str, str]) -> dict:
         return {"model": _origin(view.directory, files, hashes), "dtype": dtype or "as stored", "format": form}
 
-    return _write(target, out, shard_bytes, files, record, progress)
+    with _Beside() as beside:
+        hashes = beside.start(hash_files, files, beside)
+        check_model(view, view.tensors)
+        target = targets.make_target(view, tensors, form=form, dtype=dtype, template=template)
+        return _write(target, out, shard_bytes, record, progress, hashes)
 
 
 def _check_options(dtype, max_shard_size, code) -> tuple[torch.dtype | None, int]:
@@ -170,27 +174,21 @@ def _check_options(dtype, max_shard_size, code) -> tuple[torch.dtype | None, int
     return targets.resolve_dtype(dtype), parse_size(max_shard_size)
 
 
-def _write(target: targets.Target, out: Path, shard_bytes: int, sources: list[Path], record, progress) -> dict:
+def _write(target: targets.Target, out: Path, shard_bytes: int, record, progress, hashes) -> dict:
     tensors = {name: (tensor, tensor.dtype) for name, tensor in target.tensors.items()}
     num_bytes = total_bytes(tensors)
     check_disk(out, num_bytes)
     advance = (lambda n: progress(n, num_bytes)) if progress else (lambda n: None)
-    with staged_directory(out) as stage, ThreadPoolExecutor(1) as pool:
-        hashing = _Hashing()
-        hashes = pool.submit(hashing.run, sources)
-        try:
-            target.write_files(stage)
-            files = write_weights(stage, tensors, max_shard_size=shard_bytes, advance=advance)
-        except BaseException:
-            hashing.stop = True
-            raise
+    with staged_directory(out) as stage:
+        target.write_files(stage)
+        files = write_weights(stage, tensors, max_shard_size=shard_bytes, advance=advance)
         write_json(stage / MANIFEST, {**record(hashes.result()), "versions": _versions()})
         write_config(stage, target.config)
     return {"out": str(out), "num_tensors": len(tensors), "num_bytes": num_bytes, "num_shards": len(files)}
 
 
 def check_model(view: formats.ModelView, tensors: dict[str, LazyTensor]) -> None:
-    """Names and shapes against an empty hub model, before anything is written."""
+    """Names and shapes against an empty hub model."""
     from xtuner_plugins.checkpoints.loader import compare, config_from_fields, empty_model
 
     model = empty_model(config_from_fields(view.config, view.directory))
@@ -201,21 +199,32 @@ def _base_files(directory: Path) -> list[Path]:
     return [directory / "config.json", *weight_files(directory)]
 
 
-class _Hashing:
-    """SHA-256 of files beside the writing, on another core; it also brings them into memory for the copying."""
+class _Beside:
+    """A thread that works beside the writing; after an error it stops soon."""
 
     stop = False
 
-    def run(self, paths: list[Path]) -> dict[str, str]:
-        result = {}
-        buffer = memoryview(bytearray(2**20))
-        for path in paths:
-            digest = hashlib.sha256()
-            with open(path, "rb", buffering=0) as file:
-                while (size := file.readinto(buffer)) and not self.stop:
-                    digest.update(buffer[:size])
-            result[str(path)] = digest.hexdigest()
-        return result
+    def __enter__(self):
+        self._pool = ThreadPoolExecutor(1)
+        self.start = self._pool.submit
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.stop = kind is not None
+        self._pool.shutdown()
+
+
+def hash_files(paths: list[Path], beside: _Beside) -> dict[str, str]:
+    """SHA-256 of files by path; reading them also brings them into memory for the copying."""
+    result = {}
+    buffer = memoryview(bytearray(2**20))
+    for path in paths:
+        digest = hashlib.sha256()
+        with open(path, "rb", buffering=0) as file:
+            while (size := file.readinto(buffer)) and not beside.stop:
+                digest.update(buffer[:size])
+        result[str(path)] = digest.hexdigest()
+    return result
 
 
 def _origin(path: Path, files: list[Path], hashes: dict[str, str]) -> dict:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -23,8 +25,47 @@ _KEY = re.compile(
     r"(?P<layer>.+)\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"(?:\.default)?(?:\.(?P<leaf>weight|bias))?"
 )
+_PLAIN_OPTIONS = {"r", "lora_alpha", "lora_dropout", "target_modules", "task_type"}
 # Their initialisation changes the base weights themselves, so the base on disk is not what the adapter was trained on.
 _REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "orthogonal_base")
+
+
+@dataclass
+class PlainLora:
+    """LoRA without any variant: all that a merge needs of its settings, without starting PEFT, which takes seconds.
+
+    Attributes:
+        r: rank.
+        lora_alpha: the scaling is ``lora_alpha / r``.
+        options: everything that ``LoraConfig`` is made of.
+    """
+
+    r: int
+    lora_alpha: float
+    options: dict
+    use_dora: ClassVar[bool] = False
+    init_lora_weights: ClassVar[bool] = True
+    rank_pattern: ClassVar[Mapping] = {}
+    alpha_pattern: ClassVar[Mapping] = {}
+
+
+def plain_or_full(options: Mapping):
+    """``PlainLora`` where the options of a ``LoraConfig`` name no variant, else that config."""
+    sizes = [options.get("r"), options.get("lora_alpha")]
+    if set(options) <= _PLAIN_OPTIONS and all(type(n) is int and n > 0 for n in sizes):
+        return PlainLora(*sizes, dict(options))
+    from peft import LoraConfig
+
+    return LoraConfig(**options)
+
+
+def full_config(config):
+    """A ``peft.LoraConfig`` of what ``plain_or_full`` gave."""
+    if not isinstance(config, PlainLora):
+        return config
+    from peft import LoraConfig
+
+    return LoraConfig(**config.options)
 
 
 def split_key(name: str) -> tuple[str, str] | None:
@@ -106,6 +147,8 @@ def _float_rows(tensor: LazyTensor, first: int, last: int, scratch: Scratch | No
 def _scaling(config, layer: str) -> float:
     """PEFT's own scaling of a layer, taken from such a layer."""
     rank = rank_of(config, layer)
+    if isinstance(config, PlainLora):
+        return config.lora_alpha / rank
     parts = {"lora_A.weight": torch.zeros(rank, 1), "lora_B.weight": torch.zeros(1, rank)}
     return float(_rebuild(layer, nn.Linear(1, 1), parts, config).scaling[ADAPTER_NAME])
 
@@ -148,6 +191,8 @@ def rank_of(config, layer: str) -> int:
 
 
 def _by_pattern(patterns: Mapping[str, int], layer: str, default: int) -> int:
+    if not patterns:
+        return default
     from peft.utils.other import get_pattern_key
 
     return patterns.get(get_pattern_key(patterns.keys(), layer), default)
@@ -157,7 +202,7 @@ def _single(config, layer: str):
     """The config for one layer alone: everything that chose layers is dropped, everything that shapes them stays."""
     from peft import LoraConfig
 
-    config = copy.deepcopy(config)
+    config = copy.deepcopy(full_config(config))
     assert isinstance(config, LoraConfig), type(config)
     config.target_modules = [layer]
     config.exclude_modules = config.modules_to_save = config.layers_to_transform = config.layers_pattern = None

@@ -47,7 +47,7 @@ class TrainedPlan:
         checkpoint: what was opened.
         replaced: tensors that take the place of a base tensor, by official name.
         adapters: official layer name to adapter tensors by part (``lora_A.weight``, ...).
-        lora_configs: model part (``language_model``, ``vision_model``) to ``LoraConfig``.
+        lora_configs: model part (``language_model``, ``vision_model``) to its LoRA settings.
         ignored: checkpoint tensors that change nothing, by name.
     """
 
@@ -118,18 +118,15 @@ def read_training_config(cfg):
     return cfg
 
 
-def lora_config(settings, family_targets: tuple[str, ...] = ()):
-    """A ``peft.LoraConfig`` from ``dict(type=LoraConfig, r=..., ...)``, or None."""
-    if settings is None:
-        return None
-    from peft import LoraConfig
-
-    if isinstance(settings, LoraConfig):
+def lora_config(settings):
+    """What ``lora.plain_or_full`` makes of ``dict(type=LoraConfig, r=..., ...)``, or None."""
+    if settings is None or not isinstance(settings, Mapping):
         return settings
-    options = {k: (list(v) if isinstance(v, (list, tuple)) else v) for k, v in dict(settings).items() if k != "type"}
+    options = {k: settings[k] for k in settings.keys() if k != "type"}  # reading ``type`` would import PEFT
+    options = {k: (list(v) if isinstance(v, (list, tuple)) else v) for k, v in options.items()}
     options = {k: (dict(v) if isinstance(v, Mapping) else v) for k, v in options.items()}
     try:
-        return LoraConfig(**options)
+        return lora.plain_or_full(options)
     except TypeError as e:
         raise CheckpointError(f"the LoRA settings of the config: {e}") from None
 
@@ -266,7 +263,7 @@ def attach_adapters(model, plan: TrainedPlan) -> None:
         if not layers:
             continue
         root = model.get_submodule(part)
-        config = copy.copy(config)
+        config = copy.copy(lora.full_config(config))
         config.target_modules, config.exclude_modules = sorted(layers), None
         config.layers_to_transform = config.modules_to_save = None
         config.init_lora_weights = False

@@ -29,7 +29,7 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 _DISK_MARGIN = 64 * 2**20  # JSON, tokenizer and code files, rounded up generously
 CONFIG = "config.json"
-COPY_BYTES = 64 * 2**20  # of one job; the kernel needs no buffer for it
+COPY_BYTES = 16 * 2**20  # of one job; the kernel needs no buffer for it
 # Each holds a block or two; more than a few gain nothing on a disk.
 NUM_WORKERS = max(1, min(4, os.cpu_count() or 1))
 
@@ -270,6 +270,8 @@ class _Blocks:
     def __init__(self, fd: int):
         self._fd = fd
         self._local = threading.local()
+        # Writers of one file exclude one another in the kernel too, where they would spin.
+        self._lock = threading.Lock()
         self._in_kernel = hasattr(os, "copy_file_range")
 
     def _scratch(self) -> Scratch:
@@ -285,14 +287,16 @@ class _Blocks:
         if block.dtype != dtype:
             block = scratch.empty(block.numel(), dtype).copy_(block)
         block = block.contiguous().view(torch.uint8)
-        _write_at(self._fd, memoryview(block.numpy()), offset)
+        with self._lock:
+            _write_at(self._fd, memoryview(block.numpy()), offset)
         return block.numel()
 
     def copy(self, run: Run, offset: int) -> int:
         """Copies bytes from file to file, inside the kernel where it can; returns their number."""
         source = os.open(run.path, os.O_RDONLY)
         try:
-            done = self._copy_in_kernel(source, run, offset) if self._in_kernel else 0
+            with self._lock:
+                done = self._copy_in_kernel(source, run, offset) if self._in_kernel else 0
             buffer = self._scratch().empty(min(BLOCK_BYTES, run.num_bytes - done), torch.uint8)
             while done < run.num_bytes:
                 view = memoryview(buffer.numpy())[: run.num_bytes - done]

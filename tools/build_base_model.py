@@ -15,21 +15,31 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--vision", required=True, help="InternViT directory, or an official directory whose tower is taken"
+        "--vision",
+        required=True,
+        help="InternViT, CLIP or SigLIP directory (whole or tower), or an official directory whose tower is taken",
     )
     parser.add_argument("--llm", required=True, help="language model directory with its tokenizer")
     parser.add_argument("--out", required=True, help="directory to write")
     parser.add_argument("--template", help="conversation template (default: the family's own, internvl2_5 for Qwen2)")
-    parser.add_argument("--max-tiles", type=int, default=12, help="tiles a picture, thumbnail not counted (default 12)")
+    parser.add_argument(
+        "--max-tiles", type=int, help="tiles a picture, thumbnail not counted (default 12; 1 with projector type mlp)"
+    )
     parser.add_argument(
         "--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"], help="of the stored weights"
     )
     parser.add_argument("--projector", help="file with mlp1.* weights (default: a fresh projector)")
     parser.add_argument(
-        "--select-layer", type=int, default=-1, help="vision layer to use; layers after it are left out"
+        "--projector-type", choices=["pixel_shuffle_mlp", "mlp"],
+        help="InternVL's (default for InternViT), or LLaVA's without merging of patches (default for CLIP and SigLIP)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--select-layer",
+        type=int,
+        help="vision layer to use (default -1, CLIP and SigLIP -2); InternViT's layers after it are left out",
     )
     rgb = dict(type=float, nargs=3, metavar=("R", "G", "B"))
-    parser.add_argument("--image-mean", **rgb, help="that the tower was trained with, if not ImageNet's; folded in")
+    parser.add_argument("--image-mean", **rgb, help="that the tower was trained with, if not known; folded in")
     parser.add_argument("--image-std", **rgb, help="likewise")
     parser.add_argument("--max-shard-size", default="4GB", help="largest weight file (default 4GB)")
     parser.add_argument("--seed", type=int, default=0, help="of the fresh projector")
@@ -55,6 +65,8 @@ def main(argv=None) -> int:
         f"vocabulary {summary['vocab_size']} ({summary['num_new_tokens']} tokens added), "
         f"{summary['num_image_token']} tokens a tile, template {summary['template']}, projector: {summary['projector']}"
     )
+    if summary["note"]:
+        print(f"note: {summary['note']}")
     return 0
 
 

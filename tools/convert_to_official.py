@@ -2,6 +2,7 @@
 
     python tools/convert_to_official.py configs/finetune_lora.py work_dirs/finetune_lora/iter_1000.pth exports/mine
     python tools/convert_to_official.py CONFIG CHECKPOINT OUT --format hf          # transformers' own InternVL
+    python tools/convert_to_official.py CONFIG CHECKPOINT OUT --format llava       # CLIP or SigLIP with a plain MLP
     python tools/convert_to_official.py CONFIG CHECKPOINT OUT --adapter-only       # a PEFT directory
     python tools/convert_to_official.py --from InternVL3-1B-hf OUT                 # -hf to official
     python tools/convert_to_official.py --from exports/mine OUT --format hf        # official to -hf
@@ -20,7 +21,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="+", metavar="CONFIG CHECKPOINT OUT", help="with --from: OUT alone")
     parser.add_argument("--from", dest="source", metavar="DIR", help="convert this finished model directory")
-    parser.add_argument("--format", choices=["official", "hf"], help="default: as the base; with --from: official")
+    parser.add_argument(
+        "--format", choices=["official", "hf", "llava"], help="default: as the base; with --from: official"
+    )
     parser.add_argument(
         "--dtype", choices=["bfloat16", "float16", "float32"], help="of all weights (default: as stored)"
     )

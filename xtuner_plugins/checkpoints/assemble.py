@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from xtuner_plugins.checkpoints import formats, mappings, normalization, projectors, tokenizer_files
-from xtuner_plugins.checkpoints.families import VISION_FIELDS, LLMFamily, llm_family
+from xtuner_plugins.checkpoints import formats, mappings, normalization, projectors, tokenizer_files, towers
+from xtuner_plugins.checkpoints.families import LLMFamily, llm_family
 from xtuner_plugins.checkpoints.reader import CheckpointError, open_weights, read_json
 from xtuner_plugins.checkpoints.tensors import Joined, LazyTensor, MemoryTensor
 from xtuner_plugins.checkpoints.writer import (
@@ -34,14 +34,6 @@ _IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 @dataclass
-class VisionPart:
-    """An InternViT, read but not loaded: its config and its tensors under ``vision_model.*``."""
-
-    config: dict
-    tensors: dict[str, LazyTensor]
-
-
-@dataclass
 class LLMPart:
     """A language model, read but not loaded: config, family, tokenizer with the nine tokens, tensors without prefix."""
 
@@ -58,10 +50,11 @@ def build_base(
     out: str | Path,
     *,
     template: str | None = None,
-    max_tiles: int = 12,
+    max_tiles: int | None = None,
     dtype: str = "bfloat16",
     projector: str | Path | None = None,
-    select_layer: int = -1,
+    projector_type: str | None = None,
+    select_layer: int | None = None,
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
     max_shard_size: str | int = "4GB",
@@ -74,6 +67,8 @@ def build_base(
     * Vision: ``embeddings.*`` and ``encoder.layers.*`` of a standalone InternViT, or the tower inside an official
       directory. With ``select_layer=-k`` the last ``k - 1`` layers are left out and ``-1`` is written: InternViT has no
       final norm, so this is exact, and consumers support nothing else.
+    * CLIP and SigLIP (a bare tower, or the one inside a whole model) stay whole, ``select_layer`` is written (-2 when
+      none is named), and their own pixel normalisation is folded in. Only our own model code runs such a directory.
     * Language model: the nine tokens are appended; embedding and head are cut to the tokenizer's size (released Qwen3
       models keep their padding, so does this) and every new row is the mean of the rows before it. The head is
       stored by itself, a tied one as a copy.
@@ -85,11 +80,14 @@ def build_base(
         llm: directory, or a hub name.
         out: directory to write.
         template: conversation template; None takes the family's own.
-        max_tiles: ``max_dynamic_patch``, tiles a picture without the thumbnail.
+        max_tiles: ``max_dynamic_patch``, tiles a picture without the thumbnail; None is 12, or 1 with ``mlp``.
         dtype: of the stored weights, a key of ``DTYPES``.
         projector: safetensors or torch file with ``mlp1.*`` (or ``0.weight`` ...); None for a fresh one.
-        select_layer: negative index of the layer whose output is used.
-        image_mean: of each channel, that the tower was trained with, if not ImageNet's; folded into its first layer.
+        projector_type: ``pixel_shuffle_mlp`` (InternVL's) or ``mlp`` (LLaVA's, no merging of patches); None takes the
+            first for InternViT, the second for CLIP and SigLIP.
+        select_layer: negative index of the layer whose output is used; None is -1 for InternViT, -2 for the others.
+        image_mean: of each channel, that the tower was trained with, if not ImageNet's (InternViT) or what its
+            directory says (CLIP, SigLIP); folded into its first layer.
         image_std: deviation of each channel, likewise.
         max_shard_size: such as ``4GB``.
         seed: of the fresh projector.
@@ -98,7 +96,7 @@ def build_base(
 
     Returns:
         A summary: ``out``, ``num_parameters``, ``num_bytes``, ``vocab_size``, ``num_new_tokens``, ``num_image_token``,
-        ``projector`` (where it came from), ``template``.
+        ``projector`` (where it came from), ``template``, ``note`` (who can run the directory, if not everybody).
 
     Raises:
         CheckpointError: a part is missing, of the wrong kind or incomplete; ``out`` exists; the disk is too full.
@@ -106,20 +104,22 @@ def build_base(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
-    if not 1 <= max_tiles <= 128:
+    if max_tiles is not None and not 1 <= max_tiles <= 128:
         raise ValueError(f"max_tiles = {max_tiles} makes no sense; choose 1 to 128 (released models: 12)")
     if (image_mean is None) != (image_std is None):
         raise ValueError("image_mean and image_std go together; give both or none")
     shard_bytes = parse_size(max_shard_size)
     out = check_target(out, force=force, inputs={"vision tower": vision, "language model": llm, "projector": projector})
-    vision_part = read_vision(local_directory(vision, "vision tower"), select_layer=select_layer)
-    if image_mean is not None:
-        vision_part.tensors = normalization.fold(vision_part.tensors, image_mean, image_std)
+    vision_part = towers.read_vision(local_directory(vision, "vision tower"), select_layer=select_layer)
+    own = (image_mean, image_std) if image_mean is not None else vision_part.normalization
+    if own is not None:
+        vision_part.tensors = normalization.fold(vision_part.tensors, *own)
     llm_part = read_llm(local_directory(llm, "language model"))
     template = template or llm_part.family.template
     conversation = _conversation(template, llm_part)
 
-    config = make_config(vision_part.config, llm_part, template=template, max_tiles=max_tiles, dtype=dtype)
+    config = make_config(vision_part, llm_part, template=template, max_tiles=max_tiles, dtype=dtype,
+                         projector_type=projector_type)  # fmt: skip
     num_rows = config["llm_config"]["vocab_size"]
     mlp1 = projectors.projector_tensors(config, projector, seed)
     tensors = {**vision_part.tensors, **mlp1}
@@ -144,7 +144,18 @@ def build_base(
         "num_image_token": num_image_token(config),
         "projector": str(projector) if projector else f"fresh, seed {seed}",
         "template": template,
+        "note": _who_runs_it(config),
     }
+
+
+def _who_runs_it(config: dict) -> str | None:
+    tower = towers.tower_family(config["vision_config"])
+    plain = config.get("projector_type") == "mlp"
+    if tower is None and not plain:
+        return None
+    what = tower.architecture if tower else "projector type mlp"
+    elsewhere = "; --format llava exports it for other programs" if tower and plain else ""
+    return f"{what}: this directory runs with its own model code only (trust_remote_code, VLMEvalKit){elsewhere}"
 
 
 def local_directory(name: str | Path, role: str) -> Path:
@@ -171,48 +182,6 @@ def local_directory(name: str | Path, role: str) -> Path:
             f"{role}: there is no directory {text}, and the hub model of that name can't be fetched "
             f"({type(e).__name__}: {reason[:200]}); download it elsewhere and give its directory"
         ) from None
-
-
-def read_vision(directory: Path, *, select_layer: int = -1) -> VisionPart:
-    """An InternViT from a standalone or an official directory, cut to the layer in use."""
-    config = read_json(directory / "config.json")
-    official = "vision_config" in config and "llm_config" in config
-    tower = config["vision_config"] if official else config
-    architectures = tower.get("architectures") or []
-    if tower.get("model_type") != "intern_vit_6b" and "InternVisionModel" not in architectures:
-        raise CheckpointError(
-            f"vision tower: {directory} is not an InternViT (model_type {tower.get('model_type')!r}, "
-            f"architectures {architectures})"
-        )
-    held = open_weights(directory)
-    if official:
-        tensors = {k: v for k, v in held.items() if k.startswith("vision_model.")}
-    elif any(k.startswith("vision_model.") for k in held):
-        tensors = {k: v for k, v in held.items() if k.startswith("vision_model.")}
-    else:
-        tensors = mappings.STANDALONE_VISION.to_right(held)
-    from xtuner_plugins.hub.configuration_intern_vit import InternVisionConfig
-
-    complete = InternVisionConfig(**tower).to_dict()
-    fields = {"architectures": ["InternVisionModel"], "model_type": "intern_vit_6b"}
-    fields.update({k: complete[k] for k in VISION_FIELDS})
-    fields.update(attention_dropout=0.0, dropout=0.0, drop_path_rate=0.0)
-    return truncate_tower(VisionPart(fields, tensors), select_layer, directory)
-
-
-def truncate_tower(part: VisionPart, select_layer: int, where: Path) -> VisionPart:
-    """Leaves out the layers after ``select_layer`` (negative, -1 the last)."""
-    layers = part.config["num_hidden_layers"]
-    keep = layers + 1 + select_layer
-    if select_layer >= 0 or keep < 1:
-        raise ValueError(f"select_layer = {select_layer} is outside -1 .. -{layers} for the tower {where}")
-    tensors = {}
-    for name, tensor in part.tensors.items():
-        parts = name.split(".")
-        if "layers" in parts and int(parts[parts.index("layers") + 1]) >= keep:
-            continue
-        tensors[name] = tensor
-    return VisionPart({**part.config, "num_hidden_layers": keep}, tensors)
 
 
 def read_llm(directory: Path) -> LLMPart:
@@ -311,9 +280,23 @@ def mean_row(matrix: LazyTensor) -> torch.Tensor:
     return (total / rows).unsqueeze(0)
 
 
-def make_config(vision: dict, llm: LLMPart, *, template: str, max_tiles: int, dtype: str) -> dict:
+def make_config(
+    part: towers.VisionPart,
+    llm: LLMPart,
+    *,
+    template: str,
+    max_tiles: int | None,
+    dtype: str,
+    projector_type: str | None = None,
+) -> dict:
     """``config.json`` with every field that any consumer reads, none left to class defaults."""
-    from xtuner_plugins.hub.configuration_internvl_chat import InternVLChatConfig
+    from xtuner_plugins.hub.configuration_internvl_chat import PROJECTOR_TYPES, InternVLChatConfig
+
+    vision, projector_type = part.config, projector_type or part.projector_type
+    if projector_type not in PROJECTOR_TYPES:
+        raise ValueError(f"projector_type {projector_type!r} is unknown; choose one of {', '.join(PROJECTOR_TYPES)}")
+    plain = projector_type == "mlp"
+    max_tiles = max_tiles or (1 if plain else 12)
 
     rows = tokenizer_files.num_token_rows(llm.tokenizer)
     if llm.family.keeps_padding:
@@ -337,12 +320,13 @@ def make_config(vision: dict, llm: LLMPart, *, template: str, max_tiles: int, dt
         "auto_map": dict(AUTO_MAP),
         "model_type": "internvl_chat",
         "template": template,
-        "select_layer": -1,
+        "select_layer": part.select_layer,
         "ps_version": "v2",
-        "downsample_ratio": 0.5,
+        **({"projector_type": "mlp"} if plain else {}),
+        "downsample_ratio": 1.0 if plain else 0.5,
         "force_image_size": vision["image_size"],
         "dynamic_image_size": True,
-        "use_thumbnail": True,
+        "use_thumbnail": max_tiles > 1 if plain else True,
         "min_dynamic_patch": 1,
         "max_dynamic_patch": max_tiles,
         "use_backbone_lora": 0,

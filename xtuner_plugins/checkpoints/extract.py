@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from xtuner_plugins.checkpoints import formats, mappings, tokenizer_files
+from xtuner_plugins.checkpoints import assemble, formats, mappings, tokenizer_files, towers
 from xtuner_plugins.checkpoints.writer import (
     check_disk,
     check_target,
@@ -25,7 +25,7 @@ def extract(
 ) -> dict:
     """Writes one part as a directory of its own.
 
-    * ``vision``: a standalone InternViT (``embeddings.*``, ``encoder.layers.*``).
+    * ``vision``: a standalone InternViT (``embeddings.*``, ``encoder.layers.*``), or the CLIP or SigLIP tower.
     * ``projector``: ``model.safetensors`` with ``mlp1.*`` and a small config; ``--projector`` of the assembly takes it.
     * ``llm``: a causal language model with its tokenizer (the nine image tokens stay in it).
 
@@ -55,15 +55,16 @@ def extract(
         held = {name.removeprefix(prefix): tensor for name, tensor in held.items()}
         config = dict(view.config["llm_config"])
     else:
-        config = {
-            key: view.config[key] for key in ("downsample_ratio", "ps_version", "hidden_size") if key in view.config
-        }
+        kept = ("downsample_ratio", "ps_version", "projector_type", "hidden_size")
+        config = {key: view.config[key] for key in kept if key in view.config}
     plan = {name: (tensor, tensor.dtype) for name, tensor in held.items()}
     check_disk(out, total_bytes(plan))
     with staged_directory(out) as stage:
         if part == "llm":
             _tokenizer(view.directory, stage)
             write_json(stage / "generation_config.json", _generation(view.directory, config))
+        if part == "vision" and towers.is_transformers_tower(config):  # ImageNet's numbers: its own are folded in
+            write_json(stage / "preprocessor_config.json", assemble.preprocessor_config(config["image_size"]))
         write_weights(stage, plan, max_shard_size=parse_size(max_shard_size))
         write_config(stage, config)
     return {"out": str(out), "num_tensors": len(plan), "num_bytes": total_bytes(plan)}

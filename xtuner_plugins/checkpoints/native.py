@@ -11,6 +11,7 @@ from pathlib import Path
 from xtuner_plugins.checkpoints import tokenizer_files
 from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.tensors import Joined, LazyTensor, MemoryTensor
+from xtuner_plugins.checkpoints.towers import TOWER_FAMILIES
 from xtuner_plugins.checkpoints.writer import write_json
 
 VIDEO_TOKEN = "<video>"
@@ -31,6 +32,10 @@ def to_native_config(config: Mapping, image_token_id: int, vocab_size: int) -> d
         CheckpointError: a setting that the form can't express.
     """
     vision, llm = config["vision_config"], config["llm_config"]
+    if vision.get("model_type") in TOWER_FAMILIES or config.get("projector_type") == "mlp":
+        raise CheckpointError(
+            "the -hf form can't express CLIP, SigLIP or projector_type mlp; export with --format official or llava"
+        )
     for key, value, want in (
         ("ps_version", config.get("ps_version", "v1"), "v2"),
         ("select_layer", config.get("select_layer", -1), -1),
@@ -175,8 +180,14 @@ def write_processor_files(stage: Path, tokenizer, config: Mapping, conversation)
     return tokenizer_files.num_token_rows(tokenizer)
 
 
-def processor_template(conversation) -> str:
-    """The chat template of the ``-hf`` form: text, image and video parts; the training prompt as the default system."""
+def processor_template(conversation, *, image: str = "<IMG_CONTEXT>\n", video: str | None = VIDEO_TOKEN + "\n") -> str:
+    """A processor's chat template: text, image and video parts; the training prompt as the default system.
+
+    Args:
+        conversation: from ``get_conv_template``.
+        image: what stands for a picture.
+        video: what stands for a video; None leaves videos out.
+    """
     quote = tokenizer_files.quote
     before, after = conversation.system_template.split("{system_message}")
     user, assistant = (quote(role) for role in conversation.roles)
@@ -184,9 +195,11 @@ def processor_template(conversation) -> str:
     content = (
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
         "{% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\\n' }}"
-        "{% elif part['type'] == 'video' %}{{ '" + VIDEO_TOKEN + "\\n' }}"
-        "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+        "{% if part['type'] == 'image' %}{{ "
+        + quote(image)
+        + " }}"
+        + ("" if video is None else "{% elif part['type'] == 'video' %}{{ " + quote(video) + " }}")
+        + "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
         "{% endfor %}{% endif %}"
     )
     default = ""

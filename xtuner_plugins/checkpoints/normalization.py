@@ -6,7 +6,8 @@ with. With ``x = (p - m) / s`` what the tower expects and ``y = (p - m_in) / s_i
 
     W'[:, c] = W[:, c] s_in[c] / s[c]          b' = b + sum over c, kernel of W[:, c] (m_in[c] - m[c]) / s[c]
 
-This is exact because the convolution has no padding.
+This is exact because the convolution has no padding. CLIP's convolution has no bias, so there the shift goes into the
+position embeddings of the patches, which are added right after it (not into that of the class token).
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import torch
 from xtuner_plugins.checkpoints.tensors import LazyTensor, MemoryTensor
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PATCH = "vision_model.embeddings.patch_embedding."
+EMBEDDINGS = ("vision_model.embeddings.", "vision_model.vision_model.embeddings.")  # InternViT; CLIP, SigLIP
 
 
 def fold(tensors: Mapping[str, LazyTensor], mean: Sequence[float], std: Sequence[float]) -> dict[str, LazyTensor]:
     """The tower's tensors for pixels normalised with ImageNet's numbers; computed in float64, held in float32.
 
     Args:
-        tensors: ``vision_model.*``, with a patch convolution ``[D, 3, P, P]`` and its bias.
+        tensors: ``vision_model.*``, with a patch convolution ``[D, 3, P, P]`` and its bias or position embeddings.
         mean: of each channel, in [0, 1], that the tower was trained with.
         std: of each channel, positive.
 
@@ -39,10 +40,18 @@ def fold(tensors: Mapping[str, LazyTensor], mean: Sequence[float], std: Sequence
     own_mean, own_std, given_mean, given_std = (
         torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (mean, std, IMAGENET_MEAN, IMAGENET_STD)
     )
-    weight = tensors[PATCH + "weight"].read().double()
-    bias = tensors[PATCH + "bias"].read().double()
+    embeddings = next(prefix for prefix in EMBEDDINGS if f"{prefix}patch_embedding.weight" in tensors)
+    name = f"{embeddings}patch_embedding.weight"
+    weight = tensors[name].read().double()
     result = dict(tensors)
-    result[PATCH + "weight"] = MemoryTensor((weight * given_std / own_std).float())
+    result[name] = MemoryTensor((weight * given_std / own_std).float())
     shift = (weight * (given_mean - own_mean) / own_std).sum((1, 2, 3))
-    result[PATCH + "bias"] = MemoryTensor((bias + shift).float())
+    name = f"{embeddings}patch_embedding.bias"
+    if name in tensors:
+        result[name] = MemoryTensor((tensors[name].read().double() + shift).float())
+        return result
+    name = f"{embeddings}position_embedding.weight"
+    positions = tensors[name].read().double()
+    positions[1 if f"{embeddings}class_embedding" in tensors else 0 :] += shift
+    result[name] = MemoryTensor(positions.float())
     return result

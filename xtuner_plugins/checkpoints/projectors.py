@@ -10,15 +10,24 @@ import torch
 from xtuner_plugins.checkpoints.reader import CheckpointError, open_checkpoint, open_safetensors
 from xtuner_plugins.checkpoints.tensors import LazyTensor, MemoryTensor
 
+# LLaVA's names of the same two layers: transformers', and those of the original code
+_LLAVA_NAMES = {
+    "multi_modal_projector.linear_1.": "mlp1.0.", "multi_modal_projector.linear_2.": "mlp1.2.",
+    "mm_projector.0.": "mlp1.0.", "mm_projector.2.": "mlp1.2.",
+}  # fmt: skip
+
 
 def projector_shapes(config: dict) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of ``mlp1``: LayerNorm, Linear, (GELU), Linear."""
+    """Names and shapes of ``mlp1``: LayerNorm (but for ``projector_type`` mlp), Linear, (GELU), Linear."""
     wide = config["vision_config"]["hidden_size"] * int(1 / config["downsample_ratio"]) ** 2
     llm = config["llm_config"]["hidden_size"]
+    plain = config.get("projector_type") == "mlp"
+    norm = {} if plain else {"mlp1.0.weight": (wide,), "mlp1.0.bias": (wide,)}
+    first, second = ("mlp1.0", "mlp1.2") if plain else ("mlp1.1", "mlp1.3")
     return {
-        "mlp1.0.weight": (wide,), "mlp1.0.bias": (wide,),
-        "mlp1.1.weight": (llm, wide), "mlp1.1.bias": (llm,),
-        "mlp1.3.weight": (llm, llm), "mlp1.3.bias": (llm,),
+        **norm,
+        f"{first}.weight": (llm, wide), f"{first}.bias": (llm,),
+        f"{second}.weight": (llm, llm), f"{second}.bias": (llm,),
     }  # fmt: skip
 
 
@@ -42,19 +51,28 @@ def _open_projector(path: Path) -> dict[str, LazyTensor]:
     if not path.exists():
         raise CheckpointError(f"projector file {path} does not exist")
     held = open_safetensors(path) if path.suffix == ".safetensors" else open_checkpoint(path).tensors
-    held = {k.removeprefix("model."): v for k, v in held.items()}
+    held = {_our_name(k.removeprefix("model.")): v for k, v in held.items()}
     if any(k.startswith("mlp1.") for k in held):
         return {k: v for k, v in held.items() if k.startswith("mlp1.")}
     return {f"mlp1.{k}": v for k, v in held.items()}
 
 
+def _our_name(name: str) -> str:
+    for theirs, ours in _LLAVA_NAMES.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
 def _fresh_projector(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, LazyTensor]:
     generator = torch.Generator().manual_seed(seed)
-    fresh = {"mlp1.0.weight": torch.ones(shapes["mlp1.0.weight"]), "mlp1.0.bias": torch.zeros(shapes["mlp1.0.bias"])}
-    for layer in ("mlp1.1", "mlp1.3"):
-        bound = 1 / math.sqrt(shapes[f"{layer}.weight"][1])
-        for kind in ("weight", "bias"):
-            fresh[f"{layer}.{kind}"] = torch.empty(shapes[f"{layer}.{kind}"]).uniform_(
-                -bound, bound, generator=generator
-            )
+    fresh = {}
+    for name, shape in shapes.items():
+        layer, kind = name.rsplit(".", 1)
+        weight_shape = shapes[f"{layer}.weight"]
+        if len(weight_shape) == 1:  # LayerNorm
+            fresh[name] = torch.full(shape, 1.0 if kind == "weight" else 0.0)
+        else:
+            bound = 1 / math.sqrt(weight_shape[1])
+            fresh[name] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
     return {k: MemoryTensor(v) for k, v in fresh.items()}

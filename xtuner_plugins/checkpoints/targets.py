@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from xtuner_plugins.checkpoints import assemble, mappings, native, tokenizer_files
+from xtuner_plugins.checkpoints import assemble, llava, mappings, native, tokenizer_files
 from xtuner_plugins.checkpoints.formats import ModelView
 from xtuner_plugins.checkpoints.reader import CheckpointError
 from xtuner_plugins.checkpoints.tensors import LazyTensor
 from xtuner_plugins.checkpoints.writer import write_json
 
-FORMATS = ("official", "hf")
+FORMATS = ("official", "hf", "llava")
 # What a model directory may hold besides weights, config and code that belongs to the model.
 _KEPT_FILES = (
     "generation_config.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
@@ -47,7 +47,7 @@ def make_target(
     Args:
         view: the directory that the model comes from.
         tensors: its tensors under our names, trained ones laid over.
-        form: ``official``, ``hf`` or None.
+        form: one of ``FORMATS``, or None.
         dtype: written into the config; None leaves it.
         code: ``auto`` ships the directory's own model code, ours where it has none; ``ours`` always ours.
         template: conversation template of an official form made from an ``-hf`` one; None takes the family's.
@@ -63,6 +63,8 @@ def make_target(
         target = _as_stored(view, tensors, code)
     elif form == "hf":
         target = _native(view, tensors)
+    elif form == "llava":
+        target = _llava(view, tensors)
     else:
         target = _official(view, tensors, template)
     if dtype is not None:
@@ -130,6 +132,30 @@ def _native(view: ModelView, tensors: Mapping[str, LazyTensor]) -> Target:
         write_json(stage / "generation_config.json", {
             "_from_model_config": True, "eos_token_id": stops, "pad_token_id": tokenizer.pad_token_id,
             "transformers_version": "4.52.0",
+        })  # fmt: skip
+
+    return Target(renamed, config, write_files)
+
+
+def _llava(view: ModelView, tensors: Mapping[str, LazyTensor]) -> Target:
+    """Official with CLIP or SigLIP to LLaVA: other names, a row for ``<image>``, processor files."""
+    llava.check_expressible(view.config)
+    tokenizer = tokenizer_files.load_tokenizer(view.directory)
+    image_token = llava.add_image_token(tokenizer)
+    rows = max(view.config["llm_config"]["vocab_size"], tokenizer_files.num_token_rows(tokenizer))
+    config = llava.to_llava_config(view.config, image_token, rows)
+    conversation = _conversation(view.config)
+    stops = tokenizer_files.stop_token_ids(tokenizer, conversation)
+    config["text_config"]["eos_token_id"] = stops[0]
+    renamed = mappings.LLAVA_TYPE_LLAVA.to_right(tensors)
+    for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
+        renamed[name] = native.pad_rows(renamed[name], rows)
+
+    def write_files(stage: Path) -> None:
+        llava.write_processor_files(stage, tokenizer, view.config, conversation)
+        write_json(stage / "generation_config.json", {
+            "_from_model_config": True, "eos_token_id": stops, "pad_token_id": tokenizer.pad_token_id,
+            "transformers_version": "4.49.0",
         })  # fmt: skip
 
     return Target(renamed, config, write_files)

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import torch
 
-from xtuner_plugins.checkpoints import formats
-from xtuner_plugins.checkpoints.reader import CheckpointError
+from xtuner_plugins.checkpoints.reader import CheckpointError, open_weights
 
 PROBE = Path(__file__).with_name("verify_probe.py")
 # fp32: the same sums in another order (merged W + BA against Wx + BAx), relative to the largest logit.
@@ -62,7 +61,7 @@ def verify(config, checkpoint: str | Path, export: str | Path, *, model=None) ->
     Args:
         config: the training config, path or ``mmengine.Config``.
         checkpoint: the training checkpoint.
-        export: the directory to prove, official or ``-hf``.
+        export: the directory to prove, official, ``-hf`` or LLaVA.
         model: the live trained model, a hub ``InternVLChatModel``; None loads it from config and checkpoint, in fp32,
             adapters live.
 
@@ -75,8 +74,7 @@ def verify(config, checkpoint: str | Path, export: str | Path, *, model=None) ->
     from xtuner_plugins.checkpoints import loader, trained
 
     plan = trained.lay_over(config, checkpoint)
-    view = formats.open_model(export)
-    exact = all(t.dtype == torch.float32 for t in view.tensors.values())
+    exact = all(t.dtype == torch.float32 for t in open_weights(export).values())
     tolerance = TOLERANCE_FP32 if exact else TOLERANCE_CAST
     if model is None:
         model = loader.load_trained(config, checkpoint, dtype=torch.float32, merge_lora=False)

@@ -50,14 +50,14 @@ def cut(path, size, least, most, thumbnail):
 
 def open_export(directory):
     """(model, tokenizer, is it the official form)."""
+    import transformers
     from transformers import AutoModel, AutoTokenizer
 
     kind = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))["model_type"]
     options = dict(torch_dtype=torch.float32, output_loading_info=True)
-    if kind == "internvl":
-        from transformers import InternVLForConditionalGeneration
-
-        model, info = InternVLForConditionalGeneration.from_pretrained(directory, **options)
+    native = {"internvl": "InternVLForConditionalGeneration", "llava": "LlavaForConditionalGeneration"}.get(kind)
+    if native:
+        model, info = getattr(transformers, native).from_pretrained(directory, **options)
         tokenizer = AutoTokenizer.from_pretrained(directory)
     else:
         model, info = AutoModel.from_pretrained(directory, trust_remote_code=True, **options)
@@ -65,7 +65,7 @@ def open_export(directory):
     for key in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[key]:
             raise SystemExit(f"the export does not load whole: {key} {sorted(map(str, info[key]))[:4]}")
-    return model.eval(), tokenizer, kind != "internvl"
+    return model.eval(), tokenizer, native is None
 
 
 @torch.no_grad()
@@ -74,6 +74,8 @@ def answer(model, tokenizer, official, case, pixels):
     ids = torch.tensor([case["ids"]])
     if tokenizer(case["prompt"]).input_ids != case["ids"]:
         raise SystemExit(f"case {case['name']}: the export's tokenizer gives other ids for the prompt")
+    if model.config.model_type == "llava":  # its processor puts another token where pictures belong
+        ids[ids == tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")] = tokenizer.convert_tokens_to_ids("<image>")
     mask = torch.ones_like(ids)
     options = dict(max_new_tokens=case["max_new_tokens"], do_sample=False, eos_token_id=case["eos"])
     if official:

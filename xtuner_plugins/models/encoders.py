@@ -16,9 +16,13 @@ class EncoderFamily:
     lora_targets: tuple[str, ...]
 
 
+_TRANSFORMERS_LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
 ENCODER_FAMILIES: dict[str, EncoderFamily] = {
     # The official name for every InternViT, the 300M included.
     "intern_vit_6b": EncoderFamily(lora_targets=("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
+    "clip_vision_model": EncoderFamily(lora_targets=_TRANSFORMERS_LINEARS),
+    "siglip_vision_model": EncoderFamily(lora_targets=_TRANSFORMERS_LINEARS),
 }
 
 

@@ -1,0 +1,48 @@
+"""Tiny random CLIP and SigLIP directories, as transformers saves them, for the tests."""
+
+import json
+
+import torch
+import transformers
+
+SIZES = dict(
+    hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=112, patch_size=14
+)
+NORMALIZATION = {
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+NAMES = {"clip": "CLIP", "siglip": "Siglip"}
+
+
+def whole_model(kind, seed=0):
+    """A whole model, picture and text side; every tensor random and far from zero."""
+    name = NAMES[kind]
+    config_class = getattr(transformers, f"{name}Config")
+    text = dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=99,
+        max_position_embeddings=16, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = getattr(transformers, f"{name}Model")(config_class(text_config=text, vision_config=SIZES)).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() == 1:
+                parameter.copy_(parameter + 0.1 * noise)
+            elif parameter.dim() > 1:
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
+    return model
+
+
+def write_tower(folder, kind, *, whole=False, seed=0):
+    """Writes the whole model or its vision side, with a preprocessor config; returns the vision model."""
+    model = whole_model(kind, seed)
+    tower = getattr(transformers, f"{NAMES[kind]}VisionModel")(model.config.vision_config).eval()
+    tower.load_state_dict({k: v for k, v in model.state_dict().items() if k.startswith("vision_model.")})
+    (model if whole else tower).save_pretrained(folder)
+    mean, std = NORMALIZATION[kind]
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": mean, "image_std": std}))
+    return tower

@@ -62,6 +62,8 @@ def train(
         "train_dataloader.num_workers": 0,
         "train_dataloader.persistent_workers": False,
         "default_hooks.logger.interval": 1,
+        "train_cfg.max_epochs": 1,
+        "param_scheduler.1.end": 1,
         "optim_wrapper.optimizer.lr": 1e-3,
         "param_scheduler.0.start_factor": 1.0,
         **(options or {}),

@@ -63,6 +63,27 @@ def test_a_rank_that_never_sees_an_image(toy_base, tmp_path, deepspeed):
     assert logged(tmp_path / "2") == pytest.approx(logged(tmp_path / "1"), abs=TOLERANCE)
 
 
+def test_packs_train_every_sample_once(toy_base, data, tmp_path):
+    """Two ranks, ZeRO-2, packs: what is logged accounts for every supervised token of the data set."""
+    options = {
+        "train_dataloader.batch_size": 1,
+        "train_dataloader.batch_sampler.max_tokens": 400,
+        "train_dataloader.dataset.cache_dir": tmp_path / "cache",
+    }
+    supervised = {}
+    for name, config in (
+        ("packed", "configs/toy/toy_finetune_packed.py"),
+        ("padded", "configs/toy/toy_finetune_full.py"),
+    ):
+        settings = options if name == "packed" else {}
+        run = train(
+            tmp_path / name, toy_base, data, processes=2, deepspeed="deepspeed_zero2", config=config, options=settings
+        )
+        assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+        supervised[name] = sum(logged(tmp_path / name, "supervised_tokens"))
+    assert supervised["packed"] == supervised["padded"] > 0
+
+
 def test_xtuner_train_itself(reference, toy_base, data, tmp_path):
     xtuner = str(Path(sys.executable).parent / "xtuner")
     run = train(tmp_path, toy_base, data, processes=2, command=(xtuner, "train"))

@@ -147,6 +147,7 @@ class PackBatchSampler(Sampler):
             raise SettingError("sampler", f"packing works with PlanSampler, not {type(sampler).__name__}",
                                "set sampler=dict(type=PlanSampler)")
         self.sampler, self.max_tokens, self.max_tiles = sampler, max_tokens, max_tiles
+        self.batch_size = batch_size  # MMEngine asks for it under DeepSpeed
         self._indices = sampler.usable()
         self._packs: tuple[int, Packs] | None = None
         packs = self.packs(sampler.epoch)

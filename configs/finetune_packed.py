@@ -1,0 +1,84 @@
+"""Stage 2 in packs: as configs/finetune_full.py, several samples in a row of 8192 tokens, hardly any padding.
+
+trains          projector, LLM (vision encoder too with freeze_visual_encoder = False)
+frozen          vision encoder
+starts from     exports/pretrain_mlp, the exported stage 1:
+                python tools/convert_to_official.py configs/pretrain_mlp.py CHECKPOINT exports/pretrain_mlp
+data            LLaVA-1.5 instructions (llava_v1_5_mix665k.json and its image folders under one root)
+tiles           up to 12 + thumbnail
+hardware        8 GPUs of 80 GB planned; not run yet at this size
+launch          NPROC_PER_NODE=8 xtuner train configs/finetune_packed.py --deepspeed deepspeed_zero3
+less memory     pack_tokens = 4096, pack_tiles = 13
+note            attention over a pack takes a dense mask; lengths are measured once, before the first step
+"""
+
+from mmengine.config import read_base
+from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
+from torch.optim import AdamW
+
+from xtuner_plugins.datasets import MultimodalDataset, PackBatchSampler, PlanSampler, collate_packed
+from xtuner_plugins.engine import PlannedTrainLoop
+from xtuner_plugins.models import VisionLanguageModel
+
+with read_base():
+    from ._base_.default_runtime import *  # noqa: F403
+
+# ---------------------------------------------------------------- Settings
+base = "exports/pretrain_mlp"
+data_paths = ["data/LLaVA-Instruct/llava_v1_5_mix665k.json"]
+image_folders = ["data/LLaVA-Instruct/images"]
+max_tiles = 12  # + thumbnail
+max_length = 4096  # tokens; 13 tiles take 3328
+dtype = "auto"  # bfloat16 where the device has it
+freeze_visual_encoder = True  # False trains the encoder too
+
+pack_tokens = 8192
+pack_tiles = 26
+batch_size = 1  # pack x 4 accumulation x 8 GPUs = 32 packs a step
+accumulation = 4
+num_workers = 4
+max_epochs = 1
+lr = 2e-5
+betas = (0.9, 0.999)
+weight_decay = 0.0
+max_grad_norm = 1.0
+warmup_iters = 100
+
+# ---------------------------------------------------------------- Wiring
+pretrained_model_name_or_path = base
+model = dict(
+    type=VisionLanguageModel,
+    base=base,
+    freeze_visual_encoder=freeze_visual_encoder,
+    freeze_projector=False,
+    freeze_llm=False,
+    dtype=dtype,
+)
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    pin_memory=True,
+    persistent_workers=num_workers > 0,
+    sampler=dict(type=PlanSampler),
+    batch_sampler=dict(type=PackBatchSampler, max_tokens=pack_tokens, max_tiles=pack_tiles),
+    collate_fn=dict(type=collate_packed),
+    dataset=dict(
+        type=MultimodalDataset,
+        base=base,
+        data_paths=data_paths,
+        image_folders=image_folders,
+        max_tiles=max_tiles,
+        max_length=max_length,
+    ),
+)
+optim_wrapper = dict(
+    type=OptimWrapper,
+    optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
+    clip_grad=dict(max_norm=max_grad_norm),
+    accumulative_counts=accumulation,
+)
+param_scheduler = [  # the product of both: a linear start, and a cosine over the whole run
+    dict(type=LinearLR, start_factor=1e-5, by_epoch=False, begin=0, end=warmup_iters),
+    dict(type=CosineAnnealingLR, eta_min=0.0, begin=0, end=max_epochs, convert_to_iter_based=True),
+]
+train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs)

@@ -1,0 +1,81 @@
+"""Toy twin of configs/finetune_packed.py: projector and LLM in packs, minutes on 2 CPU cores.
+
+trains          projector, LLM
+frozen          vision encoder
+starts from     work_dirs/quickstart/pretrain_mlp, the exported warm-up
+data            generated pictures with questions, half of which need the resolution
+hardware        2 CPU cores
+launch          python tools/train.py configs/toy/toy_finetune_packed.py
+"""
+
+from mmengine.config import read_base
+from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
+from torch.optim import AdamW
+
+from xtuner_plugins.datasets import MultimodalDataset, PackBatchSampler, PlanSampler, collate_packed
+from xtuner_plugins.engine import PlannedTrainLoop
+from xtuner_plugins.models import VisionLanguageModel
+
+with read_base():
+    from .._base_.default_runtime import *  # noqa: F403
+
+# ---------------------------------------------------------------- Settings
+base = "work_dirs/quickstart/pretrain_mlp"
+data_paths = ["work_dirs/quickstart/data/train.jsonl"]
+image_folders = ["work_dirs/quickstart/data/images"]
+max_tiles = 6  # + thumbnail
+max_length = 512  # tokens; 7 tiles of 112 px take 112
+dtype = "float32"
+freeze_visual_encoder = True  # False trains the encoder too
+
+pack_tokens = 2048
+pack_tiles = 96
+batch_size = 1  # pack x 1 accumulation x 1 process
+accumulation = 1
+num_workers = 2
+max_epochs = 3
+lr = 2e-3
+betas = (0.9, 0.999)
+weight_decay = 0.0
+max_grad_norm = 1.0
+warmup_iters = 20
+
+# ---------------------------------------------------------------- Wiring
+pretrained_model_name_or_path = base
+model = dict(
+    type=VisionLanguageModel,
+    base=base,
+    freeze_visual_encoder=freeze_visual_encoder,
+    freeze_projector=False,
+    freeze_llm=False,
+    dtype=dtype,
+    gradient_checkpointing=False,  # these sizes need no saving
+)
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    pin_memory=False,
+    persistent_workers=num_workers > 0,
+    sampler=dict(type=PlanSampler),
+    batch_sampler=dict(type=PackBatchSampler, max_tokens=pack_tokens, max_tiles=pack_tiles),
+    collate_fn=dict(type=collate_packed),
+    dataset=dict(
+        type=MultimodalDataset,
+        base=base,
+        data_paths=data_paths,
+        image_folders=image_folders,
+        max_tiles=max_tiles,
+        max_length=max_length,
+    ),
+)
+optim_wrapper = dict(
+    type=OptimWrapper,
+    optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
+    clip_grad=dict(max_norm=max_grad_norm),
+    accumulative_counts=accumulation,
+)
+param_scheduler = [  # the product of both: a linear start, and a cosine over the whole run
+    dict(type=LinearLR, start_factor=1e-5, by_epoch=False, begin=0, end=warmup_iters),
+    dict(type=CosineAnnealingLR, eta_min=0.0, begin=0, end=max_epochs, convert_to_iter_based=True),
+]
+train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs)

@@ -96,6 +96,9 @@ def main() -> int:
     args = parse_args()
     sys.path.insert(0, str(ROOT))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from xtuner_plugins.terminal import quiet_imports
+
+    quiet_imports()
     from tqdm import tqdm
 
     from xtuner_plugins.datasets.check import PlainFiles, check_dataset, write_reject_list

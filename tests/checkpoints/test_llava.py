@@ -14,6 +14,7 @@ from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer, load_t
 from xtuner_plugins.checkpoints.normalization import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.verify import verify
+from xtuner_plugins.models.encoders import freeze_unused
 
 VISION_LORA = {**LORA, "target_modules": ["q_proj", "fc1"]}
 
@@ -188,6 +189,20 @@ def test_trained_model(made, tmp_path, settings):
     theirs = llava_logits(tmp_path / "llava", inputs, model.img_context_token_id)[..., :-1]
     assert (theirs - reference).abs().max() <= tolerance
     assert (logits(open_base(base), inputs) - reference).abs().max() > 0.01  # training changed something
+
+
+def test_a_checkpoint_without_the_unused_layers(made, tmp_path):
+    """Layers after `select_layer` may be frozen in training; a used one that lacks is still an error."""
+    settings = dict(freeze_visual_encoder=False)
+    model = make_model(made[2], **settings)
+    config = write_config(tmp_path / "train.py", made[2], **settings)
+    assert freeze_unused(model.model.vision_model, -2) == 18
+    export(config, save_pth(model, tmp_path / "iter_1.pth"), tmp_path / "own")
+    inputs = chat_inputs(model.model)
+    assert torch.equal(logits(open_base(tmp_path / "own"), inputs), logits(model.model, inputs))
+    model.model.vision_model.layers[1].requires_grad_(False)
+    with pytest.raises(CheckpointError, match="lacks 16 of its tensors"):
+        export(config, save_pth(model, tmp_path / "iter_2.pth"), tmp_path / "other")
 
 
 @pytest.mark.slow

@@ -159,6 +159,18 @@ def truncate_tower(part: VisionPart, select_layer: int, where: Path) -> VisionPa
     return VisionPart({**part.config, "num_hidden_layers": keep}, tensors)
 
 
+def is_unused(name: str, config: Mapping) -> bool:
+    """Whether no feature depends on this tensor (official name): a layer after ``select_layer``, or the final norm."""
+    family, parts = tower_family(config["vision_config"]), name.split(".")
+    if family is None or not name.startswith(PREFIX):
+        return False
+    if "post_layernorm" in parts:
+        return True
+    select_layer, layers = config["select_layer"], config["vision_config"]["num_hidden_layers"]
+    used = select_layer if select_layer >= 0 else layers + 1 + select_layer
+    return "layers" in parts and int(parts[parts.index("layers") + 1]) >= used
+
+
 def read_tower(directory: Path, family: TowerFamily) -> tuple[dict, dict[str, LazyTensor]]:
     """Config and tensors (``vision_model.vision_model.*``) of a bare tower or of the one inside a whole model.
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xtuner_plugins.checkpoints import lora
+from xtuner_plugins.checkpoints import lora, towers
 from xtuner_plugins.checkpoints.formats import ModelView, open_model
 from xtuner_plugins.checkpoints.reader import Checkpoint, CheckpointError, open_checkpoint
 from xtuner_plugins.checkpoints.tensors import LazyTensor
@@ -246,7 +246,8 @@ def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
                 "config that it was trained with"
             )
         if not model.get(freeze_setting, frozen_by_default):
-            lacking = [n for n in plan.base_tensors if n.startswith(part + ".") and n not in plan.replaced]
+            needed = [name for name in plan.base_tensors if not towers.is_unused(name, plan.view.config)]
+            lacking = [name for name in needed if name.startswith(part + ".") and name not in plan.replaced]
             if lacking:
                 raise CheckpointError(
                     f"the config trains {part} (model.{freeze_setting}=False), but {path} lacks {len(lacking)} of its "

@@ -1,5 +1,9 @@
 """CLIP and SigLIP: assembled, trained, exported, and opened by transformers' own Llava class with the same logits."""
 
+import os
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
@@ -7,6 +11,7 @@ from safetensors.torch import load_file
 
 from tests.checkpoints.towers import NORMALIZATION, write_tower
 from tests.checkpoints.training import LORA, chat_inputs, logits, make_model, save_pth, write_config
+from tests.hub.test_versions import environment
 from xtuner_plugins.checkpoints.assemble import build_base
 from xtuner_plugins.checkpoints.export import convert, export
 from xtuner_plugins.checkpoints.extract import extract
@@ -16,6 +21,7 @@ from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.verify import verify
 from xtuner_plugins.models.encoders import freeze_unused
 
+PROBE = Path(__file__).with_name("llava_probe.py")
 VISION_LORA = {**LORA, "target_modules": ["q_proj", "fc1"]}
 
 
@@ -134,6 +140,24 @@ def test_llava_form(kind, made, tmp_path):
     )  # fmt: skip
     assert all(name.startswith(starts) for name in held) and len(held) == len(load_file(base / "model.safetensors"))
     assert not list((tmp_path / "llava").glob("*.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("release", ["4.49.0", "4.57.6", "5.0.0", ">=5,<6"])
+def test_releases(kind, made, tmp_path, release):
+    """Transformers' own class in the first release that promises it and in those after it."""
+    convert(made[2], tmp_path / "llava", form="llava")
+    ours = open_base(made[2])
+    pixels, ids, flags = chat_inputs(ours)
+    reference = logits(ours, (pixels, ids, flags))
+    image_token = read_json(tmp_path / "llava" / "config.json")["image_token_index"]
+    ids = torch.where(ids == ours.img_context_token_id, image_token, ids)
+    torch.save(dict(pixels=pixels, ids=ids, logits=reference), tmp_path / "reference.pt")
+    command = [environment(release), PROBE, tmp_path / "llava", tmp_path / "reference.pt"]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([str(c) for c in command], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    print(f"transformers and largest difference, {kind}: {done.stdout.strip()}")
 
 
 def test_processor_prompts_and_pixels(kind, made, tmp_path):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -126,7 +127,14 @@ def compare(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> LoadRepo
     return report
 
 
-def fill(model: nn.Module, tensors: Mapping[str, LazyTensor], *, dtype: torch.dtype | None, device="cpu") -> None:
+def fill(
+    model: nn.Module,
+    tensors: Mapping[str, LazyTensor],
+    *,
+    dtype: torch.dtype | None,
+    device="cpu",
+    filled: Callable[[nn.Module, str], None] = lambda model, name: None,
+) -> None:
     """Reads every parameter and persistent buffer of a model, one at a time.
 
     Args:
@@ -134,29 +142,37 @@ def fill(model: nn.Module, tensors: Mapping[str, LazyTensor], *, dtype: torch.dt
         tensors: at least every name of the model's state dict.
         dtype: to store in; None keeps each tensor's own dtype.
         device: where to put them.
+        filled: called with (model, name of a submodule) as soon as the submodule's own tensors are there, before the
+            next ones are read. What it puts in their place (4 bits, this rank's share) is all that is ever held.
     """
-    for name in model.state_dict().keys():
-        owner_name, _, leaf = name.rpartition(".")
+    for owner_name, names in groupby(model.state_dict().keys(), key=lambda name: name.rpartition(".")[0]):
         owner = model.get_submodule(owner_name)
-        value = tensors[name].read()
-        value = value.to(device=device, dtype=dtype if dtype is not None and value.is_floating_point() else value.dtype)
-        if leaf in owner._parameters:
-            owner._parameters[leaf] = nn.Parameter(value, requires_grad=owner._parameters[leaf].requires_grad)
-        else:
-            owner._buffers[leaf] = value
+        for name in names:
+            leaf = name.rpartition(".")[2]
+            value = tensors[name].read()
+            to = dtype if dtype is not None and value.is_floating_point() else value.dtype
+            value = value.to(device=device, dtype=to)
+            if leaf in owner._parameters:
+                owner._parameters[leaf] = nn.Parameter(value, requires_grad=owner._parameters[leaf].requires_grad)
+            else:
+                owner._buffers[leaf] = value
+        filled(model, owner_name)
     for module in model.modules():  # buffers that are computed, not stored
         for key, buffer in module._buffers.items():
             if buffer is not None and key in module._non_persistent_buffers_set:
                 module._buffers[key] = buffer.to(device)
 
 
-def load_model(directory: str | Path, *, dtype: torch.dtype | None = torch.bfloat16, device="cpu"):
+def load_model(
+    directory: str | Path, *, dtype: torch.dtype | None = torch.bfloat16, device="cpu", filled=lambda model, name: None
+):
     """An official or ``-hf`` directory in the hub's classes (InternLM2 inside runs in its exact Llama form).
 
     Args:
         directory: with ``config.json`` and safetensors (or torch) weights.
         dtype: of the loaded parameters; None keeps the stored one.
         device: where to put them.
+        filled: as for ``fill``: ``partition.over_ranks`` for ZeRO-3, ``models.quantization`` for 4 bits.
 
     Returns:
         ``(InternVLChatModel in eval mode, LoadReport)``.
@@ -166,14 +182,16 @@ def load_model(directory: str | Path, *, dtype: torch.dtype | None = torch.bfloa
     """
     view = formats.open_model(directory)
     config = config_from_fields(view.config, directory)
-    return build(config, view.tensors, dtype=dtype, device=device, what=str(directory))
+    return build(config, view.tensors, dtype=dtype, device=device, what=str(directory), filled=filled)
 
 
-def build(config, tensors: Mapping[str, LazyTensor], *, dtype, device="cpu", what: str):
+def build(
+    config, tensors: Mapping[str, LazyTensor], *, dtype, device="cpu", what: str, filled=lambda model, name: None
+):
     """A hub model of ``config`` filled from lazy tensors, with the same checks as ``load_model``."""
     model = empty_model(config)
     report = compare(model, {k: t.shape for k, t in tensors.items()}).raise_if_bad(what)
-    fill(model, tensors, dtype=dtype, device=device)
+    fill(model, tensors, dtype=dtype, device=device, filled=filled)
     return model.eval(), report
 
 

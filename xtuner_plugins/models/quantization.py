@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,45 +28,58 @@ def build_quantization_config(settings: Mapping[str, Any] | BitsAndBytesConfig) 
     return settings
 
 
-def quantize_linears(
-    part: nn.Module, names: tuple[str, ...], settings: Mapping[str, Any] | BitsAndBytesConfig, dtype: torch.dtype
-) -> None:
-    """Replaces the linear layers of these names by frozen 4-bit ones, one at a time, in place.
+def linear_quantizer(
+    prefix: str, names: tuple[str, ...], settings: Mapping[str, Any] | BitsAndBytesConfig, dtype: torch.dtype
+) -> Callable[[nn.Module, str], None]:
+    """Replaces linear layers by frozen 4-bit ones while a model is loaded (``loader.fill(filled=...)``).
 
-    Weights are packed where the layer stands: on the CPU here, and kept packed when the model moves.
+    A layer is packed as soon as its weight is read, where it stands (on the CPU here; it stays packed when the model
+    moves), so the LLM never exists unpacked.
 
     Args:
-        part: The LLM, with its weights loaded.
+        prefix: Name of the LLM in the model.
         names: Last names of the layers (``q_proj``, ...); the head and the embeddings stay as they are.
         settings: ``dict(type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type='nf4', ...)``.
         dtype: What products are computed in.
 
+    Returns:
+        A function of (model, name of a submodule).
+
     Raises:
         ValueError: Unusable settings, or ZeRO-3, which can't partition packed weights.
     """
-    import bitsandbytes as bnb
-
     config = build_quantization_config(settings)
     if is_deepspeed_zero3_enabled():
         raise ValueError("4-bit weights can't be partitioned by ZeRO-3; use --deepspeed deepspeed_zero2")
-    found = [(n, m) for n, m in part.named_modules() if isinstance(m, nn.Linear) and n.rsplit(".", 1)[-1] in names]
-    for name, linear in found:
-        packed = bnb.nn.Linear4bit(
-            linear.in_features,
-            linear.out_features,
-            bias=linear.bias is not None,
-            compute_dtype=dtype,
-            compress_statistics=config.bnb_4bit_use_double_quant,
-            quant_type=config.bnb_4bit_quant_type,
-            device="meta",
-        )
-        packed.weight = bnb.nn.Params4bit(
-            linear.weight.data,
-            requires_grad=False,
-            compress_statistics=config.bnb_4bit_use_double_quant,
-            quant_type=config.bnb_4bit_quant_type,
-            module=packed,
-        )
-        packed.bias = linear.bias
+
+    def quantize(model: nn.Module, name: str) -> None:
         parent, _, last = name.rpartition(".")
-        setattr(part.get_submodule(parent), last, packed.to(linear.weight.device).requires_grad_(False))
+        if last in names and name.startswith(prefix + "."):
+            linear = model.get_submodule(name)
+            if isinstance(linear, nn.Linear):
+                setattr(model.get_submodule(parent), last, _pack(linear, config, dtype))
+
+    return quantize
+
+
+def _pack(linear: nn.Linear, config: BitsAndBytesConfig, dtype: torch.dtype) -> nn.Module:
+    import bitsandbytes as bnb
+
+    packed = bnb.nn.Linear4bit(
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        compute_dtype=dtype,
+        compress_statistics=config.bnb_4bit_use_double_quant,
+        quant_type=config.bnb_4bit_quant_type,
+        device="meta",
+    )
+    packed.weight = bnb.nn.Params4bit(
+        linear.weight.data,
+        requires_grad=False,
+        compress_statistics=config.bnb_4bit_use_double_quant,
+        quant_type=config.bnb_4bit_quant_type,
+        module=packed,
+    )
+    packed.bias = linear.bias
+    return packed.to(linear.weight.device).requires_grad_(False)

@@ -9,8 +9,11 @@ import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import deepspeed_config
 
-from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer
+from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer, read_config
+from xtuner_plugins.checkpoints.partition import is_partitioned, over_ranks, partition_dtype
 
 from .adapters import inject_lora
 from .attention import check_boundaries, packed_causal_mask, samples_of_positions
@@ -18,7 +21,7 @@ from .encoders import encoder_family
 from .llms import llm_family
 from .losses import next_token_loss, sum_over_ranks, world_size
 from .preprocessor import TilePreprocessor
-from .quantization import quantize_linears
+from .quantization import linear_quantizer
 
 IMG_CONTEXT_TOKEN = "<IMG_CONTEXT>"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -86,7 +89,9 @@ class VisionLanguageModel(BaseModel):
     ):
         super().__init__(data_preprocessor=data_preprocessor or dict(type=TilePreprocessor))
         self.dtype = resolve_dtype(dtype)
-        self.model, _ = load_model(base, dtype=self.dtype)
+        if llm_quantization is not None and not freeze_llm:
+            raise ValueError("llm_quantization is set, so set freeze_llm=True: 4-bit weights don't train")
+        self.model, self.load_report = _load(base, self.dtype, llm_quantization)
         self.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids(IMG_CONTEXT_TOKEN)
         self.model.img_context_token_id = self.img_context_token_id
 
@@ -94,10 +99,6 @@ class VisionLanguageModel(BaseModel):
         vision_targets = encoder_family(config.vision_config.model_type).lora_targets
         self.llm = llm_family(config.llm_config.model_type)
         encoder, llm = self.model.vision_model, self.model.language_model
-        if llm_quantization is not None:
-            if not freeze_llm:
-                raise ValueError("llm_quantization is set, so set freeze_llm=True: 4-bit weights don't train")
-            quantize_linears(llm, self.llm.lora_targets, llm_quantization, self.dtype)
         _set_trainable("visual_encoder", encoder, freeze_visual_encoder, visual_encoder_lora, vision_targets)
         _set_trainable("projector", self.model.mlp1, freeze_projector, None, ())
         _set_trainable("llm", llm, freeze_llm, llm_lora, self.llm.lora_targets)
@@ -105,8 +106,10 @@ class VisionLanguageModel(BaseModel):
         trainable = [p for p in self.parameters() if p.requires_grad]
         if not trainable:
             raise ValueError("nothing would train: every part of the model is frozen and no LoRA is set")
+        trained_dtype = partition_dtype(deepspeed_config()) if is_deepspeed_zero3_enabled() else torch.float32
         for parameter in trainable:
-            parameter.data = parameter.data.float()
+            if not is_partitioned(parameter):
+                parameter.data = parameter.data.to(trained_dtype)
         self.visual_encoder_is_frozen = not any(p.requires_grad for p in self.model.vision_model.parameters())
 
         # The encoder's blocks are recomputed only where a gradient passes through them.
@@ -262,6 +265,17 @@ class VisionLanguageModel(BaseModel):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.visual_encoder_is_frozen):
             patches = self.model.encode_tiles(pixel_values)
         return self.model.project(patches)
+
+
+def _load(base: str, dtype: torch.dtype, quantization: Mapping[str, Any] | None):
+    """The base's model and the report: whole, split over the ranks of ZeRO-3, or the LLM's linear layers in 4 bits."""
+    if quantization is not None:
+        targets = llm_family(read_config(base).llm_config.model_type).lora_targets
+        return load_model(base, dtype=dtype, filled=linear_quantizer("language_model", targets, quantization, dtype))
+    if is_deepspeed_zero3_enabled():
+        config = deepspeed_config()
+        return load_model(base, dtype=partition_dtype(config), filled=over_ranks(config))
+    return load_model(base, dtype=dtype)
 
 
 def _set_trainable(

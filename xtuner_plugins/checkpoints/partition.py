@@ -1,0 +1,62 @@
+"""Fills a model under ZeRO-3: each module is split over the ranks before the next one is read.
+
+::
+
+    rank 0   read q_proj whole -> keep the first half     read k_proj whole -> keep the first half     ...
+    rank 1   read q_proj whole -> keep the second half    read k_proj whole -> keep the second half    ...
+
+So no rank ever holds more than its share and one module. DeepSpeed does the splitting (``deepspeed.zero.Init``), so
+``deepspeed.initialize`` finds parameters that are partitioned already and leaves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+
+def partition_dtype(config: Mapping) -> torch.dtype:
+    """What DeepSpeed computes in; partitioned parameters must have it already.
+
+    Args:
+        config: the DeepSpeed configuration.
+    """
+    for key, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        if (config.get(key) or {}).get("enabled") is True:
+            return dtype
+    return torch.float32
+
+
+def is_partitioned(parameter: nn.Parameter) -> bool:
+    """Whether ZeRO-3 holds this parameter (its own data is empty then)."""
+    return hasattr(parameter, "ds_id")
+
+
+def over_ranks(config: Mapping) -> Callable[[nn.Module, str], None]:
+    """For ``loader.fill(filled=...)``: splits the own parameters of each module over the ranks.
+
+    Every rank of the process group must load the same model: splitting is a collective operation.
+
+    Args:
+        config: the DeepSpeed configuration, of stage 3.
+
+    Raises:
+        ValueError: another stage.
+    """
+    from deepspeed import zero
+
+    stage = (config.get("zero_optimization") or {}).get("stage")
+    if stage != 3:
+        raise ValueError(f"zero_optimization.stage is {stage}; only stage 3 partitions parameters")
+    kept = ("zero_optimization", "bf16", "fp16")
+    # The batch size doesn't matter here, but DeepSpeed refuses a configuration without one.
+    config = {"train_micro_batch_size_per_gpu": 1, **{key: config[key] for key in kept if key in config}}
+
+    def partition(model: nn.Module, name: str) -> None:
+        parameters = list(model.get_submodule(name).parameters(recurse=False))
+        if parameters:
+            zero.Init(module=nn.ParameterList(parameters), config_dict_or_path=config)
+
+    return partition

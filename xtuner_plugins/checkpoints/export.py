@@ -70,7 +70,7 @@ def export(
         config_path: the training config (names base and adapters).
         checkpoint: MMEngine ``.pth``, DeepSpeed directory (ZeRO 0 to 3) or PEFT adapter.
         out: directory to write.
-        form: ``official``, ``hf`` (transformers' own InternVL); None keeps the base's.
+        form: ``official``, ``hf`` (transformers' own InternVL), ``llava`` (its Llava); None keeps the base's.
         dtype: of all weights; None keeps the base's, tensor by tensor.
         max_shard_size: such as ``4GB``.
         code: ``auto`` ships the base's own model code, ours where it has none; ``ours`` always ships ours.
@@ -133,12 +133,12 @@ def convert(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
-    """Writes a finished model directory in another form: official to ``-hf``, or ``-hf`` to official.
+    """Writes a finished model directory in another form: official to ``-hf`` or LLaVA, or ``-hf`` to official.
 
     Args:
         directory: an official or ``-hf`` directory.
         out: directory to write.
-        form: ``official`` or ``hf``.
+        form: ``official``, ``hf`` or ``llava``.
         dtype: of all weights; None keeps the stored ones.
         max_shard_size: such as ``4GB``.
         template: conversation template of an official form (an ``-hf`` directory doesn't name one).

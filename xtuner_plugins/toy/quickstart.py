@@ -236,7 +236,8 @@ def main(argv: Sequence[str] | None = None, root: Path | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0, help="share of pictures and steps (below 1: only a trial)")
-    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", 2)), help="CPU threads")
+    # Matrices this small gain little from a second thread, and lose much where something else runs beside.
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="of pictures and parts")
     args = parser.parse_args(argv)
     if not 0 < args.scale <= 1:

@@ -3,15 +3,19 @@
     python benchmarks/bench_export.py --size 2b --kind full --work /data/bench
     python benchmarks/bench_export.py --size 8b --kind lora --work /data/bench
 
-Prints peak resident memory of the export's process, wall times and their ratio as one JSON line, and removes what it
-wrote. The base is InternVL2-shaped: InternViT-300M with InternLM2 (1.8b or 7b), whose fused qkv is split, merged and
-fused again, so the number includes the dearest mapping. `full` is a float32 .pth of projector and LLM, `lora` of rank
-64 on all linear layers of the LLM plus the projector.
+Prints peak resident memory of the export's process, wall times (medians) and their ratio as one JSON line, and removes
+what it wrote. Without --sync, whatever of the sources was in memory stays there, and nobody waits for the disk.
+
+The base is InternVL2-shaped: InternViT-300M with InternLM2 (1.8b or 7b), whose fused qkv is split, merged and fused
+again, so the number includes the dearest mapping. `full` is a float32 .pth of projector and LLM, `lora` of rank 64 on all
+linear layers of the LLM plus the projector.
 """
 
 import argparse
 import json
+import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -105,8 +109,16 @@ def write_checkpoint(path: Path, config: Path, base: Path, size: str, kind: str)
     config.write_text(f"from peft import LoraConfig\nmodel = dict(base={str(base)!r}, {setting})\n")
 
 
-def timed(command: list) -> dict:
-    """Wall seconds and peak resident GiB of a process."""
+def drop_from_memory(files: list[Path]) -> None:
+    """Takes files out of the page cache, so that they are read from the disk."""
+    for file in files:
+        with open(file, "rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def timed(command: list, *, sync: bool = False) -> dict:
+    """Wall seconds (with ``sync`` until the disk has it all) and peak resident GiB of a process."""
     start = time.perf_counter()
     code = (
         "import resource, subprocess, sys\n"
@@ -117,6 +129,8 @@ def timed(command: list) -> dict:
     done = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
+    if sync:
+        os.sync()
     return {"wall_s": time.perf_counter() - start, "peak_gib": int(done.stdout.split("peak_kib")[1]) / 2**20}
 
 
@@ -127,8 +141,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("work_dirs/bench_export"), help="scratch directory")
     parser.add_argument("--keep", action="store_true", help="leave the files for another measurement")
     parser.add_argument(
-        "--repeats", type=int, default=2, help="alternating runs of export and cp; the best of each counts"
+        "--repeats", type=int, default=3, help="alternating runs of export and cp; the median of each counts"
     )
+    parser.add_argument("--sync", action="store_true", help="sources out of memory, time until results are on the disk")
+    parser.add_argument("--peer", action="store_true", help="also run the steps of XTuner 0.2.0's own converter, once")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     base, out, copy = args.work / f"base-{args.size}", args.work / "out", args.work / "copy"
@@ -148,18 +164,32 @@ def main() -> None:
         for _ in range(args.repeats):
             for path in (out, copy):
                 shutil.rmtree(path, ignore_errors=True)
-            exports.append(timed([sys.executable, ROOT / "tools/convert_to_official.py", config, checkpoint, out]))
-            copies.append(timed(["cp", "-r", out, copy]))
-        export = min(exports, key=lambda r: r["wall_s"])
-        cp = min(c["wall_s"] for c in copies)
+            if args.sync:
+                drop_from_memory([*base.iterdir(), checkpoint])
+            tool = [sys.executable, ROOT / "tools/convert_to_official.py"]
+            exports.append(timed([*tool, config, checkpoint, out], sync=args.sync))
+            if args.sync:
+                drop_from_memory(list(out.iterdir()))
+            copies.append(timed(["cp", "-r", out, copy], sync=args.sync))
+        export_s, cp = (statistics.median(r["wall_s"] for r in runs) for runs in (exports, copies))
         num_bytes = sum(p.stat().st_size for p in out.iterdir())
+        peer = {}
+        if args.peer:
+            shutil.rmtree(out)
+            done = timed([sys.executable, ROOT / "benchmarks/peer_export.py", config, checkpoint, out])
+            peer = {
+                "peer": "the steps of XTuner 0.2.0's InternVL converter, without FlashAttention (peer_export.py)",
+                "peer_s": round(done["wall_s"], 1), "peer_peak_gib": round(done["peak_gib"], 2),
+                "peak_of_peer": round(max(e["peak_gib"] for e in exports) / done["peak_gib"], 3),
+            }  # fmt: skip
         print(json.dumps({
             "size": args.size, "kind": args.kind, "out_gb": round(num_bytes / 1e9, 2),
-            "checkpoint_gb": round(checkpoint.stat().st_size / 1e9, 2), "export_s": round(export["wall_s"], 1),
-            "cp_s": round(cp, 1), "ratio": round(export["wall_s"] / cp, 2),
+            "checkpoint_gb": round(checkpoint.stat().st_size / 1e9, 2), "export_s": round(export_s, 1),
+            "cp_s": round(cp, 1), "ratio": round(export_s / cp, 2),
             "peak_gib": round(max(e["peak_gib"] for e in exports), 2),
             "export_all_s": [round(e["wall_s"], 1) for e in exports],
-            "cp_all_s": [round(c["wall_s"], 1) for c in copies],
+            "cp_all_s": [round(c["wall_s"], 1) for c in copies], "sync": args.sync,
+            "load_average": round(os.getloadavg()[0], 1), **peer,
         }))  # fmt: skip
     finally:
         for path in (out, copy):

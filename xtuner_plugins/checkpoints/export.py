@@ -105,8 +105,7 @@ def export(
             "merged": sorted(plan.adapters),
         }
 
-    with _Beside() as beside:
-        hashes = beside.start(hash_files, sources, beside)
+    with _Hashing(sources) as hashes:
         check_model(plan.view, plan.without_adapters())
         tensors = {}
         for name, tensor in plan.merged().items():
@@ -161,8 +160,7 @@ def convert(
     def record(hashes: dict[str, str]) -> dict:
         return {"model": _origin(view.directory, files, hashes), "dtype": dtype or "as stored", "format": form}
 
-    with _Beside() as beside:
-        hashes = beside.start(hash_files, files, beside)
+    with _Hashing(files) as hashes:
         check_model(view, view.tensors)
         target = targets.make_target(view, tensors, form=form, dtype=dtype, template=template)
         return _write(target, out, shard_bytes, record, progress, hashes)
@@ -199,32 +197,34 @@ def _base_files(directory: Path) -> list[Path]:
     return [directory / "config.json", *weight_files(directory)]
 
 
-class _Beside:
-    """A thread that works beside the writing; after an error it stops soon."""
+class _Hashing:
+    """SHA-256 of files beside the writing, two at a time; their bytes come into memory for the copying, too.
 
-    stop = False
+    After an error it stops soon.
+    """
+
+    def __init__(self, paths: list[Path]):
+        self._paths, self._stop = paths, False
 
     def __enter__(self):
-        self._pool = ThreadPoolExecutor(1)
-        self.start = self._pool.submit
+        self._pool = ThreadPoolExecutor(2)
+        self._futures = {str(path): self._pool.submit(self._hash, path) for path in self._paths}
         return self
 
     def __exit__(self, kind, error, trace):
-        self.stop = kind is not None
+        self._stop = kind is not None
         self._pool.shutdown()
 
+    def result(self) -> dict[str, str]:
+        """Hexadecimal digests by path; waits for them."""
+        return {path: future.result() for path, future in self._futures.items()}
 
-def hash_files(paths: list[Path], beside: _Beside) -> dict[str, str]:
-    """SHA-256 of files by path; reading them also brings them into memory for the copying."""
-    result = {}
-    buffer = memoryview(bytearray(2**20))
-    for path in paths:
-        digest = hashlib.sha256()
+    def _hash(self, path: Path) -> str:
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(2**20))
         with open(path, "rb", buffering=0) as file:
-            while (size := file.readinto(buffer)) and not beside.stop:
+            while (size := file.readinto(buffer)) and not self._stop:
                 digest.update(buffer[:size])
-        result[str(path)] = digest.hexdigest()
-    return result
+        return digest.hexdigest()
 
 
 def _origin(path: Path, files: list[Path], hashes: dict[str, str]) -> dict:

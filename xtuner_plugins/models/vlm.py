@@ -17,7 +17,7 @@ from xtuner_plugins.checkpoints.partition import is_partitioned, over_ranks, par
 
 from .adapters import inject_lora
 from .attention import check_boundaries, packed_causal_mask, samples_of_positions
-from .encoders import encoder_family
+from .encoders import encoder_family, freeze_unused
 from .llms import llm_family
 from .losses import next_token_loss, sum_over_ranks, world_size
 from .preprocessor import TilePreprocessor
@@ -100,6 +100,7 @@ class VisionLanguageModel(BaseModel):
         self.llm = llm_family(config.llm_config.model_type)
         encoder, llm = self.model.vision_model, self.model.language_model
         _set_trainable("visual_encoder", encoder, freeze_visual_encoder, visual_encoder_lora, vision_targets)
+        freeze_unused(encoder, self.model.select_layer)
         _set_trainable("projector", self.model.mlp1, freeze_projector, None, ())
         _set_trainable("llm", llm, freeze_llm, llm_lora, self.llm.lora_targets)
 

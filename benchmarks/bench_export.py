@@ -7,8 +7,8 @@ Prints peak resident memory of the export's process, wall times (medians) and th
 what it wrote. Without --sync, whatever of the sources was in memory stays there, and nobody waits for the disk.
 
 The base is InternVL2-shaped: InternViT-300M with InternLM2 (1.8b or 7b), whose fused qkv is split, merged and fused
-again, so the number includes the dearest mapping. `full` is a float32 .pth of projector and LLM, `lora` of rank 64 on all
-linear layers of the LLM plus the projector.
+again, so the number includes the dearest mapping. `full` is a float32 .pth of projector and LLM, `lora` of rank 64 on
+all linear layers of the LLM plus the projector.
 """
 
 import argparse

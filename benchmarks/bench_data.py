@@ -36,8 +36,14 @@ from xtuner_plugins.datasets.tokens import TextTokenizer
 SIZES = [(640, 480), (480, 640), (1024, 768), (336, 336), (1920, 1080), (2480, 3508)]
 RULE = DynamicTiling()
 NINE = ["<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"]
-CONFIG = {"model_type": "internvl_chat", "template": "internvl2_5", "force_image_size": 448, "downsample_ratio": 0.5,
-          "max_dynamic_patch": 12, "vision_config": {"patch_size": 14}}
+CONFIG = {
+    "model_type": "internvl_chat",
+    "template": "internvl2_5",
+    "force_image_size": 448,
+    "downsample_ratio": 0.5,
+    "max_dynamic_patch": 12,
+    "vision_config": {"patch_size": 14},
+}
 
 
 def compare(name: str, peer, ours: dict, rounds: int, clock=time.perf_counter) -> None:
@@ -51,8 +57,10 @@ def compare(name: str, peer, ours: dict, rounds: int, clock=time.perf_counter) -
     print(f"\n{name}: peer {statistics.median(times['peer']):.3f} s")
     for key in ours:
         ratios = sorted(peer / own for peer, own in zip(times["peer"], times[key], strict=True))
-        print(f"  {key:<28} {statistics.median(times[key]):8.3f} s   {ratios[0]:6.2f} / "
-              f"{statistics.median(ratios):6.2f} / {ratios[-1]:6.2f} x")
+        print(
+            f"  {key:<28} {statistics.median(times[key]):8.3f} s   {ratios[0]:6.2f} / "
+            f"{statistics.median(ratios):6.2f} / {ratios[-1]:6.2f} x"
+        )
 
 
 def make_pictures(folder: Path) -> list[str]:
@@ -86,15 +94,22 @@ class Published:
     def __init__(self):
         from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
 
-        self.transform = Compose([Resize((448, 448), interpolation=InterpolationMode.BICUBIC), ToTensor(),
-                                  Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+        self.transform = Compose(
+            [
+                Resize((448, 448), interpolation=InterpolationMode.BICUBIC),
+                ToTensor(),
+                Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            ]
+        )
 
     def __call__(self, path: str) -> torch.Tensor:
         image = Image.open(path).convert("RGB")
         cols, rows = RULE.grid(*image.size)
         resized = image.resize((448 * cols, 448 * rows))
-        crops = [resized.crop((448 * (i % cols), 448 * (i // cols), 448 * (i % cols + 1), 448 * (i // cols + 1)))
-                 for i in range(cols * rows)]
+        crops = [
+            resized.crop((448 * (i % cols), 448 * (i // cols), 448 * (i % cols + 1), 448 * (i // cols + 1)))
+            for i in range(cols * rows)
+        ]
         if len(crops) != 1:
             crops.append(image.resize((448, 448)))
         return torch.stack([self.transform(crop) for crop in crops])
@@ -102,16 +117,24 @@ class Published:
 
 def bench_pictures(folder: Path, rounds: int) -> None:
     paths, published = make_pictures(folder), Published()
-    ours = {route: lambda route=route: [open_tiles(path, RULE, route, MAX_PIXELS) for path in paths]
-            for route in ROUTES}
-    compare("pictures, one core (six JPEGs)", lambda: [published(path) for path in paths], ours, rounds,
-            clock=time.process_time)
+    ours = {
+        route: lambda route=route: [open_tiles(path, RULE, route, MAX_PIXELS) for path in paths] for route in ROUTES
+    }
+    compare(
+        "pictures, one core (six JPEGs)",
+        lambda: [published(path) for path in paths],
+        ours,
+        rounds,
+        clock=time.process_time,
+    )
     moved = {"peer": sum(published(path).nbytes for path in paths)}
     for route in ROUTES:
         opened = [open_tiles(path, RULE, route, MAX_PIXELS) for path in paths]
         moved[route] = sum((item.tiles if item.picture is None else item.picture).nbytes for item in opened)
-    print("  bytes handed over: " + ", ".join(f"{key} {value / 2**20:.0f} MiB ({value / moved['peer']:.0%})"
-                                              for key, value in moved.items()))
+    print(
+        "  bytes handed over: "
+        + ", ".join(f"{key} {value / 2**20:.0f} MiB ({value / moved['peer']:.0%})" for key, value in moved.items())
+    )
 
 
 class PeerDataset(Dataset):
@@ -129,8 +152,16 @@ def bench_loader(folder: Path, rounds: int) -> None:
     """Two workers through the real dataset and collate; threads in one process beside them."""
     paths, base = make_pictures(folder), make_base(folder / "base")
     repeat = 8
-    records = [{"image": path, "conversations": [{"from": "human", "value": "<image>\nWhat is it?"},
-                                                 {"from": "gpt", "value": "A picture."}]} for path in paths * repeat]
+    records = [
+        {
+            "image": path,
+            "conversations": [
+                {"from": "human", "value": "<image>\nWhat is it?"},
+                {"from": "gpt", "value": "A picture."},
+            ],
+        }
+        for path in paths * repeat
+    ]
     (folder / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
     def run(loader):
@@ -141,10 +172,15 @@ def bench_loader(folder: Path, rounds: int) -> None:
         dataset = MultimodalDataset(base, str(folder / "data.jsonl"), route=route, num_threads=num_threads)
         return lambda: run(DataLoader(dataset, batch_size=4, num_workers=num_workers, collate_fn=collate))
 
-    compare(f"loader ({len(records)} samples, batches of 4, two workers)",
-            lambda: run(DataLoader(PeerDataset(paths * repeat), batch_size=4, num_workers=2, collate_fn=torch.cat)),
-            {**{f"{route}, 2 workers": ours(route, 2, 0) for route in ROUTES},
-             **{f"{route}, 2 threads": ours(route, 0, 2) for route in ROUTES}}, rounds)
+    compare(
+        f"loader ({len(records)} samples, batches of 4, two workers)",
+        lambda: run(DataLoader(PeerDataset(paths * repeat), batch_size=4, num_workers=2, collate_fn=torch.cat)),
+        {
+            **{f"{route}, 2 workers": ours(route, 2, 0) for route in ROUTES},
+            **{f"{route}, 2 threads": ours(route, 0, 2) for route in ROUTES},
+        },
+        rounds,
+    )
 
 
 def bench_tokens(folder: Path, rounds: int) -> None:
@@ -156,10 +192,16 @@ def bench_tokens(folder: Path, rounds: int) -> None:
     base = make_base(folder / "base")
     tokenizer, template = TextTokenizer.from_pretrained(base), get_template("internvl2_5")
     hub = AutoTokenizer.from_pretrained(base)
-    turns = [("<image>\nWhat stands on the table?", "Two cups and a plate with bread."),
-             ("And behind it?", "A window.")]
-    raw = {"image": "a.jpg", "conversations": [{"from": role, "value": text} for pair in turns
-                                               for role, text in zip(("human", "gpt"), pair, strict=True)]}
+    turns = [
+        ("<image>\nWhat stands on the table?", "Two cups and a plate with bread."),
+        ("And behind it?", "A window."),
+    ]
+    raw = {
+        "image": "a.jpg",
+        "conversations": [
+            {"from": role, "value": text} for pair in turns for role, text in zip(("human", "gpt"), pair, strict=True)
+        ],
+    }
 
     def peer():
         conversation = get_conv_template("internvl2_5")
@@ -169,8 +211,10 @@ def bench_tokens(folder: Path, rounds: int) -> None:
             text = turn["value"].replace("<image>", "<img>" + "<IMG_CONTEXT>" * (256 * 13) + "</img>")
             texts.append(conversation.roles[number % 2] + text + conversation.sep)
         ids = [hub(text, add_special_tokens=False).input_ids for text in texts]
-        labels = [[-100] * len(part) if number % 2 == 0 else [-100] * 3 + part[3:-1] + [-100]
-                  for number, part in enumerate(ids)]
+        labels = [
+            [-100] * len(part) if number % 2 == 0 else [-100] * 3 + part[3:-1] + [-100]
+            for number, part in enumerate(ids)
+        ]
         return torch.tensor(sum(ids, [])), torch.tensor(sum(labels, []))
 
     def ours():
@@ -178,8 +222,12 @@ def bench_tokens(folder: Path, rounds: int) -> None:
         return torch.from_numpy(sample.input_ids), torch.from_numpy(sample.labels)
 
     assert torch.equal(peer()[0], ours()[0])
-    compare("tokens and labels of a sample with 13 tiles (200 times)", lambda: [peer() for _ in range(200)],
-            {"spliced": lambda: [ours() for _ in range(200)]}, rounds)
+    compare(
+        "tokens and labels of a sample with 13 tiles (200 times)",
+        lambda: [peer() for _ in range(200)],
+        {"spliced": lambda: [ours() for _ in range(200)]},
+        rounds,
+    )
 
 
 def bench_start(folder: Path, rounds: int, num_records: int = 40_000) -> None:
@@ -215,17 +263,23 @@ def bench_start(folder: Path, rounds: int, num_records: int = 40_000) -> None:
     first = [build(f"cache{number}") for number in range(rounds)]
     second = [build("cache0") for _ in range(rounds)]
     middle = statistics.median(first)
-    print(f"\nstart, {num_records:,} records ({path.stat().st_size / 2**20:.0f} MiB): record by record {peer:.1f} s "
-          f"(measured on {part:,})")
-    print(f"  first start  {min(first):.2f} / {middle:.2f} / {max(first):.2f} s = {peer / middle:.1f} x; 665k records: "
-          f"{middle * 665_000 / num_records:.0f} s, 4 million: {middle * 4_000_000 / num_records:.0f} s (linear)")
+    print(
+        f"\nstart, {num_records:,} records ({path.stat().st_size / 2**20:.0f} MiB): record by record {peer:.1f} s "
+        f"(measured on {part:,})"
+    )
+    print(
+        f"  first start  {min(first):.2f} / {middle:.2f} / {max(first):.2f} s = {peer / middle:.1f} x; 665k records: "
+        f"{middle * 665_000 / num_records:.0f} s, 4 million: {middle * 4_000_000 / num_records:.0f} s (linear)"
+    )
     print(f"  second start {min(second):.3f} / {statistics.median(second):.3f} / {max(second):.3f} s")
     dataset = MultimodalDataset(base, str(path), cache_dir=str(folder / "cache0"))
     before = _private_mib()
     for index in range(0, len(dataset), 10):
         dataset[index]
-    print(f"  private memory after reading every tenth record: {before:.0f} -> {_private_mib():.0f} MiB "
-          f"(of which the order of an epoch {len(dataset) * 4 / 2**20:.1f})")
+    print(
+        f"  private memory after reading every tenth record: {before:.0f} -> {_private_mib():.0f} MiB "
+        f"(of which the order of an epoch {len(dataset) * 4 / 2**20:.1f})"
+    )
 
 
 def _private_mib() -> float:
@@ -246,11 +300,13 @@ def bench_packing(folder: Path, rounds: int, num_samples: int = 100_000) -> None
             size = max(1, int(budget / np.percentile(tokens, 99)))  # a batch that fits the same memory
             padded = tokens[order[: num_samples // size * size]].reshape(-1, size).max(1) * size
             random_useful = tokens.sum() / padded.sum() * min(1.0, padded.mean() / budget)
-            print(f"\npacking, {max_tiles} tiles, {budget} tokens: {figures['padded']:.2%} empty, "
-                  f"{figures['samples_per_pack']:.2f} samples a pack, tile imbalance over 8 ranks "
-                  f"{figures['tile_imbalance']:.3f}, {took:.2f} s; useful tokens of a step "
-                  f"{1 - figures['padded']:.1%} of the budget, random batches of {size}: {random_useful:.1%} "
-                  f"({(1 - figures['padded']) / random_useful:.2f} x)")
+            print(
+                f"\npacking, {max_tiles} tiles, {budget} tokens: {figures['padded']:.2%} empty, "
+                f"{figures['samples_per_pack']:.2f} samples a pack, tile imbalance over 8 ranks "
+                f"{figures['tile_imbalance']:.3f}, {took:.2f} s; useful tokens of a step "
+                f"{1 - figures['padded']:.1%} of the budget, random batches of {size}: {random_useful:.1%} "
+                f"({(1 - figures['padded']) / random_useful:.2f} x)"
+            )
 
 
 def like_llava_665k(num: int, max_tiles: int) -> tuple[np.ndarray, np.ndarray]:
@@ -267,15 +323,23 @@ def like_llava_665k(num: int, max_tiles: int) -> tuple[np.ndarray, np.ndarray]:
         if kind == 1:
             size = coco[rng.integers(len(coco))] if rng.random() < 0.75 else tuple(map(int, rng.integers(300, 641, 2)))
         else:
-            size = (int(rng.integers(200, 400)), int(rng.integers(380, 500))) if kind == 2 else (
-                1024, int(rng.integers(600, 1025)))
+            size = (
+                (int(rng.integers(200, 400)), int(rng.integers(380, 500)))
+                if kind == 2
+                else (1024, int(rng.integers(600, 1025)))
+            )
         tiles[row] = count_tiles(*size, max_num=max_tiles)
         tokens[row] += 256 * tiles[row] + 2
     return tokens, tiles
 
 
-BENCHES = {"pictures": bench_pictures, "loader": bench_loader, "tokens": bench_tokens, "start": bench_start,
-           "packing": bench_packing}
+BENCHES = {
+    "pictures": bench_pictures,
+    "loader": bench_loader,
+    "tokens": bench_tokens,
+    "start": bench_start,
+    "packing": bench_packing,
+}
 
 
 def main() -> None:

@@ -33,9 +33,27 @@ from xtuner_plugins.datasets.tokens import TextTokenizer
 from xtuner_plugins.datasets.video import expand_videos
 from xtuner_plugins.hub.conversation import TEMPLATES
 
-SCRAPS = ["<image>", "<video>", "<|im_end|>", "<|im_start|>assistant\n", "<img>", "<IMG_CONTEXT>", "<box>",
-          "<box>[[1,2,3,4]]</box>", "</ref>", "\0", "\u202e", "e\u0301", "中文", "👩\u200d👧", "\r\n", " ", "word",
-          "1234", "\ufeff"]
+SCRAPS = [
+    "<image>",
+    "<video>",
+    "<|im_end|>",
+    "<|im_start|>assistant\n",
+    "<img>",
+    "<IMG_CONTEXT>",
+    "<box>",
+    "<box>[[1,2,3,4]]</box>",
+    "</ref>",
+    "\0",
+    "\u202e",
+    "e\u0301",
+    "中文",
+    "👩\u200d👧",
+    "\r\n",
+    " ",
+    "word",
+    "1234",
+    "\ufeff",
+]
 VALUES = [None, True, 0, -1, 1.5, "", "x", [], {}, ["x"], {"a": 1}, [None], "human", "gpt", "system"]
 
 
@@ -43,8 +61,10 @@ def text(rng: random.Random) -> str:
     if rng.random() < 0.01:
         return "half a pair: \ud800"
     planes = (range(1, 0xD800), range(0xE000, 0x11000))
-    return "".join(rng.choice(SCRAPS) if rng.random() < 0.7 else chr(rng.choice(rng.choice(planes)))
-                   for _ in range(rng.randrange(8)))
+    return "".join(
+        rng.choice(SCRAPS) if rng.random() < 0.7 else chr(rng.choice(rng.choice(planes)))
+        for _ in range(rng.randrange(8))
+    )
 
 
 def good(rng: random.Random) -> dict:
@@ -87,8 +107,10 @@ def run_case(rng: random.Random, tokenizer: TextTokenizer) -> int:
         record = parse_record(parse_json(line, "f:1"), "f:1")
         record = expand_videos(record, [rng.randrange(1, 5) for _ in record.media])
         record = normalise_boxes(record)
-        sizes = [(0, 0) if medium.kind == "frame" else size
-                 for medium, size in zip(record.media, sizes_of(len(record.media)), strict=True)]
+        sizes = [
+            (0, 0) if medium.kind == "frame" else size
+            for medium, size in zip(record.media, sizes_of(len(record.media)), strict=True)
+        ]
         low = rng.randrange(1, 13)
         rule = DynamicTiling(low, rng.randrange(low, 41), rng.choice([28, 112, 448]), rng.random() < 0.5)
         budget = TileBudget(rule, rng.choice([1, 16]), rng.randrange(1, 2000), rng.choice(["equal", "need"]))

@@ -16,16 +16,33 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("inputs", nargs="+", metavar="CONFIG | DATA",
-                        help="a training config (its train_dataloader.dataset is checked), or annotation files")
-    parser.add_argument("--image-folder", action="append", default=[], metavar="DIR",
-                        help="with annotation files: one for each of them, or one for all; '' for none")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="CONFIG | DATA",
+        help="a training config (its train_dataloader.dataset is checked), or annotation files",
+    )
+    parser.add_argument(
+        "--image-folder",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="with annotation files: one for each of them, or one for all; '' for none",
+    )
     parser.add_argument("--base", help="with annotation files: a model directory, to count tokens and tiles")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE",
-                        help="override settings of the config, as xtuner train does")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override settings of the config, as xtuner train does",
+    )
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one a core; 0: none)")
-    parser.add_argument("--reject-list", metavar="FILE",
-                        help="write the unusable records there; training leaves them out with reject_list=FILE")
+    parser.add_argument(
+        "--reject-list",
+        metavar="FILE",
+        help="write the unusable records there; training leaves them out with reject_list=FILE",
+    )
     parser.add_argument("--html", metavar="FILE", help="write a page with figures, packs and sample cards")
     parser.add_argument("--cards", type=int, default=12, help="samples shown on the page")
     parser.add_argument("--pack-tokens", type=int, default=8192, help="budget of the packs drawn on the page")
@@ -46,8 +63,11 @@ def open_inputs(args: argparse.Namespace):
     if len(folders) == 1:
         folders *= len(args.inputs)
     if len(folders) != len(args.inputs):
-        raise SettingError("image_folder", f"{len(folders)} image folders for {len(args.inputs)} files",
-                           "give one --image-folder for each file, or one for all")
+        raise SettingError(
+            "image_folder",
+            f"{len(folders)} image folders for {len(args.inputs)} files",
+            "give one --image-folder for each file, or one for all",
+        )
     if args.base:
         return MultimodalDataset(args.base, args.inputs, folders)
     return PlainFiles(args.inputs, folders)
@@ -73,8 +93,9 @@ def build_dataset(path: str, options: list[str]):
     try:
         return DATASETS.build(settings)
     except TypeError as error:  # an unknown or missing setting
-        raise SettingError("config", f"{path}: train_dataloader.dataset: {error}",
-                           "correct the setting's name") from None
+        raise SettingError(
+            "config", f"{path}: train_dataloader.dataset: {error}", "correct the setting's name"
+        ) from None
 
 
 def print_histograms(reports) -> None:
@@ -114,6 +135,7 @@ def main() -> int:
     complaints: list[str] = []
 
     with tqdm(total=total, unit="record", desc="checking", file=sys.stderr) as bar:
+
         def complain(text: str) -> None:
             complaints.append(text)
             bar.write(text, sys.stdout)
@@ -124,11 +146,16 @@ def main() -> int:
     for report in reports:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.complaints.most_common())
         tokens = report.column("tokens")
-        counted = (f", {report.column('tiles').sum()} tiles, {tokens.sum()} tokens of which "
-                   f"{report.column('supervised').sum()} supervised, longest {tokens.max(initial=0)}"
-                   if not isinstance(dataset, PlainFiles) else "")
-        print(f"{report.path}: {report.num_records} records, {report.num_wrong} wrong"
-              f"{f' ({reasons})' if reasons else ''}; {report.num_pictures} pictures{counted}")
+        counted = (
+            f", {report.column('tiles').sum()} tiles, {tokens.sum()} tokens of which "
+            f"{report.column('supervised').sum()} supervised, longest {tokens.max(initial=0)}"
+            if not isinstance(dataset, PlainFiles)
+            else ""
+        )
+        print(
+            f"{report.path}: {report.num_records} records, {report.num_wrong} wrong"
+            f"{f' ({reasons})' if reasons else ''}; {report.num_pictures} pictures{counted}"
+        )
     if args.reject_list:
         print(f"{write_reject_list(args.reject_list, reports)} records on the reject list {args.reject_list}")
     if args.html and not isinstance(dataset, PlainFiles):

@@ -37,15 +37,17 @@ def main() -> int:
         parser.error("give NAME SOURCE OUT, or --list")
     try:
         with tqdm(unit="record", desc=args.name, file=sys.stderr) as bar:
-            result = prepare(args.name, args.source, args.out, coco=args.coco, image_prefix=args.image_prefix,
-                             progress=bar.update)
+            result = prepare(
+                args.name, args.source, args.out, coco=args.coco, image_prefix=args.image_prefix, progress=bar.update
+            )
     except DataError as error:
         print(error)
         return 1
     for complaint in result.complaints:
         print(complaint)
-    print(f"{result.num_read} records read, {result.num_written} written to {args.out}, "
-          f"{len(result.complaints)} left out")
+    print(
+        f"{result.num_read} records read, {result.num_written} written to {args.out}, {len(result.complaints)} left out"
+    )
     if result.remark:
         print(result.remark)
     return 1 if result.complaints or result.remark else 0

@@ -8,9 +8,16 @@ from PIL import Image
 
 NINE = ["<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"]
 CONFIG = {
-    "model_type": "internvl_chat", "architectures": ["InternVLChatModel"], "template": "internvl2_5",
-    "force_image_size": 112, "downsample_ratio": 0.5, "dynamic_image_size": True, "use_thumbnail": True,
-    "min_dynamic_patch": 1, "max_dynamic_patch": 6, "vision_config": {"patch_size": 14, "image_size": 112},
+    "model_type": "internvl_chat",
+    "architectures": ["InternVLChatModel"],
+    "template": "internvl2_5",
+    "force_image_size": 112,
+    "downsample_ratio": 0.5,
+    "dynamic_image_size": True,
+    "use_thumbnail": True,
+    "min_dynamic_patch": 1,
+    "max_dynamic_patch": 6,
+    "vision_config": {"patch_size": 14, "image_size": 112},
 }
 
 

@@ -17,17 +17,23 @@ def files(data_base, write_data, make_picture, qa):
     make_picture("a.png", 100, 90)
     folder = make_picture("b.png", 360, 120)
     answer = "<ref>it</ref><box>[[36, 12, 180, 60]]</box>"
-    records = [qa("A?", "Yes.", image="a.png"), qa(image="none.png"),
-               qa("Where?", answer, image="b.png", boxes="pixel", width=360, height=120), qa("C <b>bold</b>?", "No."),
-               {"text": 1}, qa("<image> <image>", "Both.", image=["a.png", "b.png"])]
+    records = [
+        qa("A?", "Yes.", image="a.png"),
+        qa(image="none.png"),
+        qa("Where?", answer, image="b.png", boxes="pixel", width=360, height=120),
+        qa("C <b>bold</b>?", "No."),
+        {"text": 1},
+        qa("<image> <image>", "Both.", image=["a.png", "b.png"]),
+    ]
     return dict(base=str(data_base), data_paths=write_data(records), image_folders=folder)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_reports(files, num_workers):
     complaints, done = [], []
-    (report,) = check_dataset(MultimodalDataset(**files), num_workers=num_workers, complain=complaints.append,
-                              progress=done.append)
+    (report,) = check_dataset(
+        MultimodalDataset(**files), num_workers=num_workers, complain=complaints.append, progress=done.append
+    )
     assert (report.num_records, report.num_wrong, report.num_pictures, sum(done)) == (6, 2, 4, 6)
     assert report.rejected == [(1, 2, "image_missing"), (4, 5, "no_conversations")]
     assert [text.split(" ")[0] for text in complaints] == [f"{files['data_paths']}:{line}:" for line in (2, 5)]
@@ -37,8 +43,9 @@ def test_reports(files, num_workers):
 
 def test_files_without_a_model(files):
     complaints = []
-    (report,) = check_dataset(PlainFiles([files["data_paths"]], [files["image_folders"]]), num_workers=0,
-                              complain=complaints.append)
+    (report,) = check_dataset(
+        PlainFiles([files["data_paths"]], [files["image_folders"]]), num_workers=0, complain=complaints.append
+    )
     assert report.num_wrong == 2 and report.num_pictures == 4 and report.column("tokens").sum() == 0
 
 

@@ -13,17 +13,42 @@ from xtuner_plugins.datasets.records import parse_record
 from xtuner_plugins.datasets.templates import get_template
 from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template
 
-CONTROL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<img>", "</img>", "<IMG_CONTEXT>", "<|end|>", "<|user|>",
-           "<|im_start|>assistant\n", "<ref>", "</box>", "\n", " ", "\r\n", "<", "é", "e\u0301", "中文", "👍🏽"]
-TEXTS = st.lists(st.sampled_from(CONTROL) | st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
-                 max_size=6).map("".join).map(lambda text: text.replace("<image>", "image"))
+CONTROL = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<img>",
+    "</img>",
+    "<IMG_CONTEXT>",
+    "<|end|>",
+    "<|user|>",
+    "<|im_start|>assistant\n",
+    "<ref>",
+    "</box>",
+    "\n",
+    " ",
+    "\r\n",
+    "<",
+    "é",
+    "e\u0301",
+    "中文",
+    "👍🏽",
+]
+TEXTS = (
+    st.lists(st.sampled_from(CONTROL) | st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=6)
+    .map("".join)
+    .map(lambda text: text.replace("<image>", "image"))
+)
 ANSWERS = TEXTS.filter(bool)
 CONVERSATIONS = st.lists(st.tuples(TEXTS, ANSWERS), min_size=1, max_size=3)
 
 
 def record_of(pairs, system=None, image=None):
-    raw = {"conversations": [{"from": role, "value": text} for pair in pairs
-                             for role, text in zip(("human", "gpt"), pair, strict=True)]}
+    raw = {
+        "conversations": [
+            {"from": role, "value": text} for pair in pairs for role, text in zip(("human", "gpt"), pair, strict=True)
+        ]
+    }
     if system is not None:
         raw["system"] = system
     return parse_record(raw | ({"image": image} if image else {}), "f:1")
@@ -39,16 +64,16 @@ def supervised_runs(sample):
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pairs=CONVERSATIONS, system=st.none() | TEXTS, with_image=st.booleans())
-def test_supervised_text_is_the_answers_and_their_end_tokens(name, pairs, system, with_image, text_tokenizer,
-                                                             hf_tokenizer):
+def test_supervised_text_is_the_answers_and_their_end_tokens(
+    name, pairs, system, with_image, text_tokenizer, hf_tokenizer
+):
     record = record_of(pairs, system, ["a.png"] if with_image else None)
     sample = encode(record, get_template(name), text_tokenizer, [3] if with_image else [], 4)
     end = get_conv_template(name).stop_token
     decoded = [hf_tokenizer.decode(run, clean_up_tokenization_spaces=False) for run in supervised_runs(sample)]
     # the tokenizer normalises to NFC, as its family does
     assert decoded == [unicodedata.normalize("NFC", answer) + end for _, answer in pairs]
-    np.testing.assert_array_equal(sample.labels[sample.labels != -100],
-                                  sample.input_ids[sample.labels != -100])
+    np.testing.assert_array_equal(sample.labels[sample.labels != -100], sample.input_ids[sample.labels != -100])
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
@@ -98,8 +123,11 @@ def test_spans_are_atomic_and_counted(text_tokenizer):
 
 
 def test_grounding_tokens_in_texts_are_tokens(text_tokenizer):
-    sample = encode(record_of([("Where is <ref>the bus</ref>?", "<box>[[1, 2, 3, 4]]</box>")]),
-                    get_template("internvl2_5"), text_tokenizer)
+    sample = encode(
+        record_of([("Where is <ref>the bus</ref>?", "<box>[[1, 2, 3, 4]]</box>")]),
+        get_template("internvl2_5"),
+        text_tokenizer,
+    )
     for token in ("<ref>", "</ref>", "<box>", "</box>"):
         assert (sample.input_ids == text_tokenizer.token_id(token)).sum() == 1
 
@@ -110,9 +138,12 @@ def test_a_token_that_swallows_spaces_does_so_in_training_too(hf_tokenizer):
     from tokenizers import AddedToken
 
     from xtuner_plugins.datasets.tokens import TextTokenizer
+
     phi = copy.deepcopy(hf_tokenizer)
-    phi.add_tokens([AddedToken(t, rstrip=True, special=True) for t in ("<|user|>", "<|assistant|>", "<|end|>",
-                                                                       "<|system|>")], special_tokens=True)
+    phi.add_tokens(
+        [AddedToken(t, rstrip=True, special=True) for t in ("<|user|>", "<|assistant|>", "<|end|>", "<|system|>")],
+        special_tokens=True,
+    )
     ours = TextTokenizer(phi)
     if not ours.strips_right(ours.token_id("<|user|>")):
         pytest.skip("this tokenizers version keeps the first definition of a token")

@@ -18,8 +18,14 @@ def mixture(data_base, write_data, make_picture, qa):
     make_picture("a.png", 100, 90)
     make_picture("b.png", 360, 120)
     folder = make_picture("sub/c.jpg", 300, 400)
-    seen = write_data([qa("<image>\nA?", "Yes.", image="a.png"), qa("B?", "No.", image="b.png"),
-                       qa("C?", "Perhaps.", image="sub/c.jpg")], "seen.json")
+    seen = write_data(
+        [
+            qa("<image>\nA?", "Yes.", image="a.png"),
+            qa("B?", "No.", image="b.png"),
+            qa("C?", "Perhaps.", image="sub/c.jpg"),
+        ],
+        "seen.json",
+    )
     text = write_data([qa(f"{i}?", f"{i}.") for i in range(4)], "text.jsonl")
     return dict(base=str(data_base), data_paths=[seen, text], image_folders=[folder, None])
 
@@ -72,17 +78,24 @@ def test_settings_take_the_place_of_the_bases(mixture):
 
 def test_several_pictures_share_the_tiles(data_base, write_data, make_picture, qa):
     folder = make_picture("a.png", 360, 120)
-    path = write_data([qa("<image> and <image>", "Alike.", image=["a.png"] * 2),
-                       qa("<image>" * 8, "Alike.", image=["a.png"] * 8)])
+    path = write_data(
+        [qa("<image> and <image>", "Alike.", image=["a.png"] * 2), qa("<image>" * 8, "Alike.", image=["a.png"] * 8)]
+    )
     dataset = MultimodalDataset(data_base, path, folder)
     assert len(dataset[0]["tiles"]) == 2 * 4 and len(dataset[1]["tiles"]) == 8
 
 
 def test_from_config_with_workers_and_collate(mixture, hf_tokenizer):
     """As MMEngine builds it from a config with strings, in worker processes."""
-    loader = Runner.build_dataloader(dict(
-        dataset=dict(type="MultimodalDataset", **mixture), sampler=dict(type="DefaultSampler", shuffle=False),
-        batch_size=4, num_workers=2, collate_fn=dict(type="collate", pad_token_id=hf_tokenizer.pad_token_id)))
+    loader = Runner.build_dataloader(
+        dict(
+            dataset=dict(type="MultimodalDataset", **mixture),
+            sampler=dict(type="DefaultSampler", shuffle=False),
+            batch_size=4,
+            num_workers=2,
+            collate_fn=dict(type="collate", pad_token_id=hf_tokenizer.pad_token_id),
+        )
+    )
     first, second = list(loader)
     assert first["input_ids"].shape == first["labels"].shape == first["attention_mask"].shape
     assert first["attention_mask"].dtype == torch.bool and first["tiles"].dtype == torch.uint8
@@ -120,27 +133,34 @@ def test_errors_travel_through_pickle():
     assert str(again) == "f:3: not JSON; mend it" and again.reason == "json"
 
 
-@pytest.mark.parametrize("change, words", [
-    (dict(data_paths=["none.json"], image_folders=None), "none.json.*isn't there"),
-    (dict(data_paths=[], image_folders=None), "data_paths is empty"),
-    (dict(image_folders=["nowhere", None]), "nowhere.*isn't there"),
-    (dict(image_folders=["."]), "image_folders has 1 entries for 2"),
-    (dict(repeat_times=[1]), "repeat_times has 1 entries"),
-    (dict(repeat_times=[1, 0]), "repeat_times holds 0"),
-    (dict(repeat_times=[1, -2]), "repeat_times holds -2"),
-    (dict(repeat_times=[1, "2"]), "repeat_times holds '2'"),
-    (dict(max_tiles=0), "max_tiles=0"),
-    (dict(min_tiles=9), "min_tiles=9"),
-    (dict(template="none"), "none.*internvl2_5"),
-    (dict(max_length=0), "max_length=0"),
-    (dict(base="nowhere"), "nowhere.*isn't there"),
-    (dict(route="opencv"), "opencv.*pillow, torchvision, device"),
-    (dict(too_long=["drop"]), "too_long"), (dict(too_long=["truncate_text", "shrink_tiles"]), "too_long"),
-    (dict(tile_sharing="x"), "tile_sharing"), (dict(on_bad_sample="ignore"), "on_bad_sample"),
-    (dict(max_bad_samples=-1), "max_bad_samples"), (dict(num_frames=0), "num_frames"),
-    (dict(dataset_settings=[{"max_tile": 3}, None]), "max_tile"), (dict(dataset_settings=[{}]), "has 1 entries"),
-    (dict(dataset_settings=[{"loss_weight": 0}, None]), "loss_weight"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(data_paths=["none.json"], image_folders=None), "none.json.*isn't there"),
+        (dict(data_paths=[], image_folders=None), "data_paths is empty"),
+        (dict(image_folders=["nowhere", None]), "nowhere.*isn't there"),
+        (dict(image_folders=["."]), "image_folders has 1 entries for 2"),
+        (dict(repeat_times=[1]), "repeat_times has 1 entries"),
+        (dict(repeat_times=[1, 0]), "repeat_times holds 0"),
+        (dict(repeat_times=[1, -2]), "repeat_times holds -2"),
+        (dict(repeat_times=[1, "2"]), "repeat_times holds '2'"),
+        (dict(max_tiles=0), "max_tiles=0"),
+        (dict(min_tiles=9), "min_tiles=9"),
+        (dict(template="none"), "none.*internvl2_5"),
+        (dict(max_length=0), "max_length=0"),
+        (dict(base="nowhere"), "nowhere.*isn't there"),
+        (dict(route="opencv"), "opencv.*pillow, torchvision, device"),
+        (dict(too_long=["drop"]), "too_long"),
+        (dict(too_long=["truncate_text", "shrink_tiles"]), "too_long"),
+        (dict(tile_sharing="x"), "tile_sharing"),
+        (dict(on_bad_sample="ignore"), "on_bad_sample"),
+        (dict(max_bad_samples=-1), "max_bad_samples"),
+        (dict(num_frames=0), "num_frames"),
+        (dict(dataset_settings=[{"max_tile": 3}, None]), "max_tile"),
+        (dict(dataset_settings=[{}]), "has 1 entries"),
+        (dict(dataset_settings=[{"loss_weight": 0}, None]), "loss_weight"),
+    ],
+)
 def test_unusable_settings_name_themselves(mixture, change, words):
     with pytest.raises(SettingError, match=words):
         MultimodalDataset(**(mixture | change))
@@ -151,10 +171,15 @@ def test_unknown_settings_are_refused(mixture):
         DATASETS.build(dict(type="MultimodalDataset", **mixture, max_tile=3))
 
 
-@pytest.mark.parametrize("edit, words", [
-    ({"force_image_size": None}, "force_image_size"), ({"vision_config": {}}, "vision_config.patch_size"),
-    ({"downsample_ratio": "x"}, "downsample_ratio"), ({"template": None}, "names no 'template'"),
-])
+@pytest.mark.parametrize(
+    "edit, words",
+    [
+        ({"force_image_size": None}, "force_image_size"),
+        ({"vision_config": {}}, "vision_config.patch_size"),
+        ({"downsample_ratio": "x"}, "downsample_ratio"),
+        ({"template": None}, "names no 'template'"),
+    ],
+)
 def test_a_base_without_its_facts_is_refused(mixture, tmp_path, data_base, edit, words):
     import json
     import shutil

@@ -12,9 +12,10 @@ from xtuner_plugins.datasets.errors import RecordError, SettingError
 from xtuner_plugins.datasets.index import scan
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-10**6, 10**6) | st.text(alphabet='a"\\[]{},:\n é𝄞', max_size=12),
+    st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.text(alphabet='a"\\[]{},:\n é𝄞', max_size=12),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('k"\\,]', max_size=3), inner, max_size=3),
-    max_leaves=8)
+    max_leaves=8,
+)
 RECORDS = st.lists(st.dictionaries(st.text("ab", max_size=2), VALUES, max_size=4), min_size=1, max_size=8)
 
 
@@ -64,30 +65,36 @@ def test_byte_order_mark_is_skipped(tmp_path):
         assert scan(tmp_path / "a").parse(0) == {"a": 1}
 
 
-@pytest.mark.parametrize("content, error, words", [
-    (b"", SettingError, "empty"),
-    (b" \n \n", SettingError, "empty"),
-    (b"[]", SettingError, "no records"),
-    (b"hello", SettingError, "neither a JSON array nor JSON lines"),
-    (b"\xff\xfe[\x00", SettingError, "UTF-16"),
-    (b'[{"a": 1},\n{"a": "x', RecordError, ":2: the JSON array isn't closed"),
-    (b'[{"a": 1},\n{"a": 2}', RecordError, ":2: the JSON array isn't closed"),
-    (b'[{"a": 1},,{"a": 2}]', RecordError, ":1: an empty place"),
-    (b'[{"a": 1},\n]', RecordError, "an empty place"),
-    (b'[{"a": 1}]\n[{"a": 2}]', RecordError, "something follows"),
-])
+@pytest.mark.parametrize(
+    "content, error, words",
+    [
+        (b"", SettingError, "empty"),
+        (b" \n \n", SettingError, "empty"),
+        (b"[]", SettingError, "no records"),
+        (b"hello", SettingError, "neither a JSON array nor JSON lines"),
+        (b"\xff\xfe[\x00", SettingError, "UTF-16"),
+        (b'[{"a": 1},\n{"a": "x', RecordError, ":2: the JSON array isn't closed"),
+        (b'[{"a": 1},\n{"a": 2}', RecordError, ":2: the JSON array isn't closed"),
+        (b'[{"a": 1},,{"a": 2}]', RecordError, ":1: an empty place"),
+        (b'[{"a": 1},\n]', RecordError, "an empty place"),
+        (b'[{"a": 1}]\n[{"a": 2}]', RecordError, "something follows"),
+    ],
+)
 def test_broken_files_are_refused(tmp_path, content, error, words):
     (tmp_path / "bad.json").write_bytes(content)
     with pytest.raises(error, match=words):
         scan(tmp_path / "bad.json")
 
 
-@pytest.mark.parametrize("line, words", [
-    (b'{"a": ', "not JSON"),
-    (b'{"a": "\xff"}', "not UTF-8"),
-    (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),
-    (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested"),
-])
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        (b'{"a": ', "not JSON"),
+        (b'{"a": "\xff"}', "not UTF-8"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested"),
+    ],
+)
 def test_broken_records_name_their_line(tmp_path, line, words):
     (tmp_path / "bad.jsonl").write_bytes(b'{"a": 1}\n' + line + b"\n")
     found = scan(tmp_path / "bad.jsonl")

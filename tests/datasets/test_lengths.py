@@ -26,12 +26,28 @@ def settings(data_base, write_data, make_picture, qa, tmp_path):
     records += [qa("Middling?", "word " * number, image="d.png") for number in range(10, 150, 10)]
     records += [qa("S?", "S.", system="Be <|im_end|> brief."), qa(image="missing.png"), {"text": 3}]
     path = write_data(records)
-    return dict(base=data_base, data_paths=path, image_folders=folder, max_length=300, on_bad_sample="skip",
-                cache_dir=str(tmp_path / "cache"))
+    return dict(
+        base=data_base,
+        data_paths=path,
+        image_folders=folder,
+        max_length=300,
+        on_bad_sample="skip",
+        cache_dir=str(tmp_path / "cache"),
+    )
 
 
-@pytest.mark.parametrize("extra", [{}, {"tile_sharing": "need"}, {"max_tiles": 2}, {"too_long": ["shrink_tiles"]},
-                                   {"too_long": ["truncate_text"]}, {"template": "phi3-chat"}], ids=str)
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"tile_sharing": "need"},
+        {"max_tiles": 2},
+        {"too_long": ["shrink_tiles"]},
+        {"too_long": ["truncate_text"]},
+        {"template": "phi3-chat"},
+    ],
+    ids=str,
+)
 def test_lengths_equal_the_samples(settings, extra):
     dataset = MultimodalDataset(**settings | extra)
     tokens, tiles, fates = dataset.layout(num_workers=0)
@@ -58,8 +74,10 @@ def test_every_fate_is_met(settings):
 def test_complaints_and_reasons_are_kept(settings):
     lengths = MultimodalDataset(**settings).lengths(0, num_workers=0)
     assert list(lengths.complaints) == [43, 44] and lengths.complaints[43].startswith(settings["data_paths"] + ":44: ")
-    assert [lengths.reason_names[code - 1] for code in lengths.reasons[[43, 44]]] == ["image_missing",
-                                                                                    "no_conversations"]
+    assert [lengths.reason_names[code - 1] for code in lengths.reasons[[43, 44]]] == [
+        "image_missing",
+        "no_conversations",
+    ]
 
 
 def test_broken_records_stop_a_run_that_says_raise(settings):

@@ -16,11 +16,19 @@ UPRIGHT[:3, :5] = (255, 0, 0)
 UPRIGHT[3:, 5:] = (0, 0, 255)
 
 
-@pytest.mark.parametrize("tag, stored", [
-    (1, UPRIGHT), (2, UPRIGHT[:, ::-1]), (3, UPRIGHT[::-1, ::-1]), (4, UPRIGHT[::-1]),
-    (5, UPRIGHT.swapaxes(0, 1)), (6, np.rot90(UPRIGHT)), (7, np.rot90(UPRIGHT, 2).swapaxes(0, 1)),
-    (8, np.rot90(UPRIGHT, -1)),
-])
+@pytest.mark.parametrize(
+    "tag, stored",
+    [
+        (1, UPRIGHT),
+        (2, UPRIGHT[:, ::-1]),
+        (3, UPRIGHT[::-1, ::-1]),
+        (4, UPRIGHT[::-1]),
+        (5, UPRIGHT.swapaxes(0, 1)),
+        (6, np.rot90(UPRIGHT)),
+        (7, np.rot90(UPRIGHT, 2).swapaxes(0, 1)),
+        (8, np.rot90(UPRIGHT, -1)),
+    ],
+)
 def test_orientation_is_applied_once(tmp_path, tag, stored):
     image = Image.fromarray(np.ascontiguousarray(stored))
     exif = image.getexif()
@@ -51,9 +59,23 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
     assert np.asarray(load_image(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
-@pytest.mark.parametrize("mode, suffix", [("1", "png"), ("L", "png"), ("LA", "png"), ("P", "png"), ("P", "gif"),
-                                          ("CMYK", "jpg"), ("YCbCr", "jpg"), ("RGB", "webp"), ("RGB", "bmp"),
-                                          ("RGB", "tiff"), ("L", "jpg"), ("RGBA", "webp")])
+@pytest.mark.parametrize(
+    "mode, suffix",
+    [
+        ("1", "png"),
+        ("L", "png"),
+        ("LA", "png"),
+        ("P", "png"),
+        ("P", "gif"),
+        ("CMYK", "jpg"),
+        ("YCbCr", "jpg"),
+        ("RGB", "webp"),
+        ("RGB", "bmp"),
+        ("RGB", "tiff"),
+        ("L", "jpg"),
+        ("RGBA", "webp"),
+    ],
+)
 def test_every_mode_becomes_rgb(tmp_path, mode, suffix):
     image = Image.fromarray(np.full((8, 8, 3), 120, np.uint8))
     image = image.quantize(4) if mode == "P" else image.convert(mode)
@@ -72,10 +94,16 @@ def test_of_an_animation_the_first_frame_counts(tmp_path):
 
 def huge_png(path):
     """The header of a picture of 60000 x 60000 pixels, and no pixels."""
+
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
-                     + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.filterwarnings("error")
@@ -90,15 +118,22 @@ def test_bombs_are_refused_before_decoding(tmp_path):
         load_image(tmp_path / "b.png", max_pixels=9999)
 
 
-@pytest.mark.parametrize("make, reason", [
-    (lambda path: None, "image_missing"),
-    (lambda path: path.mkdir(), "image_missing"),
-    (lambda path: path.write_bytes(b""), "image_unreadable"),
-    (lambda path: path.write_bytes(b"<html>404</html>"), "image_unreadable"),
-    (lambda path: path.write_bytes(b"\xff\xd8\xff\xe0" + b"\0" * 50), "image_unreadable"),
-    (lambda path: Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9), np.int64).astype("float32"))
-     .save(path, "tiff"), "image_mode"),
-])
+@pytest.mark.parametrize(
+    "make, reason",
+    [
+        (lambda path: None, "image_missing"),
+        (lambda path: path.mkdir(), "image_missing"),
+        (lambda path: path.write_bytes(b""), "image_unreadable"),
+        (lambda path: path.write_bytes(b"<html>404</html>"), "image_unreadable"),
+        (lambda path: path.write_bytes(b"\xff\xd8\xff\xe0" + b"\0" * 50), "image_unreadable"),
+        (
+            lambda path: Image.fromarray(
+                np.random.default_rng(0).integers(0, 256, (9, 9), np.int64).astype("float32")
+            ).save(path, "tiff"),
+            "image_mode",
+        ),
+    ],
+)
 def test_unusable_files_say_why(tmp_path, make, reason):
     path = tmp_path / "a.jpg"
     make(path)

@@ -38,5 +38,6 @@ def test_packed_equals_unpacked(toy_base, samples, pad_to):
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     assert gradients.keys() == wanted.keys() and len(wanted) > 10
     for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-4,
-                                   msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            gradient, wanted[name], atol=1e-5, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+        )

@@ -14,8 +14,11 @@ from xtuner_plugins.datasets.samplers import PackBatchSampler, PlanSampler, seek
 
 
 @settings(max_examples=60, deadline=None)
-@given(data=st.lists(st.tuples(st.integers(1, 100), st.integers(0, 9)), min_size=1, max_size=200),
-       max_tiles=st.none() | st.integers(9, 30), seed=st.integers(0, 99))
+@given(
+    data=st.lists(st.tuples(st.integers(1, 100), st.integers(0, 9)), min_size=1, max_size=200),
+    max_tiles=st.none() | st.integers(9, 30),
+    seed=st.integers(0, 99),
+)
 def test_budgets_hold_and_every_sample_comes_once(data, max_tiles, seed):
     tokens, tiles = np.array(data).T
     indices = np.arange(len(data)) * 3
@@ -60,8 +63,9 @@ def dataset(data_base, write_data, make_picture, qa, tmp_path):
     records = [qa(f"Q{i}?", f"A{i}. " * (1 + i % 5), image="abc"[i % 3] + ".png") for i in range(25)]
     records += [qa(f"T{i}?", f"A{i}. " * (1 + i % 9)) for i in range(12)]
     records += [qa("word " * 500, "Late."), qa(image="none.png"), {"text": 1}]
-    return MultimodalDataset(data_base, write_data(records), folder, max_length=300, on_bad_sample="skip",
-                             cache_dir=str(tmp_path / "cache"))
+    return MultimodalDataset(
+        data_base, write_data(records), folder, max_length=300, on_bad_sample="skip", cache_dir=str(tmp_path / "cache")
+    )
 
 
 def ranks(dataset, number, packed, **options):
@@ -89,8 +93,11 @@ def test_every_sample_once_an_epoch_over_all_ranks(dataset, packed, group_by, nu
         for sampler in samplers:
             sampler.seek(epoch)
         steps = [list(sampler) for sampler in samplers]
-        assert len({len(part) for part in steps}) == 1 == len({len(part) - sampler.num_steps(epoch) == 0
-                                                               for part, sampler in zip(steps, samplers, strict=True)})
+        assert (
+            len({len(part) for part in steps})
+            == 1
+            == len({len(part) - sampler.num_steps(epoch) == 0 for part, sampler in zip(steps, samplers, strict=True)})
+        )
         taken = [index for part in steps for step in part for index in flat(step) if index != len(dataset)]
         assert len(taken) == len(set(taken)) and set(taken) == everything
         orders.append(taken)
@@ -102,8 +109,9 @@ def test_resuming_with_other_ranks_goes_on_where_it_stopped(dataset, packed):
     (alone,) = ranks(dataset, 1, packed)
     whole = [tuple(flat(step)) for step in alone]
     before = ranks(dataset, 2, packed)
-    taken = [tuple(flat(step)) for steps in zip(*(list(sampler)[:3] for sampler in before), strict=True)
-             for step in steps]
+    taken = [
+        tuple(flat(step)) for steps in zip(*(list(sampler)[:3] for sampler in before), strict=True) for step in steps
+    ]
     assert taken == whole[:6]
     after = ranks(dataset, 3, packed)
     for sampler in after:
@@ -130,9 +138,17 @@ def test_groups_are_of_alike_length_and_kind(dataset):
 
 
 def test_a_packed_batch_through_mmengine(dataset):
-    loader = Runner.build_dataloader(dict(
-        dataset=dataset, sampler=dict(type="PlanSampler"), batch_size=1, num_workers=1,
-        batch_sampler=dict(type="PackBatchSampler", max_tokens=600), collate_fn=dict(type="collate_packed")), seed=1)
+    loader = Runner.build_dataloader(
+        dict(
+            dataset=dataset,
+            sampler=dict(type="PlanSampler"),
+            batch_size=1,
+            num_workers=1,
+            batch_sampler=dict(type="PackBatchSampler", max_tokens=600),
+            collate_fn=dict(type="collate_packed"),
+        ),
+        seed=1,
+    )
     seen = 0
     for batch in loader:
         total = batch["input_ids"].shape[1]
@@ -181,11 +197,18 @@ class FakeRunner:
 def test_the_ledger_accounts_for_every_index(dataset, tmp_path, packed):
     import json
 
-    extra = dict(batch_sampler=dict(type="PackBatchSampler", max_tokens=600),
-                 collate_fn=dict(type="collate_packed"), batch_size=1) if packed else dict(
-        collate_fn=dict(type="collate"), batch_size=3)
-    loader = Runner.build_dataloader(dict(dataset=dataset, sampler=dict(type="PlanSampler"), num_workers=0, **extra),
-                                     seed=1)
+    extra = (
+        dict(
+            batch_sampler=dict(type="PackBatchSampler", max_tokens=600),
+            collate_fn=dict(type="collate_packed"),
+            batch_size=1,
+        )
+        if packed
+        else dict(collate_fn=dict(type="collate"), batch_size=3)
+    )
+    loader = Runner.build_dataloader(
+        dict(dataset=dataset, sampler=dict(type="PlanSampler"), num_workers=0, **extra), seed=1
+    )
     runner, hook = FakeRunner(loader, tmp_path), LedgerHook()
     hook.before_train(runner)
     for batch in loader:

@@ -11,8 +11,13 @@ from xtuner_plugins.datasets.records import parse_record
 
 
 def llava(image=None, number=0):
-    record = {"id": str(number), "conversations": [{"from": "human", "value": "<image>\nWhat?" if image else "What?"},
-                                                   {"from": "gpt", "value": "This."}]}
+    record = {
+        "id": str(number),
+        "conversations": [
+            {"from": "human", "value": "<image>\nWhat?" if image else "What?"},
+            {"from": "gpt", "value": "This."},
+        ],
+    }
     return record | ({"image": image} if image else {})
 
 
@@ -24,8 +29,10 @@ SHAPES = {
     "detail-23k": ([llava("000000033471.jpg")], ["000000033471.jpg"]),
     "complex-reasoning-77k": ([llava("000000033471.jpg")], ["000000033471.jpg"]),
     "llava-mix665k": ([llava("coco/train2017/000000033471.jpg"), llava()], ["coco/train2017/000000033471.jpg", None]),
-    "ai-challenger": ([{"url": "http://x", "image_id": "8f.jpg", "caption": [f"句子{i}" for i in range(5)]}],
-                      ["8f.jpg"] * 5),
+    "ai-challenger": (
+        [{"url": "http://x", "image_id": "8f.jpg", "caption": [f"句子{i}" for i in range(5)]}],
+        ["8f.jpg"] * 5,
+    ),
     "textocr-gpt4o": ([{"image": "train_images/a1.jpg", "caption": "A sign that says STOP."}], ["a1.jpg"]),
     "sharegpt-4o": ([llava("0c.jpg")], ["0c.jpg"]),
 }
@@ -54,10 +61,15 @@ def test_counts_of_the_published_file_are_checked(tmp_path, monkeypatch):
     assert "1 records, the published detail_23k.json has 2" in prepare("detail-23k", path, tmp_path / "o").remark
 
 
-@pytest.mark.parametrize("coco, prefix, expected", [
-    ("2017", "", "000000033471.jpg"), ("2014", "", "COCO_train2014_000000033471.jpg"),
-    ("2017", "coco/train2017/", "coco/train2017/000000033471.jpg"),
-    ("2014", "train2014/", "train2014/COCO_train2014_000000033471.jpg")])
+@pytest.mark.parametrize(
+    "coco, prefix, expected",
+    [
+        ("2017", "", "000000033471.jpg"),
+        ("2014", "", "COCO_train2014_000000033471.jpg"),
+        ("2017", "coco/train2017/", "coco/train2017/000000033471.jpg"),
+        ("2014", "train2014/", "train2014/COCO_train2014_000000033471.jpg"),
+    ],
+)
 def test_coco_names(tmp_path, coco, prefix, expected):
     for name in ("000000033471.jpg", "COCO_train2014_000000033471.jpg"):
         (tmp_path / "detail_23k.json").write_text(json.dumps([llava(name)]))

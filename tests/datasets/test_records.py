@@ -42,23 +42,39 @@ def test_several_pictures_fill_placeholders_in_order():
 
 
 def test_messages_with_strings_and_parts():
-    content = [{"type": "text", "text": "a <image> tag "}, {"type": "image", "image": "x.png"},
-               {"type": "image_url", "image_url": {"url": "y.png"}}, "end"]
-    record = parse(messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": content},
-                             {"role": "assistant", "content": [{"type": "text", "text": "Fine."}]}])
+    content = [
+        {"type": "text", "text": "a <image> tag "},
+        {"type": "image", "image": "x.png"},
+        {"type": "image_url", "image_url": {"url": "y.png"}},
+        "end",
+    ]
+    record = parse(
+        messages=[
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": content},
+            {"role": "assistant", "content": [{"type": "text", "text": "Fine."}]},
+        ]
+    )
     assert record.system == "Be brief."
     assert record.turns[0].parts == ("a <image> tag ", Medium("image", "x.png"), Medium("image", "y.png"), "end")
     assert record.turns[1].text == "Fine."
 
 
 def test_parts_may_leave_names_to_the_records_list():
-    record = parse(images=["x.png"], messages=[{"role": "user", "content": [{"type": "image"}]},
-                                               {"role": "assistant", "content": "Fine."}])
+    record = parse(
+        images=["x.png"],
+        messages=[{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "Fine."}],
+    )
     assert record.turns[0].parts == (Medium("image", "x.png"),)
 
 
-@pytest.mark.parametrize("raw", [{"system": "S", "conversations": turns("a", "b")},
-                                 {"conversations": [{"from": "system", "value": "S"}, *turns("a", "b")]}])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"system": "S", "conversations": turns("a", "b")},
+        {"conversations": [{"from": "system", "value": "S"}, *turns("a", "b")]},
+    ],
+)
 def test_system_by_key_or_turn(raw):
     record = parse_record(raw, "f:1")
     assert record.system == "S" and len(record.turns) == 2
@@ -76,23 +92,32 @@ def test_absent_media_may_be_null_or_an_empty_list():
 
 
 WRONG = [
-    ([1], "record_type"), ("text", "record_type"), (None, "record_type"),
-    ({}, "no_conversations"), ({"conversations": []}, "no_conversations"), ({"text": "x"}, "no_conversations"),
-    ({"conversations": {"from": "human"}}, "conversations_type"), ({"conversations": None}, "conversations_type"),
+    ([1], "record_type"),
+    ("text", "record_type"),
+    (None, "record_type"),
+    ({}, "no_conversations"),
+    ({"conversations": []}, "no_conversations"),
+    ({"text": "x"}, "no_conversations"),
+    ({"conversations": {"from": "human"}}, "conversations_type"),
+    ({"conversations": None}, "conversations_type"),
     ({"conversations": turns("a", "b"), "messages": []}, "two_formats"),
     ({"conversations": ["a", "b"]}, "turn_type"),
-    ({"conversations": [{"value": "a"}]}, "turn_keys"), ({"conversations": [{"from": "human"}]}, "turn_keys"),
+    ({"conversations": [{"value": "a"}]}, "turn_keys"),
+    ({"conversations": [{"from": "human"}]}, "turn_keys"),
     ({"conversations": turns("a", "b", roles=("bot", "gpt"))}, "turn_role"),
     ({"conversations": turns("a", "b", roles=(["human"], "gpt"))}, "turn_role"),
-    ({"conversations": turns(3, "b")}, "turn_content"), ({"conversations": turns("a", None)}, "turn_content"),
+    ({"conversations": turns(3, "b")}, "turn_content"),
+    ({"conversations": turns("a", None)}, "turn_content"),
     ({"conversations": turns(["a"], "b")}, "turn_content"),
-    ({"conversations": turns("a")}, "no_answer"), ({"conversations": turns("a", "b", "c")}, "no_answer"),
+    ({"conversations": turns("a")}, "no_answer"),
+    ({"conversations": turns("a", "b", "c")}, "no_answer"),
     ({"conversations": turns("a", "b", roles=("gpt", "human"))}, "turn_order"),
     ({"conversations": turns("a", "b", roles=("human", "human"))}, "turn_order"),
     ({"conversations": turns("a", "b") + [{"from": "system", "value": "s"}]}, "turn_order"),
     ({"conversations": [{"from": "system", "value": "s"}]}, "no_answer"),
     ({"conversations": turns("a", "")}, "empty_answer"),
-    ({"conversations": turns("a \ud800", "b")}, "unicode"), ({"conversations": turns("a", "b\udfff")}, "unicode"),
+    ({"conversations": turns("a \ud800", "b")}, "unicode"),
+    ({"conversations": turns("a", "b\udfff")}, "unicode"),
     ({"conversations": turns("<image>", "b")}, "image_count"),
     ({"conversations": turns("a", "b"), "image": ["x", "y"]}, "image_count"),
     ({"conversations": turns("<image><image>", "b"), "image": "x"}, "image_count"),
@@ -110,8 +135,15 @@ WRONG = [
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]}, "turn_part"),
     ({"messages": [{"role": "user", "content": [3]}]}, "turn_part"),
     ({"messages": [{"role": "user", "content": [{"type": "image", "image": 3}]}]}, "media_name"),
-    ({"messages": [{"role": "user", "content": "a"},
-                   {"role": "assistant", "content": [{"type": "image", "image": "x"}]}]}, "media_role"),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": [{"type": "image", "image": "x"}]},
+            ]
+        },
+        "media_role",
+    ),
 ]
 
 

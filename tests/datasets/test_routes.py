@@ -24,8 +24,12 @@ def photos(tmp_path_factory):
     paths = {}
     for name in ("astronaut", "coffee", "rocket"):
         image = Image.fromarray(getattr(data, name)())
-        variants = {"420.jpg": dict(quality=85), "444.jpg": dict(quality=95, subsampling=0), "png.png": {},
-                    "progressive.jpg": dict(quality=80, progressive=True)}
+        variants = {
+            "420.jpg": dict(quality=85),
+            "444.jpg": dict(quality=95, subsampling=0),
+            "png.png": {},
+            "progressive.jpg": dict(quality=80, progressive=True),
+        }
         for suffix, options in variants.items():
             paths[f"{name}-{suffix}"] = folder / f"{name}-{suffix}"
             image.save(paths[f"{name}-{suffix}"], **options)
@@ -87,8 +91,12 @@ def test_bad_pictures_are_errors_on_every_route(tmp_path, route):
     data = (tmp_path / "short.jpg").read_bytes()
     (tmp_path / "short.jpg").write_bytes(data[: len(data) - 200])
     Image.new("RGB", (200, 200)).save(tmp_path / "large.png")
-    for name, limit in (("cut.jpg", MAX_PIXELS), ("short.jpg", MAX_PIXELS), ("none.jpg", MAX_PIXELS),
-                        ("large.png", 100)):
+    for name, limit in (
+        ("cut.jpg", MAX_PIXELS),
+        ("short.jpg", MAX_PIXELS),
+        ("none.jpg", MAX_PIXELS),
+        ("large.png", 100),
+    ):
         with pytest.raises(MediaError):
             open_tiles(tmp_path / name, RULE, route, limit)
 
@@ -96,11 +104,15 @@ def test_bad_pictures_are_errors_on_every_route(tmp_path, route):
 @pytest.fixture
 def datasets(data_base, photos, write_data, qa):
     names = [path.name for path in all_files(photos)]
-    records = [qa("<image>", "One.", image=name) for name in names] + [qa("none", "None."), qa(
-        "<image> <image>", "Two.", image=names[:2])]
+    records = [qa("<image>", "One.", image=name) for name in names] + [
+        qa("none", "None."),
+        qa("<image> <image>", "Two.", image=names[:2]),
+    ]
     path = write_data(records)
-    return {route: MultimodalDataset(data_base, path, str(photos), route=route, num_threads=threads)
-            for route, threads in (("pillow", 0), ("device", 2))}
+    return {
+        route: MultimodalDataset(data_base, path, str(photos), route=route, num_threads=threads)
+        for route, threads in (("pillow", 0), ("device", 2))
+    }
 
 
 @pytest.mark.parametrize("put_together", [collate, collate_packed])

@@ -21,8 +21,13 @@ from xtuner_plugins.datasets.tiling import (
 
 @cache
 def slow_ratios(min_num, max_num):
-    ratios = set((i, j) for n in range(min_num, max_num + 1) for i in range(1, n + 1) for j in range(1, n + 1)
-                 if min_num <= i * j <= max_num)
+    ratios = set(
+        (i, j)
+        for n in range(min_num, max_num + 1)
+        for i in range(1, n + 1)
+        for j in range(1, n + 1)
+        if min_num <= i * j <= max_num
+    )
     return sorted(ratios, key=lambda ratio: ratio[0] * ratio[1])
 
 
@@ -40,8 +45,9 @@ def slow_tiles(image, min_num, max_num, size, thumbnail):
     """Pillow resize, one crop a tile, in reading order."""
     cols, rows = slow_grid(*image.size, min_num, max_num, size)
     whole = image.resize((cols * size, rows * size))
-    crops = [whole.crop((c * size, r * size, c * size + size, r * size + size))
-             for r in range(rows) for c in range(cols)]
+    crops = [
+        whole.crop((c * size, r * size, c * size + size, r * size + size)) for r in range(rows) for c in range(cols)
+    ]
     if thumbnail and len(crops) != 1:
         crops.append(image.resize((size, size)))
     return np.stack([np.array(crop).transpose(2, 0, 1) for crop in crops])
@@ -49,9 +55,31 @@ def slow_tiles(image, min_num, max_num, size, thumbnail):
 
 def sizes():
     """Sizes where rounding and ties bite: tiny, huge, extreme, squares, multiples of 448 and neighbours."""
-    fixed = [(1, 1), (1, 2), (2, 1), (1, 3000), (20000, 20), (20, 20000), (20000, 20000), (448, 448), (449, 448),
-             (896, 448), (800, 1300), (1300, 800), (1000, 1000), (317, 317), (316, 317), (1792, 1344), (560, 448),
-             (1250, 1000), (5, 4), (7, 5), (3, 2), (633, 634), (634, 634)]
+    fixed = [
+        (1, 1),
+        (1, 2),
+        (2, 1),
+        (1, 3000),
+        (20000, 20),
+        (20, 20000),
+        (20000, 20000),
+        (448, 448),
+        (449, 448),
+        (896, 448),
+        (800, 1300),
+        (1300, 800),
+        (1000, 1000),
+        (317, 317),
+        (316, 317),
+        (1792, 1344),
+        (560, 448),
+        (1250, 1000),
+        (5, 4),
+        (7, 5),
+        (3, 2),
+        (633, 634),
+        (634, 634),
+    ]
     rng = np.random.default_rng(0)
     return fixed + [tuple(int(x) for x in np.exp(rng.uniform(0, 9.9, 2)) + 0.5) for _ in range(60)]
 
@@ -87,8 +115,7 @@ def test_pixels_equal_the_slow_reference(size, thumbnail):
         tiles = tile_image(image, min_num=min_num, max_num=max_num, tile_size=64, use_thumbnail=thumbnail)
         assert tiles.dtype == torch.uint8 and tiles.is_contiguous()
         np.testing.assert_array_equal(tiles.numpy(), slow_tiles(image, min_num, max_num, 64, thumbnail))
-        assert len(tiles) == count_tiles(*size, min_num=min_num, max_num=max_num, tile_size=64,
-                                         use_thumbnail=thumbnail)
+        assert len(tiles) == count_tiles(*size, min_num=min_num, max_num=max_num, tile_size=64, use_thumbnail=thumbnail)
 
 
 @pytest.mark.parametrize("photo", ["astronaut", "coffee", "chelsea", "rocket"])

@@ -6,8 +6,12 @@ from hypothesis import strategies as st
 from xtuner_plugins.datasets import token_counts
 from xtuner_plugins.datasets.token_counts import TokenCounter
 
-TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
-    ["It's 1234.\n\n", "e\u0301a", "的图片", "  x  ", "<|im_end|>", "what colour is the\r\n"]), min_size=1, max_size=90)
+TEXTS = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"]))
+    | st.sampled_from(["It's 1234.\n\n", "e\u0301a", "的图片", "  x  ", "<|im_end|>", "what colour is the\r\n"]),
+    min_size=1,
+    max_size=90,
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

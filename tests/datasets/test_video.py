@@ -70,23 +70,34 @@ def test_a_video_in_a_sample(videos, data_base, write_data, qa, text_tokenizer):
     sample = MultimodalDataset(data_base, write_data([record]), str(videos), num_frames=3)[0]
     assert sample["num_tiles"] == 3 == len(sample["tiles"])
     ids = [i for i in sample["input_ids"].tolist() if i != text_tokenizer.image_context_id]
-    assert ("user\nFrame-1: <img></img>\nFrame-2: <img></img>\nFrame-3: <img></img>\nWhat changes?"
-            in text_tokenizer.decode(ids))
+    assert (
+        "user\nFrame-1: <img></img>\nFrame-2: <img></img>\nFrame-3: <img></img>\nWhat changes?"
+        in text_tokenizer.decode(ids)
+    )
 
 
 def boxed(answer, **extra):
-    raw = {"image": "a.jpg", "boxes": "pixel", "width": 640, "height": 480, "conversations": [
-        {"from": "human", "value": "Where?"}, {"from": "gpt", "value": answer}], **extra}
+    raw = {
+        "image": "a.jpg",
+        "boxes": "pixel",
+        "width": 640,
+        "height": 480,
+        "conversations": [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": answer}],
+        **extra,
+    }
     return parse_record(raw, "f:3")
 
 
 def test_pixel_boxes_enter_the_frame():
     record = normalise_boxes(boxed("<ref>bus</ref><box>[[64, 48, 320, 240]]</box> and <box>[0,0,640,480]</box>"))
-    assert record.turns[1].text == ("<ref>bus</ref><box>[[100, 100, 500, 500]]</box> and "
-                                    "<box>[[0, 0, 1000, 1000]]</box>")
+    assert record.turns[1].text == (
+        "<ref>bus</ref><box>[[100, 100, 500, 500]]</box> and <box>[[0, 0, 1000, 1000]]</box>"
+    )
     assert find_boxes(record.turns[1].text) == [(100, 100, 500, 500), (0, 0, 1000, 1000)]
-    plain = parse_record({"conversations": [{"from": "human", "value": "a"},
-                                            {"from": "gpt", "value": "<box>[[1, 2, 3, 4]]</box>"}]}, "f:1")
+    plain = parse_record(
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "<box>[[1, 2, 3, 4]]</box>"}]},
+        "f:1",
+    )
     assert normalise_boxes(plain) is plain
 
 

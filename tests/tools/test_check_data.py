@@ -26,15 +26,23 @@ def project(toy_base, tmp_path):
     Image.fromarray(np.zeros((90, 120, 3), np.uint8)).save(images / "a.png")
     data = tmp_path / "data.jsonl"
     config = tmp_path / "config.py"
-    config.write_text("train_dataloader = dict(dataset=dict(type='xtuner_plugins.datasets.MultimodalDataset', "
-                      f"base={str(toy_base)!r}, data_paths=[{str(data)!r}], image_folders=[{str(images)!r}]))\n")
+    config.write_text(
+        "train_dataloader = dict(dataset=dict(type='xtuner_plugins.datasets.MultimodalDataset', "
+        f"base={str(toy_base)!r}, data_paths=[{str(data)!r}], image_folders=[{str(images)!r}]))\n"
+    )
     data.write_text("".join(json.dumps(conversation(image="a.png")) + "\n" for _ in range(5)))
     return config, data
 
 
 def run(*args):
-    return subprocess.run([sys.executable, str(ROOT / "tools/check_data.py"), *map(str, args)], cwd=ROOT, text=True,
-                          capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools/check_data.py"), *map(str, args)],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
 
 
 def test_good_data_passes(project):
@@ -63,9 +71,11 @@ def test_settings_are_complained_about_in_one_line(project, tmp_path, monkeypatc
     spec = importlib.util.spec_from_file_location("check_data", ROOT / "tools/check_data.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    for args, words in [((tmp_path / "none.py",), "isn't there"),
-                        ((project[0], "--cfg-options", "train_dataloader.dataset.max_tile=3"), "max_tile"),
-                        ((project[0], "--cfg-options", "train_dataloader.dataset.base=nowhere"), "nowhere")]:
+    for args, words in [
+        ((tmp_path / "none.py",), "isn't there"),
+        ((project[0], "--cfg-options", "train_dataloader.dataset.max_tile=3"), "max_tile"),
+        ((project[0], "--cfg-options", "train_dataloader.dataset.base=nowhere"), "nowhere"),
+    ]:
         monkeypatch.setattr(sys, "argv", ["check_data.py", *map(str, args)])
         assert tool.main() == 1
         printed = capsys.readouterr().out

@@ -1,15 +1,15 @@
 """Everything between an annotation file and a batch.
 
-    records       JSON -> checked conversation          index        where the records of a file lie
-    media, video  opening pictures                      tiling       a picture -> uint8 tiles
-    boxes         pixels -> the 0-1000 frame            routes       three ways from file to tiles
-    templates     conversation -> segments              tokens       text -> ids
-    conversation  segments -> ids and labels            budget       tiles and tokens that fit
-    mixture       the files and their settings          lengths      exact lengths, measured once
-    dataset       the mixture as one list of samples    packing      samples -> packs
-    collate       samples -> batch                      samplers     the plan of an epoch
-    bad_samples   policies and the ledger               check        every record opened before training
-    errors        every complaint, with place and remedy
+records       JSON -> checked conversation          index        where the records of a file lie
+media, video  opening pictures                      tiling       a picture -> uint8 tiles
+boxes         pixels -> the 0-1000 frame            routes       three ways from file to tiles
+templates     conversation -> segments              tokens       text -> ids
+conversation  segments -> ids and labels            budget       tiles and tokens that fit
+mixture       the files and their settings          lengths      exact lengths, measured once
+dataset       the mixture as one list of samples    packing      samples -> packs
+collate       samples -> batch                      samplers     the plan of an epoch
+bad_samples   policies and the ledger               check        every record opened before training
+errors        every complaint, with place and remedy
 """
 
 from .bad_samples import LedgerHook
@@ -19,5 +19,16 @@ from .errors import DataError, MediaError, RecordError, SettingError
 from .samplers import PackBatchSampler, PlanSampler
 from .tiling import DynamicTiling
 
-__all__ = ["DataError", "DynamicTiling", "LedgerHook", "MediaError", "MultimodalDataset", "PackBatchSampler",
-           "PlanSampler", "RecordError", "SettingError", "collate", "collate_packed"]
+__all__ = [
+    "DataError",
+    "DynamicTiling",
+    "LedgerHook",
+    "MediaError",
+    "MultimodalDataset",
+    "PackBatchSampler",
+    "PlanSampler",
+    "RecordError",
+    "SettingError",
+    "collate",
+    "collate_packed",
+]

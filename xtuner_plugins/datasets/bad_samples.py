@@ -35,24 +35,35 @@ def check_policy(on_bad_sample: str, max_bad_samples: int) -> tuple[str, int]:
         SettingError: an unknown policy, or a ceiling that is none.
     """
     if on_bad_sample not in POLICIES:
-        raise SettingError("on_bad_sample", f"on_bad_sample={on_bad_sample!r} is unknown",
-                           f"it is one of {', '.join(POLICIES)}")
+        raise SettingError(
+            "on_bad_sample", f"on_bad_sample={on_bad_sample!r} is unknown", f"it is one of {', '.join(POLICIES)}"
+        )
     if isinstance(max_bad_samples, bool) or not isinstance(max_bad_samples, int) or max_bad_samples < 0:
-        raise SettingError("max_bad_samples", f"max_bad_samples={max_bad_samples!r} is no ceiling",
-                           "give a whole number, 0 or more")
+        raise SettingError(
+            "max_bad_samples", f"max_bad_samples={max_bad_samples!r} is no ceiling", "give a whole number, 0 or more"
+        )
     return on_bad_sample, max_bad_samples
 
 
 def dropped_sample(error: DataError, source: str, tile_size: int) -> dict:
     """What stands in a batch's list for a sample that is left out; `collate` takes it out."""
-    return {"dropped": error.reason, "message": str(error), "source": source,
-            "tiles": torch.empty(0, 3, tile_size, tile_size, dtype=torch.uint8)}
+    return {
+        "dropped": error.reason,
+        "message": str(error),
+        "source": source,
+        "tiles": torch.empty(0, 3, tile_size, tile_size, dtype=torch.uint8),
+    }
 
 
 def filler_sample(tile_size: int) -> dict:
     """What a rank gets in an epoch's last step when no sample is left for it: nothing is learned from it."""
-    return {"input_ids": torch.zeros(1, dtype=torch.int64), "labels": torch.full((1,), -100), "num_tiles": 0,
-            "tiles": torch.empty(0, 3, tile_size, tile_size, dtype=torch.uint8), "source": FILLER}
+    return {
+        "input_ids": torch.zeros(1, dtype=torch.int64),
+        "labels": torch.full((1,), -100),
+        "num_tiles": 0,
+        "tiles": torch.empty(0, 3, tile_size, tile_size, dtype=torch.uint8),
+        "source": FILLER,
+    }
 
 
 def read_reject_list(path: str | os.PathLike | None, sources: Sequence) -> list[frozenset[int]]:
@@ -72,8 +83,11 @@ def read_reject_list(path: str | os.PathLike | None, sources: Sequence) -> list[
                 entry = json.loads(line)
                 rows.setdefault(os.path.realpath(entry["file"]), set()).add(int(entry["row"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SettingError("reject_list", f"reject list {os.fspath(path)!r} can't be read ({error})",
-                               "write it with tools/check_data.py --reject-list") from None
+            raise SettingError(
+                "reject_list",
+                f"reject list {os.fspath(path)!r} can't be read ({error})",
+                "write it with tools/check_data.py --reject-list",
+            ) from None
     return [frozenset(rows.get(os.path.realpath(source.index.path), ())) for source in sources]
 
 
@@ -108,13 +122,21 @@ class Ledger:
         self.trained[epoch] += trained
         for sample in dropped:
             self.dropped[epoch] += 1
-            self._write({"epoch": epoch, "dataset": sample.get("dataset", ""), "index": sample.get("index", -1),
-                         "reason": sample["dropped"], "message": sample["message"]})
+            self._write(
+                {
+                    "epoch": epoch,
+                    "dataset": sample.get("dataset", ""),
+                    "index": sample.get("index", -1),
+                    "reason": sample["dropped"],
+                    "message": sample["message"],
+                }
+            )
             self._bad += sample["dropped"] != "too_long"
             if self._bad > self.max_bad_samples:
                 raise TooManyBadSamples(
                     f"{self._bad} samples can't be used, max_bad_samples is {self.max_bad_samples}; the last: "
-                    f"{sample['message']}; run tools/check_data.py, or raise the ceiling")
+                    f"{sample['message']}; run tools/check_data.py, or raise the ceiling"
+                )
 
     def close_epoch(self, epoch: int, total: int) -> dict:
         """Enter an epoch's sums."""

@@ -25,8 +25,15 @@ class BaseFacts:
     template: str
 
     @classmethod
-    def read(cls, directory: str | os.PathLike, *, min_tiles: int | None = None, max_tiles: int | None = None,
-             use_thumbnail: bool | None = None, template: str | None = None) -> "BaseFacts":
+    def read(
+        cls,
+        directory: str | os.PathLike,
+        *,
+        min_tiles: int | None = None,
+        max_tiles: int | None = None,
+        use_thumbnail: bool | None = None,
+        template: str | None = None,
+    ) -> "BaseFacts":
         """Read `config.json`; what is given here takes the place of what stands there.
 
         Raises:
@@ -54,14 +61,19 @@ class BaseFacts:
             min_tiles=min(own_min, max_tiles) if min_tiles is None else min_tiles,
             max_tiles=max_tiles,
             tile_size=int(tile_size),
-            use_thumbnail=bool(config.get("use_thumbnail", True) if use_thumbnail is None else use_thumbnail))
+            use_thumbnail=bool(config.get("use_thumbnail", True) if use_thumbnail is None else use_thumbnail),
+        )
         template = template or config.get("template")
         if not template:
             raise SettingError("template", f"{path!r} names no 'template'", "give the dataset template='internvl2_5'")
         tokens = int((int(tile_size) // int(patch)) ** 2 * ratio**2)
         if tokens < 1:
-            raise SettingError("base", f"{path!r}: a tile of {tile_size} px in patches of {patch} px at "
-                               f"downsample_ratio {ratio} gives no tokens", remedy)
+            raise SettingError(
+                "base",
+                f"{path!r}: a tile of {tile_size} px in patches of {patch} px at "
+                f"downsample_ratio {ratio} gives no tokens",
+                remedy,
+            )
         return cls(directory, tokens, tiling, template)
 
 

@@ -34,7 +34,7 @@ def normalise_boxes(record: Record, real_size: Callable[[int], tuple[int, int]] 
     if kind is None or kind == "normalised":
         return record
     if kind != "pixel":
-        _fail(record, f"'boxes' is {kind!r}", "write \"boxes\": \"pixel\" or leave it out")
+        _fail(record, f"'boxes' is {kind!r}", 'write "boxes": "pixel" or leave it out')
     pictures = [place for place, medium in enumerate(record.media) if medium.kind == "image"]
     if len(pictures) != 1:
         _fail(record, f"pixel boxes with {len(pictures)} pictures", "give boxes in the 0-1000 frame instead")
@@ -42,11 +42,23 @@ def normalise_boxes(record: Record, real_size: Callable[[int], tuple[int, int]] 
     if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in (width, height)):
         _fail(record, f"pixel boxes in a picture of {width!r} x {height!r}", "give the picture's width and height")
     if real_size is not None and real_size(pictures[0]) != (width, height):
-        _fail(record, f"the record says {width}x{height}, the picture is "
-              "{}x{}".format(*real_size(pictures[0])), "correct width and height (of the upright picture)")
-    turns = tuple(Turn(turn.role, tuple(
-        BOX.sub(lambda match: f"<box>{_convert(match[1], width, height, record)}</box>", part)
-        if isinstance(part, str) else part for part in turn.parts)) for turn in record.turns)
+        _fail(
+            record,
+            f"the record says {width}x{height}, the picture is {{}}x{{}}".format(*real_size(pictures[0])),
+            "correct width and height (of the upright picture)",
+        )
+    turns = tuple(
+        Turn(
+            turn.role,
+            tuple(
+                BOX.sub(lambda match: f"<box>{_convert(match[1], width, height, record)}</box>", part)
+                if isinstance(part, str)
+                else part
+                for part in turn.parts
+            ),
+        )
+        for turn in record.turns
+    )
     return replace(record, turns=turns)
 
 
@@ -56,8 +68,9 @@ def find_boxes(text: str) -> list[tuple[float, float, float, float]]:
     for match in BOX.finditer(text):
         try:
             found = json.loads(match[1])
-            boxes += [tuple(map(float, box)) for box in (found if isinstance(found[0], list) else [found])
-                      if len(box) == 4]
+            boxes += [
+                tuple(map(float, box)) for box in (found if isinstance(found[0], list) else [found]) if len(box) == 4
+            ]
         except (ValueError, TypeError, IndexError, KeyError):
             continue
     return boxes
@@ -77,8 +90,14 @@ def _convert(text: str, width: int, height: int, record: Record) -> str:
         x1, y1, x2, y2 = box
         if not (0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height):
             _fail(record, f"the box {text.strip()[:60]} leaves the picture of {width}x{height}", "correct the box")
-        out.append([round(x1 / width * FRAME_SIZE), round(y1 / height * FRAME_SIZE),
-                    round(x2 / width * FRAME_SIZE), round(y2 / height * FRAME_SIZE)])
+        out.append(
+            [
+                round(x1 / width * FRAME_SIZE),
+                round(y1 / height * FRAME_SIZE),
+                round(x2 / width * FRAME_SIZE),
+                round(y2 / height * FRAME_SIZE),
+            ]
+        )
     return json.dumps(out)
 
 

@@ -49,15 +49,18 @@ class TileBudget:
 
     def __post_init__(self):
         if self.sharing not in SHARING:
-            raise SettingError("tile_sharing", f"tile_sharing={self.sharing!r} is unknown",
-                               f"it is one of {', '.join(SHARING)}")
+            raise SettingError(
+                "tile_sharing", f"tile_sharing={self.sharing!r} is unknown", f"it is one of {', '.join(SHARING)}"
+            )
         unknown = [step for step in self.steps if step not in STEPS]
         if unknown or list(self.steps) != sorted(self.steps, key=STEPS.index):
-            raise SettingError("too_long", f"too_long={list(self.steps)!r} isn't understood",
-                               f"give some of {list(STEPS)}, in this order")
+            raise SettingError(
+                "too_long",
+                f"too_long={list(self.steps)!r} isn't understood",
+                f"give some of {list(STEPS)}, in this order",
+            )
         if isinstance(self.max_length, bool) or not isinstance(self.max_length, int) or self.max_length < 1:
-            raise SettingError("max_length", f"max_length={self.max_length!r} is no length",
-                               "give a positive number")
+            raise SettingError("max_length", f"max_length={self.max_length!r} is no length", "give a positive number")
 
     def start(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
         """The tile limit of each picture before anything is shrunk."""
@@ -87,8 +90,10 @@ class TileBudget:
             return limits
         while self.tokens(counts) > room and max(counts, default=1) > 1:
             # the picture with the fewest source pixels a tile loses least; of equal ones the first with most tiles
-            number = min((index for index, count in enumerate(counts) if count > 1),
-                         key=lambda index: (sizes[index][0] * sizes[index][1] / counts[index], -counts[index]))
+            number = min(
+                (index for index, count in enumerate(counts) if count > 1),
+                key=lambda index: (sizes[index][0] * sizes[index][1] / counts[index], -counts[index]),
+            )
             cols, rows = self.rule.limited(limits[number]).grid(*map(int, sizes[number]))
             limits[number] = cols * rows - 1
             counts[number] = self.count(sizes[number], limits[number])

@@ -57,9 +57,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 def save_array(path: Path, array: np.ndarray) -> None:
     """One .npy file, whole or not at all."""
+
     def write(target: Path) -> None:
         with open(target, "wb") as file:
             np.save(file, array)
+
     write_whole(path, write)
 
 

@@ -73,8 +73,10 @@ class PlainFiles:
         folder: ImageFolder
 
     def __init__(self, data_paths: Sequence[str], image_folders: Sequence[str | None], max_pixels: int = MAX_PIXELS):
-        self.sources = [self.Source(scan(path), ImageFolder(folder, Path(path).parent))
-                        for path, folder in zip(data_paths, image_folders, strict=True)]
+        self.sources = [
+            self.Source(scan(path), ImageFolder(folder, Path(path).parent))
+            for path, folder in zip(data_paths, image_folders, strict=True)
+        ]
         self.max_pixels = max_pixels
 
     def open(self, number: int, row: int) -> tuple[int, tuple[int, ...]]:
@@ -83,8 +85,12 @@ class PlainFiles:
         record = parse_record(source.index.parse(row), source.index.source(row))
         try:
             paths = [source.folder.resolve(medium.name) for medium in record.media]
-            pictures = [load_frames(path, 1, self.max_pixels)[0] if medium.kind == "video" else
-                        load_image(path, self.max_pixels) for path, medium in zip(paths, record.media, strict=True)]
+            pictures = [
+                load_frames(path, 1, self.max_pixels)[0]
+                if medium.kind == "video"
+                else load_image(path, self.max_pixels)
+                for path, medium in zip(paths, record.media, strict=True)
+            ]
             normalise_boxes(record, lambda place: pictures[place].size)
         except MediaError as error:
             raise error.in_record(record.source) from None
@@ -101,13 +107,21 @@ def open_record(dataset: "MultimodalDataset | PlainFiles", number: int, row: int
         size = dataset.first_size(number, record)
     except DataError as error:
         return Finding(number, row, reason=error.reason, message=str(error))
-    return Finding(number, row, len(record.media), (len(labels), int((labels != -100).sum()), sample["num_tiles"],
-                                                    len(record.turns), *size))
+    return Finding(
+        number,
+        row,
+        len(record.media),
+        (len(labels), int((labels != -100).sum()), sample["num_tiles"], len(record.turns), *size),
+    )
 
 
-def check_dataset(dataset: "MultimodalDataset | PlainFiles", *, num_workers: int | None = None,
-                  complain: Callable[[str], None] = print,
-                  progress: Callable[[int], None] = lambda done: None) -> list[FileReport]:
+def check_dataset(
+    dataset: "MultimodalDataset | PlainFiles",
+    *,
+    num_workers: int | None = None,
+    complain: Callable[[str], None] = print,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[FileReport]:
     """Open every record once (however often it is repeated) with its pictures.
 
     Args:
@@ -139,8 +153,11 @@ def write_reject_list(path: str | os.PathLike, reports: Sequence[FileReport]) ->
 
     `MultimodalDataset(reject_list=path)` leaves them out.
     """
-    entries = [{"file": os.path.abspath(report.path), "row": row, "line": line, "reason": reason}
-               for report in reports for row, line, reason in report.rejected]
+    entries = [
+        {"file": os.path.abspath(report.path), "row": row, "line": line, "reason": reason}
+        for report in reports
+        for row, line, reason in report.rejected
+    ]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
     return len(entries)
@@ -154,13 +171,18 @@ def histogram(values: np.ndarray, num_bins: int = 10) -> list[tuple[str, int]]:
     width = max(1, -(-(high - low + 1) // num_bins))
     counts = np.bincount((values - low) // width)
     edges = [(low + place * width, min(low + place * width + width - 1, high)) for place in range(len(counts))]
-    return [(f"{first}" if first == last else f"{first}-{last}", int(count))
-            for (first, last), count in zip(edges, counts, strict=True)]
+    return [
+        (f"{first}" if first == last else f"{first}-{last}", int(count))
+        for (first, last), count in zip(edges, counts, strict=True)
+    ]
 
 
 def _run(dataset, num_workers: int) -> Iterator[list[Finding]]:
-    chunks = [(number, first, min(first + CHUNK, len(source.index)))
-              for number, source in enumerate(dataset.sources) for first in range(0, len(source.index), CHUNK)]
+    chunks = [
+        (number, first, min(first + CHUNK, len(source.index)))
+        for number, source in enumerate(dataset.sources)
+        for first in range(0, len(source.index), CHUNK)
+    ]
     if num_workers == 0:
         for number, first, last in chunks:
             yield [open_record(dataset, number, row) for row in range(first, last)]

@@ -40,8 +40,13 @@ def collate(samples: Sequence[dict], pad_token_id: int = 0, pad_to_multiple_of: 
         input_ids[row, :size] = sample["input_ids"]
         labels[row, :size] = sample["labels"]
         attention_mask[row, :size] = True
-    return {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask, **_pictures(kept),
-            **_extras(samples, kept)}
+    return {
+        "input_ids": input_ids,
+        "labels": labels,
+        "attention_mask": attention_mask,
+        **_pictures(kept),
+        **_extras(samples, kept),
+    }
 
 
 @FUNCTIONS.register_module()

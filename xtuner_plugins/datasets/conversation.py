@@ -82,8 +82,13 @@ def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -
     return pieces
 
 
-def encode(record: Record, template: Template, tokenizer: TextTokenizer, num_tiles: Sequence[int] = (),
-           tokens_per_tile: int = 256) -> Encoded:
+def encode(
+    record: Record,
+    template: Template,
+    tokenizer: TextTokenizer,
+    num_tiles: Sequence[int] = (),
+    tokens_per_tile: int = 256,
+) -> Encoded:
     """Tokenise a conversation.
 
     Args:
@@ -99,12 +104,15 @@ def encode(record: Record, template: Template, tokenizer: TextTokenizer, num_til
 
 def tokenize_pieces(pieces: Sequence[Piece], tokenizer: TextTokenizer) -> list[Piece]:
     """The pieces with ids in place of texts."""
-    return [piece if piece.text is None else Piece(ids=tuple(tokenizer.encode(piece.text)),
-                                                   supervised=piece.supervised) for piece in pieces]
+    return [
+        piece if piece.text is None else Piece(ids=tuple(tokenizer.encode(piece.text)), supervised=piece.supervised)
+        for piece in pieces
+    ]
 
 
-def join_pieces(pieces: Sequence[Piece], tokenizer: TextTokenizer, num_tiles: Sequence[int],
-                tokens_per_tile: int) -> Encoded:
+def join_pieces(
+    pieces: Sequence[Piece], tokenizer: TextTokenizer, num_tiles: Sequence[int], tokens_per_tile: int
+) -> Encoded:
     """Ids and labels of tokenised pieces (see `encode`)."""
     parts, supervised, spans, position = [], [], [], 0
     for piece in pieces:

@@ -75,25 +75,60 @@ class MultimodalDataset(Dataset):
         RecordError: at access, for a record or picture that can't be used, with its `file:line`.
     """
 
-    def __init__(self, base: str, data_paths: str | Sequence[str], image_folders=None,
-                 repeat_times: Sequence[float] | None = None, dataset_settings: Sequence[dict | None] | None = None, *,
-                 min_tiles: int | None = None, max_tiles: int | None = None, use_thumbnail: bool | None = None,
-                 template: str | None = None, max_length: int = 4096, tile_sharing: str = "equal",
-                 too_long: Sequence[str] = STEPS, on_bad_sample: str = "raise", max_bad_samples: int = 100,
-                 num_frames: int = 8, route: str = "pillow", num_threads: int = 0, max_pixels: int = MAX_PIXELS,
-                 cache_dir: str = DEFAULT_CACHE, reject_list: str | None = None, seed: int = 0):
-        self.facts = BaseFacts.read(base, min_tiles=min_tiles, max_tiles=max_tiles,
-                                    use_thumbnail=use_thumbnail, template=template)
+    def __init__(
+        self,
+        base: str,
+        data_paths: str | Sequence[str],
+        image_folders=None,
+        repeat_times: Sequence[float] | None = None,
+        dataset_settings: Sequence[dict | None] | None = None,
+        *,
+        min_tiles: int | None = None,
+        max_tiles: int | None = None,
+        use_thumbnail: bool | None = None,
+        template: str | None = None,
+        max_length: int = 4096,
+        tile_sharing: str = "equal",
+        too_long: Sequence[str] = STEPS,
+        on_bad_sample: str = "raise",
+        max_bad_samples: int = 100,
+        num_frames: int = 8,
+        route: str = "pillow",
+        num_threads: int = 0,
+        max_pixels: int = MAX_PIXELS,
+        cache_dir: str = DEFAULT_CACHE,
+        reject_list: str | None = None,
+        seed: int = 0,
+    ):
+        self.facts = BaseFacts.read(
+            base, min_tiles=min_tiles, max_tiles=max_tiles, use_thumbnail=use_thumbnail, template=template
+        )
         self.tokenizer = TextTokenizer.from_pretrained(base)
-        self.sources = open_sources(data_paths, image_folders, repeat_times, dataset_settings, MixtureSettings(
-            base, min_tiles, max_tiles, use_thumbnail, template, max_length, tile_sharing, tuple(too_long), cache_dir))
+        self.sources = open_sources(
+            data_paths,
+            image_folders,
+            repeat_times,
+            dataset_settings,
+            MixtureSettings(
+                base,
+                min_tiles,
+                max_tiles,
+                use_thumbnail,
+                template,
+                max_length,
+                tile_sharing,
+                tuple(too_long),
+                cache_dir,
+            ),
+        )
         self.on_bad_sample, self.max_bad_samples = check_policy(on_bad_sample, max_bad_samples)
         self.route, self.num_threads = check_route(route), int(num_threads)
         if not isinstance(num_frames, int) or num_frames < 1:
             raise SettingError("num_frames", f"num_frames={num_frames!r} is no number of frames", "give 1 or more")
         self.num_frames, self.max_pixels, self.cache_dir, self.seed = num_frames, max_pixels, cache_dir, seed
-        self._picks = [pick_records(len(source.index), source.repeat, seed + number)
-                       for number, source in enumerate(self.sources)]
+        self._picks = [
+            pick_records(len(source.index), source.repeat, seed + number) for number, source in enumerate(self.sources)
+        ]
         self._ends = np.cumsum([len(pick) for pick in self._picks])
         self._rejected = read_reject_list(reject_list, self.sources)
         self._pool: ThreadPoolExecutor | None = None
@@ -179,22 +214,24 @@ class MultimodalDataset(Dataset):
         paths = [source.folder.resolve(medium.name) for medium in record.media]
         videos = [path for path, medium in zip(paths, record.media, strict=True) if medium.kind == "video"]
         frames = [probe_video(path, self.num_frames, self.max_pixels)[0] for path in videos]
-        record = normalise_boxes(expand_videos(record, frames),
-                                 lambda place: image_size(paths[place], self.max_pixels))
+        record = normalise_boxes(expand_videos(record, frames), lambda place: image_size(paths[place], self.max_pixels))
         paths = [source.folder.resolve(medium.name) for medium in record.media]
         pieces = tokenize_pieces(split_pieces(record, source.template, self.tokenizer), self.tokenizer)
         limits = self._limits(record.media, paths, sum(len(piece.ids) for piece in pieces), source)
         tiles = self._open(record.media, paths, limits, source.budget.rule)
-        sample = join_pieces(pieces, self.tokenizer, [tile.num_tiles for tile in tiles],
-                             source.budget.tokens_per_tile)
+        sample = join_pieces(pieces, self.tokenizer, [tile.num_tiles for tile in tiles], source.budget.tokens_per_tile)
         if len(sample) <= source.budget.max_length:
             return tiles, sample
         fitted = truncate(sample, source.budget.max_length) if "truncate_text" in source.budget.steps else None
         if fitted is None:
             image_tokens = sum(length for _, length in sample.spans)
-            raise RecordError("too_long", f"{len(sample)} tokens ({image_tokens} of them its pictures'), "
-                              f"max_length is {source.budget.max_length}", "raise max_length or lower max_tiles",
-                              record.source)
+            raise RecordError(
+                "too_long",
+                f"{len(sample)} tokens ({image_tokens} of them its pictures'), "
+                f"max_length is {source.budget.max_length}",
+                "raise max_length or lower max_tiles",
+                record.source,
+            )
         sample, kept = fitted
         return tiles[:kept], sample
 
@@ -212,8 +249,10 @@ class MultimodalDataset(Dataset):
         if text_tokens + budget.tokens(most) <= budget.max_length:
             sizes = [FRAME if medium.kind == "frame" else (1, 1) for medium in media]
             return budget.start(sizes)
-        sizes = [FRAME if medium.kind == "frame" else image_size(path, self.max_pixels)
-                 for medium, path in zip(media, paths, strict=True)]
+        sizes = [
+            FRAME if medium.kind == "frame" else image_size(path, self.max_pixels)
+            for medium, path in zip(media, paths, strict=True)
+        ]
         return budget.fit(sizes, text_tokens)
 
     def _open(self, media: list[Medium], paths: list[str], limits: list[int], rule: DynamicTiling) -> list[TileSource]:
@@ -229,8 +268,9 @@ class MultimodalDataset(Dataset):
                 tiles.append(open_tiles(path, rule.limited(limit), self.route, self.max_pixels))
         return tiles
 
-    def lengths(self, number: int, *, num_workers: int | None = None,
-                progress: Callable[[int], None] = lambda done: None) -> LengthIndex:
+    def lengths(
+        self, number: int, *, num_workers: int | None = None, progress: Callable[[int], None] = lambda done: None
+    ) -> LengthIndex:
         """Measured lengths of file `number`, from the cache or built now (see `lengths`)."""
         source = self.sources[number]
         task = Measure(source.index, source.folder, source.template, self.tokenizer, self.num_frames, self.max_pixels)
@@ -279,12 +319,12 @@ def _hand_over(tiles: list[TileSource], size: int, route: str) -> dict:
     """What crosses to the training process: tiles, and pictures that the device will cut."""
     ready = [tile.tiles for tile in tiles if tile.tiles is not None]
     total = sum(tile.num_tiles for tile in tiles)
-    out = {"tiles": torch.cat(ready) if ready else torch.empty(0, 3, size, size, dtype=torch.uint8),
-           "num_tiles": total}
+    out = {"tiles": torch.cat(ready) if ready else torch.empty(0, 3, size, size, dtype=torch.uint8), "num_tiles": total}
     if route == "device":
         firsts = np.cumsum([0] + [tile.num_tiles for tile in tiles])
-        grids = [[*tile.grid, int(first)] for tile, first in zip(tiles, firsts, strict=False)
-                 if tile.picture is not None]
+        grids = [
+            [*tile.grid, int(first)] for tile, first in zip(tiles, firsts, strict=False) if tile.picture is not None
+        ]
         out["pictures"] = [tile.picture for tile in tiles if tile.picture is not None]
         out["picture_grids"] = torch.tensor(grids, dtype=torch.int64).reshape(-1, 4)
     return out

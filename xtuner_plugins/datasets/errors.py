@@ -37,5 +37,6 @@ class MediaError(DataError):
 
     def in_record(self, place: str) -> RecordError:
         """The same complaint, said of the record at `place` (`file:line`)."""
-        return RecordError(self.reason, f"{self.place}: {self.problem}" if self.place else self.problem,
-                           self.remedy, place)
+        return RecordError(
+            self.reason, f"{self.place}: {self.problem}" if self.place else self.problem, self.remedy, place
+        )

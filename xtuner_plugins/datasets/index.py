@@ -53,11 +53,19 @@ class OffsetIndex:
             with open(self.path, "rb", buffering=0) as file:
                 data = os.pread(file.fileno(), int(self.lengths[index]), int(self.starts[index]))
         except OSError as error:
-            raise RecordError("file_gone", f"can't be read any more ({error.strerror})",
-                              "keep annotation files in place while they are used", self.source(index)) from None
+            raise RecordError(
+                "file_gone",
+                f"can't be read any more ({error.strerror})",
+                "keep annotation files in place while they are used",
+                self.source(index),
+            ) from None
         if len(data) != self.lengths[index]:
-            raise RecordError("file_changed", "the file has become shorter since it was opened",
-                              "start again, the file is indexed anew", self.source(index))
+            raise RecordError(
+                "file_changed",
+                "the file has become shorter since it was opened",
+                "start again, the file is indexed anew",
+                self.source(index),
+            )
         return data
 
     def parse(self, index: int) -> object:
@@ -78,12 +86,20 @@ def parse_json(data: bytes, source: str) -> object:
     try:
         return json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise RecordError("encoding", f"not UTF-8 (byte 0x{data[error.start]:02x} at column {error.start + 1})",
-                          "save the file as UTF-8", source) from None
+        raise RecordError(
+            "encoding",
+            f"not UTF-8 (byte 0x{data[error.start]:02x} at column {error.start + 1})",
+            "save the file as UTF-8",
+            source,
+        ) from None
     except json.JSONDecodeError as error:
         line = f"line {error.lineno} of the record, " if error.lineno > 1 else ""
-        raise RecordError("json", f"not JSON: {error.msg} ({line}column {error.colno})",
-                          "one JSON object a line, or one JSON array a file", source) from None
+        raise RecordError(
+            "json",
+            f"not JSON: {error.msg} ({line}column {error.colno})",
+            "one JSON object a line, or one JSON array a file",
+            source,
+        ) from None
     except RecursionError:
         raise RecordError("json", "nested too deeply", "one JSON object a record", source) from None
     except ValueError as error:  # Python's limit on the digits of an integer
@@ -123,16 +139,20 @@ def scan(path: str | os.PathLike) -> OffsetIndex:
         with open(path, "rb") as file:
             head = file.read(1 << 16)
     except OSError as error:
-        raise SettingError("annotation_file", f"annotation file {path!r} can't be read ({error.strerror})",
-                           "give it read permission") from None
+        raise SettingError(
+            "annotation_file", f"annotation file {path!r} can't be read ({error.strerror})", "give it read permission"
+        ) from None
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise SettingError("annotation_file", f"{path!r} is UTF-16", "save it as UTF-8")
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if not first:
         raise SettingError("annotation_file", f"annotation file {path!r} is empty", "give it records")
     if first not in b"[{":
-        raise SettingError("annotation_file", f"{path!r} is neither a JSON array nor JSON lines: it begins with "
-                           f"{head[:20]!r}", "give a .json array or a .jsonl file with an object a line")
+        raise SettingError(
+            "annotation_file",
+            f"{path!r} is neither a JSON array nor JSON lines: it begins with {head[:20]!r}",
+            "give a .json array or a .jsonl file with an object a line",
+        )
     found = _scan_array(path) if first == b"[" else _scan_lines(path)
     starts, ends, lines = (np.concatenate(part) if part else np.zeros(0, np.int64) for part in found)
     if len(starts) == 0:
@@ -212,8 +232,12 @@ def _scan_array(path: str) -> tuple[list, list, list]:
             break
     if close is None:
         last = f"{path}:{line}"
-        raise RecordError("json", "the JSON array isn't closed: the file ends inside it",
-                          "fetch the file again, it looks cut off", last)
+        raise RecordError(
+            "json",
+            "the JSON array isn't closed: the file ends inside it",
+            "fetch the file again, it looks cut off",
+            last,
+        )
     return _trim(path, starts, ends, lines, close)
 
 
@@ -261,11 +285,9 @@ def _trim(path: str, starts: list, ends: list, lines: list, close: int) -> tuple
         rest = bytes(data[close + 1 : close + 1 + 4096]).strip()
     if rest:
         where = f"{path}:{line[-1]}" if len(line) else path
-        raise RecordError("json", f"something follows the JSON array: {rest[:20]!r}",
-                          "one array a file", where)
+        raise RecordError("json", f"something follows the JSON array: {rest[:20]!r}", "one array a file", where)
     empty = first >= last
     if empty.any() and not (len(first) == 1):
         number = int(np.argmax(empty))
-        raise RecordError("json", "an empty place between commas", "remove the extra comma",
-                          f"{path}:{line[number]}")
+        raise RecordError("json", "an empty place between commas", "remove the extra comma", f"{path}:{line[number]}")
     return [first[~empty]], [last[~empty]], [line[~empty]]

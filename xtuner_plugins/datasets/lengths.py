@@ -54,8 +54,14 @@ class Measure:
     def key(self, cache_dir: str) -> str:
         """Hash of all of it."""
         folder = "" if self.folder.folder is None else os.path.realpath(self.folder.folder)
-        return text_hash(FORMAT, content_hash(self.index.path, cache_dir), repr(self.template),
-                         self.tokenizer.fingerprint(), folder, str((self.num_frames, self.max_pixels)))
+        return text_hash(
+            FORMAT,
+            content_hash(self.index.path, cache_dir),
+            repr(self.template),
+            self.tokenizer.fingerprint(),
+            folder,
+            str((self.num_frames, self.max_pixels)),
+        )
 
     def rows(self, first: int, last: int) -> dict:
         """Measure records first:last.
@@ -94,8 +100,15 @@ class Measure:
                 text += length
                 supervised += length if piece.supervised else 0
             counts[:, row] = text, supervised, num_turns, num_media, *prefix
-        return {"text_tokens": counts[0], "supervised": counts[1], "num_turns": counts[2], "num_media": counts[3],
-                "prefix": counts[4:].T, "sizes": np.array(sizes, np.int32).reshape(-1, 2), "complaints": complaints}
+        return {
+            "text_tokens": counts[0],
+            "supervised": counts[1],
+            "num_turns": counts[2],
+            "num_media": counts[3],
+            "prefix": counts[4:].T,
+            "sizes": np.array(sizes, np.int32).reshape(-1, 2),
+            "complaints": complaints,
+        }
 
     @cached_property
     def _counter(self) -> TokenCounter:
@@ -216,8 +229,13 @@ class Layout:
     fates: np.ndarray
 
 
-def measure(task: Measure, cache_dir: str, *, num_workers: int | None = None,
-            progress: Callable[[int], None] = lambda done: None) -> LengthIndex:
+def measure(
+    task: Measure,
+    cache_dir: str,
+    *,
+    num_workers: int | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> LengthIndex:
     """The lengths of a file, from the cache or counted now.
 
     Args:
@@ -275,8 +293,10 @@ def _save_part(task: Measure, parts: Path, first: int, last: int) -> None:
 
 def _merge(directory: Path, parts: Path, chunks: list[tuple[int, int]]) -> None:
     loaded = [np.load(parts / f"{first}.npz", allow_pickle=False) for first, _ in chunks]
-    joined = {name: np.concatenate([part[name] for part in loaded])
-              for name in ("text_tokens", "supervised", "num_turns", "num_media", "prefix", "sizes")}
+    joined = {
+        name: np.concatenate([part[name] for part in loaded])
+        for name in ("text_tokens", "supervised", "num_turns", "num_media", "prefix", "sizes")
+    }
     complaints = [tuple(item) for part in loaded for item in json.loads(part["complaints"].tobytes())]
     names = sorted({reason for _, reason, _ in complaints})
     reasons = np.zeros(len(joined["text_tokens"]), np.uint8)

@@ -48,8 +48,11 @@ class ImageFolder:
         self.base = os.fspath(base)
         if self.folder is not None:
             if not os.path.isdir(self.folder):
-                raise SettingError("image_folder", f"image folder {self.folder!r} isn't there",
-                                   "correct image_folders, or give None for a file without pictures")
+                raise SettingError(
+                    "image_folder",
+                    f"image folder {self.folder!r} isn't there",
+                    "correct image_folders, or give None for a file without pictures",
+                )
             self._real = os.path.join(os.path.realpath(self.folder), "")
 
     def resolve(self, name: str) -> str:
@@ -61,20 +64,32 @@ class ImageFolder:
         if not isinstance(name, str) or not name.strip() or "\0" in name:
             raise MediaError("image_name", f"{name!r} is no file name", "name the picture's file")
         if "://" in name or name.startswith("data:"):
-            raise MediaError("image_name", f"{name[:80]!r} is a URL",
-                             "download the picture and name it by its path in the image folder")
+            raise MediaError(
+                "image_name",
+                f"{name[:80]!r} is a URL",
+                "download the picture and name it by its path in the image folder",
+            )
         if self.folder is None:
             return os.path.join(self.base, name)
         if os.path.isabs(name):
-            raise MediaError("image_outside", f"{name!r} is an absolute path",
-                             f"name it relative to the image folder {self.folder!r}, or set that folder to None")
+            raise MediaError(
+                "image_outside",
+                f"{name!r} is an absolute path",
+                f"name it relative to the image folder {self.folder!r}, or set that folder to None",
+            )
         if ".." in Path(name).parts:
-            raise MediaError("image_outside", f"{name!r} leaves the image folder {self.folder!r}",
-                             "name a file inside the folder, without '..'")
+            raise MediaError(
+                "image_outside",
+                f"{name!r} leaves the image folder {self.folder!r}",
+                "name a file inside the folder, without '..'",
+            )
         path = os.path.join(self.folder, name)
         if not os.path.realpath(path).startswith(self._real):
-            raise MediaError("image_outside", f"{name!r} is a link out of the image folder {self.folder!r}",
-                             "put the file itself into the folder, or set image_folders to where it lies")
+            raise MediaError(
+                "image_outside",
+                f"{name!r} is a link out of the image folder {self.folder!r}",
+                "put the file itself into the folder, or set image_folders to where it lies",
+            )
         return path
 
 
@@ -94,8 +109,12 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
     width, height = image.size
     if width * height > max_pixels or width < 1 or height < 1:
         image.close()
-        raise MediaError("image_pixels", f"{width}x{height} pixels", f"at most {max_pixels} pixels are read; "
-                         "scale the picture down", path)
+        raise MediaError(
+            "image_pixels",
+            f"{width}x{height} pixels",
+            f"at most {max_pixels} pixels are read; scale the picture down",
+            path,
+        )
     return image
 
 
@@ -182,5 +201,6 @@ def _media_error(path: str, error: Exception) -> MediaError:
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         return MediaError("image_unreadable", "an empty file", "fetch the picture again", path)
     text = " ".join(str(error).split()).replace(repr(path), "the file") or type(error).__name__
-    return MediaError("image_unreadable", f"can't be decoded ({text})",
-                      "fetch the picture again or remove the record", path)
+    return MediaError(
+        "image_unreadable", f"can't be decoded ({text})", "fetch the picture again or remove the record", path
+    )

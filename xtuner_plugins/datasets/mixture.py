@@ -54,9 +54,14 @@ def open_sources(data_paths, image_folders, repeat_times, dataset_settings, sett
     paths = [data_paths] if isinstance(data_paths, (str, os.PathLike)) else list(data_paths or [])
     if not paths:
         raise SettingError("data_paths", "data_paths is empty", "give at least one annotation file")
-    columns = [_one_each(value, len(paths), name) for name, value in
-               (("image_folders", image_folders), ("repeat_times", repeat_times),
-                ("dataset_settings", dataset_settings))]
+    columns = [
+        _one_each(value, len(paths), name)
+        for name, value in (
+            ("image_folders", image_folders),
+            ("repeat_times", repeat_times),
+            ("dataset_settings", dataset_settings),
+        )
+    ]
     return [_open(path, *row, settings) for path, *row in zip(paths, *columns, strict=True)]
 
 
@@ -85,17 +90,32 @@ def _open(path, folder, repeat, own, settings: MixtureSettings) -> Source:
     own = dict(own or {}) if isinstance(own, Mapping) or own is None else own
     unknown = set(own) - set(OWN_SETTINGS)
     if unknown or not isinstance(own, dict):
-        raise SettingError("dataset_settings", f"dataset_settings of {os.fspath(path)!r} holds {sorted(unknown)}",
-                           f"known are {', '.join(OWN_SETTINGS)}")
+        raise SettingError(
+            "dataset_settings",
+            f"dataset_settings of {os.fspath(path)!r} holds {sorted(unknown)}",
+            f"known are {', '.join(OWN_SETTINGS)}",
+        )
     repeat = _positive(1.0 if repeat is None else repeat, "repeat_times")
     weight = _positive(own.get("loss_weight", 1.0), "loss_weight")
-    facts = BaseFacts.read(settings.base, **{
-        key: own[key] if own.get(key) is not None else getattr(settings, key)
-        for key in ("min_tiles", "max_tiles", "use_thumbnail", "template")})
-    budget = TileBudget(facts.tiling, facts.tokens_per_tile, settings.max_length, settings.tile_sharing,
-                        settings.too_long)
-    return Source(own.get("name") or Path(path).stem, open_index(path, settings.cache_dir),
-                  ImageFolder(folder, Path(path).parent), repeat, get_template(facts.template), budget, weight)
+    facts = BaseFacts.read(
+        settings.base,
+        **{
+            key: own[key] if own.get(key) is not None else getattr(settings, key)
+            for key in ("min_tiles", "max_tiles", "use_thumbnail", "template")
+        },
+    )
+    budget = TileBudget(
+        facts.tiling, facts.tokens_per_tile, settings.max_length, settings.tile_sharing, settings.too_long
+    )
+    return Source(
+        own.get("name") or Path(path).stem,
+        open_index(path, settings.cache_dir),
+        ImageFolder(folder, Path(path).parent),
+        repeat,
+        get_template(facts.template),
+        budget,
+        weight,
+    )
 
 
 def _positive(value, name: str) -> float:

@@ -48,8 +48,15 @@ class Packs:
         return self.order[self.ends[number - 1] if number else 0 : self.ends[number]]
 
 
-def pack_samples(indices: np.ndarray, tokens: np.ndarray, tiles: np.ndarray, *, max_tokens: int,
-                 max_tiles: int | None = None, seed: int = 0) -> Packs:
+def pack_samples(
+    indices: np.ndarray,
+    tokens: np.ndarray,
+    tiles: np.ndarray,
+    *,
+    max_tokens: int,
+    max_tiles: int | None = None,
+    seed: int = 0,
+) -> Packs:
     """Pack samples.
 
     Args:
@@ -66,9 +73,12 @@ def pack_samples(indices: np.ndarray, tokens: np.ndarray, tiles: np.ndarray, *, 
     over = np.flatnonzero((tokens > max_tokens) | (tiles > limit))
     if len(over):
         place = over[0]
-        raise SettingError("packing", f"sample {indices[place]} has {tokens[place]} tokens and {tiles[place]} tiles, "
-                           f"a pack at most {max_tokens} and {max_tiles}",
-                           "raise the pack's budgets, or lower the dataset's max_length or max_tiles")
+        raise SettingError(
+            "packing",
+            f"sample {indices[place]} has {tokens[place]} tokens and {tiles[place]} tiles, "
+            f"a pack at most {max_tokens} and {max_tiles}",
+            "raise the pack's budgets, or lower the dataset's max_length or max_tiles",
+        )
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(indices))
     random = Random(seed)
@@ -82,8 +92,15 @@ def pack_samples(indices: np.ndarray, tokens: np.ndarray, tiles: np.ndarray, *, 
     return _arrange(members, np.asarray(indices), tokens, tiles, rng)
 
 
-def _pack_window(waiting: list[int], tokens: np.ndarray, tiles: np.ndarray, max_tokens: int, max_tiles: int,
-                 random: Random, keep: int) -> tuple[list[list[int]], list[int]]:
+def _pack_window(
+    waiting: list[int],
+    tokens: np.ndarray,
+    tiles: np.ndarray,
+    max_tokens: int,
+    max_tiles: int,
+    random: Random,
+    keep: int,
+) -> tuple[list[list[int]], list[int]]:
     """Pack waiting samples until only `keep` are left; returns the packs and what is left."""
     shelf = sorted(zip(tokens[waiting].tolist(), waiting, tiles[waiting].tolist(), strict=True))
     packs = []
@@ -101,8 +118,9 @@ def _pack_window(waiting: list[int], tokens: np.ndarray, tiles: np.ndarray, max_
     return packs, [sample for _, sample, _ in shelf]
 
 
-def _try_pack(shelf: list[tuple[int, int, int]], max_tokens: int, max_tiles: int,
-              random: Random) -> tuple[list[int], int]:
+def _try_pack(
+    shelf: list[tuple[int, int, int]], max_tokens: int, max_tiles: int, random: Random
+) -> tuple[list[int], int]:
     """Take samples at random until one closes the pack; returns their places on the shelf and their tokens."""
     chosen: list[int] = []
     room, tile_room = max_tokens, max_tiles
@@ -122,8 +140,9 @@ def _try_pack(shelf: list[tuple[int, int, int]], max_tokens: int, max_tiles: int
         tile_room -= shelf[place][2]
 
 
-def _arrange(members: list[list[int]], indices: np.ndarray, tokens: np.ndarray, tiles: np.ndarray,
-             rng: np.random.Generator) -> Packs:
+def _arrange(
+    members: list[list[int]], indices: np.ndarray, tokens: np.ndarray, tiles: np.ndarray, rng: np.random.Generator
+) -> Packs:
     """Put packs of alike work next to each other, and the cells of them in random order."""
     work = np.array([tiles[pack].sum() for pack in members], np.int64)
     order = rng.permutation(len(members))
@@ -137,8 +156,10 @@ def _arrange(members: list[list[int]], indices: np.ndarray, tokens: np.ndarray, 
     order = np.concatenate([cells[place] for place in rng.permutation(len(cells))] + odd) if members else order
     flat = np.concatenate([members[place] for place in order]) if members else np.zeros(0, np.int64)
     ends = np.cumsum([len(members[place]) for place in order])
-    sums = [np.add.reduceat(column[flat], np.concatenate([[0], ends[:-1]])) if len(flat) else np.zeros(0, np.int64)
-            for column in (tokens, tiles)]
+    sums = [
+        np.add.reduceat(column[flat], np.concatenate([[0], ends[:-1]])) if len(flat) else np.zeros(0, np.int64)
+        for column in (tokens, tiles)
+    ]
     return Packs(indices[flat].astype(np.int32), ends.astype(np.int64), *sums)
 
 
@@ -152,5 +173,8 @@ def efficiency(packs: Packs, max_tokens: int, num_ranks: int = 1) -> dict[str, f
     steps = len(packs) // num_ranks
     work = packs.tiles[: steps * num_ranks].reshape(steps, num_ranks)
     imbalance = work.max(1).sum() / max(work.mean(1).sum(), 1e-9) if steps and work.any() else 1.0
-    return {"padded": 1 - float(packs.tokens.sum()) / (len(packs) * max_tokens),
-            "samples_per_pack": len(packs.order) / max(len(packs), 1), "tile_imbalance": float(imbalance)}
+    return {
+        "padded": 1 - float(packs.tokens.sum()) / (len(packs) * max_tokens),
+        "samples_per_pack": len(packs.order) / max(len(packs), 1),
+        "tile_imbalance": float(imbalance),
+    }

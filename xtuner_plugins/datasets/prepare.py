@@ -19,10 +19,18 @@ from .records import parse_record
 COCO_NUMBER = re.compile(r"(?:COCO_(?:train|val)2014_)?(\d{12}\.jpg)$")
 COCO_NAMES = {"2017": "{}", "2014": "COCO_train2014_{}"}
 # asked about a picture in turn, so that captions of one picture answer different words
-CHINESE_PROMPTS = ("请描述这张图片。", "请用一句话描述图片的内容。", "这张图片里有什么?",
-                   "请简要说明图中的场景。", "图中发生了什么?")
-ENGLISH_PROMPTS = ("Describe this picture in detail.", "What does the picture show? Include any text in it.",
-                   "Give a detailed description of this picture and of the text in it.")
+CHINESE_PROMPTS = (
+    "请描述这张图片。",
+    "请用一句话描述图片的内容。",
+    "这张图片里有什么?",
+    "请简要说明图中的场景。",
+    "图中发生了什么?",
+)
+ENGLISH_PROMPTS = (
+    "Describe this picture in detail.",
+    "What does the picture show? Include any text in it.",
+    "Give a detailed description of this picture and of the text in it.",
+)
 
 
 @dataclass(frozen=True)
@@ -49,20 +57,28 @@ def as_it_is(raw: dict, number: int) -> list[dict]:
 
 def captions_in_chinese(raw: dict, number: int) -> list[dict]:
     """AI Challenger: {"image_id": "x.jpg", "caption": [five]} -> a record for each caption."""
-    return [_talk(raw["image_id"], CHINESE_PROMPTS[place % len(CHINESE_PROMPTS)], caption.strip(), f"{number}-{place}")
-            for place, caption in enumerate(raw["caption"])]
+    return [
+        _talk(raw["image_id"], CHINESE_PROMPTS[place % len(CHINESE_PROMPTS)], caption.strip(), f"{number}-{place}")
+        for place, caption in enumerate(raw["caption"])
+    ]
 
 
 def long_caption(raw: dict, number: int) -> list[dict]:
     """TextOCR-GPT4o: a picture's name and one caption."""
     name = next(raw[key] for key in ("image", "filename", "image_path", "file_name") if key in raw)
-    return [_talk(os.path.basename(name), ENGLISH_PROMPTS[number % len(ENGLISH_PROMPTS)], raw["caption"].strip(),
-                  str(number))]
+    return [
+        _talk(
+            os.path.basename(name), ENGLISH_PROMPTS[number % len(ENGLISH_PROMPTS)], raw["caption"].strip(), str(number)
+        )
+    ]
 
 
 def _talk(image: str, question: str, answer: str, name: str) -> dict:
-    return {"id": name, "image": image, "conversations": [{"from": "human", "value": f"<image>\n{question}"},
-                                                          {"from": "gpt", "value": answer}]}
+    return {
+        "id": name,
+        "image": image,
+        "conversations": [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}],
+    }
 
 
 RECIPES = {
@@ -89,8 +105,15 @@ class Prepared:
     remark: str = ""
 
 
-def prepare(name: str, source: str | os.PathLike, out: str | os.PathLike, *, coco: str = "2017",
-            image_prefix: str = "", progress: Callable[[int], None] = lambda done: None) -> Prepared:
+def prepare(
+    name: str,
+    source: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    coco: str = "2017",
+    image_prefix: str = "",
+    progress: Callable[[int], None] = lambda done: None,
+) -> Prepared:
     """Write a data set as jsonl. Records that training would refuse are left out and complained about.
 
     Args:
@@ -131,8 +154,10 @@ def prepare(name: str, source: str | os.PathLike, out: str | os.PathLike, *, coc
 
     write_whole(Path(out), write)
     if recipe.num_records is not None and len(index) != recipe.num_records:
-        result.remark = (f"{path} has {len(index):,} records, the published {recipe.file} has "
-                         f"{recipe.num_records:,}: another version, or cut off")
+        result.remark = (
+            f"{path} has {len(index):,} records, the published {recipe.file} has "
+            f"{recipe.num_records:,}: another version, or cut off"
+        )
     return result
 
 
@@ -140,8 +165,12 @@ def _convert(recipe: Recipe, raw: object, number: int, source: str) -> Iterable[
     try:
         return recipe.convert(raw, number)
     except (KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise RecordError("shape", f"not a record of {recipe.file} ({type(error).__name__}: {error})",
-                          "check that the file is the data set's own", source) from None
+        raise RecordError(
+            "shape",
+            f"not a record of {recipe.file} ({type(error).__name__}: {error})",
+            "check that the file is the data set's own",
+            source,
+        ) from None
 
 
 def _rename(record: object, recipe: Recipe, coco: str, prefix: str) -> object:

@@ -67,11 +67,14 @@ def parse_record(raw: object, source: str) -> Record:
         RecordError: whatever is wrong, with `source` in front.
     """
     if not isinstance(raw, dict):
-        _fail(source, "record_type", f"a record must be an object, this is {_kind(raw)}",
-              'write {"image": ..., "conversations": [...]}')
+        _fail(
+            source,
+            "record_type",
+            f"a record must be an object, this is {_kind(raw)}",
+            'write {"image": ..., "conversations": [...]}',
+        )
     messages, role_key, content_key = _message_list(raw, source)
-    parsed = [_message(message, number, role_key, content_key, source)
-              for number, message in enumerate(messages, 1)]
+    parsed = [_message(message, number, role_key, content_key, source) for number, message in enumerate(messages, 1)]
     system = _system(raw, parsed, source)
     parsed = [message for message in parsed if message[0] != "system"]
     _check_order([role for role, _ in parsed], source)
@@ -86,8 +89,15 @@ def _fail(source: str, reason: str, problem: str, remedy: str = "") -> None:
 
 
 def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number",
-             bool: "true/false", type(None): "null"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        int: "a number",
+        float: "a number",
+        bool: "true/false",
+        type(None): "null",
+    }
     return names.get(type(value), type(value).__name__)
 
 
@@ -98,8 +108,12 @@ def _shorten(text: str, limit: int = 60) -> str:
 def _message_list(raw: dict, source: str) -> tuple[list, str, str]:
     present = [name for name in FORMATS if name in raw]
     if not present:
-        _fail(source, "no_conversations", f"no conversations; the record has the keys {sorted(raw)!r}"[:300],
-              'give "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]')
+        _fail(
+            source,
+            "no_conversations",
+            f"no conversations; the record has the keys {sorted(raw)!r}"[:300],
+            'give "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]',
+        )
     if len(present) > 1:
         _fail(source, "two_formats", "both 'conversations' and 'messages'", "keep one of them")
     messages = raw[present[0]]
@@ -117,12 +131,20 @@ def _message(message: object, number: int, role_key: str, content_key: str, sour
         _fail(source, "turn_type", f"{where} is {_kind(message)}", "make it an object")
     for key in (role_key, content_key):
         if key not in message:
-            _fail(source, "turn_keys", f"{where} has no '{key}', its keys are {sorted(message)!r}"[:300],
-                  f"give every turn '{role_key}' and '{content_key}'")
+            _fail(
+                source,
+                "turn_keys",
+                f"{where} has no '{key}', its keys are {sorted(message)!r}"[:300],
+                f"give every turn '{role_key}' and '{content_key}'",
+            )
     role = ROLES.get(message[role_key]) if isinstance(message[role_key], str) else None
     if role is None:
-        _fail(source, "turn_role", f"{where} is from {_shorten(str(message[role_key]))}",
-              f"known roles are {', '.join(ROLES)}")
+        _fail(
+            source,
+            "turn_role",
+            f"{where} is from {_shorten(str(message[role_key]))}",
+            f"known roles are {', '.join(ROLES)}",
+        )
     content = message[content_key]
     if isinstance(content, str):
         return role, [_clean(content, where, source)]
@@ -135,8 +157,12 @@ def _clean(text: str, where: str, source: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        _fail(source, "unicode", f"{where} holds half of a surrogate pair (\\u{ord(text[error.start]):04x}), "
-              "which is no character", "write the file as UTF-8, or whole pairs")
+        _fail(
+            source,
+            "unicode",
+            f"{where} holds half of a surrogate pair (\\u{ord(text[error.start]):04x}), which is no character",
+            "write the file as UTF-8, or whole pairs",
+        )
     return text
 
 
@@ -159,8 +185,12 @@ def _part(part: object, role: str, where: str, source: str) -> "str | Medium | _
         if not isinstance(value, str):
             _fail(source, "media_name", f"{where} names a {kind} by {_kind(value)}", "name its file")
         return Medium(kind, value)
-    _fail(source, "turn_part", f"{where} has a part that is neither text, image nor video: {_shorten(str(part))}",
-          'write {"type": "text", "text": ...} or {"type": "image", "image": ...}')
+    _fail(
+        source,
+        "turn_part",
+        f"{where} has a part that is neither text, image nor video: {_shorten(str(part))}",
+        'write {"type": "text", "text": ...} or {"type": "image", "image": ...}',
+    )
 
 
 class _Text(str):
@@ -185,11 +215,19 @@ def _check_order(roles: list[str], source: str) -> None:
     for number, role in enumerate(roles, 1):
         expected = "user" if number % 2 else "assistant"
         if role != expected:
-            _fail(source, "turn_order", f"turn {number} (system not counted) is the {role}'s, expected the "
-                  f"{expected}'s", "user and assistant speak in turn, the user first")
+            _fail(
+                source,
+                "turn_order",
+                f"turn {number} (system not counted) is the {role}'s, expected the {expected}'s",
+                "user and assistant speak in turn, the user first",
+            )
     if not roles or roles[-1] == "user":
-        _fail(source, "no_answer", "the last turn is the user's: nothing to learn" if roles else "no turns",
-              "end with an assistant's answer")
+        _fail(
+            source,
+            "no_answer",
+            "the last turn is the user's: nothing to learn" if roles else "no turns",
+            "end with an assistant's answer",
+        )
 
 
 def _names(raw: dict, kind: str, source: str) -> list[str]:
@@ -202,8 +240,12 @@ def _names(raw: dict, kind: str, source: str) -> list[str]:
     value = raw[present[0]]
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        _fail(source, "media_name", f"'{present[0]}' is neither a file name nor a list of them",
-              f'write "{kind}": "folder/file"')
+        _fail(
+            source,
+            "media_name",
+            f"'{present[0]}' is neither a file name nor a list of them",
+            f'write "{kind}": "folder/file"',
+        )
     if any(not name.strip() for name in names):
         _fail(source, "media_name", f"'{present[0]}' holds an empty name", f"name the {kind} or remove the key")
     return names
@@ -243,7 +285,11 @@ def _fill_placeholders(parsed: list, images: list[str], videos: list[str], sourc
         if counts[placeholder] == 0 and len(given) == 1 and not own[kind]:
             filled[0] = (filled[0][0], [Medium(kind, given[0]), "\n", *filled[0][1]])
         elif counts[placeholder] != len(given):
-            _fail(source, f"{kind}_count", f"{counts[placeholder]} {placeholder} in the user's turns, but "
-                  f"{len(given)} {kind}{'' if len(given) == 1 else 's'} given by '{kind}'",
-                  f"name one {kind} for each {placeholder}")
+            _fail(
+                source,
+                f"{kind}_count",
+                f"{counts[placeholder]} {placeholder} in the user's turns, but "
+                f"{len(given)} {kind}{'' if len(given) == 1 else 's'} given by '{kind}'",
+                f"name one {kind} for each {placeholder}",
+            )
     return filled

@@ -37,8 +37,16 @@ table{border-collapse:collapse} td,th{padding:2px 14px 2px 0;text-align:left}
 """
 
 
-def write_report(path: str | os.PathLike, dataset: MultimodalDataset, reports: Sequence[FileReport],
-                 complaints: Sequence[str], *, num_cards: int = 12, max_tokens: int = 8192, seed: int = 0) -> None:
+def write_report(
+    path: str | os.PathLike,
+    dataset: MultimodalDataset,
+    reports: Sequence[FileReport],
+    complaints: Sequence[str],
+    *,
+    num_cards: int = 12,
+    max_tokens: int = 8192,
+    seed: int = 0,
+) -> None:
     """Write the page.
 
     Args:
@@ -48,16 +56,25 @@ def write_report(path: str | os.PathLike, dataset: MultimodalDataset, reports: S
     """
     wrong = sum(report.num_wrong for report in reports)
     total = sum(report.num_records for report in reports)
-    verdict = (f"<span class=bad>{wrong} of {total} records can't be trained on</span>" if wrong
-               else f"all {total} records can be trained on")
+    verdict = (
+        f"<span class=bad>{wrong} of {total} records can't be trained on</span>"
+        if wrong
+        else f"all {total} records can be trained on"
+    )
     picked = np.random.default_rng(seed).permutation(len(dataset))[:num_cards]
-    body = [f"<h1>Data check</h1><p>{verdict}; an epoch has {len(dataset)} samples.</p>",
-            *[_file(report) for report in reports], _packs(reports, max_tokens), _complaints(complaints),
-            "<h2>Samples</h2><p><span class=learn>green</span> is what the model learns to write, "
-            "<span class=span>blue</span> stands for image tokens.</p>",
-            *[_card(dataset, int(index)) for index in picked]]
-    page = ("<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-            f"<title>Data check</title><style>{STYLE}</style><body>{''.join(body)}</body></html>")
+    body = [
+        f"<h1>Data check</h1><p>{verdict}; an epoch has {len(dataset)} samples.</p>",
+        *[_file(report) for report in reports],
+        _packs(reports, max_tokens),
+        _complaints(complaints),
+        "<h2>Samples</h2><p><span class=learn>green</span> is what the model learns to write, "
+        "<span class=span>blue</span> stands for image tokens.</p>",
+        *[_card(dataset, int(index)) for index in picked],
+    ]
+    page = (
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>Data check</title><style>{STYLE}</style><body>{''.join(body)}</body></html>"
+    )
     with open(path, "w", encoding="utf-8") as file:
         file.write(page)
 
@@ -68,21 +85,27 @@ def _file(report: FileReport) -> str:
     cells = "".join(f"<tr><td>{name}<td>{value:,}" for name, value in figures.items())
     reasons = "".join(f"<tr><td class=bad>{reason}<td>{count:,}" for reason, count in report.complaints.most_common())
     hists = "".join(_histogram(name, report.column(name)) for name in ("tokens", "tiles", "turns", "width", "height"))
-    return (f"<div class=file><b>{html.escape(report.path)}</b><table>{cells}{reasons}</table>"
-            f"<div class=hists>{hists}</div></div>")
+    return (
+        f"<div class=file><b>{html.escape(report.path)}</b><table>{cells}{reasons}</table>"
+        f"<div class=hists>{hists}</div></div>"
+    )
 
 
 def _histogram(name: str, values: np.ndarray) -> str:
     bins = histogram(values)
     most = max((count for _, count in bins), default=1)
-    rows = "".join(f"<tr><td class=muted>{label}<td><span class=bar style='width:{120 * count / most:.0f}px'></span> "
-                   f"{count:,}" for label, count in bins)
+    rows = "".join(
+        f"<tr><td class=muted>{label}<td><span class=bar style='width:{120 * count / most:.0f}px'></span> {count:,}"
+        for label, count in bins
+    )
     return f"<table><tr><th colspan=2>{name}</th></tr>{rows}</table>" if bins else ""
 
 
 def _packs(reports: Sequence[FileReport], max_tokens: int) -> str:
-    tokens, tiles = (np.concatenate([report.column(name) for report in reports] or [np.zeros(0, np.int64)])
-                     for name in ("tokens", "tiles"))
+    tokens, tiles = (
+        np.concatenate([report.column(name) for report in reports] or [np.zeros(0, np.int64)])
+        for name in ("tokens", "tiles")
+    )
     fits = np.flatnonzero((tokens > 0) & (tokens <= max_tokens))
     if not len(fits):
         return ""
@@ -92,11 +115,15 @@ def _packs(reports: Sequence[FileReport], max_tokens: int) -> str:
         parts = []
         for place, index in enumerate(packs[number]):
             colour = f"hsl({210 if tiles[index] else 150} 45% {45 + 8 * (place % 3)}%)"
-            parts.append(f"<div title='{tokens[index]} tokens, {tiles[index]} tiles' style='background:{colour};"
-                         f"width:{100 * tokens[index] / max_tokens}%'>{tiles[index]}</div>")
+            parts.append(
+                f"<div title='{tokens[index]} tokens, {tiles[index]} tiles' style='background:{colour};"
+                f"width:{100 * tokens[index] / max_tokens}%'>{tiles[index]}</div>"
+            )
         bars.append(f"<div class=pack>{''.join(parts)}</div>")
-    return (f"<h2>Packs of {max_tokens} tokens</h2><p>Each bar is a pack, each part a sample as long as its tokens, "
-            f"with its number of tiles; green has no picture.</p>{''.join(bars)}")
+    return (
+        f"<h2>Packs of {max_tokens} tokens</h2><p>Each bar is a pack, each part a sample as long as its tokens, "
+        f"with its number of tiles; green has no picture.</p>{''.join(bars)}"
+    )
 
 
 def _complaints(complaints: Sequence[str]) -> str:
@@ -122,9 +149,11 @@ def _card(dataset: MultimodalDataset, index: int) -> str:
     except DataError as error:
         return f"<div class=card><b>{place}</b><p class=bad>{html.escape(str(error))}</p></div>"
     ids, labels = sample["input_ids"].numpy(), sample["labels"].numpy()
-    return (f"<div class=card><b>{place}</b> <span class=muted>{len(ids)} tokens, {int((labels != -100).sum())} "
-            f"supervised, {sample['num_tiles']} tiles</span><div class=pictures>{''.join(pictures)}</div>"
-            f"<div class=text>{_text(dataset, ids, labels)}</div></div>")
+    return (
+        f"<div class=card><b>{place}</b> <span class=muted>{len(ids)} tokens, {int((labels != -100).sum())} "
+        f"supervised, {sample['num_tiles']} tiles</span><div class=pictures>{''.join(pictures)}</div>"
+        f"<div class=text>{_text(dataset, ids, labels)}</div></div>"
+    )
 
 
 def _picture(picture: Image.Image, rule, boxes, extra: dict) -> str:
@@ -139,8 +168,12 @@ def _picture(picture: Image.Image, rule, boxes, extra: dict) -> str:
         draw.line([(0, shown.height * line / rows), (shown.width, shown.height * line / rows)], "#ff2d55", 2)
     frame = (extra.get("width"), extra.get("height")) if extra.get("boxes") == "pixel" else (1000, 1000)
     for x1, y1, x2, y2 in boxes:
-        corners = [x1 / frame[0] * shown.width, y1 / frame[1] * shown.height,
-                   x2 / frame[0] * shown.width, y2 / frame[1] * shown.height]
+        corners = [
+            x1 / frame[0] * shown.width,
+            y1 / frame[1] * shown.height,
+            x2 / frame[0] * shown.width,
+            y2 / frame[1] * shown.height,
+        ]
         if corners[0] <= corners[2] and corners[1] <= corners[3]:
             draw.rectangle(corners, outline="#00c853", width=3)
     out = _embed(shown, f"{picture.width}x{picture.height}, {cols}x{rows} tiles")
@@ -153,8 +186,10 @@ def _embed(picture: Image.Image, label: str) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return (f"<figure style='margin:0'><img alt='{label}' src='data:image/jpeg;base64,{data}'>"
-            f"<figcaption class=muted>{label}</figcaption></figure>")
+    return (
+        f"<figure style='margin:0'><img alt='{label}' src='data:image/jpeg;base64,{data}'>"
+        f"<figcaption class=muted>{label}</figcaption></figure>"
+    )
 
 
 def _text(dataset: MultimodalDataset, ids: np.ndarray, labels: np.ndarray) -> str:

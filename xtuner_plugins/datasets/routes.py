@@ -91,8 +91,7 @@ def decode_fast(path: str | os.PathLike, max_pixels: int) -> torch.Tensor | None
         MediaError: as `media.open_image`.
     """
     with open_image(path, max_pixels) as header:
-        plain = (header.format in ("JPEG", "PNG") and header.mode in ("RGB", "L")
-                 and "transparency" not in header.info)
+        plain = header.format in ("JPEG", "PNG") and header.mode in ("RGB", "L") and "transparency" not in header.info
         if not plain or orientation(header) in ORIENTATIONS:
             return None
     try:
@@ -117,7 +116,8 @@ def _cut_fast(pixels: torch.Tensor, grid: tuple[int, int, int], size: int) -> to
     out = torch.empty(cols * rows + thumbnail, 3, size, size, dtype=torch.uint8)
     resized = _resize_uint8(pixels, rows * size, cols * size)
     out[: cols * rows].view(rows, cols, 3, size, size).copy_(
-        resized.view(3, rows, size, cols, size).permute(1, 3, 0, 2, 4))
+        resized.view(3, rows, size, cols, size).permute(1, 3, 0, 2, 4)
+    )
     if thumbnail:
         out[-1] = _resize_uint8(pixels, size, size)
     return out

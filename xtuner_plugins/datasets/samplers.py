@@ -38,8 +38,14 @@ class PlanSampler(Sampler):
         SettingError: an unknown `group_by`, or nothing usable in the dataset.
     """
 
-    def __init__(self, dataset: MultimodalDataset, seed: int | None = None, shuffle: bool = True,
-                 group_by: str | None = None, group_size: int = 64):
+    def __init__(
+        self,
+        dataset: MultimodalDataset,
+        seed: int | None = None,
+        shuffle: bool = True,
+        group_by: str | None = None,
+        group_size: int = 64,
+    ):
         if group_by not in GROUPS:
             raise SettingError("group_by", f"group_by={group_by!r} is unknown", "it is 'length', 'modality' or None")
         self.dataset, self.shuffle, self.group_by, self.group_size = dataset, shuffle, group_by, group_size
@@ -64,8 +70,9 @@ class PlanSampler(Sampler):
         """
         indices = self.dataset.usable(self.layout()[2])
         if not len(indices):
-            raise SettingError("data_paths", "no sample of the dataset can be trained on",
-                               "see tools/check_data.py for the reasons")
+            raise SettingError(
+                "data_paths", "no sample of the dataset can be trained on", "see tools/check_data.py for the reasons"
+            )
         return indices
 
     def left_out(self) -> list[dict]:
@@ -73,9 +80,15 @@ class PlanSampler(Sampler):
         if self._layout is None:
             return []
         fates = self._layout[2]
-        return [{"index": int(index), "dataset": self.dataset.sources[self.dataset.locate(index)[0]].name,
-                 "dropped": FATES[fates[index]], "message": self.dataset.complaint(int(index))}
-                for index in np.flatnonzero(fates >= DROPPED)]
+        return [
+            {
+                "index": int(index),
+                "dataset": self.dataset.sources[self.dataset.locate(index)[0]].name,
+                "dropped": FATES[fates[index]],
+                "message": self.dataset.complaint(int(index)),
+            }
+            for index in np.flatnonzero(fates >= DROPPED)
+        ]
 
     def order(self, epoch: int) -> np.ndarray:
         """Indices of an epoch, over all ranks."""
@@ -139,13 +152,15 @@ class PackBatchSampler(Sampler):
         SettingError: another batch size or sampler, or a sample that fits into no pack.
     """
 
-    def __init__(self, sampler: PlanSampler, batch_size: int = 1, max_tokens: int = 8192,
-                 max_tiles: int | None = None):
+    def __init__(self, sampler: PlanSampler, batch_size: int = 1, max_tokens: int = 8192, max_tiles: int | None = None):
         if batch_size != 1:
             raise SettingError("batch_size", f"batch_size={batch_size} with packing", "set it to 1: a pack is a batch")
         if not isinstance(sampler, PlanSampler):
-            raise SettingError("sampler", f"packing works with PlanSampler, not {type(sampler).__name__}",
-                               "set sampler=dict(type=PlanSampler)")
+            raise SettingError(
+                "sampler",
+                f"packing works with PlanSampler, not {type(sampler).__name__}",
+                "set sampler=dict(type=PlanSampler)",
+            )
         self.sampler, self.max_tokens, self.max_tiles = sampler, max_tokens, max_tiles
         self.batch_size = batch_size  # MMEngine asks for it under DeepSpeed
         self._indices = sampler.usable()
@@ -159,20 +174,32 @@ class PackBatchSampler(Sampler):
         if self._packs is None or self._packs[0] != epoch:
             tokens, tiles, _ = self.sampler.layout()
             seed = int(np.random.default_rng([self.sampler.seed, epoch]).integers(1 << 62))
-            self._packs = epoch, pack_samples(self._indices, tokens[self._indices], tiles[self._indices],
-                                              max_tokens=self.max_tokens, max_tiles=self.max_tiles, seed=seed)
+            self._packs = (
+                epoch,
+                pack_samples(
+                    self._indices,
+                    tokens[self._indices],
+                    tiles[self._indices],
+                    max_tokens=self.max_tokens,
+                    max_tiles=self.max_tiles,
+                    seed=seed,
+                ),
+            )
         return self._packs[1]
 
     def describe(self, packs: Packs) -> str:
         """One line on what the packing achieves."""
         figures = efficiency(packs, self.max_tokens, self.sampler.num_ranks)
         fates = np.bincount(self.sampler.layout()[2], minlength=len(FATES))
-        changed = ", ".join(f"{count} {name}" for name, count in zip(FATES[FITS + 1 :], fates[FITS + 1 :],
-                                                                   strict=True) if count)
-        return (f"packing: {len(packs.order)} samples in {len(packs)} packs of at most {self.max_tokens} tokens "
-                f"({figures['samples_per_pack']:.2f} samples a pack, {figures['padded']:.2%} of the budget empty, tile "
-                f"imbalance over {self.sampler.num_ranks} ranks {figures['tile_imbalance']:.3f})"
-                + (f"; {changed}" if changed else ""))
+        changed = ", ".join(
+            f"{count} {name}" for name, count in zip(FATES[FITS + 1 :], fates[FITS + 1 :], strict=True) if count
+        )
+        return (
+            f"packing: {len(packs.order)} samples in {len(packs)} packs of at most {self.max_tokens} tokens "
+            f"({figures['samples_per_pack']:.2f} samples a pack, {figures['padded']:.2%} of the budget empty, tile "
+            f"imbalance over {self.sampler.num_ranks} ranks {figures['tile_imbalance']:.3f})"
+            + (f"; {changed}" if changed else "")
+        )
 
     def num_steps(self, epoch: int) -> int:
         """Packs of each rank in an epoch; differs a little from epoch to epoch."""

@@ -56,8 +56,12 @@ class Template:
         if system is None:
             yield Segment(self.without_system, literal=True)
         elif self.before_system is None:
-            raise RecordError("system_place", f"template {self.name!r} has no place for a system message",
-                              "remove it or choose another template", record.source)
+            raise RecordError(
+                "system_place",
+                f"template {self.name!r} has no place for a system message",
+                "remove it or choose another template",
+                record.source,
+            )
         else:
             yield Segment(self.before_system, literal=True)
             # The template's own message is as trusted as the rest of it, and is one constant piece of text.
@@ -103,8 +107,17 @@ def get_template(name: str) -> Template:
     end = conversation.stop_token
     if not end or not after_answer.startswith(end) or not rest.startswith(end):
         raise SettingError("template", f"template {name!r} doesn't end answers with {end!r}", "choose another one")
-    return Template(name, system, before_system, first_user, after_answer[len(end):], before_answer, end,
-                    rest[len(end):], without.partition(marks[1])[0])
+    return Template(
+        name,
+        system,
+        before_system,
+        first_user,
+        after_answer[len(end) :],
+        before_answer,
+        end,
+        rest[len(end) :],
+        without.partition(marks[1])[0],
+    )
 
 
 def _render(name: str, system: str | None, messages: list[str]) -> str:

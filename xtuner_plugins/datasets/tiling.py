@@ -37,8 +37,10 @@ def candidate_grids(min_num: int, max_num: int) -> tuple[tuple[int, int, float],
     """
     if not (isinstance(min_num, int) and isinstance(max_num, int) and 1 <= min_num <= max_num <= MAX_TILES):
         raise SettingError(
-            "tile_limits", f"min_tiles={min_num!r} and max_tiles={max_num!r} are no tile limits",
-            f"give whole numbers with 1 <= min_tiles <= max_tiles <= {MAX_TILES}")
+            "tile_limits",
+            f"min_tiles={min_num!r} and max_tiles={max_num!r} are no tile limits",
+            f"give whole numbers with 1 <= min_tiles <= max_tiles <= {MAX_TILES}",
+        )
     # The set is filled in the published order and sorted by area only: Python's sort is stable, so the set's own
     # order, which depends on the order of filling, decides between grids of one area.
     grids = set()
@@ -51,8 +53,7 @@ def candidate_grids(min_num: int, max_num: int) -> tuple[tuple[int, int, float],
 
 
 @lru_cache(maxsize=1 << 16)
-def find_grid(width: int, height: int, *, min_num: int = 1, max_num: int = 12,
-              tile_size: int = 448) -> tuple[int, int]:
+def find_grid(width: int, height: int, *, min_num: int = 1, max_num: int = 12, tile_size: int = 448) -> tuple[int, int]:
     """The grid (cols, rows) for a picture of `width` x `height` pixels.
 
     The grid whose aspect ratio is closest wins. Of equally close ones the later (larger) wins if the picture has
@@ -62,8 +63,11 @@ def find_grid(width: int, height: int, *, min_num: int = 1, max_num: int = 12,
         SettingError: impossible limits, or a picture without pixels.
     """
     if width < 1 or height < 1 or tile_size < 1:
-        raise SettingError("tile_limits", f"a picture of {width}x{height} in tiles of {tile_size} has no grid",
-                           "all three must be at least 1")
+        raise SettingError(
+            "tile_limits",
+            f"a picture of {width}x{height} in tiles of {tile_size} has no grid",
+            "all three must be at least 1",
+        )
     aspect, area = width / height, width * height
     best, best_difference = (1, 1), math.inf
     for cols, rows, ratio in candidate_grids(min_num, max_num):
@@ -75,8 +79,9 @@ def find_grid(width: int, height: int, *, min_num: int = 1, max_num: int = 12,
     return best
 
 
-def count_tiles(width: int, height: int, *, min_num: int = 1, max_num: int = 12, tile_size: int = 448,
-                use_thumbnail: bool = True) -> int:
+def count_tiles(
+    width: int, height: int, *, min_num: int = 1, max_num: int = 12, tile_size: int = 448, use_thumbnail: bool = True
+) -> int:
     """How many tiles, the thumbnail included, a picture of this size gives."""
     cols, rows = find_grid(width, height, min_num=min_num, max_num=max_num, tile_size=tile_size)
     num = cols * rows
@@ -104,8 +109,9 @@ def cut_tiles(image: Image.Image, cols: int, rows: int, tile_size: int, thumbnai
     return out
 
 
-def tile_image(image: Image.Image, *, min_num: int = 1, max_num: int = 12, tile_size: int = 448,
-               use_thumbnail: bool = True) -> torch.Tensor:
+def tile_image(
+    image: Image.Image, *, min_num: int = 1, max_num: int = 12, tile_size: int = 448, use_thumbnail: bool = True
+) -> torch.Tensor:
     """Cut a picture into tiles.
 
     Args:
@@ -119,8 +125,11 @@ def tile_image(image: Image.Image, *, min_num: int = 1, max_num: int = 12, tile_
         SettingError: impossible limits, or a picture that isn't RGB.
     """
     if image.mode != "RGB":
-        raise SettingError("image_mode", f"tiles are cut from RGB pictures, this one is {image.mode!r}",
-                           "open it with media.load_image")
+        raise SettingError(
+            "image_mode",
+            f"tiles are cut from RGB pictures, this one is {image.mode!r}",
+            "open it with media.load_image",
+        )
     cols, rows = find_grid(*image.size, min_num=min_num, max_num=max_num, tile_size=tile_size)
     return torch.from_numpy(cut_tiles(image, cols, rows, tile_size, use_thumbnail and cols * rows > 1))
 
@@ -165,5 +174,6 @@ class DynamicTiling:
         return asdict(self)
 
     def _settings(self) -> dict:
-        return dict(min_num=self.min_tiles, max_num=self.max_tiles, tile_size=self.tile_size,
-                    use_thumbnail=self.use_thumbnail)
+        return dict(
+            min_num=self.min_tiles, max_num=self.max_tiles, tile_size=self.tile_size, use_thumbnail=self.use_thumbnail
+        )

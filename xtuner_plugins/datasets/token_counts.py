@@ -51,19 +51,29 @@ def _tiktoken_encoding(state: dict):
     if [step.get("type") for step in steps] != ["Split", "ByteLevel"]:
         return none
     split, byte_level = steps
-    if (split["behavior"] != "Isolated" or split.get("invert") or "Regex" not in split["pattern"]
-            or byte_level.get("add_prefix_space") or byte_level.get("use_regex")):
+    if (
+        split["behavior"] != "Isolated"
+        or split.get("invert")
+        or "Regex" not in split["pattern"]
+        or byte_level.get("add_prefix_space")
+        or byte_level.get("use_regex")
+    ):
         return none
-    if model["type"] != "BPE" or model.get("dropout") or model.get("continuing_subword_prefix") or model.get(
-            "end_of_word_suffix"):
+    if (
+        model["type"] != "BPE"
+        or model.get("dropout")
+        or model.get("continuing_subword_prefix")
+        or model.get("end_of_word_suffix")
+    ):
         return none
     try:
         import tiktoken
 
         alphabet = _byte_alphabet()
         ranks = {bytes(alphabet[char] for char in token): rank for token, rank in model["vocab"].items()}
-        encoding = tiktoken.Encoding("plain", pat_str=split["pattern"]["Regex"], mergeable_ranks=ranks,
-                                     special_tokens={})
+        encoding = tiktoken.Encoding(
+            "plain", pat_str=split["pattern"]["Regex"], mergeable_ranks=ranks, special_tokens={}
+        )
     except Exception:  # a vocabulary or pattern that tiktoken doesn't take: the tokenizer itself will do
         return none
     return encoding, normalizer["type"] if normalizer else ""

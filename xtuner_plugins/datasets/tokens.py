@@ -60,8 +60,11 @@ class TextTokenizer:
         self._plain = Tokenizer.from_str(json.dumps(state))
         missing = [token for token in (IMAGE_START, IMAGE_END, IMAGE_CONTEXT) if token not in self._added]
         if missing:
-            raise SettingError("tokenizer", f"{name} lacks {', '.join(missing)}",
-                               "make a base with tools/build_base_model.py, it adds them")
+            raise SettingError(
+                "tokenizer",
+                f"{name} lacks {', '.join(missing)}",
+                "make a base with tools/build_base_model.py, it adds them",
+            )
         self.name = name
         self.image_start_id = self.token_id(IMAGE_START)
         self.image_end_id = self.token_id(IMAGE_END)
@@ -81,15 +84,22 @@ class TextTokenizer:
         """
         directory = os.fspath(directory)
         if not os.path.isdir(directory):
-            raise SettingError("base", f"model directory {directory!r} isn't there",
-                               "build it with tools/build_base_model.py or correct 'base'")
+            raise SettingError(
+                "base",
+                f"model directory {directory!r} isn't there",
+                "build it with tools/build_base_model.py or correct 'base'",
+            )
         try:
-            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, use_fast=True,
-                                                      local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                directory, trust_remote_code=False, use_fast=True, local_files_only=True
+            )
         except Exception as error:
             text = " ".join(str(error).split())[:300]
-            raise SettingError("tokenizer", f"the tokenizer in {directory!r} can't be loaded ({text})",
-                               "the directory needs tokenizer.json and tokenizer_config.json") from None
+            raise SettingError(
+                "tokenizer",
+                f"the tokenizer in {directory!r} can't be loaded ({text})",
+                "the directory needs tokenizer.json and tokenizer_config.json",
+            ) from None
         return cls(tokenizer, str(Path(directory)))
 
     def token_id(self, token: str) -> int:

@@ -74,8 +74,12 @@ def load_frames(path: str, num_frames: int, max_pixels: int = MAX_PIXELS) -> lis
     except Exception as error:  # PyAV's errors have many bases
         raise _unreadable(path, error) from None
     if len(pictures) != len(wanted):
-        raise MediaError("video_unreadable", f"ends after {len(pictures)} of the {len(wanted)} frames wanted",
-                         "fetch the video again", path)
+        raise MediaError(
+            "video_unreadable",
+            f"ends after {len(pictures)} of the {len(wanted)} frames wanted",
+            "fetch the video again",
+            path,
+        )
     return pictures
 
 

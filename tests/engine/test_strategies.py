@@ -63,6 +63,14 @@ def test_a_rank_that_never_sees_an_image(toy_base, tmp_path, deepspeed):
     assert logged(tmp_path / "2") == pytest.approx(logged(tmp_path / "1"), abs=TOLERANCE)
 
 
+def test_qlora_in_two_processes(reference, toy_base, data, tmp_path):
+    """Beside 4-bit weights the first loss is near the unquantised one, and it falls."""
+    run = train(tmp_path, toy_base, data, processes=2, config="configs/toy/toy_finetune_qlora.py")
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    losses = logged(tmp_path)
+    assert losses[0] == pytest.approx(reference[0], rel=0.05) and losses[-1] < losses[0]
+
+
 def test_packs_train_every_sample_once(toy_base, data, tmp_path):
     """Two ranks, ZeRO-2, packs: what is logged accounts for every supervised token of the data set."""
     options = {

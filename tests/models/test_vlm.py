@@ -93,6 +93,14 @@ def test_lora_by_part(build, lora_on, prefix):
     torch.testing.assert_close(before, plain, atol=1e-6, rtol=0)
 
 
+def test_the_runner_initialises_nothing(build):
+    """MMEngine calls `init_weights` before it trains; weights come from the base, and 4-bit ones have no mean."""
+    model = build(llm_quantization=dict(load_in_4bit=True), llm_lora=LORA)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    model.init_weights()
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
 def test_gradient_checkpointing_changes_no_gradient(build):
     gradients = []
     for recompute in (True, False):

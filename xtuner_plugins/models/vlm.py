@@ -138,6 +138,9 @@ class VisionLanguageModel(BaseModel):
             "llm": self.model.language_model,
         }
 
+    def init_weights(self) -> None:
+        """Nothing: every weight comes from the base. MMEngine's own would walk through all of them, packed ones too."""
+
     def train(self, mode: bool = True):
         """As `torch.nn.Module.train`; a part without trainable parameters stays in evaluation mode (no dropout)."""
         super().train(mode)

@@ -22,8 +22,11 @@ def main() -> int:
     quiet_imports()
     from xtuner.tools.train import main as xtuner_train
 
+    from xtuner_plugins.engine.runtime import leave_process_group
+
     try:
         xtuner_train()
+        leave_process_group()
     except (*USER_ERRORS, RuntimeError) as error:
         message = user_message(error)
         if message is None or os.environ.get("XTUNER_PLUGINS_TRACEBACK") == "1":

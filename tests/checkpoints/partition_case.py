@@ -20,8 +20,10 @@ def main(base: str, out: Path) -> None:
     from tests.checkpoints.training import LORA, chat_inputs, logits
     from xtuner_plugins.checkpoints.loader import load_model
     from xtuner_plugins.checkpoints.partition import is_partitioned, over_ranks
+    from xtuner_plugins.engine.runtime import leave_process_group, prepare_runtime
     from xtuner_plugins.models.vlm import VisionLanguageModel
 
+    prepare_runtime(base)  # without a GPU DeepSpeed would compile an op first
     deepspeed.init_distributed("gloo")
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     split = over_ranks({"zero_optimization": STAGE_3})
@@ -60,6 +62,7 @@ def main(base: str, out: Path) -> None:
     engine.backward(loss)
     engine.step()
     assert torch.isfinite(loss)
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ def main(stage: int, base: str, out: Path, lora: bool, exclude_frozen: bool) -> 
     from deepspeed.utils import safe_get_full_fp32_param
 
     from tests.checkpoints.training import SETTINGS, make_model
+    from xtuner_plugins.engine.runtime import leave_process_group, prepare_runtime
 
+    prepare_runtime(base)  # without a GPU DeepSpeed would compile an op first
     deepspeed.init_distributed("gloo")
     model = make_model(base, **SETTINGS["lora" if lora else "projector"])
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -46,6 +48,7 @@ def main(stage: int, base: str, out: Path, lora: bool, exclude_frozen: bool) -> 
     reference = {n: safe_get_full_fp32_param(p).clone() for n, p in engine.module.named_parameters() if p.requires_grad}
     if engine.global_rank == 0:
         torch.save(reference, out.parent / "reference.pt")
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -44,6 +44,13 @@ def prepare_runtime(pretrained_model_name_or_path: str) -> str:
     return pretrained_model_name_or_path
 
 
+def leave_process_group() -> None:
+    """Ends the process group, all ranks together. A process that exits with it still open may abort, after its work."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def allow_checkpoint_types() -> None:
     """Lets ``torch.load(weights_only=True)`` open MMEngine's own checkpoints for resuming.
 

@@ -1,10 +1,11 @@
 """Turns a downloaded data set into a jsonl that trains here.
 
-    python tools/prepare_data.py llava-instruct-150k downloads/llava_instruct_150k.json data/instruct.jsonl --coco 2014
     python tools/prepare_data.py --list
+    python tools/prepare_data.py llava-instruct-150k downloads/llava_instruct_150k.json data/instruct.jsonl --coco 2014
+    python tools/prepare_data.py sharegpt-4o downloads/ShareGPT-4o data/sharegpt.jsonl --image-folder data/sharegpt
 
-Records that training would refuse are left out, each with a line that says why. The exit status is 1 when there were
-any, or when the file hasn't as many records as the published one.
+Records that training would refuse are left out, each with a line that says why (the first 50 here, all of them in
+OUT.left_out.txt). The exit status is 1 when there were any, or the file hasn't as many records as the published one.
 """
 
 import argparse
@@ -12,17 +13,33 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+SHOWN = 50  # complaints on the screen
 
 
-def main() -> int:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", help="the data set (see --list)")
     parser.add_argument("source", nargs="?", help="the downloaded annotation file, or the folder that holds it")
     parser.add_argument("out", nargs="?", help="the jsonl to write")
     parser.add_argument("--coco", default="2017", choices=("2014", "2017"), help="how COCO's pictures are named")
     parser.add_argument("--image-prefix", default="", help="put in front of picture names, e.g. coco/train2017/")
-    parser.add_argument("--list", action="store_true", help="show the known data sets and their files")
+    parser.add_argument("--image-folder", metavar="DIR", help="leave out records whose pictures aren't in it")
+    parser.add_argument("--any-count", action="store_true", help="the file may have another number of records")
+    parser.add_argument("--list", action="store_true", help="show the known data sets, their files and pictures")
     args = parser.parse_args()
+    if not (args.list or args.out):
+        parser.error("give NAME SOURCE OUT, or --list")
+    return args
+
+
+def show_list(recipes) -> None:
+    for name, recipe in recipes.items():
+        count = f"{recipe.num_records:,} ({recipe.counted_by})" if recipe.num_records else "no count is published"
+        print(f"{name}\n    file      {recipe.file}\n    records   {count}\n    pictures  {recipe.pictures}")
+
+
+def main() -> int:
+    args = parse_args()
     sys.path.insert(0, str(ROOT))
     from tqdm import tqdm
 
@@ -30,27 +47,42 @@ def main() -> int:
     from xtuner_plugins.datasets.prepare import RECIPES, prepare
 
     if args.list:
-        for name, recipe in RECIPES.items():
-            print(f"{name:<24} {recipe.file:<44} {recipe.num_records or '(releases differ)'}")
+        show_list(RECIPES)
         return 0
-    if not args.out:
-        parser.error("give NAME SOURCE OUT, or --list")
     try:
         with tqdm(unit="record", desc=args.name, file=sys.stderr) as bar:
             result = prepare(
-                args.name, args.source, args.out, coco=args.coco, image_prefix=args.image_prefix, progress=bar.update
+                args.name,
+                args.source,
+                args.out,
+                coco=args.coco,
+                image_prefix=args.image_prefix,
+                image_folder=args.image_folder,
+                begin=bar.reset,
+                progress=bar.update,
             )
-    except DataError as error:
+    except (DataError, OSError) as error:
         print(error)
         return 1
-    for complaint in result.complaints:
-        print(complaint)
+    left_out = Path(f"{args.out}.left_out.txt")
+    left_out.unlink(missing_ok=True)
+    if result.complaints:
+        left_out.write_text("\n".join(result.complaints) + "\n", encoding="utf-8")
+        print("\n".join(result.complaints[:SHOWN]))
+        if len(result.complaints) > SHOWN:
+            print(f"... and {len(result.complaints) - SHOWN} more in {left_out}")
     print(
-        f"{result.num_read} records read, {result.num_written} written to {args.out}, {len(result.complaints)} left out"
+        f"{result.num_read} records read, {result.num_written} written to {args.out} "
+        f"({result.num_pictures} different pictures), {len(result.complaints)} left out"
     )
-    if result.remark:
-        print(result.remark)
-    return 1 if result.complaints or result.remark else 0
+    recipe = RECIPES[args.name]
+    print(f"pictures: {recipe.pictures}")
+    if recipe.num_records is None:
+        print(f"no count is published for {recipe.file}: nothing to compare {result.num_read} with")
+    remark = "" if args.any_count else result.remark
+    if remark:
+        print(remark)
+    return 1 if result.complaints or remark else 0
 
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@ import json
 import sys
 from pathlib import Path
 
+from xtuner_plugins.datasets.prepare import RECIPES
+
 ROOT = Path(__file__).resolve().parents[2]
+GOOD = {"image": "a.jpg", "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "This."}]}
 
 
 def run(monkeypatch, *args):
@@ -17,17 +20,44 @@ def run(monkeypatch, *args):
 def test_list_names_every_data_set(monkeypatch, capsys):
     assert run(monkeypatch, "--list") == 0
     printed = capsys.readouterr().out
-    assert "llava-pretrain" in printed and "blip_laion_cc_sbu_558k.json" in printed and "558128" in printed
+    for name, recipe in RECIPES.items():
+        assert name in printed.splitlines() and recipe.file in printed and recipe.pictures in printed
+    assert "558,128 (copies of LLaVA-Pretrain)" in printed and "no count is published" in printed
 
 
 def test_status_tells_whether_all_is_well(monkeypatch, capsys, tmp_path):
-    good = {"image": "a.jpg", "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "This."}]}
-    source = tmp_path / "gpt-4o.jsonl"
-    source.write_text(json.dumps(good) + "\n")
-    assert run(monkeypatch, "sharegpt-4o", source, tmp_path / "out.jsonl") == 0
-    assert json.loads((tmp_path / "out.jsonl").read_text()) == good
-    source.write_text(json.dumps(good) + "\n{}\n")
-    assert run(monkeypatch, "sharegpt-4o", source, tmp_path / "out.jsonl") == 1
+    source, out = tmp_path / "gpt-4o.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps(GOOD) + "\n")
+    assert run(monkeypatch, "sharegpt-4o", source, out) == 1
+    assert "1 records, the published gpt-4o.jsonl has 57,289" in capsys.readouterr().out
+    assert run(monkeypatch, "sharegpt-4o", source, out, "--any-count") == 0
+    assert json.loads(out.read_text()) == GOOD
+    source.write_text(json.dumps(GOOD) + "\n{}\n")
+    assert run(monkeypatch, "sharegpt-4o", source, out, "--any-count") == 1
     assert f"{source}:2: no conversations" in capsys.readouterr().out
     assert run(monkeypatch, "sharegpt-4o", tmp_path / "none", tmp_path / "o") == 1
     assert not (tmp_path / "o").exists()
+
+
+def test_many_complaints_go_to_a_file(monkeypatch, capsys, tmp_path):
+    source, out = tmp_path / "train.jsonl", tmp_path / "out.jsonl"
+    good = {"filename": "a.jpg", "caption": "A sign."}
+    source.write_text(json.dumps(good) + "\n" + "{}\n" * 70)
+    assert run(monkeypatch, "textocr-gpt4o", source, out) == 1
+    printed = capsys.readouterr().out
+    left_out = tmp_path / "out.jsonl.left_out.txt"
+    assert printed.count("not a record of") == 50 and f"and 20 more in {left_out}" in printed
+    assert "no count is published for train.jsonl: nothing to compare 71 with" in printed
+    assert len(left_out.read_text().splitlines()) == 70
+    source.write_text(json.dumps(good) + "\n")
+    assert run(monkeypatch, "textocr-gpt4o", source, out) == 0 and not left_out.exists()
+
+
+def test_pictures_that_are_not_there(monkeypatch, capsys, tmp_path):
+    (tmp_path / "a.jpg").touch()
+    source = tmp_path / "gpt-4o.jsonl"
+    source.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD | {"image": "b.jpg"}) + "\n")
+    args = (source, tmp_path / "out.jsonl", "--any-count", "--image-folder", tmp_path)
+    assert run(monkeypatch, "sharegpt-4o", *args) == 1
+    assert f"{source}:2: 'b.jpg' isn't in" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out.jsonl").read_text())["image"] == "a.jpg"

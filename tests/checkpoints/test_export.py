@@ -195,6 +195,19 @@ class TestRefusals:
         config = write_config(tmp_path / "c.py", tmp_path / "nowhere")
         self.check(tmp_path, r"model\.base = .*nowhere", config, checkpoint)
 
+    def test_base_that_is_no_whole_model(self, run, toy_base, tmp_path):
+        import shutil
+
+        from safetensors.torch import save_file
+
+        _, checkpoint, _ = run("projector")
+        shutil.copytree(toy_base, tmp_path / "base")
+        tensors = load_file(tmp_path / "base" / "model.safetensors")
+        del tensors["vision_model.encoder.layers.1.norm2.weight"]  # frozen: the checkpoint knows nothing of it
+        save_file(tensors, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+        config = write_config(tmp_path / "c.py", tmp_path / "base")
+        self.check(tmp_path, r"layers\.1\.norm2\.weight", config, checkpoint)
+
     def test_unmerged_state_as_a_model(self, run, toy_base, tmp_path):
         import shutil
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -105,14 +105,13 @@ def export(
             "merged": sorted(plan.adapters),
         }
 
-    with _Hashing(sources) as hashes:
-        check_model(plan.view, plan.without_adapters())
+    with _Beside(sources, plan.view, plan.without_adapters()) as beside:
         tensors = {}
         for name, tensor in plan.merged().items():
             to = wanted or plan.base_tensors[name].dtype
             tensors[name] = _Finite(tensor, to, name, Path(checkpoint)) if name in changed else cast(tensor, to)
         target = targets.make_target(plan.view, tensors, form=form, dtype=dtype, code=code)
-        summary = _write(target, out, shard_bytes, record, progress, hashes)
+        summary = _write(target, out, shard_bytes, record, progress, beside)
     return {
         **summary,
         "num_replaced": len(plan.replaced),
@@ -160,10 +159,9 @@ def convert(
     def record(hashes: dict[str, str]) -> dict:
         return {"model": _origin(view.directory, files, hashes), "dtype": dtype or "as stored", "format": form}
 
-    with _Hashing(files) as hashes:
-        check_model(view, view.tensors)
+    with _Beside(files, view, view.tensors) as beside:
         target = targets.make_target(view, tensors, form=form, dtype=dtype, template=template)
-        return _write(target, out, shard_bytes, record, progress, hashes)
+        return _write(target, out, shard_bytes, record, progress, beside)
 
 
 def _check_options(dtype, max_shard_size, code) -> tuple[torch.dtype | None, int]:
@@ -172,24 +170,36 @@ def _check_options(dtype, max_shard_size, code) -> tuple[torch.dtype | None, int
     return targets.resolve_dtype(dtype), parse_size(max_shard_size)
 
 
-def _write(target: targets.Target, out: Path, shard_bytes: int, record, progress, hashes) -> dict:
+def _write(target: targets.Target, out: Path, shard_bytes: int, record, progress, beside: _Beside) -> dict:
     tensors = {name: (tensor, tensor.dtype) for name, tensor in target.tensors.items()}
     num_bytes = total_bytes(tensors)
     check_disk(out, num_bytes)
-    advance = (lambda n: progress(n, num_bytes)) if progress else (lambda n: None)
+
+    def advance(written: int) -> None:
+        beside.raise_early()
+        if progress:
+            progress(written, num_bytes)
+
     with staged_directory(out) as stage:
         target.write_files(stage)
         files = write_weights(stage, tensors, max_shard_size=shard_bytes, advance=advance)
-        write_json(stage / MANIFEST, {**record(hashes.result()), "versions": _versions()})
+        write_json(stage / MANIFEST, {**record(beside.result()), "versions": _versions()})
         write_config(stage, target.config)
     return {"out": str(out), "num_tensors": len(tensors), "num_bytes": num_bytes, "num_shards": len(files)}
 
 
-def check_model(view: formats.ModelView, tensors: dict[str, LazyTensor]) -> None:
-    """Names and shapes against an empty hub model."""
-    from xtuner_plugins.checkpoints.loader import compare, config_from_fields, empty_model
+def check_model(view: formats.ModelView, tensors: Mapping[str, LazyTensor]) -> None:
+    """Names and shapes against a hub model without memory.
 
-    model = empty_model(config_from_fields(view.config, view.directory))
+    Raises:
+        CheckpointError: what is missing, unexpected or misshapen.
+    """
+    from xtuner_plugins.checkpoints.loader import compare, config_from_fields
+    from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel
+
+    config = config_from_fields(view.config, view.directory)
+    with torch.device("meta"):  # this thread's alone, unlike accelerate's, which would reach into a merge
+        model = InternVLChatModel(config)
     compare(model, {name: tensor.shape for name, tensor in tensors.items()}).raise_if_bad(str(view.directory))
 
 
@@ -197,27 +207,35 @@ def _base_files(directory: Path) -> list[Path]:
     return [directory / "config.json", *weight_files(directory)]
 
 
-class _Hashing:
-    """SHA-256 of files beside the writing, two at a time; their bytes come into memory for the copying, too.
+class _Beside:
+    """What needs no part in the writing and so runs beside it: SHA-256 of the sources, and the check of the model.
 
-    After an error it stops soon.
+    Importing the model's classes takes seconds, in which bytes can flow already; nothing gets its name before the
+    check has passed. After an error all stops soon.
     """
 
-    def __init__(self, paths: list[Path]):
-        self._paths, self._stop = paths, False
+    def __init__(self, sources: list[Path], view: formats.ModelView, tensors: Mapping[str, LazyTensor]):
+        self._sources, self._view, self._tensors, self._stop = sources, view, tensors, False
 
-    def __enter__(self):
-        self._pool = ThreadPoolExecutor(2)
-        self._futures = {str(path): self._pool.submit(self._hash, path) for path in self._paths}
+    def __enter__(self) -> _Beside:
+        self._pool = ThreadPoolExecutor(3)  # two of them hash
+        self._check = self._pool.submit(check_model, self._view, self._tensors)
+        self._hashes = {str(path): self._pool.submit(self._hash, path) for path in self._sources}
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(self, kind, error, trace) -> None:
         self._stop = kind is not None
-        self._pool.shutdown()
+        self._pool.shutdown(cancel_futures=self._stop)
+
+    def raise_early(self) -> None:
+        """Raises what the check found, if it is through."""
+        if self._check.done():
+            self._check.result()
 
     def result(self) -> dict[str, str]:
-        """Hexadecimal digests by path; waits for them."""
-        return {path: future.result() for path, future in self._futures.items()}
+        """Hexadecimal digests by path; waits for them and for the check."""
+        self._check.result()
+        return {path: future.result() for path, future in self._hashes.items()}
 
     def _hash(self, path: Path) -> str:
         digest, buffer = hashlib.sha256(), memoryview(bytearray(2**20))

@@ -151,8 +151,6 @@ def load_pickle(path: str | Path):
     Raises:
         CheckpointError: unreadable, or it names classes outside the packages that write checkpoints.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     path = Path(path)
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
@@ -167,8 +165,8 @@ def load_pickle(path: str | Path):
             "Save only tensors and plain values, or get the file from a source that you trust"
         )
     try:
-        with torch.serialization.safe_globals([(type("StandIn", (_StandIn,), {}), n) for n in names]), FakeTensorMode():
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(type("StandIn", (_StandIn,), {}), n) for n in names]):
+            content = torch.load(path, map_location="meta", weights_only=True)
     except Exception as e:
         raise CheckpointError(f"{path} can't be read as a torch checkpoint: {str(e).splitlines()[0]}") from None
     return _lazy(content, path)

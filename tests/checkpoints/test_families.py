@@ -16,11 +16,12 @@ from transformers import (
 )
 
 from tests.checkpoints.training import LORA, chat_inputs, logits, make_model, save_pth, write_config
+from tests.checkpoints.vocabularies import toy_ranks, write_internlm2, write_qwen
 from xtuner_plugins.checkpoints import mappings
 from xtuner_plugins.checkpoints.assemble import build_base
 from xtuner_plugins.checkpoints.export import convert, export
 from xtuner_plugins.checkpoints.extract import extract
-from xtuner_plugins.checkpoints.loader import load_model
+from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer
 from xtuner_plugins.checkpoints.reader import read_json
 from xtuner_plugins.checkpoints.tensors import MemoryTensor
 from xtuner_plugins.checkpoints.writer import write_json
@@ -31,11 +32,17 @@ SIZES = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_atte
 TOWERS = {"300M": dict(), "6B": dict(norm_type="rms_norm", qk_normalization=True, qkv_bias=False)}
 
 
-def write_llm(family, folder, tokenizer_dir):
-    """A random model of a family with the toy tokenizer beside it."""
+def write_llm(family, folder, tokenizer_dir, *, own_vocabulary=False):
+    """A random model of a family with the toy tokenizer beside it, or with its own kind (InternLM2, Qwen)."""
     shutil.copytree(tokenizer_dir, folder)
     (folder / "model.safetensors").unlink()
     ids = {k: read_json(tokenizer_dir / "config.json")[k] for k in ("vocab_size", "bos_token_id", "eos_token_id")}
+    if own_vocabulary:
+        for path in [*folder.glob("*token*"), folder / "vocab.json", folder / "merges.txt"]:
+            path.unlink()
+        write = {"internlm2": write_internlm2, "qwen": lambda at: write_qwen(at, toy_ranks(tokenizer_dir))}[family]
+        tokenizer = load_tokenizer(write(folder), complete=False)
+        ids = dict(vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
     classes = {
         "qwen3": (Qwen3Config, Qwen3ForCausalLM, dict(head_dim=16)),
         "llama": (LlamaConfig, LlamaForCausalLM, {}),
@@ -74,11 +81,14 @@ def write_llm(family, folder, tokenizer_dir):
     return folder
 
 
-@pytest.mark.parametrize("tower", TOWERS)
-@pytest.mark.parametrize("family", ["qwen3", "llama", "phi3", "internlm2", "qwen"])
-def test_family(family, tower, tmp_path):
+CASES = [*((family, tower, False) for family in ("qwen3", "llama", "phi3", "internlm2", "qwen") for tower in TOWERS),
+         ("internlm2", "300M", True), ("qwen", "6B", True)]  # fmt: skip
+
+
+@pytest.mark.parametrize("family, tower, own_vocabulary", CASES)
+def test_family(family, tower, own_vocabulary, tmp_path):
     vision, tokenizer_dir = write_random_parts(tmp_path / "parts", vision_overrides=TOWERS[tower])
-    llm = write_llm(family, tmp_path / "llm", tokenizer_dir)
+    llm = write_llm(family, tmp_path / "llm", tokenizer_dir, own_vocabulary=own_vocabulary)
     build_base(vision, llm, tmp_path / "base", template="internvl2_5", dtype="float32")
     inside = read_json(tmp_path / "base" / "config.json")["llm_config"]
     assert inside["model_type"] == {"internlm2": "llama", "qwen": "qwen2"}.get(family, family)
@@ -104,6 +114,13 @@ def test_family(family, tower, tmp_path):
 
     convert(tmp_path / "out", tmp_path / "hf", form="hf")
     convert(tmp_path / "hf", tmp_path / "back", form="official")
+    text = "<|im_start|>user\n<img><IMG_CONTEXT></img>\n你好 2 cats<|im_end|>"
+    ids = [load_tokenizer(tmp_path / name)(text).input_ids for name in ("base", "hf", "back")]
+    assert ids[0] == ids[1] == ids[2]
+    if own_vocabulary:
+        before = load_tokenizer(llm, complete=False)
+        assert ids[0][:2] == before("<|im_start|>user").input_ids[:2] and inside["vocab_size"] == len(before) + 9
+        assert not list((tmp_path / "base").glob("*.tiktoken")) and not list((tmp_path / "base").glob("*.model"))
     a, b = load_file(tmp_path / "out" / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 

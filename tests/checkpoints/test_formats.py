@@ -9,13 +9,16 @@ from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.checkpoints.test_families import write_llm
 from tests.checkpoints.training import LORA, SETTINGS, chat_inputs, logits, make_model, save_pth, write_config
+from tests.checkpoints.vocabularies import write_internlm2
 from xtuner_plugins.checkpoints import mappings
 from xtuner_plugins.checkpoints.assemble import build_base
 from xtuner_plugins.checkpoints.export import convert, export
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer, load_trained
 from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.tensors import MemoryTensor
+from xtuner_plugins.checkpoints.tokenizer_files import IMAGE_TOKENS
 from xtuner_plugins.checkpoints.writer import write_json
 from xtuner_plugins.toy.models import write_random_parts
 
@@ -112,15 +115,13 @@ def test_what_the_native_form_cannot_say(toy_base, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture(scope="module")
-def internlm2_base(tmp_path_factory, toy_base):
-    """The toy base with a random InternLM2 in the published names, 4 query and 2 key/value heads."""
-    folder = tmp_path_factory.mktemp("internlm2") / "base"
-    shutil.copytree(toy_base, folder)
-    config = read_json(toy_base / "config.json")
+def as_internlm2(base, folder):
+    """A copy of a base with its language model in InternLM2's published names, 4 query and 2 key/value heads."""
+    shutil.copytree(base, folder)
+    config = read_json(base / "config.json")
     llm = {k: v for k, v in config["llm_config"].items() if "sliding" not in k and k != "max_window_layers"}
     config["llm_config"] = {**llm, "architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "bias": False}
-    held = load_file(toy_base / "model.safetensors")
+    held = load_file(base / "model.safetensors")
     keep = {k: v for k, v in held.items() if not k.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias"))}
     mapping = mappings.inside(mappings.internlm2_llama(4, 2))
     stored = mapping.to_left({k: MemoryTensor(v) for k, v in keep.items()})
@@ -129,6 +130,12 @@ def internlm2_base(tmp_path_factory, toy_base):
     for name in ("modeling_internlm2.py", "configuration_internlm2.py"):
         (folder / name).write_text("# the release's own code\n")
     return folder
+
+
+@pytest.fixture(scope="module")
+def internlm2_base(tmp_path_factory, toy_base):
+    """The toy base as InternLM2."""
+    return as_internlm2(toy_base, tmp_path_factory.mktemp("internlm2") / "base")
 
 
 def test_internlm2_stays_internlm2(internlm2_base, tmp_path):
@@ -148,6 +155,42 @@ def test_internlm2_stays_internlm2(internlm2_base, tmp_path):
         gap = logits(_with_context(model, trained.model), inputs) - logits(trained.model, inputs)
         assert gap.abs().max() <= 1e-5
     export(config, checkpoint, tmp_path / "hf", form="hf")
+    assert (native_logits(tmp_path / "hf", inputs)[..., :-1] - logits(trained.model, inputs)).abs().max() <= 1e-5
+
+
+def test_internlm2_with_its_own_vocabulary(toy_parts, tmp_path):
+    """A directory as published, without tokenizer.json: trained, exported as itself, and in the -hf form."""
+    from transformers import AutoProcessor
+
+    llm = write_llm("internlm2", tmp_path / "llm", toy_parts[1], own_vocabulary=True)
+    build_base(toy_parts[0], llm, tmp_path / "assembled", template="internlm2-chat", dtype="float32")
+    base = as_internlm2(tmp_path / "assembled", tmp_path / "base")
+    for path in [*base.glob("*token*")]:
+        path.unlink()
+    write_internlm2(base, image_tokens=IMAGE_TOKENS, model=(llm / "tokenizer.model").read_bytes())
+    prompt = "<|im_start|>user\n<img><IMG_CONTEXT></img>\n你好 2 cats<|im_end|><|im_start|>assistant\n"
+    expected = load_tokenizer(tmp_path / "assembled")(prompt).input_ids
+    assert load_tokenizer(base)(prompt).input_ids == expected and expected[0] == 1
+
+    trained = make_model(base, llm_lora=LORA)
+    assert trained.model.img_context_token_id == load_tokenizer(base).convert_tokens_to_ids("<IMG_CONTEXT>")
+    checkpoint, config = (
+        save_pth(trained, tmp_path / "iter_1.pth"),
+        write_config(tmp_path / "c.py", base, llm_lora=LORA),
+    )
+    export(config, checkpoint, tmp_path / "out")
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
+    export(config, checkpoint, tmp_path / "hf", form="hf")
+    processor = AutoProcessor.from_pretrained(tmp_path / "hf")
+    picture = Image.new("RGB", (336, 224), "red")
+    batch = processor(text=prompt, images=[picture], return_tensors="pt")
+    context = read_json(tmp_path / "hf" / "config.json")["image_token_id"]
+    at = expected.index(context)
+    # the processor writes <img> and </img> around its tokens itself
+    ids = [token for token in batch["input_ids"][0].tolist() if token != context]
+    assert ids[:at] == expected[:at] and ids[-8:] == expected[-8:]
+    inputs = chat_inputs(trained.model)
     assert (native_logits(tmp_path / "hf", inputs)[..., :-1] - logits(trained.model, inputs)).abs().max() <= 1e-5
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from xtuner_plugins.checkpoints import slow_tokenizers
 from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.writer import write_json
 
@@ -24,7 +25,8 @@ def load_tokenizer(directory: str | Path, *, complete: bool = True):
     """A fast tokenizer from a local directory, never running code from it.
 
     Args:
-        directory: where ``tokenizer.json`` or the files of a known tokenizer class lie.
+        directory: where ``tokenizer.json`` or the files of a known tokenizer class lie. InternLM2's and Qwen's (the
+            first), which need remote code, are converted, see ``slow_tokenizers``.
         complete: require the nine image tokens (an official directory has them, a bare LLM does not).
 
     Raises:
@@ -38,8 +40,13 @@ def load_tokenizer(directory: str | Path, *, complete: bool = True):
     if not (directory / "tokenizer_config.json").is_file() and not (directory / "tokenizer.json").is_file():
         raise CheckpointError(f"{directory} holds no tokenizer (no tokenizer.json, no tokenizer_config.json)")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), use_fast=True, trust_remote_code=False,
-                                                  local_files_only=True)  # fmt: skip
+        if slow_tokenizers.needs_conversion(directory):
+            tokenizer = slow_tokenizers.convert(directory)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(str(directory), use_fast=True, trust_remote_code=False,
+                                                      local_files_only=True)  # fmt: skip
+    except CheckpointError:
+        raise
     except Exception as e:
         raise CheckpointError(f"{directory}: the tokenizer can't be loaded: {str(e).strip().splitlines()[0]}") from None
     if not tokenizer.is_fast:
@@ -132,7 +139,8 @@ def save_tokenizer(tokenizer, out: Path, *, template: str | None) -> None:
     if template is not None or tokenizer.chat_template is not None:
         config["chat_template"] = tokenizer.chat_template if template is None else template
     # Fast classes of newer releases save e.g. Qwen2TokenizerFast; the plain name lets old and new pick slow or fast.
-    config["tokenizer_class"] = type(tokenizer).__name__.removesuffix("Fast")
+    name = type(tokenizer).__name__
+    config["tokenizer_class"] = name if name == "PreTrainedTokenizerFast" else name.removesuffix("Fast")
     write_json(out / "tokenizer_config.json", config)
     if (out / "tokenizer.json").is_file():
         merges_as_strings(out / "tokenizer.json")

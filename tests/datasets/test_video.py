@@ -109,6 +109,17 @@ def test_a_video_in_a_sample(videos, data_base, write_data, qa, text_tokenizer):
     )
 
 
+def test_boxes_of_a_picture_beside_a_video(videos, data_base, write_data, qa, text_tokenizer):
+    record = qa("<video>\nWhere in <image>?", "<box>[[8, 6, 32, 24]]</box>", video="a.mp4", image="frames/f1.png")
+    record |= {"boxes": "pixel", "width": 64, "height": 48}
+    dataset = MultimodalDataset(data_base, write_data([record]), str(videos), num_frames=3)
+    assert "[[125, 125, 500, 500]]" in text_tokenizer.decode(dataset[0]["input_ids"].tolist())
+    assert dataset.layout(num_workers=0)[0].tolist() == [len(dataset[0]["input_ids"])]
+    data = write_data([record | {"width": 65}], "wrong.jsonl")
+    with pytest.raises(RecordError, match="wrong.jsonl:1: the record says 65x48, the picture is 64x48"):
+        MultimodalDataset(data_base, data, str(videos), num_frames=3)[0]
+
+
 def boxed(answer, **extra):
     raw = {
         "image": "a.jpg",

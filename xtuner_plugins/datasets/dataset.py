@@ -214,8 +214,9 @@ class MultimodalDataset(Dataset):
         paths = [source.folder.resolve(medium.name) for medium in record.media]
         videos = [path for path, medium in zip(paths, record.media, strict=True) if medium.kind == "video"]
         frames = [probe_video(path, self.num_frames, self.max_pixels)[0] for path in videos]
-        record = normalise_boxes(expand_videos(record, frames), lambda place: image_size(paths[place], self.max_pixels))
+        record = expand_videos(record, frames)
         paths = [source.folder.resolve(medium.name) for medium in record.media]
+        record = normalise_boxes(record, lambda place: image_size(paths[place], self.max_pixels))
         pieces = tokenize_pieces(split_pieces(record, source.template, self.tokenizer), self.tokenizer)
         limits = self._limits(record.media, paths, sum(len(piece.ids) for piece in pieces), source)
         tiles = self._open(record.media, paths, limits, source.budget.rule)

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.checkpoints.test_families import write_llm
+from tests.checkpoints.language_models import write_llm
 from tests.checkpoints.training import LORA, SETTINGS, chat_inputs, logits, make_model, save_pth, write_config
 from tests.checkpoints.vocabularies import write_internlm2
 from xtuner_plugins.checkpoints import mappings

@@ -1,5 +1,6 @@
 """What is read from and written to `config.json`."""
 
+import copy
 import json
 
 import pytest
@@ -58,6 +59,14 @@ def test_names_that_every_release_reads(tmp_path):
     # Exactly these two keys: older releases refuse a third.
     assert fields["llm_config"]["rope_scaling"] == {"type": "dynamic", "factor": 2.0}
     assert fields["llm_config"]["rope_theta"] == 1000000.0
+
+
+def test_what_was_given_stays_as_it_is():
+    """4.57 writes a third key into the `rope_scaling` of a Llama, which 4.37 refuses in a file."""
+    llm = copy.deepcopy(LLMS["llama"])
+    config = make_config(llm=llm)
+    assert llm == LLMS["llama"] and llm["rope_scaling"] == {"type": "dynamic", "factor": 2.0}
+    assert config.llm_config.rope_scaling is not llm["rope_scaling"]
 
 
 def test_names_of_transformers_5_are_written_as_all_read_them():

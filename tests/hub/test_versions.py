@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoints.language_models import write_llm
+from xtuner_plugins.checkpoints.assemble import build_base
+
 from .cases import LLMS, RMS_VISION, VISION, make_config, make_model, make_tokenizer, write_directory
 from .probing import compare_reports, run_probe
 
@@ -32,6 +35,8 @@ CASES = {
     "phi3": (VISION, "phi3", (4, 41)),
     "qwen3": (RMS_VISION, "qwen3", (4, 51)),
 }
+# Assembled from the layouts and vocabularies that InternLM2 and the first Qwen have; they run as Llama and Qwen2.
+ASSEMBLED = {"internlm2": "internlm2-chat", "qwen": "internvl2_5"}
 
 
 @functools.cache
@@ -75,7 +80,7 @@ def version_in(python):
 
 
 @pytest.fixture(scope="module")
-def directories(tmp_path_factory):
+def directories(tmp_path_factory, toy_base, toy_parts):
     """One exported directory a case."""
     root = tmp_path_factory.mktemp("exports")
     tokenizer = make_tokenizer(root / "tokenizer")
@@ -83,20 +88,24 @@ def directories(tmp_path_factory):
     for name, (vision, llm, _) in CASES.items():
         model = make_model(make_config(vision, LLMS[llm], vocab_size=len(tokenizer)))
         made[name] = write_directory(root / name, model, root / "tokenizer")
-    return made
+    vision, llm = toy_parts
+    for name, template in ASSEMBLED.items():
+        part = write_llm(name, root / f"{name}-llm", llm, own_vocabulary=True)
+        build_base(vision, part, root / name, template=template, dtype="float32")
+        made[name] = root / name
+    return {**made, "assembled": toy_base}
 
 
 @pytest.fixture(scope="module")
-def references(directories, toy_base, tmp_path_factory):
+def references(directories, tmp_path_factory):
     """Reports of the release that training runs on."""
     python, root = environment(REFERENCE), tmp_path_factory.mktemp("references")
-    directories = {**directories, "assembled": toy_base}
     return {name: run_probe(python, path, root / name) for name, path in directories.items()}
 
 
 @pytest.mark.parametrize("release", RELEASES)
-@pytest.mark.parametrize("case", [*CASES, "assembled"])
-def test_release(release, case, directories, toy_base, references, tmp_path, record_property):
+@pytest.mark.parametrize("case", [*CASES, "assembled", *ASSEMBLED])
+def test_release(release, case, directories, references, tmp_path, record_property):
     python = environment(release)
     version, number = version_in(python)
     if release == NEWEST:
@@ -105,7 +114,7 @@ def test_release(release, case, directories, toy_base, references, tmp_path, rec
         assert version == release
     if case in CASES and number < CASES[case][2]:
         pytest.skip(f"transformers {version} has no {CASES[case][1]}")
-    report = run_probe(python, directories[case] if case in CASES else toy_base, tmp_path / "probe")
+    report = run_probe(python, directories[case], tmp_path / "probe")
     assert report["transformers"] == version
     difference = compare_reports(report, references[case])
     record_property("logits_difference", difference)

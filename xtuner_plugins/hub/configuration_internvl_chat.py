@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -169,7 +171,8 @@ def llm_model_type(fields):
 
 
 def _without_runtime_keys(fields):
-    return {key: value for key, value in fields.items() if key not in RUNTIME_KEYS}
+    # A copy down to the leaves: config classes of some releases write into the `rope_scaling` that they are given.
+    return {key: copy.deepcopy(value) for key, value in fields.items() if key not in RUNTIME_KEYS}
 
 
 def _use_lasting_names(fields):

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from xtuner_plugins.checkpoints.checkpoint import open_checkpoint
 from xtuner_plugins.checkpoints.reader import (
     CheckpointError,
     load_pickle,
-    open_checkpoint,
     open_safetensors,
     open_weights,
 )

@@ -11,8 +11,9 @@ import torch
 
 from tests.checkpoints.training import LORA, write_config
 from tests.conftest import ROOT
+from xtuner_plugins.checkpoints.checkpoint import open_checkpoint
 from xtuner_plugins.checkpoints.export import export
-from xtuner_plugins.checkpoints.reader import CheckpointError, open_checkpoint
+from xtuner_plugins.checkpoints.reader import CheckpointError
 from xtuner_plugins.checkpoints.tensors import MemoryTensor
 from xtuner_plugins.checkpoints.zero import _stage_1_2, _stage_3
 

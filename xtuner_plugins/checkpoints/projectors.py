@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from xtuner_plugins.checkpoints.reader import CheckpointError, open_checkpoint, open_safetensors
+from xtuner_plugins.checkpoints.checkpoint import open_checkpoint
+from xtuner_plugins.checkpoints.reader import CheckpointError, open_safetensors
 from xtuner_plugins.checkpoints.tensors import LazyTensor, MemoryTensor
 
 # LLaVA's names of the same two layers: transformers', and those of the original code

@@ -1,12 +1,12 @@
-"""Opens weights in whatever form they arrive, lazily, tensor by tensor, running nothing that the files name.
+"""Opens weight files lazily, tensor by tensor, running nothing that they name.
 
-=====================================  =====================================================================
+======================================  ====================================================================
 ``model.safetensors``, sharded + index  an official, Hugging Face or adapter directory
 ``pytorch_model.bin``, sharded + index  older releases
-``iter_N.pth`` (file)                   an MMEngine checkpoint: ``{'state_dict': ..., 'meta': ..., ...}``
-``iter_N.pth/`` (directory)             a DeepSpeed checkpoint (ZeRO 0 to 3), see ``zero.py``
-``adapter_config.json`` + weights       a PEFT adapter directory
-=====================================  =====================================================================
+``*.pth``, ``*.pt``                     torch files: MMEngine's ``{'state_dict': ..., 'meta': ..., ...}`` too
+======================================  ====================================================================
+
+What training leaves under one path, a DeepSpeed directory for one, is opened by ``checkpoint.py``.
 
 A pickle is opened with ``weights_only=True``. Objects of the packages that write training checkpoints
 (``HistoryBuffer``, ``ConfigDict``, numpy scalars, DeepSpeed's loss scaler, ...) become inert stand-ins: their class is
@@ -230,7 +230,7 @@ def open_weights(directory: str | Path) -> dict[str, LazyTensor]:
     directory = Path(directory)
     if not directory.is_dir():
         raise CheckpointError(f"model directory {directory} does not exist")
-    for stem, opener in (("model.safetensors", open_safetensors), ("pytorch_model.bin", _open_bin)):
+    for stem, opener in (("model.safetensors", open_safetensors), ("pytorch_model.bin", open_torch)):
         index = directory / f"{stem}.index.json"
         if index.is_file():
             return _open_shards(index, opener)
@@ -260,7 +260,12 @@ def _open_shards(index: Path, opener) -> dict[str, LazyTensor]:
     return {name: shards[path][name] for name, path in where.items()}
 
 
-def _open_bin(path: Path) -> dict[str, LazyTensor]:
+def open_torch(path: Path) -> dict[str, LazyTensor]:
+    """The state dict of a torch file, the one under ``state_dict`` where the file holds more than that.
+
+    Raises:
+        CheckpointError: unreadable, or no state dict.
+    """
     content = load_pickle(path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -284,41 +289,3 @@ def weight_files(directory: str | Path) -> list[Path]:
         if (directory / stem).is_file():
             return [directory / stem]
     return []
-
-
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """A training checkpoint, a PEFT adapter or a directory of weights, whichever lies under ``path``.
-
-    Raises:
-        CheckpointError: nothing there, or nothing that is known.
-    """
-    from xtuner_plugins.checkpoints import zero
-
-    path = Path(path)
-    if path.is_file():
-        if path.suffix == ".safetensors":
-            return Checkpoint(path, "weights", open_safetensors(path), [path])
-        return Checkpoint(path, "mmengine", _open_bin(path), [path])
-    if not path.is_dir():
-        raise CheckpointError(f"checkpoint {path} does not exist")
-    if (path / "adapter_config.json").is_file():
-        return _open_adapter(path)
-    tagged = zero.checkpoint_directory(path)
-    if tagged is not None:
-        return zero.open_deepspeed(tagged)
-    if weight_files(path):
-        return Checkpoint(path, "weights", open_weights(path), weight_files(path))
-    found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-    raise CheckpointError(
-        f"{path} is neither a DeepSpeed checkpoint (*_model_states.pt) nor a PEFT adapter "
-        f"(adapter_config.json) nor a directory of weights; it holds: {found}"
-    )
-
-
-def _open_adapter(path: Path) -> Checkpoint:
-    config = read_json(path / "adapter_config.json")
-    for name, opener in (("adapter_model.safetensors", open_safetensors), ("adapter_model.bin", _open_bin)):
-        if (path / name).is_file():
-            files = [path / "adapter_config.json", path / name]
-            return Checkpoint(path, "peft", opener(path / name), files, {"adapter_config": config})
-    raise CheckpointError(f"{path} has adapter_config.json but no adapter_model.safetensors nor adapter_model.bin")

@@ -4,6 +4,7 @@ A checkpoint holds what was trained, under ``model.`` + the official name::
 
     model.mlp1.1.weight                                                      replaces mlp1.1.weight
     model.language_model.model.layers.0.self_attn.q_proj.lora_A.default.weight    merged into ...q_proj.weight
+    model.language_model.model.embed_tokens.token_adapter.trainable_tokens_delta.default    rows, laid into the matrix
     model.language_model.lm_head.modules_to_save.default.weight              replaces language_model.lm_head.weight
     model.language_model.model.layers.0.self_attn.q_proj.base_layer.weight   frozen, under LoRA: the base has it
 """
@@ -15,9 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xtuner_plugins.checkpoints import lora, towers
+from xtuner_plugins.checkpoints import lora, token_rows, towers
+from xtuner_plugins.checkpoints.checkpoint import open_checkpoint
 from xtuner_plugins.checkpoints.formats import ModelView, open_model
-from xtuner_plugins.checkpoints.reader import Checkpoint, CheckpointError, open_checkpoint
+from xtuner_plugins.checkpoints.reader import Checkpoint, CheckpointError
 from xtuner_plugins.checkpoints.tensors import LazyTensor
 
 # (attribute of the chat model, setting with its LoRA config, setting that freezes it, is it frozen by default)
@@ -47,6 +49,7 @@ class TrainedPlan:
         checkpoint: what was opened.
         replaced: tensors that take the place of a base tensor, by official name.
         adapters: official layer name to adapter tensors by part (``lora_A.weight``, ...).
+        token_rows: official layer name to trained rows of it, and their numbers.
         lora_configs: model part (``language_model``, ``vision_model``) to its LoRA settings.
         ignored: checkpoint tensors that change nothing, by name.
     """
@@ -55,6 +58,7 @@ class TrainedPlan:
     checkpoint: Checkpoint
     replaced: dict[str, LazyTensor] = field(default_factory=dict)
     adapters: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
+    token_rows: dict[str, tuple[LazyTensor, list[int]]] = field(default_factory=dict)
     lora_configs: dict[str, object] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
 
@@ -82,6 +86,8 @@ class TrainedPlan:
             result[f"{layer}.weight"] = lora.merged_weight(weight, parts, config, inner, bias=bias)
             if "lora_B.bias" in parts:
                 result[f"{layer}.bias"] = lora.merged_bias(bias, parts, config, inner, weight)
+        for layer, (rows, indices) in self.token_rows.items():
+            result[f"{layer}.weight"] = token_rows.laid(result[f"{layer}.weight"], rows, indices, f"{layer}.weight")
         return result
 
     @property
@@ -92,7 +98,7 @@ class TrainedPlan:
             names.add(f"{layer}.weight")
             if "lora_B.bias" in parts:
                 names.add(f"{layer}.bias")
-        return names
+        return names | {f"{layer}.weight" for layer in self.token_rows}
 
 
 def read_training_config(cfg):
@@ -184,7 +190,7 @@ def official_name(name: str) -> str:
 def _place_in_part(name: str, base: Mapping[str, LazyTensor]) -> str:
     """A PEFT directory names layers from the model that was wrapped: the whole, or one part of it."""
     name = name.removeprefix("base_model.").removeprefix("model.")
-    layer = (lora.split_key(name) or (name.removesuffix(".weight"),))[0]
+    layer = token_rows.split_key(name) or (lora.split_key(name) or (name.removesuffix(".weight"),))[0]
     for prefix in ("", "language_model.", "vision_model."):
         if f"{prefix}{layer}.weight" in base:
             return prefix + name
@@ -192,7 +198,7 @@ def _place_in_part(name: str, base: Mapping[str, LazyTensor]) -> str:
 
 
 def _sort_tensors(plan: TrainedPlan) -> None:
-    unknown, misshapen = [], []
+    unknown, misshapen, rows = [], [], {}
     for stored, tensor in plan.checkpoint.tensors.items():
         if stored.removeprefix("module.").startswith(_IGNORED):
             plan.ignored.append(stored)
@@ -208,8 +214,19 @@ def _sort_tensors(plan: TrainedPlan) -> None:
             else:
                 plan.adapters.setdefault(layer, {})[part] = tensor
             continue
-        name = name.replace(".modules_to_save.default.", ".")
-        if ".original_module." in name or (".base_layer." in name and any(s in name for s in _QUANT_STATE)):
+        layer = token_rows.split_key(name)
+        if layer is not None:
+            if f"{layer}.weight" in plan.base_tensors:
+                rows[layer] = tensor
+            else:
+                unknown.append(stored)
+            continue
+        name = name.replace(".modules_to_save.default.", ".").replace(token_rows.BASE_LAYER, ".")
+        if (
+            token_rows.ORIGINAL in name
+            or ".original_module." in name
+            or (".base_layer." in name and any(s in name for s in _QUANT_STATE))
+        ):
             plan.ignored.append(stored)
             continue
         quantised = ".base_layer." in name and not tensor.dtype.is_floating_point
@@ -222,11 +239,28 @@ def _sort_tensors(plan: TrainedPlan) -> None:
             misshapen.append(f"{stored} is {list(tensor.shape)}, the base has {list(plan.base_tensors[name].shape)}")
         else:
             plan.replaced[name] = tensor
+    _place_rows(plan, rows)
     if unknown or misshapen:
         found = [f"{n} (unknown to the base)" for n in unknown] + misshapen
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise CheckpointError(f"{plan.checkpoint.path} is a checkpoint of another model than {plan.base}: "
                               f"{'; '.join(found[:3])}{more}")  # fmt: skip
+
+
+def _place_rows(plan: TrainedPlan, rows: Mapping[str, LazyTensor]) -> None:
+    """Pairs trained rows with their numbers; an adapter of a model with one matrix for both ends has them for both."""
+    where = str(plan.checkpoint.path)
+    for layer, tensor in rows.items():
+        part, _, inner = layer.partition(".")
+        indices = token_rows.indices_of(plan.lora_configs.get(part), inner, where)
+        token_rows.laid(plan.base_tensors[f"{layer}.weight"], tensor, indices, f"{layer}.weight")  # checks
+        plan.token_rows[layer] = (tensor, indices)
+    embedding, head = "language_model.model.embed_tokens", "language_model.lm_head"
+    if plan.checkpoint.kind == "peft" and embedding in rows and head not in rows:
+        tensor, indices = plan.token_rows[embedding]
+        matrices = (plan.base_tensors[f"{name}.weight"] for name in (embedding, head))
+        if token_rows.trained_on_tied(plan.checkpoint.details["adapter_config"], *matrices, indices):
+            plan.token_rows[head] = (tensor, indices)
 
 
 def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
@@ -235,7 +269,7 @@ def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
         return
     path = plan.checkpoint.path
     for part, lora_setting, freeze_setting, frozen_by_default in PARTS:
-        layers = [name for name in plan.adapters if name.startswith(part + ".")]
+        layers = [name for name in (*plan.adapters, *plan.token_rows) if name.startswith(part + ".")]
         configured = part in plan.lora_configs
         if layers and not configured:
             raise CheckpointError(f"{path} holds LoRA tensors of {part} ({layers[0]}, ...) but the config sets no "
@@ -244,6 +278,12 @@ def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
             raise CheckpointError(
                 f"the config trains {part} with model.{lora_setting}, but {path} holds no LoRA tensor of it; give the "
                 "config that it was trained with"
+            )
+        named = getattr(plan.lora_configs.get(part), "trainable_token_indices", None)
+        if named and not any(name.startswith(part + ".") for name in plan.token_rows):
+            raise CheckpointError(
+                f"the config trains rows of {part} (trainable_token_indices of model.{lora_setting}), but {path} holds none "
+                "of them; give the config that it was trained with"
             )
         if not model.get(freeze_setting, frozen_by_default):
             needed = [name for name in plan.base_tensors if not towers.is_unused(name, plan.view.config)]
@@ -261,12 +301,14 @@ def attach_adapters(model, plan: TrainedPlan) -> None:
 
     for part, config in plan.lora_configs.items():
         layers = {name.partition(".")[2]: parts for name, parts in plan.adapters.items() if name.startswith(part + ".")}
-        if not layers:
+        rows = {name.partition(".")[2]: held for name, held in plan.token_rows.items() if name.startswith(part + ".")}
+        if not layers and not rows:
             continue
         root = model.get_submodule(part)
         config = copy.copy(lora.full_config(config))
         config.target_modules, config.exclude_modules = sorted(layers), None
         config.layers_to_transform = config.modules_to_save = None
+        config.trainable_token_indices = {name: indices for name, (_, indices) in rows.items()} or None
         config.init_lora_weights = False
         inject_adapter_in_model(config, root, adapter_name=lora.ADAPTER_NAME)
         for layer, parts in layers.items():
@@ -276,3 +318,6 @@ def attach_adapters(model, plan: TrainedPlan) -> None:
                 holder = getattr(wrapped, kind)[lora.ADAPTER_NAME]
                 target = getattr(holder, leaf) if leaf else holder
                 target.data = tensor.read().float().to(wrapped.get_base_layer().weight.device)
+        for layer, (tensor, _) in rows.items():
+            adapter = root.get_submodule(layer).token_adapter
+            adapter.trainable_tokens_delta[lora.ADAPTER_NAME].data = tensor.read().float().to(adapter.weight.device)

@@ -1,0 +1,58 @@
+"""Opens what lies under one path, whichever of these training left there:
+
+=================================  ===================================================================
+``iter_N.pth`` (file)              an MMEngine checkpoint: ``{'state_dict': ..., 'meta': ..., ...}``
+``iter_N.pth/`` (directory)        a DeepSpeed checkpoint (ZeRO 0 to 3), see ``zero.py``
+``adapter_config.json`` + weights  a PEFT adapter directory
+``model.safetensors``, ...         weights alone
+=================================  ===================================================================
+"""
+
+from pathlib import Path
+
+from xtuner_plugins.checkpoints import zero
+from xtuner_plugins.checkpoints.reader import (
+    Checkpoint,
+    CheckpointError,
+    open_safetensors,
+    open_torch,
+    open_weights,
+    read_json,
+    weight_files,
+)
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """A training checkpoint, a PEFT adapter or a directory of weights, whichever lies under ``path``.
+
+    Raises:
+        CheckpointError: nothing there, or nothing that is known.
+    """
+    path = Path(path)
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            return Checkpoint(path, "weights", open_safetensors(path), [path])
+        return Checkpoint(path, "mmengine", open_torch(path), [path])
+    if not path.is_dir():
+        raise CheckpointError(f"checkpoint {path} does not exist")
+    if (path / "adapter_config.json").is_file():
+        return _open_adapter(path)
+    tagged = zero.checkpoint_directory(path)
+    if tagged is not None:
+        return zero.open_deepspeed(tagged)
+    if weight_files(path):
+        return Checkpoint(path, "weights", open_weights(path), weight_files(path))
+    found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+    raise CheckpointError(
+        f"{path} is neither a DeepSpeed checkpoint (*_model_states.pt) nor a PEFT adapter "
+        f"(adapter_config.json) nor a directory of weights; it holds: {found}"
+    )
+
+
+def _open_adapter(path: Path) -> Checkpoint:
+    config = read_json(path / "adapter_config.json")
+    for name, opener in (("adapter_model.safetensors", open_safetensors), ("adapter_model.bin", open_torch)):
+        if (path / name).is_file():
+            files = [path / "adapter_config.json", path / name]
+            return Checkpoint(path, "peft", opener(path / name), files, {"adapter_config": config})
+    raise CheckpointError(f"{path} has adapter_config.json but no adapter_model.safetensors nor adapter_model.bin")

@@ -84,8 +84,14 @@ def random_lazy(shape, dtype):
 
 def write_base(folder: Path, size: str) -> None:
     from xtuner_plugins.checkpoints import formats, writer
+    from xtuner_plugins.checkpoints.tensors import MemoryTensor
 
-    tensors = {name: random_lazy(shape, torch.bfloat16) for name, shape in our_shapes(size).items()}
+    tensors = {
+        name: MemoryTensor(torch.ones(shape, dtype=torch.bfloat16))
+        if "norm" in name and name.endswith("weight")
+        else random_lazy(shape, torch.bfloat16)
+        for name, shape in our_shapes(size).items()
+    }
     stored = formats._internlm2(official_config(size)["llm_config"]).to_left(tensors)
     folder.mkdir(parents=True)
     writer.write_weights(folder, {n: (t, t.dtype) for n, t in stored.items()}, max_shard_size=4 * 10**9)

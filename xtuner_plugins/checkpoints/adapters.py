@@ -47,7 +47,7 @@ def export_adapter(
     """
     wanted = targets.resolve_dtype(dtype)
     plan = trained.lay_over(config_path, checkpoint)
-    if not plan.adapters:
+    if not plan.adapters and not plan.token_rows:
         raise CheckpointError(
             f"{checkpoint} holds no LoRA tensors, so there is no adapter to write; export without --adapter-only"
         )
@@ -57,6 +57,9 @@ def export_adapter(
         part, _, inner = layer.partition(".")
         for kind, tensor in tensors.items():
             parts.setdefault(part, {})[f"base_model.model.{inner}.{kind}"] = tensor
+    for layer, (tensor, _) in plan.token_rows.items():
+        part, _, inner = layer.partition(".")
+        parts.setdefault(part, {})[f"base_model.model.{inner}.token_adapter.trainable_tokens_delta"] = tensor
     check_disk(out, sum(t.nbytes for held in [*parts.values(), plan.replaced] for t in held.values()))
     with staged_directory(out) as stage:
         for part, tensors in parts.items():

@@ -282,8 +282,8 @@ def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
         named = getattr(plan.lora_configs.get(part), "trainable_token_indices", None)
         if named and not any(name.startswith(part + ".") for name in plan.token_rows):
             raise CheckpointError(
-                f"the config trains rows of {part} (trainable_token_indices of model.{lora_setting}), but {path} holds none "
-                "of them; give the config that it was trained with"
+                f"the config trains rows of {part} (trainable_token_indices of model.{lora_setting}), but {path} holds "
+                "none of them; give the config that it was trained with"
             )
         if not model.get(freeze_setting, frozen_by_default):
             needed = [name for name in plan.base_tensors if not towers.is_unused(name, plan.view.config)]

@@ -48,4 +48,4 @@ def inject_lora(part: nn.Module, settings: Mapping[str, Any] | LoraConfig, defau
     config = build_lora_config(settings, default_targets)
     inject_adapter_in_model(config, part, adapter_name=ADAPTER_NAME)
     for name, parameter in part.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+        parameter.requires_grad_("lora_" in name or "trainable_tokens_delta" in name)

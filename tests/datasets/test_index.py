@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from xtuner_plugins.datasets import index as index_module
 from xtuner_plugins.datasets.errors import RecordError, SettingError
-from xtuner_plugins.datasets.index import scan
+from xtuner_plugins.datasets.index import SequentialReader, scan
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.text(alphabet='a"\\[]{},:\n é𝄞', max_size=12),
@@ -115,6 +115,33 @@ def test_missing_and_shortened_files_say_so(tmp_path):
     path.unlink()
     with pytest.raises(RecordError, match="can't be read any more"):
         found.read(0)
+
+
+@pytest.mark.parametrize("ahead", [1, 30, 1 << 18])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_reading_one_after_another_gives_the_same_bytes(tmp_path, monkeypatch, ahead, indent):
+    monkeypatch.setattr(index_module, "READ_AHEAD", ahead)
+    records = [{"text": "x" * (number % 50)} for number in range(60)]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(records, indent=indent) if indent else "\n".join(map(json.dumps, records)))
+    found = scan(path)
+    with SequentialReader(found) as reader:
+        for order in (range(60), range(59, -1, -1), [3, 50, 4, 4]):
+            assert [reader.read(index) for index in order] == [found.read(index) for index in order]
+
+
+def test_reading_one_after_another_says_what_reading_says(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n')
+    found = scan(path)
+    path.write_text('{"a": 1}\n')
+    with SequentialReader(found) as reader:
+        assert reader.read(0) == b'{"a": 1}'
+        with pytest.raises(RecordError, match="a.jsonl:2: .*shorter"):
+            reader.read(1)
+    path.unlink()
+    with SequentialReader(found) as reader, pytest.raises(RecordError, match="can't be read any more"):
+        reader.read(0)
 
 
 def test_index_is_three_numbers_a_record(tmp_path):

@@ -24,6 +24,16 @@ def settings(data_base, write_data, make_picture, qa, tmp_path):
     records += [qa("<image> or <image> or <image>?", "The first.", image=["b.png", "d.png", "a.png"])]
     records += [qa("Long?", "word " * 400, image="d.png"), qa("word " * 400, "Late.", image="d.png")]
     records += [qa("Middling?", "word " * number, image="d.png") for number in range(10, 150, 10)]
+    records += [qa("Where is <ref>it</ref>?", "<ref>it</ref><box>[[1, 2, 3, 4]]</box> <box>", image="a.png")]
+    several = [
+        ("human", "user"),
+        ("gpt", "Two words."),
+        ("human", "\u00e9 <|im_end|>\n\n e\u0301?"),
+        ("gpt", " 2 "),
+        ("human", ""),
+    ]
+    several += [("gpt", "中文 words.")]
+    records += [{"conversations": [{"from": role, "value": text} for role, text in several]}]
     records += [qa("S?", "S.", system="Be <|im_end|> brief."), qa(image="missing.png"), {"text": 3}]
     path = write_data(records)
     return dict(
@@ -73,8 +83,8 @@ def test_every_fate_is_met(settings):
 
 def test_complaints_and_reasons_are_kept(settings):
     lengths = MultimodalDataset(**settings).lengths(0, num_workers=0)
-    assert list(lengths.complaints) == [43, 44] and lengths.complaints[43].startswith(settings["data_paths"] + ":44: ")
-    assert [lengths.reason_names[code - 1] for code in lengths.reasons[[43, 44]]] == [
+    assert list(lengths.complaints) == [45, 46] and lengths.complaints[45].startswith(settings["data_paths"] + ":46: ")
+    assert [lengths.reason_names[code - 1] for code in lengths.reasons[[45, 46]]] == [
         "image_missing",
         "no_conversations",
     ]
@@ -84,7 +94,7 @@ def test_broken_records_stop_a_run_that_says_raise(settings):
     dataset = MultimodalDataset(**settings | {"on_bad_sample": "raise"})
     fates = dataset.layout(num_workers=0)[2]
     assert (fates == BROKEN).sum() == 2
-    with pytest.raises(RecordError, match=":44: .*missing.png"):
+    with pytest.raises(RecordError, match=":46: .*missing.png"):
         dataset.usable(fates)
 
 
@@ -118,6 +128,23 @@ def test_processes_count_as_one_does(settings, monkeypatch, tmp_path):
         np.testing.assert_array_equal(getattr(several, name), getattr(alone, name))
 
 
+def test_garbage_is_collected_again_afterwards(settings):
+    import gc
+
+    assert gc.isenabled()
+    MultimodalDataset(**settings).lengths(0, num_workers=0)
+    assert gc.isenabled()
+
+
+def test_a_file_that_shrinks_meanwhile_is_complained_about(settings):
+    dataset = MultimodalDataset(**settings)
+    with open(settings["data_paths"], "r+") as file:
+        file.truncate(int(dataset.sources[0].index.starts[40]))
+    lengths = dataset.lengths(0, num_workers=0)
+    assert set(lengths.complaints) == set(range(40, 47))
+    assert "shorter" in lengths.complaints[40]
+
+
 def test_a_crash_loses_only_the_chunk_under_way(settings, monkeypatch):
     monkeypatch.setattr(lengths_module, "CHUNK", 7)
     real, calls = lengths_module.Measure.rows, []
@@ -131,7 +158,7 @@ def test_a_crash_loses_only_the_chunk_under_way(settings, monkeypatch):
     monkeypatch.setattr(lengths_module.Measure, "rows", failing)
     with pytest.raises(KeyboardInterrupt):
         MultimodalDataset(**settings).lengths(0, num_workers=0)
-    assert len(MultimodalDataset(**settings).lengths(0, num_workers=0)) == 45
+    assert len(MultimodalDataset(**settings).lengths(0, num_workers=0)) == 47
     assert calls == [0, 7, 14, 14, 21, 28, 35, 42]
 
 
@@ -145,7 +172,7 @@ def _build_slowly(settings, counter):
         real(*args)
 
     lengths_module._build = slow
-    assert len(MultimodalDataset(**settings).lengths(0, num_workers=0)) == 45
+    assert len(MultimodalDataset(**settings).lengths(0, num_workers=0)) == 47
 
 
 def test_of_two_that_start_together_one_builds(settings):

@@ -12,6 +12,7 @@ tokenizer.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +23,7 @@ from .tokens import TextTokenizer
 IGNORE_INDEX = -100
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """What can be tokenised at once: a plain text, ids that are known already, or a picture (by number)."""
 
     text: str | None = None
@@ -57,29 +57,78 @@ def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -
         RecordError: the template has no place for something in the record.
     """
     pieces: list[Piece] = []
-    strip_next, num_media = False, 0
-    for segment in template.segments(record):
-        if segment.medium is not None:
+    open_text, open_supervised = "", False  # the text that the next one may be joined to
+    strips, num_media = False, 0
+    for text, supervised, literal, medium in template.segments(record):
+        if medium is not None:
+            if open_text:
+                pieces.append(Piece(open_text, (), open_supervised))
+                open_text = ""
             pieces.append(Piece(medium=num_media))
-            num_media, strip_next = num_media + 1, False
+            num_media, strips = num_media + 1, False
             continue
-        split = tokenizer.split_literal if segment.literal else tokenizer.split_text
-        for item in split(segment.text):
-            if isinstance(item, int):
-                pieces.append(Piece(ids=(item,), supervised=segment.supervised))
-                strip_next = tokenizer.strips_right(item)
-                continue
-            if strip_next and not segment.supervised:
-                item = item.lstrip()
-                if not item:
-                    continue
-            strip_next = False
-            last = pieces[-1] if pieces else None
-            if last is not None and last.text is not None and last.supervised == segment.supervised:
-                pieces[-1] = Piece(text=last.text + item, supervised=segment.supervised)
-            else:
-                pieces.append(Piece(text=item, supervised=segment.supervised))
+        if literal or "<" in text or (strips and not supervised):
+            head, middle, tail, strips = _split_segment(text, supervised, literal, strips, tokenizer)
+        else:
+            head, middle, tail, strips = text, (), "", strips and not text
+        if head:
+            if open_text and open_supervised == supervised:
+                head = open_text + head
+            elif open_text:
+                pieces.append(Piece(open_text, (), open_supervised))
+            open_text, open_supervised = head, supervised
+        if middle:
+            if open_text:
+                pieces.append(Piece(open_text, (), open_supervised))
+            pieces += middle
+            open_text, open_supervised = tail, supervised
+    if open_text:
+        pieces.append(Piece(open_text, (), open_supervised))
     return pieces
+
+
+class _Split(NamedTuple):
+    """A segment's text before its first control token, from there to its last one, and the text after that."""
+
+    head: str
+    middle: tuple[Piece, ...]
+    tail: str
+    strips: bool  # whether white space that follows is swallowed
+
+
+def _split_segment(text: str, supervised: bool, literal: bool, strips: bool, tokenizer: TextTokenizer) -> _Split:
+    """Split one segment; of a template's own texts, which are few, the result is kept, tokenised.
+
+    Args:
+        strips: whether white space at its beginning is swallowed.
+    """
+    key = text, supervised, strips
+    if literal and key in tokenizer.memo:
+        return tokenizer.memo[key]
+    head, middle, tail = "", [], ""
+    for item in tokenizer.split_literal(text) if literal else tokenizer.split_text(text):
+        if isinstance(item, int):
+            if tail:
+                middle.append(Piece(tail, (), supervised))
+            middle.append(Piece(None, (item,), supervised))
+            tail, strips = "", tokenizer.strips_right(item)
+            continue
+        if strips and not supervised:
+            item = item.lstrip()
+            if not item:
+                continue
+        strips = False
+        if middle:
+            tail = item
+        else:
+            head = item
+    if literal and middle:
+        ids = [token for piece in tokenize_pieces(middle, tokenizer) for token in piece.ids]
+        middle = [Piece(None, tuple(ids), supervised)]
+    split = _Split(head, tuple(middle), tail, strips)
+    if literal:
+        tokenizer.memo[key] = split
+    return split
 
 
 def encode(

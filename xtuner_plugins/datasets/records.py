@@ -19,25 +19,25 @@ user turn. Any other disagreement is an error: nothing is guessed.
 
 import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .errors import RecordError
 
 IMAGE, VIDEO = "<image>", "<video>"
+EITHER, ONLY_IMAGE = re.compile(f"({IMAGE}|{VIDEO})"), re.compile(f"({IMAGE})")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 FORMATS = {"conversations": ("from", "value"), "messages": ("role", "content")}
 KNOWN_KEYS = {"conversations", "messages", "image", "images", "video", "videos", "system"}
 
 
-@dataclass(frozen=True)
-class Medium:
+class Medium(NamedTuple):
     """A picture or a video at its place in the text."""
 
     kind: str  # 'image' or 'video'; 'frame' after `video.expand_videos`
     name: str  # as the record writes it, relative to the image folder
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     role: str  # 'user' or 'assistant'
     parts: tuple[str | Medium, ...]  # texts and media in reading order; an assistant's turn is one text
 
@@ -76,10 +76,11 @@ def parse_record(raw: object, source: str) -> Record:
     messages, role_key, content_key = _message_list(raw, source)
     parsed = [_message(message, number, role_key, content_key, source) for number, message in enumerate(messages, 1)]
     system = _system(raw, parsed, source)
-    parsed = [message for message in parsed if message[0] != "system"]
+    if parsed[0][0] == "system":
+        parsed = parsed[1:]
     _check_order([role for role, _ in parsed], source)
     parsed = _fill_placeholders(parsed, _names(raw, "image", source), _names(raw, "video", source), source)
-    turns = tuple(Turn(role, tuple(parts)) for role, parts in parsed)
+    turns = tuple([Turn(role, tuple(parts)) for role, parts in parsed])
     extra = {key: value for key, value in raw.items() if key not in KNOWN_KEYS}
     return Record(turns, source, system, extra)
 
@@ -126,31 +127,30 @@ def _message_list(raw: dict, source: str) -> tuple[list, str, str]:
 
 def _message(message: object, number: int, role_key: str, content_key: str, source: str) -> tuple[str, list]:
     """One raw turn as (role, parts); parts are strings, `Medium`s, or None for a picture named elsewhere."""
-    where = f"turn {number}"
     if not isinstance(message, dict):
-        _fail(source, "turn_type", f"{where} is {_kind(message)}", "make it an object")
-    for key in (role_key, content_key):
-        if key not in message:
-            _fail(
-                source,
-                "turn_keys",
-                f"{where} has no '{key}', its keys are {sorted(message)!r}"[:300],
-                f"give every turn '{role_key}' and '{content_key}'",
-            )
+        _fail(source, "turn_type", f"turn {number} is {_kind(message)}", "make it an object")
+    if role_key not in message or content_key not in message:
+        key = role_key if role_key not in message else content_key
+        _fail(
+            source,
+            "turn_keys",
+            f"turn {number} has no '{key}', its keys are {sorted(message)!r}"[:300],
+            f"give every turn '{role_key}' and '{content_key}'",
+        )
     role = ROLES.get(message[role_key]) if isinstance(message[role_key], str) else None
     if role is None:
         _fail(
             source,
             "turn_role",
-            f"{where} is from {_shorten(str(message[role_key]))}",
+            f"turn {number} is from {_shorten(str(message[role_key]))}",
             f"known roles are {', '.join(ROLES)}",
         )
     content = message[content_key]
     if isinstance(content, str):
-        return role, [_clean(content, where, source)]
+        return role, [content if content.isascii() else _clean(content, f"turn {number}", source)]
     if isinstance(content, list) and role_key == "role":
-        return role, [_part(part, role, where, source) for part in content]
-    _fail(source, "turn_content", f"the text of {where} is {_kind(content)}", "make it a string")
+        return role, [_part(part, role, f"turn {number}", source) for part in content]
+    _fail(source, "turn_content", f"the text of turn {number} is {_kind(content)}", "make it a string")
 
 
 def _clean(text: str, where: str, source: str) -> str:
@@ -198,7 +198,7 @@ class _Text(str):
 
 
 def _system(raw: dict, parsed: list[tuple[str, list]], source: str) -> str | None:
-    places = [number for number, (role, _) in enumerate(parsed, 1) if role == "system"]
+    places = [number for number, message in enumerate(parsed, 1) if message[0] == "system"]
     if places and places != [1]:
         _fail(source, "turn_order", f"turn {places[-1]} is a system turn", "a system turn comes once, and first")
     own = raw.get("system")
@@ -257,7 +257,7 @@ def _fill_placeholders(parsed: list, images: list[str], videos: list[str], sourc
     counts = {IMAGE: 0, VIDEO: 0}
     own = {"image": 0, "video": 0}  # media that stand in the text as parts, with their names
     # Without a video `<video>` is text (it is an HTML element); `<image>` never is, it is too common a mistake.
-    pattern = re.compile(f"({IMAGE}|{VIDEO})" if videos else f"({IMAGE})")
+    pattern = EITHER if videos else ONLY_IMAGE
     filled = []
     for role, parts in parsed:
         if role == "assistant":
@@ -271,6 +271,9 @@ def _fill_placeholders(parsed: list, images: list[str], videos: list[str], sourc
             if isinstance(part, Medium):
                 own[part.kind] += 1
                 pieces.append(part)
+                continue
+            if "<" not in part:
+                pieces += [str(part)] if part else []
                 continue
             for piece in [part] if isinstance(part, _Text) else pattern.split(part):
                 if piece in counts and not isinstance(piece, _Text):

@@ -11,6 +11,7 @@ very text that `chat` will prompt it with. With `internvl2_5` (supervised parts 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from xtuner_plugins.hub.conversation import get_conv_template
 
@@ -18,8 +19,7 @@ from .errors import RecordError, SettingError
 from .records import Medium, Record
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """A stretch of a conversation.
 
     `literal`: the template's own text, in which control tokens are meant; otherwise text of a record, in which they
@@ -67,16 +67,21 @@ class Template:
             # The template's own message is as trusted as the rest of it, and is one constant piece of text.
             yield Segment(system)
             yield Segment(self.before_first_user, literal=True)
+        before_answer, end, before_user = (
+            Segment(self.before_answer, False, True),
+            Segment(self.end, True, True),
+            Segment(self.before_user, False, True),
+        )
         last = len(record.turns) - 1
-        for number, turn in enumerate(record.turns):
-            if turn.role == "user":
-                for part in turn.parts:
-                    yield Segment(medium=part) if isinstance(part, Medium) else Segment(part)
-                yield Segment(self.before_answer, literal=True)
+        for number, (role, parts) in enumerate(record.turns):
+            if role == "user":
+                for part in parts:
+                    yield Segment("", False, False, part) if isinstance(part, Medium) else Segment(part)
+                yield before_answer
             else:
-                yield Segment(turn.text, supervised=True)
-                yield Segment(self.end, supervised=True, literal=True)
-                yield Segment(self.after_last if number == last else self.before_user, literal=True)
+                yield Segment("".join(parts), True)
+                yield end
+                yield before_user if number < last else Segment(self.after_last, False, True)
 
 
 @lru_cache(maxsize=64)

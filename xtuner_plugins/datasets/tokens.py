@@ -53,11 +53,14 @@ class TextTokenizer:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise SettingError("tokenizer", f"{name} is a slow tokenizer", "add its tokenizer.json")
-        state = json.loads(backend.to_str())
-        self._added = {token["content"]: token for token in state["added_tokens"]}
-        # Without added tokens nothing in a text can become one; the plain model below is otherwise the same.
-        state.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
-        self._plain = Tokenizer.from_str(json.dumps(state))
+        self._added = {
+            token.content: (int(number), token) for number, token in backend.get_added_tokens_decoder().items()
+        }
+        # Without added tokens nothing in a text can become one; model, normalizer and splitter are the same objects.
+        self._plain = Tokenizer(backend.model)
+        for part in ("normalizer", "pre_tokenizer", "decoder"):
+            if getattr(backend, part) is not None:
+                setattr(self._plain, part, getattr(backend, part))
         missing = [token for token in (IMAGE_START, IMAGE_END, IMAGE_CONTEXT) if token not in self._added]
         if missing:
             raise SettingError(
@@ -73,7 +76,9 @@ class TextTokenizer:
         self.pad_id = int(pad if pad is not None else tokenizer.eos_token_id or 0)
         self._control = _alternatives(self._added)
         self._grounding = _alternatives([token for token in GROUNDING_TOKENS if token in self._added])
+        self._strippers = {number for number, token in self._added.values() if token.rstrip}
         self._literals: dict[str, list[str | int]] = {}
+        self.memo: dict = {}  # what `conversation` has made of a template's texts with this tokenizer
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> "TextTokenizer":
@@ -104,7 +109,7 @@ class TextTokenizer:
 
     def token_id(self, token: str) -> int:
         """Id of an added token, by its exact text."""
-        return int(self._added[token]["id"])
+        return self._added[token][0]
 
     def split_literal(self, text: str) -> list[str | int]:
         """A template's text as ids of control tokens and the plain texts between them."""
@@ -130,13 +135,17 @@ class TextTokenizer:
         """As `encode`, for many texts at once, over the tokenizer's own threads."""
         return [encoding.ids for encoding in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def normalize(self, text: str) -> str:
+        """A text in the form that the tokenizer splits."""
+        return text if self._plain.normalizer is None else self._plain.normalizer.normalize_str(text)
+
     def plain_state(self) -> str:
         """The tokenizer without its added tokens, as JSON."""
         return self._plain.to_str()
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids, control tokens written out."""
-        names = {int(token["id"]): content for content, token in self._added.items()}
+        names = {number: content for content, (number, _) in self._added.items()}
         out, plain = [], []
         for token in [*ids, None]:
             if token is not None and token not in names:
@@ -148,13 +157,8 @@ class TextTokenizer:
 
     def fingerprint(self) -> str:
         """What decides the ids, as text: caches are keyed by its hash."""
-        return self._plain.to_str() + json.dumps(self._added, sort_keys=True)
-
-    @property
-    def _strippers(self) -> set[int]:
-        if not hasattr(self, "_stripper_ids"):
-            self._stripper_ids = {token["id"] for token in self._added.values() if token.get("rstrip")}
-        return self._stripper_ids
+        added = [(number, repr(token)) for number, token in sorted(self._added.values(), key=lambda item: item[0])]
+        return self._plain.to_str() + json.dumps(added)
 
     def _split(self, text: str, pattern: re.Pattern | None) -> list[str | int]:
         if pattern is None:

@@ -1,5 +1,6 @@
 """Where records lie: against json itself, over files of every shape."""
 
+import gzip
 import json
 
 import numpy as np
@@ -84,6 +85,35 @@ def test_broken_files_are_refused(tmp_path, content, error, words):
     (tmp_path / "bad.json").write_bytes(content)
     with pytest.raises(error, match=words):
         scan(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (gzip.compress(b'{"a": 1}'), "compressed .gzip."),
+        (b"PK\x03\x04....", "a zip archive"),
+        (b"PAR1....", "Parquet"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 211\n",
+            "git-lfs .the file itself wasn't fetched",
+        ),
+        (json.dumps({"data": [{"a": 1}, {"a": 2}]}, indent=1).encode(), "one JSON object over several lines"),
+        (json.dumps({"a": 1}, indent=1).encode(), "one JSON object over several lines"),
+        (b'{"data": [\n{"a": 1},\n{"a": 2}]}', "one JSON object over several lines"),
+    ],
+)
+def test_files_of_another_kind_are_named(tmp_path, content, words):
+    (tmp_path / "bad.json").write_bytes(content)
+    with pytest.raises(SettingError, match=f"bad.json:1: .*{words}"):
+        scan(tmp_path / "bad.json")
+    with pytest.raises(SettingError, match=":1: is a folder"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize("first", [b'{"a": [', b'{"a": 1,', b"{"])
+def test_a_broken_first_record_is_only_a_record(tmp_path, first):
+    (tmp_path / "bad.jsonl").write_bytes(first + b'\n{"a": 2}\n')
+    assert len(scan(tmp_path / "bad.jsonl")) == 2
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,17 @@ CACHED_FROM = 1 << 23  # bytes; smaller files are scanned in no time
 QUOTE, BACKSLASH, NEWLINE, COMMA = (ord(char) for char in '"\\\n,')
 OPEN, CLOSE = (ord("["), ord("{")), (ord("]"), ord("}"))
 SPACES = np.frombuffer(b" \t\r\n", np.uint8)
+FOREIGN = {  # how files begin that people name by mistake
+    b"\x1f\x8b": "compressed (gzip)",
+    b"BZh": "compressed (bzip2)",
+    b"\xfd7zXZ": "compressed (xz)",
+    b"\x28\xb5\x2f\xfd": "compressed (zstd)",
+    b"PK\x03\x04": "a zip archive",
+    b"PAR1": "Parquet",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"version https://git-lfs": "a pointer of git-lfs (the file itself wasn't fetched)",
+}
 
 
 @dataclass(frozen=True)
@@ -165,31 +176,71 @@ def scan(path: str | os.PathLike) -> OffsetIndex:
         RecordError: a JSON array that isn't closed, or with something after it.
     """
     path = os.fspath(path)
+    first = _first_byte(path)
+    found = _scan_array(path) if first == b"[" else _scan_lines(path)
+    starts, ends, lines = (np.concatenate(part) if part else np.zeros(0, np.int64) for part in found)
+    if len(starts) == 0:
+        raise _unusable(path, "holds no records", "give it records")
+    index = OffsetIndex(path, starts, ends - starts, lines)
+    if first == b"{":
+        _refuse_one_object(index)
+    return index
+
+
+def _unusable(path: str, problem: str, remedy: str) -> SettingError:
+    return SettingError("annotation_file", problem, remedy, f"{path}:1")
+
+
+def _first_byte(path: str) -> bytes:
+    """`[` or `{`, with which an annotation file begins.
+
+    Raises:
+        SettingError: it is no annotation file.
+    """
+    if os.path.isdir(path):
+        raise _unusable(path, "is a folder, not an annotation file", "name the file in it")
     if not os.path.isfile(path):
-        raise SettingError("annotation_file", f"annotation file {path!r} isn't there", "correct data_paths")
+        raise _unusable(path, "the annotation file isn't there", "correct data_paths")
     try:
         with open(path, "rb") as file:
             head = file.read(1 << 16)
     except OSError as error:
-        raise SettingError(
-            "annotation_file", f"annotation file {path!r} can't be read ({error.strerror})", "give it read permission"
-        ) from None
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise SettingError("annotation_file", f"{path!r} is UTF-16", "save it as UTF-8")
+        raise _unusable(path, f"can't be read ({error.strerror})", "give it read permission") from None
+    for magic, kind in FOREIGN.items():
+        if head.startswith(magic):
+            raise _unusable(path, f"is {kind}, not an annotation file", "turn it into JSON lines first")
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if not first:
-        raise SettingError("annotation_file", f"annotation file {path!r} is empty", "give it records")
+        raise _unusable(path, "the annotation file is empty", "give it records")
     if first not in b"[{":
-        raise SettingError(
-            "annotation_file",
-            f"{path!r} is neither a JSON array nor JSON lines: it begins with {head[:20]!r}",
+        raise _unusable(
+            path,
+            f"is neither a JSON array nor JSON lines: it begins with {head[:20]!r}",
             "give a .json array or a .jsonl file with an object a line",
         )
-    found = _scan_array(path) if first == b"[" else _scan_lines(path)
-    starts, ends, lines = (np.concatenate(part) if part else np.zeros(0, np.int64) for part in found)
-    if len(starts) == 0:
-        raise SettingError("annotation_file", f"{path!r} holds no records", "give it records")
-    return OffsetIndex(path, starts, ends - starts, lines)
+    return first
+
+
+def _refuse_one_object(index: OffsetIndex) -> None:
+    """One object over many lines would be as many broken records.
+
+    Raises:
+        SettingError: the first line opens something that it doesn't close, and the second is no record either.
+    """
+    if not index.read(0).rstrip().endswith((b"{", b"[", b",")):
+        return
+    for row in range(min(2, len(index))):
+        try:
+            index.parse(row)
+            return
+        except RecordError:
+            continue
+    raise SettingError(
+        "annotation_file",
+        "one JSON object over several lines, not one a line",
+        "put each record on a line of its own, or all of them into an array: [{...}, {...}]",
+        index.source(0),
+    )
 
 
 def _blocks(path: str):

@@ -7,11 +7,24 @@ Each complaint begins with `file:line:`. The exit status is 1 when anything is w
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def at_least(low: int):
+    """An argparse type: whole numbers from `low` on."""
+
+    def whole_number(text: str) -> int:
+        number = int(text)
+        if number < low:
+            raise argparse.ArgumentTypeError(f"{number} is less than {low}")
+        return number
+
+    return whole_number
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,16 +50,28 @@ def parse_args() -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="override settings of the config, as xtuner train does",
     )
-    parser.add_argument("--workers", type=int, default=None, help="processes (default: one a core; 0: none)")
+    parser.add_argument("--workers", type=at_least(0), help="processes (default: one a core; 0: none)")
     parser.add_argument(
         "--reject-list",
         metavar="FILE",
         help="write the unusable records there; training leaves them out with reject_list=FILE",
     )
     parser.add_argument("--html", metavar="FILE", help="write a page with figures, packs and sample cards")
-    parser.add_argument("--cards", type=int, default=12, help="samples shown on the page")
-    parser.add_argument("--pack-tokens", type=int, default=8192, help="budget of the packs drawn on the page")
-    return parser.parse_args()
+    parser.add_argument("--cards", type=at_least(0), default=12, help="samples shown on the page")
+    parser.add_argument("--pack-tokens", type=at_least(1), default=8192, help="budget of the packs drawn on the page")
+    args = parser.parse_args()
+    of_config = [name for name in ("image_folder", "base") if getattr(args, name)]
+    if any(path.endswith(".py") for path in args.inputs):
+        if len(args.inputs) > 1:
+            parser.error("a config and other inputs together; give one config, or annotation files")
+        if of_config:
+            parser.error(f"--{of_config[0].replace('_', '-')} goes with annotation files; a config names its own")
+    else:
+        if args.cfg_options:
+            parser.error("--cfg-options goes with a config")
+        if args.html and not args.base:
+            parser.error("--html needs a config or --base: tiles and tokens are shown as a model sees them")
+    return args
 
 
 def open_inputs(args: argparse.Namespace):
@@ -54,11 +79,8 @@ def open_inputs(args: argparse.Namespace):
     from xtuner_plugins.datasets import MultimodalDataset, SettingError
     from xtuner_plugins.datasets.check import PlainFiles
 
-    configs = [path for path in args.inputs if path.endswith(".py")]
-    if configs and len(args.inputs) > 1:
-        raise SettingError("inputs", "a config and other inputs together", "give one config, or annotation files")
-    if configs:
-        return build_dataset(configs[0], args.cfg_options)
+    if args.inputs[0].endswith(".py"):
+        return build_dataset(args.inputs[0], args.cfg_options)
     folders = [folder or None for folder in args.image_folder] or [None]
     if len(folders) == 1:
         folders *= len(args.inputs)
@@ -82,20 +104,47 @@ def build_dataset(path: str, options: list[str]):
 
     if not os.path.isfile(path):
         raise SettingError("config", f"config {path!r} isn't there", "name a config file")
-    config = Config.fromfile(path)
-    if options:
-        parsed = argparse.ArgumentParser()
-        parsed.add_argument("--options", nargs="+", action=DictAction)
-        config.merge_from_dict(parsed.parse_args(["--options", *options]).options)
+    try:
+        config = Config.fromfile(path)
+        if options:
+            parsed = argparse.ArgumentParser()
+            parsed.add_argument("--options", nargs="+", action=DictAction)
+            config.merge_from_dict(parsed.parse_args(["--options", *options]).options)
+    except Exception as error:  # a config is a program: anything can go wrong in it
+        line = getattr(error, "lineno", None)
+        text = " ".join(str(getattr(error, "msg", error)).split())[:300]
+        where = f"{path}:{line}" if line else path
+        raise SettingError("config", f"{type(error).__name__}: {text}", "correct the config", where) from None
     settings = (config.get("train_dataloader") or {}).get("dataset")
     if settings is None:
         raise SettingError("config", f"config {path!r} has no train_dataloader.dataset", "name a training config")
     try:
         return DATASETS.build(settings)
-    except TypeError as error:  # an unknown or missing setting
+    except (TypeError, KeyError) as error:  # an unknown or missing setting, or type
+        text = " ".join(str(error).split())[:300]
         raise SettingError(
-            "config", f"{path}: train_dataloader.dataset: {error}", "correct the setting's name"
+            "config", f"{path}: train_dataloader.dataset: {text}", "correct the setting's name"
         ) from None
+
+
+def prepare_output(path: str) -> None:
+    """Whether a result can be written is better known before an hour of checking.
+
+    Raises:
+        SettingError: it can't.
+    """
+    from xtuner_plugins.datasets.errors import SettingError
+
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a"):
+            pass
+    except OSError as error:
+        raise SettingError("output", f"{path!r} can't be written ({error.strerror})", "name another file") from None
+
+
+def plural(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def print_histograms(reports) -> None:
@@ -113,6 +162,20 @@ def print_histograms(reports) -> None:
             print(f"  {label:>13} {'#' * round(40 * count / most):<40} {count}")
 
 
+def print_report(report, counted: bool) -> None:
+    """One line for a file: records, what is wrong with some, pictures, and with a model tiles and tokens."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in report.complaints.most_common())
+    tokens = report.column("tokens")
+    sums = (
+        f", {plural(report.column('tiles').sum(), 'tile')}, {plural(tokens.sum(), 'token')} of which "
+        f"{report.column('supervised').sum()} supervised, longest {tokens.max(initial=0)}"
+    )
+    print(
+        f"{report.path}: {plural(report.num_records, 'record')}, {report.num_wrong} wrong"
+        f"{f' ({reasons})' if reasons else ''}; {plural(report.num_pictures, 'picture')}{sums if counted else ''}"
+    )
+
+
 def main() -> int:
     args = parse_args()
     sys.path.insert(0, str(ROOT))
@@ -120,6 +183,8 @@ def main() -> int:
     from xtuner_plugins.terminal import quiet_imports
 
     quiet_imports()
+    from concurrent.futures import BrokenExecutor
+
     from tqdm import tqdm
 
     from xtuner_plugins.datasets.check import PlainFiles, check_dataset, write_reject_list
@@ -128,6 +193,8 @@ def main() -> int:
 
     try:
         dataset = open_inputs(args)
+        for path in filter(None, (args.reject_list, args.html)):
+            prepare_output(path)
     except DataError as error:
         print(error)
         return 1
@@ -140,37 +207,31 @@ def main() -> int:
             complaints.append(text)
             bar.write(text, sys.stdout)
 
-        reports = check_dataset(dataset, num_workers=args.workers, complain=complain, progress=bar.update)
+        try:
+            reports = check_dataset(dataset, num_workers=args.workers, complain=complain, progress=bar.update)
+        except BrokenExecutor:
+            bar.close()
+            print("a worker was killed, most likely for want of memory; try --workers 1, or a lower max_pixels")
+            return 1
+    counted = not isinstance(dataset, PlainFiles)
     print_histograms(reports)
     print()
     for report in reports:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in report.complaints.most_common())
-        tokens = report.column("tokens")
-        counted = (
-            f", {report.column('tiles').sum()} tiles, {tokens.sum()} tokens of which "
-            f"{report.column('supervised').sum()} supervised, longest {tokens.max(initial=0)}"
-            if not isinstance(dataset, PlainFiles)
-            else ""
-        )
-        print(
-            f"{report.path}: {report.num_records} records, {report.num_wrong} wrong"
-            f"{f' ({reasons})' if reasons else ''}; {report.num_pictures} pictures{counted}"
-        )
+        print_report(report, counted)
     if args.reject_list:
-        print(f"{write_reject_list(args.reject_list, reports)} records on the reject list {args.reject_list}")
-    if args.html and not isinstance(dataset, PlainFiles):
+        print(f"{plural(write_reject_list(args.reject_list, reports), 'record')} on the reject list {args.reject_list}")
+    if args.html:
         write_report(args.html, dataset, reports, complaints, num_cards=args.cards, max_tokens=args.pack_tokens)
         print(f"page written to {args.html}")
-    elif args.html:
-        print("--html needs a config or --base: tiles and tokens are shown as a model sees them")
-        return 1
     if complaints:
         print(f"{len(complaints)} of {total} records can't be trained on")
         return 1
-    samples = "" if isinstance(dataset, PlainFiles) else f" ({len(dataset)} samples an epoch)"
-    print(f"all {total} records can be trained on{samples}")
+    samples = f" ({plural(len(dataset), 'sample')} an epoch)" if counted else ""
+    print(f"all {plural(total, 'record')} can be trained on{samples}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main())
+    sys.exit(130)  # as a shell says of what was interrupted

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import struct
 import zlib
 
@@ -253,6 +254,21 @@ def test_the_checker_finds_them_all(zoo):
     expected = {number + 2 for number, (_, reason) in enumerate(LINES) if reason is not None} | {1}
     lines = {line for _, line, _ in report.rejected}
     assert expected <= lines and len(messages_seen) == report.num_wrong
+
+
+def test_the_tool_says_each_once_with_its_line(zoo, data_base, run_tool, tmp_path):
+    path = zoo.sources[0].index.path
+    (tmp_path / "config.py").write_text(
+        "train_dataloader = dict(dataset=dict(type='xtuner_plugins.datasets.MultimodalDataset', max_length=400, "
+        f"base={str(data_base)!r}, data_paths=[{path!r}], image_folders=[{zoo.sources[0].folder.folder!r}]))\n"
+    )
+    done = run_tool("tools/check_data.py", tmp_path / "config.py", "--workers", 2)
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+    said = [text for text in done.stdout.splitlines() if re.match(re.escape(path) + r":\d+: \S.*; \S", text)]
+    lines = [int(text[len(path) + 1 :].split(":")[0]) for text in said]
+    expected = [number + 2 for number, (_, reason) in enumerate(LINES) if reason is not None]
+    assert len(lines) == len(set(lines)) and set(expected) <= set(lines)
+    assert f"{len(lines)} of {len(LINES) + 1} records can't be trained on" in done.stdout
 
 
 def test_the_index_finds_what_needs_no_decoding(zoo):

@@ -67,16 +67,96 @@ def test_every_complaint_has_its_line(project):
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_settings_are_complained_about_in_one_line(project, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def check(monkeypatch, capsys):
+    """check(*args) -> (status, what was printed): the tool in this process."""
     spec = importlib.util.spec_from_file_location("check_data", ROOT / "tools/check_data.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["check_data.py", *map(str, args)])
+        try:
+            status = tool.main()
+        except SystemExit as stop:
+            status = stop.code
+        printed = capsys.readouterr()
+        return status, printed.out if status != 2 else printed.err
+
+    return call
+
+
+def test_settings_are_complained_about_in_one_line(project, tmp_path, check):
+    config, data = project
+    (tmp_path / "broken.py").write_text("a = 1\nb = (\n")
+    (tmp_path / "raises.py").write_text("a = 1 / 0\n")
+    (tmp_path / "nothing.py").write_text("train_dataloader = None\n")
     for args, words in [
         ((tmp_path / "none.py",), "isn't there"),
-        ((project[0], "--cfg-options", "train_dataloader.dataset.max_tile=3"), "max_tile"),
-        ((project[0], "--cfg-options", "train_dataloader.dataset.base=nowhere"), "nowhere"),
+        ((tmp_path / "broken.py",), "broken.py:2: SyntaxError: '(' was never closed; correct the config"),
+        ((tmp_path / "raises.py",), "raises.py: ZeroDivisionError"),
+        ((tmp_path / "nothing.py",), "no train_dataloader.dataset"),
+        ((config, "--cfg-options", "train_dataloader.dataset.max_tile=3"), "max_tile"),
+        ((config, "--cfg-options", "train_dataloader.dataset.type=None.Such"), "None.Such"),
+        ((config, "--cfg-options", "train_dataloader.dataset.base=nowhere"), "nowhere"),
+        ((data, "--image-folder", tmp_path, "--image-folder", tmp_path), "2 image folders for 1 files"),
+        ((data, "--image-folder", tmp_path / "nowhere"), "image folder"),
+        ((data, "--base", tmp_path), "config.json"),
+        ((data, "--reject-list", data / "x"), "can't be written"),
+        ((config, "--html", data / "x"), "can't be written"),
     ]:
-        monkeypatch.setattr(sys, "argv", ["check_data.py", *map(str, args)])
-        assert tool.main() == 1
-        printed = capsys.readouterr().out
-        assert words in printed and len(printed.splitlines()) == 1
+        status, printed = check(*args)
+        assert status == 1 and words in printed and len(printed.splitlines()) == 1, (args, printed)
+
+
+def test_options_that_do_not_go_together(project, check):
+    """Nothing that is asked for is passed over."""
+    config, data = project
+    for args, words in [
+        ((), "required"),
+        ((config, data), "a config and other inputs together"),
+        ((config, "--base", "x"), "--base goes with annotation files"),
+        ((config, "--image-folder", "x"), "--image-folder goes with annotation files"),
+        ((data, "--cfg-options", "a=1"), "--cfg-options goes with a config"),
+        ((data, "--html", "page.html"), "--html needs a config or --base"),
+        ((data, "--workers", "-1"), "-1 is less than 0"),
+        ((data, "--workers", "two"), "invalid whole_number value"),
+        ((data, "--cards", "-1"), "-1 is less than 0"),
+        ((data, "--pack-tokens", "0"), "0 is less than 1"),
+    ]:
+        status, printed = check(*args)
+        assert status == 2 and words in printed.splitlines()[-1], (args, printed)
+
+
+def test_every_unusable_file_is_named_at_once(project, tmp_path, check):
+    data = project[1]
+    (tmp_path / "empty.json").touch()
+    (tmp_path / "page.json").write_text("<html>")
+    (tmp_path / "cut.json").write_text('[{"a": 1},\n{"a"')
+    (tmp_path / "object.json").write_text(json.dumps({"data": [conversation()]}, indent=1))
+    names = ["none.json", "empty.json", "page.json", "cut.json", "object.json", "images"]
+    for more in ((), ("--base", project[0].read_text().split("base='")[1].split("'")[0])):
+        status, printed = check(*(tmp_path / name for name in names), data, *more)
+        lines = [1, 1, 1, 2, 1, 1]
+        assert status == 1
+        assert [text.split(" ")[0] for text in printed.splitlines()] == [
+            f"{tmp_path / name}:{line}:" for name, line in zip(names, lines, strict=True)
+        ]
+
+
+def test_files_as_editors_and_exports_leave_them(project, tmp_path, check):
+    """Byte order mark, Windows line ends, blank lines, an array over many lines, no model: all of it can be read."""
+    good = json.dumps(conversation())
+    contents = {
+        "bom.jsonl": b"\xef\xbb\xbf" + f"{good}\n{good}".encode(),
+        "bom.json": b"\xef\xbb\xbf" + f"[{good}, {good}]".encode(),
+        "windows.jsonl": f"{good}\r\n\r\n{good}\r\n".encode(),
+        "pretty.json": json.dumps([conversation()] * 2, indent=4, ensure_ascii=True).encode(),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    status, printed = check(*(tmp_path / name for name in contents), "--workers", 0)
+    assert status == 0 and "all 8 records can be trained on" in printed
+    (tmp_path / "pretty.json").write_text(json.dumps([conversation(), {"a": 1}, conversation()], indent=1))
+    status, printed = check(tmp_path / "pretty.json", "--workers", 0)
+    assert status == 1 and printed.startswith(f"{tmp_path / 'pretty.json'}:14: no conversations")

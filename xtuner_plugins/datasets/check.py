@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,9 +17,11 @@ from .dataset import MultimodalDataset
 from .errors import DataError, MediaError
 from .index import OffsetIndex, scan
 from .media import MAX_PIXELS, ImageFolder, load_image
+from .mixture import raise_together
 from .records import parse_record
 from .video import load_frames
 
+NUM_FRAMES = 8  # of a video, as the dataset's default
 CHUNK = 64  # records a worker takes at a time
 COLUMNS = ("tokens", "supervised", "tiles", "turns", "width", "height")
 
@@ -65,7 +68,11 @@ class Finding:
 
 
 class PlainFiles:
-    """Annotation files without a model: records and pictures are opened, tokens and tiles are not counted."""
+    """Annotation files without a model: records and pictures are opened, tokens and tiles are not counted.
+
+    Raises:
+        SettingError, RecordError: files or folders that can't be used, all of them in one error.
+    """
 
     @dataclass(frozen=True)
     class Source:
@@ -73,10 +80,13 @@ class PlainFiles:
         folder: ImageFolder
 
     def __init__(self, data_paths: Sequence[str], image_folders: Sequence[str | None], max_pixels: int = MAX_PIXELS):
-        self.sources = [
-            self.Source(scan(path), ImageFolder(folder, Path(path).parent))
-            for path, folder in zip(data_paths, image_folders, strict=True)
-        ]
+        self.sources, errors = [], []
+        for path, folder in zip(data_paths, image_folders, strict=True):
+            try:
+                self.sources.append(self.Source(scan(path), ImageFolder(folder, Path(path).parent)))
+            except DataError as error:
+                errors.append(error)
+        raise_together(errors)
         self.max_pixels = max_pixels
 
     def open(self, number: int, row: int) -> tuple[int, tuple[int, ...]]:
@@ -86,7 +96,7 @@ class PlainFiles:
         try:
             paths = [source.folder.resolve(medium.name) for medium in record.media]
             pictures = [
-                load_frames(path, 1, self.max_pixels)[0]
+                load_frames(path, NUM_FRAMES, self.max_pixels)[0]
                 if medium.kind == "video"
                 else load_image(path, self.max_pixels)
                 for path, medium in zip(paths, record.media, strict=True)
@@ -195,6 +205,7 @@ def _start_worker(dataset) -> None:
     global _dataset
     _dataset = dataset
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who is asked to stop is the process that waits for the workers
 
 
 def _check_chunk(chunk: tuple[int, int, int]) -> list[Finding]:

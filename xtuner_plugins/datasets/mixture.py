@@ -9,7 +9,7 @@ import numpy as np
 
 from .base import BaseFacts
 from .budget import TileBudget
-from .errors import SettingError
+from .errors import DataError, SettingError
 from .index import OffsetIndex, open_index
 from .media import ImageFolder
 from .templates import Template, get_template
@@ -62,7 +62,28 @@ def open_sources(data_paths, image_folders, repeat_times, dataset_settings, sett
             ("dataset_settings", dataset_settings),
         )
     ]
-    return [_open(path, *row, settings) for path, *row in zip(paths, *columns, strict=True)]
+    sources, errors = [], []
+    for path, *row in zip(paths, *columns, strict=True):
+        try:
+            sources.append(_open(path, *row, settings))
+        except DataError as error:
+            errors.append(error)
+    raise_together(errors)
+    return sources
+
+
+def raise_together(errors: Sequence[DataError]) -> None:
+    """Raise what is wrong with several files at once, a line for each.
+
+    Raises:
+        DataError: when there is one.
+        SettingError: when there are several different ones.
+    """
+    messages = list(dict.fromkeys(map(str, errors)))
+    if len(messages) > 1:
+        raise SettingError("files", "\n".join(messages))
+    if messages:
+        raise errors[0]
 
 
 def pick_records(num_records: int, repeat: float, seed: int) -> np.ndarray:

@@ -58,14 +58,21 @@ class Conversation:
         """Adds a turn; `None` as message opens it without ending it."""
         self.messages.append([role, message])
 
-    def get_prompt(self) -> str:
-        """The whole conversation as one text."""
+    def get_parts(self) -> list[tuple[str, str]]:
+        """The conversation as `(kind, text)`; kinds are `template` (fixed texts), `system`, `question`, `answer`."""
         parts = []
         if self.system_message is not None:
-            parts += [self.system_template.format(system_message=self.system_message), self.sep]
+            before, _, after = self.system_template.partition("{system_message}")
+            parts += [("template", before), ("system", self.system_message), ("template", after + self.sep)]
         for role, message in self.messages:
-            parts += [role] if message is None else [role, message, self.sep]
-        return "".join(parts)
+            parts.append(("template", role))
+            if message is not None:
+                parts += [("answer" if role == self.roles[1] else "question", message), ("template", self.sep)]
+        return parts
+
+    def get_prompt(self) -> str:
+        """The whole conversation as one text."""
+        return "".join(text for _, text in self.get_parts())
 
     def copy(self) -> Conversation:
         """An independent copy."""

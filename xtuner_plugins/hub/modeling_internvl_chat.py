@@ -18,8 +18,8 @@ from .configuration_internvl_chat import PROJECTOR_TYPES, TRANSFORMERS_TOWERS, I
 from .conversation import get_conv_template
 from .modeling_intern_vit import InternVisionModel
 from .modeling_vision_tower import TransformersTower, vision_model_class
+from .prompts import IMAGE_PLACEHOLDER, PromptEncoder, pad_left, prompt_parts, token_id
 
-IMAGE_PLACEHOLDER = "<image>"
 IGNORE_INDEX = -100
 
 
@@ -332,30 +332,46 @@ class InternVLChatModel(PreTrainedModel):
             history: Past `(question, answer)` pairs; their questions may hold placeholders, too.
             IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: What a picture is written with.
         """
-        counts = iter(num_patches_list)
+        text = ""
+        for kind, content in self._prompt_parts(question, num_patches_list, history):
+            if kind == "picture":
+                content = IMG_START_TOKEN + IMG_CONTEXT_TOKEN * (self.num_image_token * content) + IMG_END_TOKEN
+            text += content
+        return text
 
-        def with_pictures(text):
-            pieces = text.split(IMAGE_PLACEHOLDER)
-            filled = pieces[0]
-            for piece in pieces[1:]:
-                count = next(counts, None)
-                if count is None:
-                    filled += IMAGE_PLACEHOLDER + piece
-                else:
-                    context = IMG_CONTEXT_TOKEN * (self.num_image_token * count)
-                    filled += IMG_START_TOKEN + context + IMG_END_TOKEN + piece
-            return filled
+    def build_prompt_ids(
+        self,
+        tokenizer,
+        question,
+        num_patches_list=(),
+        history=(),
+        IMG_START_TOKEN="<img>",
+        IMG_END_TOKEN="</img>",
+        IMG_CONTEXT_TOKEN="<IMG_CONTEXT>",
+    ):
+        """The token ids that the model is given, exactly as training put them together (see `prompts.py`).
 
-        # Only questions hold pictures: an answer that happens to say `<image>` must not swallow one.
+        Args:
+            tokenizer: The model's tokenizer.
+            question, num_patches_list, history: As `build_prompt`.
+            IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: As `build_prompt`.
+
+        Raises:
+            ValueError: The tokenizer lacks a token.
+        """
+        encoder = PromptEncoder(tokenizer, self.num_image_token, (IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN))
+        return encoder.encode(self._prompt_parts(question, num_patches_list, history))
+
+    def _prompt_parts(self, question, num_patches_list, history=()):
         conversation = get_conv_template(self.template)
         conversation.system_message = self.system_message
         user, assistant = conversation.roles
         for past_question, past_answer in history:
-            conversation.append_message(user, with_pictures(past_question))
+            conversation.append_message(user, past_question)
             conversation.append_message(assistant, past_answer)
-        conversation.append_message(user, with_pictures(question))
+        conversation.append_message(user, question)
         conversation.append_message(assistant, None)
-        return conversation.get_prompt()
+        return prompt_parts(conversation, num_patches_list)
 
     def chat(
         self,
@@ -401,7 +417,7 @@ class InternVLChatModel(PreTrainedModel):
         history = [] if history is None else list(history)
 
         names = (IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
-        prompt = self.build_prompt(question, num_patches_list, history, *names)
+        prompt = self._prompt_parts(question, num_patches_list, history)
         answer = self._answer_prompts(tokenizer, pixel_values, [prompt], generation_config, names)[0]
         history.append((question, answer))
         if verbose:
@@ -426,7 +442,7 @@ class InternVLChatModel(PreTrainedModel):
         """Answers several unconnected questions at once.
 
         Args:
-            tokenizer: The model's tokenizer; padding on the left is set for the call.
+            tokenizer: The model's tokenizer.
             pixel_values: Tiles [T, 3, S, S] of all questions in order, normalised; `None` without pictures.
             questions: One text each.
             generation_config: Dict of options of `generate`; its `eos_token_id` is set here.
@@ -462,7 +478,7 @@ class InternVLChatModel(PreTrainedModel):
             tiles = tiles_of[index]
             if tiles and IMAGE_PLACEHOLDER not in question:
                 question = IMAGE_PLACEHOLDER + "\n" + question
-            prompts.append(self.build_prompt(question, tiles, (), *names))
+            prompts.append(self._prompt_parts(question, tiles))
         answers = self._answer_prompts(tokenizer, pixel_values, prompts, generation_config, names)
         if verbose:
             for index, question in enumerate(questions):
@@ -473,23 +489,22 @@ class InternVLChatModel(PreTrainedModel):
         """Generates for prompts of whatever length and cuts each answer at the template's stop token."""
         generation_config = {} if generation_config is None else generation_config
         stop_token = self.conv_template.stop_token
-        stop_id, *_, context_id = (token_id(tokenizer, token) for token in (stop_token, *image_tokens))
-        self.img_context_token_id = context_id
+        stop_id = token_id(tokenizer, stop_token)
         generation_config["eos_token_id"] = stop_id
-
-        padding_side, tokenizer.padding_side = tokenizer.padding_side, "left"
-        try:
-            inputs = tokenizer(prompts, return_tensors="pt", padding=len(prompts) > 1)
-        finally:
-            tokenizer.padding_side = padding_side
+        encoder = PromptEncoder(tokenizer, self.num_image_token, image_tokens)
+        self.img_context_token_id = encoder.context_id
+        rows = [encoder.encode(parts) for parts in prompts]
+        input_ids, attention_mask = pad_left(
+            rows, stop_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        )
         device = self.language_model.device
         options = dict(generation_config)
         if tokenizer.pad_token_id is not None:
             options.setdefault("pad_token_id", tokenizer.pad_token_id)
         output_ids = self.generate(
             pixel_values=pixel_values,
-            input_ids=inputs["input_ids"].to(device),
-            attention_mask=inputs["attention_mask"].to(device),
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
             **options,
         )
         answers = tokenizer.batch_decode(output_ids, skip_special_tokens=True)
@@ -577,11 +592,3 @@ def tiles_of_pictures(entry):
     if isinstance(entry, (list, tuple)):
         return [int(count) for count in entry]
     return [int(entry)] if entry else []
-
-
-def token_id(tokenizer, token):
-    """Id of a token that the tokenizer must have as one piece; `ValueError` otherwise."""
-    found = tokenizer.convert_tokens_to_ids(token)
-    if found is None or found == tokenizer.unk_token_id:
-        raise ValueError(f"the tokenizer has no token {token!r}; is it the one that belongs to this model?")
-    return found

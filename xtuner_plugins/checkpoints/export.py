@@ -105,6 +105,7 @@ def export(
             "merged": sorted(plan.adapters),
         }
 
+    _import_for(form)
     with _Beside(sources, plan.view, plan.without_adapters()) as beside:
         tensors = {}
         for name, tensor in plan.merged().items():
@@ -159,9 +160,16 @@ def convert(
     def record(hashes: dict[str, str]) -> dict:
         return {"model": _origin(view.directory, files, hashes), "dtype": dtype or "as stored", "format": form}
 
+    _import_for(form)
     with _Beside(files, view, view.tensors) as beside:
         target = targets.make_target(view, tensors, form=form, dtype=dtype, template=template)
         return _write(target, out, shard_bytes, record, progress, beside)
+
+
+def _import_for(form: str | None) -> None:
+    """Another form than the stored one needs tokenizers, and two threads that import transformers at once both fail."""
+    if form is not None:
+        from transformers import AutoTokenizer  # noqa: F401
 
 
 def _check_options(dtype, max_shard_size, code) -> tuple[torch.dtype | None, int]:

@@ -5,6 +5,7 @@
     python tools/convert_to_official.py CONFIG CHECKPOINT OUT --format llava       # CLIP or SigLIP with a plain MLP
     python tools/convert_to_official.py CONFIG CHECKPOINT OUT --adapter-only       # a PEFT directory
     python tools/convert_to_official.py --from InternVL3-1B-hf OUT                 # -hf to official
+    python tools/convert_to_official.py --from exports/mine-llava OUT              # LLaVA to official
     python tools/convert_to_official.py --from exports/mine OUT --format hf        # official to -hf
 
 CHECKPOINT is an MMEngine .pth, a DeepSpeed directory (ZeRO 1, 2 or 3) or a PEFT adapter. Adapters are merged in fp32.

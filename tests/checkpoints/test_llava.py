@@ -19,6 +19,7 @@ from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer, load_t
 from xtuner_plugins.checkpoints.normalization import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.verify import verify
+from xtuner_plugins.checkpoints.writer import write_json
 from xtuner_plugins.models.encoders import freeze_unused
 
 PROBE = Path(__file__).with_name("llava_probe.py")
@@ -140,6 +141,48 @@ def test_llava_form(kind, made, tmp_path):
     )  # fmt: skip
     assert all(name.startswith(starts) for name in held) and len(held) == len(load_file(base / "model.safetensors"))
     assert not list((tmp_path / "llava").glob("*.py"))
+
+
+def test_llava_form_and_back(made, tmp_path):
+    """To the bit, config and vocabulary included; the chat is the same."""
+    base = made[2]
+    convert(base, tmp_path / "llava", form="llava")
+    convert(tmp_path / "llava", tmp_path / "back", form="official")
+    a, b = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "back"))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    old, new = (read_json(folder / "config.json") for folder in (base, tmp_path / "back"))
+    assert {key for key in old if old[key] != new.get(key)} == set()
+    assert load_tokenizer(tmp_path / "back").get_vocab() == load_tokenizer(base).get_vocab()
+    assert {p.name for p in base.iterdir()} <= {p.name for p in (tmp_path / "back").iterdir()}
+    first, again = open_base(base), open_base(tmp_path / "back")
+    inputs = chat_inputs(first)
+    assert torch.equal(logits(first, inputs), logits(again, inputs))
+    assert again.template == first.template
+
+    convert(tmp_path / "llava", tmp_path / "other", form="official", template="Hermes-2", dtype="bfloat16")
+    assert read_json(tmp_path / "other" / "config.json")["template"] == "Hermes-2"
+    convert(tmp_path / "llava", tmp_path / "same", form="llava")  # its own form is left as it is
+    held = [load_file(tmp_path / name / "model.safetensors") for name in ("llava", "same")]
+    assert held[0].keys() == held[1].keys() and not list((tmp_path / "same").glob("*.py"))
+    with pytest.raises(CheckpointError, match="can't express CLIP, SigLIP"):
+        convert(tmp_path / "llava", tmp_path / "hf", form="hf")
+
+
+@pytest.mark.parametrize("name, field, value, pattern", [
+    ("config.json", "vision_feature_layer", [-2, -1], r"vision_feature_layer \[-2, -1\]"),
+    ("config.json", "projector_hidden_act", "relu", "projector_hidden_act relu"),
+    ("config.json", "multimodal_projector_bias", False, "multimodal_projector_bias False"),
+    ("config.json", "vision_feature_select_strategy", "other", "vision_feature_select_strategy other"),
+    ("config.json", "vision_config", {"model_type": "pixtral"}, "tower pixtral"),
+    ("preprocessor_config.json", "image_mean", [0.5, 0.5, 0.5], r"image_mean \[0.5, 0.5, 0.5\]"),
+])  # fmt: skip
+def test_llava_models_without_official_form(name, field, value, pattern, made, tmp_path):
+    convert(made[2], tmp_path / "llava", form="llava")
+    path = tmp_path / "llava" / name
+    write_json(path, {**read_json(path), field: value})
+    with pytest.raises(CheckpointError, match=pattern + ".*no official form"):
+        convert(tmp_path / "llava", tmp_path / "back", form="official")
+    assert not (tmp_path / "back").exists()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ layout              how it is recognised                                      wh
 ``official``        ``vision_config`` + ``llm_config``                        nothing
 ``internlm2``       the same, ``llm_config.model_type`` internlm2             the LLM runs as Llama, exactly
 ``native``          ``InternVLForConditionalGeneration`` (an ``-hf`` folder)  names and config
+``llava``           ``LlavaForConditionalGeneration`` of CLIP or SigLIP       names and config
 ==================  ========================================================  ==============================
 
 ``open_model`` gives config and tensors in our names, lazily; ``ModelView.stored`` turns tensors back into the
@@ -18,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from xtuner_plugins.checkpoints import mappings, native
+from xtuner_plugins.checkpoints import llava, mappings, native
 from xtuner_plugins.checkpoints.reader import CheckpointError, open_weights, read_json
 from xtuner_plugins.checkpoints.tensors import LazyTensor
 
@@ -29,7 +30,7 @@ class ModelView:
 
     Attributes:
         directory: where it lies.
-        layout: ``official``, ``internlm2`` or ``native``.
+        layout: ``official``, ``internlm2``, ``native`` or ``llava``.
         config: fields of a ``config.json`` that the hub classes read.
         tensors: our names to lazy tensors.
         stored_config: ``config.json`` as it lies on disk.
@@ -49,6 +50,8 @@ class ModelView:
             back = dict(tensors)
         elif self.layout == "internlm2":
             back = _internlm2(self.stored_config["llm_config"]).to_left(tensors)
+        elif self.layout == "llava":
+            back = mappings.LLAVA_TYPE_LLAVA.to_right(tensors)
         else:
             back = mappings.OFFICIAL_NATIVE.to_right(tensors)
         return {name: back[name] for name in self.stored_tensors}
@@ -72,7 +75,7 @@ def our_config(fields: Mapping, directory: str | Path) -> tuple[str, dict]:
     """(layout, config in our fields) of a ``config.json``.
 
     Raises:
-        CheckpointError: neither an official nor an ``-hf`` InternVL model.
+        CheckpointError: neither an official nor an ``-hf`` InternVL model, nor a LLaVA one.
     """
     if "vision_config" in fields and "llm_config" in fields:
         if fields["llm_config"].get("model_type") == "internlm2":
@@ -80,6 +83,8 @@ def our_config(fields: Mapping, directory: str | Path) -> tuple[str, dict]:
         return "official", dict(fields)
     if fields.get("model_type") == "internvl" and "text_config" in fields:
         return "native", native.to_official_config(fields, directory)
+    if fields.get("model_type") == "llava" and "text_config" in fields:
+        return "llava", llava.to_official_config(fields, directory)
     raise CheckpointError(
         f"{directory} is not an official InternVL directory (model_type {fields.get('model_type')!r}, without "
         "vision_config and llm_config); make one with tools/build_base_model.py"
@@ -100,6 +105,8 @@ def open_model(directory: str | Path) -> ModelView:
         tensors = _internlm2(stored_config["llm_config"]).to_right(stored)
     elif layout == "native":
         tensors = mappings.OFFICIAL_NATIVE.to_left(native.disk_names(stored))
+    elif layout == "llava":
+        tensors = mappings.LLAVA_TYPE_LLAVA.to_left(stored)
     else:
         tensors = dict(stored)
     return ModelView(directory, layout, config, tensors, stored_config, stored)

@@ -64,6 +64,46 @@ def to_llava_config(config: Mapping, image_token_id: int, vocab_size: int) -> di
     }
 
 
+def to_official_config(fields: Mapping, directory: str | Path) -> dict:
+    """Official fields from a LLaVA directory's config; the conversation template is not in it.
+
+    Raises:
+        CheckpointError: another tower, projector or feature strategy, or pixels normalised with other numbers than
+            ImageNet's.
+    """
+    vision, text = dict(fields["vision_config"]), dict(fields["text_config"])
+    family = tower_family(vision)
+    wanted = {"projector_hidden_act": "gelu", "multimodal_projector_bias": True}
+    if family is not None:
+        wanted["vision_feature_select_strategy"] = family.feature_strategy
+    wrong = {key: fields.get(key, value) for key, value in wanted.items() if fields.get(key, value) != value}
+    preprocessor = Path(directory) / "preprocessor_config.json"
+    pixels = read_json(preprocessor) if preprocessor.is_file() else {}
+    for key, value in (("image_mean", normalization.IMAGENET_MEAN), ("image_std", normalization.IMAGENET_STD)):
+        if list(pixels.get(key, ())) != list(value):
+            wrong[key] = pixels.get(key)
+    layer = fields.get("vision_feature_layer", -2)
+    if family is None or wrong or not isinstance(layer, int):
+        raise CheckpointError(
+            f"{directory}: this LLaVA model (tower {vision.get('model_type')}, vision_feature_layer {layer}"
+            + "".join(f", {key} {value}" for key, value in wrong.items())
+            + ") has no official form; give its tower and language model to tools/build_base_model.py instead"
+        )
+    dtype = fields.get("torch_dtype") or fields.get("dtype") or "bfloat16"
+    text.update(tie_word_embeddings=False, torch_dtype=dtype)
+    text.pop("dtype", None)
+    return {
+        "architectures": ["InternVLChatModel"], "model_type": "internvl_chat",
+        "template": "phi3-chat" if text["model_type"] == "phi3" else "internvl2_5",
+        "select_layer": layer, "ps_version": "v2", "projector_type": "mlp", "downsample_ratio": 1.0,
+        "force_image_size": vision["image_size"], "dynamic_image_size": True, "use_thumbnail": False,
+        "min_dynamic_patch": 1, "max_dynamic_patch": 1, "use_backbone_lora": 0, "use_llm_lora": 0, "pad2square": False,
+        "tie_word_embeddings": False, "torch_dtype": dtype, "hidden_size": text["hidden_size"], "image_fold": None,
+        "output_attentions": False, "transformers_version": None, "llm_config": text,
+        "vision_config": {**vision, "torch_dtype": dtype},
+    }  # fmt: skip
+
+
 def num_image_tokens(config: Mapping) -> int:
     """Patches of a picture, each of which becomes a token."""
     return (config["force_image_size"] // config["vision_config"]["patch_size"]) ** 2

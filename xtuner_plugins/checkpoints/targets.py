@@ -58,7 +58,7 @@ def make_target(
     """
     if form is not None and form not in FORMATS:
         raise ValueError(f"format {form!r} is unknown; choose one of {', '.join(FORMATS)}")
-    own = "hf" if view.layout == "native" else "official"
+    own = {"native": "hf", "llava": "llava"}.get(view.layout, "official")
     if form in (None, own):
         target = _as_stored(view, tensors, code)
     elif form == "hf":
@@ -80,7 +80,7 @@ def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor], code: str) ->
     def write_files(stage: Path) -> None:
         _copy_files(view.directory, stage)
         own_code = sorted(view.directory.glob("*.py"))
-        if view.layout == "native":
+        if view.layout in ("native", "llava"):
             return
         if own_code and code == "auto":
             for path in own_code:
@@ -89,7 +89,7 @@ def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor], code: str) ->
             assemble.copy_hub_code(stage)
 
     config = {k: dict(v) if isinstance(v, dict) else v for k, v in view.stored_config.items()}
-    if view.layout != "native" and (code == "ours" or not any(view.directory.glob("*.py"))):
+    if view.layout not in ("native", "llava") and (code == "ours" or not any(view.directory.glob("*.py"))):
         if view.layout == "internlm2" and code == "ours":
             raise CheckpointError(
                 f"{view.directory} holds InternLM2, which our model code runs in its Llama form only; keep its own "
@@ -162,14 +162,15 @@ def _llava(view: ModelView, tensors: Mapping[str, LazyTensor]) -> Target:
 
 
 def _official(view: ModelView, tensors: Mapping[str, LazyTensor], template: str | None) -> Target:
-    """``-hf`` to official: our code and conversation template, without the token that only the processor wanted."""
+    """``-hf`` or LLaVA to official: our code and template, without the token that only the processor wanted."""
     config = {k: dict(v) if isinstance(v, dict) else v for k, v in view.config.items()}
     config["template"] = template or config["template"]
     conversation = _conversation(config)
     tokenizer = tokenizer_files.load_tokenizer(view.directory)
     tensors = dict(tensors)
     rows = config["llm_config"]["vocab_size"]
-    if tokenizer_files.token_id(tokenizer, native.VIDEO_TOKEN) == rows - 1:
+    token = llava.IMAGE_TOKEN if view.layout == "llava" else native.VIDEO_TOKEN
+    if tokenizer_files.token_id(tokenizer, token) == rows - 1:
         rows -= 1
         for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
             tensors[name] = tensors[name].rows(0, rows)
@@ -182,7 +183,7 @@ def _official(view: ModelView, tensors: Mapping[str, LazyTensor], template: str 
     def write_files(stage: Path) -> None:
         template_text = tokenizer_files.chat_template(tokenizer, conversation)
         tokenizer_files.save_tokenizer(tokenizer, stage, template=template_text)
-        tokenizer_files.drop_last_token(stage, native.VIDEO_TOKEN)
+        tokenizer_files.drop_last_token(stage, token)
         assemble.write_small_files(stage, config, tokenizer, conversation)
 
     return Target(tensors, config, write_files)

@@ -10,6 +10,7 @@ record through the tokenizer one by one. Photographs are scikit-image's, scaled 
 import argparse
 import json
 import os
+import random
 import statistics
 import sys
 import tempfile
@@ -148,10 +149,11 @@ class PeerDataset(Dataset):
         return self.published(self.paths[index])
 
 
-def bench_loader(folder: Path, rounds: int) -> None:
-    """Two workers through the real dataset and collate; threads in one process beside them."""
+def bench_loader(folder: Path, rounds: int, num_batches: int = 90, warm_up: int = 12) -> None:
+    """Two workers through the real dataset and collate; threads in this process beside them. Samples a second once the
+    processes run and their queues are full: from one batch leaving the loader to the last one."""
     paths, base = make_pictures(folder), make_base(folder / "base")
-    repeat = 8
+    size = 4
     records = [
         {
             "image": path,
@@ -160,27 +162,35 @@ def bench_loader(folder: Path, rounds: int) -> None:
                 {"from": "gpt", "value": "A picture."},
             ],
         }
-        for path in paths * repeat
+        for path in (paths * (num_batches * size // len(paths) + 1))[: num_batches * size]
     ]
+    random.Random(0).shuffle(records)
     (folder / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
-    def run(loader):
-        for _ in loader:
-            pass
+    def loader(dataset, num_workers, collate_fn):
+        return DataLoader(dataset, batch_size=size, num_workers=num_workers, collate_fn=collate_fn)
 
     def ours(route, num_workers, num_threads):
         dataset = MultimodalDataset(base, str(folder / "data.jsonl"), route=route, num_threads=num_threads)
-        return lambda: run(DataLoader(dataset, batch_size=4, num_workers=num_workers, collate_fn=collate))
+        return loader(dataset, num_workers, collate)
 
-    compare(
-        f"loader ({len(records)} samples, batches of 4, two workers)",
-        lambda: run(DataLoader(PeerDataset(paths * repeat), batch_size=4, num_workers=2, collate_fn=torch.cat)),
-        {
-            **{f"{route}, 2 workers": ours(route, 2, 0) for route in ROUTES},
-            **{f"{route}, 2 threads": ours(route, 0, 2) for route in ROUTES},
-        },
-        rounds,
-    )
+    makers = {"peer": loader(PeerDataset([record["image"] for record in records]), 2, torch.cat)}
+    makers |= {f"{route}, 2 workers": ours(route, 2, 0) for route in ROUTES}
+    makers |= {f"{route}, 2 threads": ours(route, 0, 2) for route in ROUTES}
+    rates = {name: [] for name in makers}
+    for _ in range(rounds):
+        for name, batches in makers.items():
+            for number, _ in enumerate(batches, 1):
+                if number == warm_up:
+                    start = time.perf_counter()
+            rates[name].append((num_batches - warm_up) * size / (time.perf_counter() - start))
+    print(f"\nloader ({len(records)} samples, batches of {size}; samples a second, steady)")
+    for name, found in rates.items():
+        ratios = sorted(own / peer for own, peer in zip(found, rates["peer"], strict=True))
+        print(
+            f"  {name:<24} {min(found):6.1f} / {statistics.median(found):6.1f} / {max(found):6.1f}   "
+            f"{ratios[0]:6.2f} / {statistics.median(ratios):6.2f} / {ratios[-1]:6.2f} x"
+        )
 
 
 def bench_tokens(folder: Path, rounds: int) -> None:

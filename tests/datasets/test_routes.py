@@ -58,9 +58,32 @@ def test_both_decoders_give_the_same_bytes(photos):
     assert fast == 13  # twelve photographs and the grey one; the rest is Pillow's
 
 
-def test_the_device_route_ends_in_the_pillow_routes_tiles(photos):
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Pictures larger than their tiles: a page that has planes, one that hasn't, and one that is far too large."""
+    from skimage import data
+
+    folder = tmp_path_factory.mktemp("pages")
+    page = Image.fromarray(data.page()).convert("RGB").resize((601, 843))
+    page.save(folder / "planes.jpg")
+    page.save(folder / "444.jpg", subsampling=0)
+    page.save(folder / "page.png")
+    page.resize((3000, 4200)).save(folder / "huge.jpg")
+    return folder
+
+
+def test_a_larger_picture_is_handed_over_as_planes_or_tiles(pages):
+    sizes = {}
+    for path in all_files(pages):
+        handed = open_tiles(path, RULE, "device", MAX_PIXELS)
+        sizes[path.name] = None if handed.picture is None else handed.picture.numel()
+        assert handed.size == Image.open(path).size
+    assert sizes == {"444.jpg": None, "page.png": None, "huge.jpg": None, "planes.jpg": 602 * 844 * 3 // 2}
+
+
+def test_the_device_route_ends_in_the_pillow_routes_tiles(photos, pages):
     whole = 0
-    for path in all_files(photos):
+    for path in [*all_files(photos), *all_files(pages)]:
         expected = open_tiles(path, RULE, "pillow", MAX_PIXELS)
         handed = open_tiles(path, RULE, "device", MAX_PIXELS)
         assert handed.num_tiles == expected.num_tiles == len(expected.tiles)
@@ -68,10 +91,11 @@ def test_the_device_route_ends_in_the_pillow_routes_tiles(photos):
             assert torch.equal(handed.tiles, expected.tiles)
             continue
         whole += 1
-        grids = torch.tensor([[*handed.grid, 0]])
+        assert handed.picture.dim() == 2 or handed.picture.numel() <= expected.tiles.numel()
+        grids = torch.tensor([[*handed.grid, 0, *handed.size]])
         tiles = cut_pictures(torch.empty(0, 3, 112, 112, dtype=torch.uint8), [handed.picture], grids)
-        assert torch.equal(tiles, expected.tiles)
-    assert whole
+        assert torch.equal(tiles, expected.tiles), path
+    assert whole > 4
 
 
 def test_the_torchvision_route_differs_by_a_level_here_and_there(photos):

@@ -7,6 +7,7 @@ from mmengine.registry import FUNCTIONS
 
 from .bad_samples import filler_sample
 from .conversation import IGNORE_INDEX
+from .handover import hand_over
 
 
 @FUNCTIONS.register_module()
@@ -40,13 +41,14 @@ def collate(samples: Sequence[dict], pad_token_id: int = 0, pad_to_multiple_of: 
         input_ids[row, :size] = sample["input_ids"]
         labels[row, :size] = sample["labels"]
         attention_mask[row, :size] = True
-    return {
+    batch = {
         "input_ids": input_ids,
         "labels": labels,
         "attention_mask": attention_mask,
         **_pictures(kept),
         **_extras(samples, kept),
     }
+    return hand_over(batch)
 
 
 @FUNCTIONS.register_module()
@@ -82,7 +84,7 @@ def collate_packed(samples: Sequence[dict], pad_token_id: int = 0, pad_to: int =
     segments = lengths + ([padding] if padding else [])
     cu_seqlens = torch.tensor([0, *segments]).cumsum(0)
     labels[cu_seqlens[:-1]] = IGNORE_INDEX
-    return {
+    batch = {
         "input_ids": input_ids[None],
         "labels": labels[None],
         "attention_mask": attention_mask[None],
@@ -92,6 +94,7 @@ def collate_packed(samples: Sequence[dict], pad_token_id: int = 0, pad_to: int =
         **_pictures(kept),
         **_extras(samples, kept),
     }
+    return hand_over(batch)
 
 
 def _kept(samples: Sequence[dict]) -> list[dict]:
@@ -102,15 +105,16 @@ def _kept(samples: Sequence[dict]) -> list[dict]:
 
 
 def _pictures(kept: list[dict]) -> dict:
+    """Tiles sample by sample, for `hand_over` to put together, and what belongs to them."""
     out = {
-        "tiles": torch.cat([sample["tiles"] for sample in kept]),
+        "tiles": [sample["tiles"] for sample in kept],
         "num_tiles": torch.tensor([sample["num_tiles"] for sample in kept], dtype=torch.int64),
         "sources": [sample["source"] for sample in kept],
     }
     if any("pictures" in sample for sample in kept):
         grids, first = [], 0
         for sample in kept:
-            grid = sample.get("picture_grids", torch.empty(0, 4, dtype=torch.int64)).clone()
+            grid = sample.get("picture_grids", torch.empty(0, 6, dtype=torch.int64)).clone()
             grid[:, 3] += first
             grids.append(grid)
             first += sample["num_tiles"]

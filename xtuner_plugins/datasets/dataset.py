@@ -65,8 +65,8 @@ class MultimodalDataset(Dataset):
         tiles: uint8 `[T, 3, S, S]`; T is 0 without pictures.
         num_tiles: T, and the tiles still to be cut from `pictures`.
         source: 'file:line' of the record.
-        pictures, picture_grids: only on the route 'device': uint8 `[H, W, 3]` each, and for each its columns, rows,
-            thumbnail (0 or 1) and the place of its first tile in the sample.
+        pictures, picture_grids: only on the route 'device': uint8 `[H, W, 3]` each (or planes, see `routes`), and
+            for each its columns, rows, thumbnail (0 or 1), the place of its first tile in the sample, width, height.
         index, dataset, loss_weight: its place in the mixture, its file's name and weight.
     or, for one that is left out, {'dropped': reason, 'message', 'source', 'index', 'dataset'}.
 
@@ -320,12 +320,15 @@ def _hand_over(tiles: list[TileSource], size: int, route: str) -> dict:
     """What crosses to the training process: tiles, and pictures that the device will cut."""
     ready = [tile.tiles for tile in tiles if tile.tiles is not None]
     total = sum(tile.num_tiles for tile in tiles)
-    out = {"tiles": torch.cat(ready) if ready else torch.empty(0, 3, size, size, dtype=torch.uint8), "num_tiles": total}
+    together = torch.cat(ready) if len(ready) > 1 else ready[0] if ready else torch.empty(0, 3, size, size).byte()
+    out = {"tiles": together, "num_tiles": total}
     if route == "device":
         firsts = np.cumsum([0] + [tile.num_tiles for tile in tiles])
         grids = [
-            [*tile.grid, int(first)] for tile, first in zip(tiles, firsts, strict=False) if tile.picture is not None
+            [*tile.grid, int(first), *tile.size]
+            for tile, first in zip(tiles, firsts, strict=False)
+            if tile.picture is not None
         ]
         out["pictures"] = [tile.picture for tile in tiles if tile.picture is not None]
-        out["picture_grids"] = torch.tensor(grids, dtype=torch.int64).reshape(-1, 4)
+        out["picture_grids"] = torch.tensor(grids, dtype=torch.int64).reshape(-1, 6)
     return out

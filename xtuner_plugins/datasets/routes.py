@@ -5,8 +5,11 @@
     torchvision  decodes, resizes, cuts (faster)    -               up to 1.5 % of values differ, nearly all by 1
     device       decodes                            resizes, cuts   equal to the published algorithm
 
-What isn't a plain upright 8-bit JPEG or PNG is decoded by Pillow on every route. `device` hands the picture over
-whole unless that were many times the bytes of its tiles (`WHOLE_LIMIT`); then its tiles, cut by Pillow.
+What isn't a plain upright 8-bit JPEG or PNG is decoded by Pillow on every route.
+
+`device` hands a picture over whole where that is no more bytes than its tiles. A larger one goes as the planes that a
+4:2:0 JPEG stores, half the bytes (unless they were still many times those of the tiles, `PLANES_LIMIT`): a page scanned
+at 2480x3508 takes 25 ms to decode and 160 ms to resize. What is left goes as tiles cut by Pillow.
 """
 
 import os
@@ -16,14 +19,16 @@ import numpy as np
 import torch
 import torchvision.transforms.v2.functional as transforms
 from PIL import Image
+from PIL.JpegImagePlugin import get_sampling
 from torchvision.io import ImageReadMode, decode_image, read_file
 
 from .errors import SettingError
 from .media import ORIENTATIONS, load_image, open_image, orientation
 from .tiling import DynamicTiling
 
+FOUR_TWO_ZERO = 2  # Pillow's number for it
 ROUTES = ("pillow", "torchvision", "device")
-WHOLE_LIMIT = 8  # hand a picture over whole up to this many times the bytes of its tiles
+PLANES_LIMIT = 4  # hand planes over up to this many times the bytes of the picture's tiles
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,13 @@ class TileSource:
 
     Attributes:
         tiles: uint8 `[T, 3, S, S]`, or None.
-        picture: uint8 `[H, W, 3]`, or None.
+        picture: uint8 `[H, W, 3]`, or its planes `[3 H' / 2, W']` (see `models.device_colour`), or None.
         grid: columns, rows, thumbnail (0 or 1).
+        size: width and height of the picture.
     """
 
     grid: tuple[int, int, int]
+    size: tuple[int, int]
     tiles: torch.Tensor | None = None
     picture: torch.Tensor | None = None
 
@@ -62,24 +69,75 @@ def open_tiles(path: str | os.PathLike, rule: DynamicTiling, route: str, max_pix
     Raises:
         MediaError: as `media.load_image`.
     """
+    if route == "device" and (source := _open_planes(path, rule, max_pixels)) is not None:
+        return source
     pixels = None if route == "pillow" else decode_fast(path, max_pixels)
     if pixels is None:
         return from_image(load_image(path, max_pixels), rule, route)
     height, width = pixels.shape[1:]
     grid = _grid(rule, width, height)
-    if route == "device" and _hand_over_whole(width, height, grid, rule):
-        return TileSource(grid, picture=pixels.permute(1, 2, 0).contiguous())
     if route == "device":
-        return from_image(Image.fromarray(pixels.permute(1, 2, 0).numpy()), rule, route)
-    return TileSource(grid, tiles=_cut_fast(pixels, grid, rule.tile_size))
+        whole = pixels.permute(1, 2, 0)
+        if _is_smaller(width, height, grid, rule):
+            return TileSource(grid, (width, height), picture=whole.contiguous())
+        return from_image(Image.fromarray(whole.numpy()), rule, route)
+    return TileSource(grid, (width, height), tiles=_cut_fast(pixels, grid, rule.tile_size))
 
 
 def from_image(image: Image.Image, rule: DynamicTiling, route: str) -> TileSource:
     """Take an RGB picture along a route (a video's frame, say); tiles, if any, are Pillow's."""
     grid = _grid(rule, *image.size)
-    if route == "device" and _hand_over_whole(*image.size, grid, rule):
-        return TileSource(grid, picture=torch.from_numpy(np.array(image)))
-    return TileSource(grid, tiles=rule(image))
+    if route == "device" and _is_smaller(*image.size, grid, rule):
+        return TileSource(grid, image.size, picture=torch.from_numpy(np.array(image)))
+    return TileSource(grid, image.size, tiles=rule(image))
+
+
+def decode_planes(image: Image.Image) -> torch.Tensor | None:
+    """The planes of a plain, upright 4:2:0 JPEG: uint8 `[3 H' / 2, W']` (see `models.device_colour`).
+
+    Decoding a JPEG as grey gives its brightness; at half the size libjpeg decodes colour as it is stored, not scaled.
+
+    Args:
+        image: the picture, opened and not yet loaded.
+
+    Returns:
+        None for any other picture, and for one that can't be decoded: other ways say better what is wrong with it.
+    """
+    plain = (
+        image.format == "JPEG"
+        and image.mode == "RGB"
+        and get_sampling(image) == FOUR_TWO_ZERO
+        and ("jfif" in image.info or image.info.get("adobe_transform") == 1)
+        and min(image.size) > 4  # narrower ones libjpeg scales otherwise
+        and orientation(image) not in ORIENTATIONS
+    )
+    if not plain:
+        return None
+    width, height = image.size
+    columns, rows = -(-width // 2), -(-height // 2)
+    try:
+        luma = decode_image(read_file(image.filename), ImageReadMode.GRAY)
+        image.draft("YCbCr", (width // 2, height // 2))
+        image.load()
+    except Exception:
+        return None
+    if image.mode != "YCbCr" or image.size != (columns, rows) or luma.shape != (1, height, width):
+        return None
+    planes = torch.zeros(3 * rows, 2 * columns, dtype=torch.uint8)
+    planes[:height, :width] = luma[0]
+    chroma = np.asarray(image)
+    planes[2 * rows :].numpy().reshape(rows, 2, columns)[:] = chroma[..., 1:].transpose(0, 2, 1)
+    return planes
+
+
+def _open_planes(path: str | os.PathLike, rule: DynamicTiling, max_pixels: int) -> TileSource | None:
+    """A picture as planes, where it is larger than its tiles, but not by too much, and has planes."""
+    with open_image(path, max_pixels) as image:
+        size, grid = image.size, _grid(rule, *image.size)
+        if _is_smaller(*size, grid, rule) or not _is_smaller(*size, grid, rule, 2 * PLANES_LIMIT):
+            return None
+        planes = decode_planes(image)
+    return None if planes is None else TileSource(grid, size, picture=planes)
 
 
 def decode_fast(path: str | os.PathLike, max_pixels: int) -> torch.Tensor | None:
@@ -105,10 +163,9 @@ def _grid(rule: DynamicTiling, width: int, height: int) -> tuple[int, int, int]:
     return cols, rows, int(rule.use_thumbnail and cols * rows > 1)
 
 
-def _hand_over_whole(width: int, height: int, grid: tuple[int, int, int], rule: DynamicTiling) -> bool:
-    """Whole pictures save the worker the resize, at the price of more bytes for those that shrink (a page scanned
-    at 2480x3508 has six times the pixels of its seven tiles, and takes 160 ms to resize, 25 to decode)."""
-    return width * height <= WHOLE_LIMIT * (grid[0] * grid[1] + grid[2]) * rule.tile_size**2
+def _is_smaller(width: int, height: int, grid: tuple[int, int, int], rule: DynamicTiling, times: int = 1) -> bool:
+    """Whether a picture has at most `times` the bytes of its tiles."""
+    return width * height <= times * (grid[0] * grid[1] + grid[2]) * rule.tile_size**2
 
 
 def _cut_fast(pixels: torch.Tensor, grid: tuple[int, int, int], size: int) -> torch.Tensor:

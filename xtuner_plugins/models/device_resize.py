@@ -18,6 +18,8 @@ import PIL
 import torch
 from PIL import Image
 
+from .device_colour import planes_to_rgb
+
 PRECISION_BITS = 22  # 32 - 8 - 2, as in Pillow's 8-bit resampling
 DIGIT_BITS = 11
 EXACT = 1 << 24  # float32 holds every integer up to here
@@ -158,21 +160,22 @@ def cut_pictures(tiles: torch.Tensor, pictures: list[torch.Tensor], grids: torch
 
     Args:
         tiles: uint8 `[T0, 3, S, S]`, the tiles that workers cut, in order.
-        pictures: uint8 `[H, W, 3]` each, on the device.
-        grids: int64 `[P, 4]`: columns, rows, thumbnail (0 or 1) and the place of the picture's first tile among all
-            tiles of the batch. May stay on the CPU.
+        pictures: uint8 `[H, W, 3]` each, or the planes of a JPEG (see `device_colour`), on the device.
+        grids: int64 `[P, 6]`: columns, rows, thumbnail (0 or 1), the place of the picture's first tile among all
+            tiles of the batch, and the picture's width and height (which only planes need: `[P, 4]` will do without
+            any). May stay on the CPU.
 
     Returns:
         uint8 `[T, 3, S, S]`, equal to what Pillow would have cut.
     """
     size = tiles.shape[-1]
     plan = grids.tolist()
-    total = len(tiles) + sum(cols * rows + thumbnail for cols, rows, thumbnail, _ in plan)
+    total = len(tiles) + sum(cols * rows + thumbnail for cols, rows, thumbnail, *_ in plan)
     out = torch.empty(total, *tiles.shape[1:], dtype=torch.uint8, device=tiles.device)
     taken = torch.zeros(total, dtype=torch.bool)
-    for picture, (cols, rows, thumbnail, first) in zip(pictures, plan, strict=True):
+    for picture, (cols, rows, thumbnail, first, *sides) in zip(pictures, plan, strict=True):
         num = cols * rows
-        image = picture.permute(2, 0, 1)
+        image = (picture if picture.dim() == 3 else planes_to_rgb(picture, *sides)).permute(2, 0, 1)
         resized = _resize(image, cols * size, rows * size)
         out[first : first + num] = (
             resized.view(3, rows, size, cols, size).permute(1, 3, 0, 2, 4).reshape(num, 3, size, size)

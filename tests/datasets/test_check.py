@@ -1,13 +1,10 @@
-"""The checker as a library: reports, reject list, the page."""
-
-import re
+"""The checker as a library: reports, reject list."""
 
 import numpy as np
 import pytest
 
 from xtuner_plugins.datasets import MultimodalDataset, SettingError
 from xtuner_plugins.datasets.check import PlainFiles, check_dataset, histogram, write_reject_list
-from xtuner_plugins.datasets.report import write_report
 from xtuner_plugins.datasets.samplers import PlanSampler
 
 
@@ -61,18 +58,6 @@ def test_training_leaves_out_what_is_on_the_reject_list(files, tmp_path):
         (tmp_path / "wrong.jsonl").write_text(content)
         with pytest.raises(SettingError, match="wrong.jsonl"):
             MultimodalDataset(**files, reject_list=str(tmp_path / "wrong.jsonl"))
-
-
-def test_the_page_is_whole(files, tmp_path):
-    dataset, complaints = MultimodalDataset(**files), []
-    reports = check_dataset(dataset, num_workers=0, complain=complaints.append)
-    write_report(tmp_path / "r.html", dataset, reports, complaints, num_cards=6, max_tokens=600)
-    page = (tmp_path / "r.html").read_text()
-    assert not re.search(r"(src|href)=['\"]?(?!data:)\w+:", page)  # nothing is loaded from elsewhere
-    assert page.count("class=card") == 6 and page.count("thumbnail</figcaption>") == 2  # b.png, drawn twice
-    assert "&lt;b&gt;bold&lt;/b&gt;" in page and "<b>bold" not in page
-    assert "<span class=learn>Yes.&lt;|im_end|&gt;</span>" in page and "64 image tokens" in page
-    assert "[[100, 100, 500, 500]]" in page and "none.png" in page and "class=pack" in page
 
 
 def test_histogram():

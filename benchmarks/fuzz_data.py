@@ -4,7 +4,7 @@
 
 Mutates good records (values swapped, removed, nested, of other types; control tokens, surrogates and odd unicode in the
 texts) and draws picture sizes, then runs what training runs: parsing, tokens and labels, tiles, budgets, truncation,
-packing. The first foreign exception or broken promise stops it with the case printed.
+measured lengths, packing. The first foreign exception or broken promise stops it with the case printed.
 """
 
 import argparse
@@ -22,13 +22,15 @@ from tqdm import trange
 
 from xtuner_plugins.datasets.boxes import normalise_boxes
 from xtuner_plugins.datasets.budget import TileBudget, truncate
-from xtuner_plugins.datasets.conversation import encode
+from xtuner_plugins.datasets.conversation import Piece, encode, split_pieces
 from xtuner_plugins.datasets.errors import DataError
 from xtuner_plugins.datasets.index import parse_json
+from xtuner_plugins.datasets.lengths import _Rows
 from xtuner_plugins.datasets.packing import pack_samples
 from xtuner_plugins.datasets.records import parse_record
 from xtuner_plugins.datasets.templates import get_template
 from xtuner_plugins.datasets.tiling import DynamicTiling
+from xtuner_plugins.datasets.token_counts import TokenCounter
 from xtuner_plugins.datasets.tokens import TextTokenizer
 from xtuner_plugins.datasets.video import expand_videos
 from xtuner_plugins.hub.conversation import TEMPLATES
@@ -96,8 +98,8 @@ def mutate(value, rng: random.Random, depth: int = 0):
     return value
 
 
-def run_case(rng: random.Random, tokenizer: TextTokenizer) -> int:
-    """One case; returns the length of its sample, 0 for an error of ours."""
+def run_case(rng: random.Random, tokenizer: TextTokenizer) -> tuple[int, int, list[Piece]] | None:
+    """One case; returns the length of its sample, that of its text, and its pieces; None for an error of ours."""
     raw = mutate(good(rng), rng)
     line = json.dumps(raw, ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
     if rng.random() < 0.05:
@@ -125,10 +127,23 @@ def run_case(rng: random.Random, tokenizer: TextTokenizer) -> int:
             assert len(cut[0]) <= budget.max_length and (cut[0].labels != -100).any()
             kept = (cut[0].input_ids == tokenizer.image_context_id).sum()
             assert kept == sum(tiles[: cut[1]]) * budget.tokens_per_tile
-        return len(sample)
+        text = len(sample) - sum(length for _, length in sample.spans)
+        return len(sample), text, split_pieces(record, get_template("internvl2_5"), tokenizer)
     except DataError as error:
         assert str(error) and error.reason
-        return 0
+        return None
+
+
+def check_together(good: list[tuple[int, int, list[Piece]]], counter: TokenCounter, seed: int) -> None:
+    """Measure and pack the samples of some cases."""
+    lengths, texts, pieces = zip(*good, strict=True)
+    rows = _Rows(0, len(good))
+    for row, own in enumerate(pieces):
+        rows.add(row, own, [], 2)
+    assert rows.count(counter)["text_tokens"].tolist() == list(texts) and counter.fast is not None
+    tokens = np.minimum(lengths, 4096)
+    packs = pack_samples(np.arange(len(good)), tokens, tokens // 100, max_tokens=4096, seed=seed)
+    assert sorted(packs.order.tolist()) == list(range(len(good))) and packs.tokens.max() <= 4096
 
 
 def main() -> None:
@@ -143,21 +158,19 @@ def main() -> None:
     names = [name for name in TEMPLATES if name != "phi3-chat"]
     for name in set(TEMPLATES) - set(names):
         TEMPLATES.pop(name)
-    lengths, results = [], 0
+    counter, good, results = TokenCounter(tokenizer), [], 0
     for case in trange(args.cases, unit="case", mininterval=1.0):
         try:
-            length = run_case(random.Random(f"{args.seed}-{case}"), tokenizer)
+            found = run_case(random.Random(f"{args.seed}-{case}"), tokenizer)
         except BaseException:
             print(f"\ncase {case} of seed {args.seed} failed", file=sys.stderr)
             raise
-        if length:
+        if found is not None:
             results += 1
-            lengths.append(length)
-        if len(lengths) == 500:
-            tokens = np.minimum(lengths, 4096)
-            packs = pack_samples(np.arange(500), tokens, tokens // 100, max_tokens=4096, seed=case)
-            assert sorted(packs.order.tolist()) == list(range(500)) and packs.tokens.max() <= 4096
-            lengths.clear()
+            good.append(found)
+        if len(good) == 500:
+            check_together(good, counter, case)
+            good.clear()
     print(f"{args.cases} cases: {results} samples, {args.cases - results} errors of ours, nothing else")
 
 

@@ -122,6 +122,19 @@ def test_an_own_fast_tokenizer_is_taken(model, tmp_path):
     assert load_tokenizer(folder, complete=False)("<|im_end|>").input_ids[1] > 2
 
 
+def test_llama_without_tokenizer_json(tmp_path):
+    """transformers converts its own classes itself; it needs protobuf for that."""
+    content = sentencepiece_model(add_dummy_prefix=True, user_defined_symbols=[])
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", "legacy": True, **names})
+    tokenizer = load_tokenizer(tmp_path, complete=False)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+    for text in [*SAMPLES, *random_texts(500)]:
+        if not any(name in text for name in names.values()):
+            assert tokenizer(text).input_ids == [1, *processor.encode(text)], text
+
+
 def test_tiktoken(ranks, toy_parts, tmp_path):
     tokenizer = load_tokenizer(write_qwen(tmp_path / "llm", ranks), complete=False)
     save_tokenizer(tokenizer, tmp_path, template=None)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from xtuner_plugins.checkpoints import formats, targets, trained
+from xtuner_plugins.checkpoints import formats, lora, targets, trained
 from xtuner_plugins.checkpoints.reader import CheckpointError, weight_files
 from xtuner_plugins.checkpoints.tensors import LazyTensor, Scratch, cast, empty
 from xtuner_plugins.checkpoints.writer import (
@@ -105,8 +105,9 @@ def export(
             "merged": sorted(plan.adapters),
         }
 
-    _import_for(form)
     with _Beside(sources, plan.view, plan.without_adapters()) as beside:
+        if form is not None or not all(isinstance(config, lora.PlainLora) for config in plan.lora_configs.values()):
+            beside.wait_for_check()
         tensors = {}
         for name, tensor in plan.merged().items():
             to = wanted or plan.base_tensors[name].dtype
@@ -160,16 +161,10 @@ def convert(
     def record(hashes: dict[str, str]) -> dict:
         return {"model": _origin(view.directory, files, hashes), "dtype": dtype or "as stored", "format": form}
 
-    _import_for(form)
     with _Beside(files, view, view.tensors) as beside:
+        beside.wait_for_check()
         target = targets.make_target(view, tensors, form=form, dtype=dtype, template=template)
         return _write(target, out, shard_bytes, record, progress, beside)
-
-
-def _import_for(form: str | None) -> None:
-    """Another form than the stored one needs tokenizers, and two threads that import transformers at once both fail."""
-    if form is not None:
-        from transformers import AutoTokenizer  # noqa: F401
 
 
 def _check_options(dtype, max_shard_size, code) -> tuple[torch.dtype | None, int]:
@@ -235,6 +230,10 @@ class _Beside:
         self._stop = kind is not None
         self._pool.shutdown(cancel_futures=self._stop)
 
+    def wait_for_check(self) -> None:
+        """For whoever imports transformers too (tokenizers, PEFT): two threads that do so at once both fail."""
+        self._check.result()
+
     def raise_early(self) -> None:
         """Raises what the check found, if it is through."""
         if self._check.done():
@@ -242,7 +241,7 @@ class _Beside:
 
     def result(self) -> dict[str, str]:
         """Hexadecimal digests by path; waits for them and for the check."""
-        self._check.result()
+        self.wait_for_check()
         return {path: future.result() for path, future in self._hashes.items()}
 
     def _hash(self, path: Path) -> str:

@@ -1,0 +1,193 @@
+"""docs/data.md does what it says: its commands are run, its records are loaded, its masks are drawn by the code."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from xtuner_plugins.datasets import MultimodalDataset, PackBatchSampler, PlanSampler, RecordError, collate_packed
+from xtuner_plugins.datasets.bad_samples import Ledger
+from xtuner_plugins.datasets.check import PlainFiles
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, CHINESE = ROOT / "docs/data.md", ROOT / "docs/data_zh-CN.md"
+
+
+def blocks(page=PAGE, language=None):
+    """The page's fenced blocks, in order; all of them, or those of one language."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return found if language is None else [text for name, text in found if name == language]
+
+
+def commands():
+    return [line for text in blocks(language="bash") for line in text.splitlines()]
+
+
+def records():
+    """The records that the page shows, the first one and every other form."""
+    first, others = blocks(language="json")[0], blocks(language="jsonl")[0]
+    return [json.loads(first), *map(json.loads, others.splitlines())]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, toy_base):
+    """A user's folder: everything that the page's commands and records name, small."""
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    for name in ("models/base", "exports/pretrain_mlp"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(toy_base)
+    for name in ("A", "B", "data/mine/images", "a", "data/sharegpt"):
+        (folder / name).mkdir(parents=True)
+        for picture, size in {"bus": (640, 480), "left": (200, 120), "right": (120, 200)}.items():
+            Image.new("RGB", size, (200, 30, 30)).save(folder / name / f"{picture}.jpg")
+        with av.open(str(folder / name / "clip.mp4"), "w") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for level in (0, 80, 160, 240):
+                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    shutil.copytree(folder / "a", folder / "c")
+    lines = "".join(json.dumps(record) + "\n" for record in records())
+    for name in ("data/mine/train.jsonl", "a.jsonl"):
+        (folder / name).write_text(lines)
+    for name in ("b.json", "a.json", "c.json"):
+        (folder / name).write_text(json.dumps(records()))
+    text_only = {"conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hi."}]}
+    (folder / "b.jsonl").write_text((json.dumps(text_only) + "\n") * 8)
+    downloads = folder / "downloads"
+    (downloads / "ShareGPT-4o/image_conversations").mkdir(parents=True)
+    llava = records()[0] | {"image": "000000033471.jpg"}
+    (downloads / "llava_instruct_150k.json").write_text(json.dumps([llava]))
+    (downloads / "ShareGPT-4o/image_conversations/gpt-4o.jsonl").write_text(json.dumps(records()[0]) + "\n")
+    return folder
+
+
+def test_the_page_shows_commands():
+    assert len(commands()) >= 7 and len({line.split()[1] for line in commands()}) == 2
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_work(project, run_tool, command):
+    """As they stand, in a folder of the user's; only the tools' own place is put in front."""
+    words = shlex.split(command)
+    assert words[0] == "python"
+    done = run_tool(ROOT / words[1], *words[2:], cwd=project)
+    assert "Traceback" not in done.stderr, done.stderr
+    if "prepare_data" in command and "--list" not in words:
+        assert "1 records read, 1 written" in done.stdout and "0 left out" in done.stdout
+        assert done.returncode == 1 and "another version, or cut off" in done.stdout  # it isn't the published file
+        assert Path(project, words[4]).exists()
+        return
+    assert done.returncode == 0, done.stdout + done.stderr
+    if "check_data" in command:
+        assert "records can be trained on" in done.stdout
+    for option in ("--html", "--reject-list"):
+        if option in words:
+            assert Path(project, words[words.index(option) + 1]).exists()
+
+
+def test_every_record_trains(project):
+    dataset = MultimodalDataset(
+        str(project / "models/base"), str(project / "a.jsonl"), str(project / "A"), max_length=2000, num_frames=2
+    )
+    samples = [dataset[index] for index in range(len(records()))]
+    assert len(samples) == 9 and all((sample["labels"] != -100).any() for sample in samples)
+    drawn = [dataset.tokenizer.decode(sample["input_ids"].tolist()) for sample in samples]
+    assert drawn[-2].endswith("<box>[[100, 100, 500, 500]]</box><|im_end|>\n")
+    assert re.findall("<box>.*</box>", drawn[-2]) == re.findall("<box>.*</box>", drawn[-1])
+
+
+def test_the_error_is_the_one_shown(tmp_path):
+    shown = [text for name, text in blocks() if name == ""][0]
+    path, line = re.match(r"(\S+):(\d+): ", shown).groups()
+    wrong = json.dumps(records()[0]).replace("<image>", "<image><image>")
+    (tmp_path / path).write_text((json.dumps(records()[1]) + "\n") * (int(line) - 1) + wrong + "\n")
+    with pytest.raises(RecordError) as caught:
+        PlainFiles([str(tmp_path / path)], [None]).open(0, int(line) - 1)
+    assert str(caught.value).removeprefix(f"{tmp_path}/") == shown.strip()
+
+
+def test_mixtures_are_built_as_shown(project, monkeypatch):
+    monkeypatch.chdir(project)
+    mixture, plan = blocks(language="python")
+    names = {"MultimodalDataset": MultimodalDataset}
+    exec(mixture, names)
+    settings = names["train_dataloader"]["dataset"]
+    settings.pop("type")
+    dataset = MultimodalDataset(**settings, cache_dir=str(project / "cache"))
+    assert len(dataset) == 2 * 9 + 4 + 3 * 9 + round(4.5 + 0.01)
+    assert [source.name for source in dataset.sources] == ["a", "b", "charts"]
+    assert dataset.sources[2].budget.rule.max_tiles == 24 and dataset.sources[2].loss_weight == 0.5
+    names = {"PlanSampler": PlanSampler, "PackBatchSampler": PackBatchSampler, "collate_packed": collate_packed}
+    exec(plan, names)
+    settings = names["train_dataloader"]
+    sampler = settings["sampler"].pop("type")(dataset, seed=0, **settings["sampler"])
+    packs = settings["batch_sampler"].pop("type")(sampler, settings["batch_size"], **settings["batch_sampler"])
+    batch = settings["collate_fn"]["type"]([dataset[index] for index in next(iter(packs))])
+    assert batch["input_ids"].shape[0] == 1 and batch["cu_seqlens"][-1] <= 8192
+
+
+def draw(dataset, sample):
+    """A sample as the page draws it: learned runs in brackets, a line a turn."""
+    ids, labels = sample["input_ids"].numpy(), sample["labels"].numpy()
+    edges = np.flatnonzero(np.diff(labels != -100)) + 1
+    text = ""
+    for run, learned in zip(np.split(ids, edges), np.split(labels != -100, edges), strict=True):
+        part = dataset.tokenizer.decode(run.tolist())
+        text += f"[{part}]" if learned[0] else part
+    text = re.sub(r"(<IMG_CONTEXT>)+", "(256 x tiles)", text.replace("\n", r"\n"))
+    text = re.sub(r"(system\\n).*?(<\|im_end\|>)", r"\1...\2", text, count=1)
+    return re.sub(r"(<\|im_end\|>\]?\\n)", r"\1" + "\n", text)
+
+
+def test_masks_are_those_of_the_code(project):
+    dataset = MultimodalDataset(
+        str(project / "models/base"), str(project / "a.jsonl"), str(project / "A"), max_length=2000, num_frames=2
+    )
+    shown = blocks(language="mask")
+    drawn = [draw(dataset, dataset[number]) for number in (0, 3, 6)]
+    assert shown == drawn
+
+
+def test_the_pack_is_that_of_the_code():
+    """Tokens by letter; each sample's first label is taken away by packing, b's second isn't learned."""
+    shown = {line.split()[0]: line.split()[1:] for line in blocks(language="pack")[0].splitlines()}
+    samples, learned = [], {"a": [0, 0, 1, 1], "b": [1, 1, 1], "c": [1, 1]}
+    for letter, mask in learned.items():
+        ids = torch.full((len(mask),), ord(letter))
+        labels = torch.where(torch.tensor(mask, dtype=torch.bool), ids, -100)
+        empty = torch.empty(0, 3, 4, 4, dtype=torch.uint8)
+        samples.append({"input_ids": ids, "labels": labels, "tiles": empty, "num_tiles": 0, "source": "f:1"})
+    batch = collate_packed(samples)
+    assert [chr(token) for token in batch["input_ids"][0]] == shown["input_ids"]
+    assert batch["position_ids"][0].tolist() == list(map(int, shown["position_ids"]))
+    assert ["." if label < 0 else chr(label) for label in batch["labels"][0]] == shown["labels"]
+    assert batch["cu_seqlens"].tolist() == list(map(int, shown["cu_seqlens"]))
+
+
+def test_ledger_lines_are_those_of_the_code(tmp_path):
+    shown = [json.loads(line) for line in blocks(language="jsonl")[1].splitlines()]
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    line = shown[0]
+    sample = {"dataset": line["dataset"], "index": line["index"], "dropped": line["reason"], "message": line["message"]}
+    ledger.account(0, 9996, [sample])
+    ledger.dropped[0] = 4
+    ledger.close_epoch(0, 10000)
+    assert [json.loads(text) for text in (tmp_path / "ledger.jsonl").read_text().splitlines()] == shown
+
+
+def test_both_languages_show_the_same():
+    assert blocks(CHINESE) == blocks(PAGE)
+    headings = [re.findall(r"^## ", page.read_text(encoding="utf-8"), re.MULTILINE) for page in (PAGE, CHINESE)]
+    assert len(headings[0]) == len(headings[1])
+    sections = [len(re.findall(r"^\| ", page.read_text(), re.MULTILINE)) for page in (PAGE, CHINESE)]
+    assert 0 < sections[1] < sections[0]  # the measured tables stand on one page only

@@ -4,11 +4,12 @@
 
 Peers: for pictures the published path (Pillow open, grid, bicubic resize, crops, ToTensor and Normalize a tile, stack
 in float32); for tokens the prompt with its image tokens written out as text, through the tokenizer; for start-up every
-record through the tokenizer one by one. Photographs are scikit-image's, scaled to the sizes that data comes in.
+record through the tokenizer, one call a record. Photographs are scikit-image's, scaled to the sizes that data comes in.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import statistics
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
+from llava_like import LlavaLike
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -30,6 +32,7 @@ from xtuner_plugins.datasets.media import MAX_PIXELS
 from xtuner_plugins.datasets.packing import efficiency, pack_samples
 from xtuner_plugins.datasets.records import parse_record
 from xtuner_plugins.datasets.routes import ROUTES, open_tiles
+from xtuner_plugins.datasets.samplers import PlanSampler
 from xtuner_plugins.datasets.templates import get_template
 from xtuner_plugins.datasets.tiling import DynamicTiling, count_tiles
 from xtuner_plugins.datasets.tokens import TextTokenizer
@@ -116,7 +119,7 @@ class Published:
         return torch.stack([self.transform(crop) for crop in crops])
 
 
-def bench_pictures(folder: Path, rounds: int) -> None:
+def bench_pictures(folder: Path, args: argparse.Namespace) -> None:
     paths, published = make_pictures(folder), Published()
     ours = {
         route: lambda route=route: [open_tiles(path, RULE, route, MAX_PIXELS) for path in paths] for route in ROUTES
@@ -125,7 +128,7 @@ def bench_pictures(folder: Path, rounds: int) -> None:
         "pictures, one core (six JPEGs)",
         lambda: [published(path) for path in paths],
         ours,
-        rounds,
+        args.rounds,
         clock=time.process_time,
     )
     moved = {"peer": sum(published(path).nbytes for path in paths)}
@@ -149,7 +152,7 @@ class PeerDataset(Dataset):
         return self.published(self.paths[index])
 
 
-def bench_loader(folder: Path, rounds: int, num_batches: int = 90, warm_up: int = 12) -> None:
+def bench_loader(folder: Path, args: argparse.Namespace, num_batches: int = 90, warm_up: int = 12) -> None:
     """Two workers through the real dataset and collate; threads in this process beside them. Samples a second once the
     processes run and their queues are full: from one batch leaving the loader to the last one."""
     paths, base = make_pictures(folder), make_base(folder / "base")
@@ -178,7 +181,7 @@ def bench_loader(folder: Path, rounds: int, num_batches: int = 90, warm_up: int 
     makers |= {f"{route}, 2 workers": ours(route, 2, 0) for route in ROUTES}
     makers |= {f"{route}, 2 threads": ours(route, 0, 2) for route in ROUTES}
     rates = {name: [] for name in makers}
-    for _ in range(rounds):
+    for _ in range(args.rounds):
         for name, batches in makers.items():
             for number, _ in enumerate(batches, 1):
                 if number == warm_up:
@@ -193,7 +196,7 @@ def bench_loader(folder: Path, rounds: int, num_batches: int = 90, warm_up: int 
         )
 
 
-def bench_tokens(folder: Path, rounds: int) -> None:
+def bench_tokens(folder: Path, args: argparse.Namespace) -> None:
     """Ids and labels of a sample with 13 tiles."""
     from transformers import AutoTokenizer
 
@@ -236,68 +239,98 @@ def bench_tokens(folder: Path, rounds: int) -> None:
         "tokens and labels of a sample with 13 tiles (200 times)",
         lambda: [peer() for _ in range(200)],
         {"spliced": lambda: [ours() for _ in range(200)]},
-        rounds,
+        args.rounds,
     )
 
 
-def bench_start(folder: Path, rounds: int, num_records: int = 40_000) -> None:
-    """Exact lengths of a text and picture mixture; second start; memory of a worker."""
-    from transformers import AutoTokenizer
+def bench_start(folder: Path, args: argparse.Namespace) -> None:
+    """Exact lengths of a mixture's texts, second start, and what a worker's memory does over an epoch."""
+    base = real_base(args.tokenizer, folder / "base")
+    num, texts, mixture = args.records, folder / "texts.jsonl", folder / "mixture.jsonl"
+    LlavaLike().write(texts, num)
+    peer = record_by_record(base, texts, num)
+    cache = folder / "cache"
 
-    base, path = make_base(folder / "base"), folder / "large.jsonl"
-    Image.new("RGB", (64, 48)).save(folder / "a.png")
-    rng = np.random.default_rng(0)
-    words = [f"word{number}" if number % 3 else "the" for number in range(3000)]
-    with open(path, "w") as file:
-        for number in range(num_records):
-            turns = []
-            for turn in range(2 * int(rng.integers(1, 4))):
-                text = " ".join(words[place] for place in rng.integers(0, 3000, int(rng.integers(5, 60))))
-                turns.append({"from": ("human", "gpt")[turn % 2], "value": text})
-            file.write(json.dumps({"id": number, "conversations": turns}) + "\n")
-    hub = AutoTokenizer.from_pretrained(base)
-    part = 2000
-    rows = [json.loads(line) for _, line in zip(range(part), open(path), strict=False)]
-    start = time.perf_counter()
-    for row in rows:
-        for turn in row["conversations"]:
-            len(hub(turn["value"], add_special_tokens=False).input_ids)
-    peer = (time.perf_counter() - start) * num_records / part
-
-    def build(name):
+    def build(path, cache_dir):
         start = time.perf_counter()
-        dataset = MultimodalDataset(base, str(path), cache_dir=str(folder / name))
+        dataset = MultimodalDataset(base, str(path), str(folder), cache_dir=str(cache_dir))
         dataset.layout()
         return time.perf_counter() - start
 
-    first = [build(f"cache{number}") for number in range(rounds)]
-    second = [build("cache0") for _ in range(rounds)]
+    first = sorted(build(texts, folder / f"cache{number}") for number in range(args.rounds))
     middle = statistics.median(first)
     print(
-        f"\nstart, {num_records:,} records ({path.stat().st_size / 2**20:.0f} MiB): record by record {peer:.1f} s "
-        f"(measured on {part:,})"
+        f"\nstart, {num:,} records of text ({texts.stat().st_size / 2**20:.0f} MiB): record by record {peer:.1f} s"
+        f"\n  first start  {first[0]:.2f} / {middle:.2f} / {first[-1]:.2f} s = "
+        f"{peer / first[-1]:.1f} / {peer / middle:.1f} / {peer / first[0]:.1f} x; {middle / num * 1e6:.0f} us a record"
     )
+    texts.unlink()
+    for number in range(200):
+        Image.new("RGB", (64 + number % 9, 48)).save(folder / f"{number}.png")
+    LlavaLike([f"{number}.png" for number in range(200)]).write(mixture, num)
+    took = build(mixture, cache)
+    second = sorted(build(mixture, cache) for _ in range(args.rounds))
     print(
-        f"  first start  {min(first):.2f} / {middle:.2f} / {max(first):.2f} s = {peer / middle:.1f} x; 665k records: "
-        f"{middle * 665_000 / num_records:.0f} s, 4 million: {middle * 4_000_000 / num_records:.0f} s (linear)"
+        f"  with pictures, headers read   {took:.1f} s; 4 million would take {(took - 2) * 4e6 / num + 2:.0f} s (linear "
+        f"but for 2 s)\n  second start                  {second[0]:.3f} / {statistics.median(second):.3f} / "
+        f"{second[-1]:.3f} s, most of it the tokenizer's own loading"
     )
-    print(f"  second start {min(second):.3f} / {statistics.median(second):.3f} / {max(second):.3f} s")
-    dataset = MultimodalDataset(base, str(path), cache_dir=str(folder / "cache0"))
-    before = _private_mib()
-    for index in range(0, len(dataset), 10):
-        dataset[index]
+    worker_memory(base, mixture, folder, cache, num)
+
+
+def real_base(tokenizer: str | None, folder: Path) -> str:
+    """A base directory with the given tokenizer, or with the toy's."""
+    if tokenizer is None:
+        return make_base(folder)
+    from transformers import AutoTokenizer
+
+    hub = AutoTokenizer.from_pretrained(tokenizer)
+    hub.add_tokens(NINE, special_tokens=True)
+    hub.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return str(folder)
+
+
+def record_by_record(base: str, path: Path, num: int, part: int = 4000) -> float:
+    """Seconds for the tokenizer to take every record, one call a record, from records all over the file."""
+    from transformers import AutoTokenizer
+
+    hub = AutoTokenizer.from_pretrained(base)
+    with open(path, encoding="utf-8") as file:
+        lines = [line for number, line in enumerate(file) if number % max(1, num // part) == 0]
+    start = time.perf_counter()
+    for line in lines:
+        turns = [turn["value"] for turn in json.loads(line)["conversations"]]
+        sum(map(len, hub(turns, add_special_tokens=False).input_ids))
+    return (time.perf_counter() - start) * num / len(lines)
+
+
+def worker_memory(base: str, path: Path, folder: Path, cache: Path, num: int) -> None:
+    """Private memory of a DataLoader's worker, after its first batch and after it has read every record."""
+    config = json.loads((Path(base) / "config.json").read_text())
+    (Path(base) / "config.json").write_text(json.dumps(config | {"force_image_size": 28}))  # pixels aren't the question
+    dataset = MultimodalDataset(base, str(path), str(folder), cache_dir=str(cache))
+    sampler = PlanSampler(dataset, seed=0)
+    loader = DataLoader(dataset, batch_size=16, num_workers=1, sampler=sampler, collate_fn=collate)
+    start, batches = time.perf_counter(), iter(loader)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    before = _private_mib(worker.pid)
+    for number, _ in enumerate(batches, 2):
+        if number == len(loader) - 1:  # the worker ends with the last one
+            after = _private_mib(worker.pid)
     print(
-        f"  private memory after reading every tenth record: {before:.0f} -> {_private_mib():.0f} MiB "
-        f"(of which the order of an epoch {len(dataset) * 4 / 2**20:.1f})"
+        f"  private memory of a worker: {before:.0f} MiB after its first batch, {after:.0f} after all {num:,} records: "
+        f"{(after - before) / num * 1e5:.1f} MiB a 100,000 ({time.perf_counter() - start:.0f} s)"
     )
 
 
-def _private_mib() -> float:
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+def _private_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
 
 
-def bench_packing(folder: Path, rounds: int, num_samples: int = 100_000) -> None:
+def bench_packing(folder: Path, args: argparse.Namespace, num_samples: int = 100_000) -> None:
     """Packs of a mixture like LLaVA-665k beside random batches."""
     for max_tiles in (6, 12):
         tokens, tiles = like_llava_665k(num_samples, max_tiles)
@@ -356,6 +389,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(BENCHES)} (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", help="start: a directory with a fast tokenizer (default: the toy's)"
+    )
+    parser.add_argument("--records", type=int, default=40_000, help="start: how many (default: %(default)s)")
     args = parser.parse_args()
     if unknown := set(args.names) - set(BENCHES):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
@@ -364,7 +401,7 @@ def main() -> None:
     for name in args.names or BENCHES:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "base").mkdir()
-            BENCHES[name](Path(folder), args.rounds)
+            BENCHES[name](Path(folder), args)
 
 
 if __name__ == "__main__":

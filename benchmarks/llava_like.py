@@ -43,7 +43,7 @@ def read_prose(megabytes: float = 4) -> list[str]:
     for text in _documents():
         for paragraph in re.split(r"\n\s*\n", text):
             paragraph = " ".join(paragraph.split())
-            if len(paragraph) < 80 or paragraph[-1] not in ".!?" or ">>>" in paragraph:
+            if len(paragraph) < 80 or paragraph[-1] not in ".!?" or set(paragraph) & {"<", ">"}:
                 continue
             letters = sum(char.isalpha() or char == " " for char in paragraph)
             if letters > 0.9 * len(paragraph) and paragraph not in found:

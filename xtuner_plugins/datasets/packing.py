@@ -5,10 +5,13 @@
 
 The samples of an epoch are shuffled and packed window by window: samples are taken at random until one is found that
 closes the pack almost exactly; of a few tries the fullest counts. Random picks keep what is left of a window alike to
-the whole, where taking the longest first would leave what fits nowhere. Packs of alike work then stand next to each
-other, in cells, and the cells are shuffled: ranks that take neighbouring packs wait little for each other.
+the whole, where taking the longest first would leave what fits nowhere. Where packs stay open all the same, because
+few samples are short enough to close them (two pictures of 13 tiles leave 1,100 tokens of 8192), short samples are
+spared: of two tries the one with less of them counts. Packs of alike work then stand next to each other, in cells, and
+the cells are shuffled: ranks that take neighbouring packs wait little for each other.
 """
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from random import Random
@@ -19,7 +22,12 @@ from .errors import SettingError
 
 WINDOW = 4096  # samples packed together; a quarter of them stays for the next window
 TRIES = 8  # packs tried for each that is kept
+THRIFTY_TRIES = 16  # the same where short samples are spared
+SHORT = 6  # a sample is short below 1 / SHORT of a pack
+THRIFT = 0.3  # what a short sample's token costs, in tokens of a pack that stay empty
+OPEN = 0.01  # short samples are spared while this share of the packs' tokens stays empty
 CLOSE = 400  # a pack is closed when less than 1 / CLOSE of it stays empty
+RECENT = 2000  # packs, about, that count as the last ones
 MOST = 1 << 60  # more than any sample's number
 CELL = 8  # packs of alike work that stand next to each other
 REGION = 64  # cells among which packs are sorted by work; far below an epoch, so that its order stays random
@@ -84,10 +92,11 @@ def pack_samples(
     random = Random(seed)
     members: list[list[int]] = []
     waiting: list[int] = []
+    empty = 2 * OPEN
     for first in range(0, len(shuffled), WINDOW):
         waiting += shuffled[first : first + WINDOW].tolist()
         keep = 0 if first + WINDOW >= len(shuffled) else WINDOW // 4
-        packs, waiting = _pack_window(waiting, tokens, tiles, max_tokens, limit, random, keep)
+        packs, waiting, empty = _pack_window(waiting, tokens, tiles, max_tokens, limit, random, keep, empty)
         members += packs
     return _arrange(members, np.asarray(indices), tokens, tiles, rng)
 
@@ -100,22 +109,34 @@ def _pack_window(
     max_tiles: int,
     random: Random,
     keep: int,
-) -> tuple[list[list[int]], list[int]]:
-    """Pack waiting samples until only `keep` are left; returns the packs and what is left."""
+    empty: float,
+) -> tuple[list[list[int]], list[int], float]:
+    """Pack waiting samples until only `keep` are left.
+
+    Args:
+        empty: share of the last packs' tokens that stayed empty.
+
+    Returns:
+        the packs, what is left, and `empty` anew.
+    """
     shelf = sorted(zip(tokens[waiting].tolist(), waiting, tiles[waiting].tolist(), strict=True))
     packs = []
+    full, short = max_tokens - max_tokens // CLOSE, max_tokens // SHORT
     while len(shelf) > keep:
-        best, best_used = [], -1
-        for _ in range(TRIES):
+        best, best_used, best_score = [], 0, -math.inf
+        thrift = THRIFT if empty > OPEN else 0
+        for _ in range(THRIFTY_TRIES if thrift else TRIES):
             chosen, used = _try_pack(shelf, max_tokens, max_tiles, random)
-            if used > best_used:
-                best, best_used = chosen, used
-            if used >= max_tokens - max_tokens // CLOSE:
+            spent = thrift and sum(shelf[place][0] for place in chosen if shelf[place][0] < short)
+            if used - thrift * spent > best_score:
+                best, best_used, best_score = chosen, used, used - thrift * spent
+            if used >= full and not spent:
                 break
+        empty += (1 - best_used / max_tokens - empty) / RECENT
         packs.append([shelf[place][1] for place in best])
         for place in sorted(best, reverse=True):
             del shelf[place]
-    return packs, [sample for _, sample, _ in shelf]
+    return packs, [sample for _, sample, _ in shelf], empty
 
 
 def _try_pack(

@@ -14,13 +14,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from mmengine.dist import all_reduce, get_rank
+from mmengine.dist import all_reduce, barrier, get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from .cache import write_whole
 from .errors import DataError, SettingError
 
 POLICIES = ("raise", "skip")
+ON_PURPOSE = ("too_long", "rejected")
 FILLER = "(filler: no sample is left for this rank)"
 
 
@@ -99,7 +101,7 @@ class Ledger:
     Args:
         path: the file; None only counts.
         max_bad_samples: more dropped samples than this (of one epoch, in this process) stop the run; samples that
-            are too long don't count.
+            are too long, or on the reject list, don't count: they are left out on purpose.
     """
 
     def __init__(self, path: str | os.PathLike | None, max_bad_samples: int = 100):
@@ -131,7 +133,7 @@ class Ledger:
                     "message": sample["message"],
                 }
             )
-            self._bad += sample["dropped"] != "too_long"
+            self._bad += sample["dropped"] not in ON_PURPOSE
             if self._bad > self.max_bad_samples:
                 raise TooManyBadSamples(
                     f"{self._bad} samples can't be used, max_bad_samples is {self.max_bad_samples}; the last: "
@@ -142,7 +144,36 @@ class Ledger:
         """Enter an epoch's sums."""
         sums = {"epoch": epoch, "trained": self.trained[epoch], "dropped": self.dropped[epoch], "total": total}
         self._write(sums)
+        self._bad = 0
         return sums
+
+    def begin(self, epoch: int, taken: Sequence[int]) -> None:
+        """Begin a run, or go on with one: what lies behind is kept, what will be met again is taken out of the file.
+
+        Args:
+            epoch: where the run begins.
+            taken: the epoch's samples that were taken before that; empty at an epoch's start.
+        """
+        if self.path is None or not self.path.exists():
+            self.trained[epoch] = len(taken)
+            return
+        if epoch == 0 and not len(taken):  # another run's, in the same folder
+            os.replace(self.path, self.path.with_name("ledger.previous.jsonl"))
+            return
+        behind, kept = set(map(int, taken)), []
+        for line in self.path.read_text(encoding="utf-8").split("\n"):
+            try:
+                entry = json.loads(line)
+            except ValueError:  # the end of the file, or a line that a crash cut off
+                continue
+            if entry["epoch"] < epoch:
+                kept.append(line)
+            elif entry["epoch"] == epoch and entry.get("index") in behind:
+                kept.append(line)
+                self.dropped[epoch] += 1
+        self.trained[epoch] = len(taken) - self.dropped[epoch]
+        write_whole(self.path, lambda target: target.write_text("".join(f"{line}\n" for line in kept), "utf-8"))
+        os.chmod(self.path, 0o644)
 
     def _write(self, entry: dict) -> None:
         if self.path is None:
@@ -173,29 +204,55 @@ class LedgerHook(Hook):
 
     def before_train(self, runner) -> None:
         self.ledger = Ledger(Path(runner.work_dir) / "ledger.jsonl", self.max_bad_samples)
-        self._epoch = self._epoch_of(runner)
+        self._epoch, position = self._place(runner)
         if get_rank() == 0:
-            self._enter_plan(runner)
+            self.ledger.begin(self._epoch, self._taken(runner, position))
+        barrier()  # nobody writes before the file is ready
+        self._enter_plan(runner)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: dict | None = None) -> None:
-        epoch = self._epoch_of(runner)
+        epoch, _ = self._place(runner)
         if epoch != self._epoch:
             self._close(runner)
             self._epoch = epoch
+            self._enter_plan(runner)
         trained = sum(source != FILLER for source in data_batch["sources"])
         self.ledger.account(epoch, trained, data_batch.pop("dropped", ()))
 
     def after_train(self, runner) -> None:
         self._close(runner)
 
-    def _epoch_of(self, runner) -> int:
-        return runner.iter // max(len(runner.train_dataloader), 1)
+    def _place(self, runner) -> tuple[int, int]:
+        """The epoch that the current batch is of, and how many samples (or packs) of it a resumed run has behind it.
+
+        The iterator knows; a count of batches doesn't, since packs are not as many in every epoch.
+        """
+        iterator = getattr(getattr(runner, "train_loop", None), "dataloader_iterator", None)
+        if hasattr(iterator, "position"):
+            return iterator.epoch, iterator.position()["position"] if iterator.plan is not None else 0
+        return runner.iter // max(len(runner.train_dataloader), 1), 0
+
+    def _plan(self, runner):
+        """The sampler that plans epochs (it has `left_out`), and the one that packs, if any (it has `packs`)."""
+        batch_sampler = runner.train_dataloader.batch_sampler
+        sampler = getattr(batch_sampler, "sampler", None) or runner.train_dataloader.sampler
+        return sampler, batch_sampler if hasattr(batch_sampler, "packs") else None
+
+    def _taken(self, runner, position: int) -> Sequence[int]:
+        """The samples of the current epoch that lie before a place in it."""
+        sampler, packing = self._plan(runner)
+        if not position:
+            return ()
+        if packing is None:
+            return sampler.order(self._epoch)[:position]
+        packs = packing.packs(self._epoch)
+        return packs.order[: packs.ends[min(position, len(packs)) - 1]]
 
     def _enter_plan(self, runner) -> None:
-        """What the plan leaves out is known before the first step."""
-        sampler = getattr(runner.train_dataloader.batch_sampler, "sampler", None) or runner.train_dataloader.sampler
-        left_out = getattr(sampler, "left_out", lambda: [])()
-        self.ledger.account(self._epoch, 0, left_out)
+        """What the plan of an epoch leaves out is known before its first step."""
+        if get_rank() == 0:
+            left_out = getattr(self._plan(runner)[0], "left_out", lambda: [])()
+            self.ledger.account(self._epoch, 0, left_out)
 
     def _close(self, runner) -> None:
         counts = torch.tensor([self.ledger.trained[self._epoch], self.ledger.dropped[self._epoch]])

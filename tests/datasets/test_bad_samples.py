@@ -1,0 +1,75 @@
+"""The ledger's file over epochs and resumed runs; whole runs are in tests/engine/test_ledger.py."""
+
+import json
+import stat
+
+import pytest
+
+from xtuner_plugins.datasets.bad_samples import Ledger, TooManyBadSamples
+
+
+def bad(index, reason="image_missing"):
+    return {"dataset": "d", "index": index, "dropped": reason, "message": f"f:{index}: line\u2028separators"}
+
+
+def entries(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Epoch 0 of six samples is whole, epoch 1 has begun: samples 2 and 5 are left out of it, one of them late."""
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for epoch in (0, 1):
+        ledger.account(epoch, 1, [bad(2)])
+        ledger.account(epoch, 3, [bad(5)])
+        if epoch == 0:
+            assert ledger.close_epoch(0, 6) == {"epoch": 0, "trained": 4, "dropped": 2, "total": 6}
+    return tmp_path / "ledger.jsonl"
+
+
+def test_going_on_within_an_epoch(written):
+    """What lies behind is counted, what will be met again is taken out, a line that a crash cut off too."""
+    with written.open("a") as file:
+        file.write('{"epoch": 1, "data')
+    ledger = Ledger(written)
+    ledger.begin(1, [0, 2, 4])
+    assert [(entry["epoch"], entry.get("index")) for entry in entries(written)] == [(0, 2), (0, 5), (0, None), (1, 2)]
+    assert (ledger.trained[1], ledger.dropped[1]) == (2, 1)
+    assert stat.S_IMODE(written.stat().st_mode) == 0o644
+    ledger.account(1, 2, [bad(5)])
+    assert ledger.close_epoch(1, 6) == {"epoch": 1, "trained": 4, "dropped": 2, "total": 6}
+
+
+def test_going_on_at_the_start_of_an_epoch(written):
+    Ledger(written).begin(1, [])
+    assert [(entry["epoch"], entry.get("index")) for entry in entries(written)] == [(0, 2), (0, 5), (0, None)]
+
+
+def test_going_on_before_an_epoch_that_was_closed(written):
+    """Its line of sums goes, too: it is written again."""
+    ledger = Ledger(written)
+    ledger.begin(0, [2, 3])
+    assert [(entry["epoch"], entry.get("index")) for entry in entries(written)] == [(0, 2)]
+    assert (ledger.trained[0], ledger.dropped[0]) == (1, 1)
+
+
+def test_a_new_run_begins_a_new_file(written):
+    before = written.read_text()
+    Ledger(written).begin(0, [])
+    assert not written.exists() and written.with_name("ledger.previous.jsonl").read_text() == before
+
+
+def test_going_on_without_the_file(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.begin(1, [0, 2, 4])
+    assert ledger.trained[1] == 3 and not ledger.path.exists()
+
+
+def test_the_ceiling_is_of_an_epoch_and_of_what_is_broken():
+    ledger = Ledger(None, max_bad_samples=2)
+    for epoch in range(3):
+        ledger.account(epoch, 1, [bad(1), bad(2), *(bad(9, reason) for reason in ("too_long", "rejected") * 5)])
+        ledger.close_epoch(epoch, 13)
+    with pytest.raises(TooManyBadSamples, match="3 samples can't be used, max_bad_samples is 2"):
+        ledger.account(3, 0, [bad(1), bad(2), bad(3)])

@@ -1,0 +1,145 @@
+"""In real runs every index of an epoch is either trained on or in the ledger, exactly once."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from .parallel_case import ROOT, train, write_dataset
+
+pytestmark = pytest.mark.slow
+
+RECORDER = '''
+import json
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class Recorder(Hook):
+    """Writes what each step was trained on."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        entry = {"epoch": runner.train_loop.dataloader_iterator.epoch, "sources": data_batch["sources"]}
+        with open(f"{self.path}.{get_rank()}", "a") as file:
+            file.write(json.dumps(entry) + "\\n")
+'''
+
+
+@pytest.fixture
+def case(tmp_path, monkeypatch):
+    """A copy of the configs with a hook that records, and 48 records of which six can't be used.
+
+    Three are known from headers and texts, before the first step; two only when they are opened; one is too long.
+    """
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "recorder.py").write_text(RECORDER)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'modules'}:{ROOT}")
+    for name in ("toy_finetune_packed", "toy_finetune_full"):
+        path = tmp_path / "configs" / "toy" / f"{name}.py"
+        recorder = f"dict(type=Recorder, path={str(tmp_path / 'trained')!r})"
+        text = path.read_text().replace("with read_base", "from recorder import Recorder\n\nwith read_base", 1)
+        path.write_text(text + f"\ncustom_hooks = [*custom_hooks, {recorder}]\n")
+    path, images = write_dataset(tmp_path / "data", num_samples=42)
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    turns = records[0]["conversations"]
+    cut = (images / "0.png").read_bytes()
+    for name in ("cut1.png", "cut2.png"):  # the header is whole
+        (images / name).write_bytes(cut[: len(cut) // 2])
+    wrong = [
+        {"image": "none.png", "conversations": turns},
+        {"image": "cut1.png", "conversations": turns},
+        {"conversations": turns},
+        {"text": "no conversation"},
+        {"image": "cut2.png", "conversations": turns},
+        {"conversations": [{"from": "human", "value": "word " * 3000}, {"from": "gpt", "value": "Long."}]},
+    ]
+    for place, record in zip((1, 9, 17, 25, 33, 41), wrong, strict=True):
+        records.insert(place, record)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return tmp_path, (path, images)
+
+
+def check(folder: Path, data: tuple[Path, Path], num_epochs: int = 2) -> list[dict]:
+    """Trained sources and ledger together are every index of each whole epoch, once; returns the lines of sums.
+
+    Packs aren't as many in every epoch, so a run of three epochs may stop a pack before or after the third's end:
+    what it has of that one comes at most once.
+    """
+    expected = Counter(f"{data[0]}:{line}" for line in range(1, 49))
+    trained = [json.loads(line) for path in sorted(folder.glob("trained.*")) for line in path.read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "run" / "ledger.jsonl").read_text().splitlines()]
+    sums = [line for line in lines if "total" in line]
+    assert [line["epoch"] for line in sums] == list(range(len(sums))) and len(sums) > num_epochs
+    for epoch, line in enumerate(sums):
+        found = Counter(
+            source for entry in trained if entry["epoch"] == epoch for source in entry["sources"] if source[0] != "("
+        )
+        left_out = [entry for entry in lines if entry["epoch"] == epoch and "index" in entry]
+        assert line == {"epoch": epoch, "trained": sum(found.values()), "dropped": len(left_out), "total": 48}
+        found.update(f"{data[0]}:{entry['index'] + 1}" for entry in left_out)
+        if epoch >= num_epochs:
+            assert found <= expected
+            continue
+        assert found == expected
+        reasons = {entry["index"]: entry["reason"] for entry in left_out}
+        assert set(reasons) == {1, 9, 17, 25, 33, 41} and reasons[41] == "too_long"
+        assert reasons[9] == reasons[33] == "image_unreadable"
+        assert (line["trained"], line["dropped"]) == (42, 6)
+    return sums
+
+
+def settings(folder: Path, **more) -> dict:
+    return {
+        "train_cfg.max_epochs": 3,
+        "param_scheduler.1.end": 3,
+        "train_dataloader.num_workers": 2,
+        "train_dataloader.persistent_workers": True,
+        "train_dataloader.dataset.on_bad_sample": "skip",
+        "train_dataloader.dataset.max_length": 300,
+        "train_dataloader.dataset.cache_dir": folder / "cache",
+        **more,
+    }
+
+
+EVERY_THIRD = {"default_hooks.checkpoint.interval": 3, "default_hooks.checkpoint.max_keep_ckpts": -1}
+PACKED = {"train_dataloader.batch_size": 1, "train_dataloader.batch_sampler.max_tokens": 400}
+
+
+@pytest.mark.parametrize("name, processes", [("packed", 1), ("packed", 2), ("full", 1)])
+def test_every_index_once_an_epoch(case, toy_base, name, processes):
+    folder, data = case
+    config = str(folder / "configs" / "toy" / f"toy_finetune_{name}.py")
+    options = settings(folder, **(PACKED if name == "packed" else {}))
+    run = train(folder / "run", toy_base, data, processes=processes, config=config, options=options)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    check(folder, data)
+
+
+def test_a_run_that_goes_on_elsewhere_in_an_epoch(case, toy_base):
+    """Resumed from an earlier checkpoint than its last: nothing is counted twice or forgotten."""
+    folder, data = case
+    config = str(folder / "configs" / "toy" / "toy_finetune_packed.py")
+    options = settings(folder, **PACKED, **EVERY_THIRD)
+    whole = train(folder / "run", toy_base, data, config=config, options=options)
+    assert whole.returncode == 0, whole.stdout[-3000:] + whole.stderr[-3000:]
+    before = check(folder, data)
+    steps = [json.loads(line) for line in (folder / "trained.0").read_text().splitlines()]
+    num_first = sum(entry["epoch"] == 0 for entry in steps)
+    assert num_first > 6
+    for place in (3, num_first + (-num_first) % 3):  # within the first epoch, and within the second
+        kept = [json.dumps(entry) + "\n" for entry in steps[:place]]
+        (folder / "trained.0").write_text("".join(kept))
+        checkpoint = str(folder / "run" / f"iter_{place}.pth")
+        run = train(folder / "run", toy_base, data, config=config, options=options, extra=("--resume", checkpoint))
+        assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+        assert check(folder, data) == before
+    again = train(folder / "run", toy_base, data, config=config, options=options | {"train_cfg.max_epochs": 1})
+    assert again.returncode == 0 and (folder / "run" / "ledger.previous.jsonl").exists()
+    assert (folder / "run" / "ledger.jsonl").read_text().count('"total"') <= 2

@@ -13,7 +13,7 @@ PROBE = Path(__file__).with_name("version_probe.py")
 LOGITS_TOLERANCE = 1e-5
 
 EQUAL = (
-    *("config", "tokenizer", "model_code", "signatures"),
+    *("config", "tokenizer", "model_code", "signatures", "prompt_ids"),
     *("chat_one_picture", "chat_several_pictures", "chat_text_only", "chat_history", "batch_chat"),
 )
 

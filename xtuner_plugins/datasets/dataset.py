@@ -15,10 +15,10 @@ from .boxes import normalise_boxes
 from .budget import FRAME, STEPS, truncate
 from .cache import DEFAULT_CACHE
 from .conversation import Encoded, join_pieces, split_pieces, tokenize_pieces
-from .errors import DataError, MediaError, RecordError, SettingError
+from .errors import DataError, MediaError, RecordError
 from .lengths import BROKEN, DROPPED, REJECTED, LengthIndex, Measure, measure
 from .media import MAX_PIXELS, image_size
-from .mixture import MixtureSettings, Source, open_sources, pick_records
+from .mixture import MixtureSettings, Source, check_types, check_whole, open_sources, pick_records
 from .records import Medium, Record, parse_record
 from .routes import TileSource, check_route, from_image, open_tiles
 from .templates import Template, get_template
@@ -100,9 +100,9 @@ class MultimodalDataset(Dataset):
         reject_list: str | None = None,
         seed: int = 0,
     ):
-        self.facts = BaseFacts.read(
-            base, min_tiles=min_tiles, max_tiles=max_tiles, use_thumbnail=use_thumbnail, template=template
-        )
+        limits = {"min_tiles": min_tiles, "max_tiles": max_tiles, "use_thumbnail": use_thumbnail, "template": template}
+        check_types(limits)
+        self.facts = BaseFacts.read(base, **limits)
         self.tokenizer = TextTokenizer.from_pretrained(base)
         self.sources = open_sources(
             data_paths,
@@ -122,12 +122,15 @@ class MultimodalDataset(Dataset):
             ),
         )
         self.on_bad_sample, self.max_bad_samples = check_policy(on_bad_sample, max_bad_samples)
-        self.route, self.num_threads = check_route(route), int(num_threads)
-        if not isinstance(num_frames, int) or num_frames < 1:
-            raise SettingError("num_frames", f"num_frames={num_frames!r} is no number of frames", "give 1 or more")
-        self.num_frames, self.max_pixels, self.cache_dir, self.seed = num_frames, max_pixels, cache_dir, seed
+        self.route, self.num_threads = check_route(route), check_whole("num_threads", num_threads, 0)
+        self.num_frames, self.max_pixels = (
+            check_whole("num_frames", num_frames, 1),
+            check_whole("max_pixels", max_pixels, 1),
+        )
+        self.seed, self.cache_dir = check_whole("seed", seed, 0), cache_dir
         self._picks = [
-            pick_records(len(source.index), source.repeat, seed + number) for number, source in enumerate(self.sources)
+            pick_records(len(source.index), source.repeat, self.seed + number)
+            for number, source in enumerate(self.sources)
         ]
         self._ends = np.cumsum([len(pick) for pick in self._picks])
         self._rejected = read_reject_list(reject_list, self.sources)

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,14 @@ from .media import ImageFolder
 from .templates import Template, get_template
 
 OWN_SETTINGS = ("name", "min_tiles", "max_tiles", "use_thumbnail", "template", "loss_weight")
+TYPES = {  # of the settings that a file may have for itself
+    "name": (str, "a text"),
+    "min_tiles": (int, "a whole number"),
+    "max_tiles": (int, "a whole number"),
+    "use_thumbnail": (bool, "True or False"),
+    "template": (str, "the name of a template"),
+    "loss_weight": (Real, "a positive number"),
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,9 @@ def open_sources(data_paths, image_folders, repeat_times, dataset_settings, sett
     paths = [data_paths] if isinstance(data_paths, (str, os.PathLike)) else list(data_paths or [])
     if not paths:
         raise SettingError("data_paths", "data_paths is empty", "give at least one annotation file")
+    for path in paths:
+        if not isinstance(path, (str, os.PathLike)):
+            raise SettingError("data_paths", f"data_paths holds {path!r}", "name annotation files by their paths")
     columns = [
         _one_each(value, len(paths), name)
         for name, value in (
@@ -69,7 +81,39 @@ def open_sources(data_paths, image_folders, repeat_times, dataset_settings, sett
         except DataError as error:
             errors.append(error)
     raise_together(errors)
-    return sources
+    return _tell_apart(sources)
+
+
+def check_whole(name: str, value: object, low: int) -> int:
+    """A setting that must be a whole number from `low` on.
+
+    Raises:
+        SettingError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
+        raise SettingError(name, f"{name}={value!r} can't be used", f"give a whole number, {low} or more")
+    return int(value)
+
+
+def check_types(settings: Mapping, where: str = "") -> None:
+    """Raise for a setting of another type than `TYPES` says; None stands for the default.
+
+    Raises:
+        SettingError: which, and what it should be.
+    """
+    for name, value in settings.items():
+        kind, words = TYPES[name]
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
+            raise SettingError(name, f"{name}={value!r}{where} can't be used", f"give {words}")
+
+
+def _tell_apart(sources: list[Source]) -> list[Source]:
+    """Files of one name (`a/train.jsonl`, `b/train.jsonl`) go by their paths in reports and in the ledger."""
+    stems = [Path(source.index.path).stem for source in sources]
+    return [
+        replace(source, name=source.index.path) if source.name == stem and stems.count(stem) > 1 else source
+        for source, stem in zip(sources, stems, strict=True)
+    ]
 
 
 def raise_together(errors: Sequence[DataError]) -> None:
@@ -108,16 +152,18 @@ def _one_each(value, number: int, name: str) -> list:
 
 
 def _open(path, folder, repeat, own, settings: MixtureSettings) -> Source:
-    own = dict(own or {}) if isinstance(own, Mapping) or own is None else own
-    unknown = set(own) - set(OWN_SETTINGS)
-    if unknown or not isinstance(own, dict):
+    if not (own is None or isinstance(own, Mapping)) or set(own or ()) - set(OWN_SETTINGS):
         raise SettingError(
             "dataset_settings",
-            f"dataset_settings of {os.fspath(path)!r} holds {sorted(unknown)}",
-            f"known are {', '.join(OWN_SETTINGS)}",
+            f"dataset_settings of {os.fspath(path)!r} is {own!r}",
+            f"give a dict with some of {', '.join(OWN_SETTINGS)}, or None",
         )
+    own = dict(own or {})
+    check_types(own, f" (dataset_settings of {os.fspath(path)!r})")
+    if not (folder is None or isinstance(folder, (str, os.PathLike))):
+        raise SettingError("image_folders", f"image_folders holds {folder!r}", "name folders by their paths, or None")
     repeat = _positive(1.0 if repeat is None else repeat, "repeat_times")
-    weight = _positive(own.get("loss_weight", 1.0), "loss_weight")
+    weight = _positive(1.0 if own.get("loss_weight") is None else own["loss_weight"], "loss_weight")
     facts = BaseFacts.read(
         settings.base,
         **{
@@ -140,6 +186,6 @@ def _open(path, folder, repeat, own, settings: MixtureSettings) -> Source:
 
 
 def _positive(value, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < 1e6:
         raise SettingError(name, f"{name} holds {value!r}", "give positive numbers")
     return float(value)

@@ -2,11 +2,12 @@
 
     OMP_NUM_THREADS=1 python benchmarks/bench_steps.py [--samples 100000]
 
-1. A small model with the real layout (448 px, 256 tokens a tile; a frozen encoder that costs a third of what the
-   trained LLM costs for a tile's tokens, as InternViT-300M does beside a 1.5B LLM) is timed, forward and backward,
-   on packs and on padded batches drawn from a mixture like LLaVA-665k, whole ones and parts of them.
+1. A small model is timed, forward and backward, on packs and on padded batches drawn from a mixture like LLaVA-665k,
+   and on texts without pictures. It is InternViT-300M (frozen) and Qwen2.5-1.5B (trained) with every length divided by
+   seven: tokens, patches, widths; and a quarter of the layers. So encoder, matrix products and attention stand to each
+   other as in the real one, on a CPU.
 2. Its seconds are fitted by padded tokens, tiles and squared lengths of what attends to each other; the fit's error is
-   printed.
+   printed. Seconds are the processor's.
 3. An epoch is planned both ways. A step of eight ranks costs the largest of their times. Random batches have the size
    that a user would give them: as many samples as fit the pack's tokens at the 99th percentile of lengths.
 """
@@ -35,8 +36,10 @@ from xtuner_plugins.toy.models import write_random_parts
 RANKS = 8
 BUDGET = 8192
 MAX_LENGTH = 4096
-VISION = {"image_size": 448, "hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 192}
-LLM = {"hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 384, "max_position_embeddings": 16384}
+TILE_TOKENS = 36  # a tile of 168 px; a real one has 256
+SCALE = 256 / TILE_TOKENS
+VISION = {"image_size": 168, "hidden_size": 144, "num_hidden_layers": 6, "intermediate_size": 576}
+LLM = {"hidden_size": 216, "num_hidden_layers": 7, "intermediate_size": 1260}
 
 
 class Steps:
@@ -50,12 +53,12 @@ class Steps:
         self.known = inspect.signature(self.model.forward).parameters
 
     def sample(self, tokens: int, tiles: int) -> dict:
-        ids = torch.randint(10, 200, (tokens,))
-        ids[5 : 5 + 256 * tiles] = self.context
-        pixels = torch.randint(0, 256, (tiles, 3, 448, 448), dtype=torch.uint8)
+        ids = torch.randint(10, 200, (round(tokens / SCALE),))
+        ids[1 : 1 + TILE_TOKENS * tiles] = self.context
+        pixels = torch.randint(0, 256, (tiles, 3, 168, 168), dtype=torch.uint8)
         return {"input_ids": ids, "labels": ids, "tiles": pixels, "num_tiles": tiles, "source": "f:1"}
 
-    def seconds(self, shapes: list[tuple[int, int]], packed: bool, tries: int = 2) -> float:
+    def seconds(self, shapes: list[tuple[int, int]], packed: bool, tries: int = 3) -> float:
         """Of one step over samples of (tokens, tiles), the better of a few tries."""
         samples = [self.sample(*shape) for shape in shapes]
         found = []
@@ -89,14 +92,19 @@ def plan(tokens: np.ndarray, tiles: np.ndarray, packed: bool) -> list[np.ndarray
 
 def calibrate(steps: Steps, tokens: np.ndarray, tiles: np.ndarray, num: int) -> tuple[np.ndarray, float]:
     """Coefficients of `features` for this model's seconds, none negative, and the fit's median relative error."""
-    rng, rows, seconds = np.random.default_rng(1), [], []
+    rng, cases = np.random.default_rng(1), []
     for packed in (True, False):
         batches = plan(tokens, tiles, packed)
-        for number, place in enumerate(rng.choice(len(batches), num, replace=False)):
-            members = batches[place][: None if number % 2 else 1 + number % 3]
-            shapes = [(int(tokens[member]), int(tiles[member])) for member in members]
-            seconds.append(steps.seconds(shapes, packed))
-            rows.append(features(tokens[members], tiles[members], packed))
+        for place in rng.choice(len(batches), num, replace=False):
+            cases.append((tokens[batches[place]], tiles[batches[place]], packed))
+    for length in (500, 1000, 2000, 4000):  # what no mixture tells apart: tokens without tiles, long and short
+        cases += [(np.full(number, length), np.zeros(number, int), length < 4000) for number in (1, 2)]
+    rows, seconds = [], []
+    for case in cases:
+        seconds.append(
+            steps.seconds([(int(length), int(tile)) for length, tile in zip(*case[:2], strict=True)], case[2])
+        )
+        rows.append(features(*case))
     rows, seconds = np.array(rows), np.array(seconds)
     scale = rows.max(0)  # so that no column counts for more than another; divided by seconds: relative errors
     factors = nnls(rows / scale / seconds[:, None], np.ones(len(rows)))[0] / scale

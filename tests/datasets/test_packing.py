@@ -239,6 +239,29 @@ def test_the_ledger_accounts_for_every_index(dataset, tmp_path, packed):
     assert all(line["reason"] and line["dataset"] == "data" for line in lines[:-1])
 
 
+@pytest.mark.parametrize("own, theirs, stops", [(None, 1, True), (None, 2, False), (1, 2, True), (5, 1, False)])
+def test_the_ceiling_is_the_dataset_s_unless_the_hook_has_one(dataset, tmp_path, own, theirs, stops):
+    dataset.max_bad_samples = theirs  # two records are broken
+    loader = Runner.build_dataloader(
+        dict(
+            dataset=dataset,
+            sampler=dict(type="PlanSampler"),
+            num_workers=0,
+            collate_fn=dict(type="collate"),
+            batch_size=40,
+        ),
+        seed=1,
+    )
+    hook, runner = LedgerHook(own), FakeRunner(loader, tmp_path)
+    hook.before_train(runner)
+    batch = next(iter(loader))
+    if stops:
+        with pytest.raises(TooManyBadSamples, match="max_bad_samples is 1"):
+            hook.before_train_iter(runner, 0, batch)
+    else:
+        hook.before_train_iter(runner, 0, batch)
+
+
 def test_the_ceiling_stops_a_run():
     ledger = Ledger(None, max_bad_samples=1)
     bad = {"dropped": "image_missing", "message": "f:1: gone"}

@@ -192,18 +192,22 @@ class LedgerHook(Hook):
     """Keeps the ledger of a run: takes the samples that were left out from each batch, before the model sees it.
 
     Args:
-        max_bad_samples: more unusable samples than this (of this process) stop the run.
+        max_bad_samples: more unusable samples than this (of an epoch, in this process) stop the run; None takes the
+            dataset's own `max_bad_samples`.
     """
 
     priority = "VERY_HIGH"
 
-    def __init__(self, max_bad_samples: int = 100):
+    def __init__(self, max_bad_samples: int | None = None):
         self.max_bad_samples = max_bad_samples
         self.ledger: Ledger | None = None
         self._epoch = 0
 
     def before_train(self, runner) -> None:
-        self.ledger = Ledger(Path(runner.work_dir) / "ledger.jsonl", self.max_bad_samples)
+        ceiling = self.max_bad_samples
+        if ceiling is None:
+            ceiling = getattr(runner.train_dataloader.dataset, "max_bad_samples", 100)
+        self.ledger = Ledger(Path(runner.work_dir) / "ledger.jsonl", ceiling)
         self._epoch, position = self._place(runner)
         if get_rank() == 0:
             self.ledger.begin(self._epoch, self._taken(runner, position))

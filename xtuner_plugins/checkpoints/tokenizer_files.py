@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from xtuner_plugins.checkpoints import slow_tokenizers
 from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.writer import write_json
+from xtuner_plugins.fast_tokenizers import VocabularyError, load_fast_tokenizer
 
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -26,27 +26,21 @@ def load_tokenizer(directory: str | Path, *, complete: bool = True):
 
     Args:
         directory: where ``tokenizer.json`` or the files of a known tokenizer class lie. InternLM2's and Qwen's (the
-            first), which need remote code, are converted, see ``slow_tokenizers``.
+            first), which need remote code, are converted, see ``fast_tokenizers``.
         complete: require the nine image tokens (an official directory has them, a bare LLM does not).
 
     Raises:
         CheckpointError: no tokenizer, only a slow or remote-code one, or tokens missing.
     """
-    from transformers import AutoTokenizer
-
     directory = Path(directory)
     if not directory.is_dir():
         raise CheckpointError(f"tokenizer directory {directory} does not exist")
     if not (directory / "tokenizer_config.json").is_file() and not (directory / "tokenizer.json").is_file():
         raise CheckpointError(f"{directory} holds no tokenizer (no tokenizer.json, no tokenizer_config.json)")
     try:
-        if slow_tokenizers.needs_conversion(directory):
-            tokenizer = slow_tokenizers.convert(directory)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(str(directory), use_fast=True, trust_remote_code=False,
-                                                      local_files_only=True)  # fmt: skip
-    except CheckpointError:
-        raise
+        tokenizer = load_fast_tokenizer(directory)
+    except VocabularyError as e:
+        raise CheckpointError(str(e)) from None
     except Exception as e:
         raise CheckpointError(f"{directory}: the tokenizer can't be loaded: {str(e).strip().splitlines()[0]}") from None
     if not tokenizer.is_fast:

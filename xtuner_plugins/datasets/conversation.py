@@ -56,7 +56,7 @@ def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -
     Raises:
         RecordError: the template has no place for something in the record.
     """
-    pieces: list[Piece] = []
+    pieces: list[Piece] = [Piece(None, tokenizer.start_ids)] if tokenizer.start_ids else []
     open_text, open_supervised = "", False  # the text that the next one may be joined to
     strips, num_media = False, 0
     for text, supervised, literal, medium in template.segments(record):

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
+
+from xtuner_plugins.fast_tokenizers import load_fast_tokenizer
 
 from .errors import SettingError
 
@@ -43,6 +44,7 @@ class TextTokenizer:
 
     Attributes:
         image_start_id, image_end_id, image_context_id: ids of `<img>`, `</img>`, `<IMG_CONTEXT>`.
+        start_ids: what the tokenizer puts before a text (`<s>` of Llama and InternLM2), or nothing; never supervised.
         pad_id: id for padding (never attended to, never supervised).
 
     Raises:
@@ -74,6 +76,9 @@ class TextTokenizer:
         self.image_context_id = self.token_id(IMAGE_CONTEXT)
         pad = tokenizer.pad_token_id
         self.pad_id = int(pad if pad is not None else tokenizer.eos_token_id or 0)
+        bos = tokenizer.bos_token_id
+        starts = bos is not None and tokenizer("a").input_ids[:1] == [bos]
+        self.start_ids = (int(bos),) if starts else ()
         self._control = _alternatives(self._added)
         self._grounding = _alternatives([token for token in GROUNDING_TOKENS if token in self._added])
         self._strippers = {number for number, token in self._added.values() if token.rstrip}
@@ -95,9 +100,7 @@ class TextTokenizer:
                 "build it with tools/build_base_model.py or correct 'base'",
             )
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                directory, trust_remote_code=False, use_fast=True, local_files_only=True
-            )
+            tokenizer = load_fast_tokenizer(directory)
         except Exception as error:
             text = " ".join(str(error).split())[:300]
             raise SettingError(
@@ -158,7 +161,7 @@ class TextTokenizer:
     def fingerprint(self) -> str:
         """What decides the ids, as text: caches are keyed by its hash."""
         added = [(number, repr(token)) for number, token in sorted(self._added.values(), key=lambda item: item[0])]
-        return self._plain.to_str() + json.dumps(added)
+        return self._plain.to_str() + json.dumps([added, self.start_ids])
 
     def _split(self, text: str, pattern: re.Pattern | None) -> list[str | int]:
         if pattern is None:

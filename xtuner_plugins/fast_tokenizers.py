@@ -1,4 +1,4 @@
-"""Fast tokenizers for directories whose own tokenizer needs remote code: InternLM2's and Qwen's (the first).
+"""Fast tokenizers of local directories, also of those whose own needs remote code: InternLM2's and Qwen's (the first).
 
 ========================  ======================  ====================================================================
 class in the config       vocabulary              what it becomes
@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-
-from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
 
 MAX_BYTES = 64 * 2**20  # real vocabularies have 1 to 5 MB
 MAX_PIECE = 1000  # bytes or characters of a token; real ones have up to 128
@@ -44,22 +43,36 @@ SAMPLES = (
 )  # fmt: skip
 
 
-def needs_conversion(directory: Path) -> bool:
-    """Whether the directory's tokenizer is one of the table's."""
-    return _class_name(directory) in CONVERTERS
+class VocabularyError(ValueError):
+    """A tokenizer's files are missing, damaged, or can't become a fast tokenizer; the message names file and reason."""
+
+
+def load_fast_tokenizer(directory: str | Path):
+    """The fast tokenizer of a local directory; no code from it runs, nothing is downloaded.
+
+    Raises:
+        VocabularyError: see ``convert``.
+        Exception: what transformers raises for a directory without a tokenizer, or with a damaged one.
+    """
+    directory = Path(directory)
+    if _class_name(directory) in CONVERTERS:
+        return convert(directory)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(directory), use_fast=True, trust_remote_code=False, local_files_only=True)
 
 
 def convert(directory: Path):
     """A fast tokenizer with the ids of the directory's own.
 
     Args:
-        directory: for which ``needs_conversion`` says yes; with a ``tokenizer.json`` that one is taken.
+        directory: with a tokenizer class of the table; where it has a ``tokenizer.json``, that one is taken.
 
     Returns:
         A ``transformers.PreTrainedTokenizerFast`` or a class of it.
 
     Raises:
-        CheckpointError: the vocabulary is missing, damaged, or can't be converted exactly.
+        VocabularyError: the vocabulary is missing, damaged, or can't be converted exactly.
     """
     file, make = CONVERTERS[_class_name(directory)]
     if (directory / "tokenizer.json").is_file():
@@ -68,17 +81,27 @@ def convert(directory: Path):
         return PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
     path = directory / file
     if not path.is_file():
-        raise CheckpointError(f"{directory} has neither tokenizer.json nor {file}, so there is no vocabulary")
+        raise VocabularyError(f"{directory} has neither tokenizer.json nor {file}, so there is no vocabulary")
     if path.stat().st_size > MAX_BYTES:
-        raise CheckpointError(f"{path} has {path.stat().st_size} bytes; that is no vocabulary")
-    return make(path, read_json(directory / "tokenizer_config.json"))
+        raise VocabularyError(f"{path} has {path.stat().st_size} bytes; that is no vocabulary")
+    return make(path, _read_json(directory / "tokenizer_config.json"))
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise VocabularyError(f"{path} is not readable JSON: {e}") from None
+    if not isinstance(value, dict):
+        raise VocabularyError(f"{path} holds a JSON {type(value).__name__}, expected an object")
+    return value
 
 
 def _class_name(directory: Path) -> str | None:
     path = directory / "tokenizer_config.json"
     if not path.is_file():
         return None
-    name = read_json(path).get("tokenizer_class")
+    name = _read_json(path).get("tokenizer_class")
     return name.removesuffix("Fast") if isinstance(name, str) else None
 
 
@@ -89,7 +112,7 @@ def read_tiktoken(path: Path) -> dict[bytes, int]:
     """Tokens and their ids of a tiktoken file: a line each, base64 and number.
 
     Raises:
-        CheckpointError: a line that says something else, or ids that don't run from 0 without a gap.
+        VocabularyError: a line that says something else, or ids that don't run from 0 without a gap.
     """
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
@@ -101,15 +124,15 @@ def read_tiktoken(path: Path) -> dict[bytes, int]:
             if ranks.setdefault(token, int(rank)) != int(rank):
                 raise ValueError("a second id")
         except (ValueError, binascii.Error):
-            raise CheckpointError(
+            raise VocabularyError(
                 f"{path}:{number}: {line[:40]!r} is not a new token in base64 and its id; the file is damaged"
             ) from None
     if not ranks or sorted(ranks.values()) != list(range(len(ranks))):
-        raise CheckpointError(f"{path}: the ids of {len(ranks)} tokens don't run from 0 without a gap; it is damaged")
+        raise VocabularyError(f"{path}: the ids of {len(ranks)} tokens don't run from 0 without a gap; it is damaged")
     single = sum(len(token) == 1 for token in ranks)
     longest = max(map(len, ranks))
     if single != 256 or b"" in ranks or longest > MAX_PIECE:
-        raise CheckpointError(f"{path} has {single} of the 256 single bytes and up to {longest} in one; it is damaged")
+        raise VocabularyError(f"{path} has {single} of the 256 single bytes and up to {longest} in one; it is damaged")
     return ranks
 
 
@@ -148,7 +171,7 @@ def read_sentencepiece(path: Path):
     """``(processor, proto)`` of a sentencepiece model.
 
     Raises:
-        CheckpointError: not such a file, or one that no fast tokenizer can express.
+        VocabularyError: not such a file, or one that no fast tokenizer can express.
     """
     from google.protobuf.message import DecodeError
     from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
@@ -161,7 +184,7 @@ def read_sentencepiece(path: Path):
         num_pieces = processor.get_piece_size()
     except (DecodeError, RuntimeError, ValueError, TypeError) as e:
         reason = " ".join(str(e).split())[:200] or type(e).__name__
-        raise CheckpointError(f"{path} is not a sentencepiece model, or damaged: {reason}") from None
+        raise VocabularyError(f"{path} is not a sentencepiece model, or damaged: {reason}") from None
     names = dict.fromkeys(piece.piece for piece in proto.pieces)
     kinds = [piece.type for piece in proto.pieces]
     bytes_there = {piece.piece for piece in proto.pieces if piece.type == _BYTE}
@@ -183,7 +206,7 @@ def read_sentencepiece(path: Path):
     elif spec.precompiled_charsmap:
         reason = "it replaces characters (InternLM2's doesn't), which a fast tokenizer does differently in places"
     if reason:
-        raise CheckpointError(f"{path} can't become a fast tokenizer: {reason}")
+        raise VocabularyError(f"{path} can't become a fast tokenizer: {reason}")
     return processor, proto
 
 
@@ -209,14 +232,14 @@ def _from_sentencepiece(path: Path, config: Mapping):
     for number, token in sorted(added.items()):
         (converted.add_special_tokens if token.special else converted.add_tokens)([token])
         if converted.token_to_id(token.content) != number:
-            raise CheckpointError(
+            raise VocabularyError(
                 f"{path.parent}: the added token {token.content} can't have the id {number}; ids must have no gap"
             )
     names = {key: _text(config.get(f"{key}_token", default)) for key, default in
              (("unk", "<unk>"), ("bos", "<s>"), ("eos", "</s>"), ("pad", "</s>"))}  # fmt: skip
     for key, name in names.items():
         if name is not None and converted.token_to_id(name) is None:
-            raise CheckpointError(f"{path.parent}: the {key} token {name} is not in the vocabulary")
+            raise VocabularyError(f"{path.parent}: the {key} token {name} is not in the vocabulary")
     before = [names["bos"]] if config.get("add_bos_token", True) else []
     after = [names["eos"]] if config.get("add_eos_token", False) else []
     if before or after:
@@ -245,15 +268,15 @@ def _added_tokens(directory: Path, config: Mapping, pieces: list[str]) -> dict[i
     positions = {piece: number for number, piece in enumerate(pieces)}
     listed = {_text(token) for token in config.get("additional_special_tokens") or []}
     try:
-        for content, number in (read_json(path) if path.is_file() else {}).items():
+        for content, number in (_read_json(path) if path.is_file() else {}).items():
             found[int(number)] = (content, {"special": content in listed})
         for number, fields in (config.get("added_tokens_decoder") or {}).items():
             found[int(number)] = (fields["content"], fields)
     except (ValueError, TypeError, KeyError, AttributeError) as e:
-        raise CheckpointError(f"{directory}: the added tokens can't be read ({type(e).__name__}: {e})") from None
+        raise VocabularyError(f"{directory}: the added tokens can't be read ({type(e).__name__}: {e})") from None
     for number, (content, _) in found.items():
         if number < 0 or not content or positions.get(content, number) != number:
-            raise CheckpointError(
+            raise VocabularyError(
                 f"{directory}: the added token {content!r} with id {number} contradicts the vocabulary"
             )
     flags = ("lstrip", "rstrip", "single_word", "special")
@@ -325,7 +348,7 @@ def _check(tokenizer, reference: Callable[[str], list[int]], path: Path, more: I
     for text in (*SAMPLES, *more):
         ids, expected = tokenizer.encode(text, add_special_tokens=False).ids, reference(text)
         if ids != expected:
-            raise CheckpointError(
+            raise VocabularyError(
                 f"{path} can't become a fast tokenizer exactly: {text!r} would give {ids[:20]} instead of "
                 f"{expected[:20]}; put a tokenizer.json beside it"
             )

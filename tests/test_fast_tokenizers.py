@@ -18,11 +18,11 @@ from tests.checkpoints.vocabularies import (
     write_internlm2,
     write_qwen,
 )
-from xtuner_plugins.checkpoints import slow_tokenizers
+from xtuner_plugins import fast_tokenizers
 from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
-from xtuner_plugins.checkpoints.slow_tokenizers import QWEN_PATTERN, QWEN_TOKENS, SAMPLES
 from xtuner_plugins.checkpoints.tokenizer_files import IMAGE_TOKENS, load_tokenizer, save_tokenizer
 from xtuner_plugins.checkpoints.writer import write_json
+from xtuner_plugins.fast_tokenizers import QWEN_PATTERN, QWEN_TOKENS, SAMPLES
 
 
 @pytest.fixture(scope="module")
@@ -201,14 +201,14 @@ class TestRefusals:
     def test_inexact(self, model, tmp_path, monkeypatch):
         folder = write_internlm2(tmp_path / "llm", model=model)
         load_tokenizer(folder, complete=False)
-        spm = slow_tokenizers._spm_converter
+        spm = fast_tokenizers._spm_converter
 
         def prefixing(path, names):
             converter = spm(path, names)
             converter.proto.normalizer_spec.add_dummy_prefix = True
             return converter
 
-        monkeypatch.setattr(slow_tokenizers, "_spm_converter", prefixing)
+        monkeypatch.setattr(fast_tokenizers, "_spm_converter", prefixing)
         self.check(folder, "can't become a fast tokenizer exactly: 'Hello world'")
 
     @pytest.mark.parametrize("decoder", [
@@ -234,5 +234,5 @@ class TestRefusals:
         self.check(folder, "255 of the 256 single bytes")
 
     def test_size(self, model, tmp_path, monkeypatch):
-        monkeypatch.setattr(slow_tokenizers, "MAX_BYTES", 1000)
+        monkeypatch.setattr(fast_tokenizers, "MAX_BYTES", 1000)
         self.check(write_internlm2(tmp_path / "llm", model=model), "that is no vocabulary")

@@ -122,6 +122,15 @@ def test_every_index_once_an_epoch(case, toy_base, name, processes):
     check(folder, data)
 
 
+def test_the_ceiling_stops_a_run_in_one_line(case, toy_base):
+    folder, data = case
+    config = str(folder / "configs" / "toy" / "toy_finetune_full.py")
+    options = settings(folder, **{"train_dataloader.dataset.max_bad_samples": 3})
+    run = train(folder / "run", toy_base, data, config=config, options=options)
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert "error (rank 0): 4 samples can't be used, max_bad_samples is 3; the last: " in run.stderr
+
+
 def test_a_run_that_goes_on_elsewhere_in_an_epoch(case, toy_base):
     """Resumed from an earlier checkpoint than its last: nothing is counted twice or forgotten."""
     folder, data = case

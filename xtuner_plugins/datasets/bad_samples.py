@@ -26,7 +26,7 @@ ON_PURPOSE = ("too_long", "rejected")
 FILLER = "(filler: no sample is left for this rank)"
 
 
-class TooManyBadSamples(RuntimeError):
+class TooManyBadSamples(ValueError):
     """More samples were left out than the setting allows."""
 
 

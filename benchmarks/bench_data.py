@@ -153,8 +153,11 @@ class PeerDataset(Dataset):
 
 
 def bench_loader(folder: Path, args: argparse.Namespace, num_batches: int = 90, warm_up: int = 12) -> None:
-    """Two workers through the real dataset and collate; threads in this process beside them. Samples a second once the
-    processes run and their queues are full: from one batch leaving the loader to the last one."""
+    """Two workers through the real dataset and collate; threads in this process, or in one worker, beside them.
+
+    Samples a second once the processes run and their queues are full, from one batch leaving the loader to the last
+    one; and the processors' seconds of all processes, their start included, which a busy machine doesn't change much.
+    """
     paths, base = make_pictures(folder), make_base(folder / "base")
     size = 4
     records = [
@@ -179,20 +182,26 @@ def bench_loader(folder: Path, args: argparse.Namespace, num_batches: int = 90, 
 
     makers = {"peer": loader(PeerDataset([record["image"] for record in records]), 2, torch.cat)}
     makers |= {f"{route}, 2 workers": ours(route, 2, 0) for route in ROUTES}
+    makers |= {f"{route}, 1 worker, 2 threads": ours(route, 1, 2) for route in ROUTES}
     makers |= {f"{route}, 2 threads": ours(route, 0, 2) for route in ROUTES}
-    rates = {name: [] for name in makers}
+    rates, busy = {name: [] for name in makers}, {name: [] for name in makers}
     for _ in range(args.rounds):
         for name, batches in makers.items():
+            before = sum(os.times()[:4])
             for number, _ in enumerate(batches, 1):
                 if number == warm_up:
                     start = time.perf_counter()
             rates[name].append((num_batches - warm_up) * size / (time.perf_counter() - start))
+            busy[name].append((sum(os.times()[:4]) - before) / len(records))
     print(f"\nloader ({len(records)} samples, batches of {size}; samples a second, steady)")
     for name, found in rates.items():
         ratios = sorted(own / peer for own, peer in zip(found, rates["peer"], strict=True))
+        less = sorted(peer / own for own, peer in zip(busy[name], busy["peer"], strict=True))
         print(
-            f"  {name:<24} {min(found):6.1f} / {statistics.median(found):6.1f} / {max(found):6.1f}   "
-            f"{ratios[0]:6.2f} / {statistics.median(ratios):6.2f} / {ratios[-1]:6.2f} x"
+            f"  {name:<32} {min(found):6.1f} / {statistics.median(found):6.1f} / {max(found):6.1f}   "
+            f"{ratios[0]:6.2f} / {statistics.median(ratios):6.2f} / {ratios[-1]:6.2f} x   processors: "
+            f"{statistics.median(busy[name]) * 1e3:5.1f} ms a sample, {less[0]:.2f} / {statistics.median(less):.2f} / "
+            f"{less[-1]:.2f} x less"
         )
 
 

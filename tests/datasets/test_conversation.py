@@ -132,6 +132,25 @@ def test_grounding_tokens_in_texts_are_tokens(text_tokenizer):
         assert (sample.input_ids == text_tokenizer.token_id(token)).sum() == 1
 
 
+def test_ordinary_added_tokens_in_texts_are_tokens(hf_tokenizer):
+    """Qwen3's `<think>` is added to the vocabulary but isn't special: data that holds it trains the token."""
+    import copy
+
+    from tokenizers import AddedToken
+
+    from xtuner_plugins.datasets.tokens import TextTokenizer
+
+    tokenizer = copy.deepcopy(hf_tokenizer)
+    tokenizer.add_tokens([AddedToken("<think>", normalized=False, special=False)])
+    tokenizer.add_tokens([AddedToken("<|secret|>", normalized=False, special=True)])
+    answer = "<think>So. <|secret|><IMG_CONTEXT>"
+    sample = encode(record_of([("Why?", answer)]), get_template("internvl2_5"), TextTokenizer(tokenizer))
+    counts = {name: int((sample.input_ids == number).sum()) for name, number in tokenizer.get_added_vocab().items()}
+    assert (counts["<think>"], counts["<|secret|>"], counts["<IMG_CONTEXT>"]) == (1, 0, 0)
+    learned = sample.input_ids[sample.labels != -100]
+    assert learned[0] == tokenizer.convert_tokens_to_ids("<think>")
+
+
 def test_a_token_that_swallows_spaces_does_so_in_training_too(hf_tokenizer):
     import copy
 

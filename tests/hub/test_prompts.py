@@ -22,6 +22,7 @@ PHI3_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 PIECES = (
     "\n", "\n\n", " ", "  ", "\t", "\r\n", "Hello", "what's", " the", "cat", "12", "。", "你好", "é", "\u0301", "👍",
     "a", "\u200b", "def f(x):\n    return x", "▁", "<0x0A>", "<", "|>", "<ref>", "</ref>", "<box>", "</box>",
+    "<think>", "</think>",
 )  # fmt: skip
 CONTROL = ("<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>", "<|end|>", "<s>", "</s>", "<|endoftext|>")
 
@@ -38,6 +39,7 @@ def any_tokenizer(request, tokenizer_dir, tmp_path_factory):
     rstrip = "swallowed" in request.param
     tokens = [AddedToken(token, rstrip=rstrip, normalized=False, special=True) for token in PHI3_TOKENS]
     tokenizer.add_tokens(tokens, special_tokens=True)
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in ("<think>", "</think>")])
     assert tokenizer.added_tokens_decoder[tokenizer.convert_tokens_to_ids("<|end|>")].rstrip is rstrip
     return tokenizer
 

@@ -80,7 +80,7 @@ class TextTokenizer:
         starts = bos is not None and tokenizer("a").input_ids[:1] == [bos]
         self.start_ids = (int(bos),) if starts else ()
         self._control = _alternatives(self._added)
-        self._grounding = _alternatives([token for token in GROUNDING_TOKENS if token in self._added])
+        self._writable = _alternatives([name for name, (_, token) in self._added.items() if _is_writable(name, token)])
         self._strippers = {number for number, token in self._added.values() if token.rstrip}
         self._literals: dict[str, list[str | int]] = {}
         self.memo: dict = {}  # what `conversation` has made of a template's texts with this tokenizer
@@ -121,10 +121,10 @@ class TextTokenizer:
         return self._literals[text]
 
     def split_text(self, text: str) -> list[str | int]:
-        """A record's text as ids of grounding tokens and the plain texts between them."""
+        """A record's text as ids of the tokens that anybody may write and the plain texts between them."""
         if "<" not in text:
             return [text] if text else []
-        return [piece for piece in self._split(text, self._grounding) if piece != ""]
+        return [piece for piece in self._split(text, self._writable) if piece != ""]
 
     def strips_right(self, token_id: int) -> bool:
         """Whether this control token swallows the white space after it (Phi-3's do), as `chat` will see it."""
@@ -168,6 +168,14 @@ class TextTokenizer:
             return [text]
         pieces = pattern.split(text)
         return [self.token_id(piece) if number % 2 else piece for number, piece in enumerate(pieces)]
+
+
+def _is_writable(name: str, token) -> bool:
+    """Grounding tokens, and added ones that their tokenizer doesn't call special (Qwen3's `<think>`); the others only
+    stand where a template puts them. What doesn't begin with `<` is never looked for."""
+    if name in (IMAGE_START, IMAGE_END, IMAGE_CONTEXT):
+        return False
+    return name in GROUNDING_TOKENS or (name.startswith("<") and not token.special)
 
 
 def _alternatives(tokens) -> re.Pattern | None:

@@ -80,9 +80,11 @@ class PromptEncoder:
         added = tokenizer.get_added_vocab()
         self._ids = {name: int(number) for name, number in added.items()}
         self._control = _any_of(added)
-        self._grounding = _any_of(name for name in GROUNDING_TOKENS if name in added)
-        # Phi-3's control tokens swallow the white space after them.
         decoder = getattr(tokenizer, "added_tokens_decoder", {})
+        ordinary = {str(token) for token in decoder.values() if str(token)[:1] == "<" and not token.special}
+        ordinary = ordinary.union(GROUNDING_TOKENS).difference(image_tokens)
+        self._writable = _any_of(name for name in added if name in ordinary)
+        # Phi-3's control tokens swallow the white space after them.
         self._strippers = {int(number) for number, token in decoder.items() if getattr(token, "rstrip", False)}
         self._plain = _without_added_tokens(tokenizer)
 
@@ -119,7 +121,7 @@ class PromptEncoder:
                 ids += [self.start_id, *[self.context_id] * (self.num_image_token * content), self.end_id]
                 strips = False
                 continue
-            pattern = self._control if kind == "template" else self._grounding
+            pattern = self._control if kind == "template" else self._writable
             for number, piece in enumerate(pattern.split(content) if pattern else [content]):
                 if number % 2:
                     flush()

@@ -31,7 +31,7 @@ from xtuner_plugins.datasets.conversation import encode
 from xtuner_plugins.datasets.media import MAX_PIXELS
 from xtuner_plugins.datasets.packing import efficiency, pack_samples
 from xtuner_plugins.datasets.records import parse_record
-from xtuner_plugins.datasets.routes import ROUTES, open_tiles
+from xtuner_plugins.datasets.routes import ROUTES, Allowance, open_tiles
 from xtuner_plugins.datasets.samplers import PlanSampler
 from xtuner_plugins.datasets.templates import get_template
 from xtuner_plugins.datasets.tiling import DynamicTiling, count_tiles
@@ -120,21 +120,22 @@ class Published:
 
 
 def bench_pictures(folder: Path, args: argparse.Namespace) -> None:
-    paths, published = make_pictures(folder), Published()
-    ours = {
-        route: lambda route=route: [open_tiles(path, RULE, route, MAX_PIXELS) for path in paths] for route in ROUTES
-    }
+    """From files to what crosses, `again` times over; what a worker's allowance is lasts as long as the worker."""
+    paths, published, allowance, again = make_pictures(folder), Published(), Allowance(), 4
+
+    def ours(route):
+        return [open_tiles(path, RULE, route, MAX_PIXELS, allowance) for path in paths for _ in range(again)]
+
     compare(
-        "pictures, one core (six JPEGs)",
-        lambda: [published(path) for path in paths],
-        ours,
+        f"pictures, one core (six JPEGs, {again} times)",
+        lambda: [published(path) for path in paths for _ in range(again)],
+        {route: lambda route=route: ours(route) for route in ROUTES},
         args.rounds,
         clock=time.process_time,
     )
-    moved = {"peer": sum(published(path).nbytes for path in paths)}
+    moved = {"peer": again * sum(published(path).nbytes for path in paths)}
     for route in ROUTES:
-        opened = [open_tiles(path, RULE, route, MAX_PIXELS) for path in paths]
-        moved[route] = sum((item.tiles if item.picture is None else item.picture).nbytes for item in opened)
+        moved[route] = sum((item.tiles if item.picture is None else item.picture).nbytes for item in ours(route))
     print(
         "  bytes handed over: "
         + ", ".join(f"{key} {value / 2**20:.0f} MiB ({value / moved['peer']:.0%})" for key, value in moved.items())

@@ -8,7 +8,7 @@ from PIL import Image
 from xtuner_plugins.datasets import MultimodalDataset, collate, collate_packed
 from xtuner_plugins.datasets.errors import MediaError
 from xtuner_plugins.datasets.media import MAX_PIXELS, load_image
-from xtuner_plugins.datasets.routes import decode_fast, open_tiles
+from xtuner_plugins.datasets.routes import Allowance, decode_fast, open_tiles
 from xtuner_plugins.datasets.tiling import DynamicTiling
 from xtuner_plugins.models.device_resize import cut_pictures
 
@@ -60,7 +60,7 @@ def test_both_decoders_give_the_same_bytes(photos):
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """Pictures larger than their tiles: a page that has planes, one that hasn't, and one that is far too large."""
+    """Pictures larger than their tiles: a page that has planes, one that hasn't, one far too large; and a small one."""
     from skimage import data
 
     folder = tmp_path_factory.mktemp("pages")
@@ -69,6 +69,7 @@ def pages(tmp_path_factory):
     page.save(folder / "444.jpg", subsampling=0)
     page.save(folder / "page.png")
     page.resize((3000, 4200)).save(folder / "huge.jpg")
+    page.resize((120, 168)).save(folder / "small.jpg")  # thirteen tiles
     return folder
 
 
@@ -78,7 +79,35 @@ def test_a_larger_picture_is_handed_over_as_planes_or_tiles(pages):
         handed = open_tiles(path, RULE, "device", MAX_PIXELS)
         sizes[path.name] = None if handed.picture is None else handed.picture.numel()
         assert handed.size == Image.open(path).size
-    assert sizes == {"444.jpg": None, "page.png": None, "huge.jpg": None, "planes.jpg": 602 * 844 * 3 // 2}
+    assert sizes == {
+        "444.jpg": None,
+        "page.png": None,
+        "huge.jpg": None,
+        "planes.jpg": 602 * 844 * 3 // 2,
+        "small.jpg": 120 * 168 * 3,
+    }
+
+
+def test_larger_pictures_go_whole_while_smaller_ones_have_saved_the_bytes(pages):
+    allowance, handed, own = Allowance(), 0, 0
+    kinds = []
+    for path in [*[pages / "small.jpg"] * 5, *[pages / "planes.jpg"] * 4, *[pages / "page.png"] * 2] * 3:
+        source = open_tiles(path, RULE, "device", MAX_PIXELS, allowance)
+        kinds.append("tiles" if source.picture is None else "planes" if source.picture.dim() == 2 else "whole")
+        taken = (source.tiles if source.picture is None else source.picture).numel()
+        instead = source.num_tiles * 3 * 112 * 112
+        handed, own = handed + taken, own + instead
+        # planes may be more than the tiles; what goes whole, and is larger, has been saved before
+        assert kinds[-1] != "whole" or taken <= instead or handed <= own
+    assert {"whole", "planes", "tiles"} <= set(kinds)
+
+
+def test_an_allowance_is_neither_saved_up_nor_owed_without_end():
+    allowance = Allowance()
+    allowance.count(-10 * Allowance.MOST)
+    assert allowance.left == Allowance.MOST and allowance.allows(Allowance.MOST)
+    allowance.count(10 * Allowance.MOST)
+    assert allowance.left == -Allowance.MOST and allowance.allows(0) and not allowance.allows(1)
 
 
 def test_the_device_route_ends_in_the_pillow_routes_tiles(photos, pages):

@@ -20,7 +20,7 @@ from .lengths import BROKEN, DROPPED, REJECTED, LengthIndex, Measure, measure
 from .media import MAX_PIXELS, image_size
 from .mixture import MixtureSettings, Source, check_types, check_whole, open_sources, pick_records
 from .records import Medium, Record, parse_record
-from .routes import TileSource, check_route, from_image, open_tiles
+from .routes import Allowance, TileSource, check_route, from_image, open_tiles
 from .templates import Template, get_template
 from .tiling import DynamicTiling
 from .tokens import TextTokenizer
@@ -135,6 +135,7 @@ class MultimodalDataset(Dataset):
         self._ends = np.cumsum([len(pick) for pick in self._picks])
         self._rejected = read_reject_list(reject_list, self.sources)
         self._pool: ThreadPoolExecutor | None = None
+        self._allowance = Allowance()
 
     @property
     def tiling(self) -> DynamicTiling:
@@ -267,9 +268,9 @@ class MultimodalDataset(Dataset):
             if medium.kind == "frame":
                 if not frames.get(path):
                     frames[path] = load_frames(path, self.num_frames, self.max_pixels)
-                tiles.append(from_image(frames[path].pop(0), one_tile, self.route))
+                tiles.append(from_image(frames[path].pop(0), one_tile, self.route, self._allowance))
             else:
-                tiles.append(open_tiles(path, rule.limited(limit), self.route, self.max_pixels))
+                tiles.append(open_tiles(path, rule.limited(limit), self.route, self.max_pixels, self._allowance))
         return tiles
 
     def lengths(

@@ -7,9 +7,11 @@
 
 What isn't a plain upright 8-bit JPEG or PNG is decoded by Pillow on every route.
 
-`device` hands a picture over whole where that is no more bytes than its tiles. A larger one goes as the planes that a
-4:2:0 JPEG stores, half the bytes (unless they were still many times those of the tiles, `PLANES_LIMIT`): a page scanned
-at 2480x3508 takes 25 ms to decode and 160 ms to resize. What is left goes as tiles cut by Pillow.
+`device` hands a picture over whole where that is no more bytes than its tiles, and a larger one as long as the
+smaller ones before it have saved those bytes (`Allowance`): all in all no more crosses than on the other routes. Beyond
+that a picture goes as the planes that a 4:2:0 JPEG stores, half the bytes for half as much decoding again, unless they
+were still many times those of the tiles (`PLANES_LIMIT`): a page scanned at 2480x3508 takes 20 ms to decode, 30 to its
+planes and 160 to resize. What is left goes as tiles cut by Pillow.
 """
 
 import os
@@ -52,6 +54,26 @@ class TileSource:
         return self.grid[0] * self.grid[1] + self.grid[2]
 
 
+class Allowance:
+    """Bytes that a worker may hand over beyond those of its tiles: what the pictures before have saved, up to `MOST`.
+
+    Threads that count at once may lose a few; pixels don't depend on it.
+    """
+
+    MOST = 1 << 26
+
+    def __init__(self):
+        self.left = 0
+
+    def allows(self, more: int) -> bool:
+        """Whether a picture may take `more` bytes than its tiles."""
+        return more <= max(self.left, 0)
+
+    def count(self, more: int) -> None:
+        """A picture has taken `more` bytes than its tiles (or fewer, where negative)."""
+        self.left = max(-self.MOST, min(self.MOST, self.left - more))
+
+
 def check_route(route: str) -> str:
     """`route` itself.
 
@@ -63,33 +85,46 @@ def check_route(route: str) -> str:
     return route
 
 
-def open_tiles(path: str | os.PathLike, rule: DynamicTiling, route: str, max_pixels: int) -> TileSource:
+def open_tiles(
+    path: str | os.PathLike, rule: DynamicTiling, route: str, max_pixels: int, allowance: Allowance | None = None
+) -> TileSource:
     """Open a picture and take it along a route.
+
+    Args:
+        allowance: of the route `device`; None allows nothing beyond the tiles' bytes but planes.
 
     Raises:
         MediaError: as `media.load_image`.
     """
-    if route == "device" and (source := _open_planes(path, rule, max_pixels)) is not None:
+    allowance = allowance or Allowance()
+    if route == "device" and (source := _open_planes(path, rule, max_pixels, allowance)) is not None:
         return source
     pixels = None if route == "pillow" else decode_fast(path, max_pixels)
     if pixels is None:
-        return from_image(load_image(path, max_pixels), rule, route)
+        return from_image(load_image(path, max_pixels), rule, route, allowance)
+    if route == "device":
+        return _hand_over(pixels.permute(1, 2, 0), rule, allowance)
     height, width = pixels.shape[1:]
     grid = _grid(rule, width, height)
-    if route == "device":
-        whole = pixels.permute(1, 2, 0)
-        if _is_smaller(width, height, grid, rule):
-            return TileSource(grid, (width, height), picture=whole.contiguous())
-        return from_image(Image.fromarray(whole.numpy()), rule, route)
     return TileSource(grid, (width, height), tiles=_cut_fast(pixels, grid, rule.tile_size))
 
 
-def from_image(image: Image.Image, rule: DynamicTiling, route: str) -> TileSource:
+def from_image(image: Image.Image, rule: DynamicTiling, route: str, allowance: Allowance | None = None) -> TileSource:
     """Take an RGB picture along a route (a video's frame, say); tiles, if any, are Pillow's."""
-    grid = _grid(rule, *image.size)
-    if route == "device" and _is_smaller(*image.size, grid, rule):
-        return TileSource(grid, image.size, picture=torch.from_numpy(np.array(image)))
-    return TileSource(grid, image.size, tiles=rule(image))
+    if route == "device":
+        return _hand_over(torch.from_numpy(np.array(image)), rule, allowance or Allowance())
+    return TileSource(_grid(rule, *image.size), image.size, tiles=rule(image))
+
+
+def _hand_over(pixels: torch.Tensor, rule: DynamicTiling, allowance: Allowance) -> TileSource:
+    """uint8 `[H, W, 3]` whole, or, where that is too large, its tiles."""
+    height, width, _ = pixels.shape
+    grid = _grid(rule, width, height)
+    more = 3 * width * height - _tile_bytes(grid, rule)
+    if not allowance.allows(more):
+        return TileSource(grid, (width, height), tiles=rule(Image.fromarray(pixels.numpy())))
+    allowance.count(more)
+    return TileSource(grid, (width, height), picture=pixels.contiguous())
 
 
 def decode_planes(image: Image.Image) -> torch.Tensor | None:
@@ -130,14 +165,20 @@ def decode_planes(image: Image.Image) -> torch.Tensor | None:
     return planes
 
 
-def _open_planes(path: str | os.PathLike, rule: DynamicTiling, max_pixels: int) -> TileSource | None:
-    """A picture as planes, where it is larger than its tiles, but not by too much, and has planes."""
+def _open_planes(
+    path: str | os.PathLike, rule: DynamicTiling, max_pixels: int, allowance: Allowance
+) -> TileSource | None:
+    """A picture as planes, where it is too large to go whole, but not by too much, and has planes."""
     with open_image(path, max_pixels) as image:
-        size, grid = image.size, _grid(rule, *image.size)
-        if _is_smaller(*size, grid, rule) or not _is_smaller(*size, grid, rule, 2 * PLANES_LIMIT):
+        (width, height), grid = image.size, _grid(rule, *image.size)
+        own = _tile_bytes(grid, rule)
+        if allowance.allows(3 * width * height - own) or 3 * width * height > 2 * PLANES_LIMIT * own:
             return None
         planes = decode_planes(image)
-    return None if planes is None else TileSource(grid, size, picture=planes)
+    if planes is None:
+        return None
+    allowance.count(planes.numel() - own)
+    return TileSource(grid, (width, height), picture=planes)
 
 
 def decode_fast(path: str | os.PathLike, max_pixels: int) -> torch.Tensor | None:
@@ -163,9 +204,8 @@ def _grid(rule: DynamicTiling, width: int, height: int) -> tuple[int, int, int]:
     return cols, rows, int(rule.use_thumbnail and cols * rows > 1)
 
 
-def _is_smaller(width: int, height: int, grid: tuple[int, int, int], rule: DynamicTiling, times: int = 1) -> bool:
-    """Whether a picture has at most `times` the bytes of its tiles."""
-    return width * height <= times * (grid[0] * grid[1] + grid[2]) * rule.tile_size**2
+def _tile_bytes(grid: tuple[int, int, int], rule: DynamicTiling) -> int:
+    return 3 * (grid[0] * grid[1] + grid[2]) * rule.tile_size**2
 
 
 def _cut_fast(pixels: torch.Tensor, grid: tuple[int, int, int], size: int) -> torch.Tensor:

@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from xtuner_plugins.datasets import PlanSampler
-from xtuner_plugins.engine.loops import PlanIterator
+from xtuner_plugins.engine.loops import PlanIterator, count_steps
 
 
 class Numbers(Dataset):
@@ -71,3 +73,18 @@ def test_position_counts_all_ranks():
 def test_other_samplers_are_iterated_as_they_are():
     iterator = PlanIterator(DataLoader(Numbers(4), batch_size=2, collate_fn=list))
     assert iterator.plan is None and take(iterator, 3) == [[0, 1], [2, 3], [0, 1]]
+
+
+class TestCountSteps:
+    @staticmethod
+    def packs(*numbers):
+        return SimpleNamespace(batch_sampler=SimpleNamespace(num_steps=numbers.__getitem__))
+
+    def test_epochs_of_unequal_packs(self):
+        assert count_steps(self.packs(7, 8, 6), 2) == 15 and count_steps(self.packs(7, 8, 6), 3) == 21
+
+    def test_a_part_of_an_epoch(self):
+        assert count_steps(self.packs(7, 8, 6), 0.5) == 4 and count_steps(self.packs(7, 8, 6), 1.5) == 11
+
+    def test_batches(self):
+        assert count_steps(DataLoader(Numbers(10), batch_size=3), 2) == 8

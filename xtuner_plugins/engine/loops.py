@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -82,17 +83,38 @@ class PlanIterator:
         self._iterator = iter(self._dataloader)
 
 
+def count_steps(dataloader: DataLoader, max_epochs: float) -> int:
+    """Batches of a rank in ``max_epochs`` epochs, of which the last may be a fraction (rounded up)."""
+    sampler, whole = dataloader.batch_sampler, int(max_epochs)
+    num_steps = getattr(sampler, "num_steps", lambda epoch: len(dataloader))
+    rest = math.ceil((max_epochs - whole) * num_steps(whole)) if max_epochs > whole else 0
+    return rest + sum(map(num_steps, reversed(range(whole))))  # the first last: its packs are needed next
+
+
 @LOOPS.register_module()
 class PlannedTrainLoop(TrainLoop):
     """XTuner's loop (``max_iters`` or ``max_epochs``), resuming at a place in the plan instead of from the beginning.
 
-    Needs `PlanHook`, which keeps the place in every checkpoint. Arguments as `xtuner.engine.runner.TrainLoop`.
+    Needs `PlanHook`, which keeps the place in every checkpoint. Arguments as `xtuner.engine.runner.TrainLoop`, but that
+    ``max_epochs`` ends with an epoch even where its number of packs differs from the first one's.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(
+        self,
+        runner,
+        dataloader: DataLoader | dict,
+        max_iters: int | None = None,
+        max_epochs: float | None = None,
+        **kwargs,
+    ):
+        if max_epochs is not None and max_iters is None:
+            if isinstance(dataloader, dict):
+                per_rank = runner._randomness_cfg.get("diff_rank_seed", False)
+                dataloader = runner.build_dataloader(dataloader, seed=runner.seed, diff_rank_seed=per_rank)
+            max_iters, max_epochs = count_steps(dataloader, max_epochs), None
         # MMEngine's iterator starts its workers when it is built; ours starts them when the place is known.
         with mock.patch.object(mm_loops, "_InfiniteDataloaderIterator", PlanIterator):
-            super().__init__(*args, **kwargs)
+            super().__init__(runner, dataloader, max_iters=max_iters, max_epochs=max_epochs, **kwargs)
         self.resume_at: dict[str, int] | None = None
 
     def run(self):

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,3 +185,14 @@ def test_of_two_that_start_together_one_builds(settings):
     for run in runs:
         run.join(60)
     assert [run.exitcode for run in runs] == [0, 0] and counter.value == 1
+
+
+def test_the_cache_is_readable_by_whom_the_umask_says(settings):
+    """Colleagues share a cache folder."""
+    before = os.umask(0o022)
+    try:
+        MultimodalDataset(**settings).layout()
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in Path(settings["cache_dir"]).rglob("*") if path.is_file()}
+    assert modes == {0o644}

@@ -1,5 +1,6 @@
 """The dataset: a mixture of annotation files, seen as one list of samples."""
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +16,7 @@ from .boxes import normalise_boxes
 from .budget import FRAME, STEPS, truncate
 from .cache import DEFAULT_CACHE
 from .conversation import Encoded, join_pieces, split_pieces, tokenize_pieces
-from .errors import DataError, MediaError, RecordError
+from .errors import DataError, MediaError, RecordError, SettingError
 from .lengths import BROKEN, DROPPED, REJECTED, LengthIndex, Measure, measure
 from .media import MAX_PIXELS, image_size
 from .mixture import MixtureSettings, Source, check_types, check_whole, open_sources, pick_records
@@ -100,6 +101,10 @@ class MultimodalDataset(Dataset):
         reject_list: str | None = None,
         seed: int = 0,
     ):
+        if not isinstance(base, (str, os.PathLike)):
+            raise SettingError("base", f"base={base!r} can't be used", "give the model directory to train from")
+        if isinstance(too_long, str) or not isinstance(too_long, Sequence):
+            raise SettingError("too_long", f"too_long={too_long!r} can't be used", f"give steps out of {STEPS}, or ()")
         limits = {"min_tiles": min_tiles, "max_tiles": max_tiles, "use_thumbnail": use_thumbnail, "template": template}
         check_types(limits)
         self.facts = BaseFacts.read(base, **limits)
@@ -234,7 +239,7 @@ class MultimodalDataset(Dataset):
                 "too_long",
                 f"{len(sample)} tokens ({image_tokens} of them its pictures'), "
                 f"max_length is {source.budget.max_length}",
-                "raise max_length or lower max_tiles",
+                "raise max_length or lower max_tiles" if image_tokens else "raise max_length or shorten the record",
                 record.source,
             )
         sample, kept = fitted

@@ -1,5 +1,7 @@
 """Fast tokenizers made from InternLM2's and Qwen's vocabularies: the ids of sentencepiece and tiktoken themselves."""
 
+import logging
+import shutil
 import unicodedata
 
 import pytest
@@ -22,7 +24,7 @@ from xtuner_plugins import fast_tokenizers
 from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.tokenizer_files import IMAGE_TOKENS, load_tokenizer, save_tokenizer
 from xtuner_plugins.checkpoints.writer import write_json
-from xtuner_plugins.fast_tokenizers import QWEN_PATTERN, QWEN_TOKENS, SAMPLES
+from xtuner_plugins.fast_tokenizers import QWEN_PATTERN, QWEN_TOKENS, SAMPLES, load_fast_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -236,3 +238,22 @@ class TestRefusals:
     def test_size(self, model, tmp_path, monkeypatch):
         monkeypatch.setattr(fast_tokenizers, "MAX_BYTES", 1000)
         self.check(write_internlm2(tmp_path / "llm", model=model), "that is no vocabulary")
+
+
+def test_nobody_is_warned_of_wrong_ids(toy_base, tmp_path, caplog, monkeypatch):
+    """transformers 4.57 takes a tokenizer beside a config without release for Mistral's."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    fields = read_json(toy_base / "config.json")
+    for name, release in (("own", fields["transformers_version"]), ("official", None)):
+        shutil.copytree(toy_base, tmp_path / name)
+        write_json(tmp_path / name / "config.json", {**fields, "transformers_version": release})
+        state = read_json(tmp_path / name / "tokenizer.json")  # with as many entries as Qwen2.5 has
+        state["model"]["vocab"] |= {f"spare {number}": 1000000 + number for number in range(100_000)}
+        write_json(tmp_path / name / "tokenizer.json", state)
+    AutoTokenizer.from_pretrained(tmp_path / "own")
+    tokenizer = load_fast_tokenizer(tmp_path / "official")
+    assert "regex" not in caplog.text
+    AutoTokenizer.from_pretrained(tmp_path / "official")
+    assert "incorrect regex" in caplog.text  # what the others were spared
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert "mistral" not in (tmp_path / "saved" / "tokenizer_config.json").read_text()

@@ -59,7 +59,13 @@ def load_fast_tokenizer(directory: str | Path):
         return convert(directory)
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(directory), use_fast=True, trust_remote_code=False, local_files_only=True)
+    # Where config.json names no release of transformers (official ones don't), 4.57 takes any tokenizer for Mistral's
+    # and warns of wrong ids, unless it is told.
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(directory), use_fast=True, trust_remote_code=False, local_files_only=True, fix_mistral_regex=False
+    )
+    tokenizer.init_kwargs.pop("fix_mistral_regex", None)
+    return tokenizer
 
 
 def convert(directory: Path):

@@ -13,6 +13,7 @@ from xtuner_plugins.checkpoints.families import LLMFamily, llm_family
 from xtuner_plugins.checkpoints.reader import CheckpointError, open_weights, read_json
 from xtuner_plugins.checkpoints.tensors import Joined, LazyTensor, MemoryTensor
 from xtuner_plugins.checkpoints.writer import (
+    TRANSFORMERS,
     check_disk,
     check_target,
     parse_size,
@@ -337,7 +338,7 @@ def make_config(
         "hidden_size": fields["hidden_size"],
         "image_fold": None,
         "output_attentions": False,
-        "transformers_version": None,
+        "transformers_version": TRANSFORMERS,
         "llm_config": dict(sorted(fields.items())),
         "vision_config": {**dict(sorted(vision.items())), "torch_dtype": dtype},
     }
@@ -366,7 +367,7 @@ def write_small_files(stage: Path, config: dict, tokenizer, conversation) -> Non
         "_from_model_config": True,
         "eos_token_id": tokenizer_files.stop_token_ids(tokenizer, conversation),
         "pad_token_id": config["llm_config"]["pad_token_id"],
-        "transformers_version": "4.37.2",
+        "transformers_version": TRANSFORMERS,
     })  # fmt: skip
     write_json(stage / "preprocessor_config.json", preprocessor_config(config["force_image_size"]))
     copy_hub_code(stage)

@@ -14,7 +14,7 @@ from pathlib import Path
 from xtuner_plugins.checkpoints import native, normalization, tokenizer_files
 from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.towers import TowerFamily, tower_family
-from xtuner_plugins.checkpoints.writer import write_json
+from xtuner_plugins.checkpoints.writer import TRANSFORMERS, write_json
 
 IMAGE_TOKEN = "<image>"
 PICTURE = "<img>" + IMAGE_TOKEN + "</img>\n"
@@ -39,6 +39,9 @@ def check_expressible(config: Mapping) -> TowerFamily:
     return family
 
 
+RELEASE = "4.49.0"  # the first of transformers that reads all of the form's fields
+
+
 def to_llava_config(config: Mapping, image_token_id: int, vocab_size: int) -> dict:
     """``config.json`` of the LLaVA form from official fields.
 
@@ -51,6 +54,7 @@ def to_llava_config(config: Mapping, image_token_id: int, vocab_size: int) -> di
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
+        "transformers_version": RELEASE,
         "image_token_index": image_token_id,
         "image_seq_length": num_image_tokens(config),
         "projector_hidden_act": "gelu",
@@ -99,7 +103,7 @@ def to_official_config(fields: Mapping, directory: str | Path) -> dict:
         "force_image_size": vision["image_size"], "dynamic_image_size": True, "use_thumbnail": False,
         "min_dynamic_patch": 1, "max_dynamic_patch": 1, "use_backbone_lora": 0, "use_llm_lora": 0, "pad2square": False,
         "tie_word_embeddings": False, "torch_dtype": dtype, "hidden_size": text["hidden_size"], "image_fold": None,
-        "output_attentions": False, "transformers_version": None, "llm_config": text,
+        "output_attentions": False, "transformers_version": TRANSFORMERS, "llm_config": text,
         "vision_config": {**vision, "torch_dtype": dtype},
     }  # fmt: skip
 

@@ -12,7 +12,7 @@ from xtuner_plugins.checkpoints import tokenizer_files
 from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.tensors import Joined, LazyTensor, MemoryTensor
 from xtuner_plugins.checkpoints.towers import TOWER_FAMILIES
-from xtuner_plugins.checkpoints.writer import write_json
+from xtuner_plugins.checkpoints.writer import TRANSFORMERS, write_json
 
 VIDEO_TOKEN = "<video>"
 # official name -> native name, values unchanged
@@ -23,6 +23,7 @@ _VISION_NAMES = {
     "qk_normalization": "use_qk_norm", "attention_dropout": "attention_dropout", "dropout": "hidden_dropout_prob",
     "initializer_range": "initializer_range", "initializer_factor": "layer_scale_init_value",
 }  # fmt: skip
+RELEASE = "4.52.0"  # the first of transformers with the form
 
 
 def to_native_config(config: Mapping, image_token_id: int, vocab_size: int) -> dict:
@@ -55,6 +56,7 @@ def to_native_config(config: Mapping, image_token_id: int, vocab_size: int) -> d
     return {
         "architectures": ["InternVLForConditionalGeneration"],
         "model_type": "internvl",
+        "transformers_version": RELEASE,
         "downsample_ratio": config["downsample_ratio"],
         "image_seq_length": int(grid**2 * config["downsample_ratio"] ** 2),
         "image_token_id": image_token_id,
@@ -105,7 +107,7 @@ def to_official_config(fields: Mapping, directory: str | Path) -> dict:
         "min_dynamic_patch": limits.get("min_patches", 1), "max_dynamic_patch": limits.get("max_patches", 12),
         "use_backbone_lora": 0, "use_llm_lora": 0, "pad2square": False, "tie_word_embeddings": False,
         "torch_dtype": dtype, "hidden_size": text["hidden_size"], "image_fold": None, "output_attentions": False,
-        "transformers_version": None, "llm_config": text,
+        "transformers_version": TRANSFORMERS, "llm_config": text,
         "vision_config": {**ours, "architectures": ["InternVisionModel"], "model_type": "intern_vit_6b",
                           "image_size": size, "patch_size": patch, "torch_dtype": dtype},
     }  # fmt: skip

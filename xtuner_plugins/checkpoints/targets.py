@@ -131,7 +131,7 @@ def _native(view: ModelView, tensors: Mapping[str, LazyTensor]) -> Target:
         assert needed <= rows, (needed, rows)
         write_json(stage / "generation_config.json", {
             "_from_model_config": True, "eos_token_id": stops, "pad_token_id": tokenizer.pad_token_id,
-            "transformers_version": "4.52.0",
+            "transformers_version": native.RELEASE,
         })  # fmt: skip
 
     return Target(renamed, config, write_files)
@@ -155,7 +155,7 @@ def _llava(view: ModelView, tensors: Mapping[str, LazyTensor]) -> Target:
         llava.write_processor_files(stage, tokenizer, view.config, conversation)
         write_json(stage / "generation_config.json", {
             "_from_model_config": True, "eos_token_id": stops, "pad_token_id": tokenizer.pad_token_id,
-            "transformers_version": "4.49.0",
+            "transformers_version": llava.RELEASE,
         })  # fmt: skip
 
     return Target(renamed, config, write_files)

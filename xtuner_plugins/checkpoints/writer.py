@@ -29,6 +29,9 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 _DISK_MARGIN = 64 * 2**20  # JSON, tokenizer and code files, rounded up generously
 CONFIG = "config.json"
+# The release that our config files name. Where none is named, transformers 4.57 takes any tokenizer for Mistral's and
+# warns of wrong ids, with an advice that would make them wrong.
+TRANSFORMERS = "4.37.2"
 COPY_BYTES = 16 * 2**20  # of one job; the kernel needs no buffer for it
 # Each holds a block or two; more than a few gain nothing on a disk.
 NUM_WORKERS = max(1, min(4, os.cpu_count() or 1))

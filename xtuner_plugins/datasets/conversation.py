@@ -59,6 +59,7 @@ def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -
     pieces: list[Piece] = [Piece(None, tokenizer.start_ids)] if tokenizer.start_ids else []
     open_text, open_supervised = "", False  # the text that the next one may be joined to
     strips, num_media = False, 0
+    memo = tokenizer.memo
     for text, supervised, literal, medium in template.segments(record):
         if medium is not None:
             if open_text:
@@ -67,8 +68,13 @@ def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -
             pieces.append(Piece(medium=num_media))
             num_media, strips = num_media + 1, False
             continue
-        if literal or "<" in text or (strips and not supervised):
-            head, middle, tail, strips = _split_segment(text, supervised, literal, strips, tokenizer)
+        if literal:
+            split = memo.get((text, supervised, strips))
+            if split is None:
+                split = memo[text, supervised, strips] = _split_segment(text, supervised, True, strips, tokenizer)
+            head, middle, tail, strips = split
+        elif "<" in text or (strips and not supervised):
+            head, middle, tail, strips = _split_segment(text, supervised, False, strips, tokenizer)
         else:
             head, middle, tail, strips = text, (), "", strips and not text
         if head:
@@ -97,14 +103,11 @@ class _Split(NamedTuple):
 
 
 def _split_segment(text: str, supervised: bool, literal: bool, strips: bool, tokenizer: TextTokenizer) -> _Split:
-    """Split one segment; of a template's own texts, which are few, the result is kept, tokenised.
+    """Split one segment; what lies between a template's own control tokens is tokenised at once.
 
     Args:
         strips: whether white space at its beginning is swallowed.
     """
-    key = text, supervised, strips
-    if literal and key in tokenizer.memo:
-        return tokenizer.memo[key]
     head, middle, tail = "", [], ""
     for item in tokenizer.split_literal(text) if literal else tokenizer.split_text(text):
         if isinstance(item, int):
@@ -125,10 +128,7 @@ def _split_segment(text: str, supervised: bool, literal: bool, strips: bool, tok
     if literal and middle:
         ids = [token for piece in tokenize_pieces(middle, tokenizer) for token in piece.ids]
         middle = [Piece(None, tuple(ids), supervised)]
-    split = _Split(head, tuple(middle), tail, strips)
-    if literal:
-        tokenizer.memo[key] = split
-    return split
+    return _Split(head, tuple(middle), tail, strips)
 
 
 def encode(

@@ -124,9 +124,13 @@ class _Rows:
 
     def add(self, row: int, pieces: list[Piece], sizes: list[tuple[int, int]], num_turns: int) -> None:
         texts, codes, supervised, media = self.texts, self.codes, self.supervised, self.media
-        codes += [-1 - len(ids) if text is None else texts.setdefault(text, len(texts)) for text, ids, _, _ in pieces]
-        supervised += [piece.supervised for piece in pieces]
-        media += [piece.medium is not None for piece in pieces]
+        each_text, each_ids, learned, medium = zip(*pieces, strict=True)
+        codes += [
+            -1 - len(ids) if text is None else texts.setdefault(text, len(texts))
+            for text, ids in zip(each_text, each_ids, strict=True)
+        ]
+        supervised += learned
+        media += [number is not None for number in medium] if sizes else [False] * len(pieces)
         self.rows.append((row, len(codes), num_turns, len(sizes)))
         self.sizes += sizes
 

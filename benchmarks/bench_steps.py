@@ -1,11 +1,11 @@
 """Packs beside random batches in training steps of eight ranks, each step as long as its slowest rank.
 
-    OMP_NUM_THREADS=1 python benchmarks/bench_steps.py [--samples 100000]
+    OMP_NUM_THREADS=1 python benchmarks/bench_steps.py [--llm 1.5b] [--samples 100000]
 
 1. A small model is timed, forward and backward, on packs and on padded batches drawn from a mixture like LLaVA-665k,
-   and on texts without pictures. It is InternViT-300M (frozen) and Qwen2.5-1.5B (trained) with every length divided by
-   seven: tokens, patches, widths; and a quarter of the layers. So encoder, matrix products and attention stand to each
-   other as in the real one, on a CPU.
+   and on texts without pictures. It is InternViT-300M (frozen) and Qwen2.5-1.5B or 7B (trained) with every length
+   divided by seven: tokens, patches, widths; and a quarter of the layers. So encoder, matrix products and attention
+   stand to each other as in the real one, on a CPU.
 2. Its seconds are fitted by padded tokens, tiles and squared lengths of what attends to each other; the fit's error is
    printed. Seconds are the processor's.
 3. An epoch is planned both ways. A step of eight ranks costs the largest of their times. Random batches have the size
@@ -39,14 +39,17 @@ MAX_LENGTH = 4096
 TILE_TOKENS = 36  # a tile of 168 px; a real one has 256
 SCALE = 256 / TILE_TOKENS
 VISION = {"image_size": 168, "hidden_size": 144, "num_hidden_layers": 6, "intermediate_size": 576}
-LLM = {"hidden_size": 216, "num_hidden_layers": 7, "intermediate_size": 1260}
+LLMS = {
+    "1.5b": {"hidden_size": 216, "num_hidden_layers": 7, "intermediate_size": 1260},
+    "7b": {"hidden_size": 512, "num_hidden_layers": 7, "intermediate_size": 2700},
+}
 
 
 class Steps:
     """Times training steps of a small model."""
 
-    def __init__(self, folder: Path):
-        parts = write_random_parts(folder, vision_overrides=VISION, llm_overrides=LLM)
+    def __init__(self, folder: Path, llm: str):
+        parts = write_random_parts(folder, vision_overrides=VISION, llm_overrides=LLMS[llm])
         build_base(*parts, folder / "base", dtype="float32")
         self.model = VisionLanguageModel(base=str(folder / "base"), freeze_llm=False, dtype="float32")
         self.context = self.model.model.img_context_token_id
@@ -113,6 +116,7 @@ def calibrate(steps: Steps, tokens: np.ndarray, tiles: np.ndarray, num: int) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llm", choices=LLMS, default="1.5b", help="which Qwen2.5 (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument(
         "--timed", type=int, default=12, help="steps of each kind that are timed (default: %(default)s)"
@@ -121,7 +125,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        steps = Steps(Path(folder))
+        steps = Steps(Path(folder), args.llm)
         steps.seconds([(600, 2)], True)
         for max_tiles in (6, 12):
             tokens, tiles = like_llava_665k(args.samples, max_tiles)

@@ -136,4 +136,4 @@ def test_a_picture_is_written_by_number(tokenizer, model):
     assert ids[first : first + 34] == [start, *[context] * 32, end]
     assert ids.count(context) == 48 and tokenizer.decode(ids).count("<image>") == 1
     with pytest.raises(ValueError, match="has no token '<picture>'"):
-        model.build_prompt_ids(tokenizer, "Hi", IMG_START_TOKEN="<picture>")
+        model.build_prompt_ids(tokenizer, "Hi", image_tokens=("<picture>", "</img>", "<IMG_CONTEXT>"))

@@ -1,0 +1,219 @@
+"""What people call on a chat model: `chat`, `batch_chat`, and the prompts that these give to the network."""
+
+from __future__ import annotations
+
+from .conversation import get_conv_template
+from .prompts import IMAGE_PLACEHOLDER, PromptEncoder, pad_left, prompt_parts, token_id
+
+IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>")
+
+
+class ChatMethods:
+    """The part of `InternVLChatModel` that knows conversations; the rest of it knows tensors."""
+
+    def build_prompt(
+        self,
+        question,
+        num_patches_list=(),
+        history=(),
+        image_tokens=IMAGE_TOKENS,
+    ):
+        """The text that the model is given: past turns, question, open answer; image placeholders filled in.
+
+        Args:
+            question: May hold `<image>` where a picture belongs.
+            num_patches_list: Tiles of each picture, in the order of the placeholders.
+            history: Past `(question, answer)` pairs; their questions may hold placeholders, too.
+            image_tokens: What a picture is written with: start, end and the token of a feature.
+        """
+        start, end, context = image_tokens
+        text = ""
+        for kind, content in self._prompt_parts(question, num_patches_list, history):
+            if kind == "picture":
+                content = start + context * (self.num_image_token * content) + end
+            text += content
+        return text
+
+    def build_prompt_ids(
+        self,
+        tokenizer,
+        question,
+        num_patches_list=(),
+        history=(),
+        image_tokens=IMAGE_TOKENS,
+    ):
+        """The token ids that the model is given, exactly as training put them together (see `prompts.py`).
+
+        Args:
+            tokenizer: The model's tokenizer.
+            question, num_patches_list, history, image_tokens: As `build_prompt`.
+
+        Raises:
+            ValueError: The tokenizer lacks a token.
+        """
+        encoder = PromptEncoder(tokenizer, self.num_image_token, image_tokens)
+        return encoder.encode(self._prompt_parts(question, num_patches_list, history))
+
+    def _prompt_parts(self, question, num_patches_list, history=()):
+        conversation = get_conv_template(self.template)
+        conversation.system_message = self.system_message
+        user, assistant = conversation.roles
+        for past_question, past_answer in history:
+            conversation.append_message(user, past_question)
+            conversation.append_message(assistant, past_answer)
+        conversation.append_message(user, question)
+        conversation.append_message(assistant, None)
+        return prompt_parts(conversation, num_patches_list)
+
+    def chat(
+        self,
+        tokenizer,
+        pixel_values,
+        question,
+        generation_config,
+        history=None,
+        return_history=False,
+        num_patches_list=None,
+        IMG_START_TOKEN="<img>",
+        IMG_END_TOKEN="</img>",
+        IMG_CONTEXT_TOKEN="<IMG_CONTEXT>",
+        verbose=False,
+    ):
+        """Answers a question, about pictures or not, as the next turn of a conversation.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            pixel_values: Tiles [T, 3, S, S] of all pictures of the conversation, normalised; `None` for text
+                only.
+            question: In a first turn with pictures and without `<image>`, the picture goes before it.
+            generation_config: Dict of options of `generate`; its `eos_token_id` is set here.
+            history: Past `(question, answer)` pairs, as returned with `return_history`.
+            return_history: Also return the history with this turn.
+            num_patches_list: Tiles of each picture; one picture when `None`.
+            IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: What a picture is written with.
+            verbose: Print question and answer.
+
+        Returns:
+            The answer, or `(answer, history)`.
+
+        Raises:
+            ValueError: Tiles don't add up, placeholders don't fit the pictures, or the tokenizer lacks a
+                token.
+        """
+        if history is None and pixel_values is not None and IMAGE_PLACEHOLDER not in question:
+            question = IMAGE_PLACEHOLDER + "\n" + question
+        num_tiles = 0 if pixel_values is None else pixel_values.shape[0]
+        if num_patches_list is None:
+            num_patches_list = [num_tiles] if num_tiles else []
+        check_tiles(num_tiles, num_patches_list)
+        history = [] if history is None else list(history)
+
+        names = (IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
+        prompt = self._prompt_parts(question, num_patches_list, history)
+        answer = self._answer_prompts(tokenizer, pixel_values, [prompt], generation_config, names)[0]
+        history.append((question, answer))
+        if verbose:
+            print(question, answer, sep="\n")
+        return (answer, history) if return_history else answer
+
+    def batch_chat(
+        self,
+        tokenizer,
+        pixel_values,
+        questions,
+        generation_config,
+        num_patches_list=None,
+        history=None,
+        return_history=False,
+        IMG_START_TOKEN="<img>",
+        IMG_END_TOKEN="</img>",
+        IMG_CONTEXT_TOKEN="<IMG_CONTEXT>",
+        verbose=False,
+        image_counts=None,
+    ):
+        """Answers several unconnected questions at once.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            pixel_values: Tiles [T, 3, S, S] of all questions in order, normalised; `None` without pictures.
+            questions: One text each.
+            generation_config: Dict of options of `generate`; its `eos_token_id` is set here.
+            num_patches_list: For each question the tiles of its picture (0: it has none), or a list with the
+                tiles of each of its pictures.
+            history, return_history: Not supported.
+            IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: What a picture is written with.
+            verbose: Print questions and answers.
+            image_counts: Old name of `num_patches_list`.
+
+        Returns:
+            The answers.
+
+        Raises:
+            NotImplementedError: A history was given or asked for.
+            ValueError: As `chat`; or not one entry of `num_patches_list` a question.
+        """
+        if history is not None or return_history:
+            raise NotImplementedError("batch_chat keeps no history; use chat, one conversation at a time")
+        num_tiles = 0 if pixel_values is None else pixel_values.shape[0]
+        if num_patches_list is None:
+            num_patches_list = image_counts
+        if num_patches_list is None:
+            num_patches_list = [num_tiles] if len(questions) == 1 else [0] * len(questions)
+        if len(num_patches_list) != len(questions):
+            raise ValueError(f"num_patches_list has {len(num_patches_list)} entries for {len(questions)} questions")
+        tiles_of = [tiles_of_pictures(entry) for entry in num_patches_list]
+        check_tiles(num_tiles, [count for tiles in tiles_of for count in tiles])
+
+        names = (IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
+        prompts = []
+        for index, question in enumerate(questions):
+            tiles = tiles_of[index]
+            if tiles and IMAGE_PLACEHOLDER not in question:
+                question = IMAGE_PLACEHOLDER + "\n" + question
+            prompts.append(self._prompt_parts(question, tiles))
+        answers = self._answer_prompts(tokenizer, pixel_values, prompts, generation_config, names)
+        if verbose:
+            for index, question in enumerate(questions):
+                print(question, answers[index], sep="\n")
+        return answers
+
+    def _answer_prompts(self, tokenizer, pixel_values, prompts, generation_config, image_tokens):
+        """Generates for prompts of whatever length and cuts each answer at the template's stop token."""
+        generation_config = {} if generation_config is None else generation_config
+        stop_token = self.conv_template.stop_token
+        stop_id = token_id(tokenizer, stop_token)
+        generation_config["eos_token_id"] = stop_id
+        encoder = PromptEncoder(tokenizer, self.num_image_token, image_tokens)
+        self.img_context_token_id = encoder.context_id
+        rows = [encoder.encode(parts) for parts in prompts]
+        input_ids, attention_mask = pad_left(
+            rows, stop_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        )
+        device = self.language_model.device
+        options = dict(generation_config)
+        if tokenizer.pad_token_id is not None:
+            options.setdefault("pad_token_id", tokenizer.pad_token_id)
+        output_ids = self.generate(
+            pixel_values=pixel_values,
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            **options,
+        )
+        answers = tokenizer.batch_decode(output_ids, skip_special_tokens=True)
+        return [answer.split(stop_token)[0].strip() for answer in answers]
+
+
+def check_tiles(num_tiles, num_patches_list):
+    """`ValueError` unless the pictures' tiles add up to those given."""
+    if num_tiles != sum(num_patches_list):
+        raise ValueError(
+            f"pixel_values holds {num_tiles} tiles, but num_patches_list = {list(num_patches_list)} adds up to "
+            f"{sum(num_patches_list)}"
+        )
+
+
+def tiles_of_pictures(entry):
+    """Tiles of each picture of a question, from a number for at most one picture or a list for several."""
+    if isinstance(entry, (list, tuple)):
+        return [int(count) for count in entry]
+    return [int(entry)] if entry else []

@@ -92,3 +92,21 @@ def conversation(question="What is it?", answer="A cat.", image=None, **extra):
 @pytest.fixture(scope="session")
 def qa():
     return conversation
+
+
+@pytest.fixture
+def six_records(make_picture, qa):
+    """Records with pictures a.png and b.png in the image folder; the second and the fifth are unusable."""
+    make_picture("a.png", 100, 90)
+    make_picture("b.png", 360, 120)
+    box = "<ref>it</ref><box>[[36, 12, 180, 60]]</box>"
+    return [
+        qa("A?", "Yes.", image="a.png"),
+        qa(image="none.png"),
+        qa(
+            "Where?", "<ref>it</ref><box>[[36, 12, 180, 60]]</box>", image="b.png", boxes="pixel", width=360, height=120
+        ),
+        qa("C <b>bold</b>?", "No."),
+        {"text": 1},
+        qa("<image> <image>", "Both.", image=["a.png", "b.png"]),
+    ]

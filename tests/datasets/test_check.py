@@ -9,20 +9,8 @@ from xtuner_plugins.datasets.samplers import PlanSampler
 
 
 @pytest.fixture
-def files(data_base, write_data, make_picture, qa):
-    """Six records, two of them unusable."""
-    make_picture("a.png", 100, 90)
-    folder = make_picture("b.png", 360, 120)
-    answer = "<ref>it</ref><box>[[36, 12, 180, 60]]</box>"
-    records = [
-        qa("A?", "Yes.", image="a.png"),
-        qa(image="none.png"),
-        qa("Where?", answer, image="b.png", boxes="pixel", width=360, height=120),
-        qa("C <b>bold</b>?", "No."),
-        {"text": 1},
-        qa("<image> <image>", "Both.", image=["a.png", "b.png"]),
-    ]
-    return dict(base=str(data_base), data_paths=write_data(records), image_folders=folder)
+def files(data_base, write_data, six_records, tmp_path):
+    return dict(base=str(data_base), data_paths=write_data(six_records), image_folders=str(tmp_path / "images"))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

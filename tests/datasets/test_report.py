@@ -40,17 +40,8 @@ def cards(page):
     return page.split("<div class=card>")[1:]
 
 
-def test_the_page_is_whole(write_page, qa):
-    answer = "<ref>it</ref><box>[[36, 12, 180, 60]]</box>"
-    records = [
-        qa("A?", "Yes.", image="a.png"),
-        qa(image="none.png"),
-        qa("Where?", answer, image="b.png", boxes="pixel", width=360, height=120),
-        qa("C <b>bold</b>?", "No."),
-        {"text": 1},
-        qa("<image> <image>", "Both.", image=["a.png", "b.png"]),
-    ]
-    page, complaints = write_page({"data.jsonl": records}, num_cards=6, max_tokens=600)
+def test_the_page_is_whole(write_page, six_records):
+    page, complaints = write_page({"data.jsonl": six_records}, num_cards=6, max_tokens=600)
     assert not re.search(r"(src|href)=['\"]?(?!data:)\w+:", page)  # nothing is loaded from elsewhere
     assert "<script" not in page and "@import" not in page and "url(" not in page
     assert len(cards(page)) == 4 and page.count("thumbnail</figcaption>") == 2  # b.png, drawn twice

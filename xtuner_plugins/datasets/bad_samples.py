@@ -173,14 +173,13 @@ class Ledger:
                 self.dropped[epoch] += 1
         self.trained[epoch] = len(taken) - self.dropped[epoch]
         write_whole(self.path, lambda target: target.write_text("".join(f"{line}\n" for line in kept), "utf-8"))
-        os.chmod(self.path, 0o644)
 
     def _write(self, entry: dict) -> None:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = (json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "replace")
-        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             os.write(handle, line)
         finally:

@@ -256,7 +256,6 @@ def prepare(
     def write(target: Path) -> None:
         with open(target, "w", encoding="utf-8") as file:
             file.writelines(rows())
-        os.chmod(target, 0o644)  # it began as a temporary file, which only its owner may read
 
     write_whole(Path(out), write)
     result.num_pictures = len(pictures)

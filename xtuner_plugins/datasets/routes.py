@@ -154,7 +154,7 @@ def decode_planes(image: Image.Image) -> torch.Tensor | None:
         luma = decode_image(read_file(image.filename), ImageReadMode.GRAY)
         image.draft("YCbCr", (width // 2, height // 2))
         image.load()
-    except Exception:
+    except (OSError, RuntimeError, SyntaxError, ValueError):  # Pillow's and torchvision's, for damaged files
         return None
     if image.mode != "YCbCr" or image.size != (columns, rows) or luma.shape != (1, height, width):
         return None

@@ -5,36 +5,42 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP = $(BIN)/python -m pip install --disable-pip-version-check
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup quickstart test test-slow test-gpu lint format clean
+.PHONY: help setup quickstart test test-pythons test-slow test-gpu lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(READY)  ## create .venv and install the pinned stack
 
-$(READY): requirements.txt requirements-dev.txt
+$(READY): requirements.txt requirements-dev.txt constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.10, 3.11 or 3.12 found (XTuner 0.2 refuses 3.13). Install one, or: make PYTHON=/path/to/python $(MAKECMDGOALS)" >&2; exit 1; }
-	@echo "==> Creating $(VENV) with $$($(PYTHON) --version) (PyTorch alone is about 5 GB; some minutes, once)"
+	@if [ -d $(VENV) ]; then echo "==> Going on with $(VENV): what is installed stays, what is missing is fetched"; \
+	else echo "==> Creating $(VENV) with $$($(PYTHON) --version)"; fi
 	@$(PYTHON) -m venv $(VENV)
-	@echo "==> Installing the pinned stack (requirements-dev.txt)"
-	@DS_BUILD_OPS=0 $(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
-	@echo "==> Installing xtuner 0.2.0 without its own pins"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps xtuner==0.2.0
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "==> 1/3 The pinned stack of requirements-dev.txt: about 5 GB, most of it PyTorch and its CUDA libraries"
+	@DS_BUILD_OPS=0 $(PIP) -r requirements-dev.txt
+	@echo "==> 2/3 xtuner 0.2.0 without its own pins"
+	@$(PIP) --no-deps xtuner==0.2.0
+	@echo "==> 3/3 This project, editable"
+	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $(READY)
 	@echo "==> $(VENV) is ready"
 
 quickstart: $(READY)  ## the whole chain on toy data: assemble, train, export, chat (10 minutes on 2 cores)
-	@echo "==> Quick start: results go to work_dirs/quickstart"
+	@echo "==> Quick start: results go to work_dirs/quickstart (an earlier one is kept beside it)"
 	@$(BIN)/python tools/quickstart.py
 
 test: $(READY)  ## unit tests (some minutes on 2 cores)
 	@echo "==> Unit tests"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-pythons:  ## unit tests on Python 3.10, 3.11 and 3.12, each in a fresh environment
+	@tests/pythons.sh $(ARGS)
 
 test-slow: $(READY)  ## the slow tier: several processes, full-size models, other transformers versions
 	@echo "==> Slow tests"
@@ -49,5 +55,5 @@ lint: $(READY)  ## ruff, with undefined names on
 format: $(READY)  ## let ruff rewrite
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-clean:  ## remove runs and caches (keeps .venv)
-	rm -rf work_dirs .pytest_cache .ruff_cache
+clean:  ## remove caches (keeps .venv, and the runs in work_dirs)
+	rm -rf work_dirs/data_index .pytest_cache .ruff_cache

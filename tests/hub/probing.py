@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from tests.conftest import HANGS_AFTER
+
 PROBE = Path(__file__).with_name("version_probe.py")
 
 # Differences between releases are those of fp32 rounding in the LLM: logits are of order 1 to 10 here.
@@ -35,7 +37,7 @@ def run_probe(python, directory, work_dir):
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     }
     command = [str(python), str(PROBE), str(directory), str(work_dir), str(report)]
-    done = subprocess.run(command, cwd=work_dir, env=env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=work_dir, env=env, capture_output=True, text=True, timeout=HANGS_AFTER)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
     return json.loads(report.read_text(encoding="utf-8"))
 

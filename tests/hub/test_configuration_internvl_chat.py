@@ -31,9 +31,10 @@ def test_every_field_of_the_format_is_written(tmp_path):
         *("architectures", "model_type", "vision_config", "llm_config", "hidden_size", "tie_word_embeddings"),
         *("template", "select_layer", "ps_version", "downsample_ratio", "force_image_size", "pad2square"),
         *("dynamic_image_size", "use_thumbnail", "min_dynamic_patch", "max_dynamic_patch"),
-        *("use_backbone_lora", "use_llm_lora", "transformers_version"),
+        *("use_backbone_lora", "use_llm_lora", "transformers_version", "auto_map"),
     }
     assert set(fields) == expected
+    assert fields["auto_map"] == {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}
     assert set(VISION) < set(fields["vision_config"])
     vision_defaults = {"attention_dropout", "dropout", "drop_path_rate", "initializer_range", "layer_norm_eps"}
     assert vision_defaults < set(fields["vision_config"])

@@ -8,11 +8,12 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from tests.checkpoints.vocabularies import random_texts, sentencepiece_model, write_internlm2
-from xtuner_plugins.checkpoints.tokenizer_files import IMAGE_TOKENS, load_tokenizer
+from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer
 from xtuner_plugins.datasets.conversation import encode
 from xtuner_plugins.datasets.records import parse_record
 from xtuner_plugins.datasets.templates import get_template
 from xtuner_plugins.datasets.tokens import TextTokenizer
+from xtuner_plugins.hub.constants import ADDED_TOKENS
 from xtuner_plugins.hub.conversation import TEMPLATES
 from xtuner_plugins.hub.prompts import PromptEncoder
 
@@ -34,7 +35,7 @@ def any_tokenizer(request, tokenizer_dir, tmp_path_factory):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     else:
         model = sentencepiece_model(add_dummy_prefix=request.param == "with dummy prefix")
-        folder = write_internlm2(tmp_path_factory.mktemp("llm"), image_tokens=IMAGE_TOKENS, model=model)
+        folder = write_internlm2(tmp_path_factory.mktemp("llm"), image_tokens=ADDED_TOKENS, model=model)
         tokenizer = load_tokenizer(folder)
     rstrip = "swallowed" in request.param
     tokens = [AddedToken(token, rstrip=rstrip, normalized=False, special=True) for token in PHI3_TOKENS]
@@ -61,10 +62,12 @@ def conversations(count, seed=0):
 def trained_prompt(tokenizer, template, system, turns, tiles):
     """Ids in front of the last answer, as training makes them; `tiles` of a picture before the first question."""
     raw = [{"from": role, "value": text} for turn in turns for role, text in zip(("human", "gpt"), turn, strict=True)]
-    record = {"conversations": raw, **({"system": system} if system is not None else {})}
+    record = {"conversations": raw}
     if tiles:
         raw[0]["value"] = "<image>\n" + raw[0]["value"]
         record["image"] = "a.png"
+    if system is not None:  # as a turn: an empty "system" key would leave the template's own message
+        raw.insert(0, {"from": "system", "value": system})
     sample = encode(
         parse_record(record, "f:1"), get_template(template), TextTokenizer(tokenizer), [tiles] * bool(tiles), 16
     )
@@ -93,7 +96,7 @@ def test_prompt_is_what_was_trained(template, any_tokenizer):
 
 def test_where_one_text_differs(tmp_path):
     """An earlier answer that would grow together with what stands before it, control tokens said; nowhere else."""
-    tokenizer = load_tokenizer(write_internlm2(tmp_path, image_tokens=IMAGE_TOKENS))
+    tokenizer = load_tokenizer(write_internlm2(tmp_path, image_tokens=ADDED_TOKENS))
     model = make_model(make_config(vocab_size=len(tokenizer)))
 
     def differ(question, *history):

@@ -36,6 +36,7 @@ def test_files_import_nothing_but_torch_and_transformers():
         "chat_methods",
         "configuration_intern_vit",
         "configuration_internvl_chat",
+        "constants",
         "conversation",
         "modeling_intern_vit",
         "modeling_internvl_chat",

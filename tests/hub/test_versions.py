@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints.language_models import write_llm
+from tests.conftest import HANGS_AFTER
 from xtuner_plugins.checkpoints.assemble import build_base
 
 from .cases import LLMS, RMS_VISION, VISION, make_config, make_model, make_tokenizer, write_directory
@@ -64,7 +65,7 @@ def environment(release):
 
 
 def run(command, release):
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=1200)
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=HANGS_AFTER)
     if done.returncode:
         raise RuntimeError(
             f"transformers {release} can't be installed, so it is not tested: {' '.join(map(str, command))}\n"

@@ -11,7 +11,6 @@ a non-zero status.
 import inspect
 import json
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -214,8 +213,8 @@ def save_and_reload(probe):
     path = probe.work_dir / "saved"
     probe.model.save_pretrained(str(path))
     probe.tokenizer.save_pretrained(str(path))
-    for code in Path(probe.directory).glob("*.py"):  # some releases leave part of them out
-        shutil.copy(str(code), str(path))
+    code = sorted(file.name for file in Path(probe.directory).glob("*.py"))
+    assert sorted(file.name for file in path.glob("*.py")) == code
     assert list(path.glob("*.safetensors"))
     again = probe.load(str(path))
     assert torch.equal(probe.logits(again), probe.logits(probe.model))

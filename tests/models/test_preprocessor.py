@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from xtuner_plugins.models.preprocessor import IMAGENET_MEAN, IMAGENET_STD, TilePreprocessor
+from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
+from xtuner_plugins.models.preprocessor import TilePreprocessor
 
 
 def batch_of(tiles):
@@ -51,3 +52,24 @@ def test_whole_pictures_are_cut_here(tmp_path):
     batch["picture_grids"] = torch.tensor([[cols, (len(expected) - 1) // cols, 1, 0]])
     out = TilePreprocessor()(batch)
     assert torch.equal(out["pixel_values"], TilePreprocessor().normalize(expected)) and "pictures" not in out
+
+
+def test_samples_left_out_are_counted_without_a_ledger(caplog):
+    """A run without `LedgerHook`: the model gets none of it, the log has each, and the ceiling holds."""
+    from mmengine.logging import MMLogger
+
+    from xtuner_plugins.datasets.bad_samples import TooManyBadSamples, dropped_sample
+    from xtuner_plugins.datasets.collate import collate
+    from xtuner_plugins.datasets.errors import RecordError
+
+    def batch(reason):
+        return collate([dropped_sample(RecordError(reason, "words", place="f:7"), "f:7", 28, max_bad_samples=1)])
+
+    preprocessor, logger = TilePreprocessor(), MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    for reason in ("image_missing", "too_long"):
+        assert "dropped" not in preprocessor(batch(reason))
+    logger.removeHandler(caplog.handler)
+    assert "(2 so far), too_long: f:7: words" in caplog.text and "LedgerHook" in caplog.text
+    with pytest.raises(TooManyBadSamples, match="2 samples can't be used, max_bad_samples is 1"):
+        preprocessor(batch("json"))

@@ -7,7 +7,7 @@ from torch import nn
 
 from tests.checkpoints.training import chat_inputs, logits
 from xtuner_plugins.checkpoints.loader import load_model
-from xtuner_plugins.models.llms import llm_family
+from xtuner_plugins.families import llm_family
 from xtuner_plugins.models.quantization import linear_quantizer
 
 SETTINGS = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
@@ -23,7 +23,7 @@ def load(base, **options):
 def test_loaded_into_4_bits(toy_base, double):
     settings = {**SETTINGS, "bnb_4bit_use_double_quant": double}
     plain, expected_report = load(toy_base)
-    targets = llm_family(plain.config.llm_config.model_type).lora_targets
+    targets = llm_family(plain.config.llm_config.to_dict()).lora_targets
     quantize = linear_quantizer("language_model", targets, settings, torch.float32)
     unpacked = []
 

@@ -192,3 +192,44 @@ def test_qlora_trains_beside_four_bit_weights(build):
 def test_useless_settings_are_refused(toy_base, settings, message):
     with pytest.raises(ValueError, match=message):
         VisionLanguageModel(base=str(toy_base), **{"dtype": "float32", **settings})
+
+
+def kept_bytes(model, batch):
+    """Bytes of activations that the graph of a loss keeps, parameters aside, and the projector's gradient."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    model.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = run(model, batch)["loss"]
+    total = sum(kept.values())
+    loss.backward()
+    return total, model.model.mlp1[1].weight.grad.clone()
+
+
+def test_a_frozen_llm_recomputes_its_blocks(build):
+    """Stage 1: a gradient passes through the frozen LLM, and what its blocks would keep is most of the memory."""
+    model, keeping = build().train(), build(gradient_checkpointing=False).train()
+    batch = make_batch(model)
+    recomputing_bytes, gradient = kept_bytes(model, batch)
+    keeping_bytes, expected = kept_bytes(keeping, batch)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
+    tokens, layers, width = batch["input_ids"].numel(), 2, 64
+    # Recomputing keeps the input of each block (one hidden state), keeping all of it is tens of hidden states.
+    per_layer = (keeping_bytes - recomputing_bytes) / (tokens * layers * width * 4)
+    assert per_layer > 10
+
+
+def test_recomputing_switches_no_dropout_on(build):
+    model = build().train()
+    llm = model.model.language_model
+    assert not llm.training and not any(m.training for n, m in llm.named_modules() if n.endswith(("self_attn", "mlp")))
+    for layer in llm.model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    torch.testing.assert_close(run(model, make_batch(model))["loss"], run(model.eval(), make_batch(model))["loss"])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from .constants import IMAGE_CONTEXT, IMAGE_END, IMAGE_PLACEHOLDER, IMAGE_START, IMAGE_TOKENS
 from .conversation import get_conv_template
-from .prompts import IMAGE_PLACEHOLDER, PromptEncoder, pad_left, prompt_parts, token_id
-
-IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>")
+from .prompts import PromptEncoder, pad_left, prompt_parts, token_id
 
 
 class ChatMethods:
@@ -74,9 +73,9 @@ class ChatMethods:
         history=None,
         return_history=False,
         num_patches_list=None,
-        IMG_START_TOKEN="<img>",
-        IMG_END_TOKEN="</img>",
-        IMG_CONTEXT_TOKEN="<IMG_CONTEXT>",
+        IMG_START_TOKEN=IMAGE_START,
+        IMG_END_TOKEN=IMAGE_END,
+        IMG_CONTEXT_TOKEN=IMAGE_CONTEXT,
         verbose=False,
     ):
         """Answers a question, about pictures or not, as the next turn of a conversation.
@@ -125,9 +124,9 @@ class ChatMethods:
         num_patches_list=None,
         history=None,
         return_history=False,
-        IMG_START_TOKEN="<img>",
-        IMG_END_TOKEN="</img>",
-        IMG_CONTEXT_TOKEN="<IMG_CONTEXT>",
+        IMG_START_TOKEN=IMAGE_START,
+        IMG_END_TOKEN=IMAGE_END,
+        IMG_CONTEXT_TOKEN=IMAGE_CONTEXT,
         verbose=False,
         image_counts=None,
     ):

@@ -14,8 +14,6 @@ from .configuration_intern_vit import InternVisionConfig
 # would make the model unloadable wherever that package is missing.
 RUNTIME_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "auto_map")
 
-# Vision encoders of transformers that may stand in the place of InternViT.
-TRANSFORMERS_TOWERS = ("clip_vision_model", "siglip_vision_model")
 PROJECTOR_TYPES = ("pixel_shuffle_mlp", "mlp")
 
 # Written even where it is what every config of transformers has.
@@ -51,6 +49,7 @@ class InternVLChatConfig(PretrainedConfig):
             (LLaVA's Linear, GELU, Linear; needs `downsample_ratio` 1). Stored only where it is not the first.
     """
 
+    _auto_class = "AutoConfig"  # `save_pretrained` writes this code beside the weights in every release
     model_type = "internvl_chat"
     is_composition = True
     has_no_defaults_at_init = True
@@ -134,7 +133,7 @@ def _vision_config(fields):
     if isinstance(fields, PretrainedConfig):
         return fields
     fields = _without_runtime_keys(fields or {})
-    if fields.get("model_type") in TRANSFORMERS_TOWERS:
+    if fields.get("model_type") in CONFIG_MAPPING:
         return CONFIG_MAPPING[fields.pop("model_type")](**fields)
     return InternVisionConfig(**fields)
 

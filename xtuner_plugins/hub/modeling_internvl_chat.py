@@ -15,13 +15,13 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from .chat_methods import ChatMethods
-from .configuration_internvl_chat import PROJECTOR_TYPES, TRANSFORMERS_TOWERS, InternVLChatConfig
+from .configuration_intern_vit import InternVisionConfig
+from .configuration_internvl_chat import PROJECTOR_TYPES, InternVLChatConfig
+from .constants import IGNORE_INDEX
 from .conversation import get_conv_template
 from .modeling_intern_vit import InternVisionModel
 from .modeling_vision_tower import TransformersTower, vision_model_class
 from .prompts import PromptEncoder  # noqa: F401  transformers fetches only the files that this one itself imports
-
-IGNORE_INDEX = -100
 
 
 class InternVLChatModel(ChatMethods, PreTrainedModel):
@@ -46,6 +46,7 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
             sizes that don't fit each other.
     """
 
+    _auto_class = "AutoModel"  # `save_pretrained` writes this code beside the weights in every release
     config_class = InternVLChatConfig
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
@@ -331,7 +332,7 @@ def share_attention(config):
     """
     attention = config._attn_implementation
     vision_class = InternVisionModel
-    if config.vision_config.model_type in TRANSFORMERS_TOWERS:
+    if config.vision_config.model_type != InternVisionConfig.model_type:
         vision_class = vision_model_class(config.vision_config)
     llm_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config.llm_config)]
     for part, part_class in ((config.vision_config, vision_class), (config.llm_config, llm_class)):
@@ -341,9 +342,9 @@ def share_attention(config):
 
 def make_vision_model(config):
     """The encoder for a vision config: InternViT, or a tower of transformers."""
-    if config.model_type in TRANSFORMERS_TOWERS:
-        return TransformersTower(config)
-    return InternVisionModel(config)
+    if config.model_type == InternVisionConfig.model_type:
+        return InternVisionModel(config)
+    return TransformersTower(config)
 
 
 def make_projector(config):

@@ -18,13 +18,18 @@ class TransformersTower(nn.Module):
     `vision_model.*`, as CLIP and SigLIP checkpoints name them; SigLIP's pooling head is left out.
 
     Args:
-        config: A `CLIPVisionConfig` or `SiglipVisionConfig`.
+        config: A `CLIPVisionConfig`, a `SiglipVisionConfig` or another one whose model is built like theirs.
+
+    Raises:
+        ValueError: transformers has no model for this config, or one that is built otherwise.
     """
 
     def __init__(self, config):
         super().__init__()
         self.config = config
         model = vision_model_class(config)(config)
+        if not hasattr(getattr(getattr(model, "vision_model", model), "encoder", None), "layers"):
+            raise ValueError(f"vision_config: {config.model_type} is not built like CLIP's or SigLIP's vision tower")
         self.vision_model = nn.Module()
         for name, child in getattr(model, "vision_model", model).named_children():
             if name != "head":

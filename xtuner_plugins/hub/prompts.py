@@ -19,8 +19,7 @@ import re
 
 import torch
 
-IMAGE_PLACEHOLDER = "<image>"
-GROUNDING_TOKENS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
+from .constants import GROUNDING_TOKENS, IMAGE_PLACEHOLDER
 
 
 def prompt_parts(conversation, num_patches_list):

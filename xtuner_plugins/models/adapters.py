@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.utils.misc import get_object_from_string
+from mmengine.registry import MODELS
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 ADAPTER_NAME = "default"
+MODELS.register_module(module=LoraConfig, force=True)  # so that configs may name it by string, as other types
 
 
 def build_lora_config(settings: Mapping[str, Any] | LoraConfig, default_targets: tuple[str, ...]) -> LoraConfig:
@@ -20,19 +21,22 @@ def build_lora_config(settings: Mapping[str, Any] | LoraConfig, default_targets:
         default_targets: Linear layers to adapt where ``target_modules`` isn't given.
 
     Raises:
-        ValueError: A setting that PEFT doesn't know, or a type other than ``LoraConfig``.
+        ValueError: A setting that PEFT doesn't know or refuses, or a type other than ``LoraConfig``.
     """
     if isinstance(settings, LoraConfig):
         return settings
     options = dict(settings)
     cls = options.pop("type", LoraConfig)
     if isinstance(cls, str):
-        cls = LoraConfig if cls == "LoraConfig" else get_object_from_string(cls)
+        cls = MODELS.get(cls)
     if cls is not LoraConfig:
         raise ValueError(f"LoRA settings need type=LoraConfig (from peft), got {cls!r}")
     # MMEngine's containers are subclasses that PEFT doesn't always recognise.
     options = {key: list(value) if isinstance(value, (list, tuple)) else value for key, value in options.items()}
     options.setdefault("target_modules", list(default_targets))
+    dropout = options.get("lora_dropout", 0.0)
+    if not 0 <= dropout < 1:  # PEFT takes a negative one for none.
+        raise ValueError(f"lora_dropout={dropout!r} is out of range; give 0 or more, and less than 1")
     try:
         return LoraConfig(**options)
     except TypeError as error:

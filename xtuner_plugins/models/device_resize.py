@@ -7,16 +7,18 @@ into signed digits of 11 bits, and every partial sum stays below 2^24, where flo
 
     picture [H, W] --(coefficients [w, W])--> [H, w] bytes --(coefficients [h, H])--> [h, w] bytes
 
-Pillow's result depends on which pass comes first, because bytes are rounded between them: see `vertical_first`.
+Pillow's result depends on which pass comes first, because bytes are rounded between them: see
+`datasets.resize_rules`.
 """
 
 import contextlib
 from functools import lru_cache
 
 import numpy as np
-import PIL
 import torch
 from PIL import Image
+
+from xtuner_plugins.datasets.resize_rules import resize_rule
 
 from .device_colour import planes_to_rgb
 
@@ -82,20 +84,6 @@ def _digit_matrices(size_in: int, size_out: int, start: int, stop: int) -> tuple
     raise AssertionError(f"no digits are small enough to resize {size_in} to {size_out} pixels exactly")
 
 
-def vertical_first(
-    width: int, height: int, to_width: int, to_height: int, pillow_version: str = PIL.__version__
-) -> bool:
-    """Whether Pillow runs the vertical pass first.
-
-    Before version 13 it never does. From 13 on it does when the height shrinks, and by more than twice as many
-    pixels as the width (found by comparing both orders with Pillow 13.0.0 over thousands of sizes; the tests do so
-    with the Pillow at hand).
-    """
-    if int(pillow_version.split(".")[0]) < 13:
-        return False
-    return height > to_height and height - to_height > 2 * (width - to_width)
-
-
 @contextlib.contextmanager
 def _exact_float32(device: torch.device):
     """No TF32 and no autocast: partial sums must be exact."""
@@ -144,7 +132,7 @@ def resize_like_pillow(picture: torch.Tensor, width: int, height: int, *, vertic
         uint8 `[3, height, width]`.
     """
     if vertical is None:
-        vertical = vertical_first(picture.shape[-1], picture.shape[-2], width, height)
+        vertical = resize_rule().vertical_first(picture.shape[-1], picture.shape[-2], width, height)
     with _exact_float32(picture.device):
         pixels = picture.float()
         for axis_is_vertical in (vertical, not vertical):
@@ -167,6 +155,9 @@ def cut_pictures(tiles: torch.Tensor, pictures: list[torch.Tensor], grids: torch
 
     Returns:
         uint8 `[T, 3, S, S]`, equal to what Pillow would have cut.
+
+    Raises:
+        ValueError: an image that isn't uint8.
     """
     size = tiles.shape[-1]
     plan = grids.tolist()
@@ -174,6 +165,8 @@ def cut_pictures(tiles: torch.Tensor, pictures: list[torch.Tensor], grids: torch
     out = torch.empty(total, *tiles.shape[1:], dtype=torch.uint8, device=tiles.device)
     taken = torch.zeros(total, dtype=torch.bool)
     for picture, (cols, rows, thumbnail, first, *sides) in zip(pictures, plan, strict=True):
+        if picture.dtype != torch.uint8:
+            raise ValueError(f"images to cut must be uint8, got {picture.dtype} {list(picture.shape)}")
         num = cols * rows
         image = (picture if picture.dim() == 3 else planes_to_rgb(picture, *sides)).permute(2, 0, 1)
         resized = _resize(image, cols * size, rows * size)

@@ -8,10 +8,10 @@ import torch
 from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS
 
-from .device_resize import cut_pictures
+from xtuner_plugins.datasets.bad_samples import Unrecorded
+from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from .device_resize import cut_pictures
 
 
 @MODELS.register_module()
@@ -37,6 +37,7 @@ class TilePreprocessor(BaseDataPreprocessor):
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"TilePreprocessor: mean and std need 3 values, std above 0; got {mean} and {std}")
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        self._unrecorded = Unrecorded()
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
     def normalize(self, tiles: torch.Tensor) -> torch.Tensor:
@@ -49,13 +50,17 @@ class TilePreprocessor(BaseDataPreprocessor):
     def forward(self, data: dict, training: bool = False) -> dict:
         """Replaces ``tiles`` of a collated batch by ``pixel_values``; every other field is only moved.
 
-        On the data set's route ``'device'`` the batch also holds whole pictures; their tiles are cut here.
+        On the data set's route ``'device'`` the batch also holds whole pictures; their tiles are cut here. What is
+        known about samples that were left out (``dropped``) isn't the model's: it is counted and logged here where no
+        `LedgerHook` has taken it.
 
         Args:
             data: The batch of `xtuner_plugins.datasets.collate`.
             training: Unused; MMEngine's signature.
         """
-        batch = dict(self.cast_data(data))
+        batch = dict(data)
+        self._unrecorded.take_from(batch)
+        batch = self.cast_data(batch)
         tiles = batch.pop("tiles")
         if "pictures" in batch:
             tiles = cut_pictures(tiles, batch.pop("pictures"), batch.pop("picture_grids"))

@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from mmengine.registry import MODELS
 from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
+
+MODELS.register_module(module=BitsAndBytesConfig, force=True)  # so that configs may name it by string
 
 
 def build_quantization_config(settings: Mapping[str, Any] | BitsAndBytesConfig) -> BitsAndBytesConfig:

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_config
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer, read_config
 from xtuner_plugins.checkpoints.partition import is_partitioned, over_ranks, partition_dtype
+from xtuner_plugins.hub.constants import IMAGE_CONTEXT
 
+from ..families import encoder_family, llm_family
 from .adapters import inject_lora
 from .attention import check_boundaries, packed_causal_mask, samples_of_positions
-from .encoders import encoder_family, freeze_unused
-from .llms import llm_family
-from .losses import next_token_loss, sum_over_ranks, world_size
+from .encoders import freeze_unused
+from .losses import next_token_loss, sum_over_ranks, weights_of_positions, world_size
 from .preprocessor import TilePreprocessor
-from .quantization import linear_quantizer
+from .quantization import build_quantization_config, linear_quantizer
 
-IMG_CONTEXT_TOKEN = "<IMG_CONTEXT>"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -39,7 +42,7 @@ def resolve_dtype(name: str) -> torch.dtype:
     try:
         return DTYPES[name]
     except KeyError:
-        raise ValueError(f"model.dtype={name!r} is not one of: auto, {', '.join(DTYPES)}") from None
+        raise ValueError(f"dtype={name!r} is not supported; it is one of: auto, {', '.join(DTYPES)}") from None
 
 
 @MODELS.register_module()
@@ -92,12 +95,12 @@ class VisionLanguageModel(BaseModel):
         if llm_quantization is not None and not freeze_llm:
             raise ValueError("llm_quantization is set, so set freeze_llm=True: 4-bit weights don't train")
         self.model, self.load_report = _load(base, self.dtype, llm_quantization)
-        self.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids(IMG_CONTEXT_TOKEN)
+        self.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids(IMAGE_CONTEXT)
         self.model.img_context_token_id = self.img_context_token_id
 
         config = self.model.config
-        vision_targets = encoder_family(config.vision_config.model_type).lora_targets
-        self.llm = llm_family(config.llm_config.model_type)
+        vision_targets = encoder_family(config.vision_config.to_dict()).lora_targets
+        self.llm = llm_family(config.llm_config.to_dict())
         encoder, llm = self.model.vision_model, self.model.language_model
         _set_trainable("visual_encoder", encoder, freeze_visual_encoder, visual_encoder_lora, vision_targets)
         freeze_unused(encoder, self.model.select_layer)
@@ -115,10 +118,13 @@ class VisionLanguageModel(BaseModel):
 
         # The encoder's blocks are recomputed only where a gradient passes through them.
         if gradient_checkpointing:
-            options = {"use_reentrant": False}
-            llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-            if not self.visual_encoder_is_frozen:
-                encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+            _recompute_llm(llm)
+            if is_deepspeed_zero3_enabled() and visual_encoder_lora is not None:
+                print_log(
+                    "ZeRO-3 can't recompute an encoder with LoRA: its activations are kept", "current", logging.WARNING
+                )
+            elif not self.visual_encoder_is_frozen:
+                encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     @property
     def num_image_token(self) -> int:
@@ -142,11 +148,18 @@ class VisionLanguageModel(BaseModel):
         """Nothing: every weight comes from the base. MMEngine's own would walk through all of them, packed ones too."""
 
     def train(self, mode: bool = True):
-        """As `torch.nn.Module.train`; a part without trainable parameters stays in evaluation mode (no dropout)."""
+        """As `torch.nn.Module.train`; a part without trainable parameters stays in evaluation mode (no dropout).
+
+        Its blocks alone are told that they train, their attention and dropout modules are not: transformers recomputes
+        only in blocks that train, and a gradient passes through a frozen LLM on its way to the projector.
+        """
         super().train(mode)
         for part in self.parts().values():
             if not any(p.requires_grad for p in part.parameters()):
                 part.eval()
+                for module in part.modules():
+                    if mode and isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+                        module.training = True
         return self
 
     def state_dict(self, *args, **kwargs):
@@ -171,6 +184,7 @@ class VisionLanguageModel(BaseModel):
         num_tiles: torch.Tensor | None = None,
         sources: Sequence[str] = (),
         mode: str = "loss",
+        mean_weight: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Computes the loss, or hidden states, of a batch.
 
@@ -186,6 +200,8 @@ class VisionLanguageModel(BaseModel):
             num_tiles: int64, tiles a sample; used to name the sample when counts disagree.
             sources: ``file:line`` of each sample, for messages.
             mode: ``'loss'`` or ``'tensor'``.
+            mean_weight: Supervised weight of the optimizer step per rank (float32 scalar), where this batch is one of
+                several micro-batches; None takes it for the whole step.
 
         Returns:
             ``loss``: ``{'loss', 'num_supervised', 'num_tiles'}``, scalars. ``tensor``: ``{'hidden'}``, ``[B, S, D]``.
@@ -210,10 +226,8 @@ class VisionLanguageModel(BaseModel):
             if mode != "loss":
                 raise ValueError(f"VisionLanguageModel has modes 'loss' and 'tensor', not {mode!r}")
             head = self.model.language_model.get_output_embeddings()
-            weights = None
-            if loss_weights is not None:  # padding behind the last sample of a pack has no label, so any weight will do
-                weights = loss_weights[samples.clamp(max=len(loss_weights) - 1)]
-            loss, num_supervised = next_token_loss(hidden, labels, head, weights)
+            weights = weights_of_positions(loss_weights, input_ids.shape, cu_seqlens)
+            loss, num_supervised = next_token_loss(hidden, labels, head, weights, mean_weight)
         return {
             "loss": loss,
             "num_supervised": num_supervised,
@@ -272,14 +286,33 @@ class VisionLanguageModel(BaseModel):
 
 
 def _load(base: str, dtype: torch.dtype, quantization: Mapping[str, Any] | None):
-    """The base's model and the report: whole, split over the ranks of ZeRO-3, or the LLM's linear layers in 4 bits."""
+    """The base's model and the report: whole, split over the ranks of ZeRO-3, or the LLM's linear layers in 4 bits.
+
+    Under ``torch.device('meta')`` no weight is read: names and shapes are compared, settings are checked.
+    """
+    if torch.get_default_device().type == "meta":
+        if quantization is not None:
+            build_quantization_config(quantization)
+        return load_model(base, dtype=dtype, device="meta")
     if quantization is not None:
-        targets = llm_family(read_config(base).llm_config.model_type).lora_targets
+        targets = llm_family(read_config(base).llm_config.to_dict()).lora_targets
         return load_model(base, dtype=dtype, filled=linear_quantizer("language_model", targets, quantization, dtype))
     if is_deepspeed_zero3_enabled():
         config = deepspeed_config()
         return load_model(base, dtype=partition_dtype(config), filled=over_ranks(config))
     return load_model(base, dtype=dtype)
+
+
+def _recompute_llm(llm: nn.Module) -> None:
+    """Switches recomputation on, of the kind that ZeRO-3 can run where frozen and trained weights share a block.
+
+    Without reentrance PyTorch compares what is recomputed with what was kept, and finds frozen weights that ZeRO-3 has
+    let go in between. With it a block needs an input that requires a gradient, even where all before it is frozen.
+    """
+    reentrant = is_deepspeed_zero3_enabled()
+    llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    if reentrant:
+        llm.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
 
 
 def _set_trainable(
@@ -291,4 +324,7 @@ def _set_trainable(
         if parameter.is_floating_point():  # packed 4-bit weights have no gradient
             parameter.requires_grad_(not freeze)
     if lora is not None:
-        inject_lora(part, lora, targets)
+        try:
+            inject_lora(part, lora, targets)
+        except (TypeError, ValueError) as error:  # PEFT's own words; it doesn't know which setting they are about
+            raise ValueError(f"{name}_lora: {error}") from error

@@ -1,0 +1,204 @@
+"""The model families: one row per language model, one per vision encoder.
+
+Assembly, loading, training and export read these rows and nothing else about a family. To add an LLM that transformers
+has, add a row to `LLM_FAMILIES` (and a template to `hub/conversation.py` if it needs one of its own).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .hub.constants import IMAGENET_MEAN, IMAGENET_STD
+
+# llama.cpp and lmdeploy read the raw JSON and know no class defaults, so these are written for every LLM.
+_LLM_FIELDS = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling", "vocab_size",
+    "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+_LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+_TOWER_FIELDS = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
+    "num_channels", "hidden_act", "layer_norm_eps",
+)  # fmt: skip
+_TOWER_LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
+
+class UnknownFamilyError(ValueError):
+    """A `model_type` without a row; the message lists those that exist."""
+
+
+@dataclass(frozen=True)
+class LLMFamily:
+    """A language model that can stand inside an official directory.
+
+    Attributes:
+        model_type: `model_type` in its `config.json`.
+        architecture: the class that every engine dispatches on.
+        lora_targets: names of a block's linear layers, which LoRA adapts by default (never the head).
+        fields: config fields that are always written, whatever the source left out.
+        template: the conversation template to train with when none is named.
+        keeps_padding: keep the embedding's padded rows (as released Qwen3 models do) instead of cutting to the
+            tokenizer's size.
+        embedding, head: keys of the input embedding and the output head, without prefix.
+        decoder: attribute that holds the decoder without its head.
+    """
+
+    model_type: str
+    architecture: str
+    lora_targets: tuple[str, ...] = _LLAMA_LINEARS
+    fields: tuple[str, ...] = _LLM_FIELDS
+    template: str = "internvl2_5"
+    keeps_padding: bool = False
+    embedding: str = "model.embed_tokens.weight"
+    head: str = "lm_head.weight"
+    decoder: str = "model"
+
+
+@dataclass(frozen=True)
+class LlavaForm:
+    """What `LlavaForConditionalGeneration` and its processor call an encoder's properties.
+
+    Attributes:
+        feature_strategy: `vision_feature_select_strategy`.
+        image_processor: class of the image processor.
+        class_tokens: tokens before the patches, which are dropped.
+    """
+
+    feature_strategy: str
+    image_processor: str
+    class_tokens: int
+
+
+@dataclass(frozen=True)
+class EncoderFamily:
+    """A vision encoder.
+
+    Attributes:
+        model_type: of the `vision_config`.
+        architecture: its class.
+        lora_targets: names of a block's linear layers, which LoRA adapts by default.
+        fields: config fields that are always written.
+        fixed: config fields that are always written with this value.
+        image_mean, image_std: per channel in [0, 1], what its releases were trained with where the directory
+            doesn't say.
+        select_layer: layer whose output is used when none is named.
+        projector_type: what goes with it when none is named.
+        whole_type: `model_type` of the two-sided model (image and text) that holds such a tower.
+        llava: its LLaVA form; None where LLaVA's class can't hold it.
+    """
+
+    model_type: str
+    architecture: str
+    lora_targets: tuple[str, ...] = _TOWER_LINEARS
+    fields: tuple[str, ...] = _TOWER_FIELDS
+    fixed: tuple[tuple[str, object], ...] = (("attention_dropout", 0.0),)
+    image_mean: tuple[float, float, float] = IMAGENET_MEAN
+    image_std: tuple[float, float, float] = IMAGENET_STD
+    select_layer: int = -2
+    projector_type: str = "mlp"
+    whole_type: str | None = None
+    llava: LlavaForm | None = None
+
+    @property
+    def is_intern_vit(self) -> bool:
+        """Whether it is our own `InternVisionModel` rather than a tower of transformers."""
+        return self.architecture == "InternVisionModel"
+
+
+LLM_FAMILIES: dict[str, LLMFamily] = {
+    row.model_type: row
+    for row in (
+        LLMFamily("qwen2", "Qwen2ForCausalLM"),
+        LLMFamily("qwen3", "Qwen3ForCausalLM", fields=(*_LLM_FIELDS, "head_dim", "attention_bias"), keeps_padding=True),
+        LLMFamily("llama", "LlamaForCausalLM", fields=(*_LLM_FIELDS, "head_dim", "attention_bias")),
+        LLMFamily(
+            "phi3",
+            "Phi3ForCausalLM",
+            lora_targets=("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+            fields=(*_LLM_FIELDS, "original_max_position_embeddings", "sliding_window"),
+            template="phi3-chat",
+        ),
+    )
+}
+
+ENCODER_FAMILIES: dict[str, EncoderFamily] = {
+    row.model_type: row
+    for row in (
+        EncoderFamily(
+            "intern_vit_6b",  # the official name for every InternViT, the 300M included
+            "InternVisionModel",
+            lora_targets=("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"),
+            fields=(
+                *_TOWER_FIELDS,
+                "norm_type",
+                "qkv_bias",
+                "qk_normalization",
+                "initializer_factor",
+                "initializer_range",
+                "use_flash_attn",
+            ),
+            fixed=(("attention_dropout", 0.0), ("dropout", 0.0), ("drop_path_rate", 0.0)),
+            select_layer=-1,
+            projector_type="pixel_shuffle_mlp",
+        ),
+        EncoderFamily(
+            "clip_vision_model",
+            "CLIPVisionModel",
+            image_mean=(0.48145466, 0.4578275, 0.40821073),
+            image_std=(0.26862954, 0.26130258, 0.27577711),
+            whole_type="clip",
+            llava=LlavaForm("default", "CLIPImageProcessor", class_tokens=1),
+        ),
+        EncoderFamily(
+            "siglip_vision_model",
+            "SiglipVisionModel",
+            fixed=(("attention_dropout", 0.0), ("vision_use_head", False)),
+            image_mean=(0.5, 0.5, 0.5),
+            image_std=(0.5, 0.5, 0.5),
+            whole_type="siglip",
+            llava=LlavaForm("full", "SiglipImageProcessor", class_tokens=0),
+        ),
+    )
+}
+
+
+def llm_family(config: Mapping, where: str = "llm_config") -> LLMFamily:
+    """The row of an LLM's config.
+
+    Args:
+        config: fields of the LLM's own config.
+        where: what to call the config in the message.
+
+    Raises:
+        UnknownFamilyError: `model_type` has no row.
+    """
+    model_type = config.get("model_type")
+    if model_type not in LLM_FAMILIES:
+        raise UnknownFamilyError(
+            f"{where}: model_type {model_type!r} is not a language model that can be used here; "
+            f"known are {', '.join(sorted(LLM_FAMILIES))} (a new one is a row in xtuner_plugins/families.py)"
+        )
+    return LLM_FAMILIES[model_type]
+
+
+def encoder_family(config: Mapping, where: str = "vision_config") -> EncoderFamily:
+    """The row of an encoder's config, or of the two-sided model around it (CLIP, SigLIP).
+
+    Args:
+        config: fields of the encoder's `config.json` or of an official directory's `vision_config`.
+        where: what to call the config in the message.
+
+    Raises:
+        UnknownFamilyError: neither `model_type` nor `architectures` has a row.
+    """
+    model_type, architectures = config.get("model_type"), config.get("architectures") or []
+    for row in ENCODER_FAMILIES.values():
+        if model_type in (row.model_type, row.whole_type or row.model_type) or row.architecture in architectures:
+            return row
+    raise UnknownFamilyError(
+        f"{where}: model_type {model_type!r} (architectures {architectures}) is not a vision encoder that can be used "
+        f"here; known are {', '.join(ENCODER_FAMILIES)} (a new one is a row in xtuner_plugins/families.py)"
+    )

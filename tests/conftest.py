@@ -9,6 +9,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+# After so long a process is taken to hang. Only a guard: on a machine with five times the load that it has cores for, a
+# command of ten seconds took four minutes.
+HANGS_AFTER = 1800
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -40,7 +43,7 @@ def toy_base(toy_parts, tmp_path_factory):
 def run_tool():
     """Runs a command line tool of the repository as a user would; returns the finished process."""
 
-    def run(*args, cwd=ROOT, timeout=600, env=None) -> subprocess.CompletedProcess:
+    def run(*args, cwd=ROOT, timeout=HANGS_AFTER, env=None) -> subprocess.CompletedProcess:
         return subprocess.run(
             [sys.executable, *map(str, args)],
             cwd=cwd,

@@ -18,6 +18,7 @@ CONFIG = {
     "min_dynamic_patch": 1,
     "max_dynamic_patch": 6,
     "vision_config": {"patch_size": 14, "image_size": 112},
+    "llm_config": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
 }
 
 
@@ -103,9 +104,7 @@ def six_records(make_picture, qa):
     return [
         qa("A?", "Yes.", image="a.png"),
         qa(image="none.png"),
-        qa(
-            "Where?", "<ref>it</ref><box>[[36, 12, 180, 60]]</box>", image="b.png", boxes="pixel", width=360, height=120
-        ),
+        qa("Where?", box, image="b.png", boxes="pixel", width=360, height=120),
         qa("C <b>bold</b>?", "No."),
         {"text": 1},
         qa("<image> <image>", "Both.", image=["a.png", "b.png"]),

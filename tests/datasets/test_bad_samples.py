@@ -73,3 +73,19 @@ def test_the_ceiling_is_of_an_epoch_and_of_what_is_broken():
         ledger.close_epoch(epoch, 13)
     with pytest.raises(TooManyBadSamples, match="3 samples can't be used, max_bad_samples is 2"):
         ledger.account(3, 0, [bad(1), bad(2), bad(3)])
+
+
+def test_the_ceiling_counts_all_ranks_together(tmp_path):
+    """Each rank has a ledger of its own over one file; resumed runs count what lies behind them."""
+    first, second = (Ledger(tmp_path / "ledger.jsonl", max_bad_samples=3) for _ in range(2))
+    first.account(0, 1, [bad(1), bad(2, "too_long")])
+    second.account(0, 1, [bad(3)])
+    second.account(1, 1, [bad(3)])  # of the next epoch
+    first.account(0, 1, [bad(4)])
+    with pytest.raises(TooManyBadSamples, match="4 samples can't be used, max_bad_samples is 3"):
+        second.account(0, 1, [bad(5)])
+    resumed = Ledger(tmp_path / "ledger.jsonl", max_bad_samples=3)
+    resumed.begin(0, [1, 2, 3])
+    resumed.account(0, 1, [bad(4)])
+    with pytest.raises(TooManyBadSamples, match="4 samples"):
+        resumed.account(0, 0, [bad(5), bad(6)])

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xtuner_plugins.datasets.conversation import encode, image_span, split_pieces
-from xtuner_plugins.datasets.errors import RecordError, SettingError
+from xtuner_plugins.datasets.conversation import encode, image_span
+from xtuner_plugins.datasets.errors import SettingError
+from xtuner_plugins.datasets.record_checks import find_forms
 from xtuner_plugins.datasets.records import parse_record
 from xtuner_plugins.datasets.templates import get_template
 from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template
@@ -38,8 +39,9 @@ TEXTS = (
     st.lists(st.sampled_from(CONTROL) | st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=6)
     .map("".join)
     .map(lambda text: text.replace("<image>", "image"))
+    .filter(lambda text: all(kind == "own" for kind, _ in find_forms(text)))  # the others may be errors
 )
-ANSWERS = TEXTS.filter(bool)
+ANSWERS = TEXTS.filter(str.strip)
 CONVERSATIONS = st.lists(st.tuples(TEXTS, ANSWERS), min_size=1, max_size=3)
 
 
@@ -172,33 +174,6 @@ def test_a_token_that_swallows_spaces_does_so_in_training_too(hf_tokenizer):
     for role, text in zip(conversation.roles, ("  Hi there", "Yes."), strict=True):
         conversation.append_message(role, text)
     assert sample.input_ids.tolist() == phi(conversation.get_prompt(), add_special_tokens=False).input_ids
-
-
-def test_every_template_of_the_table_comes_apart():
-    for name in TEMPLATES:
-        template = get_template(name)
-        assert template.end == get_conv_template(name).stop_token
-        record = record_of([("Q1", "A1"), ("Q2", "A2")], "S")
-        text = "".join(segment.text for segment in template.segments(record))
-        conversation = get_conv_template(name)
-        conversation.system_message = "S"
-        for number, message in enumerate(("Q1", "A1", "Q2", "A2")):
-            conversation.append_message(conversation.roles[number % 2], message)
-        assert text == conversation.get_prompt()
-
-
-def test_unknown_template_lists_the_known():
-    with pytest.raises(SettingError, match="internvl2_5"):
-        get_template("no-such")
-
-
-def test_a_template_without_a_place_for_a_system_message_refuses_one(text_tokenizer):
-    from dataclasses import replace
-
-    bare = replace(get_template("internvl2_5"), before_system=None, system_message=None)
-    split_pieces(record_of([("a", "b")]), bare, text_tokenizer)
-    with pytest.raises(RecordError, match="no place"):
-        split_pieces(record_of([("a", "b")], "S"), bare, text_tokenizer)
 
 
 def test_a_tokenizer_without_image_tokens_is_refused(tmp_path):

@@ -1,9 +1,12 @@
+import logging
 import pickle
+import random
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from PIL import Image
@@ -68,6 +71,15 @@ def test_repeat_times(mixture):
     assert len({tuple(d.locate(i) for i in (3, 4)) for d in other}) > 1
     with pytest.raises(IndexError):
         dataset.locate(8)
+
+
+def test_a_dataset_has_as_many_samples_as_it_says(mixture):
+    dataset = MultimodalDataset(**mixture)
+    assert [sample["index"] for sample in list(dataset)] == list(range(7))
+    assert dataset[-1]["index"] == 6
+    for index in (7, -8):
+        with pytest.raises(IndexError):
+            dataset[index]
 
 
 def test_settings_take_the_place_of_the_bases(mixture):
@@ -177,9 +189,11 @@ def test_unknown_settings_are_refused(mixture):
 @pytest.mark.parametrize(
     "edit, words",
     [
-        ({"force_image_size": None}, "force_image_size"),
-        ({"vision_config": {}}, "vision_config.patch_size"),
+        ({"force_image_size": -1}, "force_image_size"),
+        ({"vision_config": {"patch_size": 0}}, "vision_config.patch_size"),
         ({"downsample_ratio": "x"}, "downsample_ratio"),
+        ({"llm_config": {"model_type": "nothing"}}, "model_type 'nothing'"),
+        ({"llm_config": None}, "llm_config"),
         ({"template": None}, "names no 'template'"),
     ],
 )
@@ -241,3 +255,35 @@ def test_16_bit_and_oriented_pictures_arrive_upright(data_base, write_data, make
     Image.fromarray(np.full((50, 60), 65535, np.uint16)).save(folder + "/deep.png")
     dataset = MultimodalDataset(data_base, write_data([qa(image="deep.png")]), folder)
     assert (dataset[0]["tiles"] == 255).all()
+
+
+def test_samples_take_no_random_numbers(mixture):
+    """So a worker's generators don't matter, and a resumed run, whose workers are new, gets the same samples."""
+    samples = list(MultimodalDataset(**mixture))
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    again = list(MultimodalDataset(**mixture))
+    assert all(
+        torch.equal(a[key], b[key]) for a, b in zip(samples, again, strict=True) for key in ("input_ids", "tiles")
+    )
+    before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    assert len(list(MultimodalDataset(**mixture))) == 7
+    assert random.getstate() == before[0] and (np.random.get_state()[1] == before[1]).all()
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_the_first_warning_of_each_reason_is_logged(data_base, write_data, make_picture, qa):
+    """Training doesn't learn a doubtful record in silence, and doesn't say the same of a million of them."""
+    folder = make_picture("a.png", 100, 90)
+    records = [qa("Fine?"), *(qa(f"{index}?", "See <image_1>.", image="a.png") for index in range(3))]
+    dataset = MultimodalDataset(str(data_base), [write_data(records)], folder)
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda entry: messages.append(entry.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    try:
+        samples = list(dataset)
+    finally:
+        logger.removeHandler(handler)
+    assert len(samples) == 4 and len(messages) == 1
+    assert "data.jsonl:2: " in messages[0] and "<image_1>" in messages[0] and "tools/check_data.py" in messages[0]

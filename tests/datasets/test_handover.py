@@ -3,6 +3,8 @@
 import gc
 import json
 import os
+import threading
+import time
 from multiprocessing.reduction import ForkingPickler
 
 import pytest
@@ -48,6 +50,21 @@ def test_batches_of_workers_equal_those_of_the_process(dataset, put_together, ro
         assert type(batch) is dict and same(batch, right)
         tiles = batch["tiles"][-1:]  # a view keeps the block
     assert same(tiles, expected[-1]["tiles"][-1:])
+
+
+def test_a_worker_outlives_the_thread_that_started_it(dataset):
+    """It ends with the training process; Linux's own signal would come with the thread's end."""
+    found = []
+
+    def start():
+        loader = iter(DataLoader(dataset, num_workers=1, collate_fn=collate, sampler=list(range(12)) * 3))
+        found.extend((loader, next(loader)))
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    time.sleep(1.5)  # it looks every second
+    assert len(list(found[0])) == 35
 
 
 @pytest.fixture
@@ -121,9 +138,27 @@ def test_without_shared_memory_batches_cross_as_ever(worker, monkeypatch):
     assert handover._take_block(10) is None
 
 
-def test_small_things_go_by_value(worker):
+def test_what_is_no_tensor_goes_by_value(worker):
     batch = batch_of(1) | {"labels": torch.arange(5), "max_seqlen": 7, "dropped": [{"index": 1}]}
     got = send(batch)
     assert list(got) == ["tiles", "sources", "labels", "max_seqlen", "dropped"]
     assert same(got["labels"], torch.arange(5)) and got["max_seqlen"] == 7 and json.dumps(got["dropped"])
     got["labels"][0] = 9  # writable, as any batch
+
+
+def test_no_tensor_goes_through_the_pipe(worker):
+    """A pipe holds 64 KiB; what doesn't fit blocks a worker until the training process reads."""
+    tensors = {
+        "input_ids": torch.arange(100_000)[None],
+        "attention_mask": torch.arange(99_999) % 3 == 0,
+        "cu_seqlens": torch.arange(7, dtype=torch.int32),
+        "nothing": torch.zeros(0, 6, dtype=torch.int64),
+        "weights": torch.rand(5, 3).T,
+    }
+    handed = hand_over(batch_of(1) | dict(tensors))
+    data = ForkingPickler.dumps(handed)
+    assert len(data) < 4096
+    got = ForkingPickler.loads(data)
+    assert all(same(got[name], tensors[name]) for name in tensors) and (got["tiles"] == 1).all()
+    handed["later"] = torch.arange(3)  # a collate function of a user's own adds to the batch
+    assert same(ForkingPickler.loads(ForkingPickler.dumps(handed))["later"], torch.arange(3))

@@ -90,7 +90,7 @@ def test_broken_files_are_refused(tmp_path, content, error, words):
 @pytest.mark.parametrize(
     "content, words",
     [
-        (gzip.compress(b'{"a": 1}'), "compressed .gzip."),
+        (gzip.compress(b'{"a": 1}', mtime=0), "compressed .gzip."),  # the time would become part of the test's id
         (b"PK\x03\x04....", "a zip archive"),
         (b"PAR1....", "Parquet"),
         (

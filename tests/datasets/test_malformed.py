@@ -99,6 +99,34 @@ LINES = [
     (talk((S, "s"), (S, "s"), (H, "a"), (G, "b")), "turn_order"),
     (talk((G, "a")), "turn_order"),
     (talk((H, "a"), (G, "")), "empty_answer"),
+    (talk((H, "a"), (G, " \n\t")), "empty_answer"),
+    (b'{"conversations": [], "conversations": []}', "json_duplicate_key"),
+    (
+        b'{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "value": "c"}]}',
+        "json_duplicate_key",
+    ),
+    (json.dumps(talk((H, "a"), (G, "b"))).encode() + b",", "json"),
+    # what would train something else than was meant
+    (talk((H, "a"), (G, "b"), image_path="ok.png"), "media_key"),
+    (talk((H, "a"), (G, "b"), img="ok.png"), "media_key"),
+    (talk((H, "a"), (G, "b"), audio="a.wav"), "audio"),
+    ({"conversations": [{"from": H, "value": "a", "image": "ok.png"}, {"from": G, "value": "b"}]}, "media_key"),
+    ({"conversations": [{"from": H, "value": "a"}, {"from": G, "value": "b", "weight": 0.5}]}, "turn_loss"),
+    ({"conversations": [{"from": H, "value": "a"}, {"from": G, "value": "b", "loss": "no"}]}, "turn_loss"),
+    ({"conversations": [{"from": H, "value": "a"}, {"from": G, "value": "b", "train": False}]}, "turn_loss"),
+    ({"conversations": [{"from": H, "value": "a", "loss": True}, {"from": G, "value": "b"}]}, "turn_loss"),
+    ({"conversations": [{"from": H, "value": "a"}, {"from": G, "value": "b", "loss": False}]}, "no_answer"),
+    (talk((H, "<img>ok.png</img>What?"), (G, "b")), "foreign_form"),
+    (talk((H, "<audio>a.wav</audio>What?"), (G, "b")), "foreign_form"),
+    (record("<Image>\nWhat?"), "foreign_form"),
+    (record("<image_1>\nWhat?"), "foreign_form"),
+    (talk((H, "<ImageHere>What?"), (G, "b")), "foreign_form"),
+    (talk((H, "<|vision_start|><|image_pad|><|vision_end|>What?"), (G, "b")), "foreign_form"),
+    (record("<image>\nWhere is <ref-object>?", "<bbox>", objects={"bbox": []}), "foreign_form"),
+    (record("What?", "<image> shows a cat."), "media_role"),
+    (record(answer="<ref>it</ref><box>[[10, 20, 640, 1480]]</box>"), "boxes"),
+    (record(answer="<ref>it</ref><box>[[300, 20, 100, 80]]</box>"), "boxes"),
+    (record(answer="<ref>it</ref><box>[[10, 20, 30, 40]]"), "boxes"),
     (talk((H, "a\ud83d"), (G, "b")), "unicode"),
     (talk((H, "a"), (G, "\udc00")), "unicode"),
     (talk((H, "a"), (G, "b"), system="\ud800"), "unicode"),
@@ -266,8 +294,10 @@ def test_the_tool_says_each_once_with_its_line(zoo, data_base, run_tool, tmp_pat
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
     said = [text for text in done.stdout.splitlines() if re.match(re.escape(path) + r":\d+: \S.*; \S", text)]
     lines = [int(text[len(path) + 1 :].split(":")[0]) for text in said]
-    expected = [number + 2 for number, (_, reason) in enumerate(LINES) if reason is not None]
-    assert len(lines) == len(set(lines)) and set(expected) <= set(lines)
+    empty = {number + 2 for number, (_, reason) in enumerate(LINES) if reason == "empty_answer"}
+    expected = {number + 2 for number, (_, reason) in enumerate(LINES) if reason is not None} - empty
+    assert len(lines) == len(set(lines)) and expected <= set(lines) and not empty & set(lines)
+    assert all(f"warning: {path}:{line}: its answers are empty" in done.stdout for line in empty)
     assert f"{len(lines)} of {len(LINES) + 1} records can't be trained on" in done.stdout
 
 

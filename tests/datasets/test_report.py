@@ -1,12 +1,12 @@
 """The checker's page: whole, self-contained, and true to what training gets."""
 
 import base64
-import html
 import io
 import re
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from xtuner_plugins.datasets import MultimodalDataset
@@ -37,7 +37,7 @@ def write_page(tmp_path, data_base, write_data, make_picture):
 
 
 def cards(page):
-    return page.split("<div class=card>")[1:]
+    return page.split('<div class="card">')[1:]
 
 
 def test_the_page_is_whole(write_page, six_records):
@@ -46,9 +46,9 @@ def test_the_page_is_whole(write_page, six_records):
     assert "<script" not in page and "@import" not in page and "url(" not in page
     assert len(cards(page)) == 4 and page.count("thumbnail</figcaption>") == 2  # b.png, drawn twice
     assert "&lt;b&gt;bold&lt;/b&gt;" in page and "<b>bold" not in page
-    assert "<span class=learn>Yes.&lt;|im_end|&gt;</span>" in page and "64 image tokens" in page
-    assert "[[100, 100, 500, 500]]" in page and "class=pack" in page
-    assert len(complaints) == 2 and all(html.escape(text) in page for text in complaints)
+    assert '<span class="learn">Yes.&lt;|im_end|&gt;</span>' in page and "64 image tokens" in page
+    assert "[[100, 100, 500, 500]]" in page and 'class="pack"' in page
+    assert len(complaints) == 2 and all(escape(text) in page for text in complaints)
     assert "2 of 6 records can't be trained on" in page and "1 image_missing" in page
     assert "prefers-color-scheme:dark" in page and "max-width:760px" in page
 
@@ -88,7 +88,7 @@ def test_frames_of_a_video(write_page, qa):
 def test_boxes_are_drawn_where_they_are(write_page, qa):
     record = qa("Where?", "<box>[[100, 100, 500, 900]]</box>", image="black.png")
     page, _ = write_page({"a.jsonl": [record]}, dict(max_tiles=1))
-    data = base64.b64decode(re.search(r"base64,([^']+)'", page)[1])
+    data = base64.b64decode(re.search(r"base64,([^\"]+)\"", page)[1])
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
     green = (pixels[..., 1] > 150) & (pixels[..., 0] < 90) & (pixels[..., 2] < 130)
     height, width = green.shape
@@ -99,6 +99,6 @@ def test_boxes_are_drawn_where_they_are(write_page, qa):
 
 def test_no_cards_and_nothing_usable(write_page, qa):
     page, _ = write_page({"a.jsonl": [{"a": 1}] * 300})
-    assert cards(page) == [] and "class=pack" not in page and "and 100 more" in page
+    assert cards(page) == [] and 'class="pack"' not in page and "and 100 more" in page
     page, _ = write_page({"a.jsonl": [qa()]}, num_cards=0)
     assert cards(page) == [] and "Every record can be trained on" in page

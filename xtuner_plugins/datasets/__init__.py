@@ -5,7 +5,9 @@ media, video  opening pictures                      tiling       a picture -> ui
 boxes         pixels -> the 0-1000 frame            routes       three ways from file to tiles
 templates     conversation -> segments              tokens       text -> ids
 conversation  segments -> ids and labels            budget       tiles and tokens that fit
-mixture       the files and their settings          lengths      exact lengths, measured once
+mixture       the files and their settings          measure      one pass: lengths and sizes of every record
+lengths       what was measured, kept on disk       complaints   what is wrong, checked again at each start
+fates         what becomes of each sample           cache        files and locks between runs
 dataset       the mixture as one list of samples    packing      samples -> packs
 collate       samples -> batch                      samplers     the plan of an epoch
 bad_samples   policies and the ledger               check        every record opened before training

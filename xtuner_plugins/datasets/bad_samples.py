@@ -8,6 +8,7 @@ and for each epoch a line of sums: {"epoch": 0, "trained": 9996, "dropped": 4, "
 """
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,14 +17,18 @@ from pathlib import Path
 import torch
 from mmengine.dist import all_reduce, barrier, get_rank
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS
+
+from xtuner_plugins.hub.constants import IGNORE_INDEX
 
 from .cache import write_whole
 from .errors import DataError, SettingError
 
 POLICIES = ("raise", "skip")
-ON_PURPOSE = ("too_long", "rejected")
+ON_PURPOSE = ("too_long", "rejected", "empty_answer")  # left out whatever the policy, and not counted as bad
 FILLER = "(filler: no sample is left for this rank)"
+FILLER_INDEX = -(1 << 31)  # what a sampler gives a rank for which no sample is left; no dataset has such an index
 
 
 class TooManyBadSamples(ValueError):
@@ -47,12 +52,13 @@ def check_policy(on_bad_sample: str, max_bad_samples: int) -> tuple[str, int]:
     return on_bad_sample, max_bad_samples
 
 
-def dropped_sample(error: DataError, source: str, tile_size: int) -> dict:
-    """What stands in a batch's list for a sample that is left out; `collate` takes it out."""
+def dropped_sample(error: DataError, source: str, tile_size: int, max_bad_samples: int = 100) -> dict:
+    """What stands in a batch's list for a sample that is left out; `collate` moves it into the batch's `dropped`."""
     return {
         "dropped": error.reason,
         "message": str(error),
         "source": source,
+        "max_bad_samples": max_bad_samples,
         "tiles": torch.empty(0, 3, tile_size, tile_size, dtype=torch.uint8),
     }
 
@@ -61,7 +67,7 @@ def filler_sample(tile_size: int) -> dict:
     """What a rank gets in an epoch's last step when no sample is left for it: nothing is learned from it."""
     return {
         "input_ids": torch.zeros(1, dtype=torch.int64),
-        "labels": torch.full((1,), -100),
+        "labels": torch.full((1,), IGNORE_INDEX),
         "num_tiles": 0,
         "tiles": torch.empty(0, 3, tile_size, tile_size, dtype=torch.uint8),
         "source": FILLER,
@@ -100,8 +106,9 @@ class Ledger:
 
     Args:
         path: the file; None only counts.
-        max_bad_samples: more dropped samples than this (of one epoch, in this process) stop the run; samples that
-            are too long, or on the reject list, don't count: they are left out on purpose.
+        max_bad_samples: more dropped samples than this stop the run. They are counted over an epoch and over all
+            processes that write to `path` (without a path, in this process); samples that are too long, or on the
+            reject list, don't count: they are left out on purpose.
     """
 
     def __init__(self, path: str | os.PathLike | None, max_bad_samples: int = 100):
@@ -109,7 +116,8 @@ class Ledger:
         self.max_bad_samples = max_bad_samples
         self.trained: Counter[int] = Counter()  # by epoch
         self.dropped: Counter[int] = Counter()
-        self._bad = 0
+        self._bad: Counter[int] = Counter()  # by epoch, of all processes
+        self._counted_to = 0  # bytes of the file that `_bad` knows
 
     def account(self, epoch: int, trained: int, dropped: Iterable[dict]) -> None:
         """Enter a batch.
@@ -133,10 +141,9 @@ class Ledger:
                     "message": sample["message"],
                 }
             )
-            self._bad += sample["dropped"] not in ON_PURPOSE
-            if self._bad > self.max_bad_samples:
+            if sample["dropped"] not in ON_PURPOSE and self._count_bad(epoch) > self.max_bad_samples:
                 raise TooManyBadSamples(
-                    f"{self._bad} samples can't be used, max_bad_samples is {self.max_bad_samples}; the last: "
+                    f"{self._bad[epoch]} samples can't be used, max_bad_samples is {self.max_bad_samples}; the last: "
                     f"{sample['message']}; run tools/check_data.py, or raise the ceiling"
                 )
 
@@ -144,8 +151,22 @@ class Ledger:
         """Enter an epoch's sums."""
         sums = {"epoch": epoch, "trained": self.trained[epoch], "dropped": self.dropped[epoch], "total": total}
         self._write(sums)
-        self._bad = 0
         return sums
+
+    def _count_bad(self, epoch: int) -> int:
+        """Unusable samples of an epoch that are in the file by now, the newest of this process included."""
+        if self.path is None:
+            self._bad[epoch] += 1
+            return self._bad[epoch]
+        with open(self.path, "rb") as file:
+            file.seek(self._counted_to)
+            for line in file:
+                if not line.endswith(b"\n"):  # another process is writing it
+                    break
+                self._counted_to += len(line)
+                entry = json.loads(line)
+                self._bad[entry["epoch"]] += "reason" in entry and entry["reason"] not in ON_PURPOSE
+        return self._bad[epoch]
 
     def begin(self, epoch: int, taken: Sequence[int]) -> None:
         """Begin a run, or go on with one: what lies behind is kept, what will be met again is taken out of the file.
@@ -186,13 +207,39 @@ class Ledger:
             os.close(handle)
 
 
+class Unrecorded:
+    """Takes the samples that were left out from each batch of a run without `LedgerHook`: counts and logs them.
+
+    The dataset's `max_bad_samples` holds here too, but for this process alone and for the run, not per epoch.
+    """
+
+    def __init__(self):
+        self._ledger = Ledger(None)
+
+    def take_from(self, batch: dict) -> None:
+        """Remove `dropped` from a batch, if `LedgerHook` hasn't done so.
+
+        Raises:
+            TooManyBadSamples: the ceiling is passed.
+        """
+        for sample in batch.pop("dropped", ()):
+            self._ledger.max_bad_samples = sample["max_bad_samples"]
+            self._ledger.account(0, 0, [sample])
+            print_log(
+                f"sample left out ({self._ledger.dropped[0]} so far), {sample['dropped']}: {sample['message']}; with "
+                "custom_hooks=[dict(type=LedgerHook)] every one is in work_dir/ledger.jsonl",
+                "current",
+                logging.WARNING,
+            )
+
+
 @HOOKS.register_module()
 class LedgerHook(Hook):
     """Keeps the ledger of a run: takes the samples that were left out from each batch, before the model sees it.
 
     Args:
-        max_bad_samples: more unusable samples than this (of an epoch, in this process) stop the run; None takes the
-            dataset's own `max_bad_samples`.
+        max_bad_samples: more unusable samples than this, of an epoch and over all ranks that share the work directory,
+            stop the run; None takes the dataset's own `max_bad_samples`.
     """
 
     priority = "VERY_HIGH"
@@ -210,17 +257,22 @@ class LedgerHook(Hook):
         self._epoch, position = self._place(runner)
         if get_rank() == 0:
             self.ledger.begin(self._epoch, self._taken(runner, position))
+            describe = getattr(self._plan(runner)[0], "describe_data", None)
+            if describe is not None:
+                print_log(describe(), "current", logging.INFO)
         barrier()  # nobody writes before the file is ready
         self._enter_plan(runner)
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch: dict | None = None) -> None:
+    def before_train_iter(self, runner, batch_idx: int, data_batch: list[dict] | dict | None = None) -> None:
+        """Enters the micro-batches of an optimizer step; all are of one epoch."""
         epoch, _ = self._place(runner)
         if epoch != self._epoch:
             self._close(runner)
             self._epoch = epoch
             self._enter_plan(runner)
-        trained = sum(source != FILLER for source in data_batch["sources"])
-        self.ledger.account(epoch, trained, data_batch.pop("dropped", ()))
+        for batch in [data_batch] if isinstance(data_batch, dict) else data_batch:  # a dict from MMEngine's own loops
+            trained = sum(source != FILLER for source in batch["sources"])
+            self.ledger.account(epoch, trained, batch.pop("dropped", ()))
 
     def after_train(self, runner) -> None:
         self._close(runner)

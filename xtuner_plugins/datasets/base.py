@@ -1,16 +1,25 @@
-"""What the data side needs to know about the model that it feeds, read from the model directory's config.json."""
+"""What data, chat and verification need to know about a model directory: one reader, through the hub's config class.
 
-import json
+A key that is absent from ``config.json`` means what the config class says, which is what the official class says: no
+tiling (`dynamic_image_size` false), no thumbnail, 1 to 6 tiles, tiles of the encoder's `image_size`.
+"""
+
 import os
 from dataclasses import dataclass
+
+from xtuner_plugins.checkpoints.loader import read_config
+from xtuner_plugins.checkpoints.reader import CheckpointError
+from xtuner_plugins.hub.modeling_internvl_chat import num_image_tokens
 
 from .errors import SettingError
 from .tiling import DynamicTiling
 
+REMEDY = "build it with tools/build_base_model.py or correct 'base'"
+
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """Facts of an official-format model directory.
+    """Facts of a model directory, official, `-hf` or LLaVA.
 
     Attributes:
         directory: the model directory.
@@ -41,44 +50,48 @@ class BaseFacts:
         """
         directory = os.fspath(directory)
         path = os.path.join(directory, "config.json")
-        remedy = "build it with tools/build_base_model.py or correct 'base'"
         if not os.path.isdir(directory):
-            raise SettingError("base", f"model directory {directory!r} isn't there", remedy)
+            raise SettingError("base", f"model directory {directory!r} isn't there", REMEDY)
         try:
-            with open(path, encoding="utf-8") as file:
-                config = json.load(file)
-        except (OSError, ValueError) as error:
-            raise SettingError("base", f"{path!r} can't be read ({error})", remedy) from None
-        vision = config.get("vision_config") or {}
-        patch = _number(vision, "patch_size", path, "vision_config.patch_size", remedy)
-        tile_size = _number(config, "force_image_size", path, "force_image_size", remedy)
-        ratio = _number(config, "downsample_ratio", path, "downsample_ratio", remedy)
-        dynamic = config.get("dynamic_image_size", True)
-        own_max = config.get("max_dynamic_patch", 12) if dynamic else 1
-        own_min = min(config.get("min_dynamic_patch", 1), own_max)
-        max_tiles = own_max if max_tiles is None else max_tiles
-        tiling = DynamicTiling(
-            min_tiles=min(own_min, max_tiles) if min_tiles is None else min_tiles,
-            max_tiles=max_tiles,
-            tile_size=int(tile_size),
-            use_thumbnail=bool(config.get("use_thumbnail", True) if use_thumbnail is None else use_thumbnail),
-        )
-        template = template or config.get("template")
+            config = read_config(directory)
+        except CheckpointError as error:
+            raise SettingError("base", str(error), REMEDY) from None
+        _check_sizes(config, path)
+        try:
+            tokens_per_tile = num_image_tokens(config)
+        except ValueError as error:
+            raise SettingError("base", f"{path!r}: {error}", REMEDY) from None
+        template = template or config.template
         if not template:
             raise SettingError("template", f"{path!r} names no 'template'", "give the dataset template='internvl2_5'")
-        tokens = int((int(tile_size) // int(patch)) ** 2 * ratio**2)
-        if tokens < 1:
-            raise SettingError(
-                "base",
-                f"{path!r}: a tile of {tile_size} px in patches of {patch} px at "
-                f"downsample_ratio {ratio} gives no tokens",
-                remedy,
-            )
-        return cls(directory, tokens, tiling, template)
+        tiling = tiling_of(config, min_tiles=min_tiles, max_tiles=max_tiles, use_thumbnail=use_thumbnail)
+        return cls(directory, tokens_per_tile, tiling, template)
 
 
-def _number(config: dict, key: str, path: str, name: str, remedy: str) -> int | float:
-    value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-        raise SettingError("base", f"{path!r} has no usable {name} ({value!r})", remedy)
-    return value
+def tiling_of(
+    config, *, min_tiles: int | None = None, max_tiles: int | None = None, use_thumbnail: bool | None = None
+) -> DynamicTiling:
+    """The tiling that an `InternVLChatConfig` asks for, with what is given here in its place.
+
+    Raises:
+        SettingError: impossible limits.
+    """
+    own_max = config.max_dynamic_patch if config.dynamic_image_size else 1
+    max_tiles = own_max if max_tiles is None else max_tiles
+    return DynamicTiling(
+        min_tiles=min(config.min_dynamic_patch, own_max, max_tiles) if min_tiles is None else min_tiles,
+        max_tiles=max_tiles,
+        tile_size=config.force_image_size or config.vision_config.image_size,
+        use_thumbnail=bool(config.use_thumbnail if use_thumbnail is None else use_thumbnail),
+    )
+
+
+def _check_sizes(config, path: str) -> None:
+    sizes = {
+        "force_image_size": config.force_image_size or config.vision_config.image_size,
+        "vision_config.patch_size": config.vision_config.patch_size,
+        "downsample_ratio": config.downsample_ratio,
+    }
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+            raise SettingError("base", f"{path!r} has no usable {name} ({value!r})", REMEDY)

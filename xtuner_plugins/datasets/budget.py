@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from xtuner_plugins.hub.constants import IGNORE_INDEX
+
 from .conversation import Encoded
 from .errors import SettingError
 from .tiling import DynamicTiling, count_image_tokens
@@ -25,6 +27,17 @@ from .tiling import DynamicTiling, count_image_tokens
 SHARING = ("equal", "need")
 STEPS = ("shrink_tiles", "truncate_text")
 FRAME = (0, 0)  # the size that stands for a video's frame, which always is one tile
+
+
+def first_limit(max_tiles: int, num_images: int, sharing: str) -> int:
+    """The tile limit of each image of a sample before anything is shrunk, at least 1.
+
+    Args:
+        max_tiles: tile limit of the sample.
+        num_images: its images, video frames not counted.
+        sharing: one of `SHARING`.
+    """
+    return max(1, max_tiles // max(1, num_images)) if sharing == "equal" else max_tiles
 
 
 @dataclass(frozen=True)
@@ -65,8 +78,8 @@ class TileBudget:
     def start(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
         """The tile limit of each picture before anything is shrunk."""
         pictures = sum(tuple(size) != FRAME for size in sizes)
-        share = self.rule.max_tiles // pictures if pictures > 1 and self.sharing == "equal" else self.rule.max_tiles
-        return [1 if tuple(size) == FRAME else max(1, share) for size in sizes]
+        share = first_limit(self.rule.max_tiles, pictures, self.sharing)
+        return [1 if tuple(size) == FRAME else share for size in sizes]
 
     def count(self, size: tuple[int, int], limit: int) -> int:
         """Tiles of one picture under a limit."""
@@ -115,6 +128,6 @@ def truncate(sample: Encoded, max_length: int) -> tuple[Encoded, int] | None:
             break
         kept += 1
     labels = sample.labels[:end]
-    if not np.any(labels != -100):
+    if not np.any(labels != IGNORE_INDEX):
         return None
     return Encoded(sample.input_ids[:end], labels, sample.spans[:kept]), kept

@@ -6,29 +6,91 @@ import hashlib
 import json
 import os
 import secrets
+import socket
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
+from .errors import SettingError
+
+CACHE_VARIABLE = "XTUNER_PLUGINS_CACHE"
 DEFAULT_CACHE = "work_dirs/data_index"
+CLOCK_STEP = 2_000_000_000  # ns; file systems stamp changes this coarsely, at worst
+FIRST_WORD = 5.0  # seconds after which a process that waits for a lock says so for the first time
+LONGEST_SILENCE = 60.0  # seconds between two such messages, at most
+
+
+def get_cache_dir(cache_dir: str | os.PathLike | None = None) -> str:
+    """The cache directory: the setting, else the environment variable `CACHE_VARIABLE`, else `DEFAULT_CACHE`.
+
+    Raises:
+        SettingError: the setting isn't a path.
+    """
+    if cache_dir is None:
+        return os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE
+    if not isinstance(cache_dir, (str, os.PathLike)) or not os.fspath(cache_dir):
+        raise SettingError("cache_dir", f"cache_dir={cache_dir!r} can't be used", "give a directory's path, or None")
+    return os.fspath(cache_dir)
+
+
+def stat_stamp(path: str | os.PathLike) -> list[int] | str:
+    """What changes whenever a file is replaced, edited or made readable: size, both times and inode.
+
+    Returns:
+        The numbers; for a file that can't be found or looked at, the name of the error.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return type(error).__name__
+    except ValueError:  # a name that no file can have
+        return "ValueError"
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def content_hash(path: str | os.PathLike, cache_dir: str | os.PathLike) -> str:
-    """Hash of a file's bytes; remembered as long as its size, time and inode stay, so that a gigabyte is read once."""
+    """Hash of a file's bytes; remembered until the file changes, so that a gigabyte is read once.
+
+    Of several processes one reads the file and the others wait for the result.
+    """
     path = os.path.realpath(path)
-    status = os.stat(path)
-    stamp = [path, status.st_size, status.st_mtime_ns, status.st_ino]
     memo = Path(cache_dir) / "hashes" / f"{text_hash(path)}.json"
+    known = _remembered_hash(memo, path)
+    if known is not None:
+        return known
+    with locked(memo.with_suffix(".lock")):
+        known = _remembered_hash(memo, path)
+        if known is not None:
+            return known
+        stamp, started = [path, stat_stamp(path)], time.time_ns()
+        digest = hashlib.blake2b(digest_size=16)
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+        # A file that was written just now may change once more without another time stamp: not remembered yet.
+        if started - os.stat(path).st_mtime_ns > CLOCK_STEP and stamp[1] == stat_stamp(path):
+            save_text(memo, json.dumps({"stamp": stamp, "hash": digest.hexdigest()}))
+    return digest.hexdigest()
+
+
+def _remembered_hash(memo: Path, path: str) -> str | None:
     with contextlib.suppress(OSError, ValueError, KeyError):
         known = json.loads(memo.read_text())
-        if known["stamp"] == stamp:
+        if known["stamp"] == [path, stat_stamp(path)]:
             return known["hash"]
+    return None
+
+
+def array_hash(*arrays: np.ndarray) -> str:
+    """Hash of integer arrays by their values, whatever their widths."""
     digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    write_whole(memo, lambda target: target.write_text(json.dumps({"stamp": stamp, "hash": digest.hexdigest()})))
+    for array in arrays:
+        digest.update(len(array).to_bytes(8, "little"))
+        digest.update(np.ascontiguousarray(array, np.int64).data)
     return digest.hexdigest()
 
 
@@ -54,14 +116,58 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write into the cache (disk full, no permission, read-only) into one line with a remedy.
+
+    Raises:
+        SettingError: the file can't be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SettingError(
+            "cache_dir",
+            f"can't be written ({error.strerror or error})",
+            "make room and give write permission there, or name another cache directory: the dataset's cache_dir or "
+            f"the environment variable {CACHE_VARIABLE}",
+            str(path),
+        ) from None
+
+
+def save_text(path: Path, text: str) -> None:
+    """A text file of the cache, whole or not at all.
+
+    Raises:
+        SettingError: it can't be written.
+    """
+    with writing(path):
+        write_whole(path, lambda target: target.write_text(text, encoding="utf-8"))
+
+
 def save_array(path: Path, array: np.ndarray) -> None:
-    """One .npy file, whole or not at all."""
+    """A .npy file of the cache, whole or not at all.
+
+    Raises:
+        SettingError: it can't be written.
+    """
 
     def write(target: Path) -> None:
         with open(target, "wb") as file:
             np.save(file, array)
 
-    write_whole(path, write)
+    with writing(path):
+        write_whole(path, write)
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """An .npz file of the cache, whole or not at all.
+
+    Raises:
+        SettingError: it can't be written.
+    """
+    with writing(path):
+        write_whole(path, lambda target: np.savez(target, **arrays))
 
 
 def open_array(path: Path) -> np.ndarray:
@@ -73,12 +179,44 @@ def open_array(path: Path) -> np.ndarray:
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file `path`: of several processes that want to build one thing, one builds and the others wait.
 
-    The kernel drops the lock when its holder dies.
+    The lock is a POSIX record lock: it belongs to one process, its children don't inherit it, and the kernel drops it
+    when that process dies. Threads of one process don't exclude each other. A process that waits says on stderr for
+    which process and for how long, again and again (of the processes of a node, local rank 0 says it).
+
+    Raises:
+        SettingError: the lock file can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")  # not "w": what the holder wrote stays readable
+    with file:
+        with writing(path):
+            _wait_for_lock(file, path)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})")
+            file.flush()
+        yield  # closing the file gives the lock back
+
+
+def _wait_for_lock(file: IO[str], path: Path) -> None:
+    started, pause, say_at = time.monotonic(), 0.01, FIRST_WORD
+    while True:
         try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except (BlockingIOError, PermissionError):  # POSIX allows either where another process holds the lock
+            waited = time.monotonic() - started
+        if waited >= say_at:
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                file.seek(0)
+                print(_waiting_message(file.read(), path, waited), file=sys.stderr, flush=True)
+            say_at += min(say_at, LONGEST_SILENCE)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.25)
+
+
+def _waiting_message(holder: str, path: Path, waited: float) -> str:
+    return (
+        f"waiting {waited:.0f} s for {holder or 'another process'}, which holds {path} while it prepares the data; "
+        "if it isn't at work, end it, and this process goes on"
+    )

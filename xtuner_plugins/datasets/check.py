@@ -12,13 +12,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .boxes import normalise_boxes
+from xtuner_plugins.hub.constants import IGNORE_INDEX
+
+from ..processes import die_with_parent, num_cores
+from .boxes import compare_size, normalise_boxes
 from .dataset import MultimodalDataset
 from .errors import DataError, MediaError
 from .index import OffsetIndex, scan
 from .media import MAX_PIXELS, ImageFolder, load_image
 from .mixture import raise_together
-from .records import parse_record
+from .records import Record, parse_record
 from .video import load_frames
 
 NUM_FRAMES = 8  # of a video, as the dataset's default
@@ -34,8 +37,12 @@ class FileReport:
 
     Attributes:
         complaints: number of unusable records by reason.
-        rejected: (number of the record, line, reason) of each.
+        rejected: (index of the record, line, reason) of each, and of those that the dataset's own reject list names.
+        num_rejected: records on that list; they aren't opened.
+        changes: number of usable records by what it took to fit `max_length` ('shrink_tiles', 'truncate_text').
+        first_cut: line of the first record whose end is cut off, 0 without one.
         measures: `COLUMNS` of each usable record; width and height are those of its first picture.
+        warnings: number of warnings about usable records, by reason.
     """
 
     path: str
@@ -44,6 +51,10 @@ class FileReport:
     complaints: Counter = field(default_factory=Counter)
     rejected: list[tuple[int, int, str]] = field(default_factory=list)
     measures: list[tuple[int, ...]] = field(default_factory=list)
+    num_rejected: int = 0
+    changes: Counter = field(default_factory=Counter)
+    first_cut: int = 0
+    warnings: Counter = field(default_factory=Counter)
 
     @property
     def num_wrong(self) -> int:
@@ -57,14 +68,16 @@ class FileReport:
 
 @dataclass(frozen=True)
 class Finding:
-    """One record, opened: either what it measures or what is wrong with it."""
+    """One record, opened: either what it measures, with (reason, message) of each warning, or what is wrong with it."""
 
     number: int  # of the file
     row: int  # of the record in it
     num_pictures: int = 0
     measures: tuple[int, ...] = ()
+    fate: str = "fits"
     reason: str = ""
     message: str = ""
+    warnings: tuple[tuple[str, str], ...] = ()
 
 
 class PlainFiles:
@@ -89,8 +102,8 @@ class PlainFiles:
         raise_together(errors)
         self.max_pixels = max_pixels
 
-    def open(self, number: int, row: int) -> tuple[int, tuple[int, ...]]:
-        """Number of media and `COLUMNS` of a record."""
+    def open(self, number: int, row: int) -> tuple[Record, tuple[int, ...]]:
+        """A record and its `COLUMNS`."""
         source = self.sources[number]
         record = parse_record(source.index.parse(row), source.index.source(row))
         try:
@@ -104,25 +117,27 @@ class PlainFiles:
             normalise_boxes(record, lambda place: pictures[place].size)
         except MediaError as error:
             raise error.in_record(record.source) from None
-        return len(pictures), (0, 0, 0, len(record.turns), *(pictures[0].size if pictures else (0, 0)))
+        return record, (0, 0, 0, len(record.turns), *(pictures[0].size if pictures else (0, 0)))
 
 
 def open_record(dataset: "MultimodalDataset | PlainFiles", number: int, row: int) -> Finding:
     """Open one record with its pictures, as training will."""
     try:
         if isinstance(dataset, PlainFiles):
-            return Finding(number, row, *dataset.open(number, row))
-        sample = dataset.load(number, row)
-        record, labels = dataset.record(number, row), sample["labels"]
-        size = dataset.first_size(number, record)
+            record, measures = dataset.open(number, row)
+            fate = "fits"
+        elif row in dataset.rejected[number]:
+            return Finding(number, row, reason="rejected")
+        else:
+            sample = dataset.load(number, row)
+            record, labels, fate = dataset.record(number, row), sample["labels"], sample["fate"]
+            measures = (len(labels), int((labels != IGNORE_INDEX).sum()), sample["num_tiles"], len(record.turns))
+            measures += dataset.first_size(number, record)
     except DataError as error:
         return Finding(number, row, reason=error.reason, message=str(error))
-    return Finding(
-        number,
-        row,
-        len(record.media),
-        (len(labels), int((labels != -100).sum()), sample["num_tiles"], len(record.turns), *size),
-    )
+    warnings = [*normalise_boxes(record).warnings, compare_size(record, measures[-2:])]
+    said = tuple((warning.reason, str(warning)) for warning in warnings if warning is not None)
+    return Finding(number, row, len(record.media), measures, fate, warnings=said)
 
 
 def check_dataset(
@@ -130,6 +145,7 @@ def check_dataset(
     *,
     num_workers: int | None = None,
     complain: Callable[[str], None] = print,
+    warn: Callable[[str, str], None] = lambda reason, message: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[FileReport]:
     """Open every record once (however often it is repeated) with its pictures.
@@ -137,25 +153,46 @@ def check_dataset(
     Args:
         num_workers: processes; None takes one a core, 0 works in this one.
         complain: called with each complaint, which begins with `file:line:`.
+        warn: called with reason and message of each warning about a usable record.
         progress: called with the number of records done since the last call.
 
     Returns:
         A report for each annotation file, in order.
     """
     reports = [FileReport(source.index.path, len(source.index)) for source in dataset.sources]
-    for findings in _run(dataset, len(os.sched_getaffinity(0)) if num_workers is None else num_workers):
+    for findings in _run(dataset, num_cores() if num_workers is None else num_workers):
         for finding in findings:
             report = reports[finding.number]
+            line = int(dataset.sources[finding.number].index.lines[finding.row])
             if finding.reason:
-                line = int(dataset.sources[finding.number].index.lines[finding.row])
-                report.complaints[finding.reason] += 1
                 report.rejected.append((finding.row, line, finding.reason))
-                complain(finding.message)
+                if finding.reason == "rejected":
+                    report.num_rejected += 1
+                elif finding.reason == "empty_answer":  # left out whatever the policy, so it stops nobody
+                    report.warnings[finding.reason] += 1
+                    warn(finding.reason, f"{finding.message} (left out)")
+                else:
+                    report.complaints[finding.reason] += 1
+                    complain(finding.message)
             else:
+                report.changes[finding.fate] += finding.fate != "fits"
+                if finding.fate == "truncate_text":
+                    report.first_cut = report.first_cut or line
                 report.num_pictures += finding.num_pictures
                 report.measures.append(finding.measures)
+                for reason, message in finding.warnings:
+                    report.warnings[reason] += 1
+                    warn(reason, message)
         progress(len(findings))
     return reports
+
+
+def count_samples(dataset: MultimodalDataset, reports: Sequence[FileReport]) -> int:
+    """Samples of an epoch that train: a record counts as often as it is repeated, an unusable one not at all."""
+    return sum(
+        int(np.isin(pick, [row for row, _, _ in report.rejected], invert=True).sum())
+        for pick, report in zip(dataset.picks, reports, strict=True)
+    )
 
 
 def write_reject_list(path: str | os.PathLike, reports: Sequence[FileReport]) -> int:
@@ -203,6 +240,7 @@ def _run(dataset, num_workers: int) -> Iterator[list[Finding]]:
 
 def _start_worker(dataset) -> None:
     global _dataset
+    die_with_parent()
     _dataset = dataset
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who is asked to stop is the process that waits for the workers

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from mmengine.registry import FUNCTIONS
 
+from xtuner_plugins.hub.constants import IGNORE_INDEX
+
 from .bad_samples import filler_sample
-from .conversation import IGNORE_INDEX
 from .handover import hand_over
 
 

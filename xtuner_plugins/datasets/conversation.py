@@ -5,8 +5,8 @@
     ids     \\n    A bus . <|im_end|>   \\n
     labels -100   A bus . <|im_end|>  -100
 
-Neighbouring texts that aren't supervised are tokenised together, as `chat` will tokenise the prompt; an answer is
-always tokenised on its own, as a model writes it. Image tokens are written as numbers and never go through the
+Neighbouring texts that aren't answers are tokenised together, as `chat` will tokenise the prompt; an answer, learned or
+not, is always tokenised on its own, as a model writes it. Image tokens are written as numbers and never go through the
 tokenizer.
 """
 
@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from xtuner_plugins.hub.constants import IGNORE_INDEX
+
 from .records import Record
 from .templates import Template
 from .tokens import TextTokenizer
-
-IGNORE_INDEX = -100
 
 
 class Piece(NamedTuple):
@@ -57,10 +57,11 @@ def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -
         RecordError: the template has no place for something in the record.
     """
     pieces: list[Piece] = [Piece(None, tokenizer.start_ids)] if tokenizer.start_ids else []
-    open_text, open_supervised = "", False  # the text that the next one may be joined to
+    # The text that the next one of the same kind may be joined to: an answer, learned or not, stays alone.
+    open_text, open_supervised, open_answer = "", False, False
     strips, num_media = False, 0
     memo = tokenizer.memo
-    for text, supervised, literal, medium in template.segments(record):
+    for text, supervised, literal, medium, answer in template.segments(record):
         if medium is not None:
             if open_text:
                 pieces.append(Piece(open_text, (), open_supervised))
@@ -73,21 +74,21 @@ def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -
             if split is None:
                 split = memo[text, supervised, strips] = _split_segment(text, supervised, True, strips, tokenizer)
             head, middle, tail, strips = split
-        elif "<" in text or (strips and not supervised):
-            head, middle, tail, strips = _split_segment(text, supervised, False, strips, tokenizer)
+        elif "<" in text or (strips and not answer):
+            head, middle, tail, strips = _split_segment(text, supervised, False, strips, tokenizer, answer)
         else:
             head, middle, tail, strips = text, (), "", strips and not text
         if head:
-            if open_text and open_supervised == supervised:
+            if open_text and open_supervised == supervised and open_answer == answer:
                 head = open_text + head
             elif open_text:
                 pieces.append(Piece(open_text, (), open_supervised))
-            open_text, open_supervised = head, supervised
+            open_text, open_supervised, open_answer = head, supervised, answer
         if middle:
             if open_text:
                 pieces.append(Piece(open_text, (), open_supervised))
             pieces += middle
-            open_text, open_supervised = tail, supervised
+            open_text, open_supervised, open_answer = tail, supervised, answer
     if open_text:
         pieces.append(Piece(open_text, (), open_supervised))
     return pieces
@@ -102,7 +103,9 @@ class _Split(NamedTuple):
     strips: bool  # whether white space that follows is swallowed
 
 
-def _split_segment(text: str, supervised: bool, literal: bool, strips: bool, tokenizer: TextTokenizer) -> _Split:
+def _split_segment(
+    text: str, supervised: bool, literal: bool, strips: bool, tokenizer: TextTokenizer, answer: bool = False
+) -> _Split:
     """Split one segment; what lies between a template's own control tokens is tokenised at once.
 
     Args:
@@ -116,7 +119,7 @@ def _split_segment(text: str, supervised: bool, literal: bool, strips: bool, tok
             middle.append(Piece(None, (item,), supervised))
             tail, strips = "", tokenizer.strips_right(item)
             continue
-        if strips and not supervised:
+        if strips and not answer:
             item = item.lstrip()
             if not item:
                 continue

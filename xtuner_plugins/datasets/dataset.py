@@ -1,23 +1,29 @@
 """The dataset: a mixture of annotation files, seen as one list of samples."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
-from .bad_samples import check_policy, dropped_sample, filler_sample, read_reject_list
+from .bad_samples import FILLER_INDEX, ON_PURPOSE, check_policy, dropped_sample, filler_sample, read_reject_list
 from .base import BaseFacts
 from .boxes import normalise_boxes
 from .budget import FRAME, STEPS, truncate
-from .cache import DEFAULT_CACHE
+from .cache import get_cache_dir
 from .conversation import Encoded, join_pieces, split_pieces, tokenize_pieces
 from .errors import DataError, MediaError, RecordError, SettingError
-from .lengths import BROKEN, DROPPED, REJECTED, LengthIndex, Measure, measure
+from .fates import find_broken, unusable_error
+from .handover import bind_worker
+from .lengths import DROPPED, FATES, FITS, REJECTED, SHRUNK, TRUNCATED, LengthIndex, measure, report_change
+from .measure import Measure
 from .media import MAX_PIXELS, image_size
 from .mixture import MixtureSettings, Source, check_types, check_whole, open_sources, pick_records
 from .records import Medium, Record, parse_record
@@ -50,13 +56,15 @@ class MultimodalDataset(Dataset):
         tile_sharing: 'equal' or 'need', how several pictures share the tiles (see `budget`).
         too_long: what is tried, in this order, on a longer sample: 'shrink_tiles', 'truncate_text'. What is still
             too long is left out, with an entry in the ledger.
-        on_bad_sample: 'raise', or 'skip' to leave unusable records out, with an entry in the ledger.
-        max_bad_samples: with 'skip', more than this many stop the run.
+        on_bad_sample: 'raise' stops at unusable records, before the first step where lengths are measured, else when
+            one is met; 'skip' leaves them out, with an entry in the ledger.
+        max_bad_samples: with 'skip', more than this many in an epoch, all ranks together, stop the run.
         num_frames: at most this many frames of a video.
         route: 'pillow', 'torchvision' or 'device' (see `routes`).
         num_threads: threads that open the samples of a batch together; 0 opens one after another.
         max_pixels: larger pictures are refused.
-        cache_dir: where lengths are kept between runs.
+        cache_dir: where lengths are kept between runs; None takes the environment variable XTUNER_PLUGINS_CACHE, or
+            `work_dirs/data_index` without one.
         reject_list: records to leave out, as `tools/check_data.py --reject-list` writes them.
         seed: decides which records a fraction in `repeat_times` takes.
 
@@ -66,6 +74,7 @@ class MultimodalDataset(Dataset):
         tiles: uint8 `[T, 3, S, S]`; T is 0 without pictures.
         num_tiles: T, and the tiles still to be cut from `pictures`.
         source: 'file:line' of the record.
+        fate: 'fits', 'shrink_tiles' or 'truncate_text', what it took to fit `max_length`.
         pictures, picture_grids: only on the route 'device': uint8 `[H, W, 3]` each (or planes, see `routes`), and
             for each its columns, rows, thumbnail (0 or 1), the place of its first tile in the sample, width, height.
         index, dataset, loss_weight: its place in the mixture, its file's name and weight.
@@ -97,7 +106,7 @@ class MultimodalDataset(Dataset):
         route: str = "pillow",
         num_threads: int = 0,
         max_pixels: int = MAX_PIXELS,
-        cache_dir: str = DEFAULT_CACHE,
+        cache_dir: str | None = None,
         reject_list: str | None = None,
         seed: int = 0,
     ):
@@ -107,6 +116,7 @@ class MultimodalDataset(Dataset):
             raise SettingError("too_long", f"too_long={too_long!r} can't be used", f"give steps out of {STEPS}, or ()")
         limits = {"min_tiles": min_tiles, "max_tiles": max_tiles, "use_thumbnail": use_thumbnail, "template": template}
         check_types(limits)
+        self.cache_dir = get_cache_dir(cache_dir)
         self.facts = BaseFacts.read(base, **limits)
         self.tokenizer = TextTokenizer.from_pretrained(base)
         self.sources = open_sources(
@@ -123,7 +133,7 @@ class MultimodalDataset(Dataset):
                 max_length,
                 tile_sharing,
                 tuple(too_long),
-                cache_dir,
+                self.cache_dir,
             ),
         )
         self.on_bad_sample, self.max_bad_samples = check_policy(on_bad_sample, max_bad_samples)
@@ -132,15 +142,19 @@ class MultimodalDataset(Dataset):
             check_whole("num_frames", num_frames, 1),
             check_whole("max_pixels", max_pixels, 1),
         )
-        self.seed, self.cache_dir = check_whole("seed", seed, 0), cache_dir
-        self._picks = [
+        self.seed = check_whole("seed", seed, 0)
+        self.picks = [
             pick_records(len(source.index), source.repeat, self.seed + number)
             for number, source in enumerate(self.sources)
         ]
-        self._ends = np.cumsum([len(pick) for pick in self._picks])
-        self._rejected = read_reject_list(reject_list, self.sources)
+        self.ends = np.cumsum([len(pick) for pick in self.picks])
+        self.rejected = read_reject_list(reject_list, self.sources)
+        self._lengths: dict[int, LengthIndex] = {}
+        self._plan: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # what `layout` returned
+        self._plan_folders: list[Path] = []  # of the lengths that it came from, one for each file
         self._pool: ThreadPoolExecutor | None = None
         self._allowance = Allowance()
+        self._warned: set[str] = set()  # reasons of warnings that this process has logged
 
     @property
     def tiling(self) -> DynamicTiling:
@@ -153,15 +167,15 @@ class MultimodalDataset(Dataset):
         return get_template(self.facts.template)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self.ends[-1])
 
     def locate(self, index: int) -> tuple[int, int]:
         """(number of the file, number of the record in it) of a sample."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         index %= len(self)
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        return number, int(self._picks[number][index - (self._ends[number - 1] if number else 0)])
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        return number, int(self.picks[number][index - (self.ends[number - 1] if number else 0)])
 
     def record(self, number: int, row: int) -> Record:
         """The checked record `row` of file `number`, without its pictures.
@@ -173,19 +187,53 @@ class MultimodalDataset(Dataset):
         return parse_record(offsets.parse(row), offsets.source(row))
 
     def __getitem__(self, index: int) -> dict:
-        if index == len(self):  # what samplers give a rank for which nothing is left
+        bind_worker()
+        if index == FILLER_INDEX:
             return filler_sample(self.tiling.tile_size)
         number, row = self.locate(index)
         try:
-            if row in self._rejected[number]:
+            if row in self.rejected[number]:
                 raise RecordError("rejected", "on the reject list", place=self.sources[number].index.source(row))
-            sample = self.load(number, row)
+            sample = self.load(number, row) if self._plan is None else self._load_as_planned(index, number, row)
         except DataError as error:
-            if self.on_bad_sample == "raise" and error.reason not in ("too_long", "rejected"):
+            if self.on_bad_sample == "raise" and error.reason not in ON_PURPOSE:
                 raise
-            sample = dropped_sample(error, self.sources[number].index.source(row), self.tiling.tile_size)
+            source = self.sources[number].index.source(row)
+            sample = dropped_sample(error, source, self.tiling.tile_size, self.max_bad_samples)
         sample.update(index=int(index) % len(self), dataset=self.sources[number].name)
         return sample
+
+    def _load_as_planned(self, index: int, number: int, row: int) -> dict:
+        """As `load`, for a sample of a plan, which counts on its tokens and tiles.
+
+        Raises:
+            RecordError: as `load`, or (`plan_changed`) the sample has other tokens or tiles than were measured.
+        """
+        tokens, tiles, fate = (column[index] for column in self._plan)
+        try:
+            sample = self.load(number, row)
+        except RecordError as error:
+            if error.reason != "too_long" or fate >= DROPPED:
+                raise
+            raise self._changed(number, row, error.problem, tokens, tiles) from None
+        found = len(sample["input_ids"]), sample["num_tiles"]
+        if found != (tokens, tiles) and not (fate == TRUNCATED and found[0] <= tokens and found[1] <= tiles):
+            raise self._changed(number, row, f"{found[0]} tokens and {found[1]} tiles", tokens, tiles)
+        return sample
+
+    def _changed(self, number: int, row: int, found: str, tokens: int, tiles: int) -> RecordError:
+        remedy = "start again: the lengths of its file are then measured anew"
+        try:
+            report_change(self._plan_folders[number])
+        except SettingError:
+            remedy = f"remove {self._plan_folders[number].parent} and start again"
+        return RecordError(
+            "plan_changed",
+            f"{found}, but {tokens} tokens and {tiles} tiles were planned: its images have changed since they were "
+            "measured",
+            remedy,
+            self.sources[number].index.source(row),
+        )
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
         """The samples of a batch, opened by `num_threads` threads (decoding and resizing free the interpreter)."""
@@ -195,8 +243,19 @@ class MultimodalDataset(Dataset):
             self._pool = ThreadPoolExecutor(self.num_threads)
         return list(self._pool.map(self.__getitem__, indices))
 
+    def _log_first(self, warnings: Sequence[RecordError]) -> None:
+        """Logs the first warning of each reason in this process; `tools/check_data.py` counts them all."""
+        for warning in warnings:
+            if warning.reason not in self._warned:
+                self._warned.add(warning.reason)
+                print_log(
+                    f"{warning} (the first {warning.reason} met here; tools/check_data.py counts all)",
+                    "current",
+                    logging.WARNING,
+                )
+
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_pool": None}
+        return self.__dict__ | {"_pool": None, "_lengths": {}}
 
     def load(self, number: int, row: int) -> dict:
         """The sample of record `row` of file `number`.
@@ -207,7 +266,7 @@ class MultimodalDataset(Dataset):
         source = self.sources[number]
         record = self.record(number, row)
         try:
-            tiles, sample = self._fit(record, source)
+            tiles, sample, fate = self._fit(record, source)
         except MediaError as error:
             raise error.in_record(record.source) from None
         return {
@@ -215,23 +274,25 @@ class MultimodalDataset(Dataset):
             "labels": torch.from_numpy(sample.labels),
             **_hand_over(tiles, source.budget.rule.tile_size, self.route),
             "source": record.source,
+            "fate": FATES[fate],
             "loss_weight": source.loss_weight,
         }
 
-    def _fit(self, record: Record, source: Source) -> tuple[list[TileSource], Encoded]:
-        """Open pictures with as many tiles as fit, tokenise, truncate."""
+    def _fit(self, record: Record, source: Source) -> tuple[list[TileSource], Encoded, int]:
+        """Open images with as many tiles as fit, tokenize, truncate; what was done is the fate (see `lengths`)."""
         paths = [source.folder.resolve(medium.name) for medium in record.media]
         videos = [path for path, medium in zip(paths, record.media, strict=True) if medium.kind == "video"]
         frames = [probe_video(path, self.num_frames, self.max_pixels)[0] for path in videos]
         record = expand_videos(record, frames)
         paths = [source.folder.resolve(medium.name) for medium in record.media]
         record = normalise_boxes(record, lambda place: image_size(paths[place], self.max_pixels))
+        self._log_first(record.warnings)
         pieces = tokenize_pieces(split_pieces(record, source.template, self.tokenizer), self.tokenizer)
         limits = self._limits(record.media, paths, sum(len(piece.ids) for piece in pieces), source)
         tiles = self._open(record.media, paths, limits, source.budget.rule)
         sample = join_pieces(pieces, self.tokenizer, [tile.num_tiles for tile in tiles], source.budget.tokens_per_tile)
         if len(sample) <= source.budget.max_length:
-            return tiles, sample
+            return tiles, sample, FITS if limits == source.budget.start(_rough_sizes(record.media)) else SHRUNK
         fitted = truncate(sample, source.budget.max_length) if "truncate_text" in source.budget.steps else None
         if fitted is None:
             image_tokens = sum(length for _, length in sample.spans)
@@ -243,7 +304,7 @@ class MultimodalDataset(Dataset):
                 record.source,
             )
         sample, kept = fitted
-        return tiles[:kept], sample
+        return tiles[:kept], sample, TRUNCATED
 
     def first_size(self, number: int, record: Record) -> tuple[int, int]:
         """(width, height) of a record's first picture; (0, 0) without one."""
@@ -257,8 +318,7 @@ class MultimodalDataset(Dataset):
         budget = source.budget
         most = [budget.rule.max_tiles + 1] * len(media)
         if text_tokens + budget.tokens(most) <= budget.max_length:
-            sizes = [FRAME if medium.kind == "frame" else (1, 1) for medium in media]
-            return budget.start(sizes)
+            return budget.start(_rough_sizes(media))
         sizes = [
             FRAME if medium.kind == "frame" else image_size(path, self.max_pixels)
             for medium, path in zip(media, paths, strict=True)
@@ -281,26 +341,34 @@ class MultimodalDataset(Dataset):
     def lengths(
         self, number: int, *, num_workers: int | None = None, progress: Callable[[int], None] = lambda done: None
     ) -> LengthIndex:
-        """Measured lengths of file `number`, from the cache or built now (see `lengths`)."""
-        source = self.sources[number]
-        task = Measure(source.index, source.folder, source.template, self.tokenizer, self.num_frames, self.max_pixels)
-        return measure(task, self.cache_dir, num_workers=num_workers, progress=progress)
+        """Measured lengths of file `number`, from the cache or built now (see `lengths`); looked up once."""
+        if number not in self._lengths:
+            source = self.sources[number]
+            task = Measure(
+                source.index, source.folder, source.template, self.tokenizer, self.num_frames, self.max_pixels
+            )
+            self._lengths[number] = measure(task, self.cache_dir, num_workers=num_workers, progress=progress)
+        return self._lengths[number]
 
     def layout(self, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens, tiles (int32) and fate (uint8, see `lengths.FATES`) of every sample, in the order of indices.
+
+        From now on every sample that is taken is compared with them: what packs and groups were made of must be true.
 
         Args:
             options: `num_workers` and `progress` of `lengths`.
         """
         columns = []
-        for number, (source, pick) in enumerate(zip(self.sources, self._picks, strict=True)):
+        for number, (source, pick) in enumerate(zip(self.sources, self.picks, strict=True)):
             layout = self.lengths(number, **options).lay_out(source.budget)
             part = [layout.tokens[pick], layout.tiles[pick], layout.fates[pick]]
-            if self._rejected[number]:
-                gone = np.isin(pick, list(self._rejected[number]))
+            if self.rejected[number]:
+                gone = np.isin(pick, list(self.rejected[number]))
                 part[0][gone], part[1][gone], part[2][gone] = 0, 0, REJECTED
             columns.append(part)
-        return tuple(np.concatenate(part) for part in zip(*columns, strict=True))
+        self._plan = tuple(np.concatenate(part) for part in zip(*columns, strict=True))
+        self._plan_folders = [self.lengths(number).directory for number in range(len(self.sources))]
+        return self._plan
 
     def usable(self, fates: np.ndarray) -> np.ndarray:
         """Indices of the samples that a plan contains.
@@ -309,20 +377,16 @@ class MultimodalDataset(Dataset):
             fates: from `layout`.
 
         Raises:
-            RecordError: an unusable record, with on_bad_sample='raise'.
+            RecordError: with on_bad_sample='raise', unusable records: how many, and the first of them.
         """
-        broken = np.flatnonzero(fates == BROKEN)
-        if len(broken) and self.on_bad_sample == "raise":
-            self[int(broken[0])]  # raises the complaint itself
+        if self.on_bad_sample == "raise" and len(broken := find_broken(self, fates)):
+            raise unusable_error(self, broken)
         return np.flatnonzero(fates < DROPPED)
 
-    def complaint(self, index: int) -> str:
-        """Why a sample is left out of the plan."""
-        number, row = self.locate(index)
-        if row in self._rejected[number]:
-            return f"{self.sources[number].index.source(row)}: on the reject list"
-        known = self.lengths(number).complaints.get(row)
-        return known or f"{self.sources[number].index.source(row)}: too long even with one tile a picture"
+
+def _rough_sizes(media: Sequence[Medium]) -> list[tuple[int, int]]:
+    """What tells frames from images, where sizes don't matter."""
+    return [FRAME if medium.kind == "frame" else (1, 1) for medium in media]
 
 
 def _hand_over(tiles: list[TileSource], size: int, route: str) -> dict:

@@ -1,13 +1,14 @@
-"""How a batch crosses from a DataLoader's worker to the training process: in one block of shared memory, used again.
+"""How a batch crosses from a DataLoader worker to the training process: in one reusable block of shared memory.
 
-    worker     takes a free block, copies tiles and pictures into it, marks it as taken
-    pipe       carries everything small by value, and the block's handle
+    worker     takes a free block, copies the batch's tensors into it, marks it as taken
+    pipe       carries the block's handle and what isn't a tensor
     training   maps the block; when the last tensor over it is gone, marks it as free
 
 On its own a DataLoader puts every tensor of every batch into new shared memory, and new shared memory costs more than
-what is copied into it: its pages are made and zeroed one by one (0.7 ms a MiB, where copying takes 0.15), and each
-tensor's handle is fetched by a connection of its own. In the training process itself nothing crosses, and nothing
-of this happens.
+what is copied into it: its pages are made and zeroed one by one (0.7 ms per MiB, where copying takes 0.15), and each
+tensor's handle is fetched by a connection of its own. Nothing large goes through the pipe by value: a full pipe blocks
+the worker, for ever if the training process is killed. In the training process itself nothing crosses, and nothing of
+this happens.
 """
 
 import gc
@@ -19,9 +20,26 @@ from multiprocessing.reduction import DupFd
 import torch
 from torch.utils.data import get_worker_info
 
+from ..processes import die_with_parent
+
 HEADER = 4096  # the first byte of it says whether a block is taken
 MOST_BLOCKS = 16  # that a worker keeps for later; more are made while the training process holds on to all of them
 STEP = 1 << 21  # sizes of blocks, so that nearly equal batches find each other's
+ALIGNMENT = 64  # bytes, of each tensor in a block
+
+
+_bound_pid: int | None = None  # of the worker that `bind_worker` has bound
+
+
+def bind_worker() -> None:
+    """Lets a DataLoader worker end with the training process, however that ends; nothing elsewhere or again.
+
+    On its own a worker asks for its parent only while it waits for work, and never while a queue blocks it.
+    """
+    global _bound_pid
+    if get_worker_info() is not None and _bound_pid != os.getpid():
+        _bound_pid = os.getpid()
+        die_with_parent(watch=True)  # any thread may have started the workers
 
 
 class HandedBatch(dict):
@@ -30,18 +48,16 @@ class HandedBatch(dict):
     block: "_Block"
 
     def __reduce__(self):
-        rest, inside, arrays = {}, {}, {}
+        inside, arrays, rest = {}, {}, {}
         for key, value in self.items():
-            if isinstance(value, torch.Tensor):
-                place = self.block.place_of(value)
-                if place is None:
-                    arrays[key] = value.numpy()
-                else:
-                    inside[key] = place
-            elif key == "pictures":
+            if key == "pictures":
                 inside[key] = [self.block.place_of(picture) for picture in value]
-            else:
+            elif not isinstance(value, torch.Tensor):
                 rest[key] = value
+            elif place := self.block.place_of(value):
+                inside[key] = place
+            else:  # added after `hand_over`
+                arrays[key] = value.numpy()
         return _receive, (DupFd(self.block.handle), self.block.size, list(self), inside, arrays, rest)
 
 
@@ -49,15 +65,19 @@ def hand_over(batch: dict) -> dict:
     """The batch with its pictures put together, ready to cross if this is a worker.
 
     Args:
-        batch: `tiles` is a list of uint8 `[t, 3, S, S]`, `pictures` (if there) a list of uint8 tensors.
+        batch: `tiles` is a list of uint8 `[t, 3, S, S]`, `pictures` (if there) a list of uint8 tensors; other values
+            are tensors or small things.
 
     Returns:
         the batch, `tiles` a tensor `[T, 3, S, S]`.
     """
     parts, pictures = batch["tiles"], batch.get("pictures", [])
+    tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
     block = None
     if get_worker_info() is not None and hasattr(os, "memfd_create"):
-        block = _take_block(sum(part.nbytes for part in (*parts, *pictures)))
+        block = _take_block(
+            sum(-(-part.nbytes // ALIGNMENT) * ALIGNMENT for part in (*parts, *pictures, *tensors.values()))
+        )
     if block is None:
         batch["tiles"] = parts[0] if len(parts) == 1 else torch.cat(parts)
         return batch
@@ -66,6 +86,7 @@ def hand_over(batch: dict) -> dict:
     batch["tiles"] = block.put((sum(map(len, parts)), *parts[0].shape[1:]), parts)
     if "pictures" in batch:
         batch["pictures"] = [block.put(picture.shape, [picture]) for picture in pictures]
+    batch.update({key: block.put(tensor.shape, [tensor]) for key, tensor in tensors.items()})
     return batch
 
 
@@ -84,15 +105,15 @@ class _Block:
     def put(self, shape: tuple[int, ...], parts: list[torch.Tensor]) -> torch.Tensor:
         """Copy parts into the block, one after another along their first axis."""
         size = sum(part.nbytes for part in parts)
-        out = self.bytes[self.used : self.used + size].view(shape)
-        self.used += size
+        out = self.bytes[self.used : self.used + size].view(parts[0].dtype).view(shape)
+        self.used += -(-size // ALIGNMENT) * ALIGNMENT
         return torch.cat(parts, out=out) if len(parts) > 1 else out.copy_(parts[0])
 
-    def place_of(self, tensor: torch.Tensor) -> tuple[int, tuple[int, ...]] | None:
-        """(offset, shape) of a tensor that `put` returned."""
+    def place_of(self, tensor: torch.Tensor) -> tuple[int, tuple[int, ...], torch.dtype] | None:
+        """(offset in bytes, shape, dtype) of a tensor that `put` returned; None for any other tensor."""
         if tensor.untyped_storage().data_ptr() != self.bytes.untyped_storage().data_ptr():
             return None
-        return tensor.storage_offset(), tuple(tensor.shape)
+        return tensor.storage_offset() * tensor.element_size(), tuple(tensor.shape), tensor.dtype
 
 
 _blocks: list[_Block] = []  # a worker's own
@@ -128,8 +149,8 @@ def _receive(handle: DupFd, size: int, keys: list, inside: dict, arrays: dict, r
     whole = torch.frombuffer(view, dtype=torch.uint8)
 
     def tensor(place):
-        offset, shape = place
-        return whole[offset : offset + torch.Size(shape).numel()].view(shape)
+        offset, shape, dtype = place
+        return whole[offset : offset + torch.Size(shape).numel() * dtype.itemsize].view(dtype).view(shape)
 
     found = {key: [*map(tensor, place)] if isinstance(place, list) else tensor(place) for key, place in inside.items()}
     found |= {key: torch.from_numpy(array) for key, array in arrays.items()} | rest

@@ -4,7 +4,6 @@ A file is a JSON array (`[` comes first) or JSON lines; its name doesn't decide.
 in blocks, so that memory stays small for files of any size; what the bytes mean is checked record by record.
 """
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from .cache import content_hash, locked, open_array, save_array
 from .errors import RecordError, SettingError
+from .record_json import COMMA_REMEDY, ends_with_comma, parse_json
 
 BLOCK = 1 << 24  # bytes scanned at a time
 READ_AHEAD = 1 << 18  # bytes read at a time where records are read one after another
@@ -120,35 +120,6 @@ class SequentialReader:
         return data if len(data) == length else self.index.read(index)
 
 
-def parse_json(data: bytes, source: str) -> object:
-    """Decode one record's bytes.
-
-    Raises:
-        RecordError: not UTF-8, not JSON, or nested too deeply.
-    """
-    try:
-        return json.loads(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise RecordError(
-            "encoding",
-            f"not UTF-8 (byte 0x{data[error.start]:02x} at column {error.start + 1})",
-            "save the file as UTF-8",
-            source,
-        ) from None
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno} of the record, " if error.lineno > 1 else ""
-        raise RecordError(
-            "json",
-            f"not JSON: {error.msg} ({line}column {error.colno})",
-            "one JSON object a line, or one JSON array a file",
-            source,
-        ) from None
-    except RecursionError:
-        raise RecordError("json", "nested too deeply", "one JSON object a record", source) from None
-    except ValueError as error:  # Python's limit on the digits of an integer
-        raise RecordError("json", f"not JSON that can be read: {error}", "shorten it", source) from None
-
-
 def open_index(path: str | os.PathLike, cache_dir: str | os.PathLike) -> OffsetIndex:
     """As `scan`; of a large file the result is kept on disk and memory-mapped, so that it is scanned once.
 
@@ -162,9 +133,10 @@ def open_index(path: str | os.PathLike, cache_dir: str | os.PathLike) -> OffsetI
     files = [directory / f"{name}.npy" for name in ("starts", "lengths", "lines")]
     if not all(file.exists() for file in files):
         with locked(directory.with_suffix(".lock")):
-            found = scan(path)
-            for file, array in zip(files, (found.starts, found.lengths, found.lines), strict=True):
-                save_array(file, array)
+            if not all(file.exists() for file in files):  # another process may have scanned it meanwhile
+                found = scan(path)
+                for file, array in zip(files, (found.starts, found.lengths, found.lines), strict=True):
+                    save_array(file, array)
     return OffsetIndex(path, *map(open_array, files))
 
 
@@ -222,11 +194,14 @@ def _first_byte(path: str) -> bytes:
 
 
 def _refuse_one_object(index: OffsetIndex) -> None:
-    """One object over many lines would be as many broken records.
+    """One object over many lines would be as many broken records, and so would lines that end with commas.
 
     Raises:
-        SettingError: the first line opens something that it doesn't close, and the second is no record either.
+        SettingError: the first line opens something that it doesn't close, and the second is no record either; or it is
+            a whole object and a comma.
     """
+    if ends_with_comma(index.read(0)):
+        raise SettingError("annotation_file", "a comma follows the object on the line", COMMA_REMEDY, index.source(0))
     if not index.read(0).rstrip().endswith((b"{", b"[", b",")):
         return
     for row in range(min(2, len(index))):
@@ -265,9 +240,11 @@ def _scan_lines(path: str) -> tuple[list, list, list]:
         ends = np.concatenate([breaks, [size]]).astype(np.int64)
         lines = np.arange(1, len(starts) + 1)
         blank = ends <= starts
-        for index in np.flatnonzero(~blank & (ends - starts < 8)):  # only short lines can be blank in practice
-            file.seek(starts[index])
-            blank[index] = not file.read(ends[index] - starts[index]).strip()
+        data = np.memmap(file, np.uint8, "r")
+        spaced = np.flatnonzero(~blank)
+        spaced = spaced[np.isin(data[starts[spaced]], SPACES)]  # the others begin with something
+        for index in spaced:
+            blank[index] = not bytes(data[starts[index] : ends[index]]).strip()
     keep = ~blank
     return [starts[keep]], [ends[keep]], [lines[keep]]
 

@@ -4,6 +4,10 @@ Built once for a file, in parallel, and kept on disk by the content of what it d
 the template, the image folder); read back memory-mapped. A crash loses at most the chunks under way, and of several
 processes that start together one builds while the others wait. Nothing here decodes a picture.
 
+What was wrong with a record may have been put right since, so each start looks at the broken records' files again
+(`complaints`) and measures those anew that have changed. Records that were fine aren't looked at: a worker that meets
+another length than planned reports it (`report_change`), and the next start measures the whole file anew.
+
     text_tokens [R]   everything but the pictures' spans
     sizes [M, 2]      width and height of each picture, from its header; record r has media_ends[r-1]:media_ends[r]
     prefix [R, 2]     text tokens and pictures before the first supervised token
@@ -12,11 +16,12 @@ How many tiles and tokens that makes follows from a `TileBudget` (`lay_out`), an
 """
 
 import contextlib
-import gc
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,155 +29,17 @@ from pathlib import Path
 
 import numpy as np
 
-from .boxes import normalise_boxes
+from ..processes import die_with_parent, num_cores
 from .budget import FRAME, TileBudget
-from .cache import content_hash, locked, open_array, save_array, text_hash, write_whole
-from .conversation import Piece, split_pieces
-from .errors import DataError, MediaError
-from .index import OffsetIndex, SequentialReader, parse_json
-from .media import ImageFolder, image_size
-from .records import Record, parse_record
-from .templates import Template
-from .token_counts import TokenCounter
-from .tokens import TextTokenizer, single_threaded_tokenizer
-from .video import expand_videos, probe_video
+from .cache import locked, open_array, save_array, save_arrays, save_text, text_hash, writing
+from .complaints import Complaint, parse_complaints, read_complaints, write_complaints
+from .measure import Measure
+from .tokens import single_threaded_tokenizer
 
-FORMAT = "1"  # part of the key: raise it when what is counted changes
 CHUNK = 2000  # records a worker takes at a time, and what a crash can lose
-ARRAYS = ("text_tokens", "supervised", "num_turns", "prefix", "reasons", "media_ends", "sizes")
-
-
-@dataclass(frozen=True)
-class Measure:
-    """Everything that decides how long the records of one file are, tiles aside."""
-
-    index: OffsetIndex
-    folder: ImageFolder
-    template: Template
-    tokenizer: TextTokenizer
-    num_frames: int
-    max_pixels: int
-
-    def key(self, cache_dir: str) -> str:
-        """Hash of all of it."""
-        folder = "" if self.folder.folder is None else os.path.realpath(self.folder.folder)
-        return text_hash(
-            FORMAT,
-            content_hash(self.index.path, cache_dir),
-            repr(self.template),
-            self.tokenizer.fingerprint(),
-            folder,
-            str((self.num_frames, self.max_pixels)),
-        )
-
-    def rows(self, first: int, last: int) -> dict:
-        """Measure records first:last.
-
-        Returns:
-            text_tokens, supervised, num_turns, num_media: int32; prefix: int32 `[r, 2]`; sizes: int32 `[m, 2]`,
-            frames one by one; complaints: list of (row, reason, message).
-        """
-        rows = _Rows(first, last)
-        with _no_garbage_collection(), SequentialReader(self.index) as reader:
-            for row in range(first, last):
-                try:
-                    record, sizes = self._open(row, reader)
-                    rows.add(row, split_pieces(record, self.template, self.tokenizer), sizes, len(record.turns))
-                except DataError as error:
-                    rows.complaints.append((row, error.reason, str(error)))
-            return rows.count(self._counter)
-
-    @cached_property
-    def _counter(self) -> TokenCounter:
-        return TokenCounter(self.tokenizer)
-
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_counter"}
-
-    def _open(self, row: int, reader: SequentialReader) -> tuple[Record, list[tuple[int, int]]]:
-        source = self.index.source(row)
-        record = parse_record(parse_json(reader.read(row), source), source)
-        if not record.media:
-            return normalise_boxes(record), []
-        sizes, frames = [], []
-        for medium in record.media:
-            try:
-                path = self.folder.resolve(medium.name)
-                if medium.kind == "video":
-                    number, _ = probe_video(path, self.num_frames, self.max_pixels)
-                    frames.append(number)
-                    sizes += [FRAME] * number
-                else:
-                    sizes.append(image_size(path, self.max_pixels))
-            except MediaError as error:
-                raise error.in_record(record.source) from None
-        return normalise_boxes(expand_videos(record, frames), sizes.__getitem__), sizes
-
-
-class _Rows:
-    """Collects the pieces of many records, so that each distinct text is counted once and sums are numpy's."""
-
-    def __init__(self, first: int, last: int):
-        self.first, self.num = first, last - first
-        self.texts: dict[str, int] = {}  # text -> its number
-        self.codes: list[int] = []  # of each piece: the number of its text, or -1 - how many ids it has
-        self.supervised: list[bool] = []
-        self.media: list[bool] = []
-        self.rows: list[tuple[int, int, int, int]] = []  # row, pieces up to its end, turns, media
-        self.sizes: list[tuple[int, int]] = []
-        self.complaints: list[tuple[int, str, str]] = []
-
-    def add(self, row: int, pieces: list[Piece], sizes: list[tuple[int, int]], num_turns: int) -> None:
-        texts, codes, supervised, media = self.texts, self.codes, self.supervised, self.media
-        each_text, each_ids, learned, medium = zip(*pieces, strict=True)
-        codes += [
-            -1 - len(ids) if text is None else texts.setdefault(text, len(texts))
-            for text, ids in zip(each_text, each_ids, strict=True)
-        ]
-        supervised += learned
-        media += [number is not None for number in medium] if sizes else [False] * len(pieces)
-        self.rows.append((row, len(codes), num_turns, len(sizes)))
-        self.sizes += sizes
-
-    def count(self, counter: TokenCounter) -> dict:
-        """What `Measure.rows` returns."""
-        counts = np.zeros((6, self.num), np.int32)
-        if self.rows:
-            rows, ends, turns, num_media = np.array(self.rows).T
-            starts = np.concatenate([[0], ends[:-1]])
-            codes, learned = np.array(self.codes), np.array(self.supervised)
-            of_texts = np.array(counter.count(list(self.texts)) or [0])
-            lengths = np.where(codes < 0, -1 - codes, of_texts[np.maximum(codes, 0)])
-            learns = np.flatnonzero(learned)
-            answers = learns[np.searchsorted(learns, starts)]  # each record's first supervised piece
-            for place, column in enumerate((lengths, lengths * learned)):
-                counts[place, rows - self.first] = np.add.reduceat(column, starts)
-            counts[2, rows - self.first], counts[3, rows - self.first] = turns, num_media
-            for place, column in ((4, lengths), (5, np.array(self.media))):
-                before = np.concatenate([[0], np.cumsum(column)])
-                counts[place, rows - self.first] = before[answers] - before[starts]
-        return {
-            "text_tokens": counts[0],
-            "supervised": counts[1],
-            "num_turns": counts[2],
-            "num_media": counts[3],
-            "prefix": counts[4:].T,
-            "sizes": np.array(self.sizes, np.int32).reshape(-1, 2),
-            "complaints": self.complaints,
-        }
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Millions of small objects come and go here and none refers back to itself; looking for those that do, through
-    everything that is imported, took a third of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+KEPT_SECONDS = 86_400  # that arrays stay after newer ones have taken their place: other runs may read them
+PER_ROW = ("text_tokens", "supervised", "num_turns", "prefix")
+ARRAYS = (*PER_ROW, "reasons", "media_ends", "sizes")
 
 
 @dataclass(frozen=True)
@@ -185,7 +52,7 @@ class LengthIndex:
         reasons: uint8 `[R]`: 0 for a usable record, else 1 + its place in `reason_names`.
         media_ends: int64 `[R]`.
         sizes: int32 `[M, 2]`.
-        complaints: row -> message of each unusable record.
+        complaints: row -> `Complaint` of each unusable record.
     """
 
     directory: Path
@@ -201,10 +68,23 @@ class LengthIndex:
     def __len__(self) -> int:
         return len(self.text_tokens)
 
+    @classmethod
+    def open(cls, directory: Path) -> "LengthIndex | None":
+        """The arrays that `meta.json` names; None where there are none."""
+        for _ in range(3):  # another process may put newer ones in their place meanwhile
+            with contextlib.suppress(FileNotFoundError):
+                meta = json.loads((directory / "meta.json").read_text())
+                arrays = [open_array(directory / meta["arrays"] / f"{name}.npy") for name in ARRAYS]
+                return cls(directory / meta["arrays"], *arrays, meta["reasons"])
+        return None
+
     @cached_property
-    def complaints(self) -> dict[int, str]:
-        with open(self.directory / "complaints.jsonl", encoding="utf-8") as file:
-            return dict(json.loads(line) for line in file)
+    def complaints(self) -> dict[int, Complaint]:
+        return read_complaints(self.directory / "complaints.jsonl")
+
+    def outdated(self) -> list[int]:
+        """Rows of the complaints that may not hold any more."""
+        return [row for row, complaint in self.complaints.items() if not complaint.holds()]
 
     @cached_property
     def num_media(self) -> np.ndarray:
@@ -270,6 +150,22 @@ class Layout:
     fates: np.ndarray
 
 
+def report_change(directory: Path) -> None:
+    """Let the next start measure a whole file anew, because a record has another length than it had.
+
+    Args:
+        directory: of the `LengthIndex` that isn't true any more; where it has been replaced already, nothing happens.
+
+    Raises:
+        SettingError: the cache can't be written.
+    """
+    meta = directory.parent / "meta.json"
+    current = LengthIndex.open(meta.parent)
+    if current is not None and current.directory == directory:
+        with writing(meta):
+            meta.unlink(missing_ok=True)
+
+
 def measure(
     task: Measure,
     cache_dir: str,
@@ -284,22 +180,46 @@ def measure(
         progress: called with the number of records counted since the last call.
     """
     directory = Path(cache_dir) / task.key(cache_dir)
-    if not (directory / "meta.json").exists():
+    found = LengthIndex.open(directory)
+    if found is None or found.outdated():
         with locked(directory.with_suffix(".lock")):
-            if not (directory / "meta.json").exists():
+            found = LengthIndex.open(directory)  # another process may have done it meanwhile
+            if found is None:
                 _build(task, directory, num_workers, progress)
-    meta = json.loads((directory / "meta.json").read_text())
-    return LengthIndex(directory, *(open_array(directory / f"{name}.npy") for name in ARRAYS), meta["reasons"])
+                found = LengthIndex.open(directory)
+            rows = found.outdated()  # also where an earlier start was killed half-way
+            if len(rows) > CHUNK:
+                _build(task, directory, num_workers, progress)
+            elif rows:
+                _measure_again(task, found, rows)
+            found = LengthIndex.open(directory)
+    return found
+
+
+def _measure_again(task: Measure, found: LengthIndex, rows: list[int]) -> None:
+    """Put records that couldn't be used, and perhaps can be now, into the index."""
+    with single_threaded_tokenizer():
+        parts = [task.rows(row, row + 1) for row in rows]
+    arrays = {name: np.array(getattr(found, name)) for name in PER_ROW}
+    for row, part in zip(rows, parts, strict=True):
+        for name in PER_ROW:
+            arrays[name][row] = part[name][0]
+    num_media = np.array(found.num_media)
+    num_media[rows] = added = [int(part["num_media"][0]) for part in parts]  # a broken record has none
+    before = np.repeat(found.media_ends[rows], added)
+    arrays["sizes"] = np.insert(found.sizes, before, np.concatenate([part["sizes"] for part in parts]), axis=0)
+    complaints = [complaint for row, complaint in found.complaints.items() if row not in set(rows)]
+    complaints += [complaint for part in parts for complaint in part["complaints"]]
+    _save(found.directory.parent, arrays | {"num_media": num_media}, complaints)
 
 
 def _build(task: Measure, directory: Path, num_workers: int | None, progress: Callable[[int], None]) -> None:
     parts = directory / "parts"
-    parts.mkdir(parents=True, exist_ok=True)
     total = len(task.index)
     chunks = [(first, min(first + CHUNK, total)) for first in range(0, total, CHUNK)]
     missing = [chunk for chunk in chunks if not (parts / f"{chunk[0]}.npz").exists()]
     progress(total - sum(last - first for first, last in missing))
-    num_workers = min(len(os.sched_getaffinity(0)) if num_workers is None else num_workers, len(missing))
+    num_workers = min(num_cores() if num_workers is None else num_workers, len(missing))
     if num_workers <= 1:
         with single_threaded_tokenizer():
             for first, last in missing:
@@ -318,6 +238,7 @@ _task: tuple[Measure, Path] | None = None  # a worker's own
 
 def _start_worker(task: Measure, parts: Path) -> None:
     global _task
+    die_with_parent()
     _task = (task, parts)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
 
@@ -329,26 +250,31 @@ def _work(first: int, last: int) -> int:
 
 def _save_part(task: Measure, parts: Path, first: int, last: int) -> None:
     found = task.rows(first, last)
-    complaints = np.frombuffer(json.dumps(found.pop("complaints")).encode(), np.uint8)
-    write_whole(parts / f"{first}.npz", lambda target: np.savez(target, complaints=complaints, **found))
+    complaints = np.frombuffer(write_complaints(found.pop("complaints")).encode(), np.uint8)
+    save_arrays(parts / f"{first}.npz", {"complaints": complaints, **found})
 
 
 def _merge(directory: Path, parts: Path, chunks: list[tuple[int, int]]) -> None:
     loaded = [np.load(parts / f"{first}.npz", allow_pickle=False) for first, _ in chunks]
-    joined = {
-        name: np.concatenate([part[name] for part in loaded])
-        for name in ("text_tokens", "supervised", "num_turns", "num_media", "prefix", "sizes")
-    }
-    complaints = [tuple(item) for part in loaded for item in json.loads(part["complaints"].tobytes())]
-    names = sorted({reason for _, reason, _ in complaints})
-    reasons = np.zeros(len(joined["text_tokens"]), np.uint8)
-    for row, reason, _ in complaints:
-        reasons[row] = 1 + names.index(reason)
-    joined["reasons"] = reasons
-    joined["media_ends"] = np.cumsum(joined.pop("num_media"), dtype=np.int64)
-    for name in ARRAYS:
-        save_array(directory / f"{name}.npy", joined[name])
-    lines = "".join(json.dumps([row, message]) + "\n" for row, _, message in complaints)
-    write_whole(directory / "complaints.jsonl", lambda target: target.write_text(lines, encoding="utf-8"))
-    write_whole(directory / "meta.json", lambda target: target.write_text(json.dumps({"reasons": names})))
+    names = (*PER_ROW, "num_media", "sizes")
+    joined = {name: np.concatenate([part[name] for part in loaded]) for name in names}
+    complaints = [item for part in loaded for item in parse_complaints(part["complaints"].tobytes().decode())]
+    _save(directory, joined, complaints)
     shutil.rmtree(parts, ignore_errors=True)
+
+
+def _save(directory: Path, arrays: dict[str, np.ndarray], complaints: list[Complaint]) -> None:
+    """Write arrays and complaints into a folder of their own; `meta.json` then names it, so all change at once."""
+    reason_names = sorted({complaint.reason for complaint in complaints})
+    reasons = np.zeros(len(arrays["text_tokens"]), np.uint8)
+    for complaint in complaints:
+        reasons[complaint.row] = 1 + reason_names.index(complaint.reason)
+    media_ends = np.cumsum(arrays["num_media"], dtype=np.int64)
+    folder = directory / f"arrays-{secrets.token_hex(4)}"
+    for name in ARRAYS:
+        save_array(folder / f"{name}.npy", (arrays | {"reasons": reasons, "media_ends": media_ends})[name])
+    save_text(folder / "complaints.jsonl", write_complaints(sorted(complaints, key=lambda item: item.row)))
+    save_text(directory / "meta.json", json.dumps({"arrays": folder.name, "reasons": reason_names}))
+    for old in directory.glob("arrays-*"):
+        if old != folder and time.time() - old.stat().st_mtime > KEPT_SECONDS:
+            shutil.rmtree(old, ignore_errors=True)

@@ -2,7 +2,8 @@
 
 Rules, the same everywhere:
   - the camera's orientation (EXIF) is applied, once;
-  - transparent pixels lie on white; 16-bit grey is scaled to 8 bits; of an animation the first frame counts;
+  - transparent pixels lie on white; 16-bit gray is scaled to 8 bits; of an animation the first frame counts;
+  - pixels of unknown range (floats, integers beyond 16 bits) are refused;
   - a picture with more than `MAX_PIXELS` pixels is refused before it is decoded;
   - a path stays inside its image folder.
 """
@@ -167,19 +168,25 @@ def load_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB of a decoded picture of any mode: transparency on white, 16-bit grey scaled, the rest as Pillow does.
+    """RGB of a decoded image of any mode: transparency on white, 16-bit gray scaled, the rest as Pillow does.
 
     Raises:
-        MediaError: floating-point pixels, whose range nobody knows.
+        MediaError: floating-point pixels, or integers outside 0 to 65535, whose range is unknown.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in SIXTEEN_BIT:
         # Pillow would clip at 255 and give white; 257 maps 65535 to 255 exactly.
-        pixels = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        pixels = np.asarray(image).astype(np.int64)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise MediaError(
+                "image_mode",
+                f"integer pixels from {pixels.min()} to {pixels.max()} have no known range",
+                "save the image with 8 or 16 bits",
+            )
         return Image.fromarray(((pixels + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise MediaError("image_mode", "floating-point pixels have no known range", "save the picture with 8 bits")
+        raise MediaError("image_mode", "floating-point pixels have no known range", "save the image with 8 bits")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from xtuner_plugins.preprocessing import SETTINGS, own_settings
+
 from .base import BaseFacts
 from .budget import TileBudget
 from .errors import DataError, SettingError
@@ -164,13 +166,8 @@ def _open(path, folder, repeat, own, settings: MixtureSettings) -> Source:
         raise SettingError("image_folders", f"image_folders holds {folder!r}", "name folders by their paths, or None")
     repeat = _positive(1.0 if repeat is None else repeat, "repeat_times")
     weight = _positive(1.0 if own.get("loss_weight") is None else own["loss_weight"], "loss_weight")
-    facts = BaseFacts.read(
-        settings.base,
-        **{
-            key: own[key] if own.get(key) is not None else getattr(settings, key)
-            for key in ("min_tiles", "max_tiles", "use_thumbnail", "template")
-        },
-    )
+    shared = {key: getattr(settings, key) for key in SETTINGS}
+    facts = BaseFacts.read(settings.base, **own_settings(own, shared))
     budget = TileBudget(
         facts.tiling, facts.tokens_per_tile, settings.max_length, settings.tile_sharing, settings.too_long
     )

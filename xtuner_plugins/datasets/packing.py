@@ -1,36 +1,26 @@
-"""Samples become packs under two budgets at once, tokens and tiles, with alike amounts of work for every rank.
+"""Samples become packs under two budgets at once, tokens and tiles, with similar work for every rank.
 
     pack 0  |  sample 17  | sample 4 | 3 |   at most max_tokens tokens and max_tiles tiles
     pack 1  | sample 9 |     sample 23    |
 
-The samples of an epoch are shuffled and packed window by window: samples are taken at random until one is found that
-closes the pack almost exactly; of a few tries the fullest counts. Random picks keep what is left of a window alike to
-the whole, where taking the longest first would leave what fits nowhere. Where packs stay open all the same, because
-few samples are short enough to close them (two pictures of 13 tiles leave 1,100 tokens of 8192), short samples are
-spared: of two tries the one with less of them counts. Packs of alike work then stand next to each other, in cells, and
-the cells are shuffled: ranks that take neighbouring packs wait little for each other.
+The samples of an epoch are shuffled and packed window by window (see `bin_packing`), in whichever way packs a random
+part of them best. Which packs there are depends on seed, sizes and budgets alone. `arrange` then orders them for a
+number of ranks: packs with similar numbers of tiles stand next to each other in cells of one pack per rank, and the
+cells are shuffled. So the ranks of a step wait little for each other, and steps follow each other at random.
 """
 
-import math
-from bisect import bisect_right
 from dataclasses import dataclass
-from random import Random
 
 import numpy as np
 
+from .bin_packing import BestFit, RandomFill, Sizes
 from .errors import SettingError
 
-WINDOW = 4096  # samples packed together; a quarter of them stays for the next window
-TRIES = 8  # packs tried for each that is kept
-THRIFTY_TRIES = 16  # the same where short samples are spared
-SHORT = 6  # a sample is short below 1 / SHORT of a pack
-THRIFT = 0.3  # what a short sample's token costs, in tokens of a pack that stay empty
-OPEN = 0.01  # short samples are spared while this share of the packs' tokens stays empty
-CLOSE = 400  # a pack is closed when less than 1 / CLOSE of it stays empty
-RECENT = 2000  # packs, about, that count as the last ones
-MOST = 1 << 60  # more than any sample's number
-CELL = 8  # packs of alike work that stand next to each other
-REGION = 64  # cells among which packs are sorted by work; far below an epoch, so that its order stays random
+BEST_FITS = [BestFit(tile_share, noise) for tile_share in (0.0, 0.5) for noise in (0.0, 0.05, 0.2)]
+RANDOM_FILLS = [RandomFill(0), RandomFill(0.3)]  # for samples with the same number of tiles
+WORTH_WAITING = 1.002  # a slow way is taken where it saves more than this share of the packs
+TRIAL = (2048, 16_384)  # samples that every way is tried on: 1 / 16 of all, within these bounds
+REGION = 64  # cells among which packs are sorted by tiles; far fewer than an epoch has, so that its order stays random
 
 
 @dataclass(frozen=True)
@@ -51,9 +41,16 @@ class Packs:
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, number: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> np.ndarray:
         """Indices of the samples of a pack."""
-        return self.order[self.ends[number - 1] if number else 0 : self.ends[number]]
+        return self.order[self.ends[index - 1] if index else 0 : self.ends[index]]
+
+    def take(self, order: np.ndarray) -> "Packs":
+        """The packs in another order."""
+        num = np.diff(self.ends, prepend=0)
+        ends = np.cumsum(num[order], dtype=np.int64)
+        shift = np.repeat(self.ends[order] - ends, num[order])
+        return Packs(self.order[np.arange(len(shift)) + shift], ends, self.tokens[order], self.tiles[order])
 
 
 def pack_samples(
@@ -65,13 +62,13 @@ def pack_samples(
     max_tiles: int | None = None,
     seed: int = 0,
 ) -> Packs:
-    """Pack samples.
+    """Pack samples; `arrange` orders the packs for a number of ranks.
 
     Args:
         indices: `[n]`, the samples' indices.
         tokens, tiles: `[n]`, of each of them.
         max_tokens, max_tiles: budgets of a pack; None means no limit on tiles.
-        seed: decides the order, together with nothing else.
+        seed: decides, with sizes and budgets, the packs and their order.
 
     Raises:
         SettingError: a sample that fits into no pack.
@@ -80,108 +77,65 @@ def pack_samples(
     tokens, tiles = np.asarray(tokens, np.int64), np.asarray(tiles, np.int64)
     over = np.flatnonzero((tokens > max_tokens) | (tiles > limit))
     if len(over):
-        place = over[0]
+        first = over[0]
         raise SettingError(
             "packing",
-            f"sample {indices[place]} has {tokens[place]} tokens and {tiles[place]} tiles, "
+            f"sample {indices[first]} has {tokens[first]} tokens and {tiles[first]} tiles, "
             f"a pack at most {max_tokens} and {max_tiles}",
             "raise the pack's budgets, or lower the dataset's max_length or max_tiles",
         )
-    rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(len(indices))
-    random = Random(seed)
-    members: list[list[int]] = []
-    waiting: list[int] = []
-    empty = 2 * OPEN
-    for first in range(0, len(shuffled), WINDOW):
-        waiting += shuffled[first : first + WINDOW].tolist()
-        keep = 0 if first + WINDOW >= len(shuffled) else WINDOW // 4
-        packs, waiting, empty = _pack_window(waiting, tokens, tiles, max_tokens, limit, random, keep, empty)
-        members += packs
-    return _arrange(members, np.asarray(indices), tokens, tiles, rng)
+    if max_tiles is None or (tiles * max_tokens <= max_tiles * tokens).all():  # the tokens run out first
+        sizes = Sizes(tokens, np.zeros_like(tiles), max_tokens, 0)
+    else:
+        sizes = Sizes(tokens, tiles, max_tokens, max_tiles)
+    order = np.random.default_rng(seed).permutation(len(tokens))
+    members = _pack(order, sizes, seed) if len(order) else []
+    flat = np.concatenate(members) if members else np.zeros(0, np.int64)
+    ends = np.cumsum([len(pack) for pack in members], dtype=np.int64)
+    starts = np.concatenate([[0], ends[:-1]])
+    sums = [np.add.reduceat(column[flat], starts) if len(flat) else flat for column in (tokens, tiles)]
+    return Packs(np.asarray(indices)[flat].astype(np.int32), ends, *sums)
 
 
-def _pack_window(
-    waiting: list[int],
-    tokens: np.ndarray,
-    tiles: np.ndarray,
-    max_tokens: int,
-    max_tiles: int,
-    random: Random,
-    keep: int,
-    empty: float,
-) -> tuple[list[list[int]], list[int], float]:
-    """Pack waiting samples until only `keep` are left.
+def _pack(order: np.ndarray, sizes: Sizes, seed: int) -> list[list[int]]:
+    """Pack samples in the way that needs the fewest packs for the first of them."""
+    alike = bool((sizes.tiles == sizes.tiles[0]).all())
+    ways = [*(way for way in BEST_FITS if not way.tile_share), *RANDOM_FILLS] if alike else BEST_FITS
+    trial = order[: int(np.clip(len(order) // 16, *TRIAL))]
+    found = [_pack_windows(trial, sizes, seed, way) for way in ways]
+    best = min(range(len(ways)), key=lambda way: len(found[way]) * (WORTH_WAITING if ways[way].slow else 1))
+    return found[best] if len(trial) == len(order) else _pack_windows(order, sizes, seed, ways[best])
+
+
+def _pack_windows(order: np.ndarray, sizes: Sizes, seed: int, way: BestFit | RandomFill) -> list[list[int]]:
+    """Pack samples window by window; each leaves some to the next."""
+    windows = np.array_split(order, max(1, round(len(order) / way.window)))
+    packs: list[list[int]] = []
+    left: list[int] = []
+    for number, window in enumerate(windows):
+        found, left = way.pack(left + window.tolist(), sizes, seed + number, last=number == len(windows) - 1)
+        packs += found
+    return packs
+
+
+def arrange(packs: Packs, num_ranks: int, seed: int) -> Packs:
+    """The same packs in the order in which `num_ranks` ranks take them, one each per step.
 
     Args:
-        empty: share of the last packs' tokens that stayed empty.
-
-    Returns:
-        the packs, what is left, and `empty` anew.
+        packs: of an epoch.
+        num_ranks: packs of a cell.
+        seed: decides the order.
     """
-    shelf = sorted(zip(tokens[waiting].tolist(), waiting, tiles[waiting].tolist(), strict=True))
-    packs = []
-    full, short = max_tokens - max_tokens // CLOSE, max_tokens // SHORT
-    while len(shelf) > keep:
-        best, best_used, best_score = [], 0, -math.inf
-        thrift = THRIFT if empty > OPEN else 0
-        for _ in range(THRIFTY_TRIES if thrift else TRIES):
-            chosen, used = _try_pack(shelf, max_tokens, max_tiles, random)
-            spent = thrift and sum(shelf[place][0] for place in chosen if shelf[place][0] < short)
-            if used - thrift * spent > best_score:
-                best, best_used, best_score = chosen, used, used - thrift * spent
-            if used >= full and not spent:
-                break
-        empty += (1 - best_used / max_tokens - empty) / RECENT
-        packs.append([shelf[place][1] for place in best])
-        for place in sorted(best, reverse=True):
-            del shelf[place]
-    return packs, [sample for _, sample, _ in shelf], empty
-
-
-def _try_pack(
-    shelf: list[tuple[int, int, int]], max_tokens: int, max_tiles: int, random: Random
-) -> tuple[list[int], int]:
-    """Take samples at random until one closes the pack; returns their places on the shelf and their tokens."""
-    chosen: list[int] = []
-    room, tile_room = max_tokens, max_tiles
-    while True:
-        last = bisect_right(shelf, (room, MOST, 0))  # what stands before fits
-        place = last - 1
-        while place >= 0 and (place in chosen or shelf[place][2] > tile_room):
-            place -= 1
-        if place < 0:
-            return chosen, max_tokens - room
-        if room - shelf[place][0] > max_tokens // CLOSE:  # doesn't close the pack: a random one instead, if any fits
-            other = int(random.random() * last)
-            if other not in chosen and shelf[other][2] <= tile_room:
-                place = other
-        chosen.append(place)
-        room -= shelf[place][0]
-        tile_room -= shelf[place][2]
-
-
-def _arrange(
-    members: list[list[int]], indices: np.ndarray, tokens: np.ndarray, tiles: np.ndarray, rng: np.random.Generator
-) -> Packs:
-    """Put packs of alike work next to each other, and the cells of them in random order."""
-    work = np.array([tiles[pack].sum() for pack in members], np.int64)
-    order = rng.permutation(len(members))
-    cells = []
-    for first in range(0, len(order), CELL * REGION):
-        region = order[first : first + CELL * REGION]
-        region = region[np.argsort(work[region], kind="stable")]
-        cells += [region[start : start + CELL] for start in range(0, len(region), CELL)]
-    odd = [cell for cell in cells if len(cell) < CELL]  # incomplete cells last, so that the others stay aligned
-    cells = [cell for cell in cells if len(cell) == CELL]
-    order = np.concatenate([cells[place] for place in rng.permutation(len(cells))] + odd) if members else order
-    flat = np.concatenate([members[place] for place in order]) if members else np.zeros(0, np.int64)
-    ends = np.cumsum([len(members[place]) for place in order])
-    sums = [
-        np.add.reduceat(column[flat], np.concatenate([[0], ends[:-1]])) if len(flat) else np.zeros(0, np.int64)
-        for column in (tokens, tiles)
-    ]
-    return Packs(indices[flat].astype(np.int32), ends.astype(np.int64), *sums)
+    rng = np.random.default_rng([seed, num_ranks])
+    order = rng.permutation(len(packs))
+    num_cells = len(packs) // num_ranks
+    num_regions = max(1, round(num_cells / REGION))
+    ends = np.array([len(part) for part in np.array_split(np.arange(num_cells), num_regions)]).cumsum() * num_ranks
+    regions = np.split(order, ends[:-1])
+    order = np.concatenate([region[np.argsort(-packs.tiles[region], kind="stable")] for region in regions])
+    cells = order[: num_cells * num_ranks].reshape(num_cells, num_ranks)
+    rest = order[num_cells * num_ranks :]  # the incomplete last step: the packs with the fewest tiles of its region
+    return packs.take(np.concatenate([rng.permutation(cells).ravel(), rest]))
 
 
 def efficiency(packs: Packs, max_tokens: int, num_ranks: int = 1) -> dict[str, float]:

@@ -14,7 +14,16 @@ or with `messages`, whose contents are strings or lists of parts:
 
 `image` (or `images`) is a name, a list of names, or absent; `video` (or `videos`) likewise. Placeholders stand in
 the user's turns and are filled in order; a single picture that no placeholder mentions stands in front of the first
-user turn. Any other disagreement is an error: nothing is guessed.
+user turn. Any other disagreement is an error: nothing is guessed. `record_checks` lists forms of other projects that
+would train something else than their author meant.
+
+An answer with `"loss": false` or `"weight": 0` is part of the conversation but isn't learned, nor is its end token.
+An empty answer, or one of white space, isn't learned either (the official code and LLaVA's train its end token: a model
+that says nothing); a record with no other answer is left out, as `empty_answer`.
+
+`"system": ""` says nothing, so the template's own message stands, as with XTuner and LLaMA-Factory. An empty system
+*turn* is an empty system message, as in the official code and in transformers' chat templates: `chat` builds the same
+prompt where the model's `system_message` is "".
 """
 
 import re
@@ -22,6 +31,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .errors import RecordError
+from .record_checks import READ_ELSEWHERE, check_keys, check_texts, fail, is_learned, shorten, warn
 
 IMAGE, VIDEO = "<image>", "<video>"
 EITHER, ONLY_IMAGE = re.compile(f"({IMAGE}|{VIDEO})"), re.compile(f"({IMAGE})")
@@ -40,6 +50,7 @@ class Medium(NamedTuple):
 class Turn(NamedTuple):
     role: str  # 'user' or 'assistant'
     parts: tuple[str | Medium, ...]  # texts and media in reading order; an assistant's turn is one text
+    supervised: bool = True  # of an assistant's turn: whether its text and its end token are learned
 
     @property
     def text(self) -> str:
@@ -54,6 +65,8 @@ class Record:
     source: str  # 'file:line'
     system: str | None = None  # replaces the template's system message
     extra: dict = field(default_factory=dict)  # the record's other keys, untouched
+    has_markup: bool = False  # a text holds `<`, placeholders aside: only such texts are looked at closely
+    warnings: tuple[RecordError, ...] = ()  # what its author may not have meant; it is learned as it stands
 
     @property
     def media(self) -> list[Medium]:
@@ -67,7 +80,7 @@ def parse_record(raw: object, source: str) -> Record:
         RecordError: whatever is wrong, with `source` in front.
     """
     if not isinstance(raw, dict):
-        _fail(
+        fail(
             source,
             "record_type",
             f"a record must be an object, this is {_kind(raw)}",
@@ -75,18 +88,19 @@ def parse_record(raw: object, source: str) -> Record:
         )
     messages, role_key, content_key = _message_list(raw, source)
     parsed = [_message(message, number, role_key, content_key, source) for number, message in enumerate(messages, 1)]
-    system = _system(raw, parsed, source)
+    warnings: list[RecordError] = []
+    system = _system(raw, parsed, source, warnings)
     if parsed[0][0] == "system":
         parsed = parsed[1:]
-    _check_order([role for role, _ in parsed], source)
-    parsed = _fill_placeholders(parsed, _names(raw, "image", source), _names(raw, "video", source), source)
-    turns = tuple([Turn(role, tuple(parts)) for role, parts in parsed])
+    _check_order([role for role, _, _ in parsed], source)
+    images, videos = _names(raw, "image", source), _names(raw, "video", source)
     extra = {key: value for key, value in raw.items() if key not in KNOWN_KEYS}
-    return Record(turns, source, system, extra)
-
-
-def _fail(source: str, reason: str, problem: str, remedy: str = "") -> None:
-    raise RecordError(reason, problem, remedy, source)
+    if not READ_ELSEWHERE.isdisjoint(extra):
+        parts = [part for _, parts, _ in parsed for part in parts]
+        check_keys(extra, bool(images or videos) or any(isinstance(part, Medium) for part in parts), source, warnings)
+    parsed, has_markup = _fill_placeholders(parsed, images, videos, "objects" in extra, source, warnings)
+    turns = tuple([Turn(role, tuple(parts), learned) for role, parts, learned in parsed])
+    return Record(turns, source, system, extra, has_markup, tuple(warnings))
 
 
 def _kind(value: object) -> str:
@@ -102,36 +116,32 @@ def _kind(value: object) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _shorten(text: str, limit: int = 60) -> str:
-    return repr(text if len(text) <= limit else text[:limit] + "...")
-
-
 def _message_list(raw: dict, source: str) -> tuple[list, str, str]:
     present = [name for name in FORMATS if name in raw]
     if not present:
-        _fail(
+        fail(
             source,
             "no_conversations",
             f"no conversations; the record has the keys {sorted(raw)!r}"[:300],
             'give "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]',
         )
     if len(present) > 1:
-        _fail(source, "two_formats", "both 'conversations' and 'messages'", "keep one of them")
+        fail(source, "two_formats", "both 'conversations' and 'messages'", "keep one of them")
     messages = raw[present[0]]
     if not isinstance(messages, list):
-        _fail(source, "conversations_type", f"'{present[0]}' is {_kind(messages)}", "make it a list of turns")
+        fail(source, "conversations_type", f"'{present[0]}' is {_kind(messages)}", "make it a list of turns")
     if not messages:
-        _fail(source, "no_conversations", f"'{present[0]}' is empty", "remove the record or give it turns")
+        fail(source, "no_conversations", f"'{present[0]}' is empty", "remove the record or give it turns")
     return messages, *FORMATS[present[0]]
 
 
-def _message(message: object, number: int, role_key: str, content_key: str, source: str) -> tuple[str, list]:
-    """One raw turn as (role, parts); parts are strings, `Medium`s, or None for a picture named elsewhere."""
+def _message(message: object, number: int, role_key: str, content_key: str, source: str) -> tuple[str, list, bool]:
+    """One raw turn as (role, parts, learned); parts are strings or `Medium`s."""
     if not isinstance(message, dict):
-        _fail(source, "turn_type", f"turn {number} is {_kind(message)}", "make it an object")
+        fail(source, "turn_type", f"turn {number} is {_kind(message)}", "make it an object")
     if role_key not in message or content_key not in message:
         key = role_key if role_key not in message else content_key
-        _fail(
+        fail(
             source,
             "turn_keys",
             f"turn {number} has no '{key}', its keys are {sorted(message)!r}"[:300],
@@ -139,25 +149,26 @@ def _message(message: object, number: int, role_key: str, content_key: str, sour
         )
     role = ROLES.get(message[role_key]) if isinstance(message[role_key], str) else None
     if role is None:
-        _fail(
+        fail(
             source,
             "turn_role",
-            f"turn {number} is from {_shorten(str(message[role_key]))}",
+            f"turn {number} is from {shorten(str(message[role_key]))}",
             f"known roles are {', '.join(ROLES)}",
         )
     content = message[content_key]
+    learned = role == "assistant" if len(message) == 2 else is_learned(message, role, number, source)
     if isinstance(content, str):
-        return role, [content if content.isascii() else _clean(content, f"turn {number}", source)]
+        return role, [content if content.isascii() else _clean(content, f"turn {number}", source)], learned
     if isinstance(content, list) and role_key == "role":
-        return role, [_part(part, role, f"turn {number}", source) for part in content]
-    _fail(source, "turn_content", f"the text of turn {number} is {_kind(content)}", "make it a string")
+        return role, [_part(part, role, f"turn {number}", source) for part in content], learned
+    fail(source, "turn_content", f"the text of turn {number} is {_kind(content)}", "make it a string")
 
 
 def _clean(text: str, where: str, source: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        _fail(
+        fail(
             source,
             "unicode",
             f"{where} holds half of a surrogate pair (\\u{ord(text[error.start]):04x}), which is no character",
@@ -175,7 +186,7 @@ def _part(part: object, role: str, where: str, source: str) -> "str | Medium | _
         return _Text(_clean(part["text"], where, source))
     if kind in ("image", "image_url", "video", "video_url"):
         if role != "user":
-            _fail(source, "media_role", f"{where} ({role}) holds a {kind}", "pictures stand in the user's turns")
+            fail(source, "media_role", f"{where} ({role}) holds a {kind}", "pictures stand in the user's turns")
         kind = kind.removesuffix("_url")
         value = next((part[key] for key in (kind, f"{kind}_url", "path", "url") if part.get(key) is not None), None)
         if isinstance(value, dict):
@@ -183,12 +194,12 @@ def _part(part: object, role: str, where: str, source: str) -> "str | Medium | _
         if value is None:
             return IMAGE if kind == "image" else VIDEO  # named by the record's own list
         if not isinstance(value, str):
-            _fail(source, "media_name", f"{where} names a {kind} by {_kind(value)}", "name its file")
+            fail(source, "media_name", f"{where} names a {kind} by {_kind(value)}", "name its file")
         return Medium(kind, value)
-    _fail(
+    fail(
         source,
         "turn_part",
-        f"{where} has a part that is neither text, image nor video: {_shorten(str(part))}",
+        f"{where} has a part that is neither text, image nor video: {shorten(str(part))}",
         'write {"type": "text", "text": ...} or {"type": "image", "image": ...}',
     )
 
@@ -197,17 +208,24 @@ class _Text(str):
     """A text part of a list content: `<image>` in it is text, since pictures have parts of their own."""
 
 
-def _system(raw: dict, parsed: list[tuple[str, list]], source: str) -> str | None:
+def _system(raw: dict, parsed: list[tuple[str, list, bool]], source: str, warnings: list[RecordError]) -> str | None:
+    """The record's own system message; None takes the template's."""
     places = [number for number, message in enumerate(parsed, 1) if message[0] == "system"]
     if places and places != [1]:
-        _fail(source, "turn_order", f"turn {places[-1]} is a system turn", "a system turn comes once, and first")
+        fail(source, "turn_order", f"turn {places[-1]} is a system turn", "a system turn comes once, and first")
     own = raw.get("system")
-    if own is None:
-        return "".join(parsed[0][1]) if places else None
+    if own is None or isinstance(own, str) and not own.strip():
+        if not places:
+            return None
+        text = "".join(parsed[0][1])
+        if not text.strip():
+            remedy = "remove the turn for the template's own message; chat needs system_message = '' otherwise"
+            warn(warnings, source, "empty_system", "an empty system turn takes the template's message away", remedy)
+        return text
     if not isinstance(own, str):
-        _fail(source, "system_type", f"'system' is {_kind(own)}", "make it a string")
+        fail(source, "system_type", f"'system' is {_kind(own)}", "make it a string")
     if places:
-        _fail(source, "system_twice", "both a 'system' key and a system turn", "keep one of them")
+        fail(source, "system_twice", "both a 'system' key and a system turn", "keep one of them")
     return _clean(own, "'system'", source)
 
 
@@ -215,14 +233,14 @@ def _check_order(roles: list[str], source: str) -> None:
     for number, role in enumerate(roles, 1):
         expected = "user" if number % 2 else "assistant"
         if role != expected:
-            _fail(
+            fail(
                 source,
                 "turn_order",
                 f"turn {number} (system not counted) is the {role}'s, expected the {expected}'s",
                 "user and assistant speak in turn, the user first",
             )
     if not roles or roles[-1] == "user":
-        _fail(
+        fail(
             source,
             "no_answer",
             "the last turn is the user's: nothing to learn" if roles else "no turns",
@@ -234,37 +252,50 @@ def _names(raw: dict, kind: str, source: str) -> list[str]:
     """The record's own list of pictures or videos."""
     present = [key for key in (kind, kind + "s") if raw.get(key) is not None]
     if len(present) > 1:
-        _fail(source, "media_twice", f"both '{kind}' and '{kind}s'", "keep one of them")
+        fail(source, "media_twice", f"both '{kind}' and '{kind}s'", "keep one of them")
     if not present:
         return []
     value = raw[present[0]]
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        _fail(
+        fail(
             source,
             "media_name",
             f"'{present[0]}' is neither a file name nor a list of them",
             f'write "{kind}": "folder/file"',
         )
     if any(not name.strip() for name in names):
-        _fail(source, "media_name", f"'{present[0]}' holds an empty name", f"name the {kind} or remove the key")
+        fail(source, "media_name", f"'{present[0]}' holds an empty name", f"name the {kind} or remove the key")
     return names
 
 
-def _fill_placeholders(parsed: list, images: list[str], videos: list[str], source: str) -> list:
-    """Put the named media where their placeholders stand in the user's turns."""
+def _fill_placeholders(
+    parsed: list, images: list[str], videos: list[str], objects: bool, source: str, warnings: list[RecordError]
+) -> tuple[list, bool]:
+    """Put the named media where their placeholders stand in the user's turns.
+
+    Args:
+        objects: whether the record has "objects", with which others fill `<bbox>`.
+
+    Returns:
+        The turns, and whether a text holds `<`, placeholders aside.
+    """
     names = {IMAGE: iter(images), VIDEO: iter(videos)}
     counts = {IMAGE: 0, VIDEO: 0}
     own = {"image": 0, "video": 0}  # media that stand in the text as parts, with their names
     # Without a video `<video>` is text (it is an HTML element); `<image>` never is, it is too common a mistake.
     pattern = EITHER if videos else ONLY_IMAGE
-    filled = []
-    for role, parts in parsed:
+    filled, marked, learns, emptied = [], [], False, False
+    for number, (role, parts, learned) in enumerate(parsed, 1):
         if role == "assistant":
             text = "".join(parts)
-            if not text:
-                _fail(source, "empty_answer", "an assistant's turn is empty", "give it text or remove it")
-            filled.append((role, [text]))
+            if learned and (not text or text.isspace()):
+                learned, emptied = False, True
+                warn(warnings, source, "empty_answer", f"turn {number} is an empty answer", "it isn't learned")
+            learns = learns or learned
+            if "<" in text:
+                marked.append((number, role, text, False))
+            filled.append((role, [text], learned))
             continue
         pieces = []
         for part in parts:
@@ -275,6 +306,8 @@ def _fill_placeholders(parsed: list, images: list[str], videos: list[str], sourc
             if "<" not in part:
                 pieces += [str(part)] if part else []
                 continue
+            if isinstance(part, _Text) or "<" in part.replace(IMAGE, ""):
+                marked.append((number, role, part, isinstance(part, _Text)))
             for piece in [part] if isinstance(part, _Text) else pattern.split(part):
                 if piece in counts and not isinstance(piece, _Text):
                     counts[piece] += 1
@@ -282,17 +315,37 @@ def _fill_placeholders(parsed: list, images: list[str], videos: list[str], sourc
                     pieces.append(Medium(piece.strip("<>"), name) if name is not None else piece)
                 elif piece:
                     pieces.append(str(piece))
-        filled.append((role, pieces))
+        filled.append((role, pieces, False))
+    if not learns:
+        _refuse_unlearned(emptied, source)
+    in_front = _count_media(filled, images, videos, counts, own, source)
+    if marked:
+        check_texts(marked, in_front, objects, source, warnings)
+    return filled, bool(marked)
+
+
+def _refuse_unlearned(emptied: bool, source: str) -> None:
+    """Refuse a record of which nothing would be learned."""
+    if emptied:
+        fail(source, "empty_answer", "its answers are empty", "give it an answer or remove it")
+    fail(source, "no_answer", "no answer is learned, each has loss false or weight 0", "remove the record")
+
+
+def _count_media(filled: list, images: list, videos: list, counts: dict, own: dict, source: str) -> bool:
+    """Compare placeholders with names; whether a medium without placeholder was put in front of the first turn."""
+    in_front = False
     for placeholder, given in ((IMAGE, images), (VIDEO, videos)):
         kind = placeholder.strip("<>")
         if counts[placeholder] == 0 and len(given) == 1 and not own[kind]:
-            filled[0] = (filled[0][0], [Medium(kind, given[0]), "\n", *filled[0][1]])
+            role, pieces, learned = filled[0]
+            filled[0] = (role, [Medium(kind, given[0]), "\n", *pieces], learned)
+            in_front = True
         elif counts[placeholder] != len(given):
-            _fail(
+            fail(
                 source,
                 f"{kind}_count",
                 f"{counts[placeholder]} {placeholder} in the user's turns, but "
                 f"{len(given)} {kind}{'' if len(given) == 1 else 's'} given by '{kind}'",
                 f"name one {kind} for each {placeholder}",
             )
-    return filled
+    return in_front

@@ -5,7 +5,8 @@
     torchvision  decodes, resizes, cuts (faster)    -               up to 1.5 % of values differ, nearly all by 1
     device       decodes                            resizes, cuts   equal to the published algorithm
 
-What isn't a plain upright 8-bit JPEG or PNG is decoded by Pillow on every route.
+What isn't a plain upright 8-bit JPEG or PNG is decoded by Pillow on every route. Every decoded image, whichever library
+decoded it, passes `check_pixels` before it is resized or handed over.
 
 `device` hands a picture over whole where that is no more bytes than its tiles, and a larger one as long as the
 smaller ones before it have saved those bytes (`Allowance`): all in all no more crosses than on the other routes. Beyond
@@ -24,7 +25,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import get_sampling
 from torchvision.io import ImageReadMode, decode_image, read_file
 
-from .errors import SettingError
+from .errors import MediaError, SettingError
 from .media import ORIENTATIONS, load_image, open_image, orientation
 from .tiling import DynamicTiling
 
@@ -102,15 +103,41 @@ def open_tiles(
     pixels = None if route == "pillow" else decode_fast(path, max_pixels)
     if pixels is None:
         return from_image(load_image(path, max_pixels), rule, route, allowance)
+    check_pixels(pixels, path)
     if route == "device":
-        return _hand_over(pixels.permute(1, 2, 0), rule, allowance)
-    height, width = pixels.shape[1:]
+        return _hand_over(pixels, rule, allowance)
+    height, width, _ = pixels.shape
     grid = _grid(rule, width, height)
-    return TileSource(grid, (width, height), tiles=_cut_fast(pixels, grid, rule.tile_size))
+    return TileSource(grid, (width, height), tiles=_cut_fast(pixels.permute(2, 0, 1), grid, rule.tile_size))
+
+
+def check_pixels(pixels: torch.Tensor | Image.Image, path: str | os.PathLike = "") -> None:
+    """The one door between decoders and everything that follows: uint8 `[H, W, 3]`, or a Pillow image that is that.
+
+    Raises:
+        MediaError: anything else; the bad-sample policy decides what becomes of the sample.
+    """
+    if isinstance(pixels, Image.Image):
+        found, fits = f"a Pillow image of mode {pixels.mode!r}", pixels.mode == "RGB" and min(pixels.size) > 0
+    else:
+        found = f"{pixels.dtype} {list(pixels.shape)}"
+        fits = pixels.dtype == torch.uint8 and pixels.dim() == 3 and pixels.shape[2] == 3 and pixels.numel() > 0
+    if not fits:
+        raise MediaError(
+            "image_mode",
+            f"decoded to {found}, not to uint8 [height, width, 3]",
+            "save the image as 8-bit RGB, or set route='pillow'",
+            os.fspath(path),
+        )
 
 
 def from_image(image: Image.Image, rule: DynamicTiling, route: str, allowance: Allowance | None = None) -> TileSource:
-    """Take an RGB picture along a route (a video's frame, say); tiles, if any, are Pillow's."""
+    """Take an RGB image along a route (a frame of a video, for example); tiles, if any, are Pillow's.
+
+    Raises:
+        MediaError: the image isn't RGB.
+    """
+    check_pixels(image)
     if route == "device":
         return _hand_over(torch.from_numpy(np.array(image)), rule, allowance or Allowance())
     return TileSource(_grid(rule, *image.size), image.size, tiles=rule(image))
@@ -156,7 +183,9 @@ def decode_planes(image: Image.Image) -> torch.Tensor | None:
         image.load()
     except (OSError, RuntimeError, SyntaxError, ValueError):  # Pillow's and torchvision's, for damaged files
         return None
-    if image.mode != "YCbCr" or image.size != (columns, rows) or luma.shape != (1, height, width):
+    if image.mode != "YCbCr" or image.size != (columns, rows):
+        return None
+    if luma.shape != (1, height, width) or luma.dtype != torch.uint8:
         return None
     planes = torch.zeros(3 * rows, 2 * columns, dtype=torch.uint8)
     planes[:height, :width] = luma[0]
@@ -182,9 +211,10 @@ def _open_planes(
 
 
 def decode_fast(path: str | os.PathLike, max_pixels: int) -> torch.Tensor | None:
-    """Decode a plain, upright, 8-bit JPEG or PNG with torchvision: uint8 `[3, H, W]`; None if it isn't one.
+    """Decode a plain, upright, 8-bit JPEG or PNG with torchvision: uint8 `[H, W, 3]`; None if it isn't one.
 
-    Both libraries decode with libjpeg-turbo, to the same bytes; a test compares them.
+    Both libraries decode with libjpeg-turbo, to the same bytes; a test compares them. Pillow calls a PNG with 16 bits
+    per channel "RGB" too, and keeps the high byte of each value; torchvision gives uint16, which is left to Pillow.
 
     Raises:
         MediaError: as `media.open_image`.
@@ -194,9 +224,10 @@ def decode_fast(path: str | os.PathLike, max_pixels: int) -> torch.Tensor | None
         if not plain or orientation(header) in ORIENTATIONS:
             return None
     try:
-        return decode_image(read_file(os.fspath(path)), ImageReadMode.RGB)
+        pixels = decode_image(read_file(os.fspath(path)), ImageReadMode.RGB)
     except RuntimeError:  # Pillow decodes some files that torchvision doesn't, and says better what is wrong
         return None
+    return pixels.permute(1, 2, 0) if pixels.dtype == torch.uint8 else None
 
 
 def _grid(rule: DynamicTiling, width: int, height: int) -> tuple[int, int, int]:

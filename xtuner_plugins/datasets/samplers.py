@@ -1,4 +1,7 @@
-"""The plan of an epoch: which samples, in which order, on which rank; a function of seed and epoch alone.
+"""The plan of an epoch: which samples, in which order, on which rank.
+
+The order of samples is a function of seed and epoch alone. So are the packs; their order depends also on the number of
+ranks with which the epoch began (`cell`), so that ranks get similar work.
 
 A place in the plan is an integer, the number of samples (or packs) that all ranks together have taken in this epoch.
 Resuming is `seek`: nothing is read or decoded, and the number of ranks may have changed. Every usable sample comes
@@ -6,18 +9,24 @@ exactly once an epoch; where the last step has none left for a rank, that rank g
 """
 
 import logging
+import os
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 
 import numpy as np
-from mmengine.dist import get_dist_info, sync_random_seed
+from mmengine.dist import all_gather_object, get_dist_info, get_world_size, sync_random_seed
 from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import Sampler
 
+from .bad_samples import FILLER_INDEX
+from .cache import array_hash, text_hash
 from .dataset import MultimodalDataset
 from .errors import SettingError
-from .lengths import DROPPED, FATES, FITS
-from .packing import Packs, efficiency, pack_samples
+from .fates import describe, left_out
+from .lengths import FATES, FITS
+from .packing import Packs, arrange, efficiency
+from .plans import PlanCache
 
 GROUPS = (None, "length", "modality")
 
@@ -51,14 +60,19 @@ class PlanSampler(Sampler):
         self.dataset, self.shuffle, self.group_by, self.group_size = dataset, shuffle, group_by, group_size
         self.seed = sync_random_seed() if seed is None else seed
         self.rank, self.num_ranks = get_dist_info()
-        self.epoch, self.position = 0, 0
+        self.seek(0)
         self._layout: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self._indices = np.arange(len(dataset)) if group_by is None else self.usable()
 
     def layout(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Tokens, tiles and fate of every sample of the dataset (measured now unless the cache has them)."""
+        """Tokens, tiles and fate of every sample of the dataset (measured now unless the cache has them).
+
+        Raises:
+            SettingError: not the same on every rank.
+        """
         if self._layout is None:
             self._layout = self.dataset.layout(**progress_bar(self.dataset, self.rank))
+            _check_agreement(self._layout)
         return self._layout
 
     def usable(self) -> np.ndarray:
@@ -77,18 +91,11 @@ class PlanSampler(Sampler):
 
     def left_out(self) -> list[dict]:
         """The samples that the plan leaves out, as the ledger wants them."""
-        if self._layout is None:
-            return []
-        fates = self._layout[2]
-        return [
-            {
-                "index": int(index),
-                "dataset": self.dataset.sources[self.dataset.locate(index)[0]].name,
-                "dropped": FATES[fates[index]],
-                "message": self.dataset.complaint(int(index)),
-            }
-            for index in np.flatnonzero(fates >= DROPPED)
-        ]
+        return [] if self._layout is None else left_out(self.dataset, self._layout[2])
+
+    def describe_data(self) -> str:
+        """How many samples of the dataset will train, as far as it is known before training."""
+        return describe(self.dataset, None if self._layout is None else self._layout[2])
 
     def order(self, epoch: int) -> np.ndarray:
         """Indices of an epoch, over all ranks."""
@@ -112,13 +119,26 @@ class PlanSampler(Sampler):
         rest = [group for group in groups if len(group) != self.group_size]
         return np.concatenate([whole[place] for place in rng.permutation(len(whole))] + rest)
 
+    @property
+    def digest(self) -> str:
+        """Changes with whatever decides the samples of an epoch and their order, the number of ranks aside."""
+        settings = (self.seed, self.shuffle, self.group_by, self.group_size if self.group_by else None)
+        columns = [self._indices]
+        if self.group_by is not None:
+            columns += [column[self._indices] for column in self.layout()[:2]]
+        return text_hash(repr(settings), array_hash(*columns))
+
     def num_steps(self, epoch: int) -> int:
         """Samples of each rank in an epoch."""
         return -(-len(self._indices) // self.num_ranks)
 
-    def seek(self, epoch: int, position: int = 0) -> None:
-        """Go to a place in the plan: `position` samples of `epoch` have been taken by all ranks together."""
-        self.epoch, self.position = epoch, position
+    def seek(self, epoch: int, position: int = 0, cell: int | None = None) -> None:
+        """Go to a place in the plan: `position` samples of `epoch` have been taken by all ranks together.
+
+        Args:
+            cell: the number of ranks that the order of packs was made for; None takes that of now.
+        """
+        self.epoch, self.position, self.cell = epoch, position, cell or self.num_ranks
 
     def set_epoch(self, epoch: int) -> None:
         if epoch != self.epoch:
@@ -130,10 +150,9 @@ class PlanSampler(Sampler):
     def __iter__(self) -> Iterator[int]:
         rest = self.order(self.epoch)[self.position :]
         self.position = 0
-        filler = len(self.dataset)
         for step in range(0, len(rest), self.num_ranks):
             place = step + self.rank
-            yield int(rest[place]) if place < len(rest) else filler
+            yield int(rest[place]) if place < len(rest) else FILLER_INDEX
 
 
 @DATA_SAMPLERS.register_module()
@@ -163,29 +182,33 @@ class PackBatchSampler(Sampler):
             )
         self.sampler, self.max_tokens, self.max_tiles = sampler, max_tokens, max_tiles
         self.batch_size = batch_size  # MMEngine asks for it under DeepSpeed
-        self._indices = sampler.usable()
-        self._packs: tuple[int, Packs] | None = None
+        indices, (tokens, tiles, _) = sampler.usable(), sampler.layout()
+        self._plans = PlanCache(
+            sampler.dataset.cache_dir, indices, tokens[indices], tiles[indices], max_tokens, max_tiles
+        )
+        self._packs: tuple[tuple[int, int], Packs] | None = None
+        self._ahead: BaseProcess | None = None
         packs = self.packs(sampler.epoch)
         if sampler.rank == 0:
             print_log(self.describe(packs), "current", logging.INFO)
 
     def packs(self, epoch: int) -> Packs:
-        """The packs of an epoch, over all ranks."""
-        if self._packs is None or self._packs[0] != epoch:
-            tokens, tiles, _ = self.sampler.layout()
-            seed = int(np.random.default_rng([self.sampler.seed, epoch]).integers(1 << 62))
-            self._packs = (
-                epoch,
-                pack_samples(
-                    self._indices,
-                    tokens[self._indices],
-                    tiles[self._indices],
-                    max_tokens=self.max_tokens,
-                    max_tiles=self.max_tiles,
-                    seed=seed,
-                ),
-            )
+        """The packs of an epoch, over all ranks, in the order that they are taken in."""
+        cell = self.sampler.cell if epoch == self.sampler.epoch else self.sampler.num_ranks
+        if self._packs is None or self._packs[0] != (epoch, cell):
+            seed = self._seed(epoch)
+            self._packs = (epoch, cell), arrange(self._plans.packs(seed), cell, seed)
         return self._packs[1]
+
+    def _seed(self, epoch: int) -> int:
+        return int(np.random.default_rng([self.sampler.seed, epoch]).integers(1 << 62))
+
+    def _pack_ahead(self) -> None:
+        """Let the packs of the next epoch be made while this one is trained."""
+        if self._ahead is not None and self._ahead.is_alive():
+            return
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            self._ahead = self._plans.start_ahead(self._seed(self.sampler.epoch + 1))
 
     def describe(self, packs: Packs) -> str:
         """One line on what the packing achieves."""
@@ -201,24 +224,29 @@ class PackBatchSampler(Sampler):
             + (f"; {changed}" if changed else "")
         )
 
+    @property
+    def digest(self) -> str:
+        """As `PlanSampler.digest`, of the packs."""
+        return self._plans.key(self.sampler.seed)
+
     def num_steps(self, epoch: int) -> int:
         """Packs of each rank in an epoch; differs a little from epoch to epoch."""
         return -(-len(self.packs(epoch)) // self.sampler.num_ranks)
 
-    def seek(self, epoch: int, position: int = 0) -> None:
-        """Go to a place in the plan: `position` packs of `epoch` have been taken by all ranks together."""
-        self.sampler.seek(epoch, position)
+    def seek(self, epoch: int, position: int = 0, cell: int | None = None) -> None:
+        """As `PlanSampler.seek`, in packs."""
+        self.sampler.seek(epoch, position, cell)
 
     def __len__(self) -> int:
         return self.num_steps(self.sampler.epoch)
 
     def __iter__(self) -> Iterator[list[int]]:
         packs = self.packs(self.sampler.epoch)
+        self._pack_ahead()
         first, self.sampler.position = self.sampler.position, 0
-        filler = len(self.sampler.dataset)
         for step in range(first, len(packs), self.sampler.num_ranks):
             place = step + self.sampler.rank
-            yield packs[place].tolist() if place < len(packs) else [filler]
+            yield packs[place].tolist() if place < len(packs) else [FILLER_INDEX]
 
 
 def seek_step(sampler: PlanSampler | PackBatchSampler, step: int) -> None:
@@ -228,6 +256,17 @@ def seek_step(sampler: PlanSampler | PackBatchSampler, step: int) -> None:
         step, epoch = step - num, epoch + 1
     ranks = sampler.num_ranks if isinstance(sampler, PlanSampler) else sampler.sampler.num_ranks
     sampler.seek(epoch, step * ranks)
+
+
+def _check_agreement(layout: tuple[np.ndarray, ...]) -> None:
+    """Ranks that plan with different lengths would take different samples, and wait for each other for ever."""
+    if get_world_size() > 1:
+        if len(set(all_gather_object(array_hash(*layout)))) > 1:
+            raise SettingError(
+                "data_paths",
+                "the ranks don't find the same data",
+                "wait until no file is written any more and start again; every node needs the same files",
+            )
 
 
 def progress_bar(dataset: MultimodalDataset, rank: int) -> dict:

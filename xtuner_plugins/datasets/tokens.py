@@ -14,11 +14,9 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from xtuner_plugins.fast_tokenizers import load_fast_tokenizer
+from xtuner_plugins.hub.constants import GROUNDING_TOKENS, IMAGE_CONTEXT, IMAGE_END, IMAGE_START, IMAGE_TOKENS
 
 from .errors import SettingError
-
-IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
-GROUNDING_TOKENS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
 
 
 @contextlib.contextmanager
@@ -63,7 +61,7 @@ class TextTokenizer:
         for part in ("normalizer", "pre_tokenizer", "decoder"):
             if getattr(backend, part) is not None:
                 setattr(self._plain, part, getattr(backend, part))
-        missing = [token for token in (IMAGE_START, IMAGE_END, IMAGE_CONTEXT) if token not in self._added]
+        missing = [token for token in IMAGE_TOKENS if token not in self._added]
         if missing:
             raise SettingError(
                 "tokenizer",
@@ -109,6 +107,10 @@ class TextTokenizer:
                 "the directory needs tokenizer.json and tokenizer_config.json",
             ) from None
         return cls(tokenizer, str(Path(directory)))
+
+    def has_token(self, token: str) -> bool:
+        """Whether this is an added token."""
+        return token in self._added
 
     def token_id(self, token: str) -> int:
         """Id of an added token, by its exact text."""
@@ -173,7 +175,7 @@ class TextTokenizer:
 def _is_writable(name: str, token) -> bool:
     """Grounding tokens, and added ones that their tokenizer doesn't call special (Qwen3's `<think>`); the others only
     stand where a template puts them. What doesn't begin with `<` is never looked for."""
-    if name in (IMAGE_START, IMAGE_END, IMAGE_CONTEXT):
+    if name in IMAGE_TOKENS:
         return False
     return name in GROUNDING_TOKENS or (name.startswith("<") and not token.special)
 

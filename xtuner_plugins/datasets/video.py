@@ -19,7 +19,7 @@ from PIL import Image
 
 from .errors import MediaError
 from .media import MAX_PIXELS, image_size, load_image, open_image, to_rgb
-from .records import Medium, Record, Turn
+from .records import Medium, Record
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # Containers that hold their pictures themselves. Others are lists of further files (concat, HLS, DASH), which a file
@@ -108,7 +108,7 @@ def expand_videos(record: Record, num_frames: Sequence[int]) -> Record:
                 continue
             for number in range(next(counts)):
                 parts += [f"{chr(10) if number else ''}Frame-{number + 1}: ", Medium("frame", part.name)]
-        turns.append(Turn(turn.role, tuple(parts)))
+        turns.append(turn._replace(parts=tuple(parts)))
     return replace(record, turns=tuple(turns))
 
 

@@ -1,0 +1,61 @@
+"""One reader of a model directory: training and chat agree, whatever the directory leaves out and whatever its form."""
+
+import json
+import shutil
+
+import pytest
+
+from xtuner_plugins.checkpoints.export import convert
+from xtuner_plugins.datasets import MultimodalDataset
+from xtuner_plugins.datasets.base import BaseFacts
+from xtuner_plugins.datasets.tiling import DynamicTiling
+from xtuner_plugins.inference import ChatSession
+
+TILING_KEYS = ("dynamic_image_size", "use_thumbnail", "min_dynamic_patch", "max_dynamic_patch")
+
+
+def without(base, folder, *keys, **changed):
+    shutil.copytree(base, folder)
+    fields = json.loads((folder / "config.json").read_text())
+    fields = {key: value for key, value in fields.items() if key not in keys}
+    (folder / "config.json").write_text(json.dumps(fields | changed))
+    return folder
+
+
+@pytest.mark.parametrize("key", [*TILING_KEYS, "force_image_size", "all"])
+def test_training_and_chat_agree_on_absent_keys(toy_base, tmp_path, write_data, make_picture, qa, key):
+    base = without(toy_base, tmp_path / "base", *(TILING_KEYS if key == "all" else [key]))
+    folder = make_picture("a.png", 336, 224)
+    dataset = MultimodalDataset(base, write_data([qa("<image>\nQ?", "A.", image="a.png")]), folder)
+    session = ChatSession.from_pretrained(base, device="cpu")
+    assert dataset.tiling == session.tiling
+    (tiles,) = session._load([f"{folder}/a.png"], session.tiling)
+    assert dataset[0]["num_tiles"] == len(tiles)
+    expected = {
+        "dynamic_image_size": DynamicTiling(1, 1, 112, True),
+        "use_thumbnail": DynamicTiling(1, 12, 112, False),
+        "max_dynamic_patch": DynamicTiling(1, 6, 112, True),
+        "all": DynamicTiling(1, 1, 112, False),
+    }
+    assert session.tiling == expected.get(key, DynamicTiling(1, 12, 112, True))
+
+
+def test_an_hf_base_feeds_the_dataset_as_its_official_form_does(toy_base, tmp_path, write_data, make_picture, qa):
+    convert(toy_base, tmp_path / "hf", form="hf")
+    data = (write_data([qa("<image>\nWhat?", "A cat.", image="a.png")]), make_picture("a.png", 336, 224))
+    one, other = MultimodalDataset(toy_base, *data), MultimodalDataset(tmp_path / "hf", *data)
+    assert one.facts.tiling == other.facts.tiling and one.facts.template == other.facts.template
+    assert one[0]["input_ids"].tolist() == other[0]["input_ids"].tolist()
+    assert ChatSession.from_pretrained(tmp_path / "hf", device="cpu").tiling == other.tiling
+
+
+def test_an_hf_form_keeps_one_tile(toy_base, tmp_path):
+    base = without(toy_base, tmp_path / "base", dynamic_image_size=False)
+    convert(base, tmp_path / "hf", form="hf")
+    assert BaseFacts.read(tmp_path / "hf").tiling.max_tiles == 1
+
+
+def test_an_hf_form_refuses_what_it_cannot_say(toy_base, tmp_path):
+    base = without(toy_base, tmp_path / "base", use_thumbnail=False)
+    with pytest.raises(ValueError, match="can't express use_thumbnail=False"):
+        convert(base, tmp_path / "hf", form="hf")

@@ -1,0 +1,204 @@
+"""What is kept on disk between runs: locks end with their holder, hashes notice every change, full disks are named."""
+
+import contextlib
+import os
+import re
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.process_table import ends, is_alive
+from xtuner_plugins.datasets import MultimodalDataset, SettingError, cache, index, lengths
+from xtuner_plugins.datasets.cache import content_hash, locked
+
+
+@contextlib.contextmanager
+def process(run: Callable[[], object]):
+    """A process of its own (with what this one has imported) that does `run`, and is killed at the end; its id."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            run()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    try:
+        yield pid
+    finally:
+        if is_alive(pid):
+            kill(pid)
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def children_of(pid: int) -> set[int]:
+    found = set()
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int((path / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
+                found.add(int(path.name))
+    return found
+
+
+def test_a_lock_ends_with_its_holder_and_not_with_its_children(tmp_path):
+    def hold():
+        with locked(tmp_path / "a.lock"):
+            child = os.fork()
+            if child:
+                (tmp_path / "child").write_text(f"{child}\n")
+            time.sleep(600)
+
+    with process(hold) as holder:
+        wait_for(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text().endswith("\n"))
+        child = int((tmp_path / "child").read_text())
+        kill(holder)
+        try:
+            assert is_alive(child)
+            with process(lambda: locked(tmp_path / "a.lock").__enter__()) as again:
+                wait_for(lambda: not is_alive(again), 10)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_who_waits_says_for_whom_and_how_long(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(cache, "FIRST_WORD", 0.1)
+
+    def hold():
+        with locked(tmp_path / "a.lock"):
+            (tmp_path / "held").touch()
+            time.sleep(600)
+
+    def wait():
+        with locked(tmp_path / "a.lock"):
+            pass
+
+    said = ""
+    with process(hold) as holder:
+        wait_for((tmp_path / "held").exists)
+        with process(wait) as waiter:
+            while said.count("waiting") < 3:
+                assert is_alive(waiter)
+                time.sleep(0.05)
+                said += capfd.readouterr().err
+            kill(holder)
+            assert os.waitpid(waiter, 0)[1] == 0
+    for line in (line for line in said.splitlines() if line.startswith("waiting")):
+        assert re.match(rf"waiting \d+ s for process {holder} on \S+ \(since 20", line), line
+        assert f"holds {tmp_path / 'a.lock'} " in line and "if it isn't at work, end it" in line
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_kill_while_lengths_are_measured_holds_nothing_up(data_base, write_data, qa, tmp_path, monkeypatch, capfd):
+    """No process is left, and the next start takes up what is done at once."""
+    monkeypatch.setattr(lengths, "CHUNK", 20)
+    data = write_data([qa(f"{i} " * 40, f"word {i}. " * 40) for i in range(1500)])
+
+    def measure():
+        MultimodalDataset(data_base, data, cache_dir=str(tmp_path / "cache")).layout(num_workers=2)
+
+    def num_parts():
+        return len(list((tmp_path / "cache").glob("*/parts/*.npz")))
+
+    with process(measure) as first:
+        wait_for(lambda: num_parts() > 2)
+        workers = children_of(first)
+        kill(first)
+    assert len(workers) == 2 and all(ends(pid, 5) for pid in workers)
+    assert 2 < num_parts() < 75
+    with process(measure) as again:
+        wait_for(lambda: not is_alive(again))
+    assert "waiting" not in capfd.readouterr().err
+    assert len(MultimodalDataset(data_base, data, cache_dir=str(tmp_path / "cache")).lengths(0)) == 1500
+
+
+REMEDY = "name another cache directory: the dataset's cache_dir or the environment variable XTUNER_PLUGINS_CACHE"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_full_disk_is_one_line_with_a_remedy(data_base, write_data, qa, tmp_path, monkeypatch, num_workers):
+    """Every file stops at 4 KiB, as a full disk stops it; nothing half-written stays."""
+    monkeypatch.setattr(lengths, "CHUNK", 500)
+    data = write_data([qa(f"{number}?", "Yes.") for number in range(1000)])
+
+    def measure():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try:
+            MultimodalDataset(data_base, data, cache_dir=str(tmp_path / "cache")).layout(num_workers=num_workers)
+        except SettingError as error:
+            (tmp_path / "error").write_text(str(error))
+
+    with process(measure) as pid:
+        assert os.waitpid(pid, 0)[1] == 0
+    words = (tmp_path / "error").read_text()
+    assert words.startswith(str(tmp_path / "cache")) and words.endswith(REMEDY)
+    assert ": can't be written (File too large); make room" in words and "\n" not in words
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_a_cache_directory_that_can_not_be_written(data_base, write_data, qa, tmp_path, monkeypatch):
+    data = write_data([qa()])
+    (tmp_path / "file").touch()
+    places = [tmp_path / "file" / "cache"]
+    if os.geteuid() != 0:
+        (tmp_path / "locked").mkdir(mode=0o500)
+        places.append(tmp_path / "locked")
+    for place in places:
+        with pytest.raises(SettingError, match=f"{place}.*can't be written.*{REMEDY}"):
+            MultimodalDataset(data_base, data, cache_dir=str(place)).layout()
+        monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(place))
+        with pytest.raises(SettingError, match=str(place)):
+            MultimodalDataset(data_base, data).layout()
+    monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "other"))
+    MultimodalDataset(data_base, data).layout()
+    MultimodalDataset(data_base, data, cache_dir=str(tmp_path / "own")).layout()
+    assert {path.name for path in tmp_path.glob("o*")} == {"other", "own"}
+
+
+def test_a_large_file_is_scanned_once_while_others_wait(write_data, qa, tmp_path, monkeypatch):
+    data = write_data([qa()] * 50)
+    monkeypatch.setattr(index, "CACHED_FROM", 0)
+    real = index.scan
+
+    def scan(path):
+        (tmp_path / f"scan-{os.getpid()}").touch()
+        time.sleep(0.5)
+        return real(path)
+
+    monkeypatch.setattr(index, "scan", scan)
+
+    def run():
+        assert len(index.open_index(data, tmp_path / "cache")) == 50
+
+    with process(run) as first, process(run) as second, process(run) as third:
+        assert [os.waitpid(pid, 0)[1] for pid in (first, second, third)] == [0, 0, 0]
+    assert len(list(tmp_path.glob("scan-*"))) == 1
+
+
+def test_a_hash_is_remembered_only_while_the_file_stays_as_it_is(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("one")
+    first = content_hash(path, tmp_path / "cache")
+    path.write_text("two")  # at once: perhaps without another time stamp
+    second = content_hash(path, tmp_path / "cache")
+    assert first != second
+    os.utime(path, (1e9, 1e9))
+    assert content_hash(path, tmp_path / "cache") == second  # and remembered, the file is old
+    path.write_text("six")
+    os.utime(path, (1e9, 1e9))  # as a tool that copies with times leaves it
+    assert content_hash(path, tmp_path / "cache") not in (first, second)

@@ -1,0 +1,84 @@
+"""Processes that load data end with the training process, however it ends, and need nothing in a user's config."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import HANGS_AFTER, ROOT
+from tests.engine.parallel_case import write_dataset
+from tests.process_table import is_alive
+
+SECONDS = 5
+
+
+def descendants(pid: int) -> set[int]:
+    """Ids of all living processes below `pid`."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(folder.name)] = int(fields[1])
+    found, new = set(), {pid}
+    while new:
+        new = {child for child, parent in parents.items() if parent in new} - found
+        found |= new
+    return found
+
+
+def command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+def left_after(seconds: float, pids: set[int]) -> list[str]:
+    """Command lines of those that still live after a while; they are ended."""
+    deadline = time.monotonic() + seconds
+    while any(map(is_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = []
+    for pid in filter(is_alive, pids):
+        left.append(command_line(pid))
+        os.kill(pid, signal.SIGKILL)
+    return left
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("name", ["toy_finetune_packed", "toy_finetune_full"])
+def test_no_worker_outlives_a_killed_training(name, toy_base, tmp_path):
+    path, images = write_dataset(tmp_path, num_samples=600)
+    settings = {
+        "pretrained_model_name_or_path": toy_base,
+        "model.base": toy_base,
+        "train_dataloader.dataset.base": toy_base,
+        "train_dataloader.dataset.data_paths": f"[{path}]",
+        "train_dataloader.dataset.image_folders": f"[{images}]",
+        "train_dataloader.dataset.cache_dir": tmp_path / "cache",
+        "train_dataloader.num_workers": 2,
+        "default_hooks.logger.interval": 1,
+    }
+    command = [sys.executable, "tools/train.py", f"configs/toy/{name}.py", "--work-dir", str(tmp_path / "run")]
+    command += ["--cfg-options", *(f"{key}={value}" for key, value in settings.items())]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    seen = []
+    for line in launcher.stdout:
+        seen.append(line)
+        if "Iter(train)" in line:
+            break
+    below = descendants(launcher.pid)
+    assert below, "".join(seen[-30:])
+    training = min(below)  # the launcher's only child
+    assert len(below) >= 3, [command_line(pid) for pid in below]
+    time.sleep(1)  # until the queues are full
+    os.kill(training, signal.SIGKILL)
+    assert left_after(SECONDS, below) == []
+    launcher.communicate(timeout=HANGS_AFTER)

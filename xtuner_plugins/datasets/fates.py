@@ -1,0 +1,107 @@
+"""What becomes of each sample of a mixture, said before training: how many train, which don't, and why."""
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .bad_samples import ON_PURPOSE
+from .errors import RecordError
+from .lengths import BROKEN, DROPPED, FATES, FITS
+
+if TYPE_CHECKING:
+    from .dataset import MultimodalDataset
+
+SHOWN = 5  # records that one error names
+KEPT = {"shrink_tiles": "with fewer tiles to fit max_length", "truncate_text": "with their end cut off to fit it"}
+
+
+def find_broken(dataset: "MultimodalDataset", fates: np.ndarray) -> np.ndarray:
+    """Indices of the samples that can't be used, without those that are left out on purpose."""
+    found = []
+    for number, part in enumerate(np.split(fates, dataset.ends[:-1])):
+        places = np.flatnonzero(part == BROKEN)
+        if len(places):
+            lengths = dataset.lengths(number)
+            reasons = lengths.reasons[dataset.picks[number][places]]  # 1 + the index of its name
+            expected = np.array([False, *(name in ON_PURPOSE for name in lengths.reason_names)])
+            found.append(places[~expected[reasons]] + (dataset.ends[number - 1] if number else 0))
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def unusable_error(dataset: "MultimodalDataset", indices: np.ndarray) -> RecordError:
+    """One error about all these records."""
+    records = dict.fromkeys(dataset.locate(int(index)) for index in indices)  # one may be there several times
+    errors = [why_left_out(dataset, number, row) for number, row in list(records)[:SHOWN]]
+    lines = [f"{len(records)} records can't be used:", *map(str, errors)]
+    if len(records) > SHOWN:
+        lines.append(f"and {len(records) - SHOWN} more")
+    remedy = "mend them, or leave them out: reject_list (tools/check_data.py --reject-list), or on_bad_sample='skip'"
+    return RecordError(errors[0].reason, "\n".join(lines) if len(records) > 1 else str(errors[0]), remedy)
+
+
+def why_left_out(dataset: "MultimodalDataset", number: int, row: int) -> RecordError:
+    """Why a record is left out of the plan."""
+    source = dataset.sources[number].index.source(row)
+    if row in dataset.rejected[number]:
+        return RecordError("rejected", "on the reject list", place=source)
+    complaint = dataset.lengths(number).complaints.get(row)
+    if complaint is not None:
+        return complaint.error(source)
+    return RecordError("too_long", "too long even with one tile a picture", place=source)
+
+
+def left_out(dataset: "MultimodalDataset", fates: np.ndarray) -> list[dict]:
+    """The samples that a plan doesn't contain, each with index, dataset, dropped (the reason) and message.
+
+    Args:
+        fates: from `layout`.
+    """
+    entries = []
+    for index in np.flatnonzero(fates >= DROPPED):
+        number, row = dataset.locate(int(index))
+        error = why_left_out(dataset, number, row)
+        name = dataset.sources[number].name
+        entries.append({"index": int(index), "dataset": name, "dropped": error.reason, "message": str(error)})
+    return entries
+
+
+def describe(dataset: "MultimodalDataset", fates: np.ndarray | None = None) -> str:
+    """One line on how many samples of how many will train, and what becomes of the others.
+
+    Args:
+        fates: from `layout`; None where nothing is measured before training.
+    """
+    if fates is None:
+        rejected = sum(
+            int(np.isin(pick, list(rows)).sum()) for pick, rows in zip(dataset.picks, dataset.rejected, strict=True)
+        )
+        return (
+            f"data: {len(dataset) - rejected:,} of {len(dataset):,} samples will be tried"
+            + (f" ({rejected:,} rejected)" if rejected else "")
+            + f"; unusable ones aren't known before they are met (on_bad_sample={dataset.on_bad_sample!r}): "
+            "tools/check_data.py finds them all"
+        )
+    counts = _count_fates(dataset, fates)
+    trained = int((fates < DROPPED).sum())
+    reasons = ", ".join(f"{count:,} {name}" for name, count in counts.most_common() if name not in KEPT)
+    changes = ", ".join(f"{counts[name]:,} {words}" for name, words in KEPT.items() if counts[name])
+    return (
+        f"data: {trained:,} of {len(fates):,} samples will train"
+        + (f"; left out: {reasons}" if reasons else "")
+        + (f"; of those that train, {changes}" if changes else "")
+    )
+
+
+def _count_fates(dataset: "MultimodalDataset", fates: np.ndarray) -> Counter[str]:
+    """Number of samples of each fate but the first, broken ones by their reasons."""
+    counts: Counter[str] = Counter()
+    for code, name in enumerate(FATES):
+        if code not in (FITS, BROKEN) and (fates == code).any():
+            counts[name] = int((fates == code).sum())
+    for number, part in enumerate(np.split(fates, dataset.ends[:-1])):
+        if (part == BROKEN).any():
+            lengths = dataset.lengths(number)
+            codes = np.bincount(lengths.reasons[dataset.picks[number][part == BROKEN]])
+            counts.update({lengths.reason_names[code - 1]: int(codes[code]) for code in np.flatnonzero(codes)})
+    return counts

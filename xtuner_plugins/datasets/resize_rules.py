@@ -1,0 +1,76 @@
+"""Which of its two passes Pillow's resize runs first: three rules, by Pillow's version.
+
+Bytes are rounded between the passes, so the order shows in the pixels: a page of 600x900 resized to 448x448 differs by
+a few levels between Pillow 12 and 13. Found by comparing both orders with real releases over thousands of sizes;
+`benchmarks/pillow_versions.py` repeats that for any release.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import PIL
+from packaging.version import Version
+
+TALL = 100  # times as high as wide
+
+
+class ResizeRule(NamedTuple):
+    """One rule for the order of the passes.
+
+    Attributes:
+        name: What checkpoints and messages call it.
+        since: The first Pillow release with it, (major, minor).
+        vertical_first: Of (width, height, new width, new height), whether the vertical pass runs first.
+    """
+
+    name: str
+    since: tuple[int, int]
+    vertical_first: Callable[[int, int, int, int], bool]
+
+
+RULES = (  # oldest first
+    ResizeRule("horizontal_first", (0, 0), lambda width, height, new_width, new_height: False),
+    ResizeRule(
+        "vertical_first_if_tall",
+        (12, 2),
+        lambda width, height, new_width, new_height: height > TALL * width and height > new_height,
+    ),
+    ResizeRule(
+        "vertical_first_if_height_shrinks_more",
+        (13, 0),
+        lambda width, height, new_width, new_height: (
+            height > new_height and height - new_height > 2 * (width - new_width)
+        ),
+    ),
+)
+
+
+def resize_rule(pillow_version: str | None = None) -> ResizeRule:
+    """The rule of a Pillow release; releases after the last one tried count as having its rule.
+
+    Args:
+        pillow_version: such as "12.3.0"; None takes the installed Pillow.
+    """
+    release = Version(pillow_version or PIL.__version__).release[:2]
+    return next(rule for rule in reversed(RULES) if release >= rule.since)
+
+
+def resize_facts() -> dict[str, str]:
+    """What decides the pixels of a resize here, to be kept with a model: Pillow's version and its rule."""
+    return {"pillow_version": PIL.__version__, "resize_rule": resize_rule().name}
+
+
+def compare_resize_facts(trained: dict) -> str | None:
+    """A warning where images are resized by another rule than in training; None where they aren't, or nobody knows.
+
+    Args:
+        trained: what `resize_facts` said in training.
+    """
+    rule, here = trained.get("resize_rule"), resize_facts()
+    if rule is None or rule == here["resize_rule"]:
+        return None
+    return (
+        f"the model was trained with Pillow {trained.get('pillow_version', '(unknown)')} (resize rule {rule}), this is "
+        f"Pillow {here['pillow_version']} ({here['resize_rule']}): pixels of some image sizes differ by a few levels; "
+        f"install pillow=={trained.get('pillow_version', '')} for the same pixels"
+    )

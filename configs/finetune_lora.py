@@ -11,12 +11,12 @@ less memory     max_tiles = 6 with max_length = 2560
 """
 
 from mmengine.config import read_base
-from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
+from mmengine.optim import OptimWrapper
 from peft import LoraConfig
 from torch.optim import AdamW
 
 from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
-from xtuner_plugins.engine import PlannedTrainLoop
+from xtuner_plugins.engine import PlannedTrainLoop, WarmupCosineLR
 from xtuner_plugins.models import VisionLanguageModel
 
 with read_base():
@@ -34,14 +34,17 @@ lora_alpha = 128
 lora_dropout = 0.05
 
 batch_size = 1  # x 16 accumulation x 1 GPU = 16 samples a step
-accumulation = 16
+accumulative_counts = 16  # micro-batches of an optimizer step
 num_workers = 4
 max_epochs = 1
 lr = 1e-4
 betas = (0.9, 0.999)
 weight_decay = 0.0
 max_grad_norm = 1.0
-warmup_iters = 100
+warmup_ratio = 0.03  # share of the optimizer steps
+
+save_steps = 500  # optimizer steps
+save_total_limit = 2  # checkpoints kept
 
 # ---------------------------------------------------------------- Wiring
 pretrained_model_name_or_path = base
@@ -74,10 +77,8 @@ optim_wrapper = dict(
     type=OptimWrapper,
     optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
     clip_grad=dict(max_norm=max_grad_norm),
-    accumulative_counts=accumulation,
+    accumulative_counts=accumulative_counts,
 )
-param_scheduler = [  # the product of both: a linear start, and a cosine over the whole run
-    dict(type=LinearLR, start_factor=1e-5, by_epoch=False, begin=0, end=warmup_iters),
-    dict(type=CosineAnnealingLR, eta_min=0.0, begin=0, end=max_epochs, convert_to_iter_based=True),
-]
+param_scheduler = dict(type=WarmupCosineLR, warmup_ratio=warmup_ratio)  # a linear start, a cosine over the rest
+default_hooks.checkpoint.update(interval=save_steps, max_keep_ckpts=save_total_limit)  # noqa: F405
 train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs)

@@ -9,15 +9,15 @@
     tiles           up to 12 + thumbnail, so up to 13 x 3 x 448 x 448 and 3328 image tokens a sample
     hardware        4 GPUs of 80 GB planned; not run yet at this size
     launch          NPROC_PER_NODE=4 xtuner train configs/pretrain_mlp.py --deepspeed deepspeed_zero3
-    less memory     batch_size = 1 with accumulation = 16
+    less memory     batch_size = 1 with accumulative_counts = 64
 """
 
 from mmengine.config import read_base
-from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
+from mmengine.optim import OptimWrapper
 from torch.optim import AdamW
 
 from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
-from xtuner_plugins.engine import PlannedTrainLoop
+from xtuner_plugins.engine import PlannedTrainLoop, WarmupCosineLR
 from xtuner_plugins.models import VisionLanguageModel
 
 with read_base():
@@ -32,14 +32,17 @@ max_length = 4096  # tokens; 13 tiles take 3328
 dtype = "auto"  # bfloat16 where the device has it
 
 batch_size = 4  # x 16 accumulation x 4 GPUs = 256 samples a step
-accumulation = 16
+accumulative_counts = 16  # micro-batches of an optimizer step
 num_workers = 4
 max_epochs = 1
 lr = 1e-3
 betas = (0.9, 0.999)
 weight_decay = 0.0
 max_grad_norm = 1.0
-warmup_iters = 100
+warmup_ratio = 0.03  # share of the optimizer steps
+
+save_steps = 500  # optimizer steps
+save_total_limit = 2  # checkpoints kept
 
 # ---------------------------------------------------------------- Wiring
 pretrained_model_name_or_path = base
@@ -71,10 +74,8 @@ optim_wrapper = dict(
     type=OptimWrapper,
     optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
     clip_grad=dict(max_norm=max_grad_norm),
-    accumulative_counts=accumulation,
+    accumulative_counts=accumulative_counts,
 )
-param_scheduler = [  # the product of both: a linear start, and a cosine over the whole run
-    dict(type=LinearLR, start_factor=1e-5, by_epoch=False, begin=0, end=warmup_iters),
-    dict(type=CosineAnnealingLR, eta_min=0.0, begin=0, end=max_epochs, convert_to_iter_based=True),
-]
+param_scheduler = dict(type=WarmupCosineLR, warmup_ratio=warmup_ratio)  # a linear start, a cosine over the rest
+default_hooks.checkpoint.update(interval=save_steps, max_keep_ckpts=save_total_limit)  # noqa: F405
 train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs)

@@ -16,14 +16,17 @@ WORKER_ERROR = re.compile(r"^Caught \w+ in DataLoader worker.*\nxtuner_plugins[\
 
 
 def main() -> int:
-    """Runs XTuner's training on ``sys.argv``; returns the exit status."""
+    """Runs XTuner's training on ``sys.argv``; returns the exit status. Ends with the process that started it."""
+    from xtuner_plugins.processes import die_with_parent
     from xtuner_plugins.terminal import quiet_imports
 
+    die_with_parent()
     quiet_imports()
     from xtuner.tools.train import main as xtuner_train
 
     from xtuner_plugins.engine.runtime import leave_process_group
 
+    sys.argv = name_newest(sys.argv)
     try:
         xtuner_train()
         leave_process_group()
@@ -32,9 +35,20 @@ def main() -> int:
         if message is None or os.environ.get("XTUNER_PLUGINS_TRACEBACK") == "1":
             raise
         rank = os.environ.get("RANK", "0")
+        if rank != "0" and getattr(error, "on_every_rank", False):
+            return 1
         print(f"error (rank {rank}): {message}", "(XTUNER_PLUGINS_TRACEBACK=1 shows the traceback)", file=sys.stderr)
         return 1
     return 0
+
+
+def name_newest(argv: list[str]) -> list[str]:
+    """Gives ``--resume`` without a value the value ``auto``, which XTuner's parser wants to see."""
+    following = [*argv[1:], "--"]
+    return [
+        "--resume=auto" if word == "--resume" and after.startswith("--") else word
+        for word, after in zip(argv, following, strict=True)
+    ]
 
 
 def user_message(error: Exception) -> str | None:

@@ -1,11 +1,18 @@
 """What every run shares: logging, checkpoints, process groups, and the preparation of the process."""
 
-from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
+from mmengine.hooks import DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
 from mmengine.runner import LogProcessor
 from mmengine.visualization import LocalVisBackend, Visualizer
 
 from xtuner_plugins.datasets import LedgerHook
-from xtuner_plugins.engine import CheckpointGuardHook, PlanHook, RunContractHook, prepare_runtime
+from xtuner_plugins.engine import (
+    CheckpointGuardHook,
+    PlanHook,
+    PreprocessingLockHook,
+    RunContractHook,
+    WholeCheckpointHook,
+    prepare_runtime,
+)
 
 # XTuner calls this before it builds anything.
 model_resource = dict(fn=prepare_runtime)
@@ -14,14 +21,16 @@ default_hooks = dict(
     timer=dict(type=IterTimerHook),
     logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=10),
     param_scheduler=dict(type=ParamSchedulerHook),
-    # Only what was trained is in a checkpoint; with optimizer state, so that every checkpoint can be resumed.
-    checkpoint=dict(type=CheckpointHook, by_epoch=False, interval=500, max_keep_ckpts=2, save_optimizer=True),
+    # Only what was trained is in a checkpoint; with optimizer state, so that every checkpoint can be resumed. A recipe
+    # sets interval (save_steps) and max_keep_ckpts (save_total_limit).
+    checkpoint=dict(type=WholeCheckpointHook, by_epoch=False, interval=500, max_keep_ckpts=2, save_optimizer=True),
     sampler_seed=dict(type=DistSamplerSeedHook),
 )
 custom_hooks = [
     dict(type=RunContractHook),  # prints what really trains
     dict(type=CheckpointGuardHook),  # refuses a checkpoint of another model
     dict(type=PlanHook),  # keeps the place in the data in every checkpoint
+    dict(type=PreprocessingLockHook),  # keeps tile limits, template and tokens in every checkpoint
     dict(type=LedgerHook),  # work_dir/ledger.jsonl: what was left out, and why
 ]
 

@@ -9,11 +9,11 @@ launch          python tools/train.py configs/toy/toy_pretrain_mlp.py
 """
 
 from mmengine.config import read_base
-from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
+from mmengine.optim import OptimWrapper
 from torch.optim import AdamW
 
 from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
-from xtuner_plugins.engine import PlannedTrainLoop
+from xtuner_plugins.engine import PlannedTrainLoop, WarmupCosineLR
 from xtuner_plugins.models import VisionLanguageModel
 
 with read_base():
@@ -28,14 +28,17 @@ max_length = 512  # tokens; 7 tiles of 112 px take 112
 dtype = "float32"
 
 batch_size = 16  # x 1 accumulation x 1 process
-accumulation = 1
+accumulative_counts = 1  # micro-batches of an optimizer step
 num_workers = 2
 max_epochs = 1
 lr = 3e-3
 betas = (0.9, 0.999)
 weight_decay = 0.0
 max_grad_norm = 1.0
-warmup_iters = 20
+warmup_ratio = 0.03  # share of the optimizer steps
+
+save_steps = 500  # optimizer steps
+save_total_limit = 2  # checkpoints kept
 
 # ---------------------------------------------------------------- Wiring
 pretrained_model_name_or_path = base
@@ -68,10 +71,8 @@ optim_wrapper = dict(
     type=OptimWrapper,
     optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
     clip_grad=dict(max_norm=max_grad_norm),
-    accumulative_counts=accumulation,
+    accumulative_counts=accumulative_counts,
 )
-param_scheduler = [  # the product of both: a linear start, and a cosine over the whole run
-    dict(type=LinearLR, start_factor=1e-5, by_epoch=False, begin=0, end=warmup_iters),
-    dict(type=CosineAnnealingLR, eta_min=0.0, begin=0, end=max_epochs, convert_to_iter_based=True),
-]
+param_scheduler = dict(type=WarmupCosineLR, warmup_ratio=warmup_ratio)  # a linear start, a cosine over the rest
+default_hooks.checkpoint.update(interval=save_steps, max_keep_ckpts=save_total_limit)  # noqa: F405
 train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs)

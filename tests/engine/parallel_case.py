@@ -2,11 +2,15 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from PIL import Image
+
+from tests.conftest import HANGS_AFTER
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/toy/toy_finetune_full.py"
@@ -39,7 +43,45 @@ def write_dataset(folder: Path, num_samples: int = 16, text_only=lambda index: i
     return path, images
 
 
+def base_and_data(base: Path, data: tuple[Path, Path]) -> dict[str, str | list[str]]:
+    """Options that give a recipe another base and other data."""
+    return {
+        "pretrained_model_name_or_path": str(base),
+        "model.base": str(base),
+        "train_dataloader.dataset.base": str(base),
+        "train_dataloader.dataset.data_paths": [str(data[0])],
+        "train_dataloader.dataset.image_folders": [str(data[1])],
+    }
+
+
+def edited_config(folder: Path, name: str, **settings) -> str:
+    """A copy of a shipped recipe with some of its own Settings changed, as a user would edit them."""
+    shutil.copytree(ROOT / "configs", folder / "configs", dirs_exist_ok=True)
+    path = next((folder / "configs").rglob(f"{name}.py"))
+    text = path.read_text()
+    for key, value in settings.items():
+        text, count = re.subn(rf"^{key} = .*$", f"{key} = {value!r}", text, flags=re.MULTILINE)
+        assert count == 1, f"{name} has no setting {key}"
+    path.write_text(text)
+    return str(path)
+
+
 def train(
+    work_dir: Path,
+    base: Path,
+    data: tuple[Path, Path],
+    *,
+    command: tuple[str, ...] = (sys.executable, "tools/train.py"),
+    **case,
+) -> subprocess.CompletedProcess:
+    """Runs the command on a global batch of 4 and returns the finished process; ``case`` as `training`."""
+    arguments, env = training(work_dir, base, data, **case)
+    return subprocess.run(
+        [*command, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=HANGS_AFTER
+    )
+
+
+def training(
     work_dir: Path,
     base: Path,
     data: tuple[Path, Path],
@@ -47,25 +89,22 @@ def train(
     processes: int = 1,
     deepspeed: str | None = None,
     options: dict | None = None,
-    command: tuple[str, ...] = (sys.executable, "tools/train.py"),
     config: str = CONFIG,
     extra: tuple[str, ...] = (),
-) -> subprocess.CompletedProcess:
-    """Runs the command on a global batch of 4 and returns the finished process."""
+) -> tuple[list[str], dict[str, str]]:
+    """Arguments and environment of a training on a global batch of 4."""
     settings = {
-        "pretrained_model_name_or_path": base,
-        "model.base": base,
-        "train_dataloader.dataset.base": base,
-        "train_dataloader.dataset.data_paths": f"[{data[0]}]",
-        "train_dataloader.dataset.image_folders": f"[{data[1]}]",
+        **{
+            key: f"[{value[0]}]" if isinstance(value, list) else value
+            for key, value in base_and_data(base, data).items()
+        },
         "train_dataloader.batch_size": 4 // processes,
         "train_dataloader.num_workers": 0,
         "train_dataloader.persistent_workers": False,
         "default_hooks.logger.interval": 1,
         "train_cfg.max_epochs": 1,
-        "param_scheduler.1.end": 1,
         "optim_wrapper.optimizer.lr": 1e-3,
-        "param_scheduler.0.start_factor": 1.0,
+        "param_scheduler.warmup_ratio": 0.0,
         **(options or {}),
     }
     arguments = [config, "--work-dir", str(work_dir), "--seed", "7", *extra]
@@ -75,7 +114,7 @@ def train(
     binaries = str(Path(sys.executable).parent)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "NPROC_PER_NODE": str(processes)}
     env["PATH"] = binaries + os.pathsep + env["PATH"]
-    return subprocess.run([*command, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+    return arguments, env
 
 
 def logged(work_dir: Path, key: str = "loss") -> list[float]:

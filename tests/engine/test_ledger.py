@@ -25,7 +25,8 @@ class Recorder(Hook):
         self.path = path
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        entry = {"epoch": runner.train_loop.dataloader_iterator.epoch, "sources": data_batch["sources"]}
+        sources = [source for batch in data_batch for source in batch["sources"]]
+        entry = {"epoch": runner.train_loop.dataloader_iterator.epoch, "sources": sources}
         with open(f"{self.path}.{get_rank()}", "a") as file:
             file.write(json.dumps(entry) + "\\n")
 '''
@@ -94,7 +95,6 @@ def check(folder: Path, data: tuple[Path, Path], num_epochs: int = 3) -> list[di
 def settings(folder: Path, **more) -> dict:
     return {
         "train_cfg.max_epochs": 3,
-        "param_scheduler.1.end": 3,
         "train_dataloader.num_workers": 2,
         "train_dataloader.persistent_workers": True,
         "train_dataloader.dataset.on_bad_sample": "skip",
@@ -116,6 +116,16 @@ def test_every_index_once_an_epoch(case, toy_base, name, processes):
     run = train(folder / "run", toy_base, data, processes=processes, config=config, options=options)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     check(folder, data)
+
+
+def test_without_the_hook_a_run_counts_what_it_leaves_out(case, toy_base):
+    folder, data = case
+    config = folder / "configs" / "toy" / "toy_finetune_full.py"
+    config.write_text(config.read_text() + "\ncustom_hooks = custom_hooks[-1:]\n")  # the recorder alone
+    options = settings(folder, **{"train_cfg.max_epochs": 1})
+    run = train(folder / "run", toy_base, data, config=str(config), options=options)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert "sample left out (6 so far)" in run.stdout + run.stderr and not (folder / "run" / "ledger.jsonl").exists()
 
 
 def test_the_ceiling_stops_a_run_in_one_line(case, toy_base):

@@ -4,7 +4,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from xtuner_plugins.datasets import PlanSampler
-from xtuner_plugins.engine.loops import PlanIterator, count_steps
+from xtuner_plugins.engine.loops import PlanChanged, PlanIterator
 
 
 class Numbers(Dataset):
@@ -21,16 +21,18 @@ class Numbers(Dataset):
         return index
 
 
-def make(batch_size=2, rank=0, ranks=1, size=10):
+def make(batch_size=2, rank=0, ranks=1, size=10, micro_batches=1, seed=3):
     dataset = Numbers(size)
-    sampler = PlanSampler(dataset, seed=3)
+    sampler = PlanSampler(dataset, seed=seed)
     sampler.rank, sampler.num_ranks = rank, ranks
+    sampler.seek(0)
     loader = DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=list)
-    return dataset, PlanIterator(loader)
+    return dataset, PlanIterator(loader, micro_batches)
 
 
 def take(iterator, count):
-    return [next(iterator) for _ in range(count)]
+    """The samples of each of the next steps, one list per step."""
+    return [sum(next(iterator), []) for _ in range(count)]
 
 
 def test_epochs_follow_each_other_in_new_orders():
@@ -39,14 +41,21 @@ def test_epochs_follow_each_other_in_new_orders():
     assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(10)) and first != second
 
 
+def test_a_step_has_its_micro_batches_and_ends_with_the_epoch():
+    _, iterator = make(micro_batches=2)
+    assert [len(next(iterator)) for _ in range(6)] == [2, 2, 1, 2, 2, 1]
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
 @pytest.mark.parametrize("steps", [1, 4, 5, 7])
-def test_resuming_goes_on_where_it_stopped_and_opens_nothing_twice(steps):
-    _, whole = make()
-    before, place, after = take(whole, steps), whole.position(), take(whole, 6)
-    dataset, resumed = make()
-    resumed.skip_to(place, steps)
-    assert take(resumed, steps) == [None] * steps and dataset.opened == []
-    assert take(resumed, 6) == after and before
+def test_resuming_goes_on_where_it_stopped_and_opens_nothing_twice(steps, micro_batches):
+    _, whole = make(micro_batches=micro_batches)
+    take(whole, steps)
+    place, after = whole.position(), take(whole, 6)
+    dataset, resumed = make(micro_batches=micro_batches)
+    resumed.skip_to(place)
+    assert dataset.opened == []
+    assert take(resumed, 6) == after and dataset.opened == sum(after, [])
 
 
 def test_resuming_with_another_number_of_ranks():
@@ -55,19 +64,48 @@ def test_resuming_with_another_number_of_ranks():
     place = alone.position()
     for rank in range(2):
         _, iterator = make(batch_size=2, rank=rank, ranks=2, size=12)
-        iterator.skip_to(place, 1)
-        take(iterator, 1)
+        iterator.skip_to(place)
         seen += sum(take(iterator, 2), [])
     assert sorted(seen) == list(range(12))
+
+
+@pytest.mark.parametrize("ranks, micro_batches", [(1, 1), (2, 1), (1, 3), (2, 2), (4, 1)])
+def test_the_rest_of_the_data_is_planned_with_the_ranks_of_now(ranks, micro_batches):
+    """One rank has trained 2 of 6 steps of 2; whatever goes on takes the other 8 samples and then stops."""
+    _, before = make(size=12)
+    seen = sum(take(before, 2), [])
+    rest = []
+    for rank in range(ranks):
+        _, iterator = make(size=12, rank=rank, ranks=ranks, micro_batches=micro_batches)
+        iterator.skip_to(before.position())
+        rest.append(iterator.steps_ahead(1))
+        seen += sum(take(iterator, rest[-1]), [])
+    assert len(set(rest)) == 1
+    assert sorted(index for index in seen if index < 12) == list(range(12))
 
 
 def test_position_counts_all_ranks():
     _, iterator = make(batch_size=2, rank=1, ranks=2, size=12)
     take(iterator, 2)
-    assert iterator.position() == {"epoch": 0, "position": 8}
+    digest = iterator.plan.digest
+    assert iterator.position() == {"epoch": 0, "position": 8, "cell": 2, "digest": digest}
     take(iterator, 1)
     take(iterator, 1)
-    assert iterator.position() == {"epoch": 1, "position": 4}
+    assert iterator.position() == {"epoch": 1, "position": 4, "cell": 2, "digest": digest}
+
+
+def test_no_epoch_goes_on_with_other_data():
+    """Record 3 was added, or the seed changed, after the checkpoint; at an epoch's start that is fine."""
+    _, before = make(size=12)
+    start = before.position()
+    take(before, 2)
+    for changed in (make(size=13), make(size=12, seed=4)):
+        with pytest.raises(PlanChanged, match="stands after 4 samples .* of epoch 1: going on would train some"):
+            changed[1].skip_to(before.position())
+        changed[1].skip_to(start)
+        assert take(changed[1], 1)
+    _, more_ranks = make(size=12, ranks=2)
+    more_ranks.skip_to(before.position())
 
 
 def test_other_samplers_are_iterated_as_they_are():
@@ -77,14 +115,21 @@ def test_other_samplers_are_iterated_as_they_are():
 
 class TestCountSteps:
     @staticmethod
-    def packs(*numbers):
-        return SimpleNamespace(batch_sampler=SimpleNamespace(num_steps=numbers.__getitem__))
+    def packs(*numbers, micro_batches=1):
+        return PlanIterator(
+            SimpleNamespace(batch_sampler=SimpleNamespace(num_steps=numbers.__getitem__)), micro_batches
+        )
 
     def test_epochs_of_unequal_packs(self):
-        assert count_steps(self.packs(7, 8, 6), 2) == 15 and count_steps(self.packs(7, 8, 6), 3) == 21
+        assert self.packs(7, 8, 6).count_steps(2) == 15 and self.packs(7, 8, 6).count_steps(3) == 21
 
     def test_a_part_of_an_epoch(self):
-        assert count_steps(self.packs(7, 8, 6), 0.5) == 4 and count_steps(self.packs(7, 8, 6), 1.5) == 11
+        assert self.packs(7, 8, 6).count_steps(0.5) == 4 and self.packs(7, 8, 6).count_steps(1.5) == 11
+
+    def test_steps_of_several_micro_batches_end_with_each_epoch(self):
+        packs = self.packs(7, 8, 6, micro_batches=4)
+        assert (packs.count_steps(1), packs.count_steps(2), packs.count_steps(3)) == (2, 4, 6)
+        assert packs.count_steps(1.5) == 3
 
     def test_batches(self):
-        assert count_steps(DataLoader(Numbers(10), batch_size=3), 2) == 8
+        assert PlanIterator(DataLoader(Numbers(10), batch_size=3)).count_steps(2) == 8

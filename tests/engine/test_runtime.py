@@ -1,3 +1,5 @@
+import json
+import os
 import pickle
 import subprocess
 import sys
@@ -9,6 +11,11 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer, MessageHub
 
 from xtuner_plugins.engine.runtime import allow_checkpoint_types
+
+from .parallel_case import ROOT
+from .runtime_probe import PROBES
+
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def test_mmengine_checkpoints_open_with_weights_only(tmp_path):
@@ -39,23 +46,30 @@ def test_prepared_checkpoints_cannot_reach_further(tmp_path):
         torch.load(tmp_path / "evil.pth", weights_only=True)
 
 
-PROBE = """
-import os, types
-from xtuner_plugins.engine.runtime import prepare_runtime
-assert prepare_runtime("some/base") == prepare_runtime("some/base") == "some/base"
-from mmengine.registry import DATASETS, MODELS
-assert "VisionLanguageModel" in MODELS.module_dict and "MultimodalDataset" in DATASETS.module_dict
-import torch
-if not torch.cuda.is_available():
-    from xtuner.tools.utils import auto_dtype_of_deepspeed_config
-    config = auto_dtype_of_deepspeed_config({"fp16": {"enabled": "auto"}, "bf16": {"enabled": "auto"}})
-    assert config == {"fp16": {"enabled": False}, "bf16": {"enabled": False}}, config
-    import deepspeed.comm.torch
-    assert deepspeed.comm.torch.build_shm_op() is None  # a compiler isn't needed
-assert os.environ["WORLD_SIZE"] == "1" and int(os.environ["MASTER_PORT"]) > 0
-"""
+def defects(*arguments):
+    """The defects that a fresh process meets, and what it wrote about them."""
+    env = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+    finished = subprocess.run(
+        [sys.executable, "-m", "tests.engine.runtime_probe", *arguments],
+        cwd=ROOT,
+        env=env | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return json.loads(finished.stdout.splitlines()[-1]), finished.stderr
 
 
-def test_a_prepared_process_knows_our_classes_and_runs_without_gpu():
-    finished = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
+@pytest.mark.skipif(torch.cuda.is_available(), reason="most of these are defects of a machine without GPU")
+class TestDefectsOfTheStack:
+    """Each adjustment of the runtime: a fresh process meets the defect without it, and doesn't with it."""
+
+    def test_none_is_met_in_a_prepared_process(self):
+        found, said = defects("prepared")
+        assert found == [], said[-3000:]
+
+    @pytest.mark.slow
+    def test_every_one_is_still_there_without_us(self):
+        """One that is gone after an upgrade: take its adjustment out of the runtime."""
+        found, said = defects()
+        assert found == [probe.__name__ for probe in PROBES], said[-3000:]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from .forked import train_forked
 from .parallel_case import logged, train, write_dataset
 
 pytestmark = pytest.mark.slow
@@ -45,6 +46,32 @@ def test_same_losses_as_one_process(reference, toy_base, data, tmp_path, process
     assert logged(tmp_path) == pytest.approx(reference, abs=TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    "processes, deepspeed, batch_size, micro_batches",
+    [
+        (1, None, 1, 4),
+        (1, None, 2, 2),
+        (2, None, 1, 2),
+        (1, "deepspeed_zero2", 1, 4),
+        (2, "deepspeed_zero1", 1, 2),
+        (2, "deepspeed_zero2", 1, 2),
+        (2, "deepspeed_zero3", 1, 2),
+    ],
+)
+def test_same_steps_from_micro_batches(
+    reference, toy_base, data, tmp_path, processes, deepspeed, batch_size, micro_batches
+):
+    """4 x 1 = 1 x 4 = 2 x 2, on one rank or two: the same steps, to the gradient norm."""
+    one = train_forked(tmp_path / "one", toy_base, data)
+    options = {"train_dataloader.batch_size": batch_size, "optim_wrapper.accumulative_counts": micro_batches}
+    case = dict(processes=processes, deepspeed=deepspeed, options=options)
+    run = train_forked(tmp_path / "run", toy_base, data, **case)
+    assert one.ok and run.ok, run.output[-3000:]
+    assert logged(tmp_path / "run") == pytest.approx(reference, abs=TOLERANCE)
+    for key in ("grad_norm", "lr", "supervised_tokens"):
+        assert logged(tmp_path / "run", key) == pytest.approx(logged(tmp_path / "one", key), rel=1e-5)
+
+
 @pytest.mark.parametrize("deepspeed", [None, "deepspeed_zero3"])
 def test_a_rank_that_never_sees_an_image(toy_base, tmp_path, deepspeed):
     """Unshuffled, the second of two ranks gets every odd sample: text only, beside a rank with pictures."""
@@ -61,6 +88,30 @@ def test_a_rank_that_never_sees_an_image(toy_base, tmp_path, deepspeed):
         )
         assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     assert logged(tmp_path / "2") == pytest.approx(logged(tmp_path / "1"), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("freeze_projector", [False, True])
+def test_lora_under_zero_3(toy_base, data, tmp_path, freeze_projector):
+    """Frozen and trained weights in one block, which is recomputed; with nothing trained before the first block."""
+    config = "configs/toy/toy_finetune_lora.py"
+    options = {"model.freeze_projector": freeze_projector, "optim_wrapper.accumulative_counts": 2}
+    alone = train_forked(tmp_path / "alone", toy_base, data, config=config, options=options)
+    split = train_forked(
+        tmp_path / "split", toy_base, data, processes=2, deepspeed="deepspeed_zero3", config=config, options=options
+    )
+    assert alone.ok and split.ok, split.output[-3000:]
+    for key in ("loss", "grad_norm"):
+        assert logged(tmp_path / "split", key) == pytest.approx(logged(tmp_path / "alone", key), rel=1e-5)
+
+
+def test_lora_of_the_encoder_under_zero_3(toy_base, data, tmp_path):
+    options = {"model.visual_encoder_lora.type": "LoraConfig", "model.visual_encoder_lora.r": 4}
+    case = dict(config="configs/toy/toy_finetune_lora.py", options=options)
+    alone = train_forked(tmp_path / "alone", toy_base, data, **case)
+    split = train_forked(tmp_path / "split", toy_base, data, processes=2, deepspeed="deepspeed_zero3", **case)
+    assert alone.ok and split.ok, split.output[-3000:]
+    assert "its activations are kept" in split.output
+    assert logged(tmp_path / "split") == pytest.approx(logged(tmp_path / "alone"), abs=TOLERANCE)
 
 
 def test_qlora_in_two_processes(reference, toy_base, data, tmp_path):

@@ -1,27 +1,26 @@
-"""Checks a training config before any process starts: unknown settings, missing directories and files.
+"""Checks a training config before any weight is read: unknown settings, missing files, values that can't be.
 
-MMEngine finds a misspelt keyword only when it builds the object, minutes later and with a traceback, and never finds
-a misspelt name at the top level. Here every ``dict(type=...)`` is bound to the signature of its type.
+MMEngine finds a misspelt keyword only when it builds the object, minutes later and with a traceback. Here every
+``dict(type=...)`` is bound to the signature of its type, and then the parts themselves are built (see `dry_run`).
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.runner import Runner
+from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
-# What MMEngine's runners and XTuner's command read at the top level of a config.
-RUNNER_KEYS = frozenset(
-    """model work_dir train_dataloader val_dataloader test_dataloader train_cfg val_cfg test_cfg auto_scale_lr
-    optim_wrapper param_scheduler val_evaluator test_evaluator default_hooks custom_hooks data_preprocessor load_from
-    resume launcher env_cfg log_processor log_level visualizer default_scope randomness experiment_name cfg
-    model_wrapper_cfg find_unused_parameters runner_type strategy compile extra_ckpt sync_bn model_resource
-    pretrained_model_name_or_path""".split()
-)
+from xtuner_plugins.config_file import ConfigError
+
+from .dry_run import build_parts
+
 # Arguments that the runner adds when it builds these parts.
 BUILT_WITH = {
     "optim_wrapper": {"optimizer", "constructor", "paramwise_cfg", "type"},
@@ -36,35 +35,12 @@ BUILT_WITH = {
 }
 
 
-class ConfigError(ValueError):
-    """A config that can't be trained; the message names the key, the value and the remedy."""
-
-
-def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
-    """Reads a Python config and lays ``--cfg-options`` over it.
-
-    Raises:
-        ConfigError: No such file, a file that doesn't run, or an option that nothing would read.
-    """
-    if not Path(path).is_file():
-        raise ConfigError(f"config {path} does not exist; the recipes are in configs/")
-    try:
-        cfg = Config.fromfile(path)
-        dict(cfg.items())  # Imports of a config are lazy: this makes every one of them happen, and fail, here.
-    except Exception as error:  # A config is a Python file: whatever it raises is the user's to read.
-        raise ConfigError(f"config {path} cannot be read: {type(error).__name__}: {error}") from error
-    for key in options or {}:
-        _check_option(cfg, key)
-    if options:
-        cfg.merge_from_dict(dict(options))
-    return cfg
-
-
 def check_config(cfg: Config) -> None:
     """Raises on the first setting that wouldn't do what it says.
 
     Raises:
-        ConfigError: A part is missing, a type can't be imported or doesn't know a keyword, a path doesn't exist.
+        ConfigError: A part is missing, a type can't be imported or doesn't know a keyword, a path doesn't exist, or
+            a value is of another type than its parameter or refused by the part itself.
     """
     for key in ("model", "train_dataloader", "train_cfg", "optim_wrapper"):
         if key not in cfg:
@@ -76,6 +52,8 @@ def check_config(cfg: Config) -> None:
         check_base(base)
     for key_path, node in typed_nodes(cfg.train_dataloader.to_dict(), "train_dataloader"):
         _check_data_paths(key_path, node)
+    _check_randomness(cfg.get("randomness") or {})
+    build_parts(cfg)
 
 
 def check_base(base: str) -> None:
@@ -131,6 +109,40 @@ def _check_keywords(key_path: str, node: dict) -> None:
         close = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
         raise ConfigError(f"{key_path}.{key}: {_name(target)} has no setting {key!r}; {hint}")
+    for key, hint in _hints(target).items():
+        if key in node:
+            _check_type(f"{key_path}.{key}", node[key], hint, _name(target))
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    """Types of the parameters of ``target``, of its bases too, as their signatures state them."""
+    hints: dict[str, Any] = {}
+    for owner in reversed(target.__mro__) if inspect.isclass(target) else [target]:
+        function = vars(owner).get("__init__") if inspect.isclass(target) else owner
+        for name, hint in getattr(function, "__annotations__", {}).items():
+            try:
+                hints[name] = eval(hint, vars(sys.modules[owner.__module__])) if isinstance(hint, str) else hint
+            except (NameError, TypeError, AttributeError):  # It names what only type checkers import.
+                hints.pop(name, None)
+    return hints
+
+
+def _check_type(key_path: str, value: Any, hint: Any, owner: str) -> None:
+    """Raises where a plain value is of another type than its parameter (``lr='abc'``, ``batch_size=0.5``)."""
+    if not isinstance(value, (str, bool, int, float)):
+        return
+    try:
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, strict=True))
+    except (PydanticSchemaGenerationError, PydanticUserError):  # Not a type that values are checked against.
+        try:
+            adapter = TypeAdapter(hint)
+        except (PydanticSchemaGenerationError, PydanticUserError):
+            return
+    try:
+        adapter.validate_python(value, strict=True)
+    except ValidationError as error:
+        wanted = " or ".join(dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in error.errors()))
+        raise ConfigError(f"{key_path}={value!r}: {owner} wants {wanted}") from None
 
 
 def _keywords(target: Any) -> tuple[set[str], bool]:
@@ -158,20 +170,11 @@ def _name(target: Any) -> str:
     return getattr(target, "__name__", str(target))
 
 
-def _check_option(cfg: Config, key: str) -> None:
-    """A ``--cfg-options`` key must reach something that is read: a runner key, at a path that exists or can be set."""
-    top = key.split(".")[0]
-    if top in RUNNER_KEYS:
-        return
-    if "." not in key and key in cfg:
-        raise ConfigError(
-            f"--cfg-options {key}=...: the config's wiring has already used {key}, so this would change nothing; "
-            f"edit the config, or name the place that reads it (e.g. optim_wrapper.optimizer.lr)"
-        )
-    close = difflib.get_close_matches(top, RUNNER_KEYS, n=1)
-    raise ConfigError(
-        f"--cfg-options {key}: nothing reads {top!r}" + (f"; did you mean {close[0]!r}?" if close else "")
-    )
+def _check_randomness(settings: Mapping[str, Any]) -> None:
+    known = set(inspect.signature(Runner.set_randomness).parameters) - {"self"}
+    for key in settings:
+        if key not in known:
+            raise ConfigError(f"randomness.{key}: nothing reads {key!r}; known: {', '.join(sorted(known))}")
 
 
 def _check_data_paths(key_path: str, node: dict) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import nn
+
+from .steps import unwrap
+from .strategy import require_same_parameters
 
 
 @HOOKS.register_module()
@@ -20,23 +25,30 @@ class RunContractHook(Hook):
     priority = "VERY_LOW"
 
     def before_train(self, runner) -> None:
-        """Prints one row a part, one a parameter group, one a dataset."""
+        """Prints one row per part, parameter group and dataset."""
         model = unwrap(runner.model)
         lines = ["What this run trains:", f"  {'part':<16}{'trainable':>16}{'frozen':>16}  held in"]
         for name, part in model.parts().items():
             trainable, frozen = count_parameters(part)
-            dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in part.parameters()})
-            lines.append(f"  {name:<16}{trainable:>16,}{frozen:>16,}  {', '.join(dtypes)}")
+            lines.append(f"  {name:<16}{trainable:>16,}{frozen:>16,}  {held_in(part)}")
         trained = sum(count_parameters(part)[0] for part in model.parts().values())
-        groups, num_optimized = optimizer_groups(runner.optim_wrapper)
+        groups = optimizer_groups(runner.optim_wrapper.optimizer)
         for index, (count, lr, weight_decay) in enumerate(groups):
             lines.append(f"  optimizer group {index}: {count:,} parameters, lr {lr:g}, weight decay {weight_decay:g}")
-        dataset = runner.train_dataloader.dataset
-        lines.append(f"  dataset: {len(dataset):,} samples; {len(runner.train_dataloader):,} batches a rank and epoch")
+        dataset, loop = runner.train_dataloader.dataset, runner.train_loop
+        micro_batches = getattr(loop, "micro_batches", 1)
+        lines.append(
+            f"  dataset: {len(dataset):,} samples; {len(runner.train_dataloader):,} micro-batches per rank and epoch"
+        )
+        lines.append(
+            f"  run: {runner.max_iters:,} optimizer steps, {runner.iter:,} of them done; "
+            f"micro-batches per step and rank: {micro_batches}; ranks: {runner.world_size}"
+        )
         runner.logger.info("\n".join(lines))
-        if num_optimized is not None and num_optimized != trained:
+        optimized = sum(count for count, _, _ in groups)
+        if optimized != trained:
             raise RuntimeError(
-                f"the optimizer holds {num_optimized:,} parameters, but the model trains {trained:,}; "
+                f"the optimizer holds {optimized:,} parameters, but the model trains {trained:,}; "
                 "check optim_wrapper.paramwise_cfg and the freeze_* settings"
             )
 
@@ -51,47 +63,62 @@ class CheckpointGuardHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: Mapping) -> None:
         """Compares names and shapes before MMEngine loads them."""
-        if "state_dict" not in checkpoint:  # DeepSpeed loads (and checks) its own partitions.
+        if "state_dict" not in checkpoint:  # A DeepSpeed directory; the strategy has compared it.
             return
         expected = {name: tuple(value.shape) for name, value in unwrap(runner.model).state_dict().items()}
         found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-        complaints = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
-        complaints += [f"unknown {name}" for name in sorted(found.keys() - expected.keys())]
-        complaints += [
-            f"{name} is {found[name]}, the model has {expected[name]}"
-            for name in sorted(expected.keys() & found.keys())
-            if expected[name] != found[name]
-        ]
-        if complaints:
-            shown = "; ".join(complaints[:5]) + (f"; and {len(complaints) - 5} more" if len(complaints) > 5 else "")
-            raise ValueError(
-                f"this checkpoint is of another model or another choice of trained parts: {shown}. "
-                "Resume with the config that wrote it."
-            )
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The `VisionLanguageModel` inside DDP or DeepSpeed wrappers."""
-    while not hasattr(model, "parts"):
-        model = model.module if isinstance(model, nn.Module) and hasattr(model, "module") else model.model
-    return model
+        require_same_parameters(expected, found)
 
 
 def count_parameters(part: nn.Module) -> tuple[int, int]:
-    """Trainable and frozen parameters; under ZeRO-3, of the whole parameter and not of this rank's share."""
+    """Trainable and frozen parameters of a part."""
     counts = {True: 0, False: 0}
     for parameter in part.parameters():
-        counts[parameter.requires_grad] += getattr(parameter, "ds_numel", parameter.numel())
+        counts[parameter.requires_grad] += num_weights(parameter)
     return counts[True], counts[False]
 
 
-def optimizer_groups(optim_wrapper) -> tuple[list[tuple[int, float, float]], int | None]:
-    """(parameters, lr, weight decay) of each group, and the total; the total is None where ZeRO flattened them."""
-    optimizer = optim_wrapper.optimizer
-    flattened = not hasattr(optimizer, "state") or "ZeroOptimizer" in type(optimizer).__name__
-    groups = []
-    for group in optimizer.param_groups:
+def num_weights(parameter: nn.Parameter) -> int:
+    """Weights that a parameter stands for: the whole one of a ZeRO-3 share, the unpacked ones of a 4-bit layer."""
+    packed = getattr(parameter, "quant_state", None)
+    if packed is not None:
+        return math.prod(packed.shape)
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def held_in(part: nn.Module) -> str:
+    """The dtypes that a part's weights are held in; packed ones by their bits."""
+    kinds = {
+        f"4-bit {parameter.quant_state.quant_type}"
+        if getattr(parameter, "quant_state", None) is not None
+        else str(parameter.dtype).removeprefix("torch.")
+        for parameter in part.parameters()
+    }
+    return ", ".join(sorted(kinds))
+
+
+def optimizer_groups(optimizer: Any) -> list[tuple[int, float, float]]:
+    """(parameters, base learning rate, weight decay) of each group, as the optimizer holds them.
+
+    The base learning rate is the one that the schedule multiplies; at the first step of a warm-up the current one is
+    near zero.
+    """
+    members = _zero_members(optimizer)
+    if members is None:
         # MMEngine hands every parameter to the optimizer; one without gradient gets no state and no update.
-        count = sum(getattr(p, "ds_numel", p.numel()) for p in group["params"] if p.requires_grad)
-        groups.append((count, group["lr"], group.get("weight_decay", 0.0)))
-    return groups, None if flattened else sum(count for count, _, _ in groups)
+        members = [[p for p in group["params"] if p.requires_grad] for group in optimizer.param_groups]
+    return [
+        (sum(map(num_weights, parameters)), group.get("initial_lr", group["lr"]), group.get("weight_decay", 0.0))
+        for parameters, group in zip(members, optimizer.param_groups, strict=True)
+    ]
+
+
+def _zero_members(optimizer: Any) -> list[list[nn.Parameter]] | None:
+    """The model's parameters in each group of a ZeRO optimizer, which holds flat vectors itself; None for any other."""
+    if hasattr(optimizer, "sub_group_to_group_id"):  # ZeRO-3: a group is cut into sub-groups
+        groups: list[list[nn.Parameter]] = [[] for _ in optimizer.param_groups]
+        for index, parameters in enumerate(optimizer.fp16_groups):
+            groups[optimizer.sub_group_to_group_id[index]].extend(parameters)
+        return groups
+    flattened: Iterable | None = getattr(optimizer, "bit16_groups", None) or getattr(optimizer, "bf16_groups", None)
+    return None if flattened is None else [list(parameters) for parameters in flattened]

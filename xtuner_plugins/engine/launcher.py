@@ -8,16 +8,25 @@ with the status of the training.
 from __future__ import annotations
 
 import argparse
+import difflib
+import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import torch
 from mmengine.config import DictAction
+from xtuner.configs import cfgs_name_path
 
-from .config_check import ConfigError, check_config, load_config
+from xtuner_plugins.checkpoints.reader import CheckpointError
+from xtuner_plugins.config_file import ConfigError, load_config
+from xtuner_plugins.processes import start_bound
+
+from .config_check import check_config
+from .resume import settle_start
 
 USAGE_ERROR = 2
 
@@ -33,7 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("config", help="path of a Python config, e.g. configs/finetune_lora.py")
     parser.add_argument("--work-dir", help="folder for logs and checkpoints (default: work_dirs/<config's name>)")
     parser.add_argument("--deepspeed", help="deepspeed_zero1 | deepspeed_zero2 | deepspeed_zero3 | a JSON file")
-    parser.add_argument("--resume", help="checkpoint to go on from (.pth file or DeepSpeed directory)")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        help="checkpoint to go on from (.pth file or DeepSpeed directory); alone or 'auto': the newest whole one",
+    )
     parser.add_argument("--seed", type=int, help="random seed")
     parser.add_argument(
         "--cfg-options",
@@ -55,11 +69,14 @@ def training_command(argv: Sequence[str], env: Mapping[str, str], launcher: str 
         launcher: The user's ``--launcher``; None lets the number of processes decide.
 
     Raises:
-        ConfigError: A variable isn't a whole number, or several nodes without a PORT.
+        ConfigError: A variable isn't a whole number, several nodes without a PORT, or more processes than GPUs.
     """
     process = ["-m", "xtuner_plugins.train_process", *argv]
     nnodes = _whole_number(env, "NNODES", 1)
     nproc = _whole_number(env, "NPROC_PER_NODE", 1)
+    num_gpus = torch.cuda.device_count()
+    if launcher in (None, "pytorch") and 0 < num_gpus < nproc:
+        raise ConfigError(f"NPROC_PER_NODE={nproc}, but this machine has {num_gpus} GPUs; set it to {num_gpus} or less")
     if launcher in ("none", "slurm", "mpi") or (launcher is None and nnodes == 1 and nproc == 1):
         return [sys.executable, *process]
     if nnodes > 1 and "PORT" not in env:
@@ -77,6 +94,24 @@ def training_command(argv: Sequence[str], env: Mapping[str, str], launcher: str 
     return [sys.executable, *torchrun, *process, *own_launcher]
 
 
+def check_deepspeed(value: str) -> None:
+    """Raises where ``--deepspeed`` is neither one of XTuner's names nor a JSON file with an object."""
+    known = {name: path for name, path in cfgs_name_path.items() if name.startswith("deepspeed_")}
+    path = value if Path(value).is_file() else known.get(value)
+    if path is None:
+        if value.endswith(".json"):
+            raise ConfigError(f"--deepspeed {value}: no such file")
+        close = difflib.get_close_matches(value, known, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]}?" if close else "give a JSON file or one of these"
+        raise ConfigError(f"--deepspeed {value}: unknown; {hint} (known: {', '.join(sorted(known))})")
+    try:
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"--deepspeed {value}: not JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"--deepspeed {value}: holds a {type(settings).__name__}, not an object of settings")
+
+
 def free_port() -> int:
     """A TCP port that is free on 127.0.0.1 now."""
     with socket.socket() as probe:
@@ -87,12 +122,21 @@ def free_port() -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Checks, starts, waits; returns the exit status of the training."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    try:
+        args = parser.parse_args(argv)
+    except ValueError:  # MMEngine's, for an option without a value
+        parser.error("--cfg-options takes KEY=VALUE pairs, with no space around the =")
     try:
         cfg = load_config(args.config, args.cfg_options)
-        check_config(cfg)
         command = training_command(argv, os.environ, args.launcher)
-    except ConfigError as error:
+        if args.deepspeed:
+            check_deepspeed(args.deepspeed)
+        nodes, processes = _whole_number(os.environ, "NNODES", 1), _whole_number(os.environ, "NPROC_PER_NODE", 1)
+        # Slurm and MPI start the processes themselves.
+        settle_start(cfg, args, None if args.launcher in ("slurm", "mpi") else nodes * processes)
+        check_config(cfg)
+    except (ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     root = os.getcwd()
@@ -101,8 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: list[str], env: dict[str, str]) -> int:
-    """Runs the training in a process of its own; an interrupt or a termination is passed on to it."""
-    process = subprocess.Popen(command, env=env)
+    """Runs the training in a process that ends with this one; an interrupt or a termination is passed on to it."""
+    process = start_bound(command, env=env)
 
     def pass_on(signum: int, _frame) -> None:
         process.send_signal(signum)

@@ -1,21 +1,42 @@
-"""The training loop: XTuner's, with a place in the data that is an integer."""
+"""The training loop: an iteration is an optimizer step, and its place in the data is an integer.
+
+An iteration takes ``accumulative_counts`` micro-batches, so steps, intervals, logs, schedules and checkpoints all
+count optimizer steps, and a checkpoint always stands between two of them. A step never crosses the end of an epoch:
+the last step of an epoch may have fewer micro-batches.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
+from mmengine.dist import get_rank
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS, LOOPS
-from mmengine.runner import loops as mm_loops
+from mmengine.runner import BaseLoop, IterBasedTrainLoop
+from mmengine.runner.utils import calc_dynamic_intervals
 from torch.utils.data import DataLoader
-from xtuner.engine.runner import TrainLoop
+
+from .param_groups import settle_grouping
+from .resume import newest_checkpoint
+from .schedulers import WarmupCosineLR, plan_schedule
+from .steps import NonFiniteError, run_step, seed_step
+
+
+class TrainingStopped(ValueError):
+    """A run that can't go on; raised on every rank with the same message."""
+
+    on_every_rank = True
+
+
+class PlanChanged(ValueError):
+    """A checkpoint in the middle of an epoch whose plan is no longer the one that was trained."""
 
 
 class PlanIterator:
-    """Batches without end, epoch after epoch, from any place in the plan.
+    """Infinite iterator over optimizer steps that can start at any plan position.
 
     MMEngine resumes by fetching every batch that was already trained. This iterator knows its place, so it skips by
     seeking: nothing is read or decoded, and the number of ranks may have changed.
@@ -23,16 +44,17 @@ class PlanIterator:
     Args:
         dataloader: With a sampler that can ``seek`` (`PlanSampler`, `PackBatchSampler`); any other sampler is iterated
             the way MMEngine does.
+        micro_batches: Batches of a step.
 
     Attributes:
-        epoch: Epochs finished.
+        epoch: Epoch of the last step (from 0).
         batches: Batches of this rank taken in the current epoch since it was entered.
     """
 
-    def __init__(self, dataloader: DataLoader):
+    def __init__(self, dataloader: DataLoader, micro_batches: int = 1):
         self._dataloader = dataloader
+        self._micro_batches = micro_batches
         self._iterator: Iterator | None = None
-        self._skip = 0
         self._start = 0
         self.epoch, self.batches = 0, 0
 
@@ -45,58 +67,111 @@ class PlanIterator:
                 return candidate
         return None
 
-    def position(self) -> dict[str, int]:
-        """The place in the plan: the epoch, and the samples (or packs) of it that all ranks together have taken."""
+    @property
+    def _taken_together(self) -> int:
+        """Samples (or packs) that all ranks together take in a micro-batch."""
         sampler = self.plan
         per_batch = 1 if sampler is self._dataloader.batch_sampler else self._dataloader.batch_size
-        ranks = getattr(sampler, "num_ranks", None) or sampler.sampler.num_ranks
-        return {"epoch": self.epoch, "position": self._start + self.batches * per_batch * ranks}
+        return per_batch * self._sampler.num_ranks
 
-    def skip_to(self, place: dict[str, int], num_batches: int) -> None:
-        """Lets the next ``num_batches`` calls return nothing, and those after them go on from ``place``."""
-        self.epoch, self._start, self.batches = place["epoch"], place["position"], 0
-        self._skip, self._iterator = num_batches, None
+    @property
+    def _sampler(self) -> Any:
+        """The sampler that knows the ranks: `PackBatchSampler` has one inside."""
+        return self.plan if hasattr(self.plan, "num_ranks") else self.plan.sampler
+
+    def position(self) -> dict[str, int | str]:
+        """The position in the plan.
+
+        Returns:
+            The epoch; the samples (or packs) of it that all ranks together have taken; the number of ranks that its
+            order is made for (``cell``); and the plan's ``digest``.
+        """
+        position = self._start + self.batches * self._taken_together
+        return {"epoch": self.epoch, "position": position, "cell": self._sampler.cell, "digest": self.plan.digest}
+
+    def skip_to(self, place: dict[str, int | str]) -> None:
+        """Lets the next call go on from ``place``, which `position` returned.
+
+        Raises:
+            PlanChanged: The position is in the middle of an epoch that now has other samples or another order.
+        """
+        if place["position"] and place.get("digest", self.plan.digest) != self.plan.digest:
+            raise PlanChanged(
+                "the data or its settings have changed since this checkpoint, which stands after "
+                f"{place['position']:,} samples (or packs) of epoch {place['epoch'] + 1}: going on would train some "
+                "samples twice and others not at all. Restore annotation files, images, seed and dataset settings; or "
+                "begin a new run from these weights with --cfg-options load_from=CHECKPOINT"
+            )
+        self.epoch, self._start, self.batches, self._iterator = place["epoch"], place["position"], 0, None
+        self.plan.seek(self.epoch, self._start, place.get("cell"))
+
+    def steps_of_epoch(self, epoch: int) -> int:
+        """Optimizer steps of an epoch."""
+        return math.ceil(self._batches_of_epoch(epoch) / self._micro_batches)
+
+    def count_steps(self, max_epochs: float) -> int:
+        """Optimizer steps of ``max_epochs`` epochs, of which the last may be a fraction (rounded up)."""
+        whole = int(max_epochs)
+        rest = math.ceil((max_epochs - whole) * self.steps_of_epoch(whole)) if max_epochs > whole else 0
+        # The first epoch is counted last: its packs are needed next.
+        return rest + sum(map(self.steps_of_epoch, reversed(range(whole))))
+
+    def steps_ahead(self, max_epochs: float) -> int:
+        """Optimizer steps from the current place to the end of ``max_epochs``, with the run's own ranks and batches."""
+        taken = math.ceil(self.position()["position"] / self._taken_together)
+        rest = math.ceil(max(0, self._batches_of_epoch(self.epoch) - taken) / self._micro_batches)
+        behind = self.count_steps(self.epoch) + self.steps_of_epoch(self.epoch) - rest
+        return max(0, self.count_steps(max_epochs) - behind)
+
+    def _batches_of_epoch(self, epoch: int) -> int:
+        num_steps = getattr(self._dataloader.batch_sampler, "num_steps", lambda epoch: len(self._dataloader))
+        return num_steps(epoch)
 
     def __iter__(self) -> PlanIterator:
         return self
 
-    def __next__(self) -> Any:
-        if self._skip:
-            self._skip -= 1
-            return None
+    def __next__(self) -> list[Any]:
+        """The micro-batches of the next step."""
         if self._iterator is None:
             self._enter()
-        try:
-            batch = next(self._iterator)
-        except StopIteration:
+        step = self._take()
+        if not step:
             self.epoch, self._start, self.batches = self.epoch + 1, 0, 0
             self._enter()
-            batch = next(self._iterator)
-        self.batches += 1
-        return batch
+            step = self._take()
+        self.batches += len(step)
+        return step
+
+    def _take(self) -> list[Any]:
+        return [batch for _, batch in zip(range(self._micro_batches), self._iterator, strict=False)]
 
     def _enter(self) -> None:
         if self.plan is not None:
-            self.plan.seek(self.epoch, self._start)
+            cell = self._sampler.cell if self._start else None  # an epoch begins in the order for the ranks of now
+            self.plan.seek(self.epoch, self._start, cell)
         elif hasattr(self._dataloader.sampler, "set_epoch"):
             self._dataloader.sampler.set_epoch(self.epoch)
         self._iterator = iter(self._dataloader)
 
 
-def count_steps(dataloader: DataLoader, max_epochs: float) -> int:
-    """Batches of a rank in ``max_epochs`` epochs, of which the last may be a fraction (rounded up)."""
-    sampler, whole = dataloader.batch_sampler, int(max_epochs)
-    num_steps = getattr(sampler, "num_steps", lambda epoch: len(dataloader))
-    rest = math.ceil((max_epochs - whole) * num_steps(whole)) if max_epochs > whole else 0
-    return rest + sum(map(num_steps, reversed(range(whole))))  # the first last: its packs are needed next
-
-
 @LOOPS.register_module()
-class PlannedTrainLoop(TrainLoop):
-    """XTuner's loop (``max_iters`` or ``max_epochs``), resuming at a place in the plan instead of from the beginning.
+class PlannedTrainLoop(IterBasedTrainLoop):
+    """Trains optimizer step by optimizer step, resuming at a place in the plan instead of from the beginning.
 
-    Needs `PlanHook`, which keeps the place in every checkpoint. Arguments as `xtuner.engine.runner.TrainLoop`, but that
-    ``max_epochs`` ends with an epoch even where its number of packs differs from the first one's.
+    The number of micro-batches in a step is ``optim_wrapper.accumulative_counts``, where XTuner looks for it too.
+    Needs `PlanHook`, which keeps the place in every checkpoint.
+
+    Args:
+        runner: MMEngine's runner.
+        dataloader: The loader or its config.
+        max_iters: Optimizer steps of the run.
+        max_epochs: Or its epochs, of which the last may be a fraction. With both, what comes first ends the run.
+        val_begin: As `mmengine.runner.IterBasedTrainLoop`, in optimizer steps.
+        val_interval: As above.
+        dynamic_intervals: As above.
+
+    Raises:
+        ValueError: As `check_length`.
     """
 
     def __init__(
@@ -105,23 +180,107 @@ class PlannedTrainLoop(TrainLoop):
         dataloader: DataLoader | dict,
         max_iters: int | None = None,
         max_epochs: float | None = None,
-        **kwargs,
+        val_begin: int = 1,
+        val_interval: int = 1000,
+        dynamic_intervals: list[tuple[int, int]] | None = None,
     ):
-        if max_epochs is not None and max_iters is None:
-            if isinstance(dataloader, dict):
-                per_rank = runner._randomness_cfg.get("diff_rank_seed", False)
-                dataloader = runner.build_dataloader(dataloader, seed=runner.seed, diff_rank_seed=per_rank)
-            max_iters, max_epochs = count_steps(dataloader, max_epochs), None
-        # MMEngine's iterator starts its workers when it is built; ours starts them when the place is known.
-        with mock.patch.object(mm_loops, "_InfiniteDataloaderIterator", PlanIterator):
-            super().__init__(runner, dataloader, max_iters=max_iters, max_epochs=max_epochs, **kwargs)
+        check_length(max_iters, max_epochs)
+        # Not MMEngine's own constructor: it starts the workers, and the place to start from isn't known yet.
+        BaseLoop.__init__(self, runner, dataloader)
+        self.micro_batches = _settle_optimizer(runner)
+        self.dataloader_iterator = PlanIterator(self.dataloader, self.micro_batches)
+        self._planned_epochs = max_epochs
+        limits = [] if max_iters is None else [int(max_iters)]
+        limits += [] if max_epochs is None else [self.dataloader_iterator.count_steps(max_epochs)]
+        self._max_iters, self._max_epochs = min(limits), 1  # MMEngine takes a run by iterations for one epoch
+        self._max_iters_given = max_iters
+        self._epoch, self._iter = 0, 0
+        self.val_begin, self.val_interval, self.stop_training = val_begin, val_interval, False
+        self.dynamic_milestones, self.dynamic_intervals = calc_dynamic_intervals(val_interval, dynamic_intervals)
         self.resume_at: dict[str, int] | None = None
+        steps_per_epoch = self._max_iters / max_epochs if max_epochs else self.dataloader_iterator.steps_of_epoch(0)
+        runner.param_schedulers = plan_schedule(runner.param_schedulers, steps_per_epoch)
 
     def run(self):
-        """Trains; as MMEngine's, which fetches the batches that lie behind it. Here they are skipped."""
-        if self._iter > 0 and self.resume_at is not None and self.dataloader_iterator.plan is not None:
-            self.dataloader_iterator.skip_to(self.resume_at, self._iter)
-        return super().run()
+        """Trains from the current place to the end; returns the model."""
+        if self._iter > 0:
+            self._go_on()
+        self.runner.call_hook("before_train")
+        self.runner.call_hook("before_train_epoch")
+        while self._iter < self._max_iters and not self.stop_training:
+            self.runner.model.train()
+            self.run_iter(next(self.dataloader_iterator))
+            self._decide_current_val_interval()
+            is_due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
+            if self.runner.val_loop is not None and self._iter >= self.val_begin and is_due:
+                self.runner.val_loop.run()
+        self.runner.call_hook("after_train_epoch")
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
+    def run_iter(self, data_batch: list[dict]) -> None:
+        """Runs one optimizer step; hooks get the list of its micro-batches.
+
+        Raises:
+            TrainingStopped: Loss or gradient isn't finite. No checkpoint is written or removed after such a step.
+        """
+        self.runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=data_batch)
+        seed_step(self.runner.seed, get_rank(), self._iter)
+        try:
+            outputs = run_step(self.runner.model, self.runner.optim_wrapper, data_batch)
+        except NonFiniteError as error:
+            last = newest_checkpoint(self.runner.work_dir)
+            raise TrainingStopped(
+                f"step {self._iter + 1}: {error}. The last good checkpoint is {last or 'none: nothing was saved yet'}. "
+                "Look at these samples, or lower the learning rate"
+            ) from None
+        self.runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=data_batch, outputs=outputs)
+        self._iter += 1
+
+    def _go_on(self) -> None:
+        """Moves to where the checkpoint stands, and plans the rest from there."""
+        iterator = self.dataloader_iterator
+        if self.resume_at is None or iterator.plan is None:
+            print_log(f"fetching {self._iter} steps again: this sampler or checkpoint knows no place", "current")
+            for _ in range(self._iter):
+                next(iterator)
+            return
+        iterator.skip_to(self.resume_at)
+        if self._planned_epochs is None:
+            return
+        # With another number of ranks or micro-batches as many steps remain as the rest of the data needs.
+        rest = iterator.steps_ahead(self._planned_epochs)
+        self._max_iters = min(self._iter + rest, self._max_iters_given or math.inf)
+        for scheduler in self.runner.param_schedulers or ():
+            if isinstance(scheduler, WarmupCosineLR):
+                scheduler.end = self._max_iters
+
+
+def check_length(max_iters: int | None, max_epochs: float | None) -> None:
+    """Raises where a run would have no end or no step.
+
+    Raises:
+        ValueError: Neither ``max_iters`` nor ``max_epochs``, or one that isn't above 0.
+    """
+    if max_iters is None and max_epochs is None:
+        raise ValueError("train_cfg needs max_iters (optimizer steps) or max_epochs")
+    for name, value in (("max_iters", max_iters), ("max_epochs", max_epochs)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name}={value!r} is no length of a run; give more than 0")
+
+
+def _settle_optimizer(runner) -> int:
+    """Completes the optimizer's config, before the runner builds it; returns the micro-batches of a step.
+
+    The count is where XTuner keeps it, and the optimizer wrapper is left without one of its own.
+
+    MMEngine's would count every micro-batch as an iteration and average micro-batches without regard to their tokens.
+    """
+    if isinstance(runner.optim_wrapper, dict):
+        settle_grouping(runner.optim_wrapper, runner.cfg)
+    if hasattr(runner, "strategy"):
+        return getattr(runner.strategy, "config", {}).get("gradient_accumulation_steps", 1)
+    return runner.optim_wrapper.pop("accumulative_counts", 1) if isinstance(runner.optim_wrapper, dict) else 1
 
 
 @HOOKS.register_module()

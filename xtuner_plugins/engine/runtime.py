@@ -11,12 +11,22 @@ Each adjustment below answers one defect of the pinned stack and is tested, so t
 
 from __future__ import annotations
 
+import argparse
+import functools
+import importlib
 import os
+import signal
 import socket
+import sys
+import threading
+import time
 import types
 
 import torch
 import torch.distributed as dist
+
+from xtuner_plugins.config_file import ConfigError, load_config
+from xtuner_plugins.processes import POLL_SECONDS, STARTED_BY, die_with_parent, parent_of, program_of
 
 
 def prepare_runtime(pretrained_model_name_or_path: str) -> str:
@@ -30,6 +40,7 @@ def prepare_runtime(pretrained_model_name_or_path: str) -> str:
     Returns:
         The same path.
     """
+    _end_with_xtuner()
     # The registries fill when the modules are imported; a config's lazy imports may come later than a string type.
     import xtuner_plugins.datasets  # noqa: F401
     import xtuner_plugins.engine  # noqa: F401
@@ -41,6 +52,8 @@ def prepare_runtime(pretrained_model_name_or_path: str) -> str:
         _build_no_cpu_op()
         _report_no_half_precision_without_gpu()
     _describe_single_process()
+    _use_our_deepspeed_strategy()
+    _settle_before_building()
     return pretrained_model_name_or_path
 
 
@@ -101,9 +114,9 @@ def _use_gloo_without_gpu() -> None:
 def _build_no_cpu_op() -> None:
     """DeepSpeed compiles a shared-memory op when it starts on a CPU: that needs a compiler, a minute, and a lock that a
     killed run leaves behind for the next one to wait on for ever. Gloo does the same work."""
-    import deepspeed.comm.torch as ds_torch
-
-    ds_torch.build_shm_op = lambda: None
+    # Not `import deepspeed.comm.torch as ...`: that package star-imports a name `torch`, which is PyTorch itself.
+    importlib.import_module("deepspeed.comm.torch")
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
 
 
 def _report_no_half_precision_without_gpu() -> None:
@@ -124,3 +137,71 @@ def _describe_single_process() -> None:
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     for name, value in {**alone, "MASTER_PORT": str(free_port)}.items():
         os.environ.setdefault(name, value)
+
+
+def _use_our_deepspeed_strategy() -> None:
+    """XTuner names its own strategy in every config that ``--deepspeed`` rewrites; MMEngine calls no hook under it."""
+    import xtuner.engine
+
+    from .strategy import DeepSpeedStrategy
+
+    xtuner.engine.DeepSpeedStrategy = DeepSpeedStrategy
+
+
+def _settle_before_building() -> None:
+    """Settles what XTuner's command would get wrong, when it has read the config and before it builds anything.
+
+    A config that would be ignored in parts or can't work is refused in one line, and so is a broken checkpoint;
+    ``--resume auto`` gets its path, and ``paramwise_cfg`` is kept where ``--deepspeed`` drops it. The command is a
+    module of its own or, under ``xtuner train``, the main module.
+    """
+    from .param_groups import keep_grouping
+    from .resume import settle_start
+
+    for module in (sys.modules.get("__main__"), sys.modules.get("xtuner.tools.train")):
+        check = getattr(module, "check_cfg", None)
+        if check is None or hasattr(check, "__wrapped__"):
+            continue
+
+        def settle(cfg, args, check=check):
+            check(cfg, args)
+            if STARTED_BY not in os.environ:  # tools/train.py has done it
+                _check_file(args)
+            wants_to_resume = args.resume is not None or cfg.get("resume")
+            alone = "1" if args.launcher == "none" else "0"
+            settle_start(cfg, args, world_size=int(os.environ.get("WORLD_SIZE", alone)) or None)
+            if wants_to_resume and os.environ.get("RANK", "0") == "0":
+                print(f"resuming from {args.resume}" if args.resume else "no checkpoint to resume yet: starting anew")
+            if args.deepspeed:
+                keep_grouping(cfg)
+
+        module.check_cfg = functools.wraps(check)(settle)
+
+
+def _check_file(args: argparse.Namespace) -> None:
+    """Checks the config as ``tools/train.py`` does. XTuner has replaced parts of its own copy, so it is read again."""
+    from .config_check import check_config
+
+    try:
+        check_config(load_config(args.config, args.cfg_options))
+    except ConfigError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _end_with_xtuner() -> None:
+    """Lets a run end with the ``xtuner train`` that was started: killed, it would leave its processes behind."""
+    parent = os.getppid()
+    if STARTED_BY in os.environ or program_of(parent) not in ("xtuner", "torchrun"):
+        return
+    die_with_parent(parent)
+    above = parent_of(parent)
+    if program_of(parent) == "torchrun" and program_of(above) == "xtuner":
+        threading.Thread(target=_watch_above, args=(parent, above), daemon=True, name="end-with-xtuner").start()
+
+
+def _watch_above(torchrun: int, xtuner: int) -> None:
+    while parent_of(torchrun) == xtuner:
+        time.sleep(POLL_SECONDS)
+    os.kill(torchrun, signal.SIGKILL)  # and the kernel this process with it

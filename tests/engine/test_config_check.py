@@ -1,0 +1,138 @@
+"""Values that can't be are refused by the very constructors, in one line, before a process starts."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.engine.parallel_case import base_and_data, write_dataset
+from xtuner_plugins.config_file import ConfigError, load_config
+from xtuner_plugins.engine.config_check import check_config
+from xtuner_plugins.engine.launcher import check_deepspeed
+
+DATASET, LOADER, OPTIMIZER, LORA = (
+    "train_dataloader.dataset", "train_dataloader", "optim_wrapper.optimizer", "model.llm_lora",
+)  # fmt: skip
+REFUSED = [
+    (f"{DATASET}.max_tiles", 0, "tile limits"),
+    (f"{DATASET}.max_tiles", 200, r"max_tiles=200 .* max_length=512; lower max_tiles to 30 or raise max_length"),
+    (f"{DATASET}.max_length", 10, r"max_length=10; raise max_length above"),
+    (f"{DATASET}.max_length", "long", "max_length='long': MultimodalDataset wants a valid integer"),
+    (f"{DATASET}.template", "nope", "unknown conversation template 'nope'"),
+    (f"{LOADER}.batch_size", 0, "batch_size should be a positive integer"),
+    (f"{LOADER}.batch_size", 1.5, "batch_size"),
+    (f"{LOADER}.num_workers", -1, "num_workers"),
+    (f"{LOADER}.num_workers", 0, "persistent_workers"),
+    (f"{LORA}.r", 0, r"model: llm_lora: .*positive integer value"),
+    (f"{LORA}.r", "x", r"model.llm_lora.r='x': LoraConfig wants a valid integer"),
+    (f"{LORA}.lora_dropout", -0.1, "lora_dropout=-0.1 is out of range"),
+    (f"{LORA}.target_modules", ["nope"], r"llm_lora: Target modules .*nope.* not found"),
+    (f"{OPTIMIZER}.lr", "abc", "lr='abc': AdamW wants a valid number"),
+    (f"{OPTIMIZER}.lr", -1.0, "Invalid learning rate"),
+    (f"{OPTIMIZER}.betas", (0.9, 1.5), "Invalid beta parameter at index 1"),
+    (f"{OPTIMIZER}.weight_decay", -0.1, "Invalid weight_decay"),
+    ("optim_wrapper.accumulative_counts", 0, "accumulative_counts"),
+    ("optim_wrapper.clip_grad.max_norm", -1, "max_norm=-1 is out of range"),
+    ("train_cfg.max_epochs", 0, "train_cfg: max_epochs=0 is no length of a run"),
+    ("train_cfg.max_epochs", -1, "max_epochs=-1"),
+    ("train_cfg.max_iters", 0, "max_iters=0"),
+    ("train_cfg.max_iters", 10.5, "max_iters=10.5: PlannedTrainLoop wants a valid integer"),
+    ("param_scheduler.warmup_ratio", -0.1, "warmup_ratio=-0.1"),
+    ("param_scheduler.warmup_ratio", 20, "warmup_ratio=20"),
+    ("default_hooks.checkpoint.interval", 0, "interval=0 is out of range"),
+    ("default_hooks.checkpoint.max_keep_ckpts", 0, "max_keep_ckpts=0 is out of range"),
+    ("default_hooks.chekpoint.interval", 5, "default_hooks.chekpoint: a hook needs a type"),
+    ("randomness.sed", 5, "nothing reads 'sed'; known: "),
+    ("model.dtype", "float16", "dtype='float16' is not supported; it is one of: auto, bfloat16, float32"),
+    ("model.freeze_llm", "yes", "freeze_llm='yes': VisionLanguageModel wants a valid boolean"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "data")
+
+
+def check(base, data, options=(), config="configs/toy/toy_finetune_lora.py"):
+    check_config(load_config(str(ROOT / config), {**base_and_data(base, data), **dict(options)}))
+
+
+@pytest.mark.parametrize("key, value, message", REFUSED, ids=[f"{key}={value}" for key, value, _ in REFUSED])
+def test_values_out_of_range_or_of_another_type(toy_base, data, key, value, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        check(toy_base, data, {key: value})
+    assert "\n" not in str(caught.value)
+
+
+def broken_bases(base, folder):
+    """(what is missing, what the message says) of copies of a base that each lack something."""
+
+    def edited(name, change):
+        copy = shutil.copytree(base, folder / name)
+        fields = json.loads((copy / "config.json").read_text())
+        change(fields)
+        (copy / "config.json").write_text(json.dumps(fields))
+        return copy
+
+    no_tokenizer = shutil.copytree(base, folder / "no_tokenizer")
+    for path in [*no_tokenizer.glob("*token*"), *no_tokenizer.glob("vocab*"), *no_tokenizer.glob("merges*")]:
+        path.unlink()
+    no_weights = shutil.copytree(base, folder / "no_weights")
+    for path in no_weights.glob("*.safetensors*"):
+        path.unlink()
+    return [
+        (no_tokenizer, "tokenizer"),
+        (no_weights, "no_weights"),
+        (edited("no_vision", lambda fields: fields.pop("vision_config")), "vision_config"),
+        (edited("no_llm", lambda fields: fields.pop("llm_config")), "llm_config"),
+        (edited("other_shape", lambda fields: fields["llm_config"].update(intermediate_size=64)), "of another shape"),
+    ]
+
+
+def test_types_of_other_libraries_may_be_named_by_string(toy_base, data):
+    check(toy_base, data, {"model.llm_lora.type": "LoraConfig"})
+    qlora = "configs/toy/toy_finetune_qlora.py"
+    check(toy_base, data, {"model.llm_quantization.type": "BitsAndBytesConfig"}, qlora)
+    with pytest.raises(ConfigError, match="model.llm_lora.rank: LoraConfig has no setting 'rank'"):
+        check(toy_base, data, {"model.llm_lora.type": "LoraConfig", "model.llm_lora.rank": 4})
+    with pytest.raises(ConfigError, match="type='LoraKonfig' is not a known class"):
+        check(toy_base, data, {"model.llm_lora.type": "LoraKonfig"})
+
+
+def test_a_base_that_lacks_something(toy_base, data, tmp_path):
+    for base, message in broken_bases(toy_base, tmp_path):
+        with pytest.raises(ConfigError, match=message) as caught:
+            check(base, data)
+        assert str(base) in str(caught.value) and "\n" not in str(caught.value), base.name
+
+
+def test_nothing_is_loaded(toy_base, data, monkeypatch):
+    """The check of a 7B model must not read 14 GB."""
+    from xtuner_plugins.checkpoints import tensors
+
+    monkeypatch.setattr(tensors.LazyTensor, "read", lambda self: pytest.fail("a weight was read"))
+    check(toy_base, data)
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        ("zero3", "did you mean deepspeed_zero3"),
+        ("deepspeed_zero4", "did you mean deepspeed_zero"),
+        ("no/such.json", "no such file"),
+        ("nonsense", "known: deepspeed_zero1"),
+    ],
+)
+def test_deepspeed_is_named_right(value, message):
+    with pytest.raises(ConfigError, match=message):
+        check_deepspeed(value)
+
+
+def test_deepspeed_files_are_json(tmp_path):
+    path = tmp_path / "ds.json"
+    for text, message in [("{", "not JSON"), ("[1]", "holds a list")]:
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            check_deepspeed(str(path))
+    check_deepspeed("deepspeed_zero3")

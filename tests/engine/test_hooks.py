@@ -1,0 +1,78 @@
+"""The contract table: what it says is what the live model and optimizer hold, under every strategy."""
+
+import re
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import BitsAndBytesConfig
+
+from xtuner_plugins.engine.hooks import count_parameters, held_in
+from xtuner_plugins.models import VisionLanguageModel
+
+from .forked import train_forked
+from .parallel_case import logged, write_dataset
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+def table(output):
+    """{part: (trainable, frozen)} and [(parameters, lr, weight decay)] as printed."""
+    number = r"([\d,]+)"
+    parts = {
+        name: (int(trainable.replace(",", "")), int(frozen.replace(",", "")))
+        for name, trainable, frozen in re.findall(rf"^  (\w+) +{number} +{number}  \w", output, re.MULTILINE)
+    }
+    groups = re.findall(rf"optimizer group \d+: {number} parameters, lr (\S+), weight decay (\S+)", output)
+    return parts, [(int(count.replace(",", "")), float(lr), float(decay)) for count, lr, decay in groups]
+
+
+def test_layers_in_4_bits_count_their_weights(toy_base):
+    lora = dict(type=LoraConfig, r=4, lora_alpha=8)
+    four_bits = dict(type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    torch.manual_seed(0)
+    whole = VisionLanguageModel(base=str(toy_base), dtype="float32", llm_lora=lora)
+    packed = VisionLanguageModel(base=str(toy_base), dtype="float32", llm_lora=lora, llm_quantization=four_bits)
+    for name, part in packed.parts().items():
+        assert count_parameters(part) == count_parameters(whole.parts()[name])
+    assert held_in(packed.parts()["llm"]) == "4-bit nf4, float32" and held_in(whole.parts()["llm"]) == "float32"
+
+
+GROUPED = {
+    "optim_wrapper.paramwise_cfg.norm_decay_mult": 0.0,
+    "optim_wrapper.paramwise_cfg.bias_decay_mult": 0.0,
+    "optim_wrapper.paramwise_cfg.custom_keys.mlp1.lr_mult": 0.5,
+    "optim_wrapper.optimizer.weight_decay": 0.1,
+    "param_scheduler.warmup_ratio": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def plain(toy_base, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    run = train_forked(folder / "run", toy_base, data, options=GROUPED)
+    assert run.ok, run.output[-2000:]
+    return run.output, logged(folder / "run")
+
+
+def test_groups_by_paramwise_cfg_with_their_base_rates(plain):
+    parts, groups = table(plain[0])
+    assert parts["visual_encoder"][0] == 0 and parts["projector"][0] > 0 and parts["llm"][0] > 0
+    assert sum(count for count, _, _ in groups) == sum(trainable for trainable, _ in parts.values())
+    by_rates = {(lr, decay): count for count, lr, decay in groups}
+    assert len(by_rates) == len(groups) == 3  # the projector; biases and norms of the LLM; its other weights
+    assert by_rates[5e-4, 0.1] == parts["projector"][0] and (1e-3, 0.0) in by_rates and (1e-3, 0.1) in by_rates
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deepspeed", [None, "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"])
+def test_two_ranks_hold_and_train_the_same(plain, toy_base, data, tmp_path, deepspeed):
+    run = train_forked(tmp_path / "run", toy_base, data, processes=2, deepspeed=deepspeed, options=GROUPED)
+    assert run.ok, run.output[-3000:]
+    parts, groups = table(run.output)
+    expected_parts, expected_groups = table(plain[0])
+    assert parts == expected_parts and sorted(groups) == sorted(expected_groups)
+    assert logged(tmp_path / "run") == pytest.approx(plain[1], abs=1e-5)

@@ -1,0 +1,81 @@
+"""Learning rates of a run, step by step, of every recipe and of schedules as XTuner's recipes write them."""
+
+import math
+
+import pytest
+import torch
+from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
+from mmengine.registry import PARAM_SCHEDULERS
+from torch.optim import SGD
+
+from tests.configs.test_configs import LEAVES, name
+from xtuner_plugins.config_file import load_config
+from xtuner_plugins.engine.schedulers import WarmupCosineLR, plan_schedule
+
+
+def rates(schedulers, steps, lr=1.0):
+    """The learning rate of each optimizer step, as MMEngine's hook steps the schedulers."""
+    wrapper = OptimWrapper(SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr))
+    built = [PARAM_SCHEDULERS.build({"end": steps, **item, "optimizer": wrapper}) for item in schedulers]
+    result = []
+    for _ in range(steps):
+        result.append(wrapper.param_groups[0]["lr"])
+        wrapper.step()
+        for scheduler in built:
+            scheduler.step()
+    return result
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=name)
+def test_a_recipe_warms_up_in_optimizer_steps(path):
+    """Whatever its accumulation: of 1,000 optimizer steps the recipe's share leads to its lr, then the rate falls."""
+    cfg = load_config(str(path))
+    lr, ratio = cfg.optim_wrapper.optimizer.lr, cfg.warmup_ratio
+    schedule = plan_schedule([cfg.param_scheduler], steps_per_epoch=1000)
+    found = rates(schedule, 1000, lr)
+    warmup = math.ceil(ratio * 1000)
+    assert 0 < warmup < 200 and found[0] == pytest.approx(lr / warmup) and found[warmup - 1] == pytest.approx(lr)
+    assert all(a < b for a, b in zip(found[: warmup - 1], found[1:warmup], strict=True))
+    assert all(a > b for a, b in zip(found[warmup:], found[warmup + 1 :], strict=False)) and found[-1] < lr * 1e-5
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=name)
+def test_a_recipe_saves_as_its_settings_say(path):
+    cfg = load_config(str(path))
+    checkpoint = cfg.default_hooks.checkpoint
+    assert (checkpoint.interval, checkpoint.max_keep_ckpts) == (cfg.save_steps, cfg.save_total_limit)
+    assert cfg.optim_wrapper.accumulative_counts == cfg.accumulative_counts
+
+
+def test_without_warm_up_the_first_step_has_the_whole_rate():
+    found = rates([dict(type=WarmupCosineLR, by_epoch=False)], 10)
+    assert found[0] == 1.0 and found[5] == pytest.approx(0.5)
+
+
+def test_a_ratio_out_of_range_is_refused():
+    with pytest.raises(ValueError, match="warmup_ratio=1.5"):
+        rates([dict(type=WarmupCosineLR, warmup_ratio=1.5)], 10)
+
+
+def test_a_resumed_schedule_spans_the_run_that_it_is_in():
+    wrapper = OptimWrapper(SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0))
+    before = WarmupCosineLR(wrapper, end=100)
+    for _ in range(50):
+        wrapper.step()
+        before.step()
+    after = WarmupCosineLR(wrapper, end=75)
+    after.load_state_dict(before.state_dict())
+    wrapper.step()
+    after.step()
+    assert wrapper.param_groups[0]["lr"] == pytest.approx((1 + math.cos(math.pi * 51 / 75)) / 2)
+
+
+def test_schedulers_in_epochs_are_converted_to_optimizer_steps():
+    """XTuner's pair, over 2 epochs of 50 steps: warm-up 0.03 of the run."""
+    written = [
+        dict(type=LinearLR, start_factor=1e-5, by_epoch=True, begin=0, end=0.03 * 2, convert_to_iter_based=True),
+        dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=True, begin=0.06, end=2, convert_to_iter_based=True),
+    ]
+    found = rates(plan_schedule(written, steps_per_epoch=50), 100)
+    assert found[0] == pytest.approx(1e-5) and found[3] == pytest.approx(1.0, abs=0.01) and found[-1] < 1e-3
+    assert "convert_to_iter_based" in written[0]

@@ -1,0 +1,127 @@
+"""One optimizer step: however its samples are cut into micro-batches, the gradient is the same."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from mmengine.optim import OptimWrapper
+from torch.optim import SGD
+
+from tests.models.test_vlm import make_batch
+from xtuner_plugins.engine.steps import NonFiniteError, run_step, seed_step
+from xtuner_plugins.models import VisionLanguageModel
+from xtuner_plugins.models.losses import batch_weight
+
+NUM_SAMPLES = 8
+
+
+@pytest.fixture(scope="module")
+def model(toy_base):
+    torch.manual_seed(0)
+    return VisionLanguageModel(base=str(toy_base), dtype="float32", freeze_llm=False).train()
+
+
+@pytest.fixture(scope="module")
+def samples(model):
+    """Eight batches of one sample: 1 to 40 labels each, so that micro-batches weigh very differently."""
+    made = []
+    for index in range(NUM_SAMPLES):
+        batch = make_batch(model, tiles_of=(index % 3,), seed=index)
+        num_labels = (1, 40, 2, 3, 35, 1, 5, 20)[index]
+        batch["labels"] = torch.full_like(batch["labels"], -100)
+        batch["labels"][0, -num_labels:] = batch["input_ids"][0, -num_labels:]
+        made.append(batch)
+    return made
+
+
+def joined(batches):
+    """Batches of equal length as one."""
+    result = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0] if key != "sources"}
+    return {**result, "sources": [source for batch in batches for source in batch["sources"]]}
+
+
+def gradients(model, micro_batches):
+    """What a step of plain descent with rate 1 takes off each parameter, and what it logs."""
+    model = copy.deepcopy(model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    wrapper = OptimWrapper(SGD([p for p in model.parameters() if p.requires_grad], lr=1.0))
+    logged = run_step(model, wrapper, copy.deepcopy(micro_batches))
+    after = dict(model.named_parameters())
+    return {name: before[name] - after[name].detach() for name in before}, logged
+
+
+def relative(left, right):
+    distance = torch.sqrt(sum((left[name] - right[name]).double().square().sum() for name in left))
+    return float(distance / torch.sqrt(sum(value.double().square().sum() for value in left.values())))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_micro_batches_give_the_gradient_of_the_whole(model, samples, size):
+    whole, logged = gradients(model, [joined(samples)])
+    cut = [joined(samples[start : start + size]) for start in range(0, NUM_SAMPLES, size)]
+    in_parts, logged_in_parts = gradients(model, cut)
+    # Float32 sums in another order, and the rounding of weight - gradient. Averaged micro-batches were 25 % apart.
+    assert relative(whole, in_parts) < 1e-5
+    assert logged_in_parts == pytest.approx(logged, rel=1e-6)
+    assert logged["supervised_tokens"] == 107 and logged["grad_norm"] > 0
+
+
+def test_weights_of_samples_count_over_the_whole_step(model, samples):
+    weighted = copy.deepcopy(samples)
+    for index, batch in enumerate(weighted):
+        batch["loss_weights"] = torch.tensor([0.25 * (index + 1)])
+    whole, _ = gradients(model, [joined(weighted)])
+    in_parts, _ = gradients(model, weighted)
+    assert relative(whole, in_parts) < 1e-5
+    assert relative(whole, gradients(model, samples)[0]) > 0.01
+
+
+def test_a_step_without_labels_changes_nothing(model, samples):
+    nothing = copy.deepcopy(samples[:2])
+    for batch in nothing:
+        batch["labels"].fill_(-100)
+    changes, logged = gradients(model, nothing)
+    assert logged["loss"] == 0 and not any(bool(change.any()) for change in changes.values())
+
+
+def test_labels_without_weight_change_nothing(model, samples):
+    nothing = copy.deepcopy(samples[:1])
+    nothing[0]["loss_weights"] = torch.zeros(1)
+    changes, logged = gradients(model, nothing)
+    assert logged["loss"] == 0 and not any(bool(change.any()) for change in changes.values())
+
+
+def test_the_weight_of_a_pack_is_that_of_its_labels():
+    labels = torch.tensor([[-100, 1, 1, -100, 1, -100, -100]])
+    pack = {"labels": labels, "cu_seqlens": torch.tensor([0, 3, 5], dtype=torch.int32)}
+    assert batch_weight(pack) == 3
+    assert batch_weight({**pack, "loss_weights": torch.tensor([0.5, 2.0])}) == 3.0 - 1.0 + 1.0
+
+
+def test_a_loss_that_is_not_finite_names_its_samples(model, samples):
+    poisoned = copy.deepcopy(samples[:3])
+    poisoned[1]["loss_weights"] = torch.tensor([float("inf")])
+    poisoned[1]["sources"] = ["bad.jsonl:7"]
+    with pytest.raises(NonFiniteError):
+        gradients(model, poisoned)
+    many = NonFiniteError("the loss is nan", [f"a.jsonl:{row}" for row in range(1, 12)])
+    assert str(many).endswith("a.jsonl:8 and 3 more")
+
+
+def draws():
+    return random.random(), np.random.rand(), float(torch.rand(()))
+
+
+def test_what_is_random_in_a_step_depends_on_seed_rank_and_step_alone():
+    seed_step(7, 0, 3)
+    first = draws()
+    draws()
+    seed_step(7, 0, 3)
+    assert draws() == first
+    others = []
+    for arguments in ((8, 0, 3), (7, 1, 3), (7, 0, 4)):
+        seed_step(*arguments)
+        others.append(draws())
+    assert len({first, *others}) == 4

@@ -1,0 +1,95 @@
+"""Nothing that a user sets is ignored: derived configs and command line options reach what is read, or are refused."""
+
+import re
+import shutil
+
+import pytest
+
+from tests.configs.test_configs import LEAVES, name, split_leaf
+from tests.conftest import ROOT
+from xtuner_plugins.config_file import ConfigError, load_config
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("project") / "configs"
+    shutil.copytree(ROOT / "configs", folder)
+    return folder
+
+
+def derive(configs, leaf, body, stem="mine"):
+    """A config beside ``leaf`` that takes it in."""
+    path = configs / leaf.relative_to(ROOT / "configs").with_name(f"{stem}.py")
+    path.write_text(
+        f"from mmengine.config import read_base\nwith read_base():\n    from .{leaf.stem} import *\n{body}\n"
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=name)
+def test_every_setting_that_a_derived_config_changes_in_vain_is_refused(configs, leaf):
+    _, settings, _ = split_leaf(leaf)
+    for setting in settings:
+        path = derive(configs, leaf, f"{setting} = 987654321")
+        with pytest.raises(ConfigError) as caught:
+            load_config(path)
+        message = str(caught.value)
+        assert f"mine.py:4: {setting} = 987654321 does nothing: " in message and f"{leaf.name} has already" in message
+        assert "\n" not in message and re.search(rf"\(line {line_of(leaf, setting)}\); set [\w.\[\]]+ ", message), (
+            message
+        )
+
+
+def line_of(leaf, setting):
+    lines = leaf.read_text().splitlines()
+    return next(number for number, line in enumerate(lines, 1) if line.startswith(f"{setting} = "))
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=name)
+def test_the_keys_that_the_message_names_take_effect(configs, leaf):
+    with pytest.raises(ConfigError) as caught:
+        load_config(derive(configs, leaf, "lr = 0.25"))
+    key = re.search(r"set (\S+) here", str(caught.value))[1]
+    cfg = load_config(derive(configs, leaf, f"{key} = 0.25"))
+    assert cfg.optim_wrapper.optimizer.lr == 0.25
+    # Setting both is no mistake.
+    assert load_config(derive(configs, leaf, f"lr = 0.25\n{key} = lr")).lr == 0.25
+
+
+def test_a_derived_config_of_a_derived_config(configs):
+    leaf = ROOT / "configs/finetune_lora.py"
+    derive(configs, leaf, "train_dataloader.dataset.max_tiles = 6", stem="first")
+    second = derive(configs, ROOT / "configs/first.py", "max_tiles = 4", stem="second")
+    with pytest.raises(ConfigError, match=r"second.py:4: max_tiles = 4 does nothing.*finetune_lora.py"):
+        load_config(second)
+
+
+def test_settings_that_only_feed_an_expression_count(configs):
+    """`persistent_workers=num_workers > 0` isn't the name itself."""
+    leaf = ROOT / "configs/pretrain_mlp.py"
+    path = derive(configs, leaf, "train_dataloader.num_workers = 0\nnum_workers = 0")
+    with pytest.raises(ConfigError, match="set train_dataloader.persistent_workers here"):
+        load_config(path)
+
+
+def test_a_config_that_replaces_the_wiring_is_free_to(configs):
+    body = "lr = 0.5\noptim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=lr))"
+    assert load_config(derive(configs, ROOT / "configs/pretrain_mlp.py", body)).optim_wrapper.optimizer.lr == 0.5
+
+
+def test_a_misspelt_setting_is_refused(configs):
+    path = derive(configs, ROOT / "configs/pretrain_mlp.py", "max_tile = 6")
+    with pytest.raises(ConfigError, match=r"mine.py:4: nothing reads 'max_tile'; did you mean 'max_tiles'"):
+        load_config(path)
+
+
+def test_a_syntax_error_names_its_line(configs):
+    with pytest.raises(ConfigError, match=r"mine.py:5 cannot be read: SyntaxError"):
+        load_config(derive(configs, ROOT / "configs/pretrain_mlp.py", "\nlr = = 3"))
+
+
+def test_a_dumped_config_is_a_config(configs, tmp_path):
+    """MMEngine writes one into every work directory; its settings stand there beside what they went to."""
+    load_config(str(ROOT / "configs/finetune_lora.py")).dump(tmp_path / "dumped.py")
+    cfg = load_config(str(tmp_path / "dumped.py"), {"optim_wrapper.optimizer.lr": 0.5})
+    assert cfg.lr == 1e-4 and cfg.optim_wrapper.optimizer.lr == 0.5

@@ -1,0 +1,265 @@
+"""What was trained is what ships: tile limits and template go from the dataset to checkpoint, export and chat."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.checkpoints.training import make_model, save_pth, write_config
+from tests.conftest import ROOT
+from tests.engine.parallel_case import edited_config, write_dataset
+from xtuner_plugins import preprocessing
+from xtuner_plugins.checkpoints.export import convert, export
+from xtuner_plugins.checkpoints.loader import load_tokenizer, load_trained
+from xtuner_plugins.checkpoints.reader import read_json
+from xtuner_plugins.checkpoints.verify import verify
+from xtuner_plugins.checkpoints.writer import write_json
+from xtuner_plugins.datasets import MultimodalDataset
+from xtuner_plugins.engine.preprocessing_lock import PreprocessingLockHook
+from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
+from xtuner_plugins.inference import ChatSession
+
+TRAINED = dict(max_tiles=3, template="Hermes-2")
+
+# What somebody without this project does with an export: its own config says how many tiles, its own chat prompts.
+STRANGER = """
+import json, sys, torch
+sys.modules["xtuner_plugins"] = None
+from transformers import AutoModel, AutoTokenizer
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True, torch_dtype=torch.float32).eval()
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+given, generate = [], model.generate
+def spy(**options):
+    given.extend(options["input_ids"][0].tolist())
+    return generate(**options)
+model.generate = spy
+c, side = model.config, model.config.force_image_size
+tiles = int(sys.argv[2])
+model.chat(tokenizer, torch.zeros(tiles, 3, side, side), "<image>\\nWhat do you see?", dict(max_new_tokens=1))
+limits = [c.dynamic_image_size, c.min_dynamic_patch, c.max_dynamic_patch, c.use_thumbnail]
+print(json.dumps({"ids": given, "limits": limits}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deepspeed", [None, "deepspeed_zero2"])
+def test_a_shipped_recipe_with_other_tiles_and_template(run_tool, toy_base, tmp_path, deepspeed):
+    """Trained and exported by the commands that users have; the export answers in a process without this project."""
+    data, images = write_dataset(tmp_path / "data", text_only=lambda index: False)
+    settings = dict(base=str(toy_base), data_paths=[str(data)], image_folders=[str(images)], max_tiles=3, num_workers=0)
+    config = Path(edited_config(tmp_path, "toy_finetune_full", **settings))
+    config.write_text(config.read_text().replace("max_tiles=max_tiles,", 'max_tiles=max_tiles, template="Hermes-2",'))
+    options = ["train_cfg.max_iters=2", "train_cfg.max_epochs=None", "train_dataloader.batch_size=2"]
+    strategy = ["--deepspeed", deepspeed] if deepspeed else []
+    trained = run_tool("tools/train.py", config, "--work-dir", tmp_path / "run", *strategy, "--cfg-options", *options)
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    checkpoint = tmp_path / "run" / "iter_2.pth"
+    done = run_tool("tools/convert_to_official.py", config, checkpoint, tmp_path / "out", "--verify")
+    assert done.returncode == 0, done.stderr
+
+    fields = read_json(tmp_path / "out" / "config.json")
+    assert (fields["max_dynamic_patch"], fields["template"]) == (3, "Hermes-2")
+    dataset = MultimodalDataset(str(toy_base), str(data), str(images), **TRAINED)
+    assert read_json(tmp_path / "out" / preprocessing.FILE)["datasets"][0]["max_tiles"] == 3
+    sample = dataset[0]  # 336 x 112: 3 tiles and a thumbnail
+    said = stranger(tmp_path / "out", sample["num_tiles"], tmp_path)
+    assert said["limits"] == [True, 1, 3, True]
+    asked = int((sample["labels"] == -100).int().argmin())
+    assert said["ids"] == sample["input_ids"][:asked].tolist()
+
+    other = config.with_name("other.py")  # edited after the training
+    other.write_text(config.read_text().replace('template="Hermes-2",', ""))
+    done = run_tool("tools/convert_to_official.py", other, checkpoint, tmp_path / "no")
+    assert done.returncode == 1 and "internvl2_5 here" in done.stderr and "Hermes-2 there" in done.stderr
+    again = run_tool(
+        "tools/train.py", other, "--work-dir", tmp_path / "again", *strategy, "--resume", checkpoint,
+        "--cfg-options", *options,
+    )  # fmt: skip
+    assert again.returncode != 0 and "trained with another preprocessing" in again.stderr + again.stdout
+
+
+def stranger(directory, num_tiles, cwd):
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", STRANGER, str(directory), str(num_tiles)],
+        cwd=cwd, capture_output=True, text=True, timeout=300,
+        env={"HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def describe(base, folder, settings=None, **shared):
+    """The lock of a dataset of one file per entry of `settings`."""
+    data, images = folder / "data.jsonl", folder
+    record = {"conversations": [{"from": "human", "value": "Q?"}, {"from": "gpt", "value": "A."}]}
+    data.write_text(json.dumps(record) + "\n")
+    files = len(settings or [None])
+    dataset = MultimodalDataset(str(base), [str(data)] * files, str(images), dataset_settings=settings, **shared)
+    return preprocessing.describe(dataset, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def save_locked(model, path, lock):
+    save_pth(model, path)
+    content = torch.load(path, weights_only=False)
+    torch.save({**content, preprocessing.KEY: lock}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(toy_base):
+    return make_model(toy_base)
+
+
+class TestExport:
+    """From a checkpoint with a lock to the files of an export."""
+
+    @pytest.fixture()
+    def run(self, toy_base, model, tmp_path):
+        def make(lock):
+            return write_config(tmp_path / "c.py", toy_base), save_locked(model, tmp_path / "iter_1.pth", lock)
+
+        return make
+
+    def test_config_tokenizer_and_generation_say_what_was_trained(self, run, toy_base, tmp_path):
+        lock = describe(toy_base, tmp_path, min_tiles=2, use_thumbnail=False, **TRAINED)
+        export(*run(lock), tmp_path / "out")
+        fields = read_json(tmp_path / "out" / "config.json")
+        rule = {"dynamic_image_size": True, "min_dynamic_patch": 2, "max_dynamic_patch": 3, "use_thumbnail": False}
+        assert {key: fields[key] for key in rule} == rule and fields["template"] == "Hermes-2"
+        written = read_json(tmp_path / "out" / preprocessing.FILE)
+        assert {key: written[key] for key in lock} == lock and written["exported"]["max_tiles"] == 3
+        tokenizer = load_tokenizer(tmp_path / "out")
+        text = tokenizer.apply_chat_template([{"role": "user", "content": "Q"}], tokenize=False)
+        assert "<|im_end|><|im_start|>user\nQ<|im_end|>" in text  # no line break after <|im_end|>, as Hermes-2 has it
+
+    def test_chat_evaluation_and_verification_read_it_back(self, run, toy_base, model, tmp_path):
+        config, checkpoint = run(describe(toy_base, tmp_path, **TRAINED))
+        export(config, checkpoint, tmp_path / "out")
+        session = ChatSession.from_pretrained(tmp_path / "out", device="cpu")
+        assert session.tiling.max_tiles == 3 and session.model.template == "Hermes-2"
+        live = load_trained(config, checkpoint, dtype=torch.float32)  # what evaluation asks
+        assert ChatSession(live, session.tokenizer).tiling == session.tiling and live.template == "Hermes-2"
+        assert len(verify(config, checkpoint, tmp_path / "out").cases) == 4
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        "change", [{"max_dynamic_patch": 12}, {"template": "internvl2_5"}, {"use_thumbnail": False}]
+    )
+    def test_verification_sees_an_export_of_another_preprocessing(self, run, toy_base, tmp_path, change):
+        config, checkpoint = run(describe(toy_base, tmp_path, **TRAINED))
+        export(config, checkpoint, tmp_path / "out")
+        write_json(tmp_path / "out" / "config.json", {**read_json(tmp_path / "out" / "config.json"), **change})
+        with pytest.raises(ValueError, match=r"trained: 3|other ids|trained: True|the training \["):
+            verify(config, checkpoint, tmp_path / "out")
+
+    def test_the_hf_form_keeps_it_and_brings_it_back(self, run, toy_base, tmp_path):
+        export(*run(describe(toy_base, tmp_path, **TRAINED)), tmp_path / "hf", form="hf")
+        session = ChatSession.from_pretrained(tmp_path / "hf", device="cpu")
+        assert session.tiling.max_tiles == 3 and session.model.template == "Hermes-2"
+        convert(tmp_path / "hf", tmp_path / "back", form="official")
+        fields = read_json(tmp_path / "back" / "config.json")
+        assert (fields["max_dynamic_patch"], fields["template"]) == (3, "Hermes-2")
+
+    def test_an_hf_base_is_exported_with_it(self, toy_base, model, tmp_path):
+        convert(toy_base, tmp_path / "base", form="hf")
+        lock = describe(tmp_path / "base", tmp_path, **TRAINED)
+        trained = save_locked(make_model(tmp_path / "base"), tmp_path / "iter_1.pth", lock)
+        export(write_config(tmp_path / "c.py", tmp_path / "base"), trained, tmp_path / "out")
+        assert read_json(tmp_path / "out" / "preprocessor_config.json")["max_patches"] == 3
+        assert ChatSession.from_pretrained(tmp_path / "out", device="cpu").model.template == "Hermes-2"
+
+    def test_several_templates_need_a_choice(self, run, toy_base, tmp_path):
+        lock = describe(toy_base, tmp_path, [{"name": "a", "max_tiles": 4}, {"name": "b", **TRAINED}])
+        config, checkpoint = run(lock)
+        with pytest.raises(ValueError, match=r"several templates \(Hermes-2: b; internvl2_5: a\).*--template"):
+            export(config, checkpoint, tmp_path / "out")
+        with pytest.raises(ValueError, match="--template phi3-chat: trained with Hermes-2: b; internvl2_5: a only"):
+            export(config, checkpoint, tmp_path / "out", template="phi3-chat")
+        assert not (tmp_path / "out").exists()
+        export(config, checkpoint, tmp_path / "out", template="internvl2_5")
+        assert read_json(tmp_path / "out" / "config.json")["max_dynamic_patch"] == 4  # of the files with that template
+
+    def test_several_tile_limits(self, run, toy_base, tmp_path):
+        lock = describe(toy_base, tmp_path, [{"max_tiles": 2}, {"max_tiles": 4, "use_thumbnail": False}])
+        config, checkpoint = run(lock)
+        done = export(config, checkpoint, tmp_path / "out")
+        assert "the one with most: 1 to 4 tiles without thumbnail" in done["notes"][0]
+        assert read_json(tmp_path / "out" / "config.json")["use_thumbnail"] is False
+        done = export(config, checkpoint, tmp_path / "two", max_tiles=2)
+        assert not done["notes"] and read_json(tmp_path / "two" / "config.json")["max_dynamic_patch"] == 2
+        with pytest.raises(ValueError, match="--max-tiles 3: trained with 1 to 2 tiles.* and 1 to 4 tiles"):
+            export(config, checkpoint, tmp_path / "three", max_tiles=3)
+
+    def test_a_checkpoint_from_before_the_lock(self, toy_base, model, tmp_path):
+        config = write_config(tmp_path / "c.py", toy_base)
+        dataset = dict(base=str(toy_base), data_paths=["gone.jsonl"], **TRAINED)
+        config.write_text(config.read_text() + f"train_dataloader = dict(dataset={dataset!r})\n")
+        done = export(config, save_pth(model, tmp_path / "iter_1.pth"), tmp_path / "out")
+        assert "holds no preprocessing" in done["notes"][0] and "are the config's" in done["notes"][0]
+        assert read_json(tmp_path / "out" / "config.json")["max_dynamic_patch"] == 3
+
+    @pytest.mark.parametrize(
+        "change, words",
+        [
+            ({"image_mean": [0.5, 0.5, 0.5]}, r"image mean \[0.5, 0.5, 0.5\].*--image-mean"),
+            ({"tile_size": 448}, "tile_size=448 there, 112 here.*is not the base"),
+            ({"special_tokens": {"<img>": 7}}, "special_tokens=.*is not the base"),
+            ({"datasets": "x"}, "preprocessing that can't be read"),
+            ({"datasets": []}, "preprocessing that can't be read"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(self, run, toy_base, tmp_path, change, words):
+        with pytest.raises(ValueError, match=words):
+            export(*run({**describe(toy_base, tmp_path), **change}), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_chat_says_when_a_config_was_edited(toy_base, model, tmp_path, caplog):
+    lock = describe(toy_base, tmp_path, **TRAINED)
+    checkpoint = save_locked(
+        model, tmp_path / "iter_1.pth", {**lock, "resize_rule": "another", "pillow_version": "9.9"}
+    )
+    export(write_config(tmp_path / "c.py", toy_base), checkpoint, tmp_path / "out")
+    fields = read_json(tmp_path / "out" / "config.json")
+    write_json(tmp_path / "out" / "config.json", {**fields, "max_dynamic_patch": 9})
+    ChatSession.from_pretrained(tmp_path / "out", device="cpu")
+    assert "max_dynamic_patch=9 (trained: 3)" in caplog.text and "trained with Pillow 9.9" in caplog.text
+
+
+def test_resuming_with_another_template_is_refused(toy_base, tmp_path):
+    class Runner:
+        _resume = True
+
+    runner, checkpoint = Runner(), {}
+    lock = describe(toy_base, tmp_path, **TRAINED)
+    hook = PreprocessingLockHook()
+    hook._describe = lambda runner: lock
+    hook.before_save_checkpoint(runner, checkpoint)
+    hook.after_load_checkpoint(runner, checkpoint)
+    hook._describe = lambda runner: describe(toy_base, tmp_path)
+    with pytest.raises(ValueError, match="1 to 3 tiles .*Hermes-2 there, 1 to 12 tiles .*internvl2_5 here"):
+        hook.after_load_checkpoint(runner, checkpoint)
+    runner._resume = False
+    hook.after_load_checkpoint(runner, checkpoint)
+
+
+def test_every_recipe_locks():
+    text = (ROOT / "configs" / "_base_" / "default_runtime.py").read_text()
+    assert "dict(type=PreprocessingLockHook)" in text
+
+
+def test_an_adapter_keeps_the_lock(toy_base, tmp_path):
+    from tests.checkpoints.training import SETTINGS
+    from xtuner_plugins.checkpoints.adapters import export_adapter
+
+    lock = describe(toy_base, tmp_path, **TRAINED)
+    checkpoint = save_locked(make_model(toy_base, **SETTINGS["lora"]), tmp_path / "iter_1.pth", lock)
+    config = write_config(tmp_path / "c.py", toy_base, **SETTINGS["lora"])
+    export_adapter(config, checkpoint, tmp_path / "adapter")
+    export(config, tmp_path / "adapter" / "language_model", tmp_path / "out")
+    assert read_json(tmp_path / "out" / "config.json")["template"] == "Hermes-2"
+    shutil.rmtree(tmp_path / "out")

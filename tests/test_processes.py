@@ -1,0 +1,68 @@
+"""Children end with their parent, however it ends."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import HANGS_AFTER, ROOT
+from tests.process_table import ends
+
+SLEEPER = "import time; time.sleep(600)"
+BY_POPEN = f"""
+import sys, time
+from xtuner_plugins.processes import start_bound
+print(start_bound([sys.executable, "-c", {SLEEPER!r}]).pid, flush=True)
+time.sleep(600)
+"""
+BY_FORK = """
+import multiprocessing, time
+from xtuner_plugins.processes import die_with_parent
+def work():
+    die_with_parent()
+    print(multiprocessing.current_process().pid, flush=True)
+    time.sleep(600)
+multiprocessing.get_context("fork").Process(target=work).start()
+time.sleep(600)
+"""
+# The child's parent has ended before the child asks: nothing would ever tell it.
+TOO_LATE = """
+import os, time
+from xtuner_plugins.processes import die_with_parent
+parent = os.getpid()
+if os.fork() == 0:
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    print(os.getpid(), flush=True)
+    die_with_parent(parent)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("code", [BY_POPEN, BY_FORK, TOO_LATE], ids=["popen", "fork", "too_late"])
+def test_child_of_a_killed_process_ends(code):
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    assert ends(child)
+    parent.stdout.close()
+
+
+def test_status_and_output_come_through():
+    from xtuner_plugins.processes import start_bound
+
+    done = start_bound([sys.executable, "-c", "print('out'); raise SystemExit(3)"], stdout=subprocess.PIPE, text=True)
+    assert done.communicate(timeout=HANGS_AFTER)[0] == "out\n" and done.returncode == 3
+
+
+def test_ancestors_are_known():
+    from xtuner_plugins.processes import is_ancestor
+
+    child = subprocess.Popen([sys.executable, "-c", SLEEPER])
+    try:
+        assert is_ancestor(os.getppid()) and not is_ancestor(child.pid)
+    finally:
+        child.kill()
+        child.wait()

@@ -1,0 +1,273 @@
+"""Reads a training config and refuses what it would ignore in silence.
+
+The wiring of a config reads the settings above it when the file runs. Whoever changes a setting afterwards, in a config
+derived with ``read_base()`` or with ``--cfg-options``, changes a name that nothing reads any more. Here the files are
+read as syntax trees, so that it is known which key each setting went to.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+# What MMEngine's runners and XTuner's command read at the top level of a config.
+RUNNER_KEYS = frozenset(
+    """model work_dir train_dataloader val_dataloader test_dataloader train_cfg val_cfg test_cfg auto_scale_lr
+    optim_wrapper param_scheduler val_evaluator test_evaluator default_hooks custom_hooks data_preprocessor load_from
+    resume launcher env_cfg log_processor log_level visualizer default_scope randomness experiment_name cfg
+    model_wrapper_cfg find_unused_parameters runner_type strategy compile extra_ckpt sync_bn model_resource
+    pretrained_model_name_or_path""".split()
+)
+
+
+class ConfigError(ValueError):
+    """A config that can't be trained; the message names the key, the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """A key of the config whose value is computed from a setting, e.g. ``optim_wrapper.optimizer.lr``."""
+
+    key: str
+    expression: ast.expr
+
+
+@dataclass
+class ConfigFile:
+    """One Python file of a config.
+
+    Attributes:
+        path: The file.
+        lines: Names assigned at the top level, each with the line of its last assignment.
+        uses: For each name that is read, the keys that it goes to.
+        read: Every name that is read.
+        bases: The files that ``read_base()`` takes in.
+    """
+
+    path: Path
+    lines: dict[str, int] = field(default_factory=dict)
+    uses: dict[str, list[Use]] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)
+    bases: list[ConfigFile] = field(default_factory=list)
+
+    def ancestors(self) -> Iterator[ConfigFile]:
+        """The bases, and theirs."""
+        for base in self.bases:
+            yield base
+            yield from base.ancestors()
+
+
+def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
+    """Reads a Python config and lays ``--cfg-options`` over it.
+
+    Raises:
+        ConfigError: No such file, a file that doesn't run, or a setting or an option that nothing would read.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"config {path} does not exist; the recipes are in configs/")
+    try:
+        cfg = Config.fromfile(path)
+        dict(cfg.items())  # Imports of a config are lazy: this makes every one of them happen, and fail, here.
+    except Exception as error:  # A config is a Python file: whatever it raises is the user's to read.
+        line = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
+        text = _one_line(error.msg if isinstance(error, SyntaxError) else error)[:300]
+        raise ConfigError(f"config {path}{line} cannot be read: {type(error).__name__}: {text}") from error
+    check_settings(cfg)
+    for key in options or {}:
+        check_option(cfg, key)
+    if options:
+        try:
+            cfg.merge_from_dict(dict(options))
+        except (KeyError, TypeError, IndexError) as error:
+            raise ConfigError(f"--cfg-options: {_one_line(error)}") from None
+    return cfg
+
+
+def check_settings(cfg: Config) -> None:
+    """Raises where a file of the config assigns a name that nothing reads, or that was read before.
+
+    Args:
+        cfg: As read from its file, before any option is laid over it. One that has no file is not looked at.
+
+    Raises:
+        ConfigError: With file and line of the assignment, and the key to set in its place.
+    """
+    if not cfg.filename or Path(cfg.filename).suffix != ".py":
+        return
+    leaf = parse_config(cfg.filename)
+    family = [leaf, *leaf.ancestors()]
+    for file in family:
+        for name, line in file.lines.items():
+            if file.bases and not any(name in other.read for other in family):  # a dumped config keeps settings' names
+                _check_known(file, name, line, family)
+            for base in file.ancestors():
+                _check_override(cfg, file, name, line, base)
+
+
+def check_option(cfg: Config, key: str) -> None:
+    """Raises where a ``--cfg-options`` key reaches nothing that is read.
+
+    Raises:
+        ConfigError: An unknown key, or a setting that the wiring has already read; names the keys that do reach it.
+    """
+    top = key.split(".")[0]
+    if top in RUNNER_KEYS:
+        return
+    if "." not in key and key in cfg:
+        keys = sorted({use.key for use in _uses_of(cfg, key)})
+        remedy = f"set {' and '.join(keys)} instead" if keys else "edit the config"
+        raise ConfigError(f"--cfg-options {key}=...: the config's wiring has already read {key}; {remedy}")
+    close = difflib.get_close_matches(top, RUNNER_KEYS, n=1)
+    raise ConfigError(
+        f"--cfg-options {key}: nothing reads {top!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+    )
+
+
+def parse_config(path: str) -> ConfigFile:
+    """What a config file and its bases assign and read."""
+    file = ConfigFile(Path(path))
+    tree = ast.parse(file.path.read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.With):
+            file.bases += [parse_config(str(base)) for base in _base_paths(file.path, node)]
+            continue
+        for target in getattr(node, "targets", None) or [getattr(node, "target", None)]:
+            if isinstance(target, ast.Name):
+                file.lines[target.id] = node.lineno
+        for use, names in _uses(node):
+            file.read |= names
+            for name in names:
+                file.uses.setdefault(name, []).append(use)
+    return file
+
+
+def _base_paths(path: Path, node: ast.With) -> Iterator[Path]:
+    for statement in node.body:
+        if not isinstance(statement, ast.ImportFrom):
+            continue
+        parts = (statement.module or "").split(".")
+        if statement.level:
+            base = path.parent.joinpath(*[".."] * (statement.level - 1), *parts).with_suffix(".py")
+        else:
+            spec = importlib.util.find_spec(parts[0])
+            base = Path(spec.origin).parent.joinpath(*parts[1:]).with_suffix(".py") if spec and spec.origin else path
+        if base.is_file() and base != path:
+            yield base
+
+
+def _uses(node: ast.stmt) -> Iterator[tuple[Use, set[str]]]:
+    """Every key that a statement writes, and the names that its value is computed from."""
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Attribute):
+        call = node.value  # default_hooks.checkpoint.update(interval=save_steps)
+        key = _dotted(call.func.value)
+        for argument in call.args:
+            yield from _keys_of(argument, key)
+        for keyword in call.keywords:
+            yield from _keys_of(keyword.value, f"{key}.{keyword.arg}" if keyword.arg else key)
+        return
+    value = getattr(node, "value", None)
+    if value is None:  # A loop, a condition: what it reads is read.
+        names = _names(node)
+        if names:
+            yield Use("", ast.Constant(None)), names
+        return
+    for target in getattr(node, "targets", None) or [getattr(node, "target", None)]:
+        yield from _keys_of(value, _dotted(target))
+
+
+def _keys_of(node: ast.expr, key: str) -> Iterator[tuple[Use, set[str]]]:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+        items = [(keyword.arg, keyword.value) for keyword in node.keywords]
+    elif isinstance(node, ast.Dict):
+        keys = [key.value if isinstance(key, ast.Constant) else None for key in node.keys]
+        items = list(zip(keys, node.values, strict=True))
+    elif isinstance(node, (ast.List, ast.Tuple)) and any(isinstance(n, (ast.Call, ast.Dict)) for n in node.elts):
+        items = list(enumerate(node.elts))
+    else:
+        if names := _names(node):
+            yield Use(key, node), names
+        return
+    for name, value in items:
+        yield from _keys_of(value, f"{key}.{name}" if name is not None else key)
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+
+
+def _dotted(node: ast.expr | None) -> str:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value)}.{node.attr}"
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+        return f"{_dotted(node.value)}.{node.slice.value}"
+    return ""
+
+
+def _check_known(file: ConfigFile, name: str, line: int, family: list[ConfigFile]) -> None:
+    if name in RUNNER_KEYS or name.startswith("_"):
+        return
+    known = RUNNER_KEYS.union(*(other.lines for other in family)) - {name}
+    close = difflib.get_close_matches(name, known, n=1)
+    raise ConfigError(
+        f"{file.path}:{line}: nothing reads {name!r}" + (f"; did you mean {close[0]!r}?" if close else "; remove it")
+    )
+
+
+def _check_override(cfg: Config, file: ConfigFile, name: str, line: int, base: ConfigFile) -> None:
+    if name not in base.lines or name in RUNNER_KEYS:
+        return
+    stale = [use.key for use in base.uses.get(name, ()) if not _is_up_to_date(cfg, use)]
+    if stale:
+        where = " and ".join(re.sub(r"\.(\d+)", r"[\1]", key) for key in stale)
+        raise ConfigError(
+            f"{file.path}:{line}: {name} = {_shown(cfg.get(name))} does nothing: {base.path} has already read its own "
+            f"{name} (line {base.lines[name]}); set {where} here instead, or {name} there"
+        )
+
+
+def _is_up_to_date(cfg: Config, use: Use) -> bool:
+    """Whether the key holds what its expression gives for the settings as they are now."""
+    found: Any = cfg
+    for part in use.key.split("."):
+        try:
+            found = found[int(part)] if isinstance(found, (list, tuple)) else found[part]
+        except (KeyError, IndexError, ValueError, TypeError):
+            return True  # The derived config has replaced this part.
+    try:
+        names = {name: cfg[name] for name in _names(use.expression) if name in cfg}
+        wanted = eval(compile(ast.Expression(use.expression), "<config>", "eval"), {}, names)
+    except Exception:  # It needs more than settings, so there is nothing to compare with.
+        return True
+    return _plain(found) == _plain(wanted)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _uses_of(cfg: Config, name: str) -> list[Use]:
+    if not cfg.filename or Path(cfg.filename).suffix != ".py":
+        return []
+    leaf = parse_config(cfg.filename)
+    return [use for file in (leaf, *leaf.ancestors()) for use in file.uses.get(name, ()) if use.key]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _one_line(error: BaseException | str) -> str:
+    return " ".join(str(error).split())

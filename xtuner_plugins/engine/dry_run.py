@@ -1,0 +1,114 @@
+"""Builds the parts of a config as far as that needs no weights, no workers and no process group.
+
+Whatever a constructor refuses (a negative learning rate, no LoRA rank, too many tiles, a base without tokenizer) is
+refused here by that very constructor, before a process starts and before the first gigabyte is read.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, OPTIMIZERS, PARAM_SCHEDULERS
+from torch.utils.data import DataLoader
+
+from xtuner_plugins.config_file import ConfigError
+from xtuner_plugins.datasets.budget import TileBudget
+
+from .loops import check_length
+
+# Of a loader's settings, those that the runner replaces by objects.
+LOADER_PARTS = {"dataset", "sampler", "batch_sampler", "collate_fn", "worker_init_fn", "num_batch_per_epoch"}
+
+
+def build_parts(cfg: Config) -> None:
+    """Builds model (without weights), dataset, loader, optimizer, schedulers and hooks, and forgets them.
+
+    Raises:
+        ConfigError: What the part's own constructor says, behind the key of the part.
+    """
+    with _refused("train_dataloader"):
+        _build_loader(cfg.train_dataloader)
+    with _refused("train_cfg"):
+        check_length(cfg.train_cfg.get("max_iters"), cfg.train_cfg.get("max_epochs"))
+    with _refused("optim_wrapper"):
+        optimizer = _build_optimizer(cfg.optim_wrapper)
+    schedulers = cfg.get("param_scheduler") or []
+    for index, scheduler in enumerate([schedulers] if isinstance(schedulers, Mapping) else schedulers):
+        with _refused("param_scheduler" if isinstance(schedulers, Mapping) else f"param_scheduler[{index}]"):
+            options = {key: value for key, value in scheduler.items() if key != "convert_to_iter_based"}
+            PARAM_SCHEDULERS.build(dict(options, optimizer=optimizer))
+    for name, hook in (cfg.get("default_hooks") or {}).items():
+        with _refused(f"default_hooks.{name}"):
+            _build_hook(hook)
+    for index, hook in enumerate(cfg.get("custom_hooks") or []):
+        with _refused(f"custom_hooks[{index}]"):
+            _build_hook(hook)
+    with _refused("model"):
+        _build_ours(MODELS.build, cfg.model)
+    with _refused("train_dataloader.dataset"):
+        dataset = _build_ours(DATASETS.build, cfg.train_dataloader.dataset)
+        for source in getattr(dataset, "sources", ()):
+            _check_room(source.budget)
+
+
+@contextmanager
+def _refused(key: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, AssertionError, KeyError, OSError, RuntimeError) as error:
+        raise ConfigError(f"{key}: {error or type(error).__name__}") from error
+
+
+def _build_ours(build: Callable[[Mapping], Any], settings: Mapping[str, Any]) -> Any:
+    """Builds a part of this project, whose constructor is known to be quick, on the meta device; else None."""
+    if not getattr(settings["type"], "__module__", "").startswith("xtuner_plugins."):
+        return None
+    with torch.device("meta"):
+        return build(settings)
+
+
+def _check_room(budget: TileBudget) -> None:
+    """Raises where an image could never get ``max_tiles``: without a word, every large one would be shrunk."""
+
+    def tokens(max_tiles: int) -> int:
+        return budget.tokens([max_tiles + (budget.rule.use_thumbnail and max_tiles > 1)])
+
+    wanted, max_length = budget.rule.max_tiles, budget.max_length
+    if tokens(wanted) < max_length:
+        return
+    fitting = next((number for number in range(wanted, 0, -1) if tokens(number) < max_length), None)
+    remedy = f"lower max_tiles to {fitting} or " if fitting else ""
+    raise ConfigError(
+        f"train_dataloader.dataset: max_tiles={wanted} means images of {tokens(wanted):,} tokens (thumbnail included), "
+        f"but max_length={max_length:,}; {remedy}raise max_length above {tokens(wanted):,}"
+    )
+
+
+def _build_loader(settings: Mapping[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The run itself warns.
+        DataLoader([0], **{key: value for key, value in settings.items() if key not in LOADER_PARTS})
+
+
+def _build_optimizer(settings: Mapping[str, Any]):
+    wrapper = {key: value for key, value in settings.items() if key not in ("constructor", "paramwise_cfg")}
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    wrapper["optimizer"] = OPTIMIZERS.build(dict(wrapper["optimizer"], params=[parameter]))
+    max_norm = (wrapper.get("clip_grad") or {}).get("max_norm", 1.0)
+    if not max_norm > 0:  # PyTorch would turn the gradient around.
+        raise ConfigError(f"optim_wrapper.clip_grad.max_norm={max_norm!r} is out of range; give more than 0")
+    return OPTIM_WRAPPERS.build(dict({"type": "OptimWrapper"}, **wrapper))
+
+
+def _build_hook(settings: Any) -> None:
+    if isinstance(settings, Mapping) and settings:
+        if "type" not in settings:
+            raise ValueError(f"a hook needs a type, got {dict(settings)!r}; is its name misspelt?")
+        HOOKS.build(dict(settings))

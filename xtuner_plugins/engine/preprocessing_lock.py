@@ -1,0 +1,45 @@
+"""Keeps the preprocessing of a run in each of its checkpoints."""
+
+from __future__ import annotations
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from xtuner_plugins import preprocessing
+
+from .hooks import unwrap
+
+
+@HOOKS.register_module()
+class PreprocessingLockHook(Hook):
+    """Adds ``preprocessing`` (see `xtuner_plugins.preprocessing`) to what is saved, and compares it on resuming.
+
+    Raises:
+        PreprocessingError: a checkpoint to resume from was trained with other tiles, another template or other tokens.
+    """
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Writes what the live dataset and the live model do."""
+        lock = self._describe(runner)
+        if lock is not None:
+            checkpoint[preprocessing.KEY] = lock
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Refuses to go on with another preprocessing; a checkpoint that is only loaded may have had another."""
+        now = self._describe(runner)
+        if now is None or preprocessing.KEY not in checkpoint or not getattr(runner, "_resume", False):
+            return
+        preprocessing.check_same(
+            checkpoint[preprocessing.KEY],
+            now,
+            "the checkpoint to resume from",
+            "resume with the config that wrote it, or start a new run with load_from",
+        )
+
+    @staticmethod
+    def _describe(runner) -> dict | None:
+        dataset = runner.train_dataloader.dataset
+        if not hasattr(dataset, "sources"):  # somebody's own dataset: it keeps its own books
+            return None
+        pixels = unwrap(runner.model).data_preprocessor
+        return preprocessing.describe(dataset, pixels.mean.flatten().tolist(), pixels.std.flatten().tolist())

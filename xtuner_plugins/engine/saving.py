@@ -1,0 +1,181 @@
+"""Checkpoints that are whole or not there: written beside, synced to disk, renamed; old ones go last."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from mmengine.dist import all_gather_object, barrier, is_main_process
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
+
+from .resume import LAST_CHECKPOINT, newest_checkpoint
+from .steps import unwrap
+
+PARTIAL, REPLACED = ".partial", ".replaced"
+
+
+class SaveError(ValueError):
+    """A checkpoint that could not be written; raised on every rank with the same message."""
+
+    on_every_rank = True
+
+
+@HOOKS.register_module()
+class WholeCheckpointHook(CheckpointHook):
+    """MMEngine's hook, safe against kills and full disks, for plain files and DeepSpeed directories alike.
+
+    A checkpoint gets its name when all of it is on the disk, ``last_checkpoint`` names it after that, and what
+    ``max_keep_ckpts`` no longer allows is removed last (MMEngine removes first and writes in place).
+
+    Args:
+        interval: Optimizer steps between two checkpoints; -1 saves only at the end.
+        max_keep_ckpts: Checkpoints kept; -1 keeps all.
+        **kwargs: As `mmengine.hooks.CheckpointHook`.
+
+    Raises:
+        ValueError: An interval or a number of checkpoints that MMEngine would take for none.
+        SaveError: No space left, a write that failed, or weights that aren't finite. Nothing half-written is left, and
+            earlier checkpoints are all there.
+    """
+
+    def __init__(self, interval: int = -1, max_keep_ckpts: int = -1, **kwargs):
+        for name, value in (("interval", interval), ("max_keep_ckpts", max_keep_ckpts)):
+            if value != -1 and value < 1:
+                raise ValueError(f"{name}={value!r} is out of range; give 1 or more, or -1 for no limit")
+        super().__init__(interval=interval, max_keep_ckpts=max_keep_ckpts, **kwargs)
+
+    def before_train(self, runner) -> None:
+        """As MMEngine's; removes what a killed run left half-written."""
+        super().before_train(runner)
+        if is_main_process():
+            tidy(Path(self.out_dir))
+        barrier()
+
+    def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
+        target = Path(self.out_dir) / self.filename_tmpl.format(step)
+        _require_finite(runner, target)
+        self.last_ckpt = str(target)
+        kept = [*(kept for kept in getattr(self, "keep_ckpt_ids", ()) if kept != step), step]
+        runner.message_hub.update_info("last_ckpt", self.last_ckpt)
+        if self.max_keep_ckpts > 0:
+            runner.message_hub.update_info("keep_ckpt_ids", kept)
+        beside = _hidden(target, PARTIAL)
+        failure = None
+        try:
+            runner.save_checkpoint(
+                self.out_dir,
+                beside.name,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                backend_args=self.backend_args,
+                **self.args,
+            )
+        except (OSError, RuntimeError) as error:
+            failure = _reason(error, self.out_dir)
+        failure = _first_of_all_ranks(failure)
+        if failure is None and is_main_process():
+            try:
+                _move_into_place(beside, target)
+                _write_pointer(Path(runner.work_dir) / LAST_CHECKPOINT, target)
+            except OSError as error:
+                failure = _reason(error, self.out_dir)
+        failure = _first_of_all_ranks(failure)
+        if failure is not None:
+            if is_main_process():
+                _remove(beside)
+            last = newest_checkpoint(self.out_dir)
+            raise SaveError(
+                f"checkpoint {target} could not be written: {failure}. The last good checkpoint is "
+                f"{last or 'none: nothing was saved yet'}. Free some space and go on from it with --resume"
+            )
+        if self.max_keep_ckpts > 0:
+            while len(kept) > self.max_keep_ckpts:
+                old = kept.pop(0)
+                if is_main_process():
+                    _remove(target.with_name(self.filename_tmpl.format(old)))
+            self.keep_ckpt_ids = kept
+
+
+def tidy(folder: Path) -> None:
+    """Removes half-written checkpoints; one that was being replaced when the run was killed gets its name back."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.glob(f".*{REPLACED}")):
+        target = path.with_name(path.name[1 : -len(REPLACED)])
+        if target.exists():
+            _remove(path)
+        else:
+            os.rename(path, target)
+    for path in folder.glob(f".*{PARTIAL}"):
+        _remove(path)
+
+
+def _hidden(target: Path, suffix: str) -> Path:
+    return target.with_name(f".{target.name}{suffix}")
+
+
+def _move_into_place(beside: Path, target: Path) -> None:
+    for path in [*beside.rglob("*"), beside] if beside.is_dir() else [beside]:
+        _sync(path)
+    if target.is_dir() or (beside.is_dir() and target.exists()):
+        old = _hidden(target, REPLACED)
+        _remove(old)
+        os.rename(target, old)
+        os.rename(beside, target)
+        _remove(old)
+    else:
+        os.replace(beside, target)
+    _sync(target.parent)
+
+
+def _write_pointer(pointer: Path, target: Path) -> None:
+    beside = _hidden(pointer, PARTIAL)
+    beside.write_text(str(target), encoding="utf-8")
+    _sync(beside)
+    os.replace(beside, pointer)
+    _sync(pointer.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _reason(error: Exception, folder: str) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if shutil.disk_usage(folder).free < 1 << 20:  # torch's writer doesn't pass on what the system said
+        return "No space left on device"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _first_of_all_ranks(failure: str | None) -> str | None:
+    """The first rank's failure; every rank waits here, so none goes on while another failed."""
+    return next((found for found in all_gather_object(failure) if found is not None), None)
+
+
+def _require_finite(runner, target: Path) -> None:
+    """Keeps weights that an update has ruined from taking the place of good ones."""
+    parameters = [p for p in unwrap(runner.model).parameters() if p.requires_grad]
+    is_finite = all(bool(torch.isfinite(getattr(p, "ds_tensor", p)).all()) for p in parameters)
+    if not all(all_gather_object(is_finite)):
+        last = newest_checkpoint(Path(target).parent)
+        raise SaveError(
+            f"checkpoint {target} was not written: the last update made weights infinite or not a number. The last "
+            f"good checkpoint is {last or 'none: nothing was saved yet'}. Lower the learning rate"
+        )

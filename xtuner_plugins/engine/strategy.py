@@ -1,0 +1,161 @@
+"""XTuner's DeepSpeed strategy, with hooks called at checkpoints and failed writes reported by every rank."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from xtuner.engine import DeepSpeedStrategy as XTunerDeepSpeedStrategy
+
+from xtuner_plugins.checkpoints.reader import load_pickle
+from xtuner_plugins.checkpoints.zero import checkpoint_directory
+
+from .steps import unwrap
+
+
+class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
+    """Calls ``before_save_checkpoint`` and ``after_load_checkpoint``, which MMEngine leaves out under DeepSpeed.
+
+    So the place in the data, and whatever else a hook keeps, is in a DeepSpeed directory as in a plain file. A
+    checkpoint of another choice of trained parts is refused: DeepSpeed would load what fits and say nothing. It has
+    XTuner's name because MMEngine's runner knows DeepSpeed by it.
+    """
+
+    def _wrap_model(self, model: Any) -> Any:
+        wrapper = super()._wrap_model(model)
+        engine = wrapper.model
+        _keep_norms_that_are_not_finite(engine.optimizer)
+        self._writes = _PatientWrites()
+        engine.checkpoint_engine.save = self._writes.guard(engine.checkpoint_engine.save)
+        engine._copy_recovery_script = self._writes.guard(engine._copy_recovery_script)
+        return wrapper
+
+    def save_checkpoint(
+        self, filename: str, *, extra_ckpt: dict | None = None, callback: Callable | None = None, **kwargs
+    ) -> None:
+        """As MMEngine's.
+
+        Raises:
+            OSError, RuntimeError: A file of this rank could not be written; the other ranks are past the save, too.
+        """
+        extra_ckpt = {} if extra_ckpt is None else extra_ckpt
+        if callback is not None:
+            callback(extra_ckpt)
+        super().save_checkpoint(filename=filename, extra_ckpt=extra_ckpt, **kwargs)
+        self._writes.raise_failure()
+
+    def resume(self, filename: str, *, callback: Callable | None = None, **kwargs) -> dict:
+        """As MMEngine's.
+
+        Raises:
+            ValueError: The directory holds other trained parameters than the model.
+        """
+        self._check_parameters(filename)
+        checkpoint = super().resume(os.path.normpath(filename), **kwargs)
+        if callback is not None:
+            callback(checkpoint)
+        return checkpoint
+
+    def load_checkpoint(self, filename: str, *, callback: Callable | None = None, **kwargs) -> dict:
+        """As MMEngine's.
+
+        Raises:
+            ValueError: The directory holds other trained parameters than the model.
+        """
+        self._check_parameters(filename)
+        checkpoint = super().load_checkpoint(os.path.normpath(filename), **kwargs)
+        if callback is not None:
+            callback(checkpoint)
+        return checkpoint
+
+    def _check_parameters(self, filename: str) -> None:
+        folder = checkpoint_directory(Path(filename))
+        saved = load_pickle(sorted(folder.glob("*_model_states.pt"))[0]).get("param_shapes") or []
+        found = {
+            name: tuple(shape)
+            for group in ([saved] if isinstance(saved, Mapping) else saved)
+            for name, shape in group.items()
+        }
+        expected = {
+            name: tuple(getattr(parameter, "ds_shape", parameter.shape))
+            for name, parameter in unwrap(self.model).named_parameters()
+            if parameter.requires_grad
+        }
+        require_same_parameters(expected, found)
+
+
+class _PatientWrites:
+    """Keeps the failure of a write until every rank has passed the barriers of DeepSpeed's save.
+
+    An exception inside the save would leave the other ranks waiting for this one.
+    """
+
+    def __init__(self):
+        self._failure: Exception | None = None
+
+    def guard(self, write: Callable) -> Callable:
+        """The function, without its failures."""
+
+        @functools.wraps(write)
+        def guarded(*args, **kwargs):
+            try:
+                return write(*args, **kwargs)
+            except (OSError, RuntimeError) as error:
+                self._failure = error
+
+        return guarded
+
+    def raise_failure(self) -> None:
+        """Raises the last failure, once."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+
+def _keep_norms_that_are_not_finite(optimizer: Any) -> None:
+    """Makes a ZeRO optimizer report norms that aren't finite.
+
+    DeepSpeed puts -1 for the norm of such a group, and the norm over all groups then looks like any other.
+    """
+
+    def honest(norm_of: Callable) -> Callable:
+        @functools.wraps(norm_of)
+        def measured(*args, **kwargs):
+            norm = norm_of(*args, **kwargs)
+            return torch.where(norm < 0, torch.full_like(norm, math.nan), norm)
+
+        return measured
+
+    for name in ("get_grad_norm_direct", "complete_grad_norm_calculation_for_cpu_offload"):
+        if hasattr(optimizer, name):
+            setattr(optimizer, name, honest(getattr(optimizer, name)))
+
+
+def require_same_parameters(expected: Mapping[str, tuple], found: Mapping[str, tuple]) -> None:
+    """Raises where a checkpoint's trained parameters aren't the model's.
+
+    Args:
+        expected: Names and shapes that the model trains.
+        found: Names and shapes in the checkpoint.
+
+    Raises:
+        ValueError: Some are missing, unknown, or differ in shape.
+    """
+    complaints = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
+    complaints += [f"unknown {name}" for name in sorted(found.keys() - expected.keys())]
+    complaints += [
+        f"{name} is {found[name]}, the model has {expected[name]}"
+        for name in sorted(expected.keys() & found.keys())
+        if expected[name] != found[name]
+    ]
+    if complaints:
+        shown = "; ".join(complaints[:5]) + (f"; and {len(complaints) - 5} more" if len(complaints) > 5 else "")
+        raise ValueError(
+            f"this checkpoint is of another model or another choice of trained parts: {shown}. "
+            "Resume with the config that wrote it."
+        )

@@ -1,0 +1,230 @@
+"""The preprocessing that a model was trained with: locked into every checkpoint, written into every export.
+
+::
+
+    {"tile_size": 448, "tokens_per_tile": 256,
+     "datasets": [{"name": "train", "min_tiles": 1, "max_tiles": 6, "use_thumbnail": true, "template": "Hermes-2"}],
+     "tile_sharing": "equal", "max_length": 4096, "image_mean": [...], "image_std": [...],
+     "special_tokens": {"<img>": 151665, ...}, "pillow_version": "12.1.0", "resize_rule": "...", "versions": {...},
+     "exported": {"min_tiles": 1, "max_tiles": 6, "use_thumbnail": true, "template": "Hermes-2"}}
+
+``exported`` stands in exports only: what their ``config.json`` says. A model directory has one template and one rule of
+tiles, a mixture may have several; `choose` is the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from xtuner_plugins.hub.constants import ADDED_TOKENS, IMAGENET_MEAN, IMAGENET_STD
+
+KEY = "preprocessing"  # in a training checkpoint
+FILE = "preprocessing.json"  # in an export
+SETTINGS = ("min_tiles", "max_tiles", "use_thumbnail", "template")
+
+
+class PreprocessingError(ValueError):
+    """Training and config, or training and what a model directory can say, don't fit; the message names both."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The one rule that a model directory can hold; fields as those of a dataset."""
+
+    min_tiles: int
+    max_tiles: int
+    use_thumbnail: bool
+    template: str
+
+    def config_fields(self) -> dict[str, Any]:
+        """The same in the words of an official ``config.json``."""
+        return {
+            "dynamic_image_size": True,
+            "min_dynamic_patch": self.min_tiles,
+            "max_dynamic_patch": self.max_tiles,
+            "use_thumbnail": self.use_thumbnail,
+            "template": self.template,
+        }
+
+
+def describe(dataset, image_mean, image_std) -> dict:
+    """What a live `MultimodalDataset` does, as plain values.
+
+    Args:
+        dataset: the training dataset.
+        image_mean: of each channel, that the model's data preprocessor uses.
+        image_std: likewise.
+    """
+    from xtuner_plugins.datasets.resize_rules import resize_facts
+
+    budget, vocabulary = dataset.sources[0].budget, dataset.tokenizer
+    return {
+        "tile_size": dataset.tiling.tile_size,
+        "tokens_per_tile": dataset.facts.tokens_per_tile,
+        "datasets": [
+            {"name": source.name, **_settings(source.budget.rule, source.template.name)} for source in dataset.sources
+        ],
+        "tile_sharing": budget.sharing,
+        "max_length": budget.max_length,
+        "too_long": list(budget.steps),
+        "num_frames": dataset.num_frames,
+        "route": dataset.route,
+        "image_mean": _rounded(image_mean),
+        "image_std": _rounded(image_std),
+        "special_tokens": {token: vocabulary.token_id(token) for token in ADDED_TOKENS if vocabulary.has_token(token)},
+        **resize_facts(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "pillow")},
+    }
+
+
+def from_config(cfg) -> dict | None:
+    """``tile_size`` and ``datasets`` of a training config, without opening its data.
+
+    Returns:
+        The two, or None where the config has no dataset of ours.
+    """
+    from xtuner_plugins.datasets.base import BaseFacts
+
+    dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
+    paths = dataset.get("data_paths")
+    if not paths or "base" not in dataset:
+        return None
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    own = dataset.get("dataset_settings")
+    own = list(own) if isinstance(own, (list, tuple)) else [own] * len(paths)
+    shared = {key: dataset.get(key) for key in SETTINGS}
+    facts = [BaseFacts.read(dataset["base"], **own_settings(one, shared)) for one in own]
+    described = [
+        {"name": (one or {}).get("name") or Path(path).stem, **_settings(fact.tiling, fact.template)}
+        for path, one, fact in zip(paths, own, facts, strict=False)
+    ]
+    return {"tile_size": facts[0].tiling.tile_size, "datasets": described}
+
+
+def own_settings(own: Mapping | None, shared: Mapping) -> dict:
+    """Tile limits and template of one annotation file: its own, else those of the whole dataset."""
+    own = own or {}
+    return {key: own[key] if own.get(key) is not None else shared[key] for key in SETTINGS}
+
+
+def check_same(trained: Mapping, now: Mapping, where: str, remedy: str) -> None:
+    """Raises where a config (or a live dataset) cuts or prompts otherwise than a checkpoint's training did.
+
+    Raises:
+        PreprocessingError: names both.
+    """
+    complaints = []
+    for key in ("tile_size", "special_tokens", "image_mean", "image_std"):
+        if key in trained and key in now and trained[key] != now[key]:
+            complaints.append(f"{key}={trained[key]} there, {now[key]} here")
+    if _rules(trained) != _rules(now):
+        complaints.append(f"{_list(_rules(trained))} there, {_list(_rules(now))} here")
+    if complaints:
+        raise PreprocessingError(f"{where} was trained with another preprocessing: {'; '.join(complaints)}; {remedy}")
+
+
+def choose(trained: Mapping, *, template: str | None = None, max_tiles: int | None = None) -> tuple[Choice, str | None]:
+    """The template and the tile limits that a model directory gets from a training.
+
+    A mixture with one template and one rule leaves no choice. With several templates the caller must name one. Of
+    several rules among the files with that template the one with most tiles is taken, or the one with ``max_tiles``.
+
+    Returns:
+        The choice, and what to tell the user about it (or None).
+
+    Raises:
+        PreprocessingError: several templates and none named, or one that was not trained with.
+    """
+    expected = [list(IMAGENET_MEAN), list(IMAGENET_STD)]
+    pixels = [list(trained.get("image_mean", IMAGENET_MEAN)), list(trained.get("image_std", IMAGENET_STD))]
+    if pixels != expected:
+        raise PreprocessingError(
+            f"trained with image mean {pixels[0]} and std {pixels[1]}, but every consumer of a model directory uses "
+            f"{expected[0]} and {expected[1]}; train without mean and std of your own, on a base built with "
+            "--image-mean and --image-std"
+        )
+    rules = _rules(trained)
+    templates = sorted({rule.template for rule in rules})
+    if template is None and len(templates) > 1:
+        raise PreprocessingError(
+            f"trained with several templates ({_by_template(trained)}), but a model directory has one; "
+            "name it with --template"
+        )
+    template = template or templates[0]
+    if template not in templates:
+        raise PreprocessingError(f"--template {template}: trained with {_by_template(trained)} only")
+    fitting = [rule for rule in rules if rule.template == template]
+    if max_tiles is not None:
+        wanted = [rule for rule in fitting if rule.max_tiles == max_tiles]
+        if not wanted:
+            raise PreprocessingError(f"--max-tiles {max_tiles}: trained with {_list(fitting)} only")
+        return wanted[0], None
+    chosen = max(fitting, key=lambda rule: rule.max_tiles)
+    if len(fitting) == 1:
+        return chosen, None
+    return chosen, (
+        f"trained with several rules of tiles ({_list(fitting)}); the export has the one with most: {_list([chosen])}; "
+        "--max-tiles chooses another"
+    )
+
+
+def exported(lock: Mapping, where: str) -> Choice:
+    """What an export's ``preprocessing.json`` says that its config should say.
+
+    Raises:
+        PreprocessingError: it says nothing that can be read.
+    """
+    try:
+        return Choice(**{key: lock["exported"][key] for key in SETTINGS})
+    except (KeyError, TypeError):
+        raise PreprocessingError(f"{where} does not say what was exported") from None
+
+
+def check_form(lock: Any, where: str) -> dict:
+    """A lock out of a file, if it is one.
+
+    Raises:
+        PreprocessingError: it isn't.
+    """
+    try:
+        readable = bool(_rules(lock))
+    except (KeyError, TypeError, AttributeError):
+        readable = False
+    if not readable:
+        raise PreprocessingError(f"{where} holds a preprocessing that can't be read")
+    return dict(lock)
+
+
+def _rules(lock: Mapping) -> list[Choice]:
+    """Each different rule once, in a fixed order."""
+    found = {Choice(*(dataset[key] for key in SETTINGS)) for dataset in lock["datasets"]}
+    return sorted(found, key=lambda rule: (rule.template, rule.max_tiles, rule.min_tiles, rule.use_thumbnail))
+
+
+def _settings(tiling, template: str) -> dict:
+    rule = Choice(tiling.min_tiles, tiling.max_tiles, tiling.use_thumbnail, template)
+    return asdict(rule)
+
+
+def _list(rules: list[Choice]) -> str:
+    parts = []
+    for rule in rules:
+        thumbnail = "and" if rule.use_thumbnail else "without"
+        parts.append(f"{rule.min_tiles} to {rule.max_tiles} tiles {thumbnail} thumbnail, {rule.template}")
+    return " and ".join(parts)
+
+
+def _by_template(lock: Mapping) -> str:
+    names: dict[str, list[str]] = {}
+    for dataset in lock["datasets"]:
+        names.setdefault(dataset["template"], []).append(str(dataset.get("name")))
+    return "; ".join(f"{template}: {', '.join(files)}" for template, files in sorted(names.items()))
+
+
+def _rounded(values) -> list[float]:
+    """Numbers as they were written, out of float32."""
+    return [round(float(value), 6) for value in values]

@@ -1,0 +1,109 @@
+"""Processes that end with the process that started them, even where that one is killed.
+
+A killed process (SIGKILL, or out of memory) can't end its children: they go on, hold memory, locks and ports. So the
+child asks the kernel to be killed when its parent ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+POLL_SECONDS = 1.0
+STARTED_BY = "XTUNER_PLUGINS_STARTED_BY"  # process id of whoever called `start_bound`
+
+
+def die_with_parent(parent: int | None = None, *, watch: bool = sys.platform != "linux") -> None:
+    """Lets this process be killed (SIGKILL) as soon as its parent ends. Call it first in a child process.
+
+    Where the parent, or the process further above that called `start_bound`, has ended before, this process ends at
+    once. Linux ties a child to its parent's *thread*: start the child from a thread that lives as long as the child
+    shall, usually the main one, or pass ``watch=True``.
+
+    Args:
+        parent: Process id of the parent. None takes what `multiprocessing` knows, else the parent of now.
+        watch: Do without the kernel: a thread of this process checks every second whether the parent still lives.
+            It doesn't matter which of the parent's threads started this process.
+    """
+    started_by = multiprocessing.parent_process()
+    parent = parent or (started_by.pid if started_by else os.getppid())
+    if watch:
+        threading.Thread(target=_watch, args=(parent,), daemon=True, name="die-with-parent").start()
+    else:
+        _set_death_signal(ctypes.CDLL(None, use_errno=True))
+    starter = os.environ.get(STARTED_BY)
+    if os.getppid() != parent or (starter and not is_ancestor(int(starter))):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def start_bound(command: Sequence[str], **options) -> subprocess.Popen:
+    """As `subprocess.Popen`, for a program that shall end with this process (on Linux: with the calling thread).
+
+    What the program starts in its turn is bound to it where it calls `die_with_parent`.
+    """
+    options["env"] = {**(options.get("env") or os.environ), STARTED_BY: str(os.getpid())}
+    if sys.platform != "linux":  # Without a signal of the kernel only the program itself could look.
+        return subprocess.Popen(command, **options)
+    parent, libc = os.getpid(), ctypes.CDLL(None, use_errno=True)
+
+    def bind() -> None:
+        _set_death_signal(libc)
+        if os.getppid() != parent:
+            os._exit(128 + signal.SIGKILL)
+
+    return subprocess.Popen(command, preexec_fn=bind, **options)
+
+
+def is_ancestor(pid: int) -> bool:
+    """Whether ``pid`` is a living process above this one. True where the system doesn't tell (no ``/proc``)."""
+    current: int | None = os.getpid()
+    while current is not None and current > 1:
+        current = parent_of(current)
+        if current == pid:
+            return True
+    return not os.path.isdir("/proc/self")
+
+
+def parent_of(pid: int) -> int | None:
+    """The parent of a process; None where it has ended or the system doesn't tell."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def program_of(pid: int | None) -> str:
+    """The name of the program, or of the script, that a process runs; '' where the system doesn't tell."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = [os.path.basename(word) for word in os.fsdecode(file.read()).split("\0")]
+    except OSError:
+        return ""
+    return words[1] if words[0].startswith("python") and len(words) > 1 else words[0]
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _set_death_signal(libc: ctypes.CDLL) -> None:
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(POLL_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -22,9 +22,10 @@ from tests.checkpoints.vocabularies import (
 )
 from xtuner_plugins import fast_tokenizers
 from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
-from xtuner_plugins.checkpoints.tokenizer_files import IMAGE_TOKENS, load_tokenizer, save_tokenizer
+from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer, save_tokenizer
 from xtuner_plugins.checkpoints.writer import write_json
 from xtuner_plugins.fast_tokenizers import QWEN_PATTERN, QWEN_TOKENS, SAMPLES, load_fast_tokenizer
+from xtuner_plugins.hub.constants import ADDED_TOKENS
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +73,12 @@ def test_sentencepiece(settings, tmp_path):
 
 
 def test_internlm2_tokens(model, tmp_path):
-    folder = write_internlm2(tmp_path / "llm", image_tokens=IMAGE_TOKENS, model=model)
+    folder = write_internlm2(tmp_path / "llm", image_tokens=ADDED_TOKENS, model=model)
     tokenizer = load_tokenizer(folder)
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     size = processor.get_piece_size()
     assert len(tokenizer) == size + 9
-    assert tokenizer.convert_tokens_to_ids(list(IMAGE_TOKENS)) == list(range(size, size + 9))
+    assert tokenizer.convert_tokens_to_ids(list(ADDED_TOKENS)) == list(range(size, size + 9))
     for old, new in zip(SPARE, INTERNLM2_TOKENS, strict=True):
         assert tokenizer.convert_tokens_to_ids(new) == processor.piece_to_id(old)
         assert new in tokenizer.all_special_tokens and tokenizer.convert_tokens_to_ids(old) in (None, 0)
@@ -105,7 +106,7 @@ def test_names_of_pieces_are_text(model, tmp_path):
 
 def test_older_files(model, tmp_path):
     """Added tokens listed in ``added_tokens.json`` alone."""
-    folder = write_internlm2(tmp_path / "new", image_tokens=IMAGE_TOKENS, model=model)
+    folder = write_internlm2(tmp_path / "new", image_tokens=ADDED_TOKENS, model=model)
     expected = load_tokenizer(folder)
     config = read_json(folder / "tokenizer_config.json")
     added = {fields["content"]: int(n) for n, fields in config.pop("added_tokens_decoder").items()}

@@ -1,5 +1,6 @@
 """The session behind chat, demo and evaluation: it answers exactly as the exported model's own `chat` does."""
 
+import json
 import shutil
 
 import numpy as np
@@ -8,10 +9,11 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import normalize
 
-from xtuner_plugins.datasets.base import BaseFacts
+from xtuner_plugins.datasets import MultimodalDataset
+from xtuner_plugins.datasets.base import BaseFacts, tiling_of
 from xtuner_plugins.datasets.tiling import tile_image
 from xtuner_plugins.hub import InternVLChatModel
-from xtuner_plugins.inference import CallbackStreamer, ChatSession, resolve_device, tiling_of, with_placeholders
+from xtuner_plugins.inference import CallbackStreamer, ChatSession, resolve_device, with_placeholders
 from xtuner_plugins.inference import normalize as normalize_tiles
 
 SHORT = {"max_new_tokens": 8}
@@ -153,6 +155,24 @@ def test_fewer_tiles_on_demand(session, exported):
     assert session.answer([("What is it?", [image])], max_tiles=1, **SHORT) == [one_tile]
     limited = ChatSession(session.model, session.tokenizer, max_tiles=1)
     assert limited.ask("What is it?", image, **SHORT) == one_tile
+
+
+def test_images_of_a_question_share_the_tiles_as_in_training(session, toy_base, tmp_path):
+    """Three images under a limit of 6: two tiles each, as the dataset cuts them, whatever each could use alone."""
+    images, record = [], {"image": [], "conversations": [{"from": "human", "value": "<image>" * 3 + "Which?"}]}
+    for index, size in enumerate([(336, 224), (448, 112), (112, 112)]):
+        images.append(tmp_path / f"{index}.png")
+        picture(*size, seed=index).save(images[-1])
+        record["image"].append(images[-1].name)
+    record["conversations"].append({"from": "gpt", "value": "The last."})
+    (tmp_path / "data.jsonl").write_text(json.dumps(record))
+    sample = MultimodalDataset(
+        str(toy_base), [str(tmp_path / "data.jsonl")], [str(tmp_path)], cache_dir=str(tmp_path / "cache"), max_tiles=6
+    )[0]
+    shared = ChatSession(session.model, session.tokenizer, max_tiles=6)
+    assert torch.equal(torch.cat(shared._load(images, shared.tiling)), sample["tiles"])
+    alone = ChatSession(session.model, session.tokenizer, max_tiles=6, tile_sharing="need")
+    assert [len(tiles) for tiles in alone._load(images, alone.tiling)] == [7, 5, 1]
 
 
 def test_sampling_is_passed_on(session):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import HANGS_AFTER
+
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_GIB = 16
 INTERNVIT_300M = dict(
@@ -101,7 +103,7 @@ def run(*command, cwd=ROOT):
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    output, _ = process.communicate(timeout=1500)
+    output, _ = process.communicate(timeout=HANGS_AFTER)
     watcher.join()
     assert process.returncode == 0, output[-4000:]
     return peak[0], output

@@ -6,6 +6,7 @@ offers, and cuts pictures with the tiling that training used: what answers here 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,22 @@ import torch
 from PIL import Image
 from transformers import TextStreamer
 
+from xtuner_plugins import preprocessing
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer
+from xtuner_plugins.checkpoints.reader import read_json
+from xtuner_plugins.datasets.base import tiling_of
+from xtuner_plugins.datasets.budget import first_limit
 from xtuner_plugins.datasets.media import load_image, to_rgb
+from xtuner_plugins.datasets.resize_rules import compare_resize_facts
 from xtuner_plugins.datasets.tiling import DynamicTiling
 from xtuner_plugins.hub import InternVLChatModel
+from xtuner_plugins.hub.constants import IMAGE_PLACEHOLDER, IMAGENET_MEAN, IMAGENET_STD
 
 Picture = str | Path | Image.Image
 
-IMAGE_PLACEHOLDER = "<image>"
 # Of red, green and blue in [0, 1], the same in every model of this format and in every program that runs them.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_NEW_TOKENS = 512
+_logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -38,6 +43,8 @@ class ChatSession:
         min_tiles: Fewest tiles a picture; the model's own setting when None.
         max_tiles: Most tiles a picture, thumbnail not counted; the model's own setting when None.
         use_thumbnail: Add a thumbnail where there is more than one tile; the model's own setting when None.
+        tile_sharing: How the images of one question share the limit: `'equal'`, as the official training and ours do
+            by default, or `'need'` (each may have all of it).
 
     Attributes:
         history: `(question, answer)` pairs so far.
@@ -54,11 +61,13 @@ class ChatSession:
         min_tiles: int | None = None,
         max_tiles: int | None = None,
         use_thumbnail: bool | None = None,
+        tile_sharing: str = "equal",
     ):
         self.model = model.eval()
         self.tokenizer = tokenizer
         self._limits = {"min_tiles": min_tiles, "max_tiles": max_tiles, "use_thumbnail": use_thumbnail}
         self.tiling = tiling_of(model.config, **self._limits)
+        self.tile_sharing = tile_sharing
         self.reset()
 
     @classmethod
@@ -79,6 +88,8 @@ class ChatSession:
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
         model, _ = load_model(directory, dtype=dtype, device=device)
+        trained = _read_preprocessing(Path(directory), model.config)
+        limits.setdefault("tile_sharing", trained.get("tile_sharing", "equal"))
         return cls(model, load_tokenizer(directory), **limits)
 
     @property
@@ -184,9 +195,10 @@ class ChatSession:
         return answers
 
     def _load(self, images: Sequence[Picture] | Picture, tiling: DynamicTiling) -> list[torch.Tensor]:
-        """uint8 `[T, 3, S, S]` of each picture."""
+        """uint8 `[T, 3, S, S]` of each image of one question, which share the tile limit as in training."""
         if isinstance(images, (str, Path, Image.Image)):
             images = [images]
+        tiling = tiling.limited(first_limit(tiling.max_tiles, len(images), self.tile_sharing))
         return [tiling(to_rgb(image) if isinstance(image, Image.Image) else load_image(image)) for image in images]
 
     def _pixels(self, tiles: list[torch.Tensor]) -> torch.Tensor | None:
@@ -194,6 +206,31 @@ class ChatSession:
         if not tiles:
             return None
         return normalize(torch.cat(tiles).to(self.device)).to(self.model.dtype)
+
+
+def _read_preprocessing(directory: Path, config) -> dict:
+    """What an export was trained with; empty for a directory that doesn't say.
+
+    Warns where its config, or this machine's Pillow, differs from that.
+
+    Raises:
+        PreprocessingError: `preprocessing.json` can't be read.
+    """
+    path = directory / preprocessing.FILE
+    if not path.is_file():
+        return {}
+    trained = read_json(path)
+    rule = preprocessing.exported(trained, str(path))
+    edited = [
+        f"{key}={getattr(config, key)} (trained: {value})"
+        for key, value in rule.config_fields().items()
+        if getattr(config, key) != value
+    ]
+    if edited:
+        _logger.warning("%s differs from the model's training: %s", directory / "config.json", ", ".join(edited))
+    if warning := compare_resize_facts(trained):
+        _logger.warning(warning)
+    return trained
 
 
 class CallbackStreamer(TextStreamer):
@@ -213,24 +250,6 @@ def normalize(tiles: torch.Tensor) -> torch.Tensor:
     """uint8 tiles `[T, 3, S, S]` to float32, by ImageNet's mean and deviation: bit-equal to what training does."""
     mean, std = (torch.tensor(values, device=tiles.device).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (tiles.float() / 255.0 - mean) / std
-
-
-def tiling_of(
-    config, *, min_tiles: int | None = None, max_tiles: int | None = None, use_thumbnail: bool | None = None
-) -> DynamicTiling:
-    """The tiling that a model's config asks for, with what is given here in its place; the data side's rule.
-
-    Raises:
-        SettingError: Impossible limits.
-    """
-    own_max = config.max_dynamic_patch if config.dynamic_image_size else 1
-    max_tiles = own_max if max_tiles is None else max_tiles
-    return DynamicTiling(
-        min_tiles=min(config.min_dynamic_patch, own_max, max_tiles) if min_tiles is None else min_tiles,
-        max_tiles=max_tiles,
-        tile_size=config.force_image_size or config.vision_config.image_size,
-        use_thumbnail=config.use_thumbnail if use_thumbnail is None else use_thumbnail,
-    )
 
 
 def with_placeholders(question: str, num_images: int) -> str:

@@ -8,10 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT
-from xtuner_plugins.checkpoints.assemble import build_base, hub_code
+from xtuner_plugins.checkpoints.assemble import build_base
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer
 from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
-from xtuner_plugins.checkpoints.tokenizer_files import IMAGE_TOKENS
+from xtuner_plugins.checkpoints.remote_code import hub_code
+from xtuner_plugins.families import UnknownFamilyError
+from xtuner_plugins.hub.constants import ADDED_TOKENS
 from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template
 from xtuner_plugins.toy.models import write_random_parts
 
@@ -29,7 +31,7 @@ def test_tokens_follow_the_base(toy_parts, toy_base):
     _, llm = toy_parts
     first = read_json(llm / "tokenizer.json")["added_tokens"][-1]["id"] + 1
     tokenizer = load_tokenizer(toy_base)
-    assert tokenizer.convert_tokens_to_ids(list(IMAGE_TOKENS)) == list(range(first, first + 9))
+    assert tokenizer.convert_tokens_to_ids(list(ADDED_TOKENS)) == list(range(first, first + 9))
     assert read_json(toy_base / "config.json")["llm_config"]["vocab_size"] == first + 9 == len(tokenizer)
     assert tokenizer.encode("a<img>b") == [*tokenizer.encode("a"), first, *tokenizer.encode("b")]
     merges = read_json(toy_base / "tokenizer.json")["model"]["merges"]
@@ -150,10 +152,11 @@ class TestRefusals:
         self.check(tmp_path, "vision tower: directory .*nowhere does not exist", tmp_path / "nowhere", toy_parts[1])
 
     def test_swapped(self, toy_parts, tmp_path):
-        self.check(tmp_path, "is not an InternViT", toy_parts[1], toy_parts[0])
+        self.check(tmp_path, "is not a vision encoder", toy_parts[1], toy_parts[0], error=UnknownFamilyError)
 
     def test_vision_twice(self, toy_parts, tmp_path):
-        self.check(tmp_path, "not a language model that can be used", toy_parts[0], toy_parts[0])
+        error = UnknownFamilyError
+        self.check(tmp_path, "not a language model that can be used", toy_parts[0], toy_parts[0], error=error)
 
     def test_multimodal_as_llm(self, toy_parts, toy_base, tmp_path):
         self.check(tmp_path, "is a multimodal model", toy_parts[0], toy_base)

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.checkpoints.training import LORA, SETTINGS, chat_inputs, logits, make_model, save_pth, write_config
+from tests.conftest import HANGS_AFTER
 from xtuner_plugins.checkpoints.export import MANIFEST, export
 from xtuner_plugins.checkpoints.loader import load_model, load_trained
 from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
@@ -171,6 +172,8 @@ class TestRefusals:
         config, checkpoint, _ = run("projector")
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "mine.txt").write_text("kept")
+        self.check(tmp_path, "holds no config.json.*remove it yourself", config, checkpoint, force=True)
+        (tmp_path / "out" / "config.json").write_text("{}")
         self.check(tmp_path, "exists already.*--force", config, checkpoint)
         export(config, checkpoint, tmp_path / "out", force=True)
         assert not (tmp_path / "out" / "mine.txt").exists() and (tmp_path / "out" / "config.json").is_file()
@@ -181,6 +184,21 @@ class TestRefusals:
         with pytest.raises(CheckpointError, match="would overwrite the base"):
             export(config, checkpoint, toy_base, force=True)
         assert sorted(p.name for p in toy_base.iterdir()) == before
+
+    def test_onto_the_base_through_a_link(self, run, run_tool, toy_base, tmp_path):
+        """The config names the base by a link and OUT is the base itself; and the other way round."""
+        import shutil
+
+        _, checkpoint, _ = run("projector")
+        shutil.copytree(toy_base, tmp_path / "real" / "base")
+        (tmp_path / "link").symlink_to("real")
+        for base, out in (("link/base", "real/base"), ("real/base", "link/base/")):
+            config = write_config(tmp_path / "c.py", tmp_path / base)
+            command = ("tools/convert_to_official.py", config, checkpoint, f"{tmp_path}/{out}", "--force")
+            done = run_tool(*command)
+            assert done.returncode == 1 and "would overwrite the base" in done.stderr, done.stdout
+            assert read_json(tmp_path / "real" / "base" / "config.json") == read_json(toy_base / "config.json")
+            assert not (tmp_path / "real" / "base" / MANIFEST).exists()
 
     def test_full_disk(self, run, tmp_path, monkeypatch):
         import shutil
@@ -250,7 +268,7 @@ print("answer", len(history), isinstance(answer, str))
 """
     env = {"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     clean = subprocess.run(
-        [sys.executable, "-I", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, "-I", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANGS_AFTER
     )
     assert clean.returncode == 0, clean.stderr
     gap = float(clean.stdout.split("gap ")[1].split()[0])

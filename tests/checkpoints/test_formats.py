@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -18,8 +20,8 @@ from xtuner_plugins.checkpoints.export import convert, export
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer, load_trained
 from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.tensors import MemoryTensor
-from xtuner_plugins.checkpoints.tokenizer_files import IMAGE_TOKENS
 from xtuner_plugins.checkpoints.writer import write_json
+from xtuner_plugins.hub.constants import ADDED_TOKENS
 from xtuner_plugins.toy.models import write_random_parts
 
 RMS_TOWER = dict(norm_type="rms_norm", qk_normalization=True, qkv_bias=False)
@@ -167,7 +169,7 @@ def test_internlm2_with_its_own_vocabulary(toy_parts, tmp_path):
     base = as_internlm2(tmp_path / "assembled", tmp_path / "base")
     for path in [*base.glob("*token*")]:
         path.unlink()
-    write_internlm2(base, image_tokens=IMAGE_TOKENS, model=(llm / "tokenizer.model").read_bytes())
+    write_internlm2(base, image_tokens=ADDED_TOKENS, model=(llm / "tokenizer.model").read_bytes())
     prompt = "<|im_start|>user\n<img><IMG_CONTEXT></img>\n你好 2 cats<|im_end|><|im_start|>assistant\n"
     expected = load_tokenizer(tmp_path / "assembled")(prompt).input_ids
     assert load_tokenizer(base)(prompt).input_ids == expected and expected[0] == 1
@@ -192,6 +194,56 @@ def test_internlm2_with_its_own_vocabulary(toy_parts, tmp_path):
     assert ids[:at] == expected[:at] and ids[-8:] == expected[-8:]
     inputs = chat_inputs(trained.model)
     assert (native_logits(tmp_path / "hf", inputs)[..., :-1] - logits(trained.model, inputs)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [pytest.param("all of it", marks=pytest.mark.slow), "modeling_internlm2.py", "conversation.py", "auto_map"],
+)
+def test_internlm2_without_its_code_opens_everywhere(internlm2_base, tmp_path, lacking):
+    """What its own code can't open any more is written in the exact Llama form, with our code, and says so."""
+    base = tmp_path / "base"
+    shutil.copytree(internlm2_base, base)
+    if lacking == "all of it":
+        for path in base.glob("*.py"):
+            path.unlink()
+    elif lacking == "auto_map":
+        fields = read_json(base / "config.json")
+        write_json(base / "config.json", {k: v for k, v in fields.items() if k != "auto_map"})
+    else:
+        (base / lacking).unlink()
+    trained = make_model(base)
+    checkpoint = save_pth(trained, tmp_path / "iter_1.pth")
+    done = export(write_config(tmp_path / "c.py", base), checkpoint, tmp_path / "out")
+    (note,) = done["notes"]
+    assert "exact Llama form" in note and (lacking if lacking != "all of it" else "internlm2") in note
+    code = """
+import sys, torch
+sys.modules["xtuner_plugins"] = None
+from transformers import AutoModel, AutoTokenizer
+options = dict(trust_remote_code=True, torch_dtype=torch.float32, output_loading_info=True)
+model, info = AutoModel.from_pretrained("out", **options)
+assert not info["missing_keys"] and not info["unexpected_keys"], info
+tokenizer = AutoTokenizer.from_pretrained("out", trust_remote_code=True)
+print(type(model.language_model).__name__, model.eval().chat(tokenizer, None, "Hi", dict(max_new_tokens=3)) is not None)
+"""
+    if lacking == "all of it":
+        clean = subprocess.run(
+            [sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+            env={"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert clean.stdout.split() == ["LlamaForCausalLM", "True"], clean.stderr
+    inputs = chat_inputs(trained.model)
+    model = _with_context(load_model(tmp_path / "out", dtype=None)[0], trained.model)
+    assert torch.equal(logits(model, inputs), logits(trained.model, inputs))
+
+
+def test_code_that_is_not_whole_is_replaced_by_ours(toy_base, tmp_path):
+    shutil.copytree(toy_base, tmp_path / "base")
+    (tmp_path / "base" / "conversation.py").unlink()
+    config = write_config(tmp_path / "c.py", tmp_path / "base")
+    done = export(config, save_pth(make_model(toy_base), tmp_path / "iter_1.pth"), tmp_path / "out")
+    assert "lacks conversation.py" in done["notes"][0] and (tmp_path / "out" / "conversation.py").is_file()
 
 
 def test_unknown_layout(tmp_path, toy_parts):

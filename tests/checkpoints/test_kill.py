@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints.training import make_model, save_pth, write_config
-from tests.conftest import ROOT
+from tests.conftest import HANGS_AFTER, ROOT
 from xtuner_plugins.checkpoints.export import export
 from xtuner_plugins.checkpoints.formats import open_model
 
@@ -40,7 +40,7 @@ def run(kill_at):
 def child(code, *args):
     return subprocess.run(
         [sys.executable, "-c", f"NUM = {NUM_POINTS}\n" + CHILD + code, *map(str, args)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600,
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=HANGS_AFTER,
     )  # fmt: skip
 
 
@@ -76,22 +76,28 @@ def test_killed_anywhere(toy_base, tmp_path, force):
     checkpoint = save_pth(make_model(toy_base), tmp_path / "iter_1.pth")
     work = tmp_path / "work"
     work.mkdir()
+    export(config, checkpoint, tmp_path / "new", max_shard_size="200KB")
+    whole = [contents(tmp_path / "new")]
     if force:  # an older export stands there; it must stay whole until the new one is
         export(config, save_pth(make_model(toy_base, seed=9), tmp_path / "old.pth"), work / "out")
+        whole.append(contents(work / "out"))
     done = child(KILL_ALL, config, checkpoint, work / "out", int(force))
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split("points ")[1].split()[0]) >= NUM_POINTS
     for folder in sorted(work.glob("out-at-*")):
         for path in folder.iterdir():
-            if loads(path):
-                # only a whole one may: the old or the new model, complete
-                assert force and {p.name for p in path.iterdir()} >= {"config.json", "export_manifest.json"}, path
+            # What opens is the old or the new model, complete: the new one has its name before the last event.
+            assert not loads(path) or contents(path) in whole, path
         if not force:
-            assert not (folder / "out" / "config.json").exists()
             shutil.rmtree(folder / "out", ignore_errors=True)
         export(config, checkpoint, folder / "out", force=True)
         left = {p.name for p in folder.iterdir()} - {"out"}
         assert not [n for n in left if ".partial-" in n], left
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Every file of an export but the manifest, which names the paths it was made from."""
+    return {file.name: file.read_bytes() for file in path.iterdir() if file.name != "export_manifest.json"}
 
 
 def loads(path: Path) -> bool:

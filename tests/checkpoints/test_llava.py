@@ -11,15 +11,17 @@ from safetensors.torch import load_file
 
 from tests.checkpoints.towers import NORMALIZATION, write_tower
 from tests.checkpoints.training import LORA, chat_inputs, logits, make_model, save_pth, write_config
+from tests.conftest import HANGS_AFTER
 from tests.hub.test_versions import environment
 from xtuner_plugins.checkpoints.assemble import build_base
 from xtuner_plugins.checkpoints.export import convert, export
 from xtuner_plugins.checkpoints.extract import extract
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer, load_trained
-from xtuner_plugins.checkpoints.normalization import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.verify import verify
 from xtuner_plugins.checkpoints.writer import write_json
+from xtuner_plugins.families import UnknownFamilyError
+from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.models.encoders import freeze_unused
 
 PROBE = Path(__file__).with_name("llava_probe.py")
@@ -173,7 +175,7 @@ def test_llava_form_and_back(made, tmp_path):
     ("config.json", "projector_hidden_act", "relu", "projector_hidden_act relu"),
     ("config.json", "multimodal_projector_bias", False, "multimodal_projector_bias False"),
     ("config.json", "vision_feature_select_strategy", "other", "vision_feature_select_strategy other"),
-    ("config.json", "vision_config", {"model_type": "pixtral"}, "tower pixtral"),
+    ("config.json", "vision_config", {"model_type": "intern_vit_6b"}, "tower intern_vit_6b"),
     ("preprocessor_config.json", "image_mean", [0.5, 0.5, 0.5], r"image_mean \[0.5, 0.5, 0.5\]"),
 ])  # fmt: skip
 def test_llava_models_without_official_form(name, field, value, pattern, made, tmp_path):
@@ -181,6 +183,15 @@ def test_llava_models_without_official_form(name, field, value, pattern, made, t
     path = tmp_path / "llava" / name
     write_json(path, {**read_json(path), field: value})
     with pytest.raises(CheckpointError, match=pattern + ".*no official form"):
+        convert(tmp_path / "llava", tmp_path / "back", form="official")
+    assert not (tmp_path / "back").exists()
+
+
+def test_llava_model_of_an_unknown_encoder(made, tmp_path):
+    convert(made[2], tmp_path / "llava", form="llava")
+    path = tmp_path / "llava" / "config.json"
+    write_json(path, {**read_json(path), "vision_config": {"model_type": "pixtral"}})
+    with pytest.raises(UnknownFamilyError, match="llava: vision_config: model_type 'pixtral'"):
         convert(tmp_path / "llava", tmp_path / "back", form="official")
     assert not (tmp_path / "back").exists()
 
@@ -198,7 +209,9 @@ def test_releases(kind, made, tmp_path, release):
     torch.save(dict(pixels=pixels, ids=ids, logits=reference), tmp_path / "reference.pt")
     command = [environment(release), PROBE, tmp_path / "llava", tmp_path / "reference.pt"]
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([str(c) for c in command], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [str(c) for c in command], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANGS_AFTER
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     print(f"transformers and largest difference, {kind}: {done.stdout.strip()}")
 
@@ -207,8 +220,9 @@ def test_processor_prompts_and_pixels(kind, made, tmp_path):
     """The processor's prompt and pixels are those of our chat."""
     from transformers import AutoProcessor
 
+    from xtuner_plugins.datasets.base import tiling_of
     from xtuner_plugins.hub.conversation import get_conv_template
-    from xtuner_plugins.inference import normalize, tiling_of
+    from xtuner_plugins.inference import normalize
 
     base = made[2]
     convert(base, tmp_path / "llava", form="llava")
@@ -290,7 +304,7 @@ def test_what_the_form_cannot_say(kind, made, toy_base, toy_parts, tmp_path):
     with pytest.raises(CheckpointError, match="can't express pixel shuffle and the projector's LayerNorm"):
         convert(tmp_path / "shuffled", tmp_path / "a", form="llava")
     build_base(made[1], toy_parts[1], tmp_path / "tiled", dtype="float32", max_tiles=6)
-    with pytest.raises(CheckpointError, match="can't express up to 6 tiles a picture"):
+    with pytest.raises(CheckpointError, match="can't express up to 6 tiles per image"):
         convert(tmp_path / "tiled", tmp_path / "a", form="llava")
     with pytest.raises(CheckpointError, match="the -hf form can't express CLIP, SigLIP or projector_type mlp"):
         convert(made[2], tmp_path / "a", form="hf")
@@ -302,7 +316,7 @@ def test_wrong_parts(made, toy_parts, tmp_path):
         build_base(made[1], toy_parts[1], tmp_path / "a", select_layer=-4)
     with pytest.raises(ValueError, match="projector_type 'resampler' is unknown"):
         build_base(made[1], toy_parts[1], tmp_path / "a", projector_type="resampler")
-    with pytest.raises(CheckpointError, match="is not an InternViT, CLIP or SigLIP"):
+    with pytest.raises(UnknownFamilyError, match="is not a vision encoder.*known are intern_vit_6b, clip_vision_model"):
         build_base(toy_parts[1], toy_parts[1], tmp_path / "a")
 
 

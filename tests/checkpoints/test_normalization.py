@@ -6,7 +6,8 @@ from safetensors.torch import load_file
 
 from xtuner_plugins.checkpoints.assemble import build_base
 from xtuner_plugins.checkpoints.loader import load_model
-from xtuner_plugins.checkpoints.normalization import IMAGENET_MEAN, IMAGENET_STD, fold
+from xtuner_plugins.checkpoints.normalization import fold
+from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 SIGLIP = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

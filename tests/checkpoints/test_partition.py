@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.checkpoints.training import chat_inputs, logits
-from tests.conftest import ROOT
+from tests.conftest import HANGS_AFTER, ROOT
 from xtuner_plugins.checkpoints.loader import load_model
 from xtuner_plugins.checkpoints.partition import over_ranks, partition_dtype
 
@@ -29,7 +29,7 @@ def test_two_ranks(toy_base, tmp_path):
         for rank in range(2)
     ]  # fmt: skip
     for process in processes:
-        text, _ = process.communicate(timeout=300)
+        text, _ = process.communicate(timeout=HANGS_AFTER)
         assert process.returncode == 0, text[-3000:]
     model, _ = load_model(toy_base, dtype=torch.float32)
     model.img_context_token_id = 508

@@ -65,7 +65,49 @@ def test_code_in_the_export_that_fails(run, tmp_path):
     path = tmp_path / "bad" / "modeling_internvl_chat.py"
     path.write_text(path.read_text() + "\nraise RuntimeError('broken on purpose')\n")
     with pytest.raises(CheckpointError, match="clean process can't use .*broken on purpose"):
-        verify(*run[:2], tmp_path / "bad")
+        verify(*run[:2], tmp_path / "bad", trust_remote_code=True)
+
+
+class TestForeignCode:
+    """Python that came with the base is not run unless somebody asks for it."""
+
+    @pytest.fixture()
+    def base(self, toy_base, tmp_path):
+        base = tmp_path / "base"
+        shutil.copytree(toy_base, base)
+        with open(base / "conversation.py", "a") as file:
+            file.write(f"\nopen({str(tmp_path / 'has_run')!r}, 'w')\n")
+        return base
+
+    def test_the_tool_refuses_before_it_writes(self, run_tool, base, run, tmp_path):
+        config = write_config(tmp_path / "c.py", base, **SETTINGS["both_loras"])
+        command = ("tools/convert_to_official.py", config, run[1], tmp_path / "out", "--verify")
+        done = run_tool(*command)
+        assert done.returncode == 1, done.stdout
+        for said in ("error: --verify would run Python", "conversation.py", "--trust-remote-code", "--code ours"):
+            assert said in done.stderr
+        assert not (tmp_path / "out").exists() and not (tmp_path / "has_run").exists()
+
+    @pytest.mark.slow
+    def test_the_tool_runs_it_for_who_asks(self, run_tool, base, run, tmp_path):
+        config = write_config(tmp_path / "c.py", base, **SETTINGS["both_loras"])
+        command = ("tools/convert_to_official.py", config, run[1], tmp_path / "out", "--verify", "--trust-remote-code")
+        done = run_tool(*command)
+        assert done.returncode == 0 and (tmp_path / "has_run").exists(), done.stderr
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda out: (out / "extra.py").write_text(""),
+            lambda out: ((out / "sub").mkdir(), (out / "sub" / "conversation.py").write_text("")),
+            lambda out: write_json(out / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil/repo--a.B"]}}),
+        ],
+    )
+    def test_whatever_would_run_is_named(self, toy_base, run, tmp_path, change):
+        shutil.copytree(run[2], tmp_path / "bad")
+        change(tmp_path / "bad")
+        with pytest.raises(CheckpointError, match="extra.py|sub/conversation.py|evil/repo--a.B"):
+            verify(*run[:2], tmp_path / "bad")
 
 
 @pytest.mark.slow

@@ -1,16 +1,10 @@
 """Streams what the safetensors library reads back; a directory appears whole or not at all."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT
 from xtuner_plugins.checkpoints import writer
-from xtuner_plugins.checkpoints.reader import CheckpointError
 from xtuner_plugins.checkpoints.tensors import MemoryTensor
 
 
@@ -49,48 +43,3 @@ def test_sizes(text, num_bytes):
 def test_no_sizes(text):
     with pytest.raises(ValueError, match="is not a size"):
         writer.parse_size(text)
-
-
-def test_error_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError):
-        with writer.staged_directory(tmp_path / "out") as stage:
-            (stage / "model.safetensors").write_bytes(b"x")
-            raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_replaces_only_when_complete(tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "old").write_text("x")
-    with writer.staged_directory(out) as stage:
-        writer.write_config(stage, {"a": 1})
-        assert (out / "old").exists()
-    assert [p.name for p in out.iterdir()] == ["config.json"] and [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-def test_leftover_of_a_killed_run_is_removed(tmp_path):
-    code = (
-        "import os, signal, sys; from pathlib import Path\n"
-        "from xtuner_plugins.checkpoints.writer import staged_directory, write_config\n"
-        "with staged_directory(Path(sys.argv[1])) as stage:\n"
-        "    write_config(stage, {}); os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], cwd=ROOT)
-    assert done.returncode == -9
-    (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".out.partial-") and not (left / "config.json").exists()
-    with writer.staged_directory(tmp_path / "out") as stage:
-        writer.write_config(stage, {})
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize("kind", ["file", "link"])
-def test_odd_targets(tmp_path, kind):
-    out = tmp_path / "out"
-    if kind == "file":
-        out.write_text("x")
-    else:
-        os.symlink(tmp_path, out)
-    with pytest.raises(CheckpointError, match="not a plain directory"):
-        writer.check_target(out, force=True, inputs={})

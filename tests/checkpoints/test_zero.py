@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.checkpoints.training import LORA, write_config
-from tests.conftest import ROOT
+from tests.conftest import HANGS_AFTER, ROOT
 from xtuner_plugins.checkpoints.checkpoint import open_checkpoint
 from xtuner_plugins.checkpoints.export import export
 from xtuner_plugins.checkpoints.reader import CheckpointError
@@ -33,7 +33,7 @@ def run_zero(stage, base, out, *, lora=False, exclude_frozen=True, world_size=1)
             )
         )
     for process in processes:
-        text, _ = process.communicate(timeout=300)
+        text, _ = process.communicate(timeout=HANGS_AFTER)
         assert process.returncode == 0, text[-3000:]
     return out
 

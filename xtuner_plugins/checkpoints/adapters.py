@@ -12,17 +12,12 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+from xtuner_plugins import preprocessing
 from xtuner_plugins.checkpoints import lora, targets, trained
 from xtuner_plugins.checkpoints.reader import CheckpointError
+from xtuner_plugins.checkpoints.staging import check_disk, check_target, staged_directory, write_config
 from xtuner_plugins.checkpoints.tensors import LazyTensor
-from xtuner_plugins.checkpoints.writer import (
-    check_disk,
-    check_target,
-    staged_directory,
-    write_config,
-    write_json,
-    write_single,
-)
+from xtuner_plugins.checkpoints.writer import write_json, write_single
 
 REPLACED = "replaced.safetensors"
 
@@ -68,6 +63,8 @@ def export_adapter(
             write_single(stage / part / "adapter_model.safetensors", typed)
             layers = sorted({layer.partition(".")[2] for layer in plan.adapters if layer.startswith(part + ".")})
             write_json(stage / part / "adapter_config.json", _peft_config(plan, part, layers))
+            if plan.preprocessing is not None:
+                write_json(stage / part / preprocessing.FILE, plan.preprocessing)
         if plan.replaced:
             write_single(stage / REPLACED, {n: (t, wanted or t.dtype) for n, t in plan.replaced.items()})
         write_config(stage, {"base": str(plan.base), "adapters": sorted(parts), "replaced": sorted(plan.replaced)})

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import torch
 
-from xtuner_plugins.checkpoints import formats, mappings, normalization, projectors, tokenizer_files, towers
-from xtuner_plugins.checkpoints.families import LLMFamily, llm_family
-from xtuner_plugins.checkpoints.reader import CheckpointError, open_weights, read_json
-from xtuner_plugins.checkpoints.tensors import Joined, LazyTensor, MemoryTensor
-from xtuner_plugins.checkpoints.writer import (
-    TRANSFORMERS,
-    check_disk,
-    check_target,
-    parse_size,
-    staged_directory,
-    total_bytes,
-    write_config,
-    write_json,
-    write_weights,
+from xtuner_plugins.checkpoints import (
+    formats,
+    mappings,
+    normalization,
+    projectors,
+    remote_code,
+    tokenizer_files,
+    towers,
 )
+from xtuner_plugins.checkpoints.reader import CheckpointError, open_weights, read_json
+from xtuner_plugins.checkpoints.staging import check_disk, check_target, staged_directory, write_config
+from xtuner_plugins.checkpoints.tensors import Joined, LazyTensor, MemoryTensor
+from xtuner_plugins.checkpoints.writer import TRANSFORMERS, parse_size, total_bytes, write_json, write_weights
+from xtuner_plugins.families import LLMFamily, encoder_family, llm_family
+from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.bin", "*.jinja"]  # never *.py
@@ -31,7 +31,6 @@ AUTO_MAP = {
     "AutoModel": "modeling_internvl_chat.InternVLChatModel",
     "AutoModelForCausalLM": "modeling_internvl_chat.InternVLChatModel",
 }
-_IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 @dataclass
@@ -100,6 +99,7 @@ def build_base(
         ``projector`` (where it came from), ``template``, ``note`` (who can run the directory, if not everybody).
 
     Raises:
+        UnknownFamilyError: an encoder or LLM without a row in ``families``.
         CheckpointError: a part is missing, of the wrong kind or incomplete; ``out`` exists; the disk is too full.
         ValueError: an argument out of range.
     """
@@ -150,12 +150,12 @@ def build_base(
 
 
 def _who_runs_it(config: dict) -> str | None:
-    tower = towers.tower_family(config["vision_config"])
+    encoder = encoder_family(config["vision_config"])
     plain = config.get("projector_type") == "mlp"
-    if tower is None and not plain:
+    if encoder.is_intern_vit and not plain:
         return None
-    what = tower.architecture if tower else "projector type mlp"
-    elsewhere = "; --format llava exports it for other programs" if tower and plain else ""
+    what = "projector type mlp" if encoder.is_intern_vit else encoder.architecture
+    elsewhere = "; --format llava exports it for other programs" if encoder.llava and plain else ""
     return f"{what}: this directory runs with its own model code only (trust_remote_code, VLMEvalKit){elsewhere}"
 
 
@@ -370,26 +370,14 @@ def write_small_files(stage: Path, config: dict, tokenizer, conversation) -> Non
         "transformers_version": TRANSFORMERS,
     })  # fmt: skip
     write_json(stage / "preprocessor_config.json", preprocessor_config(config["force_image_size"]))
-    copy_hub_code(stage)
+    remote_code.copy_hub_code(stage)
 
 
 def preprocessor_config(size: int) -> dict:
     """CLIP-style preprocessing facts; llama.cpp reads mean and std from here."""
     return {
         "crop_size": size, "do_center_crop": True, "do_normalize": True, "do_resize": True,
-        "feature_extractor_type": "CLIPFeatureExtractor", "image_mean": _IMAGENET_MEAN, "image_std": _IMAGENET_STD,
+        "feature_extractor_type": "CLIPFeatureExtractor", "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
         "resample": 3, "size": size,
     }  # fmt: skip
-
-
-def hub_code() -> list[Path]:
-    """The files of ``xtuner_plugins/hub`` that an export ships."""
-    from xtuner_plugins import hub
-
-    return sorted(p for p in Path(next(iter(hub.__path__))).glob("*.py") if p.name != "__init__.py")
-
-
-def copy_hub_code(stage: Path) -> None:
-    """Copies the self-contained model code into a directory."""
-    for path in hub_code():
-        (stage / path.name).write_bytes(path.read_bytes())

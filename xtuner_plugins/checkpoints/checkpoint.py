@@ -10,14 +10,17 @@
 
 from pathlib import Path
 
+from xtuner_plugins import preprocessing
 from xtuner_plugins.checkpoints import zero
 from xtuner_plugins.checkpoints.reader import (
     Checkpoint,
     CheckpointError,
+    load_pickle,
     open_safetensors,
     open_torch,
     open_weights,
     read_json,
+    state_dict,
     weight_files,
 )
 
@@ -32,7 +35,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if path.is_file():
         if path.suffix == ".safetensors":
             return Checkpoint(path, "weights", open_safetensors(path), [path])
-        return Checkpoint(path, "mmengine", open_torch(path), [path])
+        content = load_pickle(path)
+        lock = content.get(preprocessing.KEY) if isinstance(content, dict) and "state_dict" in content else None
+        return Checkpoint(path, "mmengine", state_dict(content, path), [path], preprocessing=lock)
     if not path.is_dir():
         raise CheckpointError(f"checkpoint {path} does not exist")
     if (path / "adapter_config.json").is_file():
@@ -54,5 +59,6 @@ def _open_adapter(path: Path) -> Checkpoint:
     for name, opener in (("adapter_model.safetensors", open_safetensors), ("adapter_model.bin", open_torch)):
         if (path / name).is_file():
             files = [path / "adapter_config.json", path / name]
-            return Checkpoint(path, "peft", opener(path / name), files, {"adapter_config": config})
+            lock = read_json(path / preprocessing.FILE) if (path / preprocessing.FILE).is_file() else None
+            return Checkpoint(path, "peft", opener(path / name), files, {"adapter_config": config}, lock)
     raise CheckpointError(f"{path} has adapter_config.json but no adapter_model.safetensors nor adapter_model.bin")

@@ -5,24 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+from xtuner_plugins import preprocessing
 from xtuner_plugins.checkpoints import formats, lora, targets, trained
-from xtuner_plugins.checkpoints.reader import CheckpointError, weight_files
+from xtuner_plugins.checkpoints.reader import CheckpointError, read_json, weight_files
+from xtuner_plugins.checkpoints.staging import check_disk, check_target, staged_directory, write_config
 from xtuner_plugins.checkpoints.tensors import LazyTensor, Scratch, cast, empty
-from xtuner_plugins.checkpoints.writer import (
-    check_disk,
-    check_target,
-    parse_size,
-    staged_directory,
-    total_bytes,
-    write_config,
-    write_json,
-    write_weights,
-)
+from xtuner_plugins.checkpoints.writer import parse_size, total_bytes, write_json, write_weights
 
 MANIFEST = "export_manifest.json"
 
@@ -58,6 +52,8 @@ def export(
     dtype: str | None = None,
     max_shard_size: str | int = "4GB",
     code: str = "auto",
+    template: str | None = None,
+    max_tiles: int | None = None,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
@@ -73,19 +69,22 @@ def export(
         form: ``official``, ``hf`` (transformers' own InternVL), ``llava`` (its Llava); None keeps the base's.
         dtype: of all weights; None keeps the base's, tensor by tensor.
         max_shard_size: such as ``4GB``.
-        code: ``auto`` ships the base's own model code, ours where it has none; ``ours`` always ships ours.
+        code: ``auto`` ships the base's own model code, ours where that isn't whole; ``ours`` always ships ours.
+        template: conversation template, for a checkpoint that was trained with several.
+        max_tiles: tile limit, likewise; None takes the largest.
         force: replace an existing ``out``.
         progress: called with (bytes written now, bytes in all).
 
     Returns:
-        A summary: ``out``, ``num_tensors``, ``num_replaced``, ``num_merged``, ``num_bytes``, ``num_shards``, ``kind``.
+        A summary: ``out``, ``num_tensors``, ``num_replaced``, ``num_merged``, ``num_bytes``, ``num_shards``, ``kind``,
+        ``notes`` (what to know about preprocessing and model code).
 
     Raises:
         CheckpointError: config, checkpoint and base don't belong together; ``out`` exists; the disk is too full.
         ValueError: an argument out of range.
     """
     wanted, shard_bytes = _check_options(dtype, max_shard_size, code)
-    plan = trained.lay_over(config_path, checkpoint)
+    plan = trained.lay_over(config_path, checkpoint).settle(template, max_tiles)
     out = check_target(out, force=force, inputs={"base": plan.base, "checkpoint": checkpoint, "config": config_path})
     changed = plan.changed
     sources = [*_base_files(plan.base), *plan.checkpoint.files, Path(config_path)]
@@ -113,6 +112,8 @@ def export(
             to = wanted or plan.base_tensors[name].dtype
             tensors[name] = _Finite(tensor, to, name, Path(checkpoint)) if name in changed else cast(tensor, to)
         target = targets.make_target(plan.view, tensors, form=form, dtype=dtype, code=code)
+        target.notes = plan.notes + target.notes
+        target.preprocessing = plan.preprocessing
         summary = _write(target, out, shard_bytes, record, progress, beside)
     return {
         **summary,
@@ -146,7 +147,7 @@ def convert(
         progress: called with (bytes written now, bytes in all).
 
     Returns:
-        ``out``, ``num_tensors``, ``num_bytes``, ``num_shards``.
+        ``out``, ``num_tensors``, ``num_bytes``, ``num_shards``, ``notes``.
 
     Raises:
         CheckpointError: not such a directory, or the form can't express it; ``out`` exists; the disk is too full.
@@ -164,7 +165,18 @@ def convert(
     with _Beside(files, view, view.tensors) as beside:
         beside.wait_for_check()
         target = targets.make_target(view, tensors, form=form, dtype=dtype, template=template)
+        target.preprocessing = _kept_preprocessing(view, template)
         return _write(target, out, shard_bytes, record, progress, beside)
+
+
+def _kept_preprocessing(view: formats.ModelView, template: str | None) -> dict | None:
+    """The directory's own ``preprocessing.json``, with the template that a conversion gives it."""
+    path = view.directory / preprocessing.FILE
+    if not path.is_file():
+        return None
+    lock = read_json(path)
+    exported = asdict(preprocessing.exported(lock, str(path)))
+    return {**lock, "exported": {**exported, "template": template or exported["template"]}}
 
 
 def _check_options(dtype, max_shard_size, code) -> tuple[torch.dtype | None, int]:
@@ -186,9 +198,17 @@ def _write(target: targets.Target, out: Path, shard_bytes: int, record, progress
     with staged_directory(out) as stage:
         target.write_files(stage)
         files = write_weights(stage, tensors, max_shard_size=shard_bytes, advance=advance)
+        if target.preprocessing is not None:
+            write_json(stage / preprocessing.FILE, target.preprocessing)
         write_json(stage / MANIFEST, {**record(beside.result()), "versions": _versions()})
         write_config(stage, target.config)
-    return {"out": str(out), "num_tensors": len(tensors), "num_bytes": num_bytes, "num_shards": len(files)}
+    return {
+        "out": str(out),
+        "num_tensors": len(tensors),
+        "num_bytes": num_bytes,
+        "num_shards": len(files),
+        "notes": target.notes,
+    }
 
 
 def check_model(view: formats.ModelView, tensors: Mapping[str, LazyTensor]) -> None:

@@ -5,17 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from xtuner_plugins.checkpoints import assemble, formats, mappings, tokenizer_files, towers
-from xtuner_plugins.checkpoints.writer import (
-    check_disk,
-    check_target,
-    parse_size,
-    staged_directory,
-    total_bytes,
-    write_config,
-    write_json,
-    write_weights,
-)
+from xtuner_plugins.checkpoints import assemble, formats, mappings, tokenizer_files
+from xtuner_plugins.checkpoints.staging import check_disk, check_target, staged_directory, write_config
+from xtuner_plugins.checkpoints.writer import parse_size, total_bytes, write_json, write_weights
+from xtuner_plugins.families import encoder_family
 
 PARTS = ("vision", "projector", "llm")
 
@@ -63,7 +56,7 @@ def extract(
         if part == "llm":
             _tokenizer(view.directory, stage)
             write_json(stage / "generation_config.json", _generation(view.directory, config))
-        if part == "vision" and towers.is_transformers_tower(config):  # ImageNet's numbers: its own are folded in
+        if part == "vision" and not encoder_family(config).is_intern_vit:  # ImageNet's numbers: its own are folded in
             write_json(stage / "preprocessor_config.json", assemble.preprocessor_config(config["image_size"]))
         write_weights(stage, plan, max_shard_size=parse_size(max_shard_size))
         write_config(stage, config)

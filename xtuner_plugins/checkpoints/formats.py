@@ -15,13 +15,18 @@ directory's own names, so that an export leaves the layout as it found it.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from xtuner_plugins import preprocessing
 from xtuner_plugins.checkpoints import llava, mappings, native
 from xtuner_plugins.checkpoints.reader import CheckpointError, open_weights, read_json
+from xtuner_plugins.checkpoints.staging import hint
 from xtuner_plugins.checkpoints.tensors import LazyTensor
+from xtuner_plugins.hub.configuration_intern_vit import InternVisionConfig
+from xtuner_plugins.hub.configuration_internvl_chat import InternVLChatConfig
 
 
 @dataclass
@@ -35,6 +40,7 @@ class ModelView:
         tensors: our names to lazy tensors.
         stored_config: ``config.json`` as it lies on disk.
         stored_tensors: the directory's own names.
+        settled: what ``settle`` laid over the config (``fields``), and which of it is new (``changed``).
     """
 
     directory: Path
@@ -43,6 +49,13 @@ class ModelView:
     tensors: dict[str, LazyTensor]
     stored_config: dict
     stored_tensors: dict[str, LazyTensor]
+    settled: dict = field(default_factory=dict)
+
+    def settle(self, fields: Mapping) -> None:
+        """Lays fields of an official config over what the directory says: a training's tile limits and template."""
+        changed = {key for key, value in fields.items() if self.config.get(key) != value}
+        self.settled = {"fields": dict(fields), "changed": changed}
+        self.config = {**self.config, **fields}
 
     def stored(self, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Tensors under our names as the directory names and groups them, in its order."""
@@ -65,30 +78,57 @@ def read_fields(directory: str | Path) -> dict:
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise CheckpointError(f"model directory {directory} does not exist")
+        raise CheckpointError(f"model directory {directory} does not exist{hint(directory)}")
     if not (directory / "config.json").is_file():
-        raise CheckpointError(f"{directory} is not a model directory: it has no config.json")
+        raise CheckpointError(f"{directory} is not a model directory: it has no config.json{hint(directory)}")
     return read_json(directory / "config.json")
 
 
 def our_config(fields: Mapping, directory: str | Path) -> tuple[str, dict]:
-    """(layout, config in our fields) of a ``config.json``.
+    """(layout, config in our fields) of a ``config.json``; fields that it leaves out as the config class fills them.
 
     Raises:
         CheckpointError: neither an official nor an ``-hf`` InternVL model, nor a LLaVA one.
     """
-    if "vision_config" in fields and "llm_config" in fields:
+    if all(isinstance(fields.get(part), Mapping) for part in ("vision_config", "llm_config")):
         if fields["llm_config"].get("model_type") == "internlm2":
-            return "internlm2", {**fields, "llm_config": internlm2_config_as_llama(fields["llm_config"])}
-        return "official", dict(fields)
+            as_llama = internlm2_config_as_llama(fields["llm_config"])
+            return "internlm2", _complete({**fields, "llm_config": as_llama})
+        return "official", _complete(fields)
     if fields.get("model_type") == "internvl" and "text_config" in fields:
-        return "native", native.to_official_config(fields, directory)
+        return "native", _as_exported(native.to_official_config(fields, directory), directory)
     if fields.get("model_type") == "llava" and "text_config" in fields:
-        return "llava", llava.to_official_config(fields, directory)
+        return "llava", _as_exported(llava.to_official_config(fields, directory), directory)
     raise CheckpointError(
         f"{directory} is not an official InternVL directory (model_type {fields.get('model_type')!r}, without "
         "vision_config and llm_config); make one with tools/build_base_model.py"
     )
+
+
+def _as_exported(config: dict, directory: str | Path) -> dict:
+    """A config with what its form has no fields for (template, thumbnail), where an export of ours wrote it down."""
+    path = Path(directory) / preprocessing.FILE
+    if path.is_file():
+        config.update(preprocessing.exported(read_json(path), str(path)).config_fields())
+    return config
+
+
+def _complete(fields: Mapping) -> dict:
+    """An official config with what it leaves out: the defaults of the config classes, which are the official ones."""
+    vision = dict(fields["vision_config"])
+    if vision.get("model_type") in (None, InternVisionConfig.model_type):
+        vision = {**_defaults(InternVisionConfig), **vision}
+    complete = {**_defaults(InternVLChatConfig), **fields, "vision_config": vision}
+    if complete["force_image_size"] is None:
+        complete["force_image_size"] = vision.get("image_size")
+    return complete
+
+
+def _defaults(config_class: type) -> dict:
+    """Arguments of a config class that stand for a plain value when they are left out."""
+    parameters = inspect.signature(config_class.__init__).parameters.values()
+    others = ("vision_config", "llm_config", "projector_type")
+    return {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in others}
 
 
 def open_model(directory: str | Path) -> ModelView:

@@ -11,29 +11,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from xtuner_plugins.checkpoints import native, normalization, tokenizer_files
+from xtuner_plugins.checkpoints import native, tokenizer_files
 from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
-from xtuner_plugins.checkpoints.towers import TowerFamily, tower_family
 from xtuner_plugins.checkpoints.writer import TRANSFORMERS, write_json
+from xtuner_plugins.families import EncoderFamily, encoder_family, llm_family
+from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 
 IMAGE_TOKEN = "<image>"
 PICTURE = "<img>" + IMAGE_TOKEN + "</img>\n"
 
 
-def check_expressible(config: Mapping) -> TowerFamily:
-    """The tower's row, when the form can say everything that this official config says.
+def check_expressible(config: Mapping) -> EncoderFamily:
+    """The encoder's row, when the form can say everything that this official config says.
 
     Raises:
         CheckpointError: it can't; the message names the setting.
     """
-    family = tower_family(config["vision_config"])
+    family = encoder_family(config["vision_config"])
     reason = None
-    if family is None:
+    if family.llava is None:
         reason = f"the vision tower {config['vision_config'].get('model_type')} (only CLIP and SigLIP)"
     elif config.get("projector_type") != "mlp":
         reason = "pixel shuffle and the projector's LayerNorm (only projector_type mlp)"
-    elif config.get("dynamic_image_size", True) and config.get("max_dynamic_patch", 1) != 1:
-        reason = f"up to {config['max_dynamic_patch']} tiles a picture (only max_dynamic_patch 1)"
+    elif native.tile_limits(config)[1] != 1:
+        reason = f"up to {config['max_dynamic_patch']} tiles per image (only max_dynamic_patch 1)"
     if reason:
         raise CheckpointError(f"the LLaVA form can't express {reason}; export with --format official")
     return family
@@ -60,7 +61,7 @@ def to_llava_config(config: Mapping, image_token_id: int, vocab_size: int) -> di
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": True,
         "vision_feature_layer": config["select_layer"],
-        "vision_feature_select_strategy": family.feature_strategy,
+        "vision_feature_select_strategy": family.llava.feature_strategy,
         "tie_word_embeddings": False,
         "torch_dtype": config.get("torch_dtype", "bfloat16"),
         "text_config": text,
@@ -76,18 +77,18 @@ def to_official_config(fields: Mapping, directory: str | Path) -> dict:
             ImageNet's.
     """
     vision, text = dict(fields["vision_config"]), dict(fields["text_config"])
-    family = tower_family(vision)
+    family = encoder_family(vision, f"{directory}: vision_config")
     wanted = {"projector_hidden_act": "gelu", "multimodal_projector_bias": True}
-    if family is not None:
-        wanted["vision_feature_select_strategy"] = family.feature_strategy
+    if family.llava is not None:
+        wanted["vision_feature_select_strategy"] = family.llava.feature_strategy
     wrong = {key: fields.get(key, value) for key, value in wanted.items() if fields.get(key, value) != value}
     preprocessor = Path(directory) / "preprocessor_config.json"
     pixels = read_json(preprocessor) if preprocessor.is_file() else {}
-    for key, value in (("image_mean", normalization.IMAGENET_MEAN), ("image_std", normalization.IMAGENET_STD)):
+    for key, value in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
         if list(pixels.get(key, ())) != list(value):
             wrong[key] = pixels.get(key)
     layer = fields.get("vision_feature_layer", -2)
-    if family is None or wrong or not isinstance(layer, int):
+    if family.llava is None or wrong or not isinstance(layer, int):
         raise CheckpointError(
             f"{directory}: this LLaVA model (tower {vision.get('model_type')}, vision_feature_layer {layer}"
             + "".join(f", {key} {value}" for key, value in wrong.items())
@@ -98,11 +99,11 @@ def to_official_config(fields: Mapping, directory: str | Path) -> dict:
     text.pop("dtype", None)
     return {
         "architectures": ["InternVLChatModel"], "model_type": "internvl_chat",
-        "template": "phi3-chat" if text["model_type"] == "phi3" else "internvl2_5",
+        "template": llm_family(text).template,
         "select_layer": layer, "ps_version": "v2", "projector_type": "mlp", "downsample_ratio": 1.0,
         "force_image_size": vision["image_size"], "dynamic_image_size": True, "use_thumbnail": False,
         "min_dynamic_patch": 1, "max_dynamic_patch": 1, "use_backbone_lora": 0, "use_llm_lora": 0, "pad2square": False,
-        "tie_word_embeddings": False, "torch_dtype": dtype, "hidden_size": text["hidden_size"], "image_fold": None,
+        "tie_word_embeddings": False, "torch_dtype": dtype, "hidden_size": text.get("hidden_size"), "image_fold": None,
         "output_attentions": False, "transformers_version": TRANSFORMERS, "llm_config": text,
         "vision_config": {**vision, "torch_dtype": dtype},
     }  # fmt: skip
@@ -132,13 +133,13 @@ def write_processor_files(stage: Path, tokenizer, config: Mapping, conversation)
     (stage / "chat_template.jinja").write_text(template, encoding="utf-8")
     side = {"height": config["force_image_size"], "width": config["force_image_size"]}
     write_json(stage / "preprocessor_config.json", {
-        "image_processor_type": family.image_processor, "processor_class": "LlavaProcessor",
+        "image_processor_type": family.llava.image_processor, "processor_class": "LlavaProcessor",
         "do_convert_rgb": True, "do_resize": True, "size": side, "resample": 3,
         "do_center_crop": False, "crop_size": side, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
-        "image_mean": list(normalization.IMAGENET_MEAN), "image_std": list(normalization.IMAGENET_STD),
+        "image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD),
     })  # fmt: skip
     write_json(stage / "processor_config.json", {
         "processor_class": "LlavaProcessor", "patch_size": config["vision_config"]["patch_size"],
-        "vision_feature_select_strategy": family.feature_strategy,
-        "num_additional_image_tokens": family.class_tokens, "image_token": IMAGE_TOKEN,
+        "vision_feature_select_strategy": family.llava.feature_strategy,
+        "num_additional_image_tokens": family.llava.class_tokens, "image_token": IMAGE_TOKEN,
     })  # fmt: skip

@@ -171,7 +171,7 @@ def load_model(
     Args:
         directory: with ``config.json`` and safetensors (or torch) weights.
         dtype: of the loaded parameters; None keeps the stored one.
-        device: where to put them.
+        device: where to put them; ``'meta'`` compares names and shapes and reads no weight.
         filled: as for ``fill``: ``partition.over_ranks`` for ZeRO-3, ``models.quantization`` for 4 bits.
 
     Returns:
@@ -191,20 +191,25 @@ def build(
     """A hub model of ``config`` filled from lazy tensors, with the same checks as ``load_model``."""
     model = empty_model(config)
     report = compare(model, {k: t.shape for k, t in tensors.items()}).raise_if_bad(what)
+    if torch.device(device).type == "meta":
+        return model.eval(), report
     fill(model, tensors, dtype=dtype, device=device, filled=filled)
     return model.eval(), report
 
 
 def load_trained(
-    cfg, checkpoint: str | Path, *, dtype: torch.dtype | None = torch.bfloat16, device="cpu", merge_lora=True
-):
-    """The trained model: the config's base with the checkpoint's tensors laid over it.
+    cfg, checkpoint: str | Path, *, dtype: torch.dtype | None = torch.bfloat16, device="cpu", merge_lora=True,
+    template: str | None = None, max_tiles: int | None = None,
+):  # fmt: skip
+    """The trained model: the config's base with the checkpoint's tensors, tile limits and template laid over it.
 
     Args:
         cfg: an ``mmengine.Config`` or its path; ``cfg.model`` names base and adapters.
         checkpoint: MMEngine ``.pth``, DeepSpeed directory or PEFT adapter.
         dtype: of the loaded parameters; None keeps the base's.
         device: where to put them.
+        template: conversation template, for a checkpoint that was trained with several.
+        max_tiles: tile limit, likewise.
         merge_lora: merge adapters into the weights (in fp32, cast once); False leaves them live beside the weights.
 
     Returns:
@@ -215,7 +220,7 @@ def load_trained(
     """
     from xtuner_plugins.checkpoints import trained
 
-    plan = trained.lay_over(cfg, checkpoint)
+    plan = trained.lay_over(cfg, checkpoint).settle(template, max_tiles)
     config = config_from_fields(plan.view.config, plan.base)
     if merge_lora:
         return build(config, plan.merged(), dtype=dtype, device=device, what=str(checkpoint))[0]

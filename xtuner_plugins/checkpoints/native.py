@@ -11,8 +11,9 @@ from pathlib import Path
 from xtuner_plugins.checkpoints import tokenizer_files
 from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.tensors import Joined, LazyTensor, MemoryTensor
-from xtuner_plugins.checkpoints.towers import TOWER_FAMILIES
 from xtuner_plugins.checkpoints.writer import TRANSFORMERS, write_json
+from xtuner_plugins.families import encoder_family, llm_family
+from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 
 VIDEO_TOKEN = "<video>"
 # official name -> native name, values unchanged
@@ -33,7 +34,7 @@ def to_native_config(config: Mapping, image_token_id: int, vocab_size: int) -> d
         CheckpointError: a setting that the form can't express.
     """
     vision, llm = config["vision_config"], config["llm_config"]
-    if vision.get("model_type") in TOWER_FAMILIES or config.get("projector_type") == "mlp":
+    if not encoder_family(vision).is_intern_vit or config.get("projector_type") == "mlp":
         raise CheckpointError(
             "the -hf form can't express CLIP, SigLIP or projector_type mlp; export with --format official or llava"
         )
@@ -45,6 +46,10 @@ def to_native_config(config: Mapping, image_token_id: int, vocab_size: int) -> d
             raise CheckpointError(
                 f"the -hf form can't express {key}={value!r} (only {want!r}); export with --format official"
             )
+    if not config["use_thumbnail"] and tile_limits(config)[1] > 1:
+        raise CheckpointError(
+            "the -hf form can't express use_thumbnail=False, its processor always adds one; use --format official"
+        )
     if vision.get("qk_normalization") and vision.get("layer_norm_eps") != 1e-6:
         raise CheckpointError("the -hf form can't express a q/k norm with another eps than 1e-6; use --format official")
     size, patch = vision["image_size"], vision["patch_size"]
@@ -101,16 +106,22 @@ def to_official_config(fields: Mapping, directory: str | Path) -> dict:
     text.pop("dtype", None)
     return {
         "architectures": ["InternVLChatModel"], "model_type": "internvl_chat",
-        "template": "phi3-chat" if text["model_type"] == "phi3" else "internvl2_5",
+        "template": llm_family(text).template,
         "select_layer": -1, "ps_version": "v2", "downsample_ratio": fields.get("downsample_ratio", 0.5),
         "force_image_size": size, "dynamic_image_size": True, "use_thumbnail": True,
         "min_dynamic_patch": limits.get("min_patches", 1), "max_dynamic_patch": limits.get("max_patches", 12),
         "use_backbone_lora": 0, "use_llm_lora": 0, "pad2square": False, "tie_word_embeddings": False,
-        "torch_dtype": dtype, "hidden_size": text["hidden_size"], "image_fold": None, "output_attentions": False,
+        "torch_dtype": dtype, "hidden_size": text.get("hidden_size"), "image_fold": None, "output_attentions": False,
         "transformers_version": TRANSFORMERS, "llm_config": text,
         "vision_config": {**ours, "architectures": ["InternVisionModel"], "model_type": "intern_vit_6b",
                           "image_size": size, "patch_size": patch, "torch_dtype": dtype},
     }  # fmt: skip
+
+
+def tile_limits(config: Mapping) -> tuple[int, int]:
+    """Fewest and most tiles per image, thumbnail not counted, that a complete official config asks for."""
+    most = config["max_dynamic_patch"] if config["dynamic_image_size"] else 1
+    return min(config["min_dynamic_patch"], most), most
 
 
 def _one(value) -> int:
@@ -166,13 +177,13 @@ def write_processor_files(stage: Path, tokenizer, config: Mapping, conversation)
     size = config["force_image_size"]
     images = {
         "crop_to_patches": False, "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True,
-        "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "rescale_factor": 1 / 255,
+        "image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD), "rescale_factor": 1 / 255,
         "resample": 3,
         "size": {"height": size, "width": size}, "processor_class": "InternVLProcessor",
     }  # fmt: skip
     write_json(stage / "preprocessor_config.json", {
         **images, "image_processor_type": "GotOcr2ImageProcessorFast",
-        "min_patches": config["min_dynamic_patch"], "max_patches": config["max_dynamic_patch"],
+        "min_patches": tile_limits(config)[0], "max_patches": tile_limits(config)[1],
     })  # fmt: skip
     videos = {k: v for k, v in images.items() if k != "crop_to_patches"}
     write_json(stage / "video_preprocessor_config.json", {**videos, "video_processor_type": "InternVLVideoProcessor"})

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from xtuner_plugins.checkpoints.tensors import LazyTensor, MemoryTensor
+from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EMBEDDINGS = ("vision_model.embeddings.", "vision_model.vision_model.embeddings.")  # InternViT; CLIP, SigLIP
 
 

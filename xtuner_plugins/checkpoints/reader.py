@@ -52,6 +52,7 @@ class Checkpoint:
         tensors: name to lazy tensor, names as stored.
         files: the files that hold it, for hashing.
         details: kind-specific facts (``zero_stage``, ``world_size``; ``adapter_config`` for PEFT).
+        preprocessing: what `xtuner_plugins.preprocessing` locked into it; None where nothing is.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class Checkpoint:
     tensors: dict[str, LazyTensor]
     files: list[Path]
     details: dict = field(default_factory=dict)
+    preprocessing: dict | None = None
 
 
 class _StandIn:
@@ -176,7 +178,8 @@ def _load_legacy_pickle(path: Path):
     try:
         return _lazy(torch.load(path, map_location="cpu", weights_only=True), path)
     except Exception as e:
-        raise CheckpointError(f"{path} is not a torch checkpoint: {str(e).splitlines()[0]}") from None
+        reason = (str(e).splitlines() or [type(e).__name__])[0]  # an empty file's EOFError says nothing
+        raise CheckpointError(f"{path} is not a torch checkpoint: {reason}") from None
 
 
 def _lazy(value, path: Path):
@@ -266,7 +269,11 @@ def open_torch(path: Path) -> dict[str, LazyTensor]:
     Raises:
         CheckpointError: unreadable, or no state dict.
     """
-    content = load_pickle(path)
+    return state_dict(load_pickle(path), path)
+
+
+def state_dict(content, path: Path) -> dict[str, LazyTensor]:
+    """The state dict in what ``load_pickle`` returned; arguments and errors as for ``open_torch``."""
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not content:

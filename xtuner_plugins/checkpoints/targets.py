@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from xtuner_plugins.checkpoints import assemble, llava, mappings, native, tokenizer_files
-from xtuner_plugins.checkpoints.formats import ModelView
-from xtuner_plugins.checkpoints.reader import CheckpointError
+from xtuner_plugins.checkpoints import assemble, llava, mappings, native, remote_code, tokenizer_files
+from xtuner_plugins.checkpoints.formats import ModelView, our_config, read_fields
+from xtuner_plugins.checkpoints.reader import read_json
 from xtuner_plugins.checkpoints.tensors import LazyTensor
 from xtuner_plugins.checkpoints.writer import write_json
 
@@ -31,11 +31,15 @@ class Target:
         tensors: names as they will lie on disk, in order.
         config: ``config.json``.
         write_files: writes everything but weights and config into a directory.
+        notes: what a user should know about the choices that were made.
+        preprocessing: ``preprocessing.json``, or None for none.
     """
 
     tensors: dict[str, LazyTensor]
     config: dict
     write_files: Callable[[Path], None]
+    notes: list[str] = field(default_factory=list)
+    preprocessing: dict | None = None
 
 
 def make_target(
@@ -49,7 +53,8 @@ def make_target(
         tensors: its tensors under our names, trained ones laid over.
         form: one of ``FORMATS``, or None.
         dtype: written into the config; None leaves it.
-        code: ``auto`` ships the directory's own model code, ours where it has none; ``ours`` always ours.
+        code: ``auto`` ships the directory's own model code, ours where that isn't whole; ``ours`` always ours.
+            With ours, InternLM2 is written in its exact Llama form.
         template: conversation template of an official form made from an ``-hf`` one; None takes the family's.
 
     Raises:
@@ -59,7 +64,9 @@ def make_target(
     if form is not None and form not in FORMATS:
         raise ValueError(f"format {form!r} is unknown; choose one of {', '.join(FORMATS)}")
     own = {"native": "hf", "llava": "llava"}.get(view.layout, "official")
-    if form in (None, own):
+    form = form or own
+    # The -hf and LLaVA forms say preprocessing in several files, which are written anew where the training changed it.
+    if form == own and (own == "official" or not view.settled.get("changed")):
         target = _as_stored(view, tensors, code)
     elif form == "hf":
         target = _native(view, tensors)
@@ -77,26 +84,71 @@ def make_target(
 
 
 def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor], code: str) -> Target:
+    """The directory's own names and config; its own code where that is whole, else ours."""
+    config = {k: dict(v) if isinstance(v, dict) else v for k, v in view.stored_config.items()}
+    missing, notes = _missing_code(view.layout, view.directory), []
+    fields, new_template = view.settled.get("fields", {}), "template" in view.settled.get("changed", ())
+    if view.layout in ("native", "llava"):  # transformers has their code
+        copy_code = None
+    elif code == "auto" and not missing:
+        copy_code = _copy_own_code
+    else:
+        copy_code = _copy_our_code
+        config["auto_map"] = dict(assemble.AUTO_MAP)
+        if code == "auto" and any(view.directory.glob("*.py")):
+            notes.append(f"the base's own model code is not whole (it lacks {', '.join(missing)}), so ours is shipped")
+    if copy_code is _copy_our_code and view.layout == "internlm2":
+        target = _official(view, tensors, None)
+        reason = "" if code == "ours" else f" without the code that runs it ({', '.join(missing)})"
+        target.notes.append(
+            f"the base holds InternLM2{reason}; the export holds it in its exact Llama form, with our model code"
+        )
+        return target
+
     def write_files(stage: Path) -> None:
         _copy_files(view.directory, stage)
-        own_code = sorted(view.directory.glob("*.py"))
-        if view.layout in ("native", "llava"):
-            return
-        if own_code and code == "auto":
-            for path in own_code:
-                shutil.copyfile(path, stage / path.name)
-        else:
-            assemble.copy_hub_code(stage)
+        if copy_code is not None:
+            copy_code(view.directory, stage)
+        if new_template:
+            _write_template(view, stage)
 
-    config = {k: dict(v) if isinstance(v, dict) else v for k, v in view.stored_config.items()}
-    if view.layout not in ("native", "llava") and (code == "ours" or not any(view.directory.glob("*.py"))):
-        if view.layout == "internlm2" and code == "ours":
-            raise CheckpointError(
-                f"{view.directory} holds InternLM2, which our model code runs in its Llama form only; keep its own "
-                "code (--code auto) or export with --format hf"
-            )
-        config["auto_map"] = dict(assemble.AUTO_MAP)
-    return Target(view.stored(tensors), config, write_files)
+    if view.layout in ("official", "internlm2"):
+        config.update(fields)
+    return Target(view.stored(tensors), config, write_files, notes)
+
+
+def _write_template(view: ModelView, stage: Path) -> None:
+    """Lets engines prompt with, and stop at, the template of the training where the base's was another."""
+    tokenizer, conversation = tokenizer_files.load_tokenizer(view.directory), _conversation(view.config)
+    path = stage / "tokenizer_config.json"
+    for extra in stage.glob("chat_template*"):
+        extra.unlink()
+    fields = read_json(path) if path.is_file() else {}
+    write_json(path, {**fields, "chat_template": tokenizer_files.chat_template(tokenizer, conversation)})
+    path = stage / "generation_config.json"
+    fields = read_json(path) if path.is_file() else {"_from_model_config": True}
+    write_json(path, {**fields, "eos_token_id": tokenizer_files.stop_token_ids(tokenizer, conversation)})
+
+
+def ships_own_code(directory: Path) -> bool:
+    """Whether an export of this base ships the base's own code (with ``code='auto'``)."""
+    fields = read_fields(directory)
+    layout, _ = our_config(fields, directory)
+    return layout in ("official", "internlm2") and not _missing_code(layout, directory)
+
+
+def _missing_code(layout: str, directory: Path) -> list[str]:
+    needed = ("configuration_internlm2.py", "modeling_internlm2.py") if layout == "internlm2" else ()
+    return remote_code.missing_code(directory) + [name for name in needed if not (directory / name).is_file()]
+
+
+def _copy_own_code(directory: Path, stage: Path) -> None:
+    for path in sorted(directory.glob("*.py")):
+        shutil.copyfile(path, stage / path.name)
+
+
+def _copy_our_code(directory: Path, stage: Path) -> None:
+    remote_code.copy_hub_code(stage)
 
 
 def _copy_files(source: Path, stage: Path) -> None:
@@ -162,7 +214,7 @@ def _llava(view: ModelView, tensors: Mapping[str, LazyTensor]) -> Target:
 
 
 def _official(view: ModelView, tensors: Mapping[str, LazyTensor], template: str | None) -> Target:
-    """``-hf`` or LLaVA to official: our code and template, without the token that only the processor wanted."""
+    """``-hf``, LLaVA or InternLM2 to official: our names, code and template, without the processor's own token."""
     config = {k: dict(v) if isinstance(v, dict) else v for k, v in view.config.items()}
     config["template"] = template or config["template"]
     conversation = _conversation(config)

@@ -13,12 +13,12 @@ from pathlib import Path
 from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.writer import write_json
 from xtuner_plugins.fast_tokenizers import VocabularyError, load_fast_tokenizer
+from xtuner_plugins.hub.constants import ADDED_TOKENS
 
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
-IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 
 
 def load_tokenizer(directory: str | Path, *, complete: bool = True):
@@ -48,7 +48,7 @@ def load_tokenizer(directory: str | Path, *, complete: bool = True):
             f"{directory} offers only a slow tokenizer ({type(tokenizer).__name__}); a tokenizer.json is needed"
         )
     if complete:
-        unknown = [t for t in IMAGE_TOKENS if token_id(tokenizer, t) is None]
+        unknown = [t for t in ADDED_TOKENS if token_id(tokenizer, t) is None]
         if unknown:
             raise CheckpointError(
                 f"{directory}: the tokenizer lacks {' '.join(unknown)}; give a directory made by "
@@ -66,7 +66,7 @@ def add_image_tokens(tokenizer) -> int:
     """Adds the nine tokens in the official order; returns how many were new."""
     from transformers import AddedToken
 
-    tokens = [AddedToken(t, normalized=False, special=True) for t in IMAGE_TOKENS]
+    tokens = [AddedToken(t, normalized=False, special=True) for t in ADDED_TOKENS]
     return tokenizer.add_tokens(tokens, special_tokens=True)
 
 

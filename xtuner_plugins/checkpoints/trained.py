@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from xtuner_plugins.checkpoints import lora, token_rows, towers
+from xtuner_plugins import preprocessing
+from xtuner_plugins.checkpoints import lora, token_rows, tokenizer_files, towers
 from xtuner_plugins.checkpoints.checkpoint import open_checkpoint
 from xtuner_plugins.checkpoints.formats import ModelView, open_model
 from xtuner_plugins.checkpoints.reader import Checkpoint, CheckpointError
@@ -52,6 +53,9 @@ class TrainedPlan:
         token_rows: official layer name to trained rows of it, and their numbers.
         lora_configs: model part (``language_model``, ``vision_model``) to its LoRA settings.
         ignored: checkpoint tensors that change nothing, by name.
+        preprocessing: what the training did to images and text, see `xtuner_plugins.preprocessing`; None where neither
+            checkpoint nor config says.
+        notes: what a user should know about it.
     """
 
     view: ModelView
@@ -61,6 +65,29 @@ class TrainedPlan:
     token_rows: dict[str, tuple[LazyTensor, list[int]]] = field(default_factory=dict)
     lora_configs: dict[str, object] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
+    preprocessing: dict | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def settle(self, template: str | None = None, max_tiles: int | None = None) -> TrainedPlan:
+        """Writes the template and the tile limits of the training into the view's config; returns itself.
+
+        Args:
+            template: which one, of a mixture with several.
+            max_tiles: which tile limit, of a mixture with several.
+
+        Raises:
+            PreprocessingError: the training leaves a choice that wasn't made, or wasn't like the one made.
+        """
+        if self.preprocessing is None:
+            if template or max_tiles:
+                raise CheckpointError("neither checkpoint nor config says how images and text were prepared, so there "
+                                      "is nothing to choose with --template or --max-tiles")  # fmt: skip
+            return self
+        choice, note = preprocessing.choose(self.preprocessing, template=template, max_tiles=max_tiles)
+        self.notes += [note] if note else []
+        self.preprocessing = {**self.preprocessing, "exported": asdict(choice)}
+        self.view.settle(choice.config_fields())
+        return self
 
     @property
     def base(self) -> Path:
@@ -165,7 +192,37 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
         lora.check_mergeable(config, str(checkpoint))
     _sort_tensors(plan)
     _check_parts(plan, cfg.model)
+    _read_preprocessing(plan, cfg)
     return plan
+
+
+def _read_preprocessing(plan: TrainedPlan, cfg) -> None:
+    """The checkpoint's lock, compared with what the config says; the config's word where there is no lock."""
+    locked, said = plan.checkpoint.preprocessing, preprocessing.from_config(cfg)
+    if locked is None:
+        plan.preprocessing = said
+        if said is None and "train_dataloader" in cfg:
+            plan.notes.append(
+                "neither checkpoint nor config says how images and text were prepared (a dataset of your own); tile "
+                "limits and template are the base's"
+            )
+        elif said is not None:
+            plan.notes.append(
+                f"{plan.checkpoint.path} holds no preprocessing (it was saved before checkpoints kept it, or without "
+                "PreprocessingLockHook); tile limits and template are the config's"
+            )
+        return
+    where = str(plan.checkpoint.path)
+    plan.preprocessing = preprocessing.check_form(locked, where)
+    if said is not None:
+        preprocessing.check_same(locked, said, where, "give the config that it was trained with")
+    known = tokenizer_files.load_tokenizer(plan.base)
+    base = {
+        "tile_size": plan.view.config["force_image_size"],
+        "special_tokens": {token: known.convert_tokens_to_ids(token) for token in locked.get("special_tokens", {})},
+        "datasets": locked["datasets"],
+    }
+    preprocessing.check_same(locked, base, where, f"{plan.base} is not the base that it was trained on")
 
 
 def _adapter_configs(opened: Checkpoint) -> dict[str, object]:

@@ -3,6 +3,9 @@
 Four cases: text only, one tile, many tiles with a thumbnail, two pictures. Compared are the tiles (equal to the bit,
 though made by independent code), the logits of the prompt and the greedy answer. The live model computes in fp32 with
 its adapters beside the weights, so merging and casting are part of what is tested.
+
+An official directory is opened with the Python files in it. They are run only where they are this project's own, byte
+for byte, or where the caller trusts them.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from xtuner_plugins.checkpoints import remote_code, targets, trained
 from xtuner_plugins.checkpoints.reader import CheckpointError, open_weights
 
 PROBE = Path(__file__).with_name("verify_probe.py")
@@ -55,7 +59,35 @@ class VerifyReport:
         return "\n".join(lines)
 
 
-def verify(config, checkpoint: str | Path, export: str | Path, *, model=None) -> VerifyReport:
+def check_code_before(config, form: str | None, code: str) -> None:
+    """Refuses, before anything is written, an export whose code ``verify`` would not run without trust.
+
+    Args:
+        config: the training config, path or ``mmengine.Config``.
+        form: as for ``export``.
+        code: as for ``export``.
+
+    Raises:
+        CheckpointError: the base's own code would be shipped, and it isn't ours.
+    """
+    base = Path(trained.read_training_config(config).model.base)
+    if form in (None, "official") and code == "auto" and base.is_dir() and targets.ships_own_code(base):
+        remote_code.check_trusted(
+            base,
+            f"it comes with the base {base}: read it and pass --trust-remote-code, or ship our code with --code ours",
+        )
+
+
+def verify(
+    config,
+    checkpoint: str | Path,
+    export: str | Path,
+    *,
+    model=None,
+    trust_remote_code: bool = False,
+    template: str | None = None,
+    max_tiles: int | None = None,
+) -> VerifyReport:
     """Compares an export with the trained model that it came from.
 
     Args:
@@ -64,27 +96,36 @@ def verify(config, checkpoint: str | Path, export: str | Path, *, model=None) ->
         export: the directory to prove, official, ``-hf`` or LLaVA.
         model: the live trained model, a hub ``InternVLChatModel``; None loads it from config and checkpoint, in fp32,
             adapters live.
+        template: conversation template, for a checkpoint that was trained with several.
+        max_tiles: tile limit, likewise.
+        trust_remote_code: run the Python files in the export whosever they are; False runs only this project's own.
 
     Returns:
         The report.
 
     Raises:
-        CheckpointError: the export doesn't open, or pixels, logits or answers differ.
+        CheckpointError: the export holds other code than ours, doesn't open, or pixels, logits or answers differ.
     """
-    from xtuner_plugins.checkpoints import loader, trained
+    from xtuner_plugins.checkpoints import loader
+    from xtuner_plugins.datasets.base import tiling_of
 
-    plan = trained.lay_over(config, checkpoint)
+    if not trust_remote_code:
+        remote_code.check_trusted(export, f"read it in {export} and pass --trust-remote-code")
+    plan = trained.lay_over(config, checkpoint).settle(template, max_tiles)
     exact = all(t.dtype == torch.float32 for t in open_weights(export).values())
     tolerance = TOLERANCE_FP32 if exact else TOLERANCE_CAST
     if model is None:
-        model = loader.load_trained(config, checkpoint, dtype=torch.float32, merge_lora=False)
+        choice = dict(template=template, max_tiles=max_tiles)
+        model = loader.load_trained(config, checkpoint, dtype=torch.float32, merge_lora=False, **choice)
     tokenizer = loader.load_tokenizer(plan.base)
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         work = Path(folder)
-        cases, expected = _live(model, tokenizer, work)
+        tiling = tiling_of(loader.config_from_fields(plan.view.config, plan.base))
+        cases, expected = _live(model, tokenizer, tiling, work)
         del model
         _run_probe(Path(export), work, cases)
         found = torch.load(work / "probe.pt", weights_only=True)
+        _compare_preprocessing(plan.view.config, tiling, found.pop("preprocessing"))
         results = [
             _compare(case["name"], expected[case["name"]], found[case["name"]], tolerance) for case in cases["cases"]
         ]
@@ -110,14 +151,13 @@ def _pictures(work: Path, size: int) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _live(model, tokenizer, work: Path) -> tuple[dict, dict]:
+def _live(model, tokenizer, tiling, work: Path) -> tuple[dict, dict]:
     """Runs the cases on the live model; returns the probe's task and the expected results."""
     from xtuner_plugins.datasets.media import load_image
     from xtuner_plugins.hub.conversation import get_conv_template
-    from xtuner_plugins.inference import normalize, tiling_of
+    from xtuner_plugins.inference import normalize
 
-    tiling = tiling_of(model.config)
-    size = model.config.force_image_size
+    size = tiling.tile_size
     names = _pictures(work, size)
     stop = tokenizer.convert_tokens_to_ids(get_conv_template(model.template).sep.strip())
     model.img_context_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
@@ -150,9 +190,27 @@ def _live(model, tokenizer, work: Path) -> tuple[dict, dict]:
             "scores": torch.stack(made.scores)[:, 0],
         }  # fmt: skip
         cases.append({"name": name, "pictures": [names[p] for p in pictures], "prompt": prompt, "ids": ids, "eos": stop,
+                      "question": question, "num_tiles": [len(t) for t in tiles],
                       "max_new_tokens": MAX_NEW_TOKENS})  # fmt: skip
-    limits = (size, tiling.min_tiles, tiling.max_tiles, tiling.use_thumbnail)
-    return {"tiling": limits, "cases": cases}, expected
+    return {"cases": cases}, expected
+
+
+def _compare_preprocessing(config: dict, tiling, found: dict) -> None:
+    """What the export's own files say about tiles and prompts, against what was trained.
+
+    Raises:
+        CheckpointError: names both.
+    """
+    trained_with = {
+        "min_tiles": tiling.min_tiles, "max_tiles": tiling.max_tiles, "tile_size": tiling.tile_size,
+        "use_thumbnail": tiling.use_thumbnail or tiling.max_tiles == 1, "template": config["template"],
+    }  # fmt: skip
+    if found["max_tiles"] == 1:  # then a thumbnail never comes
+        found = {**found, "use_thumbnail": True}
+    wrong = [f"{key}={found[key]} (trained: {value})" for key, value in trained_with.items()
+             if found[key] not in (value, None)]  # fmt: skip
+    if wrong:
+        raise CheckpointError(f"verification failed: the export says {', '.join(wrong)}")
 
 
 def _run_probe(export: Path, work: Path, task: dict) -> None:

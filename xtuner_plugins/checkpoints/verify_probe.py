@@ -48,6 +48,41 @@ def cut(path, size, least, most, thumbnail):
     return torch.stack([to_input(tile) for tile in tiles])
 
 
+def preprocessing(directory):
+    """Tile limits and template as the export's own files say them (absent keys as the official class fills them)."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    if config["model_type"] == "llava":
+        size = config["vision_config"]["image_size"]
+        return dict(tile_size=size, min_tiles=1, max_tiles=1, use_thumbnail=False, template=None)
+    if config["model_type"] == "internvl":
+        images = json.loads((directory / "preprocessor_config.json").read_text(encoding="utf-8"))
+        limits = dict(min_tiles=images["min_patches"], max_tiles=images["max_patches"], use_thumbnail=True)
+        return dict(tile_size=images["size"]["height"], template=None, **limits)
+    most = config.get("max_dynamic_patch", 6) if config.get("dynamic_image_size", False) else 1
+    return dict(
+        tile_size=config.get("force_image_size") or config["vision_config"]["image_size"],
+        min_tiles=min(config.get("min_dynamic_patch", 1), most), max_tiles=most,
+        use_thumbnail=config.get("use_thumbnail", False), template=config.get("template"),
+    )  # fmt: skip
+
+
+def chat_ids(model, tokenizer, case, pixels, counts):
+    """The ids that the export's own ``chat`` gives to its network for the case's question."""
+    given, generate = [], model.generate
+
+    def spy(*args, **kwargs):
+        given.append(kwargs["input_ids"][0].tolist())
+        return generate(*args, **kwargs)
+
+    model.generate = spy
+    try:
+        options = dict(max_new_tokens=1, do_sample=False)
+        model.chat(tokenizer, pixels, case["question"], options, num_patches_list=counts or None)
+    finally:
+        model.generate = generate
+    return given[0]
+
+
 def open_export(directory):
     """(model, tokenizer, is it the official form)."""
     import transformers
@@ -69,13 +104,15 @@ def open_export(directory):
 
 
 @torch.no_grad()
-def answer(model, tokenizer, official, case, pixels):
+def answer(model, tokenizer, official, case, pixels, counts):
     """Logits ``[S, V]`` of the prompt and the greedy answer's token ids."""
     ids = torch.tensor([case["ids"]])
     if tokenizer(case["prompt"]).input_ids != case["ids"]:
         raise SystemExit(f"case {case['name']}: the export's tokenizer gives other ids for the prompt")
     if model.config.model_type == "llava":  # its processor puts another token where pictures belong
         ids[ids == tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")] = tokenizer.convert_tokens_to_ids("<image>")
+    if official and chat_ids(model, tokenizer, case, pixels, counts) != case["ids"]:
+        raise SystemExit(f"case {case['name']}: the export's chat prompts with other ids than the trained model")
     mask = torch.ones_like(ids)
     options = dict(max_new_tokens=case["max_new_tokens"], do_sample=False, eos_token_id=case["eos"])
     if official:
@@ -95,11 +132,16 @@ def answer(model, tokenizer, official, case, pixels):
 def main(directory, work):
     task = json.loads((work / "cases.json").read_text(encoding="utf-8"))
     model, tokenizer, official = open_export(directory)
-    results = {}
+    said = preprocessing(Path(directory))
+    results = {"preprocessing": said}
+    limits = (said["tile_size"], said["min_tiles"], said["max_tiles"], said["use_thumbnail"])
     for case in task["cases"]:
-        tiles = [cut(work / name, *task["tiling"]) for name in case["pictures"]]
+        tiles = [cut(work / name, *limits) for name in case["pictures"]]
+        counts = [len(part) for part in tiles]
+        if counts != case["num_tiles"]:
+            raise SystemExit(f"case {case['name']}: the export cuts {counts} tiles, the training {case['num_tiles']}")
         pixels = torch.cat(tiles) if tiles else None
-        logits, made = answer(model, tokenizer, official, case, pixels)
+        logits, made = answer(model, tokenizer, official, case, pixels, counts)
         results[case["name"]] = {"pixels": pixels, "logits": logits, "answer": made}
     torch.save(results, work / "probe.pt")
 

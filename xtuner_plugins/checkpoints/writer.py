@@ -1,9 +1,4 @@
-"""Writes a model directory: shards streamed tensor by tensor, everything under a temporary name, moved in whole.
-
-The order makes an interrupted run harmless. All files go to a hidden sibling ``.{name}.partial-{pid}`` whose config is
-called ``config.json.partial``; then the directory gets its name; then the config gets its own. Nothing opens a model
-directory without ``config.json``, so at no moment does an unfinished directory load.
-"""
+"""Writes weights: shards streamed tensor by tensor, blocks of several tensors side by side."""
 
 from __future__ import annotations
 
@@ -11,8 +6,6 @@ import errno
 import json
 import os
 import re
-import shutil
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -22,13 +15,11 @@ from pathlib import Path
 
 import torch
 
-from xtuner_plugins.checkpoints.reader import DTYPE_NAMES, CheckpointError
+from xtuner_plugins.checkpoints.reader import DTYPE_NAMES
 from xtuner_plugins.checkpoints.tensors import BLOCK_BYTES, LazyTensor, Run, Scratch, read_into
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
-_DISK_MARGIN = 64 * 2**20  # JSON, tokenizer and code files, rounded up generously
-CONFIG = "config.json"
 # The release that our config files name. Where none is named, transformers 4.57 takes any tokenizer for Mistral's and
 # warns of wrong ids, with an advice that would make them wrong.
 TRANSFORMERS = "4.37.2"
@@ -61,87 +52,6 @@ def format_size(num_bytes: int) -> str:
 def write_json(path: Path, value: Mapping) -> None:
     """Indented UTF-8 JSON with a final line break."""
     path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
-def check_target(out: str | Path, *, force: bool, inputs: Mapping[str, str | Path | None]) -> Path:
-    """The target as an absolute path, if it may be written.
-
-    Args:
-        out: the directory to make.
-        force: an existing directory may be replaced.
-        inputs: what is read, by role; the target may not be one of them nor hold one.
-
-    Raises:
-        CheckpointError: the target exists, is a file, or would overwrite an input.
-    """
-    out = Path(os.path.abspath(out))
-    for role, path in inputs.items():
-        if path is not None and (Path(os.path.abspath(path)) == out or out in Path(os.path.abspath(path)).parents):
-            raise CheckpointError(f"the output {out} would overwrite the {role} {path}; choose another name")
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise CheckpointError(f"{out} exists and is not a plain directory; choose another name")
-    if out.is_dir() and any(out.iterdir()) and not force:
-        raise CheckpointError(f"{out} exists already; choose another name or replace it with --force")
-    return out
-
-
-def check_disk(out: Path, num_bytes: int) -> None:
-    """Raises ``CheckpointError`` when the file system of ``out`` has less than ``num_bytes`` and a margin free."""
-    parent = out.parent
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
-    if free < num_bytes + _DISK_MARGIN:
-        raise CheckpointError(
-            f"{out} needs {format_size(num_bytes + _DISK_MARGIN)} but only {format_size(free)} are free on "
-            f"{parent}; free some space or write elsewhere"
-        )
-
-
-@contextmanager
-def staged_directory(out: Path):
-    """Yields a hidden sibling to write into; on a clean exit it becomes ``out``, on any error it vanishes.
-
-    The writer calls the config ``config.json.partial`` (``write_config``); an ``out`` that existed is replaced only
-    after the new one is complete.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(out)
-    stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-{os.getpid()}-", dir=out.parent))
-    try:
-        os.chmod(stage, 0o777 & ~_umask())
-        yield stage
-        assert (stage / f"{CONFIG}.partial").is_file(), "a staged directory needs write_config"
-        old = None
-        if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.replaced-{os.getpid()}-", dir=out.parent))
-            os.rename(out, old)  # an empty directory may be renamed over
-        os.rename(stage, out)
-        os.rename(out / f"{CONFIG}.partial", out / CONFIG)
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
-    finally:
-        if stage.exists():
-            shutil.rmtree(stage, ignore_errors=True)
-
-
-def write_config(stage: Path, config: Mapping) -> None:
-    """The config of a staged directory, under the name that only a finished directory loses."""
-    write_json(stage / f"{CONFIG}.partial", config)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _remove_stale(out: Path) -> None:
-    """Removes what a killed run of another process left for the same target."""
-    for path in out.parent.glob(f".{out.name}.partial-*"):
-        pid = path.name.removeprefix(f".{out.name}.partial-").split("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def plan_shards(tensors: Mapping[str, tuple[LazyTensor, torch.dtype]], max_shard_size: int) -> list[list[str]]:

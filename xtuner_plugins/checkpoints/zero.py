@@ -21,6 +21,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from xtuner_plugins import preprocessing
 from xtuner_plugins.checkpoints.reader import Checkpoint, CheckpointError, load_pickle
 from xtuner_plugins.checkpoints.tensors import Joined, LazyTensor
 
@@ -55,20 +56,20 @@ def open_deepspeed(path: Path) -> Checkpoint:
         if not isinstance(state, dict) or "module" not in state:
             raise CheckpointError(f"{file} is not a DeepSpeed model state")
     module = {k: v for k, v in (states[0]["module"] or {}).items() if isinstance(v, LazyTensor)}
-    files = model_files + optim_files
+    files, lock = model_files + optim_files, states[0].get(preprocessing.KEY)
     if not optim_files:
         if any(f.name.startswith("zero_pp_rank") for f in model_files):
             raise CheckpointError(
                 f"{path} is a ZeRO-3 checkpoint without *_optim_states.pt: the weights are in those "
                 "files; save with save_optimizer=True, or copy them too"
             )
-        return Checkpoint(path, "deepspeed", module, files, {"zero_stage": 0, "world_size": 1})
+        return Checkpoint(path, "deepspeed", module, files, {"zero_stage": 0, "world_size": 1}, lock)
 
     optims = [load_pickle(f).get("optimizer_state_dict") or {} for f in optim_files]
     stage = optims[0].get("zero_stage")
     stage = getattr(stage, "args", (stage,))[0]  # an enum, so a stand-in that remembers its value
     if stage is None:  # plain fp16/bf16 optimizer: the module's own copy is all there is
-        return Checkpoint(path, "deepspeed", module, files, {"zero_stage": 0, "world_size": 1})
+        return Checkpoint(path, "deepspeed", module, files, {"zero_stage": 0, "world_size": 1}, lock)
     world_size = optims[0].get("partition_count")
     world_size = max(world_size) if isinstance(world_size, list) else world_size
     if world_size != len(optims):
@@ -96,7 +97,7 @@ def open_deepspeed(path: Path) -> Checkpoint:
     for alias, name in shared.items() if isinstance(shared, dict) else shared:
         if name in tensors:
             tensors[alias] = tensors[name]
-    return Checkpoint(path, "deepspeed", tensors, files, {"zero_stage": stage, "world_size": world_size})
+    return Checkpoint(path, "deepspeed", tensors, files, {"zero_stage": stage, "world_size": world_size}, lock)
 
 
 def _by_rank(files) -> list[Path]:

@@ -1,0 +1,94 @@
+"""Python files in a model directory: are they whole, and are they this project's own? Runs none of them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
+
+# Where classes of a directory's own are named for transformers.
+_NAMING_FILES = ("config.json", "tokenizer_config.json")
+
+
+def hub_code() -> list[Path]:
+    """The files of ``xtuner_plugins/hub`` that an export ships."""
+    from xtuner_plugins import hub
+
+    return sorted(p for p in Path(next(iter(hub.__path__))).glob("*.py") if p.name != "__init__.py")
+
+
+def copy_hub_code(stage: Path) -> None:
+    """Copies the self-contained model code into a directory."""
+    for path in hub_code():
+        (stage / path.name).write_bytes(path.read_bytes())
+
+
+def missing_code(directory: Path) -> list[str]:
+    """What transformers would look for in vain when it opens a directory with its own code.
+
+    Returns:
+        Names of modules that ``auto_map`` or the relative imports of those modules name and that aren't there, or
+        ``auto_map`` where no class is named at all.
+    """
+    config = read_json(directory / "config.json")
+    if "AutoModel" not in config.get("auto_map", {}):
+        return ["auto_map"]
+    waiting = [reference.rpartition("--")[2].partition(".")[0] for reference in _references(directory)]
+    seen, missing = set(), []
+    while waiting:
+        module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        path = directory / f"{module}.py"
+        if path.is_file():
+            waiting += _relative_imports(path)
+        else:
+            missing.append(path.name)
+    return sorted(missing)
+
+
+def foreign_code(directory: str | Path) -> list[str]:
+    """What ``trust_remote_code=True`` would run of a directory that isn't, byte for byte, this project's own code."""
+    directory = Path(directory)
+    ours = {path.name: path for path in hub_code()}
+    foreign = [
+        str(path.relative_to(directory))
+        for path in sorted(directory.rglob("*.py"))
+        if path.parent != directory or path.name not in ours or path.read_bytes() != ours[path.name].read_bytes()
+    ]
+    return foreign + sorted(reference for reference in _references(directory) if "--" in reference)
+
+
+def check_trusted(directory: str | Path, remedy: str) -> None:
+    """Refuses a directory with foreign code.
+
+    Raises:
+        CheckpointError: names the files; ``remedy`` ends the message.
+    """
+    foreign = foreign_code(directory)
+    if foreign:
+        shown = ", ".join(foreign[:4]) + (f" and {len(foreign) - 4} more" if len(foreign) > 4 else "")
+        raise CheckpointError(f"--verify would run Python that is not this project's own ({shown}); {remedy}")
+
+
+def _references(directory: Path) -> Iterator[str]:
+    """Every ``module.Class`` (or ``organisation/repository--module.Class``) in the directory's ``auto_map``s."""
+    for name in _NAMING_FILES:
+        if (directory / name).is_file():
+            for value in read_json(directory / name).get("auto_map", {}).values():
+                yield from (item for item in (value if isinstance(value, list) else [value]) if item)
+
+
+def _relative_imports(path: Path) -> list[str]:
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError):
+        return []
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            found += [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+    return found

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from xtuner_plugins.datasets import MultimodalDataset, collate
 from xtuner_plugins.datasets.conversation import encode
 from xtuner_plugins.datasets.media import MAX_PIXELS
-from xtuner_plugins.datasets.packing import efficiency, pack_samples
+from xtuner_plugins.datasets.packing import arrange, efficiency, pack_samples
 from xtuner_plugins.datasets.records import parse_record
 from xtuner_plugins.datasets.routes import ROUTES, Allowance, open_tiles
 from xtuner_plugins.datasets.samplers import PlanSampler
@@ -45,8 +45,11 @@ CONFIG = {
     "template": "internvl2_5",
     "force_image_size": 448,
     "downsample_ratio": 0.5,
+    "dynamic_image_size": True,
+    "use_thumbnail": True,
     "max_dynamic_patch": 12,
     "vision_config": {"patch_size": 14},
+    "llm_config": {"architectures": ["Qwen2ForCausalLM"]},
 }
 
 
@@ -77,6 +80,36 @@ def make_pictures(folder: Path) -> list[str]:
         Image.fromarray(photos[number % 4]).resize(size, Image.Resampling.LANCZOS).save(path, quality=90)
         paths.append(str(path))
     return paths
+
+
+def make_other_pictures(folder: Path) -> list[str]:
+    """Other images than those of `make_pictures`: COCO's sizes, a phone's photograph, 4:4:4 and strong compression,
+    scanned pages and generated images in PNG."""
+    from skimage import data
+
+    from xtuner_plugins.toy.pictures import draw, make_scene
+
+    photos = [data.immunohistochemistry(), data.hubble_deep_field(), data.cat(), data.coffee()[::-1]]
+    jpegs = [
+        ((640, 427), 75, "4:2:0"),
+        ((500, 375), 85, "4:2:0"),
+        ((427, 640), 92, "4:4:4"),
+        ((612, 612), 75, "4:2:0"),
+        ((800, 600), 95, "4:4:4"),
+        ((1280, 720), 60, "4:2:0"),
+        ((3024, 4032), 85, "4:2:0"),
+    ]
+    images = {}
+    for number, (size, quality, subsampling) in enumerate(jpegs):
+        image = Image.fromarray(photos[number % 4]).resize(size, Image.Resampling.BICUBIC)
+        images[f"{number}.jpg"] = image, {"quality": quality, "subsampling": subsampling}
+    for name, size in (("page.png", (1240, 1754)), ("text.png", (1000, 400))):
+        images[name] = Image.fromarray(data.page() if name == "page.png" else data.text()).resize(size), {}
+    for number, grid in enumerate(((3, 2), (1, 4))):
+        images[f"scene{number}.png"] = draw(make_scene(random.Random(number), grid)), {}
+    for name, (image, options) in images.items():
+        image.save(folder / name, **options)
+    return [str(folder / name) for name in images]
 
 
 def make_base(folder: Path) -> str:
@@ -121,13 +154,13 @@ class Published:
 
 def bench_pictures(folder: Path, args: argparse.Namespace) -> None:
     """From files to what crosses, `again` times over; what a worker's allowance is lasts as long as the worker."""
-    paths, published, allowance, again = make_pictures(folder), Published(), Allowance(), 4
+    paths, published, allowance, again = INPUTS[args.inputs](folder), Published(), Allowance(), 4
 
     def ours(route):
         return [open_tiles(path, RULE, route, MAX_PIXELS, allowance) for path in paths for _ in range(again)]
 
     compare(
-        f"pictures, one core (six JPEGs, {again} times)",
+        f"pictures, one core ({len(paths)} files, {again} times)",
         lambda: [published(path) for path in paths for _ in range(again)],
         {route: lambda route=route: ours(route) for route in ROUTES},
         args.rounds,
@@ -153,14 +186,14 @@ class PeerDataset(Dataset):
         return self.published(self.paths[index])
 
 
-def bench_loader(folder: Path, args: argparse.Namespace, num_batches: int = 90, warm_up: int = 12) -> None:
+def bench_loader(folder: Path, args: argparse.Namespace, warm_up: int = 12) -> None:
     """Two workers through the real dataset and collate; threads in this process, or in one worker, beside them.
 
     Samples a second once the processes run and their queues are full, from one batch leaving the loader to the last
     one; and the processors' seconds of all processes, their start included, which a busy machine doesn't change much.
     """
-    paths, base = make_pictures(folder), make_base(folder / "base")
-    size = 4
+    paths, base = INPUTS[args.inputs](folder), make_base(folder / "base")
+    size, num_batches = 4, args.batches
     records = [
         {
             "image": path,
@@ -354,7 +387,7 @@ def bench_packing(folder: Path, args: argparse.Namespace, num_samples: int = 100
             start = time.perf_counter()
             packs = pack_samples(np.arange(num_samples), tokens, tiles, max_tokens=budget)
             took = time.perf_counter() - start
-            figures = efficiency(packs, budget, 8)
+            figures = efficiency(arrange(packs, 8, 0), budget, 8)
             order = np.random.default_rng(0).permutation(num_samples)
             size = max(1, int(budget / np.percentile(tokens, 99)))  # a batch that fits the same memory
             padded = tokens[order[: num_samples // size * size]].reshape(-1, size).max(1) * size
@@ -392,6 +425,7 @@ def like_llava_665k(num: int, max_tiles: int) -> tuple[np.ndarray, np.ndarray]:
     return tokens, tiles
 
 
+INPUTS = {"jpegs": make_pictures, "others": make_other_pictures}
 BENCHES = {
     "pictures": bench_pictures,
     "loader": bench_loader,
@@ -405,6 +439,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(BENCHES)} (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batches", type=int, default=90, help="loader: how many (default: %(default)s)")
+    parser.add_argument(
+        "--inputs", choices=INPUTS, default="jpegs", help="pictures, loader: which images (default: %(default)s)"
+    )
     parser.add_argument(
         "--tokenizer", metavar="DIR", help="start: a directory with a fast tokenizer (default: the toy's)"
     )

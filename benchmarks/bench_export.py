@@ -4,7 +4,7 @@
     python benchmarks/bench_export.py --size 8b --kind lora --work /data/bench
 
 Prints peak resident memory of the export's process, wall times (medians) and their ratio as one JSON line, and removes
-what it wrote. Without --sync, whatever of the sources was in memory stays there, and nobody waits for the disk.
+what it wrote. Without --sync, whatever of the sources was in memory stays there (an export waits for the disk anyway).
 
 The base is InternVL2-shaped: InternViT-300M with InternLM2 (1.8b or 7b), whose fused qkv is split, merged and fused
 again, so the number includes the dearest mapping. `full` is a float32 .pth of projector and LLM, `lora` of rank 64 on

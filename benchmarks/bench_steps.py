@@ -29,7 +29,7 @@ from scipy.optimize import nnls
 
 from xtuner_plugins.checkpoints.assemble import build_base
 from xtuner_plugins.datasets import collate, collate_packed
-from xtuner_plugins.datasets.packing import pack_samples
+from xtuner_plugins.datasets.packing import arrange, pack_samples
 from xtuner_plugins.models.vlm import VisionLanguageModel
 from xtuner_plugins.toy.models import write_random_parts
 
@@ -86,7 +86,7 @@ def features(tokens: np.ndarray, tiles: np.ndarray, packed: bool) -> list[float]
 def plan(tokens: np.ndarray, tiles: np.ndarray, packed: bool) -> list[np.ndarray]:
     """Members of each batch of an epoch, in order."""
     if packed:
-        packs = pack_samples(np.arange(len(tokens)), tokens, tiles, max_tokens=BUDGET)
+        packs = arrange(pack_samples(np.arange(len(tokens)), tokens, tiles, max_tokens=BUDGET), RANKS, 0)
         return [packs[number] for number in range(len(packs))]
     size = max(1, int(BUDGET / np.percentile(tokens, 99)))
     order = np.random.default_rng(0).permutation(len(tokens))

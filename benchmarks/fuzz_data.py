@@ -25,7 +25,7 @@ from xtuner_plugins.datasets.budget import TileBudget, truncate
 from xtuner_plugins.datasets.conversation import Piece, encode, split_pieces
 from xtuner_plugins.datasets.errors import DataError
 from xtuner_plugins.datasets.index import parse_json
-from xtuner_plugins.datasets.lengths import _Rows
+from xtuner_plugins.datasets.measure import _Rows
 from xtuner_plugins.datasets.packing import pack_samples
 from xtuner_plugins.datasets.records import parse_record
 from xtuner_plugins.datasets.templates import get_template
@@ -121,7 +121,9 @@ def run_case(rng: random.Random, tokenizer: TextTokenizer) -> tuple[int, int, li
         tiles = [budget.count(size, limit) for size, limit in zip(sizes, limits, strict=True)]
         sample = encode(record, get_template("internvl2_5"), tokenizer, tiles, budget.tokens_per_tile)
         assert (sample.input_ids == tokenizer.image_context_id).sum() == sum(tiles) * budget.tokens_per_tile
-        assert (sample.labels != -100).sum() >= sum(turn.role == "assistant" for turn in record.turns)
+        assert (sample.labels != -100).sum() >= sum(
+            turn.role == "assistant" and turn.supervised for turn in record.turns
+        )
         cut = truncate(sample, budget.max_length)
         if cut is not None:
             assert len(cut[0]) <= budget.max_length and (cut[0].labels != -100).any()

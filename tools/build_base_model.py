@@ -57,8 +57,8 @@ def main(argv=None) -> int:
     try:
         with tqdm(unit="B", unit_scale=True, desc="writing weights", disable=None) as bar:
             summary = build_base(**options, progress=bar.update)
-    except ValueError as e:
-        print(f"error: {e}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     print(
         f"wrote {summary['out']}: {summary['num_parameters']:,} parameters, {summary['num_bytes'] / 1e9:.2f} GB, "

@@ -3,15 +3,18 @@
     python tools/check_data.py configs/finetune_lora.py
     python tools/check_data.py a.jsonl b.json --image-folder A --image-folder B [--base models/base]
 
-Each complaint begins with `file:line:`. The exit status is 1 when anything is wrong, 0 when training can start.
+Each complaint begins with `file:line:`. Warnings are about records that train, but perhaps not what their author meant;
+of each kind the first few are shown. The exit status is 1 when a record is unusable, 0 when training can start.
 """
 
 import argparse
 import contextlib
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
+SHOWN_WARNINGS = 5  # of each reason
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -97,24 +100,20 @@ def open_inputs(args: argparse.Namespace):
 
 def build_dataset(path: str, options: list[str]):
     """The training dataset of a config."""
-    from mmengine.config import Config, DictAction
+    from mmengine.config import DictAction
     from mmengine.registry import DATASETS
 
+    from xtuner_plugins.config_file import ConfigError, load_config
     from xtuner_plugins.datasets.errors import SettingError
 
-    if not os.path.isfile(path):
-        raise SettingError("config", f"config {path!r} isn't there", "name a config file")
+    parsed = argparse.ArgumentParser()
+    parsed.add_argument("--options", nargs="+", action=DictAction)
     try:
-        config = Config.fromfile(path)
-        if options:
-            parsed = argparse.ArgumentParser()
-            parsed.add_argument("--options", nargs="+", action=DictAction)
-            config.merge_from_dict(parsed.parse_args(["--options", *options]).options)
-    except Exception as error:  # a config is a program: anything can go wrong in it
-        line = getattr(error, "lineno", None)
-        text = " ".join(str(getattr(error, "msg", error)).split())[:300]
-        where = f"{path}:{line}" if line else path
-        raise SettingError("config", f"{type(error).__name__}: {text}", "correct the config", where) from None
+        config = load_config(path, parsed.parse_args(["--options", *options]).options if options else None)
+    except ConfigError as error:
+        raise SettingError("config", str(error)) from None
+    except ValueError as error:  # an option without a value
+        raise SettingError("config", f"--cfg-options {' '.join(options)}: {error}", "write KEY=VALUE") from None
     settings = (config.get("train_dataloader") or {}).get("dataset")
     if settings is None:
         raise SettingError("config", f"config {path!r} has no train_dataloader.dataset", "name a training config")
@@ -165,6 +164,8 @@ def print_histograms(reports) -> None:
 def print_report(report, counted: bool) -> None:
     """One line for a file: records, what is wrong with some, pictures, and with a model tiles and tokens."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in report.complaints.most_common())
+    warned = ", ".join(f"{count} {reason}" for reason, count in report.warnings.most_common())
+    warnings = f", {plural(report.warnings.total(), 'warning')} ({warned})" if warned else ""
     tokens = report.column("tokens")
     sums = (
         f", {plural(report.column('tiles').sum(), 'tile')}, {plural(tokens.sum(), 'token')} of which "
@@ -172,8 +173,16 @@ def print_report(report, counted: bool) -> None:
     )
     print(
         f"{report.path}: {plural(report.num_records, 'record')}, {report.num_wrong} wrong"
-        f"{f' ({reasons})' if reasons else ''}; {plural(report.num_pictures, 'picture')}{sums if counted else ''}"
+        f"{f' ({reasons})' if reasons else ''}{warnings}; {plural(report.num_pictures, 'picture')}"
+        f"{sums if counted else ''}"
     )
+    if report.num_rejected:
+        print(f"  {plural(report.num_rejected, 'record')} on the reject list")
+    if report.changes["shrink_tiles"]:
+        print(f"  {plural(report.changes['shrink_tiles'], 'record')} with fewer tiles, to fit max_length")
+    if report.changes["truncate_text"]:
+        cut = plural(report.changes["truncate_text"], "record")
+        print(f"  {cut} with the end cut off, to fit max_length; the first at {report.path}:{report.first_cut}")
 
 
 def main() -> int:
@@ -187,7 +196,7 @@ def main() -> int:
 
     from tqdm import tqdm
 
-    from xtuner_plugins.datasets.check import PlainFiles, check_dataset, write_reject_list
+    from xtuner_plugins.datasets.check import PlainFiles, check_dataset, count_samples, write_reject_list
     from xtuner_plugins.datasets.errors import DataError
     from xtuner_plugins.datasets.report import write_report
 
@@ -200,6 +209,7 @@ def main() -> int:
         return 1
     total = sum(len(source.index) for source in dataset.sources)
     complaints: list[str] = []
+    warned: Counter[str] = Counter()
 
     with tqdm(total=total, unit="record", desc="checking", file=sys.stderr) as bar:
 
@@ -207,8 +217,15 @@ def main() -> int:
             complaints.append(text)
             bar.write(text, sys.stdout)
 
+        def warn(reason: str, text: str) -> None:
+            warned[reason] += 1
+            if warned[reason] <= SHOWN_WARNINGS:
+                bar.write(f"warning: {text}", sys.stdout)
+
         try:
-            reports = check_dataset(dataset, num_workers=args.workers, complain=complain, progress=bar.update)
+            reports = check_dataset(
+                dataset, num_workers=args.workers, complain=complain, warn=warn, progress=bar.update
+            )
         except BrokenExecutor:
             bar.close()
             print("a worker was killed, most likely for want of memory; try --workers 1, or a lower max_pixels")
@@ -223,10 +240,11 @@ def main() -> int:
     if args.html:
         write_report(args.html, dataset, reports, complaints, num_cards=args.cards, max_tokens=args.pack_tokens)
         print(f"page written to {args.html}")
+    samples = f"; an epoch has {count_samples(dataset, reports):,} of {len(dataset):,} samples" if counted else ""
     if complaints:
-        print(f"{len(complaints)} of {total} records can't be trained on")
+        print(f"{len(complaints)} of {total} records can't be trained on{f'{samples} without them' if samples else ''}")
         return 1
-    samples = f" ({plural(len(dataset), 'sample')} an epoch)" if counted else ""
+    total -= sum(report.num_rejected for report in reports)
     print(f"all {plural(total, 'record')} can be trained on{samples}")
     return 0
 

@@ -30,12 +30,23 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     parser.add_argument("--max-shard-size", default="4GB", help="largest weight file (default 4GB)")
     parser.add_argument(
-        "--code", default="auto", choices=["auto", "ours"], help="model code to ship (auto: the base's)"
+        "--code", default="auto", choices=["auto", "ours"], help="model code to ship (auto: the base's, if it is whole)"
     )
-    parser.add_argument("--template", help="conversation template of an official form made with --from")
+    parser.add_argument(
+        "--template",
+        help="conversation template: which one, of a training with several; with --from, that of the official form",
+    )
+    parser.add_argument(
+        "--max-tiles", type=int, help="tile limit: which one, of a training with several (default: the largest)"
+    )
     parser.add_argument("--adapter-only", action="store_true", help="write the LoRA adapter as a PEFT directory")
     parser.add_argument(
         "--verify", action="store_true", help="open the export in a clean process and compare it with the trained model"
+    )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="with --verify: run the model code in the export even where it is the base's own, not this project's",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing OUT")
     args = parser.parse_args(argv)
@@ -46,8 +57,12 @@ def parse_args(argv=None) -> argparse.Namespace:
         parser.error("--adapter-only and --verify need a CONFIG and a CHECKPOINT")
     if args.adapter_only and (args.verify or args.format):
         parser.error("--adapter-only writes a PEFT directory: --verify and --format don't apply")
-    if args.template and not args.source:
-        parser.error("--template goes with --from; a trained model keeps the template of its base")
+    if args.trust_remote_code and not args.verify:
+        parser.error("--trust-remote-code goes with --verify; nothing else runs a directory's code")
+    if args.template and args.adapter_only:
+        parser.error("--adapter-only writes no template; an adapter keeps all that were trained with")
+    if args.max_tiles is not None and (args.source or args.adapter_only):
+        parser.error("--max-tiles chooses among the tile limits of a training, so it needs CONFIG CHECKPOINT OUT alone")
     return args
 
 
@@ -58,23 +73,32 @@ def run(args: argparse.Namespace, progress) -> str:
     if args.source:
         form = args.format or "official"
         done = export.convert(args.source, args.paths[0], form=form, template=args.template, **common)
-        return f"wrote {done['out']} ({form}): {done['num_tensors']} tensors, {_size(done)}"
+        return f"wrote {done['out']} ({form}): {done['num_tensors']} tensors, {_size(done)}{_note(done)}"
     config, checkpoint, out = args.paths
     if args.adapter_only:
         from xtuner_plugins.checkpoints.adapters import export_adapter
 
         done = export_adapter(config, checkpoint, out, dtype=args.dtype, force=args.force)
         return f"wrote {done['out']}: adapters of {', '.join(done['parts'])}, {done['num_tensors']} tensors"
-    done = export.export(config, checkpoint, out, form=args.format, code=args.code, **common)
+    if args.verify:
+        from xtuner_plugins.checkpoints.verify import check_code_before, verify
+
+        if not args.trust_remote_code:
+            check_code_before(config, args.format, args.code)
+    choice = dict(template=args.template, max_tiles=args.max_tiles)
+    done = export.export(config, checkpoint, out, form=args.format, code=args.code, **choice, **common)
     text = (
         f"wrote {done['out']}: {done['num_tensors']} tensors ({done['num_replaced']} trained, "
         f"{done['num_merged']} adapters merged), {_size(done)}, from a {done['kind']} checkpoint"
+        f"{_note(done)}"
     )
     if args.verify:
-        from xtuner_plugins.checkpoints.verify import verify
-
-        text += "\n" + str(verify(config, checkpoint, out))
+        text += "\n" + str(verify(config, checkpoint, out, trust_remote_code=args.trust_remote_code, **choice))
     return text
+
+
+def _note(done: dict) -> str:
+    return "".join(f"\nnote: {note}" for note in done["notes"])
 
 
 def _size(done: dict) -> str:
@@ -96,8 +120,8 @@ def main(argv=None) -> int:
                 bar.update(done)
 
             text = run(args, progress)
-    except ValueError as e:
-        print(f"error: {e}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     print(text)
     return 0

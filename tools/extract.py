@@ -27,8 +27,8 @@ def main(argv=None) -> int:
 
     try:
         done = extract(args.directory, args.part, args.out, max_shard_size=args.max_shard_size, force=args.force)
-    except ValueError as e:
-        print(f"error: {e}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"wrote {done['out']}: {done['num_tensors']} tensors, {done['num_bytes'] / 1e9:.2f} GB")
     return 0

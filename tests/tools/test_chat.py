@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import HANGS_AFTER
 from xtuner_plugins.inference import ChatSession
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +29,7 @@ def chat(*args, stdin=""):
         encoding="utf-8",
         capture_output=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
-        timeout=300,
+        timeout=HANGS_AFTER,
     )
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import HANGS_AFTER
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -41,7 +43,7 @@ def run(*args):
         text=True,
         capture_output=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
+        timeout=HANGS_AFTER,
     )
 
 
@@ -92,11 +94,17 @@ def test_settings_are_complained_about_in_one_line(project, tmp_path, check):
     (tmp_path / "raises.py").write_text("a = 1 / 0\n")
     (tmp_path / "nothing.py").write_text("train_dataloader = None\n")
     for args, words in [
-        ((tmp_path / "none.py",), "isn't there"),
-        ((tmp_path / "broken.py",), "broken.py:2: SyntaxError: '(' was never closed; correct the config"),
-        ((tmp_path / "raises.py",), "raises.py: ZeroDivisionError"),
+        ((tmp_path / "none.py",), "none.py does not exist"),
+        ((tmp_path / "broken.py",), "broken.py:2 cannot be read: SyntaxError: '(' was never closed"),
+        ((tmp_path / "raises.py",), "raises.py cannot be read: ZeroDivisionError"),
         ((tmp_path / "nothing.py",), "no train_dataloader.dataset"),
         ((config, "--cfg-options", "train_dataloader.dataset.max_tile=3"), "max_tile"),
+        ((config, "--cfg-options", "data_paths=['x.json']"), "--cfg-options data_paths: nothing reads 'data_paths'"),
+        ((config, "--cfg-options", "novalue"), "--cfg-options novalue"),
+        (
+            (ROOT / "configs/finetune_lora.py", "--cfg-options", "data_paths=[a.jsonl]"),
+            "has already read data_paths; set train_dataloader.dataset.data_paths instead",
+        ),
         ((config, "--cfg-options", "train_dataloader.dataset.type=None.Such"), "None.Such"),
         ((config, "--cfg-options", "train_dataloader.dataset.base=nowhere"), "nowhere"),
         ((data, "--image-folder", tmp_path, "--image-folder", tmp_path), "2 image folders for 1 files"),
@@ -160,3 +168,37 @@ def test_files_as_editors_and_exports_leave_them(project, tmp_path, check):
     (tmp_path / "pretty.json").write_text(json.dumps([conversation(), {"a": 1}, conversation()], indent=1))
     status, printed = check(tmp_path / "pretty.json", "--workers", 0)
     assert status == 1 and printed.startswith(f"{tmp_path / 'pretty.json'}:14: no conversations")
+
+
+def test_a_setting_that_the_config_has_already_read_is_refused(check):
+    """Of a recipe as it ships; the key that does reach the dataset is named."""
+    status, printed = check(ROOT / "configs/toy/toy_finetune_full.py", "--cfg-options", "data_paths=['mine.json']")
+    assert status == 1  # in the last line: DeepSpeed, which the recipe imports, may speak before
+    words = "already read data_paths; set train_dataloader.dataset.data_paths instead"
+    assert words in printed.splitlines()[-1]
+
+
+def test_what_is_shrunk_cut_or_left_out_is_said(project, tmp_path, check):
+    """An epoch has the samples that train: repeats count, unusable and rejected records don't."""
+    config, data = project
+    for name, size in (("a", 112), ("large", 700)):  # one tile, several
+        Image.fromarray(np.zeros((size, size, 3), np.uint8)).save(tmp_path / "images" / f"{name}.png")
+    with data.open("a") as file:
+        file.write(json.dumps(conversation(image="large.png")) + "\n")
+        long = {"conversations": [{"from": "human", "value": "Go on."}, {"from": "gpt", "value": "word " * 5000}]}
+        file.write(json.dumps(long) + "\n")
+        file.write(json.dumps(conversation(image="none.png")) + "\n")
+    options = ("train_dataloader.dataset.max_length=100", "train_dataloader.dataset.repeat_times=2")
+    reject = tmp_path / "reject.jsonl"
+    status, printed = check(config, "--workers", 0, "--reject-list", reject, "--cfg-options", *options)
+    assert status == 1
+    assert "  1 record with fewer tiles, to fit max_length" in printed
+    assert f"  1 record with the end cut off, to fit max_length; the first at {data}:7" in printed
+    assert "1 of 8 records can't be trained on; an epoch has 14 of 16 samples without them" in printed
+    options += (f"train_dataloader.dataset.reject_list={reject}",)
+    status, printed = check(
+        config, "--workers", 0, "--reject-list", tmp_path / "again.jsonl", "--cfg-options", *options
+    )
+    assert status == 0 and "  1 record on the reject list" in printed
+    assert "all 7 records can be trained on; an epoch has 14 of 16 samples" in printed
+    assert len((tmp_path / "again.jsonl").read_text().splitlines()) == 1  # a list that is written anew keeps it

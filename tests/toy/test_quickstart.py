@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from xtuner_plugins.toy.quickstart import Chain, StageError, last_checkpoint, progress_line, summarise, verdict
+from tests.conftest import HANGS_AFTER
+from xtuner_plugins.toy.quickstart import (
+    Chain,
+    StageError,
+    keep_earlier,
+    last_checkpoint,
+    only_one,
+    progress_line,
+    summarise,
+    verdict,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,7 +36,7 @@ def test_progress_shows_every_fiftieth_step_and_the_last():
 def test_a_failing_command_ends_the_chain_with_its_last_words(tmp_path, capfd):
     chain = Chain(tmp_path, tmp_path, threads=1)
     chain.run("fine", ["-c", "print('wrote it')"])
-    assert "wrote it" in capfd.readouterr().out and chain.seconds["fine"] < 60
+    assert "wrote it" in capfd.readouterr().out and chain.seconds["fine"] < HANGS_AFTER
     with pytest.raises(StageError, match="exit status 3") as caught:
         chain.run("bad", ["-c", "import time; time.sleep(60)"], ["-c", "print('why'); raise SystemExit(3)"])
     assert "why" in str(caught.value)
@@ -60,16 +70,48 @@ def test_outside_the_repository_it_says_so(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_earlier_results_are_kept_each_under_its_own_name(tmp_path):
+    out = tmp_path / "quickstart"
+    assert keep_earlier(out) is None
+    for number in (1, 2):
+        out.mkdir()
+        (out / "mine.txt").write_text(str(number))
+        assert keep_earlier(out) == tmp_path / f"quickstart.{number}"
+    assert [(tmp_path / f"quickstart.{n}/mine.txt").read_text() for n in (1, 2)] == ["1", "2"]
+    out.symlink_to(tmp_path / "quickstart.1")  # a link is renamed, not what it leads to
+    assert keep_earlier(out).is_symlink() and (tmp_path / "quickstart.1/mine.txt").exists()
+
+
+def test_two_quick_starts_side_by_side_are_refused(tmp_path):
+    script = (
+        "import pathlib, sys\n"
+        "from xtuner_plugins.toy.quickstart import only_one\n"
+        "with only_one(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "out")]
+    other = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(StageError, match=f"process {other.pid}"), only_one(tmp_path / "out"):
+        pass
+    other.kill()
+    other.communicate()
+    with only_one(tmp_path / "out"):  # the lock went with its holder
+        pass
+
+
 @pytest.mark.slow
 def test_whole_chain_in_short(tmp_path):
     """The real commands from end to end, on a copy of the sources so that a user's own run stays."""
     for folder in ("configs", "tools", "xtuner_plugins"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    out = tmp_path / "work_dirs/quickstart"
+    out.mkdir(parents=True)
+    (out / "mine.txt").write_text("an earlier one")
     command = [sys.executable, "tools/quickstart.py", "--scale", "0.02", "--threads", "1"]
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANGS_AFTER)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    out = tmp_path / "work_dirs/quickstart"
+    assert (tmp_path / "work_dirs/quickstart.1/mine.txt").exists() and "is now work_dirs/quickstart.1" in done.stdout
     result = json.loads((out / "results.json").read_text())
     assert result["num_answers_that_differ"] == 0 < result["num_answers"]
     for name in ("losses.png", "contact_sheet.png", "model/config.json", "model/modeling_internvl_chat.py"):

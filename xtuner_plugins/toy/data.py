@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from xtuner_plugins.processes import die_with_parent
 from xtuner_plugins.toy.pictures import Scene, draw, make_scene
 from xtuner_plugins.toy.questions import CAPTION_REQUESTS, ask, describe
 
@@ -46,7 +47,7 @@ def write_data(
     root = Path(root)
     files = {"pretrain": root / "pretrain.json", "train": root / "train.jsonl", "test": root / "test.jsonl"}
     counts = COUNTS if counts is None else counts
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=die_with_parent) as pool:
         for split, path in files.items():
             (root / "images" / split).mkdir(parents=True, exist_ok=True)
             job = partial(_make_records, root, split, seed)

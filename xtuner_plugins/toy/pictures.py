@@ -1,4 +1,4 @@
-"""Generated pictures of walls with signs and shapes, and LLaVA-format questions about them.
+r"""Generated pictures of walls with signs and shapes, and LLaVA-format questions about them.
 
 A picture is a whole number of tiles wide and high. On a soft background hang signs, each a coloured badge
 and a two-digit number about 14 px high, and a few large shapes:

@@ -1,20 +1,24 @@
 """The whole chain on toy data, with the commands that a user would type.
 
 parts and data -> base -> check -> projector warm-up -> export -> fine-tuning -> export -> held-out questions, asked
-of the trained model and of its export in a process without this project. All goes to `work_dirs/quickstart`.
+of the trained model and of its export in a process without this project. All goes to `work_dirs/quickstart`; what an
+earlier quick start left there is kept under another name.
 """
 
 import argparse
+import contextlib
+import fcntl
+import itertools
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from xtuner_plugins.processes import start_bound
 from xtuner_plugins.toy import evaluate
 from xtuner_plugins.toy.charts import draw_contact_sheet, draw_losses
 from xtuner_plugins.toy.questions import RESOLUTION_KINDS
@@ -64,7 +68,7 @@ class Chain:
             print("$ " + " ".join(["python", *command]), flush=True)
             log = self.logs / f"{len(self.seconds) + 1}{'abc'[index]}_{name.split(':')[0].replace(' ', '_')}.txt"
             with log.open("w", encoding="utf-8") as file:
-                process = subprocess.Popen(
+                process = start_bound(
                     [sys.executable, *command], cwd=self.root, env=env, stdout=file, stderr=subprocess.STDOUT
                 )
             running.append((process, log))
@@ -126,6 +130,34 @@ def last_checkpoint(work_dir: Path) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def only_one(out: Path) -> Iterator[None]:
+    """Holds ``out`` for one quick start; a second one beside it would write into the same files.
+
+    Raises:
+        StageError: Another process holds it.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out.with_name(f"{out.name}.lock"), "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise StageError(f"a quick start is running here already (process {file.read().strip()})") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def keep_earlier(out: Path) -> Path | None:
+    """Renames an earlier result to the next free ``<name>.1``, ``<name>.2``, ...; returns its new path."""
+    if not os.path.lexists(out):
+        return None
+    number = next(n for n in itertools.count(1) if not os.path.lexists(out.with_name(f"{out.name}.{n}")))
+    return out.rename(out.with_name(f"{out.name}.{number}"))
+
+
 def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
     """Every stage in turn; returns what `results.json` holds.
 
@@ -133,8 +165,6 @@ def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
         StageError: A command failed.
     """
     out = root / OUT
-    if out.exists():
-        shutil.rmtree(out)
     out.mkdir(parents=True)
     begin = time.perf_counter()
     chain = Chain(root, out, threads)
@@ -247,7 +277,11 @@ def main(argv: Sequence[str] | None = None, root: Path | None = None) -> int:
         print(f"error: {root} has no {FINE_TUNE}; run this in the repository's root", file=sys.stderr)
         return 1
     try:
-        result = run_chain(root, args.scale, args.threads, args.seed)
+        with only_one(root / OUT):
+            earlier = keep_earlier(root / OUT)
+            if earlier:
+                print(f"The earlier {OUT} is now {earlier.relative_to(root)}; delete it when you no longer need it.")
+            result = run_chain(root, args.scale, args.threads, args.seed)
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "README_zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
 
 
 def name(page):
@@ -57,6 +57,12 @@ def test_tools_take_the_options_that_the_pages_show(run_tool):
         assert [option for option in sorted(options) if option not in help_text] == [], tool
 
 
-def test_both_readmes_show_the_same_commands():
-    english, chinese = (code_lines(page) for page in PAGES[:2])
-    assert english == chinese
+@pytest.mark.parametrize("chinese", [page for page in PAGES if page.stem.endswith("_zh-CN")], ids=name)
+def test_chinese_pages_show_the_same_commands(chinese):
+    assert code_lines(chinese.with_name(chinese.name.replace("_zh-CN", ""))) == code_lines(chinese)
+
+
+def test_every_benchmark_is_described():
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    scripts = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py"))
+    assert [script for script in scripts if f"`{script}`" not in page] == []

@@ -27,6 +27,7 @@ BASE = {  # tiles of 448 px, 256 tokens each, as the released models
     "min_dynamic_patch": 1,
     "max_dynamic_patch": 6,
     "vision_config": {"patch_size": 14, "image_size": 448},
+    "llm_config": {"model_type": "qwen2"},
 }
 TOKENS = ["<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"]
 

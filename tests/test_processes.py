@@ -16,15 +16,20 @@ from xtuner_plugins.processes import start_bound
 print(start_bound([sys.executable, "-c", {SLEEPER!r}]).pid, flush=True)
 time.sleep(600)
 """
-BY_FORK = """
-import multiprocessing, time
+WORK = """
+import os, time
 from xtuner_plugins.processes import die_with_parent
-def work():
-    die_with_parent()
-    print(multiprocessing.current_process().pid, flush=True)
-    time.sleep(600)
-multiprocessing.get_context("fork").Process(target=work).start()
+die_with_parent(watch=WATCH)
+print(os.getpid(), flush=True)
 time.sleep(600)
+"""
+BY_MULTIPROCESSING = f"""
+import multiprocessing, sys
+method, watch = sys.argv[1:]
+work = {WORK!r}.replace("WATCH", watch)
+process = multiprocessing.get_context(method).Process(target=exec, args=(work,))
+process.start()
+process.join()
 """
 # The child's parent has ended before the child asks: nothing would ever tell it.
 TOO_LATE = """
@@ -40,9 +45,20 @@ if os.fork() == 0:
 """
 
 
-@pytest.mark.parametrize("code", [BY_POPEN, BY_FORK, TOO_LATE], ids=["popen", "fork", "too_late"])
+@pytest.mark.parametrize("code", [BY_POPEN, TOO_LATE], ids=["popen", "too_late"])
 def test_child_of_a_killed_process_ends(code):
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    require_child_ends(code)
+
+
+@pytest.mark.parametrize("watch", ["True", "False"])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_worker_of_a_killed_process_ends(method, watch):
+    """A fork server stands between its workers and the process that asked for them."""
+    require_child_ends(BY_MULTIPROCESSING, method, watch)
+
+
+def require_child_ends(*code):
+    parent = subprocess.Popen([sys.executable, "-c", *code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     child = int(parent.stdout.readline())
     parent.kill()
     parent.wait()

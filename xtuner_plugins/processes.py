@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 POLL_SECONDS = 1.0
@@ -33,14 +33,17 @@ def die_with_parent(parent: int | None = None, *, watch: bool = sys.platform != 
         watch: Do without the kernel: a thread of this process checks every second whether the parent still lives.
             It doesn't matter which of the parent's threads started this process.
     """
-    started_by = multiprocessing.parent_process()
-    parent = parent or (started_by.pid if started_by else os.getppid())
-    if watch:
-        threading.Thread(target=_watch, args=(parent,), daemon=True, name="die-with-parent").start()
+    above, started_by = os.getppid(), multiprocessing.parent_process()
+    if parent is None:
+        parent = started_by.pid if started_by else above
+    if started_by is not None and parent == started_by.pid != above:  # a fork server stands between
+        _start_watching(started_by.join)
+    elif watch:
+        _start_watching(_wait_for, parent)
     else:
         _set_death_signal(ctypes.CDLL(None, use_errno=True))
     starter = os.environ.get(STARTED_BY)
-    if os.getppid() != parent or (starter and not is_ancestor(int(starter))):
+    if os.getppid() != above or not is_ancestor(parent) or (starter and not is_ancestor(int(starter))):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -103,7 +106,16 @@ def _set_death_signal(libc: ctypes.CDLL) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
 
 
-def _watch(parent: int) -> None:
+def _start_watching(wait: Callable[..., object], *args) -> None:
+    """Kills this process when ``wait(*args)`` returns."""
+
+    def watch() -> None:
+        wait(*args)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="die-with-parent").start()
+
+
+def _wait_for(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(POLL_SECONDS)
-    os.kill(os.getpid(), signal.SIGKILL)

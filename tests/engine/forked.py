@@ -1,5 +1,11 @@
-"""Whole training runs in forked children: a run as `tools/train.py` starts it, without paying for its imports again."""
+"""Whole training runs in forked children: a run as `tools/train.py` starts it, without paying for its imports again.
 
+The children come from a server that has imported everything and computed nothing. Forking the tests' own process
+would copy locks of threads that the child lacks: a thread pool of OpenMP that an earlier test used hangs the child.
+"""
+
+import faulthandler
+import multiprocessing
 import os
 import socket
 import sys
@@ -8,18 +14,22 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 from .parallel_case import ROOT, training
 
-TIMEOUT_S = 600
+HUNG_AFTER_S = 300
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["deepspeed", "xtuner.tools.train", "xtuner_plugins.train_process"])
 
 
 @dataclass
 class Run:
-    """How a run ended: exit codes by rank (negative: a signal), and what rank 0 wrote."""
+    """How a run ended: exit codes by rank (negative: a signal), what rank 0 wrote, and what the others wrote."""
 
     codes: list[int]
     output: str
+    others: str = ""
 
     @property
     def ok(self) -> bool:
@@ -43,45 +53,50 @@ def train_forked(
 
     Args:
         work_dir, base, data, processes: As `parallel_case.training`.
-        prepare: Called in each child before it trains; the place for a fault.
+        prepare: Called in each child before it trains; the place for a fault. A function of a module, or a `partial`
+            of one, because it is pickled.
         **case: As `parallel_case.training`.
     """
-    import deepspeed as _deepspeed  # noqa: F401  (imported once, here)
-    import xtuner.tools.train  # noqa: F401
-
-    arguments = ["train", *training(work_dir, base, data, processes=processes, **case)[0]]
+    arguments, env = training(work_dir, base, data, processes=processes, **case)
+    arguments = ["train", *arguments]
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        env.pop(name, None)
     if processes > 1:
         arguments[2:2] = ["--launcher", "pytorch"]
+        env |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     work_dir.parent.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     logs = [work_dir.parent / f"{work_dir.name}.rank{rank}.log" for rank in range(processes)]
     children = []
-    for rank in range(processes):
-        child = os.fork()
-        if child == 0:
-            _train(arguments, rank, processes, port, logs[rank], prepare)
+    for rank, log in enumerate(logs):
+        ranked = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+        child = SERVER.Process(target=_train, args=(arguments, env | ranked, log, prepare))
+        with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):  # the first start starts the server
+            child.start()
         children.append(child)
     codes = _wait(children)
-    return Run(codes, logs[0].read_text(errors="replace"))
+    said = [log.read_text(errors="replace") if log.exists() else "" for log in logs]
+    return Run(codes, said[0], "".join(said[1:])[-3000:])
 
 
-def _train(arguments, rank, processes, port, log, prepare) -> None:
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _train(arguments: list[str], env: dict[str, str], log: Path, prepare: Callable[[], None] | None) -> None:
     """The child: never returns."""
     code = 70
     try:
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # pytest has its own
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
         os.chdir(ROOT)
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            os.environ.pop(name, None)
-        if processes > 1:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ.clear()
+        os.environ.update(env)
         sys.argv = arguments
+        faulthandler.dump_traceback_later(HUNG_AFTER_S)  # a run that hangs says where
         if prepare is not None:
             prepare()
         from xtuner_plugins.train_process import main
@@ -95,19 +110,14 @@ def _train(arguments, rank, processes, port, log, prepare) -> None:
         os._exit(code)
 
 
-def _wait(children: list[int]) -> list[int]:
+def _wait(children: list[multiprocessing.Process]) -> list[int]:
     """Exit codes; when one rank has failed the others are ended, as torchrun does."""
-    codes: dict[int, int] = {}
-    deadline = time.monotonic() + TIMEOUT_S
-    while len(codes) < len(children):
-        for child in set(children) - codes.keys():
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                codes[child] = os.waitstatus_to_exitcode(status)
-                if codes[child]:
-                    deadline = min(deadline, time.monotonic() + 10)
+    deadline = time.monotonic() + HUNG_AFTER_S + 5
+    while alive := [child for child in children if child.is_alive()]:
+        if any(child.exitcode for child in children):
+            deadline = min(deadline, time.monotonic() + 10)
         if time.monotonic() > deadline:
-            for child in set(children) - codes.keys():
-                os.kill(child, 9)
+            for child in alive:
+                child.kill()
         time.sleep(0.02)
-    return [codes[child] for child in children]
+    return [child.exitcode for child in children]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -44,22 +45,62 @@ def options(processes=1):
     }
 
 
-def killed_before(step):
-    """A process that ends without a word before it trains a step (from 0)."""
+def kill_before(step):
+    """The process ends without a word before it trains a step (from 0)."""
+    from xtuner_plugins.engine.loops import PlannedTrainLoop
 
-    def prepare():
-        from xtuner_plugins.engine.loops import PlannedTrainLoop
+    run_iter = PlannedTrainLoop.run_iter
 
-        run_iter = PlannedTrainLoop.run_iter
+    def killed(loop, batch):
+        if loop.iter == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        run_iter(loop, batch)
 
-        def killed(loop, batch):
-            if loop.iter == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            run_iter(loop, batch)
+    PlannedTrainLoop.run_iter = killed
 
-        PlannedTrainLoop.run_iter = killed
 
-    return prepare
+def poison(step, micro_batch, value=float("nan")):
+    """The loss of one micro-batch of a step is ruined on rank 0."""
+    from xtuner_plugins.engine import steps
+
+    calls = []
+    next_loss = steps.batch_weight
+
+    def count(batch):
+        calls.append(batch)
+        if len(calls) == 4 * step + micro_batch + 1 and os.environ.get("RANK", "0") == "0":
+            batch["loss_weights"] = torch.full((len(batch["labels"]),), value)
+            return 1.0
+        return next_loss(batch)
+
+    steps.batch_weight = count
+
+
+def overflow():
+    """Finite losses whose gradients overflow in the backward pass."""
+    from xtuner_plugins.models import vlm
+
+    next_token_loss = vlm.next_token_loss
+
+    def overflowing(hidden, *args):
+        hidden.register_hook(lambda gradient: gradient * float("inf"))
+        return next_token_loss(hidden, *args)
+
+    vlm.next_token_loss = overflowing
+
+
+def ruin_weights():
+    """Every update leaves one trained weight infinite."""
+    from mmengine.optim import OptimWrapper
+
+    step = OptimWrapper.step
+
+    def ruinous(wrapper):
+        step(wrapper)
+        trained = [p for group in wrapper.param_groups for p in group["params"] if p.requires_grad]
+        trained[-1].data.view(-1)[0] = float("inf")
+
+    OptimWrapper.step = ruinous
 
 
 def contents(path):
@@ -92,7 +133,7 @@ def test_a_killed_run_goes_on_bit_equal(toy_base, data, recipe, tmp_path, proces
     case = dict(processes=processes, deepspeed=deepspeed, config=recipe, options=options(processes))
     whole = train_forked(tmp_path / "whole", toy_base, data, **case)
     assert whole.ok, whole.output[-3000:]
-    killed = train_forked(tmp_path / "killed", toy_base, data, prepare=killed_before(KILLED), **case)
+    killed = train_forked(tmp_path / "killed", toy_base, data, prepare=partial(kill_before, KILLED), **case)
     assert killed.codes == [-signal.SIGKILL] * processes
     again = train_forked(tmp_path / "killed", toy_base, data, extra=("--resume",), **case)
     assert again.ok, again.output[-3000:]
@@ -104,30 +145,9 @@ def test_a_killed_run_goes_on_bit_equal(toy_base, data, recipe, tmp_path, proces
 
 
 class TestNotFinite:
-    @staticmethod
-    def poisoned(step, micro_batch, value=float("nan")):
-        """The loss of one micro-batch of a step is ruined on rank 0."""
-
-        def prepare():
-            from xtuner_plugins.engine import steps
-
-            calls = []
-            next_loss = steps.batch_weight
-
-            def count(batch):
-                calls.append(batch)
-                if len(calls) == 4 * step + micro_batch + 1 and os.environ.get("RANK", "0") == "0":
-                    batch["loss_weights"] = torch.full((len(batch["labels"]),), value)
-                    return 1.0
-                return next_loss(batch)
-
-            steps.batch_weight = count
-
-        return prepare
-
     def test_a_loss_that_is_nan_stops_the_run_before_anything_is_lost(self, toy_base, data, recipe, tmp_path):
         case = dict(config=recipe, options=options())
-        run = train_forked(tmp_path / "run", toy_base, data, prepare=self.poisoned(4, 2), **case)
+        run = train_forked(tmp_path / "run", toy_base, data, prepare=partial(poison, 4, 2), **case)
         assert run.codes == [1]
         [line] = run.errors
         assert "step 5: the loss is nan, from the samples " in line
@@ -139,7 +159,7 @@ class TestNotFinite:
     @pytest.mark.parametrize("deepspeed", [None, "deepspeed_zero2"])
     def test_every_rank_ends_and_one_speaks(self, toy_base, data, recipe, tmp_path, deepspeed):
         case = dict(config=recipe, options=options(1), processes=2, deepspeed=deepspeed)
-        run = train_forked(tmp_path / "run", toy_base, data, prepare=self.poisoned(1, 0), **case)
+        run = train_forked(tmp_path / "run", toy_base, data, prepare=partial(poison, 1, 0), **case)
         assert run.codes == [1, 1]
         assert "step 2: the loss is nan" in run.errors[0] and "nothing was saved yet" in run.errors[0]
         assert "error" not in (tmp_path / "run.rank1.log").read_text()
@@ -153,39 +173,14 @@ class TestNotFinite:
         ],
     )
     def test_an_infinite_gradient_stops_the_run(self, toy_base, data, recipe, tmp_path, deepspeed):
-        """Finite losses whose gradients overflow in the backward pass."""
-
-        def prepare():
-            from xtuner_plugins.models import vlm
-
-            next_token_loss = vlm.next_token_loss
-
-            def overflowing(hidden, *args):
-                hidden.register_hook(lambda gradient: gradient * float("inf"))
-                return next_token_loss(hidden, *args)
-
-            vlm.next_token_loss = overflowing
-
         run = train_forked(
-            tmp_path / "run", toy_base, data, prepare=prepare, config=recipe, options=options(), deepspeed=deepspeed
+            tmp_path / "run", toy_base, data, prepare=overflow, config=recipe, options=options(), deepspeed=deepspeed
         )
         assert run.codes == [1], run.output[-2000:]
         assert "step 1: the gradient norm is " in run.errors[0] and str(data[0]) in run.errors[0]
 
     def test_weights_that_an_update_ruined_are_not_saved(self, toy_base, data, recipe, tmp_path):
-        def prepare():
-            from mmengine.optim import OptimWrapper
-
-            step = OptimWrapper.step
-
-            def ruinous(wrapper):
-                step(wrapper)
-                trained = [p for group in wrapper.param_groups for p in group["params"] if p.requires_grad]
-                trained[-1].data.view(-1)[0] = float("inf")
-
-            OptimWrapper.step = ruinous
-
         case = dict(config=recipe, options={**options(), "default_hooks.checkpoint.interval": 1})
-        run = train_forked(tmp_path / "run", toy_base, data, prepare=prepare, **case)
+        run = train_forked(tmp_path / "run", toy_base, data, prepare=ruin_weights, **case)
         assert run.codes == [1] and not list((tmp_path / "run").glob("iter_*"))
         assert "iter_1.pth was not written: the last update made weights infinite" in run.errors[0]

@@ -2,8 +2,11 @@
 
 import os
 import signal
+from functools import partial
 
 import pytest
+import torch
+from mmengine.fileio import LocalBackend
 
 from xtuner_plugins.engine.resume import newest_checkpoint, read_checkpoint
 from xtuner_plugins.engine.saving import _move_into_place, tidy
@@ -27,38 +30,46 @@ def case(tmp_path):
 
 
 def during_save(number, do, rank=0):
-    """Prepares a rank: of the n-th file that it saves (from 1) half is written, and then ``do`` is called."""
+    """Of the n-th file that a rank saves (from 1) half is written, and then ``do`` is called."""
+    if os.environ.get("RANK", "0") != str(rank):
+        return
 
-    def prepare():
-        import torch
+    save, calls = torch.save, []
 
-        if os.environ.get("RANK", "0") != str(rank):
-            return
+    def half_way(content, target, *args, **kwargs):
+        calls.append(target)
+        if len(calls) < number:
+            return save(content, target, *args, **kwargs)
+        if not isinstance(target, str):  # MMEngine writes its bytes afterwards
+            put = LocalBackend.put
 
-        save, calls = torch.save, []
+            def half(self, content, path):
+                put(self, bytes(content)[: len(content) // 2], path)
+                do()
 
-        def half_way(content, target, *args, **kwargs):
-            calls.append(target)
-            if len(calls) < number:
-                return save(content, target, *args, **kwargs)
-            if not isinstance(target, str):  # MMEngine writes its bytes afterwards
-                from mmengine.fileio import LocalBackend
+            LocalBackend.put = half
+            return save(content, target, *args, **kwargs)
+        save(content, target, *args, **kwargs)
+        os.truncate(target, os.path.getsize(target) // 2)
+        do()
 
-                put = LocalBackend.put
+    torch.save = half_way
 
-                def half(self, content, path):
-                    put(self, bytes(content)[: len(content) // 2], path)
-                    do()
 
-                LocalBackend.put = half
-                return save(content, target, *args, **kwargs)
-            save(content, target, *args, **kwargs)
-            os.truncate(target, os.path.getsize(target) // 2)
-            do()
+def limit_from_the_second_step_on():
+    """No file may grow beyond a size: the system refuses the write as it does on a full disk."""
+    import resource
 
-        torch.save = half_way
+    from xtuner_plugins.engine.loops import PlannedTrainLoop
 
-    return prepare
+    run_iter = PlannedTrainLoop.run_iter
+
+    def limited(loop, batch):
+        if loop.iter == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL, SMALL))
+        run_iter(loop, batch)
+
+    PlannedTrainLoop.run_iter = limited
 
 
 def kill():
@@ -80,7 +91,7 @@ def test_a_run_killed_while_it_saves(toy_base, data, case, tmp_path, processes, 
     assert whole.ok, whole.output[-2000:]
     # DeepSpeed's second rank writes one file per checkpoint, under ZeRO-3 two; a plain file is written by the first.
     number, rank = {None: (2, 0), "deepspeed_zero2": (2, 1), "deepspeed_zero3": (4, 1)}[deepspeed]
-    killed = train_forked(tmp_path / "run", toy_base, data, prepare=during_save(number, kill, rank), **case)
+    killed = train_forked(tmp_path / "run", toy_base, data, prepare=partial(during_save, number, kill, rank), **case)
     assert -signal.SIGKILL in killed.codes
     assert {path.name for path in (tmp_path / "run").glob("iter_*")} == {"iter_1.pth"}
     assert list((tmp_path / "run").glob(".iter_2.pth.partial"))
@@ -103,23 +114,8 @@ def test_a_run_killed_while_it_saves(toy_base, data, case, tmp_path, processes, 
 def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_half_written(
     toy_base, data, case, tmp_path, processes, deepspeed
 ):
-    def from_the_second_on():
-        """No file may grow beyond a size: the system refuses the write as it does on a full disk."""
-        import resource
-
-        from xtuner_plugins.engine.loops import PlannedTrainLoop
-
-        run_iter = PlannedTrainLoop.run_iter
-
-        def limited(loop, batch):
-            if loop.iter == 1:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL, SMALL))
-            run_iter(loop, batch)
-
-        PlannedTrainLoop.run_iter = limited
-
     case |= dict(processes=processes, deepspeed=deepspeed)
-    run = train_forked(tmp_path / "run", toy_base, data, prepare=from_the_second_on, **case)
+    run = train_forked(tmp_path / "run", toy_base, data, prepare=limit_from_the_second_step_on, **case)
     assert run.codes == [1] * processes, run.output[-3000:]
     [line] = run.errors
     assert f"checkpoint {tmp_path / 'run' / 'iter_2.pth'} could not be written: " in line

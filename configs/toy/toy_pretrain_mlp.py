@@ -35,7 +35,7 @@ lr = 3e-3
 betas = (0.9, 0.999)
 weight_decay = 0.0
 max_grad_norm = 1.0
-warmup_ratio = 0.03  # share of the optimizer steps
+warmup_ratio = 0.2  # share of the optimizer steps: 20 of 100, because the projector starts from random weights
 
 save_steps = 500  # optimizer steps
 save_total_limit = 2  # checkpoints kept

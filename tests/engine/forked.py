@@ -58,7 +58,19 @@ def train_forked(
         **case: As `parallel_case.training`.
     """
     arguments, env = training(work_dir, base, data, processes=processes, **case)
-    arguments = ["train", *arguments]
+    return run_forked(arguments, env, work_dir, processes=processes, prepare=prepare)
+
+
+def run_forked(
+    arguments: list[str],
+    env: dict[str, str],
+    work_dir: Path,
+    *,
+    processes: int = 1,
+    prepare: Callable[[], None] | None = None,
+) -> Run:
+    """Runs ``xtuner_plugins.train_process *arguments`` once per rank; logs go beside ``work_dir``."""
+    arguments, env = ["train", *arguments], dict(env)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         env.pop(name, None)
     if processes > 1:

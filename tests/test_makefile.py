@@ -18,6 +18,7 @@ case "$1 $2" in
 esac
 exit 0
 """
+OUTER_MAKE = ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL", "VENV", "PYTHON")  # of the make that runs the tests
 
 
 @pytest.fixture
@@ -30,9 +31,10 @@ def project(tmp_path):
 
 
 def make(folder, *targets, fail_at=""):
+    env = {key: value for key, value in os.environ.items() if key not in OUTER_MAKE}
     done = subprocess.run(
-        ["make", f"PYTHON={folder}/stand_in", *targets], cwd=folder, capture_output=True, text=True,
-        env={**os.environ, "FAIL_AT": fail_at},
+        ["make", f"PYTHON={folder}/stand_in", *targets],
+        cwd=folder, env={**env, "FAIL_AT": fail_at}, capture_output=True, text=True,
     )  # fmt: skip
     calls = (folder / "calls.txt").read_text().splitlines() if (folder / "calls.txt").exists() else []
     (folder / "calls.txt").unlink(missing_ok=True)

@@ -75,7 +75,7 @@ def describe(dataset, image_mean, image_std) -> dict:
         "route": dataset.route,
         "image_mean": _rounded(image_mean),
         "image_std": _rounded(image_std),
-        "special_tokens": {token: vocabulary.token_id(token) for token in ADDED_TOKENS if vocabulary.has_token(token)},
+        "special_tokens": {token: vocabulary.ids[token] for token in ADDED_TOKENS if token in vocabulary.ids},
         **resize_facts(),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "pillow")},
     }

@@ -129,7 +129,7 @@ def test_slow_tokenizers(tokenizer_dir):
 def test_start_token(any_tokenizer):
     encoder = PromptEncoder(any_tokenizer, 16, ("<img>", "</img>", "<IMG_CONTEXT>"))
     expected = [any_tokenizer.bos_token_id] if any_tokenizer.bos_token == "<s>" else []
-    assert encoder.start() == expected == encoder.encode([])
+    assert list(encoder.rules.start_ids) == expected == encoder.encode([])
 
 
 def test_a_picture_is_written_by_number(tokenizer, model):

@@ -28,7 +28,7 @@ class ChatMethods:
         start, end, context = image_tokens
         text = ""
         for kind, content in self._prompt_parts(question, num_patches_list, history):
-            if kind == "picture":
+            if kind == "image":
                 content = start + context * (self.num_image_token * content) + end
             text += content
         return text

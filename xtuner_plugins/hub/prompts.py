@@ -19,17 +19,17 @@ import re
 
 import torch
 
-from .constants import GROUNDING_TOKENS, IMAGE_PLACEHOLDER
+from .constants import GROUNDING_TOKENS, IMAGE_PLACEHOLDER, IMAGE_TOKENS
 
 
 def prompt_parts(conversation, num_patches_list):
-    """Parts of a conversation, as its `get_parts`, with `("picture", tiles)` in the places of `<image>`.
+    """Parts of a conversation, as its `get_parts`, with `("image", tiles)` in the places of `<image>`.
 
-    Only questions hold pictures: an answer that happens to say `<image>` must not swallow one.
+    Only questions hold images: an answer that happens to say `<image>` must not swallow one.
 
     Args:
         conversation: A `Conversation` whose last turn is open.
-        num_patches_list: Tiles of each picture in order; placeholders beyond them stay text.
+        num_patches_list: Tiles of each image in order; placeholders beyond them stay text.
     """
     counts, parts = iter(num_patches_list), []
     for kind, text in conversation.get_parts():
@@ -39,7 +39,7 @@ def prompt_parts(conversation, num_patches_list):
             if count is None:
                 said += IMAGE_PLACEHOLDER + piece
             else:
-                parts += [(kind, said), ("picture", count)]
+                parts += [(kind, said), ("image", count)]
                 said = piece
         parts.append((kind, said))
     return parts
@@ -61,43 +61,73 @@ def token_id(tokenizer, token):
     return found
 
 
+class TextRules:
+    """What a tokenizer makes of texts, the same in training and in `chat`.
+
+    A template may write every added token. A text may write only the grounding tokens, and added tokens that begin with
+    `<` and that their tokenizer doesn't call special (Qwen3's `<think>`); names of others stay characters.
+
+    Args:
+        tokenizer: A tokenizer of transformers, fast or slow.
+        image_tokens: What an image is written with; no text may write these.
+
+    Attributes:
+        ids: Name to id of each added token.
+        start_ids: What the tokenizer puts before a text (`<s>` of Llama and InternLM2), or nothing.
+    """
+
+    def __init__(self, tokenizer, image_tokens=IMAGE_TOKENS):
+        self._tokenizer, self._plain = tokenizer, _without_added_tokens(tokenizer)
+        self.ids = {name: int(index) for name, index in tokenizer.get_added_vocab().items()}
+        bos = tokenizer.bos_token_id
+        self.start_ids = (int(bos),) if bos is not None and tokenizer("a").input_ids[:1] == [bos] else ()
+        decoder = getattr(tokenizer, "added_tokens_decoder", {})
+        ordinary = {str(token) for token in decoder.values() if str(token)[:1] == "<" and not token.special}
+        writable = ordinary.union(GROUNDING_TOKENS).difference(image_tokens)
+        self._any, self._writable = _any_of(self.ids), _any_of(name for name in self.ids if name in writable)
+        self._strippers = {int(index) for index, token in decoder.items() if getattr(token, "rstrip", False)}
+
+    def split_literal(self, text):
+        """A template's text as ids of control tokens and the plain texts between them."""
+        return self._split(text, self._any)
+
+    def split_text(self, text):
+        """A text of a user or an answer as ids of the tokens that anybody may write and the plain texts between."""
+        if "<" not in text:  # where every writable token begins
+            return [text] if text else []
+        return self._split(text, self._writable)
+
+    def strips_right(self, token_id):
+        """Whether this token swallows the white space after it, as Phi-3's control tokens do."""
+        return token_id in self._strippers
+
+    def encode(self, text):
+        """Ids of a plain text; no added token comes out of it."""
+        if self._plain is not None:
+            return self._plain.encode(text, add_special_tokens=False).ids
+        tokens = self._tokenizer.tokenize(text, split_special_tokens=True)
+        return list(self._tokenizer.convert_tokens_to_ids(tokens))
+
+    def _split(self, text, pattern):
+        pieces = pattern.split(text) if pattern else [text]
+        return [self.ids[piece] if index % 2 else piece for index, piece in enumerate(pieces) if piece]
+
+
 class PromptEncoder:
     """Makes ids of the parts of a prompt.
 
     Args:
         tokenizer: The model's tokenizer, fast or slow.
-        num_image_token: Image tokens a tile.
-        image_tokens: What a picture is written with: start, end and the token of a feature.
+        num_image_token: Image tokens per tile.
+        image_tokens: What an image is written with: start, end and the token of a feature.
 
     Raises:
         ValueError: The tokenizer lacks one of them.
     """
 
     def __init__(self, tokenizer, num_image_token, image_tokens):
-        self.tokenizer, self.num_image_token = tokenizer, num_image_token
         self.start_id, self.end_id, self.context_id = (token_id(tokenizer, token) for token in image_tokens)
-        added = tokenizer.get_added_vocab()
-        self._ids = {name: int(number) for name, number in added.items()}
-        self._control = _any_of(added)
-        decoder = getattr(tokenizer, "added_tokens_decoder", {})
-        ordinary = {str(token) for token in decoder.values() if str(token)[:1] == "<" and not token.special}
-        ordinary = ordinary.union(GROUNDING_TOKENS).difference(image_tokens)
-        self._writable = _any_of(name for name in added if name in ordinary)
-        # Phi-3's control tokens swallow the white space after them.
-        self._strippers = {int(number) for number, token in decoder.items() if getattr(token, "rstrip", False)}
-        self._plain = _without_added_tokens(tokenizer)
-
-    def start(self):
-        """Ids that the tokenizer puts before a text: its start token, or nothing."""
-        bos = self.tokenizer.bos_token_id
-        return [bos] if bos is not None and self.tokenizer("a").input_ids[:1] == [bos] else []
-
-    def plain(self, text):
-        """Ids of a text in which nothing is a token of the added ones."""
-        if self._plain is not None:
-            return self._plain.encode(text, add_special_tokens=False).ids
-        tokens = self.tokenizer.tokenize(text, split_special_tokens=True)
-        return list(self.tokenizer.convert_tokens_to_ids(tokens))
+        self.num_image_token, self.rules = num_image_token, TextRules(tokenizer, image_tokens)
 
     def encode(self, parts):
         """Ids of a prompt, start token included.
@@ -105,27 +135,26 @@ class PromptEncoder:
         Args:
             parts: From `prompt_parts`.
         """
-        ids = self.start()
+        ids = list(self.rules.start_ids)
         waiting, waits_as_answer, strips = "", False, False
 
         def flush():
             nonlocal waiting
             if waiting:
-                ids.extend(self.plain(waiting))
+                ids.extend(self.rules.encode(waiting))
             waiting = ""
 
         for kind, content in parts:
-            if kind == "picture":
+            if kind == "image":
                 flush()
                 ids += [self.start_id, *[self.context_id] * (self.num_image_token * content), self.end_id]
                 strips = False
                 continue
-            pattern = self._control if kind == "template" else self._writable
-            for number, piece in enumerate(pattern.split(content) if pattern else [content]):
-                if number % 2:
+            for piece in (self.rules.split_literal if kind == "template" else self.rules.split_text)(content):
+                if isinstance(piece, int):
                     flush()
-                    ids.append(self._ids[piece])
-                    strips = self._ids[piece] in self._strippers
+                    ids.append(piece)
+                    strips = self.rules.strips_right(piece)
                     continue
                 if strips and kind != "answer":
                     piece = piece.lstrip()
@@ -146,12 +175,12 @@ def _any_of(names):
 
 
 def _without_added_tokens(tokenizer):
-    """A fast tokenizer's model, normalizer and splitter without its added tokens; `None` of a slow tokenizer."""
+    """A fast tokenizer's parts without its added tokens; `None` for a slow tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
     plain = type(backend)(backend.model)
-    for name in ("normalizer", "pre_tokenizer"):
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
         if getattr(backend, name) is not None:
             setattr(plain, name, getattr(backend, name))
     return plain

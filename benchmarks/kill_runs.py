@@ -391,10 +391,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="work in this folder, which must be new, and keep it")
     parser.add_argument("--preload", action="store_true", help="run the commands in copies of this process")
     args = parser.parse_args()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it would warn at every start of a command
     if args.preload:
         if MARK not in os.environ:  # The kernel shows the environment that a process began with.
-            quiet = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-            environment = {**os.environ, **quiet, MARK: f"kill-runs-{os.getpid()}"}
+            environment = {**os.environ, MARK: f"kill-runs-{os.getpid()}", "OMP_NUM_THREADS": "1"}
             os.execve(sys.executable, [sys.executable, *sys.argv], environment)
         preload()
     if args.out:

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from xtuner_plugins.datasets import MultimodalDataset, PackBatchSampler, PlanSampler, RecordError, collate_packed
-from xtuner_plugins.datasets.bad_samples import Ledger
 from xtuner_plugins.datasets.check import PlainFiles
+from xtuner_plugins.datasets.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, CHINESE = ROOT / "docs/data.md", ROOT / "docs/data_zh-CN.md"

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from tests.checkpoints.training import make_model, save_pth, write_config
-from tests.conftest import ROOT
 from tests.engine.parallel_case import edited_config, write_dataset
 from xtuner_plugins import preprocessing
 from xtuner_plugins.checkpoints.export import convert, export
@@ -19,7 +18,6 @@ from xtuner_plugins.checkpoints.reader import read_json
 from xtuner_plugins.checkpoints.verify import verify
 from xtuner_plugins.checkpoints.writer import write_json
 from xtuner_plugins.datasets import MultimodalDataset
-from xtuner_plugins.engine.preprocessing_lock import PreprocessingLockHook
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.inference import ChatSession
 
@@ -228,28 +226,6 @@ def test_chat_says_when_a_config_was_edited(toy_base, model, tmp_path, caplog):
     write_json(tmp_path / "out" / "config.json", {**fields, "max_dynamic_patch": 9})
     ChatSession.from_pretrained(tmp_path / "out", device="cpu")
     assert "max_dynamic_patch=9 (trained: 3)" in caplog.text and "trained with Pillow 9.9" in caplog.text
-
-
-def test_resuming_with_another_template_is_refused(toy_base, tmp_path):
-    class Runner:
-        _resume = True
-
-    runner, checkpoint = Runner(), {}
-    lock = describe(toy_base, tmp_path, **TRAINED)
-    hook = PreprocessingLockHook()
-    hook._describe = lambda runner: lock
-    hook.before_save_checkpoint(runner, checkpoint)
-    hook.after_load_checkpoint(runner, checkpoint)
-    hook._describe = lambda runner: describe(toy_base, tmp_path)
-    with pytest.raises(ValueError, match="1 to 3 tiles .*Hermes-2 there, 1 to 12 tiles .*internvl2_5 here"):
-        hook.after_load_checkpoint(runner, checkpoint)
-    runner._resume = False
-    hook.after_load_checkpoint(runner, checkpoint)
-
-
-def test_every_recipe_locks():
-    text = (ROOT / "configs" / "_base_" / "default_runtime.py").read_text()
-    assert "dict(type=PreprocessingLockHook)" in text
 
 
 def test_an_adapter_keeps_the_lock(toy_base, tmp_path):

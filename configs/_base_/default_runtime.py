@@ -4,9 +4,9 @@ from mmengine.hooks import DistSamplerSeedHook, IterTimerHook, LoggerHook, Param
 from mmengine.runner import LogProcessor
 from mmengine.visualization import LocalVisBackend, Visualizer
 
-from xtuner_plugins.datasets import LedgerHook
 from xtuner_plugins.engine import (
     CheckpointGuardHook,
+    LedgerHook,
     PlanHook,
     PreprocessingLockHook,
     RunContractHook,

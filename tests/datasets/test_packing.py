@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from mmengine.runner import Runner
 
 from xtuner_plugins.datasets import MultimodalDataset, SettingError, collate_packed, packing
-from xtuner_plugins.datasets.bad_samples import FILLER, FILLER_INDEX, Ledger, LedgerHook, TooManyBadSamples
+from xtuner_plugins.datasets.bad_samples import FILLER, FILLER_INDEX
 from xtuner_plugins.datasets.bin_packing import BestFit, RandomFill, Sizes, _best_fit
 from xtuner_plugins.datasets.packing import arrange, efficiency, pack_samples
-from xtuner_plugins.datasets.samplers import PackBatchSampler, PlanSampler, seek_step
+from xtuner_plugins.datasets.samplers import PackBatchSampler, PlanSampler
 
 
 @settings(max_examples=60, deadline=None)
@@ -198,13 +198,6 @@ def test_resuming_with_other_ranks_goes_on_where_it_stopped(dataset, packed):
     assert [step for step in taken[:6] + rest if step != (FILLER_INDEX,)] == [
         step for step in taken if step != (FILLER_INDEX,)
     ]
-    (alone,) = ranks(dataset, 1, packed)
-    whole = list(alone)
-    seek_step(alone, len(whole) + 2)
-    assert (alone.sampler if packed else alone).epoch == 1
-    second = [tuple(flat(step)) for step in alone]
-    alone.seek(1)
-    assert second == [tuple(flat(step)) for step in alone][2:]
 
 
 def test_groups_are_of_alike_length_and_kind(dataset):
@@ -268,72 +261,6 @@ def test_left_out_samples_never_reach_the_model(dataset):
     assert nothing["sources"] == [FILLER] and (nothing["labels"] == -100).all()
     assert nothing["tiles"].shape == (0, 3, 112, 112)
     assert collate([dataset[FILLER_INDEX]])["sources"] == [FILLER]
-
-
-class FakeRunner:
-    def __init__(self, loader, work_dir):
-        self.train_dataloader, self.work_dir, self.iter = loader, work_dir, 0
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_the_ledger_accounts_for_every_index(dataset, tmp_path, packed):
-    import json
-
-    extra = (
-        dict(
-            batch_sampler=dict(type="PackBatchSampler", max_tokens=600),
-            collate_fn=dict(type="collate_packed"),
-            batch_size=1,
-        )
-        if packed
-        else dict(collate_fn=dict(type="collate"), batch_size=3)
-    )
-    loader = Runner.build_dataloader(
-        dict(dataset=dataset, sampler=dict(type="PlanSampler"), num_workers=0, **extra), seed=1
-    )
-    runner, hook = FakeRunner(loader, tmp_path), LedgerHook()
-    hook.before_train(runner)
-    for batch in loader:
-        hook.before_train_iter(runner, 0, batch)
-        assert "dropped" not in batch
-        runner.iter += 1
-    runner.iter -= 1
-    hook.after_train(runner)
-    lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
-    assert lines[-1] == {"epoch": 0, "trained": 37, "dropped": 3, "total": 40}
-    assert sorted(line["index"] for line in lines[:-1]) == [37, 38, 39]
-    assert all(line["reason"] and line["dataset"] == "data" for line in lines[:-1])
-
-
-@pytest.mark.parametrize("own, theirs, stops", [(None, 1, True), (None, 2, False), (1, 2, True), (5, 1, False)])
-def test_the_ceiling_is_the_dataset_s_unless_the_hook_has_one(dataset, tmp_path, own, theirs, stops):
-    dataset.max_bad_samples = theirs  # two records are broken
-    loader = Runner.build_dataloader(
-        dict(
-            dataset=dataset,
-            sampler=dict(type="PlanSampler"),
-            num_workers=0,
-            collate_fn=dict(type="collate"),
-            batch_size=40,
-        ),
-        seed=1,
-    )
-    hook, runner = LedgerHook(own), FakeRunner(loader, tmp_path)
-    hook.before_train(runner)
-    batch = next(iter(loader))
-    if stops:
-        with pytest.raises(TooManyBadSamples, match="max_bad_samples is 1"):
-            hook.before_train_iter(runner, 0, batch)
-    else:
-        hook.before_train_iter(runner, 0, batch)
-
-
-def test_the_ceiling_stops_a_run():
-    ledger = Ledger(None, max_bad_samples=1)
-    bad = {"dropped": "image_missing", "message": "f:1: gone"}
-    ledger.account(0, 3, [bad, {"dropped": "too_long", "message": "f:2: long"}])
-    with pytest.raises(TooManyBadSamples, match="max_bad_samples is 1.*f:1: gone.*check_data"):
-        ledger.account(0, 3, [bad])
 
 
 def test_wrong_settings_of_samplers(dataset):

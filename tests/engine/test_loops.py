@@ -1,9 +1,8 @@
-from types import SimpleNamespace
-
 import pytest
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from xtuner_plugins.datasets import PlanSampler
+from xtuner_plugins.datasets.plan.base import Plan
 from xtuner_plugins.engine.loops import PlanChanged, PlanIterator
 
 
@@ -110,15 +109,39 @@ def test_no_epoch_goes_on_with_other_data():
 
 def test_other_samplers_are_iterated_as_they_are():
     iterator = PlanIterator(DataLoader(Numbers(4), batch_size=2, collate_fn=list))
-    assert iterator.plan is None and take(iterator, 3) == [[0, 1], [2, 3], [0, 1]]
+    assert not iterator.plan.is_seekable and take(iterator, 3) == [[0, 1], [2, 3], [0, 1]]
+
+
+def test_other_samplers_are_told_the_epoch():
+    sampler = DistributedSampler(Numbers(6), num_replicas=1, rank=0, seed=1)
+    iterator = PlanIterator(DataLoader(Numbers(6), batch_size=3, sampler=sampler, collate_fn=list))
+    first, second = take(iterator, 2), take(iterator, 2)
+    assert sampler.epoch == 1 and sorted(sum(first, [])) == sorted(sum(second, [])) and first != second
+
+
+@pytest.mark.parametrize("drop_last, batches", [(False, 4), (True, 3)])
+def test_batches_of_an_epoch_are_the_loader_s(drop_last, batches):
+    sampler = PlanSampler(Numbers(10), seed=3)
+    loader = DataLoader(Numbers(10), batch_size=3, sampler=sampler, collate_fn=list, drop_last=drop_last)
+    iterator = PlanIterator(loader)
+    assert iterator.steps_of_epoch(0) == len(loader) == batches
+    take(iterator, batches)
+    assert iterator.epoch == 0 and take(iterator, 1) and iterator.epoch == 1
+
+
+class Packs(Plan):
+    """So many packs in each epoch."""
+
+    batch_size, num_ranks, cell, digest = 1, 1, 1, ""
+
+    def __init__(self, *numbers):
+        self.num_steps = numbers.__getitem__
 
 
 class TestCountSteps:
     @staticmethod
     def packs(*numbers, micro_batches=1):
-        return PlanIterator(
-            SimpleNamespace(batch_sampler=SimpleNamespace(num_steps=numbers.__getitem__)), micro_batches
-        )
+        return PlanIterator(DataLoader(Numbers(), batch_sampler=Packs(*numbers)), micro_batches)
 
     def test_epochs_of_unequal_packs(self):
         assert self.packs(7, 8, 6).count_steps(2) == 15 and self.packs(7, 8, 6).count_steps(3) == 21

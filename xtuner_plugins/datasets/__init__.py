@@ -10,11 +10,10 @@ lengths       what was measured, kept on disk       complaints   what is wrong, 
 fates         what becomes of each sample           cache        files and locks between runs
 dataset       the mixture as one list of samples    packing      samples -> packs
 collate       samples -> batch                      samplers     the plan of an epoch
-bad_samples   policies and the ledger               check        every record opened before training
-errors        every complaint, with place and remedy
+bad_samples   policies and stand-ins                ledger       what was trained, what was left out and why
+check         every record opened before training   errors       every complaint, with place and remedy
 """
 
-from .bad_samples import LedgerHook
 from .collate import collate, collate_packed
 from .dataset import MultimodalDataset
 from .errors import DataError, MediaError, RecordError, SettingError
@@ -34,3 +33,12 @@ __all__ = [
     "collate",
     "collate_packed",
 ]
+
+
+def __getattr__(name: str):
+    """`LedgerHook` stands with the other hooks, in the package above this one; configs may name it here too."""
+    if name == "LedgerHook":
+        from xtuner_plugins.engine.hooks.ledger import LedgerHook
+
+        return LedgerHook
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

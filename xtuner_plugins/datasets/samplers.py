@@ -10,14 +10,13 @@ exactly once an epoch; where the last step has none left for a rank, that rank g
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
 
 import numpy as np
 from mmengine.dist import all_gather_object, get_dist_info, get_world_size, sync_random_seed
 from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS
-from torch.utils.data import Sampler
 
 from .bad_samples import FILLER_INDEX
 from .cache import array_hash, text_hash
@@ -26,13 +25,14 @@ from .errors import SettingError
 from .fates import describe, left_out
 from .lengths import FATES, FITS
 from .packing import Packs, arrange, efficiency
+from .plan.base import Plan
 from .plans import PlanCache
 
 GROUPS = (None, "length", "modality")
 
 
 @DATA_SAMPLERS.register_module()
-class PlanSampler(Sampler):
+class PlanSampler(Plan):
     """The samples of an epoch in random order, each once, dealt to the ranks in turn.
 
     Args:
@@ -90,11 +90,9 @@ class PlanSampler(Sampler):
         return indices
 
     def left_out(self) -> list[dict]:
-        """The samples that the plan leaves out, as the ledger wants them."""
         return [] if self._layout is None else left_out(self.dataset, self._layout[2])
 
     def describe_data(self) -> str:
-        """How many samples of the dataset will train, as far as it is known before training."""
         return describe(self.dataset, None if self._layout is None else self._layout[2])
 
     def order(self, epoch: int) -> np.ndarray:
@@ -121,7 +119,6 @@ class PlanSampler(Sampler):
 
     @property
     def digest(self) -> str:
-        """Changes with whatever decides the samples of an epoch and their order, the number of ranks aside."""
         settings = (self.seed, self.shuffle, self.group_by, self.group_size if self.group_by else None)
         columns = [self._indices]
         if self.group_by is not None:
@@ -129,18 +126,16 @@ class PlanSampler(Sampler):
         return text_hash(repr(settings), array_hash(*columns))
 
     def num_steps(self, epoch: int) -> int:
-        """Samples of each rank in an epoch."""
         return -(-len(self._indices) // self.num_ranks)
 
     def seek(self, epoch: int, position: int = 0, cell: int | None = None) -> None:
-        """Go to a place in the plan: `position` samples of `epoch` have been taken by all ranks together.
-
-        Args:
-            cell: the number of ranks that the order of packs was made for; None takes that of now.
-        """
         self.epoch, self.position, self.cell = epoch, position, cell or self.num_ranks
 
+    def taken(self, epoch: int, position: int) -> Sequence[int]:
+        return self.order(epoch)[:position] if position else ()
+
     def set_epoch(self, epoch: int) -> None:
+        """For MMEngine, which calls it at an epoch's start; a run that goes on within the epoch stays where it is."""
         if epoch != self.epoch:
             self.seek(epoch)
 
@@ -156,7 +151,7 @@ class PlanSampler(Sampler):
 
 
 @DATA_SAMPLERS.register_module()
-class PackBatchSampler(Sampler):
+class PackBatchSampler(Plan):
     """Batches that are packs: their samples go through `collate_packed` into one row.
 
         sampler=dict(type=PlanSampler), batch_sampler=dict(type=PackBatchSampler, max_tokens=8192), batch_size=1,
@@ -225,17 +220,33 @@ class PackBatchSampler(Sampler):
         )
 
     @property
+    def num_ranks(self) -> int:
+        return self.sampler.num_ranks
+
+    @property
+    def cell(self) -> int:
+        return self.sampler.cell
+
+    @property
     def digest(self) -> str:
-        """As `PlanSampler.digest`, of the packs."""
         return self._plans.key(self.sampler.seed)
 
     def num_steps(self, epoch: int) -> int:
-        """Packs of each rank in an epoch; differs a little from epoch to epoch."""
-        return -(-len(self.packs(epoch)) // self.sampler.num_ranks)
+        """Differs a little from epoch to epoch."""
+        return -(-len(self.packs(epoch)) // self.num_ranks)
 
     def seek(self, epoch: int, position: int = 0, cell: int | None = None) -> None:
-        """As `PlanSampler.seek`, in packs."""
         self.sampler.seek(epoch, position, cell)
+
+    def taken(self, epoch: int, position: int) -> Sequence[int]:
+        packs = self.packs(epoch)
+        return packs.order[: packs.ends[min(position, len(packs)) - 1]] if position else ()
+
+    def left_out(self) -> list[dict]:
+        return self.sampler.left_out()
+
+    def describe_data(self) -> str:
+        return self.sampler.describe_data()
 
     def __len__(self) -> int:
         return self.num_steps(self.sampler.epoch)
@@ -247,15 +258,6 @@ class PackBatchSampler(Sampler):
         for step in range(first, len(packs), self.sampler.num_ranks):
             place = step + self.sampler.rank
             yield packs[place].tolist() if place < len(packs) else [FILLER_INDEX]
-
-
-def seek_step(sampler: PlanSampler | PackBatchSampler, step: int) -> None:
-    """Go to where the run stands after `step` batches (PlanSampler: samples) of each rank, with the ranks of now."""
-    epoch = 0
-    while step >= (num := sampler.num_steps(epoch)):
-        step, epoch = step - num, epoch + 1
-    ranks = sampler.num_ranks if isinstance(sampler, PlanSampler) else sampler.sampler.num_ranks
-    sampler.seek(epoch, step * ranks)
 
 
 def _check_agreement(layout: tuple[np.ndarray, ...]) -> None:

@@ -17,6 +17,7 @@ from mmengine.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, OPTIMIZER
 from torch.utils.data import DataLoader
 
 from xtuner_plugins.config_file import ConfigError
+from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.datasets.budget import TileBudget
 
 from .loops import check_length
@@ -52,8 +53,9 @@ def build_parts(cfg: Config) -> None:
         _build_ours(MODELS.build, cfg.model)
     with _refused("train_dataloader.dataset"):
         dataset = _build_ours(DATASETS.build, cfg.train_dataloader.dataset)
-        for source in getattr(dataset, "sources", ()):
-            _check_room(source.budget)
+        if isinstance(dataset, MultimodalDataset):
+            for source in dataset.sources:
+                _check_room(source.budget)
 
 
 @contextmanager

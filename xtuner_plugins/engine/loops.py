@@ -11,13 +11,15 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from mmengine._strategy.deepspeed import DeepSpeedStrategy
 from mmengine.dist import get_rank
-from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.registry import HOOKS, LOOPS
-from mmengine.runner import BaseLoop, IterBasedTrainLoop
+from mmengine.registry import LOOPS
+from mmengine.runner import BaseLoop, FlexibleRunner, IterBasedTrainLoop
 from mmengine.runner.utils import calc_dynamic_intervals
 from torch.utils.data import DataLoader
+
+from xtuner_plugins.datasets.plan.base import plan_of
 
 from .param_groups import settle_grouping
 from .resume import newest_checkpoint
@@ -42,42 +44,24 @@ class PlanIterator:
     seeking: nothing is read or decoded, and the number of ranks may have changed.
 
     Args:
-        dataloader: With a sampler that can ``seek`` (`PlanSampler`, `PackBatchSampler`); any other sampler is iterated
-            the way MMEngine does.
+        dataloader: With a `Plan` for a sampler (`PlanSampler`, `PackBatchSampler`); any other sampler is iterated the
+            way MMEngine does.
         micro_batches: Batches of a step.
 
     Attributes:
+        plan: What decides the samples of each epoch.
         epoch: Epoch of the last step (from 0).
         batches: Batches of this rank taken in the current epoch since it was entered.
     """
 
     def __init__(self, dataloader: DataLoader, micro_batches: int = 1):
+        self.plan = plan_of(dataloader)
         self._dataloader = dataloader
         self._micro_batches = micro_batches
+        self._batch_size = dataloader.batch_sampler.batch_size if self.plan.is_seekable else 1  # in the plan's items
         self._iterator: Iterator | None = None
         self._start = 0
         self.epoch, self.batches = 0, 0
-
-    @property
-    def plan(self) -> Any:
-        """The sampler that can seek; None if there is none."""
-        batch_sampler = self._dataloader.batch_sampler
-        for candidate in (batch_sampler, getattr(batch_sampler, "sampler", None)):
-            if hasattr(candidate, "seek"):
-                return candidate
-        return None
-
-    @property
-    def _taken_together(self) -> int:
-        """Samples (or packs) that all ranks together take in a micro-batch."""
-        sampler = self.plan
-        per_batch = 1 if sampler is self._dataloader.batch_sampler else self._dataloader.batch_size
-        return per_batch * self._sampler.num_ranks
-
-    @property
-    def _sampler(self) -> Any:
-        """The sampler that knows the ranks: `PackBatchSampler` has one inside."""
-        return self.plan if hasattr(self.plan, "num_ranks") else self.plan.sampler
 
     def position(self) -> dict[str, int | str]:
         """The position in the plan.
@@ -87,7 +71,12 @@ class PlanIterator:
             order is made for (``cell``); and the plan's ``digest``.
         """
         position = self._start + self.batches * self._taken_together
-        return {"epoch": self.epoch, "position": position, "cell": self._sampler.cell, "digest": self.plan.digest}
+        return {"epoch": self.epoch, "position": position, "cell": self.plan.cell, "digest": self.plan.digest}
+
+    @property
+    def _taken_together(self) -> int:
+        """Samples (or packs) that all ranks together take in a micro-batch."""
+        return self._batch_size * self.plan.num_ranks
 
     def skip_to(self, place: dict[str, int | str]) -> None:
         """Lets the next call go on from ``place``, which `position` returned.
@@ -124,8 +113,8 @@ class PlanIterator:
         return max(0, self.count_steps(max_epochs) - behind)
 
     def _batches_of_epoch(self, epoch: int) -> int:
-        num_steps = getattr(self._dataloader.batch_sampler, "num_steps", lambda epoch: len(self._dataloader))
-        return num_steps(epoch)
+        num_steps = self.plan.num_steps(epoch)
+        return num_steps // self._batch_size if self._dataloader.drop_last else math.ceil(num_steps / self._batch_size)
 
     def __iter__(self) -> PlanIterator:
         return self
@@ -146,11 +135,8 @@ class PlanIterator:
         return [batch for _, batch in zip(range(self._micro_batches), self._iterator, strict=False)]
 
     def _enter(self) -> None:
-        if self.plan is not None:
-            cell = self._sampler.cell if self._start else None  # an epoch begins in the order for the ranks of now
-            self.plan.seek(self.epoch, self._start, cell)
-        elif hasattr(self._dataloader.sampler, "set_epoch"):
-            self._dataloader.sampler.set_epoch(self.epoch)
+        cell = self.plan.cell if self._start else None  # an epoch begins in the order for the ranks of now
+        self.plan.seek(self.epoch, self._start, cell)
         self._iterator = iter(self._dataloader)
 
 
@@ -240,7 +226,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
     def _go_on(self) -> None:
         """Moves to where the checkpoint stands, and plans the rest from there."""
         iterator = self.dataloader_iterator
-        if self.resume_at is None or iterator.plan is None:
+        if self.resume_at is None or not iterator.plan.is_seekable:
             print_log(f"fetching {self._iter} steps again: this sampler or checkpoint knows no place", "current")
             for _ in range(self._iter):
                 next(iterator)
@@ -254,6 +240,20 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         for scheduler in self.runner.param_schedulers or ():
             if isinstance(scheduler, WarmupCosineLR):
                 scheduler.end = self._max_iters
+
+
+def planned_loop(runner) -> PlannedTrainLoop:
+    """The loop of a run, for hooks that need its plan.
+
+    Raises:
+        ValueError: MMEngine's own loop, or another that keeps no plan.
+    """
+    if not isinstance(runner.train_loop, PlannedTrainLoop):
+        raise ValueError(
+            f"train_cfg: {type(runner.train_loop).__name__} keeps no plan, which the hooks of xtuner_plugins need; set "
+            "train_cfg=dict(type=PlannedTrainLoop, max_epochs=...)"
+        )
+    return runner.train_loop
 
 
 def check_length(max_iters: int | None, max_epochs: float | None) -> None:
@@ -278,22 +278,7 @@ def _settle_optimizer(runner) -> int:
     """
     if isinstance(runner.optim_wrapper, dict):
         settle_grouping(runner.optim_wrapper, runner.cfg)
-    if hasattr(runner, "strategy"):
-        return getattr(runner.strategy, "config", {}).get("gradient_accumulation_steps", 1)
+    if isinstance(runner, FlexibleRunner):
+        is_deepspeed = isinstance(runner.strategy, DeepSpeedStrategy)
+        return runner.strategy.config.get("gradient_accumulation_steps", 1) if is_deepspeed else 1
     return runner.optim_wrapper.pop("accumulative_counts", 1) if isinstance(runner.optim_wrapper, dict) else 1
-
-
-@HOOKS.register_module()
-class PlanHook(Hook):
-    """Keeps the place in the data in every checkpoint, and takes it out again on resuming."""
-
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Adds ``plan`` (epoch and position) to what is saved."""
-        iterator = getattr(runner.train_loop, "dataloader_iterator", None)
-        if isinstance(iterator, PlanIterator) and iterator.plan is not None:
-            checkpoint["plan"] = iterator.position()
-
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Tells the loop where to go on."""
-        if "plan" in checkpoint and isinstance(runner.train_loop, PlannedTrainLoop):
-            runner.train_loop.resume_at = checkpoint["plan"]

@@ -4,12 +4,76 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from mmengine.runner import IterBasedTrainLoop, Runner
 
-from .parallel_case import ROOT, train, write_dataset
+from xtuner_plugins.datasets import MultimodalDataset
+from xtuner_plugins.datasets.ledger import TooManyBadSamples
+from xtuner_plugins.engine import LedgerHook, PlanHook, PlannedTrainLoop
+from xtuner_plugins.engine.loops import PlanIterator
 
-pytestmark = pytest.mark.slow
+from ..parallel_case import ROOT, train, write_dataset
+
+
+class TestOverALoader:
+    """The hook by itself, over the loader of a run that has no model."""
+
+    @pytest.fixture
+    def dataset(self, data, toy_base, tmp_path):
+        path, images = data
+        return MultimodalDataset(
+            str(toy_base), path, images, max_length=300, on_bad_sample="skip", cache_dir=str(tmp_path / "cache")
+        )
+
+    @staticmethod
+    def runner(dataset, work_dir, micro_batches=1, sampler="PlanSampler", **settings):
+        settings = {"batch_size": 3, "num_workers": 0, "collate_fn": dict(type="collate"), **settings}
+        loader = Runner.build_dataloader(dict(dataset=dataset, sampler=dict(type=sampler), **settings), seed=1)
+        loop = PlannedTrainLoop.__new__(PlannedTrainLoop)
+        loop.dataloader_iterator = PlanIterator(loader, micro_batches)
+        return SimpleNamespace(train_loop=loop, train_dataloader=loader, work_dir=work_dir)
+
+    PACKS = dict(
+        batch_sampler=dict(type="PackBatchSampler", max_tokens=600),
+        collate_fn=dict(type="collate_packed"),
+        batch_size=1,
+    )
+
+    @pytest.mark.parametrize("settings", [{}, PACKS, {"sampler": "DefaultSampler"}])
+    def test_every_index_is_accounted_for(self, data, dataset, tmp_path, settings):
+        runner, hook = self.runner(dataset, tmp_path, micro_batches=2, **settings), LedgerHook()
+        hook.before_train(runner)
+        iterator = runner.train_loop.dataloader_iterator
+        for _ in range(iterator.steps_of_epoch(0)):
+            step = next(iterator)
+            hook.before_train_iter(runner, 0, step)
+            assert not any("dropped" in batch for batch in step)
+        hook.after_train(runner)
+        lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+        assert lines[-1] == {"epoch": 0, "trained": 42, "dropped": 6, "total": 48}
+        assert sorted(line["index"] for line in lines[:-1]) == [1, 9, 17, 25, 33, 41]
+        assert all(line["reason"] and line["dataset"] == data[0].stem for line in lines[:-1])
+
+    @pytest.mark.parametrize("own, theirs, stops", [(None, 4, True), (None, 5, False), (4, 5, True), (9, 4, False)])
+    def test_the_ceiling_is_the_dataset_s_unless_the_hook_has_one(self, dataset, tmp_path, own, theirs, stops):
+        dataset.max_bad_samples = theirs  # five records are broken, one is too long
+        hook, runner = LedgerHook(own), self.runner(dataset, tmp_path, batch_size=48)
+        hook.before_train(runner)
+        step = next(runner.train_loop.dataloader_iterator)
+        if stops:
+            with pytest.raises(TooManyBadSamples, match="max_bad_samples is 4"):
+                hook.before_train_iter(runner, 0, step)
+        else:
+            hook.before_train_iter(runner, 0, step)
+
+    def test_a_loop_without_plan_is_refused(self, tmp_path):
+        runner = SimpleNamespace(train_loop=IterBasedTrainLoop.__new__(IterBasedTrainLoop), work_dir=tmp_path)
+        for hook in (LedgerHook(), PlanHook()):
+            with pytest.raises(ValueError, match="train_cfg: IterBasedTrainLoop keeps no plan.*PlannedTrainLoop"):
+                hook.before_train(runner)
+
 
 RECORDER = '''
 import json
@@ -33,20 +97,11 @@ class Recorder(Hook):
 
 
 @pytest.fixture
-def case(tmp_path, monkeypatch):
-    """A copy of the configs with a hook that records, and 48 records of which six can't be used.
+def data(tmp_path):
+    """48 records of which six can't be used.
 
     Three are known from headers and texts, before the first step; two only when they are opened; one is too long.
     """
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "recorder.py").write_text(RECORDER)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'modules'}:{ROOT}")
-    for name in ("toy_finetune_packed", "toy_finetune_full"):
-        path = tmp_path / "configs" / "toy" / f"{name}.py"
-        recorder = f"dict(type=Recorder, path={str(tmp_path / 'trained')!r})"
-        text = path.read_text().replace("with read_base", "from recorder import Recorder\n\nwith read_base", 1)
-        path.write_text(text + f"\ncustom_hooks = [*custom_hooks, {recorder}]\n")
     path, images = write_dataset(tmp_path / "data", num_samples=42)
     records = [json.loads(line) for line in path.read_text().splitlines()]
     turns = records[0]["conversations"]
@@ -64,7 +119,22 @@ def case(tmp_path, monkeypatch):
     for place, record in zip((1, 9, 17, 25, 33, 41), wrong, strict=True):
         records.insert(place, record)
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return tmp_path, (path, images)
+    return path, images
+
+
+@pytest.fixture
+def case(tmp_path, monkeypatch, data):
+    """A copy of the configs with a hook that records, and the data."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "recorder.py").write_text(RECORDER)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'modules'}:{ROOT}")
+    for name in ("toy_finetune_packed", "toy_finetune_full"):
+        path = tmp_path / "configs" / "toy" / f"{name}.py"
+        recorder = f"dict(type=Recorder, path={str(tmp_path / 'trained')!r})"
+        text = path.read_text().replace("with read_base", "from recorder import Recorder\n\nwith read_base", 1)
+        path.write_text(text + f"\ncustom_hooks = [*custom_hooks, {recorder}]\n")
+    return tmp_path, data
 
 
 def check(folder: Path, data: tuple[Path, Path], num_epochs: int = 3) -> list[dict]:
@@ -109,6 +179,7 @@ PACKED = {"train_dataloader.batch_size": 1, "train_dataloader.batch_sampler.max_
 
 
 @pytest.mark.parametrize("name, processes", [("packed", 1), ("packed", 2), ("full", 1)])
+@pytest.mark.slow
 def test_every_index_once_an_epoch(case, toy_base, name, processes):
     folder, data = case
     config = str(folder / "configs" / "toy" / f"toy_finetune_{name}.py")
@@ -118,6 +189,7 @@ def test_every_index_once_an_epoch(case, toy_base, name, processes):
     check(folder, data)
 
 
+@pytest.mark.slow
 def test_without_the_hook_a_run_counts_what_it_leaves_out(case, toy_base):
     folder, data = case
     config = folder / "configs" / "toy" / "toy_finetune_full.py"
@@ -128,6 +200,7 @@ def test_without_the_hook_a_run_counts_what_it_leaves_out(case, toy_base):
     assert "sample left out (6 so far)" in run.stdout + run.stderr and not (folder / "run" / "ledger.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_the_ceiling_stops_a_run_in_one_line(case, toy_base):
     folder, data = case
     config = str(folder / "configs" / "toy" / "toy_finetune_full.py")
@@ -137,6 +210,7 @@ def test_the_ceiling_stops_a_run_in_one_line(case, toy_base):
     assert "error (rank 0): 4 samples can't be used, max_bad_samples is 3; the last: " in run.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_elsewhere_in_an_epoch(case, toy_base):
     """Resumed from an earlier checkpoint than its last: nothing is counted twice or forgotten."""
     folder, data = case

@@ -7,11 +7,11 @@ import torch
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
-from xtuner_plugins.engine.hooks import count_parameters, held_in
+from xtuner_plugins.engine.hooks.run_contract import count_parameters, held_in
 from xtuner_plugins.models import VisionLanguageModel
 
-from .forked import train_forked
-from .parallel_case import logged, write_dataset
+from ..forked import train_forked
+from ..parallel_case import logged, write_dataset
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,9 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from xtuner_plugins import preprocessing
+from xtuner_plugins.datasets import MultimodalDataset
 
-from .hooks import unwrap
+from ..steps import unwrap
 
 
 @HOOKS.register_module()
@@ -39,7 +40,7 @@ class PreprocessingLockHook(Hook):
     @staticmethod
     def _describe(runner) -> dict | None:
         dataset = runner.train_dataloader.dataset
-        if not hasattr(dataset, "sources"):  # somebody's own dataset: it keeps its own books
+        if not isinstance(dataset, MultimodalDataset):  # somebody's own dataset: it keeps its own books
             return None
         pixels = unwrap(runner.model).data_preprocessor
         return preprocessing.describe(dataset, pixels.mean.flatten().tolist(), pixels.std.flatten().tolist())

@@ -11,8 +11,8 @@ from mmengine.dist import all_gather_object, barrier, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
-from .resume import LAST_CHECKPOINT, newest_checkpoint
-from .steps import unwrap
+from ..resume import LAST_CHECKPOINT, newest_checkpoint
+from ..steps import unwrap
 
 PARTIAL, REPLACED = ".partial", ".replaced"
 

@@ -1,17 +1,17 @@
-"""Hooks that keep a run honest: what it trains is printed from live objects, what it loads must fit."""
+"""What a run trains, printed from the live objects before the first step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import nn
 
-from .steps import unwrap
-from .strategy import require_same_parameters
+from ..loops import planned_loop
+from ..steps import unwrap
 
 
 @HOOKS.register_module()
@@ -35,14 +35,13 @@ class RunContractHook(Hook):
         groups = optimizer_groups(runner.optim_wrapper.optimizer)
         for index, (count, lr, weight_decay) in enumerate(groups):
             lines.append(f"  optimizer group {index}: {count:,} parameters, lr {lr:g}, weight decay {weight_decay:g}")
-        dataset, loop = runner.train_dataloader.dataset, runner.train_loop
-        micro_batches = getattr(loop, "micro_batches", 1)
+        dataset = runner.train_dataloader.dataset
         lines.append(
             f"  dataset: {len(dataset):,} samples; {len(runner.train_dataloader):,} micro-batches per rank and epoch"
         )
         lines.append(
             f"  run: {runner.max_iters:,} optimizer steps, {runner.iter:,} of them done; "
-            f"micro-batches per step and rank: {micro_batches}; ranks: {runner.world_size}"
+            f"micro-batches per step and rank: {planned_loop(runner).micro_batches}; ranks: {runner.world_size}"
         )
         runner.logger.info("\n".join(lines))
         optimized = sum(count for count, _, _ in groups)
@@ -51,23 +50,6 @@ class RunContractHook(Hook):
                 f"the optimizer holds {optimized:,} parameters, but the model trains {trained:,}; "
                 "check optim_wrapper.paramwise_cfg and the freeze_* settings"
             )
-
-
-@HOOKS.register_module()
-class CheckpointGuardHook(Hook):
-    """Refuses a checkpoint that isn't of this model: MMEngine would load what fits and warn about the rest.
-
-    Raises:
-        ValueError: Parameters are missing from the checkpoint, unknown to the model, or differ in shape.
-    """
-
-    def after_load_checkpoint(self, runner, checkpoint: Mapping) -> None:
-        """Compares names and shapes before MMEngine loads them."""
-        if "state_dict" not in checkpoint:  # A DeepSpeed directory; the strategy has compared it.
-            return
-        expected = {name: tuple(value.shape) for name, value in unwrap(runner.model).state_dict().items()}
-        found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-        require_same_parameters(expected, found)
 
 
 def count_parameters(part: nn.Module) -> tuple[int, int]:

@@ -1,11 +1,11 @@
-"""The ledger's file over epochs and resumed runs; whole runs are in tests/engine/test_ledger.py."""
+"""The ledger's file over epochs and resumed runs; whole runs are in tests/engine/hooks/test_ledger.py."""
 
 import json
 import stat
 
 import pytest
 
-from xtuner_plugins.datasets.bad_samples import Ledger, TooManyBadSamples
+from xtuner_plugins.datasets.ledger import Ledger, TooManyBadSamples
 
 
 def bad(index, reason="image_missing"):
@@ -89,3 +89,10 @@ def test_the_ceiling_counts_all_ranks_together(tmp_path):
     resumed.account(0, 1, [bad(4)])
     with pytest.raises(TooManyBadSamples, match="4 samples"):
         resumed.account(0, 0, [bad(5), bad(6)])
+
+
+def test_the_message_has_the_last_sample_and_the_remedy():
+    ledger = Ledger(None, max_bad_samples=1)
+    ledger.account(0, 3, [bad(1), bad(2, "too_long")])
+    with pytest.raises(TooManyBadSamples, match="max_bad_samples is 1.*f:7: line.*check_data"):
+        ledger.account(0, 3, [bad(7)])

@@ -8,12 +8,12 @@ import pytest
 import torch
 from mmengine.fileio import LocalBackend
 
+from xtuner_plugins.engine.hooks.whole_checkpoint import _move_into_place, tidy
 from xtuner_plugins.engine.resume import newest_checkpoint, read_checkpoint
-from xtuner_plugins.engine.saving import _move_into_place, tidy
 
-from .forked import train_forked
-from .parallel_case import edited_config, logged, write_dataset
-from .test_going_on import contents, require_equal
+from ..forked import train_forked
+from ..parallel_case import edited_config, logged, write_dataset
+from ..test_going_on import contents, require_equal
 
 SMALL = 100_000  # bytes; smaller than any checkpoint of the toy model, larger than what is logged
 

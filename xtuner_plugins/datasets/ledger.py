@@ -1,0 +1,158 @@
+"""Every sample is accounted for: trained on, or left out with a reason in the ledger. None is ever swapped.
+
+`work_dir/ledger.jsonl` gets a line for each sample that is left out, when it is met or when the plan is made,
+
+    {"epoch": 0, "dataset": "vqa", "index": 17, "reason": "image_missing", "message": "vqa.jsonl:18: ..."}
+
+and for each epoch a line of sums: {"epoch": 0, "trained": 9996, "dropped": 4, "total": 10000}.
+"""
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from mmengine.logging import print_log
+
+from .bad_samples import ON_PURPOSE
+from .cache import write_whole
+
+
+class TooManyBadSamples(ValueError):
+    """More samples were left out than the setting allows."""
+
+
+class Ledger:
+    """The file of samples that were left out, and the sums of an epoch.
+
+    Lines are appended whole, so several ranks may write to one file.
+
+    Args:
+        path: the file; None only counts.
+        max_bad_samples: more dropped samples than this stop the run. They are counted over an epoch and over all
+            processes that write to `path` (without a path, in this process); samples that are too long, or on the
+            reject list, don't count: they are left out on purpose.
+    """
+
+    def __init__(self, path: str | os.PathLike | None, max_bad_samples: int = 100):
+        self.path = None if path is None else Path(path)
+        self.max_bad_samples = max_bad_samples
+        self.trained: Counter[int] = Counter()  # by epoch
+        self.dropped: Counter[int] = Counter()
+        self._bad: Counter[int] = Counter()  # by epoch, of all processes
+        self._counted_to = 0  # bytes of the file that `_bad` knows
+
+    def account(self, epoch: int, trained: int, dropped: Iterable[dict]) -> None:
+        """Enter a batch.
+
+        Args:
+            trained: number of its samples that are trained on.
+            dropped: the others, each with dataset, index, dropped (the reason) and message.
+
+        Raises:
+            TooManyBadSamples: the ceiling is passed.
+        """
+        self.trained[epoch] += trained
+        for sample in dropped:
+            self.dropped[epoch] += 1
+            self._write(
+                {
+                    "epoch": epoch,
+                    "dataset": sample.get("dataset", ""),
+                    "index": sample.get("index", -1),
+                    "reason": sample["dropped"],
+                    "message": sample["message"],
+                }
+            )
+            if sample["dropped"] not in ON_PURPOSE and self._count_bad(epoch) > self.max_bad_samples:
+                raise TooManyBadSamples(
+                    f"{self._bad[epoch]} samples can't be used, max_bad_samples is {self.max_bad_samples}; the last: "
+                    f"{sample['message']}; run tools/check_data.py, or raise the ceiling"
+                )
+
+    def close_epoch(self, epoch: int, total: int) -> dict:
+        """Enter an epoch's sums."""
+        sums = {"epoch": epoch, "trained": self.trained[epoch], "dropped": self.dropped[epoch], "total": total}
+        self._write(sums)
+        return sums
+
+    def _count_bad(self, epoch: int) -> int:
+        """Unusable samples of an epoch that are in the file by now, the newest of this process included."""
+        if self.path is None:
+            self._bad[epoch] += 1
+            return self._bad[epoch]
+        with open(self.path, "rb") as file:
+            file.seek(self._counted_to)
+            for line in file:
+                if not line.endswith(b"\n"):  # another process is writing it
+                    break
+                self._counted_to += len(line)
+                entry = json.loads(line)
+                self._bad[entry["epoch"]] += "reason" in entry and entry["reason"] not in ON_PURPOSE
+        return self._bad[epoch]
+
+    def begin(self, epoch: int, taken: Sequence[int]) -> None:
+        """Begin a run, or go on with one: what lies behind is kept, what will be met again is taken out of the file.
+
+        Args:
+            epoch: where the run begins.
+            taken: the epoch's samples that were taken before that; empty at an epoch's start.
+        """
+        if self.path is None or not self.path.exists():
+            self.trained[epoch] = len(taken)
+            return
+        if epoch == 0 and not len(taken):  # another run's, in the same folder
+            os.replace(self.path, self.path.with_name("ledger.previous.jsonl"))
+            return
+        behind, kept = set(map(int, taken)), []
+        for line in self.path.read_text(encoding="utf-8").split("\n"):
+            try:
+                entry = json.loads(line)
+            except ValueError:  # the end of the file, or a line that a crash cut off
+                continue
+            if entry["epoch"] < epoch:
+                kept.append(line)
+            elif entry["epoch"] == epoch and entry.get("index") in behind:
+                kept.append(line)
+                self.dropped[epoch] += 1
+        self.trained[epoch] = len(taken) - self.dropped[epoch]
+        write_whole(self.path, lambda target: target.write_text("".join(f"{line}\n" for line in kept), "utf-8"))
+
+    def _write(self, entry: dict) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = (json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            os.write(handle, line)
+        finally:
+            os.close(handle)
+
+
+class Unrecorded:
+    """Takes the samples that were left out from each batch of a run without `LedgerHook`: counts and logs them.
+
+    The dataset's `max_bad_samples` holds here too, but for this process alone and for the run, not per epoch.
+    """
+
+    def __init__(self):
+        self._ledger = Ledger(None)
+
+    def take_from(self, batch: dict) -> None:
+        """Remove `dropped` from a batch, if `LedgerHook` hasn't done so.
+
+        Raises:
+            TooManyBadSamples: the ceiling is passed.
+        """
+        for sample in batch.pop("dropped", ()):
+            self._ledger.max_bad_samples = sample["max_bad_samples"]
+            self._ledger.account(0, 0, [sample])
+            print_log(
+                f"sample left out ({self._ledger.dropped[0]} so far), {sample['dropped']}: {sample['message']}; with "
+                "custom_hooks=[dict(type=LedgerHook)] every one is in work_dir/ledger.jsonl",
+                "current",
+                logging.WARNING,
+            )

@@ -1,0 +1,82 @@
+"""What samplers, training loop and ledger agree on: a plan of epochs, and a position in it."""
+
+from collections.abc import Sequence
+
+from torch.utils.data import DataLoader, Sampler
+
+
+class Plan(Sampler):
+    """The items of each epoch (samples, or packs of samples) in one order over all ranks; a position is an integer.
+
+    Attributes:
+        is_seekable: whether a run can go on within an epoch without fetching what it has trained.
+        num_ranks: ranks that take items in turn.
+        cell: ranks that the order of the current epoch was made for.
+        digest: changes with whatever decides the items of an epoch and their order, the number of ranks aside.
+    """
+
+    is_seekable = True
+    num_ranks: int
+    cell: int
+    digest: str
+
+    def seek(self, epoch: int, position: int = 0, cell: int | None = None) -> None:
+        """Go to a position: all ranks together have taken `position` items of `epoch`.
+
+        Args:
+            cell: the number of ranks that the order was made for; None takes that of now.
+        """
+        raise NotImplementedError
+
+    def num_steps(self, epoch: int) -> int:
+        """Items of each rank in an epoch."""
+        raise NotImplementedError
+
+    def taken(self, epoch: int, position: int) -> Sequence[int]:
+        """Indices of the samples of an epoch that lie before a position."""
+        raise NotImplementedError
+
+    def left_out(self) -> list[dict]:
+        """The samples that no epoch contains, as the ledger wants them (see `ledger.Ledger.account`)."""
+        raise NotImplementedError
+
+    def describe_data(self) -> str:
+        """How many samples will train, as far as it is known before training."""
+        raise NotImplementedError
+
+
+class ForeignPlan(Plan):
+    """Stands for a sampler that is no `Plan`: it can begin an epoch, and a run goes on by fetching everything again.
+
+    Args:
+        loader: whose batches are the items.
+    """
+
+    is_seekable = False
+    num_ranks = cell = 1
+    digest = ""
+
+    def __init__(self, loader: DataLoader):
+        self._loader = loader
+        self._begin = getattr(loader.sampler, "set_epoch", lambda epoch: None)
+
+    def seek(self, epoch: int, position: int = 0, cell: int | None = None) -> None:
+        self._begin(epoch)
+
+    def num_steps(self, epoch: int) -> int:
+        return len(self._loader)
+
+    def taken(self, epoch: int, position: int) -> Sequence[int]:
+        return ()
+
+    def left_out(self) -> list[dict]:
+        return []
+
+    def describe_data(self) -> str:
+        return f"data: {len(self._loader.dataset):,} samples, in the order of {type(self._loader.sampler).__name__}"
+
+
+def plan_of(loader: DataLoader) -> Plan:
+    """The plan that a loader follows: its batch sampler, the sampler inside that, or a stand-in for what is neither."""
+    inside = getattr(loader.batch_sampler, "sampler", None)
+    return next((found for found in (loader.batch_sampler, inside) if isinstance(found, Plan)), ForeignPlan(loader))

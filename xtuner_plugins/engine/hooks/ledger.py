@@ -1,0 +1,81 @@
+"""Keeps the ledger of a run (see `xtuner_plugins.datasets.ledger`)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from mmengine.dist import all_reduce, barrier, get_rank
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.registry import HOOKS
+
+from xtuner_plugins.datasets import MultimodalDataset
+from xtuner_plugins.datasets.bad_samples import FILLER
+from xtuner_plugins.datasets.ledger import Ledger
+
+from ..loops import PlanIterator, planned_loop
+
+
+@HOOKS.register_module()
+class LedgerHook(Hook):
+    """Keeps the ledger of a run: takes the samples that were left out from each batch, before the model sees it.
+
+    Args:
+        max_bad_samples: More unusable samples than this, of an epoch and over all ranks that share the work directory,
+            stop the run; None takes the dataset's own ``max_bad_samples``.
+
+    Raises:
+        ValueError: The run has another loop than `PlannedTrainLoop`.
+        TooManyBadSamples: The ceiling is passed.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, max_bad_samples: int | None = None):
+        self.max_bad_samples = max_bad_samples
+        self.ledger: Ledger | None = None
+        self._epoch = 0
+
+    def before_train(self, runner) -> None:
+        """Begins the file, or goes on with it."""
+        iterator, dataset = planned_loop(runner).dataloader_iterator, runner.train_dataloader.dataset
+        self.ledger = Ledger(Path(runner.work_dir) / "ledger.jsonl")
+        if self.max_bad_samples is not None:
+            self.ledger.max_bad_samples = self.max_bad_samples
+        elif isinstance(dataset, MultimodalDataset):
+            self.ledger.max_bad_samples = dataset.max_bad_samples
+        self._epoch = iterator.epoch
+        if get_rank() == 0:
+            self.ledger.begin(self._epoch, iterator.plan.taken(self._epoch, iterator.position()["position"]))
+            print_log(iterator.plan.describe_data(), "current", logging.INFO)
+        barrier()  # nobody writes before the file is ready
+        self._enter_plan(iterator)
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch: list[dict]) -> None:
+        """Enters the micro-batches of an optimizer step; all are of one epoch."""
+        iterator = runner.train_loop.dataloader_iterator
+        if iterator.epoch != self._epoch:
+            self._close(runner)
+            self._epoch = iterator.epoch
+            self._enter_plan(iterator)
+        for batch in data_batch:
+            trained = sum(source != FILLER for source in batch["sources"])
+            self.ledger.account(self._epoch, trained, batch.pop("dropped", ()))
+
+    def after_train(self, runner) -> None:
+        """Enters the sums of the last epoch."""
+        self._close(runner)
+
+    def _enter_plan(self, iterator: PlanIterator) -> None:
+        """What the plan of an epoch leaves out is known before its first step."""
+        if get_rank() == 0:
+            self.ledger.account(self._epoch, 0, iterator.plan.left_out())
+
+    def _close(self, runner) -> None:
+        counts = torch.tensor([self.ledger.trained[self._epoch], self.ledger.dropped[self._epoch]])
+        all_reduce(counts)
+        if get_rank() == 0:
+            self.ledger.trained[self._epoch], self.ledger.dropped[self._epoch] = counts.tolist()
+            self.ledger.close_epoch(self._epoch, len(runner.train_dataloader.dataset))

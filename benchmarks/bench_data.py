@@ -34,7 +34,7 @@ from xtuner_plugins.datasets.records import parse_record
 from xtuner_plugins.datasets.routes import ROUTES, Allowance, open_tiles
 from xtuner_plugins.datasets.samplers import PlanSampler
 from xtuner_plugins.datasets.templates import get_template
-from xtuner_plugins.datasets.tiling import DynamicTiling, count_tiles
+from xtuner_plugins.datasets.tiling import DynamicTiling, find_grid
 from xtuner_plugins.datasets.tokens import TextTokenizer
 
 SIZES = [(640, 480), (480, 640), (1024, 768), (336, 336), (1920, 1080), (2480, 3508)]
@@ -141,7 +141,7 @@ class Published:
 
     def __call__(self, path: str) -> torch.Tensor:
         image = Image.open(path).convert("RGB")
-        cols, rows = RULE.grid(*image.size)
+        cols, rows, _ = RULE.grid(*image.size)
         resized = image.resize((448 * cols, 448 * rows))
         crops = [
             resized.crop((448 * (i % cols), 448 * (i // cols), 448 * (i % cols + 1), 448 * (i // cols + 1)))
@@ -170,7 +170,7 @@ def bench_pictures(folder: Path, args: argparse.Namespace) -> None:
     for route in ROUTES:
         moved[route] = sum((item.tiles if item.picture is None else item.picture).nbytes for item in ours(route))
     print(
-        "  bytes handed over: "
+        "  bytes sent: "
         + ", ".join(f"{key} {value / 2**20:.0f} MiB ({value / moved['peer']:.0%})" for key, value in moved.items())
     )
 
@@ -420,7 +420,7 @@ def like_llava_665k(num: int, max_tiles: int) -> tuple[np.ndarray, np.ndarray]:
                 if kind == 2
                 else (1024, int(rng.integers(600, 1025)))
             )
-        tiles[row] = count_tiles(*size, max_num=max_tiles)
+        tiles[row] = find_grid(*size, max_tiles=max_tiles).num_tiles
         tokens[row] += 256 * tiles[row] + 2
     return tokens, tiles
 

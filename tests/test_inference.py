@@ -11,7 +11,7 @@ from torchvision.transforms.v2.functional import normalize
 
 from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.datasets.base import BaseFacts, tiling_of
-from xtuner_plugins.datasets.tiling import tile_image
+from xtuner_plugins.datasets.tiling import DynamicTiling
 from xtuner_plugins.hub import InternVLChatModel
 from xtuner_plugins.inference import CallbackStreamer, ChatSession, resolve_device, with_placeholders
 from xtuner_plugins.inference import normalize as normalize_tiles
@@ -25,7 +25,7 @@ def picture(width, height, seed=0):
 
 def pixels(image, max_num=12):
     """What a caller of the exported model makes of a picture: tiles in [0, 1], ImageNet's mean and deviation."""
-    tiles = tile_image(image, max_num=max_num, tile_size=112).float() / 255
+    tiles = DynamicTiling(max_tiles=max_num, tile_size=112)(image).float() / 255
     return normalize(tiles, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 

@@ -16,6 +16,7 @@ from xtuner_plugins.datasets import MultimodalDataset, RecordError, collate
 from xtuner_plugins.datasets.errors import MediaError
 from xtuner_plugins.datasets.media import MAX_PIXELS, load_image
 from xtuner_plugins.datasets.routes import check_pixels, decode_fast
+from xtuner_plugins.datasets.tiling import Grid, UncutImage
 from xtuner_plugins.models import device_resize
 from xtuner_plugins.models.preprocessor import TilePreprocessor
 
@@ -226,7 +227,9 @@ def test_a_decoder_that_gives_something_else_follows_the_bad_sample_policy(
         assert dataset[0]["dropped"] == "image_mode" and "a.png" in dataset[0]["message"]
 
 
-def test_images_handed_over_are_checked_on_the_device_too():
+def test_whole_images_are_checked_on_the_device_too():
     tiles = torch.empty(0, 3, 56, 56, dtype=torch.uint8)
     with pytest.raises(ValueError, match="uint16"):
-        device_resize.cut_pictures(tiles, [torch.zeros(50, 60, 3, dtype=torch.uint16)], torch.tensor([[1, 1, 0, 0]]))
+        device_resize.cut_pictures(
+            tiles, [torch.zeros(50, 60, 3, dtype=torch.uint16)], [UncutImage(Grid(1, 1, 0), 0, 60, 50)]
+        )

@@ -9,7 +9,7 @@ from xtuner_plugins.datasets import MultimodalDataset, collate, collate_packed
 from xtuner_plugins.datasets.errors import MediaError
 from xtuner_plugins.datasets.media import MAX_PIXELS, load_image
 from xtuner_plugins.datasets.routes import Allowance, decode_fast, open_tiles
-from xtuner_plugins.datasets.tiling import DynamicTiling
+from xtuner_plugins.datasets.tiling import DynamicTiling, UncutImage
 from xtuner_plugins.models.device_resize import cut_pictures
 
 RULE = DynamicTiling(max_tiles=12, tile_size=112)
@@ -73,12 +73,12 @@ def pages(tmp_path_factory):
     return folder
 
 
-def test_a_larger_picture_is_handed_over_as_planes_or_tiles(pages):
+def test_a_larger_picture_is_sent_as_planes_or_tiles(pages):
     sizes = {}
     for path in all_files(pages):
-        handed = open_tiles(path, RULE, "device", MAX_PIXELS)
-        sizes[path.name] = None if handed.picture is None else handed.picture.numel()
-        assert handed.size == Image.open(path).size
+        sent = open_tiles(path, RULE, "device", MAX_PIXELS)
+        sizes[path.name] = None if sent.picture is None else sent.picture.numel()
+        assert sent.size == Image.open(path).size
     assert sizes == {
         "444.jpg": None,
         "page.png": None,
@@ -89,16 +89,16 @@ def test_a_larger_picture_is_handed_over_as_planes_or_tiles(pages):
 
 
 def test_larger_pictures_go_whole_while_smaller_ones_have_saved_the_bytes(pages):
-    allowance, handed, own = Allowance(), 0, 0
+    allowance, sent, own = Allowance(), 0, 0
     kinds = []
     for path in [*[pages / "small.jpg"] * 5, *[pages / "planes.jpg"] * 4, *[pages / "page.png"] * 2] * 3:
         source = open_tiles(path, RULE, "device", MAX_PIXELS, allowance)
         kinds.append("tiles" if source.picture is None else "planes" if source.picture.dim() == 2 else "whole")
         taken = (source.tiles if source.picture is None else source.picture).numel()
         instead = source.num_tiles * 3 * 112 * 112
-        handed, own = handed + taken, own + instead
+        sent, own = sent + taken, own + instead
         # planes may be more than the tiles; what goes whole, and is larger, has been saved before
-        assert kinds[-1] != "whole" or taken <= instead or handed <= own
+        assert kinds[-1] != "whole" or taken <= instead or sent <= own
     assert {"whole", "planes", "tiles"} <= set(kinds)
 
 
@@ -114,15 +114,15 @@ def test_the_device_route_ends_in_the_pillow_routes_tiles(photos, pages):
     whole = 0
     for path in [*all_files(photos), *all_files(pages)]:
         expected = open_tiles(path, RULE, "pillow", MAX_PIXELS)
-        handed = open_tiles(path, RULE, "device", MAX_PIXELS)
-        assert handed.num_tiles == expected.num_tiles == len(expected.tiles)
-        if handed.picture is None:
-            assert torch.equal(handed.tiles, expected.tiles)
+        sent = open_tiles(path, RULE, "device", MAX_PIXELS)
+        assert sent.num_tiles == expected.num_tiles == len(expected.tiles)
+        if sent.picture is None:
+            assert torch.equal(sent.tiles, expected.tiles)
             continue
         whole += 1
-        assert handed.picture.dim() == 2 or handed.picture.numel() <= expected.tiles.numel()
-        grids = torch.tensor([[*handed.grid, 0, *handed.size]])
-        tiles = cut_pictures(torch.empty(0, 3, 112, 112, dtype=torch.uint8), [handed.picture], grids)
+        assert sent.picture.dim() == 2 or sent.picture.numel() <= expected.tiles.numel()
+        uncut = [UncutImage(sent.grid, 0, *sent.size)]
+        tiles = cut_pictures(torch.empty(0, 3, 112, 112, dtype=torch.uint8), [sent.picture], uncut)
         assert torch.equal(tiles, expected.tiles), path
     assert whole > 4
 
@@ -175,5 +175,5 @@ def test_batches_of_the_device_route_are_cut_into_the_same_tiles(datasets, put_t
     batch = put_together(datasets["device"].__getitems__(indices))  # with threads
     assert torch.equal(batch["num_tiles"], expected["num_tiles"]) and batch["sources"] == expected["sources"]
     assert torch.equal(batch["input_ids"], expected["input_ids"])
-    tiles = cut_pictures(batch["tiles"], batch["pictures"], batch["picture_grids"])
+    tiles = cut_pictures(batch["tiles"], batch["pictures"], batch["uncut"])
     assert len(batch["pictures"]) and torch.equal(tiles, expected["tiles"])

@@ -13,9 +13,7 @@ from xtuner_plugins.datasets.tiling import (
     DynamicTiling,
     candidate_grids,
     count_image_tokens,
-    count_tiles,
     find_grid,
-    tile_image,
 )
 
 
@@ -89,21 +87,23 @@ def test_grid_equals_the_slow_reference(min_num):
     for max_num in range(min_num, 41):
         for width, height in sizes():
             expected = slow_grid(width, height, min_num, max_num, 448)
-            assert find_grid(width, height, min_num=min_num, max_num=max_num) == expected, (width, height, max_num)
+            found = find_grid(width, height, min_num, max_num)
+            assert found[:2] == expected, (width, height, max_num)
+            assert found.thumbnail == (expected != (1, 1))
 
 
 def test_grid_of_other_tile_sizes():
     for size in (28, 112, 224, 336, 512):
         for width, height in sizes():
-            assert find_grid(width, height, max_num=12, tile_size=size) == slow_grid(width, height, 1, 12, size)
+            assert find_grid(width, height, tile_size=size)[:2] == slow_grid(width, height, 1, 12, size)
 
 
 def test_a_tie_goes_to_the_larger_grid_only_above_half_its_area():
     # 1x1 and 2x2 and 3x3 are equally close to a square; 2x2 needs more than 0.5 * 4 * 448^2 = 633.57^2 pixels
-    assert find_grid(633, 633) == (1, 1)
-    assert find_grid(634, 634) == (2, 2)
-    assert find_grid(950, 950) == (2, 2)  # 3x3 needs 950.35^2
-    assert find_grid(951, 951) == (3, 3)
+    assert find_grid(633, 633)[:2] == (1, 1)
+    assert find_grid(634, 634)[:2] == (2, 2)
+    assert find_grid(950, 950)[:2] == (2, 2)  # 3x3 needs 950.35^2
+    assert find_grid(951, 951)[:2] == (3, 3)
 
 
 @pytest.mark.parametrize("size", [(50, 30), (333, 100), (100, 333), (640, 480), (1, 1), (3, 700)])
@@ -112,10 +112,11 @@ def test_pixels_equal_the_slow_reference(size, thumbnail):
     noise = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), np.uint8)
     image = Image.fromarray(noise)
     for min_num, max_num in ((1, 1), (1, 6), (1, 12), (4, 9)):
-        tiles = tile_image(image, min_num=min_num, max_num=max_num, tile_size=64, use_thumbnail=thumbnail)
+        rule = DynamicTiling(min_num, max_num, 64, thumbnail)
+        tiles = rule(image)
         assert tiles.dtype == torch.uint8 and tiles.is_contiguous()
         np.testing.assert_array_equal(tiles.numpy(), slow_tiles(image, min_num, max_num, 64, thumbnail))
-        assert len(tiles) == count_tiles(*size, min_num=min_num, max_num=max_num, tile_size=64, use_thumbnail=thumbnail)
+        assert len(tiles) == rule.grid(*size).num_tiles
 
 
 @pytest.mark.parametrize("photo", ["astronaut", "coffee", "chelsea", "rocket"])
@@ -123,25 +124,25 @@ def test_photographs_equal_the_slow_reference(photo):
     from skimage import data
 
     image = Image.fromarray(getattr(data, photo)())
-    tiles = tile_image(image, max_num=12)
+    tiles = DynamicTiling()(image)
     np.testing.assert_array_equal(tiles.numpy(), slow_tiles(image, 1, 12, 448, True))
 
 
 def test_the_thumbnail_is_last_and_only_with_more_than_one_tile():
     halves = Image.new("RGB", (224, 112), "red")
     halves.paste("blue", (112, 0, 224, 112))
-    tiles = tile_image(halves, max_num=2, tile_size=112)
+    tiles = DynamicTiling(max_tiles=2, tile_size=112)(halves)
     assert tiles.shape == (3, 3, 112, 112)
     assert tiles[0].flatten(1).unique(dim=1).flatten().tolist() == [255, 0, 0]
     assert tiles[1].flatten(1).unique(dim=1).flatten().tolist() == [0, 0, 255]
     assert len(tiles[2].flatten(1).unique(dim=1)[0]) > 1  # both colours in the thumbnail
-    assert len(tile_image(halves, max_num=1, tile_size=112)) == 1
+    assert len(DynamicTiling(max_tiles=1, tile_size=112)(halves)) == 1
 
 
 def test_transform_is_registered_and_counts_what_it_cuts():
     rule = TRANSFORMS.build(dict(type="DynamicTiling", max_tiles=6, tile_size=56))
     for width, height in ((10, 10), (300, 100), (100, 280)):
-        assert len(rule(Image.new("RGB", (width, height)))) == rule.count(width, height)
+        assert len(rule(Image.new("RGB", (width, height)))) == rule.grid(width, height).num_tiles
     assert rule.limited(2).max_tiles == 2 and rule.limited(0).max_tiles == 1
     assert DynamicTiling(min_tiles=4).limited(2).min_tiles == 2
 
@@ -160,6 +161,6 @@ def test_impossible_limits_name_themselves(limits):
 
 def test_only_rgb_is_cut():
     with pytest.raises(SettingError, match="RGB"):
-        tile_image(Image.new("L", (10, 10)))
+        DynamicTiling()(Image.new("L", (10, 10)))
     with pytest.raises(SettingError, match="0x5"):
         find_grid(0, 5)

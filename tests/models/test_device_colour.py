@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from xtuner_plugins.datasets.routes import decode_planes
+from xtuner_plugins.datasets.tiling import Grid, UncutImage
 from xtuner_plugins.models.device_colour import planes_to_rgb
 from xtuner_plugins.models.device_resize import cut_pictures
 
@@ -61,10 +62,10 @@ def test_planes_are_cut_like_the_picture(tmp_path):
     with Image.open(path) as image:
         planes = decode_planes(image)
     whole = torch.from_numpy(np.array(Image.open(path)))
-    grids = torch.tensor([[2, 3, 1, 0, 333, 501], [1, 1, 0, 7, 333, 501]])
+    uncut = [UncutImage(Grid(2, 3, 1), 0, 333, 501), UncutImage(Grid(1, 1, 0), 7, 333, 501)]
     empty = torch.empty(0, 3, 56, 56, dtype=torch.uint8)
-    expected = cut_pictures(empty, [whole, whole], grids)
-    assert torch.equal(cut_pictures(empty, [planes, whole], grids), expected)
+    expected = cut_pictures(empty, [whole, whole], uncut)
+    assert torch.equal(cut_pictures(empty, [planes, whole], uncut), expected)
 
 
 @pytest.mark.gpu

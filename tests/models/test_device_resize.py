@@ -115,7 +115,7 @@ def test_digits_stay_exact_for_any_shrink():
 
 
 def test_pictures_are_cut_between_the_tiles_that_workers_cut():
-    from xtuner_plugins.datasets.tiling import DynamicTiling
+    from xtuner_plugins.datasets.tiling import DynamicTiling, UncutImage
 
     rule = DynamicTiling(max_tiles=6, tile_size=56)
     arrays = [noise(150, 60, 1), noise(50, 50, 2), noise(60, 170, 3)]
@@ -123,26 +123,28 @@ def test_pictures_are_cut_between_the_tiles_that_workers_cut():
     ready = [torch.full((2, 3, 56, 56), 7, dtype=torch.uint8), torch.full((1, 3, 56, 56), 9, dtype=torch.uint8)]
     expected = torch.cat([ready[0], whole[0], whole[1], ready[1], whole[2]])
     firsts = [2, 2 + len(whole[0]), 3 + len(whole[0]) + len(whole[1])]
-    grids = [
-        [*rule.grid(a.shape[1], a.shape[0]), int(len(t) > 1), f] for a, t, f in zip(arrays, whole, firsts, strict=True)
+    uncut = [
+        UncutImage(rule.grid(array.shape[1], array.shape[0]), first, array.shape[1], array.shape[0])
+        for array, first in zip(arrays, firsts, strict=True)
     ]
     pictures = [torch.from_numpy(array) for array in arrays]
-    assert torch.equal(cut_pictures(torch.cat(ready), pictures, torch.tensor(grids)), expected)
+    assert torch.equal(cut_pictures(torch.cat(ready), pictures, uncut), expected)
     empty = torch.empty(0, 3, 56, 56, dtype=torch.uint8)
-    assert torch.equal(cut_pictures(empty, [], torch.empty(0, 4, dtype=torch.int64)), empty)
+    assert torch.equal(cut_pictures(empty, [], []), empty)
 
 
 @pytest.mark.parametrize("photo", ["astronaut", "coffee"])
 def test_photographs_through_the_matrix_products(photo, monkeypatch):
     from skimage import data
 
-    from xtuner_plugins.datasets.tiling import DynamicTiling
+    from xtuner_plugins.datasets.tiling import DynamicTiling, UncutImage
 
     monkeypatch.setattr(device_resize, "_resize", resize_like_pillow)  # what other devices than the CPU take
     array = getattr(data, photo)()
     rule = DynamicTiling(max_tiles=6, tile_size=224)
-    grid = torch.tensor([[*rule.grid(array.shape[1], array.shape[0]), 1, 0]])
-    tiles = cut_pictures(torch.empty(0, 3, 224, 224, dtype=torch.uint8), [torch.from_numpy(array)], grid)
+    height, width, _ = array.shape
+    uncut = [UncutImage(rule.grid(width, height), 0, width, height)]
+    tiles = cut_pictures(torch.empty(0, 3, 224, 224, dtype=torch.uint8), [torch.from_numpy(array)], uncut)
     assert torch.equal(tiles, rule(Image.fromarray(array)))
 
 

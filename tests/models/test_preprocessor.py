@@ -42,14 +42,14 @@ def test_useless_statistics_are_refused(std):
 
 
 def test_whole_pictures_are_cut_here(tmp_path):
-    from xtuner_plugins.datasets.tiling import DynamicTiling
+    from xtuner_plugins.datasets.tiling import DynamicTiling, UncutImage
 
     picture = Image.fromarray(torch.randint(0, 256, (60, 130, 3), dtype=torch.uint8).numpy())
-    expected = DynamicTiling(tile_size=28, max_tiles=6)(picture)
-    cols = 2
+    rule = DynamicTiling(tile_size=28, max_tiles=6)
+    expected = rule(picture)
     batch = batch_of(torch.zeros(0, 3, 28, 28, dtype=torch.uint8))
     batch["pictures"] = [torch.from_numpy(np.array(picture))]
-    batch["picture_grids"] = torch.tensor([[cols, (len(expected) - 1) // cols, 1, 0]])
+    batch["uncut"] = [UncutImage(rule.grid(130, 60), 0, 130, 60)]
     out = TilePreprocessor()(batch)
     assert torch.equal(out["pixel_values"], TilePreprocessor().normalize(expected)) and "pictures" not in out
 

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from xtuner_plugins.datasets.tiling import count_tiles, tile_image
+from xtuner_plugins.datasets.tiling import DynamicTiling
 from xtuner_plugins.toy import cells
 from xtuner_plugins.toy.language import COLOURS, SHAPES
 from xtuner_plugins.toy.pictures import CELL, JITTER, RGB, TILE, draw, make_scene
@@ -78,7 +78,7 @@ def test_digits_are_lost_in_one_tile():
 
     def tile_of(scene):
         image = draw(scene)
-        return [tile_image(image, max_num=most, tile_size=TILE, use_thumbnail=True).int() for most in (6, 1)]
+        return [DynamicTiling(max_tiles=most, tile_size=TILE)(image).int() for most in (6, 1)]
 
     (sharp, small), (sharp_other, small_other) = tiles("38"), tiles("83")
     assert (sharp - sharp_other).abs().sum() > 4 * (small - small_other).abs().sum() > 0
@@ -86,10 +86,10 @@ def test_digits_are_lost_in_one_tile():
 
 def test_cells_agree_with_the_real_tiling():
     for scene in scenes(40):
-        tiles = tile_image(draw(scene), max_num=6, tile_size=TILE, use_thumbnail=True)
+        tiles = DynamicTiling(max_tiles=6, tile_size=TILE)(draw(scene))
         labels = cells.cell_labels(scene)
         assert len(tiles) == len(labels) == cells.count_tiles(scene)
-        assert len(tiles) == count_tiles(scene.width, scene.height, max_num=6, tile_size=TILE)
+        assert len(tiles) == DynamicTiling(max_tiles=6, tile_size=TILE).grid(scene.width, scene.height).num_tiles
         for tile, cell in (labels[:, 0] > 0).nonzero().tolist():
             # A dark digit on a light plate in the very cell that the label names.
             y, x = cell // 4 * CELL, cell % 4 * CELL

@@ -83,7 +83,7 @@ class TileBudget:
 
     def count(self, size: tuple[int, int], limit: int) -> int:
         """Tiles of one picture under a limit."""
-        return 1 if tuple(size) == FRAME else self.rule.limited(limit).count(int(size[0]), int(size[1]))
+        return 1 if tuple(size) == FRAME else self.rule.limited(limit).grid(int(size[0]), int(size[1])).num_tiles
 
     def tokens(self, num_tiles: Sequence[int]) -> int:
         """Tokens of all pictures' spans."""
@@ -107,8 +107,8 @@ class TileBudget:
                 (index for index, count in enumerate(counts) if count > 1),
                 key=lambda index: (sizes[index][0] * sizes[index][1] / counts[index], -counts[index]),
             )
-            cols, rows = self.rule.limited(limits[number]).grid(*map(int, sizes[number]))
-            limits[number] = cols * rows - 1
+            grid = self.rule.limited(limits[number]).grid(*map(int, sizes[number]))
+            limits[number] = grid.columns * grid.rows - 1
             counts[number] = self.count(sizes[number], limits[number])
         return limits
 

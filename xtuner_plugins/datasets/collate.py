@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from mmengine.registry import FUNCTIONS
 
@@ -113,14 +114,13 @@ def _pictures(kept: list[dict]) -> dict:
         "sources": [sample["source"] for sample in kept],
     }
     if any("pictures" in sample for sample in kept):
-        grids, first = [], 0
-        for sample in kept:
-            grid = sample.get("picture_grids", torch.empty(0, 6, dtype=torch.int64)).clone()
-            grid[:, 3] += first
-            grids.append(grid)
-            first += sample["num_tiles"]
+        firsts = np.cumsum([0] + [sample["num_tiles"] for sample in kept]).tolist()
         out["pictures"] = [picture for sample in kept for picture in sample.get("pictures", ())]
-        out["picture_grids"] = torch.cat(grids)
+        out["uncut"] = [
+            image._replace(first=first + image.first)
+            for sample, first in zip(kept, firsts, strict=False)
+            for image in sample.get("uncut", ())
+        ]
     return out
 
 

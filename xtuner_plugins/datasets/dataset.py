@@ -29,7 +29,7 @@ from .mixture import MixtureSettings, Source, check_types, check_whole, open_sou
 from .records import Medium, Record, parse_record
 from .routes import Allowance, TileSource, check_route, from_image, open_tiles
 from .templates import Template, get_template
-from .tiling import DynamicTiling
+from .tiling import DynamicTiling, UncutImage
 from .tokens import TextTokenizer
 from .video import expand_videos, load_frames, probe_video
 
@@ -75,8 +75,8 @@ class MultimodalDataset(Dataset):
         num_tiles: T, and the tiles still to be cut from `pictures`.
         source: 'file:line' of the record.
         fate: 'fits', 'shrink_tiles' or 'truncate_text', what it took to fit `max_length`.
-        pictures, picture_grids: only on the route 'device': uint8 `[H, W, 3]` each (or planes, see `routes`), and
-            for each its columns, rows, thumbnail (0 or 1), the place of its first tile in the sample, width, height.
+        pictures, uncut: only on the route 'device': uint8 `[H, W, 3]` each (or planes, see `routes`), and for each
+            an `UncutImage`.
         index, dataset, loss_weight: its place in the mixture, its file's name and weight.
     or, for one that is left out, {'dropped': reason, 'message', 'source', 'index', 'dataset'}.
 
@@ -272,7 +272,7 @@ class MultimodalDataset(Dataset):
         return {
             "input_ids": torch.from_numpy(sample.input_ids),
             "labels": torch.from_numpy(sample.labels),
-            **_hand_over(tiles, source.budget.rule.tile_size, self.route),
+            **_gather(tiles, source.budget.rule.tile_size, self.route),
             "source": record.source,
             "fate": FATES[fate],
             "loss_weight": source.loss_weight,
@@ -389,19 +389,15 @@ def _rough_sizes(media: Sequence[Medium]) -> list[tuple[int, int]]:
     return [FRAME if medium.kind == "frame" else (1, 1) for medium in media]
 
 
-def _hand_over(tiles: list[TileSource], size: int, route: str) -> dict:
-    """What crosses to the training process: tiles, and pictures that the device will cut."""
+def _gather(tiles: list[TileSource], size: int, route: str) -> dict:
+    """A sample's tiles, and the images that the device will cut."""
     ready = [tile.tiles for tile in tiles if tile.tiles is not None]
     total = sum(tile.num_tiles for tile in tiles)
     together = torch.cat(ready) if len(ready) > 1 else ready[0] if ready else torch.empty(0, 3, size, size).byte()
     out = {"tiles": together, "num_tiles": total}
     if route == "device":
-        firsts = np.cumsum([0] + [tile.num_tiles for tile in tiles])
-        grids = [
-            [*tile.grid, int(first), *tile.size]
-            for tile, first in zip(tiles, firsts, strict=False)
-            if tile.picture is not None
-        ]
-        out["pictures"] = [tile.picture for tile in tiles if tile.picture is not None]
-        out["picture_grids"] = torch.tensor(grids, dtype=torch.int64).reshape(-1, 6)
+        firsts = np.cumsum([0] + [tile.num_tiles for tile in tiles]).tolist()
+        uncut = [(tile, first) for tile, first in zip(tiles, firsts, strict=False) if tile.picture is not None]
+        out["pictures"] = [tile.picture for tile, _ in uncut]
+        out["uncut"] = [UncutImage(tile.grid, first, *tile.size) for tile, first in uncut]
     return out

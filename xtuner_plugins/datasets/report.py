@@ -212,7 +212,7 @@ def _span_lengths(ids: np.ndarray, context_id: int) -> list[int]:
 def _image(image: Image.Image, rule: DynamicTiling, num_tiles: int, boxes, extra: dict, width: int) -> Iterator[dict]:
     """The image with its tile grid and boxes, then its thumbnail if it has one."""
     thumbnail = rule.use_thumbnail and num_tiles > 1
-    cols, rows = rule.limited(num_tiles - thumbnail).grid(*image.size)
+    cols, rows, _ = rule.limited(num_tiles - thumbnail).grid(*image.size)
     scale = min(width / image.width, CARD_HEIGHT / image.height)
     shown = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     draw = ImageDraw.Draw(shown)

@@ -6,9 +6,9 @@
     device       decodes                            resizes, cuts   equal to the published algorithm
 
 What isn't a plain upright 8-bit JPEG or PNG is decoded by Pillow on every route. Every decoded image, whichever library
-decoded it, passes `check_pixels` before it is resized or handed over.
+decoded it, passes `check_pixels` before it is resized or leaves the worker.
 
-`device` hands a picture over whole where that is no more bytes than its tiles, and a larger one as long as the
+`device` sends a picture whole where that is no more bytes than its tiles, and a larger one as long as the
 smaller ones before it have saved those bytes (`Allowance`): all in all no more crosses than on the other routes. Beyond
 that a picture goes as the planes that a 4:2:0 JPEG stores, half the bytes for half as much decoding again, unless they
 were still many times those of the tiles (`PLANES_LIMIT`): a page scanned at 2480x3508 takes 20 ms to decode, 30 to its
@@ -27,11 +27,11 @@ from torchvision.io import ImageReadMode, decode_image, read_file
 
 from .errors import MediaError, SettingError
 from .media import ORIENTATIONS, load_image, open_image, orientation
-from .tiling import DynamicTiling
+from .tiling import DynamicTiling, Grid, cut_tiles
 
 FOUR_TWO_ZERO = 2  # Pillow's number for it
 ROUTES = ("pillow", "torchvision", "device")
-PLANES_LIMIT = 4  # hand planes over up to this many times the bytes of the picture's tiles
+PLANES_LIMIT = 4  # send planes up to this many times the bytes of the picture's tiles
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,22 @@ class TileSource:
     Attributes:
         tiles: uint8 `[T, 3, S, S]`, or None.
         picture: uint8 `[H, W, 3]`, or its planes `[3 H' / 2, W']` (see `models.device_colour`), or None.
-        grid: columns, rows, thumbnail (0 or 1).
+        grid: how it is or will be cut.
         size: width and height of the picture.
     """
 
-    grid: tuple[int, int, int]
+    grid: Grid
     size: tuple[int, int]
     tiles: torch.Tensor | None = None
     picture: torch.Tensor | None = None
 
     @property
     def num_tiles(self) -> int:
-        return self.grid[0] * self.grid[1] + self.grid[2]
+        return self.grid.num_tiles
 
 
 class Allowance:
-    """Bytes that a worker may hand over beyond those of its tiles: what the pictures before have saved, up to `MOST`.
+    """Bytes that a worker may send beyond those of its tiles: what the pictures before have saved, up to `MOST`.
 
     Threads that count at once may lose a few; pixels don't depend on it.
     """
@@ -105,9 +105,9 @@ def open_tiles(
         return from_image(load_image(path, max_pixels), rule, route, allowance)
     check_pixels(pixels, path)
     if route == "device":
-        return _hand_over(pixels, rule, allowance)
+        return _whole_or_tiles(pixels, rule, allowance)
     height, width, _ = pixels.shape
-    grid = _grid(rule, width, height)
+    grid = rule.grid(width, height)
     return TileSource(grid, (width, height), tiles=_cut_fast(pixels.permute(2, 0, 1), grid, rule.tile_size))
 
 
@@ -139,17 +139,18 @@ def from_image(image: Image.Image, rule: DynamicTiling, route: str, allowance: A
     """
     check_pixels(image)
     if route == "device":
-        return _hand_over(torch.from_numpy(np.array(image)), rule, allowance or Allowance())
-    return TileSource(_grid(rule, *image.size), image.size, tiles=rule(image))
+        return _whole_or_tiles(torch.from_numpy(np.array(image)), rule, allowance or Allowance())
+    grid = rule.grid(*image.size)
+    return TileSource(grid, image.size, tiles=cut_tiles(image, grid, rule.tile_size))
 
 
-def _hand_over(pixels: torch.Tensor, rule: DynamicTiling, allowance: Allowance) -> TileSource:
+def _whole_or_tiles(pixels: torch.Tensor, rule: DynamicTiling, allowance: Allowance) -> TileSource:
     """uint8 `[H, W, 3]` whole, or, where that is too large, its tiles."""
     height, width, _ = pixels.shape
-    grid = _grid(rule, width, height)
+    grid = rule.grid(width, height)
     more = 3 * width * height - _tile_bytes(grid, rule)
     if not allowance.allows(more):
-        return TileSource(grid, (width, height), tiles=rule(Image.fromarray(pixels.numpy())))
+        return TileSource(grid, (width, height), tiles=cut_tiles(Image.fromarray(pixels.numpy()), grid, rule.tile_size))
     allowance.count(more)
     return TileSource(grid, (width, height), picture=pixels.contiguous())
 
@@ -199,7 +200,7 @@ def _open_planes(
 ) -> TileSource | None:
     """A picture as planes, where it is too large to go whole, but not by too much, and has planes."""
     with open_image(path, max_pixels) as image:
-        (width, height), grid = image.size, _grid(rule, *image.size)
+        (width, height), grid = image.size, rule.grid(*image.size)
         own = _tile_bytes(grid, rule)
         if allowance.allows(3 * width * height - own) or 3 * width * height > 2 * PLANES_LIMIT * own:
             return None
@@ -230,16 +231,11 @@ def decode_fast(path: str | os.PathLike, max_pixels: int) -> torch.Tensor | None
     return pixels.permute(1, 2, 0) if pixels.dtype == torch.uint8 else None
 
 
-def _grid(rule: DynamicTiling, width: int, height: int) -> tuple[int, int, int]:
-    cols, rows = rule.grid(width, height)
-    return cols, rows, int(rule.use_thumbnail and cols * rows > 1)
+def _tile_bytes(grid: Grid, rule: DynamicTiling) -> int:
+    return 3 * grid.num_tiles * rule.tile_size**2
 
 
-def _tile_bytes(grid: tuple[int, int, int], rule: DynamicTiling) -> int:
-    return 3 * (grid[0] * grid[1] + grid[2]) * rule.tile_size**2
-
-
-def _cut_fast(pixels: torch.Tensor, grid: tuple[int, int, int], size: int) -> torch.Tensor:
+def _cut_fast(pixels: torch.Tensor, grid: Grid, size: int) -> torch.Tensor:
     cols, rows, thumbnail = grid
     out = torch.empty(cols * rows + thumbnail, 3, size, size, dtype=torch.uint8)
     resized = _resize_uint8(pixels, rows * size, cols * size)

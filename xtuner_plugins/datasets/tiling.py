@@ -15,8 +15,9 @@ ties and are kept: among grids of one area the order is that in which the publis
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +27,34 @@ from PIL import Image
 from .errors import SettingError
 
 MAX_TILES = 256  # the published algorithm is only ever used with up to 40
+
+
+class Grid(NamedTuple):
+    """How an image is cut: into columns x rows tiles, and a thumbnail (0 or 1) behind them."""
+
+    columns: int
+    rows: int
+    thumbnail: int
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles, the thumbnail included."""
+        return self.columns * self.rows + self.thumbnail
+
+
+class UncutImage(NamedTuple):
+    """An image of a batch whose tiles are still to be cut, on the training device.
+
+    Attributes:
+        grid: how.
+        first: index of its first tile among all tiles of the sample or batch.
+        width, height: of the image, in pixels.
+    """
+
+    grid: Grid
+    first: int
+    width: int
+    height: int
 
 
 @lru_cache(maxsize=256, typed=True)  # typed: 1.0 is no tile limit, though it equals 1
@@ -53,14 +82,16 @@ def candidate_grids(min_num: int, max_num: int) -> tuple[tuple[int, int, float],
 
 
 @lru_cache(maxsize=1 << 16)
-def find_grid(width: int, height: int, *, min_num: int = 1, max_num: int = 12, tile_size: int = 448) -> tuple[int, int]:
-    """The grid (cols, rows) for a picture of `width` x `height` pixels.
+def find_grid(
+    width: int, height: int, min_tiles: int = 1, max_tiles: int = 12, tile_size: int = 448, use_thumbnail: bool = True
+) -> Grid:
+    """The grid for an image of `width` x `height` pixels; arguments as `DynamicTiling`.
 
-    The grid whose aspect ratio is closest wins. Of equally close ones the later (larger) wins if the picture has
+    The grid whose aspect ratio is closest wins. Of equally close ones the later (larger) wins if the image has
     more than half as many pixels as that grid's tiles together.
 
     Raises:
-        SettingError: impossible limits, or a picture without pixels.
+        SettingError: impossible limits, or an image without pixels.
     """
     if width < 1 or height < 1 or tile_size < 1:
         raise SettingError(
@@ -70,22 +101,13 @@ def find_grid(width: int, height: int, *, min_num: int = 1, max_num: int = 12, t
         )
     aspect, area = width / height, width * height
     best, best_difference = (1, 1), math.inf
-    for cols, rows, ratio in candidate_grids(min_num, max_num):
+    for columns, rows, ratio in candidate_grids(min_tiles, max_tiles):
         difference = abs(aspect - ratio)
         if difference < best_difference:
-            best, best_difference = (cols, rows), difference
-        elif difference == best_difference and area > 0.5 * tile_size * tile_size * cols * rows:
-            best = (cols, rows)
-    return best
-
-
-def count_tiles(
-    width: int, height: int, *, min_num: int = 1, max_num: int = 12, tile_size: int = 448, use_thumbnail: bool = True
-) -> int:
-    """How many tiles, the thumbnail included, a picture of this size gives."""
-    cols, rows = find_grid(width, height, min_num=min_num, max_num=max_num, tile_size=tile_size)
-    num = cols * rows
-    return num + 1 if use_thumbnail and num > 1 else num
+            best, best_difference = (columns, rows), difference
+        elif difference == best_difference and area > 0.5 * tile_size * tile_size * columns * rows:
+            best = (columns, rows)
+    return Grid(*best, int(use_thumbnail and best != (1, 1)))
 
 
 def count_image_tokens(num_tiles: int, tokens_per_tile: int) -> int:
@@ -93,45 +115,20 @@ def count_image_tokens(num_tiles: int, tokens_per_tile: int) -> int:
     return num_tiles * tokens_per_tile + 2
 
 
-def cut_tiles(image: Image.Image, cols: int, rows: int, tile_size: int, thumbnail: bool) -> np.ndarray:
-    """Resize an RGB picture to the grid and cut it: uint8 `[T, 3, S, S]`, row-major, thumbnail last."""
-    size = tile_size
-    num = cols * rows
+def cut_tiles(image: Image.Image, grid: Grid, tile_size: int) -> torch.Tensor:
+    """Resize an RGB image to the grid and cut it: uint8 `[T, 3, S, S]`, row-major, thumbnail last."""
+    columns, rows, thumbnail = grid
+    size, num = tile_size, columns * rows
     out = np.empty((num + thumbnail, 3, size, size), np.uint8)
-    grid = out[:num].reshape(rows, cols, 3, size, size)
-    resized = image.resize((cols * size, rows * size), Image.Resampling.BICUBIC)
+    by_place = out[:num].reshape(rows, columns, 3, size, size)
+    resized = image.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
     # Band by band: whole rows of a tile are then contiguous copies, three times as fast as permuting pixels.
     for channel, band in enumerate(resized.split()):
-        grid[:, :, channel] = np.asarray(band).reshape(rows, size, cols, size).swapaxes(1, 2)
+        by_place[:, :, channel] = np.asarray(band).reshape(rows, size, columns, size).swapaxes(1, 2)
     if thumbnail:
         for channel, band in enumerate(image.resize((size, size), Image.Resampling.BICUBIC).split()):
             out[num, channel] = np.asarray(band)
-    return out
-
-
-def tile_image(
-    image: Image.Image, *, min_num: int = 1, max_num: int = 12, tile_size: int = 448, use_thumbnail: bool = True
-) -> torch.Tensor:
-    """Cut a picture into tiles.
-
-    Args:
-        image: an RGB picture, as `media.load_image` returns it.
-
-    Returns:
-        uint8 `[T, 3, S, S]`, values 0 to 255: the grid's tiles row by row, then the thumbnail iff `use_thumbnail`
-        and the grid has more than one tile.
-
-    Raises:
-        SettingError: impossible limits, or a picture that isn't RGB.
-    """
-    if image.mode != "RGB":
-        raise SettingError(
-            "image_mode",
-            f"tiles are cut from RGB pictures, this one is {image.mode!r}",
-            "open it with media.load_image",
-        )
-    cols, rows = find_grid(*image.size, min_num=min_num, max_num=max_num, tile_size=tile_size)
-    return torch.from_numpy(cut_tiles(image, cols, rows, tile_size, use_thumbnail and cols * rows > 1))
+    return torch.from_numpy(out)
 
 
 @TRANSFORMS.register_module()
@@ -154,26 +151,24 @@ class DynamicTiling:
         candidate_grids(self.min_tiles, self.max_tiles)  # raises on impossible limits
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        return tile_image(image, **self._settings())
+        """The tiles of an image: the grid's row by row, then the thumbnail if there is one.
 
-    def grid(self, width: int, height: int) -> tuple[int, int]:
-        settings = self._settings()
-        del settings["use_thumbnail"]
-        return find_grid(width, height, **settings)
+        Raises:
+            SettingError: the image isn't RGB.
+        """
+        if image.mode != "RGB":
+            raise SettingError(
+                "image_mode",
+                f"tiles are cut from RGB pictures, this one is {image.mode!r}",
+                "open it with media.load_image",
+            )
+        return cut_tiles(image, self.grid(*image.size), self.tile_size)
 
-    def count(self, width: int, height: int) -> int:
-        return count_tiles(width, height, **self._settings())
+    def grid(self, width: int, height: int) -> Grid:
+        """The grid of an image of this size."""
+        return find_grid(width, height, self.min_tiles, self.max_tiles, self.tile_size, self.use_thumbnail)
 
     def limited(self, max_tiles: int) -> "DynamicTiling":
         """The same rule with at most `max_tiles` tiles in the grid."""
         max_tiles = max(1, max_tiles)
         return DynamicTiling(min(self.min_tiles, max_tiles), max_tiles, self.tile_size, self.use_thumbnail)
-
-    def describe(self) -> dict:
-        """The settings as plain values (what caches are keyed by)."""
-        return asdict(self)
-
-    def _settings(self) -> dict:
-        return dict(
-            min_num=self.min_tiles, max_num=self.max_tiles, tile_size=self.tile_size, use_thumbnail=self.use_thumbnail
-        )

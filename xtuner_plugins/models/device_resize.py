@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from xtuner_plugins.datasets.resize_rules import resize_rule
+from xtuner_plugins.datasets.tiling import UncutImage
 
 from .device_colour import planes_to_rgb
 
@@ -143,15 +144,13 @@ def resize_like_pillow(picture: torch.Tensor, width: int, height: int, *, vertic
     return pixels.to(torch.uint8)
 
 
-def cut_pictures(tiles: torch.Tensor, pictures: list[torch.Tensor], grids: torch.Tensor) -> torch.Tensor:
-    """Cut the pictures that workers handed over whole, and put their tiles between those cut already.
+def cut_pictures(tiles: torch.Tensor, pictures: list[torch.Tensor], uncut: list[UncutImage]) -> torch.Tensor:
+    """Cut the images that workers sent whole, and put their tiles between those cut already.
 
     Args:
         tiles: uint8 `[T0, 3, S, S]`, the tiles that workers cut, in order.
         pictures: uint8 `[H, W, 3]` each, or the planes of a JPEG (see `device_colour`), on the device.
-        grids: int64 `[P, 6]`: columns, rows, thumbnail (0 or 1), the place of the picture's first tile among all
-            tiles of the batch, and the picture's width and height (which only planes need: `[P, 4]` will do without
-            any). May stay on the CPU.
+        uncut: of each of them, how it is cut and where its tiles go.
 
     Returns:
         uint8 `[T, 3, S, S]`, equal to what Pillow would have cut.
@@ -160,22 +159,21 @@ def cut_pictures(tiles: torch.Tensor, pictures: list[torch.Tensor], grids: torch
         ValueError: an image that isn't uint8.
     """
     size = tiles.shape[-1]
-    plan = grids.tolist()
-    total = len(tiles) + sum(cols * rows + thumbnail for cols, rows, thumbnail, *_ in plan)
+    total = len(tiles) + sum(image.grid.num_tiles for image in uncut)
     out = torch.empty(total, *tiles.shape[1:], dtype=torch.uint8, device=tiles.device)
     taken = torch.zeros(total, dtype=torch.bool)
-    for picture, (cols, rows, thumbnail, first, *sides) in zip(pictures, plan, strict=True):
+    for picture, (grid, first, width, height) in zip(pictures, uncut, strict=True):
         if picture.dtype != torch.uint8:
             raise ValueError(f"images to cut must be uint8, got {picture.dtype} {list(picture.shape)}")
-        num = cols * rows
-        image = (picture if picture.dim() == 3 else planes_to_rgb(picture, *sides)).permute(2, 0, 1)
-        resized = _resize(image, cols * size, rows * size)
+        columns, rows, num = grid.columns, grid.rows, grid.columns * grid.rows
+        image = (picture if picture.dim() == 3 else planes_to_rgb(picture, width, height)).permute(2, 0, 1)
+        resized = _resize(image, columns * size, rows * size)
         out[first : first + num] = (
-            resized.view(3, rows, size, cols, size).permute(1, 3, 0, 2, 4).reshape(num, 3, size, size)
+            resized.view(3, rows, size, columns, size).permute(1, 3, 0, 2, 4).reshape(num, 3, size, size)
         )
-        if thumbnail:
+        if grid.thumbnail:
             out[first + num] = _resize(image, size, size)
-        taken[first : first + num + thumbnail] = True
+        taken[first : first + grid.num_tiles] = True
     out[~taken.to(out.device)] = tiles
     return out
 

@@ -18,7 +18,7 @@ from .device_resize import cut_pictures
 class TilePreprocessor(BaseDataPreprocessor):
     """Moves a batch to the model's device and normalises its tiles there.
 
-    Workers hand over uint8, so a quarter of the bytes of float32 crosses processes and PCIe. The arithmetic is that
+    Workers send uint8, so a quarter of the bytes of float32 crosses processes and PCIe. The arithmetic is that
     of ``ToTensor`` and ``Normalize`` in float32 (``(x / 255 - mean) / std``); the encoder casts to its own dtype.
 
     Args:
@@ -63,6 +63,6 @@ class TilePreprocessor(BaseDataPreprocessor):
         batch = self.cast_data(batch)
         tiles = batch.pop("tiles")
         if "pictures" in batch:
-            tiles = cut_pictures(tiles, batch.pop("pictures"), batch.pop("picture_grids"))
+            tiles = cut_pictures(tiles, batch.pop("pictures"), batch.pop("uncut"))
         batch["pixel_values"] = self.normalize(tiles)
         return batch

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from xtuner_plugins.datasets.media import load_image
-from xtuner_plugins.datasets.tiling import tile_image
+from xtuner_plugins.datasets.tiling import DynamicTiling
 from xtuner_plugins.toy.evaluate import is_right
 from xtuner_plugins.toy.pictures import TILE, font_file
 
@@ -62,7 +62,7 @@ def draw_contact_sheet(
     for index, question in enumerate(questions):
         top = index * ROW + MARGIN
         picture = load_image(Path(images) / question["image"])
-        tiles = tile_image(picture, max_num=6, tile_size=TILE, use_thumbnail=True)
+        tiles = DynamicTiling(max_tiles=6, tile_size=TILE)(picture)
         sheet.paste(_with_borders(picture), (MARGIN, top))
         _paste_tiles(sheet, tiles, picture.width // TILE, 2 * MARGIN + 336, top)
         _write(sheet, question, answers, 2 * MARGIN + 336 + 444, top)

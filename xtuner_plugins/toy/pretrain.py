@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from xtuner_plugins.datasets.tiling import tile_image
+from xtuner_plugins.datasets.tiling import DynamicTiling
 from xtuner_plugins.hub.configuration_intern_vit import InternVisionConfig
 from xtuner_plugins.hub.conversation import get_conv_template
 from xtuner_plugins.hub.modeling_intern_vit import InternVisionModel
@@ -111,7 +111,7 @@ def _tiles(rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             scene = _crowded(rng)
         else:
             scene = make_scene(rng, rng.choice(((3, 2), (2, 3), (2, 2), (1, 1), (1, 1))))
-        tiles = tile_image(draw(scene), max_num=6, tile_size=TILE, use_thumbnail=True)
+        tiles = DynamicTiling(max_tiles=6, tile_size=TILE)(draw(scene))
         pairs = list(zip(tiles, cell_labels(scene), strict=True))
         # Of a large picture the thumbnail, which alone shows its shapes whole, and one tile.
         yield from pairs if len(pairs) == 1 else (pairs[-1], rng.choice(pairs[:-1]))

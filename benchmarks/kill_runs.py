@@ -37,7 +37,7 @@ from xtuner_plugins.processes import die_with_parent, start_bound  # noqa: E402
 
 # What runs in a copy in place of a tool; the training itself, not its launcher.
 PRELOADED = {
-    "tools/train.py": "xtuner_plugins.train_process",
+    "tools/train.py": "xtuner_plugins.cli.train_process",
     "tools/convert_to_official.py": "tools.convert_to_official",
 }
 PHASES = ("starting", "measuring", "training", "saving", "exporting")
@@ -263,7 +263,7 @@ def victim_of(project: Project, process: subprocess.Popen, draw: random.Random) 
     """By turns the process that was started, or the training process under it."""
     for pid in project.alive():
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        if b"xtuner_plugins.train_process" in command and b"configs/killed.py" in command and draw.random() < 0.5:
+        if b"xtuner_plugins.cli.train_process" in command and b"configs/killed.py" in command and draw.random() < 0.5:
             return "training", pid
     return "copy" if project.preload else "launcher", process.pid
 

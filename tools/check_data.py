@@ -189,7 +189,7 @@ def main() -> int:
     args = parse_args()
     sys.path.insert(0, str(ROOT))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from xtuner_plugins.terminal import quiet_imports
+    from xtuner_plugins.cli.terminal import quiet_imports
 
     quiet_imports()
     from concurrent.futures import BrokenExecutor

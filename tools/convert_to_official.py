@@ -107,7 +107,7 @@ def _size(done: dict) -> str:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
-    from xtuner_plugins.terminal import quiet_imports
+    from xtuner_plugins.cli.terminal import quiet_imports
 
     quiet_imports()
     from tqdm import tqdm

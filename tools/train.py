@@ -8,10 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from xtuner_plugins.terminal import quiet_imports  # noqa: E402
+from xtuner_plugins.cli.terminal import quiet_imports  # noqa: E402
 
 quiet_imports()
-from xtuner_plugins.engine.launcher import main  # noqa: E402
+from xtuner_plugins.cli.launcher import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -20,7 +20,7 @@ from .parallel_case import ROOT, training
 
 HUNG_AFTER_S = 300
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["deepspeed", "xtuner.tools.train", "xtuner_plugins.train_process"])
+SERVER.set_forkserver_preload(["deepspeed", "xtuner.tools.train", "xtuner_plugins.cli.train_process"])
 
 
 @dataclass
@@ -49,7 +49,7 @@ def train_forked(
     prepare: Callable[[], None] | None = None,
     **case,
 ) -> Run:
-    """Runs `xtuner_plugins.train_process` in forked children on a global batch of 4.
+    """Runs `xtuner_plugins.cli.train_process` in forked children on a global batch of 4.
 
     Args:
         work_dir, base, data, processes: As `parallel_case.training`.
@@ -69,7 +69,7 @@ def run_forked(
     processes: int = 1,
     prepare: Callable[[], None] | None = None,
 ) -> Run:
-    """Runs ``xtuner_plugins.train_process *arguments`` once per rank; logs go beside ``work_dir``."""
+    """Runs ``xtuner_plugins.cli.train_process *arguments`` once per rank; logs go beside ``work_dir``."""
     arguments, env = ["train", *arguments], dict(env)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         env.pop(name, None)
@@ -111,7 +111,7 @@ def _train(arguments: list[str], env: dict[str, str], log: Path, prepare: Callab
         faulthandler.dump_traceback_later(HUNG_AFTER_S)  # a run that hangs says where
         if prepare is not None:
             prepare()
-        from xtuner_plugins.train_process import main
+        from xtuner_plugins.cli.train_process import main
 
         code = main()
     except BaseException:

@@ -7,9 +7,9 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.engine.parallel_case import base_and_data, write_dataset
+from xtuner_plugins.cli.launcher import check_deepspeed
 from xtuner_plugins.config_file import ConfigError, load_config
 from xtuner_plugins.engine.config_check import check_config
-from xtuner_plugins.engine.launcher import check_deepspeed
 
 DATASET, LOADER, OPTIMIZER, LORA = (
     "train_dataloader.dataset", "train_dataloader", "optim_wrapper.optimizer", "model.llm_lora",

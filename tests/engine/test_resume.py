@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from xtuner_plugins.checkpoints.reader import CheckpointError
+from xtuner_plugins.cli.train_process import name_newest
 from xtuner_plugins.engine.resume import newest_checkpoint, read_checkpoint, resolve_resume
-from xtuner_plugins.train_process import name_newest
 
 from .forked import train_forked
 from .parallel_case import edited_config, train, write_dataset

@@ -38,7 +38,7 @@ __all__ = [
 def __getattr__(name: str):
     """`LedgerHook` stands with the other hooks, in the package above this one; configs may name it here too."""
     if name == "LedgerHook":
-        from xtuner_plugins.engine.hooks.ledger import LedgerHook
+        from ..engine.hooks.ledger import LedgerHook
 
         return LedgerHook
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from xtuner_plugins.hub.constants import IGNORE_INDEX
-
+from ..hub.constants import IGNORE_INDEX
 from .errors import DataError, SettingError
 
 POLICIES = ("raise", "skip")

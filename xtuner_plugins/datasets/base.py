@@ -7,10 +7,9 @@ tiling (`dynamic_image_size` false), no thumbnail, 1 to 6 tiles, tiles of the en
 import os
 from dataclasses import dataclass
 
-from xtuner_plugins.checkpoints.loader import read_config
-from xtuner_plugins.checkpoints.reader import CheckpointError
-from xtuner_plugins.hub.modeling_internvl_chat import num_image_tokens
-
+from ..checkpoints.loader import read_config
+from ..checkpoints.reader import CheckpointError
+from ..hub.modeling_internvl_chat import num_image_tokens
 from .errors import SettingError
 from .tiling import DynamicTiling
 

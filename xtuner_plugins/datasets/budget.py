@@ -18,8 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xtuner_plugins.hub.constants import IGNORE_INDEX
-
+from ..hub.constants import IGNORE_INDEX
 from .conversation import Encoded
 from .errors import SettingError
 from .tiling import DynamicTiling, count_image_tokens

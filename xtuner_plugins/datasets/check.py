@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from xtuner_plugins.hub.constants import IGNORE_INDEX
-
+from ..hub.constants import IGNORE_INDEX
 from ..processes import die_with_parent, num_cores
 from .boxes import compare_size, normalise_boxes
 from .dataset import MultimodalDataset

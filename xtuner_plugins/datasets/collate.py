@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from mmengine.registry import FUNCTIONS
 
-from xtuner_plugins.hub.constants import IGNORE_INDEX
-
+from ..hub.constants import IGNORE_INDEX
 from .bad_samples import filler_sample
 from .handover import hand_over
 

@@ -16,8 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xtuner_plugins.hub.constants import IGNORE_INDEX
-
+from ..hub.constants import IGNORE_INDEX
 from .records import Record
 from .templates import Template
 from .tokens import TextTokenizer

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xtuner_plugins.preprocessing import SETTINGS, own_settings
-
+from ..preprocessing import SETTINGS, own_settings
 from .base import BaseFacts
 from .budget import TileBudget
 from .errors import DataError, SettingError

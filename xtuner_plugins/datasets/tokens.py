@@ -10,10 +10,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from xtuner_plugins.fast_tokenizers import load_fast_tokenizer
-from xtuner_plugins.hub.constants import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, IMAGE_TOKENS
-from xtuner_plugins.hub.prompts import TextRules
-
+from ..fast_tokenizers import load_fast_tokenizer
+from ..hub.constants import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, IMAGE_TOKENS
+from ..hub.prompts import TextRules
 from .errors import SettingError
 
 

@@ -17,8 +17,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
-from xtuner_plugins.config_file import ConfigError
-
+from ..config_file import ConfigError
 from .dry_run import build_parts
 
 # Arguments that the runner adds when it builds these parts.

@@ -16,10 +16,9 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, OPTIMIZERS, PARAM_SCHEDULERS
 from torch.utils.data import DataLoader
 
-from xtuner_plugins.config_file import ConfigError
-from xtuner_plugins.datasets import MultimodalDataset
-from xtuner_plugins.datasets.budget import TileBudget
-
+from ..config_file import ConfigError
+from ..datasets import MultimodalDataset
+from ..datasets.budget import TileBudget
 from .loops import check_length
 
 # Of a loader's settings, those that the runner replaces by objects.

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xtuner_plugins.checkpoints.reader import CheckpointError, load_pickle
-from xtuner_plugins.checkpoints.zero import checkpoint_directory, open_deepspeed
+from ..checkpoints.reader import CheckpointError, load_pickle
+from ..checkpoints.zero import checkpoint_directory, open_deepspeed
 
 AUTO = "auto"
 CHECKPOINT_NAME = re.compile(r"(iter|epoch)_(\d+)\.pth")

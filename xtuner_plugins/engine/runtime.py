@@ -25,8 +25,8 @@ import types
 import torch
 import torch.distributed as dist
 
-from xtuner_plugins.config_file import ConfigError, load_config
-from xtuner_plugins.processes import POLL_SECONDS, STARTED_BY, die_with_parent, parent_of, program_of
+from ..config_file import ConfigError, load_config
+from ..processes import POLL_SECONDS, STARTED_BY, die_with_parent, parent_of, program_of
 
 
 def prepare_runtime(pretrained_model_name_or_path: str) -> str:

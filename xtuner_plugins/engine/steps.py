@@ -22,7 +22,7 @@ from mmengine._strategy.deepspeed import MMDeepSpeedEngineWrapper
 from mmengine.dist import all_gather_object
 from torch import nn
 
-from xtuner_plugins.models.losses import batch_weight, sum_over_ranks, world_size
+from ..models.losses import batch_weight, sum_over_ranks, world_size
 
 SHOWN_SOURCES = 8
 

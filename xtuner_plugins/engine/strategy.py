@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from xtuner.engine import DeepSpeedStrategy as XTunerDeepSpeedStrategy
 
-from xtuner_plugins.checkpoints.reader import load_pickle
-from xtuner_plugins.checkpoints.zero import checkpoint_directory
-
+from ..checkpoints.reader import load_pickle
+from ..checkpoints.zero import checkpoint_directory
 from .steps import unwrap
 
 

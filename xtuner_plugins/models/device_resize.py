@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from xtuner_plugins.datasets.resize_rules import resize_rule
-from xtuner_plugins.datasets.tiling import UncutImage
-
+from ..datasets.resize_rules import resize_rule
+from ..datasets.tiling import UncutImage
 from .device_colour import planes_to_rgb
 
 PRECISION_BITS = 22  # 32 - 8 - 2, as in Pillow's 8-bit resampling

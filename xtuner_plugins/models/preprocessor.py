@@ -8,9 +8,8 @@ import torch
 from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS
 
-from xtuner_plugins.datasets.ledger import Unrecorded
-from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
-
+from ..datasets.ledger import Unrecorded
+from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from .device_resize import cut_pictures
 
 

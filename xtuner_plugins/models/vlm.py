@@ -15,11 +15,10 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer, read_config
-from xtuner_plugins.checkpoints.partition import is_partitioned, over_ranks, partition_dtype
-from xtuner_plugins.hub.constants import IMAGE_CONTEXT
-
+from ..checkpoints.loader import load_model, load_tokenizer, read_config
+from ..checkpoints.partition import is_partitioned, over_ranks, partition_dtype
 from ..families import encoder_family, llm_family
+from ..hub.constants import IMAGE_CONTEXT
 from .adapters import inject_lora
 from .attention import check_boundaries, packed_causal_mask, samples_of_positions
 from .encoders import freeze_unused

@@ -11,10 +11,9 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 
-from xtuner_plugins.datasets import MultimodalDataset
-from xtuner_plugins.datasets.bad_samples import FILLER
-from xtuner_plugins.datasets.ledger import Ledger
-
+from ...datasets import MultimodalDataset
+from ...datasets.bad_samples import FILLER
+from ...datasets.ledger import Ledger
 from ..loops import PlanIterator, planned_loop
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from xtuner_plugins import preprocessing
-from xtuner_plugins.datasets import MultimodalDataset
-
+from ... import preprocessing
+from ...datasets import MultimodalDataset
 from ..steps import unwrap
 
 

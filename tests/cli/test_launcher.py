@@ -9,13 +9,13 @@ import pytest
 from tests.conftest import HANGS_AFTER, ROOT
 from tests.engine.parallel_case import training, write_dataset
 from tests.process_table import MARK, end_all, marked, wait_until
+from xtuner_plugins.cli.launcher import main, training_command
 from xtuner_plugins.engine.config_check import ConfigError
-from xtuner_plugins.engine.launcher import main, training_command
 
 
 def test_one_process_needs_no_torchrun():
     command = training_command(["c.py"], {}, None)
-    assert command == [sys.executable, "-m", "xtuner_plugins.train_process", "c.py"]
+    assert command == [sys.executable, "-m", "xtuner_plugins.cli.train_process", "c.py"]
 
 
 def test_several_processes_go_through_torchrun():

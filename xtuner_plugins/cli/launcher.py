@@ -21,12 +21,11 @@ import torch
 from mmengine.config import DictAction
 from xtuner.configs import cfgs_name_path
 
-from xtuner_plugins.checkpoints.reader import CheckpointError
-from xtuner_plugins.config_file import ConfigError, load_config
-from xtuner_plugins.processes import start_bound
-
-from .config_check import check_config
-from .resume import settle_start
+from ..checkpoints.reader import CheckpointError
+from ..config_file import ConfigError, load_config
+from ..engine.config_check import check_config
+from ..engine.resume import settle_start
+from ..processes import start_bound
 
 USAGE_ERROR = 2
 
@@ -71,7 +70,7 @@ def training_command(argv: Sequence[str], env: Mapping[str, str], launcher: str 
     Raises:
         ConfigError: A variable isn't a whole number, several nodes without a PORT, or more processes than GPUs.
     """
-    process = ["-m", "xtuner_plugins.train_process", *argv]
+    process = ["-m", "xtuner_plugins.cli.train_process", *argv]
     nnodes = _whole_number(env, "NNODES", 1)
     nproc = _whole_number(env, "NPROC_PER_NODE", 1)
     num_gpus = torch.cuda.device_count()

@@ -1,4 +1,4 @@
-"""One training process: ``python -m xtuner_plugins.train_process CONFIG ...`` is ``xtuner train`` inside.
+"""One training process: ``python -m xtuner_plugins.cli.train_process CONFIG ...`` is ``xtuner train`` inside.
 
 It stands outside ``engine/`` so that it can ask for quiet before anything large is imported. Errors that a user can
 mend end in one line and status 1; everything else keeps its traceback.
@@ -17,14 +17,14 @@ WORKER_ERROR = re.compile(r"^Caught \w+ in DataLoader worker.*\nxtuner_plugins[\
 
 def main() -> int:
     """Runs XTuner's training on ``sys.argv``; returns the exit status. Ends with the process that started it."""
-    from xtuner_plugins.processes import die_with_parent
-    from xtuner_plugins.terminal import quiet_imports
+    from ..processes import die_with_parent
+    from .terminal import quiet_imports
 
     die_with_parent()
     quiet_imports()
     from xtuner.tools.train import main as xtuner_train
 
-    from xtuner_plugins.engine.runtime import leave_process_group
+    from ..engine.runtime import leave_process_group
 
     sys.argv = name_newest(sys.argv)
     try:

@@ -27,15 +27,15 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from xtuner_plugins.datasets import MultimodalDataset, collate
-from xtuner_plugins.datasets.conversation import encode
-from xtuner_plugins.datasets.media import MAX_PIXELS
-from xtuner_plugins.datasets.packing import arrange, efficiency, pack_samples
-from xtuner_plugins.datasets.records import parse_record
-from xtuner_plugins.datasets.routes import ROUTES, Allowance, open_tiles
+from xtuner_plugins.datasets.images.media import MAX_PIXELS
+from xtuner_plugins.datasets.images.routes import ROUTES, Allowance, open_tiles
+from xtuner_plugins.datasets.images.tiling import DynamicTiling, find_grid
+from xtuner_plugins.datasets.plan.packing import arrange, efficiency, pack_samples
+from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.samplers import PlanSampler
-from xtuner_plugins.datasets.templates import get_template
-from xtuner_plugins.datasets.tiling import DynamicTiling, find_grid
-from xtuner_plugins.datasets.tokens import TextTokenizer
+from xtuner_plugins.datasets.text.conversation import encode
+from xtuner_plugins.datasets.text.templates import get_template
+from xtuner_plugins.datasets.text.tokens import TextTokenizer
 
 SIZES = [(640, 480), (480, 640), (1024, 768), (336, 336), (1920, 1080), (2480, 3508)]
 RULE = DynamicTiling()

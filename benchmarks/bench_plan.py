@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from bench_data import like_llava_665k
 
-from xtuner_plugins.datasets.packing import arrange, efficiency, pack_samples
+from xtuner_plugins.datasets.plan.packing import arrange, efficiency, pack_samples
 
 MAX_TOKENS, MAX_TILES, MAX_LENGTH = 8192, 26, 4096  # of configs/finetune_packed.py
 TILE_TOKENS = 256

@@ -29,7 +29,7 @@ from scipy.optimize import nnls
 
 from xtuner_plugins.checkpoints.assemble import build_base
 from xtuner_plugins.datasets import collate, collate_packed
-from xtuner_plugins.datasets.packing import arrange, pack_samples
+from xtuner_plugins.datasets.plan.packing import arrange, pack_samples
 from xtuner_plugins.models.vlm import VisionLanguageModel
 from xtuner_plugins.toy.models import write_random_parts
 

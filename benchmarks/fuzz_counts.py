@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from llava_like import LlavaLike
 
-from xtuner_plugins.datasets.token_counts import TokenCounter
-from xtuner_plugins.datasets.tokens import TextTokenizer
+from xtuner_plugins.datasets.text.token_counts import TokenCounter
+from xtuner_plugins.datasets.text.tokens import TextTokenizer
 
 # First and last characters of scripts
 SCRIPTS = [

@@ -20,19 +20,19 @@ import numpy as np
 from bench_data import make_base
 from tqdm import trange
 
-from xtuner_plugins.datasets.boxes import normalise_boxes
-from xtuner_plugins.datasets.budget import TileBudget, truncate
-from xtuner_plugins.datasets.conversation import Piece, encode, split_pieces
 from xtuner_plugins.datasets.errors import DataError
-from xtuner_plugins.datasets.index import parse_json
-from xtuner_plugins.datasets.measure import _Rows
-from xtuner_plugins.datasets.packing import pack_samples
-from xtuner_plugins.datasets.records import parse_record
-from xtuner_plugins.datasets.templates import get_template
-from xtuner_plugins.datasets.tiling import DynamicTiling
-from xtuner_plugins.datasets.token_counts import TokenCounter
-from xtuner_plugins.datasets.tokens import TextTokenizer
-from xtuner_plugins.datasets.video import expand_videos
+from xtuner_plugins.datasets.images.tiling import DynamicTiling
+from xtuner_plugins.datasets.images.video import expand_videos
+from xtuner_plugins.datasets.plan.budget import TileBudget, truncate
+from xtuner_plugins.datasets.plan.measure import _Rows
+from xtuner_plugins.datasets.plan.packing import pack_samples
+from xtuner_plugins.datasets.records.boxes import normalise_boxes
+from xtuner_plugins.datasets.records.index import parse_json
+from xtuner_plugins.datasets.records.records import parse_record
+from xtuner_plugins.datasets.text.conversation import Piece, encode, split_pieces
+from xtuner_plugins.datasets.text.templates import get_template
+from xtuner_plugins.datasets.text.token_counts import TokenCounter
+from xtuner_plugins.datasets.text.tokens import TextTokenizer
 from xtuner_plugins.hub.conversation import TEMPLATES
 
 SCRAPS = [

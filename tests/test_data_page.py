@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from xtuner_plugins.datasets import MultimodalDataset, PackBatchSampler, PlanSampler, RecordError, collate_packed
-from xtuner_plugins.datasets.check import PlainFiles
+from xtuner_plugins.datasets.audit.check import PlainFiles
 from xtuner_plugins.datasets.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[1]

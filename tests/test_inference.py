@@ -11,7 +11,7 @@ from torchvision.transforms.v2.functional import normalize
 
 from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.datasets.base import BaseFacts, tiling_of
-from xtuner_plugins.datasets.tiling import DynamicTiling
+from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.hub import InternVLChatModel
 from xtuner_plugins.inference import CallbackStreamer, ChatSession, resolve_device, with_placeholders
 from xtuner_plugins.inference import normalize as normalize_tiles

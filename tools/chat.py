@@ -75,7 +75,7 @@ class Conversation:
     def __init__(self, args: argparse.Namespace):
         from transformers.utils import logging
 
-        from xtuner_plugins.datasets.media import load_image
+        from xtuner_plugins.datasets.images.media import load_image
         from xtuner_plugins.inference import ChatSession
 
         logging.set_verbosity_error()

@@ -80,7 +80,7 @@ def parse_args() -> argparse.Namespace:
 def open_inputs(args: argparse.Namespace):
     """The dataset of a config, or of annotation files."""
     from xtuner_plugins.datasets import MultimodalDataset, SettingError
-    from xtuner_plugins.datasets.check import PlainFiles
+    from xtuner_plugins.datasets.audit.check import PlainFiles
 
     if args.inputs[0].endswith(".py"):
         return build_dataset(args.inputs[0], args.cfg_options)
@@ -149,7 +149,7 @@ def plural(number: int, noun: str) -> str:
 def print_histograms(reports) -> None:
     import numpy as np
 
-    from xtuner_plugins.datasets.check import histogram
+    from xtuner_plugins.datasets.audit.check import histogram
 
     for name in ("tokens", "tiles", "turns", "width", "height"):
         bins = histogram(np.concatenate([report.column(name) for report in reports]))
@@ -196,9 +196,9 @@ def main() -> int:
 
     from tqdm import tqdm
 
-    from xtuner_plugins.datasets.check import PlainFiles, check_dataset, count_samples, write_reject_list
+    from xtuner_plugins.datasets.audit.check import PlainFiles, check_dataset, count_samples, write_reject_list
+    from xtuner_plugins.datasets.audit.report import write_report
     from xtuner_plugins.datasets.errors import DataError
-    from xtuner_plugins.datasets.report import write_report
 
     try:
         dataset = open_inputs(args)

@@ -43,8 +43,8 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))
     from tqdm import tqdm
 
+    from xtuner_plugins.datasets.audit.prepare import RECIPES, prepare
     from xtuner_plugins.datasets.errors import DataError
-    from xtuner_plugins.datasets.prepare import RECIPES, prepare
 
     if args.list:
         show_list(RECIPES)

@@ -19,10 +19,10 @@ from xtuner_plugins import preprocessing
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer
 from xtuner_plugins.checkpoints.reader import read_json
 from xtuner_plugins.datasets.base import tiling_of
-from xtuner_plugins.datasets.budget import first_limit
-from xtuner_plugins.datasets.media import load_image, to_rgb
-from xtuner_plugins.datasets.resize_rules import compare_resize_facts
-from xtuner_plugins.datasets.tiling import DynamicTiling
+from xtuner_plugins.datasets.images.media import load_image, to_rgb
+from xtuner_plugins.datasets.images.resize_rules import compare_resize_facts
+from xtuner_plugins.datasets.images.tiling import DynamicTiling
+from xtuner_plugins.datasets.plan.budget import first_limit
 from xtuner_plugins.hub import InternVLChatModel
 from xtuner_plugins.hub.constants import IMAGE_PLACEHOLDER, IMAGENET_MEAN, IMAGENET_STD
 

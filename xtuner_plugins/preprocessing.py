@@ -59,7 +59,7 @@ def describe(dataset, image_mean, image_std) -> dict:
         image_mean: of each channel, that the model's data preprocessor uses.
         image_std: likewise.
     """
-    from xtuner_plugins.datasets.resize_rules import resize_facts
+    from xtuner_plugins.datasets.images.resize_rules import resize_facts
 
     budget, vocabulary = dataset.sources[0].budget, dataset.tokenizer
     return {

@@ -49,7 +49,7 @@ def hf_tokenizer(data_base):
 
 @pytest.fixture(scope="session")
 def text_tokenizer(data_base):
-    from xtuner_plugins.datasets.tokens import TextTokenizer
+    from xtuner_plugins.datasets.text.tokens import TextTokenizer
 
     return TextTokenizer.from_pretrained(data_base)
 
@@ -109,3 +109,18 @@ def six_records(make_picture, qa):
         {"text": 1},
         qa("<image> <image>", "Both.", image=["a.png", "b.png"]),
     ]
+
+
+@pytest.fixture
+def planned_dataset(data_base, write_data, make_picture, qa, tmp_path):
+    """Forty records, two of them broken, one too long."""
+    for name, size in {"a.png": (100, 90), "b.png": (360, 120), "c.png": (120, 360)}.items():
+        folder = make_picture(name, *size)
+    records = [qa(f"Q{i}?", f"A{i}. " * (1 + i % 5), image="abc"[i % 3] + ".png") for i in range(25)]
+    records += [qa(f"T{i}?", f"A{i}. " * (1 + i % 9)) for i in range(12)]
+    records += [qa("word " * 500, "Late."), qa(image="none.png"), {"text": 1}]
+    from xtuner_plugins.datasets import MultimodalDataset
+
+    return MultimodalDataset(
+        data_base, write_data(records), folder, max_length=300, on_bad_sample="skip", cache_dir=str(tmp_path / "cache")
+    )

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.process_table import ends, is_alive
-from xtuner_plugins.datasets import MultimodalDataset, SettingError, cache, index, lengths
+from xtuner_plugins.datasets import MultimodalDataset, SettingError, cache
 from xtuner_plugins.datasets.cache import content_hash, locked
+from xtuner_plugins.datasets.plan import lengths
+from xtuner_plugins.datasets.records import index
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from xtuner_plugins.datasets import DynamicTiling, MultimodalDataset, RecordError, SettingError
-from xtuner_plugins.datasets.media import load_image
+from xtuner_plugins.datasets.images.media import load_image
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from xtuner_plugins.datasets import PlanSampler
-from xtuner_plugins.datasets.plan.base import Plan
+from xtuner_plugins.datasets.plan.plan import Plan
 from xtuner_plugins.engine.loops import PlanChanged, PlanIterator
 
 

@@ -9,10 +9,10 @@ from transformers import AutoTokenizer
 
 from tests.checkpoints.vocabularies import random_texts, sentencepiece_model, write_internlm2
 from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer
-from xtuner_plugins.datasets.conversation import encode
-from xtuner_plugins.datasets.records import parse_record
-from xtuner_plugins.datasets.templates import get_template
-from xtuner_plugins.datasets.tokens import TextTokenizer
+from xtuner_plugins.datasets.records.records import parse_record
+from xtuner_plugins.datasets.text.conversation import encode
+from xtuner_plugins.datasets.text.templates import get_template
+from xtuner_plugins.datasets.text.tokens import TextTokenizer
 from xtuner_plugins.hub.constants import ADDED_TOKENS
 from xtuner_plugins.hub.conversation import TEMPLATES
 from xtuner_plugins.hub.prompts import PromptEncoder

@@ -115,7 +115,7 @@ def test_digits_stay_exact_for_any_shrink():
 
 
 def test_pictures_are_cut_between_the_tiles_that_workers_cut():
-    from xtuner_plugins.datasets.tiling import DynamicTiling, UncutImage
+    from xtuner_plugins.datasets.images.tiling import DynamicTiling, UncutImage
 
     rule = DynamicTiling(max_tiles=6, tile_size=56)
     arrays = [noise(150, 60, 1), noise(50, 50, 2), noise(60, 170, 3)]
@@ -137,7 +137,7 @@ def test_pictures_are_cut_between_the_tiles_that_workers_cut():
 def test_photographs_through_the_matrix_products(photo, monkeypatch):
     from skimage import data
 
-    from xtuner_plugins.datasets.tiling import DynamicTiling, UncutImage
+    from xtuner_plugins.datasets.images.tiling import DynamicTiling, UncutImage
 
     monkeypatch.setattr(device_resize, "_resize", resize_like_pillow)  # what other devices than the CPU take
     array = getattr(data, photo)()

@@ -42,7 +42,7 @@ def test_useless_statistics_are_refused(std):
 
 
 def test_whole_pictures_are_cut_here(tmp_path):
-    from xtuner_plugins.datasets.tiling import DynamicTiling, UncutImage
+    from xtuner_plugins.datasets.images.tiling import DynamicTiling, UncutImage
 
     picture = Image.fromarray(torch.randint(0, 256, (60, 130, 3), dtype=torch.uint8).numpy())
     rule = DynamicTiling(tile_size=28, max_tiles=6)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
-from xtuner_plugins.datasets.records import parse_record
+from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.toy.data import scene_of, write_data
 from xtuner_plugins.toy.evaluate import is_right, read_questions, score, table
 from xtuner_plugins.toy.language import NUMBER_WORDS

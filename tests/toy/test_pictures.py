@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from xtuner_plugins.datasets.tiling import DynamicTiling
+from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.toy import cells
 from xtuner_plugins.toy.language import COLOURS, SHAPES
 from xtuner_plugins.toy.pictures import CELL, JITTER, RGB, TILE, draw, make_scene

@@ -153,7 +153,7 @@ def _pictures(work: Path, size: int) -> dict[str, str]:
 @torch.no_grad()
 def _live(model, tokenizer, tiling, work: Path) -> tuple[dict, dict]:
     """Runs the cases on the live model; returns the probe's task and the expected results."""
-    from xtuner_plugins.datasets.media import load_image
+    from xtuner_plugins.datasets.images.media import load_image
     from xtuner_plugins.hub.conversation import get_conv_template
     from xtuner_plugins.inference import normalize
 

@@ -1,24 +1,24 @@
 """Everything between an annotation file and a batch.
 
-records       JSON -> checked conversation          index        where the records of a file lie
-media, video  opening pictures                      tiling       a picture -> uint8 tiles
-boxes         pixels -> the 0-1000 frame            routes       three ways from file to tiles
-templates     conversation -> segments              tokens       text -> ids
-conversation  segments -> ids and labels            budget       tiles and tokens that fit
-mixture       the files and their settings          measure      one pass: lengths and sizes of every record
-lengths       what was measured, kept on disk       complaints   what is wrong, checked again at each start
-fates         what becomes of each sample           cache        files and locks between runs
-dataset       the mixture as one list of samples    packing      samples -> packs
-collate       samples -> batch                      samplers     the plan of an epoch
-bad_samples   policies and stand-ins                ledger       what was trained, what was left out and why
-check         every record opened before training   errors       every complaint, with place and remedy
+records/      a line of JSON -> a checked conversation: where lines lie, what they say, boxes
+images/       a file -> uint8 tiles: opening images and videos, the grid, three routes
+text/         a conversation -> ids and labels: templates, segments, tokens
+plan/         what fits, how long every record is, which samples make a pack
+audit/        every record looked at before training, the report, preparing known data
+
+dataset       the mixture as one list of samples    mixture      the files and their settings
+samplers      the order of an epoch                 collate      samples -> batch
+fates         what becomes of each sample           ledger       what was trained, what was left out and why
+bad_samples   policies and stand-ins                errors       every complaint, with place and remedy
+base          what a model directory says           cache        files and locks between runs
+handover      a batch crosses to the training process
 """
 
 from .collate import collate, collate_packed
 from .dataset import MultimodalDataset
 from .errors import DataError, MediaError, RecordError, SettingError
+from .images.tiling import DynamicTiling
 from .samplers import PackBatchSampler, PlanSampler
-from .tiling import DynamicTiling
 
 __all__ = [
     "DataError",

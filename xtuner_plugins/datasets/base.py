@@ -11,7 +11,7 @@ from ..checkpoints.loader import read_config
 from ..checkpoints.reader import CheckpointError
 from ..hub.modeling_internvl_chat import num_image_tokens
 from .errors import SettingError
-from .tiling import DynamicTiling
+from .images.tiling import DynamicTiling
 
 REMEDY = "build it with tools/build_base_model.py or correct 'base'"
 

@@ -15,23 +15,23 @@ from torch.utils.data import Dataset
 
 from .bad_samples import FILLER_INDEX, ON_PURPOSE, check_policy, dropped_sample, filler_sample, read_reject_list
 from .base import BaseFacts
-from .boxes import normalise_boxes
-from .budget import FRAME, STEPS, truncate
 from .cache import get_cache_dir
-from .conversation import Encoded, join_pieces, split_pieces, tokenize_pieces
 from .errors import DataError, MediaError, RecordError, SettingError
 from .fates import find_broken, unusable_error
 from .handover import bind_worker
-from .lengths import DROPPED, FATES, FITS, REJECTED, SHRUNK, TRUNCATED, LengthIndex, measure, report_change
-from .measure import Measure
-from .media import MAX_PIXELS, image_size
+from .images.media import MAX_PIXELS, image_size
+from .images.routes import Allowance, TileSource, check_route, from_image, open_tiles
+from .images.tiling import DynamicTiling, UncutImage
+from .images.video import expand_videos, load_frames, probe_video
 from .mixture import MixtureSettings, Source, check_types, check_whole, open_sources, pick_records
-from .records import Medium, Record, parse_record
-from .routes import Allowance, TileSource, check_route, from_image, open_tiles
-from .templates import Template, get_template
-from .tiling import DynamicTiling, UncutImage
-from .tokens import TextTokenizer
-from .video import expand_videos, load_frames, probe_video
+from .plan.budget import FRAME, STEPS, truncate
+from .plan.lengths import DROPPED, FATES, FITS, REJECTED, SHRUNK, TRUNCATED, LengthIndex, measure, report_change
+from .plan.measure import Measure
+from .records.boxes import normalise_boxes
+from .records.records import Medium, Record, parse_record
+from .text.conversation import Encoded, join_pieces, split_pieces, tokenize_pieces
+from .text.templates import Template, get_template
+from .text.tokens import TextTokenizer
 
 
 @DATASETS.register_module()

@@ -7,7 +7,7 @@ import numpy as np
 
 from .bad_samples import ON_PURPOSE
 from .errors import RecordError
-from .lengths import BROKEN, DROPPED, FATES, FITS
+from .plan.lengths import BROKEN, DROPPED, FATES, FITS
 
 if TYPE_CHECKING:
     from .dataset import MultimodalDataset

@@ -10,11 +10,11 @@ import numpy as np
 
 from ..preprocessing import SETTINGS, own_settings
 from .base import BaseFacts
-from .budget import TileBudget
 from .errors import DataError, SettingError
-from .index import OffsetIndex, open_index
-from .media import ImageFolder
-from .templates import Template, get_template
+from .images.media import ImageFolder
+from .plan.budget import TileBudget
+from .records.index import OffsetIndex, open_index
+from .text.templates import Template, get_template
 
 OWN_SETTINGS = ("name", "min_tiles", "max_tiles", "use_thumbnail", "template", "loss_weight")
 TYPES = {  # of the settings that a file may have for itself

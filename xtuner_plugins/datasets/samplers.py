@@ -23,10 +23,10 @@ from .cache import array_hash, text_hash
 from .dataset import MultimodalDataset
 from .errors import SettingError
 from .fates import describe, left_out
-from .lengths import FATES, FITS
-from .packing import Packs, arrange, efficiency
-from .plan.base import Plan
-from .plans import PlanCache
+from .plan.lengths import FATES, FITS
+from .plan.pack_cache import PackCache
+from .plan.packing import Packs, arrange, efficiency
+from .plan.plan import Plan
 
 GROUPS = (None, "length", "modality")
 
@@ -178,7 +178,7 @@ class PackBatchSampler(Plan):
         self.sampler, self.max_tokens, self.max_tiles = sampler, max_tokens, max_tiles
         self.batch_size = batch_size  # MMEngine asks for it under DeepSpeed
         indices, (tokens, tiles, _) = sampler.usable(), sampler.layout()
-        self._plans = PlanCache(
+        self._cache = PackCache(
             sampler.dataset.cache_dir, indices, tokens[indices], tiles[indices], max_tokens, max_tiles
         )
         self._packs: tuple[tuple[int, int], Packs] | None = None
@@ -192,7 +192,7 @@ class PackBatchSampler(Plan):
         cell = self.sampler.cell if epoch == self.sampler.epoch else self.sampler.num_ranks
         if self._packs is None or self._packs[0] != (epoch, cell):
             seed = self._seed(epoch)
-            self._packs = (epoch, cell), arrange(self._plans.packs(seed), cell, seed)
+            self._packs = (epoch, cell), arrange(self._cache.packs(seed), cell, seed)
         return self._packs[1]
 
     def _seed(self, epoch: int) -> int:
@@ -203,7 +203,7 @@ class PackBatchSampler(Plan):
         if self._ahead is not None and self._ahead.is_alive():
             return
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            self._ahead = self._plans.start_ahead(self._seed(self.sampler.epoch + 1))
+            self._ahead = self._cache.start_ahead(self._seed(self.sampler.epoch + 1))
 
     def describe(self, packs: Packs) -> str:
         """One line on what the packing achieves."""
@@ -229,7 +229,7 @@ class PackBatchSampler(Plan):
 
     @property
     def digest(self) -> str:
-        return self._plans.key(self.sampler.seed)
+        return self._cache.key(self.sampler.seed)
 
     def num_steps(self, epoch: int) -> int:
         """Differs a little from epoch to epoch."""

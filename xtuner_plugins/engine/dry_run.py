@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from ..config_file import ConfigError
 from ..datasets import MultimodalDataset
-from ..datasets.budget import TileBudget
+from ..datasets.plan.budget import TileBudget
 from .loops import check_length
 
 # Of a loader's settings, those that the runner replaces by objects.

@@ -19,7 +19,7 @@ from mmengine.runner import BaseLoop, FlexibleRunner, IterBasedTrainLoop
 from mmengine.runner.utils import calc_dynamic_intervals
 from torch.utils.data import DataLoader
 
-from ..datasets.plan.base import plan_of
+from ..datasets.plan.plan import plan_of
 from .param_groups import settle_grouping
 from .resume import newest_checkpoint
 from .schedulers import WarmupCosineLR, plan_schedule

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..datasets.resize_rules import resize_rule
-from ..datasets.tiling import UncutImage
-from .device_colour import planes_to_rgb
+from ..datasets.images.resize_rules import resize_rule
+from ..datasets.images.tiling import UncutImage
+from .device_color import planes_to_rgb
 
 PRECISION_BITS = 22  # 32 - 8 - 2, as in Pillow's 8-bit resampling
 DIGIT_BITS = 11

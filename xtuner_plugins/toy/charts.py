@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from xtuner_plugins.datasets.media import load_image
-from xtuner_plugins.datasets.tiling import DynamicTiling
+from xtuner_plugins.datasets.images.media import load_image
+from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.toy.evaluate import is_right
 from xtuner_plugins.toy.pictures import TILE, font_file
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from xtuner_plugins.datasets.tiling import DynamicTiling
+from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.hub.configuration_intern_vit import InternVisionConfig
 from xtuner_plugins.hub.conversation import get_conv_template
 from xtuner_plugins.hub.modeling_intern_vit import InternVisionModel

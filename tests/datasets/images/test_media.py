@@ -1,0 +1,191 @@
+"""Pictures as the world has them."""
+
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xtuner_plugins.datasets.errors import MediaError, SettingError
+from xtuner_plugins.datasets.images.media import ImageFolder, image_size, load_image
+
+UPRIGHT = np.zeros((6, 10, 3), np.uint8)
+UPRIGHT[:3, :5] = (255, 0, 0)
+UPRIGHT[3:, 5:] = (0, 0, 255)
+
+
+@pytest.mark.parametrize(
+    "tag, stored",
+    [
+        (1, UPRIGHT),
+        (2, UPRIGHT[:, ::-1]),
+        (3, UPRIGHT[::-1, ::-1]),
+        (4, UPRIGHT[::-1]),
+        (5, UPRIGHT.swapaxes(0, 1)),
+        (6, np.rot90(UPRIGHT)),
+        (7, np.rot90(UPRIGHT, 2).swapaxes(0, 1)),
+        (8, np.rot90(UPRIGHT, -1)),
+    ],
+)
+def test_orientation_is_applied_once(tmp_path, tag, stored):
+    image = Image.fromarray(np.ascontiguousarray(stored))
+    exif = image.getexif()
+    exif[0x0112] = tag
+    image.save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "a.png")), UPRIGHT)
+    assert image_size(tmp_path / "a.png") == (10, 6)
+    load_image(tmp_path / "a.png").save(tmp_path / "again.png")
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "again.png")), UPRIGHT)
+
+
+def test_transparency_lies_on_white(tmp_path):
+    rgba = np.zeros((4, 4, 4), np.uint8)
+    rgba[..., 0], rgba[:2, :, 3], rgba[2, :, 3] = 200, 255, 0
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    pixels = np.asarray(load_image(tmp_path / "a.png"))
+    assert pixels[0, 0].tolist() == [200, 0, 0] and pixels[2, 0].tolist() == [255, 255, 255]
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((1, 0), 1)
+    palette.save(tmp_path / "p.png", transparency=1)
+    assert np.asarray(load_image(tmp_path / "p.png")).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+    values = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert np.asarray(load_image(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize(
+    "mode, suffix",
+    [
+        ("1", "png"),
+        ("L", "png"),
+        ("LA", "png"),
+        ("P", "png"),
+        ("P", "gif"),
+        ("CMYK", "jpg"),
+        ("YCbCr", "jpg"),
+        ("RGB", "webp"),
+        ("RGB", "bmp"),
+        ("RGB", "tiff"),
+        ("L", "jpg"),
+        ("RGBA", "webp"),
+    ],
+)
+def test_every_mode_becomes_rgb(tmp_path, mode, suffix):
+    image = Image.fromarray(np.full((8, 8, 3), 120, np.uint8))
+    image = image.quantize(4) if mode == "P" else image.convert(mode)
+    image.save(tmp_path / f"a.{suffix}")
+    loaded = load_image(tmp_path / f"a.{suffix}")
+    assert loaded.mode == "RGB" and loaded.size == (8, 8)
+    if mode != "1":
+        assert np.abs(np.asarray(loaded).astype(int) - 120).max() <= 3
+
+
+def test_of_an_animation_the_first_frame_counts(tmp_path):
+    frames = [Image.new("RGB", (5, 5), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert np.asarray(load_image(tmp_path / "a.gif"))[0, 0].tolist() == [255, 0, 0]
+
+
+def huge_png(path):
+    """The header of a picture of 60000 x 60000 pixels, and no pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.filterwarnings("error")
+def test_bombs_are_refused_before_decoding(tmp_path):
+    huge_png(tmp_path / "a.png")
+    for action in (load_image, image_size):
+        with pytest.raises(MediaError) as caught:
+            action(tmp_path / "a.png")
+        assert caught.value.reason == "image_pixels"
+    Image.new("RGB", (100, 100)).save(tmp_path / "b.png")
+    with pytest.raises(MediaError, match="100x100"):
+        load_image(tmp_path / "b.png", max_pixels=9999)
+
+
+@pytest.mark.parametrize(
+    "make, reason",
+    [
+        (lambda path: None, "image_missing"),
+        (lambda path: path.mkdir(), "image_missing"),
+        (lambda path: path.write_bytes(b""), "image_unreadable"),
+        (lambda path: path.write_bytes(b"<html>404</html>"), "image_unreadable"),
+        (lambda path: path.write_bytes(b"\xff\xd8\xff\xe0" + b"\0" * 50), "image_unreadable"),
+        (
+            lambda path: Image.fromarray(
+                np.random.default_rng(0).integers(0, 256, (9, 9), np.int64).astype("float32")
+            ).save(path, "tiff"),
+            "image_mode",
+        ),
+    ],
+)
+def test_unusable_files_say_why(tmp_path, make, reason):
+    path = tmp_path / "a.jpg"
+    make(path)
+    with pytest.raises(MediaError) as caught:
+        load_image(path)
+    assert caught.value.reason == reason and str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tiff"])
+def test_truncated_pictures_are_errors(tmp_path, suffix):
+    whole = tmp_path / f"a.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(whole)
+    data = whole.read_bytes()
+    whole.write_bytes(data[: len(data) // 2])
+    with pytest.raises(MediaError):
+        load_image(whole)
+
+
+def test_paths_stay_in_their_folder(tmp_path):
+    folder, outside = tmp_path / "images", tmp_path / "secret.png"
+    (folder / "sub").mkdir(parents=True)
+    outside.write_text("x")
+    (folder / "link.png").symlink_to(outside)
+    (folder / "inner.png").symlink_to(folder / "sub" / "a.png")
+    images = ImageFolder(folder)
+    assert images.resolve("sub/a.png") == os.path.join(folder, "sub/a.png")
+    assert images.resolve("inner.png")
+    assert images.resolve("a..b.png")
+    for name in ("../secret.png", "sub/../../secret.png", str(outside), "link.png"):
+        with pytest.raises(MediaError) as caught:
+            images.resolve(name)
+        assert caught.value.reason == "image_outside"
+    for name in ("", "  ", "a\0b", "http://x/a.png", "data:image/png;base64,xx", "s3://b/a.png"):
+        with pytest.raises(MediaError) as caught:
+            images.resolve(name)
+        assert caught.value.reason == "image_name"
+
+
+def test_a_folder_whose_name_begins_alike_is_outside(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images2").mkdir()
+    (tmp_path / "images" / "out").symlink_to(tmp_path / "images2")
+    with pytest.raises(MediaError):
+        ImageFolder(tmp_path / "images").resolve("out/a.png")
+
+
+def test_without_a_folder_paths_are_taken_as_they_stand(tmp_path):
+    images = ImageFolder(None, tmp_path)
+    assert images.resolve("/abs/a.png") == "/abs/a.png"
+    assert images.resolve("a.png") == os.path.join(tmp_path, "a.png")
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(SettingError, match="nowhere.*image_folders"):
+        ImageFolder(tmp_path / "nowhere")

@@ -1,0 +1,46 @@
+"""Which rule belongs to which Pillow. That the rules are true is tested with `device_resize`."""
+
+import PIL
+import pytest
+
+from xtuner_plugins.datasets.images.resize_rules import RULES, compare_resize_facts, resize_facts, resize_rule
+
+HORIZONTAL, IF_TALL, IF_SHRINKS_MORE = RULES
+PAGE = (600, 900, 448, 448)
+
+
+@pytest.mark.parametrize(
+    "version, rule",
+    [
+        ("9.5.0.post2", HORIZONTAL),  # pillow-simd's way to write it
+        ("11.3.0", HORIZONTAL),
+        ("12.1.1", HORIZONTAL),
+        ("12.2.0", IF_TALL),
+        ("12.3.0", IF_TALL),
+        ("13.0.0", IF_SHRINKS_MORE),
+        ("13.0.0.dev0", IF_SHRINKS_MORE),
+        ("14.1.0+local", IF_SHRINKS_MORE),
+    ],
+)
+def test_the_version_decides(version, rule):
+    assert resize_rule(version) is rule
+
+
+def test_where_the_rules_tip():
+    assert not any(rule.vertical_first(*PAGE) for rule in (HORIZONTAL, IF_TALL))
+    assert IF_SHRINKS_MORE.vertical_first(*PAGE)
+    tall = IF_TALL.vertical_first
+    assert tall(10, 1001, 10, 1000) and not tall(10, 1000, 10, 999) and not tall(10, 1001, 10, 1001)
+    more = IF_SHRINKS_MORE.vertical_first
+    assert more(20, 31, 10, 10) and not more(20, 30, 10, 10) and not more(10, 20, 40, 30)
+
+
+def test_a_model_trained_under_another_rule_is_named(monkeypatch):
+    here = resize_facts()
+    assert here == {"pillow_version": PIL.__version__, "resize_rule": resize_rule().name}
+    assert compare_resize_facts(here) is None and compare_resize_facts({}) is None
+    monkeypatch.setattr(PIL, "__version__", "12.3.0")
+    assert compare_resize_facts({"pillow_version": "12.2.0", "resize_rule": "vertical_first_if_tall"}) is None
+    monkeypatch.setattr(PIL, "__version__", "13.0.0")
+    text = compare_resize_facts({"pillow_version": "12.3.0", "resize_rule": "vertical_first_if_tall"})
+    assert "trained with Pillow 12.3.0" in text and "this is Pillow 13.0.0" in text and "pillow==12.3.0" in text

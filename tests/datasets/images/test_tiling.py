@@ -1,0 +1,166 @@
+"""Grid and pixels against a second implementation, written plainly from the published description."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import TRANSFORMS
+from PIL import Image
+
+from xtuner_plugins.datasets.errors import SettingError
+from xtuner_plugins.datasets.images.tiling import (
+    DynamicTiling,
+    candidate_grids,
+    count_image_tokens,
+    find_grid,
+)
+
+
+@cache
+def slow_ratios(min_num, max_num):
+    ratios = set(
+        (i, j)
+        for n in range(min_num, max_num + 1)
+        for i in range(1, n + 1)
+        for j in range(1, n + 1)
+        if min_num <= i * j <= max_num
+    )
+    return sorted(ratios, key=lambda ratio: ratio[0] * ratio[1])
+
+
+def slow_grid(width, height, min_num, max_num, size):
+    """The published rule, step by step: all ratios, sorted by area; closest wins; a tie goes by area."""
+    best, closest = (1, 1), float("inf")
+    for i, j in slow_ratios(min_num, max_num):
+        distance = abs(width / height - i / j)
+        if distance < closest or (distance == closest and width * height > 0.5 * size * size * i * j):
+            best, closest = (i, j), distance
+    return best
+
+
+def slow_tiles(image, min_num, max_num, size, thumbnail):
+    """Pillow resize, one crop a tile, in reading order."""
+    cols, rows = slow_grid(*image.size, min_num, max_num, size)
+    whole = image.resize((cols * size, rows * size))
+    crops = [
+        whole.crop((c * size, r * size, c * size + size, r * size + size)) for r in range(rows) for c in range(cols)
+    ]
+    if thumbnail and len(crops) != 1:
+        crops.append(image.resize((size, size)))
+    return np.stack([np.array(crop).transpose(2, 0, 1) for crop in crops])
+
+
+def sizes():
+    """Sizes where rounding and ties bite: tiny, huge, extreme, squares, multiples of 448 and neighbours."""
+    fixed = [
+        (1, 1),
+        (1, 2),
+        (2, 1),
+        (1, 3000),
+        (20000, 20),
+        (20, 20000),
+        (20000, 20000),
+        (448, 448),
+        (449, 448),
+        (896, 448),
+        (800, 1300),
+        (1300, 800),
+        (1000, 1000),
+        (317, 317),
+        (316, 317),
+        (1792, 1344),
+        (560, 448),
+        (1250, 1000),
+        (5, 4),
+        (7, 5),
+        (3, 2),
+        (633, 634),
+        (634, 634),
+    ]
+    rng = np.random.default_rng(0)
+    return fixed + [tuple(int(x) for x in np.exp(rng.uniform(0, 9.9, 2)) + 0.5) for _ in range(60)]
+
+
+@pytest.mark.parametrize("min_num", [1, 2, 3, 5, 7, 12])
+def test_grid_equals_the_slow_reference(min_num):
+    for max_num in range(min_num, 41):
+        for width, height in sizes():
+            expected = slow_grid(width, height, min_num, max_num, 448)
+            found = find_grid(width, height, min_num, max_num)
+            assert found[:2] == expected, (width, height, max_num)
+            assert found.thumbnail == (expected != (1, 1))
+
+
+def test_grid_of_other_tile_sizes():
+    for size in (28, 112, 224, 336, 512):
+        for width, height in sizes():
+            assert find_grid(width, height, tile_size=size)[:2] == slow_grid(width, height, 1, 12, size)
+
+
+def test_a_tie_goes_to_the_larger_grid_only_above_half_its_area():
+    # 1x1 and 2x2 and 3x3 are equally close to a square; 2x2 needs more than 0.5 * 4 * 448^2 = 633.57^2 pixels
+    assert find_grid(633, 633)[:2] == (1, 1)
+    assert find_grid(634, 634)[:2] == (2, 2)
+    assert find_grid(950, 950)[:2] == (2, 2)  # 3x3 needs 950.35^2
+    assert find_grid(951, 951)[:2] == (3, 3)
+
+
+@pytest.mark.parametrize("size", [(50, 30), (333, 100), (100, 333), (640, 480), (1, 1), (3, 700)])
+@pytest.mark.parametrize("thumbnail", [True, False])
+def test_pixels_equal_the_slow_reference(size, thumbnail):
+    noise = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    image = Image.fromarray(noise)
+    for min_num, max_num in ((1, 1), (1, 6), (1, 12), (4, 9)):
+        rule = DynamicTiling(min_num, max_num, 64, thumbnail)
+        tiles = rule(image)
+        assert tiles.dtype == torch.uint8 and tiles.is_contiguous()
+        np.testing.assert_array_equal(tiles.numpy(), slow_tiles(image, min_num, max_num, 64, thumbnail))
+        assert len(tiles) == rule.grid(*size).num_tiles
+
+
+@pytest.mark.parametrize("photo", ["astronaut", "coffee", "chelsea", "rocket"])
+def test_photographs_equal_the_slow_reference(photo):
+    from skimage import data
+
+    image = Image.fromarray(getattr(data, photo)())
+    tiles = DynamicTiling()(image)
+    np.testing.assert_array_equal(tiles.numpy(), slow_tiles(image, 1, 12, 448, True))
+
+
+def test_the_thumbnail_is_last_and_only_with_more_than_one_tile():
+    halves = Image.new("RGB", (224, 112), "red")
+    halves.paste("blue", (112, 0, 224, 112))
+    tiles = DynamicTiling(max_tiles=2, tile_size=112)(halves)
+    assert tiles.shape == (3, 3, 112, 112)
+    assert tiles[0].flatten(1).unique(dim=1).flatten().tolist() == [255, 0, 0]
+    assert tiles[1].flatten(1).unique(dim=1).flatten().tolist() == [0, 0, 255]
+    assert len(tiles[2].flatten(1).unique(dim=1)[0]) > 1  # both colours in the thumbnail
+    assert len(DynamicTiling(max_tiles=1, tile_size=112)(halves)) == 1
+
+
+def test_transform_is_registered_and_counts_what_it_cuts():
+    rule = TRANSFORMS.build(dict(type="DynamicTiling", max_tiles=6, tile_size=56))
+    for width, height in ((10, 10), (300, 100), (100, 280)):
+        assert len(rule(Image.new("RGB", (width, height)))) == rule.grid(width, height).num_tiles
+    assert rule.limited(2).max_tiles == 2 and rule.limited(0).max_tiles == 1
+    assert DynamicTiling(min_tiles=4).limited(2).min_tiles == 2
+
+
+def test_token_count():
+    assert count_image_tokens(13, 256) == 3330
+
+
+@pytest.mark.parametrize("limits", [(0, 12), (3, 2), (1, 0), (1, 10**6), (1.0, 12), (1, "12")])
+def test_impossible_limits_name_themselves(limits):
+    with pytest.raises(SettingError, match="min_tiles"):
+        candidate_grids(*limits)
+    with pytest.raises(SettingError, match="min_tiles"):
+        DynamicTiling(min_tiles=limits[0], max_tiles=limits[1])
+
+
+def test_only_rgb_is_cut():
+    with pytest.raises(SettingError, match="RGB"):
+        DynamicTiling()(Image.new("L", (10, 10)))
+    with pytest.raises(SettingError, match="0x5"):
+        find_grid(0, 5)

@@ -1,0 +1,348 @@
+import struct
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from xtuner_plugins.datasets import MultimodalDataset, RecordError
+from xtuner_plugins.datasets.errors import MediaError
+from xtuner_plugins.datasets.images.video import load_frames, pick_frames, probe_video
+from xtuner_plugins.datasets.records.boxes import find_boxes, normalise_boxes
+from xtuner_plugins.datasets.records.records import parse_record
+
+LEVELS = [20 * number for number in range(12)]
+
+
+def write_video(path, codec, frames=None, times=None, pix_fmt="yuv420p", **options):
+    """A video of 64x48 frames (grey ones, each brighter than the last, by default), shown at `times` (ms)."""
+    if frames is None:
+        frames = [np.full((48, 64, 3), level, np.uint8) for level in LEVELS]
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pix_fmt
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgba" if pixels.shape[2] == 4 else "rgb24")
+            frame.time_base = Fraction(1, 1000)
+            frame.pts = times[number] if times else 100 * number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def write_sound(path, cover=False):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        if cover:
+            picture = container.add_stream("png", rate=1)
+            picture.width, picture.height, picture.pix_fmt = 64, 48, "rgb24"
+            picture.disposition = av.stream.Disposition.attached_pic
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def patch(path, box, offset, data):
+    """Overwrite bytes of an mp4 behind the name of its first box of a kind."""
+    content = bytearray(path.read_bytes())
+    start = content.index(box) + 4 + offset
+    content[start : start + len(data)] = data
+    path.write_bytes(content)
+
+
+def level(picture):
+    return np.asarray(picture).mean()
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Twelve frames, each brighter than the last, in every form that is read."""
+    folder = tmp_path_factory.mktemp("videos")
+    write_video(folder / "a.mp4", "mpeg4")
+    write_video(folder / "a.webm", "libvpx")
+    frames = [Image.new("RGB", (64, 48), (level,) * 3) for level in LEVELS]
+    frames[0].save(folder / "a.gif", save_all=True, append_images=frames[1:], duration=100)
+    (folder / "frames").mkdir()
+    for number, frame in enumerate(frames):
+        frame.save(folder / "frames" / f"f{number}.png")  # f10 comes after f9, not after f1
+    return folder
+
+
+def test_frames_are_the_middles_of_equal_stretches():
+    assert pick_frames(12, 4) == [1, 4, 7, 10] and pick_frames(3, 8) == [0, 1, 2] and pick_frames(1, 1) == [0]
+    for total in range(1, 60):
+        for number in range(1, 20):
+            picked = pick_frames(total, number)
+            assert picked == sorted(set(picked)) and len(picked) == min(total, number) and picked[-1] < total
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.gif", "frames"])
+def test_every_form_gives_the_picked_frames(videos, name):
+    path = str(videos / name)
+    assert probe_video(path, 4) == (4, (64, 48)) and probe_video(path, 99)[0] == 12
+    frames = load_frames(path, 4)
+    levels = [np.asarray(frame).mean() for frame in frames]
+    assert [frame.mode for frame in frames] == ["RGB"] * 4
+    np.testing.assert_allclose(levels, [LEVELS[number] for number in (1, 4, 7, 10)], atol=6)  # codecs lose a little
+
+
+def test_missing_and_broken_videos(videos, tmp_path):
+    (tmp_path / "bad.mp4").write_bytes(b"not a video")
+    (tmp_path / "empty").mkdir()
+    for name in ("bad.mp4", "empty", "none.mp4"):
+        for action in (probe_video, load_frames):
+            with pytest.raises(MediaError, match=name):
+                action(str(tmp_path / name), 4)
+
+
+def test_a_video_in_a_sample(videos, data_base, write_data, qa, text_tokenizer):
+    record = qa("<video>\nWhat changes?", "The light.", video="a.mp4")
+    sample = MultimodalDataset(data_base, write_data([record]), str(videos), num_frames=3)[0]
+    assert sample["num_tiles"] == 3 == len(sample["tiles"])
+    ids = [i for i in sample["input_ids"].tolist() if i != text_tokenizer.image_context_id]
+    assert (
+        "user\nFrame-1: <img></img>\nFrame-2: <img></img>\nFrame-3: <img></img>\nWhat changes?"
+        in text_tokenizer.decode(ids)
+    )
+
+
+def test_boxes_of_a_picture_beside_a_video(videos, data_base, write_data, qa, text_tokenizer):
+    record = qa("<video>\nWhere in <image>?", "<box>[[8, 6, 32, 24]]</box>", video="a.mp4", image="frames/f1.png")
+    record |= {"boxes": "pixel", "width": 64, "height": 48}
+    dataset = MultimodalDataset(data_base, write_data([record]), str(videos), num_frames=3)
+    assert "[[125, 125, 500, 500]]" in text_tokenizer.decode(dataset[0]["input_ids"].tolist())
+    assert dataset.layout(num_workers=0)[0].tolist() == [len(dataset[0]["input_ids"])]
+    data = write_data([record | {"width": 65}], "wrong.jsonl")
+    with pytest.raises(RecordError, match="wrong.jsonl:1: the record says 65x48, the picture is 64x48"):
+        MultimodalDataset(data_base, data, str(videos), num_frames=3)[0]
+
+
+def boxed(answer, **extra):
+    raw = {
+        "image": "a.jpg",
+        "boxes": "pixel",
+        "width": 640,
+        "height": 480,
+        "conversations": [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": answer}],
+        **extra,
+    }
+    return parse_record(raw, "f:3")
+
+
+def test_pixel_boxes_enter_the_frame():
+    record = normalise_boxes(boxed("<ref>bus</ref><box>[[64, 48, 320, 240]]</box> and <box>[0,0,640,480]</box>"))
+    assert record.turns[1].text == (
+        "<ref>bus</ref><box>[[100, 100, 500, 500]]</box> and <box>[[0, 0, 1000, 1000]]</box>"
+    )
+    assert find_boxes(record.turns[1].text) == [(100, 100, 500, 500), (0, 0, 1000, 1000)]
+    plain = parse_record(
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "<box>[[1, 2, 3, 4]]</box>"}]},
+        "f:1",
+    )
+    assert normalise_boxes(plain) is plain
+
+
+def test_boxes_are_checked_against_the_picture():
+    with pytest.raises(RecordError, match="f:3: the record says 640x480, the picture is 480x640"):
+        normalise_boxes(boxed("<box>[[1, 2, 3, 4]]</box>"), lambda place: (480, 640))
+    with pytest.raises(RecordError, match="f:3: the box .* leaves the picture of 640x480"):
+        normalise_boxes(boxed("<box>[[1, 2, 3, 481]]</box>"))
+
+
+CORNERS = np.zeros((48, 64, 3), np.uint8)
+CORNERS[:24, :32], CORNERS[:24, 32:], CORNERS[24:, :32] = (255, 0, 0), (0, 255, 0), (0, 0, 255)  # red green blue black
+# what turns a picture, as a display matrix (a, b, c, d) says it -> the corners from top left, row by row
+MATRICES = {
+    "upright": ((1, 0, 0, 1), "rgbk"),
+    "clockwise": ((0, 1, -1, 0), "brkg"),  # a phone held upright
+    "upside down": ((-1, 0, 0, -1), "kbgr"),
+    "counter-clockwise": ((0, -1, 1, 0), "gkrb"),
+    "mirrored": ((-1, 0, 0, 1), "grkb"),
+    "flipped": ((1, 0, 0, -1), "bkrg"),
+    "transposed": ((0, 1, 1, 0), "rbgk"),
+    "transverse": ((0, -1, -1, 0), "kgbr"),
+    "a little askew": ((0.99, 0.1, -0.1, 0.99), "rgbk"),
+    "half a quarter": ((0.7, 0.7, -0.7, 0.7), "rgbk"),
+    "nothing": ((0, 0, 0, 0), "rgbk"),
+}
+
+
+def corners(picture):
+    colours = {(255, 0, 0): "r", (0, 255, 0): "g", (0, 0, 255): "b", (0, 0, 0): "k"}
+    w, h = picture.size
+    values = [picture.getpixel((x, y)) for y in (h // 4, 3 * h // 4) for x in (w // 4, 3 * w // 4)]
+    return "".join(colours[tuple(255 * (value > 127) for value in pixel)] for pixel in values)
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_frames_are_turned_as_players_turn_them(tmp_path, name):
+    """The matrix of the track header (ISO/IEC 14496-12, 8.3.2) is written into the finished file."""
+    (a, b, c, d), expected = MATRICES[name]
+    path = tmp_path / "phone.mp4"
+    write_video(path, "mpeg4", [CORNERS] * 3)
+    fixed = [int(65536 * value) for value in (a, b, 0, c, d, 0, 0, 0)]
+    patch(
+        path, b"tkhd", 40, struct.pack(">9i", *fixed, 1 << 30)
+    )  # after version, times, track, duration, layer, volume
+    frames = load_frames(str(path), 2)
+    assert [corners(frame) for frame in frames] == [expected] * 2
+    sides = (48, 64) if name in ("clockwise", "counter-clockwise", "transposed", "transverse") else (64, 48)
+    assert probe_video(str(path), 2) == (2, sides) and frames[0].size == sides
+
+
+def test_times_do_not_matter(tmp_path):
+    """A screen recording with a long pause gives the frames that a steady video gives."""
+    times = [100 * number + (60_000 if number > 5 else 0) for number in range(12)]
+    write_video(tmp_path / "a.mp4", "mpeg4", times=times)
+    levels = [level(frame) for frame in load_frames(str(tmp_path / "a.mp4"), 4)]
+    np.testing.assert_allclose(levels, [LEVELS[number] for number in (1, 4, 7, 10)], atol=6)
+
+
+def test_packets_that_show_nothing_are_no_frames(tmp_path):
+    """VP8 may send frames that only later ones refer to: bit 4 of a frame's first byte says whether it is shown."""
+    path = tmp_path / "a.webm"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libvpx", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.options = {"lag-in-frames": "0"}  # a packet for each frame, at once
+        for number, grey in enumerate(LEVELS):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), grey, np.uint8), format="rgb24")
+            for packet in stream.encode(frame):
+                data = bytearray(bytes(packet))
+                if number % 2:
+                    data[0] &= ~0x10
+                hidden = av.Packet(bytes(data))
+                hidden.pts = hidden.dts = packet.pts
+                hidden.time_base, hidden.stream = packet.time_base, stream
+                hidden.is_keyframe = packet.is_keyframe
+                container.mux(hidden)
+    with av.open(str(path)) as container:
+        assert sum(packet.size > 0 for packet in container.demux(video=0)) == 12
+    for num_frames in (99, 6, 5, 2, 1):
+        expected = [LEVELS[::2][number] for number in pick_frames(6, num_frames)]
+        assert probe_video(str(path), num_frames)[0] == len(expected)
+        levels = [level(frame) for frame in load_frames(str(path), num_frames)]
+        np.testing.assert_allclose(levels, expected, atol=8, err_msg=str(num_frames))
+
+
+def test_what_an_edit_list_cuts_off_is_no_frame(tmp_path):
+    """Trimmed on the phone: the file still holds all packets, the first six are not shown."""
+    path = tmp_path / "a.mp4"
+    write_video(path, "mpeg4")
+    # version, one entry: duration, media time (in the track's units), rate. Half of the track is left.
+    content = path.read_bytes()
+    start = content.index(b"elst") + 12
+    duration, begin = struct.unpack(">Ii", content[start : start + 8])
+    (scale,) = struct.unpack(">I", content[content.index(b"mdhd") + 16 : content.index(b"mdhd") + 20])
+    patch(path, b"elst", 8, struct.pack(">Ii", duration // 2, begin + scale * 6 // 10))
+    assert probe_video(str(path), 99)[0] == 6
+    levels = [level(frame) for frame in load_frames(str(path), 99)]
+    np.testing.assert_allclose(levels, LEVELS[6:], atol=6)
+
+
+def test_transparent_parts_lie_on_white(tmp_path):
+    pixels = np.zeros((48, 64, 4), np.uint8)
+    pixels[..., 0], pixels[:24, :, 3] = 255, 255  # red; the lower half can't be seen
+    for codec in ("libvpx", "libvpx-vp9"):
+        path = tmp_path / f"{codec}.webm"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream(codec, rate=10)
+            stream.width, stream.height, stream.pix_fmt, stream.options = 64, 48, "yuva420p", {"auto-alt-ref": "0"}
+            for _ in range(6):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgba")))
+            container.mux(stream.encode())
+        for frame in load_frames(str(path), 2):
+            top, bottom = frame.getpixel((32, 8)), frame.getpixel((32, 40))
+            assert top[0] > 240 and max(top[1:]) < 16 and min(bottom) > 240, (codec, top, bottom)
+    write_video(tmp_path / "a.mov", "qtrle", [pixels] * 3, pix_fmt="argb")
+    (frame,) = load_frames(str(tmp_path / "a.mov"), 1)
+    assert frame.getpixel((32, 8)) == (255, 0, 0) and frame.getpixel((32, 40)) == (255, 255, 255)
+
+
+DAMAGE = {
+    # the index stands at the end: without it nothing can be read
+    "moov.mp4": (dict(codec="mpeg4"), 0.7, "can't be decoded"),
+    # the index stands in front: it promises what isn't there
+    "front.mp4": (dict(codec="mpeg4", movflags="faststart"), 0.8, "damaged or cut off after"),
+    "a.avi": (dict(codec="mpeg4"), 0.6, "damaged or cut off after"),
+    "a.webm": (dict(codec="libvpx"), 0.8, None),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_tail_that_is_missing(tmp_path, name):
+    """One clear error, or the frames before the end: never a crash, and plan and loader agree."""
+    options, share, complaint = DAMAGE[name]
+    path = tmp_path / name
+    noise = np.random.default_rng(0).integers(0, 256, (12, 48, 64, 3), np.uint8)
+    write_video(path, frames=list(noise), **options)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    if complaint is None:
+        assert 1 <= probe_video(str(path), 99)[0] == len(load_frames(str(path), 99)) < 12
+        return
+    for action in (probe_video, load_frames):
+        with pytest.raises(MediaError, match=f"{name}: {complaint}") as caught:
+            action(str(path), 4)
+        assert "file:" not in str(caught.value) and caught.value.remedy
+
+
+def test_sound_alone_is_no_video(tmp_path):
+    write_sound(tmp_path / "a.mp4")
+    write_sound(tmp_path / "b.m4a")
+    write_sound(tmp_path / "cover.mp4", cover=True)
+    for name in ("a.mp4", "b.m4a", "cover.mp4"):
+        for action in (probe_video, load_frames):
+            with pytest.raises(MediaError, match=f"{name}: no moving pictures in it, only sound"):
+                action(str(tmp_path / name), 4)
+
+
+def test_gifs(tmp_path):
+    """Without a frame, with one, with transparency, cut off."""
+    Image.new("P", (8, 8)).save(tmp_path / "one.gif")
+    (tmp_path / "none.gif").write_bytes((tmp_path / "one.gif").read_bytes()[:13] + b";")  # header, then the end
+    for action in (probe_video, load_frames):
+        with pytest.raises(MediaError, match="none.gif: can't be decoded"):
+            action(str(tmp_path / "none.gif"), 4)
+    assert (
+        probe_video(str(tmp_path / "one.gif"), 4) == (1, (8, 8)) and len(load_frames(str(tmp_path / "one.gif"), 4)) == 1
+    )
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    clear.save(tmp_path / "clear.gif", save_all=True, append_images=[Image.new("RGBA", (8, 8), (255, 0, 0, 255))])
+    assert [frame.getpixel((4, 4)) for frame in load_frames(str(tmp_path / "clear.gif"), 2)] == [
+        (255, 255, 255),
+        (255, 0, 0),
+    ]
+
+
+def test_a_list_of_other_files_is_no_video(videos, tmp_path):
+    """FFmpeg takes a file by its content: a text that names other files must not lead to them."""
+    (tmp_path / "secret.mp4").write_bytes((videos / "a.mp4").read_bytes())
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile secret.mp4\n")
+    with av.open(str(tmp_path / "list.mp4")) as container:
+        assert container.format.name == "concat"  # FFmpeg itself would follow
+    for action in (probe_video, load_frames):
+        with pytest.raises(MediaError, match="list.mp4: can't be decoded"):
+            action(str(tmp_path / "list.mp4"), 4)
+
+
+def test_a_folder_of_frames(videos, tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number, name in enumerate(("²1.png", "9.png", "10.png")):  # a superscript is no number
+        Image.new("RGB", (4, 4), (100 * number,) * 3).save(folder / name)
+    (folder / "._9.png").write_bytes(b"left by a Mac")
+    assert [level(frame) for frame in load_frames(str(folder), 9)] == [100, 200, 0]
+    (folder / "11.png").symlink_to(videos / "frames" / "f1.png")
+    for action in (probe_video, load_frames):
+        with pytest.raises(MediaError, match="'11.png' is a link out of the folder"):
+            action(str(folder), 4)
+
+
+def test_large_frames_are_refused_before_they_are_decoded(videos):
+    for name in ("a.mp4", "a.gif", "frames"):
+        for action in (probe_video, load_frames):
+            with pytest.raises(MediaError, match="64x48 pixels"):
+                action(str(videos / name), 4, 64 * 48 - 1)

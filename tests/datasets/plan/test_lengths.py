@@ -1,0 +1,199 @@
+"""Measured lengths equal the samples themselves, are kept by content, and are built once."""
+
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xtuner_plugins.datasets import MultimodalDataset, RecordError
+from xtuner_plugins.datasets.plan import lengths as lengths_module
+from xtuner_plugins.datasets.plan.lengths import BROKEN, DROPPED, FATES
+
+
+@pytest.fixture
+def settings(data_base, write_data, make_picture, qa, tmp_path):
+    """Every kind of record: no picture, one, several, in the text, long, with a system message, broken ones."""
+    sizes = {"a.png": (100, 90), "b.png": (360, 120), "c.png": (120, 360), "d.png": (700, 650)}
+    for name, size in sizes.items():
+        folder = make_picture(name, *size)
+    records = [qa(f"Question {i}?", f"answer {'long ' * (i % 7)}{i}", image=list(sizes)[i % 4]) for i in range(20)]
+    records += [qa("No picture.", "None." * (i + 1)) for i in range(5)]
+    records += [qa("<image> or <image> or <image>?", "The first.", image=["b.png", "d.png", "a.png"])]
+    records += [qa("Long?", "word " * 400, image="d.png"), qa("word " * 400, "Late.", image="d.png")]
+    records += [qa("Middling?", "word " * number, image="d.png") for number in range(10, 150, 10)]
+    records += [qa("Where is <ref>it</ref>?", "<ref>it</ref><box>[[1, 2, 3, 4]]</box> <box>", image="a.png")]
+    several = [
+        ("human", "user"),
+        ("gpt", "Two words."),
+        ("human", "\u00e9 <|im_end|>\n\n e\u0301?"),
+        ("gpt", " 2 "),
+        ("human", ""),
+    ]
+    several += [("gpt", "中文 words.")]
+    records += [{"conversations": [{"from": role, "value": text} for role, text in several]}]
+    records += [qa("S?", "S.", system="Be <|im_end|> brief."), qa(image="missing.png"), {"text": 3}]
+    path = write_data(records)
+    return dict(
+        base=data_base,
+        data_paths=path,
+        image_folders=folder,
+        max_length=300,
+        on_bad_sample="skip",
+        cache_dir=str(tmp_path / "cache"),
+    )
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"tile_sharing": "need"},
+        {"max_tiles": 2},
+        {"too_long": ["shrink_tiles"]},
+        {"too_long": ["truncate_text"]},
+        {"template": "phi3-chat"},
+    ],
+    ids=str,
+)
+def test_lengths_equal_the_samples(settings, extra):
+    dataset = MultimodalDataset(**settings | extra)
+    tokens, tiles, fates = dataset.layout(num_workers=0)
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        fate = FATES[fates[index]]
+        if "dropped" in sample:
+            assert fates[index] >= DROPPED and tokens[index] == tiles[index] == 0
+            assert (fate == "too_long") == (sample["dropped"] == "too_long")
+        elif fate == "truncate_text":
+            assert len(sample["input_ids"]) <= tokens[index] == 300 and sample["num_tiles"] <= tiles[index]
+        else:
+            assert (len(sample["input_ids"]), sample["num_tiles"]) == (tokens[index], tiles[index]), fate
+    lengths = dataset.lengths(0)
+    for row in np.flatnonzero(fates[: len(lengths)] <= 1):
+        assert lengths.supervised[row] == (dataset.load(0, int(row))["labels"] != -100).sum()
+
+
+def test_every_fate_is_met(settings):
+    fates = MultimodalDataset(**settings).layout(num_workers=0)[2]
+    assert set(fates) == set(range(5))
+
+
+def test_complaints_and_reasons_are_kept(settings):
+    lengths = MultimodalDataset(**settings).lengths(0, num_workers=0)
+    assert list(lengths.complaints) == [45, 46] and "missing.png: no such" in lengths.complaints[45].problem
+    assert [lengths.reason_names[code - 1] for code in lengths.reasons[[45, 46]]] == [
+        "image_missing",
+        "no_conversations",
+    ]
+
+
+def test_broken_records_stop_a_run_that_says_raise(settings):
+    dataset = MultimodalDataset(**settings | {"on_bad_sample": "raise"})
+    fates = dataset.layout(num_workers=0)[2]
+    assert (fates == BROKEN).sum() == 2
+    with pytest.raises(RecordError, match=":46: .*missing.png"):
+        dataset.usable(fates)
+
+
+def test_kept_by_content(settings, monkeypatch, tmp_path):
+    MultimodalDataset(**settings).layout(num_workers=0)
+    built = []
+    monkeypatch.setattr(lengths_module, "_build", lambda *args: built.append(1) or 1 / 0)
+    MultimodalDataset(**settings).layout()
+    os.utime(settings["data_paths"])  # a new time, the same content
+    MultimodalDataset(**settings | {"max_tiles": 3}).layout()  # tiling is laid out anew, nothing is measured anew
+    assert not built
+    with open(settings["data_paths"], "a") as file:
+        file.write(json.dumps({"text": 1}) + "\n")
+    for change in ({}, {"template": "Hermes-2"}):
+        with pytest.raises(ZeroDivisionError):
+            MultimodalDataset(**settings | change).layout()
+
+
+def test_arrays_are_memory_mapped(settings):
+    lengths = MultimodalDataset(**settings).lengths(0, num_workers=0)
+    assert all(isinstance(getattr(lengths, name), np.memmap) for name in lengths_module.ARRAYS)
+
+
+def test_processes_count_as_one_does(settings, monkeypatch, tmp_path):
+    monkeypatch.setattr(lengths_module, "CHUNK", 7)
+    done = []
+    several = MultimodalDataset(**settings).lengths(0, num_workers=2, progress=done.append)
+    alone = MultimodalDataset(**settings | {"cache_dir": str(tmp_path / "other")}).lengths(0, num_workers=0)
+    assert sum(done) == len(alone)
+    for name in lengths_module.ARRAYS:
+        np.testing.assert_array_equal(getattr(several, name), getattr(alone, name))
+
+
+def test_garbage_is_collected_again_afterwards(settings):
+    import gc
+
+    assert gc.isenabled()
+    MultimodalDataset(**settings).lengths(0, num_workers=0)
+    assert gc.isenabled()
+
+
+def test_a_file_that_shrinks_meanwhile_is_complained_about(settings):
+    dataset = MultimodalDataset(**settings)
+    with open(settings["data_paths"], "r+") as file:
+        file.truncate(int(dataset.sources[0].index.starts[40]))
+    lengths = dataset.lengths(0, num_workers=0)
+    assert set(lengths.complaints) == set(range(40, 47))
+    assert "shorter" in lengths.complaints[40].problem
+    assert len(MultimodalDataset(**settings).lengths(0, num_workers=0)) == 40  # and not kept
+
+
+def test_a_crash_loses_only_the_chunk_under_way(settings, monkeypatch):
+    monkeypatch.setattr(lengths_module, "CHUNK", 7)
+    real, calls = lengths_module.Measure.rows, []
+
+    def failing(self, first, last):
+        calls.append(first)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, first, last)
+
+    monkeypatch.setattr(lengths_module.Measure, "rows", failing)
+    with pytest.raises(KeyboardInterrupt):
+        MultimodalDataset(**settings).lengths(0, num_workers=0)
+    assert len(MultimodalDataset(**settings).lengths(0, num_workers=0)) == 47
+    assert calls == [0, 7, 14, 14, 21, 28, 35, 42]
+
+
+def _build_slowly(settings, counter):
+    real = lengths_module._build
+
+    def slow(*args):
+        with counter.get_lock():
+            counter.value += 1
+        time.sleep(0.3)
+        real(*args)
+
+    lengths_module._build = slow
+    assert len(MultimodalDataset(**settings).lengths(0, num_workers=0)) == 47
+
+
+def test_of_two_that_start_together_one_builds(settings):
+    context = multiprocessing.get_context("fork")
+    counter = context.Value("i", 0)
+    runs = [context.Process(target=_build_slowly, args=(settings, counter)) for _ in range(2)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join(60)
+    assert [run.exitcode for run in runs] == [0, 0] and counter.value == 1
+
+
+def test_the_cache_is_readable_by_whom_the_umask_says(settings):
+    """Colleagues share a cache folder."""
+    before = os.umask(0o022)
+    try:
+        MultimodalDataset(**settings).layout()
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in Path(settings["cache_dir"]).rglob("*") if path.is_file()}
+    assert modes == {0o644}

@@ -1,0 +1,182 @@
+"""Forms of other projects' data: each is an error, a warning, or done; what only looks like one passes."""
+
+import json
+
+import pytest
+
+from xtuner_plugins.datasets import MultimodalDataset, RecordError
+from xtuner_plugins.datasets.audit.check import check_dataset
+from xtuner_plugins.datasets.errors import SettingError
+from xtuner_plugins.datasets.records.boxes import compare_size, normalise_boxes
+from xtuner_plugins.datasets.records.index import scan
+from xtuner_plugins.datasets.records.record_json import parse_json
+from xtuner_plugins.datasets.records.records import parse_record
+from xtuner_plugins.datasets.text.templates import get_template
+from xtuner_plugins.hub.constants import IGNORE_INDEX
+from xtuner_plugins.hub.conversation import TEMPLATES
+
+
+def parse(question="What?", answer="A bus.", **extra):
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return normalise_boxes(parse_record({"conversations": turns, **extra}, "f:7"))
+
+
+WARNED = [
+    (dict(question="Is <Image> a React component?"), "foreign_form"),
+    (dict(question="How do I close <audio> in HTML?"), "foreign_form"),
+    (dict(question="<image>\nIs that <image_1>?", image="a.jpg"), "foreign_form"),
+    (dict(question="What is <bbox> in KITTI's XML?"), "foreign_form"),
+    (dict(answer="Write <img>a.jpg</img>."), "foreign_form"),
+    (dict(answer="<|image_pad|>"), "foreign_form"),
+    (dict(answer="<|box_start|>(1,2),(3,4)<|box_end|>"), "foreign_form"),
+    (dict(question="<image>\nTag?", answer="Write <image> in RSS.", image="a.jpg"), "media_role"),
+    (dict(answer="<box>nothing</box>"), "grounding"),
+    (dict(answer="<ref>it"), "grounding"),
+    (dict(answer="<box>[[0.1, 0.2, 0.5, 0.6]]</box>"), "grounding"),
+    (dict(image="a.jpg", audio="a.wav"), "audio"),
+    (dict(weight=0.5), "ignored_key"),
+]
+
+
+@pytest.mark.parametrize("record, reason", WARNED, ids=[f"{reason}-{i}" for i, (_, reason) in enumerate(WARNED)])
+def test_what_may_be_text_is_a_warning_with_its_place(record, reason):
+    warnings = parse(**record).warnings
+    assert reason in [warning.reason for warning in warnings]
+    assert all(str(warning).startswith("f:7: ") and warning.remedy for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        dict(question="<b>bold</b> <video controls> <img src='a.png'> <input> a < b > c <ref> </ref>"),
+        dict(question="<image>\n<image>", image=["a.jpg", "b.jpg"], img="old.jpg", image_path="x", width=3, height=4),
+        dict(answer="<ref>it</ref><box>[[0, 0, 1000, 1000]]</box><box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box>"),
+        dict(answer="<|im_end|> ends a turn", id="7", audio=None, loss=None),
+        dict(system="", image_path=""),
+    ],
+)
+def test_ordinary_records_have_no_warning(record):
+    assert parse(**record).warnings == ()
+
+
+def with_turns(*turns):
+    return {"messages": [{"role": role, "content": text, **extra} for role, text, extra in turns]}
+
+
+@pytest.mark.parametrize("off", [{"loss": False}, {"weight": 0}, {"weight": 0.0}, {"loss": 0}], ids=str)
+@pytest.mark.parametrize("template", sorted(TEMPLATES))
+def test_an_answer_without_loss_is_context_as_in_chat(data_base, write_data, off, template):
+    """The ids are those of the same record with loss; its labels, end token included, are -100."""
+    turns = [("user", "A?", {}), ("assistant", " Yes <ref>x</ref>.", {}), ("user", "B?", {}), ("assistant", "No.", {})]
+    quiet = [*turns[:1], (*turns[1][:2], off), *turns[2:]]
+    path = write_data([with_turns(*turns), with_turns(*quiet)])
+    dataset = MultimodalDataset(data_base, path, template=template, cache_dir=path + ".cache")
+    loud, silent = (dataset[index] for index in range(2))
+    assert loud["input_ids"].tolist() == silent["input_ids"].tolist()
+    text = dataset.tokenizer
+    learned = [token for token in silent["labels"].tolist() if token != IGNORE_INDEX]
+    assert text.decode(learned) == "No." + get_template(template).end
+    assert len([t for t in loud["labels"].tolist() if t != IGNORE_INDEX]) > len(learned)
+    lengths = dataset.lengths(0, num_workers=0)
+    assert lengths.supervised.tolist() == [(s["labels"] != IGNORE_INDEX).sum().item() for s in (loud, silent)]
+    assert lengths.text_tokens[0] == lengths.text_tokens[1] == len(loud["input_ids"])
+
+
+def test_empty_answers_never_stop_a_run_and_are_counted(data_base, write_data, qa):
+    """One of several isn't learned; a record of nothing else is left out, with the default policy, and said."""
+    two = with_turns(("user", "A?", {}), ("assistant", " \n", {}), ("user", "B?", {}), ("assistant", "No.", {}))
+    path = write_data([qa(), qa(answer=""), two])
+    dataset = MultimodalDataset(data_base, path, cache_dir=path + ".cache")
+    assert dataset.on_bad_sample == "raise" and dataset[1]["dropped"] == "empty_answer"
+    learned = [token for token in dataset[2]["labels"].tolist() if token != IGNORE_INDEX]
+    assert dataset.tokenizer.decode(learned) == "No.<|im_end|>"
+    _, _, fates = dataset.layout(num_workers=0)
+    assert dataset.usable(fates).tolist() == [0, 2]
+    (report,) = check_dataset(dataset, num_workers=0)
+    assert report.num_wrong == 0 and report.warnings == {"empty_answer": 2} and len(report.rejected) == 1
+
+
+def test_a_broken_record_beside_an_empty_one_still_raises(data_base, write_data, qa):
+    path = write_data([qa(), qa(answer=""), {"text": 1}])
+    dataset = MultimodalDataset(data_base, path, cache_dir=path + ".cache")
+    with pytest.raises(RecordError, match="no conversations"):
+        dataset.usable(dataset.layout(num_workers=0)[2])
+
+
+@pytest.mark.parametrize("template", sorted(TEMPLATES))
+def test_system_messages_are_those_of_chat(data_base, hf_tokenizer, template):
+    """No system, an empty key, an empty turn and a message: training's prompt is what chat builds of the same."""
+    from xtuner_plugins.datasets.text.conversation import encode
+    from xtuner_plugins.datasets.text.tokens import TextTokenizer
+    from xtuner_plugins.hub.chat_methods import ChatMethods
+
+    default = TEMPLATES[template][1]
+    turn = [{"from": "system", "value": ""}]
+    talk = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A bus."}]
+    for raw, message in [
+        ({"conversations": talk}, default),
+        ({"conversations": talk, "system": ""}, default),
+        ({"conversations": talk, "system": "  "}, default),
+        ({"conversations": turn + talk}, ""),
+        ({"conversations": turn + talk, "system": ""}, ""),
+        ({"conversations": talk, "system": "Be brief."}, "Be brief."),
+    ]:
+        model = ChatMethods()
+        model.template, model.system_message, model.num_image_token = template, message, 16
+        prompt = model.build_prompt_ids(hf_tokenizer, "What?")
+        record = parse_record(raw, "f:1")
+        ids = encode(record, get_template(template), TextTokenizer(hf_tokenizer)).input_ids.tolist()
+        assert ids[: len(prompt)] == prompt, raw
+        assert [warning.reason for warning in record.warnings] == (["empty_system"] if message == "" else [])
+
+
+def test_sizes_that_lie_are_a_warning(make_picture, data_base, write_data, qa):
+    folder = make_picture("a.png", 100, 90)
+    path = write_data([qa(image="a.png", width=90, height=100), qa(image="a.png", width=100, height=90)])
+    said = []
+    dataset = MultimodalDataset(data_base, path, folder, cache_dir=path + ".cache")
+    (report,) = check_dataset(dataset, num_workers=0, warn=lambda reason, text: said.append(text))
+    assert report.warnings == {"image_size": 1} and report.num_wrong == 0
+    assert said[0].startswith(f"{path}:1: the record says 90x100, the image is 100x90")
+    assert compare_size(parse(image="a.png"), (5, 5)) is None
+
+
+@pytest.mark.parametrize(
+    "text, passes",
+    [
+        ('{"a": 1, "b": {"a": [{"c": 1}, {"c": 2}]}}', True),
+        ('{"a": "x\\":y \\": {\\"a\\": 1}", "b" : 2}', True),
+        ('{"a" : 1, "a" : 2}', False),
+        ('{"a": 1, "b": [{"c": 1, "c": 1}]}', False),
+        ('{"a": "\\":", "b": {"c": 1, "c": 1}}', False),
+    ],
+)
+def test_keys_that_stand_twice(text, passes):
+    if passes:
+        assert parse_json(text.encode(), "f:1") == json.loads(text)
+        return
+    with pytest.raises(RecordError, match="stands twice") as caught:
+        parse_json(text.encode(), "f:1")
+    assert caught.value.reason == "json_duplicate_key"
+
+
+def test_lines_that_end_in_commas_are_said_once_and_lines_of_spaces_are_blank(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1},\n{"a": 2},\n')
+    with pytest.raises(SettingError, match="a comma follows the object.*remove the commas"):
+        scan(path)
+    path.write_text(f'{{"a": 1}}\n{" " * 40}\n\t\t\t\t\t\t\t\t\t\t\r\n  {{"a": 2}}\n')
+    index = scan(path)
+    assert [index.parse(row) for row in range(len(index))] == [{"a": 1}, {"a": 2}] and index.lines.tolist() == [1, 4]
+    path.write_text('{"a": 1}\n{"a": 2},\n')
+    with pytest.raises(RecordError, match="a.jsonl:2: a comma follows the object"):
+        scan(path).parse(1)
+
+
+def test_the_checker_prints_warnings_with_their_places_and_counts_them(run_tool, write_data, qa):
+    path = write_data([qa(), *[qa("How do I close <audio>?") for _ in range(8)]])
+    done = run_tool("tools/check_data.py", path, "--workers", 0)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith(f"warning: {path}:")]
+    assert len(lines) == 5 and lines[0].startswith(f"warning: {path}:2: '<audio>' in turn 1 is plain text")
+    assert "9 records, 0 wrong, 8 warnings (8 foreign_form)" in done.stdout

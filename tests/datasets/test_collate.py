@@ -1,0 +1,56 @@
+"""Batches: borders of packs, and samples that are left out."""
+
+import torch
+from mmengine.runner import Runner
+
+from xtuner_plugins.datasets import collate, collate_packed
+from xtuner_plugins.datasets.bad_samples import FILLER, FILLER_INDEX
+
+
+def test_a_packed_batch_through_mmengine(planned_dataset):
+    loader = Runner.build_dataloader(
+        dict(
+            dataset=planned_dataset,
+            sampler=dict(type="PlanSampler"),
+            batch_size=1,
+            num_workers=1,
+            batch_sampler=dict(type="PackBatchSampler", max_tokens=600),
+            collate_fn=dict(type="collate_packed"),
+        ),
+        seed=1,
+    )
+    seen = 0
+    for batch in loader:
+        total = batch["input_ids"].shape[1]
+        borders = batch["cu_seqlens"].tolist()
+        assert batch["cu_seqlens"].dtype == torch.int32 and borders[0] == 0 and borders[-1] == total <= 600
+        assert batch["position_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape == (1, total)
+        for first, last in zip(borders, borders[1:], strict=False):
+            assert batch["position_ids"][0, first:last].tolist() == list(range(last - first))
+            assert batch["labels"][0, first] == -100
+        assert batch["max_seqlen"] == max(b - a for a, b in zip(borders, borders[1:], strict=False))
+        assert len(batch["sources"]) == len(borders) - 1 == len(batch["num_tiles"])
+        assert batch["num_tiles"].sum() == len(batch["tiles"])
+        seen += len(batch["sources"])
+    assert seen == 37
+
+
+def test_a_pack_holds_its_samples_unchanged(planned_dataset):
+    samples = [planned_dataset[0], planned_dataset[30], planned_dataset[1]]
+    batch = collate_packed(samples, pad_token_id=7, pad_to=500)
+    borders = batch["cu_seqlens"].tolist()
+    for sample, first, last in zip(samples, borders, borders[1:], strict=False):
+        assert torch.equal(batch["input_ids"][0, first:last], sample["input_ids"])
+        assert torch.equal(batch["labels"][0, first + 1 : last], sample["labels"][1:])
+    assert batch["input_ids"].shape[1] == 500 == borders[-1] and len(borders) == 5
+    assert not batch["attention_mask"][0, borders[3] :].any() and (batch["input_ids"][0, borders[3] :] == 7).all()
+    assert (batch["labels"][0, borders[3] :] == -100).all()
+
+
+def test_left_out_samples_never_reach_the_model(planned_dataset):
+    batch = collate([planned_dataset[0], planned_dataset[38], planned_dataset[39]])
+    assert len(batch["input_ids"]) == 1 and len(batch["dropped"]) == 2
+    nothing = collate([planned_dataset[38]])
+    assert nothing["sources"] == [FILLER] and (nothing["labels"] == -100).all()
+    assert nothing["tiles"].shape == (0, 3, 112, 112)
+    assert collate([planned_dataset[FILLER_INDEX]])["sources"] == [FILLER]

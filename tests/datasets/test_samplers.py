@@ -1,0 +1,80 @@
+"""Plans of epochs: every sample once over all ranks, resumed anywhere."""
+
+import numpy as np
+import pytest
+
+from xtuner_plugins.datasets import PackBatchSampler, PlanSampler, SettingError
+from xtuner_plugins.datasets.bad_samples import FILLER_INDEX
+
+
+def ranks(dataset, number, packed, **options):
+    """One sampler for each of several ranks."""
+    samplers = []
+    for rank in range(number):
+        sampler = PlanSampler(dataset, seed=3, **options)
+        sampler.rank, sampler.num_ranks = rank, number
+        sampler.seek(0)
+        samplers.append(PackBatchSampler(sampler, max_tokens=350) if packed else sampler)
+    return samplers
+
+
+def flat(step):
+    return step if isinstance(step, list) else [step]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("group_by", [None, "length", "modality"])
+@pytest.mark.parametrize("number", [1, 3])
+def test_every_sample_once_an_epoch_over_all_ranks(planned_dataset, packed, group_by, number):
+    everything = set(range(37)) if packed or group_by else set(range(40))
+    orders = []
+    for epoch in (0, 1):
+        samplers = ranks(planned_dataset, number, packed, group_by=group_by, group_size=4)
+        for sampler in samplers:
+            sampler.seek(epoch)
+        steps = [list(sampler) for sampler in samplers]
+        assert (
+            len({len(part) for part in steps})
+            == 1
+            == len({len(part) - sampler.num_steps(epoch) == 0 for part, sampler in zip(steps, samplers, strict=True)})
+        )
+        taken = [index for part in steps for step in part for index in flat(step) if index != FILLER_INDEX]
+        assert len(taken) == len(set(taken)) and set(taken) == everything
+        orders.append(taken)
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_resuming_with_other_ranks_goes_on_where_it_stopped(planned_dataset, packed):
+    together = ranks(planned_dataset, 2, packed)
+    steps = [list(sampler) for sampler in together]
+    taken = [tuple(flat(step)) for both in zip(*steps, strict=True) for step in both]
+    cell = together[0].sampler.cell if packed else 2
+    after = ranks(planned_dataset, 3, packed)
+    for sampler in after:
+        sampler.seek(0, 6, cell)
+    rest = [tuple(flat(step)) for steps in zip(*after, strict=True) for step in steps]
+    assert [step for step in taken[:6] + rest if step != (FILLER_INDEX,)] == [
+        step for step in taken if step != (FILLER_INDEX,)
+    ]
+
+
+def test_groups_are_of_alike_length_and_kind(planned_dataset):
+    sampler = PlanSampler(planned_dataset, seed=0, group_by="modality", group_size=4)
+    tokens, tiles, _ = planned_dataset.layout()
+    order = sampler.order(0)
+    for first in range(0, 32, 4):
+        group = order[first : first + 4]
+        assert len(set(tiles[group] > 0)) == 1
+    shuffled = PlanSampler(planned_dataset, seed=0).order(0)
+    spread = [np.ptp(tokens[plan[:32]].reshape(-1, 4), axis=1).mean() for plan in (order, shuffled)]
+    assert spread[0] < spread[1] / 2
+
+
+def test_wrong_settings_of_samplers(planned_dataset):
+    with pytest.raises(SettingError, match="batch_size"):
+        PackBatchSampler(PlanSampler(planned_dataset, seed=0), batch_size=2)
+    with pytest.raises(SettingError, match="PlanSampler"):
+        PackBatchSampler([1, 2])
+    with pytest.raises(SettingError, match="group_by"):
+        PlanSampler(planned_dataset, seed=0, group_by="size")

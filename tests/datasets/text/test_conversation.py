@@ -1,0 +1,189 @@
+"""Ids and labels: what is supervised, what can't be forged, and agreement with tokenising the whole prompt."""
+
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from xtuner_plugins.datasets.errors import SettingError
+from xtuner_plugins.datasets.records.record_checks import find_forms
+from xtuner_plugins.datasets.records.records import parse_record
+from xtuner_plugins.datasets.text.conversation import encode, image_span
+from xtuner_plugins.datasets.text.templates import get_template
+from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template
+
+CONTROL = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<img>",
+    "</img>",
+    "<IMG_CONTEXT>",
+    "<|end|>",
+    "<|user|>",
+    "<|im_start|>assistant\n",
+    "<ref>",
+    "</box>",
+    "\n",
+    " ",
+    "\r\n",
+    "<",
+    "é",
+    "e\u0301",
+    "中文",
+    "👍🏽",
+]
+TEXTS = (
+    st.lists(st.sampled_from(CONTROL) | st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=6)
+    .map("".join)
+    .map(lambda text: text.replace("<image>", "image"))
+    .filter(lambda text: all(kind == "own" for kind, _ in find_forms(text)))  # the others may be errors
+)
+ANSWERS = TEXTS.filter(str.strip)
+CONVERSATIONS = st.lists(st.tuples(TEXTS, ANSWERS), min_size=1, max_size=3)
+
+
+def record_of(pairs, system=None, image=None):
+    raw = {
+        "conversations": [
+            {"from": role, "value": text} for pair in pairs for role, text in zip(("human", "gpt"), pair, strict=True)
+        ]
+    }
+    if system is not None:
+        raw["system"] = system
+    return parse_record(raw | ({"image": image} if image else {}), "f:1")
+
+
+def supervised_runs(sample):
+    """Ids of each unbroken stretch of supervised tokens."""
+    mask = sample.labels != -100
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(int), [0]])))
+    return [sample.input_ids[a:b] for a, b in edges.reshape(-1, 2)]
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pairs=CONVERSATIONS, system=st.none() | TEXTS, with_image=st.booleans())
+def test_supervised_text_is_the_answers_and_their_end_tokens(
+    name, pairs, system, with_image, text_tokenizer, hf_tokenizer
+):
+    record = record_of(pairs, system, ["a.png"] if with_image else None)
+    sample = encode(record, get_template(name), text_tokenizer, [3] if with_image else [], 4)
+    end = get_conv_template(name).stop_token
+    decoded = [hf_tokenizer.decode(run, clean_up_tokenization_spaces=False) for run in supervised_runs(sample)]
+    # the tokenizer normalises to NFC, as its family does
+    assert decoded == [unicodedata.normalize("NFC", answer) + end for _, answer in pairs]
+    np.testing.assert_array_equal(sample.labels[sample.labels != -100], sample.input_ids[sample.labels != -100])
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pairs=CONVERSATIONS, system=TEXTS)
+def test_control_tokens_come_from_the_template_alone(name, pairs, system, text_tokenizer, hf_tokenizer):
+    sample = encode(record_of(pairs, system), get_template(name), text_tokenizer)
+    calm = encode(record_of([("q", "a")] * len(pairs), "s"), get_template(name), text_tokenizer)
+    grounding = {"<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"}
+    control = {i for token, i in hf_tokenizer.get_added_vocab().items() if token not in grounding}
+    assert [i for i in sample.input_ids if i in control] == [i for i in calm.input_ids if i in control]
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_ids_equal_the_whole_prompt_through_the_tokenizer(name, text_tokenizer, hf_tokenizer):
+    """`chat` tokenises the prompt in one go; for calm text we must arrive at the same ids."""
+    pairs = [("What is\n in it?", "A bus and a dog."), ("Colour?", "red"), ("12 or 34?", "12")]
+    sample = encode(record_of(pairs, None, ["a.png"]), get_template(name), text_tokenizer, [2], 5)
+    conversation = get_conv_template(name)
+    for number, text in enumerate(sum(map(list, pairs), [])):
+        text = "<img>" + "<IMG_CONTEXT>" * 10 + "</img>\n" + text if number == 0 else text
+        conversation.append_message(conversation.roles[number % 2], text)
+    assert sample.input_ids.tolist() == hf_tokenizer(conversation.get_prompt(), add_special_tokens=False).input_ids
+
+
+def test_prompt_of_an_answer_is_what_chat_will_prompt(text_tokenizer, hf_tokenizer):
+    """Up to any answer the ids are those of the open prompt, even where the answer would merge with it."""
+    sample = encode(record_of([("Hi", "\n\nyes")]), get_template("internvl2_5"), text_tokenizer)
+    conversation = get_conv_template("internvl2_5")
+    conversation.append_message(conversation.roles[0], "Hi")
+    conversation.append_message(conversation.roles[1], None)
+    prompt = hf_tokenizer(conversation.get_prompt(), add_special_tokens=False).input_ids
+    assert sample.input_ids[: len(prompt)].tolist() == prompt
+    assert (sample.labels[: len(prompt)] == -100).all() and sample.labels[len(prompt)] != -100
+
+
+def test_spans_are_atomic_and_counted(text_tokenizer):
+    record = record_of([("one <image> two <image>", "Yes.")], None, ["a", "b"])
+    sample = encode(record, get_template("internvl2_5"), text_tokenizer, [1, 3], 16)
+    tokens = text_tokenizer
+    assert [length for _, length in sample.spans] == [18, 50]
+    for first, length in sample.spans:
+        span = sample.input_ids[first : first + length]
+        np.testing.assert_array_equal(span, image_span(length - 2, tokens))
+        assert (sample.labels[first : first + length] == -100).all()
+    assert (sample.input_ids == tokens.image_context_id).sum() == 64
+
+
+def test_grounding_tokens_in_texts_are_tokens(text_tokenizer):
+    sample = encode(
+        record_of([("Where is <ref>the bus</ref>?", "<box>[[1, 2, 3, 4]]</box>")]),
+        get_template("internvl2_5"),
+        text_tokenizer,
+    )
+    for token in ("<ref>", "</ref>", "<box>", "</box>"):
+        assert (sample.input_ids == text_tokenizer.ids[token]).sum() == 1
+
+
+def test_ordinary_added_tokens_in_texts_are_tokens(hf_tokenizer):
+    """Qwen3's `<think>` is added to the vocabulary but isn't special: data that holds it trains the token."""
+    import copy
+
+    from tokenizers import AddedToken
+
+    from xtuner_plugins.datasets.text.tokens import TextTokenizer
+
+    tokenizer = copy.deepcopy(hf_tokenizer)
+    tokenizer.add_tokens([AddedToken("<think>", normalized=False, special=False)])
+    tokenizer.add_tokens([AddedToken("<|secret|>", normalized=False, special=True)])
+    answer = "<think>So. <|secret|><IMG_CONTEXT>"
+    sample = encode(record_of([("Why?", answer)]), get_template("internvl2_5"), TextTokenizer(tokenizer))
+    counts = {name: int((sample.input_ids == number).sum()) for name, number in tokenizer.get_added_vocab().items()}
+    assert (counts["<think>"], counts["<|secret|>"], counts["<IMG_CONTEXT>"]) == (1, 0, 0)
+    learned = sample.input_ids[sample.labels != -100]
+    assert learned[0] == tokenizer.convert_tokens_to_ids("<think>")
+
+
+def test_a_token_that_swallows_spaces_does_so_in_training_too(hf_tokenizer):
+    import copy
+
+    from tokenizers import AddedToken
+
+    from xtuner_plugins.datasets.text.tokens import TextTokenizer
+
+    phi = copy.deepcopy(hf_tokenizer)
+    phi.add_tokens(
+        [AddedToken(t, rstrip=True, special=True) for t in ("<|user|>", "<|assistant|>", "<|end|>", "<|system|>")],
+        special_tokens=True,
+    )
+    ours = TextTokenizer(phi)
+    if not ours.strips_right(ours.ids["<|user|>"]):
+        pytest.skip("this tokenizers version keeps the first definition of a token")
+    sample = encode(record_of([("  Hi there", "Yes.")], "S"), get_template("phi3-chat"), ours)
+    conversation = get_conv_template("phi3-chat")
+    conversation.system_message = "S"
+    for role, text in zip(conversation.roles, ("  Hi there", "Yes."), strict=True):
+        conversation.append_message(role, text)
+    assert sample.input_ids.tolist() == phi(conversation.get_prompt(), add_special_tokens=False).input_ids
+
+
+def test_a_tokenizer_without_image_tokens_is_refused(tmp_path):
+    from xtuner_plugins.datasets.text.tokens import TextTokenizer
+    from xtuner_plugins.toy.tokenizer import build_tokenizer
+
+    with pytest.raises(SettingError, match="lacks <img>"):
+        TextTokenizer.from_pretrained(build_tokenizer(tmp_path / "t"))
+    with pytest.raises(SettingError, match="isn't there"):
+        TextTokenizer.from_pretrained(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SettingError, match="can't be loaded"):
+        TextTokenizer.from_pretrained(tmp_path / "empty")

@@ -1,0 +1,353 @@
+"""From the files that people download to this project's jsonl.
+
+Each row of `RECIPES` says which file a data set comes as, how many records it has, who says so, where its pictures lie,
+and how one of its records becomes ours. Records are checked as training will check them; nothing is guessed and nothing
+is dropped in silence.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..cache import write_whole
+from ..errors import DataError, RecordError, SettingError
+from ..images.media import ImageFolder
+from ..records.index import scan
+from ..records.records import parse_record
+
+COCO_NUMBER = re.compile(r"(?:COCO_(?:train|val)2014_)?(\d{12}\.jpg)")
+COCO_YEARS = ("2017", "2014")
+COCO_NONE, COCO_ALL, COCO_FOLDER = 0, 1, 2  # which of a data set's pictures are COCO's: see `Recipe.coco`
+GIVE_UP_AFTER = 100  # when not one of the first hundred records is usable, it is another file
+# asked about a picture in turn, so that captions of one picture answer different words
+CHINESE_PROMPTS = (
+    "请描述这张图片。",
+    "请用一句话描述图片的内容。",
+    "这张图片里有什么?",
+    "请简要说明图中的场景。",
+    "图中发生了什么?",
+)
+ENGLISH_PROMPTS = (
+    "Describe this picture in detail.",
+    "What does the picture show? Include any text in it.",
+    "Give a detailed description of this picture and of the text in it.",
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A data set.
+
+    Attributes:
+        file: what it is downloaded as (in the data set's folder).
+        num_records: how many records that file has; None where nobody publishes it, and nothing is checked then.
+        counted_by: who says so.
+        pictures: where its pictures lie once they are unpacked; what it is prepared for as `image_folders`.
+        convert: a raw record and its number -> our records.
+        coco: COCO_ALL: its pictures are COCO's, named by number as in 2017. COCO_FOLDER: those below `coco/` are.
+    """
+
+    file: str
+    num_records: int | None
+    counted_by: str
+    pictures: str
+    convert: Callable[[dict, int], Iterable[dict]]
+    coco: int = COCO_NONE
+
+
+def as_it_is(raw: dict, number: int) -> list[dict]:
+    """LLaVA records already: {"id", "image", "conversations": [{"from", "value"}, ...]}."""
+    return [raw]
+
+
+def captions_in_chinese(raw: dict, number: int) -> list[dict]:
+    """AI Challenger: {"url": ..., "image_id": "x.jpg", "caption": [five texts]} -> a record for each caption."""
+    captions = raw["caption"]
+    if not isinstance(captions, list) or len(captions) != 5:
+        raise ValueError(f"'caption' is {str(captions)[:40]!r}, not five texts")
+    return [
+        _talk(raw["image_id"], CHINESE_PROMPTS[place % len(CHINESE_PROMPTS)], caption.strip(), f"{number}-{place}")
+        for place, caption in enumerate(captions)
+    ]
+
+
+def long_caption(raw: dict, number: int) -> list[dict]:
+    """TextOCR-GPT4o: a picture's name and what GPT-4o wrote about it.
+
+    Its card names the column `caption`. Its sister TextOCR-GPT4V, by the same author and with the same file name, has
+    {"filename", "caption_image", "caption_text", "caption_condensed"}; both are read, the whole caption before the
+    condensed one, and that before the two parts.
+    """
+    keys = ("filename", "file_name", "image", "image_path", "image_id")
+    name = next((raw[key] for key in keys if isinstance(raw.get(key), str)), None)
+    if name is None:
+        raise KeyError(" or ".join(keys))
+    name = os.path.basename(name)
+    parts = [raw[key] for key in ("caption_image", "caption_text") if raw.get(key)]
+    caption = raw.get("caption") or raw.get("caption_condensed") or "\n".join(parts)
+    if not caption:
+        raise KeyError("caption")
+    name = name if os.path.splitext(name)[1] else f"{name}.jpg"  # TextOCR's own ids have no suffix
+    return [_talk(name, ENGLISH_PROMPTS[number % len(ENGLISH_PROMPTS)], caption.strip(), str(number))]
+
+
+def _talk(image: str, question: str, answer: str, name: str) -> dict:
+    return {
+        "id": name,
+        "image": image,
+        "conversations": [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}],
+    }
+
+
+_COCO = "COCO's train2017/, or train2014/ with --coco 2014"
+RECIPES = {
+    # The card "LLaVA Visual Instruct Pretrain" says 558K; 558,128 is what its copies and users count.
+    "llava-pretrain": Recipe(
+        "blip_laion_cc_sbu_558k.json", 558_128, "copies of LLaVA-Pretrain", "images.zip of the data set", as_it_is
+    ),
+    # The card "LLaVA Visual Instruct CC3M Pretrain 595K" says 595K and describes chat.json; the number is its users'.
+    "llava-cc3m-595k": Recipe(
+        "chat.json", 595_375, "users of LLaVA-CC3M-Pretrain-595K", "images.zip of the data set", as_it_is
+    ),
+    # The LLaVA paper says 158K = 58K conversations + 23K descriptions + 77K reasoning. The exact numbers: BAAI's
+    # DataOptim card (157,712), and counts of the files of LLaVA-Instruct-150K that users publish (all five).
+    "llava-instruct-150k": Recipe(
+        "llava_instruct_150k.json", 157_712, "card of DataOptim", _COCO, as_it_is, coco=COCO_ALL
+    ),
+    "llava-instruct-80k": Recipe(
+        "llava_instruct_80k.json", 80_000, "users of LLaVA-Instruct-150K", _COCO, as_it_is, coco=COCO_ALL
+    ),
+    "conversation-58k": Recipe(
+        "conversation_58k.json", 56_681, "users of LLaVA-Instruct-150K", _COCO, as_it_is, coco=COCO_ALL
+    ),
+    "detail-23k": Recipe("detail_23k.json", 23_240, "users of LLaVA-Instruct-150K", _COCO, as_it_is, coco=COCO_ALL),
+    "complex-reasoning-77k": Recipe(
+        "complex_reasoning_77k.json", 76_643, "users of LLaVA-Instruct-150K", _COCO, as_it_is, coco=COCO_ALL
+    ),
+    # 624,610 of them with a picture, 40,688 of text alone.
+    "llava-mix665k": Recipe(
+        "llava_v1_5_mix665k.json",
+        665_298,
+        "users of LLaVA-Instruct-150K",
+        "a folder with coco/train2017/ gqa/images/ ocr_vqa/images/ textvqa/train_images/ vg/VG_100K/ vg/VG_100K_2/",
+        as_it_is,
+        coco=COCO_FOLDER,
+    ),
+    # "AI Challenger: A Large-scale Dataset for Going Deeper in Image Understanding": 210,000 + 30,000 + two tests.
+    "ai-challenger": Recipe(
+        "caption_train_annotations_20170902.json",
+        210_000,
+        "paper of AI Challenger",
+        "caption_train_images_20170902/",
+        captions_in_chinese,
+    ),
+    "ai-challenger-val": Recipe(
+        "caption_validation_annotations_20170910.json",
+        30_000,
+        "paper of AI Challenger",
+        "caption_validation_images_20170910/",
+        captions_in_chinese,
+    ),
+    # The card "TextOCR-GPT4o" gives no number, only a range (10K to 100K).
+    "textocr-gpt4o": Recipe("train.jsonl", None, "", "TextOCR's own train_images/", long_caption),
+    # ms-swift's table of data sets; it leaves out records whose picture isn't in images.zip (--image-folder does).
+    "sharegpt-4o": Recipe(
+        "image_conversations/gpt-4o.jsonl",
+        57_289,
+        "ms-swift's table of data sets",
+        "images.zip of the data set: mnt/petrelfs/wangwenhai/workspace_cef/4o/image/",
+        as_it_is,
+    ),
+}
+
+
+@dataclass
+class Prepared:
+    """What was written.
+
+    Attributes:
+        num_read: records of the downloaded file.
+        num_written: records of ours.
+        num_pictures: different pictures that they name.
+        complaints: one for each record that was left out.
+        remark: what is wrong with the file as a whole, '' when nothing is.
+    """
+
+    num_read: int = 0
+    num_written: int = 0
+    num_pictures: int = 0
+    complaints: list[str] = field(default_factory=list)
+    remark: str = ""
+
+
+def prepare(
+    name: str,
+    source: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    coco: str = "2017",
+    image_prefix: str = "",
+    image_folder: str | os.PathLike | None = None,
+    begin: Callable[[int], None] = lambda total: None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Prepared:
+    """Write a data set as jsonl. Records that training would refuse are left out and complained about.
+
+    Args:
+        name: a row of `RECIPES`.
+        source: the downloaded file, or the folder that holds it.
+        out: the jsonl to write; it appears whole or not at all.
+        coco: '2017' (000000000009.jpg) or '2014' (COCO_train2014_000000000009.jpg), for data sets on COCO.
+        image_prefix: put in front of every picture's name, for example `coco/train2017/`.
+        image_folder: leave out records whose pictures aren't there. With coco='2014' a picture that isn't in
+            train2014 is looked for in val2014, since train2017 holds pictures of both.
+        begin, progress: called with the number of records once, and with the number done since the last call.
+
+    Raises:
+        SettingError: an unknown name or naming, the file isn't there, or it is another data set's.
+        RecordError: a JSON array that is cut off.
+    """
+    if name not in RECIPES:
+        raise SettingError("name", f"{name!r} is unknown", f"known are {', '.join(RECIPES)}")
+    recipe = RECIPES[name]
+    if coco not in COCO_YEARS:
+        raise SettingError("coco", f"coco={coco!r} is unknown", "COCO's names are those of 2014 or 2017")
+    if coco == "2014" and recipe.coco == COCO_NONE:
+        raise SettingError("coco", f"{name} has no pictures of COCO", "leave --coco out")
+    folder = None if image_folder is None else ImageFolder(image_folder)
+    path = find_source(recipe, source)
+    index = scan(path)
+    begin(len(index))
+    result, pictures = Prepared(), set()
+
+    def rows() -> Iterator[str]:
+        for number in range(len(index)):
+            if number == GIVE_UP_AFTER and not result.num_written:
+                raise SettingError(
+                    "shape",
+                    f"{path}: not one of the first {GIVE_UP_AFTER} records is usable; the first: "
+                    f"{result.complaints[0]}",
+                    f"{name} is made from {recipe.file}, name that file",
+                )
+            result.num_read += 1
+            where = index.source(number)
+            try:
+                records = _convert(recipe, index.parse(number), number, where)
+            except RecordError as error:
+                records = []
+                result.complaints.append(str(error))
+            for record in records:
+                try:
+                    record = _rename(record, recipe, coco, image_prefix, folder)
+                    parse_record(record, where)
+                    names = _names(record)
+                    _look(names, folder, where)
+                except RecordError as error:
+                    result.complaints.append(str(error))
+                    continue
+                pictures.update(names)
+                result.num_written += 1
+                yield json.dumps(record, ensure_ascii=False) + "\n"
+            progress(1)
+
+    def write(target: Path) -> None:
+        with open(target, "w", encoding="utf-8") as file:
+            file.writelines(rows())
+
+    write_whole(Path(out), write)
+    result.num_pictures = len(pictures)
+    if recipe.num_records is not None and len(index) != recipe.num_records:
+        result.remark = (
+            f"{path} has {len(index):,} records, the published {os.path.basename(recipe.file)} has "
+            f"{recipe.num_records:,} (says: {recipe.counted_by}): another version, or cut off; fetch it again, "
+            "or say --any-count when it is meant to be so"
+        )
+    return result
+
+
+def find_source(recipe: Recipe, source: str | os.PathLike) -> Path:
+    """The downloaded file.
+
+    Raises:
+        SettingError: there is no such file, or the folder doesn't hold it.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        for place in (path / recipe.file, path / os.path.basename(recipe.file)):
+            if place.is_file():
+                return place
+        raise SettingError(
+            "source", f"folder {str(path)!r} holds no {recipe.file}", "download it, or name the file itself"
+        )
+    raise SettingError("source", f"{str(path)!r} isn't there", f"name the downloaded {recipe.file}, or its folder")
+
+
+def _convert(recipe: Recipe, raw: object, number: int, source: str) -> list[dict]:
+    try:
+        return list(recipe.convert(raw, number))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        problem = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise RecordError(
+            "shape", f"not a record of {recipe.file} ({problem})", "check that the file is the data set's own", source
+        ) from None
+
+
+def _names(record: object) -> list[str]:
+    """The pictures that a record names."""
+    image = record.get("image") if isinstance(record, dict) else None
+    return [name for name in (image if isinstance(image, list) else [image]) if isinstance(name, str)]
+
+
+def _rename(record: object, recipe: Recipe, coco: str, prefix: str, folder: ImageFolder | None) -> object:
+    """The record with its pictures' names as they lie on disk."""
+    if not isinstance(record, dict) or not (recipe.coco or prefix):
+        return record
+    image = record.get("image")
+
+    def rename(name: object) -> object:
+        if not isinstance(name, str) or not name:
+            return name
+        choices = [prefix + choice for choice in _coco_names(name, recipe, coco)]
+        found = (choice for choice in choices if folder is not None and _is_there(folder, choice))
+        return next(found, choices[0])
+
+    if image is None:
+        return record
+    return record | {"image": [rename(name) for name in image] if isinstance(image, list) else rename(image)}
+
+
+def _coco_names(name: str, recipe: Recipe, coco: str) -> list[str]:
+    """What a picture may be called in a release of COCO, the likeliest first."""
+    head, tail = os.path.split(name)
+    match = COCO_NUMBER.fullmatch(tail)
+    if not match or recipe.coco == COCO_NONE or (recipe.coco == COCO_FOLDER and not name.startswith("coco/")):
+        return [name]
+    if coco == "2017":
+        return [os.path.join(re.sub("(train|val)2014", "train2017", head), match[1])]
+    return [
+        os.path.join(re.sub("(train|val)201[47]", f"{part}2014", head), f"COCO_{part}2014_{match[1]}")
+        for part in ("train", "val")
+    ]
+
+
+def _is_there(folder: ImageFolder, name: str) -> bool:
+    try:
+        return os.path.isfile(folder.resolve(name))
+    except DataError:
+        return False
+
+
+def _look(names: Iterable[str], folder: ImageFolder | None, where: str) -> None:
+    for name in names if folder is not None else ():
+        if not _is_there(folder, name):
+            raise RecordError(
+                "image_missing",
+                f"{name!r} isn't in {folder.folder!r}",
+                "unpack the pictures there, or correct --image-folder, --image-prefix or --coco",
+                where,
+            )

@@ -1,0 +1,213 @@
+"""Opening pictures: the one loader that training, chat, evaluation and the tests share.
+
+Rules, the same everywhere:
+  - the camera's orientation (EXIF) is applied, once;
+  - transparent pixels lie on white; 16-bit gray is scaled to 8 bits; of an animation the first frame counts;
+  - pixels of unknown range (floats, integers beyond 16 bits) are refused;
+  - a picture with more than `MAX_PIXELS` pixels is refused before it is decoded;
+  - a path stays inside its image folder.
+"""
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import MediaError, SettingError
+
+MAX_PIXELS = 178_956_970  # where Pillow itself calls a picture a decompression bomb (2 x 1 GiB / 4 / 3)
+ORIENTATION_TAG = 0x0112
+# EXIF orientation -> what turns the stored picture upright (Exif 2.32, table 6)
+ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SWAPS_SIDES = {5, 6, 7, 8}
+SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+
+
+class ImageFolder:
+    """Turns the names that records use into paths that stay inside one folder.
+
+    Args:
+        folder: the image folder; None lets names be absolute, and relative ones start at `base`.
+        base: the annotation file's folder, used only when `folder` is None.
+
+    Raises:
+        SettingError: the folder isn't there.
+    """
+
+    def __init__(self, folder: str | os.PathLike | None, base: str | os.PathLike = "."):
+        self.folder = None if folder is None else os.fspath(folder)
+        self.base = os.fspath(base)
+        if self.folder is not None:
+            if not os.path.isdir(self.folder):
+                raise SettingError(
+                    "image_folder",
+                    f"image folder {self.folder!r} isn't there",
+                    "correct image_folders, or give None for a file without pictures",
+                )
+            self._real = os.path.join(os.path.realpath(self.folder), "")
+
+    def resolve(self, name: str) -> str:
+        """The path of the picture that a record calls `name`; doesn't say whether it exists.
+
+        Raises:
+            MediaError: an empty name, a URL, or a path that leaves the folder.
+        """
+        if not isinstance(name, str) or not name.strip() or "\0" in name:
+            raise MediaError("image_name", f"{name!r} is no file name", "name the picture's file")
+        if "://" in name or name.startswith("data:"):
+            raise MediaError(
+                "image_name",
+                f"{name[:80]!r} is a URL",
+                "download the picture and name it by its path in the image folder",
+            )
+        if self.folder is None:
+            return os.path.join(self.base, name)
+        if os.path.isabs(name):
+            raise MediaError(
+                "image_outside",
+                f"{name!r} is an absolute path",
+                f"name it relative to the image folder {self.folder!r}, or set that folder to None",
+            )
+        if ".." in Path(name).parts:
+            raise MediaError(
+                "image_outside",
+                f"{name!r} leaves the image folder {self.folder!r}",
+                "name a file inside the folder, without '..'",
+            )
+        path = os.path.join(self.folder, name)
+        if not os.path.realpath(path).startswith(self._real):
+            raise MediaError(
+                "image_outside",
+                f"{name!r} is a link out of the image folder {self.folder!r}",
+                "put the file itself into the folder, or set image_folders to where it lies",
+            )
+        return path
+
+
+def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read a picture's header. Nothing is decoded yet.
+
+    Raises:
+        MediaError: the file is missing, no picture, damaged, or has more than `max_pixels` pixels.
+    """
+    path = os.fspath(path)
+    try:
+        with warnings.catch_warnings():  # the limit below decides, not Pillow's warning
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+    except Exception as error:
+        raise _media_error(path, error) from None
+    width, height = image.size
+    if width * height > max_pixels or width < 1 or height < 1:
+        image.close()
+        raise MediaError(
+            "image_pixels",
+            f"{width}x{height} pixels",
+            f"at most {max_pixels} pixels are read; scale the picture down",
+            path,
+        )
+    return image
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; damaged or missing EXIF counts as upright.
+
+    Reads the header only. PNG's own `getexif` would decode the picture to look behind it, and a damaged picture would
+    then pass as a loaded one; so the general one is called.
+    """
+    try:
+        value = Image.Image.getexif(image).get(ORIENTATION_TAG, 1)
+    except Exception:  # a broken EXIF block is no reason to lose the picture
+        return 1
+    return value if value in ORIENTATIONS else 1
+
+
+def image_size(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(width, height) of the upright picture, from its header alone.
+
+    Raises:
+        MediaError: as `open_image`.
+    """
+    with open_image(path, max_pixels) as image:
+        width, height = image.size
+        return (height, width) if orientation(image) in SWAPS_SIDES else (width, height)
+
+
+def load_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open and decode a picture as upright RGB.
+
+    Args:
+        path: the file.
+        max_pixels: refuse larger pictures before decoding them.
+
+    Raises:
+        MediaError: the file is missing, no picture, damaged, or too large.
+    """
+    with open_image(path, max_pixels) as image:
+        try:
+            turn = ORIENTATIONS.get(orientation(image))
+            image.load()
+            upright = to_rgb(image)
+            if turn is not None:
+                upright = upright.transpose(turn)
+        except MediaError as error:
+            raise MediaError(error.reason, error.problem, error.remedy, os.fspath(path)) from None
+        except Exception as error:
+            raise _media_error(os.fspath(path), error) from None
+    return upright
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB of a decoded image of any mode: transparency on white, 16-bit gray scaled, the rest as Pillow does.
+
+    Raises:
+        MediaError: floating-point pixels, or integers outside 0 to 65535, whose range is unknown.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in SIXTEEN_BIT:
+        # Pillow would clip at 255 and give white; 257 maps 65535 to 255 exactly.
+        pixels = np.asarray(image).astype(np.int64)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise MediaError(
+                "image_mode",
+                f"integer pixels from {pixels.min()} to {pixels.max()} have no known range",
+                "save the image with 8 or 16 bits",
+            )
+        return Image.fromarray(((pixels + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise MediaError("image_mode", "floating-point pixels have no known range", "save the image with 8 bits")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _media_error(path: str, error: Exception) -> MediaError:
+    if isinstance(error, MediaError):
+        return error
+    if isinstance(error, FileNotFoundError):
+        return MediaError("image_missing", "no such picture", "correct the name or the image folder", path)
+    if isinstance(error, IsADirectoryError):
+        return MediaError("image_missing", "a folder, not a picture", "name the picture's file", path)
+    if isinstance(error, PermissionError):
+        return MediaError("image_unreadable", "may not be read", "give the file read permission", path)
+    if isinstance(error, Image.DecompressionBombError):
+        return MediaError("image_pixels", str(error).split(",")[0], "scale the picture down", path)
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        return MediaError("image_unreadable", "an empty file", "fetch the picture again", path)
+    text = " ".join(str(error).split()).replace(repr(path), "the file") or type(error).__name__
+    return MediaError(
+        "image_unreadable", f"can't be decoded ({text})", "fetch the picture again or remove the record", path
+    )

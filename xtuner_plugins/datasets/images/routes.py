@@ -1,0 +1,253 @@
+"""Three routes from a picture's file to its tiles, chosen by one setting.
+
+    route        the worker                         the device      pixels
+    pillow       decodes, resizes, cuts             -               equal to the published algorithm
+    torchvision  decodes, resizes, cuts (faster)    -               up to 1.5 % of values differ, nearly all by 1
+    device       decodes                            resizes, cuts   equal to the published algorithm
+
+What isn't a plain upright 8-bit JPEG or PNG is decoded by Pillow on every route. Every decoded image, whichever library
+decoded it, passes `check_pixels` before it is resized or leaves the worker.
+
+`device` sends a picture whole where that is no more bytes than its tiles, and a larger one as long as the
+smaller ones before it have saved those bytes (`Allowance`): all in all no more crosses than on the other routes. Beyond
+that a picture goes as the planes that a 4:2:0 JPEG stores, half the bytes for half as much decoding again, unless they
+were still many times those of the tiles (`PLANES_LIMIT`): a page scanned at 2480x3508 takes 20 ms to decode, 30 to its
+planes and 160 to resize. What is left goes as tiles cut by Pillow.
+"""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as transforms
+from PIL import Image
+from PIL.JpegImagePlugin import get_sampling
+from torchvision.io import ImageReadMode, decode_image, read_file
+
+from ..errors import MediaError, SettingError
+from .media import ORIENTATIONS, load_image, open_image, orientation
+from .tiling import DynamicTiling, Grid, cut_tiles
+
+FOUR_TWO_ZERO = 2  # Pillow's number for it
+ROUTES = ("pillow", "torchvision", "device")
+PLANES_LIMIT = 4  # send planes up to this many times the bytes of the picture's tiles
+
+
+@dataclass(frozen=True)
+class TileSource:
+    """A picture's tiles, or the picture that they are still to be cut from.
+
+    Attributes:
+        tiles: uint8 `[T, 3, S, S]`, or None.
+        picture: uint8 `[H, W, 3]`, or its planes `[3 H' / 2, W']` (see `models.device_colour`), or None.
+        grid: how it is or will be cut.
+        size: width and height of the picture.
+    """
+
+    grid: Grid
+    size: tuple[int, int]
+    tiles: torch.Tensor | None = None
+    picture: torch.Tensor | None = None
+
+    @property
+    def num_tiles(self) -> int:
+        return self.grid.num_tiles
+
+
+class Allowance:
+    """Bytes that a worker may send beyond those of its tiles: what the pictures before have saved, up to `MOST`.
+
+    Threads that count at once may lose a few; pixels don't depend on it.
+    """
+
+    MOST = 1 << 26
+
+    def __init__(self):
+        self.left = 0
+
+    def allows(self, more: int) -> bool:
+        """Whether a picture may take `more` bytes than its tiles."""
+        return more <= max(self.left, 0)
+
+    def count(self, more: int) -> None:
+        """A picture has taken `more` bytes than its tiles (or fewer, where negative)."""
+        self.left = max(-self.MOST, min(self.MOST, self.left - more))
+
+
+def check_route(route: str) -> str:
+    """`route` itself.
+
+    Raises:
+        SettingError: no such route.
+    """
+    if route not in ROUTES:
+        raise SettingError("route", f"route={route!r} is unknown", f"routes are {', '.join(ROUTES)}")
+    return route
+
+
+def open_tiles(
+    path: str | os.PathLike, rule: DynamicTiling, route: str, max_pixels: int, allowance: Allowance | None = None
+) -> TileSource:
+    """Open a picture and take it along a route.
+
+    Args:
+        allowance: of the route `device`; None allows nothing beyond the tiles' bytes but planes.
+
+    Raises:
+        MediaError: as `media.load_image`.
+    """
+    allowance = allowance or Allowance()
+    if route == "device" and (source := _open_planes(path, rule, max_pixels, allowance)) is not None:
+        return source
+    pixels = None if route == "pillow" else decode_fast(path, max_pixels)
+    if pixels is None:
+        return from_image(load_image(path, max_pixels), rule, route, allowance)
+    check_pixels(pixels, path)
+    if route == "device":
+        return _whole_or_tiles(pixels, rule, allowance)
+    height, width, _ = pixels.shape
+    grid = rule.grid(width, height)
+    return TileSource(grid, (width, height), tiles=_cut_fast(pixels.permute(2, 0, 1), grid, rule.tile_size))
+
+
+def check_pixels(pixels: torch.Tensor | Image.Image, path: str | os.PathLike = "") -> None:
+    """The one door between decoders and everything that follows: uint8 `[H, W, 3]`, or a Pillow image that is that.
+
+    Raises:
+        MediaError: anything else; the bad-sample policy decides what becomes of the sample.
+    """
+    if isinstance(pixels, Image.Image):
+        found, fits = f"a Pillow image of mode {pixels.mode!r}", pixels.mode == "RGB" and min(pixels.size) > 0
+    else:
+        found = f"{pixels.dtype} {list(pixels.shape)}"
+        fits = pixels.dtype == torch.uint8 and pixels.dim() == 3 and pixels.shape[2] == 3 and pixels.numel() > 0
+    if not fits:
+        raise MediaError(
+            "image_mode",
+            f"decoded to {found}, not to uint8 [height, width, 3]",
+            "save the image as 8-bit RGB, or set route='pillow'",
+            os.fspath(path),
+        )
+
+
+def from_image(image: Image.Image, rule: DynamicTiling, route: str, allowance: Allowance | None = None) -> TileSource:
+    """Take an RGB image along a route (a frame of a video, for example); tiles, if any, are Pillow's.
+
+    Raises:
+        MediaError: the image isn't RGB.
+    """
+    check_pixels(image)
+    if route == "device":
+        return _whole_or_tiles(torch.from_numpy(np.array(image)), rule, allowance or Allowance())
+    grid = rule.grid(*image.size)
+    return TileSource(grid, image.size, tiles=cut_tiles(image, grid, rule.tile_size))
+
+
+def _whole_or_tiles(pixels: torch.Tensor, rule: DynamicTiling, allowance: Allowance) -> TileSource:
+    """uint8 `[H, W, 3]` whole, or, where that is too large, its tiles."""
+    height, width, _ = pixels.shape
+    grid = rule.grid(width, height)
+    more = 3 * width * height - _tile_bytes(grid, rule)
+    if not allowance.allows(more):
+        return TileSource(grid, (width, height), tiles=cut_tiles(Image.fromarray(pixels.numpy()), grid, rule.tile_size))
+    allowance.count(more)
+    return TileSource(grid, (width, height), picture=pixels.contiguous())
+
+
+def decode_planes(image: Image.Image) -> torch.Tensor | None:
+    """The planes of a plain, upright 4:2:0 JPEG: uint8 `[3 H' / 2, W']` (see `models.device_colour`).
+
+    Decoding a JPEG as grey gives its brightness; at half the size libjpeg decodes colour as it is stored, not scaled.
+
+    Args:
+        image: the picture, opened and not yet loaded.
+
+    Returns:
+        None for any other picture, and for one that can't be decoded: other ways say better what is wrong with it.
+    """
+    plain = (
+        image.format == "JPEG"
+        and image.mode == "RGB"
+        and get_sampling(image) == FOUR_TWO_ZERO
+        and ("jfif" in image.info or image.info.get("adobe_transform") == 1)
+        and min(image.size) > 4  # narrower ones libjpeg scales otherwise
+        and orientation(image) not in ORIENTATIONS
+    )
+    if not plain:
+        return None
+    width, height = image.size
+    columns, rows = -(-width // 2), -(-height // 2)
+    try:
+        luma = decode_image(read_file(image.filename), ImageReadMode.GRAY)
+        image.draft("YCbCr", (width // 2, height // 2))
+        image.load()
+    except (OSError, RuntimeError, SyntaxError, ValueError):  # Pillow's and torchvision's, for damaged files
+        return None
+    if image.mode != "YCbCr" or image.size != (columns, rows):
+        return None
+    if luma.shape != (1, height, width) or luma.dtype != torch.uint8:
+        return None
+    planes = torch.zeros(3 * rows, 2 * columns, dtype=torch.uint8)
+    planes[:height, :width] = luma[0]
+    chroma = np.asarray(image)
+    planes[2 * rows :].numpy().reshape(rows, 2, columns)[:] = chroma[..., 1:].transpose(0, 2, 1)
+    return planes
+
+
+def _open_planes(
+    path: str | os.PathLike, rule: DynamicTiling, max_pixels: int, allowance: Allowance
+) -> TileSource | None:
+    """A picture as planes, where it is too large to go whole, but not by too much, and has planes."""
+    with open_image(path, max_pixels) as image:
+        (width, height), grid = image.size, rule.grid(*image.size)
+        own = _tile_bytes(grid, rule)
+        if allowance.allows(3 * width * height - own) or 3 * width * height > 2 * PLANES_LIMIT * own:
+            return None
+        planes = decode_planes(image)
+    if planes is None:
+        return None
+    allowance.count(planes.numel() - own)
+    return TileSource(grid, (width, height), picture=planes)
+
+
+def decode_fast(path: str | os.PathLike, max_pixels: int) -> torch.Tensor | None:
+    """Decode a plain, upright, 8-bit JPEG or PNG with torchvision: uint8 `[H, W, 3]`; None if it isn't one.
+
+    Both libraries decode with libjpeg-turbo, to the same bytes; a test compares them. Pillow calls a PNG with 16 bits
+    per channel "RGB" too, and keeps the high byte of each value; torchvision gives uint16, which is left to Pillow.
+
+    Raises:
+        MediaError: as `media.open_image`.
+    """
+    with open_image(path, max_pixels) as header:
+        plain = header.format in ("JPEG", "PNG") and header.mode in ("RGB", "L") and "transparency" not in header.info
+        if not plain or orientation(header) in ORIENTATIONS:
+            return None
+    try:
+        pixels = decode_image(read_file(os.fspath(path)), ImageReadMode.RGB)
+    except RuntimeError:  # Pillow decodes some files that torchvision doesn't, and says better what is wrong
+        return None
+    return pixels.permute(1, 2, 0) if pixels.dtype == torch.uint8 else None
+
+
+def _tile_bytes(grid: Grid, rule: DynamicTiling) -> int:
+    return 3 * grid.num_tiles * rule.tile_size**2
+
+
+def _cut_fast(pixels: torch.Tensor, grid: Grid, size: int) -> torch.Tensor:
+    cols, rows, thumbnail = grid
+    out = torch.empty(cols * rows + thumbnail, 3, size, size, dtype=torch.uint8)
+    resized = _resize_uint8(pixels, rows * size, cols * size)
+    out[: cols * rows].view(rows, cols, 3, size, size).copy_(
+        resized.view(3, rows, size, cols, size).permute(1, 3, 0, 2, 4)
+    )
+    if thumbnail:
+        out[-1] = _resize_uint8(pixels, size, size)
+    return out
+
+
+def _resize_uint8(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """uint8 `[3, H, W]` resized in fixed point with antialiasing, contiguous."""
+    resized = transforms.resize(image, [height, width], transforms.InterpolationMode.BICUBIC, antialias=True)
+    return resized.contiguous()

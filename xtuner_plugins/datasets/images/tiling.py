@@ -1,0 +1,174 @@
+"""Dynamic tiling: one picture becomes a grid of square tiles and, if that is more than one, a thumbnail.
+
+A wide picture, `max_tiles=6`, `tile_size=S`:
+
+    +-----------------------+         resized to 3S x 2S, then cut row by row
+    |   1   |   2   |   3   |
+    +-------+-------+-------+   +---+
+    |   4   |   5   |   6   |   | 7 |   the whole picture, S x S, always last
+    +-----------------------+   +---+
+
+This is the algorithm of InternVL 1.5 (arXiv 2404.16821, section 3.2) as its code publishes it; grid and pixels
+are equal to it, so a model that was trained elsewhere sees here what it saw there. Two details of it decide
+ties and are kept: among grids of one area the order is that in which the published code's Python set yields them
+(it matters only with `min_num > 1`), and differences of aspect ratio are compared as exact floats.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from mmengine.registry import TRANSFORMS
+from PIL import Image
+
+from ..errors import SettingError
+
+MAX_TILES = 256  # the published algorithm is only ever used with up to 40
+
+
+class Grid(NamedTuple):
+    """How an image is cut: into columns x rows tiles, and a thumbnail (0 or 1) behind them."""
+
+    columns: int
+    rows: int
+    thumbnail: int
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles, the thumbnail included."""
+        return self.columns * self.rows + self.thumbnail
+
+
+class UncutImage(NamedTuple):
+    """An image of a batch whose tiles are still to be cut, on the training device.
+
+    Attributes:
+        grid: how.
+        first: index of its first tile among all tiles of the sample or batch.
+        width, height: of the image, in pixels.
+    """
+
+    grid: Grid
+    first: int
+    width: int
+    height: int
+
+
+@lru_cache(maxsize=256, typed=True)  # typed: 1.0 is no tile limit, though it equals 1
+def candidate_grids(min_num: int, max_num: int) -> tuple[tuple[int, int, float], ...]:
+    """All grids of `min_num` to `max_num` tiles, by area, as (cols, rows, cols / rows).
+
+    Raises:
+        SettingError: `1 <= min_num <= max_num` doesn't hold.
+    """
+    if not (isinstance(min_num, int) and isinstance(max_num, int) and 1 <= min_num <= max_num <= MAX_TILES):
+        raise SettingError(
+            "tile_limits",
+            f"min_tiles={min_num!r} and max_tiles={max_num!r} are no tile limits",
+            f"give whole numbers with 1 <= min_tiles <= max_tiles <= {MAX_TILES}",
+        )
+    # The set is filled in the published order and sorted by area only: Python's sort is stable, so the set's own
+    # order, which depends on the order of filling, decides between grids of one area.
+    grids = set()
+    for side in range(min_num, max_num + 1):
+        for cols in range(1, side + 1):
+            for rows in range(1, min(side, max_num // cols) + 1):
+                if cols * rows >= min_num:
+                    grids.add((cols, rows))
+    return tuple((cols, rows, cols / rows) for cols, rows in sorted(grids, key=lambda g: g[0] * g[1]))
+
+
+@lru_cache(maxsize=1 << 16)
+def find_grid(
+    width: int, height: int, min_tiles: int = 1, max_tiles: int = 12, tile_size: int = 448, use_thumbnail: bool = True
+) -> Grid:
+    """The grid for an image of `width` x `height` pixels; arguments as `DynamicTiling`.
+
+    The grid whose aspect ratio is closest wins. Of equally close ones the later (larger) wins if the image has
+    more than half as many pixels as that grid's tiles together.
+
+    Raises:
+        SettingError: impossible limits, or an image without pixels.
+    """
+    if width < 1 or height < 1 or tile_size < 1:
+        raise SettingError(
+            "tile_limits",
+            f"a picture of {width}x{height} in tiles of {tile_size} has no grid",
+            "all three must be at least 1",
+        )
+    aspect, area = width / height, width * height
+    best, best_difference = (1, 1), math.inf
+    for columns, rows, ratio in candidate_grids(min_tiles, max_tiles):
+        difference = abs(aspect - ratio)
+        if difference < best_difference:
+            best, best_difference = (columns, rows), difference
+        elif difference == best_difference and area > 0.5 * tile_size * tile_size * columns * rows:
+            best = (columns, rows)
+    return Grid(*best, int(use_thumbnail and best != (1, 1)))
+
+
+def count_image_tokens(num_tiles: int, tokens_per_tile: int) -> int:
+    """Length in the sequence of one picture's span: its tiles' tokens between a start and an end token."""
+    return num_tiles * tokens_per_tile + 2
+
+
+def cut_tiles(image: Image.Image, grid: Grid, tile_size: int) -> torch.Tensor:
+    """Resize an RGB image to the grid and cut it: uint8 `[T, 3, S, S]`, row-major, thumbnail last."""
+    columns, rows, thumbnail = grid
+    size, num = tile_size, columns * rows
+    out = np.empty((num + thumbnail, 3, size, size), np.uint8)
+    by_place = out[:num].reshape(rows, columns, 3, size, size)
+    resized = image.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
+    # Band by band: whole rows of a tile are then contiguous copies, three times as fast as permuting pixels.
+    for channel, band in enumerate(resized.split()):
+        by_place[:, :, channel] = np.asarray(band).reshape(rows, size, columns, size).swapaxes(1, 2)
+    if thumbnail:
+        for channel, band in enumerate(image.resize((size, size), Image.Resampling.BICUBIC).split()):
+            out[num, channel] = np.asarray(band)
+    return torch.from_numpy(out)
+
+
+@TRANSFORMS.register_module()
+@dataclass(frozen=True)
+class DynamicTiling:
+    """The tiling rule with its settings; call it with an RGB picture to get uint8 `[T, 3, S, S]`.
+
+    Args:
+        min_tiles, max_tiles: limits of the grid, the thumbnail not counted.
+        tile_size: side of a tile in pixels (S).
+        use_thumbnail: append the whole picture when the grid has more than one tile.
+    """
+
+    min_tiles: int = 1
+    max_tiles: int = 12
+    tile_size: int = 448
+    use_thumbnail: bool = True
+
+    def __post_init__(self):
+        candidate_grids(self.min_tiles, self.max_tiles)  # raises on impossible limits
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """The tiles of an image: the grid's row by row, then the thumbnail if there is one.
+
+        Raises:
+            SettingError: the image isn't RGB.
+        """
+        if image.mode != "RGB":
+            raise SettingError(
+                "image_mode",
+                f"tiles are cut from RGB pictures, this one is {image.mode!r}",
+                "open it with media.load_image",
+            )
+        return cut_tiles(image, self.grid(*image.size), self.tile_size)
+
+    def grid(self, width: int, height: int) -> Grid:
+        """The grid of an image of this size."""
+        return find_grid(width, height, self.min_tiles, self.max_tiles, self.tile_size, self.use_thumbnail)
+
+    def limited(self, max_tiles: int) -> "DynamicTiling":
+        """The same rule with at most `max_tiles` tiles in the grid."""
+        max_tiles = max(1, max_tiles)
+        return DynamicTiling(min(self.min_tiles, max_tiles), max_tiles, self.tile_size, self.use_thumbnail)

@@ -1,0 +1,237 @@
+"""Videos as a few pictures: mp4, webm and what else PyAV reads, gif, or a folder of frames.
+
+Frames are picked the same way every time: the video is divided into equal stretches, by number of frames and not by
+time, and the middle of each is taken. They are turned as players turn them (phones hold portrait videos sideways and
+note it in the file), and transparent parts lie on white, as in pictures. In the text `<video>` becomes one line a
+frame, as the official code writes it:
+
+    Frame-1: <image>\\nFrame-2: <image>\\n...
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from ..errors import MediaError
+from ..records.records import Medium, Record
+from .media import MAX_PIXELS, image_size, load_image, open_image, to_rgb
+
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+# Containers that hold their pictures themselves. Others are lists of further files (concat, HLS, DASH), which a file
+# of any name can be, and which would lead out of the image folder.
+CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,m4v,h264,hevc,av1,ivf,rm,nut,mxf,dv,apng,gif"
+# FFmpeg's own decoders leave transparency out of these; the reference ones keep it
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+# (a, b, c, d) of a display matrix, x' = a x + c y and y' = b x + d y with y downwards -> how the frame is turned
+TURNS = {
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+}
+
+
+def pick_frames(total: int, num_frames: int) -> list[int]:
+    """Numbers of the frames taken from a video of `total` frames: the middles of equal stretches."""
+    num_frames = min(total, num_frames)
+    edges = [index * total // num_frames for index in range(num_frames + 1)]
+    return [(first + last) // 2 if last > first + 1 else first for first, last in zip(edges, edges[1:], strict=False)]
+
+
+def probe_video(path: str, num_frames: int, max_pixels: int = MAX_PIXELS) -> tuple[int, tuple[int, int]]:
+    """How many frames will be taken, and their (width, height) when upright. At most the first few are decoded.
+
+    Raises:
+        MediaError: the video is missing, damaged or empty.
+    """
+    if os.path.isdir(path):
+        frames = _folder_frames(path)
+        return min(len(frames), num_frames), image_size(frames[0], max_pixels)
+    if path.lower().endswith(".gif"):
+        with open_image(path, max_pixels) as image:
+            return min(_gif_length(image, path), num_frames), image.size
+    total = _count(path, num_frames, max_pixels)
+    return min(total, num_frames), _take(path, [0], max_pixels)[0].size
+
+
+def load_frames(path: str, num_frames: int, max_pixels: int = MAX_PIXELS) -> list[Image.Image]:
+    """The picked frames as upright RGB pictures.
+
+    Raises:
+        MediaError: the video is missing, damaged or empty.
+    """
+    if os.path.isdir(path):
+        frames = _folder_frames(path)
+        return [load_image(frames[number], max_pixels) for number in pick_frames(len(frames), num_frames)]
+    if path.lower().endswith(".gif"):
+        return _gif_frames(path, num_frames, max_pixels)
+    total = _count(path, num_frames, max_pixels)
+    wanted = pick_frames(total, num_frames)
+    pictures = _take(path, wanted, max_pixels)
+    if len(pictures) < len(wanted):  # some packets hold no frame that is shown
+        total = sum(1 for _ in _decode(path, max_pixels))
+        if total >= len(wanted):
+            pictures = _take(path, pick_frames(total, num_frames), max_pixels)
+    if len(pictures) != len(wanted):
+        raise MediaError(
+            "video_unreadable",
+            f"ends after {total} frames, {len(wanted)} are wanted",
+            "fetch the video again",
+            path,
+        )
+    return pictures
+
+
+def expand_videos(record: Record, num_frames: Sequence[int]) -> Record:
+    """The record with each video written out as its frames.
+
+    Args:
+        num_frames: of each of the record's videos, in order.
+    """
+    if not any(medium.kind == "video" for medium in record.media):
+        return record
+    counts = iter(num_frames)
+    turns = []
+    for turn in record.turns:
+        parts: list[str | Medium] = []
+        for part in turn.parts:
+            if not isinstance(part, Medium) or part.kind != "video":
+                parts.append(part)
+                continue
+            for number in range(next(counts)):
+                parts += [f"{chr(10) if number else ''}Frame-{number + 1}: ", Medium("frame", part.name)]
+        turns.append(turn._replace(parts=tuple(parts)))
+    return replace(record, turns=tuple(turns))
+
+
+def _folder_frames(path: str) -> list[str]:
+    """The pictures of a folder, with numbers in their names counted as numbers."""
+    names = [name for name in os.listdir(path) if name.lower().endswith(FRAME_SUFFIXES) and name[0] != "."]
+    inside = os.path.join(os.path.realpath(path), "")
+    for name in names:
+        if not os.path.realpath(os.path.join(path, name)).startswith(inside):
+            raise MediaError(
+                "image_outside", f"{name!r} is a link out of the folder", "put the frames themselves into it", path
+            )
+    if not names:
+        raise MediaError("video_unreadable", "a folder without frames", "put jpg or png files into it", path)
+    names.sort(
+        key=lambda name: [int(piece) if odd % 2 else piece for odd, piece in enumerate(re.split(r"(\d+)", name))]
+    )
+    return [os.path.join(path, name) for name in names]
+
+
+def _gif_length(image: Image.Image, path: str) -> int:
+    try:
+        return image.n_frames
+    except Exception as error:
+        raise _unreadable(path, error) from None
+
+
+def _gif_frames(path: str, num_frames: int, max_pixels: int) -> list[Image.Image]:
+    with open_image(path, max_pixels) as image:
+        pictures = []
+        try:
+            for number in pick_frames(_gif_length(image, path), num_frames):
+                image.seek(number)
+                pictures.append(to_rgb(image.convert("RGBA")))
+        except Exception as error:
+            raise _unreadable(path, error) from None
+    return pictures
+
+
+@contextmanager
+def _opened(path: str, max_pixels: int):
+    """(container, stream of pictures) of a video; whatever goes wrong while it is open becomes a `MediaError`."""
+    import av  # heavy, and most data has no videos
+
+    if not os.path.isfile(path):
+        raise MediaError("video_missing", "no such video", "correct the name or the image folder", path)
+    try:
+        with av.open(f"file:{path}", options={"format_whitelist": CONTAINERS}) as container:
+            # a song's cover is a stream of pictures, too
+            cover = av.stream.Disposition.attached_pic
+            streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+            if not streams:
+                raise MediaError("video_unreadable", "no moving pictures in it, only sound", "name a video", path)
+            width, height = streams[0].codec_context.width, streams[0].codec_context.height
+            if width * height > max_pixels:
+                raise MediaError("image_pixels", f"{width}x{height} pixels", "scale the video down", path)
+            yield container, streams[0]
+    except MediaError:
+        raise
+    except Exception as error:  # PyAV's errors have many bases
+        raise _unreadable(path, error) from None
+
+
+def _count(path: str, num_frames: int, max_pixels: int) -> int:
+    """Number of frames, or of packets where there are many: headers may lack or misstate it.
+
+    A packet may hold half a frame (interlaced) or none that is shown, so few packets are decoded to be sure.
+    """
+    total = 0
+    with _opened(path, max_pixels) as (container, stream):
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                raise MediaError(
+                    "video_unreadable", f"damaged or cut off after {total} frames", "fetch the video again", path
+                )
+            total += packet.size > 0
+    if total <= 2 * num_frames:
+        total = sum(1 for _ in _decode(path, max_pixels))
+    if not total:
+        raise MediaError("video_unreadable", "no frames in it", "fetch the video again", path)
+    return total
+
+
+def _decode(path: str, max_pixels: int) -> Iterator:
+    """The frames of a video, as PyAV gives them."""
+    import av
+
+    with _opened(path, max_pixels) as (container, stream):
+        codec = ALPHA_DECODERS.get(stream.codec_context.name) if stream.metadata.get("alpha_mode") == "1" else None
+        if codec is None or codec not in av.codecs_available:
+            yield from container.decode(stream)
+            return
+        decoder = av.CodecContext.create(codec, "r")
+        for packet in container.demux(stream):
+            yield from decoder.decode(packet)
+
+
+def _take(path: str, numbers: Sequence[int], max_pixels: int) -> list[Image.Image]:
+    """Those of the frames that the video has."""
+    pictures = []
+    for number, frame in enumerate(_decode(path, max_pixels)):
+        if number in numbers:
+            pictures.append(_upright(frame))
+            if len(pictures) == len(numbers):
+                break
+    return pictures
+
+
+def _upright(frame) -> Image.Image:
+    """A frame as players show it: turned, without transparency."""
+    if any(component.is_alpha for component in frame.format.components):
+        picture = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba"), "RGBA"))
+    else:
+        picture = frame.to_image()
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return picture
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(float)
+    scale = max(abs(a), abs(b), 1)
+    turn = TURNS.get(tuple(int(round(value / scale)) for value in (a, b, c, d)))
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _unreadable(path: str, error: Exception) -> MediaError:
+    text = " ".join(str(error).split()).replace(f"file:{path}", "the file")[:120] or type(error).__name__
+    return MediaError("video_unreadable", f"can't be decoded ({text})", "fetch the video again", path)

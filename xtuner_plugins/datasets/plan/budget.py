@@ -1,0 +1,132 @@
+"""How many tiles each picture of a sample gets, and what happens when a sample is too long.
+
+    sharing='equal'   several pictures share the limit as the official code does: max_tiles // n each, at least 1
+    sharing='need'    each picture may have max_tiles; when the sample is too long, tiles are taken from the picture
+                      that needs them least (fewest source pixels a tile) until it fits
+
+A sample longer than `max_length` then goes through the steps of `too_long`, in this order, until it fits:
+
+    shrink_tiles      take tiles away as above, down to one a picture
+    truncate_text     cut the end off, never inside a picture's span, never without a supervised token left
+    (drop)            what still doesn't fit is left out, with an entry in the ledger
+
+All of it is a function of sizes and lengths alone, so the plan of an epoch and the worker agree.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...hub.constants import IGNORE_INDEX
+from ..errors import SettingError
+from ..images.tiling import DynamicTiling, count_image_tokens
+from ..text.conversation import Encoded
+
+SHARING = ("equal", "need")
+STEPS = ("shrink_tiles", "truncate_text")
+FRAME = (0, 0)  # the size that stands for a video's frame, which always is one tile
+
+
+def first_limit(max_tiles: int, num_images: int, sharing: str) -> int:
+    """The tile limit of each image of a sample before anything is shrunk, at least 1.
+
+    Args:
+        max_tiles: tile limit of the sample.
+        num_images: its images, video frames not counted.
+        sharing: one of `SHARING`.
+    """
+    return max(1, max_tiles // max(1, num_images)) if sharing == "equal" else max_tiles
+
+
+@dataclass(frozen=True)
+class TileBudget:
+    """The rules above with their settings.
+
+    Args:
+        rule: the tiling rule; its limits are those of a sample.
+        tokens_per_tile: N.
+        max_length: most tokens a sample may have.
+        sharing, steps: see the module.
+
+    Raises:
+        SettingError: an unknown sharing or step, or a length that is none.
+    """
+
+    rule: DynamicTiling
+    tokens_per_tile: int
+    max_length: int
+    sharing: str = "equal"
+    steps: tuple[str, ...] = STEPS
+
+    def __post_init__(self):
+        if self.sharing not in SHARING:
+            raise SettingError(
+                "tile_sharing", f"tile_sharing={self.sharing!r} is unknown", f"it is one of {', '.join(SHARING)}"
+            )
+        unknown = [step for step in self.steps if step not in STEPS]
+        if unknown or list(self.steps) != sorted(self.steps, key=STEPS.index):
+            raise SettingError(
+                "too_long",
+                f"too_long={list(self.steps)!r} isn't understood",
+                f"give some of {list(STEPS)}, in this order",
+            )
+        if isinstance(self.max_length, bool) or not isinstance(self.max_length, int) or self.max_length < 1:
+            raise SettingError("max_length", f"max_length={self.max_length!r} is no length", "give a positive number")
+
+    def start(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
+        """The tile limit of each picture before anything is shrunk."""
+        pictures = sum(tuple(size) != FRAME for size in sizes)
+        share = first_limit(self.rule.max_tiles, pictures, self.sharing)
+        return [1 if tuple(size) == FRAME else share for size in sizes]
+
+    def count(self, size: tuple[int, int], limit: int) -> int:
+        """Tiles of one picture under a limit."""
+        return 1 if tuple(size) == FRAME else self.rule.limited(limit).grid(int(size[0]), int(size[1])).num_tiles
+
+    def tokens(self, num_tiles: Sequence[int]) -> int:
+        """Tokens of all pictures' spans."""
+        return sum(count_image_tokens(num, self.tokens_per_tile) for num in num_tiles)
+
+    def fit(self, sizes: Sequence[tuple[int, int]], text_tokens: int) -> list[int]:
+        """The tile limit of each picture so that the sample fits, or comes as near as the steps allow.
+
+        Args:
+            sizes: (width, height) of each picture, `FRAME` for a frame.
+            text_tokens: tokens besides the pictures' spans.
+        """
+        limits = self.start(sizes)
+        counts = [self.count(size, limit) for size, limit in zip(sizes, limits, strict=True)]
+        room = self.max_length - text_tokens
+        if "shrink_tiles" not in self.steps and self.sharing == "equal":
+            return limits
+        while self.tokens(counts) > room and max(counts, default=1) > 1:
+            # the picture with the fewest source pixels a tile loses least; of equal ones the first with most tiles
+            number = min(
+                (index for index, count in enumerate(counts) if count > 1),
+                key=lambda index: (sizes[index][0] * sizes[index][1] / counts[index], -counts[index]),
+            )
+            grid = self.rule.limited(limits[number]).grid(*map(int, sizes[number]))
+            limits[number] = grid.columns * grid.rows - 1
+            counts[number] = self.count(sizes[number], limits[number])
+        return limits
+
+
+def truncate(sample: Encoded, max_length: int) -> tuple[Encoded, int] | None:
+    """Cut a sample's end off.
+
+    Returns:
+        The sample with at most `max_length` tokens and the number of pictures that are left in it; None when no
+        supervised token would be left.
+    """
+    end = max_length
+    kept = 0
+    for first, length in sample.spans:
+        if first + length > end:
+            end = min(end, first)
+            break
+        kept += 1
+    labels = sample.labels[:end]
+    if not np.any(labels != IGNORE_INDEX):
+        return None
+    return Encoded(sample.input_ids[:end], labels, sample.spans[:kept]), kept

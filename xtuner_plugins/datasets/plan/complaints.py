@@ -1,0 +1,89 @@
+"""What is wrong with records, as it is kept on disk, and whether it still holds.
+
+A complaint counts only while the files that it is about are as they were: an image that was missing may have been
+fetched since. Each line of the file is a JSON list of `Complaint`'s fields, by row.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ..cache import stat_stamp, text_hash
+from ..errors import DataError, RecordError
+
+LINK = "-> "  # before a path that was refused because of where it leads
+PASSING = ("file_gone", "file_changed")  # of the annotation file itself, while it was measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Complaint:
+    """Why a record can't be used.
+
+    Attributes:
+        row: index of the record in its file.
+        reason, problem, remedy: as `DataError` has them; the record's own place isn't kept, files may be moved.
+        files: path and state of each image or video that was looked at; None where the complaint never holds
+            without another look.
+    """
+
+    row: int
+    reason: str
+    problem: str
+    remedy: str
+    files: tuple[tuple[str, list[int] | str], ...] | None
+
+    @classmethod
+    def of(cls, row: int, error: DataError, files: tuple) -> "Complaint":
+        """The complaint that an error makes; `files` is from `stamp_files`."""
+        return cls(row, error.reason, error.problem, error.remedy, None if error.reason in PASSING else files)
+
+    def holds(self) -> bool:
+        """Whether no file has changed since."""
+        return self.files is not None and all(_state(path) == state for path, state in self.files)
+
+    def error(self, source: str) -> RecordError:
+        """The complaint as an error about the record at `source` (`file:line`)."""
+        return RecordError(self.reason, self.problem, self.remedy, source)
+
+
+def stamp_files(paths: Sequence[str]) -> tuple[tuple[str, list[int] | str], ...]:
+    """`Complaint.files` of the media that were looked at.
+
+    Args:
+        paths: of files, folders of frames, or `LINK` and a path of which only matters where it leads.
+    """
+    whole = [
+        LINK + os.path.abspath(path.removeprefix(LINK)) if path.startswith(LINK) else os.path.abspath(path)
+        for path in paths
+    ]
+    return tuple((path, _state(path)) for path in whole)
+
+
+def _state(path: str) -> list[int] | str:
+    if path.startswith(LINK):
+        return os.path.realpath(path.removeprefix(LINK))
+    try:
+        return text_hash(*(f"{name} {stat_stamp(os.path.join(path, name))}" for name in sorted(os.listdir(path))))
+    except OSError:  # no folder of frames
+        return stat_stamp(path)
+
+
+def write_complaints(complaints: Iterable[Complaint]) -> str:
+    """JSON lines."""
+    return "".join(json.dumps(dataclasses.astuple(complaint)) + "\n" for complaint in complaints)
+
+
+def parse_complaints(text: str) -> list[Complaint]:
+    """What `write_complaints` wrote."""
+    complaints = []
+    for line in text.splitlines():
+        *words, files = json.loads(line)
+        complaints.append(Complaint(*words, None if files is None else tuple(map(tuple, files))))
+    return complaints
+
+
+def read_complaints(path: Path) -> dict[int, Complaint]:
+    """Complaints of a file, by row."""
+    return {complaint.row: complaint for complaint in parse_complaints(path.read_text(encoding="utf-8"))}

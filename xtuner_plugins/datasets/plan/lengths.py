@@ -1,0 +1,280 @@
+"""How long every record will be, before any is trained on: exact token counts, picture sizes, and what is wrong.
+
+Built once for a file, in parallel, and kept on disk by the content of what it depends on (the file, the tokenizer,
+the template, the image folder); read back memory-mapped. A crash loses at most the chunks under way, and of several
+processes that start together one builds while the others wait. Nothing here decodes a picture.
+
+What was wrong with a record may have been put right since, so each start looks at the broken records' files again
+(`complaints`) and measures those anew that have changed. Records that were fine aren't looked at: a worker that meets
+another length than planned reports it (`report_change`), and the next start measures the whole file anew.
+
+    text_tokens [R]   everything but the pictures' spans
+    sizes [M, 2]      width and height of each picture, from its header; record r has media_ends[r-1]:media_ends[r]
+    prefix [R, 2]     text tokens and pictures before the first supervised token
+
+How many tiles and tokens that makes follows from a `TileBudget` (`lay_out`), and is kept beside it.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ...processes import die_with_parent, num_cores
+from ..cache import locked, open_array, save_array, save_arrays, save_text, text_hash, writing
+from ..text.tokens import single_threaded_tokenizer
+from .budget import FRAME, TileBudget
+from .complaints import Complaint, parse_complaints, read_complaints, write_complaints
+from .measure import Measure
+
+CHUNK = 2000  # records a worker takes at a time, and what a crash can lose
+KEPT_SECONDS = 86_400  # that arrays stay after newer ones have taken their place: other runs may read them
+PER_ROW = ("text_tokens", "supervised", "num_turns", "prefix")
+ARRAYS = (*PER_ROW, "reasons", "media_ends", "sizes")
+
+
+@dataclass(frozen=True)
+class LengthIndex:
+    """The measured file (see the module); arrays may be memory-mapped.
+
+    Attributes:
+        text_tokens, supervised, num_turns: int32 `[R]`.
+        prefix: int32 `[R, 2]`.
+        reasons: uint8 `[R]`: 0 for a usable record, else 1 + its place in `reason_names`.
+        media_ends: int64 `[R]`.
+        sizes: int32 `[M, 2]`.
+        complaints: row -> `Complaint` of each unusable record.
+    """
+
+    directory: Path
+    text_tokens: np.ndarray
+    supervised: np.ndarray
+    num_turns: np.ndarray
+    prefix: np.ndarray
+    reasons: np.ndarray
+    media_ends: np.ndarray
+    sizes: np.ndarray
+    reason_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.text_tokens)
+
+    @classmethod
+    def open(cls, directory: Path) -> "LengthIndex | None":
+        """The arrays that `meta.json` names; None where there are none."""
+        for _ in range(3):  # another process may put newer ones in their place meanwhile
+            with contextlib.suppress(FileNotFoundError):
+                meta = json.loads((directory / "meta.json").read_text())
+                arrays = [open_array(directory / meta["arrays"] / f"{name}.npy") for name in ARRAYS]
+                return cls(directory / meta["arrays"], *arrays, meta["reasons"])
+        return None
+
+    @cached_property
+    def complaints(self) -> dict[int, Complaint]:
+        return read_complaints(self.directory / "complaints.jsonl")
+
+    def outdated(self) -> list[int]:
+        """Rows of the complaints that may not hold any more."""
+        return [row for row, complaint in self.complaints.items() if not complaint.holds()]
+
+    @cached_property
+    def num_media(self) -> np.ndarray:
+        return np.diff(self.media_ends, prepend=0)
+
+    def lay_out(self, budget: TileBudget) -> "Layout":
+        """Tokens and tiles of each record under a budget; kept on disk beside the index."""
+        paths = [self.directory / f"{name}-{text_hash(repr(budget))}.npy" for name in ("tokens", "tiles", "fates")]
+        if not all(path.exists() for path in paths):
+            layout = self._lay_out(budget)
+            for path, array in zip(paths, (layout.tokens, layout.tiles, layout.fates), strict=True):
+                save_array(path, array)
+        return Layout(*map(open_array, paths))
+
+    def _lay_out(self, budget: TileBudget) -> "Layout":
+        num_media, rule = self.num_media, budget.rule
+        rows = np.repeat(np.arange(len(self)), num_media)
+        is_frame = (self.sizes == FRAME).all(1)
+        pictures = np.bincount(rows[~is_frame], minlength=len(self))
+        shared = rule.max_tiles // np.maximum(pictures, 1) if budget.sharing == "equal" else rule.max_tiles
+        limits = np.where(is_frame, 1, np.maximum(np.broadcast_to(shared, len(self))[rows], 1))
+        distinct, inverse = np.unique(np.column_stack([self.sizes, limits]), axis=0, return_inverse=True)
+        counts = np.array([budget.count((width, height), int(limit)) for width, height, limit in distinct], np.int64)
+        counts = counts[inverse.reshape(-1)] if len(rows) else np.zeros(0, np.int64)
+        tiles = np.bincount(rows, counts, minlength=len(self)).astype(np.int32)
+        tokens = (self.text_tokens + tiles * budget.tokens_per_tile + 2 * num_media).astype(np.int32)
+        fates = np.where(self.reasons > 0, BROKEN, FITS).astype(np.uint8)
+        for row in np.flatnonzero((tokens > budget.max_length) & (fates == FITS)):
+            tokens[row], tiles[row], fates[row] = self._fit(int(row), budget)
+        tokens[fates >= DROPPED] = tiles[fates >= DROPPED] = 0
+        return Layout(tokens, tiles, fates)
+
+    def _fit(self, row: int, budget: TileBudget) -> tuple[int, int, int]:
+        """Tokens, tiles and fate of a record that is too long, as the worker will find them."""
+        last = int(self.media_ends[row])
+        sizes = [tuple(map(int, size)) for size in self.sizes[last - int(self.num_media[row]) : last]]
+        text = int(self.text_tokens[row])
+        counts = [budget.count(size, limit) for size, limit in zip(sizes, budget.fit(sizes, text), strict=True)]
+        total = text + budget.tokens(counts)
+        if total <= budget.max_length:
+            return total, sum(counts), SHRUNK
+        before_text, before_media = map(int, self.prefix[row])
+        if "truncate_text" in budget.steps and before_text + budget.tokens(counts[:before_media]) < budget.max_length:
+            return budget.max_length, sum(counts), TRUNCATED  # upper bounds: a span at the cut goes as a whole
+        return 0, 0, DROPPED
+
+
+FITS, SHRUNK, TRUNCATED, DROPPED, BROKEN, REJECTED = range(6)
+FATES = ("fits", "shrink_tiles", "truncate_text", "too_long", "broken", "rejected")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What becomes of each record under a budget.
+
+    Attributes:
+        tokens, tiles: int32 `[R]`, 0 for records that are left out.
+        fates: uint8 `[R]`, places in `FATES`; from `DROPPED` on a record is left out.
+    """
+
+    tokens: np.ndarray
+    tiles: np.ndarray
+    fates: np.ndarray
+
+
+def report_change(directory: Path) -> None:
+    """Let the next start measure a whole file anew, because a record has another length than it had.
+
+    Args:
+        directory: of the `LengthIndex` that isn't true any more; where it has been replaced already, nothing happens.
+
+    Raises:
+        SettingError: the cache can't be written.
+    """
+    meta = directory.parent / "meta.json"
+    current = LengthIndex.open(meta.parent)
+    if current is not None and current.directory == directory:
+        with writing(meta):
+            meta.unlink(missing_ok=True)
+
+
+def measure(
+    task: Measure,
+    cache_dir: str,
+    *,
+    num_workers: int | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> LengthIndex:
+    """The lengths of a file, from the cache or counted now.
+
+    Args:
+        num_workers: processes; None takes one for each core that this process may use, 0 works in this one.
+        progress: called with the number of records counted since the last call.
+    """
+    directory = Path(cache_dir) / task.key(cache_dir)
+    found = LengthIndex.open(directory)
+    if found is None or found.outdated():
+        with locked(directory.with_suffix(".lock")):
+            found = LengthIndex.open(directory)  # another process may have done it meanwhile
+            if found is None:
+                _build(task, directory, num_workers, progress)
+                found = LengthIndex.open(directory)
+            rows = found.outdated()  # also where an earlier start was killed half-way
+            if len(rows) > CHUNK:
+                _build(task, directory, num_workers, progress)
+            elif rows:
+                _measure_again(task, found, rows)
+            found = LengthIndex.open(directory)
+    return found
+
+
+def _measure_again(task: Measure, found: LengthIndex, rows: list[int]) -> None:
+    """Put records that couldn't be used, and perhaps can be now, into the index."""
+    with single_threaded_tokenizer():
+        parts = [task.rows(row, row + 1) for row in rows]
+    arrays = {name: np.array(getattr(found, name)) for name in PER_ROW}
+    for row, part in zip(rows, parts, strict=True):
+        for name in PER_ROW:
+            arrays[name][row] = part[name][0]
+    num_media = np.array(found.num_media)
+    num_media[rows] = added = [int(part["num_media"][0]) for part in parts]  # a broken record has none
+    before = np.repeat(found.media_ends[rows], added)
+    arrays["sizes"] = np.insert(found.sizes, before, np.concatenate([part["sizes"] for part in parts]), axis=0)
+    complaints = [complaint for row, complaint in found.complaints.items() if row not in set(rows)]
+    complaints += [complaint for part in parts for complaint in part["complaints"]]
+    _save(found.directory.parent, arrays | {"num_media": num_media}, complaints)
+
+
+def _build(task: Measure, directory: Path, num_workers: int | None, progress: Callable[[int], None]) -> None:
+    parts = directory / "parts"
+    total = len(task.index)
+    chunks = [(first, min(first + CHUNK, total)) for first in range(0, total, CHUNK)]
+    missing = [chunk for chunk in chunks if not (parts / f"{chunk[0]}.npz").exists()]
+    progress(total - sum(last - first for first, last in missing))
+    num_workers = min(num_cores() if num_workers is None else num_workers, len(missing))
+    if num_workers <= 1:
+        with single_threaded_tokenizer():
+            for first, last in missing:
+                _save_part(task, parts, first, last)
+                progress(last - first)
+    else:
+        _ = task._counter  # made once, for the workers to inherit
+        with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(task, parts)) as pool:
+            for job in as_completed([pool.submit(_work, first, last) for first, last in missing]):
+                progress(job.result())
+    _merge(directory, parts, chunks)
+
+
+_task: tuple[Measure, Path] | None = None  # a worker's own
+
+
+def _start_worker(task: Measure, parts: Path) -> None:
+    global _task
+    die_with_parent()
+    _task = (task, parts)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
+
+
+def _work(first: int, last: int) -> int:
+    _save_part(*_task, first, last)
+    return last - first
+
+
+def _save_part(task: Measure, parts: Path, first: int, last: int) -> None:
+    found = task.rows(first, last)
+    complaints = np.frombuffer(write_complaints(found.pop("complaints")).encode(), np.uint8)
+    save_arrays(parts / f"{first}.npz", {"complaints": complaints, **found})
+
+
+def _merge(directory: Path, parts: Path, chunks: list[tuple[int, int]]) -> None:
+    loaded = [np.load(parts / f"{first}.npz", allow_pickle=False) for first, _ in chunks]
+    names = (*PER_ROW, "num_media", "sizes")
+    joined = {name: np.concatenate([part[name] for part in loaded]) for name in names}
+    complaints = [item for part in loaded for item in parse_complaints(part["complaints"].tobytes().decode())]
+    _save(directory, joined, complaints)
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def _save(directory: Path, arrays: dict[str, np.ndarray], complaints: list[Complaint]) -> None:
+    """Write arrays and complaints into a folder of their own; `meta.json` then names it, so all change at once."""
+    reason_names = sorted({complaint.reason for complaint in complaints})
+    reasons = np.zeros(len(arrays["text_tokens"]), np.uint8)
+    for complaint in complaints:
+        reasons[complaint.row] = 1 + reason_names.index(complaint.reason)
+    media_ends = np.cumsum(arrays["num_media"], dtype=np.int64)
+    folder = directory / f"arrays-{secrets.token_hex(4)}"
+    for name in ARRAYS:
+        save_array(folder / f"{name}.npy", (arrays | {"reasons": reasons, "media_ends": media_ends})[name])
+    save_text(folder / "complaints.jsonl", write_complaints(sorted(complaints, key=lambda item: item.row)))
+    save_text(directory / "meta.json", json.dumps({"arrays": folder.name, "reasons": reason_names}))
+    for old in directory.glob("arrays-*"):
+        if old != folder and time.time() - old.stat().st_mtime > KEPT_SECONDS:
+            shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,177 @@
+"""One pass over the records of a file: how many tokens each has, how large its images are, what is wrong with it."""
+
+import contextlib
+import gc
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..cache import content_hash, text_hash
+from ..errors import DataError, MediaError
+from ..images.media import ImageFolder, image_size
+from ..images.video import expand_videos, probe_video
+from ..records.boxes import normalise_boxes
+from ..records.index import OffsetIndex, SequentialReader, parse_json
+from ..records.records import Record, parse_record
+from ..text.conversation import Piece, split_pieces
+from ..text.templates import Template
+from ..text.token_counts import TokenCounter
+from ..text.tokens import TextTokenizer
+from .budget import FRAME
+from .complaints import LINK, Complaint, stamp_files
+
+FORMAT = "3"  # part of the key: raise it when what is counted changes
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Everything that decides how long the records of one file are, tiles aside."""
+
+    index: OffsetIndex
+    folder: ImageFolder
+    template: Template
+    tokenizer: TextTokenizer
+    num_frames: int
+    max_pixels: int
+
+    def key(self, cache_dir: str) -> str:
+        """Hash of all of it."""
+        within = self.folder.folder is not None  # else names may be absolute, or lead out of the file's own folder
+        return text_hash(
+            FORMAT,
+            content_hash(self.index.path, cache_dir),
+            repr(self.template),
+            self.tokenizer.fingerprint(),
+            str((within, os.path.realpath(self.folder.folder if within else self.folder.base))),
+            str((len(self.index), self.num_frames, self.max_pixels)),
+        )
+
+    def rows(self, first: int, last: int) -> dict:
+        """Measure records first:last.
+
+        Returns:
+            text_tokens, supervised, num_turns, num_media: int32; prefix: int32 `[r, 2]`; sizes: int32 `[m, 2]`,
+            frames one by one; complaints: list of `Complaint`.
+        """
+        rows = _Rows(first, last)
+        with _no_garbage_collection(), SequentialReader(self.index) as reader:
+            for row in range(first, last):
+                try:
+                    self._measure_row(row, reader, rows, [])
+                except DataError:
+                    self._complain(row, reader, rows)
+            return rows.count(self._counter)
+
+    def _complain(self, row: int, reader: SequentialReader, rows: "_Rows") -> None:
+        """Measure a record that failed once more, now that the state of its files is noted."""
+        paths: list[str] = []
+        with contextlib.suppress(DataError):
+            self._measure_row(row, reader, _Rows(row, row + 1), paths)
+        files = stamp_files(paths)
+        try:
+            self._measure_row(row, reader, rows, [])
+        except DataError as error:
+            rows.complaints.append(Complaint.of(row, error, files))
+
+    def _measure_row(self, row: int, reader: SequentialReader, rows: "_Rows", paths: list[str]) -> None:
+        record, sizes = self._open(row, reader, paths)
+        rows.add(row, split_pieces(record, self.template, self.tokenizer), sizes, len(record.turns))
+
+    @cached_property
+    def _counter(self) -> TokenCounter:
+        return TokenCounter(self.tokenizer)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_counter"}
+
+    def _open(self, row: int, reader: SequentialReader, paths: list[str]) -> tuple[Record, list[tuple[int, int]]]:
+        """A record with the sizes of its media; `paths` collects what `stamp_files` takes."""
+        source = self.index.source(row)
+        record = parse_record(parse_json(reader.read(row), source), source)
+        if not record.media:
+            return normalise_boxes(record), []
+        sizes, frames = [], []
+        for medium in record.media:
+            try:
+                path = self.folder.resolve(medium.name)
+                paths.append(path)
+                if medium.kind == "video":
+                    number, _ = probe_video(path, self.num_frames, self.max_pixels)
+                    frames.append(number)
+                    sizes += [FRAME] * number
+                else:
+                    sizes.append(image_size(path, self.max_pixels))
+            except MediaError as error:
+                if error.reason == "image_outside":
+                    paths.append(LINK + os.path.join(self.folder.folder, medium.name))
+                raise error.in_record(record.source) from None
+        return normalise_boxes(expand_videos(record, frames), sizes.__getitem__), sizes
+
+
+class _Rows:
+    """Collects the pieces of many records, so that each distinct text is counted once and sums are numpy's."""
+
+    def __init__(self, first: int, last: int):
+        self.first, self.num = first, last - first
+        self.texts: dict[str, int] = {}  # text -> its number
+        self.codes: list[int] = []  # of each piece: the number of its text, or -1 - how many ids it has
+        self.supervised: list[bool] = []
+        self.media: list[bool] = []
+        self.rows: list[tuple[int, int, int, int]] = []  # row, pieces up to its end, turns, media
+        self.sizes: list[tuple[int, int]] = []
+        self.complaints: list[Complaint] = []
+
+    def add(self, row: int, pieces: list[Piece], sizes: list[tuple[int, int]], num_turns: int) -> None:
+        texts, codes, supervised, media = self.texts, self.codes, self.supervised, self.media
+        each_text, each_ids, learned, medium = zip(*pieces, strict=True)
+        codes += [
+            -1 - len(ids) if text is None else texts.setdefault(text, len(texts))
+            for text, ids in zip(each_text, each_ids, strict=True)
+        ]
+        supervised += learned
+        media += [number is not None for number in medium] if sizes else [False] * len(pieces)
+        self.rows.append((row, len(codes), num_turns, len(sizes)))
+        self.sizes += sizes
+
+    def count(self, counter: TokenCounter) -> dict:
+        """What `Measure.rows` returns."""
+        counts = np.zeros((6, self.num), np.int32)
+        if self.rows:
+            rows, ends, turns, num_media = np.array(self.rows).T
+            starts = np.concatenate([[0], ends[:-1]])
+            codes, learned = np.array(self.codes), np.array(self.supervised)
+            of_texts = np.array(counter.count(list(self.texts)) or [0])
+            lengths = np.where(codes < 0, -1 - codes, of_texts[np.maximum(codes, 0)])
+            learns = np.flatnonzero(learned)
+            answers = learns[np.searchsorted(learns, starts)]  # each record's first supervised piece
+            for place, column in enumerate((lengths, lengths * learned)):
+                counts[place, rows - self.first] = np.add.reduceat(column, starts)
+            counts[2, rows - self.first], counts[3, rows - self.first] = turns, num_media
+            for place, column in ((4, lengths), (5, np.array(self.media))):
+                before = np.concatenate([[0], np.cumsum(column)])
+                counts[place, rows - self.first] = before[answers] - before[starts]
+        return {
+            "text_tokens": counts[0],
+            "supervised": counts[1],
+            "num_turns": counts[2],
+            "num_media": counts[3],
+            "prefix": counts[4:].T,
+            "sizes": np.array(self.sizes, np.int32).reshape(-1, 2),
+            "complaints": self.complaints,
+        }
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Millions of small objects come and go here and none refers back to itself; looking for those that do, through
+    everything that is imported, took a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

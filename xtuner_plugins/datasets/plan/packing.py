@@ -1,0 +1,155 @@
+"""Samples become packs under two budgets at once, tokens and tiles, with similar work for every rank.
+
+    pack 0  |  sample 17  | sample 4 | 3 |   at most max_tokens tokens and max_tiles tiles
+    pack 1  | sample 9 |     sample 23    |
+
+The samples of an epoch are shuffled and packed window by window (see `bin_packing`), in whichever way packs a random
+part of them best. Which packs there are depends on seed, sizes and budgets alone. `arrange` then orders them for a
+number of ranks: packs with similar numbers of tiles stand next to each other in cells of one pack per rank, and the
+cells are shuffled. So the ranks of a step wait little for each other, and steps follow each other at random.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import SettingError
+from .bin_packing import BestFit, RandomFill, Sizes
+
+BEST_FITS = [BestFit(tile_share, noise) for tile_share in (0.0, 0.5) for noise in (0.0, 0.05, 0.2)]
+RANDOM_FILLS = [RandomFill(0), RandomFill(0.3)]  # for samples with the same number of tiles
+WORTH_WAITING = 1.002  # a slow way is taken where it saves more than this share of the packs
+TRIAL = (2048, 16_384)  # samples that every way is tried on: 1 / 16 of all, within these bounds
+REGION = 64  # cells among which packs are sorted by tiles; far fewer than an epoch has, so that its order stays random
+
+
+@dataclass(frozen=True)
+class Packs:
+    """The packs of an epoch.
+
+    Attributes:
+        order: int32 `[samples]`, indices of samples, pack by pack.
+        ends: int64 `[packs]`, where each pack ends in `order`.
+        tokens, tiles: int64 `[packs]`.
+    """
+
+    order: np.ndarray
+    ends: np.ndarray
+    tokens: np.ndarray
+    tiles: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Indices of the samples of a pack."""
+        return self.order[self.ends[index - 1] if index else 0 : self.ends[index]]
+
+    def take(self, order: np.ndarray) -> "Packs":
+        """The packs in another order."""
+        num = np.diff(self.ends, prepend=0)
+        ends = np.cumsum(num[order], dtype=np.int64)
+        shift = np.repeat(self.ends[order] - ends, num[order])
+        return Packs(self.order[np.arange(len(shift)) + shift], ends, self.tokens[order], self.tiles[order])
+
+
+def pack_samples(
+    indices: np.ndarray,
+    tokens: np.ndarray,
+    tiles: np.ndarray,
+    *,
+    max_tokens: int,
+    max_tiles: int | None = None,
+    seed: int = 0,
+) -> Packs:
+    """Pack samples; `arrange` orders the packs for a number of ranks.
+
+    Args:
+        indices: `[n]`, the samples' indices.
+        tokens, tiles: `[n]`, of each of them.
+        max_tokens, max_tiles: budgets of a pack; None means no limit on tiles.
+        seed: decides, with sizes and budgets, the packs and their order.
+
+    Raises:
+        SettingError: a sample that fits into no pack.
+    """
+    limit = np.iinfo(np.int64).max if max_tiles is None else max_tiles
+    tokens, tiles = np.asarray(tokens, np.int64), np.asarray(tiles, np.int64)
+    over = np.flatnonzero((tokens > max_tokens) | (tiles > limit))
+    if len(over):
+        first = over[0]
+        raise SettingError(
+            "packing",
+            f"sample {indices[first]} has {tokens[first]} tokens and {tiles[first]} tiles, "
+            f"a pack at most {max_tokens} and {max_tiles}",
+            "raise the pack's budgets, or lower the dataset's max_length or max_tiles",
+        )
+    if max_tiles is None or (tiles * max_tokens <= max_tiles * tokens).all():  # the tokens run out first
+        sizes = Sizes(tokens, np.zeros_like(tiles), max_tokens, 0)
+    else:
+        sizes = Sizes(tokens, tiles, max_tokens, max_tiles)
+    order = np.random.default_rng(seed).permutation(len(tokens))
+    members = _pack(order, sizes, seed) if len(order) else []
+    flat = np.concatenate(members) if members else np.zeros(0, np.int64)
+    ends = np.cumsum([len(pack) for pack in members], dtype=np.int64)
+    starts = np.concatenate([[0], ends[:-1]])
+    sums = [np.add.reduceat(column[flat], starts) if len(flat) else flat for column in (tokens, tiles)]
+    return Packs(np.asarray(indices)[flat].astype(np.int32), ends, *sums)
+
+
+def _pack(order: np.ndarray, sizes: Sizes, seed: int) -> list[list[int]]:
+    """Pack samples in the way that needs the fewest packs for the first of them."""
+    alike = bool((sizes.tiles == sizes.tiles[0]).all())
+    ways = [*(way for way in BEST_FITS if not way.tile_share), *RANDOM_FILLS] if alike else BEST_FITS
+    trial = order[: int(np.clip(len(order) // 16, *TRIAL))]
+    found = [_pack_windows(trial, sizes, seed, way) for way in ways]
+    best = min(range(len(ways)), key=lambda way: len(found[way]) * (WORTH_WAITING if ways[way].slow else 1))
+    return found[best] if len(trial) == len(order) else _pack_windows(order, sizes, seed, ways[best])
+
+
+def _pack_windows(order: np.ndarray, sizes: Sizes, seed: int, way: BestFit | RandomFill) -> list[list[int]]:
+    """Pack samples window by window; each leaves some to the next."""
+    windows = np.array_split(order, max(1, round(len(order) / way.window)))
+    packs: list[list[int]] = []
+    left: list[int] = []
+    for number, window in enumerate(windows):
+        found, left = way.pack(left + window.tolist(), sizes, seed + number, last=number == len(windows) - 1)
+        packs += found
+    return packs
+
+
+def arrange(packs: Packs, num_ranks: int, seed: int) -> Packs:
+    """The same packs in the order in which `num_ranks` ranks take them, one each per step.
+
+    Args:
+        packs: of an epoch.
+        num_ranks: packs of a cell.
+        seed: decides the order.
+    """
+    rng = np.random.default_rng([seed, num_ranks])
+    order = rng.permutation(len(packs))
+    num_cells = len(packs) // num_ranks
+    num_regions = max(1, round(num_cells / REGION))
+    ends = np.array([len(part) for part in np.array_split(np.arange(num_cells), num_regions)]).cumsum() * num_ranks
+    regions = np.split(order, ends[:-1])
+    order = np.concatenate([region[np.argsort(-packs.tiles[region], kind="stable")] for region in regions])
+    cells = order[: num_cells * num_ranks].reshape(num_cells, num_ranks)
+    rest = order[num_cells * num_ranks :]  # the incomplete last step: the packs with the fewest tiles of its region
+    return packs.take(np.concatenate([rng.permutation(cells).ravel(), rest]))
+
+
+def efficiency(packs: Packs, max_tokens: int, num_ranks: int = 1) -> dict[str, float]:
+    """What the packing achieves.
+
+    Returns:
+        padded: share of a pack's tokens that stay empty; samples_per_pack; tile_imbalance: the most tiles of a rank
+        over the mean, in steps of `num_ranks` neighbouring packs, weighted by tiles.
+    """
+    steps = len(packs) // num_ranks
+    work = packs.tiles[: steps * num_ranks].reshape(steps, num_ranks)
+    imbalance = work.max(1).sum() / max(work.mean(1).sum(), 1e-9) if steps and work.any() else 1.0
+    return {
+        "padded": 1 - float(packs.tokens.sum()) / (len(packs) * max_tokens),
+        "samples_per_pack": len(packs.order) / max(len(packs), 1),
+        "tile_imbalance": float(imbalance),
+    }

@@ -1,0 +1,186 @@
+"""Boxes in pixels become boxes in the 0-1000 frame that the models speak.
+
+A record with `"boxes": "pixel"` writes its boxes in pixels of the upright picture, and says its size:
+
+    {"image": "a.jpg", "boxes": "pixel", "width": 640, "height": 480, "conversations": [
+        {"from": "human", "value": "Where is <ref>the bus</ref>?"},
+        {"from": "gpt", "value": "<ref>the bus</ref><box>[[64, 48, 320, 240]]</box>"}]}
+
+becomes `<box>[[100, 100, 500, 500]]</box>`. Without that key boxes are in the frame already, and are checked:
+
+    error      a box that leaves the frame (pixels without the key), is inverted, or is begun (`<box>[`) and not closed
+    warning    a box in fractions from 0 to 1; what stands in `<box>` and isn't numbers (XML has such a tag); a tag of
+               `<ref>`, `<box>` and `<quad>`, which are tokens in training, without its other half
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+from ..errors import RecordError
+from .records import Record
+
+BOX = re.compile(r"<box>(.*?)</box>", re.DOTALL)
+TAGS = ("ref", "box", "quad")
+ANY_TAG = re.compile(f"</?(?:{'|'.join(TAGS)})>")
+FRAME_SIZE = 1000
+
+
+def normalise_boxes(record: Record, real_size: Callable[[int], tuple[int, int]] | None = None) -> Record:
+    """The record with pixel boxes in the 0-1000 frame, and with warnings of doubtful ones.
+
+    Args:
+        real_size: (width, height) of the record's picture, to check what the record says.
+
+    Raises:
+        RecordError: boxes that aren't any, lie outside the picture or the frame, or sizes that disagree.
+    """
+    kind = record.extra.get("boxes")
+    if kind is None or kind == "normalised":
+        return _check_frame(record) if record.has_markup else record
+    if kind != "pixel":
+        _fail(record, f"'boxes' is {kind!r}", 'write "boxes": "pixel" or leave it out')
+    pictures = [place for place, medium in enumerate(record.media) if medium.kind == "image"]
+    if len(pictures) != 1:
+        _fail(record, f"pixel boxes with {len(pictures)} pictures", "give boxes in the 0-1000 frame instead")
+    width, height = (record.extra.get(key) for key in ("width", "height"))
+    if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in (width, height)):
+        _fail(record, f"pixel boxes in a picture of {width!r} x {height!r}", "give the picture's width and height")
+    if real_size is not None and real_size(pictures[0]) != (width, height):
+        _fail(
+            record,
+            f"the record says {width}x{height}, the picture is {{}}x{{}}".format(*real_size(pictures[0])),
+            "correct width and height (of the upright picture)",
+        )
+    _check_tags(record)
+    turns = tuple(
+        turn._replace(
+            parts=tuple(
+                BOX.sub(lambda match: f"<box>{_convert(match[1], width, height, record)}</box>", part)
+                if isinstance(part, str)
+                else part
+                for part in turn.parts
+            )
+        )
+        for turn in record.turns
+    )
+    return replace(record, turns=turns)
+
+
+def compare_size(record: Record, size: tuple[int, int]) -> RecordError | None:
+    """A warning where a record of one image says another size than the image has.
+
+    Sizes count only with pixel boxes, where they are checked as an error; elsewhere they show that the record may be
+    about another version of the image.
+
+    Args:
+        size: (width, height) of the upright image.
+    """
+    said = record.extra.get("width"), record.extra.get("height")
+    if len(record.media) != 1 or not all(isinstance(side, int) for side in said) or said == size:
+        return None
+    return RecordError(
+        "image_size",
+        f"the record says {said[0]}x{said[1]}, the image is {size[0]}x{size[1]}",
+        "check that it is the image that was annotated",
+        record.source,
+    )
+
+
+def _check_frame(record: Record) -> Record:
+    """The record itself, with warnings added."""
+    warnings: list[RecordError] = []
+    for turn in record.turns:
+        for part in turn.parts:
+            if isinstance(part, str) and "<" in part and ANY_TAG.search(part):
+                warnings += _check_tags_of(part, record)
+                for match in BOX.finditer(part):
+                    warnings += _check_box(match[1], record)
+    return replace(record, warnings=record.warnings + tuple(warnings)) if warnings else record
+
+
+def _check_tags(record: Record) -> None:
+    for turn in record.turns:
+        for part in turn.parts:
+            if isinstance(part, str) and "<" in part:
+                _check_tags_of(part, record)
+
+
+def _check_tags_of(text: str, record: Record) -> list[RecordError]:
+    """Warnings of tags without their other half; an unclosed box of numbers is an error."""
+    if re.search(r"<box>\s*\[", BOX.sub("", text)):
+        _fail(
+            record, f"a box isn't closed: {text[text.rindex('<box>') :][:40]!r}", "write <box>[[x1, y1, x2, y2]]</box>"
+        )
+    problems = [
+        f"{text.count(f'<{tag}>')} <{tag}> and {text.count(f'</{tag}>')} </{tag}> in a turn"
+        for tag in TAGS
+        if text.count(f"<{tag}>") != text.count(f"</{tag}>")
+    ]
+    return [RecordError("grounding", problem, "close every tag", record.source) for problem in problems]
+
+
+def _check_box(text: str, record: Record) -> list[RecordError]:
+    """Warnings of what stands in one `<box>`."""
+    corners = _corners(text)
+    if not all(len(box) == 4 for box in corners):
+        problem = f"{text.strip()[:40]!r} in <box> is no box"
+        return [RecordError("grounding", problem, "write [[x1, y1, x2, y2]]", record.source)]
+    for x1, y1, x2, y2 in corners:
+        if not (0 <= x1 <= x2 <= FRAME_SIZE and 0 <= y1 <= y2 <= FRAME_SIZE):
+            _fail(
+                record,
+                f"the box {text.strip()[:60]} isn't [[x1, y1, x2, y2]] within 0 to {FRAME_SIZE}",
+                'correct the box, or write "boxes": "pixel" with width and height if it is in pixels',
+            )
+    if max(max(box) for box in corners) <= 1 and any(value % 1 for box in corners for value in box):
+        problem = f"the box {text.strip()[:60]} seems to be in fractions of the image"
+        return [RecordError("grounding", problem, f"write it in the frame of 0 to {FRAME_SIZE}", record.source)]
+    return []
+
+
+def _corners(text: str) -> list[tuple[float, ...]]:
+    """The boxes that a text lists; one empty tuple where it isn't a list of numbers."""
+    try:
+        found = json.loads(text)
+        return [tuple(float(value) for value in box) for box in (found if isinstance(found[0], list) else [found])]
+    except (ValueError, TypeError, IndexError, KeyError):
+        return [()]
+
+
+def find_boxes(text: str) -> list[tuple[float, float, float, float]]:
+    """The boxes of a text, in whatever frame it uses; what isn't a box is left out."""
+    boxes = []
+    for match in BOX.finditer(text):
+        try:
+            found = json.loads(match[1])
+            boxes += [
+                tuple(map(float, box)) for box in (found if isinstance(found[0], list) else [found]) if len(box) == 4
+            ]
+        except (ValueError, TypeError, IndexError, KeyError):
+            continue
+    return boxes
+
+
+def _convert(text: str, width: int, height: int, record: Record) -> str:
+    out = []
+    for box in _corners(text):
+        if len(box) != 4:
+            _fail(record, f"{text.strip()[:40]!r} is no box", "write [[x1, y1, x2, y2]]")
+        x1, y1, x2, y2 = box
+        if not (0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height):
+            _fail(record, f"the box {text.strip()[:60]} leaves the picture of {width}x{height}", "correct the box")
+        out.append(
+            [
+                round(x1 / width * FRAME_SIZE),
+                round(y1 / height * FRAME_SIZE),
+                round(x2 / width * FRAME_SIZE),
+                round(y2 / height * FRAME_SIZE),
+            ]
+        )
+    return json.dumps(out)
+
+
+def _fail(record: Record, problem: str, remedy: str) -> None:
+    raise RecordError("boxes", problem, remedy, record.source)

@@ -1,0 +1,353 @@
+"""Where each record of an annotation file lies: three numbers a record, never a list of records.
+
+A file is a JSON array (`[` comes first) or JSON lines; its name doesn't decide. The scan looks at bytes only,
+in blocks, so that memory stays small for files of any size; what the bytes mean is checked record by record.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..cache import content_hash, locked, open_array, save_array
+from ..errors import RecordError, SettingError
+from .record_json import COMMA_REMEDY, ends_with_comma, parse_json
+
+BLOCK = 1 << 24  # bytes scanned at a time
+READ_AHEAD = 1 << 18  # bytes read at a time where records are read one after another
+CACHED_FROM = 1 << 23  # bytes; smaller files are scanned in no time
+QUOTE, BACKSLASH, NEWLINE, COMMA = (ord(char) for char in '"\\\n,')
+OPEN, CLOSE = (ord("["), ord("{")), (ord("]"), ord("}"))
+SPACES = np.frombuffer(b" \t\r\n", np.uint8)
+FOREIGN = {  # how files begin that people name by mistake
+    b"\x1f\x8b": "compressed (gzip)",
+    b"BZh": "compressed (bzip2)",
+    b"\xfd7zXZ": "compressed (xz)",
+    b"\x28\xb5\x2f\xfd": "compressed (zstd)",
+    b"PK\x03\x04": "a zip archive",
+    b"PAR1": "Parquet",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"version https://git-lfs": "a pointer of git-lfs (the file itself wasn't fetched)",
+}
+
+
+@dataclass(frozen=True)
+class OffsetIndex:
+    """Offsets of the records of one file.
+
+    Attributes:
+        path: the annotation file.
+        starts, lengths: int64 `[R]`, bytes.
+        lines: int64 `[R]`, the line a record starts on, counted from 1.
+    """
+
+    path: str
+    starts: np.ndarray
+    lengths: np.ndarray
+    lines: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def source(self, index: int) -> str:
+        """`file:line` of a record."""
+        return f"{self.path}:{self.lines[index]}"
+
+    def read(self, index: int) -> bytes:
+        """The bytes of a record. Opens the file each time: no handle to share between processes.
+
+        Raises:
+            RecordError: the file has become shorter or has gone.
+        """
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                data = os.pread(file.fileno(), int(self.lengths[index]), int(self.starts[index]))
+        except OSError as error:
+            raise RecordError(
+                "file_gone",
+                f"can't be read any more ({error.strerror})",
+                "keep annotation files in place while they are used",
+                self.source(index),
+            ) from None
+        if len(data) != self.lengths[index]:
+            raise RecordError(
+                "file_changed",
+                "the file has become shorter since it was opened",
+                "start again, the file is indexed anew",
+                self.source(index),
+            )
+        return data
+
+    def parse(self, index: int) -> object:
+        """The decoded JSON of a record.
+
+        Raises:
+            RecordError: not UTF-8 or not JSON.
+        """
+        return parse_json(self.read(index), self.source(index))
+
+
+class SequentialReader:
+    """Reads records one after another, as `OffsetIndex.read` does, but through one handle and in blocks."""
+
+    def __init__(self, index: OffsetIndex):
+        self.index = index
+        self._file, self._block, self._base = None, b"", 0
+
+    def __enter__(self) -> "SequentialReader":
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def read(self, index: int) -> bytes:
+        """The bytes of a record.
+
+        Raises:
+            RecordError: as `OffsetIndex.read`.
+        """
+        start, length = int(self.index.starts[index]), int(self.index.lengths[index])
+        if not self._base <= start <= start + length <= self._base + len(self._block):
+            try:
+                self._file = self._file or open(self.index.path, "rb", buffering=0)
+                self._block, self._base = os.pread(self._file.fileno(), max(READ_AHEAD, length), start), start
+            except OSError:
+                self._block = b""
+        data = self._block[start - self._base : start - self._base + length]
+        return data if len(data) == length else self.index.read(index)
+
+
+def open_index(path: str | os.PathLike, cache_dir: str | os.PathLike) -> OffsetIndex:
+    """As `scan`; of a large file the result is kept on disk and memory-mapped, so that it is scanned once.
+
+    Raises:
+        SettingError, RecordError: as `scan`.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path) or os.path.getsize(path) < CACHED_FROM:
+        return scan(path)
+    directory = Path(cache_dir) / f"offsets-{content_hash(path, cache_dir)}"
+    files = [directory / f"{name}.npy" for name in ("starts", "lengths", "lines")]
+    if not all(file.exists() for file in files):
+        with locked(directory.with_suffix(".lock")):
+            if not all(file.exists() for file in files):  # another process may have scanned it meanwhile
+                found = scan(path)
+                for file, array in zip(files, (found.starts, found.lengths, found.lines), strict=True):
+                    save_array(file, array)
+    return OffsetIndex(path, *map(open_array, files))
+
+
+def scan(path: str | os.PathLike) -> OffsetIndex:
+    """Find the records of an annotation file.
+
+    Raises:
+        SettingError: the file is missing, empty, not readable, or neither a JSON array nor JSON lines.
+        RecordError: a JSON array that isn't closed, or with something after it.
+    """
+    path = os.fspath(path)
+    first = _first_byte(path)
+    found = _scan_array(path) if first == b"[" else _scan_lines(path)
+    starts, ends, lines = (np.concatenate(part) if part else np.zeros(0, np.int64) for part in found)
+    if len(starts) == 0:
+        raise _unusable(path, "holds no records", "give it records")
+    index = OffsetIndex(path, starts, ends - starts, lines)
+    if first == b"{":
+        _refuse_one_object(index)
+    return index
+
+
+def _unusable(path: str, problem: str, remedy: str) -> SettingError:
+    return SettingError("annotation_file", problem, remedy, f"{path}:1")
+
+
+def _first_byte(path: str) -> bytes:
+    """`[` or `{`, with which an annotation file begins.
+
+    Raises:
+        SettingError: it is no annotation file.
+    """
+    if os.path.isdir(path):
+        raise _unusable(path, "is a folder, not an annotation file", "name the file in it")
+    if not os.path.isfile(path):
+        raise _unusable(path, "the annotation file isn't there", "correct data_paths")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(1 << 16)
+    except OSError as error:
+        raise _unusable(path, f"can't be read ({error.strerror})", "give it read permission") from None
+    for magic, kind in FOREIGN.items():
+        if head.startswith(magic):
+            raise _unusable(path, f"is {kind}, not an annotation file", "turn it into JSON lines first")
+    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    if not first:
+        raise _unusable(path, "the annotation file is empty", "give it records")
+    if first not in b"[{":
+        raise _unusable(
+            path,
+            f"is neither a JSON array nor JSON lines: it begins with {head[:20]!r}",
+            "give a .json array or a .jsonl file with an object a line",
+        )
+    return first
+
+
+def _refuse_one_object(index: OffsetIndex) -> None:
+    """One object over many lines would be as many broken records, and so would lines that end with commas.
+
+    Raises:
+        SettingError: the first line opens something that it doesn't close, and the second is no record either; or it is
+            a whole object and a comma.
+    """
+    if ends_with_comma(index.read(0)):
+        raise SettingError("annotation_file", "a comma follows the object on the line", COMMA_REMEDY, index.source(0))
+    if not index.read(0).rstrip().endswith((b"{", b"[", b",")):
+        return
+    for row in range(min(2, len(index))):
+        try:
+            index.parse(row)
+            return
+        except RecordError:
+            continue
+    raise SettingError(
+        "annotation_file",
+        "one JSON object over several lines, not one a line",
+        "put each record on a line of its own, or all of them into an array: [{...}, {...}]",
+        index.source(0),
+    )
+
+
+def _blocks(path: str):
+    """(offset, uint8 array) of each block of a file."""
+    offset = 0
+    with open(path, "rb") as file:
+        while data := file.read(BLOCK):
+            yield offset, np.frombuffer(data, np.uint8)
+            offset += len(data)
+
+
+def _scan_lines(path: str) -> tuple[list, list, list]:
+    """Spans of the lines that aren't blank."""
+    breaks, size, blank = [], 0, None
+    for offset, block in _blocks(path):
+        breaks.append(np.flatnonzero(block == NEWLINE) + offset)
+        size = offset + len(block)
+    breaks = np.concatenate(breaks)
+    with open(path, "rb") as file:
+        skip = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
+        starts = np.concatenate([[skip], breaks + 1]).astype(np.int64)
+        ends = np.concatenate([breaks, [size]]).astype(np.int64)
+        lines = np.arange(1, len(starts) + 1)
+        blank = ends <= starts
+        data = np.memmap(file, np.uint8, "r")
+        spaced = np.flatnonzero(~blank)
+        spaced = spaced[np.isin(data[starts[spaced]], SPACES)]  # the others begin with something
+        for index in spaced:
+            blank[index] = not bytes(data[starts[index] : ends[index]]).strip()
+    keep = ~blank
+    return [starts[keep]], [ends[keep]], [lines[keep]]
+
+
+def _scan_array(path: str) -> tuple[list, list, list]:
+    """Spans of the elements of a JSON array, found by brackets and commas outside strings.
+
+    A quote opens or closes a string unless an odd run of backslashes precedes it; where strings are is then the
+    parity of quotes so far, depth is the running sum of brackets outside them, and the commas at depth 1 separate
+    the elements. State crosses block borders, elements may be of any length.
+    """
+    depth, in_string, run, line = 0, False, 0, 1
+    starts, ends, lines = [], [], []
+    begin = close = None  # where the current element may begin; where the array ended
+    begin_line = 1
+    for offset, block in _blocks(path):
+        inside, in_string, run = _string_mask(block, in_string, run)
+        outside = ~inside
+        steps = np.zeros(len(block), np.int8)
+        steps[(block == OPEN[0]) | (block == OPEN[1])] = 1
+        steps[(block == CLOSE[0]) | (block == CLOSE[1])] = -1
+        steps[inside] = 0
+        marks = np.flatnonzero(steps)
+        levels = depth + np.cumsum(steps[marks].astype(np.int64))
+        newlines = np.flatnonzero(block == NEWLINE)
+        commas = np.flatnonzero((block == COMMA) & outside)
+        before = np.searchsorted(marks, commas) - 1
+        commas = commas[np.where(before >= 0, levels[before] if len(levels) else depth, depth) == 1]
+        cuts = list(commas + offset)
+        if begin is None and len(marks):  # the opening bracket of the array itself
+            begin, begin_line = marks[0] + offset + 1, line + int(np.searchsorted(newlines, marks[0]))
+        if close is None and len(marks) and (levels <= 0).any():
+            close = int(marks[np.argmax(levels <= 0)]) + offset
+            cuts = [cut for cut in cuts if cut < close] + [close]
+        if cuts:
+            cut_lines = line + np.searchsorted(newlines, np.array(cuts) - offset)
+            starts.append(np.array([begin, *(cut + 1 for cut in cuts[:-1])], np.int64))
+            ends.append(np.array(cuts, np.int64))
+            lines.append(np.array([begin_line, *cut_lines[:-1]], np.int64))
+            begin, begin_line = cuts[-1] + 1, int(cut_lines[-1])
+        if len(levels):
+            depth = int(levels[-1])
+        line += len(newlines)
+        if close is not None:
+            break
+    if close is None:
+        last = f"{path}:{line}"
+        raise RecordError(
+            "json",
+            "the JSON array isn't closed: the file ends inside it",
+            "fetch the file again, it looks cut off",
+            last,
+        )
+    return _trim(path, starts, ends, lines, close)
+
+
+def _string_mask(block: np.ndarray, in_string: bool, run: int) -> tuple[np.ndarray, bool, int]:
+    """Which bytes lie inside strings, and the state after the block (`run`: backslashes at its very end)."""
+    quotes = np.flatnonzero(block == QUOTE)
+    backslashes = block == BACKSLASH
+    if backslashes.any() or run:
+        previous = np.where(quotes > 0, backslashes[quotes - 1], run > 0)
+        suspects = quotes[previous]
+        lengths = np.zeros(len(suspects), np.int64)
+        active = np.arange(len(suspects))
+        while len(active):  # one step a backslash of the longest run
+            position = suspects[active] - 1 - lengths[active]
+            hit = np.where(position >= 0, backslashes[np.maximum(position, 0)], False)
+            lengths[active[position < 0]] += run  # the run began in the block before
+            active = active[hit]
+            lengths[active] += 1
+        escaped = suspects[lengths % 2 == 1]
+        quotes = np.setdiff1d(quotes, escaped, assume_unique=True)
+    parity = np.zeros(len(block), np.uint8)
+    parity[quotes] = 1
+    parity[0] += in_string
+    inside = (np.cumsum(parity, dtype=np.uint8) & 1).astype(bool)  # wrapping at 256 keeps the parity
+    tail = 0
+    while tail < len(block) and backslashes[-1 - tail]:
+        tail += 1
+    return inside, bool(inside[-1]), tail + run if tail == len(block) else tail
+
+
+def _trim(path: str, starts: list, ends: list, lines: list, close: int) -> tuple[list, list, list]:
+    """Strip white space around elements (so that `lines` is the line of the record itself)."""
+    first, last, line = np.concatenate(starts), np.concatenate(ends), np.concatenate(lines)
+    with open(path, "rb") as file:
+        data = np.memmap(file, np.uint8, "r") if os.path.getsize(path) else np.zeros(0, np.uint8)
+        for edge, step, look in ((first, 1, 0), (last, -1, -1)):
+            active = np.flatnonzero(first < last)
+            while len(active):
+                byte = data[edge[active] + look]
+                active, byte = active[np.isin(byte, SPACES)], byte[np.isin(byte, SPACES)]
+                if step == 1:
+                    line[active] += byte == NEWLINE
+                edge[active] += step
+                active = active[first[active] < last[active]]
+        rest = bytes(data[close + 1 : close + 1 + 4096]).strip()
+    if rest:
+        where = f"{path}:{line[-1]}" if len(line) else path
+        raise RecordError("json", f"something follows the JSON array: {rest[:20]!r}", "one array a file", where)
+    empty = first >= last
+    if empty.any() and not (len(first) == 1):
+        number = int(np.argmax(empty))
+        raise RecordError("json", "an empty place between commas", "remove the extra comma", f"{path}:{line[number]}")
+    return [first[~empty]], [last[~empty]], [line[~empty]]

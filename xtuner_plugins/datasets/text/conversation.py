@@ -1,0 +1,190 @@
+"""A conversation as token ids and labels, segment by segment.
+
+    ids     <|im_start|> user \\n <img> <IMG_CONTEXT> x N*T </img> \\n What ? <|im_end|> \\n <|im_start|> assistant
+    labels                                  -100 everywhere
+    ids     \\n    A bus . <|im_end|>   \\n
+    labels -100   A bus . <|im_end|>  -100
+
+Neighbouring texts that aren't answers are tokenised together, as `chat` will tokenise the prompt; an answer, learned or
+not, is always tokenised on its own, as a model writes it. Image tokens are written as numbers and never go through the
+tokenizer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ...hub.constants import IGNORE_INDEX
+from ..records.records import Record
+from .templates import Template
+from .tokens import TextTokenizer
+
+
+class Piece(NamedTuple):
+    """What can be tokenised at once: a plain text, ids that are known already, or a picture (by number)."""
+
+    text: str | None = None
+    ids: tuple[int, ...] = ()
+    supervised: bool = False
+    medium: int | None = None
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A tokenised conversation.
+
+    Attributes:
+        input_ids: int64 `[s]`.
+        labels: int64 `[s]`, -100 where nothing is learned.
+        spans: (first, length) of each picture's span, `<img>` and `</img>` included, in order.
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    spans: tuple[tuple[int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -> list[Piece]:
+    """Everything of a record in order, with neighbouring plain texts of one kind joined.
+
+    Raises:
+        RecordError: the template has no place for something in the record.
+    """
+    pieces: list[Piece] = [Piece(None, tokenizer.start_ids)] if tokenizer.start_ids else []
+    # The text that the next one of the same kind may be joined to: an answer, learned or not, stays alone.
+    open_text, open_supervised, open_answer = "", False, False
+    strips, num_media = False, 0
+    memo = tokenizer.memo
+    for text, supervised, literal, medium, answer in template.segments(record):
+        if medium is not None:
+            if open_text:
+                pieces.append(Piece(open_text, (), open_supervised))
+                open_text = ""
+            pieces.append(Piece(medium=num_media))
+            num_media, strips = num_media + 1, False
+            continue
+        if literal:
+            split = memo.get((text, supervised, strips))
+            if split is None:
+                split = memo[text, supervised, strips] = _split_segment(text, supervised, True, strips, tokenizer)
+            head, middle, tail, strips = split
+        elif "<" in text or (strips and not answer):
+            head, middle, tail, strips = _split_segment(text, supervised, False, strips, tokenizer, answer)
+        else:
+            head, middle, tail, strips = text, (), "", strips and not text
+        if head:
+            if open_text and open_supervised == supervised and open_answer == answer:
+                head = open_text + head
+            elif open_text:
+                pieces.append(Piece(open_text, (), open_supervised))
+            open_text, open_supervised, open_answer = head, supervised, answer
+        if middle:
+            if open_text:
+                pieces.append(Piece(open_text, (), open_supervised))
+            pieces += middle
+            open_text, open_supervised, open_answer = tail, supervised, answer
+    if open_text:
+        pieces.append(Piece(open_text, (), open_supervised))
+    return pieces
+
+
+class _Split(NamedTuple):
+    """A segment's text before its first control token, from there to its last one, and the text after that."""
+
+    head: str
+    middle: tuple[Piece, ...]
+    tail: str
+    strips: bool  # whether white space that follows is swallowed
+
+
+def _split_segment(
+    text: str, supervised: bool, literal: bool, strips: bool, tokenizer: TextTokenizer, answer: bool = False
+) -> _Split:
+    """Split one segment; what lies between a template's own control tokens is tokenised at once.
+
+    Args:
+        strips: whether white space at its beginning is swallowed.
+    """
+    head, middle, tail = "", [], ""
+    for item in tokenizer.split_literal(text) if literal else tokenizer.split_text(text):
+        if isinstance(item, int):
+            if tail:
+                middle.append(Piece(tail, (), supervised))
+            middle.append(Piece(None, (item,), supervised))
+            tail, strips = "", tokenizer.strips_right(item)
+            continue
+        if strips and not answer:
+            item = item.lstrip()
+            if not item:
+                continue
+        strips = False
+        if middle:
+            tail = item
+        else:
+            head = item
+    if literal and middle:
+        ids = [token for piece in tokenize_pieces(middle, tokenizer) for token in piece.ids]
+        middle = [Piece(None, tuple(ids), supervised)]
+    return _Split(head, tuple(middle), tail, strips)
+
+
+def encode(
+    record: Record,
+    template: Template,
+    tokenizer: TextTokenizer,
+    num_tiles: Sequence[int] = (),
+    tokens_per_tile: int = 256,
+) -> Encoded:
+    """Tokenise a conversation.
+
+    Args:
+        num_tiles: tiles of each of the record's pictures, thumbnail included, in order.
+        tokens_per_tile: N.
+
+    Raises:
+        RecordError: the template has no place for something in the record.
+    """
+    pieces = tokenize_pieces(split_pieces(record, template, tokenizer), tokenizer)
+    return join_pieces(pieces, tokenizer, num_tiles, tokens_per_tile)
+
+
+def tokenize_pieces(pieces: Sequence[Piece], tokenizer: TextTokenizer) -> list[Piece]:
+    """The pieces with ids in place of texts."""
+    return [
+        piece if piece.text is None else Piece(ids=tuple(tokenizer.encode(piece.text)), supervised=piece.supervised)
+        for piece in pieces
+    ]
+
+
+def join_pieces(
+    pieces: Sequence[Piece], tokenizer: TextTokenizer, num_tiles: Sequence[int], tokens_per_tile: int
+) -> Encoded:
+    """Ids and labels of tokenised pieces (see `encode`)."""
+    parts, supervised, spans, position = [], [], [], 0
+    for piece in pieces:
+        if piece.medium is not None:
+            ids = image_span(num_tiles[piece.medium] * tokens_per_tile, tokenizer)
+            spans.append((position, len(ids)))
+        else:
+            ids = piece.ids
+        parts.append(ids)
+        if piece.supervised:
+            supervised.append((position, position + len(ids)))
+        position += len(ids)
+    input_ids = np.concatenate([np.asarray(part, np.int64) for part in parts]) if parts else np.zeros(0, np.int64)
+    labels = np.full(position, IGNORE_INDEX, np.int64)
+    for first, last in supervised:
+        labels[first:last] = input_ids[first:last]
+    return Encoded(input_ids, labels, tuple(spans))
+
+
+def image_span(num_image_tokens: int, tokenizer: TextTokenizer) -> np.ndarray:
+    """`<img>`, the image tokens, `</img>`."""
+    span = np.full(num_image_tokens + 2, tokenizer.image_context_id, np.int64)
+    span[0], span[-1] = tokenizer.image_start_id, tokenizer.image_end_id
+    return span

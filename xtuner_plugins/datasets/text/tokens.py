@@ -1,0 +1,127 @@
+"""Text to token ids, with the line between a template's control tokens and a record's characters.
+
+`<|im_end|>` in a user's text is eight characters about a token, not the token; only the template may write control
+tokens. The exception are the grounding tokens (`<ref>`, `<box>`, ...), which are meant to stand in texts.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...fast_tokenizers import load_fast_tokenizer
+from ...hub.constants import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, IMAGE_TOKENS
+from ...hub.prompts import TextRules
+from ..errors import SettingError
+
+
+@contextlib.contextmanager
+def single_threaded_tokenizer() -> Iterator[None]:
+    """Keep the tokenizer's own threads out: a process that has used them warns at every later fork."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+class TextTokenizer(TextRules):
+    """A fast tokenizer under the text rules that training and `chat` share.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers with the image tokens in its vocabulary.
+        name: what to call it in errors.
+
+    Attributes:
+        image_start_id, image_end_id, image_context_id: ids of `<img>`, `</img>`, `<IMG_CONTEXT>`.
+        pad_id: id for padding (never attended to, never supervised).
+
+    Raises:
+        SettingError: a slow tokenizer, or one without the image tokens.
+    """
+
+    def __init__(self, tokenizer, name: str = "the tokenizer"):
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise SettingError("tokenizer", f"{name} is a slow tokenizer", "add its tokenizer.json")
+        super().__init__(tokenizer)
+        missing = [token for token in IMAGE_TOKENS if token not in self.ids]
+        if missing:
+            raise SettingError(
+                "tokenizer",
+                f"{name} lacks {', '.join(missing)}",
+                "make a base with tools/build_base_model.py, it adds them",
+            )
+        self.name = name
+        self.image_start_id, self.image_end_id = self.ids[IMAGE_START], self.ids[IMAGE_END]
+        self.image_context_id = self.ids[IMAGE_CONTEXT]
+        pad = tokenizer.pad_token_id
+        self.pad_id = int(pad if pad is not None else tokenizer.eos_token_id or 0)
+        self._tokens = backend.get_added_tokens_decoder()
+        self._literals: dict[str, list[str | int]] = {}
+        self.memo: dict = {}  # what `conversation` has made of a template's texts with this tokenizer
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike) -> "TextTokenizer":
+        """Load the tokenizer of a model directory; no code from it runs, nothing is downloaded.
+
+        Raises:
+            SettingError: no such directory, no tokenizer in it, or one that can't be used.
+        """
+        directory = os.fspath(directory)
+        if not os.path.isdir(directory):
+            raise SettingError(
+                "base",
+                f"model directory {directory!r} isn't there",
+                "build it with tools/build_base_model.py or correct 'base'",
+            )
+        try:
+            tokenizer = load_fast_tokenizer(directory)
+        except Exception as error:
+            text = " ".join(str(error).split())[:300]
+            raise SettingError(
+                "tokenizer",
+                f"the tokenizer in {directory!r} can't be loaded ({text})",
+                "the directory needs tokenizer.json and tokenizer_config.json",
+            ) from None
+        return cls(tokenizer, str(Path(directory)))
+
+    def split_literal(self, text: str) -> list[str | int]:
+        """As the shared rule; a template has few texts, so they are kept."""
+        if text not in self._literals:
+            self._literals[text] = super().split_literal(text)
+        return self._literals[text]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """As `encode`, for many texts at once, over the tokenizer's own threads."""
+        return [encoding.ids for encoding in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def normalize(self, text: str) -> str:
+        """A text in the form that the tokenizer splits."""
+        return text if self._plain.normalizer is None else self._plain.normalizer.normalize_str(text)
+
+    def plain_state(self) -> str:
+        """The tokenizer without its added tokens, as JSON."""
+        return self._plain.to_str()
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids, control tokens written out."""
+        names = {index: name for name, index in self.ids.items()}
+        out, plain = [], []
+        for token in [*ids, None]:
+            if token is not None and token not in names:
+                plain.append(token)
+                continue
+            out += [self._plain.decode(plain, skip_special_tokens=False), names.get(token, "")]
+            plain = []
+        return "".join(out)
+
+    def fingerprint(self) -> str:
+        """What decides the ids, as text: caches are keyed by its hash."""
+        added = [(int(index), repr(token)) for index, token in sorted(self._tokens.items())]
+        return self._plain.to_str() + json.dumps([added, self.start_ids])

@@ -24,10 +24,11 @@ from .images.routes import Allowance, TileSource, check_route, from_image, open_
 from .images.tiling import DynamicTiling, UncutImage
 from .images.video import expand_videos, load_frames, probe_video
 from .mixture import MixtureSettings, Source, check_types, check_whole, open_sources, pick_records
-from .plan.budget import FRAME, STEPS, truncate
+from .plan.budget import FRAME, STEPS, TileBudget, truncate
 from .plan.lengths import DROPPED, FATES, FITS, REJECTED, SHRUNK, TRUNCATED, LengthIndex, measure, report_change
 from .plan.measure import Measure
 from .records.boxes import normalise_boxes
+from .records.record_json import parse_json
 from .records.records import Medium, Record, parse_record
 from .text.conversation import Encoded, join_pieces, split_pieces, tokenize_pieces
 from .text.templates import Template, get_template
@@ -184,7 +185,8 @@ class MultimodalDataset(Dataset):
             RecordError: the record can't be used.
         """
         offsets = self.sources[number].index
-        return parse_record(offsets.parse(row), offsets.source(row))
+        place = offsets.source(row)
+        return parse_record(parse_json(offsets.read(row), place), place)
 
     def __getitem__(self, index: int) -> dict:
         bind_worker()
@@ -282,24 +284,26 @@ class MultimodalDataset(Dataset):
         """Open images with as many tiles as fit, tokenize, truncate; what was done is the fate (see `lengths`)."""
         paths = [source.folder.resolve(medium.name) for medium in record.media]
         videos = [path for path, medium in zip(paths, record.media, strict=True) if medium.kind == "video"]
-        frames = [probe_video(path, self.num_frames, self.max_pixels)[0] for path in videos]
-        record = expand_videos(record, frames)
-        paths = [source.folder.resolve(medium.name) for medium in record.media]
+        if videos:
+            record = expand_videos(record, [probe_video(path, self.num_frames, self.max_pixels)[0] for path in videos])
+            paths = [source.folder.resolve(medium.name) for medium in record.media]
         record = normalise_boxes(record, lambda place: image_size(paths[place], self.max_pixels))
-        self._log_first(record.warnings)
+        if record.warnings:
+            self._log_first(record.warnings)
         pieces = tokenize_pieces(split_pieces(record, source.template, self.tokenizer), self.tokenizer)
-        limits = self._limits(record.media, paths, sum(len(piece.ids) for piece in pieces), source)
-        tiles = self._open(record.media, paths, limits, source.budget.rule)
-        sample = join_pieces(pieces, self.tokenizer, [tile.num_tiles for tile in tiles], source.budget.tokens_per_tile)
-        if len(sample) <= source.budget.max_length:
-            return tiles, sample, FITS if limits == source.budget.start(_rough_sizes(record.media)) else SHRUNK
-        fitted = truncate(sample, source.budget.max_length) if "truncate_text" in source.budget.steps else None
+        budget = source.budget
+        whole = budget.start([FRAME if medium.kind == "frame" else (1, 1) for medium in record.media])
+        limits = self._limits(record.media, paths, sum(len(piece.ids) for piece in pieces), budget, whole)
+        tiles = self._open(record.media, paths, limits, budget.rule)
+        sample = join_pieces(pieces, self.tokenizer, [tile.grid.num_tiles for tile in tiles], budget.tokens_per_tile)
+        if len(sample) <= budget.max_length:
+            return tiles, sample, FITS if limits == whole else SHRUNK
+        fitted = truncate(sample, budget.max_length) if "truncate_text" in budget.steps else None
         if fitted is None:
             image_tokens = sum(length for _, length in sample.spans)
             raise RecordError(
                 "too_long",
-                f"{len(sample)} tokens ({image_tokens} of them its pictures'), "
-                f"max_length is {source.budget.max_length}",
+                f"{len(sample)} tokens ({image_tokens} of them its pictures'), max_length is {budget.max_length}",
                 "raise max_length or lower max_tiles" if image_tokens else "raise max_length or shorten the record",
                 record.source,
             )
@@ -313,12 +317,13 @@ class MultimodalDataset(Dataset):
                 return image_size(self.sources[number].folder.resolve(medium.name), self.max_pixels)
         return 0, 0
 
-    def _limits(self, media: list[Medium], paths: list[str], text_tokens: int, source: Source) -> list[int]:
-        """The tile limit of each picture; headers are read only when it may not fit as it is."""
-        budget = source.budget
+    def _limits(
+        self, media: list[Medium], paths: list[str], text_tokens: int, budget: TileBudget, whole: list[int]
+    ) -> list[int]:
+        """The tile limit of each picture, `whole` where all fit; headers are read only when they may not."""
         most = [budget.rule.max_tiles + 1] * len(media)
         if text_tokens + budget.tokens(most) <= budget.max_length:
-            return budget.start(_rough_sizes(media))
+            return whole
         sizes = [
             FRAME if medium.kind == "frame" else image_size(path, self.max_pixels)
             for medium, path in zip(media, paths, strict=True)
@@ -384,19 +389,13 @@ class MultimodalDataset(Dataset):
         return np.flatnonzero(fates < DROPPED)
 
 
-def _rough_sizes(media: Sequence[Medium]) -> list[tuple[int, int]]:
-    """What tells frames from images, where sizes don't matter."""
-    return [FRAME if medium.kind == "frame" else (1, 1) for medium in media]
-
-
 def _gather(tiles: list[TileSource], size: int, route: str) -> dict:
     """A sample's tiles, and the images that the device will cut."""
     ready = [tile.tiles for tile in tiles if tile.tiles is not None]
-    total = sum(tile.num_tiles for tile in tiles)
+    firsts = np.cumsum([0] + [tile.grid.num_tiles for tile in tiles]).tolist()  # and behind them all
     together = torch.cat(ready) if len(ready) > 1 else ready[0] if ready else torch.empty(0, 3, size, size).byte()
-    out = {"tiles": together, "num_tiles": total}
+    out = {"tiles": together, "num_tiles": firsts[-1]}
     if route == "device":
-        firsts = np.cumsum([0] + [tile.num_tiles for tile in tiles]).tolist()
         uncut = [(tile, first) for tile, first in zip(tiles, firsts, strict=False) if tile.picture is not None]
         out["pictures"] = [tile.picture for tile, _ in uncut]
         out["uncut"] = [UncutImage(tile.grid, first, *tile.size) for tile, first in uncut]

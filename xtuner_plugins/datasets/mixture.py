@@ -81,7 +81,8 @@ def open_sources(data_paths, image_folders, repeat_times, dataset_settings, sett
             sources.append(_open(path, *row, settings))
         except DataError as error:
             errors.append(error)
-    raise_together(errors)
+    if errors:
+        raise_together(errors)
     return _tell_apart(sources)
 
 

@@ -148,7 +148,7 @@ def cut_pictures(tiles: torch.Tensor, pictures: list[torch.Tensor], uncut: list[
 
     Args:
         tiles: uint8 `[T0, 3, S, S]`, the tiles that workers cut, in order.
-        pictures: uint8 `[H, W, 3]` each, or the planes of a JPEG (see `device_colour`), on the device.
+        pictures: uint8 `[H, W, 3]` each, or the planes of a JPEG (see `device_color`), on the device.
         uncut: of each of them, how it is cut and where its tiles go.
 
     Returns:

@@ -12,7 +12,6 @@ from xtuner_plugins.datasets.errors import SettingError
 from xtuner_plugins.datasets.images.tiling import (
     DynamicTiling,
     candidate_grids,
-    count_image_tokens,
     find_grid,
 )
 
@@ -145,10 +144,6 @@ def test_transform_is_registered_and_counts_what_it_cuts():
         assert len(rule(Image.new("RGB", (width, height)))) == rule.grid(width, height).num_tiles
     assert rule.limited(2).max_tiles == 2 and rule.limited(0).max_tiles == 1
     assert DynamicTiling(min_tiles=4).limited(2).min_tiles == 2
-
-
-def test_token_count():
-    assert count_image_tokens(13, 256) == 3330
 
 
 @pytest.mark.parametrize("limits", [(0, 12), (3, 2), (1, 0), (1, 10**6), (1.0, 12), (1, "12")])

@@ -40,7 +40,7 @@ class TileSource:
 
     Attributes:
         tiles: uint8 `[T, 3, S, S]`, or None.
-        picture: uint8 `[H, W, 3]`, or its planes `[3 H' / 2, W']` (see `models.device_colour`), or None.
+        picture: uint8 `[H, W, 3]`, or its planes `[3 H' / 2, W']` (see `models.device_color`), or None.
         grid: how it is or will be cut.
         size: width and height of the picture.
     """
@@ -49,10 +49,6 @@ class TileSource:
     size: tuple[int, int]
     tiles: torch.Tensor | None = None
     picture: torch.Tensor | None = None
-
-    @property
-    def num_tiles(self) -> int:
-        return self.grid.num_tiles
 
 
 class Allowance:
@@ -156,7 +152,7 @@ def _whole_or_tiles(pixels: torch.Tensor, rule: DynamicTiling, allowance: Allowa
 
 
 def decode_planes(image: Image.Image) -> torch.Tensor | None:
-    """The planes of a plain, upright 4:2:0 JPEG: uint8 `[3 H' / 2, W']` (see `models.device_colour`).
+    """The planes of a plain, upright 4:2:0 JPEG: uint8 `[3 H' / 2, W']` (see `models.device_color`).
 
     Decoding a JPEG as grey gives its brightness; at half the size libjpeg decodes colour as it is stored, not scaled.
 

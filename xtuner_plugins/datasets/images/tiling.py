@@ -110,11 +110,6 @@ def find_grid(
     return Grid(*best, int(use_thumbnail and best != (1, 1)))
 
 
-def count_image_tokens(num_tiles: int, tokens_per_tile: int) -> int:
-    """Length in the sequence of one picture's span: its tiles' tokens between a start and an end token."""
-    return num_tiles * tokens_per_tile + 2
-
-
 def cut_tiles(image: Image.Image, grid: Grid, tile_size: int) -> torch.Tensor:
     """Resize an RGB image to the grid and cut it: uint8 `[T, 3, S, S]`, row-major, thumbnail last."""
     columns, rows, thumbnail = grid

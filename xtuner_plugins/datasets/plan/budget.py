@@ -20,7 +20,7 @@ import numpy as np
 
 from ...hub.constants import IGNORE_INDEX
 from ..errors import SettingError
-from ..images.tiling import DynamicTiling, count_image_tokens
+from ..images.tiling import DynamicTiling
 from ..text.conversation import Encoded
 
 SHARING = ("equal", "need")
@@ -85,8 +85,8 @@ class TileBudget:
         return 1 if tuple(size) == FRAME else self.rule.limited(limit).grid(int(size[0]), int(size[1])).num_tiles
 
     def tokens(self, num_tiles: Sequence[int]) -> int:
-        """Tokens of all pictures' spans."""
-        return sum(count_image_tokens(num, self.tokens_per_tile) for num in num_tiles)
+        """Tokens of all images' spans: those of their tiles between a start and an end token."""
+        return sum(num_tiles) * self.tokens_per_tile + 2 * len(num_tiles)
 
     def fit(self, sizes: Sequence[tuple[int, int]], text_tokens: int) -> list[int]:
         """The tile limit of each picture so that the sample fits, or comes as near as the steps allow.

@@ -168,7 +168,8 @@ def join_pieces(
     parts, supervised, spans, position = [], [], [], 0
     for piece in pieces:
         if piece.medium is not None:
-            ids = image_span(num_tiles[piece.medium] * tokens_per_tile, tokenizer)
+            ids = np.full(num_tiles[piece.medium] * tokens_per_tile + 2, tokenizer.image_context_id, np.int64)
+            ids[0], ids[-1] = tokenizer.image_start_id, tokenizer.image_end_id
             spans.append((position, len(ids)))
         else:
             ids = piece.ids
@@ -181,10 +182,3 @@ def join_pieces(
     for first, last in supervised:
         labels[first:last] = input_ids[first:last]
     return Encoded(input_ids, labels, tuple(spans))
-
-
-def image_span(num_image_tokens: int, tokenizer: TextTokenizer) -> np.ndarray:
-    """`<img>`, the image tokens, `</img>`."""
-    span = np.full(num_image_tokens + 2, tokenizer.image_context_id, np.int64)
-    span[0], span[-1] = tokenizer.image_start_id, tokenizer.image_end_id
-    return span

@@ -51,11 +51,6 @@ class Template:
         """Its key in the table."""
         return self.conversation.name
 
-    @property
-    def end(self) -> str:
-        """The token that ends an answer; supervised."""
-        return self.conversation.stop_token
-
     def segments(self, record: Record) -> Iterator[Segment]:
         """The record as segments, in order.
 
@@ -64,12 +59,12 @@ class Template:
         """
         fixed, after_answer = "", False  # the template's text since the last message
         learned = iter([turn.supervised for turn in record.turns if turn.role == "assistant"])
-        learns = False
+        learns, end = False, self.conversation.stop_token  # which ends an answer
         for kind, content in self._open(record).get_parts():
             if kind == "template":
                 if after_answer:
-                    yield Segment(self.end, supervised=learns, literal=True)
-                    content, after_answer = content[len(self.end) :], False
+                    yield Segment(end, supervised=learns, literal=True)
+                    content, after_answer = content[len(end) :], False
                 fixed += content
                 continue
             yield Segment(fixed, literal=True)

@@ -63,7 +63,6 @@ class TextTokenizer(TextRules):
         pad = tokenizer.pad_token_id
         self.pad_id = int(pad if pad is not None else tokenizer.eos_token_id or 0)
         self._tokens = backend.get_added_tokens_decoder()
-        self._literals: dict[str, list[str | int]] = {}
         self.memo: dict = {}  # what `conversation` has made of a template's texts with this tokenizer
 
     @classmethod
@@ -90,12 +89,6 @@ class TextTokenizer(TextRules):
                 "the directory needs tokenizer.json and tokenizer_config.json",
             ) from None
         return cls(tokenizer, str(Path(directory)))
-
-    def split_literal(self, text: str) -> list[str | int]:
-        """As the shared rule; a template has few texts, so they are kept."""
-        if text not in self._literals:
-            self._literals[text] = super().split_literal(text)
-        return self._literals[text]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """As `encode`, for many texts at once, over the tokenizer's own threads."""

@@ -244,6 +244,7 @@ class TestRefusals:
 def test_nobody_is_warned_of_wrong_ids(toy_base, tmp_path, caplog, monkeypatch):
     """transformers 4.57 takes a tokenizer beside a config without release for Mistral's."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    caplog.set_level(logging.WARNING, "transformers")  # whatever ran before
     fields = read_json(toy_base / "config.json")
     for name, release in (("own", fields["transformers_version"]), ("official", None)):
         shutil.copytree(toy_base, tmp_path / name)

@@ -23,7 +23,6 @@ from .samplers import PackBatchSampler, PlanSampler
 __all__ = [
     "DataError",
     "DynamicTiling",
-    "LedgerHook",
     "MediaError",
     "MultimodalDataset",
     "PackBatchSampler",
@@ -33,12 +32,3 @@ __all__ = [
     "collate",
     "collate_packed",
 ]
-
-
-def __getattr__(name: str):
-    """`LedgerHook` stands with the other hooks, in the package above this one; configs may name it here too."""
-    if name == "LedgerHook":
-        from ..engine.hooks.ledger import LedgerHook
-
-        return LedgerHook
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
 
 import numpy as np
-from mmengine.dist import all_gather_object, get_dist_info, get_world_size, sync_random_seed
+from mmengine.dist import get_dist_info, sync_random_seed
 from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS
 
@@ -65,14 +65,9 @@ class PlanSampler(Plan):
         self._indices = np.arange(len(dataset)) if group_by is None else self.usable()
 
     def layout(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Tokens, tiles and fate of every sample of the dataset (measured now unless the cache has them).
-
-        Raises:
-            SettingError: not the same on every rank.
-        """
+        """Tokens, tiles and fate of every sample of the dataset (measured now unless the cache has them)."""
         if self._layout is None:
             self._layout = self.dataset.layout(**progress_bar(self.dataset, self.rank))
-            _check_agreement(self._layout)
         return self._layout
 
     def usable(self) -> np.ndarray:
@@ -258,17 +253,6 @@ class PackBatchSampler(Plan):
         for step in range(first, len(packs), self.sampler.num_ranks):
             place = step + self.sampler.rank
             yield packs[place].tolist() if place < len(packs) else [FILLER_INDEX]
-
-
-def _check_agreement(layout: tuple[np.ndarray, ...]) -> None:
-    """Ranks that plan with different lengths would take different samples, and wait for each other for ever."""
-    if get_world_size() > 1:
-        if len(set(all_gather_object(array_hash(*layout)))) > 1:
-            raise SettingError(
-                "data_paths",
-                "the ranks don't find the same data",
-                "wait until no file is written any more and start again; every node needs the same files",
-            )
 
 
 def progress_bar(dataset: MultimodalDataset, rank: int) -> dict:

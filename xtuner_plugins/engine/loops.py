@@ -19,7 +19,7 @@ from mmengine.runner import BaseLoop, FlexibleRunner, IterBasedTrainLoop
 from mmengine.runner.utils import calc_dynamic_intervals
 from torch.utils.data import DataLoader
 
-from ..datasets.plan.plan import plan_of
+from ..datasets.plan.plan import plan_of, require_agreement
 from .param_groups import settle_grouping
 from .resume import newest_checkpoint
 from .schedulers import WarmupCosineLR, plan_schedule
@@ -156,7 +156,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         dynamic_intervals: As above.
 
     Raises:
-        ValueError: As `check_length`.
+        ValueError: As `check_length`; or the ranks find different data.
     """
 
     def __init__(
@@ -174,6 +174,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         BaseLoop.__init__(self, runner, dataloader)
         self.micro_batches = _settle_optimizer(runner)
         self.dataloader_iterator = PlanIterator(self.dataloader, self.micro_batches)
+        require_agreement(self.dataloader_iterator.plan)
         self._planned_epochs = max_epochs
         limits = [] if max_iters is None else [int(max_iters)]
         limits += [] if max_epochs is None else [self.dataloader_iterator.count_steps(max_epochs)]

@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 
+from mmengine.dist import all_gather_object, get_world_size
 from torch.utils.data import DataLoader, Sampler
+
+from ..errors import SettingError
 
 
 class Plan(Sampler):
@@ -80,3 +83,19 @@ def plan_of(loader: DataLoader) -> Plan:
     """The plan that a loader follows: its batch sampler, the sampler inside that, or a stand-in for what is neither."""
     inside = getattr(loader.batch_sampler, "sampler", None)
     return next((found for found in (loader.batch_sampler, inside) if isinstance(found, Plan)), ForeignPlan(loader))
+
+
+def require_agreement(plan: Plan) -> None:
+    """Compare the plans of all ranks. Ranks with different plans would wait for each other for ever.
+
+    Raises:
+        SettingError: on every rank, where they differ.
+    """
+    if get_world_size() > 1 and len(set(all_gather_object(plan.digest))) > 1:
+        error = SettingError(
+            "data_paths",
+            "the ranks don't find the same data",
+            "wait until no file is written any more and start again; every node needs the same files",
+        )
+        error.on_every_rank = True
+        raise error

@@ -59,10 +59,10 @@ def official_config(size: str) -> dict:
 
 def our_shapes(size: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the model as it trains (InternLM2 as Llama)."""
-    from xtuner_plugins.checkpoints.formats import our_config
+    from xtuner_plugins.checkpoints.formats import official
     from xtuner_plugins.checkpoints.loader import empty_model
 
-    model = empty_model(our_config(official_config(size), "benchmark")[1])
+    model = empty_model(official.read_config(official_config(size), "benchmark"))
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -83,7 +83,8 @@ def random_lazy(shape, dtype):
 
 
 def write_base(folder: Path, size: str) -> None:
-    from xtuner_plugins.checkpoints import formats, writer
+    from xtuner_plugins.checkpoints import writer
+    from xtuner_plugins.checkpoints.formats import official
     from xtuner_plugins.checkpoints.tensors import MemoryTensor
 
     tensors = {
@@ -92,7 +93,7 @@ def write_base(folder: Path, size: str) -> None:
         else random_lazy(shape, torch.bfloat16)
         for name, shape in our_shapes(size).items()
     }
-    stored = formats._internlm2(official_config(size)["llm_config"]).to_left(tensors)
+    stored = official.keys(official_config(size)).to_theirs(tensors)
     folder.mkdir(parents=True)
     writer.write_weights(folder, {n: (t, t.dtype) for n, t in stored.items()}, max_shard_size=4 * 10**9)
     writer.write_json(folder / "config.json", official_config(size))

@@ -155,15 +155,15 @@ class TestExport:
             verify(config, checkpoint, tmp_path / "out")
 
     def test_the_hf_form_keeps_it_and_brings_it_back(self, run, toy_base, tmp_path):
-        export(*run(describe(toy_base, tmp_path, **TRAINED)), tmp_path / "hf", form="hf")
+        export(*run(describe(toy_base, tmp_path, **TRAINED)), tmp_path / "hf", format="hf")
         session = ChatSession.from_pretrained(tmp_path / "hf", device="cpu")
         assert session.tiling.max_tiles == 3 and session.model.template == "Hermes-2"
-        convert(tmp_path / "hf", tmp_path / "back", form="official")
+        convert(tmp_path / "hf", tmp_path / "back", format="official")
         fields = read_json(tmp_path / "back" / "config.json")
         assert (fields["max_dynamic_patch"], fields["template"]) == (3, "Hermes-2")
 
     def test_an_hf_base_is_exported_with_it(self, toy_base, model, tmp_path):
-        convert(toy_base, tmp_path / "base", form="hf")
+        convert(toy_base, tmp_path / "base", format="hf")
         lock = describe(tmp_path / "base", tmp_path, **TRAINED)
         trained = save_locked(make_model(tmp_path / "base"), tmp_path / "iter_1.pth", lock)
         export(write_config(tmp_path / "c.py", tmp_path / "base"), trained, tmp_path / "out")

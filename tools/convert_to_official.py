@@ -1,12 +1,12 @@
-"""Exports a training checkpoint as a model directory, or converts a finished directory between forms.
+"""Exports a training checkpoint as a model directory, or converts a finished directory between formats.
 
     python tools/convert_to_official.py configs/finetune_lora.py work_dirs/finetune_lora/iter_1000.pth exports/mine
     python tools/convert_to_official.py CONFIG CHECKPOINT OUT --format hf          # transformers' own InternVL
     python tools/convert_to_official.py CONFIG CHECKPOINT OUT --format llava       # CLIP or SigLIP with a plain MLP
     python tools/convert_to_official.py CONFIG CHECKPOINT OUT --adapter-only       # a PEFT directory
-    python tools/convert_to_official.py --from InternVL3-1B-hf OUT                 # -hf to official
-    python tools/convert_to_official.py --from exports/mine-llava OUT              # LLaVA to official
-    python tools/convert_to_official.py --from exports/mine OUT --format hf        # official to -hf
+    python tools/convert_to_official.py --from InternVL3-1B-hf OUT                 # hf to official
+    python tools/convert_to_official.py --from exports/mine-llava OUT              # llava to official
+    python tools/convert_to_official.py --from exports/mine OUT --format hf        # official to hf
 
 CHECKPOINT is an MMEngine .pth, a DeepSpeed directory (ZeRO 1, 2 or 3) or a PEFT adapter. Adapters are merged in fp32.
 """
@@ -34,7 +34,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--template",
-        help="conversation template: which one, of a training with several; with --from, that of the official form",
+        help="conversation template: which one, of a training with several; with --from, that of OUT",
     )
     parser.add_argument(
         "--max-tiles", type=int, help="tile limit: which one, of a training with several (default: the largest)"
@@ -71,9 +71,9 @@ def run(args: argparse.Namespace, progress) -> str:
 
     common = dict(dtype=args.dtype, max_shard_size=args.max_shard_size, force=args.force, progress=progress)
     if args.source:
-        form = args.format or "official"
-        done = export.convert(args.source, args.paths[0], form=form, template=args.template, **common)
-        return f"wrote {done['out']} ({form}): {done['num_tensors']} tensors, {_size(done)}{_note(done)}"
+        to = args.format or "official"
+        done = export.convert(args.source, args.paths[0], format=to, template=args.template, **common)
+        return f"wrote {done['out']} ({to}): {done['num_tensors']} tensors, {_size(done)}{_note(done)}"
     config, checkpoint, out = args.paths
     if args.adapter_only:
         from xtuner_plugins.checkpoints.adapters import export_adapter
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace, progress) -> str:
         if not args.trust_remote_code:
             check_code_before(config, args.format, args.code)
     choice = dict(template=args.template, max_tiles=args.max_tiles)
-    done = export.export(config, checkpoint, out, form=args.format, code=args.code, **choice, **common)
+    done = export.export(config, checkpoint, out, format=args.format, code=args.code, **choice, **common)
     text = (
         f"wrote {done['out']}: {done['num_tensors']} tensors ({done['num_replaced']} trained, "
         f"{done['num_merged']} adapters merged), {_size(done)}, from a {done['kind']} checkpoint"

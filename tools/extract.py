@@ -1,4 +1,4 @@
-"""Takes the vision tower, the projector or the language model out of an official InternVL directory.
+"""Takes the vision tower, the projector or the language model out of a model directory.
 
 python tools/extract.py exports/mine llm parts/llm
 python tools/extract.py exports/mine projector parts/projector
@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", help="official or -hf model directory")
+    parser.add_argument("directory", help="model directory of any format")
     parser.add_argument("part", choices=["vision", "projector", "llm"])
     parser.add_argument("out", help="directory to write")
     parser.add_argument("--max-shard-size", default="4GB", help="largest weight file (default 4GB)")

@@ -58,7 +58,7 @@ class LLMFamily:
 
 
 @dataclass(frozen=True)
-class LlavaForm:
+class LlavaNames:
     """What `LlavaForConditionalGeneration` and its processor call an encoder's properties.
 
     Attributes:
@@ -87,7 +87,7 @@ class EncoderFamily:
         select_layer: layer whose output is used when none is named.
         projector_type: what goes with it when none is named.
         whole_type: `model_type` of the two-sided model (image and text) that holds such a tower.
-        llava: its LLaVA form; None where LLaVA's class can't hold it.
+        llava: what the llava format calls it; None where LLaVA's class can't hold it.
     """
 
     model_type: str
@@ -100,7 +100,7 @@ class EncoderFamily:
     select_layer: int = -2
     projector_type: str = "mlp"
     whole_type: str | None = None
-    llava: LlavaForm | None = None
+    llava: LlavaNames | None = None
 
     @property
     def is_intern_vit(self) -> bool:
@@ -150,7 +150,7 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
             image_mean=(0.48145466, 0.4578275, 0.40821073),
             image_std=(0.26862954, 0.26130258, 0.27577711),
             whole_type="clip",
-            llava=LlavaForm("default", "CLIPImageProcessor", class_tokens=1),
+            llava=LlavaNames("default", "CLIPImageProcessor", class_tokens=1),
         ),
         EncoderFamily(
             "siglip_vision_model",
@@ -159,7 +159,7 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
             image_mean=(0.5, 0.5, 0.5),
             image_std=(0.5, 0.5, 0.5),
             whole_type="siglip",
-            llava=LlavaForm("full", "SiglipImageProcessor", class_tokens=0),
+            llava=LlavaNames("full", "SiglipImageProcessor", class_tokens=0),
         ),
     )
 }

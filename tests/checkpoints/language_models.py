@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from tests.checkpoints.vocabularies import toy_ranks, write_internlm2, write_qwen
-from xtuner_plugins.checkpoints import mappings
+from xtuner_plugins.checkpoints.formats import internlm2, qwen1
 from xtuner_plugins.checkpoints.reader import read_json
 from xtuner_plugins.checkpoints.tensors import MemoryTensor
 from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer
@@ -51,13 +51,13 @@ def write_llm(family, folder, tokenizer_dir, *, own_vocabulary=False):
         return folder
     llama = LlamaForCausalLM(LlamaConfig(**SIZES, **ids))
     if family == "internlm2":
-        mapping = mappings.internlm2_llama(4, 2)
+        mapping = internlm2.keys(SIZES)
         config = {**SIZES, **ids, "model_type": "internlm2", "architectures": ["InternLM2ForCausalLM"], "bias": False,
                   "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 1e6, "max_position_embeddings": 512,
                   "rope_scaling": {"type": "dynamic", "factor": 2.0}}  # fmt: skip
         held = {k: MemoryTensor(v) for k, v in llama.state_dict().items()}
     else:
-        mapping = mappings.QWEN_QWEN2
+        mapping = qwen1.KEYS
         full = LlamaForCausalLM(LlamaConfig(**{**SIZES, "num_key_value_heads": 4}, **ids)).state_dict()
         held = {k: MemoryTensor(v) for k, v in full.items()}
         for i in range(2):

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT
 from xtuner_plugins.checkpoints.assemble import build_base
+from xtuner_plugins.checkpoints.formats.remote_code import hub_code
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer
 from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
-from xtuner_plugins.checkpoints.remote_code import hub_code
 from xtuner_plugins.families import UnknownFamilyError
 from xtuner_plugins.hub.constants import ADDED_TOKENS
 from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template

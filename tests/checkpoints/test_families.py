@@ -1,4 +1,4 @@
-"""Every language model family inside every tower style: assembled, loaded, exported, through the -hf form and back."""
+"""Every language model family inside every tower style: assembled, loaded, exported, through the hf format and back."""
 
 import pytest
 import torch
@@ -50,8 +50,8 @@ def test_family(family, tower, own_vocabulary, tmp_path):
     inputs = chat_inputs(trained.model)
     assert (logits(exported, inputs) - logits(trained.model, inputs)).abs().max() <= 1e-5
 
-    convert(tmp_path / "out", tmp_path / "hf", form="hf")
-    convert(tmp_path / "hf", tmp_path / "back", form="official")
+    convert(tmp_path / "out", tmp_path / "hf", format="hf")
+    convert(tmp_path / "hf", tmp_path / "back", format="official")
     text = "<|im_start|>user\n<img><IMG_CONTEXT></img>\n你好 2 cats<|im_end|>"
     ids = [load_tokenizer(tmp_path / name)(text).input_ids for name in ("base", "hf", "back")]
     assert ids[0] == ids[1] == ids[2]

@@ -1,4 +1,4 @@
-"""Readers: every form gives the same tensors, and files that lie or attack are refused."""
+"""Readers: every kind of file gives the same tensors, and files that lie or attack are refused."""
 
 import json
 import os

@@ -37,7 +37,7 @@ def test_cast_and_native_exports(run, tmp_path):
     export(config, checkpoint, tmp_path / "bf16", dtype="bfloat16")
     report = verify(config, checkpoint, tmp_path / "bf16", model=model)
     assert report.tolerance == TOLERANCE_CAST and max(c.gap for c in report.cases) > 1e-4  # a real cast happened
-    export(config, checkpoint, tmp_path / "hf", form="hf")
+    export(config, checkpoint, tmp_path / "hf", format="hf")
     assert verify(config, checkpoint, tmp_path / "hf").tolerance == TOLERANCE_FP32
 
 

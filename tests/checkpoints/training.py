@@ -80,3 +80,9 @@ def logits(model, inputs):
     pixels, ids, flags = inputs
     mask = torch.ones_like(ids)
     return model(pixel_values=pixels, input_ids=ids, attention_mask=mask, image_flags=flags).logits
+
+
+def with_context(model, other):
+    """``model``, knowing the image token that ``other`` knows."""
+    model.img_context_token_id = other.img_context_token_id
+    return model

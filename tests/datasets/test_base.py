@@ -1,4 +1,4 @@
-"""One reader of a model directory: training and chat agree, whatever the directory leaves out and whatever its form."""
+"""One reader of a model directory: training and chat agree, whatever it leaves out and whatever its format."""
 
 import json
 import shutil
@@ -40,8 +40,8 @@ def test_training_and_chat_agree_on_absent_keys(toy_base, tmp_path, write_data, 
     assert session.tiling == expected.get(key, DynamicTiling(1, 12, 112, True))
 
 
-def test_an_hf_base_feeds_the_dataset_as_its_official_form_does(toy_base, tmp_path, write_data, make_picture, qa):
-    convert(toy_base, tmp_path / "hf", form="hf")
+def test_an_hf_base_feeds_the_dataset_as_its_official_one_does(toy_base, tmp_path, write_data, make_picture, qa):
+    convert(toy_base, tmp_path / "hf", format="hf")
     data = (write_data([qa("<image>\nWhat?", "A cat.", image="a.png")]), make_picture("a.png", 336, 224))
     one, other = MultimodalDataset(toy_base, *data), MultimodalDataset(tmp_path / "hf", *data)
     assert one.facts.tiling == other.facts.tiling and one.facts.template == other.facts.template
@@ -49,13 +49,13 @@ def test_an_hf_base_feeds_the_dataset_as_its_official_form_does(toy_base, tmp_pa
     assert ChatSession.from_pretrained(tmp_path / "hf", device="cpu").tiling == other.tiling
 
 
-def test_an_hf_form_keeps_one_tile(toy_base, tmp_path):
+def test_hf_keeps_one_tile(toy_base, tmp_path):
     base = without(toy_base, tmp_path / "base", dynamic_image_size=False)
-    convert(base, tmp_path / "hf", form="hf")
+    convert(base, tmp_path / "hf", format="hf")
     assert BaseFacts.read(tmp_path / "hf").tiling.max_tiles == 1
 
 
-def test_an_hf_form_refuses_what_it_cannot_say(toy_base, tmp_path):
+def test_hf_refuses_what_it_cannot_say(toy_base, tmp_path):
     base = without(toy_base, tmp_path / "base", use_thumbnail=False)
     with pytest.raises(ValueError, match="can't express use_thumbnail=False"):
-        convert(base, tmp_path / "hf", form="hf")
+        convert(base, tmp_path / "hf", format="hf")

@@ -13,11 +13,11 @@ import copy
 from pathlib import Path
 
 from xtuner_plugins import preprocessing
-from xtuner_plugins.checkpoints import lora, targets, trained
+from xtuner_plugins.checkpoints import lora, trained
 from xtuner_plugins.checkpoints.reader import CheckpointError
 from xtuner_plugins.checkpoints.staging import check_disk, check_target, staged_directory, write_config
 from xtuner_plugins.checkpoints.tensors import LazyTensor
-from xtuner_plugins.checkpoints.writer import write_json, write_single
+from xtuner_plugins.checkpoints.writer import resolve_dtype, write_json, write_single
 
 REPLACED = "replaced.safetensors"
 
@@ -40,7 +40,7 @@ def export_adapter(
     Raises:
         CheckpointError: the checkpoint has no adapter, or doesn't belong to the config.
     """
-    wanted = targets.resolve_dtype(dtype)
+    wanted = resolve_dtype(dtype)
     plan = trained.lay_over(config_path, checkpoint)
     if not plan.adapters and not plan.token_rows:
         raise CheckpointError(

@@ -8,29 +8,16 @@ from pathlib import Path
 
 import torch
 
-from xtuner_plugins.checkpoints import (
-    formats,
-    mappings,
-    normalization,
-    projectors,
-    remote_code,
-    tokenizer_files,
-    towers,
-)
-from xtuner_plugins.checkpoints.reader import CheckpointError, open_weights, read_json
+from xtuner_plugins.checkpoints import formats, normalization, projectors, tokenizer_files, towers
+from xtuner_plugins.checkpoints.formats import official
+from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.staging import check_disk, check_target, staged_directory, write_config
 from xtuner_plugins.checkpoints.tensors import Joined, LazyTensor, MemoryTensor
-from xtuner_plugins.checkpoints.writer import TRANSFORMERS, parse_size, total_bytes, write_json, write_weights
+from xtuner_plugins.checkpoints.writer import parse_size, resolve_dtype, total_bytes, write_weights
 from xtuner_plugins.families import LLMFamily, encoder_family, llm_family
-from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
+from xtuner_plugins.hub.conversation import get_conv_template
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.bin", "*.jinja"]  # never *.py
-AUTO_MAP = {
-    "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
-    "AutoModel": "modeling_internvl_chat.InternVLChatModel",
-    "AutoModelForCausalLM": "modeling_internvl_chat.InternVLChatModel",
-}
 
 
 @dataclass
@@ -81,7 +68,7 @@ def build_base(
         out: directory to write.
         template: conversation template; None takes the family's own.
         max_tiles: ``max_dynamic_patch``, tiles a picture without the thumbnail; None is 12, or 1 with ``mlp``.
-        dtype: of the stored weights, a key of ``DTYPES``.
+        dtype: of the stored weights, a key of ``writer.DTYPES``.
         projector: safetensors or torch file with ``mlp1.*`` (or ``0.weight`` ...); None for a fresh one.
         projector_type: ``pixel_shuffle_mlp`` (InternVL's) or ``mlp`` (LLaVA's, no merging of patches); None takes the
             first for InternViT, the second for CLIP and SigLIP.
@@ -103,8 +90,7 @@ def build_base(
         CheckpointError: a part is missing, of the wrong kind or incomplete; ``out`` exists; the disk is too full.
         ValueError: an argument out of range.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    stored_dtype = resolve_dtype(dtype)
     if max_tiles is not None and not 1 <= max_tiles <= 128:
         raise ValueError(f"max_tiles = {max_tiles} makes no sense; choose 1 to 128 (released models: 12)")
     if (image_mean is None) != (image_std is None):
@@ -117,23 +103,18 @@ def build_base(
         vision_part.tensors = normalization.fold(vision_part.tensors, *own)
     llm_part = read_llm(local_directory(llm, "language model"))
     template = template or llm_part.family.template
-    conversation = _conversation(template, llm_part)
-
-    config = make_config(vision_part, llm_part, template=template, max_tiles=max_tiles, dtype=dtype,
-                         projector_type=projector_type)  # fmt: skip
+    _check_template(template, llm_part)
+    config = make_config(vision_part, llm_part, template, max_tiles, dtype, projector_type)
     num_rows = config["llm_config"]["vocab_size"]
     mlp1 = projectors.projector_tensors(config, projector, seed)
     tensors = {**vision_part.tensors, **mlp1}
     tensors.update({f"language_model.{k}": v for k, v in resized_llm(llm_part, num_rows).items()})
     check_complete(config, tensors)
 
-    plan = {name: (tensor, DTYPES[dtype]) for name, tensor in tensors.items()}
+    plan = {name: (tensor, stored_dtype) for name, tensor in tensors.items()}
     check_disk(out, total_bytes(plan))
     with staged_directory(out) as stage:
-        tokenizer_files.save_tokenizer(
-            llm_part.tokenizer, stage, template=tokenizer_files.chat_template(llm_part.tokenizer, conversation)
-        )
-        write_small_files(stage, config, llm_part.tokenizer, conversation)
+        official.write_files(stage, config, llm_part.tokenizer)
         write_weights(stage, plan, max_shard_size=shard_bytes, advance=progress or (lambda n: None))
         write_config(stage, config)
     return {
@@ -142,7 +123,7 @@ def build_base(
         "num_bytes": total_bytes(plan),
         "vocab_size": num_rows,
         "num_new_tokens": llm_part.num_new_tokens,
-        "num_image_token": num_image_token(config),
+        "num_image_token": official.num_image_tokens(config),
         "projector": str(projector) if projector else f"fresh, seed {seed}",
         "template": template,
         "note": _who_runs_it(config),
@@ -193,7 +174,7 @@ def read_llm(directory: Path) -> LLMPart:
             f"language model: {directory} is a multimodal model ({config.get('model_type')}); give the bare "
             "language model, or take it out with tools/extract.py"
         )
-    config, tensors = as_own_class(config, open_weights(directory))
+    config, tensors = formats.open_language_model(directory)
     family = llm_family(config, f"language model: {directory}")
     if family.embedding not in tensors:
         raise CheckpointError(f"language model: {directory} has no {family.embedding}")
@@ -208,35 +189,19 @@ def read_llm(directory: Path) -> LLMPart:
     return LLMPart(config, family, tokenizer, tensors, num_new)
 
 
-def as_own_class(config: dict, tensors: dict[str, LazyTensor]) -> tuple[dict, dict[str, LazyTensor]]:
-    """Models whose class transformers lacks, in the exact form of one it has: InternLM2 as Llama, Qwen as Qwen2."""
-    if config.get("model_type") == "internlm2":
-        heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-        return formats.internlm2_config_as_llama(config), mappings.internlm2_llama(heads, kv_heads).to_right(tensors)
-    if config.get("model_type") == "qwen":
-        drop = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.logn_list")
-        kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(drop)}
-        return formats.qwen_config_as_qwen2(config), mappings.QWEN_QWEN2.to_right(kept)
-    return config, tensors
-
-
 def _ties_by_default(config: dict) -> bool:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     return bool(CONFIG_MAPPING[config["model_type"]]().tie_word_embeddings)
 
 
-def _conversation(template: str, llm: LLMPart):
-    from xtuner_plugins.hub.conversation import get_conv_template
-
-    conversation = get_conv_template(template)
-    end = conversation.sep.strip()
+def _check_template(template: str, llm: LLMPart) -> None:
+    end = get_conv_template(template).sep.strip()
     if tokenizer_files.token_id(llm.tokenizer, end) is None:
         raise CheckpointError(
             f"template {template} ends answers with {end}, which is no token of this language model's tokenizer; "
             "choose another --template"
         )
-    return conversation
 
 
 def resized_llm(llm: LLMPart, num_rows: int) -> dict[str, LazyTensor]:
@@ -282,72 +247,32 @@ def mean_row(matrix: LazyTensor) -> torch.Tensor:
 
 
 def make_config(
-    part: towers.VisionPart,
-    llm: LLMPart,
-    *,
-    template: str,
-    max_tiles: int | None,
-    dtype: str,
-    projector_type: str | None = None,
+    part: towers.VisionPart, llm: LLMPart, template: str, max_tiles: int | None, dtype: str, projector_type: str | None
 ) -> dict:
-    """``config.json`` with every field that any consumer reads, none left to class defaults."""
+    """The official config of the two parts; arguments as for ``build_base``."""
     from xtuner_plugins.hub.configuration_internvl_chat import PROJECTOR_TYPES, InternVLChatConfig
 
-    vision, projector_type = part.config, projector_type or part.projector_type
+    projector_type = projector_type or part.projector_type
     if projector_type not in PROJECTOR_TYPES:
         raise ValueError(f"projector_type {projector_type!r} is unknown; choose one of {', '.join(PROJECTOR_TYPES)}")
-    plain = projector_type == "mlp"
-    max_tiles = max_tiles or (1 if plain else 12)
-
     rows = tokenizer_files.num_token_rows(llm.tokenizer)
     if llm.family.keeps_padding:
         rows = max(rows, llm.tensors[llm.family.embedding].shape[0])
-    source = {
-        k: v for k, v in llm.config.items() if k not in ("auto_map", "_name_or_path", "transformers_version", "dtype")
-    }
+    dropped = ("auto_map", "_name_or_path", "transformers_version", "dtype")
+    source = {k: v for k, v in llm.config.items() if k not in dropped}
     source.update(architectures=[llm.family.architecture], vocab_size=rows, torch_dtype=dtype)
-    complete = InternVLChatConfig(vision_config=vision, llm_config=source, torch_dtype=dtype).to_dict()["llm_config"]
+    whole = InternVLChatConfig(vision_config=part.config, llm_config=source, torch_dtype=dtype)
+    complete = whole.to_dict()["llm_config"]
     fields = {k: complete.get(k) for k in [*llm.family.fields, *source]}
-    pad = llm.tokenizer.pad_token_id
-    fields.update(architectures=[llm.family.architecture], model_type=llm.family.model_type, vocab_size=rows,
-                  tie_word_embeddings=False, torch_dtype=dtype, use_cache=True)  # fmt: skip
-    if fields.get("pad_token_id") is None and pad is not None:
-        fields["pad_token_id"] = pad
+    fields.update(architectures=[llm.family.architecture], model_type=llm.family.model_type, use_cache=True)
     for key in ("bos_token_id", "eos_token_id"):
         if fields.get(key) is None:
             fields[key] = getattr(llm.tokenizer, key)
-    return {
-        "architectures": ["InternVLChatModel"],
-        "auto_map": dict(AUTO_MAP),
-        "model_type": "internvl_chat",
-        "template": template,
-        "select_layer": part.select_layer,
-        "ps_version": "v2",
-        **({"projector_type": "mlp"} if plain else {}),
-        "downsample_ratio": 1.0 if plain else 0.5,
-        "force_image_size": vision["image_size"],
-        "dynamic_image_size": True,
-        "use_thumbnail": max_tiles > 1 if plain else True,
-        "min_dynamic_patch": 1,
-        "max_dynamic_patch": max_tiles,
-        "use_backbone_lora": 0,
-        "use_llm_lora": 0,
-        "pad2square": False,
-        "tie_word_embeddings": False,
-        "torch_dtype": dtype,
-        "hidden_size": fields["hidden_size"],
-        "image_fold": None,
-        "output_attentions": False,
-        "transformers_version": TRANSFORMERS,
-        "llm_config": dict(sorted(fields.items())),
-        "vision_config": {**dict(sorted(vision.items())), "torch_dtype": dtype},
-    }
-
-
-def num_image_token(config: dict) -> int:
-    """Image tokens a tile."""
-    grid = config["force_image_size"] // config["vision_config"]["patch_size"]
-    return int(grid**2 * config["downsample_ratio"] ** 2)
+    config = official.make_config(
+        part.config, fields, dtype=dtype, template=template, projector_type=projector_type,
+        select_layer=part.select_layer, max_tiles=max_tiles or (1 if projector_type == "mlp" else 12),
+    )  # fmt: skip
+    return official.write_config(config, llm.tokenizer, rows)
 
 
 def check_complete(config: dict, tensors: dict[str, LazyTensor]) -> None:
@@ -359,25 +284,3 @@ def check_complete(config: dict, tensors: dict[str, LazyTensor]) -> None:
     from xtuner_plugins.checkpoints.loader import compare, empty_model
 
     compare(empty_model(config), {k: t.shape for k, t in tensors.items()}).raise_if_bad("the assembled model")
-
-
-def write_small_files(stage: Path, config: dict, tokenizer, conversation) -> None:
-    """Generation and preprocessor configs and the model's own code."""
-    write_json(stage / "generation_config.json", {
-        "_from_model_config": True,
-        "eos_token_id": tokenizer_files.stop_token_ids(tokenizer, conversation),
-        "pad_token_id": config["llm_config"]["pad_token_id"],
-        "transformers_version": TRANSFORMERS,
-    })  # fmt: skip
-    write_json(stage / "preprocessor_config.json", preprocessor_config(config["force_image_size"]))
-    remote_code.copy_hub_code(stage)
-
-
-def preprocessor_config(size: int) -> dict:
-    """CLIP-style preprocessing facts; llama.cpp reads mean and std from here."""
-    return {
-        "crop_size": size, "do_center_crop": True, "do_normalize": True, "do_resize": True,
-        "feature_extractor_type": "CLIPFeatureExtractor", "image_mean": list(IMAGENET_MEAN),
-        "image_std": list(IMAGENET_STD),
-        "resample": 3, "size": size,
-    }  # fmt: skip

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 
 from xtuner_plugins import preprocessing
-from xtuner_plugins.checkpoints import formats, lora, targets, trained
+from xtuner_plugins.checkpoints import formats, lora, trained
+from xtuner_plugins.checkpoints.formats.draft import Draft, make_draft
 from xtuner_plugins.checkpoints.reader import CheckpointError, read_json, weight_files
 from xtuner_plugins.checkpoints.staging import check_disk, check_target, staged_directory, write_config
 from xtuner_plugins.checkpoints.tensors import LazyTensor, Scratch, cast, empty
-from xtuner_plugins.checkpoints.writer import parse_size, total_bytes, write_json, write_weights
+from xtuner_plugins.checkpoints.writer import parse_size, resolve_dtype, total_bytes, write_json, write_weights
 
 MANIFEST = "export_manifest.json"
 
@@ -48,7 +49,7 @@ def export(
     checkpoint: str | Path,
     out: str | Path,
     *,
-    form: str | None = None,
+    format: str | None = None,
     dtype: str | None = None,
     max_shard_size: str | int = "4GB",
     code: str = "auto",
@@ -66,7 +67,7 @@ def export(
         config_path: the training config (names base and adapters).
         checkpoint: MMEngine ``.pth``, DeepSpeed directory (ZeRO 0 to 3) or PEFT adapter.
         out: directory to write.
-        form: ``official``, ``hf`` (transformers' own InternVL), ``llava`` (its Llava); None keeps the base's.
+        format: ``official``, ``hf`` (transformers' own InternVL), ``llava`` (its Llava); None keeps the base's.
         dtype: of all weights; None keeps the base's, tensor by tensor.
         max_shard_size: such as ``4GB``.
         code: ``auto`` ships the base's own model code, ours where that isn't whole; ``ours`` always ships ours.
@@ -99,22 +100,21 @@ def export(
             },
             "config": {"path": str(config_path), "sha256": hashes[str(config_path)]},
             "dtype": dtype or "as the base",
-            "format": form or "as the base",
+            "format": format or "as the base",
             "replaced": sorted(plan.replaced),
             "merged": sorted(plan.adapters),
         }
 
     with _Beside(sources, plan.view, plan.without_adapters()) as beside:
-        if form is not None or not all(isinstance(config, lora.PlainLora) for config in plan.lora_configs.values()):
+        if format is not None or not all(isinstance(config, lora.PlainLora) for config in plan.lora_configs.values()):
             beside.wait_for_check()
         tensors = {}
         for name, tensor in plan.merged().items():
             to = wanted or plan.base_tensors[name].dtype
             tensors[name] = _Finite(tensor, to, name, Path(checkpoint)) if name in changed else cast(tensor, to)
-        target = targets.make_target(plan.view, tensors, form=form, dtype=dtype, code=code)
-        target.notes = plan.notes + target.notes
-        target.preprocessing = plan.preprocessing
-        summary = _write(target, out, shard_bytes, record, progress, beside)
+        draft = make_draft(plan.view, tensors, format=format, dtype=dtype, code=code)
+        draft.notes = plan.notes + draft.notes
+        summary = _write(draft, plan.preprocessing, out, shard_bytes, record, progress, beside)
     return {
         **summary,
         "num_replaced": len(plan.replaced),
@@ -127,22 +127,22 @@ def convert(
     directory: str | Path,
     out: str | Path,
     *,
-    form: str,
+    format: str,
     dtype: str | None = None,
     max_shard_size: str | int = "4GB",
     template: str | None = None,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
-    """Writes a finished model directory in another form: official to ``-hf`` or LLaVA, or ``-hf`` to official.
+    """Writes a finished model directory in another format: official to hf or llava, or back.
 
     Args:
-        directory: an official or ``-hf`` directory.
+        directory: a directory of any format.
         out: directory to write.
-        form: ``official``, ``hf`` or ``llava``.
+        format: ``official``, ``hf`` or ``llava``.
         dtype: of all weights; None keeps the stored ones.
         max_shard_size: such as ``4GB``.
-        template: conversation template of an official form (an ``-hf`` directory doesn't name one).
+        template: conversation template of an official directory (no other names one).
         force: replace an existing ``out``.
         progress: called with (bytes written now, bytes in all).
 
@@ -150,7 +150,7 @@ def convert(
         ``out``, ``num_tensors``, ``num_bytes``, ``num_shards``, ``notes``.
 
     Raises:
-        CheckpointError: not such a directory, or the form can't express it; ``out`` exists; the disk is too full.
+        CheckpointError: not such a directory, or the format can't express it; ``out`` exists; the disk is too full.
         ValueError: an argument out of range.
     """
     wanted, shard_bytes = _check_options(dtype, max_shard_size, "auto")
@@ -160,13 +160,13 @@ def convert(
     files = _base_files(view.directory)
 
     def record(hashes: dict[str, str]) -> dict:
-        return {"model": _origin(view.directory, files, hashes), "dtype": dtype or "as stored", "format": form}
+        return {"model": _origin(view.directory, files, hashes), "dtype": dtype or "as stored", "format": format}
 
     with _Beside(files, view, view.tensors) as beside:
         beside.wait_for_check()
-        target = targets.make_target(view, tensors, form=form, dtype=dtype, template=template)
-        target.preprocessing = _kept_preprocessing(view, template)
-        return _write(target, out, shard_bytes, record, progress, beside)
+        draft = make_draft(view, tensors, format=format, dtype=dtype, template=template)
+        lock = _kept_preprocessing(view, template)
+        return _write(draft, lock, out, shard_bytes, record, progress, beside)
 
 
 def _kept_preprocessing(view: formats.ModelView, template: str | None) -> dict | None:
@@ -182,11 +182,11 @@ def _kept_preprocessing(view: formats.ModelView, template: str | None) -> dict |
 def _check_options(dtype, max_shard_size, code) -> tuple[torch.dtype | None, int]:
     if code not in ("auto", "ours"):
         raise ValueError(f"code {code!r} is unknown; choose auto or ours")
-    return targets.resolve_dtype(dtype), parse_size(max_shard_size)
+    return resolve_dtype(dtype), parse_size(max_shard_size)
 
 
-def _write(target: targets.Target, out: Path, shard_bytes: int, record, progress, beside: _Beside) -> dict:
-    tensors = {name: (tensor, tensor.dtype) for name, tensor in target.tensors.items()}
+def _write(draft: Draft, lock: dict | None, out: Path, shard_bytes: int, record, progress, beside: _Beside) -> dict:
+    tensors = {name: (tensor, tensor.dtype) for name, tensor in draft.tensors.items()}
     num_bytes = total_bytes(tensors)
     check_disk(out, num_bytes)
 
@@ -196,18 +196,18 @@ def _write(target: targets.Target, out: Path, shard_bytes: int, record, progress
             progress(written, num_bytes)
 
     with staged_directory(out) as stage:
-        target.write_files(stage)
+        draft.write_files(stage)
         files = write_weights(stage, tensors, max_shard_size=shard_bytes, advance=advance)
-        if target.preprocessing is not None:
-            write_json(stage / preprocessing.FILE, target.preprocessing)
+        if lock is not None:
+            write_json(stage / preprocessing.FILE, lock)
         write_json(stage / MANIFEST, {**record(beside.result()), "versions": _versions()})
-        write_config(stage, target.config)
+        write_config(stage, draft.config)
     return {
         "out": str(out),
         "num_tensors": len(tensors),
         "num_bytes": num_bytes,
         "num_shards": len(files),
-        "notes": target.notes,
+        "notes": draft.notes,
     }
 
 

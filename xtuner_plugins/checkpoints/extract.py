@@ -1,11 +1,13 @@
-"""Takes the vision tower, the projector or the language model out of an official (or ``-hf``) directory again."""
+"""Takes the vision tower, the projector or the language model out of a model directory again."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-from xtuner_plugins.checkpoints import assemble, formats, mappings, tokenizer_files
+from xtuner_plugins.checkpoints import formats, tokenizer_files
+from xtuner_plugins.checkpoints.formats import official
+from xtuner_plugins.checkpoints.reader import read_json
 from xtuner_plugins.checkpoints.staging import check_disk, check_target, staged_directory, write_config
 from xtuner_plugins.checkpoints.writer import parse_size, total_bytes, write_json, write_weights
 from xtuner_plugins.families import encoder_family
@@ -23,7 +25,7 @@ def extract(
     * ``llm``: a causal language model with its tokenizer (the nine image tokens stay in it).
 
     Args:
-        directory: official or ``-hf`` model directory.
+        directory: model directory of any format.
         part: one of ``PARTS``.
         out: directory to write.
         max_shard_size: such as ``4GB``.
@@ -42,14 +44,12 @@ def extract(
     out = check_target(out, force=force, inputs={"model": directory})
     prefix = {"vision": "vision_model.", "projector": "mlp1.", "llm": "language_model."}[part]
     held = {name: tensor for name, tensor in view.tensors.items() if name.startswith(prefix)}
-    if part == "vision":
-        held, config = mappings.STANDALONE_VISION.to_left(held), dict(view.config["vision_config"])
-    elif part == "llm":
-        held = {name.removeprefix(prefix): tensor for name, tensor in held.items()}
-        config = dict(view.config["llm_config"])
-    else:
+    if part == "projector":
         kept = ("downsample_ratio", "ps_version", "projector_type", "hidden_size")
         config = {key: view.config[key] for key in kept if key in view.config}
+    else:
+        held = {name.removeprefix(prefix): tensor for name, tensor in held.items()}
+        config = dict(view.config[f"{part}_config"])
     plan = {name: (tensor, tensor.dtype) for name, tensor in held.items()}
     check_disk(out, total_bytes(plan))
     with staged_directory(out) as stage:
@@ -57,7 +57,7 @@ def extract(
             _tokenizer(view.directory, stage)
             write_json(stage / "generation_config.json", _generation(view.directory, config))
         if part == "vision" and not encoder_family(config).is_intern_vit:  # ImageNet's numbers: its own are folded in
-            write_json(stage / "preprocessor_config.json", assemble.preprocessor_config(config["image_size"]))
+            write_json(stage / "preprocessor_config.json", official.preprocessor_config(config["image_size"]))
         write_weights(stage, plan, max_shard_size=parse_size(max_shard_size))
         write_config(stage, config)
     return {"out": str(out), "num_tensors": len(plan), "num_bytes": total_bytes(plan)}
@@ -71,4 +71,4 @@ def _tokenizer(source: Path, stage: Path) -> None:
 
 def _generation(source: Path, config: dict) -> dict:
     path = source / "generation_config.json"
-    return formats.read_json(path) if path.is_file() else {"eos_token_id": config.get("eos_token_id")}
+    return read_json(path) if path.is_file() else {"eos_token_id": config.get("eos_token_id")}

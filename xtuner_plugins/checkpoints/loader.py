@@ -75,13 +75,12 @@ def _some(items: list[str], limit: int = 4) -> str:
 
 
 def read_config(directory: str | Path):
-    """``config.json`` of an official or ``-hf`` directory as our ``InternVLChatConfig``.
+    """``config.json`` of a model directory of any format as our ``InternVLChatConfig``.
 
     Raises:
         CheckpointError: no such directory or not an InternVL chat model.
     """
-    fields = formats.our_config(formats.read_fields(directory), directory)[1]
-    return config_from_fields(fields, directory)
+    return config_from_fields(formats.open_config(directory)[2], directory)
 
 
 def config_from_fields(fields: Mapping, where: str | Path):
@@ -166,7 +165,7 @@ def fill(
 def load_model(
     directory: str | Path, *, dtype: torch.dtype | None = torch.bfloat16, device="cpu", filled=lambda model, name: None
 ):
-    """An official or ``-hf`` directory in the hub's classes (InternLM2 inside runs in its exact Llama form).
+    """A model directory of any format in the hub's classes (InternLM2 inside runs as Llama).
 
     Args:
         directory: with ``config.json`` and safetensors (or torch) weights.

@@ -14,6 +14,7 @@ from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.writer import write_json
 from xtuner_plugins.fast_tokenizers import VocabularyError, load_fast_tokenizer
 from xtuner_plugins.hub.constants import ADDED_TOKENS
+from xtuner_plugins.hub.conversation import get_conv_template
 
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -57,7 +58,7 @@ def load_tokenizer(directory: str | Path, *, complete: bool = True):
     return tokenizer
 
 
-def token_id(tokenizer, token: str) -> int | None:
+def token_id(tokenizer, token: str | None) -> int | None:
     """Id of a token that the vocabulary holds as one piece, else None."""
     return tokenizer.get_vocab().get(token)
 
@@ -70,6 +71,14 @@ def add_image_tokens(tokenizer) -> int:
     return tokenizer.add_tokens(tokens, special_tokens=True)
 
 
+def add_token(tokenizer, token: str) -> None:
+    """Adds a special token after all others where the vocabulary has none of the name."""
+    from transformers import AddedToken
+
+    if token_id(tokenizer, token) is None:
+        tokenizer.add_tokens([AddedToken(token, normalized=False, special=True)], special_tokens=True)
+
+
 def num_token_rows(tokenizer) -> int:
     """Embedding rows that the tokenizer needs: one more than its largest id."""
     return max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
@@ -80,22 +89,19 @@ def quote(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
 
 
-def chat_template(tokenizer, conversation) -> str:
+def chat_template(tokenizer, template: str) -> str:
     """A Jinja template that renders messages exactly as the conversation template prompts.
 
     ``<image>`` in a message stays as it is: serving engines replace it themselves.
 
     Args:
         tokenizer: asked whether it puts a start token before a text (then the template starts with it too).
-        conversation: from ``get_conv_template``.
+        template: name of the conversation template.
     """
-
+    conversation = get_conv_template(template)
     before, after = conversation.system_template.split("{system_message}")
     end = quote(conversation.sep)
     user, assistant = (quote(role) for role in conversation.roles)
-    default = ""
-    if conversation.system_message is not None:
-        default = "{{ " + quote(before + conversation.system_message + after + conversation.sep) + " }}"
     ids = tokenizer("a").input_ids
     starts = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
     return "".join(
@@ -103,7 +109,7 @@ def chat_template(tokenizer, conversation) -> str:
             "{{ bos_token }}" if starts else "",
             "{% if messages and messages[0]['role'] == 'system' %}",
             "{{ " + quote(before) + " + messages[0]['content'] + " + quote(after + conversation.sep) + " }}",
-            "{% else %}" + default + "{% endif %}",
+            "{% else %}" + _default_system(conversation) + "{% endif %}",
             "{% for message in messages %}",
             "{% if message['role'] == 'user' %}",
             "{{ " + user + " + message['content'] + " + end + " }}",
@@ -115,11 +121,71 @@ def chat_template(tokenizer, conversation) -> str:
     )
 
 
-def stop_token_ids(tokenizer, conversation) -> list[int]:
+def processor_template(template: str, *, image: str, video: str | None) -> str:
+    """A processor's chat template: text, image and video parts; the training prompt as the default system.
+
+    Args:
+        template: name of the conversation template.
+        image: what stands for an image.
+        video: what stands for a video; None leaves videos out.
+    """
+    conversation = get_conv_template(template)
+    before, after = conversation.system_template.split("{system_message}")
+    user, assistant = (quote(role) for role in conversation.roles)
+    end = quote(conversation.sep)
+    content = (
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+        "{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}{{ "
+        + quote(image)
+        + " }}"
+        + ("" if video is None else "{% elif part['type'] == 'video' %}{{ " + quote(video) + " }}")
+        + "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+        "{% endfor %}{% endif %}"
+    )
+    return "".join(
+        [
+            "{% if not messages or messages[0]['role'] != 'system' %}" + _default_system(conversation) + "{% endif %}",
+            "{% for message in messages %}",
+            "{% if message['role'] == 'system' %}{{ " + quote(before) + " }}" + content,
+            "{{ " + quote(after + conversation.sep) + " }}",
+            "{% elif message['role'] == 'user' %}{{ " + user + " }}" + content + "{{ " + end + " }}",
+            "{% elif message['role'] == 'assistant' %}{{ " + assistant + " }}" + content + "{{ " + end + " }}",
+            "{% endif %}{% endfor %}",
+            "{% if add_generation_prompt %}{{ " + assistant + " }}{% endif %}",
+        ]
+    )
+
+
+def _default_system(conversation) -> str:
+    """What a chat template prints where no message names a system prompt."""
+    if conversation.system_message is None:
+        return ""
+    before, after = conversation.system_template.split("{system_message}")
+    return "{{ " + quote(before + conversation.system_message + after + conversation.sep) + " }}"
+
+
+def stop_token_ids(tokenizer, template: str) -> list[int]:
     """Ids that end an answer: the template's end token first, then what the vocabulary itself ends texts with."""
-    names = [conversation.sep.strip(), tokenizer.eos_token, "<|endoftext|>", "<|im_start|>"]
+    names = [get_conv_template(template).sep.strip(), tokenizer.eos_token, "<|endoftext|>", "<|im_start|>"]
     ids = [token_id(tokenizer, n) for n in names if n]
     return list(dict.fromkeys(i for i in ids if i is not None))
+
+
+def write_generation_config(stage: Path, tokenizer, config, release: str) -> None:
+    """``generation_config.json`` of a model.
+
+    Args:
+        stage: directory to write into.
+        tokenizer: the model's.
+        config: official fields.
+        release: of transformers, to name.
+    """
+    pad = config["llm_config"].get("pad_token_id")
+    write_json(stage / "generation_config.json", {
+        "_from_model_config": True, "eos_token_id": stop_token_ids(tokenizer, config["template"]),
+        "pad_token_id": tokenizer.pad_token_id if pad is None else pad, "transformers_version": release,
+    })  # fmt: skip
 
 
 def save_tokenizer(tokenizer, out: Path, *, template: str | None) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from xtuner_plugins.checkpoints import mappings
 from xtuner_plugins.checkpoints.reader import CheckpointError, open_weights, read_json
 from xtuner_plugins.checkpoints.tensors import LazyTensor
 from xtuner_plugins.families import EncoderFamily, encoder_family
@@ -51,7 +50,7 @@ def read_vision(directory: Path, *, select_layer: int | None = None) -> VisionPa
     if official or any(k.startswith("vision_model.") for k in held):
         tensors = {k: v for k, v in held.items() if k.startswith("vision_model.")}
     else:
-        tensors = mappings.STANDALONE_VISION.to_right(held)
+        tensors = {PREFIX + k: v for k, v in held.items()}
     from xtuner_plugins.hub.configuration_intern_vit import InternVisionConfig
 
     complete = InternVisionConfig(**tower).to_dict()
@@ -110,7 +109,7 @@ def read_tower(directory: Path, family: EncoderFamily) -> tuple[dict, dict[str, 
     """Config and tensors (``vision_model.vision_model.*``) of a bare tower or of the one inside a whole model.
 
     The text side, the projections and SigLIP's pooling head are left out. The final norm and the last layers stay,
-    though LLaVA's layer does without them: the ``LlavaForConditionalGeneration`` form wants the whole tower.
+    though LLaVA's layer does without them: the llava format wants the whole tower.
 
     Raises:
         CheckpointError: no vision tower in the directory.

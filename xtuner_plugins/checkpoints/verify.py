@@ -20,7 +20,9 @@ from pathlib import Path
 
 import torch
 
-from xtuner_plugins.checkpoints import remote_code, targets, trained
+from xtuner_plugins.checkpoints import trained
+from xtuner_plugins.checkpoints.formats import remote_code
+from xtuner_plugins.checkpoints.formats.draft import ships_own_code
 from xtuner_plugins.checkpoints.reader import CheckpointError, open_weights
 
 PROBE = Path(__file__).with_name("verify_probe.py")
@@ -59,19 +61,19 @@ class VerifyReport:
         return "\n".join(lines)
 
 
-def check_code_before(config, form: str | None, code: str) -> None:
+def check_code_before(config, format: str | None, code: str) -> None:
     """Refuses, before anything is written, an export whose code ``verify`` would not run without trust.
 
     Args:
         config: the training config, path or ``mmengine.Config``.
-        form: as for ``export``.
+        format: as for ``export``.
         code: as for ``export``.
 
     Raises:
         CheckpointError: the base's own code would be shipped, and it isn't ours.
     """
     base = Path(trained.read_training_config(config).model.base)
-    if form in (None, "official") and code == "auto" and base.is_dir() and targets.ships_own_code(base):
+    if format in (None, "official") and code == "auto" and base.is_dir() and ships_own_code(base):
         remote_code.check_trusted(
             base,
             f"it comes with the base {base}: read it and pass --trust-remote-code, or ship our code with --code ours",
@@ -93,7 +95,7 @@ def verify(
     Args:
         config: the training config, path or ``mmengine.Config``.
         checkpoint: the training checkpoint.
-        export: the directory to prove, official, ``-hf`` or LLaVA.
+        export: the directory to prove, of any format.
         model: the live trained model, a hub ``InternVLChatModel``; None loads it from config and checkpoint, in fp32,
             adapters live.
         template: conversation template, for a checkpoint that was trained with several.
@@ -231,7 +233,7 @@ def _run_probe(export: Path, work: Path, task: dict) -> None:
 def _compare(name: str, live: dict, found: dict, tolerance: float) -> CaseResult:
     if live["pixels"] is not None and not torch.equal(live["pixels"], found["pixels"]):
         raise CheckpointError(f"verification failed, case {name}: the export's tiles differ from the trained model's")
-    columns = min(live["logits"].shape[-1], found["logits"].shape[-1])  # the -hf form has rows of its own at the end
+    columns = min(live["logits"].shape[-1], found["logits"].shape[-1])  # hf and llava have rows of their own at the end
     gap = (live["logits"][:, :columns] - found["logits"][:, :columns]).abs().max().item()
     scale = max(1.0, live["logits"].abs().max().item())
     if not gap <= tolerance * scale:  # also when it is NaN

@@ -4,7 +4,7 @@
 
 WORK holds ``cases.json`` and the pictures; ``probe.pt`` is written beside them. The process can't import this project:
 tiles come from its own few lines (the published recipe with Pillow and torchvision), the model from transformers and,
-for the official form, from the code inside the export.
+for the official format, from the code inside the export.
 """
 
 import json
@@ -84,15 +84,15 @@ def chat_ids(model, tokenizer, case, pixels, counts):
 
 
 def open_export(directory):
-    """(model, tokenizer, is it the official form)."""
+    """(model, tokenizer, is it the official format)."""
     import transformers
     from transformers import AutoModel, AutoTokenizer
 
     kind = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))["model_type"]
     options = dict(torch_dtype=torch.float32, output_loading_info=True)
-    native = {"internvl": "InternVLForConditionalGeneration", "llava": "LlavaForConditionalGeneration"}.get(kind)
-    if native:
-        model, info = getattr(transformers, native).from_pretrained(directory, **options)
+    own_class = {"internvl": "InternVLForConditionalGeneration", "llava": "LlavaForConditionalGeneration"}.get(kind)
+    if own_class:
+        model, info = getattr(transformers, own_class).from_pretrained(directory, **options)
         tokenizer = AutoTokenizer.from_pretrained(directory)
     else:
         model, info = AutoModel.from_pretrained(directory, trust_remote_code=True, **options)
@@ -100,7 +100,7 @@ def open_export(directory):
     for key in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[key]:
             raise SystemExit(f"the export does not load whole: {key} {sorted(map(str, info[key]))[:4]}")
-    return model.eval(), tokenizer, native is None
+    return model.eval(), tokenizer, own_class is None
 
 
 @torch.no_grad()

@@ -20,9 +20,7 @@ from xtuner_plugins.checkpoints.tensors import BLOCK_BYTES, LazyTensor, Run, Scr
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
-# The release that our config files name. Where none is named, transformers 4.57 takes any tokenizer for Mistral's and
-# warns of wrong ids, with an advice that would make them wrong.
-TRANSFORMERS = "4.37.2"
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 COPY_BYTES = 16 * 2**20  # of one job; the kernel needs no buffer for it
 # Each holds a block or two; more than a few gain nothing on a disk.
 NUM_WORKERS = max(1, min(4, os.cpu_count() or 1))
@@ -38,6 +36,17 @@ def parse_size(text: str | int) -> int:
     if not match or match[2] not in _UNITS or float(match[1]) <= 0:
         raise ValueError(f"{text!r} is not a size; write it like 4GB, 500MB or 2GiB")
     return int(float(match[1]) * _UNITS[match[2]])
+
+
+def resolve_dtype(name: str | None) -> torch.dtype | None:
+    """A torch dtype by name, or None.
+
+    Raises:
+        ValueError: not one that weights are written in.
+    """
+    if name is not None and name not in DTYPES:
+        raise ValueError(f"dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
+    return DTYPES[name] if name else None
 
 
 def format_size(num_bytes: int) -> str:

@@ -18,7 +18,7 @@ REMEDY = "build it with tools/build_base_model.py or correct 'base'"
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """Facts of a model directory, official, `-hf` or LLaVA.
+    """Facts of a model directory, of any format.
 
     Attributes:
         directory: the model directory.

@@ -1,4 +1,4 @@
-"""Opens an export of the LLaVA form with some release of transformers, this project out of reach.
+"""Opens an export in the llava format with some release of transformers, this project out of reach.
 
     python llava_probe.py EXPORT REFERENCE.pt
 

@@ -5,7 +5,8 @@ import torch
 from accelerate import init_empty_weights
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from xtuner_plugins.checkpoints import mappings
+from xtuner_plugins.checkpoints.formats import hf, internlm2, llava, qwen1
+from xtuner_plugins.checkpoints.formats.key_mapping import inside
 from xtuner_plugins.checkpoints.reader import CheckpointError
 from xtuner_plugins.checkpoints.tensors import MemoryTensor
 from xtuner_plugins.toy.models import VISION_CONFIG, vision_config, vision_shapes
@@ -37,12 +38,12 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("tower", [dict(), dict(norm="rms_norm", qk_norm=True, qkv_bias=False)])
-def test_official_native(tower):
+def test_hf(tower):
     from transformers import InternVLConfig, InternVLForConditionalGeneration
 
     tensors = official_tensors(**tower)
-    native = mappings.OFFICIAL_NATIVE.to_right(tensors)
-    assert same(mappings.OFFICIAL_NATIVE.to_left(native), tensors)
+    theirs = hf.KEYS.to_right(tensors)
+    assert same(hf.KEYS.to_left(theirs), tensors)
     vision = dict(
         hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, image_size=[112, 112],
         norm_type=tower.get("norm", "layer_norm"), use_qk_norm=tower.get("qk_norm", False),
@@ -56,7 +57,7 @@ def test_official_native(tower):
     in_memory = {}
     for name, tensor in model.state_dict().items():
         in_memory[on_disk(name)] = tuple(tensor.shape)
-    assert {k: t.shape for k, t in native.items()} == in_memory
+    assert {k: t.shape for k, t in theirs.items()} == in_memory
 
 
 def internlm2_shapes():
@@ -67,9 +68,9 @@ def internlm2_shapes():
     return {**shapes, "model.tok_embeddings.weight": (40, 32), "model.norm.weight": (32,), "output.weight": (40, 32)}
 
 
-def test_internlm2_llama():
+def test_internlm2():
     tensors = {k: MemoryTensor(torch.randn(s)) for k, s in internlm2_shapes().items()}
-    mapping = mappings.internlm2_llama(4, 2)
+    mapping = internlm2.keys(SIZES)
     llama = mapping.to_right(tensors)
     with init_empty_weights():
         model = LlamaForCausalLM(LlamaConfig(**SIZES))
@@ -80,24 +81,24 @@ def test_internlm2_llama():
         assert torch.equal(llama[f"model.layers.1.self_attn.{name}_proj.weight"].read(), part.reshape(-1, 32))
 
 
-def test_qwen_qwen2():
+def test_qwen1():
     layer = {"ln_1.weight": (32,), "ln_2.weight": (32,), "attn.c_attn.weight": (96, 32), "attn.c_attn.bias": (96,),
              "attn.c_proj.weight": (32, 32), "mlp.w1.weight": (48, 32), "mlp.w2.weight": (48, 32),
              "mlp.c_proj.weight": (32, 48)}  # fmt: skip
     shapes = {f"transformer.h.{i}.{k}": v for i in range(2) for k, v in layer.items()}
     shapes |= {"transformer.wte.weight": (40, 32), "transformer.ln_f.weight": (32,), "lm_head.weight": (40, 32)}
     tensors = {k: MemoryTensor(torch.randn(s)) for k, s in shapes.items()}
-    qwen2 = mappings.QWEN_QWEN2.to_right(tensors)
+    qwen2 = qwen1.KEYS.to_right(tensors)
     with init_empty_weights():
         model = Qwen2ForCausalLM(Qwen2Config(**{**SIZES, "num_key_value_heads": 4}, tie_word_embeddings=False))
     assert {k: t.shape for k, t in qwen2.items()} == {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    assert same(mappings.QWEN_QWEN2.to_left(qwen2), tensors)
+    assert same(qwen1.KEYS.to_left(qwen2), tensors)
     gate = qwen2["model.layers.0.mlp.gate_proj.weight"].read()
     assert torch.equal(gate, tensors["transformer.h.0.mlp.w2.weight"].read())
 
 
 @pytest.mark.parametrize("tower", ["clip_vision_model", "siglip_vision_model"])
-def test_llava_type(tower):
+def test_llava(tower):
     from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
 
     vision = AutoConfig.for_model(
@@ -109,17 +110,17 @@ def test_llava_type(tower):
     disk = {}
     for name, tensor in model.state_dict().items():
         disk[on_disk(name)] = MemoryTensor(torch.randn(tensor.shape))
-    ours = mappings.LLAVA_TYPE_LLAVA.to_left(disk)
+    ours = llava.KEYS.to_left(disk)
     assert {n.split(".")[0] for n in ours} == {"vision_model", "mlp1", "language_model"}
-    assert same(mappings.LLAVA_TYPE_LLAVA.to_right(ours), disk)
+    assert same(llava.KEYS.to_right(ours), disk)
 
 
 ALL = {
-    "native": mappings.OFFICIAL_NATIVE,
-    "internlm2": mappings.internlm2_llama(4, 2),
-    "qwen": mappings.QWEN_QWEN2,
-    "llava": mappings.LLAVA_TYPE_LLAVA,
-    "inside": mappings.inside(mappings.internlm2_llama(4, 2)),
+    "hf": hf.KEYS,
+    "internlm2": internlm2.keys(SIZES),
+    "qwen1": qwen1.KEYS,
+    "llava": llava.KEYS,
+    "inside": inside(internlm2.keys(SIZES)),
 }
 
 
@@ -142,11 +143,9 @@ def test_tables_are_bijections(name):
 
 def test_uncovered_and_incomplete():
     with pytest.raises(CheckpointError, match="odd.weight is not a tensor of the official InternVL format"):
-        mappings.OFFICIAL_NATIVE.to_right({"odd.weight": MemoryTensor(torch.ones(1))})
+        hf.KEYS.to_right({"odd.weight": MemoryTensor(torch.ones(1))})
     name = "vision_tower.encoder.layer.0.attention.q_proj.weight"
     with pytest.raises(CheckpointError, match=r"qkv\.weight can't be put together.*k_proj"):
-        mappings.OFFICIAL_NATIVE.to_left({name: MemoryTensor(torch.ones(1, 1))})
+        hf.KEYS.to_left({name: MemoryTensor(torch.ones(1, 1))})
     with pytest.raises(CheckpointError, match="65 rows, not a multiple of 8"):
-        mappings.internlm2_llama(4, 2).to_right(
-            {"model.layers.0.attention.wqkv.weight": MemoryTensor(torch.ones(65, 1))}
-        )
+        internlm2.keys(SIZES).to_right({"model.layers.0.attention.wqkv.weight": MemoryTensor(torch.ones(65, 1))})

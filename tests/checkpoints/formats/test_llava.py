@@ -121,9 +121,9 @@ def test_extracted_tower_is_not_folded_twice(made, toy_parts, tmp_path):
     assert all(torch.equal(a[name], b[name]) and torch.equal(a[name], c[name]) for name in a)
 
 
-def test_llava_form(kind, made, tmp_path):
+def test_same_logits(kind, made, tmp_path):
     base = made[2]
-    convert(base, tmp_path / "llava", form="llava")
+    convert(base, tmp_path / "llava", format="llava")
     ours = open_base(base)
     inputs = chat_inputs(ours)
     reference = logits(ours, inputs)
@@ -145,11 +145,11 @@ def test_llava_form(kind, made, tmp_path):
     assert not list((tmp_path / "llava").glob("*.py"))
 
 
-def test_llava_form_and_back(made, tmp_path):
+def test_and_back(made, tmp_path):
     """To the bit, config and vocabulary included; the chat is the same."""
     base = made[2]
-    convert(base, tmp_path / "llava", form="llava")
-    convert(tmp_path / "llava", tmp_path / "back", form="official")
+    convert(base, tmp_path / "llava", format="llava")
+    convert(tmp_path / "llava", tmp_path / "back", format="official")
     a, b = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "back"))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     old, new = (read_json(folder / "config.json") for folder in (base, tmp_path / "back"))
@@ -161,13 +161,13 @@ def test_llava_form_and_back(made, tmp_path):
     assert torch.equal(logits(first, inputs), logits(again, inputs))
     assert again.template == first.template
 
-    convert(tmp_path / "llava", tmp_path / "other", form="official", template="Hermes-2", dtype="bfloat16")
+    convert(tmp_path / "llava", tmp_path / "other", format="official", template="Hermes-2", dtype="bfloat16")
     assert read_json(tmp_path / "other" / "config.json")["template"] == "Hermes-2"
-    convert(tmp_path / "llava", tmp_path / "same", form="llava")  # its own form is left as it is
+    convert(tmp_path / "llava", tmp_path / "same", format="llava")  # its own form is left as it is
     held = [load_file(tmp_path / name / "model.safetensors") for name in ("llava", "same")]
     assert held[0].keys() == held[1].keys() and not list((tmp_path / "same").glob("*.py"))
     with pytest.raises(CheckpointError, match="can't express CLIP, SigLIP"):
-        convert(tmp_path / "llava", tmp_path / "hf", form="hf")
+        convert(tmp_path / "llava", tmp_path / "hf", format="hf")
 
 
 @pytest.mark.parametrize("name, field, value, pattern", [
@@ -178,21 +178,21 @@ def test_llava_form_and_back(made, tmp_path):
     ("config.json", "vision_config", {"model_type": "intern_vit_6b"}, "tower intern_vit_6b"),
     ("preprocessor_config.json", "image_mean", [0.5, 0.5, 0.5], r"image_mean \[0.5, 0.5, 0.5\]"),
 ])  # fmt: skip
-def test_llava_models_without_official_form(name, field, value, pattern, made, tmp_path):
-    convert(made[2], tmp_path / "llava", form="llava")
+def test_llava_models_without_official_equal(name, field, value, pattern, made, tmp_path):
+    convert(made[2], tmp_path / "llava", format="llava")
     path = tmp_path / "llava" / name
     write_json(path, {**read_json(path), field: value})
-    with pytest.raises(CheckpointError, match=pattern + ".*no official form"):
-        convert(tmp_path / "llava", tmp_path / "back", form="official")
+    with pytest.raises(CheckpointError, match=pattern + ".*no official equal"):
+        convert(tmp_path / "llava", tmp_path / "back", format="official")
     assert not (tmp_path / "back").exists()
 
 
 def test_llava_model_of_an_unknown_encoder(made, tmp_path):
-    convert(made[2], tmp_path / "llava", form="llava")
+    convert(made[2], tmp_path / "llava", format="llava")
     path = tmp_path / "llava" / "config.json"
     write_json(path, {**read_json(path), "vision_config": {"model_type": "pixtral"}})
     with pytest.raises(UnknownFamilyError, match="llava: vision_config: model_type 'pixtral'"):
-        convert(tmp_path / "llava", tmp_path / "back", form="official")
+        convert(tmp_path / "llava", tmp_path / "back", format="official")
     assert not (tmp_path / "back").exists()
 
 
@@ -200,7 +200,7 @@ def test_llava_model_of_an_unknown_encoder(made, tmp_path):
 @pytest.mark.parametrize("release", ["4.49.0", "4.57.6", "5.0.0", ">=5,<6"])
 def test_releases(kind, made, tmp_path, release):
     """Transformers' own class in the first release that promises it and in those after it."""
-    convert(made[2], tmp_path / "llava", form="llava")
+    convert(made[2], tmp_path / "llava", format="llava")
     ours = open_base(made[2])
     pixels, ids, flags = chat_inputs(ours)
     reference = logits(ours, (pixels, ids, flags))
@@ -225,7 +225,7 @@ def test_processor_prompts_and_pixels(kind, made, tmp_path):
     from xtuner_plugins.inference import normalize
 
     base = made[2]
-    convert(base, tmp_path / "llava", form="llava")
+    convert(base, tmp_path / "llava", format="llava")
     processor = AutoProcessor.from_pretrained(tmp_path / "llava", use_fast=False)
     assert type(processor).__name__ == "LlavaProcessor"
     model = open_base(base)
@@ -259,7 +259,7 @@ def test_trained_model(made, tmp_path, settings):
     checkpoint = save_pth(model, tmp_path / "iter_1.pth")
     config = write_config(tmp_path / "train.py", base, **settings)
     export(config, checkpoint, tmp_path / "own")
-    export(config, checkpoint, tmp_path / "llava", form="llava")
+    export(config, checkpoint, tmp_path / "llava", format="llava")
     live = load_trained(config, checkpoint, dtype=torch.float32, merge_lora=False)
     live.img_context_token_id = model.img_context_token_id
     inputs = chat_inputs(live)
@@ -288,26 +288,26 @@ def test_a_checkpoint_without_the_unused_layers(made, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", [None, "llava"])
-def test_verified_in_a_clean_process(made, tmp_path, form):
+@pytest.mark.parametrize("format", [None, "llava"])
+def test_verified_in_a_clean_process(made, tmp_path, format):
     settings = dict(llm_lora=LORA, visual_encoder_lora=VISION_LORA)
     checkpoint = save_pth(make_model(made[2], **settings), tmp_path / "iter_1.pth")
     config = write_config(tmp_path / "train.py", made[2], **settings)
-    export(config, checkpoint, tmp_path / "out", form=form)
+    export(config, checkpoint, tmp_path / "out", format=format)
     print(verify(config, checkpoint, tmp_path / "out"))
 
 
-def test_what_the_form_cannot_say(kind, made, toy_base, toy_parts, tmp_path):
+def test_what_it_cannot_say(kind, made, toy_base, toy_parts, tmp_path):
     with pytest.raises(CheckpointError, match="can't express the vision tower intern_vit_6b"):
-        convert(toy_base, tmp_path / "a", form="llava")
+        convert(toy_base, tmp_path / "a", format="llava")
     build_base(made[1], toy_parts[1], tmp_path / "shuffled", dtype="float32", projector_type="pixel_shuffle_mlp")
     with pytest.raises(CheckpointError, match="can't express pixel shuffle and the projector's LayerNorm"):
-        convert(tmp_path / "shuffled", tmp_path / "a", form="llava")
+        convert(tmp_path / "shuffled", tmp_path / "a", format="llava")
     build_base(made[1], toy_parts[1], tmp_path / "tiled", dtype="float32", max_tiles=6)
     with pytest.raises(CheckpointError, match="can't express up to 6 tiles per image"):
-        convert(tmp_path / "tiled", tmp_path / "a", form="llava")
-    with pytest.raises(CheckpointError, match="the -hf form can't express CLIP, SigLIP or projector_type mlp"):
-        convert(made[2], tmp_path / "a", form="hf")
+        convert(tmp_path / "tiled", tmp_path / "a", format="llava")
+    with pytest.raises(CheckpointError, match="the hf format can't express CLIP, SigLIP or projector_type mlp"):
+        convert(made[2], tmp_path / "a", format="hf")
     assert not (tmp_path / "a").exists()
 
 
@@ -322,7 +322,7 @@ def test_wrong_parts(made, toy_parts, tmp_path):
 
 def test_projector_from_llava(made, toy_parts, tmp_path):
     """A projector in LLaVA's names is taken as it is."""
-    convert(made[2], tmp_path / "llava", form="llava")
+    convert(made[2], tmp_path / "llava", format="llava")
     from safetensors.torch import save_file
 
     held = load_file(tmp_path / "llava" / "model.safetensors")

@@ -1,0 +1,25 @@
+"""Formats: all offer the same, each directory is of one of them."""
+
+import inspect
+
+import pytest
+
+from xtuner_plugins.checkpoints.export import convert
+from xtuner_plugins.checkpoints.formats import FORMATS
+from xtuner_plugins.checkpoints.formats.format import Format
+from xtuner_plugins.checkpoints.reader import CheckpointError
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_offers_the_interface(name):
+    members = [member for member in vars(Format).values() if inspect.isfunction(member) and member.__name__[0] != "_"]
+    assert len(members) == 5
+    for member in members:
+        wanted = [parameter for parameter in inspect.signature(member).parameters if parameter != "self"]
+        assert list(inspect.signature(getattr(FORMATS[name], member.__name__)).parameters) == wanted
+    assert FORMATS[name].NAME == name and hasattr(FORMATS[name], "PROCESSOR_TOKEN")
+
+
+def test_unknown_format(tmp_path, toy_parts):
+    with pytest.raises(CheckpointError, match="not an official InternVL directory"):
+        convert(toy_parts[1], tmp_path / "out", format="hf")

@@ -1,0 +1,113 @@
+"""Formats of model directories, one file each, and a model directory of any of them seen in the names of training.
+
+============  ========================================================  ==========================================
+format        how it is recognised                                      what differs from the names of training
+============  ========================================================  ==========================================
+``official``  ``vision_config`` + ``llm_config``                        nothing; InternLM2 inside it runs as Llama
+``hf``        ``InternVLForConditionalGeneration`` (an ``-hf`` folder)  names and config
+``llava``     ``LlavaForConditionalGeneration`` of CLIP or SigLIP       names and config
+============  ========================================================  ==========================================
+
+``Format`` (``format.py``) says what each of them offers. ``open_model`` gives config and tensors in our names, lazily;
+``draft.py`` turns them back into a directory of any format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from xtuner_plugins import preprocessing
+
+from ..reader import CheckpointError, open_weights, read_json
+from ..staging import hint
+from ..tensors import LazyTensor
+from . import hf, llava, official
+from .format import Format
+from .internlm2 import INTERNLM2
+from .qwen1 import QWEN1
+
+FORMATS: dict[str, Format] = {module.NAME: module for module in (official, hf, llava)}
+_LANGUAGE_FORMATS = {row.model_type: row for row in (INTERNLM2, QWEN1)}
+
+
+@dataclass
+class ModelView:
+    """A model directory in our names.
+
+    Attributes:
+        directory: where it lies.
+        format: one of ``FORMATS``.
+        config: fields of an official ``config.json``, complete.
+        tensors: our names to lazy tensors.
+        stored_config: ``config.json`` as it lies on disk.
+        stored_tensors: the directory's own names.
+        settled: what ``settle`` laid over the config.
+        changed: which of it is new.
+    """
+
+    directory: Path
+    format: Format
+    config: dict
+    tensors: dict[str, LazyTensor]
+    stored_config: dict
+    stored_tensors: dict[str, LazyTensor]
+    settled: dict = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
+
+    def settle(self, fields: Mapping) -> None:
+        """Lays fields of an official config over what the directory says: a training's tile limits and template."""
+        self.settled = dict(fields)
+        self.changed = {key for key, value in fields.items() if self.config.get(key) != value}
+        self.config = {**self.config, **fields}
+
+
+def open_config(directory: str | Path) -> tuple[Format, dict, dict]:
+    """(format, ``config.json`` as it is, the same in official fields, complete) of a model directory.
+
+    Raises:
+        CheckpointError: no such directory, without a config, or of no known format.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"model directory {directory} does not exist{hint(directory)}")
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(f"{directory} is not a model directory: it has no config.json{hint(directory)}")
+    fields = read_json(directory / "config.json")
+    found = next((each for each in FORMATS.values() if each.detect(fields)), None)
+    if found is None:
+        raise CheckpointError(
+            f"{directory} is not an official InternVL directory (model_type {fields.get('model_type')!r}, without "
+            "vision_config and llm_config); make one with tools/build_base_model.py"
+        )
+    config, path = found.read_config(fields, directory), directory / preprocessing.FILE
+    if found is not official and path.is_file():  # it has no fields for template and thumbnail; an export of ours says
+        config.update(preprocessing.exported(read_json(path), str(path)).config_fields())
+    return found, fields, config
+
+
+def open_model(directory: str | Path) -> ModelView:
+    """Config and lazy tensors of a model directory of any format.
+
+    Raises:
+        CheckpointError: no model directory, an unknown format, weights missing.
+    """
+    found, stored_config, config = open_config(directory)
+    stored, keys = open_weights(directory), found.keys(stored_config)
+    tensors = keys.to_ours(stored) if keys else dict(stored)
+    return ModelView(Path(directory), found, config, tensors, stored_config, stored)
+
+
+def open_language_model(directory: Path) -> tuple[dict, dict[str, LazyTensor]]:
+    """Config and tensors of a bare language model; InternLM2 as Llama, Qwen as Qwen2.
+
+    Raises:
+        CheckpointError: no config, weights missing.
+    """
+    config, tensors = read_json(directory / "config.json"), open_weights(directory)
+    other = _LANGUAGE_FORMATS.get(config.get("model_type"))
+    if other is None:
+        return config, tensors
+    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(other.buffers)}
+    return other.read_config(config), other.keys(config).to_ours(kept)

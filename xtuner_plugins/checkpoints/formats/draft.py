@@ -1,0 +1,165 @@
+"""A model directory about to be written: names and order of the tensors, the config, and the files beside them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from xtuner_plugins.families import llm_family
+
+from .. import tokenizer_files
+from ..reader import read_json
+from ..tensors import Joined, LazyTensor, MemoryTensor
+from ..writer import write_json
+from . import FORMATS, Format, ModelView, official, remote_code
+
+# What a model directory may hold besides weights, config and code that belongs to the model.
+_KEPT_FILES = (
+    "generation_config.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+    *tokenizer_files.FILES,
+)  # fmt: skip
+
+
+@dataclass
+class Draft:
+    """A model about to be written.
+
+    Attributes:
+        tensors: names as they will lie on disk, in order.
+        config: ``config.json``.
+        write_files: writes everything but weights and config into a directory.
+        notes: what a user should know about the choices that were made.
+    """
+
+    tensors: dict[str, LazyTensor]
+    config: dict
+    write_files: Callable[[Path], None]
+    notes: list[str] = field(default_factory=list)
+
+
+def make_draft(
+    view: ModelView, tensors: Mapping[str, LazyTensor], *, format: str | None, dtype: str | None, code: str = "auto",
+    template: str | None = None,
+) -> Draft:  # fmt: skip
+    """The draft of a directory in some format; None is the one that the model comes in.
+
+    Args:
+        view: the directory that the model comes from.
+        tensors: its tensors under our names, trained ones laid over.
+        format: a key of ``FORMATS``, or None.
+        dtype: written into the config; None leaves it.
+        code: ``auto`` ships the directory's own model code, ours where that isn't whole; ``ours`` always ours.
+            With ours, InternLM2 is written as Llama.
+        template: conversation template of an official directory made from another; None takes the family's.
+
+    Raises:
+        CheckpointError: the format can't express this model.
+        ValueError: an unknown format.
+    """
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"format {format!r} is unknown; choose one of {', '.join(FORMATS)}")
+    to = FORMATS[format] if format else view.format
+    # hf and llava say preprocessing in several files, which are written anew where the training changed it.
+    if to is not view.format or (to is not official and view.changed):
+        draft = _rewritten(view, tensors, to, template)
+    else:
+        draft = _as_stored(view, tensors, code)
+    if dtype is not None:
+        parts = ("llm_config", "text_config", "vision_config")
+        for fields in (draft.config, *(draft.config[part] for part in parts if part in draft.config)):
+            fields["torch_dtype"] = dtype
+            fields.pop("dtype", None)
+    return draft
+
+
+def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor], code: str) -> Draft:
+    """The directory's own names and config; its own code where that is whole, else ours."""
+    config = {k: dict(v) if isinstance(v, dict) else v for k, v in view.stored_config.items()}
+    notes, ships_ours = [], False
+    if view.format is official:
+        config.update(view.settled)
+        missing, other = official.missing_code(config, view.directory), official.language(config)
+        ships_ours = code == "ours" or bool(missing)
+        if ships_ours and other:
+            reason = "" if code == "ours" else f" without the code that runs it ({', '.join(missing)})"
+            draft = _rewritten(view, tensors, official, None)
+            draft.notes.append(
+                f"the base holds {other.title}{reason}; the export holds it as Llama (exact), with our model code"
+            )
+            return draft
+        if ships_ours:
+            config["auto_map"] = dict(official.AUTO_MAP)
+        if ships_ours and code == "auto" and any(view.directory.glob("*.py")):
+            notes.append(f"the base's own model code is not whole (it lacks {', '.join(missing)}), so ours is shipped")
+    keys = view.format.keys(view.stored_config)
+    if keys:
+        tensors = keys.to_theirs(tensors)
+    names = map(keys.listed, view.stored_tensors) if keys else view.stored_tensors
+
+    def write_files(stage: Path) -> None:
+        own_code = [path.name for path in view.directory.glob("*.py")] if view.format is official else []
+        for name in (*_KEPT_FILES, *([] if ships_ours else own_code)):
+            if (view.directory / name).is_file():
+                shutil.copyfile(view.directory / name, stage / name)
+        if ships_ours:
+            remote_code.copy_hub_code(stage)
+        if "template" in view.changed:
+            _write_template(view, stage)
+
+    return Draft({name: tensors[name] for name in names}, config, write_files, notes)
+
+
+def _write_template(view: ModelView, stage: Path) -> None:
+    """Lets engines prompt with, and stop at, the template of the training where the base's was another."""
+    tokenizer, template = tokenizer_files.load_tokenizer(view.directory), view.config["template"]
+    for extra in stage.glob("chat_template*"):
+        extra.unlink()
+    for path, default, fields in (
+        (stage / "tokenizer_config.json", {}, {"chat_template": tokenizer_files.chat_template(tokenizer, template)}),
+        (stage / "generation_config.json", {"_from_model_config": True},
+         {"eos_token_id": tokenizer_files.stop_token_ids(tokenizer, template)}),
+    ):  # fmt: skip
+        write_json(path, {**(read_json(path) if path.is_file() else default), **fields})
+
+
+def _rewritten(view: ModelView, tensors: Mapping[str, LazyTensor], to: Format, template: str | None) -> Draft:
+    """Names, config and files of the format, embedding and head with a row for each token of its tokenizer."""
+    config = {**view.config, "template": template or view.config["template"]}
+    tokenizer = tokenizer_files.load_tokenizer(view.directory)
+    rows = config["llm_config"]["vocab_size"]
+    dropped = view.format.PROCESSOR_TOKEN if to is not view.format else None
+    if tokenizer_files.token_id(tokenizer, dropped) == rows - 1:
+        rows -= 1
+    if to.PROCESSOR_TOKEN:
+        tokenizer_files.add_token(tokenizer, to.PROCESSOR_TOKEN)
+        rows = max(rows, tokenizer_files.num_token_rows(tokenizer))
+    fields = to.write_config(config, tokenizer, rows)
+    family = llm_family(config["llm_config"])
+    resized = {f"language_model.{name}" for name in (family.embedding, family.head)}
+    tensors = {name: _with_rows(tensor, rows) if name in resized else tensor for name, tensor in tensors.items()}
+    keys = to.keys(fields)
+
+    def write_files(stage: Path) -> None:
+        to.write_files(stage, config, tokenizer)
+        if dropped:
+            tokenizer_files.drop_last_token(stage, dropped)
+
+    return Draft(keys.to_theirs(tensors) if keys else tensors, fields, write_files)
+
+
+def _with_rows(tensor: LazyTensor, rows: int) -> LazyTensor:
+    """A matrix cut after ``rows``, or with rows of zeros below."""
+    if tensor.shape[0] >= rows:
+        return tensor if tensor.shape[0] == rows else tensor.rows(0, rows)
+    extra = torch.zeros(rows - tensor.shape[0], *tensor.shape[1:], dtype=tensor.dtype)
+    return Joined([tensor, MemoryTensor(extra)], (rows, *tensor.shape[1:]))
+
+
+def ships_own_code(directory: Path) -> bool:
+    """Whether an export of this base ships the base's own code (with ``code='auto'``)."""
+    fields = read_json(directory / "config.json")
+    return official.detect(fields) and not official.missing_code(fields, directory)

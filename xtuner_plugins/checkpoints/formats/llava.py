@@ -1,0 +1,143 @@
+"""The llava format: transformers' own ``LlavaForConditionalGeneration``, which needs no remote code.
+
+It holds CLIP or SigLIP, Linear-GELU-Linear and a language model, one tile a picture. What it can't say is refused:
+InternViT, pixel shuffle, the LayerNorm of InternVL's projector, tiles. Pixels stay normalised with ImageNet's numbers,
+as in training (the tower's own are folded into its weights), and ``preprocessor_config.json`` says so. A picture stands
+in the text as ``<img><image></img>``, as it was trained, with a token ``<image>`` that is added after all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from xtuner_plugins.families import EncoderFamily, encoder_family
+from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
+
+from .. import tokenizer_files
+from ..reader import CheckpointError, read_json
+from ..writer import write_json
+from . import official
+from .hf import text_config
+from .key_mapping import KeyMapping, Row
+
+NAME = "llava"
+PROCESSOR_TOKEN = "<image>"
+RELEASE = "4.49.0"  # the first of transformers that reads all of the format's fields
+
+# CLIP or SigLIP with Linear-GELU-Linear <-> LlavaForConditionalGeneration.
+KEYS = KeyMapping(
+    [
+        Row("vision_model.vision_model.{rest}", "vision_tower.vision_model.{rest}"),
+        Row("mlp1.0.{p}", "multi_modal_projector.linear_1.{p}"),
+        Row("mlp1.2.{p}", "multi_modal_projector.linear_2.{p}"),
+        Row("language_model.{rest}", "language_model.{rest}"),
+    ],
+    "LLaVA-type",
+    "transformers Llava",
+    ours="left",
+)
+
+
+def detect(fields: Mapping) -> bool:
+    """See ``Format``."""
+    return fields.get("model_type") == "llava" and "text_config" in fields
+
+
+def keys(fields: Mapping) -> KeyMapping:
+    """See ``Format``."""
+    return KEYS
+
+
+def read_config(fields: Mapping, directory: str | Path) -> dict:
+    """See ``Format``; the conversation template is not in it.
+
+    Raises:
+        CheckpointError: another tower, projector or feature strategy, or pixels normalised with other numbers than
+            ImageNet's.
+    """
+    vision, text = fields["vision_config"], fields["text_config"]
+    family = encoder_family(vision, f"{directory}: vision_config")
+    wanted = {"projector_hidden_act": "gelu", "multimodal_projector_bias": True}
+    if family.llava is not None:
+        wanted["vision_feature_select_strategy"] = family.llava.feature_strategy
+    wrong = {key: fields.get(key, value) for key, value in wanted.items() if fields.get(key, value) != value}
+    preprocessor = Path(directory) / "preprocessor_config.json"
+    pixels = read_json(preprocessor) if preprocessor.is_file() else {}
+    for key, value in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
+        if list(pixels.get(key, ())) != list(value):
+            wrong[key] = pixels.get(key)
+    layer = fields.get("vision_feature_layer", -2)
+    if family.llava is None or wrong or not isinstance(layer, int):
+        raise CheckpointError(
+            f"{directory}: this LLaVA model (tower {vision.get('model_type')}, vision_feature_layer {layer}"
+            + "".join(f", {key} {value}" for key, value in wrong.items())
+            + ") has no official equal; give its tower and language model to tools/build_base_model.py instead"
+        )
+    return official.make_config(
+        vision, text, dtype=fields.get("torch_dtype") or fields.get("dtype") or "bfloat16", select_layer=layer,
+        projector_type="mlp", max_tiles=1,
+    )  # fmt: skip
+
+
+def check_expressible(config: Mapping) -> EncoderFamily:
+    """The encoder's row, when the format can say everything that this official config says.
+
+    Raises:
+        CheckpointError: it can't; the message names the setting.
+    """
+    family = encoder_family(config["vision_config"])
+    reason = None
+    if family.llava is None:
+        reason = f"the vision tower {config['vision_config'].get('model_type')} (only CLIP and SigLIP)"
+    elif config.get("projector_type") != "mlp":
+        reason = "pixel shuffle and the projector's LayerNorm (only projector_type mlp)"
+    elif official.tile_limits(config)[1] != 1:
+        reason = f"up to {config['max_dynamic_patch']} tiles per image (only max_dynamic_patch 1)"
+    if reason:
+        raise CheckpointError(f"the llava format can't express {reason}; export with --format official")
+    return family
+
+
+def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
+    """See ``Format``."""
+    family = check_expressible(config)
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "transformers_version": RELEASE,
+        "image_token_index": tokenizer_files.token_id(tokenizer, PROCESSOR_TOKEN),
+        "image_seq_length": official.num_image_tokens(config),
+        "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": True,
+        "vision_feature_layer": config["select_layer"],
+        "vision_feature_select_strategy": family.llava.feature_strategy,
+        "tie_word_embeddings": False,
+        "torch_dtype": config.get("torch_dtype", "bfloat16"),
+        "text_config": text_config(config, tokenizer, num_rows),
+        "vision_config": {**config["vision_config"], **dict(family.fixed)},
+    }
+
+
+def write_files(stage: Path, config: Mapping, tokenizer) -> None:
+    """See ``Format``: tokenizer, processor, chat template and generation config."""
+    family = check_expressible(config)
+    picture = "<img>" + PROCESSOR_TOKEN + "</img>\n"
+    template = tokenizer_files.processor_template(config["template"], image=picture, video=None)
+    tokenizer_files.save_tokenizer(tokenizer, stage, template=template)
+    (stage / "chat_template.jinja").write_text(template, encoding="utf-8")
+    fields = read_json(stage / "tokenizer_config.json")
+    write_json(stage / "tokenizer_config.json", {**fields, "processor_class": "LlavaProcessor"})
+    side = {"height": config["force_image_size"], "width": config["force_image_size"]}
+    write_json(stage / "preprocessor_config.json", {
+        "image_processor_type": family.llava.image_processor, "processor_class": "LlavaProcessor",
+        "do_convert_rgb": True, "do_resize": True, "size": side, "resample": 3,
+        "do_center_crop": False, "crop_size": side, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+        "image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD),
+    })  # fmt: skip
+    write_json(stage / "processor_config.json", {
+        "processor_class": "LlavaProcessor", "patch_size": config["vision_config"]["patch_size"],
+        "vision_feature_select_strategy": family.llava.feature_strategy,
+        "num_additional_image_tokens": family.llava.class_tokens, "image_token": PROCESSOR_TOKEN,
+    })  # fmt: skip
+    tokenizer_files.write_generation_config(stage, tokenizer, config, RELEASE)

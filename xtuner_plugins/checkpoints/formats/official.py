@@ -1,0 +1,174 @@
+"""The official format: ``InternVLChatModel``, whose code lies in the directory.
+
+InternLM2 inside it is a variant: such a directory holds its names and its code, we run it as Llama. It is written as it
+is where its own code is whole, else as Llama with our code.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+
+from xtuner_plugins.families import llm_family
+from xtuner_plugins.hub.configuration_intern_vit import InternVisionConfig
+from xtuner_plugins.hub.configuration_internvl_chat import InternVLChatConfig
+from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
+
+from .. import tokenizer_files
+from ..writer import write_json
+from . import remote_code
+from .format import LanguageFormat
+from .internlm2 import INTERNLM2
+from .key_mapping import KeyMapping, inside
+
+NAME = "official"
+PROCESSOR_TOKEN = None
+# Where no release is named, transformers 4.57 takes any tokenizer for Mistral's and warns of wrong ids, with an advice
+# that would make them wrong.
+RELEASE = "4.37.2"
+AUTO_MAP = {
+    "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
+    "AutoModel": "modeling_internvl_chat.InternVLChatModel",
+    "AutoModelForCausalLM": "modeling_internvl_chat.InternVLChatModel",
+}
+
+
+def detect(fields: Mapping) -> bool:
+    """See ``Format``."""
+    return all(isinstance(fields.get(part), Mapping) for part in ("vision_config", "llm_config"))
+
+
+def language(fields: Mapping) -> LanguageFormat | None:
+    """InternLM2, where the language model is one; None for those that run under their own names."""
+    return INTERNLM2 if fields["llm_config"].get("model_type") == INTERNLM2.model_type else None
+
+
+def keys(fields: Mapping) -> KeyMapping | None:
+    """See ``Format``."""
+    other = language(fields)
+    return inside(other.keys(fields["llm_config"])) if other else None
+
+
+def read_config(fields: Mapping, directory: str | Path) -> dict:
+    """See ``Format``; what it leaves out is filled from the config classes, whose defaults are the official ones."""
+    other, vision = language(fields), dict(fields["vision_config"])
+    if vision.get("model_type") in (None, InternVisionConfig.model_type):
+        vision = {**_defaults(InternVisionConfig), **vision}
+    complete = {**_defaults(InternVLChatConfig), **fields, "vision_config": vision}
+    if other:
+        complete["llm_config"] = other.read_config(fields["llm_config"])
+    if complete["force_image_size"] is None:
+        complete["force_image_size"] = vision.get("image_size")
+    return complete
+
+
+def _defaults(config_class: type) -> dict:
+    """Arguments of a config class that stand for a plain value when they are left out."""
+    parameters = inspect.signature(config_class.__init__).parameters.values()
+    others = ("vision_config", "llm_config", "projector_type")
+    return {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in others}
+
+
+def make_config(
+    vision: Mapping,
+    llm: Mapping,
+    *,
+    dtype: str,
+    template: str | None = None,
+    projector_type: str = "pixel_shuffle_mlp",
+    select_layer: int = -1,
+    downsample_ratio: float = 0.5,
+    min_tiles: int = 1,
+    max_tiles: int = 12,
+) -> dict:
+    """Every field that any consumer of a ``config.json`` reads, none left to class defaults.
+
+    Args:
+        vision: ``vision_config``.
+        llm: ``llm_config``, of a class that transformers has.
+        dtype: of the stored weights.
+        template: conversation template; None takes the language model's own.
+        projector_type: ``pixel_shuffle_mlp`` or ``mlp``, which merges no patches.
+        select_layer: vision layer whose output is used.
+        downsample_ratio: of pixel shuffle.
+        min_tiles: fewest tiles per image.
+        max_tiles: most tiles per image, thumbnail not counted.
+    """
+    plain = projector_type == "mlp"
+    return {
+        "architectures": ["InternVLChatModel"],
+        "auto_map": dict(AUTO_MAP),
+        "model_type": "internvl_chat",
+        "template": template or llm_family(llm).template,
+        "select_layer": select_layer,
+        "ps_version": "v2",
+        **({"projector_type": "mlp"} if plain else {}),
+        "downsample_ratio": 1.0 if plain else downsample_ratio,
+        "force_image_size": vision["image_size"],
+        "dynamic_image_size": True,
+        "use_thumbnail": max_tiles > 1 if plain else True,
+        "min_dynamic_patch": min_tiles,
+        "max_dynamic_patch": max_tiles,
+        "use_backbone_lora": 0,
+        "use_llm_lora": 0,
+        "pad2square": False,
+        "tie_word_embeddings": False,
+        "torch_dtype": dtype,
+        "hidden_size": llm.get("hidden_size"),
+        "image_fold": None,
+        "output_attentions": False,
+        "transformers_version": RELEASE,
+        "llm_config": {
+            **{key: value for key, value in sorted(llm.items()) if key != "dtype"},
+            "tie_word_embeddings": False,
+            "torch_dtype": dtype,
+        },
+        "vision_config": {**dict(sorted(vision.items())), "torch_dtype": dtype},
+    }
+
+
+def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
+    """See ``Format``; names our code."""
+    llm = {**config["llm_config"], "vocab_size": num_rows}
+    if llm.get("pad_token_id") is None:
+        llm["pad_token_id"] = tokenizer.pad_token_id
+    return {**config, "auto_map": dict(AUTO_MAP), "llm_config": llm}
+
+
+def write_files(stage: Path, config: Mapping, tokenizer) -> None:
+    """See ``Format``: tokenizer with chat template, generation and preprocessor configs, our code."""
+    template = tokenizer_files.chat_template(tokenizer, config["template"])
+    tokenizer_files.save_tokenizer(tokenizer, stage, template=template)
+    tokenizer_files.write_generation_config(stage, tokenizer, config, RELEASE)
+    write_json(stage / "preprocessor_config.json", preprocessor_config(config["force_image_size"]))
+    remote_code.copy_hub_code(stage)
+
+
+def preprocessor_config(size: int) -> dict:
+    """CLIP-style preprocessing facts; llama.cpp reads mean and std from here."""
+    return {
+        "crop_size": size, "do_center_crop": True, "do_normalize": True, "do_resize": True,
+        "feature_extractor_type": "CLIPFeatureExtractor", "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+        "resample": 3, "size": size,
+    }  # fmt: skip
+
+
+def missing_code(fields: Mapping, directory: Path) -> list[str]:
+    """Files that a directory's own code lacks; arguments as for ``read_config``."""
+    other = language(fields)
+    needed = other.code if other else ()
+    return remote_code.missing_code(directory) + [name for name in needed if not (directory / name).is_file()]
+
+
+def tile_limits(config: Mapping) -> tuple[int, int]:
+    """Fewest and most tiles per image, thumbnail not counted, that a complete config asks for."""
+    most = config["max_dynamic_patch"] if config["dynamic_image_size"] else 1
+    return min(config["min_dynamic_patch"], most), most
+
+
+def num_image_tokens(config: Mapping) -> int:
+    """Image tokens per tile."""
+    grid = config["force_image_size"] // config["vision_config"]["patch_size"]
+    return int(grid**2 * config["downsample_ratio"] ** 2)

@@ -68,7 +68,7 @@ def our_shapes(size: str) -> dict[str, tuple[int, ...]]:
 
 def random_lazy(shape, dtype):
     """Random numbers of any shape from one block, so that making a checkpoint costs the disk and not the generator."""
-    from xtuner_plugins.checkpoints.tensors import LazyTensor
+    from xtuner_plugins.checkpoints.io.tensors import LazyTensor
 
     block = (torch.randn(2**22, generator=torch.Generator().manual_seed(0)) * 0.02).to(dtype)
 
@@ -83,9 +83,9 @@ def random_lazy(shape, dtype):
 
 
 def write_base(folder: Path, size: str) -> None:
-    from xtuner_plugins.checkpoints import writer
     from xtuner_plugins.checkpoints.formats import official
-    from xtuner_plugins.checkpoints.tensors import MemoryTensor
+    from xtuner_plugins.checkpoints.io import writer
+    from xtuner_plugins.checkpoints.io.tensors import MemoryTensor
 
     tensors = {
         name: MemoryTensor(torch.ones(shape, dtype=torch.bfloat16))

@@ -27,7 +27,7 @@ import torch
 from bench_data import like_llava_665k
 from scipy.optimize import nnls
 
-from xtuner_plugins.checkpoints.assemble import build_base
+from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.datasets import collate, collate_packed
 from xtuner_plugins.datasets.plan.packing import arrange, pack_samples
 from xtuner_plugins.models.vlm import VisionLanguageModel

@@ -21,9 +21,9 @@ from tests.checkpoints.vocabularies import (
     write_qwen,
 )
 from xtuner_plugins import fast_tokenizers
-from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
+from xtuner_plugins.checkpoints.io.reader import CheckpointError, read_json
+from xtuner_plugins.checkpoints.io.writer import write_json
 from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer, save_tokenizer
-from xtuner_plugins.checkpoints.writer import write_json
 from xtuner_plugins.fast_tokenizers import QWEN_PATTERN, QWEN_TOKENS, SAMPLES, load_fast_tokenizer
 from xtuner_plugins.hub.constants import ADDED_TOKENS
 

@@ -13,13 +13,13 @@ from tests.checkpoints.training import make_model, save_pth, write_config
 from tests.engine.parallel_case import edited_config, write_dataset
 from xtuner_plugins import preprocessing
 from xtuner_plugins.checkpoints.export import convert, export
+from xtuner_plugins.checkpoints.io.reader import read_json
+from xtuner_plugins.checkpoints.io.writer import write_json
 from xtuner_plugins.checkpoints.loader import load_tokenizer, load_trained
-from xtuner_plugins.checkpoints.reader import read_json
-from xtuner_plugins.checkpoints.verify import verify
-from xtuner_plugins.checkpoints.writer import write_json
 from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
-from xtuner_plugins.inference import ChatSession
+from xtuner_plugins.inference.session import ChatSession
+from xtuner_plugins.inference.verify import verify
 
 TRAINED = dict(max_tiles=3, template="Hermes-2")
 
@@ -230,7 +230,7 @@ def test_chat_says_when_a_config_was_edited(toy_base, model, tmp_path, caplog):
 
 def test_an_adapter_keeps_the_lock(toy_base, tmp_path):
     from tests.checkpoints.training import SETTINGS
-    from xtuner_plugins.checkpoints.adapters import export_adapter
+    from xtuner_plugins.checkpoints.lora.adapters import export_adapter
 
     lock = describe(toy_base, tmp_path, **TRAINED)
     checkpoint = save_locked(make_model(toy_base, **SETTINGS["lora"]), tmp_path / "iter_1.pth", lock)

@@ -51,7 +51,7 @@ def main(argv=None) -> int:
     args = parse_args(argv)
     from tqdm import tqdm
 
-    from xtuner_plugins.checkpoints.assemble import build_base
+    from xtuner_plugins.checkpoints.assembly.base import build_base
 
     options = vars(args)
     try:

@@ -76,7 +76,7 @@ class Conversation:
         from transformers.utils import logging
 
         from xtuner_plugins.datasets.images.media import load_image
-        from xtuner_plugins.inference import ChatSession
+        from xtuner_plugins.inference.session import ChatSession
 
         logging.set_verbosity_error()
         self.load_image = load_image

@@ -76,12 +76,12 @@ def run(args: argparse.Namespace, progress) -> str:
         return f"wrote {done['out']} ({to}): {done['num_tensors']} tensors, {_size(done)}{_note(done)}"
     config, checkpoint, out = args.paths
     if args.adapter_only:
-        from xtuner_plugins.checkpoints.adapters import export_adapter
+        from xtuner_plugins.checkpoints.lora.adapters import export_adapter
 
         done = export_adapter(config, checkpoint, out, dtype=args.dtype, force=args.force)
         return f"wrote {done['out']}: adapters of {', '.join(done['parts'])}, {done['num_tensors']} tensors"
     if args.verify:
-        from xtuner_plugins.checkpoints.verify import check_code_before, verify
+        from xtuner_plugins.inference.verify import check_code_before, verify
 
         if not args.trust_remote_code:
             check_code_before(config, args.format, args.code)

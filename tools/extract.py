@@ -23,7 +23,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
-    from xtuner_plugins.checkpoints.extract import extract
+    from xtuner_plugins.checkpoints.assembly.extract import extract
 
     try:
         done = extract(args.directory, args.part, args.out, max_shard_size=args.max_shard_size, force=args.force)

@@ -15,10 +15,10 @@ from transformers import (
 
 from tests.checkpoints.vocabularies import toy_ranks, write_internlm2, write_qwen
 from xtuner_plugins.checkpoints.formats import internlm2, qwen1
-from xtuner_plugins.checkpoints.reader import read_json
-from xtuner_plugins.checkpoints.tensors import MemoryTensor
+from xtuner_plugins.checkpoints.io.reader import read_json
+from xtuner_plugins.checkpoints.io.tensors import MemoryTensor
+from xtuner_plugins.checkpoints.io.writer import write_json
 from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer
-from xtuner_plugins.checkpoints.writer import write_json
 
 SIZES = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
              tie_word_embeddings=False, torch_dtype="float32")  # fmt: skip

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from tests.checkpoints.training import LORA, SETTINGS, chat_inputs, logits, make_model, save_pth, write_config
 from tests.conftest import HANGS_AFTER
 from xtuner_plugins.checkpoints.export import MANIFEST, export
+from xtuner_plugins.checkpoints.io.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.loader import load_model, load_trained
-from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
 
 # fp32, 2+2 layers of width 64: the same sums in another order (W + BA beside Wx + BAx), observed below 2e-6.
 TOLERANCE = 1e-5

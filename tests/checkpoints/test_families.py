@@ -7,11 +7,11 @@ from transformers import AutoModelForCausalLM
 
 from tests.checkpoints.language_models import write_llm
 from tests.checkpoints.training import LORA, chat_inputs, logits, make_model, save_pth, write_config
-from xtuner_plugins.checkpoints.assemble import build_base
+from xtuner_plugins.checkpoints.assembly.base import build_base
+from xtuner_plugins.checkpoints.assembly.extract import extract
 from xtuner_plugins.checkpoints.export import convert, export
-from xtuner_plugins.checkpoints.extract import extract
+from xtuner_plugins.checkpoints.io.reader import read_json
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer
-from xtuner_plugins.checkpoints.reader import read_json
 from xtuner_plugins.toy.models import write_random_parts
 
 TOWERS = {"300M": dict(), "6B": dict(norm_type="rms_norm", qk_normalization=True, qkv_bias=False)}

@@ -18,7 +18,7 @@ NUM_POINTS = 20
 CHILD = """
 import os, shutil, signal, sys
 from xtuner_plugins.checkpoints import export as module
-from xtuner_plugins.checkpoints import writer
+from xtuner_plugins.checkpoints.io import writer
 config, checkpoint, out, force = sys.argv[1:5]
 
 state = {"armed": False, "left": 0, "seen": 0}

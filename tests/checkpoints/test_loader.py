@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from xtuner_plugins.checkpoints.io.reader import CheckpointError, read_json
+from xtuner_plugins.checkpoints.io.writer import write_json
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer, read_config
-from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
-from xtuner_plugins.checkpoints.writer import write_json
 
 
 def test_numbers_and_dtype(toy_base):

@@ -9,8 +9,8 @@ import sentencepiece
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from tests.conftest import ROOT
-from xtuner_plugins.checkpoints.reader import read_json
-from xtuner_plugins.checkpoints.writer import write_json
+from xtuner_plugins.checkpoints.io.reader import read_json
+from xtuner_plugins.checkpoints.io.writer import write_json
 from xtuner_plugins.fast_tokenizers import SAMPLES
 
 SPARE = tuple(f"[UNUSED_TOKEN_{n}]" for n in range(1, 7))

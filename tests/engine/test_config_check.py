@@ -109,7 +109,7 @@ def test_a_base_that_lacks_something(toy_base, data, tmp_path):
 
 def test_nothing_is_loaded(toy_base, data, monkeypatch):
     """The check of a 7B model must not read 14 GB."""
-    from xtuner_plugins.checkpoints import tensors
+    from xtuner_plugins.checkpoints.io import tensors
 
     monkeypatch.setattr(tensors.LazyTensor, "read", lambda self: pytest.fail("a weight was read"))
     check(toy_base, data)

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from xtuner_plugins.checkpoints.reader import CheckpointError
+from xtuner_plugins.checkpoints.io.reader import CheckpointError
 from xtuner_plugins.cli.train_process import name_newest
 from xtuner_plugins.engine.resume import newest_checkpoint, read_checkpoint, resolve_resume
 

@@ -6,7 +6,7 @@ from peft import LoraConfig
 
 from tests.checkpoints.towers import write_tower
 from tests.models.test_vlm import make_batch, run
-from xtuner_plugins.checkpoints.assemble import build_base
+from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.families import encoder_family
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.models.encoders import freeze_unused

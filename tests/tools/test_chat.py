@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import HANGS_AFTER
-from xtuner_plugins.inference import ChatSession
+from xtuner_plugins.inference.session import ChatSession
 
 ROOT = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("chat_tool", ROOT / "tools/chat.py")

@@ -2,7 +2,7 @@
 
 =================================  ===================================================================
 ``iter_N.pth`` (file)              an MMEngine checkpoint: ``{'state_dict': ..., 'meta': ..., ...}``
-``iter_N.pth/`` (directory)        a DeepSpeed checkpoint (ZeRO 0 to 3), see ``zero.py``
+``iter_N.pth/`` (directory)        a DeepSpeed checkpoint (ZeRO 0 to 3), see ``io/zero.py``
 ``adapter_config.json`` + weights  a PEFT adapter directory
 ``model.safetensors``, ...         weights alone
 =================================  ===================================================================
@@ -11,8 +11,9 @@
 from pathlib import Path
 
 from xtuner_plugins import preprocessing
-from xtuner_plugins.checkpoints import zero
-from xtuner_plugins.checkpoints.reader import (
+
+from .io import zero
+from .io.reader import (
     Checkpoint,
     CheckpointError,
     load_pickle,

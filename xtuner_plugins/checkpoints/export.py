@@ -12,12 +12,14 @@ from pathlib import Path
 import torch
 
 from xtuner_plugins import preprocessing
-from xtuner_plugins.checkpoints import formats, lora, trained
-from xtuner_plugins.checkpoints.formats.draft import Draft, make_draft
-from xtuner_plugins.checkpoints.reader import CheckpointError, read_json, weight_files
-from xtuner_plugins.checkpoints.staging import check_disk, check_target, staged_directory, write_config
-from xtuner_plugins.checkpoints.tensors import LazyTensor, Scratch, cast, empty
-from xtuner_plugins.checkpoints.writer import parse_size, resolve_dtype, total_bytes, write_json, write_weights
+
+from . import formats, trained
+from .formats.draft import Draft, make_draft
+from .io.reader import CheckpointError, read_json, weight_files
+from .io.staging import check_disk, check_target, staged_directory, write_config
+from .io.tensors import LazyTensor, Scratch, cast, empty
+from .io.writer import parse_size, resolve_dtype, total_bytes, write_json, write_weights
+from .lora.merge import PlainLora
 
 MANIFEST = "export_manifest.json"
 
@@ -106,7 +108,7 @@ def export(
         }
 
     with _Beside(sources, plan.view, plan.without_adapters()) as beside:
-        if format is not None or not all(isinstance(config, lora.PlainLora) for config in plan.lora_configs.values()):
+        if format is not None or not all(isinstance(config, PlainLora) for config in plan.lora_configs.values()):
             beside.wait_for_check()
         tensors = {}
         for name, tensor in plan.merged().items():
@@ -217,8 +219,9 @@ def check_model(view: formats.ModelView, tensors: Mapping[str, LazyTensor]) -> N
     Raises:
         CheckpointError: what is missing, unexpected or misshapen.
     """
-    from xtuner_plugins.checkpoints.loader import compare, config_from_fields
     from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel
+
+    from .loader import compare, config_from_fields
 
     config = config_from_fields(view.config, view.directory)
     with torch.device("meta"):  # this thread's alone, unlike accelerate's, which would reach into a merge

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from xtuner_plugins.checkpoints import formats
-from xtuner_plugins.checkpoints.reader import CheckpointError
-from xtuner_plugins.checkpoints.tensors import LazyTensor
-from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer
+from . import formats
+from .io.reader import CheckpointError
+from .io.tensors import LazyTensor
+from .tokenizer_files import load_tokenizer
 
 __all__ = [
     "LoadReport",
@@ -217,7 +217,7 @@ def load_trained(
     Raises:
         CheckpointError: the checkpoint doesn't belong to this config.
     """
-    from xtuner_plugins.checkpoints import trained
+    from . import trained
 
     plan = trained.lay_over(cfg, checkpoint).settle(template, max_tiles)
     config = config_from_fields(plan.view.config, plan.base)

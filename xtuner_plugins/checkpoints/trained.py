@@ -17,11 +17,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from xtuner_plugins import preprocessing
-from xtuner_plugins.checkpoints import lora, token_rows, tokenizer_files, towers
-from xtuner_plugins.checkpoints.checkpoint import open_checkpoint
-from xtuner_plugins.checkpoints.formats import ModelView, open_model
-from xtuner_plugins.checkpoints.reader import Checkpoint, CheckpointError
-from xtuner_plugins.checkpoints.tensors import LazyTensor
+
+from . import tokenizer_files
+from .assembly import towers
+from .checkpoint import open_checkpoint
+from .formats import ModelView, open_model
+from .io.reader import Checkpoint, CheckpointError
+from .io.tensors import LazyTensor
+from .lora import merge, token_rows
 
 # (attribute of the chat model, setting with its LoRA config, setting that freezes it, is it frozen by default)
 PARTS = (
@@ -110,9 +113,9 @@ class TrainedPlan:
             part, _, inner = layer.partition(".")
             config = self.lora_configs[part]
             weight, bias = result[f"{layer}.weight"], result.get(f"{layer}.bias")
-            result[f"{layer}.weight"] = lora.merged_weight(weight, parts, config, inner, bias=bias)
+            result[f"{layer}.weight"] = merge.merged_weight(weight, parts, config, inner, bias=bias)
             if "lora_B.bias" in parts:
-                result[f"{layer}.bias"] = lora.merged_bias(bias, parts, config, inner, weight)
+                result[f"{layer}.bias"] = merge.merged_bias(bias, parts, config, inner, weight)
         for layer, (rows, indices) in self.token_rows.items():
             result[f"{layer}.weight"] = token_rows.laid(result[f"{layer}.weight"], rows, indices, f"{layer}.weight")
         return result
@@ -152,14 +155,14 @@ def read_training_config(cfg):
 
 
 def lora_config(settings):
-    """What ``lora.plain_or_full`` makes of ``dict(type=LoraConfig, r=..., ...)``, or None."""
+    """What ``merge.plain_or_full`` makes of ``dict(type=LoraConfig, r=..., ...)``, or None."""
     if settings is None or not isinstance(settings, Mapping):
         return settings
     options = {k: settings[k] for k in settings.keys() if k != "type"}  # reading ``type`` would import PEFT
     options = {k: (list(v) if isinstance(v, (list, tuple)) else v) for k, v in options.items()}
     options = {k: (dict(v) if isinstance(v, Mapping) else v) for k, v in options.items()}
     try:
-        return lora.plain_or_full(options)
+        return merge.plain_or_full(options)
     except TypeError as e:
         raise CheckpointError(f"the LoRA settings of the config: {e}") from None
 
@@ -189,7 +192,7 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
     if opened.kind == "peft":
         plan.lora_configs = _adapter_configs(opened)
     for config in plan.lora_configs.values():
-        lora.check_mergeable(config, str(checkpoint))
+        merge.check_mergeable(config, str(checkpoint))
     _sort_tensors(plan)
     _check_parts(plan, cfg.model)
     _read_preprocessing(plan, cfg)
@@ -247,7 +250,7 @@ def official_name(name: str) -> str:
 def _place_in_part(name: str, base: Mapping[str, LazyTensor]) -> str:
     """A PEFT directory names layers from the model that was wrapped: the whole, or one part of it."""
     name = name.removeprefix("base_model.").removeprefix("model.")
-    layer = token_rows.split_key(name) or (lora.split_key(name) or (name.removesuffix(".weight"),))[0]
+    layer = token_rows.split_key(name) or (merge.split_key(name) or (name.removesuffix(".weight"),))[0]
     for prefix in ("", "language_model.", "vision_model."):
         if f"{prefix}{layer}.weight" in base:
             return prefix + name
@@ -263,7 +266,7 @@ def _sort_tensors(plan: TrainedPlan) -> None:
         name = official_name(stored)
         if plan.checkpoint.kind == "peft":
             name = _place_in_part(name, plan.base_tensors)
-        adapter = lora.split_key(name)
+        adapter = merge.split_key(name)
         if adapter is not None:
             layer, part = adapter
             if f"{layer}.weight" not in plan.base_tensors:
@@ -362,19 +365,19 @@ def attach_adapters(model, plan: TrainedPlan) -> None:
         if not layers and not rows:
             continue
         root = model.get_submodule(part)
-        config = copy.copy(lora.full_config(config))
+        config = copy.copy(merge.full_config(config))
         config.target_modules, config.exclude_modules = sorted(layers), None
         config.layers_to_transform = config.modules_to_save = None
         config.trainable_token_indices = {name: indices for name, (_, indices) in rows.items()} or None
         config.init_lora_weights = False
-        inject_adapter_in_model(config, root, adapter_name=lora.ADAPTER_NAME)
+        inject_adapter_in_model(config, root, adapter_name=merge.ADAPTER_NAME)
         for layer, parts in layers.items():
             wrapped = root.get_submodule(layer)
             for name, tensor in parts.items():
                 kind, _, leaf = name.partition(".")
-                holder = getattr(wrapped, kind)[lora.ADAPTER_NAME]
+                holder = getattr(wrapped, kind)[merge.ADAPTER_NAME]
                 target = getattr(holder, leaf) if leaf else holder
                 target.data = tensor.read().float().to(wrapped.get_base_layer().weight.device)
         for layer, (tensor, _) in rows.items():
             adapter = root.get_submodule(layer).token_adapter
-            adapter.trainable_tokens_delta[lora.ADAPTER_NAME].data = tensor.read().float().to(adapter.weight.device)
+            adapter.trainable_tokens_delta[merge.ADAPTER_NAME].data = tensor.read().float().to(adapter.weight.device)

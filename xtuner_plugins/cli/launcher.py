@@ -21,7 +21,7 @@ import torch
 from mmengine.config import DictAction
 from xtuner.configs import cfgs_name_path
 
-from ..checkpoints.reader import CheckpointError
+from ..checkpoints.io.reader import CheckpointError
 from ..config_file import ConfigError, load_config
 from ..engine.config_check import check_config
 from ..engine.resume import settle_start

@@ -7,8 +7,8 @@ tiling (`dynamic_image_size` false), no thumbnail, 1 to 6 tiles, tiles of the en
 import os
 from dataclasses import dataclass
 
+from ..checkpoints.io.reader import CheckpointError
 from ..checkpoints.loader import read_config
-from ..checkpoints.reader import CheckpointError
 from ..hub.modeling_internvl_chat import num_image_tokens
 from .errors import SettingError
 from .images.tiling import DynamicTiling

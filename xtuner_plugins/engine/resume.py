@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.reader import CheckpointError, load_pickle
-from ..checkpoints.zero import checkpoint_directory, open_deepspeed
+from ..checkpoints.io.reader import CheckpointError, load_pickle
+from ..checkpoints.io.zero import checkpoint_directory, open_deepspeed
 
 AUTO = "auto"
 CHECKPOINT_NAME = re.compile(r"(iter|epoch)_(\d+)\.pth")

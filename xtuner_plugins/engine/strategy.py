@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from xtuner.engine import DeepSpeedStrategy as XTunerDeepSpeedStrategy
 
-from ..checkpoints.reader import load_pickle
-from ..checkpoints.zero import checkpoint_directory
+from ..checkpoints.io.reader import load_pickle
+from ..checkpoints.io.zero import checkpoint_directory
 from .steps import unwrap
 
 

@@ -61,7 +61,7 @@ def answer_with_checkpoint(config: str, checkpoint: str, questions: Sequence[Map
 
     from xtuner_plugins.checkpoints.loader import load_tokenizer, load_trained
     from xtuner_plugins.checkpoints.trained import read_training_config
-    from xtuner_plugins.inference import ChatSession
+    from xtuner_plugins.inference.session import ChatSession
 
     cfg = read_training_config(config)
     model = load_trained(cfg, checkpoint, dtype=torch.float32)

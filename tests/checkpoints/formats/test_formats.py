@@ -7,7 +7,7 @@ import pytest
 from xtuner_plugins.checkpoints.export import convert
 from xtuner_plugins.checkpoints.formats import FORMATS
 from xtuner_plugins.checkpoints.formats.format import Format
-from xtuner_plugins.checkpoints.reader import CheckpointError
+from xtuner_plugins.checkpoints.io.reader import CheckpointError
 
 
 @pytest.mark.parametrize("name", FORMATS)

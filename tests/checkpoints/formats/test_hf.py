@@ -17,11 +17,11 @@ from tests.checkpoints.training import (
     with_context,
     write_config,
 )
-from xtuner_plugins.checkpoints.assemble import build_base
+from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.checkpoints.export import convert, export
+from xtuner_plugins.checkpoints.io.reader import CheckpointError, read_json
+from xtuner_plugins.checkpoints.io.writer import write_json
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer
-from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
-from xtuner_plugins.checkpoints.writer import write_json
 from xtuner_plugins.toy.models import write_random_parts
 
 RMS_TOWER = dict(norm_type="rms_norm", qk_normalization=True, qkv_bias=False)

@@ -14,13 +14,13 @@ from tests.checkpoints.formats.test_hf import hf_logits
 from tests.checkpoints.language_models import write_llm
 from tests.checkpoints.training import LORA, chat_inputs, logits, make_model, save_pth, with_context, write_config
 from tests.checkpoints.vocabularies import write_internlm2
-from xtuner_plugins.checkpoints.assemble import build_base
+from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.checkpoints.export import export
 from xtuner_plugins.checkpoints.formats import official
+from xtuner_plugins.checkpoints.io.reader import read_json
+from xtuner_plugins.checkpoints.io.tensors import MemoryTensor
+from xtuner_plugins.checkpoints.io.writer import write_json
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer, load_trained
-from xtuner_plugins.checkpoints.reader import read_json
-from xtuner_plugins.checkpoints.tensors import MemoryTensor
-from xtuner_plugins.checkpoints.writer import write_json
 from xtuner_plugins.hub.constants import ADDED_TOKENS
 
 

@@ -7,8 +7,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from xtuner_plugins.checkpoints.formats import hf, internlm2, llava, qwen1
 from xtuner_plugins.checkpoints.formats.key_mapping import inside
-from xtuner_plugins.checkpoints.reader import CheckpointError
-from xtuner_plugins.checkpoints.tensors import MemoryTensor
+from xtuner_plugins.checkpoints.io.reader import CheckpointError
+from xtuner_plugins.checkpoints.io.tensors import MemoryTensor
 from xtuner_plugins.toy.models import VISION_CONFIG, vision_config, vision_shapes
 
 SIZES = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,

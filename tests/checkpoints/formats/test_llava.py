@@ -13,15 +13,15 @@ from tests.checkpoints.towers import NORMALIZATION, write_tower
 from tests.checkpoints.training import LORA, chat_inputs, logits, make_model, save_pth, write_config
 from tests.conftest import HANGS_AFTER
 from tests.hub.test_versions import environment
-from xtuner_plugins.checkpoints.assemble import build_base
+from xtuner_plugins.checkpoints.assembly.base import build_base
+from xtuner_plugins.checkpoints.assembly.extract import extract
 from xtuner_plugins.checkpoints.export import convert, export
-from xtuner_plugins.checkpoints.extract import extract
+from xtuner_plugins.checkpoints.io.reader import CheckpointError, read_json
+from xtuner_plugins.checkpoints.io.writer import write_json
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer, load_trained
-from xtuner_plugins.checkpoints.reader import CheckpointError, read_json
-from xtuner_plugins.checkpoints.verify import verify
-from xtuner_plugins.checkpoints.writer import write_json
 from xtuner_plugins.families import UnknownFamilyError
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
+from xtuner_plugins.inference.verify import verify
 from xtuner_plugins.models.encoders import freeze_unused
 
 PROBE = Path(__file__).with_name("llava_probe.py")
@@ -222,7 +222,7 @@ def test_processor_prompts_and_pixels(kind, made, tmp_path):
 
     from xtuner_plugins.datasets.base import tiling_of
     from xtuner_plugins.hub.conversation import get_conv_template
-    from xtuner_plugins.inference import normalize
+    from xtuner_plugins.inference.session import normalize
 
     base = made[2]
     convert(base, tmp_path / "llava", format="llava")

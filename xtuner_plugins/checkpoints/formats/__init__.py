@@ -20,9 +20,9 @@ from pathlib import Path
 
 from xtuner_plugins import preprocessing
 
-from ..reader import CheckpointError, open_weights, read_json
-from ..staging import hint
-from ..tensors import LazyTensor
+from ..io.reader import CheckpointError, open_weights, read_json
+from ..io.staging import hint
+from ..io.tensors import LazyTensor
 from . import hf, llava, official
 from .format import Format
 from .internlm2 import INTERNLM2

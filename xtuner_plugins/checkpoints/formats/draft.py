@@ -12,9 +12,9 @@ import torch
 from xtuner_plugins.families import llm_family
 
 from .. import tokenizer_files
-from ..reader import read_json
-from ..tensors import Joined, LazyTensor, MemoryTensor
-from ..writer import write_json
+from ..io.reader import read_json
+from ..io.tensors import Joined, LazyTensor, MemoryTensor
+from ..io.writer import write_json
 from . import FORMATS, Format, ModelView, official, remote_code
 
 # What a model directory may hold besides weights, config and code that belongs to the model.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..reader import CheckpointError
+from ..io.reader import CheckpointError
 from .format import LanguageFormat
 from .key_mapping import KeyMapping, Row, Same, stack
 

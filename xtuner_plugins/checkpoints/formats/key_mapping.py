@@ -15,8 +15,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..reader import CheckpointError
-from ..tensors import Joined, LazyTensor
+from ..io.reader import CheckpointError
+from ..io.tensors import Joined, LazyTensor
 
 _FIELDS = {"i": r"\d+", "p": r"weight|bias", "rest": r".+"}
 

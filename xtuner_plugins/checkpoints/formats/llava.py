@@ -15,8 +15,8 @@ from xtuner_plugins.families import EncoderFamily, encoder_family
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 
 from .. import tokenizer_files
-from ..reader import CheckpointError, read_json
-from ..writer import write_json
+from ..io.reader import CheckpointError, read_json
+from ..io.writer import write_json
 from . import official
 from .hf import text_config
 from .key_mapping import KeyMapping, Row

@@ -16,7 +16,7 @@ from xtuner_plugins.hub.configuration_internvl_chat import InternVLChatConfig
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 
 from .. import tokenizer_files
-from ..writer import write_json
+from ..io.writer import write_json
 from . import remote_code
 from .format import LanguageFormat
 from .internlm2 import INTERNLM2

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..reader import CheckpointError, read_json
+from ..io.reader import CheckpointError, read_json
 
 # Where classes of a directory's own are named for transformers.
 _NAMING_FILES = ("config.json", "tokenizer_config.json")

@@ -1,0 +1,220 @@
+"""Assembly: nine tokens, mean rows, untied head, every file; and one clear line for every wrong part."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import ROOT
+from xtuner_plugins.checkpoints.assembly.base import build_base
+from xtuner_plugins.checkpoints.formats.remote_code import hub_code
+from xtuner_plugins.checkpoints.io.reader import CheckpointError, read_json
+from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer
+from xtuner_plugins.families import UnknownFamilyError
+from xtuner_plugins.hub.constants import ADDED_TOKENS
+from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template
+from xtuner_plugins.toy.models import write_random_parts
+
+
+def test_every_file(toy_base):
+    names = {p.name for p in toy_base.iterdir()}
+    expected = {"config.json", "generation_config.json", "preprocessor_config.json", "model.safetensors"}
+    expected |= {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
+    assert expected | {"vocab.json", "merges.txt"} <= names
+    assert {p.name: p.read_bytes() for p in hub_code()} == {p.name: p.read_bytes() for p in toy_base.glob("*.py")}
+    assert not any(n.startswith("chat_template") or n.endswith(".partial") for n in names)
+
+
+def test_tokens_follow_the_base(toy_parts, toy_base):
+    _, llm = toy_parts
+    first = read_json(llm / "tokenizer.json")["added_tokens"][-1]["id"] + 1
+    tokenizer = load_tokenizer(toy_base)
+    assert tokenizer.convert_tokens_to_ids(list(ADDED_TOKENS)) == list(range(first, first + 9))
+    assert read_json(toy_base / "config.json")["llm_config"]["vocab_size"] == first + 9 == len(tokenizer)
+    assert tokenizer.encode("a<img>b") == [*tokenizer.encode("a"), first, *tokenizer.encode("b")]
+    merges = read_json(toy_base / "tokenizer.json")["model"]["merges"]
+    assert merges and all(isinstance(m, str) for m in merges)
+
+
+@pytest.mark.parametrize("vocab_size", [None, 4096])
+def test_rows(tmp_path, vocab_size):
+    """Old rows as they were, new rows their mean (exact in the stored dtype), the head a copy, padding gone."""
+    vision, llm = write_random_parts(tmp_path, llm_overrides={"vocab_size": vocab_size})
+    build_base(vision, llm, tmp_path / "base", dtype="float32")
+    old = load_file(llm / "model.safetensors")["model.embed_tokens.weight"].float()
+    held = load_file(tmp_path / "base" / "model.safetensors")
+    embed = held["language_model.model.embed_tokens.weight"]
+    num_old = embed.shape[0] - 9
+    assert embed.shape[0] == len(load_tokenizer(tmp_path / "base")) and (vocab_size is None or old.shape[0] == 4096)
+    assert torch.equal(embed[:num_old], old[:num_old])
+    mean = old[:num_old].double().mean(0).bfloat16().float()  # the part's own dtype is bf16
+    assert torch.equal(embed[num_old:], mean.expand(9, -1))
+    assert torch.equal(held["language_model.lm_head.weight"], embed)
+
+
+def test_untied_head_gets_its_own_mean(tmp_path):
+    vision, llm = write_random_parts(tmp_path, llm_overrides={"tie_word_embeddings": False})
+    build_base(vision, llm, tmp_path / "base", dtype="bfloat16")
+    head = load_file(llm / "model.safetensors")["lm_head.weight"]
+    held = load_file(tmp_path / "base" / "model.safetensors")["language_model.lm_head.weight"]
+    num_old = held.shape[0] - 9
+    assert torch.equal(held[:num_old], head[:num_old])
+    assert torch.equal(held[-1], head[:num_old].double().mean(0).bfloat16())
+
+
+def test_config(toy_base):
+    config = read_json(toy_base / "config.json")
+    assert config["ps_version"] == "v2" and config["select_layer"] == -1 and "system_message" not in config
+    assert config["tie_word_embeddings"] is config["llm_config"]["tie_word_embeddings"] is False
+    assert config["hidden_size"] == config["llm_config"]["hidden_size"]
+    assert config["force_image_size"] == config["vision_config"]["image_size"]
+    for key in ("hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "num_key_value_heads", "pad_token_id"):
+        assert key in config["llm_config"]
+    tokenizer = load_tokenizer(toy_base)
+    stops = read_json(toy_base / "generation_config.json")["eos_token_id"]
+    assert tokenizer.convert_ids_to_tokens(stops) == ["<|im_end|>", "<|endoftext|>", "<|im_start|>"]
+
+
+@pytest.mark.parametrize("template", [n for n in TEMPLATES if "<|im_end|>" in TEMPLATES[n][3]])
+def test_chat_template_is_the_training_prompt(toy_parts, tmp_path, template):
+    build_base(*toy_parts, tmp_path / "base", template=template)
+    tokenizer = load_tokenizer(tmp_path / "base")
+    turns = [("user", "<image>\nWhat's \\ 'this'?"), ("assistant", "A {{ cat }}"), ("user", "Sure?")]
+    messages = [dict(role=r, content=c) for r, c in turns]
+    for system in (None, "Be brief."):
+        conversation = get_conv_template(template)
+        if system:
+            conversation.system_message = system
+        for role, text in turns:
+            conversation.append_message(conversation.roles[role == "assistant"], text)
+        conversation.append_message(conversation.roles[1], None)
+        given = [dict(role="system", content=system)] * bool(system) + messages
+        rendered = tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True)
+        assert rendered == conversation.get_prompt()
+
+
+def test_select_layer_cuts_the_tower(toy_parts, tmp_path):
+    vision, llm = toy_parts
+    build_base(vision, llm, tmp_path / "full", dtype="float32")
+    build_base(vision, llm, tmp_path / "cut", dtype="float32", select_layer=-2)
+    full, _ = load_model(tmp_path / "full", dtype=torch.float32)
+    cut, _ = load_model(tmp_path / "cut", dtype=torch.float32)
+    assert (len(full.vision_model.encoder.layers), len(cut.vision_model.encoder.layers)) == (2, 1)
+    pixels = torch.randn(1, 3, 112, 112)
+    with torch.no_grad():
+        reference = full.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
+        assert torch.equal(cut.vision_model(pixel_values=pixels).last_hidden_state, reference)
+
+
+def test_tower_of_an_official_directory(toy_parts, toy_base, tmp_path):
+    build_base(toy_base, toy_parts[1], tmp_path / "again", dtype="float32")
+    a, b = (load_file(d / "model.safetensors") for d in (toy_base, tmp_path / "again"))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_sharded_part_and_projector_file(toy_parts, tmp_path):
+    vision, llm = toy_parts
+    shutil.copytree(vision, tmp_path / "vision")
+    held = load_file(vision / "model.safetensors")
+    (tmp_path / "vision" / "model.safetensors").unlink()
+    weight_map = {}
+    for number, part in enumerate([list(held)[::2], list(held)[1::2]], 1):
+        name = f"model-0000{number}-of-00002.safetensors"
+        save_file({k: held[k] for k in part}, tmp_path / "vision" / name)
+        weight_map.update(dict.fromkeys(part, name))
+    (tmp_path / "vision" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    build_base(tmp_path / "vision", llm, tmp_path / "one", seed=1)
+    one = load_file(tmp_path / "one" / "model.safetensors")
+    projector = {k.removeprefix("mlp1."): v for k, v in one.items() if k.startswith("mlp1.")}
+    save_file(projector, tmp_path / "mlp1.safetensors")
+    build_base(vision, llm, tmp_path / "two", projector=tmp_path / "mlp1.safetensors", seed=2)
+    two = load_file(tmp_path / "two" / "model.safetensors")
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_seed(toy_parts, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        build_base(*toy_parts, tmp_path / name, seed=seed)
+    a, b, c = ((tmp_path / n / "model.safetensors").read_bytes() for n in "abc")
+    assert a == b != c
+
+
+class TestRefusals:
+    def check(self, tmp_path, pattern, vision, llm, error=CheckpointError, **options):
+        before = set(tmp_path.iterdir())
+        with pytest.raises(error, match=pattern):
+            build_base(vision, llm, tmp_path / "out", **options)
+        assert set(tmp_path.iterdir()) == before
+
+    def test_missing_directory(self, toy_parts, tmp_path):
+        self.check(tmp_path, "vision tower: directory .*nowhere does not exist", tmp_path / "nowhere", toy_parts[1])
+
+    def test_swapped(self, toy_parts, tmp_path):
+        self.check(tmp_path, "is not a vision encoder", toy_parts[1], toy_parts[0], error=UnknownFamilyError)
+
+    def test_vision_twice(self, toy_parts, tmp_path):
+        error = UnknownFamilyError
+        self.check(tmp_path, "not a language model that can be used", toy_parts[0], toy_parts[0], error=error)
+
+    def test_multimodal_as_llm(self, toy_parts, toy_base, tmp_path):
+        self.check(tmp_path, "is a multimodal model", toy_parts[0], toy_base)
+
+    def test_missing_tensor(self, toy_parts, tmp_path):
+        shutil.copytree(toy_parts[0], tmp_path / "vision")
+        held = load_file(tmp_path / "vision" / "model.safetensors")
+        del held["encoder.layers.1.ls2"]
+        save_file(held, tmp_path / "vision" / "model.safetensors")
+        self.check(tmp_path, r"1 missing: vision_model\.encoder\.layers\.1\.ls2", tmp_path / "vision", toy_parts[1])
+
+    def test_tokenizer_of_another_model(self, toy_parts, tmp_path):
+        shutil.copytree(toy_parts[1], tmp_path / "llm")
+        held = load_file(tmp_path / "llm" / "model.safetensors")
+        held["model.embed_tokens.weight"] = held["model.embed_tokens.weight"][:100].clone()
+        save_file(held, tmp_path / "llm" / "model.safetensors")
+        self.check(tmp_path, "has 100 rows, fewer than", toy_parts[0], tmp_path / "llm")
+
+    def test_no_tokenizer(self, toy_parts, tmp_path):
+        shutil.copytree(toy_parts[1], tmp_path / "llm")
+        for path in [*(tmp_path / "llm").glob("*token*"), tmp_path / "llm" / "vocab.json"]:
+            path.unlink()
+        self.check(tmp_path, "holds no tokenizer", toy_parts[0], tmp_path / "llm")
+
+    def test_template_of_another_family(self, toy_parts, tmp_path):
+        self.check(tmp_path, r"ends answers with <\|end\|>", *toy_parts, template="phi3-chat")
+        self.check(tmp_path, "unknown conversation template", *toy_parts, template="x", error=ValueError)
+
+    def test_projector_of_another_width(self, toy_parts, tmp_path):
+        save_file({"mlp1.0.weight": torch.ones(3)}, tmp_path / "p.safetensors")
+        self.check(tmp_path, "doesn't fit these parts", *toy_parts, projector=tmp_path / "p.safetensors")
+
+    def test_arguments(self, toy_parts, tmp_path):
+        self.check(tmp_path, "dtype 'int8'", *toy_parts, dtype="int8", error=ValueError)
+        self.check(tmp_path, "max_tiles = 0", *toy_parts, max_tiles=0, error=ValueError)
+        self.check(tmp_path, "select_layer = 1", *toy_parts, select_layer=1, error=ValueError)
+
+
+def test_tool(run_tool, toy_parts, tmp_path):
+    vision, llm = toy_parts
+    args = ["tools/build_base_model.py", "--vision", vision, "--llm", llm, "--out", tmp_path / "base"]
+    done = run_tool(*args)
+    assert done.returncode == 0, done.stderr
+    assert "(9 tokens added), 16 tokens a tile" in done.stdout
+
+
+def test_tool_refuses_in_one_line(toy_parts, toy_base, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import build_base_model
+    import huggingface_hub
+
+    def offline(*args, **kwargs):
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    vision, llm = map(str, toy_parts)
+    assert build_base_model.main(["--vision", vision, "--llm", llm, "--out", str(toy_base)]) == 1
+    assert build_base_model.main(["--vision", vision, "--llm", "some/model", "--out", str(tmp_path / "x")]) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "exists already" in errors[0] and "there is no directory some/model" in errors[1]
+    assert "no route to the hub" in errors[1] and list(tmp_path.iterdir()) == []

@@ -1,0 +1,112 @@
+"""Merging one layer at a time gives what PEFT's whole-model merge gives, whatever the block size."""
+
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+
+from xtuner_plugins.checkpoints.io.reader import CheckpointError
+from xtuner_plugins.checkpoints.io.tensors import MemoryTensor
+from xtuner_plugins.checkpoints.lora import merge
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(11, 6)
+        self.proj = nn.Linear(6, 10)
+        self.head = nn.Linear(10, 7, bias=False)
+        self.conv = nn.Conv2d(3, 4, 2, stride=2)
+
+
+def adapted(config, seed=0):
+    torch.manual_seed(seed)
+    net = Net()
+    base = {k: v.clone() for k, v in net.state_dict().items()}
+    inject_adapter_in_model(config, net)
+    for name, parameter in net.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.3)
+    parts = {}
+    for name, tensor in net.state_dict().items():
+        found = merge.split_key(name)
+        if found:
+            parts.setdefault(found[0], {})[found[1]] = MemoryTensor(tensor.clone())
+    for module in net.modules():
+        if hasattr(module, "merge"):
+            module.merge()
+    return base, parts, net
+
+
+CONFIGS = {
+    "plain": dict(),
+    "rslora": dict(use_rslora=True),
+    "dora": dict(use_dora=True),
+    "patterns": dict(rank_pattern={"proj": 2}, alpha_pattern={"head": 32}),
+    "bias": dict(lora_bias=True),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("block_bytes", [1, 70, 2**20])
+def test_merge_equals_peft(name, block_bytes, monkeypatch):
+    monkeypatch.setattr(merge, "BLOCK_BYTES", block_bytes)
+    targets = ["proj", "head"] if name in ("bias",) else ["embed", "proj", "head", "conv"]
+    targets = [t for t in targets if not (name == "dora" and t == "conv")]
+    if name == "bias":
+        targets = ["proj"]
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, **CONFIGS[name])
+    base, parts, net = adapted(config)
+    assert parts.keys() == set(targets)
+    for layer in targets:
+        weight = MemoryTensor(base[f"{layer}.weight"])
+        bias = MemoryTensor(base[f"{layer}.bias"]) if f"{layer}.bias" in base else None
+        merged = merge.merged_weight(weight, parts[layer], config, layer, bias=bias).read()
+        reference = net.get_submodule(layer).get_base_layer()
+        # one rounding of the product in another block shape
+        torch.testing.assert_close(merged, reference.weight.data, rtol=0, atol=1e-6)
+        assert not torch.allclose(merged, base[f"{layer}.weight"], atol=1e-3)
+        if name == "bias":
+            merged_bias = merge.merged_bias(bias, parts[layer], config, layer, weight).read()
+            torch.testing.assert_close(merged_bias, reference.bias.data, rtol=0, atol=1e-6)
+            assert not torch.allclose(merged_bias, base[f"{layer}.bias"], atol=1e-3)
+
+
+def test_bf16_base_is_merged_in_fp32():
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["proj"])
+    base = torch.ones(4, 3, dtype=torch.bfloat16)
+    parts = {
+        "lora_A.weight": MemoryTensor(torch.ones(2, 3)),
+        "lora_B.weight": MemoryTensor(torch.full((4, 2), 2.0**-10)),
+    }
+    merged = merge.merged_weight(MemoryTensor(base), parts, config, "proj").read()
+    assert merged.dtype == torch.float32 and torch.equal(merged, torch.full((4, 3), 1 + 2.0**-9))  # bf16 would give 1
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("a.q_proj.lora_A.default.weight", ("a.q_proj", "lora_A.weight")),
+    ("a.q_proj.lora_B.weight", ("a.q_proj", "lora_B.weight")),
+    ("a.q_proj.lora_B.default.bias", ("a.q_proj", "lora_B.bias")),
+    ("e.lora_embedding_A.default", ("e", "lora_embedding_A")),
+    ("a.lora_magnitude_vector.default.weight", ("a", "lora_magnitude_vector.weight")),
+    ("a.q_proj.base_layer.weight", None),
+    ("a.q_proj.weight", None),
+])  # fmt: skip
+def test_names(name, expected):
+    assert merge.split_key(name) == expected
+
+
+def test_half_an_adapter():
+    config = LoraConfig(r=2, target_modules=["proj"])
+    with pytest.raises(CheckpointError, match=r"only lora_A\.weight"):
+        merge.merged_weight(
+            MemoryTensor(torch.ones(4, 3)), {"lora_A.weight": MemoryTensor(torch.ones(2, 3))}, config, "proj"
+        )
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "corda", "loftq"])
+def test_initialisations_that_rewrite_the_base(init):
+    config = LoraConfig(r=2, target_modules=["proj"])
+    config.init_lora_weights = init
+    with pytest.raises(CheckpointError, match=init):
+        merge.check_mergeable(config, "iter_1.pth")

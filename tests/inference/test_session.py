@@ -1,0 +1,237 @@
+"""The session behind chat, demo and evaluation: it answers exactly as the exported model's own `chat` does."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import normalize
+
+from xtuner_plugins.datasets import MultimodalDataset
+from xtuner_plugins.datasets.base import BaseFacts, tiling_of
+from xtuner_plugins.datasets.images.tiling import DynamicTiling
+from xtuner_plugins.hub import InternVLChatModel
+from xtuner_plugins.inference.session import CallbackStreamer, ChatSession, resolve_device, with_placeholders
+from xtuner_plugins.inference.session import normalize as normalize_tiles
+
+SHORT = {"max_new_tokens": 8}
+
+
+def picture(width, height, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def pixels(image, max_num=12):
+    """What a caller of the exported model makes of a picture: tiles in [0, 1], ImageNet's mean and deviation."""
+    tiles = DynamicTiling(max_tiles=max_num, tile_size=112)(image).float() / 255
+    return normalize(tiles, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+
+@pytest.fixture(scope="module")
+def opened(toy_base):
+    return ChatSession.from_pretrained(toy_base, device="cpu")
+
+
+@pytest.fixture()
+def session(opened):
+    opened.reset()
+    return opened
+
+
+@pytest.fixture(scope="module")
+def exported(toy_base):
+    return InternVLChatModel.from_pretrained(toy_base, torch_dtype=torch.float32).eval()
+
+
+def options():
+    return {**SHORT, "do_sample": False}
+
+
+def test_answers_as_the_exported_chat_does(session, exported):
+    image = picture(336, 224)
+    assert len(pixels(image)) == 7
+    expected = exported.chat(session.tokenizer, pixels(image), "What is it?", options())
+    assert session.ask("What is it?", [image], **SHORT) == expected
+    assert session.history == [("<image>\nWhat is it?", expected)]
+
+
+def test_a_conversation_with_pictures_in_two_turns(session, exported):
+    first, second = picture(336, 224), picture(112, 112, seed=1)
+    answers = [
+        session.ask("What is it?", first, **SHORT),
+        session.ask("And which colour?", **SHORT),
+        session.ask("Is <image> another one?", [second], **SHORT),
+    ]
+    chat, tokenizer = exported.chat, session.tokenizer
+    tell = {"return_history": True}
+    one, history = chat(tokenizer, pixels(first), "What is it?", options(), **tell)
+    two, history = chat(tokenizer, pixels(first), "And which colour?", options(), history=history, **tell)
+    both, counts = torch.cat([pixels(first), pixels(second)]), [7, 1]
+    three, history = chat(
+        tokenizer, both, "Is <image> another one?", options(), history=history, num_patches_list=counts, **tell
+    )
+    assert answers == [one, two, three] and session.history == history
+    session.reset()
+    assert session.history == [] and session.ask("What is it?", first, **SHORT) == one
+
+
+def test_text_only(session, exported):
+    assert session.ask("Hello", **SHORT) == exported.chat(session.tokenizer, None, "Hello", options())
+
+
+def test_pictures_by_path(session, tmp_path):
+    image = picture(200, 150)
+    image.save(tmp_path / "a.png")
+    expected = session.ask("What is it?", image, **SHORT)
+    for given in (tmp_path / "a.png", str(tmp_path / "a.png"), [tmp_path / "a.png"]):
+        session.reset()
+        assert session.ask("What is it?", given, **SHORT) == expected
+
+
+def test_a_failed_question_is_forgotten(session, tmp_path):
+    session.ask("What is it?", picture(112, 112), **SHORT)
+    before = list(session.history)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="broken.png"):
+        session.ask("And this?", tmp_path / "broken.png", **SHORT)
+    with pytest.raises(ValueError, match="2 <image> for 1 pictures"):
+        session.ask("<image> or <image>?", picture(112, 112), **SHORT)
+    with pytest.raises(ValueError, match="1 <image> for 0 pictures"):
+        session.ask("<image>?", **SHORT)
+    assert session.history == before
+    assert session.ask("And now?", **SHORT) is not None
+
+
+def test_an_interrupted_answer_is_forgotten(session):
+    def interrupt(piece):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session.ask("What is it?", picture(112, 112), stream=interrupt, **SHORT)
+    assert session.history == []
+
+
+def test_streaming_gives_the_answer(session):
+    pieces = []
+    answer = session.ask("What is it?", picture(112, 112), stream=pieces.append, max_new_tokens=24)
+    assert "".join(pieces).strip() == answer
+
+
+def test_streaming_goes_word_by_word_without_prompt_and_end(opened):
+    pieces = []
+    streamer = CallbackStreamer(opened.tokenizer, pieces.append)
+    streamer.put(torch.empty(1, 0, dtype=torch.long))  # what `generate` makes of a prompt of embeddings
+    for token in opened.tokenizer("The bus is red. 你好<|im_end|>").input_ids:
+        streamer.put(torch.tensor([token]))
+    streamer.end()
+    assert "".join(pieces) == "The bus is red. 你好" and len(pieces) >= 4
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_batches_equal_single_questions_and_keep_their_order(session, batch_size):
+    items = [
+        ("What is it?", [picture(336, 224)]),
+        ("Hello", []),
+        ("This <image> or that <image>, and which of them is the larger one?", [picture(112, 112), picture(224, 112)]),
+        ("Both?", [picture(112, 112, 1), picture(112, 112, 2)]),
+        ("Why?", [picture(90, 400)]),
+    ]
+    expected = []
+    for question, images in items:
+        session.reset()
+        expected.append(session.ask(question, images, **SHORT))
+    session.reset()
+    done = []
+    assert session.answer(items, batch_size=batch_size, on_batch=done.append, **SHORT) == expected
+    assert sum(done) == 5 and done[0] == batch_size
+    assert session.history == []
+
+
+def test_fewer_tiles_on_demand(session, exported):
+    image = picture(336, 224)
+    one_tile = exported.chat(session.tokenizer, pixels(image, max_num=1), "What is it?", options())
+    assert session.answer([("What is it?", [image])], max_tiles=1, **SHORT) == [one_tile]
+    limited = ChatSession(session.model, session.tokenizer, max_tiles=1)
+    assert limited.ask("What is it?", image, **SHORT) == one_tile
+
+
+def test_images_of_a_question_share_the_tiles_as_in_training(session, toy_base, tmp_path):
+    """Three images under a limit of 6: two tiles each, as the dataset cuts them, whatever each could use alone."""
+    images, record = [], {"image": [], "conversations": [{"from": "human", "value": "<image>" * 3 + "Which?"}]}
+    for index, size in enumerate([(336, 224), (448, 112), (112, 112)]):
+        images.append(tmp_path / f"{index}.png")
+        picture(*size, seed=index).save(images[-1])
+        record["image"].append(images[-1].name)
+    record["conversations"].append({"from": "gpt", "value": "The last."})
+    (tmp_path / "data.jsonl").write_text(json.dumps(record))
+    sample = MultimodalDataset(
+        str(toy_base), [str(tmp_path / "data.jsonl")], [str(tmp_path)], cache_dir=str(tmp_path / "cache"), max_tiles=6
+    )[0]
+    shared = ChatSession(session.model, session.tokenizer, max_tiles=6)
+    assert torch.equal(torch.cat(shared._load(images, shared.tiling)), sample["tiles"])
+    alone = ChatSession(session.model, session.tokenizer, max_tiles=6, tile_sharing="need")
+    assert [len(tiles) for tiles in alone._load(images, alone.tiling)] == [7, 5, 1]
+
+
+def test_sampling_is_passed_on(session):
+    torch.manual_seed(0)
+    greedy = session.answer([("Hello", [])], **SHORT)
+    assert session.answer([("Hello", [])], do_sample=True, temperature=50.0, **SHORT) != greedy
+
+
+def test_no_questions_and_bad_batch_size(session):
+    assert session.answer([]) == []
+    with pytest.raises(ValueError, match="batch_size = 0"):
+        session.answer([("Hello", [])], batch_size=0)
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_tiles": 3}, {"min_tiles": 2}, {"max_tiles": 1, "use_thumbnail": False}])
+def test_tiling_is_that_of_the_data_side(toy_base, opened, limits):
+    assert tiling_of(opened.model.config, **limits) == BaseFacts.read(toy_base, **limits).tiling
+
+
+def test_pixels_are_those_of_training():
+    from xtuner_plugins.models.preprocessor import TilePreprocessor
+
+    tiles = torch.arange(256, dtype=torch.uint8).repeat(3).reshape(1, 3, 16, 16)
+    assert torch.equal(normalize_tiles(tiles), TilePreprocessor().normalize(tiles))
+
+
+def test_impossible_tiles(opened):
+    with pytest.raises(ValueError, match="min_tiles=5 and max_tiles=2"):
+        ChatSession(opened.model, opened.tokenizer, min_tiles=5, max_tiles=2)
+
+
+def test_placeholders():
+    assert with_placeholders("Hello", 0) == "Hello"
+    assert with_placeholders("Hello", 2) == "<image>\n<image>\nHello"
+    assert with_placeholders("a <image> b", 1) == "a <image> b"
+
+
+def test_nothing_in_the_directory_is_executed(toy_base, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(toy_base, copy)
+    for code in copy.glob("*.py"):
+        code.write_text("raise SystemExit('executed')\n")
+    assert ChatSession.from_pretrained(copy, device="cpu").ask("Hello", **SHORT) is not None
+
+
+def test_bfloat16(toy_base):
+    session = ChatSession.from_pretrained(toy_base, device="cpu", dtype="bfloat16")
+    assert {parameter.dtype for parameter in session.model.parameters()} == {torch.bfloat16}
+    assert isinstance(session.ask("What is it?", picture(200, 112), **SHORT), str)
+
+
+def test_bad_directories_and_settings(toy_base, tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        ChatSession.from_pretrained(tmp_path / "missing")
+    with pytest.raises(ValueError, match="no config.json"):
+        ChatSession.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="dtype 'int4' is not one of: auto, float32"):
+        ChatSession.from_pretrained(toy_base, device="cpu", dtype="int4")
+    for device in ("tpu", "cuda:99", "meat"):
+        with pytest.raises(ValueError, match=f"device '{device}' can't be used"):
+            resolve_device(device)
+    assert resolve_device("cpu") == torch.device("cpu") and resolve_device("auto").type in ("cpu", "cuda")

@@ -1,0 +1,288 @@
+"""Puts a vision tower and a language model together as an official InternVL directory, the start of every training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from xtuner_plugins.families import LLMFamily, encoder_family, llm_family
+from xtuner_plugins.hub.conversation import get_conv_template
+
+from .. import formats, tokenizer_files
+from ..formats import official
+from ..io.reader import CheckpointError, read_json
+from ..io.staging import check_disk, check_target, staged_directory, write_config
+from ..io.tensors import Joined, LazyTensor, MemoryTensor
+from ..io.writer import parse_size, resolve_dtype, total_bytes, write_weights
+from . import normalization, projectors, towers
+
+HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.bin", "*.jinja"]  # never *.py
+
+
+@dataclass
+class LLMPart:
+    """A language model, read but not loaded: config, family, tokenizer with the nine tokens, tensors without prefix."""
+
+    config: dict
+    family: LLMFamily
+    tokenizer: object
+    tensors: dict[str, LazyTensor]
+    num_new_tokens: int
+
+
+def build_base(
+    vision: str | Path,
+    llm: str | Path,
+    out: str | Path,
+    *,
+    template: str | None = None,
+    max_tiles: int | None = None,
+    dtype: str = "bfloat16",
+    projector: str | Path | None = None,
+    projector_type: str | None = None,
+    select_layer: int | None = None,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
+    max_shard_size: str | int = "4GB",
+    seed: int = 0,
+    force: bool = False,
+    progress=None,
+) -> dict:
+    """Writes an official-format directory from a vision tower, a language model and a projector.
+
+    * Vision: ``embeddings.*`` and ``encoder.layers.*`` of a standalone InternViT, or the tower inside an official
+      directory. With ``select_layer=-k`` the last ``k - 1`` layers are left out and ``-1`` is written: InternViT has no
+      final norm, so this is exact, and consumers support nothing else.
+    * CLIP and SigLIP (a bare tower, or the one inside a whole model) stay whole, ``select_layer`` is written (-2 when
+      none is named), and their own pixel normalisation is folded in. Only our own model code runs such a directory.
+    * Language model: the nine tokens are appended; embedding and head are cut to the tokenizer's size (released Qwen3
+      models keep their padding, so does this) and every new row is the mean of the rows before it. The head is
+      stored by itself, a tied one as a copy.
+    * Projector: from a file, or fresh: LayerNorm at ones and zeros, linear layers uniform in ±1/sqrt(fan_in), weights
+      and biases (PyTorch's own default, from which the published recipes start), drawn from ``seed``.
+
+    Args:
+        vision: directory, or a hub name when no such directory exists.
+        llm: directory, or a hub name.
+        out: directory to write.
+        template: conversation template; None takes the family's own.
+        max_tiles: ``max_dynamic_patch``, tiles a picture without the thumbnail; None is 12, or 1 with ``mlp``.
+        dtype: of the stored weights, a key of ``writer.DTYPES``.
+        projector: safetensors or torch file with ``mlp1.*`` (or ``0.weight`` ...); None for a fresh one.
+        projector_type: ``pixel_shuffle_mlp`` (InternVL's) or ``mlp`` (LLaVA's, no merging of patches); None takes the
+            first for InternViT, the second for CLIP and SigLIP.
+        select_layer: negative index of the layer whose output is used; None is -1 for InternViT, -2 for the others.
+        image_mean: of each channel, that the tower was trained with, if not ImageNet's (InternViT) or what its
+            directory says (CLIP, SigLIP); folded into its first layer.
+        image_std: deviation of each channel, likewise.
+        max_shard_size: such as ``4GB``.
+        seed: of the fresh projector.
+        force: replace an existing ``out``.
+        progress: called with the bytes written by each block.
+
+    Returns:
+        A summary: ``out``, ``num_parameters``, ``num_bytes``, ``vocab_size``, ``num_new_tokens``, ``num_image_token``,
+        ``projector`` (where it came from), ``template``, ``note`` (who can run the directory, if not everybody).
+
+    Raises:
+        UnknownFamilyError: an encoder or LLM without a row in ``families``.
+        CheckpointError: a part is missing, of the wrong kind or incomplete; ``out`` exists; the disk is too full.
+        ValueError: an argument out of range.
+    """
+    stored_dtype = resolve_dtype(dtype)
+    if max_tiles is not None and not 1 <= max_tiles <= 128:
+        raise ValueError(f"max_tiles = {max_tiles} makes no sense; choose 1 to 128 (released models: 12)")
+    if (image_mean is None) != (image_std is None):
+        raise ValueError("image_mean and image_std go together; give both or none")
+    shard_bytes = parse_size(max_shard_size)
+    out = check_target(out, force=force, inputs={"vision tower": vision, "language model": llm, "projector": projector})
+    vision_part = towers.read_vision(local_directory(vision, "vision tower"), select_layer=select_layer)
+    own = (image_mean, image_std) if image_mean is not None else vision_part.normalization
+    if own is not None:
+        vision_part.tensors = normalization.fold(vision_part.tensors, *own)
+    llm_part = read_llm(local_directory(llm, "language model"))
+    template = template or llm_part.family.template
+    _check_template(template, llm_part)
+    config = make_config(vision_part, llm_part, template, max_tiles, dtype, projector_type)
+    num_rows = config["llm_config"]["vocab_size"]
+    mlp1 = projectors.projector_tensors(config, projector, seed)
+    tensors = {**vision_part.tensors, **mlp1}
+    tensors.update({f"language_model.{k}": v for k, v in resized_llm(llm_part, num_rows).items()})
+    check_complete(config, tensors)
+
+    plan = {name: (tensor, stored_dtype) for name, tensor in tensors.items()}
+    check_disk(out, total_bytes(plan))
+    with staged_directory(out) as stage:
+        official.write_files(stage, config, llm_part.tokenizer)
+        write_weights(stage, plan, max_shard_size=shard_bytes, advance=progress or (lambda n: None))
+        write_config(stage, config)
+    return {
+        "out": str(out),
+        "num_parameters": sum(t.numel for t in tensors.values()),
+        "num_bytes": total_bytes(plan),
+        "vocab_size": num_rows,
+        "num_new_tokens": llm_part.num_new_tokens,
+        "num_image_token": official.num_image_tokens(config),
+        "projector": str(projector) if projector else f"fresh, seed {seed}",
+        "template": template,
+        "note": _who_runs_it(config),
+    }
+
+
+def _who_runs_it(config: dict) -> str | None:
+    encoder = encoder_family(config["vision_config"])
+    plain = config.get("projector_type") == "mlp"
+    if encoder.is_intern_vit and not plain:
+        return None
+    what = "projector type mlp" if encoder.is_intern_vit else encoder.architecture
+    elsewhere = "; --format llava exports it for other programs" if encoder.llava and plain else ""
+    return f"{what}: this directory runs with its own model code only (trust_remote_code, VLMEvalKit){elsewhere}"
+
+
+def local_directory(name: str | Path, role: str) -> Path:
+    """A directory as it is, or a hub model downloaded (weights, JSON and tokenizer files only, no code).
+
+    Raises:
+        CheckpointError: neither a directory nor reachable.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    text = str(name)
+    if path.exists():
+        raise CheckpointError(f"{role}: {path} is a file; give the model's directory")
+    if path.is_absolute() or text.startswith(".") or text.count("/") != 1:
+        raise CheckpointError(f"{role}: directory {path} does not exist (and it is no hub name like org/model)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(text, allow_patterns=HUB_PATTERNS))
+    except Exception as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise CheckpointError(
+            f"{role}: there is no directory {text}, and the hub model of that name can't be fetched "
+            f"({type(e).__name__}: {reason[:200]}); download it elsewhere and give its directory"
+        ) from None
+
+
+def read_llm(directory: Path) -> LLMPart:
+    """A language model directory with its tokenizer, the nine tokens added."""
+    config = read_json(directory / "config.json")
+    if "vision_config" in config or "llm_config" in config:
+        raise CheckpointError(
+            f"language model: {directory} is a multimodal model ({config.get('model_type')}); give the bare "
+            "language model, or take it out with tools/extract.py"
+        )
+    config, tensors = formats.open_language_model(directory)
+    family = llm_family(config, f"language model: {directory}")
+    if family.embedding not in tensors:
+        raise CheckpointError(f"language model: {directory} has no {family.embedding}")
+    if config.get("tie_word_embeddings") or family.head not in tensors:
+        if not config.get("tie_word_embeddings", _ties_by_default(config)):
+            raise CheckpointError(
+                f"language model: {directory} has no {family.head} although its config says that it is not tied"
+            )
+        tensors[family.head] = tensors[family.embedding]
+    tokenizer = tokenizer_files.load_tokenizer(directory, complete=False)
+    num_new = tokenizer_files.add_image_tokens(tokenizer)
+    return LLMPart(config, family, tokenizer, tensors, num_new)
+
+
+def _ties_by_default(config: dict) -> bool:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return bool(CONFIG_MAPPING[config["model_type"]]().tie_word_embeddings)
+
+
+def _check_template(template: str, llm: LLMPart) -> None:
+    end = get_conv_template(template).sep.strip()
+    if tokenizer_files.token_id(llm.tokenizer, end) is None:
+        raise CheckpointError(
+            f"template {template} ends answers with {end}, which is no token of this language model's tokenizer; "
+            "choose another --template"
+        )
+
+
+def resized_llm(llm: LLMPart, num_rows: int) -> dict[str, LazyTensor]:
+    """The LLM's tensors with embedding and head at ``num_rows`` rows, new rows the mean of the old."""
+    tensors = dict(llm.tensors)
+    old_rows = tokenizer_files.num_token_rows(llm.tokenizer) - llm.num_new_tokens
+    embedding, head = llm.family.embedding, llm.family.head
+    tied = tensors[head] is tensors[embedding]
+    tensors[embedding] = _resize_rows(tensors[embedding], old_rows, llm.num_new_tokens, num_rows, embedding)
+    tensors[head] = tensors[embedding] if tied else _resize_rows(
+        tensors[head], old_rows, llm.num_new_tokens, num_rows, head)  # fmt: skip
+    return tensors
+
+
+def _resize_rows(matrix: LazyTensor, old_rows: int, num_new: int, num_rows: int, name: str) -> LazyTensor:
+    """``[old rows | num_new mean rows | padding as it was]``, ``num_rows`` in all."""
+    if matrix.shape[0] < old_rows:
+        raise CheckpointError(
+            f"{name} has {matrix.shape[0]} rows, fewer than the {old_rows} tokens of the tokenizer: "
+            "tokenizer and weights belong to different models"
+        )
+    parts = [matrix.rows(0, old_rows)]
+    if num_new:
+        mean = mean_row(parts[0]).to(matrix.dtype)
+        parts.append(MemoryTensor(mean.expand(num_new, -1).contiguous()))
+    used = old_rows + num_new
+    if num_rows > used:
+        kept = matrix.rows(min(used, matrix.shape[0]), min(num_rows, matrix.shape[0]))
+        parts.append(kept)
+        used += kept.shape[0]
+    assert used == num_rows, (used, num_rows)
+    return Joined(parts, (num_rows, *matrix.shape[1:]))
+
+
+def mean_row(matrix: LazyTensor) -> torch.Tensor:
+    """Mean over dimension 0 in float64, read block by block: float64 ``[1, width]``."""
+    rows, width = matrix.shape
+    total = torch.zeros(width, dtype=torch.float64)
+    step = max(1, 32 * 2**20 // (width * 8))
+    for start in range(0, rows, step):
+        total += matrix.rows(start, min(start + step, rows)).read().double().sum(0)
+    return (total / rows).unsqueeze(0)
+
+
+def make_config(
+    part: towers.VisionPart, llm: LLMPart, template: str, max_tiles: int | None, dtype: str, projector_type: str | None
+) -> dict:
+    """The official config of the two parts; arguments as for ``build_base``."""
+    from xtuner_plugins.hub.configuration_internvl_chat import PROJECTOR_TYPES, InternVLChatConfig
+
+    projector_type = projector_type or part.projector_type
+    if projector_type not in PROJECTOR_TYPES:
+        raise ValueError(f"projector_type {projector_type!r} is unknown; choose one of {', '.join(PROJECTOR_TYPES)}")
+    rows = tokenizer_files.num_token_rows(llm.tokenizer)
+    if llm.family.keeps_padding:
+        rows = max(rows, llm.tensors[llm.family.embedding].shape[0])
+    dropped = ("auto_map", "_name_or_path", "transformers_version", "dtype")
+    source = {k: v for k, v in llm.config.items() if k not in dropped}
+    source.update(architectures=[llm.family.architecture], vocab_size=rows, torch_dtype=dtype)
+    whole = InternVLChatConfig(vision_config=part.config, llm_config=source, torch_dtype=dtype)
+    complete = whole.to_dict()["llm_config"]
+    fields = {k: complete.get(k) for k in [*llm.family.fields, *source]}
+    fields.update(architectures=[llm.family.architecture], model_type=llm.family.model_type, use_cache=True)
+    for key in ("bos_token_id", "eos_token_id"):
+        if fields.get(key) is None:
+            fields[key] = getattr(llm.tokenizer, key)
+    config = official.make_config(
+        part.config, fields, dtype=dtype, template=template, projector_type=projector_type,
+        select_layer=part.select_layer, max_tiles=max_tiles or (1 if projector_type == "mlp" else 12),
+    )  # fmt: skip
+    return official.write_config(config, llm.tokenizer, rows)
+
+
+def check_complete(config: dict, tensors: dict[str, LazyTensor]) -> None:
+    """Names and shapes against an empty model of this config.
+
+    Raises:
+        CheckpointError: something is missing, left over or of another shape.
+    """
+    from ..loader import compare, empty_model
+
+    compare(empty_model(config), {k: t.shape for k, t in tensors.items()}).raise_if_bad("the assembled model")

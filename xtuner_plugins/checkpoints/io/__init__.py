@@ -1,0 +1,1 @@
+"""Weight files of every kind: tensors that stay on disk, readers, and the writer of a directory."""

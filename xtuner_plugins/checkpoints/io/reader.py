@@ -1,0 +1,298 @@
+"""Opens weight files lazily, tensor by tensor, running nothing that they name.
+
+======================================  ====================================================================
+``model.safetensors``, sharded + index  an official, Hugging Face or adapter directory
+``pytorch_model.bin``, sharded + index  older releases
+``*.pth``, ``*.pt``                     torch files: MMEngine's ``{'state_dict': ..., 'meta': ..., ...}`` too
+======================================  ====================================================================
+
+What training leaves under one path, a DeepSpeed directory for one, is opened by ``checkpoint.py``.
+
+A pickle is opened with ``weights_only=True``. Objects of the packages that write training checkpoints
+(``HistoryBuffer``, ``ConfigDict``, numpy scalars, DeepSpeed's loss scaler, ...) become inert stand-ins: their class is
+neither imported nor called. Any other class makes the file refused.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from .tensors import FileTensor, LazyTensor, MemoryTensor
+
+_MAX_HEADER = 100 * 2**20  # the limit of the safetensors library itself
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+# Packages whose objects sit beside the tensors of a training checkpoint. Nothing of them is imported here.
+_STAND_IN_PACKAGES = ("mmengine", "numpy", "deepspeed", "xtuner", "xtuner_plugins", "torch", "transformers", "peft",
+                      "collections", "pathlib", "datetime", "argparse", "addict", "enum")  # fmt: skip
+_STAND_IN_BUILTINS = {"builtins." + n for n in ("set", "frozenset", "slice", "complex", "range", "getattr", "object")}
+
+
+class CheckpointError(ValueError):
+    """A file or directory that can't be what it was given as; the message says which, what and the remedy."""
+
+
+@dataclass
+class Checkpoint:
+    """What was found under one path.
+
+    Attributes:
+        path: where it lies.
+        kind: ``mmengine``, ``deepspeed``, ``peft`` or ``weights``.
+        tensors: name to lazy tensor, names as stored.
+        files: the files that hold it, for hashing.
+        details: kind-specific facts (``zero_stage``, ``world_size``; ``adapter_config`` for PEFT).
+        preprocessing: what `xtuner_plugins.preprocessing` locked into it; None where nothing is.
+    """
+
+    path: Path
+    kind: str
+    tensors: dict[str, LazyTensor]
+    files: list[Path]
+    details: dict = field(default_factory=dict)
+    preprocessing: dict | None = None
+
+
+class _StandIn:
+    """Takes the place of an object that isn't a tensor; keeps what it was called with, swallows its state."""
+
+    def __init__(self, *args, **kwargs):
+        self.args = args
+
+    def __setstate__(self, state):
+        pass
+
+    def __setitem__(self, key, value):
+        pass
+
+    def append(self, item):
+        pass
+
+    def extend(self, items):
+        pass
+
+
+def read_json(path: str | Path) -> dict:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: missing, unreadable or not a JSON object.
+    """
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise CheckpointError(f"{path} is not readable JSON: {e}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
+    """Header of one safetensors file as lazy tensors, checked against the file's size.
+
+    Raises:
+        CheckpointError: not a safetensors file, cut off, or offsets that don't fit the shapes.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            head = file.read(8)
+            length = struct.unpack("<Q", head)[0] if len(head) == 8 else _MAX_HEADER + 1
+            if length > min(_MAX_HEADER, size - 8):
+                raise CheckpointError(f"{path} is not a safetensors file (no valid header); copy or download it again")
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (OSError, ValueError) as e:
+        if isinstance(e, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is not a safetensors file: {e}") from None
+    tensors: dict[str, LazyTensor] = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            dtype, shape = _DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
+            begin, end = (int(n) for n in entry["data_offsets"])
+        except (KeyError, TypeError, ValueError) as e:
+            raise CheckpointError(f"{path}: entry of tensor {name} is malformed or of an unknown dtype ({e})") from None
+        tensor = FileTensor(path, 8 + length + begin, dtype, shape)
+        if min(shape, default=0) < 0 or begin < 0 or end - begin != tensor.nbytes:
+            raise CheckpointError(
+                f"{path}: offsets {begin}..{end} of tensor {name} don't fit {entry['dtype']} {list(shape)}"
+            )
+        if 8 + length + end > size:
+            raise CheckpointError(
+                f"{path} is cut off: tensor {name} ends at byte {8 + length + end}, the file at {size}; "
+                "copy or download it again"
+            )
+        tensors[name] = tensor
+    return tensors
+
+
+def load_pickle(path: str | Path):
+    """A torch file with its tensors replaced by lazy ones and foreign objects by inert stand-ins.
+
+    Returns:
+        The stored object; every ``torch.Tensor`` in its dicts, lists and tuples is a ``LazyTensor``.
+
+    Raises:
+        CheckpointError: unreadable, or it names classes outside the packages that write checkpoints.
+    """
+    path = Path(path)
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except Exception:  # not a zip archive: the format before torch 1.6, whose tensors have no offset to point at
+        return _load_legacy_pickle(path)
+    foreign = [n for n in names if n not in _STAND_IN_BUILTINS and n.split(".")[0] not in _STAND_IN_PACKAGES]
+    if foreign:
+        raise CheckpointError(
+            f"{path} wants to run {', '.join(foreign)}, which no training checkpoint needs: refused. "
+            "Save only tensors and plain values, or get the file from a source that you trust"
+        )
+    try:
+        with torch.serialization.safe_globals([(type("StandIn", (_StandIn,), {}), n) for n in names]):
+            content = torch.load(path, map_location="meta", weights_only=True)
+    except Exception as e:
+        raise CheckpointError(f"{path} can't be read as a torch checkpoint: {str(e).splitlines()[0]}") from None
+    return _lazy(content, path)
+
+
+def _load_legacy_pickle(path: Path):
+    try:
+        return _lazy(torch.load(path, map_location="cpu", weights_only=True), path)
+    except Exception as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0]  # an empty file's EOFError says nothing
+        raise CheckpointError(f"{path} is not a torch checkpoint: {reason}") from None
+
+
+def _lazy(value, path: Path):
+    if isinstance(value, torch.Tensor):
+        offset = getattr(value.untyped_storage(), "_checkpoint_offset", None)
+        if offset is None:
+            return MemoryTensor(value)
+        start = offset + value.storage_offset() * value.dtype.itemsize
+        if value.is_contiguous():
+            return FileTensor(path, start, value.dtype, value.shape)
+        return _Strided(path, start, value.dtype, tuple(value.shape), value.stride())
+    if isinstance(value, Mapping):
+        return {k: _lazy(v, path) for k, v in value.items()}
+    if isinstance(value, torch.Size):
+        return tuple(value)
+    if isinstance(value, (list, tuple)):
+        return [_lazy(v, path) for v in value]
+    return value
+
+
+class _Strided(LazyTensor):
+    """A tensor saved as a transposed or sliced view: its span is read whole."""
+
+    def __init__(self, path, offset, dtype, shape, stride):
+        span = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if min(shape, default=1) else 0
+        self._file = FileTensor(path, offset, dtype, (span,))
+        self.dtype, self.shape, self._stride = dtype, shape, stride
+
+    def read_flat(self, start, stop, scratch=None):
+        return torch.as_strided(self._file.read(), self.shape, self._stride).reshape(-1)[start:stop].clone()
+
+
+def shard_paths(index_path: Path) -> dict[str, Path]:
+    """Tensor name to shard file of an index; file names may not leave the index's folder."""
+    weight_map = read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index_path} has no weight_map")
+    for name, file in weight_map.items():
+        parts = PurePosixPath(file).parts if isinstance(file, str) else ()
+        if not parts or ".." in parts or PurePosixPath(file).is_absolute() or "\\" in file:
+            raise CheckpointError(f"{index_path}: tensor {name} points to {file!r}, outside its own folder: refused")
+    return {name: index_path.parent / file for name, file in weight_map.items()}
+
+
+def open_weights(directory: str | Path) -> dict[str, LazyTensor]:
+    """All tensors of a model directory: safetensors or torch files, single or sharded.
+
+    Raises:
+        CheckpointError: no such directory, no weights in it, a shard missing, or index and shards that disagree.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"model directory {directory} does not exist")
+    for stem, opener in (("model.safetensors", open_safetensors), ("pytorch_model.bin", open_torch)):
+        index = directory / f"{stem}.index.json"
+        if index.is_file():
+            return _open_shards(index, opener)
+        if (directory / stem).is_file():
+            return opener(directory / stem)
+    found = ", ".join(sorted(p.name for p in directory.iterdir())[:8]) or "nothing"
+    raise CheckpointError(
+        f"{directory} has no model.safetensors(.index.json) nor pytorch_model.bin(.index.json); it holds: {found}"
+    )
+
+
+def _open_shards(index: Path, opener) -> dict[str, LazyTensor]:
+    where = shard_paths(index)
+    missing = sorted({p.name for p in where.values() if not p.is_file()})
+    if missing:
+        raise CheckpointError(
+            f"{index.parent} lacks the shard{'s' * (len(missing) > 1)} {', '.join(missing)} "
+            "that its index names; download the rest"
+        )
+    shards = {path: opener(path) for path in sorted(set(where.values()))}
+    for name, path in where.items():
+        if name not in shards[path]:
+            raise CheckpointError(f"{index} says that {name} is in {path.name}, but it isn't there")
+    stray = sorted(n for path, held in shards.items() for n in held if where.get(n) != path)
+    if stray:
+        raise CheckpointError(f"{index} doesn't list {stray[0]} ({len(stray)} such tensors): index and shards disagree")
+    return {name: shards[path][name] for name, path in where.items()}
+
+
+def open_torch(path: Path) -> dict[str, LazyTensor]:
+    """The state dict of a torch file, the one under ``state_dict`` where the file holds more than that.
+
+    Raises:
+        CheckpointError: unreadable, or no state dict.
+    """
+    return state_dict(load_pickle(path), path)
+
+
+def state_dict(content, path: Path) -> dict[str, LazyTensor]:
+    """The state dict in what ``load_pickle`` returned; arguments and errors as for ``open_torch``."""
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"{path} holds no state dict")
+    wrong = [str(k) for k, v in content.items() if not isinstance(v, LazyTensor)]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: {wrong[0]} is not a tensor ({len(wrong)} such entries), so this is no state dict"
+        )
+    return content
+
+
+def weight_files(directory: str | Path) -> list[Path]:
+    """The files that ``open_weights`` reads, index first."""
+    directory = Path(directory)
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        index = directory / f"{stem}.index.json"
+        if index.is_file():
+            return [index, *sorted(set(shard_paths(index).values()))]
+        if (directory / stem).is_file():
+            return [directory / stem]
+    return []

@@ -1,0 +1,160 @@
+"""DeepSpeed checkpoint directories (ZeRO stages 0 to 3) as lazy tensors.
+
+A directory holds ``mp_rank_00_model_states.pt`` (stages 0 to 2) or a ``zero_pp_rank_{rank}_mp_rank_00_model_states.pt``
+for each rank (stage 3), and a ``*_optim_states.pt`` for each rank with the fp32 master weights, flattened. With three
+ranks::
+
+    stages 1, 2   one flat vector a parameter group, cut into equal partitions:
+        rank 0 |  a a a a a b b  | rank 1 |  b b b c c c c  | rank 2 |  c c d d d . .  |       (. padding)
+    stage 3       every parameter is cut by itself, its pieces lie in each rank's groups one after another:
+        rank 0 |  a a  b b  c c  | rank 1 |  a a  b b  c c  | rank 2 |  a .  b b  c .  |
+
+Frozen parameters are saved beside them (``frozen_param_fragments``) unless ``exclude_frozen_parameters`` was set. The
+facts of the layout are DeepSpeed's own, ``deepspeed/utils/zero_to_fp32.py``, which can't be used here: it unpickles
+with ``weights_only=False`` and joins whole groups in memory.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from xtuner_plugins import preprocessing
+
+from .reader import Checkpoint, CheckpointError, load_pickle
+from .tensors import Joined, LazyTensor
+
+
+def checkpoint_directory(path: Path) -> Path | None:
+    """The folder with the states: ``path`` itself, or the tag that its file ``latest`` names; None if neither."""
+    if any(path.glob("*_model_states.pt")):
+        return path
+    latest = path / "latest"
+    if latest.is_file():
+        tag = latest.read_text(encoding="utf-8").strip()
+        if tag and Path(tag).name == tag and any((path / tag).glob("*_model_states.pt")):
+            return path / tag
+        raise CheckpointError(f"{latest} names {tag!r}, but {path / tag} holds no *_model_states.pt")
+    return None
+
+
+def open_deepspeed(path: Path) -> Checkpoint:
+    """Lazy tensors of a DeepSpeed directory: fp32 masters for what trained, as saved for what was frozen.
+
+    Raises:
+        CheckpointError: ranks missing, tensor parallelism, or sizes that don't add up.
+    """
+    model_files = _by_rank(path.glob("*_model_states.pt"))
+    optim_files = _by_rank(path.glob("*_optim_states.pt"))
+    if any(not re.search(r"mp_rank_00_", f.name) for f in model_files):
+        raise CheckpointError(
+            f"{path} was saved with tensor parallelism (mp_rank > 0), which this project doesn't train with"
+        )
+    states = [load_pickle(f) for f in model_files]
+    for file, state in zip(model_files, states, strict=True):
+        if not isinstance(state, dict) or "module" not in state:
+            raise CheckpointError(f"{file} is not a DeepSpeed model state")
+    module = {k: v for k, v in (states[0]["module"] or {}).items() if isinstance(v, LazyTensor)}
+    files, lock = model_files + optim_files, states[0].get(preprocessing.KEY)
+    if not optim_files:
+        if any(f.name.startswith("zero_pp_rank") for f in model_files):
+            raise CheckpointError(
+                f"{path} is a ZeRO-3 checkpoint without *_optim_states.pt: the weights are in those "
+                "files; save with save_optimizer=True, or copy them too"
+            )
+        return Checkpoint(path, "deepspeed", module, files, {"zero_stage": 0, "world_size": 1}, lock)
+
+    optims = [load_pickle(f).get("optimizer_state_dict") or {} for f in optim_files]
+    stage = optims[0].get("zero_stage")
+    stage = getattr(stage, "args", (stage,))[0]  # an enum, so a stand-in that remembers its value
+    if stage is None:  # plain fp16/bf16 optimizer: the module's own copy is all there is
+        return Checkpoint(path, "deepspeed", module, files, {"zero_stage": 0, "world_size": 1}, lock)
+    world_size = optims[0].get("partition_count")
+    world_size = max(world_size) if isinstance(world_size, list) else world_size
+    if world_size != len(optims):
+        raise CheckpointError(
+            f"{path} was saved by {world_size} ranks but holds {len(optims)} *_optim_states.pt; "
+            "copy the files of every node into one folder"
+        )
+    if stage == 3 and len(states) != world_size:
+        raise CheckpointError(
+            f"{path} was saved by {world_size} ranks but holds {len(states)} *_model_states.pt; "
+            "copy the files of every node into one folder"
+        )
+    groups = states[0].get("param_shapes")
+    if groups is None:
+        raise CheckpointError(f"{model_files[0]} has no param_shapes: saved by a DeepSpeed too old to be read")
+    groups = [groups] if isinstance(groups, dict) else groups
+
+    tensors = dict(module) if stage <= 2 else {}
+    tensors.update(_frozen(states, path, stage))
+    if stage <= 2:
+        tensors.update(_stage_1_2([o["single_partition_of_fp32_groups"] for o in optims], groups, path))
+    else:
+        tensors.update(_stage_3([o["fp32_flat_groups"] for o in optims], groups, path))
+    shared = states[0].get("shared_params") or {}
+    for alias, name in shared.items() if isinstance(shared, dict) else shared:
+        if name in tensors:
+            tensors[alias] = tensors[name]
+    return Checkpoint(path, "deepspeed", tensors, files, {"zero_stage": stage, "world_size": world_size}, lock)
+
+
+def _by_rank(files) -> list[Path]:
+    return sorted(files, key=lambda f: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", f.name)])
+
+
+def _frozen(states: list[dict], path: Path, stage: int) -> dict[str, LazyTensor]:
+    shapes = states[0].get("frozen_param_shapes") or {}
+    result = {}
+    for name, shape in shapes.items():
+        parts = [(s.get("frozen_param_fragments") or {}).get(name) for s in (states if stage == 3 else states[:1])]
+        if any(p is None for p in parts):
+            raise CheckpointError(f"{path}: the frozen parameter {name} is listed but its numbers are missing")
+        result[name] = _join(parts, shape, name, path)
+    return result
+
+
+def _stage_1_2(flat: list[list[LazyTensor]], groups: list[dict], path: Path) -> dict[str, LazyTensor]:
+    """Args: ``flat[rank][group]`` a 1-D partition; ``groups[group]`` name to shape in the order of the vector."""
+    result = {}
+    for index, shapes in enumerate(groups):
+        parts = [rank[index] for rank in flat]
+        vector = Joined(parts, (sum(p.numel for p in parts),))
+        offset = 0
+        for name, shape in shapes.items():
+            count = math.prod(shape)
+            if offset + count > vector.numel:
+                raise CheckpointError(f"{path}: group {index} ends before {name}; files of different saves are mixed")
+            result[name] = vector.rows(offset, offset + count).reshape(shape)
+            offset += count
+        if vector.numel - offset >= 2 * len(flat):  # aligned to two elements a rank
+            raise CheckpointError(
+                f"{path}: group {index} holds {vector.numel} numbers, its parameters only {offset}; "
+                "files of different saves are mixed"
+            )
+    return result
+
+
+def _stage_3(flat: list[list[LazyTensor]], groups: list[dict], path: Path) -> dict[str, LazyTensor]:
+    ranks = [Joined(parts, (sum(p.numel for p in parts),)) for parts in flat]
+    result, offset = {}, 0
+    for name, shape in ((n, s) for group in groups for n, s in group.items()):
+        share = -(-math.prod(shape) // len(ranks))
+        if any(offset + share > r.numel for r in ranks):
+            raise CheckpointError(f"{path}: the partitions end before {name}; files of different saves are mixed")
+        result[name] = _join([r.rows(offset, offset + share) for r in ranks], shape, name, path)
+        offset += share
+    if any(r.numel != offset for r in ranks):
+        raise CheckpointError(
+            f"{path}: the partitions hold {ranks[0].numel} numbers a rank, the parameters {offset}; "
+            "files of different saves are mixed"
+        )
+    return result
+
+
+def _join(parts: Sequence[LazyTensor], shape: Sequence[int], name: str, path: Path) -> LazyTensor:
+    if sum(p.numel for p in parts) < math.prod(shape):
+        raise CheckpointError(f"{path}: the pieces of {name} hold fewer numbers than its shape {list(shape)}")
+    return Joined(parts, shape)

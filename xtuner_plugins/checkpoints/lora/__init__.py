@@ -1,0 +1,1 @@
+"""Adapters and trained token rows: merged into base weights, or written for PEFT."""

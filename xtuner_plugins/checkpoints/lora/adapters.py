@@ -1,0 +1,85 @@
+"""Writes trained LoRA tensors as PEFT adapter directories, one a part that has some.
+
+::
+
+    out/language_model/     adapter_config.json, adapter_model.safetensors, for PeftModel.from_pretrained
+    out/vision_model/       the same for the vision tower
+    out/replaced.safetensors    whole tensors that trained too (the projector), official names
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+from xtuner_plugins import preprocessing
+
+from .. import trained
+from ..io.reader import CheckpointError
+from ..io.staging import check_disk, check_target, staged_directory, write_config
+from ..io.tensors import LazyTensor
+from ..io.writer import resolve_dtype, write_json, write_single
+from . import merge
+
+REPLACED = "replaced.safetensors"
+
+
+def export_adapter(
+    config_path: str | Path, checkpoint: str | Path, out: str | Path, *, dtype: str | None = None, force: bool = False
+) -> dict:
+    """Writes the adapters of a training checkpoint for PEFT.
+
+    Args:
+        config_path: the training config.
+        checkpoint: MMEngine ``.pth`` or DeepSpeed directory.
+        out: directory to write.
+        dtype: of the adapter's weights; None keeps the stored one (fp32).
+        force: replace an existing ``out``.
+
+    Returns:
+        ``out``, ``parts``, ``num_tensors``.
+
+    Raises:
+        CheckpointError: the checkpoint has no adapter, or doesn't belong to the config.
+    """
+    wanted = resolve_dtype(dtype)
+    plan = trained.lay_over(config_path, checkpoint)
+    if not plan.adapters and not plan.token_rows:
+        raise CheckpointError(
+            f"{checkpoint} holds no LoRA tensors, so there is no adapter to write; export without --adapter-only"
+        )
+    out = check_target(out, force=force, inputs={"base": plan.base, "checkpoint": checkpoint, "config": config_path})
+    parts: dict[str, dict[str, LazyTensor]] = {}
+    for layer, tensors in plan.adapters.items():
+        part, _, inner = layer.partition(".")
+        for kind, tensor in tensors.items():
+            parts.setdefault(part, {})[f"base_model.model.{inner}.{kind}"] = tensor
+    for layer, (tensor, _) in plan.token_rows.items():
+        part, _, inner = layer.partition(".")
+        parts.setdefault(part, {})[f"base_model.model.{inner}.token_adapter.trainable_tokens_delta"] = tensor
+    check_disk(out, sum(t.nbytes for held in [*parts.values(), plan.replaced] for t in held.values()))
+    with staged_directory(out) as stage:
+        for part, tensors in parts.items():
+            (stage / part).mkdir()
+            typed = {name: (tensor, wanted or tensor.dtype) for name, tensor in tensors.items()}
+            write_single(stage / part / "adapter_model.safetensors", typed)
+            layers = sorted({layer.partition(".")[2] for layer in plan.adapters if layer.startswith(part + ".")})
+            write_json(stage / part / "adapter_config.json", _peft_config(plan, part, layers))
+            if plan.preprocessing is not None:
+                write_json(stage / part / preprocessing.FILE, plan.preprocessing)
+        if plan.replaced:
+            write_single(stage / REPLACED, {n: (t, wanted or t.dtype) for n, t in plan.replaced.items()})
+        write_config(stage, {"base": str(plan.base), "adapters": sorted(parts), "replaced": sorted(plan.replaced)})
+    num_tensors = sum(len(t) for t in parts.values()) + len(plan.replaced)
+    return {"out": str(out), "parts": sorted(parts), "num_tensors": num_tensors}
+
+
+def _peft_config(plan: trained.TrainedPlan, part: str, layers: list[str]) -> dict:
+    config = copy.copy(merge.full_config(plan.lora_configs[part]))
+    config.target_modules, config.base_model_name_or_path = layers, str(plan.base)
+    config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+    config.inference_mode = True
+    config.init_lora_weights = True
+    fields = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    assert fields["peft_type"] and merge.ADAPTER_NAME == "default"
+    return {**fields, "peft_type": "LORA", "task_type": None}

@@ -1,0 +1,289 @@
+"""Merges LoRA layers into base weights: one layer at a time, in fp32, row block by row block.
+
+PEFT's own layer does the arithmetic, so every option of ``LoraConfig`` that can be merged (rslora, dora, rank and alpha
+patterns, a bias on B) is honoured. A layer is rebuilt alone, under its real name, around the rows of the moment:
+``W + scaling * B A`` and DoRA's row norms need no row but their own, so even a 150000-row head fits in little memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from ..io.reader import CheckpointError
+from ..io.tensors import BLOCK_BYTES, Computed, LazyTensor, Scratch, empty
+
+ADAPTER_NAME = "default"
+# 'lora_A.default.weight' of a live model, 'lora_A.weight' of a PEFT directory; embeddings have no '.weight'.
+_KEY = re.compile(
+    r"(?P<layer>.+)\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
+    r"(?:\.default)?(?:\.(?P<leaf>weight|bias))?"
+)
+_PLAIN_OPTIONS = {"r", "lora_alpha", "lora_dropout", "target_modules", "task_type"}
+# Their initialisation changes the base weights themselves, so the base on disk is not what the adapter was trained on.
+_REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "orthogonal_base")
+
+
+@dataclass
+class PlainLora:
+    """LoRA without any variant: all that a merge needs of its settings, without starting PEFT, which takes seconds.
+
+    Attributes:
+        r: rank.
+        lora_alpha: the scaling is ``lora_alpha / r``.
+        options: everything that ``LoraConfig`` is made of.
+    """
+
+    r: int
+    lora_alpha: float
+    options: dict
+    use_dora: ClassVar[bool] = False
+    init_lora_weights: ClassVar[bool] = True
+    rank_pattern: ClassVar[Mapping] = {}
+    alpha_pattern: ClassVar[Mapping] = {}
+
+
+def plain_or_full(options: Mapping):
+    """``PlainLora`` where the options of a ``LoraConfig`` name no variant, else that config."""
+    sizes = [options.get("r"), options.get("lora_alpha")]
+    if set(options) <= _PLAIN_OPTIONS and all(type(n) is int and n > 0 for n in sizes):
+        return PlainLora(*sizes, dict(options))
+    from peft import LoraConfig
+
+    return LoraConfig(**options)
+
+
+def full_config(config):
+    """A ``peft.LoraConfig`` of what ``plain_or_full`` gave."""
+    if not isinstance(config, PlainLora):
+        return config
+    from peft import LoraConfig
+
+    return LoraConfig(**config.options)
+
+
+def split_key(name: str) -> tuple[str, str] | None:
+    """``(layer, part)`` of an adapter tensor's name, part such as ``lora_A.weight``; None for any other tensor."""
+    match = _KEY.fullmatch(name)
+    if match is None:
+        return None
+    return match["layer"], match["kind"] + (f".{match['leaf']}" if match["leaf"] else "")
+
+
+def check_mergeable(config, where: str) -> None:
+    """Raises ``CheckpointError`` for initialisations that rewrite the base weights."""
+    init = config.init_lora_weights
+    if isinstance(init, str) and init.lower().startswith(_REWRITES_BASE):
+        raise CheckpointError(
+            f"{where}: init_lora_weights={init!r} changes the base weights when training starts, so the adapter "
+            "can't be merged into the base on disk; train with the default initialisation"
+        )
+
+
+def merged_weight(
+    base: LazyTensor, parts: Mapping[str, LazyTensor], config, layer: str, *, bias: LazyTensor | None = None
+) -> LazyTensor:
+    """The merged weight of a layer, lazily, in fp32.
+
+    Args:
+        base: weight of the layer, ``[out, in]`` (``[rows, width]`` for an embedding).
+        parts: adapter tensors by ``lora_A.weight``, ``lora_B.weight`` and so on.
+        config: the ``peft.LoraConfig`` that they were trained with.
+        layer: name of the layer inside its model; rank and alpha patterns match it.
+        bias: the layer's bias, only to tell PEFT that there is one.
+
+    Raises:
+        CheckpointError: shapes that don't fit the base or the config's rank.
+    """
+    _check_shapes(base, parts, config, layer)
+    if len(base.shape) == 4 or ("lora_embedding_A" in parts and "lora_magnitude_vector.weight" in parts):
+        return _merged_whole(base, parts, config, layer, bias)
+    if set(parts) == {"lora_A.weight", "lora_B.weight"} and not config.use_dora:
+        return _Plain(base, parts, _scaling(config, layer))
+    width = base.shape[1]
+    limit = max(1, BLOCK_BYTES // (width * 4))
+
+    def make_rows(start: int, stop: int) -> torch.Tensor:
+        return torch.cat([_merge_block(base, parts, config, layer, a, min(a + limit, stop), bias is not None)[0]
+                          for a in range(start, stop, limit)])  # fmt: skip
+
+    return Computed(make_rows, torch.float32, base.shape)
+
+
+class _Plain(LazyTensor):
+    """``W + scaling * B A`` without any variant, fused into one pass over the rows."""
+
+    dtype = torch.float32
+
+    def __init__(self, base: LazyTensor, parts: Mapping[str, LazyTensor], scaling: float):
+        self._base, self._b, self._scaling = base, parts["lora_B.weight"], scaling
+        self._a, self.shape = parts["lora_A.weight"], base.shape
+        self._factor_a: torch.Tensor | None = None
+
+    def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
+        if self._factor_a is None:  # a few MB; two threads may both read it
+            self._factor_a = self._a.read().float()
+        width = self.shape[1]
+        first, last = start // width, -(-stop // width)
+        rows = _float_rows(self._base, first, last, scratch)
+        rows.addmm_(_float_rows(self._b, first, last, scratch), self._factor_a, alpha=self._scaling)
+        return rows.view(-1)[start - first * width : stop - first * width]
+
+
+def _float_rows(tensor: LazyTensor, first: int, last: int, scratch: Scratch | None) -> torch.Tensor:
+    width = tensor.shape[1]
+    block = tensor.read_flat(first * width, last * width, scratch)
+    if block.dtype != torch.float32:
+        block = empty(block.numel(), torch.float32, scratch).copy_(block)
+    return block.view(last - first, width)
+
+
+def _scaling(config, layer: str) -> float:
+    """PEFT's own scaling of a layer, taken from such a layer."""
+    rank = rank_of(config, layer)
+    if isinstance(config, PlainLora):
+        return config.lora_alpha / rank
+    parts = {"lora_A.weight": torch.zeros(rank, 1), "lora_B.weight": torch.zeros(1, rank)}
+    return float(_rebuild(layer, nn.Linear(1, 1), parts, config).scaling[ADAPTER_NAME])
+
+
+def merged_bias(
+    base: LazyTensor, parts: Mapping[str, LazyTensor], config, layer: str, weight: LazyTensor
+) -> LazyTensor:
+    """The merged bias of a layer trained with ``lora_bias=True``, in fp32."""
+
+    def make_rows(start: int, stop: int) -> torch.Tensor:
+        layer_rows = _merge_block(weight, parts, config, layer, start, stop, True, base)
+        return layer_rows[1]
+
+    return Computed(make_rows, torch.float32, base.shape)
+
+
+def _check_shapes(base, parts, config, layer) -> None:
+    embedding = "lora_embedding_A" in parts
+    a, b = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
+    if a not in parts or b not in parts:
+        raise CheckpointError(f"{layer}: the adapter has only {', '.join(sorted(parts))}; {a} and {b} are needed")
+    out_features, in_features = base.shape[:2]
+    want = (in_features, out_features) if not embedding else (out_features, in_features)
+    rank = rank_of(config, layer)
+    if parts[a].shape[1] != want[0] or parts[b].shape[0] != want[1]:
+        raise CheckpointError(
+            f"{layer}: the adapter ({list(parts[a].shape)}, {list(parts[b].shape)}) doesn't fit the base's "
+            f"{list(base.shape)}: the checkpoint belongs to another base"
+        )
+    if parts[a].shape[0] != rank:
+        raise CheckpointError(
+            f"{layer}: the adapter has rank {parts[a].shape[0]}, the config says r={rank}; give the config that the "
+            "checkpoint was trained with"
+        )
+
+
+def rank_of(config, layer: str) -> int:
+    """The rank that a config gives a layer, patterns included."""
+    return _by_pattern(config.rank_pattern, layer, config.r)
+
+
+def _by_pattern(patterns: Mapping[str, int], layer: str, default: int) -> int:
+    if not patterns:
+        return default
+    from peft.utils.other import get_pattern_key
+
+    return patterns.get(get_pattern_key(patterns.keys(), layer), default)
+
+
+def _single(config, layer: str):
+    """The config for one layer alone: everything that chose layers is dropped, everything that shapes them stays."""
+    from peft import LoraConfig
+
+    config = copy.deepcopy(full_config(config))
+    assert isinstance(config, LoraConfig), type(config)
+    config.target_modules = [layer]
+    config.exclude_modules = config.modules_to_save = config.layers_to_transform = config.layers_pattern = None
+    config.target_parameters = config.trainable_token_indices = None
+    config.layer_replication = None
+    config.r, config.lora_alpha = rank_of(config, layer), _by_pattern(config.alpha_pattern, layer, config.lora_alpha)
+    config.rank_pattern, config.alpha_pattern = {}, {}
+    config.init_lora_weights = False
+    config.inference_mode = True
+    config.lora_dropout = 0.0
+    return config
+
+
+def _rebuild(layer: str, module: nn.Module, parts: Mapping[str, torch.Tensor], config):
+    """PEFT's layer around ``module``, as if it stood at ``layer`` in a model."""
+    from peft import inject_adapter_in_model
+
+    root = nn.Module()
+    owner = root
+    *path, leaf = layer.split(".")
+    for name in path:
+        owner.add_module(name, nn.Module())
+        owner = owner.get_submodule(name)
+    owner.add_module(leaf, module)
+    inject_adapter_in_model(_single(config, layer), root, adapter_name=ADAPTER_NAME)
+    wrapped = root.get_submodule(layer)
+    for part, value in parts.items():
+        kind, _, kind_leaf = part.partition(".")
+        holder = getattr(wrapped, kind)[ADAPTER_NAME]
+        target = getattr(holder, kind_leaf) if kind_leaf else holder
+        if target.shape != value.shape:
+            raise CheckpointError(f"{layer}.{part} is {list(value.shape)}, the config makes it {list(target.shape)}")
+        target.data = value.float()
+    return wrapped
+
+
+def _merge_block(base, parts, config, layer, start, stop, has_bias, bias=None):
+    """Rows ``[start, stop)`` merged: fp32 weight rows and bias rows (None without)."""
+    rows = stop - start
+    weight = base.rows(start, stop).read().float()
+    loaded = {}
+    for part, tensor in parts.items():
+        whole = part in ("lora_A.weight", "lora_embedding_B")
+        if part == "lora_embedding_A":  # [rank, rows]
+            loaded[part] = tensor.read()[:, start:stop]
+        else:
+            loaded[part] = tensor.read() if whole else tensor.rows(start, stop).read()
+    if "lora_embedding_A" in parts:
+        module: nn.Module = nn.Embedding(rows, weight.shape[1], device="meta")
+    else:
+        module = nn.Linear(weight.shape[1], rows, bias=has_bias, device="meta")
+        if has_bias:
+            module.bias = nn.Parameter(torch.zeros(rows) if bias is None else bias.rows(start, stop).read().float())
+    module.weight = nn.Parameter(weight, requires_grad=False)
+    wrapped = _rebuild(layer, module, loaded, config)
+    with torch.no_grad():
+        wrapped.merge()
+    merged_bias_rows = wrapped.get_base_layer().bias.data if has_bias and "lora_embedding_A" not in parts else None
+    return wrapped.get_base_layer().weight.data, merged_bias_rows
+
+
+def _merged_whole(base, parts, config, layer, bias) -> LazyTensor:
+    """Layers whose rows depend on one another: convolutions, and embeddings under DoRA (one magnitude a column)."""
+    result: list[torch.Tensor] = []
+
+    def make_rows(start: int, stop: int) -> torch.Tensor:
+        if not result:
+            if len(base.shape) == 4:
+                out, channels, *kernel = base.shape
+                module = nn.Conv2d(
+                    channels, out, tuple(kernel), stride=tuple(kernel), bias=bias is not None, device="meta"
+                )
+                if bias is not None:
+                    module.bias = nn.Parameter(bias.read().float(), requires_grad=False)
+            else:
+                module = nn.Embedding(*base.shape, device="meta")
+            module.weight = nn.Parameter(base.read().float(), requires_grad=False)
+            wrapped = _rebuild(layer, module, {k: v.read() for k, v in parts.items()}, config)
+            with torch.no_grad():
+                wrapped.merge()
+            result.append(wrapped.get_base_layer().weight.data)
+        return result[0][start:stop]
+
+    return Computed(make_rows, torch.float32, base.shape)

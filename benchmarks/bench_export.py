@@ -95,7 +95,7 @@ def write_base(folder: Path, size: str) -> None:
     }
     stored = official.keys(official_config(size)).to_theirs(tensors)
     folder.mkdir(parents=True)
-    writer.write_weights(folder, {n: (t, t.dtype) for n, t in stored.items()}, max_shard_size=4 * 10**9)
+    writer.write_weights(folder, stored, max_shard_size=4 * 10**9)
     writer.write_json(folder / "config.json", official_config(size))
 
 

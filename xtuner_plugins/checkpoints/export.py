@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from threading import Event
 
 import torch
 
@@ -17,8 +19,9 @@ from . import formats, trained
 from .formats.draft import Draft, make_draft
 from .io.reader import CheckpointError, read_json, weight_files
 from .io.staging import check_disk, check_target, staged_directory, write_config
-from .io.tensors import LazyTensor, Scratch, cast, empty
-from .io.writer import parse_size, resolve_dtype, total_bytes, write_json, write_weights
+from .io.tensors import LazyTensor, Scratch, cast
+from .io.writer import parse_size, resolve_dtype, write_json, write_weights
+from .loader import check_model
 from .lora.merge import PlainLora
 
 MANIFEST = "export_manifest.json"
@@ -43,7 +46,7 @@ class _Finite(LazyTensor):
                 )
         if block.dtype == self.dtype:
             return block
-        return empty(block.numel(), self.dtype, scratch).copy_(block)
+        return (scratch or Scratch()).empty(block.numel(), self.dtype).copy_(block)
 
 
 def export(
@@ -86,43 +89,36 @@ def export(
         CheckpointError: config, checkpoint and base don't belong together; ``out`` exists; the disk is too full.
         ValueError: an argument out of range.
     """
-    wanted, shard_bytes = _check_options(dtype, max_shard_size, code)
+    wanted, shard_bytes = resolve_dtype(dtype), parse_size(max_shard_size)
     plan = trained.lay_over(config_path, checkpoint).settle(template, max_tiles)
-    out = check_target(out, force=force, inputs={"base": plan.base, "checkpoint": checkpoint, "config": config_path})
-    changed = plan.changed
-    sources = [*_base_files(plan.base), *plan.checkpoint.files, Path(config_path)]
-
-    def record(hashes: dict[str, str]) -> dict:
-        return {
-            "base": _origin(plan.base, _base_files(plan.base), hashes),
+    base, opened, config = plan.view.directory, plan.checkpoint, Path(config_path)
+    out = check_target(out, force=force, inputs={"base": base, "checkpoint": checkpoint, "config": config})
+    base_files = [base / "config.json", *weight_files(base)]
+    with _beside([*base_files, *opened.files, config], plan.view) as (check, hashes):
+        if format is not None or not all(isinstance(each, PlainLora) for each in plan.lora_configs.values()):
+            check.result()
+        tensors = {}
+        for name, tensor in plan.tensors(merged=True).items():
+            own = plan.view.tensors[name]
+            to = wanted or own.dtype
+            tensors[name] = cast(tensor, to) if tensor is own else _Finite(tensor, to, name, opened.path)
+        draft = make_draft(plan.view, tensors, format=format, dtype=dtype, code=code)
+        draft.notes = plan.notes + draft.notes
+        manifest = {
+            "base": _origin(base, base_files, hashes),
             "checkpoint": {
-                **_origin(plan.checkpoint.path, plan.checkpoint.files, hashes),
-                "kind": plan.checkpoint.kind,
-                **{k: v for k, v in plan.checkpoint.details.items() if isinstance(v, (int, str))},
+                **_origin(opened.path, opened.files, hashes),
+                "kind": opened.kind,
+                **{k: v for k, v in opened.details.items() if isinstance(v, (int, str))},
             },
-            "config": {"path": str(config_path), "sha256": hashes[str(config_path)]},
+            "config": {"path": str(config), "sha256": hashes[config]},
             "dtype": dtype or "as the base",
             "format": format or "as the base",
             "replaced": sorted(plan.replaced),
             "merged": sorted(plan.adapters),
         }
-
-    with _Beside(sources, plan.view, plan.without_adapters()) as beside:
-        if format is not None or not all(isinstance(config, PlainLora) for config in plan.lora_configs.values()):
-            beside.wait_for_check()
-        tensors = {}
-        for name, tensor in plan.merged().items():
-            to = wanted or plan.base_tensors[name].dtype
-            tensors[name] = _Finite(tensor, to, name, Path(checkpoint)) if name in changed else cast(tensor, to)
-        draft = make_draft(plan.view, tensors, format=format, dtype=dtype, code=code)
-        draft.notes = plan.notes + draft.notes
-        summary = _write(draft, plan.preprocessing, out, shard_bytes, record, progress, beside)
-    return {
-        **summary,
-        "num_replaced": len(plan.replaced),
-        "num_merged": len(plan.adapters),
-        "kind": plan.checkpoint.kind,
-    }
+        summary = _write(draft, plan.preprocessing, out, shard_bytes, manifest, progress, check)
+    return {**summary, "num_replaced": len(plan.replaced), "num_merged": len(plan.adapters), "kind": opened.kind}
 
 
 def convert(
@@ -155,20 +151,17 @@ def convert(
         CheckpointError: not such a directory, or the format can't express it; ``out`` exists; the disk is too full.
         ValueError: an argument out of range.
     """
-    wanted, shard_bytes = _check_options(dtype, max_shard_size, "auto")
+    wanted, shard_bytes = resolve_dtype(dtype), parse_size(max_shard_size)
     view = formats.open_model(directory)
     out = check_target(out, force=force, inputs={"model": directory})
-    tensors = {name: cast(tensor, wanted or tensor.dtype) for name, tensor in view.tensors.items()}
-    files = _base_files(view.directory)
-
-    def record(hashes: dict[str, str]) -> dict:
-        return {"model": _origin(view.directory, files, hashes), "dtype": dtype or "as stored", "format": format}
-
-    with _Beside(files, view, view.tensors) as beside:
-        beside.wait_for_check()
+    files = [view.directory / "config.json", *weight_files(view.directory)]
+    with _beside(files, view) as (check, hashes):
+        check.result()
+        tensors = {name: cast(tensor, wanted) for name, tensor in view.tensors.items()}
         draft = make_draft(view, tensors, format=format, dtype=dtype, template=template)
         lock = _kept_preprocessing(view, template)
-        return _write(draft, lock, out, shard_bytes, record, progress, beside)
+        manifest = {"model": _origin(view.directory, files, hashes), "dtype": dtype or "as stored", "format": format}
+        return _write(draft, lock, out, shard_bytes, manifest, progress, check)
 
 
 def _kept_preprocessing(view: formats.ModelView, template: str | None) -> dict | None:
@@ -181,103 +174,74 @@ def _kept_preprocessing(view: formats.ModelView, template: str | None) -> dict |
     return {**lock, "exported": {**exported, "template": template or exported["template"]}}
 
 
-def _check_options(dtype, max_shard_size, code) -> tuple[torch.dtype | None, int]:
-    if code not in ("auto", "ours"):
-        raise ValueError(f"code {code!r} is unknown; choose auto or ours")
-    return resolve_dtype(dtype), parse_size(max_shard_size)
+def _write(
+    draft: Draft, lock: dict | None, out: Path, shard_bytes: int, manifest: dict, progress, check: Future
+) -> dict:
+    """Writes a draft to its place.
 
-
-def _write(draft: Draft, lock: dict | None, out: Path, shard_bytes: int, record, progress, beside: _Beside) -> dict:
-    tensors = {name: (tensor, tensor.dtype) for name, tensor in draft.tensors.items()}
-    num_bytes = total_bytes(tensors)
+    Args:
+        draft: what to write.
+        lock: ``preprocessing.json``, or None for none.
+        out: the directory to make.
+        shard_bytes: most bytes per weight file.
+        manifest: may hold digests that are still being computed.
+        progress: as for ``export``.
+        check: of the model; nothing gets its name before it has passed.
+    """
+    num_bytes = sum(tensor.nbytes for tensor in draft.tensors.values())
     check_disk(out, num_bytes)
 
     def advance(written: int) -> None:
-        beside.raise_early()
+        if check.done():
+            check.result()
         if progress:
             progress(written, num_bytes)
 
     with staged_directory(out) as stage:
         draft.write_files(stage)
-        files = write_weights(stage, tensors, max_shard_size=shard_bytes, advance=advance)
+        files = write_weights(stage, draft.tensors, max_shard_size=shard_bytes, advance=advance)
         if lock is not None:
             write_json(stage / preprocessing.FILE, lock)
-        write_json(stage / MANIFEST, {**record(beside.result()), "versions": _versions()})
+        check.result()
+        versions = {name: version(name) for name in ("torch", "transformers", "peft")}
+        write_json(stage / MANIFEST, {**manifest, "versions": versions}, default=Future.result)
         write_config(stage, draft.config)
     return {
         "out": str(out),
-        "num_tensors": len(tensors),
+        "num_tensors": len(draft.tensors),
         "num_bytes": num_bytes,
         "num_shards": len(files),
         "notes": draft.notes,
     }
 
 
-def check_model(view: formats.ModelView, tensors: Mapping[str, LazyTensor]) -> None:
-    """Names and shapes against a hub model without memory.
+@contextmanager
+def _beside(sources: list[Path], view: formats.ModelView) -> Iterator[tuple[Future, dict[Path, Future]]]:
+    """Runs beside the writing what has no part in it: the check of the model, and SHA-256 of the sources, by path.
 
-    Raises:
-        CheckpointError: what is missing, unexpected or misshapen.
+    Importing the model's classes takes seconds, in which bytes can flow already. Whoever imports transformers too
+    (tokenizers, PEFT) waits for the check first: two threads that do so at once both fail. After an error all stops.
     """
-    from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel
-
-    from .loader import compare, config_from_fields
-
-    config = config_from_fields(view.config, view.directory)
-    with torch.device("meta"):  # this thread's alone, unlike accelerate's, which would reach into a merge
-        model = InternVLChatModel(config)
-    compare(model, {name: tensor.shape for name, tensor in tensors.items()}).raise_if_bad(str(view.directory))
-
-
-def _base_files(directory: Path) -> list[Path]:
-    return [directory / "config.json", *weight_files(directory)]
+    stop = Event()
+    with ThreadPoolExecutor(3) as pool:  # two of them hash
+        check = pool.submit(check_model, view.config, view.tensors, str(view.directory))
+        hashes = {path: pool.submit(_hash, path, stop) for path in sources}
+        try:
+            yield check, hashes
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
-class _Beside:
-    """What needs no part in the writing and so runs beside it: SHA-256 of the sources, and the check of the model.
-
-    Importing the model's classes takes seconds, in which bytes can flow already; nothing gets its name before the
-    check has passed. After an error all stops soon.
-    """
-
-    def __init__(self, sources: list[Path], view: formats.ModelView, tensors: Mapping[str, LazyTensor]):
-        self._sources, self._view, self._tensors, self._stop = sources, view, tensors, False
-
-    def __enter__(self) -> _Beside:
-        self._pool = ThreadPoolExecutor(3)  # two of them hash
-        self._check = self._pool.submit(check_model, self._view, self._tensors)
-        self._hashes = {str(path): self._pool.submit(self._hash, path) for path in self._sources}
-        return self
-
-    def __exit__(self, kind, error, trace) -> None:
-        self._stop = kind is not None
-        self._pool.shutdown(cancel_futures=self._stop)
-
-    def wait_for_check(self) -> None:
-        """For whoever imports transformers too (tokenizers, PEFT): two threads that do so at once both fail."""
-        self._check.result()
-
-    def raise_early(self) -> None:
-        """Raises what the check found, if it is through."""
-        if self._check.done():
-            self._check.result()
-
-    def result(self) -> dict[str, str]:
-        """Hexadecimal digests by path; waits for them and for the check."""
-        self.wait_for_check()
-        return {path: future.result() for path, future in self._hashes.items()}
-
-    def _hash(self, path: Path) -> str:
-        digest, buffer = hashlib.sha256(), memoryview(bytearray(2**20))
-        with open(path, "rb", buffering=0) as file:
-            while (size := file.readinto(buffer)) and not self._stop:
-                digest.update(buffer[:size])
-        return digest.hexdigest()
+def _hash(path: Path, stop: Event) -> str:
+    """Hexadecimal SHA-256 of a file; of a part of it where ``stop`` is set."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(2**20))
+    with open(path, "rb", buffering=0) as file:
+        while (size := file.readinto(buffer)) and not stop.is_set():
+            digest.update(buffer[:size])
+    return digest.hexdigest()
 
 
-def _origin(path: Path, files: list[Path], hashes: dict[str, str]) -> dict:
-    return {"path": str(path), "sha256": {Path(f).name: hashes[str(f)] for f in files}}
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("torch", "transformers", "peft")}
+def _origin(path: Path, files: list[Path], hashes: dict[Path, Future]) -> dict:
+    return {"path": str(path), "sha256": {file.name: hashes[file] for file in files}}

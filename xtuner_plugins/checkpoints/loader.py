@@ -126,6 +126,24 @@ def compare(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> LoadRepo
     return report
 
 
+def check_model(config: Mapping, tensors: Mapping[str, LazyTensor], what: str) -> None:
+    """Names and shapes against an empty hub model.
+
+    Args:
+        config: official fields.
+        tensors: under our names.
+        what: to call them in messages.
+
+    Raises:
+        CheckpointError: what is missing, unexpected or misshapen.
+    """
+    from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel
+
+    with torch.device("meta"):  # this thread's alone, unlike accelerate's, which would reach into a merge
+        model = InternVLChatModel(config_from_fields(config, what))
+    compare(model, {name: tensor.shape for name, tensor in tensors.items()}).raise_if_bad(what)
+
+
 def fill(
     model: nn.Module,
     tensors: Mapping[str, LazyTensor],
@@ -220,9 +238,8 @@ def load_trained(
     from . import trained
 
     plan = trained.lay_over(cfg, checkpoint).settle(template, max_tiles)
-    config = config_from_fields(plan.view.config, plan.base)
-    if merge_lora:
-        return build(config, plan.merged(), dtype=dtype, device=device, what=str(checkpoint))[0]
-    model, _ = build(config, plan.without_adapters(), dtype=dtype, device=device, what=str(checkpoint))
-    trained.attach_adapters(model, plan)
+    config = config_from_fields(plan.view.config, plan.view.directory)
+    model, _ = build(config, plan.tensors(merged=merge_lora), dtype=dtype, device=device, what=str(checkpoint))
+    if not merge_lora:
+        trained.attach_adapters(model, plan)
     return model.eval()

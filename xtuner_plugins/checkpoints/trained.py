@@ -92,23 +92,15 @@ class TrainedPlan:
         self.view.settle(choice.config_fields())
         return self
 
-    @property
-    def base(self) -> Path:
-        """The base's directory."""
-        return self.view.directory
+    def tensors(self, *, merged: bool) -> dict[str, LazyTensor]:
+        """Every tensor of the trained model in the base's order; the base's own object where nothing changed.
 
-    @property
-    def base_tensors(self) -> dict[str, LazyTensor]:
-        """The base's tensors by our names."""
-        return self.view.tensors
-
-    def without_adapters(self) -> dict[str, LazyTensor]:
-        """Base tensors with whole replacements, adapters left out; in the base's order."""
-        return {name: self.replaced.get(name, tensor) for name, tensor in self.base_tensors.items()}
-
-    def merged(self) -> dict[str, LazyTensor]:
-        """Every tensor of the trained model, adapters merged (fp32 where merged); in the base's order."""
-        result = self.without_adapters()
+        Args:
+            merged: lay adapters and token rows into the weights (fp32 where merged); False leaves them out.
+        """
+        result = {name: self.replaced.get(name, tensor) for name, tensor in self.view.tensors.items()}
+        if not merged:
+            return result
         for layer, parts in self.adapters.items():
             part, _, inner = layer.partition(".")
             config = self.lora_configs[part]
@@ -119,16 +111,6 @@ class TrainedPlan:
         for layer, (rows, indices) in self.token_rows.items():
             result[f"{layer}.weight"] = token_rows.laid(result[f"{layer}.weight"], rows, indices, f"{layer}.weight")
         return result
-
-    @property
-    def changed(self) -> set[str]:
-        """Official names of all tensors that differ from the base's."""
-        names = set(self.replaced)
-        for layer, parts in self.adapters.items():
-            names.add(f"{layer}.weight")
-            if "lora_B.bias" in parts:
-                names.add(f"{layer}.bias")
-        return names | {f"{layer}.weight" for layer in self.token_rows}
 
 
 def read_training_config(cfg):
@@ -154,19 +136,6 @@ def read_training_config(cfg):
     return cfg
 
 
-def lora_config(settings):
-    """What ``merge.plain_or_full`` makes of ``dict(type=LoraConfig, r=..., ...)``, or None."""
-    if settings is None or not isinstance(settings, Mapping):
-        return settings
-    options = {k: settings[k] for k in settings.keys() if k != "type"}  # reading ``type`` would import PEFT
-    options = {k: (list(v) if isinstance(v, (list, tuple)) else v) for k, v in options.items()}
-    options = {k: (dict(v) if isinstance(v, Mapping) else v) for k, v in options.items()}
-    try:
-        return merge.plain_or_full(options)
-    except TypeError as e:
-        raise CheckpointError(f"the LoRA settings of the config: {e}") from None
-
-
 def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
     """Pairs a checkpoint with the base that its config names, and checks that they belong together.
 
@@ -187,7 +156,7 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
         )
     opened = open_checkpoint(checkpoint)
     plan = TrainedPlan(open_model(base), opened)
-    configs = {part: lora_config(cfg.model.get(setting)) for part, setting, _, _ in PARTS if setting}
+    configs = {part: merge.read_settings(cfg.model.get(setting)) for part, setting, _, _ in PARTS if setting}
     plan.lora_configs = {part: config for part, config in configs.items() if config is not None}
     if opened.kind == "peft":
         plan.lora_configs = _adapter_configs(opened)
@@ -219,13 +188,13 @@ def _read_preprocessing(plan: TrainedPlan, cfg) -> None:
     plan.preprocessing = preprocessing.check_form(locked, where)
     if said is not None:
         preprocessing.check_same(locked, said, where, "give the config that it was trained with")
-    known = tokenizer_files.load_tokenizer(plan.base)
+    known = tokenizer_files.load_tokenizer(plan.view.directory)
     base = {
         "tile_size": plan.view.config["force_image_size"],
         "special_tokens": {token: known.convert_tokens_to_ids(token) for token in locked.get("special_tokens", {})},
         "datasets": locked["datasets"],
     }
-    preprocessing.check_same(locked, base, where, f"{plan.base} is not the base that it was trained on")
+    preprocessing.check_same(locked, base, where, f"{plan.view.directory} is not the base that it was trained on")
 
 
 def _adapter_configs(opened: Checkpoint) -> dict[str, object]:
@@ -239,12 +208,6 @@ def _adapter_configs(opened: Checkpoint) -> dict[str, object]:
     except (TypeError, ValueError) as e:
         raise CheckpointError(f"{opened.path}/adapter_config.json: {e}") from None
     return dict.fromkeys(("language_model", "vision_model"), config)
-
-
-def official_name(name: str) -> str:
-    """A checkpoint's name without the wrappers of training (``module.``, ``model.``)."""
-    name = name.removeprefix("module.")
-    return name.removeprefix("model.")
 
 
 def _place_in_part(name: str, base: Mapping[str, LazyTensor]) -> str:
@@ -263,20 +226,20 @@ def _sort_tensors(plan: TrainedPlan) -> None:
         if stored.removeprefix("module.").startswith(_IGNORED):
             plan.ignored.append(stored)
             continue
-        name = official_name(stored)
+        name = stored.removeprefix("module.").removeprefix("model.")  # the wrappers of training
         if plan.checkpoint.kind == "peft":
-            name = _place_in_part(name, plan.base_tensors)
+            name = _place_in_part(name, plan.view.tensors)
         adapter = merge.split_key(name)
         if adapter is not None:
             layer, part = adapter
-            if f"{layer}.weight" not in plan.base_tensors:
+            if f"{layer}.weight" not in plan.view.tensors:
                 unknown.append(stored)
             else:
                 plan.adapters.setdefault(layer, {})[part] = tensor
             continue
         layer = token_rows.split_key(name)
         if layer is not None:
-            if f"{layer}.weight" in plan.base_tensors:
+            if f"{layer}.weight" in plan.view.tensors:
                 rows[layer] = tensor
             else:
                 unknown.append(stored)
@@ -291,19 +254,20 @@ def _sort_tensors(plan: TrainedPlan) -> None:
             continue
         quantised = ".base_layer." in name and not tensor.dtype.is_floating_point
         name = name.replace(".base_layer.", ".")
-        if name not in plan.base_tensors:
+        if name not in plan.view.tensors:
             unknown.append(stored)
         elif quantised:  # a frozen 4-bit weight; the base holds it unquantised
             plan.ignored.append(stored)
-        elif tensor.shape != plan.base_tensors[name].shape:
-            misshapen.append(f"{stored} is {list(tensor.shape)}, the base has {list(plan.base_tensors[name].shape)}")
+        elif tensor.shape != plan.view.tensors[name].shape:
+            misshapen.append(f"{stored} is {list(tensor.shape)}, the base has {list(plan.view.tensors[name].shape)}")
         else:
             plan.replaced[name] = tensor
-    _place_rows(plan, rows)
+    if rows:
+        _place_rows(plan, rows)
     if unknown or misshapen:
         found = [f"{n} (unknown to the base)" for n in unknown] + misshapen
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        raise CheckpointError(f"{plan.checkpoint.path} is a checkpoint of another model than {plan.base}: "
+        raise CheckpointError(f"{plan.checkpoint.path} is a checkpoint of another model than {plan.view.directory}: "
                               f"{'; '.join(found[:3])}{more}")  # fmt: skip
 
 
@@ -313,12 +277,12 @@ def _place_rows(plan: TrainedPlan, rows: Mapping[str, LazyTensor]) -> None:
     for layer, tensor in rows.items():
         part, _, inner = layer.partition(".")
         indices = token_rows.indices_of(plan.lora_configs.get(part), inner, where)
-        token_rows.laid(plan.base_tensors[f"{layer}.weight"], tensor, indices, f"{layer}.weight")  # checks
+        token_rows.laid(plan.view.tensors[f"{layer}.weight"], tensor, indices, f"{layer}.weight")  # checks
         plan.token_rows[layer] = (tensor, indices)
     embedding, head = "language_model.model.embed_tokens", "language_model.lm_head"
     if plan.checkpoint.kind == "peft" and embedding in rows and head not in rows:
         tensor, indices = plan.token_rows[embedding]
-        matrices = (plan.base_tensors[f"{name}.weight"] for name in (embedding, head))
+        matrices = (plan.view.tensors[f"{name}.weight"] for name in (embedding, head))
         if token_rows.trained_on_tied(plan.checkpoint.details["adapter_config"], *matrices, indices):
             plan.token_rows[head] = (tensor, indices)
 
@@ -346,8 +310,8 @@ def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
                 "none of them; give the config that it was trained with"
             )
         if not model.get(freeze_setting, frozen_by_default):
-            needed = [name for name in plan.base_tensors if not towers.is_unused(name, plan.view.config)]
-            lacking = [name for name in needed if name.startswith(part + ".") and name not in plan.replaced]
+            lacking = [name for name in plan.view.tensors if name.startswith(part + ".") and name not in plan.replaced]
+            lacking = [name for name in lacking if not towers.is_unused(name, plan.view.config)]
             if lacking:
                 raise CheckpointError(
                     f"the config trains {part} (model.{freeze_setting}=False), but {path} lacks {len(lacking)} of its "

@@ -119,10 +119,10 @@ def verify(
     if model is None:
         choice = dict(template=template, max_tiles=max_tiles)
         model = loader.load_trained(config, checkpoint, dtype=torch.float32, merge_lora=False, **choice)
-    tokenizer = loader.load_tokenizer(plan.base)
+    tokenizer = loader.load_tokenizer(plan.view.directory)
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         work = Path(folder)
-        tiling = tiling_of(loader.config_from_fields(plan.view.config, plan.base))
+        tiling = tiling_of(loader.config_from_fields(plan.view.config, plan.view.directory))
         cases, expected = _live(model, tokenizer, tiling, work)
         del model
         _run_probe(Path(export), work, cases)

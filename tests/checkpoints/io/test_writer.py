@@ -5,11 +5,11 @@ import torch
 from safetensors.torch import load_file
 
 from xtuner_plugins.checkpoints.io import writer
-from xtuner_plugins.checkpoints.io.tensors import MemoryTensor
+from xtuner_plugins.checkpoints.io.tensors import MemoryTensor, cast
 
 
 def plan(**tensors):
-    return {k: (MemoryTensor(v), v.dtype) for k, v in tensors.items()}
+    return {k: MemoryTensor(v) for k, v in tensors.items()}
 
 
 def test_round_trip_with_mixed_widths(tmp_path):
@@ -23,7 +23,7 @@ def test_round_trip_with_mixed_widths(tmp_path):
 
 def test_casts(tmp_path):
     value = torch.rand(4, 4)
-    writer.write_weights(tmp_path, {"a": (MemoryTensor(value), torch.bfloat16)}, max_shard_size=10**9)
+    writer.write_weights(tmp_path, {"a": cast(MemoryTensor(value), torch.bfloat16)}, max_shard_size=10**9)
     assert torch.equal(load_file(tmp_path / "model.safetensors")["a"], value.bfloat16())
 
 

@@ -15,8 +15,9 @@ from .. import formats, tokenizer_files
 from ..formats import official
 from ..io.reader import CheckpointError, read_json
 from ..io.staging import check_disk, check_target, staged_directory, write_config
-from ..io.tensors import Joined, LazyTensor, MemoryTensor
-from ..io.writer import parse_size, resolve_dtype, total_bytes, write_weights
+from ..io.tensors import Joined, LazyTensor, MemoryTensor, cast
+from ..io.writer import parse_size, resolve_dtype, write_weights
+from ..loader import check_model
 from . import normalization, projectors, towers
 
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.bin", "*.jinja"]  # never *.py
@@ -111,18 +112,19 @@ def build_base(
     mlp1 = projectors.projector_tensors(config, projector, seed)
     tensors = {**vision_part.tensors, **mlp1}
     tensors.update({f"language_model.{k}": v for k, v in resized_llm(llm_part, num_rows).items()})
-    check_complete(config, tensors)
+    check_model(config, tensors, "the assembled model")
 
-    plan = {name: (tensor, stored_dtype) for name, tensor in tensors.items()}
-    check_disk(out, total_bytes(plan))
+    tensors = {name: cast(tensor, stored_dtype) for name, tensor in tensors.items()}
+    num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    check_disk(out, num_bytes)
     with staged_directory(out) as stage:
         official.write_files(stage, config, llm_part.tokenizer)
-        write_weights(stage, plan, max_shard_size=shard_bytes, advance=progress or (lambda n: None))
+        write_weights(stage, tensors, max_shard_size=shard_bytes, advance=progress or (lambda n: None))
         write_config(stage, config)
     return {
         "out": str(out),
         "num_parameters": sum(t.numel for t in tensors.values()),
-        "num_bytes": total_bytes(plan),
+        "num_bytes": num_bytes,
         "vocab_size": num_rows,
         "num_new_tokens": llm_part.num_new_tokens,
         "num_image_token": official.num_image_tokens(config),
@@ -275,14 +277,3 @@ def make_config(
         select_layer=part.select_layer, max_tiles=max_tiles or (1 if projector_type == "mlp" else 12),
     )  # fmt: skip
     return official.write_config(config, llm.tokenizer, rows)
-
-
-def check_complete(config: dict, tensors: dict[str, LazyTensor]) -> None:
-    """Names and shapes against an empty model of this config.
-
-    Raises:
-        CheckpointError: something is missing, left over or of another shape.
-    """
-    from ..loader import compare, empty_model
-
-    compare(empty_model(config), {k: t.shape for k, t in tensors.items()}).raise_if_bad("the assembled model")

@@ -11,7 +11,7 @@ from .. import formats, tokenizer_files
 from ..formats import official
 from ..io.reader import read_json
 from ..io.staging import check_disk, check_target, staged_directory, write_config
-from ..io.writer import parse_size, total_bytes, write_json, write_weights
+from ..io.writer import parse_size, write_json, write_weights
 
 PARTS = ("vision", "projector", "llm")
 
@@ -51,17 +51,17 @@ def extract(
     else:
         held = {name.removeprefix(prefix): tensor for name, tensor in held.items()}
         config = dict(view.config[f"{part}_config"])
-    plan = {name: (tensor, tensor.dtype) for name, tensor in held.items()}
-    check_disk(out, total_bytes(plan))
+    num_bytes = sum(tensor.nbytes for tensor in held.values())
+    check_disk(out, num_bytes)
     with staged_directory(out) as stage:
         if part == "llm":
             _tokenizer(view.directory, stage)
             write_json(stage / "generation_config.json", _generation(view.directory, config))
         if part == "vision" and not encoder_family(config).is_intern_vit:  # ImageNet's numbers: its own are folded in
             write_json(stage / "preprocessor_config.json", official.preprocessor_config(config["image_size"]))
-        write_weights(stage, plan, max_shard_size=parse_size(max_shard_size))
+        write_weights(stage, held, max_shard_size=parse_size(max_shard_size))
         write_config(stage, config)
-    return {"out": str(out), "num_tensors": len(plan), "num_bytes": total_bytes(plan)}
+    return {"out": str(out), "num_tensors": len(held), "num_bytes": num_bytes}
 
 
 def _tokenizer(source: Path, stage: Path) -> None:

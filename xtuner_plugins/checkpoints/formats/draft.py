@@ -58,8 +58,10 @@ def make_draft(
 
     Raises:
         CheckpointError: the format can't express this model.
-        ValueError: an unknown format.
+        ValueError: an unknown format or code.
     """
+    if code not in ("auto", "ours"):
+        raise ValueError(f"code {code!r} is unknown; choose auto or ours")
     if format is not None and format not in FORMATS:
         raise ValueError(f"format {format!r} is unknown; choose one of {', '.join(FORMATS)}")
     to = FORMATS[format] if format else view.format

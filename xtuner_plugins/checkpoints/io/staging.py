@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -79,14 +80,14 @@ def _check_apart(out: Path, role: str, path: Path) -> None:
 def _is_within(path: str | Path, folder: Path) -> bool:
     """Whether ``path`` is ``folder`` or lies below it, by whatever names."""
     path = Path(os.path.realpath(path))
-    return any(_is_same(place, folder) for place in (path, *path.parents))
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    try:
-        return os.path.samefile(one, other)
-    except OSError:  # one of them doesn't exist yet
-        return one == Path(os.path.realpath(other))
+    for place in (path, *path.parents):
+        try:
+            if os.path.samefile(place, folder):
+                return True
+        except OSError:  # one of them doesn't exist yet
+            if place == Path(os.path.realpath(folder)):
+                return True
+    return False
 
 
 def check_disk(out: Path, num_bytes: int) -> None:
@@ -117,11 +118,13 @@ def staged_directory(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         recover(out)
         _remove_stale(out)
-        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-{os.getpid()}-", dir=out.parent))
-        os.chmod(stage, 0o777 & ~_umask())
+        stage = out.parent / f".{out.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
+        stage.mkdir()  # not tempfile's, which nobody else could read
         yield stage
         assert (stage / _UNFINISHED).is_file(), "a staged directory needs write_config"
-        _sync_tree(stage)
+        for root, _, files in os.walk(stage):
+            for name in (*files, "."):
+                _sync(Path(root, name))
         _put_in_place(stage, out)
     except OSError as error:
         reason = f"the disk is full ({error})" if error.errno in _NO_SPACE else str(error)
@@ -183,13 +186,6 @@ def _remove(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _sync_tree(directory: Path) -> None:
-    for root, _, files in os.walk(directory):
-        for name in files:
-            _sync(Path(root, name))
-        _sync(Path(root))
-
-
 def _sync(path: Path) -> None:
     """Waits until a file's data, or a directory's entries, are on the disk."""
     fd = os.open(path, os.O_RDONLY)
@@ -200,12 +196,6 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(fd)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _remove_stale(out: Path) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +28,10 @@ BLOCK_BYTES = 2 * 2**20  # stays in the cache between reading, merging, casting 
 _PREAD_LIMIT = 2**30  # Linux moves at most 0x7ffff000 bytes a call
 
 
-class Scratch:
-    """Buffers that one thread uses again for block after block: fresh memory costs more than the work done in it.
+class Scratch(threading.local):
+    """Buffers that each thread uses again for block after block: fresh memory costs more than the work done in it.
 
-    What was handed out stays valid until ``reset``.
+    What was handed out stays valid until the same thread's ``reset``.
     """
 
     def __init__(self):
@@ -51,11 +52,6 @@ class Scratch:
         buffer = self._buffers[self._used][:size]
         self._used += 1
         return buffer.view(dtype)
-
-
-def empty(numel: int, dtype: torch.dtype, scratch: Scratch | None) -> torch.Tensor:
-    """An uninitialised 1-D tensor out of ``scratch``, or a fresh one without."""
-    return torch.empty(numel, dtype=dtype) if scratch is None else scratch.empty(numel, dtype)
 
 
 @dataclass(frozen=True)
@@ -144,7 +140,7 @@ class FileTensor(LazyTensor):
 
     def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
         size = self.dtype.itemsize
-        buffer = empty((stop - start) * size, torch.uint8, scratch)
+        buffer = (scratch or Scratch()).empty((stop - start) * size, torch.uint8)
         if stop > start:
             view = memoryview(buffer.numpy())
             fd = os.open(self.path, os.O_RDONLY)
@@ -208,7 +204,7 @@ class Joined(LazyTensor):
             return pieces[0]
         if not pieces:
             return torch.empty(0, dtype=self.dtype)
-        return torch.cat(pieces, out=empty(stop - start, self.dtype, scratch))
+        return torch.cat(pieces, out=(scratch or Scratch()).empty(stop - start, self.dtype))
 
     def runs(self, start: int, stop: int) -> list[Run] | None:
         found: list[Run] = []
@@ -253,12 +249,14 @@ class Cast(LazyTensor):
         self._source, self.dtype, self.shape = source, dtype, source.shape
 
     def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
-        return empty(stop - start, self.dtype, scratch).copy_(self._source.read_flat(start, stop, scratch))
+        return (
+            (scratch or Scratch()).empty(stop - start, self.dtype).copy_(self._source.read_flat(start, stop, scratch))
+        )
 
 
-def cast(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:
-    """``tensor`` itself when it has the dtype already."""
-    return tensor if tensor.dtype == dtype else Cast(tensor, dtype)
+def cast(tensor: LazyTensor, dtype: torch.dtype | None) -> LazyTensor:
+    """``tensor`` itself when it has the dtype already, or None is given."""
+    return tensor if dtype in (None, tensor.dtype) else Cast(tensor, dtype)
 
 
 def read_into(fd: int, view: memoryview, offset: int, path: str | Path) -> None:

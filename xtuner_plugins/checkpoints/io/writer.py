@@ -58,17 +58,17 @@ def format_size(num_bytes: int) -> str:
     raise AssertionError
 
 
-def write_json(path: Path, value: Mapping) -> None:
-    """Indented UTF-8 JSON with a final line break."""
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+def write_json(path: Path, value: Mapping, default: Callable | None = None) -> None:
+    """Indented UTF-8 JSON with a final line break; ``default`` turns other objects into plain values."""
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2, default=default) + "\n", encoding="utf-8")
 
 
-def plan_shards(tensors: Mapping[str, tuple[LazyTensor, torch.dtype]], max_shard_size: int) -> list[list[str]]:
+def plan_shards(tensors: Mapping[str, LazyTensor], max_shard_size: int) -> list[list[str]]:
     """Names of each shard, in order; a tensor larger than the limit gets a shard of its own."""
     shards: list[list[str]] = [[]]
     used = 0
-    for name, (tensor, dtype) in tensors.items():
-        size = tensor.numel * dtype.itemsize
+    for name, tensor in tensors.items():
+        size = tensor.nbytes
         if shards[-1] and used + size > max_shard_size:
             shards.append([])
             used = 0
@@ -77,14 +77,9 @@ def plan_shards(tensors: Mapping[str, tuple[LazyTensor, torch.dtype]], max_shard
     return shards
 
 
-def total_bytes(tensors: Mapping[str, tuple[LazyTensor, torch.dtype]]) -> int:
-    """Bytes of all tensors in the dtypes they are written in."""
-    return sum(t.numel * d.itemsize for t, d in tensors.values())
-
-
 def write_weights(
     stage: Path,
-    tensors: Mapping[str, tuple[LazyTensor, torch.dtype]],
+    tensors: Mapping[str, LazyTensor],
     *,
     max_shard_size: int,
     advance: Callable[[int], None] = lambda num_bytes: None,
@@ -93,7 +88,7 @@ def write_weights(
 
     Args:
         stage: directory to write into.
-        tensors: name to (tensor, dtype to write).
+        tensors: by name, in the dtypes to write.
         max_shard_size: bytes of data a shard.
         advance: called with the number of bytes after each block, for a progress bar.
 
@@ -109,29 +104,29 @@ def write_weights(
         files.append(file)
         weight_map.update(dict.fromkeys(names, file.name))
     if not single:
-        index = {"metadata": {"total_size": total_bytes(tensors)}, "weight_map": dict(sorted(weight_map.items()))}
+        total = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
+        index = {"metadata": total, "weight_map": dict(sorted(weight_map.items()))}
         write_json(stage / "model.safetensors.index.json", index)
     return files
 
 
 def write_single(
     path: Path,
-    tensors: Mapping[str, tuple[LazyTensor, torch.dtype]],
+    tensors: Mapping[str, LazyTensor],
     advance: Callable[[int], None] = lambda num_bytes: None,
 ) -> None:
     """Streams tensors into one safetensors file; arguments as for ``write_weights``."""
     # Widest dtype first keeps every tensor aligned to its width. Older transformers die without {"format": "pt"}.
-    ordered = sorted(tensors.items(), key=lambda item: -item[1][1].itemsize)
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
     header: dict = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, (tensor, dtype) in ordered:
-        size = tensor.numel * dtype.itemsize
+    for name, tensor in ordered:
         header[name] = {
-            "dtype": DTYPE_NAMES[dtype],
+            "dtype": DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + size],
+            "data_offsets": [offset, offset + tensor.nbytes],
         }
-        offset += size
+        offset += tensor.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     data = 8 + len(text)
@@ -160,8 +155,8 @@ def _jobs(ordered, offset: int) -> Iterator[tuple]:
     Neighbours that are neighbours in their source too become one copy.
     """
     waiting: tuple[Run, int] | None = None
-    for _, (tensor, dtype) in ordered:
-        runs = tensor.runs(0, tensor.numel) if tensor.dtype == dtype else None
+    for _, tensor in ordered:
+        runs = tensor.runs(0, tensor.numel)
         for run in runs or ():
             if waiting and (waiting[0].path, waiting[0].offset + waiting[0].num_bytes) == (run.path, run.offset):
                 waiting = (Run(run.path, waiting[0].offset, waiting[0].num_bytes + run.num_bytes), waiting[1])
@@ -173,8 +168,8 @@ def _jobs(ordered, offset: int) -> Iterator[tuple]:
             yield from _copies(waiting)
             waiting = None
             for start, stop in tensor.spans():
-                yield "compute", tensor, dtype, start, stop, offset + start * dtype.itemsize
-            offset += tensor.numel * dtype.itemsize
+                yield "compute", tensor, start, stop, offset + start * tensor.dtype.itemsize
+            offset += tensor.nbytes
     yield from _copies(waiting)
 
 
@@ -191,24 +186,15 @@ class _Blocks:
 
     def __init__(self, fd: int):
         self._fd = fd
-        self._local = threading.local()
+        self._scratch = Scratch()
         # Writers of one file exclude one another in the kernel too, where they would spin.
         self._lock = threading.Lock()
         self._in_kernel = hasattr(os, "copy_file_range")
 
-    def _scratch(self) -> Scratch:
-        if not hasattr(self._local, "scratch"):
-            self._local.scratch = Scratch()
-        self._local.scratch.reset()
-        return self._local.scratch
-
-    def compute(self, tensor: LazyTensor, dtype: torch.dtype, start: int, stop: int, offset: int) -> int:
-        """Reads, casts and writes the elements ``[start, stop)``; returns the bytes written."""
-        scratch = self._scratch()
-        block = tensor.read_flat(start, stop, scratch)
-        if block.dtype != dtype:
-            block = scratch.empty(block.numel(), dtype).copy_(block)
-        block = block.contiguous().view(torch.uint8)
+    def compute(self, tensor: LazyTensor, start: int, stop: int, offset: int) -> int:
+        """Reads and writes the elements ``[start, stop)``; returns the bytes written."""
+        self._scratch.reset()
+        block = tensor.read_flat(start, stop, self._scratch).contiguous().view(torch.uint8)
         with self._lock:
             _write_at(self._fd, memoryview(block.numpy()), offset)
         return block.numel()
@@ -219,7 +205,8 @@ class _Blocks:
         try:
             with self._lock:
                 done = self._copy_in_kernel(source, run, offset) if self._in_kernel else 0
-            buffer = self._scratch().empty(min(BLOCK_BYTES, run.num_bytes - done), torch.uint8)
+            self._scratch.reset()
+            buffer = self._scratch.empty(min(BLOCK_BYTES, run.num_bytes - done), torch.uint8)
             while done < run.num_bytes:
                 view = memoryview(buffer.numpy())[: run.num_bytes - done]
                 read_into(source, view, run.offset + done, run.path)

@@ -17,7 +17,7 @@ from xtuner_plugins import preprocessing
 from .. import trained
 from ..io.reader import CheckpointError
 from ..io.staging import check_disk, check_target, staged_directory, write_config
-from ..io.tensors import LazyTensor
+from ..io.tensors import LazyTensor, cast
 from ..io.writer import resolve_dtype, write_json, write_single
 from . import merge
 
@@ -48,7 +48,8 @@ def export_adapter(
         raise CheckpointError(
             f"{checkpoint} holds no LoRA tensors, so there is no adapter to write; export without --adapter-only"
         )
-    out = check_target(out, force=force, inputs={"base": plan.base, "checkpoint": checkpoint, "config": config_path})
+    base = plan.view.directory
+    out = check_target(out, force=force, inputs={"base": base, "checkpoint": checkpoint, "config": config_path})
     parts: dict[str, dict[str, LazyTensor]] = {}
     for layer, tensors in plan.adapters.items():
         part, _, inner = layer.partition(".")
@@ -61,22 +62,22 @@ def export_adapter(
     with staged_directory(out) as stage:
         for part, tensors in parts.items():
             (stage / part).mkdir()
-            typed = {name: (tensor, wanted or tensor.dtype) for name, tensor in tensors.items()}
+            typed = {name: cast(tensor, wanted) for name, tensor in tensors.items()}
             write_single(stage / part / "adapter_model.safetensors", typed)
             layers = sorted({layer.partition(".")[2] for layer in plan.adapters if layer.startswith(part + ".")})
             write_json(stage / part / "adapter_config.json", _peft_config(plan, part, layers))
             if plan.preprocessing is not None:
                 write_json(stage / part / preprocessing.FILE, plan.preprocessing)
         if plan.replaced:
-            write_single(stage / REPLACED, {n: (t, wanted or t.dtype) for n, t in plan.replaced.items()})
-        write_config(stage, {"base": str(plan.base), "adapters": sorted(parts), "replaced": sorted(plan.replaced)})
+            write_single(stage / REPLACED, {n: cast(t, wanted) for n, t in plan.replaced.items()})
+        write_config(stage, {"base": str(base), "adapters": sorted(parts), "replaced": sorted(plan.replaced)})
     num_tensors = sum(len(t) for t in parts.values()) + len(plan.replaced)
     return {"out": str(out), "parts": sorted(parts), "num_tensors": num_tensors}
 
 
 def _peft_config(plan: trained.TrainedPlan, part: str, layers: list[str]) -> dict:
     config = copy.copy(merge.full_config(plan.lora_configs[part]))
-    config.target_modules, config.base_model_name_or_path = layers, str(plan.base)
+    config.target_modules, config.base_model_name_or_path = layers, str(plan.view.directory)
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
     config.inference_mode = True
     config.init_lora_weights = True

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..io.reader import CheckpointError
-from ..io.tensors import BLOCK_BYTES, Computed, LazyTensor, Scratch, empty
+from ..io.tensors import BLOCK_BYTES, Computed, LazyTensor, Scratch
 
 ADAPTER_NAME = "default"
 # 'lora_A.default.weight' of a live model, 'lora_A.weight' of a PEFT directory; embeddings have no '.weight'.
@@ -49,18 +49,31 @@ class PlainLora:
     alpha_pattern: ClassVar[Mapping] = {}
 
 
-def plain_or_full(options: Mapping):
-    """``PlainLora`` where the options of a ``LoraConfig`` name no variant, else that config."""
+def read_settings(settings):
+    """``PlainLora`` where ``dict(type=LoraConfig, r=..., ...)`` names no variant, else that config; None for None.
+
+    Raises:
+        CheckpointError: an unknown option.
+    """
+    if not isinstance(settings, Mapping):
+        return settings
+    options = {k: settings[k] for k in settings.keys() if k != "type"}  # reading ``type`` would import PEFT
+    for name, value in options.items():  # plain values of a config's own classes
+        if isinstance(value, (list, tuple, Mapping)):
+            options[name] = dict(value) if isinstance(value, Mapping) else list(value)
     sizes = [options.get("r"), options.get("lora_alpha")]
     if set(options) <= _PLAIN_OPTIONS and all(type(n) is int and n > 0 for n in sizes):
-        return PlainLora(*sizes, dict(options))
+        return PlainLora(*sizes, options)
     from peft import LoraConfig
 
-    return LoraConfig(**options)
+    try:
+        return LoraConfig(**options)
+    except TypeError as e:
+        raise CheckpointError(f"the LoRA settings of the config: {e}") from None
 
 
 def full_config(config):
-    """A ``peft.LoraConfig`` of what ``plain_or_full`` gave."""
+    """A ``peft.LoraConfig`` of what ``read_settings`` gave."""
     if not isinstance(config, PlainLora):
         return config
     from peft import LoraConfig
@@ -101,11 +114,12 @@ def merged_weight(
     Raises:
         CheckpointError: shapes that don't fit the base or the config's rank.
     """
-    _check_shapes(base, parts, config, layer)
+    rank = _check_shapes(base, parts, config, layer)
     if len(base.shape) == 4 or ("lora_embedding_A" in parts and "lora_magnitude_vector.weight" in parts):
         return _merged_whole(base, parts, config, layer, bias)
     if set(parts) == {"lora_A.weight", "lora_B.weight"} and not config.use_dora:
-        return _Plain(base, parts, _scaling(config, layer))
+        plain = isinstance(config, PlainLora)
+        return _Plain(base, parts, config.lora_alpha / rank if plain else _scaling(config, layer, rank))
     width = base.shape[1]
     limit = max(1, BLOCK_BYTES // (width * 4))
 
@@ -140,15 +154,12 @@ def _float_rows(tensor: LazyTensor, first: int, last: int, scratch: Scratch | No
     width = tensor.shape[1]
     block = tensor.read_flat(first * width, last * width, scratch)
     if block.dtype != torch.float32:
-        block = empty(block.numel(), torch.float32, scratch).copy_(block)
+        block = (scratch or Scratch()).empty(block.numel(), torch.float32).copy_(block)
     return block.view(last - first, width)
 
 
-def _scaling(config, layer: str) -> float:
+def _scaling(config, layer: str, rank: int) -> float:
     """PEFT's own scaling of a layer, taken from such a layer."""
-    rank = rank_of(config, layer)
-    if isinstance(config, PlainLora):
-        return config.lora_alpha / rank
     parts = {"lora_A.weight": torch.zeros(rank, 1), "lora_B.weight": torch.zeros(1, rank)}
     return float(_rebuild(layer, nn.Linear(1, 1), parts, config).scaling[ADAPTER_NAME])
 
@@ -165,14 +176,15 @@ def merged_bias(
     return Computed(make_rows, torch.float32, base.shape)
 
 
-def _check_shapes(base, parts, config, layer) -> None:
+def _check_shapes(base, parts, config, layer) -> int:
+    """The layer's rank, if everything fits."""
     embedding = "lora_embedding_A" in parts
     a, b = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
     if a not in parts or b not in parts:
         raise CheckpointError(f"{layer}: the adapter has only {', '.join(sorted(parts))}; {a} and {b} are needed")
     out_features, in_features = base.shape[:2]
     want = (in_features, out_features) if not embedding else (out_features, in_features)
-    rank = rank_of(config, layer)
+    rank = _by_pattern(config.rank_pattern, layer, config.r)
     if parts[a].shape[1] != want[0] or parts[b].shape[0] != want[1]:
         raise CheckpointError(
             f"{layer}: the adapter ({list(parts[a].shape)}, {list(parts[b].shape)}) doesn't fit the base's "
@@ -183,14 +195,11 @@ def _check_shapes(base, parts, config, layer) -> None:
             f"{layer}: the adapter has rank {parts[a].shape[0]}, the config says r={rank}; give the config that the "
             "checkpoint was trained with"
         )
-
-
-def rank_of(config, layer: str) -> int:
-    """The rank that a config gives a layer, patterns included."""
-    return _by_pattern(config.rank_pattern, layer, config.r)
+    return rank
 
 
 def _by_pattern(patterns: Mapping[str, int], layer: str, default: int) -> int:
+    """What a config gives a layer: what its pattern says, else the default."""
     if not patterns:
         return default
     from peft.utils.other import get_pattern_key
@@ -208,7 +217,8 @@ def _single(config, layer: str):
     config.exclude_modules = config.modules_to_save = config.layers_to_transform = config.layers_pattern = None
     config.target_parameters = config.trainable_token_indices = None
     config.layer_replication = None
-    config.r, config.lora_alpha = rank_of(config, layer), _by_pattern(config.alpha_pattern, layer, config.lora_alpha)
+    config.r = _by_pattern(config.rank_pattern, layer, config.r)
+    config.lora_alpha = _by_pattern(config.alpha_pattern, layer, config.lora_alpha)
     config.rank_pattern, config.alpha_pattern = {}, {}
     config.init_lora_weights = False
     config.inference_mode = True

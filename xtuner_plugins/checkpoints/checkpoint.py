@@ -10,8 +10,7 @@
 
 from pathlib import Path
 
-from xtuner_plugins import preprocessing
-
+from .. import preprocessing
 from .io import zero
 from .io.reader import (
     Checkpoint,

@@ -13,8 +13,7 @@ from threading import Event
 
 import torch
 
-from xtuner_plugins import preprocessing
-
+from .. import preprocessing
 from . import formats, trained
 from .formats.draft import Draft, make_draft
 from .io.reader import CheckpointError, read_json, weight_files

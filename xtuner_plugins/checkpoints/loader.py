@@ -85,7 +85,7 @@ def read_config(directory: str | Path):
 
 def config_from_fields(fields: Mapping, where: str | Path):
     """The hub config class from the JSON's fields."""
-    from xtuner_plugins.hub.configuration_internvl_chat import InternVLChatConfig
+    from ..hub.configuration_internvl_chat import InternVLChatConfig
 
     for key in ("use_backbone_lora", "use_llm_lora"):
         if fields.get(key):
@@ -104,7 +104,7 @@ def empty_model(config) -> nn.Module:
     """
     from accelerate import init_empty_weights
 
-    from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel
+    from ..hub.modeling_internvl_chat import InternVLChatModel
 
     if isinstance(config, Mapping):
         config = config_from_fields(config, "config")
@@ -137,7 +137,7 @@ def check_model(config: Mapping, tensors: Mapping[str, LazyTensor], what: str) -
     Raises:
         CheckpointError: what is missing, unexpected or misshapen.
     """
-    from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel
+    from ..hub.modeling_internvl_chat import InternVLChatModel
 
     with torch.device("meta"):  # this thread's alone, unlike accelerate's, which would reach into a merge
         model = InternVLChatModel(config_from_fields(config, what))

@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from xtuner_plugins.fast_tokenizers import VocabularyError, load_fast_tokenizer
-from xtuner_plugins.hub.constants import ADDED_TOKENS
-from xtuner_plugins.hub.conversation import get_conv_template
-
+from ..fast_tokenizers import VocabularyError, load_fast_tokenizer
+from ..hub.constants import ADDED_TOKENS
+from ..hub.conversation import get_conv_template
 from .io.reader import CheckpointError, read_json
 from .io.writer import write_json
 

@@ -16,8 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from xtuner_plugins import preprocessing
-
+from .. import preprocessing
 from . import tokenizer_files
 from .assembly import towers
 from .checkpoint import open_checkpoint

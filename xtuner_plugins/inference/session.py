@@ -15,16 +15,16 @@ import torch
 from PIL import Image
 from transformers import TextStreamer
 
-from xtuner_plugins import preprocessing
-from xtuner_plugins.checkpoints.io.reader import read_json
-from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer
-from xtuner_plugins.datasets.base import tiling_of
-from xtuner_plugins.datasets.images.media import load_image, to_rgb
-from xtuner_plugins.datasets.images.resize_rules import compare_resize_facts
-from xtuner_plugins.datasets.images.tiling import DynamicTiling
-from xtuner_plugins.datasets.plan.budget import first_limit
-from xtuner_plugins.hub import InternVLChatModel
-from xtuner_plugins.hub.constants import IMAGE_PLACEHOLDER, IMAGENET_MEAN, IMAGENET_STD
+from .. import preprocessing
+from ..checkpoints.io.reader import read_json
+from ..checkpoints.loader import load_model, load_tokenizer
+from ..datasets.base import tiling_of
+from ..datasets.images.media import load_image, to_rgb
+from ..datasets.images.resize_rules import compare_resize_facts
+from ..datasets.images.tiling import DynamicTiling
+from ..datasets.plan.budget import first_limit
+from ..hub import InternVLChatModel
+from ..hub.constants import IMAGE_PLACEHOLDER, IMAGENET_MEAN, IMAGENET_STD
 
 Picture = str | Path | Image.Image
 

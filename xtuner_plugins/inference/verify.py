@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
-from xtuner_plugins.checkpoints import trained
-from xtuner_plugins.checkpoints.formats import remote_code
-from xtuner_plugins.checkpoints.formats.draft import ships_own_code
-from xtuner_plugins.checkpoints.io.reader import CheckpointError, open_weights
+from ..checkpoints import trained
+from ..checkpoints.formats import remote_code
+from ..checkpoints.formats.draft import ships_own_code
+from ..checkpoints.io.reader import CheckpointError, open_weights
 
 PROBE = Path(__file__).with_name("verify_probe.py")
 # fp32: the same sums in another order (merged W + BA against Wx + BAx), relative to the largest logit.
@@ -108,8 +108,8 @@ def verify(
     Raises:
         CheckpointError: the export holds other code than ours, doesn't open, or pixels, logits or answers differ.
     """
-    from xtuner_plugins.checkpoints import loader
-    from xtuner_plugins.datasets.base import tiling_of
+    from ..checkpoints import loader
+    from ..datasets.base import tiling_of
 
     if not trust_remote_code:
         remote_code.check_trusted(export, f"read it in {export} and pass --trust-remote-code")
@@ -155,9 +155,8 @@ def _pictures(work: Path, size: int) -> dict[str, str]:
 @torch.no_grad()
 def _live(model, tokenizer, tiling, work: Path) -> tuple[dict, dict]:
     """Runs the cases on the live model; returns the probe's task and the expected results."""
-    from xtuner_plugins.datasets.images.media import load_image
-    from xtuner_plugins.hub.conversation import get_conv_template
-
+    from ..datasets.images.media import load_image
+    from ..hub.conversation import get_conv_template
     from .session import normalize
 
     size = tiling.tile_size

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from xtuner_plugins.families import encoder_family
-
+from ...families import encoder_family
 from .. import formats, tokenizer_files
 from ..formats import official
 from ..io.reader import read_json

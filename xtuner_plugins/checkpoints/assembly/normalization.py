@@ -16,8 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
-
+from ...hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from ..io.tensors import LazyTensor, MemoryTensor
 
 EMBEDDINGS = ("vision_model.embeddings.", "vision_model.vision_model.embeddings.")  # InternViT; CLIP, SigLIP

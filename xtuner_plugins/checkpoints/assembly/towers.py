@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from xtuner_plugins.families import EncoderFamily, encoder_family
-
+from ...families import EncoderFamily, encoder_family
 from ..io.reader import CheckpointError, open_weights, read_json
 from ..io.tensors import LazyTensor
 
@@ -52,7 +51,7 @@ def read_vision(directory: Path, *, select_layer: int | None = None) -> VisionPa
         tensors = {k: v for k, v in held.items() if k.startswith("vision_model.")}
     else:
         tensors = {PREFIX + k: v for k, v in held.items()}
-    from xtuner_plugins.hub.configuration_intern_vit import InternVisionConfig
+    from ...hub.configuration_intern_vit import InternVisionConfig
 
     complete = InternVisionConfig(**tower).to_dict()
     part = VisionPart(_vision_config(family, complete), tensors, projector_type=family.projector_type)

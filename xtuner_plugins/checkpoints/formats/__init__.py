@@ -18,8 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xtuner_plugins import preprocessing
-
+from ... import preprocessing
 from ..io.reader import CheckpointError, open_weights, read_json
 from ..io.staging import hint
 from ..io.tensors import LazyTensor

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from xtuner_plugins.families import llm_family
-
+from ...families import llm_family
 from .. import tokenizer_files
 from ..io.reader import read_json
 from ..io.tensors import Joined, LazyTensor, MemoryTensor

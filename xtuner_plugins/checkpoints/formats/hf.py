@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from xtuner_plugins.families import encoder_family
-from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
-
+from ...families import encoder_family
+from ...hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from .. import tokenizer_files
 from ..io.reader import CheckpointError, read_json
 from ..io.writer import write_json

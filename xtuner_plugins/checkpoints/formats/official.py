@@ -10,11 +10,10 @@ import inspect
 from collections.abc import Mapping
 from pathlib import Path
 
-from xtuner_plugins.families import llm_family
-from xtuner_plugins.hub.configuration_intern_vit import InternVisionConfig
-from xtuner_plugins.hub.configuration_internvl_chat import InternVLChatConfig
-from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
-
+from ...families import llm_family
+from ...hub.configuration_intern_vit import InternVisionConfig
+from ...hub.configuration_internvl_chat import InternVLChatConfig
+from ...hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from .. import tokenizer_files
 from ..io.writer import write_json
 from . import remote_code

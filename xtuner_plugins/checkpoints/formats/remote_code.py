@@ -14,7 +14,7 @@ _NAMING_FILES = ("config.json", "tokenizer_config.json")
 
 def hub_code() -> list[Path]:
     """The files of ``xtuner_plugins/hub`` that an export ships."""
-    from xtuner_plugins import hub
+    from ... import hub
 
     return sorted(p for p in Path(next(iter(hub.__path__))).glob("*.py") if p.name != "__init__.py")
 

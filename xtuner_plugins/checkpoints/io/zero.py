@@ -21,8 +21,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from xtuner_plugins import preprocessing
-
+from ... import preprocessing
 from .reader import Checkpoint, CheckpointError, load_pickle
 from .tensors import Joined, LazyTensor
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-from xtuner_plugins import preprocessing
-
+from ... import preprocessing
 from .. import trained
 from ..io.reader import CheckpointError
 from ..io.staging import check_disk, check_target, staged_directory, write_config

@@ -1,10 +1,10 @@
 """The data side beside its peers, on the same work in one run: ratios with min / median / max of several rounds.
 
-    OMP_NUM_THREADS=1 python benchmarks/bench_data.py [pictures loader tokens start packing] [--rounds 3]
+    OMP_NUM_THREADS=1 python benchmarks/bench_data.py [images loader tokens start packing] [--rounds 3]
 
-Peers: for pictures the published path (Pillow open, grid, bicubic resize, crops, ToTensor and Normalize a tile, stack
+Peers: for images the published path (Pillow open, grid, bicubic resize, crops, ToTensor and Normalize a tile, stack
 in float32); for tokens the prompt with its image tokens written out as text, through the tokenizer; for start-up every
-record through the tokenizer, one call a record. Photographs are scikit-image's, scaled to the sizes that data comes in.
+record through the tokenizer, one call per record. Photographs are scikit-image's, scaled to the sizes that data has.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def compare(name: str, peer, ours: dict, rounds: int, clock=time.perf_counter) -
         )
 
 
-def make_pictures(folder: Path) -> list[str]:
+def make_images(folder: Path) -> list[str]:
     from skimage import data
 
     photos = [data.astronaut(), data.coffee(), data.chelsea(), data.rocket()]
@@ -82,12 +82,12 @@ def make_pictures(folder: Path) -> list[str]:
     return paths
 
 
-def make_other_pictures(folder: Path) -> list[str]:
-    """Other images than those of `make_pictures`: COCO's sizes, a phone's photograph, 4:4:4 and strong compression,
+def make_other_images(folder: Path) -> list[str]:
+    """Other images than those of `make_images`: COCO's sizes, a phone's photograph, 4:4:4 and strong compression,
     scanned pages and generated images in PNG."""
     from skimage import data
 
-    from xtuner_plugins.toy.pictures import draw, make_scene
+    from xtuner_plugins.toy.images import draw, make_scene
 
     photos = [data.immunohistochemistry(), data.hubble_deep_field(), data.cat(), data.coffee()[::-1]]
     jpegs = [
@@ -126,7 +126,7 @@ def make_base(folder: Path) -> str:
 
 
 class Published:
-    """The published path from a file to normalised float32 tiles."""
+    """The published path from a file to normalized float32 tiles."""
 
     def __init__(self):
         from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
@@ -152,7 +152,7 @@ class Published:
         return torch.stack([self.transform(crop) for crop in crops])
 
 
-def bench_pictures(folder: Path, args: argparse.Namespace) -> None:
+def bench_images(folder: Path, args: argparse.Namespace) -> None:
     """From files to what crosses, `again` times over; what a worker's allowance is lasts as long as the worker."""
     paths, published, allowance, again = INPUTS[args.inputs](folder), Published(), Allowance(), 4
 
@@ -160,7 +160,7 @@ def bench_pictures(folder: Path, args: argparse.Namespace) -> None:
         return [open_tiles(path, RULE, route, MAX_PIXELS, allowance) for path in paths for _ in range(again)]
 
     compare(
-        f"pictures, one core ({len(paths)} files, {again} times)",
+        f"images, one core ({len(paths)} files, {again} times)",
         lambda: [published(path) for path in paths for _ in range(again)],
         {route: lambda route=route: ours(route) for route in ROUTES},
         args.rounds,
@@ -168,7 +168,7 @@ def bench_pictures(folder: Path, args: argparse.Namespace) -> None:
     )
     moved = {"peer": again * sum(published(path).nbytes for path in paths)}
     for route in ROUTES:
-        moved[route] = sum((item.tiles if item.picture is None else item.picture).nbytes for item in ours(route))
+        moved[route] = sum((item.tiles if item.image is None else item.image).nbytes for item in ours(route))
     print(
         "  bytes sent: "
         + ", ".join(f"{key} {value / 2**20:.0f} MiB ({value / moved['peer']:.0%})" for key, value in moved.items())
@@ -199,7 +199,7 @@ def bench_loader(folder: Path, args: argparse.Namespace, warm_up: int = 12) -> N
             "image": path,
             "conversations": [
                 {"from": "human", "value": "<image>\nWhat is it?"},
-                {"from": "gpt", "value": "A picture."},
+                {"from": "gpt", "value": "An image."},
             ],
         }
         for path in (paths * (num_batches * size // len(paths) + 1))[: num_batches * size]
@@ -227,15 +227,15 @@ def bench_loader(folder: Path, args: argparse.Namespace, warm_up: int = 12) -> N
                     start = time.perf_counter()
             rates[name].append((num_batches - warm_up) * size / (time.perf_counter() - start))
             busy[name].append((sum(os.times()[:4]) - before) / len(records))
-    print(f"\nloader ({len(records)} samples, batches of {size}; samples a second, steady)")
+    print(f"\nloader ({len(records)} samples, batches of {size}; samples per second, steady)")
     for name, found in rates.items():
         ratios = sorted(own / peer for own, peer in zip(found, rates["peer"], strict=True))
         less = sorted(peer / own for own, peer in zip(busy[name], busy["peer"], strict=True))
         print(
             f"  {name:<32} {min(found):6.1f} / {statistics.median(found):6.1f} / {max(found):6.1f}   "
             f"{ratios[0]:6.2f} / {statistics.median(ratios):6.2f} / {ratios[-1]:6.2f} x   processors: "
-            f"{statistics.median(busy[name]) * 1e3:5.1f} ms a sample, {less[0]:.2f} / {statistics.median(less):.2f} / "
-            f"{less[-1]:.2f} x less"
+            f"{statistics.median(busy[name]) * 1e3:5.1f} ms per sample, "
+            f"{less[0]:.2f} / {statistics.median(less):.2f} / {less[-1]:.2f} x less"
         )
 
 
@@ -317,7 +317,7 @@ def bench_start(folder: Path, args: argparse.Namespace) -> None:
     took, busy = build(mixture, cache)
     second = sorted(build(mixture, cache)[0] for _ in range(max(3, args.rounds)))
     print(
-        f"  with pictures, headers read   {took:.1f} s ({busy:.1f} s of all processes together); 4 million would take "
+        f"  with images, headers read   {took:.1f} s ({busy:.1f} s of all processes together); 4 million would take "
         f"{(took - 2) * 4e6 / num + 2:.0f} s (linear but for 2 s)\n  second start                  {second[0]:.3f} / "
         f"{statistics.median(second):.3f} / {second[-1]:.3f} s, most of it the tokenizer's own loading",
         flush=True,
@@ -339,7 +339,7 @@ def real_base(tokenizer: str | None, folder: Path) -> str:
 
 
 def record_by_record(base: str, path: Path, num: int, part: int = 4000) -> tuple[float, float]:
-    """Seconds, on the clock and of the processor, for the tokenizer to take every record, one call a record; measured
+    """Seconds, on the clock and of the processor, for the tokenizer to take every record, one call per record; measured
     on records all over the file."""
     from transformers import AutoTokenizer
 
@@ -394,7 +394,7 @@ def bench_packing(folder: Path, args: argparse.Namespace, num_samples: int = 100
             random_useful = tokens.sum() / padded.sum() * min(1.0, padded.mean() / budget)
             print(
                 f"\npacking, {max_tiles} tiles, {budget} tokens: {figures['padded']:.2%} empty, "
-                f"{figures['samples_per_pack']:.2f} samples a pack, tile imbalance over 8 ranks "
+                f"{figures['samples_per_pack']:.2f} samples per pack, tile imbalance over 8 ranks "
                 f"{figures['tile_imbalance']:.3f}, {took:.2f} s; useful tokens of a step "
                 f"{1 - figures['padded']:.1%} of the budget, random batches of {size}: {random_useful:.1%} "
                 f"({(1 - figures['padded']) / random_useful:.2f} x)"
@@ -402,7 +402,7 @@ def bench_packing(folder: Path, args: argparse.Namespace, num_samples: int = 100
 
 
 def like_llava_665k(num: int, max_tiles: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and tiles in the shares of llava_v1_5_mix665k: text only, COCO-like pictures, book covers, scenes."""
+    """Tokens and tiles in the shares of llava_v1_5_mix665k: text only, COCO-like images, book covers, scenes."""
     rng = np.random.default_rng(0)
     kinds = rng.choice(4, num, p=np.array([40.7, 522.4, 80.0, 22.0]) / 665.1)
     coco = [(640, 480)] * 5 + [(480, 640)] * 2 + [(640, 427)] * 4 + [(640, 640), (500, 375), (612, 612), (427, 640)]
@@ -425,9 +425,9 @@ def like_llava_665k(num: int, max_tiles: int) -> tuple[np.ndarray, np.ndarray]:
     return tokens, tiles
 
 
-INPUTS = {"jpegs": make_pictures, "others": make_other_pictures}
+INPUTS = {"jpegs": make_images, "others": make_other_images}
 BENCHES = {
-    "pictures": bench_pictures,
+    "images": bench_images,
     "loader": bench_loader,
     "tokens": bench_tokens,
     "start": bench_start,
@@ -441,7 +441,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, default=90, help="loader: how many (default: %(default)s)")
     parser.add_argument(
-        "--inputs", choices=INPUTS, default="jpegs", help="pictures, loader: which images (default: %(default)s)"
+        "--inputs", choices=INPUTS, default="jpegs", help="images, loader: which images (default: %(default)s)"
     )
     parser.add_argument(
         "--tokenizer", metavar="DIR", help="start: a directory with a fast tokenizer (default: the toy's)"

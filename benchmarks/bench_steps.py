@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/bench_steps.py [--llm 1.5b] [--samples 100000]
 
 1. A small model is timed, forward and backward, on packs and on padded batches drawn from a mixture like LLaVA-665k,
-   and on texts without pictures. It is InternViT-300M (frozen) and Qwen2.5-1.5B or 7B (trained) with every length
+   and on texts without images. It is InternViT-300M (frozen) and Qwen2.5-1.5B or 7B (trained) with every length
    divided by seven: tokens, patches, widths; and a quarter of the layers. So encoder, matrix products and attention
    stand to each other as in the real one, on a CPU.
 2. Its seconds are fitted by padded tokens, tiles and squared lengths of what attends to each other; the fit's error is
@@ -132,8 +132,9 @@ def main() -> None:
             tokens = np.minimum(tokens, MAX_LENGTH)
             factors, error = calibrate(steps, tokens, tiles, args.timed)
             print(
-                f"\n{max_tiles} tiles: a step takes {factors[0] * 1e3:.0f} ms + {factors[1] * 1e6:.1f} us a token + "
-                f"{factors[2] * 1e3:.2f} ms a tile + {factors[3] * 1e9:.2f} ns a squared token (fit off by {error:.1%})"
+                f"\n{max_tiles} tiles: a step takes {factors[0] * 1e3:.0f} ms + {factors[1] * 1e6:.1f} us per token, "
+                f"{factors[2] * 1e3:.2f} ms per tile, {factors[3] * 1e9:.2f} ns per squared token "
+                f"(fit off by {error:.1%})"
             )
             rates = {}
             for packed in (False, True):
@@ -145,7 +146,7 @@ def main() -> None:
                 rates[packed] = useful / waited
                 name = "packs" if packed else f"random batches of {len(batches[0])}"
                 waits = 1 - times[:whole].sum() / RANKS / waited
-                print(f"  {name:<20} {rates[packed]:8.0f} useful tokens a step-second; ranks wait {waits:.0%} of it")
+                print(f"  {name:<20} {rates[packed]:8.0f} useful tokens per step-second; ranks wait {waits:.0%} of it")
             print(f"  packs: {rates[True] / rates[False]:.2f} x")
 
 

@@ -3,7 +3,7 @@
     python benchmarks/fuzz_data.py --cases 1000000 [--seed 0]
 
 Mutates good records (values swapped, removed, nested, of other types; control tokens, surrogates and odd unicode in the
-texts) and draws picture sizes, then runs what training runs: parsing, tokens and labels, tiles, budgets, truncation,
+texts) and draws image sizes, then runs what training runs: parsing, tokens and labels, tiles, budgets, truncation,
 measured lengths, packing. The first foreign exception or broken promise stops it with the case printed.
 """
 
@@ -26,7 +26,7 @@ from xtuner_plugins.datasets.images.video import expand_videos
 from xtuner_plugins.datasets.plan.budget import TileBudget, truncate
 from xtuner_plugins.datasets.plan.measure import _Rows
 from xtuner_plugins.datasets.plan.packing import pack_samples
-from xtuner_plugins.datasets.records.boxes import normalise_boxes
+from xtuner_plugins.datasets.records.boxes import normalize_boxes
 from xtuner_plugins.datasets.records.index import parse_json
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.text.conversation import Piece, encode, split_pieces
@@ -80,7 +80,7 @@ def good(rng: random.Random) -> dict:
     if rng.random() < 0.2:
         record["system"] = text(rng)
     if rng.random() < 0.2:
-        record |= {"boxes": rng.choice(["pixel", "normalised", 3]), "width": rng.choice([640, 0, "x"]), "height": 480}
+        record |= {"boxes": rng.choice(["pixel", "normalized", 3]), "width": rng.choice([640, 0, "x"]), "height": 480}
     return record
 
 
@@ -108,7 +108,7 @@ def run_case(rng: random.Random, tokenizer: TextTokenizer) -> tuple[int, int, li
     try:
         record = parse_record(parse_json(line, "f:1"), "f:1")
         record = expand_videos(record, [rng.randrange(1, 5) for _ in record.media])
-        record = normalise_boxes(record)
+        record = normalize_boxes(record)
         sizes = [
             (0, 0) if medium.kind == "frame" else size
             for medium, size in zip(record.media, sizes_of(len(record.media)), strict=True)

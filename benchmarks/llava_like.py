@@ -19,7 +19,7 @@ LETTER = "\nAnswer with the option's letter from the given choices directly."
 REGION = "Please provide a short description for this region: "
 WHERE = "Please provide the bounding box coordinate of the region this sentence describes: "
 
-# thousands of records, pairs of turns (mean), words of a question, words of an answer, prompt, picture
+# thousands of records, pairs of turns (mean), words of a question, words of an answer, prompt, image
 SOURCES = {
     "conversation": (56.7, 4, 9, 22, "", True),
     "detail": (23.2, 1, 8, 95, "", True),
@@ -68,28 +68,28 @@ class LlavaLike:
     """Generates records.
 
     Args:
-        pictures: names for the records that have a picture; empty gives text alone, everything else the same.
+        images: names for the records that have an image; empty gives text alone, everything else the same.
         seed: decides everything.
     """
 
-    def __init__(self, pictures: list[str] = (), seed: int = 0):
-        self.random, self.pictures = Random(seed), list(pictures)
+    def __init__(self, images: list[str] = (), seed: int = 0):
+        self.random, self.images = Random(seed), list(images)
         self.words = " ".join(read_prose()).split()
 
     def record(self, number: int) -> dict:
         """One raw record."""
         random = self.random
         kind = random.choices(list(SOURCES), [source[0] for source in SOURCES.values()])[0]
-        _, pairs, question, answer, prompt, has_picture = SOURCES[kind]
+        _, pairs, question, answer, prompt, has_image = SOURCES[kind]
         turns = []
         for pair in range(1 if pairs == 1 else max(1, round(random.lognormvariate(-0.125, 0.5) * pairs))):
             asked = self._asked(question, prompt, first=pair == 0)
             turns.append({"from": "human", "value": asked})
             turns.append({"from": "gpt", "value": self._words(answer, ".") if answer else self._box()})
         record = {"id": f"{kind}-{number:09}", "conversations": turns}
-        if has_picture and self.pictures:
+        if has_image and self.images:
             turns[0]["value"] = "<image>\n" + turns[0]["value"]
-            record["image"] = random.choice(self.pictures)
+            record["image"] = random.choice(self.images)
         return record
 
     def write(self, path: Path, num: int) -> None:
@@ -111,7 +111,7 @@ class LlavaLike:
         return self._words(length, "?") + (prompt if first else "")
 
     def _words(self, mean: int, end: str) -> str:
-        """About `mean` neighbouring words of the prose; exactly one where `mean` is 1."""
+        """About `mean` neighboring words of the prose; exactly one where `mean` is 1."""
         random = self.random
         length = 1 if mean == 1 else max(1, round(random.lognormvariate(-0.125, 0.5) * mean))
         first = random.randrange(len(self.words) - length)

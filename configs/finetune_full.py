@@ -31,7 +31,7 @@ max_length = 4096  # tokens; 13 tiles take 3328
 dtype = "auto"  # bfloat16 where the device has it
 freeze_visual_encoder = True  # False trains the encoder too
 
-batch_size = 2  # x 8 accumulation x 8 GPUs = 128 samples a step
+batch_size = 2  # x 8 accumulation x 8 GPUs = 128 samples per step
 accumulative_counts = 8  # micro-batches of an optimizer step
 num_workers = 4
 max_epochs = 1

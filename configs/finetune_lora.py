@@ -3,7 +3,7 @@
 trains          projector, LoRA on every linear layer of the LLM
 frozen          vision encoder, the LLM's own weights
 starts from     exports/pretrain_mlp (the exported stage 1), or any official InternVL directory with a Qwen2 LLM
-data            data/mine/train.jsonl, one LLaVA-style record a line (docs/data.md); pictures in data/mine/images
+data            data/mine/train.jsonl, one LLaVA-style record per line (docs/data.md); images in data/mine/images
 tiles           up to 12 + thumbnail
 hardware        1 GPU of 24 GB planned; not run yet at this size
 launch          xtuner train configs/finetune_lora.py
@@ -33,7 +33,7 @@ lora_rank = 64
 lora_alpha = 128
 lora_dropout = 0.05
 
-batch_size = 1  # x 16 accumulation x 1 GPU = 16 samples a step
+batch_size = 1  # x 16 accumulation x 1 GPU = 16 samples per step
 accumulative_counts = 16  # micro-batches of an optimizer step
 num_workers = 4
 max_epochs = 1

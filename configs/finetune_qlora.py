@@ -1,9 +1,9 @@
 """QLoRA fine-tuning on one's own jsonl: as configs/finetune_lora.py, with the LLM's linear layers in 4 bits.
 
 trains          projector, LoRA on every linear layer of the LLM
-frozen          vision encoder, the LLM's own weights (4 bits, NF4 with double quantisation)
+frozen          vision encoder, the LLM's own weights (4 bits, NF4 with double quantization)
 starts from     exports/pretrain_mlp (the exported stage 1), or any official InternVL directory with a Qwen2 LLM
-data            data/mine/train.jsonl, one LLaVA-style record a line (docs/data.md); pictures in data/mine/images
+data            data/mine/train.jsonl, one LLaVA-style record per line (docs/data.md); images in data/mine/images
 tiles           up to 12 + thumbnail
 hardware        1 GPU of 16 GB planned; not run yet at this size
 launch          xtuner train configs/finetune_qlora.py
@@ -35,7 +35,7 @@ lora_alpha = 128
 lora_dropout = 0.05
 quant_type = "nf4"
 
-batch_size = 1  # x 16 accumulation x 1 GPU = 16 samples a step
+batch_size = 1  # x 16 accumulation x 1 GPU = 16 samples per step
 accumulative_counts = 16  # micro-batches of an optimizer step
 num_workers = 4
 max_epochs = 1

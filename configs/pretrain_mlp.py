@@ -6,7 +6,7 @@
                     python tools/build_base_model.py --vision OpenGVLab/InternViT-300M-448px-V2_5 \
                         --llm Qwen/Qwen2.5-1.5B-Instruct --out models/InternViT-300M-Qwen2.5-1.5B
     data            LLaVA-Pretrain 558K (blip_laion_cc_sbu_558k.json and its images)
-    tiles           up to 12 + thumbnail, so up to 13 x 3 x 448 x 448 and 3328 image tokens a sample
+    tiles           up to 12 + thumbnail, so up to 13 x 3 x 448 x 448 and 3328 image tokens per sample
     hardware        4 GPUs of 80 GB planned; not run yet at this size
     launch          NPROC_PER_NODE=4 xtuner train configs/pretrain_mlp.py --deepspeed deepspeed_zero3
     less memory     batch_size = 1 with accumulative_counts = 64
@@ -31,7 +31,7 @@ max_tiles = 12  # + thumbnail
 max_length = 4096  # tokens; 13 tiles take 3328
 dtype = "auto"  # bfloat16 where the device has it
 
-batch_size = 4  # x 16 accumulation x 4 GPUs = 256 samples a step
+batch_size = 4  # x 16 accumulation x 4 GPUs = 256 samples per step
 accumulative_counts = 16  # micro-batches of an optimizer step
 num_workers = 4
 max_epochs = 1

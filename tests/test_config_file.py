@@ -77,7 +77,7 @@ def test_a_config_that_replaces_the_wiring_is_free_to(configs):
     assert load_config(derive(configs, ROOT / "configs/pretrain_mlp.py", body)).optim_wrapper.optimizer.lr == 0.5
 
 
-def test_a_misspelt_setting_is_refused(configs):
+def test_a_misspelled_setting_is_refused(configs):
     path = derive(configs, ROOT / "configs/pretrain_mlp.py", "max_tile = 6")
     with pytest.raises(ConfigError, match=r"mine.py:4: nothing reads 'max_tile'; did you mean 'max_tiles'"):
         load_config(path)

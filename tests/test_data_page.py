@@ -46,8 +46,8 @@ def project(tmp_path_factory, toy_base):
         (folder / name).symlink_to(toy_base)
     for name in ("A", "B", "data/mine/images", "a", "data/sharegpt"):
         (folder / name).mkdir(parents=True)
-        for picture, size in {"bus": (640, 480), "left": (200, 120), "right": (120, 200)}.items():
-            Image.new("RGB", size, (200, 30, 30)).save(folder / name / f"{picture}.jpg")
+        for image, size in {"bus": (640, 480), "left": (200, 120), "right": (120, 200)}.items():
+            Image.new("RGB", size, (200, 30, 30)).save(folder / name / f"{image}.jpg")
         with av.open(str(folder / name / "clip.mp4"), "w") as container:
             stream = container.add_stream("mpeg4", rate=10)
             stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
@@ -137,7 +137,7 @@ def test_mixtures_are_built_as_shown(project, monkeypatch):
 
 
 def draw(dataset, sample):
-    """A sample as the page draws it: learned runs in brackets, a line a turn."""
+    """A sample as the page draws it: learned runs in brackets, a line per turn."""
     ids, labels = sample["input_ids"].numpy(), sample["labels"].numpy()
     edges = np.flatnonzero(np.diff(labels != -100)) + 1
     text = ""

@@ -23,7 +23,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="directory to write")
     parser.add_argument("--template", help="conversation template (default: the family's own, internvl2_5 for Qwen2)")
     parser.add_argument(
-        "--max-tiles", type=int, help="tiles a picture, thumbnail not counted (default 12; 1 with projector type mlp)"
+        "--max-tiles", type=int, help="tiles per image, thumbnail not counted (default 12; 1 with projector type mlp)"
     )
     parser.add_argument(
         "--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"], help="of the stored weights"
@@ -63,7 +63,8 @@ def main(argv=None) -> int:
     print(
         f"wrote {summary['out']}: {summary['num_parameters']:,} parameters, {summary['num_bytes'] / 1e9:.2f} GB, "
         f"vocabulary {summary['vocab_size']} ({summary['num_new_tokens']} tokens added), "
-        f"{summary['num_image_token']} tokens a tile, template {summary['template']}, projector: {summary['projector']}"
+        f"{summary['num_image_token']} tokens per tile, template {summary['template']}, "
+        f"projector: {summary['projector']}"
     )
     if summary["note"]:
         print(f"note: {summary['note']}")

@@ -5,12 +5,12 @@
 
 Without --question it converses: a line is a question, and these are commands:
 
-    /image PATH   show a picture with the next question; several times for several pictures
+    /image PATH   show an image with the next question; several times for several images
     /reset        forget the conversation
     /help         say this
     /quit         leave (so does the end of the input)
 
-Exit status: 0; 1 when the model or a picture can't be used; 2 for a wrong command line.
+Exit status: 0; 1 when the model or an image can't be used; 2 for a wrong command line.
 """
 
 import argparse
@@ -25,10 +25,10 @@ COMMANDS = "/image PATH, /reset, /help, /quit"
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="official InternVL directory: an export or a base")
-    parser.add_argument("--image", action="append", default=[], metavar="PATH", help="picture; may be given again")
+    parser.add_argument("--image", action="append", default=[], metavar="PATH", help="image; may be given again")
     parser.add_argument("--question", help="ask this one question, print the answer and leave")
     parser.add_argument(
-        "--max-tiles", type=int, help="most tiles a picture, thumbnail not counted (default: the model's)"
+        "--max-tiles", type=int, help="most tiles per image, thumbnail not counted (default: the model's)"
     )
     parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer (default 512)")
     parser.add_argument(
@@ -80,7 +80,7 @@ class Conversation:
 
         logging.set_verbosity_error()
         self.load_image = load_image
-        self.pictures = [load_image(path) for path in args.image]  # before the model: a wrong path shows at once
+        self.images = [load_image(path) for path in args.image]  # before the model: a wrong path shows at once
         self.session = ChatSession.from_pretrained(
             args.model, device=args.device, dtype=args.dtype, max_tiles=args.max_tiles
         )
@@ -98,9 +98,9 @@ class Conversation:
             begun = begun or bool(piece)
             print(piece, end="", flush=True)
 
-        self.session.ask(question, self.pictures, stream=show, **self.options)
+        self.session.ask(question, self.images, stream=show, **self.options)
         print(flush=True)
-        self.pictures = []
+        self.images = []
 
     def command(self, line: str) -> bool:
         """Carries out a `/command`; False when it was the last one."""
@@ -110,13 +110,13 @@ class Conversation:
             return False
         if name == "/reset":
             self.session.reset()
-            self.pictures = []
+            self.images = []
             print("(a new conversation)")
         elif name == "/image":
             if not rest:
-                raise ValueError("/image needs the path of a picture")
-            self.pictures.append(self.load_image(Path(rest).expanduser()))
-            width, height = self.pictures[-1].size
+                raise ValueError("/image needs the path of an image")
+            self.images.append(self.load_image(Path(rest).expanduser()))
+            width, height = self.images[-1].size
             print(f"({rest}, {width} x {height}, goes with the next question)")
         elif name == "/help":
             print(COMMANDS)

@@ -1,4 +1,4 @@
-"""Opens every record and every picture of training data, before the first GPU hour.
+"""Opens every record and every image of training data, before the first GPU hour.
 
     python tools/check_data.py configs/finetune_lora.py
     python tools/check_data.py a.jsonl b.json --image-folder A --image-folder B [--base models/base]
@@ -53,7 +53,7 @@ def parse_args() -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="override settings of the config, as xtuner train does",
     )
-    parser.add_argument("--workers", type=at_least(0), help="processes (default: one a core; 0: none)")
+    parser.add_argument("--workers", type=at_least(0), help="processes (default: one per core; 0: none)")
     parser.add_argument(
         "--reject-list",
         metavar="FILE",
@@ -162,7 +162,7 @@ def print_histograms(reports) -> None:
 
 
 def print_report(report, counted: bool) -> None:
-    """One line for a file: records, what is wrong with some, pictures, and with a model tiles and tokens."""
+    """One line for a file: records, what is wrong with some, images, and with a model tiles and tokens."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in report.complaints.most_common())
     warned = ", ".join(f"{count} {reason}" for reason, count in report.warnings.most_common())
     warnings = f", {plural(report.warnings.total(), 'warning')} ({warned})" if warned else ""
@@ -173,7 +173,7 @@ def print_report(report, counted: bool) -> None:
     )
     print(
         f"{report.path}: {plural(report.num_records, 'record')}, {report.num_wrong} wrong"
-        f"{f' ({reasons})' if reasons else ''}{warnings}; {plural(report.num_pictures, 'picture')}"
+        f"{f' ({reasons})' if reasons else ''}{warnings}; {plural(report.num_images, 'image')}"
         f"{sums if counted else ''}"
     )
     if report.num_rejected:

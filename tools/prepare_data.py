@@ -21,11 +21,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("name", nargs="?", help="the data set (see --list)")
     parser.add_argument("source", nargs="?", help="the downloaded annotation file, or the folder that holds it")
     parser.add_argument("out", nargs="?", help="the jsonl to write")
-    parser.add_argument("--coco", default="2017", choices=("2014", "2017"), help="how COCO's pictures are named")
-    parser.add_argument("--image-prefix", default="", help="put in front of picture names, e.g. coco/train2017/")
-    parser.add_argument("--image-folder", metavar="DIR", help="leave out records whose pictures aren't in it")
+    parser.add_argument("--coco", default="2017", choices=("2014", "2017"), help="how COCO's images are named")
+    parser.add_argument("--image-prefix", default="", help="put in front of image names, e.g. coco/train2017/")
+    parser.add_argument("--image-folder", metavar="DIR", help="leave out records whose images aren't in it")
     parser.add_argument("--any-count", action="store_true", help="the file may have another number of records")
-    parser.add_argument("--list", action="store_true", help="show the known data sets, their files and pictures")
+    parser.add_argument("--list", action="store_true", help="show the known data sets, their files and images")
     args = parser.parse_args()
     if not (args.list or args.out):
         parser.error("give NAME SOURCE OUT, or --list")
@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
 def show_list(recipes) -> None:
     for name, recipe in recipes.items():
         count = f"{recipe.num_records:,} ({recipe.counted_by})" if recipe.num_records else "no count is published"
-        print(f"{name}\n    file      {recipe.file}\n    records   {count}\n    pictures  {recipe.pictures}")
+        print(f"{name}\n    file      {recipe.file}\n    records   {count}\n    images  {recipe.images}")
 
 
 def main() -> int:
@@ -73,10 +73,10 @@ def main() -> int:
             print(f"... and {len(result.complaints) - SHOWN} more in {left_out}")
     print(
         f"{result.num_read} records read, {result.num_written} written to {args.out} "
-        f"({result.num_pictures} different pictures), {len(result.complaints)} left out"
+        f"({result.num_images} different images), {len(result.complaints)} left out"
     )
     recipe = RECIPES[args.name]
-    print(f"pictures: {recipe.pictures}")
+    print(f"images: {recipe.images}")
     if recipe.num_records is None:
         print(f"no count is published for {recipe.file}: nothing to compare {result.num_read} with")
     remark = "" if args.any_count else result.remark

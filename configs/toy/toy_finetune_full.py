@@ -3,7 +3,7 @@
 trains          projector, LLM
 frozen          vision encoder
 starts from     work_dirs/quickstart/pretrain_mlp, the exported warm-up
-data            generated pictures with questions, half of which need the resolution
+data            generated images with questions, half of which need the resolution
 hardware        2 CPU cores
 launch          python tools/train.py configs/toy/toy_finetune_full.py
 """

@@ -3,7 +3,7 @@
 trains          projector (mlp1)
 frozen          vision encoder, LLM
 starts from     work_dirs/quickstart/base, assembled by the quick start from parts that it pre-trains
-data            generated pictures with captions
+data            generated images with captions
 hardware        2 CPU cores
 launch          python tools/train.py configs/toy/toy_pretrain_mlp.py
 """

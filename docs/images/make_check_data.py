@@ -2,7 +2,7 @@
 
     python docs/images/make_check_data.py OUT_DIR [--screenshot docs/images/check_data.png]
 
-The pictures are those that scikit-image brings. A screenshot needs Chromium and a font with Chinese (on Debian:
+The images are those that scikit-image brings. A screenshot needs Chromium and a font with Chinese (on Debian:
 apt-get install chromium fonts-noto-cjk).
 """
 
@@ -51,7 +51,7 @@ def write_base(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(BASE))
 
 
-def write_pictures(folder: Path) -> None:
+def write_images(folder: Path) -> None:
     import av
     import skimage.data
 
@@ -87,7 +87,7 @@ def write_records(folder: Path) -> None:
             "The second: the motorcycle stands further left in it.",
             image=["motorcycle_left.jpg", "motorcycle_right.jpg"],
         ),
-        talk("<video>\nWhat happens?", "A rocket takes off and rises out of the picture.", video="launch.mp4"),
+        talk("<video>\nWhat happens?", "A rocket takes off and rises out of the image.", video="launch.mp4"),
     ]
     wrong = [
         talk("<image>\nWhat is it?", "A dog.", image="dog.jpg"),
@@ -105,15 +105,15 @@ def write_records(folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def photograph(page: Path, picture: Path, width: int = 1240, height: int = 2640, *options: str) -> None:
+def photograph(page: Path, image: Path, width: int = 1240, height: int = 2640, *options: str) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         sys.exit("no Chromium found: apt-get install chromium fonts-noto-cjk")
     command = [browser, "--headless", "--no-sandbox", "--hide-scrollbars", "--disable-gpu", *options]
-    command += [f"--window-size={width},{height}", f"--screenshot={picture}", page.resolve().as_uri()]
+    command += [f"--window-size={width},{height}", f"--screenshot={image}", page.resolve().as_uri()]
     subprocess.run(command, check=True, capture_output=True)
-    image = Image.open(picture).convert("RGB")
-    image.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(picture, optimize=True)
+    image = Image.open(image).convert("RGB")
+    image.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(image, optimize=True)
 
 
 def main() -> None:
@@ -122,9 +122,9 @@ def main() -> None:
     parser.add_argument("--screenshot", type=Path)
     args = parser.parse_args()
     write_base(args.out / "base")
-    write_pictures(args.out / "pictures")
+    write_images(args.out / "images")
     write_records(args.out)
-    inputs = ["several.jsonl", "photos.jsonl", "chinese.json", "--image-folder", "pictures", "--base", "base"]
+    inputs = ["several.jsonl", "photos.jsonl", "chinese.json", "--image-folder", "images", "--base", "base"]
     command = [sys.executable, str(ROOT / "tools/check_data.py"), *inputs, "--html", "check.html"]
     status = subprocess.run([*command, "--cards", "6", "--workers", "2"], cwd=args.out).returncode
     if status != 1:  # three records are wrong on purpose

@@ -73,7 +73,7 @@ def test_live_adapters_equal_merged(run):
 
 
 @pytest.mark.parametrize("extra", [dict(use_rslora=True), dict(use_dora=True), dict(rank_pattern={"q_proj": 2})])
-def test_options_of_lora_are_honoured(toy_base, tmp_path, extra):
+def test_options_of_lora_are_honored(toy_base, tmp_path, extra):
     settings = dict(llm_lora={**LORA, **extra})
     trained = make_model(toy_base, **settings)
     checkpoint = save_pth(trained, tmp_path / "iter_1.pth")
@@ -157,7 +157,7 @@ class TestRefusals:
         _, checkpoint, _ = run("projector")
         self.check(tmp_path, "trains vision_model .*lacks", config, checkpoint)
 
-    def test_initialisation_that_rewrites_the_base(self, run, tmp_path, toy_base):
+    def test_initialization_that_rewrites_the_base(self, run, tmp_path, toy_base):
         _, checkpoint, _ = run("lora")
         config = write_config(tmp_path / "c.py", toy_base, llm_lora={**LORA, "init_lora_weights": "pissa"})
         self.check(tmp_path, "pissa.*changes the base weights", config, checkpoint)
@@ -286,7 +286,7 @@ def test_tool_refuses_in_one_line(run, run_tool, tmp_path):
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 
-def test_qlora_is_merged_into_the_unquantised_base(toy_base, tmp_path):
+def test_qlora_is_merged_into_the_unquantized_base(toy_base, tmp_path):
     """The 4-bit weights of training never reach the export: base + scaling * B A, in fp32, and nothing else."""
     from transformers import BitsAndBytesConfig
 

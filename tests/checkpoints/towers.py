@@ -16,7 +16,7 @@ NAMES = {"clip": "CLIP", "siglip": "Siglip"}
 
 
 def whole_model(kind, seed=0):
-    """A whole model, picture and text side; every tensor random and far from zero."""
+    """A whole model, image and text side; every tensor random and far from zero."""
     name = NAMES[kind]
     config_class = getattr(transformers, f"{name}Config")
     text = dict(

@@ -69,7 +69,7 @@ def test_every_setting_is_read_by_the_wiring(path):
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=name)
-def test_every_leaf_is_labelled(path):
+def test_every_leaf_is_labeled(path):
     doc = ast.get_docstring(ast.parse(path.read_text()))
     for word in ("trains", "frozen", "starts from", "data", "hardware", "launch"):
         assert re.search(rf"^ *{word}  ", doc, re.MULTILINE), f"{name(path)} doesn't say: {word}"
@@ -98,7 +98,7 @@ def test_no_two_bases_share_a_key():
                     assert owners.setdefault(target.id, path) == path, f"{target.id}: {owners[target.id]} and {path}"
 
 
-def test_misspelt_keyword_names_the_place_and_the_right_word(tmp_path):
+def test_misspelled_keyword_names_the_place_and_the_right_word(tmp_path):
     source = (ROOT / "configs/pretrain_mlp.py").read_text().replace("freeze_llm=True", "freze_llm=True")
     folder = tmp_path / "configs"
     (folder / "_base_").mkdir(parents=True)

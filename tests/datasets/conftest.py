@@ -56,7 +56,7 @@ def text_tokenizer(data_base):
 
 @pytest.fixture
 def write_data(tmp_path):
-    """write_data(records, name) -> path of a jsonl (or json) file; pictures.make(name, w, h) beside it."""
+    """write_data(records, name) -> path of a jsonl (or json) file; images.make(name, w, h) beside it."""
 
     def write(records, name="data.jsonl"):
         path = tmp_path / name
@@ -70,8 +70,8 @@ def write_data(tmp_path):
 
 
 @pytest.fixture
-def make_picture(tmp_path):
-    """make_picture(name, width, height) -> the image folder; deterministic noise."""
+def make_image(tmp_path):
+    """make_image(name, width, height) -> the image folder; deterministic noise."""
     folder = tmp_path / "images"
 
     def make(name="a.png", width=200, height=120, mode="RGB"):
@@ -96,10 +96,10 @@ def qa():
 
 
 @pytest.fixture
-def six_records(make_picture, qa):
-    """Records with pictures a.png and b.png in the image folder; the second and the fifth are unusable."""
-    make_picture("a.png", 100, 90)
-    make_picture("b.png", 360, 120)
+def six_records(make_image, qa):
+    """Records with images a.png and b.png in the image folder; the second and the fifth are unusable."""
+    make_image("a.png", 100, 90)
+    make_image("b.png", 360, 120)
     box = "<ref>it</ref><box>[[36, 12, 180, 60]]</box>"
     return [
         qa("A?", "Yes.", image="a.png"),
@@ -112,10 +112,10 @@ def six_records(make_picture, qa):
 
 
 @pytest.fixture
-def planned_dataset(data_base, write_data, make_picture, qa, tmp_path):
+def planned_dataset(data_base, write_data, make_image, qa, tmp_path):
     """Forty records, two of them broken, one too long."""
     for name, size in {"a.png": (100, 90), "b.png": (360, 120), "c.png": (120, 360)}.items():
-        folder = make_picture(name, *size)
+        folder = make_image(name, *size)
     records = [qa(f"Q{i}?", f"A{i}. " * (1 + i % 5), image="abc"[i % 3] + ".png") for i in range(25)]
     records += [qa(f"T{i}?", f"A{i}. " * (1 + i % 9)) for i in range(12)]
     records += [qa("word " * 500, "Late."), qa(image="none.png"), {"text": 1}]

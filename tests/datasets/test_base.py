@@ -23,9 +23,9 @@ def without(base, folder, *keys, **changed):
 
 
 @pytest.mark.parametrize("key", [*TILING_KEYS, "force_image_size", "all"])
-def test_training_and_chat_agree_on_absent_keys(toy_base, tmp_path, write_data, make_picture, qa, key):
+def test_training_and_chat_agree_on_absent_keys(toy_base, tmp_path, write_data, make_image, qa, key):
     base = without(toy_base, tmp_path / "base", *(TILING_KEYS if key == "all" else [key]))
-    folder = make_picture("a.png", 336, 224)
+    folder = make_image("a.png", 336, 224)
     dataset = MultimodalDataset(base, write_data([qa("<image>\nQ?", "A.", image="a.png")]), folder)
     session = ChatSession.from_pretrained(base, device="cpu")
     assert dataset.tiling == session.tiling
@@ -40,9 +40,9 @@ def test_training_and_chat_agree_on_absent_keys(toy_base, tmp_path, write_data, 
     assert session.tiling == expected.get(key, DynamicTiling(1, 12, 112, True))
 
 
-def test_an_hf_base_feeds_the_dataset_as_its_official_one_does(toy_base, tmp_path, write_data, make_picture, qa):
+def test_an_hf_base_feeds_the_dataset_as_its_official_one_does(toy_base, tmp_path, write_data, make_image, qa):
     convert(toy_base, tmp_path / "hf", format="hf")
-    data = (write_data([qa("<image>\nWhat?", "A cat.", image="a.png")]), make_picture("a.png", 336, 224))
+    data = (write_data([qa("<image>\nWhat?", "A cat.", image="a.png")]), make_image("a.png", 336, 224))
     one, other = MultimodalDataset(toy_base, *data), MultimodalDataset(tmp_path / "hf", *data)
     assert one.facts.tiling == other.facts.tiling and one.facts.template == other.facts.template
     assert one[0]["input_ids"].tolist() == other[0]["input_ids"].tolist()

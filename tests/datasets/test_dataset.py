@@ -16,11 +16,11 @@ from xtuner_plugins.datasets.images.media import load_image
 
 
 @pytest.fixture
-def mixture(data_base, write_data, make_picture, qa):
-    """Two files: three records with pictures (one tile, several tiles), four without."""
-    make_picture("a.png", 100, 90)
-    make_picture("b.png", 360, 120)
-    folder = make_picture("sub/c.jpg", 300, 400)
+def mixture(data_base, write_data, make_image, qa):
+    """Two files: three records with images (one tile, several tiles), four without."""
+    make_image("a.png", 100, 90)
+    make_image("b.png", 360, 120)
+    folder = make_image("sub/c.jpg", 300, 400)
     seen = write_data(
         [
             qa("<image>\nA?", "Yes.", image="a.png"),
@@ -45,7 +45,7 @@ def test_a_sample_with_its_tiles(mixture, hf_tokenizer):
     assert sample["input_ids"].dtype == sample["labels"].dtype == torch.int64
 
 
-def test_a_sample_without_pictures_has_no_tiles(mixture):
+def test_a_sample_without_images_has_no_tiles(mixture):
     sample = MultimodalDataset(**mixture)[3]
     assert sample["tiles"].shape == (0, 3, 112, 112) and sample["tiles"].dtype == torch.uint8
 
@@ -88,8 +88,8 @@ def test_settings_take_the_place_of_the_bases(mixture):
     assert dataset.tiling == DynamicTiling(2, 2, 112, False) and dataset.template.name == "Hermes-2"
 
 
-def test_several_pictures_share_the_tiles(data_base, write_data, make_picture, qa):
-    folder = make_picture("a.png", 360, 120)
+def test_several_images_share_the_tiles(data_base, write_data, make_image, qa):
+    folder = make_image("a.png", 360, 120)
     path = write_data(
         [qa("<image> and <image>", "Alike.", image=["a.png"] * 2), qa("<image>" * 8, "Alike.", image=["a.png"] * 8)]
     )
@@ -220,8 +220,8 @@ def test_static_base_gives_one_tile(mixture, tmp_path, data_base):
     assert len(MultimodalDataset(**(mixture | dict(base=base)))[1]["tiles"]) == 1
 
 
-def test_unusable_pictures_name_the_record(data_base, write_data, make_picture, qa):
-    folder = make_picture("a.png")
+def test_unusable_images_name_the_record(data_base, write_data, make_image, qa):
+    folder = make_image("a.png")
     (open(folder + "/broken.png", "wb")).write(b"\x89PNG\r\n\x1a\nnonsense")
     names = ["missing.png", "../a.png", "broken.png"]
     dataset = MultimodalDataset(data_base, write_data([qa(image=name) for name in names]), folder)
@@ -230,8 +230,8 @@ def test_unusable_pictures_name_the_record(data_base, write_data, make_picture, 
             dataset[line - 1]
 
 
-def test_a_long_sample_loses_tiles_then_text_then_its_place(data_base, write_data, make_picture, qa):
-    folder = make_picture("a.png", 360, 120)
+def test_a_long_sample_loses_tiles_then_text_then_its_place(data_base, write_data, make_image, qa):
+    folder = make_image("a.png", 360, 120)
     path = write_data([qa("Q?", "word " * 30, image="a.png")])
     settings = dict(base=data_base, data_paths=path, image_folders=folder)
     whole = MultimodalDataset(**settings)[0]
@@ -250,8 +250,8 @@ def test_a_long_sample_loses_tiles_then_text_then_its_place(data_base, write_dat
         assert "dropped" in sample if kind is None else len(sample["tiles"]) == kind
 
 
-def test_16_bit_and_oriented_pictures_arrive_upright(data_base, write_data, make_picture, qa):
-    folder = make_picture("a.png")
+def test_16_bit_and_oriented_images_arrive_upright(data_base, write_data, make_image, qa):
+    folder = make_image("a.png")
     Image.fromarray(np.full((50, 60), 65535, np.uint16)).save(folder + "/deep.png")
     dataset = MultimodalDataset(data_base, write_data([qa(image="deep.png")]), folder)
     assert (dataset[0]["tiles"] == 255).all()
@@ -271,9 +271,9 @@ def test_samples_take_no_random_numbers(mixture):
     assert torch.equal(torch.get_rng_state(), before[2])
 
 
-def test_the_first_warning_of_each_reason_is_logged(data_base, write_data, make_picture, qa):
+def test_the_first_warning_of_each_reason_is_logged(data_base, write_data, make_image, qa):
     """Training doesn't learn a doubtful record in silence, and doesn't say the same of a million of them."""
-    folder = make_picture("a.png", 100, 90)
+    folder = make_image("a.png", 100, 90)
     records = [qa("Fine?"), *(qa(f"{index}?", "See <image_1>.", image="a.png") for index in range(3))]
     dataset = MultimodalDataset(str(data_base), [write_data(records)], folder)
     messages = []

@@ -16,11 +16,11 @@ from xtuner_plugins.datasets.handover import HandedBatch, hand_over
 
 
 @pytest.fixture
-def dataset(data_base, write_data, make_picture, qa, tmp_path):
-    """Records with one picture, two, none, and a broken one, on the route that hands pictures over."""
+def dataset(data_base, write_data, make_image, qa, tmp_path):
+    """Records with one image, two, none, and a broken one, on the route that hands images over."""
     sizes = {"a.png": (100, 90), "b.png": (360, 120), "c.png": (700, 650)}
     for name, size in sizes.items():
-        folder = make_picture(name, *size)
+        folder = make_image(name, *size)
     records = [qa(f"Q{i}?", "A. " * i, image=list(sizes)[i % 3]) for i in range(9)]
     records += [qa("<image><image>", "Two.", image=["a.png", "b.png"]), qa("None?", "None."), qa(image="none.png")]
     return MultimodalDataset(

@@ -9,9 +9,9 @@ from xtuner_plugins.datasets import MultimodalDataset, collate, collate_packed
 
 
 @pytest.fixture
-def samples(toy_base, write_data, make_picture, qa):
+def samples(toy_base, write_data, make_image, qa):
     for name, size in {"a.png": (100, 90), "b.png": (360, 120)}.items():
-        folder = make_picture(name, *size)
+        folder = make_image(name, *size)
     records = [qa("A?", "Yes.", image="a.png"), qa("B?", "It is not so, I think.", image="b.png"), qa("C?", "No.")]
     dataset = MultimodalDataset(str(toy_base), write_data(records), folder)
     return [dataset[index] for index in range(3)]

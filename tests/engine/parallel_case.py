@@ -18,7 +18,7 @@ ANSWERS = [
     "Yes.",
     "It shows a red square and a blue circle.",
     "42",
-    "No, there are three of them in the picture.",
+    "No, there are three of them in the image.",
 ]
 
 
@@ -118,7 +118,7 @@ def training(
 
 
 def logged(work_dir: Path, key: str = "loss") -> list[float]:
-    """What the run logged under ``key``, one value a step."""
+    """What the run logged under ``key``, one value per step."""
     files = sorted(work_dir.glob("*/vis_data/scalars.json"))
     lines = [json.loads(line) for line in files[-1].read_text().splitlines()]
     return [line[key] for line in lines if key in line]

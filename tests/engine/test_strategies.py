@@ -74,7 +74,7 @@ def test_same_steps_from_micro_batches(
 
 @pytest.mark.parametrize("deepspeed", [None, "deepspeed_zero3"])
 def test_a_rank_that_never_sees_an_image(toy_base, tmp_path, deepspeed):
-    """Unshuffled, the second of two ranks gets every odd sample: text only, beside a rank with pictures."""
+    """Unshuffled, the second of two ranks gets every odd sample: text only, beside a rank with images."""
     data = write_dataset(tmp_path, num_samples=8, text_only=lambda index: index % 2 == 1)
     in_order = {"train_dataloader.sampler.shuffle": False}
     for processes in (1, 2):
@@ -115,7 +115,7 @@ def test_lora_of_the_encoder_under_zero_3(toy_base, data, tmp_path):
 
 
 def test_qlora_in_two_processes(reference, toy_base, data, tmp_path):
-    """Beside 4-bit weights the first loss is near the unquantised one, and it falls."""
+    """Beside 4-bit weights the first loss is near the unquantized one, and it falls."""
     run = train(tmp_path, toy_base, data, processes=2, config="configs/toy/toy_finetune_qlora.py")
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     losses = logged(tmp_path)

@@ -16,7 +16,7 @@ LOGITS_TOLERANCE = 1e-5
 
 EQUAL = (
     *("config", "tokenizer", "model_code", "signatures", "prompt_ids"),
-    *("chat_one_picture", "chat_several_pictures", "chat_text_only", "chat_history", "batch_chat"),
+    *("chat_one_image", "chat_several_images", "chat_text_only", "chat_history", "batch_chat"),
 )
 
 

@@ -1,4 +1,4 @@
-"""`chat` and `batch_chat`: what is prompted, and how answers, histories and pictures are handled."""
+"""`chat` and `batch_chat`: what is prompted, and how answers, histories and images are handled."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def tiles(count):
     return torch.randn(count, 3, TILE, TILE, generator=torch.Generator().manual_seed(count))
 
 
-def picture(count):
+def image(count):
     return "<img>" + "<IMG_CONTEXT>" * (16 * count) + "</img>"
 
 
@@ -38,16 +38,16 @@ def prompted(model, tokenizer, monkeypatch):
     return seen
 
 
-def test_one_picture(model, tokenizer, prompted):
+def test_one_image(model, tokenizer, prompted):
     answer = model.chat(tokenizer, tiles(3), "What is it?", dict(GREEDY))
-    assert prompted == [SYSTEM + user(picture(3) + "\nWhat is it?")]
+    assert prompted == [SYSTEM + user(image(3) + "\nWhat is it?")]
     assert isinstance(answer, str) and answer
     assert model.img_context_token_id == tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
 
 
-def test_a_placeholder_says_where_the_picture_goes(model, tokenizer, prompted):
+def test_a_placeholder_says_where_the_image_goes(model, tokenizer, prompted):
     model.chat(tokenizer, tiles(1), "Look: <image> What is it?", dict(GREEDY))
-    assert prompted == [SYSTEM + user(f"Look: {picture(1)} What is it?")]
+    assert prompted == [SYSTEM + user(f"Look: {image(1)} What is it?")]
 
 
 def test_text_only(model, tokenizer, prompted):
@@ -55,32 +55,32 @@ def test_text_only(model, tokenizer, prompted):
     assert prompted == [SYSTEM + user("Hello")]
 
 
-def test_several_pictures(model, tokenizer, prompted):
+def test_several_images(model, tokenizer, prompted):
     question = "First <image> second <image>"
     model.chat(tokenizer, tiles(3), question, dict(GREEDY), num_patches_list=[1, 2])
-    assert prompted == [SYSTEM + user(f"First {picture(1)} second {picture(2)}")]
+    assert prompted == [SYSTEM + user(f"First {image(1)} second {image(2)}")]
 
 
 def test_history(model, tokenizer, prompted):
     answer, history = model.chat(tokenizer, tiles(2), "What is it?", dict(GREEDY), return_history=True)
     assert history == [("<image>\nWhat is it?", answer)]
     second, longer = model.chat(tokenizer, tiles(2), "And why?", dict(GREEDY), history=history, return_history=True)
-    first_turn = SYSTEM + user(picture(2) + "\nWhat is it?") + answer + "<|im_end|>\n"
+    first_turn = SYSTEM + user(image(2) + "\nWhat is it?") + answer + "<|im_end|>\n"
     assert prompted[1] == first_turn + user("And why?")
     assert longer == [*history, ("And why?", second)] and len(history) == 1
 
 
-def test_a_picture_in_a_later_turn(model, tokenizer, prompted):
+def test_a_image_in_a_later_turn(model, tokenizer, prompted):
     history = [("Hello", "Hi")]
     model.chat(tokenizer, tiles(1), "<image>\nWhat is it?", dict(GREEDY), history=history)
-    assert prompted[0].endswith(user(picture(1) + "\nWhat is it?"))
+    assert prompted[0].endswith(user(image(1) + "\nWhat is it?"))
 
 
-def test_only_questions_hold_pictures(model):
+def test_only_questions_hold_images(model):
     history = [("Look <image>", "An <image>, I think"), ("Where?", "There")]
     prompt = model.build_prompt("<image> and <image>", [1, 2], history)
-    expected = user(f"Look {picture(1)}") + "An <image>, I think<|im_end|>\n" + user("Where?") + "There<|im_end|>\n"
-    assert prompt == SYSTEM + expected + user(f"{picture(2)} and <image>")
+    expected = user(f"Look {image(1)}") + "An <image>, I think<|im_end|>\n" + user("Where?") + "There<|im_end|>\n"
+    assert prompt == SYSTEM + expected + user(f"{image(2)} and <image>")
 
 
 def test_system_message_is_read_at_call_time(model, tokenizer, prompted):
@@ -121,11 +121,11 @@ def test_batch_equals_one_by_one(model, tokenizer, prompted):
     assert prompted[:3] == prompted[3:]
 
 
-def test_batch_with_several_pictures_a_question(model, tokenizer, prompted):
+def test_batch_with_several_images_a_question(model, tokenizer, prompted):
     questions = ["First <image> second <image>", "What is it?"]
     model.batch_chat(tokenizer, tiles(4), questions, dict(GREEDY), num_patches_list=[[1, 2], 1])
-    assert prompted[0] == SYSTEM + user(f"First {picture(1)} second {picture(2)}")
-    assert prompted[1] == SYSTEM + user(picture(1) + "\nWhat is it?")
+    assert prompted[0] == SYSTEM + user(f"First {image(1)} second {image(2)}")
+    assert prompted[1] == SYSTEM + user(image(1) + "\nWhat is it?")
 
 
 def test_batch_takes_the_old_name_and_leaves_the_tokenizer_alone(model, tokenizer):
@@ -150,7 +150,7 @@ def test_batch_keeps_no_history(model, tokenizer, options):
         (2, [1, 1], "16 image tokens in input_ids, but 32 image features"),
     ],
 )
-def test_pictures_that_do_not_add_up(model, tokenizer, count, patches, message):
+def test_images_that_do_not_add_up(model, tokenizer, count, patches, message):
     with pytest.raises(ValueError, match=message):
         model.chat(tokenizer, tiles(count), "<image> What is it?", dict(GREEDY), num_patches_list=patches)
 

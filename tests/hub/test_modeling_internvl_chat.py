@@ -139,7 +139,7 @@ def test_tokens_and_features_differ_in_number(given, features):
             call()
 
 
-def test_image_tokens_without_pictures():
+def test_image_tokens_without_images():
     model = make_model()
     _, ids = make_batch(model)
     with pytest.raises(ValueError, match="48 image tokens in input_ids, but 0 image features"):
@@ -157,7 +157,7 @@ def test_a_count_from_the_caller_is_checked_too():
         model.place_features(embeds, ids, features, 32)
 
 
-def test_pictures_before_the_token_id_is_known():
+def test_images_before_the_token_id_is_known():
     model = make_model()
     pixels, ids = make_batch(model)
     model.img_context_token_id = None

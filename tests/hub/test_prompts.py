@@ -46,7 +46,7 @@ def any_tokenizer(request, tokenizer_dir, tmp_path_factory):
 
 
 def conversations(count, seed=0):
-    """(system, [(question, answer), ...]) with everything in it that could be tokenised in two ways."""
+    """(system, [(question, answer), ...]) with everything in it that could be tokenized in two ways."""
     generator = random.Random(seed)
     texts = random_texts(200, seed)
 
@@ -60,7 +60,7 @@ def conversations(count, seed=0):
 
 
 def trained_prompt(tokenizer, template, system, turns, tiles):
-    """Ids in front of the last answer, as training makes them; `tiles` of a picture before the first question."""
+    """Ids in front of the last answer, as training makes them; `tiles` of an image before the first question."""
     raw = [{"from": role, "value": text} for turn in turns for role, text in zip(("human", "gpt"), turn, strict=True)]
     record = {"conversations": raw}
     if tiles:
@@ -132,11 +132,11 @@ def test_start_token(any_tokenizer):
     assert list(encoder.rules.start_ids) == expected == encoder.encode([])
 
 
-def test_a_picture_is_written_by_number(tokenizer, model):
+def test_a_image_is_written_by_number(tokenizer, model):
     start, end, context = (tokenizer.convert_tokens_to_ids(t) for t in ("<img>", "</img>", "<IMG_CONTEXT>"))
     ids = model.build_prompt_ids(tokenizer, "<image> and <image>, not <image>", [2, 1])
     first = ids.index(start)
     assert ids[first : first + 34] == [start, *[context] * 32, end]
     assert ids.count(context) == 48 and tokenizer.decode(ids).count("<image>") == 1
-    with pytest.raises(ValueError, match="has no token '<picture>'"):
-        model.build_prompt_ids(tokenizer, "Hi", image_tokens=("<picture>", "</img>", "<IMG_CONTEXT>"))
+    with pytest.raises(ValueError, match="has no token '<image>'"):
+        model.build_prompt_ids(tokenizer, "Hi", image_tokens=("<image>", "</img>", "<IMG_CONTEXT>"))

@@ -19,7 +19,7 @@ def report(tmp_path_factory):
 
 def test_opens_and_chats_without_this_project(report):
     assert report["model_code"] == {"image_tokens": 16, "template": "internvl2_5"}
-    assert report["chat_one_picture"] != report["chat_text_only"]
+    assert report["chat_one_image"] != report["chat_text_only"]
 
 
 def test_the_comparison_of_reports_sees_a_difference(report):

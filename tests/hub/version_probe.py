@@ -155,18 +155,18 @@ def bfloat16(probe):
 
 
 @step
-def chat_one_picture(probe):
+def chat_one_image(probe):
     return probe.chat(probe.model, probe.tiles, "Which number is it?")
 
 
 @step
-def chat_several_pictures(probe):
+def chat_several_images(probe):
     return probe.chat(probe.model, probe.tiles, "This <image> or that <image>?", num_patches_list=[2, 1])
 
 
 @step
 def chat_text_only(probe):
-    return probe.chat(probe.model, None, "Which colour is it?")
+    return probe.chat(probe.model, None, "Which color is it?")
 
 
 @step
@@ -180,7 +180,7 @@ def chat_history(probe):
 
 @step
 def batch_chat(probe):
-    questions = ["Which number is it?", "Which colour is it, and where does it stand in the picture?"]
+    questions = ["Which number is it?", "Which color is it, and where does it stand in the image?"]
     answers = probe.model.batch_chat(probe.tokenizer, probe.tiles, questions, dict(GREEDY), num_patches_list=[2, 1])
     alone = [
         probe.chat(probe.model, probe.tiles[:2], questions[0]),

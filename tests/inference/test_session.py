@@ -19,12 +19,12 @@ from xtuner_plugins.inference.session import normalize as normalize_tiles
 SHORT = {"max_new_tokens": 8}
 
 
-def picture(width, height, seed=0):
+def make_image(width, height, seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def pixels(image, max_num=12):
-    """What a caller of the exported model makes of a picture: tiles in [0, 1], ImageNet's mean and deviation."""
+    """What a caller of the exported model makes of an image: tiles in [0, 1], ImageNet's mean and deviation."""
     tiles = DynamicTiling(max_tiles=max_num, tile_size=112)(image).float() / 255
     return normalize(tiles, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
@@ -50,24 +50,24 @@ def options():
 
 
 def test_answers_as_the_exported_chat_does(session, exported):
-    image = picture(336, 224)
+    image = make_image(336, 224)
     assert len(pixels(image)) == 7
     expected = exported.chat(session.tokenizer, pixels(image), "What is it?", options())
     assert session.ask("What is it?", [image], **SHORT) == expected
     assert session.history == [("<image>\nWhat is it?", expected)]
 
 
-def test_a_conversation_with_pictures_in_two_turns(session, exported):
-    first, second = picture(336, 224), picture(112, 112, seed=1)
+def test_a_conversation_with_images_in_two_turns(session, exported):
+    first, second = make_image(336, 224), make_image(112, 112, seed=1)
     answers = [
         session.ask("What is it?", first, **SHORT),
-        session.ask("And which colour?", **SHORT),
+        session.ask("And which color?", **SHORT),
         session.ask("Is <image> another one?", [second], **SHORT),
     ]
     chat, tokenizer = exported.chat, session.tokenizer
     tell = {"return_history": True}
     one, history = chat(tokenizer, pixels(first), "What is it?", options(), **tell)
-    two, history = chat(tokenizer, pixels(first), "And which colour?", options(), history=history, **tell)
+    two, history = chat(tokenizer, pixels(first), "And which color?", options(), history=history, **tell)
     both, counts = torch.cat([pixels(first), pixels(second)]), [7, 1]
     three, history = chat(
         tokenizer, both, "Is <image> another one?", options(), history=history, num_patches_list=counts, **tell
@@ -81,8 +81,8 @@ def test_text_only(session, exported):
     assert session.ask("Hello", **SHORT) == exported.chat(session.tokenizer, None, "Hello", options())
 
 
-def test_pictures_by_path(session, tmp_path):
-    image = picture(200, 150)
+def test_images_by_path(session, tmp_path):
+    image = make_image(200, 150)
     image.save(tmp_path / "a.png")
     expected = session.ask("What is it?", image, **SHORT)
     for given in (tmp_path / "a.png", str(tmp_path / "a.png"), [tmp_path / "a.png"]):
@@ -91,14 +91,14 @@ def test_pictures_by_path(session, tmp_path):
 
 
 def test_a_failed_question_is_forgotten(session, tmp_path):
-    session.ask("What is it?", picture(112, 112), **SHORT)
+    session.ask("What is it?", make_image(112, 112), **SHORT)
     before = list(session.history)
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="broken.png"):
         session.ask("And this?", tmp_path / "broken.png", **SHORT)
-    with pytest.raises(ValueError, match="2 <image> for 1 pictures"):
-        session.ask("<image> or <image>?", picture(112, 112), **SHORT)
-    with pytest.raises(ValueError, match="1 <image> for 0 pictures"):
+    with pytest.raises(ValueError, match="2 <image> for 1 images"):
+        session.ask("<image> or <image>?", make_image(112, 112), **SHORT)
+    with pytest.raises(ValueError, match="1 <image> for 0 images"):
         session.ask("<image>?", **SHORT)
     assert session.history == before
     assert session.ask("And now?", **SHORT) is not None
@@ -109,13 +109,13 @@ def test_an_interrupted_answer_is_forgotten(session):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        session.ask("What is it?", picture(112, 112), stream=interrupt, **SHORT)
+        session.ask("What is it?", make_image(112, 112), stream=interrupt, **SHORT)
     assert session.history == []
 
 
 def test_streaming_gives_the_answer(session):
     pieces = []
-    answer = session.ask("What is it?", picture(112, 112), stream=pieces.append, max_new_tokens=24)
+    answer = session.ask("What is it?", make_image(112, 112), stream=pieces.append, max_new_tokens=24)
     assert "".join(pieces).strip() == answer
 
 
@@ -132,11 +132,14 @@ def test_streaming_goes_word_by_word_without_prompt_and_end(opened):
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_batches_equal_single_questions_and_keep_their_order(session, batch_size):
     items = [
-        ("What is it?", [picture(336, 224)]),
+        ("What is it?", [make_image(336, 224)]),
         ("Hello", []),
-        ("This <image> or that <image>, and which of them is the larger one?", [picture(112, 112), picture(224, 112)]),
-        ("Both?", [picture(112, 112, 1), picture(112, 112, 2)]),
-        ("Why?", [picture(90, 400)]),
+        (
+            "This <image> or that <image>, and which of them is the larger one?",
+            [make_image(112, 112), make_image(224, 112)],
+        ),
+        ("Both?", [make_image(112, 112, 1), make_image(112, 112, 2)]),
+        ("Why?", [make_image(90, 400)]),
     ]
     expected = []
     for question, images in items:
@@ -150,7 +153,7 @@ def test_batches_equal_single_questions_and_keep_their_order(session, batch_size
 
 
 def test_fewer_tiles_on_demand(session, exported):
-    image = picture(336, 224)
+    image = make_image(336, 224)
     one_tile = exported.chat(session.tokenizer, pixels(image, max_num=1), "What is it?", options())
     assert session.answer([("What is it?", [image])], max_tiles=1, **SHORT) == [one_tile]
     limited = ChatSession(session.model, session.tokenizer, max_tiles=1)
@@ -162,7 +165,7 @@ def test_images_of_a_question_share_the_tiles_as_in_training(session, toy_base, 
     images, record = [], {"image": [], "conversations": [{"from": "human", "value": "<image>" * 3 + "Which?"}]}
     for index, size in enumerate([(336, 224), (448, 112), (112, 112)]):
         images.append(tmp_path / f"{index}.png")
-        picture(*size, seed=index).save(images[-1])
+        make_image(*size, seed=index).save(images[-1])
         record["image"].append(images[-1].name)
     record["conversations"].append({"from": "gpt", "value": "The last."})
     (tmp_path / "data.jsonl").write_text(json.dumps(record))
@@ -221,7 +224,7 @@ def test_nothing_in_the_directory_is_executed(toy_base, tmp_path):
 def test_bfloat16(toy_base):
     session = ChatSession.from_pretrained(toy_base, device="cpu", dtype="bfloat16")
     assert {parameter.dtype for parameter in session.model.parameters()} == {torch.bfloat16}
-    assert isinstance(session.ask("What is it?", picture(200, 112), **SHORT), str)
+    assert isinstance(session.ask("What is it?", make_image(200, 112), **SHORT), str)
 
 
 def test_bad_directories_and_settings(toy_base, tmp_path):

@@ -8,7 +8,7 @@ from PIL import Image
 from xtuner_plugins.datasets.images.routes import decode_planes
 from xtuner_plugins.datasets.images.tiling import Grid, UncutImage
 from xtuner_plugins.models.device_color import planes_to_rgb
-from xtuner_plugins.models.device_resize import cut_pictures
+from xtuner_plugins.models.device_resize import cut_images
 
 SIZES = [(64, 64), (65, 64), (64, 65), (33, 47), (16, 16), (17, 15), (5, 5), (5, 200), (200, 5), (640, 427)]
 
@@ -34,7 +34,7 @@ def test_equals_the_decoder(tmp_path, size, options):
     assert torch.equal(planes_to_rgb(planes, width, height), torch.from_numpy(np.array(Image.open(path))))
 
 
-def test_other_pictures_have_no_such_planes(tmp_path):
+def test_other_images_have_no_such_planes(tmp_path):
     for name, options in {
         "444.jpg": {"subsampling": "4:4:4"},
         "422.jpg": {"subsampling": "4:2:2"},
@@ -45,27 +45,27 @@ def test_other_pictures_have_no_such_planes(tmp_path):
     }.items():
         with Image.open(write(tmp_path / name, 4 if name == "tiny.jpg" else 64, 48, **options)) as image:
             assert decode_planes(image) is None, name
-    grey = write(tmp_path / "b.png", 64, 48)
-    Image.open(grey).convert("L").save(tmp_path / "grey.jpg")
-    Image.open(grey).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    gray = write(tmp_path / "b.png", 64, 48)
+    Image.open(gray).convert("L").save(tmp_path / "gray.jpg")
+    Image.open(gray).convert("CMYK").save(tmp_path / "cmyk.jpg")
     exif = Image.Exif()
     exif[0x0112] = 6
     write(tmp_path / "turned.jpg", 64, 48, exif=exif)
     (tmp_path / "cut.jpg").write_bytes(write(tmp_path / "whole.jpg", 640, 480).read_bytes()[:9000])
-    for name in ("grey.jpg", "cmyk.jpg", "turned.jpg", "cut.jpg"):
+    for name in ("gray.jpg", "cmyk.jpg", "turned.jpg", "cut.jpg"):
         with Image.open(tmp_path / name) as image:
             assert decode_planes(image) is None, name
 
 
-def test_planes_are_cut_like_the_picture(tmp_path):
+def test_planes_are_cut_like_the_image(tmp_path):
     path = write(tmp_path / "a.jpg", 333, 501)
     with Image.open(path) as image:
         planes = decode_planes(image)
     whole = torch.from_numpy(np.array(Image.open(path)))
     uncut = [UncutImage(Grid(2, 3, 1), 0, 333, 501), UncutImage(Grid(1, 1, 0), 7, 333, 501)]
     empty = torch.empty(0, 3, 56, 56, dtype=torch.uint8)
-    expected = cut_pictures(empty, [whole, whole], uncut)
-    assert torch.equal(cut_pictures(empty, [planes, whole], uncut), expected)
+    expected = cut_images(empty, [whole, whole], uncut)
+    assert torch.equal(cut_images(empty, [planes, whole], uncut), expected)
 
 
 @pytest.mark.gpu

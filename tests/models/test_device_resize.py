@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from xtuner_plugins.models import device_resize
-from xtuner_plugins.models.device_resize import cut_pictures, fixed_point_weights, resize_like_pillow
+from xtuner_plugins.models.device_resize import cut_images, fixed_point_weights, resize_like_pillow
 
 
 def noise(width, height, seed=0, binary=False):
@@ -114,7 +114,7 @@ def test_digits_stay_exact_for_any_shrink():
         assert rebuilt.sum() == weights[: min(size_out, 64)].sum() and first == begins[0]
 
 
-def test_pictures_are_cut_between_the_tiles_that_workers_cut():
+def test_images_are_cut_between_the_tiles_that_workers_cut():
     from xtuner_plugins.datasets.images.tiling import DynamicTiling, UncutImage
 
     rule = DynamicTiling(max_tiles=6, tile_size=56)
@@ -127,10 +127,10 @@ def test_pictures_are_cut_between_the_tiles_that_workers_cut():
         UncutImage(rule.grid(array.shape[1], array.shape[0]), first, array.shape[1], array.shape[0])
         for array, first in zip(arrays, firsts, strict=True)
     ]
-    pictures = [torch.from_numpy(array) for array in arrays]
-    assert torch.equal(cut_pictures(torch.cat(ready), pictures, uncut), expected)
+    images = [torch.from_numpy(array) for array in arrays]
+    assert torch.equal(cut_images(torch.cat(ready), images, uncut), expected)
     empty = torch.empty(0, 3, 56, 56, dtype=torch.uint8)
-    assert torch.equal(cut_pictures(empty, [], []), empty)
+    assert torch.equal(cut_images(empty, [], []), empty)
 
 
 @pytest.mark.parametrize("photo", ["astronaut", "coffee"])
@@ -144,7 +144,7 @@ def test_photographs_through_the_matrix_products(photo, monkeypatch):
     rule = DynamicTiling(max_tiles=6, tile_size=224)
     height, width, _ = array.shape
     uncut = [UncutImage(rule.grid(width, height), 0, width, height)]
-    tiles = cut_pictures(torch.empty(0, 3, 224, 224, dtype=torch.uint8), [torch.from_numpy(array)], uncut)
+    tiles = cut_images(torch.empty(0, 3, 224, 224, dtype=torch.uint8), [torch.from_numpy(array)], uncut)
     assert torch.equal(tiles, rule(Image.fromarray(array)))
 
 

@@ -12,7 +12,7 @@ def batch_of(tiles):
     return {"tiles": tiles, "input_ids": torch.zeros(1, 4, dtype=torch.long), "sources": ["a.jsonl:1"]}
 
 
-def test_normalisation_equals_totensor_and_normalize():
+def test_normalization_equals_totensor_and_normalize():
     tiles = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
     ours = TilePreprocessor()(batch_of(tiles))["pixel_values"]
     published = Compose([ToTensor(), Normalize(IMAGENET_MEAN, IMAGENET_STD)])
@@ -41,17 +41,17 @@ def test_useless_statistics_are_refused(std):
         TilePreprocessor(std=std)
 
 
-def test_whole_pictures_are_cut_here(tmp_path):
+def test_whole_images_are_cut_here(tmp_path):
     from xtuner_plugins.datasets.images.tiling import DynamicTiling, UncutImage
 
-    picture = Image.fromarray(torch.randint(0, 256, (60, 130, 3), dtype=torch.uint8).numpy())
+    image = Image.fromarray(torch.randint(0, 256, (60, 130, 3), dtype=torch.uint8).numpy())
     rule = DynamicTiling(tile_size=28, max_tiles=6)
-    expected = rule(picture)
+    expected = rule(image)
     batch = batch_of(torch.zeros(0, 3, 28, 28, dtype=torch.uint8))
-    batch["pictures"] = [torch.from_numpy(np.array(picture))]
+    batch["images"] = [torch.from_numpy(np.array(image))]
     batch["uncut"] = [UncutImage(rule.grid(130, 60), 0, 130, 60)]
     out = TilePreprocessor()(batch)
-    assert torch.equal(out["pixel_values"], TilePreprocessor().normalize(expected)) and "pictures" not in out
+    assert torch.equal(out["pixel_values"], TilePreprocessor().normalize(expected)) and "images" not in out
 
 
 def test_samples_left_out_are_counted_without_a_ledger(caplog):

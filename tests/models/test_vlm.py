@@ -89,7 +89,7 @@ def test_lora_by_part(build, lora_on, prefix):
     torch.testing.assert_close(before, plain, atol=1e-6, rtol=0)
 
 
-def test_the_runner_initialises_nothing(build):
+def test_the_runner_initializes_nothing(build):
     """MMEngine calls `init_weights` before it trains; weights come from the base, and 4-bit ones have no mean."""
     model = build(llm_quantization=dict(load_in_4bit=True), llm_lora=LORA)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}

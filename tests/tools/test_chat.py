@@ -84,7 +84,7 @@ def test_an_error_is_one_clear_line(tmp_path):
 
 def test_other_errors_too(toy_base, tmp_path, capsys):
     """In this process: a fresh one takes seconds to start."""
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     (tmp_path / "empty").mkdir()
     for args, said in (
         ((tmp_path / "empty",), "no config.json"),
@@ -92,7 +92,7 @@ def test_other_errors_too(toy_base, tmp_path, capsys):
         ((toy_base, "--image", tmp_path / "missing.png"), "missing.png"),
         ((toy_base, "--device", "tpu"), "device 'tpu' can't be used"),
         ((toy_base, "--dtype", "int4"), "dtype 'int4' is not one of"),
-        ((toy_base, "--device", "cpu", "--question", "What is <image>?"), "1 <image> for 0 pictures"),
+        ((toy_base, "--device", "cpu", "--question", "What is <image>?"), "1 <image> for 0 images"),
     ):
         assert tool.main([*map(str, args), *([] if "--question" in args else ["--question", "Hi"])]) == 1
         out, err = capsys.readouterr()
@@ -145,8 +145,8 @@ def test_in_a_terminal_an_interrupted_answer_is_forgotten_and_errors_do_not_coun
     assert conversation.run() == 0
     out, err = capsys.readouterr()
     assert set(prompts) == {"> "} and interrupted == ["Interrupted"]
-    assert "the question is forgotten" in out and err == "error: /image needs the path of a picture\n"
-    # The picture is still there for the next question.
+    assert "the question is forgotten" in out and err == "error: /image needs the path of an image\n"
+    # The image is still there for the next question.
     assert [question for question, _ in conversation.session.history] == ["<image>\nWhat is it?"]
     assert out.rstrip().endswith(tool.COMMANDS)
 

@@ -22,7 +22,7 @@ def conversation(**extra):
 
 @pytest.fixture
 def project(toy_base, tmp_path):
-    """A config over a jsonl with pictures; returns (config, annotation file)."""
+    """A config over a jsonl with images; returns (config, annotation file)."""
     images = tmp_path / "images"
     images.mkdir()
     Image.fromarray(np.zeros((90, 120, 3), np.uint8)).save(images / "a.png")
@@ -50,7 +50,7 @@ def run(*args):
 def test_good_data_passes(project):
     done = run(project[0])
     assert done.returncode == 0, done.stderr
-    assert "all 5 records can be trained on" in done.stdout and "5 pictures" in done.stdout
+    assert "all 5 records can be trained on" in done.stdout and "5 images" in done.stdout
     assert "checking" in done.stderr  # the progress bar
 
 

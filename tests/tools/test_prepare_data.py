@@ -21,7 +21,7 @@ def test_list_names_every_data_set(monkeypatch, capsys):
     assert run(monkeypatch, "--list") == 0
     printed = capsys.readouterr().out
     for name, recipe in RECIPES.items():
-        assert name in printed.splitlines() and recipe.file in printed and recipe.pictures in printed
+        assert name in printed.splitlines() and recipe.file in printed and recipe.images in printed
     assert "558,128 (copies of LLaVA-Pretrain)" in printed and "no count is published" in printed
 
 
@@ -53,7 +53,7 @@ def test_many_complaints_go_to_a_file(monkeypatch, capsys, tmp_path):
     assert run(monkeypatch, "textocr-gpt4o", source, out) == 0 and not left_out.exists()
 
 
-def test_pictures_that_are_not_there(monkeypatch, capsys, tmp_path):
+def test_images_that_are_not_there(monkeypatch, capsys, tmp_path):
     (tmp_path / "a.jpg").touch()
     source = tmp_path / "gpt-4o.jsonl"
     source.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD | {"image": "b.jpg"}) + "\n")

@@ -32,7 +32,7 @@ def records(root):
     }
 
 
-def test_every_record_is_valid_llava_and_its_picture_opens(root):
+def test_every_record_is_valid_llava_and_its_image_opens(root):
     for split, rows in records(root).items():
         assert len({row["id"] for row in rows}) == len(rows)
         for row in rows:
@@ -44,7 +44,7 @@ def test_every_record_is_valid_llava_and_its_picture_opens(root):
                     assert image.width % 112 == 0 and image.height % 112 == 0
 
 
-def test_some_training_records_have_no_picture(root):
+def test_some_training_records_have_no_image(root):
     rows = records(root)["train"]
     assert 0 < sum("image" not in row for row in rows) < len(rows) / 4
 
@@ -82,7 +82,7 @@ def truth(scene, question):
     return colour
 
 
-def test_splits_share_no_scene_and_no_picture(root):
+def test_splits_share_no_scene_and_no_image(root):
     scenes, pixels = {}, {}
     for split, count in COUNTS.items():
         scenes[split] = {scene_of(split, index)[0] for index in range(count)}
@@ -93,7 +93,7 @@ def test_splits_share_no_scene_and_no_picture(root):
 
 
 def test_no_answer_follows_from_the_words_of_the_question():
-    """The best that one can do without the picture: always the commonest answer to this very question."""
+    """The best that one can do without the image: always the commonest answer to this very question."""
     answers = collections.defaultdict(collections.Counter)
     kinds = {}
     for index in range(3000):
@@ -148,7 +148,7 @@ def test_score_and_table_count_what_is_right(root):
     assert is_right(" Red. ", "red") and not is_right("dark red", "red") and not is_right("4", "47")
 
 
-def test_every_held_out_picture_is_asked_every_kind():
+def test_every_held_out_image_is_asked_every_kind():
     for index in range(50):
         scene, _ = scene_of("test", index)
         assert {question.kind for question in ask(scene, random.Random(1))} == set(KINDS)

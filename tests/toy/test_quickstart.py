@@ -15,7 +15,7 @@ from xtuner_plugins.toy.quickstart import (
     last_checkpoint,
     only_one,
     progress_line,
-    summarise,
+    summarize,
     verdict,
 )
 
@@ -53,9 +53,9 @@ def test_a_run_without_checkpoint_is_an_error(tmp_path):
 def test_verdict_sees_a_wrong_number_and_a_differing_export():
     questions = [{"id": str(i), "kind": "number", "answer": "47"} for i in range(10)]
     right, wrong = {q["id"]: "47" for q in questions}, {q["id"]: "11" for q in questions}
-    good = summarise(questions, {"tiling": right, "one tile": wrong}, {"tiling": right, "one tile": wrong})
+    good = summarize(questions, {"tiling": right, "one tile": wrong}, {"tiling": right, "one tile": wrong})
     assert [reached for reached, _ in verdict(good)] == [True, True, True]
-    bad = summarise(
+    bad = summarize(
         questions, {"tiling": wrong, "one tile": wrong}, {"tiling": {**wrong, "3": "12"}, "one tile": wrong}
     )
     assert [reached for reached, _ in verdict(bad)] == [False, False, False]

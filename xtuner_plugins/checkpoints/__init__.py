@@ -2,7 +2,7 @@
 
 ============  =============================================================================================
 ``io``        weight files: tensors that stay on disk, readers, DeepSpeed directories, writer, staging
-``formats``   one file per format of model directory: recognise, rename, configure, write
+``formats``   one file per format of model directory: recognize, rename, configure, write
 ``lora``      adapters and trained token rows: merged into weights, or written for PEFT
 ``assembly``  a base out of a vision tower, a language model and a projector, and its parts taken out again
 ============  =============================================================================================

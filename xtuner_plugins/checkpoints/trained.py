@@ -251,11 +251,11 @@ def _sort_tensors(plan: TrainedPlan) -> None:
         ):
             plan.ignored.append(stored)
             continue
-        quantised = ".base_layer." in name and not tensor.dtype.is_floating_point
+        quantized = ".base_layer." in name and not tensor.dtype.is_floating_point
         name = name.replace(".base_layer.", ".")
         if name not in plan.view.tensors:
             unknown.append(stored)
-        elif quantised:  # a frozen 4-bit weight; the base holds it unquantised
+        elif quantized:  # a frozen 4-bit weight; the base holds it unquantized
             plan.ignored.append(stored)
         elif tensor.shape != plan.view.tensors[name].shape:
             misshapen.append(f"{stored} is {list(tensor.shape)}, the base has {list(plan.view.tensors[name].shape)}")

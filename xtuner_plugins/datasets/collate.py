@@ -46,7 +46,7 @@ def collate(samples: Sequence[dict], pad_token_id: int = 0, pad_to_multiple_of: 
         "input_ids": input_ids,
         "labels": labels,
         "attention_mask": attention_mask,
-        **_pictures(kept),
+        **_images(kept),
         **_extras(samples, kept),
     }
     return hand_over(batch)
@@ -92,7 +92,7 @@ def collate_packed(samples: Sequence[dict], pad_token_id: int = 0, pad_to: int =
         "position_ids": torch.cat([torch.arange(length) for length in segments])[None],
         "cu_seqlens": cu_seqlens.to(torch.int32),
         "max_seqlen": max(segments),
-        **_pictures(kept),
+        **_images(kept),
         **_extras(samples, kept),
     }
     return hand_over(batch)
@@ -105,16 +105,16 @@ def _kept(samples: Sequence[dict]) -> list[dict]:
     return kept or [filler_sample(samples[0]["tiles"].shape[-1])]
 
 
-def _pictures(kept: list[dict]) -> dict:
+def _images(kept: list[dict]) -> dict:
     """Tiles sample by sample, for `hand_over` to put together, and what belongs to them."""
     out = {
         "tiles": [sample["tiles"] for sample in kept],
         "num_tiles": torch.tensor([sample["num_tiles"] for sample in kept], dtype=torch.int64),
         "sources": [sample["source"] for sample in kept],
     }
-    if any("pictures" in sample for sample in kept):
+    if any("images" in sample for sample in kept):
         firsts = np.cumsum([0] + [sample["num_tiles"] for sample in kept]).tolist()
-        out["pictures"] = [picture for sample in kept for picture in sample.get("pictures", ())]
+        out["images"] = [image for sample in kept for image in sample.get("images", ())]
         out["uncut"] = [
             image._replace(first=first + image.first)
             for sample, first in zip(kept, firsts, strict=False)

@@ -27,7 +27,7 @@ from .mixture import MixtureSettings, Source, check_types, check_whole, open_sou
 from .plan.budget import FRAME, STEPS, TileBudget, truncate
 from .plan.lengths import DROPPED, FATES, FITS, REJECTED, SHRUNK, TRUNCATED, LengthIndex, measure, report_change
 from .plan.measure import Measure
-from .records.boxes import normalise_boxes
+from .records.boxes import normalize_boxes
 from .records.record_json import parse_json
 from .records.records import Medium, Record, parse_record
 from .text.conversation import Encoded, join_pieces, split_pieces, tokenize_pieces
@@ -37,7 +37,7 @@ from .text.tokens import TextTokenizer
 
 @DATASETS.register_module()
 class MultimodalDataset(Dataset):
-    """Conversations about pictures, from LLaVA-style json and jsonl files, ready for a model directory.
+    """Conversations about images, from LLaVA-style json and jsonl files, ready for a model directory.
 
     A raw record (see `records` for every form):
 
@@ -45,16 +45,16 @@ class MultimodalDataset(Dataset):
                                              {"from": "gpt", "value": "A cat."}]}
 
     Args:
-        base: official-format model directory; tokenizer, template, tile size and tokens a tile come from it.
+        base: official-format model directory; tokenizer, template, tile size and tokens per tile come from it.
         data_paths: annotation files.
-        image_folders: one a file (None for a file without pictures, or with paths that are complete as they
+        image_folders: one per file (None for a file without images, or with paths that are complete as they
             stand); or one for all.
         repeat_times: how often each file is used in an epoch; 0.5 takes a fixed random half, 3.5 everything
             three times and half of it once more. Default 1.
         dataset_settings: one dict (or None) a file: name, min_tiles, max_tiles, use_thumbnail, template, loss_weight.
         min_tiles, max_tiles, use_thumbnail, template: in place of what the base's config.json says.
-        max_length: most tokens a sample may have.
-        tile_sharing: 'equal' or 'need', how several pictures share the tiles (see `budget`).
+        max_length: most tokens of a sample.
+        tile_sharing: 'equal' or 'need', how several images share the tiles (see `budget`).
         too_long: what is tried, in this order, on a longer sample: 'shrink_tiles', 'truncate_text'. What is still
             too long is left out, with an entry in the ledger.
         on_bad_sample: 'raise' stops at unusable records, before the first step where lengths are measured, else when
@@ -63,7 +63,7 @@ class MultimodalDataset(Dataset):
         num_frames: at most this many frames of a video.
         route: 'pillow', 'torchvision' or 'device' (see `routes`).
         num_threads: threads that open the samples of a batch together; 0 opens one after another.
-        max_pixels: larger pictures are refused.
+        max_pixels: larger images are refused.
         cache_dir: where lengths are kept between runs; None takes the environment variable XTUNER_PLUGINS_CACHE, or
             `work_dirs/data_index` without one.
         reject_list: records to leave out, as `tools/check_data.py --reject-list` writes them.
@@ -72,18 +72,18 @@ class MultimodalDataset(Dataset):
     `dataset[i]` is a dict:
         input_ids: int64 `[s]`.
         labels: int64 `[s]`, -100 where nothing is learned.
-        tiles: uint8 `[T, 3, S, S]`; T is 0 without pictures.
-        num_tiles: T, and the tiles still to be cut from `pictures`.
+        tiles: uint8 `[T, 3, S, S]`; T is 0 without images.
+        num_tiles: T, and the tiles still to be cut from `images`.
         source: 'file:line' of the record.
         fate: 'fits', 'shrink_tiles' or 'truncate_text', what it took to fit `max_length`.
-        pictures, uncut: only on the route 'device': uint8 `[H, W, 3]` each (or planes, see `routes`), and for each
+        images, uncut: only on the route 'device': uint8 `[H, W, 3]` each (or planes, see `routes`), and for each
             an `UncutImage`.
         index, dataset, loss_weight: its place in the mixture, its file's name and weight.
     or, for one that is left out, {'dropped': reason, 'message', 'source', 'index', 'dataset'}.
 
     Raises:
         SettingError: at construction, for whatever can't be used in the settings above.
-        RecordError: at access, for a record or picture that can't be used, with its `file:line`.
+        RecordError: at access, for a record or image that can't be used, with its `file:line`.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class MultimodalDataset(Dataset):
         return number, int(self.picks[number][index - (self.ends[number - 1] if number else 0)])
 
     def record(self, number: int, row: int) -> Record:
-        """The checked record `row` of file `number`, without its pictures.
+        """The checked record `row` of file `number`, without its images.
 
         Raises:
             RecordError: the record can't be used.
@@ -263,7 +263,7 @@ class MultimodalDataset(Dataset):
         """The sample of record `row` of file `number`.
 
         Raises:
-            RecordError: the record or one of its pictures can't be used, or (`too_long`) it doesn't fit.
+            RecordError: the record or one of its images can't be used, or (`too_long`) it doesn't fit.
         """
         source = self.sources[number]
         record = self.record(number, row)
@@ -287,7 +287,7 @@ class MultimodalDataset(Dataset):
         if videos:
             record = expand_videos(record, [probe_video(path, self.num_frames, self.max_pixels)[0] for path in videos])
             paths = [source.folder.resolve(medium.name) for medium in record.media]
-        record = normalise_boxes(record, lambda place: image_size(paths[place], self.max_pixels))
+        record = normalize_boxes(record, lambda place: image_size(paths[place], self.max_pixels))
         if record.warnings:
             self._log_first(record.warnings)
         pieces = tokenize_pieces(split_pieces(record, source.template, self.tokenizer), self.tokenizer)
@@ -303,7 +303,7 @@ class MultimodalDataset(Dataset):
             image_tokens = sum(length for _, length in sample.spans)
             raise RecordError(
                 "too_long",
-                f"{len(sample)} tokens ({image_tokens} of them its pictures'), max_length is {budget.max_length}",
+                f"{len(sample)} tokens ({image_tokens} of them its images'), max_length is {budget.max_length}",
                 "raise max_length or lower max_tiles" if image_tokens else "raise max_length or shorten the record",
                 record.source,
             )
@@ -311,7 +311,7 @@ class MultimodalDataset(Dataset):
         return tiles[:kept], sample, TRUNCATED
 
     def first_size(self, number: int, record: Record) -> tuple[int, int]:
-        """(width, height) of a record's first picture; (0, 0) without one."""
+        """(width, height) of a record's first image; (0, 0) without one."""
         for medium in record.media:
             if medium.kind == "image":
                 return image_size(self.sources[number].folder.resolve(medium.name), self.max_pixels)
@@ -320,7 +320,7 @@ class MultimodalDataset(Dataset):
     def _limits(
         self, media: list[Medium], paths: list[str], text_tokens: int, budget: TileBudget, whole: list[int]
     ) -> list[int]:
-        """The tile limit of each picture, `whole` where all fit; headers are read only when they may not."""
+        """The tile limit of each image, `whole` where all fit; headers are read only when they may not."""
         most = [budget.rule.max_tiles + 1] * len(media)
         if text_tokens + budget.tokens(most) <= budget.max_length:
             return whole
@@ -396,7 +396,7 @@ def _gather(tiles: list[TileSource], size: int, route: str) -> dict:
     together = torch.cat(ready) if len(ready) > 1 else ready[0] if ready else torch.empty(0, 3, size, size).byte()
     out = {"tiles": together, "num_tiles": firsts[-1]}
     if route == "device":
-        uncut = [(tile, first) for tile, first in zip(tiles, firsts, strict=False) if tile.picture is not None]
-        out["pictures"] = [tile.picture for tile, _ in uncut]
+        uncut = [(tile, first) for tile, first in zip(tiles, firsts, strict=False) if tile.image is not None]
+        out["images"] = [tile.image for tile, _ in uncut]
         out["uncut"] = [UncutImage(tile.grid, first, *tile.size) for tile, first in uncut]
     return out

@@ -33,7 +33,7 @@ class RecordError(DataError):
 
 
 class MediaError(DataError):
-    """A picture or video can't be used; `place` is its path."""
+    """An image or video can't be used; `place` is its path."""
 
     def in_record(self, place: str) -> RecordError:
         """The same complaint, said of the record at `place` (`file:line`)."""

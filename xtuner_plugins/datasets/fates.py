@@ -48,7 +48,7 @@ def why_left_out(dataset: "MultimodalDataset", number: int, row: int) -> RecordE
     complaint = dataset.lengths(number).complaints.get(row)
     if complaint is not None:
         return complaint.error(source)
-    return RecordError("too_long", "too long even with one tile a picture", place=source)
+    return RecordError("too_long", "too long even with one tile per image", place=source)
 
 
 def left_out(dataset: "MultimodalDataset", fates: np.ndarray) -> list[dict]:

@@ -50,8 +50,8 @@ class HandedBatch(dict):
     def __reduce__(self):
         inside, arrays, rest = {}, {}, {}
         for key, value in self.items():
-            if key == "pictures":
-                inside[key] = [self.block.place_of(picture) for picture in value]
+            if key == "images":
+                inside[key] = [self.block.place_of(image) for image in value]
             elif not isinstance(value, torch.Tensor):
                 rest[key] = value
             elif place := self.block.place_of(value):
@@ -62,21 +62,21 @@ class HandedBatch(dict):
 
 
 def hand_over(batch: dict) -> dict:
-    """The batch with its pictures put together, ready to cross if this is a worker.
+    """The batch with its images put together, ready to cross if this is a worker.
 
     Args:
-        batch: `tiles` is a list of uint8 `[t, 3, S, S]`, `pictures` (if there) a list of uint8 tensors; other values
+        batch: `tiles` is a list of uint8 `[t, 3, S, S]`, `images` (if there) a list of uint8 tensors; other values
             are tensors or small things.
 
     Returns:
         the batch, `tiles` a tensor `[T, 3, S, S]`.
     """
-    parts, pictures = batch["tiles"], batch.get("pictures", [])
+    parts, images = batch["tiles"], batch.get("images", [])
     tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
     block = None
     if get_worker_info() is not None and hasattr(os, "memfd_create"):
         block = _take_block(
-            sum(-(-part.nbytes // ALIGNMENT) * ALIGNMENT for part in (*parts, *pictures, *tensors.values()))
+            sum(-(-part.nbytes // ALIGNMENT) * ALIGNMENT for part in (*parts, *images, *tensors.values()))
         )
     if block is None:
         batch["tiles"] = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -84,8 +84,8 @@ def hand_over(batch: dict) -> dict:
     batch = HandedBatch(batch)
     batch.block = block
     batch["tiles"] = block.put((sum(map(len, parts)), *parts[0].shape[1:]), parts)
-    if "pictures" in batch:
-        batch["pictures"] = [block.put(picture.shape, [picture]) for picture in pictures]
+    if "images" in batch:
+        batch["images"] = [block.put(image.shape, [image]) for image in images]
     batch.update({key: block.put(tensor.shape, [tensor]) for key, tensor in tensors.items()})
     return batch
 

@@ -5,7 +5,7 @@ ranks with which the epoch began (`cell`), so that ranks get similar work.
 
 A place in the plan is an integer, the number of samples (or packs) that all ranks together have taken in this epoch.
 Resuming is `seek`: nothing is read or decoded, and the number of ranks may have changed. Every usable sample comes
-exactly once an epoch; where the last step has none left for a rank, that rank gets a filler.
+exactly once per epoch; where the last step has none left for a rank, that rank gets a filler.
 """
 
 import logging
@@ -40,7 +40,7 @@ class PlanSampler(Plan):
         seed: with the epoch it decides the order; None agrees on one over all ranks.
         shuffle: False keeps the mixture's own order.
         group_by: 'length' puts samples of alike length together, 'modality' also keeps samples with and without
-            pictures apart; both need measured lengths. None needs none.
+            images apart; both need measured lengths. None needs none.
         group_size: samples of alike length that stand together (batch size x ranks x accumulation, or a multiple).
 
     Raises:
@@ -209,7 +209,7 @@ class PackBatchSampler(Plan):
         )
         return (
             f"packing: {len(packs.order)} samples in {len(packs)} packs of at most {self.max_tokens} tokens "
-            f"({figures['samples_per_pack']:.2f} samples a pack, {figures['padded']:.2%} of the budget empty, tile "
+            f"({figures['samples_per_pack']:.2f} samples per pack, {figures['padded']:.2%} of the budget empty, tile "
             f"imbalance over {self.sampler.num_ranks} ranks {figures['tile_imbalance']:.3f})"
             + (f"; {changed}" if changed else "")
         )

@@ -1,6 +1,6 @@
 """Checks a training config before any weight is read: unknown settings, missing files, values that can't be.
 
-MMEngine finds a misspelt keyword only when it builds the object, minutes later and with a traceback. Here every
+MMEngine finds a misspelled keyword only when it builds the object, minutes later and with a traceback. Here every
 ``dict(type=...)`` is bound to the signature of its type, and then the parts themselves are built (see `dry_run`).
 """
 

@@ -111,5 +111,5 @@ def _build_optimizer(settings: Mapping[str, Any]):
 def _build_hook(settings: Any) -> None:
     if isinstance(settings, Mapping) and settings:
         if "type" not in settings:
-            raise ValueError(f"a hook needs a type, got {dict(settings)!r}; is its name misspelt?")
+            raise ValueError(f"a hook needs a type, got {dict(settings)!r}; is its name misspelled?")
         HOOKS.build(dict(settings))

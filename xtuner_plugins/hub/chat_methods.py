@@ -20,10 +20,10 @@ class ChatMethods:
         """The text that the model is given: past turns, question, open answer; image placeholders filled in.
 
         Args:
-            question: May hold `<image>` where a picture belongs.
-            num_patches_list: Tiles of each picture, in the order of the placeholders.
+            question: May hold `<image>` where an image belongs.
+            num_patches_list: Tiles of each image, in the order of the placeholders.
             history: Past `(question, answer)` pairs; their questions may hold placeholders, too.
-            image_tokens: What a picture is written with: start, end and the token of a feature.
+            image_tokens: What an image is written with: start, end and the token of a feature.
         """
         start, end, context = image_tokens
         text = ""
@@ -78,25 +78,25 @@ class ChatMethods:
         IMG_CONTEXT_TOKEN=IMAGE_CONTEXT,
         verbose=False,
     ):
-        """Answers a question, about pictures or not, as the next turn of a conversation.
+        """Answers a question, about images or not, as the next turn of a conversation.
 
         Args:
             tokenizer: The model's tokenizer.
-            pixel_values: Tiles [T, 3, S, S] of all pictures of the conversation, normalised; `None` for text
+            pixel_values: Tiles [T, 3, S, S] of all images of the conversation, normalized; `None` for text
                 only.
-            question: In a first turn with pictures and without `<image>`, the picture goes before it.
+            question: In a first turn with images and without `<image>`, the image goes before it.
             generation_config: Dict of options of `generate`; its `eos_token_id` is set here.
             history: Past `(question, answer)` pairs, as returned with `return_history`.
             return_history: Also return the history with this turn.
-            num_patches_list: Tiles of each picture; one picture when `None`.
-            IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: What a picture is written with.
+            num_patches_list: Tiles of each image; one image when `None`.
+            IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: What an image is written with.
             verbose: Print question and answer.
 
         Returns:
             The answer, or `(answer, history)`.
 
         Raises:
-            ValueError: Tiles don't add up, placeholders don't fit the pictures, or the tokenizer lacks a
+            ValueError: Tiles don't add up, placeholders don't fit the images, or the tokenizer lacks a
                 token.
         """
         if history is None and pixel_values is not None and IMAGE_PLACEHOLDER not in question:
@@ -134,13 +134,13 @@ class ChatMethods:
 
         Args:
             tokenizer: The model's tokenizer.
-            pixel_values: Tiles [T, 3, S, S] of all questions in order, normalised; `None` without pictures.
+            pixel_values: Tiles [T, 3, S, S] of all questions in order, normalized; `None` without images.
             questions: One text each.
             generation_config: Dict of options of `generate`; its `eos_token_id` is set here.
-            num_patches_list: For each question the tiles of its picture (0: it has none), or a list with the
-                tiles of each of its pictures.
+            num_patches_list: For each question the tiles of its image (0: it has none), or a list with the
+                tiles of each of its images.
             history, return_history: Not supported.
-            IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: What a picture is written with.
+            IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: What an image is written with.
             verbose: Print questions and answers.
             image_counts: Old name of `num_patches_list`.
 
@@ -160,7 +160,7 @@ class ChatMethods:
             num_patches_list = [num_tiles] if len(questions) == 1 else [0] * len(questions)
         if len(num_patches_list) != len(questions):
             raise ValueError(f"num_patches_list has {len(num_patches_list)} entries for {len(questions)} questions")
-        tiles_of = [tiles_of_pictures(entry) for entry in num_patches_list]
+        tiles_of = [tiles_of_images(entry) for entry in num_patches_list]
         check_tiles(num_tiles, [count for tiles in tiles_of for count in tiles])
 
         names = (IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
@@ -203,7 +203,7 @@ class ChatMethods:
 
 
 def check_tiles(num_tiles, num_patches_list):
-    """`ValueError` unless the pictures' tiles add up to those given."""
+    """`ValueError` unless the images' tiles add up to those given."""
     if num_tiles != sum(num_patches_list):
         raise ValueError(
             f"pixel_values holds {num_tiles} tiles, but num_patches_list = {list(num_patches_list)} adds up to "
@@ -211,8 +211,8 @@ def check_tiles(num_tiles, num_patches_list):
         )
 
 
-def tiles_of_pictures(entry):
-    """Tiles of each picture of a question, from a number for at most one picture or a list for several."""
+def tiles_of_images(entry):
+    """Tiles of each image of a question, from a number for at most one image or a list for several."""
     if isinstance(entry, (list, tuple)):
         return [int(count) for count in entry]
     return [int(entry)] if entry else []

@@ -11,7 +11,7 @@ class InternVisionConfig(PretrainedConfig):
     The published model type is `intern_vit_6b` for every size, the 300M one too.
 
     Args:
-        num_channels: Channels of a picture.
+        num_channels: Channels of an image.
         patch_size: Side of a patch in pixels.
         image_size: Side of a tile in pixels; position embeddings are stored for this size.
         qkv_bias: Whether the fused qkv projection has a bias.
@@ -28,7 +28,7 @@ class InternVisionConfig(PretrainedConfig):
         dropout: Dropout after projections and feed-forward layers.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 in the first.
         attention_dropout: Dropout of attention weights.
-        initializer_range: Spread of freshly initialised matrices.
+        initializer_range: Spread of freshly initialized matrices.
         initializer_factor: Initial value of the layer scales.
     """
 

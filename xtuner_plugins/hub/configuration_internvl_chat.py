@@ -41,10 +41,10 @@ class InternVLChatConfig(PretrainedConfig):
         force_image_size: Side of a tile in pixels; the encoder's `image_size` when `None`.
         downsample_ratio: Side of the token grid after the pixel shuffle, relative to the patch grid.
         template: Name of the conversation template.
-        dynamic_image_size: Whether pictures are cut into tiles.
+        dynamic_image_size: Whether images are cut into tiles.
         use_thumbnail: Whether a thumbnail follows when there is more than one tile.
         ps_version: Pixel shuffle: `v2`, or `v1` that leaves the token grid transposed.
-        min_dynamic_patch, max_dynamic_patch: Fewest and most tiles of a picture, thumbnail not counted.
+        min_dynamic_patch, max_dynamic_patch: Fewest and most tiles of an image, thumbnail not counted.
         projector_type: `pixel_shuffle_mlp` (LayerNorm, Linear, GELU, Linear after the pixel shuffle), or `mlp`
             (LLaVA's Linear, GELU, Linear; needs `downsample_ratio` 1). Stored only where it is not the first.
     """

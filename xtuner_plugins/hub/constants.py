@@ -2,7 +2,7 @@
 
 IGNORE_INDEX = -100  # a label at which nothing is learned
 
-# Per RGB channel, of pixels in [0, 1]: what every consumer of the official format normalises with.
+# Per RGB channel, of pixels in [0, 1]: what every consumer of the official format normalizes with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

@@ -27,7 +27,7 @@ class InternRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        """Normalises `x` [..., D]; same shape and dtype out."""
+        """Normalizes `x` [..., D]; same shape and dtype out."""
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
@@ -76,7 +76,7 @@ class InternVisionEmbeddings(nn.Module):
         return resize_positions(self.position_embedding, stored, rows, columns)
 
     def forward(self, pixel_values):
-        """Pixels [T, C, S, S], normalised -> embeddings [T, 1 + P, D], class token first."""
+        """Pixels [T, C, S, S], normalized -> embeddings [T, 1 + P, D], class token first."""
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
         rows, columns = patches.shape[-2:]
         patches = patches.flatten(2).transpose(1, 2)
@@ -180,7 +180,7 @@ class InternVisionEncoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         count = config.num_hidden_layers
-        # Python numbers: under meta initialisation a tensor could not be read back.
+        # Python numbers: under meta initialization a tensor could not be read back.
         rates = [config.drop_path_rate * index / max(count - 1, 1) for index in range(count)]
         self.layers = nn.ModuleList(InternVisionEncoderLayer(config, rate) for rate in rates)
         self.gradient_checkpointing = False
@@ -260,7 +260,7 @@ class InternVisionModel(PreTrainedModel):
         """Hidden state of the patches after a chosen block, without the class token; later blocks don't run.
 
         Args:
-            pixel_values: [T, C, S, S], normalised.
+            pixel_values: [T, C, S, S], normalized.
             select_layer: Index into the hidden states (0: embeddings, -1: output of the last block).
 
         Returns:
@@ -279,7 +279,7 @@ class InternVisionModel(PreTrainedModel):
         """Encodes tiles.
 
         Args:
-            pixel_values: [T, C, S, S], normalised.
+            pixel_values: [T, C, S, S], normalized.
             output_hidden_states: Also return embeddings and every block's output.
             return_dict: `False` for a tuple.
             pixel_embeds: [T, 1 + P, D] in place of `pixel_values`.

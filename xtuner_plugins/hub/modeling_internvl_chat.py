@@ -119,10 +119,10 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
         """The LLM's head."""
         return self.get_output_embeddings()
 
-    # ---- pictures
+    # ---- images
 
     def pixel_shuffle(self, x, scale_factor=0.5):
-        """Trades resolution for width: r x r neighbouring patches become one token, r = 1 / scale_factor.
+        """Trades resolution for width: r x r neighboring patches become one token, r = 1 / scale_factor.
 
         Args:
             x: [T, rows, columns, D].
@@ -146,7 +146,7 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
         return x.reshape(x.shape[0], x.shape[1], x.shape[2], r * r * width)
 
     def encode_tiles(self, pixel_values):
-        """Patch features [T, P, D] of tiles [T, 3, S, S] (normalised), from the layer `select_layer`."""
+        """Patch features [T, P, D] of tiles [T, 3, S, S] (normalized), from the layer `select_layer`."""
         return self.vision_model.patch_features(pixel_values, self.select_layer)
 
     def project(self, patch_features, grid=None):
@@ -162,7 +162,7 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
         return self.mlp1(merged.flatten(1, 2))
 
     def extract_feature(self, pixel_values):
-        """Image tokens [T, N, H] of tiles [T, 3, S, S], normalised."""
+        """Image tokens [T, N, H] of tiles [T, 3, S, S], normalized."""
         grid = (pixel_values.shape[-2] // self.patch_size, pixel_values.shape[-1] // self.patch_size)
         return self.project(self.encode_tiles(pixel_values), grid)
 
@@ -172,7 +172,7 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
         Args:
             inputs_embeds: [B, S, H].
             input_ids: int64 [B, S].
-            features: [T, N, H] (or any [..., H]); `None` for no pictures.
+            features: [T, N, H] (or any [..., H]); `None` for no images.
             num_image_tokens: How many such tokens `input_ids` holds, if the caller knows; otherwise they are
                 counted here, for which an accelerator has to be waited for once.
 
@@ -185,14 +185,14 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
         if self.img_context_token_id is None:
             if features is None:
                 return inputs_embeds
-            raise ValueError("img_context_token_id is not set; assign the id of <IMG_CONTEXT> before passing pictures")
+            raise ValueError("img_context_token_id is not set; assign the id of <IMG_CONTEXT> before passing images")
         mask = input_ids == self.img_context_token_id
         if num_image_tokens is None:
             num_image_tokens = int(mask.sum())
         num_features = 0 if features is None else features.numel() // features.shape[-1]
         if num_image_tokens != num_features:
             raise ValueError(
-                f"{num_image_tokens} image tokens in input_ids, but {num_features} image features from the pictures; "
+                f"{num_image_tokens} image tokens in input_ids, but {num_features} image features from the images; "
                 f"each tile takes {self.num_image_token} <IMG_CONTEXT> tokens"
             )
         if features is None:
@@ -219,8 +219,8 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
         """Logits, and a loss when there are labels.
 
         Args:
-            pixel_values: Tiles [T, 3, S, S], normalised, of the whole batch in order; `None` without
-                pictures.
+            pixel_values: Tiles [T, 3, S, S], normalized, of the whole batch in order; `None` without
+                images.
             input_ids: int64 [B, S].
             attention_mask: [B, S], 1 or True where there is a token.
             position_ids: int64 [B, S].
@@ -285,7 +285,7 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
         """Generates text.
 
         Args:
-            pixel_values: Tiles [T, 3, S, S], normalised; `None` without pictures.
+            pixel_values: Tiles [T, 3, S, S], normalized; `None` without images.
             input_ids: int64 [B, S], with `<IMG_CONTEXT>` tokens for the tiles; left-padded where lengths
                 differ.
             attention_mask: [B, S].

@@ -79,7 +79,7 @@ class TransformersTower(nn.Module):
         """Hidden state of the patches after a chosen block, without CLIP's class token; later blocks don't run.
 
         Args:
-            pixel_values: [T, C, S, S], normalised.
+            pixel_values: [T, C, S, S], normalized.
             select_layer: Index into the hidden states (0: embeddings, -1: output of the last block).
 
         Returns:

@@ -1,14 +1,14 @@
 """Token ids of a prompt, put together as training puts its samples together.
 
-A prompt tokenised as one text differs from what was trained in three places: an answer of an earlier turn was trained
-as a model writes it, tokenised on its own (`\\n` and an answer that begins with a line break would become one token);
+A prompt tokenized as one text differs from what was trained in three places: an answer of an earlier turn was trained
+as a model writes it, tokenized on its own (`\\n` and an answer that begins with a line break would become one token);
 names of control tokens in a question or an answer are plain characters there, as `<|im_end|>` typed by a user must
 not end his turn; only the grounding tokens are tokens in any text::
 
     template          question            template               answer      template
     <|im_start|>user\\n|<ref>cat</ref>?|<|im_end|>\\n<|im_start|>assistant\\n|  A cat.  |<|im_end|>\\n ...
     ------------------------------------------------------------- | ----------- | ---------------
-                    tokenised as one text, tokens cut out               alone
+                    tokenized as one text, tokens cut out               alone
 
 Works with fast and slow tokenizers of every supported release.
 """

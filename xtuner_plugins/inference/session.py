@@ -1,7 +1,7 @@
 """One session object behind chat, demo and evaluation.
 
 It prompts and generates through `chat` and `batch_chat` of the hub code, the very methods that an exported model
-offers, and cuts pictures with the tiling that training used: what answers here is what was trained and what ships.
+offers, and cuts images with the tiling that training used: what answers here is what was trained and what ships.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..datasets.plan.budget import first_limit
 from ..hub import InternVLChatModel
 from ..hub.constants import IMAGE_PLACEHOLDER, IMAGENET_MEAN, IMAGENET_STD
 
-Picture = str | Path | Image.Image
+ImageLike = str | Path | Image.Image
 
 # Of red, green and blue in [0, 1], the same in every model of this format and in every program that runs them.
 MAX_NEW_TOKENS = 512
@@ -35,13 +35,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class ChatSession:
-    """A model that holds a conversation about pictures.
+    """A model that holds a conversation about images.
 
     Args:
         model: The hub code's model, on the device and in the dtype to compute in.
         tokenizer: The tokenizer that belongs to it.
-        min_tiles: Fewest tiles a picture; the model's own setting when None.
-        max_tiles: Most tiles a picture, thumbnail not counted; the model's own setting when None.
+        min_tiles: Fewest tiles per image; the model's own setting when None.
+        max_tiles: Most tiles per image, thumbnail not counted; the model's own setting when None.
         use_thumbnail: Add a thumbnail where there is more than one tile; the model's own setting when None.
         tile_sharing: How the images of one question share the limit: `'equal'`, as the official training and ours do
             by default, or `'need'` (each may have all of it).
@@ -98,14 +98,14 @@ class ChatSession:
         return self.model.device
 
     def reset(self) -> None:
-        """Forgets the conversation and its pictures."""
+        """Forgets the conversation and its images."""
         self.history: list[tuple[str, str]] = []
         self._tiles: list[torch.Tensor] = []
 
     def ask(
         self,
         question: str,
-        images: Sequence[Picture] | Picture = (),
+        images: Sequence[ImageLike] | ImageLike = (),
         *,
         max_new_tokens: int = MAX_NEW_TOKENS,
         stream: Callable[[str], None] | None = None,
@@ -116,8 +116,8 @@ class ChatSession:
         Nothing is remembered of a question that fails or is interrupted.
 
         Args:
-            question: May say with `<image>` where each new picture belongs; otherwise they go before it, a line each.
-            images: New pictures, as paths or as PIL images.
+            question: May say with `<image>` where each new image belongs; otherwise they go before it, a line each.
+            images: New images, as paths or as PIL images.
             max_new_tokens: Longest answer.
             stream: Is given each piece of the answer as it comes.
             **generation: Options of `generate`, such as `do_sample` and `temperature`; greedy by default.
@@ -126,7 +126,7 @@ class ChatSession:
             The whole answer.
 
         Raises:
-            ValueError: A picture that can't be read, or not one placeholder a picture.
+            ValueError: An image that can't be read, or not one placeholder an image.
         """
         tiles = [*self._tiles, *self._load(images, self.tiling)]
         question = with_placeholders(question, len(tiles) - len(self._tiles))
@@ -140,14 +140,14 @@ class ChatSession:
             options,
             history=self.history,
             return_history=True,
-            num_patches_list=[len(picture) for picture in tiles],
+            num_patches_list=[len(image) for image in tiles],
         )
         self.history, self._tiles = history, tiles
         return answer
 
     def answer(
         self,
-        items: Sequence[tuple[str, Sequence[Picture]]],
+        items: Sequence[tuple[str, Sequence[ImageLike]]],
         *,
         batch_size: int = 1,
         max_tiles: int | None = None,
@@ -158,9 +158,9 @@ class ChatSession:
         """Answers unconnected questions, batch by batch, greedily unless told otherwise. Leaves the conversation alone.
 
         Args:
-            items: `(question, pictures)` each; no pictures is fine.
+            items: `(question, images)` each; no images is fine.
             batch_size: Questions at a time.
-            max_tiles: Most tiles a picture, in place of the session's.
+            max_tiles: Most tiles per image, in place of the session's.
             max_new_tokens: Longest answer.
             on_batch: Is told after each batch how many questions it had.
             **generation: Options of `generate`.
@@ -169,7 +169,7 @@ class ChatSession:
             The answers, in order.
 
         Raises:
-            ValueError: A picture that can't be read, not one placeholder a picture, or impossible numbers.
+            ValueError: An image that can't be read, not one placeholder an image, or impossible numbers.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size}, but must be at least 1")
@@ -179,22 +179,22 @@ class ChatSession:
         answers: list[str] = []
         for start in range(0, len(items), batch_size):
             batch = items[start : start + batch_size]
-            pictures = [self._load(images, tiling) for _, images in batch]
+            images = [self._load(images, tiling) for _, images in batch]
             questions = [
-                with_placeholders(question, len(own)) for (question, _), own in zip(batch, pictures, strict=True)
+                with_placeholders(question, len(own)) for (question, _), own in zip(batch, images, strict=True)
             ]
             answers += self.model.batch_chat(
                 self.tokenizer,
-                self._pixels([tiles for own in pictures for tiles in own]),
+                self._pixels([tiles for own in images for tiles in own]),
                 questions,
                 {"max_new_tokens": max_new_tokens, "do_sample": False, **generation},
-                num_patches_list=[[len(tiles) for tiles in own] for own in pictures],
+                num_patches_list=[[len(tiles) for tiles in own] for own in images],
             )
             if on_batch is not None:
                 on_batch(len(batch))
         return answers
 
-    def _load(self, images: Sequence[Picture] | Picture, tiling: DynamicTiling) -> list[torch.Tensor]:
+    def _load(self, images: Sequence[ImageLike] | ImageLike, tiling: DynamicTiling) -> list[torch.Tensor]:
         """uint8 `[T, 3, S, S]` of each image of one question, which share the tile limit as in training."""
         if isinstance(images, (str, Path, Image.Image)):
             images = [images]
@@ -202,7 +202,7 @@ class ChatSession:
         return [tiling(to_rgb(image) if isinstance(image, Image.Image) else load_image(image)) for image in images]
 
     def _pixels(self, tiles: list[torch.Tensor]) -> torch.Tensor | None:
-        """Normalised `[T, 3, S, S]` on the model's device; None without pictures."""
+        """Normalized `[T, 3, S, S]` on the model's device; None without images."""
         if not tiles:
             return None
         return normalize(torch.cat(tiles).to(self.device)).to(self.model.dtype)
@@ -253,17 +253,17 @@ def normalize(tiles: torch.Tensor) -> torch.Tensor:
 
 
 def with_placeholders(question: str, num_images: int) -> str:
-    """The question with one `<image>` a picture; where it has none, they go before it, a line each.
+    """The question with one `<image>` an image; where it has none, they go before it, a line each.
 
     Raises:
-        ValueError: It has some, but not as many as there are pictures.
+        ValueError: It has some, but not as many as there are images.
     """
     found = question.count(IMAGE_PLACEHOLDER)
     if found == num_images:
         return question
     if found:
         raise ValueError(
-            f"the question has {found} {IMAGE_PLACEHOLDER} for {num_images} pictures; write one for each, or none"
+            f"the question has {found} {IMAGE_PLACEHOLDER} for {num_images} images; write one for each, or none"
         )
     return (IMAGE_PLACEHOLDER + "\n") * num_images + question
 

@@ -1,6 +1,6 @@
 """Proves an export: a clean process opens it and must say what the live trained model says.
 
-Four cases: text only, one tile, many tiles with a thumbnail, two pictures. Compared are the tiles (equal to the bit,
+Four cases: text only, one tile, many tiles with a thumbnail, two images. Compared are the tiles (equal to the bit,
 though made by independent code), the logits of the prompt and the greedy answer. The live model computes in fp32 with
 its adapters beside the weights, so merging and casting are part of what is tested.
 
@@ -134,8 +134,8 @@ def verify(
     return VerifyReport(results, tolerance)
 
 
-def _pictures(work: Path, size: int) -> dict[str, str]:
-    """A small square, a wide and a tall picture with structure and noise, on disk."""
+def _images(work: Path, size: int) -> dict[str, str]:
+    """A small square, a wide and a tall image with structure and noise, on disk."""
     from PIL import Image
 
     generator = torch.Generator().manual_seed(0)
@@ -160,18 +160,18 @@ def _live(model, tokenizer, tiling, work: Path) -> tuple[dict, dict]:
     from .session import normalize
 
     size = tiling.tile_size
-    names = _pictures(work, size)
+    names = _images(work, size)
     stop = tokenizer.convert_tokens_to_ids(get_conv_template(model.template).sep.strip())
     model.img_context_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
     questions = [
-        ("text only", "Name three colours.", []),
+        ("text only", "Name three colors.", []),
         ("one tile", "<image>\nWhat is this?", ["square"]),
         ("many tiles", "<image>\nWhich number is it?", ["wide"]),
         ("two images", "First <image>, second <image>: which is larger?", ["wide", "tall"]),
     ]
     cases, expected = [], {}
-    for name, question, pictures in questions:
-        tiles = [normalize(tiling(load_image(work / names[p]))) for p in pictures]
+    for name, question, images in questions:
+        tiles = [normalize(tiling(load_image(work / names[p]))) for p in images]
         pixels = torch.cat(tiles) if tiles else None
         prompt = model.build_prompt(question, [len(t) for t in tiles])
         ids = tokenizer(prompt).input_ids
@@ -191,7 +191,7 @@ def _live(model, tokenizer, tiling, work: Path) -> tuple[dict, dict]:
             "pixels": pixels, "logits": logits[0], "answer": made.sequences[0].tolist(),
             "scores": torch.stack(made.scores)[:, 0],
         }  # fmt: skip
-        cases.append({"name": name, "pictures": [names[p] for p in pictures], "prompt": prompt, "ids": ids, "eos": stop,
+        cases.append({"name": name, "images": [names[p] for p in images], "prompt": prompt, "ids": ids, "eos": stop,
                       "question": question, "num_tiles": [len(t) for t in tiles],
                       "max_new_tokens": MAX_NEW_TOKENS})  # fmt: skip
     return {"cases": cases}, expected

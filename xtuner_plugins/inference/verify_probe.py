@@ -2,7 +2,7 @@
 
     python -I verify_probe.py EXPORT WORK
 
-WORK holds ``cases.json`` and the pictures; ``probe.pt`` is written beside them. The process can't import this project:
+WORK holds ``cases.json`` and the images; ``probe.pt`` is written beside them. The process can't import this project:
 tiles come from its own few lines (the published recipe with Pillow and torchvision), the model from transformers and,
 for the official format, from the code inside the export.
 """
@@ -19,7 +19,7 @@ from torchvision import transforms  # noqa: E402
 
 
 def cut(path, size, least, most, thumbnail):
-    """Normalised tiles ``[T, 3, size, size]`` of a picture: closest grid, row-major crops, thumbnail last."""
+    """Normalized tiles ``[T, 3, size, size]`` of an image: closest grid, row-major crops, thumbnail last."""
     image = Image.open(path).convert("RGB")
     grids = {
         (i, j)
@@ -109,7 +109,7 @@ def answer(model, tokenizer, official, case, pixels, counts):
     ids = torch.tensor([case["ids"]])
     if tokenizer(case["prompt"]).input_ids != case["ids"]:
         raise SystemExit(f"case {case['name']}: the export's tokenizer gives other ids for the prompt")
-    if model.config.model_type == "llava":  # its processor puts another token where pictures belong
+    if model.config.model_type == "llava":  # its processor puts another token where images belong
         ids[ids == tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")] = tokenizer.convert_tokens_to_ids("<image>")
     if official and chat_ids(model, tokenizer, case, pixels, counts) != case["ids"]:
         raise SystemExit(f"case {case['name']}: the export's chat prompts with other ids than the trained model")
@@ -136,7 +136,7 @@ def main(directory, work):
     results = {"preprocessing": said}
     limits = (said["tile_size"], said["min_tiles"], said["max_tiles"], said["use_thumbnail"])
     for case in task["cases"]:
-        tiles = [cut(work / name, *limits) for name in case["pictures"]]
+        tiles = [cut(work / name, *limits) for name in case["images"]]
         counts = [len(part) for part in tiles]
         if counts != case["num_tiles"]:
             raise SystemExit(f"case {case['name']}: the export cuts {counts} tiles, the training {case['num_tiles']}")

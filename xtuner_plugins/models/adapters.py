@@ -31,7 +31,7 @@ def build_lora_config(settings: Mapping[str, Any] | LoraConfig, default_targets:
         cls = MODELS.get(cls)
     if cls is not LoraConfig:
         raise ValueError(f"LoRA settings need type=LoraConfig (from peft), got {cls!r}")
-    # MMEngine's containers are subclasses that PEFT doesn't always recognise.
+    # MMEngine's containers are subclasses that PEFT doesn't always recognize.
     options = {key: list(value) if isinstance(value, (list, tuple)) else value for key, value in options.items()}
     options.setdefault("target_modules", list(default_targets))
     dropout = options.get("lora_dropout", 0.0)

@@ -20,11 +20,11 @@ RED_CR, GREEN_CB, GREEN_CR, BLUE_CB = (round(factor * (1 << BITS)) for factor in
 
 
 def planes_to_rgb(planes: torch.Tensor, width: int, height: int) -> torch.Tensor:
-    """RGB of a 4:2:0 picture's planes.
+    """RGB of a 4:2:0 image's planes.
 
     Args:
         planes: uint8 `[3 H' / 2, W']`, see the module.
-        width, height: of the picture.
+        width, height: of the image.
 
     Returns:
         uint8 `[height, width, 3]`.

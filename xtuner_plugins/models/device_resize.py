@@ -1,11 +1,11 @@
 """Pillow's bicubic resize on any device, bit for bit, so that workers only have to decode.
 
-Pillow resizes 8-bit pictures in two passes, one an axis. Each pass is a sum of pixels (0 to 255) times fixed-point
+Pillow resizes 8-bit images in two passes, one an axis. Each pass is a sum of pixels (0 to 255) times fixed-point
 coefficients with 22 fractional bits, rounded, shifted back and clipped to a byte: an exact integer product of the
-picture with a banded matrix. Here that product is two (rarely three) float32 matrix products: a coefficient is split
+image with a banded matrix. Here that product is two (rarely three) float32 matrix products: a coefficient is split
 into signed digits of 11 bits, and every partial sum stays below 2^24, where float32 still holds every integer.
 
-    picture [H, W] --(coefficients [w, W])--> [H, w] bytes --(coefficients [h, H])--> [h, w] bytes
+    image [H, W] --(coefficients [w, W])--> [H, w] bytes --(coefficients [h, H])--> [h, w] bytes
 
 Pillow's result depends on which pass comes first, because bytes are rounded between them: see
 `datasets.resize_rules`.
@@ -42,7 +42,7 @@ def fixed_point_weights(size_in: int, size_out: int) -> tuple[np.ndarray, np.nda
 
     Returns:
         first: int64 `[size_out]`, the first source pixel of each output pixel.
-        weights: int64 `[size_out, taps]`, 22 fractional bits, zero beyond the picture's end.
+        weights: int64 `[size_out, taps]`, 22 fractional bits, zero beyond the image's end.
     """
     scale = size_in / size_out
     stretch = max(scale, 1.0)
@@ -121,20 +121,20 @@ def _resize_last_axis(pixels: torch.Tensor, size_out: int, block: int = 448) -> 
     return torch.cat(parts, dim=-1)
 
 
-def resize_like_pillow(picture: torch.Tensor, width: int, height: int, *, vertical: bool | None = None) -> torch.Tensor:
-    """Resize as `PIL.Image.resize((width, height), BICUBIC)` does, on the picture's device.
+def resize_like_pillow(image: torch.Tensor, width: int, height: int, *, vertical: bool | None = None) -> torch.Tensor:
+    """Resize as `PIL.Image.resize((width, height), BICUBIC)` does, on the image's device.
 
     Args:
-        picture: uint8 `[3, H, W]`.
+        image: uint8 `[3, H, W]`.
         vertical: run the vertical pass first; None does what the installed Pillow does.
 
     Returns:
         uint8 `[3, height, width]`.
     """
     if vertical is None:
-        vertical = resize_rule().vertical_first(picture.shape[-1], picture.shape[-2], width, height)
-    with _exact_float32(picture.device):
-        pixels = picture.float()
+        vertical = resize_rule().vertical_first(image.shape[-1], image.shape[-2], width, height)
+    with _exact_float32(image.device):
+        pixels = image.float()
         for axis_is_vertical in (vertical, not vertical):
             if axis_is_vertical:
                 pixels = _resize_last_axis(pixels.transpose(-1, -2), height).transpose(-1, -2)
@@ -143,12 +143,12 @@ def resize_like_pillow(picture: torch.Tensor, width: int, height: int, *, vertic
     return pixels.to(torch.uint8)
 
 
-def cut_pictures(tiles: torch.Tensor, pictures: list[torch.Tensor], uncut: list[UncutImage]) -> torch.Tensor:
+def cut_images(tiles: torch.Tensor, images: list[torch.Tensor], uncut: list[UncutImage]) -> torch.Tensor:
     """Cut the images that workers sent whole, and put their tiles between those cut already.
 
     Args:
         tiles: uint8 `[T0, 3, S, S]`, the tiles that workers cut, in order.
-        pictures: uint8 `[H, W, 3]` each, or the planes of a JPEG (see `device_color`), on the device.
+        images: uint8 `[H, W, 3]` each, or the planes of a JPEG (see `device_color`), on the device.
         uncut: of each of them, how it is cut and where its tiles go.
 
     Returns:
@@ -161,11 +161,11 @@ def cut_pictures(tiles: torch.Tensor, pictures: list[torch.Tensor], uncut: list[
     total = len(tiles) + sum(image.grid.num_tiles for image in uncut)
     out = torch.empty(total, *tiles.shape[1:], dtype=torch.uint8, device=tiles.device)
     taken = torch.zeros(total, dtype=torch.bool)
-    for picture, (grid, first, width, height) in zip(pictures, uncut, strict=True):
-        if picture.dtype != torch.uint8:
-            raise ValueError(f"images to cut must be uint8, got {picture.dtype} {list(picture.shape)}")
+    for image, (grid, first, width, height) in zip(images, uncut, strict=True):
+        if image.dtype != torch.uint8:
+            raise ValueError(f"images to cut must be uint8, got {image.dtype} {list(image.shape)}")
         columns, rows, num = grid.columns, grid.rows, grid.columns * grid.rows
-        image = (picture if picture.dim() == 3 else planes_to_rgb(picture, width, height)).permute(2, 0, 1)
+        image = (image if image.dim() == 3 else planes_to_rgb(image, width, height)).permute(2, 0, 1)
         resized = _resize(image, columns * size, rows * size)
         out[first : first + num] = (
             resized.view(3, rows, size, columns, size).permute(1, 3, 0, 2, 4).reshape(num, 3, size, size)

@@ -10,12 +10,12 @@ from mmengine.registry import MODELS
 
 from ..datasets.ledger import Unrecorded
 from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD
-from .device_resize import cut_pictures
+from .device_resize import cut_images
 
 
 @MODELS.register_module()
 class TilePreprocessor(BaseDataPreprocessor):
-    """Moves a batch to the model's device and normalises its tiles there.
+    """Moves a batch to the model's device and normalizes its tiles there.
 
     Workers send uint8, so a quarter of the bytes of float32 crosses processes and PCIe. The arithmetic is that
     of ``ToTensor`` and ``Normalize`` in float32 (``(x / 255 - mean) / std``); the encoder casts to its own dtype.
@@ -42,14 +42,14 @@ class TilePreprocessor(BaseDataPreprocessor):
     def normalize(self, tiles: torch.Tensor) -> torch.Tensor:
         """uint8 ``[T, 3, S, S]`` to float32 ``[T, 3, S, S]``; T may be 0."""
         if tiles.dtype != torch.uint8:
-            raise ValueError(f"tiles must be uint8, got {tiles.dtype}: normalisation happens here, not in the workers")
+            raise ValueError(f"tiles must be uint8, got {tiles.dtype}: normalization happens here, not in the workers")
         # DeepSpeed in bf16 casts every buffer of the module; the arithmetic stays in float32.
         return (tiles.float() / 255.0 - self.mean.float()) / self.std.float()
 
     def forward(self, data: dict, training: bool = False) -> dict:
         """Replaces ``tiles`` of a collated batch by ``pixel_values``; every other field is only moved.
 
-        On the data set's route ``'device'`` the batch also holds whole pictures; their tiles are cut here. What is
+        On the data set's route ``'device'`` the batch also holds whole images; their tiles are cut here. What is
         known about samples that were left out (``dropped``) isn't the model's: it is counted and logged here where no
         `LedgerHook` has taken it.
 
@@ -61,7 +61,7 @@ class TilePreprocessor(BaseDataPreprocessor):
         self._unrecorded.take_from(batch)
         batch = self.cast_data(batch)
         tiles = batch.pop("tiles")
-        if "pictures" in batch:
-            tiles = cut_pictures(tiles, batch.pop("pictures"), batch.pop("uncut"))
+        if "images" in batch:
+            tiles = cut_images(tiles, batch.pop("images"), batch.pop("uncut"))
         batch["pixel_values"] = self.normalize(tiles)
         return batch

@@ -127,7 +127,7 @@ class VisionLanguageModel(BaseModel):
 
     @property
     def num_image_token(self) -> int:
-        """Image tokens a tile (N)."""
+        """Image tokens per tile (N)."""
         return self.model.num_image_token
 
     @property
@@ -189,14 +189,14 @@ class VisionLanguageModel(BaseModel):
 
         Args:
             input_ids: int64 ``[B, S]``, right-padded.
-            pixel_values: Normalised tiles, float32 ``[T, 3, H, W]`` of all samples in order; T may be 0.
+            pixel_values: Normalized tiles, float32 ``[T, 3, H, W]`` of all samples in order; T may be 0.
             attention_mask: bool ``[B, S]``, True at real tokens; None means no padding.
             labels: int64 ``[B, S]``, -100 where nothing is supervised. Needed by mode ``'loss'``.
             position_ids: int64 ``[B, S]``; None counts from 0 in each row. Packs count anew in each sample.
             cu_seqlens: int32 ``[n + 1]``, boundaries of the samples in a packed row (then B is 1); None: no packing.
             max_seqlen: Length of the longest sample of a pack; not needed by the attention used here.
-            loss_weights: float32, one a sample; how much its labels count. None counts all alike.
-            num_tiles: int64, tiles a sample; used to name the sample when counts disagree.
+            loss_weights: float32, one per sample; how much its labels count. None counts all alike.
+            num_tiles: int64, tiles per sample; used to name the sample when counts disagree.
             sources: ``file:line`` of each sample, for messages.
             mode: ``'loss'`` or ``'tensor'``.
             mean_weight: Supervised weight of the optimizer step per rank (float32 scalar), where this batch is one of

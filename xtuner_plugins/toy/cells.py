@@ -1,4 +1,4 @@
-"""What stands in each cell of a picture's tiles: the encoder learns to see it, the LLM to read it in words.
+"""What stands in each cell of an image's tiles: the encoder learns to see it, the LLM to read it in words.
 
 A tile of 112 px has 4 x 4 cells of 28 px, numbered in reading order; a cell becomes one image token.
 """
@@ -7,8 +7,8 @@ import random
 
 import torch
 
+from xtuner_plugins.toy.images import CELL, TILE, Scene
 from xtuner_plugins.toy.language import COLOURS, SHAPES
-from xtuner_plugins.toy.pictures import CELL, TILE, Scene
 
 SIDE = TILE // CELL
 IGNORE = -100
@@ -18,7 +18,7 @@ HEADS = {"digit": 11, "badge": len(COLOURS) + 1, "shape": len(SHAPES) + 1, "colo
 
 
 def count_tiles(scene: Scene) -> int:
-    """Tiles of a scene's picture, with the thumbnail where there is more than one."""
+    """Tiles of a scene's image, with the thumbnail where there is more than one."""
     num_tiles = (scene.width // TILE) * (scene.height // TILE)
     return num_tiles + (num_tiles > 1)
 
@@ -27,7 +27,7 @@ def cell_labels(scene: Scene) -> torch.Tensor:
     """Classes of every cell, int64 [T, 4, 16]: the heads in the order of `HEADS`, -100 where nothing is asked.
 
     Badges and digits belong to the cell of their centre; a shape to the cell of its centre in the view that shows the
-    whole picture. In the other tiles shapes may be cut, so nothing is asked where one is; nor are digits and badges in
+    whole image. In the other tiles shapes may be cut, so nothing is asked where one is; nor are digits and badges in
     a thumbnail.
     """
     columns, rows = scene.width // TILE, scene.height // TILE

@@ -1,4 +1,4 @@
-"""The quick start's two pictures: the loss curves, and a contact sheet of questions with their tiles and answers."""
+"""The quick start's two images: the loss curves, and a contact sheet of questions with their tiles and answers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from xtuner_plugins.datasets.images.media import load_image
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.toy.evaluate import is_right
-from xtuner_plugins.toy.pictures import TILE, font_file
+from xtuner_plugins.toy.images import TILE, font_file
 
 INK, GREEN, RED, GREY = (34, 34, 40), (24, 120, 48), (184, 32, 36), (120, 120, 128)
 ROW, MARGIN = 250, 16  # px
@@ -50,35 +50,35 @@ def draw_losses(runs: Mapping[str, str | Path], out: str | Path) -> None:
 def draw_contact_sheet(
     questions: Sequence[Mapping], answers: Mapping[str, Mapping[str, str]], images: str | Path, out: str | Path
 ) -> None:
-    """A row a question: the picture with its tile borders, the tiles as the encoder gets them, question and answers.
+    """A row per question: the image with its tile borders, the tiles as the encoder gets them, question and answers.
 
     Args:
         questions: As `evaluate.read_questions` gives them.
         answers: `{mode: {id: answer}}`.
-        images: Folder of the pictures.
+        images: Folder of the images.
         out: PNG to write.
     """
     sheet = Image.new("RGB", (1130, ROW * len(questions) + MARGIN), (250, 250, 248))
     for index, question in enumerate(questions):
         top = index * ROW + MARGIN
-        picture = load_image(Path(images) / question["image"])
-        tiles = DynamicTiling(max_tiles=6, tile_size=TILE)(picture)
-        sheet.paste(_with_borders(picture), (MARGIN, top))
-        _paste_tiles(sheet, tiles, picture.width // TILE, 2 * MARGIN + 336, top)
+        image = load_image(Path(images) / question["image"])
+        tiles = DynamicTiling(max_tiles=6, tile_size=TILE)(image)
+        sheet.paste(_with_borders(image), (MARGIN, top))
+        _paste_tiles(sheet, tiles, image.width // TILE, 2 * MARGIN + 336, top)
         _write(sheet, question, answers, 2 * MARGIN + 336 + 444, top)
     sheet.save(out)
 
 
-def _with_borders(picture: Image.Image) -> Image.Image:
-    """The picture with its tile borders, shrunk to 224 px where it is higher."""
-    picture = picture.copy()
-    pen = ImageDraw.Draw(picture)
-    for x in range(TILE, picture.width, TILE):
-        pen.line((x, 0, x, picture.height), fill="white")
-    for y in range(TILE, picture.height, TILE):
-        pen.line((0, y, picture.width, y), fill="white")
-    picture.thumbnail((336, 224), Image.Resampling.LANCZOS)
-    return picture
+def _with_borders(image: Image.Image) -> Image.Image:
+    """The image with its tile borders, shrunk to 224 px where it is higher."""
+    image = image.copy()
+    pen = ImageDraw.Draw(image)
+    for x in range(TILE, image.width, TILE):
+        pen.line((x, 0, x, image.height), fill="white")
+    for y in range(TILE, image.height, TILE):
+        pen.line((0, y, image.width, y), fill="white")
+    image.thumbnail((336, 224), Image.Resampling.LANCZOS)
+    return image
 
 
 def _paste_tiles(sheet: Image.Image, tiles, columns: int, left: int, top: int) -> None:

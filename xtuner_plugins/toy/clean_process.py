@@ -30,7 +30,7 @@ class _Barrier:
 
 
 def best_grid(width, height, most, side):
-    """Columns and rows nearest to the picture's shape; of two, the larger if the picture fills half of it."""
+    """Columns and rows nearest to the image's shape; of two, the larger if the image fills half of it."""
     best, best_distance = (1, 1), float("inf")
     grids = [(c, r) for c in range(1, most + 1) for r in range(1, most + 1) if c * r <= most]
     for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
@@ -43,7 +43,7 @@ def best_grid(width, height, most, side):
 
 
 def load_tiles(path, most, side):
-    """Normalised tiles [T, 3, side, side], the thumbnail last where there are several."""
+    """Normalized tiles [T, 3, side, side], the thumbnail last where there are several."""
     image = Image.open(path).convert("RGB")
     columns, rows = best_grid(*image.size, most, side)
     resized = image.resize((columns * side, rows * side), Image.Resampling.BICUBIC)

@@ -2,8 +2,8 @@
 
     python -m xtuner_plugins.toy.data --out DIR
 
-root/pretrain.json     captions, one record a picture
-root/train.jsonl       conversations of several turns, one a picture, and some without a picture
+root/pretrain.json     captions, one record an image
+root/train.jsonl       conversations of several turns, one an image, and some without an image
 root/test.jsonl        held-out questions, one record each, with its kind
 root/images/pretrain/00000.jpg  root/images/train/...  root/images/test/...
 """
@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from xtuner_plugins.processes import die_with_parent
-from xtuner_plugins.toy.pictures import Scene, draw, make_scene
+from xtuner_plugins.toy.images import Scene, draw, make_scene
 from xtuner_plugins.toy.questions import CAPTION_REQUESTS, ask, describe
 
 GRIDS = {  # columns and rows of tiles, drawn by lot
@@ -26,8 +26,8 @@ GRIDS = {  # columns and rows of tiles, drawn by lot
     "test": ((3, 2), (2, 3)),
 }
 JPEG = {"format": "JPEG", "quality": 92, "subsampling": 0}
-COUNTS = {"pretrain": 1600, "train": 3200, "test": 100}  # pictures
-TEXT_SHARE = 0.05  # of the fine-tuning records: sums of two digits, without a picture
+COUNTS = {"pretrain": 1600, "train": 3200, "test": 100}  # images
+TEXT_SHARE = 0.05  # of the fine-tuning records: sums of two digits, without an image
 
 
 def write_data(
@@ -37,7 +37,7 @@ def write_data(
 
     Args:
         root: Made when missing.
-        counts: Pictures of each split; `COUNTS` when `None`. A test picture is asked every question.
+        counts: Images of each split; `COUNTS` when `None`. A test image is asked every question.
         seed: Of all splits.
         workers: Processes that draw.
 
@@ -60,13 +60,13 @@ def write_data(
 
 
 def scene_of(split: str, index: int, seed: int = 0) -> tuple[Scene, random.Random]:
-    """The scene of a picture, and the random numbers with which its questions go on."""
+    """The scene of an image, and the random numbers with which its questions go on."""
     rng = random.Random(f"{split}-{seed}-{index}")
     return make_scene(rng, rng.choice(GRIDS[split])), rng
 
 
 def _make_records(root: Path, split: str, seed: int, index: int) -> list[dict]:
-    """Draws one picture and returns its records."""
+    """Draws one image and returns its records."""
     scene, rng = scene_of(split, index, seed)
     if split == "train" and rng.random() < TEXT_SHARE:
         return [_record(f"{split}-{index:05d}", [_sum(rng) for _ in range(4)])]
@@ -96,12 +96,12 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="directory to write")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the quick start's pictures (default 1)")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the quick start's images (default 1)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     counts = {split: max(16, round(count * args.scale)) for split, count in COUNTS.items()}
     files = write_data(args.out, counts, seed=args.seed)
-    print(f"drew {', '.join(f'{counts[split]} pictures for {path}' for split, path in files.items())}")
+    print(f"drew {', '.join(f'{counts[split]} images for {path}' for split, path in files.items())}")
     return 0
 
 

@@ -45,7 +45,7 @@ def score(questions: Sequence[Mapping], answers: Mapping[str, str]) -> dict[str,
 
 
 def table(questions: Sequence[Mapping], by_mode: Mapping[str, Mapping[str, str]], needs: Iterable[str]) -> str:
-    """Accuracies as text, a row a kind of question and a column a way of cutting pictures."""
+    """Accuracies as text, one row per kind of question and one column per way of cutting images."""
     scores = {mode: score(questions, answers) for mode, answers in by_mode.items()}
     needs = set(needs)
     lines = [f"{'question':<10}{'needs resolution':<18}{'asked':>6}" + "".join(f"{mode:>10}" for mode in scores)]

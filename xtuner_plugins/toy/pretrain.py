@@ -4,7 +4,7 @@
     python -m xtuner_plugins.toy.pretrain llm --out DIR        # a Qwen2 directory
 
 The encoder learns to tell what stands in each cell of a tile (dense supervision, a linear head that is thrown
-away). The LLM never sees a picture: it reads scenes in words and answers questions about them.
+away). The LLM never sees an image: it reads scenes in words and answers questions about them.
 """
 
 import argparse
@@ -26,9 +26,9 @@ from xtuner_plugins.hub.conversation import get_conv_template
 from xtuner_plugins.hub.modeling_intern_vit import InternVisionModel
 from xtuner_plugins.models.preprocessor import TilePreprocessor
 from xtuner_plugins.toy.cells import HEADS, IGNORE, SIDE, cell_labels, in_words
+from xtuner_plugins.toy.images import CELL, FONTS, JITTER, TILE, Scene, Sign, draw, make_scene
 from xtuner_plugins.toy.language import COLOURS
 from xtuner_plugins.toy.models import llm_config, vision_config, write_llm_dir, write_vision_dir
-from xtuner_plugins.toy.pictures import CELL, FONTS, JITTER, TILE, Scene, Sign, draw, make_scene
 from xtuner_plugins.toy.questions import CAPTION_REQUESTS, ask, describe
 from xtuner_plugins.toy.tokenizer import build_tokenizer
 
@@ -58,7 +58,7 @@ def pretrain_vision(
     Args:
         out_dir: Gets `config.json` and `model.safetensors`.
         steps, batch_size, lr: Of AdamW with a cosine; `batch_size` counts tiles.
-        seed: Of weights and pictures.
+        seed: Of weights and images.
         log: Takes a line of progress every 100 steps.
     """
     torch.manual_seed(seed)
@@ -82,7 +82,7 @@ def pretrain_vision(
         found = logits[0].argmax(-1)[labels[:, 0] > 0] == labels[:, 0][labels[:, 0] > 0]
         return sum(losses), found.float().mean().item()
 
-    _optimise([*model.parameters(), *head.parameters()], loss_of, steps, lr, "digits right", log)
+    _optimize([*model.parameters(), *head.parameters()], loss_of, steps, lr, "digits right", log)
     return write_vision_dir(out_dir, config, model.state_dict())
 
 
@@ -113,7 +113,7 @@ def _tiles(rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             scene = make_scene(rng, rng.choice(((3, 2), (2, 3), (2, 2), (1, 1), (1, 1))))
         tiles = DynamicTiling(max_tiles=6, tile_size=TILE)(draw(scene))
         pairs = list(zip(tiles, cell_labels(scene), strict=True))
-        # Of a large picture the thumbnail, which alone shows its shapes whole, and one tile.
+        # Of a large image the thumbnail, which alone shows its shapes whole, and one tile.
         yield from pairs if len(pairs) == 1 else (pairs[-1], rng.choice(pairs[:-1]))
 
 
@@ -147,7 +147,7 @@ def pretrain_llm(
 ) -> Path:
     """Trains the tiny Qwen2 on scenes in words with questions and answers, and writes its directory.
 
-    The texts start short, two thirds of the way without empty cells, and grow to the length of a picture's tokens:
+    The texts start short, two thirds of the way without empty cells, and grow to the length of an image's tokens:
     looking up what follows a word is found in seconds in a short text, and not in minutes in a long one.
 
     Args:
@@ -181,7 +181,7 @@ def pretrain_llm(
         right = (logits.argmax(-1) == targets)[is_digit]
         return F.cross_entropy(logits, targets), right.float().mean().item()
 
-    _optimise(list(model.parameters()), loss_of, steps, lr, "digits right", log)
+    _optimize(list(model.parameters()), loss_of, steps, lr, "digits right", log)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     return write_llm_dir(out_dir, config, tensors)
 
@@ -238,7 +238,7 @@ def _pad(samples: list[tuple[list[int], list[int]]], pad: int) -> tuple[torch.Te
 # ---------------------------------------------------------------- both
 
 
-def _optimise(
+def _optimize(
     parameters: list[nn.Parameter],
     loss_of: Callable[[], tuple[torch.Tensor, float]],
     steps: int,
@@ -247,16 +247,16 @@ def _optimise(
     log: Log,
 ) -> None:
     """AdamW with a short linear start and a cosine; `loss_of` makes its own batch and returns (loss, share right)."""
-    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.95))
     begin, shares = time.perf_counter(), []
     for step in range(1, steps + 1):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, step / 50) * (0.5 + 0.5 * math.cos(math.pi * step / (steps + 1)))
         loss, share = loss_of()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        optimizer.step()
         shares.append(share)
         if step % 100 == 0 or step == steps:
             recent = sum(shares[-50:]) / len(shares[-50:])

@@ -1,4 +1,4 @@
-"""What is asked about a generated picture, and the right answers.
+"""What is asked about a generated image, and the right answers.
 
 | kind     | example                              | needs the resolution |
 |----------|--------------------------------------|----------------------|
@@ -7,15 +7,15 @@
 | count    | How many shapes are there? two       | no                   |
 | presence | Is there a circle? no                | no                   |
 
-A picture has one sign, so that "the sign" is clear. Nothing in a question's words gives the answer away: numbers,
+An image has one sign, so that "the sign" is clear. Nothing in a question's words gives the answer away: numbers,
 colours, counts and presence are drawn by lot.
 """
 
 import random
 from dataclasses import dataclass
 
+from xtuner_plugins.toy.images import Scene
 from xtuner_plugins.toy.language import COLOURS, NUMBER_WORDS, SHAPES
-from xtuner_plugins.toy.pictures import Scene
 
 KINDS = ("number", "colour", "count", "presence")
 RESOLUTION_KINDS = ("number",)

@@ -171,7 +171,7 @@ def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
     data, images, scaled = OUT / "data", OUT / "data/images", ["--scale", str(scale), "--seed", str(seed)]
     parts, base, warm, model = OUT / "parts", OUT / "base", OUT / "pretrain_mlp", OUT / "model"
 
-    chain.run("pictures and questions", ["-m", "xtuner_plugins.toy.data", "--out", data, *scaled])
+    chain.run("images and questions", ["-m", "xtuner_plugins.toy.data", "--out", data, *scaled])
     chain.run(
         "pre-train the parts",
         ["-m", "xtuner_plugins.toy.pretrain", "vision", "--out", parts / "vision", *scaled],
@@ -199,7 +199,7 @@ def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
         {"projector warm-up": out / "runs/pretrain_mlp", "fine-tuning": out / "runs/finetune_full"}, out / "losses.png"
     )
     draw_contact_sheet(_chosen(questions), again, root / images, out / "contact_sheet.png")
-    result = summarise(questions, answers, again)
+    result = summarize(questions, answers, again)
     result["seconds"] = {
         **{name: round(value, 1) for name, value in chain.seconds.items()},
         "all": round(time.perf_counter() - begin, 1),
@@ -209,7 +209,7 @@ def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
 
 
 def _chosen(questions: list[dict], rows: int = 8) -> list[dict]:
-    """Questions for the contact sheet: every other one needs the resolution, each from a picture of its own."""
+    """Questions for the contact sheet: every other one needs the resolution, each from an image of its own."""
     fine = [q for q in questions if q["kind"] in RESOLUTION_KINDS]
     coarse = [q for q in questions if q["kind"] not in RESOLUTION_KINDS]
     chosen: list[dict] = []
@@ -220,7 +220,7 @@ def _chosen(questions: list[dict], rows: int = 8) -> list[dict]:
     return chosen
 
 
-def summarise(questions: list[dict], answers: dict, again: dict) -> dict:
+def summarize(questions: list[dict], answers: dict, again: dict) -> dict:
     """Accuracies by kind and mode, how many of the export's answers differ, and the text of the table."""
     scores = {mode: evaluate.score(questions, given) for mode, given in answers.items()}
 
@@ -265,10 +265,10 @@ def main(argv: Sequence[str] | None = None, root: Path | None = None) -> int:
         run that was scaled down is not measured by its accuracy.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", type=float, default=1.0, help="share of pictures and steps (below 1: only a trial)")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of images and steps (below 1: only a trial)")
     # Matrices this small gain little from a second thread, and lose much where something else runs beside.
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process (default 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of pictures and parts")
+    parser.add_argument("--seed", type=int, default=0, help="of images and parts")
     args = parser.parse_args(argv)
     if not 0 < args.scale <= 1:
         parser.error(f"--scale {args.scale}: give more than 0 and at most 1")

@@ -200,7 +200,7 @@ def test_tool(run_tool, toy_parts, tmp_path):
     args = ["tools/build_base_model.py", "--vision", vision, "--llm", llm, "--out", tmp_path / "base"]
     done = run_tool(*args)
     assert done.returncode == 0, done.stderr
-    assert "(9 tokens added), 16 tokens a tile" in done.stdout
+    assert "(9 tokens added), 16 tokens per tile" in done.stdout
 
 
 def test_tool_refuses_in_one_line(toy_parts, toy_base, tmp_path, capsys, monkeypatch):

@@ -23,10 +23,10 @@ def main(directory, reference):
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         assert not info[kind], (kind, info[kind])
     processor = transformers.AutoProcessor.from_pretrained(directory)
-    picture = Image.effect_noise((150, 90), 80).convert("RGB")
+    image = Image.effect_noise((150, 90), 80).convert("RGB")
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
-    inputs = processor(images=picture, text=text, return_tensors="pt")
+    inputs = processor(images=image, text=text, return_tensors="pt")
     with torch.no_grad():
         made = model.eval().generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
         ids = expected["ids"]

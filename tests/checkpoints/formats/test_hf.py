@@ -81,14 +81,14 @@ def test_processor_prompts_and_tiles(toy_base, tmp_path):
 
     convert(toy_base, tmp_path / "hf", format="hf")
     processor = AutoProcessor.from_pretrained(tmp_path / "hf")
-    picture = Image.new("RGB", (336, 224), "red")
-    messages = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What?"}]}]
+    image = Image.new("RGB", (336, 224), "red")
+    messages = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     conversation = get_conv_template("internvl2_5")
     conversation.append_message(conversation.roles[0], "<IMG_CONTEXT>\nWhat?")
     conversation.append_message(conversation.roles[1], None)
     assert text == conversation.get_prompt()
-    batch = processor(text=text, images=[picture], return_tensors="pt")
+    batch = processor(text=text, images=[image], return_tensors="pt")
     context = read_json(tmp_path / "hf" / "config.json")["image_token_id"]
     assert batch["pixel_values"].shape == (7, 3, 112, 112)  # 3 x 2 tiles and the thumbnail
     assert (batch["input_ids"] == context).sum() == 7 * 16

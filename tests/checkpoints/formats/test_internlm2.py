@@ -91,8 +91,8 @@ def test_internlm2_with_its_own_vocabulary(toy_parts, tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
     export(config, checkpoint, tmp_path / "hf", format="hf")
     processor = AutoProcessor.from_pretrained(tmp_path / "hf")
-    picture = Image.new("RGB", (336, 224), "red")
-    batch = processor(text=prompt, images=[picture], return_tensors="pt")
+    image = Image.new("RGB", (336, 224), "red")
+    batch = processor(text=prompt, images=[image], return_tensors="pt")
     context = read_json(tmp_path / "hf" / "config.json")["image_token_id"]
     at = expected.index(context)
     # the processor writes <img> and </img> around its tokens itself

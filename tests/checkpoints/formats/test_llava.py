@@ -229,19 +229,19 @@ def test_processor_prompts_and_pixels(kind, made, tmp_path):
     processor = AutoProcessor.from_pretrained(tmp_path / "llava", use_fast=False)
     assert type(processor).__name__ == "LlavaProcessor"
     model = open_base(base)
-    picture = Image.effect_noise((150, 90), 80).convert("RGB")
+    image = Image.effect_noise((150, 90), 80).convert("RGB")
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     conversation = get_conv_template(model.template)
     assert conversation.roles[0] + "<img><image></img>\nWhat is it?" in text
-    batch = processor(images=picture, text=text, return_tensors="pt")
+    batch = processor(images=image, text=text, return_tensors="pt")
 
     tokenizer = load_tokenizer(base)
     ids = tokenizer(model.build_prompt("<image>\nWhat is it?", [1])).input_ids
     image_token = read_json(tmp_path / "llava" / "config.json")["image_token_index"]
     assert batch.input_ids[0].tolist() == [image_token if i == model.img_context_token_id else i for i in ids]
-    pixels = normalize(tiling_of(model.config)(picture))
-    # rescaled and normalised in another order, in fp32; both resize with Pillow
+    pixels = normalize(tiling_of(model.config)(image))
+    # rescaled and normalized in another order, in fp32; both resize with Pillow
     assert batch.pixel_values.shape == pixels.shape and (batch.pixel_values - pixels).abs().max() < 1e-5
 
 
@@ -337,6 +337,6 @@ def test_tools(kind, made, toy_parts, run_tool, tmp_path):
     done = run_tool("tools/build_base_model.py", "--vision", made[1], "--llm", toy_parts[1], "--out", tmp_path / "b",
                     "--projector-type", "mlp")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "64 tokens a tile" in done.stdout and "own model code only" in done.stdout
+    assert "64 tokens per tile" in done.stdout and "own model code only" in done.stdout
     done = run_tool("tools/convert_to_official.py", "--from", tmp_path / "b", tmp_path / "l", "--format", "llava")
     assert done.returncode == 0 and (tmp_path / "l" / "processor_config.json").is_file(), done.stderr

@@ -227,7 +227,7 @@ for source, out in ((base + "/..", "bound/base"), (base + "/..", "bound"), (base
         self.refused(tmp_path / "home", {}, "--force replaces only those")
         assert names(tmp_path / "home") == ["letters.txt"]
 
-    def test_neighbours_are_free(self, base, tmp_path):
+    def test_neighbors_are_free(self, base, tmp_path):
         for out in ("models/base2", "models/bas", "out"):
             assert staging.check_target(tmp_path / out, force=True, inputs={"base": base}) == tmp_path / out
 

@@ -105,7 +105,7 @@ def test_half_an_adapter():
 
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "corda", "loftq"])
-def test_initialisations_that_rewrite_the_base(init):
+def test_initializations_that_rewrite_the_base(init):
     config = LoraConfig(r=2, target_modules=["proj"])
     config.init_lora_weights = init
     with pytest.raises(CheckpointError, match=init):

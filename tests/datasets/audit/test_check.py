@@ -19,7 +19,7 @@ def test_reports(files, num_workers):
     (report,) = check_dataset(
         MultimodalDataset(**files), num_workers=num_workers, complain=complaints.append, progress=done.append
     )
-    assert (report.num_records, report.num_wrong, report.num_pictures, sum(done)) == (6, 2, 4, 6)
+    assert (report.num_records, report.num_wrong, report.num_images, sum(done)) == (6, 2, 4, 6)
     assert report.rejected == [(1, 2, "image_missing"), (4, 5, "no_conversations")]
     assert [text.split(" ")[0] for text in complaints] == [f"{files['data_paths']}:{line}:" for line in (2, 5)]
     assert report.column("tiles").tolist() == [1, 4, 0, 5] and report.column("turns").tolist() == [2] * 4
@@ -31,7 +31,7 @@ def test_files_without_a_model(files):
     (report,) = check_dataset(
         PlainFiles([files["data_paths"]], [files["image_folders"]]), num_workers=0, complain=complaints.append
     )
-    assert report.num_wrong == 2 and report.num_pictures == 4 and report.column("tokens").sum() == 0
+    assert report.num_wrong == 2 and report.num_images == 4 and report.column("tokens").sum() == 0
 
 
 def test_training_leaves_out_what_is_on_the_reject_list(files, tmp_path):

@@ -82,7 +82,7 @@ def test_every_recipe_gives_records_that_train(tmp_path, name):
     records = [parse_record(record, "f:1") for record in written(tmp_path / "out.jsonl")]
     assert [record.media[0].name if record.media else None for record in records] == images
     assert (result.num_read, result.num_written, result.complaints) == (len(raw), len(images), [])
-    assert result.num_pictures == len({image for image in images if image})
+    assert result.num_images == len({image for image in images if image})
     assert (total, sum(done)) == ([len(raw)], len(raw))
     assert bool(result.remark) == (RECIPES[name].num_records is not None)  # far fewer than the published file
     assert stat.S_IMODE((tmp_path / "out.jsonl").stat().st_mode) == 0o644
@@ -104,7 +104,7 @@ def test_every_recipe_says_no_to_another_shape(tmp_path, name):
 
 def test_each_count_has_somebody_who_says_so():
     for recipe in RECIPES.values():
-        assert bool(recipe.num_records) == bool(recipe.counted_by) and recipe.pictures
+        assert bool(recipe.num_records) == bool(recipe.counted_by) and recipe.images
 
 
 def test_counts_of_the_published_file_are_checked(tmp_path, monkeypatch):
@@ -145,14 +145,14 @@ def test_coco_names_within_a_mixture(tmp_path):
         None,
     ]
     write(tmp_path, "llava-pretrain", [llava("000000033471.jpg")])
-    with pytest.raises(SettingError, match="llava-pretrain has no pictures of COCO; leave --coco out"):
+    with pytest.raises(SettingError, match="llava-pretrain has no images of COCO; leave --coco out"):
         prepare("llava-pretrain", tmp_path, tmp_path / "o", coco="2014")
     with pytest.raises(SettingError, match="coco='2015' is unknown"):
         prepare("llava-mix665k", tmp_path, tmp_path / "o", coco="2015")
 
 
-def test_pictures_are_looked_for(tmp_path):
-    """COCO 2017's training pictures are those of 2014's two sets: where one lies is seen in the folder."""
+def test_images_are_looked_for(tmp_path):
+    """COCO 2017's training images are those of 2014's two sets: where one lies is seen in the folder."""
     for name in ("train2014/COCO_train2014_000000000001.jpg", "val2014/COCO_val2014_000000000002.jpg"):
         (tmp_path / "coco" / name).parent.mkdir(parents=True)
         (tmp_path / "coco" / name).touch()
@@ -163,7 +163,7 @@ def test_pictures_are_looked_for(tmp_path):
         "coco/train2014/COCO_train2014_000000000001.jpg",
         "coco/val2014/COCO_val2014_000000000002.jpg",
     ]
-    assert len(result.complaints) == 1 and result.num_pictures == 2
+    assert len(result.complaints) == 1 and result.num_images == 2
     assert "COCO_train2014_000000000003.jpg' isn't in" in result.complaints[0]
     with pytest.raises(SettingError, match="image folder .*nowhere"):
         prepare("llava-mix665k", path, tmp_path / "o", image_folder=tmp_path / "nowhere")
@@ -177,7 +177,7 @@ def test_captions_get_different_prompts(tmp_path):
 
 
 def test_captions_that_are_not_five_texts(tmp_path):
-    """A text would be taken letter by letter; an empty caption costs itself, not its picture's others."""
+    """A text would be taken letter by letter; an empty caption costs itself, not its image's others."""
     raw = [
         {"image_id": "a.jpg", "caption": "一句话有五字"},
         {"image_id": "b.jpg", "caption": CHINESE[:4]},
@@ -190,7 +190,7 @@ def test_captions_that_are_not_five_texts(tmp_path):
     assert "not five texts" in result.complaints[0] and "not five texts" in result.complaints[1]
 
 
-def test_text_of_pictures(tmp_path):
+def test_text_of_images(tmp_path):
     write(tmp_path, "textocr-gpt4o", SHAPES["textocr-gpt4o"][0])
     prepare("textocr-gpt4o", tmp_path, tmp_path / "out.jsonl")
     assert [record["conversations"][1]["value"] for record in written(tmp_path / "out.jsonl")] == [

@@ -15,11 +15,11 @@ from xtuner_plugins.datasets.audit.report import write_report
 
 
 @pytest.fixture
-def write_page(tmp_path, data_base, write_data, make_picture):
+def write_page(tmp_path, data_base, write_data, make_image):
     """write_page({file name: records}, settings of the dataset, options of the page) -> (page, complaints)."""
-    make_picture("a.png", 100, 90)
-    make_picture("b.png", 360, 120)
-    folder = make_picture("图 片/c.png", 120, 360)
+    make_image("a.png", 100, 90)
+    make_image("b.png", 360, 120)
+    folder = make_image("图 片/c.png", 120, 360)
     Image.new("RGB", (360, 120)).save(tmp_path / "images/black.png")
     (tmp_path / "images/clip").mkdir()
     for number in range(3):
@@ -69,7 +69,7 @@ def test_every_file_is_shown(write_page, qa):
 
 
 def test_grids_are_those_that_the_sample_has(write_page, qa):
-    """Several pictures share the tiles, and a long sample has fewer: the grid drawn is the one that is trained on."""
+    """Several images share the tiles, and a long sample has fewer: the grid drawn is the one that is trained on."""
     alone, pair = qa(image="b.png"), qa("<image><image>", image=["b.png", "图 片/c.png"])
     page, _ = write_page({"a.jsonl": [alone]})
     assert "360x120, 3x1 tiles" in page

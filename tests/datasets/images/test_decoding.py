@@ -215,10 +215,10 @@ def test_the_door_refuses_what_is_no_uint8_rgb(pixels):
 
 
 def test_a_decoder_that_gives_something_else_follows_the_bad_sample_policy(
-    data_base, write_data, qa, make_picture, monkeypatch
+    data_base, write_data, qa, make_image, monkeypatch
 ):
     """Not an error of the resize: the sample is left out with its reason, the run goes on."""
-    folder = make_picture("a.png")
+    folder = make_image("a.png")
     wrong = torch.zeros(120, 200, 3, dtype=torch.uint16)
     monkeypatch.setattr("xtuner_plugins.datasets.images.routes.decode_fast", lambda path, max_pixels: wrong)
     for route in ("torchvision", "device"):
@@ -230,6 +230,6 @@ def test_a_decoder_that_gives_something_else_follows_the_bad_sample_policy(
 def test_whole_images_are_checked_on_the_device_too():
     tiles = torch.empty(0, 3, 56, 56, dtype=torch.uint8)
     with pytest.raises(ValueError, match="uint16"):
-        device_resize.cut_pictures(
+        device_resize.cut_images(
             tiles, [torch.zeros(50, 60, 3, dtype=torch.uint16)], [UncutImage(Grid(1, 1, 0), 0, 60, 50)]
         )

@@ -1,4 +1,4 @@
-"""Pictures as the world has them."""
+"""Images as the world has them."""
 
 import os
 import struct
@@ -53,7 +53,7 @@ def test_transparency_lies_on_white(tmp_path):
     assert np.asarray(load_image(tmp_path / "p.png")).tolist() == [[[10, 20, 30], [255, 255, 255]]]
 
 
-def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path):
     values = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
     assert np.asarray(load_image(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 1, 128, 255]
@@ -87,13 +87,13 @@ def test_every_mode_becomes_rgb(tmp_path, mode, suffix):
 
 
 def test_of_an_animation_the_first_frame_counts(tmp_path):
-    frames = [Image.new("RGB", (5, 5), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (5, 5), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert np.asarray(load_image(tmp_path / "a.gif"))[0, 0].tolist() == [255, 0, 0]
 
 
 def huge_png(path):
-    """The header of a picture of 60000 x 60000 pixels, and no pixels."""
+    """The header of an image of 60000 x 60000 pixels, and no pixels."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -143,7 +143,7 @@ def test_unusable_files_say_why(tmp_path, make, reason):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tiff"])
-def test_truncated_pictures_are_errors(tmp_path, suffix):
+def test_truncated_images_are_errors(tmp_path, suffix):
     whole = tmp_path / f"a.{suffix}"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(whole)
     data = whole.read_bytes()

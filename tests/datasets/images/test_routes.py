@@ -10,7 +10,7 @@ from xtuner_plugins.datasets.errors import MediaError
 from xtuner_plugins.datasets.images.media import MAX_PIXELS, load_image
 from xtuner_plugins.datasets.images.routes import Allowance, decode_fast, open_tiles
 from xtuner_plugins.datasets.images.tiling import DynamicTiling, UncutImage
-from xtuner_plugins.models.device_resize import cut_pictures
+from xtuner_plugins.models.device_resize import cut_images
 
 RULE = DynamicTiling(max_tiles=12, tile_size=112)
 
@@ -33,7 +33,7 @@ def photos(tmp_path_factory):
         for suffix, options in variants.items():
             paths[f"{name}-{suffix}"] = folder / f"{name}-{suffix}"
             image.save(paths[f"{name}-{suffix}"], **options)
-    image.convert("L").save(folder / "grey.jpg")
+    image.convert("L").save(folder / "gray.jpg")
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(folder / "turned.jpg", exif=exif)
@@ -55,12 +55,12 @@ def test_both_decoders_give_the_same_bytes(photos):
         if pixels is not None:
             fast += 1
             np.testing.assert_array_equal(pixels.numpy(), np.asarray(load_image(path)))
-    assert fast == 13  # twelve photographs and the grey one; the rest is Pillow's
+    assert fast == 13  # twelve photographs and the gray one; the rest is Pillow's
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """Pictures larger than their tiles: a page that has planes, one that hasn't, one far too large; and a small one."""
+    """Images larger than their tiles: a page that has planes, one that hasn't, one far too large; and a small one."""
     from skimage import data
 
     folder = tmp_path_factory.mktemp("pages")
@@ -73,11 +73,11 @@ def pages(tmp_path_factory):
     return folder
 
 
-def test_a_larger_picture_is_sent_as_planes_or_tiles(pages):
+def test_a_larger_image_is_sent_as_planes_or_tiles(pages):
     sizes = {}
     for path in all_files(pages):
         sent = open_tiles(path, RULE, "device", MAX_PIXELS)
-        sizes[path.name] = None if sent.picture is None else sent.picture.numel()
+        sizes[path.name] = None if sent.image is None else sent.image.numel()
         assert sent.size == Image.open(path).size
     assert sizes == {
         "444.jpg": None,
@@ -88,13 +88,13 @@ def test_a_larger_picture_is_sent_as_planes_or_tiles(pages):
     }
 
 
-def test_larger_pictures_go_whole_while_smaller_ones_have_saved_the_bytes(pages):
+def test_larger_images_go_whole_while_smaller_ones_have_saved_the_bytes(pages):
     allowance, sent, own = Allowance(), 0, 0
     kinds = []
     for path in [*[pages / "small.jpg"] * 5, *[pages / "planes.jpg"] * 4, *[pages / "page.png"] * 2] * 3:
         source = open_tiles(path, RULE, "device", MAX_PIXELS, allowance)
-        kinds.append("tiles" if source.picture is None else "planes" if source.picture.dim() == 2 else "whole")
-        taken = (source.tiles if source.picture is None else source.picture).numel()
+        kinds.append("tiles" if source.image is None else "planes" if source.image.dim() == 2 else "whole")
+        taken = (source.tiles if source.image is None else source.image).numel()
         instead = source.grid.num_tiles * 3 * 112 * 112
         sent, own = sent + taken, own + instead
         # planes may be more than the tiles; what goes whole, and is larger, has been saved before
@@ -116,13 +116,13 @@ def test_the_device_route_ends_in_the_pillow_routes_tiles(photos, pages):
         expected = open_tiles(path, RULE, "pillow", MAX_PIXELS)
         sent = open_tiles(path, RULE, "device", MAX_PIXELS)
         assert sent.grid == expected.grid and sent.grid.num_tiles == len(expected.tiles)
-        if sent.picture is None:
+        if sent.image is None:
             assert torch.equal(sent.tiles, expected.tiles)
             continue
         whole += 1
-        assert sent.picture.dim() == 2 or sent.picture.numel() <= expected.tiles.numel()
+        assert sent.image.dim() == 2 or sent.image.numel() <= expected.tiles.numel()
         uncut = [UncutImage(sent.grid, 0, *sent.size)]
-        tiles = cut_pictures(torch.empty(0, 3, 112, 112, dtype=torch.uint8), [sent.picture], uncut)
+        tiles = cut_images(torch.empty(0, 3, 112, 112, dtype=torch.uint8), [sent.image], uncut)
         assert torch.equal(tiles, expected.tiles), path
     assert whole > 4
 
@@ -138,7 +138,7 @@ def test_the_torchvision_route_differs_by_a_level_here_and_there(photos):
 
 
 @pytest.mark.parametrize("route", ["pillow", "torchvision", "device"])
-def test_bad_pictures_are_errors_on_every_route(tmp_path, route):
+def test_bad_images_are_errors_on_every_route(tmp_path, route):
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(50))
     Image.new("RGB", (64, 64)).save(tmp_path / "short.jpg")
     data = (tmp_path / "short.jpg").read_bytes()
@@ -175,5 +175,5 @@ def test_batches_of_the_device_route_are_cut_into_the_same_tiles(datasets, put_t
     batch = put_together(datasets["device"].__getitems__(indices))  # with threads
     assert torch.equal(batch["num_tiles"], expected["num_tiles"]) and batch["sources"] == expected["sources"]
     assert torch.equal(batch["input_ids"], expected["input_ids"])
-    tiles = cut_pictures(batch["tiles"], batch["pictures"], batch["uncut"])
-    assert len(batch["pictures"]) and torch.equal(tiles, expected["tiles"])
+    tiles = cut_images(batch["tiles"], batch["images"], batch["uncut"])
+    assert len(batch["images"]) and torch.equal(tiles, expected["tiles"])

@@ -51,7 +51,7 @@ def slow_tiles(image, min_num, max_num, size, thumbnail):
 
 
 def sizes():
-    """Sizes where rounding and ties bite: tiny, huge, extreme, squares, multiples of 448 and neighbours."""
+    """Sizes where rounding and ties bite: tiny, huge, extreme, squares, multiples of 448 and neighbors."""
     fixed = [
         (1, 1),
         (1, 2),
@@ -134,7 +134,7 @@ def test_the_thumbnail_is_last_and_only_with_more_than_one_tile():
     assert tiles.shape == (3, 3, 112, 112)
     assert tiles[0].flatten(1).unique(dim=1).flatten().tolist() == [255, 0, 0]
     assert tiles[1].flatten(1).unique(dim=1).flatten().tolist() == [0, 0, 255]
-    assert len(tiles[2].flatten(1).unique(dim=1)[0]) > 1  # both colours in the thumbnail
+    assert len(tiles[2].flatten(1).unique(dim=1)[0]) > 1  # both colors in the thumbnail
     assert len(DynamicTiling(max_tiles=1, tile_size=112)(halves)) == 1
 
 

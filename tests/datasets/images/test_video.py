@@ -9,14 +9,14 @@ from PIL import Image
 from xtuner_plugins.datasets import MultimodalDataset, RecordError
 from xtuner_plugins.datasets.errors import MediaError
 from xtuner_plugins.datasets.images.video import load_frames, pick_frames, probe_video
-from xtuner_plugins.datasets.records.boxes import find_boxes, normalise_boxes
+from xtuner_plugins.datasets.records.boxes import find_boxes, normalize_boxes
 from xtuner_plugins.datasets.records.records import parse_record
 
 LEVELS = [20 * number for number in range(12)]
 
 
 def write_video(path, codec, frames=None, times=None, pix_fmt="yuv420p", **options):
-    """A video of 64x48 frames (grey ones, each brighter than the last, by default), shown at `times` (ms)."""
+    """A video of 64x48 frames (gray ones, each brighter than the last, by default), shown at `times` (ms)."""
     if frames is None:
         frames = [np.full((48, 64, 3), level, np.uint8) for level in LEVELS]
     with av.open(str(path), "w", options=options) as container:
@@ -35,10 +35,10 @@ def write_sound(path, cover=False):
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000)
         if cover:
-            picture = container.add_stream("png", rate=1)
-            picture.width, picture.height, picture.pix_fmt = 64, 48, "rgb24"
-            picture.disposition = av.stream.Disposition.attached_pic
-            container.mux(picture.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
+            image = container.add_stream("png", rate=1)
+            image.width, image.height, image.pix_fmt = 64, 48, "rgb24"
+            image.disposition = av.stream.Disposition.attached_pic
+            container.mux(image.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
         frame.sample_rate = 16000
         container.mux(stream.encode(frame))
@@ -53,8 +53,8 @@ def patch(path, box, offset, data):
     path.write_bytes(content)
 
 
-def level(picture):
-    return np.asarray(picture).mean()
+def level(image):
+    return np.asarray(image).mean()
 
 
 @pytest.fixture(scope="module")
@@ -109,14 +109,14 @@ def test_a_video_in_a_sample(videos, data_base, write_data, qa, text_tokenizer):
     )
 
 
-def test_boxes_of_a_picture_beside_a_video(videos, data_base, write_data, qa, text_tokenizer):
+def test_boxes_of_a_image_beside_a_video(videos, data_base, write_data, qa, text_tokenizer):
     record = qa("<video>\nWhere in <image>?", "<box>[[8, 6, 32, 24]]</box>", video="a.mp4", image="frames/f1.png")
     record |= {"boxes": "pixel", "width": 64, "height": 48}
     dataset = MultimodalDataset(data_base, write_data([record]), str(videos), num_frames=3)
     assert "[[125, 125, 500, 500]]" in text_tokenizer.decode(dataset[0]["input_ids"].tolist())
     assert dataset.layout(num_workers=0)[0].tolist() == [len(dataset[0]["input_ids"])]
     data = write_data([record | {"width": 65}], "wrong.jsonl")
-    with pytest.raises(RecordError, match="wrong.jsonl:1: the record says 65x48, the picture is 64x48"):
+    with pytest.raises(RecordError, match="wrong.jsonl:1: the record says 65x48, the image is 64x48"):
         MultimodalDataset(data_base, data, str(videos), num_frames=3)[0]
 
 
@@ -133,7 +133,7 @@ def boxed(answer, **extra):
 
 
 def test_pixel_boxes_enter_the_frame():
-    record = normalise_boxes(boxed("<ref>bus</ref><box>[[64, 48, 320, 240]]</box> and <box>[0,0,640,480]</box>"))
+    record = normalize_boxes(boxed("<ref>bus</ref><box>[[64, 48, 320, 240]]</box> and <box>[0,0,640,480]</box>"))
     assert record.turns[1].text == (
         "<ref>bus</ref><box>[[100, 100, 500, 500]]</box> and <box>[[0, 0, 1000, 1000]]</box>"
     )
@@ -142,19 +142,19 @@ def test_pixel_boxes_enter_the_frame():
         {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "<box>[[1, 2, 3, 4]]</box>"}]},
         "f:1",
     )
-    assert normalise_boxes(plain) is plain
+    assert normalize_boxes(plain) is plain
 
 
-def test_boxes_are_checked_against_the_picture():
-    with pytest.raises(RecordError, match="f:3: the record says 640x480, the picture is 480x640"):
-        normalise_boxes(boxed("<box>[[1, 2, 3, 4]]</box>"), lambda place: (480, 640))
-    with pytest.raises(RecordError, match="f:3: the box .* leaves the picture of 640x480"):
-        normalise_boxes(boxed("<box>[[1, 2, 3, 481]]</box>"))
+def test_boxes_are_checked_against_the_image():
+    with pytest.raises(RecordError, match="f:3: the record says 640x480, the image is 480x640"):
+        normalize_boxes(boxed("<box>[[1, 2, 3, 4]]</box>"), lambda place: (480, 640))
+    with pytest.raises(RecordError, match="f:3: the box .* leaves the image of 640x480"):
+        normalize_boxes(boxed("<box>[[1, 2, 3, 481]]</box>"))
 
 
 CORNERS = np.zeros((48, 64, 3), np.uint8)
 CORNERS[:24, :32], CORNERS[:24, 32:], CORNERS[24:, :32] = (255, 0, 0), (0, 255, 0), (0, 0, 255)  # red green blue black
-# what turns a picture, as a display matrix (a, b, c, d) says it -> the corners from top left, row by row
+# what turns an image, as a display matrix (a, b, c, d) says it -> the corners from top left, row by row
 MATRICES = {
     "upright": ((1, 0, 0, 1), "rgbk"),
     "clockwise": ((0, 1, -1, 0), "brkg"),  # a phone held upright
@@ -170,11 +170,11 @@ MATRICES = {
 }
 
 
-def corners(picture):
-    colours = {(255, 0, 0): "r", (0, 255, 0): "g", (0, 0, 255): "b", (0, 0, 0): "k"}
-    w, h = picture.size
-    values = [picture.getpixel((x, y)) for y in (h // 4, 3 * h // 4) for x in (w // 4, 3 * w // 4)]
-    return "".join(colours[tuple(255 * (value > 127) for value in pixel)] for pixel in values)
+def corners(image):
+    colors = {(255, 0, 0): "r", (0, 255, 0): "g", (0, 0, 255): "b", (0, 0, 0): "k"}
+    w, h = image.size
+    values = [image.getpixel((x, y)) for y in (h // 4, 3 * h // 4) for x in (w // 4, 3 * w // 4)]
+    return "".join(colors[tuple(255 * (value > 127) for value in pixel)] for pixel in values)
 
 
 @pytest.mark.parametrize("name", MATRICES)
@@ -208,8 +208,8 @@ def test_packets_that_show_nothing_are_no_frames(tmp_path):
         stream = container.add_stream("libvpx", rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         stream.options = {"lag-in-frames": "0"}  # a packet for each frame, at once
-        for number, grey in enumerate(LEVELS):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), grey, np.uint8), format="rgb24")
+        for number, gray in enumerate(LEVELS):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), gray, np.uint8), format="rgb24")
             for packet in stream.encode(frame):
                 data = bytearray(bytes(packet))
                 if number % 2:
@@ -295,7 +295,7 @@ def test_sound_alone_is_no_video(tmp_path):
     write_sound(tmp_path / "cover.mp4", cover=True)
     for name in ("a.mp4", "b.m4a", "cover.mp4"):
         for action in (probe_video, load_frames):
-            with pytest.raises(MediaError, match=f"{name}: no moving pictures in it, only sound"):
+            with pytest.raises(MediaError, match=f"{name}: no moving images in it, only sound"):
                 action(str(tmp_path / name), 4)
 
 

@@ -13,10 +13,10 @@ from xtuner_plugins.datasets.plan import lengths as lengths_module
 
 
 @pytest.fixture
-def half(data_base, write_data, make_picture, qa, tmp_path):
+def half(data_base, write_data, make_image, qa, tmp_path):
     """Settings of 20 records, of which those with 10.png to 19.png miss their images."""
     for number in range(10):
-        folder = make_picture(f"{number}.png", 100, 90)
+        folder = make_image(f"{number}.png", 100, 90)
     path = write_data([qa(f"{number}?", "Yes.", image=f"{number}.png") for number in range(20)])
     return dict(base=data_base, data_paths=path, image_folders=folder, cache_dir=str(tmp_path / "cache"))
 
@@ -161,17 +161,17 @@ def test_a_complaint_names_the_file_that_is_used_now(half, tmp_path):
         start(half | {"data_paths": str(other)})
 
 
-def test_names_are_looked_up_where_the_file_lies(data_base, write_data, make_picture, qa, tmp_path):
+def test_names_are_looked_up_where_the_file_lies(data_base, write_data, make_image, qa, tmp_path):
     """Without an image folder two files of the same content have images of their own."""
     settings = dict(base=data_base, cache_dir=str(tmp_path / "cache"))
     paths = [Path(write_data([qa(image="images/a.png")], name)) for name in ("data.jsonl", "more.jsonl")]
-    make_picture("a.png", 100, 90)
+    make_image("a.png", 100, 90)
     (tmp_path / "elsewhere").mkdir()
     paths[1] = paths[1].rename(tmp_path / "elsewhere" / "data.jsonl")
     small = MultimodalDataset(data_paths=str(paths[0]), **settings)
     small.layout(num_workers=0)
     shutil.copytree(tmp_path / "images", tmp_path / "elsewhere" / "images")
-    make_picture("../elsewhere/images/a.png", 360, 120)
+    make_image("../elsewhere/images/a.png", 360, 120)
     large = MultimodalDataset(data_paths=str(paths[1]), **settings)
     for dataset, num_tiles in ((small, 1), (large, 4)):
         tokens, tiles, _ = dataset.layout(num_workers=0)

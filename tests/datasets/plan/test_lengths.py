@@ -15,13 +15,13 @@ from xtuner_plugins.datasets.plan.lengths import BROKEN, DROPPED, FATES
 
 
 @pytest.fixture
-def settings(data_base, write_data, make_picture, qa, tmp_path):
-    """Every kind of record: no picture, one, several, in the text, long, with a system message, broken ones."""
+def settings(data_base, write_data, make_image, qa, tmp_path):
+    """Every kind of record: no image, one, several, in the text, long, with a system message, broken ones."""
     sizes = {"a.png": (100, 90), "b.png": (360, 120), "c.png": (120, 360), "d.png": (700, 650)}
     for name, size in sizes.items():
-        folder = make_picture(name, *size)
+        folder = make_image(name, *size)
     records = [qa(f"Question {i}?", f"answer {'long ' * (i % 7)}{i}", image=list(sizes)[i % 4]) for i in range(20)]
-    records += [qa("No picture.", "None." * (i + 1)) for i in range(5)]
+    records += [qa("No image.", "None." * (i + 1)) for i in range(5)]
     records += [qa("<image> or <image> or <image>?", "The first.", image=["b.png", "d.png", "a.png"])]
     records += [qa("Long?", "word " * 400, image="d.png"), qa("word " * 400, "Late.", image="d.png")]
     records += [qa("Middling?", "word " * number, image="d.png") for number in range(10, 150, 10)]

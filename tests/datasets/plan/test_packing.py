@@ -98,7 +98,7 @@ def test_a_window_gives_every_sample_to_a_pack_or_to_the_next_window(data, alike
 
 
 def scarce(num):
-    """Up to twelve tiles: two pictures of 13 leave a gap that few samples are short enough to fill."""
+    """Up to twelve tiles: two images of 13 leave a gap that few samples are short enough to fill."""
     rng = np.random.default_rng(0)
     tiles = rng.choice([0, 1, 3, 7, 13], num, p=[0.06, 0.12, 0.04, 0.34, 0.44])
     text = np.clip(rng.lognormal(5.2, 0.6, num), 60, 2000).astype(int) * np.where(tiles == 0, 4, 1)

@@ -1,4 +1,4 @@
-"""A zoo of broken records and pictures: each is diagnosed with file, line and reason; none crashes or passes."""
+"""A zoo of broken records and images: each is diagnosed with file, line and reason; none crashes or passes."""
 
 import io
 import json
@@ -19,7 +19,7 @@ def record(question="<image>\nWhat?", answer="A cat.", **extra):
     return {"image": "ok.png", "conversations": turns, **extra}
 
 
-def picture(name, **extra):
+def image(name, **extra):
     return record(image=name, **extra)
 
 
@@ -144,7 +144,7 @@ LINES = [
     (messages(("user", [{"type": "image"}]), ("assistant", "b")), "image_count"),
     (messages(("user", "a"), ("assistant", [{"type": "image", "image": "ok.png"}])), "media_role"),
     (messages(("user", 3), ("assistant", "b")), "turn_content"),
-    # pictures and placeholders
+    # images and placeholders
     (talk((H, "<image>"), (G, "b")), "image_count"),
     (record("<image><image>"), "image_count"),
     (record("no place", image=["ok.png", "ok.png"]), "image_count"),
@@ -160,34 +160,34 @@ LINES = [
     (record(video=["a.mp4", "b.mp4"]), "video_count"),
     (talk((H, "<video>"), (G, "b"), video=[]), None),
     # paths
-    (picture("none.png"), "image_missing"),
-    (picture("sub"), "image_missing"),
-    (picture("../secret.png"), "image_outside"),
-    (picture("sub/../../secret.png"), "image_outside"),
-    (picture("/etc/passwd"), "image_outside"),
-    (picture("link.png"), "image_outside"),
-    (picture("dangling.png"), "image_outside"),
-    (picture("loop.png"), "image_unreadable"),
-    (picture("a\x00b.png"), "image_name"),
-    (picture("http://host/a.png"), "image_name"),
-    (picture("file:///ok.png"), "image_name"),
-    (picture("data:image/png;base64,AAAA"), "image_name"),
-    (picture("x" * 300 + ".png"), "image_unreadable"),
+    (image("none.png"), "image_missing"),
+    (image("sub"), "image_missing"),
+    (image("../secret.png"), "image_outside"),
+    (image("sub/../../secret.png"), "image_outside"),
+    (image("/etc/passwd"), "image_outside"),
+    (image("link.png"), "image_outside"),
+    (image("dangling.png"), "image_outside"),
+    (image("loop.png"), "image_unreadable"),
+    (image("a\x00b.png"), "image_name"),
+    (image("http://host/a.png"), "image_name"),
+    (image("file:///ok.png"), "image_name"),
+    (image("data:image/png;base64,AAAA"), "image_name"),
+    (image("x" * 300 + ".png"), "image_unreadable"),
     # files
-    (picture("empty.png"), "image_unreadable"),
-    (picture("page.jpg"), "image_unreadable"),
-    (picture("zeros.png"), "image_unreadable"),
-    (picture("head.jpg"), "image_unreadable"),
-    (picture("cut.jpg"), "image_unreadable"),
-    (picture("cut.png"), "image_unreadable"),
-    (picture("cut.gif"), "image_unreadable"),
-    (picture("cut.webp"), "image_unreadable"),
-    (picture("cut.tiff"), "image_unreadable"),
-    (picture("bomb.png"), "image_pixels"),
-    (picture("float.tiff"), "image_mode"),
-    (picture("checksum.png"), "image_unreadable"),
-    (picture("archive.png"), "image_unreadable"),
-    (picture("vector.svg"), "image_unreadable"),
+    (image("empty.png"), "image_unreadable"),
+    (image("page.jpg"), "image_unreadable"),
+    (image("zeros.png"), "image_unreadable"),
+    (image("head.jpg"), "image_unreadable"),
+    (image("cut.jpg"), "image_unreadable"),
+    (image("cut.png"), "image_unreadable"),
+    (image("cut.gif"), "image_unreadable"),
+    (image("cut.webp"), "image_unreadable"),
+    (image("cut.tiff"), "image_unreadable"),
+    (image("bomb.png"), "image_pixels"),
+    (image("float.tiff"), "image_mode"),
+    (image("checksum.png"), "image_unreadable"),
+    (image("archive.png"), "image_unreadable"),
+    (image("vector.svg"), "image_unreadable"),
     # videos
     (record("<video>", image=None, video="none.mp4"), "video_missing"),
     (record("<video>", image=None, video="page.jpg"), "video_unreadable"),
@@ -218,7 +218,7 @@ def png_chunk(kind, data):
 
 
 def make_zoo(folder):
-    """The pictures that the lines name."""
+    """The images that the lines name."""
     (folder / "sub").mkdir(parents=True)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
     noise.save(folder / "ok.png")

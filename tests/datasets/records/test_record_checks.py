@@ -7,7 +7,7 @@ import pytest
 from xtuner_plugins.datasets import MultimodalDataset, RecordError
 from xtuner_plugins.datasets.audit.check import check_dataset
 from xtuner_plugins.datasets.errors import SettingError
-from xtuner_plugins.datasets.records.boxes import compare_size, normalise_boxes
+from xtuner_plugins.datasets.records.boxes import compare_size, normalize_boxes
 from xtuner_plugins.datasets.records.index import scan
 from xtuner_plugins.datasets.records.record_json import parse_json
 from xtuner_plugins.datasets.records.records import parse_record
@@ -18,7 +18,7 @@ from xtuner_plugins.hub.conversation import TEMPLATES
 
 def parse(question="What?", answer="A bus.", **extra):
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    return normalise_boxes(parse_record({"conversations": turns, **extra}, "f:7"))
+    return normalize_boxes(parse_record({"conversations": turns, **extra}, "f:7"))
 
 
 WARNED = [
@@ -130,8 +130,8 @@ def test_system_messages_are_those_of_chat(data_base, hf_tokenizer, template):
         assert [warning.reason for warning in record.warnings] == (["empty_system"] if message == "" else [])
 
 
-def test_sizes_that_lie_are_a_warning(make_picture, data_base, write_data, qa):
-    folder = make_picture("a.png", 100, 90)
+def test_sizes_that_lie_are_a_warning(make_image, data_base, write_data, qa):
+    folder = make_image("a.png", 100, 90)
     path = write_data([qa(image="a.png", width=90, height=100), qa(image="a.png", width=100, height=90)])
     said = []
     dataset = MultimodalDataset(data_base, path, folder, cache_dir=path + ".cache")

@@ -15,17 +15,17 @@ def parse(**raw):
 
 
 def test_llava_record():
-    raw = {"id": "7", "image": "a/b.jpg", "conversations": turns("<image>\nWhat?", "A bus.", "Colour?", "Red.")}
+    raw = {"id": "7", "image": "a/b.jpg", "conversations": turns("<image>\nWhat?", "A bus.", "Color?", "Red.")}
     before = copy.deepcopy(raw)
     record = parse_record(raw, "f:7")
     assert raw == before  # reading never modifies
     assert [turn.role for turn in record.turns] == ["user", "assistant"] * 2
     assert record.turns[0].parts == (Medium("image", "a/b.jpg"), "\nWhat?")
-    assert [turn.text for turn in record.turns[1:]] == ["A bus.", "Colour?", "Red."]
+    assert [turn.text for turn in record.turns[1:]] == ["A bus.", "Color?", "Red."]
     assert record.system is None and record.extra == {"id": "7"} and record.source == "f:7"
 
 
-def test_single_picture_without_placeholder_stands_in_front():
+def test_single_image_without_placeholder_stands_in_front():
     record = parse(image="a.jpg", conversations=turns("What?", "A bus."))
     assert record.turns[0].parts == (Medium("image", "a.jpg"), "\n", "What?")
 
@@ -36,7 +36,7 @@ def test_placeholder_in_a_later_turn_stays_there():
     assert record.turns[2].parts == ("See ", Medium("image", "a.jpg"), " here")
 
 
-def test_several_pictures_fill_placeholders_in_order():
+def test_several_images_fill_placeholders_in_order():
     record = parse(image=["a", "b", "c"], conversations=turns("<image><image>\n1?", "Yes.", "<image>", "No."))
     assert [medium.name for medium in record.media] == ["a", "b", "c"]
 

@@ -1,4 +1,4 @@
-"""Ids and labels: what is supervised, what can't be forged, and agreement with tokenising the whole prompt."""
+"""Ids and labels: what is supervised, what can't be forged, and agreement with tokenizing the whole prompt."""
 
 import unicodedata
 
@@ -73,7 +73,7 @@ def test_supervised_text_is_the_answers_and_their_end_tokens(
     sample = encode(record, get_template(name), text_tokenizer, [3] if with_image else [], 4)
     end = get_conv_template(name).stop_token
     decoded = [hf_tokenizer.decode(run, clean_up_tokenization_spaces=False) for run in supervised_runs(sample)]
-    # the tokenizer normalises to NFC, as its family does
+    # the tokenizer normalizes to NFC, as its family does
     assert decoded == [unicodedata.normalize("NFC", answer) + end for _, answer in pairs]
     np.testing.assert_array_equal(sample.labels[sample.labels != -100], sample.input_ids[sample.labels != -100])
 
@@ -91,8 +91,8 @@ def test_control_tokens_come_from_the_template_alone(name, pairs, system, text_t
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_ids_equal_the_whole_prompt_through_the_tokenizer(name, text_tokenizer, hf_tokenizer):
-    """`chat` tokenises the prompt in one go; for calm text we must arrive at the same ids."""
-    pairs = [("What is\n in it?", "A bus and a dog."), ("Colour?", "red"), ("12 or 34?", "12")]
+    """`chat` tokenizes the prompt in one go; for calm text we must arrive at the same ids."""
+    pairs = [("What is\n in it?", "A bus and a dog."), ("Color?", "red"), ("12 or 34?", "12")]
     sample = encode(record_of(pairs, None, ["a.png"]), get_template(name), text_tokenizer, [2], 5)
     conversation = get_conv_template(name)
     for number, text in enumerate(sum(map(list, pairs), [])):

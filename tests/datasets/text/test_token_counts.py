@@ -19,7 +19,7 @@ WORDS = [
     "<|im_end|>",
     "\u0301",
     "what",
-    "colour",
+    "color",
     "don't",
     "",
     "\u212b",

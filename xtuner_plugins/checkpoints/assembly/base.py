@@ -57,7 +57,7 @@ def build_base(
       directory. With ``select_layer=-k`` the last ``k - 1`` layers are left out and ``-1`` is written: InternViT has no
       final norm, so this is exact, and consumers support nothing else.
     * CLIP and SigLIP (a bare tower, or the one inside a whole model) stay whole, ``select_layer`` is written (-2 when
-      none is named), and their own pixel normalisation is folded in. Only our own model code runs such a directory.
+      none is named), and their own pixel normalization is folded in. Only our own model code runs such a directory.
     * Language model: the nine tokens are appended; embedding and head are cut to the tokenizer's size (released Qwen3
       models keep their padding, so does this) and every new row is the mean of the rows before it. The head is
       stored by itself, a tied one as a copy.
@@ -69,7 +69,7 @@ def build_base(
         llm: directory, or a hub name.
         out: directory to write.
         template: conversation template; None takes the family's own.
-        max_tiles: ``max_dynamic_patch``, tiles a picture without the thumbnail; None is 12, or 1 with ``mlp``.
+        max_tiles: ``max_dynamic_patch``, tiles per image without the thumbnail; None is 12, or 1 with ``mlp``.
         dtype: of the stored weights, a key of ``writer.DTYPES``.
         projector: safetensors or torch file with ``mlp1.*`` (or ``0.weight`` ...); None for a fresh one.
         projector_type: ``pixel_shuffle_mlp`` (InternVL's) or ``mlp`` (LLaVA's, no merging of patches); None takes the

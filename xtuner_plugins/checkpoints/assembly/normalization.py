@@ -1,6 +1,6 @@
 """Folds a tower's own image mean and deviation into its patch convolution.
 
-Every program that runs the official format normalises pixels with ImageNet's numbers, whatever the tower was trained
+Every program that runs the official format normalizes pixels with ImageNet's numbers, whatever the tower was trained
 with. With ``x = (p - m) / s`` what the tower expects and ``y = (p - m_in) / s_in`` what it is given,
 ``x = (y s_in + m_in - m) / s``, so per input channel c::
 
@@ -23,7 +23,7 @@ EMBEDDINGS = ("vision_model.embeddings.", "vision_model.vision_model.embeddings.
 
 
 def fold(tensors: Mapping[str, LazyTensor], mean: Sequence[float], std: Sequence[float]) -> dict[str, LazyTensor]:
-    """The tower's tensors for pixels normalised with ImageNet's numbers; computed in float64, held in float32.
+    """The tower's tensors for pixels normalized with ImageNet's numbers; computed in float64, held in float32.
 
     Args:
         tensors: ``vision_model.*``, with a patch convolution ``[D, 3, P, P]`` and its bias or position embeddings.

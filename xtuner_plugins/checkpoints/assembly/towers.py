@@ -65,7 +65,7 @@ def _vision_config(family: EncoderFamily, complete: Mapping) -> dict:
 
 
 def _read_transformers_tower(directory, family, official_config, select_layer) -> VisionPart:
-    if official_config is not None:  # its normalisation was folded in when it was assembled
+    if official_config is not None:  # its normalization was folded in when it was assembled
         tensors = {k: v for k, v in open_weights(directory).items() if k.startswith(PREFIX)}
         config, own = dict(official_config), None
     else:

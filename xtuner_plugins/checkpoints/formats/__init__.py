@@ -1,7 +1,7 @@
 """Formats of model directories, one file each, and a model directory of any of them seen in the names of training.
 
 ============  ========================================================  ==========================================
-format        how it is recognised                                      what differs from the names of training
+format        how it is recognized                                      what differs from the names of training
 ============  ========================================================  ==========================================
 ``official``  ``vision_config`` + ``llm_config``                        nothing; InternLM2 inside it runs as Llama
 ``hf``        ``InternVLForConditionalGeneration`` (an ``-hf`` folder)  names and config

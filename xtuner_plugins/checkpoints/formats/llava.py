@@ -1,8 +1,8 @@
 """The llava format: transformers' own ``LlavaForConditionalGeneration``, which needs no remote code.
 
-It holds CLIP or SigLIP, Linear-GELU-Linear and a language model, one tile a picture. What it can't say is refused:
-InternViT, pixel shuffle, the LayerNorm of InternVL's projector, tiles. Pixels stay normalised with ImageNet's numbers,
-as in training (the tower's own are folded into its weights), and ``preprocessor_config.json`` says so. A picture stands
+It holds CLIP or SigLIP, Linear-GELU-Linear and a language model, one tile per image. What it can't say is refused:
+InternViT, pixel shuffle, the LayerNorm of InternVL's projector, tiles. Pixels stay normalized with ImageNet's numbers,
+as in training (the tower's own are folded into its weights), and ``preprocessor_config.json`` says so. An image stands
 in the text as ``<img><image></img>``, as it was trained, with a token ``<image>`` that is added after all others.
 """
 
@@ -52,7 +52,7 @@ def read_config(fields: Mapping, directory: str | Path) -> dict:
     """See ``Format``; the conversation template is not in it.
 
     Raises:
-        CheckpointError: another tower, projector or feature strategy, or pixels normalised with other numbers than
+        CheckpointError: another tower, projector or feature strategy, or pixels normalized with other numbers than
             ImageNet's.
     """
     vision, text = fields["vision_config"], fields["text_config"]
@@ -121,8 +121,8 @@ def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
 def write_files(stage: Path, config: Mapping, tokenizer) -> None:
     """See ``Format``: tokenizer, processor, chat template and generation config."""
     family = check_expressible(config)
-    picture = "<img>" + PROCESSOR_TOKEN + "</img>\n"
-    template = tokenizer_files.processor_template(config["template"], image=picture, video=None)
+    image = "<img>" + PROCESSOR_TOKEN + "</img>\n"
+    template = tokenizer_files.processor_template(config["template"], image=image, video=None)
     tokenizer_files.save_tokenizer(tokenizer, stage, template=template)
     (stage / "chat_template.jinja").write_text(template, encoding="utf-8")
     fields = read_json(stage / "tokenizer_config.json")

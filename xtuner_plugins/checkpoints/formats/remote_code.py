@@ -75,7 +75,7 @@ def check_trusted(directory: str | Path, remedy: str) -> None:
 
 
 def _references(directory: Path) -> Iterator[str]:
-    """Every ``module.Class`` (or ``organisation/repository--module.Class``) in the directory's ``auto_map``s."""
+    """Every ``module.Class`` (or ``organization/repository--module.Class``) in the directory's ``auto_map``s."""
     for name in _NAMING_FILES:
         if (directory / name).is_file():
             for value in read_json(directory / name).get("auto_map", {}).values():

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 BLOCK_BYTES = 2 * 2**20  # stays in the cache between reading, merging, casting and writing
-_PREAD_LIMIT = 2**30  # Linux moves at most 0x7ffff000 bytes a call
+_PREAD_LIMIT = 2**30  # Linux moves at most 0x7ffff000 bytes per call
 
 
 class Scratch(threading.local):
@@ -43,7 +43,7 @@ class Scratch(threading.local):
         self._used = 0
 
     def empty(self, numel: int, dtype: torch.dtype) -> torch.Tensor:
-        """An uninitialised 1-D tensor."""
+        """An uninitialized 1-D tensor."""
         size = numel * dtype.itemsize
         if self._used == len(self._buffers):
             self._buffers.append(torch.empty(0, dtype=torch.uint8))

@@ -152,7 +152,7 @@ def write_single(
 def _jobs(ordered, offset: int) -> Iterator[tuple]:
     """What to do for each stretch of a file: bytes that lie somewhere as they are wanted are copied, the rest computed.
 
-    Neighbours that are neighbours in their source too become one copy.
+    Neighbors that are neighbors in their source too become one copy.
     """
     waiting: tuple[Run, int] | None = None
     for _, tensor in ordered:

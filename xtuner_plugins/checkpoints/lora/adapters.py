@@ -1,4 +1,4 @@
-"""Writes trained LoRA tensors as PEFT adapter directories, one a part that has some.
+"""Writes trained LoRA tensors as PEFT adapter directories, one per part that has some.
 
 ::
 

@@ -1,7 +1,7 @@
 """Merges LoRA layers into base weights: one layer at a time, in fp32, row block by row block.
 
 PEFT's own layer does the arithmetic, so every option of ``LoraConfig`` that can be merged (rslora, dora, rank and alpha
-patterns, a bias on B) is honoured. A layer is rebuilt alone, under its real name, around the rows of the moment:
+patterns, a bias on B) is honored. A layer is rebuilt alone, under its real name, around the rows of the moment:
 ``W + scaling * B A`` and DoRA's row norms need no row but their own, so even a 150000-row head fits in little memory.
 """
 
@@ -26,7 +26,7 @@ _KEY = re.compile(
     r"(?:\.default)?(?:\.(?P<leaf>weight|bias))?"
 )
 _PLAIN_OPTIONS = {"r", "lora_alpha", "lora_dropout", "target_modules", "task_type"}
-# Their initialisation changes the base weights themselves, so the base on disk is not what the adapter was trained on.
+# Their initialization changes the base weights themselves, so the base on disk is not what the adapter was trained on.
 _REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "orthogonal_base")
 
 
@@ -90,12 +90,12 @@ def split_key(name: str) -> tuple[str, str] | None:
 
 
 def check_mergeable(config, where: str) -> None:
-    """Raises ``CheckpointError`` for initialisations that rewrite the base weights."""
+    """Raises ``CheckpointError`` for initializations that rewrite the base weights."""
     init = config.init_lora_weights
     if isinstance(init, str) and init.lower().startswith(_REWRITES_BASE):
         raise CheckpointError(
             f"{where}: init_lora_weights={init!r} changes the base weights when training starts, so the adapter "
-            "can't be merged into the base on disk; train with the default initialisation"
+            "can't be merged into the base on disk; train with the default initialization"
         )
 
 

@@ -1,4 +1,4 @@
-"""Opens every record and every picture of a dataset before any training, and says what is wrong where."""
+"""Opens every record and every image of a dataset before any training, and says what is wrong where."""
 
 import json
 import os
@@ -19,12 +19,12 @@ from ..errors import DataError, MediaError
 from ..images.media import MAX_PIXELS, ImageFolder, load_image
 from ..images.video import load_frames
 from ..mixture import raise_together
-from ..records.boxes import compare_size, normalise_boxes
+from ..records.boxes import compare_size, normalize_boxes
 from ..records.index import OffsetIndex, scan
 from ..records.records import Record, parse_record
 
 NUM_FRAMES = 8  # of a video, as the dataset's default
-CHUNK = 64  # records a worker takes at a time
+CHUNK = 64  # records that a worker takes at a time
 COLUMNS = ("tokens", "supervised", "tiles", "turns", "width", "height")
 
 _dataset = None  # a worker's own copy
@@ -40,13 +40,13 @@ class FileReport:
         num_rejected: records on that list; they aren't opened.
         changes: number of usable records by what it took to fit `max_length` ('shrink_tiles', 'truncate_text').
         first_cut: line of the first record whose end is cut off, 0 without one.
-        measures: `COLUMNS` of each usable record; width and height are those of its first picture.
+        measures: `COLUMNS` of each usable record; width and height are those of its first image.
         warnings: number of warnings about usable records, by reason.
     """
 
     path: str
     num_records: int
-    num_pictures: int = 0
+    num_images: int = 0
     complaints: Counter = field(default_factory=Counter)
     rejected: list[tuple[int, int, str]] = field(default_factory=list)
     measures: list[tuple[int, ...]] = field(default_factory=list)
@@ -60,7 +60,7 @@ class FileReport:
         return sum(self.complaints.values())
 
     def column(self, name: str) -> np.ndarray:
-        """One measure of every usable record, int64; sizes without those of records without pictures."""
+        """One measure of every usable record, int64; sizes without those of records without images."""
         values = np.array([row[COLUMNS.index(name)] for row in self.measures], np.int64)
         return values[values > 0] if name in ("width", "height") else values
 
@@ -71,7 +71,7 @@ class Finding:
 
     number: int  # of the file
     row: int  # of the record in it
-    num_pictures: int = 0
+    num_images: int = 0
     measures: tuple[int, ...] = ()
     fate: str = "fits"
     reason: str = ""
@@ -80,7 +80,7 @@ class Finding:
 
 
 class PlainFiles:
-    """Annotation files without a model: records and pictures are opened, tokens and tiles are not counted.
+    """Annotation files without a model: records and images are opened, tokens and tiles are not counted.
 
     Raises:
         SettingError, RecordError: files or folders that can't be used, all of them in one error.
@@ -107,20 +107,20 @@ class PlainFiles:
         record = parse_record(source.index.parse(row), source.index.source(row))
         try:
             paths = [source.folder.resolve(medium.name) for medium in record.media]
-            pictures = [
+            images = [
                 load_frames(path, NUM_FRAMES, self.max_pixels)[0]
                 if medium.kind == "video"
                 else load_image(path, self.max_pixels)
                 for path, medium in zip(paths, record.media, strict=True)
             ]
-            normalise_boxes(record, lambda place: pictures[place].size)
+            normalize_boxes(record, lambda place: images[place].size)
         except MediaError as error:
             raise error.in_record(record.source) from None
-        return record, (0, 0, 0, len(record.turns), *(pictures[0].size if pictures else (0, 0)))
+        return record, (0, 0, 0, len(record.turns), *(images[0].size if images else (0, 0)))
 
 
 def open_record(dataset: "MultimodalDataset | PlainFiles", number: int, row: int) -> Finding:
-    """Open one record with its pictures, as training will."""
+    """Open one record with its images, as training will."""
     try:
         if isinstance(dataset, PlainFiles):
             record, measures = dataset.open(number, row)
@@ -134,7 +134,7 @@ def open_record(dataset: "MultimodalDataset | PlainFiles", number: int, row: int
             measures += dataset.first_size(number, record)
     except DataError as error:
         return Finding(number, row, reason=error.reason, message=str(error))
-    warnings = [*normalise_boxes(record).warnings, compare_size(record, measures[-2:])]
+    warnings = [*normalize_boxes(record).warnings, compare_size(record, measures[-2:])]
     said = tuple((warning.reason, str(warning)) for warning in warnings if warning is not None)
     return Finding(number, row, len(record.media), measures, fate, warnings=said)
 
@@ -147,10 +147,10 @@ def check_dataset(
     warn: Callable[[str, str], None] = lambda reason, message: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[FileReport]:
-    """Open every record once (however often it is repeated) with its pictures.
+    """Open every record once (however often it is repeated) with its images.
 
     Args:
-        num_workers: processes; None takes one a core, 0 works in this one.
+        num_workers: processes; None takes one per core, 0 works in this one.
         complain: called with each complaint, which begins with `file:line:`.
         warn: called with reason and message of each warning about a usable record.
         progress: called with the number of records done since the last call.
@@ -177,7 +177,7 @@ def check_dataset(
                 report.changes[finding.fate] += finding.fate != "fits"
                 if finding.fate == "truncate_text":
                     report.first_cut = report.first_cut or line
-                report.num_pictures += finding.num_pictures
+                report.num_images += finding.num_images
                 report.measures.append(finding.measures)
                 for reason, message in finding.warnings:
                     report.warnings[reason] += 1

@@ -1,6 +1,6 @@
 """From the files that people download to this project's jsonl.
 
-Each row of `RECIPES` says which file a data set comes as, how many records it has, who says so, where its pictures lie,
+Each row of `RECIPES` says which file a data set comes as, how many records it has, who says so, where its images lie,
 and how one of its records becomes ours. Records are checked as training will check them; nothing is guessed and nothing
 is dropped in silence.
 """
@@ -20,9 +20,9 @@ from ..records.records import parse_record
 
 COCO_NUMBER = re.compile(r"(?:COCO_(?:train|val)2014_)?(\d{12}\.jpg)")
 COCO_YEARS = ("2017", "2014")
-COCO_NONE, COCO_ALL, COCO_FOLDER = 0, 1, 2  # which of a data set's pictures are COCO's: see `Recipe.coco`
+COCO_NONE, COCO_ALL, COCO_FOLDER = 0, 1, 2  # which of a data set's images are COCO's: see `Recipe.coco`
 GIVE_UP_AFTER = 100  # when not one of the first hundred records is usable, it is another file
-# asked about a picture in turn, so that captions of one picture answer different words
+# asked about an image in turn, so that captions of one image answer different words
 CHINESE_PROMPTS = (
     "请描述这张图片。",
     "请用一句话描述图片的内容。",
@@ -31,9 +31,9 @@ CHINESE_PROMPTS = (
     "图中发生了什么?",
 )
 ENGLISH_PROMPTS = (
-    "Describe this picture in detail.",
-    "What does the picture show? Include any text in it.",
-    "Give a detailed description of this picture and of the text in it.",
+    "Describe this image in detail.",
+    "What does the image show? Include any text in it.",
+    "Give a detailed description of this image and of the text in it.",
 )
 
 
@@ -45,15 +45,15 @@ class Recipe:
         file: what it is downloaded as (in the data set's folder).
         num_records: how many records that file has; None where nobody publishes it, and nothing is checked then.
         counted_by: who says so.
-        pictures: where its pictures lie once they are unpacked; what it is prepared for as `image_folders`.
+        images: where its images lie once they are unpacked; what it is prepared for as `image_folders`.
         convert: a raw record and its number -> our records.
-        coco: COCO_ALL: its pictures are COCO's, named by number as in 2017. COCO_FOLDER: those below `coco/` are.
+        coco: COCO_ALL: its images are COCO's, named by number as in 2017. COCO_FOLDER: those below `coco/` are.
     """
 
     file: str
     num_records: int | None
     counted_by: str
-    pictures: str
+    images: str
     convert: Callable[[dict, int], Iterable[dict]]
     coco: int = COCO_NONE
 
@@ -75,7 +75,7 @@ def captions_in_chinese(raw: dict, number: int) -> list[dict]:
 
 
 def long_caption(raw: dict, number: int) -> list[dict]:
-    """TextOCR-GPT4o: a picture's name and what GPT-4o wrote about it.
+    """TextOCR-GPT4o: an image's name and what GPT-4o wrote about it.
 
     Its card names the column `caption`. Its sister TextOCR-GPT4V, by the same author and with the same file name, has
     {"filename", "caption_image", "caption_text", "caption_condensed"}; both are read, the whole caption before the
@@ -127,7 +127,7 @@ RECIPES = {
     "complex-reasoning-77k": Recipe(
         "complex_reasoning_77k.json", 76_643, "users of LLaVA-Instruct-150K", _COCO, as_it_is, coco=COCO_ALL
     ),
-    # 624,610 of them with a picture, 40,688 of text alone.
+    # 624,610 of them with an image, 40,688 of text alone.
     "llava-mix665k": Recipe(
         "llava_v1_5_mix665k.json",
         665_298,
@@ -153,7 +153,7 @@ RECIPES = {
     ),
     # The card "TextOCR-GPT4o" gives no number, only a range (10K to 100K).
     "textocr-gpt4o": Recipe("train.jsonl", None, "", "TextOCR's own train_images/", long_caption),
-    # ms-swift's table of data sets; it leaves out records whose picture isn't in images.zip (--image-folder does).
+    # ms-swift's table of data sets; it leaves out records whose image isn't in images.zip (--image-folder does).
     "sharegpt-4o": Recipe(
         "image_conversations/gpt-4o.jsonl",
         57_289,
@@ -171,14 +171,14 @@ class Prepared:
     Attributes:
         num_read: records of the downloaded file.
         num_written: records of ours.
-        num_pictures: different pictures that they name.
+        num_images: different images that they name.
         complaints: one for each record that was left out.
         remark: what is wrong with the file as a whole, '' when nothing is.
     """
 
     num_read: int = 0
     num_written: int = 0
-    num_pictures: int = 0
+    num_images: int = 0
     complaints: list[str] = field(default_factory=list)
     remark: str = ""
 
@@ -201,9 +201,9 @@ def prepare(
         source: the downloaded file, or the folder that holds it.
         out: the jsonl to write; it appears whole or not at all.
         coco: '2017' (000000000009.jpg) or '2014' (COCO_train2014_000000000009.jpg), for data sets on COCO.
-        image_prefix: put in front of every picture's name, for example `coco/train2017/`.
-        image_folder: leave out records whose pictures aren't there. With coco='2014' a picture that isn't in
-            train2014 is looked for in val2014, since train2017 holds pictures of both.
+        image_prefix: put in front of every image's name, for example `coco/train2017/`.
+        image_folder: leave out records whose images aren't there. With coco='2014' an image that isn't in
+            train2014 is looked for in val2014, since train2017 holds images of both.
         begin, progress: called with the number of records once, and with the number done since the last call.
 
     Raises:
@@ -216,12 +216,12 @@ def prepare(
     if coco not in COCO_YEARS:
         raise SettingError("coco", f"coco={coco!r} is unknown", "COCO's names are those of 2014 or 2017")
     if coco == "2014" and recipe.coco == COCO_NONE:
-        raise SettingError("coco", f"{name} has no pictures of COCO", "leave --coco out")
+        raise SettingError("coco", f"{name} has no images of COCO", "leave --coco out")
     folder = None if image_folder is None else ImageFolder(image_folder)
     path = find_source(recipe, source)
     index = scan(path)
     begin(len(index))
-    result, pictures = Prepared(), set()
+    result, images = Prepared(), set()
 
     def rows() -> Iterator[str]:
         for number in range(len(index)):
@@ -248,7 +248,7 @@ def prepare(
                 except RecordError as error:
                     result.complaints.append(str(error))
                     continue
-                pictures.update(names)
+                images.update(names)
                 result.num_written += 1
                 yield json.dumps(record, ensure_ascii=False) + "\n"
             progress(1)
@@ -258,7 +258,7 @@ def prepare(
             file.writelines(rows())
 
     write_whole(Path(out), write)
-    result.num_pictures = len(pictures)
+    result.num_images = len(images)
     if recipe.num_records is not None and len(index) != recipe.num_records:
         result.remark = (
             f"{path} has {len(index):,} records, the published {os.path.basename(recipe.file)} has "
@@ -298,13 +298,13 @@ def _convert(recipe: Recipe, raw: object, number: int, source: str) -> list[dict
 
 
 def _names(record: object) -> list[str]:
-    """The pictures that a record names."""
+    """The images that a record names."""
     image = record.get("image") if isinstance(record, dict) else None
     return [name for name in (image if isinstance(image, list) else [image]) if isinstance(name, str)]
 
 
 def _rename(record: object, recipe: Recipe, coco: str, prefix: str, folder: ImageFolder | None) -> object:
-    """The record with its pictures' names as they lie on disk."""
+    """The record with its images' names as they lie on disk."""
     if not isinstance(record, dict) or not (recipe.coco or prefix):
         return record
     image = record.get("image")
@@ -322,7 +322,7 @@ def _rename(record: object, recipe: Recipe, coco: str, prefix: str, folder: Imag
 
 
 def _coco_names(name: str, recipe: Recipe, coco: str) -> list[str]:
-    """What a picture may be called in a release of COCO, the likeliest first."""
+    """What an image may be called in a release of COCO, the likeliest first."""
     head, tail = os.path.split(name)
     match = COCO_NUMBER.fullmatch(tail)
     if not match or recipe.coco == COCO_NONE or (recipe.coco == COCO_FOLDER and not name.startswith("coco/")):
@@ -348,6 +348,6 @@ def _look(names: Iterable[str], folder: ImageFolder | None, where: str) -> None:
             raise RecordError(
                 "image_missing",
                 f"{name!r} isn't in {folder.folder!r}",
-                "unpack the pictures there, or correct --image-folder, --image-prefix or --coco",
+                "unpack the images there, or correct --image-folder, --image-prefix or --coco",
                 where,
             )

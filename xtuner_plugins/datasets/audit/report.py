@@ -105,7 +105,7 @@ def _sums(name: str, reports: Sequence[FileReport]) -> dict:
         "name": name,
         "num_records": sum(report.num_records for report in reports),
         "num_wrong": sum(report.num_wrong for report in reports),
-        "num_images": sum(report.num_pictures for report in reports),
+        "num_images": sum(report.num_images for report in reports),
         "num_tiles": _column(reports, "tiles").sum(),
         "num_tokens": tokens.sum(),
         "learned": _column(reports, "supervised").sum() / max(tokens.sum(), 1),

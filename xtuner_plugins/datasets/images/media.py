@@ -1,10 +1,10 @@
-"""Opening pictures: the one loader that training, chat, evaluation and the tests share.
+"""Opening images: the one loader that training, chat, evaluation and the tests share.
 
 Rules, the same everywhere:
   - the camera's orientation (EXIF) is applied, once;
   - transparent pixels lie on white; 16-bit gray is scaled to 8 bits; of an animation the first frame counts;
   - pixels of unknown range (floats, integers beyond 16 bits) are refused;
-  - a picture with more than `MAX_PIXELS` pixels is refused before it is decoded;
+  - an image with more than `MAX_PIXELS` pixels is refused before it is decoded;
   - a path stays inside its image folder.
 """
 
@@ -17,9 +17,9 @@ from PIL import Image
 
 from ..errors import MediaError, SettingError
 
-MAX_PIXELS = 178_956_970  # where Pillow itself calls a picture a decompression bomb (2 x 1 GiB / 4 / 3)
+MAX_PIXELS = 178_956_970  # where Pillow itself calls an image a decompression bomb (2 x 1 GiB / 4 / 3)
 ORIENTATION_TAG = 0x0112
-# EXIF orientation -> what turns the stored picture upright (Exif 2.32, table 6)
+# EXIF orientation -> what turns the stored image upright (Exif 2.32, table 6)
 ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -52,23 +52,23 @@ class ImageFolder:
                 raise SettingError(
                     "image_folder",
                     f"image folder {self.folder!r} isn't there",
-                    "correct image_folders, or give None for a file without pictures",
+                    "correct image_folders, or give None for a file without images",
                 )
             self._real = os.path.join(os.path.realpath(self.folder), "")
 
     def resolve(self, name: str) -> str:
-        """The path of the picture that a record calls `name`; doesn't say whether it exists.
+        """The path of the image that a record calls `name`; doesn't say whether it exists.
 
         Raises:
             MediaError: an empty name, a URL, or a path that leaves the folder.
         """
         if not isinstance(name, str) or not name.strip() or "\0" in name:
-            raise MediaError("image_name", f"{name!r} is no file name", "name the picture's file")
+            raise MediaError("image_name", f"{name!r} is no file name", "name the image's file")
         if "://" in name or name.startswith("data:"):
             raise MediaError(
                 "image_name",
                 f"{name[:80]!r} is a URL",
-                "download the picture and name it by its path in the image folder",
+                "download the image and name it by its path in the image folder",
             )
         if self.folder is None:
             return os.path.join(self.base, name)
@@ -95,10 +95,10 @@ class ImageFolder:
 
 
 def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read a picture's header. Nothing is decoded yet.
+    """Read an image's header. Nothing is decoded yet.
 
     Raises:
-        MediaError: the file is missing, no picture, damaged, or has more than `max_pixels` pixels.
+        MediaError: the file is missing, no image, damaged, or has more than `max_pixels` pixels.
     """
     path = os.fspath(path)
     try:
@@ -113,7 +113,7 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
         raise MediaError(
             "image_pixels",
             f"{width}x{height} pixels",
-            f"at most {max_pixels} pixels are read; scale the picture down",
+            f"at most {max_pixels} pixels are read; scale the image down",
             path,
         )
     return image
@@ -122,18 +122,18 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
 def orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8; damaged or missing EXIF counts as upright.
 
-    Reads the header only. PNG's own `getexif` would decode the picture to look behind it, and a damaged picture would
+    Reads the header only. PNG's own `getexif` would decode the image to look behind it, and a damaged image would
     then pass as a loaded one; so the general one is called.
     """
     try:
         value = Image.Image.getexif(image).get(ORIENTATION_TAG, 1)
-    except Exception:  # a broken EXIF block is no reason to lose the picture
+    except Exception:  # a broken EXIF block is no reason to lose the image
         return 1
     return value if value in ORIENTATIONS else 1
 
 
 def image_size(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(width, height) of the upright picture, from its header alone.
+    """(width, height) of the upright image, from its header alone.
 
     Raises:
         MediaError: as `open_image`.
@@ -144,14 +144,14 @@ def image_size(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> tuple[i
 
 
 def load_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open and decode a picture as upright RGB.
+    """Open and decode an image as upright RGB.
 
     Args:
         path: the file.
-        max_pixels: refuse larger pictures before decoding them.
+        max_pixels: refuse larger images before decoding them.
 
     Raises:
-        MediaError: the file is missing, no picture, damaged, or too large.
+        MediaError: the file is missing, no image, damaged, or too large.
     """
     with open_image(path, max_pixels) as image:
         try:
@@ -198,16 +198,16 @@ def _media_error(path: str, error: Exception) -> MediaError:
     if isinstance(error, MediaError):
         return error
     if isinstance(error, FileNotFoundError):
-        return MediaError("image_missing", "no such picture", "correct the name or the image folder", path)
+        return MediaError("image_missing", "no such image", "correct the name or the image folder", path)
     if isinstance(error, IsADirectoryError):
-        return MediaError("image_missing", "a folder, not a picture", "name the picture's file", path)
+        return MediaError("image_missing", "a folder, not an image", "name the image's file", path)
     if isinstance(error, PermissionError):
         return MediaError("image_unreadable", "may not be read", "give the file read permission", path)
     if isinstance(error, Image.DecompressionBombError):
-        return MediaError("image_pixels", str(error).split(",")[0], "scale the picture down", path)
+        return MediaError("image_pixels", str(error).split(",")[0], "scale the image down", path)
     if os.path.isfile(path) and os.path.getsize(path) == 0:
-        return MediaError("image_unreadable", "an empty file", "fetch the picture again", path)
+        return MediaError("image_unreadable", "an empty file", "fetch the image again", path)
     text = " ".join(str(error).split()).replace(repr(path), "the file") or type(error).__name__
     return MediaError(
-        "image_unreadable", f"can't be decoded ({text})", "fetch the picture again or remove the record", path
+        "image_unreadable", f"can't be decoded ({text})", "fetch the image again or remove the record", path
     )

@@ -1,4 +1,4 @@
-"""Three routes from a picture's file to its tiles, chosen by one setting.
+"""Three routes from an image's file to its tiles, chosen by one setting.
 
     route        the worker                         the device      pixels
     pillow       decodes, resizes, cuts             -               equal to the published algorithm
@@ -8,9 +8,9 @@
 What isn't a plain upright 8-bit JPEG or PNG is decoded by Pillow on every route. Every decoded image, whichever library
 decoded it, passes `check_pixels` before it is resized or leaves the worker.
 
-`device` sends a picture whole where that is no more bytes than its tiles, and a larger one as long as the
+`device` sends an image whole where that is no more bytes than its tiles, and a larger one as long as the
 smaller ones before it have saved those bytes (`Allowance`): all in all no more crosses than on the other routes. Beyond
-that a picture goes as the planes that a 4:2:0 JPEG stores, half the bytes for half as much decoding again, unless they
+that an image goes as the planes that a 4:2:0 JPEG stores, half the bytes for half as much decoding again, unless they
 were still many times those of the tiles (`PLANES_LIMIT`): a page scanned at 2480x3508 takes 20 ms to decode, 30 to its
 planes and 160 to resize. What is left goes as tiles cut by Pillow.
 """
@@ -31,28 +31,28 @@ from .tiling import DynamicTiling, Grid, cut_tiles
 
 FOUR_TWO_ZERO = 2  # Pillow's number for it
 ROUTES = ("pillow", "torchvision", "device")
-PLANES_LIMIT = 4  # send planes up to this many times the bytes of the picture's tiles
+PLANES_LIMIT = 4  # send planes up to this many times the bytes of the image's tiles
 
 
 @dataclass(frozen=True)
 class TileSource:
-    """A picture's tiles, or the picture that they are still to be cut from.
+    """An image's tiles, or the image that they are still to be cut from.
 
     Attributes:
         tiles: uint8 `[T, 3, S, S]`, or None.
-        picture: uint8 `[H, W, 3]`, or its planes `[3 H' / 2, W']` (see `models.device_color`), or None.
+        image: uint8 `[H, W, 3]`, or its planes `[3 H' / 2, W']` (see `models.device_color`), or None.
         grid: how it is or will be cut.
-        size: width and height of the picture.
+        size: width and height of the image.
     """
 
     grid: Grid
     size: tuple[int, int]
     tiles: torch.Tensor | None = None
-    picture: torch.Tensor | None = None
+    image: torch.Tensor | None = None
 
 
 class Allowance:
-    """Bytes that a worker may send beyond those of its tiles: what the pictures before have saved, up to `MOST`.
+    """Bytes that a worker may send beyond those of its tiles: what the images before have saved, up to `MOST`.
 
     Threads that count at once may lose a few; pixels don't depend on it.
     """
@@ -63,11 +63,11 @@ class Allowance:
         self.left = 0
 
     def allows(self, more: int) -> bool:
-        """Whether a picture may take `more` bytes than its tiles."""
+        """Whether an image may take `more` bytes than its tiles."""
         return more <= max(self.left, 0)
 
     def count(self, more: int) -> None:
-        """A picture has taken `more` bytes than its tiles (or fewer, where negative)."""
+        """An image has taken `more` bytes than its tiles (or fewer, where negative)."""
         self.left = max(-self.MOST, min(self.MOST, self.left - more))
 
 
@@ -85,7 +85,7 @@ def check_route(route: str) -> str:
 def open_tiles(
     path: str | os.PathLike, rule: DynamicTiling, route: str, max_pixels: int, allowance: Allowance | None = None
 ) -> TileSource:
-    """Open a picture and take it along a route.
+    """Open an image and take it along a route.
 
     Args:
         allowance: of the route `device`; None allows nothing beyond the tiles' bytes but planes.
@@ -148,19 +148,19 @@ def _whole_or_tiles(pixels: torch.Tensor, rule: DynamicTiling, allowance: Allowa
     if not allowance.allows(more):
         return TileSource(grid, (width, height), tiles=cut_tiles(Image.fromarray(pixels.numpy()), grid, rule.tile_size))
     allowance.count(more)
-    return TileSource(grid, (width, height), picture=pixels.contiguous())
+    return TileSource(grid, (width, height), image=pixels.contiguous())
 
 
 def decode_planes(image: Image.Image) -> torch.Tensor | None:
     """The planes of a plain, upright 4:2:0 JPEG: uint8 `[3 H' / 2, W']` (see `models.device_color`).
 
-    Decoding a JPEG as grey gives its brightness; at half the size libjpeg decodes colour as it is stored, not scaled.
+    Decoding a JPEG as gray gives its brightness; at half the size libjpeg decodes color as it is stored, not scaled.
 
     Args:
-        image: the picture, opened and not yet loaded.
+        image: the image, opened and not yet loaded.
 
     Returns:
-        None for any other picture, and for one that can't be decoded: other ways say better what is wrong with it.
+        None for any other image, and for one that can't be decoded: other ways say better what is wrong with it.
     """
     plain = (
         image.format == "JPEG"
@@ -194,7 +194,7 @@ def decode_planes(image: Image.Image) -> torch.Tensor | None:
 def _open_planes(
     path: str | os.PathLike, rule: DynamicTiling, max_pixels: int, allowance: Allowance
 ) -> TileSource | None:
-    """A picture as planes, where it is too large to go whole, but not by too much, and has planes."""
+    """An image as planes, where it is too large to go whole, but not by too much, and has planes."""
     with open_image(path, max_pixels) as image:
         (width, height), grid = image.size, rule.grid(*image.size)
         own = _tile_bytes(grid, rule)
@@ -204,7 +204,7 @@ def _open_planes(
     if planes is None:
         return None
     allowance.count(planes.numel() - own)
-    return TileSource(grid, (width, height), picture=planes)
+    return TileSource(grid, (width, height), image=planes)
 
 
 def decode_fast(path: str | os.PathLike, max_pixels: int) -> torch.Tensor | None:

@@ -1,11 +1,11 @@
-"""Dynamic tiling: one picture becomes a grid of square tiles and, if that is more than one, a thumbnail.
+"""Dynamic tiling: one image becomes a grid of square tiles and, if that is more than one, a thumbnail.
 
-A wide picture, `max_tiles=6`, `tile_size=S`:
+A wide image, `max_tiles=6`, `tile_size=S`:
 
     +-----------------------+         resized to 3S x 2S, then cut row by row
     |   1   |   2   |   3   |
     +-------+-------+-------+   +---+
-    |   4   |   5   |   6   |   | 7 |   the whole picture, S x S, always last
+    |   4   |   5   |   6   |   | 7 |   the whole image, S x S, always last
     +-----------------------+   +---+
 
 This is the algorithm of InternVL 1.5 (arXiv 2404.16821, section 3.2) as its code publishes it; grid and pixels
@@ -96,7 +96,7 @@ def find_grid(
     if width < 1 or height < 1 or tile_size < 1:
         raise SettingError(
             "tile_limits",
-            f"a picture of {width}x{height} in tiles of {tile_size} has no grid",
+            f"an image of {width}x{height} in tiles of {tile_size} has no grid",
             "all three must be at least 1",
         )
     aspect, area = width / height, width * height
@@ -129,12 +129,12 @@ def cut_tiles(image: Image.Image, grid: Grid, tile_size: int) -> torch.Tensor:
 @TRANSFORMS.register_module()
 @dataclass(frozen=True)
 class DynamicTiling:
-    """The tiling rule with its settings; call it with an RGB picture to get uint8 `[T, 3, S, S]`.
+    """The tiling rule with its settings; call it with an RGB image to get uint8 `[T, 3, S, S]`.
 
     Args:
         min_tiles, max_tiles: limits of the grid, the thumbnail not counted.
         tile_size: side of a tile in pixels (S).
-        use_thumbnail: append the whole picture when the grid has more than one tile.
+        use_thumbnail: append the whole image when the grid has more than one tile.
     """
 
     min_tiles: int = 1
@@ -154,7 +154,7 @@ class DynamicTiling:
         if image.mode != "RGB":
             raise SettingError(
                 "image_mode",
-                f"tiles are cut from RGB pictures, this one is {image.mode!r}",
+                f"tiles are cut from RGB images, this one is {image.mode!r}",
                 "open it with media.load_image",
             )
         return cut_tiles(image, self.grid(*image.size), self.tile_size)

@@ -1,8 +1,8 @@
-"""Videos as a few pictures: mp4, webm and what else PyAV reads, gif, or a folder of frames.
+"""Videos as a few images: mp4, webm and what else PyAV reads, gif, or a folder of frames.
 
 Frames are picked the same way every time: the video is divided into equal stretches, by number of frames and not by
 time, and the middle of each is taken. They are turned as players turn them (phones hold portrait videos sideways and
-note it in the file), and transparent parts lie on white, as in pictures. In the text `<video>` becomes one line a
+note it in the file), and transparent parts lie on white, as in images. In the text `<video>` becomes one line a
 frame, as the official code writes it:
 
     Frame-1: <image>\\nFrame-2: <image>\\n...
@@ -22,7 +22,7 @@ from ..records.records import Medium, Record
 from .media import MAX_PIXELS, image_size, load_image, open_image, to_rgb
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-# Containers that hold their pictures themselves. Others are lists of further files (concat, HLS, DASH), which a file
+# Containers that hold their images themselves. Others are lists of further files (concat, HLS, DASH), which a file
 # of any name can be, and which would lead out of the image folder.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,m4v,h264,hevc,av1,ivf,rm,nut,mxf,dv,apng,gif"
 # FFmpeg's own decoders leave transparency out of these; the reference ones keep it
@@ -63,7 +63,7 @@ def probe_video(path: str, num_frames: int, max_pixels: int = MAX_PIXELS) -> tup
 
 
 def load_frames(path: str, num_frames: int, max_pixels: int = MAX_PIXELS) -> list[Image.Image]:
-    """The picked frames as upright RGB pictures.
+    """The picked frames as upright RGB images.
 
     Raises:
         MediaError: the video is missing, damaged or empty.
@@ -75,19 +75,19 @@ def load_frames(path: str, num_frames: int, max_pixels: int = MAX_PIXELS) -> lis
         return _gif_frames(path, num_frames, max_pixels)
     total = _count(path, num_frames, max_pixels)
     wanted = pick_frames(total, num_frames)
-    pictures = _take(path, wanted, max_pixels)
-    if len(pictures) < len(wanted):  # some packets hold no frame that is shown
+    images = _take(path, wanted, max_pixels)
+    if len(images) < len(wanted):  # some packets hold no frame that is shown
         total = sum(1 for _ in _decode(path, max_pixels))
         if total >= len(wanted):
-            pictures = _take(path, pick_frames(total, num_frames), max_pixels)
-    if len(pictures) != len(wanted):
+            images = _take(path, pick_frames(total, num_frames), max_pixels)
+    if len(images) != len(wanted):
         raise MediaError(
             "video_unreadable",
             f"ends after {total} frames, {len(wanted)} are wanted",
             "fetch the video again",
             path,
         )
-    return pictures
+    return images
 
 
 def expand_videos(record: Record, num_frames: Sequence[int]) -> Record:
@@ -113,7 +113,7 @@ def expand_videos(record: Record, num_frames: Sequence[int]) -> Record:
 
 
 def _folder_frames(path: str) -> list[str]:
-    """The pictures of a folder, with numbers in their names counted as numbers."""
+    """The images of a folder, with numbers in their names counted as numbers."""
     names = [name for name in os.listdir(path) if name.lower().endswith(FRAME_SUFFIXES) and name[0] != "."]
     inside = os.path.join(os.path.realpath(path), "")
     for name in names:
@@ -138,30 +138,30 @@ def _gif_length(image: Image.Image, path: str) -> int:
 
 def _gif_frames(path: str, num_frames: int, max_pixels: int) -> list[Image.Image]:
     with open_image(path, max_pixels) as image:
-        pictures = []
+        images = []
         try:
             for number in pick_frames(_gif_length(image, path), num_frames):
                 image.seek(number)
-                pictures.append(to_rgb(image.convert("RGBA")))
+                images.append(to_rgb(image.convert("RGBA")))
         except Exception as error:
             raise _unreadable(path, error) from None
-    return pictures
+    return images
 
 
 @contextmanager
 def _opened(path: str, max_pixels: int):
-    """(container, stream of pictures) of a video; whatever goes wrong while it is open becomes a `MediaError`."""
+    """(container, stream of images) of a video; whatever goes wrong while it is open becomes a `MediaError`."""
     import av  # heavy, and most data has no videos
 
     if not os.path.isfile(path):
         raise MediaError("video_missing", "no such video", "correct the name or the image folder", path)
     try:
         with av.open(f"file:{path}", options={"format_whitelist": CONTAINERS}) as container:
-            # a song's cover is a stream of pictures, too
+            # a song's cover is a stream of images, too
             cover = av.stream.Disposition.attached_pic
             streams = [stream for stream in container.streams.video if not stream.disposition & cover]
             if not streams:
-                raise MediaError("video_unreadable", "no moving pictures in it, only sound", "name a video", path)
+                raise MediaError("video_unreadable", "no moving images in it, only sound", "name a video", path)
             width, height = streams[0].codec_context.width, streams[0].codec_context.height
             if width * height > max_pixels:
                 raise MediaError("image_pixels", f"{width}x{height} pixels", "scale the video down", path)
@@ -208,28 +208,28 @@ def _decode(path: str, max_pixels: int) -> Iterator:
 
 def _take(path: str, numbers: Sequence[int], max_pixels: int) -> list[Image.Image]:
     """Those of the frames that the video has."""
-    pictures = []
+    images = []
     for number, frame in enumerate(_decode(path, max_pixels)):
         if number in numbers:
-            pictures.append(_upright(frame))
-            if len(pictures) == len(numbers):
+            images.append(_upright(frame))
+            if len(images) == len(numbers):
                 break
-    return pictures
+    return images
 
 
 def _upright(frame) -> Image.Image:
     """A frame as players show it: turned, without transparency."""
     if any(component.is_alpha for component in frame.format.components):
-        picture = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba"), "RGBA"))
+        image = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba"), "RGBA"))
     else:
-        picture = frame.to_image()
+        image = frame.to_image()
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
-        return picture
+        return image
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(float)
     scale = max(abs(a), abs(b), 1)
     turn = TURNS.get(tuple(int(round(value / scale)) for value in (a, b, c, d)))
-    return picture if turn is None else picture.transpose(turn)
+    return image if turn is None else image.transpose(turn)
 
 
 def _unreadable(path: str, error: Exception) -> MediaError:

@@ -1,13 +1,13 @@
-"""How many tiles each picture of a sample gets, and what happens when a sample is too long.
+"""How many tiles each image of a sample gets, and what happens when a sample is too long.
 
-    sharing='equal'   several pictures share the limit as the official code does: max_tiles // n each, at least 1
-    sharing='need'    each picture may have max_tiles; when the sample is too long, tiles are taken from the picture
+    sharing='equal'   several images share the limit as the official code does: max_tiles // n each, at least 1
+    sharing='need'    each image may have max_tiles; when the sample is too long, tiles are taken from the image
                       that needs them least (fewest source pixels a tile) until it fits
 
 A sample longer than `max_length` then goes through the steps of `too_long`, in this order, until it fits:
 
-    shrink_tiles      take tiles away as above, down to one a picture
-    truncate_text     cut the end off, never inside a picture's span, never without a supervised token left
+    shrink_tiles      take tiles away as above, down to one per image
+    truncate_text     cut the end off, never inside an image's span, never without a supervised token left
     (drop)            what still doesn't fit is left out, with an entry in the ledger
 
 All of it is a function of sizes and lengths alone, so the plan of an epoch and the worker agree.
@@ -46,7 +46,7 @@ class TileBudget:
     Args:
         rule: the tiling rule; its limits are those of a sample.
         tokens_per_tile: N.
-        max_length: most tokens a sample may have.
+        max_length: most tokens of a sample.
         sharing, steps: see the module.
 
     Raises:
@@ -75,13 +75,13 @@ class TileBudget:
             raise SettingError("max_length", f"max_length={self.max_length!r} is no length", "give a positive number")
 
     def start(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
-        """The tile limit of each picture before anything is shrunk."""
-        pictures = sum(tuple(size) != FRAME for size in sizes)
-        share = first_limit(self.rule.max_tiles, pictures, self.sharing)
+        """The tile limit of each image before anything is shrunk."""
+        images = sum(tuple(size) != FRAME for size in sizes)
+        share = first_limit(self.rule.max_tiles, images, self.sharing)
         return [1 if tuple(size) == FRAME else share for size in sizes]
 
     def count(self, size: tuple[int, int], limit: int) -> int:
-        """Tiles of one picture under a limit."""
+        """Tiles of one image under a limit."""
         return 1 if tuple(size) == FRAME else self.rule.limited(limit).grid(int(size[0]), int(size[1])).num_tiles
 
     def tokens(self, num_tiles: Sequence[int]) -> int:
@@ -89,11 +89,11 @@ class TileBudget:
         return sum(num_tiles) * self.tokens_per_tile + 2 * len(num_tiles)
 
     def fit(self, sizes: Sequence[tuple[int, int]], text_tokens: int) -> list[int]:
-        """The tile limit of each picture so that the sample fits, or comes as near as the steps allow.
+        """The tile limit of each image so that the sample fits, or comes as near as the steps allow.
 
         Args:
-            sizes: (width, height) of each picture, `FRAME` for a frame.
-            text_tokens: tokens besides the pictures' spans.
+            sizes: (width, height) of each image, `FRAME` for a frame.
+            text_tokens: tokens besides the images' spans.
         """
         limits = self.start(sizes)
         counts = [self.count(size, limit) for size, limit in zip(sizes, limits, strict=True)]
@@ -101,7 +101,7 @@ class TileBudget:
         if "shrink_tiles" not in self.steps and self.sharing == "equal":
             return limits
         while self.tokens(counts) > room and max(counts, default=1) > 1:
-            # the picture with the fewest source pixels a tile loses least; of equal ones the first with most tiles
+            # the image with the fewest source pixels a tile loses least; of equal ones the first with most tiles
             number = min(
                 (index for index, count in enumerate(counts) if count > 1),
                 key=lambda index: (sizes[index][0] * sizes[index][1] / counts[index], -counts[index]),
@@ -116,7 +116,7 @@ def truncate(sample: Encoded, max_length: int) -> tuple[Encoded, int] | None:
     """Cut a sample's end off.
 
     Returns:
-        The sample with at most `max_length` tokens and the number of pictures that are left in it; None when no
+        The sample with at most `max_length` tokens and the number of images that are left in it; None when no
         supervised token would be left.
     """
     end = max_length

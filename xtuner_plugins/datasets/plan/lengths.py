@@ -1,16 +1,16 @@
-"""How long every record will be, before any is trained on: exact token counts, picture sizes, and what is wrong.
+"""How long every record will be, before any is trained on: exact token counts, image sizes, and what is wrong.
 
 Built once for a file, in parallel, and kept on disk by the content of what it depends on (the file, the tokenizer,
 the template, the image folder); read back memory-mapped. A crash loses at most the chunks under way, and of several
-processes that start together one builds while the others wait. Nothing here decodes a picture.
+processes that start together one builds while the others wait. Nothing here decodes an image.
 
 What was wrong with a record may have been put right since, so each start looks at the broken records' files again
 (`complaints`) and measures those anew that have changed. Records that were fine aren't looked at: a worker that meets
 another length than planned reports it (`report_change`), and the next start measures the whole file anew.
 
-    text_tokens [R]   everything but the pictures' spans
-    sizes [M, 2]      width and height of each picture, from its header; record r has media_ends[r-1]:media_ends[r]
-    prefix [R, 2]     text tokens and pictures before the first supervised token
+    text_tokens [R]   everything but the images' spans
+    sizes [M, 2]      width and height of each image, from its header; record r has media_ends[r-1]:media_ends[r]
+    prefix [R, 2]     text tokens and images before the first supervised token
 
 How many tiles and tokens that makes follows from a `TileBudget` (`lay_out`), and is kept beside it.
 """
@@ -36,7 +36,7 @@ from .budget import FRAME, TileBudget
 from .complaints import Complaint, parse_complaints, read_complaints, write_complaints
 from .measure import Measure
 
-CHUNK = 2000  # records a worker takes at a time, and what a crash can lose
+CHUNK = 2000  # records that a worker takes at a time, and what a crash can lose
 KEPT_SECONDS = 86_400  # that arrays stay after newer ones have taken their place: other runs may read them
 PER_ROW = ("text_tokens", "supervised", "num_turns", "prefix")
 ARRAYS = (*PER_ROW, "reasons", "media_ends", "sizes")
@@ -103,8 +103,8 @@ class LengthIndex:
         num_media, rule = self.num_media, budget.rule
         rows = np.repeat(np.arange(len(self)), num_media)
         is_frame = (self.sizes == FRAME).all(1)
-        pictures = np.bincount(rows[~is_frame], minlength=len(self))
-        shared = rule.max_tiles // np.maximum(pictures, 1) if budget.sharing == "equal" else rule.max_tiles
+        images = np.bincount(rows[~is_frame], minlength=len(self))
+        shared = rule.max_tiles // np.maximum(images, 1) if budget.sharing == "equal" else rule.max_tiles
         limits = np.where(is_frame, 1, np.maximum(np.broadcast_to(shared, len(self))[rows], 1))
         distinct, inverse = np.unique(np.column_stack([self.sizes, limits]), axis=0, return_inverse=True)
         counts = np.array([budget.count((width, height), int(limit)) for width, height, limit in distinct], np.int64)

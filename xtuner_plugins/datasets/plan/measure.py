@@ -13,7 +13,7 @@ from ..cache import content_hash, text_hash
 from ..errors import DataError, MediaError
 from ..images.media import ImageFolder, image_size
 from ..images.video import expand_videos, probe_video
-from ..records.boxes import normalise_boxes
+from ..records.boxes import normalize_boxes
 from ..records.index import OffsetIndex, SequentialReader, parse_json
 from ..records.records import Record, parse_record
 from ..text.conversation import Piece, split_pieces
@@ -92,7 +92,7 @@ class Measure:
         source = self.index.source(row)
         record = parse_record(parse_json(reader.read(row), source), source)
         if not record.media:
-            return normalise_boxes(record), []
+            return normalize_boxes(record), []
         sizes, frames = [], []
         for medium in record.media:
             try:
@@ -108,7 +108,7 @@ class Measure:
                 if error.reason == "image_outside":
                     paths.append(LINK + os.path.join(self.folder.folder, medium.name))
                 raise error.in_record(record.source) from None
-        return normalise_boxes(expand_videos(record, frames), sizes.__getitem__), sizes
+        return normalize_boxes(expand_videos(record, frames), sizes.__getitem__), sizes
 
 
 class _Rows:

@@ -143,7 +143,7 @@ def efficiency(packs: Packs, max_tokens: int, num_ranks: int = 1) -> dict[str, f
 
     Returns:
         padded: share of a pack's tokens that stay empty; samples_per_pack; tile_imbalance: the most tiles of a rank
-        over the mean, in steps of `num_ranks` neighbouring packs, weighted by tiles.
+        over the mean, in steps of `num_ranks` neighboring packs, weighted by tiles.
     """
     steps = len(packs) // num_ranks
     work = packs.tiles[: steps * num_ranks].reshape(steps, num_ranks)

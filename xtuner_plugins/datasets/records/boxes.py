@@ -1,6 +1,6 @@
 """Boxes in pixels become boxes in the 0-1000 frame that the models speak.
 
-A record with `"boxes": "pixel"` writes its boxes in pixels of the upright picture, and says its size:
+A record with `"boxes": "pixel"` writes its boxes in pixels of the upright image, and says its size:
 
     {"image": "a.jpg", "boxes": "pixel", "width": 640, "height": 480, "conversations": [
         {"from": "human", "value": "Where is <ref>the bus</ref>?"},
@@ -27,31 +27,31 @@ ANY_TAG = re.compile(f"</?(?:{'|'.join(TAGS)})>")
 FRAME_SIZE = 1000
 
 
-def normalise_boxes(record: Record, real_size: Callable[[int], tuple[int, int]] | None = None) -> Record:
+def normalize_boxes(record: Record, real_size: Callable[[int], tuple[int, int]] | None = None) -> Record:
     """The record with pixel boxes in the 0-1000 frame, and with warnings of doubtful ones.
 
     Args:
-        real_size: (width, height) of the record's picture, to check what the record says.
+        real_size: (width, height) of the record's image, to check what the record says.
 
     Raises:
-        RecordError: boxes that aren't any, lie outside the picture or the frame, or sizes that disagree.
+        RecordError: boxes that aren't any, lie outside the image or the frame, or sizes that disagree.
     """
     kind = record.extra.get("boxes")
-    if kind is None or kind == "normalised":
+    if kind is None or kind == "normalized":
         return _check_frame(record) if record.has_markup else record
     if kind != "pixel":
         _fail(record, f"'boxes' is {kind!r}", 'write "boxes": "pixel" or leave it out')
-    pictures = [place for place, medium in enumerate(record.media) if medium.kind == "image"]
-    if len(pictures) != 1:
-        _fail(record, f"pixel boxes with {len(pictures)} pictures", "give boxes in the 0-1000 frame instead")
+    images = [place for place, medium in enumerate(record.media) if medium.kind == "image"]
+    if len(images) != 1:
+        _fail(record, f"pixel boxes with {len(images)} images", "give boxes in the 0-1000 frame instead")
     width, height = (record.extra.get(key) for key in ("width", "height"))
     if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in (width, height)):
-        _fail(record, f"pixel boxes in a picture of {width!r} x {height!r}", "give the picture's width and height")
-    if real_size is not None and real_size(pictures[0]) != (width, height):
+        _fail(record, f"pixel boxes in an image of {width!r} x {height!r}", "give the image's width and height")
+    if real_size is not None and real_size(images[0]) != (width, height):
         _fail(
             record,
-            f"the record says {width}x{height}, the picture is {{}}x{{}}".format(*real_size(pictures[0])),
-            "correct width and height (of the upright picture)",
+            f"the record says {width}x{height}, the image is {{}}x{{}}".format(*real_size(images[0])),
+            "correct width and height (of the upright image)",
         )
     _check_tags(record)
     turns = tuple(
@@ -170,7 +170,7 @@ def _convert(text: str, width: int, height: int, record: Record) -> str:
             _fail(record, f"{text.strip()[:40]!r} is no box", "write [[x1, y1, x2, y2]]")
         x1, y1, x2, y2 = box
         if not (0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height):
-            _fail(record, f"the box {text.strip()[:60]} leaves the picture of {width}x{height}", "correct the box")
+            _fail(record, f"the box {text.strip()[:60]} leaves the image of {width}x{height}", "correct the box")
         out.append(
             [
                 round(x1 / width * FRAME_SIZE),

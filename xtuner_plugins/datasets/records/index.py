@@ -40,7 +40,7 @@ class OffsetIndex:
     Attributes:
         path: the annotation file.
         starts, lengths: int64 `[R]`, bytes.
-        lines: int64 `[R]`, the line a record starts on, counted from 1.
+        lines: int64 `[R]`, the line on which each record starts, counted from 1.
     """
 
     path: str
@@ -212,7 +212,7 @@ def _refuse_one_object(index: OffsetIndex) -> None:
             continue
     raise SettingError(
         "annotation_file",
-        "one JSON object over several lines, not one a line",
+        "one JSON object over several lines, not one per line",
         "put each record on a line of its own, or all of them into an array: [{...}, {...}]",
         index.source(0),
     )

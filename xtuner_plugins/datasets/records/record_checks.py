@@ -37,7 +37,7 @@ FORMS = re.compile(  # `<` stands first and alone, so that the search runs from 
 # Other names for media. With "image" or "video" beside them they are further facts about it, and are not looked at.
 MEDIA_KEYS = frozenset(
     "Image Images IMAGE img imgs image_path image_paths image_file image_files image_name image_list image_url"
-    " image_urls img_path img_paths img_url img_file picture pictures pic photo photos Video Videos video_path"
+    " image_urls img_path img_paths img_url img_file image images pic photo photos Video Videos video_path"
     " video_paths video_file video_list video_url video_urls media".split()
 )
 AUDIO_KEYS = frozenset("audio audios audio_path audio_paths audio_url audio_file".split())

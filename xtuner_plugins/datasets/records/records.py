@@ -3,7 +3,7 @@
 A raw record (LLaVA style; extra keys are allowed and kept):
 
     {"id": "7", "image": "coco/000000033471.jpg", "conversations": [
-        {"from": "human", "value": "<image>\\nWhat colour is the bus?"},
+        {"from": "human", "value": "<image>\\nWhat color is the bus?"},
         {"from": "gpt",   "value": "Red."}]}
 
 or with `messages`, whose contents are strings or lists of parts:
@@ -13,7 +13,7 @@ or with `messages`, whose contents are strings or lists of parts:
         {"role": "assistant", "content": "A dog."}]}
 
 `image` (or `images`) is a name, a list of names, or absent; `video` (or `videos`) likewise. Placeholders stand in
-the user's turns and are filled in order; a single picture that no placeholder mentions stands in front of the first
+the user's turns and are filled in order; a single image that no placeholder mentions stands in front of the first
 user turn. Any other disagreement is an error: nothing is guessed. `record_checks` lists forms of other projects that
 would train something else than their author meant.
 
@@ -41,7 +41,7 @@ KNOWN_KEYS = {"conversations", "messages", "image", "images", "video", "videos",
 
 
 class Medium(NamedTuple):
-    """A picture or a video at its place in the text."""
+    """An image or a video at its place in the text."""
 
     kind: str  # 'image' or 'video'; 'frame' after `video.expand_videos`
     name: str  # as the record writes it, relative to the image folder
@@ -186,7 +186,7 @@ def _part(part: object, role: str, where: str, source: str) -> "str | Medium | _
         return _Text(_clean(part["text"], where, source))
     if kind in ("image", "image_url", "video", "video_url"):
         if role != "user":
-            fail(source, "media_role", f"{where} ({role}) holds a {kind}", "pictures stand in the user's turns")
+            fail(source, "media_role", f"{where} ({role}) holds a {kind}", "images stand in the user's turns")
         kind = kind.removesuffix("_url")
         value = next((part[key] for key in (kind, f"{kind}_url", "path", "url") if part.get(key) is not None), None)
         if isinstance(value, dict):
@@ -205,7 +205,7 @@ def _part(part: object, role: str, where: str, source: str) -> "str | Medium | _
 
 
 class _Text(str):
-    """A text part of a list content: `<image>` in it is text, since pictures have parts of their own."""
+    """A text part of a list content: `<image>` in it is text, since images have parts of their own."""
 
 
 def _system(raw: dict, parsed: list[tuple[str, list, bool]], source: str, warnings: list[RecordError]) -> str | None:
@@ -249,7 +249,7 @@ def _check_order(roles: list[str], source: str) -> None:
 
 
 def _names(raw: dict, kind: str, source: str) -> list[str]:
-    """The record's own list of pictures or videos."""
+    """The record's own list of images or videos."""
     present = [key for key in (kind, kind + "s") if raw.get(key) is not None]
     if len(present) > 1:
         fail(source, "media_twice", f"both '{kind}' and '{kind}s'", "keep one of them")

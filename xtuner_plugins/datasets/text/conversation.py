@@ -5,8 +5,8 @@
     ids     \\n    A bus . <|im_end|>   \\n
     labels -100   A bus . <|im_end|>  -100
 
-Neighbouring texts that aren't answers are tokenised together, as `chat` will tokenise the prompt; an answer, learned or
-not, is always tokenised on its own, as a model writes it. Image tokens are written as numbers and never go through the
+Neighboring texts that aren't answers are tokenized together, as `chat` will tokenize the prompt; an answer, learned or
+not, is always tokenized on its own, as a model writes it. Image tokens are written as numbers and never go through the
 tokenizer.
 """
 
@@ -23,7 +23,7 @@ from .tokens import TextTokenizer
 
 
 class Piece(NamedTuple):
-    """What can be tokenised at once: a plain text, ids that are known already, or a picture (by number)."""
+    """What can be tokenized at once: a plain text, ids that are known already, or an image (by number)."""
 
     text: str | None = None
     ids: tuple[int, ...] = ()
@@ -33,12 +33,12 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A tokenised conversation.
+    """A tokenized conversation.
 
     Attributes:
         input_ids: int64 `[s]`.
         labels: int64 `[s]`, -100 where nothing is learned.
-        spans: (first, length) of each picture's span, `<img>` and `</img>` included, in order.
+        spans: (first, length) of each image's span, `<img>` and `</img>` included, in order.
     """
 
     input_ids: np.ndarray
@@ -50,7 +50,7 @@ class Encoded:
 
 
 def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -> list[Piece]:
-    """Everything of a record in order, with neighbouring plain texts of one kind joined.
+    """Everything of a record in order, with neighboring plain texts of one kind joined.
 
     Raises:
         RecordError: the template has no place for something in the record.
@@ -105,7 +105,7 @@ class _Split(NamedTuple):
 def _split_segment(
     text: str, supervised: bool, literal: bool, strips: bool, tokenizer: TextTokenizer, answer: bool = False
 ) -> _Split:
-    """Split one segment; what lies between a template's own control tokens is tokenised at once.
+    """Split one segment; what lies between a template's own control tokens is tokenized at once.
 
     Args:
         strips: whether white space at its beginning is swallowed.
@@ -140,10 +140,10 @@ def encode(
     num_tiles: Sequence[int] = (),
     tokens_per_tile: int = 256,
 ) -> Encoded:
-    """Tokenise a conversation.
+    """Tokenize a conversation.
 
     Args:
-        num_tiles: tiles of each of the record's pictures, thumbnail included, in order.
+        num_tiles: tiles of each of the record's images, thumbnail included, in order.
         tokens_per_tile: N.
 
     Raises:
@@ -164,7 +164,7 @@ def tokenize_pieces(pieces: Sequence[Piece], tokenizer: TextTokenizer) -> list[P
 def join_pieces(
     pieces: Sequence[Piece], tokenizer: TextTokenizer, num_tiles: Sequence[int], tokens_per_tile: int
 ) -> Encoded:
-    """Ids and labels of tokenised pieces (see `encode`)."""
+    """Ids and labels of tokenized pieces (see `encode`)."""
     parts, supervised, spans, position = [], [], [], 0
     for piece in pieces:
         if piece.medium is not None:

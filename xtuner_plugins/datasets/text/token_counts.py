@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 from .tokens import TextTokenizer
 
-COMPARED = 64  # texts of a call that are tokenised both ways
+COMPARED = 64  # texts of a call that are tokenized both ways
 MOST_WORDS = 1 << 19  # words that are remembered (50 MB), then they are forgotten
 LONGEST_WORD = 48
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

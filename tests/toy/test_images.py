@@ -5,8 +5,8 @@ import pytest
 
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.toy import cells
+from xtuner_plugins.toy.images import CELL, JITTER, RGB, TILE, draw, make_scene
 from xtuner_plugins.toy.language import COLOURS, SHAPES
-from xtuner_plugins.toy.pictures import CELL, JITTER, RGB, TILE, draw, make_scene
 
 GRIDS = [(3, 2), (2, 3), (2, 2), (1, 1)]
 
@@ -44,7 +44,7 @@ def test_nothing_covers_anything_else_and_every_question_has_one_answer():
         assert len({sign.colour for sign in scene.signs}) == len(scene.signs)
 
 
-def test_the_picture_shows_what_the_scene_says():
+def test_the_image_shows_what_the_scene_says():
     for scene in scenes(60):
         pixels = np.asarray(draw(scene), dtype=int)
         for shape in scene.shapes:

@@ -1,6 +1,6 @@
-r"""Generated pictures of walls with signs and shapes, and LLaVA-format questions about them.
+r"""Generated images of walls with signs and shapes, and LLaVA-format questions about them.
 
-A picture is a whole number of tiles wide and high. On a soft background hang signs, each a coloured badge
+An image is a whole number of tiles wide and high. On a soft background hang signs, each a coloured badge
 and a two-digit number about 14 px high, and a few large shapes:
 
     +----------------+----------------+----------------+   tile border (112 px)
@@ -11,7 +11,7 @@ and a two-digit number about 14 px high, and a few large shapes:
     +----------------+----------------+----------------+
     |  .----------.  |                |    ...         |
 
-Cut into tiles the digits keep their 14 px; in one tile for the whole picture they shrink to a third and can't
+Cut into tiles the digits keep their 14 px; in one tile for the whole image they shrink to a third and can't
 be read. Colours, kinds and numbers of the shapes can be told either way.
 
 Two simplifications: a sign never crosses a tile border, and it stays within `JITTER` pixels of a grid of cells.
@@ -56,7 +56,7 @@ class Sign:
 
     @property
     def marks(self) -> list[tuple[str, int, int]]:
-        """`(colour or digit, centre x, centre y)` of the badge and the two digits, in px of the picture."""
+        """`(colour or digit, centre x, centre y)` of the badge and the two digits, in px of the image."""
         middle = self.y + CELL // 2
         names = (self.colour, *self.number)
         return [(name, self.x + CELL // 2 + i * CELL, middle) for i, name in enumerate(names)]
@@ -75,7 +75,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that a picture shows. `background` seeds its soft texture."""
+    """Everything that an image shows. `background` seeds its soft texture."""
 
     width: int
     height: int
@@ -87,8 +87,8 @@ class Scene:
 def make_scene(rng: random.Random, grid: tuple[int, int], *, max_signs: int = 1, max_shapes: int = 3) -> Scene:
     """Draws lots for a scene of `grid` = (columns, rows) tiles.
 
-    Badges differ in colour within a picture, shapes in kind, so that every question has one answer. Shapes stand in
-    different cells of a 4 x 4 grid over the whole picture, and nothing covers anything else.
+    Badges differ in colour within an image, shapes in kind, so that every question has one answer. Shapes stand in
+    different cells of a 4 x 4 grid over the whole image, and nothing covers anything else.
     """
     columns, rows = grid
     width, height = columns * TILE, rows * TILE
@@ -129,7 +129,7 @@ def make_scene(rng: random.Random, grid: tuple[int, int], *, max_signs: int = 1,
 
 
 def draw(scene: Scene) -> Image.Image:
-    """Draws a scene as an RGB picture of `scene.width` x `scene.height`; the same scene gives the same pixels."""
+    """Draws a scene as an RGB image of `scene.width` x `scene.height`; the same scene gives the same pixels."""
     rng = random.Random(scene.background)
     image = _background(rng, scene.width, scene.height)
     for shape in scene.shapes:
@@ -208,5 +208,5 @@ def font_file(name: str) -> Path:
     """The DejaVu fonts that matplotlib ships, found without importing it."""
     spec = importlib.util.find_spec("matplotlib")
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("the toy pictures take their fonts from matplotlib: pip install matplotlib")
+        raise ModuleNotFoundError("the toy images take their fonts from matplotlib: pip install matplotlib")
     return Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / f"{name}.ttf"

@@ -187,8 +187,8 @@ class TestRefusals:
                 path.write_bytes(content)
                 try:
                     load_tokenizer(folder, complete=False)
-                except CheckpointError as e:
-                    assert "\n" not in str(e)
+                except CheckpointError as error:
+                    assert "\n" not in str(error)
 
     @pytest.mark.parametrize("settings, pattern", [
         (dict(model_type="unigram"), "not a BPE model"),

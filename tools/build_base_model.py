@@ -30,9 +30,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     parser.add_argument("--projector", help="file with mlp1.* weights (default: a fresh projector)")
     parser.add_argument(
-        "--projector-type", choices=["pixel_shuffle_mlp", "mlp"],
+        "--projector-type",
+        choices=["pixel_shuffle_mlp", "mlp"],
         help="InternVL's (default for InternViT), or LLaVA's without merging of patches (default for CLIP and SigLIP)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--select-layer",
         type=int,

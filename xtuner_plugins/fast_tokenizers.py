@@ -32,15 +32,55 @@ QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>"
 _PLAIN, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # types of a sentencepiece
 # One of every kind that a conversion could get wrong.
 SAMPLES = (
-    "Hello world", " leading", "trailing ", "  two", "a  b   c    d", " ", "   ", "\n", "\n\n\n", "\r\n", "\t\tx", "",
-    "it's we'll I'D don't", "3.14159 1,000,000 2024-05-06", "0x1F 007", "你好，世界！今天是星期三。", "日本語のテスト",
-    "한국어 텍스트", "Привет, мир", "مرحبا بالعالم", "नमस्ते दुनिया", "ภาษาไทย", "שלום", "e\u0301 é ﬁ ① ｆｕｌｌ",
-    "ǅ ẞ ß İ", "def f(x):\n    return {'a': [x ** 2, -1]}  # done\n", "if (a&&b) { c = \"d\\n\"; }",
-    "<a href='x'>b</a>", "😀👍🏽", "👨\u200d👩\u200d👧", "\u200b\u200d\ufeff", "\x00\x01\x1b\x7f", "\u2581a \u2581",
-    "<0x0A><0x41>", "<s></s", "<|im_", "[UNUSED", "================", "--------", "aaaaaaaaaaaaaaaaa", "哈哈哈哈哈哈哈",
-    "word\n\n  - item\n\n    code", "\u3000全角", "𝒳 𠮷 🄰", "www.example.org/?q=1&r=%20", "A\u0300B\u0301", "½ ² Ⅷ",
+    "Hello world",
+    " leading",
+    "trailing ",
+    "  two",
+    "a  b   c    d",
+    " ",
+    "   ",
+    "\n",
+    "\n\n\n",
+    "\r\n",
+    "\t\tx",
+    "",
+    "it's we'll I'D don't",
+    "3.14159 1,000,000 2024-05-06",
+    "0x1F 007",
+    "你好，世界！今天是星期三。",
+    "日本語のテスト",
+    "한국어 텍스트",
+    "Привет, мир",
+    "مرحبا بالعالم",
+    "नमस्ते दुनिया",
+    "ภาษาไทย",
+    "שלום",
+    "e\u0301 é ﬁ ① ｆｕｌｌ",
+    "ǅ ẞ ß İ",
+    "def f(x):\n    return {'a': [x ** 2, -1]}  # done\n",
+    'if (a&&b) { c = "d\\n"; }',
+    "<a href='x'>b</a>",
+    "😀👍🏽",
+    "👨\u200d👩\u200d👧",
+    "\u200b\u200d\ufeff",
+    "\x00\x01\x1b\x7f",
+    "\u2581a \u2581",
+    "<0x0A><0x41>",
+    "<s></s",
+    "<|im_",
+    "[UNUSED",
+    "================",
+    "--------",
+    "aaaaaaaaaaaaaaaaa",
+    "哈哈哈哈哈哈哈",
+    "word\n\n  - item\n\n    code",
+    "\u3000全角",
+    "𝒳 𠮷 🄰",
+    "www.example.org/?q=1&r=%20",
+    "A\u0300B\u0301",
+    "½ ² Ⅷ",
     "…—–“”‘’",
-)  # fmt: skip
+)
 
 
 class VocabularyError(ValueError):
@@ -96,8 +136,8 @@ def convert(directory: Path):
 def _read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise VocabularyError(f"{path} is not readable JSON: {e}") from None
+    except (OSError, ValueError) as error:
+        raise VocabularyError(f"{path} is not readable JSON: {error}") from None
     if not isinstance(value, dict):
         raise VocabularyError(f"{path} holds a JSON {type(value).__name__}, expected an object")
     return value
@@ -188,8 +228,8 @@ def read_sentencepiece(path: Path):
         proto.ParseFromString(content)
         processor = SentencePieceProcessor(model_proto=content)
         num_pieces = processor.get_piece_size()
-    except (DecodeError, RuntimeError, ValueError, TypeError) as e:
-        reason = " ".join(str(e).split())[:200] or type(e).__name__
+    except (DecodeError, RuntimeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise VocabularyError(f"{path} is not a sentencepiece model, or damaged: {reason}") from None
     names = dict.fromkeys(piece.piece for piece in proto.pieces)
     kinds = [piece.type for piece in proto.pieces]
@@ -241,8 +281,10 @@ def _from_sentencepiece(path: Path, config: Mapping):
             raise VocabularyError(
                 f"{path.parent}: the added token {token.content} can't have the id {number}; ids must have no gap"
             )
-    names = {key: _text(config.get(f"{key}_token", default)) for key, default in
-             (("unk", "<unk>"), ("bos", "<s>"), ("eos", "</s>"), ("pad", "</s>"))}  # fmt: skip
+    names = {
+        key: _text(config.get(f"{key}_token", default))
+        for key, default in (("unk", "<unk>"), ("bos", "<s>"), ("eos", "</s>"), ("pad", "</s>"))
+    }
     for key, name in names.items():
         if name is not None and converted.token_to_id(name) is None:
             raise VocabularyError(f"{path.parent}: the {key} token {name} is not in the vocabulary")
@@ -250,9 +292,10 @@ def _from_sentencepiece(path: Path, config: Mapping):
     after = [names["eos"]] if config.get("add_eos_token", False) else []
     if before or after:
         converted.post_processor = processors.TemplateProcessing(
-            single=[*before, "$A", *after], pair=[*before, "$A", *after, *before, "$B", *after],
+            single=[*before, "$A", *after],
+            pair=[*before, "$A", *after, *before, "$B", *after],
             special_tokens=[(name, converted.token_to_id(name)) for name in dict.fromkeys(before + after)],
-        )  # fmt: skip
+        )
     own = {f"{key}_token" for key in names}
     extra = [_text(token) for token in config.get("additional_special_tokens") or []]
     return PreTrainedTokenizerFast(
@@ -278,8 +321,10 @@ def _added_tokens(directory: Path, config: Mapping, pieces: list[str]) -> dict[i
             found[int(number)] = (content, {"special": content in listed})
         for number, fields in (config.get("added_tokens_decoder") or {}).items():
             found[int(number)] = (fields["content"], fields)
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
-        raise VocabularyError(f"{directory}: the added tokens can't be read ({type(e).__name__}: {e})") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise VocabularyError(
+            f"{directory}: the added tokens can't be read ({type(error).__name__}: {error})"
+        ) from None
     for number, (content, _) in found.items():
         if number < 0 or not content or positions.get(content, number) != number:
             raise VocabularyError(
@@ -293,7 +338,7 @@ def _added_tokens(directory: Path, config: Mapping, pieces: list[str]) -> dict[i
 
 
 def _spm_converter(path: Path, names: Mapping[int, str]):
-    """transformers' converter, with pieces renamed and merges that only lead to ordinary pieces.
+    """The converter of transformers, with pieces renamed and merges that only lead to ordinary pieces.
 
     The general one lets text such as ``<0x0A>`` or a control token's name grow together to that piece; sentencepiece
     doesn't.

@@ -1,4 +1,4 @@
-"""Opens what lies under one path, whichever of these training left there:
+"""Opens whatever training left under a path.
 
 =================================  ===================================================================
 ``iter_N.pth`` (file)              an MMEngine checkpoint: ``{'state_dict': ..., 'meta': ..., ...}``

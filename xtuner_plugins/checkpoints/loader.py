@@ -92,8 +92,8 @@ def config_from_fields(fields: Mapping, where: str | Path):
             raise CheckpointError(f"{where}: {key} is {fields[key]}, so its adapters are not merged; merge them first")
     try:
         return InternVLChatConfig(**{k: v for k, v in fields.items() if k not in ("auto_map", "model_type")})
-    except (KeyError, TypeError, ValueError) as e:
-        raise CheckpointError(f"{where}/config.json: {e}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}/config.json: {error}") from None
 
 
 def empty_model(config) -> nn.Module:
@@ -215,9 +215,15 @@ def build(
 
 
 def load_trained(
-    cfg, checkpoint: str | Path, *, dtype: torch.dtype | None = torch.bfloat16, device="cpu", merge_lora=True,
-    template: str | None = None, max_tiles: int | None = None,
-):  # fmt: skip
+    cfg,
+    checkpoint: str | Path,
+    *,
+    dtype: torch.dtype | None = torch.bfloat16,
+    device="cpu",
+    merge_lora=True,
+    template: str | None = None,
+    max_tiles: int | None = None,
+):
     """The trained model: the config's base with the checkpoint's tensors, tile limits and template laid over it.
 
     Args:

@@ -17,9 +17,16 @@ from .io.reader import CheckpointError, read_json
 from .io.writer import write_json
 
 FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 
 
 def load_tokenizer(directory: str | Path, *, complete: bool = True):
@@ -40,10 +47,12 @@ def load_tokenizer(directory: str | Path, *, complete: bool = True):
         raise CheckpointError(f"{directory} holds no tokenizer (no tokenizer.json, no tokenizer_config.json)")
     try:
         tokenizer = load_fast_tokenizer(directory)
-    except VocabularyError as e:
-        raise CheckpointError(str(e)) from None
-    except Exception as e:
-        raise CheckpointError(f"{directory}: the tokenizer can't be loaded: {str(e).strip().splitlines()[0]}") from None
+    except VocabularyError as error:
+        raise CheckpointError(str(error)) from None
+    except Exception as error:
+        raise CheckpointError(
+            f"{directory}: the tokenizer can't be loaded: {str(error).strip().splitlines()[0]}"
+        ) from None
     if not tokenizer.is_fast:
         raise CheckpointError(
             f"{directory} offers only a slow tokenizer ({type(tokenizer).__name__}); a tokenizer.json is needed"
@@ -182,10 +191,15 @@ def write_generation_config(stage: Path, tokenizer, config, release: str) -> Non
         release: of transformers, to name.
     """
     pad = config["llm_config"].get("pad_token_id")
-    write_json(stage / "generation_config.json", {
-        "_from_model_config": True, "eos_token_id": stop_token_ids(tokenizer, config["template"]),
-        "pad_token_id": tokenizer.pad_token_id if pad is None else pad, "transformers_version": release,
-    })  # fmt: skip
+    write_json(
+        stage / "generation_config.json",
+        {
+            "_from_model_config": True,
+            "eos_token_id": stop_token_ids(tokenizer, config["template"]),
+            "pad_token_id": tokenizer.pad_token_id if pad is None else pad,
+            "transformers_version": release,
+        },
+    )
 
 
 def save_tokenizer(tokenizer, out: Path, *, template: str | None) -> None:

@@ -82,8 +82,10 @@ class TrainedPlan:
         """
         if self.preprocessing is None:
             if template or max_tiles:
-                raise CheckpointError("neither checkpoint nor config says how images and text were prepared, so there "
-                                      "is nothing to choose with --template or --max-tiles")  # fmt: skip
+                raise CheckpointError(
+                    "neither checkpoint nor config says how images and text were prepared, so there "
+                    "is nothing to choose with --template or --max-tiles"
+                )
             return self
         choice, note = preprocessing.choose(self.preprocessing, template=template, max_tiles=max_tiles)
         self.notes += [note] if note else []
@@ -127,8 +129,8 @@ def read_training_config(cfg):
             raise CheckpointError(f"config {cfg} does not exist")
         try:
             cfg = Config.fromfile(str(cfg))
-        except Exception as e:
-            raise CheckpointError(f"config {cfg} can't be read: {type(e).__name__}: {e}") from None
+        except Exception as error:
+            raise CheckpointError(f"config {cfg} can't be read: {type(error).__name__}: {error}") from None
     model = cfg.get("model")
     if not isinstance(model, Mapping) or not model.get("base"):
         raise CheckpointError(f"{where} has no model.base (the official directory that training started from)")
@@ -204,8 +206,8 @@ def _adapter_configs(opened: Checkpoint) -> dict[str, object]:
         raise CheckpointError(f"{opened.path} is a PEFT adapter of type {kind}; only LORA can be merged")
     try:
         config = LoraConfig.from_pretrained(str(opened.path))
-    except (TypeError, ValueError) as e:
-        raise CheckpointError(f"{opened.path}/adapter_config.json: {e}") from None
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{opened.path}/adapter_config.json: {error}") from None
     return dict.fromkeys(("language_model", "vision_model"), config)
 
 
@@ -266,8 +268,10 @@ def _sort_tensors(plan: TrainedPlan) -> None:
     if unknown or misshapen:
         found = [f"{n} (unknown to the base)" for n in unknown] + misshapen
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        raise CheckpointError(f"{plan.checkpoint.path} is a checkpoint of another model than {plan.view.directory}: "
-                              f"{'; '.join(found[:3])}{more}")  # fmt: skip
+        raise CheckpointError(
+            f"{plan.checkpoint.path} is a checkpoint of another model than {plan.view.directory}: "
+            f"{'; '.join(found[:3])}{more}"
+        )
 
 
 def _place_rows(plan: TrainedPlan, rows: Mapping[str, LazyTensor]) -> None:
@@ -295,8 +299,10 @@ def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
         layers = [name for name in (*plan.adapters, *plan.token_rows) if name.startswith(part + ".")]
         configured = part in plan.lora_configs
         if layers and not configured:
-            raise CheckpointError(f"{path} holds LoRA tensors of {part} ({layers[0]}, ...) but the config sets no "
-                                  f"model.{lora_setting}; give the config that it was trained with")  # fmt: skip
+            raise CheckpointError(
+                f"{path} holds LoRA tensors of {part} ({layers[0]}, ...) but the config sets no "
+                f"model.{lora_setting}; give the config that it was trained with"
+            )
         if configured and not layers:
             raise CheckpointError(
                 f"the config trains {part} with model.{lora_setting}, but {path} holds no LoRA tensor of it; give the "

@@ -124,8 +124,10 @@ def _images(kept: list[dict]) -> dict:
 
 
 def _extras(samples: Sequence[dict], kept: list[dict]) -> dict:
-    """Fields that only some batches have: `loss_weights` float32 `[samples]` where one isn't 1, and `dropped`, the
-    samples that were left out."""
+    """Fields that only some batches have.
+
+    `loss_weights`, float32 `[samples]`, where one isn't 1; and `dropped`, the samples that were left out.
+    """
     out = {}
     weights = [sample.get("loss_weight", 1.0) for sample in kept]
     if any(weight != 1.0 for weight in weights):

@@ -112,8 +112,11 @@ def _use_gloo_without_gpu() -> None:
 
 
 def _build_no_cpu_op() -> None:
-    """DeepSpeed compiles a shared-memory op when it starts on a CPU: that needs a compiler, a minute, and a lock that a
-    killed run leaves behind for the next one to wait on for ever. Gloo does the same work."""
+    """Keeps DeepSpeed from compiling its shared-memory op when it starts on a CPU.
+
+    Compiling needs a compiler, a minute, and a lock that a killed run leaves behind, for which the next run waits for
+    ever. Gloo does the same work.
+    """
     # Not `import deepspeed.comm.torch as ...`: that package star-imports a name `torch`, which is PyTorch itself.
     importlib.import_module("deepspeed.comm.torch")
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None

@@ -14,7 +14,9 @@ IN_EPOCHS = ("begin", "end", "T_max", "total_steps")
 
 @PARAM_SCHEDULERS.register_module()
 class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
-    """A linear start over a share of the run, then a cosine down to ``eta_min`` at its end::
+    """A linear start over a share of the run, then a cosine down to ``eta_min`` at its end.
+
+    ::
 
         lr      .-.
                /   '.

@@ -184,16 +184,31 @@ def _live(model, tokenizer, tiling, work: Path) -> tuple[dict, dict]:
             logits = model(pixel_values=pixels, input_ids=inputs, attention_mask=mask, image_flags=flags).logits
         options = dict(max_new_tokens=MAX_NEW_TOKENS, do_sample=False, eos_token_id=stop)
         made = model.generate(
-            pixel_values=pixels, input_ids=inputs, attention_mask=mask, output_scores=True,
-            return_dict_in_generate=True, **options,
-        )  # fmt: skip
+            pixel_values=pixels,
+            input_ids=inputs,
+            attention_mask=mask,
+            output_scores=True,
+            return_dict_in_generate=True,
+            **options,
+        )
         expected[name] = {
-            "pixels": pixels, "logits": logits[0], "answer": made.sequences[0].tolist(),
+            "pixels": pixels,
+            "logits": logits[0],
+            "answer": made.sequences[0].tolist(),
             "scores": torch.stack(made.scores)[:, 0],
-        }  # fmt: skip
-        cases.append({"name": name, "images": [names[p] for p in images], "prompt": prompt, "ids": ids, "eos": stop,
-                      "question": question, "num_tiles": [len(t) for t in tiles],
-                      "max_new_tokens": MAX_NEW_TOKENS})  # fmt: skip
+        }
+        cases.append(
+            {
+                "name": name,
+                "images": [names[p] for p in images],
+                "prompt": prompt,
+                "ids": ids,
+                "eos": stop,
+                "question": question,
+                "num_tiles": [len(t) for t in tiles],
+                "max_new_tokens": MAX_NEW_TOKENS,
+            }
+        )
     return {"cases": cases}, expected
 
 
@@ -204,13 +219,19 @@ def _compare_preprocessing(config: dict, tiling, found: dict) -> None:
         CheckpointError: names both.
     """
     trained_with = {
-        "min_tiles": tiling.min_tiles, "max_tiles": tiling.max_tiles, "tile_size": tiling.tile_size,
-        "use_thumbnail": tiling.use_thumbnail or tiling.max_tiles == 1, "template": config["template"],
-    }  # fmt: skip
+        "min_tiles": tiling.min_tiles,
+        "max_tiles": tiling.max_tiles,
+        "tile_size": tiling.tile_size,
+        "use_thumbnail": tiling.use_thumbnail or tiling.max_tiles == 1,
+        "template": config["template"],
+    }
     if found["max_tiles"] == 1:  # then a thumbnail never comes
         found = {**found, "use_thumbnail": True}
-    wrong = [f"{key}={found[key]} (trained: {value})" for key, value in trained_with.items()
-             if found[key] not in (value, None)]  # fmt: skip
+    wrong = [
+        f"{key}={found[key]} (trained: {value})"
+        for key, value in trained_with.items()
+        if found[key] not in (value, None)
+    ]
     if wrong:
         raise CheckpointError(f"verification failed: the export says {', '.join(wrong)}")
 
@@ -221,8 +242,12 @@ def _run_probe(export: Path, work: Path, task: dict) -> None:
     env.update(HF_HUB_OFFLINE="1", HF_MODULES_CACHE=str(work / "modules"), TOKENIZERS_PARALLELISM="false")
     done = subprocess.run(
         [sys.executable, "-I", str(PROBE), str(export.resolve()), str(work)],
-        cwd=work, env=env, capture_output=True, text=True, timeout=TIMEOUT_S,
-    )  # fmt: skip
+        cwd=work,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
     if done.returncode:
         lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
         raise CheckpointError(

@@ -1,4 +1,6 @@
-"""Opens an export as a stranger does and writes down what it says. Run by ``verify.py`` as a process of its own::
+"""Opens an export as a stranger does and writes down what it says.
+
+``verify.py`` runs it as a process of its own::
 
     python -I verify_probe.py EXPORT WORK
 
@@ -40,11 +42,13 @@ def cut(path, size, least, most, thumbnail):
     tiles = [whole.crop(box) for box in boxes]
     if thumbnail and len(tiles) > 1:
         tiles.append(image.resize((size, size)))
-    to_input = transforms.Compose([
-        transforms.Resize((size, size), interpolation=transforms.InterpolationMode.BICUBIC),
-        transforms.ToTensor(),
-        transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    ])  # fmt: skip
+    to_input = transforms.Compose(
+        [
+            transforms.Resize((size, size), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
     return torch.stack([to_input(tile) for tile in tiles])
 
 
@@ -61,9 +65,11 @@ def preprocessing(directory):
     most = config.get("max_dynamic_patch", 6) if config.get("dynamic_image_size", False) else 1
     return dict(
         tile_size=config.get("force_image_size") or config["vision_config"]["image_size"],
-        min_tiles=min(config.get("min_dynamic_patch", 1), most), max_tiles=most,
-        use_thumbnail=config.get("use_thumbnail", False), template=config.get("template"),
-    )  # fmt: skip
+        min_tiles=min(config.get("min_dynamic_patch", 1), most),
+        max_tiles=most,
+        use_thumbnail=config.get("use_thumbnail", False),
+        template=config.get("template"),
+    )
 
 
 def chat_ids(model, tokenizer, case, pixels, counts):
@@ -130,6 +136,7 @@ def answer(model, tokenizer, official, case, pixels, counts):
 
 
 def main(directory, work):
+    """Answers the cases in ``work`` with the model in ``directory``."""
     task = json.loads((work / "cases.json").read_text(encoding="utf-8"))
     model, tokenizer, official = open_export(directory)
     said = preprocessing(Path(directory))

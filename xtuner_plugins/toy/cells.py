@@ -51,9 +51,10 @@ def cell_labels(scene: Scene) -> torch.Tensor:
 
 
 def in_words(scene: Scene, rng: random.Random, keep_blanks: float = 1.0) -> str:
-    """A scene as the words that its cells would be read as, tile after tile: " . . red47 . bluestar ."
+    """A scene as the words that its cells would be read as, tile after tile.
 
-    A word a cell, as each cell becomes one image token: a badge and two digits fill three, a shape is one compound.
+    For example " . . red47 . bluestar .": one word per cell, as each cell becomes one image
+    token. A badge and two digits fill three cells; a shape is one compound.
 
     Args:
         rng: Draws lots for the blanks.

@@ -55,6 +55,7 @@ def load_tiles(path, most, side):
 
 
 def main(export, questions, images, out):
+    """Answers the questions with the export and writes the answers as JSON."""
     sys.meta_path.insert(0, _Barrier)
     records = [json.loads(line) for line in Path(questions).read_text(encoding="utf-8").splitlines()]
     model = AutoModel.from_pretrained(export, torch_dtype=torch.float32, trust_remote_code=True).eval()

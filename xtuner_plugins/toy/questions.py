@@ -24,6 +24,8 @@ CAPTION_REQUESTS = ("Describe this picture.", "What does the picture show?")
 
 @dataclass(frozen=True)
 class Question:
+    """One question about a scene, with its only right answer."""
+
     kind: str
     text: str
     answer: str

@@ -161,11 +161,11 @@ def local_directory(name: str | Path, role: str) -> Path:
 
     try:
         return Path(snapshot_download(text, allow_patterns=HUB_PATTERNS))
-    except Exception as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{role}: there is no directory {text}, and the hub model of that name can't be fetched "
-            f"({type(e).__name__}: {reason[:200]}); download it elsewhere and give its directory"
+            f"({type(error).__name__}: {reason[:200]}); download it elsewhere and give its directory"
         ) from None
 
 
@@ -214,8 +214,9 @@ def resized_llm(llm: LLMPart, num_rows: int) -> dict[str, LazyTensor]:
     embedding, head = llm.family.embedding, llm.family.head
     tied = tensors[head] is tensors[embedding]
     tensors[embedding] = _resize_rows(tensors[embedding], old_rows, llm.num_new_tokens, num_rows, embedding)
-    tensors[head] = tensors[embedding] if tied else _resize_rows(
-        tensors[head], old_rows, llm.num_new_tokens, num_rows, head)  # fmt: skip
+    tensors[head] = (
+        tensors[embedding] if tied else _resize_rows(tensors[head], old_rows, llm.num_new_tokens, num_rows, head)
+    )
     return tensors
 
 
@@ -272,7 +273,12 @@ def make_config(
         if fields.get(key) is None:
             fields[key] = getattr(llm.tokenizer, key)
     config = official.make_config(
-        part.config, fields, dtype=dtype, template=template, projector_type=projector_type,
-        select_layer=part.select_layer, max_tiles=max_tiles or (1 if projector_type == "mlp" else 12),
-    )  # fmt: skip
+        part.config,
+        fields,
+        dtype=dtype,
+        template=template,
+        projector_type=projector_type,
+        select_layer=part.select_layer,
+        max_tiles=max_tiles or (1 if projector_type == "mlp" else 12),
+    )
     return official.write_config(config, llm.tokenizer, rows)

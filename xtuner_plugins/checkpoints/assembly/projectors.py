@@ -13,9 +13,11 @@ from ..io.tensors import LazyTensor, MemoryTensor
 
 # LLaVA's names of the same two layers: transformers', and those of the original code
 _LLAVA_NAMES = {
-    "multi_modal_projector.linear_1.": "mlp1.0.", "multi_modal_projector.linear_2.": "mlp1.2.",
-    "mm_projector.0.": "mlp1.0.", "mm_projector.2.": "mlp1.2.",
-}  # fmt: skip
+    "multi_modal_projector.linear_1.": "mlp1.0.",
+    "multi_modal_projector.linear_2.": "mlp1.2.",
+    "mm_projector.0.": "mlp1.0.",
+    "mm_projector.2.": "mlp1.2.",
+}
 
 
 def projector_shapes(config: dict) -> dict[str, tuple[int, ...]]:
@@ -27,9 +29,11 @@ def projector_shapes(config: dict) -> dict[str, tuple[int, ...]]:
     first, second = ("mlp1.0", "mlp1.2") if plain else ("mlp1.1", "mlp1.3")
     return {
         **norm,
-        f"{first}.weight": (llm, wide), f"{first}.bias": (llm,),
-        f"{second}.weight": (llm, llm), f"{second}.bias": (llm,),
-    }  # fmt: skip
+        f"{first}.weight": (llm, wide),
+        f"{first}.bias": (llm,),
+        f"{second}.weight": (llm, llm),
+        f"{second}.bias": (llm,),
+    }
 
 
 def projector_tensors(config: dict, source: str | Path | None, seed: int) -> dict[str, LazyTensor]:

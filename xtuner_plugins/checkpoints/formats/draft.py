@@ -18,9 +18,12 @@ from . import FORMATS, Format, ModelView, official, remote_code
 
 # What a model directory may hold besides weights, config and code that belongs to the model.
 _KEPT_FILES = (
-    "generation_config.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
     *tokenizer_files.FILES,
-)  # fmt: skip
+)
 
 
 @dataclass
@@ -41,9 +44,14 @@ class Draft:
 
 
 def make_draft(
-    view: ModelView, tensors: Mapping[str, LazyTensor], *, format: str | None, dtype: str | None, code: str = "auto",
+    view: ModelView,
+    tensors: Mapping[str, LazyTensor],
+    *,
+    format: str | None,
+    dtype: str | None,
+    code: str = "auto",
     template: str | None = None,
-) -> Draft:  # fmt: skip
+) -> Draft:
     """The draft of a directory in some format; None is the one that the model comes in.
 
     Args:
@@ -121,9 +129,12 @@ def _write_template(view: ModelView, stage: Path) -> None:
         extra.unlink()
     for path, default, fields in (
         (stage / "tokenizer_config.json", {}, {"chat_template": tokenizer_files.chat_template(tokenizer, template)}),
-        (stage / "generation_config.json", {"_from_model_config": True},
-         {"eos_token_id": tokenizer_files.stop_token_ids(tokenizer, template)}),
-    ):  # fmt: skip
+        (
+            stage / "generation_config.json",
+            {"_from_model_config": True},
+            {"eos_token_id": tokenizer_files.stop_token_ids(tokenizer, template)},
+        ),
+    ):
         write_json(path, {**(read_json(path) if path.is_file() else default), **fields})
 
 

@@ -21,12 +21,21 @@ PROCESSOR_TOKEN = "<video>"
 RELEASE = "4.52.0"  # the first of transformers with the format
 # official name -> hf name, values unchanged
 _VISION_NAMES = {
-    "hidden_size": "hidden_size", "intermediate_size": "intermediate_size", "num_hidden_layers": "num_hidden_layers",
-    "num_attention_heads": "num_attention_heads", "num_channels": "num_channels", "norm_type": "norm_type",
-    "layer_norm_eps": "layer_norm_eps", "hidden_act": "hidden_act", "qkv_bias": "attention_bias",
-    "qk_normalization": "use_qk_norm", "attention_dropout": "attention_dropout", "dropout": "hidden_dropout_prob",
-    "initializer_range": "initializer_range", "initializer_factor": "layer_scale_init_value",
-}  # fmt: skip
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_hidden_layers": "num_hidden_layers",
+    "num_attention_heads": "num_attention_heads",
+    "num_channels": "num_channels",
+    "norm_type": "norm_type",
+    "layer_norm_eps": "layer_norm_eps",
+    "hidden_act": "hidden_act",
+    "qkv_bias": "attention_bias",
+    "qk_normalization": "use_qk_norm",
+    "attention_dropout": "attention_dropout",
+    "dropout": "hidden_dropout_prob",
+    "initializer_range": "initializer_range",
+    "initializer_factor": "layer_scale_init_value",
+}
 
 _VIT, _HF_VIT = "vision_model.encoder.layers.{i}.", "vision_tower.encoder.layer.{i}."
 
@@ -77,16 +86,31 @@ def read_config(fields: Mapping, directory: str | Path) -> dict:
     """See ``Format``; the tile limits come from the preprocessor's config."""
     vision, text = fields["vision_config"], {"model_type": "qwen2", **fields["text_config"]}
     # transformers writes only what differs from its own defaults, which are these (the sizes are the 300M's)
-    ours = {"norm_type": "layer_norm", "layer_norm_eps": 1e-6, "hidden_act": "gelu", "qkv_bias": False,
-            "qk_normalization": False, "num_channels": 3, "hidden_size": 1024, "intermediate_size": 4096,
-            "num_hidden_layers": 24, "num_attention_heads": 16, "initializer_range": 0.02,
-            "initializer_factor": 0.1}  # fmt: skip
+    ours = {
+        "norm_type": "layer_norm",
+        "layer_norm_eps": 1e-6,
+        "hidden_act": "gelu",
+        "qkv_bias": False,
+        "qk_normalization": False,
+        "num_channels": 3,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "initializer_range": 0.02,
+        "initializer_factor": 0.1,
+    }
     ours.update({ours_name: vision[name] for ours_name, name in _VISION_NAMES.items() if name in vision})
     ours.update(
-        architectures=["InternVisionModel"], model_type="intern_vit_6b", attention_dropout=0.0, dropout=0.0,
-        drop_path_rate=0.0, use_flash_attn=False,
-        image_size=_one(vision["image_size"]), patch_size=_one(vision["patch_size"]),
-    )  # fmt: skip
+        architectures=["InternVisionModel"],
+        model_type="intern_vit_6b",
+        attention_dropout=0.0,
+        dropout=0.0,
+        drop_path_rate=0.0,
+        use_flash_attn=False,
+        image_size=_one(vision["image_size"]),
+        patch_size=_one(vision["patch_size"]),
+    )
     preprocessor = Path(directory) / "preprocessor_config.json"
     limits = read_json(preprocessor) if preprocessor.is_file() else {}
     return official.make_config(
@@ -146,12 +170,17 @@ def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
         "text_config": text_config(config, tokenizer, num_rows),
         "vision_config": {
             **{name: vision[ours] for ours, name in _VISION_NAMES.items() if ours in vision},
-            "architectures": ["InternVLVisionModel"], "model_type": "internvl_vision",
-            "image_size": [vision["image_size"]] * 2, "patch_size": [vision["patch_size"]] * 2,
-            "projection_dropout": 0.0, "use_absolute_position_embeddings": True, "use_mask_token": False,
-            "use_mean_pooling": True, "torch_dtype": dtype,
+            "architectures": ["InternVLVisionModel"],
+            "model_type": "internvl_vision",
+            "image_size": [vision["image_size"]] * 2,
+            "patch_size": [vision["patch_size"]] * 2,
+            "projection_dropout": 0.0,
+            "use_absolute_position_embeddings": True,
+            "use_mask_token": False,
+            "use_mean_pooling": True,
+            "torch_dtype": dtype,
         },
-    }  # fmt: skip
+    }
 
 
 def text_config(config: Mapping, tokenizer, num_rows: int) -> dict:
@@ -172,22 +201,38 @@ def write_files(stage: Path, config: Mapping, tokenizer) -> None:
     tokenizer_files.save_tokenizer(tokenizer, stage, template=template)
     (stage / "chat_template.jinja").write_text(template, encoding="utf-8")
     fields = read_json(stage / "tokenizer_config.json")
-    named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
-             "video_token": PROCESSOR_TOKEN}  # fmt: skip
+    named = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": PROCESSOR_TOKEN,
+    }
     # Both ways of saying it: new releases read the dict, and the attributes themselves are read back by older ones.
     fields.update(extra_special_tokens=named, processor_class="InternVLProcessor", return_token_type_ids=False, **named)
     write_json(stage / "tokenizer_config.json", fields)
     size = config["force_image_size"]
     images = {
-        "crop_to_patches": False, "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True,
-        "image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD), "rescale_factor": 1 / 255,
+        "crop_to_patches": False,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+        "rescale_factor": 1 / 255,
         "resample": 3,
-        "size": {"height": size, "width": size}, "processor_class": "InternVLProcessor",
-    }  # fmt: skip
-    write_json(stage / "preprocessor_config.json", {
-        **images, "image_processor_type": "GotOcr2ImageProcessorFast",
-        "min_patches": official.tile_limits(config)[0], "max_patches": official.tile_limits(config)[1],
-    })  # fmt: skip
+        "size": {"height": size, "width": size},
+        "processor_class": "InternVLProcessor",
+    }
+    write_json(
+        stage / "preprocessor_config.json",
+        {
+            **images,
+            "image_processor_type": "GotOcr2ImageProcessorFast",
+            "min_patches": official.tile_limits(config)[0],
+            "max_patches": official.tile_limits(config)[1],
+        },
+    )
     videos = {k: v for k, v in images.items() if k != "crop_to_patches"}
     write_json(stage / "video_preprocessor_config.json", {**videos, "video_processor_type": "InternVLVideoProcessor"})
     length = official.num_image_tokens(config)

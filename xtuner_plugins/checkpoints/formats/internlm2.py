@@ -53,9 +53,12 @@ def read_config(config: Mapping) -> dict:
     fields = {k: v for k, v in config.items() if k not in dropped}
     bias = bool(config.get("bias", True))
     return {
-        **fields, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "attention_bias": bias,
+        **fields,
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "attention_bias": bias,
         "mlp_bias": False,
-    }  # fmt: skip
+    }
 
 
 def keys(config: Mapping) -> KeyMapping:

@@ -147,8 +147,8 @@ class KeyMapping:
                     names = [t.format(**match.groupdict()) for t in row.rights]
                     try:
                         result.update(zip(names, row.how.split(tensor), strict=True))
-                    except CheckpointError as e:
-                        raise CheckpointError(f"{name}: {e}") from None
+                    except CheckpointError as error:
+                        raise CheckpointError(f"{name}: {error}") from None
                     break
             else:
                 raise CheckpointError(
@@ -178,8 +178,8 @@ class KeyMapping:
                 raise CheckpointError(f"{left} can't be put together: {', '.join(lacking)} missing")
             try:
                 result[left] = self.rows[r].how.join([members[k] for k in sorted(members)])
-            except CheckpointError as e:
-                raise CheckpointError(f"{left}: {e}") from None
+            except CheckpointError as error:
+                raise CheckpointError(f"{left}: {error}") from None
         return result
 
 

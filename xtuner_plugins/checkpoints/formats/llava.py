@@ -74,9 +74,13 @@ def read_config(fields: Mapping, directory: str | Path) -> dict:
             + ") has no official equal; give its tower and language model to tools/build_base_model.py instead"
         )
     return official.make_config(
-        vision, text, dtype=fields.get("torch_dtype") or fields.get("dtype") or "bfloat16", select_layer=layer,
-        projector_type="mlp", max_tiles=1,
-    )  # fmt: skip
+        vision,
+        text,
+        dtype=fields.get("torch_dtype") or fields.get("dtype") or "bfloat16",
+        select_layer=layer,
+        projector_type="mlp",
+        max_tiles=1,
+    )
 
 
 def check_expressible(config: Mapping) -> EncoderFamily:
@@ -128,15 +132,32 @@ def write_files(stage: Path, config: Mapping, tokenizer) -> None:
     fields = read_json(stage / "tokenizer_config.json")
     write_json(stage / "tokenizer_config.json", {**fields, "processor_class": "LlavaProcessor"})
     side = {"height": config["force_image_size"], "width": config["force_image_size"]}
-    write_json(stage / "preprocessor_config.json", {
-        "image_processor_type": family.llava.image_processor, "processor_class": "LlavaProcessor",
-        "do_convert_rgb": True, "do_resize": True, "size": side, "resample": 3,
-        "do_center_crop": False, "crop_size": side, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
-        "image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD),
-    })  # fmt: skip
-    write_json(stage / "processor_config.json", {
-        "processor_class": "LlavaProcessor", "patch_size": config["vision_config"]["patch_size"],
-        "vision_feature_select_strategy": family.llava.feature_strategy,
-        "num_additional_image_tokens": family.llava.class_tokens, "image_token": PROCESSOR_TOKEN,
-    })  # fmt: skip
+    write_json(
+        stage / "preprocessor_config.json",
+        {
+            "image_processor_type": family.llava.image_processor,
+            "processor_class": "LlavaProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": side,
+            "resample": 3,
+            "do_center_crop": False,
+            "crop_size": side,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(IMAGENET_MEAN),
+            "image_std": list(IMAGENET_STD),
+        },
+    )
+    write_json(
+        stage / "processor_config.json",
+        {
+            "processor_class": "LlavaProcessor",
+            "patch_size": config["vision_config"]["patch_size"],
+            "vision_feature_select_strategy": family.llava.feature_strategy,
+            "num_additional_image_tokens": family.llava.class_tokens,
+            "image_token": PROCESSOR_TOKEN,
+        },
+    )
     tokenizer_files.write_generation_config(stage, tokenizer, config, RELEASE)

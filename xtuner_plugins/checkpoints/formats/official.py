@@ -147,11 +147,16 @@ def write_files(stage: Path, config: Mapping, tokenizer) -> None:
 def preprocessor_config(size: int) -> dict:
     """CLIP-style preprocessing facts; llama.cpp reads mean and std from here."""
     return {
-        "crop_size": size, "do_center_crop": True, "do_normalize": True, "do_resize": True,
-        "feature_extractor_type": "CLIPFeatureExtractor", "image_mean": list(IMAGENET_MEAN),
+        "crop_size": size,
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        "image_mean": list(IMAGENET_MEAN),
         "image_std": list(IMAGENET_STD),
-        "resample": 3, "size": size,
-    }  # fmt: skip
+        "resample": 3,
+        "size": size,
+    }
 
 
 def missing_code(fields: Mapping, directory: Path) -> list[str]:

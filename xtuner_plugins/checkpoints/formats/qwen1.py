@@ -35,17 +35,28 @@ def read_config(config: Mapping) -> dict:
     Beyond it the original stretches its rotary base and scales attention with the length; Qwen2 has neither.
     """
     return {
-        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
-        "hidden_size": config["hidden_size"], "intermediate_size": config["intermediate_size"] // 2,
-        "num_hidden_layers": config["num_hidden_layers"], "num_attention_heads": config["num_attention_heads"],
-        "num_key_value_heads": config["num_attention_heads"], "rms_norm_eps": config["layer_norm_epsilon"],
-        "rope_theta": float(config.get("rotary_emb_base", 10000)), "max_position_embeddings": config["seq_length"],
-        "vocab_size": config["vocab_size"], "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
-        "use_sliding_window": False, "initializer_range": config.get("initializer_range", 0.02),
-    }  # fmt: skip
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_act": "silu",
+        "hidden_size": config["hidden_size"],
+        "intermediate_size": config["intermediate_size"] // 2,
+        "num_hidden_layers": config["num_hidden_layers"],
+        "num_attention_heads": config["num_attention_heads"],
+        "num_key_value_heads": config["num_attention_heads"],
+        "rms_norm_eps": config["layer_norm_epsilon"],
+        "rope_theta": float(config.get("rotary_emb_base", 10000)),
+        "max_position_embeddings": config["seq_length"],
+        "vocab_size": config["vocab_size"],
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
+        "use_sliding_window": False,
+        "initializer_range": config.get("initializer_range", 0.02),
+    }
 
 
 QWEN1 = LanguageFormat(
-    "qwen", "Qwen", read_config, lambda config: KEYS,
+    "qwen",
+    "Qwen",
+    read_config,
+    lambda config: KEYS,
     buffers=("rotary_emb.inv_freq", "attn.masked_bias", "attn.logn_list"),
-)  # fmt: skip
+)

@@ -27,14 +27,37 @@ from .tensors import FileTensor, LazyTensor, MemoryTensor
 
 _MAX_HEADER = 100 * 2**20  # the limit of the safetensors library itself
 _DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 # Packages whose objects sit beside the tensors of a training checkpoint. Nothing of them is imported here.
-_STAND_IN_PACKAGES = ("mmengine", "numpy", "deepspeed", "xtuner", "xtuner_plugins", "torch", "transformers", "peft",
-                      "collections", "pathlib", "datetime", "argparse", "addict", "enum")  # fmt: skip
+_STAND_IN_PACKAGES = (
+    "mmengine",
+    "numpy",
+    "deepspeed",
+    "xtuner",
+    "xtuner_plugins",
+    "torch",
+    "transformers",
+    "peft",
+    "collections",
+    "pathlib",
+    "datetime",
+    "argparse",
+    "addict",
+    "enum",
+)
 _STAND_IN_BUILTINS = {"builtins." + n for n in ("set", "frozenset", "slice", "complex", "range", "getattr", "object")}
 
 
@@ -93,8 +116,8 @@ def read_json(path: str | Path) -> dict:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise CheckpointError(f"{path} is not readable JSON: {e}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, expected an object")
     return value
@@ -117,10 +140,10 @@ def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
             header = json.loads(file.read(length))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
-    except (OSError, ValueError) as e:
-        if isinstance(e, CheckpointError):
+    except (OSError, ValueError) as error:
+        if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path} is not a safetensors file: {e}") from None
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from None
     tensors: dict[str, LazyTensor] = {}
     for name, entry in header.items():
         if name == "__metadata__":
@@ -128,8 +151,10 @@ def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
         try:
             dtype, shape = _DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
             begin, end = (int(n) for n in entry["data_offsets"])
-        except (KeyError, TypeError, ValueError) as e:
-            raise CheckpointError(f"{path}: entry of tensor {name} is malformed or of an unknown dtype ({e})") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: entry of tensor {name} is malformed or of an unknown dtype ({error})"
+            ) from None
         tensor = FileTensor(path, 8 + length + begin, dtype, shape)
         if min(shape, default=0) < 0 or begin < 0 or end - begin != tensor.nbytes:
             raise CheckpointError(
@@ -169,16 +194,16 @@ def load_pickle(path: str | Path):
     try:
         with torch.serialization.safe_globals([(type("StandIn", (_StandIn,), {}), n) for n in names]):
             content = torch.load(path, map_location="meta", weights_only=True)
-    except Exception as e:
-        raise CheckpointError(f"{path} can't be read as a torch checkpoint: {str(e).splitlines()[0]}") from None
+    except Exception as error:
+        raise CheckpointError(f"{path} can't be read as a torch checkpoint: {str(error).splitlines()[0]}") from None
     return _lazy(content, path)
 
 
 def _load_legacy_pickle(path: Path):
     try:
         return _lazy(torch.load(path, map_location="cpu", weights_only=True), path)
-    except Exception as e:
-        reason = (str(e).splitlines() or [type(e).__name__])[0]  # an empty file's EOFError says nothing
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]  # an empty file's EOFError says nothing
         raise CheckpointError(f"{path} is not a torch checkpoint: {reason}") from None
 
 

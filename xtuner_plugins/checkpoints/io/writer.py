@@ -18,8 +18,18 @@ import torch
 from .reader import DTYPE_NAMES
 from .tensors import BLOCK_BYTES, LazyTensor, Run, Scratch, read_into
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 COPY_BYTES = 16 * 2**20  # of one job; the kernel needs no buffer for it
 # Each holds a block or two; more than a few gain nothing on a disk.
@@ -222,8 +232,8 @@ class _Blocks:
         while done < run.num_bytes:
             try:
                 got = os.copy_file_range(source, self._fd, run.num_bytes - done, run.offset + done, offset + done)
-            except OSError as e:
-                if e.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
                     raise
                 self._in_kernel = False
                 return done

@@ -68,8 +68,8 @@ def read_settings(settings):
 
     try:
         return LoraConfig(**options)
-    except TypeError as e:
-        raise CheckpointError(f"the LoRA settings of the config: {e}") from None
+    except TypeError as error:
+        raise CheckpointError(f"the LoRA settings of the config: {error}") from None
 
 
 def full_config(config):
@@ -124,8 +124,12 @@ def merged_weight(
     limit = max(1, BLOCK_BYTES // (width * 4))
 
     def make_rows(start: int, stop: int) -> torch.Tensor:
-        return torch.cat([_merge_block(base, parts, config, layer, a, min(a + limit, stop), bias is not None)[0]
-                          for a in range(start, stop, limit)])  # fmt: skip
+        return torch.cat(
+            [
+                _merge_block(base, parts, config, layer, a, min(a + limit, stop), bias is not None)[0]
+                for a in range(start, stop, limit)
+            ]
+        )
 
     return Computed(make_rows, torch.float32, base.shape)
 

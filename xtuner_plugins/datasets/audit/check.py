@@ -88,6 +88,8 @@ class PlainFiles:
 
     @dataclass(frozen=True)
     class Source:
+        """One annotation file and the folder of its images."""
+
         index: OffsetIndex
         folder: ImageFolder
 

@@ -48,12 +48,15 @@ class Medium(NamedTuple):
 
 
 class Turn(NamedTuple):
+    """What one side says at a time."""
+
     role: str  # 'user' or 'assistant'
     parts: tuple[str | Medium, ...]  # texts and media in reading order; an assistant's turn is one text
     supervised: bool = True  # of an assistant's turn: whether its text and its end token are learned
 
     @property
     def text(self) -> str:
+        """The texts of the turn without its media."""
         return "".join(part for part in self.parts if isinstance(part, str))
 
 
@@ -70,6 +73,7 @@ class Record:
 
     @property
     def media(self) -> list[Medium]:
+        """Images and videos of all turns, in reading order."""
         return [part for turn in self.turns for part in turn.parts if isinstance(part, Medium)]
 
 

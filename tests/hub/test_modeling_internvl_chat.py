@@ -42,6 +42,13 @@ def test_every_llm_of_the_table_equals_itself_in_transformers_own_model(llm):
     assert (ours - theirs).abs().max() < 2e-6
 
 
+@pytest.mark.parametrize("llm", LLMS)
+def test_no_decoder_layer_is_split_over_devices(llm):
+    model = make_model(make_config(llm=LLMS[llm]))
+    layer = type(model.get_submodule("language_model.model.layers.0")).__name__
+    assert layer in model._no_split_modules and "InternVisionEncoderLayer" in model._no_split_modules
+
+
 def test_the_llm_has_fewer_key_heads_than_query_heads():
     attention = make_model().language_model.model.layers[0].self_attn
     assert attention.q_proj.weight.shape == (32, 32) and attention.k_proj.weight.shape == (16, 32)

@@ -57,11 +57,7 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
         "CLIPEncoderLayer",
         "SiglipVisionEmbeddings",
         "SiglipEncoderLayer",
-        "LlamaDecoderLayer",
-        "Phi3DecoderLayer",
-        "Qwen2DecoderLayer",
-        "Qwen3DecoderLayer",
-    ]
+    ]  # and those of the LLM, see `__init__`
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flash_attn_2 = True  # what releases before 4.53 ask for
@@ -88,6 +84,7 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
         self.vision_model = make_vision_model(config.vision_config) if vision_model is None else vision_model
         self.language_model = make_language_model(config.llm_config) if language_model is None else language_model
         self.mlp1 = make_projector(config)
+        self._no_split_modules = [*self._no_split_modules, *(self.language_model._no_split_modules or ())]
         self.post_init()
 
     # ---- embeddings and head are the LLM's

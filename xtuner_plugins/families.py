@@ -132,6 +132,7 @@ LLM_FAMILIES: dict[str, LLMFamily] = {
         LLMFamily("qwen2", "Qwen2ForCausalLM"),
         LLMFamily("qwen3", "Qwen3ForCausalLM", fields=(*_LLM_FIELDS, "head_dim", "attention_bias"), keeps_padding=True),
         LLMFamily("llama", "LlamaForCausalLM", fields=(*_LLM_FIELDS, "head_dim", "attention_bias")),
+        LLMFamily("mistral", "MistralForCausalLM", fields=(*_LLM_FIELDS, "head_dim", "sliding_window")),
         LLMFamily(
             "phi3",
             "Phi3ForCausalLM",

@@ -7,6 +7,8 @@ from safetensors.torch import save_file
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     Qwen3Config,
@@ -38,6 +40,7 @@ def write_llm(family, folder, tokenizer_dir, *, own_vocabulary=False):
     classes = {
         "qwen3": (Qwen3Config, Qwen3ForCausalLM, dict(head_dim=16)),
         "llama": (LlamaConfig, LlamaForCausalLM, {}),
+        "mistral": (MistralConfig, MistralForCausalLM, dict(sliding_window=4)),
         "phi3": (Phi3Config, Phi3ForCausalLM, dict(pad_token_id=0)),
     }
     torch.manual_seed(0)

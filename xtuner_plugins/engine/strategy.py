@@ -54,20 +54,15 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
         Raises:
             ValueError: The directory holds other trained parameters than the model.
         """
-        self._check_parameters(filename)
-        checkpoint = super().resume(os.path.normpath(filename), **kwargs)
-        if callback is not None:
-            callback(checkpoint)
-        return checkpoint
+        return self._open(super().resume, filename, callback, **kwargs)
 
     def load_checkpoint(self, filename: str, *, callback: Callable | None = None, **kwargs) -> dict:
-        """As MMEngine's.
+        """As MMEngine's; see `resume`."""
+        return self._open(super().load_checkpoint, filename, callback, **kwargs)
 
-        Raises:
-            ValueError: The directory holds other trained parameters than the model.
-        """
+    def _open(self, read: Callable[..., dict], filename: str, callback: Callable | None, **kwargs) -> dict:
         self._check_parameters(filename)
-        checkpoint = super().load_checkpoint(os.path.normpath(filename), **kwargs)
+        checkpoint = read(os.path.normpath(filename), **kwargs)
         if callback is not None:
             callback(checkpoint)
         return checkpoint

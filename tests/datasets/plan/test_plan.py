@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
-from .forked import train_forked
-from .parallel_case import write_dataset
+from tests.engine.forked import train_forked
+from tests.engine.parallel_case import write_dataset
 
 pytestmark = pytest.mark.slow
 

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from xtuner_plugins.datasets import MultimodalDataset, collate
 from xtuner_plugins.datasets.images.media import MAX_PIXELS
 from xtuner_plugins.datasets.images.routes import ROUTES, Allowance, open_tiles
-from xtuner_plugins.datasets.images.tiling import DynamicTiling, find_grid
+from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.datasets.plan.packing import arrange, efficiency, pack_samples
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.samplers import PlanSampler
@@ -407,7 +407,7 @@ def like_llava_665k(num: int, max_tiles: int) -> tuple[np.ndarray, np.ndarray]:
     kinds = rng.choice(4, num, p=np.array([40.7, 522.4, 80.0, 22.0]) / 665.1)
     coco = [(640, 480)] * 5 + [(480, 640)] * 2 + [(640, 427)] * 4 + [(640, 640), (500, 375), (612, 612), (427, 640)]
     tokens, tiles = np.zeros(num, np.int64), np.zeros(num, np.int64)
-    medians, spreads = (812, 181, 148, 110), (0.7, 0.6, 0.4, 0.4)
+    rule, medians, spreads = DynamicTiling(max_tiles=max_tiles), (812, 181, 148, 110), (0.7, 0.6, 0.4, 0.4)
     for row, kind in enumerate(kinds):
         tokens[row] = np.clip(rng.lognormal(np.log(medians[kind]), spreads[kind]), 60, 4000)
         if kind == 0:
@@ -420,7 +420,7 @@ def like_llava_665k(num: int, max_tiles: int) -> tuple[np.ndarray, np.ndarray]:
                 if kind == 2
                 else (1024, int(rng.integers(600, 1025)))
             )
-        tiles[row] = find_grid(*size, max_tiles=max_tiles).num_tiles
+        tiles[row] = rule.grid(*size).num_tiles
         tokens[row] += 256 * tiles[row] + 2
     return tokens, tiles
 

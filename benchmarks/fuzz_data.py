@@ -115,10 +115,10 @@ def run_case(rng: random.Random, tokenizer: TextTokenizer) -> tuple[int, int, li
         ]
         low = rng.randrange(1, 13)
         rule = DynamicTiling(low, rng.randrange(low, 41), rng.choice([28, 112, 448]), rng.random() < 0.5)
-        budget = TileBudget(rule, rng.choice([1, 16]), rng.randrange(1, 2000), rng.choice(["equal", "need"]))
+        budget = TileBudget(rng.choice([1, 16]), rng.randrange(1, 2000), rng.choice(["equal", "need"]))
         bare = encode(record, get_template(rng.choice(list(TEMPLATES))), tokenizer, [0] * len(sizes), 0)
-        limits = budget.fit(sizes, len(bare) - 2 * len(sizes))
-        tiles = [budget.count(size, limit) for size, limit in zip(sizes, limits, strict=True)]
+        limits = budget.fit(rule, sizes, len(bare) - 2 * len(sizes))
+        tiles = [budget.count(rule, size, limit) for size, limit in zip(sizes, limits, strict=True)]
         sample = encode(record, get_template("internvl2_5"), tokenizer, tiles, budget.tokens_per_tile)
         assert (sample.input_ids == tokenizer.image_context_id).sum() == sum(tiles) * budget.tokens_per_tile
         assert (sample.labels != -100).sum() >= sum(

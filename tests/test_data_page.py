@@ -126,7 +126,7 @@ def test_mixtures_are_built_as_shown(project, monkeypatch):
     dataset = MultimodalDataset(**settings, cache_dir=str(project / "cache"))
     assert len(dataset) == 2 * 9 + 4 + 3 * 9 + round(4.5 + 0.01)
     assert [source.name for source in dataset.sources] == ["a", "b", "charts"]
-    assert dataset.sources[2].budget.rule.max_tiles == 24 and dataset.sources[2].loss_weight == 0.5
+    assert dataset.sources[2].tiling.max_tiles == 24 and dataset.sources[2].loss_weight == 0.5
     names = {"PlanSampler": PlanSampler, "PackBatchSampler": PackBatchSampler, "collate_packed": collate_packed}
     exec(plan, names)
     settings = names["train_dataloader"]

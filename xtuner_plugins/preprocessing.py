@@ -61,12 +61,12 @@ def describe(dataset, image_mean, image_std) -> dict:
     """
     from xtuner_plugins.datasets.images.resize_rules import resize_facts
 
-    budget, vocabulary = dataset.sources[0].budget, dataset.tokenizer
+    budget, vocabulary = dataset.budget, dataset.tokenizer
     return {
-        "tile_size": dataset.tiling.tile_size,
-        "tokens_per_tile": dataset.facts.tokens_per_tile,
+        "tile_size": dataset.tile_size,
+        "tokens_per_tile": budget.tokens_per_tile,
         "datasets": [
-            {"name": source.name, **_settings(source.budget.rule, source.template.name)} for source in dataset.sources
+            {"name": source.name, **_settings(source.tiling, source.template.name)} for source in dataset.sources
         ],
         "tile_sharing": budget.sharing,
         "max_length": budget.max_length,
@@ -87,7 +87,7 @@ def from_config(cfg) -> dict | None:
     Returns:
         The two, or None where the config has no dataset of ours.
     """
-    from xtuner_plugins.datasets.base import BaseFacts
+    from xtuner_plugins.datasets.base import read_base, template_of, tiling_of
 
     dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
     paths = dataset.get("data_paths")
@@ -96,19 +96,13 @@ def from_config(cfg) -> dict | None:
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     own = dataset.get("dataset_settings")
     own = list(own) if isinstance(own, (list, tuple)) else [own] * len(paths)
-    shared = {key: dataset.get(key) for key in SETTINGS}
-    facts = [BaseFacts.read(dataset["base"], **own_settings(one, shared)) for one in own]
-    described = [
-        {"name": (one or {}).get("name") or Path(path).stem, **_settings(fact.tiling, fact.template)}
-        for path, one, fact in zip(paths, own, facts, strict=False)
-    ]
-    return {"tile_size": facts[0].tiling.tile_size, "datasets": described}
-
-
-def own_settings(own: Mapping | None, shared: Mapping) -> dict:
-    """Tile limits and template of one annotation file: its own, else those of the whole dataset."""
-    own = own or {}
-    return {key: own[key] if own.get(key) is not None else shared[key] for key in SETTINGS}
+    shared, config = {key: dataset.get(key) for key in SETTINGS}, read_base(dataset["base"])
+    described = []
+    for path, settings in zip(paths, own, strict=False):
+        settings = shared | {key: value for key, value in (settings or {}).items() if value is not None}
+        rule = _settings(tiling_of(config, settings), template_of(config, settings["template"]))
+        described.append({"name": settings.get("name") or Path(path).stem, **rule})
+    return {"tile_size": tiling_of(config, {}).tile_size, "datasets": described}
 
 
 def check_same(trained: Mapping, now: Mapping, where: str, remedy: str) -> None:

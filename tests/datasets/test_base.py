@@ -7,7 +7,7 @@ import pytest
 
 from xtuner_plugins.checkpoints.export import convert
 from xtuner_plugins.datasets import MultimodalDataset
-from xtuner_plugins.datasets.base import BaseFacts
+from xtuner_plugins.datasets.base import read_base, tiling_of
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.inference.session import ChatSession
 
@@ -28,7 +28,7 @@ def test_training_and_chat_agree_on_absent_keys(toy_base, tmp_path, write_data, 
     folder = make_image("a.png", 336, 224)
     dataset = MultimodalDataset(base, write_data([qa("<image>\nQ?", "A.", image="a.png")]), folder)
     session = ChatSession.from_pretrained(base, device="cpu")
-    assert dataset.tiling == session.tiling
+    assert dataset.sources[0].tiling == session.tiling
     (tiles,) = session._load([f"{folder}/a.png"], session.tiling)
     assert dataset[0]["num_tiles"] == len(tiles)
     expected = {
@@ -44,15 +44,16 @@ def test_an_hf_base_feeds_the_dataset_as_its_official_one_does(toy_base, tmp_pat
     convert(toy_base, tmp_path / "hf", format="hf")
     data = (write_data([qa("<image>\nWhat?", "A cat.", image="a.png")]), make_image("a.png", 336, 224))
     one, other = MultimodalDataset(toy_base, *data), MultimodalDataset(tmp_path / "hf", *data)
-    assert one.facts.tiling == other.facts.tiling and one.facts.template == other.facts.template
+    one_source, other_source = one.sources[0], other.sources[0]
+    assert one_source.tiling == other_source.tiling and one_source.template == other_source.template
     assert one[0]["input_ids"].tolist() == other[0]["input_ids"].tolist()
-    assert ChatSession.from_pretrained(tmp_path / "hf", device="cpu").tiling == other.tiling
+    assert ChatSession.from_pretrained(tmp_path / "hf", device="cpu").tiling == other_source.tiling
 
 
 def test_hf_keeps_one_tile(toy_base, tmp_path):
     base = without(toy_base, tmp_path / "base", dynamic_image_size=False)
     convert(base, tmp_path / "hf", format="hf")
-    assert BaseFacts.read(tmp_path / "hf").tiling.max_tiles == 1
+    assert tiling_of(read_base(tmp_path / "hf"), {}).max_tiles == 1
 
 
 def test_hf_refuses_what_it_cannot_say(toy_base, tmp_path):

@@ -85,7 +85,8 @@ def test_a_dataset_has_as_many_samples_as_it_says(mixture):
 def test_settings_take_the_place_of_the_bases(mixture):
     dataset = MultimodalDataset(**mixture, max_tiles=2, use_thumbnail=False, template="Hermes-2", min_tiles=2)
     assert len(dataset[1]["tiles"]) == 2
-    assert dataset.tiling == DynamicTiling(2, 2, 112, False) and dataset.template.name == "Hermes-2"
+    source = dataset.sources[0]
+    assert source.tiling == DynamicTiling(2, 2, 112, False) and source.template.name == "Hermes-2"
 
 
 def test_several_images_share_the_tiles(data_base, write_data, make_image, qa):

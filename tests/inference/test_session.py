@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import normalize
 
 from xtuner_plugins.datasets import MultimodalDataset
-from xtuner_plugins.datasets.base import BaseFacts, tiling_of
+from xtuner_plugins.datasets.base import read_base, tiling_of
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.hub import InternVLChatModel
 from xtuner_plugins.inference.session import CallbackStreamer, ChatSession, resolve_device, with_placeholders
@@ -192,7 +192,7 @@ def test_no_questions_and_bad_batch_size(session):
 
 @pytest.mark.parametrize("limits", [{}, {"max_tiles": 3}, {"min_tiles": 2}, {"max_tiles": 1, "use_thumbnail": False}])
 def test_tiling_is_that_of_the_data_side(toy_base, opened, limits):
-    assert tiling_of(opened.model.config, **limits) == BaseFacts.read(toy_base, **limits).tiling
+    assert tiling_of(opened.model.config, limits) == tiling_of(read_base(toy_base), limits)
 
 
 def test_pixels_are_those_of_training():

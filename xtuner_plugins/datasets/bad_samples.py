@@ -16,23 +16,6 @@ FILLER = "(filler: no sample is left for this rank)"
 FILLER_INDEX = -(1 << 31)  # what a sampler gives a rank for which no sample is left; no dataset has such an index
 
 
-def check_policy(on_bad_sample: str, max_bad_samples: int) -> tuple[str, int]:
-    """The two settings themselves.
-
-    Raises:
-        SettingError: an unknown policy, or a ceiling that is none.
-    """
-    if on_bad_sample not in POLICIES:
-        raise SettingError(
-            "on_bad_sample", f"on_bad_sample={on_bad_sample!r} is unknown", f"it is one of {', '.join(POLICIES)}"
-        )
-    if isinstance(max_bad_samples, bool) or not isinstance(max_bad_samples, int) or max_bad_samples < 0:
-        raise SettingError(
-            "max_bad_samples", f"max_bad_samples={max_bad_samples!r} is no ceiling", "give a whole number, 0 or more"
-        )
-    return on_bad_sample, max_bad_samples
-
-
 def dropped_sample(error: DataError, source: str, tile_size: int, max_bad_samples: int = 100) -> dict:
     """What stands in a batch's list for a sample that is left out; `collate` moves it into the batch's `dropped`."""
     return {

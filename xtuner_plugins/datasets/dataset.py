@@ -1,10 +1,8 @@
 """The dataset: a mixture of annotation files, seen as one list of samples."""
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,25 +11,25 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
-from .bad_samples import FILLER_INDEX, ON_PURPOSE, check_policy, dropped_sample, filler_sample, read_reject_list
-from .base import BaseFacts
+from ..hub.modeling_internvl_chat import num_image_tokens
+from .bad_samples import FILLER_INDEX, ON_PURPOSE, POLICIES, dropped_sample, filler_sample, read_reject_list
+from .base import read_base
 from .cache import get_cache_dir
-from .errors import DataError, MediaError, RecordError, SettingError
+from .errors import DataError, MediaError, RecordError, SettingError, check_choice, check_whole
 from .fates import find_broken, unusable_error
 from .handover import bind_worker
 from .images.media import MAX_PIXELS, image_size
-from .images.routes import Allowance, TileSource, check_route, from_image, open_tiles
+from .images.routes import ROUTES, Allowance, TileSource, from_image, open_tiles
 from .images.tiling import DynamicTiling, UncutImage
 from .images.video import expand_videos, load_frames, probe_video
-from .mixture import MixtureSettings, Source, check_types, check_whole, open_sources, pick_records
-from .plan.budget import FRAME, STEPS, TileBudget, truncate
+from .mixture import Source, open_sources, pick_records
+from .plan.budget import FRAME, STEPS, TileBudget, first_limit, truncate
 from .plan.lengths import DROPPED, FATES, FITS, REJECTED, SHRUNK, TRUNCATED, LengthIndex, measure, report_change
 from .plan.measure import Measure
 from .records.boxes import normalize_boxes
 from .records.record_json import parse_json
 from .records.records import Medium, Record, parse_record
 from .text.conversation import Encoded, join_pieces, split_pieces, tokenize_pieces
-from .text.templates import Template, get_template
 from .text.tokens import TextTokenizer
 
 
@@ -111,38 +109,23 @@ class MultimodalDataset(Dataset):
         reject_list: str | None = None,
         seed: int = 0,
     ):
-        if not isinstance(base, (str, os.PathLike)):
-            raise SettingError("base", f"base={base!r} can't be used", "give the model directory to train from")
         if isinstance(too_long, str) or not isinstance(too_long, Sequence):
             raise SettingError("too_long", f"too_long={too_long!r} can't be used", f"give steps out of {STEPS}, or ()")
-        limits = {"min_tiles": min_tiles, "max_tiles": max_tiles, "use_thumbnail": use_thumbnail, "template": template}
-        check_types(limits)
-        self.cache_dir = get_cache_dir(cache_dir)
-        self.facts = BaseFacts.read(base, **limits)
+        config = read_base(base)
         self.tokenizer = TextTokenizer.from_pretrained(base)
+        self.budget = TileBudget(num_image_tokens(config), max_length, tile_sharing, tuple(too_long))
+        self.cache_dir = get_cache_dir(cache_dir)
+        shared = {"min_tiles": min_tiles, "max_tiles": max_tiles, "use_thumbnail": use_thumbnail, "template": template}
         self.sources = open_sources(
-            data_paths,
-            image_folders,
-            repeat_times,
-            dataset_settings,
-            MixtureSettings(
-                base,
-                min_tiles,
-                max_tiles,
-                use_thumbnail,
-                template,
-                max_length,
-                tile_sharing,
-                tuple(too_long),
-                self.cache_dir,
-            ),
+            data_paths, image_folders, repeat_times, dataset_settings, config, shared, self.cache_dir
         )
-        self.on_bad_sample, self.max_bad_samples = check_policy(on_bad_sample, max_bad_samples)
-        self.route, self.num_threads = check_route(route), check_whole("num_threads", num_threads, 0)
-        self.num_frames, self.max_pixels = (
-            check_whole("num_frames", num_frames, 1),
-            check_whole("max_pixels", max_pixels, 1),
-        )
+        self.tile_size = self.sources[0].tiling.tile_size
+        self.on_bad_sample = check_choice("on_bad_sample", on_bad_sample, POLICIES)
+        self.max_bad_samples = check_whole("max_bad_samples", max_bad_samples, 0)
+        self.route = check_choice("route", route, ROUTES)
+        self.num_threads = check_whole("num_threads", num_threads, 0)
+        self.num_frames = check_whole("num_frames", num_frames, 1)
+        self.max_pixels = check_whole("max_pixels", max_pixels, 1)
         self.seed = check_whole("seed", seed, 0)
         self.picks = [
             pick_records(len(source.index), source.repeat, self.seed + number)
@@ -156,16 +139,6 @@ class MultimodalDataset(Dataset):
         self._pool: ThreadPoolExecutor | None = None
         self._allowance = Allowance()
         self._warned: set[str] = set()  # reasons of warnings that this process has logged
-
-    @property
-    def tiling(self) -> DynamicTiling:
-        """The rule for files without limits of their own."""
-        return self.facts.tiling
-
-    @property
-    def template(self) -> Template:
-        """The template for files without one of their own."""
-        return get_template(self.facts.template)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -191,7 +164,7 @@ class MultimodalDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         bind_worker()
         if index == FILLER_INDEX:
-            return filler_sample(self.tiling.tile_size)
+            return filler_sample(self.tile_size)
         number, row = self.locate(index)
         try:
             if row in self.rejected[number]:
@@ -201,7 +174,7 @@ class MultimodalDataset(Dataset):
             if self.on_bad_sample == "raise" and error.reason not in ON_PURPOSE:
                 raise
             source = self.sources[number].index.source(row)
-            sample = dropped_sample(error, source, self.tiling.tile_size, self.max_bad_samples)
+            sample = dropped_sample(error, source, self.tile_size, self.max_bad_samples)
         sample.update(index=int(index) % len(self), dataset=self.sources[number].name)
         return sample
 
@@ -274,7 +247,7 @@ class MultimodalDataset(Dataset):
         return {
             "input_ids": torch.from_numpy(sample.input_ids),
             "labels": torch.from_numpy(sample.labels),
-            **_gather(tiles, source.budget.rule.tile_size, self.route),
+            **_gather(tiles, self.tile_size, self.route),
             "source": record.source,
             "fate": FATES[fate],
             "loss_weight": source.loss_weight,
@@ -291,10 +264,16 @@ class MultimodalDataset(Dataset):
         if record.warnings:
             self._log_first(record.warnings)
         pieces = tokenize_pieces(split_pieces(record, source.template, self.tokenizer), self.tokenizer)
-        budget = source.budget
-        whole = budget.start([FRAME if medium.kind == "frame" else (1, 1) for medium in record.media])
-        limits = self._limits(record.media, paths, sum(len(piece.ids) for piece in pieces), budget, whole)
-        tiles = self._open(record.media, paths, limits, budget.rule)
+        budget, frames = self.budget, [medium.kind == "frame" for medium in record.media]
+        share = int(first_limit(source.tiling.max_tiles, frames.count(False), budget.sharing))
+        limits = whole = [1 if frame else share for frame in frames]
+        text_tokens = sum(len(piece.ids) for piece in pieces)
+        if text_tokens + budget.tokens([source.tiling.max_tiles + 1] * len(frames)) > budget.max_length:
+            sizes = [
+                FRAME if frame else image_size(path, self.max_pixels) for frame, path in zip(frames, paths, strict=True)
+            ]  # headers are read only where the sample may be too long
+            limits = budget.fit(source.tiling, sizes, text_tokens)
+        tiles = self._open(record.media, paths, [source.tiling.limited(limit) for limit in limits])
         sample = join_pieces(pieces, self.tokenizer, [tile.grid.num_tiles for tile in tiles], budget.tokens_per_tile)
         if len(sample) <= budget.max_length:
             return tiles, sample, FITS if limits == whole else SHRUNK
@@ -317,30 +296,16 @@ class MultimodalDataset(Dataset):
                 return image_size(self.sources[number].folder.resolve(medium.name), self.max_pixels)
         return 0, 0
 
-    def _limits(
-        self, media: list[Medium], paths: list[str], text_tokens: int, budget: TileBudget, whole: list[int]
-    ) -> list[int]:
-        """The tile limit of each image, `whole` where all fit; headers are read only when they may not."""
-        most = [budget.rule.max_tiles + 1] * len(media)
-        if text_tokens + budget.tokens(most) <= budget.max_length:
-            return whole
-        sizes = [
-            FRAME if medium.kind == "frame" else image_size(path, self.max_pixels)
-            for medium, path in zip(media, paths, strict=True)
-        ]
-        return budget.fit(sizes, text_tokens)
-
-    def _open(self, media: list[Medium], paths: list[str], limits: list[int], rule: DynamicTiling) -> list[TileSource]:
+    def _open(self, media: list[Medium], paths: list[str], tilings: list[DynamicTiling]) -> list[TileSource]:
         tiles: list[TileSource] = []
-        one_tile = replace(rule, min_tiles=1, max_tiles=1)
         frames: dict[str, list] = {}
-        for medium, path, limit in zip(media, paths, limits, strict=True):
+        for medium, path, tiling in zip(media, paths, tilings, strict=True):
             if medium.kind == "frame":
                 if not frames.get(path):
                     frames[path] = load_frames(path, self.num_frames, self.max_pixels)
-                tiles.append(from_image(frames[path].pop(0), one_tile, self.route, self._allowance))
+                tiles.append(from_image(frames[path].pop(0), tiling, self.route, self._allowance))
             else:
-                tiles.append(open_tiles(path, rule.limited(limit), self.route, self.max_pixels, self._allowance))
+                tiles.append(open_tiles(path, tiling, self.route, self.max_pixels, self._allowance))
         return tiles
 
     def lengths(
@@ -365,8 +330,8 @@ class MultimodalDataset(Dataset):
         """
         columns = []
         for number, (source, pick) in enumerate(zip(self.sources, self.picks, strict=True)):
-            layout = self.lengths(number, **options).lay_out(source.budget)
-            part = [layout.tokens[pick], layout.tiles[pick], layout.fates[pick]]
+            layout = self.lengths(number, **options).lay_out(source.tiling, self.budget)
+            part = [column[pick] for column in layout]
             if self.rejected[number]:
                 gone = np.isin(pick, list(self.rejected[number]))
                 part[0][gone], part[1][gone], part[2][gone] = 0, 0, REJECTED

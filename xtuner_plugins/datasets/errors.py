@@ -1,8 +1,11 @@
-"""The errors that data can cause, in one place.
+"""The errors that data can cause, and checks of settings.
 
 Every message says what is wrong, where, and what to do about it. `reason` is a short machine-readable
-word (`image_missing`, `json`, `turn_order`...) that the checker and the ledger count by.
+word (`image_missing`, `json`, `turn_order`...) by which the checker and the ledger count.
 """
+
+from collections.abc import Sequence
+from numbers import Integral
 
 
 class DataError(ValueError):
@@ -12,7 +15,7 @@ class DataError(ValueError):
         reason: a short word to count by.
         problem: what is wrong, without its place.
         remedy: what to do about it.
-        place: where, `file:line` or a path or a setting's name ('' when the problem names it itself).
+        place: `file:line`, a path or the name of a setting; '' where the problem names it.
     """
 
     def __init__(self, reason: str, problem: str, remedy: str = "", place: str = ""):
@@ -36,7 +39,29 @@ class MediaError(DataError):
     """An image or video can't be used; `place` is its path."""
 
     def in_record(self, place: str) -> RecordError:
-        """The same complaint, said of the record at `place` (`file:line`)."""
+        """The same complaint about the record at `place` (`file:line`)."""
         return RecordError(
             self.reason, f"{self.place}: {self.problem}" if self.place else self.problem, self.remedy, place
         )
+
+
+def check_whole(name: str, value: object, low: int) -> int:
+    """The value of a setting that must be a whole number, `low` or more.
+
+    Raises:
+        SettingError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
+        raise SettingError(name, f"{name}={value!r} can't be used", f"give a whole number, {low} or more")
+    return int(value)
+
+
+def check_choice(name: str, value: object, choices: Sequence[str | None]) -> str | None:
+    """The value of a setting that must be one of a few.
+
+    Raises:
+        SettingError: it is none of them.
+    """
+    if value not in choices:
+        raise SettingError(name, f"{name}={value!r} is unknown", f"it is one of {', '.join(map(str, choices))}")
+    return value

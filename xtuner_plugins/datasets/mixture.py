@@ -3,21 +3,20 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
 
-from ..preprocessing import SETTINGS, own_settings
-from .base import BaseFacts
+from ..hub.configuration_internvl_chat import InternVLChatConfig
+from .base import template_of, tiling_of
 from .errors import DataError, SettingError
 from .images.media import ImageFolder
-from .plan.budget import TileBudget
+from .images.tiling import DynamicTiling
 from .records.index import OffsetIndex, open_index
 from .text.templates import Template, get_template
 
-OWN_SETTINGS = ("name", "min_tiles", "max_tiles", "use_thumbnail", "template", "loss_weight")
-TYPES = {  # of the settings that a file may have for itself
+OWN_SETTINGS = {  # that a file may have: their types
     "name": (str, "a text"),
     "min_tiles": (int, "a whole number"),
     "max_tiles": (int, "a whole number"),
@@ -36,27 +35,26 @@ class Source:
     folder: ImageFolder
     repeat: float
     template: Template
-    budget: TileBudget
+    tiling: DynamicTiling
     loss_weight: float = 1.0
 
 
-@dataclass(frozen=True)
-class MixtureSettings:
-    """Settings that hold for every file unless `dataset_settings` says otherwise."""
-
-    base: str
-    min_tiles: int | None
-    max_tiles: int | None
-    use_thumbnail: bool | None
-    template: str | None
-    max_length: int
-    tile_sharing: str
-    too_long: tuple[str, ...]
-    cache_dir: str
-
-
-def open_sources(data_paths, image_folders, repeat_times, dataset_settings, settings: MixtureSettings) -> list[Source]:
+def open_sources(
+    data_paths,
+    image_folders,
+    repeat_times,
+    dataset_settings,
+    config: InternVLChatConfig,
+    shared: Mapping[str, object],
+    cache_dir: str,
+) -> list[Source]:
     """Open every file of a mixture.
+
+    Args:
+        data_paths, image_folders, repeat_times, dataset_settings: as `MultimodalDataset` has them.
+        config: of the base.
+        shared: settings that hold for every file unless `dataset_settings` says otherwise.
+        cache_dir: where indices of large files are kept.
 
     Raises:
         SettingError: a list of another length, a path that isn't there, an impossible or unknown setting.
@@ -78,35 +76,12 @@ def open_sources(data_paths, image_folders, repeat_times, dataset_settings, sett
     sources, errors = [], []
     for path, *row in zip(paths, *columns, strict=True):
         try:
-            sources.append(_open(path, *row, settings))
+            sources.append(_open(path, *row, config, shared, cache_dir))
         except DataError as error:
             errors.append(error)
     if errors:
         raise_together(errors)
     return _tell_apart(sources)
-
-
-def check_whole(name: str, value: object, low: int) -> int:
-    """A setting that must be a whole number from `low` on.
-
-    Raises:
-        SettingError: it is none.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
-        raise SettingError(name, f"{name}={value!r} can't be used", f"give a whole number, {low} or more")
-    return int(value)
-
-
-def check_types(settings: Mapping, where: str = "") -> None:
-    """Raise for a setting of another type than `TYPES` says; None stands for the default.
-
-    Raises:
-        SettingError: which, and what it should be.
-    """
-    for name, value in settings.items():
-        kind, words = TYPES[name]
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
-            raise SettingError(name, f"{name}={value!r}{where} can't be used", f"give {words}")
 
 
 def _tell_apart(sources: list[Source]) -> list[Source]:
@@ -153,32 +128,30 @@ def _one_each(value, number: int, name: str) -> list:
     return values
 
 
-def _open(path, folder, repeat, own, settings: MixtureSettings) -> Source:
+def _open(
+    path, folder, repeat, own, config: InternVLChatConfig, shared: Mapping[str, object], cache_dir: str
+) -> Source:
+    where = f"dataset_settings of {os.fspath(path)!r}"
     if not (own is None or isinstance(own, Mapping)) or set(own or ()) - set(OWN_SETTINGS):
-        raise SettingError(
-            "dataset_settings",
-            f"dataset_settings of {os.fspath(path)!r} is {own!r}",
-            f"give a dict with some of {', '.join(OWN_SETTINGS)}, or None",
-        )
-    own = dict(own or {})
-    check_types(own, f" (dataset_settings of {os.fspath(path)!r})")
+        known = ", ".join(OWN_SETTINGS)
+        raise SettingError("dataset_settings", f"{where} is {own!r}", f"give a dict with some of {known}, or None")
+    own = {name: value for name, value in (own or {}).items() if value is not None}
+    settings = {**shared, **own}
+    for name, value in settings.items():
+        kind, words = OWN_SETTINGS[name]
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
+            said = f"{name}={value!r}" + (f" ({where})" if name in own else "")
+            raise SettingError(name, f"{said} can't be used", f"give {words}")
     if not (folder is None or isinstance(folder, (str, os.PathLike))):
         raise SettingError("image_folders", f"image_folders holds {folder!r}", "name folders by their paths, or None")
-    repeat = _positive(1.0 if repeat is None else repeat, "repeat_times")
-    weight = _positive(1.0 if own.get("loss_weight") is None else own["loss_weight"], "loss_weight")
-    shared = {key: getattr(settings, key) for key in SETTINGS}
-    facts = BaseFacts.read(settings.base, **own_settings(own, shared))
-    budget = TileBudget(
-        facts.tiling, facts.tokens_per_tile, settings.max_length, settings.tile_sharing, settings.too_long
-    )
     return Source(
-        own.get("name") or Path(path).stem,
-        open_index(path, settings.cache_dir),
-        ImageFolder(folder, Path(path).parent),
-        repeat,
-        get_template(facts.template),
-        budget,
-        weight,
+        name=own.get("name") or Path(path).stem,
+        index=open_index(path, cache_dir),
+        folder=ImageFolder(folder, Path(path).parent),
+        repeat=_positive(1.0 if repeat is None else repeat, "repeat_times"),
+        template=get_template(template_of(config, settings["template"])),
+        tiling=tiling_of(config, settings),
+        loss_weight=_positive(own.get("loss_weight", 1.0), "loss_weight"),
     )
 
 

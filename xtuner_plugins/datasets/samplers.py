@@ -21,7 +21,7 @@ from mmengine.registry import DATA_SAMPLERS
 from .bad_samples import FILLER_INDEX
 from .cache import array_hash, text_hash
 from .dataset import MultimodalDataset
-from .errors import SettingError
+from .errors import SettingError, check_choice
 from .fates import describe, left_out
 from .plan.lengths import FATES, FITS
 from .plan.pack_cache import PackCache
@@ -55,9 +55,8 @@ class PlanSampler(Plan):
         group_by: str | None = None,
         group_size: int = 64,
     ):
-        if group_by not in GROUPS:
-            raise SettingError("group_by", f"group_by={group_by!r} is unknown", "it is 'length', 'modality' or None")
-        self.dataset, self.shuffle, self.group_by, self.group_size = dataset, shuffle, group_by, group_size
+        self.dataset, self.shuffle, self.group_size = dataset, shuffle, group_size
+        self.group_by = check_choice("group_by", group_by, GROUPS)
         self.seed = sync_random_seed() if seed is None else seed
         self.rank, self.num_ranks = get_dist_info()
         self.seek(0)

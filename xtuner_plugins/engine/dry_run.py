@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from ..config_file import ConfigError
 from ..datasets import MultimodalDataset
+from ..datasets.images.tiling import DynamicTiling
 from ..datasets.plan.budget import TileBudget
 from .loops import check_length
 
@@ -54,7 +55,7 @@ def build_parts(cfg: Config) -> None:
         dataset = _build_ours(DATASETS.build, cfg.train_dataloader.dataset)
         if isinstance(dataset, MultimodalDataset):
             for source in dataset.sources:
-                _check_room(source.budget)
+                _check_room(source.tiling, dataset.budget)
 
 
 @contextmanager
@@ -75,13 +76,13 @@ def _build_ours(build: Callable[[Mapping], Any], settings: Mapping[str, Any]) ->
         return build(settings)
 
 
-def _check_room(budget: TileBudget) -> None:
+def _check_room(tiling: DynamicTiling, budget: TileBudget) -> None:
     """Raises where an image could never get ``max_tiles``: without a word, every large one would be shrunk."""
 
     def tokens(max_tiles: int) -> int:
-        return budget.tokens([max_tiles + (budget.rule.use_thumbnail and max_tiles > 1)])
+        return budget.tokens([max_tiles + (tiling.use_thumbnail and max_tiles > 1)])
 
-    wanted, max_length = budget.rule.max_tiles, budget.max_length
+    wanted, max_length = tiling.max_tiles, budget.max_length
     if tokens(wanted) < max_length:
         return
     fitting = next((number for number in range(wanted, 0, -1) if tokens(number) < max_length), None)

@@ -66,7 +66,7 @@ class ChatSession:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self._limits = {"min_tiles": min_tiles, "max_tiles": max_tiles, "use_thumbnail": use_thumbnail}
-        self.tiling = tiling_of(model.config, **self._limits)
+        self.tiling = tiling_of(model.config, self._limits)
         self.tile_sharing = tile_sharing
         self.reset()
 
@@ -175,7 +175,7 @@ class ChatSession:
             raise ValueError(f"batch_size = {batch_size}, but must be at least 1")
         tiling = self.tiling
         if max_tiles is not None:
-            tiling = tiling_of(self.model.config, **{**self._limits, "max_tiles": max_tiles})
+            tiling = tiling_of(self.model.config, {**self._limits, "max_tiles": max_tiles})
         answers: list[str] = []
         for start in range(0, len(items), batch_size):
             batch = items[start : start + batch_size]
@@ -198,7 +198,7 @@ class ChatSession:
         """uint8 `[T, 3, S, S]` of each image of one question, which share the tile limit as in training."""
         if isinstance(images, (str, Path, Image.Image)):
             images = [images]
-        tiling = tiling.limited(first_limit(tiling.max_tiles, len(images), self.tile_sharing))
+        tiling = tiling.limited(int(first_limit(tiling.max_tiles, len(images), self.tile_sharing)))
         return [tiling(to_rgb(image) if isinstance(image, Image.Image) else load_image(image)) for image in images]
 
     def _pixels(self, tiles: list[torch.Tensor]) -> torch.Tensor | None:

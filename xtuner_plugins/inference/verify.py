@@ -122,7 +122,7 @@ def verify(
     tokenizer = loader.load_tokenizer(plan.view.directory)
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         work = Path(folder)
-        tiling = tiling_of(loader.config_from_fields(plan.view.config, plan.view.directory))
+        tiling = tiling_of(loader.config_from_fields(plan.view.config, plan.view.directory), {})
         cases, expected = _live(model, tokenizer, tiling, work)
         del model
         _run_probe(Path(export), work, cases)

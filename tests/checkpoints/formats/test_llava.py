@@ -240,7 +240,7 @@ def test_processor_prompts_and_pixels(kind, made, tmp_path):
     ids = tokenizer(model.build_prompt("<image>\nWhat is it?", [1])).input_ids
     image_token = read_json(tmp_path / "llava" / "config.json")["image_token_index"]
     assert batch.input_ids[0].tolist() == [image_token if i == model.img_context_token_id else i for i in ids]
-    pixels = normalize(tiling_of(model.config)(image))
+    pixels = normalize(tiling_of(model.config, {})(image))
     # rescaled and normalized in another order, in fp32; both resize with Pillow
     assert batch.pixel_values.shape == pixels.shape and (batch.pixel_values - pixels).abs().max() < 1e-5
 

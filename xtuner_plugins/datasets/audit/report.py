@@ -195,8 +195,8 @@ def _media(dataset: MultimodalDataset, number: int, row: int, ids: np.ndarray) -
         elif lengths:
             yield from _image(
                 load_image(path, dataset.max_pixels),
-                source.budget.rule,
-                lengths.pop(0) // source.budget.tokens_per_tile,
+                source.tiling,
+                lengths.pop(0) // dataset.budget.tokens_per_tile,
                 boxes,
                 record.extra,
                 CARD_WIDTH if len(record.media) == 1 else CARD_HALF,
@@ -209,10 +209,10 @@ def _span_lengths(ids: np.ndarray, context_id: int) -> list[int]:
     return (edges[1::2] - edges[::2]).tolist()
 
 
-def _image(image: Image.Image, rule: DynamicTiling, num_tiles: int, boxes, extra: dict, width: int) -> Iterator[dict]:
+def _image(image: Image.Image, tiling: DynamicTiling, num_tiles: int, boxes, extra: dict, width: int) -> Iterator[dict]:
     """The image with its tile grid and boxes, then its thumbnail if it has one."""
-    thumbnail = rule.use_thumbnail and num_tiles > 1
-    cols, rows, _ = rule.limited(num_tiles - thumbnail).grid(*image.size)
+    thumbnail = tiling.use_thumbnail and num_tiles > 1
+    cols, rows, _ = tiling.limited(num_tiles - thumbnail).grid(*image.size)
     scale = min(width / image.width, CARD_HEIGHT / image.height)
     shown = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     draw = ImageDraw.Draw(shown)

@@ -25,7 +25,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import get_sampling
 from torchvision.io import ImageReadMode, decode_image, read_file
 
-from ..errors import MediaError, SettingError
+from ..errors import MediaError
 from .media import ORIENTATIONS, load_image, open_image, orientation
 from .tiling import DynamicTiling, Grid, cut_tiles
 
@@ -69,17 +69,6 @@ class Allowance:
     def count(self, more: int) -> None:
         """An image has taken `more` bytes than its tiles (or fewer, where negative)."""
         self.left = max(-self.MOST, min(self.MOST, self.left - more))
-
-
-def check_route(route: str) -> str:
-    """`route` itself.
-
-    Raises:
-        SettingError: no such route.
-    """
-    if route not in ROUTES:
-        raise SettingError("route", f"route={route!r} is unknown", f"routes are {', '.join(ROUTES)}")
-    return route
 
 
 def open_tiles(

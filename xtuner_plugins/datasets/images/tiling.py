@@ -11,7 +11,7 @@ A wide image, `max_tiles=6`, `tile_size=S`:
 This is the algorithm of InternVL 1.5 (arXiv 2404.16821, section 3.2) as its code publishes it; grid and pixels
 are equal to it, so a model that was trained elsewhere sees here what it saw there. Two details of it decide
 ties and are kept: among grids of one area the order is that in which the published code's Python set yields them
-(it matters only with `min_num > 1`), and differences of aspect ratio are compared as exact floats.
+(it matters only with `min_tiles > 1`), and differences of aspect ratio are compared as exact floats.
 """
 
 import math
@@ -57,57 +57,18 @@ class UncutImage(NamedTuple):
     height: int
 
 
-@lru_cache(maxsize=256, typed=True)  # typed: 1.0 is no tile limit, though it equals 1
-def candidate_grids(min_num: int, max_num: int) -> tuple[tuple[int, int, float], ...]:
-    """All grids of `min_num` to `max_num` tiles, by area, as (cols, rows, cols / rows).
-
-    Raises:
-        SettingError: `1 <= min_num <= max_num` doesn't hold.
-    """
-    if not (isinstance(min_num, int) and isinstance(max_num, int) and 1 <= min_num <= max_num <= MAX_TILES):
-        raise SettingError(
-            "tile_limits",
-            f"min_tiles={min_num!r} and max_tiles={max_num!r} are no tile limits",
-            f"give whole numbers with 1 <= min_tiles <= max_tiles <= {MAX_TILES}",
-        )
+@lru_cache(maxsize=256)
+def candidate_grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int, float], ...]:
+    """All grids of `min_tiles` to `max_tiles` tiles, by area, as (columns, rows, columns / rows)."""
     # The set is filled in the published order and sorted by area only: Python's sort is stable, so the set's own
     # order, which depends on the order of filling, decides between grids of one area.
     grids = set()
-    for side in range(min_num, max_num + 1):
-        for cols in range(1, side + 1):
-            for rows in range(1, min(side, max_num // cols) + 1):
-                if cols * rows >= min_num:
-                    grids.add((cols, rows))
-    return tuple((cols, rows, cols / rows) for cols, rows in sorted(grids, key=lambda g: g[0] * g[1]))
-
-
-@lru_cache(maxsize=1 << 16)
-def find_grid(
-    width: int, height: int, min_tiles: int = 1, max_tiles: int = 12, tile_size: int = 448, use_thumbnail: bool = True
-) -> Grid:
-    """The grid for an image of `width` x `height` pixels; arguments as `DynamicTiling`.
-
-    The grid whose aspect ratio is closest wins. Of equally close ones the later (larger) wins if the image has
-    more than half as many pixels as that grid's tiles together.
-
-    Raises:
-        SettingError: impossible limits, or an image without pixels.
-    """
-    if width < 1 or height < 1 or tile_size < 1:
-        raise SettingError(
-            "tile_limits",
-            f"an image of {width}x{height} in tiles of {tile_size} has no grid",
-            "all three must be at least 1",
-        )
-    aspect, area = width / height, width * height
-    best, best_difference = (1, 1), math.inf
-    for columns, rows, ratio in candidate_grids(min_tiles, max_tiles):
-        difference = abs(aspect - ratio)
-        if difference < best_difference:
-            best, best_difference = (columns, rows), difference
-        elif difference == best_difference and area > 0.5 * tile_size * tile_size * columns * rows:
-            best = (columns, rows)
-    return Grid(*best, int(use_thumbnail and best != (1, 1)))
+    for side in range(min_tiles, max_tiles + 1):
+        for columns in range(1, side + 1):
+            for rows in range(1, min(side, max_tiles // columns) + 1):
+                if columns * rows >= min_tiles:
+                    grids.add((columns, rows))
+    return tuple((columns, rows, columns / rows) for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]))
 
 
 def cut_tiles(image: Image.Image, grid: Grid, tile_size: int) -> torch.Tensor:
@@ -135,6 +96,9 @@ class DynamicTiling:
         min_tiles, max_tiles: limits of the grid, the thumbnail not counted.
         tile_size: side of a tile in pixels (S).
         use_thumbnail: append the whole image when the grid has more than one tile.
+
+    Raises:
+        SettingError: `1 <= min_tiles <= max_tiles` doesn't hold.
     """
 
     min_tiles: int = 1
@@ -143,7 +107,13 @@ class DynamicTiling:
     use_thumbnail: bool = True
 
     def __post_init__(self):
-        candidate_grids(self.min_tiles, self.max_tiles)  # raises on impossible limits
+        low, high = self.min_tiles, self.max_tiles
+        if not (isinstance(low, int) and isinstance(high, int) and 1 <= low <= high <= MAX_TILES):
+            raise SettingError(
+                "tile_limits",
+                f"min_tiles={low!r} and max_tiles={high!r} are no tile limits",
+                f"give whole numbers with 1 <= min_tiles <= max_tiles <= {MAX_TILES}",
+            )
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """The tiles of an image: the grid's row by row, then the thumbnail if there is one.
@@ -159,11 +129,33 @@ class DynamicTiling:
             )
         return cut_tiles(image, self.grid(*image.size), self.tile_size)
 
+    @lru_cache(maxsize=1 << 16)  # noqa: B019  keeps rules alive, which are four numbers
     def grid(self, width: int, height: int) -> Grid:
-        """The grid of an image of this size."""
-        return find_grid(width, height, self.min_tiles, self.max_tiles, self.tile_size, self.use_thumbnail)
+        """The grid of an image of `width` x `height` pixels.
+
+        The grid whose aspect ratio is closest wins. Of equally close ones the later (larger) wins if the image has
+        more than half as many pixels as that grid's tiles together.
+
+        Raises:
+            SettingError: an image without pixels.
+        """
+        if width < 1 or height < 1 or self.tile_size < 1:
+            raise SettingError(
+                "tile_limits",
+                f"an image of {width}x{height} in tiles of {self.tile_size} has no grid",
+                "all three must be at least 1",
+            )
+        aspect, area = width / height, width * height
+        best, best_difference = (1, 1), math.inf
+        for columns, rows, ratio in candidate_grids(self.min_tiles, self.max_tiles):
+            difference = abs(aspect - ratio)
+            if difference < best_difference:
+                best, best_difference = (columns, rows), difference
+            elif difference == best_difference and area > 0.5 * self.tile_size * self.tile_size * columns * rows:
+                best = (columns, rows)
+        return Grid(*best, int(self.use_thumbnail and best != (1, 1)))
 
     def limited(self, max_tiles: int) -> "DynamicTiling":
-        """The same rule with at most `max_tiles` tiles in the grid."""
+        """The same rule with at most `max_tiles` tiles in the grid (at least one)."""
         max_tiles = max(1, max_tiles)
         return DynamicTiling(min(self.min_tiles, max_tiles), max_tiles, self.tile_size, self.use_thumbnail)

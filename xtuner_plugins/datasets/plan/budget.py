@@ -2,7 +2,7 @@
 
     sharing='equal'   several images share the limit as the official code does: max_tiles // n each, at least 1
     sharing='need'    each image may have max_tiles; when the sample is too long, tiles are taken from the image
-                      that needs them least (fewest source pixels a tile) until it fits
+                      that needs them least (fewest source pixels per tile) until it fits
 
 A sample longer than `max_length` then goes through the steps of `too_long`, in this order, until it fits:
 
@@ -19,24 +19,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...hub.constants import IGNORE_INDEX
-from ..errors import SettingError
+from ..errors import SettingError, check_choice, check_whole
 from ..images.tiling import DynamicTiling
 from ..text.conversation import Encoded
 
 SHARING = ("equal", "need")
 STEPS = ("shrink_tiles", "truncate_text")
-FRAME = (0, 0)  # the size that stands for a video's frame, which always is one tile
+FRAME = (0, 0)  # the size that stands for a video frame, which is always one tile
 
 
-def first_limit(max_tiles: int, num_images: int, sharing: str) -> int:
+def first_limit(max_tiles: int, num_images: int | np.ndarray, sharing: str) -> int | np.ndarray:
     """The tile limit of each image of a sample before anything is shrunk, at least 1.
 
     Args:
         max_tiles: tile limit of the sample.
-        num_images: its images, video frames not counted.
+        num_images: number of its images, video frames not counted; or an array of such numbers.
         sharing: one of `SHARING`.
     """
-    return max(1, max_tiles // max(1, num_images)) if sharing == "equal" else max_tiles
+    return np.maximum(1, max_tiles // np.maximum(1, num_images)) if sharing == "equal" else max_tiles
 
 
 @dataclass(frozen=True)
@@ -44,71 +44,60 @@ class TileBudget:
     """The rules above with their settings.
 
     Args:
-        rule: the tiling rule; its limits are those of a sample.
         tokens_per_tile: N.
         max_length: most tokens of a sample.
         sharing, steps: see the module.
 
     Raises:
-        SettingError: an unknown sharing or step, or a length that is none.
+        SettingError: an unknown sharing or step, or a length that can't be used.
     """
 
-    rule: DynamicTiling
     tokens_per_tile: int
     max_length: int
     sharing: str = "equal"
     steps: tuple[str, ...] = STEPS
 
     def __post_init__(self):
-        if self.sharing not in SHARING:
-            raise SettingError(
-                "tile_sharing", f"tile_sharing={self.sharing!r} is unknown", f"it is one of {', '.join(SHARING)}"
-            )
-        unknown = [step for step in self.steps if step not in STEPS]
-        if unknown or list(self.steps) != sorted(self.steps, key=STEPS.index):
+        check_choice("tile_sharing", self.sharing, SHARING)
+        if set(self.steps) - set(STEPS) or list(self.steps) != sorted(self.steps, key=STEPS.index):
             raise SettingError(
                 "too_long",
                 f"too_long={list(self.steps)!r} isn't understood",
                 f"give some of {list(STEPS)}, in this order",
             )
-        if isinstance(self.max_length, bool) or not isinstance(self.max_length, int) or self.max_length < 1:
-            raise SettingError("max_length", f"max_length={self.max_length!r} is no length", "give a positive number")
+        check_whole("max_length", self.max_length, 1)
 
-    def start(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
-        """The tile limit of each image before anything is shrunk."""
-        images = sum(tuple(size) != FRAME for size in sizes)
-        share = first_limit(self.rule.max_tiles, images, self.sharing)
-        return [1 if tuple(size) == FRAME else share for size in sizes]
-
-    def count(self, size: tuple[int, int], limit: int) -> int:
+    def count(self, tiling: DynamicTiling, size: tuple[int, int], limit: int) -> int:
         """Tiles of one image under a limit."""
-        return 1 if tuple(size) == FRAME else self.rule.limited(limit).grid(int(size[0]), int(size[1])).num_tiles
+        return 1 if tuple(size) == FRAME else tiling.limited(limit).grid(int(size[0]), int(size[1])).num_tiles
 
     def tokens(self, num_tiles: Sequence[int]) -> int:
         """Tokens of all images' spans: those of their tiles between a start and an end token."""
         return sum(num_tiles) * self.tokens_per_tile + 2 * len(num_tiles)
 
-    def fit(self, sizes: Sequence[tuple[int, int]], text_tokens: int) -> list[int]:
+    def fit(self, tiling: DynamicTiling, sizes: Sequence[tuple[int, int]], text_tokens: int) -> list[int]:
         """The tile limit of each image so that the sample fits, or comes as near as the steps allow.
 
         Args:
+            tiling: its limits are those of the sample.
             sizes: (width, height) of each image, `FRAME` for a frame.
             text_tokens: tokens besides the images' spans.
         """
-        limits = self.start(sizes)
-        counts = [self.count(size, limit) for size, limit in zip(sizes, limits, strict=True)]
-        room = self.max_length - text_tokens
+        frames = [tuple(size) == FRAME for size in sizes]
+        share = int(first_limit(tiling.max_tiles, frames.count(False), self.sharing))
+        limits = [1 if frame else share for frame in frames]
         if "shrink_tiles" not in self.steps and self.sharing == "equal":
             return limits
-        while self.tokens(counts) > room and max(counts, default=1) > 1:
-            # the image with the fewest source pixels a tile loses least; of equal ones the first with most tiles
+        counts = [self.count(tiling, size, limit) for size, limit in zip(sizes, limits, strict=True)]
+        while self.tokens(counts) > self.max_length - text_tokens and max(counts, default=1) > 1:
+            # the image with the fewest source pixels per tile loses least; of equal ones the first with most tiles
             number = min(
                 (index for index, count in enumerate(counts) if count > 1),
                 key=lambda index: (sizes[index][0] * sizes[index][1] / counts[index], -counts[index]),
             )
-            grid = self.rule.limited(limits[number]).grid(*map(int, sizes[number]))
+            grid = tiling.limited(limits[number]).grid(*map(int, sizes[number]))
             limits[number] = grid.columns * grid.rows - 1
-            counts[number] = self.count(sizes[number], limits[number])
+            counts[number] = self.count(tiling, sizes[number], limits[number])
         return limits
 
 

@@ -31,8 +31,9 @@ import numpy as np
 
 from ...processes import die_with_parent, num_cores
 from ..cache import locked, open_array, save_array, save_arrays, save_text, text_hash, writing
+from ..images.tiling import DynamicTiling
 from ..text.tokens import single_threaded_tokenizer
-from .budget import FRAME, TileBudget
+from .budget import FRAME, TileBudget, first_limit
 from .complaints import Complaint, parse_complaints, read_complaints, write_complaints
 from .measure import Measure
 
@@ -90,64 +91,56 @@ class LengthIndex:
     def num_media(self) -> np.ndarray:
         return np.diff(self.media_ends, prepend=0)
 
-    def lay_out(self, budget: TileBudget) -> "Layout":
-        """Tokens and tiles of each record under a budget; kept on disk beside the index."""
-        paths = [self.directory / f"{name}-{text_hash(repr(budget))}.npy" for name in ("tokens", "tiles", "fates")]
-        if not all(path.exists() for path in paths):
-            layout = self._lay_out(budget)
-            for path, array in zip(paths, (layout.tokens, layout.tiles, layout.fates), strict=True):
-                save_array(path, array)
-        return Layout(*map(open_array, paths))
+    def lay_out(self, tiling: DynamicTiling, budget: TileBudget) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What becomes of each record under a budget; kept on disk beside the index.
 
-    def _lay_out(self, budget: TileBudget) -> "Layout":
-        num_media, rule = self.num_media, budget.rule
+        Returns:
+            tokens, tiles: int32 `[R]`, 0 for records that are left out.
+            fates: uint8 `[R]`, indices into `FATES`; from `DROPPED` on a record is left out.
+        """
+        key = text_hash(repr((tiling, budget)))
+        paths = [self.directory / f"{name}-{key}.npy" for name in ("tokens", "tiles", "fates")]
+        if not all(path.exists() for path in paths):
+            for path, array in zip(paths, self._lay_out(tiling, budget), strict=True):
+                save_array(path, array)
+        return tuple(map(open_array, paths))
+
+    def _lay_out(self, tiling: DynamicTiling, budget: TileBudget) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        num_media = self.num_media
         rows = np.repeat(np.arange(len(self)), num_media)
         is_frame = (self.sizes == FRAME).all(1)
         images = np.bincount(rows[~is_frame], minlength=len(self))
-        shared = rule.max_tiles // np.maximum(images, 1) if budget.sharing == "equal" else rule.max_tiles
-        limits = np.where(is_frame, 1, np.maximum(np.broadcast_to(shared, len(self))[rows], 1))
+        shares = np.broadcast_to(first_limit(tiling.max_tiles, images, budget.sharing), len(self))
+        limits = np.where(is_frame, 1, shares[rows])
         distinct, inverse = np.unique(np.column_stack([self.sizes, limits]), axis=0, return_inverse=True)
-        counts = np.array([budget.count((width, height), int(limit)) for width, height, limit in distinct], np.int64)
-        counts = counts[inverse.reshape(-1)] if len(rows) else np.zeros(0, np.int64)
+        counts = [budget.count(tiling, (width, height), int(limit)) for width, height, limit in distinct]
+        counts = np.array(counts, np.int64)[inverse.reshape(-1)] if len(rows) else np.zeros(0, np.int64)
         tiles = np.bincount(rows, counts, minlength=len(self)).astype(np.int32)
         tokens = (self.text_tokens + tiles * budget.tokens_per_tile + 2 * num_media).astype(np.int32)
         fates = np.where(self.reasons > 0, BROKEN, FITS).astype(np.uint8)
         for row in np.flatnonzero((tokens > budget.max_length) & (fates == FITS)):
-            tokens[row], tiles[row], fates[row] = self._fit(int(row), budget)
+            tokens[row], tiles[row], fates[row] = self._fit(int(row), tiling, budget)
         tokens[fates >= DROPPED] = tiles[fates >= DROPPED] = 0
-        return Layout(tokens, tiles, fates)
+        return tokens, tiles, fates
 
-    def _fit(self, row: int, budget: TileBudget) -> tuple[int, int, int]:
+    def _fit(self, row: int, tiling: DynamicTiling, budget: TileBudget) -> tuple[int, int, int]:
         """Tokens, tiles and fate of a record that is too long, as the worker will find them."""
         last = int(self.media_ends[row])
         sizes = [tuple(map(int, size)) for size in self.sizes[last - int(self.num_media[row]) : last]]
         text = int(self.text_tokens[row])
-        counts = [budget.count(size, limit) for size, limit in zip(sizes, budget.fit(sizes, text), strict=True)]
+        limits = budget.fit(tiling, sizes, text)
+        counts = [budget.count(tiling, size, limit) for size, limit in zip(sizes, limits, strict=True)]
         total = text + budget.tokens(counts)
         if total <= budget.max_length:
             return total, sum(counts), SHRUNK
         before_text, before_media = map(int, self.prefix[row])
         if "truncate_text" in budget.steps and before_text + budget.tokens(counts[:before_media]) < budget.max_length:
-            return budget.max_length, sum(counts), TRUNCATED  # upper bounds: a span at the cut goes as a whole
+            return budget.max_length, sum(counts), TRUNCATED  # upper bounds: a span at the cut is removed whole
         return 0, 0, DROPPED
 
 
 FITS, SHRUNK, TRUNCATED, DROPPED, BROKEN, REJECTED = range(6)
 FATES = ("fits", "shrink_tiles", "truncate_text", "too_long", "broken", "rejected")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What becomes of each record under a budget.
-
-    Attributes:
-        tokens, tiles: int32 `[R]`, 0 for records that are left out.
-        fates: uint8 `[R]`, places in `FATES`; from `DROPPED` on a record is left out.
-    """
-
-    tokens: np.ndarray
-    tiles: np.ndarray
-    fates: np.ndarray
 
 
 def report_change(directory: Path) -> None:

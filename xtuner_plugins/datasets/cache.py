@@ -1,4 +1,4 @@
-"""Files that are worth keeping between runs: found again by the content they depend on, written whole or not at all."""
+"""Files kept between runs: found by the content that they depend on, written whole or not at all."""
 
 import contextlib
 import fcntl
@@ -19,9 +19,9 @@ from .errors import SettingError
 
 CACHE_VARIABLE = "XTUNER_PLUGINS_CACHE"
 DEFAULT_CACHE = "work_dirs/data_index"
-CLOCK_STEP = 2_000_000_000  # ns; file systems stamp changes this coarsely, at worst
-FIRST_WORD = 5.0  # seconds after which a process that waits for a lock says so for the first time
-LONGEST_SILENCE = 60.0  # seconds between two such messages, at most
+CLOCK_STEP = 2_000_000_000  # ns, the coarsest time stamps of any file system
+FIRST_WORD = 5.0  # seconds after which a process that waits for a lock first says so
+LONGEST_SILENCE = 60.0  # most seconds between two such messages
 
 
 def get_cache_dir(cache_dir: str | os.PathLike | None = None) -> str:
@@ -38,10 +38,9 @@ def get_cache_dir(cache_dir: str | os.PathLike | None = None) -> str:
 
 
 def stat_stamp(path: str | os.PathLike) -> list[int] | str:
-    """What changes whenever a file is replaced, edited or made readable: size, both times and inode.
+    """Size, both times and inode of a file, or the name of the error where it can't be looked at.
 
-    Returns:
-        The numbers; for a file that can't be found or looked at, the name of the error.
+    One of them changes whenever the file is replaced, edited or made readable.
     """
     try:
         status = os.stat(path)
@@ -53,7 +52,7 @@ def stat_stamp(path: str | os.PathLike) -> list[int] | str:
 
 
 def content_hash(path: str | os.PathLike, cache_dir: str | os.PathLike) -> str:
-    """Hash of a file's bytes; remembered until the file changes, so that a gigabyte is read once.
+    """Hash of a file's bytes, remembered until the file changes, so that a large file is read once.
 
     Of several processes one reads the file and the others wait for the result.
     """
@@ -71,9 +70,9 @@ def content_hash(path: str | os.PathLike, cache_dir: str | os.PathLike) -> str:
         with open(path, "rb") as file:
             while block := file.read(1 << 22):
                 digest.update(block)
-        # A file that was written just now may change once more without another time stamp: not remembered yet.
+        # A file written just now may change again without a new time stamp, so its hash isn't remembered yet.
         if started - os.stat(path).st_mtime_ns > CLOCK_STEP and stamp[1] == stat_stamp(path):
-            save_text(memo, json.dumps({"stamp": stamp, "hash": digest.hexdigest()}))
+            save(memo, json.dumps({"stamp": stamp, "hash": digest.hexdigest()}))
     return digest.hexdigest()
 
 
@@ -106,7 +105,7 @@ def text_hash(*texts: str) -> str:
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then move it into place; a crash leaves nothing half-written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{secrets.token_hex(6)}{path.suffix}")  # readable by whom the umask says
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(6)}{path.suffix}")  # default permissions (umask)
     try:
         write(beside)
         os.replace(beside, path)
@@ -118,7 +117,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write into the cache (disk full, no permission, read-only) into one line with a remedy.
+    """Turn a failure to write (disk full, no permission, read-only) into one line with a remedy.
 
     Raises:
         SettingError: the file can't be written.
@@ -135,18 +134,8 @@ def writing(path: Path) -> Iterator[None]:
         ) from None
 
 
-def save_text(path: Path, text: str) -> None:
-    """A text file of the cache, whole or not at all.
-
-    Raises:
-        SettingError: it can't be written.
-    """
-    with writing(path):
-        write_whole(path, lambda target: target.write_text(text, encoding="utf-8"))
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """A .npy file of the cache, whole or not at all.
+def save(path: Path, content: str | np.ndarray | dict[str, np.ndarray]) -> None:
+    """Write a file of the cache, whole or not at all: a text, an array (.npy) or several (.npz).
 
     Raises:
         SettingError: it can't be written.
@@ -154,20 +143,15 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
     def write(target: Path) -> None:
         with open(target, "wb") as file:
-            np.save(file, array)
+            if isinstance(content, str):
+                file.write(content.encode())
+            elif isinstance(content, dict):
+                np.savez(file, **content)
+            else:
+                np.save(file, content)
 
     with writing(path):
         write_whole(path, write)
-
-
-def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """An .npz file of the cache, whole or not at all.
-
-    Raises:
-        SettingError: it can't be written.
-    """
-    with writing(path):
-        write_whole(path, lambda target: np.savez(target, **arrays))
 
 
 def open_array(path: Path) -> np.ndarray:
@@ -177,25 +161,25 @@ def open_array(path: Path) -> np.ndarray:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`: of several processes that want to build one thing, one builds and the others wait.
+    """Hold the lock file `path`, so that of several processes one builds something and the others wait.
 
-    The lock is a POSIX record lock: it belongs to one process, its children don't inherit it, and the kernel drops it
-    when that process dies. Threads of one process don't exclude each other. A process that waits says on stderr for
-    which process and for how long, again and again (of the processes of a node, local rank 0 says it).
+    The lock is a POSIX record lock: it belongs to one process, is not inherited by its children, and is dropped by the
+    kernel when that process dies. Threads of one process don't exclude each other. While a process waits, it prints
+    on stderr which process it waits for and how long (on each node, only local rank 0 does).
 
     Raises:
         SettingError: the lock file can't be written.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")  # not "w": what the holder wrote stays readable
+        file = open(path, "a+", encoding="utf-8")  # "w" would erase what the holder wrote
     with file:
         with writing(path):
             _wait_for_lock(file, path)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})")
             file.flush()
-        yield  # closing the file gives the lock back
+        yield  # closing the file releases the lock
 
 
 def _wait_for_lock(file: IO[str], path: Path) -> None:

@@ -28,7 +28,7 @@ def collate(samples: Sequence[dict], pad_token_id: int = 0, pad_to_multiple_of: 
         tiles: uint8 `[T, 3, S, S]`, all samples' tiles in order; T may be 0.
         num_tiles: int64 `[B]`, tiles of each sample.
         sources: list of 'file:line'.
-        and what `_extras` adds where it is needed.
+        images, uncut, loss_weights, dropped: where needed (see `_hand_over_with_images`).
     """
     kept = _kept(samples)
     length = max(len(sample["input_ids"]) for sample in kept)
@@ -42,19 +42,13 @@ def collate(samples: Sequence[dict], pad_token_id: int = 0, pad_to_multiple_of: 
         input_ids[row, :size] = sample["input_ids"]
         labels[row, :size] = sample["labels"]
         attention_mask[row, :size] = True
-    batch = {
-        "input_ids": input_ids,
-        "labels": labels,
-        "attention_mask": attention_mask,
-        **_images(kept),
-        **_extras(samples, kept),
-    }
-    return hand_over(batch)
+    batch = {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
+    return _hand_over_with_images(batch, samples, kept)
 
 
 @FUNCTIONS.register_module()
 def collate_packed(samples: Sequence[dict], pad_token_id: int = 0, pad_to: int = 0) -> dict:
-    """Put samples into one row, one after another, with their borders in fields of their own.
+    """Concatenate samples into one row; their boundaries are in fields of their own.
 
         input_ids     a a a a b b b c c | .
         position_ids  0 1 2 3 0 1 2 0 1 | 0
@@ -67,12 +61,12 @@ def collate_packed(samples: Sequence[dict], pad_token_id: int = 0, pad_to: int =
 
     Returns:
         dict with
-        input_ids, labels: int64 `[1, S]`; a segment's first label is -100, nothing predicts it.
+        input_ids, labels: int64 `[1, S]`; a segment's first label is -100, since nothing predicts it.
         attention_mask: bool `[1, S]`, False at padding.
-        position_ids: int64 `[1, S]`, starting anew with each sample.
-        cu_seqlens: int32 `[n + 1]`, where the segments (padding too) begin and end.
+        position_ids: int64 `[1, S]`, from 0 in each sample.
+        cu_seqlens: int32 `[n + 1]`, boundaries of the segments, padding included.
         max_seqlen: int, the longest segment.
-        tiles, num_tiles `[samples]`, sources: as `collate`, one entry a sample.
+        tiles, num_tiles `[samples]`, sources: as `collate`, one entry per sample.
     """
     kept = _kept(samples)
     lengths = [len(sample["input_ids"]) for sample in kept]
@@ -92,47 +86,38 @@ def collate_packed(samples: Sequence[dict], pad_token_id: int = 0, pad_to: int =
         "position_ids": torch.cat([torch.arange(length) for length in segments])[None],
         "cu_seqlens": cu_seqlens.to(torch.int32),
         "max_seqlen": max(segments),
-        **_images(kept),
-        **_extras(samples, kept),
     }
-    return hand_over(batch)
+    return _hand_over_with_images(batch, samples, kept)
 
 
 def _kept(samples: Sequence[dict]) -> list[dict]:
-    """The samples that are trained on; where none is left, one token that nothing is learned from."""
+    """The samples that are trained on; where none is left, a filler that teaches nothing."""
     assert samples, "a batch has at least one sample"
     kept = [sample for sample in samples if "dropped" not in sample]
     return kept or [filler_sample(samples[0]["tiles"].shape[-1])]
 
 
-def _images(kept: list[dict]) -> dict:
-    """Tiles sample by sample, for `hand_over` to put together, and what belongs to them."""
-    out = {
-        "tiles": [sample["tiles"] for sample in kept],
-        "num_tiles": torch.tensor([sample["num_tiles"] for sample in kept], dtype=torch.int64),
-        "sources": [sample["source"] for sample in kept],
-    }
+def _hand_over_with_images(batch: dict, samples: Sequence[dict], kept: list[dict]) -> dict:
+    """Add what every batch has besides ids and labels, and hand it over to the training process.
+
+    Only some batches have `images` and `uncut` (route 'device'), `loss_weights`, float32 `[samples]` (where one isn't
+    1), and `dropped` (the samples that were left out).
+    """
+    batch["tiles"] = [sample["tiles"] for sample in kept]
+    batch["num_tiles"] = torch.tensor([sample["num_tiles"] for sample in kept], dtype=torch.int64)
+    batch["sources"] = [sample["source"] for sample in kept]
     if any("images" in sample for sample in kept):
         firsts = np.cumsum([0] + [sample["num_tiles"] for sample in kept]).tolist()
-        out["images"] = [image for sample in kept for image in sample.get("images", ())]
-        out["uncut"] = [
+        batch["images"] = [image for sample in kept for image in sample.get("images", ())]
+        batch["uncut"] = [
             image._replace(first=first + image.first)
             for sample, first in zip(kept, firsts, strict=False)
             for image in sample.get("uncut", ())
         ]
-    return out
-
-
-def _extras(samples: Sequence[dict], kept: list[dict]) -> dict:
-    """Fields that only some batches have.
-
-    `loss_weights`, float32 `[samples]`, where one isn't 1; and `dropped`, the samples that were left out.
-    """
-    out = {}
     weights = [sample.get("loss_weight", 1.0) for sample in kept]
     if any(weight != 1.0 for weight in weights):
-        out["loss_weights"] = torch.tensor(weights, dtype=torch.float32)
+        batch["loss_weights"] = torch.tensor(weights, dtype=torch.float32)
     dropped = [sample for sample in samples if "dropped" in sample]
     if dropped:
-        out["dropped"] = [{key: value for key, value in sample.items() if key != "tiles"} for sample in dropped]
-    return out
+        batch["dropped"] = [{key: value for key, value in sample.items() if key != "tiles"} for sample in dropped]
+    return hand_over(batch)

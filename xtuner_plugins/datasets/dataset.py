@@ -27,7 +27,6 @@ from .plan.budget import FRAME, STEPS, TileBudget, first_limit, truncate
 from .plan.lengths import DROPPED, FATES, FITS, REJECTED, SHRUNK, TRUNCATED, LengthIndex, measure, report_change
 from .plan.measure import Measure
 from .records.boxes import normalize_boxes
-from .records.record_json import parse_json
 from .records.records import Medium, Record, parse_record
 from .text.conversation import Encoded, join_pieces, split_pieces, tokenize_pieces
 from .text.tokens import TextTokenizer
@@ -157,9 +156,8 @@ class MultimodalDataset(Dataset):
         Raises:
             RecordError: the record can't be used.
         """
-        offsets = self.sources[number].index
-        place = offsets.source(row)
-        return parse_record(parse_json(offsets.read(row), place), place)
+        index = self.sources[number].index
+        return parse_record(index.parse(row), index.source(row))
 
     def __getitem__(self, index: int) -> dict:
         bind_worker()

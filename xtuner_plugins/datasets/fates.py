@@ -1,6 +1,7 @@
 """What becomes of each sample of a mixture, said before training: how many train, which don't, and why."""
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,16 +17,19 @@ SHOWN = 5  # records that one error names
 KEPT = {"shrink_tiles": "with fewer tiles to fit max_length", "truncate_text": "with their end cut off to fit it"}
 
 
-def find_broken(dataset: "MultimodalDataset", fates: np.ndarray) -> np.ndarray:
-    """Indices of the samples that can't be used, without those that are left out on purpose."""
-    found = []
+def _broken(dataset: "MultimodalDataset", fates: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indices of the samples of each file that can't be used, and the reason of each."""
     for number, part in enumerate(np.split(fates, dataset.ends[:-1])):
         places = np.flatnonzero(part == BROKEN)
         if len(places):
             lengths = dataset.lengths(number)
-            reasons = lengths.reasons[dataset.picks[number][places]]  # 1 + the index of its name
-            expected = np.array([False, *(name in ON_PURPOSE for name in lengths.reason_names)])
-            found.append(places[~expected[reasons]] + (dataset.ends[number - 1] if number else 0))
+            codes = lengths.reasons[dataset.picks[number][places]]
+            yield places + (dataset.ends[number - 1] if number else 0), np.array(lengths.reason_names)[codes - 1]
+
+
+def find_broken(dataset: "MultimodalDataset", fates: np.ndarray) -> np.ndarray:
+    """Indices of the samples that can't be used, without those that are left out on purpose."""
+    found = [indices[~np.isin(reasons, ON_PURPOSE)] for indices, reasons in _broken(dataset, fates)]
     return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
@@ -82,26 +86,18 @@ def describe(dataset: "MultimodalDataset", fates: np.ndarray | None = None) -> s
             + f"; unusable ones aren't known before they are met (on_bad_sample={dataset.on_bad_sample!r}): "
             "tools/check_data.py finds them all"
         )
-    counts = _count_fates(dataset, fates)
+    counts = Counter({name: int((fates == code).sum()) for code, name in enumerate(FATES)})
+    for _, broken in _broken(dataset, fates):
+        counts.update(broken.tolist())
     trained = int((fates < DROPPED).sum())
-    reasons = ", ".join(f"{count:,} {name}" for name, count in counts.most_common() if name not in KEPT)
+    reasons = ", ".join(
+        f"{count:,} {name}"
+        for name, count in counts.most_common()
+        if count and name not in (*KEPT, FATES[FITS], FATES[BROKEN])
+    )
     changes = ", ".join(f"{counts[name]:,} {words}" for name, words in KEPT.items() if counts[name])
     return (
         f"data: {trained:,} of {len(fates):,} samples will train"
         + (f"; left out: {reasons}" if reasons else "")
         + (f"; of those that train, {changes}" if changes else "")
     )
-
-
-def _count_fates(dataset: "MultimodalDataset", fates: np.ndarray) -> Counter[str]:
-    """Number of samples of each fate but the first, broken ones by their reasons."""
-    counts: Counter[str] = Counter()
-    for code, name in enumerate(FATES):
-        if code not in (FITS, BROKEN) and (fates == code).any():
-            counts[name] = int((fates == code).sum())
-    for number, part in enumerate(np.split(fates, dataset.ends[:-1])):
-        if (part == BROKEN).any():
-            lengths = dataset.lengths(number)
-            codes = np.bincount(lengths.reasons[dataset.picks[number][part == BROKEN]])
-            counts.update({lengths.reason_names[code - 1]: int(codes[code]) for code in np.flatnonzero(codes)})
-    return counts

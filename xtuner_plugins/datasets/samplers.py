@@ -29,6 +29,7 @@ from .plan.packing import Packs, arrange, efficiency
 from .plan.plan import Plan
 
 GROUPS = (None, "length", "modality")
+PROGRESS_FROM = 5000  # records; fewer are measured in no time
 
 
 @DATA_SAMPLERS.register_module()
@@ -66,7 +67,12 @@ class PlanSampler(Plan):
     def layout(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens, tiles and fate of every sample of the dataset (measured now unless the cache has them)."""
         if self._layout is None:
-            self._layout = self.dataset.layout(**progress_bar(self.dataset, self.rank))
+            total, options = sum(len(source.index) for source in self.dataset.sources), {}
+            if self.rank == 0 and total >= PROGRESS_FROM:
+                from tqdm import tqdm
+
+                options["progress"] = tqdm(total=total, unit="record", desc="measuring lengths", mininterval=1.0).update
+            self._layout = self.dataset.layout(**options)
         return self._layout
 
     def usable(self) -> np.ndarray:
@@ -252,13 +258,3 @@ class PackBatchSampler(Plan):
         for step in range(first, len(packs), self.sampler.num_ranks):
             place = step + self.sampler.rank
             yield packs[place].tolist() if place < len(packs) else [FILLER_INDEX]
-
-
-def progress_bar(dataset: MultimodalDataset, rank: int) -> dict:
-    """The `progress` of `MultimodalDataset.layout`: a bar on rank 0 for mixtures that take a while."""
-    total = sum(len(source.index) for source in dataset.sources)
-    if rank != 0 or total < 5000:
-        return {}
-    from tqdm import tqdm
-
-    return {"progress": tqdm(total=total, unit="record", desc="measuring lengths", mininterval=1.0).update}

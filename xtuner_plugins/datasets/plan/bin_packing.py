@@ -13,7 +13,6 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import NamedTuple
 
 import numpy as np
 
@@ -39,13 +38,6 @@ class Sizes:
         return tokens / (tokens + tiles) / self.max_tokens, tiles / (tokens + tiles) / max(self.max_tiles, 1)
 
 
-class Packed(NamedTuple):
-    """The packs of a window, and the samples left for the next one."""
-
-    packs: list[list[int]]
-    left: list[int]
-
-
 @dataclass(frozen=True)
 class BestFit:
     """Best-fit decreasing under two budgets, windows of 32,768 samples.
@@ -61,13 +53,16 @@ class BestFit:
     slow = False
     returned = 0.1  # share of a window's packs, the emptiest, whose samples wait for the next window
 
-    def pack(self, samples: Sequence[int], sizes: Sizes, seed: int, last: bool) -> Packed:
+    def pack(self, samples: Sequence[int], sizes: Sizes, seed: int, last: bool) -> tuple[list[list[int]], list[int]]:
         """Pack the samples of a window.
 
         Args:
             samples: indices into `sizes`.
             seed: decides the noise, and the order of equal samples.
             last: whether this is the last window, so that nothing may be left.
+
+        Returns:
+            The packs, and the samples left for the next window.
         """
         rng = np.random.default_rng(seed)
         samples = rng.permutation(np.asarray(samples, np.int64))
@@ -78,11 +73,11 @@ class BestFit:
         order = np.argsort(-size, kind="stable")
         packs = _best_fit(samples[order].tolist(), tokens[order].tolist(), tiles[order].tolist(), sizes)
         if last:
-            return Packed([members for members, _ in packs], [])
+            return [members for members, _ in packs], []
         packs.sort(key=lambda pack: pack[1])
         kept = len(packs) - int(self.returned * len(packs))
         left = [sample for members, _ in packs[kept:] for sample in members]
-        return Packed([members for members, _ in packs[:kept]], left)
+        return [members for members, _ in packs[:kept]], left
 
 
 def _best_fit(samples: list[int], tokens: list[int], tiles: list[int], sizes: Sizes) -> list[tuple[list[int], float]]:
@@ -157,7 +152,7 @@ class RandomFill:
         """Whether every pack takes all tries."""
         return self.thrift > 0
 
-    def pack(self, samples: Sequence[int], sizes: Sizes, seed: int, last: bool) -> Packed:
+    def pack(self, samples: Sequence[int], sizes: Sizes, seed: int, last: bool) -> tuple[list[list[int]], list[int]]:
         """As `BestFit.pack`."""
         random = Random(seed).random
         samples = np.asarray(samples, np.int64)
@@ -180,8 +175,8 @@ class RandomFill:
                 del shelf[index]
         left = [sample for _, sample in shelf]
         if last:
-            return Packed(packs + BestFit(0, 0).pack(left, sizes, seed, last=True).packs, [])
-        return Packed(packs, left)
+            return packs + BestFit(0, 0).pack(left, sizes, seed, last=True)[0], []
+        return packs, left
 
     def _try_pack(
         self, shelf: list[tuple[int, int]], max_tokens: int, most: int, random: Callable[[], float]

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from ..cache import stat_stamp, text_hash
 from ..errors import DataError, RecordError
@@ -82,8 +81,3 @@ def parse_complaints(text: str) -> list[Complaint]:
         *words, files = json.loads(line)
         complaints.append(Complaint(*words, None if files is None else tuple(map(tuple, files))))
     return complaints
-
-
-def read_complaints(path: Path) -> dict[int, Complaint]:
-    """Complaints of a file, by row."""
-    return {complaint.row: complaint for complaint in parse_complaints(path.read_text(encoding="utf-8"))}

@@ -30,11 +30,11 @@ from pathlib import Path
 import numpy as np
 
 from ...processes import die_with_parent, num_cores
-from ..cache import locked, open_array, save_array, save_arrays, save_text, text_hash, writing
+from ..cache import locked, open_array, save, text_hash, writing
 from ..images.tiling import DynamicTiling
 from ..text.tokens import single_threaded_tokenizer
 from .budget import FRAME, TileBudget, first_limit
-from .complaints import Complaint, parse_complaints, read_complaints, write_complaints
+from .complaints import Complaint, parse_complaints, write_complaints
 from .measure import Measure
 
 CHUNK = 2000  # records that a worker takes at a time, and what a crash can lose
@@ -81,7 +81,8 @@ class LengthIndex:
 
     @cached_property
     def complaints(self) -> dict[int, Complaint]:
-        return read_complaints(self.directory / "complaints.jsonl")
+        text = (self.directory / "complaints.jsonl").read_text(encoding="utf-8")
+        return {complaint.row: complaint for complaint in parse_complaints(text)}
 
     def outdated(self) -> list[int]:
         """Rows of the complaints that may not hold any more."""
@@ -102,7 +103,7 @@ class LengthIndex:
         paths = [self.directory / f"{name}-{key}.npy" for name in ("tokens", "tiles", "fates")]
         if not all(path.exists() for path in paths):
             for path, array in zip(paths, self._lay_out(tiling, budget), strict=True):
-                save_array(path, array)
+                save(path, array)
         return tuple(map(open_array, paths))
 
     def _lay_out(self, tiling: DynamicTiling, budget: TileBudget) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -244,7 +245,7 @@ def _work(first: int, last: int) -> int:
 def _save_part(task: Measure, parts: Path, first: int, last: int) -> None:
     found = task.rows(first, last)
     complaints = np.frombuffer(write_complaints(found.pop("complaints")).encode(), np.uint8)
-    save_arrays(parts / f"{first}.npz", {"complaints": complaints, **found})
+    save(parts / f"{first}.npz", {"complaints": complaints, **found})
 
 
 def _merge(directory: Path, parts: Path, chunks: list[tuple[int, int]]) -> None:
@@ -265,9 +266,9 @@ def _save(directory: Path, arrays: dict[str, np.ndarray], complaints: list[Compl
     media_ends = np.cumsum(arrays["num_media"], dtype=np.int64)
     folder = directory / f"arrays-{secrets.token_hex(4)}"
     for name in ARRAYS:
-        save_array(folder / f"{name}.npy", (arrays | {"reasons": reasons, "media_ends": media_ends})[name])
-    save_text(folder / "complaints.jsonl", write_complaints(sorted(complaints, key=lambda item: item.row)))
-    save_text(directory / "meta.json", json.dumps({"arrays": folder.name, "reasons": reason_names}))
+        save(folder / f"{name}.npy", (arrays | {"reasons": reasons, "media_ends": media_ends})[name])
+    save(folder / "complaints.jsonl", write_complaints(sorted(complaints, key=lambda item: item.row)))
+    save(directory / "meta.json", json.dumps({"arrays": folder.name, "reasons": reason_names}))
     for old in directory.glob("arrays-*"):
         if old != folder and time.time() - old.stat().st_mtime > KEPT_SECONDS:
             shutil.rmtree(old, ignore_errors=True)

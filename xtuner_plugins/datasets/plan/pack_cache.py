@@ -20,7 +20,7 @@ import numpy as np
 from mmengine.logging import print_log
 
 from ...processes import die_with_parent
-from ..cache import array_hash, locked, save_arrays, text_hash
+from ..cache import array_hash, locked, save, text_hash
 from ..errors import SettingError
 from .packing import Packs, pack_samples
 
@@ -76,7 +76,7 @@ class PackCache:
                 with contextlib.suppress(OSError):
                     return _load(path)
                 packs = self._make(seed)
-                save_arrays(path, vars(packs))
+                save(path, vars(packs))
                 self._remove_oldest()
         except SettingError as error:
             if error.reason != "cache_dir":

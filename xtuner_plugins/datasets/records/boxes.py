@@ -1,16 +1,16 @@
 """Boxes in pixels become boxes in the 0-1000 frame that the models speak.
 
-A record with `"boxes": "pixel"` writes its boxes in pixels of the upright image, and says its size:
+A record with `"boxes": "pixel"` gives its boxes in pixels of the upright image, and that image's size:
 
     {"image": "a.jpg", "boxes": "pixel", "width": 640, "height": 480, "conversations": [
         {"from": "human", "value": "Where is <ref>the bus</ref>?"},
         {"from": "gpt", "value": "<ref>the bus</ref><box>[[64, 48, 320, 240]]</box>"}]}
 
-becomes `<box>[[100, 100, 500, 500]]</box>`. Without that key boxes are in the frame already, and are checked:
+becomes `<box>[[100, 100, 500, 500]]</box>`. Without that key boxes are already in the frame, and are checked:
 
-    error      a box that leaves the frame (pixels without the key), is inverted, or is begun (`<box>[`) and not closed
-    warning    a box in fractions from 0 to 1; what stands in `<box>` and isn't numbers (XML has such a tag); a tag of
-               `<ref>`, `<box>` and `<quad>`, which are tokens in training, without its other half
+    error      a box that leaves the frame (pixels without the key), is inverted, or isn't closed (`<box>[`)
+    warning    a box in fractions from 0 to 1; a `<box>` without numbers (XML has such a tag); `<ref>`, `<box>` or
+               `<quad>`, which are tokens in training, without its other half
 """
 
 import json
@@ -28,13 +28,13 @@ FRAME_SIZE = 1000
 
 
 def normalize_boxes(record: Record, real_size: Callable[[int], tuple[int, int]] | None = None) -> Record:
-    """The record with pixel boxes in the 0-1000 frame, and with warnings of doubtful ones.
+    """The record with pixel boxes in the 0-1000 frame, and with warnings about doubtful ones.
 
     Args:
-        real_size: (width, height) of the record's image, to check what the record says.
+        real_size: gives (width, height) of the record's n-th medium, to check what the record says.
 
     Raises:
-        RecordError: boxes that aren't any, lie outside the image or the frame, or sizes that disagree.
+        RecordError: malformed boxes, boxes outside the image or the frame, or sizes that disagree.
     """
     kind = record.extra.get("boxes")
     if kind is None or kind == "normalized":
@@ -53,7 +53,8 @@ def normalize_boxes(record: Record, real_size: Callable[[int], tuple[int, int]] 
             f"the record says {width}x{height}, the image is {{}}x{{}}".format(*real_size(images[0])),
             "correct width and height (of the upright image)",
         )
-    _check_tags(record)
+    for text in _marked_texts(record):
+        _check_tags(text, record)
     turns = tuple(
         turn._replace(
             parts=tuple(
@@ -69,10 +70,9 @@ def normalize_boxes(record: Record, real_size: Callable[[int], tuple[int, int]] 
 
 
 def compare_size(record: Record, size: tuple[int, int]) -> RecordError | None:
-    """A warning where a record of one image says another size than the image has.
+    """A warning where a record with one image states another size than the image has.
 
-    Sizes count only with pixel boxes, where they are checked as an error; elsewhere they show that the record may be
-    about another version of the image.
+    With pixel boxes that is an error; elsewhere the record may be about another version of the image.
 
     Args:
         size: (width, height) of the upright image.
@@ -88,31 +88,27 @@ def compare_size(record: Record, size: tuple[int, int]) -> RecordError | None:
     )
 
 
+def _marked_texts(record: Record) -> list[str]:
+    """The texts of a record that hold `<`."""
+    return [part for turn in record.turns for part in turn.parts if isinstance(part, str) and "<" in part]
+
+
 def _check_frame(record: Record) -> Record:
     """The record itself, with warnings added."""
     warnings: list[RecordError] = []
-    for turn in record.turns:
-        for part in turn.parts:
-            if isinstance(part, str) and "<" in part and ANY_TAG.search(part):
-                warnings += _check_tags_of(part, record)
-                for match in BOX.finditer(part):
-                    warnings += _check_box(match[1], record)
+    for text in _marked_texts(record):
+        if ANY_TAG.search(text):
+            warnings += _check_tags(text, record)
+            for match in BOX.finditer(text):
+                warnings += _check_box(match[1], record)
     return replace(record, warnings=record.warnings + tuple(warnings)) if warnings else record
 
 
-def _check_tags(record: Record) -> None:
-    for turn in record.turns:
-        for part in turn.parts:
-            if isinstance(part, str) and "<" in part:
-                _check_tags_of(part, record)
-
-
-def _check_tags_of(text: str, record: Record) -> list[RecordError]:
+def _check_tags(text: str, record: Record) -> list[RecordError]:
     """Warnings of tags without their other half; an unclosed box of numbers is an error."""
     if re.search(r"<box>\s*\[", BOX.sub("", text)):
-        _fail(
-            record, f"a box isn't closed: {text[text.rindex('<box>') :][:40]!r}", "write <box>[[x1, y1, x2, y2]]</box>"
-        )
+        begun = text[text.rindex("<box>") :][:40]
+        _fail(record, f"a box isn't closed: {begun!r}", "write <box>[[x1, y1, x2, y2]]</box>")
     problems = [
         f"{text.count(f'<{tag}>')} <{tag}> and {text.count(f'</{tag}>')} </{tag}> in a turn"
         for tag in TAGS
@@ -122,7 +118,7 @@ def _check_tags_of(text: str, record: Record) -> list[RecordError]:
 
 
 def _check_box(text: str, record: Record) -> list[RecordError]:
-    """Warnings of what stands in one `<box>`."""
+    """Warnings about the content of one `<box>`."""
     corners = _corners(text)
     if not all(len(box) == 4 for box in corners):
         problem = f"{text.strip()[:40]!r} in <box> is no box"
@@ -149,21 +145,13 @@ def _corners(text: str) -> list[tuple[float, ...]]:
         return [()]
 
 
-def find_boxes(text: str) -> list[tuple[float, float, float, float]]:
-    """The boxes of a text, in whatever frame it uses; what isn't a box is left out."""
-    boxes = []
-    for match in BOX.finditer(text):
-        try:
-            found = json.loads(match[1])
-            boxes += [
-                tuple(map(float, box)) for box in (found if isinstance(found[0], list) else [found]) if len(box) == 4
-            ]
-        except (ValueError, TypeError, IndexError, KeyError):
-            continue
-    return boxes
+def find_boxes(text: str) -> list[tuple[float, ...]]:
+    """The boxes of a text, four numbers each in whatever frame it uses; what isn't a box is left out."""
+    return [box for match in BOX.finditer(text) for box in _corners(match[1]) if len(box) == 4]
 
 
 def _convert(text: str, width: int, height: int, record: Record) -> str:
+    """Boxes in pixels, as JSON, in the 0-1000 frame."""
     out = []
     for box in _corners(text):
         if len(box) != 4:
@@ -171,14 +159,7 @@ def _convert(text: str, width: int, height: int, record: Record) -> str:
         x1, y1, x2, y2 = box
         if not (0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height):
             _fail(record, f"the box {text.strip()[:60]} leaves the image of {width}x{height}", "correct the box")
-        out.append(
-            [
-                round(x1 / width * FRAME_SIZE),
-                round(y1 / height * FRAME_SIZE),
-                round(x2 / width * FRAME_SIZE),
-                round(y2 / height * FRAME_SIZE),
-            ]
-        )
+        out.append([round(value / side * FRAME_SIZE) for value, side in zip(box, (width, height) * 2, strict=True)])
     return json.dumps(out)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cache import content_hash, locked, open_array, save_array
+from ..cache import content_hash, locked, open_array, save
 from ..errors import RecordError, SettingError
 from .record_json import COMMA_REMEDY, ends_with_comma, parse_json
 
@@ -136,7 +136,7 @@ def open_index(path: str | os.PathLike, cache_dir: str | os.PathLike) -> OffsetI
             if not all(file.exists() for file in files):  # another process may have scanned it meanwhile
                 found = scan(path)
                 for file, array in zip(files, (found.starts, found.lengths, found.lines), strict=True):
-                    save_array(file, array)
+                    save(file, array)
     return OffsetIndex(path, *map(open_array, files))
 
 

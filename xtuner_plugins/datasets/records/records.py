@@ -37,6 +37,8 @@ IMAGE, VIDEO = "<image>", "<video>"
 EITHER, ONLY_IMAGE = re.compile(f"({IMAGE}|{VIDEO})"), re.compile(f"({IMAGE})")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 FORMATS = {"conversations": ("from", "value"), "messages": ("role", "content")}
+KINDS = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number", bool: "true/false"}
+KINDS[type(None)] = "null"
 KNOWN_KEYS = {"conversations", "messages", "image", "images", "video", "videos", "system"}
 
 
@@ -108,16 +110,7 @@ def parse_record(raw: object, source: str) -> Record:
 
 
 def _kind(value: object) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "a string",
-        int: "a number",
-        float: "a number",
-        bool: "true/false",
-        type(None): "null",
-    }
-    return names.get(type(value), type(value).__name__)
+    return KINDS.get(type(value), type(value).__name__)
 
 
 def _message_list(raw: dict, source: str) -> tuple[list, str, str]:
@@ -320,19 +313,14 @@ def _fill_placeholders(
                 elif piece:
                     pieces.append(str(piece))
         filled.append((role, pieces, False))
+    if not learns and emptied:
+        fail(source, "empty_answer", "its answers are empty", "give it an answer or remove it")
     if not learns:
-        _refuse_unlearned(emptied, source)
+        fail(source, "no_answer", "no answer is learned, each has loss false or weight 0", "remove the record")
     in_front = _count_media(filled, images, videos, counts, own, source)
     if marked:
         check_texts(marked, in_front, objects, source, warnings)
     return filled, bool(marked)
-
-
-def _refuse_unlearned(emptied: bool, source: str) -> None:
-    """Refuse a record of which nothing would be learned."""
-    if emptied:
-        fail(source, "empty_answer", "its answers are empty", "give it an answer or remove it")
-    fail(source, "no_answer", "no answer is learned, each has loss false or weight 0", "remove the record")
 
 
 def _count_media(filled: list, images: list, videos: list, counts: dict, own: dict, source: str) -> bool:

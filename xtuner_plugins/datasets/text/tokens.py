@@ -73,12 +73,6 @@ class TextTokenizer(TextRules):
             SettingError: no such directory, no tokenizer in it, or one that can't be used.
         """
         directory = os.fspath(directory)
-        if not os.path.isdir(directory):
-            raise SettingError(
-                "base",
-                f"model directory {directory!r} isn't there",
-                "build it with tools/build_base_model.py or correct 'base'",
-            )
         try:
             tokenizer = load_fast_tokenizer(directory)
         except Exception as error:

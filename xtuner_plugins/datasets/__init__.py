@@ -1,17 +1,17 @@
 """Everything between an annotation file and a batch.
 
-records/      a line of JSON -> a checked conversation: where lines lie, what they say, boxes
+records/      a line of JSON -> a checked conversation: offsets of records, their contents, boxes
 images/       a file -> uint8 tiles: opening images and videos, the grid, three routes
 text/         a conversation -> ids and labels: templates, segments, tokens
 plan/         what fits, how long every record is, which samples make a pack
-audit/        every record looked at before training, the report, preparing known data
+audit/        checks of every record before training, the report, converters of known data sets
 
 dataset       the mixture as one list of samples    mixture      the files and their settings
-samplers      the order of an epoch                 collate      samples -> batch
-fates         what becomes of each sample           ledger       what was trained, what was left out and why
-bad_samples   policies and stand-ins                errors       every complaint, with place and remedy
+samplers      order of an epoch                     collate      samples -> batch
+fates         which samples will train              ledger       what was trained, what was left out and why
+bad_samples   policies and fillers                  errors       errors with place and remedy, checks of settings
 base          what a model directory says           cache        files and locks between runs
-handover      a batch crosses to the training process
+handover      transfer of a batch to the training process
 """
 
 from .collate import collate, collate_packed

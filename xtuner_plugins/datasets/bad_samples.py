@@ -1,4 +1,4 @@
-"""Unusable samples: the policies, and what stands in for a sample that is left out or isn't there."""
+"""Unusable samples: policies, the reject list, and what takes the place of a sample."""
 
 import json
 import os
@@ -11,13 +11,13 @@ from ..hub.constants import IGNORE_INDEX
 from .errors import DataError, SettingError
 
 POLICIES = ("raise", "skip")
-ON_PURPOSE = ("too_long", "rejected", "empty_answer")  # left out whatever the policy, and not counted as bad
+ON_PURPOSE = ("too_long", "rejected", "empty_answer")  # left out under every policy, not counted as bad
 FILLER = "(filler: no sample is left for this rank)"
-FILLER_INDEX = -(1 << 31)  # what a sampler gives a rank for which no sample is left; no dataset has such an index
+FILLER_INDEX = -(1 << 31)  # what a sampler yields where no sample is left for a rank; no dataset has this index
 
 
 def dropped_sample(error: DataError, source: str, tile_size: int, max_bad_samples: int = 100) -> dict:
-    """What stands in a batch's list for a sample that is left out; `collate` moves it into the batch's `dropped`."""
+    """The stand-in for a sample that is left out; `collate` moves it into the batch's `dropped`."""
     return {
         "dropped": error.reason,
         "message": str(error),
@@ -28,7 +28,7 @@ def dropped_sample(error: DataError, source: str, tile_size: int, max_bad_sample
 
 
 def filler_sample(tile_size: int) -> dict:
-    """What a rank gets in an epoch's last step when no sample is left for it: nothing is learned from it."""
+    """What a rank gets in the last step of an epoch when no sample is left for it; nothing is learned from it."""
     return {
         "input_ids": torch.zeros(1, dtype=torch.int64),
         "labels": torch.full((1,), IGNORE_INDEX),
@@ -39,14 +39,14 @@ def filler_sample(tile_size: int) -> dict:
 
 
 def read_reject_list(path: str | os.PathLike | None, sources: Sequence) -> list[frozenset[int]]:
-    """Numbers of the records to leave out, for each file of a mixture.
+    """Indices of the records to leave out, for each file of a mixture.
 
     Args:
         path: what `tools/check_data.py --reject-list` wrote; None rejects nothing.
         sources: the mixture's files (`mixture.Source`).
 
     Raises:
-        SettingError: the list is missing or isn't one.
+        SettingError: the list is missing or malformed.
     """
     rows: dict[str, set[int]] = {}
     if path is not None:

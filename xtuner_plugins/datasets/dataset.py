@@ -1,4 +1,4 @@
-"""The dataset: a mixture of annotation files, seen as one list of samples."""
+"""The dataset: a mixture of annotation files as one list of samples."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ from .text.tokens import TextTokenizer
 class MultimodalDataset(Dataset):
     """Conversations about images, from LLaVA-style json and jsonl files, ready for a model directory.
 
-    A raw record (see `records` for every form):
+    A raw record (`records` describes every form):
 
         {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"},
                                              {"from": "gpt", "value": "A cat."}]}
@@ -44,43 +44,42 @@ class MultimodalDataset(Dataset):
     Args:
         base: official-format model directory; tokenizer, template, tile size and tokens per tile come from it.
         data_paths: annotation files.
-        image_folders: one per file (None for a file without images, or with paths that are complete as they
-            stand); or one for all.
-        repeat_times: how often each file is used in an epoch; 0.5 takes a fixed random half, 3.5 everything
-            three times and half of it once more. Default 1.
-        dataset_settings: one dict (or None) a file: name, min_tiles, max_tiles, use_thumbnail, template, loss_weight.
-        min_tiles, max_tiles, use_thumbnail, template: in place of what the base's config.json says.
+        image_folders: one per file, or one for all; None for files without images or with complete paths.
+        repeat_times: how often each file is used per epoch; 0.5 takes a fixed random half, 3.5 everything three times
+            and half of it a fourth time. Default 1.
+        dataset_settings: per file a dict or None: name, min_tiles, max_tiles, use_thumbnail, template, loss_weight.
+        min_tiles, max_tiles, use_thumbnail, template: for files without their own; default: the base's config.json.
         max_length: most tokens of a sample.
         tile_sharing: 'equal' or 'need', how several images share the tiles (see `budget`).
-        too_long: what is tried, in this order, on a longer sample: 'shrink_tiles', 'truncate_text'. What is still
-            too long is left out, with an entry in the ledger.
-        on_bad_sample: 'raise' stops at unusable records, before the first step where lengths are measured, else when
-            one is met; 'skip' leaves them out, with an entry in the ledger.
-        max_bad_samples: with 'skip', more than this many in an epoch, all ranks together, stop the run.
-        num_frames: at most this many frames of a video.
+        too_long: what is tried, in this order, on a longer sample: 'shrink_tiles', 'truncate_text'. A sample that is
+            still too long is left out, with an entry in the ledger.
+        on_bad_sample: 'raise' stops at unusable records: before the first step where lengths are measured, otherwise
+            at the first one read. 'skip' leaves them out, with an entry in the ledger.
+        max_bad_samples: with 'skip', more than this many per epoch over all ranks stop the run.
+        num_frames: most frames of a video.
         route: 'pillow', 'torchvision' or 'device' (see `routes`).
-        num_threads: threads that open the samples of a batch together; 0 opens one after another.
+        num_threads: threads that open the samples of a batch; 0 opens them one after another.
         max_pixels: larger images are refused.
-        cache_dir: where lengths are kept between runs; None takes the environment variable XTUNER_PLUGINS_CACHE, or
-            `work_dirs/data_index` without one.
-        reject_list: records to leave out, as `tools/check_data.py --reject-list` writes them.
+        cache_dir: where lengths are kept between runs; default: the environment variable XTUNER_PLUGINS_CACHE, or
+            `work_dirs/data_index` where it isn't set.
+        reject_list: file of records to leave out, written by `tools/check_data.py --reject-list`.
         seed: decides which records a fraction in `repeat_times` takes.
 
     `dataset[i]` is a dict:
         input_ids: int64 `[s]`.
         labels: int64 `[s]`, -100 where nothing is learned.
         tiles: uint8 `[T, 3, S, S]`; T is 0 without images.
-        num_tiles: T, and the tiles still to be cut from `images`.
+        num_tiles: T plus the number of tiles still to be cut from `images`.
         source: 'file:line' of the record.
         fate: 'fits', 'shrink_tiles' or 'truncate_text', what it took to fit `max_length`.
-        images, uncut: only on the route 'device': uint8 `[H, W, 3]` each (or planes, see `routes`), and for each
-            an `UncutImage`.
-        index, dataset, loss_weight: its place in the mixture, its file's name and weight.
-    or, for one that is left out, {'dropped': reason, 'message', 'source', 'index', 'dataset'}.
+        images, uncut: only on the route 'device': images uint8 `[H, W, 3]` (or planes, see `routes`), and an
+            `UncutImage` for each.
+        index, dataset, loss_weight: index in the mixture, name and weight of the file.
+    A sample that is left out is {'dropped': reason, 'message', 'source', 'index', 'dataset'}.
 
     Raises:
-        SettingError: at construction, for whatever can't be used in the settings above.
-        RecordError: at access, for a record or image that can't be used, with its `file:line`.
+        SettingError: at construction, a setting can't be used.
+        RecordError: at access, a record or image can't be used; names its `file:line`.
     """
 
     def __init__(
@@ -134,16 +133,16 @@ class MultimodalDataset(Dataset):
         self.rejected = read_reject_list(reject_list, self.sources)
         self._lengths: dict[int, LengthIndex] = {}
         self._plan: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # what `layout` returned
-        self._plan_folders: list[Path] = []  # of the lengths that it came from, one for each file
+        self._plan_folders: list[Path] = []  # of the lengths behind `_plan`, one per file
         self._pool: ThreadPoolExecutor | None = None
         self._allowance = Allowance()
-        self._warned: set[str] = set()  # reasons of warnings that this process has logged
+        self._warned: set[str] = set()  # reasons of the warnings that this process has logged
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
     def locate(self, index: int) -> tuple[int, int]:
-        """(number of the file, number of the record in it) of a sample."""
+        """(index of the file, index of the record in it) of a sample."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         index %= len(self)
@@ -177,10 +176,10 @@ class MultimodalDataset(Dataset):
         return sample
 
     def _load_as_planned(self, index: int, number: int, row: int) -> dict:
-        """As `load`, for a sample of a plan, which counts on its tokens and tiles.
+        """As `load`, for a sample whose tokens and tiles have been planned.
 
         Raises:
-            RecordError: as `load`, or (`plan_changed`) the sample has other tokens or tiles than were measured.
+            RecordError: as `load`, or (`plan_changed`) the sample doesn't have the tokens and tiles that were measured.
         """
         tokens, tiles, fate = (column[index] for column in self._plan)
         try:
@@ -217,7 +216,7 @@ class MultimodalDataset(Dataset):
         return list(self._pool.map(self.__getitem__, indices))
 
     def _log_first(self, warnings: Sequence[RecordError]) -> None:
-        """Logs the first warning of each reason in this process; `tools/check_data.py` counts them all."""
+        """Log the first warning of each reason in this process; `tools/check_data.py` counts them all."""
         for warning in warnings:
             if warning.reason not in self._warned:
                 self._warned.add(warning.reason)
@@ -252,7 +251,7 @@ class MultimodalDataset(Dataset):
         }
 
     def _fit(self, record: Record, source: Source) -> tuple[list[TileSource], Encoded, int]:
-        """Open images with as many tiles as fit, tokenize, truncate; what was done is the fate (see `lengths`)."""
+        """Open images with as many tiles as fit, tokenize, truncate; returns also the fate (see `lengths`)."""
         paths = [source.folder.resolve(medium.name) for medium in record.media]
         videos = [path for path, medium in zip(paths, record.media, strict=True) if medium.kind == "video"]
         if videos:
@@ -309,7 +308,7 @@ class MultimodalDataset(Dataset):
     def lengths(
         self, number: int, *, num_workers: int | None = None, progress: Callable[[int], None] = lambda done: None
     ) -> LengthIndex:
-        """Measured lengths of file `number`, from the cache or built now (see `lengths`); looked up once."""
+        """Measured lengths of file `number`, from the cache or measured now (see `lengths`)."""
         if number not in self._lengths:
             source = self.sources[number]
             task = Measure(
@@ -321,7 +320,7 @@ class MultimodalDataset(Dataset):
     def layout(self, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens, tiles (int32) and fate (uint8, see `lengths.FATES`) of every sample, in the order of indices.
 
-        From now on every sample that is taken is compared with them: what packs and groups were made of must be true.
+        From then on every sample that is read is compared with them, because packs and groups rely on them.
 
         Args:
             options: `num_workers` and `progress` of `lengths`.
@@ -353,9 +352,9 @@ class MultimodalDataset(Dataset):
 
 
 def _gather(tiles: list[TileSource], size: int, route: str) -> dict:
-    """A sample's tiles, and the images that the device will cut."""
+    """The tiles of a sample, and the images that the device will cut."""
     ready = [tile.tiles for tile in tiles if tile.tiles is not None]
-    firsts = np.cumsum([0] + [tile.grid.num_tiles for tile in tiles]).tolist()  # and behind them all
+    firsts = np.cumsum([0] + [tile.grid.num_tiles for tile in tiles]).tolist()  # and the end of the last
     together = torch.cat(ready) if len(ready) > 1 else ready[0] if ready else torch.empty(0, 3, size, size).byte()
     out = {"tiles": together, "num_tiles": firsts[-1]}
     if route == "device":

@@ -1,4 +1,4 @@
-"""What becomes of each sample of a mixture, said before training: how many train, which don't, and why."""
+"""Which samples of a mixture will train, which are left out, and why; known before training."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ KEPT = {"shrink_tiles": "with fewer tiles to fit max_length", "truncate_text": "
 
 
 def _broken(dataset: "MultimodalDataset", fates: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices of the samples of each file that can't be used, and the reason of each."""
+    """Indices of the unusable samples of each file, and the reason of each."""
     for number, part in enumerate(np.split(fates, dataset.ends[:-1])):
         places = np.flatnonzero(part == BROKEN)
         if len(places):
@@ -28,14 +28,14 @@ def _broken(dataset: "MultimodalDataset", fates: np.ndarray) -> Iterator[tuple[n
 
 
 def find_broken(dataset: "MultimodalDataset", fates: np.ndarray) -> np.ndarray:
-    """Indices of the samples that can't be used, without those that are left out on purpose."""
+    """Indices of the unusable samples, without those left out on purpose."""
     found = [indices[~np.isin(reasons, ON_PURPOSE)] for indices, reasons in _broken(dataset, fates)]
     return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
 def unusable_error(dataset: "MultimodalDataset", indices: np.ndarray) -> RecordError:
-    """One error about all these records."""
-    records = dict.fromkeys(dataset.locate(int(index)) for index in indices)  # one may be there several times
+    """One error about all records of these samples."""
+    records = dict.fromkeys(dataset.locate(int(index)) for index in indices)  # a record may be repeated
     errors = [why_left_out(dataset, number, row) for number, row in list(records)[:SHOWN]]
     lines = [f"{len(records)} records can't be used:", *map(str, errors)]
     if len(records) > SHOWN:
@@ -56,7 +56,7 @@ def why_left_out(dataset: "MultimodalDataset", number: int, row: int) -> RecordE
 
 
 def left_out(dataset: "MultimodalDataset", fates: np.ndarray) -> list[dict]:
-    """The samples that a plan doesn't contain, each with index, dataset, dropped (the reason) and message.
+    """The samples that a plan leaves out, each with index, dataset, dropped (the reason) and message.
 
     Args:
         fates: from `layout`.
@@ -71,7 +71,7 @@ def left_out(dataset: "MultimodalDataset", fates: np.ndarray) -> list[dict]:
 
 
 def describe(dataset: "MultimodalDataset", fates: np.ndarray | None = None) -> str:
-    """One line on how many samples of how many will train, and what becomes of the others.
+    """One line: how many samples will train, and what happens to the others.
 
     Args:
         fates: from `layout`; None where nothing is measured before training.

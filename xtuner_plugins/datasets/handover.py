@@ -1,14 +1,13 @@
-"""How a batch crosses from a DataLoader worker to the training process: in one reusable block of shared memory.
+"""Transfer of a batch from a DataLoader worker to the training process, in one reusable block of shared memory.
 
     worker     takes a free block, copies the batch's tensors into it, marks it as taken
-    pipe       carries the block's handle and what isn't a tensor
-    training   maps the block; when the last tensor over it is gone, marks it as free
+    pipe       carries the block's handle and everything that isn't a tensor
+    training   maps the block; when the last tensor in it is gone, marks it as free
 
-On its own a DataLoader puts every tensor of every batch into new shared memory, and new shared memory costs more than
-what is copied into it: its pages are made and zeroed one by one (0.7 ms per MiB, where copying takes 0.15), and each
-tensor's handle is fetched by a connection of its own. Nothing large goes through the pipe by value: a full pipe blocks
-the worker, for ever if the training process is killed. In the training process itself nothing crosses, and nothing of
-this happens.
+A plain DataLoader puts every tensor of every batch into new shared memory, which costs more than the copy: its pages
+are allocated and zeroed one by one (0.7 ms per MiB; copying takes 0.15), and the handle of each tensor needs its own
+connection. Nothing large goes through the pipe by value, because a full pipe blocks the worker, for ever if the
+training process is killed. Without workers a batch isn't transferred and none of this happens.
 """
 
 import gc
@@ -22,9 +21,9 @@ from torch.utils.data import get_worker_info
 
 from ..processes import die_with_parent
 
-HEADER = 4096  # the first byte of it says whether a block is taken
-MOST_BLOCKS = 16  # that a worker keeps for later; more are made while the training process holds on to all of them
-STEP = 1 << 21  # sizes of blocks, so that nearly equal batches find each other's
+HEADER = 4096  # bytes; the first says whether a block is taken
+MOST_BLOCKS = 16  # that a worker keeps; it makes more while the training process holds all of them
+STEP = 1 << 21  # bytes; blocks are multiples of it, so that batches of similar size share them
 ALIGNMENT = 64  # bytes, of each tensor in a block
 
 
@@ -32,9 +31,9 @@ _bound_pid: int | None = None  # of the worker that `bind_worker` has bound
 
 
 def bind_worker() -> None:
-    """Lets a DataLoader worker end with the training process, however that ends; nothing elsewhere or again.
+    """Make a DataLoader worker end with the training process; does nothing elsewhere or when called again.
 
-    On its own a worker asks for its parent only while it waits for work, and never while a queue blocks it.
+    A plain worker checks for its parent only while it waits for work, and never while a queue blocks it.
     """
     global _bound_pid
     if get_worker_info() is not None and _bound_pid != os.getpid():
@@ -43,7 +42,7 @@ def bind_worker() -> None:
 
 
 class HandedBatch(dict):
-    """A batch whose tensors lie in a block (worker's side). Unpickled it is a plain dict."""
+    """A batch whose tensors lie in a block, in a worker. Unpickled it is a plain dict."""
 
     block: "_Block"
 
@@ -62,14 +61,14 @@ class HandedBatch(dict):
 
 
 def hand_over(batch: dict) -> dict:
-    """The batch with its images put together, ready to cross if this is a worker.
+    """The batch with its tiles concatenated, in a block if this is a worker.
 
     Args:
-        batch: `tiles` is a list of uint8 `[t, 3, S, S]`, `images` (if there) a list of uint8 tensors; other values
-            are tensors or small things.
+        batch: `tiles` is a list of uint8 `[t, 3, S, S]`, `images` (if present) a list of uint8 tensors; other values
+            are tensors or small objects.
 
     Returns:
-        the batch, `tiles` a tensor `[T, 3, S, S]`.
+        The batch, with `tiles` as a tensor `[T, 3, S, S]`.
     """
     parts, images = batch["tiles"], batch.get("images", [])
     tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
@@ -91,7 +90,7 @@ def hand_over(batch: dict) -> dict:
 
 
 class _Block:
-    """Shared memory of a worker, with a byte in front that says whether somebody still reads it."""
+    """Shared memory of a worker; its first byte says whether it is still read."""
 
     def __init__(self, size: int):
         self.size = -(-(HEADER + size) // STEP) * STEP
@@ -116,18 +115,18 @@ class _Block:
         return tensor.storage_offset() * tensor.element_size(), tuple(tensor.shape), tensor.dtype
 
 
-_blocks: list[_Block] = []  # a worker's own
+_blocks: list[_Block] = []  # of a worker process
 
 
 def _take_block(size: int) -> _Block | None:
-    """A block of at least `size` bytes that nobody reads, marked as taken; None if the system gives none."""
+    """A free block of at least `size` bytes, marked as taken; None if the system provides none."""
     if not _blocks:
-        gc.freeze()  # what a worker was born with stays: looking through it again and again only copies its pages
+        gc.freeze()  # scanning the objects inherited from the parent would only copy their pages
     free = [block for block in _blocks if not block.memory[0]]
     block = next((block for block in free if HEADER + size <= block.size), None)
     if block is None:
         if free:
-            _blocks.remove(free[0])  # too small: a larger one takes its place
+            _blocks.remove(free[0])  # too small: replaced by a larger one
         try:
             block = _Block(size)
         except OSError:
@@ -144,7 +143,7 @@ def _receive(handle: DupFd, size: int, keys: list, inside: dict, arrays: dict, r
     memory = mmap.mmap(file, size)
     os.close(file)
     view = memoryview(memory)
-    # Every tensor below holds the view; a process forked from this one holds copies, which free nothing.
+    # Every tensor below holds the view. A process forked from this one holds copies, which must not free the block.
     weakref.finalize(view, _free, memory, os.getpid()).atexit = False
     whole = torch.frombuffer(view, dtype=torch.uint8)
 

@@ -1,10 +1,10 @@
-"""Every sample is accounted for: trained on, or left out with a reason in the ledger. None is ever swapped.
+"""Every sample is accounted for: trained on, or left out with a reason in the ledger. None is ever replaced.
 
-`work_dir/ledger.jsonl` gets a line for each sample that is left out, when it is met or when the plan is made,
+`work_dir/ledger.jsonl` gets a line for each sample that is left out, when it is read or when the plan is made,
 
     {"epoch": 0, "dataset": "vqa", "index": 17, "reason": "image_missing", "message": "vqa.jsonl:18: ..."}
 
-and for each epoch a line of sums: {"epoch": 0, "trained": 9996, "dropped": 4, "total": 10000}.
+and a line of sums for each epoch: {"epoch": 0, "trained": 9996, "dropped": 4, "total": 10000}.
 """
 
 import json
@@ -25,15 +25,14 @@ class TooManyBadSamples(ValueError):
 
 
 class Ledger:
-    """The file of samples that were left out, and the sums of an epoch.
+    """The file of samples that were left out, and the sums of each epoch.
 
-    Lines are appended whole, so several ranks may write to one file.
+    Each line is appended by one write, so several ranks may share a file.
 
     Args:
         path: the file; None only counts.
-        max_bad_samples: more dropped samples than this stop the run. They are counted over an epoch and over all
-            processes that write to `path` (without a path, in this process); samples that are too long, or on the
-            reject list, don't count: they are left out on purpose.
+        max_bad_samples: more dropped samples than this stop the run, counted per epoch over all processes that write
+            to `path` (without a path, in this process). Samples left out on purpose (`ON_PURPOSE`) don't count.
     """
 
     def __init__(self, path: str | os.PathLike | None, max_bad_samples: int = 100):
@@ -42,7 +41,7 @@ class Ledger:
         self.trained: Counter[int] = Counter()  # by epoch
         self.dropped: Counter[int] = Counter()
         self._bad: Counter[int] = Counter()  # by epoch, of all processes
-        self._counted_to = 0  # bytes of the file that `_bad` knows
+        self._counted_to = 0  # bytes of the file that `_bad` includes
 
     def account(self, epoch: int, trained: int, dropped: Iterable[dict]) -> None:
         """Enter a batch.
@@ -52,7 +51,7 @@ class Ledger:
             dropped: the others, each with dataset, index, dropped (the reason) and message.
 
         Raises:
-            TooManyBadSamples: the ceiling is passed.
+            TooManyBadSamples: more than `max_bad_samples`.
         """
         self.trained[epoch] += trained
         for sample in dropped:
@@ -79,7 +78,7 @@ class Ledger:
         return sums
 
     def _count_bad(self, epoch: int) -> int:
-        """Unusable samples of an epoch that are in the file by now, the newest of this process included."""
+        """Unusable samples of an epoch in the file, the newest of this process included."""
         if self.path is None:
             self._bad[epoch] += 1
             return self._bad[epoch]
@@ -94,16 +93,16 @@ class Ledger:
         return self._bad[epoch]
 
     def begin(self, epoch: int, taken: Sequence[int]) -> None:
-        """Begin a run, or go on with one: what lies behind is kept, what will be met again is taken out of the file.
+        """Begin or resume a run: entries before its position are kept, later ones removed, since they will come again.
 
         Args:
-            epoch: where the run begins.
-            taken: the epoch's samples that were taken before that; empty at an epoch's start.
+            epoch: in which the run begins.
+            taken: samples of that epoch that were taken before; empty at its start.
         """
         if self.path is None or not self.path.exists():
             self.trained[epoch] = len(taken)
             return
-        if epoch == 0 and not len(taken):  # another run's, in the same folder
+        if epoch == 0 and not len(taken):  # of another run in the same folder
             os.replace(self.path, self.path.with_name("ledger.previous.jsonl"))
             return
         behind, kept = set(map(int, taken)), []
@@ -133,9 +132,9 @@ class Ledger:
 
 
 class Unrecorded:
-    """Takes the samples that were left out from each batch of a run without `LedgerHook`: counts and logs them.
+    """Counts and logs the samples left out of each batch in a run without `LedgerHook`.
 
-    The dataset's `max_bad_samples` holds here too, but for this process alone and for the run, not per epoch.
+    The dataset's `max_bad_samples` holds here too, but for this process alone and over the whole run.
     """
 
     def __init__(self):
@@ -145,7 +144,7 @@ class Unrecorded:
         """Remove `dropped` from a batch, if `LedgerHook` hasn't done so.
 
         Raises:
-            TooManyBadSamples: the ceiling is passed.
+            TooManyBadSamples: more than `max_bad_samples`.
         """
         for sample in batch.pop("dropped", ()):
             self._ledger.max_bad_samples = sample["max_bad_samples"]

@@ -1,4 +1,4 @@
-"""The annotation files of a mixture, and which of their records an epoch uses."""
+"""The annotation files of a mixture with their settings, and which of their records an epoch uses."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ OWN_SETTINGS = {  # that a file may have: their types
 
 @dataclass(frozen=True)
 class Source:
-    """One annotation file of the mixture with everything that is decided for it."""
+    """One annotation file of the mixture with its settings."""
 
     name: str
     index: OffsetIndex
@@ -85,7 +85,7 @@ def open_sources(
 
 
 def _tell_apart(sources: list[Source]) -> list[Source]:
-    """Files of one name (`a/train.jsonl`, `b/train.jsonl`) go by their paths in reports and in the ledger."""
+    """Name files with the same stem (`a/train.jsonl`, `b/train.jsonl`) by their paths in reports and in the ledger."""
     stems = [Path(source.index.path).stem for source in sources]
     return [
         replace(source, name=source.index.path) if source.name == stem and stems.count(stem) > 1 else source
@@ -94,11 +94,11 @@ def _tell_apart(sources: list[Source]) -> list[Source]:
 
 
 def raise_together(errors: Sequence[DataError]) -> None:
-    """Raise what is wrong with several files at once, a line for each.
+    """Raise the errors of several files at once, one line per file.
 
     Raises:
-        DataError: when there is one.
-        SettingError: when there are several different ones.
+        DataError: the only error.
+        SettingError: several different ones.
     """
     messages = list(dict.fromkeys(map(str, errors)))
     if len(messages) > 1:
@@ -108,9 +108,9 @@ def raise_together(errors: Sequence[DataError]) -> None:
 
 
 def pick_records(num_records: int, repeat: float, seed: int) -> np.ndarray:
-    """Numbers of the records that a file contributes to an epoch, int32: whole rounds, then a random part of one.
+    """Indices of the records that a file contributes to an epoch, int32: whole rounds, then a random part of one.
 
-    A part is rounded to the nearest record, and a file always contributes at least one.
+    The part is rounded to the nearest record; every file contributes at least one.
     """
     whole = int(repeat)
     rest = int((repeat - whole) * num_records + 0.5)

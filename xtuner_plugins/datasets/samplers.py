@@ -1,11 +1,11 @@
 """The plan of an epoch: which samples, in which order, on which rank.
 
-The order of samples is a function of seed and epoch alone. So are the packs; their order depends also on the number of
-ranks with which the epoch began (`cell`), so that ranks get similar work.
+The order of samples depends on seed and epoch alone. So do the packs; their order depends also on the number of ranks
+with which the epoch began (`cell`), so that ranks get similar work.
 
-A place in the plan is an integer, the number of samples (or packs) that all ranks together have taken in this epoch.
-Resuming is `seek`: nothing is read or decoded, and the number of ranks may have changed. Every usable sample comes
-exactly once per epoch; where the last step has none left for a rank, that rank gets a filler.
+A position in the plan is the number of samples (or packs) that all ranks together have taken in this epoch. Resuming is
+`seek`: nothing is read or decoded, and the number of ranks may have changed. Every usable sample comes exactly once per
+epoch; a rank for which the last step has none left gets a filler.
 """
 
 import logging
@@ -38,11 +38,11 @@ class PlanSampler(Plan):
 
     Args:
         dataset: what is planned.
-        seed: with the epoch it decides the order; None agrees on one over all ranks.
-        shuffle: False keeps the mixture's own order.
-        group_by: 'length' puts samples of alike length together, 'modality' also keeps samples with and without
-            images apart; both need measured lengths. None needs none.
-        group_size: samples of alike length that stand together (batch size x ranks x accumulation, or a multiple).
+        seed: decides the order, together with the epoch; None: all ranks agree on a random one.
+        shuffle: False keeps the order of the mixture.
+        group_by: 'length' groups samples of similar length; 'modality' also separates samples with and without images.
+            Both need measured lengths, None doesn't.
+        group_size: samples per group (batch size x ranks x accumulation, or a multiple).
 
     Raises:
         SettingError: an unknown `group_by`, or nothing usable in the dataset.
@@ -108,7 +108,7 @@ class PlanSampler(Plan):
         groups = []
         for kind in (False, True):
             members = order[kinds == kind]
-            region = self.group_size * 16  # sorted region by region, so that the order stays random
+            region = self.group_size * 16  # sorted by region, so that the order stays random
             for first in range(0, len(members), region):
                 part = members[first : first + region]
                 part = part[np.argsort(tokens[part], kind="stable")]
@@ -135,7 +135,7 @@ class PlanSampler(Plan):
         return self.order(epoch)[:position] if position else ()
 
     def set_epoch(self, epoch: int) -> None:
-        """For MMEngine, which calls it at an epoch's start; a run that goes on within the epoch stays where it is."""
+        """Called by MMEngine at the start of an epoch; a run resumed within the epoch keeps its position."""
         if epoch != self.epoch:
             self.seek(epoch)
 
@@ -158,7 +158,7 @@ class PackBatchSampler(Plan):
         collate_fn=dict(type=collate_packed)
 
     Args:
-        sampler: gives dataset, seed, epoch and ranks.
+        sampler: has dataset, seed, epoch and ranks.
         batch_size: must be 1: a pack is a batch.
         max_tokens, max_tiles: budgets of a pack; None means no limit on tiles.
 
@@ -188,7 +188,7 @@ class PackBatchSampler(Plan):
             print_log(self.describe(packs), "current", logging.INFO)
 
     def packs(self, epoch: int) -> Packs:
-        """The packs of an epoch, over all ranks, in the order that they are taken in."""
+        """The packs of an epoch, over all ranks, in the order in which they are taken."""
         cell = self.sampler.cell if epoch == self.sampler.epoch else self.sampler.num_ranks
         if self._packs is None or self._packs[0] != (epoch, cell):
             seed = self._seed(epoch)
@@ -198,15 +198,8 @@ class PackBatchSampler(Plan):
     def _seed(self, epoch: int) -> int:
         return int(np.random.default_rng([self.sampler.seed, epoch]).integers(1 << 62))
 
-    def _pack_ahead(self) -> None:
-        """Let the packs of the next epoch be made while this one is trained."""
-        if self._ahead is not None and self._ahead.is_alive():
-            return
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            self._ahead = self._cache.start_ahead(self._seed(self.sampler.epoch + 1))
-
     def describe(self, packs: Packs) -> str:
-        """One line on what the packing achieves."""
+        """One line with the figures of the packing."""
         figures = efficiency(packs, self.max_tokens, self.sampler.num_ranks)
         fates = np.bincount(self.sampler.layout()[2], minlength=len(FATES))
         changed = ", ".join(
@@ -232,7 +225,7 @@ class PackBatchSampler(Plan):
         return self._cache.key(self.sampler.seed)
 
     def num_steps(self, epoch: int) -> int:
-        """Differs a little from epoch to epoch."""
+        """Number of steps; differs a little between epochs."""
         return -(-len(self.packs(epoch)) // self.num_ranks)
 
     def seek(self, epoch: int, position: int = 0, cell: int | None = None) -> None:
@@ -253,7 +246,8 @@ class PackBatchSampler(Plan):
 
     def __iter__(self) -> Iterator[list[int]]:
         packs = self.packs(self.sampler.epoch)
-        self._pack_ahead()
+        if os.environ.get("LOCAL_RANK", "0") == "0" and not (self._ahead and self._ahead.is_alive()):
+            self._ahead = self._cache.start_ahead(self._seed(self.sampler.epoch + 1))
         first, self.sampler.position = self.sampler.position, 0
         for step in range(first, len(packs), self.sampler.num_ranks):
             place = step + self.sampler.rank

@@ -9,8 +9,6 @@ from PIL import Image
 from xtuner_plugins.datasets import MultimodalDataset, RecordError
 from xtuner_plugins.datasets.errors import MediaError
 from xtuner_plugins.datasets.images.video import load_frames, pick_frames, probe_video
-from xtuner_plugins.datasets.records.boxes import find_boxes, normalize_boxes
-from xtuner_plugins.datasets.records.records import parse_record
 
 LEVELS = [20 * number for number in range(12)]
 
@@ -118,38 +116,6 @@ def test_boxes_of_a_image_beside_a_video(videos, data_base, write_data, qa, text
     data = write_data([record | {"width": 65}], "wrong.jsonl")
     with pytest.raises(RecordError, match="wrong.jsonl:1: the record says 65x48, the image is 64x48"):
         MultimodalDataset(data_base, data, str(videos), num_frames=3)[0]
-
-
-def boxed(answer, **extra):
-    raw = {
-        "image": "a.jpg",
-        "boxes": "pixel",
-        "width": 640,
-        "height": 480,
-        "conversations": [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": answer}],
-        **extra,
-    }
-    return parse_record(raw, "f:3")
-
-
-def test_pixel_boxes_enter_the_frame():
-    record = normalize_boxes(boxed("<ref>bus</ref><box>[[64, 48, 320, 240]]</box> and <box>[0,0,640,480]</box>"))
-    assert record.turns[1].text == (
-        "<ref>bus</ref><box>[[100, 100, 500, 500]]</box> and <box>[[0, 0, 1000, 1000]]</box>"
-    )
-    assert find_boxes(record.turns[1].text) == [(100, 100, 500, 500), (0, 0, 1000, 1000)]
-    plain = parse_record(
-        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "<box>[[1, 2, 3, 4]]</box>"}]},
-        "f:1",
-    )
-    assert normalize_boxes(plain) is plain
-
-
-def test_boxes_are_checked_against_the_image():
-    with pytest.raises(RecordError, match="f:3: the record says 640x480, the image is 480x640"):
-        normalize_boxes(boxed("<box>[[1, 2, 3, 4]]</box>"), lambda place: (480, 640))
-    with pytest.raises(RecordError, match="f:3: the box .* leaves the image of 640x480"):
-        normalize_boxes(boxed("<box>[[1, 2, 3, 481]]</box>"))
 
 
 CORNERS = np.zeros((48, 64, 3), np.uint8)

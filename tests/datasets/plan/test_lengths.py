@@ -129,14 +129,6 @@ def test_processes_count_as_one_does(settings, monkeypatch, tmp_path):
         np.testing.assert_array_equal(getattr(several, name), getattr(alone, name))
 
 
-def test_garbage_is_collected_again_afterwards(settings):
-    import gc
-
-    assert gc.isenabled()
-    MultimodalDataset(**settings).lengths(0, num_workers=0)
-    assert gc.isenabled()
-
-
 def test_a_file_that_shrinks_meanwhile_is_complained_about(settings):
     dataset = MultimodalDataset(**settings)
     with open(settings["data_paths"], "r+") as file:

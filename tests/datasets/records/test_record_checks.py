@@ -1,15 +1,12 @@
 """Forms of other projects' data: each is an error, a warning, or done; what only looks like one passes."""
 
-import json
-
 import pytest
 
 from xtuner_plugins.datasets import MultimodalDataset, RecordError
 from xtuner_plugins.datasets.audit.check import check_dataset
 from xtuner_plugins.datasets.errors import SettingError
-from xtuner_plugins.datasets.records.boxes import compare_size, normalize_boxes
+from xtuner_plugins.datasets.records.boxes import normalize_boxes
 from xtuner_plugins.datasets.records.index import scan
-from xtuner_plugins.datasets.records.record_json import parse_json
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.text.templates import get_template
 from xtuner_plugins.hub.constants import IGNORE_INDEX
@@ -128,36 +125,6 @@ def test_system_messages_are_those_of_chat(data_base, hf_tokenizer, template):
         ids = encode(record, get_template(template), TextTokenizer(hf_tokenizer)).input_ids.tolist()
         assert ids[: len(prompt)] == prompt, raw
         assert [warning.reason for warning in record.warnings] == (["empty_system"] if message == "" else [])
-
-
-def test_sizes_that_lie_are_a_warning(make_image, data_base, write_data, qa):
-    folder = make_image("a.png", 100, 90)
-    path = write_data([qa(image="a.png", width=90, height=100), qa(image="a.png", width=100, height=90)])
-    said = []
-    dataset = MultimodalDataset(data_base, path, folder, cache_dir=path + ".cache")
-    (report,) = check_dataset(dataset, num_workers=0, warn=lambda reason, text: said.append(text))
-    assert report.warnings == {"image_size": 1} and report.num_wrong == 0
-    assert said[0].startswith(f"{path}:1: the record says 90x100, the image is 100x90")
-    assert compare_size(parse(image="a.png"), (5, 5)) is None
-
-
-@pytest.mark.parametrize(
-    "text, passes",
-    [
-        ('{"a": 1, "b": {"a": [{"c": 1}, {"c": 2}]}}', True),
-        ('{"a": "x\\":y \\": {\\"a\\": 1}", "b" : 2}', True),
-        ('{"a" : 1, "a" : 2}', False),
-        ('{"a": 1, "b": [{"c": 1, "c": 1}]}', False),
-        ('{"a": "\\":", "b": {"c": 1, "c": 1}}', False),
-    ],
-)
-def test_keys_that_stand_twice(text, passes):
-    if passes:
-        assert parse_json(text.encode(), "f:1") == json.loads(text)
-        return
-    with pytest.raises(RecordError, match="stands twice") as caught:
-        parse_json(text.encode(), "f:1")
-    assert caught.value.reason == "json_duplicate_key"
 
 
 def test_lines_that_end_in_commas_are_said_once_and_lines_of_spaces_are_blank(tmp_path):

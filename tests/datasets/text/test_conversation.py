@@ -7,7 +7,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xtuner_plugins.datasets.errors import SettingError
 from xtuner_plugins.datasets.records.record_checks import find_forms
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.text.conversation import encode
@@ -175,16 +174,3 @@ def test_a_token_that_swallows_spaces_does_so_in_training_too(hf_tokenizer):
     for role, text in zip(conversation.roles, ("  Hi there", "Yes."), strict=True):
         conversation.append_message(role, text)
     assert sample.input_ids.tolist() == phi(conversation.get_prompt(), add_special_tokens=False).input_ids
-
-
-def test_a_tokenizer_without_image_tokens_is_refused(tmp_path):
-    from xtuner_plugins.datasets.text.tokens import TextTokenizer
-    from xtuner_plugins.toy.tokenizer import build_tokenizer
-
-    with pytest.raises(SettingError, match="lacks <img>"):
-        TextTokenizer.from_pretrained(build_tokenizer(tmp_path / "t"))
-    with pytest.raises(SettingError, match="none' can't be loaded"):
-        TextTokenizer.from_pretrained(tmp_path / "none")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(SettingError, match="can't be loaded"):
-        TextTokenizer.from_pretrained(tmp_path / "empty")

@@ -1,4 +1,4 @@
-"""Opens every record and every image of a dataset before any training, and says what is wrong where."""
+"""Opens every record and every image of a dataset before training, and reports each error with its place."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -20,26 +21,26 @@ from ..images.media import MAX_PIXELS, ImageFolder, load_image
 from ..images.video import load_frames
 from ..mixture import raise_together
 from ..records.boxes import compare_size, normalize_boxes
-from ..records.index import OffsetIndex, scan
+from ..records.index import scan
 from ..records.records import Record, parse_record
 
-NUM_FRAMES = 8  # of a video, as the dataset's default
+NUM_FRAMES = 8  # per video, the dataset's default
 CHUNK = 64  # records that a worker takes at a time
 COLUMNS = ("tokens", "supervised", "tiles", "turns", "width", "height")
 
-_dataset = None  # a worker's own copy
+_dataset = None  # the copy of a worker process
 
 
 @dataclass
 class FileReport:
-    """What was found in one annotation file.
+    """The findings in one annotation file.
 
     Attributes:
         complaints: number of unusable records by reason.
-        rejected: (index of the record, line, reason) of each, and of those that the dataset's own reject list names.
-        num_rejected: records on that list; they aren't opened.
+        rejected: (index of the record, line, reason) of each unusable record and each on the dataset's reject list.
+        num_rejected: records on that list, which aren't opened.
         changes: number of usable records by what it took to fit `max_length` ('shrink_tiles', 'truncate_text').
-        first_cut: line of the first record whose end is cut off, 0 without one.
+        first_cut: line of the first record whose end is cut off; 0: none.
         measures: `COLUMNS` of each usable record; width and height are those of its first image.
         warnings: number of warnings about usable records, by reason.
     """
@@ -60,14 +61,14 @@ class FileReport:
         return sum(self.complaints.values())
 
     def column(self, name: str) -> np.ndarray:
-        """One measure of every usable record, int64; sizes without those of records without images."""
+        """One measure of every usable record, int64; width and height only of records with an image."""
         values = np.array([row[COLUMNS.index(name)] for row in self.measures], np.int64)
         return values[values > 0] if name in ("width", "height") else values
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One record, opened: either what it measures, with (reason, message) of each warning, or what is wrong with it."""
+    """One opened record: its measures and the (reason, message) of each warning; or what is wrong with it."""
 
     number: int  # of the file
     row: int  # of the record in it
@@ -83,21 +84,14 @@ class PlainFiles:
     """Annotation files without a model: records and images are opened, tokens and tiles are not counted.
 
     Raises:
-        SettingError, RecordError: files or folders that can't be used, all of them in one error.
+        SettingError, RecordError: files or folders can't be used; one error names all of them.
     """
-
-    @dataclass(frozen=True)
-    class Source:
-        """One annotation file and the folder of its images."""
-
-        index: OffsetIndex
-        folder: ImageFolder
 
     def __init__(self, data_paths: Sequence[str], image_folders: Sequence[str | None], max_pixels: int = MAX_PIXELS):
         self.sources, errors = [], []
         for path, folder in zip(data_paths, image_folders, strict=True):
             try:
-                self.sources.append(self.Source(scan(path), ImageFolder(folder, Path(path).parent)))
+                self.sources.append(SimpleNamespace(index=scan(path), folder=ImageFolder(folder, Path(path).parent)))
             except DataError as error:
                 errors.append(error)
         raise_together(errors)
@@ -149,10 +143,10 @@ def check_dataset(
     warn: Callable[[str, str], None] = lambda reason, message: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[FileReport]:
-    """Open every record once (however often it is repeated) with its images.
+    """Open every record once, whatever its repeat_times, with its images.
 
     Args:
-        num_workers: processes; None takes one per core, 0 works in this one.
+        num_workers: processes; default: one per core; 0 works in this process.
         complain: called with each complaint, which begins with `file:line:`.
         warn: called with reason and message of each warning about a usable record.
         progress: called with the number of records done since the last call.
@@ -169,7 +163,7 @@ def check_dataset(
                 report.rejected.append((finding.row, line, finding.reason))
                 if finding.reason == "rejected":
                     report.num_rejected += 1
-                elif finding.reason == "empty_answer":  # left out whatever the policy, so it stops nobody
+                elif finding.reason == "empty_answer":  # left out under every policy, so no run stops
                     report.warnings[finding.reason] += 1
                     warn(finding.reason, f"{finding.message} (left out)")
                 else:
@@ -189,7 +183,7 @@ def check_dataset(
 
 
 def count_samples(dataset: MultimodalDataset, reports: Sequence[FileReport]) -> int:
-    """Samples of an epoch that train: a record counts as often as it is repeated, an unusable one not at all."""
+    """Number of samples of an epoch that train: repeated records count each time, unusable ones never."""
     return sum(
         int(np.isin(pick, [row for row, _, _ in report.rejected], invert=True).sum())
         for pick, report in zip(dataset.picks, reports, strict=True)
@@ -197,10 +191,7 @@ def count_samples(dataset: MultimodalDataset, reports: Sequence[FileReport]) -> 
 
 
 def write_reject_list(path: str | os.PathLike, reports: Sequence[FileReport]) -> int:
-    """Write the unusable records as jsonl, {"file", "row", "line", "reason"} each; returns their number.
-
-    `MultimodalDataset(reject_list=path)` leaves them out.
-    """
+    """Write the unusable records for `reject_list`, {"file", "row", "line", "reason"} per line; returns the number."""
     entries = [
         {"file": os.path.abspath(report.path), "row": row, "line": line, "reason": reason}
         for report in reports
@@ -212,7 +203,7 @@ def write_reject_list(path: str | os.PathLike, reports: Sequence[FileReport]) ->
 
 
 def histogram(values: np.ndarray, num_bins: int = 10) -> list[tuple[str, int]]:
-    """(range, count) of equally wide bins over whole numbers; empty without values."""
+    """(range, count) of bins of equal width over whole numbers; empty without values."""
     if not len(values):
         return []
     low, high = int(values.min()), int(values.max())
@@ -244,7 +235,7 @@ def _start_worker(dataset) -> None:
     die_with_parent()
     _dataset = dataset
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who is asked to stop is the process that waits for the workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the process that waits for the workers
 
 
 def _check_chunk(chunk: tuple[int, int, int]) -> list[Finding]:

@@ -1,8 +1,7 @@
-"""From the files that people download to this project's jsonl.
+"""Conversion of public data sets to this project's jsonl.
 
-Each row of `RECIPES` says which file a data set comes as, how many records it has, who says so, where its images lie,
-and how one of its records becomes ours. Records are checked as training will check them; nothing is guessed and nothing
-is dropped in silence.
+Each row of `RECIPES` names the downloaded file, its number of records and who published it, the place of the images,
+and the conversion of a record. Records are checked as in training; nothing is guessed or silently dropped.
 """
 
 import json
@@ -21,8 +20,8 @@ from ..records.records import parse_record
 COCO_NUMBER = re.compile(r"(?:COCO_(?:train|val)2014_)?(\d{12}\.jpg)")
 COCO_YEARS = ("2017", "2014")
 COCO_NONE, COCO_ALL, COCO_FOLDER = 0, 1, 2  # which of a data set's images are COCO's: see `Recipe.coco`
-GIVE_UP_AFTER = 100  # when not one of the first hundred records is usable, it is another file
-# asked about an image in turn, so that captions of one image answer different words
+GIVE_UP_AFTER = 100  # records; where none of the first hundred is usable, it is the wrong file
+# used in turn, so that the captions of one image answer different prompts
 CHINESE_PROMPTS = (
     "请描述这张图片。",
     "请用一句话描述图片的内容。",
@@ -42,12 +41,12 @@ class Recipe:
     """A data set.
 
     Attributes:
-        file: what it is downloaded as (in the data set's folder).
-        num_records: how many records that file has; None where nobody publishes it, and nothing is checked then.
-        counted_by: who says so.
-        images: where its images lie once they are unpacked; what it is prepared for as `image_folders`.
-        convert: a raw record and its number -> our records.
-        coco: COCO_ALL: its images are COCO's, named by number as in 2017. COCO_FOLDER: those below `coco/` are.
+        file: the downloaded file, relative to the data set's folder.
+        num_records: its number of records, which is checked; None where nobody publishes it.
+        counted_by: who publishes that number.
+        images: place of the unpacked images, for `image_folders`.
+        convert: (raw record, its index) -> our records.
+        coco: COCO_ALL: the images are COCO's, named by number as in 2017. COCO_FOLDER: those below `coco/` are.
     """
 
     file: str
@@ -59,7 +58,7 @@ class Recipe:
 
 
 def as_it_is(raw: dict, number: int) -> list[dict]:
-    """LLaVA records already: {"id", "image", "conversations": [{"from", "value"}, ...]}."""
+    """Records that are in LLaVA's form: {"id", "image", "conversations": [{"from", "value"}, ...]}."""
     return [raw]
 
 
@@ -75,11 +74,11 @@ def captions_in_chinese(raw: dict, number: int) -> list[dict]:
 
 
 def long_caption(raw: dict, number: int) -> list[dict]:
-    """TextOCR-GPT4o: an image's name and what GPT-4o wrote about it.
+    """TextOCR-GPT4o: the name of an image and its description by GPT-4o.
 
-    Its card names the column `caption`. Its sister TextOCR-GPT4V, by the same author and with the same file name, has
-    {"filename", "caption_image", "caption_text", "caption_condensed"}; both are read, the whole caption before the
-    condensed one, and that before the two parts.
+    Its card names the column `caption`. TextOCR-GPT4V, by the same author and with the same file name, has {"filename",
+    "caption_image", "caption_text", "caption_condensed"}. The whole caption is preferred, then the condensed one, then
+    the two parts.
     """
     keys = ("filename", "file_name", "image", "image_path", "image_id")
     name = next((raw[key] for key in keys if isinstance(raw.get(key), str)), None)
@@ -166,21 +165,13 @@ RECIPES = {
 
 @dataclass
 class Prepared:
-    """What was written.
+    """Summary of a conversion."""
 
-    Attributes:
-        num_read: records of the downloaded file.
-        num_written: records of ours.
-        num_images: different images that they name.
-        complaints: one for each record that was left out.
-        remark: what is wrong with the file as a whole, '' when nothing is.
-    """
-
-    num_read: int = 0
-    num_written: int = 0
-    num_images: int = 0
-    complaints: list[str] = field(default_factory=list)
-    remark: str = ""
+    num_read: int = 0  # records of the downloaded file
+    num_written: int = 0  # records of ours
+    num_images: int = 0  # different images in them
+    complaints: list[str] = field(default_factory=list)  # one per record that was left out
+    remark: str = ""  # what is wrong with the file as a whole
 
 
 def prepare(
@@ -194,20 +185,20 @@ def prepare(
     begin: Callable[[int], None] = lambda total: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Prepared:
-    """Write a data set as jsonl. Records that training would refuse are left out and complained about.
+    """Write a data set as jsonl. Records that training would refuse are left out, with a complaint.
 
     Args:
         name: a row of `RECIPES`.
         source: the downloaded file, or the folder that holds it.
-        out: the jsonl to write; it appears whole or not at all.
+        out: the jsonl to write, whole or not at all.
         coco: '2017' (000000000009.jpg) or '2014' (COCO_train2014_000000000009.jpg), for data sets on COCO.
-        image_prefix: put in front of every image's name, for example `coco/train2017/`.
-        image_folder: leave out records whose images aren't there. With coco='2014' an image that isn't in
-            train2014 is looked for in val2014, since train2017 holds images of both.
-        begin, progress: called with the number of records once, and with the number done since the last call.
+        image_prefix: prefix of the name of every image, for example `coco/train2017/`.
+        image_folder: leave out records whose images aren't there. With coco='2014', an image that isn't in train2014
+            is looked for in val2014, since train2017 holds images of both.
+        begin, progress: called once with the number of records, and with the number done since the last call.
 
     Raises:
-        SettingError: an unknown name or naming, the file isn't there, or it is another data set's.
+        SettingError: unknown `name` or `coco`, or the file isn't there or belongs to another data set.
         RecordError: a JSON array that is cut off.
     """
     if name not in RECIPES:
@@ -244,7 +235,13 @@ def prepare(
                     record = _rename(record, recipe, coco, image_prefix, folder)
                     parse_record(record, where)
                     names = _names(record)
-                    _look(names, folder, where)
+                    if missing := [name for name in names if folder is not None and not _is_there(folder, name)]:
+                        raise RecordError(
+                            "image_missing",
+                            f"{missing[0]!r} isn't in {folder.folder!r}",
+                            "unpack the images there, or correct --image-folder, --image-prefix or --coco",
+                            where,
+                        )
                 except RecordError as error:
                     result.complaints.append(str(error))
                     continue
@@ -304,7 +301,7 @@ def _names(record: object) -> list[str]:
 
 
 def _rename(record: object, recipe: Recipe, coco: str, prefix: str, folder: ImageFolder | None) -> object:
-    """The record with its images' names as they lie on disk."""
+    """The record with the names of its images on disk."""
     if not isinstance(record, dict) or not (recipe.coco or prefix):
         return record
     image = record.get("image")
@@ -322,7 +319,7 @@ def _rename(record: object, recipe: Recipe, coco: str, prefix: str, folder: Imag
 
 
 def _coco_names(name: str, recipe: Recipe, coco: str) -> list[str]:
-    """What an image may be called in a release of COCO, the likeliest first."""
+    """Possible names of an image in a release of COCO, the most likely first."""
     head, tail = os.path.split(name)
     match = COCO_NUMBER.fullmatch(tail)
     if not match or recipe.coco == COCO_NONE or (recipe.coco == COCO_FOLDER and not name.startswith("coco/")):
@@ -340,14 +337,3 @@ def _is_there(folder: ImageFolder, name: str) -> bool:
         return os.path.isfile(folder.resolve(name))
     except DataError:
         return False
-
-
-def _look(names: Iterable[str], folder: ImageFolder | None, where: str) -> None:
-    for name in names if folder is not None else ():
-        if not _is_there(folder, name):
-            raise RecordError(
-                "image_missing",
-                f"{name!r} isn't in {folder.folder!r}",
-                "unpack the images there, or correct --image-folder, --image-prefix or --coco",
-                where,
-            )

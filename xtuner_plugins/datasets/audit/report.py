@@ -1,8 +1,8 @@
-"""The checker's page: one self-contained HTML file to look at before training.
+"""The report of the checker: one self-contained HTML page to look at before training.
 
-A table of the files with histograms, packs as bars, complaints, and cards of samples: the images with tile grid and
-boxes, the thumbnail, a video's frames, and the text as the model gets it, with what it learns from in color. The page
-itself is `report.html.jinja`; this module gathers what it shows.
+It shows a table of the files, histograms, packs as bars, complaints, and cards of samples: images with tile grid and
+boxes, thumbnails, video frames, and the text as the model gets it, with supervised tokens in color. The page is
+`report.html.jinja`; this module gathers its contents.
 """
 
 import base64
@@ -47,10 +47,10 @@ def write_report(
 
     Args:
         path: the file to write.
-        dataset: what was checked.
+        dataset: the checked dataset.
         reports: one per annotation file, in the dataset's order.
-        complaints: all messages; the first 200 are shown.
-        num_cards: samples shown, picked at random, from each file in turn.
+        complaints: all messages; the first `MAX_COMPLAINTS` are shown.
+        num_cards: number of random samples to show, from each file in turn.
         max_tokens: budget of the packs that are drawn.
         seed: of the random picks.
     """
@@ -75,7 +75,7 @@ def write_report(
 def _pick(
     dataset: MultimodalDataset, reports: Sequence[FileReport], num_cards: int, seed: int
 ) -> list[tuple[int, int]]:
-    """(file, record) of random usable samples, a file after the other, so that each is seen."""
+    """(file, record) of random usable samples, taken from the files in turn."""
     rejected = [{row for row, _, _ in report.rejected} for report in reports]
     queues: dict[int, list[int]] = {}
     for index in np.random.default_rng(seed).permutation(len(dataset)):
@@ -94,7 +94,7 @@ def _column(reports: Sequence[FileReport], name: str) -> np.ndarray:
 
 
 def _files(dataset: MultimodalDataset, reports: Sequence[FileReport]) -> list[dict]:
-    """A row of sums per file, and one over all files where there are several."""
+    """A row of sums per file, and one over several files."""
     rows = [_sums(source.name, [report]) for source, report in zip(dataset.sources, reports, strict=True)]
     return rows + [_sums("all files", reports)] if len(reports) > 1 else rows
 
@@ -114,7 +114,7 @@ def _sums(name: str, reports: Sequence[FileReport]) -> dict:
 
 
 def _details(dataset: MultimodalDataset, reports: Sequence[FileReport]) -> list[dict]:
-    """Histograms per file, and first of all files together where there are several."""
+    """Histograms per file; of several files first those of all together."""
     alone = len(reports) == 1
     details = [
         {
@@ -144,7 +144,7 @@ def _histograms(reports: Sequence[FileReport]) -> list[dict]:
 
 
 def _packs(reports: Sequence[FileReport], max_tokens: int) -> dict:
-    """The first packs of all samples, each with its parts."""
+    """The first packs of all samples, each with its samples."""
     tokens, tiles = _column(reports, "tokens"), _column(reports, "tiles")
     fits = np.flatnonzero((tokens > 0) & (tokens <= max_tokens))
     if not len(fits):
@@ -181,7 +181,7 @@ def _card(dataset: MultimodalDataset, number: int, row: int) -> dict:
 
 
 def _media(dataset: MultimodalDataset, number: int, row: int, ids: np.ndarray) -> Iterator[dict]:
-    """A sample's images and video frames in order, as far as they are in it."""
+    """The images and video frames of a sample in order, as far as it isn't cut off."""
     source, record = dataset.sources[number], dataset.record(number, row)
     lengths = _span_lengths(ids, dataset.tokenizer.image_context_id)
     boxes = find_boxes(" ".join(turn.text for turn in record.turns))

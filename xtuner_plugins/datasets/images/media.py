@@ -1,11 +1,10 @@
-"""Opening images: the one loader that training, chat, evaluation and the tests share.
+"""Opening images: the one loader of training, chat and evaluation.
 
-Rules, the same everywhere:
-  - the camera's orientation (EXIF) is applied, once;
-  - transparent pixels lie on white; 16-bit gray is scaled to 8 bits; of an animation the first frame counts;
-  - pixels of unknown range (floats, integers beyond 16 bits) are refused;
-  - an image with more than `MAX_PIXELS` pixels is refused before it is decoded;
-  - a path stays inside its image folder.
+- The camera's orientation (EXIF) is applied, once.
+- Transparent pixels become white, 16-bit gray is scaled to 8 bits, an animation gives its first frame.
+- Pixels of unknown range (floats, integers beyond 16 bits) are refused.
+- An image with more than `MAX_PIXELS` pixels is refused before it is decoded.
+- A path stays inside its image folder.
 """
 
 import os
@@ -17,9 +16,9 @@ from PIL import Image
 
 from ..errors import MediaError, SettingError
 
-MAX_PIXELS = 178_956_970  # where Pillow itself calls an image a decompression bomb (2 x 1 GiB / 4 / 3)
+MAX_PIXELS = 178_956_970  # Pillow's own limit for decompression bombs (2 x 1 GiB / 4 / 3)
 ORIENTATION_TAG = 0x0112
-# EXIF orientation -> what turns the stored image upright (Exif 2.32, table 6)
+# EXIF orientation -> transposition to the upright image (Exif 2.32, table 6)
 ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,10 +33,10 @@ SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
 class ImageFolder:
-    """Turns the names that records use into paths that stay inside one folder.
+    """Turns names in records into paths inside one folder.
 
     Args:
-        folder: the image folder; None lets names be absolute, and relative ones start at `base`.
+        folder: the image folder; None allows absolute names, and resolves others against `base`.
         base: the annotation file's folder, used only when `folder` is None.
 
     Raises:
@@ -57,7 +56,7 @@ class ImageFolder:
             self._real = os.path.join(os.path.realpath(self.folder), "")
 
     def resolve(self, name: str) -> str:
-        """The path of the image that a record calls `name`; doesn't say whether it exists.
+        """The path of the image `name` of a record, whether it exists or not.
 
         Raises:
             MediaError: an empty name, a URL, or a path that leaves the folder.
@@ -95,14 +94,14 @@ class ImageFolder:
 
 
 def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read an image's header. Nothing is decoded yet.
+    """Open an image and read its header; nothing is decoded yet.
 
     Raises:
         MediaError: the file is missing, no image, damaged, or has more than `max_pixels` pixels.
     """
     path = os.fspath(path)
     try:
-        with warnings.catch_warnings():  # the limit below decides, not Pillow's warning
+        with warnings.catch_warnings():  # the limit below replaces Pillow's warning
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(path)
     except Exception as error:
@@ -122,12 +121,12 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
 def orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8; damaged or missing EXIF counts as upright.
 
-    Reads the header only. PNG's own `getexif` would decode the image to look behind it, and a damaged image would
-    then pass as a loaded one; so the general one is called.
+    Reads the header only. PNG's own `getexif` would decode the whole image, and a damaged image would then count as
+    loaded, so the method of the base class is called.
     """
     try:
         value = Image.Image.getexif(image).get(ORIENTATION_TAG, 1)
-    except Exception:  # a broken EXIF block is no reason to lose the image
+    except Exception:  # a damaged EXIF block doesn't make the image unusable
         return 1
     return value if value in ORIENTATIONS else 1
 
@@ -146,12 +145,8 @@ def image_size(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> tuple[i
 def load_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open and decode an image as upright RGB.
 
-    Args:
-        path: the file.
-        max_pixels: refuse larger images before decoding them.
-
     Raises:
-        MediaError: the file is missing, no image, damaged, or too large.
+        MediaError: as `open_image`, or as `to_rgb`.
     """
     with open_image(path, max_pixels) as image:
         try:
@@ -160,15 +155,13 @@ def load_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
             upright = to_rgb(image)
             if turn is not None:
                 upright = upright.transpose(turn)
-        except MediaError as error:
-            raise MediaError(error.reason, error.problem, error.remedy, os.fspath(path)) from None
         except Exception as error:
             raise _media_error(os.fspath(path), error) from None
     return upright
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB of a decoded image of any mode: transparency on white, 16-bit gray scaled, the rest as Pillow does.
+    """A decoded image of any mode as RGB: transparency on white, 16-bit gray scaled, other modes as Pillow does.
 
     Raises:
         MediaError: floating-point pixels, or integers outside 0 to 65535, whose range is unknown.
@@ -176,7 +169,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in SIXTEEN_BIT:
-        # Pillow would clip at 255 and give white; 257 maps 65535 to 255 exactly.
+        # Pillow would clip at 255; dividing by 257 maps 65535 to 255 exactly.
         pixels = np.asarray(image).astype(np.int64)
         if pixels.min() < 0 or pixels.max() > 65535:
             raise MediaError(
@@ -196,7 +189,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _media_error(path: str, error: Exception) -> MediaError:
     if isinstance(error, MediaError):
-        return error
+        return MediaError(error.reason, error.problem, error.remedy, path)
     if isinstance(error, FileNotFoundError):
         return MediaError("image_missing", "no such image", "correct the name or the image folder", path)
     if isinstance(error, IsADirectoryError):

@@ -1,8 +1,8 @@
-"""Which of its two passes Pillow's resize runs first: three rules, by Pillow's version.
+"""Which of its two passes Pillow's resize runs first: three rules, chosen by Pillow's version.
 
-Bytes are rounded between the passes, so the order shows in the pixels: a page of 600x900 resized to 448x448 differs by
-a few levels between Pillow 12 and 13. Found by comparing both orders with real releases over thousands of sizes;
-`benchmarks/pillow_versions.py` repeats that for any release.
+Pixels are rounded to bytes between the passes, so their order matters: a page of 600x900 resized to 448x448 differs by
+a few levels between Pillow 12 and 13. The rules were found by comparing both orders with real releases over thousands
+of sizes; `benchmarks/pillow_versions.py` repeats that for any release.
 """
 
 from collections.abc import Callable
@@ -15,17 +15,11 @@ TALL = 100  # times as high as wide
 
 
 class ResizeRule(NamedTuple):
-    """One rule for the order of the passes.
+    """One rule for the order of the passes."""
 
-    Attributes:
-        name: What checkpoints and messages call it.
-        since: The first Pillow release with it, (major, minor).
-        vertical_first: Of (width, height, new width, new height), whether the vertical pass runs first.
-    """
-
-    name: str
-    since: tuple[int, int]
-    vertical_first: Callable[[int, int, int, int], bool]
+    name: str  # in checkpoints and messages
+    since: tuple[int, int]  # the first Pillow release with it, (major, minor)
+    vertical_first: Callable[[int, int, int, int], bool]  # of (width, height, new width, new height)
 
 
 RULES = (  # oldest first
@@ -46,7 +40,7 @@ RULES = (  # oldest first
 
 
 def resize_rule(pillow_version: str | None = None) -> ResizeRule:
-    """The rule of a Pillow release; releases after the last one tried count as having its rule.
+    """The rule of a Pillow release; releases newer than the last known one have its rule.
 
     Args:
         pillow_version: such as "12.3.0"; None takes the installed Pillow.
@@ -56,15 +50,15 @@ def resize_rule(pillow_version: str | None = None) -> ResizeRule:
 
 
 def resize_facts() -> dict[str, str]:
-    """What decides the pixels of a resize here, to be kept with a model: Pillow's version and its rule."""
+    """Pillow's version and its resize rule, to be kept with a model."""
     return {"pillow_version": PIL.__version__, "resize_rule": resize_rule().name}
 
 
 def compare_resize_facts(trained: dict) -> str | None:
-    """A warning where images are resized by another rule than in training; None where they aren't, or nobody knows.
+    """A warning where the installed Pillow resizes by another rule than in training; None where it doesn't or may not.
 
     Args:
-        trained: what `resize_facts` said in training.
+        trained: result of `resize_facts` in training.
     """
     rule, here = trained.get("resize_rule"), resize_facts()
     if rule is None or rule == here["resize_rule"]:

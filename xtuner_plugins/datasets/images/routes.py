@@ -5,14 +5,14 @@
     torchvision  decodes, resizes, cuts (faster)    -               up to 1.5 % of values differ, nearly all by 1
     device       decodes                            resizes, cuts   equal to the published algorithm
 
-What isn't a plain upright 8-bit JPEG or PNG is decoded by Pillow on every route. Every decoded image, whichever library
-decoded it, passes `check_pixels` before it is resized or leaves the worker.
+Whatever isn't a plain upright 8-bit JPEG or PNG is decoded by Pillow on every route. Every decoded image passes
+`check_pixels` before it is resized or leaves the worker.
 
-`device` sends an image whole where that is no more bytes than its tiles, and a larger one as long as the
-smaller ones before it have saved those bytes (`Allowance`): all in all no more crosses than on the other routes. Beyond
-that an image goes as the planes that a 4:2:0 JPEG stores, half the bytes for half as much decoding again, unless they
-were still many times those of the tiles (`PLANES_LIMIT`): a page scanned at 2480x3508 takes 20 ms to decode, 30 to its
-planes and 160 to resize. What is left goes as tiles cut by Pillow.
+`device` sends a whole image where it has no more bytes than its tiles, and a larger one while smaller ones before it
+have saved those bytes (`Allowance`), so that no more bytes are sent in all than on the other routes. Other images are
+sent as the planes that a 4:2:0 JPEG stores: half the bytes, for half as much decoding time again. Where planes would
+still be many times the bytes of the tiles (`PLANES_LIMIT`), or there are none, Pillow cuts the tiles. A page scanned at
+2480x3508 takes 20 ms to decode, 30 ms to decode into planes and 160 ms to resize.
 """
 
 import os
@@ -29,20 +29,20 @@ from ..errors import MediaError
 from .media import ORIENTATIONS, load_image, open_image, orientation
 from .tiling import DynamicTiling, Grid, cut_tiles
 
-FOUR_TWO_ZERO = 2  # Pillow's number for it
+FOUR_TWO_ZERO = 2  # Pillow's number for this subsampling
 ROUTES = ("pillow", "torchvision", "device")
 PLANES_LIMIT = 4  # send planes up to this many times the bytes of the image's tiles
 
 
 @dataclass(frozen=True)
 class TileSource:
-    """An image's tiles, or the image that they are still to be cut from.
+    """The tiles of an image, or the image that the device will cut.
 
     Attributes:
-        tiles: uint8 `[T, 3, S, S]`, or None.
-        image: uint8 `[H, W, 3]`, or its planes `[3 H' / 2, W']` (see `models.device_color`), or None.
         grid: how it is or will be cut.
         size: width and height of the image.
+        tiles: uint8 `[T, 3, S, S]`, or None.
+        image: uint8 `[H, W, 3]`, or its planes `[3 H' / 2, W']` (see `models.device_color`), or None.
     """
 
     grid: Grid
@@ -52,9 +52,9 @@ class TileSource:
 
 
 class Allowance:
-    """Bytes that a worker may send beyond those of its tiles: what the images before have saved, up to `MOST`.
+    """Bytes that a worker may send beyond those of the tiles: what earlier images have saved, up to `MOST`.
 
-    Threads that count at once may lose a few; pixels don't depend on it.
+    Threads that count at the same time may lose some; pixels don't depend on it.
     """
 
     MOST = 1 << 26
@@ -63,21 +63,21 @@ class Allowance:
         self.left = 0
 
     def allows(self, more: int) -> bool:
-        """Whether an image may take `more` bytes than its tiles."""
+        """Whether an image may have `more` bytes than its tiles."""
         return more <= max(self.left, 0)
 
     def count(self, more: int) -> None:
-        """An image has taken `more` bytes than its tiles (or fewer, where negative)."""
+        """Count an image with `more` bytes than its tiles (fewer where negative)."""
         self.left = max(-self.MOST, min(self.MOST, self.left - more))
 
 
 def open_tiles(
     path: str | os.PathLike, rule: DynamicTiling, route: str, max_pixels: int, allowance: Allowance | None = None
 ) -> TileSource:
-    """Open an image and take it along a route.
+    """Open an image by a route.
 
     Args:
-        allowance: of the route `device`; None allows nothing beyond the tiles' bytes but planes.
+        allowance: for the route `device`; None allows no whole image that is larger than its tiles.
 
     Raises:
         MediaError: as `media.load_image`.
@@ -97,10 +97,10 @@ def open_tiles(
 
 
 def check_pixels(pixels: torch.Tensor | Image.Image, path: str | os.PathLike = "") -> None:
-    """The one door between decoders and everything that follows: uint8 `[H, W, 3]`, or a Pillow image that is that.
+    """Check that an image was decoded to uint8 `[H, W, 3]`, or to a Pillow image in mode RGB.
 
     Raises:
-        MediaError: anything else; the bad-sample policy decides what becomes of the sample.
+        MediaError: it wasn't.
     """
     if isinstance(pixels, Image.Image):
         found, fits = f"a Pillow image of mode {pixels.mode!r}", pixels.mode == "RGB" and min(pixels.size) > 0
@@ -117,7 +117,7 @@ def check_pixels(pixels: torch.Tensor | Image.Image, path: str | os.PathLike = "
 
 
 def from_image(image: Image.Image, rule: DynamicTiling, route: str, allowance: Allowance | None = None) -> TileSource:
-    """Take an RGB image along a route (a frame of a video, for example); tiles, if any, are Pillow's.
+    """As `open_tiles`, for a decoded RGB image such as a video frame; tiles are cut by Pillow.
 
     Raises:
         MediaError: the image isn't RGB.
@@ -130,7 +130,7 @@ def from_image(image: Image.Image, rule: DynamicTiling, route: str, allowance: A
 
 
 def _whole_or_tiles(pixels: torch.Tensor, rule: DynamicTiling, allowance: Allowance) -> TileSource:
-    """uint8 `[H, W, 3]` whole, or, where that is too large, its tiles."""
+    """The whole image, uint8 `[H, W, 3]`, or its tiles where it is too large."""
     height, width, _ = pixels.shape
     grid = rule.grid(width, height)
     more = 3 * width * height - _tile_bytes(grid, rule)
@@ -149,14 +149,14 @@ def decode_planes(image: Image.Image) -> torch.Tensor | None:
         image: the image, opened and not yet loaded.
 
     Returns:
-        None for any other image, and for one that can't be decoded: other ways say better what is wrong with it.
+        The planes; None for any other image, and for one that can't be decoded (other decoders give better errors).
     """
     plain = (
         image.format == "JPEG"
         and image.mode == "RGB"
         and get_sampling(image) == FOUR_TWO_ZERO
         and ("jfif" in image.info or image.info.get("adobe_transform") == 1)
-        and min(image.size) > 4  # narrower ones libjpeg scales otherwise
+        and min(image.size) > 4  # libjpeg scales narrower ones differently
         and orientation(image) not in ORIENTATIONS
     )
     if not plain:
@@ -183,7 +183,7 @@ def decode_planes(image: Image.Image) -> torch.Tensor | None:
 def _open_planes(
     path: str | os.PathLike, rule: DynamicTiling, max_pixels: int, allowance: Allowance
 ) -> TileSource | None:
-    """An image as planes, where it is too large to go whole, but not by too much, and has planes."""
+    """An image as planes; None where it can be sent whole, has no planes, or they are too large."""
     with open_image(path, max_pixels) as image:
         (width, height), grid = image.size, rule.grid(*image.size)
         own = _tile_bytes(grid, rule)
@@ -199,8 +199,8 @@ def _open_planes(
 def decode_fast(path: str | os.PathLike, max_pixels: int) -> torch.Tensor | None:
     """Decode a plain, upright, 8-bit JPEG or PNG with torchvision: uint8 `[H, W, 3]`; None if it isn't one.
 
-    Both libraries decode with libjpeg-turbo, to the same bytes; a test compares them. Pillow calls a PNG with 16 bits
-    per channel "RGB" too, and keeps the high byte of each value; torchvision gives uint16, which is left to Pillow.
+    Both libraries decode with libjpeg-turbo to the same bytes, which a test compares. A PNG with 16 bits per channel is
+    left to Pillow: it is "RGB" too, but torchvision decodes it to uint16.
 
     Raises:
         MediaError: as `media.open_image`.
@@ -211,7 +211,7 @@ def decode_fast(path: str | os.PathLike, max_pixels: int) -> torch.Tensor | None
             return None
     try:
         pixels = decode_image(read_file(os.fspath(path)), ImageReadMode.RGB)
-    except RuntimeError:  # Pillow decodes some files that torchvision doesn't, and says better what is wrong
+    except RuntimeError:  # Pillow decodes some files that torchvision doesn't, and its errors are clearer
         return None
     return pixels.permute(1, 2, 0) if pixels.dtype == torch.uint8 else None
 

@@ -8,10 +8,10 @@ A wide image, `max_tiles=6`, `tile_size=S`:
     |   4   |   5   |   6   |   | 7 |   the whole image, S x S, always last
     +-----------------------+   +---+
 
-This is the algorithm of InternVL 1.5 (arXiv 2404.16821, section 3.2) as its code publishes it; grid and pixels
-are equal to it, so a model that was trained elsewhere sees here what it saw there. Two details of it decide
-ties and are kept: among grids of one area the order is that in which the published code's Python set yields them
-(it matters only with `min_tiles > 1`), and differences of aspect ratio are compared as exact floats.
+This is the algorithm of InternVL 1.5 (arXiv 2404.16821, section 3.2) as published in its code; grid and pixels are
+equal to it, so a model trained elsewhere sees the same tiles here. Two of its details decide ties and are kept: grids
+of equal area are in the order in which the published code's Python set yields them (it matters only with
+`min_tiles > 1`), and differences of aspect ratio are compared as exact floats.
 """
 
 import math
@@ -26,11 +26,11 @@ from PIL import Image
 
 from ..errors import SettingError
 
-MAX_TILES = 256  # the published algorithm is only ever used with up to 40
+MAX_TILES = 256  # published configurations use up to 40
 
 
 class Grid(NamedTuple):
-    """How an image is cut: into columns x rows tiles, and a thumbnail (0 or 1) behind them."""
+    """How an image is cut: columns x rows tiles, then `thumbnail` (0 or 1) thumbnails."""
 
     columns: int
     rows: int
@@ -43,10 +43,10 @@ class Grid(NamedTuple):
 
 
 class UncutImage(NamedTuple):
-    """An image of a batch whose tiles are still to be cut, on the training device.
+    """An image of a batch whose tiles will be cut on the training device.
 
     Attributes:
-        grid: how.
+        grid: how it will be cut.
         first: index of its first tile among all tiles of the sample or batch.
         width, height: of the image, in pixels.
     """
@@ -60,8 +60,8 @@ class UncutImage(NamedTuple):
 @lru_cache(maxsize=256)
 def candidate_grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int, float], ...]:
     """All grids of `min_tiles` to `max_tiles` tiles, by area, as (columns, rows, columns / rows)."""
-    # The set is filled in the published order and sorted by area only: Python's sort is stable, so the set's own
-    # order, which depends on the order of filling, decides between grids of one area.
+    # Python's sort is stable, so the set's own order decides between grids of equal area. It depends on the order of
+    # insertion, which is therefore the published one.
     grids = set()
     for side in range(min_tiles, max_tiles + 1):
         for columns in range(1, side + 1):
@@ -78,7 +78,7 @@ def cut_tiles(image: Image.Image, grid: Grid, tile_size: int) -> torch.Tensor:
     out = np.empty((num + thumbnail, 3, size, size), np.uint8)
     by_place = out[:num].reshape(rows, columns, 3, size, size)
     resized = image.resize((columns * size, rows * size), Image.Resampling.BICUBIC)
-    # Band by band: whole rows of a tile are then contiguous copies, three times as fast as permuting pixels.
+    # Copying band by band moves contiguous rows of a tile, which is three times as fast as permuting pixels.
     for channel, band in enumerate(resized.split()):
         by_place[:, :, channel] = np.asarray(band).reshape(rows, size, columns, size).swapaxes(1, 2)
     if thumbnail:

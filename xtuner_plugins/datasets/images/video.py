@@ -1,9 +1,8 @@
-"""Videos as a few images: mp4, webm and what else PyAV reads, gif, or a folder of frames.
+"""Videos as a few images: mp4, webm and other formats of PyAV, gif, or a folder of frames.
 
-Frames are picked the same way every time: the video is divided into equal stretches, by number of frames and not by
-time, and the middle of each is taken. They are turned as players turn them (phones hold portrait videos sideways and
-note it in the file), and transparent parts lie on white, as in images. In the text `<video>` becomes one line a
-frame, as the official code writes it:
+The video is divided into equal stretches, by number of frames and not by time, and the middle frame of each is taken.
+Frames are rotated as players do (phones store portrait videos sideways, with a note in the file), and transparent parts
+become white, as in images. In the text, `<video>` becomes one line per frame, as in the official code:
 
     Frame-1: <image>\\nFrame-2: <image>\\n...
 """
@@ -22,12 +21,12 @@ from ..records.records import Medium, Record
 from .media import MAX_PIXELS, image_size, load_image, open_image, to_rgb
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-# Containers that hold their images themselves. Others are lists of further files (concat, HLS, DASH), which a file
-# of any name can be, and which would lead out of the image folder.
+# Containers that hold the images themselves. The others list further files (concat, HLS, DASH), whatever the name of
+# the file is, and could lead out of the image folder.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,m4v,h264,hevc,av1,ivf,rm,nut,mxf,dv,apng,gif"
-# FFmpeg's own decoders leave transparency out of these; the reference ones keep it
+# FFmpeg's own decoders drop transparency in these; the reference decoders keep it
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-# (a, b, c, d) of a display matrix, x' = a x + c y and y' = b x + d y with y downwards -> how the frame is turned
+# (a, b, c, d) of a display matrix, x' = a x + c y and y' = b x + d y with y downwards -> transposition of the frame
 TURNS = {
     (0, 1, -1, 0): Image.Transpose.ROTATE_270,
     (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
@@ -40,14 +39,14 @@ TURNS = {
 
 
 def pick_frames(total: int, num_frames: int) -> list[int]:
-    """Numbers of the frames taken from a video of `total` frames: the middles of equal stretches."""
+    """Indices of the frames taken from a video of `total` frames: the middles of equal stretches."""
     num_frames = min(total, num_frames)
     edges = [index * total // num_frames for index in range(num_frames + 1)]
     return [(first + last) // 2 if last > first + 1 else first for first, last in zip(edges, edges[1:], strict=False)]
 
 
 def probe_video(path: str, num_frames: int, max_pixels: int = MAX_PIXELS) -> tuple[int, tuple[int, int]]:
-    """How many frames will be taken, and their (width, height) when upright. At most the first few are decoded.
+    """How many frames will be taken, and their upright (width, height). At most the first few are decoded.
 
     Raises:
         MediaError: the video is missing, damaged or empty.
@@ -76,7 +75,7 @@ def load_frames(path: str, num_frames: int, max_pixels: int = MAX_PIXELS) -> lis
     total = _count(path, num_frames, max_pixels)
     wanted = pick_frames(total, num_frames)
     images = _take(path, wanted, max_pixels)
-    if len(images) < len(wanted):  # some packets hold no frame that is shown
+    if len(images) < len(wanted):  # some packets hold no visible frame
         total = sum(1 for _ in _decode(path, max_pixels))
         if total >= len(wanted):
             images = _take(path, pick_frames(total, num_frames), max_pixels)
@@ -91,7 +90,7 @@ def load_frames(path: str, num_frames: int, max_pixels: int = MAX_PIXELS) -> lis
 
 
 def expand_videos(record: Record, num_frames: Sequence[int]) -> Record:
-    """The record with each video written out as its frames.
+    """The record with each video replaced by its frames.
 
     Args:
         num_frames: of each of the record's videos, in order.
@@ -113,7 +112,7 @@ def expand_videos(record: Record, num_frames: Sequence[int]) -> Record:
 
 
 def _folder_frames(path: str) -> list[str]:
-    """The images of a folder, with numbers in their names counted as numbers."""
+    """The images of a folder, numbers in their names sorted as numbers."""
     names = [name for name in os.listdir(path) if name.lower().endswith(FRAME_SUFFIXES) and name[0] != "."]
     inside = os.path.join(os.path.realpath(path), "")
     for name in names:
@@ -150,14 +149,14 @@ def _gif_frames(path: str, num_frames: int, max_pixels: int) -> list[Image.Image
 
 @contextmanager
 def _opened(path: str, max_pixels: int):
-    """(container, stream of images) of a video; whatever goes wrong while it is open becomes a `MediaError`."""
+    """(container, video stream) of a video; any error while it is open becomes a `MediaError`."""
     import av  # heavy, and most data has no videos
 
     if not os.path.isfile(path):
         raise MediaError("video_missing", "no such video", "correct the name or the image folder", path)
     try:
         with av.open(f"file:{path}", options={"format_whitelist": CONTAINERS}) as container:
-            # a song's cover is a stream of images, too
+            # the cover of a song is a video stream, too
             cover = av.stream.Disposition.attached_pic
             streams = [stream for stream in container.streams.video if not stream.disposition & cover]
             if not streams:
@@ -173,9 +172,10 @@ def _opened(path: str, max_pixels: int):
 
 
 def _count(path: str, num_frames: int, max_pixels: int) -> int:
-    """Number of frames, or of packets where there are many: headers may lack or misstate it.
+    """Number of frames, or of packets where there are many; headers may lack or misstate it.
 
-    A packet may hold half a frame (interlaced) or none that is shown, so few packets are decoded to be sure.
+    A packet may hold half a frame (interlaced) or no visible one, so frames are decoded and counted where few packets
+    are found.
     """
     total = 0
     with _opened(path, max_pixels) as (container, stream):
@@ -193,7 +193,7 @@ def _count(path: str, num_frames: int, max_pixels: int) -> int:
 
 
 def _decode(path: str, max_pixels: int) -> Iterator:
-    """The frames of a video, as PyAV gives them."""
+    """The frames of a video, as objects of PyAV."""
     import av
 
     with _opened(path, max_pixels) as (container, stream):
@@ -207,7 +207,7 @@ def _decode(path: str, max_pixels: int) -> Iterator:
 
 
 def _take(path: str, numbers: Sequence[int], max_pixels: int) -> list[Image.Image]:
-    """Those of the frames that the video has."""
+    """The frames with these indices, as far as the video has them."""
     images = []
     for number, frame in enumerate(_decode(path, max_pixels)):
         if number in numbers:
@@ -218,7 +218,7 @@ def _take(path: str, numbers: Sequence[int], max_pixels: int) -> list[Image.Imag
 
 
 def _upright(frame) -> Image.Image:
-    """A frame as players show it: turned, without transparency."""
+    """A frame as players show it: rotated, without transparency."""
     if any(component.is_alpha for component in frame.format.components):
         image = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba"), "RGBA"))
     else:

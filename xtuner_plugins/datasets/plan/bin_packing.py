@@ -1,12 +1,12 @@
 """Two ways to put the samples of a window into packs with two budgets, tokens and tiles.
 
-`BestFit` takes samples in decreasing size, shaken at random, and puts each into the open pack that it fits best. It is
-the better one where the tile budget binds or large samples leave gaps that few samples can fill.
+`BestFit` takes samples in order of decreasing size, with noise, and puts each into the open pack that it fits best. It
+is better where the tile budget binds or large samples leave gaps that few samples can fill.
 
-`RandomFill` makes one pack after another from random samples until one or two are found that close it almost exactly.
-It is the better one where tokens alone are scarce: what is left of the window stays like the whole.
+`RandomFill` fills one pack after another with random samples until one or two are found that close it almost exactly.
+It is better where tokens alone are scarce: the rest of the window stays representative of the whole.
 
-Both work on windows and leave some samples of each window to the next one: those that found no good place.
+Both leave the samples of a window that found no good place to the next window.
 """
 
 from bisect import bisect_left, insort
@@ -19,20 +19,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Sizes:
-    """Tokens and tiles of every sample, and the budgets of a pack.
+    """Tokens and tiles of every sample, and the budgets of a pack."""
 
-    Attributes:
-        tokens, tiles: int64 `[n]`; tiles are 0 where there is no limit on them.
-        max_tokens, max_tiles: budgets.
-    """
-
-    tokens: np.ndarray
-    tiles: np.ndarray
+    tokens: np.ndarray  # int64 `[n]`
+    tiles: np.ndarray  # int64 `[n]`, 0 where there is no limit on them
     max_tokens: int
     max_tiles: int
 
     def weights(self) -> tuple[float, float]:
-        """How much a token and a tile of a pack are worth: the scarcer a budget is in all, the more."""
+        """How much a token and a tile of a pack are worth; more for the scarcer budget."""
         tokens = float(self.tokens.sum()) / self.max_tokens
         tiles = float(self.tiles.sum()) / max(self.max_tiles, 1)
         return tokens / (tokens + tiles) / self.max_tokens, tiles / (tokens + tiles) / max(self.max_tiles, 1)
@@ -43,8 +38,8 @@ class BestFit:
     """Best-fit decreasing under two budgets, windows of 32,768 samples.
 
     Args:
-        tile_share: what the tiles count in a sample's size, 0 to 1; the rest are its tokens.
-        noise: standard deviation of the logarithm of the factor by which each size is shaken before sorting.
+        tile_share: weight of the tiles in a sample's size, 0 to 1; tokens have the rest.
+        noise: standard deviation of the logarithm of a random factor on each size before sorting.
     """
 
     tile_share: float
@@ -83,11 +78,11 @@ class BestFit:
 def _best_fit(samples: list[int], tokens: list[int], tiles: list[int], sizes: Sizes) -> list[tuple[list[int], float]]:
     """Put samples into packs in the given order.
 
-    Open packs lie in `free[tile room][token room]`; `rooms[tile room]` is an integer whose bit r says that there is one
-    with r tokens of room, so that the best fit is its lowest bit from the sample's tokens on.
+    Open packs are in `free[tile room][token room]`; bit r of the integer `rooms[tile room]` says that there is one with
+    room for r tokens, so the best fit is the lowest bit from the sample's tokens on.
 
     Returns:
-        Each pack and how much of it stays empty, weighted as `Sizes.weights` says.
+        Each pack and how much of it stays empty, weighted by `Sizes.weights`.
     """
     per_token, per_tile = sizes.weights()
     free: list[dict[int, list[list[int]]]] = [{} for _ in range(sizes.max_tiles + 1)]
@@ -128,13 +123,13 @@ def _best_fit(samples: list[int], tokens: list[int], tiles: list[int], sizes: Si
 
 @dataclass(frozen=True)
 class RandomFill:
-    """Random samples, until one or two close the pack; of a few tries the best counts. Windows of 4096 samples.
+    """Random samples until one or two close the pack; the best of a few tries is kept. Windows of 4096 samples.
 
-    For samples that all have the same number of tiles, so that the tile budget is a limit on a pack's samples.
+    For samples with the same number of tiles each, so that the tile budget limits the number of samples in a pack.
 
     Args:
-        thrift: what a token of a short sample costs, in tokens of a pack that stay empty. Where few samples are short
-            enough to close a pack, packs that do without them are better ones.
+        thrift: cost of using a token of a short sample, in empty tokens of a pack. Where few samples are short enough
+            to close a pack, it is better to save them.
     """
 
     thrift: float

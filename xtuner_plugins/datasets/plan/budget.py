@@ -1,16 +1,16 @@
 """How many tiles each image of a sample gets, and what happens when a sample is too long.
 
-    sharing='equal'   several images share the limit as the official code does: max_tiles // n each, at least 1
+    sharing='equal'   several images share the limit as in the official code: max_tiles // n each, at least 1
     sharing='need'    each image may have max_tiles; when the sample is too long, tiles are taken from the image
                       that needs them least (fewest source pixels per tile) until it fits
 
 A sample longer than `max_length` then goes through the steps of `too_long`, in this order, until it fits:
 
     shrink_tiles      take tiles away as above, down to one per image
-    truncate_text     cut the end off, never inside an image's span, never without a supervised token left
-    (drop)            what still doesn't fit is left out, with an entry in the ledger
+    truncate_text     cut off the end, never inside an image's span, and only if a supervised token is left
+    (drop)            a sample that still doesn't fit is left out, with an entry in the ledger
 
-All of it is a function of sizes and lengths alone, so the plan of an epoch and the worker agree.
+All of this depends on sizes and lengths alone, so the plan of an epoch and the workers agree.
 """
 
 from collections.abc import Sequence
@@ -102,11 +102,11 @@ class TileBudget:
 
 
 def truncate(sample: Encoded, max_length: int) -> tuple[Encoded, int] | None:
-    """Cut a sample's end off.
+    """Cut off the end of a sample.
 
     Returns:
-        The sample with at most `max_length` tokens and the number of images that are left in it; None when no
-        supervised token would be left.
+        The sample with at most `max_length` tokens and the number of its images; None when no supervised token would
+        be left.
     """
     end = max_length
     kept = 0

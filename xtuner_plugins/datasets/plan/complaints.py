@@ -1,7 +1,7 @@
-"""What is wrong with records, as it is kept on disk, and whether it still holds.
+"""Errors in records as kept on disk, and whether they still hold.
 
-A complaint counts only while the files that it is about are as they were: an image that was missing may have been
-fetched since. Each line of the file is a JSON list of `Complaint`'s fields, by row.
+A complaint holds only while the files that it is about are unchanged: a missing image may have been fetched since. Each
+line of the file is a JSON list of a `Complaint`'s fields; lines are sorted by row.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from ..cache import stat_stamp, text_hash
 from ..errors import DataError, RecordError
 
-LINK = "-> "  # before a path that was refused because of where it leads
-PASSING = ("file_gone", "file_changed")  # of the annotation file itself, while it was measured
+LINK = "-> "  # prefix of a path that was refused because of its target
+PASSING = ("file_gone", "file_changed")  # reasons about the annotation file itself; they never hold later
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,8 @@ class Complaint:
 
     Attributes:
         row: index of the record in its file.
-        reason, problem, remedy: as `DataError` has them; the record's own place isn't kept, files may be moved.
-        files: path and state of each image or video that was looked at; None where the complaint never holds
-            without another look.
+        reason, problem, remedy: of the `DataError`; its place isn't kept, since files may be moved.
+        files: path and state of each image or video of the record; None where the complaint never holds later.
     """
 
     row: int
@@ -35,7 +34,7 @@ class Complaint:
 
     @classmethod
     def of(cls, row: int, error: DataError, files: tuple) -> "Complaint":
-        """The complaint that an error makes; `files` is from `stamp_files`."""
+        """The complaint of an error; `files` is from `stamp_files`."""
         return cls(row, error.reason, error.problem, error.remedy, None if error.reason in PASSING else files)
 
     def holds(self) -> bool:
@@ -48,10 +47,10 @@ class Complaint:
 
 
 def stamp_files(paths: Sequence[str]) -> tuple[tuple[str, list[int] | str], ...]:
-    """`Complaint.files` of the media that were looked at.
+    """`Complaint.files` of the media of a record.
 
     Args:
-        paths: of files, folders of frames, or `LINK` and a path of which only matters where it leads.
+        paths: of files, folders of frames, or `LINK` and a path whose target alone matters.
     """
     whole = [
         LINK + os.path.abspath(path.removeprefix(LINK)) if path.startswith(LINK) else os.path.abspath(path)

@@ -1,18 +1,18 @@
-"""How long every record will be, before any is trained on: exact token counts, image sizes, and what is wrong.
+"""The length of every record before training: exact token counts, image sizes, and errors.
 
-Built once for a file, in parallel, and kept on disk by the content of what it depends on (the file, the tokenizer,
-the template, the image folder); read back memory-mapped. A crash loses at most the chunks under way, and of several
-processes that start together one builds while the others wait. Nothing here decodes an image.
+Measured once per file, in parallel, without decoding images. The arrays are kept on disk under a hash of everything
+they depend on (the file, the tokenizer, the template, the image folder) and are memory-mapped. A crash loses at most
+the chunks being measured, and of several processes that start together one measures while the others wait.
 
-What was wrong with a record may have been put right since, so each start looks at the broken records' files again
-(`complaints`) and measures those anew that have changed. Records that were fine aren't looked at: a worker that meets
-another length than planned reports it (`report_change`), and the next start measures the whole file anew.
+A broken record may have been mended since, so each start compares the files of broken records (`complaints`) and
+measures a record again where they have changed. Other records aren't compared: a worker that finds another length than
+planned reports it (`report_change`), and the next start measures the whole file again.
 
-    text_tokens [R]   everything but the images' spans
+    text_tokens [R]   tokens outside the images' spans
     sizes [M, 2]      width and height of each image, from its header; record r has media_ends[r-1]:media_ends[r]
     prefix [R, 2]     text tokens and images before the first supervised token
 
-How many tiles and tokens that makes follows from a `TileBudget` (`lay_out`), and is kept beside it.
+Tiles and tokens follow from a tiling and a `TileBudget` (`lay_out`), and are kept beside the arrays.
 """
 
 import contextlib
@@ -37,8 +37,8 @@ from .budget import FRAME, TileBudget, first_limit
 from .complaints import Complaint, parse_complaints, write_complaints
 from .measure import Measure
 
-CHUNK = 2000  # records that a worker takes at a time, and what a crash can lose
-KEPT_SECONDS = 86_400  # that arrays stay after newer ones have taken their place: other runs may read them
+CHUNK = 2000  # records that a worker measures at a time, and a crash can lose
+KEPT_SECONDS = 86_400  # that replaced arrays are kept, since other runs may read them
 PER_ROW = ("text_tokens", "supervised", "num_turns", "prefix")
 ARRAYS = (*PER_ROW, "reasons", "media_ends", "sizes")
 
@@ -50,7 +50,7 @@ class LengthIndex:
     Attributes:
         text_tokens, supervised, num_turns: int32 `[R]`.
         prefix: int32 `[R, 2]`.
-        reasons: uint8 `[R]`: 0 for a usable record, else 1 + its place in `reason_names`.
+        reasons: uint8 `[R]`: 0 for a usable record, else 1 + the index in `reason_names`.
         media_ends: int64 `[R]`.
         sizes: int32 `[M, 2]`.
         complaints: row -> `Complaint` of each unusable record.
@@ -71,8 +71,8 @@ class LengthIndex:
 
     @classmethod
     def open(cls, directory: Path) -> "LengthIndex | None":
-        """The arrays that `meta.json` names; None where there are none."""
-        for _ in range(3):  # another process may put newer ones in their place meanwhile
+        """The arrays that `meta.json` names; None without that file."""
+        for _ in range(3):  # another process may replace them meanwhile
             with contextlib.suppress(FileNotFoundError):
                 meta = json.loads((directory / "meta.json").read_text())
                 arrays = [open_array(directory / meta["arrays"] / f"{name}.npy") for name in ARRAYS]
@@ -85,7 +85,7 @@ class LengthIndex:
         return {complaint.row: complaint for complaint in parse_complaints(text)}
 
     def outdated(self) -> list[int]:
-        """Rows of the complaints that may not hold any more."""
+        """Rows of the complaints that may no longer hold."""
         return [row for row, complaint in self.complaints.items() if not complaint.holds()]
 
     @cached_property
@@ -145,10 +145,10 @@ FATES = ("fits", "shrink_tiles", "truncate_text", "too_long", "broken", "rejecte
 
 
 def report_change(directory: Path) -> None:
-    """Let the next start measure a whole file anew, because a record has another length than it had.
+    """Let the next start measure a whole file again, because the length of a record has changed.
 
     Args:
-        directory: of the `LengthIndex` that isn't true any more; where it has been replaced already, nothing happens.
+        directory: of the outdated `LengthIndex`; where it has already been replaced, nothing happens.
 
     Raises:
         SettingError: the cache can't be written.
@@ -167,21 +167,21 @@ def measure(
     num_workers: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> LengthIndex:
-    """The lengths of a file, from the cache or counted now.
+    """The lengths of a file, from the cache or measured now.
 
     Args:
-        num_workers: processes; None takes one for each core that this process may use, 0 works in this one.
-        progress: called with the number of records counted since the last call.
+        num_workers: processes; default: one for each core that this process may use; 0 measures in this process.
+        progress: called with the number of records measured since the last call.
     """
     directory = Path(cache_dir) / task.key(cache_dir)
     found = LengthIndex.open(directory)
     if found is None or found.outdated():
         with locked(directory.with_suffix(".lock")):
-            found = LengthIndex.open(directory)  # another process may have done it meanwhile
+            found = LengthIndex.open(directory)  # another process may have measured meanwhile
             if found is None:
                 _build(task, directory, num_workers, progress)
                 found = LengthIndex.open(directory)
-            rows = found.outdated()  # also where an earlier start was killed half-way
+            rows = found.outdated()  # also after an earlier start that was killed half-way
             if len(rows) > CHUNK:
                 _build(task, directory, num_workers, progress)
             elif rows:
@@ -191,7 +191,7 @@ def measure(
 
 
 def _measure_again(task: Measure, found: LengthIndex, rows: list[int]) -> None:
-    """Put records that couldn't be used, and perhaps can be now, into the index."""
+    """Measure records that were broken, and may have been mended, and put them into the index."""
     with single_threaded_tokenizer():
         parts = [task.rows(row, row + 1) for row in rows]
     arrays = {name: np.array(getattr(found, name)) for name in PER_ROW}
@@ -220,21 +220,21 @@ def _build(task: Measure, directory: Path, num_workers: int | None, progress: Ca
                 _save_part(task, parts, first, last)
                 progress(last - first)
     else:
-        _ = task._counter  # made once, for the workers to inherit
+        _ = task._counter  # made once, to be inherited by the workers
         with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(task, parts)) as pool:
             for job in as_completed([pool.submit(_work, first, last) for first, last in missing]):
                 progress(job.result())
     _merge(directory, parts, chunks)
 
 
-_task: tuple[Measure, Path] | None = None  # a worker's own
+_task: tuple[Measure, Path] | None = None  # of a worker process
 
 
 def _start_worker(task: Measure, parts: Path) -> None:
     global _task
     die_with_parent()
     _task = (task, parts)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is one process per core already
 
 
 def _work(first: int, last: int) -> int:
@@ -258,7 +258,7 @@ def _merge(directory: Path, parts: Path, chunks: list[tuple[int, int]]) -> None:
 
 
 def _save(directory: Path, arrays: dict[str, np.ndarray], complaints: list[Complaint]) -> None:
-    """Write arrays and complaints into a folder of their own; `meta.json` then names it, so all change at once."""
+    """Write arrays and complaints into a new folder; then `meta.json` names it, so that all change at once."""
     reason_names = sorted({complaint.reason for complaint in complaints})
     reasons = np.zeros(len(arrays["text_tokens"]), np.uint8)
     for complaint in complaints:

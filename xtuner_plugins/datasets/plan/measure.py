@@ -1,9 +1,7 @@
-"""One pass over the records of a file: how many tokens each has, how large its images are, what is wrong with it."""
+"""One pass over the records of a file: tokens, sizes of images, and errors of each record."""
 
 import contextlib
-import gc
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,16 +17,16 @@ from ..records.records import Record, parse_record
 from ..text.conversation import Piece, split_pieces
 from ..text.templates import Template
 from ..text.token_counts import TokenCounter
-from ..text.tokens import TextTokenizer
+from ..text.tokens import TextTokenizer, no_garbage_collection
 from .budget import FRAME
 from .complaints import LINK, Complaint, stamp_files
 
-FORMAT = "3"  # part of the key: raise it when what is counted changes
+FORMAT = "3"  # part of the key; to be raised when counts change
 
 
 @dataclass(frozen=True)
 class Measure:
-    """Everything that decides how long the records of one file are, tiles aside."""
+    """Everything that decides the lengths of the records of one file, except for tiles."""
 
     index: OffsetIndex
     folder: ImageFolder
@@ -39,7 +37,7 @@ class Measure:
 
     def key(self, cache_dir: str) -> str:
         """Hash of all of it."""
-        within = self.folder.folder is not None  # else names may be absolute, or lead out of the file's own folder
+        within = self.folder.folder is not None  # otherwise names may be absolute, or lead out of the file's folder
         return text_hash(
             FORMAT,
             content_hash(self.index.path, cache_dir),
@@ -53,11 +51,11 @@ class Measure:
         """Measure records first:last.
 
         Returns:
-            text_tokens, supervised, num_turns, num_media: int32; prefix: int32 `[r, 2]`; sizes: int32 `[m, 2]`,
-            frames one by one; complaints: list of `Complaint`.
+            text_tokens, supervised, num_turns, num_media: int32 `[r]`; prefix: int32 `[r, 2]`; sizes: int32 `[m, 2]`,
+            one row per image or frame; complaints: list of `Complaint`.
         """
         rows = _Rows(first, last)
-        with _no_garbage_collection(), SequentialReader(self.index) as reader:
+        with no_garbage_collection(), SequentialReader(self.index) as reader:
             for row in range(first, last):
                 try:
                     self._measure_row(row, reader, rows, [])
@@ -66,7 +64,7 @@ class Measure:
             return rows.count(self._counter)
 
     def _complain(self, row: int, reader: SequentialReader, rows: "_Rows") -> None:
-        """Measure a record that failed once more, now that the state of its files is noted."""
+        """Measure a failed record twice more: for the paths of its media and, once they are stamped, for the error."""
         paths: list[str] = []
         with contextlib.suppress(DataError):
             self._measure_row(row, reader, _Rows(row, row + 1), paths)
@@ -88,7 +86,7 @@ class Measure:
         return {name: value for name, value in self.__dict__.items() if name != "_counter"}
 
     def _open(self, row: int, reader: SequentialReader, paths: list[str]) -> tuple[Record, list[tuple[int, int]]]:
-        """A record with the sizes of its media; `paths` collects what `stamp_files` takes."""
+        """A record with the sizes of its media; `paths` collects arguments of `stamp_files`."""
         source = self.index.source(row)
         record = parse_record(parse_json(reader.read(row), source), source)
         if not record.media:
@@ -112,15 +110,15 @@ class Measure:
 
 
 class _Rows:
-    """Collects the pieces of many records, so that each distinct text is counted once and sums are numpy's."""
+    """Collects the pieces of many records, to count each distinct text once and to sum with NumPy."""
 
     def __init__(self, first: int, last: int):
         self.first, self.num = first, last - first
-        self.texts: dict[str, int] = {}  # text -> its number
-        self.codes: list[int] = []  # of each piece: the number of its text, or -1 - how many ids it has
+        self.texts: dict[str, int] = {}  # text -> its index
+        self.codes: list[int] = []  # of each piece: index of its text, or -1 - number of its ids
         self.supervised: list[bool] = []
         self.media: list[bool] = []
-        self.rows: list[tuple[int, int, int, int]] = []  # row, pieces up to its end, turns, media
+        self.rows: list[tuple[int, int, int, int]] = []  # row, number of pieces up to its end, turns, media
         self.sizes: list[tuple[int, int]] = []
         self.complaints: list[Complaint] = []
 
@@ -162,19 +160,3 @@ class _Rows:
             "sizes": np.array(self.sizes, np.int32).reshape(-1, 2),
             "complaints": self.complaints,
         }
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Switch Python's garbage collector off.
-
-    Millions of small objects come and go here and none refers to itself. Searching all imported modules for such
-    cycles took a third of the time.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

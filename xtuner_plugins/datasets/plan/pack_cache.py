@@ -2,8 +2,8 @@
 
     <cache_dir>/plans/<samples>/<budgets and seed>.npz      samples: hash of their indices, tokens and tiles
 
-Of several processes that need the same packs one makes them and the others wait. The next epoch's packs are made ahead
-in a process of low priority that ends with this one.
+Of several processes that need the same packs, one makes them and the others wait. The packs of the next epoch are made
+ahead in a process of low priority that ends with this one.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ from ..cache import array_hash, locked, save, text_hash
 from ..errors import SettingError
 from .packing import Packs, pack_samples
 
-FORMAT = "1"  # part of the key: raise it when the same samples, budgets and seed give other packs
-AHEAD = 20_000  # samples from which on packs are made ahead; fewer are packed within a second
-KEPT = 32  # plans in the cache, the newest
+FORMAT = "1"  # part of the key; to be raised when the same samples, budgets and seed give other packs
+AHEAD = 20_000  # samples; fewer are packed within a second, not ahead
+KEPT = 32  # newest plans in the cache
 LOWEST_PRIORITY = 19  # of Unix
 
 
@@ -52,7 +52,7 @@ class PackCache:
         return text_hash(FORMAT, array_hash(self.indices, self.tokens, self.tiles))
 
     def key(self, seed: int) -> str:
-        """Hash of everything that decides the packs of a seed: the same on every machine."""
+        """Hash of everything that decides the packs of a seed; the same on every machine."""
         return f"{self._samples}/{text_hash(repr((self.max_tokens, self.max_tiles, seed)))}"
 
     def path(self, seed: int) -> Path:
@@ -85,7 +85,7 @@ class PackCache:
         return packs or self._make(seed)
 
     def start_ahead(self, seed: int) -> BaseProcess | None:
-        """Start a process that makes the packs of a later epoch; None where that isn't worth it or possible.
+        """Start a process that makes the packs of a later epoch; None where that is impossible or not worth it.
 
         Only one process of a node should call it.
         """

@@ -1,12 +1,12 @@
-"""Samples become packs under two budgets at once, tokens and tiles, with similar work for every rank.
+"""Packs of samples under two budgets, tokens and tiles, with similar work for every rank.
 
     pack 0  |  sample 17  | sample 4 | 3 |   at most max_tokens tokens and max_tiles tiles
     pack 1  | sample 9 |     sample 23    |
 
-The samples of an epoch are shuffled and packed window by window (see `bin_packing`), in whichever way packs a random
-part of them best. Which packs there are depends on seed, sizes and budgets alone. `arrange` then orders them for a
-number of ranks: packs with similar numbers of tiles stand next to each other in cells of one pack per rank, and the
-cells are shuffled. So the ranks of a step wait little for each other, and steps follow each other at random.
+The samples of an epoch are shuffled and packed window by window (see `bin_packing`), in the way that packs a random
+part of them best. The packs depend on seed, sizes and budgets alone. `arrange` then orders them for a number of ranks:
+packs with similar numbers of tiles form cells of one pack per rank, and the cells are shuffled. So the ranks of a step
+hardly wait for each other, and the order of the steps is random.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from .bin_packing import BestFit, RandomFill, Sizes
 
 BEST_FITS = [BestFit(tile_share, noise) for tile_share in (0.0, 0.5) for noise in (0.0, 0.05, 0.2)]
 RANDOM_FILLS = [RandomFill(0), RandomFill(0.3)]  # for samples with the same number of tiles
-WORTH_WAITING = 1.002  # a slow way is taken where it saves more than this share of the packs
-TRIAL = (2048, 16_384)  # samples that every way is tried on: 1 / 16 of all, within these bounds
-REGION = 64  # cells among which packs are sorted by tiles; far fewer than an epoch has, so that its order stays random
+WORTH_WAITING = 1.002  # a slow way is used where all others need more than this many times its packs
+TRIAL = (2048, 16_384)  # samples on which every way is tried: 1 / 16 of all, within these bounds
+REGION = 64  # cells among which packs are sorted by tiles: few, so that the order of an epoch stays random
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def pack_samples(
         indices: `[n]`, the samples' indices.
         tokens, tiles: `[n]`, of each of them.
         max_tokens, max_tiles: budgets of a pack; None means no limit on tiles.
-        seed: decides, with sizes and budgets, the packs and their order.
+        seed: decides packs and their order, together with sizes and budgets.
 
     Raises:
         SettingError: a sample that fits into no pack.
@@ -98,7 +98,7 @@ def pack_samples(
 
 
 def _pack(order: np.ndarray, sizes: Sizes, seed: int) -> list[list[int]]:
-    """Pack samples in the way that needs the fewest packs for the first of them."""
+    """Pack samples in the way that needs the fewest packs for a trial part of them."""
     alike = bool((sizes.tiles == sizes.tiles[0]).all())
     ways = [*(way for way in BEST_FITS if not way.tile_share), *RANDOM_FILLS] if alike else BEST_FITS
     trial = order[: int(np.clip(len(order) // 16, *TRIAL))]
@@ -108,7 +108,7 @@ def _pack(order: np.ndarray, sizes: Sizes, seed: int) -> list[list[int]]:
 
 
 def _pack_windows(order: np.ndarray, sizes: Sizes, seed: int, way: BestFit | RandomFill) -> list[list[int]]:
-    """Pack samples window by window; each leaves some to the next."""
+    """Pack samples window by window; each window leaves some to the next."""
     windows = np.array_split(order, max(1, round(len(order) / way.window)))
     packs: list[list[int]] = []
     left: list[int] = []
@@ -119,7 +119,7 @@ def _pack_windows(order: np.ndarray, sizes: Sizes, seed: int, way: BestFit | Ran
 
 
 def arrange(packs: Packs, num_ranks: int, seed: int) -> Packs:
-    """The same packs in the order in which `num_ranks` ranks take them, one each per step.
+    """The same packs in the order in which `num_ranks` ranks take them, one per rank and step.
 
     Args:
         packs: of an epoch.
@@ -134,15 +134,15 @@ def arrange(packs: Packs, num_ranks: int, seed: int) -> Packs:
     regions = np.split(order, ends[:-1])
     order = np.concatenate([region[np.argsort(-packs.tiles[region], kind="stable")] for region in regions])
     cells = order[: num_cells * num_ranks].reshape(num_cells, num_ranks)
-    rest = order[num_cells * num_ranks :]  # the incomplete last step: the packs with the fewest tiles of its region
+    rest = order[num_cells * num_ranks :]  # the incomplete last step: packs with the fewest tiles
     return packs.take(np.concatenate([rng.permutation(cells).ravel(), rest]))
 
 
 def efficiency(packs: Packs, max_tokens: int, num_ranks: int = 1) -> dict[str, float]:
-    """What the packing achieves.
+    """Figures of a packing.
 
     Returns:
-        padded: share of a pack's tokens that stay empty; samples_per_pack; tile_imbalance: the most tiles of a rank
+        padded: share of the token budget that stays empty; samples_per_pack; tile_imbalance: the most tiles of a rank
         over the mean, in steps of `num_ranks` neighboring packs, weighted by tiles.
     """
     steps = len(packs) // num_ranks

@@ -1,4 +1,4 @@
-"""What samplers, training loop and ledger agree on: a plan of epochs, and a position in it."""
+"""The plan of epochs that samplers, training loop and ledger share, and positions in it."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ class Plan(Sampler):
     """The items of each epoch (samples, or packs of samples) in one order over all ranks; a position is an integer.
 
     Attributes:
-        is_seekable: whether a run can go on within an epoch without fetching what it has trained.
+        is_seekable: whether a run can resume within an epoch without fetching again what it has trained on.
         num_ranks: ranks that take items in turn.
-        cell: ranks that the order of the current epoch was made for.
-        digest: changes with whatever decides the items of an epoch and their order, the number of ranks aside.
+        cell: number of ranks for which the current epoch was ordered.
+        digest: hash of everything that decides the items and their order, except for the number of ranks.
     """
 
     is_seekable = True
@@ -27,7 +27,7 @@ class Plan(Sampler):
         """Go to a position: all ranks together have taken `position` items of `epoch`.
 
         Args:
-            cell: the number of ranks that the order was made for; None takes that of now.
+            cell: the number of ranks for which the epoch was ordered; default: `num_ranks`.
         """
         raise NotImplementedError
 
@@ -36,20 +36,20 @@ class Plan(Sampler):
         raise NotImplementedError
 
     def taken(self, epoch: int, position: int) -> Sequence[int]:
-        """Indices of the samples of an epoch that lie before a position."""
+        """Indices of the samples of an epoch before a position."""
         raise NotImplementedError
 
     def left_out(self) -> list[dict]:
-        """The samples that no epoch contains, as the ledger wants them (see `ledger.Ledger.account`)."""
+        """The samples that no epoch contains, as entries for `ledger.Ledger.account`."""
         raise NotImplementedError
 
     def describe_data(self) -> str:
-        """How many samples will train, as far as it is known before training."""
+        """How many samples will train, as far as known before training."""
         raise NotImplementedError
 
 
 class ForeignPlan(Plan):
-    """Stands for a sampler that is no `Plan`: it can begin an epoch, and a run goes on by fetching everything again.
+    """Wraps a sampler that is no `Plan`: it can begin an epoch, and a resumed run fetches everything again.
 
     Args:
         loader: whose batches are the items.
@@ -80,13 +80,13 @@ class ForeignPlan(Plan):
 
 
 def plan_of(loader: DataLoader) -> Plan:
-    """The plan that a loader follows: its batch sampler, the sampler inside that, or a stand-in for what is neither."""
+    """The plan of a loader: its batch sampler, the sampler inside that, or a `ForeignPlan`."""
     inside = getattr(loader.batch_sampler, "sampler", None)
     return next((found for found in (loader.batch_sampler, inside) if isinstance(found, Plan)), ForeignPlan(loader))
 
 
 def require_agreement(plan: Plan) -> None:
-    """Compare the plans of all ranks. Ranks with different plans would wait for each other for ever.
+    """Compare the plans of all ranks, which would deadlock with different ones.
 
     Raises:
         SettingError: on every rank, where they differ.

@@ -1,7 +1,7 @@
-"""Where each record of an annotation file lies: three numbers a record, never a list of records.
+"""Where each record of an annotation file lies: three numbers per record, never a list of records.
 
-A file is a JSON array (`[` comes first) or JSON lines; its name doesn't decide. The scan looks at bytes only,
-in blocks, so that memory stays small for files of any size; what the bytes mean is checked record by record.
+A file that begins with `[` is a JSON array, any other is JSON lines, whatever its name. The scan looks only at bytes,
+in blocks, so that it needs little memory for files of any size; contents are checked record by record.
 """
 
 import os
@@ -16,11 +16,11 @@ from .record_json import COMMA_REMEDY, ends_with_comma, parse_json
 
 BLOCK = 1 << 24  # bytes scanned at a time
 READ_AHEAD = 1 << 18  # bytes read at a time where records are read one after another
-CACHED_FROM = 1 << 23  # bytes; smaller files are scanned in no time
+CACHED_FROM = 1 << 23  # bytes; smaller files are scanned at every start
 QUOTE, BACKSLASH, NEWLINE, COMMA = (ord(char) for char in '"\\\n,')
 OPEN, CLOSE = (ord("["), ord("{")), (ord("]"), ord("}"))
 SPACES = np.frombuffer(b" \t\r\n", np.uint8)
-FOREIGN = {  # how files begin that people name by mistake
+FOREIGN = {  # first bytes of files that people name by mistake
     b"\x1f\x8b": "compressed (gzip)",
     b"BZh": "compressed (bzip2)",
     b"\xfd7zXZ": "compressed (xz)",
@@ -56,7 +56,7 @@ class OffsetIndex:
         return f"{self.path}:{self.lines[index]}"
 
     def read(self, index: int) -> bytes:
-        """The bytes of a record. Opens the file each time: no handle to share between processes.
+        """The bytes of a record. Opens the file each time, since processes can't share a handle.
 
         Raises:
             RecordError: the file has become shorter or has gone.
@@ -90,7 +90,7 @@ class OffsetIndex:
 
 
 class SequentialReader:
-    """Reads records one after another, as `OffsetIndex.read` does, but through one handle and in blocks."""
+    """Reads records in sequence, through one handle and in blocks; the bytes are those of `OffsetIndex.read`."""
 
     def __init__(self, index: OffsetIndex):
         self.index = index
@@ -121,7 +121,7 @@ class SequentialReader:
 
 
 def open_index(path: str | os.PathLike, cache_dir: str | os.PathLike) -> OffsetIndex:
-    """As `scan`; of a large file the result is kept on disk and memory-mapped, so that it is scanned once.
+    """As `scan`, but the result of a large file is kept on disk and memory-mapped.
 
     Raises:
         SettingError, RecordError: as `scan`.
@@ -164,7 +164,7 @@ def _unusable(path: str, problem: str, remedy: str) -> SettingError:
 
 
 def _first_byte(path: str) -> bytes:
-    """`[` or `{`, with which an annotation file begins.
+    """The first character of an annotation file, `[` or `{`.
 
     Raises:
         SettingError: it is no annotation file.
@@ -188,17 +188,16 @@ def _first_byte(path: str) -> bytes:
         raise _unusable(
             path,
             f"is neither a JSON array nor JSON lines: it begins with {head[:20]!r}",
-            "give a .json array or a .jsonl file with an object a line",
+            "give a .json array or a .jsonl file with one object per line",
         )
     return first
 
 
 def _refuse_one_object(index: OffsetIndex) -> None:
-    """One object over many lines would be as many broken records, and so would lines that end with commas.
+    """Refuse an object over many lines and lines that end with commas, whose every line would be a broken record.
 
     Raises:
-        SettingError: the first line opens something that it doesn't close, and the second is no record either; or it is
-            a whole object and a comma.
+        SettingError: the first line is an object and a comma; or it isn't complete, and the second is no record either.
     """
     if ends_with_comma(index.read(0)):
         raise SettingError("annotation_file", "a comma follows the object on the line", COMMA_REMEDY, index.source(0))
@@ -242,7 +241,7 @@ def _scan_lines(path: str) -> tuple[list, list, list]:
         blank = ends <= starts
         data = np.memmap(file, np.uint8, "r")
         spaced = np.flatnonzero(~blank)
-        spaced = spaced[np.isin(data[starts[spaced]], SPACES)]  # the others begin with something
+        spaced = spaced[np.isin(data[starts[spaced]], SPACES)]  # the others don't begin with white space
         for index in spaced:
             blank[index] = not bytes(data[starts[index] : ends[index]]).strip()
     keep = ~blank
@@ -252,9 +251,9 @@ def _scan_lines(path: str) -> tuple[list, list, list]:
 def _scan_array(path: str) -> tuple[list, list, list]:
     """Spans of the elements of a JSON array, found by brackets and commas outside strings.
 
-    A quote opens or closes a string unless an odd run of backslashes precedes it; where strings are is then the
-    parity of quotes so far, depth is the running sum of brackets outside them, and the commas at depth 1 separate
-    the elements. State crosses block borders, elements may be of any length.
+    A quote opens or closes a string unless an odd number of backslashes precedes it. So the parity of the quotes so far
+    says what is inside a string, the running sum of the brackets outside strings is the depth, and the commas at depth
+    1 separate the elements. State is carried from block to block; elements may be of any length.
     """
     depth, in_string, run, line = 0, False, 0, 1
     starts, ends, lines = [], [], []
@@ -302,7 +301,7 @@ def _scan_array(path: str) -> tuple[list, list, list]:
 
 
 def _string_mask(block: np.ndarray, in_string: bool, run: int) -> tuple[np.ndarray, bool, int]:
-    """Which bytes lie inside strings, and the state after the block (`run`: backslashes at its very end)."""
+    """Which bytes lie inside strings, and the state after the block (`run`: number of backslashes at its end)."""
     quotes = np.flatnonzero(block == QUOTE)
     backslashes = block == BACKSLASH
     if backslashes.any() or run:
@@ -310,7 +309,7 @@ def _string_mask(block: np.ndarray, in_string: bool, run: int) -> tuple[np.ndarr
         suspects = quotes[previous]
         lengths = np.zeros(len(suspects), np.int64)
         active = np.arange(len(suspects))
-        while len(active):  # one step a backslash of the longest run
+        while len(active):  # one step per backslash of the longest run
             position = suspects[active] - 1 - lengths[active]
             hit = np.where(position >= 0, backslashes[np.maximum(position, 0)], False)
             lengths[active[position < 0]] += run  # the run began in the block before
@@ -321,7 +320,7 @@ def _string_mask(block: np.ndarray, in_string: bool, run: int) -> tuple[np.ndarr
     parity = np.zeros(len(block), np.uint8)
     parity[quotes] = 1
     parity[0] += in_string
-    inside = (np.cumsum(parity, dtype=np.uint8) & 1).astype(bool)  # wrapping at 256 keeps the parity
+    inside = (np.cumsum(parity, dtype=np.uint8) & 1).astype(bool)  # wrapping around at 256 keeps the parity
     tail = 0
     while tail < len(block) and backslashes[-1 - tail]:
         tail += 1
@@ -329,7 +328,7 @@ def _string_mask(block: np.ndarray, in_string: bool, run: int) -> tuple[np.ndarr
 
 
 def _trim(path: str, starts: list, ends: list, lines: list, close: int) -> tuple[list, list, list]:
-    """Strip white space around elements (so that `lines` is the line of the record itself)."""
+    """Strip white space around elements, so that `lines` holds the lines of the records themselves."""
     first, last, line = np.concatenate(starts), np.concatenate(ends), np.concatenate(lines)
     with open(path, "rb") as file:
         data = np.memmap(file, np.uint8, "r") if os.path.getsize(path) else np.zeros(0, np.uint8)
@@ -345,7 +344,7 @@ def _trim(path: str, starts: list, ends: list, lines: list, close: int) -> tuple
         rest = bytes(data[close + 1 : close + 1 + 4096]).strip()
     if rest:
         where = f"{path}:{line[-1]}" if len(line) else path
-        raise RecordError("json", f"something follows the JSON array: {rest[:20]!r}", "one array a file", where)
+        raise RecordError("json", f"something follows the JSON array: {rest[:20]!r}", "one array per file", where)
     empty = first >= last
     if empty.any() and not (len(first) == 1):
         number = int(np.argmax(empty))

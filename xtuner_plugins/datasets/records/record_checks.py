@@ -1,8 +1,8 @@
-"""Forms of other projects' data that would train something else than their author meant.
+"""Conventions of other projects' data, which would train something else than their authors meant.
 
-Two degrees. An error where nothing else can be meant: the record is unusable, and the bad-sample policy decides. A
-warning where the same characters may be ordinary text, such as HTML or a question about a prompt format: the record is
-learned as it stands, `Record.warnings` names it, and `tools/check_data.py` counts it.
+An error where nothing else can be meant: the record is unusable. A warning where the same characters may be ordinary
+text, such as HTML or a question about a prompt format: the record is learned unchanged, `Record.warnings` holds the
+warning, and `tools/check_data.py` counts it.
 
     form                                    in a question                                  in an answer
     <img>a.jpg</img>, <audio>a.wav</audio>  error: the file is named nowhere else          warning
@@ -25,7 +25,7 @@ from typing import NoReturn
 from ..errors import RecordError
 
 FILE = r"[^<>\n]+\.[A-Za-z0-9]{2,5}\s*"
-FORMS = re.compile(  # `<` stands first and alone, so that the search runs from one to the next
+FORMS = re.compile(  # `<` comes first and alone, so that the search jumps from one to the next
     rf"<(?:(?P<file>(?P<tag>img|audio|video)>{FILE}</(?P=tag)>)"
     r"|(?P<certain>\|(?:image|video|audio|vision|img)[ _-]?\w*\|>|ImageHere>|VideoHere>"
     r"|(?:image|video|audio)[_-](?:soft_token|placeholder|pad|token|feature|features|patch)>|(?:start|end)_of_image>"
@@ -34,7 +34,7 @@ FORMS = re.compile(  # `<` stands first and alone, so that the search runs from 
     r"|(?P<own>IMG_CONTEXT>)"
     r"|(?P<maybe>(?:image|img|video)[ _-]?\d+>|(?!image>|video>|img>)(?i:image|video|img)>|audio>|img>[^<]+</img>))"
 )
-# Other names for media. With "image" or "video" beside them they are further facts about it, and are not looked at.
+# Other names for media. Beside "image" or "video" they are further facts about it and are ignored.
 MEDIA_KEYS = frozenset(
     "Image Images IMAGE img imgs image_path image_paths image_file image_files image_name image_list image_url"
     " image_urls img_path img_paths img_url img_file image images pic photo photos Video Videos video_path"
@@ -49,15 +49,13 @@ FORM_REMEDIES = {
     "own": "write <image> in its place",
     "grounding": "write <ref>...</ref><box>[[x1, y1, x2, y2]]</box>",
 }
-# What others call the keys that are called "loss" and "weight" here
+# Names of others for "loss" and "weight"
 LOSS_KEYS = frozenset("train trainable mask masked loss_mask mask_loss need_loss with_loss loss_weight".split())
-READ_ELSEWHERE = (
-    MEDIA_KEYS | AUDIO_KEYS | LOSS_KEYS | {"loss", "weight"}
-)  # keys of a record that mean something to others
+READ_ELSEWHERE = MEDIA_KEYS | AUDIO_KEYS | LOSS_KEYS | {"loss", "weight"}  # keys of a record that others read
 
 
 def fail(source: str, reason: str, problem: str, remedy: str = "") -> NoReturn:
-    """Raise the error about the record at `source` (`file:line`)."""
+    """Raise an error about the record at `source` (`file:line`)."""
     raise RecordError(reason, problem, remedy, source)
 
 
@@ -67,26 +65,26 @@ def warn(warnings: list[RecordError], source: str, reason: str, problem: str, re
 
 
 def shorten(text: str, limit: int = 60) -> str:
-    """The text as a message shows it."""
+    """The text as messages show it."""
     return repr(text if len(text) <= limit else text[:limit] + "...")
 
 
 def find_forms(text: str) -> Iterator[tuple[str, str]]:
-    """Foreign forms in a text, as (kind, what stands there); kinds are the names of the groups of `FORMS`.
+    """Foreign forms in a text, as (kind, form); kinds are the names of the groups of `FORMS`.
 
-    A text without `<` has none: callers look for that first, which is much faster.
+    A text without `<` has none, and callers test that first, which is much faster.
     """
     for match in FORMS.finditer(text):
         yield match.lastgroup, match[0][:60]
 
 
 def find_key(record: dict, names: frozenset[str]) -> str | None:
-    """A key of `names` that holds something."""
+    """The first of these keys, sorted, whose value isn't empty."""
     return next((key for key in sorted(record.keys() & names) if record[key]), None)
 
 
 def is_learned(message: dict, role: str, number: int, source: str) -> bool:
-    """Whether a turn with further keys is learned: `"loss": false` and `"weight": 0` say no."""
+    """Whether a turn with further keys is learned; not with `"loss": false` or `"weight": 0`."""
     if (key := find_key(message, TURN_MEDIA_KEYS)) is not None:
         fail(
             source,
@@ -115,7 +113,7 @@ def is_learned(message: dict, role: str, number: int, source: str) -> bool:
 
 
 def check_keys(extra: dict, has_media: bool, source: str, warnings: list[RecordError]) -> None:
-    """Look for media and settings under keys that aren't read (`READ_ELSEWHERE`)."""
+    """Complain of media and settings under keys that aren't read (`READ_ELSEWHERE`)."""
     if not has_media and (key := find_key(extra, MEDIA_KEYS)) is not None:
         fail(source, "media_key", f"{key!r} isn't read, and no 'image' or 'video' is given", "rename it to 'image'")
     if (key := find_key(extra, AUDIO_KEYS)) is not None:
@@ -130,10 +128,10 @@ def check_keys(extra: dict, has_media: bool, source: str, warnings: list[RecordE
 
 
 def check_texts(marked: list, in_front: bool, objects: bool, source: str, warnings: list[RecordError]) -> None:
-    """Complain of foreign forms in texts with `<`; which are errors and which are warnings, `record_checks` says.
+    """Complain of foreign forms in texts with `<`; the module lists which are errors and which warnings.
 
     Args:
-        marked: (number of the turn, role, text, whether it is a part of a list) of each.
+        marked: of each text: number of its turn, role, text, whether it is a part of a list.
         in_front: whether the record's only image or video has no placeholder in the user's turns.
         objects: whether the record has "objects", with which others fill `<bbox>`.
     """

@@ -1,4 +1,4 @@
-"""The bytes of one record as a JSON value, with what JSON readers let pass: keys that stand twice."""
+"""The bytes of one record as a JSON value; keys that stand twice, which JSON readers accept, are refused."""
 
 import json
 
@@ -36,17 +36,17 @@ def parse_json(data: bytes, source: str) -> object:
         raise RecordError(
             "json",
             f"not JSON: {error.msg} ({line}column {error.colno})",
-            "one JSON object a line, or one JSON array a file",
+            "one JSON object per line, or one JSON array per file",
             source,
         ) from None
     except RecursionError:
-        raise RecordError("json", "nested too deeply", "one JSON object a record", source) from None
+        raise RecordError("json", "nested too deeply", "one JSON object per record", source) from None
     except ValueError as error:  # Python's limit on the digits of an integer
         raise RecordError("json", f"not JSON that can be read: {error}", "shorten it", source) from None
 
 
 class _DuplicateKey(Exception):
-    """A key stands twice in an object; JSON keeps the last without a word."""
+    """A key stands twice in an object; Python's reader would silently keep the last."""
 
 
 def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict:
@@ -58,9 +58,9 @@ def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict:
 
 
 def _has_plain_keys(data: bytes, value: object) -> bool:
-    """Whether a look at the bytes is enough to say that no key stands twice: as many `":` as keys, objects as `{`.
+    """Whether the bytes alone prove that no key stands twice: as many `":` as keys, and `{` as objects.
 
-    Nearly every record passes, at a tenth of the price of decoding it; the others are decoded once more.
+    Nearly every record passes, at a tenth of the cost of decoding it; the others are decoded once more.
     """
     if value.__class__ is not dict:
         return False
@@ -74,7 +74,7 @@ def _has_plain_keys(data: bytes, value: object) -> bool:
 
 
 def ends_with_comma(data: bytes) -> bool:
-    """Whether this is one JSON object and a comma, as in an array whose brackets are missing."""
+    """Whether this is one JSON object and a comma, as in an array without its brackets."""
     text = data.strip()
     if not (text.startswith(b"{") and text.endswith(b",")):
         return False

@@ -12,18 +12,18 @@ or with `messages`, whose contents are strings or lists of parts:
         {"role": "user", "content": [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "And this?"}]},
         {"role": "assistant", "content": "A dog."}]}
 
-`image` (or `images`) is a name, a list of names, or absent; `video` (or `videos`) likewise. Placeholders stand in
-the user's turns and are filled in order; a single image that no placeholder mentions stands in front of the first
-user turn. Any other disagreement is an error: nothing is guessed. `record_checks` lists forms of other projects that
-would train something else than their author meant.
+`image` (or `images`) is a name, a list of names, or absent; `video` (or `videos`) likewise. The placeholders in the
+user's turns are filled in order; a single image without a placeholder is put before the first user turn. Any other
+disagreement is an error: nothing is guessed. `record_checks` lists conventions of other projects that are refused or
+warned about.
 
-An answer with `"loss": false` or `"weight": 0` is part of the conversation but isn't learned, nor is its end token.
-An empty answer, or one of white space, isn't learned either (the official code and LLaVA's train its end token: a model
-that says nothing); a record with no other answer is left out, as `empty_answer`.
+An answer with `"loss": false` or `"weight": 0` is part of the conversation but isn't learned, nor is its end token. An
+answer that is empty or white space isn't learned either (the official code and LLaVA's train its end token, and so a
+model that says nothing); a record with no other answer is left out, as `empty_answer`.
 
-`"system": ""` says nothing, so the template's own message stands, as with XTuner and LLaMA-Factory. An empty system
-*turn* is an empty system message, as in the official code and in transformers' chat templates: `chat` builds the same
-prompt where the model's `system_message` is "".
+With `"system": ""` the template's own message is used, as in XTuner and LLaMA-Factory. An empty system *turn* is an
+empty system message, as in the official code and in transformers' chat templates: `chat` builds the same prompt where
+the model's `system_message` is "".
 """
 
 import re
@@ -50,11 +50,11 @@ class Medium(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What one side says at a time."""
+    """One message of the user or the assistant."""
 
     role: str  # 'user' or 'assistant'
     parts: tuple[str | Medium, ...]  # texts and media in reading order; an assistant's turn is one text
-    supervised: bool = True  # of an assistant's turn: whether its text and its end token are learned
+    supervised: bool = True  # whether an assistant's text and end token are learned
 
     @property
     def text(self) -> str:
@@ -64,14 +64,14 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """A checked conversation: user and assistant in turn, the last word is the assistant's."""
+    """A checked conversation: user and assistant alternate, the assistant comes last."""
 
     turns: tuple[Turn, ...]
     source: str  # 'file:line'
     system: str | None = None  # replaces the template's system message
-    extra: dict = field(default_factory=dict)  # the record's other keys, untouched
-    has_markup: bool = False  # a text holds `<`, placeholders aside: only such texts are looked at closely
-    warnings: tuple[RecordError, ...] = ()  # what its author may not have meant; it is learned as it stands
+    extra: dict = field(default_factory=dict)  # the record's other keys, unchanged
+    has_markup: bool = False  # a text holds `<` other than in placeholders; only such texts are examined
+    warnings: tuple[RecordError, ...] = ()  # what its author may not have meant; it is learned unchanged
 
     @property
     def media(self) -> list[Medium]:
@@ -83,7 +83,7 @@ def parse_record(raw: object, source: str) -> Record:
     """Check a decoded JSON value and turn it into a `Record`. `raw` is not modified.
 
     Raises:
-        RecordError: whatever is wrong, with `source` in front.
+        RecordError: the record can't be used; the message begins with `source`.
     """
     if not isinstance(raw, dict):
         fail(
@@ -202,11 +202,11 @@ def _part(part: object, role: str, where: str, source: str) -> "str | Medium | _
 
 
 class _Text(str):
-    """A text part of a list content: `<image>` in it is text, since images have parts of their own."""
+    """A text part of a list content; `<image>` in it is text, since images have their own parts."""
 
 
 def _system(raw: dict, parsed: list[tuple[str, list, bool]], source: str, warnings: list[RecordError]) -> str | None:
-    """The record's own system message; None takes the template's."""
+    """The record's own system message; None means that of the template."""
     places = [number for number, message in enumerate(parsed, 1) if message[0] == "system"]
     if places and places != [1]:
         fail(source, "turn_order", f"turn {places[-1]} is a system turn", "a system turn comes once, and first")
@@ -269,18 +269,18 @@ def _names(raw: dict, kind: str, source: str) -> list[str]:
 def _fill_placeholders(
     parsed: list, images: list[str], videos: list[str], objects: bool, source: str, warnings: list[RecordError]
 ) -> tuple[list, bool]:
-    """Put the named media where their placeholders stand in the user's turns.
+    """Replace the placeholders in the user's turns by the named media.
 
     Args:
         objects: whether the record has "objects", with which others fill `<bbox>`.
 
     Returns:
-        The turns, and whether a text holds `<`, placeholders aside.
+        The turns, and whether a text holds `<` other than in placeholders.
     """
     names = {IMAGE: iter(images), VIDEO: iter(videos)}
     counts = {IMAGE: 0, VIDEO: 0}
-    own = {"image": 0, "video": 0}  # media that stand in the text as parts, with their names
-    # Without a video `<video>` is text (it is an HTML element); `<image>` never is, it is too common a mistake.
+    own = {"image": 0, "video": 0}  # media that are parts of the content, with their names
+    # Without a video, `<video>` is text (an HTML element). `<image>` never is: forgetting the image is too common.
     pattern = EITHER if videos else ONLY_IMAGE
     filled, marked, learns, emptied = [], [], False, False
     for number, (role, parts, learned) in enumerate(parsed, 1):
@@ -324,7 +324,7 @@ def _fill_placeholders(
 
 
 def _count_media(filled: list, images: list, videos: list, counts: dict, own: dict, source: str) -> bool:
-    """Compare placeholders with names; whether a medium without placeholder was put in front of the first turn."""
+    """Compare placeholders with names; returns whether a medium without placeholder was put before the first turn."""
     in_front = False
     for placeholder, given in ((IMAGE, images), (VIDEO, videos)):
         kind = placeholder.strip("<>")

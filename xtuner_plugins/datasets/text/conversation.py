@@ -5,9 +5,8 @@
     ids     \\n    A bus . <|im_end|>   \\n
     labels -100   A bus . <|im_end|>  -100
 
-Neighboring texts that aren't answers are tokenized together, as `chat` will tokenize the prompt; an answer, learned or
-not, is always tokenized on its own, as a model writes it. Image tokens are written as numbers and never go through the
-tokenizer.
+Neighboring texts that aren't answers are tokenized together, as `chat` tokenizes the prompt; an answer, learned or not,
+is tokenized on its own, as a model writes it. Image tokens are written as ids and never go through the tokenizer.
 """
 
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from .tokens import TextTokenizer
 
 
 class Piece(NamedTuple):
-    """What can be tokenized at once: a plain text, ids that are known already, or an image (by number)."""
+    """A unit of tokenization: a plain text, known ids, or an image (its index)."""
 
     text: str | None = None
     ids: tuple[int, ...] = ()
@@ -50,13 +49,13 @@ class Encoded:
 
 
 def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -> list[Piece]:
-    """Everything of a record in order, with neighboring plain texts of one kind joined.
+    """The pieces of a record in order; neighboring plain texts of the same kind are joined.
 
     Raises:
         RecordError: the template has no place for something in the record.
     """
     pieces: list[Piece] = [Piece(None, tokenizer.start_ids)] if tokenizer.start_ids else []
-    # The text that the next one of the same kind may be joined to: an answer, learned or not, stays alone.
+    # The text to which the next one of the same kind may be joined; an answer, learned or not, stays alone.
     open_text, open_supervised, open_answer = "", False, False
     strips, num_media = False, 0
     memo = tokenizer.memo
@@ -94,21 +93,21 @@ def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -
 
 
 class _Split(NamedTuple):
-    """A segment's text before its first control token, from there to its last one, and the text after that."""
+    """A segment: text before its first control token, pieces up to its last one, text after that."""
 
     head: str
     middle: tuple[Piece, ...]
     tail: str
-    strips: bool  # whether white space that follows is swallowed
+    strips: bool  # whether white space after it is dropped
 
 
 def _split_segment(
     text: str, supervised: bool, literal: bool, strips: bool, tokenizer: TextTokenizer, answer: bool = False
 ) -> _Split:
-    """Split one segment; what lies between a template's own control tokens is tokenized at once.
+    """Split one segment at its control tokens; a template's own text between them is tokenized here.
 
     Args:
-        strips: whether white space at its beginning is swallowed.
+        strips: whether white space at its beginning is dropped.
     """
     head, middle, tail = "", [], ""
     for item in tokenizer.split_literal(text) if literal else tokenizer.split_text(text):

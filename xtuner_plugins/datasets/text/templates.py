@@ -1,7 +1,7 @@
 """A record as the segments of its prompt, from the table of templates that exports ship.
 
-`hub/conversation.py` says which parts a template's prompt has; training reads the same parts, so a model is trained on
-the very text that `chat` will prompt it with. With `internvl2_5` (supervised parts underlined, `|` between segments):
+Training reads the parts of a prompt from `hub/conversation.py`, as `chat` does, so a model is trained on exactly the
+text that it will be prompted with. With `internvl2_5` (supervised parts underlined, `|` between segments):
 
     <|im_start|>system\\n|{system}|<|im_end|>\\n<|im_start|>user\\n|{question}|<|im_end|>\\n<|im_start|>assistant\\n|
     {answer}<|im_end|>|\\n<|im_start|>user\\n|{question}|<|im_end|>\\n<|im_start|>assistant\\n|{answer}<|im_end|>|\\n
@@ -19,32 +19,20 @@ from ..records.records import Medium, Record
 
 
 class Segment(NamedTuple):
-    """A stretch of a conversation.
-
-    Attributes:
-        text: Its text; empty where `medium` stands in its place.
-        supervised: The model learns to write it.
-        literal: The template's own text, in which control tokens are meant. In a record's text they are characters.
-        medium: An image or a video.
-        answer: It is the text of an answer, learned or not, which is tokenized on its own.
-    """
+    """A stretch of a conversation: a text, or an image or video in its place."""
 
     text: str = ""
-    supervised: bool = False
-    literal: bool = False
+    supervised: bool = False  # the model learns to write it
+    literal: bool = False  # the template's own text, in which control tokens are tokens, not characters
     medium: Medium | None = None
-    answer: bool = False
+    answer: bool = False  # an answer, learned or not, which is tokenized on its own
 
 
 @dataclass(frozen=True)
 class Template:
-    """A template of the table, as training reads it.
+    """A template of the table, as training reads it."""
 
-    Attributes:
-        conversation: The template without turns.
-    """
-
-    conversation: Conversation
+    conversation: Conversation  # without turns
 
     @property
     def name(self) -> str:
@@ -55,12 +43,23 @@ class Template:
         """The record as segments, in order.
 
         Raises:
-            RecordError: A system message that this template has no place for.
+            RecordError: the template has no place for the record's system message.
         """
+        empty = self.conversation
+        if record.system is not None and "{system_message}" not in empty.system_template:
+            raise RecordError(
+                "system_place",
+                f"template {self.name!r} has no place for a system message",
+                "remove it or choose another template",
+                record.source,
+            )
+        system = empty.system_message if record.system is None else record.system
+        roles = dict(zip(("user", "assistant"), empty.roles, strict=True))
+        messages = [(roles[turn.role], turn.parts) for turn in record.turns]
         fixed, after_answer = "", False  # the template's text since the last message
         learned = iter([turn.supervised for turn in record.turns if turn.role == "assistant"])
-        learns, end = False, self.conversation.stop_token  # which ends an answer
-        for kind, content in self._open(record).get_parts():
+        learns, end = False, empty.stop_token  # which ends an answer
+        for kind, content in replace(empty, system_message=system, messages=messages).get_parts():
             if kind == "template":
                 if after_answer:
                     yield Segment(end, supervised=learns, literal=True)
@@ -79,28 +78,13 @@ class Template:
                 yield Segment(content)
         yield Segment(fixed, literal=True)
 
-    def _open(self, record: Record) -> Conversation:
-        """The record's messages in the template; each is a sequence of parts."""
-        empty = self.conversation
-        system = empty.system_message if record.system is None else record.system
-        if record.system is not None and "{system_message}" not in empty.system_template:
-            raise RecordError(
-                "system_place",
-                f"template {self.name!r} has no place for a system message",
-                "remove it or choose another template",
-                record.source,
-            )
-        roles = {"user": empty.roles[0], "assistant": empty.roles[1]}
-        messages = [(roles[turn.role], turn.parts) for turn in record.turns]
-        return replace(empty, system_message=system, messages=messages)
-
 
 @lru_cache(maxsize=64)
 def get_template(name: str) -> Template:
     """The template `name`.
 
     Raises:
-        SettingError: No such template, or one whose separator doesn't begin with the token that ends an answer.
+        SettingError: no such template, or its separator doesn't begin with the token that ends an answer.
     """
     try:
         conversation = get_conv_template(name)

@@ -1,28 +1,26 @@
-"""Counts tokens of very many texts, faster than the tokenizer where the counts are proven equal.
+"""Counts the tokens of many texts, faster than the tokenizer where the counts are known to be equal.
 
 Two ways:
 
-    words       Texts repeat few words. Where a pre-tokenizer never looks past a single space, "a red bus" has the
-                tokens of "a", " red" and " bus", and each word is counted once. `SPACED` holds the patterns of which
-                this is known: in each, a match has a space only at its beginning, or is white space altogether.
-    tiktoken    runs a byte-level BPE (Qwen, GPT-2, Llama 3...) four times as fast. It merges by the rank of the
-                result where the original merges by the rank of the pair: the same for nearly every vocabulary, but
-                not by necessity.
+    words       Texts repeat few words. Where a pre-tokenizer always splits before a single space, "a red bus" has the
+                tokens of "a", " red" and " bus", and each word is counted once. `SPACED` holds the patterns that do
+                so: in each, a match has a space only at its beginning, or is white space altogether.
+    tiktoken    Runs a byte-level BPE (Qwen, GPT-2, Llama 3...) four times as fast. It merges by the rank of the
+                result, the tokenizer by the rank of the pair; for nearly every vocabulary that is the same.
 
-So every call compares some of its texts with the tokenizer, and one difference turns the fast ways off;
-`benchmarks/fuzz_counts.py` compares hundreds of thousands of texts in many scripts.
+Since equality isn't guaranteed, every call compares some of its texts with the tokenizer, and one difference turns the
+fast ways off. `benchmarks/fuzz_counts.py` compares hundreds of thousands of texts in many scripts.
 """
 
-import gc
 import json
 import math
 import re
 from collections.abc import Callable
 
-from .tokens import TextTokenizer
+from .tokens import TextTokenizer, no_garbage_collection
 
 COMPARED = 64  # texts of a call that are tokenized both ways
-MOST_WORDS = 1 << 19  # words that are remembered (50 MB), then they are forgotten
+MOST_WORDS = 1 << 19  # words in memory (50 MB) before it is cleared
 LONGEST_WORD = 48
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 CL100K = (
@@ -33,37 +31,32 @@ SPACED = {
     (GPT2,),  # GPT-2, Claude 2
     (CL100K,),  # Llama 3
     (CL100K.replace("{1,3}", ""),),  # Qwen 1 to 3
-    (  # DeepSeek V2 and V3; what the first two isolate holds no space
+    (  # DeepSeek V2 and V3; matches of the first two hold no space
         r"\p{N}{1,3}",
         "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
         r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^""" + "\r\n" + r"\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
         r"| ?[\p{P}\p{S}]+[" + "\r\n" + r"]*|\s*[" + "\r\n" + r"]+|\s+(?!\S)|\s+",
     ),
 }
-# What a normalizer may change: NFC nothing in these ranges, the other forms nothing in ASCII.
+# Characters that a normalizer may change: NFC none in these ranges, the other forms none in ASCII.
 NOTHING, ODD_FOR_NFC = re.compile("(?!)"), re.compile("[^\0-\u02ff\u3001-\u3029\u4e00-\u9fa5\uff01-\uff5e]")
 NOT_ASCII = re.compile("[^\0-\x7f]")
 
 
 class TokenCounter:
-    """Counts what `tokenizer.encode` would return.
+    """Counts the ids that `tokenizer.encode` would return.
 
     Attributes:
-        fast: the tiktoken encoding, or None when this tokenizer can't be run by tiktoken.
+        fast: the tiktoken encoding, or None when tiktoken can't run this tokenizer.
         by_words: whether texts may be counted word by word.
     """
 
     def __init__(self, tokenizer: TextTokenizer):
         self.tokenizer = tokenizer
-        enabled = gc.isenabled()
-        gc.disable()  # a vocabulary is a million objects
-        try:
+        with no_garbage_collection():
             state = json.loads(tokenizer.plain_state())
             patterns, self._odd = _patterns(state), _odd_characters(state.get("normalizer"))
             self.fast = None if self._odd is None else _tiktoken_encoding(state, patterns)
-        finally:
-            if enabled:
-                gc.enable()
         self.by_words = self._odd is not None and patterns in SPACED
         self._first, self._inner = _Words(self._count_one, ""), _Words(self._count_one, " ")
 
@@ -79,7 +72,7 @@ class TokenCounter:
         return [len(ids) for ids in self.tokenizer.encode_batch(texts)]
 
     def count_fast(self, texts: list[str]) -> list[int]:
-        """As `count`, with nothing compared."""
+        """As `count`, without a comparison."""
         if not self.by_words:
             return [self._count_one(text) for text in texts]
         counts, first, inner = [], self._first, self._inner.__getitem__
@@ -101,7 +94,7 @@ class TokenCounter:
 
 
 class _Words(dict):
-    """word -> tokens of it after `before`; not a number for one that white space or nothing stands beside."""
+    """word -> number of tokens after `before`; NaN for a word that is empty or has white space at an end."""
 
     def __init__(self, count: Callable[[str], int], before: str):
         super().__init__()
@@ -118,7 +111,7 @@ class _Words(dict):
 
 
 def _odd_characters(normalizer: dict | None) -> re.Pattern | None:
-    """What finds a character that the normalizer may change; None where ASCII isn't safe from it."""
+    """A pattern of the characters that the normalizer may change; None where it may change ASCII."""
     steps = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
     kinds = {step.get("type") for step in steps}
     if kinds - {"NFC", "NFD", "NFKC", "NFKD"}:
@@ -127,7 +120,7 @@ def _odd_characters(normalizer: dict | None) -> re.Pattern | None:
 
 
 def _patterns(state: dict) -> tuple[str, ...] | None:
-    """The regular expressions that cut a text before a byte-level model sees it; None for any other splitting."""
+    """The regular expressions that split a text before a byte-level model; None for any other splitting."""
     splitter = state.get("pre_tokenizer") or {}
     *splits, byte_level = splitter.get("pretokenizers", [splitter])
     if byte_level.get("type") != "ByteLevel" or byte_level.get("add_prefix_space"):
@@ -160,15 +153,15 @@ def _tiktoken_encoding(state: dict, patterns: tuple[str, ...] | None):
         ranks = {}
         for token, rank in model["vocab"].items():
             with_bytes = [alphabet.get(char) for char in token]
-            if None not in with_bytes:  # a control token that is listed with the others is never merged
+            if None not in with_bytes:  # a control token in the vocabulary is never merged
                 ranks[bytes(with_bytes)] = rank
         return tiktoken.Encoding("plain", pat_str=patterns[0], mergeable_ranks=ranks, special_tokens={})
-    except Exception:  # a vocabulary or pattern that tiktoken doesn't take: the tokenizer itself will do
+    except Exception:  # tiktoken refuses the vocabulary or pattern: the tokenizer counts
         return None
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The characters that byte-level BPE writes bytes as: printable ones as they are, the others from 256 on."""
+    """The character of each byte in byte-level BPE: printable ones as they are, the others from 256 on."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}

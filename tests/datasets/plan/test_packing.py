@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from xtuner_plugins.datasets import SettingError
 from xtuner_plugins.datasets.plan import packing
-from xtuner_plugins.datasets.plan.bin_packing import BestFit, RandomFill, Sizes, _best_fit
+from xtuner_plugins.datasets.plan.bin_packing import RandomFill, Sizes, _best_fit
 from xtuner_plugins.datasets.plan.packing import arrange, efficiency, pack_samples
 
 
@@ -75,26 +75,6 @@ def test_packs_are_no_worse_than_best_fit_decreasing(name):
         for order in (np.argsort(-tokens), np.argsort(-tokens / 8192 - tiles / 26))
     )
     assert len(pack_samples(np.arange(12_000), tokens, tiles, max_tokens=8192, max_tiles=26)) <= rival
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    data=st.lists(st.tuples(st.integers(1, 100), st.integers(0, 9)), min_size=1, max_size=300),
-    alike=st.booleans(),
-    last=st.booleans(),
-    seed=st.integers(0, 99),
-)
-def test_a_window_gives_every_sample_to_a_pack_or_to_the_next_window(data, alike, last, seed):
-    tokens, tiles = np.array(data).T
-    ways = [BestFit(0.5, 0.2), BestFit(0, 0)]
-    if alike:
-        tiles = np.full_like(tiles, tiles[0])
-        ways += [RandomFill(0), RandomFill(0.3)]
-    samples = range(0, len(tokens), 2)
-    for way in ways:
-        packs, left = way.pack(samples, Sizes(tokens, tiles, 100, 9), seed, last)
-        assert sorted(left + [sample for pack in packs for sample in pack]) == list(samples) and not (last and left)
-        assert all(pack and tokens[pack].sum() <= 100 and tiles[pack].sum() <= 9 for pack in packs)
 
 
 def scarce(num):

@@ -1,0 +1,85 @@
+"""Tiles shared among images, and what is taken from a sample that is too long."""
+
+import numpy as np
+import pytest
+
+from xtuner_plugins.datasets import DynamicTiling, SettingError
+from xtuner_plugins.datasets.plan.budget import FRAME, TileBudget, first_limit, truncate
+from xtuner_plugins.datasets.text.conversation import Encoded
+
+TILING = DynamicTiling(max_tiles=6, tile_size=112)
+WIDE, SQUARE, SMALL = (360, 120), (700, 700), (50, 50)  # 3, 4 and 1 tiles of at most 6
+
+
+def test_images_share_the_limit_as_the_official_code_says():
+    assert [int(first_limit(12, number, "equal")) for number in (0, 1, 2, 5, 13)] == [12, 12, 6, 2, 1]
+    assert [first_limit(12, number, "need") for number in (0, 1, 13)] == [12, 12, 12]
+    assert first_limit(12, np.array([0, 5, 13]), "equal").tolist() == [12, 2, 1]
+
+
+def test_frames_are_one_tile_and_leave_the_limit_to_the_images():
+    budget = TileBudget(16, 10_000)
+    assert budget.fit(TILING, [FRAME, WIDE, FRAME, SQUARE], 0) == [1, 3, 1, 3]
+    assert budget.count(TILING, FRAME, 6) == 1
+
+
+def test_tokens_are_those_of_tiles_and_two_per_image():
+    budget = TileBudget(16, 10_000)
+    assert budget.tokens([]) == 0 and budget.tokens([4, 1]) == 5 * 16 + 2 * 2
+    assert budget.count(TILING, WIDE, 6) == 4 and budget.count(TILING, SMALL, 6) == 1  # thumbnail included
+
+
+@pytest.mark.parametrize("sharing", ["equal", "need"])
+@pytest.mark.parametrize("room", [400, 150, 120, 60, 10])
+def test_tiles_are_taken_away_until_the_sample_fits(sharing, room):
+    budget, sizes = TileBudget(16, 1000, sharing), [WIDE, SQUARE, SMALL]
+    limits = budget.fit(TILING, sizes, 1000 - room)
+    counts = [budget.count(TILING, size, limit) for size, limit in zip(sizes, limits, strict=True)]
+    assert budget.tokens(counts) <= room or counts == [1, 1, 1]
+    if room == 400:  # everything fits
+        assert limits == [int(first_limit(6, 3, sharing))] * 3
+
+
+def test_the_image_that_needs_them_least_loses_its_tiles_first():
+    budget = TileBudget(16, 500, "need")
+    sizes = [WIDE, SQUARE]  # 43,200 / 4 source pixels per tile, and 490,000 / 5
+    whole = [budget.count(TILING, size, 6) for size in sizes]
+    assert whole == [4, 5]
+    limits = budget.fit(TILING, sizes, 500 - budget.tokens(whole) + 1)
+    assert limits == [2, 6] and budget.count(TILING, WIDE, 2) == 3
+
+
+def test_only_the_steps_that_are_given_are_taken():
+    """Sharing by need is decided by shrinking, whatever the steps."""
+    assert TileBudget(16, 50, "equal", ()).fit(TILING, [WIDE], 40) == [6]
+    assert TileBudget(16, 50, "equal").fit(TILING, [WIDE], 40) == [1]
+    assert TileBudget(16, 50, "need", ()).fit(TILING, [WIDE], 40) == [1]
+
+
+def encoded(labels, *spans):
+    return Encoded(np.arange(len(labels)), np.array(labels), spans)
+
+
+def test_the_end_is_cut_off_but_never_inside_a_span():
+    sample = encoded([-100, 7, 8, -100, -100, -100, 9], (3, 3))
+    for max_length, length, images in ((7, 7, 1), (6, 6, 1), (5, 3, 0), (3, 3, 0), (2, 2, 0)):
+        cut, kept = truncate(sample, max_length)
+        assert (len(cut), kept, len(cut.spans)) == (length, images, images)
+        assert cut.input_ids.tolist() == list(range(length)) and cut.labels.tolist() == sample.labels[:length].tolist()
+    assert truncate(sample, 1) is None  # nothing would be learned
+    assert truncate(encoded([-100, -100, -100, 7], (0, 2)), 3) is None
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(sharing="fair"), "tile_sharing='fair' is unknown; it is one of equal, need"),
+        (dict(max_length=0), "max_length=0 can't be used; give a whole number, 1 or more"),
+        (dict(max_length=True), "max_length=True"),
+        (dict(steps=("drop",)), "too_long=.'drop'. isn't understood"),
+        (dict(steps=("truncate_text", "shrink_tiles")), "in this order"),
+    ],
+)
+def test_wrong_settings_name_themselves(settings, words):
+    with pytest.raises(SettingError, match=words):
+        TileBudget(**{"tokens_per_tile": 16, "max_length": 100} | settings)

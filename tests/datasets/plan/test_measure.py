@@ -1,0 +1,96 @@
+"""One pass over the records of a file: what it counts, and what decides the key of the result."""
+
+import json
+import pickle
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xtuner_plugins.datasets.images.media import ImageFolder
+from xtuner_plugins.datasets.plan.complaints import stamp_files
+from xtuner_plugins.datasets.plan.measure import Measure
+from xtuner_plugins.datasets.records.index import scan
+from xtuner_plugins.datasets.records.records import parse_record
+from xtuner_plugins.datasets.text.conversation import encode
+from xtuner_plugins.datasets.text.templates import get_template
+
+
+@pytest.fixture
+def task(write_data, six_records, text_tokenizer, tmp_path):
+    """Of six records the second misses its image and the fifth is none."""
+    folder = ImageFolder(tmp_path / "images")
+    return Measure(scan(write_data(six_records)), folder, get_template("internvl2_5"), text_tokenizer, 8, 10**6)
+
+
+def test_counts_are_those_of_the_tokenized_records(task):
+    found = task.rows(0, 6)
+    assert found["num_media"].tolist() == [1, 0, 1, 0, 0, 2] and found["num_turns"].tolist() == [2, 0, 2, 2, 0, 2]
+    assert found["sizes"].tolist() == [[100, 90], [360, 120], [100, 90], [360, 120]]
+    for row in (0, 3, 5):
+        record = parse_record(task.index.parse(row), "f:1")
+        sample = encode(record, task.template, task.tokenizer, [0] * len(record.media), 0)
+        learned = np.flatnonzero(sample.labels != -100)
+        images = len(record.media)
+        assert found["text_tokens"][row] == len(sample) - 2 * images
+        assert found["supervised"][row] == len(learned)
+        assert found["prefix"][row].tolist() == [learned[0] - 2 * images, images]
+
+
+def test_part_of_a_file_is_as_in_the_whole(task):
+    whole, parts = task.rows(0, 6), [task.rows(0, 2), task.rows(2, 6)]
+    for name in ("text_tokens", "supervised", "num_turns", "num_media", "prefix", "sizes"):
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
+    assert parts[0]["complaints"] + parts[1]["complaints"] == whole["complaints"]
+
+
+def test_broken_records_have_zeros_and_a_complaint_with_the_state_of_their_files(task):
+    found = task.rows(0, 6)
+    assert [(complaint.row, complaint.reason) for complaint in found["complaints"]] == [
+        (1, "image_missing"),
+        (4, "no_conversations"),
+    ]
+    assert found["text_tokens"][[1, 4]].tolist() == [0, 0]
+    missing = found["complaints"][0]
+    assert missing.files == stamp_files([f"{task.folder.folder}/none.png"]) and missing.holds()
+    shutil.copy(f"{task.folder.folder}/a.png", f"{task.folder.folder}/none.png")
+    assert not missing.holds() and task.rows(1, 2)["num_media"].tolist() == [1]
+
+
+def test_the_key_changes_with_everything_that_is_measured(task, tmp_path):
+    def key(**changes):
+        return replace(task, **changes).key(str(tmp_path / "cache"))
+
+    (tmp_path / "other").mkdir()
+    copied = Path(shutil.copy(task.index.path, tmp_path / "other" / "copy.jsonl"))
+    shorter = tmp_path / "shorter.jsonl"
+    shorter.write_text(json.dumps(task.index.parse(0)))
+    different = [
+        key(),
+        key(index=scan(shorter)),
+        key(folder=ImageFolder(tmp_path)),
+        key(folder=ImageFolder(None, tmp_path)),
+        key(template=get_template("Hermes-2")),
+        key(num_frames=4),
+        key(max_pixels=10**5),
+    ]
+    assert len(set(different)) == len(different)
+    assert key(index=scan(copied)) == key()  # of the file only its content counts
+
+
+def test_a_task_crosses_to_workers_without_its_counter(task):
+    task.rows(0, 1)
+    again = pickle.loads(pickle.dumps(task))
+    assert "_counter" in vars(task) and "_counter" not in vars(again)
+    assert again.rows(0, 1)["text_tokens"] == task.rows(0, 1)["text_tokens"]
+
+
+def test_a_file_that_shrinks_meanwhile_is_complained_about(task):
+    """Such complaints hold for no later start."""
+    with open(task.index.path, "r+") as file:
+        file.truncate(int(task.index.starts[3]))
+    complaints = task.rows(2, 6)["complaints"]
+    assert [complaint.row for complaint in complaints] == [3, 4, 5]
+    assert "shorter" in complaints[0].problem and not any(complaint.holds() for complaint in complaints)

@@ -65,29 +65,23 @@ def open_sources(
     for path in paths:
         if not isinstance(path, (str, os.PathLike)):
             raise SettingError("data_paths", f"data_paths holds {path!r}", "name annotation files by their paths")
-    columns = [
-        _one_each(value, len(paths), name)
-        for name, value in (
-            ("image_folders", image_folders),
-            ("repeat_times", repeat_times),
-            ("dataset_settings", dataset_settings),
-        )
-    ]
+    columns = {"image_folders": image_folders, "repeat_times": repeat_times, "dataset_settings": dataset_settings}
+    for name, value in columns.items():
+        each = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * len(paths)
+        if len(each) != len(paths):
+            problem = f"{name} has {len(each)} entries for {len(paths)} data_paths"
+            raise SettingError(name, problem, "give one for each")
+        columns[name] = each
     sources, errors = [], []
-    for path, *row in zip(paths, *columns, strict=True):
+    for path, *row in zip(paths, *columns.values(), strict=True):
         try:
             sources.append(_open(path, *row, config, shared, cache_dir))
         except DataError as error:
             errors.append(error)
     if errors:
         raise_together(errors)
-    return _tell_apart(sources)
-
-
-def _tell_apart(sources: list[Source]) -> list[Source]:
-    """Name files with the same stem (`a/train.jsonl`, `b/train.jsonl`) by their paths in reports and in the ledger."""
     stems = [Path(source.index.path).stem for source in sources]
-    return [
+    return [  # `a/train.jsonl` and `b/train.jsonl` go by their paths in reports and in the ledger
         replace(source, name=source.index.path) if source.name == stem and stems.count(stem) > 1 else source
         for source, stem in zip(sources, stems, strict=True)
     ]
@@ -119,13 +113,6 @@ def pick_records(num_records: int, repeat: float, seed: int) -> np.ndarray:
     rounds = np.tile(np.arange(num_records, dtype=np.int32), whole)
     part = np.sort(np.random.default_rng(seed).permutation(num_records)[:rest]).astype(np.int32)
     return np.concatenate([rounds, part])
-
-
-def _one_each(value, number: int, name: str) -> list:
-    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * number
-    if len(values) != number:
-        raise SettingError(name, f"{name} has {len(values)} entries for {number} data_paths", "give one for each")
-    return values
 
 
 def _open(

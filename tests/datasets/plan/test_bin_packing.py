@@ -42,6 +42,13 @@ def test_best_fit_takes_the_fullest_pack_that_has_room():
     assert sorted(sorted(tokens[pack].tolist()) for pack in packs) == [[20, 30, 50], [40, 60]] and left == []
 
 
+def test_best_fit_wastes_least_of_both_budgets():
+    """The third fits into both open packs: 1 tile (of 4) stays empty in the first, 40 tokens (of 100) in the second."""
+    sizes = Sizes(np.array([90, 50, 10]), np.array([2, 3, 1]), 100, 4)
+    packs, _ = BestFit(0, 0).pack(range(3), sizes, seed=0, last=True)
+    assert sorted(sorted(pack) for pack in packs) == [[0, 2], [1]]
+
+
 def test_best_fit_keeps_both_budgets():
     """Tokens would fit all into one pack, the tiles fill two."""
     packs, _ = BestFit(0.5, 0).pack(range(4), Sizes(np.full(4, 10), np.array([3, 3, 1, 1]), 100, 4), seed=0, last=True)

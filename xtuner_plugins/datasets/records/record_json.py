@@ -18,7 +18,7 @@ def parse_json(data: bytes, source: str) -> object:
         if not _has_plain_keys(data, value):
             json.loads(data.decode("utf-8"), object_pairs_hook=_refuse_duplicates)
         return value
-    except _DuplicateKey as error:
+    except KeyError as error:
         raise RecordError(
             "json_duplicate_key", f"the key {error.args[0]!r} stands twice in an object", "keep one of them", source
         ) from None
@@ -45,15 +45,16 @@ def parse_json(data: bytes, source: str) -> object:
         raise RecordError("json", f"not JSON that can be read: {error}", "shorten it", source) from None
 
 
-class _DuplicateKey(Exception):
-    """A key stands twice in an object; Python's reader would silently keep the last."""
-
-
 def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict:
+    """An object of JSON.
+
+    Raises:
+        KeyError: a key that stands twice; Python's reader would silently keep the last.
+    """
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
-        raise _DuplicateKey(next(name for name in names if names.count(name) > 1))
+        raise KeyError(next(name for name in names if names.count(name) > 1))
     return found
 
 

@@ -92,22 +92,17 @@ def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -
     return pieces
 
 
-class _Split(NamedTuple):
-    """A segment: text before its first control token, pieces up to its last one, text after that."""
-
-    head: str
-    middle: tuple[Piece, ...]
-    tail: str
-    strips: bool  # whether white space after it is dropped
-
-
 def _split_segment(
     text: str, supervised: bool, literal: bool, strips: bool, tokenizer: TextTokenizer, answer: bool = False
-) -> _Split:
+) -> tuple[str, tuple[Piece, ...], str, bool]:
     """Split one segment at its control tokens; a template's own text between them is tokenized here.
 
     Args:
         strips: whether white space at its beginning is dropped.
+
+    Returns:
+        Text before its first control token; pieces up to its last one; text after that; whether white space that
+        follows is dropped.
     """
     head, middle, tail = "", [], ""
     for item in tokenizer.split_literal(text) if literal else tokenizer.split_text(text):
@@ -129,7 +124,7 @@ def _split_segment(
     if literal and middle:
         ids = [token for piece in tokenize_pieces(middle, tokenizer) for token in piece.ids]
         middle = [Piece(None, tuple(ids), supervised)]
-    return _Split(head, tuple(middle), tail, strips)
+    return head, tuple(middle), tail, strips
 
 
 def encode(

@@ -262,7 +262,7 @@ class MultimodalDataset(Dataset):
             self._log_first(record.warnings)
         pieces = tokenize_pieces(split_pieces(record, source.template, self.tokenizer), self.tokenizer)
         budget, frames = self.budget, [medium.kind == "frame" for medium in record.media]
-        share = int(first_limit(source.tiling.max_tiles, frames.count(False), budget.sharing))
+        share = first_limit(source.tiling.max_tiles, frames.count(False), budget.sharing)
         limits = whole = [1 if frame else share for frame in frames]
         text_tokens = sum(len(piece.ids) for piece in pieces)
         if text_tokens + budget.tokens([source.tiling.max_tiles + 1] * len(frames)) > budget.max_length:

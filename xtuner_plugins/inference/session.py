@@ -198,7 +198,7 @@ class ChatSession:
         """uint8 `[T, 3, S, S]` of each image of one question, which share the tile limit as in training."""
         if isinstance(images, (str, Path, Image.Image)):
             images = [images]
-        tiling = tiling.limited(int(first_limit(tiling.max_tiles, len(images), self.tile_sharing)))
+        tiling = tiling.limited(first_limit(tiling.max_tiles, len(images), self.tile_sharing))
         return [tiling(to_rgb(image) if isinstance(image, Image.Image) else load_image(image)) for image in images]
 
     def _pixels(self, tiles: list[torch.Tensor]) -> torch.Tensor | None:

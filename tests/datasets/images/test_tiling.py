@@ -139,7 +139,7 @@ def test_transform_is_registered_and_counts_what_it_cuts():
     rule = TRANSFORMS.build(dict(type="DynamicTiling", max_tiles=6, tile_size=56))
     for width, height in ((10, 10), (300, 100), (100, 280)):
         assert len(rule(Image.new("RGB", (width, height)))) == rule.grid(width, height).num_tiles
-    assert rule.limited(2).max_tiles == 2 and rule.limited(0).max_tiles == 1
+    assert [rule.limited(limit).max_tiles for limit in (9, 6, 2, 0)] == [6, 6, 2, 1]
     assert DynamicTiling(min_tiles=4).limited(2).min_tiles == 2
 
 

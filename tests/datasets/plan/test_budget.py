@@ -12,9 +12,8 @@ WIDE, SQUARE, SMALL = (360, 120), (700, 700), (50, 50)  # 3, 4 and 1 tiles of at
 
 
 def test_images_share_the_limit_as_the_official_code_says():
-    assert [int(first_limit(12, number, "equal")) for number in (0, 1, 2, 5, 13)] == [12, 12, 6, 2, 1]
+    assert [first_limit(12, number, "equal") for number in (0, 1, 2, 5, 13)] == [12, 12, 6, 2, 1]
     assert [first_limit(12, number, "need") for number in (0, 1, 13)] == [12, 12, 12]
-    assert first_limit(12, np.array([0, 5, 13]), "equal").tolist() == [12, 2, 1]
 
 
 def test_frames_are_one_tile_and_leave_the_limit_to_the_images():
@@ -37,7 +36,7 @@ def test_tiles_are_taken_away_until_the_sample_fits(sharing, room):
     counts = [budget.count(TILING, size, limit) for size, limit in zip(sizes, limits, strict=True)]
     assert budget.tokens(counts) <= room or counts == [1, 1, 1]
     if room == 400:  # everything fits
-        assert limits == [int(first_limit(6, 3, sharing))] * 3
+        assert limits == [first_limit(6, 3, sharing)] * 3
 
 
 def test_the_image_that_needs_them_least_loses_its_tiles_first():

@@ -145,17 +145,20 @@ class DynamicTiling:
                 f"an image of {width}x{height} in tiles of {self.tile_size} has no grid",
                 "all three must be at least 1",
             )
-        aspect, area = width / height, width * height
+        aspect, area, half_tile = width / height, width * height, 0.5 * self.tile_size * self.tile_size
         best, best_difference = (1, 1), math.inf
         for columns, rows, ratio in candidate_grids(self.min_tiles, self.max_tiles):
             difference = abs(aspect - ratio)
             if difference < best_difference:
                 best, best_difference = (columns, rows), difference
-            elif difference == best_difference and area > 0.5 * self.tile_size * self.tile_size * columns * rows:
+            elif difference == best_difference and area > half_tile * columns * rows:
                 best = (columns, rows)
         return Grid(*best, int(self.use_thumbnail and best != (1, 1)))
 
+    @lru_cache(maxsize=1 << 10)  # noqa: B019  a planner asks for the same few rules millions of times
     def limited(self, max_tiles: int) -> "DynamicTiling":
         """The same rule with at most `max_tiles` tiles in the grid (at least one)."""
+        if max_tiles >= self.max_tiles:
+            return self
         max_tiles = max(1, max_tiles)
         return DynamicTiling(min(self.min_tiles, max_tiles), max_tiles, self.tile_size, self.use_thumbnail)

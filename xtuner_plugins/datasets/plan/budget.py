@@ -28,15 +28,15 @@ STEPS = ("shrink_tiles", "truncate_text")
 FRAME = (0, 0)  # the size that stands for a video frame, which is always one tile
 
 
-def first_limit(max_tiles: int, num_images: int | np.ndarray, sharing: str) -> int | np.ndarray:
+def first_limit(max_tiles: int, num_images: int, sharing: str) -> int:
     """The tile limit of each image of a sample before anything is shrunk, at least 1.
 
     Args:
         max_tiles: tile limit of the sample.
-        num_images: number of its images, video frames not counted; or an array of such numbers.
+        num_images: number of its images, video frames not counted.
         sharing: one of `SHARING`.
     """
-    return np.maximum(1, max_tiles // np.maximum(1, num_images)) if sharing == "equal" else max_tiles
+    return max(1, max_tiles // max(1, num_images)) if sharing == "equal" else max_tiles
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class TileBudget:
             text_tokens: tokens besides the images' spans.
         """
         frames = [tuple(size) == FRAME for size in sizes]
-        share = int(first_limit(tiling.max_tiles, frames.count(False), self.sharing))
+        share = first_limit(tiling.max_tiles, frames.count(False), self.sharing)
         limits = [1 if frame else share for frame in frames]
         if "shrink_tiles" not in self.steps and self.sharing == "equal":
             return limits

@@ -111,8 +111,8 @@ class LengthIndex:
         rows = np.repeat(np.arange(len(self)), num_media)
         is_frame = (self.sizes == FRAME).all(1)
         images = np.bincount(rows[~is_frame], minlength=len(self))
-        shares = np.broadcast_to(first_limit(tiling.max_tiles, images, budget.sharing), len(self))
-        limits = np.where(is_frame, 1, shares[rows])
+        shares = [first_limit(tiling.max_tiles, num, budget.sharing) for num in range(images.max(initial=0) + 1)]
+        limits = np.where(is_frame, 1, np.array(shares)[images[rows]])
         distinct, inverse = np.unique(np.column_stack([self.sizes, limits]), axis=0, return_inverse=True)
         counts = [budget.count(tiling, (width, height), int(limit)) for width, height, limit in distinct]
         counts = np.array(counts, np.int64)[inverse.reshape(-1)] if len(rows) else np.zeros(0, np.int64)

@@ -194,7 +194,7 @@ class MultimodalDataset(Dataset):
         return sample
 
     def _changed(self, number: int, row: int, found: str, tokens: int, tiles: int) -> RecordError:
-        remedy = "start again: the lengths of its file are then measured anew"
+        remedy = "start again: the lengths of its file are then measured again"
         try:
             report_change(self._plan_folders[number])
         except SettingError:

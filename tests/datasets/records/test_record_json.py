@@ -18,11 +18,11 @@ from xtuner_plugins.datasets.records.record_json import ends_with_comma, parse_j
         ('{"a": "\\":", "b": {"c": 1, "c": 1}}', False),
     ],
 )
-def test_keys_that_stand_twice(text, passes):
+def test_keys_that_occur_twice(text, passes):
     if passes:
         assert parse_json(text.encode(), "f:1") == json.loads(text)
         return
-    with pytest.raises(RecordError, match="stands twice") as caught:
+    with pytest.raises(RecordError, match="occurs twice in an object") as caught:
         parse_json(text.encode(), "f:1")
     assert caught.value.reason == "json_duplicate_key"
 

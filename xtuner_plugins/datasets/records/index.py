@@ -75,7 +75,7 @@ class OffsetIndex:
             raise RecordError(
                 "file_changed",
                 "the file has become shorter since it was opened",
-                "start again, the file is indexed anew",
+                "start again, the file is then indexed again",
                 self.source(index),
             )
         return data

@@ -1,4 +1,4 @@
-"""The bytes of one record as a JSON value; keys that stand twice, which JSON readers accept, are refused."""
+"""The bytes of one record as a JSON value; keys that occur twice, which JSON readers accept, are refused."""
 
 import json
 
@@ -20,7 +20,7 @@ def parse_json(data: bytes, source: str) -> object:
         return value
     except KeyError as error:
         raise RecordError(
-            "json_duplicate_key", f"the key {error.args[0]!r} stands twice in an object", "keep one of them", source
+            "json_duplicate_key", f"the key {error.args[0]!r} occurs twice in an object", "keep one of them", source
         ) from None
     except UnicodeDecodeError as error:
         raise RecordError(
@@ -49,7 +49,7 @@ def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict:
     """An object of JSON.
 
     Raises:
-        KeyError: a key that stands twice; Python's reader would silently keep the last.
+        KeyError: a key that occurs twice; Python's reader would silently keep the last.
     """
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -59,7 +59,7 @@ def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict:
 
 
 def _has_plain_keys(data: bytes, value: object) -> bool:
-    """Whether the bytes alone prove that no key stands twice: as many `":` as keys, and `{` as objects.
+    """Whether the bytes alone prove that no key occurs twice: as many `":` as keys, and `{` as objects.
 
     Nearly every record passes, at a tenth of the cost of decoding it; the others are decoded once more.
     """

@@ -22,9 +22,12 @@ def collect(*args, hash_seed, years=0, cwd=ROOT):
     """Starts a collection under a hash seed, as if some years later."""
     later = f"import time; _now = time.time; time.time = lambda: _now() + {years} * 3e7\n"
     return subprocess.Popen(
-        [sys.executable, "-c", later + LIST_IDS, *map(str, args)], cwd=cwd, stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", later + LIST_IDS, *map(str, args)],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONHASHSEED": str(hash_seed), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
 
 
 def ids_of(process):

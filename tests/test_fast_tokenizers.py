@@ -48,11 +48,15 @@ def reference(processor, text):
     return [*processor.encode(text[:at]), number, *reference(processor, text[at + len(name) :])]
 
 
-@pytest.mark.parametrize("settings", [
-    {},
-    {"add_dummy_prefix": True},
-    {"user_defined_symbols": [*SPARE, "\n\n", "▁▁▁▁", "  "]},
-], ids=["internlm2", "dummy prefix", "atoms"])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"add_dummy_prefix": True},
+        {"user_defined_symbols": [*SPARE, "\n\n", "▁▁▁▁", "  "]},
+    ],
+    ids=["internlm2", "dummy prefix", "atoms"],
+)
 def test_sentencepiece(settings, tmp_path):
     """Equal on thousands of texts, and after saving and opening by the generic class."""
     content = sentencepiece_model(**settings)
@@ -190,13 +194,16 @@ class TestRefusals:
                 except CheckpointError as error:
                     assert "\n" not in str(error)
 
-    @pytest.mark.parametrize("settings, pattern", [
-        (dict(model_type="unigram"), "not a BPE model"),
-        (dict(byte_fallback=False), "0 of the 256 bytes"),
-        (dict(normalization_rule_name="nmt_nfkc"), "it replaces characters"),
-        (dict(remove_extra_whitespaces=True), "another treatment of white space"),
-        (dict(treat_whitespace_as_suffix=True), "another treatment of white space"),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "settings, pattern",
+        [
+            (dict(model_type="unigram"), "not a BPE model"),
+            (dict(byte_fallback=False), "0 of the 256 bytes"),
+            (dict(normalization_rule_name="nmt_nfkc"), "it replaces characters"),
+            (dict(remove_extra_whitespaces=True), "another treatment of white space"),
+            (dict(treat_whitespace_as_suffix=True), "another treatment of white space"),
+        ],
+    )
     def test_other_models(self, settings, pattern, tmp_path):
         content = sentencepiece_model(**settings)
         self.check(write_internlm2(tmp_path / "llm", model=content), pattern)
@@ -214,17 +221,33 @@ class TestRefusals:
         monkeypatch.setattr(fast_tokenizers, "_spm_converter", prefixing)
         self.check(folder, "can't become a fast tokenizer exactly: 'Hello world'")
 
-    @pytest.mark.parametrize("decoder", [
-        {"5000": {"content": "<new>"}}, {"-1": {"content": "<new>"}}, {"7": {"content": "<s>"}}, {"7": "x"},
-        {"x": {"content": "<new>"}}, {"7": {}}, [1],
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "decoder",
+        [
+            {"5000": {"content": "<new>"}},
+            {"-1": {"content": "<new>"}},
+            {"7": {"content": "<s>"}},
+            {"7": "x"},
+            {"x": {"content": "<new>"}},
+            {"7": {}},
+            [1],
+        ],
+    )
     def test_added_tokens(self, decoder, model, tmp_path):
         self.check(write_internlm2(tmp_path / "llm", model=model, added_tokens_decoder=decoder), "added token")
 
-    @pytest.mark.parametrize("line, pattern", [
-        (b"%%% 3", ":1: b'%%% 3' is not a new token"), (b"YQ==", ":1:"), (b"YQ== x", ":1:"), (b"YQ== 1 2", ":1:"),
-        (b"YWJj 999999", "don't run from 0"), (b"YWJj -1", "don't run from 0"), (b"YQ== 0", ":99: b'YQ== 97"),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "line, pattern",
+        [
+            (b"%%% 3", ":1: b'%%% 3' is not a new token"),
+            (b"YQ==", ":1:"),
+            (b"YQ== x", ":1:"),
+            (b"YQ== 1 2", ":1:"),
+            (b"YWJj 999999", "don't run from 0"),
+            (b"YWJj -1", "don't run from 0"),
+            (b"YQ== 0", ":99: b'YQ== 97"),
+        ],
+    )
     def test_damaged_tiktoken(self, line, pattern, ranks, tmp_path):
         folder = write_qwen(tmp_path / "llm", ranks)
         path = folder / "qwen.tiktoken"

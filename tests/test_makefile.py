@@ -34,8 +34,11 @@ def make(folder, *targets, fail_at=""):
     env = {key: value for key, value in os.environ.items() if key not in OUTER_MAKE}
     done = subprocess.run(
         ["make", f"PYTHON={folder}/stand_in", *targets],
-        cwd=folder, env={**env, "FAIL_AT": fail_at}, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=folder,
+        env={**env, "FAIL_AT": fail_at},
+        capture_output=True,
+        text=True,
+    )
     calls = (folder / "calls.txt").read_text().splitlines() if (folder / "calls.txt").exists() else []
     (folder / "calls.txt").unlink(missing_ok=True)
     return done, calls

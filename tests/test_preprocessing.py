@@ -73,19 +73,20 @@ def test_a_shipped_recipe_with_other_tiles_and_template(run_tool, toy_base, tmp_
     other.write_text(config.read_text().replace('template="Hermes-2",', ""))
     done = run_tool("tools/convert_to_official.py", other, checkpoint, tmp_path / "no")
     assert done.returncode == 1 and "internvl2_5 here" in done.stderr and "Hermes-2 there" in done.stderr
-    again = run_tool(
-        "tools/train.py", other, "--work-dir", tmp_path / "again", *strategy, "--resume", checkpoint,
-        "--cfg-options", *options,
-    )  # fmt: skip
+    arguments = (other, "--work-dir", tmp_path / "again", *strategy, "--resume", checkpoint, "--cfg-options", *options)
+    again = run_tool("tools/train.py", *arguments)
     assert again.returncode != 0 and "trained with another preprocessing" in again.stderr + again.stdout
 
 
 def stranger(directory, num_tiles, cwd):
     done = subprocess.run(
         [sys.executable, "-I", "-c", STRANGER, str(directory), str(num_tiles)],
-        cwd=cwd, capture_output=True, text=True, timeout=300,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
         env={"HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -22,8 +22,15 @@ from xtuner_plugins.checkpoints.io.tensors import MemoryTensor
 from xtuner_plugins.checkpoints.io.writer import write_json
 from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer
 
-SIZES = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-             tie_word_embeddings=False, torch_dtype="float32")  # fmt: skip
+SIZES = dict(
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    tie_word_embeddings=False,
+    torch_dtype="float32",
+)
 
 
 def write_llm(family, folder, tokenizer_dir, *, own_vocabulary=False):
@@ -55,9 +62,18 @@ def write_llm(family, folder, tokenizer_dir, *, own_vocabulary=False):
     llama = LlamaForCausalLM(LlamaConfig(**SIZES, **ids))
     if family == "internlm2":
         mapping = internlm2.keys(SIZES)
-        config = {**SIZES, **ids, "model_type": "internlm2", "architectures": ["InternLM2ForCausalLM"], "bias": False,
-                  "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 1e6, "max_position_embeddings": 512,
-                  "rope_scaling": {"type": "dynamic", "factor": 2.0}}  # fmt: skip
+        config = {
+            **SIZES,
+            **ids,
+            "model_type": "internlm2",
+            "architectures": ["InternLM2ForCausalLM"],
+            "bias": False,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1e6,
+            "max_position_embeddings": 512,
+            "rope_scaling": {"type": "dynamic", "factor": 2.0},
+        }
         held = {k: MemoryTensor(v) for k, v in llama.state_dict().items()}
     else:
         mapping = qwen1.KEYS
@@ -67,10 +83,18 @@ def write_llm(family, folder, tokenizer_dir, *, own_vocabulary=False):
             for n in "qkv":
                 held[f"model.layers.{i}.self_attn.{n}_proj.bias"] = MemoryTensor(torch.randn(64))
         config = {
-            "model_type": "qwen", "architectures": ["QWenLMHeadModel"], "hidden_size": 64, "intermediate_size": 192,
-            "num_hidden_layers": 2, "num_attention_heads": 4, "layer_norm_epsilon": 1e-6, "rotary_emb_base": 10000,
-            "seq_length": 512, "vocab_size": ids["vocab_size"], "tie_word_embeddings": False,
-        }  # fmt: skip
+            "model_type": "qwen",
+            "architectures": ["QWenLMHeadModel"],
+            "hidden_size": 64,
+            "intermediate_size": 192,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "layer_norm_epsilon": 1e-6,
+            "rotary_emb_base": 10000,
+            "seq_length": 512,
+            "vocab_size": ids["vocab_size"],
+            "tie_word_embeddings": False,
+        }
     save_file({k: v.read() for k, v in mapping.to_left(held).items()}, folder / "model.safetensors")
     write_json(folder / "config.json", config)
     return folder

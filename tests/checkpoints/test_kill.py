@@ -40,8 +40,12 @@ def run(kill_at):
 def child(code, *args):
     return subprocess.run(
         [sys.executable, "-c", f"NUM = {NUM_POINTS}\n" + CHILD + code, *map(str, args)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=HANGS_AFTER,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=HANGS_AFTER,
+    )
 
 
 # Forks at each point: twenty exports for the price of one start of Python.

@@ -23,11 +23,14 @@ def test_two_ranks(toy_base, tmp_path):
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.checkpoints.partition_case", str(toy_base), str(tmp_path / "logits.pt")],
-            cwd=ROOT, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "DS_ACCELERATOR": "cpu"},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            cwd=ROOT,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "DS_ACCELERATOR": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     for process in processes:
         text, _ = process.communicate(timeout=HANGS_AFTER)
         assert process.returncode == 0, text[-3000:]

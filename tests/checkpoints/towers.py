@@ -20,9 +20,16 @@ def whole_model(kind, seed=0):
     name = NAMES[kind]
     config_class = getattr(transformers, f"{name}Config")
     text = dict(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=99,
-        max_position_embeddings=16, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=99,
+        max_position_embeddings=16,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = getattr(transformers, f"{name}Model")(config_class(text_config=text, vision_config=SIZES)).eval()

@@ -35,10 +35,18 @@ def sentencepiece_model(vocab_size=1200, **settings) -> bytes:
     """A BPE model with InternLM2's settings, trained here; the spare pieces are the last."""
     writer = io.BytesIO()
     usual = dict(
-        model_type="bpe", byte_fallback=True, split_digits=True, add_dummy_prefix=False, remove_extra_whitespaces=False,
-        normalization_rule_name="identity", allow_whitespace_only_pieces=True, character_coverage=0.999,
-        user_defined_symbols=list(SPARE), max_sentence_length=10**6, minloglevel=2,
-    )  # fmt: skip
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        allow_whitespace_only_pieces=True,
+        character_coverage=0.999,
+        user_defined_symbols=list(SPARE),
+        max_sentence_length=10**6,
+        minloglevel=2,
+    )
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(corpus()), model_writer=writer, vocab_size=vocab_size, **{**usual, **settings}
     )
@@ -66,9 +74,14 @@ def write_internlm2(folder: Path, *, image_tokens=(), model: bytes | None = None
         "added_tokens_decoder": {str(n): {"content": name, **flags} for name, n in numbers.items()},
         "additional_special_tokens": [*INTERNLM2_TOKENS, *image_tokens],
         "auto_map": {"AutoTokenizer": ["tokenization_internlm2.InternLM2Tokenizer", None]},
-        "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>",
-        "clean_up_tokenization_spaces": False, "model_max_length": 8192, "tokenizer_class": "InternLM2Tokenizer",
-    }  # fmt: skip
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "</s>",
+        "unk_token": "<unk>",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 8192,
+        "tokenizer_class": "InternLM2Tokenizer",
+    }
     write_json(folder / "tokenizer_config.json", {**config, **fields})
     (folder / "tokenization_internlm2.py").write_text("raise RuntimeError('code from the directory ran')\n")
     return folder
@@ -89,10 +102,14 @@ def write_qwen(folder: Path, ranks: dict[bytes, int]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()]
     (folder / "qwen.tiktoken").write_bytes(b"".join(lines))
-    write_json(folder / "tokenizer_config.json", {
-        "model_max_length": 8192, "tokenizer_class": "QWenTokenizer",
-        "auto_map": {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]},
-    })  # fmt: skip
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "model_max_length": 8192,
+            "tokenizer_class": "QWenTokenizer",
+            "auto_map": {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]},
+        },
+    )
     (folder / "tokenization_qwen.py").write_text("raise RuntimeError('code from the directory ran')\n")
     return folder
 
@@ -100,8 +117,10 @@ def write_qwen(folder: Path, ranks: dict[bytes, int]) -> Path:
 def random_texts(count: int, seed: int = 0) -> list[str]:
     """Texts of many scripts, runs of one character, white space and control characters."""
     generator = random.Random(seed)
-    blocks = ((0, 0x250), (0x370, 0x600), (0x900, 0x980), (0xE00, 0xE80), (0x1100, 0x1200), (0x2000, 0x2100),
-              (0x3040, 0x3100), (0x4E00, 0x5000), (0xAC00, 0xAD00), (0x1F300, 0x1F680), (0xFE00, 0xFE10))  # fmt: skip
+    blocks = (
+        *((0, 0x250), (0x370, 0x600), (0x900, 0x980), (0xE00, 0xE80), (0x1100, 0x1200), (0x2000, 0x2100)),
+        *((0x3040, 0x3100), (0x4E00, 0x5000), (0xAC00, 0xAD00), (0x1F300, 0x1F680), (0xFE00, 0xFE10)),
+    )
     letters = [chr(n) for first, last in blocks for n in range(first, last)]
     words = " ".join(corpus()).split(" ")
     spaces = [" ", "  ", "\n", "\t", "\r\n", "=", "-", "#", "a", "哈", "1", ".", "'s", "\x00"]

@@ -11,9 +11,8 @@ from xtuner_plugins.cli.launcher import check_deepspeed
 from xtuner_plugins.config_file import ConfigError, load_config
 from xtuner_plugins.engine.config_check import check_config
 
-DATASET, LOADER, OPTIMIZER, LORA = (
-    "train_dataloader.dataset", "train_dataloader", "optim_wrapper.optimizer", "model.llm_lora",
-)  # fmt: skip
+LOADER, OPTIMIZER, LORA = "train_dataloader", "optim_wrapper.optimizer", "model.llm_lora"
+DATASET = f"{LOADER}.dataset"
 REFUSED = [
     (f"{DATASET}.max_tiles", 0, "tile limits"),
     (f"{DATASET}.max_tiles", 200, r"max_tiles=200 .* max_length=512; lower max_tiles to 30 or raise max_length"),

@@ -21,10 +21,11 @@ from .cases import make_config, make_model
 
 PHI3_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 PIECES = (
-    "\n", "\n\n", " ", "  ", "\t", "\r\n", "Hello", "what's", " the", "cat", "12", "。", "你好", "é", "\u0301", "👍",
-    "a", "\u200b", "def f(x):\n    return x", "▁", "<0x0A>", "<", "|>", "<ref>", "</ref>", "<box>", "</box>",
-    "<think>", "</think>",
-)  # fmt: skip
+    *("\n", "\n\n", " ", "  ", "\t", "\r\n"),
+    *("Hello", "what's", " the", "cat", "12", "。", "你好", "é", "\u0301", "👍", "a", "\u200b"),
+    *("def f(x):\n    return x", "▁", "<0x0A>", "<", "|>"),
+    *("<ref>", "</ref>", "<box>", "</box>", "<think>", "</think>"),
+)
 CONTROL = ("<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>", "<|end|>", "<s>", "</s>", "<|endoftext|>")
 
 

@@ -119,8 +119,8 @@ def test_names_in_memory(toy_base, tmp_path):
     renamed = {}
     for name, tensor in held.items():
         name = name.replace("language_model.model.", "model.language_model.")
-        renamed[name.replace("language_model.lm_head.", "lm_head.").replace("vision_tower.", "model.vision_tower.")
-                .replace("multi_modal_projector.", "model.multi_modal_projector.")] = tensor  # fmt: skip
+        name = name.replace("language_model.lm_head.", "lm_head.").replace("vision_tower.", "model.vision_tower.")
+        renamed[name.replace("multi_modal_projector.", "model.multi_modal_projector.")] = tensor
     save_file(renamed, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
     convert(tmp_path / "hf", tmp_path / "back", format="official")
     a, b = load_file(toy_base / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")

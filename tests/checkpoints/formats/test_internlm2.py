@@ -135,9 +135,13 @@ print(type(model.language_model).__name__, model.eval().chat(tokenizer, None, "H
 """
     if lacking == "all of it":
         clean = subprocess.run(
-            [sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+            [sys.executable, "-I", "-c", code],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
             env={"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        )
         assert clean.stdout.split() == ["LlamaForCausalLM", "True"], clean.stderr
     inputs = chat_inputs(trained.model)
     model = with_context(load_model(tmp_path / "out", dtype=None)[0], trained.model)

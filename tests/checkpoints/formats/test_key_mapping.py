@@ -11,8 +11,14 @@ from xtuner_plugins.checkpoints.io.reader import CheckpointError
 from xtuner_plugins.checkpoints.io.tensors import MemoryTensor
 from xtuner_plugins.toy.models import VISION_CONFIG, vision_config, vision_shapes
 
-SIZES = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-             vocab_size=40)  # fmt: skip
+SIZES = dict(
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=40,
+)
 
 
 def official_tensors(norm="layer_norm", qk_norm=False, qkv_bias=True):
@@ -45,10 +51,16 @@ def test_hf(tower):
     theirs = hf.KEYS.to_right(tensors)
     assert same(hf.KEYS.to_left(theirs), tensors)
     vision = dict(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, image_size=[112, 112],
-        norm_type=tower.get("norm", "layer_norm"), use_qk_norm=tower.get("qk_norm", False),
-        attention_bias=tower.get("qkv_bias", True), use_mask_token=False,
-    )  # fmt: skip
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=[112, 112],
+        norm_type=tower.get("norm", "layer_norm"),
+        use_qk_norm=tower.get("qk_norm", False),
+        attention_bias=tower.get("qkv_bias", True),
+        use_mask_token=False,
+    )
     config = InternVLConfig(
         vision_config=vision, text_config=dict(model_type="qwen2", **SIZES, tie_word_embeddings=False)
     )
@@ -61,9 +73,15 @@ def test_hf(tower):
 
 
 def internlm2_shapes():
-    layer = {"attention.wqkv.weight": (64, 32), "attention.wo.weight": (32, 32), "feed_forward.w1.weight": (48, 32),
-             "feed_forward.w2.weight": (32, 48), "feed_forward.w3.weight": (48, 32), "attention_norm.weight": (32,),
-             "ffn_norm.weight": (32,)}  # fmt: skip
+    layer = {
+        "attention.wqkv.weight": (64, 32),
+        "attention.wo.weight": (32, 32),
+        "feed_forward.w1.weight": (48, 32),
+        "feed_forward.w2.weight": (32, 48),
+        "feed_forward.w3.weight": (48, 32),
+        "attention_norm.weight": (32,),
+        "ffn_norm.weight": (32,),
+    }
     shapes = {f"model.layers.{i}.{k}": v for i in range(2) for k, v in layer.items()}
     return {**shapes, "model.tok_embeddings.weight": (40, 32), "model.norm.weight": (32,), "output.weight": (40, 32)}
 
@@ -82,9 +100,16 @@ def test_internlm2():
 
 
 def test_qwen1():
-    layer = {"ln_1.weight": (32,), "ln_2.weight": (32,), "attn.c_attn.weight": (96, 32), "attn.c_attn.bias": (96,),
-             "attn.c_proj.weight": (32, 32), "mlp.w1.weight": (48, 32), "mlp.w2.weight": (48, 32),
-             "mlp.c_proj.weight": (32, 48)}  # fmt: skip
+    layer = {
+        "ln_1.weight": (32,),
+        "ln_2.weight": (32,),
+        "attn.c_attn.weight": (96, 32),
+        "attn.c_attn.bias": (96,),
+        "attn.c_proj.weight": (32, 32),
+        "mlp.w1.weight": (48, 32),
+        "mlp.w2.weight": (48, 32),
+        "mlp.c_proj.weight": (32, 48),
+    }
     shapes = {f"transformer.h.{i}.{k}": v for i in range(2) for k, v in layer.items()}
     shapes |= {"transformer.wte.weight": (40, 32), "transformer.ln_f.weight": (32,), "lm_head.weight": (40, 32)}
     tensors = {k: MemoryTensor(torch.randn(s)) for k, s in shapes.items()}
@@ -102,9 +127,16 @@ def test_llava(tower):
     from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
 
     vision = AutoConfig.for_model(
-        tower, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28,
-        patch_size=14, projection_dim=16, vision_use_head=False,
-    )  # fmt: skip
+        tower,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+        projection_dim=16,
+        vision_use_head=False,
+    )
     with init_empty_weights():
         model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=LlamaConfig(**SIZES)))
     disk = {}

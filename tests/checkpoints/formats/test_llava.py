@@ -138,9 +138,12 @@ def test_same_logits(kind, made, tmp_path):
     assert config["vision_feature_layer"] == -2 and config["image_seq_length"] == 64
     held = load_file(tmp_path / "llava" / "model.safetensors")
     starts = (
-        "vision_tower.vision_model.", "multi_modal_projector.linear_1.", "multi_modal_projector.linear_2.",
-        "language_model.model.", "language_model.lm_head.weight",
-    )  # fmt: skip
+        "vision_tower.vision_model.",
+        "multi_modal_projector.linear_1.",
+        "multi_modal_projector.linear_2.",
+        "language_model.model.",
+        "language_model.lm_head.weight",
+    )
     assert all(name.startswith(starts) for name in held) and len(held) == len(load_file(base / "model.safetensors"))
     assert not list((tmp_path / "llava").glob("*.py"))
 
@@ -170,14 +173,17 @@ def test_and_back(made, tmp_path):
         convert(tmp_path / "llava", tmp_path / "hf", format="hf")
 
 
-@pytest.mark.parametrize("name, field, value, pattern", [
-    ("config.json", "vision_feature_layer", [-2, -1], r"vision_feature_layer \[-2, -1\]"),
-    ("config.json", "projector_hidden_act", "relu", "projector_hidden_act relu"),
-    ("config.json", "multimodal_projector_bias", False, "multimodal_projector_bias False"),
-    ("config.json", "vision_feature_select_strategy", "other", "vision_feature_select_strategy other"),
-    ("config.json", "vision_config", {"model_type": "intern_vit_6b"}, "tower intern_vit_6b"),
-    ("preprocessor_config.json", "image_mean", [0.5, 0.5, 0.5], r"image_mean \[0.5, 0.5, 0.5\]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, field, value, pattern",
+    [
+        ("config.json", "vision_feature_layer", [-2, -1], r"vision_feature_layer \[-2, -1\]"),
+        ("config.json", "projector_hidden_act", "relu", "projector_hidden_act relu"),
+        ("config.json", "multimodal_projector_bias", False, "multimodal_projector_bias False"),
+        ("config.json", "vision_feature_select_strategy", "other", "vision_feature_select_strategy other"),
+        ("config.json", "vision_config", {"model_type": "intern_vit_6b"}, "tower intern_vit_6b"),
+        ("preprocessor_config.json", "image_mean", [0.5, 0.5, 0.5], r"image_mean \[0.5, 0.5, 0.5\]"),
+    ],
+)
 def test_llava_models_without_official_equal(name, field, value, pattern, made, tmp_path):
     convert(made[2], tmp_path / "llava", format="llava")
     path = tmp_path / "llava" / name
@@ -334,8 +340,8 @@ def test_projector_from_llava(made, toy_parts, tmp_path):
 
 
 def test_tools(kind, made, toy_parts, run_tool, tmp_path):
-    done = run_tool("tools/build_base_model.py", "--vision", made[1], "--llm", toy_parts[1], "--out", tmp_path / "b",
-                    "--projector-type", "mlp")  # fmt: skip
+    parts = ("--vision", made[1], "--llm", toy_parts[1])
+    done = run_tool("tools/build_base_model.py", *parts, "--out", tmp_path / "b", "--projector-type", "mlp")
     assert done.returncode == 0, done.stderr
     assert "64 tokens per tile" in done.stdout and "own model code only" in done.stdout
     done = run_tool("tools/convert_to_official.py", "--from", tmp_path / "b", tmp_path / "l", "--format", "llava")

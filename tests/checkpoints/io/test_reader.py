@@ -18,8 +18,8 @@ from xtuner_plugins.checkpoints.io.reader import (
     open_weights,
 )
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool,
-          torch.float8_e4m3fn]  # fmt: skip
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn]
+DTYPES += [torch.int64, torch.uint8, torch.bool]
 
 
 def example():
@@ -30,9 +30,10 @@ def example():
 
 def same(lazy, tensor):
     value = lazy.read()
-    return value.dtype == tensor.dtype and value.shape == tensor.shape and torch.equal(
-        value.view(torch.uint8) if value.dim() else value, tensor.view(torch.uint8) if tensor.dim() else tensor
-    )  # fmt: skip
+    if (value.dtype, value.shape) != (tensor.dtype, tensor.shape):
+        return False
+    found, expected = (part.view(torch.uint8) if part.dim() else part for part in (value, tensor))
+    return torch.equal(found, expected)
 
 
 def test_safetensors(tmp_path):
@@ -117,12 +118,15 @@ def test_cut_off_safetensors(tmp_path):
         open_safetensors(path)
 
 
-@pytest.mark.parametrize("entry", [
-    {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]},
-    {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]},
-    {"dtype": "Q3", "shape": [4], "data_offsets": [0, 16]},
-    {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]},
+        {"dtype": "Q3", "shape": [4], "data_offsets": [0, 16]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]},
+    ],
+)
 def test_lying_header(tmp_path, entry):
     header = json.dumps({"a": entry}).encode()
     (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))

@@ -142,8 +142,11 @@ def as_mounter(code, *args):
     """Runs code in a process that may mount for itself."""
     return subprocess.run(
         ["unshare", "-rm", sys.executable, "-c", code, *map(str, args)],
-        cwd=ROOT, capture_output=True, text=True, timeout=HANGS_AFTER,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=HANGS_AFTER,
+    )
 
 
 class TestTargets:

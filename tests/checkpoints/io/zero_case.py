@@ -42,9 +42,12 @@ def main(stage: int, base: str, out: Path, lora: bool, exclude_frozen: bool) -> 
     engine.backward(engine(**batch, mode="loss")["loss"])
     engine.step()
     engine.save_checkpoint(
-        str(out.parent), tag=out.name, client_state={"meta": {"seed": 1}}, save_latest=True,
+        str(out.parent),
+        tag=out.name,
+        client_state={"meta": {"seed": 1}},
+        save_latest=True,
         exclude_frozen_parameters=exclude_frozen,
-    )  # fmt: skip
+    )
     reference = {n: safe_get_full_fp32_param(p).clone() for n, p in engine.module.named_parameters() if p.requires_grad}
     if engine.global_rank == 0:
         torch.save(reference, out.parent / "reference.pt")

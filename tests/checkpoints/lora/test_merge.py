@@ -83,15 +83,18 @@ def test_bf16_base_is_merged_in_fp32():
     assert merged.dtype == torch.float32 and torch.equal(merged, torch.full((4, 3), 1 + 2.0**-9))  # bf16 would give 1
 
 
-@pytest.mark.parametrize("name, expected", [
-    ("a.q_proj.lora_A.default.weight", ("a.q_proj", "lora_A.weight")),
-    ("a.q_proj.lora_B.weight", ("a.q_proj", "lora_B.weight")),
-    ("a.q_proj.lora_B.default.bias", ("a.q_proj", "lora_B.bias")),
-    ("e.lora_embedding_A.default", ("e", "lora_embedding_A")),
-    ("a.lora_magnitude_vector.default.weight", ("a", "lora_magnitude_vector.weight")),
-    ("a.q_proj.base_layer.weight", None),
-    ("a.q_proj.weight", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("a.q_proj.lora_A.default.weight", ("a.q_proj", "lora_A.weight")),
+        ("a.q_proj.lora_B.weight", ("a.q_proj", "lora_B.weight")),
+        ("a.q_proj.lora_B.default.bias", ("a.q_proj", "lora_B.bias")),
+        ("e.lora_embedding_A.default", ("e", "lora_embedding_A")),
+        ("a.lora_magnitude_vector.default.weight", ("a", "lora_magnitude_vector.weight")),
+        ("a.q_proj.base_layer.weight", None),
+        ("a.q_proj.weight", None),
+    ],
+)
 def test_names(name, expected):
     assert merge.split_key(name) == expected
 

@@ -120,8 +120,10 @@ def test_trained_here(choice, toy_base, tmp_path):
     plain.img_context_token_id = trained.model.img_context_token_id
     assert (logits(plain, inputs) - expected).abs().max() > 1e-2
     held = load_file(tmp_path / "out" / "model.safetensors")
-    assert torch.equal(held[EMBEDDING][ROWS], trained.state_dict()["model." + EMBEDDING.replace(
-        ".weight", ".token_adapter.trainable_tokens_delta.default")])  # fmt: skip
+    assert torch.equal(
+        held[EMBEDDING][ROWS],
+        trained.state_dict()["model." + EMBEDDING.replace(".weight", ".token_adapter.trainable_tokens_delta.default")],
+    )
     assert ((held[EMBEDDING] != base[EMBEDDING]).any(1).nonzero().flatten().tolist()) == sorted(ROWS)
 
     export_adapter(config, checkpoint, tmp_path / "adapter")
@@ -180,11 +182,14 @@ def test_blocks(rows):
     assert torch.equal(held, expected) and matrix[9, 0] == 18
 
 
-@pytest.mark.parametrize("name, layer", [
-    ("a.embed_tokens.token_adapter.trainable_tokens_delta.default", "a.embed_tokens"),
-    ("a.embed_tokens.token_adapter.trainable_tokens_delta", "a.embed_tokens"),
-    ("a.embed_tokens.token_adapter.base_layer.weight", None),
-    ("a.embed_tokens.weight", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, layer",
+    [
+        ("a.embed_tokens.token_adapter.trainable_tokens_delta.default", "a.embed_tokens"),
+        ("a.embed_tokens.token_adapter.trainable_tokens_delta", "a.embed_tokens"),
+        ("a.embed_tokens.token_adapter.base_layer.weight", None),
+        ("a.embed_tokens.weight", None),
+    ],
+)
 def test_names(name, layer):
     assert token_rows.split_key(name) == layer

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
-from xtuner_plugins.toy import cells
 from xtuner_plugins.toy.images import CELL, JITTER, RGB, TILE, draw, make_scene
-from xtuner_plugins.toy.language import COLOURS, SHAPES
+from xtuner_plugins.toy.language import COLORS
 
 GRIDS = [(3, 2), (2, 3), (2, 2), (1, 1)]
 
@@ -26,7 +25,7 @@ def test_a_seed_gives_the_same_scene_and_pixels():
 def test_signs_stay_in_their_tile_and_near_the_middle_of_their_cells(max_signs):
     for scene in scenes(max_signs=max_signs):
         for sign in scene.signs:
-            assert 10 <= int(sign.number) <= 99 and sign.colour in COLOURS
+            assert 10 <= int(sign.number) <= 99 and sign.color in COLORS
             # Three cells fit a tile of four with one to spare, and no mark is nearer than 8 px to its cell's border.
             assert sign.x // TILE == (sign.x + 3 * CELL - 1) // TILE and sign.y // TILE == (sign.y + CELL - 1) // TILE
             for _, x, y in sign.marks:
@@ -41,7 +40,7 @@ def test_nothing_covers_anything_else_and_every_question_has_one_answer():
             assert 0 <= a[0] and 0 <= a[1] and a[2] <= scene.width and a[3] <= scene.height
             assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in boxes[:index])
         assert len({shape.kind for shape in scene.shapes}) == len(scene.shapes)
-        assert len({sign.colour for sign in scene.signs}) == len(scene.signs)
+        assert len({sign.color for sign in scene.signs}) == len(scene.signs)
 
 
 def test_the_image_shows_what_the_scene_says():
@@ -49,10 +48,10 @@ def test_the_image_shows_what_the_scene_says():
         pixels = np.asarray(draw(scene), dtype=int)
         for shape in scene.shapes:
             # Every kind of shape covers its own middle; a shade is off by at most 14.
-            assert np.abs(pixels[shape.y, shape.x] - RGB[shape.colour]).max() <= 14
+            assert np.abs(pixels[shape.y, shape.x] - RGB[shape.color]).max() <= 14
         for sign in scene.signs:
             _, x, y = sign.marks[0]
-            assert np.abs(pixels[y, x] - RGB[sign.colour]).max() <= 14
+            assert np.abs(pixels[y, x] - RGB[sign.color]).max() <= 14
             for _, x, y in sign.marks[1:]:
                 window = pixels[y - 8 : y + 8, x - 8 : x + 8]
                 assert window.min() < 60 and window.max() > 220  # dark ink on a light plate
@@ -82,28 +81,3 @@ def test_digits_are_lost_in_one_tile():
 
     (sharp, small), (sharp_other, small_other) = tiles("38"), tiles("83")
     assert (sharp - sharp_other).abs().sum() > 4 * (small - small_other).abs().sum() > 0
-
-
-def test_cells_agree_with_the_real_tiling():
-    for scene in scenes(40):
-        tiles = DynamicTiling(max_tiles=6, tile_size=TILE)(draw(scene))
-        labels = cells.cell_labels(scene)
-        assert len(tiles) == len(labels) == cells.count_tiles(scene)
-        assert len(tiles) == DynamicTiling(max_tiles=6, tile_size=TILE).grid(scene.width, scene.height).num_tiles
-        for tile, cell in (labels[:, 0] > 0).nonzero().tolist():
-            # A dark digit on a light plate in the very cell that the label names.
-            y, x = cell // 4 * CELL, cell % 4 * CELL
-            window = tiles[tile, :, y : y + CELL, x : x + CELL]
-            assert window.min() < 60 and window.max() > 220
-        assert (labels[:, 0] > 0).sum() == 2 * len(scene.signs)
-        assert (labels[-1, 2] > 0).sum() == len(scene.shapes) == (labels[-1, 3] > 0).sum()
-
-
-def test_words_say_everything_once_and_a_token_a_cell():
-    for scene in scenes(40):
-        words = cells.in_words(scene, random.Random(0)).replace(" .", "")
-        for sign in scene.signs:
-            assert words.count(f" {sign.colour}{sign.number}") == 1
-        for shape in scene.shapes:
-            assert words.count(f" {shape.colour}{shape.kind}") == 1
-        assert sum(words.count(kind) for kind in SHAPES) == len(scene.shapes)

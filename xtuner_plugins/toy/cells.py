@@ -1,4 +1,4 @@
-"""What stands in each cell of an image's tiles: the encoder learns to see it, the LLM to read it in words.
+"""What each cell of an image's tiles shows: the encoder learns to see it, the LLM to read it in words.
 
 A tile of 112 px has 4 x 4 cells of 28 px, numbered in reading order; a cell becomes one image token.
 """
@@ -7,14 +7,13 @@ import random
 
 import torch
 
-from xtuner_plugins.toy.images import CELL, TILE, Scene
-from xtuner_plugins.toy.language import COLOURS, SHAPES
+from xtuner_plugins.toy.images import CELL, COLORS, SHAPES, TILE, Scene
 
 SIDE = TILE // CELL
 IGNORE = -100
 
 # name: number of classes, 0 is "nothing here"
-HEADS = {"digit": 11, "badge": len(COLOURS) + 1, "shape": len(SHAPES) + 1, "colour": len(COLOURS) + 1}
+HEADS = {"digit": 11, "badge": len(COLORS) + 1, "shape": len(SHAPES) + 1, "color": len(COLORS) + 1}
 
 
 def count_tiles(scene: Scene) -> int:
@@ -26,15 +25,15 @@ def count_tiles(scene: Scene) -> int:
 def cell_labels(scene: Scene) -> torch.Tensor:
     """Classes of every cell, int64 [T, 4, 16]: the heads in the order of `HEADS`, -100 where nothing is asked.
 
-    Badges and digits belong to the cell of their centre; a shape to the cell of its centre in the view that shows the
-    whole image. In the other tiles shapes may be cut, so nothing is asked where one is; nor are digits and badges in
-    a thumbnail.
+    Badges and digits belong to the cell of their center, a shape to the cell of its center in the last tile, which
+    shows the whole image. In the other tiles shapes may be cut, so the cells they touch are not asked about; in a
+    thumbnail digits and badges are not.
     """
     columns, rows = scene.width // TILE, scene.height // TILE
     labels = torch.zeros(count_tiles(scene), len(HEADS), SIDE * SIDE, dtype=torch.long)
     for sign in scene.signs:
         for index, (name, x, y) in enumerate(sign.marks):
-            head, value = (0, 1 + int(name)) if index else (1, 1 + COLOURS.index(name))
+            head, value = (0, 1 + int(name)) if index else (1, 1 + COLORS.index(name))
             labels[(y // TILE) * columns + x // TILE, head, _cell(x, y)] = value
     if columns * rows > 1:
         labels[-1, :2] = IGNORE
@@ -46,18 +45,18 @@ def cell_labels(scene: Scene) -> torch.Tensor:
     for shape in scene.shapes:
         cell = _whole_cell(scene, shape.x, shape.y)
         labels[-1, 2, cell] = 1 + SHAPES.index(shape.kind)
-        labels[-1, 3, cell] = 1 + COLOURS.index(shape.colour)
+        labels[-1, 3, cell] = 1 + COLORS.index(shape.color)
     return labels
 
 
 def in_words(scene: Scene, rng: random.Random, keep_blanks: float = 1.0) -> str:
-    """A scene as the words that its cells would be read as, tile after tile.
+    """A scene in words, one per cell and tile after tile: " . . red47 . bluestar .".
 
-    For example " . . red47 . bluestar .": one word per cell, as each cell becomes one image
-    token. A badge and two digits fill three cells; a shape is one compound.
+    A badge and two digits fill three cells; a shape is one compound.
 
     Args:
-        rng: Draws lots for the blanks.
+        scene: What the image shows.
+        rng: Chooses the empty cells that are written.
         keep_blanks: Share of the empty cells that are written as " ."; fewer make a shorter text.
     """
     columns = scene.width // TILE
@@ -66,7 +65,7 @@ def in_words(scene: Scene, rng: random.Random, keep_blanks: float = 1.0) -> str:
         for index, (name, x, y) in enumerate(sign.marks):
             cells[(y // TILE) * columns + x // TILE][_cell(x, y)] = name if index else f" {name}"
     for shape in scene.shapes:
-        cells[-1][_whole_cell(scene, shape.x, shape.y)] = f" {shape.colour}{shape.kind}"
+        cells[-1][_whole_cell(scene, shape.x, shape.y)] = f" {shape.color}{shape.kind}"
     return "".join(word or (" ." if rng.random() < keep_blanks else "") for tile in cells for word in tile)
 
 

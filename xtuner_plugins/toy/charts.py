@@ -11,7 +11,7 @@ from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.toy.evaluate import is_right
 from xtuner_plugins.toy.images import TILE, font_file
 
-INK, GREEN, RED, GREY = (34, 34, 40), (24, 120, 48), (184, 32, 36), (120, 120, 128)
+INK, GREEN, RED, GRAY = (34, 34, 40), (24, 120, 48), (184, 32, 36), (120, 120, 128)
 ROW, MARGIN = 250, 16  # px
 
 
@@ -26,7 +26,7 @@ def read_losses(work_dir: str | Path) -> tuple[list[int], list[float]]:
 
 
 def draw_losses(runs: Mapping[str, str | Path], out: str | Path) -> None:
-    """Loss over steps, a panel a run.
+    """Loss over steps, one panel per run.
 
     Args:
         runs: Title to work dir.
@@ -70,7 +70,7 @@ def draw_contact_sheet(
 
 
 def _with_borders(image: Image.Image) -> Image.Image:
-    """The image with its tile borders, shrunk to 224 px where it is higher."""
+    """The image with its tile borders, shrunk to fit 336 x 224 px."""
     image = image.copy()
     pen = ImageDraw.Draw(image)
     for x in range(TILE, image.width, TILE):
@@ -92,7 +92,7 @@ def _paste_tiles(sheet: Image.Image, tiles, columns: int, left: int, top: int) -
         else:
             spot = (left + index % columns * (side + 6), top + index // columns * (side + 6))
             sheet.paste(image.resize((side, side), Image.Resampling.LANCZOS), spot)
-    ImageDraw.Draw(sheet).text((left + 3 * 106, top + TILE + 4), "thumbnail", fill=GREY, font=_font(12))
+    ImageDraw.Draw(sheet).text((left + 3 * 106, top + TILE + 4), "thumbnail", fill=GRAY, font=_font(12))
 
 
 def _write(sheet: Image.Image, question: Mapping, answers: Mapping, left: int, top: int) -> None:
@@ -101,8 +101,8 @@ def _write(sheet: Image.Image, question: Mapping, answers: Mapping, left: int, t
     pen.text((left, top + 30), f"right answer: {question['answer']}", fill=INK, font=_font(15))
     for index, (mode, given) in enumerate(answers.items()):
         answer = given[question["id"]]
-        colour = GREEN if is_right(answer, question["answer"]) else RED
-        pen.text((left, top + 60 + 26 * index), f"{mode}: {answer}", fill=colour, font=_font(15))
+        color = GREEN if is_right(answer, question["answer"]) else RED
+        pen.text((left, top + 60 + 26 * index), f"{mode}: {answer}", fill=color, font=_font(15))
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:

@@ -2,8 +2,8 @@
 
     python -m xtuner_plugins.toy.data --out DIR
 
-root/pretrain.json     captions, one record an image
-root/train.jsonl       conversations of several turns, one an image, and some without an image
+root/pretrain.json     captions, one record per image
+root/train.jsonl       conversations of several turns, one per image, and some without an image
 root/test.jsonl        held-out questions, one record each, with its kind
 root/images/pretrain/00000.jpg  root/images/train/...  root/images/test/...
 """
@@ -18,9 +18,9 @@ from pathlib import Path
 
 from xtuner_plugins.processes import die_with_parent
 from xtuner_plugins.toy.images import Scene, draw, make_scene
-from xtuner_plugins.toy.questions import CAPTION_REQUESTS, ask, describe
+from xtuner_plugins.toy.language import CAPTION_REQUESTS, ask, describe
 
-GRIDS = {  # columns and rows of tiles, drawn by lot
+GRIDS = {  # columns and rows of tiles to choose from
     "pretrain": ((3, 2), (3, 2), (2, 3), (2, 3), (2, 2), (1, 1)),
     "train": ((3, 2), (3, 2), (2, 3), (2, 3), (2, 2), (1, 1)),
     "test": ((3, 2), (2, 3)),
@@ -33,12 +33,12 @@ TEXT_SHARE = 0.05  # of the fine-tuning records: sums of two digits, without an 
 def write_data(
     root: str | Path, counts: Mapping[str, int] | None = None, *, seed: int = 0, workers: int = 2
 ) -> dict[str, Path]:
-    """Writes the three splits, each from a stream of random numbers of its own; the same seed gives the same files.
+    """Writes the three splits; the same seed gives the same files.
 
     Args:
-        root: Made when missing.
-        counts: Images of each split; `COUNTS` when `None`. A test image is asked every question.
-        seed: Of all splits.
+        root: Directory to write; made when missing.
+        counts: Images per split; None takes `COUNTS`. Every question is asked about each test image.
+        seed: Random seed.
         workers: Processes that draw.
 
     Returns:
@@ -60,7 +60,7 @@ def write_data(
 
 
 def scene_of(split: str, index: int, seed: int = 0) -> tuple[Scene, random.Random]:
-    """The scene of an image, and the random numbers with which its questions go on."""
+    """The scene of an image, and the random generator that its questions continue with."""
     rng = random.Random(f"{split}-{seed}-{index}")
     return make_scene(rng, rng.choice(GRIDS[split])), rng
 

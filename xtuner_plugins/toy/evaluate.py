@@ -1,9 +1,9 @@
-"""Held-out questions, answered with tiling and with one tile: by a training checkpoint, and by its export elsewhere.
+"""Answers held-out questions with a training checkpoint, with tiling and with one tile, and scores answers.
 
     python -m xtuner_plugins.toy.evaluate CONFIG CHECKPOINT TEST.jsonl IMAGES --out answers.json
 
-Both sides ask in the same batches, so that equal weights must give equal answers. `clean_process.py` beside this file
-is the other side: it opens the export in a process that can't import this project.
+`clean_process.py` asks the export the same questions in the same batches, in a process that can't import this project:
+equal weights must give equal answers.
 """
 
 import argparse
@@ -11,11 +11,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from xtuner_plugins.toy.questions import KINDS
+from xtuner_plugins.toy.language import KINDS
 
 BATCH_SIZE = 16
 MAX_NEW_TOKENS = 8
-MODES = {"tiling": None, "one tile": 1}  # most tiles; None leaves it to the model's config
+MODES = {"tiling": None, "one tile": 1}  # most tiles; None takes the model's config
 
 
 def read_questions(path: str | Path) -> list[dict]:
@@ -30,7 +30,7 @@ def read_questions(path: str | Path) -> list[dict]:
 
 
 def is_right(given: str, expected: str) -> bool:
-    """The same words, whatever stands around them."""
+    """Whether an answer is the expected one, ignoring case, spaces around it and a final period."""
     return given.strip().rstrip(".").lower() == expected.lower()
 
 
@@ -56,7 +56,7 @@ def table(questions: Sequence[Mapping], by_mode: Mapping[str, Mapping[str, str]]
 
 
 def answer_with_checkpoint(config: str, checkpoint: str, questions: Sequence[Mapping], images: str | Path) -> dict:
-    """Answers by the config's base with the checkpoint laid over it: `{mode: {id: answer}}`."""
+    """Answers of the trained model: `{mode: {id: answer}}`."""
     import torch
 
     from xtuner_plugins.checkpoints.loader import load_tokenizer, load_trained

@@ -1,7 +1,7 @@
 r"""Generated images of walls with signs and shapes, and LLaVA-format questions about them.
 
-An image is a whole number of tiles wide and high. On a soft background hang signs, each a coloured badge
-and a two-digit number about 14 px high, and a few large shapes:
+An image is a whole number of tiles wide and high. Its soft background holds signs, each with a colored badge and a
+two-digit number about 14 px high, and a few large shapes:
 
     +----------------+----------------+----------------+   tile border (112 px)
     |      ____      |  .----------.  |                |
@@ -11,8 +11,8 @@ and a two-digit number about 14 px high, and a few large shapes:
     +----------------+----------------+----------------+
     |  .----------.  |                |    ...         |
 
-Cut into tiles the digits keep their 14 px; in one tile for the whole image they shrink to a third and can't
-be read. Colours, kinds and numbers of the shapes can be told either way.
+Cut into tiles, the digits keep their 14 px; in one tile for the whole image they shrink to a third and can't be read.
+Colors, kinds and counts of the shapes can be recognized either way.
 
 Two simplifications: a sign never crosses a tile border, and it stays within `JITTER` pixels of a grid of cells.
 """
@@ -25,8 +25,6 @@ from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
-
-from xtuner_plugins.toy.language import COLOURS, SHAPES
 
 TILE = 112  # px
 CELL = 28  # px: what one image token sees, 2 x 2 patches of 14
@@ -41,14 +39,16 @@ RGB = {
     "purple": (142, 44, 168),
     "black": (26, 26, 30),
 }
+COLORS = tuple(RGB)
+SHAPES = ("circle", "square", "triangle", "star")
 FONTS = ("DejaVuSans-Bold", "DejaVuSansMono-Bold")
 
 
 @dataclass(frozen=True)
 class Sign:
-    """A sign of three cells in a row: badge, digit, digit. `x`, `y` are the left top corner in px."""
+    """A sign of three cells in a row: badge, digit, digit. `x`, `y` are the top left corner in px."""
 
-    colour: str
+    color: str
     number: str
     x: int
     y: int
@@ -56,18 +56,18 @@ class Sign:
 
     @property
     def marks(self) -> list[tuple[str, int, int]]:
-        """`(colour or digit, centre x, centre y)` of the badge and the two digits, in px of the image."""
+        """`(color or digit, center x, center y)` of the badge and the two digits, in px of the image."""
         middle = self.y + CELL // 2
-        names = (self.colour, *self.number)
+        names = (self.color, *self.number)
         return [(name, self.x + CELL // 2 + i * CELL, middle) for i, name in enumerate(names)]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A filled shape; `x`, `y` is the centre in px, `size` its width and height."""
+    """A filled shape; `x`, `y` is the center in px, `size` its width and height."""
 
     kind: str
-    colour: str
+    color: str
     x: int
     y: int
     size: int
@@ -75,7 +75,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that an image shows. `background` seeds its soft texture."""
+    """Everything that an image shows; `background` seeds its soft texture."""
 
     width: int
     height: int
@@ -85,9 +85,9 @@ class Scene:
 
 
 def make_scene(rng: random.Random, grid: tuple[int, int], *, max_signs: int = 1, max_shapes: int = 3) -> Scene:
-    """Draws lots for a scene of `grid` = (columns, rows) tiles.
+    """A random scene of `grid` = (columns, rows) tiles.
 
-    Badges differ in colour within an image, shapes in kind, so that every question has one answer. Shapes stand in
+    Badges differ in color within an image, shapes in kind, so that every question has one answer. Shapes stand in
     different cells of a 4 x 4 grid over the whole image, and nothing covers anything else.
     """
     columns, rows = grid
@@ -107,13 +107,13 @@ def make_scene(rng: random.Random, grid: tuple[int, int], *, max_signs: int = 1,
             cell = (column * coarse_w, row * coarse_h, (column + 1) * coarse_w, (row + 1) * coarse_h)
             if not any(_overlap(cell, box) for box in taken):
                 taken.append(cell)
-                shapes.append(Shape(kind, rng.choice(COLOURS), x, y, size))
+                shapes.append(Shape(kind, rng.choice(COLORS), x, y, size))
                 break
     boxes = [
         (s.x - s.size // 2 - 2, s.y - s.size // 2 - 2, s.x + s.size // 2 + 2, s.y + s.size // 2 + 2) for s in shapes
     ]
     signs = []
-    for colour in rng.sample(COLOURS, rng.randint(1, max_signs) if columns * rows > 1 else 1):
+    for color in rng.sample(COLORS, rng.randint(1, max_signs) if columns * rows > 1 else 1):
         for _ in range(20):
             tile_x, tile_y = rng.randrange(columns) * TILE, rng.randrange(rows) * TILE
             left = tile_x + rng.randrange(2) * CELL
@@ -123,7 +123,7 @@ def make_scene(rng: random.Random, grid: tuple[int, int], *, max_signs: int = 1,
             box = (x, y, x + 3 * CELL, y + CELL)
             if not any(_overlap(box, other) for other in boxes):
                 boxes.append(box)
-                signs.append(Sign(colour, str(rng.randint(10, 99)), x, y, rng.choice(FONTS)))
+                signs.append(Sign(color, str(rng.randint(10, 99)), x, y, rng.choice(FONTS)))
                 break
     return Scene(width, height, tuple(signs), tuple(shapes), rng.getrandbits(32))
 
@@ -134,7 +134,7 @@ def draw(scene: Scene) -> Image.Image:
     image = _background(rng, scene.width, scene.height)
     for shape in scene.shapes:
         mask = _shape_mask(shape.kind, shape.size)
-        image.paste(_shade(rng, shape.colour), (shape.x - shape.size // 2, shape.y - shape.size // 2), mask)
+        image.paste(_shade(rng, shape.color), (shape.x - shape.size // 2, shape.y - shape.size // 2), mask)
     for sign in scene.signs:
         image.paste((70, 70, 74), (sign.x + 1, sign.y + 3), _plate_mask())
         image.paste((246, 244, 238), (sign.x + 1, sign.y + 2), _plate_mask())
@@ -151,12 +151,12 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _shade(rng: random.Random, colour: str) -> tuple[int, int, int]:
-    return tuple(min(255, max(0, value + rng.randint(-14, 14))) for value in RGB[colour])
+def _shade(rng: random.Random, color: str) -> tuple[int, int, int]:
+    return tuple(min(255, max(0, value + rng.randint(-14, 14))) for value in RGB[color])
 
 
 def _background(rng: random.Random, width: int, height: int) -> Image.Image:
-    """A few random muted colours, blown up to soft clouds."""
+    """A few random muted colors, blown up to soft clouds."""
     base = [rng.randint(150, 205) for _ in range(3)]
     small = Image.new("RGB", (5, 4))
     small.putdata([tuple(value + rng.randint(-26, 26) for value in base) for _ in range(20)])

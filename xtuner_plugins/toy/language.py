@@ -1,12 +1,27 @@
-"""The toy language: the words in which the toy pictures are asked about, and the tokenizer's corpus."""
+"""The toy language: what is asked about an image, the right answers, and the texts that the tokenizer learns from.
+
+| kind     | example                              | needs the resolution |
+|----------|--------------------------------------|----------------------|
+| number   | What number is on the sign? 47       | yes                  |
+| colour   | What colour is the star? blue        | no                   |
+| count    | How many shapes are there? two       | no                   |
+| presence | Is there a circle? no                | no                   |
+
+An image has one sign, so that "the sign" is clear. The words of a question never give its answer away: numbers, colors,
+counts and presence are drawn at random.
+"""
 
 import random
+from dataclasses import dataclass
 
-COLOURS = ("red", "green", "blue", "yellow", "purple", "black")
-SHAPES = ("circle", "square", "triangle", "star")
+from xtuner_plugins.toy.images import COLORS, SHAPES, Scene
+
+KINDS = ("number", "colour", "count", "presence")
+RESOLUTION_KINDS = ("number",)
+CAPTION_REQUESTS = ("Describe this picture.", "What does the picture show?")
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-# The system prompt of the official InternVL 2.5 template: in the corpus so that it costs few tokens.
+# The system prompt of the official InternVL 2.5 template: part of the corpus so that it takes few tokens.
 SYSTEM_PROMPT = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )
@@ -38,16 +53,44 @@ def corpus(num_sentences: int = 400, seed: int = 0) -> list[str]:
     """Texts of the toy language with some English, Chinese and code, for training the tokenizer.
 
     Args:
-        num_sentences: How many random sentences about shapes, colours and numbers.
+        num_sentences: Random pairs of sentences about shapes, colors and numbers.
         seed: The same seed gives the same texts.
     """
     rng = random.Random(seed)
     texts = [SYSTEM_PROMPT, *ENGLISH, *CHINESE, *CODE, "system\n", "user\n", "assistant\n"] * 8
-    # The compounds of `cells.in_words`, and its word for an empty cell: a token each.
-    texts += [" ." + "".join(f" {colour}{shape}" for shape in SHAPES for colour in COLOURS)] * 4
+    # The compounds of `cells.in_words`, and its word for an empty cell: one token each.
+    texts += [" ." + "".join(f" {color}{shape}" for shape in SHAPES for color in COLORS)] * 4
     for _ in range(num_sentences):
-        colour, shape = rng.choice(COLOURS), rng.choice(SHAPES)
+        color, shape = rng.choice(COLORS), rng.choice(SHAPES)
         number, word = rng.randrange(100, 1000), rng.choice(NUMBER_WORDS)
-        texts.append(f"There are {word} {colour} {shape}s in the picture, and the sign says {number}.")
-        texts.append(f"What number is on the {colour} sign? The {shape} beside it is {rng.choice(COLOURS)}.")
+        texts.append(f"There are {word} {color} {shape}s in the picture, and the sign says {number}.")
+        texts.append(f"What number is on the {color} sign? The {shape} beside it is {rng.choice(COLORS)}.")
     return texts
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about a scene, with its only right answer."""
+
+    kind: str
+    text: str
+    answer: str
+
+
+def ask(scene: Scene, rng: random.Random) -> list[Question]:
+    """Each question about a scene once, in random order; presence is asked about one random kind of shape."""
+    questions = [Question("number", "What number is on the sign?", sign.number) for sign in scene.signs]
+    questions += [Question("colour", f"What colour is the {shape.kind}?", shape.color) for shape in scene.shapes]
+    questions.append(Question("count", "How many shapes are there?", NUMBER_WORDS[len(scene.shapes)]))
+    kind = rng.choice(SHAPES)
+    present = any(shape.kind == kind for shape in scene.shapes)
+    questions.append(Question("presence", f"Is there a {kind}?", "yes" if present else "no"))
+    rng.shuffle(questions)
+    return questions
+
+
+def describe(scene: Scene) -> str:
+    """The caption: shapes, then signs, in the order of `SHAPES` and `COLORS`."""
+    parts = [f"a {shape.color} {shape.kind}" for shape in sorted(scene.shapes, key=lambda s: SHAPES.index(s.kind))]
+    parts += [f"a sign with {sign.number}" for sign in sorted(scene.signs, key=lambda s: COLORS.index(s.color))]
+    return ", ".join(parts)

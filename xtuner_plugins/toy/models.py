@@ -73,8 +73,7 @@ def write_random_parts(
 ) -> tuple[Path, Path]:
     """Writes a tiny InternViT and a tiny Qwen2 with random weights, in the published layouts.
 
-    The weights are scaled so that outputs are far from zero and from uniform: an exchanged or
-    forgotten tensor shows.
+    The weights are scaled so that outputs are far from zero and from uniform: a swapped or missing tensor shows.
 
     Args:
         root: Gets `vision/` and `llm/`.
@@ -180,9 +179,9 @@ def llm_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def random_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
-    """fp32 tensors of these shapes: matrices keep the variance of what they are given, gains lie around 1.
+    """Random fp32 tensors of these shapes: matrices keep the variance of their input, gains are around 1.
 
-    Gains and biases are random too, so that a test sees when one is skipped or exchanged.
+    Gains and biases are random too, so that a test sees when one is skipped or swapped.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -251,5 +250,5 @@ def _check_heads(config: Mapping[str, Any], which: str) -> None:
     if config["hidden_size"] % heads or heads % config.get("num_key_value_heads", heads):
         raise ValueError(
             f"{which}: hidden_size = {config['hidden_size']} must be a multiple of "
-            f"num_attention_heads = {heads}, and that one of num_key_value_heads"
+            f"num_attention_heads = {heads}, and num_attention_heads a multiple of num_key_value_heads"
         )

@@ -1,10 +1,10 @@
-"""The short pre-training that the toy parts get on their own, as the real ones had: minutes on one core each.
+"""Pre-trains the toy encoder and the toy LLM, each on its own as the real ones were: minutes on one core each.
 
     python -m xtuner_plugins.toy.pretrain vision --out DIR     # a standalone InternViT directory
     python -m xtuner_plugins.toy.pretrain llm --out DIR        # a Qwen2 directory
 
-The encoder learns to tell what stands in each cell of a tile (dense supervision, a linear head that is thrown
-away). The LLM never sees an image: it reads scenes in words and answers questions about them.
+The encoder learns to tell what each cell of a tile shows (dense supervision; its linear head is
+discarded). The LLM never sees an image: it reads scenes in words and answers questions about them.
 """
 
 import argparse
@@ -26,10 +26,9 @@ from xtuner_plugins.hub.conversation import get_conv_template
 from xtuner_plugins.hub.modeling_intern_vit import InternVisionModel
 from xtuner_plugins.models.preprocessor import TilePreprocessor
 from xtuner_plugins.toy.cells import HEADS, IGNORE, SIDE, cell_labels, in_words
-from xtuner_plugins.toy.images import CELL, FONTS, JITTER, TILE, Scene, Sign, draw, make_scene
-from xtuner_plugins.toy.language import COLOURS
+from xtuner_plugins.toy.images import CELL, COLORS, FONTS, JITTER, TILE, Scene, Sign, draw, make_scene
+from xtuner_plugins.toy.language import CAPTION_REQUESTS, ask, describe
 from xtuner_plugins.toy.models import llm_config, vision_config, write_llm_dir, write_vision_dir
-from xtuner_plugins.toy.questions import CAPTION_REQUESTS, ask, describe
 from xtuner_plugins.toy.tokenizer import build_tokenizer
 
 VISION = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "torch_dtype": "float32"}
@@ -37,6 +36,8 @@ LLM = {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 2, "ma
 LLM["torch_dtype"] = "float32"
 EOS = "<|im_end|>\n"
 VISION_STEPS, LLM_STEPS = 800, 800
+VISION_BATCH, LLM_BATCH = 32, 24
+VISION_LR, LLM_LR = 2e-3, 3e-3
 
 Log = Callable[[str], None]
 
@@ -48,18 +49,16 @@ def pretrain_vision(
     out_dir: str | Path,
     *,
     steps: int = VISION_STEPS,
-    batch_size: int = 32,
-    lr: float = 2e-3,
     seed: int = 0,
     log: Log = print,
 ) -> Path:
-    """Trains the tiny InternViT to tell what stands in each cell, and writes its standalone directory.
+    """Trains the tiny InternViT to tell what each cell shows, and writes its standalone directory.
 
     Args:
         out_dir: Gets `config.json` and `model.safetensors`.
-        steps, batch_size, lr: Of AdamW with a cosine; `batch_size` counts tiles.
-        seed: Of weights and images.
-        log: Takes a line of progress every 100 steps.
+        steps: Optimizer steps, of `VISION_BATCH` tiles each.
+        seed: Random seed of weights and images.
+        log: Called with a line of progress every 100 steps.
     """
     torch.manual_seed(seed)
     config = vision_config(VISION)
@@ -72,8 +71,8 @@ def pretrain_vision(
     weights = [torch.tensor([0.3] + [1.0] * (classes - 1)) for classes in HEADS.values()]
     stream = _tiles(random.Random(f"vision-{seed}"))
 
-    def loss_of() -> tuple[torch.Tensor, float]:
-        tiles, labels = (torch.stack(part) for part in zip(*(next(stream) for _ in range(batch_size)), strict=True))
+    def loss_of(progress: float) -> tuple[torch.Tensor, float]:
+        tiles, labels = (torch.stack(part) for part in zip(*(next(stream) for _ in range(VISION_BATCH)), strict=True))
         logits = head(_cells(model, preprocess.normalize(tiles))).split(list(HEADS.values()), dim=-1)
         losses = [
             F.cross_entropy(logits[i].flatten(0, 1), labels[:, i].flatten(), weights[i], ignore_index=IGNORE)
@@ -82,12 +81,12 @@ def pretrain_vision(
         found = logits[0].argmax(-1)[labels[:, 0] > 0] == labels[:, 0][labels[:, 0] > 0]
         return sum(losses), found.float().mean().item()
 
-    _optimize([*model.parameters(), *head.parameters()], loss_of, steps, lr, "digits right", log)
+    _optimize([*model.parameters(), *head.parameters()], loss_of, steps, VISION_LR, log)
     return write_vision_dir(out_dir, config, model.state_dict())
 
 
 def _init_encoder(model: InternVisionModel) -> None:
-    """Starts the layer scale higher and the positions lower than the published values, which suit 24 layers."""
+    """Sets a higher layer scale and smaller positions than the published initial values, which suit 24 layers."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("ls1", "ls2")):
@@ -105,7 +104,7 @@ def _cells(model: InternVisionModel, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _tiles(rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Tiles uint8 [3, 112, 112] with their labels [4, 16]: mostly full of signs, the rest cut from whole scenes."""
+    """Tiles uint8 [3, 112, 112] with their labels [4, 16]: 80 % are full of signs, the others are cut from scenes."""
     while True:
         if rng.random() < 0.8:
             scene = _crowded(rng)
@@ -113,12 +112,12 @@ def _tiles(rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             scene = make_scene(rng, rng.choice(((3, 2), (2, 3), (2, 2), (1, 1), (1, 1))))
         tiles = DynamicTiling(max_tiles=6, tile_size=TILE)(draw(scene))
         pairs = list(zip(tiles, cell_labels(scene), strict=True))
-        # Of a large image the thumbnail, which alone shows its shapes whole, and one tile.
+        # From a large image, one tile and the thumbnail, which alone shows whole shapes.
         yield from pairs if len(pairs) == 1 else (pairs[-1], rng.choice(pairs[:-1]))
 
 
 def _crowded(rng: random.Random) -> Scene:
-    """One tile with up to four signs one below the other: more digits to learn from than in a scene."""
+    """One tile with up to four signs, one below the other: more digits to learn from than in a scene."""
     signs: list[Sign] = []
     for row in range(SIDE):
         if rng.random() < 0.25:
@@ -129,7 +128,7 @@ def _crowded(rng: random.Random) -> Scene:
         if signs:
             y = max(y, signs[-1].y + CELL)
         if y <= min(row * CELL + JITTER, TILE - CELL):
-            signs.append(Sign(rng.choice(COLOURS), str(rng.randint(10, 99)), x, y, rng.choice(FONTS)))
+            signs.append(Sign(rng.choice(COLORS), str(rng.randint(10, 99)), x, y, rng.choice(FONTS)))
     return Scene(TILE, TILE, tuple(signs), (), rng.getrandbits(32))
 
 
@@ -140,38 +139,32 @@ def pretrain_llm(
     out_dir: str | Path,
     *,
     steps: int = LLM_STEPS,
-    batch_size: int = 24,
-    lr: float = 3e-3,
     seed: int = 0,
     log: Log = print,
 ) -> Path:
     """Trains the tiny Qwen2 on scenes in words with questions and answers, and writes its directory.
 
-    The texts start short, two thirds of the way without empty cells, and grow to the length of an image's tokens:
-    looking up what follows a word is found in seconds in a short text, and not in minutes in a long one.
+    For the first 60 % of the steps the texts are short, nearly without empty cells; then they are up to as long as an
+    image's tokens. Looking up what follows a word takes seconds to learn from short texts, and minutes from long ones.
 
     Args:
         out_dir: Gets tokenizer, configs and weights.
-        steps, batch_size, lr: Of AdamW with a cosine.
-        seed: Of weights and texts.
-        log: Takes a line of progress every 100 steps.
+        steps: Optimizer steps, of `LLM_BATCH` texts each, half as many towards the end.
+        seed: Random seed of weights and texts.
+        log: Called with a line of progress every 100 steps.
     """
     torch.manual_seed(seed)
     build_tokenizer(out_dir)
     tokenizer = AutoTokenizer.from_pretrained(out_dir)
-    # A wide start: with 0.02 the answers stay near uniform for many times as long.
+    # Large initial weights: with 0.02 the answers stay near uniform many times longer.
     config = llm_config(out_dir, {**LLM, "initializer_range": 0.05})
     model = Qwen2ForCausalLM(Qwen2Config(**config)).train()
     rng = random.Random(f"llm-{seed}")
     encode = _Encoder(tokenizer)
     digits = torch.tensor(tokenizer.convert_tokens_to_ids(list("0123456789")))
-    done = 0
 
-    def loss_of() -> tuple[torch.Tensor, float]:
-        nonlocal done
-        progress = done / steps
-        done += 1
-        size = batch_size if progress < 0.6 else max(1, batch_size // 2)
+    def loss_of(progress: float) -> tuple[torch.Tensor, float]:
+        size = LLM_BATCH if progress < 0.6 else LLM_BATCH // 2
         input_ids, labels = _pad([encode(*_dialogue(rng, progress)) for _ in range(size)], tokenizer.pad_token_id)
         hidden = model.model(input_ids=input_ids).last_hidden_state[:, :-1]
         asked = labels[:, 1:] != IGNORE
@@ -181,7 +174,7 @@ def pretrain_llm(
         right = (logits.argmax(-1) == targets)[is_digit]
         return F.cross_entropy(logits, targets), right.float().mean().item()
 
-    _optimize(list(model.parameters()), loss_of, steps, lr, "digits right", log)
+    _optimize(list(model.parameters()), loss_of, steps, LLM_LR, log)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     return write_llm_dir(out_dir, config, tensors)
 
@@ -201,7 +194,7 @@ def _dialogue(rng: random.Random, progress: float) -> tuple[str | None, str, lis
 
 
 class _Encoder:
-    """Dialogues to ids and labels in the conversation template, remembering the pieces that come again."""
+    """Encodes dialogues in the conversation template as ids and labels; remembers the ids of recurring texts."""
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
@@ -240,19 +233,18 @@ def _pad(samples: list[tuple[list[int], list[int]]], pad: int) -> tuple[torch.Te
 
 def _optimize(
     parameters: list[nn.Parameter],
-    loss_of: Callable[[], tuple[torch.Tensor, float]],
+    loss_of: Callable[[float], tuple[torch.Tensor, float]],
     steps: int,
     lr: float,
-    measure: str,
     log: Log,
 ) -> None:
-    """AdamW with a short linear start and a cosine; `loss_of` makes its own batch and returns (loss, share right)."""
+    """AdamW with warm-up and cosine; `loss_of(progress)` draws a batch and returns (loss, share of right digits)."""
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.95))
     begin, shares = time.perf_counter(), []
     for step in range(1, steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, step / 50) * (0.5 + 0.5 * math.cos(math.pi * step / (steps + 1)))
-        loss, share = loss_of()
+        loss, share = loss_of((step - 1) / steps)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -261,7 +253,7 @@ def _optimize(
         if step % 100 == 0 or step == steps:
             recent = sum(shares[-50:]) / len(shares[-50:])
             spent = time.perf_counter() - begin
-            log(f"step {step}/{steps}  loss {loss.item():.3f}  {measure} {recent:.1%}  {spent:.0f} s")
+            log(f"step {step}/{steps}  loss {loss.item():.3f}  digits right {recent:.1%}  {spent:.0f} s")
 
 
 def main(argv: list[str] | None = None) -> int:

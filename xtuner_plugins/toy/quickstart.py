@@ -1,8 +1,8 @@
 """The whole chain on toy data, with the commands that a user would type.
 
-parts and data -> base -> check -> projector warm-up -> export -> fine-tuning -> export -> held-out questions, asked
-of the trained model and of its export in a process without this project. All goes to `work_dirs/quickstart`; what an
-earlier quick start left there is kept under another name.
+parts and data -> base -> check -> projector warm-up -> export -> fine-tuning -> export -> held-out questions, answered
+by the trained model and by its export in a process without this project. Everything is written to
+`work_dirs/quickstart`; the results of an earlier quick start are renamed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from xtuner_plugins.processes import start_bound
 from xtuner_plugins.toy import evaluate
 from xtuner_plugins.toy.charts import draw_contact_sheet, draw_losses
-from xtuner_plugins.toy.questions import RESOLUTION_KINDS
+from xtuner_plugins.toy.language import RESOLUTION_KINDS
 
 OUT = Path("work_dirs/quickstart")  # where the configs in configs/toy look for their data and base
 WARM_UP, FINE_TUNE = "configs/toy/toy_pretrain_mlp.py", "configs/toy/toy_finetune_full.py"
@@ -37,7 +37,7 @@ class StageError(RuntimeError):
 
 
 class Chain:
-    """Runs commands one after the other, printing each, what matters of its output, and how long it took.
+    """Runs commands one after the other; prints each command, its progress and its duration.
 
     Args:
         root: The repository's root, where the commands run.
@@ -48,13 +48,13 @@ class Chain:
     def __init__(self, root: Path, out: Path, threads: int):
         self.root, self.logs = root, out / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
-        # The toy runs are made for the CPU, and take no longer there.
+        # The toy runs are sized for the CPU and are as fast there as on a GPU.
         self.env = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
         self.env["TOKENIZERS_PARALLELISM"] = "false"
         self.seconds: dict[str, float] = {}
 
     def run(self, name: str, *commands: Sequence[str | Path], threads: int | None = None) -> None:
-        """Runs the commands of a stage, side by side where there are several.
+        """Runs the commands of a stage; several run side by side.
 
         Raises:
             StageError: One of them failed.
@@ -103,7 +103,7 @@ class Chain:
 
 
 def progress_line(line: str) -> str | None:
-    """What of a log's line is worth showing; every 50th step of a training."""
+    """The part of a log line that is shown, or None; of a training, every 50th step and the last."""
     line = line.rstrip()
     step = TRAINING_STEP.search(line)
     if step:
@@ -118,7 +118,7 @@ def _last_words(process: subprocess.Popen, log: Path) -> str:
 
 
 def last_checkpoint(work_dir: Path) -> Path:
-    """The newest checkpoint of a run, as MMEngine notes it.
+    """The checkpoint that the work directory's `last_checkpoint` names.
 
     Raises:
         StageError: The run left none.
@@ -132,7 +132,7 @@ def last_checkpoint(work_dir: Path) -> Path:
 
 @contextlib.contextmanager
 def only_one(out: Path) -> Iterator[None]:
-    """Holds ``out`` for one quick start; a second one beside it would write into the same files.
+    """Locks ``out``: a second quick start would write to the same files.
 
     Raises:
         StageError: Another process holds it.
@@ -159,7 +159,7 @@ def keep_earlier(out: Path) -> Path | None:
 
 
 def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
-    """Every stage in turn; returns what `results.json` holds.
+    """Runs every stage; returns the content of `results.json`.
 
     Raises:
         StageError: A command failed.
@@ -209,7 +209,7 @@ def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
 
 
 def _chosen(questions: list[dict], rows: int = 8) -> list[dict]:
-    """Questions for the contact sheet: every other one needs the resolution, each from an image of its own."""
+    """Questions for the contact sheet, each about another image; every other one needs the resolution."""
     fine = [q for q in questions if q["kind"] in RESOLUTION_KINDS]
     coarse = [q for q in questions if q["kind"] not in RESOLUTION_KINDS]
     chosen: list[dict] = []
@@ -221,7 +221,7 @@ def _chosen(questions: list[dict], rows: int = 8) -> list[dict]:
 
 
 def summarize(questions: list[dict], answers: dict, again: dict) -> dict:
-    """Accuracies by kind and mode, how many of the export's answers differ, and the text of the table."""
+    """Accuracies by kind and mode, the number of the export's answers that differ, and the table as text."""
     scores = {mode: evaluate.score(questions, given) for mode, given in answers.items()}
 
     def share(mode: str) -> float:
@@ -243,7 +243,7 @@ def summarize(questions: list[dict], answers: dict, again: dict) -> dict:
 
 
 def verdict(result: dict) -> list[tuple[bool, str]]:
-    """`(reached, sentence)` for each thing that the chain must show."""
+    """`(reached, sentence)` for each goal of the chain."""
     tiling, one_tile = result["resolution_tiling"], result["resolution_one_tile"]
     differ, total = result["num_answers_that_differ"], result["num_answers"]
     return [
@@ -261,12 +261,12 @@ def main(argv: Sequence[str] | None = None, root: Path | None = None) -> int:
         root: The repository's root; the working directory when `None`.
 
     Returns:
-        Exit status: 0 when everything was reached; 1 when a command failed or a number is short of what is wanted. A
-        run that was scaled down is not measured by its accuracy.
+        Exit status: 0 when every goal was reached; 1 when a command failed or a goal was missed. The accuracy of a
+        scaled-down run is not judged.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0, help="share of images and steps (below 1: only a trial)")
-    # Matrices this small gain little from a second thread, and lose much where something else runs beside.
+    # Matrices this small gain little from a second thread, and lose much when other processes run.
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="of images and parts")
     args = parser.parse_args(argv)

@@ -1,7 +1,7 @@
 """A small but real Qwen2 tokenizer, trained on the spot.
 
-Everything but the size is as in the published Qwen2.5 tokenizers: byte-level BPE behind Qwen2's splitting
-pattern (a digit is always a token of its own), NFC, the special tokens after the vocabulary, the same files.
+Except for its size it is like the published Qwen2.5 tokenizers: NFC, Qwen2's splitting pattern (a digit is always a
+token of its own), byte-level BPE, special tokens after the vocabulary, the same files.
 """
 
 import json

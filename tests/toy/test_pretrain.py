@@ -1,0 +1,74 @@
+"""The pre-training of the toy parts: it learns, and what it writes is the layout of the releases."""
+
+import random
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, Qwen2ForCausalLM
+
+from xtuner_plugins.toy import pretrain
+from xtuner_plugins.toy.models import vision_config, vision_shapes
+
+
+def losses(lines):
+    return [float(line.split("loss ")[1].split()[0]) for line in lines]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(pretrain, "VISION_BATCH", 4)
+    monkeypatch.setattr(pretrain, "LLM_BATCH", 2)
+
+
+def test_the_encoder_is_a_function_of_its_seed(small, tmp_path):
+    lines = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        pretrain.pretrain_vision(tmp_path / name, steps=2, seed=seed, log=lines.append)
+    held = {name: load_file(tmp_path / name / "model.safetensors") for name in "abc"}
+    expected = vision_shapes(vision_config(pretrain.VISION))
+    assert {name: tuple(tensor.shape) for name, tensor in held["a"].items()} == expected
+    assert all(torch.equal(held["a"][name], held["b"][name]) for name in expected)
+    assert any(not torch.equal(held["a"][name], held["c"][name]) for name in expected)
+    assert len(lines) == 3 and lines[0].startswith("step 2/2  loss ") and "digits right" in lines[0]
+
+
+def test_the_llm_opens_in_transformers(small, tmp_path):
+    pretrain.pretrain_llm(tmp_path / "llm", steps=2, log=lambda line: None)
+    model, info = Qwen2ForCausalLM.from_pretrained(tmp_path / "llm", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "llm")) <= model.config.vocab_size
+
+
+def test_a_step_lowers_the_loss_on_a_fixed_batch():
+    torch.manual_seed(0)
+    layer, batch = torch.nn.Linear(4, 2), torch.rand(8, 4)
+    seen, lines = [], []
+
+    def loss_of(progress):
+        seen.append(progress)
+        return layer(batch).square().mean(), 1.0
+
+    pretrain._optimize(list(layer.parameters()), loss_of, 200, 1e-2, lines.append)
+    assert seen[0] == 0 and seen[100] == 0.5 and losses(lines)[1] < losses(lines)[0] / 2
+
+
+def test_labels_are_the_answers_alone(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(pretrain.build_tokenizer(tmp_path))
+    encode = pretrain._Encoder(tokenizer)
+    ids, labels = encode(None, " . red47", [("What number?", "47"), ("Is it?", "no")])
+    assert tokenizer.decode(ids) == (
+        "<|im_start|>user\n . red47\nWhat number?<|im_end|>\n<|im_start|>assistant\n47<|im_end|>\n"
+        "<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n"
+    )
+    assert tokenizer.decode([label for label in labels if label != -100]) == "47<|im_end|>no<|im_end|>"
+    assert all(label in (-100, token) for token, label in zip(ids, labels, strict=True))
+    padded, marked = pretrain._pad([(ids, labels), (ids[:3], labels[:3])], pad=7)
+    assert padded[1, 3:].eq(7).all() and marked[1, 3:].eq(-100).all() and padded.shape == marked.shape == (2, len(ids))
+
+
+def test_the_tiles_of_the_encoder_fit_their_labels():
+    stream = pretrain._tiles(random.Random(0))
+    for _ in range(20):
+        tile, labels = next(stream)
+        assert tile.dtype == torch.uint8 and tile.shape == (3, 112, 112) and labels.shape == (4, 16)

@@ -1,13 +1,17 @@
-"""What command line tools share: a terminal that shows the user's own matters."""
+"""Keeps messages of libraries about themselves out of the terminal."""
 
 import logging
-
-# They report on import, at every start, what this project neither needs nor asked for (a kernel to be downloaded, the
-# accelerator that was chosen).
-_CHATTY = ("bitsandbytes.backends.cpu.ops", "DeepSpeed")
+import os
 
 
 def quiet_imports() -> None:
-    """Keeps libraries from reporting about themselves below the level of an error. Call it first in a ``main``."""
-    for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    """Keeps bitsandbytes and DeepSpeed from reporting on import. Call it first in a ``main``.
+
+    bitsandbytes warns about a kernel that isn't used here. DeepSpeed, which MMEngine's runner imports, warns on a
+    machine without GPU that it found none; it is told so in advance.
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    import torch
+
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")

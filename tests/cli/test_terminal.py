@@ -1,0 +1,27 @@
+"""What libraries say about themselves stays out of the terminal; what they say about the user's run doesn't."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+IMPORTS = "import logging, deepspeed, bitsandbytes\nlogging.getLogger('DeepSpeed').warning('about the run')"
+
+
+@pytest.mark.parametrize("first", ["from xtuner_plugins.cli.terminal import quiet_imports; quiet_imports()\n", ""])
+def test_imports_are_quiet(first):
+    env = {key: value for key, value in os.environ.items() if key != "DS_ACCELERATOR"} | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", first + IMPORTS], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in (done.stdout + done.stderr).splitlines() if "WARNING" in line]
+    assert warnings[-1].endswith("about the run") and (len(warnings) == 1) == bool(first)
+
+
+def test_a_choice_of_the_user_stays():
+    code = "import os; from xtuner_plugins.cli.terminal import *; quiet_imports(); print(os.environ['DS_ACCELERATOR'])"
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "xpu"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "xpu", done.stderr

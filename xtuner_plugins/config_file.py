@@ -1,8 +1,8 @@
-"""Reads a training config and refuses what it would ignore in silence.
+"""Reads a training config and refuses settings that would have no effect.
 
-The wiring of a config reads the settings above it when the file runs. Whoever changes a setting afterwards, in a config
-derived with ``read_base()`` or with ``--cfg-options``, changes a name that nothing reads any more. Here the files are
-read as syntax trees, so that it is known which key each setting went to.
+The wiring of a config reads the settings above it while the file runs. A setting that is changed afterwards, in a
+config derived with ``read_base()`` or with ``--cfg-options``, is not read again. The files are therefore parsed as
+syntax trees, which show the keys that each setting goes to.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import ast
 import difflib
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,8 @@ class ConfigFile:
         path: The file.
         lines: Names assigned at the top level, each with the line of its last assignment.
         uses: For each name that is read, the keys that it goes to.
-        read: Every name that is read.
-        bases: The files that ``read_base()`` takes in.
+        read: All names that are read.
+        bases: The files imported under ``read_base()``.
     """
 
     path: Path
@@ -59,14 +59,14 @@ class ConfigFile:
     bases: list[ConfigFile] = field(default_factory=list)
 
     def ancestors(self) -> Iterator[ConfigFile]:
-        """The bases, and theirs."""
+        """All bases, direct and indirect."""
         for base in self.bases:
             yield base
             yield from base.ancestors()
 
 
 def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
-    """Reads a Python config and lays ``--cfg-options`` over it.
+    """Reads a config and applies ``--cfg-options``.
 
     Raises:
         ConfigError: No such file, a file that doesn't run, or a setting or an option that nothing would read.
@@ -75,14 +75,15 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         raise ConfigError(f"config {path} does not exist; the recipes are in configs/")
     try:
         cfg = Config.fromfile(path)
-        dict(cfg.items())  # Imports of a config are lazy: this makes every one of them happen, and fail, here.
-    except Exception as error:  # A config is a Python file: whatever it raises is the user's to read.
+        dict(cfg.items())  # A config imports lazily; this resolves every import, so that errors come up here.
+    except Exception as error:  # A config is a Python file and may raise anything.
         line = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
         text = _one_line(error.msg if isinstance(error, SyntaxError) else error)[:300]
         raise ConfigError(f"config {path}{line} cannot be read: {type(error).__name__}: {text}") from error
-    check_settings(cfg)
+    files = _files_of(cfg)
+    _check_settings(cfg, files)
     for key in options or {}:
-        check_option(cfg, key)
+        _check_option(cfg, files, key)
     if options:
         try:
             cfg.merge_from_dict(dict(options))
@@ -91,48 +92,48 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     return cfg
 
 
-def check_settings(cfg: Config) -> None:
-    """Raises where a file of the config assigns a name that nothing reads, or that was read before.
+def _files_of(cfg: Config) -> list[ConfigFile]:
+    """The config's file, then its bases; empty for a config that isn't a Python file."""
+    if Path(cfg.filename).suffix != ".py":
+        return []
+    leaf = parse_config(cfg.filename)
+    return [leaf, *leaf.ancestors()]
+
+
+def _check_settings(cfg: Config, files: list[ConfigFile]) -> None:
+    """Raises `ConfigError` where a file assigns a name that nothing reads, or that a base has already read.
 
     Args:
-        cfg: As read from its file, before any option is laid over it. One that has no file is not looked at.
-
-    Raises:
-        ConfigError: With file and line of the assignment, and the key to set in its place.
+        cfg: As read from its file, without options.
+        files: The config's files, see `_files_of`.
     """
-    if not cfg.filename or Path(cfg.filename).suffix != ".py":
-        return
-    leaf = parse_config(cfg.filename)
-    family = [leaf, *leaf.ancestors()]
-    for file in family:
+    for file in files:
         for name, line in file.lines.items():
-            if file.bases and not any(name in other.read for other in family):  # a dumped config keeps settings' names
-                _check_known(file, name, line, family)
+            if file.bases and not any(name in other.read for other in files):  # a dumped config keeps settings' names
+                _check_known(file, name, line, files)
             for base in file.ancestors():
                 _check_override(cfg, file, name, line, base)
 
 
-def check_option(cfg: Config, key: str) -> None:
-    """Raises where a ``--cfg-options`` key reaches nothing that is read.
-
-    Raises:
-        ConfigError: An unknown key, or a setting that the wiring has already read; names the keys that do reach it.
-    """
+def _check_option(cfg: Config, files: list[ConfigFile], key: str) -> None:
+    """Raises `ConfigError` where nothing reads a ``--cfg-options`` key, or the wiring has already read it."""
     top = key.split(".")[0]
     if top in RUNNER_KEYS:
         return
     if "." not in key and key in cfg:
-        keys = sorted({use.key for use in _uses_of(cfg, key)})
+        keys = sorted({use.key for file in files for use in file.uses.get(key, ()) if use.key})
         remedy = f"set {' and '.join(keys)} instead" if keys else "edit the config"
         raise ConfigError(f"--cfg-options {key}=...: the config's wiring has already read {key}; {remedy}")
-    close = difflib.get_close_matches(top, RUNNER_KEYS, n=1)
-    raise ConfigError(
-        f"--cfg-options {key}: nothing reads {top!r}" + (f"; did you mean {close[0]!r}?" if close else "")
-    )
+    raise ConfigError(f"--cfg-options {key}: nothing reads {top!r}{_suggestion(top, RUNNER_KEYS)}")
+
+
+def _suggestion(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else otherwise
 
 
 def parse_config(path: str) -> ConfigFile:
-    """What a config file and its bases assign and read."""
+    """The names that a config file and its bases assign and read."""
     file = ConfigFile(Path(path))
     tree = ast.parse(file.path.read_text(encoding="utf-8"))
     for node in tree.body:
@@ -164,7 +165,7 @@ def _base_paths(path: Path, node: ast.With) -> Iterator[Path]:
 
 
 def _uses(node: ast.stmt) -> Iterator[tuple[Use, set[str]]]:
-    """Every key that a statement writes, and the names that its value is computed from."""
+    """The keys that a statement writes, and the names that each value is computed from."""
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Attribute):
         call = node.value  # default_hooks.checkpoint.update(interval=save_steps)
         key = _dotted(call.func.value)
@@ -174,9 +175,8 @@ def _uses(node: ast.stmt) -> Iterator[tuple[Use, set[str]]]:
             yield from _keys_of(keyword.value, f"{key}.{keyword.arg}" if keyword.arg else key)
         return
     value = getattr(node, "value", None)
-    if value is None:  # A loop, a condition: what it reads is read.
-        names = _names(node)
-        if names:
+    if value is None:  # a loop or a condition, which writes no key
+        if names := _names(node):
             yield Use("", ast.Constant(None)), names
         return
     for target in getattr(node, "targets", None) or [getattr(node, "target", None)]:
@@ -213,14 +213,11 @@ def _dotted(node: ast.expr | None) -> str:
     return ""
 
 
-def _check_known(file: ConfigFile, name: str, line: int, family: list[ConfigFile]) -> None:
+def _check_known(file: ConfigFile, name: str, line: int, files: list[ConfigFile]) -> None:
     if name in RUNNER_KEYS or name.startswith("_"):
         return
-    known = RUNNER_KEYS.union(*(other.lines for other in family)) - {name}
-    close = difflib.get_close_matches(name, known, n=1)
-    raise ConfigError(
-        f"{file.path}:{line}: nothing reads {name!r}" + (f"; did you mean {close[0]!r}?" if close else "; remove it")
-    )
+    known = RUNNER_KEYS.union(*(other.lines for other in files)) - {name}
+    raise ConfigError(f"{file.path}:{line}: nothing reads {name!r}{_suggestion(name, known, '; remove it')}")
 
 
 def _check_override(cfg: Config, file: ConfigFile, name: str, line: int, base: ConfigFile) -> None:
@@ -236,17 +233,17 @@ def _check_override(cfg: Config, file: ConfigFile, name: str, line: int, base: C
 
 
 def _is_up_to_date(cfg: Config, use: Use) -> bool:
-    """Whether the key holds what its expression gives for the settings as they are now."""
+    """Whether the key's value is what its expression gives for the current settings."""
     found: Any = cfg
     for part in use.key.split("."):
         try:
             found = found[int(part)] if isinstance(found, (list, tuple)) else found[part]
         except (KeyError, IndexError, ValueError, TypeError):
-            return True  # The derived config has replaced this part.
+            return True  # the derived config has replaced this part
     try:
         names = {name: cfg[name] for name in _names(use.expression) if name in cfg}
         wanted = eval(compile(ast.Expression(use.expression), "<config>", "eval"), {}, names)
-    except Exception:  # It needs more than settings, so there is nothing to compare with.
+    except Exception:  # it needs more than settings, so there is nothing to compare with
         return True
     return _plain(found) == _plain(wanted)
 
@@ -255,13 +252,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _uses_of(cfg: Config, name: str) -> list[Use]:
-    if not cfg.filename or Path(cfg.filename).suffix != ".py":
-        return []
-    leaf = parse_config(cfg.filename)
-    return [use for file in (leaf, *leaf.ancestors()) for use in file.uses.get(name, ()) if use.key]
 
 
 def _shown(value: Any) -> str:

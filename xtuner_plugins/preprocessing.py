@@ -1,4 +1,4 @@
-"""The preprocessing that a model was trained with: locked into every checkpoint, written into every export.
+"""The preprocessing that a model was trained with; saved in every checkpoint and every export.
 
 ::
 
@@ -8,12 +8,13 @@
      "special_tokens": {"<img>": 151665, ...}, "pillow_version": "12.1.0", "resize_rule": "...", "versions": {...},
      "exported": {"min_tiles": 1, "max_tiles": 6, "use_thumbnail": true, "template": "Hermes-2"}}
 
-``exported`` stands in exports only: what their ``config.json`` says. A model directory has one template and one rule of
-tiles, a mixture may have several; `choose` is the rule.
+Only exports have ``exported``, the settings in their ``config.json``. A model directory has one template and one set of
+tile limits, a mixture may have several; `choose` selects one.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -28,20 +29,24 @@ SETTINGS = ("min_tiles", "max_tiles", "use_thumbnail", "template")
 
 
 class PreprocessingError(ValueError):
-    """Training and config, or training and what a model directory can say, don't fit; the message names both."""
+    """The training's preprocessing doesn't fit a config or a model directory; the message names both."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The one rule that a model directory can hold; fields as those of a dataset."""
+    """The tile limits and template of a model directory; fields as those of a dataset."""
 
     min_tiles: int
     max_tiles: int
     use_thumbnail: bool
     template: str
 
+    def __str__(self) -> str:
+        thumbnail = "and" if self.use_thumbnail else "without"
+        return f"{self.min_tiles} to {self.max_tiles} tiles {thumbnail} thumbnail, {self.template}"
+
     def config_fields(self) -> dict[str, Any]:
-        """The same in the words of an official ``config.json``."""
+        """The fields of an official ``config.json``."""
         return {
             "dynamic_image_size": True,
             "min_dynamic_patch": self.min_tiles,
@@ -52,12 +57,12 @@ class Choice:
 
 
 def describe(dataset, image_mean, image_std) -> dict:
-    """What a live `MultimodalDataset` does, as plain values.
+    """The preprocessing of a live `MultimodalDataset` as plain values.
 
     Args:
-        dataset: the training dataset.
-        image_mean: of each channel, that the model's data preprocessor uses.
-        image_std: likewise.
+        dataset: The training dataset.
+        image_mean: Mean per channel in the model's data preprocessor.
+        image_std: Standard deviation per channel, likewise.
     """
     from xtuner_plugins.datasets.images.resize_rules import resize_facts
 
@@ -85,7 +90,7 @@ def from_config(cfg) -> dict | None:
     """``tile_size`` and ``datasets`` of a training config, without opening its data.
 
     Returns:
-        The two, or None where the config has no dataset of ours.
+        The two, or None if the config has no dataset of ours.
     """
     from xtuner_plugins.datasets.base import read_base, template_of, tiling_of
 
@@ -106,10 +111,10 @@ def from_config(cfg) -> dict | None:
 
 
 def check_same(trained: Mapping, now: Mapping, where: str, remedy: str) -> None:
-    """Raises where a config (or a live dataset) cuts or prompts otherwise than a checkpoint's training did.
+    """Raises where a config (or a live dataset) has other tiles or prompts than a checkpoint's training.
 
     Raises:
-        PreprocessingError: names both.
+        PreprocessingError: Names both.
     """
     complaints = []
     for key in ("tile_size", "special_tokens", "image_mean", "image_std"):
@@ -122,16 +127,17 @@ def check_same(trained: Mapping, now: Mapping, where: str, remedy: str) -> None:
 
 
 def choose(trained: Mapping, *, template: str | None = None, max_tiles: int | None = None) -> tuple[Choice, str | None]:
-    """The template and the tile limits that a model directory gets from a training.
+    """Selects the template and the tile limits that a model directory gets.
 
-    A mixture with one template and one rule leaves no choice. With several templates the caller must name one. Of
-    several rules among the files with that template the one with most tiles is taken, or the one with ``max_tiles``.
+    Of several templates the caller must name one. Of several tile limits among the files with that template, the ones
+    with ``max_tiles`` are taken, by default those with most tiles.
 
     Returns:
-        The choice, and what to tell the user about it (or None).
+        The choice, and a note for the user (or None).
 
     Raises:
-        PreprocessingError: several templates and none named, or one that was not trained with.
+        PreprocessingError: Several templates and none named, a template or ``max_tiles`` that was not trained with, or
+            a mean and std that a model directory can't express.
     """
     expected = [list(IMAGENET_MEAN), list(IMAGENET_STD)]
     pixels = [list(trained.get("image_mean", IMAGENET_MEAN)), list(trained.get("image_std", IMAGENET_STD))]
@@ -161,16 +167,16 @@ def choose(trained: Mapping, *, template: str | None = None, max_tiles: int | No
     if len(fitting) == 1:
         return chosen, None
     return chosen, (
-        f"trained with several rules of tiles ({_list(fitting)}); the export has the one with most: {_list([chosen])}; "
+        f"trained with several rules of tiles ({_list(fitting)}); the export has the one with most: {chosen}; "
         "--max-tiles chooses another"
     )
 
 
 def exported(lock: Mapping, where: str) -> Choice:
-    """What an export's ``preprocessing.json`` says that its config should say.
+    """The settings that an export's ``preprocessing.json`` says its config has.
 
     Raises:
-        PreprocessingError: it says nothing that can be read.
+        PreprocessingError: They are missing or unreadable.
     """
     try:
         return Choice(**{key: lock["exported"][key] for key in SETTINGS})
@@ -179,37 +185,29 @@ def exported(lock: Mapping, where: str) -> Choice:
 
 
 def check_form(lock: Any, where: str) -> dict:
-    """A lock out of a file, if it is one.
+    """A lock read from a file, as a dict.
 
     Raises:
-        PreprocessingError: it isn't.
+        PreprocessingError: It isn't one.
     """
-    try:
-        readable = bool(_rules(lock))
-    except (KeyError, TypeError, AttributeError):
-        readable = False
-    if not readable:
-        raise PreprocessingError(f"{where} holds a preprocessing that can't be read")
-    return dict(lock)
+    with contextlib.suppress(KeyError, TypeError, AttributeError):
+        if _rules(lock):
+            return dict(lock)
+    raise PreprocessingError(f"{where} holds a preprocessing that can't be read")
 
 
 def _rules(lock: Mapping) -> list[Choice]:
-    """Each different rule once, in a fixed order."""
+    """The distinct rules, in a fixed order."""
     found = {Choice(*(dataset[key] for key in SETTINGS)) for dataset in lock["datasets"]}
     return sorted(found, key=lambda rule: (rule.template, rule.max_tiles, rule.min_tiles, rule.use_thumbnail))
 
 
 def _settings(tiling, template: str) -> dict:
-    rule = Choice(tiling.min_tiles, tiling.max_tiles, tiling.use_thumbnail, template)
-    return asdict(rule)
+    return asdict(Choice(tiling.min_tiles, tiling.max_tiles, tiling.use_thumbnail, template))
 
 
 def _list(rules: list[Choice]) -> str:
-    parts = []
-    for rule in rules:
-        thumbnail = "and" if rule.use_thumbnail else "without"
-        parts.append(f"{rule.min_tiles} to {rule.max_tiles} tiles {thumbnail} thumbnail, {rule.template}")
-    return " and ".join(parts)
+    return " and ".join(map(str, rules))
 
 
 def _by_template(lock: Mapping) -> str:
@@ -220,5 +218,5 @@ def _by_template(lock: Mapping) -> str:
 
 
 def _rounded(values) -> list[float]:
-    """Numbers as they were written, out of float32."""
+    """Numbers as they were written before conversion to float32."""
     return [round(float(value), 6) for value in values]

@@ -1,7 +1,7 @@
-"""Processes that end with the process that started them, even where that one is killed.
+"""Child processes that end with their parent, even when the parent is killed.
 
-A killed process (SIGKILL, or out of memory) can't end its children: they go on, hold memory, locks and ports. So the
-child asks the kernel to be killed when its parent ends.
+A killed process (SIGKILL, or out of memory) can't end its children: they would go on and hold memory, locks and ports.
+So each child asks the kernel to kill it when its parent ends.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,20 +19,20 @@ from collections.abc import Callable, Sequence
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 POLL_SECONDS = 1.0
-STARTED_BY = "XTUNER_PLUGINS_STARTED_BY"  # process id of whoever called `start_bound`
+STARTED_BY = "XTUNER_PLUGINS_STARTED_BY"  # process id of the caller of `start_bound`
 
 
 def die_with_parent(parent: int | None = None, *, watch: bool = sys.platform != "linux") -> None:
-    """Lets this process be killed (SIGKILL) as soon as its parent ends. Call it first in a child process.
+    """Makes this process end (SIGKILL) as soon as its parent ends. Call it first in a child process.
 
-    Where the parent, or the process further above that called `start_bound`, has ended before, this process ends at
-    once. Linux ties a child to its parent's *thread*: start the child from a thread that lives as long as the child
-    shall, usually the main one, or pass ``watch=True``.
+    If the parent, or the ancestor that called `start_bound`, has already ended, this process ends at once. Linux ties a
+    child to its parent's *thread*: start the child from a thread that outlives it, usually the main one, or pass
+    ``watch=True``.
 
     Args:
-        parent: Process id of the parent. None takes what `multiprocessing` knows, else the parent of now.
-        watch: Do without the kernel: a thread of this process checks every second whether the parent still lives.
-            It doesn't matter which of the parent's threads started this process.
+        parent: Process id of the parent. None takes the parent that `multiprocessing` knows, else the current one.
+        watch: Instead of the kernel, a thread of this process checks every second whether the parent is alive. Any of
+            the parent's threads may have started this process.
     """
     above, started_by = os.getppid(), multiprocessing.parent_process()
     if parent is None:
@@ -48,12 +49,12 @@ def die_with_parent(parent: int | None = None, *, watch: bool = sys.platform != 
 
 
 def start_bound(command: Sequence[str], **options) -> subprocess.Popen:
-    """As `subprocess.Popen`, for a program that shall end with this process (on Linux: with the calling thread).
+    """As `subprocess.Popen`, for a program that ends with this process (on Linux: with the calling thread).
 
-    What the program starts in its turn is bound to it where it calls `die_with_parent`.
+    Processes started by that program end with it if they call `die_with_parent`.
     """
     options["env"] = {**(options.get("env") or os.environ), STARTED_BY: str(os.getpid())}
-    if sys.platform != "linux":  # Without a signal of the kernel only the program itself could look.
+    if sys.platform != "linux":  # only Linux has the kernel's signal
         return subprocess.Popen(command, **options)
     parent, libc = os.getpid(), ctypes.CDLL(None, use_errno=True)
 
@@ -66,7 +67,7 @@ def start_bound(command: Sequence[str], **options) -> subprocess.Popen:
 
 
 def is_ancestor(pid: int) -> bool:
-    """Whether ``pid`` is a living process above this one. True where the system doesn't tell (no ``/proc``)."""
+    """Whether ``pid`` is a living ancestor of this process; True where the system can't tell (no ``/proc``)."""
     current: int | None = os.getpid()
     while current is not None and current > 1:
         current = parent_of(current)
@@ -76,7 +77,7 @@ def is_ancestor(pid: int) -> bool:
 
 
 def parent_of(pid: int) -> int | None:
-    """The parent of a process; None where it has ended or the system doesn't tell."""
+    """The parent of a process; None if the process has ended or the system can't tell."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return int(file.read().rpartition(")")[2].split()[1])
@@ -85,7 +86,7 @@ def parent_of(pid: int) -> int | None:
 
 
 def program_of(pid: int | None) -> str:
-    """The name of the program, or of the script, that a process runs; '' where the system doesn't tell."""
+    """The name of the program or Python script that a process runs; '' if the system can't tell."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             words = [os.path.basename(word) for word in os.fsdecode(file.read()).split("\0")]
@@ -99,6 +100,13 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def free_port() -> int:
+    """A TCP port that is free on 127.0.0.1 now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _set_death_signal(libc: ctypes.CDLL) -> None:

@@ -2,19 +2,27 @@
 
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from xtuner_plugins.checkpoints.io.reader import CheckpointError
 from xtuner_plugins.cli.train_process import name_newest
-from xtuner_plugins.engine.resume import newest_checkpoint, read_checkpoint, resolve_resume
+from xtuner_plugins.engine.resume import newest_checkpoint, read_checkpoint, settle_start
 
 from .forked import train_forked
 from .parallel_case import edited_config, train, write_dataset
 
 OURS = (sys.executable, "tools/train.py")
-ALONE = dict(deepspeed=False, world_size=1)
+
+
+def resume(value, work_dir, deepspeed=None):
+    """The checkpoint that a run in one process resumes from."""
+    args = SimpleNamespace(resume=str(value), work_dir=str(work_dir), deepspeed=deepspeed)
+    settle_start(Config(), args, world_size=1)
+    return args.resume
 
 
 def write(path, step=4, **more):
@@ -38,6 +46,7 @@ class TestNewest:
         write(tmp_path / "iter_2.pth"), write(tmp_path / "iter_4.pth")
         (tmp_path / "last_checkpoint").write_text("moved/from/elsewhere/iter_2.pth")
         assert newest_checkpoint(tmp_path) == tmp_path / "iter_2.pth"
+        assert resume("auto", tmp_path) == str(tmp_path / "iter_2.pth")
 
     def test_without_it_the_time_of_writing(self, tmp_path):
         aged(write(tmp_path / "iter_900.pth"), 100), aged(write(tmp_path / "iter_4.pth"), 0)
@@ -51,7 +60,7 @@ class TestNewest:
 
     def test_none(self, tmp_path):
         assert newest_checkpoint(tmp_path) is None and newest_checkpoint(tmp_path / "missing") is None
-        assert resolve_resume("auto", tmp_path, **ALONE) is None
+        assert resume("auto", tmp_path) is None
 
 
 class TestRefused:
@@ -60,27 +69,27 @@ class TestRefused:
         path = cut(write(tmp_path / "iter_4.pth"), share)
         good = write(tmp_path / "iter_2.pth")
         with pytest.raises(CheckpointError, match=f"iter_4.pth.*the newest whole checkpoint is {good}"):
-            resolve_resume(str(path), tmp_path, **ALONE)
+            resume(path, tmp_path)
 
     def test_missing(self, tmp_path):
         with pytest.raises(CheckpointError, match="does not exist; no whole checkpoint is beside it"):
-            resolve_resume(str(tmp_path / "nope.pth"), tmp_path, **ALONE)
+            resume(tmp_path / "nope.pth", tmp_path)
 
     @pytest.mark.parametrize("content", [{"w": torch.ones(2)}, {"state_dict": {"w": torch.ones(2)}}, [1, 2]])
     def test_foreign(self, tmp_path, content):
         torch.save(content, tmp_path / "model.pth")
         with pytest.raises(CheckpointError, match="was not written by a training run"):
-            resolve_resume(str(tmp_path / "model.pth"), tmp_path, **ALONE)
+            resume(tmp_path / "model.pth", tmp_path)
 
     def test_no_torch_file(self, tmp_path):
         (tmp_path / "model.pth").write_text("hello")
         with pytest.raises(CheckpointError, match=r"model\.pth"):
-            resolve_resume(str(tmp_path / "model.pth"), tmp_path, **ALONE)
+            resume(tmp_path / "model.pth", tmp_path)
 
     def test_a_directory_of_something_else(self, tmp_path):
         (tmp_path / "iter_4.pth").mkdir()
         with pytest.raises(CheckpointError, match="no DeepSpeed checkpoint"):
-            resolve_resume(str(tmp_path / "iter_4.pth"), tmp_path, **ALONE)
+            resume(tmp_path / "iter_4.pth", tmp_path)
 
     def test_no_optimizer(self, tmp_path):
         path = write(tmp_path / "iter_4.pth")
@@ -88,11 +97,11 @@ class TestRefused:
         del content["optimizer"]
         torch.save(content, path)
         with pytest.raises(CheckpointError, match="no optimizer state"):
-            resolve_resume(str(path), tmp_path, **ALONE)
+            resume(path, tmp_path)
 
     def test_a_plain_file_under_deepspeed(self, tmp_path):
         with pytest.raises(CheckpointError, match="start without --deepspeed"):
-            resolve_resume(str(write(tmp_path / "iter_4.pth")), tmp_path, deepspeed=True, world_size=1)
+            resume(write(tmp_path / "iter_4.pth"), tmp_path, deepspeed="deepspeed_zero2")
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,17 @@
-"""Starts `xtuner train` and tells the truth about how it ended.
+"""Starts `xtuner train` and exits with the status of the training.
 
 ``xtuner train`` exits 0 even when training failed, because it ignores the status of the process that it starts. This
-launcher takes the same arguments and environment variables, checks the config before any process starts, and exits
-with the status of the training.
+launcher takes the same arguments and environment variables and checks the config before any process starts.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from ..checkpoints.io.reader import CheckpointError
 from ..config_file import ConfigError, load_config
 from ..engine.config_check import check_config
 from ..engine.resume import settle_start
-from ..processes import start_bound
+from ..processes import free_port, start_bound
 
 USAGE_ERROR = 2
 
@@ -45,16 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--resume",
         nargs="?",
         const="auto",
-        help="checkpoint to go on from (.pth file or DeepSpeed directory); alone or 'auto': the newest whole one",
+        help="checkpoint to resume from (.pth file or DeepSpeed directory); none or 'auto': the newest whole one",
     )
     parser.add_argument("--seed", type=int, help="random seed")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="e.g. train_cfg.max_iters=100",
-    )
+    example = "e.g. train_cfg.max_iters=100"
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help=example)
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default=None, help="job launcher")
     return parser
 
@@ -65,7 +59,7 @@ def training_command(argv: Sequence[str], env: Mapping[str, str], launcher: str 
     Args:
         argv: Arguments for ``xtuner train``.
         env: Environment variables (NPROC_PER_NODE, NNODES, NODE_RANK, ADDR, PORT).
-        launcher: The user's ``--launcher``; None lets the number of processes decide.
+        launcher: The user's ``--launcher``; None uses ``torchrun`` for several processes.
 
     Raises:
         ConfigError: A variable isn't a whole number, several nodes without a PORT, or more processes than GPUs.
@@ -94,7 +88,7 @@ def training_command(argv: Sequence[str], env: Mapping[str, str], launcher: str 
 
 
 def check_deepspeed(value: str) -> None:
-    """Raises where ``--deepspeed`` is neither one of XTuner's names nor a JSON file with an object."""
+    """Raises `ConfigError` unless ``--deepspeed`` is one of XTuner's names or a JSON file with an object."""
     known = {name: path for name, path in cfgs_name_path.items() if name.startswith("deepspeed_")}
     path = value if Path(value).is_file() else known.get(value)
     if path is None:
@@ -111,15 +105,8 @@ def check_deepspeed(value: str) -> None:
         raise ConfigError(f"--deepspeed {value}: holds a {type(settings).__name__}, not an object of settings")
 
 
-def free_port() -> int:
-    """A TCP port that is free on 127.0.0.1 now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Checks, starts, waits; returns the exit status of the training."""
+    """Checks the arguments and runs the training; returns its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     try:
@@ -132,19 +119,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.deepspeed:
             check_deepspeed(args.deepspeed)
         nodes, processes = _whole_number(os.environ, "NNODES", 1), _whole_number(os.environ, "NPROC_PER_NODE", 1)
-        # Slurm and MPI start the processes themselves.
+        # Slurm and MPI decide the number of processes.
         settle_start(cfg, args, None if args.launcher in ("slurm", "mpi") else nodes * processes)
         check_config(cfg)
     except (ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
-    root = os.getcwd()
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    return _run(command, env)
+    path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    return _run(command, {**os.environ, "PYTHONPATH": path})
 
 
 def _run(command: list[str], env: dict[str, str]) -> int:
-    """Runs the training in a process that ends with this one; an interrupt or a termination is passed on to it."""
+    """Runs the training in a process that ends with this one; passes SIGTERM and SIGUSR1 on to it."""
     process = start_bound(command, env=env)
 
     def pass_on(signum: int, _frame) -> None:
@@ -153,12 +139,9 @@ def _run(command: list[str], env: dict[str, str]) -> int:
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         while True:
-            try:
+            with contextlib.suppress(KeyboardInterrupt):  # the terminal has interrupted the training too
                 status = process.wait()
                 break
-            except KeyboardInterrupt:
-                # The terminal has sent the interrupt to the training too; wait for its own ending.
-                continue
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,7 +1,7 @@
-"""One training process: ``python -m xtuner_plugins.cli.train_process CONFIG ...`` is ``xtuner train`` inside.
+"""One training process: ``python -m xtuner_plugins.cli.train_process CONFIG ...``.
 
-It stands outside ``engine/`` so that it can ask for quiet before anything large is imported. Errors that a user can
-mend end in one line and status 1; everything else keeps its traceback.
+It isn't part of ``engine/``, so that it can quiet libraries before anything large is imported. Errors that a user can
+fix end in one line and status 1; all others keep their traceback.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import re
 import sys
 
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
-# What PyTorch makes of an error of ours in a loading process: a RuntimeError that ends in the name and the message.
+# PyTorch turns an error in a loading process into a RuntimeError that ends with the original class and message.
 WORKER_ERROR = re.compile(r"^Caught \w+ in DataLoader worker.*\nxtuner_plugins[\w.]+: (?P<message>.*)$", re.DOTALL)
 
 
 def main() -> int:
-    """Runs XTuner's training on ``sys.argv``; returns the exit status. Ends with the process that started it."""
+    """Runs XTuner's training on ``sys.argv``; returns the exit status. The process ends with its parent."""
     from ..processes import die_with_parent
     from .terminal import quiet_imports
 
@@ -43,16 +43,13 @@ def main() -> int:
 
 
 def name_newest(argv: list[str]) -> list[str]:
-    """Gives ``--resume`` without a value the value ``auto``, which XTuner's parser wants to see."""
-    following = [*argv[1:], "--"]
-    return [
-        "--resume=auto" if word == "--resume" and after.startswith("--") else word
-        for word, after in zip(argv, following, strict=True)
-    ]
+    """Replaces ``--resume`` without a value by ``--resume=auto``, because XTuner's parser requires a value."""
+    pairs = zip(argv, [*argv[1:], "--"], strict=True)
+    return ["--resume=auto" if word == "--resume" and after.startswith("--") else word for word, after in pairs]
 
 
 def user_message(error: Exception) -> str | None:
-    """What a user needs to read of an error that they can mend; None for any other error."""
+    """The message of an error that a user can fix; None for any other error."""
     if isinstance(error, USER_ERRORS):
         return str(error)
     in_worker = WORKER_ERROR.match(str(error))

@@ -1,14 +1,12 @@
-"""What MMEngine, XTuner and DeepSpeed need from us to run: the runtime, the loop, hooks, wrappers."""
+"""What this project adds to MMEngine, XTuner and DeepSpeed: the runtime, the training loop, hooks, wrappers."""
 
 from .ddp import DeviceAwareDDP
-from .hooks import (
-    CheckpointGuardHook,
-    LedgerHook,
-    PlanHook,
-    PreprocessingLockHook,
-    RunContractHook,
-    WholeCheckpointHook,
-)
+from .hooks.checkpoint_guard import CheckpointGuardHook
+from .hooks.ledger import LedgerHook
+from .hooks.plan import PlanHook
+from .hooks.preprocessing_lock import PreprocessingLockHook
+from .hooks.run_contract import RunContractHook
+from .hooks.whole_checkpoint import WholeCheckpointHook
 from .loops import PlannedTrainLoop
 from .param_groups import GroupedOptimWrapperConstructor
 from .runtime import prepare_runtime

@@ -1,4 +1,4 @@
-"""DistributedDataParallel that also runs where there is no GPU."""
+"""DistributedDataParallel that also runs without a GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mmengine.registry import MODEL_WRAPPERS
 
 @MODEL_WRAPPERS.register_module()
 class DeviceAwareDDP(MMDistributedDataParallel):
-    """MMEngine's wrapper, with ``device_ids`` only where the module sits on a GPU.
+    """MMEngine's wrapper, with ``device_ids`` only for a module on a GPU.
 
     MMEngine always passes the local rank as device id, which PyTorch refuses for a module on the CPU.
 

@@ -1,7 +1,7 @@
-"""Builds the parts of a config as far as that needs no weights, no workers and no process group.
+"""Builds the parts of a config without weights, workers and process group.
 
-Whatever a constructor refuses (a negative learning rate, no LoRA rank, too many tiles, a base without tokenizer) is
-refused here by that very constructor, before a process starts and before the first gigabyte is read.
+What a constructor refuses (a negative learning rate, no LoRA rank, too many tiles, a base without tokenizer) is refused
+here by the same constructor, before a process starts and before weights are read.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from ..datasets.images.tiling import DynamicTiling
 from ..datasets.plan.budget import TileBudget
 from .loops import check_length
 
-# Of a loader's settings, those that the runner replaces by objects.
+# Settings of a loader that the runner replaces by objects.
 LOADER_PARTS = {"dataset", "sampler", "batch_sampler", "collate_fn", "worker_init_fn", "num_batch_per_epoch"}
 
 
 def build_parts(cfg: Config) -> None:
-    """Builds model (without weights), dataset, loader, optimizer, schedulers and hooks, and forgets them.
+    """Builds model (without weights), dataset, loader, optimizer, schedulers and hooks, and discards them.
 
     Raises:
-        ConfigError: What the part's own constructor says, behind the key of the part.
+        ConfigError: The key of the part and the error of its constructor.
     """
     with _refused("train_dataloader"):
         _build_loader(cfg.train_dataloader)
@@ -69,7 +69,7 @@ def _refused(key: str) -> Iterator[None]:
 
 
 def _build_ours(build: Callable[[Mapping], Any], settings: Mapping[str, Any]) -> Any:
-    """Builds a part of this project, whose constructor is known to be quick, on the meta device; else None."""
+    """Builds a part of this project, whose constructor is quick on the meta device; returns None for others."""
     if not getattr(settings["type"], "__module__", "").startswith("xtuner_plugins."):
         return None
     with torch.device("meta"):
@@ -77,7 +77,7 @@ def _build_ours(build: Callable[[Mapping], Any], settings: Mapping[str, Any]) ->
 
 
 def _check_room(tiling: DynamicTiling, budget: TileBudget) -> None:
-    """Raises where an image could never get ``max_tiles``: without a word, every large one would be shrunk."""
+    """Raises where no image can have ``max_tiles``: every large one would be shrunk silently."""
 
     def tokens(max_tiles: int) -> int:
         return budget.tokens([max_tiles + (tiling.use_thumbnail and max_tiles > 1)])
@@ -95,7 +95,7 @@ def _check_room(tiling: DynamicTiling, budget: TileBudget) -> None:
 
 def _build_loader(settings: Mapping[str, Any]) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # The run itself warns.
+        warnings.simplefilter("ignore")  # the run itself warns
         DataLoader([0], **{key: value for key, value in settings.items() if key not in LOADER_PARTS})
 
 
@@ -104,7 +104,7 @@ def _build_optimizer(settings: Mapping[str, Any]):
     parameter = torch.nn.Parameter(torch.zeros(1))
     wrapper["optimizer"] = OPTIMIZERS.build(dict(wrapper["optimizer"], params=[parameter]))
     max_norm = (wrapper.get("clip_grad") or {}).get("max_norm", 1.0)
-    if not max_norm > 0:  # PyTorch would turn the gradient around.
+    if not max_norm > 0:  # PyTorch would reverse the gradient
         raise ConfigError(f"optim_wrapper.clip_grad.max_norm={max_norm!r} is out of range; give more than 0")
     return OPTIM_WRAPPERS.build(dict({"type": "OptimWrapper"}, **wrapper))
 

@@ -1,8 +1,7 @@
-"""The training loop: an iteration is an optimizer step, and its place in the data is an integer.
+"""The training loop: an iteration is an optimizer step, and its position in the data is an integer.
 
 An iteration takes ``accumulative_counts`` micro-batches, so steps, intervals, logs, schedules and checkpoints all
-count optimizer steps, and a checkpoint always stands between two of them. A step never crosses the end of an epoch:
-the last step of an epoch may have fewer micro-batches.
+count optimizer steps. A step never crosses the end of an epoch: the last step of an epoch may have fewer micro-batches.
 """
 
 from __future__ import annotations
@@ -27,30 +26,29 @@ from .steps import NonFiniteError, run_step, seed_step
 
 
 class TrainingStopped(ValueError):
-    """A run that can't go on; raised on every rank with the same message."""
+    """A run that can't continue; raised on every rank with the same message."""
 
     on_every_rank = True
 
 
 class PlanChanged(ValueError):
-    """A checkpoint in the middle of an epoch whose plan is no longer the one that was trained."""
+    """A checkpoint in the middle of an epoch whose plan has changed."""
 
 
 class PlanIterator:
-    """Infinite iterator over optimizer steps that can start at any plan position.
+    """Infinite iterator over optimizer steps that can start at any position of the plan.
 
-    MMEngine resumes by fetching every batch that was already trained. This iterator knows its place, so it skips by
-    seeking: nothing is read or decoded, and the number of ranks may have changed.
+    MMEngine resumes by fetching every batch that was already trained. This iterator skips by seeking: nothing is read
+    or decoded, and the number of ranks may have changed.
 
     Args:
-        dataloader: With a `Plan` for a sampler (`PlanSampler`, `PackBatchSampler`); any other sampler is iterated the
-            way MMEngine does.
-        micro_batches: Batches of a step.
+        dataloader: Its sampler is a `Plan` (`PlanSampler`, `PackBatchSampler`); any other is iterated as MMEngine does.
+        micro_batches: Batches per step.
 
     Attributes:
-        plan: What decides the samples of each epoch.
+        plan: Decides the samples of each epoch.
         epoch: Epoch of the last step (from 0).
-        batches: Batches of this rank taken in the current epoch since it was entered.
+        batches: Batches that this rank has taken since it entered the current epoch.
     """
 
     def __init__(self, dataloader: DataLoader, micro_batches: int = 1):
@@ -66,8 +64,8 @@ class PlanIterator:
         """The position in the plan.
 
         Returns:
-            The epoch; the samples (or packs) of it that all ranks together have taken; the number of ranks that its
-            order is made for (``cell``); and the plan's ``digest``.
+            ``epoch``; ``position``, the samples (or packs) of it that all ranks together have taken; ``cell``, the
+            number of ranks that its order is made for; and the plan's ``digest``.
         """
         position = self._start + self.batches * self._taken_together
         return {"epoch": self.epoch, "position": position, "cell": self.plan.cell, "digest": self.plan.digest}
@@ -78,7 +76,7 @@ class PlanIterator:
         return self._batch_size * self.plan.num_ranks
 
     def skip_to(self, place: dict[str, int | str]) -> None:
-        """Lets the next call go on from ``place``, which `position` returned.
+        """Makes the next step start at ``place``, which `position` returned.
 
         Raises:
             PlanChanged: The position is in the middle of an epoch that now has other samples or another order.
@@ -105,7 +103,7 @@ class PlanIterator:
         return rest + sum(map(self.steps_of_epoch, reversed(range(whole))))
 
     def steps_ahead(self, max_epochs: float) -> int:
-        """Optimizer steps from the current place to the end of ``max_epochs``, with the run's own ranks and batches."""
+        """Optimizer steps from here to the end of ``max_epochs``, with the current ranks and batches."""
         taken = math.ceil(self.position()["position"] / self._taken_together)
         rest = math.ceil(max(0, self._batches_of_epoch(self.epoch) - taken) / self._micro_batches)
         behind = self.count_steps(self.epoch) + self.steps_of_epoch(self.epoch) - rest
@@ -134,26 +132,24 @@ class PlanIterator:
         return [batch for _, batch in zip(range(self._micro_batches), self._iterator, strict=False)]
 
     def _enter(self) -> None:
-        cell = self.plan.cell if self._start else None  # an epoch begins in the order for the ranks of now
+        cell = self.plan.cell if self._start else None  # a new epoch is ordered for the current number of ranks
         self.plan.seek(self.epoch, self._start, cell)
         self._iterator = iter(self._dataloader)
 
 
 @LOOPS.register_module()
 class PlannedTrainLoop(IterBasedTrainLoop):
-    """Trains optimizer step by optimizer step, resuming at a place in the plan instead of from the beginning.
+    """Trains step by step and resumes at a position in the plan, without fetching what was trained.
 
-    The number of micro-batches in a step is ``optim_wrapper.accumulative_counts``, where XTuner looks for it too.
-    Needs `PlanHook`, which keeps the place in every checkpoint.
+    The number of micro-batches per step is ``optim_wrapper.accumulative_counts``, which XTuner reads too. Needs
+    `PlanHook`, which saves the position in every checkpoint.
 
     Args:
         runner: MMEngine's runner.
         dataloader: The loader or its config.
         max_iters: Optimizer steps of the run.
-        max_epochs: Or its epochs, of which the last may be a fraction. With both, what comes first ends the run.
-        val_begin: As `mmengine.runner.IterBasedTrainLoop`, in optimizer steps.
-        val_interval: As above.
-        dynamic_intervals: As above.
+        max_epochs: Epochs of the run; the last may be a fraction. With both, the earlier end counts.
+        val_begin, val_interval, dynamic_intervals: As `mmengine.runner.IterBasedTrainLoop`, in optimizer steps.
 
     Raises:
         ValueError: As `check_length`; or the ranks find different data.
@@ -170,7 +166,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         dynamic_intervals: list[tuple[int, int]] | None = None,
     ):
         check_length(max_iters, max_epochs)
-        # Not MMEngine's own constructor: it starts the workers, and the place to start from isn't known yet.
+        # MMEngine's own constructor would start the workers, but the position to start from isn't known yet.
         BaseLoop.__init__(self, runner, dataloader)
         self.micro_batches = _settle_optimizer(runner)
         self.dataloader_iterator = PlanIterator(self.dataloader, self.micro_batches)
@@ -178,7 +174,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         self._planned_epochs = max_epochs
         limits = [] if max_iters is None else [int(max_iters)]
         limits += [] if max_epochs is None else [self.dataloader_iterator.count_steps(max_epochs)]
-        self._max_iters, self._max_epochs = min(limits), 1  # MMEngine takes a run by iterations for one epoch
+        self._max_iters, self._max_epochs = min(limits), 1  # for MMEngine a run by iterations is one epoch
         self._max_iters_given = max_iters
         self._epoch, self._iter = 0, 0
         self.val_begin, self.val_interval, self.stop_training = val_begin, val_interval, False
@@ -188,7 +184,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         runner.param_schedulers = plan_schedule(runner.param_schedulers, steps_per_epoch)
 
     def run(self):
-        """Trains from the current place to the end; returns the model."""
+        """Trains from the current position to the end; returns the model."""
         if self._iter > 0:
             self._go_on()
         self.runner.call_hook("before_train")
@@ -208,7 +204,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         """Runs one optimizer step; hooks get the list of its micro-batches.
 
         Raises:
-            TrainingStopped: Loss or gradient isn't finite. No checkpoint is written or removed after such a step.
+            TrainingStopped: Loss or gradient isn't finite; no checkpoint is written or removed.
         """
         self.runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=data_batch)
         seed_step(self.runner.seed, get_rank(), self._iter)
@@ -224,7 +220,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         self._iter += 1
 
     def _go_on(self) -> None:
-        """Moves to where the checkpoint stands, and plans the rest from there."""
+        """Moves to the checkpoint's position, and plans the rest of the run."""
         iterator = self.dataloader_iterator
         if self.resume_at is None or not iterator.plan.is_seekable:
             print_log(f"fetching {self._iter} steps again: this sampler or checkpoint knows no place", "current")
@@ -234,7 +230,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         iterator.skip_to(self.resume_at)
         if self._planned_epochs is None:
             return
-        # With another number of ranks or micro-batches as many steps remain as the rest of the data needs.
+        # The number of ranks or micro-batches may have changed: the rest of the data decides how many steps remain.
         rest = iterator.steps_ahead(self._planned_epochs)
         self._max_iters = min(self._iter + rest, self._max_iters_given or math.inf)
         for scheduler in self.runner.param_schedulers or ():
@@ -246,7 +242,7 @@ def planned_loop(runner) -> PlannedTrainLoop:
     """The loop of a run, for hooks that need its plan.
 
     Raises:
-        ValueError: MMEngine's own loop, or another that keeps no plan.
+        ValueError: The run has another loop.
     """
     if not isinstance(runner.train_loop, PlannedTrainLoop):
         raise ValueError(
@@ -257,11 +253,7 @@ def planned_loop(runner) -> PlannedTrainLoop:
 
 
 def check_length(max_iters: int | None, max_epochs: float | None) -> None:
-    """Raises where a run would have no end or no step.
-
-    Raises:
-        ValueError: Neither ``max_iters`` nor ``max_epochs``, or one that isn't above 0.
-    """
+    """Raises `ValueError` unless ``max_iters`` or ``max_epochs`` is given, and both are above 0."""
     if max_iters is None and max_epochs is None:
         raise ValueError("train_cfg needs max_iters (optimizer steps) or max_epochs")
     for name, value in (("max_iters", max_iters), ("max_epochs", max_epochs)):
@@ -270,11 +262,9 @@ def check_length(max_iters: int | None, max_epochs: float | None) -> None:
 
 
 def _settle_optimizer(runner) -> int:
-    """Completes the optimizer's config, before the runner builds it; returns the micro-batches of a step.
+    """Completes the optimizer's config before the runner builds it; returns the number of micro-batches per step.
 
-    The count is where XTuner keeps it, and the optimizer wrapper is left without one of its own.
-
-    MMEngine's would count every micro-batch as an iteration and average micro-batches without regard to their tokens.
+    The number is taken out of the optimizer wrapper, which would average micro-batches without regard to their tokens.
     """
     if isinstance(runner.optim_wrapper, dict):
         settle_grouping(runner.optim_wrapper, runner.cfg)

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: named, or the newest whole one; anything broken or foreign is refused first."""
+"""Finds the checkpoint that a run starts from, and refuses broken and foreign ones before anything is built."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAST_CHECKPOINT = "last_checkpoint"
 
 
 def newest_checkpoint(work_dir: str | Path) -> Path | None:
-    """The newest whole checkpoint of a work directory: what ``last_checkpoint`` names, else by time of writing."""
+    """The newest whole checkpoint of a work directory: the one in ``last_checkpoint``, else by modification time."""
     folder = Path(work_dir)
     if not folder.is_dir():
         return None
@@ -25,14 +25,14 @@ def newest_checkpoint(work_dir: str | Path) -> Path | None:
     found.sort(key=lambda path: (path.stat().st_mtime, int(CHECKPOINT_NAME.fullmatch(path.name)[2])), reverse=True)
     pointer = folder / LAST_CHECKPOINT
     if pointer.is_file():
-        # By name: a work directory may have been moved.
+        # only the name counts: the work directory may have been moved
         named = folder / Path(pointer.read_text(encoding="utf-8", errors="replace").strip()).name
         found = [path for path in found if path == named] + [path for path in found if path != named]
     return next((path for path in found if _is_whole(path)), None)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint says of itself; its tensors stay on disk.
+    """Facts about a checkpoint; its tensors stay on disk.
 
     Returns:
         ``world_size`` (ranks that wrote it; None for a plain file, which any number can read), ``iter``,
@@ -60,45 +60,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return {"world_size": world_size, "iter": int(meta["iter"]), "has_optimizer": has_optimizer}
 
 
-def resolve_resume(resume: str, work_dir: str | Path, *, deepspeed: bool, world_size: int | None) -> str | None:
-    """The checkpoint that ``--resume`` means.
-
-    Args:
-        resume: A path, or ``auto`` for the newest whole checkpoint of ``work_dir``.
-        work_dir: Where this run writes.
-        deepspeed: This run uses DeepSpeed.
-        world_size: Processes of this run; None where they aren't known yet.
-
-    Returns:
-        Its path; None where ``auto`` finds none, so that the run starts from the beginning.
-
-    Raises:
-        CheckpointError: The checkpoint can't be resumed; names the newest one that can be.
-    """
-    if resume == AUTO:
-        newest = newest_checkpoint(work_dir)
-        if newest is None:
-            return None
-        resume = str(newest)
-    check_loadable(resume, "--resume", work_dir, deepspeed=deepspeed, world_size=world_size, needs_optimizer=True)
-    return resume
-
-
 def check_loadable(
     path: str, setting: str, work_dir: str | Path, *, deepspeed: bool, world_size: int | None, needs_optimizer: bool
 ) -> None:
-    """Raises where a run can't begin from a checkpoint.
+    """Raises where a run can't start from a checkpoint.
 
     Args:
         path: The checkpoint.
-        setting: Where the user named it, for the message.
-        work_dir: Where another one is looked for, for the message.
+        setting: The option or key that named it, for the message.
+        work_dir: Searched for another checkpoint, for the message.
         deepspeed: This run uses DeepSpeed.
-        world_size: Processes of this run; None where they aren't known yet.
-        needs_optimizer: The run goes on, so weights alone don't do.
+        world_size: Processes of this run; None if not known yet.
+        needs_optimizer: The run resumes, so weights alone don't suffice.
 
     Raises:
-        CheckpointError: One line with what is wrong and the remedy.
+        CheckpointError: One line with the defect and the remedy.
     """
     try:
         facts = read_checkpoint(path)
@@ -130,15 +106,16 @@ def check_loadable(
 
 
 def settle_start(cfg: Any, args: Any, world_size: int | None) -> None:
-    """Settles, before anything is built, what a run begins from.
+    """Determines and checks the checkpoint that a run starts from, before anything is built.
 
     Args:
-        cfg: The config, with the command line's options in it; ``resume`` and ``load_from`` are read.
-        args: XTuner's parsed arguments; ``args.resume`` is replaced by the path that it means.
-        world_size: Processes of the run; None where they aren't known yet.
+        cfg: The config with the command line's options; ``resume`` and ``load_from`` are read.
+        args: XTuner's parsed arguments. ``args.resume`` (a path, or ``auto`` for the newest whole checkpoint in the
+            work directory) is replaced by the checkpoint's path, or by None where ``auto`` finds none.
+        world_size: Processes of the run; None if not known yet.
 
     Raises:
-        CheckpointError: As `resolve_resume`.
+        CheckpointError: The run can't start from the checkpoint, see `check_loadable`.
     """
     resume = args.resume
     if resume is None and cfg.get("resume"):
@@ -146,8 +123,11 @@ def settle_start(cfg: Any, args: Any, world_size: int | None) -> None:
     work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", Path(args.config).stem)
     facts = {"deepspeed": bool(args.deepspeed), "world_size": world_size}
     if resume is not None:
-        args.resume = resolve_resume(str(resume), work_dir, **facts)
+        args.resume = newest_checkpoint(work_dir) if resume == AUTO else resume
         cfg.resume = args.resume is not None
+        if cfg.resume:
+            args.resume = str(args.resume)
+            check_loadable(args.resume, "--resume", work_dir, needs_optimizer=True, **facts)
     elif cfg.get("load_from"):
         check_loadable(str(cfg.load_from), "load_from", work_dir, needs_optimizer=False, **facts)
 

@@ -1,12 +1,12 @@
-"""Makes MMEngine, XTuner and DeepSpeed run on this machine: CPU, one GPU, many.
+"""Makes MMEngine, XTuner and DeepSpeed run on this machine: a CPU, one GPU, or several.
 
-XTuner calls ``cfg.model_resource['fn']`` right after loading a config and before building anything. That is the one
-early entry that reaches every process of every launcher, so `prepare_runtime` is named there::
+XTuner calls ``cfg.model_resource['fn']`` right after loading a config and before building anything. It is the only
+early entry point that every process of every launcher reaches, so configs name `prepare_runtime` there::
 
     pretrained_model_name_or_path = base
     model_resource = dict(fn=prepare_runtime)
 
-Each adjustment below answers one defect of the pinned stack and is tested, so that an upgrade shows which can go.
+Each adjustment below works around one defect of the pinned stack and is tested, so that an upgrade shows which can go.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import functools
 import importlib
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -26,22 +25,16 @@ import torch
 import torch.distributed as dist
 
 from ..config_file import ConfigError, load_config
-from ..processes import POLL_SECONDS, STARTED_BY, die_with_parent, parent_of, program_of
+from ..processes import POLL_SECONDS, STARTED_BY, die_with_parent, free_port, parent_of, program_of
 
 
 def prepare_runtime(pretrained_model_name_or_path: str) -> str:
-    """Prepares the process and returns the base's path unchanged.
+    """Prepares the process; returns ``pretrained_model_name_or_path``, the base directory, unchanged.
 
     Safe to call more than once. Registers this project's classes, so that configs may name types by string.
-
-    Args:
-        pretrained_model_name_or_path: The base directory, as XTuner passes it.
-
-    Returns:
-        The same path.
     """
     _end_with_xtuner()
-    # The registries fill when the modules are imported; a config's lazy imports may come later than a string type.
+    # Importing the modules fills the registries; types named by string may be looked up before a config's lazy imports.
     import xtuner_plugins.datasets  # noqa: F401
     import xtuner_plugins.engine  # noqa: F401
     import xtuner_plugins.models  # noqa: F401
@@ -58,7 +51,7 @@ def prepare_runtime(pretrained_model_name_or_path: str) -> str:
 
 
 def leave_process_group() -> None:
-    """Ends the process group, all ranks together. A process that exits with it still open may abort, after its work."""
+    """Ends the process group on all ranks together; a process that exits with it open may abort after its work."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
@@ -67,8 +60,8 @@ def leave_process_group() -> None:
 def allow_checkpoint_types() -> None:
     """Lets ``torch.load(weights_only=True)`` open MMEngine's own checkpoints for resuming.
 
-    They hold message-hub histories, config dictionaries and numpy arrays beside the tensors: plain data. Everything
-    else in a checkpoint is still refused.
+    Besides tensors they hold message-hub histories, config dictionaries and numpy arrays. Everything else in a
+    checkpoint is still refused.
     """
     import numpy as np
     from mmengine.config import ConfigDict
@@ -85,9 +78,9 @@ def allow_checkpoint_types() -> None:
 
 
 def _history_method(owner: type, name: str):
-    """Stands in for ``getattr`` when a checkpoint is read: a `HistoryBuffer` pickles its methods through it.
+    """Replaces ``getattr`` when a checkpoint is read: a `HistoryBuffer` pickles its methods through it.
 
-    The real ``getattr`` would let a prepared file reach any object from an allowed one.
+    The real ``getattr`` would let a malicious file reach any object from an allowed one.
     """
     from mmengine.logging import HistoryBuffer
 
@@ -97,7 +90,7 @@ def _history_method(owner: type, name: str):
 
 
 def _use_gloo_without_gpu() -> None:
-    """MMEngine's start of a process group sets a CUDA device and takes nccl from the config; neither exists here."""
+    """Starts process groups with gloo: MMEngine would set a CUDA device and take nccl from the config."""
     import mmengine.dist.utils as mm_dist
 
     def init_dist_on_cpu(backend: str, init_backend: str = "torch", **kwargs) -> None:
@@ -112,10 +105,9 @@ def _use_gloo_without_gpu() -> None:
 
 
 def _build_no_cpu_op() -> None:
-    """Keeps DeepSpeed from compiling its shared-memory op when it starts on a CPU.
+    """Keeps DeepSpeed from compiling its shared-memory op when it starts on a CPU; gloo does the same work.
 
-    Compiling needs a compiler, a minute, and a lock that a killed run leaves behind, for which the next run waits for
-    ever. Gloo does the same work.
+    Compiling needs a compiler, a minute, and a lock that a killed run leaves behind and the next run waits for forever.
     """
     # Not `import deepspeed.comm.torch as ...`: that package star-imports a name `torch`, which is PyTorch itself.
     importlib.import_module("deepspeed.comm.torch")
@@ -123,7 +115,7 @@ def _build_no_cpu_op() -> None:
 
 
 def _report_no_half_precision_without_gpu() -> None:
-    """XTuner fills ``"auto"`` of a DeepSpeed JSON from ``torch.cpu``, which has no ``is_bf16_supported``."""
+    """Provides ``is_bf16_supported``, which XTuner calls for DeepSpeed's ``"auto"`` and ``torch.cpu`` lacks."""
     import xtuner.tools.utils as xtuner_utils
 
     cpu = types.SimpleNamespace(is_available=lambda: False, is_bf16_supported=lambda: False)
@@ -131,19 +123,16 @@ def _report_no_half_precision_without_gpu() -> None:
 
 
 def _describe_single_process() -> None:
-    """A run without launcher tells DeepSpeed that it is alone; otherwise DeepSpeed looks for MPI and fails."""
+    """Tells DeepSpeed that a run without launcher is one process; otherwise it looks for MPI and fails."""
     if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free_port = probe.getsockname()[1]
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in {**alone, "MASTER_PORT": str(free_port)}.items():
+    for name, value in {**alone, "MASTER_PORT": str(free_port())}.items():
         os.environ.setdefault(name, value)
 
 
 def _use_our_deepspeed_strategy() -> None:
-    """XTuner names its own strategy in every config that ``--deepspeed`` rewrites; MMEngine calls no hook under it."""
+    """Replaces the strategy that XTuner puts in a config under ``--deepspeed`` by ours, which calls hooks."""
     import xtuner.engine
 
     from .strategy import DeepSpeedStrategy
@@ -152,10 +141,10 @@ def _use_our_deepspeed_strategy() -> None:
 
 
 def _settle_before_building() -> None:
-    """Settles what XTuner's command would get wrong, when it has read the config and before it builds anything.
+    """Extends XTuner's ``check_cfg``, which runs after the config was read and before anything is built.
 
-    A config that would be ignored in parts or can't work is refused in one line, and so is a broken checkpoint;
-    ``--resume auto`` gets its path, and ``paramwise_cfg`` is kept where ``--deepspeed`` drops it. The command is a
+    It then also refuses, in one line, settings without effect, impossible values and broken checkpoints, finds the
+    checkpoint of ``--resume auto``, and keeps ``paramwise_cfg``, which ``--deepspeed`` drops. XTuner's command is a
     module of its own or, under ``xtuner train``, the main module.
     """
     from .param_groups import keep_grouping
@@ -182,7 +171,7 @@ def _settle_before_building() -> None:
 
 
 def _check_file(args: argparse.Namespace) -> None:
-    """Checks the config as ``tools/train.py`` does. XTuner has replaced parts of its own copy, so it is read again."""
+    """Checks the config as ``tools/train.py`` does; reads it again, because XTuner has edited its own copy."""
     from .config_check import check_config
 
     try:
@@ -194,7 +183,7 @@ def _check_file(args: argparse.Namespace) -> None:
 
 
 def _end_with_xtuner() -> None:
-    """Lets a run end with the ``xtuner train`` that was started: killed, it would leave its processes behind."""
+    """Makes this process end with the ``xtuner train`` above it, which would leave its processes behind when killed."""
     parent = os.getppid()
     if STARTED_BY in os.environ or program_of(parent) not in ("xtuner", "torchrun"):
         return
@@ -207,4 +196,4 @@ def _end_with_xtuner() -> None:
 def _watch_above(torchrun: int, xtuner: int) -> None:
     while parent_of(torchrun) == xtuner:
         time.sleep(POLL_SECONDS)
-    os.kill(torchrun, signal.SIGKILL)  # and the kernel this process with it
+    os.kill(torchrun, signal.SIGKILL)  # the kernel then kills this process

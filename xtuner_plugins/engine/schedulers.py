@@ -1,4 +1,4 @@
-"""Learning rates over a run, counted in optimizer steps and stated as shares of the run."""
+"""Learning rate schedules in optimizer steps, with warm-up as a share of the run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IN_EPOCHS = ("begin", "end", "T_max", "total_steps")
 
 @PARAM_SCHEDULERS.register_module()
 class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
-    """A linear start over a share of the run, then a cosine down to ``eta_min`` at its end.
+    """Linear warm-up over a share of the run, then a cosine down to ``eta_min`` at its end.
 
     ::
 
@@ -23,7 +23,7 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
               /      '-.
              /          '-._
         0   '---------------- optimizer steps
-            0   w           N            w = ceil(warmup_ratio * N); step w - 1 is the first with the whole lr
+            0   w           N            w = ceil(warmup_ratio * N); step w - 1 is the first with the full lr
 
     Args:
         optimizer: MMEngine's optimizer wrapper.
@@ -44,11 +44,11 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
 
     @property
     def warmup_steps(self) -> int:
-        """Optimizer steps of the linear start."""
+        """Optimizer steps of the warm-up."""
         return math.ceil(self.warmup_ratio * self.end)
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Goes on at the saved step; the length of the run is this run's own."""
+        """Restores the saved step, but not the length of the run, which may have changed."""
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "end"})
 
     def _get_value(self) -> list[float]:
@@ -61,15 +61,15 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
 
 
 def plan_schedule(schedulers: Any, steps_per_epoch: float) -> Any:
-    """Scheduler configs in optimizer steps.
+    """Scheduler configs converted to optimizer steps.
 
-    MMEngine fills in the end of a schedule that counts steps, so `WarmupCosineLR` needs nothing but that. Schedulers in
-    epochs with ``convert_to_iter_based`` (as XTuner's recipes write them) are converted here: MMEngine would convert
-    them by the loader's length, which counts micro-batches.
+    Schedulers in epochs with ``convert_to_iter_based``, as in XTuner's recipes, are converted here, because MMEngine
+    would convert them by the loader's length, which counts micro-batches. `WarmupCosineLR` always counts steps;
+    MMEngine fills in its end.
 
     Args:
         schedulers: ``param_scheduler`` of a config: None, a dict, or a list of them; built ones stay as they are.
-        steps_per_epoch: Of an epoch; may be a fraction, where epochs are of unequal length.
+        steps_per_epoch: Optimizer steps per epoch; a fraction where epochs have unequal lengths.
     """
     if isinstance(schedulers, (list, tuple)):
         return [plan_schedule(item, steps_per_epoch) for item in schedulers]

@@ -1,8 +1,8 @@
-"""One optimizer step over several micro-batches: the gradient is the mean over all supervised tokens of the step.
+"""One optimizer step over several micro-batches: the loss is the mean over all supervised tokens of the step.
 
 MMEngine and DeepSpeed average micro-batches, so a token of a short answer would weigh more than one of a long answer.
-Here the supervised weight of all micro-batches on all ranks is counted first, from the labels on the CPU, and every
-micro-batch divides the sum of its losses by it::
+Here the supervised tokens of all micro-batches on all ranks are counted first, from the labels on the CPU, and each
+micro-batch divides the sum of its losses by that count::
 
     rank 0:  sum of losses a, b, c, d  |
     rank 1:  sum of losses e, f, g, h  |  each / (weight of the step / ranks), then averaged over ranks by DDP or ZeRO
@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine._strategy.deepspeed import MMDeepSpeedEngineWrapper
-from mmengine.dist import all_gather_object
+from mmengine.dist import all_gather_object, get_world_size
 from torch import nn
 
-from ..models.losses import batch_weight, sum_over_ranks, world_size
+from ..models.losses import batch_weight, sum_over_ranks
 
 SHOWN_SOURCES = 8
 
 
 class NonFiniteError(ValueError):
-    """Loss or gradient is infinite or not a number; raised on every rank alike.
+    """Loss or gradient is infinite or not a number; raised on every rank.
 
     Attributes:
         sources: ``file:line`` of the samples that it came from.
@@ -42,7 +42,7 @@ class NonFiniteError(ValueError):
 
 
 def unwrap(model: Any) -> nn.Module:
-    """The `VisionLanguageModel` inside DDP or DeepSpeed wrappers, which pass on their model's attributes."""
+    """The `VisionLanguageModel` inside DDP or DeepSpeed wrappers."""
     if isinstance(model, MMDeepSpeedEngineWrapper):
         model = model.model
     while isinstance(getattr(model, "module", None), nn.Module):
@@ -51,10 +51,10 @@ def unwrap(model: Any) -> nn.Module:
 
 
 def seed_step(seed: int, rank: int, step: int) -> None:
-    """Seeds every generator of this process for one optimizer step.
+    """Seeds every random generator of this process for one optimizer step.
 
-    What is random in a step (dropout) is a function of seed, rank and step alone. So a run that was killed goes on
-    exactly as an uninterrupted one, whatever else drew random numbers before, and checkpoints need no generator states.
+    Randomness within a step (dropout) then depends on seed, rank and step alone: a resumed run equals an uninterrupted
+    one, and checkpoints need no generator states.
     """
     words = np.random.SeedSequence([seed, rank, step]).generate_state(3)
     random.seed(int(words[0]))
@@ -66,26 +66,27 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
     """Forward and backward of every micro-batch, then one update of the parameters.
 
     Args:
-        model: A `VisionLanguageModel`, plain, inside DDP, or inside DeepSpeed's engine.
-        optim_wrapper: MMEngine's, built without accumulation of its own.
+        model: A `VisionLanguageModel`, plain or inside DDP or DeepSpeed's engine.
+        optim_wrapper: MMEngine's optimizer wrapper, without gradient accumulation of its own.
         micro_batches: Collated batches on the CPU.
 
     Returns:
-        What is logged: ``loss`` (mean over the step's supervised tokens), ``supervised_tokens`` and ``tiles`` (sums
-        over ranks), and ``grad_norm`` where the optimizer wrapper doesn't log it itself.
+        Values to log: ``loss`` (mean over the step's supervised tokens), ``supervised_tokens`` and ``tiles`` (sums
+        over ranks), and ``grad_norm`` unless the optimizer wrapper logs it.
 
     Raises:
-        NonFiniteError: Loss or gradient norm isn't finite. Nothing was saved yet.
+        NonFiniteError: Loss or gradient norm isn't finite.
     """
     network = unwrap(model)
     device = next(network.parameters()).device
     driver = (_DeepSpeedDriver if isinstance(model, MMDeepSpeedEngineWrapper) else _PlainDriver)(model, optim_wrapper)
     weight = torch.tensor(sum(batch_weight(batch) for batch in micro_batches), dtype=torch.float64, device=device)
-    mean_weight = (sum_over_ranks(weight) / world_size()).float()
+    mean_weight = (sum_over_ranks(weight) / get_world_size()).float()
     figures = []
     for index, batch in enumerate(micro_batches):
         with driver.micro_step(is_last=index == len(micro_batches) - 1):
-            outputs = driver.forward(network.data_preprocessor(batch, training=True), mean_weight)
+            inputs = network.data_preprocessor(batch, training=True)
+            outputs = driver.model(**inputs, mode="loss", mean_weight=mean_weight)
             driver.backward(outputs["loss"])
         figures.append(torch.stack([outputs[key].detach().float() for key in ("loss", "num_supervised", "num_tiles")]))
     losses = torch.stack(figures)
@@ -94,7 +95,7 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
         own = zip(micro_batches, losses[:, 0].tolist(), strict=True)
         at_fault = [batch for batch, value in own if not math.isfinite(value)]
         raise NonFiniteError(f"the loss is {loss}", _sources_of_all_ranks(at_fault))
-    logged = {"loss": loss / world_size(), "supervised_tokens": num_supervised, "tiles": num_tiles}
+    logged = {"loss": loss / get_world_size(), "supervised_tokens": num_supervised, "tiles": num_tiles}
     norm, is_logged = driver.update()
     if not math.isfinite(norm):
         raise NonFiniteError(
@@ -109,7 +110,7 @@ def _sources_of_all_ranks(batches: Sequence[dict]) -> list[str]:
 
 
 class _PlainDriver:
-    """One process, or DDP: gradients cross ranks in the last micro-batch only."""
+    """Drives a plain model or DDP, which averages gradients over ranks in the last micro-batch only."""
 
     def __init__(self, model: nn.Module, optim_wrapper: Any):
         self.model, self.optim_wrapper = model, optim_wrapper
@@ -119,9 +120,6 @@ class _PlainDriver:
         alone = is_last or not hasattr(self.model, "no_sync")
         with nullcontext() if alone else self.model.no_sync(), self.optim_wrapper.optim_context(self.model):
             yield
-
-    def forward(self, inputs: dict, mean_weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        return self.model(**inputs, mode="loss", mean_weight=mean_weight)
 
     def backward(self, loss: torch.Tensor) -> None:
         self.optim_wrapper.backward(loss)
@@ -143,23 +141,20 @@ class _PlainDriver:
 
 
 class _DeepSpeedDriver:
-    """DeepSpeed's engine, told where a step ends; it counts to a fixed number by itself, and divides by it."""
+    """Drives DeepSpeed's engine: it is told where a step ends, and doesn't divide by the number of micro-batches."""
 
     def __init__(self, model: MMDeepSpeedEngineWrapper, optim_wrapper: Any):
-        self.engine, self.optim_wrapper = model.model, optim_wrapper
+        self.model, self.optim_wrapper = model.model, optim_wrapper
 
     @contextmanager
     def micro_step(self, is_last: bool) -> Iterator[None]:
-        self.engine.set_gradient_accumulation_boundary(is_last)
+        self.model.set_gradient_accumulation_boundary(is_last)
         yield
 
-    def forward(self, inputs: dict, mean_weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        return self.engine(**inputs, mode="loss", mean_weight=mean_weight)
-
     def backward(self, loss: torch.Tensor) -> None:
-        self.engine.backward(loss, scale_wrt_gas=False)
+        self.model.backward(loss, scale_wrt_gas=False)
 
     def update(self) -> tuple[float, bool]:
-        """Clips and steps; returns the gradient norm before clipping."""
+        """Clips and steps; returns the gradient norm before clipping, and that it isn't logged."""
         self.optim_wrapper.step()
-        return float(self.engine.get_global_grad_norm() or 0.0), False
+        return float(self.model.get_global_grad_norm() or 0.0), False

@@ -1,4 +1,4 @@
-"""XTuner's DeepSpeed strategy, with hooks called at checkpoints and failed writes reported by every rank."""
+"""XTuner's DeepSpeed strategy, which also calls hooks at checkpoints and reports failed writes on every rank."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .steps import unwrap
 
 
 class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
-    """Calls ``before_save_checkpoint`` and ``after_load_checkpoint``, which MMEngine leaves out under DeepSpeed.
+    """Calls ``before_save_checkpoint`` and ``after_load_checkpoint``, which MMEngine omits under DeepSpeed.
 
-    So the place in the data, and whatever else a hook keeps, is in a DeepSpeed directory as in a plain file. A
-    checkpoint of another choice of trained parts is refused: DeepSpeed would load what fits and say nothing. It has
-    XTuner's name because MMEngine's runner knows DeepSpeed by it.
+    A DeepSpeed directory thus holds the position in the data, and whatever else hooks save, like a plain file. A
+    checkpoint of other trained parts is refused: DeepSpeed would silently load what fits. The class has XTuner's name
+    because MMEngine's runner recognizes DeepSpeed by it.
     """
 
     def _wrap_model(self, model: Any) -> Any:
@@ -40,7 +40,7 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
         """As MMEngine's.
 
         Raises:
-            OSError, RuntimeError: A file of this rank could not be written; the other ranks are past the save, too.
+            OSError, RuntimeError: This rank failed to write a file; the other ranks have finished the save.
         """
         extra_ckpt = {} if extra_ckpt is None else extra_ckpt
         if callback is not None:
@@ -84,7 +84,7 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
 
 
 class _PatientWrites:
-    """Keeps the failure of a write until every rank has passed the barriers of DeepSpeed's save.
+    """Holds back the failure of a write until every rank has passed the barriers of DeepSpeed's save.
 
     An exception inside the save would leave the other ranks waiting for this one.
     """
@@ -93,7 +93,7 @@ class _PatientWrites:
         self._failure: Exception | None = None
 
     def guard(self, write: Callable) -> Callable:
-        """The function, without its failures."""
+        """The function, with its failures held back."""
 
         @functools.wraps(write)
         def guarded(*args, **kwargs):
@@ -112,9 +112,9 @@ class _PatientWrites:
 
 
 def _keep_norms_that_are_not_finite(optimizer: Any) -> None:
-    """Makes a ZeRO optimizer report norms that aren't finite.
+    """Makes a ZeRO optimizer report norms that aren't finite as NaN.
 
-    DeepSpeed puts -1 for the norm of such a group, and the norm over all groups then looks like any other.
+    DeepSpeed reports -1 for such a group, and the norm over all groups then looks valid.
     """
 
     def honest(norm_of: Callable) -> Callable:

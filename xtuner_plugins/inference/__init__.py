@@ -1,1 +1,1 @@
-"""A model that answers: the session behind chat, demo and evaluation, and the proof that an export answers alike."""
+"""Chatting with a model, and verifying that an export answers as the trained model does."""

@@ -1,7 +1,7 @@
-"""One session object behind chat, demo and evaluation.
+"""The session behind chat, demo and evaluation.
 
-It prompts and generates through `chat` and `batch_chat` of the hub code, the very methods that an exported model
-offers, and cuts images with the tiling that training used: what answers here is what was trained and what ships.
+It prompts and generates with `chat` and `batch_chat` of the hub code, the methods that an exported model has, and cuts
+images as training did: what answers here is what was trained and what ships.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transformers import TextStreamer
 
 from .. import preprocessing
 from ..checkpoints.io.reader import read_json
+from ..checkpoints.io.writer import DTYPES
 from ..checkpoints.loader import load_model, load_tokenizer
 from ..datasets.base import tiling_of
 from ..datasets.images.media import load_image, to_rgb
@@ -28,10 +29,8 @@ from ..hub.constants import IMAGE_PLACEHOLDER, IMAGENET_MEAN, IMAGENET_STD
 
 ImageLike = str | Path | Image.Image
 
-# Of red, green and blue in [0, 1], the same in every model of this format and in every program that runs them.
 MAX_NEW_TOKENS = 512
 _logger = logging.getLogger(__name__)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class ChatSession:
@@ -39,12 +38,12 @@ class ChatSession:
 
     Args:
         model: The hub code's model, on the device and in the dtype to compute in.
-        tokenizer: The tokenizer that belongs to it.
-        min_tiles: Fewest tiles per image; the model's own setting when None.
-        max_tiles: Most tiles per image, thumbnail not counted; the model's own setting when None.
-        use_thumbnail: Add a thumbnail where there is more than one tile; the model's own setting when None.
-        tile_sharing: How the images of one question share the limit: `'equal'`, as the official training and ours do
-            by default, or `'need'` (each may have all of it).
+        tokenizer: Its tokenizer.
+        min_tiles: Fewest tiles per image; None takes the model's setting.
+        max_tiles: Most tiles per image without thumbnail; None takes the model's setting.
+        use_thumbnail: Add a thumbnail if there is more than one tile; None takes the model's setting.
+        tile_sharing: How the images of one question share the limit: `'equal'`, the default of the official training
+            and ours, or `'need'` (each may have all of it).
 
     Attributes:
         history: `(question, answer)` pairs so far.
@@ -78,8 +77,8 @@ class ChatSession:
 
         Args:
             directory: A base or an export.
-            device: `'auto'` (CUDA where there is one), or a torch device.
-            dtype: `'auto'` (on CUDA bfloat16, or float16 where it has none; on the CPU float32), or a name.
+            device: `'auto'` (CUDA if available), or a torch device.
+            dtype: `'auto'` (bfloat16 on CUDA, float16 on GPUs without it, float32 on the CPU), or a name.
             **limits: `min_tiles`, `max_tiles` and `use_thumbnail` of the session.
 
         Raises:
@@ -94,7 +93,7 @@ class ChatSession:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The model's device."""
         return self.model.device
 
     def reset(self) -> None:
@@ -111,22 +110,20 @@ class ChatSession:
         stream: Callable[[str], None] | None = None,
         **generation: Any,
     ) -> str:
-        """Answers the next question of the conversation.
-
-        Nothing is remembered of a question that fails or is interrupted.
+        """Answers the next question of the conversation; a question that fails or is interrupted is forgotten.
 
         Args:
-            question: May say with `<image>` where each new image belongs; otherwise they go before it, a line each.
-            images: New images, as paths or as PIL images.
-            max_new_tokens: Longest answer.
-            stream: Is given each piece of the answer as it comes.
+            question: `<image>` marks the position of each new image; without any, they go before it, one per line.
+            images: New images, as paths or PIL images.
+            max_new_tokens: Length limit of the answer.
+            stream: Called with each piece of the answer.
             **generation: Options of `generate`, such as `do_sample` and `temperature`; greedy by default.
 
         Returns:
             The whole answer.
 
         Raises:
-            ValueError: An image that can't be read, or not one placeholder an image.
+            ValueError: An image can't be read, or there isn't one placeholder per image.
         """
         tiles = [*self._tiles, *self._load(images, self.tiling)]
         question = with_placeholders(question, len(tiles) - len(self._tiles))
@@ -155,21 +152,21 @@ class ChatSession:
         on_batch: Callable[[int], None] | None = None,
         **generation: Any,
     ) -> list[str]:
-        """Answers unconnected questions, batch by batch, greedily unless told otherwise. Leaves the conversation alone.
+        """Answers independent questions in batches; the conversation stays as it is.
 
         Args:
-            items: `(question, images)` each; no images is fine.
-            batch_size: Questions at a time.
-            max_tiles: Most tiles per image, in place of the session's.
-            max_new_tokens: Longest answer.
-            on_batch: Is told after each batch how many questions it had.
-            **generation: Options of `generate`.
+            items: `(question, images)` pairs; `images` may be empty.
+            batch_size: Questions per batch.
+            max_tiles: Most tiles per image; None takes the session's.
+            max_new_tokens: Length limit of each answer.
+            on_batch: Called with the number of questions after each batch.
+            **generation: Options of `generate`; greedy by default.
 
         Returns:
             The answers, in order.
 
         Raises:
-            ValueError: An image that can't be read, not one placeholder an image, or impossible numbers.
+            ValueError: An image can't be read, there isn't one placeholder per image, or a number is out of range.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size}, but must be at least 1")
@@ -195,7 +192,7 @@ class ChatSession:
         return answers
 
     def _load(self, images: Sequence[ImageLike] | ImageLike, tiling: DynamicTiling) -> list[torch.Tensor]:
-        """uint8 `[T, 3, S, S]` of each image of one question, which share the tile limit as in training."""
+        """Tiles uint8 `[T, 3, S, S]` per image of one question; the images share the tile limit as in training."""
         if isinstance(images, (str, Path, Image.Image)):
             images = [images]
         tiling = tiling.limited(first_limit(tiling.max_tiles, len(images), self.tile_sharing))
@@ -209,9 +206,9 @@ class ChatSession:
 
 
 def _read_preprocessing(directory: Path, config) -> dict:
-    """What an export was trained with; empty for a directory that doesn't say.
+    """The preprocessing that an export was trained with; empty for a directory without `preprocessing.json`.
 
-    Warns where its config, or this machine's Pillow, differs from that.
+    Warns if the directory's config or this machine's Pillow differs from it.
 
     Raises:
         PreprocessingError: `preprocessing.json` can't be read.
@@ -234,29 +231,29 @@ def _read_preprocessing(directory: Path, config) -> dict:
 
 
 class CallbackStreamer(TextStreamer):
-    """Hands generated text to a function, word by word."""
+    """Passes generated text to a function, word by word."""
 
     def __init__(self, tokenizer, callback: Callable[[str], None]):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.callback = callback
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called by transformers with text that won't change any more."""
+        """Called by transformers with text that is final."""
         if text:
             self.callback(text)
 
 
 def normalize(tiles: torch.Tensor) -> torch.Tensor:
-    """uint8 tiles `[T, 3, S, S]` to float32, by ImageNet's mean and deviation: bit-equal to what training does."""
+    """Normalizes uint8 tiles `[T, 3, S, S]` to float32 with ImageNet's mean and std, bit-equal to training."""
     mean, std = (torch.tensor(values, device=tiles.device).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (tiles.float() / 255.0 - mean) / std
 
 
 def with_placeholders(question: str, num_images: int) -> str:
-    """The question with one `<image>` an image; where it has none, they go before it, a line each.
+    """The question with one `<image>` per image; if it has none, they are put before it, one per line.
 
     Raises:
-        ValueError: It has some, but not as many as there are images.
+        ValueError: It has some, but not one per image.
     """
     found = question.count(IMAGE_PLACEHOLDER)
     if found == num_images:
@@ -269,10 +266,10 @@ def with_placeholders(question: str, num_images: int) -> str:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`'auto'` is CUDA where there is one.
+    """A torch device by name; `'auto'` is CUDA if available, else the CPU.
 
     Raises:
-        ValueError: No such device.
+        ValueError: The device can't be used.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -286,7 +283,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`'auto'` is the fastest that the device computes well: float32 on the CPU.
+    """A torch dtype by name; `'auto'` is bfloat16 on CUDA, float16 on GPUs without it, float32 on the CPU.
 
     Raises:
         ValueError: Not one of auto, float32, bfloat16, float16.

@@ -1,11 +1,11 @@
-"""Proves an export: a clean process opens it and must say what the live trained model says.
+"""Verifies an export: a clean process opens it and must answer as the live trained model does.
 
-Four cases: text only, one tile, many tiles with a thumbnail, two images. Compared are the tiles (equal to the bit,
-though made by independent code), the logits of the prompt and the greedy answer. The live model computes in fp32 with
-its adapters beside the weights, so merging and casting are part of what is tested.
+Four cases: text only, one tile, many tiles with a thumbnail, two images. Compared are the tiles (bit-equal, though made
+by independent code), the logits of the prompt and the greedy answer. The live model computes in fp32 with unmerged
+adapters, so merging and casting are tested too.
 
-An official directory is opened with the Python files in it. They are run only where they are this project's own, byte
-for byte, or where the caller trusts them.
+The Python files of an official directory run only if they are this project's own, byte for byte, or the caller trusts
+them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class CaseResult:
 
 @dataclass
 class VerifyReport:
-    """What was compared, all of it within the tolerance."""
+    """What was compared; every case is within the tolerance."""
 
     cases: list[CaseResult]
     tolerance: float
@@ -62,15 +62,15 @@ class VerifyReport:
 
 
 def check_code_before(config, format: str | None, code: str) -> None:
-    """Refuses, before anything is written, an export whose code ``verify`` would not run without trust.
+    """Refuses, before anything is written, an export whose code ``verify`` would not trust.
 
     Args:
-        config: the training config, path or ``mmengine.Config``.
-        format: as for ``export``.
-        code: as for ``export``.
+        config: The training config, path or ``mmengine.Config``.
+        format: As for ``export``.
+        code: As for ``export``.
 
     Raises:
-        CheckpointError: the base's own code would be shipped, and it isn't ours.
+        CheckpointError: The base's own code would be shipped, and it isn't ours.
     """
     base = Path(trained.read_training_config(config).model.base)
     if format in (None, "official") and code == "auto" and base.is_dir() and ships_own_code(base):
@@ -90,23 +90,20 @@ def verify(
     template: str | None = None,
     max_tiles: int | None = None,
 ) -> VerifyReport:
-    """Compares an export with the trained model that it came from.
+    """Compares an export with the model that was trained.
 
     Args:
-        config: the training config, path or ``mmengine.Config``.
-        checkpoint: the training checkpoint.
-        export: the directory to prove, of any format.
-        model: the live trained model, a hub ``InternVLChatModel``; None loads it from config and checkpoint, in fp32,
-            adapters live.
-        template: conversation template, for a checkpoint that was trained with several.
-        max_tiles: tile limit, likewise.
-        trust_remote_code: run the Python files in the export whosever they are; False runs only this project's own.
-
-    Returns:
-        The report.
+        config: The training config, path or ``mmengine.Config``.
+        checkpoint: The training checkpoint.
+        export: The directory to verify, of any format.
+        model: The trained model, a hub ``InternVLChatModel``; None loads it from config and checkpoint, in fp32 with
+            unmerged adapters.
+        template: Conversation template, for a checkpoint that was trained with several.
+        max_tiles: Tile limit, likewise.
+        trust_remote_code: Run the export's Python files even if they aren't this project's own.
 
     Raises:
-        CheckpointError: the export holds other code than ours, doesn't open, or pixels, logits or answers differ.
+        CheckpointError: The export has other code than ours, doesn't open, or pixels, logits or answers differ.
     """
     from ..checkpoints import loader
     from ..datasets.base import tiling_of
@@ -135,7 +132,7 @@ def verify(
 
 
 def _images(work: Path, size: int) -> dict[str, str]:
-    """A small square, a wide and a tall image with structure and noise, on disk."""
+    """Writes a small square, a wide and a tall image with structure and noise; returns their file names."""
     from PIL import Image
 
     generator = torch.Generator().manual_seed(0)
@@ -175,22 +172,15 @@ def _live(model, tokenizer, tiling, work: Path) -> tuple[dict, dict]:
         pixels = torch.cat(tiles) if tiles else None
         prompt = model.build_prompt(question, [len(t) for t in tiles])
         ids = tokenizer(prompt).input_ids
-        inputs = torch.tensor([ids])
-        mask = torch.ones_like(inputs)
+        inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
         if pixels is None:
-            logits = model.language_model(input_ids=inputs, attention_mask=mask).logits
+            logits = model.language_model(**inputs).logits
         else:
             flags = torch.ones(len(pixels), 1, dtype=torch.long)
-            logits = model(pixel_values=pixels, input_ids=inputs, attention_mask=mask, image_flags=flags).logits
+            logits = model(pixel_values=pixels, image_flags=flags, **inputs).logits
         options = dict(max_new_tokens=MAX_NEW_TOKENS, do_sample=False, eos_token_id=stop)
-        made = model.generate(
-            pixel_values=pixels,
-            input_ids=inputs,
-            attention_mask=mask,
-            output_scores=True,
-            return_dict_in_generate=True,
-            **options,
-        )
+        options |= dict(output_scores=True, return_dict_in_generate=True)
+        made = model.generate(pixel_values=pixels, **inputs, **options)
         expected[name] = {
             "pixels": pixels,
             "logits": logits[0],
@@ -213,10 +203,10 @@ def _live(model, tokenizer, tiling, work: Path) -> tuple[dict, dict]:
 
 
 def _compare_preprocessing(config: dict, tiling, found: dict) -> None:
-    """What the export's own files say about tiles and prompts, against what was trained.
+    """Compares tile limits and template in the export's own files with the training's.
 
     Raises:
-        CheckpointError: names both.
+        CheckpointError: They differ; names both.
     """
     trained_with = {
         "min_tiles": tiling.min_tiles,
@@ -225,7 +215,7 @@ def _compare_preprocessing(config: dict, tiling, found: dict) -> None:
         "use_thumbnail": tiling.use_thumbnail or tiling.max_tiles == 1,
         "template": config["template"],
     }
-    if found["max_tiles"] == 1:  # then a thumbnail never comes
+    if found["max_tiles"] == 1:  # then there is never a thumbnail
         found = {**found, "use_thumbnail": True}
     wrong = [
         f"{key}={found[key]} (trained: {value})"
@@ -258,7 +248,7 @@ def _run_probe(export: Path, work: Path, task: dict) -> None:
 def _compare(name: str, live: dict, found: dict, tolerance: float) -> CaseResult:
     if live["pixels"] is not None and not torch.equal(live["pixels"], found["pixels"]):
         raise CheckpointError(f"verification failed, case {name}: the export's tiles differ from the trained model's")
-    columns = min(live["logits"].shape[-1], found["logits"].shape[-1])  # hf and llava have rows of their own at the end
+    columns = min(live["logits"].shape[-1], found["logits"].shape[-1])  # hf and llava add rows at the end
     gap = (live["logits"][:, :columns] - found["logits"][:, :columns]).abs().max().item()
     scale = max(1.0, live["logits"].abs().max().item())
     if not gap <= tolerance * scale:  # also when it is NaN
@@ -269,7 +259,7 @@ def _compare(name: str, live: dict, found: dict, tolerance: float) -> CaseResult
     mine, theirs = live["answer"], found["answer"]
     if mine == theirs:
         return CaseResult(name, gap, scale, True)
-    # Rounding may break a tie; anything wider than the tolerance is another model.
+    # Rounding may break a tie; a wider margin means another model.
     at = next((k for k, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs)))
     if tolerance > TOLERANCE_FP32 and at < min(len(mine), len(theirs)):
         scores = live["scores"][at]

@@ -1,12 +1,12 @@
-"""Opens an export as a stranger does and writes down what it says.
+"""Opens an export without this project and writes its answers.
 
 ``verify.py`` runs it as a process of its own::
 
     python -I verify_probe.py EXPORT WORK
 
 WORK holds ``cases.json`` and the images; ``probe.pt`` is written beside them. The process can't import this project:
-tiles come from its own few lines (the published recipe with Pillow and torchvision), the model from transformers and,
-for the official format, from the code inside the export.
+tiles are made here by the published recipe with Pillow and torchvision, the model comes from transformers and, for the
+official format, from the code in the export.
 """
 
 import json
@@ -21,7 +21,7 @@ from torchvision import transforms  # noqa: E402
 
 
 def cut(path, size, least, most, thumbnail):
-    """Normalized tiles ``[T, 3, size, size]`` of an image: closest grid, row-major crops, thumbnail last."""
+    """Normalized tiles float32 ``[T, 3, size, size]`` of an image: closest grid, row-major crops, thumbnail last."""
     image = Image.open(path).convert("RGB")
     grids = {
         (i, j)
@@ -53,7 +53,7 @@ def cut(path, size, least, most, thumbnail):
 
 
 def preprocessing(directory):
-    """Tile limits and template as the export's own files say them (absent keys as the official class fills them)."""
+    """Tile limits and template in the export's own files; absent keys have the defaults of the official class."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     if config["model_type"] == "llava":
         size = config["vision_config"]["image_size"]
@@ -73,7 +73,7 @@ def preprocessing(directory):
 
 
 def chat_ids(model, tokenizer, case, pixels, counts):
-    """The ids that the export's own ``chat`` gives to its network for the case's question."""
+    """The ids that the export's own ``chat`` passes to its network for the case's question."""
     given, generate = [], model.generate
 
     def spy(*args, **kwargs):
@@ -90,7 +90,7 @@ def chat_ids(model, tokenizer, case, pixels, counts):
 
 
 def open_export(directory):
-    """(model, tokenizer, is it the official format)."""
+    """Returns (model, tokenizer, whether the format is the official one)."""
     import transformers
     from transformers import AutoModel, AutoTokenizer
 
@@ -115,23 +115,24 @@ def answer(model, tokenizer, official, case, pixels, counts):
     ids = torch.tensor([case["ids"]])
     if tokenizer(case["prompt"]).input_ids != case["ids"]:
         raise SystemExit(f"case {case['name']}: the export's tokenizer gives other ids for the prompt")
-    if model.config.model_type == "llava":  # its processor puts another token where images belong
+    if model.config.model_type == "llava":  # its processor uses another token for images
         ids[ids == tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")] = tokenizer.convert_tokens_to_ids("<image>")
     if official and chat_ids(model, tokenizer, case, pixels, counts) != case["ids"]:
         raise SystemExit(f"case {case['name']}: the export's chat prompts with other ids than the trained model")
-    mask = torch.ones_like(ids)
-    options = dict(max_new_tokens=case["max_new_tokens"], do_sample=False, eos_token_id=case["eos"])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if official:
         model.img_context_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
-        if pixels is None:
-            logits = model.language_model(input_ids=ids, attention_mask=mask).logits
-        else:
-            flags = torch.ones(len(pixels), 1, dtype=torch.long)
-            logits = model(pixel_values=pixels, input_ids=ids, attention_mask=mask, image_flags=flags).logits
-        made = model.generate(pixel_values=pixels, input_ids=ids, attention_mask=mask, **options)[0]
+    if not official:
+        logits = model(pixel_values=pixels, **inputs).logits
+    elif pixels is None:
+        logits = model.language_model(**inputs).logits
     else:
-        logits = model(pixel_values=pixels, input_ids=ids, attention_mask=mask).logits
-        made = model.generate(pixel_values=pixels, input_ids=ids, attention_mask=mask, **options)[0, len(case["ids"]) :]
+        flags = torch.ones(len(pixels), 1, dtype=torch.long)
+        logits = model(pixel_values=pixels, image_flags=flags, **inputs).logits
+    options = dict(max_new_tokens=case["max_new_tokens"], do_sample=False, eos_token_id=case["eos"])
+    made = model.generate(pixel_values=pixels, **inputs, **options)[0]
+    if not official:  # their generate repeats the prompt
+        made = made[len(case["ids"]) :]
     return logits[0], made.tolist()
 
 

@@ -1,4 +1,4 @@
-"""Attention over packs: several samples in one row, none of which sees another."""
+"""Attention over packs: several samples in one row that don't see each other."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def packed_causal_mask(cu_seqlens: torch.Tensor, length: int) -> torch.Tensor:
                                      4      x x x
 
     Args:
-        cu_seqlens: int32 ``[n + 1]``, where each sample begins, then where the last ends. Positions behind the last
-            end are padding; each of them sees itself, so that no row of the mask is empty.
+        cu_seqlens: int32 ``[n + 1]``, the start of each sample and the end of the last. Later positions are padding;
+            each sees itself, so that no row of the mask is empty.
         length: S, the length of the row.
 
     Returns:
@@ -36,15 +36,15 @@ def packed_causal_mask(cu_seqlens: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def samples_of_positions(shape: tuple[int, int], cu_seqlens: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-    """Which sample each position belongs to: the row, or, in a packed row, the number of its segment.
+    """The sample that each position belongs to: the index of the row, or of the segment in a packed row.
 
     Args:
         shape: (B, S).
         cu_seqlens: int32 ``[n + 1]`` of a packed row, or None.
-        device: Where the result is needed.
+        device: Device of the result.
 
     Returns:
-        int64 ``[B, S]``; n at the padding behind the last segment.
+        int64 ``[B, S]``; n at padding after the last segment.
     """
     batch_size, length = shape
     if cu_seqlens is None:
@@ -54,10 +54,10 @@ def samples_of_positions(shape: tuple[int, int], cu_seqlens: torch.Tensor | None
 
 
 def check_boundaries(cu_seqlens: torch.Tensor, batch_size: int, length: int) -> None:
-    """Raises where boundaries can't be those of the batch.
+    """Raises where boundaries don't fit the batch.
 
     Raises:
-        ValueError: Several rows, boundaries that don't start at 0, don't rise, or end behind the row.
+        ValueError: Several rows, or boundaries that don't start at 0, don't rise, or end after the row.
     """
     bounds = cu_seqlens.tolist()
     rising = all(a < b for a, b in zip(bounds, bounds[1:], strict=False))

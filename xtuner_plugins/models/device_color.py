@@ -1,16 +1,16 @@
-"""A JPEG's own planes to RGB on any device, bit for bit as libjpeg-turbo does it.
+"""Converts the planes of a JPEG to RGB on any device, bit-identical to libjpeg-turbo.
 
-Most JPEGs hold color at half the size of brightness (4:2:0). Handed over as they are stored, the planes are half the
-bytes of RGB pixels:
+Most JPEGs store color at half the resolution of brightness (4:2:0), so that their planes have half the bytes of RGB
+pixels:
 
     +---------------+
-    |       Y       |  H' rows, H' and W' being height and width rounded up to even numbers
+    |       Y       |  H' rows; H' and W' are height and width rounded up to even numbers
     +-------+-------+
     |  Cb   |  Cr   |  H' / 2 rows
     +-------+-------+
 
-Upsampling is libjpeg's "fancy" one (3/4 of the nearer and 1/4 of the farther sample along each axis, rounded up and
-down in turn), the conversion that of JFIF in 16-bit fixed point. All of it is integer arithmetic: nothing can differ.
+Upsampling is libjpeg's "fancy" one (3/4 of the nearer and 1/4 of the farther sample along each axis, alternately
+rounded up and down); the conversion is JFIF's in 16-bit fixed point. Integer arithmetic makes the result exact.
 """
 
 import torch
@@ -20,11 +20,12 @@ RED_CR, GREEN_CB, GREEN_CR, BLUE_CB = (round(factor * (1 << BITS)) for factor in
 
 
 def planes_to_rgb(planes: torch.Tensor, width: int, height: int) -> torch.Tensor:
-    """RGB of a 4:2:0 image's planes.
+    """Converts the planes of a 4:2:0 image to RGB.
 
     Args:
-        planes: uint8 `[3 H' / 2, W']`, see the module.
-        width, height: of the image.
+        planes: uint8 `[3 H' / 2, W']`, see the module's docstring.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
 
     Returns:
         uint8 `[height, width, 3]`.

@@ -1,14 +1,13 @@
-"""Pillow's bicubic resize on any device, bit for bit, so that workers only have to decode.
+"""Pillow's bicubic resize on any device, bit-identical, so that workers only have to decode.
 
-Pillow resizes 8-bit images in two passes, one an axis. Each pass is a sum of pixels (0 to 255) times fixed-point
-coefficients with 22 fractional bits, rounded, shifted back and clipped to a byte: an exact integer product of the
-image with a banded matrix. Here that product is two (rarely three) float32 matrix products: a coefficient is split
-into signed digits of 11 bits, and every partial sum stays below 2^24, where float32 still holds every integer.
+Pillow resizes 8-bit images in two passes, one per axis. Each pass sums pixels (0 to 255) times fixed-point coefficients
+with 22 fractional bits, rounds, shifts back and clips to a byte: an exact integer product of the image with a banded
+matrix. Here it is computed as two (rarely three) float32 matrix products: each coefficient is split into signed digits
+of 11 bits, so that every partial sum stays below 2^24, where float32 still holds every integer.
 
     image [H, W] --(coefficients [w, W])--> [H, w] bytes --(coefficients [h, H])--> [h, w] bytes
 
-Pillow's result depends on which pass comes first, because bytes are rounded between them: see
-`datasets.resize_rules`.
+The order of the passes matters, because pixels are rounded to bytes between them: see `datasets.images.resize_rules`.
 """
 
 import contextlib
@@ -58,13 +57,14 @@ def fixed_point_weights(size_in: int, size_out: int) -> tuple[np.ndarray, np.nda
 
 
 @lru_cache(maxsize=256)
-def _digit_matrices(size_in: int, size_out: int, start: int, stop: int) -> tuple[int, int, tuple[np.ndarray, ...]]:
-    """Rows start:stop of an axis' coefficient matrix, as digits.
+def _digit_matrices(size_in: int, size_out: int, start: int, stop: int) -> tuple[int, int, int, tuple[np.ndarray, ...]]:
+    """Rows start:stop of the coefficient matrix of an axis, as digits.
 
     Returns:
-        first, last: the source pixels that these rows use.
-        digits: float32 matrices `[stop - start, last - first]`, least significant first; each one's sums of
-            digit times byte are below 2^24 in any order of summation.
+        first, last: Range of source pixels that these rows use.
+        bits: Bits per digit.
+        digits: float32 matrices `[stop - start, last - first]`, least significant first; their sums of digit times
+            byte are below 2^24 in any order of summation.
     """
     begins, weights = fixed_point_weights(size_in, size_out)
     begins, weights = begins[start:stop], weights[start:stop]
@@ -87,10 +87,6 @@ def _digit_matrices(size_in: int, size_out: int, start: int, stop: int) -> tuple
 @contextlib.contextmanager
 def _exact_float32(device: torch.device):
     """No TF32 and no autocast: partial sums must be exact."""
-    if device.type != "cuda":
-        with torch.autocast(device.type, enabled=False):
-            yield
-        return
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
@@ -103,7 +99,7 @@ def _exact_float32(device: torch.device):
 def _resize_last_axis(pixels: torch.Tensor, size_out: int, block: int = 448) -> torch.Tensor:
     """One pass over the last axis: float32 bytes `[..., n]` to float32 bytes `[..., size_out]`.
 
-    Output pixels are made in blocks, which need only the band of source pixels around them.
+    Output pixels are computed in blocks, each from the source pixels around it.
     """
     size_in = pixels.shape[-1]
     if size_in == size_out:
@@ -122,11 +118,13 @@ def _resize_last_axis(pixels: torch.Tensor, size_out: int, block: int = 448) -> 
 
 
 def resize_like_pillow(image: torch.Tensor, width: int, height: int, *, vertical: bool | None = None) -> torch.Tensor:
-    """Resize as `PIL.Image.resize((width, height), BICUBIC)` does, on the image's device.
+    """Resizes as `PIL.Image.resize((width, height), BICUBIC)` does, on the image's device.
 
     Args:
         image: uint8 `[3, H, W]`.
-        vertical: run the vertical pass first; None does what the installed Pillow does.
+        width: Width of the result in pixels.
+        height: Height of the result in pixels.
+        vertical: Run the vertical pass first; None does as the installed Pillow.
 
     Returns:
         uint8 `[3, height, width]`.
@@ -144,18 +142,18 @@ def resize_like_pillow(image: torch.Tensor, width: int, height: int, *, vertical
 
 
 def cut_images(tiles: torch.Tensor, images: list[torch.Tensor], uncut: list[UncutImage]) -> torch.Tensor:
-    """Cut the images that workers sent whole, and put their tiles between those cut already.
+    """Cuts the images that workers sent whole, and inserts their tiles between those that workers cut.
 
     Args:
         tiles: uint8 `[T0, 3, S, S]`, the tiles that workers cut, in order.
         images: uint8 `[H, W, 3]` each, or the planes of a JPEG (see `device_color`), on the device.
-        uncut: of each of them, how it is cut and where its tiles go.
+        uncut: Grid, first tile and size of each image.
 
     Returns:
         uint8 `[T, 3, S, S]`, equal to what Pillow would have cut.
 
     Raises:
-        ValueError: an image that isn't uint8.
+        ValueError: An image isn't uint8.
     """
     size = tiles.shape[-1]
     total = len(tiles) + sum(image.grid.num_tiles for image in uncut)
@@ -178,7 +176,7 @@ def cut_images(tiles: torch.Tensor, images: list[torch.Tensor], uncut: list[Uncu
 
 
 def _resize(image: torch.Tensor, width: int, height: int) -> torch.Tensor:
-    """On a CPU Pillow itself is the fastest way to Pillow's pixels."""
+    """Resizes uint8 `[3, H, W]`: with Pillow itself on a CPU, where it is fastest."""
     if image.device.type != "cpu":
         return resize_like_pillow(image, width, height)
     resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((width, height), Image.Resampling.BICUBIC)

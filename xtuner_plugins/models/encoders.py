@@ -1,4 +1,4 @@
-"""Which of an encoder's weights train."""
+"""Freezes the weights of an encoder that no feature depends on."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from torch import nn
 
 
 def freeze_unused(encoder: nn.Module, select_layer: int) -> int:
-    """Stops the gradient of weights that no feature depends on, such as CLIP's layers after ``select_layer``.
+    """Freezes weights that no feature depends on, such as CLIP's layers after ``select_layer``, and their adapters.
 
-    Wrappers that wait for every trainable parameter's gradient (DDP) would wait for theirs forever. Call it after
-    adapters were added, theirs are frozen too. InternViT's towers end at the layer in use, so nothing happens there.
+    DDP waits for the gradient of every trainable parameter and would wait forever. Call it after adapters were added.
+    InternViT's towers end at the layer in use, so nothing is frozen there.
 
     Returns:
-        How many parameter tensors were trainable and no longer are.
+        Number of parameter tensors that were frozen.
     """
     modules = encoder.unused_modules(select_layer) if hasattr(encoder, "unused_modules") else []
     unused = [p for module in modules for p in module.parameters() if p.requires_grad]

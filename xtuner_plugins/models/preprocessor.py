@@ -1,4 +1,4 @@
-"""The step from a collated batch on the CPU to what the model reads on its device."""
+"""Turns a collated batch on the CPU into the model's inputs on its device."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from .device_resize import cut_images
 class TilePreprocessor(BaseDataPreprocessor):
     """Moves a batch to the model's device and normalizes its tiles there.
 
-    Workers send uint8, so a quarter of the bytes of float32 crosses processes and PCIe. The arithmetic is that
-    of ``ToTensor`` and ``Normalize`` in float32 (``(x / 255 - mean) / std``); the encoder casts to its own dtype.
+    Workers send uint8, a quarter of the bytes of float32. The arithmetic is that of ``ToTensor`` and ``Normalize`` in
+    float32 (``(x / 255 - mean) / std``); the encoder casts to its own dtype.
 
     Args:
-        mean: Red, green, blue means of pixels in [0, 1]. Official InternVL consumers hard-code ImageNet's.
+        mean: Means of red, green and blue in [0, 1]. Official InternVL programs hard-code ImageNet's.
         std: Their standard deviations, all positive.
-        non_blocking: Let copies from pinned memory overlap with compute.
+        non_blocking: Overlap copies from pinned memory with computation.
+
+    Raises:
+        ValueError: ``mean`` or ``std`` doesn't have three values, or ``std`` isn't positive.
     """
 
     def __init__(
@@ -49,9 +52,8 @@ class TilePreprocessor(BaseDataPreprocessor):
     def forward(self, data: dict, training: bool = False) -> dict:
         """Replaces ``tiles`` of a collated batch by ``pixel_values``; every other field is only moved.
 
-        On the data set's route ``'device'`` the batch also holds whole images; their tiles are cut here. What is
-        known about samples that were left out (``dropped``) isn't the model's: it is counted and logged here where no
-        `LedgerHook` has taken it.
+        On the dataset's route ``'device'`` the batch also holds whole images, which are cut into tiles here. Records
+        of samples that were left out (``dropped``) are counted and logged here unless a `LedgerHook` has taken them.
 
         Args:
             data: The batch of `xtuner_plugins.datasets.collate`.

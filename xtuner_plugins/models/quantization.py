@@ -14,36 +14,35 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 MODELS.register_module(module=BitsAndBytesConfig, force=True)  # so that configs may name it by string
 
 
-def build_quantization_config(settings: Mapping[str, Any] | BitsAndBytesConfig) -> BitsAndBytesConfig:
+def build_quantization_config(settings: Mapping[str, Any]) -> BitsAndBytesConfig:
     """A config from ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)``.
 
     Raises:
         ValueError: An unknown setting, or not 4 bits.
     """
-    if not isinstance(settings, BitsAndBytesConfig):
-        options = {key: value for key, value in settings.items() if key != "type"}
-        unknown = set(options) - set(vars(BitsAndBytesConfig(load_in_4bit=True))) - {"load_in_4bit", "load_in_8bit"}
-        if unknown:
-            raise ValueError(f"llm_quantization: BitsAndBytesConfig has no setting {', '.join(sorted(unknown))}")
-        settings = BitsAndBytesConfig(**options)
-    if not settings.load_in_4bit:
+    options = {key: value for key, value in settings.items() if key != "type"}
+    unknown = set(options) - set(vars(BitsAndBytesConfig(load_in_4bit=True))) - {"load_in_4bit", "load_in_8bit"}
+    if unknown:
+        raise ValueError(f"llm_quantization: BitsAndBytesConfig has no setting {', '.join(sorted(unknown))}")
+    config = BitsAndBytesConfig(**options)
+    if not config.load_in_4bit:
         raise ValueError("llm_quantization: only 4 bits are trained here; set load_in_4bit=True")
-    return settings
+    return config
 
 
 def linear_quantizer(
-    prefix: str, names: tuple[str, ...], settings: Mapping[str, Any] | BitsAndBytesConfig, dtype: torch.dtype
+    prefix: str, names: tuple[str, ...], settings: Mapping[str, Any], dtype: torch.dtype
 ) -> Callable[[nn.Module, str], None]:
-    """Replaces linear layers by frozen 4-bit ones while a model is loaded (``loader.fill(filled=...)``).
+    """A function that replaces linear layers by frozen 4-bit ones while a model is loaded (``load_model(filled=...)``).
 
-    A layer is packed as soon as its weight is read, where it stands (on the CPU here; it stays packed when the model
-    moves), so the LLM never exists unpacked.
+    A layer is packed as soon as its weight is read, so that the LLM never exists unpacked. It stays packed when the
+    model moves to another device.
 
     Args:
         prefix: Name of the LLM in the model.
         names: Last names of the layers (``q_proj``, ...); the head and the embeddings stay as they are.
         settings: ``dict(type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type='nf4', ...)``.
-        dtype: What products are computed in.
+        dtype: Dtype that products are computed in.
 
     Returns:
         A function of (model, name of a submodule).
@@ -68,21 +67,9 @@ def linear_quantizer(
 def _pack(linear: nn.Linear, config: BitsAndBytesConfig, dtype: torch.dtype) -> nn.Module:
     import bitsandbytes as bnb
 
-    packed = bnb.nn.Linear4bit(
-        linear.in_features,
-        linear.out_features,
-        bias=linear.bias is not None,
-        compute_dtype=dtype,
-        compress_statistics=config.bnb_4bit_use_double_quant,
-        quant_type=config.bnb_4bit_quant_type,
-        device="meta",
-    )
-    packed.weight = bnb.nn.Params4bit(
-        linear.weight.data,
-        requires_grad=False,
-        compress_statistics=config.bnb_4bit_use_double_quant,
-        quant_type=config.bnb_4bit_quant_type,
-        module=packed,
-    )
+    options = dict(compress_statistics=config.bnb_4bit_use_double_quant, quant_type=config.bnb_4bit_quant_type)
+    sizes = (linear.in_features, linear.out_features, linear.bias is not None)
+    packed = bnb.nn.Linear4bit(*sizes, compute_dtype=dtype, device="meta", **options)
+    packed.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, module=packed, **options)
     packed.bias = linear.bias
     return packed.to(linear.weight.device).requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The registered training model: an official directory, a choice of what trains, a loss."""
+"""The registered training model: loads an official directory, selects what trains, computes the loss."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
@@ -22,7 +23,7 @@ from ..hub.constants import IMAGE_CONTEXT
 from .adapters import inject_lora
 from .attention import check_boundaries, packed_causal_mask, samples_of_positions
 from .encoders import freeze_unused
-from .losses import next_token_loss, sum_over_ranks, weights_of_positions, world_size
+from .losses import next_token_loss, sum_over_ranks, weights_of_positions
 from .preprocessor import TilePreprocessor
 from .quantization import build_quantization_config, linear_quantizer
 
@@ -55,18 +56,18 @@ class VisionLanguageModel(BaseModel):
         freeze_visual_encoder=False                     trained whole
         freeze_visual_encoder=True, visual_encoder_lora=dict(type=LoraConfig, r=16, ...)
 
-    Frozen parts are held in ``dtype``; what trains is held in float32 and computed under autocast, unless DeepSpeed
-    keeps the float32 master copy itself.
+    Frozen parts are held in ``dtype``. Trained ones are held in float32 and computed under autocast, unless DeepSpeed
+    keeps the float32 master copy.
 
     Args:
         base: Official InternVL directory (see ``tools/build_base_model.py``). Nothing in it is executed.
-        freeze_visual_encoder: Don't train the encoder's own weights.
-        freeze_projector: Don't train ``mlp1``.
-        freeze_llm: Don't train the LLM's own weights.
+        freeze_visual_encoder: Freeze the encoder's own weights.
+        freeze_projector: Freeze ``mlp1``.
+        freeze_llm: Freeze the LLM's own weights.
         visual_encoder_lora: ``dict(type=LoraConfig, r=..., ...)`` or None. Needs ``freeze_visual_encoder=True``.
         llm_lora: The same for the LLM. Needs ``freeze_llm=True``.
         llm_quantization: ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)`` holds the LLM's linear layers in 4
-            bits (QLoRA). Needs ``freeze_llm=True``. An export merges into the base's own weights, not into these.
+            bits (QLoRA). Needs ``freeze_llm=True``. An export merges adapters into the base's unquantized weights.
         dtype: ``'auto'`` (bfloat16 where the device has it), ``'bfloat16'`` or ``'float32'``.
         gradient_checkpointing: Recompute activations of encoder and LLM blocks in the backward pass.
         data_preprocessor: Config of a `TilePreprocessor`; None takes ImageNet's mean and std.
@@ -144,13 +145,13 @@ class VisionLanguageModel(BaseModel):
         }
 
     def init_weights(self) -> None:
-        """Nothing: every weight comes from the base. MMEngine's own would walk through all of them, packed ones too."""
+        """Does nothing: every weight comes from the base. MMEngine's would visit all of them, packed ones too."""
 
     def train(self, mode: bool = True):
         """As `torch.nn.Module.train`; a part without trainable parameters stays in evaluation mode (no dropout).
 
-        Its blocks alone are told that they train, their attention and dropout modules are not: transformers recomputes
-        only in blocks that train, and a gradient passes through a frozen LLM on its way to the projector.
+        Its checkpointed blocks themselves, but not their attention and dropout modules, stay in training mode:
+        transformers recomputes only in such blocks, and the projector's gradient passes through a frozen LLM.
         """
         super().train(mode)
         for part in self.parts().values():
@@ -162,7 +163,7 @@ class VisionLanguageModel(BaseModel):
         return self
 
     def state_dict(self, *args, **kwargs):
-        """The trainable parameters only: a checkpoint holds what was trained, the base holds the rest."""
+        """The trainable parameters only; the base holds the others."""
         state = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
         trained = {prefix + name for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -192,15 +193,15 @@ class VisionLanguageModel(BaseModel):
             pixel_values: Normalized tiles, float32 ``[T, 3, H, W]`` of all samples in order; T may be 0.
             attention_mask: bool ``[B, S]``, True at real tokens; None means no padding.
             labels: int64 ``[B, S]``, -100 where nothing is supervised. Needed by mode ``'loss'``.
-            position_ids: int64 ``[B, S]``; None counts from 0 in each row. Packs count anew in each sample.
+            position_ids: int64 ``[B, S]``; None counts from 0 in each row. In a pack each sample starts at 0.
             cu_seqlens: int32 ``[n + 1]``, boundaries of the samples in a packed row (then B is 1); None: no packing.
             max_seqlen: Length of the longest sample of a pack; not needed by the attention used here.
-            loss_weights: float32, one per sample; how much its labels count. None counts all alike.
+            loss_weights: float32, one per sample, the weight of its labels; None weighs all the same.
             num_tiles: int64, tiles per sample; used to name the sample when counts disagree.
             sources: ``file:line`` of each sample, for messages.
             mode: ``'loss'`` or ``'tensor'``.
-            mean_weight: Supervised weight of the optimizer step per rank (float32 scalar), where this batch is one of
-                several micro-batches; None takes it for the whole step.
+            mean_weight: Supervised weight of the optimizer step per rank (float32 scalar), if this batch is one of
+                several micro-batches; None if it is the whole step.
 
         Returns:
             ``loss``: ``{'loss', 'num_supervised', 'num_tiles'}``, scalars. ``tensor``: ``{'hidden'}``, ``[B, S, D]``.
@@ -234,9 +235,9 @@ class VisionLanguageModel(BaseModel):
         }
 
     def parse_losses(self, losses: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss to differentiate, and what is logged: means and sums over all ranks, not rank 0's share."""
+        """The loss to differentiate, and the values to log, over all ranks."""
         logged = {
-            "loss": sum_over_ranks(losses["loss"]) / world_size(),
+            "loss": sum_over_ranks(losses["loss"]) / get_world_size(),
             "supervised_tokens": sum_over_ranks(losses["num_supervised"].float()),
             "tiles": sum_over_ranks(losses["num_tiles"].float()),
         }
@@ -263,21 +264,21 @@ class VisionLanguageModel(BaseModel):
         )
 
     def _embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Token embeddings with image features in the place of image tokens, ``[B, S, D]``."""
+        """Token embeddings ``[B, S, D]`` with image features in place of image tokens."""
         embeds = self.model.get_input_embeddings()(input_ids)
         has_tiles = pixel_values.shape[0] > 0
         if not has_tiles:
-            # Encoder and projector run on every rank at every step: under ZeRO-3 they gather parameters together, and
-            # DDP waits for their gradients. A black tile stands in, its features count for nothing.
+            # Encoder and projector run on every rank at every step, because ZeRO-3 gathers their parameters on all
+            # ranks together and DDP waits for their gradients. The features of this black tile are multiplied by 0.
             pixel_values = pixel_values.new_zeros(1, 3, self.tile_size, self.tile_size)
         features = self._extract_features(pixel_values)
         if not has_tiles:
             return embeds + features.sum().to(embeds.dtype) * 0.0
-        # The counts were compared before any work was done.
+        # `forward` has compared the counts.
         return self.model.place_features(embeds, input_ids, features, pixel_values.shape[0] * self.num_image_token)
 
     def _extract_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """``[T, 3, H, W]`` to ``[T, N, D]``; keeps no activation of an encoder that doesn't train."""
+        """``[T, 3, H, W]`` to ``[T, N, D]``; keeps no activations of a frozen encoder."""
         pixel_values = pixel_values.to(self.model.vision_model.dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.visual_encoder_is_frozen):
             patches = self.model.encode_tiles(pixel_values)
@@ -285,9 +286,12 @@ class VisionLanguageModel(BaseModel):
 
 
 def _load(base: str, dtype: torch.dtype, quantization: Mapping[str, Any] | None):
-    """The base's model and the report: whole, split over the ranks of ZeRO-3, or the LLM's linear layers in 4 bits.
+    """Loads the base: whole, split over the ranks of ZeRO-3, or with the LLM's linear layers in 4 bits.
 
-    Under ``torch.device('meta')`` no weight is read: names and shapes are compared, settings are checked.
+    Under ``torch.device('meta')`` no weight is read, but names, shapes and settings are checked.
+
+    Returns:
+        The model and the loader's report.
     """
     if torch.get_default_device().type == "meta":
         if quantization is not None:
@@ -303,10 +307,11 @@ def _load(base: str, dtype: torch.dtype, quantization: Mapping[str, Any] | None)
 
 
 def _recompute_llm(llm: nn.Module) -> None:
-    """Switches recomputation on, of the kind that ZeRO-3 can run where frozen and trained weights share a block.
+    """Enables gradient checkpointing: reentrant under ZeRO-3, non-reentrant otherwise.
 
-    Without reentrance PyTorch compares what is recomputed with what was kept, and finds frozen weights that ZeRO-3 has
-    let go in between. With it a block needs an input that requires a gradient, even where all before it is frozen.
+    Non-reentrant checkpointing compares recomputed tensors with saved ones, and would find frozen weights that ZeRO-3
+    has released in between. The reentrant kind needs a block's input to require a gradient, even if all before it is
+    frozen.
     """
     reentrant = is_deepspeed_zero3_enabled()
     llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
@@ -325,5 +330,5 @@ def _set_trainable(
     if lora is not None:
         try:
             inject_lora(part, lora, targets)
-        except (TypeError, ValueError) as error:  # PEFT's own words; it doesn't know which setting they are about
+        except (TypeError, ValueError) as error:  # PEFT doesn't know the name of the setting
             raise ValueError(f"{name}_lora: {error}") from error

@@ -30,14 +30,12 @@ COUNTS = {"pretrain": 1600, "train": 3200, "test": 100}  # images
 TEXT_SHARE = 0.05  # of the fine-tuning records: sums of two digits, without an image
 
 
-def write_data(
-    root: str | Path, counts: Mapping[str, int] | None = None, *, seed: int = 0, workers: int = 2
-) -> dict[str, Path]:
+def write_data(root: str | Path, counts: Mapping[str, int], *, seed: int = 0, workers: int = 2) -> dict[str, Path]:
     """Writes the three splits; the same seed gives the same files.
 
     Args:
         root: Directory to write; made when missing.
-        counts: Images per split; None takes `COUNTS`. Every question is asked about each test image.
+        counts: Images per split, such as `COUNTS`. Every question is asked about each test image.
         seed: Random seed.
         workers: Processes that draw.
 
@@ -46,7 +44,6 @@ def write_data(
     """
     root = Path(root)
     files = {"pretrain": root / "pretrain.json", "train": root / "train.jsonl", "test": root / "test.jsonl"}
-    counts = COUNTS if counts is None else counts
     with ProcessPoolExecutor(workers, initializer=die_with_parent) as pool:
         for split, path in files.items():
             (root / "images" / split).mkdir(parents=True, exist_ok=True)

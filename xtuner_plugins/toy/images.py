@@ -84,7 +84,7 @@ class Scene:
     background: int
 
 
-def make_scene(rng: random.Random, grid: tuple[int, int], *, max_signs: int = 1, max_shapes: int = 3) -> Scene:
+def make_scene(rng: random.Random, grid: tuple[int, int], *, max_signs: int = 1) -> Scene:
     """A random scene of `grid` = (columns, rows) tiles.
 
     Badges differ in color within an image, shapes in kind, so that every question has one answer. Shapes stand in
@@ -96,7 +96,7 @@ def make_scene(rng: random.Random, grid: tuple[int, int], *, max_signs: int = 1,
     shapes = []
     coarse_w, coarse_h = width // 4, height // 4
     size_limit = min(coarse_w, coarse_h)
-    kinds = rng.sample(SHAPES, rng.randint(1, min(max_shapes, len(SHAPES))))
+    kinds = rng.sample(SHAPES, rng.randint(1, 3))
     for kind in kinds:
         for _ in range(20):
             size = rng.randint(round(size_limit * 0.72), round(size_limit * 0.92))

@@ -49,18 +49,13 @@ CODE = (
 )
 
 
-def corpus(num_sentences: int = 400, seed: int = 0) -> list[str]:
-    """Texts of the toy language with some English, Chinese and code, for training the tokenizer.
-
-    Args:
-        num_sentences: Random pairs of sentences about shapes, colors and numbers.
-        seed: The same seed gives the same texts.
-    """
-    rng = random.Random(seed)
+def corpus() -> list[str]:
+    """Texts of the toy language with some English, Chinese and code, for training the tokenizer; always the same."""
+    rng = random.Random(0)
     texts = [SYSTEM_PROMPT, *ENGLISH, *CHINESE, *CODE, "system\n", "user\n", "assistant\n"] * 8
     # The compounds of `cells.in_words`, and its word for an empty cell: one token each.
     texts += [" ." + "".join(f" {color}{shape}" for shape in SHAPES for color in COLORS)] * 4
-    for _ in range(num_sentences):
+    for _ in range(400):
         color, shape = rng.choice(COLORS), rng.choice(SHAPES)
         number, word = rng.randrange(100, 1000), rng.choice(NUMBER_WORDS)
         texts.append(f"There are {word} {color} {shape}s in the picture, and the sign says {number}.")

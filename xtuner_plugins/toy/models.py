@@ -2,13 +2,14 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from xtuner_plugins.checkpoints.io.writer import DTYPES, write_json
 from xtuner_plugins.toy.tokenizer import build_tokenizer
 
 VISION_CONFIG: dict[str, Any] = {
@@ -61,7 +62,6 @@ LLM_CONFIG: dict[str, Any] = {
 }
 
 VOCAB_MULTIPLE = 64
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def write_random_parts(
@@ -201,37 +201,31 @@ def random_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str
 
 def write_vision_dir(path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:
     """Writes a standalone InternViT directory, the weights in the config's `torch_dtype`."""
-    return _write_dir(path, config, tensors, vision_shapes)
+    return _write_dir(path, config, tensors, vision_shapes(config))
 
 
 def write_llm_dir(path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:
     """Writes a Qwen2's configs and weights beside its tokenizer, the weights in the config's `torch_dtype`."""
-    path = _write_dir(path, config, tensors, llm_shapes)
+    path = _write_dir(path, config, tensors, llm_shapes(config))
     generation = {
         "bos_token_id": config["bos_token_id"],
         "do_sample": False,
         "eos_token_id": [config["eos_token_id"], config["bos_token_id"]],
         "pad_token_id": config["bos_token_id"],
     }
-    (path / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+    write_json(path / "generation_config.json", generation)
     return path
 
 
-def _write_dir(
-    path: str | Path,
-    config: Mapping[str, Any],
-    tensors: Mapping[str, torch.Tensor],
-    shapes_of: Callable[[Mapping[str, Any]], dict[str, tuple[int, ...]]],
-) -> Path:
+def _write_dir(path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], shapes: dict) -> Path:
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    shapes = shapes_of(config)
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     assert found == shapes, f"{path}: not as the config says: {sorted(found.items() ^ shapes.items())[:4]}"
     dtype = DTYPES[config["torch_dtype"]]
     ready = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     save_file(ready, path / "model.safetensors", metadata={"format": "pt"})
-    (path / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
+    write_json(path / "config.json", dict(config))
     return path
 
 

@@ -45,13 +45,7 @@ Log = Callable[[str], None]
 # ---------------------------------------------------------------- encoder
 
 
-def pretrain_vision(
-    out_dir: str | Path,
-    *,
-    steps: int = VISION_STEPS,
-    seed: int = 0,
-    log: Log = print,
-) -> Path:
+def pretrain_vision(out_dir: str | Path, *, steps: int = VISION_STEPS, seed: int = 0, log: Log = print) -> Path:
     """Trains the tiny InternViT to tell what each cell shows, and writes its standalone directory.
 
     Args:
@@ -135,13 +129,7 @@ def _crowded(rng: random.Random) -> Scene:
 # ---------------------------------------------------------------- LLM
 
 
-def pretrain_llm(
-    out_dir: str | Path,
-    *,
-    steps: int = LLM_STEPS,
-    seed: int = 0,
-    log: Log = print,
-) -> Path:
+def pretrain_llm(out_dir: str | Path, *, steps: int = LLM_STEPS, seed: int = 0, log: Log = print) -> Path:
     """Trains the tiny Qwen2 on scenes in words with questions and answers, and writes its directory.
 
     For the first 60 % of the steps the texts are short, nearly without empty cells; then they are up to as long as an

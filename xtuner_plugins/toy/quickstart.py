@@ -49,8 +49,8 @@ class Chain:
         self.root, self.logs = root, out / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         # The toy runs are sized for the CPU and are as fast there as on a GPU.
-        self.env = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
-        self.env["TOKENIZERS_PARALLELISM"] = "false"
+        self.env = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
+        self.env |= {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
         self.seconds: dict[str, float] = {}
 
     def run(self, name: str, *commands: Sequence[str | Path], threads: int | None = None) -> None:

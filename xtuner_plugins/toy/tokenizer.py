@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from xtuner_plugins.checkpoints.io.writer import write_json
 from xtuner_plugins.toy.language import corpus
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -33,13 +34,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(
-    out_dir: str | Path,
-    *,
-    vocab_size: int = 2048,
-    texts: Iterable[str] | None = None,
-    model_max_length: int = 4096,
-) -> Path:
+def build_tokenizer(out_dir: str | Path, *, vocab_size: int = 2048, texts: Iterable[str] | None = None) -> Path:
     """Trains a byte-level BPE and writes it as a Qwen2 tokenizer directory.
 
     The same texts give the same bytes on disk, in any process.
@@ -47,10 +42,8 @@ def build_tokenizer(
     Args:
         out_dir: Made when missing. Gets `tokenizer.json`, `vocab.json`, `merges.txt`, `tokenizer_config.json`
             and `special_tokens_map.json`; other files in it stay.
-        vocab_size: Upper bound of bytes (256) plus merges; a small corpus may give fewer. The three special
-            tokens come on top, with the ids after the last merge.
-        texts: What to train on; the toy language's own corpus when `None`.
-        model_max_length: Written to `tokenizer_config.json`.
+        vocab_size: Most bytes (256) plus merges; a small corpus may give fewer. The three special tokens follow.
+        texts: What to train on; None takes the toy language's own corpus.
 
     Returns:
         `out_dir` as a path.
@@ -81,11 +74,11 @@ def build_tokenizer(
 
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    _write_files(json.loads(tokenizer.to_str()), out_dir, model_max_length)
+    _write_files(json.loads(tokenizer.to_str()), out_dir)
     return out_dir
 
 
-def _write_files(state: dict, out_dir: Path, model_max_length: int) -> None:
+def _write_files(state: dict, out_dir: Path) -> None:
     """Writes the five files from the fast tokenizer's own state, merges as "a b" strings.
 
     Older `tokenizers` can't read the list form of merges that 0.20 and later save; all read the strings.
@@ -96,10 +89,10 @@ def _write_files(state: dict, out_dir: Path, model_max_length: int) -> None:
     added = {token["id"]: {k: v for k, v in token.items() if k != "id"} for token in state["added_tokens"]}
     end, pad = "<|im_end|>", "<|endoftext|>"
 
-    _write_json(out_dir / "tokenizer.json", state)
-    _write_json(out_dir / "vocab.json", model["vocab"])
+    write_json(out_dir / "tokenizer.json", state)
+    write_json(out_dir / "vocab.json", model["vocab"])
     (out_dir / "merges.txt").write_text("#version: 0.2\n" + "\n".join(model["merges"]) + "\n", encoding="utf-8")
-    _write_json(
+    write_json(
         out_dir / "tokenizer_config.json",
         {
             "add_bos_token": False,
@@ -111,18 +104,14 @@ def _write_files(state: dict, out_dir: Path, model_max_length: int) -> None:
             "clean_up_tokenization_spaces": False,
             "eos_token": end,
             "errors": "replace",
-            "model_max_length": model_max_length,
+            "model_max_length": 4096,
             "pad_token": pad,
             "split_special_tokens": False,
             "tokenizer_class": "Qwen2Tokenizer",
             "unk_token": None,
         },
     )
-    _write_json(
+    write_json(
         out_dir / "special_tokens_map.json",
         {"additional_special_tokens": ["<|im_start|>", "<|im_end|>"], "eos_token": end, "pad_token": pad},
     )
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -19,11 +19,11 @@ from ..loops import PlanIterator, planned_loop
 
 @HOOKS.register_module()
 class LedgerHook(Hook):
-    """Keeps the ledger of a run: takes the samples that were left out from each batch, before the model sees it.
+    """Keeps the ledger of a run: takes the records of samples that were left out out of each batch.
 
     Args:
-        max_bad_samples: More unusable samples than this, of an epoch and over all ranks that share the work directory,
-            stop the run; None takes the dataset's own ``max_bad_samples``.
+        max_bad_samples: Most unusable samples in an epoch, over all ranks that share the work directory; more stop the
+            run. None takes the dataset's own ``max_bad_samples``.
 
     Raises:
         ValueError: The run has another loop than `PlannedTrainLoop`.
@@ -38,7 +38,7 @@ class LedgerHook(Hook):
         self._epoch = 0
 
     def before_train(self, runner) -> None:
-        """Begins the file, or goes on with it."""
+        """Starts or continues the file, and enters what the first epoch's plan leaves out."""
         iterator, dataset = planned_loop(runner).dataloader_iterator, runner.train_dataloader.dataset
         self.ledger = Ledger(Path(runner.work_dir) / "ledger.jsonl")
         if self.max_bad_samples is not None:
@@ -49,11 +49,11 @@ class LedgerHook(Hook):
         if get_rank() == 0:
             self.ledger.begin(self._epoch, iterator.plan.taken(self._epoch, iterator.position()["position"]))
             print_log(iterator.plan.describe_data(), "current", logging.INFO)
-        barrier()  # nobody writes before the file is ready
+        barrier()  # no rank writes before the file is ready
         self._enter_plan(iterator)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: list[dict]) -> None:
-        """Enters the micro-batches of an optimizer step; all are of one epoch."""
+        """Enters the micro-batches of an optimizer step, which are all of one epoch."""
         iterator = runner.train_loop.dataloader_iterator
         if iterator.epoch != self._epoch:
             self._close(runner)
@@ -64,11 +64,11 @@ class LedgerHook(Hook):
             self.ledger.account(self._epoch, trained, batch.pop("dropped", ()))
 
     def after_train(self, runner) -> None:
-        """Enters the sums of the last epoch."""
+        """Enters the totals of the last epoch."""
         self._close(runner)
 
     def _enter_plan(self, iterator: PlanIterator) -> None:
-        """What the plan of an epoch leaves out is known before its first step."""
+        """Enters the samples that an epoch's plan leaves out, known before its first step."""
         if get_rank() == 0:
             self.ledger.account(self._epoch, 0, iterator.plan.left_out())
 

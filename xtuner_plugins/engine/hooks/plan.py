@@ -1,4 +1,4 @@
-"""Keeps the place in the data in every checkpoint."""
+"""Saves the position in the data in every checkpoint."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from ..loops import planned_loop
 
 @HOOKS.register_module()
 class PlanHook(Hook):
-    """Keeps the place in the data in every checkpoint, and takes it out again on resuming.
+    """Saves the position in the data in every checkpoint, and restores it on resuming.
 
     Raises:
         ValueError: The run has another loop than `PlannedTrainLoop`.
     """
 
     def before_train(self, runner) -> None:
-        """Refuses another loop before the first step."""
+        """Checks the loop before the first step."""
         planned_loop(runner)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Adds ``plan`` (epoch and position) to what is saved."""
+        """Adds ``plan``, the position in the plan, to what is saved."""
         iterator = planned_loop(runner).dataloader_iterator
         if iterator.plan.is_seekable:
             checkpoint["plan"] = iterator.position()
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Tells the loop where to go on."""
+        """Tells the loop where to resume."""
         if "plan" in checkpoint:
             planned_loop(runner).resume_at = checkpoint["plan"]

@@ -1,4 +1,4 @@
-"""Keeps the preprocessing of a run in each of its checkpoints."""
+"""Saves the preprocessing of a run in each of its checkpoints."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class PreprocessingLockHook(Hook):
     """Adds ``preprocessing`` (see `xtuner_plugins.preprocessing`) to what is saved, and compares it on resuming.
 
     Raises:
-        PreprocessingError: a checkpoint to resume from was trained with other tiles, another template or other tokens.
+        PreprocessingError: The checkpoint to resume from was trained with other tiles, template or tokens.
     """
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Writes what the live dataset and the live model do."""
+        """Adds the preprocessing of the live dataset and model to what is saved."""
         lock = self._describe(runner)
         if lock is not None:
             checkpoint[preprocessing.KEY] = lock
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Refuses to go on with another preprocessing; a checkpoint that is only loaded may have had another."""
+        """Refuses to resume with another preprocessing; a checkpoint in ``load_from`` may have had another."""
         now = self._describe(runner)
         if now is None or preprocessing.KEY not in checkpoint or not getattr(runner, "_resume", False):
             return
@@ -39,7 +39,7 @@ class PreprocessingLockHook(Hook):
     @staticmethod
     def _describe(runner) -> dict | None:
         dataset = runner.train_dataloader.dataset
-        if not isinstance(dataset, MultimodalDataset):  # somebody's own dataset: it keeps its own books
+        if not isinstance(dataset, MultimodalDataset):  # a user's own dataset has no such description
             return None
         pixels = unwrap(runner.model).data_preprocessor
         return preprocessing.describe(dataset, pixels.mean.flatten().tolist(), pixels.std.flatten().tolist())

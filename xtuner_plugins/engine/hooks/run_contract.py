@@ -1,4 +1,4 @@
-"""What a run trains, printed from the live objects before the first step."""
+"""Prints what a run trains, read from the live objects before the first step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..steps import unwrap
 
 @HOOKS.register_module()
 class RunContractHook(Hook):
-    """Prints, before the first step, what the run really does, read from the model and the optimizer themselves.
+    """Prints before the first step what the run trains, as the model and the optimizer hold it.
 
     Raises:
         RuntimeError: The optimizer doesn't hold exactly the trainable parameters.
@@ -61,7 +61,7 @@ def count_parameters(part: nn.Module) -> tuple[int, int]:
 
 
 def num_weights(parameter: nn.Parameter) -> int:
-    """Weights that a parameter stands for: the whole one of a ZeRO-3 share, the unpacked ones of a 4-bit layer."""
+    """Number of weights of a parameter: of the whole one under ZeRO-3, of the unpacked one in a 4-bit layer."""
     packed = getattr(parameter, "quant_state", None)
     if packed is not None:
         return math.prod(packed.shape)
@@ -69,7 +69,7 @@ def num_weights(parameter: nn.Parameter) -> int:
 
 
 def held_in(part: nn.Module) -> str:
-    """The dtypes that a part's weights are held in; packed ones by their bits."""
+    """The dtypes that a part's weights are held in, e.g. ``4-bit nf4, float32``."""
     kinds = {
         f"4-bit {parameter.quant_state.quant_type}"
         if getattr(parameter, "quant_state", None) is not None
@@ -80,14 +80,13 @@ def held_in(part: nn.Module) -> str:
 
 
 def optimizer_groups(optimizer: Any) -> list[tuple[int, float, float]]:
-    """(parameters, base learning rate, weight decay) of each group, as the optimizer holds them.
+    """(number of weights, base learning rate, weight decay) of each group, as the optimizer holds them.
 
-    The base learning rate is the one that the schedule multiplies; at the first step of a warm-up the current one is
-    near zero.
+    The schedule multiplies the base learning rate; during warm-up the current one is lower.
     """
     members = _zero_members(optimizer)
     if members is None:
-        # MMEngine hands every parameter to the optimizer; one without gradient gets no state and no update.
+        # MMEngine gives every parameter to the optimizer; frozen ones get no state and no update.
         members = [[p for p in group["params"] if p.requires_grad] for group in optimizer.param_groups]
     return [
         (sum(map(num_weights, parameters)), group.get("initial_lr", group["lr"]), group.get("weight_decay", 0.0))
@@ -96,7 +95,7 @@ def optimizer_groups(optimizer: Any) -> list[tuple[int, float, float]]:
 
 
 def _zero_members(optimizer: Any) -> list[list[nn.Parameter]] | None:
-    """The model's parameters in each group of a ZeRO optimizer, which holds flat vectors itself; None for any other."""
+    """The model's parameters per group of a ZeRO optimizer, which itself holds flat vectors; None for any other."""
     if hasattr(optimizer, "sub_group_to_group_id"):  # ZeRO-3: a group is cut into sub-groups
         groups: list[list[nn.Parameter]] = [[] for _ in optimizer.param_groups]
         for index, parameters in enumerate(optimizer.fp16_groups):

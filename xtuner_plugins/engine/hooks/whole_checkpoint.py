@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written beside, synced to disk, renamed; old ones go last."""
+"""Complete checkpoints only: written under another name, synced to disk, renamed; old ones are removed last."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class SaveError(ValueError):
 class WholeCheckpointHook(CheckpointHook):
     """MMEngine's hook, safe against kills and full disks, for plain files and DeepSpeed directories alike.
 
-    A checkpoint gets its name when all of it is on the disk, ``last_checkpoint`` names it after that, and what
-    ``max_keep_ckpts`` no longer allows is removed last (MMEngine removes first and writes in place).
+    A checkpoint gets its name once all of it is on disk; then ``last_checkpoint`` names it, and last of all checkpoints
+    beyond ``max_keep_ckpts`` are removed (MMEngine removes first and writes in place).
 
     Args:
         interval: Optimizer steps between two checkpoints; -1 saves only at the end.
@@ -36,9 +36,9 @@ class WholeCheckpointHook(CheckpointHook):
         **kwargs: As `mmengine.hooks.CheckpointHook`.
 
     Raises:
-        ValueError: An interval or a number of checkpoints that MMEngine would take for none.
-        SaveError: No space left, a write that failed, or weights that aren't finite. Nothing half-written is left, and
-            earlier checkpoints are all there.
+        ValueError: ``interval`` or ``max_keep_ckpts`` is out of range.
+        SaveError: No space left, a failed write, or weights that aren't finite. Nothing half-written is left, and no
+            earlier checkpoint was removed.
     """
 
     def __init__(self, interval: int = -1, max_keep_ckpts: int = -1, **kwargs):
@@ -48,7 +48,7 @@ class WholeCheckpointHook(CheckpointHook):
         super().__init__(interval=interval, max_keep_ckpts=max_keep_ckpts, **kwargs)
 
     def before_train(self, runner) -> None:
-        """As MMEngine's; removes what a killed run left half-written."""
+        """As MMEngine's; also removes half-written checkpoints of a killed run."""
         super().before_train(runner)
         if is_main_process():
             tidy(Path(self.out_dir))
@@ -102,7 +102,7 @@ class WholeCheckpointHook(CheckpointHook):
 
 
 def tidy(folder: Path) -> None:
-    """Removes half-written checkpoints; one that was being replaced when the run was killed gets its name back."""
+    """Removes half-written checkpoints; a checkpoint whose replacement was interrupted gets its name back."""
     if not folder.is_dir():
         return
     for path in sorted(folder.glob(f".*{REPLACED}")):
@@ -159,22 +159,22 @@ def _remove(path: Path) -> None:
 def _reason(error: Exception, folder: str) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if shutil.disk_usage(folder).free < 1 << 20:  # torch's writer doesn't pass on what the system said
+    if shutil.disk_usage(folder).free < 1 << 20:  # torch's writer doesn't report the system's error
         return "No space left on device"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _first_of_all_ranks(failure: str | None) -> str | None:
-    """The first rank's failure; every rank waits here, so none goes on while another failed."""
+    """The failure of the first rank that has one. All ranks wait here, so none continues where another failed."""
     return next((found for found in all_gather_object(failure) if found is not None), None)
 
 
 def _require_finite(runner, target: Path) -> None:
-    """Keeps weights that an update has ruined from taking the place of good ones."""
+    """Raises `SaveError` where trained weights aren't finite, before a good checkpoint is replaced."""
     parameters = [p for p in unwrap(runner.model).parameters() if p.requires_grad]
     is_finite = all(bool(torch.isfinite(getattr(p, "ds_tensor", p)).all()) for p in parameters)
     if not all(all_gather_object(is_finite)):
-        last = newest_checkpoint(Path(target).parent)
+        last = newest_checkpoint(target.parent)
         raise SaveError(
             f"checkpoint {target} was not written: the last update made weights infinite or not a number. The last "
             f"good checkpoint is {last or 'none: nothing was saved yet'}. Lower the learning rate"

@@ -1,0 +1,54 @@
+"""The parts of a config are built without weights; each refusal names its key."""
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from tests.engine.parallel_case import base_and_data, write_dataset
+from xtuner_plugins.config_file import ConfigError, load_config
+from xtuner_plugins.engine.dry_run import build_parts
+
+
+@pytest.fixture(scope="module")
+def case(toy_base, tmp_path_factory):
+    return base_and_data(toy_base, write_dataset(tmp_path_factory.mktemp("data") / "data", num_samples=4))
+
+
+def load(case, **options):
+    return load_config(str(ROOT / "configs/toy/toy_finetune_lora.py"), {**case, **options})
+
+
+def test_a_config_that_trains_is_built_and_nothing_is_kept(case):
+    cfg = load(case)
+    before = cfg.to_dict()
+    assert build_parts(cfg) is None
+    assert cfg.to_dict() == before and torch.get_default_device().type == "cpu"
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("train_dataloader.batch_size", 0, "train_dataloader: "),
+        ("train_cfg.max_epochs", 0, "train_cfg: max_epochs=0"),
+        ("optim_wrapper.optimizer.lr", -1.0, "optim_wrapper: Invalid learning rate"),
+        ("param_scheduler.warmup_ratio", 2, "param_scheduler: warmup_ratio=2"),
+        ("default_hooks.checkpoint.interval", 0, "default_hooks.checkpoint: interval=0"),
+        ("model.dtype", "int8", "model: dtype='int8'"),
+        ("train_dataloader.dataset.template", "nope", "train_dataloader.dataset: .*'nope'"),
+        ("train_dataloader.dataset.max_tiles", 200, "lower max_tiles to .* or raise max_length above"),
+    ],
+)
+def test_a_refusal_names_the_key_of_the_part(case, key, value, message):
+    with pytest.raises(ConfigError, match=message):
+        build_parts(load(case, **{key: value}))
+
+
+def test_the_index_of_a_refused_scheduler_or_hook_is_named(case):
+    cfg = load(case)
+    cfg.param_scheduler = [cfg.param_scheduler, {**cfg.param_scheduler, "warmup_ratio": -1}]
+    with pytest.raises(ConfigError, match=r"^param_scheduler\[1\]: "):
+        build_parts(cfg)
+    cfg = load(case)
+    cfg.custom_hooks = [*cfg.custom_hooks, dict(interval=3)]
+    with pytest.raises(ConfigError, match=rf"^custom_hooks\[{len(cfg.custom_hooks) - 1}\]: a hook needs a type"):
+        build_parts(cfg)

@@ -11,41 +11,17 @@ from importlib.metadata import version
 from pathlib import Path
 from threading import Event
 
-import torch
-
 from .. import preprocessing
 from . import formats, trained
 from .formats.draft import Draft, make_draft
 from .io.reader import CheckpointError, read_json, weight_files
-from .io.staging import check_disk, check_target, staged_directory, write_config
-from .io.tensors import LazyTensor, Scratch, cast
+from .io.staging import check_target, staged_directory
+from .io.tensors import Cast, cast
 from .io.writer import parse_size, resolve_dtype, write_json, write_weights
 from .loader import check_model
 from .lora.merge import PlainLora
 
 MANIFEST = "export_manifest.json"
-
-
-class _Finite(LazyTensor):
-    """A trained tensor on its way to disk: cast, and refused when it isn't finite."""
-
-    def __init__(self, source: LazyTensor, dtype: torch.dtype, name: str, checkpoint: Path):
-        self._source, self.dtype, self.shape = source, dtype, source.shape
-        self._name, self._checkpoint = name, checkpoint
-
-    def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
-        block = self._source.read_flat(start, stop, scratch)
-        # Casting keeps order and NaN, so two numbers tell about all of them.
-        if block.is_floating_point() and block.numel():
-            least, greatest = block.aminmax()
-            if not torch.stack([least, greatest]).to(self.dtype).isfinite().all():
-                raise CheckpointError(
-                    f"{self._checkpoint}: {self._name} holds NaN or infinity, so training diverged; "
-                    "take an earlier checkpoint"
-                )
-        if block.dtype == self.dtype:
-            return block
-        return (scratch or Scratch()).empty(block.numel(), self.dtype).copy_(block)
 
 
 def export(
@@ -100,7 +76,7 @@ def export(
         for name, tensor in plan.tensors(merged=True).items():
             own = plan.view.tensors[name]
             to = wanted or own.dtype
-            tensors[name] = cast(tensor, to) if tensor is own else _Finite(tensor, to, name, opened.path)
+            tensors[name] = cast(tensor, to) if tensor is own else Cast(tensor, to, finite=True)
         draft = make_draft(plan.view, tensors, format=format, dtype=dtype, code=code)
         draft.notes = plan.notes + draft.notes
         manifest = {
@@ -116,7 +92,10 @@ def export(
             "replaced": sorted(plan.replaced),
             "merged": sorted(plan.adapters),
         }
-        summary = _write(draft, plan.preprocessing, out, shard_bytes, manifest, progress, check)
+        try:
+            summary = _write(draft, plan.preprocessing, out, shard_bytes, manifest, progress, check)
+        except FloatingPointError as error:
+            raise CheckpointError(f"{opened.path}: {error}, so training diverged; take an earlier checkpoint") from None
     return {**summary, "num_replaced": len(plan.replaced), "num_merged": len(plan.adapters), "kind": opened.kind}
 
 
@@ -188,7 +167,6 @@ def _write(
         check: of the model; nothing gets its name before it has passed.
     """
     num_bytes = sum(tensor.nbytes for tensor in draft.tensors.values())
-    check_disk(out, num_bytes)
 
     def advance(written: int) -> None:
         if check.done():
@@ -196,7 +174,7 @@ def _write(
         if progress:
             progress(written, num_bytes)
 
-    with staged_directory(out) as stage:
+    with staged_directory(out, draft.config, num_bytes) as stage:
         draft.write_files(stage)
         files = write_weights(stage, draft.tensors, max_shard_size=shard_bytes, advance=advance)
         if lock is not None:
@@ -204,7 +182,6 @@ def _write(
         check.result()
         versions = {name: version(name) for name in ("torch", "transformers", "peft")}
         write_json(stage / MANIFEST, {**manifest, "versions": versions}, default=Future.result)
-        write_config(stage, draft.config)
     return {
         "out": str(out),
         "num_tensors": len(draft.tensors),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -13,61 +13,15 @@ from torch import nn
 from . import formats
 from .io.reader import CheckpointError
 from .io.tensors import LazyTensor
-from .tokenizer_files import load_tokenizer
-
-__all__ = [
-    "LoadReport",
-    "compare",
-    "empty_model",
-    "fill",
-    "load_model",
-    "load_tokenizer",
-    "load_trained",
-    "read_config",
-]
+from .tokenizer_files import load_tokenizer  # noqa: F401  found here, too, beside `load_model`
 
 
-@dataclass
+@dataclass(frozen=True)
 class LoadReport:
-    """What was compared or loaded.
+    """What was compared or loaded: tensors, and numbers in them."""
 
-    Attributes:
-        num_tensors: tensors that fit.
-        num_parameters: numbers in them.
-        missing: names that the model has and the files have not.
-        unexpected: names that the files have and the model has not.
-        mismatched: (name, shape in the files, shape in the model).
-    """
-
-    num_tensors: int = 0
-    num_parameters: int = 0
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    mismatched: list[tuple[str, tuple, tuple]] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Everything fits."""
-        return not (self.missing or self.unexpected or self.mismatched)
-
-    def __str__(self) -> str:
-        lines = [f"{self.num_tensors} tensors, {self.num_parameters:,} parameters fit"]
-        for what, names in (("missing", self.missing), ("unexpected", self.unexpected)):
-            if names:
-                lines.append(f"{len(names)} {what}: {_some(names)}")
-        if self.mismatched:
-            shown = [f"{n} is {list(a)}, the model has {list(b)}" for n, a, b in self.mismatched]
-            lines.append(f"{len(shown)} of another shape: {_some(shown)}")
-        return "; ".join(lines)
-
-    def raise_if_bad(self, what: str) -> LoadReport:
-        """Returns itself, or raises ``CheckpointError`` with the whole report."""
-        if self.ok:
-            return self
-        hint = ""
-        if any(".lora_" in n or ".base_layer." in n for n in self.unexpected):
-            hint = ". These are unmerged adapter tensors, not a model: export them with tools/convert_to_official.py"
-        raise CheckpointError(f"{what}: {self}{hint}")
+    num_tensors: int
+    num_parameters: int
 
 
 def _some(items: list[str], limit: int = 4) -> str:
@@ -112,36 +66,45 @@ def empty_model(config) -> nn.Module:
         return InternVLChatModel(config)
 
 
-def compare(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> LoadReport:
-    """Counts and shapes of a model's persistent tensors against what files offer."""
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    report = LoadReport(missing=sorted(own.keys() - shapes.keys()), unexpected=sorted(shapes.keys() - own.keys()))
-    for name in own.keys() & shapes.keys():
-        if own[name] == tuple(shapes[name]):
-            report.num_tensors += 1
-            report.num_parameters += torch.Size(own[name]).numel()
-        else:
-            report.mismatched.append((name, tuple(shapes[name]), own[name]))
-    report.mismatched.sort()
-    return report
-
-
-def check_model(config: Mapping, tensors: Mapping[str, LazyTensor], what: str) -> None:
-    """Names and shapes against an empty hub model.
+def compare(model: nn.Module, tensors: Mapping[str, LazyTensor], what: str) -> LoadReport:
+    """Compares names and shapes of a model's persistent tensors with those of files.
 
     Args:
-        config: official fields.
+        model: may be on the meta device.
         tensors: under our names.
         what: to call them in messages.
 
     Raises:
-        CheckpointError: what is missing, unexpected or misshapen.
+        CheckpointError: what is missing, unexpected or of another shape.
     """
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    fitting = [name for name in own.keys() & tensors.keys() if own[name] == tensors[name].shape]
+    report = LoadReport(len(fitting), sum(torch.Size(own[name]).numel() for name in fitting))
+    lines = [
+        f"{len(names)} {kind}: {_some(names)}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected))
+        if names
+    ]
+    misshapen = sorted((own.keys() & tensors.keys()) - set(fitting))
+    if misshapen:
+        shown = [f"{n} is {list(tensors[n].shape)}, the model has {list(own[n])}" for n in misshapen]
+        lines.append(f"{len(shown)} of another shape: {_some(shown)}")
+    if any(".lora_" in name or ".base_layer." in name for name in unexpected):
+        lines[-1] += ". These are unmerged adapter tensors, not a model: export them with tools/convert_to_official.py"
+    if lines:
+        fit = f"{report.num_tensors} tensors, {report.num_parameters:,} parameters fit"
+        raise CheckpointError(f"{what}: {'; '.join([fit, *lines])}")
+    return report
+
+
+def check_model(config: Mapping, tensors: Mapping[str, LazyTensor], what: str) -> None:
+    """Compares tensors with an empty hub model of a ``config`` in official fields; else as ``compare``."""
     from ..hub.modeling_internvl_chat import InternVLChatModel
 
-    with torch.device("meta"):  # this thread's alone, unlike accelerate's, which would reach into a merge
+    with torch.device("meta"):  # only this thread's; accelerate's would also affect a merge in another thread
         model = InternVLChatModel(config_from_fields(config, what))
-    compare(model, {name: tensor.shape for name, tensor in tensors.items()}).raise_if_bad(what)
+    compare(model, tensors, what)
 
 
 def fill(
@@ -207,7 +170,7 @@ def build(
 ):
     """A hub model of ``config`` filled from lazy tensors, with the same checks as ``load_model``."""
     model = empty_model(config)
-    report = compare(model, {k: t.shape for k, t in tensors.items()}).raise_if_bad(what)
+    report = compare(model, tensors, what)
     if torch.device(device).type == "meta":
         return model.eval(), report
     fill(model, tensors, dtype=dtype, device=device, filled=filled)

@@ -90,7 +90,9 @@ class TrainedPlan:
         choice, note = preprocessing.choose(self.preprocessing, template=template, max_tiles=max_tiles)
         self.notes += [note] if note else []
         self.preprocessing = {**self.preprocessing, "exported": asdict(choice)}
-        self.view.settle(choice.config_fields())
+        view, fields = self.view, choice.config_fields()
+        view.changed = {key for key, value in fields.items() if view.config.get(key) != value}
+        view.settled, view.config = fields, {**view.config, **fields}
         return self
 
     def tensors(self, *, merged: bool) -> dict[str, LazyTensor]:
@@ -214,7 +216,7 @@ def _adapter_configs(opened: Checkpoint) -> dict[str, object]:
 def _place_in_part(name: str, base: Mapping[str, LazyTensor]) -> str:
     """A PEFT directory names layers from the model that was wrapped: the whole, or one part of it."""
     name = name.removeprefix("base_model.").removeprefix("model.")
-    layer = token_rows.split_key(name) or (merge.split_key(name) or (name.removesuffix(".weight"),))[0]
+    layer = (merge.split_key(name) or (name.removesuffix(".weight"),))[0]
     for prefix in ("", "language_model.", "vision_model."):
         if f"{prefix}{layer}.weight" in base:
             return prefix + name
@@ -235,15 +237,10 @@ def _sort_tensors(plan: TrainedPlan) -> None:
             layer, part = adapter
             if f"{layer}.weight" not in plan.view.tensors:
                 unknown.append(stored)
-            else:
-                plan.adapters.setdefault(layer, {})[part] = tensor
-            continue
-        layer = token_rows.split_key(name)
-        if layer is not None:
-            if f"{layer}.weight" in plan.view.tensors:
+            elif part == merge.TOKEN_ROWS:
                 rows[layer] = tensor
             else:
-                unknown.append(stored)
+                plan.adapters.setdefault(layer, {})[part] = tensor
             continue
         name = name.replace(".modules_to_save.default.", ".").replace(token_rows.BASE_LAYER, ".")
         if (
@@ -341,12 +338,7 @@ def attach_adapters(model, plan: TrainedPlan) -> None:
         config.init_lora_weights = False
         inject_adapter_in_model(config, root, adapter_name=merge.ADAPTER_NAME)
         for layer, parts in layers.items():
-            wrapped = root.get_submodule(layer)
-            for name, tensor in parts.items():
-                kind, _, leaf = name.partition(".")
-                holder = getattr(wrapped, kind)[merge.ADAPTER_NAME]
-                target = getattr(holder, leaf) if leaf else holder
-                target.data = tensor.read().float().to(wrapped.get_base_layer().weight.device)
+            merge.fill_adapter(root.get_submodule(layer), {name: t.read() for name, t in parts.items()}, layer)
         for layer, (tensor, _) in rows.items():
             adapter = root.get_submodule(layer).token_adapter
             adapter.trainable_tokens_delta[merge.ADAPTER_NAME].data = tensor.read().float().to(adapter.weight.device)

@@ -15,9 +15,8 @@ from xtuner_plugins.checkpoints.loader import read_config
 
 
 def write(out, text="new"):
-    with staging.staged_directory(out) as stage:
+    with staging.staged_directory(out, {"made": text}, num_bytes=0) as stage:
         (stage / "weights").write_text(text)
-        staging.write_config(stage, {"made": text})
 
 
 def names(folder):
@@ -26,7 +25,7 @@ def names(folder):
 
 def test_error_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError):
-        with staging.staged_directory(tmp_path / "out") as stage:
+        with staging.staged_directory(tmp_path / "out", {}, num_bytes=0) as stage:
             (stage / "model.safetensors").write_bytes(b"x")
             raise RuntimeError
     assert names(tmp_path) == []
@@ -36,8 +35,7 @@ def test_replaces_only_when_complete(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "old").write_text("x")
-    with staging.staged_directory(out) as stage:
-        staging.write_config(stage, {"a": 1})
+    with staging.staged_directory(out, {"a": 1}, num_bytes=0):
         assert (out / "old").exists()
     assert names(out) == ["config.json"] and names(tmp_path) == ["out"]
 
@@ -112,8 +110,8 @@ def test_a_kill_while_the_old_one_is_removed_leaves_the_new_one(tmp_path):
 
 def test_leftover_of_a_killed_run_is_removed(tmp_path):
     def work():
-        with staging.staged_directory(tmp_path / "out") as stage:
-            staging.write_config(stage, {})
+        with staging.staged_directory(tmp_path / "out", {}, num_bytes=0) as stage:
+            (stage / "config.json.partial").write_text("{}")
             os.kill(os.getpid(), signal.SIGKILL)
 
     killed_child(work)
@@ -128,10 +126,9 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch
     monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
     monkeypatch.setattr(os, "rename", lambda a, b: (events.append(("renamed", str(b))), rename(a, b)))
     out = tmp_path / "out"
-    with staging.staged_directory(out) as stage:
+    with staging.staged_directory(out, {}, num_bytes=0) as stage:
         (stage / "part").mkdir()
         (stage / "part" / "weights").write_text("x")
-        staging.write_config(stage, {})
     before = events[: events.index(("renamed", str(out)))]
     assert {os.path.relpath(path, stage) for path in before} == {".", "part", "part/weights", "config.json.partial"}
     named = events.index(("renamed", str(out / "config.json")))
@@ -243,10 +240,10 @@ from pathlib import Path
 from xtuner_plugins.checkpoints.io import staging
 folder = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], check=True)
+staging._DISK_MARGIN = 0
 try:
-    with staging.staged_directory(folder / "out") as stage:
+    with staging.staged_directory(folder / "out", {}, num_bytes=0) as stage:
         (stage / "weights").write_bytes(bytes(2 * 2**20))
-        staging.write_config(stage, {})
 except ValueError as error:
     print(error)
 print(os.listdir(folder))

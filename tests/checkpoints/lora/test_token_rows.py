@@ -180,16 +180,3 @@ def test_blocks(rows):
     expected = matrix.float()
     expected[[9, 0]] = trained
     assert torch.equal(held, expected) and matrix[9, 0] == 18
-
-
-@pytest.mark.parametrize(
-    "name, layer",
-    [
-        ("a.embed_tokens.token_adapter.trainable_tokens_delta.default", "a.embed_tokens"),
-        ("a.embed_tokens.token_adapter.trainable_tokens_delta", "a.embed_tokens"),
-        ("a.embed_tokens.token_adapter.base_layer.weight", None),
-        ("a.embed_tokens.weight", None),
-    ],
-)
-def test_names(name, layer):
-    assert token_rows.split_key(name) == layer

@@ -13,7 +13,7 @@ from ...hub.conversation import get_conv_template
 from .. import formats, tokenizer_files
 from ..formats import official
 from ..io.reader import CheckpointError, read_json
-from ..io.staging import check_disk, check_target, staged_directory, write_config
+from ..io.staging import check_target, staged_directory
 from ..io.tensors import Joined, LazyTensor, MemoryTensor, cast
 from ..io.writer import parse_size, resolve_dtype, write_weights
 from ..loader import check_model
@@ -115,11 +115,9 @@ def build_base(
 
     tensors = {name: cast(tensor, stored_dtype) for name, tensor in tensors.items()}
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    check_disk(out, num_bytes)
-    with staged_directory(out) as stage:
+    with staged_directory(out, config, num_bytes) as stage:
         official.write_files(stage, config, llm_part.tokenizer)
         write_weights(stage, tensors, max_shard_size=shard_bytes, advance=progress or (lambda n: None))
-        write_config(stage, config)
     return {
         "out": str(out),
         "num_parameters": sum(t.numel for t in tensors.values()),

@@ -9,7 +9,7 @@ from ...families import encoder_family
 from .. import formats, tokenizer_files
 from ..formats import official
 from ..io.reader import read_json
-from ..io.staging import check_disk, check_target, staged_directory, write_config
+from ..io.staging import check_target, staged_directory
 from ..io.writer import parse_size, write_json, write_weights
 
 PARTS = ("vision", "projector", "llm")
@@ -51,24 +51,15 @@ def extract(
         held = {name.removeprefix(prefix): tensor for name, tensor in held.items()}
         config = dict(view.config[f"{part}_config"])
     num_bytes = sum(tensor.nbytes for tensor in held.values())
-    check_disk(out, num_bytes)
-    with staged_directory(out) as stage:
+    with staged_directory(out, config, num_bytes) as stage:
         if part == "llm":
-            _tokenizer(view.directory, stage)
-            write_json(stage / "generation_config.json", _generation(view.directory, config))
+            for name in tokenizer_files.FILES:
+                if (view.directory / name).is_file():
+                    shutil.copyfile(view.directory / name, stage / name)
+            generation = view.directory / "generation_config.json"
+            stop = {"eos_token_id": config.get("eos_token_id")}
+            write_json(stage / generation.name, read_json(generation) if generation.is_file() else stop)
         if part == "vision" and not encoder_family(config).is_intern_vit:  # ImageNet's numbers: its own are folded in
             write_json(stage / "preprocessor_config.json", official.preprocessor_config(config["image_size"]))
         write_weights(stage, held, max_shard_size=parse_size(max_shard_size))
-        write_config(stage, config)
     return {"out": str(out), "num_tensors": len(held), "num_bytes": num_bytes}
-
-
-def _tokenizer(source: Path, stage: Path) -> None:
-    for name in tokenizer_files.FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, stage / name)
-
-
-def _generation(source: Path, config: dict) -> dict:
-    path = source / "generation_config.json"
-    return read_json(path) if path.is_file() else {"eos_token_id": config.get("eos_token_id")}

@@ -14,7 +14,6 @@ format        how it is recognized                                      what dif
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,8 +41,8 @@ class ModelView:
         tensors: our names to lazy tensors.
         stored_config: ``config.json`` as it lies on disk.
         stored_tensors: the directory's own names.
-        settled: what ``settle`` laid over the config.
-        changed: which of it is new.
+        settled: official fields that a training laid over the config: its tile limits and template.
+        changed: those of them that differ from what the directory says.
     """
 
     directory: Path
@@ -54,12 +53,6 @@ class ModelView:
     stored_tensors: dict[str, LazyTensor]
     settled: dict = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
-
-    def settle(self, fields: Mapping) -> None:
-        """Lays fields of an official config over what the directory says: a training's tile limits and template."""
-        self.settled = dict(fields)
-        self.changed = {key for key, value in fields.items() if self.config.get(key) != value}
-        self.config = {**self.config, **fields}
 
 
 def open_config(directory: str | Path) -> tuple[Format, dict, dict]:

@@ -90,38 +90,31 @@ def _is_within(path: str | Path, folder: Path) -> bool:
     return False
 
 
-def check_disk(out: Path, num_bytes: int) -> None:
-    """Raises ``CheckpointError`` when the file system of ``out`` has less than ``num_bytes`` and a margin free."""
-    parent = out.parent
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
-    if free < num_bytes + _DISK_MARGIN:
-        raise CheckpointError(
-            f"{out} needs {format_size(num_bytes + _DISK_MARGIN)} but only {format_size(free)} are free on "
-            f"{parent}; free some space or write elsewhere"
-        )
-
-
 @contextmanager
-def staged_directory(out: Path) -> Iterator[Path]:
-    """Yields a hidden sibling to write into; on a clean exit it becomes ``out``, on any error it vanishes.
+def staged_directory(out: Path, config: Mapping, num_bytes: int) -> Iterator[Path]:
+    """Yields a hidden sibling to write into; on a clean exit it gets its config and becomes ``out``.
 
-    The writer calls ``write_config`` last. An existing ``out`` is replaced only after the new one is complete and on
-    the disk, and is back in its place after any error.
+    On any error it vanishes. An existing ``out`` is replaced only after the new one is complete and on the disk, and is
+    back in its place after any error.
+
+    Args:
+        out: from ``check_target``.
+        config: what ``config.json`` will hold, written last.
+        num_bytes: of the weights.
 
     Raises:
-        CheckpointError: the file system refused something (no space, no permission).
+        CheckpointError: too little free space, or the file system refused something.
     """
+    _check_disk(out, num_bytes)
     stage = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         recover(out)
         _remove_stale(out)
         stage = out.parent / f".{out.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
-        stage.mkdir()  # not tempfile's, which nobody else could read
+        stage.mkdir()  # with default permissions (umask), unlike tempfile's
         yield stage
-        assert (stage / _UNFINISHED).is_file(), "a staged directory needs write_config"
+        write_json(stage / _UNFINISHED, config)
         for root, _, files in os.walk(stage):
             for name in (*files, "."):
                 _sync(Path(root, name))
@@ -134,9 +127,17 @@ def staged_directory(out: Path) -> Iterator[Path]:
             shutil.rmtree(stage, ignore_errors=True)
 
 
-def write_config(stage: Path, config: Mapping) -> None:
-    """The config of a staged directory, under the name that only a finished directory loses."""
-    write_json(stage / _UNFINISHED, config)
+def _check_disk(out: Path, num_bytes: int) -> None:
+    """Raises ``CheckpointError`` when the file system of ``out`` has less than ``num_bytes`` and a margin free."""
+    parent = out.parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if free < num_bytes + _DISK_MARGIN:
+        raise CheckpointError(
+            f"{out} needs {format_size(num_bytes + _DISK_MARGIN)} but only {format_size(free)} are free on "
+            f"{parent}; free some space or write elsewhere"
+        )
 
 
 def _put_in_place(stage: Path, out: Path) -> None:
@@ -156,7 +157,8 @@ def recover(out: Path) -> None:
     """Puts back what a run that didn't end had renamed away from ``out``; removes it where ``out`` is complete."""
     for hidden in _replaced(out):
         if not (hidden / CONFIG).is_file() or (out / CONFIG).is_file():
-            _remove(hidden)
+            (hidden / CONFIG).unlink(missing_ok=True)  # first, so that no part of it ever loads
+            shutil.rmtree(hidden, ignore_errors=True)
             continue
         if out.exists():
             shutil.rmtree(out)
@@ -180,12 +182,6 @@ def _replaced(out: Path) -> list[Path]:
     return sorted(path for path in out.parent.iterdir() if path.name.startswith(prefix))
 
 
-def _remove(directory: Path) -> None:
-    """Removes a hidden model directory, its config first, so that no part of it ever loads."""
-    (directory / CONFIG).unlink(missing_ok=True)
-    shutil.rmtree(directory, ignore_errors=True)
-
-
 def _sync(path: Path) -> None:
     """Waits until a file's data, or a directory's entries, are on the disk."""
     fd = os.open(path, os.O_RDONLY)
@@ -203,6 +199,6 @@ def _remove_stale(out: Path) -> None:
     prefix = f".{out.name}.partial-"
     for path in out.parent.iterdir():
         pid = path.name.removeprefix(prefix).split("-")[0]
-        if path.name.startswith(prefix) and pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            if Path("/proc").exists():
-                shutil.rmtree(path, ignore_errors=True)
+        ended = pid.isdigit() and Path("/proc").exists() and not Path("/proc", pid).exists()
+        if path.name.startswith(prefix) and ended:
+            shutil.rmtree(path, ignore_errors=True)

@@ -243,15 +243,26 @@ class Computed(LazyTensor):
 
 
 class Cast(LazyTensor):
-    """The same numbers in another dtype, cast as they are read."""
+    """The same numbers in another dtype, cast as they are read.
 
-    def __init__(self, source: LazyTensor, dtype: torch.dtype):
-        self._source, self.dtype, self.shape = source, dtype, source.shape
+    Args:
+        source: the numbers.
+        dtype: the dtype wanted.
+        finite: reading NaN or infinity (after the cast) raises ``FloatingPointError``.
+    """
+
+    def __init__(self, source: LazyTensor, dtype: torch.dtype, finite: bool = False):
+        self._source, self.dtype, self.shape, self._finite = source, dtype, source.shape, finite
 
     def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
-        return (
-            (scratch or Scratch()).empty(stop - start, self.dtype).copy_(self._source.read_flat(start, stop, scratch))
-        )
+        block = self._source.read_flat(start, stop, scratch)
+        if self._finite and block.is_floating_point() and block.numel():
+            # Casting keeps order and NaN, so minimum and maximum speak for the whole block.
+            if not torch.stack(block.aminmax()).to(self.dtype).isfinite().all():
+                raise FloatingPointError("holds NaN or infinity")
+        if block.dtype == self.dtype:
+            return block
+        return (scratch or Scratch()).empty(block.numel(), self.dtype).copy_(block)
 
 
 def cast(tensor: LazyTensor, dtype: torch.dtype | None) -> LazyTensor:

@@ -1,4 +1,4 @@
-"""Writes weights: shards streamed tensor by tensor, blocks of several tensors side by side."""
+"""Writes weights: shards are streamed tensor by tensor, several blocks in parallel."""
 
 from __future__ import annotations
 
@@ -18,21 +18,9 @@ import torch
 from .reader import DTYPE_NAMES
 from .tensors import BLOCK_BYTES, LazyTensor, Run, Scratch, read_into
 
-_UNITS = {
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-COPY_BYTES = 16 * 2**20  # of one job; the kernel needs no buffer for it
-# Each holds a block or two; more than a few gain nothing on a disk.
+COPY_BYTES = 16 * 2**20  # per copy job, which needs no buffer
+# Each worker holds a block or two; more of them gain nothing on a disk.
 NUM_WORKERS = max(1, min(4, os.cpu_count() or 1))
 
 
@@ -42,10 +30,11 @@ def parse_size(text: str | int) -> int:
     Raises:
         ValueError: not a size.
     """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]?I?B?)\s*", str(text).upper())
-    if not match or match[2] not in _UNITS or float(match[1]) <= 0:
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(?:([KMGT])(I?)B|B?)\s*", str(text).upper())
+    if not match or float(match[1]) <= 0:
         raise ValueError(f"{text!r} is not a size; write it like 4GB, 500MB or 2GiB")
-    return int(float(match[1]) * _UNITS[match[2]])
+    unit = (1024 if match[3] else 1000) ** (" KMGT".index(match[2]) if match[2] else 0)
+    return int(float(match[1]) * unit)
 
 
 def resolve_dtype(name: str | None) -> torch.dtype | None:
@@ -69,22 +58,8 @@ def format_size(num_bytes: int) -> str:
 
 
 def write_json(path: Path, value: Mapping, default: Callable | None = None) -> None:
-    """Indented UTF-8 JSON with a final line break; ``default`` turns other objects into plain values."""
+    """Writes indented UTF-8 JSON; ``default`` turns other objects into plain values."""
     path.write_text(json.dumps(value, ensure_ascii=False, indent=2, default=default) + "\n", encoding="utf-8")
-
-
-def plan_shards(tensors: Mapping[str, LazyTensor], max_shard_size: int) -> list[list[str]]:
-    """Names of each shard, in order; a tensor larger than the limit gets a shard of its own."""
-    shards: list[list[str]] = [[]]
-    used = 0
-    for name, tensor in tensors.items():
-        size = tensor.nbytes
-        if shards[-1] and used + size > max_shard_size:
-            shards.append([])
-            used = 0
-        shards[-1].append(name)
-        used += size
-    return shards
 
 
 def write_weights(
@@ -99,21 +74,30 @@ def write_weights(
     Args:
         stage: directory to write into.
         tensors: by name, in the dtypes to write.
-        max_shard_size: bytes of data a shard.
+        max_shard_size: most bytes of data per shard; a tensor larger than that gets a shard of its own.
         advance: called with the number of bytes after each block, for a progress bar.
 
     Returns:
         The weight files in order (without the index).
+
+    Raises:
+        FloatingPointError: a tensor that must be finite isn't; the message begins with its name.
     """
-    shards = plan_shards(tensors, max_shard_size)
-    single = len(shards) == 1
+    shards: list[dict[str, LazyTensor]] = [{}]
+    used = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and used + tensor.nbytes > max_shard_size:
+            shards.append({})
+            used = 0
+        shards[-1][name] = tensor
+        used += tensor.nbytes
     files, weight_map = [], {}
-    for number, names in enumerate(shards, 1):
-        file = stage / ("model.safetensors" if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors")
-        write_single(file, {n: tensors[n] for n in names}, advance)
-        files.append(file)
-        weight_map.update(dict.fromkeys(names, file.name))
-    if not single:
+    for number, shard in enumerate(shards, 1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_single(stage / name, shard, advance)
+        files.append(stage / name)
+        weight_map.update(dict.fromkeys(shard, name))
+    if len(shards) > 1:
         total = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
         index = {"metadata": total, "weight_map": dict(sorted(weight_map.items()))}
         write_json(stage / "model.safetensors.index.json", index)
@@ -125,7 +109,7 @@ def write_single(
     tensors: Mapping[str, LazyTensor],
     advance: Callable[[int], None] = lambda num_bytes: None,
 ) -> None:
-    """Streams tensors into one safetensors file; arguments as for ``write_weights``."""
+    """Streams tensors into one safetensors file; arguments and errors as for ``write_weights``."""
     # Widest dtype first keeps every tensor aligned to its width. Older transformers die without {"format": "pt"}.
     ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
     header: dict = {"__metadata__": {"format": "pt"}}
@@ -147,10 +131,11 @@ def write_single(
         blocks = _Blocks(fd)
         pending: deque[Future] = deque()
         try:
-            for job, *args in _jobs(ordered, data):
-                pending.append(pool.submit(getattr(blocks, job), *args))
-                if len(pending) > 2 * NUM_WORKERS:
-                    advance(pending.popleft().result())
+            for name, tensor in ordered:
+                for job in blocks.jobs(name, tensor, data + header[name]["data_offsets"][0]):
+                    pending.append(pool.submit(*job))
+                    if len(pending) > 2 * NUM_WORKERS:
+                        advance(pending.popleft().result())
             while pending:
                 advance(pending.popleft().result())
         except BaseException:
@@ -159,58 +144,40 @@ def write_single(
             raise
 
 
-def _jobs(ordered, offset: int) -> Iterator[tuple]:
-    """What to do for each stretch of a file: bytes that lie somewhere as they are wanted are copied, the rest computed.
-
-    Neighbors that are neighbors in their source too become one copy.
-    """
-    waiting: tuple[Run, int] | None = None
-    for _, tensor in ordered:
-        runs = tensor.runs(0, tensor.numel)
-        for run in runs or ():
-            if waiting and (waiting[0].path, waiting[0].offset + waiting[0].num_bytes) == (run.path, run.offset):
-                waiting = (Run(run.path, waiting[0].offset, waiting[0].num_bytes + run.num_bytes), waiting[1])
-            else:
-                yield from _copies(waiting)
-                waiting = (run, offset)
-            offset += run.num_bytes
-        if runs is None:
-            yield from _copies(waiting)
-            waiting = None
-            for start, stop in tensor.spans():
-                yield "compute", tensor, start, stop, offset + start * tensor.dtype.itemsize
-            offset += tensor.nbytes
-    yield from _copies(waiting)
-
-
-def _copies(waiting: tuple[Run, int] | None) -> Iterator[tuple]:
-    if waiting is not None:
-        run, offset = waiting
-        for done in range(0, run.num_bytes, COPY_BYTES):
-            size = min(COPY_BYTES, run.num_bytes - done)
-            yield "copy", Run(run.path, run.offset + done, size), offset + done
-
-
 class _Blocks:
     """Fills stretches of one open file, from several threads."""
 
     def __init__(self, fd: int):
         self._fd = fd
         self._scratch = Scratch()
-        # Writers of one file exclude one another in the kernel too, where they would spin.
+        # The kernel lets one thread at a time write to a file, too, but makes the others spin.
         self._lock = threading.Lock()
         self._in_kernel = hasattr(os, "copy_file_range")
 
-    def compute(self, tensor: LazyTensor, start: int, stop: int, offset: int) -> int:
-        """Reads and writes the elements ``[start, stop)``; returns the bytes written."""
+    def jobs(self, name: str, tensor: LazyTensor, offset: int) -> Iterator[tuple]:
+        """Functions and arguments that write one tensor: bytes on disk are copied, everything else is computed."""
+        runs = tensor.runs(0, tensor.numel)
+        if runs is None:
+            for start, stop in tensor.spans():
+                yield self.compute, name, tensor, start, stop, offset + start * tensor.dtype.itemsize
+        for run in runs or ():
+            for done in range(0, run.num_bytes, COPY_BYTES):
+                yield self.copy, Run(run.path, run.offset + done, min(COPY_BYTES, run.num_bytes - done)), offset + done
+            offset += run.num_bytes
+
+    def compute(self, name: str, tensor: LazyTensor, start: int, stop: int, offset: int) -> int:
+        """Reads and writes the elements ``[start, stop)``; returns the number of bytes written."""
         self._scratch.reset()
-        block = tensor.read_flat(start, stop, self._scratch).contiguous().view(torch.uint8)
+        try:
+            block = tensor.read_flat(start, stop, self._scratch).contiguous().view(torch.uint8)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{name} {error}") from None
         with self._lock:
             _write_at(self._fd, memoryview(block.numpy()), offset)
         return block.numel()
 
     def copy(self, run: Run, offset: int) -> int:
-        """Copies bytes from file to file, inside the kernel where it can; returns their number."""
+        """Copies bytes from file to file, inside the kernel where possible; returns their number."""
         source = os.open(run.path, os.O_RDONLY)
         try:
             with self._lock:
@@ -227,7 +194,7 @@ class _Blocks:
         return run.num_bytes
 
     def _copy_in_kernel(self, source: int, run: Run, offset: int) -> int:
-        """The bytes that it managed; 0 between file systems that can't."""
+        """The number of bytes copied; fewer than asked for between file systems that can't."""
         done = 0
         while done < run.num_bytes:
             try:
@@ -237,7 +204,7 @@ class _Blocks:
                     raise
                 self._in_kernel = False
                 return done
-            if got == 0:  # some file systems, and the end of a file that was cut off: reading will tell
+            if got == 0:  # some file systems, or the file was cut off: ``read_into`` finds out
                 return done
             done += got
         return done
@@ -251,7 +218,7 @@ def _write_at(fd: int, view: memoryview, offset: int) -> None:
 
 @contextmanager
 def _one_thread_each():
-    """Blocks are worked on side by side; a pool of threads inside each would only get in its own way."""
+    """Limits torch to one thread per block: blocks run in parallel already."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from ... import preprocessing
 from .. import trained
 from ..io.reader import CheckpointError
-from ..io.staging import check_disk, check_target, staged_directory, write_config
+from ..io.staging import check_target, staged_directory
 from ..io.tensors import LazyTensor, cast
 from ..io.writer import resolve_dtype, write_json, write_single
 from . import merge
@@ -56,9 +56,10 @@ def export_adapter(
             parts.setdefault(part, {})[f"base_model.model.{inner}.{kind}"] = tensor
     for layer, (tensor, _) in plan.token_rows.items():
         part, _, inner = layer.partition(".")
-        parts.setdefault(part, {})[f"base_model.model.{inner}.token_adapter.trainable_tokens_delta"] = tensor
-    check_disk(out, sum(t.nbytes for held in [*parts.values(), plan.replaced] for t in held.values()))
-    with staged_directory(out) as stage:
+        parts.setdefault(part, {})[f"base_model.model.{inner}.{merge.TOKEN_ROWS}"] = tensor
+    config = {"base": str(base), "adapters": sorted(parts), "replaced": sorted(plan.replaced)}
+    num_bytes = sum(tensor.nbytes for held in [*parts.values(), plan.replaced] for tensor in held.values())
+    with staged_directory(out, config, num_bytes) as stage:
         for part, tensors in parts.items():
             (stage / part).mkdir()
             typed = {name: cast(tensor, wanted) for name, tensor in tensors.items()}
@@ -69,7 +70,6 @@ def export_adapter(
                 write_json(stage / part / preprocessing.FILE, plan.preprocessing)
         if plan.replaced:
             write_single(stage / REPLACED, {n: cast(t, wanted) for n, t in plan.replaced.items()})
-        write_config(stage, {"base": str(base), "adapters": sorted(parts), "replaced": sorted(plan.replaced)})
     num_tensors = sum(len(t) for t in parts.values()) + len(plan.replaced)
     return {"out": str(out), "parts": sorted(parts), "num_tensors": num_tensors}
 

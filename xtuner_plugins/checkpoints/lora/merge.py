@@ -20,10 +20,12 @@ from ..io.reader import CheckpointError
 from ..io.tensors import BLOCK_BYTES, Computed, LazyTensor, Scratch
 
 ADAPTER_NAME = "default"
-# 'lora_A.default.weight' of a live model, 'lora_A.weight' of a PEFT directory; embeddings have no '.weight'.
+TOKEN_ROWS = "token_adapter.trainable_tokens_delta"  # see ``token_rows``
+# A live model has 'lora_A.default.weight', a PEFT directory 'lora_A.weight'; those of embeddings lack '.weight'.
 _KEY = re.compile(
-    r"(?P<layer>.+)\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
-    r"(?:\.default)?(?:\.(?P<leaf>weight|bias))?"
+    r"(?P<layer>.+)\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|"
+    + re.escape(TOKEN_ROWS)
+    + r")(?:\.default)?(?:\.(?P<leaf>weight|bias))?"
 )
 _PLAIN_OPTIONS = {"r", "lora_alpha", "lora_dropout", "target_modules", "task_type"}
 # Their initialization changes the base weights themselves, so the base on disk is not what the adapter was trained on.
@@ -82,7 +84,7 @@ def full_config(config):
 
 
 def split_key(name: str) -> tuple[str, str] | None:
-    """``(layer, part)`` of an adapter tensor's name, part such as ``lora_A.weight``; None for any other tensor."""
+    """Layer and part (such as ``lora_A.weight``, or ``TOKEN_ROWS``) of an adapter tensor; None for any other tensor."""
     match = _KEY.fullmatch(name)
     if match is None:
         return None
@@ -243,14 +245,29 @@ def _rebuild(layer: str, module: nn.Module, parts: Mapping[str, torch.Tensor], c
     owner.add_module(leaf, module)
     inject_adapter_in_model(_single(config, layer), root, adapter_name=ADAPTER_NAME)
     wrapped = root.get_submodule(layer)
+    fill_adapter(wrapped, parts, layer)
+    return wrapped
+
+
+def fill_adapter(wrapped: nn.Module, parts: Mapping[str, torch.Tensor], layer: str) -> None:
+    """Puts adapter tensors into PEFT's layer, in fp32.
+
+    Args:
+        wrapped: PEFT's layer.
+        parts: by ``lora_A.weight`` and so on.
+        layer: name of the layer, for errors.
+
+    Raises:
+        CheckpointError: a shape that the config doesn't make.
+    """
+    device = wrapped.get_base_layer().weight.device
     for part, value in parts.items():
-        kind, _, kind_leaf = part.partition(".")
+        kind, _, leaf = part.partition(".")
         holder = getattr(wrapped, kind)[ADAPTER_NAME]
-        target = getattr(holder, kind_leaf) if kind_leaf else holder
+        target = getattr(holder, leaf) if leaf else holder
         if target.shape != value.shape:
             raise CheckpointError(f"{layer}.{part} is {list(value.shape)}, the config makes it {list(target.shape)}")
-        target.data = value.float()
-    return wrapped
+        target.data = value.float().to(device)
 
 
 def _merge_block(base, parts, config, layer, start, stop, has_bias, bias=None):

@@ -5,13 +5,12 @@ PEFT holds the trained rows by themselves, next to the frozen matrix::
     embed_tokens.token_adapter.trainable_tokens_delta.default    [n, D]    a PEFT directory leaves .default out
     embed_tokens.token_adapter.base_layer.weight                 [V, D]    the base has it
 
-In spite of its name the delta is the rows themselves. Which rows, the LoRA config says: a list (of the input embedding)
-or ``{'embed_tokens': [...], 'lm_head': [...]}``.
+Despite its name, ``trainable_tokens_delta`` holds the trained rows, not differences. ``trainable_token_indices`` of the
+LoRA config lists them: a list (of the input embedding) or ``{'embed_tokens': [...], 'lm_head': [...]}``.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,14 +21,7 @@ from ..io.tensors import Computed, LazyTensor
 
 BASE_LAYER = ".token_adapter.base_layer."
 ORIGINAL = ".token_adapter.trainable_tokens_original"
-_KEY = re.compile(r"(?P<layer>.+)\.token_adapter\.trainable_tokens_delta(?:\.default)?")
 _EMBEDDINGS = ("embed_tokens", "embeddings", "wte", "tok_embeddings")
-
-
-def split_key(name: str) -> str | None:
-    """The layer that a tensor of trained rows belongs to; None for any other tensor."""
-    match = _KEY.fullmatch(name)
-    return match["layer"] if match else None
 
 
 def indices_of(config, layer: str, where: str) -> list[int]:
@@ -58,16 +50,16 @@ def indices_of(config, layer: str, where: str) -> list[int]:
 
 
 def laid(base: LazyTensor, rows: LazyTensor, indices: list[int], name: str) -> LazyTensor:
-    """The matrix with trained rows in the places of its own, lazily.
+    """The matrix with some rows replaced by trained ones, lazily.
 
     Args:
         base: ``[V, D]``.
         rows: ``[n, D]``.
-        indices: n different numbers below V.
+        indices: n different row indices below V.
         name: of the matrix, for errors.
 
     Raises:
-        CheckpointError: shapes or numbers that don't fit.
+        CheckpointError: shapes or indices that don't fit.
     """
     if rows.shape != (len(indices), *base.shape[1:]):
         raise CheckpointError(
@@ -79,11 +71,10 @@ def laid(base: LazyTensor, rows: LazyTensor, indices: list[int], name: str) -> L
             f"{name}: the rows {sorted(indices)[:3]} to {max(indices)} are not different rows of {base.shape[0]}"
         )
     dtype = torch.promote_types(base.dtype, rows.dtype)
-    places = {index: n for n, index in enumerate(indices)}
 
     def make_rows(start: int, stop: int) -> torch.Tensor:
         block = torch.empty(stop - start, *base.shape[1:], dtype=dtype).copy_(base.rows(start, stop).read())
-        for index, n in places.items():
+        for n, index in enumerate(indices):
             if start <= index < stop:
                 block[index - start] = rows.rows(n, n + 1).read()[0]
         return block
@@ -94,10 +85,11 @@ def laid(base: LazyTensor, rows: LazyTensor, indices: list[int], name: str) -> L
 def trained_on_tied(adapter_config: Mapping, embedding: LazyTensor, head: LazyTensor, indices: list[int]) -> bool:
     """Whether a PEFT adapter's rows belong to the head as well, because its model had one matrix for both.
 
-    A base here always holds two. The adapter itself doesn't say, but the model that it names does, if it is at hand.
+    A base always holds two matrices. The adapter doesn't say how many its own model had, so the config of the model
+    that it names is asked, if that is on this machine.
 
     Raises:
-        CheckpointError: nothing tells.
+        CheckpointError: it can't be told.
     """
     named = adapter_config.get("base_model_name_or_path") or ""
     path = Path(named) / "config.json"

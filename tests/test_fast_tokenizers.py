@@ -61,7 +61,7 @@ def test_sentencepiece(settings, tmp_path):
     """Equal on thousands of texts, and after saving and opening by the generic class."""
     content = sentencepiece_model(**settings)
     tokenizer = load_tokenizer(write_internlm2(tmp_path / "llm", model=content), complete=False)
-    save_tokenizer(tokenizer, tmp_path, template=None)
+    save_tokenizer(tokenizer, tmp_path, "")
     again = AutoTokenizer.from_pretrained(tmp_path)
     processor = sentencepiece.SentencePieceProcessor(model_proto=content)
     texts = [*SAMPLES, *corpus(), *random_texts(2000)]
@@ -144,7 +144,7 @@ def test_llama_without_tokenizer_json(tmp_path):
 
 def test_tiktoken(ranks, toy_parts, tmp_path):
     tokenizer = load_tokenizer(write_qwen(tmp_path / "llm", ranks), complete=False)
-    save_tokenizer(tokenizer, tmp_path, template=None)
+    save_tokenizer(tokenizer, tmp_path, "")
     fast, slow = (AutoTokenizer.from_pretrained(tmp_path, use_fast=flag) for flag in (True, False))
     special = {name: len(ranks) + n for n, name in enumerate(QWEN_TOKENS)}
     encoding = tiktoken.Encoding("q", pat_str=QWEN_PATTERN, mergeable_ranks=ranks, special_tokens=special)

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+
+from .checkpoints.io.reader import CheckpointError, read_json
 
 MAX_BYTES = 64 * 2**20  # real vocabularies have 1 to 5 MB
 MAX_PIECE = 1000  # bytes or characters of a token; real ones have up to 128
@@ -83,15 +84,11 @@ SAMPLES = (
 )
 
 
-class VocabularyError(ValueError):
-    """A tokenizer's files are missing, damaged, or can't become a fast tokenizer; the message names file and reason."""
-
-
 def load_fast_tokenizer(directory: str | Path):
     """The fast tokenizer of a local directory; no code from it runs, nothing is downloaded.
 
     Raises:
-        VocabularyError: see ``convert``.
+        CheckpointError: see ``convert``.
         Exception: what transformers raises for a directory without a tokenizer, or with a damaged one.
     """
     directory = Path(directory)
@@ -118,7 +115,7 @@ def convert(directory: Path):
         A ``transformers.PreTrainedTokenizerFast`` or a class of it.
 
     Raises:
-        VocabularyError: the vocabulary is missing, damaged, or can't be converted exactly.
+        CheckpointError: the vocabulary is missing, damaged, or can't be converted exactly.
     """
     file, make = CONVERTERS[_class_name(directory)]
     if (directory / "tokenizer.json").is_file():
@@ -127,27 +124,17 @@ def convert(directory: Path):
         return PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
     path = directory / file
     if not path.is_file():
-        raise VocabularyError(f"{directory} has neither tokenizer.json nor {file}, so there is no vocabulary")
+        raise CheckpointError(f"{directory} has neither tokenizer.json nor {file}, so there is no vocabulary")
     if path.stat().st_size > MAX_BYTES:
-        raise VocabularyError(f"{path} has {path.stat().st_size} bytes; that is no vocabulary")
-    return make(path, _read_json(directory / "tokenizer_config.json"))
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise VocabularyError(f"{path} is not readable JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise VocabularyError(f"{path} holds a JSON {type(value).__name__}, expected an object")
-    return value
+        raise CheckpointError(f"{path} has {path.stat().st_size} bytes; that is no vocabulary")
+    return make(path, read_json(directory / "tokenizer_config.json"))
 
 
 def _class_name(directory: Path) -> str | None:
     path = directory / "tokenizer_config.json"
     if not path.is_file():
         return None
-    name = _read_json(path).get("tokenizer_class")
+    name = read_json(path).get("tokenizer_class")
     return name.removesuffix("Fast") if isinstance(name, str) else None
 
 
@@ -158,7 +145,7 @@ def read_tiktoken(path: Path) -> dict[bytes, int]:
     """Tokens and their ids of a tiktoken file: a line each, base64 and number.
 
     Raises:
-        VocabularyError: a line that says something else, or ids that don't run from 0 without a gap.
+        CheckpointError: a line that says something else, or ids that don't run from 0 without a gap.
     """
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
@@ -170,15 +157,15 @@ def read_tiktoken(path: Path) -> dict[bytes, int]:
             if ranks.setdefault(token, int(rank)) != int(rank):
                 raise ValueError("a second id")
         except (ValueError, binascii.Error):
-            raise VocabularyError(
+            raise CheckpointError(
                 f"{path}:{number}: {line[:40]!r} is not a new token in base64 and its id; the file is damaged"
             ) from None
     if not ranks or sorted(ranks.values()) != list(range(len(ranks))):
-        raise VocabularyError(f"{path}: the ids of {len(ranks)} tokens don't run from 0 without a gap; it is damaged")
+        raise CheckpointError(f"{path}: the ids of {len(ranks)} tokens don't run from 0 without a gap; it is damaged")
     single = sum(len(token) == 1 for token in ranks)
     longest = max(map(len, ranks))
     if single != 256 or b"" in ranks or longest > MAX_PIECE:
-        raise VocabularyError(f"{path} has {single} of the 256 single bytes and up to {longest} in one; it is damaged")
+        raise CheckpointError(f"{path} has {single} of the 256 single bytes and up to {longest} in one; it is damaged")
     return ranks
 
 
@@ -217,7 +204,7 @@ def read_sentencepiece(path: Path):
     """``(processor, proto)`` of a sentencepiece model.
 
     Raises:
-        VocabularyError: not such a file, or one that no fast tokenizer can express.
+        CheckpointError: not such a file, or one that no fast tokenizer can express.
     """
     from google.protobuf.message import DecodeError
     from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
@@ -230,7 +217,7 @@ def read_sentencepiece(path: Path):
         num_pieces = processor.get_piece_size()
     except (DecodeError, RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise VocabularyError(f"{path} is not a sentencepiece model, or damaged: {reason}") from None
+        raise CheckpointError(f"{path} is not a sentencepiece model, or damaged: {reason}") from None
     names = dict.fromkeys(piece.piece for piece in proto.pieces)
     kinds = [piece.type for piece in proto.pieces]
     bytes_there = {piece.piece for piece in proto.pieces if piece.type == _BYTE}
@@ -252,7 +239,7 @@ def read_sentencepiece(path: Path):
     elif spec.precompiled_charsmap:
         reason = "it replaces characters (InternLM2's doesn't), which a fast tokenizer does differently in places"
     if reason:
-        raise VocabularyError(f"{path} can't become a fast tokenizer: {reason}")
+        raise CheckpointError(f"{path} can't become a fast tokenizer: {reason}")
     return processor, proto
 
 
@@ -278,7 +265,7 @@ def _from_sentencepiece(path: Path, config: Mapping):
     for number, token in sorted(added.items()):
         (converted.add_special_tokens if token.special else converted.add_tokens)([token])
         if converted.token_to_id(token.content) != number:
-            raise VocabularyError(
+            raise CheckpointError(
                 f"{path.parent}: the added token {token.content} can't have the id {number}; ids must have no gap"
             )
     names = {
@@ -287,7 +274,7 @@ def _from_sentencepiece(path: Path, config: Mapping):
     }
     for key, name in names.items():
         if name is not None and converted.token_to_id(name) is None:
-            raise VocabularyError(f"{path.parent}: the {key} token {name} is not in the vocabulary")
+            raise CheckpointError(f"{path.parent}: the {key} token {name} is not in the vocabulary")
     before = [names["bos"]] if config.get("add_bos_token", True) else []
     after = [names["eos"]] if config.get("add_eos_token", False) else []
     if before or after:
@@ -317,17 +304,17 @@ def _added_tokens(directory: Path, config: Mapping, pieces: list[str]) -> dict[i
     positions = {piece: number for number, piece in enumerate(pieces)}
     listed = {_text(token) for token in config.get("additional_special_tokens") or []}
     try:
-        for content, number in (_read_json(path) if path.is_file() else {}).items():
+        for content, number in (read_json(path) if path.is_file() else {}).items():
             found[int(number)] = (content, {"special": content in listed})
         for number, fields in (config.get("added_tokens_decoder") or {}).items():
             found[int(number)] = (fields["content"], fields)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise VocabularyError(
+        raise CheckpointError(
             f"{directory}: the added tokens can't be read ({type(error).__name__}: {error})"
         ) from None
     for number, (content, _) in found.items():
         if number < 0 or not content or positions.get(content, number) != number:
-            raise VocabularyError(
+            raise CheckpointError(
                 f"{directory}: the added token {content!r} with id {number} contradicts the vocabulary"
             )
     flags = ("lstrip", "rstrip", "single_word", "special")
@@ -399,7 +386,7 @@ def _check(tokenizer, reference: Callable[[str], list[int]], path: Path, more: I
     for text in (*SAMPLES, *more):
         ids, expected = tokenizer.encode(text, add_special_tokens=False).ids, reference(text)
         if ids != expected:
-            raise VocabularyError(
+            raise CheckpointError(
                 f"{path} can't become a fast tokenizer exactly: {text!r} would give {ids[:20]} instead of "
                 f"{expected[:20]}; put a tokenizer.json beside it"
             )

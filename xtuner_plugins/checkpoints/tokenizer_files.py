@@ -8,9 +8,10 @@ that newer tokenizers save is unreadable for transformers 4.37 and 4.44), the ch
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
-from ..fast_tokenizers import VocabularyError, load_fast_tokenizer
+from ..fast_tokenizers import load_fast_tokenizer
 from ..hub.constants import ADDED_TOKENS
 from ..hub.conversation import get_conv_template
 from .io.reader import CheckpointError, read_json
@@ -47,8 +48,8 @@ def load_tokenizer(directory: str | Path, *, complete: bool = True):
         raise CheckpointError(f"{directory} holds no tokenizer (no tokenizer.json, no tokenizer_config.json)")
     try:
         tokenizer = load_fast_tokenizer(directory)
-    except VocabularyError as error:
-        raise CheckpointError(str(error)) from None
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(
             f"{directory}: the tokenizer can't be loaded: {str(error).strip().splitlines()[0]}"
@@ -72,20 +73,12 @@ def token_id(tokenizer, token: str | None) -> int | None:
     return tokenizer.get_vocab().get(token)
 
 
-def add_image_tokens(tokenizer) -> int:
-    """Adds the nine tokens in the official order; returns how many were new."""
+def add_tokens(tokenizer, tokens: Iterable[str]) -> int:
+    """Adds special tokens after all others, in their order; returns how many were new."""
     from transformers import AddedToken
 
-    tokens = [AddedToken(t, normalized=False, special=True) for t in ADDED_TOKENS]
-    return tokenizer.add_tokens(tokens, special_tokens=True)
-
-
-def add_token(tokenizer, token: str) -> None:
-    """Adds a special token after all others where the vocabulary has none of the name."""
-    from transformers import AddedToken
-
-    if token_id(tokenizer, token) is None:
-        tokenizer.add_tokens([AddedToken(token, normalized=False, special=True)], special_tokens=True)
+    added = [AddedToken(token, normalized=False, special=True) for token in tokens]
+    return tokenizer.add_tokens(added, special_tokens=True)
 
 
 def num_token_rows(tokenizer) -> int:
@@ -202,22 +195,27 @@ def write_generation_config(stage: Path, tokenizer, config, release: str) -> Non
     )
 
 
-def save_tokenizer(tokenizer, out: Path, *, template: str | None) -> None:
-    """Writes the tokenizer's files; ``template`` becomes its chat template (None keeps what it has)."""
+def save_tokenizer(tokenizer, out: Path, template: str, **fields) -> None:
+    """Writes the tokenizer's files with a chat template, and further fields of ``tokenizer_config.json``."""
     tokenizer.save_pretrained(str(out))
     for extra in out.glob("chat_template*"):
         extra.unlink()
     config = read_json(out / "tokenizer_config.json")
     config.pop("extra_special_tokens", None)
     config.pop("auto_map", None)
-    if template is not None or tokenizer.chat_template is not None:
-        config["chat_template"] = tokenizer.chat_template if template is None else template
+    config["chat_template"] = template
     # Fast classes of newer releases save e.g. Qwen2TokenizerFast; the plain name lets old and new pick slow or fast.
     name = type(tokenizer).__name__
     config["tokenizer_class"] = name if name == "PreTrainedTokenizerFast" else name.removesuffix("Fast")
-    write_json(out / "tokenizer_config.json", config)
+    write_json(out / "tokenizer_config.json", {**config, **fields})
     if (out / "tokenizer.json").is_file():
         merges_as_strings(out / "tokenizer.json")
+
+
+def save_processor_tokenizer(tokenizer, out: Path, template: str, **fields) -> None:
+    """As ``save_tokenizer``; the chat template also stands where processors look for it."""
+    save_tokenizer(tokenizer, out, template, **fields)
+    (out / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
 def merges_as_strings(path: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from ...families import LLMFamily, encoder_family, llm_family
+from ...hub.configuration_internvl_chat import PROJECTOR_TYPES, InternVLChatConfig
+from ...hub.constants import ADDED_TOKENS
 from ...hub.conversation import get_conv_template
 from .. import formats, tokenizer_files
 from ..formats import official
@@ -186,7 +188,7 @@ def read_llm(directory: Path) -> LLMPart:
             )
         tensors[family.head] = tensors[family.embedding]
     tokenizer = tokenizer_files.load_tokenizer(directory, complete=False)
-    num_new = tokenizer_files.add_image_tokens(tokenizer)
+    num_new = tokenizer_files.add_tokens(tokenizer, ADDED_TOKENS)
     return LLMPart(config, family, tokenizer, tensors, num_new)
 
 
@@ -252,8 +254,6 @@ def make_config(
     part: towers.VisionPart, llm: LLMPart, template: str, max_tiles: int | None, dtype: str, projector_type: str | None
 ) -> dict:
     """The official config of the two parts; arguments as for ``build_base``."""
-    from ...hub.configuration_internvl_chat import PROJECTOR_TYPES, InternVLChatConfig
-
     projector_type = projector_type or part.projector_type
     if projector_type not in PROJECTOR_TYPES:
         raise ValueError(f"projector_type {projector_type!r} is unknown; choose one of {', '.join(PROJECTOR_TYPES)}")

@@ -147,7 +147,7 @@ def _rewritten(view: ModelView, tensors: Mapping[str, LazyTensor], to: Format, t
     if tokenizer_files.token_id(tokenizer, dropped) == rows - 1:
         rows -= 1
     if to.PROCESSOR_TOKEN:
-        tokenizer_files.add_token(tokenizer, to.PROCESSOR_TOKEN)
+        tokenizer_files.add_tokens(tokenizer, [to.PROCESSOR_TOKEN])
         rows = max(rows, tokenizer_files.num_token_rows(tokenizer))
     fields = to.write_config(config, tokenizer, rows)
     family = llm_family(config["llm_config"])

@@ -45,11 +45,7 @@ KEYS = KeyMapping(
         Row("vision_model.embeddings.class_embedding", "vision_tower.embeddings.cls_token"),
         Row("vision_model.embeddings.position_embedding", "vision_tower.embeddings.position_embeddings"),
         Row("vision_model.embeddings.patch_embedding.{p}", "vision_tower.embeddings.patch_embeddings.projection.{p}"),
-        Row(
-            _VIT + "attn.qkv.{p}",
-            tuple(f"{_HF_VIT}attention.{n}_proj.{{p}}" for n in "qkv"),
-            Parts((1, 1, 1)),
-        ),
+        Row(_VIT + "attn.qkv.{p}", tuple(f"{_HF_VIT}attention.{n}_proj.{{p}}" for n in "qkv"), Parts((1, 1, 1))),
         Row(_VIT + "attn.proj.{p}", _HF_VIT + "attention.projection_layer.{p}"),
         Row(_VIT + "attn.q_norm.weight", _HF_VIT + "attention.q_norm.weight"),
         Row(_VIT + "attn.k_norm.weight", _HF_VIT + "attention.k_norm.weight"),
@@ -198,18 +194,15 @@ def write_files(stage: Path, config: Mapping, tokenizer) -> None:
     """See ``Format``: tokenizer, processors, chat template and generation config."""
     image, video = "<IMG_CONTEXT>\n", PROCESSOR_TOKEN + "\n"
     template = tokenizer_files.processor_template(config["template"], image=image, video=video)
-    tokenizer_files.save_tokenizer(tokenizer, stage, template=template)
-    (stage / "chat_template.jinja").write_text(template, encoding="utf-8")
-    fields = read_json(stage / "tokenizer_config.json")
     named = {
         "start_image_token": "<img>",
         "end_image_token": "</img>",
         "context_image_token": "<IMG_CONTEXT>",
         "video_token": PROCESSOR_TOKEN,
     }
-    # Both ways of saying it: new releases read the dict, and the attributes themselves are read back by older ones.
-    fields.update(extra_special_tokens=named, processor_class="InternVLProcessor", return_token_type_ids=False, **named)
-    write_json(stage / "tokenizer_config.json", fields)
+    # Newer releases read the dict, older ones the attributes themselves.
+    fields = {"extra_special_tokens": named, "processor_class": "InternVLProcessor", "return_token_type_ids": False}
+    tokenizer_files.save_processor_tokenizer(tokenizer, stage, template, **fields, **named)
     size = config["force_image_size"]
     images = {
         "crop_to_patches": False,

@@ -63,18 +63,18 @@ def read_config(config: Mapping) -> dict:
 
 def keys(config: Mapping) -> KeyMapping:
     """InternLM2 <-> Llama, names without prefix. No rotary permutation: both rotate halves."""
-    left, right = "model.layers.{i}.", "model.layers.{i}."
+    layer = "model.layers.{i}."
     grouped = GroupedQKV(config["num_attention_heads"], config["num_key_value_heads"])
     return KeyMapping(
         [
             Row("model.tok_embeddings.weight", "model.embed_tokens.weight"),
-            Row(left + "attention.wqkv.{p}", tuple(f"{right}self_attn.{n}_proj.{{p}}" for n in "qkv"), grouped),
-            Row(left + "attention.wo.{p}", right + "self_attn.o_proj.{p}"),
-            Row(left + "feed_forward.w1.weight", right + "mlp.gate_proj.weight"),
-            Row(left + "feed_forward.w3.weight", right + "mlp.up_proj.weight"),
-            Row(left + "feed_forward.w2.weight", right + "mlp.down_proj.weight"),
-            Row(left + "attention_norm.weight", right + "input_layernorm.weight"),
-            Row(left + "ffn_norm.weight", right + "post_attention_layernorm.weight"),
+            Row(layer + "attention.wqkv.{p}", tuple(f"{layer}self_attn.{n}_proj.{{p}}" for n in "qkv"), grouped),
+            Row(layer + "attention.wo.{p}", layer + "self_attn.o_proj.{p}"),
+            Row(layer + "feed_forward.w1.weight", layer + "mlp.gate_proj.weight"),
+            Row(layer + "feed_forward.w3.weight", layer + "mlp.up_proj.weight"),
+            Row(layer + "feed_forward.w2.weight", layer + "mlp.down_proj.weight"),
+            Row(layer + "attention_norm.weight", layer + "input_layernorm.weight"),
+            Row(layer + "ffn_norm.weight", layer + "post_attention_layernorm.weight"),
             Row("model.norm.weight", "model.norm.weight"),
             Row("output.weight", "lm_head.weight"),
         ],

@@ -3,7 +3,7 @@
 A row names one tensor on the left and one or several on the right; every difference between the formats that this
 project knows is a renaming or a regrouping of whole rows, never arithmetic, so a round trip is exact to the bit.
 
-Templates: ``{i}`` a layer number, ``{p}`` ``weight`` or ``bias``, ``{rest}`` anything. Example::
+Templates: ``{i}`` a layer index, ``{p}`` ``weight`` or ``bias``, ``{rest}`` anything. Example::
 
     Row("vision_model.encoder.layers.{i}.attn.qkv.{p}",
         ("vision_tower.encoder.layer.{i}.attention.q_proj.{p}", "...k_proj.{p}", "...v_proj.{p}"), Thirds())
@@ -83,8 +83,8 @@ def _compile(template: str) -> re.Pattern:
 class KeyMapping:
     """An invertible table. The first row that matches a name counts.
 
-    ``to_ours`` and ``to_theirs`` are ``to_left`` and ``to_right``, whichever way the table was written: a row can only
-    have several names on the right.
+    A row can have several names only on the right, so the names of training stand on either side; ``to_ours`` and
+    ``to_theirs`` are ``to_left`` and ``to_right``, or the other way round.
 
     Args:
         rows: the table.
@@ -101,21 +101,8 @@ class KeyMapping:
         self.to_ours, self.to_theirs = self.to_left, self.to_right
         if ours == "right":
             self.to_ours, self.to_theirs = self.to_right, self.to_left
-        self._lefts = [_compile(row.left) for row in self.rows]
-        self._rights = [[_compile(t) for t in row.rights] for row in self.rows]
-
-    def names_right(self, name: str) -> tuple[str, ...] | None:
-        """What a left name becomes, or None when no row covers it."""
-        for row, pattern in zip(self.rows, self._lefts, strict=True):
-            match = pattern.fullmatch(name)
-            if match:
-                return tuple(t.format(**match.groupdict()) for t in row.rights)
-        return None
-
-    def name_left(self, name: str) -> str | None:
-        """What a right name belongs to, or None when no row covers it."""
-        found = self._find_right(name)
-        return found[0] if found else None
+        self._lefts = [(_compile(row.left), row, 0) for row in self.rows]
+        self._rights = [(_compile(right), row, k) for row in self.rows for k, right in enumerate(row.rights)]
 
     def listed(self, name: str) -> str:
         """A right name as the table has it, where a directory has another prefix."""
@@ -124,13 +111,12 @@ class KeyMapping:
                 return own + name.removeprefix(prefix)
         return name
 
-    def _find_right(self, name: str) -> tuple[str, int, int] | None:
-        name = self.listed(name)
-        for r, row in enumerate(self.rows):
-            for k, pattern in enumerate(self._rights[r]):
-                match = pattern.fullmatch(name)
-                if match:
-                    return row.left.format(**match.groupdict()), r, k
+    @staticmethod
+    def _find(name: str, patterns: Sequence[tuple[re.Pattern, Row, int]]) -> tuple[Row, int, dict[str, str]] | None:
+        """Row, index on its right side and template fields of a name; None when no row covers it."""
+        for pattern, row, k in patterns:
+            if match := pattern.fullmatch(name):
+                return row, k, match.groupdict()
         return None
 
     def to_right(self, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -141,19 +127,17 @@ class KeyMapping:
         """
         result: dict[str, LazyTensor] = {}
         for name, tensor in tensors.items():
-            for row, pattern in zip(self.rows, self._lefts, strict=True):
-                match = pattern.fullmatch(name)
-                if match:
-                    names = [t.format(**match.groupdict()) for t in row.rights]
-                    try:
-                        result.update(zip(names, row.how.split(tensor), strict=True))
-                    except CheckpointError as error:
-                        raise CheckpointError(f"{name}: {error}") from None
-                    break
-            else:
+            found = self._find(name, self._lefts)
+            if found is None:
                 raise CheckpointError(
                     f"{name} is not a tensor of the {self.left} format, so it can't become {self.right}"
                 )
+            row, _, fields = found
+            try:
+                parts = row.how.split(tensor)
+            except CheckpointError as error:
+                raise CheckpointError(f"{name}: {error}") from None
+            result.update(zip((right.format(**fields) for right in row.rights), parts, strict=True))
         return result
 
     def to_left(self, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -162,34 +146,30 @@ class KeyMapping:
         Raises:
             CheckpointError: a name that no row covers, or a group (q, k, v) of which a member is missing.
         """
-        groups: dict[str, tuple[int, dict[int, LazyTensor]]] = {}
+        groups: dict[str, tuple[Row, dict[int, LazyTensor]]] = {}
         for name, tensor in tensors.items():
-            found = self._find_right(name)
+            found = self._find(self.listed(name), self._rights)
             if found is None:
                 raise CheckpointError(
                     f"{name} is not a tensor of the {self.right} format, so it can't become {self.left}"
                 )
-            left, r, k = found
-            groups.setdefault(left, (r, {}))[1][k] = tensor
+            row, k, fields = found
+            groups.setdefault(row.left.format(**fields), (row, {}))[1][k] = tensor
         result = {}
-        for left, (r, members) in groups.items():
-            if len(members) != len(self.rows[r].rights):
-                lacking = [t for k, t in enumerate(self.rows[r].rights) if k not in members]
+        for left, (row, members) in groups.items():
+            if len(members) != len(row.rights):
+                lacking = [right for k, right in enumerate(row.rights) if k not in members]
                 raise CheckpointError(f"{left} can't be put together: {', '.join(lacking)} missing")
             try:
-                result[left] = self.rows[r].how.join([members[k] for k in sorted(members)])
+                result[left] = row.how.join([members[k] for k in sorted(members)])
             except CheckpointError as error:
                 raise CheckpointError(f"{left}: {error}") from None
         return result
 
 
-def prefixed(rows: Iterable[Row], left: str = "", right: str = "") -> list[Row]:
-    """The same rows under prefixes (a mapping of an LLM inside a multimodal model)."""
-    return [Row(left + row.left, tuple(right + t for t in row.rights), row.how) for row in rows]
-
-
-def inside(mapping: KeyMapping, prefix: str = "language_model.") -> KeyMapping:
+def inside(mapping: KeyMapping) -> KeyMapping:
     """A language model's mapping inside a multimodal model; everything else stays as it is."""
-    others = [Row("vision_model.{rest}", "vision_model.{rest}"), Row("mlp1.{rest}", "mlp1.{rest}")]
-    rows = [*prefixed(mapping.rows, prefix, prefix), *others]
+    lm = "language_model."
+    rows = [Row(lm + row.left, tuple(lm + right for right in row.rights), row.how) for row in mapping.rows]
+    rows += [Row("vision_model.{rest}", "vision_model.{rest}"), Row("mlp1.{rest}", "mlp1.{rest}")]
     return KeyMapping(rows, mapping.left, mapping.right, ours=mapping.ours)

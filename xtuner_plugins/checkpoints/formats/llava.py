@@ -127,10 +127,7 @@ def write_files(stage: Path, config: Mapping, tokenizer) -> None:
     family = check_expressible(config)
     image = "<img>" + PROCESSOR_TOKEN + "</img>\n"
     template = tokenizer_files.processor_template(config["template"], image=image, video=None)
-    tokenizer_files.save_tokenizer(tokenizer, stage, template=template)
-    (stage / "chat_template.jinja").write_text(template, encoding="utf-8")
-    fields = read_json(stage / "tokenizer_config.json")
-    write_json(stage / "tokenizer_config.json", {**fields, "processor_class": "LlavaProcessor"})
+    tokenizer_files.save_processor_tokenizer(tokenizer, stage, template, processor_class="LlavaProcessor")
     side = {"height": config["force_image_size"], "width": config["force_image_size"]}
     write_json(
         stage / "preprocessor_config.json",

@@ -138,7 +138,7 @@ def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
 def write_files(stage: Path, config: Mapping, tokenizer) -> None:
     """See ``Format``: tokenizer with chat template, generation and preprocessor configs, our code."""
     template = tokenizer_files.chat_template(tokenizer, config["template"])
-    tokenizer_files.save_tokenizer(tokenizer, stage, template=template)
+    tokenizer_files.save_tokenizer(tokenizer, stage, template)
     tokenizer_files.write_generation_config(stage, tokenizer, config, RELEASE)
     write_json(stage / "preprocessor_config.json", preprocessor_config(config["force_image_size"]))
     remote_code.copy_hub_code(stage)

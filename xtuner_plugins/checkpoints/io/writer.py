@@ -105,9 +105,7 @@ def write_weights(
 
 
 def write_single(
-    path: Path,
-    tensors: Mapping[str, LazyTensor],
-    advance: Callable[[int], None] = lambda num_bytes: None,
+    path: Path, tensors: Mapping[str, LazyTensor], advance: Callable[[int], None] = lambda num_bytes: None
 ) -> None:
     """Streams tensors into one safetensors file; arguments and errors as for ``write_weights``."""
     # Widest dtype first keeps every tensor aligned to its width. Older transformers die without {"format": "pt"}.

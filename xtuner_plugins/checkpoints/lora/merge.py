@@ -11,6 +11,7 @@ import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -111,27 +112,24 @@ def merged_weight(
         parts: adapter tensors by ``lora_A.weight``, ``lora_B.weight`` and so on.
         config: the ``peft.LoraConfig`` that they were trained with.
         layer: name of the layer inside its model; rank and alpha patterns match it.
-        bias: the layer's bias, only to tell PEFT that there is one.
+        bias: the layer's bias, which PEFT's layer needs beside the weight; None for none.
 
     Raises:
         CheckpointError: shapes that don't fit the base or the config's rank.
     """
     rank = _check_shapes(base, parts, config, layer)
-    if len(base.shape) == 4 or ("lora_embedding_A" in parts and "lora_magnitude_vector.weight" in parts):
-        return _merged_whole(base, parts, config, layer, bias)
-    if set(parts) == {"lora_A.weight", "lora_B.weight"} and not config.use_dora:
+    if set(parts) == {"lora_A.weight", "lora_B.weight"} and not config.use_dora and len(base.shape) == 2:
         plain = isinstance(config, PlainLora)
         return _Plain(base, parts, config.lora_alpha / rank if plain else _scaling(config, layer, rank))
-    width = base.shape[1]
-    limit = max(1, BLOCK_BYTES // (width * 4))
+    if len(base.shape) == 4 or ("lora_embedding_A" in parts and "lora_magnitude_vector.weight" in parts):
+        # Rows depend on one another: convolutions, and embeddings under DoRA (one magnitude per column).
+        whole = cache(lambda: _merge_rows(base, parts, config, layer, 0, base.shape[0], bias)[0])
+        return Computed(lambda start, stop: whole()[start:stop], torch.float32, base.shape)
+    limit = max(1, BLOCK_BYTES // (base.shape[1] * 4))
 
     def make_rows(start: int, stop: int) -> torch.Tensor:
-        return torch.cat(
-            [
-                _merge_block(base, parts, config, layer, a, min(a + limit, stop), bias is not None)[0]
-                for a in range(start, stop, limit)
-            ]
-        )
+        blocks = ((a, min(a + limit, stop)) for a in range(start, stop, limit))
+        return torch.cat([_merge_rows(base, parts, config, layer, a, b, bias)[0] for a, b in blocks])
 
     return Computed(make_rows, torch.float32, base.shape)
 
@@ -174,12 +172,9 @@ def merged_bias(
     base: LazyTensor, parts: Mapping[str, LazyTensor], config, layer: str, weight: LazyTensor
 ) -> LazyTensor:
     """The merged bias of a layer trained with ``lora_bias=True``, in fp32."""
-
-    def make_rows(start: int, stop: int) -> torch.Tensor:
-        layer_rows = _merge_block(weight, parts, config, layer, start, stop, True, base)
-        return layer_rows[1]
-
-    return Computed(make_rows, torch.float32, base.shape)
+    return Computed(
+        lambda start, stop: _merge_rows(weight, parts, config, layer, start, stop, base)[1], torch.float32, base.shape
+    )
 
 
 def _check_shapes(base, parts, config, layer) -> int:
@@ -270,51 +265,25 @@ def fill_adapter(wrapped: nn.Module, parts: Mapping[str, torch.Tensor], layer: s
         target.data = value.float().to(device)
 
 
-def _merge_block(base, parts, config, layer, start, stop, has_bias, bias=None):
-    """Rows ``[start, stop)`` merged: fp32 weight rows and bias rows (None without)."""
-    rows = stop - start
-    weight = base.rows(start, stop).read().float()
-    loaded = {}
-    for part, tensor in parts.items():
-        whole = part in ("lora_A.weight", "lora_embedding_B")
-        if part == "lora_embedding_A":  # [rank, rows]
-            loaded[part] = tensor.read()[:, start:stop]
-        else:
-            loaded[part] = tensor.read() if whole else tensor.rows(start, stop).read()
+def _merge_rows(base, parts, config, layer, start, stop, bias):
+    """Rows ``[start, stop)`` of a layer merged by PEFT: fp32 weight rows and bias rows (None without a bias)."""
+    num_rows, weight = stop - start, base.rows(start, stop).read().float()
+    whole = {"lora_A.weight", "lora_embedding_B"} if num_rows < base.shape[0] else set(parts)
+    loaded = {part: tensor.read() for part, tensor in parts.items() if part in whole or part == "lora_embedding_A"}
+    loaded.update({part: t.rows(start, stop).read() for part, t in parts.items() if part not in loaded})
     if "lora_embedding_A" in parts:
-        module: nn.Module = nn.Embedding(rows, weight.shape[1], device="meta")
+        loaded["lora_embedding_A"] = loaded["lora_embedding_A"][:, start:stop]  # [rank, rows]
+        module: nn.Module = nn.Embedding(num_rows, weight.shape[1], device="meta")
+    elif len(base.shape) == 4:
+        out, channels, *kernel = base.shape
+        module = nn.Conv2d(channels, out, kernel, stride=kernel, bias=bias is not None, device="meta")
     else:
-        module = nn.Linear(weight.shape[1], rows, bias=has_bias, device="meta")
-        if has_bias:
-            module.bias = nn.Parameter(torch.zeros(rows) if bias is None else bias.rows(start, stop).read().float())
+        module = nn.Linear(weight.shape[1], num_rows, bias=bias is not None, device="meta")
     module.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        module.bias = nn.Parameter(bias.rows(start, stop).read().float(), requires_grad=False)
     wrapped = _rebuild(layer, module, loaded, config)
     with torch.no_grad():
         wrapped.merge()
-    merged_bias_rows = wrapped.get_base_layer().bias.data if has_bias and "lora_embedding_A" not in parts else None
-    return wrapped.get_base_layer().weight.data, merged_bias_rows
-
-
-def _merged_whole(base, parts, config, layer, bias) -> LazyTensor:
-    """Layers whose rows depend on one another: convolutions, and embeddings under DoRA (one magnitude a column)."""
-    result: list[torch.Tensor] = []
-
-    def make_rows(start: int, stop: int) -> torch.Tensor:
-        if not result:
-            if len(base.shape) == 4:
-                out, channels, *kernel = base.shape
-                module = nn.Conv2d(
-                    channels, out, tuple(kernel), stride=tuple(kernel), bias=bias is not None, device="meta"
-                )
-                if bias is not None:
-                    module.bias = nn.Parameter(bias.read().float(), requires_grad=False)
-            else:
-                module = nn.Embedding(*base.shape, device="meta")
-            module.weight = nn.Parameter(base.read().float(), requires_grad=False)
-            wrapped = _rebuild(layer, module, {k: v.read() for k, v in parts.items()}, config)
-            with torch.no_grad():
-                wrapped.merge()
-            result.append(wrapped.get_base_layer().weight.data)
-        return result[0][start:stop]
-
-    return Computed(make_rows, torch.float32, base.shape)
+    merged = wrapped.get_base_layer()
+    return merged.weight.data, None if bias is None else merged.bias.data

@@ -50,14 +50,14 @@ class UnknownFamilyError(ValueError):
 
 @dataclass(frozen=True)
 class LLMFamily:
-    """A language model that can stand inside an official directory.
+    """A language model that an official directory can hold.
 
     Attributes:
         model_type: `model_type` in its `config.json`.
         architecture: the class that every engine dispatches on.
         lora_targets: names of a block's linear layers, which LoRA adapts by default (never the head).
         fields: config fields that are always written, whatever the source left out.
-        template: the conversation template to train with when none is named.
+        template: default conversation template.
         keeps_padding: keep the embedding's padded rows (as released Qwen3 models do) instead of cutting to the
             tokenizer's size.
         embedding, head: keys of the input embedding and the output head, without prefix.
@@ -100,12 +100,11 @@ class EncoderFamily:
         lora_targets: names of a block's linear layers, which LoRA adapts by default.
         fields: config fields that are always written.
         fixed: config fields that are always written with this value.
-        image_mean, image_std: per channel in [0, 1], what its releases were trained with where the directory
-            doesn't say.
-        select_layer: layer whose output is used when none is named.
-        projector_type: what goes with it when none is named.
+        image_mean, image_std: per channel in [0, 1], default for a directory that doesn't name its own.
+        select_layer: default layer whose output is used.
+        projector_type: default projector.
         whole_type: `model_type` of the two-sided model (image and text) that holds such a tower.
-        llava: what the llava format calls it; None where LLaVA's class can't hold it.
+        llava: its names in the llava format; None if LLaVA's class can't hold it.
     """
 
     model_type: str

@@ -1,4 +1,4 @@
-"""Fast tokenizers of local directories, also of those whose own needs remote code: InternLM2's and Qwen's (the first).
+"""Fast tokenizers of local directories, including two whose own classes need remote code: InternLM2's and Qwen-7B's.
 
 ========================  ======================  ====================================================================
 class in the config       vocabulary              what it becomes
@@ -7,10 +7,10 @@ class in the config       vocabulary              what it becomes
 ``QWenTokenizer``         ``qwen.tiktoken``       Qwen2's tokenizer: BPE of bytes, 3 control tokens and 205 spare ones
 ========================  ======================  ====================================================================
 
-The conversion is transformers' own (``SpmConverter``, ``TikTokenConverter``); no code from the directory runs. Before a
-converted tokenizer is given away, it has to turn ``SAMPLES`` into the ids that sentencepiece or tiktoken itself makes.
+The conversion is transformers' own (``SpmConverter``, ``TikTokenConverter``); no code from the directory runs. A
+converted tokenizer is returned only if it turns ``SAMPLES`` into the same ids as sentencepiece or tiktoken.
 
-The facts follow the tokenizer code that the two models were published with.
+Special tokens and options follow the tokenizer code that the two models were published with.
 """
 
 from __future__ import annotations
@@ -25,63 +25,23 @@ from types import SimpleNamespace
 from .checkpoints.io.reader import CheckpointError, read_json
 
 MAX_BYTES = 64 * 2**20  # real vocabularies have 1 to 5 MB
-MAX_PIECE = 1000  # bytes or characters of a token; real ones have up to 128
+MAX_PIECE = 1000  # bytes or characters per token; real ones have up to 128
 QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
 _PLAIN, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # types of a sentencepiece
-# One of every kind that a conversion could get wrong.
+# One text for each kind of character and spacing that a conversion could get wrong.
 SAMPLES = (
-    "Hello world",
-    " leading",
-    "trailing ",
-    "  two",
-    "a  b   c    d",
-    " ",
-    "   ",
-    "\n",
-    "\n\n\n",
-    "\r\n",
-    "\t\tx",
-    "",
-    "it's we'll I'D don't",
-    "3.14159 1,000,000 2024-05-06",
-    "0x1F 007",
-    "你好，世界！今天是星期三。",
-    "日本語のテスト",
-    "한국어 텍스트",
-    "Привет, мир",
-    "مرحبا بالعالم",
-    "नमस्ते दुनिया",
-    "ภาษาไทย",
-    "שלום",
-    "e\u0301 é ﬁ ① ｆｕｌｌ",
-    "ǅ ẞ ß İ",
-    "def f(x):\n    return {'a': [x ** 2, -1]}  # done\n",
-    'if (a&&b) { c = "d\\n"; }',
-    "<a href='x'>b</a>",
-    "😀👍🏽",
-    "👨\u200d👩\u200d👧",
-    "\u200b\u200d\ufeff",
-    "\x00\x01\x1b\x7f",
-    "\u2581a \u2581",
-    "<0x0A><0x41>",
-    "<s></s",
-    "<|im_",
-    "[UNUSED",
-    "================",
-    "--------",
-    "aaaaaaaaaaaaaaaaa",
-    "哈哈哈哈哈哈哈",
-    "word\n\n  - item\n\n    code",
-    "\u3000全角",
-    "𝒳 𠮷 🄰",
-    "www.example.org/?q=1&r=%20",
-    "A\u0300B\u0301",
-    "½ ² Ⅷ",
-    "…—–“”‘’",
-)
+    "Hello world", " leading", "trailing ", "  two", "a  b   c    d", " ", "   ", "\n", "\n\n\n", "\r\n",
+    "\t\tx", "", "it's we'll I'D don't", "3.14159 1,000,000 2024-05-06", "0x1F 007", "你好，世界！今天是星期三。",
+    "日本語のテスト", "한국어 텍스트", "Привет, мир", "مرحبا بالعالم", "नमस्ते दुनिया", "ภาษาไทย", "שלום",
+    "e\u0301 é ﬁ ① ｆｕｌｌ", "ǅ ẞ ß İ", "def f(x):\n    return {'a': [x ** 2, -1]}  # done\n",
+    'if (a&&b) { c = "d\\n"; }', "<a href='x'>b</a>", "😀👍🏽", "👨\u200d👩\u200d👧", "\u200b\u200d\ufeff",
+    "\x00\x01\x1b\x7f", "\u2581a \u2581", "<0x0A><0x41>", "<s></s", "<|im_", "[UNUSED", "================",
+    "--------", "aaaaaaaaaaaaaaaaa", "哈哈哈哈哈哈哈", "word\n\n  - item\n\n    code", "\u3000全角", "𝒳 𠮷 🄰",
+    "www.example.org/?q=1&r=%20", "A\u0300B\u0301", "½ ² Ⅷ", "…—–“”‘’",
+)  # fmt: skip
 
 
 def load_fast_tokenizer(directory: str | Path):
@@ -96,8 +56,8 @@ def load_fast_tokenizer(directory: str | Path):
         return convert(directory)
     from transformers import AutoTokenizer
 
-    # Where config.json names no release of transformers (official ones don't), 4.57 takes any tokenizer for Mistral's
-    # and warns of wrong ids, unless it is told.
+    # If config.json names no release of transformers (official ones don't), 4.57 takes any tokenizer for Mistral's and
+    # warns of wrong ids, unless this option is given.
     tokenizer = AutoTokenizer.from_pretrained(
         str(directory), use_fast=True, trust_remote_code=False, local_files_only=True, fix_mistral_regex=False
     )
@@ -109,10 +69,10 @@ def convert(directory: Path):
     """A fast tokenizer with the ids of the directory's own.
 
     Args:
-        directory: with a tokenizer class of the table; where it has a ``tokenizer.json``, that one is taken.
+        directory: with a tokenizer class of the table above; a ``tokenizer.json`` in it is taken as it is.
 
     Returns:
-        A ``transformers.PreTrainedTokenizerFast`` or a class of it.
+        A ``transformers.PreTrainedTokenizerFast`` or a subclass.
 
     Raises:
         CheckpointError: the vocabulary is missing, damaged, or can't be converted exactly.
@@ -131,10 +91,7 @@ def convert(directory: Path):
 
 
 def _class_name(directory: Path) -> str | None:
-    path = directory / "tokenizer_config.json"
-    if not path.is_file():
-        return None
-    name = read_json(path).get("tokenizer_class")
+    name = read_json(directory / "tokenizer_config.json", missing={}).get("tokenizer_class")
     return name.removesuffix("Fast") if isinstance(name, str) else None
 
 
@@ -142,10 +99,10 @@ def _class_name(directory: Path) -> str | None:
 
 
 def read_tiktoken(path: Path) -> dict[bytes, int]:
-    """Tokens and their ids of a tiktoken file: a line each, base64 and number.
+    """Tokens and ids of a tiktoken file, whose lines hold a token in base64 and its id.
 
     Raises:
-        CheckpointError: a line that says something else, or ids that don't run from 0 without a gap.
+        CheckpointError: another kind of line, or ids that don't run from 0 without a gap.
     """
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
@@ -177,7 +134,7 @@ def _from_tiktoken(path: Path, config: Mapping):
     ranks = read_tiktoken(path)
 
     class Converter(TikTokenConverter):
-        # The library would read the file through tiktoken's cache, which knows files by their names alone.
+        # The library would read the file through tiktoken's cache, which identifies files by name only.
         def extract_vocab_merges_from_model(self, _):
             letters = bytes_to_unicode()
             vocab = {"".join(letters[byte] for byte in token): rank for token, rank in ranks.items()}
@@ -244,7 +201,7 @@ def read_sentencepiece(path: Path):
 
 
 def _is_atom(piece) -> bool:
-    """Whether texts hold this piece as one, whatever else could be merged; spare pieces aren't meant to be reached."""
+    """Whether sentencepiece never splits this piece in a text; spare ``[UNUSED...`` pieces aren't meant for texts."""
     return piece.type == _USER_DEFINED and not piece.piece.startswith("[UNUSED") and " " not in piece.piece
 
 
@@ -259,7 +216,7 @@ def _from_sentencepiece(path: Path, config: Mapping):
     processor, proto = read_sentencepiece(path)
     added = _added_tokens(path.parent, config, [piece.piece for piece in proto.pieces])
     converted = _spm_converter(path, {number: token.content for number, token in added.items()}).converted()
-    # Before added tokens and <s> are in place: sentencepiece knows neither.
+    # Checked before added tokens and <s> are put in, which sentencepiece doesn't have.
     atoms = [piece.piece for n, piece in enumerate(proto.pieces) if _is_atom(piece) and n not in added]
     _check(converted, lambda text: processor.encode(text), path, more=[f"a {atom}b" for atom in atoms[:5]])
     for number, token in sorted(added.items()):
@@ -296,15 +253,14 @@ def _from_sentencepiece(path: Path, config: Mapping):
 
 
 def _added_tokens(directory: Path, config: Mapping, pieces: list[str]) -> dict[int, object]:
-    """Tokens by id that the directory lays over the vocabulary or puts after it."""
+    """Tokens by id that the directory renames in the vocabulary or appends to it."""
     from tokenizers import AddedToken
 
     found: dict[int, tuple[str, Mapping]] = {}
-    path = directory / "added_tokens.json"
     positions = {piece: number for number, piece in enumerate(pieces)}
     listed = {_text(token) for token in config.get("additional_special_tokens") or []}
     try:
-        for content, number in (read_json(path) if path.is_file() else {}).items():
+        for content, number in read_json(directory / "added_tokens.json", missing={}).items():
             found[int(number)] = (content, {"special": content in listed})
         for number, fields in (config.get("added_tokens_decoder") or {}).items():
             found[int(number)] = (fields["content"], fields)
@@ -327,12 +283,11 @@ def _added_tokens(directory: Path, config: Mapping, pieces: list[str]) -> dict[i
 def _spm_converter(path: Path, names: Mapping[int, str]):
     """The converter of transformers, with pieces renamed and merges that only lead to ordinary pieces.
 
-    The general one lets text such as ``<0x0A>`` or a control token's name grow together to that piece; sentencepiece
-    doesn't.
+    The general converter merges a text such as ``<0x0A>`` or a control token's name to that piece; sentencepiece never.
 
     Args:
         path: of the sentencepiece model.
-        names: piece number to the name that the directory gives it.
+        names: piece id to the name that the directory gives it.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, normalizers
     from tokenizers.models import BPE
@@ -372,7 +327,7 @@ def _spm_converter(path: Path, names: Mapping[int, str]):
 
 
 def _text(token) -> str | None:
-    """A token's content; configs hold it bare or with its flags."""
+    """A token's content; configs hold it alone or with its flags."""
     return token.get("content") if isinstance(token, Mapping) else token
 
 
@@ -382,7 +337,7 @@ def _max_length(config: Mapping) -> int:
 
 
 def _check(tokenizer, reference: Callable[[str], list[int]], path: Path, more: Iterable[str] = ()) -> None:
-    """Ids of ``SAMPLES`` against those of the library that the vocabulary was made for."""
+    """Compares ids of ``SAMPLES`` (and ``more``) with those of the library that the vocabulary was made for."""
     for text in (*SAMPLES, *more):
         ids, expected = tokenizer.encode(text, add_special_tokens=False).ids, reference(text)
         if ids != expected:

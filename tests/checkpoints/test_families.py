@@ -8,7 +8,6 @@ from transformers import AutoModelForCausalLM
 from tests.checkpoints.language_models import write_llm
 from tests.checkpoints.training import LORA, chat_inputs, logits, make_model, save_pth, write_config
 from xtuner_plugins.checkpoints.assembly.base import build_base
-from xtuner_plugins.checkpoints.assembly.extract import extract
 from xtuner_plugins.checkpoints.export import convert, export
 from xtuner_plugins.checkpoints.io.reader import read_json
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer
@@ -65,20 +64,3 @@ def test_family(family, tower, own_vocabulary, tmp_path):
         assert not list((tmp_path / "base").glob("*.tiktoken")) and not list((tmp_path / "base").glob("*.model"))
     a, b = load_file(tmp_path / "out" / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def test_parts_come_out_again(toy_base, tmp_path):
-    for part in ("vision", "projector", "llm"):
-        extract(toy_base, part, tmp_path / part)
-    projector = tmp_path / "projector" / "model.safetensors"
-    build_base(tmp_path / "vision", tmp_path / "llm", tmp_path / "again", dtype="float32", projector=projector)
-    a, b = (load_file(d / "model.safetensors") for d in (toy_base, tmp_path / "again"))
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    with pytest.raises(ValueError, match="part 'x' is unknown"):
-        extract(toy_base, "x", tmp_path / "x")
-
-
-@pytest.mark.slow
-def test_extract_tool(run_tool, toy_base, tmp_path):
-    done = run_tool("tools/extract.py", toy_base, "vision", tmp_path / "vision")
-    assert done.returncode == 0 and "32 tensors" in done.stdout  # 4 and 14 a layer, done.stderr

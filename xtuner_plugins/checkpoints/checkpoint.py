@@ -1,4 +1,4 @@
-"""Opens whatever training left under a path.
+"""Opens whatever training left at a path.
 
 =================================  ===================================================================
 ``iter_N.pth`` (file)              an MMEngine checkpoint: ``{'state_dict': ..., 'meta': ..., ...}``
@@ -15,6 +15,7 @@ from .io import zero
 from .io.reader import (
     Checkpoint,
     CheckpointError,
+    listing,
     load_pickle,
     open_safetensors,
     open_torch,
@@ -26,10 +27,10 @@ from .io.reader import (
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """A training checkpoint, a PEFT adapter or a directory of weights, whichever lies under ``path``.
+    """The training checkpoint, PEFT adapter or weights at a path.
 
     Raises:
-        CheckpointError: nothing there, or nothing that is known.
+        CheckpointError: no such path, or none of these; unreadable files.
     """
     path = Path(path)
     if path.is_file():
@@ -47,10 +48,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return zero.open_deepspeed(tagged)
     if weight_files(path):
         return Checkpoint(path, "weights", open_weights(path), weight_files(path))
-    found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
     raise CheckpointError(
         f"{path} is neither a DeepSpeed checkpoint (*_model_states.pt) nor a PEFT adapter "
-        f"(adapter_config.json) nor a directory of weights; it holds: {found}"
+        f"(adapter_config.json) nor a directory of weights; it holds: {listing(path)}"
     )
 
 
@@ -59,6 +59,6 @@ def _open_adapter(path: Path) -> Checkpoint:
     for name, opener in (("adapter_model.safetensors", open_safetensors), ("adapter_model.bin", open_torch)):
         if (path / name).is_file():
             files = [path / "adapter_config.json", path / name]
-            lock = read_json(path / preprocessing.FILE) if (path / preprocessing.FILE).is_file() else None
+            lock = read_json(path / preprocessing.FILE, missing={}) or None
             return Checkpoint(path, "peft", opener(path / name), files, {"adapter_config": config}, lock)
     raise CheckpointError(f"{path} has adapter_config.json but no adapter_model.safetensors nor adapter_model.bin")

@@ -1,4 +1,4 @@
-"""Writes a trained model as an official directory: the checkpoint's tensors laid over the base, streamed to disk."""
+"""Writes a trained model as a model directory: the checkpoint's tensors laid over the base, streamed to disk."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ def export(
 ) -> dict:
     """Exports a training checkpoint as a model directory.
 
-    By default names, shapes, dtypes and config are exactly the base's; adapters are merged in fp32 and cast once.
-    Memory holds one block of one tensor at a time. The directory appears under its name whole or not at all.
+    By default names, shapes, dtypes and config are the base's; adapters are merged in fp32 and cast once. Memory holds
+    a few blocks of tensors at a time. The directory appears under its name whole or not at all.
 
     Args:
-        config_path: the training config (names base and adapters).
+        config_path: the training config, which names base and adapters.
         checkpoint: MMEngine ``.pth``, DeepSpeed directory (ZeRO 0 to 3) or PEFT adapter.
         out: directory to write.
         format: ``official``, ``hf`` (transformers' own InternVL), ``llava`` (its Llava); None keeps the base's.
         dtype: of all weights; None keeps the base's, tensor by tensor.
         max_shard_size: such as ``4GB``.
-        code: ``auto`` ships the base's own model code, ours where that isn't whole; ``ours`` always ships ours.
-        template: conversation template, for a checkpoint that was trained with several.
-        max_tiles: tile limit, likewise; None takes the largest.
+        code: ``auto`` ships the base's own model code, or ours where files of it are missing; ``ours`` always ours.
+        template: conversation template, if the training used several.
+        max_tiles: tile limit, if the training used several; None takes the largest.
         force: replace an existing ``out``.
         progress: called with (bytes written now, bytes in all).
 
     Returns:
         A summary: ``out``, ``num_tensors``, ``num_replaced``, ``num_merged``, ``num_bytes``, ``num_shards``, ``kind``,
-        ``notes`` (what to know about preprocessing and model code).
+        ``notes`` (on preprocessing and model code).
 
     Raises:
         CheckpointError: config, checkpoint and base don't belong together; ``out`` exists; the disk is too full.
@@ -110,7 +110,7 @@ def convert(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
-    """Writes a finished model directory in another format: official to hf or llava, or back.
+    """Writes a model directory in another format: official to hf or llava, or back.
 
     Args:
         directory: a directory of any format.
@@ -118,7 +118,7 @@ def convert(
         format: ``official``, ``hf`` or ``llava``.
         dtype: of all weights; None keeps the stored ones.
         max_shard_size: such as ``4GB``.
-        template: conversation template of an official directory (no other names one).
+        template: conversation template, for an official directory.
         force: replace an existing ``out``.
         progress: called with (bytes written now, bytes in all).
 
@@ -126,7 +126,7 @@ def convert(
         ``out``, ``num_tensors``, ``num_bytes``, ``num_shards``, ``notes``.
 
     Raises:
-        CheckpointError: not such a directory, or the format can't express it; ``out`` exists; the disk is too full.
+        CheckpointError: no model directory; the format can't express it; ``out`` exists; the disk is too full.
         ValueError: an argument out of range.
     """
     wanted, shard_bytes = resolve_dtype(dtype), parse_size(max_shard_size)
@@ -143,11 +143,11 @@ def convert(
 
 
 def _kept_preprocessing(view: formats.ModelView, template: str | None) -> dict | None:
-    """The directory's own ``preprocessing.json``, with the template that a conversion gives it."""
+    """The directory's own ``preprocessing.json`` with the template of the conversion; None without such a file."""
     path = view.directory / preprocessing.FILE
-    if not path.is_file():
+    lock = read_json(path, missing={})
+    if not lock:
         return None
-    lock = read_json(path)
     exported = asdict(preprocessing.exported(lock, str(path)))
     return {**lock, "exported": {**exported, "template": template or exported["template"]}}
 
@@ -155,16 +155,16 @@ def _kept_preprocessing(view: formats.ModelView, template: str | None) -> dict |
 def _write(
     draft: Draft, lock: dict | None, out: Path, shard_bytes: int, manifest: dict, progress, check: Future
 ) -> dict:
-    """Writes a draft to its place.
+    """Writes a draft to ``out``; returns the part of the summary that is common to ``export`` and ``convert``.
 
     Args:
         draft: what to write.
-        lock: ``preprocessing.json``, or None for none.
+        lock: content of ``preprocessing.json``; None writes no such file.
         out: the directory to make.
         shard_bytes: most bytes per weight file.
         manifest: may hold digests that are still being computed.
         progress: as for ``export``.
-        check: of the model; nothing gets its name before it has passed.
+        check: of the model; ``out`` appears only after it has passed.
     """
     num_bytes = sum(tensor.nbytes for tensor in draft.tensors.values())
 
@@ -193,10 +193,10 @@ def _write(
 
 @contextmanager
 def _beside(sources: list[Path], view: formats.ModelView) -> Iterator[tuple[Future, dict[Path, Future]]]:
-    """Runs beside the writing what has no part in it: the check of the model, and SHA-256 of the sources, by path.
+    """Checks the model and computes the SHA-256 of the sources (by path) in other threads, while weights are written.
 
-    Importing the model's classes takes seconds, in which bytes can flow already. Whoever imports transformers too
-    (tokenizers, PEFT) waits for the check first: two threads that do so at once both fail. After an error all stops.
+    The check imports the model's classes, which takes seconds. Anything else that imports transformers (tokenizers,
+    PEFT) must wait for the check: two threads that import it at once both fail. An error stops all threads.
     """
     stop = Event()
     with ThreadPoolExecutor(3) as pool:  # two of them hash
@@ -211,7 +211,7 @@ def _beside(sources: list[Path], view: formats.ModelView) -> Iterator[tuple[Futu
 
 
 def _hash(path: Path, stop: Event) -> str:
-    """Hexadecimal SHA-256 of a file; of a part of it where ``stop`` is set."""
+    """Hexadecimal SHA-256 of a file; meaningless after ``stop`` was set."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(2**20))
     with open(path, "rb", buffering=0) as file:
         while (size := file.readinto(buffer)) and not stop.is_set():

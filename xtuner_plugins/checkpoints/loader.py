@@ -1,4 +1,4 @@
-"""Loads official directories into the hub classes, tensor by tensor, with a report; runs no code from a directory."""
+"""Loads model directories into the hub classes, tensor by tensor; runs no code from a directory."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def read_config(directory: str | Path):
     """``config.json`` of a model directory of any format as our ``InternVLChatConfig``.
 
     Raises:
-        CheckpointError: no such directory or not an InternVL chat model.
+        CheckpointError: no such directory, or of no known format.
     """
     return config_from_fields(formats.open_config(directory)[2], directory)
 
 
 def config_from_fields(fields: Mapping, where: str | Path):
-    """The hub config class from the JSON's fields."""
+    """The hub's config of official fields; ``CheckpointError``, with ``where`` in it, for fields that are refused."""
     from ..hub.configuration_internvl_chat import InternVLChatConfig
 
     for key in ("use_backbone_lora", "use_llm_lora"):
@@ -51,7 +51,7 @@ def config_from_fields(fields: Mapping, where: str | Path):
 
 
 def empty_model(config) -> nn.Module:
-    """The hub model on the meta device (parameters without memory, buffers real).
+    """The hub model with parameters on the meta device and real buffers.
 
     Args:
         config: an ``InternVLChatConfig`` or the fields of a ``config.json``.
@@ -122,8 +122,8 @@ def fill(
         tensors: at least every name of the model's state dict.
         dtype: to store in; None keeps each tensor's own dtype.
         device: where to put them.
-        filled: called with (model, name of a submodule) as soon as the submodule's own tensors are there, before the
-            next ones are read. What it puts in their place (4 bits, this rank's share) is all that is ever held.
+        filled: called with (model, name of a submodule) as soon as the submodule's own tensors are filled, before the
+            next ones are read; it may replace them (by 4 bits, by this rank's share) to save memory.
     """
     for owner_name, names in groupby(model.state_dict().keys(), key=lambda name: name.rpartition(".")[0]):
         owner = model.get_submodule(owner_name)
@@ -146,13 +146,13 @@ def fill(
 def load_model(
     directory: str | Path, *, dtype: torch.dtype | None = torch.bfloat16, device="cpu", filled=lambda model, name: None
 ):
-    """A model directory of any format in the hub's classes (InternLM2 inside runs as Llama).
+    """A model directory of any format in the hub's classes (InternLM2 runs as Llama).
 
     Args:
         directory: with ``config.json`` and safetensors (or torch) weights.
         dtype: of the loaded parameters; None keeps the stored one.
         device: where to put them; ``'meta'`` compares names and shapes and reads no weight.
-        filled: as for ``fill``: ``partition.over_ranks`` for ZeRO-3, ``models.quantization`` for 4 bits.
+        filled: as for ``fill``, such as ``partition.over_ranks`` for ZeRO-3.
 
     Returns:
         ``(InternVLChatModel in eval mode, LoadReport)``.
@@ -194,8 +194,8 @@ def load_trained(
         checkpoint: MMEngine ``.pth``, DeepSpeed directory or PEFT adapter.
         dtype: of the loaded parameters; None keeps the base's.
         device: where to put them.
-        template: conversation template, for a checkpoint that was trained with several.
-        max_tiles: tile limit, likewise.
+        template: conversation template, if the training used several.
+        max_tiles: tile limit, if the training used several.
         merge_lora: merge adapters into the weights (in fp32, cast once); False leaves them live beside the weights.
 
     Returns:

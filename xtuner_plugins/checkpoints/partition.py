@@ -1,12 +1,12 @@
-"""Fills a model under ZeRO-3: each module is split over the ranks before the next one is read.
+"""Fills a model under ZeRO-3: each module is split over the ranks before the next is read.
 
 ::
 
     rank 0   read q_proj whole -> keep the first half     read k_proj whole -> keep the first half     ...
     rank 1   read q_proj whole -> keep the second half    read k_proj whole -> keep the second half    ...
 
-So no rank ever holds more than its share and one module. DeepSpeed does the splitting (``deepspeed.zero.Init``), so
-``deepspeed.initialize`` finds parameters that are partitioned already and leaves them.
+So no rank ever holds more than its share and one module. DeepSpeed does the splitting (``deepspeed.zero.Init``);
+``deepspeed.initialize`` later leaves partitioned parameters as they are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 
 
 def partition_dtype(config: Mapping) -> torch.dtype:
-    """What DeepSpeed computes in; partitioned parameters must have it already.
+    """The dtype that DeepSpeed computes in; parameters must have it before they are partitioned.
 
     Args:
         config: the DeepSpeed configuration.

@@ -34,12 +34,12 @@ def load_tokenizer(directory: str | Path, *, complete: bool = True):
     """A fast tokenizer from a local directory, never running code from it.
 
     Args:
-        directory: where ``tokenizer.json`` or the files of a known tokenizer class lie. InternLM2's and Qwen's (the
-            first), which need remote code, are converted, see ``fast_tokenizers``.
+        directory: with ``tokenizer.json`` or the files of a known tokenizer class. Those of InternLM2 and Qwen-7B,
+            which need remote code, are converted, see ``fast_tokenizers``.
         complete: require the nine image tokens (an official directory has them, a bare LLM does not).
 
     Raises:
-        CheckpointError: no tokenizer, only a slow or remote-code one, or tokens missing.
+        CheckpointError: no tokenizer, only a slow one or one that needs remote code, or tokens missing.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -69,7 +69,7 @@ def load_tokenizer(directory: str | Path, *, complete: bool = True):
 
 
 def token_id(tokenizer, token: str | None) -> int | None:
-    """Id of a token that the vocabulary holds as one piece, else None."""
+    """Id of a token; None if the vocabulary doesn't hold it."""
     return tokenizer.get_vocab().get(token)
 
 
@@ -87,7 +87,7 @@ def num_token_rows(tokenizer) -> int:
 
 
 def quote(text: str) -> str:
-    """A text as a Jinja string literal."""
+    """The Jinja string literal of a text."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
 
 
@@ -97,7 +97,7 @@ def chat_template(tokenizer, template: str) -> str:
     ``<image>`` in a message stays as it is: serving engines replace it themselves.
 
     Args:
-        tokenizer: asked whether it puts a start token before a text (then the template starts with it too).
+        tokenizer: if it puts a start token before a text, the template starts with that token.
         template: name of the conversation template.
     """
     conversation = get_conv_template(template)
@@ -124,12 +124,12 @@ def chat_template(tokenizer, template: str) -> str:
 
 
 def processor_template(template: str, *, image: str, video: str | None) -> str:
-    """A processor's chat template: text, image and video parts; the training prompt as the default system.
+    """A processor's chat template: text, image and video parts, and the training's system message as the default.
 
     Args:
         template: name of the conversation template.
-        image: what stands for an image.
-        video: what stands for a video; None leaves videos out.
+        image: text for an image.
+        video: text for a video; None ignores videos.
     """
     conversation = get_conv_template(template)
     before, after = conversation.system_template.split("{system_message}")
@@ -160,7 +160,7 @@ def processor_template(template: str, *, image: str, video: str | None) -> str:
 
 
 def _default_system(conversation) -> str:
-    """What a chat template prints where no message names a system prompt."""
+    """The part of a chat template for conversations without a system message."""
     if conversation.system_message is None:
         return ""
     before, after = conversation.system_template.split("{system_message}")
@@ -168,7 +168,7 @@ def _default_system(conversation) -> str:
 
 
 def stop_token_ids(tokenizer, template: str) -> list[int]:
-    """Ids that end an answer: the template's end token first, then what the vocabulary itself ends texts with."""
+    """Ids that end an answer: the template's end token first, then the end tokens of the vocabulary."""
     names = [get_conv_template(template).sep.strip(), tokenizer.eos_token, "<|endoftext|>", "<|im_start|>"]
     ids = [token_id(tokenizer, n) for n in names if n]
     return list(dict.fromkeys(i for i in ids if i is not None))
@@ -181,7 +181,7 @@ def write_generation_config(stage: Path, tokenizer, config, release: str) -> Non
         stage: directory to write into.
         tokenizer: the model's.
         config: official fields.
-        release: of transformers, to name.
+        release: of transformers, written into the file.
     """
     pad = config["llm_config"].get("pad_token_id")
     write_json(
@@ -213,7 +213,7 @@ def save_tokenizer(tokenizer, out: Path, template: str, **fields) -> None:
 
 
 def save_processor_tokenizer(tokenizer, out: Path, template: str, **fields) -> None:
-    """As ``save_tokenizer``; the chat template also stands where processors look for it."""
+    """As ``save_tokenizer``, and the chat template once more in the file that processors read."""
     save_tokenizer(tokenizer, out, template, **fields)
     (out / "chat_template.jinja").write_text(template, encoding="utf-8")
 
@@ -224,13 +224,13 @@ def merges_as_strings(path: Path) -> None:
     merges = state.get("model", {}).get("merges")
     if merges and not isinstance(merges[0], str):
         if any(" " in piece for merge in merges for piece in merge):
-            return  # a piece with a space in it has no string form; only newer releases can read such a vocabulary
+            return  # a piece with a space has no string form; only newer releases read such a vocabulary
         state["model"]["merges"] = [" ".join(merge) for merge in merges]
         path.write_text(json.dumps(state, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def drop_last_token(directory: Path, token: str) -> None:
-    """Takes the token with the largest id out of a directory's tokenizer files; does nothing when it isn't the last."""
+    """Removes a token from a directory's tokenizer files if it has the largest id."""
     state = read_json(directory / "tokenizer.json")
     added = state.get("added_tokens", [])
     if not added or added[-1]["content"] != token:

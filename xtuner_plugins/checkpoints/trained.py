@@ -25,7 +25,7 @@ from .io.reader import Checkpoint, CheckpointError
 from .io.tensors import LazyTensor
 from .lora import merge, token_rows
 
-# (attribute of the chat model, setting with its LoRA config, setting that freezes it, is it frozen by default)
+# (attribute of the chat model, setting with its LoRA config, setting that freezes it, whether frozen by default)
 PARTS = (
     ("vision_model", "visual_encoder_lora", "freeze_visual_encoder", True),
     ("mlp1", None, "freeze_projector", False),
@@ -50,14 +50,13 @@ class TrainedPlan:
     Attributes:
         view: the base, seen in our names.
         checkpoint: what was opened.
-        replaced: tensors that take the place of a base tensor, by official name.
+        replaced: tensors that replace a base tensor, by official name.
         adapters: official layer name to adapter tensors by part (``lora_A.weight``, ...).
-        token_rows: official layer name to trained rows of it, and their numbers.
+        token_rows: official layer name to its trained rows and their indices.
         lora_configs: model part (``language_model``, ``vision_model``) to its LoRA settings.
-        ignored: checkpoint tensors that change nothing, by name.
-        preprocessing: what the training did to images and text, see `xtuner_plugins.preprocessing`; None where neither
+        preprocessing: what the training did to images and text, see `xtuner_plugins.preprocessing`; None if neither
             checkpoint nor config says.
-        notes: what a user should know about it.
+        notes: what a user should know about the preprocessing.
     """
 
     view: ModelView
@@ -66,7 +65,6 @@ class TrainedPlan:
     adapters: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
     token_rows: dict[str, tuple[LazyTensor, list[int]]] = field(default_factory=dict)
     lora_configs: dict[str, object] = field(default_factory=dict)
-    ignored: list[str] = field(default_factory=list)
     preprocessing: dict | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -74,11 +72,12 @@ class TrainedPlan:
         """Writes the template and the tile limits of the training into the view's config; returns itself.
 
         Args:
-            template: which one, of a mixture with several.
-            max_tiles: which tile limit, of a mixture with several.
+            template: which one, if the training used several.
+            max_tiles: which tile limit, if the training used several; None takes the largest.
 
         Raises:
-            PreprocessingError: the training leaves a choice that wasn't made, or wasn't like the one made.
+            CheckpointError: a choice, but nothing says how the training prepared images and text.
+            PreprocessingError: several templates and none chosen, or a choice that the training didn't use.
         """
         if self.preprocessing is None:
             if template or max_tiles:
@@ -96,10 +95,10 @@ class TrainedPlan:
         return self
 
     def tensors(self, *, merged: bool) -> dict[str, LazyTensor]:
-        """Every tensor of the trained model in the base's order; the base's own object where nothing changed.
+        """Every tensor of the trained model in the base's order; unchanged ones are the base's own objects.
 
         Args:
-            merged: lay adapters and token rows into the weights (fp32 where merged); False leaves them out.
+            merged: merge adapters (giving fp32) and token rows into the weights; False leaves them out.
         """
         result = {name: self.replaced.get(name, tensor) for name, tensor in self.view.tensors.items()}
         if not merged:
@@ -117,10 +116,10 @@ class TrainedPlan:
 
 
 def read_training_config(cfg):
-    """An ``mmengine.Config`` from a path (or as it is), checked to name a base.
+    """The ``mmengine.Config`` of a path, or the one given.
 
     Raises:
-        CheckpointError: no such file, not readable, or without ``model.base``.
+        CheckpointError: no such file, unreadable, or without ``model.base``.
     """
     from mmengine.config import Config
 
@@ -147,8 +146,8 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
         checkpoint: MMEngine ``.pth``, DeepSpeed directory, PEFT adapter or weights.
 
     Raises:
-        CheckpointError: the checkpoint holds tensors that the base hasn't, of other shapes, adapters that the config
-            doesn't know, or nothing of a part that the config trains.
+        CheckpointError: the checkpoint holds tensors that the base lacks or has in other shapes, or adapters that the
+            config doesn't name; or it lacks a part that the config trains.
     """
     cfg = read_training_config(cfg)
     base = Path(cfg.model.base)
@@ -172,7 +171,7 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
 
 
 def _read_preprocessing(plan: TrainedPlan, cfg) -> None:
-    """The checkpoint's lock, compared with what the config says; the config's word where there is no lock."""
+    """Takes the preprocessing of the checkpoint, compared with config and base; without one, that of the config."""
     locked, said = plan.checkpoint.preprocessing, preprocessing.from_config(cfg)
     if locked is None:
         plan.preprocessing = said
@@ -214,7 +213,7 @@ def _adapter_configs(opened: Checkpoint) -> dict[str, object]:
 
 
 def _place_in_part(name: str, base: Mapping[str, LazyTensor]) -> str:
-    """A PEFT directory names layers from the model that was wrapped: the whole, or one part of it."""
+    """The official name of a tensor in a PEFT directory, whose names start in the whole model or in one part of it."""
     name = name.removeprefix("base_model.").removeprefix("model.")
     layer = (merge.split_key(name) or (name.removesuffix(".weight"),))[0]
     for prefix in ("", "language_model.", "vision_model."):
@@ -227,7 +226,6 @@ def _sort_tensors(plan: TrainedPlan) -> None:
     unknown, misshapen, rows = [], [], {}
     for stored, tensor in plan.checkpoint.tensors.items():
         if stored.removeprefix("module.").startswith(_IGNORED):
-            plan.ignored.append(stored)
             continue
         name = stored.removeprefix("module.").removeprefix("model.")  # the wrappers of training
         if plan.checkpoint.kind == "peft":
@@ -248,14 +246,13 @@ def _sort_tensors(plan: TrainedPlan) -> None:
             or ".original_module." in name
             or (".base_layer." in name and any(s in name for s in _QUANT_STATE))
         ):
-            plan.ignored.append(stored)
             continue
         quantized = ".base_layer." in name and not tensor.dtype.is_floating_point
         name = name.replace(".base_layer.", ".")
         if name not in plan.view.tensors:
             unknown.append(stored)
         elif quantized:  # a frozen 4-bit weight; the base holds it unquantized
-            plan.ignored.append(stored)
+            continue
         elif tensor.shape != plan.view.tensors[name].shape:
             misshapen.append(f"{stored} is {list(tensor.shape)}, the base has {list(plan.view.tensors[name].shape)}")
         else:
@@ -272,7 +269,7 @@ def _sort_tensors(plan: TrainedPlan) -> None:
 
 
 def _place_rows(plan: TrainedPlan, rows: Mapping[str, LazyTensor]) -> None:
-    """Pairs trained rows with their numbers; an adapter of a model with one matrix for both ends has them for both."""
+    """Pairs trained rows with their indices; those of a PEFT adapter for a tied model go to embedding and head."""
     where = str(plan.checkpoint.path)
     for layer, tensor in rows.items():
         part, _, inner = layer.partition(".")
@@ -288,7 +285,7 @@ def _place_rows(plan: TrainedPlan, rows: Mapping[str, LazyTensor]) -> None:
 
 
 def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
-    """Every part that the config trains is there whole, and no adapter is there that the config doesn't know."""
+    """Checks that each part that the config trains is complete, and that the config names each adapter."""
     if plan.checkpoint.kind == "peft":
         return
     path = plan.checkpoint.path

@@ -10,13 +10,7 @@ from .prompts import PromptEncoder, pad_left, prompt_parts, token_id
 class ChatMethods:
     """The part of `InternVLChatModel` that knows conversations; the rest of it knows tensors."""
 
-    def build_prompt(
-        self,
-        question,
-        num_patches_list=(),
-        history=(),
-        image_tokens=IMAGE_TOKENS,
-    ):
+    def build_prompt(self, question, num_patches_list=(), history=(), image_tokens=IMAGE_TOKENS):
         """The text that the model is given: past turns, question, open answer; image placeholders filled in.
 
         Args:
@@ -33,14 +27,7 @@ class ChatMethods:
             text += content
         return text
 
-    def build_prompt_ids(
-        self,
-        tokenizer,
-        question,
-        num_patches_list=(),
-        history=(),
-        image_tokens=IMAGE_TOKENS,
-    ):
+    def build_prompt_ids(self, tokenizer, question, num_patches_list=(), history=(), image_tokens=IMAGE_TOKENS):
         """The token ids that the model is given, exactly as training put them together (see `prompts.py`).
 
         Args:

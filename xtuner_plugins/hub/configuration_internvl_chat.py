@@ -176,12 +176,7 @@ def _without_runtime_keys(fields):
 
 def _use_lasting_names(fields):
     """Renames in place what newer transformers call differently: older readers ignore new names in silence."""
-    for key in (
-        "_attn_implementation_autoset",
-        "_attn_implementation_internal",
-        "_commit_hash",
-        "_name_or_path",
-    ):
+    for key in ("_attn_implementation_autoset", "_attn_implementation_internal", "_commit_hash", "_name_or_path"):
         fields.pop(key, None)
     dtype = fields.pop("dtype", None) or fields.get("torch_dtype")
     if dtype is not None:

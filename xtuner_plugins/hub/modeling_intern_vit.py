@@ -212,8 +212,20 @@ class InternVisionEncoder(nn.Module):
         )
 
 
+def num_used_layers(select_layer, num_layers):
+    """How many of `num_layers` blocks run for `select_layer` (0: embeddings, -1: output of the last block).
+
+    Raises:
+        ValueError: There is no such layer.
+    """
+    used = select_layer if select_layer >= 0 else num_layers + 1 + select_layer
+    if not 0 <= used <= num_layers:
+        raise ValueError(f"select_layer = {select_layer}, but the encoder has {num_layers} layers")
+    return used
+
+
 class InternVisionModel(PreTrainedModel):
-    """InternViT: tiles in, one vector a patch out.
+    """InternViT: tiles in, one vector per patch out.
 
     Attention runs through PyTorch's `scaled_dot_product_attention`, or written out with the implementation
     `eager`.
@@ -269,10 +281,7 @@ class InternVisionModel(PreTrainedModel):
         Raises:
             ValueError: There is no such layer.
         """
-        count = len(self.encoder.layers)
-        num_layers = select_layer if select_layer >= 0 else count + 1 + select_layer
-        if not 0 <= num_layers <= count:
-            raise ValueError(f"select_layer = {select_layer}, but the encoder has {count} layers")
+        num_layers = num_used_layers(select_layer, len(self.encoder.layers))
         return self.encoder(self.embeddings(pixel_values), num_layers=num_layers).last_hidden_state[:, 1:]
 
     def forward(self, pixel_values=None, output_hidden_states=None, return_dict=None, pixel_embeds=None):

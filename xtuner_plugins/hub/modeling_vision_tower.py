@@ -9,6 +9,8 @@ import torch.utils.checkpoint
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
+from .modeling_intern_vit import num_used_layers
+
 
 class TransformersTower(nn.Module):
     """A vision tower of transformers: its modules and weights, run layer by layer.
@@ -58,21 +60,9 @@ class TransformersTower(nn.Module):
         """Keeps activations again."""
         self.gradient_checkpointing = False
 
-    def num_used_layers(self, select_layer):
-        """How many blocks run for `select_layer` (0: embeddings, -1: output of the last block).
-
-        Raises:
-            ValueError: There is no such layer.
-        """
-        count = len(self.layers)
-        num_layers = select_layer if select_layer >= 0 else count + 1 + select_layer
-        if not 0 <= num_layers <= count:
-            raise ValueError(f"select_layer = {select_layer}, but the encoder has {count} layers")
-        return num_layers
-
     def unused_modules(self, select_layer):
         """Modules that no feature of `select_layer` depends on: later blocks and the final norm."""
-        unused = list(self.layers[self.num_used_layers(select_layer) :])
+        unused = list(self.layers[num_used_layers(select_layer, len(self.layers)) :])
         return [*unused, *(m for name, m in self.vision_model.named_children() if name == "post_layernorm")]
 
     def patch_features(self, pixel_values, select_layer=-1):
@@ -88,7 +78,7 @@ class TransformersTower(nn.Module):
         Raises:
             ValueError: There is no such layer, or tiles are of another size than the position embeddings.
         """
-        num_layers = self.num_used_layers(select_layer)
+        num_layers = num_used_layers(select_layer, len(self.layers))
         embeddings, side = self.vision_model.embeddings, self.config.image_size
         if tuple(pixel_values.shape[-2:]) != (side, side):
             raise ValueError(f"tiles of {tuple(pixel_values.shape[-2:])} pixels for a vision tower of {side} x {side}")

@@ -1,6 +1,5 @@
 """Assembly: nine tokens, mean rows, untied head, every file; and one clear line for every wrong part."""
 
-import json
 import shutil
 
 import pytest
@@ -11,10 +10,9 @@ from tests.conftest import ROOT
 from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.checkpoints.formats.remote_code import hub_code
 from xtuner_plugins.checkpoints.io.reader import CheckpointError, read_json
-from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer
+from xtuner_plugins.checkpoints.loader import load_tokenizer
 from xtuner_plugins.families import UnknownFamilyError
 from xtuner_plugins.hub.constants import ADDED_TOKENS
-from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template
 from xtuner_plugins.toy.models import write_random_parts
 
 
@@ -75,70 +73,6 @@ def test_config(toy_base):
     tokenizer = load_tokenizer(toy_base)
     stops = read_json(toy_base / "generation_config.json")["eos_token_id"]
     assert tokenizer.convert_ids_to_tokens(stops) == ["<|im_end|>", "<|endoftext|>", "<|im_start|>"]
-
-
-@pytest.mark.parametrize("template", [n for n in TEMPLATES if "<|im_end|>" in TEMPLATES[n][3]])
-def test_chat_template_is_the_training_prompt(toy_parts, tmp_path, template):
-    build_base(*toy_parts, tmp_path / "base", template=template)
-    tokenizer = load_tokenizer(tmp_path / "base")
-    turns = [("user", "<image>\nWhat's \\ 'this'?"), ("assistant", "A {{ cat }}"), ("user", "Sure?")]
-    messages = [dict(role=r, content=c) for r, c in turns]
-    for system in (None, "Be brief."):
-        conversation = get_conv_template(template)
-        if system:
-            conversation.system_message = system
-        for role, text in turns:
-            conversation.append_message(conversation.roles[role == "assistant"], text)
-        conversation.append_message(conversation.roles[1], None)
-        given = [dict(role="system", content=system)] * bool(system) + messages
-        rendered = tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True)
-        assert rendered == conversation.get_prompt()
-
-
-def test_select_layer_cuts_the_tower(toy_parts, tmp_path):
-    vision, llm = toy_parts
-    build_base(vision, llm, tmp_path / "full", dtype="float32")
-    build_base(vision, llm, tmp_path / "cut", dtype="float32", select_layer=-2)
-    full, _ = load_model(tmp_path / "full", dtype=torch.float32)
-    cut, _ = load_model(tmp_path / "cut", dtype=torch.float32)
-    assert (len(full.vision_model.encoder.layers), len(cut.vision_model.encoder.layers)) == (2, 1)
-    pixels = torch.randn(1, 3, 112, 112)
-    with torch.no_grad():
-        reference = full.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
-        assert torch.equal(cut.vision_model(pixel_values=pixels).last_hidden_state, reference)
-
-
-def test_tower_of_an_official_directory(toy_parts, toy_base, tmp_path):
-    build_base(toy_base, toy_parts[1], tmp_path / "again", dtype="float32")
-    a, b = (load_file(d / "model.safetensors") for d in (toy_base, tmp_path / "again"))
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def test_sharded_part_and_projector_file(toy_parts, tmp_path):
-    vision, llm = toy_parts
-    shutil.copytree(vision, tmp_path / "vision")
-    held = load_file(vision / "model.safetensors")
-    (tmp_path / "vision" / "model.safetensors").unlink()
-    weight_map = {}
-    for number, part in enumerate([list(held)[::2], list(held)[1::2]], 1):
-        name = f"model-0000{number}-of-00002.safetensors"
-        save_file({k: held[k] for k in part}, tmp_path / "vision" / name)
-        weight_map.update(dict.fromkeys(part, name))
-    (tmp_path / "vision" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    build_base(tmp_path / "vision", llm, tmp_path / "one", seed=1)
-    one = load_file(tmp_path / "one" / "model.safetensors")
-    projector = {k.removeprefix("mlp1."): v for k, v in one.items() if k.startswith("mlp1.")}
-    save_file(projector, tmp_path / "mlp1.safetensors")
-    build_base(vision, llm, tmp_path / "two", projector=tmp_path / "mlp1.safetensors", seed=2)
-    two = load_file(tmp_path / "two" / "model.safetensors")
-    assert all(torch.equal(one[k], two[k]) for k in one)
-
-
-def test_seed(toy_parts, tmp_path):
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        build_base(*toy_parts, tmp_path / name, seed=seed)
-    a, b, c = ((tmp_path / n / "model.safetensors").read_bytes() for n in "abc")
-    assert a == b != c
 
 
 class TestRefusals:

@@ -99,29 +99,6 @@ def test_internlm2():
         assert torch.equal(llama[f"model.layers.1.self_attn.{name}_proj.weight"].read(), part.reshape(-1, 32))
 
 
-def test_qwen1():
-    layer = {
-        "ln_1.weight": (32,),
-        "ln_2.weight": (32,),
-        "attn.c_attn.weight": (96, 32),
-        "attn.c_attn.bias": (96,),
-        "attn.c_proj.weight": (32, 32),
-        "mlp.w1.weight": (48, 32),
-        "mlp.w2.weight": (48, 32),
-        "mlp.c_proj.weight": (32, 48),
-    }
-    shapes = {f"transformer.h.{i}.{k}": v for i in range(2) for k, v in layer.items()}
-    shapes |= {"transformer.wte.weight": (40, 32), "transformer.ln_f.weight": (32,), "lm_head.weight": (40, 32)}
-    tensors = {k: MemoryTensor(torch.randn(s)) for k, s in shapes.items()}
-    qwen2 = qwen1.KEYS.to_right(tensors)
-    with init_empty_weights():
-        model = Qwen2ForCausalLM(Qwen2Config(**{**SIZES, "num_key_value_heads": 4}, tie_word_embeddings=False))
-    assert {k: t.shape for k, t in qwen2.items()} == {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    assert same(qwen1.KEYS.to_left(qwen2), tensors)
-    gate = qwen2["model.layers.0.mlp.gate_proj.weight"].read()
-    assert torch.equal(gate, tensors["transformer.h.0.mlp.w2.weight"].read())
-
-
 @pytest.mark.parametrize("tower", ["clip_vision_model", "siglip_vision_model"])
 def test_llava(tower):
     from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration

@@ -1,11 +1,14 @@
 """Lazy tensors read the right bytes, in pieces as well as whole."""
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xtuner_plugins.checkpoints.io.tensors import Computed, FileTensor, Joined, MemoryTensor
+from xtuner_plugins.checkpoints.io import tensors
+from xtuner_plugins.checkpoints.io.tensors import Cast, Computed, FileTensor, Joined, MemoryTensor
 
 
 @pytest.fixture
@@ -14,6 +17,14 @@ def stored(tmp_path):
     path = tmp_path / "numbers.bin"
     path.write_bytes(b"head" + whole.numpy().tobytes())
     return whole, FileTensor(path, 4, torch.float32, (12, 5))
+
+
+def blocks(lazy, num_bytes):
+    """What ``spans`` of so many bytes hold."""
+    with mock.patch.object(tensors, "BLOCK_BYTES", num_bytes):
+        spans = list(lazy.spans())
+    assert all((stop - start) * 4 <= max(num_bytes, 4) for start, stop in spans)
+    return [lazy.read_flat(start, stop) for start, stop in spans]
 
 
 def test_whole_rows_and_shapes(stored):
@@ -35,7 +46,7 @@ def test_joined_pieces_read_as_the_whole(tmp_path_factory, cuts, block, span):
     lazy = FileTensor(path, 0, torch.float32, (12, 5))
     edges = [0, *sorted(cuts), 12]
     joined = Joined([lazy.rows(a, b) for a, b in zip(edges, edges[1:], strict=False)], (12, 5))
-    assert torch.equal(torch.cat(list(joined.blocks(block))).view(12, 5), whole)
+    assert torch.equal(torch.cat(blocks(joined, block)).view(12, 5), whole)
     a, b = sorted(span)
     assert torch.equal(joined.read_flat(a, b), whole.view(-1)[a:b])
 
@@ -50,7 +61,7 @@ def test_computed_rows(stored):
     double = Computed(lambda a, b: lazy.rows(a, b).read() * 2, torch.float32, (12, 5))
     assert torch.equal(double.read(), whole * 2)
     assert torch.equal(double.read_flat(7, 23), whole.view(-1)[7:23] * 2)
-    assert torch.equal(torch.cat(list(double.blocks(40))), whole.view(-1) * 2)
+    assert torch.equal(torch.cat(blocks(double, 40)), whole.view(-1) * 2)
 
 
 def test_cut_off_file(stored):
@@ -65,3 +76,12 @@ def test_memory_tensor_is_not_shared():
     lazy = MemoryTensor(tensor)
     lazy.read()[0] = 7
     assert tensor.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("value, dtype", [(torch.nan, torch.float32), (torch.inf, torch.float32), (1e5, torch.float16)])
+def test_a_cast_can_refuse_what_is_not_finite(value, dtype):
+    source = MemoryTensor(torch.tensor([1.0, value, 2.0]))
+    with pytest.raises(FloatingPointError, match="NaN or infinity"):
+        Cast(source, dtype, finite=True).read()
+    assert Cast(source, dtype).read().dtype == dtype
+    assert Cast(source, dtype, finite=True).read_flat(2, 3).tolist() == [2.0]

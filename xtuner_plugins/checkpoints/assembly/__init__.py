@@ -1,1 +1,1 @@
-"""A new base out of a vision tower, a language model and a projector, and the parts out of a directory again."""
+"""Assembles a base from a vision tower, a language model and a projector; extracts the parts of a model directory."""

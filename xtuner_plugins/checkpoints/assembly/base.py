@@ -1,4 +1,4 @@
-"""Puts a vision tower and a language model together as an official InternVL directory, the start of every training."""
+"""Assembles a vision tower and a language model to an official InternVL directory, the base of a training."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ...families import LLMFamily, encoder_family, llm_family
 from ...hub.configuration_internvl_chat import PROJECTOR_TYPES, InternVLChatConfig
@@ -55,39 +56,38 @@ def build_base(
 ) -> dict:
     """Writes an official-format directory from a vision tower, a language model and a projector.
 
-    * Vision: ``embeddings.*`` and ``encoder.layers.*`` of a standalone InternViT, or the tower inside an official
-      directory. With ``select_layer=-k`` the last ``k - 1`` layers are left out and ``-1`` is written: InternViT has no
-      final norm, so this is exact, and consumers support nothing else.
-    * CLIP and SigLIP (a bare tower, or the one inside a whole model) stay whole, ``select_layer`` is written (-2 when
-      none is named), and their own pixel normalization is folded in. Only our own model code runs such a directory.
-    * Language model: the nine tokens are appended; embedding and head are cut to the tokenizer's size (released Qwen3
-      models keep their padding, so does this) and every new row is the mean of the rows before it. The head is
-      stored by itself, a tied one as a copy.
-    * Projector: from a file, or fresh: LayerNorm at ones and zeros, linear layers uniform in ±1/sqrt(fan_in), weights
-      and biases (PyTorch's own default, from which the published recipes start), drawn from ``seed``.
+    * Vision: a standalone InternViT (``embeddings.*``, ``encoder.layers.*``), or the tower inside an official
+      directory. With ``select_layer=-k`` the last ``k - 1`` layers are dropped and ``-1`` is written; this is exact,
+      as InternViT has no final norm, and consumers support nothing else.
+    * CLIP and SigLIP (a bare tower, or the one inside a whole model) stay whole, ``select_layer`` is written, and their
+      own pixel normalization is folded in. Only our own model code runs such a directory.
+    * Language model: the nine tokens are appended. Embedding and head are cut to the tokenizer's size (Qwen3 keeps its
+      padding rows, as its releases do); every new row is the mean of the old ones. A tied head is stored as a copy.
+    * Projector: from a file, or fresh: LayerNorm at ones and zeros; weights and biases of linear layers uniform in
+      ±1/sqrt(fan_in), PyTorch's default, with which the published recipes start.
 
     Args:
         vision: directory, or a hub name when no such directory exists.
         llm: directory, or a hub name.
         out: directory to write.
         template: conversation template; None takes the family's own.
-        max_tiles: ``max_dynamic_patch``, tiles per image without the thumbnail; None is 12, or 1 with ``mlp``.
+        max_tiles: ``max_dynamic_patch``, most tiles per image without the thumbnail; None is 12, or 1 with ``mlp``.
         dtype: of the stored weights, a key of ``writer.DTYPES``.
         projector: safetensors or torch file with ``mlp1.*`` (or ``0.weight`` ...); None for a fresh one.
-        projector_type: ``pixel_shuffle_mlp`` (InternVL's) or ``mlp`` (LLaVA's, no merging of patches); None takes the
-            first for InternViT, the second for CLIP and SigLIP.
+        projector_type: ``pixel_shuffle_mlp`` (InternVL's) or ``mlp`` (LLaVA's, which merges no patches); None takes
+            the first for InternViT, the second for CLIP and SigLIP.
         select_layer: negative index of the layer whose output is used; None is -1 for InternViT, -2 for the others.
-        image_mean: of each channel, that the tower was trained with, if not ImageNet's (InternViT) or what its
-            directory says (CLIP, SigLIP); folded into its first layer.
-        image_std: deviation of each channel, likewise.
+        image_mean: per channel, that the tower was trained with; folded into its first layer. None is ImageNet's
+            (InternViT) or what its directory says (CLIP, SigLIP).
+        image_std: per channel, likewise.
         max_shard_size: such as ``4GB``.
         seed: of the fresh projector.
         force: replace an existing ``out``.
-        progress: called with the bytes written by each block.
+        progress: called with the number of bytes after each block.
 
     Returns:
         A summary: ``out``, ``num_parameters``, ``num_bytes``, ``vocab_size``, ``num_new_tokens``, ``num_image_token``,
-        ``projector`` (where it came from), ``template``, ``note`` (who can run the directory, if not everybody).
+        ``projector`` (its source), ``template``, ``note`` (which programs run the directory, if not all).
 
     Raises:
         UnknownFamilyError: an encoder or LLM without a row in ``families``.
@@ -144,10 +144,10 @@ def _who_runs_it(config: dict) -> str | None:
 
 
 def local_directory(name: str | Path, role: str) -> Path:
-    """A directory as it is, or a hub model downloaded (weights, JSON and tokenizer files only, no code).
+    """A local directory, or a hub model that is downloaded (weights, JSON and tokenizer files only, no code).
 
     Raises:
-        CheckpointError: neither a directory nor reachable.
+        CheckpointError: neither a directory nor a hub model that can be downloaded.
     """
     path = Path(name)
     if path.is_dir():
@@ -182,7 +182,8 @@ def read_llm(directory: Path) -> LLMPart:
     if family.embedding not in tensors:
         raise CheckpointError(f"language model: {directory} has no {family.embedding}")
     if config.get("tie_word_embeddings") or family.head not in tensors:
-        if not config.get("tie_word_embeddings", _ties_by_default(config)):
+        ties_by_default = CONFIG_MAPPING[config["model_type"]]().tie_word_embeddings
+        if not config.get("tie_word_embeddings", ties_by_default):
             raise CheckpointError(
                 f"language model: {directory} has no {family.head} although its config says that it is not tied"
             )
@@ -190,12 +191,6 @@ def read_llm(directory: Path) -> LLMPart:
     tokenizer = tokenizer_files.load_tokenizer(directory, complete=False)
     num_new = tokenizer_files.add_tokens(tokenizer, ADDED_TOKENS)
     return LLMPart(config, family, tokenizer, tensors, num_new)
-
-
-def _ties_by_default(config: dict) -> bool:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    return bool(CONFIG_MAPPING[config["model_type"]]().tie_word_embeddings)
 
 
 def _check_template(template: str, llm: LLMPart) -> None:
@@ -208,20 +203,21 @@ def _check_template(template: str, llm: LLMPart) -> None:
 
 
 def resized_llm(llm: LLMPart, num_rows: int) -> dict[str, LazyTensor]:
-    """The LLM's tensors with embedding and head at ``num_rows`` rows, new rows the mean of the old."""
+    """The LLM's tensors with ``num_rows`` rows of embedding and head; each new row is the mean of the old ones."""
     tensors = dict(llm.tensors)
     old_rows = tokenizer_files.num_token_rows(llm.tokenizer) - llm.num_new_tokens
     embedding, head = llm.family.embedding, llm.family.head
     tied = tensors[head] is tensors[embedding]
     tensors[embedding] = _resize_rows(tensors[embedding], old_rows, llm.num_new_tokens, num_rows, embedding)
-    tensors[head] = (
-        tensors[embedding] if tied else _resize_rows(tensors[head], old_rows, llm.num_new_tokens, num_rows, head)
-    )
+    if tied:
+        tensors[head] = tensors[embedding]
+    else:
+        tensors[head] = _resize_rows(tensors[head], old_rows, llm.num_new_tokens, num_rows, head)
     return tensors
 
 
 def _resize_rows(matrix: LazyTensor, old_rows: int, num_new: int, num_rows: int, name: str) -> LazyTensor:
-    """``[old rows | num_new mean rows | padding as it was]``, ``num_rows`` in all."""
+    """``[old rows | num_new mean rows | old padding rows]``, ``num_rows`` in all."""
     if matrix.shape[0] < old_rows:
         raise CheckpointError(
             f"{name} has {matrix.shape[0]} rows, fewer than the {old_rows} tokens of the tokenizer: "
@@ -241,7 +237,7 @@ def _resize_rows(matrix: LazyTensor, old_rows: int, num_new: int, num_rows: int,
 
 
 def mean_row(matrix: LazyTensor) -> torch.Tensor:
-    """Mean over dimension 0 in float64, read block by block: float64 ``[1, width]``."""
+    """Mean over dimension 0, read block by block: float64 ``[1, width]``."""
     rows, width = matrix.shape
     total = torch.zeros(width, dtype=torch.float64)
     step = max(1, 32 * 2**20 // (width * 8))

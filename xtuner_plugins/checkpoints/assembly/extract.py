@@ -1,4 +1,4 @@
-"""Takes the vision tower, the projector or the language model out of a model directory again."""
+"""Extracts the vision tower, the projector or the language model of a model directory."""
 
 from __future__ import annotations
 
@@ -56,10 +56,12 @@ def extract(
             for name in tokenizer_files.FILES:
                 if (view.directory / name).is_file():
                     shutil.copyfile(view.directory / name, stage / name)
-            generation = view.directory / "generation_config.json"
             stop = {"eos_token_id": config.get("eos_token_id")}
-            write_json(stage / generation.name, read_json(generation) if generation.is_file() else stop)
-        if part == "vision" and not encoder_family(config).is_intern_vit:  # ImageNet's numbers: its own are folded in
+            generation = read_json(view.directory / "generation_config.json", missing=stop)
+            write_json(stage / "generation_config.json", generation)
+        if (
+            part == "vision" and not encoder_family(config).is_intern_vit
+        ):  # with ImageNet's mean and std: the tower's own are folded in
             write_json(stage / "preprocessor_config.json", official.preprocessor_config(config["image_size"]))
         write_weights(stage, held, max_shard_size=parse_size(max_shard_size))
     return {"out": str(out), "num_tensors": len(held), "num_bytes": num_bytes}

@@ -1,13 +1,13 @@
-"""Folds a tower's own image mean and deviation into its patch convolution.
+"""Folds a tower's own image mean and std into its patch convolution.
 
-Every program that runs the official format normalizes pixels with ImageNet's numbers, whatever the tower was trained
-with. With ``x = (p - m) / s`` what the tower expects and ``y = (p - m_in) / s_in`` what it is given,
+Every program that runs the official format normalizes pixels with ImageNet's mean and std, whatever the tower was
+trained with. If the tower expects ``x = (p - m) / s`` and is given ``y = (p - m_in) / s_in``, then
 ``x = (y s_in + m_in - m) / s``, so per input channel c::
 
     W'[:, c] = W[:, c] s_in[c] / s[c]          b' = b + sum over c, kernel of W[:, c] (m_in[c] - m[c]) / s[c]
 
-This is exact because the convolution has no padding. CLIP's convolution has no bias, so there the shift goes into the
-position embeddings of the patches, which are added right after it (not into that of the class token).
+This is exact because the convolution has no padding. CLIP's convolution has no bias; its shift goes into the position
+embeddings of the patches, which are added right after the convolution (not into that of the class token).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ EMBEDDINGS = ("vision_model.embeddings.", "vision_model.vision_model.embeddings.
 
 
 def fold(tensors: Mapping[str, LazyTensor], mean: Sequence[float], std: Sequence[float]) -> dict[str, LazyTensor]:
-    """The tower's tensors for pixels normalized with ImageNet's numbers; computed in float64, held in float32.
+    """The tower's tensors for pixels normalized with ImageNet's mean and std; computed in float64, stored in float32.
 
     Args:
         tensors: ``vision_model.*``, with a patch convolution ``[D, 3, P, P]`` and its bias or position embeddings.
-        mean: of each channel, in [0, 1], that the tower was trained with.
-        std: of each channel, positive.
+        mean: per channel, in [0, 1], that the tower was trained with.
+        std: per channel, in (0, 1].
 
     Raises:
         ValueError: not three channels, or numbers out of range.

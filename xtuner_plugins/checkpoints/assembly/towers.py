@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
 from ...families import EncoderFamily, encoder_family
+from ...hub.configuration_intern_vit import InternVisionConfig
+from ...hub.modeling_intern_vit import num_used_layers
 from ..io.reader import CheckpointError, open_weights, read_json
 from ..io.tensors import LazyTensor
 
-PREFIX = "vision_model."  # of the tower inside our model; its own names begin with `vision_model.` again
+PREFIX = "vision_model."  # of the tower in our model; names of a CLIP or SigLIP tower itself begin with it, too
 _NOT_STORED = ("embeddings.position_ids",)  # a buffer that old releases saved
 
 
@@ -21,23 +25,23 @@ class VisionPart:
     Attributes:
         config: its ``vision_config``.
         tensors: under ``vision_model.*``.
-        select_layer: layer whose output is used, relative to what ``tensors`` holds.
-        normalization: (mean, std) that it was trained with and that isn't folded in yet; None for ImageNet's.
-        projector_type: what goes with it when none is named.
+        select_layer: layer whose output is used, relative to the layers in ``tensors``.
+        normalization: (mean, std) that it was trained with, not folded in yet; None for ImageNet's.
+        projector_type: default projector.
     """
 
     config: dict
     tensors: dict[str, LazyTensor]
     select_layer: int = -1
-    normalization: tuple[list[float], list[float]] | None = None
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None
     projector_type: str = "pixel_shuffle_mlp"
 
 
 def read_vision(directory: Path, *, select_layer: int | None = None) -> VisionPart:
-    """A vision tower from a standalone, a whole CLIP or SigLIP, or an official directory.
+    """A vision tower from a standalone tower, a whole CLIP or SigLIP model, or an official directory.
 
     Raises:
-        UnknownFamilyError: no encoder that is known.
+        UnknownFamilyError: an encoder without a row in ``families``.
         CheckpointError: incomplete weights.
     """
     config = read_json(directory / "config.json")
@@ -51,8 +55,6 @@ def read_vision(directory: Path, *, select_layer: int | None = None) -> VisionPa
         tensors = {k: v for k, v in held.items() if k.startswith("vision_model.")}
     else:
         tensors = {PREFIX + k: v for k, v in held.items()}
-    from ...hub.configuration_intern_vit import InternVisionConfig
-
     complete = InternVisionConfig(**tower).to_dict()
     part = VisionPart(_vision_config(family, complete), tensors, projector_type=family.projector_type)
     return truncate_tower(part, family.select_layer if select_layer is None else select_layer, directory)
@@ -65,57 +67,56 @@ def _vision_config(family: EncoderFamily, complete: Mapping) -> dict:
 
 
 def _read_transformers_tower(directory, family, official_config, select_layer) -> VisionPart:
+    normalization = None
     if official_config is not None:  # its normalization was folded in when it was assembled
         tensors = {k: v for k, v in open_weights(directory).items() if k.startswith(PREFIX)}
-        config, own = dict(official_config), None
+        config = dict(official_config)
     else:
         config, tensors = read_tower(directory, family)
-        own = stored_normalization(directory, family)
+        fields = read_json(directory / "preprocessor_config.json", missing={})
+        normalization = (fields.get("image_mean"), fields.get("image_std"))
+        if None in normalization:
+            normalization = (family.image_mean, family.image_std)
     select_layer = family.select_layer if select_layer is None else select_layer
     layers = config["num_hidden_layers"]
     if not -layers <= select_layer <= -1:
         raise ValueError(f"select_layer = {select_layer} is outside -1 .. -{layers} for the tower {directory}")
-    return VisionPart(config, tensors, select_layer, own, family.projector_type)
+    return VisionPart(config, tensors, select_layer, normalization, family.projector_type)
 
 
 def truncate_tower(part: VisionPart, select_layer: int, where: Path) -> VisionPart:
-    """Leaves out the layers after ``select_layer`` (negative, -1 the last)."""
+    """Drops the layers after ``select_layer`` (negative; -1 is the last layer)."""
     layers = part.config["num_hidden_layers"]
     keep = layers + 1 + select_layer
     if select_layer >= 0 or keep < 1:
         raise ValueError(f"select_layer = {select_layer} is outside -1 .. -{layers} for the tower {where}")
-    tensors = {}
-    for name, tensor in part.tensors.items():
-        parts = name.split(".")
-        if "layers" in parts and int(parts[parts.index("layers") + 1]) >= keep:
-            continue
-        tensors[name] = tensor
+    tensors = {name: tensor for name, tensor in part.tensors.items() if _layer_of(name) < keep}
     return replace(part, config={**part.config, "num_hidden_layers": keep}, tensors=tensors)
+
+
+def _layer_of(name: str) -> int:
+    """Index of the encoder layer that a tensor belongs to; -1 for any other tensor."""
+    parts = name.split(".")
+    return int(parts[parts.index("layers") + 1]) if "layers" in parts else -1
 
 
 def is_unused(name: str, config: Mapping) -> bool:
     """Whether no feature depends on this tensor (official name): a layer after ``select_layer``, or the final norm."""
-    parts = name.split(".")
     if encoder_family(config["vision_config"]).is_intern_vit or not name.startswith(PREFIX):
         return False
-    if "post_layernorm" in parts:
-        return True
-    select_layer, layers = config["select_layer"], config["vision_config"]["num_hidden_layers"]
-    used = select_layer if select_layer >= 0 else layers + 1 + select_layer
-    return "layers" in parts and int(parts[parts.index("layers") + 1]) >= used
+    used = num_used_layers(config["select_layer"], config["vision_config"]["num_hidden_layers"])
+    return "post_layernorm" in name.split(".") or _layer_of(name) >= used
 
 
 def read_tower(directory: Path, family: EncoderFamily) -> tuple[dict, dict[str, LazyTensor]]:
     """Config and tensors (``vision_model.vision_model.*``) of a bare tower or of the one inside a whole model.
 
-    The text side, the projections and SigLIP's pooling head are left out. The final norm and the last layers stay,
-    though LLaVA's layer does without them: the llava format wants the whole tower.
+    The text encoder, the projections and SigLIP's pooling head are left out. The final norm and the last layers stay
+    even where ``select_layer`` doesn't use them: the llava format holds the whole tower.
 
     Raises:
         CheckpointError: no vision tower in the directory.
     """
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
     stored = read_json(directory / "config.json")
     stored = stored.get("vision_config") or stored if stored.get("model_type") == family.whole_type else stored
     stored = {k: v for k, v in stored.items() if k not in ("model_type", "torch_dtype", "dtype")}
@@ -132,13 +133,3 @@ def read_tower(directory: Path, family: EncoderFamily) -> tuple[dict, dict[str, 
     if PREFIX + "vision_model.embeddings.patch_embedding.weight" not in tensors:
         raise CheckpointError(f"vision tower: {directory} says {family.model_type}, but holds no such weights")
     return _vision_config(family, complete), tensors
-
-
-def stored_normalization(directory: Path, family: EncoderFamily) -> tuple[list[float], list[float]]:
-    """(mean, std) from the directory's ``preprocessor_config.json``, else those of the family's releases."""
-    path = directory / "preprocessor_config.json"
-    fields = read_json(path) if path.is_file() else {}
-    mean, std = fields.get("image_mean"), fields.get("image_std")
-    if mean is None or std is None:
-        return list(family.image_mean), list(family.image_std)
-    return list(mean), list(std)

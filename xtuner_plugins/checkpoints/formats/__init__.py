@@ -1,15 +1,15 @@
-"""Formats of model directories, one file each, and a model directory of any of them seen in the names of training.
+"""Formats of model directories, one file each, and the view of any model directory in the names of training.
 
 ============  ========================================================  ==========================================
 format        how it is recognized                                      what differs from the names of training
 ============  ========================================================  ==========================================
-``official``  ``vision_config`` + ``llm_config``                        nothing; InternLM2 inside it runs as Llama
+``official``  ``vision_config`` + ``llm_config``                        nothing, but InternLM2 runs as Llama
 ``hf``        ``InternVLForConditionalGeneration`` (an ``-hf`` folder)  names and config
 ``llava``     ``LlavaForConditionalGeneration`` of CLIP or SigLIP       names and config
 ============  ========================================================  ==========================================
 
-``Format`` (``format.py``) says what each of them offers. ``open_model`` gives config and tensors in our names, lazily;
-``draft.py`` turns them back into a directory of any format.
+``Format`` (``format.py``) is their interface. ``open_model`` gives config and lazy tensors in our names; ``draft.py``
+turns these into a directory of any format.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class ModelView:
     """A model directory in our names.
 
     Attributes:
-        directory: where it lies.
+        directory: its path.
         format: one of ``FORMATS``.
         config: fields of an official ``config.json``, complete.
         tensors: our names to lazy tensors.
-        stored_config: ``config.json`` as it lies on disk.
+        stored_config: ``config.json`` as stored.
         stored_tensors: the directory's own names.
         settled: official fields that a training laid over the config: its tile limits and template.
         changed: those of them that differ from what the directory says.
@@ -56,7 +56,7 @@ class ModelView:
 
 
 def open_config(directory: str | Path) -> tuple[Format, dict, dict]:
-    """(format, ``config.json`` as it is, the same in official fields, complete) of a model directory.
+    """Format, ``config.json`` as stored, and the same as complete official fields, of a model directory.
 
     Raises:
         CheckpointError: no such directory, without a config, or of no known format.
@@ -74,7 +74,7 @@ def open_config(directory: str | Path) -> tuple[Format, dict, dict]:
             "vision_config and llm_config); make one with tools/build_base_model.py"
         )
     config, path = found.read_config(fields, directory), directory / preprocessing.FILE
-    if found is not official and path.is_file():  # it has no fields for template and thumbnail; an export of ours says
+    if found is not official and path.is_file():  # template and thumbnail, for which other formats have no fields
         config.update(preprocessing.exported(read_json(path), str(path)).config_fields())
     return found, fields, config
 

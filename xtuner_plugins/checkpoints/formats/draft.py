@@ -16,7 +16,7 @@ from ..io.tensors import Joined, LazyTensor, MemoryTensor
 from ..io.writer import write_json
 from . import FORMATS, Format, ModelView, official, remote_code
 
-# What a model directory may hold besides weights, config and code that belongs to the model.
+# Files of a model directory that an export copies, besides weights, config and code.
 _KEPT_FILES = (
     "generation_config.json",
     "preprocessor_config.json",
@@ -31,10 +31,10 @@ class Draft:
     """A model about to be written.
 
     Attributes:
-        tensors: names as they will lie on disk, in order.
+        tensors: by their names on disk, in order.
         config: ``config.json``.
         write_files: writes everything but weights and config into a directory.
-        notes: what a user should know about the choices that were made.
+        notes: what a user should know about the model code that is shipped.
     """
 
     tensors: dict[str, LazyTensor]
@@ -52,16 +52,16 @@ def make_draft(
     code: str = "auto",
     template: str | None = None,
 ) -> Draft:
-    """The draft of a directory in some format; None is the one that the model comes in.
+    """The draft of a directory of some format.
 
     Args:
         view: the directory that the model comes from.
-        tensors: its tensors under our names, trained ones laid over.
-        format: a key of ``FORMATS``, or None.
+        tensors: the model's tensors under our names.
+        format: a key of ``FORMATS``; None keeps the directory's.
         dtype: written into the config; None leaves it.
-        code: ``auto`` ships the directory's own model code, ours where that isn't whole; ``ours`` always ours.
+        code: ``auto`` ships the directory's own model code, or ours if files of it are missing; ``ours`` always ours.
             With ours, InternLM2 is written as Llama.
-        template: conversation template of an official directory made from another; None takes the family's.
+        template: conversation template of an official directory made from another format; None takes the view's.
 
     Raises:
         CheckpointError: the format can't express this model.
@@ -72,7 +72,7 @@ def make_draft(
     if format is not None and format not in FORMATS:
         raise ValueError(f"format {format!r} is unknown; choose one of {', '.join(FORMATS)}")
     to = FORMATS[format] if format else view.format
-    # hf and llava say preprocessing in several files, which are written anew where the training changed it.
+    # hf and llava describe preprocessing in several files, which are rewritten if the training changed it.
     if to is not view.format or (to is not official and view.changed):
         draft = _rewritten(view, tensors, to, template)
     else:
@@ -86,7 +86,7 @@ def make_draft(
 
 
 def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor], code: str) -> Draft:
-    """The directory's own names and config; its own code where that is whole, else ours."""
+    """The directory's own names and config, and its own code unless files of it are missing."""
     config = {k: dict(v) if isinstance(v, dict) else v for k, v in view.stored_config.items()}
     notes, ships_ours = [], False
     if view.format is official:
@@ -123,23 +123,19 @@ def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor], code: str) ->
 
 
 def _write_template(view: ModelView, stage: Path) -> None:
-    """Lets engines prompt with, and stop at, the template of the training where the base's was another."""
+    """Makes engines prompt and stop as the template of the training does, if the base had another."""
     tokenizer, template = tokenizer_files.load_tokenizer(view.directory), view.config["template"]
     for extra in stage.glob("chat_template*"):
         extra.unlink()
-    for path, default, fields in (
-        (stage / "tokenizer_config.json", {}, {"chat_template": tokenizer_files.chat_template(tokenizer, template)}),
-        (
-            stage / "generation_config.json",
-            {"_from_model_config": True},
-            {"eos_token_id": tokenizer_files.stop_token_ids(tokenizer, template)},
-        ),
-    ):
-        write_json(path, {**(read_json(path) if path.is_file() else default), **fields})
+    texts, stops = stage / "tokenizer_config.json", stage / "generation_config.json"
+    prompt = {"chat_template": tokenizer_files.chat_template(tokenizer, template)}
+    write_json(texts, {**read_json(texts, missing={}), **prompt})
+    stop = {"eos_token_id": tokenizer_files.stop_token_ids(tokenizer, template)}
+    write_json(stops, {**read_json(stops, missing={"_from_model_config": True}), **stop})
 
 
 def _rewritten(view: ModelView, tensors: Mapping[str, LazyTensor], to: Format, template: str | None) -> Draft:
-    """Names, config and files of the format, embedding and head with a row for each token of its tokenizer."""
+    """Names, config and files of a format; embedding and head get a row for each token of its tokenizer."""
     config = {**view.config, "template": template or view.config["template"]}
     tokenizer = tokenizer_files.load_tokenizer(view.directory)
     rows = config["llm_config"]["vocab_size"]
@@ -147,7 +143,8 @@ def _rewritten(view: ModelView, tensors: Mapping[str, LazyTensor], to: Format, t
     if tokenizer_files.token_id(tokenizer, dropped) == rows - 1:
         rows -= 1
     if to.PROCESSOR_TOKEN:
-        tokenizer_files.add_tokens(tokenizer, [to.PROCESSOR_TOKEN])
+        if tokenizer_files.token_id(tokenizer, to.PROCESSOR_TOKEN) is None:
+            tokenizer_files.add_tokens(tokenizer, [to.PROCESSOR_TOKEN])
         rows = max(rows, tokenizer_files.num_token_rows(tokenizer))
     fields = to.write_config(config, tokenizer, rows)
     family = llm_family(config["llm_config"])
@@ -164,7 +161,7 @@ def _rewritten(view: ModelView, tensors: Mapping[str, LazyTensor], to: Format, t
 
 
 def _with_rows(tensor: LazyTensor, rows: int) -> LazyTensor:
-    """A matrix cut after ``rows``, or with rows of zeros below."""
+    """A matrix of ``rows`` rows: cut, or with rows of zeros appended."""
     if tensor.shape[0] >= rows:
         return tensor if tensor.shape[0] == rows else tensor.rows(0, rows)
     extra = torch.zeros(rows - tensor.shape[0], *tensor.shape[1:], dtype=tensor.dtype)

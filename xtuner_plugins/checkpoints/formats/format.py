@@ -11,10 +11,10 @@ from .key_mapping import KeyMapping
 
 
 class Format(Protocol):
-    """A format of model directories. Each is a module with these members; its own fields are those of its config.
+    """A format of model directories: a module with these members.
 
     Attributes:
-        NAME: what ``--format`` calls it.
+        NAME: its name for ``--format``.
         PROCESSOR_TOKEN: a token that its processor needs, added after all others; None for none.
     """
 
@@ -25,13 +25,13 @@ class Format(Protocol):
         """Whether a ``config.json`` is of this format."""
 
     def keys(self, fields: Mapping) -> KeyMapping | None:
-        """Names of training <-> names in a directory with this ``config.json``; None where they are the same."""
+        """Names of training <-> names in a directory with this ``config.json``; None if they are the same."""
 
     def read_config(self, fields: Mapping, directory: str | Path) -> dict:
-        """Official fields, complete, of a directory with this ``config.json``.
+        """The complete official fields of a directory with this ``config.json``.
 
         Raises:
-            CheckpointError: an official config can't say the same.
+            CheckpointError: an official config can't express it.
         """
 
     def write_config(self, config: Mapping, tokenizer, num_rows: int) -> dict:
@@ -39,8 +39,8 @@ class Format(Protocol):
 
         Args:
             config: official fields, complete.
-            tokenizer: has ``PROCESSOR_TOKEN`` already.
-            num_rows: of embedding and head.
+            tokenizer: of the directory, with ``PROCESSOR_TOKEN``.
+            num_rows: rows of embedding and head.
 
         Raises:
             CheckpointError: the format can't express this model; the message names the setting.
@@ -52,17 +52,17 @@ class Format(Protocol):
 
 @dataclass(frozen=True)
 class LanguageFormat:
-    """A language model of a class that transformers lacks, run as one that it has and that computes the same.
+    """A language model of a class that transformers lacks, run as a class of transformers that computes the same.
 
-    It stands in a directory of its own; InternLM2 inside an official one, too.
+    It comes in a directory of its own; InternLM2 also comes inside official directories.
 
     Attributes:
-        model_type: in its config.
-        title: what messages call it.
-        read_config: its config as the other class's.
-        keys: its config to the mapping of names, without prefix.
-        code: files without which an official directory that holds it can't run.
-        buffers: endings of stored names that are no weights.
+        model_type: `model_type` in its config.
+        title: its name in messages.
+        read_config: converts its config to that of the other class.
+        keys: makes the mapping of names (without prefix) from its config.
+        code: code files that an official directory needs to run it.
+        buffers: endings of stored names that aren't weights.
     """
 
     model_type: str

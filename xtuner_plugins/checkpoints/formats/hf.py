@@ -1,6 +1,6 @@
 """The hf format: transformers' own ``InternVLForConditionalGeneration``, which needs no remote code.
 
-What it can't say: pixel shuffle v1, a select_layer other than the last, a norm eps of q and k other than 1e-6.
+It can't express pixel shuffle v1, a select_layer other than the last, or a q/k norm eps other than 1e-6.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .key_mapping import KeyMapping, Parts, Row
 
 NAME = "hf"
 PROCESSOR_TOKEN = "<video>"
-RELEASE = "4.52.0"  # the first of transformers with the format
+RELEASE = "4.52.0"  # the first transformers with this format
 # official name -> hf name, values unchanged
 _VISION_NAMES = {
     "hidden_size": "hidden_size",
@@ -39,7 +39,7 @@ _VISION_NAMES = {
 
 _VIT, _HF_VIT = "vision_model.encoder.layers.{i}.", "vision_tower.encoder.layer.{i}."
 
-# Official <-> transformers' own InternVLForConditionalGeneration, in the names that lie on disk.
+# Official <-> transformers' own InternVLForConditionalGeneration, in its names on disk.
 KEYS = KeyMapping(
     [
         Row("vision_model.embeddings.class_embedding", "vision_tower.embeddings.cls_token"),
@@ -63,7 +63,7 @@ KEYS = KeyMapping(
     "official InternVL",
     "transformers InternVL",
     ours="left",
-    # Some directories were saved under the names that the model has in memory.
+    # Some directories were saved with the model's names in memory.
     prefixes={"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.", "model.": ""},
 )
 
@@ -81,7 +81,7 @@ def keys(fields: Mapping) -> KeyMapping:
 def read_config(fields: Mapping, directory: str | Path) -> dict:
     """See ``Format``; the tile limits come from the preprocessor's config."""
     vision, text = fields["vision_config"], {"model_type": "qwen2", **fields["text_config"]}
-    # transformers writes only what differs from its own defaults, which are these (the sizes are the 300M's)
+    # The defaults of transformers (the sizes of the 300M encoder), which it leaves out of the file.
     ours = {
         "norm_type": "layer_norm",
         "layer_norm_eps": 1e-6,
@@ -107,8 +107,7 @@ def read_config(fields: Mapping, directory: str | Path) -> dict:
         image_size=_one(vision["image_size"]),
         patch_size=_one(vision["patch_size"]),
     )
-    preprocessor = Path(directory) / "preprocessor_config.json"
-    limits = read_json(preprocessor) if preprocessor.is_file() else {}
+    limits = read_json(Path(directory) / "preprocessor_config.json", missing={})
     return official.make_config(
         ours,
         text,
@@ -128,7 +127,7 @@ def _one(value) -> int:
 
 
 def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
-    """See ``Format``; the language model is one of transformers' own already."""
+    """See ``Format``; the language model keeps its config."""
     vision = config["vision_config"]
     if not encoder_family(vision).is_intern_vit or config.get("projector_type") == "mlp":
         raise CheckpointError(
@@ -180,7 +179,7 @@ def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
 
 
 def text_config(config: Mapping, tokenizer, num_rows: int) -> dict:
-    """The language model's part of a config of transformers' own; arguments as for ``write_config``."""
+    """``text_config`` from official fields; arguments as for ``write_config``."""
     dropped = ("auto_map", "_name_or_path", "attn_implementation")
     return {
         **{k: v for k, v in config["llm_config"].items() if k not in dropped},

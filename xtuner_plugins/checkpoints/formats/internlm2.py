@@ -1,4 +1,4 @@
-"""InternLM2, a language model whose class transformers lacks, as Llama: equal to the bit of every weight."""
+"""InternLM2, a language model whose class transformers lacks, as Llama; bit-exact."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .key_mapping import KeyMapping, Row, Same, stack
 
 @dataclass(frozen=True)
 class GroupedQKV(Same):
-    """InternLM2's ``wqkv``: for each key/value head its query heads, then its key, then its value.
+    """InternLM2's ``wqkv``: per key/value head its query heads, then the key, then the value.
 
     ::
 
-        wqkv rows   q0 q1 k0 v0 | q2 q3 k1 v1 | ...        2 query heads a group, each head_dim rows
+        wqkv rows   q0 q1 k0 v0 | q2 q3 k1 v1 | ...        2 query heads per group, each of head_dim rows
         q           q0 q1 q2 q3 ...    k  k0 k1 ...    v  v0 v1 ...
     """
 
@@ -48,7 +48,7 @@ class GroupedQKV(Same):
 
 
 def read_config(config: Mapping) -> dict:
-    """Its config as Llama's."""
+    """Llama's config from InternLM2's."""
     dropped = ("bias", "attn_implementation", "auto_map", "architectures", "model_type")
     fields = {k: v for k, v in config.items() if k not in dropped}
     bias = bool(config.get("bias", True))
@@ -62,7 +62,7 @@ def read_config(config: Mapping) -> dict:
 
 
 def keys(config: Mapping) -> KeyMapping:
-    """InternLM2 <-> Llama, names without prefix. No rotary permutation: both rotate halves."""
+    """InternLM2 <-> Llama, names without prefix. Rows of q and k keep their order: both rotate halves."""
     layer = "model.layers.{i}."
     grouped = GroupedQKV(config["num_attention_heads"], config["num_key_value_heads"])
     return KeyMapping(

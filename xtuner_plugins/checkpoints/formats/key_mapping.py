@@ -1,7 +1,7 @@
 """Key mappings between formats, as data: one invertible table per pair of formats.
 
-A row names one tensor on the left and one or several on the right; every difference between the formats that this
-project knows is a renaming or a regrouping of whole rows, never arithmetic, so a round trip is exact to the bit.
+A row names one tensor on the left and one or several on the right. All formats here differ only in names and in how
+whole rows are grouped, never in numbers, so a round trip is bit-exact.
 
 Templates: ``{i}`` a layer index, ``{p}`` ``weight`` or ``bias``, ``{rest}`` anything. Example::
 
@@ -35,7 +35,11 @@ class Same:
 
 @dataclass(frozen=True)
 class Parts(Same):
-    """Rows of one tensor as several: ``sizes`` are relative shares, e.g. (1, 1, 1) for equal thirds."""
+    """One tensor on the left, its rows split over several on the right.
+
+    Attributes:
+        sizes: relative shares, such as (1, 1, 1) for equal thirds.
+    """
 
     sizes: tuple[int, ...]
 
@@ -51,7 +55,7 @@ class Parts(Same):
 
 
 def stack(tensors: Sequence[LazyTensor]) -> LazyTensor:
-    """Tensors that belong together as one, row after row.
+    """Tensors joined along dimension 0.
 
     Raises:
         CheckpointError: they differ in dtype or width.
@@ -63,7 +67,7 @@ def stack(tensors: Sequence[LazyTensor]) -> LazyTensor:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: a template on the left, one or several on the right, and how the rows regroup."""
+    """One line of a table: a template on the left, one or several on the right, and how rows are regrouped."""
 
     left: str
     right: str | tuple[str, ...]
@@ -91,7 +95,7 @@ class KeyMapping:
         left: name of the left format, for messages.
         right: name of the right format, for messages.
         ours: which side holds the names that training uses, ``left`` or ``right``.
-        prefixes: prefixes of right names that some directories have instead of those in the table.
+        prefixes: alternative prefixes of right names in some directories, to the prefixes in the table.
     """
 
     def __init__(
@@ -105,7 +109,7 @@ class KeyMapping:
         self._rights = [(_compile(right), row, k) for row in self.rows for k, right in enumerate(row.rights)]
 
     def listed(self, name: str) -> str:
-        """A right name as the table has it, where a directory has another prefix."""
+        """A right name with the prefix of the table."""
         for prefix, own in self._prefixes.items():
             if name.startswith(prefix):
                 return own + name.removeprefix(prefix)

@@ -1,9 +1,9 @@
 """The llava format: transformers' own ``LlavaForConditionalGeneration``, which needs no remote code.
 
-It holds CLIP or SigLIP, Linear-GELU-Linear and a language model, one tile per image. What it can't say is refused:
-InternViT, pixel shuffle, the LayerNorm of InternVL's projector, tiles. Pixels stay normalized with ImageNet's numbers,
-as in training (the tower's own are folded into its weights), and ``preprocessor_config.json`` says so. An image stands
-in the text as ``<img><image></img>``, as it was trained, with a token ``<image>`` that is added after all others.
+It holds CLIP or SigLIP, Linear-GELU-Linear and a language model, one tile per image. InternViT, pixel shuffle, the
+LayerNorm of InternVL's projector and several tiles are refused. Pixels are normalized with ImageNet's mean and std, as
+in training (the tower's own are folded into its weights); ``preprocessor_config.json`` says so. An image is
+``<img><image></img>`` in the text, as in training, with a token ``<image>`` that is added after all others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .key_mapping import KeyMapping, Row
 
 NAME = "llava"
 PROCESSOR_TOKEN = "<image>"
-RELEASE = "4.49.0"  # the first of transformers that reads all of the format's fields
+RELEASE = "4.49.0"  # the first transformers that reads all fields of this format
 
 # CLIP or SigLIP with Linear-GELU-Linear <-> LlavaForConditionalGeneration.
 KEYS = KeyMapping(
@@ -49,11 +49,10 @@ def keys(fields: Mapping) -> KeyMapping:
 
 
 def read_config(fields: Mapping, directory: str | Path) -> dict:
-    """See ``Format``; the conversation template is not in it.
+    """See ``Format``; it doesn't name a conversation template, so the language model's own is taken.
 
     Raises:
-        CheckpointError: another tower, projector or feature strategy, or pixels normalized with other numbers than
-            ImageNet's.
+        CheckpointError: another tower, projector or feature strategy, or another mean and std than ImageNet's.
     """
     vision, text = fields["vision_config"], fields["text_config"]
     family = encoder_family(vision, f"{directory}: vision_config")
@@ -61,8 +60,7 @@ def read_config(fields: Mapping, directory: str | Path) -> dict:
     if family.llava is not None:
         wanted["vision_feature_select_strategy"] = family.llava.feature_strategy
     wrong = {key: fields.get(key, value) for key, value in wanted.items() if fields.get(key, value) != value}
-    preprocessor = Path(directory) / "preprocessor_config.json"
-    pixels = read_json(preprocessor) if preprocessor.is_file() else {}
+    pixels = read_json(Path(directory) / "preprocessor_config.json", missing={})
     for key, value in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
         if list(pixels.get(key, ())) != list(value):
             wrong[key] = pixels.get(key)
@@ -84,7 +82,7 @@ def read_config(fields: Mapping, directory: str | Path) -> dict:
 
 
 def check_expressible(config: Mapping) -> EncoderFamily:
-    """The encoder's row, when the format can say everything that this official config says.
+    """The encoder's row, if the format can express this official config.
 
     Raises:
         CheckpointError: it can't; the message names the setting.

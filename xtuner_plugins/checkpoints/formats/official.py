@@ -1,7 +1,7 @@
-"""The official format: ``InternVLChatModel``, whose code lies in the directory.
+"""The official format: ``InternVLChatModel``, whose code is in the directory.
 
-InternLM2 inside it is a variant: such a directory holds its names and its code, we run it as Llama. It is written as it
-is where its own code is whole, else as Llama with our code.
+A directory with InternLM2 holds InternLM2's names and code; here it runs as Llama. It is exported as InternLM2 if its
+code is complete, else as Llama with our code.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .key_mapping import KeyMapping, inside
 
 NAME = "official"
 PROCESSOR_TOKEN = None
-# Where no release is named, transformers 4.57 takes any tokenizer for Mistral's and warns of wrong ids, with an advice
-# that would make them wrong.
+# If no release is named, transformers 4.57 takes any tokenizer for Mistral's and warns of wrong ids; its advice would
+# make them wrong.
 RELEASE = "4.37.2"
 AUTO_MAP = {
     "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
@@ -39,7 +39,7 @@ def detect(fields: Mapping) -> bool:
 
 
 def language(fields: Mapping) -> LanguageFormat | None:
-    """InternLM2, where the language model is one; None for those that run under their own names."""
+    """InternLM2 if that is the language model; None for those that run under their own names."""
     return INTERNLM2 if fields["llm_config"].get("model_type") == INTERNLM2.model_type else None
 
 
@@ -50,7 +50,7 @@ def keys(fields: Mapping) -> KeyMapping | None:
 
 
 def read_config(fields: Mapping, directory: str | Path) -> dict:
-    """See ``Format``; what it leaves out is filled from the config classes, whose defaults are the official ones."""
+    """See ``Format``; missing fields get the defaults of the config classes, which are the official ones."""
     other, vision = language(fields), dict(fields["vision_config"])
     if vision.get("model_type") in (None, InternVisionConfig.model_type):
         vision = {**_defaults(InternVisionConfig), **vision}
@@ -63,7 +63,7 @@ def read_config(fields: Mapping, directory: str | Path) -> dict:
 
 
 def _defaults(config_class: type) -> dict:
-    """Arguments of a config class that stand for a plain value when they are left out."""
+    """Arguments of a config class that have a plain default."""
     parameters = inspect.signature(config_class.__init__).parameters.values()
     others = ("vision_config", "llm_config", "projector_type")
     return {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in others}
@@ -81,16 +81,16 @@ def make_config(
     min_tiles: int = 1,
     max_tiles: int = 12,
 ) -> dict:
-    """Every field that any consumer of a ``config.json`` reads, none left to class defaults.
+    """A ``config.json`` with every field that any consumer reads, none left to class defaults.
 
     Args:
         vision: ``vision_config``.
-        llm: ``llm_config``, of a class that transformers has.
+        llm: ``llm_config`` of a class in transformers.
         dtype: of the stored weights.
         template: conversation template; None takes the language model's own.
         projector_type: ``pixel_shuffle_mlp`` or ``mlp``, which merges no patches.
         select_layer: vision layer whose output is used.
-        downsample_ratio: of pixel shuffle.
+        downsample_ratio: of pixel shuffle; 1 with ``mlp``.
         min_tiles: fewest tiles per image.
         max_tiles: most tiles per image, thumbnail not counted.
     """
@@ -128,7 +128,7 @@ def make_config(
 
 
 def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
-    """See ``Format``; names our code."""
+    """See ``Format``; ``auto_map`` names our code."""
     llm = {**config["llm_config"], "vocab_size": num_rows}
     if llm.get("pad_token_id") is None:
         llm["pad_token_id"] = tokenizer.pad_token_id
@@ -145,7 +145,7 @@ def write_files(stage: Path, config: Mapping, tokenizer) -> None:
 
 
 def preprocessor_config(size: int) -> dict:
-    """CLIP-style preprocessing facts; llama.cpp reads mean and std from here."""
+    """A CLIP-style ``preprocessor_config.json``; llama.cpp reads mean and std from it."""
     return {
         "crop_size": size,
         "do_center_crop": True,
@@ -160,14 +160,14 @@ def preprocessor_config(size: int) -> dict:
 
 
 def missing_code(fields: Mapping, directory: Path) -> list[str]:
-    """Files that a directory's own code lacks; arguments as for ``read_config``."""
+    """Code files missing from a directory; arguments as for ``read_config``."""
     other = language(fields)
     needed = other.code if other else ()
     return remote_code.missing_code(directory) + [name for name in needed if not (directory / name).is_file()]
 
 
 def tile_limits(config: Mapping) -> tuple[int, int]:
-    """Fewest and most tiles per image, thumbnail not counted, that a complete config asks for."""
+    """Fewest and most tiles per image (thumbnail not counted) of a complete config."""
     most = config["max_dynamic_patch"] if config["dynamic_image_size"] else 1
     return min(config["min_dynamic_patch"], most), most
 

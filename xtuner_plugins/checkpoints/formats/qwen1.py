@@ -1,4 +1,4 @@
-"""Qwen (the first, Qwen-7B-Chat), a language model whose class transformers lacks, as Qwen2."""
+"""Qwen (first generation, Qwen-7B-Chat), a language model whose class transformers lacks, as Qwen2."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .key_mapping import KeyMapping, Parts, Row
 
 _QWEN, _QWEN2 = "transformer.h.{i}.", "model.layers.{i}."
 
-# Qwen <-> Qwen2, names without prefix. Its w1 is the up, its w2 the gate projection.
+# Qwen <-> Qwen2, names without prefix. Qwen's w1 is the up projection, its w2 the gate projection.
 KEYS = KeyMapping(
     [
         Row("transformer.wte.weight", "model.embed_tokens.weight"),
@@ -30,9 +30,9 @@ KEYS = KeyMapping(
 
 
 def read_config(config: Mapping) -> dict:
-    """Its config as Qwen2's, exact up to ``seq_length``.
+    """Qwen2's config from Qwen's, exact up to ``seq_length`` tokens.
 
-    Beyond it the original stretches its rotary base and scales attention with the length; Qwen2 has neither.
+    On longer texts the original stretches its rotary base and scales attention, which Qwen2 doesn't.
     """
     return {
         "architectures": ["Qwen2ForCausalLM"],

@@ -1,4 +1,4 @@
-"""Python files in a model directory: are they whole, and are they this project's own? Runs none of them."""
+"""Python files in a model directory: whether files are missing, and whether they are this project's own. Runs none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..io.reader import CheckpointError, read_json
 
-# Where classes of a directory's own are named for transformers.
+# Files whose ``auto_map`` names a directory's own classes.
 _NAMING_FILES = ("config.json", "tokenizer_config.json")
 
 
@@ -20,17 +20,17 @@ def hub_code() -> list[Path]:
 
 
 def copy_hub_code(stage: Path) -> None:
-    """Copies the self-contained model code into a directory."""
+    """Copies the hub's code into a directory."""
     for path in hub_code():
         (stage / path.name).write_bytes(path.read_bytes())
 
 
 def missing_code(directory: Path) -> list[str]:
-    """What transformers would look for in vain when it opens a directory with its own code.
+    """What transformers would miss when it opens a directory with its own code.
 
     Returns:
-        Names of modules that ``auto_map`` or the relative imports of those modules name and that aren't there, or
-        ``auto_map`` where no class is named at all.
+        Missing files among the modules that ``auto_map`` names and their relative imports; ``["auto_map"]`` if it names
+        no model class.
     """
     config = read_json(directory / "config.json")
     if "AutoModel" not in config.get("auto_map", {}):
@@ -51,7 +51,7 @@ def missing_code(directory: Path) -> list[str]:
 
 
 def foreign_code(directory: str | Path) -> list[str]:
-    """What ``trust_remote_code=True`` would run of a directory that isn't, byte for byte, this project's own code."""
+    """What ``trust_remote_code=True`` would run that isn't, byte for byte, this project's own code."""
     directory = Path(directory)
     ours = {path.name: path for path in hub_code()}
     foreign = [

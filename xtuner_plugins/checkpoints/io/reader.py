@@ -1,16 +1,16 @@
-"""Opens weight files lazily, tensor by tensor, running nothing that they name.
+"""Opens weight files lazily, tensor by tensor, and runs nothing that they name.
 
 ======================================  ====================================================================
 ``model.safetensors``, sharded + index  an official, Hugging Face or adapter directory
 ``pytorch_model.bin``, sharded + index  older releases
-``*.pth``, ``*.pt``                     torch files: MMEngine's ``{'state_dict': ..., 'meta': ..., ...}`` too
+``*.pth``, ``*.pt``                     torch files, including MMEngine's ``{'state_dict': ..., 'meta': ..., ...}``
 ======================================  ====================================================================
 
-What training leaves under one path, a DeepSpeed directory for one, is opened by ``checkpoint.py``.
+``checkpoint.py`` opens what training leaves, such as a DeepSpeed directory.
 
 A pickle is opened with ``weights_only=True``. Objects of the packages that write training checkpoints
 (``HistoryBuffer``, ``ConfigDict``, numpy scalars, DeepSpeed's loss scaler, ...) become inert stand-ins: their class is
-neither imported nor called. Any other class makes the file refused.
+neither imported nor called. A file that names any other class is refused.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _STAND_IN_BUILTINS = {"builtins." + n for n in ("set", "frozenset", "slice", "co
 
 
 class CheckpointError(ValueError):
-    """A file or directory that can't be what it was given as; the message says which, what and the remedy."""
+    """A file or directory isn't what it was given as; the message names it, the reason and the remedy."""
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Checkpoint:
         tensors: name to lazy tensor, names as stored.
         files: the files that hold it, for hashing.
         details: kind-specific facts (``zero_stage``, ``world_size``; ``adapter_config`` for PEFT).
-        preprocessing: what `xtuner_plugins.preprocessing` locked into it; None where nothing is.
+        preprocessing: what `xtuner_plugins.preprocessing` locked into it; None if it holds no such thing.
     """
 
     path: Path
@@ -87,7 +87,7 @@ class Checkpoint:
 
 
 class _StandIn:
-    """Takes the place of an object that isn't a tensor; keeps what it was called with, swallows its state."""
+    """Replaces an object that isn't a tensor; keeps the arguments of its constructor, ignores its state."""
 
     def __init__(self, *args, **kwargs):
         self.args = args
@@ -105,8 +105,12 @@ class _StandIn:
         pass
 
 
-def read_json(path: str | Path) -> dict:
+def read_json(path: str | Path, missing: dict | None = None) -> dict:
     """A JSON object from a file.
+
+    Args:
+        path: of the file.
+        missing: what to return if there is no such file; None makes that an error.
 
     Raises:
         CheckpointError: missing, unreadable or not a JSON object.
@@ -115,6 +119,8 @@ def read_json(path: str | Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if missing is not None:
+            return missing
         raise CheckpointError(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is not readable JSON: {error}") from None
@@ -124,7 +130,7 @@ def read_json(path: str | Path) -> dict:
 
 
 def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
-    """Header of one safetensors file as lazy tensors, checked against the file's size.
+    """The tensors of one safetensors file, its header checked against the file's size.
 
     Raises:
         CheckpointError: not a safetensors file, cut off, or offsets that don't fit the shapes.
@@ -170,10 +176,10 @@ def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
 
 
 def load_pickle(path: str | Path):
-    """A torch file with its tensors replaced by lazy ones and foreign objects by inert stand-ins.
+    """The object stored in a torch file, running nothing that the file names.
 
     Returns:
-        The stored object; every ``torch.Tensor`` in its dicts, lists and tuples is a ``LazyTensor``.
+        The object; each tensor in its dicts, lists and tuples is a ``LazyTensor``, other objects are inert stand-ins.
 
     Raises:
         CheckpointError: unreadable, or it names classes outside the packages that write checkpoints.
@@ -226,7 +232,7 @@ def _lazy(value, path: Path):
 
 
 class _Strided(LazyTensor):
-    """A tensor saved as a transposed or sliced view: its span is read whole."""
+    """A tensor saved as a transposed or sliced view; each read takes the whole span of the view."""
 
     def __init__(self, path, offset, dtype, shape, stride):
         span = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if min(shape, default=1) else 0
@@ -238,7 +244,7 @@ class _Strided(LazyTensor):
 
 
 def shard_paths(index_path: Path) -> dict[str, Path]:
-    """Tensor name to shard file of an index; file names may not leave the index's folder."""
+    """Tensor name to shard file of an index; a file outside the index's folder is refused."""
     weight_map = read_json(index_path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index_path} has no weight_map")
@@ -258,16 +264,19 @@ def open_weights(directory: str | Path) -> dict[str, LazyTensor]:
     directory = Path(directory)
     if not directory.is_dir():
         raise CheckpointError(f"model directory {directory} does not exist")
-    for stem, opener in (("model.safetensors", open_safetensors), ("pytorch_model.bin", open_torch)):
-        index = directory / f"{stem}.index.json"
-        if index.is_file():
-            return _open_shards(index, opener)
-        if (directory / stem).is_file():
-            return opener(directory / stem)
-    found = ", ".join(sorted(p.name for p in directory.iterdir())[:8]) or "nothing"
-    raise CheckpointError(
-        f"{directory} has no model.safetensors(.index.json) nor pytorch_model.bin(.index.json); it holds: {found}"
-    )
+    files = weight_files(directory)
+    if not files:
+        raise CheckpointError(
+            f"{directory} has no model.safetensors(.index.json) nor pytorch_model.bin(.index.json); "
+            f"it holds: {listing(directory)}"
+        )
+    opener = open_safetensors if files[0].name.startswith("model.safetensors") else open_torch
+    return _open_shards(files[0], opener) if files[0].suffix == ".json" else opener(files[0])
+
+
+def listing(directory: Path) -> str:
+    """The first names in a directory, for messages."""
+    return ", ".join(sorted(path.name for path in directory.iterdir())[:8]) or "nothing"
 
 
 def _open_shards(index: Path, opener) -> dict[str, LazyTensor]:
@@ -289,7 +298,7 @@ def _open_shards(index: Path, opener) -> dict[str, LazyTensor]:
 
 
 def open_torch(path: Path) -> dict[str, LazyTensor]:
-    """The state dict of a torch file, the one under ``state_dict`` where the file holds more than that.
+    """The state dict of a torch file, which may be the file itself or its entry ``state_dict``.
 
     Raises:
         CheckpointError: unreadable, or no state dict.
@@ -298,7 +307,7 @@ def open_torch(path: Path) -> dict[str, LazyTensor]:
 
 
 def state_dict(content, path: Path) -> dict[str, LazyTensor]:
-    """The state dict in what ``load_pickle`` returned; arguments and errors as for ``open_torch``."""
+    """The state dict in an object from ``load_pickle``; errors as for ``open_torch``."""
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not content:

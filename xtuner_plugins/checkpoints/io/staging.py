@@ -1,4 +1,4 @@
-"""Puts a model directory in its place: whole or not at all, and never over what it was made from.
+"""Puts a model directory in its place: whole or not at all, and never over its own inputs.
 
 The order of steps makes an interrupted run harmless:
 
@@ -9,8 +9,8 @@ The order of steps makes an interrupted run harmless:
 5. the replaced directory is removed.
 
 Nothing opens a model directory without ``config.json``, so an unfinished one never loads. A kill between 3 and 4 leaves
-the replaced directory under its hidden name; the next run for the same target puts it back (``recover``), and whoever
-opens the target meanwhile is told where it is (``hint``).
+the replaced directory under its hidden name; the next run for the same target puts it back (``recover``), and until
+then an error message tells where it is (``hint``).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _logger = logging.getLogger(__name__)
 def check_target(out: str | Path, *, force: bool, inputs: Mapping[str, str | Path | None]) -> Path:
     """The target as an absolute path without links, if it may be written.
 
-    Inputs are compared as directories of the file system, not by name: links, ``..``, bind mounts and inputs whose
-    files are links (the cache of a hub) are seen through.
+    Inputs are compared as entries of the file system, not by name, so links, ``..``, bind mounts and inputs whose files
+    are links (a hub's cache) are recognized.
 
     Args:
         out: the directory to make.
@@ -154,7 +154,7 @@ def _put_in_place(stage: Path, out: Path) -> None:
 
 
 def recover(out: Path) -> None:
-    """Puts back what a run that didn't end had renamed away from ``out``; removes it where ``out`` is complete."""
+    """Puts back what an interrupted run had renamed away from ``out``, or removes it if ``out`` is complete."""
     for hidden in _replaced(out):
         if not (hidden / CONFIG).is_file() or (out / CONFIG).is_file():
             (hidden / CONFIG).unlink(missing_ok=True)  # first, so that no part of it ever loads
@@ -167,7 +167,7 @@ def recover(out: Path) -> None:
 
 
 def hint(directory: str | Path) -> str:
-    """What to add to "does not exist" about a directory that an interrupted run has left under a hidden name."""
+    """What to add to "does not exist": where an interrupted run left the directory; or an empty string."""
     out = Path(os.path.realpath(directory))
     hidden = [path for path in _replaced(out) if (path / CONFIG).is_file()]
     if not hidden or (out / CONFIG).is_file():
@@ -188,7 +188,7 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(fd)
     except OSError as error:
-        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems know no directories here
+        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems can't sync directories
             raise
     finally:
         os.close(fd)

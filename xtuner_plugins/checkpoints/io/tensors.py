@@ -1,16 +1,16 @@
 """Tensors that stay on disk until somebody reads a part of them.
 
-Every format that this project reads stores a tensor as one or several contiguous runs of bytes: a safetensors file
-holds one run, a torch ``.pth`` one run, a DeepSpeed directory one run a rank. And every key mapping that it needs
-(fused qkv to q, k and v; InternLM2's grouped ``wqkv``; padding rows) only moves whole rows. So a tensor here is a
-description of bytes, a rearrangement is a new description, and memory holds one block at a time::
+Every format that this project reads stores a tensor as contiguous runs of bytes: one run in a safetensors or ``.pth``
+file, one run per rank in a DeepSpeed directory. Every key mapping (fused qkv to q, k and v; InternLM2's grouped
+``wqkv``; padding rows) only moves whole rows. So a tensor here is a description of bytes, a rearrangement is a new
+description, and memory holds one block at a time::
 
     fused qkv [3D, D]   |----- q rows -----|----- k rows -----|----- v rows -----|      one run in one file
     k_proj    [D, D]                       |------------------|                         .rows(D, 2 * D)
     back      [3D, D]   Joined([q, k, v], shape)                                        three runs, read in order
 
-Reading uses ``pread`` into a fresh buffer and no memory map: mapped pages count as resident memory of the process,
-and a 16 GB checkpoint must pass through 2 GiB.
+Reading uses ``pread`` into a buffer and no memory map: mapped pages count as resident memory of the process, and a
+16 GB checkpoint must pass through 2 GiB.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _PREAD_LIMIT = 2**30  # Linux moves at most 0x7ffff000 bytes per call
 
 
 class Scratch(threading.local):
-    """Buffers that each thread uses again for block after block: fresh memory costs more than the work done in it.
+    """Buffers that a thread reuses for block after block: allocating would cost more time than the work done in them.
 
-    What was handed out stays valid until the same thread's ``reset``.
+    A buffer stays valid until the ``reset`` of the thread that it was handed to.
     """
 
     def __init__(self):
@@ -56,7 +56,7 @@ class Scratch(threading.local):
 
 @dataclass(frozen=True)
 class Run:
-    """Bytes of a file, as they lie there."""
+    """A contiguous range of bytes in a file."""
 
     path: Path
     offset: int
@@ -92,29 +92,24 @@ class LazyTensor:
         raise NotImplementedError
 
     def runs(self, start: int, stop: int) -> list[Run] | None:
-        """Where elements ``[start, stop)`` lie on disk, in order; None when they have to be computed."""
+        """Where elements ``[start, stop)`` lie on disk, in order; None if they must be computed."""
         return None
 
     def read(self) -> torch.Tensor:
         """The whole tensor, ``self.shape``, on the CPU, owned by the caller."""
         return self.read_flat(0, self.numel).view(self.shape)
 
-    def spans(self, max_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, int]]:
-        """Element ranges ``(start, stop)`` that cover the tensor in order, each at most ``max_bytes`` as stored.
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Element ranges ``(start, stop)`` that cover the tensor in order, each at most ``BLOCK_BYTES`` as stored.
 
-        Whole rows where a row fits, because a computed tensor makes whole rows.
+        A range holds whole rows where a row fits, because a computed tensor makes whole rows.
         """
         width = math.prod(self.shape[1:])
-        step = max(1, max_bytes // self.dtype.itemsize)
+        step = max(1, BLOCK_BYTES // self.dtype.itemsize)
         if 0 < width <= step:
             step -= step % width
         for start in range(0, self.numel, step):
             yield start, min(start + step, self.numel)
-
-    def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[torch.Tensor]:
-        """The 1-D pieces of ``spans``, read one after the other."""
-        for start, stop in self.spans(max_bytes):
-            yield self.read_flat(start, stop)
 
     def rows(self, start: int, stop: int) -> LazyTensor:
         """Rows ``[start, stop)`` along dimension 0, still lazy."""
@@ -156,7 +151,7 @@ class FileTensor(LazyTensor):
 
 
 class MemoryTensor(LazyTensor):
-    """A tensor that exists already, for the few that are computed (a fresh projector, new token rows)."""
+    """A tensor in memory (a fresh projector, new token rows)."""
 
     def __init__(self, tensor: torch.Tensor):
         self._flat = tensor.detach().cpu().contiguous().view(-1)
@@ -181,12 +176,11 @@ class _Window(LazyTensor):
 
 
 class Joined(LazyTensor):
-    """Several tensors of one dtype read one after the other as if they were one.
+    """Several tensors of one dtype, read one after the other as one.
 
     Args:
         parts: the pieces in order.
-        shape: the shape of the whole. May hold fewer elements than the parts do together (DeepSpeed pads the last
-            partition), never more.
+        shape: of the whole; may hold fewer elements than the parts together (DeepSpeed pads the last partition).
     """
 
     def __init__(self, parts: Sequence[LazyTensor], shape: Sequence[int]):
@@ -223,12 +217,12 @@ class Joined(LazyTensor):
 
 
 class Computed(LazyTensor):
-    """A tensor made row block by row block when it is read (a merged adapter, a folded convolution).
+    """A tensor computed in blocks of rows as it is read (a merged adapter).
 
     Args:
         make_rows: ``make_rows(start, stop)`` returns rows ``[start, stop)`` along dimension 0.
-        dtype: dtype that ``make_rows`` returns.
-        shape: shape of the whole.
+        dtype: of what ``make_rows`` returns.
+        shape: of the whole.
     """
 
     def __init__(self, make_rows, dtype: torch.dtype, shape: Sequence[int]):

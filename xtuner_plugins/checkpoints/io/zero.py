@@ -1,17 +1,16 @@
 """DeepSpeed checkpoint directories (ZeRO stages 0 to 3) as lazy tensors.
 
 A directory holds ``mp_rank_00_model_states.pt`` (stages 0 to 2) or a ``zero_pp_rank_{rank}_mp_rank_00_model_states.pt``
-for each rank (stage 3), and a ``*_optim_states.pt`` for each rank with the fp32 master weights, flattened. With three
-ranks::
+per rank (stage 3), and a ``*_optim_states.pt`` per rank with the flattened fp32 master weights. With three ranks::
 
-    stages 1, 2   one flat vector a parameter group, cut into equal partitions:
+    stages 1, 2   one flat vector per parameter group, cut into equal partitions:
         rank 0 |  a a a a a b b  | rank 1 |  b b b c c c c  | rank 2 |  c c d d d . .  |       (. padding)
-    stage 3       every parameter is cut by itself, its pieces lie in each rank's groups one after another:
+    stage 3       every parameter is cut by itself; each rank's groups hold its pieces one after another:
         rank 0 |  a a  b b  c c  | rank 1 |  a a  b b  c c  | rank 2 |  a .  b b  c .  |
 
 Frozen parameters are saved beside them (``frozen_param_fragments``) unless ``exclude_frozen_parameters`` was set. The
-facts of the layout are DeepSpeed's own, ``deepspeed/utils/zero_to_fp32.py``, which can't be used here: it unpickles
-with ``weights_only=False`` and joins whole groups in memory.
+layout follows ``deepspeed/utils/zero_to_fp32.py``, which can't be used here: it unpickles with ``weights_only=False``
+and joins whole groups in memory.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ... import preprocessing
@@ -56,32 +56,30 @@ def open_deepspeed(path: Path) -> Checkpoint:
         if not isinstance(state, dict) or "module" not in state:
             raise CheckpointError(f"{file} is not a DeepSpeed model state")
     module = {k: v for k, v in (states[0]["module"] or {}).items() if isinstance(v, LazyTensor)}
-    files, lock = model_files + optim_files, states[0].get(preprocessing.KEY)
+    lock = states[0].get(preprocessing.KEY)
+    opened = Checkpoint(path, "deepspeed", module, model_files + optim_files, {"zero_stage": 0, "world_size": 1}, lock)
     if not optim_files:
         if any(f.name.startswith("zero_pp_rank") for f in model_files):
             raise CheckpointError(
                 f"{path} is a ZeRO-3 checkpoint without *_optim_states.pt: the weights are in those "
                 "files; save with save_optimizer=True, or copy them too"
             )
-        return Checkpoint(path, "deepspeed", module, files, {"zero_stage": 0, "world_size": 1}, lock)
+        return opened
 
     optims = [load_pickle(f).get("optimizer_state_dict") or {} for f in optim_files]
     stage = optims[0].get("zero_stage")
-    stage = getattr(stage, "args", (stage,))[0]  # an enum, so a stand-in that remembers its value
+    stage = getattr(stage, "args", (stage,))[0]  # an enum, so a stand-in that keeps its value
     if stage is None:  # plain fp16/bf16 optimizer: the module's own copy is all there is
-        return Checkpoint(path, "deepspeed", module, files, {"zero_stage": 0, "world_size": 1}, lock)
+        return opened
     world_size = optims[0].get("partition_count")
     world_size = max(world_size) if isinstance(world_size, list) else world_size
-    if world_size != len(optims):
-        raise CheckpointError(
-            f"{path} was saved by {world_size} ranks but holds {len(optims)} *_optim_states.pt; "
-            "copy the files of every node into one folder"
-        )
-    if stage == 3 and len(states) != world_size:
-        raise CheckpointError(
-            f"{path} was saved by {world_size} ranks but holds {len(states)} *_model_states.pt; "
-            "copy the files of every node into one folder"
-        )
+    held = {"optim": len(optims), **({"model": len(states)} if stage == 3 else {})}
+    for kind, number in held.items():
+        if number != world_size:
+            raise CheckpointError(
+                f"{path} was saved by {world_size} ranks but holds {number} *_{kind}_states.pt; "
+                "copy the files of every node into one folder"
+            )
     groups = states[0].get("param_shapes")
     if groups is None:
         raise CheckpointError(f"{model_files[0]} has no param_shapes: saved by a DeepSpeed too old to be read")
@@ -97,7 +95,7 @@ def open_deepspeed(path: Path) -> Checkpoint:
     for alias, name in shared.items() if isinstance(shared, dict) else shared:
         if name in tensors:
             tensors[alias] = tensors[name]
-    return Checkpoint(path, "deepspeed", tensors, files, {"zero_stage": stage, "world_size": world_size}, lock)
+    return replace(opened, tensors=tensors, details={"zero_stage": stage, "world_size": world_size})
 
 
 def _by_rank(files) -> list[Path]:
@@ -128,7 +126,7 @@ def _stage_1_2(flat: list[list[LazyTensor]], groups: list[dict], path: Path) -> 
                 raise CheckpointError(f"{path}: group {index} ends before {name}; files of different saves are mixed")
             result[name] = vector.rows(offset, offset + count).reshape(shape)
             offset += count
-        if vector.numel - offset >= 2 * len(flat):  # aligned to two elements a rank
+        if vector.numel - offset >= 2 * len(flat):  # aligned to two elements per rank
             raise CheckpointError(
                 f"{path}: group {index} holds {vector.numel} numbers, its parameters only {offset}; "
                 "files of different saves are mixed"
@@ -147,7 +145,7 @@ def _stage_3(flat: list[list[LazyTensor]], groups: list[dict], path: Path) -> di
         offset += share
     if any(r.numel != offset for r in ranks):
         raise CheckpointError(
-            f"{path}: the partitions hold {ranks[0].numel} numbers a rank, the parameters {offset}; "
+            f"{path}: the partitions hold {ranks[0].numel} numbers per rank, the parameters {offset}; "
             "files of different saves are mixed"
         )
     return result

@@ -78,8 +78,6 @@ def _peft_config(plan: trained.TrainedPlan, part: str, layers: list[str]) -> dic
     config = copy.copy(merge.full_config(plan.lora_configs[part]))
     config.target_modules, config.base_model_name_or_path = layers, str(plan.view.directory)
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
-    config.inference_mode = True
-    config.init_lora_weights = True
+    config.inference_mode = config.init_lora_weights = True
     fields = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
-    assert fields["peft_type"] and merge.ADAPTER_NAME == "default"
     return {**fields, "peft_type": "LORA", "task_type": None}

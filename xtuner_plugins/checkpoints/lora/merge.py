@@ -1,8 +1,8 @@
 """Merges LoRA layers into base weights: one layer at a time, in fp32, row block by row block.
 
 PEFT's own layer does the arithmetic, so every option of ``LoraConfig`` that can be merged (rslora, dora, rank and alpha
-patterns, a bias on B) is honored. A layer is rebuilt alone, under its real name, around the rows of the moment:
-``W + scaling * B A`` and DoRA's row norms need no row but their own, so even a 150000-row head fits in little memory.
+patterns, a bias on B) is honored. The layer is rebuilt alone, under its real name, around one block of rows at a time:
+``W + scaling * B A`` and DoRA's norms are computed row by row, so even a head of 150000 rows needs little memory.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _KEY = re.compile(
     + r")(?:\.default)?(?:\.(?P<leaf>weight|bias))?"
 )
 _PLAIN_OPTIONS = {"r", "lora_alpha", "lora_dropout", "target_modules", "task_type"}
-# Their initialization changes the base weights themselves, so the base on disk is not what the adapter was trained on.
+# These initializations change the base weights, so the adapter wasn't trained on the base on disk.
 _REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "orthogonal_base")
 
 
 @dataclass
 class PlainLora:
-    """LoRA without any variant: all that a merge needs of its settings, without starting PEFT, which takes seconds.
+    """Settings of LoRA without any variant, which can be merged without importing PEFT (that takes seconds).
 
     Attributes:
         r: rank.
         lora_alpha: the scaling is ``lora_alpha / r``.
-        options: everything that ``LoraConfig`` is made of.
+        options: all arguments of ``LoraConfig``.
     """
 
     r: int
@@ -53,7 +53,7 @@ class PlainLora:
 
 
 def read_settings(settings):
-    """``PlainLora`` where ``dict(type=LoraConfig, r=..., ...)`` names no variant, else that config; None for None.
+    """``PlainLora`` if ``dict(type=LoraConfig, r=..., ...)`` names no variant, else the ``LoraConfig``; None for None.
 
     Raises:
         CheckpointError: an unknown option.
@@ -76,7 +76,7 @@ def read_settings(settings):
 
 
 def full_config(config):
-    """A ``peft.LoraConfig`` of what ``read_settings`` gave."""
+    """The ``peft.LoraConfig`` of a result of ``read_settings``."""
     if not isinstance(config, PlainLora):
         return config
     from peft import LoraConfig
@@ -105,7 +105,7 @@ def check_mergeable(config, where: str) -> None:
 def merged_weight(
     base: LazyTensor, parts: Mapping[str, LazyTensor], config, layer: str, *, bias: LazyTensor | None = None
 ) -> LazyTensor:
-    """The merged weight of a layer, lazily, in fp32.
+    """The merged weight of a layer: lazy, fp32.
 
     Args:
         base: weight of the layer, ``[out, in]`` (``[rows, width]`` for an embedding).
@@ -171,14 +171,14 @@ def _scaling(config, layer: str, rank: int) -> float:
 def merged_bias(
     base: LazyTensor, parts: Mapping[str, LazyTensor], config, layer: str, weight: LazyTensor
 ) -> LazyTensor:
-    """The merged bias of a layer trained with ``lora_bias=True``, in fp32."""
+    """The merged bias of a layer trained with ``lora_bias=True``: lazy, fp32."""
     return Computed(
         lambda start, stop: _merge_rows(weight, parts, config, layer, start, stop, base)[1], torch.float32, base.shape
     )
 
 
 def _check_shapes(base, parts, config, layer) -> int:
-    """The layer's rank, if everything fits."""
+    """Checks that adapter, base and config fit each other; returns the layer's rank."""
     embedding = "lora_embedding_A" in parts
     a, b = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
     if a not in parts or b not in parts:
@@ -200,7 +200,7 @@ def _check_shapes(base, parts, config, layer) -> int:
 
 
 def _by_pattern(patterns: Mapping[str, int], layer: str, default: int) -> int:
-    """What a config gives a layer: what its pattern says, else the default."""
+    """The rank or alpha of a layer: from the pattern that matches it, else the default."""
     if not patterns:
         return default
     from peft.utils.other import get_pattern_key
@@ -209,7 +209,7 @@ def _by_pattern(patterns: Mapping[str, int], layer: str, default: int) -> int:
 
 
 def _single(config, layer: str):
-    """The config for one layer alone: everything that chose layers is dropped, everything that shapes them stays."""
+    """The config for one layer alone: without the options that choose layers, with those that shape them."""
     from peft import LoraConfig
 
     config = copy.deepcopy(full_config(config))
@@ -228,7 +228,7 @@ def _single(config, layer: str):
 
 
 def _rebuild(layer: str, module: nn.Module, parts: Mapping[str, torch.Tensor], config):
-    """PEFT's layer around ``module``, as if it stood at ``layer`` in a model."""
+    """PEFT's layer around ``module``, under the name that it has in the model."""
     from peft import inject_adapter_in_model
 
     root = nn.Module()

@@ -92,9 +92,8 @@ def trained_on_tied(adapter_config: Mapping, embedding: LazyTensor, head: LazyTe
         CheckpointError: it can't be told.
     """
     named = adapter_config.get("base_model_name_or_path") or ""
-    path = Path(named) / "config.json"
-    if named and path.is_file():
-        fields = read_json(path)
+    fields = read_json(Path(named) / "config.json", missing={}) if named else {}
+    if fields:
         if "llm_config" in fields or "text_config" in fields:
             fields = {**fields, **(fields.get("llm_config") or fields.get("text_config"))}
         return bool(fields.get("tie_word_embeddings", False))

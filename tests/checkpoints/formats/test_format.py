@@ -1,4 +1,4 @@
-"""Formats: all offer the same, each directory is of one of them."""
+"""The interface of formats: every format offers it, and each directory is of one of them."""
 
 import inspect
 

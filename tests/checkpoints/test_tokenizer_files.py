@@ -1,0 +1,84 @@
+"""Tokenizer files: every release reads them, and the chat template is the training's prompt."""
+
+import json
+
+import pytest
+
+from xtuner_plugins.checkpoints import tokenizer_files
+from xtuner_plugins.checkpoints.assembly.base import build_base
+from xtuner_plugins.checkpoints.io.reader import CheckpointError, read_json
+from xtuner_plugins.checkpoints.io.writer import write_json
+from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer
+from xtuner_plugins.hub.constants import ADDED_TOKENS
+from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template
+
+
+@pytest.mark.parametrize("template", [n for n in TEMPLATES if "<|im_end|>" in TEMPLATES[n][3]])
+def test_chat_template_is_the_training_prompt(toy_parts, tmp_path, template):
+    build_base(*toy_parts, tmp_path / "base", template=template)
+    tokenizer = load_tokenizer(tmp_path / "base")
+    turns = [("user", "<image>\nWhat's \\ 'this'?"), ("assistant", "A {{ cat }}"), ("user", "Sure?")]
+    messages = [dict(role=r, content=c) for r, c in turns]
+    for system in (None, "Be brief."):
+        conversation = get_conv_template(template)
+        if system:
+            conversation.system_message = system
+        for role, text in turns:
+            conversation.append_message(conversation.roles[role == "assistant"], text)
+        conversation.append_message(conversation.roles[1], None)
+        given = [dict(role="system", content=system)] * bool(system) + messages
+        rendered = tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True)
+        assert rendered == conversation.get_prompt()
+
+
+def test_added_tokens_are_counted_once(toy_parts):
+    tokenizer = load_tokenizer(toy_parts[1], complete=False)
+    rows = tokenizer_files.num_token_rows(tokenizer)
+    assert tokenizer_files.add_tokens(tokenizer, ADDED_TOKENS) == 9
+    assert tokenizer_files.add_tokens(tokenizer, ADDED_TOKENS) == 0
+    assert tokenizer_files.num_token_rows(tokenizer) == rows + 9
+    assert tokenizer_files.token_id(tokenizer, "<img>") == rows and tokenizer_files.token_id(tokenizer, "<x>") is None
+
+
+def test_saved_and_a_token_dropped_again(toy_base, tmp_path):
+    """A processor's token comes and goes without a trace; fields and template stand in the config."""
+    tokenizer = load_tokenizer(toy_base)
+    before = tokenizer.get_vocab()
+    tokenizer_files.add_tokens(tokenizer, ["<video>"])
+    tokenizer_files.save_processor_tokenizer(tokenizer, tmp_path, "{{ 1 }}", video_token="<video>")
+    config = read_json(tmp_path / "tokenizer_config.json")
+    assert config["chat_template"] == (tmp_path / "chat_template.jinja").read_text() == "{{ 1 }}"
+    assert config["video_token"] == "<video>" and not config["tokenizer_class"].endswith("TokenizerFast")
+    assert load_tokenizer(tmp_path).get_vocab() == {**before, "<video>": len(before)}
+    tokenizer_files.drop_last_token(tmp_path, "<img>")  # not the last: nothing happens
+    assert load_tokenizer(tmp_path).get_vocab() == {**before, "<video>": len(before)}
+    tokenizer_files.drop_last_token(tmp_path, "<video>")
+    assert load_tokenizer(tmp_path).get_vocab() == before
+    assert "<video>" not in "".join(path.read_text() for path in tmp_path.glob("*.json"))
+
+
+@pytest.mark.parametrize("merges, expected", [
+    ([["a", "b"], ["ab", "c"]], ["a b", "ab c"]),
+    (["a b"], ["a b"]),
+    ([["a ", "b"]], [["a ", "b"]]),  # has no form as a string
+])  # fmt: skip
+def test_merges_as_strings(merges, expected, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"model": {"merges": merges}}))
+    tokenizer_files.merges_as_strings(path)
+    assert read_json(path)["model"]["merges"] == expected
+
+
+def test_quote():
+    assert tokenizer_files.quote("it's a \\ and\n") == "'it\\'s a \\\\ and\\n'"
+
+
+def test_refusals(toy_parts, tmp_path):
+    for folder, message in ((tmp_path / "nowhere", "does not exist"), (tmp_path, "holds no tokenizer")):
+        with pytest.raises(CheckpointError, match=message):
+            load_tokenizer(folder)
+    with pytest.raises(CheckpointError, match="lacks <img>"):
+        load_tokenizer(toy_parts[1])
+    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer"})
+    with pytest.raises(CheckpointError, match="offers only a slow tokenizer"):
+        load_tokenizer(tmp_path)

@@ -56,7 +56,7 @@ class LLMFamily:
         model_type: `model_type` in its `config.json`.
         architecture: the class that every engine dispatches on.
         lora_targets: names of a block's linear layers, which LoRA adapts by default (never the head).
-        fields: config fields that are always written, whatever the source left out.
+        fields: config fields that are always written, even if the source lacks them.
         template: default conversation template.
         keeps_padding: keep the embedding's padded rows (as released Qwen3 models do) instead of cutting to the
             tokenizer's size.

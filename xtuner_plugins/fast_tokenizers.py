@@ -52,8 +52,9 @@ def load_fast_tokenizer(directory: str | Path):
         Exception: what transformers raises for a directory without a tokenizer, or with a damaged one.
     """
     directory = Path(directory)
-    if _class_name(directory) in CONVERTERS:
-        return convert(directory)
+    name = read_json(directory / "tokenizer_config.json", missing={}).get("tokenizer_class")
+    if isinstance(name, str) and name.removesuffix("Fast") in CONVERTERS:
+        return convert(directory, *CONVERTERS[name.removesuffix("Fast")])
     from transformers import AutoTokenizer
 
     # If config.json names no release of transformers (official ones don't), 4.57 takes any tokenizer for Mistral's and
@@ -65,11 +66,13 @@ def load_fast_tokenizer(directory: str | Path):
     return tokenizer
 
 
-def convert(directory: Path):
+def convert(directory: Path, file: str, make: Callable):
     """A fast tokenizer with the ids of the directory's own.
 
     Args:
         directory: with a tokenizer class of the table above; a ``tokenizer.json`` in it is taken as it is.
+        file: name of its vocabulary.
+        make: makes the tokenizer from the path of the vocabulary and ``tokenizer_config.json``.
 
     Returns:
         A ``transformers.PreTrainedTokenizerFast`` or a subclass.
@@ -77,7 +80,6 @@ def convert(directory: Path):
     Raises:
         CheckpointError: the vocabulary is missing, damaged, or can't be converted exactly.
     """
-    file, make = CONVERTERS[_class_name(directory)]
     if (directory / "tokenizer.json").is_file():
         from transformers import PreTrainedTokenizerFast
 
@@ -88,11 +90,6 @@ def convert(directory: Path):
     if path.stat().st_size > MAX_BYTES:
         raise CheckpointError(f"{path} has {path.stat().st_size} bytes; that is no vocabulary")
     return make(path, read_json(directory / "tokenizer_config.json"))
-
-
-def _class_name(directory: Path) -> str | None:
-    name = read_json(directory / "tokenizer_config.json", missing={}).get("tokenizer_class")
-    return name.removesuffix("Fast") if isinstance(name, str) else None
 
 
 # ---- Qwen

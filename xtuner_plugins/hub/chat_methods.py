@@ -1,4 +1,4 @@
-"""What people call on a chat model: `chat`, `batch_chat`, and the prompts that these give to the network."""
+"""The public methods of a chat model: `chat`, `batch_chat`, and the prompts that they give to the network."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from .prompts import PromptEncoder, pad_left, prompt_parts, token_id
 
 
 class ChatMethods:
-    """The part of `InternVLChatModel` that knows conversations; the rest of it knows tensors."""
+    """The part of `InternVLChatModel` that handles conversations; the rest handles tensors."""
 
     def build_prompt(self, question, num_patches_list=(), history=(), image_tokens=IMAGE_TOKENS):
-        """The text that the model is given: past turns, question, open answer; image placeholders filled in.
+        """The model's input as text: past turns, question, open answer; image placeholders replaced.
 
         Args:
-            question: May hold `<image>` where an image belongs.
+            question: May hold `<image>` for each image.
             num_patches_list: Tiles of each image, in the order of the placeholders.
             history: Past `(question, answer)` pairs; their questions may hold placeholders, too.
             image_tokens: What an image is written with: start, end and the token of a feature.
@@ -28,7 +28,7 @@ class ChatMethods:
         return text
 
     def build_prompt_ids(self, tokenizer, question, num_patches_list=(), history=(), image_tokens=IMAGE_TOKENS):
-        """The token ids that the model is given, exactly as training put them together (see `prompts.py`).
+        """The model's input as token ids, exactly as in training (see `prompts.py`).
 
         Args:
             tokenizer: The model's tokenizer.
@@ -136,7 +136,7 @@ class ChatMethods:
 
         Raises:
             NotImplementedError: A history was given or asked for.
-            ValueError: As `chat`; or not one entry of `num_patches_list` a question.
+            ValueError: As `chat`; or `num_patches_list` hasn't one entry per question.
         """
         if history is not None or return_history:
             raise NotImplementedError("batch_chat keeps no history; use chat, one conversation at a time")
@@ -164,7 +164,7 @@ class ChatMethods:
         return answers
 
     def _answer_prompts(self, tokenizer, pixel_values, prompts, generation_config, image_tokens):
-        """Generates for prompts of whatever length and cuts each answer at the template's stop token."""
+        """Generates for prompts of any lengths and cuts each answer at the template's stop token."""
         generation_config = {} if generation_config is None else generation_config
         stop_token = self.conv_template.stop_token
         stop_id = token_id(tokenizer, stop_token)
@@ -199,7 +199,7 @@ def check_tiles(num_tiles, num_patches_list):
 
 
 def tiles_of_images(entry):
-    """Tiles of each image of a question, from a number for at most one image or a list for several."""
+    """Tiles of each image of a question, from a count for at most one image or a list for several."""
     if isinstance(entry, (list, tuple)):
         return [int(count) for count in entry]
     return [int(entry)] if entry else []

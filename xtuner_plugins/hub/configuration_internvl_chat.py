@@ -10,13 +10,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from .configuration_intern_vit import InternVisionConfig
 
-# How attention is computed is chosen where a model is loaded, not by the file; a stored `flash_attention_2`
-# would make the model unloadable wherever that package is missing.
+# Attention is chosen when a model is loaded, not by the file; a stored `flash_attention_2` would make the model
+# unloadable without that package.
 RUNTIME_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "auto_map")
 
 PROJECTOR_TYPES = ("pixel_shuffle_mlp", "mlp")
 
-# Written even where it is what every config of transformers has.
+# Written even if they have the default of transformers.
 KEPT = ("model_type", "transformers_version")
 KEPT_OF_CHAT = (*KEPT, "tie_word_embeddings")
 KEPT_OF_LLM = (*KEPT, "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -25,8 +25,7 @@ KEPT_OF_LLM = (*KEPT, "tie_word_embeddings", "bos_token_id", "eos_token_id", "pa
 class InternVLChatConfig(PretrainedConfig):
     """Everything in the `config.json` of an InternVL directory.
 
-    Defaults are what a missing field means in a published file. `ps_version` is one to watch: absent means
-    `v1`.
+    Defaults are what a missing field means in a published file; note that a missing `ps_version` means `v1`.
 
     Args:
         vision_config: Fields of an `InternVisionConfig`, or such a config; those of a `CLIPVisionConfig` or
@@ -42,7 +41,7 @@ class InternVLChatConfig(PretrainedConfig):
         downsample_ratio: Side of the token grid after the pixel shuffle, relative to the patch grid.
         template: Name of the conversation template.
         dynamic_image_size: Whether images are cut into tiles.
-        use_thumbnail: Whether a thumbnail follows when there is more than one tile.
+        use_thumbnail: Whether a thumbnail follows the tiles if there are several.
         ps_version: Pixel shuffle: `v2`, or `v1` that leaves the token grid transposed.
         min_dynamic_patch, max_dynamic_patch: Fewest and most tiles of an image, thumbnail not counted.
         projector_type: `pixel_shuffle_mlp` (LayerNorm, Linear, GELU, Linear after the pixel shuffle), or `mlp`
@@ -113,9 +112,9 @@ class InternVLChatConfig(PretrainedConfig):
         return output
 
     def to_diff_dict(self):
-        """What is written to `config.json`: all fields but the untouched ones that every config of transformers has.
+        """What is written to `config.json`: all fields, except those of every transformers config at their defaults.
 
-        Readers of the raw JSON know no defaults, so a field of ours or of the parts is never left out.
+        Readers of the raw JSON know no defaults, so no field of ours or of the parts is left out.
         """
         output, common = self.to_dict(), PretrainedConfig().to_dict()
         for fields, kept in (
@@ -175,7 +174,7 @@ def _without_runtime_keys(fields):
 
 
 def _use_lasting_names(fields):
-    """Renames in place what newer transformers call differently: older readers ignore new names in silence."""
+    """Renames in place the fields that newer transformers renamed; older readers silently ignore new names."""
     for key in ("_attn_implementation_autoset", "_attn_implementation_internal", "_commit_hash", "_name_or_path"):
         fields.pop(key, None)
     dtype = fields.pop("dtype", None) or fields.get("torch_dtype")

@@ -1,6 +1,6 @@
-"""Names and numbers that training and every consumer of an official directory share."""
+"""Constants that training and every consumer of an official directory share."""
 
-IGNORE_INDEX = -100  # a label at which nothing is learned
+IGNORE_INDEX = -100  # label of a position that adds no loss
 
 # Per RGB channel, of pixels in [0, 1]: what every consumer of the official format normalizes with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -1,8 +1,7 @@
 """Conversation templates: the prompt of every exported model, as a table.
 
-The training side renders its samples from this same table, so what a model was trained on is what `chat`
-prompts.
-A prompt is drawn here for the template `internvl2_5` (one turn answered, one open)::
+Training renders its samples from the same table, so `chat` prompts a model as it was trained. A prompt of the template
+`internvl2_5`, with one turn answered and one open::
 
     <|im_start|>system\\n{system message}<|im_end|>\\n
     <|im_start|>user\\n{question}<|im_end|>\\n
@@ -19,7 +18,7 @@ from enum import IntEnum, auto
 
 
 class SeparatorStyle(IntEnum):
-    """How roles, messages and separators are strung together; all templates here use one way.
+    """How roles, messages and separators are joined; all templates here use `MPT`.
 
     `MPT`: system prompt, then each turn, as `role + message + sep`.
     """
@@ -29,14 +28,14 @@ class SeparatorStyle(IntEnum):
 
 @dataclasses.dataclass
 class Conversation:
-    """A template and the turns said so far.
+    """A template and the turns so far.
 
     Attributes:
         name: Key in the table of templates.
-        system_template: Text with the field `{system_message}`, in front of everything.
-        system_message: What fills that field; `None` leaves the whole system turn out.
-        roles: What stands in front of the user's and of the assistant's messages.
-        sep: What ends the system turn and every message.
+        system_template: First text, with the field `{system_message}`.
+        system_message: Value of that field; `None` leaves out the system turn.
+        roles: Prefixes of the user's and of the assistant's messages.
+        sep: Suffix of the system turn and of every message.
         sep_style: See `SeparatorStyle`.
         messages: `[role, message]` pairs; a message of `None` leaves the turn open.
     """

@@ -1,7 +1,7 @@
 """The InternViT vision encoder, 300M and 6B alike.
 
 A plain vision transformer: patch embedding, class token, learned positions, pre-norm blocks with layer scale,
-no final norm. Shapes in the docstrings: T tiles, P patches of a tile, D width of the encoder, C channels, S
+no final norm. Shapes in the docstrings: T tiles, P patches per tile, D width of the encoder, C channels, S
 side in pixels. Parameter names and layouts are those of the published weights.
 """
 
@@ -69,7 +69,7 @@ class InternVisionEmbeddings(nn.Module):
         self.position_embedding = nn.Parameter(torch.randn(1, num_positions, width))
 
     def positions_for(self, rows, columns):
-        """Positions [1, 1 + rows * columns, D] for a patch grid; bicubic where it isn't the stored one."""
+        """Positions [1, 1 + rows * columns, D] for a patch grid; interpolated if it isn't the stored one."""
         stored = self.image_size // self.patch_size
         if (rows, columns) == (stored, stored):
             return self.position_embedding
@@ -94,7 +94,7 @@ def resize_positions(embedding, stored, rows, columns):
 
 
 class InternAttention(nn.Module):
-    """Full self-attention over a tile; the rows of the one fused projection are all of q, of k, of v."""
+    """Full self-attention within a tile; the fused projection holds the rows of q, then of k, then of v."""
 
     def __init__(self, config):
         super().__init__()
@@ -121,7 +121,7 @@ class InternAttention(nn.Module):
         num_tiles, length, width = x.shape
         q, k, v = self.qkv(x).split(width, dim=-1)
         if self.qk_normalization:
-            # Over the whole width, all heads together: before they are split.
+            # Over the whole width, all heads together, so before the heads are split.
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (t.reshape(num_tiles, length, self.num_heads, self.head_dim).transpose(1, 2) for t in (q, k, v))
         dropout = self.attention_dropout if self.training else 0.0
@@ -200,8 +200,8 @@ class InternVisionEncoder(nn.Module):
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for layer in self.layers[:num_layers]:
             if recompute:
-                # Non-reentrant on purpose: the reentrant kind loses all gradients where the input needs none,
-                # which is the first block's case whenever the embeddings are frozen.
+                # The reentrant kind loses all gradients if the input needs none, as that of the first block when
+                # the embeddings are frozen.
                 x = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
             else:
                 x = layer(x)

@@ -1,8 +1,8 @@
 """The chat model: InternViT (or CLIP, SigLIP), pixel shuffle, projector `mlp1`, and a language model of transformers.
 
-Self-contained on purpose: this folder is copied into exports and runs there with torch and transformers
-alone. Shapes in the docstrings: B batch, S sequence, H width of the LLM, T tiles in the batch, P patches of a
-tile, D width of the encoder, N image tokens of a tile (P after the pixel shuffle).
+Self-contained: this folder is copied into exports and runs there with torch and transformers alone. Shapes in the
+docstrings: B batch, S sequence, H width of the LLM, T tiles in the batch, P patches per tile, D width of the encoder,
+N image tokens per tile (P after the pixel shuffle).
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
             kernel itself. Pass `attn_implementation` to `from_pretrained` to choose another implementation.
 
     Attributes:
-        num_image_token: N, how many `<IMG_CONTEXT>` tokens stand for a tile.
-        img_context_token_id: Id of that token; `None` until `chat` has seen a tokenizer or a caller has set
-            it.
+        num_image_token: N, the number of `<IMG_CONTEXT>` tokens per tile.
+        img_context_token_id: Id of that token; `None` until `chat` or a caller sets it.
         template, conv_template: The conversation template and its name.
         system_message: System message of `chat` and `batch_chat`; assign to change it.
 
@@ -170,14 +169,14 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
             inputs_embeds: [B, S, H].
             input_ids: int64 [B, S].
             features: [T, N, H] (or any [..., H]); `None` for no images.
-            num_image_tokens: How many such tokens `input_ids` holds, if the caller knows; otherwise they are
-                counted here, for which an accelerator has to be waited for once.
+            num_image_tokens: How many such tokens `input_ids` holds; if `None`, they are counted here, which waits
+                for the accelerator once.
 
         Returns:
             New embeddings [B, S, H]. Gradients flow to both inputs.
 
         Raises:
-            ValueError: As many tokens as features is the contract; the message names both counts.
+            ValueError: The counts of image tokens and features differ; the message names both.
         """
         if self.img_context_token_id is None:
             if features is None:
@@ -221,14 +220,13 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
             input_ids: int64 [B, S].
             attention_mask: [B, S], 1 or True where there is a token.
             position_ids: int64 [B, S].
-            image_flags: int64 [T] or [T, 1]; 0 marks a dummy tile whose features are used nowhere. All are
-                real when `None`.
+            image_flags: int64 [T] or [T, 1]; 0 marks a dummy tile whose features aren't used. `None`: no dummies.
             past_key_values, use_cache, output_attentions, output_hidden_states: As the LLM takes them.
-            labels: int64 [B, S], -100 where nothing is asked; shifted here.
+            labels: int64 [B, S], -100 where ignored; shifted here.
             return_dict: `False` for a tuple.
 
         Returns:
-            `loss` (mean over asked tokens), `logits` [B, S, vocabulary], `past_key_values`, `hidden_states`,
+            `loss` (mean over labels), `logits` [B, S, vocabulary], `past_key_values`, `hidden_states`,
             `attentions`.
 
         Raises:
@@ -314,7 +312,7 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
 
 
 def num_image_tokens(config):
-    """N, the image tokens of a tile, from an `InternVLChatConfig`; `ValueError` when the sizes don't divide."""
+    """N, the image tokens per tile, from an `InternVLChatConfig`; `ValueError` if the sizes don't divide."""
     side = config.force_image_size or config.vision_config.image_size
     patches, r = side // config.vision_config.patch_size, int(1 / config.downsample_ratio)
     if patches % r:
@@ -323,9 +321,9 @@ def num_image_tokens(config):
 
 
 def share_attention(config):
-    """Gives both parts of an `InternVLChatConfig` the attention that was asked of the whole.
+    """Gives both parts of an `InternVLChatConfig` the attention chosen for the whole.
 
-    A part that has no SDPA in the installed release (Phi-3 in 4.44, CLIP in 4.37) keeps its own default.
+    A part without SDPA in the installed release (Phi-3 in 4.44, CLIP in 4.37) keeps its own default.
     """
     attention = config._attn_implementation
     vision_class = InternVisionModel
@@ -365,14 +363,14 @@ def make_projector(config):
 def make_language_model(config):
     """The transformers model for an LLM's config, in the default dtype.
 
-    The class is called directly: `from_config` of newer releases would build it in the dtype that its own part of
-    the config names, whatever the dtype of the rest.
+    The class is called directly: `from_config` of newer releases would use the dtype named by this part of the config,
+    even if the rest has another one.
     """
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
 
 
 def next_token_loss(logits, labels):
-    """Mean cross entropy in float32 of predicting `labels` [B, S] one step ahead; 0 where nothing is asked."""
+    """Mean cross entropy in float32 of predicting `labels` [B, S] one step ahead; 0 if all labels are ignored."""
     logits = logits[:, :-1].float().flatten(0, 1)
     labels = labels[:, 1:].to(logits.device).flatten()
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")

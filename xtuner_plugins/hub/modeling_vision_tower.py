@@ -1,4 +1,4 @@
-"""CLIP and SigLIP towers of transformers in the place of InternViT."""
+"""CLIP and SigLIP towers of transformers in place of InternViT."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .modeling_intern_vit import num_used_layers
 class TransformersTower(nn.Module):
     """A vision tower of transformers: its modules and weights, run layer by layer.
 
-    Only modules are taken over, not the class around them: releases differ in its name, its nesting and in how it
-    hands out hidden states, while embeddings, layers and the names of the weights stayed the same. Weights lie under
-    `vision_model.*`, as CLIP and SigLIP checkpoints name them; SigLIP's pooling head is left out.
+    Only the modules are taken, not the class around them: its name, its nesting and the way it returns hidden states
+    differ between releases, while embeddings, layers and names of weights stayed the same. Weights are under
+    `vision_model.*`, as in CLIP and SigLIP checkpoints; SigLIP's pooling head is left out.
 
     Args:
-        config: A `CLIPVisionConfig`, a `SiglipVisionConfig` or another one whose model is built like theirs.
+        config: A `CLIPVisionConfig`, a `SiglipVisionConfig` or another one whose model has their structure.
 
     Raises:
-        ValueError: transformers has no model for this config, or one that is built otherwise.
+        ValueError: The model of this config has another structure.
     """
 
     def __init__(self, config):
@@ -61,7 +61,7 @@ class TransformersTower(nn.Module):
         self.gradient_checkpointing = False
 
     def unused_modules(self, select_layer):
-        """Modules that no feature of `select_layer` depends on: later blocks and the final norm."""
+        """Modules that features of `select_layer` don't depend on: later blocks and the final norm."""
         unused = list(self.layers[num_used_layers(select_layer, len(self.layers)) :])
         return [*unused, *(m for name, m in self.vision_model.named_children() if name == "post_layernorm")]
 
@@ -82,7 +82,7 @@ class TransformersTower(nn.Module):
         embeddings, side = self.vision_model.embeddings, self.config.image_size
         if tuple(pixel_values.shape[-2:]) != (side, side):
             raise ValueError(f"tiles of {tuple(pixel_values.shape[-2:])} pixels for a vision tower of {side} x {side}")
-        # Not stored, and left undefined by newer releases after loading.
+        # Not stored, and undefined after loading in newer releases.
         embeddings.position_ids = torch.arange(embeddings.num_positions, device=pixel_values.device)[None]
         x = embeddings(pixel_values)
         if hasattr(self.vision_model, "pre_layrnorm"):

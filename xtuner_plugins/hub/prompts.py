@@ -1,9 +1,9 @@
-"""Token ids of a prompt, put together as training puts its samples together.
+"""Token ids of a prompt, made as training makes those of its samples.
 
-A prompt tokenized as one text differs from what was trained in three places: an answer of an earlier turn was trained
-as a model writes it, tokenized on its own (`\\n` and an answer that begins with a line break would become one token);
-names of control tokens in a question or an answer are plain characters there, as `<|im_end|>` typed by a user must
-not end his turn; only the grounding tokens are tokens in any text::
+A prompt that is tokenized as one text differs from training in three ways. In training, each answer is tokenized on
+its own, as a model writes it (`\\n` and an answer that begins with a line break would become one token). Names of
+control tokens in a question or an answer are plain characters: `<|im_end|>` typed by a user must not end the turn. Only
+the grounding tokens are tokens in any text::
 
     template          question            template               answer      template
     <|im_start|>user\\n|<ref>cat</ref>?|<|im_end|>\\n<|im_start|>assistant\\n|  A cat.  |<|im_end|>\\n ...
@@ -23,9 +23,9 @@ from .constants import GROUNDING_TOKENS, IMAGE_PLACEHOLDER, IMAGE_TOKENS
 
 
 def prompt_parts(conversation, num_patches_list):
-    """Parts of a conversation, as its `get_parts`, with `("image", tiles)` in the places of `<image>`.
+    """Parts of a conversation as from `get_parts`, with `("image", tiles)` in place of each `<image>`.
 
-    Only questions hold images: an answer that happens to say `<image>` must not swallow one.
+    Only questions hold images: an `<image>` in an answer is text.
 
     Args:
         conversation: A `Conversation` whose last turn is open.
@@ -62,10 +62,10 @@ def token_id(tokenizer, token):
 
 
 class TextRules:
-    """What a tokenizer makes of texts, the same in training and in `chat`.
+    """How texts become tokens, the same in training and in `chat`.
 
-    A template may write every added token. A text may write only the grounding tokens, and added tokens that begin with
-    `<` and that their tokenizer doesn't call special (Qwen3's `<think>`); names of others stay characters.
+    A template may write every added token. A text may write only the grounding tokens and those added tokens that begin
+    with `<` and aren't special in the tokenizer (Qwen3's `<think>`); names of others stay characters.
 
     Args:
         tokenizer: A tokenizer of transformers, fast or slow.
@@ -73,7 +73,7 @@ class TextRules:
 
     Attributes:
         ids: Name to id of each added token.
-        start_ids: What the tokenizer puts before a text (`<s>` of Llama and InternLM2), or nothing.
+        start_ids: Ids that the tokenizer puts before a text (`<s>` of Llama and InternLM2); may be empty.
     """
 
     def __init__(self, tokenizer, image_tokens=IMAGE_TOKENS):
@@ -92,17 +92,17 @@ class TextRules:
         return self._split(text, self._any)
 
     def split_text(self, text):
-        """A text of a user or an answer as ids of the tokens that anybody may write and the plain texts between."""
-        if "<" not in text:  # where every writable token begins
+        """A user's text or an answer as ids of the tokens that texts may write and the plain texts between."""
+        if "<" not in text:  # every writable token begins with it
             return [text] if text else []
         return self._split(text, self._writable)
 
     def strips_right(self, token_id):
-        """Whether this token swallows the white space after it, as Phi-3's control tokens do."""
+        """Whether this token removes the white space after it, as Phi-3's control tokens do."""
         return token_id in self._strippers
 
     def encode(self, text):
-        """Ids of a plain text; no added token comes out of it."""
+        """Ids of a plain text, never of added tokens."""
         if self._plain is not None:
             return self._plain.encode(text, add_special_tokens=False).ids
         tokens = self._tokenizer.tokenize(text, split_special_tokens=True)

@@ -70,7 +70,7 @@ class Checkpoint:
     """What was found under one path.
 
     Attributes:
-        path: where it lies.
+        path: as given.
         kind: ``mmengine``, ``deepspeed``, ``peft`` or ``weights``.
         tensors: name to lazy tensor, names as stored.
         files: the files that hold it, for hashing.

@@ -44,7 +44,7 @@ def check_target(out: str | Path, *, force: bool, inputs: Mapping[str, str | Pat
     Args:
         out: the directory to make.
         force: an existing model directory may be replaced.
-        inputs: what is read, by role; the target may not be one of them, hold one, or lie in one.
+        inputs: paths that are read, by role; the target may not be, hold or be inside one of them.
 
     Raises:
         CheckpointError: the target exists, is no plain directory, or would overwrite an input.
@@ -78,7 +78,7 @@ def _check_apart(out: Path, role: str, path: Path) -> None:
 
 
 def _is_within(path: str | Path, folder: Path) -> bool:
-    """Whether ``path`` is ``folder`` or lies below it, by whatever names."""
+    """Whether ``path`` is ``folder`` or below it, under any names."""
     path = Path(os.path.realpath(path))
     for place in (path, *path.parents):
         try:

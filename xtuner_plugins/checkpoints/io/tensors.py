@@ -87,7 +87,7 @@ class LazyTensor:
     def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
         """Elements ``[start, stop)`` of the row-major tensor as a 1-D CPU tensor of ``self.dtype``.
 
-        Fresh memory, unless ``scratch`` is given: then the result may lie in it.
+        The result is fresh memory, or may be a buffer of ``scratch`` if that is given.
         """
         raise NotImplementedError
 

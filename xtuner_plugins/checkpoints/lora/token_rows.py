@@ -89,7 +89,7 @@ def trained_on_tied(adapter_config: Mapping, embedding: LazyTensor, head: LazyTe
     that it names is asked, if that is on this machine.
 
     Raises:
-        CheckpointError: it can't be told.
+        CheckpointError: neither that config nor the base tells.
     """
     named = adapter_config.get("base_model_name_or_path") or ""
     fields = read_json(Path(named) / "config.json", missing={}) if named else {}

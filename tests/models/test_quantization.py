@@ -33,7 +33,7 @@ def test_loaded_into_4_bits(toy_base, double):
         unpacked.append(sum(type(m) is nn.Linear and not m.weight.is_meta for m in layers))
 
     packed, report = load(toy_base, filled=watched)
-    assert report == expected_report and report.ok
+    assert report == expected_report
     assert max(unpacked) == 0
     names = [n for n, m in packed.named_modules() if isinstance(m, bnb.nn.Linear4bit)]
     assert len(names) == len(targets) * plain.config.llm_config.num_hidden_layers

@@ -57,11 +57,14 @@ def test_saved_and_a_token_dropped_again(toy_base, tmp_path):
     assert "<video>" not in "".join(path.read_text() for path in tmp_path.glob("*.json"))
 
 
-@pytest.mark.parametrize("merges, expected", [
-    ([["a", "b"], ["ab", "c"]], ["a b", "ab c"]),
-    (["a b"], ["a b"]),
-    ([["a ", "b"]], [["a ", "b"]]),  # has no form as a string
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "merges, expected",
+    [
+        ([["a", "b"], ["ab", "c"]], ["a b", "ab c"]),
+        (["a b"], ["a b"]),
+        ([["a ", "b"]], [["a ", "b"]]),  # has no form as a string
+    ],
+)
 def test_merges_as_strings(merges, expected, tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps({"model": {"merges": merges}}))

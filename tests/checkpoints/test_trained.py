@@ -31,15 +31,19 @@ def test_names_of_training(toy_base, state, tmp_path):
     """Wrappers are taken off; what the base has already, and what is no weight, changes nothing."""
     base = open_model(toy_base).tensors
     layer, frozen = "language_model.model.layers.0.mlp.up_proj", "model.language_model.model.layers.0.self_attn.q_proj"
-    plan = lay(tmp_path, toy_base, {
-        **{f"module.{name}": value for name, value in state.items()},
-        f"model.{HEAD}.modules_to_save.default.weight": base[f"{HEAD}.weight"].read() + 1,
-        f"model.{HEAD}.original_module.weight": base[f"{HEAD}.weight"].read(),
-        f"model.{layer}.base_layer.weight": base[f"{layer}.weight"].read(),
-        f"{frozen}.base_layer.weight": torch.zeros(8, 1, dtype=torch.uint8),  # 4-bit numbers
-        f"{frozen}.base_layer.weight.absmax": torch.ones(2),
-        "data_preprocessor.mean": torch.ones(3),
-    })  # fmt: skip
+    plan = lay(
+        tmp_path,
+        toy_base,
+        {
+            **{f"module.{name}": value for name, value in state.items()},
+            f"model.{HEAD}.modules_to_save.default.weight": base[f"{HEAD}.weight"].read() + 1,
+            f"model.{HEAD}.original_module.weight": base[f"{HEAD}.weight"].read(),
+            f"model.{layer}.base_layer.weight": base[f"{layer}.weight"].read(),
+            f"{frozen}.base_layer.weight": torch.zeros(8, 1, dtype=torch.uint8),  # 4-bit numbers
+            f"{frozen}.base_layer.weight.absmax": torch.ones(2),
+            "data_preprocessor.mean": torch.ones(3),
+        },
+    )
     projector = {name for name in base if name.startswith("mlp1.")}
     assert set(plan.replaced) == {*projector, f"{HEAD}.weight", f"{layer}.weight"}
     tensors = plan.tensors(merged=True)
@@ -106,12 +110,15 @@ def test_nothing_to_choose_from(toy_base, state, tmp_path):
         plan.settle(max_tiles=3)
 
 
-@pytest.mark.parametrize("text, message", [
-    (None, r"config .*c\.py does not exist"),
-    ("model = dict(", r"c\.py can't be read: SyntaxError"),
-    ("model = dict()", r"c\.py has no model\.base"),
-    ("model = dict(base='nowhere')", r"model\.base = nowhere of the config does not exist"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, r"config .*c\.py does not exist"),
+        ("model = dict(", r"c\.py can't be read: SyntaxError"),
+        ("model = dict()", r"c\.py has no model\.base"),
+        ("model = dict(base='nowhere')", r"model\.base = nowhere of the config does not exist"),
+    ],
+)
 def test_configs(text, message, tmp_path):
     if text is not None:
         (tmp_path / "c.py").write_text(text)

@@ -12,9 +12,11 @@ from xtuner_plugins.checkpoints.assembly.projectors import projector_shapes, pro
 from xtuner_plugins.checkpoints.io.reader import CheckpointError
 
 PLAIN = {
-    "vision_config": {"hidden_size": 6}, "llm_config": {"hidden_size": 4}, "downsample_ratio": 1.0,
+    "vision_config": {"hidden_size": 6},
+    "llm_config": {"hidden_size": 4},
+    "downsample_ratio": 1.0,
     "projector_type": "mlp",
-}  # fmt: skip
+}
 SHUFFLED = {**PLAIN, "downsample_ratio": 0.5, "projector_type": "pixel_shuffle_mlp"}
 
 
@@ -56,11 +58,16 @@ def test_fresh():
     assert list(projector_shapes(PLAIN)) == [f"mlp1.{n}.{p}" for n in "02" for p in ("weight", "bias")]
 
 
-@pytest.mark.parametrize("first, second", [
-    ("model.mlp1.0.", "model.mlp1.2."), ("0.", "2."), ("mm_projector.0.", "mm_projector.2."),
-    ("model.mm_projector.0.", "model.mm_projector.2."),
-    ("multi_modal_projector.linear_1.", "multi_modal_projector.linear_2."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        ("model.mlp1.0.", "model.mlp1.2."),
+        ("0.", "2."),
+        ("mm_projector.0.", "mm_projector.2."),
+        ("model.mm_projector.0.", "model.mm_projector.2."),
+        ("multi_modal_projector.linear_1.", "multi_modal_projector.linear_2."),
+    ],
+)
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
 def test_file_under_other_names(first, second, suffix, tmp_path):
     fresh = {name: tensor.read() for name, tensor in projector_tensors(PLAIN, None, 3).items()}

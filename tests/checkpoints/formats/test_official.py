@@ -30,8 +30,11 @@ def test_made_configs(max_tiles):
     made = official.make_config(VISION, LLM, dtype="bfloat16", max_tiles=max_tiles)
     assert official.detect(made) and made["template"] == "phi3-chat"  # the family's own
     assert "projector_type" not in made and made["use_thumbnail"] is True
-    assert made["llm_config"] == {**{k: v for k, v in LLM.items() if k != "dtype"}, "tie_word_embeddings": False,
-                                  "torch_dtype": "bfloat16"}  # fmt: skip
+    assert made["llm_config"] == {
+        **{k: v for k, v in LLM.items() if k != "dtype"},
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }
     assert official.tile_limits(made) == (1, max_tiles) and official.num_image_tokens(made) == 16
     plain = official.make_config(VISION, LLM, dtype="bfloat16", max_tiles=max_tiles, projector_type="mlp")
     assert plain["projector_type"] == "mlp" and plain["use_thumbnail"] is (max_tiles > 1)

@@ -11,9 +11,16 @@ from xtuner_plugins.checkpoints.io.tensors import MemoryTensor
 
 
 def test_names():
-    layer = {"ln_1.weight": (32,), "ln_2.weight": (32,), "attn.c_attn.weight": (96, 32), "attn.c_attn.bias": (96,),
-             "attn.c_proj.weight": (32, 32), "mlp.w1.weight": (48, 32), "mlp.w2.weight": (48, 32),
-             "mlp.c_proj.weight": (32, 48)}  # fmt: skip
+    layer = {
+        "ln_1.weight": (32,),
+        "ln_2.weight": (32,),
+        "attn.c_attn.weight": (96, 32),
+        "attn.c_attn.bias": (96,),
+        "attn.c_proj.weight": (32, 32),
+        "mlp.w1.weight": (48, 32),
+        "mlp.w2.weight": (48, 32),
+        "mlp.c_proj.weight": (32, 48),
+    }
     shapes = {f"transformer.h.{i}.{k}": v for i in range(2) for k, v in layer.items()}
     shapes |= {"transformer.wte.weight": (40, 32), "transformer.ln_f.weight": (32,), "lm_head.weight": (40, 32)}
     tensors = {k: MemoryTensor(torch.randn(s)) for k, s in shapes.items()}
@@ -27,10 +34,18 @@ def test_names():
 
 
 def test_config():
-    fields = qwen1.read_config({
-        "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "layer_norm_epsilon": 1e-6, "rotary_emb_base": 500, "seq_length": 2048, "vocab_size": 99,
-    })  # fmt: skip
+    fields = qwen1.read_config(
+        {
+            "hidden_size": 64,
+            "intermediate_size": 192,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "layer_norm_epsilon": 1e-6,
+            "rotary_emb_base": 500,
+            "seq_length": 2048,
+            "vocab_size": 99,
+        }
+    )
     config = Qwen2Config(**fields)
     assert (config.intermediate_size, config.num_key_value_heads, config.rms_norm_eps) == (96, 4, 1e-6)
     assert (fields["rope_theta"], config.max_position_embeddings, config.vocab_size) == (500.0, 2048, 99)

@@ -21,6 +21,7 @@ from ..datasets import MultimodalDataset
 from ..datasets.images.tiling import DynamicTiling
 from ..datasets.plan.budget import TileBudget
 from .loops import check_length
+from .param_groups import planned_groups
 
 # Settings of a loader that the runner replaces by objects.
 LOADER_PARTS = {"dataset", "sampler", "batch_sampler", "collate_fn", "worker_init_fn", "num_batch_per_epoch"}
@@ -50,7 +51,10 @@ def build_parts(cfg: Config) -> None:
         with _refused(f"custom_hooks[{index}]"):
             _build_hook(hook)
     with _refused("model"):
-        _build_ours(MODELS.build, cfg.model)
+        model = _build_ours(MODELS.build, cfg.model)
+    if model is not None:
+        with _refused("optim_wrapper.paramwise_cfg"):
+            planned_groups(cfg, model)
     with _refused("train_dataloader.dataset"):
         dataset = _build_ours(DATASETS.build, cfg.train_dataloader.dataset)
         if isinstance(dataset, MultimodalDataset):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
@@ -11,38 +14,140 @@ from torch import nn
 # Keys of `optim_wrapper` that decide the groups; XTuner drops them under --deepspeed.
 GROUPING = ("paramwise_cfg", "constructor")
 KEPT_UNDER = "optim_wrapper_grouping"
+# Learning rates by what a parameter belongs to, as `paramwise_cfg.part_lr` names them.
+PARTS = ("visual_encoder", "projector", "llm", "lora")
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """MMEngine's rules of ``paramwise_cfg``, which skip frozen parameters, with one group per set of options.
+    """MMEngine's rules of ``paramwise_cfg``, and learning rates by part; one group per set of options.
 
     MMEngine makes one group per parameter, and ZeRO one flat buffer per group.
+
+    ``paramwise_cfg`` takes MMEngine's keys, and of ours:
+        part_lr: learning rates by ``visual_encoder``, ``projector``, ``llm`` and ``lora`` (the adapters of every part);
+            a part without one, or with None, takes the optimizer's ``lr``.
+        visual_encoder_layer_decay: factor per block of the encoder, from the last block (1) down to the embeddings.
+        decay_norms_and_biases: False takes weight decay off every parameter of fewer than two dimensions.
+
+    Raises:
+        ValueError: an unknown part, a learning rate for what doesn't train, or a factor out of range.
     """
 
     def __call__(self, model: nn.Module) -> Any:
         """Builds the optimizer wrapper of a model (inside DDP or not)."""
-        model = getattr(model, "module", model)
-        single: list[dict] = []
-        self.add_params(single, model)
         merged: dict[tuple, dict] = {}
-        for group in single:
-            options = {key: value for key, value in group.items() if key != "params"}
-            key = tuple(sorted(options.items()))
-            merged.setdefault(key, {"params": [], **options})["params"].extend(group["params"])
+        for parameter, options in self.options_of(getattr(model, "module", model)):
+            merged.setdefault(tuple(sorted(options.items())), {"params": [], **options})["params"].append(parameter)
         optimizer = OPTIMIZERS.build({**self.optimizer_cfg, "params": list(merged.values())})
         return OPTIM_WRAPPERS.build(dict(self.optim_wrapper_cfg), default_args={"optimizer": optimizer})
 
+    def options_of(self, model: nn.Module) -> Iterator[tuple[nn.Parameter, dict[str, float]]]:
+        """Each trainable parameter with the options of its group (``lr``, ``weight_decay``, ...)."""
+        single: list[dict] = []
+        self.add_params(single, model)
+        parts = model.parts() if hasattr(model, "parts") else {"model": model}
+        members = {id(p): (name, part) for part, module in parts.items() for name, p in module.named_parameters()}
+        part_lr = _part_rates(self.paramwise_cfg.get("part_lr"))
+        layer_decay = self.paramwise_cfg.get("visual_encoder_layer_decay", 1.0)
+        if not 0 < layer_decay <= 1:
+            raise ValueError(f"visual_encoder_layer_decay={layer_decay!r} is out of range; give more than 0, at most 1")
+        block_of = _blocks(parts["visual_encoder"]) if layer_decay != 1 else {}
+        seen = set()
+        for group in single:
+            options = {key: value for key, value in group.items() if key != "params"}
+            for parameter in group["params"]:
+                name, part = members[id(parameter)]
+                kind = "lora" if "lora_" in name else part
+                seen.add(kind)
+                lr = options.get("lr", self.base_lr)
+                if kind in part_lr:
+                    lr = lr / self.base_lr * part_lr[kind]
+                if part == "visual_encoder" and layer_decay != 1:
+                    lr *= layer_decay ** block_of[id(parameter)]
+                decay = options.get("weight_decay", self.base_wd)
+                if not self.paramwise_cfg.get("decay_norms_and_biases", True) and _num_dims(parameter) < 2:
+                    decay = 0.0
+                own = {"lr": lr} if lr != self.base_lr else {}
+                own |= {"weight_decay": decay} if decay is not None and decay != self.base_wd else {}
+                yield parameter, {**{k: v for k, v in options.items() if k not in ("lr", "weight_decay")}, **own}
+        if layer_decay != 1 and not (block_of and any(p.requires_grad for p in parts["visual_encoder"].parameters())):
+            raise ValueError(f"visual_encoder_layer_decay={layer_decay} is set, but no block of the encoder trains")
+        for kind in part_lr:
+            if kind not in seen:
+                raise ValueError(f"a learning rate is set for {kind}, but nothing of it trains; leave it None")
+
+
+def _part_rates(rates: Mapping[str, float | None] | None) -> dict[str, float]:
+    rates = {part: rate for part, rate in (rates or {}).items() if rate is not None}
+    for part, rate in rates.items():
+        if part not in PARTS:
+            raise ValueError(f"paramwise_cfg.part_lr: {part!r} is no part; known are {', '.join(PARTS)}")
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < 1:
+            raise ValueError(f"the learning rate of {part} is {rate!r}; give a number above 0 and below 1")
+    return rates
+
+
+def _num_dims(parameter: nn.Parameter) -> int:
+    return len(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO-3 leaves a flat share in place of the tensor
+
+
+def _blocks(encoder: nn.Module) -> dict[int, int]:
+    """For each parameter of an encoder, how many blocks stand above the one it is in; all of them for embeddings."""
+    lists = [module for module in encoder.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    if not lists:
+        return {}
+    blocks = max(lists, key=len)
+    depth = {id(p): len(blocks) - 1 - index for index, block in enumerate(blocks) for p in block.parameters()}
+    first = next(iter(blocks.parameters()))
+    before, result = True, {}
+    for parameter in encoder.parameters():
+        before = before and parameter is not first
+        result[id(parameter)] = depth.get(id(parameter), len(blocks) if before else 0)
+    return result
+
+
+def planned_groups(cfg: Mapping, model: nn.Module) -> dict[tuple[float, float], int] | None:
+    """What the config asks of the optimizer: trainable weights by (learning rate, weight decay).
+
+    Args:
+        cfg: the run's config, as read or as XTuner rewrites it for ``--deepspeed``.
+        model: with its frozen and trainable parameters.
+
+    Returns:
+        None where the config names a constructor of its own.
+    """
+    settings = {**cfg["optim_wrapper"], **(cfg.get(KEPT_UNDER) or {})}
+    constructor = settings.get("constructor", GroupedOptimWrapperConstructor)
+    if constructor not in (GroupedOptimWrapperConstructor, GroupedOptimWrapperConstructor.__name__):
+        return None
+    wrapper = {"type": "OptimWrapper", "optimizer": settings["optimizer"]}
+    rules = GroupedOptimWrapperConstructor(wrapper, settings.get("paramwise_cfg") or {})
+    defaults = OPTIMIZERS.build({**settings["optimizer"], "params": [nn.Parameter(torch.zeros(1))]}).defaults
+    groups: dict[tuple[float, float], int] = {}
+    for parameter, options in rules.options_of(model):
+        key = options.get("lr", defaults["lr"]), options.get("weight_decay", defaults.get("weight_decay", 0.0))
+        groups[key] = groups.get(key, 0) + num_weights(parameter)
+    return groups
+
+
+def num_weights(parameter: nn.Parameter) -> int:
+    """Number of weights of a parameter: of the whole one under ZeRO-3, of the unpacked one in a 4-bit layer."""
+    packed = getattr(parameter, "quant_state", None)
+    if packed is not None:
+        return math.prod(packed.shape)
+    return getattr(parameter, "ds_numel", parameter.numel())
+
 
 def keep_grouping(cfg: Any) -> None:
-    """Copies the settings that decide the groups to the top of the config, where XTuner doesn't drop them."""
+    """Notes the settings that decide the groups where XTuner doesn't drop them: at the top of the config."""
     kept = {key: cfg.optim_wrapper[key] for key in GROUPING if cfg.optim_wrapper.get(key)}
     if kept:
         cfg[KEPT_UNDER] = kept
 
 
 def settle_grouping(optim_wrapper: dict, cfg: Any) -> None:
-    """Restores what `keep_grouping` copied, and adds `GroupedOptimWrapperConstructor` unless another is named."""
+    """Completes the config of an optimizer wrapper by what was noted, and by our constructor where none is named."""
     for key, value in (cfg.get(KEPT_UNDER) or {}).items():
         optim_wrapper.setdefault(key, value)
     if optim_wrapper.get("paramwise_cfg"):

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
-from xtuner_plugins.engine.hooks.run_contract import count_parameters, held_in
+from xtuner_plugins.engine.hooks.run_contract import _compare_groups, count_parameters, held_in
 from xtuner_plugins.models import VisionLanguageModel
 
 from ..forked import train_forked
@@ -41,10 +41,19 @@ def test_layers_in_4_bits_count_their_weights(toy_base):
     assert held_in(packed.parts()["llm"]) == "4-bit nf4, float32" and held_in(whole.parts()["llm"]) == "float32"
 
 
+@pytest.mark.parametrize(
+    "live", [[(10, 1e-3, 0.1), (5, 1e-3, 0.0)], [(15, 1e-3, 0.1)], [(10, 2e-3, 0.1), (5, 1e-4, 0.0)]]
+)
+def test_other_rates_than_the_config_asks_for_stop_the_run(live):
+    planned = {(1e-3, 0.1): 10, (1e-4, 0.0): 5}
+    _compare_groups(planned, [(4, 1e-3, 0.1), (6, 1e-3, 0.1), (5, 1e-4, 0.0)])
+    with pytest.raises(RuntimeError, match=r"the config asks for 5 at lr 0.0001, weight decay 0; 10 at lr 0.001"):
+        _compare_groups(planned, live)
+
+
 GROUPED = {
-    "optim_wrapper.paramwise_cfg.norm_decay_mult": 0.0,
-    "optim_wrapper.paramwise_cfg.bias_decay_mult": 0.0,
-    "optim_wrapper.paramwise_cfg.custom_keys.mlp1.lr_mult": 0.5,
+    "optim_wrapper.paramwise_cfg.decay_norms_and_biases": False,
+    "optim_wrapper.paramwise_cfg.part_lr.projector": 5e-4,
     "optim_wrapper.optimizer.weight_decay": 0.1,
     "param_scheduler.warmup_ratio": 0.5,
 }
@@ -58,13 +67,14 @@ def plain(toy_base, data, tmp_path_factory):
     return run.output, logged(folder / "run")
 
 
-def test_groups_by_paramwise_cfg_with_their_base_rates(plain):
+def test_groups_by_part_with_their_base_rates(plain):
     parts, groups = table(plain[0])
     assert parts["visual_encoder"][0] == 0 and parts["projector"][0] > 0 and parts["llm"][0] > 0
     assert sum(count for count, _, _ in groups) == sum(trainable for trainable, _ in parts.values())
     by_rates = {(lr, decay): count for count, lr, decay in groups}
-    assert len(by_rates) == len(groups) == 3  # the projector; biases and norms of the LLM; its other weights
-    assert by_rates[5e-4, 0.1] == parts["projector"][0] and (1e-3, 0.0) in by_rates and (1e-3, 0.1) in by_rates
+    assert len(by_rates) == len(groups) == 4  # of projector and LLM: biases and norms, and other weights
+    assert by_rates[5e-4, 0.1] + by_rates[5e-4, 0.0] == parts["projector"][0]
+    assert by_rates[1e-3, 0.1] + by_rates[1e-3, 0.0] == parts["llm"][0]
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +10,7 @@ from mmengine.registry import HOOKS
 from torch import nn
 
 from ..loops import planned_loop
+from ..param_groups import num_weights, planned_groups
 from ..steps import unwrap
 
 
@@ -19,7 +19,8 @@ class RunContractHook(Hook):
     """Prints before the first step what the run trains, as the model and the optimizer hold it.
 
     Raises:
-        RuntimeError: The optimizer doesn't hold exactly the trainable parameters.
+        RuntimeError: The optimizer doesn't hold exactly the trainable parameters, or not at the config's learning rates
+            and weight decays.
     """
 
     priority = "VERY_LOW"
@@ -50,6 +51,28 @@ class RunContractHook(Hook):
                 f"the optimizer holds {optimized:,} parameters, but the model trains {trained:,}; "
                 "check optim_wrapper.paramwise_cfg and the freeze_* settings"
             )
+        _compare_groups(planned_groups(runner.cfg, model), groups)
+
+
+def _compare_groups(planned: dict[tuple[float, float], int] | None, groups: list[tuple[int, float, float]]) -> None:
+    """Raises where the optimizer's learning rates and weight decays aren't the config's; None compares nothing."""
+    if planned is None:
+        return
+    live: dict[tuple[float, float], int] = {}
+    for count, lr, weight_decay in groups:
+        live[lr, weight_decay] = live.get((lr, weight_decay), 0) + count
+
+    def shown(rates: dict[tuple[float, float], int]) -> str:
+        return "; ".join(f"{count:,} at lr {lr:g}, weight decay {wd:g}" for (lr, wd), count in sorted(rates.items()))
+
+    def rounded(rates: dict[tuple[float, float], int]) -> list[tuple[str, str, int]]:
+        return sorted((f"{lr:.6g}", f"{wd:.6g}", count) for (lr, wd), count in rates.items())
+
+    if rounded(planned) != rounded(live):
+        raise RuntimeError(
+            f"the optimizer doesn't hold what the config asks for: it has {shown(live)}; the config asks for "
+            f"{shown(planned)}"
+        )
 
 
 def count_parameters(part: nn.Module) -> tuple[int, int]:
@@ -58,14 +81,6 @@ def count_parameters(part: nn.Module) -> tuple[int, int]:
     for parameter in part.parameters():
         counts[parameter.requires_grad] += num_weights(parameter)
     return counts[True], counts[False]
-
-
-def num_weights(parameter: nn.Parameter) -> int:
-    """Number of weights of a parameter: of the whole one under ZeRO-3, of the unpacked one in a 4-bit layer."""
-    packed = getattr(parameter, "quant_state", None)
-    if packed is not None:
-        return math.prod(packed.shape)
-    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def held_in(part: nn.Module) -> str:

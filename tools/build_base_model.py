@@ -23,7 +23,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="directory to write")
     parser.add_argument("--template", help="conversation template (default: the family's own, internvl2_5 for Qwen2)")
     parser.add_argument(
-        "--max-tiles", type=int, help="tiles per image, thumbnail not counted (default 12; 1 with projector type mlp)"
+        "--max-tiles",
+        type=int,
+        help="tiles per image, thumbnail not counted (default 12; 1 with projector types mlp and bilinear_mlp)",
     )
     parser.add_argument(
         "--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"], help="of the stored weights"
@@ -31,8 +33,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--projector", help="file with mlp1.* weights (default: a fresh projector)")
     parser.add_argument(
         "--projector-type",
-        choices=["pixel_shuffle_mlp", "mlp"],
-        help="InternVL's (default for InternViT), or LLaVA's without merging of patches (default for CLIP and SigLIP)",
+        choices=["pixel_shuffle_mlp", "mlp", "bilinear_mlp"],
+        help="InternVL's (default for InternViT), LLaVA's without merging of patches (default for CLIP and SigLIP), or "
+        "LLaVA's after a bilinear reduction of the patch grid to half its side",
     )
     parser.add_argument(
         "--select-layer",

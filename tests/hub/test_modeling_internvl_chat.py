@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from xtuner_plugins.hub import InternVLChatModel
+from xtuner_plugins.hub import InternVLChatConfig, InternVLChatModel
+from xtuner_plugins.hub.configuration_internvl_chat import token_grid
 
 from .cases import LLMS, RMS_VISION, TILE, VISION, make_batch, make_config, make_model
 from .native import make_native
@@ -313,3 +314,32 @@ def test_training_path_never_reads_a_tensor_back(attention):
         embeds = model.get_input_embeddings()(ids)
         placed = model.place_features(embeds, ids, features, num_image_tokens=48)
     assert features.shape == (3, 16, 32) and placed.shape == (2, 64, 32)
+
+
+def test_bilinear_projector_halves_the_grid_and_keeps_the_width():
+    """9 x 9 patches become 4 x 4 tokens, as so400m's 27 x 27 become 13 x 13."""
+    config = make_config({**VISION, "image_size": 126}, projector_type="bilinear_mlp", force_image_size=126)
+    model = make_model(config)
+    assert model.num_image_token == 16 and [type(layer).__name__ for layer in model.mlp1] == [
+        "Linear",
+        "GELU",
+        "Linear",
+    ]
+    pixels = torch.randn(2, 3, 126, 126)
+    with torch.no_grad():
+        patches = model.encode_tiles(pixels)
+        grid = patches.reshape(2, 9, 9, 48).permute(0, 3, 1, 2)
+        # Sample i of 4 stands at (i + 0.5) * 9 / 4 - 0.5 of the nine patches, between its two neighbors.
+        at = (torch.arange(4) + 0.5) * 9 / 4 - 0.5
+        low, share = at.floor().long(), at - at.floor()
+        rows = grid[:, :, low] * (1 - share)[:, None] + grid[:, :, low + 1] * share[:, None]
+        cells = rows[..., low] * (1 - share) + rows[..., low + 1] * share
+        expected = model.mlp1(cells.permute(0, 2, 3, 1).flatten(1, 2))
+        assert (model.extract_feature(pixels) - expected).abs().max() < 1e-5
+    assert make_model(InternVLChatConfig(**config.to_dict())).num_image_token == 16
+
+
+def test_tokens_of_the_published_bilinear_model():
+    assert token_grid(384, 14, 0.5, "bilinear_mlp") ** 2 == 169
+    with pytest.raises(ValueError, match="27 x 27 patches, which can't be merged 2 x 2"):
+        token_grid(384, 14, 0.5)

@@ -14,7 +14,7 @@ from .configuration_intern_vit import InternVisionConfig
 # unloadable without that package.
 RUNTIME_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "auto_map")
 
-PROJECTOR_TYPES = ("pixel_shuffle_mlp", "mlp")
+PROJECTOR_TYPES = ("pixel_shuffle_mlp", "mlp", "bilinear_mlp")
 
 # Written even if they have the default of transformers.
 KEPT = ("model_type", "transformers_version")
@@ -44,8 +44,9 @@ class InternVLChatConfig(PretrainedConfig):
         use_thumbnail: Whether a thumbnail follows the tiles if there are several.
         ps_version: Pixel shuffle: `v2`, or `v1` that leaves the token grid transposed.
         min_dynamic_patch, max_dynamic_patch: Fewest and most tiles of an image, thumbnail not counted.
-        projector_type: `pixel_shuffle_mlp` (LayerNorm, Linear, GELU, Linear after the pixel shuffle), or `mlp`
-            (LLaVA's Linear, GELU, Linear; needs `downsample_ratio` 1). Stored only where it is not the first.
+        projector_type: `pixel_shuffle_mlp` (LayerNorm, Linear, GELU, Linear after the pixel shuffle), `mlp`
+            (LLaVA's Linear, GELU, Linear; needs `downsample_ratio` 1), or `bilinear_mlp` (bilinear reduction of the
+            patch grid by `downsample_ratio`, then as `mlp`). Stored only where it is not the first.
     """
 
     _auto_class = "AutoConfig"  # `save_pretrained` writes this code beside the weights in every release
@@ -126,6 +127,31 @@ class InternVLChatConfig(PretrainedConfig):
                 if fields[key] == common[key]:
                     del fields[key]
         return output
+
+
+def token_grid(side, patch_size, downsample_ratio, projector_type=None):
+    """Side of the grid of image tokens of a tile; `ValueError` where patches can't be merged.
+
+    Args:
+        side: Of the tile, in pixels.
+        patch_size: Side of a patch in pixels; pixels beyond the last whole patch are not seen.
+        downsample_ratio: As in `InternVLChatConfig`.
+        projector_type: As in `InternVLChatConfig`; `None` is the first of `PROJECTOR_TYPES`.
+    """
+    patches = side // patch_size
+    if projector_type == "bilinear_mlp":
+        return int(patches * downsample_ratio)
+    r = int(1 / downsample_ratio)
+    if patches % r:
+        raise ValueError(f"a tile of {side} pixels has {patches} x {patches} patches, which can't be merged {r} x {r}")
+    return patches // r
+
+
+def projector_input_width(vision_width, downsample_ratio, projector_type=None):
+    """Width of the vectors that `mlp1` takes; the pixel shuffle puts merged patches side by side."""
+    if projector_type == "bilinear_mlp":
+        return vision_width
+    return vision_width * int(1 / downsample_ratio) ** 2
 
 
 def _vision_config(fields):

@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from .chat_methods import ChatMethods
 from .configuration_intern_vit import InternVisionConfig
-from .configuration_internvl_chat import PROJECTOR_TYPES, InternVLChatConfig
+from .configuration_internvl_chat import PROJECTOR_TYPES, InternVLChatConfig, projector_input_width, token_grid
 from .constants import IGNORE_INDEX
 from .conversation import get_conv_template
 from .modeling_intern_vit import InternVisionModel
@@ -76,6 +76,7 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
         self.select_layer = config.select_layer
         self.ps_version = config.ps_version
         self.downsample_ratio = config.downsample_ratio
+        self.projector_type = getattr(config, "projector_type", PROJECTOR_TYPES[0])
         self.patch_size = config.vision_config.patch_size
         self.num_image_token = num_image_tokens(config)
         self.img_context_token_id = None
@@ -146,7 +147,7 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
         return self.vision_model.patch_features(pixel_values, self.select_layer)
 
     def project(self, patch_features, grid=None):
-        """Pixel shuffle and projector: [T, P, D] -> [T, N, H].
+        """Merging of patches and projector: [T, P, D] -> [T, N, H].
 
         Args:
             patch_features: Output of `encode_tiles`.
@@ -154,7 +155,12 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
         """
         tiles, patches, width = patch_features.shape
         rows, columns = grid or (int(patches**0.5),) * 2
-        merged = self.pixel_shuffle(patch_features.reshape(tiles, rows, columns, width), self.downsample_ratio)
+        features = patch_features.reshape(tiles, rows, columns, width)
+        if self.projector_type == "bilinear_mlp":
+            size = (int(rows * self.downsample_ratio), int(columns * self.downsample_ratio))
+            merged = F.interpolate(features.permute(0, 3, 1, 2), size=size, mode="bilinear").permute(0, 2, 3, 1)
+        else:
+            merged = self.pixel_shuffle(features, self.downsample_ratio)
         return self.mlp1(merged.flatten(1, 2))
 
     def extract_feature(self, pixel_values):
@@ -314,10 +320,8 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
 def num_image_tokens(config):
     """N, the image tokens per tile, from an `InternVLChatConfig`; `ValueError` if the sizes don't divide."""
     side = config.force_image_size or config.vision_config.image_size
-    patches, r = side // config.vision_config.patch_size, int(1 / config.downsample_ratio)
-    if patches % r:
-        raise ValueError(f"a tile of {side} pixels has {patches} x {patches} patches, which can't be merged {r} x {r}")
-    return (patches // r) ** 2
+    projector_type = getattr(config, "projector_type", None)
+    return token_grid(side, config.vision_config.patch_size, config.downsample_ratio, projector_type) ** 2
 
 
 def share_attention(config):
@@ -345,14 +349,14 @@ def make_vision_model(config):
 def make_projector(config):
     """`mlp1` of an `InternVLChatConfig`; `ValueError` for an unknown or impossible `projector_type`."""
     kind = getattr(config, "projector_type", PROJECTOR_TYPES[0])
-    vision_width = config.vision_config.hidden_size * int(1 / config.downsample_ratio) ** 2
+    vision_width = projector_input_width(config.vision_config.hidden_size, config.downsample_ratio, kind)
     llm_width = config.llm_config.hidden_size
     layers = [nn.Linear(vision_width, llm_width), nn.GELU(), nn.Linear(llm_width, llm_width)]
     if kind == "pixel_shuffle_mlp":
         return nn.Sequential(nn.LayerNorm(vision_width), *layers)
-    if kind != "mlp":
+    if kind not in PROJECTOR_TYPES:
         raise ValueError(f"config.json: projector_type = {kind!r}; legal are {', '.join(PROJECTOR_TYPES)}")
-    if config.downsample_ratio != 1:
+    if kind == "mlp" and config.downsample_ratio != 1:
         raise ValueError(
             f"config.json: projector_type 'mlp' merges no patches, so downsample_ratio must be 1, not "
             f"{config.downsample_ratio}"

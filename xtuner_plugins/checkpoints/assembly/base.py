@@ -71,11 +71,13 @@ def build_base(
         llm: directory, or a hub name.
         out: directory to write.
         template: conversation template; None takes the family's own.
-        max_tiles: ``max_dynamic_patch``, most tiles per image without the thumbnail; None is 12, or 1 with ``mlp``.
+        max_tiles: ``max_dynamic_patch``, tiles per image without the thumbnail; None is 12, or 1 with ``mlp`` and
+            ``bilinear_mlp``.
         dtype: of the stored weights, a key of ``writer.DTYPES``.
         projector: safetensors or torch file with ``mlp1.*`` (or ``0.weight`` ...); None for a fresh one.
-        projector_type: ``pixel_shuffle_mlp`` (InternVL's) or ``mlp`` (LLaVA's, which merges no patches); None takes
-            the first for InternViT, the second for CLIP and SigLIP.
+        projector_type: ``pixel_shuffle_mlp`` (InternVL's), ``mlp`` (LLaVA's, no merging of patches) or
+            ``bilinear_mlp`` (the patch grid halved bilinearly); None takes the first for InternViT, the second for CLIP
+            and SigLIP.
         select_layer: negative index of the layer whose output is used; None is -1 for InternViT, -2 for the others.
         image_mean: per channel, that the tower was trained with; folded into its first layer. None is ImageNet's
             (InternViT) or what its directory says (CLIP, SigLIP).
@@ -135,11 +137,12 @@ def build_base(
 
 def _who_runs_it(config: dict) -> str | None:
     encoder = encoder_family(config["vision_config"])
-    plain = config.get("projector_type") == "mlp"
-    if encoder.is_intern_vit and not plain:
+    projector_type = config.get("projector_type")
+    if encoder.is_intern_vit and not projector_type:
         return None
-    what = "projector type mlp" if encoder.is_intern_vit else encoder.architecture
-    elsewhere = "; --format llava exports it for other programs" if encoder.llava and plain else ""
+    what = f"projector type {projector_type}" if encoder.is_intern_vit else encoder.architecture
+    llava = encoder.llava and projector_type == "mlp"
+    elsewhere = "; --format llava exports it for other programs" if llava else ""
     return f"{what}: this directory runs with its own model code only (trust_remote_code, VLMEvalKit){elsewhere}"
 
 
@@ -273,6 +276,6 @@ def make_config(
         template=template,
         projector_type=projector_type,
         select_layer=part.select_layer,
-        max_tiles=max_tiles or (1 if projector_type == "mlp" else 12),
+        max_tiles=max_tiles or (12 if projector_type == PROJECTOR_TYPES[0] else 1),
     )
     return official.write_config(config, llm.tokenizer, rows)

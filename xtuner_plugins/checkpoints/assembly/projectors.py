@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ...hub.configuration_internvl_chat import PROJECTOR_TYPES, projector_input_width
 from ..checkpoint import open_checkpoint
 from ..io.reader import CheckpointError, open_safetensors
 from ..io.tensors import LazyTensor, MemoryTensor
@@ -21,10 +22,11 @@ _LLAVA_NAMES = {
 
 
 def projector_shapes(config: dict) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of ``mlp1``: LayerNorm (but for ``projector_type`` mlp), Linear, (GELU), Linear."""
-    wide = config["vision_config"]["hidden_size"] * int(1 / config["downsample_ratio"]) ** 2
+    """Names and shapes of ``mlp1``: LayerNorm (of ``pixel_shuffle_mlp`` alone), Linear, (GELU), Linear."""
+    kind = config.get("projector_type", PROJECTOR_TYPES[0])
+    wide = projector_input_width(config["vision_config"]["hidden_size"], config["downsample_ratio"], kind)
     llm = config["llm_config"]["hidden_size"]
-    plain = config.get("projector_type") == "mlp"
+    plain = kind != "pixel_shuffle_mlp"
     norm = {} if plain else {"mlp1.0.weight": (wide,), "mlp1.0.bias": (wide,)}
     first, second = ("mlp1.0", "mlp1.2") if plain else ("mlp1.1", "mlp1.3")
     return {

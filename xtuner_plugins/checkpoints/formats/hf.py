@@ -129,9 +129,10 @@ def _one(value) -> int:
 def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
     """See ``Format``; the language model keeps its config."""
     vision = config["vision_config"]
-    if not encoder_family(vision).is_intern_vit or config.get("projector_type") == "mlp":
+    if not encoder_family(vision).is_intern_vit or config.get("projector_type"):
         raise CheckpointError(
-            "the hf format can't express CLIP, SigLIP or projector_type mlp; export with --format official or llava"
+            "the hf format can't express CLIP, SigLIP or another projector than pixel_shuffle_mlp; "
+            "export with --format official or llava"
         )
     for key, value, want in (
         ("ps_version", config.get("ps_version", "v1"), "v2"),

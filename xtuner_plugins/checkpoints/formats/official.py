@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...families import llm_family
 from ...hub.configuration_intern_vit import InternVisionConfig
-from ...hub.configuration_internvl_chat import InternVLChatConfig
+from ...hub.configuration_internvl_chat import PROJECTOR_TYPES, InternVLChatConfig, token_grid
 from ...hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from .. import tokenizer_files
 from ..io.writer import write_json
@@ -88,13 +88,13 @@ def make_config(
         llm: ``llm_config`` of a class in transformers.
         dtype: of the stored weights.
         template: conversation template; None takes the language model's own.
-        projector_type: ``pixel_shuffle_mlp`` or ``mlp``, which merges no patches.
+        projector_type: ``pixel_shuffle_mlp``, ``mlp`` (merges no patches) or ``bilinear_mlp``.
         select_layer: vision layer whose output is used.
-        downsample_ratio: of pixel shuffle; 1 with ``mlp``.
+        downsample_ratio: of pixel shuffle and bilinear reduction.
         min_tiles: fewest tiles per image.
         max_tiles: most tiles per image, thumbnail not counted.
     """
-    plain = projector_type == "mlp"
+    plain = projector_type != PROJECTOR_TYPES[0]
     return {
         "architectures": ["InternVLChatModel"],
         "auto_map": dict(AUTO_MAP),
@@ -102,8 +102,8 @@ def make_config(
         "template": template or llm_family(llm).template,
         "select_layer": select_layer,
         "ps_version": "v2",
-        **({"projector_type": "mlp"} if plain else {}),
-        "downsample_ratio": 1.0 if plain else downsample_ratio,
+        **({"projector_type": projector_type} if plain else {}),
+        "downsample_ratio": 1.0 if projector_type == "mlp" else downsample_ratio,
         "force_image_size": vision["image_size"],
         "dynamic_image_size": True,
         "use_thumbnail": max_tiles > 1 if plain else True,
@@ -174,5 +174,5 @@ def tile_limits(config: Mapping) -> tuple[int, int]:
 
 def num_image_tokens(config: Mapping) -> int:
     """Image tokens per tile."""
-    grid = config["force_image_size"] // config["vision_config"]["patch_size"]
-    return int(grid**2 * config["downsample_ratio"] ** 2)
+    patch_size, ratio = config["vision_config"]["patch_size"], config["downsample_ratio"]
+    return token_grid(config["force_image_size"], patch_size, ratio, config.get("projector_type")) ** 2

@@ -16,7 +16,7 @@ from mmengine.optim import OptimWrapper
 from torch.optim import AdamW
 
 from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
-from xtuner_plugins.engine import PlannedTrainLoop, WarmupCosineLR
+from xtuner_plugins.engine import GroupedOptimWrapperConstructor, PlannedTrainLoop, WarmupCosineLR
 from xtuner_plugins.models import VisionLanguageModel
 
 with read_base():
@@ -29,15 +29,22 @@ image_folders = ["data/LLaVA-Instruct/images"]
 max_tiles = 12  # + thumbnail
 max_length = 4096  # tokens; 13 tiles take 3328
 dtype = "auto"  # bfloat16 where the device has it
+gradient_checkpointing = True  # less memory, about a third more time
 freeze_visual_encoder = True  # False trains the encoder too
 
 batch_size = 2  # x 8 accumulation x 8 GPUs = 128 samples per step
 accumulative_counts = 8  # micro-batches of an optimizer step
 num_workers = 4
 max_epochs = 1
+max_steps = None  # optimizer steps; ends the run before max_epochs
 lr = 2e-5
+visual_encoder_lr = None  # None: lr, here and below
+projector_lr = None
+llm_lr = None
+lora_lr = None
+visual_encoder_layer_decay = 1.0  # factor on the learning rate per block, from the last to the first
 betas = (0.9, 0.999)
-weight_decay = 0.0
+weight_decay = 0.0  # not on norms and biases
 max_grad_norm = 1.0
 warmup_ratio = 0.03  # share of the optimizer steps
 
@@ -53,6 +60,7 @@ model = dict(
     freeze_projector=False,
     freeze_llm=False,
     dtype=dtype,
+    gradient_checkpointing=gradient_checkpointing,
 )
 train_dataloader = dict(
     batch_size=batch_size,
@@ -72,10 +80,16 @@ train_dataloader = dict(
 )
 optim_wrapper = dict(
     type=OptimWrapper,
+    constructor=GroupedOptimWrapperConstructor,
+    paramwise_cfg=dict(
+        part_lr=dict(visual_encoder=visual_encoder_lr, projector=projector_lr, llm=llm_lr, lora=lora_lr),
+        visual_encoder_layer_decay=visual_encoder_layer_decay,
+        decay_norms_and_biases=False,
+    ),
     optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
     clip_grad=dict(max_norm=max_grad_norm),
     accumulative_counts=accumulative_counts,
 )
 param_scheduler = dict(type=WarmupCosineLR, warmup_ratio=warmup_ratio)  # a linear start, a cosine over the rest
 default_hooks.checkpoint.update(interval=save_steps, max_keep_ckpts=save_total_limit)  # noqa: F405
-train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs)
+train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs, max_iters=max_steps)

@@ -1,15 +1,15 @@
 """Stage 1, MLP warm-up: InternViT-300M + Qwen2.5-1.5B, the projector learns to speak the LLM's language.
 
-    trains          projector (mlp1)
-    frozen          vision encoder, LLM
-    starts from     models/InternViT-300M-Qwen2.5-1.5B, assembled by
-                    python tools/build_base_model.py --vision OpenGVLab/InternViT-300M-448px-V2_5 \
-                        --llm Qwen/Qwen2.5-1.5B-Instruct --out models/InternViT-300M-Qwen2.5-1.5B
-    data            LLaVA-Pretrain 558K (blip_laion_cc_sbu_558k.json and its images)
-    tiles           up to 12 + thumbnail, so up to 13 x 3 x 448 x 448 and 3328 image tokens per sample
-    hardware        4 GPUs of 80 GB planned; not run yet at this size
-    launch          NPROC_PER_NODE=4 xtuner train configs/pretrain_mlp.py --deepspeed deepspeed_zero3
-    less memory     batch_size = 1 with accumulative_counts = 64
+trains          projector
+frozen          vision encoder, LLM
+starts from     models/InternViT-300M-Qwen2.5-1.5B:
+                python tools/build_base_model.py --vision OpenGVLab/InternViT-300M-448px-V2_5 --llm \
+                    Qwen/Qwen2.5-1.5B-Instruct --out models/InternViT-300M-Qwen2.5-1.5B
+data            LLaVA-Pretrain 558K (blip_laion_cc_sbu_558k.json and its images)
+tiles           up to 12 + thumbnail
+hardware        4 GPUs of 80 GB planned; not run yet at this size
+launch          NPROC_PER_NODE=4 xtuner train configs/pretrain_mlp.py --deepspeed deepspeed_zero3
+less memory     batch_size = 1 with accumulative_counts = 64
 """
 
 from mmengine.config import read_base
@@ -17,7 +17,7 @@ from mmengine.optim import OptimWrapper
 from torch.optim import AdamW
 
 from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
-from xtuner_plugins.engine import PlannedTrainLoop, WarmupCosineLR
+from xtuner_plugins.engine import GroupedOptimWrapperConstructor, PlannedTrainLoop, WarmupCosineLR
 from xtuner_plugins.models import VisionLanguageModel
 
 with read_base():
@@ -30,14 +30,21 @@ image_folders = ["data/LLaVA-Pretrain/images"]
 max_tiles = 12  # + thumbnail
 max_length = 4096  # tokens; 13 tiles take 3328
 dtype = "auto"  # bfloat16 where the device has it
+gradient_checkpointing = True  # less memory, about a third more time
 
 batch_size = 4  # x 16 accumulation x 4 GPUs = 256 samples per step
 accumulative_counts = 16  # micro-batches of an optimizer step
 num_workers = 4
 max_epochs = 1
+max_steps = None  # optimizer steps; ends the run before max_epochs
 lr = 1e-3
+visual_encoder_lr = None  # None: lr, here and below
+projector_lr = None
+llm_lr = None
+lora_lr = None
+visual_encoder_layer_decay = 1.0  # factor on the learning rate per block, from the last to the first
 betas = (0.9, 0.999)
-weight_decay = 0.0
+weight_decay = 0.0  # not on norms and biases
 max_grad_norm = 1.0
 warmup_ratio = 0.03  # share of the optimizer steps
 
@@ -53,6 +60,7 @@ model = dict(
     freeze_projector=False,
     freeze_llm=True,
     dtype=dtype,
+    gradient_checkpointing=gradient_checkpointing,
 )
 train_dataloader = dict(
     batch_size=batch_size,
@@ -72,10 +80,16 @@ train_dataloader = dict(
 )
 optim_wrapper = dict(
     type=OptimWrapper,
+    constructor=GroupedOptimWrapperConstructor,
+    paramwise_cfg=dict(
+        part_lr=dict(visual_encoder=visual_encoder_lr, projector=projector_lr, llm=llm_lr, lora=lora_lr),
+        visual_encoder_layer_decay=visual_encoder_layer_decay,
+        decay_norms_and_biases=False,
+    ),
     optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
     clip_grad=dict(max_norm=max_grad_norm),
     accumulative_counts=accumulative_counts,
 )
 param_scheduler = dict(type=WarmupCosineLR, warmup_ratio=warmup_ratio)  # a linear start, a cosine over the rest
 default_hooks.checkpoint.update(interval=save_steps, max_keep_ckpts=save_total_limit)  # noqa: F405
-train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs)
+train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs, max_iters=max_steps)

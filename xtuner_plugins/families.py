@@ -130,6 +130,26 @@ LLM_FAMILIES: dict[str, LLMFamily] = {
     for row in (
         LLMFamily("qwen2", "Qwen2ForCausalLM"),
         LLMFamily("qwen3", "Qwen3ForCausalLM", fields=(*_LLM_FIELDS, "head_dim", "attention_bias"), keeps_padding=True),
+        LLMFamily(
+            "qwen3_moe",
+            "Qwen3MoeForCausalLM",
+            # Attention alone: adapters on every expert would be thousands of small layers.
+            lora_targets=("q_proj", "k_proj", "v_proj", "o_proj"),
+            fields=(
+                *_LLM_FIELDS,
+                "head_dim",
+                "attention_bias",
+                "num_experts",
+                "num_experts_per_tok",
+                "moe_intermediate_size",
+                "norm_topk_prob",
+                "decoder_sparse_step",
+                "mlp_only_layers",
+                "router_aux_loss_coef",
+                "output_router_logits",
+            ),
+            keeps_padding=True,
+        ),
         LLMFamily("llama", "LlamaForCausalLM", fields=(*_LLM_FIELDS, "head_dim", "attention_bias")),
         LLMFamily("mistral", "MistralForCausalLM", fields=(*_LLM_FIELDS, "head_dim", "sliding_window")),
         LLMFamily(

@@ -2,8 +2,10 @@
 
 trains          projector, LoRA on every linear layer of the LLM
 frozen          vision encoder, the LLM's own weights
+4 bits          linear layers of the LLM (NF4 with double quantization)
 starts from     work_dirs/quickstart/pretrain_mlp, the exported warm-up
 data            generated images with questions, half of which need the resolution
+tiles           up to 6 + thumbnail
 hardware        2 CPU cores
 launch          python tools/train.py configs/toy/toy_finetune_qlora.py
 """
@@ -15,7 +17,7 @@ from torch.optim import AdamW
 from transformers import BitsAndBytesConfig
 
 from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
-from xtuner_plugins.engine import PlannedTrainLoop, WarmupCosineLR
+from xtuner_plugins.engine import GroupedOptimWrapperConstructor, PlannedTrainLoop, WarmupCosineLR
 from xtuner_plugins.models import VisionLanguageModel
 
 with read_base():
@@ -28,18 +30,26 @@ image_folders = ["work_dirs/quickstart/data/images"]
 max_tiles = 6  # + thumbnail
 max_length = 512  # tokens; 7 tiles of 112 px take 112
 dtype = "float32"
+gradient_checkpointing = False  # these sizes need no saving
 lora_rank = 16
 lora_alpha = 32
 lora_dropout = 0.0
+lora_targets = None  # None: every linear layer of a block; or names, or a regular expression
 quant_type = "nf4"
 
 batch_size = 16  # x 1 accumulation x 1 process
 accumulative_counts = 1  # micro-batches of an optimizer step
 num_workers = 2
 max_epochs = 1
+max_steps = None  # optimizer steps; ends the run before max_epochs
 lr = 1e-3
+visual_encoder_lr = None  # None: lr, here and below
+projector_lr = None
+llm_lr = None
+lora_lr = None
+visual_encoder_layer_decay = 1.0  # factor on the learning rate per block, from the last to the first
 betas = (0.9, 0.999)
-weight_decay = 0.0
+weight_decay = 0.0  # not on norms and biases
 max_grad_norm = 1.0
 warmup_ratio = 0.03  # share of the optimizer steps
 
@@ -54,11 +64,18 @@ model = dict(
     freeze_visual_encoder=True,
     freeze_projector=False,
     freeze_llm=True,
+    llm_lora=dict(
+        type=LoraConfig,
+        r=lora_rank,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=lora_targets,
+    ),
     llm_quantization=dict(
         type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=True
     ),
-    llm_lora=dict(type=LoraConfig, r=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout),
     dtype=dtype,
+    gradient_checkpointing=gradient_checkpointing,
 )
 train_dataloader = dict(
     batch_size=batch_size,
@@ -78,10 +95,16 @@ train_dataloader = dict(
 )
 optim_wrapper = dict(
     type=OptimWrapper,
+    constructor=GroupedOptimWrapperConstructor,
+    paramwise_cfg=dict(
+        part_lr=dict(visual_encoder=visual_encoder_lr, projector=projector_lr, llm=llm_lr, lora=lora_lr),
+        visual_encoder_layer_decay=visual_encoder_layer_decay,
+        decay_norms_and_biases=False,
+    ),
     optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
     clip_grad=dict(max_norm=max_grad_norm),
     accumulative_counts=accumulative_counts,
 )
 param_scheduler = dict(type=WarmupCosineLR, warmup_ratio=warmup_ratio)  # a linear start, a cosine over the rest
 default_hooks.checkpoint.update(interval=save_steps, max_keep_ckpts=save_total_limit)  # noqa: F405
-train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs)
+train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs, max_iters=max_steps)

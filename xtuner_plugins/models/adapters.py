@@ -17,9 +17,8 @@ def inject_lora(part: nn.Module, settings: Mapping[str, Any], default_targets: t
     """Adds LoRA to the linear layers of ``part`` in place; the layers' own weights become frozen ``base_layer``s.
 
     Args:
-        part: Encoder or LLM.
-        settings: ``dict(type=LoraConfig, r=..., lora_alpha=...)`` of a training config; `type` may be omitted.
-        default_targets: Linear layers to adapt if ``target_modules`` isn't given.
+        settings: As written in a training config; `type` may be left out.
+        default_targets: Linear layers to adapt where ``target_modules`` isn't given or is None.
 
     Raises:
         ValueError: A setting that PEFT doesn't know or refuses, another type, or no layer matches ``target_modules``.
@@ -32,7 +31,8 @@ def inject_lora(part: nn.Module, settings: Mapping[str, Any], default_targets: t
         raise ValueError(f"LoRA settings need type=LoraConfig (from peft), got {cls!r}")
     # MMEngine's containers are subclasses that PEFT doesn't always recognize.
     options = {key: list(value) if isinstance(value, (list, tuple)) else value for key, value in options.items()}
-    options.setdefault("target_modules", list(default_targets))
+    if options.get("target_modules") is None:
+        options["target_modules"] = list(default_targets)
     dropout = options.get("lora_dropout", 0.0)
     if not 0 <= dropout < 1:  # PEFT takes a negative one for none
         raise ValueError(f"lora_dropout={dropout!r} is out of range; give 0 or more, and less than 1")

@@ -1,4 +1,4 @@
-"""The LLM's linear layers in 4 bits (bitsandbytes), for QLoRA. Runs on CUDA and on the CPU."""
+"""Linear layers of a part in 4 bits (bitsandbytes), for QLoRA. Runs on CUDA and on the CPU."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 MODELS.register_module(module=BitsAndBytesConfig, force=True)  # so that configs may name it by string
 
 
-def build_quantization_config(settings: Mapping[str, Any]) -> BitsAndBytesConfig:
+def build_quantization_config(
+    settings: Mapping[str, Any] | BitsAndBytesConfig, part: str = "llm"
+) -> BitsAndBytesConfig:
     """A config from ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)``.
 
     Raises:
         ValueError: An unknown setting, or not 4 bits.
     """
-    options = {key: value for key, value in settings.items() if key != "type"}
-    unknown = set(options) - set(vars(BitsAndBytesConfig(load_in_4bit=True))) - {"load_in_4bit", "load_in_8bit"}
-    if unknown:
-        raise ValueError(f"llm_quantization: BitsAndBytesConfig has no setting {', '.join(sorted(unknown))}")
-    config = BitsAndBytesConfig(**options)
-    if not config.load_in_4bit:
-        raise ValueError("llm_quantization: only 4 bits are trained here; set load_in_4bit=True")
-    return config
+    if not isinstance(settings, BitsAndBytesConfig):
+        options = {key: value for key, value in settings.items() if key != "type"}
+        unknown = set(options) - set(vars(BitsAndBytesConfig(load_in_4bit=True))) - {"load_in_4bit", "load_in_8bit"}
+        if unknown:
+            raise ValueError(f"{part}_quantization: BitsAndBytesConfig has no setting {', '.join(sorted(unknown))}")
+        settings = BitsAndBytesConfig(**options)
+    if not settings.load_in_4bit:
+        raise ValueError(f"{part}_quantization: only 4 bits are trained here; set load_in_4bit=True")
+    return settings
 
 
 def linear_quantizer(
@@ -35,12 +38,12 @@ def linear_quantizer(
 ) -> Callable[[nn.Module, str], None]:
     """A function that replaces linear layers by frozen 4-bit ones while a model is loaded (``load_model(filled=...)``).
 
-    A layer is packed as soon as its weight is read, so that the LLM never exists unpacked. It stays packed when the
-    model moves to another device.
+    A layer is packed as soon as its weight is read, where it stands (on the CPU here; it stays packed when the model
+    moves), so the part never exists unpacked.
 
     Args:
-        prefix: Name of the LLM in the model.
-        names: Last names of the layers (``q_proj``, ...); the head and the embeddings stay as they are.
+        prefix: Name of the part in the model.
+        names: Names of the layers inside a block (``q_proj``, ``attn.qkv``); heads and embeddings stay as they are.
         settings: ``dict(type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type='nf4', ...)``.
         dtype: Dtype that products are computed in.
 
@@ -51,12 +54,13 @@ def linear_quantizer(
         ValueError: Unusable settings, or ZeRO-3, which can't partition packed weights.
     """
     config = build_quantization_config(settings)
+    endings = tuple(f".{layer}" for layer in names)
     if is_deepspeed_zero3_enabled():
         raise ValueError("4-bit weights can't be partitioned by ZeRO-3; use --deepspeed deepspeed_zero2")
 
     def quantize(model: nn.Module, name: str) -> None:
         parent, _, last = name.rpartition(".")
-        if last in names and name.startswith(prefix + "."):
+        if name.startswith(prefix + ".") and name.endswith(endings):
             linear = model.get_submodule(name)
             if isinstance(linear, nn.Linear):
                 setattr(model.get_submodule(parent), last, _pack(linear, config, dtype))

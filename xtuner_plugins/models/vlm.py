@@ -67,7 +67,8 @@ class VisionLanguageModel(BaseModel):
         visual_encoder_lora: ``dict(type=LoraConfig, r=..., ...)`` or None. Needs ``freeze_visual_encoder=True``.
         llm_lora: The same for the LLM. Needs ``freeze_llm=True``.
         llm_quantization: ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)`` holds the LLM's linear layers in 4
-            bits (QLoRA). Needs ``freeze_llm=True``. An export merges adapters into the base's unquantized weights.
+            bits (QLoRA). Needs ``freeze_llm=True``. An export merges into the base's own weights, not into these.
+        visual_encoder_quantization: The same for the encoder. Needs ``freeze_visual_encoder=True``.
         dtype: ``'auto'`` (bfloat16 where the device has it), ``'bfloat16'`` or ``'float32'``.
         gradient_checkpointing: Recompute activations of encoder and LLM blocks in the backward pass.
         data_preprocessor: Config of a `TilePreprocessor`; None takes ImageNet's mean and std.
@@ -86,15 +87,18 @@ class VisionLanguageModel(BaseModel):
         visual_encoder_lora: Mapping[str, Any] | None = None,
         llm_lora: Mapping[str, Any] | None = None,
         llm_quantization: Mapping[str, Any] | None = None,
+        visual_encoder_quantization: Mapping[str, Any] | None = None,
         dtype: str = "auto",
         gradient_checkpointing: bool = True,
         data_preprocessor: Mapping[str, Any] | None = None,
     ):
         super().__init__(data_preprocessor=data_preprocessor or dict(type=TilePreprocessor))
         self.dtype = resolve_dtype(dtype)
-        if llm_quantization is not None and not freeze_llm:
-            raise ValueError("llm_quantization is set, so set freeze_llm=True: 4-bit weights don't train")
-        self.model, self.load_report = _load(base, self.dtype, llm_quantization)
+        quantized = {"visual_encoder": visual_encoder_quantization, "llm": llm_quantization}
+        for part, is_frozen in (("visual_encoder", freeze_visual_encoder), ("llm", freeze_llm)):
+            if quantized[part] is not None and not is_frozen:
+                raise ValueError(f"{part}_quantization is set, so set freeze_{part}=True: 4-bit weights don't train")
+        self.model, self.load_report = _load(base, self.dtype, quantized)
         self.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids(IMAGE_CONTEXT)
         self.model.img_context_token_id = self.img_context_token_id
 
@@ -285,21 +289,32 @@ class VisionLanguageModel(BaseModel):
         return self.model.project(patches)
 
 
-def _load(base: str, dtype: torch.dtype, quantization: Mapping[str, Any] | None):
-    """Loads the base: whole, split over the ranks of ZeRO-3, or with the LLM's linear layers in 4 bits.
+def _load(base: str, dtype: torch.dtype, quantized: Mapping[str, Mapping[str, Any] | None]):
+    """The base's model and the report: whole, split over the ranks of ZeRO-3, or linear layers of parts in 4 bits.
 
     Under ``torch.device('meta')`` no weight is read, but names, shapes and settings are checked.
 
     Returns:
         The model and the loader's report.
     """
+    quantized = {part: settings for part, settings in quantized.items() if settings is not None}
     if torch.get_default_device().type == "meta":
-        if quantization is not None:
-            build_quantization_config(quantization)
+        for part, settings in quantized.items():
+            build_quantization_config(settings, part)
         return load_model(base, dtype=dtype, device="meta")
-    if quantization is not None:
-        targets = llm_family(read_config(base).llm_config.to_dict()).lora_targets
-        return load_model(base, dtype=dtype, filled=linear_quantizer("language_model", targets, quantization, dtype))
+    if quantized:
+        config = read_config(base)
+        rows = {
+            "visual_encoder": ("vision_model", encoder_family(config.vision_config.to_dict()).lora_targets),
+            "llm": ("language_model", llm_family(config.llm_config.to_dict()).lora_targets),
+        }
+        packers = [linear_quantizer(*rows[part], settings, dtype) for part, settings in quantized.items()]
+
+        def pack(model: nn.Module, name: str) -> None:
+            for packer in packers:
+                packer(model, name)
+
+        return load_model(base, dtype=dtype, filled=pack)
     if is_deepspeed_zero3_enabled():
         config = deepspeed_config()
         return load_model(base, dtype=partition_dtype(config), filled=over_ranks(config))

@@ -1,0 +1,116 @@
+"""InternVL2_5-2B, QLoRA: adapters on an LLM in 4 bits, the projector whole.
+
+trains          projector, LoRA on every linear layer of the LLM
+frozen          vision encoder, the LLM's own weights
+4 bits          linear layers of the vision encoder and LLM (NF4 with double quantization)
+starts from     models/InternVL2_5-2B:
+                hf download OpenGVLab/InternVL2_5-2B --local-dir models/InternVL2_5-2B
+data            LLaVA-1.5 instructions (llava_v1_5_mix665k.json and its image folders under one root)
+tiles           up to 12 + thumbnail
+hardware        8 GPUs of 80 GB planned; not run yet at this size
+launch          NPROC_PER_NODE=8 xtuner train \
+                    configs/internvl_v2_5/internvl_v2_5_internlm2_5_2b_qlora_finetune.py --deepspeed \
+                    deepspeed_zero1
+"""
+
+from mmengine.config import read_base
+from mmengine.optim import OptimWrapper
+from peft import LoraConfig
+from torch.optim import AdamW
+from transformers import BitsAndBytesConfig
+
+from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
+from xtuner_plugins.engine import GroupedOptimWrapperConstructor, PlannedTrainLoop, WarmupCosineLR
+from xtuner_plugins.models import VisionLanguageModel
+
+with read_base():
+    from .._base_.default_runtime import *  # noqa: F403
+
+# ---------------------------------------------------------------- Settings
+base = "models/InternVL2_5-2B"
+data_paths = ["data/LLaVA-Instruct/llava_v1_5_mix665k.json"]
+image_folders = ["data/LLaVA-Instruct/images"]
+max_tiles = 12  # + thumbnail
+max_length = 8192  # tokens; 13 tiles take 3328
+dtype = "auto"  # bfloat16 where the device has it
+gradient_checkpointing = True  # less memory, about a third more time
+lora_rank = 128
+lora_alpha = 256
+lora_dropout = 0.05
+lora_targets = None  # None: every linear layer of a block; or names, or a regular expression
+quant_type = "nf4"
+
+batch_size = 8  # x 2 accumulation x 8 GPUs = 128 samples per step
+accumulative_counts = 2  # micro-batches of an optimizer step
+num_workers = 4
+max_epochs = 1
+max_steps = None  # optimizer steps; ends the run before max_epochs
+lr = 1e-6
+visual_encoder_lr = None  # None: lr, here and below
+projector_lr = None
+llm_lr = None
+lora_lr = None
+visual_encoder_layer_decay = 1.0  # factor on the learning rate per block, from the last to the first
+betas = (0.9, 0.999)
+weight_decay = 0.05  # not on norms and biases
+max_grad_norm = 1.0
+warmup_ratio = 0.03  # share of the optimizer steps
+
+save_steps = 1000  # optimizer steps
+save_total_limit = 1  # checkpoints kept
+
+# ---------------------------------------------------------------- Wiring
+pretrained_model_name_or_path = base
+model = dict(
+    type=VisionLanguageModel,
+    base=base,
+    freeze_visual_encoder=True,
+    freeze_projector=False,
+    freeze_llm=True,
+    llm_lora=dict(
+        type=LoraConfig,
+        r=lora_rank,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=lora_targets,
+    ),
+    visual_encoder_quantization=dict(
+        type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=True
+    ),
+    llm_quantization=dict(
+        type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=True
+    ),
+    dtype=dtype,
+    gradient_checkpointing=gradient_checkpointing,
+)
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    pin_memory=True,
+    persistent_workers=num_workers > 0,
+    sampler=dict(type=PlanSampler),
+    collate_fn=dict(type=collate),
+    dataset=dict(
+        type=MultimodalDataset,
+        base=base,
+        data_paths=data_paths,
+        image_folders=image_folders,
+        max_tiles=max_tiles,
+        max_length=max_length,
+    ),
+)
+optim_wrapper = dict(
+    type=OptimWrapper,
+    constructor=GroupedOptimWrapperConstructor,
+    paramwise_cfg=dict(
+        part_lr=dict(visual_encoder=visual_encoder_lr, projector=projector_lr, llm=llm_lr, lora=lora_lr),
+        visual_encoder_layer_decay=visual_encoder_layer_decay,
+        decay_norms_and_biases=False,
+    ),
+    optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
+    clip_grad=dict(max_norm=max_grad_norm),
+    accumulative_counts=accumulative_counts,
+)
+param_scheduler = dict(type=WarmupCosineLR, warmup_ratio=warmup_ratio)  # a linear start, a cosine over the rest
+default_hooks.checkpoint.update(interval=save_steps, max_keep_ckpts=save_total_limit)  # noqa: F405
+train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs, max_iters=max_steps)

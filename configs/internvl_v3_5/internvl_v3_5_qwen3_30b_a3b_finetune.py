@@ -1,0 +1,95 @@
+"""InternVL3_5-30B-A3B, full fine-tuning: projector and LLM; the vision encoder joins on request.
+
+trains          projector, LLM (vision encoder too with freeze_visual_encoder = False)
+frozen          vision encoder
+starts from     models/InternVL3_5-30B-A3B:
+                hf download OpenGVLab/InternVL3_5-30B-A3B --local-dir models/InternVL3_5-30B-A3B
+data            LLaVA-1.5 instructions (llava_v1_5_mix665k.json and its image folders under one root)
+tiles           up to 12 + thumbnail
+hardware        16 GPUs of 80 GB planned; not run yet at this size
+launch          NPROC_PER_NODE=16 xtuner train configs/internvl_v3_5/internvl_v3_5_qwen3_30b_a3b_finetune.py \
+                    --deepspeed deepspeed_zero3
+"""
+
+from mmengine.config import read_base
+from mmengine.optim import OptimWrapper
+from torch.optim import AdamW
+
+from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
+from xtuner_plugins.engine import GroupedOptimWrapperConstructor, PlannedTrainLoop, WarmupCosineLR
+from xtuner_plugins.models import VisionLanguageModel
+
+with read_base():
+    from .._base_.default_runtime import *  # noqa: F403
+
+# ---------------------------------------------------------------- Settings
+base = "models/InternVL3_5-30B-A3B"
+data_paths = ["data/LLaVA-Instruct/llava_v1_5_mix665k.json"]
+image_folders = ["data/LLaVA-Instruct/images"]
+max_tiles = 12  # + thumbnail
+max_length = 8192  # tokens; 13 tiles take 3328
+dtype = "auto"  # bfloat16 where the device has it
+gradient_checkpointing = True  # less memory, about a third more time
+freeze_visual_encoder = True  # False trains the encoder too
+
+batch_size = 1  # x 8 accumulation x 16 GPUs = 128 samples per step
+accumulative_counts = 8  # micro-batches of an optimizer step
+num_workers = 4
+max_epochs = 1
+max_steps = None  # optimizer steps; ends the run before max_epochs
+lr = 1e-6
+visual_encoder_lr = None  # None: lr, here and below
+projector_lr = None
+llm_lr = None
+lora_lr = None
+visual_encoder_layer_decay = 1.0  # factor on the learning rate per block, from the last to the first
+betas = (0.9, 0.999)
+weight_decay = 0.05  # not on norms and biases
+max_grad_norm = 1.0
+warmup_ratio = 0.03  # share of the optimizer steps
+
+save_steps = 1000  # optimizer steps
+save_total_limit = 1  # checkpoints kept
+
+# ---------------------------------------------------------------- Wiring
+pretrained_model_name_or_path = base
+model = dict(
+    type=VisionLanguageModel,
+    base=base,
+    freeze_visual_encoder=freeze_visual_encoder,
+    freeze_projector=False,
+    freeze_llm=False,
+    dtype=dtype,
+    gradient_checkpointing=gradient_checkpointing,
+)
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    pin_memory=True,
+    persistent_workers=num_workers > 0,
+    sampler=dict(type=PlanSampler),
+    collate_fn=dict(type=collate),
+    dataset=dict(
+        type=MultimodalDataset,
+        base=base,
+        data_paths=data_paths,
+        image_folders=image_folders,
+        max_tiles=max_tiles,
+        max_length=max_length,
+    ),
+)
+optim_wrapper = dict(
+    type=OptimWrapper,
+    constructor=GroupedOptimWrapperConstructor,
+    paramwise_cfg=dict(
+        part_lr=dict(visual_encoder=visual_encoder_lr, projector=projector_lr, llm=llm_lr, lora=lora_lr),
+        visual_encoder_layer_decay=visual_encoder_layer_decay,
+        decay_norms_and_biases=False,
+    ),
+    optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
+    clip_grad=dict(max_norm=max_grad_norm),
+    accumulative_counts=accumulative_counts,
+)
+param_scheduler = dict(type=WarmupCosineLR, warmup_ratio=warmup_ratio)  # a linear start, a cosine over the rest
+default_hooks.checkpoint.update(interval=save_steps, max_keep_ckpts=save_total_limit)  # noqa: F405
+train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs, max_iters=max_steps)

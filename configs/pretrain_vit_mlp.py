@@ -1,0 +1,94 @@
+"""Stage 1.5: vision encoder and projector learn together from captions, the LLM stays frozen.
+
+trains          vision encoder, projector
+frozen          LLM
+starts from     exports/pretrain_mlp, the exported stage 1:
+                python tools/convert_to_official.py configs/pretrain_mlp.py CHECKPOINT exports/pretrain_mlp
+data            LLaVA-Pretrain 558K (blip_laion_cc_sbu_558k.json and its images)
+tiles           up to 12 + thumbnail
+hardware        8 GPUs of 80 GB planned; not run yet at this size
+launch          NPROC_PER_NODE=8 xtuner train configs/pretrain_vit_mlp.py --deepspeed deepspeed_zero3
+less memory     batch_size = 1 with accumulative_counts = 32
+"""
+
+from mmengine.config import read_base
+from mmengine.optim import OptimWrapper
+from torch.optim import AdamW
+
+from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
+from xtuner_plugins.engine import GroupedOptimWrapperConstructor, PlannedTrainLoop, WarmupCosineLR
+from xtuner_plugins.models import VisionLanguageModel
+
+with read_base():
+    from ._base_.default_runtime import *  # noqa: F403
+
+# ---------------------------------------------------------------- Settings
+base = "exports/pretrain_mlp"
+data_paths = ["data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json"]
+image_folders = ["data/LLaVA-Pretrain/images"]
+max_tiles = 12  # + thumbnail
+max_length = 4096  # tokens; 13 tiles take 3328
+dtype = "auto"  # bfloat16 where the device has it
+gradient_checkpointing = True  # less memory, about a third more time
+
+batch_size = 2  # x 16 accumulation x 8 GPUs = 256 samples per step
+accumulative_counts = 16  # micro-batches of an optimizer step
+num_workers = 4
+max_epochs = 1
+max_steps = None  # optimizer steps; ends the run before max_epochs
+lr = 1e-5
+visual_encoder_lr = None  # None: lr, here and below
+projector_lr = 2e-4
+llm_lr = None
+lora_lr = None
+visual_encoder_layer_decay = 0.9
+betas = (0.9, 0.999)
+weight_decay = 0.0  # not on norms and biases
+max_grad_norm = 1.0
+warmup_ratio = 0.03  # share of the optimizer steps
+
+save_steps = 500  # optimizer steps
+save_total_limit = 2  # checkpoints kept
+
+# ---------------------------------------------------------------- Wiring
+pretrained_model_name_or_path = base
+model = dict(
+    type=VisionLanguageModel,
+    base=base,
+    freeze_visual_encoder=False,
+    freeze_projector=False,
+    freeze_llm=True,
+    dtype=dtype,
+    gradient_checkpointing=gradient_checkpointing,
+)
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    pin_memory=True,
+    persistent_workers=num_workers > 0,
+    sampler=dict(type=PlanSampler),
+    collate_fn=dict(type=collate),
+    dataset=dict(
+        type=MultimodalDataset,
+        base=base,
+        data_paths=data_paths,
+        image_folders=image_folders,
+        max_tiles=max_tiles,
+        max_length=max_length,
+    ),
+)
+optim_wrapper = dict(
+    type=OptimWrapper,
+    constructor=GroupedOptimWrapperConstructor,
+    paramwise_cfg=dict(
+        part_lr=dict(visual_encoder=visual_encoder_lr, projector=projector_lr, llm=llm_lr, lora=lora_lr),
+        visual_encoder_layer_decay=visual_encoder_layer_decay,
+        decay_norms_and_biases=False,
+    ),
+    optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
+    clip_grad=dict(max_norm=max_grad_norm),
+    accumulative_counts=accumulative_counts,
+)
+param_scheduler = dict(type=WarmupCosineLR, warmup_ratio=warmup_ratio)  # a linear start, a cosine over the rest
+default_hooks.checkpoint.update(interval=save_steps, max_keep_ckpts=save_total_limit)  # noqa: F405
+train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs, max_iters=max_steps)

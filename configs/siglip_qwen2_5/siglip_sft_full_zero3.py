@@ -1,0 +1,93 @@
+"""SigLIP + Qwen2.5-0.5B, projector and LLM whole on 4 GPUs with ZeRO-3.
+
+trains          projector, LLM
+frozen          vision encoder
+starts from     exports/siglip_pretrain, the exported warm-up
+data            LLaVA-Instruct-150K on COCO train2017
+tiles           1
+hardware        1 GPU of 24 GB planned; not run yet at this size
+launch          NPROC_PER_NODE=4 xtuner train configs/siglip_qwen2_5/siglip_sft_full_zero3.py --deepspeed \
+                    deepspeed_zero3
+"""
+
+from mmengine.config import read_base
+from mmengine.optim import OptimWrapper
+from torch.optim import AdamW
+
+from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
+from xtuner_plugins.engine import GroupedOptimWrapperConstructor, PlannedTrainLoop, WarmupCosineLR
+from xtuner_plugins.models import VisionLanguageModel
+
+with read_base():
+    from .._base_.default_runtime import *  # noqa: F403
+
+# ---------------------------------------------------------------- Settings
+base = "exports/siglip_pretrain"
+data_paths = ["data/LLaVA-Instruct-150K/llava_instruct_150k.json"]
+image_folders = ["data/coco/train2017"]
+max_tiles = 1  # the whole image at 384 x 384: 169 tokens
+max_length = 1024  # tokens; the image takes 169
+dtype = "auto"  # bfloat16 where the device has it
+gradient_checkpointing = True  # less memory, about a third more time
+
+batch_size = 8  # x 1 accumulation x 4 GPUs = 32 samples per step
+accumulative_counts = 1  # micro-batches of an optimizer step
+num_workers = 4
+max_epochs = 5
+max_steps = None  # optimizer steps; ends the run before max_epochs
+lr = 2e-5
+visual_encoder_lr = None  # None: lr, here and below
+projector_lr = None
+llm_lr = None
+lora_lr = None
+visual_encoder_layer_decay = 1.0  # factor on the learning rate per block, from the last to the first
+betas = (0.9, 0.999)
+weight_decay = 0.0  # not on norms and biases
+max_grad_norm = 1.0
+warmup_ratio = 0.03  # share of the optimizer steps
+
+save_steps = 500  # optimizer steps
+save_total_limit = 2  # checkpoints kept
+
+# ---------------------------------------------------------------- Wiring
+pretrained_model_name_or_path = base
+model = dict(
+    type=VisionLanguageModel,
+    base=base,
+    freeze_visual_encoder=True,
+    freeze_projector=False,
+    freeze_llm=False,
+    dtype=dtype,
+    gradient_checkpointing=gradient_checkpointing,
+)
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    pin_memory=True,
+    persistent_workers=num_workers > 0,
+    sampler=dict(type=PlanSampler),
+    collate_fn=dict(type=collate),
+    dataset=dict(
+        type=MultimodalDataset,
+        base=base,
+        data_paths=data_paths,
+        image_folders=image_folders,
+        max_tiles=max_tiles,
+        max_length=max_length,
+    ),
+)
+optim_wrapper = dict(
+    type=OptimWrapper,
+    constructor=GroupedOptimWrapperConstructor,
+    paramwise_cfg=dict(
+        part_lr=dict(visual_encoder=visual_encoder_lr, projector=projector_lr, llm=llm_lr, lora=lora_lr),
+        visual_encoder_layer_decay=visual_encoder_layer_decay,
+        decay_norms_and_biases=False,
+    ),
+    optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
+    clip_grad=dict(max_norm=max_grad_norm),
+    accumulative_counts=accumulative_counts,
+)
+param_scheduler = dict(type=WarmupCosineLR, warmup_ratio=warmup_ratio)  # a linear start, a cosine over the rest
+default_hooks.checkpoint.update(interval=save_steps, max_keep_ckpts=save_total_limit)  # noqa: F405
+train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs, max_iters=max_steps)

@@ -1,0 +1,110 @@
+"""SigLIP + Qwen2.5-0.5B, as siglip_sft_lora.py with the LLM in 4 bits.
+
+trains          projector, LoRA on q_proj, k_proj, v_proj, o_proj of the LLM
+frozen          vision encoder, the LLM's own weights
+4 bits          linear layers of the LLM (NF4 with double quantization)
+starts from     exports/siglip_pretrain, the exported warm-up
+data            LLaVA-Instruct-150K on COCO train2017
+tiles           1
+hardware        1 GPU of 24 GB planned; not run yet at this size
+launch          xtuner train configs/siglip_qwen2_5/siglip_sft_qlora.py
+"""
+
+from mmengine.config import read_base
+from mmengine.optim import OptimWrapper
+from peft import LoraConfig
+from torch.optim import AdamW
+from transformers import BitsAndBytesConfig
+
+from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
+from xtuner_plugins.engine import GroupedOptimWrapperConstructor, PlannedTrainLoop, WarmupCosineLR
+from xtuner_plugins.models import VisionLanguageModel
+
+with read_base():
+    from .._base_.default_runtime import *  # noqa: F403
+
+# ---------------------------------------------------------------- Settings
+base = "exports/siglip_pretrain"
+data_paths = ["data/LLaVA-Instruct-150K/llava_instruct_150k.json"]
+image_folders = ["data/coco/train2017"]
+max_tiles = 1  # the whole image at 384 x 384: 169 tokens
+max_length = 1024  # tokens; the image takes 169
+dtype = "auto"  # bfloat16 where the device has it
+gradient_checkpointing = True  # less memory, about a third more time
+lora_rank = 64
+lora_alpha = 16
+lora_dropout = 0.05
+lora_targets = ["q_proj", "k_proj", "v_proj", "o_proj"]  # None: every linear layer of a block
+quant_type = "nf4"
+
+batch_size = 8  # x 4 accumulation x 1 GPU = 32 samples per step
+accumulative_counts = 4  # micro-batches of an optimizer step
+num_workers = 4
+max_epochs = 5
+max_steps = None  # optimizer steps; ends the run before max_epochs
+lr = 2e-5
+visual_encoder_lr = None  # None: lr, here and below
+projector_lr = None
+llm_lr = None
+lora_lr = 1e-4
+visual_encoder_layer_decay = 1.0  # factor on the learning rate per block, from the last to the first
+betas = (0.9, 0.999)
+weight_decay = 0.0  # not on norms and biases
+max_grad_norm = 1.0
+warmup_ratio = 0.03  # share of the optimizer steps
+
+save_steps = 500  # optimizer steps
+save_total_limit = 2  # checkpoints kept
+
+# ---------------------------------------------------------------- Wiring
+pretrained_model_name_or_path = base
+model = dict(
+    type=VisionLanguageModel,
+    base=base,
+    freeze_visual_encoder=True,
+    freeze_projector=False,
+    freeze_llm=True,
+    llm_lora=dict(
+        type=LoraConfig,
+        r=lora_rank,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=lora_targets,
+    ),
+    llm_quantization=dict(
+        type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=True
+    ),
+    dtype=dtype,
+    gradient_checkpointing=gradient_checkpointing,
+)
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    pin_memory=True,
+    persistent_workers=num_workers > 0,
+    sampler=dict(type=PlanSampler),
+    collate_fn=dict(type=collate),
+    dataset=dict(
+        type=MultimodalDataset,
+        base=base,
+        data_paths=data_paths,
+        image_folders=image_folders,
+        max_tiles=max_tiles,
+        max_length=max_length,
+    ),
+)
+optim_wrapper = dict(
+    type=OptimWrapper,
+    constructor=GroupedOptimWrapperConstructor,
+    paramwise_cfg=dict(
+        part_lr=dict(visual_encoder=visual_encoder_lr, projector=projector_lr, llm=llm_lr, lora=lora_lr),
+        visual_encoder_layer_decay=visual_encoder_layer_decay,
+        decay_norms_and_biases=False,
+    ),
+    optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
+    clip_grad=dict(max_norm=max_grad_norm),
+    accumulative_counts=accumulative_counts,
+)
+param_scheduler = dict(type=WarmupCosineLR, warmup_ratio=warmup_ratio)  # a linear start, a cosine over the rest
+default_hooks.checkpoint.update(interval=save_steps, max_keep_ckpts=save_total_limit)  # noqa: F405
+train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs, max_iters=max_steps)

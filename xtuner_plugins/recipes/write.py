@@ -1,0 +1,139 @@
+"""Writes the leaves of `configs/` from the table of recipes."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from .table import RECIPES, SETTINGS, Commented, Recipe
+
+# Settings that only some recipes have, by the template's own conditions.
+_LORA = {"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"}
+_PACKED = {"pack_tokens", "pack_tiles"}
+_BREAK_BEFORE = {"batch_size", "pack_tokens", "save_steps"}
+_PART_WORDS = {"visual_encoder": "vision encoder", "projector": "projector", "llm": "LLM"}
+
+
+def write_recipes(root: str | Path) -> list[Path]:
+    """Writes every leaf below `root/configs`; returns the files whose content is new."""
+    changed = []
+    for recipe in RECIPES:
+        path = Path(root) / recipe.path
+        text = render(recipe)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            changed.append(path)
+    return changed
+
+
+def render(recipe: Recipe) -> str:
+    """The text of a leaf."""
+    environment = Environment(
+        loader=PackageLoader("xtuner_plugins.recipes", "."),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+        autoescape=False,  # Python, not HTML
+    )
+    return environment.get_template("leaf.py.jinja").render(
+        recipe=recipe,
+        labels=list(_labels(recipe)),
+        lora=recipe.parts("lora"),
+        settings=list(_settings(recipe)),
+        encoder_setting="freeze_visual_encoder" in recipe.settings,
+    )
+
+
+def _labels(recipe: Recipe) -> Iterator[tuple[str, list[str]]]:
+    """Lines of the docstring by their label."""
+    trains = [_PART_WORDS[part] for part in recipe.parts("all")]
+    trains += [f"LoRA on {_targets(recipe)} of the {_PART_WORDS[part]}" for part in recipe.parts("lora")]
+    frozen = [_PART_WORDS[part] for part in recipe.parts("frozen")]
+    frozen += [f"the {_PART_WORDS[part]}'s own weights" for part in recipe.parts("lora")]
+    if "freeze_visual_encoder" in recipe.settings:
+        trains[-1] += " (vision encoder too with freeze_visual_encoder = False)"
+    yield "trains", [", ".join(trains)]
+    yield "frozen", [", ".join(frozen) or "nothing"]
+    if recipe.quantized:
+        words = " and ".join(_PART_WORDS[part] for part in recipe.quantized)
+        yield "4 bits", [f"linear layers of the {words} (NF4 with double quantization)"]
+    start = recipe.starts_from or recipe.architecture.path
+    commands = [piece for command in recipe.architecture.commands for piece in _wrapped(command)]
+    yield "starts from", list(recipe.origin or (f"{start}:", *commands))
+    yield "data", [recipe.data.text]
+    tiles = _value(recipe.settings.get("max_tiles", SETTINGS["max_tiles"]))
+    yield "tiles", ["1" if tiles == 1 else f"up to {tiles} + thumbnail"]
+    yield "hardware", [recipe.hardware]
+    yield "launch", _wrapped(recipe.launch)
+    for label, text in recipe.notes.items():
+        yield label, [text]
+
+
+def _wrapped(command: str) -> list[str]:
+    """A shell command in lines of at most 100 columns."""
+    lines = textwrap.wrap(command, 96, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return [line + " \\" for line in lines[:-1]] + lines[-1:]
+
+
+def _targets(recipe: Recipe) -> str:
+    targets = _value(recipe.settings.get("lora_targets"))
+    if targets is None:
+        return "every linear layer"
+    return ", ".join(targets) if isinstance(targets, list) else "some layers (lora_targets)"
+
+
+def _settings(recipe: Recipe) -> Iterator[str]:
+    """The lines of the Settings block."""
+    yield f"base = {_literal(recipe.starts_from or recipe.architecture.path)}"
+    yield from _list("data_paths", recipe.data.paths)
+    yield from _list("image_folders", recipe.data.folders)
+    left_out = set()
+    if not recipe.parts("lora"):
+        left_out |= _LORA
+    if not recipe.quantized:
+        left_out |= {"quant_type"}
+    if not recipe.packed:
+        left_out |= _PACKED
+    if "freeze_visual_encoder" not in recipe.settings:
+        left_out |= {"freeze_visual_encoder"}
+    broken = False
+    for name, default in SETTINGS.items():
+        if name in left_out:
+            continue
+        if name in _BREAK_BEFORE and not (name == "batch_size" and broken):
+            yield ""
+            broken = name == "pack_tokens"
+        setting = recipe.settings.get(name, default)
+        comment = setting.comment if isinstance(setting, Commented) else ""
+        yield f"{name} = {_literal(_value(setting))}" + (f"  # {comment}" if comment else "")
+
+
+def _list(name: str, values: tuple[str, ...]) -> Iterator[str]:
+    if len(values) == 1:
+        yield f"{name} = [{_literal(values[0])}]"
+        return
+    yield f"{name} = ["
+    yield from (f"    {_literal(value)}," for value in values)
+    yield "]"
+
+
+def _value(setting: Any) -> Any:
+    return setting.value if isinstance(setting, Commented) else setting
+
+
+def _literal(value: Any) -> str:
+    """A value as Python source, in the formatter's style."""
+    if isinstance(value, str):
+        return f'r"{value}"' if "\\" in value else f'"{value}"'
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    if isinstance(value, float) and 0 < value < 0.01:
+        digits, _, exponent = f"{value:e}".partition("e")
+        return f"{float(digits):g}e{int(exponent)}"
+    return repr(value)

@@ -13,6 +13,8 @@ from transformers import (
     Phi3ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from tests.checkpoints.vocabularies import toy_ranks, write_internlm2, write_qwen
@@ -46,6 +48,11 @@ def write_llm(family, folder, tokenizer_dir, *, own_vocabulary=False):
         ids = dict(vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
     classes = {
         "qwen3": (Qwen3Config, Qwen3ForCausalLM, dict(head_dim=16)),
+        "qwen3_moe": (
+            Qwen3MoeConfig,
+            Qwen3MoeForCausalLM,
+            dict(head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
+        ),
         "llama": (LlamaConfig, LlamaForCausalLM, {}),
         "mistral": (MistralConfig, MistralForCausalLM, dict(sliding_window=4)),
         "phi3": (Phi3Config, Phi3ForCausalLM, dict(pad_token_id=0)),

@@ -16,12 +16,9 @@ from xtuner_plugins.toy.models import write_random_parts
 TOWERS = {"300M": dict(), "6B": dict(norm_type="rms_norm", qk_normalization=True, qkv_bias=False)}
 
 
-ALONE = ("qwen3", "llama", "mistral", "phi3")  # what transformers opens without its official directory
-CASES = [
-    *((family, tower, False) for family in (*ALONE, "internlm2", "qwen") for tower in TOWERS),
-    ("internlm2", "300M", True),
-    ("qwen", "6B", True),
-]
+ALONE = ("qwen3", "qwen3_moe", "llama", "mistral", "phi3")  # what transformers opens without its official directory
+CASES = [*((family, tower, False) for family in (*ALONE, "internlm2", "qwen") for tower in TOWERS),
+         ("internlm2", "300M", True), ("qwen", "6B", True)]  # fmt: skip
 
 
 @pytest.mark.parametrize("family, tower, own_vocabulary", CASES)
@@ -43,7 +40,7 @@ def test_family(family, tower, own_vocabulary, tmp_path):
             gap = model.language_model(input_ids=ids).logits[..., :800] - alone(input_ids=ids).logits[..., :800]
         assert gap.abs().max() <= 1e-5
 
-    targets = ["qkv_proj", "down_proj"] if family == "phi3" else ["q_proj", "down_proj"]
+    targets = ["qkv_proj" if family == "phi3" else "q_proj", "down_proj"]
     settings = dict(llm_lora={**LORA, "target_modules": targets})
     trained = make_model(tmp_path / "base", **settings)
     config = write_config(tmp_path / "c.py", tmp_path / "base", **settings)

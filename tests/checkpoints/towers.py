@@ -15,7 +15,7 @@ NORMALIZATION = {
 NAMES = {"clip": "CLIP", "siglip": "Siglip"}
 
 
-def whole_model(kind, seed=0):
+def whole_model(kind, seed=0, **sizes):
     """A whole model, image and text side; every tensor random and far from zero."""
     name = NAMES[kind]
     config_class = getattr(transformers, f"{name}Config")
@@ -32,7 +32,9 @@ def whole_model(kind, seed=0):
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = getattr(transformers, f"{name}Model")(config_class(text_config=text, vision_config=SIZES)).eval()
+        model = getattr(transformers, f"{name}Model")(
+            config_class(text_config=text, vision_config={**SIZES, **sizes})
+        ).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -44,9 +46,9 @@ def whole_model(kind, seed=0):
     return model
 
 
-def write_tower(folder, kind, *, whole=False, seed=0):
+def write_tower(folder, kind, *, whole=False, seed=0, **sizes):
     """Writes the whole model or its vision side, with a preprocessor config; returns the vision model."""
-    model = whole_model(kind, seed)
+    model = whole_model(kind, seed, **sizes)
     tower = getattr(transformers, f"{NAMES[kind]}VisionModel")(model.config.vision_config).eval()
     tower.load_state_dict({k: v for k, v in model.state_dict().items() if k.startswith("vision_model.")})
     (model if whole else tower).save_pretrained(folder)

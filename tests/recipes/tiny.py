@@ -1,0 +1,51 @@
+"""Tiny twins of the bases that recipes start from: the same classes and formats, random weights."""
+
+from pathlib import Path
+
+from tests.checkpoints.formats.test_internlm2 import as_internlm2
+from tests.checkpoints.language_models import write_llm
+from tests.checkpoints.towers import write_tower
+from xtuner_plugins.checkpoints.assembly.base import build_base
+from xtuner_plugins.recipes.bases import ENCODERS, LLMS, Base
+from xtuner_plugins.toy.models import write_random_parts
+
+LARGE = dict(norm_type="rms_norm", qk_normalization=True, qkv_bias=False)
+
+
+def kind(base: Base) -> tuple[str, str, str | None, str, bool]:
+    """What makes two bases differ in code: classes, projector, template, and whether it is published as a whole."""
+    vision, name = ENCODERS[base.encoder].config, LLMS[base.llm].name
+    encoder = vision["model_type"] + ("_rms" if vision.get("norm_type") == "rms_norm" else "")
+    llm = "internlm2" if "internlm2" in name else "qwen" if "Qwen-7B" in name else LLMS[base.llm].config["model_type"]
+    tiled = "--max-tiles" in base.options
+    return (
+        encoder,
+        llm,
+        base.projector_type + ("_tiled" if tiled else "") if base.projector_type else None,
+        base.template,
+        bool(base.hub),
+    )
+
+
+def write_tiny_base(base: Base, folder: Path) -> Path:
+    """An official directory of the same kind as `base`, in the format in which that one is published."""
+    encoder, llm, _, template, is_whole = kind(base)
+    vision, toy_llm = write_random_parts(folder / "parts", vision_overrides=LARGE if encoder.endswith("_rms") else None)
+    if not encoder.startswith("intern_vit"):
+        vision = folder / "tower"
+        size = 126 if base.projector_type == "bilinear_mlp" else 112  # an odd grid, as so400m's at 384
+        write_tower(vision, encoder.partition("_")[0], image_size=size)
+    published_later = llm == "internlm2" and is_whole
+    if llm != "qwen2" and not published_later:
+        toy_llm = write_llm(llm, folder / "llm", toy_llm)
+    max_tiles = int(base.options.partition("--max-tiles ")[2] or 0) or None
+    build_base(
+        vision,
+        toy_llm,
+        folder / "base",
+        template=template,
+        projector_type=base.projector_type,
+        max_tiles=max_tiles,
+        dtype="float32",
+    )
+    return as_internlm2(folder / "base", folder / "published") if published_later else folder / "base"

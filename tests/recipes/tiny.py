@@ -6,6 +6,7 @@ from tests.checkpoints.formats.test_internlm2 import as_internlm2
 from tests.checkpoints.language_models import write_llm
 from tests.checkpoints.towers import write_tower
 from xtuner_plugins.checkpoints.assembly.base import build_base
+from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer
 from xtuner_plugins.recipes.bases import ENCODERS, LLMS, Base
 from xtuner_plugins.toy.models import write_random_parts
 
@@ -38,6 +39,10 @@ def write_tiny_base(base: Base, folder: Path) -> Path:
     published_later = llm == "internlm2" and is_whole
     if llm != "qwen2" and not published_later:
         toy_llm = write_llm(llm, folder / "llm", toy_llm)
+    if llm == "phi3":
+        tokenizer = load_tokenizer(toy_llm, complete=False)
+        tokenizer.add_tokens(["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"], special_tokens=True)
+        tokenizer.save_pretrained(toy_llm)
     max_tiles = int(base.options.partition("--max-tiles ")[2] or 0) or None
     build_base(
         vision,

@@ -119,7 +119,9 @@ def planned_groups(cfg: Mapping, model: nn.Module) -> dict[tuple[float, float], 
     """
     settings = {**cfg["optim_wrapper"], **(cfg.get(KEPT_UNDER) or {})}
     constructor = settings.get("constructor", GroupedOptimWrapperConstructor)
-    if constructor not in (GroupedOptimWrapperConstructor, GroupedOptimWrapperConstructor.__name__):
+    if isinstance(constructor, str):
+        constructor = OPTIM_WRAPPER_CONSTRUCTORS.get(constructor)
+    if constructor is not GroupedOptimWrapperConstructor:
         return None
     wrapper = {"type": "OptimWrapper", "optimizer": settings["optimizer"]}
     rules = GroupedOptimWrapperConstructor(wrapper, settings.get("paramwise_cfg") or {})
@@ -142,6 +144,8 @@ def num_weights(parameter: nn.Parameter) -> int:
 def keep_grouping(cfg: Any) -> None:
     """Notes the settings that decide the groups where XTuner doesn't drop them: at the top of the config."""
     kept = {key: cfg.optim_wrapper[key] for key in GROUPING if cfg.optim_wrapper.get(key)}
+    if isinstance(kept.get("constructor"), type):  # MMEngine prints and dumps a class only under the key `type`
+        kept["constructor"] = f"{kept['constructor'].__module__}.{kept['constructor'].__qualname__}"
     if kept:
         cfg[KEPT_UNDER] = kept
 

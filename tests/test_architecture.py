@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "xtuner_plugins"
-ROOMS = ("hub", "checkpoints", "datasets", "models", "inference", "engine", "cli", "toy")  # from the ground up
+ROOMS = ("hub", "checkpoints", "datasets", "models", "recipes", "inference", "engine", "cli", "toy")  # bottom first
 
 
 def room_of(path: Path) -> str:

@@ -61,6 +61,7 @@ class LLMFamily:
         keeps_padding: keep the embedding's padded rows (as released Qwen3 models do) instead of cutting to the
             tokenizer's size.
         embedding, head: keys of the input embedding and the output head, without prefix.
+        quantized: names of a block's linear layers that 4 bits hold; None is ``lora_targets``.
         decoder: attribute that holds the decoder without its head.
     """
 
@@ -73,6 +74,12 @@ class LLMFamily:
     embedding: str = "model.embed_tokens.weight"
     head: str = "lm_head.weight"
     decoder: str = "model"
+    quantized: tuple[str, ...] | None = None
+
+    @property
+    def packed_linears(self) -> tuple[str, ...]:
+        """Names of a block's linear layers that are held in 4 bits."""
+        return self.quantized or self.lora_targets
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,7 @@ LLM_FAMILIES: dict[str, LLMFamily] = {
             "Qwen3MoeForCausalLM",
             # Attention alone: adapters on every expert would be thousands of small layers.
             lora_targets=("q_proj", "k_proj", "v_proj", "o_proj"),
+            quantized=_LLAMA_LINEARS,
             fields=(
                 *_LLM_FIELDS,
                 "head_dim",

@@ -17,8 +17,11 @@ TOWERS = {"300M": dict(), "6B": dict(norm_type="rms_norm", qk_normalization=True
 
 
 ALONE = ("qwen3", "qwen3_moe", "llama", "mistral", "phi3")  # what transformers opens without its official directory
-CASES = [*((family, tower, False) for family in (*ALONE, "internlm2", "qwen") for tower in TOWERS),
-         ("internlm2", "300M", True), ("qwen", "6B", True)]  # fmt: skip
+CASES = [
+    *((family, tower, False) for family in (*ALONE, "internlm2", "qwen") for tower in TOWERS),
+    ("internlm2", "300M", True),
+    ("qwen", "6B", True),
+]
 
 
 @pytest.mark.parametrize("family, tower, own_vocabulary", CASES)

@@ -1,15 +1,12 @@
-"""Every recipe: loads, binds to real signatures, trains, uses each of its settings, and inherits without a clash."""
+"""Every recipe uses each of its settings, says what it is, and inherits without a clash (training: tests/recipes)."""
 
 import ast
-import os
 import re
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
-from tests.engine.forked import run_forked
-from tests.engine.parallel_case import base_and_data, logged, write_dataset
 from xtuner_plugins.config_file import ConfigError, load_config
 from xtuner_plugins.engine.config_check import check_config, typed_nodes
 
@@ -34,32 +31,6 @@ def split_leaf(path):
         elif node.lineno > line:
             used |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
     return tree, settings, used
-
-
-@pytest.fixture(scope="module")
-def ready(toy_base, tmp_path_factory):
-    """Options that give a leaf a base and data."""
-    return base_and_data(toy_base, write_dataset(tmp_path_factory.mktemp("data") / "data", num_samples=40))
-
-
-@pytest.mark.parametrize("options", [{}, {"train_cfg.max_iters": 100}], ids=["as_shipped", "help_example"])
-@pytest.mark.parametrize("path", LEAVES, ids=name)
-def test_every_leaf_passes_the_check(path, options, ready):
-    """Keywords and values as shipped; and with the option that `tools/train.py --help` shows."""
-    check_config(load_config(str(path), {**ready, **options}))
-
-
-@pytest.mark.parametrize("path", LEAVES, ids=name)
-def test_every_leaf_trains_two_steps_as_shipped(path, ready, tmp_path):
-    """Its own accumulation, dropout, workers and tile budgets; only base and data are the tests'."""
-    options = {**ready, "train_cfg.max_iters": 2, "train_cfg.max_epochs": 4, "default_hooks.logger.interval": 1}
-    words = [f"{key}=[{value[0]}]" if isinstance(value, list) else f"{key}={value}" for key, value in options.items()]
-    arguments = [str(path), "--work-dir", str(tmp_path / "run"), "--cfg-options", *words]
-    run = run_forked(arguments, {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path / "run")
-    assert run.ok, run.output[-3000:]
-    gradients = logged(tmp_path / "run", "grad_norm")
-    assert len(gradients) == 2 and all(norm > 0 for norm in gradients)
-    assert (tmp_path / "run" / "iter_2.pth").exists()
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=name)

@@ -152,9 +152,9 @@ def test_planned_groups_are_the_optimizers(vlm):
     expected = {}
     for name, key in optimizer(vlm, **rules).items():
         expected[key] = expected.get(key, 0) + sizes[name]
-    assert planned_groups(ConfigDict(cfg), model) == pytest.approx(expected) and len(expected) == 4
+    assert planned_groups(ConfigDict(cfg), vlm) == pytest.approx(expected) and len(expected) == 4
     named = f"{GroupedOptimWrapperConstructor.__module__}.{GroupedOptimWrapperConstructor.__qualname__}"
     for constructor in (GroupedOptimWrapperConstructor, "GroupedOptimWrapperConstructor", named):
         cfg["optim_wrapper"]["constructor"] = constructor
-        assert planned_groups(ConfigDict(cfg), model) == pytest.approx(expected)
-    assert planned_groups(ConfigDict(optim_wrapper=dict(constructor="DefaultOptimWrapperConstructor")), model) is None
+        assert planned_groups(ConfigDict(cfg), vlm) == pytest.approx(expected)
+    assert planned_groups(ConfigDict(optim_wrapper=dict(constructor="DefaultOptimWrapperConstructor")), vlm) is None

@@ -29,19 +29,6 @@ TOWER = {"visual_encoder": "vision_model", "projector": "mlp1", "llm": "language
 FAMILIES = sorted({recipe.folder for recipe in RECIPES})
 
 
-def first_of(folder, **wanted):
-    """The first leaf of a folder with these properties, else its first."""
-    leaves = [recipe for recipe in RECIPES if recipe.folder == folder]
-    return next((leaf for leaf in leaves if all(getattr(leaf, k) == v for k, v in wanted.items())), leaves[0])
-
-
-# One leaf per family in the unit tier, all others in the slow one.
-QUICK = {first_of(folder, llm="lora", quantized=()).stem for folder in FAMILIES}
-LEAVES = [
-    pytest.param(recipe, id=recipe.stem, marks=() if recipe.stem in QUICK else pytest.mark.slow) for recipe in RECIPES
-]
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data") / "data", num_samples=24)
@@ -105,7 +92,7 @@ def train(recipe, settings, folder, *, processes=1, extra=()):
     return folder / recipe.stem
 
 
-@pytest.mark.parametrize("recipe", LEAVES)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_leaf_trains_saves_exports_and_answers(recipe, options, tmp_path):
     work_dir = train(recipe, options(recipe), tmp_path)
     before, after = json.loads((tmp_path / "frozen.json").read_text())
@@ -144,8 +131,8 @@ def test_leaf_trains_saves_exports_and_answers(recipe, options, tmp_path):
 @pytest.mark.parametrize("folder", [folder for folder in FAMILIES if folder != "toy"])
 def test_a_leaf_of_each_family_trains_in_two_processes(folder, options, tmp_path):
     """With the ZeRO stage of its launch line."""
-    leaf = next((r for r in RECIPES if r.folder == folder and r.deepspeed == "deepspeed_zero3"), None)
-    leaf = leaf or first_of(folder)
+    leaves = [recipe for recipe in RECIPES if recipe.folder == folder]
+    leaf = max(leaves, key=lambda recipe: recipe.deepspeed or "")  # the highest stage
     deepspeed = ("--deepspeed", leaf.deepspeed) if leaf.deepspeed else ()
     work_dir = train(leaf, options(leaf), tmp_path, processes=2, extra=deepspeed)
     name = f"iter_{STEPS}.pth"
@@ -153,6 +140,8 @@ def test_a_leaf_of_each_family_trains_in_two_processes(folder, options, tmp_path
     export(work_dir / f"{leaf.stem}.py", work_dir / name, tmp_path / "out")
 
 
+@pytest.mark.parametrize("extra", [{}, {"train_cfg.max_iters": 100}], ids=["as_shipped", "help_example"])
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
-def test_leaf_passes_the_check(recipe, options):
-    check_config(load_config(str(ROOT / recipe.path), options(recipe)))
+def test_leaf_passes_the_check(recipe, options, extra):
+    """Keywords and values as shipped; and with the option that `tools/train.py --help` shows."""
+    check_config(load_config(str(ROOT / recipe.path), {**options(recipe), **extra}))

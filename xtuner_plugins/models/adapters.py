@@ -17,7 +17,8 @@ def inject_lora(part: nn.Module, settings: Mapping[str, Any], default_targets: t
     """Adds LoRA to the linear layers of ``part`` in place; the layers' own weights become frozen ``base_layer``s.
 
     Args:
-        settings: As written in a training config; `type` may be left out.
+        part: Encoder or LLM.
+        settings: ``dict(type=LoraConfig, r=..., lora_alpha=...)`` of a training config; `type` may be omitted.
         default_targets: Linear layers to adapt where ``target_modules`` isn't given or is None.
 
     Raises:

@@ -14,23 +14,20 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 MODELS.register_module(module=BitsAndBytesConfig, force=True)  # so that configs may name it by string
 
 
-def build_quantization_config(
-    settings: Mapping[str, Any] | BitsAndBytesConfig, part: str = "llm"
-) -> BitsAndBytesConfig:
-    """A config from ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)``.
+def build_quantization_config(settings: Mapping[str, Any], part: str = "llm") -> BitsAndBytesConfig:
+    """A config from ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)``; ``part`` is named in messages.
 
     Raises:
         ValueError: An unknown setting, or not 4 bits.
     """
-    if not isinstance(settings, BitsAndBytesConfig):
-        options = {key: value for key, value in settings.items() if key != "type"}
-        unknown = set(options) - set(vars(BitsAndBytesConfig(load_in_4bit=True))) - {"load_in_4bit", "load_in_8bit"}
-        if unknown:
-            raise ValueError(f"{part}_quantization: BitsAndBytesConfig has no setting {', '.join(sorted(unknown))}")
-        settings = BitsAndBytesConfig(**options)
-    if not settings.load_in_4bit:
+    options = {key: value for key, value in settings.items() if key != "type"}
+    unknown = set(options) - set(vars(BitsAndBytesConfig(load_in_4bit=True))) - {"load_in_4bit", "load_in_8bit"}
+    if unknown:
+        raise ValueError(f"{part}_quantization: BitsAndBytesConfig has no setting {', '.join(sorted(unknown))}")
+    config = BitsAndBytesConfig(**options)
+    if not config.load_in_4bit:
         raise ValueError(f"{part}_quantization: only 4 bits are trained here; set load_in_4bit=True")
-    return settings
+    return config
 
 
 def linear_quantizer(
@@ -38,8 +35,8 @@ def linear_quantizer(
 ) -> Callable[[nn.Module, str], None]:
     """A function that replaces linear layers by frozen 4-bit ones while a model is loaded (``load_model(filled=...)``).
 
-    A layer is packed as soon as its weight is read, where it stands (on the CPU here; it stays packed when the model
-    moves), so the part never exists unpacked.
+    A layer is packed as soon as its weight is read, so that the part never exists unpacked. It stays packed when the
+    model moves to another device.
 
     Args:
         prefix: Name of the part in the model.

@@ -67,7 +67,7 @@ class VisionLanguageModel(BaseModel):
         visual_encoder_lora: ``dict(type=LoraConfig, r=..., ...)`` or None. Needs ``freeze_visual_encoder=True``.
         llm_lora: The same for the LLM. Needs ``freeze_llm=True``.
         llm_quantization: ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)`` holds the LLM's linear layers in 4
-            bits (QLoRA). Needs ``freeze_llm=True``. An export merges into the base's own weights, not into these.
+            bits (QLoRA). Needs ``freeze_llm=True``. An export merges adapters into the base's unquantized weights.
         visual_encoder_quantization: The same for the encoder. Needs ``freeze_visual_encoder=True``.
         dtype: ``'auto'`` (bfloat16 where the device has it), ``'bfloat16'`` or ``'float32'``.
         gradient_checkpointing: Recompute activations of encoder and LLM blocks in the backward pass.
@@ -290,7 +290,7 @@ class VisionLanguageModel(BaseModel):
 
 
 def _load(base: str, dtype: torch.dtype, quantized: Mapping[str, Mapping[str, Any] | None]):
-    """The base's model and the report: whole, split over the ranks of ZeRO-3, or linear layers of parts in 4 bits.
+    """Loads the base: whole, split over the ranks of ZeRO-3, or with linear layers of parts in 4 bits.
 
     Under ``torch.device('meta')`` no weight is read, but names, shapes and settings are checked.
 
@@ -306,7 +306,7 @@ def _load(base: str, dtype: torch.dtype, quantized: Mapping[str, Mapping[str, An
         config = read_config(base)
         rows = {
             "visual_encoder": ("vision_model", encoder_family(config.vision_config.to_dict()).lora_targets),
-            "llm": ("language_model", llm_family(config.llm_config.to_dict()).lora_targets),
+            "llm": ("language_model", llm_family(config.llm_config.to_dict()).packed_linears),
         }
         packers = [linear_quantizer(*rows[part], settings, dtype) for part, settings in quantized.items()]
 

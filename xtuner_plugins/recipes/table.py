@@ -129,6 +129,13 @@ SETTINGS: dict[str, Any] = {
     "save_total_limit": Commented(2, "checkpoints kept"),
 }
 
+
+def setting_of(recipe: Recipe, name: str) -> Any:
+    """A setting's value in a recipe."""
+    setting = recipe.settings.get(name, SETTINGS[name])
+    return setting.value if isinstance(setting, Commented) else setting
+
+
 PLANNED = "planned; not run yet at this size"
 LLAVA_PRETRAIN = Data(
     "LLaVA-Pretrain 558K (blip_laion_cc_sbu_558k.json and its images)",

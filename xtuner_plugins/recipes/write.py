@@ -1,4 +1,4 @@
-"""Writes the leaves of `configs/` from the table of recipes."""
+"""Writes the leaves of `configs/` and their READMEs from the table of recipes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from .bases import ENCODERS, LLMS
+from .count import count
+from .folders import FOLDERS
 from .table import RECIPES, SETTINGS, Commented, Recipe
 
 # Settings that only some recipes have, by the template's own conditions.
@@ -19,11 +22,14 @@ _PART_WORDS = {"visual_encoder": "vision encoder", "projector": "projector", "ll
 
 
 def write_recipes(root: str | Path) -> list[Path]:
-    """Writes every leaf below `root/configs`; returns the files whose content is new."""
+    """Writes every leaf and README below `root/configs`; returns the files whose content is new."""
+    texts = {recipe.path: render(recipe) for recipe in RECIPES}
+    for folder in FOLDERS:
+        for name, is_chinese in (("README.md", False), ("README_zh-CN.md", True)):
+            texts[f"configs/{folder}/{name}"] = render_readme(folder, is_chinese)
     changed = []
-    for recipe in RECIPES:
-        path = Path(root) / recipe.path
-        text = render(recipe)
+    for name, text in texts.items():
+        path = Path(root) / name
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
@@ -33,21 +39,55 @@ def write_recipes(root: str | Path) -> list[Path]:
 
 def render(recipe: Recipe) -> str:
     """The text of a leaf."""
-    environment = Environment(
-        loader=PackageLoader("xtuner_plugins.recipes", "."),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=StrictUndefined,
-        autoescape=False,  # Python, not HTML
-    )
-    return environment.get_template("leaf.py.jinja").render(
+    return _template("leaf.py.jinja").render(
         recipe=recipe,
         labels=list(_labels(recipe)),
         lora=recipe.parts("lora"),
         settings=list(_settings(recipe)),
         encoder_setting="freeze_visual_encoder" in recipe.settings,
     )
+
+
+def render_readme(folder: str, is_chinese: bool = False) -> str:
+    """The README of a folder of `configs/`."""
+    recipes = [recipe for recipe in RECIPES if recipe.folder == folder]
+    bases = [
+        {
+            "lines": [line for command in base.commands for line in _wrapped(command)],
+            "path": base.path,
+            "encoder": ENCODERS[base.encoder].name.partition("/")[2],
+            "llm": LLMS[base.llm].name.partition("/")[2],
+            "total": count(recipe).total,
+        }
+        for base, recipe in {recipe.base: (recipe.architecture, recipe) for recipe in recipes}.values()
+    ]
+    leaves = [
+        {
+            "stem": recipe.stem,
+            "trains": ", ".join(_PART_WORDS[part] for part in recipe.parts("all"))
+            + "".join(
+                f"{', ' if recipe.parts('all') else ''}LoRA ({_PART_WORDS[part]})" for part in recipe.parts("lora")
+            ),
+            "count": count(recipe),
+            "processes": recipe.processes,
+            "strategy": (recipe.deepspeed or "").replace("deepspeed_zero", "ZeRO-")
+            or ("DDP" if recipe.processes > 1 else "-"),
+        }
+        for recipe in recipes
+    ]
+    return _template("readme.md.jinja").render(folder=FOLDERS[folder], bases=bases, leaves=leaves, zh=is_chinese)
+
+
+def _template(name: str) -> Template:
+    environment = Environment(
+        loader=PackageLoader("xtuner_plugins.recipes", "."),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+        autoescape=False,  # Python and Markdown, not HTML
+    )
+    return environment.get_template(name)
 
 
 def _labels(recipe: Recipe) -> Iterator[tuple[str, list[str]]]:

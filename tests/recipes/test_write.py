@@ -1,0 +1,56 @@
+"""`configs/` is what the table writes: nothing edited by hand, no leaf without a row."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from xtuner_plugins.recipes.folders import FOLDERS
+from xtuner_plugins.recipes.table import RECIPES, SETTINGS
+from xtuner_plugins.recipes.write import _literal, render, render_readme, write_recipes
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_the_leaf_is_what_its_row_writes(recipe):
+    assert (ROOT / recipe.path).read_text(encoding="utf-8") == render(recipe), "run tools/write_recipes.py"
+    assert set(recipe.settings) <= set(SETTINGS)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("name, is_chinese", [("README.md", False), ("README_zh-CN.md", True)])
+def test_the_readme_is_what_the_table_writes(folder, name, is_chinese):
+    text = (ROOT / "configs" / folder / name).read_text(encoding="utf-8")
+    assert text == render_readme(folder, is_chinese), "run tools/write_recipes.py"
+    assert {stem for stem in re.findall(r"\]\((\w+)\.py\)", text)} == {r.stem for r in RECIPES if r.folder == folder}
+
+
+def test_every_leaf_has_a_row_and_every_folder_a_readme():
+    leaves = {str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.py") if "_base_" not in p.parts}
+    assert leaves == {recipe.path for recipe in RECIPES}
+    assert {recipe.folder for recipe in RECIPES} - {"", "toy"} == set(FOLDERS)
+
+
+def test_writing_again_changes_nothing_and_a_lost_file_comes_back(tmp_path):
+    first = write_recipes(tmp_path)
+    assert len(first) == len(RECIPES) + 2 * len(FOLDERS) and write_recipes(tmp_path) == []
+    lost = tmp_path / RECIPES[0].path
+    lost.unlink()
+    assert write_recipes(tmp_path) == [lost]
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (1e-6, "1e-6"),
+        (2.5e-5, "2.5e-5"),
+        (0.0, "0.0"),
+        (0.05, "0.05"),
+        ("a", '"a"'),
+        (r".*\.q", r'r".*\.q"'),
+        (["a"], '["a"]'),
+    ],
+)
+def test_literals_are_what_a_person_writes(value, text):
+    assert _literal(value) == text and eval(text) == value

@@ -73,14 +73,17 @@ class Conversation:
     """What is typed, on one side, and the session, on the other."""
 
     def __init__(self, args: argparse.Namespace):
+        from xtuner_plugins.checkpoints.formats import open_config
+        from xtuner_plugins.datasets.images.media import load_image
+
+        open_config(args.model)  # a wrong path shows before transformers is imported
+        self.load_image = load_image
+        self.images = [load_image(path) for path in args.image]
         from transformers.utils import logging
 
-        from xtuner_plugins.datasets.images.media import load_image
         from xtuner_plugins.inference.session import ChatSession
 
         logging.set_verbosity_error()
-        self.load_image = load_image
-        self.images = [load_image(path) for path in args.image]  # before the model: a wrong path shows at once
         self.session = ChatSession.from_pretrained(
             args.model, device=args.device, dtype=args.dtype, max_tiles=args.max_tiles
         )

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from xtuner_plugins.hub import InternVLChatConfig, InternVLChatModel
-from xtuner_plugins.hub.configuration_internvl_chat import token_grid
+from xtuner_plugins.hub.constants import token_grid
 
 from .cases import LLMS, RMS_VISION, TILE, VISION, make_batch, make_config, make_model
 from .native import make_native

@@ -6,24 +6,27 @@ tiling (`dynamic_image_size` false), no thumbnail, 1 to 6 tiles, tiles of the en
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.io.reader import CheckpointError
 from ..checkpoints.loader import read_config
-from ..hub.configuration_internvl_chat import InternVLChatConfig
-from ..hub.modeling_internvl_chat import num_image_tokens
 from .errors import SettingError
 from .images.tiling import DynamicTiling
+
+if TYPE_CHECKING:
+    from ..hub import InternVLChatConfig
 
 REMEDY = "build it with tools/build_base_model.py or correct 'base'"
 
 
-def read_base(directory: str | os.PathLike) -> InternVLChatConfig:
+def read_base(directory: str | os.PathLike) -> "InternVLChatConfig":
     """The config of a model directory of any format, with sizes that tiles can be cut and counted by.
 
     Raises:
         SettingError: no such directory, no config.json, or one without the fields of an official one.
     """
+    from ..hub.configuration_internvl_chat import num_image_tokens
+
     if not isinstance(directory, (str, os.PathLike)):
         raise SettingError("base", f"base={directory!r} can't be used", "give the model directory to train from")
     directory = os.fspath(directory)
@@ -49,7 +52,7 @@ def read_base(directory: str | os.PathLike) -> InternVLChatConfig:
     return config
 
 
-def tiling_of(config: InternVLChatConfig, settings: Mapping[str, Any]) -> DynamicTiling:
+def tiling_of(config: "InternVLChatConfig", settings: Mapping[str, Any]) -> DynamicTiling:
     """The tiling that a model was built for, except for what the settings say.
 
     Args:
@@ -70,7 +73,7 @@ def tiling_of(config: InternVLChatConfig, settings: Mapping[str, Any]) -> Dynami
     )
 
 
-def template_of(config: InternVLChatConfig, name: str | None) -> str:
+def template_of(config: "InternVLChatConfig", name: str | None) -> str:
     """The template `name`, or where that is None the one that the model names.
 
     Raises:

@@ -11,7 +11,6 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
-from ..hub.modeling_internvl_chat import num_image_tokens
 from .bad_samples import FILLER_INDEX, ON_PURPOSE, POLICIES, dropped_sample, filler_sample, read_reject_list
 from .base import read_base
 from .cache import get_cache_dir
@@ -109,6 +108,8 @@ class MultimodalDataset(Dataset):
     ):
         if isinstance(too_long, str) or not isinstance(too_long, Sequence):
             raise SettingError("too_long", f"too_long={too_long!r} can't be used", f"give steps out of {STEPS}, or ()")
+        from ..hub.configuration_internvl_chat import num_image_tokens
+
         config = read_base(base)
         self.tokenizer = TextTokenizer.from_pretrained(base)
         self.budget = TileBudget(num_image_tokens(config), max_length, tile_sharing, tuple(too_long))

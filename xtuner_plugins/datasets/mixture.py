@@ -5,16 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..hub.configuration_internvl_chat import InternVLChatConfig
 from .base import template_of, tiling_of
 from .errors import DataError, SettingError
 from .images.media import ImageFolder
 from .images.tiling import DynamicTiling
 from .records.index import OffsetIndex, open_index
 from .text.templates import Template, get_template
+
+if TYPE_CHECKING:
+    from ..hub import InternVLChatConfig
 
 OWN_SETTINGS = {  # that a file may have: their types
     "name": (str, "a text"),
@@ -44,7 +47,7 @@ def open_sources(
     image_folders,
     repeat_times,
     dataset_settings,
-    config: InternVLChatConfig,
+    config: "InternVLChatConfig",
     shared: Mapping[str, object],
     cache_dir: str,
 ) -> list[Source]:
@@ -116,7 +119,7 @@ def pick_records(num_records: int, repeat: float, seed: int) -> np.ndarray:
 
 
 def _open(
-    path, folder, repeat, own, config: InternVLChatConfig, shared: Mapping[str, object], cache_dir: str
+    path, folder, repeat, own, config: "InternVLChatConfig", shared: Mapping[str, object], cache_dir: str
 ) -> Source:
     where = f"dataset_settings of {os.fspath(path)!r}"
     if not (own is None or isinstance(own, Mapping)) or set(own or ()) - set(OWN_SETTINGS):

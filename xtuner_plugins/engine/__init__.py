@@ -1,27 +1,34 @@
 """What this project adds to MMEngine, XTuner and DeepSpeed: the runtime, the training loop, hooks, wrappers."""
 
-from .ddp import DeviceAwareDDP
-from .hooks.checkpoint_guard import CheckpointGuardHook
-from .hooks.ledger import LedgerHook
-from .hooks.plan import PlanHook
-from .hooks.preprocessing_lock import PreprocessingLockHook
-from .hooks.run_contract import RunContractHook
-from .hooks.whole_checkpoint import WholeCheckpointHook
-from .loops import PlannedTrainLoop
-from .param_groups import GroupedOptimWrapperConstructor
-from .runtime import prepare_runtime
-from .schedulers import WarmupCosineLR
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "CheckpointGuardHook",
-    "DeviceAwareDDP",
-    "GroupedOptimWrapperConstructor",
-    "LedgerHook",
-    "PlanHook",
-    "PreprocessingLockHook",
-    "PlannedTrainLoop",
-    "RunContractHook",
-    "WarmupCosineLR",
-    "WholeCheckpointHook",
-    "prepare_runtime",
-]
+# Imported when first used: each of them needs MMEngine's runner, and with it DeepSpeed and transformers.
+_HOMES = {
+    "CheckpointGuardHook": "hooks.checkpoint_guard",
+    "DeviceAwareDDP": "ddp",
+    "GroupedOptimWrapperConstructor": "param_groups",
+    "LedgerHook": "hooks.ledger",
+    "PlanHook": "hooks.plan",
+    "PlannedTrainLoop": "loops",
+    "PreprocessingLockHook": "hooks.preprocessing_lock",
+    "RunContractHook": "hooks.run_contract",
+    "WarmupCosineLR": "schedulers",
+    "WholeCheckpointHook": "hooks.whole_checkpoint",
+    "prepare_runtime": "runtime",
+}
+__all__ = [*_HOMES, "register_all"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def register_all() -> None:
+    """Imports every class of this project that a config may name by string: registries fill on import."""
+    for name in ("xtuner_plugins.datasets", "xtuner_plugins.models"):
+        import_module(name)
+    for home in set(_HOMES.values()):
+        import_module(f"{__name__}.{home}")

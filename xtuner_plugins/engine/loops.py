@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from ..datasets.plan.plan import plan_of, require_agreement
 from .param_groups import settle_grouping
 from .resume import newest_checkpoint
+from .run_length import check_length
 from .schedulers import WarmupCosineLR, plan_schedule
 from .steps import NonFiniteError, run_step, seed_step
 
@@ -250,15 +251,6 @@ def planned_loop(runner) -> PlannedTrainLoop:
             "train_cfg=dict(type=PlannedTrainLoop, max_epochs=...)"
         )
     return runner.train_loop
-
-
-def check_length(max_iters: int | None, max_epochs: float | None) -> None:
-    """Raises `ValueError` unless ``max_iters`` or ``max_epochs`` is given, and both are above 0."""
-    if max_iters is None and max_epochs is None:
-        raise ValueError("train_cfg needs max_iters (optimizer steps) or max_epochs")
-    for name, value in (("max_iters", max_iters), ("max_epochs", max_epochs)):
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name}={value!r} is no length of a run; give more than 0")
 
 
 def _settle_optimizer(runner) -> int:

@@ -26,6 +26,7 @@ import torch.distributed as dist
 
 from ..config_file import ConfigError, load_config
 from ..processes import POLL_SECONDS, STARTED_BY, die_with_parent, free_port, parent_of, program_of
+from . import register_all
 
 
 def prepare_runtime(pretrained_model_name_or_path: str) -> str:
@@ -34,11 +35,7 @@ def prepare_runtime(pretrained_model_name_or_path: str) -> str:
     Safe to call more than once. Registers this project's classes, so that configs may name types by string.
     """
     _end_with_xtuner()
-    # Importing the modules fills the registries; types named by string may be looked up before a config's lazy imports.
-    import xtuner_plugins.datasets  # noqa: F401
-    import xtuner_plugins.engine  # noqa: F401
-    import xtuner_plugins.models  # noqa: F401
-
+    register_all()  # a config's lazy imports may come later than a type named by string
     allow_checkpoint_types()
     if not torch.cuda.is_available():
         _use_gloo_without_gpu()

@@ -6,15 +6,13 @@ import copy
 
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .configuration_intern_vit import InternVisionConfig
+from .constants import PROJECTOR_TYPES, token_grid
 
 # Attention is chosen when a model is loaded, not by the file; a stored `flash_attention_2` would make the model
 # unloadable without that package.
 RUNTIME_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "auto_map")
-
-PROJECTOR_TYPES = ("pixel_shuffle_mlp", "mlp", "bilinear_mlp")
 
 # Written even if they have the default of transformers.
 KEPT = ("model_type", "transformers_version")
@@ -129,29 +127,11 @@ class InternVLChatConfig(PretrainedConfig):
         return output
 
 
-def token_grid(side, patch_size, downsample_ratio, projector_type=None):
-    """Side of the grid of image tokens of a tile; `ValueError` where patches can't be merged.
-
-    Args:
-        side: Of the tile, in pixels.
-        patch_size: Side of a patch in pixels; pixels beyond the last whole patch are not seen.
-        downsample_ratio: As in `InternVLChatConfig`.
-        projector_type: As in `InternVLChatConfig`; `None` is the first of `PROJECTOR_TYPES`.
-    """
-    patches = side // patch_size
-    if projector_type == "bilinear_mlp":
-        return int(patches * downsample_ratio)
-    r = int(1 / downsample_ratio)
-    if patches % r:
-        raise ValueError(f"a tile of {side} pixels has {patches} x {patches} patches, which can't be merged {r} x {r}")
-    return patches // r
-
-
-def projector_input_width(vision_width, downsample_ratio, projector_type=None):
-    """Width of the vectors that `mlp1` takes; the pixel shuffle puts merged patches side by side."""
-    if projector_type == "bilinear_mlp":
-        return vision_width
-    return vision_width * int(1 / downsample_ratio) ** 2
+def num_image_tokens(config):
+    """N, the image tokens per tile, from an `InternVLChatConfig`; `ValueError` if the sizes don't divide."""
+    side = config.force_image_size or config.vision_config.image_size
+    projector_type = getattr(config, "projector_type", None)
+    return token_grid(side, config.vision_config.patch_size, config.downsample_ratio, projector_type) ** 2
 
 
 def _vision_config(fields):
@@ -180,6 +160,8 @@ def llm_model_type(fields):
     Raises:
         ValueError: The installed transformers has no such language model.
     """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     model_type = fields.get("model_type")
     if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return model_type

@@ -16,8 +16,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from .chat_methods import ChatMethods
 from .configuration_intern_vit import InternVisionConfig
-from .configuration_internvl_chat import PROJECTOR_TYPES, InternVLChatConfig, projector_input_width, token_grid
-from .constants import IGNORE_INDEX
+from .configuration_internvl_chat import InternVLChatConfig, num_image_tokens
+from .constants import IGNORE_INDEX, PROJECTOR_TYPES, projector_input_width
 from .conversation import get_conv_template
 from .modeling_intern_vit import InternVisionModel
 from .modeling_vision_tower import TransformersTower, vision_model_class
@@ -315,13 +315,6 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
             output_hidden_states=output_hidden_states,
             **generate_kwargs,
         )
-
-
-def num_image_tokens(config):
-    """N, the image tokens per tile, from an `InternVLChatConfig`; `ValueError` if the sizes don't divide."""
-    side = config.force_image_size or config.vision_config.image_size
-    projector_type = getattr(config, "projector_type", None)
-    return token_grid(side, config.vision_config.patch_size, config.downsample_ratio, projector_type) ** 2
 
 
 def share_attention(config):

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ..families import encoder_family, llm_family
-from ..hub.configuration_internvl_chat import PROJECTOR_TYPES, InternVLChatConfig
+from ..hub.configuration_internvl_chat import InternVLChatConfig
+from ..hub.constants import PROJECTOR_TYPES
 from ..hub.modeling_internvl_chat import InternVLChatModel
 from .bases import ENCODERS, LLMS, Base
 from .table import Recipe, setting_of

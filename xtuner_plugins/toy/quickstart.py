@@ -20,7 +20,6 @@ from pathlib import Path
 
 from xtuner_plugins.processes import start_bound
 from xtuner_plugins.toy import evaluate
-from xtuner_plugins.toy.charts import draw_contact_sheet, draw_losses
 from xtuner_plugins.toy.language import RESOLUTION_KINDS
 
 OUT = Path("work_dirs/quickstart")  # where the configs in configs/toy look for their data and base
@@ -195,6 +194,8 @@ def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
 
     questions = evaluate.read_questions(root / test)
     answers, again = (json.loads((root / path).read_text(encoding="utf-8")) for path in (trained, exported))
+    from xtuner_plugins.toy.charts import draw_contact_sheet, draw_losses
+
     draw_losses(
         {"projector warm-up": out / "runs/pretrain_mlp", "fine-tuning": out / "runs/finetune_full"}, out / "losses.png"
     )

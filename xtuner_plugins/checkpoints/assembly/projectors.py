@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ...hub.configuration_internvl_chat import PROJECTOR_TYPES, projector_input_width
+from ...hub.constants import PROJECTOR_TYPES, projector_input_width
 from ..checkpoint import open_checkpoint
 from ..io.reader import CheckpointError, open_safetensors
 from ..io.tensors import LazyTensor, MemoryTensor

@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...families import llm_family
-from ...hub.configuration_intern_vit import InternVisionConfig
-from ...hub.configuration_internvl_chat import PROJECTOR_TYPES, InternVLChatConfig, token_grid
-from ...hub.constants import IMAGENET_MEAN, IMAGENET_STD
+from ...hub.constants import IMAGENET_MEAN, IMAGENET_STD, PROJECTOR_TYPES, token_grid
 from .. import tokenizer_files
 from ..io.writer import write_json
 from . import remote_code
@@ -51,6 +49,8 @@ def keys(fields: Mapping) -> KeyMapping | None:
 
 def read_config(fields: Mapping, directory: str | Path) -> dict:
     """See ``Format``; missing fields get the defaults of the config classes, which are the official ones."""
+    from ...hub import InternVisionConfig, InternVLChatConfig
+
     other, vision = language(fields), dict(fields["vision_config"])
     if vision.get("model_type") in (None, InternVisionConfig.model_type):
         vision = {**_defaults(InternVisionConfig), **vision}

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
+from ..errors import CheckpointError
 from .tensors import FileTensor, LazyTensor, MemoryTensor
 
 _MAX_HEADER = 100 * 2**20  # the limit of the safetensors library itself
@@ -59,10 +60,6 @@ _STAND_IN_PACKAGES = (
     "enum",
 )
 _STAND_IN_BUILTINS = {"builtins." + n for n in ("set", "frozenset", "slice", "complex", "range", "getattr", "object")}
-
-
-class CheckpointError(ValueError):
-    """A file or directory isn't what it was given as; the message names it, the reason and the remedy."""
 
 
 @dataclass

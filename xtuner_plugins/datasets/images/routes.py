@@ -20,10 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torchvision.transforms.v2.functional as transforms
 from PIL import Image
 from PIL.JpegImagePlugin import get_sampling
-from torchvision.io import ImageReadMode, decode_image, read_file
 
 from ..errors import MediaError
 from .media import ORIENTATIONS, load_image, open_image, orientation
@@ -161,6 +159,8 @@ def decode_planes(image: Image.Image) -> torch.Tensor | None:
     )
     if not plain:
         return None
+    from torchvision.io import ImageReadMode, decode_image, read_file
+
     width, height = image.size
     columns, rows = -(-width // 2), -(-height // 2)
     try:
@@ -209,6 +209,8 @@ def decode_fast(path: str | os.PathLike, max_pixels: int) -> torch.Tensor | None
         plain = header.format in ("JPEG", "PNG") and header.mode in ("RGB", "L") and "transparency" not in header.info
         if not plain or orientation(header) in ORIENTATIONS:
             return None
+    from torchvision.io import ImageReadMode, decode_image, read_file
+
     try:
         pixels = decode_image(read_file(os.fspath(path)), ImageReadMode.RGB)
     except RuntimeError:  # Pillow decodes some files that torchvision doesn't, and its errors are clearer
@@ -234,5 +236,7 @@ def _cut_fast(pixels: torch.Tensor, grid: Grid, size: int) -> torch.Tensor:
 
 def _resize_uint8(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """uint8 `[3, H, W]` resized in fixed point with antialiasing, contiguous."""
+    import torchvision.transforms.v2.functional as transforms
+
     resized = transforms.resize(image, [height, width], transforms.InterpolationMode.BICUBIC, antialias=True)
     return resized.contiguous()

@@ -7,7 +7,7 @@ import pytest
 
 from tests.configs.test_configs import LEAVES, name, split_leaf
 from tests.conftest import ROOT
-from xtuner_plugins.config_file import ConfigError, load_config
+from xtuner_plugins.config_file import ConfigError, find_config, import_types, load_config, read_config
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +93,44 @@ def test_a_dumped_config_is_a_config(configs, tmp_path):
     load_config(str(ROOT / "configs/finetune_lora.py")).dump(tmp_path / "dumped.py")
     cfg = load_config(str(tmp_path / "dumped.py"), {"optim_wrapper.optimizer.lr": 0.5})
     assert cfg.lr == 1e-4 and cfg.optim_wrapper.optimizer.lr == 0.5
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=name)
+def test_a_leaf_is_found_by_its_name(leaf, tmp_path, monkeypatch):
+    assert find_config(leaf.stem) == str(leaf.relative_to(ROOT))
+    monkeypatch.chdir(tmp_path)
+    assert find_config(leaf.stem) == str(leaf)
+    (tmp_path / leaf.stem).mkdir()
+    assert find_config(leaf.stem) == str(leaf)
+    (tmp_path / f"{leaf.stem}.py").write_text("")
+    assert find_config(f"{leaf.stem}.py") == f"{leaf.stem}.py"
+
+
+@pytest.mark.parametrize("wrong", ["finetune_lorra", "configs/finetune_lorra.py"])
+def test_an_unknown_name_gets_the_nearest_ones(wrong):
+    with pytest.raises(ConfigError, match=f"config {wrong} does not exist; did you mean .*finetune_lora") as caught:
+        find_config(wrong)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", ["zzz", "default_runtime", ""])
+def test_what_is_no_config_at_all(wrong):
+    with pytest.raises(ConfigError, match="does not exist; tools/list_configs.py lists"):
+        find_config(wrong)
+
+
+def test_another_text_is_run_in_the_files_place(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("model = dict(lr=1)\n")
+    cfg = read_config(str(path), {"model.lr": 3}, text="model = dict(lr=2, more=4)\n")
+    assert (cfg.model.lr, cfg.model.more, cfg.filename) == (3, 4, str(path))
+    with pytest.raises(ConfigError, match=r"mine.py, with --set, cannot be read: ZeroDivisionError"):
+        read_config(str(path), text="model = 1 / 0\n")
+
+
+def test_imports_that_fail_are_named(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from no_such_library import Model\n\nmodel = dict(type=Model)\n")
+    cfg = read_config(str(path))  # reading imports nothing
+    with pytest.raises(ConfigError, match=r"mine.py cannot be read: ModuleNotFoundError: .*no_such_library"):
+        import_types(cfg)

@@ -1,10 +1,11 @@
 """Opens every record and every image of training data, before the first GPU hour.
 
-    python tools/check_data.py configs/finetune_lora.py
+    python tools/check_data.py finetune_lora [--set data_paths=a.jsonl image_folders=images]
     python tools/check_data.py a.jsonl b.json --image-folder A --image-folder B [--base models/base]
 
 Each complaint begins with `file:line:`. Warnings are about records that train, but perhaps not what their author meant;
-of each kind the first few are shown. The exit status is 1 when a record is unusable, 0 when training can start.
+of each kind the first few are shown. The exit status is 0 when training can start, 1 when a record is unusable, 2 when
+nothing could be checked.
 """
 
 import argparse
@@ -16,6 +17,12 @@ from pathlib import Path
 
 SHOWN_WARNINGS = 5  # of each reason
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # works from a checkout that isn't installed
+
+from xtuner_plugins.cli.arguments import add_config_options, parse_options  # noqa: E402
+from xtuner_plugins.cli.terminal import quiet_imports  # noqa: E402
+from xtuner_plugins.config_file import ConfigError, find_config, import_types, read_config  # noqa: E402
+from xtuner_plugins.leaf import Leaf  # noqa: E402
 
 
 def at_least(low: int):
@@ -36,7 +43,7 @@ def parse_args() -> argparse.Namespace:
         "inputs",
         nargs="+",
         metavar="CONFIG | DATA",
-        help="a training config (its train_dataloader.dataset is checked), or annotation files",
+        help="a training config, by its name or path (its train_dataloader.dataset is checked), or annotation files",
     )
     parser.add_argument(
         "--image-folder",
@@ -46,13 +53,7 @@ def parse_args() -> argparse.Namespace:
         help="with annotation files: one for each of them, or one for all; '' for none",
     )
     parser.add_argument("--base", help="with annotation files: a model directory, to count tokens and tiles")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override settings of the config, as xtuner train does",
-    )
+    add_config_options(parser)
     parser.add_argument("--workers", type=at_least(0), help="processes (default: one per core; 0: none)")
     parser.add_argument(
         "--reject-list",
@@ -64,26 +65,33 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--pack-tokens", type=at_least(1), default=8192, help="budget of the packs drawn on the page")
     args = parser.parse_args()
     of_config = [name for name in ("image_folder", "base") if getattr(args, name)]
-    if any(path.endswith(".py") for path in args.inputs):
+    if any(map(is_config, args.inputs)):
         if len(args.inputs) > 1:
             parser.error("a config and other inputs together; give one config, or annotation files")
         if of_config:
             parser.error(f"--{of_config[0].replace('_', '-')} goes with annotation files; a config names its own")
     else:
-        if args.cfg_options:
-            parser.error("--cfg-options goes with a config")
+        for option in ("set", "cfg_options"):
+            if getattr(args, option):
+                parser.error(f"--{option.replace('_', '-')} goes with a config")
         if args.html and not args.base:
             parser.error("--html needs a config or --base: tiles and tokens are shown as a model sees them")
     return args
 
 
+def is_config(name: str) -> bool:
+    """A Python file, or a bare word that is no file: the name of a config."""
+    return name.endswith(".py") or (Path(name).name == name and not Path(name).suffix and not Path(name).exists())
+
+
 def open_inputs(args: argparse.Namespace):
     """The dataset of a config, or of annotation files."""
+    if is_config(args.inputs[0]):
+        return build_dataset(args.inputs[0], args.set, args.cfg_options)
+    quiet_imports()
     from xtuner_plugins.datasets import MultimodalDataset, SettingError
     from xtuner_plugins.datasets.audit.check import PlainFiles
 
-    if args.inputs[0].endswith(".py"):
-        return build_dataset(args.inputs[0], args.cfg_options)
     folders = [folder or None for folder in args.image_folder] or [None]
     if len(folders) == 1:
         folders *= len(args.inputs)
@@ -98,32 +106,28 @@ def open_inputs(args: argparse.Namespace):
     return PlainFiles(args.inputs, folders)
 
 
-def build_dataset(path: str, options: list[str]):
+def build_dataset(name: str, pairs: list[str], options: list[str]):
     """The training dataset of a config."""
-    from mmengine.config import DictAction
-    from mmengine.registry import DATASETS
-
-    from xtuner_plugins.config_file import ConfigError, load_config
-    from xtuner_plugins.datasets.errors import SettingError
-
-    parsed = argparse.ArgumentParser()
-    parsed.add_argument("--options", nargs="+", action=DictAction)
-    try:
-        config = load_config(path, parsed.parse_args(["--options", *options]).options if options else None)
-    except ConfigError as error:
-        raise SettingError("config", str(error)) from None
-    except ValueError as error:  # an option without a value
-        raise SettingError("config", f"--cfg-options {' '.join(options)}: {error}", "write KEY=VALUE") from None
+    path = find_config(name)
+    text = Leaf.read(path).changed(pairs).standalone() if pairs else None
+    config = read_config(path, parse_options(options), text)
     settings = (config.get("train_dataloader") or {}).get("dataset")
     if settings is None:
-        raise SettingError("config", f"config {path!r} has no train_dataloader.dataset", "name a training config")
+        raise ConfigError(f"config {path!r} has no train_dataloader.dataset; name a training config")
+    base = settings.get("base")
+    if isinstance(base, str) and not Path(base).is_dir():  # known before anything large is imported
+        raise ConfigError(
+            f"model directory {base!r} isn't there; build it with tools/build_base_model.py or correct 'base'"
+        )
+    quiet_imports()
+    import_types(config)
+    from mmengine.registry import DATASETS
+
     try:
         return DATASETS.build(settings)
     except (TypeError, KeyError) as error:  # an unknown or missing setting, or type
         text = " ".join(str(error).split())[:300]
-        raise SettingError(
-            "config", f"{path}: train_dataloader.dataset: {text}", "correct the setting's name"
-        ) from None
+        raise ConfigError(f"{path}: train_dataloader.dataset: {text}; correct the setting's name") from None
 
 
 def prepare_output(path: str) -> None:
@@ -187,26 +191,24 @@ def print_report(report, counted: bool) -> None:
 
 def main() -> int:
     args = parse_args()
-    sys.path.insert(0, str(ROOT))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from xtuner_plugins.cli.terminal import quiet_imports
-
-    quiet_imports()
+    try:
+        dataset = open_inputs(args)
+        for path in filter(None, (args.reject_list, args.html)):
+            prepare_output(path)
+    except ValueError as error:
+        if getattr(error, "place", "") or getattr(error, "reason", "") == "files":  # annotation files that are unusable
+            print(error)
+            return 1
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     from concurrent.futures import BrokenExecutor
 
     from tqdm import tqdm
 
     from xtuner_plugins.datasets.audit.check import PlainFiles, check_dataset, count_samples, write_reject_list
     from xtuner_plugins.datasets.audit.report import write_report
-    from xtuner_plugins.datasets.errors import DataError
 
-    try:
-        dataset = open_inputs(args)
-        for path in filter(None, (args.reject_list, args.html)):
-            prepare_output(path)
-    except DataError as error:
-        print(error)
-        return 1
     total = sum(len(source.index) for source in dataset.sources)
     complaints: list[str] = []
     warned: Counter[str] = Counter()

@@ -1,6 +1,6 @@
 """Exports a training checkpoint as a model directory, or converts a finished directory between formats.
 
-    python tools/convert_to_official.py configs/finetune_lora.py work_dirs/finetune_lora/iter_1000.pth exports/mine
+    python tools/convert_to_official.py finetune_lora work_dirs/finetune_lora/iter_1000.pth exports/mine
     python tools/convert_to_official.py CONFIG CHECKPOINT OUT --format hf          # transformers' own InternVL
     python tools/convert_to_official.py CONFIG CHECKPOINT OUT --format llava       # CLIP or SigLIP with a plain MLP
     python tools/convert_to_official.py CONFIG CHECKPOINT OUT --adapter-only       # a PEFT directory
@@ -8,7 +8,9 @@
     python tools/convert_to_official.py --from exports/mine-llava OUT              # llava to official
     python tools/convert_to_official.py --from exports/mine OUT --format hf        # official to hf
 
-CHECKPOINT is an MMEngine .pth, a DeepSpeed directory (ZeRO 1, 2 or 3) or a PEFT adapter. Adapters are merged in fp32.
+CONFIG is the name of a config in configs/, or a path. What was trained with --set needs the same --set here, or the
+file in WORK_DIR/settings. CHECKPOINT is an MMEngine .pth, a DeepSpeed directory (ZeRO 1, 2 or 3) or a PEFT adapter.
+Adapters are merged in fp32.
 """
 
 import argparse
@@ -16,6 +18,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
+
+from xtuner_plugins.cli.arguments import add_config_options  # noqa: E402
+from xtuner_plugins.cli.terminal import quiet_imports  # noqa: E402
+from xtuner_plugins.config_file import ConfigError, find_config, read_config  # noqa: E402
+from xtuner_plugins.leaf import Leaf  # noqa: E402
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -48,13 +55,14 @@ def parse_args(argv=None) -> argparse.Namespace:
         action="store_true",
         help="with --verify: run the model code in the export even where it is the base's own, not this project's",
     )
+    add_config_options(parser, cfg_options=False)
     parser.add_argument("--force", action="store_true", help="replace an existing OUT")
     args = parser.parse_args(argv)
     expected = 1 if args.source else 3
     if len(args.paths) != expected:
         parser.error("give CONFIG CHECKPOINT OUT, or --from DIR OUT")
-    if args.source and (args.adapter_only or args.verify):
-        parser.error("--adapter-only and --verify need a CONFIG and a CHECKPOINT")
+    if args.source and (args.adapter_only or args.verify or args.set):
+        parser.error("--adapter-only, --verify and --set need a CONFIG and a CHECKPOINT")
     if args.adapter_only and (args.verify or args.format):
         parser.error("--adapter-only writes a PEFT directory: --verify and --format don't apply")
     if args.trust_remote_code and not args.verify:
@@ -67,6 +75,9 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace, progress) -> str:
+    if not args.source:
+        config, checkpoint, out = open_config(args.paths[0], args.set), *args.paths[1:]
+    quiet_imports()
     from xtuner_plugins.checkpoints import export
 
     common = dict(dtype=args.dtype, max_shard_size=args.max_shard_size, force=args.force, progress=progress)
@@ -74,7 +85,6 @@ def run(args: argparse.Namespace, progress) -> str:
         to = args.format or "official"
         done = export.convert(args.source, args.paths[0], format=to, template=args.template, **common)
         return f"wrote {done['out']} ({to}): {done['num_tensors']} tensors, {_size(done)}{_note(done)}"
-    config, checkpoint, out = args.paths
     if args.adapter_only:
         from xtuner_plugins.checkpoints.lora.adapters import export_adapter
 
@@ -97,6 +107,12 @@ def run(args: argparse.Namespace, progress) -> str:
     return text
 
 
+def open_config(name: str, pairs: list[str]):
+    """The training config, with other values for some of its settings."""
+    path = find_config(name)
+    return read_config(path, text=Leaf.read(path).changed(pairs).standalone()) if pairs else path
+
+
 def _note(done: dict) -> str:
     return "".join(f"\nnote: {note}" for note in done["notes"])
 
@@ -107,9 +123,6 @@ def _size(done: dict) -> str:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
-    from xtuner_plugins.cli.terminal import quiet_imports
-
-    quiet_imports()
     from tqdm import tqdm
 
     try:
@@ -120,6 +133,9 @@ def main(argv=None) -> int:
                 bar.update(done)
 
             text = run(args, progress)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

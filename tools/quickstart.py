@@ -9,10 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works from a checkout that isn't installed
 
-from xtuner_plugins.cli.terminal import quiet_imports  # noqa: E402
+from xtuner_plugins.toy.quickstart import main  # noqa: E402
 
 if __name__ == "__main__":
-    quiet_imports()
-    from xtuner_plugins.toy.quickstart import main
-
     sys.exit(main(root=ROOT))

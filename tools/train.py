@@ -1,5 +1,6 @@
-"""Train a config: the arguments of `xtuner train`, with an exit status that tells whether training succeeded.
+"""Train a config: the arguments of `xtuner train` and --set, with a status that tells whether training succeeded.
 
+python tools/train.py finetune_lora --set base=models/base data_paths=a.jsonl image_folders=images lr=5e-5
 NPROC_PER_NODE=4 python tools/train.py configs/pretrain_mlp.py --deepspeed deepspeed_zero3
 """
 
@@ -8,9 +9,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from xtuner_plugins.cli.terminal import quiet_imports  # noqa: E402
-
-quiet_imports()
 from xtuner_plugins.cli.launcher import main  # noqa: E402
 
 if __name__ == "__main__":

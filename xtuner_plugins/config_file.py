@@ -10,13 +10,17 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import os
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # of the checkout
 
 # What MMEngine's runners and XTuner's command read at the top level of a config.
 RUNNER_KEYS = frozenset(
@@ -65,21 +69,78 @@ class ConfigFile:
             yield from base.ancestors()
 
 
-def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
-    """Reads a config and applies ``--cfg-options``.
+def leaves() -> dict[str, Path]:
+    """Every config of the checkout's configs/ by its stem; bases are none."""
+    return {path.stem: path for path in sorted(CONFIGS.rglob("*.py")) if "_base_" not in path.parts}
+
+
+def find_config(name: str) -> str:
+    """The path of a config that is given by its path, or by the stem of one in configs/.
+
+    Raises:
+        ConfigError: There is none; names those whose names are nearest.
+    """
+    if Path(name).is_file():
+        return name
+    known = leaves()
+    if name in known:
+        path = str(known[name])
+        return os.path.relpath(path) if path.startswith(os.getcwd() + os.sep) else path
+    close = difflib.get_close_matches(Path(name).stem, known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "tools/list_configs.py lists those of configs/"
+    raise ConfigError(f"config {name} does not exist; {hint}")
+
+
+def load_config(path: str, options: Mapping[str, Any] | None = None, text: str | None = None) -> Config:
+    """Reads a config, as `read_config` does, and imports all that it names.
+
+    Raises:
+        ConfigError: As `read_config`, or an import that fails.
+    """
+    cfg = read_config(path, options, text)
+    import_types(cfg)
+    return cfg
+
+
+def import_types(cfg: Config) -> None:
+    """Imports of a config are lazy: this makes every one of them happen, and fail, here.
+
+    Raises:
+        ConfigError: One of them fails.
+    """
+    try:
+        dict(cfg.items())
+    except Exception as error:
+        raise _unreadable(cfg.filename, error) from error
+
+
+def read_config(path: str, options: Mapping[str, Any] | None = None, text: str | None = None) -> Config:
+    """Reads a Python config and lays ``--cfg-options`` over it; imports nothing that the config names.
+
+    Args:
+        path: Its path, or the stem of a config in configs/.
+        options: Keys of the runner with the values that they shall have.
+        text: What to run in place of the file's text. It takes in no other file.
 
     Raises:
         ConfigError: No such file, a file that doesn't run, or a setting or an option that nothing would read.
     """
-    if not Path(path).is_file():
-        raise ConfigError(f"config {path} does not exist; the recipes are in configs/")
+    path = find_config(path)
+    if text is None:
+        return _run_file(path, path, options)
+    with tempfile.TemporaryDirectory(prefix="config-") as folder:
+        changed = Path(folder, Path(path).name)
+        changed.write_text(text, encoding="utf-8")
+        cfg = _run_file(str(changed), f"{path}, with --set,", options)
+    object.__setattr__(cfg, "_filename", path)
+    return cfg
+
+
+def _run_file(file: str, path: str, options: Mapping[str, Any] | None) -> Config:
     try:
-        cfg = Config.fromfile(path)
-        dict(cfg.items())  # A config imports lazily; this resolves every import, so that errors come up here.
+        cfg = Config.fromfile(file)
     except Exception as error:  # A config is a Python file and may raise anything.
-        line = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
-        text = _one_line(error.msg if isinstance(error, SyntaxError) else error)[:300]
-        raise ConfigError(f"config {path}{line} cannot be read: {type(error).__name__}: {text}") from error
+        raise _unreadable(path, error) from error
     files = _files_of(cfg)
     _check_settings(cfg, files)
     for key in options or {}:
@@ -90,6 +151,12 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         except (KeyError, TypeError, IndexError) as error:
             raise ConfigError(f"--cfg-options: {_one_line(error)}") from None
     return cfg
+
+
+def _unreadable(path: str, error: Exception) -> ConfigError:
+    line = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
+    text = _one_line(error.msg if isinstance(error, SyntaxError) else error)[:300]
+    return ConfigError(f"config {path}{line} cannot be read: {type(error).__name__}: {text}")
 
 
 def _files_of(cfg: Config) -> list[ConfigFile]:
@@ -122,7 +189,7 @@ def _check_option(cfg: Config, files: list[ConfigFile], key: str) -> None:
         return
     if "." not in key and key in cfg:
         keys = sorted({use.key for file in files for use in file.uses.get(key, ()) if use.key})
-        remedy = f"set {' and '.join(keys)} instead" if keys else "edit the config"
+        remedy = f"set {' and '.join(keys)} instead, or start with --set {key}=..." if keys else "edit the config"
         raise ConfigError(f"--cfg-options {key}=...: the config's wiring has already read {key}; {remedy}")
     raise ConfigError(f"--cfg-options {key}: nothing reads {top!r}{_suggestion(top, RUNNER_KEYS)}")
 
@@ -138,7 +205,7 @@ def parse_config(path: str) -> ConfigFile:
     tree = ast.parse(file.path.read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.With):
-            file.bases += [parse_config(str(base)) for base in _base_paths(file.path, node)]
+            file.bases += [parse_config(str(base)) for base in base_paths(file.path, node)]
             continue
         for target in getattr(node, "targets", None) or [getattr(node, "target", None)]:
             if isinstance(target, ast.Name):
@@ -150,7 +217,8 @@ def parse_config(path: str) -> ConfigFile:
     return file
 
 
-def _base_paths(path: Path, node: ast.With) -> Iterator[Path]:
+def base_paths(path: Path, node: ast.With) -> Iterator[Path]:
+    """The files that a ``with read_base()`` of ``path`` takes in."""
     for statement in node.body:
         if not isinstance(statement, ast.ImportFrom):
             continue

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import shutil
 import subprocess
@@ -9,8 +10,9 @@ import pytest
 from tests.conftest import HANGS_AFTER, ROOT
 from tests.engine.parallel_case import training, write_dataset
 from tests.process_table import MARK, end_all, marked, wait_until
-from xtuner_plugins.cli.launcher import main, training_command
-from xtuner_plugins.engine.config_check import ConfigError
+from xtuner_plugins.cli import launcher
+from xtuner_plugins.cli.launcher import check_gpus, main, training_command
+from xtuner_plugins.config_file import ConfigError, load_config
 
 
 def test_one_process_needs_no_torchrun():
@@ -43,10 +45,16 @@ def test_useless_counts_are_refused(value):
         training_command(["c.py"], {"NPROC_PER_NODE": value}, None)
 
 
+@pytest.mark.parametrize("processes, gpus, refused", [(4, 2, True), (2, 2, False), (4, 0, False)])
+def test_more_processes_than_gpus(monkeypatch, processes, gpus, refused):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    with pytest.raises(ConfigError, match="has 2 GPUs; set it to 2 or less") if refused else contextlib.nullcontext():
+        check_gpus(processes)
+
+
 def test_an_option_without_a_value_is_one_line(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["configs/finetune_lora.py", "--cfg-options", "train_cfg.max_iters", "100"])
-    assert caught.value.code == 2 and "takes KEY=VALUE pairs" in capsys.readouterr().err
+    assert main(["configs/finetune_lora.py", "--cfg-options", "train_cfg.max_iters", "100"]) == 2
+    assert "takes KEY=VALUE pairs" in capsys.readouterr().err
 
 
 OURS, XTUNER = (sys.executable, "tools/train.py"), (str(Path(sys.executable).with_name("xtuner")), "train")
@@ -93,3 +101,83 @@ def test_both_commands_refuse_a_config_that_is_ignored_in_parts(tmp_path, monkey
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "mine.py:4: lr = 0.25 does nothing" in errors[0], done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "work_dirs").exists()
+
+
+LEAF = "toy_finetune_lora"
+
+
+@pytest.fixture
+def started(monkeypatch, toy_base, tmp_path):
+    """started(*arguments) -> (status, the command of the training processes, which isn't run); in its own folder."""
+    commands = []
+    monkeypatch.setattr(launcher, "_run", lambda command, env: commands.append(command) or 0)
+    monkeypatch.chdir(tmp_path)
+    data, images = write_dataset(tmp_path / "data")
+    ready = [f"base={toy_base}", f"data_paths={data}", f"image_folders={images}"]
+
+    def start(*arguments):
+        commands.clear()
+        status = main([str(argument) for argument in [*arguments, "--set", *ready]])
+        return status, commands[-1] if commands else None
+
+    return start
+
+
+def test_settings_are_written_for_the_training_processes(started, tmp_path):
+    status, command = started(LEAF, "--set", "lr=5e-5", "max_tiles=3", "--cfg-options", "train_cfg.max_iters=2")
+    written = Path("work_dirs", LEAF, "settings", f"{LEAF}.py")
+    assert status == 0
+    assert command[3:] == [str(written), f"--work-dir=work_dirs/{LEAF}", "--cfg-options", "train_cfg.max_iters=2"]
+    cfg = load_config(str(written))
+    assert cfg.optim_wrapper.optimizer.lr == 5e-5 and cfg.train_dataloader.dataset.max_tiles == 3
+    assert [path.name for path in written.parent.iterdir()] == [f"{LEAF}.py"]
+
+
+def test_every_argument_reaches_the_training_processes(started, monkeypatch):
+    monkeypatch.setenv("NPROC_PER_NODE", "2")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    words = ["--work-dir", "runs/a", "--deepspeed", "deepspeed_zero2", "--resume", "--seed", "7"]
+    status, command = started(LEAF, *words)
+    at = command.index("xtuner_plugins.cli.train_process")
+    assert status == 0 and "torch.distributed.run" in command
+    assert command[at + 1 :] == [
+        f"runs/a/settings/{LEAF}.py", "--work-dir=runs/a", "--deepspeed=deepspeed_zero2",
+        "--resume=auto", "--seed=7", "--launcher", "pytorch",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "pair, message",
+    [
+        ("max_tile=3", "did you mean max_tiles"),
+        ("lr=abc", "optim_wrapper.optimizer.lr='abc': AdamW wants a valid number"),
+        ("num_workers=abc", "with --set, cannot be read: TypeError"),
+        ("max_epochs=0", "max_epochs=0 is no length of a run"),
+        ("lora_rank=0", "positive integer value"),
+    ],
+)
+def test_settings_that_can_not_be_are_refused_and_nothing_is_written(started, capsys, pair, message):
+    status, command = started(LEAF, "--set", pair)
+    said = capsys.readouterr().err
+    assert status == 2 and command is None and message in said and len(said.splitlines()) == 1
+    assert not Path("work_dirs").exists()
+
+
+def test_a_run_with_settings_goes_on_with_the_same_settings(toy_base, tmp_path):
+    """As a user starts it: a name, a base, data; from a folder of the user's own."""
+    data, images = write_dataset(tmp_path / "data")
+    settings = [f"base={toy_base}", f"data_paths={data}", f"image_folders={images}", "lr=5e-5", "batch_size=4"]
+    settings += ["num_workers=0", "save_steps=1"]
+
+    def train(max_iters, *words):
+        command = [sys.executable, ROOT / "tools/train.py", LEAF, "--set", *settings, *words]
+        command += ["--cfg-options", f"train_cfg.max_iters={max_iters}"]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANGS_AFTER)
+
+    done = train(1)
+    run = tmp_path / "work_dirs" / LEAF
+    assert done.returncode == 0, done.stderr
+    assert (run / "iter_1.pth").exists() and "lr=5e-05" in (run / f"{LEAF}.py").read_text()
+    done = train(2, "--resume")
+    assert done.returncode == 0 and "resuming from" in done.stdout and (run / "iter_2.pth").exists(), done.stderr

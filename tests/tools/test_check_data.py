@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,7 +115,8 @@ def test_settings_are_complained_about_in_one_line(project, tmp_path, check):
         ((config, "--html", data / "x"), "can't be written"),
     ]:
         status, printed = check(*args)
-        assert status == 1 and words in printed and len(printed.splitlines()) == 1, (args, printed)
+        assert status == 2 and words in printed and len(printed.splitlines()) == 1, (args, printed)
+        assert printed.startswith("error: "), printed
 
 
 def test_options_that_do_not_go_together(project, check):
@@ -173,9 +175,18 @@ def test_files_as_editors_and_exports_leave_them(project, tmp_path, check):
 def test_a_setting_that_the_config_has_already_read_is_refused(check):
     """Of a recipe as it ships; the key that does reach the dataset is named."""
     status, printed = check(ROOT / "configs/toy/toy_finetune_full.py", "--cfg-options", "data_paths=['mine.json']")
-    assert status == 1  # in the last line: DeepSpeed, which the recipe imports, may speak before
-    words = "already read data_paths; set train_dataloader.dataset.data_paths instead"
-    assert words in printed.splitlines()[-1]
+    words = "already read data_paths; set train_dataloader.dataset.data_paths instead, or start with --set data_paths="
+    assert status == 2 and words in printed and len(printed.splitlines()) == 1
+
+
+def test_settings_of_a_config_are_named_by_their_own_names(project, check):
+    text = project[0].read_text()
+    base, images = (re.search(rf"{key}=\[?'([^']+)'", text)[1] for key in ("base", "image_folders"))
+    settings = [f"base={base}", f"data_paths={project[1]}", f"image_folders={images}"]
+    status, printed = check("toy_finetune_lora", "--set", *settings, "--workers", 0)
+    assert status == 0 and "all 5 records can be trained on" in printed, printed
+    status, printed = check("toy_finetune_lora", "--set", *settings, "max_length=10", "--workers", 0)
+    assert status == 1 and "5 too_long" in printed, printed
 
 
 def test_what_is_shrunk_cut_or_left_out_is_said(project, tmp_path, check):

@@ -9,22 +9,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import importlib.util
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-from mmengine.config import DictAction
-from xtuner.configs import cfgs_name_path
-
-from ..checkpoints.io.reader import CheckpointError
-from ..config_file import ConfigError, load_config
-from ..engine.config_check import check_config
-from ..engine.resume import settle_start
+from ..checkpoints.errors import CheckpointError
+from ..config_file import ConfigError, find_config, import_types, read_config
+from ..engine.resume import settle_start, work_dir_of
+from ..leaf import Leaf
 from ..processes import free_port, start_bound
+from .arguments import add_config_options, parse_options
+from .terminal import quiet_imports
 
 USAGE_ERROR = 2
 
@@ -37,7 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Environment: NPROC_PER_NODE (processes on this node, 1), NNODES (1), NODE_RANK (0), ADDR (127.0.0.1), "
         "PORT (a free one). Under Slurm pass --launcher slurm (see tools/slurm_train.sh).",
     )
-    parser.add_argument("config", help="path of a Python config, e.g. configs/finetune_lora.py")
+    parser.add_argument("config", help="a config of configs/ by its name, e.g. finetune_lora, or a path")
+    add_config_options(parser)
     parser.add_argument("--work-dir", help="folder for logs and checkpoints (default: work_dirs/<config's name>)")
     parser.add_argument("--deepspeed", help="deepspeed_zero1 | deepspeed_zero2 | deepspeed_zero3 | a JSON file")
     parser.add_argument(
@@ -47,8 +48,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="checkpoint to resume from (.pth file or DeepSpeed directory); none or 'auto': the newest whole one",
     )
     parser.add_argument("--seed", type=int, help="random seed")
-    example = "e.g. train_cfg.max_iters=100"
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help=example)
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default=None, help="job launcher")
     return parser
 
@@ -62,14 +61,11 @@ def training_command(argv: Sequence[str], env: Mapping[str, str], launcher: str 
         launcher: The user's ``--launcher``; None uses ``torchrun`` for several processes.
 
     Raises:
-        ConfigError: A variable isn't a whole number, several nodes without a PORT, or more processes than GPUs.
+        ConfigError: A variable isn't a whole number, or several nodes without a PORT.
     """
     process = ["-m", "xtuner_plugins.cli.train_process", *argv]
     nnodes = _whole_number(env, "NNODES", 1)
     nproc = _whole_number(env, "NPROC_PER_NODE", 1)
-    num_gpus = torch.cuda.device_count()
-    if launcher in (None, "pytorch") and 0 < num_gpus < nproc:
-        raise ConfigError(f"NPROC_PER_NODE={nproc}, but this machine has {num_gpus} GPUs; set it to {num_gpus} or less")
     if launcher in ("none", "slurm", "mpi") or (launcher is None and nnodes == 1 and nproc == 1):
         return [sys.executable, *process]
     if nnodes > 1 and "PORT" not in env:
@@ -87,9 +83,20 @@ def training_command(argv: Sequence[str], env: Mapping[str, str], launcher: str 
     return [sys.executable, *torchrun, *process, *own_launcher]
 
 
+def check_gpus(processes: int) -> None:
+    """Raises `ConfigError` where there are GPUs, but fewer than processes on this node."""
+    import torch
+
+    num_gpus = torch.cuda.device_count()
+    if 0 < num_gpus < processes:
+        text = f"NPROC_PER_NODE={processes}, but this machine has {num_gpus} GPUs"
+        raise ConfigError(f"{text}; set it to {num_gpus} or less")
+
+
 def check_deepspeed(value: str) -> None:
     """Raises `ConfigError` unless ``--deepspeed`` is one of XTuner's names or a JSON file with an object."""
-    known = {name: path for name, path in cfgs_name_path.items() if name.startswith("deepspeed_")}
+    xtuner = Path(importlib.util.find_spec("xtuner").origin).parent  # found, but not imported
+    known = {path.stem: path for path in (xtuner / "configs" / "deepspeed").glob("deepspeed_*.json")}
     path = value if Path(value).is_file() else known.get(value)
     if path is None:
         if value.endswith(".json"):
@@ -108,25 +115,58 @@ def check_deepspeed(value: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Checks the arguments and runs the training; returns its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = build_parser()
+    args = build_parser().parse_args(argv)
     try:
-        args = parser.parse_args(argv)
-    except ValueError:  # MMEngine's, for an option without a value
-        parser.error("--cfg-options takes KEY=VALUE pairs, with no space around the =")
-    try:
-        cfg = load_config(args.config, args.cfg_options)
-        command = training_command(argv, os.environ, args.launcher)
+        # First what the text alone tells: nothing large is imported for that.
+        args.config = find_config(args.config)
+        text = Leaf.read(args.config).changed(args.set).standalone() if args.set else None
+        cfg = read_config(args.config, parse_options(args.cfg_options), text)
+        args.work_dir = work_dir_of(cfg, args)
+        command = training_command(_arguments(args), os.environ, args.launcher)
         if args.deepspeed:
             check_deepspeed(args.deepspeed)
         nodes, processes = _whole_number(os.environ, "NNODES", 1), _whole_number(os.environ, "NPROC_PER_NODE", 1)
         # Slurm and MPI decide the number of processes.
         settle_start(cfg, args, None if args.launcher in ("slurm", "mpi") else nodes * processes)
+        from ..engine.config_check import check_config, check_early, check_text
+
+        check_text(cfg)
+        quiet_imports()
+        if args.launcher in (None, "pytorch"):
+            check_gpus(processes)
+        check_early(cfg)
+        import_types(cfg)
         check_config(cfg)
+        if text is not None:
+            _write_settings(_settings_file(args), text)
     except (ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     return _run(command, {**os.environ, "PYTHONPATH": path})
+
+
+def _settings_file(args: argparse.Namespace) -> Path:
+    """Where the config with the values of ``--set`` lies: the training processes read it there."""
+    return Path(args.work_dir, "settings", Path(args.config).name)
+
+
+def _write_settings(path: Path, text: str) -> None:
+    """Writes whole or not at all: under Slurm every task writes the same file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{socket.gethostname()}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def _arguments(args: argparse.Namespace) -> list[str]:
+    """The arguments of ``xtuner train`` that mean the same: a path for the config, and no ``--set``."""
+    words = [str(_settings_file(args) if args.set else args.config)]
+    for name in ("work_dir", "deepspeed", "resume", "seed", "launcher"):
+        value = getattr(args, name)
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}={value}"]
+    return [*words, "--cfg-options", *args.cfg_options] if args.cfg_options else words
 
 
 def _run(command: list[str], env: dict[str, str]) -> int:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.runner import Runner
-from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from ..config_file import ConfigError
-from .dry_run import build_parts
+from . import register_all
+from .run_length import check_length
+
+# MMEngine's runner, and with it DeepSpeed and transformers, takes seconds to import: what needs it imports it.
 
 # Arguments that the runner adds when it builds these parts.
 BUILT_WITH = {
@@ -41,18 +42,65 @@ def check_config(cfg: Config) -> None:
         ConfigError: A part is missing, a type can't be imported or doesn't know a keyword, a path doesn't exist, or
             a value is of another type than its parameter or refused by the part itself.
     """
-    for key in ("model", "train_dataloader", "train_cfg", "optim_wrapper"):
-        if key not in cfg:
-            raise ConfigError(f"the config has no {key!r}; compare with configs/pretrain_mlp.py")
+    from .dry_run import build_parts
+
+    register_all()
+    _check_whole(cfg)
     for key_path, node in typed_nodes(cfg.to_dict()):
         _check_keywords(key_path, node)
+    check_text(cfg)
+    _check_randomness(cfg.get("randomness") or {})
+    build_parts(cfg)
+
+
+def check_text(cfg: Config) -> None:
+    """Raises where base or data aren't there, or the run has no length; imports nothing.
+
+    Raises:
+        ConfigError: A part of the config is missing, a path doesn't exist, or a length isn't above 0.
+    """
+    _check_whole(cfg)
     base = cfg.model.get("base")
     if base is not None:
         check_base(base)
     for key_path, node in typed_nodes(cfg.train_dataloader.to_dict(), "train_dataloader"):
         _check_data_paths(key_path, node)
-    _check_randomness(cfg.get("randomness") or {})
-    build_parts(cfg)
+    length = [cfg.train_cfg.get(key) for key in ("max_iters", "max_epochs")]
+    if all(value is None or type(value) in (int, float) for value in length):
+        try:
+            check_length(*length)
+        except ValueError as error:
+            raise ConfigError(f"train_cfg: {error}") from None
+
+
+def check_early(cfg: Config) -> None:
+    """Checks what needs no MMEngine runner: optimizer, loader, room for tiles.
+
+    All of it is checked again by `check_config`, which takes seconds to import what it needs.
+
+    Raises:
+        ConfigError: As `check_config`.
+    """
+    from .dry_run import build_loader_early, build_optimizer_early
+
+    nodes = dict(typed_nodes(cfg.to_dict()))
+    builds = {
+        "train_dataloader.dataset": lambda: build_loader_early(cfg.train_dataloader),
+        # After the loader: an optimizer that is right makes PyTorch import its compiler.
+        "optim_wrapper.optimizer": lambda: build_optimizer_early(cfg.optim_wrapper.optimizer),
+    }
+    # What `check_config` will say of a type that can't be imported isn't said here.
+    known = [key for key in builds if key in nodes and resolve_type(nodes[key]["type"]) is not None]
+    for key in reversed(known):
+        _check_keywords(key, nodes[key])
+    for key in known:
+        builds[key]()
+
+
+def _check_whole(cfg: Config) -> None:
+    for key in ("model", "train_dataloader", "train_cfg", "optim_wrapper"):
+        if key not in cfg:
+            raise ConfigError(f"the config has no {key!r}; compare with configs/pretrain_mlp.py")
 
 
 def check_base(base: str) -> None:
@@ -64,6 +112,8 @@ def check_base(base: str) -> None:
         )
     if not (Path(base) / "config.json").is_file():
         raise ConfigError(f"model.base={base!r} holds no config.json, so it is not an official model directory")
+    if not any((Path(base) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise ConfigError(f"model.base={base!r} holds no tokenizer (no tokenizer.json, no tokenizer_config.json)")
 
 
 def typed_nodes(node: Any, key_path: str = "") -> Iterator[tuple[str, dict]]:
@@ -128,6 +178,8 @@ def _hints(target: Any) -> dict[str, Any]:
 
 def _check_type(key_path: str, value: Any, hint: Any, owner: str) -> None:
     """Raises where a plain value is of another type than its parameter (``lr='abc'``, ``batch_size=0.5``)."""
+    from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+
     if not isinstance(value, (str, bool, int, float)):
         return
     try:
@@ -170,6 +222,8 @@ def _name(target: Any) -> str:
 
 
 def _check_randomness(settings: Mapping[str, Any]) -> None:
+    from mmengine.runner import Runner
+
     known = set(inspect.signature(Runner.set_randomness).parameters) - {"self"}
     for key in settings:
         if key not in known:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,12 +17,14 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, OPTIMIZERS, PARAM_SCHEDULERS
 from torch.utils.data import DataLoader
 
+from ..checkpoints.formats import open_config
 from ..config_file import ConfigError
 from ..datasets import MultimodalDataset
+from ..datasets.base import tiling_of
 from ..datasets.images.tiling import DynamicTiling
 from ..datasets.plan.budget import TileBudget
-from .loops import check_length
 from .param_groups import planned_groups
+from .run_length import check_length
 
 # Settings of a loader that the runner replaces by objects.
 LOADER_PARTS = {"dataset", "sampler", "batch_sampler", "collate_fn", "worker_init_fn", "num_batch_per_epoch"}
@@ -60,6 +63,37 @@ def build_parts(cfg: Config) -> None:
         if isinstance(dataset, MultimodalDataset):
             for source in dataset.sources:
                 _check_room(source.tiling, dataset.budget)
+
+
+def build_optimizer_early(settings: Mapping[str, Any]) -> None:
+    """Builds an optimizer of PyTorch without MMEngine's registry, which takes seconds to import.
+
+    Raises:
+        ConfigError: What its constructor says.
+    """
+    if isinstance(settings["type"], type) and issubclass(settings["type"], torch.optim.Optimizer):
+        rest = {key: value for key, value in settings.items() if key != "type"}
+        with _refused("optim_wrapper"):
+            settings["type"]([torch.nn.Parameter(torch.zeros(1))], **rest)
+
+
+def build_loader_early(settings: Mapping[str, Any]) -> None:
+    """Builds a loader over nothing, and checks that a largest image fits; no tokenizer is loaded for that.
+
+    Raises:
+        ConfigError: What the loader says, or no room for `max_tiles`.
+    """
+    from ..hub.configuration_internvl_chat import num_image_tokens
+
+    with _refused("train_dataloader"):
+        _build_loader(settings)
+    dataset = settings["dataset"]
+    if dataset["type"] is not MultimodalDataset or "max_length" not in dataset or dataset.get("dataset_settings"):
+        return  # limits of single files are known when all of it is built
+    with _refused("train_dataloader.dataset"):
+        fields = open_config(dataset["base"])[2]
+        config = SimpleNamespace(**{**fields, "vision_config": SimpleNamespace(**fields["vision_config"])})
+        _check_room(tiling_of(config, dataset), TileBudget(num_image_tokens(config), dataset["max_length"]))
 
 
 @contextmanager

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.io.reader import CheckpointError, load_pickle
-from ..checkpoints.io.zero import checkpoint_directory, open_deepspeed
+from ..checkpoints.errors import CheckpointError
 
 AUTO = "auto"
 CHECKPOINT_NAME = re.compile(r"(iter|epoch)_(\d+)\.pth")
@@ -44,6 +43,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
+    from ..checkpoints.io.reader import load_pickle
+    from ..checkpoints.io.zero import checkpoint_directory, open_deepspeed
+
     if path.is_dir():
         folder = checkpoint_directory(path)
         if folder is None:
@@ -120,7 +122,7 @@ def settle_start(cfg: Any, args: Any, world_size: int | None) -> None:
     resume = args.resume
     if resume is None and cfg.get("resume"):
         resume = cfg.get("load_from") or AUTO
-    work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", Path(args.config).stem)
+    work_dir = work_dir_of(cfg, args)
     facts = {"deepspeed": bool(args.deepspeed), "world_size": world_size}
     if resume is not None:
         args.resume = newest_checkpoint(work_dir) if resume == AUTO else resume
@@ -130,6 +132,11 @@ def settle_start(cfg: Any, args: Any, world_size: int | None) -> None:
             check_loadable(args.resume, "--resume", work_dir, needs_optimizer=True, **facts)
     elif cfg.get("load_from"):
         check_loadable(str(cfg.load_from), "load_from", work_dir, needs_optimizer=False, **facts)
+
+
+def work_dir_of(cfg: Any, args: Any) -> str:
+    """Where a run writes, as XTuner's command decides it."""
+    return args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", Path(args.config).stem)
 
 
 def _is_whole(path: Path) -> bool:

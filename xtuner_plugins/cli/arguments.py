@@ -1,0 +1,50 @@
+"""Arguments that every tool which takes a config has in common."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from ..config_file import ConfigError
+
+
+def add_config_options(parser: argparse.ArgumentParser, cfg_options: bool = True) -> None:
+    """Adds ``--set`` and ``--cfg-options``; both may be given several times."""
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="other values for names of the config's Settings, e.g. lr=5e-5 max_tiles=6 data_paths=a.jsonl,b.jsonl",
+    )
+    if cfg_options:
+        parser.add_argument(
+            "--cfg-options",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="KEY=VALUE",
+            help="other values for keys of the runner, e.g. train_cfg.max_iters=100",
+        )
+
+
+def parse_options(words: Sequence[str]) -> dict[str, Any] | None:
+    """The values of ``--cfg-options``, read as XTuner's command reads them.
+
+    Raises:
+        ConfigError: A word that is no ``KEY=VALUE``.
+    """
+    if not words:
+        return None
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--options", nargs="+", action=DictAction)
+    try:
+        return parser.parse_args(["--options", *words]).options
+    except ValueError:
+        raise ConfigError(
+            f"--cfg-options {' '.join(words)}: takes KEY=VALUE pairs, with no space around the ="
+        ) from None

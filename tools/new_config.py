@@ -1,0 +1,97 @@
+"""Writes a config of one's own: a recipe's text with other data and base, complete in one file, anywhere on disk.
+
+python tools/new_config.py finetune_lora my_run.py --base models/base --data a.jsonl b.json --images images
+python tools/new_config.py finetune_lora my_run.py --base models/base --data a.jsonl --images images --set lr=5e-5
+"""
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+TRAIN = Path(__file__).with_name("train.py").resolve()
+sys.path.insert(0, str(TRAIN.parents[1]))  # works from a checkout that isn't installed
+
+from xtuner_plugins.cli.arguments import add_config_options  # noqa: E402
+from xtuner_plugins.config_file import ConfigError, find_config, read_config  # noqa: E402
+from xtuner_plugins.leaf import Leaf, literal  # noqa: E402
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="the recipe: a config of configs/ by its name, or a path")
+    parser.add_argument("out", help="the Python file to write")
+    parser.add_argument("--base", required=True, metavar="DIR", help="the model directory to train from")
+    parser.add_argument("--data", required=True, nargs="+", metavar="FILE", help="annotation files (json or jsonl)")
+    parser.add_argument(
+        "--images", required=True, nargs="+", metavar="DIR", help="image folders: one for each file, or one for all"
+    )
+    add_config_options(parser, cfg_options=False)
+    parser.add_argument("--force", action="store_true", help="replace an existing OUT")
+    args = parser.parse_args(argv)
+    if len(args.images) not in (1, len(args.data)):
+        parser.error(f"{len(args.images)} image folders for {len(args.data)} files; give one for each, or one for all")
+    return args
+
+
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    try:
+        launch = write_config(args)
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {args.out}; start it with\n{launch}")
+    return 0
+
+
+def write_config(args: argparse.Namespace) -> str:
+    """Writes OUT; returns the command that starts it."""
+    out = Path(args.out)
+    if out.suffix != ".py":
+        raise ConfigError(f"{out}: a config is a Python file; name it {out.with_suffix('.py')}")
+    if out.exists() and not args.force:
+        raise ConfigError(f"{out} exists; --force replaces it")
+    path = find_config(args.name)
+    leaf = Leaf.read(path)
+    for name in ("base", "data_paths", "image_folders"):
+        if name not in leaf.settings:
+            raise ConfigError(f"config {path} has no setting {name}, so it is no recipe to start from")
+    for missing in [given for given in [args.base, *args.data, *args.images] if not Path(given).exists()]:
+        print(f"warning: {missing} does not exist yet", file=sys.stderr)
+    # Absolute, so that the run may be started in any directory.
+    base, data, images = os.path.abspath(args.base), absolute(args.data), absolute(args.images)
+    given = {"base": base, "data_paths": data, "image_folders": images * (len(data) // len(images))}
+    pairs = [f"{name}={literal(value)}" for name, value in given.items()]
+    launch = launch_line(leaf.labels.get("launch", ""), out)
+    labels = {
+        "starts from": base,
+        "data": f"{', '.join(data)}; images in {', '.join(images)}",
+        "launch": launch,
+    }
+    leaf = leaf.changed([*pairs, *args.set])
+    if "tiles" in leaf.labels and any(pair.startswith("max_tiles=") for pair in args.set):
+        labels["tiles"] = f"up to {leaf.settings['max_tiles'].source} + thumbnail"
+    text = leaf.labelled(labels).standalone(in_checkout=out.resolve().is_relative_to(TRAIN.parents[1]))
+    read_config(path, text=text)  # it runs, and nothing in it is ignored
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    return launch
+
+
+def absolute(paths: list[str]) -> list[str]:
+    return [os.path.abspath(path) for path in paths]
+
+
+def launch_line(recipes: str, out: Path) -> str:
+    """The recipe's own launch line (number of processes, ``--deepspeed``) for another config."""
+    here = str(TRAIN.relative_to(Path.cwd())) if TRAIN.is_relative_to(Path.cwd()) else str(TRAIN)
+    found = re.match(r"(?P<before>.*?)(?:xtuner train|python \S*train\.py) +\S+(?P<after>.*)", recipes)
+    before, after = (found["before"], found["after"]) if found else ("", "")
+    return f"{before}python {shlex.quote(here)} {shlex.quote(str(out))}{after}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -99,3 +99,19 @@ def test_values_are_refused_without_the_runner(pair, message, most, places, tmp_
     status, lines, imported = run("train.py", LEAF, "--set", *settings, cwd=tmp_path)
     assert status == 2 and len(lines) == 1 and message in lines[0], lines
     assert set(imported) <= most
+
+
+MISSING = [
+    ("convert_to_official.py", ["{leaf}", "a.pth", "out", "--set", "base=none"]),
+    ("convert_to_official.py", ["--from", "none", "out"]),
+    ("build_base_model.py", ["--vision", "none", "--llm", "none", "--out", "out"]),
+    ("extract.py", ["none", "llm", "out"]),
+    ("chat.py", ["none", "--question", "What?"]),
+    ("check_data.py", ["none.jsonl"]),
+]
+
+
+@pytest.mark.parametrize("tool, words", MISSING, ids=[f"{tool}-{words[0]}" for tool, words in MISSING])
+def test_a_missing_directory_is_refused_with_pytorch_alone(tool, words, tmp_path):
+    status, _, imported = run(tool, *(word.format(leaf=LEAF) for word in words), cwd=tmp_path)
+    assert (status, imported) == (1, ["torch"])

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ...families import LLMFamily, encoder_family, llm_family
-from ...hub.configuration_internvl_chat import PROJECTOR_TYPES, InternVLChatConfig
 from ...hub.constants import ADDED_TOKENS
 from ...hub.conversation import get_conv_template
 from .. import formats, tokenizer_files
@@ -185,6 +183,8 @@ def read_llm(directory: Path) -> LLMPart:
     if family.embedding not in tensors:
         raise CheckpointError(f"language model: {directory} has no {family.embedding}")
     if config.get("tie_word_embeddings") or family.head not in tensors:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
         ties_by_default = CONFIG_MAPPING[config["model_type"]]().tie_word_embeddings
         if not config.get("tie_word_embeddings", ties_by_default):
             raise CheckpointError(
@@ -253,6 +253,8 @@ def make_config(
     part: towers.VisionPart, llm: LLMPart, template: str, max_tiles: int | None, dtype: str, projector_type: str | None
 ) -> dict:
     """The official config of the two parts; arguments as for ``build_base``."""
+    from ...hub.configuration_internvl_chat import PROJECTOR_TYPES, InternVLChatConfig
+
     projector_type = projector_type or part.projector_type
     if projector_type not in PROJECTOR_TYPES:
         raise ValueError(f"projector_type {projector_type!r} is unknown; choose one of {', '.join(PROJECTOR_TYPES)}")

@@ -6,11 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
 from ...families import EncoderFamily, encoder_family
-from ...hub.configuration_intern_vit import InternVisionConfig
-from ...hub.modeling_intern_vit import num_used_layers
 from ..io.reader import CheckpointError, open_weights, read_json
 from ..io.tensors import LazyTensor
 
@@ -44,6 +40,8 @@ def read_vision(directory: Path, *, select_layer: int | None = None) -> VisionPa
         UnknownFamilyError: an encoder without a row in ``families``.
         CheckpointError: incomplete weights.
     """
+    from ...hub import InternVisionConfig
+
     config = read_json(directory / "config.json")
     official = "vision_config" in config and "llm_config" in config
     tower = config["vision_config"] if official else config
@@ -102,6 +100,8 @@ def _layer_of(name: str) -> int:
 
 def is_unused(name: str, config: Mapping) -> bool:
     """Whether no feature depends on this tensor (official name): a layer after ``select_layer``, or the final norm."""
+    from ...hub.modeling_intern_vit import num_used_layers
+
     if encoder_family(config["vision_config"]).is_intern_vit or not name.startswith(PREFIX):
         return False
     used = num_used_layers(config["select_layer"], config["vision_config"]["num_hidden_layers"])
@@ -117,6 +117,8 @@ def read_tower(directory: Path, family: EncoderFamily) -> tuple[dict, dict[str, 
     Raises:
         CheckpointError: no vision tower in the directory.
     """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
     stored = read_json(directory / "config.json")
     stored = stored.get("vision_config") or stored if stored.get("model_type") == family.whole_type else stored
     stored = {k: v for k, v in stored.items() if k not in ("model_type", "torch_dtype", "dtype")}

@@ -261,7 +261,7 @@ def _labels(doc: str) -> dict[str, str]:
     for line in doc.splitlines():
         if match := _LABEL.match(line):
             label = match[1]
-            found[label] = match[2].strip()
+            found[label] = " ".join(match[2].split())  # a backslash at a line's end leaves its indentation
         elif label and line.startswith(" "):
             found[label] += " " + line.strip()
         else:

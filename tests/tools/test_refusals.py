@@ -87,7 +87,7 @@ def test_what_the_text_tells_is_refused_before_anything_large_is_imported(tool, 
 @pytest.mark.parametrize(
     "pair, message, most",
     [
-        ("lr=abc", "optim_wrapper.optimizer.lr='abc': AdamW wants a valid number", {"torch"}),
+        ("lr=abc", "optim_wrapper.optimizer.lr='abc': AdamW wants a valid number", {"torch", "transformers"}),
         ("max_tiles=200", "max_tiles=200 means images of", {"torch", "transformers"}),
         ("lr=-1", "Invalid learning rate: -1", {"torch", "transformers"}),
         ("batch_size=0", "batch_size should be a positive integer", {"torch", "transformers"}),

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from ..leaf import literal
 from .bases import ENCODERS, LLMS
 from .count import count
 from .folders import FOLDERS
@@ -168,12 +169,10 @@ def _value(setting: Any) -> Any:
 
 
 def _literal(value: Any) -> str:
-    """A value as Python source, in the formatter's style."""
-    if isinstance(value, str):
-        return f'r"{value}"' if "\\" in value else f'"{value}"'
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_literal, value)) + "]"
+    """A value as a person writes it: regular expressions raw, small floats in powers of ten."""
+    if isinstance(value, str) and "\\" in value:
+        return f'r"{value}"'
     if isinstance(value, float) and 0 < value < 0.01:
         digits, _, exponent = f"{value:e}".partition("e")
         return f"{float(digits):g}e{int(exponent)}"
-    return repr(value)
+    return literal(value)

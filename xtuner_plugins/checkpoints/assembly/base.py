@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ...families import LLMFamily, encoder_family, llm_family
-from ...hub.constants import ADDED_TOKENS
+from ...hub.constants import ADDED_TOKENS, PROJECTOR_TYPES
 from ...hub.conversation import get_conv_template
 from .. import formats, tokenizer_files
 from ..formats import official
@@ -253,7 +253,7 @@ def make_config(
     part: towers.VisionPart, llm: LLMPart, template: str, max_tiles: int | None, dtype: str, projector_type: str | None
 ) -> dict:
     """The official config of the two parts; arguments as for ``build_base``."""
-    from ...hub.configuration_internvl_chat import PROJECTOR_TYPES, InternVLChatConfig
+    from ...hub.configuration_internvl_chat import InternVLChatConfig
 
     projector_type = projector_type or part.projector_type
     if projector_type not in PROJECTOR_TYPES:

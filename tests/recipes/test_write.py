@@ -1,13 +1,14 @@
-"""`configs/` is what the table writes: nothing edited by hand, no leaf without a row."""
+"""`configs/` and the table of `docs/recipes.md` are what the table writes: nothing edited by hand, no leaf without a row."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from xtuner_plugins.recipes.count import count
 from xtuner_plugins.recipes.folders import FOLDERS
 from xtuner_plugins.recipes.table import RECIPES, SETTINGS
-from xtuner_plugins.recipes.write import _literal, render, render_readme, write_recipes
+from xtuner_plugins.recipes.write import BEGIN, END, PAGES, _literal, render, render_readme, with_table, write_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,6 +25,35 @@ def test_the_readme_is_what_the_table_writes(folder, name, is_chinese):
     text = (ROOT / "configs" / folder / name).read_text(encoding="utf-8")
     assert text == render_readme(folder, is_chinese), "run tools/write_recipes.py"
     assert {stem for stem in re.findall(r"\]\((\w+)\.py\)", text)} == {r.stem for r in RECIPES if r.folder == folder}
+
+
+@pytest.mark.parametrize("name, is_chinese", PAGES.items())
+def test_the_pages_table_is_what_the_table_writes(name, is_chinese):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert text == with_table(text, is_chinese), "run tools/write_recipes.py"
+    rows = re.findall(r"^\| \[(\w+)\]\(\.\./(\S+)\) \| (\S+) \| (\S+) \| (\S+) GB \|$", text, re.MULTILINE)
+    leaves = {recipe.stem: recipe for recipe in RECIPES if recipe.folder != "toy"}
+    assert len(rows) == len(leaves) == len({stem for stem, *_ in rows})
+    for stem, path, *sizes in rows:
+        recipe = leaves[stem]
+        of = count(recipe)
+        assert path == recipe.path
+        assert sizes == [f"{of.total:,}", f"{of.trained:,}", f"{of.gigabytes:.1f}"], stem
+
+
+def test_only_the_lines_between_the_marks_are_written(tmp_path):
+    page = tmp_path / "docs" / "recipes.md"
+    page.parent.mkdir()
+    page.write_text(f"above\n{BEGIN}old\n{END}below\n", encoding="utf-8")
+    assert page in write_recipes(tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(f"above\n{BEGIN}| leaf |") and text.endswith(f"|\n{END}below\n") and "old" not in text
+
+
+@pytest.mark.parametrize("text", ["none\n", BEGIN, END, END + BEGIN, BEGIN + END + BEGIN + END])
+def test_a_page_without_its_marks_is_refused(text):
+    with pytest.raises(ValueError, match=r"^page\.md needs one line <!-- recipes: begin -->"):
+        with_table(text, name="page.md")
 
 
 def test_every_leaf_has_a_row_and_every_folder_a_readme():

@@ -1,4 +1,4 @@
-"""Writes the leaves of `configs/` and their READMEs from the table of recipes."""
+"""Writes the leaves of `configs/`, their READMEs and the table of `docs/recipes.md` from the table of recipes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,27 @@ _PACKED = {"pack_tokens", "pack_tiles"}
 _BREAK_BEFORE = {"batch_size", "pack_tokens", "save_steps"}
 _PART_WORDS = {"visual_encoder": "vision encoder", "projector": "projector", "llm": "LLM"}
 
+# The page of all leaves; what stands between the marks is written, the rest is a person's.
+PAGES = {"docs/recipes.md": False, "docs/recipes_zh-CN.md": True}
+BEGIN, END = "<!-- recipes: begin -->\n", "<!-- recipes: end -->\n"
+
 
 def write_recipes(root: str | Path) -> list[Path]:
-    """Writes every leaf and README below `root/configs`; returns the files whose content is new."""
+    """Writes every leaf and README below `root/configs`, and the tables of the pages that exist below `root/docs`.
+
+    Returns:
+        The files whose content is new.
+
+    Raises:
+        ValueError: A page has lost its marks.
+    """
     texts = {recipe.path: render(recipe) for recipe in RECIPES}
     for folder in FOLDERS:
         for name, is_chinese in (("README.md", False), ("README_zh-CN.md", True)):
             texts[f"configs/{folder}/{name}"] = render_readme(folder, is_chinese)
+    for name, is_chinese in PAGES.items():
+        if (Path(root) / name).is_file():
+            texts[name] = with_table((Path(root) / name).read_text(encoding="utf-8"), is_chinese, name)
     changed = []
     for name, text in texts.items():
         path = Path(root) / name
@@ -77,6 +91,35 @@ def render_readme(folder: str, is_chinese: bool = False) -> str:
         for recipe in recipes
     ]
     return _template("readme.md.jinja").render(folder=FOLDERS[folder], bases=bases, leaves=leaves, zh=is_chinese)
+
+
+def with_table(page: str, is_chinese: bool = False, name: str = "the page") -> str:
+    """A page with the table of all leaves between its marks.
+
+    Raises:
+        ValueError: A mark is missing, double, or in the wrong order.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or page.count(BEGIN) + page.count(END) != 2:
+        raise ValueError(f"{name} needs one line {BEGIN.strip()} and, below it, one line {END.strip()}")
+    return before + begin + render_table(is_chinese) + end + after
+
+
+def render_table(is_chinese: bool = False) -> str:
+    """The table of all leaves, one row each, as links from `docs/`."""
+    head = (
+        "| 叶子 | 参数总数 | 训练的参数 | 权重和优化器 |"
+        if is_chinese
+        else "| leaf | parameters | trained | weights and optimizer |"
+    )
+    lines = [head, "|---|---|---|---|"]
+    for recipe in sorted(RECIPES, key=lambda recipe: (recipe.folder, recipe.stem)):
+        if recipe.folder != "toy":
+            of = count(recipe)
+            sizes = f"{of.total:,} | {of.trained:,} | {of.gigabytes:.1f} GB"
+            lines.append(f"| [{recipe.stem}](../{recipe.path}) | {sizes} |")
+    return "\n".join(lines) + "\n"
 
 
 def _template(name: str) -> Template:

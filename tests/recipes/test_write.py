@@ -1,4 +1,4 @@
-"""`configs/` and the table of `docs/recipes.md` are what the table writes: nothing edited by hand, no leaf without a row."""
+"""`configs/` and `docs/recipes.md` are what the table writes: nothing edited by hand, no leaf without a row."""
 
 import re
 from pathlib import Path

@@ -37,7 +37,7 @@ def resolve_dtype(name: str) -> torch.dtype:
         ValueError: Not one of auto, bfloat16, float32.
     """
     if name == "auto":
-        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_bf16 else torch.float32
     try:
         return DTYPES[name]

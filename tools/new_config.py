@@ -6,17 +6,15 @@ python tools/new_config.py finetune_lora my_run.py --base models/base --data a.j
 
 import argparse
 import os
-import re
-import shlex
 import sys
 from pathlib import Path
 
-TRAIN = Path(__file__).with_name("train.py").resolve()
-sys.path.insert(0, str(TRAIN.parents[1]))  # works from a checkout that isn't installed
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # works from a checkout that isn't installed
 
 from xtuner_plugins.cli.arguments import add_config_options  # noqa: E402
 from xtuner_plugins.config_file import ConfigError, find_config, read_config  # noqa: E402
-from xtuner_plugins.leaf import Leaf, literal  # noqa: E402
+from xtuner_plugins.leaf import Leaf, check_out, launch_line, literal  # noqa: E402
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -50,10 +48,7 @@ def main(argv=None) -> int:
 def write_config(args: argparse.Namespace) -> str:
     """Writes OUT; returns the command that starts it."""
     out = Path(args.out)
-    if out.suffix != ".py":
-        raise ConfigError(f"{out}: a config is a Python file; name it {out.with_suffix('.py')}")
-    if out.exists() and not args.force:
-        raise ConfigError(f"{out} exists; --force replaces it")
+    check_out(out, args.force)
     path = find_config(args.name)
     leaf = Leaf.read(path)
     for name in ("base", "data_paths", "image_folders"):
@@ -74,7 +69,7 @@ def write_config(args: argparse.Namespace) -> str:
     leaf = leaf.changed([*pairs, *args.set])
     if "tiles" in leaf.labels and any(pair.startswith("max_tiles=") for pair in args.set):
         labels["tiles"] = f"up to {leaf.settings['max_tiles'].source} + thumbnail"
-    text = leaf.labelled(labels).standalone(in_checkout=out.resolve().is_relative_to(TRAIN.parents[1]))
+    text = leaf.labelled(labels).standalone(in_checkout=out.resolve().is_relative_to(ROOT))
     read_config(path, text=text)  # it runs, and nothing in it is ignored
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
@@ -83,14 +78,6 @@ def write_config(args: argparse.Namespace) -> str:
 
 def absolute(paths: list[str]) -> list[str]:
     return [os.path.abspath(path) for path in paths]
-
-
-def launch_line(recipes: str, out: Path) -> str:
-    """The recipe's own launch line (number of processes, ``--deepspeed``) for another config."""
-    here = str(TRAIN.relative_to(Path.cwd())) if TRAIN.is_relative_to(Path.cwd()) else str(TRAIN)
-    found = re.match(r"(?P<before>.*?)(?:xtuner train|python \S*train\.py) +\S+(?P<after>.*)", recipes)
-    before, after = (found["before"], found["after"]) if found else ("", "")
-    return f"{before}python {shlex.quote(here)} {shlex.quote(str(out))}{after}"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import ast
 import difflib
 import json
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .config_file import RUNNER_KEYS, ConfigError, base_paths
+from .config_file import CONFIGS, RUNNER_KEYS, ConfigError, base_paths
 
 WIDTH = 120
 LABELS = ("trains", "frozen", "starts from", "data", "tiles", "hardware", "launch", "less memory")
@@ -296,6 +297,23 @@ def _items(text: str) -> Iterator[Any]:
                 yield ast.literal_eval(word)
             except (ValueError, SyntaxError):
                 yield word
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Raises `ConfigError` where no config may be written: no ``.py``, or a file that exists (without `force`)."""
+    if out.suffix != ".py":
+        raise ConfigError(f"{out}: a config is a Python file; name it {out.with_suffix('.py')}")
+    if out.exists() and not force:
+        raise ConfigError(f"{out} exists; --force replaces it")
+
+
+def launch_line(recipes: str, out: Path) -> str:
+    """The recipe's own launch line (number of processes, ``--deepspeed``) for another config."""
+    train = CONFIGS.parent / "tools" / "train.py"
+    here = str(train.relative_to(Path.cwd())) if train.is_relative_to(Path.cwd()) else str(train)
+    found = re.match(r"(?P<before>.*?)(?:xtuner train|python \S*train\.py) +\S+(?P<after>.*)", recipes)
+    before, after = (found["before"], found["after"]) if found else ("", "")
+    return f"{before}python {shlex.quote(here)} {shlex.quote(str(out))}{after}"
 
 
 def literal(value: Any) -> str:

@@ -100,6 +100,8 @@ class Recipe:
 SETTINGS: dict[str, Any] = {
     "max_tiles": Commented(12, "+ thumbnail"),
     "max_length": Commented(4096, "tokens; 13 tiles take 3328"),
+    "template": Commented(None, "None: the one that the base names"),
+    "repeat_times": Commented(None, "how often each file is used per epoch"),
     "dtype": Commented("auto", "bfloat16 where the device has it"),
     "gradient_checkpointing": Commented(True, "less memory, about a third more time"),
     "freeze_visual_encoder": Commented(None, "False trains the encoder whole"),
@@ -193,7 +195,8 @@ TOY = Data(
 )
 
 
-def _batch(size: int, accumulation: int, processes: int, unit: str = "samples") -> dict[str, Any]:
+def batch_settings(size: int, accumulation: int, processes: int, unit: str = "samples") -> dict[str, Any]:
+    """`batch_size` and `accumulative_counts`, with the samples of a step in the comment."""
     gpus = f"{processes} GPU" + ("s" if processes > 1 else "")
     total = size * accumulation * processes
     return {
@@ -221,7 +224,7 @@ ROOT_RECIPES = (
         deepspeed="deepspeed_zero3",
         hardware=f"4 GPUs of 80 GB {PLANNED}",
         notes={"less memory": "batch_size = 1 with accumulative_counts = 64"},
-        settings={**_batch(4, 16, 4), "lr": 1e-3},
+        settings={**batch_settings(4, 16, 4), "lr": 1e-3},
     ),
     Recipe(
         "pretrain_vit_mlp",
@@ -233,7 +236,7 @@ ROOT_RECIPES = (
         hardware=f"8 GPUs of 80 GB {PLANNED}",
         notes={"less memory": "batch_size = 1 with accumulative_counts = 32"},
         origin=_EXPORTED,
-        settings={**_batch(2, 16, 8), "lr": 1e-5, "projector_lr": 2e-4, "visual_encoder_layer_decay": 0.9},
+        settings={**batch_settings(2, 16, 8), "lr": 1e-5, "projector_lr": 2e-4, "visual_encoder_layer_decay": 0.9},
         **_STAGE_1,
     ),
     Recipe(
@@ -247,7 +250,7 @@ ROOT_RECIPES = (
         notes={"less memory": "configs/finetune_lora.py"},
         origin=_EXPORTED,
         settings={
-            **_batch(2, 8, 8),
+            **batch_settings(2, 8, 8),
             "lr": 2e-5,
             "freeze_visual_encoder": Commented(True, "False trains the encoder too"),
         },
@@ -268,7 +271,7 @@ ROOT_RECIPES = (
         },
         origin=_EXPORTED,
         settings={
-            **_batch(1, 4, 8, "packs"),
+            **batch_settings(1, 4, 8, "packs"),
             "lr": 2e-5,
             "freeze_visual_encoder": Commented(True, "False trains the encoder too"),
         },
@@ -282,7 +285,7 @@ ROOT_RECIPES = (
         hardware=f"1 GPU of 24 GB {PLANNED}",
         notes={"less memory": "max_tiles = 6 with max_length = 2560"},
         origin=_OWN,
-        settings=_batch(1, 16, 1),
+        settings=batch_settings(1, 16, 1),
         **_STAGE_1,
     ),
     Recipe(
@@ -294,7 +297,7 @@ ROOT_RECIPES = (
         hardware=f"1 GPU of 16 GB {PLANNED}",
         notes={"less memory": "max_tiles = 6 with max_length = 2560"},
         origin=_OWN,
-        settings=_batch(1, 16, 1),
+        settings=batch_settings(1, 16, 1),
         **_STAGE_1,
     ),
 )
@@ -391,7 +394,12 @@ def _siglip(stem: str, title: str, data: Data, *, tiled: bool = False, stage: in
         title,
         data,
         "SigLIP-Qwen2.5-0.5B" + ("-tiled" if tiled else ""),
-        settings={**(_SIX_TILES if tiled else _ONE_TILE), **_batch(8, 4, 1), "max_epochs": 5, **(settings or {})},
+        settings={
+            **(_SIX_TILES if tiled else _ONE_TILE),
+            **batch_settings(8, 4, 1),
+            "max_epochs": 5,
+            **(settings or {}),
+        },
         **_SIGLIP,
         **row,
     )
@@ -453,7 +461,7 @@ SIGLIP_RECIPES = (
         llm="lora",
         processes=4,
         deepspeed="deepspeed_zero2",
-        settings={"lr": 2e-5, "lora_lr": 1e-4, **_SIGLIP_LORA, **_batch(8, 1, 4)},
+        settings={"lr": 2e-5, "lora_lr": 1e-4, **_SIGLIP_LORA, **batch_settings(8, 1, 4)},
     ),
     _siglip(
         "sft_full_zero3",
@@ -463,7 +471,7 @@ SIGLIP_RECIPES = (
         llm="all",
         processes=4,
         deepspeed="deepspeed_zero3",
-        settings={"lr": 2e-5, **_batch(8, 1, 4)},
+        settings={"lr": 2e-5, **batch_settings(8, 1, 4)},
     ),
     _siglip(
         "sft_lora_zh",
@@ -480,7 +488,7 @@ SIGLIP_RECIPES = (
         tiled=True,
         stage=2,
         llm="lora",
-        settings={"lr": 2e-5, "lora_lr": 1e-4, **_SIGLIP_LORA, **_batch(2, 16, 1)},
+        settings={"lr": 2e-5, "lora_lr": 1e-4, **_SIGLIP_LORA, **batch_settings(2, 16, 1)},
     ),
 )
 
@@ -503,7 +511,7 @@ def _clip_qwen(stem: str, title: str, base: str, tokens: int, targets: Any) -> R
             "lora_alpha": 256,
             "lora_dropout": 0.1,
             "lora_targets": targets,
-            **_batch(4, 1, 1),
+            **batch_settings(4, 1, 1),
             "max_epochs": 2,
             "lr": 3e-5,
             "projector_lr": 1e-4,
@@ -555,7 +563,7 @@ def _llava(stem: str, title: str, base: str, settings: Mapping[str, Any], **row)
         settings={
             "max_tiles": Commented(1, "the whole image: 576 tokens"),
             "max_length": Commented(2048, "tokens; the image takes 576"),
-            **_batch(4, 2, 4),
+            **batch_settings(4, 2, 4),
             "num_workers": 10,
             **settings,
         },
@@ -646,7 +654,7 @@ def _released(folder: str, stem: str, base: str, processes: int, stage: int) -> 
     }
     row = dict(data=LLAVA_665K, base=base, folder=folder, deepspeed=f"deepspeed_zero{stage}")
     hardware = f"{processes} GPUs of 80 GB {PLANNED}"
-    lora = {**common, **(_batch(2, 4, processes) if large else _batch(8, 2, processes))}
+    lora = {**common, **(batch_settings(2, 4, processes) if large else batch_settings(8, 2, processes))}
     return (
         Recipe(
             f"{stem}_finetune",
@@ -656,7 +664,7 @@ def _released(folder: str, stem: str, base: str, processes: int, stage: int) -> 
             hardware=hardware,
             settings={
                 **common,
-                **(_batch(1, 8, processes) if large else _batch(4, 4, processes)),
+                **(batch_settings(1, 8, processes) if large else batch_settings(4, 4, processes)),
                 "freeze_visual_encoder": Commented(True, "False trains the encoder too"),
             },
             **row,

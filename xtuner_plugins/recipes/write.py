@@ -11,13 +11,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from ..leaf import literal
 from .bases import ENCODERS, LLMS
-from .count import count
 from .folders import FOLDERS
 from .table import RECIPES, SETTINGS, Commented, Recipe
 
 # Settings that only some recipes have, by the template's own conditions.
 _LORA = {"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"}
 _PACKED = {"pack_tokens", "pack_tiles"}
+_ON_REQUEST = {"template", "repeat_times", "freeze_visual_encoder"}
 _BREAK_BEFORE = {"batch_size", "pack_tokens", "save_steps"}
 _PART_WORDS = {"visual_encoder": "vision encoder", "projector": "projector", "llm": "LLM"}
 
@@ -65,6 +65,8 @@ def render(recipe: Recipe) -> str:
 
 def render_readme(folder: str, is_chinese: bool = False) -> str:
     """The README of a folder of `configs/`."""
+    from .count import count  # imports PyTorch, which a leaf's text doesn't need
+
     recipes = [recipe for recipe in RECIPES if recipe.folder == folder]
     bases = [
         {
@@ -184,8 +186,7 @@ def _settings(recipe: Recipe) -> Iterator[str]:
         left_out |= {"quant_type"}
     if not recipe.packed:
         left_out |= _PACKED
-    if "freeze_visual_encoder" not in recipe.settings:
-        left_out |= {"freeze_visual_encoder"}
+    left_out |= _ON_REQUEST - set(recipe.settings)
     broken = False
     for name, default in SETTINGS.items():
         if name in left_out:

@@ -33,10 +33,21 @@ LLMS = {  # hidden, intermediate, layers, heads, key/value heads
 }
 VOCAB = 92553
 VISION = dict(
-    architectures=["InternVisionModel"], model_type="intern_vit_6b", hidden_size=1024, intermediate_size=4096,
-    num_hidden_layers=24, num_attention_heads=16, norm_type="layer_norm", qkv_bias=True, qk_normalization=False,
-    image_size=448, patch_size=14, num_channels=3, layer_norm_eps=1e-6, hidden_act="gelu",
-)  # fmt: skip
+    architectures=["InternVisionModel"],
+    model_type="intern_vit_6b",
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    norm_type="layer_norm",
+    qkv_bias=True,
+    qk_normalization=False,
+    image_size=448,
+    patch_size=14,
+    num_channels=3,
+    layer_norm_eps=1e-6,
+    hidden_act="gelu",
+)
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANK = 64
 
@@ -44,17 +55,40 @@ RANK = 64
 def official_config(size: str) -> dict:
     hidden, inner, layers, heads, kv_heads = LLMS[size]
     llm = dict(
-        architectures=["InternLM2ForCausalLM"], model_type="internlm2", bias=False, hidden_size=hidden,
-        intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
-        hidden_act="silu", max_position_embeddings=32768, rms_norm_eps=1e-5, rope_theta=1000000.0, vocab_size=VOCAB,
-        tie_word_embeddings=False, torch_dtype="bfloat16",
-    )  # fmt: skip
+        architectures=["InternLM2ForCausalLM"],
+        model_type="internlm2",
+        bias=False,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        hidden_act="silu",
+        max_position_embeddings=32768,
+        rms_norm_eps=1e-5,
+        rope_theta=1000000.0,
+        vocab_size=VOCAB,
+        tie_word_embeddings=False,
+        torch_dtype="bfloat16",
+    )
     return dict(
-        architectures=["InternVLChatModel"], model_type="internvl_chat", template="internlm2-chat", select_layer=-1,
-        ps_version="v2", downsample_ratio=0.5, force_image_size=448, dynamic_image_size=True, use_thumbnail=True,
-        min_dynamic_patch=1, max_dynamic_patch=12, use_backbone_lora=0, use_llm_lora=0, torch_dtype="bfloat16",
-        llm_config=llm, vision_config=VISION,
-    )  # fmt: skip
+        architectures=["InternVLChatModel"],
+        model_type="internvl_chat",
+        template="internlm2-chat",
+        select_layer=-1,
+        ps_version="v2",
+        downsample_ratio=0.5,
+        force_image_size=448,
+        dynamic_image_size=True,
+        use_thumbnail=True,
+        min_dynamic_patch=1,
+        max_dynamic_patch=12,
+        use_backbone_lora=0,
+        use_llm_lora=0,
+        torch_dtype="bfloat16",
+        llm_config=llm,
+        vision_config=VISION,
+    )
 
 
 def our_shapes(size: str) -> dict[str, tuple[int, ...]]:
@@ -162,11 +196,22 @@ def main() -> None:
         if not checkpoint.exists():
             # in a process of its own, so that its memory is gone before anything is measured
             subprocess.run(
-                [sys.executable, "-c", "import sys; from pathlib import Path; sys.path[:0] = sys.argv[1:3]\n"
-                 "from bench_export import write_checkpoint\n"
-                 "write_checkpoint(*map(Path, sys.argv[3:6]), *sys.argv[6:])",
-                 ROOT, ROOT / "benchmarks", checkpoint, config, base, args.size, args.kind], check=True,
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    "-c",
+                    "import sys; from pathlib import Path; sys.path[:0] = sys.argv[1:3]\n"
+                    "from bench_export import write_checkpoint\n"
+                    "write_checkpoint(*map(Path, sys.argv[3:6]), *sys.argv[6:])",
+                    ROOT,
+                    ROOT / "benchmarks",
+                    checkpoint,
+                    config,
+                    base,
+                    args.size,
+                    args.kind,
+                ],
+                check=True,
+            )
         exports, copies = [], []
         for _ in range(args.repeats):
             for path in (out, copy):
@@ -186,18 +231,29 @@ def main() -> None:
             done = timed([sys.executable, ROOT / "benchmarks/peer_export.py", config, checkpoint, out])
             peer = {
                 "peer": "the steps of XTuner 0.2.0's InternVL converter, without FlashAttention (peer_export.py)",
-                "peer_s": round(done["wall_s"], 1), "peer_peak_gib": round(done["peak_gib"], 2),
+                "peer_s": round(done["wall_s"], 1),
+                "peer_peak_gib": round(done["peak_gib"], 2),
                 "peak_of_peer": round(max(e["peak_gib"] for e in exports) / done["peak_gib"], 3),
-            }  # fmt: skip
-        print(json.dumps({
-            "size": args.size, "kind": args.kind, "out_gb": round(num_bytes / 1e9, 2),
-            "checkpoint_gb": round(checkpoint.stat().st_size / 1e9, 2), "export_s": round(export_s, 1),
-            "cp_s": round(cp, 1), "ratio": round(export_s / cp, 2),
-            "peak_gib": round(max(e["peak_gib"] for e in exports), 2),
-            "export_all_s": [round(e["wall_s"], 1) for e in exports],
-            "cp_all_s": [round(c["wall_s"], 1) for c in copies], "sync": args.sync,
-            "load_average": round(os.getloadavg()[0], 1), **peer,
-        }))  # fmt: skip
+            }
+        print(
+            json.dumps(
+                {
+                    "size": args.size,
+                    "kind": args.kind,
+                    "out_gb": round(num_bytes / 1e9, 2),
+                    "checkpoint_gb": round(checkpoint.stat().st_size / 1e9, 2),
+                    "export_s": round(export_s, 1),
+                    "cp_s": round(cp, 1),
+                    "ratio": round(export_s / cp, 2),
+                    "peak_gib": round(max(e["peak_gib"] for e in exports), 2),
+                    "export_all_s": [round(e["wall_s"], 1) for e in exports],
+                    "cp_all_s": [round(c["wall_s"], 1) for c in copies],
+                    "sync": args.sync,
+                    "load_average": round(os.getloadavg()[0], 1),
+                    **peer,
+                }
+            )
+        )
     finally:
         for path in (out, copy):
             shutil.rmtree(path, ignore_errors=True)

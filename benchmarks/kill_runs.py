@@ -184,9 +184,7 @@ class Project:
     def export(self, name: str, checkpoint: Path) -> tuple[subprocess.Popen, Path]:
         """Starts an export that may replace an earlier one."""
         target = Path("exports", name)
-        return self.start(
-            "tools/convert_to_official.py", "configs/killed.py", checkpoint, target, "--force"
-        )  # fmt: skip
+        return self.start("tools/convert_to_official.py", "configs/killed.py", checkpoint, target, "--force")
 
     def newest(self, name: str) -> Path:
         """The checkpoint that a run's pointer names."""

@@ -36,8 +36,9 @@ def main(config_path: str, checkpoint: str, out: str) -> None:
     state = guess_load_checkpoint(checkpoint)
     if lora is not None:  # the names of its own checkpoints
         inner = "model.language_model."
-        state = {n.replace(inner, inner + "base_model.model.") if n.startswith(inner) else n: t
-                 for n, t in state.items()}  # fmt: skip
+        state = {
+            n.replace(inner, inner + "base_model.model.") if n.startswith(inner) else n: t for n, t in state.items()
+        }
     unexpected = holder.load_state_dict(state, strict=False).unexpected_keys
     assert not unexpected, unexpected[:3]
     holder.to(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Writes configs/ from the table of recipes (xtuner_plugins/recipes/table.py): run it after changing a row."""
+"""Writes configs/ from the table of recipes (xtuner_plugins/recipes/rows_*.py): run it after changing a row."""
 
 import argparse
 import sys

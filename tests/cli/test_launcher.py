@@ -141,9 +141,14 @@ def test_every_argument_reaches_the_training_processes(started, monkeypatch):
     at = command.index("xtuner_plugins.cli.train_process")
     assert status == 0 and "torch.distributed.run" in command
     assert command[at + 1 :] == [
-        f"runs/a/settings/{LEAF}.py", "--work-dir=runs/a", "--deepspeed=deepspeed_zero2",
-        "--resume=auto", "--seed=7", "--launcher", "pytorch",
-    ]  # fmt: skip
+        f"runs/a/settings/{LEAF}.py",
+        "--work-dir=runs/a",
+        "--deepspeed=deepspeed_zero2",
+        "--resume=auto",
+        "--seed=7",
+        "--launcher",
+        "pytorch",
+    ]
 
 
 @pytest.mark.parametrize(

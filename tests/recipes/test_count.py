@@ -7,7 +7,8 @@ from peft import LoraConfig
 from xtuner_plugins.models.adapters import inject_lora
 from xtuner_plugins.recipes.bases import BASES, ENCODERS, LLMS
 from xtuner_plugins.recipes.count import TOWERS, count, meta_model
-from xtuner_plugins.recipes.table import RECIPES, setting_of
+from xtuner_plugins.recipes.recipe import setting_of
+from xtuner_plugins.recipes.table import RECIPES
 
 ROWS = {recipe.stem: recipe for recipe in RECIPES}
 # Totals in billions as model cards and stored tensors give them.

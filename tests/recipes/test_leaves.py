@@ -53,8 +53,11 @@ def options(data, tmp_path_factory):
 
 
 def digests(model):
-    return {name: hashlib.sha256(p.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()
-            for name, p in model.named_parameters() if not p.requires_grad and p.numel()}  # fmt: skip
+    return {
+        name: hashlib.sha256(p.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()
+        for name, p in model.named_parameters()
+        if not p.requires_grad and p.numel()
+    }
 
 
 def watch_frozen(path):

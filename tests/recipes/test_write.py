@@ -7,7 +7,8 @@ import pytest
 
 from xtuner_plugins.recipes.count import count
 from xtuner_plugins.recipes.folders import FOLDERS
-from xtuner_plugins.recipes.table import RECIPES, SETTINGS
+from xtuner_plugins.recipes.recipe import SETTINGS
+from xtuner_plugins.recipes.table import RECIPES
 from xtuner_plugins.recipes.write import BEGIN, END, PAGES, _literal, render, render_readme, with_table, write_recipes
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ from ..hub.configuration_internvl_chat import InternVLChatConfig
 from ..hub.constants import PROJECTOR_TYPES
 from ..hub.modeling_internvl_chat import InternVLChatModel
 from .bases import ENCODERS, LLMS, Base
-from .table import Recipe, setting_of
+from .recipe import Recipe, setting_of
 
 TOWERS = {"visual_encoder": "vision_model", "projector": "mlp1", "llm": "language_model"}
 

@@ -19,7 +19,8 @@ from typing import Any
 from ..config_file import CONFIGS, RUNNER_KEYS, ConfigError, read_config
 from ..leaf import Leaf, launch_line
 from .bases import BASES, Base
-from .table import RECIPES, SETTINGS, Commented, Data, Recipe, batch_settings
+from .recipe import SETTINGS, Commented, Data, Recipe, batch_settings
+from .table import RECIPES
 from .write import render
 
 # XTuner's name of a chat template: ours. Its dataset knows these two.

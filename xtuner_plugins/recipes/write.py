@@ -12,7 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from ..leaf import literal
 from .bases import ENCODERS, LLMS
 from .folders import FOLDERS
-from .table import RECIPES, SETTINGS, Commented, Recipe
+from .recipe import SETTINGS, Commented, Recipe
+from .table import RECIPES
 
 # Settings that only some recipes have, by the template's own conditions.
 _LORA = {"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"}

@@ -1,0 +1,60 @@
+"""Training data as the recipes name them."""
+
+from __future__ import annotations
+
+from .recipe import Data
+
+LLAVA_PRETRAIN = Data(
+    "LLaVA-Pretrain 558K (blip_laion_cc_sbu_558k.json and its images)",
+    ("data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json",),
+    ("data/LLaVA-Pretrain/images",),
+)
+LLAVA_665K = Data(
+    "LLaVA-1.5 instructions (llava_v1_5_mix665k.json and its image folders under one root)",
+    ("data/LLaVA-Instruct/llava_v1_5_mix665k.json",),
+    ("data/LLaVA-Instruct/images",),
+)
+CC3M_595K = Data(
+    "LLaVA-CC3M-Pretrain-595K (chat.json and its images)",
+    ("data/LLaVA-CC3M-Pretrain-595K/chat.json",),
+    ("data/LLaVA-CC3M-Pretrain-595K/images",),
+)
+LLAVA_150K = Data(
+    "LLaVA-Instruct-150K on COCO train2017",
+    ("data/LLaVA-Instruct-150K/llava_instruct_150k.json",),
+    ("data/coco/train2017",),
+)
+LLAVA_80K = Data(
+    "LLaVA-Instruct-80K on COCO train2017",
+    ("data/LLaVA-Instruct-150K/llava_instruct_80k.json",),
+    ("data/coco/train2017",),
+)
+CHINESE_PRETRAIN = Data(
+    "chinese_llava captions in Chinese, as tools/prepare_data.py writes them",
+    ("data/chinese_llava/pretrain.jsonl",),
+    ("data/chinese_llava/images",),
+)
+CHINESE_SFT = Data(
+    "minimind-v conversations in Chinese, as tools/prepare_data.py writes them",
+    ("data/minimind-v/sft.jsonl",),
+    ("data/minimind-v/images",),
+)
+CAPTIONS = Data(
+    "COCO detail_23k and complex_reasoning_77k, AI Challenger captions (Chinese)",
+    (
+        "data/LLaVA-Instruct-150K/detail_23k.json",
+        "data/LLaVA-Instruct-150K/complex_reasoning_77k.json",
+        "data/ai_challenger/train.jsonl",
+    ),
+    ("data/coco/train2017", "data/coco/train2017", "data/ai_challenger/images"),
+)
+MINE = Data(
+    "data/mine/train.jsonl, one LLaVA-style record per line (docs/data.md); images in data/mine/images",
+    ("data/mine/train.jsonl",),
+    ("data/mine/images",),
+)
+TOY = Data(
+    "generated images with questions, half of which need the resolution",
+    ("work_dirs/quickstart/data/train.jsonl",),
+    ("work_dirs/quickstart/data/images",),
+)

@@ -1,0 +1,151 @@
+"""What a row of the table of recipes is, and the settings that every leaf has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .bases import BASES, Base
+
+
+@dataclass(frozen=True)
+class Commented:
+    """A setting's value with the comment behind it."""
+
+    value: Any
+    comment: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training data as a recipe names it.
+
+    Attributes:
+        text: line of the docstring.
+        paths: annotation files.
+        folders: image folder of each.
+    """
+
+    text: str
+    paths: tuple[str, ...]
+    folders: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A leaf of `configs/`.
+
+    Attributes:
+        stem: name of the file.
+        title: first line of the docstring.
+        data: what it trains on.
+        base: key of `BASES`, whose architecture it trains.
+        starts_from: directory to start from; None is the base's own.
+        origin: where that directory comes from, lines of the docstring; None gives the base's commands.
+        folder: of the leaf below `configs/`.
+        visual_encoder, projector, llm: `frozen`, `all` or `lora`.
+        quantized: parts held in 4 bits.
+        packed: several samples per row.
+        processes: on one node.
+        deepspeed: `--deepspeed` of the launch line.
+        hardware: line of the docstring.
+        notes: further lines of the docstring by label.
+        settings: values that differ from `SETTINGS`, and comments.
+    """
+
+    stem: str
+    title: str
+    data: Data
+    base: str
+    starts_from: str | None = None
+    origin: tuple[str, ...] | None = None
+    folder: str = ""
+    visual_encoder: str = "frozen"
+    projector: str = "all"
+    llm: str = "frozen"
+    quantized: tuple[str, ...] = ()
+    packed: bool = False
+    processes: int = 1
+    deepspeed: str | None = None
+    hardware: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> Base:
+        """The published model at its true size."""
+        return BASES[self.base]
+
+    @property
+    def path(self) -> str:
+        """Of the leaf in the checkout."""
+        return "/".join(filter(None, ("configs", self.folder, f"{self.stem}.py")))
+
+    @property
+    def launch(self) -> str:
+        """Command that starts it."""
+        if self.folder == "toy":
+            return f"python tools/train.py {self.path}"
+        processes = f"NPROC_PER_NODE={self.processes} " if self.processes > 1 else ""
+        deepspeed = f" --deepspeed {self.deepspeed}" if self.deepspeed else ""
+        return f"{processes}xtuner train {self.path}{deepspeed}"
+
+    def parts(self, state: str) -> list[str]:
+        """Parts in a state (`all`, `lora`, `frozen`), in the order of a sample's way."""
+        return [part for part in ("visual_encoder", "projector", "llm") if getattr(self, part) == state]
+
+
+# Settings in the order of a leaf; an empty name is an empty line. A recipe's own values replace these.
+SETTINGS: dict[str, Any] = {
+    "max_tiles": Commented(12, "+ thumbnail"),
+    "max_length": Commented(4096, "tokens; 13 tiles take 3328"),
+    "template": Commented(None, "None: the one that the base names"),
+    "repeat_times": Commented(None, "how often each file is used per epoch"),
+    "dtype": Commented("auto", "bfloat16 where the device has it"),
+    "gradient_checkpointing": Commented(True, "less memory, about a third more time"),
+    "freeze_visual_encoder": Commented(None, "False trains the encoder whole"),
+    "lora_rank": 64,
+    "lora_alpha": 128,
+    "lora_dropout": 0.05,
+    "lora_targets": Commented(None, "None: every linear layer of a block; or names, or a regular expression"),
+    "quant_type": "nf4",
+    "pack_tokens": 8192,
+    "pack_tiles": 26,
+    "batch_size": 1,
+    "accumulative_counts": Commented(16, "micro-batches of an optimizer step"),
+    "num_workers": 4,
+    "max_epochs": 1,
+    "max_steps": Commented(None, "optimizer steps; ends the run before max_epochs"),
+    "lr": 1e-4,
+    "visual_encoder_lr": Commented(None, "None: lr, here and below"),
+    "projector_lr": None,
+    "llm_lr": None,
+    "lora_lr": None,
+    "visual_encoder_layer_decay": Commented(1.0, "factor on the learning rate per block, from the last to the first"),
+    "betas": (0.9, 0.999),
+    "weight_decay": Commented(0.0, "not on norms and biases"),
+    "max_grad_norm": 1.0,
+    "warmup_ratio": Commented(0.03, "share of the optimizer steps"),
+    "save_steps": Commented(500, "optimizer steps"),
+    "save_total_limit": Commented(2, "checkpoints kept"),
+}
+
+
+def setting_of(recipe: Recipe, name: str) -> Any:
+    """A setting's value in a recipe."""
+    setting = recipe.settings.get(name, SETTINGS[name])
+    return setting.value if isinstance(setting, Commented) else setting
+
+
+def batch_settings(size: int, accumulation: int, processes: int, unit: str = "samples") -> dict[str, Any]:
+    """`batch_size` and `accumulative_counts`, with the samples of a step in the comment."""
+    gpus = f"{processes} GPU" + ("s" if processes > 1 else "")
+    total = size * accumulation * processes
+    return {
+        "batch_size": Commented(size, f"x {accumulation} accumulation x {gpus} = {total} {unit} per step"),
+        "accumulative_counts": Commented(accumulation, "micro-batches of an optimizer step"),
+    }
+
+
+PLANNED = "planned; not run yet at this size"

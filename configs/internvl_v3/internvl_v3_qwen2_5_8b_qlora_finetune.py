@@ -2,7 +2,7 @@
 
 trains          projector, LoRA on every linear layer of the LLM
 frozen          vision encoder, the LLM's own weights
-4 bits          linear layers of the vision encoder and LLM (NF4 with double quantization)
+4 bits          linear layers of the LLM (NF4 with double quantization)
 starts from     models/InternVL3-8B:
                 hf download OpenGVLab/InternVL3-8B --local-dir models/InternVL3-8B
 data            LLaVA-1.5 instructions (llava_v1_5_mix665k.json and its image folders under one root)
@@ -72,9 +72,6 @@ model = dict(
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
         target_modules=lora_targets,
-    ),
-    visual_encoder_quantization=dict(
-        type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=True
     ),
     llm_quantization=dict(
         type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=True

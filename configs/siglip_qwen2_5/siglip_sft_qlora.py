@@ -1,8 +1,8 @@
-"""SigLIP + Qwen2.5-0.5B, as siglip_sft_lora.py with the LLM in 4 bits.
+"""SigLIP + Qwen2.5-0.5B, as siglip_sft_lora.py with encoder and LLM in 4 bits.
 
 trains          projector, LoRA on q_proj, k_proj, v_proj, o_proj of the LLM
 frozen          vision encoder, the LLM's own weights
-4 bits          linear layers of the LLM (NF4 with double quantization)
+4 bits          linear layers of the vision encoder and LLM (NF4 with double quantization)
 starts from     exports/siglip_pretrain, the exported warm-up
 data            LLaVA-Instruct-150K on COCO train2017
 tiles           1
@@ -70,6 +70,9 @@ model = dict(
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
         target_modules=lora_targets,
+    ),
+    visual_encoder_quantization=dict(
+        type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=True
     ),
     llm_quantization=dict(
         type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=True

@@ -111,6 +111,8 @@ def with_table(page: str, is_chinese: bool = False, name: str = "the page") -> s
 
 def render_table(is_chinese: bool = False) -> str:
     """The table of all leaves, one row each, as links from `docs/`."""
+    from .count import count  # takes torch
+
     head = (
         "| 叶子 | 参数总数 | 训练的参数 | 权重和优化器 |"
         if is_chinese

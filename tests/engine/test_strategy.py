@@ -105,7 +105,11 @@ def test_lora_under_zero_3(toy_base, data, tmp_path, freeze_projector):
 
 
 def test_lora_of_the_encoder_under_zero_3(toy_base, data, tmp_path):
-    options = {"model.visual_encoder_lora.type": "LoraConfig", "model.visual_encoder_lora.r": 4}
+    options = {
+        "model.visual_encoder_lora.type": "LoraConfig",
+        "model.visual_encoder_lora.r": 4,
+        "model.gradient_checkpointing": True,
+    }
     case = dict(config="configs/toy/toy_finetune_lora.py", options=options)
     alone = train_forked(tmp_path / "alone", toy_base, data, **case)
     split = train_forked(tmp_path / "split", toy_base, data, processes=2, deepspeed="deepspeed_zero3", **case)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
@@ -45,7 +48,8 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def options_of(self, model: nn.Module) -> Iterator[tuple[nn.Parameter, dict[str, float]]]:
         """Each trainable parameter with the options of its group (``lr``, ``weight_decay``, ...)."""
         single: list[dict] = []
-        self.add_params(single, model)
+        with _quiet_about_frozen():
+            self.add_params(single, model)
         parts = model.parts() if hasattr(model, "parts") else {"model": model}
         members = {id(p): (name, part) for part, module in parts.items() for name, p in module.named_parameters()}
         part_lr = _part_rates(self.paramwise_cfg.get("part_lr"))
@@ -76,6 +80,21 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         for kind in part_lr:
             if kind not in seen:
                 raise ValueError(f"a learning rate is set for {kind}, but nothing of it trains; leave it None")
+
+
+@contextmanager
+def _quiet_about_frozen() -> Iterator[None]:
+    """Drops MMEngine's warning for each frozen parameter, of which a model has hundreds on purpose."""
+    logger = MMLogger.get_current_instance()
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "is skipped since its requires_grad" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def _part_rates(rates: Mapping[str, float | None] | None) -> dict[str, float]:

@@ -69,6 +69,7 @@ def plain(toy_base, data, tmp_path_factory):
 
 def test_groups_by_part_with_their_base_rates(plain):
     parts, groups = table(plain[0])
+    assert "is skipped" not in plain[0]  # MMEngine would warn of each frozen parameter
     assert parts["visual_encoder"][0] == 0 and parts["projector"][0] > 0 and parts["llm"][0] > 0
     assert sum(count for count, _, _ in groups) == sum(trainable for trainable, _ in parts.values())
     by_rates = {(lr, decay): count for count, lr, decay in groups}

@@ -29,7 +29,7 @@ image_folders = ["data/LLaVA-Pretrain/images"]
 max_tiles = 12  # + thumbnail
 max_length = 4096  # tokens; 13 tiles take 3328
 dtype = "auto"  # bfloat16 where the device has it
-gradient_checkpointing = True  # less memory, about a third more time
+gradient_checkpointing = True  # less memory, one more forward pass
 
 batch_size = 2  # x 16 accumulation x 8 GPUs = 256 samples per step
 accumulative_counts = 16  # micro-batches of an optimizer step

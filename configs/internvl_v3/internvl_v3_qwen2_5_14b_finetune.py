@@ -29,7 +29,7 @@ image_folders = ["data/LLaVA-Instruct/images"]
 max_tiles = 12  # + thumbnail
 max_length = 8192  # tokens; 13 tiles take 3328
 dtype = "auto"  # bfloat16 where the device has it
-gradient_checkpointing = True  # less memory, about a third more time
+gradient_checkpointing = True  # less memory, one more forward pass
 freeze_visual_encoder = True  # False trains the encoder too
 
 batch_size = 1  # x 8 accumulation x 8 GPUs = 64 samples per step

@@ -31,7 +31,7 @@ image_folders = ["data/coco/train2017"]
 max_tiles = 1  # the whole image: 576 tokens
 max_length = 2048  # tokens; the image takes 576
 dtype = "auto"  # bfloat16 where the device has it
-gradient_checkpointing = True  # less memory, about a third more time
+gradient_checkpointing = True  # less memory, one more forward pass
 
 batch_size = 4  # x 2 accumulation x 4 GPUs = 32 samples per step
 accumulative_counts = 2  # micro-batches of an optimizer step

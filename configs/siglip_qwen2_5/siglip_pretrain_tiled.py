@@ -30,7 +30,7 @@ image_folders = ["data/LLaVA-CC3M-Pretrain-595K/images"]
 max_tiles = 6  # + thumbnail
 max_length = 2048  # tokens; 7 tiles take 1183
 dtype = "auto"  # bfloat16 where the device has it
-gradient_checkpointing = True  # less memory, about a third more time
+gradient_checkpointing = True  # less memory, one more forward pass
 
 batch_size = 8  # x 4 accumulation x 1 GPU = 32 samples per step
 accumulative_counts = 4  # micro-batches of an optimizer step

@@ -5,7 +5,7 @@ frozen          vision encoder, LLM
 starts from     models/SigLIP-Qwen2.5-0.5B:
                 python tools/build_base_model.py --vision google/siglip-so400m-patch14-384 --llm \
                     Qwen/Qwen2.5-0.5B-Instruct --projector-type bilinear_mlp --out models/SigLIP-Qwen2.5-0.5B
-data            chinese_llava captions in Chinese, as tools/prepare_data.py writes them
+data            LinkSoul's Chinese-LLaVA-Vision-Instructions: LLaVA-CC3M-Pretrain-595K with captions in Chinese
 tiles           1
 hardware        1 GPU of 24 GB planned; not run yet at this size
 launch          xtuner train configs/siglip_qwen2_5/siglip_pretrain_zh.py
@@ -24,12 +24,12 @@ with read_base():
 
 # ---------------------------------------------------------------- Settings
 base = "models/SigLIP-Qwen2.5-0.5B"
-data_paths = ["data/chinese_llava/pretrain.jsonl"]
-image_folders = ["data/chinese_llava/images"]
+data_paths = ["data/Chinese-LLaVA-Vision-Instructions/LLaVA-CC3M-Pretrain-595K/chat-translated.json"]
+image_folders = ["data/LLaVA-CC3M-Pretrain-595K/images"]
 max_tiles = 1  # the whole image at 384 x 384: 169 tokens
 max_length = 1024  # tokens; the image takes 169
 dtype = "auto"  # bfloat16 where the device has it
-gradient_checkpointing = True  # less memory, about a third more time
+gradient_checkpointing = True  # less memory, one more forward pass
 
 batch_size = 8  # x 4 accumulation x 1 GPU = 32 samples per step
 accumulative_counts = 4  # micro-batches of an optimizer step

@@ -3,7 +3,7 @@
 trains          projector, LoRA on q_proj, k_proj, v_proj, o_proj of the LLM
 frozen          vision encoder, the LLM's own weights
 starts from     exports/siglip_pretrain, the exported warm-up
-data            minimind-v conversations in Chinese, as tools/prepare_data.py writes them
+data            LinkSoul's Chinese-LLaVA-Vision-Instructions: LLaVA-Instruct-150K in Chinese, on COCO train2017
 tiles           1
 hardware        1 GPU of 24 GB planned; not run yet at this size
 launch          xtuner train configs/siglip_qwen2_5/siglip_sft_lora_zh.py
@@ -23,12 +23,12 @@ with read_base():
 
 # ---------------------------------------------------------------- Settings
 base = "exports/siglip_pretrain"
-data_paths = ["data/minimind-v/sft.jsonl"]
-image_folders = ["data/minimind-v/images"]
+data_paths = ["data/Chinese-LLaVA-Vision-Instructions/LLaVA-Instruct-150K/translated/llava_instruct_150k.json"]
+image_folders = ["data/coco/train2017"]
 max_tiles = 1  # the whole image at 384 x 384: 169 tokens
 max_length = 1024  # tokens; the image takes 169
 dtype = "auto"  # bfloat16 where the device has it
-gradient_checkpointing = True  # less memory, about a third more time
+gradient_checkpointing = True  # less memory, one more forward pass
 lora_rank = 64
 lora_alpha = 16
 lora_dropout = 0.05

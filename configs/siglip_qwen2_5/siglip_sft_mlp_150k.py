@@ -27,7 +27,7 @@ image_folders = ["data/coco/train2017"]
 max_tiles = 1  # the whole image at 384 x 384: 169 tokens
 max_length = 1024  # tokens; the image takes 169
 dtype = "auto"  # bfloat16 where the device has it
-gradient_checkpointing = True  # less memory, about a third more time
+gradient_checkpointing = True  # less memory, one more forward pass
 
 batch_size = 8  # x 4 accumulation x 1 GPU = 32 samples per step
 accumulative_counts = 4  # micro-batches of an optimizer step

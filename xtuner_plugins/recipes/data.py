@@ -30,14 +30,14 @@ LLAVA_80K = Data(
     ("data/coco/train2017",),
 )
 CHINESE_PRETRAIN = Data(
-    "chinese_llava captions in Chinese, as tools/prepare_data.py writes them",
-    ("data/chinese_llava/pretrain.jsonl",),
-    ("data/chinese_llava/images",),
+    "LinkSoul's Chinese-LLaVA-Vision-Instructions: LLaVA-CC3M-Pretrain-595K with captions in Chinese",
+    ("data/Chinese-LLaVA-Vision-Instructions/LLaVA-CC3M-Pretrain-595K/chat-translated.json",),
+    ("data/LLaVA-CC3M-Pretrain-595K/images",),
 )
 CHINESE_SFT = Data(
-    "minimind-v conversations in Chinese, as tools/prepare_data.py writes them",
-    ("data/minimind-v/sft.jsonl",),
-    ("data/minimind-v/images",),
+    "LinkSoul's Chinese-LLaVA-Vision-Instructions: LLaVA-Instruct-150K in Chinese, on COCO train2017",
+    ("data/Chinese-LLaVA-Vision-Instructions/LLaVA-Instruct-150K/translated/llava_instruct_150k.json",),
+    ("data/coco/train2017",),
 )
 CAPTIONS = Data(
     "COCO detail_23k and complex_reasoning_77k, AI Challenger captions (Chinese)",

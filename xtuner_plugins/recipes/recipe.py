@@ -103,7 +103,7 @@ SETTINGS: dict[str, Any] = {
     "template": Commented(None, "None: the one that the base names"),
     "repeat_times": Commented(None, "how often each file is used per epoch"),
     "dtype": Commented("auto", "bfloat16 where the device has it"),
-    "gradient_checkpointing": Commented(True, "less memory, about a third more time"),
+    "gradient_checkpointing": Commented(True, "less memory, one more forward pass"),
     "freeze_visual_encoder": Commented(None, "False trains the encoder whole"),
     "lora_rank": 64,
     "lora_alpha": 128,

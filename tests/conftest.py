@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+# MMEngine needs yapf, which writes its grammar to the user's cache when it is first imported, not atomically: on a new
+# machine one pytest worker read what the other had half written. This import is done before the workers start.
+import yapf  # noqa: F401
+
 ROOT = Path(__file__).resolve().parents[1]
 # After so long a process is taken to hang. Only a guard: on a machine with five times the load that it has cores for, a
 # command of ten seconds took four minutes.

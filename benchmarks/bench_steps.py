@@ -13,7 +13,6 @@
 """
 
 import argparse
-import inspect
 import statistics
 import sys
 import tempfile
@@ -53,7 +52,6 @@ class Steps:
         build_base(*parts, folder / "base", dtype="float32")
         self.model = VisionLanguageModel(base=str(folder / "base"), freeze_llm=False, dtype="float32")
         self.context = self.model.model.img_context_token_id
-        self.known = inspect.signature(self.model.forward).parameters
 
     def sample(self, tokens: int, tiles: int) -> dict:
         ids = torch.randint(10, 200, (round(tokens / SCALE),))
@@ -68,7 +66,6 @@ class Steps:
         for _ in range(tries):
             batch = (collate_packed if packed else collate)(samples)
             inputs = self.model.data_preprocessor(batch, True)
-            inputs = {key: value for key, value in inputs.items() if key in self.known}
             start = time.process_time()
             self.model(**inputs, mode="loss")["loss"].backward()
             found.append(time.process_time() - start)

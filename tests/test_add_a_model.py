@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, SmolLM3Config, SmolLM3ForCausalLM
 
 from tests.checkpoints.language_models import SIZES
-from tests.checkpoints.training import chat_inputs, logits, save_pth, write_config
+from tests.checkpoints.training import chat_inputs, logits, save_pth, training_inputs, write_config
 from xtuner_plugins import families
 from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.checkpoints.export import export
@@ -81,7 +81,7 @@ def test_the_row_of_the_page_trains_and_exports(row, tmp_path):
     inputs = chat_inputs(model.model)
     before = logits(model.model.eval(), inputs)
     pixels, ids, _ = inputs
-    batch = dict(input_ids=ids, pixel_values=pixels, labels=ids)
+    batch = training_inputs(model, ids, pixels)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(2):  # LoRA's B starts at zero, so A gets its first gradient in the second step

@@ -17,7 +17,7 @@ def main(base: str, out: Path) -> None:
     import deepspeed
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-    from tests.checkpoints.training import LORA, chat_inputs, logits
+    from tests.checkpoints.training import LORA, chat_inputs, logits, training_inputs
     from xtuner_plugins.checkpoints.loader import load_model
     from xtuner_plugins.checkpoints.partition import is_partitioned, over_ranks
     from xtuner_plugins.engine.runtime import leave_process_group, prepare_runtime
@@ -57,8 +57,7 @@ def main(base: str, out: Path) -> None:
     config["zero_allow_untested_optimizer"] = True
     engine, *_ = deepspeed.initialize(model=trained, optimizer=optimizer, config=config)
     ids = torch.randint(0, 500, (1, 8))
-    side = trained.tile_size
-    loss = engine(input_ids=ids, pixel_values=torch.zeros(0, 3, side, side), labels=ids, mode="loss")["loss"]
+    loss = engine(**training_inputs(trained, ids), mode="loss")["loss"]
     engine.backward(loss)
     engine.step()
     assert torch.isfinite(loss)

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 
+from xtuner_plugins.models.rows import make_row
 from xtuner_plugins.models.vlm import VisionLanguageModel
 
 LORA = dict(type=LoraConfig, r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
@@ -86,3 +87,11 @@ def with_context(model, other):
     """``model``, knowing the image token that ``other`` knows."""
     model.img_context_token_id = other.img_context_token_id
     return model
+
+
+def training_inputs(model, ids, pixels=None) -> dict:
+    """What the training model's forward takes for one row of ids, all of them labels; without tiles by default."""
+    if pixels is None:
+        pixels = torch.zeros(0, 3, model.tile_size, model.tile_size)
+    row = make_row({"input_ids": ids, "labels": ids}, model.img_context_token_id)
+    return {"row": row, "pixel_values": pixels}

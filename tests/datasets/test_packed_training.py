@@ -1,7 +1,5 @@
 """From the dataset to the loss: a pack gives what its samples give one by one, in loss and gradients."""
 
-import inspect
-
 import pytest
 import torch
 
@@ -18,10 +16,8 @@ def samples(toy_base, write_data, make_image, qa):
 
 
 def loss_and_gradients(model, batch):
-    known = inspect.signature(model.forward).parameters
-    inputs = {key: value for key, value in model.data_preprocessor(batch, True).items() if key in known}
     model.zero_grad(set_to_none=True)
-    loss = model(**inputs, mode="loss")["loss"]
+    loss = model(**model.data_preprocessor(batch, True), mode="loss")["loss"]
     loss.backward()
     return loss.detach(), {name: part.grad.clone() for name, part in model.named_parameters() if part.grad is not None}
 

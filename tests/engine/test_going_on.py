@@ -69,7 +69,7 @@ def poison(step, micro_batch, value=float("nan")):
     def count(batch):
         calls.append(batch)
         if len(calls) == 4 * step + micro_batch + 1 and os.environ.get("RANK", "0") == "0":
-            batch["loss_weights"] = torch.full((len(batch["labels"]),), value)
+            batch["loss_weights"] = torch.full((len(batch["num_tiles"]),), value)
             return 1.0
         return next_loss(batch)
 

@@ -2,71 +2,154 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
 
-from xtuner_plugins.models.losses import next_token_loss
+from xtuner_plugins.models import losses
+from xtuner_plugins.models.losses import LossHead, batch_weight, next_token_loss
 
-
-class CountingHead(nn.Linear):
-    """A head that remembers how many positions it was asked for."""
-
-    def forward(self, hidden):
-        self.positions = hidden.shape[:-1].numel()
-        return super().forward(hidden)
+VOCABULARY = 11
 
 
-def make_case(supervised):
+def make_case(kind="fused", positions=7, dtype=torch.float32):
+    """Hidden states, targets and a head: the kind that keeps no logits, or one with an adapter."""
     torch.manual_seed(0)
-    hidden = torch.randn(2, 7, 8, requires_grad=True)
-    labels = torch.full((2, 7), -100)
-    for row, column in supervised:
-        labels[row, column] = (row * 7 + column) % 11
-    return hidden, labels, CountingHead(8, 11, bias=False)
+    hidden = torch.randn(positions, 8, dtype=dtype, requires_grad=True)
+    head = nn.Linear(8, VOCABULARY, bias=False, dtype=dtype)
+    if kind == "fused":
+        LossHead.take_over(head)
+    else:
+        head = nn.Sequential(head, nn.Linear(VOCABULARY, VOCABULARY, bias=False, dtype=dtype))
+    return hidden, torch.arange(positions) % VOCABULARY, head
 
 
-def test_equals_cross_entropy_over_all_logits():
-    hidden, labels, head = make_case([(0, 3), (0, 4), (1, 6)])
-    loss, count = next_token_loss(hidden, labels, head)
-    logits = F.linear(hidden, head.weight)[:, :-1]
-    expected = F.cross_entropy(logits.reshape(-1, 11), labels[:, 1:].reshape(-1), ignore_index=-100)
-    torch.testing.assert_close(loss, expected)
-    assert count == 3
+@pytest.fixture(params=["fused", "wrapped"])
+def kind(request):
+    return request.param
 
 
-def test_head_runs_only_where_a_label_needs_it():
-    hidden, labels, head = make_case([(0, 3), (1, 6)])
-    next_token_loss(hidden, labels, head)
-    assert head.positions == 2
-
-
-def test_label_of_the_first_token_predicts_nothing():
-    hidden, labels, head = make_case([(0, 0), (1, 5)])
-    _, count = next_token_loss(hidden, labels, head)
-    assert count == 1
-
-
-def test_no_label_at_all_runs_the_head_and_gives_zero_gradients():
-    hidden, labels, head = make_case([])
-    loss, count = next_token_loss(hidden, labels, head)
+@pytest.mark.parametrize("rows", [1, 2, 3, 100])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_equals_cross_entropy_over_all_logits(kind, rows, weighted, monkeypatch):
+    """In the loss and in every gradient, however many positions a chunk has."""
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", rows * VOCABULARY)
+    hidden, targets, head = make_case(kind)
+    weights = torch.rand(len(targets)) if weighted else torch.ones(len(targets))
+    loss = next_token_loss(hidden, targets, head, weights if weighted else None)
     loss.backward()
-    assert (loss.item(), count.item()) == (0.0, 0)
-    assert head.weight.grad is not None and head.weight.grad.abs().max() == 0
-    assert hidden.grad is not None and hidden.grad.abs().max() == 0
+    again, _, whole = make_case(kind)
+    expected = (F.cross_entropy(whole(again), targets, reduction="none") * weights).sum() / weights.sum()
+    expected.backward()
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(hidden.grad, again.grad, atol=1e-6, rtol=1e-6)
+    for ours, theirs in zip(head.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-6)
+
+
+def test_the_gradient_follows_what_comes_after_the_loss(kind):
+    """Loss scaling and the division by the step's tokens multiply it."""
+    gradients = []
+    for scale in (1.0, 1024.0):
+        hidden, targets, head = make_case(kind)
+        (next_token_loss(hidden, targets, head, mean_weight=torch.tensor(3.0)) * scale).backward()
+        gradients.append(hidden.grad)
+    torch.testing.assert_close(gradients[1], gradients[0] * 1024)
+
+
+def test_few_logits_exist_at_a_time(kind, monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", 2 * VOCABULARY)
+    sizes = []
+    originals = {"log_softmax": F.log_softmax, "cross_entropy": F.cross_entropy}
+    for name, original in originals.items():
+
+        def noted(logits, *args, original=original, **kwargs):
+            sizes.append(logits.numel())
+            return original(logits, *args, **kwargs)
+
+        monkeypatch.setattr(F, name, noted)
+    hidden, targets, head = make_case(kind)
+    next_token_loss(hidden, targets, head).backward()
+    assert max(sizes) == 2 * VOCABULARY and len(sizes) >= 4
+
+
+def peak_bytes(compute) -> int:
+    """Bytes that exist at once while a function runs on fake tensors, which take no memory."""
+    with FakeTensorMode(), MemTracker() as tracker:
+        compute()
+    return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_loss_is_float32(dtype):
-    hidden, labels, head = make_case([(0, 3)])
-    loss, _ = next_token_loss(hidden.to(dtype), labels, head.to(dtype))
-    assert loss.dtype == torch.float32
+def test_peak_memory_is_below_a_tenth_of_all_logits(dtype):
+    """At 8,192 supervised positions and the vocabulary of InternVL2.5 with Qwen2.5."""
+    positions, width, vocabulary = 8192, 64, 151_674
+
+    def compute(loss_of=next_token_loss):
+        hidden = torch.randn(positions, width, dtype=dtype, requires_grad=True)
+        head = nn.Linear(width, vocabulary, bias=False, dtype=dtype)
+        if loss_of is next_token_loss:
+            LossHead.take_over(head)
+        loss_of(hidden, torch.zeros(positions, dtype=torch.int64), head).backward()
+
+    all_logits = positions * vocabulary * 4
+    assert peak_bytes(compute) <= 0.1 * all_logits
+    whole = peak_bytes(lambda: compute(lambda hidden, targets, head: F.cross_entropy(head(hidden).float(), targets)))
+    assert whole >= all_logits  # the measure sees them where they exist
 
 
-def test_weights_are_relative_and_change_what_counts():
-    hidden, labels, head = make_case([(0, 3), (1, 6)])
-    logits = F.linear(hidden, head.weight)
-    one = F.cross_entropy(logits[0, 2], labels[0, 3])
-    other = F.cross_entropy(logits[1, 5], labels[1, 6])
-    weights = torch.tensor([[3.0], [1.0]]).expand(2, 7)
-    loss, _ = next_token_loss(hidden, labels, head, weights)
-    torch.testing.assert_close(loss, (3 * one + other) / 4)
-    equal, _ = next_token_loss(hidden, labels, head, torch.full((2, 7), 5.0))
-    torch.testing.assert_close(equal, next_token_loss(hidden, labels, head)[0])
+def test_nothing_is_kept_without_gradients(kind):
+    hidden, targets, head = make_case(kind)
+    with torch.no_grad():
+        loss = next_token_loss(hidden, targets, head)
+    assert not loss.requires_grad and torch.isfinite(loss)
+
+
+def test_weights_of_zero_give_zero_loss_and_zero_gradients(kind):
+    """A rank without labels runs the head too: one position of weight 0."""
+    hidden, targets, head = make_case(kind, positions=1)
+    loss = next_token_loss(hidden, targets, head, torch.zeros(1))
+    loss.backward()
+    assert loss.item() == 0.0 and hidden.grad.abs().max() == 0
+    assert all(p.grad is not None and p.grad.abs().max() == 0 for p in head.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_loss_is_float32_and_gradients_keep_their_dtype(kind, dtype):
+    hidden, targets, head = make_case(kind, dtype=dtype)
+    loss = next_token_loss(hidden, targets, head)
+    loss.backward()
+    assert loss.dtype == torch.float32 and hidden.grad.dtype == dtype
+
+
+def test_autocast_decides_the_dtype_of_products():
+    """As with a plain head: float32 parameters, products in bfloat16, logits compared in float32."""
+    hidden, targets, head = make_case()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = next_token_loss(hidden, targets, head)
+        expected = F.cross_entropy(F.linear(hidden, head.weight).float(), targets)
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
+    assert abs(loss - next_token_loss(hidden, targets, head)) > 1e-6
+    loss.backward()
+    assert head.weight.grad.dtype == torch.float32
+
+
+def test_a_head_still_gives_logits():
+    hidden, _, head = make_case()
+    torch.testing.assert_close(head(hidden), F.linear(hidden, head.weight))
+
+
+def test_only_a_plain_head_is_taken_over():
+    class Other(nn.Linear):
+        pass
+
+    head = Other(2, 3)
+    LossHead.take_over(head)
+    assert type(head) is Other
+
+
+def test_the_weight_of_a_batch_counts_labels_that_are_predicted():
+    labels = torch.tensor([[5, -100, 6, 7], [8, 9, -100, -100]])  # the first of each row is predicted by nothing
+    assert batch_weight({"labels": labels}) == 3
+    assert batch_weight({"labels": labels, "loss_weights": torch.tensor([0.5, 4.0])}) == 0.5 * 2 + 4.0
+    pack = {"labels": torch.tensor([[-100, 5, 6, -100, 7]]), "cu_seqlens": torch.tensor([0, 3, 5])}
+    assert batch_weight({**pack, "loss_weights": torch.tensor([0.5, 4.0])}) == 0.5 * 2 + 4.0

@@ -9,7 +9,8 @@ from xtuner_plugins.models.preprocessor import TilePreprocessor
 
 
 def batch_of(tiles):
-    return {"tiles": tiles, "input_ids": torch.zeros(1, 4, dtype=torch.long), "sources": ["a.jsonl:1"]}
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    return {"tiles": tiles, "input_ids": ids, "num_tiles": torch.tensor([len(tiles)]), "sources": ["a.jsonl:1"]}
 
 
 def test_normalization_equals_totensor_and_normalize():
@@ -20,10 +21,18 @@ def test_normalization_equals_totensor_and_normalize():
     assert torch.equal(ours, theirs)
 
 
-def test_other_fields_pass_and_the_batch_is_not_modified():
+def test_a_batch_becomes_the_inputs_of_the_model_and_is_not_modified():
     batch = batch_of(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
     out = TilePreprocessor()(batch)
-    assert out["sources"] == ["a.jsonl:1"] and "tiles" not in out and "tiles" in batch
+    assert list(out) == ["row", "pixel_values"] and "tiles" in batch
+    assert out["row"].input_ids.tolist() == [[0, 0, 0, 0]] and out["row"].segments.bounds == (0, 4)
+
+
+def test_tiles_without_their_image_tokens_are_refused():
+    preprocessor = TilePreprocessor()
+    preprocessor.image_token, preprocessor.tokens_per_tile = 7, 4
+    with pytest.raises(ValueError, match=r"0 image tokens in the text, but 4 image features .* at fault: a.jsonl:1$"):
+        preprocessor(batch_of(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)))
 
 
 def test_no_tiles_stay_no_tiles():

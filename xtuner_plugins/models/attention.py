@@ -1,68 +1,127 @@
-"""Attention over packs: several samples in one row that don't see each other."""
+"""Attention over a row of several samples: each token sees the earlier tokens of its own sample, nothing else.
+
+No mask of the whole row is built, and keys and values of grouped heads aren't repeated. Registered with transformers
+under `SEGMENTS`, so that every LLM family takes it.
+"""
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+SEGMENTS = "segments"  # attn_implementation
+_FLASH_CAPABILITY = (8, 0)  # Ampere
+_FLASH_HEAD_DIM = 256
 
 
-def packed_causal_mask(cu_seqlens: torch.Tensor, length: int) -> torch.Tensor:
-    """The mask of a packed row: causal inside each sample, nothing across.
+class Segments(NamedTuple):
+    """Where the samples of a row stand.
 
-    ::
+    Attributes:
+        bounds: the start of each sample, and the end of the last (n + 1 integers, from 0 to the row's length).
+        cu_seqlens: the same as int32 ``[n + 1]`` on the row's device.
+    """
 
-        cu_seqlens = [0, 2, 5]          0 1 2 3 4   (keys)
-                                     0  x
-                                     1  x x
-                                     2      x
-                                     3      x x
-                                     4      x x x
+    bounds: tuple[int, ...]
+    cu_seqlens: torch.Tensor
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sample."""
+        return max(end - start for start, end in pairwise(self.bounds))
+
+
+def attend_to_segments(model: nn.Module) -> None:
+    """Makes a language model of transformers attend by segments where its forward gets ``segments``.
+
+    Without ``segments`` (in generation, for instance) it attends as transformers' own ``sdpa``.
+    """
+    model.set_attn_implementation(SEGMENTS)
+
+
+def no_mask(device: torch.device) -> torch.Tensor:
+    """The ``attention_mask`` of a forward with ``segments``: beside four dimensions transformers makes no mask."""
+    return torch.empty(1, 1, 1, 1, device=device)
+
+
+def segment_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    segments: Segments | None = None,
+    sliding_window: int | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention inside each segment, by the rules of transformers' attention functions.
 
     Args:
-        cu_seqlens: int32 ``[n + 1]``, the start of each sample and the end of the last. Later positions are padding;
-            each sees itself, so that no row of the mask is empty.
-        length: S, the length of the row.
+        module: the attention layer.
+        query: ``[1, H, S, D]``.
+        key, value: ``[1, H_kv, S, D]``; H is a multiple of H_kv.
+        attention_mask: unused where there are segments.
+        dropout: of attention weights.
+        scaling: of scores; None is 1 / sqrt(D).
+        segments: of the row; None attends as ``sdpa``.
+        sliding_window: a token sees itself and this many minus one before it; None sees all.
+        **kwargs: what transformers passes to every attention function; unused where there are segments.
 
     Returns:
-        bool ``[1, 1, S, S]``, True where a query (row) may look at a key (column).
+        ``[1, S, H, D]``, and None in place of the weights.
     """
-    positions = torch.arange(length, device=cu_seqlens.device)
-    sample = samples_of_positions((1, length), cu_seqlens, cu_seqlens.device)[0]
-    same_sample = sample[:, None] == sample[None, :]
-    causal = positions[:, None] >= positions[None, :]
-    is_padding = positions >= cu_seqlens[-1]
-    itself = positions[:, None] == positions[None, :]
-    mask = same_sample & causal & (itself | ~is_padding[:, None])
-    return mask[None, None]
-
-
-def samples_of_positions(shape: tuple[int, int], cu_seqlens: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-    """The sample that each position belongs to: the index of the row, or of the segment in a packed row.
-
-    Args:
-        shape: (B, S).
-        cu_seqlens: int32 ``[n + 1]`` of a packed row, or None.
-        device: Device of the result.
-
-    Returns:
-        int64 ``[B, S]``; n at padding after the last segment.
-    """
-    batch_size, length = shape
-    if cu_seqlens is None:
-        return torch.arange(batch_size, device=device)[:, None].expand(batch_size, length)
-    positions = torch.arange(length, device=device)
-    return torch.bucketize(positions, cu_seqlens[1:].to(device), right=True)[None]
-
-
-def check_boundaries(cu_seqlens: torch.Tensor, batch_size: int, length: int) -> None:
-    """Raises where boundaries don't fit the batch.
-
-    Raises:
-        ValueError: Several rows, or boundaries that don't start at 0, don't rise, or end after the row.
-    """
-    bounds = cu_seqlens.tolist()
-    rising = all(a < b for a, b in zip(bounds, bounds[1:], strict=False))
-    if batch_size != 1 or bounds[0] != 0 or not rising or bounds[-1] > length:
-        raise ValueError(
-            f"a pack is one row with rising boundaries from 0 to at most its length; got {batch_size} rows of "
-            f"{length} tokens and boundaries {bounds[:4]}...{bounds[-1]}"
+    if segments is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    window = sliding_window if sliding_window is not None and sliding_window < segments.longest else None
+    if _flash_runs(query, dropout):
+        rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+        borders = (segments.cu_seqlens, segments.cu_seqlens, segments.longest, segments.longest)
+        output = varlen_attn(*rows, *borders, scale=scaling, window_size=(-1 if window is None else window - 1, 0))
+        return output[None], None
+    pieces = [
+        _one_segment(*(tensor[:, :, start:end] for tensor in (query, key, value)), dropout, scaling, window)
+        for start, end in pairwise(segments.bounds)
+    ]
+    return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _flash_runs(query: torch.Tensor, dropout: float) -> bool:
+    """Whether the flash kernel of torch computes this: half precision, Ampere or newer, no dropout."""
+    if not query.is_cuda or query.dtype == torch.float32 or dropout:
+        return False
+    head_dim = query.shape[-1]
+    fits = head_dim % 8 == 0 and head_dim <= _FLASH_HEAD_DIM
+    return fits and torch.cuda.get_device_capability(query.device) >= _FLASH_CAPABILITY
+
+
+def _one_segment(query, key, value, dropout: float, scaling: float | None, window: int | None) -> torch.Tensor:
+    length = query.shape[2]
+    near = None
+    if window is not None and window < length:
+        near = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - window)
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=near,
+        dropout_p=dropout,
+        is_causal=near is None,
+        scale=scaling,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+
+
+ALL_ATTENTION_FUNCTIONS.register(SEGMENTS, segment_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(SEGMENTS, sdpa_mask)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmengine.dist import all_reduce, get_world_size
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..hub.constants import IGNORE_INDEX
-from .attention import samples_of_positions
+
+# Logits that exist at a time: 128 MiB in float32, 221 positions of a vocabulary of 151,674 tokens.
+CHUNK_LOGITS = 2**25
 
 
 def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
@@ -18,25 +23,6 @@ def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
     total = value.detach().clone()
     all_reduce(total)
     return total
-
-
-def weights_of_positions(
-    loss_weights: torch.Tensor | None, shape: tuple[int, int], cu_seqlens: torch.Tensor | None
-) -> torch.Tensor | None:
-    """The weight of the label at each position.
-
-    Args:
-        loss_weights: float32, one per sample; None gives all the same weight.
-        shape: (B, S).
-        cu_seqlens: int32 ``[n + 1]`` of a packed row, or None.
-
-    Returns:
-        float32 ``[B, S]``; None if all have the same weight.
-    """
-    if loss_weights is None:
-        return None
-    samples = samples_of_positions(shape, cu_seqlens, loss_weights.device)
-    return loss_weights[samples.clamp(max=len(loss_weights) - 1)]  # padding after a pack has no label
 
 
 def batch_weight(batch: Mapping[str, torch.Tensor]) -> float:
@@ -47,54 +33,143 @@ def batch_weight(batch: Mapping[str, torch.Tensor]) -> float:
             synchronization with a device.
     """
     supervised = batch["labels"][:, 1:] != IGNORE_INDEX
-    weights = weights_of_positions(batch.get("loss_weights"), batch["labels"].shape, batch.get("cu_seqlens"))
-    return float(supervised.sum() if weights is None else weights[:, 1:][supervised].double().sum())
+    weights = batch.get("loss_weights")
+    if weights is None:
+        return float(supervised.sum())
+    if "cu_seqlens" in batch:
+        _, column = supervised.nonzero(as_tuple=True)
+        sample = torch.bucketize(column + 1, batch["cu_seqlens"][1:], right=True)
+    else:
+        sample, _ = supervised.nonzero(as_tuple=True)
+    return float(weights[sample].double().sum())
 
 
 def next_token_loss(
     hidden: torch.Tensor,
-    labels: torch.Tensor,
+    targets: torch.Tensor,
     lm_head: nn.Module,
     weights: torch.Tensor | None = None,
     mean_weight: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Next-token cross entropy with logits only where a label needs them.
+) -> torch.Tensor:
+    """Next-token cross entropy at the supervised positions, a bounded number of logits at a time.
 
-    The logits of a 150k-word vocabulary dominate memory; most positions (images, questions, padding) carry no label,
-    so the head runs on the supervised positions alone::
+    The logits of a 150k-word vocabulary dominate memory. Most positions (images, questions) carry no label, so the head
+    runs at the others alone, and there in chunks (`LossHead`).
 
-        position   0      1     2     3     4
-        label     -100   -100   a     b    -100
-        head runs         x     x                 (the position before each label)
-
-    The local sum is divided by the mean number of supervised tokens per rank. As DDP and ZeRO average gradients over
-    ranks, the result is exactly the gradient of the mean over all supervised tokens of the step, however samples are
-    distributed over ranks and micro-batches. A rank without labels still runs the head once, times zero, because under
-    ZeRO-3 every rank must gather the same parameters.
+    The local sum is divided by the mean supervised weight per rank. As DDP and ZeRO average gradients over ranks, the
+    result is exactly the gradient of the mean over all supervised tokens of the step, however samples are distributed
+    over ranks and micro-batches.
 
     Args:
-        hidden: ``[B, S, D]``, the LLM's last hidden states.
-        labels: int64 ``[B, S]``, -100 where nothing is supervised.
-        lm_head: Maps ``[K, D]`` to ``[K, V]``.
-        weights: float32 ``[B, S]``, the weight of the label at each position; None weighs all the same. With weights
-            the loss is divided by their sum in place of the number of tokens.
+        hidden: ``[K, D]``, the LLM's last hidden states before each target; K > 0, because under ZeRO-3 every rank must
+            gather the head.
+        targets: int64 ``[K]``.
+        lm_head: Maps ``[..., D]`` to ``[..., V]``.
+        weights: float32 ``[K]``; None weighs all the same.
         mean_weight: Supervised weight of the optimizer step per rank, over all its micro-batches (float32 scalar); if
             None, this batch is the whole step and its weight is summed over ranks here.
 
     Returns:
-        The loss to differentiate (float32 scalar) and the number of supervised tokens of this rank.
+        The loss to differentiate, a float32 scalar.
     """
-    targets = labels[:, 1:]
-    supervised = targets != IGNORE_INDEX
-    num_supervised = supervised.sum()
-    token_weights = None if weights is None else weights[:, 1:][supervised]
+    if weights is None:
+        weights = torch.ones_like(targets, dtype=torch.float32)
     if mean_weight is None:
-        local_weight = num_supervised.float() if token_weights is None else token_weights.sum()
-        mean_weight = sum_over_ranks(local_weight) / get_world_size()
-    if num_supervised == 0:
-        return lm_head(hidden[:1, :1]).float().sum() * 0.0, num_supervised
-    logits = lm_head(hidden[:, :-1][supervised]).float()
-    losses = F.cross_entropy(logits, targets[supervised], reduction="none")
-    loss_sum = losses.sum() if token_weights is None else (losses * token_weights).sum()
+        mean_weight = sum_over_ranks(weights.sum()) / get_world_size()
     # If all weights are zero, so is the sum.
-    return loss_sum / torch.where(mean_weight > 0, mean_weight, 1.0), num_supervised
+    return _loss_sum(hidden, targets, lm_head, weights) / torch.where(mean_weight > 0, mean_weight, 1.0)
+
+
+def _loss_sum(hidden: torch.Tensor, targets: torch.Tensor, head: nn.Module, weights: torch.Tensor) -> torch.Tensor:
+    if isinstance(head, LossHead):
+        return head(hidden, targets, weights)
+
+    def chunk_loss(hidden, targets, weights):
+        return (F.cross_entropy(head(hidden).float(), targets, reduction="none") * weights).sum()
+
+    # ZeRO-3 would gather the head again for each chunk, and can't recompute it.
+    if is_deepspeed_zero3_enabled():
+        return chunk_loss(hidden, targets, weights)
+    rows = max(1, CHUNK_LOGITS // _vocabulary(head))
+    chunks = zip(*(tensor.split(rows) for tensor in (hidden, targets, weights)), strict=True)
+    return sum(checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks)
+
+
+def _vocabulary(head: nn.Module) -> int:
+    return next(module.out_features for module in head.modules() if hasattr(module, "out_features"))
+
+
+class LossHead(nn.Linear):
+    """An output head that computes a loss without keeping logits, beside what it does already."""
+
+    @classmethod
+    def take_over(cls, head: nn.Module) -> None:
+        """Makes a plain linear head one of this class. Any other head (with adapters) stays what it is."""
+        if type(head) is nn.Linear:
+            head.__class__ = cls
+
+    def forward(
+        self, hidden: torch.Tensor, targets: torch.Tensor | None = None, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits ``[..., V]`` of ``[..., D]``; with targets ``[K]`` and weights ``[K]`` the weighted sum of losses."""
+        if targets is None:
+            return super().forward(hidden)
+        assert self.bias is None, "the heads of our LLM families have no bias"
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        inputs = (hidden, self.weight) if torch.is_grad_enabled() else (hidden.detach(), self.weight.detach())
+        return _LinearCrossEntropy.apply(*inputs, targets, weights, dtype)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum of weights times cross entropy of ``hidden @ weight.T``.
+
+    The gradient of a chunk's logits is known as soon as the chunk's softmax is, so both gradients are made in the
+    forward pass, one chunk after the other, and the backward pass scales them. Nothing is computed twice. They are not
+    yet divided by the number of tokens, so that they keep their digits in half precision.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden, weight, targets, token_weights, dtype: torch.dtype) -> torch.Tensor:
+        ctx.dtypes = hidden.dtype, weight.dtype
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        hidden_gradient = torch.empty_like(hidden) if wants_hidden else None
+        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        rows = max(1, CHUNK_LOGITS // weight.shape[0])
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(hidden), rows):
+                part = slice(start, start + rows)
+                loss, gradient = _chunk(hidden[part] @ weight.T, targets[part, None], token_weights[part, None].float())
+                total += loss
+                if wants_hidden:
+                    torch.mm(gradient, weight, out=hidden_gradient[part])
+                if wants_weight:
+                    weight_gradient += gradient.T @ hidden[part]
+                del gradient  # before the next chunk's logits
+        ctx.save_for_backward(hidden_gradient, weight_gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple:
+        scaled = (
+            None if gradient is None else (gradient * scale).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return *scaled, None, None, None
+
+
+def _chunk(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weighted sum of losses of logits ``[K, V]``, and its gradient with respect to them in their dtype.
+
+    Args:
+        logits: ``[K, V]``.
+        targets: int64 ``[K, 1]``.
+        weights: float32 ``[K, 1]``.
+    """
+    log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float32)
+    loss = -(log_probabilities.gather(1, targets) * weights).sum()
+    gradient = log_probabilities.exp_()
+    gradient.scatter_add_(1, targets, -torch.ones_like(weights))
+    return loss, gradient.mul_(weights).to(logits.dtype)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS
+from torch.utils._pytree import tree_map_only
 
 from ..datasets.ledger import Unrecorded
 from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from .device_resize import cut_images
+from .rows import check_counts, make_row
 
 
 @MODELS.register_module()
@@ -39,8 +41,9 @@ class TilePreprocessor(BaseDataPreprocessor):
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"TilePreprocessor: mean and std need 3 values, std above 0; got {mean} and {std}")
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
-        self._unrecorded = Unrecorded()
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        self._unrecorded = Unrecorded()
+        self.image_token, self.tokens_per_tile = -1, 0  # the model sets both
 
     def normalize(self, tiles: torch.Tensor) -> torch.Tensor:
         """uint8 ``[T, 3, S, S]`` to float32 ``[T, 3, S, S]``; T may be 0."""
@@ -50,20 +53,29 @@ class TilePreprocessor(BaseDataPreprocessor):
         return (tiles.float() / 255.0 - self.mean.float()) / self.std.float()
 
     def forward(self, data: dict, training: bool = False) -> dict:
-        """Replaces ``tiles`` of a collated batch by ``pixel_values``; every other field is only moved.
+        """Makes the model's inputs of a collated batch.
 
         On the dataset's route ``'device'`` the batch also holds whole images, which are cut into tiles here. Records
         of samples that were left out (``dropped``) are counted and logged here unless a `LedgerHook` has taken them.
 
         Args:
-            data: The batch of `xtuner_plugins.datasets.collate`.
+            data: The batch of `xtuner_plugins.datasets.collate` or `collate_packed`, on the CPU.
             training: Unused; MMEngine's signature.
+
+        Returns:
+            ``row``, a `Row`, and ``pixel_values``, float32 ``[T, 3, S, S]``.
+
+        Raises:
+            ValueError: Image tokens and tiles don't match (names both counts and the samples).
         """
         batch = dict(data)
         self._unrecorded.take_from(batch)
-        batch = self.cast_data(batch)
-        tiles = batch.pop("tiles")
-        if "images" in batch:
-            tiles = cut_images(tiles, batch.pop("images"), batch.pop("uncut"))
-        batch["pixel_values"] = self.normalize(tiles)
-        return batch
+        row = make_row(batch, self.image_token)
+        check_counts(row, batch["num_tiles"].tolist(), self.tokens_per_tile, batch.get("sources", ()))
+        moved = self.cast_data({key: batch[key] for key in ("tiles", "images", "uncut") if key in batch})
+        tiles = moved["tiles"]
+        if "images" in moved:
+            tiles = cut_images(tiles, moved["images"], moved["uncut"])
+        if self.device.type == "cuda":  # a copy from pageable memory would wait for the device
+            row = tree_map_only(torch.Tensor, torch.Tensor.pin_memory, row)
+        return {"row": self.cast_data(row), "pixel_values": self.normalize(tiles)}

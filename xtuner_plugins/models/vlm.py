@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,11 +21,12 @@ from ..checkpoints.partition import is_partitioned, over_ranks, partition_dtype
 from ..families import encoder_family, llm_family
 from ..hub.constants import IMAGE_CONTEXT
 from .adapters import inject_lora
-from .attention import check_boundaries, packed_causal_mask, samples_of_positions
+from .attention import attend_to_segments, no_mask
 from .encoders import freeze_unused
-from .losses import next_token_loss, sum_over_ranks, weights_of_positions
+from .losses import LossHead, next_token_loss, sum_over_ranks
 from .preprocessor import TilePreprocessor
 from .quantization import build_quantization_config, linear_quantizer
+from .rows import Row
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -101,6 +102,8 @@ class VisionLanguageModel(BaseModel):
         self.model, self.load_report = _load(base, self.dtype, quantized)
         self.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids(IMAGE_CONTEXT)
         self.model.img_context_token_id = self.img_context_token_id
+        self.data_preprocessor.image_token = self.img_context_token_id
+        self.data_preprocessor.tokens_per_tile = self.num_image_token
 
         config = self.model.config
         vision_targets = encoder_family(config.vision_config.to_dict()).lora_targets
@@ -110,6 +113,8 @@ class VisionLanguageModel(BaseModel):
         freeze_unused(encoder, self.model.select_layer)
         _set_trainable("projector", self.model.mlp1, freeze_projector, None, ())
         _set_trainable("llm", llm, freeze_llm, llm_lora, self.llm.lora_targets)
+        attend_to_segments(llm)
+        LossHead.take_over(llm.get_output_embeddings())
 
         trainable = [p for p in self.parameters() if p.requires_grad]
         if not trainable:
@@ -176,66 +181,44 @@ class VisionLanguageModel(BaseModel):
         return state
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        pixel_values: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        cu_seqlens: torch.Tensor | None = None,
-        max_seqlen: int | None = None,
-        loss_weights: torch.Tensor | None = None,
-        num_tiles: torch.Tensor | None = None,
-        sources: Sequence[str] = (),
-        mode: str = "loss",
-        mean_weight: torch.Tensor | None = None,
+        self, row: Row, pixel_values: torch.Tensor, mode: str = "loss", mean_weight: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
         """Computes the loss, or hidden states, of a batch.
 
         Args:
-            input_ids: int64 ``[B, S]``, right-padded.
+            row: The tokens of all samples, without padding, from `TilePreprocessor`, which has compared image tokens
+                with tiles.
             pixel_values: Normalized tiles, float32 ``[T, 3, H, W]`` of all samples in order; T may be 0.
-            attention_mask: bool ``[B, S]``, True at real tokens; None means no padding.
-            labels: int64 ``[B, S]``, -100 where nothing is supervised. Needed by mode ``'loss'``.
-            position_ids: int64 ``[B, S]``; None counts from 0 in each row. In a pack each sample starts at 0.
-            cu_seqlens: int32 ``[n + 1]``, boundaries of the samples in a packed row (then B is 1); None: no packing.
-            max_seqlen: Length of the longest sample of a pack; not needed by the attention used here.
-            loss_weights: float32, one per sample, the weight of its labels; None weighs all the same.
-            num_tiles: int64, tiles per sample; used to name the sample when counts disagree.
-            sources: ``file:line`` of each sample, for messages.
             mode: ``'loss'`` or ``'tensor'``.
             mean_weight: Supervised weight of the optimizer step per rank (float32 scalar), if this batch is one of
                 several micro-batches; None if it is the whole step.
 
         Returns:
-            ``loss``: ``{'loss', 'num_supervised', 'num_tiles'}``, scalars. ``tensor``: ``{'hidden'}``, ``[B, S, D]``.
+            ``loss``: ``{'loss', 'num_supervised', 'num_tiles'}``, scalars. ``tensor``: ``{'hidden'}``, ``[1, S, D]``.
 
         Raises:
-            ValueError: Image tokens and image features don't match (names both counts and the sample).
+            ValueError: Another mode.
         """
-        if cu_seqlens is not None:
-            check_boundaries(cu_seqlens, *input_ids.shape)
-        samples = samples_of_positions(input_ids.shape, cu_seqlens, input_ids.device)
-        self._check_counts(input_ids, pixel_values, samples, num_tiles, sources)
-        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self._needs_autocast()):
-            embeds = self._embed(input_ids, pixel_values)
-            if cu_seqlens is not None:
-                attention_mask = packed_causal_mask(cu_seqlens, input_ids.shape[1])
+        if mode not in ("loss", "tensor"):
+            raise ValueError(f"VisionLanguageModel has modes 'loss' and 'tensor', not {mode!r}")
+        device = pixel_values.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._needs_autocast()):
             decoder = getattr(self.model.language_model, self.llm.decoder)
             hidden = decoder(
-                inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+                inputs_embeds=self._embed(row, pixel_values),
+                attention_mask=no_mask(device),
+                position_ids=row.position_ids,
+                segments=row.segments,
+                use_cache=False,
             ).last_hidden_state
             if mode == "tensor":
                 return {"hidden": hidden}
-            if mode != "loss":
-                raise ValueError(f"VisionLanguageModel has modes 'loss' and 'tensor', not {mode!r}")
             head = self.model.language_model.get_output_embeddings()
-            weights = weights_of_positions(loss_weights, input_ids.shape, cu_seqlens)
-            loss, num_supervised = next_token_loss(hidden, labels, head, weights, mean_weight)
+            loss = next_token_loss(hidden[0, row.predicting], row.targets, head, row.weights, mean_weight)
         return {
             "loss": loss,
-            "num_supervised": num_supervised,
-            "num_tiles": torch.tensor(pixel_values.shape[0], device=loss.device),
+            "num_supervised": torch.full((), row.num_supervised, device=device),
+            "num_tiles": torch.full((), pixel_values.shape[0], device=device),
         }
 
     def parse_losses(self, losses: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -252,24 +235,9 @@ class VisionLanguageModel(BaseModel):
             return False
         return any(p.dtype == torch.float32 for p in self.parameters() if p.requires_grad)
 
-    def _check_counts(self, input_ids, pixel_values, samples, num_tiles, sources) -> None:
-        is_image = input_ids == self.img_context_token_id
-        num_tokens, num_features = int(is_image.sum()), pixel_values.shape[0] * self.num_image_token
-        if num_tokens == num_features:
-            return
-        culprits = ""
-        if num_tiles is not None and len(sources):
-            tokens = torch.bincount(samples[is_image], minlength=len(num_tiles))[: len(num_tiles)].cpu()
-            wrong = (tokens != num_tiles.cpu() * self.num_image_token).nonzero().flatten().tolist()
-            culprits = "; at fault: " + ", ".join(str(sources[i]) for i in wrong)
-        raise ValueError(
-            f"{num_tokens} image tokens in the text, but {num_features} image features "
-            f"({pixel_values.shape[0]} tiles x {self.num_image_token} tokens){culprits}"
-        )
-
-    def _embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Token embeddings ``[B, S, D]`` with image features in place of image tokens."""
-        embeds = self.model.get_input_embeddings()(input_ids)
+    def _embed(self, row: Row, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Token embeddings ``[1, S, D]`` with image features in place of image tokens."""
+        embeds = self.model.get_input_embeddings()(row.input_ids)
         has_tiles = pixel_values.shape[0] > 0
         if not has_tiles:
             # Encoder and projector run on every rank at every step, because ZeRO-3 gathers their parameters on all
@@ -278,8 +246,7 @@ class VisionLanguageModel(BaseModel):
         features = self._extract_features(pixel_values)
         if not has_tiles:
             return embeds + features.sum().to(embeds.dtype) * 0.0
-        # `forward` has compared the counts.
-        return self.model.place_features(embeds, input_ids, features, pixel_values.shape[0] * self.num_image_token)
+        return embeds.index_copy(1, row.image_positions, features.flatten(0, 1).to(embeds.dtype)[None])
 
     def _extract_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """``[T, 3, H, W]`` to ``[T, N, D]``; keeps no activations of a frozen encoder."""

@@ -17,7 +17,7 @@ def main(stage: int, base: str, out: Path, lora: bool, exclude_frozen: bool) -> 
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
-    from tests.checkpoints.training import SETTINGS, make_model
+    from tests.checkpoints.training import SETTINGS, make_model, training_inputs
     from xtuner_plugins.engine.runtime import leave_process_group, prepare_runtime
 
     prepare_runtime(base)  # without a GPU DeepSpeed would compile an op first
@@ -37,9 +37,8 @@ def main(stage: int, base: str, out: Path, lora: bool, exclude_frozen: bool) -> 
     num_tokens = 2 * model.num_image_token
     ids = torch.randint(0, 500, (1, num_tokens + 8))
     ids[:, :num_tokens] = model.img_context_token_id
-    side = model.tile_size
-    batch = dict(input_ids=ids, pixel_values=torch.randn(2, 3, side, side), labels=ids.clone(), attention_mask=ids >= 0)
-    engine.backward(engine(**batch, mode="loss")["loss"])
+    pixels = torch.randn(2, 3, model.tile_size, model.tile_size)
+    engine.backward(engine(**training_inputs(model, ids, pixels), mode="loss")["loss"])
     engine.step()
     engine.save_checkpoint(
         str(out.parent),

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.checkpoints.training import LORA, chat_inputs, logits, make_model, save_pth, write_config
+from tests.checkpoints.training import LORA, chat_inputs, logits, make_model, save_pth, training_inputs, write_config
 from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.checkpoints.assembly.extract import extract
 from xtuner_plugins.checkpoints.export import export
@@ -138,8 +138,7 @@ def test_gradients_reach_the_rows(toy_base):
     trained = make_model(toy_base, llm_lora={**LORA, "trainable_token_indices": ROWS}).train()
     ids = torch.tensor([[3, 7, 9, 11]])
     assert context not in ids
-    side = trained.tile_size
-    trained(input_ids=ids, pixel_values=torch.zeros(0, 3, side, side), labels=ids, mode="loss")["loss"].backward()
+    trained(**training_inputs(trained, ids), mode="loss")["loss"].backward()
     (gradient,) = [p.grad for name, p in trained.named_parameters() if "trainable_tokens_delta" in name]
     assert (gradient != 0).any(1).tolist() == [True, False, True, False]
 

@@ -1,0 +1,125 @@
+"""Collated batches become one row of tokens: samples behind each other, without padding.
+
+All that depends on the content of a batch is counted here, on the CPU: which positions hold image features, which are
+supervised, where samples begin. The model's forward and backward then have shapes that no device must be asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+
+from ..hub.constants import IGNORE_INDEX
+from .attention import Segments
+
+
+class Row(NamedTuple):
+    """The tokens of a batch in one row.
+
+    Attributes:
+        input_ids: int64 ``[1, S]``.
+        position_ids: int64 ``[1, S]``, from 0 in each sample.
+        segments: where samples stand; padding of a pack is one more.
+        image_positions: int64 ``[P]``, of the image tokens, in order.
+        predicting: int64 ``[K]``, the positions whose next token is supervised.
+        targets: int64 ``[K]``, these next tokens.
+        weights: float32 ``[K]``, the weight of each target; None weighs all the same.
+        num_supervised: targets that count. A batch without labels has one target of weight 0, because the head must run
+            on every rank.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    segments: Segments
+    image_positions: torch.Tensor
+    predicting: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor | None
+    num_supervised: int
+
+
+def make_row(batch: Mapping[str, torch.Tensor], image_token: int) -> Row:
+    """The row of a collated batch, padded or packed, on its device (the CPU).
+
+    Args:
+        batch: ``input_ids`` int64 ``[B, S]``. Optionally ``labels`` int64 ``[B, S]``; ``attention_mask`` bool
+            ``[B, S]``, True at real tokens; ``cu_seqlens`` int32 ``[n + 1]`` of a packed row; ``loss_weights``
+            float32, one per sample.
+        image_token: id that stands for one image feature.
+
+    Raises:
+        ValueError: Boundaries that don't fit the batch.
+    """
+    ids = batch["input_ids"]
+    mask = batch.get("attention_mask")
+    if "cu_seqlens" in batch:
+        bounds = _bounds_of_pack(batch["cu_seqlens"], ids)
+        kept = torch.ones_like(ids, dtype=torch.bool)
+    else:
+        kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        bounds = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.sum(1).cumsum(0)])
+    lengths = bounds.diff()
+    samples = torch.arange(len(lengths)).repeat_interleave(lengths)
+    position_ids = torch.arange(int(bounds[-1])) - bounds[:-1][samples]
+    ids = ids[kept]
+    labels = batch["labels"][kept].clone() if "labels" in batch else torch.full_like(ids, IGNORE_INDEX)
+    labels[bounds[:-1]] = IGNORE_INDEX  # nothing predicts the first token of a sample
+    places = (labels != IGNORE_INDEX).nonzero().flatten()
+    predicting, targets = places - 1, labels[places]
+    weights = batch.get("loss_weights")
+    weights = None if weights is None else weights[samples[places]].float()
+    if len(places) == 0:
+        predicting = targets = torch.zeros(1, dtype=torch.int64)
+        weights = torch.zeros(1)
+    return Row(
+        input_ids=ids[None],
+        position_ids=position_ids[None],
+        segments=Segments(tuple(bounds.tolist()), bounds.int()),
+        image_positions=(ids == image_token).nonzero().flatten(),
+        predicting=predicting,
+        targets=targets,
+        weights=weights,
+        num_supervised=len(places),
+    )
+
+
+def check_counts(row: Row, num_tiles: Sequence[int], tokens_per_tile: int, sources: Sequence[str]) -> None:
+    """Raises where image tokens and tiles don't match.
+
+    Raises:
+        ValueError: Names both counts and the samples at fault.
+    """
+    expected = sum(num_tiles) * tokens_per_tile
+    found = len(row.image_positions)
+    per_sample = [
+        int(((row.image_positions >= start) & (row.image_positions < end)).sum())
+        for start, end in pairwise(row.segments.bounds)
+    ][: len(num_tiles)]
+    wrong = [
+        str(source)
+        for source, tokens, tiles in zip(sources, per_sample, num_tiles, strict=False)
+        if tokens != tiles * tokens_per_tile
+    ]
+    if found == expected and not wrong:
+        return
+    culprits = "; at fault: " + ", ".join(wrong) if wrong else ""
+    raise ValueError(
+        f"{found} image tokens in the text, but {expected} image features "
+        f"({sum(num_tiles)} tiles x {tokens_per_tile} tokens){culprits}"
+    )
+
+
+def _bounds_of_pack(cu_seqlens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Boundaries of all segments of a packed row; tokens after the last are one more."""
+    bounds = cu_seqlens.tolist()
+    rising = all(a < b for a, b in pairwise(bounds))
+    if len(ids) != 1 or bounds[0] != 0 or not rising or bounds[-1] > ids.shape[1]:
+        raise ValueError(
+            f"a pack is one row with rising boundaries from 0 to at most its length; got {len(ids)} rows of "
+            f"{ids.shape[1]} tokens and boundaries {bounds[:4]}...{bounds[-1]}"
+        )
+    end = [ids.shape[1]] if bounds[-1] < ids.shape[1] else []
+    return torch.tensor([*bounds, *end])

@@ -264,7 +264,7 @@ def _labels(doc: str) -> dict[str, str]:
             label = match[1]
             found[label] = " ".join(match[2].split())  # a backslash at a line's end leaves its indentation
         elif label and line.startswith(" "):
-            found[label] += " " + line.strip()
+            found[label] += " " + " ".join(line.split())
         else:
             label = None
     return found

@@ -16,6 +16,9 @@ PROMPTS = {
     "internlm2-chat": f"<|im_start|>system\n{V2}<|im_end|><|im_start|>user\nA<|im_end|>"
     "<|im_start|>assistant\nB<|im_end|><|im_start|>user\nC<|im_end|><|im_start|>assistant\n",
     "phi3-chat": f"<|system|>\n{V2}<|end|><|user|>\nA<|end|><|assistant|>\nB<|end|><|user|>\nC<|end|><|assistant|>\n",
+    "llama3-chat": "<|start_header_id|>user<|end_header_id|>\n\nA<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nB<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nC<|eot_id|><|start_header_id|>assistant<|end_header_id|>"
+    "\n\n",
 }
 
 

@@ -20,13 +20,17 @@ from xtuner_plugins.hub.prompts import PromptEncoder
 from .cases import make_config, make_model
 
 PHI3_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+LLAMA3_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 PIECES = (
     *("\n", "\n\n", " ", "  ", "\t", "\r\n"),
     *("Hello", "what's", " the", "cat", "12", "。", "你好", "é", "\u0301", "👍", "a", "\u200b"),
     *("def f(x):\n    return x", "▁", "<0x0A>", "<", "|>"),
     *("<ref>", "</ref>", "<box>", "</box>", "<think>", "</think>"),
 )
-CONTROL = ("<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>", "<|end|>", "<s>", "</s>", "<|endoftext|>")
+CONTROL = (
+    *("<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>", "<|end|>", "<s>", "</s>", "<|endoftext|>"),
+    *LLAMA3_TOKENS,
+)
 
 
 @pytest.fixture(scope="module", params=["bytes", "bytes, white space swallowed", "sentencepiece", "with dummy prefix"])
@@ -39,7 +43,7 @@ def any_tokenizer(request, tokenizer_dir, tmp_path_factory):
         folder = write_internlm2(tmp_path_factory.mktemp("llm"), image_tokens=ADDED_TOKENS, model=model)
         tokenizer = load_tokenizer(folder)
     rstrip = "swallowed" in request.param
-    tokens = [AddedToken(token, rstrip=rstrip, normalized=False, special=True) for token in PHI3_TOKENS]
+    tokens = [AddedToken(token, rstrip=rstrip, normalized=False, special=True) for token in PHI3_TOKENS + LLAMA3_TOKENS]
     tokenizer.add_tokens(tokens, special_tokens=True)
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in ("<think>", "</think>")])
     assert tokenizer.added_tokens_decoder[tokenizer.convert_tokens_to_ids("<|end|>")].rstrip is rstrip

@@ -87,12 +87,14 @@ INTERNVL2_5_SYSTEM = (
 
 CHATML_ROLES = ("<|im_start|>user\n", "<|im_start|>assistant\n")
 PHI3_ROLES = ("<|user|>\n", "<|assistant|>\n")
+LLAMA3_ROLES = tuple(f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant"))
 
-# name: (what stands before the system message, system message, roles, separator)
+# name: (what stands before the system message, system message or None for no such turn, roles, separator)
 TEMPLATES = {
     "Hermes-2": ("<|im_start|>system\n", INTERNVL2_SYSTEM, CHATML_ROLES, "<|im_end|>"),
     "internlm2-chat": ("<|im_start|>system\n", INTERNVL2_SYSTEM, CHATML_ROLES, "<|im_end|>"),
     "phi3-chat": ("<|system|>\n", INTERNVL2_SYSTEM, PHI3_ROLES, "<|end|>"),
+    "llama3-chat": ("<|start_header_id|>system<|end_header_id|>\n\n", None, LLAMA3_ROLES, "<|eot_id|>"),
     "internvl2_5": ("<|im_start|>system\n", INTERNVL2_5_SYSTEM, CHATML_ROLES, "<|im_end|>\n"),
 }
 

@@ -54,8 +54,12 @@ class Base:
         """Shell commands that make the directory."""
         if self.hub:
             return [f"hf download {self.hub} --local-dir {self.path}"]
-        parts = f"--vision {ENCODERS[self.encoder].name} --llm {LLMS[self.llm].name}"
-        return [f"python tools/build_base_model.py {parts}{self.options} --out {self.path}"]
+        return [build_command(ENCODERS[self.encoder].name, LLMS[self.llm].name, self.options, self.path)]
+
+
+def build_command(vision: str, llm: str, options: str, out: str) -> str:
+    """The shell command that assembles a directory of its parts; `options` start with a space."""
+    return f"python tools/build_base_model.py --vision {vision} --llm {llm}{options} --out {out}"
 
 
 def _intern_vit(name: str, width: int, inner: int, layers: int, heads: int, *, large: bool = False) -> Part:
@@ -145,10 +149,13 @@ LLMS: dict[str, Part] = {
     "InternLM2-1.8B": _llm(
         "internlm/internlm2-chat-1_8b", "llama", 2048, 8192, 24, 16, 8
     ),  # as read here: Llama's form
+    "InternLM2-7B": _llm("internlm/internlm2-chat-7b", "llama", 4096, 14336, 32, 32, 8),
     "InternLM2.5-1.8B": _llm("internlm/internlm2_5-1_8b-chat", "llama", 2048, 8192, 24, 16, 8),
     "InternLM2.5-7B": _llm("internlm/internlm2_5-7b-chat", "llama", 4096, 14336, 32, 32, 8),
     "InternLM2-20B": _llm("internlm/internlm2-chat-20b", "llama", 6144, 16384, 48, 48, 8),
     "InternLM2.5-20B": _llm("internlm/internlm2_5-20b-chat", "llama", 6144, 16384, 48, 48, 8),
+    "Llama-3-8B": _llm("meta-llama/Meta-Llama-3-8B-Instruct", "llama", 4096, 14336, 32, 32, 8),
+    "Phi-3-mini-4k": _llm("microsoft/Phi-3-mini-4k-instruct", "phi3", 3072, 8192, 32, 32, 32),
     "Phi-3-mini": _llm("microsoft/Phi-3-mini-128k-instruct", "phi3", 3072, 8192, 32, 32, 32),
 }
 

@@ -1,51 +1,19 @@
-"""Reads the InternVL configs of XTuner 0.2.0 and says the same as a leaf of ours.
-
-Values are taken from what XTuner would build (``model``, ``train_dataloader``, ...) and not from the settings above it,
-so an edited config is read as it would train. What has no counterpart here becomes a note. Nothing is built, and
-nothing that the config imports is imported.
-"""
+"""Reads the InternVL and LLaVA configs of XTuner 0.2.0 and says the same as a leaf of ours."""
 
 from __future__ import annotations
 
 import difflib
 import importlib.util
-import math
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ..config_file import CONFIGS, RUNNER_KEYS, ConfigError, read_config
+from ..config_file import CONFIGS, ConfigError, read_config
 from ..leaf import Leaf, launch_line
-from .bases import BASES, Base
-from .recipe import SETTINGS, Commented, Data, Recipe, batch_settings
-from .table import RECIPES
 from .write import render
+from .xtuner_internvl import InternVLConfig
+from .xtuner_llava import LlavaConfig
 
-# XTuner's name of a chat template: ours. Its dataset knows these two.
-TEMPLATES = {"internlm2_chat": "internlm2-chat", "phi3_chat": "phi3-chat"}
-UNKNOWN_BASE = ("finetune_full", "finetune_lora", "finetune_qlora")
-# Keys of the runner that need no note at these values, because the values say what happens here too.
-_STANDARD = {
-    "env_cfg": {
-        "cudnn_benchmark": False,
-        "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0},
-        "dist_cfg": {"backend": "nccl"},
-    },
-    "log_level": "INFO",
-    "log_processor": {"by_epoch": False},
-    "randomness": {"seed": None, "deterministic": False},
-}
-_READ = {"model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg", "default_hooks", "custom_hooks"}
-_HOOKS = {
-    "timer": "IterTimerHook",
-    "logger": "LoggerHook",
-    "param_scheduler": "ParamSchedulerHook",
-    "checkpoint": "CheckpointHook",
-    "sampler_seed": "DistSamplerSeedHook",
-}
-_COLUMNS = {"data_paths": (), "image_folders": None, "repeat_times": 1}  # one value per file; with XTuner's defaults
+KINDS = {kind.model_type: kind for kind in (InternVLConfig, LlavaConfig)}
 
 
 @dataclass(frozen=True)
@@ -86,7 +54,7 @@ def find_xtuner_config(name: str) -> str:
 
 
 def import_config(name: str, out: Path, base: str | None = None) -> Imported:
-    """Reads an InternVL config of XTuner's and writes it as a leaf.
+    """Reads an InternVL or LLaVA config of XTuner's and writes it as a leaf.
 
     Args:
         name: Its path, or the name of one that XTuner ships.
@@ -101,288 +69,15 @@ def import_config(name: str, out: Path, base: str | None = None) -> Imported:
     if cfg.get("optim_wrapper", {}).get("constructor") or "model_resource" in cfg:
         raise ConfigError(f"config {path} is no config of XTuner's own; tools/new_config.py writes one from a recipe")
     kind = str(cfg.get("model", {}).get("type"))
-    if kind != "InternVL_V1_5":
-        raise ConfigError(f"config {path} trains {kind}; XTuner's InternVL configs (InternVL_V1_5) are read, no others")
-    reader = _Reader(path, cfg)
+    if kind not in KINDS:
+        raise ConfigError(f"config {path} trains {kind}; XTuner's configs of {' and '.join(KINDS)} are read, no others")
+    reader = KINDS[kind](path, cfg)
     recipe = reader.recipe(base)
     leaf = Leaf(CONFIGS.parent / recipe.path, render(recipe))
     launch = launch_line(leaf.labels["launch"], out)
-    leaf = leaf.labelled({**leaf.labels, "launch": launch})  # wrapped
+    lines = {label: text for label, text in leaf.labels.items() if label != "starts from"}  # that holds commands
+    leaf = leaf.labelled({**lines, "launch": launch})  # wrapped
     text = leaf.standalone(in_checkout=out.resolve().is_relative_to(CONFIGS.parent))
     read_config(path, text=text)  # it runs, and nothing in it is ignored
     paths = [recipe.starts_from, *recipe.data.paths, *filter(None, recipe.data.folders)]
-    return Imported(text, recipe.stem, launch, reader.notes, list(dict.fromkeys(paths)))
-
-
-class _Reader:
-    """The values of a config, and notes of what is left."""
-
-    def __init__(self, path: str, cfg: Mapping[str, Any]):
-        self.path, self.cfg = path, cfg
-        self.notes: list[str] = []
-        self.model = cfg["model"]
-        self.known = next((b for b in BASES.values() if b.hub and b.hub == self.model.get("model_path")), None)
-
-    def section(self, *keys: str) -> Any:
-        node = self.cfg
-        for key in keys:
-            if not isinstance(node, Mapping) or key not in node:
-                raise ConfigError(f"config {self.path} has no {'.'.join(keys)}")
-            node = node[key]
-        return node
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def leave(self, where: str, node: Mapping[str, Any], read: Sequence[str]) -> None:
-        """Notes every key of a node that nothing reads."""
-        for key in node:
-            if key not in ("type", *read) and node[key] is not None:
-                self.note(f"{where}.{key}={_short(node[key])} is not carried over")
-
-    def recipe(self, base: str | None) -> Recipe:
-        """The nearest recipe with the config's values."""
-        llm = "lora" if self.model.get("llm_lora") else "frozen" if self.model.get("freeze_llm") else "all"
-        quantized = tuple(
-            part
-            for part, key in (("visual_encoder", "quantization_vit"), ("llm", "quantization_llm"))
-            if self.model.get(key)
-        )
-        recipe = _nearest(self.known, llm, "llm" in quantized)
-        starts_from = self.base(base)
-        encoder = self.encoder()
-        data, settings = self.data()
-        settings |= self.lora() | self.batch(recipe) | self.optimizer() | self.schedule() | self.saving()
-        comments = {name: _comment(recipe, name) for name in SETTINGS}
-        settings = {n: v if isinstance(v, Commented) else Commented(v, comments[n]) for n, v in settings.items()}
-        settings = {**recipe.settings, **settings}
-        if encoder != "frozen" or llm != "all":
-            settings.pop("freeze_visual_encoder", None)
-        self.rest()
-        title = f"{Path(starts_from).name}, as XTuner's {Path(self.path).name} trains it."
-        return replace(
-            recipe,
-            title=title,
-            data=data,
-            starts_from=starts_from,
-            origin=(starts_from,),
-            visual_encoder=encoder,
-            llm=llm,
-            quantized=quantized,
-            notes={},
-            settings=settings,
-        )
-
-    def base(self, given: str | None) -> str:
-        read = "model_path freeze_llm freeze_visual_encoder llm_lora visual_encoder_lora quantization_llm".split()
-        self.leave("model", self.model, [*read, "quantization_vit"])
-        path = self.section("model", "model_path")
-        found = os.path.abspath(given or (self.known.path if self.known else path))
-        if not given and not Path(found).is_dir():
-            self.note(f"model_path={path}: get it with `hf download {path} --local-dir {found}`, or give --base")
-        return found
-
-    def encoder(self) -> str:
-        if self.model.get("visual_encoder_lora"):
-            return "lora"
-        return "frozen" if self.model.get("freeze_visual_encoder") else "all"
-
-    def lora(self) -> dict[str, Any]:
-        """One set of LoRA settings: the LLM's, or the encoder's where that alone has one."""
-        values = {}
-        for part in ("llm", "visual_encoder"):
-            node = self.model.get(f"{part}_lora")
-            if not node:
-                continue
-            self.leave(f"model.{part}_lora", node, ["r", "lora_alpha", "lora_dropout", "target_modules", "task_type"])
-            values[part] = {
-                "lora_rank": node.get("r", 8),
-                "lora_alpha": node.get("lora_alpha", 8),
-                "lora_dropout": node.get("lora_dropout", 0.0),
-                "lora_targets": node.get("target_modules"),
-            }
-        if not values:
-            return {}
-        first = next(iter(values.values()))
-        for name, value in values.get("visual_encoder", {}).items():
-            if value != first[name]:
-                self.note(f"model.visual_encoder_lora: {name}={_short(value)} is not carried over; it has the LLM's")
-        if first["lora_targets"] is not None:
-            self.note(f"lora_targets={_short(first['lora_targets'])}: an LLM's layers may have other names here")
-        return first
-
-    def data(self) -> tuple[Data, dict[str, Any]]:
-        """The annotation files, and the settings of a dataset."""
-        dataset = self.section("train_dataloader", "dataset")
-        parts, used = [dataset], []
-        if isinstance(dataset.get("datasets"), (list, tuple)):
-            self.leave("train_dataloader.dataset", dataset, ["datasets"])
-            parts = dataset["datasets"]
-        for part in parts:
-            if str(part.get("type")) == "InternVL_V1_5_Dataset":
-                used.append(part)
-            else:
-                self.note(f"dataset {part.get('type')} is not carried over: {_short(dict(part))}")
-        if not used:
-            raise ConfigError(f"config {self.path}: dataset {dataset.get('type')}; InternVL_V1_5_Dataset is read")
-        paths, folders, repeats = [], [], []
-        for part in used:
-            self.leave("dataset", part, "model_path data_paths image_folders repeat_times template max_length".split())
-            columns = [_list(part.get(key, other)) for key, other in _COLUMNS.items()]
-            columns[1:] = [column * len(columns[0]) if len(column) == 1 else column for column in columns[1:]]
-            if len({len(column) for column in columns}) != 1:
-                counts = ", ".join(f"{len(column)} {key}" for key, column in zip(_COLUMNS, columns, strict=True))
-                raise ConfigError(f"config {self.path}: {counts}; give one for each file")
-            paths, folders, repeats = paths + columns[0], folders + columns[1], repeats + columns[2]
-        settings = {"max_length": self.common(used, "max_length", 8192)}
-        if any(repeat != 1 for repeat in repeats):
-            settings["repeat_times"] = repeats
-            if any(repeat > 1 and repeat % 1 for repeat in repeats):
-                self.note(f"repeat_times={repeats}: XTuner drops the fraction of a number above 1; here it counts")
-        template = self.common(used, "template", None)
-        ours = TEMPLATES.get(str(template))
-        if ours is None:
-            self.note(f"template {_short(template)} is not carried over; the base's own is used")
-        elif self.known is None or self.known.template != ours:
-            settings["template"] = ours
-        self.note("system prompt: XTuner writes one that names InternLM or Phi-3; here it is the template's own")
-        paths, folders = tuple(map(_absolute, paths)), tuple(map(_absolute, folders))
-        shown = ", ".join(dict.fromkeys(filter(None, folders)))
-        return Data(", ".join(paths) + (f"; images in {shown}" if shown else ""), paths, folders), settings
-
-    def common(self, parts: Sequence[Mapping], key: str, default: Any) -> Any:
-        """The value that all datasets of a list share; the first one's, with a note, where they don't."""
-        values = [part.get(key, default) for part in parts]
-        if any(str(value) != str(values[0]) for value in values):
-            self.note(f"dataset.{key}: {_short(values[0])} for every file; {_short(values[1:])} is not carried over")
-        return values[0]
-
-    def batch(self, recipe: Recipe) -> dict[str, Any]:
-        loader = self.section("train_dataloader")
-        self.leave("train_dataloader", loader, "batch_size num_workers dataset sampler collate_fn pin_memory".split())
-        sampler = loader.get("sampler") or {}
-        if sampler:
-            by_length = "sampler=dict(type=PlanSampler, group_by='modality') groups by length"
-            self.note(f"sampler {sampler.get('type')}: random order here; {by_length}")
-            if str(sampler.get("type")) != "LengthGroupedSampler":
-                self.leave("train_dataloader.sampler", sampler, [])
-        collate = (loader.get("collate_fn") or {}).get("type", "default_collate_fn")
-        if str(collate) != "default_collate_fn":
-            self.note(f"train_dataloader.collate_fn {collate} is not carried over")
-        size, accumulation = loader.get("batch_size", 1), self.section("optim_wrapper").get("accumulative_counts", 1)
-        return {
-            **batch_settings(size, accumulation, recipe.processes),
-            "num_workers": loader.get("num_workers", 0),
-        }
-
-    def optimizer(self) -> dict[str, Any]:
-        wrapper, optimizer = self.section("optim_wrapper"), self.section("optim_wrapper", "optimizer")
-        self.leave("optim_wrapper", wrapper, "optimizer clip_grad accumulative_counts loss_scale dtype".split())
-        self.leave("optim_wrapper.optimizer", optimizer, ["lr", "betas", "weight_decay"])
-        if str(optimizer.get("type")) != "AdamW":
-            self.note(f"optimizer {optimizer.get('type')} is not carried over; it is AdamW here")
-        settings = {
-            "lr": optimizer.get("lr", 1e-3),  # the defaults are AdamW's
-            "betas": tuple(optimizer.get("betas", (0.9, 0.999))),
-            "weight_decay": optimizer.get("weight_decay", 0.01),
-            "dtype": "bfloat16" if wrapper.get("dtype") == "bfloat16" else "auto",
-        }
-        if settings["weight_decay"]:
-            self.note(f"weight_decay={settings['weight_decay']}: not on norms and biases here; XTuner decays them too")
-        given = ", ".join(f"{key}={_short(wrapper[key])}" for key in ("dtype", "loss_scale") if key in wrapper)
-        if settings["dtype"] == "auto" or "loss_scale" in wrapper:
-            words = f"{wrapper.get('type')} with {given or 'no dtype'}"
-            self.note(f"optim_wrapper {words}: dtype={settings['dtype']!r} without loss scaling here")
-        clip = wrapper.get("clip_grad") or {}
-        self.leave("optim_wrapper.clip_grad", clip, ["max_norm", "error_if_nonfinite"])
-        if "max_norm" in clip:
-            settings["max_grad_norm"] = float(clip["max_norm"])
-        else:
-            self.note("optim_wrapper has no clip_grad.max_norm; the recipe's max_grad_norm stays")
-        return settings
-
-    def schedule(self) -> dict[str, Any]:
-        train = self.section("train_cfg")
-        self.leave("train_cfg", train, ["max_epochs", "max_iters", "by_epoch"])
-        if str(train.get("type", "TrainLoop")) not in ("TrainLoop", "None"):
-            self.note(f"train_cfg {train['type']} is not carried over; it is PlannedTrainLoop here")
-        settings = {"max_epochs": train.get("max_epochs")}
-        accumulation = self.section("optim_wrapper").get("accumulative_counts", 1)
-        if train.get("max_iters") is not None:
-            settings["max_steps"] = math.ceil(train["max_iters"] / accumulation)
-            self.note(f"max_iters={train['max_iters']} counts micro-batches: max_steps={settings['max_steps']} here")
-        schedulers = _list(self.cfg.get("param_scheduler") or [])
-        by_kind = {str(scheduler.get("type")): scheduler for scheduler in schedulers}
-        if list(by_kind) != ["LinearLR", "CosineAnnealingLR"] or len(schedulers) != 2:
-            self.note(f"param_scheduler {', '.join(by_kind) or 'none'}: a linear start and a cosine to 0 here")
-        warmup, cosine = by_kind.get("LinearLR"), by_kind.get("CosineAnnealingLR", {})
-        if warmup is None:
-            settings["warmup_ratio"] = 0.0
-        elif warmup.get("by_epoch") and warmup.get("end") is not None and settings["max_epochs"]:
-            settings["warmup_ratio"] = float(f"{warmup['end'] / settings['max_epochs']:.6g}")
-            if cosine and (cosine.get("begin"), cosine.get("end")) != (warmup["end"], settings["max_epochs"]):
-                span = f"{cosine.get('begin')} to {cosine.get('end')}"
-                self.note(f"param_scheduler: the cosine goes from epoch {span}; here over all after the warm-up")
-        else:
-            self.note(f"param_scheduler: a warm-up until {warmup.get('end')} has no share of the run; set warmup_ratio")
-        if cosine.get("eta_min"):
-            self.note(f"param_scheduler: eta_min={cosine['eta_min']} is not carried over; the cosine ends at 0")
-        return settings
-
-    def saving(self) -> dict[str, Any]:
-        hooks = self.cfg.get("default_hooks") or {}
-        for name, hook in hooks.items():
-            if hook and str(hook.get("type")) != _HOOKS.get(name):
-                self.note(f"default_hooks.{name} {hook.get('type')} is not carried over")
-        if (interval := (hooks.get("logger") or {}).get("interval", 10)) != 10:
-            self.note(f"default_hooks.logger.interval={interval} is not carried over; --cfg-options sets it")
-        checkpoint = hooks.get("checkpoint") or {}
-        read = ["by_epoch", "interval", "max_keep_ckpts", "save_optimizer"]
-        self.leave("default_hooks.checkpoint", checkpoint, read)
-        settings = {"save_total_limit": checkpoint.get("max_keep_ckpts", -1)}
-        if checkpoint.get("save_optimizer") is False:
-            self.note("save_optimizer=False: checkpoints hold the optimizer here, so that they can be resumed")
-        if checkpoint.get("by_epoch", True) or "interval" not in checkpoint:
-            self.note("default_hooks.checkpoint saves by epoch; the recipe's save_steps stays")
-            return settings
-        accumulation = self.section("optim_wrapper").get("accumulative_counts", 1)
-        if accumulation > 1:
-            self.note(
-                f"save_steps={checkpoint['interval']} counts optimizer steps here, micro-batches ({accumulation} of a "
-                "step) in XTuner"
-            )
-        return {"save_steps": checkpoint["interval"], **settings}
-
-    def rest(self) -> None:
-        """Notes hooks, and all keys of the runner that nothing has read."""
-        for hook in self.cfg.get("custom_hooks") or ():
-            self.note(f"custom_hooks: {hook.get('type')} is not carried over")
-        for key in sorted(RUNNER_KEYS - _READ):
-            value = self.cfg.get(key)
-            if value and value != _STANDARD.get(key):
-                self.note(f"{key}={_short(value)} is not carried over")
-
-
-def _nearest(base: Base | None, llm: str, quantized: bool) -> Recipe:
-    """The recipe of that base, or of any other, that trains the LLM in the same way."""
-    rows = [recipe for recipe in RECIPES if (recipe.base == base.name if base else recipe.stem in UNKNOWN_BASE)]
-    return min(rows, key=lambda row: ((row.llm == "lora") != (llm == "lora"), ("llm" in row.quantized) != quantized))
-
-
-def _comment(recipe: Recipe, name: str) -> str:
-    setting = recipe.settings.get(name, SETTINGS[name])
-    return setting.comment if isinstance(setting, Commented) else ""
-
-
-def _list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _absolute(path: str | None) -> str | None:
-    """So that the run may be started in any directory."""
-    return path if path is None or "://" in path else os.path.abspath(path)
-
-
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return Imported(text, recipe.stem, launch, reader.advice + reader.notes, list(dict.fromkeys(paths)))

@@ -50,7 +50,7 @@ class Recipe:
         processes: on one node.
         deepspeed: `--deepspeed` of the launch line.
         hardware: line of the docstring.
-        notes: further lines of the docstring by label.
+        notes: further lines of the docstring by label: a text, or a list of lines.
         settings: values that differ from `SETTINGS`, and comments.
     """
 
@@ -109,6 +109,10 @@ SETTINGS: dict[str, Any] = {
     "lora_alpha": 128,
     "lora_dropout": 0.05,
     "lora_targets": Commented(None, "None: every linear layer of a block; or names, or a regular expression"),
+    "visual_encoder_lora_rank": Commented(64, "the encoder's own adapters"),
+    "visual_encoder_lora_alpha": 128,
+    "visual_encoder_lora_dropout": 0.05,
+    "visual_encoder_lora_targets": Commented(None, "as lora_targets"),
     "quant_type": "nf4",
     "pack_tokens": 8192,
     "pack_tiles": 26,

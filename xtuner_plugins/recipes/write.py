@@ -18,7 +18,8 @@ from .table import RECIPES
 # Settings that only some recipes have, by the template's own conditions.
 _LORA = {"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"}
 _PACKED = {"pack_tokens", "pack_tiles"}
-_ON_REQUEST = {"template", "repeat_times", "freeze_visual_encoder"}
+_ENCODER_LORA = {f"visual_encoder_{name}" for name in _LORA}
+_ON_REQUEST = {"template", "repeat_times", "freeze_visual_encoder", *_ENCODER_LORA}
 _BREAK_BEFORE = {"batch_size", "pack_tokens", "save_steps"}
 _PART_WORDS = {"visual_encoder": "vision encoder", "projector": "projector", "llm": "LLM"}
 
@@ -61,6 +62,7 @@ def render(recipe: Recipe) -> str:
         lora=recipe.parts("lora"),
         settings=list(_settings(recipe)),
         encoder_setting="freeze_visual_encoder" in recipe.settings,
+        own_lora="visual_encoder_" if _ENCODER_LORA <= set(recipe.settings) else "",
     )
 
 
@@ -71,7 +73,7 @@ def render_readme(folder: str, is_chinese: bool = False) -> str:
     recipes = [recipe for recipe in RECIPES if recipe.folder == folder]
     bases = [
         {
-            "lines": [line for command in base.commands for line in _wrapped(command)],
+            "lines": [line for command in base.commands for line in wrapped(command)],
             "path": base.path,
             "encoder": ENCODERS[base.encoder].name.partition("/")[2],
             "llm": LLMS[base.llm].name.partition("/")[2],
@@ -153,18 +155,19 @@ def _labels(recipe: Recipe) -> Iterator[tuple[str, list[str]]]:
         words = " and ".join(_PART_WORDS[part] for part in recipe.quantized)
         yield "4 bits", [f"linear layers of the {words} (NF4 with double quantization)"]
     start = recipe.starts_from or recipe.architecture.path
-    commands = [piece for command in recipe.architecture.commands for piece in _wrapped(command)]
+    commands = [piece for command in recipe.architecture.commands for piece in wrapped(command)]
     yield "starts from", list(recipe.origin or (f"{start}:", *commands))
     yield "data", [recipe.data.text]
     tiles = _value(recipe.settings.get("max_tiles", SETTINGS["max_tiles"]))
     yield "tiles", ["1" if tiles == 1 else f"up to {tiles} + thumbnail"]
     yield "hardware", [recipe.hardware]
-    yield "launch", _wrapped(recipe.launch)
+    yield "launch", wrapped(recipe.launch)
     for label, text in recipe.notes.items():
-        yield label, [text]
+        if text:
+            yield label, [text] if isinstance(text, str) else text
 
 
-def _wrapped(command: str) -> list[str]:
+def wrapped(command: str) -> list[str]:
     """A shell command in lines of at most 100 columns."""
     lines = textwrap.wrap(command, 96, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
     return [line + " \\" for line in lines[:-1]] + lines[-1:]

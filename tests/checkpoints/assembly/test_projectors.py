@@ -65,6 +65,7 @@ def test_fresh():
         ("0.", "2."),
         ("mm_projector.0.", "mm_projector.2."),
         ("model.mm_projector.0.", "model.mm_projector.2."),
+        ("projector.model.0.", "projector.model.2."),
         ("multi_modal_projector.linear_1.", "multi_modal_projector.linear_2."),
     ],
 )

@@ -12,12 +12,14 @@ from ..checkpoint import open_checkpoint
 from ..io.reader import CheckpointError, open_safetensors
 from ..io.tensors import LazyTensor, MemoryTensor
 
-# LLaVA's names of the same two layers: transformers', and those of the original code
+# LLaVA's names of the same two layers: transformers', those of the original code, and XTuner's
 _LLAVA_NAMES = {
     "multi_modal_projector.linear_1.": "mlp1.0.",
     "multi_modal_projector.linear_2.": "mlp1.2.",
     "mm_projector.0.": "mlp1.0.",
     "mm_projector.2.": "mlp1.2.",
+    "projector.model.0.": "mlp1.0.",
+    "projector.model.2.": "mlp1.2.",
 }
 
 

@@ -6,7 +6,8 @@ has, add a row to `LLM_FAMILIES` (and a template to `hub/conversation.py` if it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .hub.constants import IMAGENET_MEAN, IMAGENET_STD
@@ -209,6 +210,15 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
         ),
     )
 }
+
+
+def target_matcher(targets: str | Sequence[str]) -> Callable[[str], bool]:
+    """Whether a layer's name is one of LoRA's ``target_modules``, by PEFT's rules: endings, or a regular expression."""
+    if isinstance(targets, str):
+        whole = re.compile(targets)
+        return lambda name: whole.fullmatch(name) is not None
+    ends = tuple(f".{target}" for target in targets)
+    return lambda name: f".{name}".endswith(ends)
 
 
 def llm_family(config: Mapping, where: str = "llm_config") -> LLMFamily:

@@ -6,10 +6,9 @@ MMEngine finds a misspelled keyword only when it builds the object, minutes late
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +17,9 @@ from mmengine.config import Config
 from ..config_file import ConfigError
 from . import register_all
 from .run_length import check_length
+from .text_check import check_known, check_spelling, check_values, check_vision, typed_nodes
 
 # MMEngine's runner, and with it DeepSpeed and transformers, takes seconds to import: what needs it imports it.
-
-# Arguments that the runner adds when it builds these parts.
-BUILT_WITH = {
-    "optim_wrapper": {"optimizer", "constructor", "paramwise_cfg", "type"},
-    "optimizer": {"params"},
-    "param_scheduler": {"optimizer", "convert_to_iter_based"},
-    "sampler": {"dataset", "seed"},
-    "batch_sampler": {"sampler", "batch_size"},
-    "train_cfg": {"runner", "dataloader", "by_epoch"},
-    "collate_fn": {"samples", "data_batch", "instances"},
-    "visualizer": {"name", "save_dir"},
-    "model_wrapper_cfg": {"module", "device_ids"},
-}
 
 
 def check_config(cfg: Config) -> None:
@@ -54,12 +41,14 @@ def check_config(cfg: Config) -> None:
 
 
 def check_text(cfg: Config) -> None:
-    """Raises where base or data aren't there, or the run has no length; imports nothing.
+    """Raises where base or data aren't there, or a value is out of its range; imports nothing.
 
     Raises:
-        ConfigError: A part of the config is missing, a path doesn't exist, or a length isn't above 0.
+        ConfigError: A part of the config is missing, a path doesn't exist, a keyword that its type doesn't know, a
+            length that isn't above 0, or a value that is out of its range.
     """
     _check_whole(cfg)
+    check_spelling(cfg)
     base = cfg.model.get("base")
     if base is not None:
         check_base(base)
@@ -71,6 +60,7 @@ def check_text(cfg: Config) -> None:
             check_length(*length)
         except ValueError as error:
             raise ConfigError(f"train_cfg: {error}") from None
+    check_values(cfg._to_lazy_dict())
 
 
 def check_early(cfg: Config) -> None:
@@ -114,18 +104,7 @@ def check_base(base: str) -> None:
         raise ConfigError(f"model.base={base!r} holds no config.json, so it is not an official model directory")
     if not any((Path(base) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         raise ConfigError(f"model.base={base!r} holds no tokenizer (no tokenizer.json, no tokenizer_config.json)")
-
-
-def typed_nodes(node: Any, key_path: str = "") -> Iterator[tuple[str, dict]]:
-    """Every ``dict(type=...)`` below ``node`` with its path, e.g. ``train_dataloader.dataset``."""
-    if isinstance(node, Mapping):
-        if "type" in node:
-            yield key_path, dict(node)
-        for key, value in node.items():
-            yield from typed_nodes(value, f"{key_path}.{key}" if key_path else str(key))
-    elif isinstance(node, (list, tuple)):
-        for index, value in enumerate(node):
-            yield from typed_nodes(value, f"{key_path}[{index}]")
+    check_vision(base)
 
 
 def resolve_type(value: Any) -> Any:
@@ -149,15 +128,9 @@ def _check_keywords(key_path: str, node: dict) -> None:
     target = resolve_type(node["type"])
     if target is None or not callable(target):
         raise ConfigError(f"{key_path}.type={node['type']!r} is not a known class; import it in the config and name it")
-    role = key_path.rsplit(".", 1)[-1].split("[")[0]
     known, takes_any = _keywords(target)
-    known |= BUILT_WITH.get(role, set())
-    for key in node:
-        if key == "type" or key in known or (takes_any and not _is_ours(target)):
-            continue
-        close = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
-        raise ConfigError(f"{key_path}.{key}: {_name(target)} has no setting {key!r}; {hint}")
+    if not takes_any or _is_ours(target):
+        check_known(key_path, node, known, _name(target))
     for key, hint in _hints(target).items():
         if key in node:
             _check_type(f"{key_path}.{key}", node[key], hint, _name(target))
@@ -210,7 +183,8 @@ def _keywords(target: Any) -> tuple[set[str], bool]:
         known |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return known, False
-    return known, True
+    made_by_new = inspect.isclass(target) and any("__new__" in vars(cls) for cls in target.__mro__[:-1])
+    return known, bool(functions) or made_by_new
 
 
 def _is_ours(target: Any) -> bool:

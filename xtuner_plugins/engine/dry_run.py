@@ -23,6 +23,7 @@ from ..datasets import MultimodalDataset
 from ..datasets.base import tiling_of
 from ..datasets.images.tiling import DynamicTiling
 from ..datasets.plan.budget import TileBudget
+from ..ranges import check_max_norm, check_room
 from .param_groups import planned_groups
 from .run_length import check_length
 
@@ -115,20 +116,8 @@ def _build_ours(build: Callable[[Mapping], Any], settings: Mapping[str, Any]) ->
 
 
 def _check_room(tiling: DynamicTiling, budget: TileBudget) -> None:
-    """Raises where no image can have ``max_tiles``: every large one would be shrunk silently."""
-
-    def tokens(max_tiles: int) -> int:
-        return budget.tokens([max_tiles + (tiling.use_thumbnail and max_tiles > 1)])
-
-    wanted, max_length = tiling.max_tiles, budget.max_length
-    if tokens(wanted) < max_length:
-        return
-    fitting = next((number for number in range(wanted, 0, -1) if tokens(number) < max_length), None)
-    remedy = f"lower max_tiles to {fitting} or " if fitting else ""
-    raise ConfigError(
-        f"train_dataloader.dataset: max_tiles={wanted} means images of {tokens(wanted):,} tokens (thumbnail included), "
-        f"but max_length={max_length:,}; {remedy}raise max_length above {tokens(wanted):,}"
-    )
+    """Raises `RangeError` where no image can have ``max_tiles``."""
+    check_room(tiling.max_tiles, tiling.use_thumbnail, budget.tokens_per_tile, budget.max_length)
 
 
 def _build_loader(settings: Mapping[str, Any]) -> None:
@@ -142,8 +131,8 @@ def _build_optimizer(settings: Mapping[str, Any]):
     parameter = torch.nn.Parameter(torch.zeros(1))
     wrapper["optimizer"] = OPTIMIZERS.build(dict(wrapper["optimizer"], params=[parameter]))
     max_norm = (wrapper.get("clip_grad") or {}).get("max_norm", 1.0)
-    if not max_norm > 0:  # PyTorch would reverse the gradient
-        raise ConfigError(f"optim_wrapper.clip_grad.max_norm={max_norm!r} is out of range; give more than 0")
+    with _refused("optim_wrapper.clip_grad"):
+        check_max_norm(max_norm)
     return OPTIM_WRAPPERS.build(dict({"type": "OptimWrapper"}, **wrapper))
 
 

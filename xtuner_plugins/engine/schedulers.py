@@ -9,6 +9,8 @@ from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 
+from ..ranges import check_warmup_ratio
+
 IN_EPOCHS = ("begin", "end", "T_max", "total_steps")
 
 
@@ -37,8 +39,7 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
     """
 
     def __init__(self, optimizer: Any, warmup_ratio: float = 0.0, eta_min: float = 0.0, end: int = 1, **kwargs):
-        if not 0 <= warmup_ratio < 1:
-            raise ValueError(f"warmup_ratio={warmup_ratio} is no share of a run; give 0 or more, and less than 1")
+        check_warmup_ratio(warmup_ratio)
         self.warmup_ratio, self.eta_min = warmup_ratio, eta_min
         super().__init__(optimizer, **{**kwargs, "end": max(end, 1), "by_epoch": False})
 

@@ -9,6 +9,8 @@ from mmengine.registry import MODELS
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
+from ..ranges import check_dropout, check_rank
+
 ADAPTER_NAME = "default"
 MODELS.register_module(module=LoraConfig, force=True)  # so that configs may name it by string
 
@@ -34,9 +36,8 @@ def inject_lora(part: nn.Module, settings: Mapping[str, Any], default_targets: t
     options = {key: list(value) if isinstance(value, (list, tuple)) else value for key, value in options.items()}
     if options.get("target_modules") is None:
         options["target_modules"] = list(default_targets)
-    dropout = options.get("lora_dropout", 0.0)
-    if not 0 <= dropout < 1:  # PEFT takes a negative one for none
-        raise ValueError(f"lora_dropout={dropout!r} is out of range; give 0 or more, and less than 1")
+    check_dropout(options.get("lora_dropout", 0.0))
+    check_rank(options.get("r", 8))  # PEFT's default
     try:
         config = LoraConfig(**options)
     except TypeError as error:

@@ -20,6 +20,7 @@ from ..checkpoints.loader import load_model, load_tokenizer, read_config
 from ..checkpoints.partition import is_partitioned, over_ranks, partition_dtype
 from ..families import encoder_family, llm_family
 from ..hub.constants import IMAGE_CONTEXT
+from ..ranges import DTYPE_NAMES, check_dtype
 from .adapters import inject_lora
 from .attention import attend_to_segments, no_mask
 from .encoders import freeze_unused
@@ -28,7 +29,7 @@ from .preprocessor import TilePreprocessor
 from .quantization import build_quantization_config, linear_quantizer
 from .rows import Row
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 def resolve_dtype(name: str) -> torch.dtype:
@@ -37,13 +38,11 @@ def resolve_dtype(name: str) -> torch.dtype:
     Raises:
         ValueError: Not one of auto, bfloat16, float32.
     """
+    check_dtype(name)
     if name == "auto":
         has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_bf16 else torch.float32
-    try:
-        return DTYPES[name]
-    except KeyError:
-        raise ValueError(f"dtype={name!r} is not supported; it is one of: auto, {', '.join(DTYPES)}") from None
+    return DTYPES[name]
 
 
 @MODELS.register_module()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import re
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from ..families import encoder_family, llm_family
+from ..families import encoder_family, llm_family, target_matcher
 from ..hub.configuration_internvl_chat import InternVLChatConfig
 from ..hub.constants import PROJECTOR_TYPES
 from ..hub.modeling_internvl_chat import InternVLChatModel
@@ -107,12 +106,5 @@ def _numel_of_linears(module: nn.Module, targets) -> int:
 
 def _linears(module: nn.Module, targets) -> list[nn.Linear]:
     """Linear layers that PEFT's rules of `target_modules` match."""
-    if isinstance(targets, str):
-        match = re.compile(targets).fullmatch
-    else:
-        ends = tuple(f".{target}" for target in targets)
-
-        def match(name):
-            return name.endswith(ends)
-
+    match = target_matcher(targets)
     return [layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and match(name)]

@@ -24,9 +24,8 @@ import torch
 from mmengine.registry import TRANSFORMS
 from PIL import Image
 
+from ...ranges import RangeError, check_tiles
 from ..errors import SettingError
-
-MAX_TILES = 256  # published configurations use up to 40
 
 
 class Grid(NamedTuple):
@@ -108,12 +107,10 @@ class DynamicTiling:
 
     def __post_init__(self):
         low, high = self.min_tiles, self.max_tiles
-        if not (isinstance(low, int) and isinstance(high, int) and 1 <= low <= high <= MAX_TILES):
-            raise SettingError(
-                "tile_limits",
-                f"min_tiles={low!r} and max_tiles={high!r} are no tile limits",
-                f"give whole numbers with 1 <= min_tiles <= max_tiles <= {MAX_TILES}",
-            )
+        try:
+            check_tiles(low, high)
+        except RangeError as error:
+            raise SettingError("tile_limits", error.problem, error.remedy) from None
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """The tiles of an image: the grid's row by row, then the thumbnail if there is one.

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...hub.constants import IGNORE_INDEX
+from ...ranges import image_tokens
 from ..errors import SettingError, check_choice, check_whole
 from ..images.tiling import DynamicTiling
 from ..text.conversation import Encoded
@@ -73,7 +74,7 @@ class TileBudget:
 
     def tokens(self, num_tiles: Sequence[int]) -> int:
         """Tokens of all images' spans: those of their tiles between a start and an end token."""
-        return sum(num_tiles) * self.tokens_per_tile + 2 * len(num_tiles)
+        return image_tokens(num_tiles, self.tokens_per_tile)
 
     def fit(self, tiling: DynamicTiling, sizes: Sequence[tuple[int, int]], text_tokens: int) -> list[int]:
         """The tile limit of each image so that the sample fits, or comes as near as the steps allow.

@@ -1,0 +1,64 @@
+"""Ranges that stand for a library's own: it refuses the same values."""
+
+import math
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from xtuner_plugins import ranges
+from xtuner_plugins.ranges import RangeError
+
+
+def refuses(check, *values):
+    try:
+        check(*values)
+    except (ValueError, TypeError):
+        return True
+    return False
+
+
+@pytest.mark.parametrize("value", [-1, -1e-9, "abc", 0, 0.0, 1e-4, 1])
+def test_rates_are_pytorchs(value):
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    assert refuses(ranges.check_rate, value) == refuses(lambda lr: torch.optim.AdamW([parameter], lr=lr), value)
+
+
+@pytest.mark.parametrize("value", [-1, 0, 0.5, "a", 1, 7])
+def test_batch_sizes_are_pytorchs(value):
+    assert refuses(ranges.check_batch_size, value) == refuses(lambda size: DataLoader([0], batch_size=size), value)
+
+
+@pytest.mark.parametrize("value", [-1, 0, 1, 64])
+def test_ranks_are_pefts(value):
+    from xtuner_plugins.models.adapters import inject_lora
+
+    def inject(rank):
+        inject_lora(torch.nn.Sequential(torch.nn.Linear(2, 2)), {"r": rank, "target_modules": ["0"]}, ())
+
+    assert refuses(ranges.check_rank, value) == refuses(inject, value)
+
+
+@pytest.mark.parametrize(
+    "check, right, wrong",
+    [
+        (ranges.check_dropout, (0, 0.5), (-0.1, 1, "a", math.nan)),
+        (ranges.check_warmup_ratio, (0, 0.03), (-0.1, 1, "a", math.nan)),
+        (ranges.check_dtype, ("auto", "bfloat16", "float32"), ("float16", 3, None)),
+        (ranges.check_max_norm, (0.1, 1, math.inf), (0, -1, math.nan, "a")),
+        (lambda limits: ranges.check_tiles(*limits), ((1, 1), (1, 256)), ((0, 1), (2, 1), (1, 257), (1, 2.0))),
+    ],
+)
+def test_ends_of_a_range(check, right, wrong):
+    assert not any(refuses(check, value) for value in right)
+    assert all(refuses(check, value) for value in wrong)
+
+
+def test_room_counts_the_thumbnail_and_both_ends():
+    ranges.check_room(1, True, 16, 19)  # 16 + 2 tokens, and one of text
+    ranges.check_room(2, True, 16, 51)  # a thumbnail: 48 + 2
+    with pytest.raises(RangeError, match="means images of 50 .*; lower max_tiles to 1 or raise .* above 50"):
+        ranges.check_room(2, True, 16, 50)
+    with pytest.raises(RangeError, match="but max_length=18; raise max_length above 18"):
+        ranges.check_room(1, True, 16, 18)
+    assert ranges.image_tokens([3, 1], 16) == 68

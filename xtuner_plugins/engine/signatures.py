@@ -1,0 +1,103 @@
+"""Parameter names of a class or function, read from its source: importing PEFT or transformers takes seconds.
+
+A name is followed from module to module by the ``from ... import`` statements, and by the ``_HOMES`` tables of this
+project's packages. Where the source doesn't tell, the answer is None, and the import will.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+_MOST_STEPS = 8  # from a package's __init__ to the file of the class
+
+
+@functools.cache
+def parameters(module: str, name: str) -> tuple[frozenset[str], bool] | None:
+    """(names, whether it takes any other) as `inspect.signature` would say them, bases included where they get them."""
+    found = _definition(module, name)
+    if found is None:
+        return None
+    module, node = found
+    if isinstance(node, ast.FunctionDef):
+        return _of_function(node)
+    own = next((item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None)
+    if own is not None:
+        names, takes_any = _of_function(own)
+        if not takes_any:
+            return names, False
+    elif any(isinstance(item, ast.FunctionDef) and item.name == "__new__" for item in node.body):
+        return None
+    else:
+        is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+        fields = [item.target.id for item in node.body if is_dataclass and isinstance(item, ast.AnnAssign)]
+        names, takes_any = frozenset(fields), not is_dataclass
+    for base in node.bases:
+        of_base = parameters(module, base.id) if isinstance(base, ast.Name) and base.id != "object" else None
+        if of_base is None:
+            if base is node.bases[0] and own is None:
+                return None
+            continue
+        if own is not None and of_base == (frozenset(), False):  # it has no __init__
+            continue
+        names, takes_any = names | of_base[0], of_base[1]
+        if own is None or not takes_any:
+            break
+    return names, takes_any and own is not None
+
+
+def _of_function(node: ast.FunctionDef) -> tuple[frozenset[str], bool]:
+    arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    return frozenset(argument.arg for argument in arguments) - {"self"}, node.args.kwarg is not None
+
+
+def _definition(module: str, name: str, steps: int = _MOST_STEPS) -> tuple[str, ast.ClassDef | ast.FunctionDef] | None:
+    """The module that defines a name which ``module`` gives, and its syntax tree."""
+    path = _file(module)
+    if path is None or steps == 0:
+        return None
+    for node in _statements(_tree(path)):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+            return module, node
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _definition(_absolute(module, path, node), alias.name, steps - 1)
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES":
+            homes = ast.literal_eval(node.value)
+            if name in homes:
+                return _definition(f"{module}.{homes[name]}", name, steps - 1)
+    return None
+
+
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _statements(node: ast.AST) -> Iterator[ast.stmt]:
+    """Statements of a module, those under a condition (``if TYPE_CHECKING``) included."""
+    for statement in getattr(node, "body", []):
+        yield statement
+        if isinstance(statement, (ast.If, ast.Try)):
+            yield from _statements(statement)
+
+
+def _file(module: str) -> Path | None:
+    root, *rest = module.split(".")
+    spec = importlib.util.find_spec(root)  # of a package without parents: imports nothing
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    path = Path(spec.submodule_search_locations[0], *rest)
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def _absolute(module: str, path: Path, node: ast.ImportFrom) -> str:
+    if not node.level:
+        return node.module or ""
+    parts = module.split(".")
+    above = node.level - (path.name == "__init__.py")
+    return ".".join([*(parts[:-above] if above else parts), *filter(None, [node.module])])

@@ -1,0 +1,101 @@
+"""The ranges of settings, each said once: for the check of a config's text, and for the class that takes the value.
+
+Nothing here imports PyTorch, so a wrong value is refused before that is imported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+MAX_TILES = 256  # published configurations use up to 40
+DTYPE_NAMES = ("bfloat16", "float32")  # of training
+
+
+class RangeError(ValueError):
+    """A value out of its range.
+
+    Attributes:
+        problem: What is wrong, with the value.
+        remedy: What to give instead.
+    """
+
+    def __init__(self, problem: str, remedy: str):
+        super().__init__(f"{problem}; {remedy}")
+        self.problem, self.remedy = problem, remedy
+
+
+def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def check_tiles(low: Any, high: Any) -> None:
+    """Limits of a grid of tiles; raises `RangeError`."""
+    if not (isinstance(low, int) and isinstance(high, int) and 1 <= low <= high <= MAX_TILES):
+        remedy = f"give whole numbers with 1 <= min_tiles <= max_tiles <= {MAX_TILES}"
+        raise RangeError(f"min_tiles={low!r} and max_tiles={high!r} are no tile limits", remedy)
+
+
+def image_tokens(num_tiles: Sequence[int], tokens_per_tile: int) -> int:
+    """Tokens of the spans of images with so many tiles: those of their tiles between a start and an end token."""
+    return sum(num_tiles) * tokens_per_tile + 2 * len(num_tiles)
+
+
+def check_room(max_tiles: int, use_thumbnail: bool, tokens_per_tile: int, max_length: int) -> None:
+    """Raises `RangeError` where no image can have ``max_tiles``: every large one would be shrunk silently."""
+
+    def tokens(tiles: int) -> int:
+        return image_tokens([tiles + (use_thumbnail and tiles > 1)], tokens_per_tile)
+
+    if tokens(max_tiles) < max_length:
+        return
+    fitting = next((tiles for tiles in range(max_tiles, 0, -1) if tokens(tiles) < max_length), None)
+    lower = f"lower max_tiles to {fitting} or " if fitting else ""
+    raise RangeError(
+        f"max_tiles={max_tiles} means images of {tokens(max_tiles):,} tokens (thumbnail included), but "
+        f"max_length={max_length:,}",
+        f"{lower}raise max_length above {tokens(max_tiles):,}",
+    )
+
+
+def check_rank(value: Any) -> None:
+    """LoRA's ``r``; raises `RangeError`."""
+    if not _is_number(value, int) or value < 1:
+        raise RangeError(f"r={value!r} is no rank", "give a whole number above 0")
+
+
+def check_dropout(value: Any) -> None:
+    """``lora_dropout``; raises `RangeError`. PEFT takes a negative one for none."""
+    if not _is_number(value) or not 0 <= value < 1:
+        raise RangeError(f"lora_dropout={value!r} is out of range", "give 0 or more, and less than 1")
+
+
+def check_warmup_ratio(value: Any) -> None:
+    """``warmup_ratio``; raises `RangeError`."""
+    if not _is_number(value) or not 0 <= value < 1:
+        raise RangeError(f"warmup_ratio={value!r} is no share of a run", "give 0 or more, and less than 1")
+
+
+def check_dtype(value: Any) -> None:
+    """``dtype`` of a training; raises `RangeError`."""
+    if value not in ("auto", *DTYPE_NAMES):
+        raise RangeError(f"dtype={value!r} is not supported", f"it is one of: auto, {', '.join(DTYPE_NAMES)}")
+
+
+def check_rate(value: Any) -> None:
+    """A learning rate as PyTorch's optimizers take it; raises `RangeError`."""
+    if not _is_number(value) or not 0 <= value < math.inf:
+        raise RangeError(f"lr={value!r} is no learning rate", "give a number, 0 or more (1e-4)")
+
+
+def check_batch_size(value: Any) -> None:
+    """``batch_size`` as PyTorch's loader takes it; raises `RangeError`."""
+    if not _is_number(value, int) or value < 1:
+        raise RangeError(f"batch_size={value!r} is no size of a batch", "give a whole number above 0")
+
+
+def check_max_norm(value: Any) -> None:
+    """``max_norm`` of gradient clipping; raises `RangeError`. PyTorch would reverse the gradient."""
+    if not _is_number(value) or not value > 0:
+        raise RangeError(f"max_norm={value!r} is out of range", "give more than 0")

@@ -22,134 +22,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-from llava_like import LlavaLike
+from data_inputs import INPUTS, RULE, Published, compare, make_base, real_base
+from llava_like import LlavaLike, like_llava_665k
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from xtuner_plugins.datasets import MultimodalDataset, collate
 from xtuner_plugins.datasets.images.media import MAX_PIXELS
 from xtuner_plugins.datasets.images.routes import ROUTES, Allowance, open_tiles
-from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.datasets.plan.packing import arrange, efficiency, pack_samples
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.samplers import PlanSampler
 from xtuner_plugins.datasets.text.conversation import encode
 from xtuner_plugins.datasets.text.templates import get_template
 from xtuner_plugins.datasets.text.tokens import TextTokenizer
-
-SIZES = [(640, 480), (480, 640), (1024, 768), (336, 336), (1920, 1080), (2480, 3508)]
-RULE = DynamicTiling()
-NINE = ["<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"]
-CONFIG = {
-    "model_type": "internvl_chat",
-    "template": "internvl2_5",
-    "force_image_size": 448,
-    "downsample_ratio": 0.5,
-    "dynamic_image_size": True,
-    "use_thumbnail": True,
-    "max_dynamic_patch": 12,
-    "vision_config": {"patch_size": 14},
-    "llm_config": {"architectures": ["Qwen2ForCausalLM"]},
-}
-
-
-def compare(name: str, peer, ours: dict, rounds: int, clock=time.perf_counter) -> None:
-    """Time peer and ours in turn, `rounds` times, and print how many times faster ours is."""
-    times = {key: [] for key in ["peer", *ours]}
-    for _ in range(rounds):
-        for key, work in {"peer": peer, **ours}.items():
-            start = clock()
-            work()
-            times[key].append(clock() - start)
-    print(f"\n{name}: peer {statistics.median(times['peer']):.3f} s")
-    for key in ours:
-        ratios = sorted(peer / own for peer, own in zip(times["peer"], times[key], strict=True))
-        print(
-            f"  {key:<28} {statistics.median(times[key]):8.3f} s   {ratios[0]:6.2f} / "
-            f"{statistics.median(ratios):6.2f} / {ratios[-1]:6.2f} x"
-        )
-
-
-def make_images(folder: Path) -> list[str]:
-    from skimage import data
-
-    photos = [data.astronaut(), data.coffee(), data.chelsea(), data.rocket()]
-    paths = []
-    for number, size in enumerate(SIZES):
-        path = folder / f"{size[0]}x{size[1]}.jpg"
-        Image.fromarray(photos[number % 4]).resize(size, Image.Resampling.LANCZOS).save(path, quality=90)
-        paths.append(str(path))
-    return paths
-
-
-def make_other_images(folder: Path) -> list[str]:
-    """Other images than those of `make_images`: COCO's sizes, a phone's photograph, 4:4:4 and strong compression,
-    scanned pages and generated images in PNG."""
-    from skimage import data
-
-    from xtuner_plugins.toy.images import draw, make_scene
-
-    photos = [data.immunohistochemistry(), data.hubble_deep_field(), data.cat(), data.coffee()[::-1]]
-    jpegs = [
-        ((640, 427), 75, "4:2:0"),
-        ((500, 375), 85, "4:2:0"),
-        ((427, 640), 92, "4:4:4"),
-        ((612, 612), 75, "4:2:0"),
-        ((800, 600), 95, "4:4:4"),
-        ((1280, 720), 60, "4:2:0"),
-        ((3024, 4032), 85, "4:2:0"),
-    ]
-    images = {}
-    for number, (size, quality, subsampling) in enumerate(jpegs):
-        image = Image.fromarray(photos[number % 4]).resize(size, Image.Resampling.BICUBIC)
-        images[f"{number}.jpg"] = image, {"quality": quality, "subsampling": subsampling}
-    for name, size in (("page.png", (1240, 1754)), ("text.png", (1000, 400))):
-        images[name] = Image.fromarray(data.page() if name == "page.png" else data.text()).resize(size), {}
-    for number, grid in enumerate(((3, 2), (1, 4))):
-        images[f"scene{number}.png"] = draw(make_scene(random.Random(number), grid)), {}
-    for name, (image, options) in images.items():
-        image.save(folder / name, **options)
-    return [str(folder / name) for name in images]
-
-
-def make_base(folder: Path) -> str:
-    from transformers import AutoTokenizer
-
-    from xtuner_plugins.toy.tokenizer import build_tokenizer
-
-    build_tokenizer(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens(NINE, special_tokens=True)
-    tokenizer.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    return str(folder)
-
-
-class Published:
-    """The published path from a file to normalized float32 tiles."""
-
-    def __init__(self):
-        from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
-
-        self.transform = Compose(
-            [
-                Resize((448, 448), interpolation=InterpolationMode.BICUBIC),
-                ToTensor(),
-                Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-            ]
-        )
-
-    def __call__(self, path: str) -> torch.Tensor:
-        image = Image.open(path).convert("RGB")
-        cols, rows, _ = RULE.grid(*image.size)
-        resized = image.resize((448 * cols, 448 * rows))
-        crops = [
-            resized.crop((448 * (i % cols), 448 * (i // cols), 448 * (i % cols + 1), 448 * (i // cols + 1)))
-            for i in range(cols * rows)
-        ]
-        if len(crops) != 1:
-            crops.append(image.resize((448, 448)))
-        return torch.stack([self.transform(crop) for crop in crops])
 
 
 def bench_images(folder: Path, args: argparse.Namespace) -> None:
@@ -325,19 +211,6 @@ def bench_start(folder: Path, args: argparse.Namespace) -> None:
     worker_memory(base, mixture, folder, cache, num)
 
 
-def real_base(tokenizer: str | None, folder: Path) -> str:
-    """A base directory with the given tokenizer, or with the toy's."""
-    if tokenizer is None:
-        return make_base(folder)
-    from transformers import AutoTokenizer
-
-    hub = AutoTokenizer.from_pretrained(tokenizer)
-    hub.add_tokens(NINE, special_tokens=True)
-    hub.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    return str(folder)
-
-
 def record_by_record(base: str, path: Path, num: int, part: int = 4000) -> tuple[float, float]:
     """Seconds, on the clock and of the processor, for the tokenizer to take every record, one call per record; measured
     on records all over the file."""
@@ -401,31 +274,6 @@ def bench_packing(folder: Path, args: argparse.Namespace, num_samples: int = 100
             )
 
 
-def like_llava_665k(num: int, max_tiles: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and tiles in the shares of llava_v1_5_mix665k: text only, COCO-like images, book covers, scenes."""
-    rng = np.random.default_rng(0)
-    kinds = rng.choice(4, num, p=np.array([40.7, 522.4, 80.0, 22.0]) / 665.1)
-    coco = [(640, 480)] * 5 + [(480, 640)] * 2 + [(640, 427)] * 4 + [(640, 640), (500, 375), (612, 612), (427, 640)]
-    tokens, tiles = np.zeros(num, np.int64), np.zeros(num, np.int64)
-    rule, medians, spreads = DynamicTiling(max_tiles=max_tiles), (812, 181, 148, 110), (0.7, 0.6, 0.4, 0.4)
-    for row, kind in enumerate(kinds):
-        tokens[row] = np.clip(rng.lognormal(np.log(medians[kind]), spreads[kind]), 60, 4000)
-        if kind == 0:
-            continue
-        if kind == 1:
-            size = coco[rng.integers(len(coco))] if rng.random() < 0.75 else tuple(map(int, rng.integers(300, 641, 2)))
-        else:
-            size = (
-                (int(rng.integers(200, 400)), int(rng.integers(380, 500)))
-                if kind == 2
-                else (1024, int(rng.integers(600, 1025)))
-            )
-        tiles[row] = rule.grid(*size).num_tiles
-        tokens[row] += 256 * tiles[row] + 2
-    return tokens, tiles
-
-
-INPUTS = {"jpegs": make_images, "others": make_other_images}
 BENCHES = {
     "images": bench_images,
     "loader": bench_loader,

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from bench_data import like_llava_665k
+from llava_like import like_llava_665k
 
 from xtuner_plugins.datasets.plan.packing import arrange, efficiency, pack_samples
 

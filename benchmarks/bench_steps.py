@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-from bench_data import like_llava_665k
+from llava_like import like_llava_665k
 from scipy.optimize import nnls
 
 from xtuner_plugins.checkpoints.assembly.base import build_base

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from bench_data import make_base
+from data_inputs import make_base
 from tqdm import trange
 
 from xtuner_plugins.datasets.errors import DataError

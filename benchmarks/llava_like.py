@@ -14,6 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+import numpy as np
+
+from xtuner_plugins.datasets.images.tiling import DynamicTiling
+
 BRIEFLY = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 REGION = "Please provide a short description for this region: "
@@ -123,3 +127,27 @@ class LlavaLike:
         left, top = self.random.random() * 0.8, self.random.random() * 0.8
         right, bottom = left + self.random.random() * (1 - left), top + self.random.random() * (1 - top)
         return f"[{left:.2f}, {top:.2f}, {right:.2f}, {bottom:.2f}]"
+
+
+def like_llava_665k(num: int, max_tiles: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and tiles in the shares of llava_v1_5_mix665k: text only, COCO-like images, book covers, scenes."""
+    rng = np.random.default_rng(0)
+    kinds = rng.choice(4, num, p=np.array([40.7, 522.4, 80.0, 22.0]) / 665.1)
+    coco = [(640, 480)] * 5 + [(480, 640)] * 2 + [(640, 427)] * 4 + [(640, 640), (500, 375), (612, 612), (427, 640)]
+    tokens, tiles = np.zeros(num, np.int64), np.zeros(num, np.int64)
+    rule, medians, spreads = DynamicTiling(max_tiles=max_tiles), (812, 181, 148, 110), (0.7, 0.6, 0.4, 0.4)
+    for row, kind in enumerate(kinds):
+        tokens[row] = np.clip(rng.lognormal(np.log(medians[kind]), spreads[kind]), 60, 4000)
+        if kind == 0:
+            continue
+        if kind == 1:
+            size = coco[rng.integers(len(coco))] if rng.random() < 0.75 else tuple(map(int, rng.integers(300, 641, 2)))
+        else:
+            size = (
+                (int(rng.integers(200, 400)), int(rng.integers(380, 500)))
+                if kind == 2
+                else (1024, int(rng.integers(600, 1025)))
+            )
+        tiles[row] = rule.grid(*size).num_tiles
+        tokens[row] += 256 * tiles[row] + 2
+    return tokens, tiles

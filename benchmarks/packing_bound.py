@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from bench_data import like_llava_665k
+from llava_like import like_llava_665k
 from scipy.optimize import linprog
 from scipy.sparse import csc_matrix
 

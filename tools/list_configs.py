@@ -13,8 +13,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 
 from xtuner_plugins.config_file import CONFIGS, leaves  # noqa: E402
 from xtuner_plugins.leaf import Leaf  # noqa: E402
+from xtuner_plugins.recipes.page import trained_parameters  # noqa: E402
 
-COLUMNS = ("trains", "data", "hardware", "launch")
+LABELS = ("trains", "data", "hardware", "launch")
+TRAINED = "parameters trained"
+# Figures per config: a title, and what gives them by the config's name; a config without one shows a dash.
+FIGURES = {TRAINED: lambda: trained_parameters(CONFIGS.parent / "docs" / "recipes.md")}
+TABLE_FROM = 140  # columns of a terminal; a narrower one gets a paragraph per config
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -24,31 +29,66 @@ def parse_args(argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def find_rows(family: str | None, stage: str | None) -> list[dict[str, str]]:
+    """One row per config: what its docstring says, and the figures."""
+    figures, rows = {title: read() for title, read in FIGURES.items()}, []
+    for name, path in leaves().items():
+        folder = path.parent.relative_to(CONFIGS).as_posix().replace(".", "")
+        if family in (None, folder) and (stage is None or stage in name.split("_")):
+            labels = Leaf.read(path).labels
+            numbers = {title: f"{of[name]:,}" if name in of else "-" for title, of in figures.items()}
+            rows.append({"name": name, "family": folder, **numbers, **{key: labels.get(key, "") for key in LABELS}})
+    return sorted(rows, key=lambda row: (row["family"], row["name"]))
+
+
 def main(argv=None) -> int:
     args = parse_args(argv)
-    from rich.console import Console
-    from rich.table import Table
-
-    rows = {}
-    for name, path in leaves().items():
-        family = path.parent.relative_to(CONFIGS).as_posix().replace(".", "")
-        if args.family in (None, family) and (args.stage is None or args.stage in name.split("_")):
-            labels = Leaf.read(path).labels
-            rows[family, name] = [name, family, *(labels.get(column, "") for column in COLUMNS)]
+    rows = find_rows(args.family, args.stage)
     if not rows:
         families = sorted({path.parent.relative_to(CONFIGS).as_posix() for path in leaves().values()} - {"."})
         words = sorted({word for name in leaves() for word in name.split("_")})
         print(f"error: no such config; families: {', '.join(families)}; words: {', '.join(words)}", file=sys.stderr)
         return 2
-    table = Table(show_lines=True)
-    for column in ("name", "family", *COLUMNS):
-        table.add_column(column, no_wrap=column == "name", overflow="fold")
-    for row in sorted(rows):
-        table.add_row(*rows[row])
+    from rich.console import Console
+
     console = Console()
-    # Without a terminal a line is as wide as what it says, so that it can be searched.
-    console.print(table, markup=False) if console.is_terminal else Console(width=1000).print(table, markup=False)
+    if not console.is_terminal:  # a line is as wide as what it says, so that it can be searched
+        Console(width=1000).print(table(rows, list(rows[0])), markup=False)
+    elif console.width < TABLE_FROM:
+        print_paragraphs(console, rows)
+    else:
+        console.print(table(rows, [key for key in rows[0] if key not in ("family", "launch")]), markup=False)
+        console.print("start one: python tools/train.py NAME (its docstring has the whole launch line)", markup=False)
     return 0
+
+
+def table(rows, columns):
+    """The rows as a table."""
+    from rich.table import Table
+
+    made = Table(show_lines=True)
+    for column in columns:
+        whole = column == "name" or column in FIGURES
+        made.add_column(column, no_wrap=whole, overflow="fold", justify="right" if column in FIGURES else "left")
+    for row in rows:
+        made.add_row(*(row[column] for column in columns))
+    return made
+
+
+def print_paragraphs(console, rows) -> None:
+    """Each config's name with its labels below, as its docstring has them."""
+    from rich.padding import Padding
+    from rich.table import Table
+
+    for row in rows:
+        console.print(row["name"], style="bold", markup=False, highlight=False)
+        lines = Table.grid(padding=(0, 2))
+        lines.add_column(no_wrap=True)
+        lines.add_column(overflow="fold")
+        for key in row:
+            if key != "name" and row[key]:
+                lines.add_row(key, row[key])
+        console.print(Padding(lines, (0, 0, 1, 2)), highlight=False)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import json
 import re
 import shlex
@@ -60,13 +61,11 @@ class Leaf:
     Attributes:
         path: Where it lies; relative bases are looked up from there.
         text: Its source.
-        settings: The Settings block; empty in a config that has none.
         labels: Of the docstring, e.g. ``trains`` and ``launch``.
     """
 
     path: Path
     text: str
-    settings: dict[str, Setting] = field(init=False)
     labels: dict[str, str] = field(init=False)
 
     def __post_init__(self):
@@ -74,16 +73,21 @@ class Leaf:
             self._tree = ast.parse(self.text)
         except SyntaxError as error:
             raise ConfigError(f"config {self.path}:{error.lineno} cannot be read: SyntaxError: {error.msg}") from None
+        self.labels = _labels(ast.get_docstring(self._tree) or "")
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Setting]:
+        """The Settings block; empty in a config that has none."""
         lines = self.text.splitlines()
         rules = {match[1]: number for number, line in enumerate(lines, 1) if (match := _RULE.match(line))}
         first, last = rules.get("Settings", 0), rules.get("Wiring", 0)
-        self.settings = {}
+        settings = {}
         for node in self._tree.body:
             if isinstance(node, ast.Assign) and first < node.lineno < last and isinstance(node.targets[0], ast.Name):
                 name, source = node.targets[0].id, ast.get_source_segment(self.text, node.value)
                 comment = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().strip().lstrip("# ")
-                self.settings[name] = Setting(name, node.value, source, comment)
-        self.labels = _labels(ast.get_docstring(self._tree) or "")
+                settings[name] = Setting(name, node.value, source, comment)
+        return settings
 
     @classmethod
     def read(cls, path: str | Path) -> Leaf:

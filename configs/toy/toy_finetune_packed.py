@@ -2,7 +2,8 @@
 
 trains          projector, LLM
 frozen          vision encoder
-starts from     work_dirs/quickstart/pretrain_mlp, the exported warm-up
+starts from     work_dirs/quickstart/pretrain_mlp, the exported warm-up:
+                python tools/quickstart.py
 data            generated images with questions, half of which need the resolution
 tiles           up to 6 + thumbnail
 hardware        2 CPU cores

@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 from tests.engine.parallel_case import base_and_data, write_dataset
 from xtuner_plugins.cli.launcher import check_deepspeed
 from xtuner_plugins.config_file import ConfigError, load_config
-from xtuner_plugins.engine.config_check import check_config
+from xtuner_plugins.engine.config_check import check_base, check_config
 
 LOADER, OPTIMIZER, LORA = "train_dataloader", "optim_wrapper.optimizer", "model.llm_lora"
 DATASET = f"{LOADER}.dataset"
@@ -135,3 +135,53 @@ def test_deepspeed_files_are_json(tmp_path):
         with pytest.raises(ConfigError, match=message):
             check_deepspeed(str(path))
     check_deepspeed("deepspeed_zero3")
+
+
+MISSING = [
+    (
+        "configs/finetune_lora.py",
+        "exports/pretrain_mlp",
+        "export the earlier stage: python tools/convert_to_official.py ",
+    ),
+    (
+        "configs/finetune_full.py",
+        "exports/pretrain_mlp",
+        "convert_to_official.py configs/pretrain_mlp.py CHECKPOINT ex",
+    ),
+    (
+        "configs/siglip_qwen2_5/siglip_sft_lora.py",
+        "exports/siglip_pretrain",
+        "configs/siglip_qwen2_5/siglip_pretrain.py",
+    ),
+    ("configs/finetune_lora.py", "exports/mine", "convert_to_official.py CONFIG CHECKPOINT exports/mine"),
+    (
+        "configs/toy/toy_finetune_lora.py",
+        "work_dirs/quickstart/pretrain_mlp",
+        "earlier stage: python tools/quickstart.py",
+    ),
+    (
+        "configs/pretrain_mlp.py",
+        "models/InternViT-300M-Qwen2.5-1.5B",
+        "make it: python tools/build_base_model.py --vision O",
+    ),
+    (
+        "configs/internvl_v2/internvl_v2_internlm2_5_8b_finetune.py",
+        "models/InternVL2-8B",
+        "make it: hf download OpenGVLab",
+    ),
+    ("configs/finetune_lora.py", "models/none", "assemble one with python tools/build_base_model.py --vision DIR"),
+    (
+        "configs/finetune_lora.py",
+        "models/none",
+        "or download a released one with hf download ORG/MODEL --local-dir mod",
+    ),
+    (None, "models/none", "assemble one with python tools/build_base_model.py"),
+]
+
+
+@pytest.mark.parametrize("config, base, remedy", MISSING, ids=[f"{base}-{remedy[:20]}" for _, base, remedy in MISSING])
+def test_a_missing_base_says_how_it_is_made(config, base, remedy):
+    with pytest.raises(ConfigError) as error:
+        check_base(base, config and str(ROOT / config))
+    assert remedy in str(error.value) and f"model.base={base!r}: no such directory; " in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,5 +1,10 @@
+import re
+
+import pytest
+
 from tests.configs.test_configs import LEAVES
 from tests.conftest import ROOT
+from xtuner_plugins.recipes.page import trained_parameters
 
 
 def rows(run_tool, *words):
@@ -24,3 +29,22 @@ def test_a_family_and_a_stage(run_tool):
     assert toys and set(toys) == {leaf.stem for leaf in LEAVES if leaf.parent.name == "toy"}
     both = rows(run_tool, "--family", "toy", "--stage", "lora")
     assert set(both) == {name for name in toys if "lora" in name.split("_")} != set(toys)
+
+
+def test_parameters_trained_are_those_of_the_page(run_tool):
+    found = rows(run_tool)
+    trained = trained_parameters(ROOT / "docs" / "recipes.md")
+    for leaf in LEAVES:
+        assert found[leaf.stem][2] == (f"{trained[leaf.stem]:,}" if leaf.stem in trained else "-")
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_a_terminal_gets_whole_names_and_whole_words(columns, run_tool):
+    env = {"FORCE_COLOR": "1", "NO_COLOR": "1", "COLUMNS": str(columns), "TERM": "xterm"}
+    done = run_tool("tools/list_configs.py", "--family", "llava_clip_qwen2_5", env=env)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
+    assert done.returncode == 0 and max(map(len, text.splitlines())) <= columns
+    for words in ("llava_qwen2_5_3b_lora_frozen_projector", "parameters trained", "119,734,272", "hardware"):
+        assert words in text, words
+    assert ("NPROC_PER_NODE=4 xtuner train" in text) == (columns == 80)
+    assert ("start one: python tools/train.py NAME" in text) == (columns == 160)

@@ -7,6 +7,7 @@ MMEngine finds a misspelled keyword only when it builds the object, minutes late
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..config_file import ConfigError
+from ..config_file import CONFIGS, ConfigError, leaves
+from ..leaf import Leaf
 from . import register_all
 from .run_length import check_length
 from .text_check import check_known, check_spelling, check_values, check_vision, typed_nodes
@@ -51,7 +53,7 @@ def check_text(cfg: Config) -> None:
     check_spelling(cfg)
     base = cfg.model.get("base")
     if base is not None:
-        check_base(base)
+        check_base(base, cfg.filename)
     for key_path, node in typed_nodes(cfg.train_dataloader.to_dict(), "train_dataloader"):
         _check_data_paths(key_path, node)
     length = [cfg.train_cfg.get(key) for key in ("max_iters", "max_epochs")]
@@ -93,13 +95,29 @@ def _check_whole(cfg: Config) -> None:
             raise ConfigError(f"the config has no {key!r}; compare with configs/pretrain_mlp.py")
 
 
-def check_base(base: str) -> None:
-    """Raises where ``base`` isn't an official directory."""
+def missing_base(base: str, config: str | None) -> str:
+    """How to get a base that isn't there: as the config's docstring says, else by what its path looks like."""
+    label = Leaf.read(config).labels.get("starts from", "") if config and Path(config).suffix == ".py" else ""
+    named, _, command = label.partition(":")
+    command = command.strip().replace(" python ", " && python ")
+    words = named.split(",")[0].split()
+    is_named = bool(words) and os.path.normpath(words[0]) == os.path.normpath(base)
+    if is_named and command:
+        return f"{'export the earlier stage' if 'export' in named else 'make it'}: {command}"
+    if "exports" in Path(base).parts or (is_named and "exported" in named):
+        stage = leaves().get(Path(base).name)
+        earlier = os.path.relpath(stage, CONFIGS.parent) if stage else "CONFIG"
+        return f"export the earlier stage: python tools/convert_to_official.py {earlier} CHECKPOINT {base}"
+    return (
+        f"assemble one with python tools/build_base_model.py --vision DIR --llm DIR --out {base}, or download a "
+        f"released one with hf download ORG/MODEL --local-dir {base}"
+    )
+
+
+def check_base(base: str, config: str | None = None) -> None:
+    """Raises where ``base`` isn't an official directory; ``config`` is the file whose docstring says how to get it."""
     if not Path(base).is_dir():
-        raise ConfigError(
-            f"model.base={base!r}: no such directory; assemble one with "
-            f"python tools/build_base_model.py --vision DIR --llm DIR --out {base}"
-        )
+        raise ConfigError(f"model.base={base!r}: no such directory; {missing_base(base, config)}")
     if not (Path(base) / "config.json").is_file():
         raise ConfigError(f"model.base={base!r} holds no config.json, so it is not an official model directory")
     if not any((Path(base) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):

@@ -117,7 +117,7 @@ def _toy(stem: str, title: str, **row) -> Recipe:
         "lora_dropout": 0.0,
     }
     row = {"data": TOY, "starts_from": "work_dirs/quickstart/pretrain_mlp", **row}
-    row.setdefault("origin", (f"{row['starts_from']}, the exported warm-up",))
+    row.setdefault("origin", (f"{row['starts_from']}, the exported warm-up:", "python tools/quickstart.py"))
     return Recipe(
         f"toy_{stem}",
         f"Toy twin of configs/{stem}.py: {title}, minutes on 2 CPU cores.",

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from ..leaf import literal
 from .bases import ENCODERS, LLMS
 from .folders import FOLDERS
+from .page import BEGIN, END
 from .recipe import SETTINGS, Commented, Recipe
 from .table import RECIPES
 
@@ -25,7 +26,6 @@ _PART_WORDS = {"visual_encoder": "vision encoder", "projector": "projector", "ll
 
 # The page of all leaves; what stands between the marks is written, the rest is a person's.
 PAGES = {"docs/recipes.md": False, "docs/recipes_zh-CN.md": True}
-BEGIN, END = "<!-- recipes: begin -->\n", "<!-- recipes: end -->\n"
 
 
 def write_recipes(root: str | Path) -> list[Path]:

@@ -23,7 +23,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("out", nargs="?", help="the jsonl to write")
     parser.add_argument("--coco", default="2017", choices=("2014", "2017"), help="how COCO's images are named")
     parser.add_argument("--image-prefix", default="", help="put in front of image names, e.g. coco/train2017/")
-    parser.add_argument("--image-folder", metavar="DIR", help="leave out records whose images aren't in it")
+    parser.add_argument(
+        "--image-folder",
+        metavar="DIR",
+        help="leave out records whose images aren't in it, and count missing and superfluous files; of a data set "
+        "whose file carries the images: write them there",
+    )
     parser.add_argument("--any-count", action="store_true", help="the file may have another number of records")
     parser.add_argument("--list", action="store_true", help="show the known data sets, their files and images")
     args = parser.parse_args()
@@ -43,7 +48,8 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))
     from tqdm import tqdm
 
-    from xtuner_plugins.datasets.audit.prepare import RECIPES, prepare
+    from xtuner_plugins.datasets.audit.prepare import prepare
+    from xtuner_plugins.datasets.audit.published import RECIPES
     from xtuner_plugins.datasets.errors import DataError
 
     if args.list:
@@ -73,8 +79,11 @@ def main() -> int:
             print(f"... and {len(result.complaints) - SHOWN} more in {left_out}")
     print(
         f"{result.num_read} records read, {result.num_written} written to {args.out} "
-        f"({result.num_images} different images), {len(result.complaints)} left out"
+        f"({result.num_images} different images, {result.num_text} records of text alone), "
+        f"{len(result.complaints)} left out"
     )
+    if result.folder:
+        print(result.folder, *result.folder.examples(), sep="\n  ")
     recipe = RECIPES[args.name]
     print(f"images: {recipe.images}")
     if recipe.num_records is None:

@@ -3,7 +3,7 @@ import json
 import sys
 from pathlib import Path
 
-from xtuner_plugins.datasets.audit.prepare import RECIPES
+from xtuner_plugins.datasets.audit.published import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"image": "a.jpg", "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "This."}]}

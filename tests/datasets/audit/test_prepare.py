@@ -1,12 +1,18 @@
 """Small files of the published shapes."""
 
+import hashlib
+import io
 import json
 import stat
 from dataclasses import replace
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+from PIL import Image
 
-from xtuner_plugins.datasets.audit.prepare import CHINESE_PROMPTS, GIVE_UP_AFTER, RECIPES, prepare
+from xtuner_plugins.datasets.audit.prepare import GIVE_UP_AFTER, prepare
+from xtuner_plugins.datasets.audit.published import CHINESE_PROMPTS, RECIPES
 from xtuner_plugins.datasets.errors import RecordError, SettingError
 from xtuner_plugins.datasets.records.index import scan
 from xtuner_plugins.datasets.records.records import parse_record
@@ -23,6 +29,28 @@ def llava(image=None, number=0, answer="This."):
     return record | ({"image": image} if image else {})
 
 
+def minimind(question, image=None):
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": "这是。"}]
+    return {"conversations": turns} | ({"image": image} if image else {})
+
+
+def jpeg(color, side):
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), color).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def embedded(question, data):
+    """A row of MiniMind-V's Parquet files: the turns as JSON text, the image as bytes."""
+    return {"conversations": json.dumps(minimind(question)["conversations"]), "image_bytes": data}
+
+
+def name_of(data):
+    name = hashlib.blake2b(data, digest_size=12).hexdigest()
+    return f"{name[:2]}/{name}.jpg"
+
+
+RED, BLACK = jpeg("red", 256), jpeg("black", 8)
 CHINESE = ["两个人在路上交谈", "一男一女站在室外", "公园里有两个人", "街道上有行人", "两个穿长裤的人在聊天"]
 SHAPES = {
     "llava-pretrain": ([llava("00453/004539375.jpg")], ["00453/004539375.jpg"]),
@@ -52,13 +80,36 @@ SHAPES = {
         ["a1.jpg", "a2.jpg", "a3.jpg"],
     ),
     "sharegpt-4o": ([llava("0c/0c.jpg"), {**llava(), "image": None}], ["0c/0c.jpg", None]),
+    "chinese-llava-pretrain": ([llava("GCC_train_002582585.jpg")], ["GCC_train_002582585.jpg"]),
+    "chinese-llava-instruct-150k": ([llava("000000033471.jpg")], ["000000033471.jpg"]),
+    "chinese-llava-instruct-80k": ([llava("000000033471.jpg")], ["000000033471.jpg"]),
+    "minimind-v-pretrain-jsonl": (
+        [minimind("提供给定图像的简要描述。\n<image>", "GCC_train_002582585.jpg")],
+        ["GCC_train_002582585.jpg"],
+    ),
+    "minimind-v-sft-jsonl": (
+        [
+            minimind("闹钟的位置对睡眠质量有什么影响？<image>", "train-00000-of-00001_image_0_0.jpg"),
+            minimind("你好", "x.jpg"),
+        ],
+        ["train-00000-of-00001_image_0_0.jpg", None],
+    ),
+    "minimind-v-sft-multi-jsonl": (
+        [minimind("Source: <image> Target: <image> What differs?", "0.jpg, 1.jpg")],
+        ["0.jpg"],
+    ),
+    "minimind-v-pretrain": ([embedded("<image>\n请描述", RED)], [name_of(RED)]),
+    "minimind-v-sft": ([embedded("<image>\n请描述", RED), embedded("你好", BLACK)], [name_of(RED), None]),
 }
 
 
 def write(folder, name, raw):
-    """The records as the data set's own file: a JSON array, or lines when it ends in .jsonl."""
+    """The records as the data set's own file: a JSON array, lines when it ends in .jsonl, or Parquet."""
     path = folder / RECIPES[name].file
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(raw), path)
+        return path
     lines = list(map(json.dumps, raw))
     path.write_text("\n".join(lines) if path.suffix == ".jsonl" else "[" + ",\n".join(lines) + "]")
     return path
@@ -67,6 +118,11 @@ def write(folder, name, raw):
 def written(path):
     index = scan(path)
     return [index.parse(number) for number in range(len(index))]
+
+
+def own_folder(name, folder):
+    """The argument of `prepare` that a file with images in it needs."""
+    return {"image_folder": folder / "written"} if RECIPES[name].embedded else {}
 
 
 def test_there_is_a_shape_for_every_recipe():
@@ -78,17 +134,19 @@ def test_every_recipe_gives_records_that_train(tmp_path, name):
     raw, images = SHAPES[name]
     write(tmp_path, name, raw)
     total, done = [], []
-    result = prepare(name, tmp_path, tmp_path / "out.jsonl", begin=total.append, progress=done.append)
+    result = prepare(
+        name, tmp_path, tmp_path / "out.jsonl", begin=total.append, progress=done.append, **own_folder(name, tmp_path)
+    )
     records = [parse_record(record, "f:1") for record in written(tmp_path / "out.jsonl")]
     assert [record.media[0].name if record.media else None for record in records] == images
     assert (result.num_read, result.num_written, result.complaints) == (len(raw), len(images), [])
-    assert result.num_images == len({image for image in images if image})
+    assert result.num_images == len({medium.name for record in records for medium in record.media})
     assert (total, sum(done)) == ([len(raw)], len(raw))
     assert bool(result.remark) == (RECIPES[name].num_records is not None)  # far fewer than the published file
     assert stat.S_IMODE((tmp_path / "out.jsonl").stat().st_mode) == 0o644
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", sorted(name for name, recipe in RECIPES.items() if not recipe.embedded))
 def test_every_recipe_says_no_to_another_shape(tmp_path, name):
     """A wrong record is left out with its line; of a file that holds only such, nothing is written."""
     good = SHAPES[name][0][0]
@@ -100,11 +158,6 @@ def test_every_recipe_says_no_to_another_shape(tmp_path, name):
     with pytest.raises(SettingError, match=r"not one of the first 100 .* name that file"):
         prepare(name, path, tmp_path / "other.jsonl")
     assert not (tmp_path / "other.jsonl").exists()
-
-
-def test_each_count_has_somebody_who_says_so():
-    for recipe in RECIPES.values():
-        assert bool(recipe.num_records) == bool(recipe.counted_by) and recipe.images
 
 
 def test_counts_of_the_published_file_are_checked(tmp_path, monkeypatch):
@@ -221,3 +274,82 @@ def test_files_that_are_not_there(tmp_path):
     with pytest.raises(RecordError, match="isn't closed.*cut off"):
         prepare("detail-23k", tmp_path, tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_minimind_gives_the_records_that_one_would_write(tmp_path):
+    """Several images are one string there; turns keep their order; text alone loses the image that nothing calls."""
+    question = "Source: <image> Target: <image> What differs?"
+    write(tmp_path, "minimind-v-sft-multi-jsonl", [minimind(question, "0.jpg, 1.jpg"), minimind("你好", "x.jpg")])
+    result = prepare("minimind-v-sft-multi-jsonl", tmp_path, tmp_path / "out.jsonl")
+    answer = {"from": "gpt", "value": "这是。"}
+    by_hand = [
+        {"image": ["0.jpg", "1.jpg"], "conversations": [{"from": "human", "value": question}, answer]},
+        {"conversations": [{"from": "human", "value": "你好"}, answer]},
+    ]
+    records = [parse_record(record, "f:1") for record in written(tmp_path / "out.jsonl")]
+    assert [(r.turns, r.system) for r in records] == [
+        (r.turns, r.system) for r in (parse_record(raw, "f:1") for raw in by_hand)
+    ]
+    assert (result.num_text, result.num_images) == (1, 2)
+
+
+def test_minimind_records_that_would_be_guessed_are_refused(tmp_path):
+    tools = minimind("你好")
+    tools["conversations"][0]["tools"] = [{"name": "search"}]
+    raw = [minimind("<image>是什么"), minimind("<image><image>", "0.jpg"), tools, minimind("好<image>", "a.jpg")]
+    write(tmp_path, "minimind-v-sft-jsonl", raw)
+    result = prepare("minimind-v-sft-jsonl", tmp_path, tmp_path / "out.jsonl")
+    assert result.num_written == 1 and [text.split("; ")[0].split(": ", 1)[1] for text in result.complaints] == [
+        "not a record of sft_vlm_data.jsonl (no 'image')",
+        "2 <image> in the user's turns, but 1 image given by 'image'",
+        "not a record of sft_vlm_data.jsonl (its turns call tools, which no template here writes)",
+    ]
+
+
+def test_images_inside_a_file_are_written_once(tmp_path):
+    blue, folder = jpeg("blue", 256), tmp_path / "images"
+    raw = [
+        embedded("<image>这是", RED),
+        embedded("<image>那是", RED),
+        embedded("<image>是", blue),
+        embedded("你好", BLACK),
+    ]
+    raw.append(embedded("<image>坏", b"no image"))
+    path = write(tmp_path, "minimind-v-sft", raw)
+    result = prepare("minimind-v-sft", tmp_path, tmp_path / "out.jsonl", image_folder=folder)
+    assert sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.jpg")) == sorted(
+        map(name_of, (RED, blue))
+    )
+    assert (folder / name_of(RED)).read_bytes() == RED
+    assert (result.num_written, result.num_images, result.num_text) == (4, 2, 1)
+    assert result.complaints == [f"{path}:5: its image can't be read; download the file again"]
+    assert (result.folder.num_files, result.folder.num_named, result.folder.missing) == (2, 2, [])
+    assert "5 records, the published sft_i2t.parquet has 2,904,511" in result.remark
+
+
+def test_parquet_files_that_cannot_be_used(tmp_path):
+    out, images = tmp_path / "out.jsonl", tmp_path / "images"
+    path = write(tmp_path, "minimind-v-pretrain", [embedded("<image>", RED)])
+    with pytest.raises(SettingError, match="carries its images in pretrain_i2t.parquet; name a folder"):
+        prepare("minimind-v-pretrain", path, out)
+    with pytest.raises(SettingError, match="leave --image-prefix out"):
+        prepare("minimind-v-pretrain", path, out, image_prefix="a/", image_folder=images)
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), path)
+    with pytest.raises(SettingError, match="has the columns text, not conversations, image_bytes"):
+        prepare("minimind-v-pretrain", path, out, image_folder=images)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(SettingError, match="is no whole Parquet file"):
+        prepare("minimind-v-pretrain", path, out, image_folder=images)
+
+
+def test_the_folder_is_counted(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (folder / name).touch()
+    raw = [llava("a.jpg"), llava("a.jpg"), llava("none.jpg")]
+    write(tmp_path, "llava-pretrain", raw)
+    result = prepare("llava-pretrain", tmp_path, tmp_path / "out.jsonl", image_folder=folder)
+    assert (result.folder.num_files, result.folder.num_named) == (3, 2)
+    assert (result.folder.missing, result.folder.superfluous) == (["none.jpg"], ["b.jpg", "c.jpg"])
+    assert result.num_written == 2 and len(result.complaints) == 1

@@ -1,0 +1,35 @@
+"""The rows; what each makes of a record is in test_prepare.py."""
+
+import re
+
+import pytest
+
+from xtuner_plugins.datasets.audit.published import RECIPES, minimind_v
+
+
+def test_each_count_has_somebody_who_says_so():
+    for recipe in RECIPES.values():
+        assert bool(recipe.num_records) == bool(recipe.counted_by) and recipe.images
+
+
+def test_names_are_plain_and_files_are_relative():
+    for name, recipe in RECIPES.items():
+        assert re.fullmatch(r"[a-z0-9-]+", name) and not recipe.file.startswith("/")
+        assert bool(recipe.embedded) == recipe.file.endswith(".parquet")
+
+
+def test_recipes_name_files_that_can_be_prepared():
+    """The Chinese leaves train on files of this table as they were downloaded."""
+    from xtuner_plugins.recipes import data
+
+    files = [recipe.file for recipe in RECIPES.values()]
+    for named in (data.CHINESE_PRETRAIN, data.CHINESE_SFT):
+        assert any(path.endswith(f"Chinese-LLaVA-Vision-Instructions/{file}") for path in named.paths for file in files)
+
+
+@pytest.mark.parametrize(
+    "raw", [{}, {"conversations": "not json"}, {"conversations": [{"role": "user"}]}, {"conversations": 3}]
+)
+def test_another_shape_is_no_record_of_minimind(raw):
+    with pytest.raises((KeyError, ValueError, TypeError)):
+        minimind_v(raw, 0)

@@ -1,5 +1,6 @@
 """Opens every record and every image of a dataset before training, and reports each error with its place."""
 
+import contextlib
 import json
 import os
 import signal
@@ -16,12 +17,14 @@ import torch
 from ...hub.constants import IGNORE_INDEX
 from ...processes import die_with_parent, num_cores
 from ..dataset import MultimodalDataset
-from ..errors import DataError, MediaError
+from ..errors import DataError, MediaError, RecordError
+from ..images.folders import FolderCount, FolderFiles
 from ..images.media import MAX_PIXELS, ImageFolder, load_image
 from ..images.video import load_frames
 from ..mixture import raise_together
 from ..records.boxes import compare_size, normalize_boxes
-from ..records.index import scan
+from ..records.index import SequentialReader, scan
+from ..records.record_json import parse_json
 from ..records.records import Record, parse_record
 
 NUM_FRAMES = 8  # per video, the dataset's default
@@ -180,6 +183,50 @@ def check_dataset(
                     warn(reason, message)
         progress(len(findings))
     return reports
+
+
+def count_folders(
+    dataset: "MultimodalDataset | PlainFiles", progress: Callable[[int], None] = lambda done: None
+) -> list[FolderCount]:
+    """Compare the names in records with the files of each image folder; no image is opened.
+
+    Files that share a folder are counted together. Records that can't be read name nothing here, and files without an
+    image folder have nothing to compare with.
+
+    Args:
+        progress: called with the number of records done since the last call.
+    """
+    folders: dict[str, tuple[ImageFolder, set[str]]] = {}
+    for source in dataset.sources:
+        if source.folder.folder is None:
+            progress(len(source.index))
+            continue
+        _, named = folders.setdefault(os.path.realpath(source.folder.folder), (source.folder, set()))
+        with SequentialReader(source.index) as reader:
+            for row in range(len(source.index)):
+                place = source.index.source(row)
+                with contextlib.suppress(RecordError):  # the check of the record itself complains
+                    record = parse_record(parse_json(reader.read(row), place), place)
+                    named.update(medium.name for medium in record.media)
+                progress(1)
+    return [FolderFiles(folder).compare(named) for folder, named in folders.values()]
+
+
+def write_json(path: str | os.PathLike, reports: Sequence[FileReport], folders: Sequence[FolderCount]) -> None:
+    """Write the counts of files and folders, and all missing and superfluous names, for programs to read."""
+    files = [
+        {
+            "file": report.path,
+            "num_records": report.num_records,
+            "num_unusable": report.num_wrong,
+            "num_images": report.num_images,
+            "unusable": dict(report.complaints),
+            "warnings": dict(report.warnings),
+        }
+        for report in reports
+    ]
+    content = {"files": files, "folders": [folder.to_json() for folder in folders]}
+    Path(path).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def count_samples(dataset: MultimodalDataset, reports: Sequence[FileReport]) -> int:

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from ...hub.constants import IGNORE_INDEX
 from ..dataset import MultimodalDataset
 from ..errors import DataError
+from ..images.folders import FolderCount
 from ..images.media import load_image
 from ..images.tiling import DynamicTiling
 from ..images.video import load_frames
@@ -38,6 +39,7 @@ def write_report(
     dataset: MultimodalDataset,
     reports: Sequence[FileReport],
     complaints: Sequence[str],
+    folders: Sequence[FolderCount] = (),
     *,
     num_cards: int = 12,
     max_tokens: int = 8192,
@@ -50,6 +52,7 @@ def write_report(
         dataset: the checked dataset.
         reports: one per annotation file, in the dataset's order.
         complaints: all messages; the first `MAX_COMPLAINTS` are shown.
+        folders: the counts of the image folders.
         num_cards: number of random samples to show, from each file in turn.
         max_tokens: budget of the packs that are drawn.
         seed: of the random picks.
@@ -62,6 +65,7 @@ def write_report(
         num_records=sum(report.num_records for report in reports),
         num_samples=count_samples(dataset, reports),
         files=_files(dataset, reports),
+        folders=folders,
         details=_details(dataset, reports),
         packs=_packs(reports, max_tokens),
         complaints=complaints,

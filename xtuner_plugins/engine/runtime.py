@@ -28,6 +28,9 @@ from ..config_file import ConfigError, load_config
 from ..processes import POLL_SECONDS, STARTED_BY, die_with_parent, free_port, parent_of, program_of
 from . import register_all
 
+M_MMAP_THRESHOLD = -3  # malloc.h; setting it also ends its growth
+RETURNED_FROM = 4 << 20  # bytes; smaller blocks are used again soon enough
+
 
 def prepare_runtime(pretrained_model_name_or_path: str) -> str:
     """Prepares the process; returns ``pretrained_model_name_or_path``, the base directory, unchanged.
@@ -41,6 +44,7 @@ def prepare_runtime(pretrained_model_name_or_path: str) -> str:
         _use_gloo_without_gpu()
         _build_no_cpu_op()
         _report_no_half_precision_without_gpu()
+        _return_freed_memory()
     _describe_single_process()
     _use_our_deepspeed_strategy()
     _settle_before_building()
@@ -117,6 +121,20 @@ def _report_no_half_precision_without_gpu() -> None:
 
     cpu = types.SimpleNamespace(is_available=lambda: False, is_bf16_supported=lambda: False)
     xtuner_utils.get_torch_device = lambda: cpu
+
+
+def _return_freed_memory() -> None:
+    """Keeps glibc from holding tensors that were freed: without a GPU, activations are in its memory.
+
+    When a block of up to 32 MiB is freed, glibc raises the size from which blocks are given back to the system to that
+    of the block. Tensors below then lie on the heap, aligned ones are hardly used again, and the heap grows with every
+    layer although its activations are freed for recomputation.
+    """
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have no such rule
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, RETURNED_FROM)
 
 
 def _describe_single_process() -> None:

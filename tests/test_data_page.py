@@ -88,9 +88,11 @@ def test_commands_work(project, run_tool, command):
         assert Path(project, words[4]).exists()
         return
     assert done.returncode == 0, done.stdout + done.stderr
-    if "check_data" in command:
+    if "--names-only" in words:
+        assert "A: 4 files; records name 4 different ones, 0 of them missing; 0 superfluous" in done.stdout
+    elif "check_data" in command:
         assert "records can be trained on" in done.stdout
-    for option in ("--html", "--reject-list"):
+    for option in ("--html", "--json", "--reject-list"):
         if option in words:
             assert Path(project, words[words.index(option) + 1]).exists()
 

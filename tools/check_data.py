@@ -211,8 +211,6 @@ def compare_names(dataset, total: int) -> list:
         folders = count_folders(dataset, bar.update)
     for folder in folders:
         print(folder, *folder.examples(), sep="\n  ")
-    if not folders:
-        print("no image folder is given: nothing to compare names with")
     return folders
 
 
@@ -246,6 +244,9 @@ def main() -> int:
     complaints: list[str] = []
     warned: Counter[str] = Counter()
     folders = compare_names(dataset, total)
+    if args.names_only and not folders:
+        print("error: no image folder is given, so there is nothing to compare names with", file=sys.stderr)
+        return 2
     if args.names_only:
         if args.json:
             write_json(args.json, [], folders)

@@ -213,3 +213,26 @@ def test_what_is_shrunk_cut_or_left_out_is_said(project, tmp_path, check):
     assert status == 0 and "  1 record on the reject list" in printed
     assert "all 7 records can be trained on; an epoch has 14 of 16 samples" in printed
     assert len((tmp_path / "again.jsonl").read_text().splitlines()) == 1  # a list that is written anew keeps it
+
+
+def test_names_are_compared_with_the_folder(project, tmp_path):
+    """With --names-only no image is opened: this one isn't one."""
+    config, data = project
+    (tmp_path / "images" / "spare.jpg").write_text("no image")
+    found = f"{tmp_path / 'images'}: 2 files; records name 1 different ones, 0 of them missing; 1 superfluous"
+    done = run(config, "--names-only")
+    assert (done.returncode, found in done.stdout, "superfluous: spare.jpg" in done.stdout) == (0, True, True)
+    data.write_text(
+        json.dumps(conversation(image="spare.jpg")) + "\n" + json.dumps(conversation(image="none.jpg")) + "\n"
+    )
+    args = (data, "--image-folder", tmp_path / "images", "--json", tmp_path / "counts.json")
+    done = run(*args, "--names-only")
+    assert done.returncode == 1 and "1 of them missing" in done.stdout and "missing: none.jpg" in done.stdout
+    counts = json.loads((tmp_path / "counts.json").read_text())
+    assert counts["files"] == [] and counts["folders"][0]["missing"] == ["none.jpg"]
+    assert counts["folders"][0]["superfluous"] == ["a.png"]
+    assert run(*args).returncode == 1
+    counts = json.loads((tmp_path / "counts.json").read_text())
+    assert (counts["files"][0]["num_records"], counts["files"][0]["num_unusable"]) == (2, 2)
+    assert run(data, "--names-only").returncode == 2
+    assert run(*args, "--names-only", "--reject-list", tmp_path / "bad.jsonl").returncode == 2

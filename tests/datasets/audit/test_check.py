@@ -1,10 +1,12 @@
 """The checker as a library: reports, reject list."""
 
+import json
+
 import numpy as np
 import pytest
 
 from xtuner_plugins.datasets import MultimodalDataset, SettingError
-from xtuner_plugins.datasets.audit.check import PlainFiles, check_dataset, histogram, write_reject_list
+from xtuner_plugins.datasets.audit.check import PlainFiles, check_dataset, count_folders, histogram, write_reject_list
 from xtuner_plugins.datasets.samplers import PlanSampler
 
 
@@ -53,3 +55,19 @@ def test_histogram():
     assert histogram(np.array([3, 3, 5])) == [("3", 2), ("4", 0), ("5", 1)]
     bins = histogram(np.arange(100))
     assert bins[0] == ("0-9", 10) and bins[-1] == ("90-99", 10) and sum(count for _, count in bins) == 100
+
+
+def test_files_that_share_a_folder_are_counted_together(tmp_path):
+    """Whatever one of them doesn't name, the other may; a record that can't be read names nothing."""
+    (tmp_path / "images").mkdir()
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / "images" / name).touch()
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat."}]
+    for name, images in {"one": ["a.jpg", "none.jpg"], "two": ["b.jpg"]}.items():
+        lines = [json.dumps({"image": image, "conversations": turns}) for image in images]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join([*lines, "{}"]) + "\n")
+    paths, done = [str(tmp_path / f"{name}.jsonl") for name in ("one", "two", "two")], []
+    dataset = PlainFiles(paths, [str(tmp_path / "images"), f"{tmp_path}/images/", None])
+    (count,) = count_folders(dataset, done.append)
+    assert (count.num_named, count.missing, count.superfluous) == (3, ["none.jpg"], ["c.jpg"])
+    assert sum(done) == 3 + 2 + 2

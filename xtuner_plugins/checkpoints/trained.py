@@ -308,14 +308,26 @@ def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
                 f"the config trains rows of {part} (trainable_token_indices of model.{lora_setting}), but {path} holds "
                 "none of them; give the config that it was trained with"
             )
-        if not model.get(freeze_setting, frozen_by_default):
-            lacking = [name for name in plan.view.tensors if name.startswith(part + ".") and name not in plan.replaced]
-            lacking = [name for name in lacking if not towers.is_unused(name, plan.view.config)]
-            if lacking:
-                raise CheckpointError(
-                    f"the config trains {part} (model.{freeze_setting}=False), but {path} lacks {len(lacking)} of its "
-                    f"tensors: {', '.join(lacking[:3])}; give the config that it was trained with"
-                )
+        lacking, setting = _lacking(plan, model, part, freeze_setting, frozen_by_default)
+        if lacking:
+            raise CheckpointError(
+                f"the config trains {part} (model.{setting}), but {path} lacks {len(lacking)} of its tensors: "
+                f"{', '.join(lacking[:3])}; give the config that it was trained with"
+            )
+
+
+def _lacking(
+    plan: TrainedPlan, model: Mapping, part: str, freeze_setting: str, frozen_by_default: bool
+) -> tuple[list[str], str]:
+    """Tensors of a part that the config trains whole and the checkpoint lacks, and the setting that trains them."""
+    config, last = plan.view.config, model.get("visual_encoder_last_layers")
+    names = [name for name in plan.view.tensors if name.startswith(part + ".") and name not in plan.replaced]
+    if not model.get(freeze_setting, frozen_by_default):
+        return [name for name in names if not towers.is_unused(name, config)], f"{freeze_setting}=False"
+    if part == "vision_model" and last is not None:
+        trained = [name for name in names if towers.is_in_last_layers(name, config, last)]
+        return trained, f"visual_encoder_last_layers={last}"
+    return [], ""
 
 
 def attach_adapters(model, plan: TrainedPlan) -> None:

@@ -20,13 +20,13 @@ from ..checkpoints.loader import load_model, load_tokenizer, read_config
 from ..checkpoints.partition import is_partitioned, over_ranks, partition_dtype
 from ..families import encoder_family, llm_family
 from ..hub.constants import IMAGE_CONTEXT
-from .adapters import inject_lora
 from .attention import attend_to_segments, no_mask
 from .encoders import freeze_unused
 from .losses import LossHead, next_token_loss, sum_over_ranks
 from .preprocessor import TilePreprocessor
 from .quantization import build_quantization_config, linear_quantizer
 from .rows import Row
+from .trainable import check_last_layers, set_trainable, train_last_blocks
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -55,6 +55,7 @@ class VisionLanguageModel(BaseModel):
 
         freeze_visual_encoder=True                      no gradient, no activation, not in the checkpoint
         freeze_visual_encoder=False                     trained whole
+        freeze_visual_encoder=True, visual_encoder_last_layers=4    the last four blocks trained whole
         freeze_visual_encoder=True, visual_encoder_lora=dict(type=LoraConfig, r=16, ...)
 
     Frozen parts are held in ``dtype``. Trained ones are held in float32 and computed under autocast, unless DeepSpeed
@@ -63,6 +64,8 @@ class VisionLanguageModel(BaseModel):
     Args:
         base: Official InternVL directory (see ``tools/build_base_model.py``). Nothing in it is executed.
         freeze_visual_encoder: Freeze the encoder's own weights.
+        visual_encoder_last_layers: Blocks of a frozen encoder that train whole, counted from the last one that features
+            depend on; None trains none.
         freeze_projector: Freeze ``mlp1``.
         freeze_llm: Freeze the LLM's own weights.
         visual_encoder_lora: ``dict(type=LoraConfig, r=..., ...)`` or None. Needs ``freeze_visual_encoder=True``.
@@ -83,6 +86,7 @@ class VisionLanguageModel(BaseModel):
         base: str,
         *,
         freeze_visual_encoder: bool = True,
+        visual_encoder_last_layers: int | None = None,
         freeze_projector: bool = False,
         freeze_llm: bool = True,
         visual_encoder_lora: Mapping[str, Any] | None = None,
@@ -99,6 +103,9 @@ class VisionLanguageModel(BaseModel):
         for part, is_frozen in (("visual_encoder", freeze_visual_encoder), ("llm", freeze_llm)):
             if quantized[part] is not None and not is_frozen:
                 raise ValueError(f"{part}_quantization is set, so set freeze_{part}=True: 4-bit weights don't train")
+        check_last_layers(
+            visual_encoder_last_layers, freeze_visual_encoder, visual_encoder_lora, visual_encoder_quantization
+        )
         self.model, self.load_report = _load(base, self.dtype, quantized)
         self.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids(IMAGE_CONTEXT)
         self.model.img_context_token_id = self.img_context_token_id
@@ -109,10 +116,13 @@ class VisionLanguageModel(BaseModel):
         vision_targets = encoder_family(config.vision_config.to_dict()).lora_targets
         self.llm = llm_family(config.llm_config.to_dict())
         encoder, llm = self.model.vision_model, self.model.language_model
-        _set_trainable("visual_encoder", encoder, freeze_visual_encoder, visual_encoder_lora, vision_targets)
+        set_trainable("visual_encoder", encoder, freeze_visual_encoder, visual_encoder_lora, vision_targets)
         freeze_unused(encoder, self.model.select_layer)
-        _set_trainable("projector", self.model.mlp1, freeze_projector, None, ())
-        _set_trainable("llm", llm, freeze_llm, llm_lora, self.llm.lora_targets)
+        self._blocks_below: list[nn.Module] = []  # frozen ones below those that train
+        if visual_encoder_last_layers is not None:
+            self._blocks_below = train_last_blocks(encoder, self.model.select_layer, visual_encoder_last_layers)
+        set_trainable("projector", self.model.mlp1, freeze_projector, None, ())
+        set_trainable("llm", llm, freeze_llm, llm_lora, self.llm.lora_targets)
         attend_to_segments(llm)
         LossHead.take_over(llm.get_output_embeddings())
 
@@ -159,7 +169,7 @@ class VisionLanguageModel(BaseModel):
     def train(self, mode: bool = True):
         """As `torch.nn.Module.train`; a part without trainable parameters stays in evaluation mode (no dropout).
 
-        Its checkpointed blocks themselves, but not their attention and dropout modules, stay in training mode:
+        So do the frozen blocks of an encoder whose last ones train. The part's checkpointed blocks themselves, but not their attention and dropout modules, stay in training mode:
         transformers recomputes only in such blocks, and the projector's gradient passes through a frozen LLM.
         """
         super().train(mode)
@@ -169,6 +179,8 @@ class VisionLanguageModel(BaseModel):
                 for module in part.modules():
                     if mode and isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
                         module.training = True
+        for block in self._blocks_below:
+            block.eval()
         return self
 
     def state_dict(self, *args, **kwargs):
@@ -299,18 +311,3 @@ def _recompute_llm(llm: nn.Module) -> None:
     llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     if reentrant:
         llm.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
-
-
-def _set_trainable(
-    name: str, part: nn.Module, freeze: bool, lora: Mapping[str, Any] | None, targets: tuple[str, ...]
-) -> None:
-    if lora is not None and not freeze:
-        raise ValueError(f"{name}_lora is set, so set freeze_{name}=True: LoRA trains beside frozen weights")
-    for parameter in part.parameters():
-        if parameter.is_floating_point():  # packed 4-bit weights have no gradient
-            parameter.requires_grad_(not freeze)
-    if lora is not None:
-        try:
-            inject_lora(part, lora, targets)
-        except (TypeError, ValueError) as error:  # PEFT doesn't know the name of the setting
-            raise ValueError(f"{name}_lora: {error}") from error

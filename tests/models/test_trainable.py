@@ -1,0 +1,112 @@
+"""Which weights of a part train, for each kind of encoder: counted, moved, saved, exported."""
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from tests.checkpoints.towers import write_tower
+from tests.checkpoints.training import save_pth, write_config
+from tests.models.test_encoders import step
+from tests.models.test_vlm import make_batch, run
+from xtuner_plugins.checkpoints import trained
+from xtuner_plugins.checkpoints.assembly.base import build_base
+from xtuner_plugins.checkpoints.export import export
+from xtuner_plugins.checkpoints.formats import open_model
+from xtuner_plugins.checkpoints.io.reader import CheckpointError
+from xtuner_plugins.models import VisionLanguageModel
+from xtuner_plugins.models.encoders import used_blocks
+
+LORA = dict(type=LoraConfig, r=2, lora_alpha=4)
+
+
+@pytest.fixture(scope="module", params=["intern_vit", "clip", "siglip"])
+def base(request, toy_base, toy_parts, tmp_path_factory):
+    """InternViT uses all of its blocks, CLIP and SigLIP the first 2 of 3."""
+    if request.param == "intern_vit":
+        return str(toy_base)
+    folder = tmp_path_factory.mktemp(request.param)
+    write_tower(folder / "tower", request.param)
+    build_base(folder / "tower", toy_parts[1], folder / "base", dtype="float32")
+    return str(folder / "base")
+
+
+def make(base, **settings):
+    return VisionLanguageModel(base=base, dtype="float32", **settings)
+
+
+class TestLastLayers:
+    @pytest.mark.parametrize("recompute", [False, True])
+    def test_only_the_last_used_blocks_move(self, base, recompute):
+        model = make(base, visual_encoder_last_layers=1, freeze_projector=True, gradient_checkpointing=recompute)
+        blocks = used_blocks(model.model.vision_model, model.model.select_layer)
+        last = {id(p) for p in blocks[-1].parameters()}
+        assert {id(p) for p in model.parameters() if p.requires_grad} == last
+        assert len(model.state_dict()) == len(last)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        first, second = step(model, tiles_of=(2, 0, 1))
+        assert second < first
+        moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+        # Keys' biases move every score of a query alike, so softmax gives them no gradient but rounding.
+        expected = {name for name in model.state_dict() if not name.endswith("k_proj.bias")}
+        assert expected <= moved <= set(model.state_dict())
+
+    @pytest.mark.parametrize("recompute", [False, True])
+    def test_the_graph_begins_at_the_first_of_them(self, base, recompute):
+        model = make(base, visual_encoder_last_layers=1, gradient_checkpointing=recompute).train()
+        blocks = used_blocks(model.model.vision_model, model.model.select_layer)
+        runs, outputs = [], {}
+        for index, block in enumerate(blocks):
+            # Before the block: recomputing ends within a block, once it has all that the backward pass needs.
+            block.register_forward_pre_hook(lambda _module, _inputs, index=index: runs.append(index))
+            block.register_forward_hook(lambda _m, _i, output, index=index: outputs.setdefault(index, output))
+        run(model, make_batch(model, length=160))["loss"].backward()
+        hidden = [output[0] if isinstance(output, tuple) else output for output in outputs.values()]
+        assert [state.requires_grad for state in hidden] == [False] * (len(blocks) - 1) + [True]
+        assert runs == [*range(len(blocks)), *([len(blocks) - 1] if recompute else [])]
+        assert [block.training for block in blocks] == [False] * (len(blocks) - 1) + [True]
+
+    def test_its_gradient_is_that_of_the_whole_encoder(self, base):
+        gradients = []
+        for settings in (dict(visual_encoder_last_layers=1), dict(freeze_visual_encoder=False)):
+            model = make(base, **settings).train()
+            run(model, make_batch(model, length=160))["loss"].backward()
+            gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        assert gradients[0].keys() < gradients[1].keys()
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-5, atol=1e-8, msg=name)
+
+    def test_the_export_holds_them_and_the_bases_other_blocks(self, base, tmp_path):
+        settings = dict(visual_encoder_last_layers=1)
+        model = make(base, **settings)
+        step(model, tiles_of=(1, 0))
+        config = write_config(tmp_path / "c.py", base, **settings)
+        export(config, save_pth(model, tmp_path / "iter_1.pth"), tmp_path / "out")
+        exported, started = open_model(tmp_path / "out").tensors, open_model(base).tensors
+        live = {name.removeprefix("model."): p for name, p in model.named_parameters()}
+        assert exported.keys() == started.keys()
+        for name, tensor in exported.items():
+            assert torch.equal(tensor.read(), live[name] if live[name].requires_grad else started[name].read()), name
+        with pytest.raises(CheckpointError, match=r"visual_encoder_last_layers=2\), but .* lacks"):
+            trained.lay_over(
+                write_config(tmp_path / "d.py", base, visual_encoder_last_layers=2), tmp_path / "iter_1.pth"
+            )
+
+    @pytest.mark.parametrize("count", [0, 4, -1])
+    def test_more_than_there_are(self, base, count):
+        model = make(base)
+        used = len(used_blocks(model.model.vision_model, model.model.select_layer))
+        with pytest.raises(ValueError, match=f"last_layers={count} is out of range.*{used} blocks.*give 1 to {used}"):
+            make(base, visual_encoder_last_layers=count)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(freeze_visual_encoder=False), "set freeze_visual_encoder=True"),
+        (dict(visual_encoder_lora=LORA), "set visual_encoder_lora=None"),
+        (dict(visual_encoder_quantization=dict(load_in_4bit=True)), "set visual_encoder_quantization=None"),
+    ],
+)
+def test_contradictions_of_last_layers(toy_base, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(str(toy_base), visual_encoder_last_layers=1, **settings)

@@ -43,7 +43,7 @@ REFUSED = [
     ("default_hooks.checkpoint.max_keep_ckpts", 0, "max_keep_ckpts=0 is out of range"),
     ("default_hooks.chekpoint.interval", 5, "default_hooks.chekpoint: a hook needs a type"),
     ("randomness.sed", 5, "nothing reads 'sed'; known: "),
-    ("model.dtype", "float16", "dtype='float16' is not supported; it is one of: auto, bfloat16, float32"),
+    ("model.dtype", "half", "dtype='half' is not supported; it is one of: auto, bfloat16, float16, float32"),
     ("model.freeze_llm", "yes", "freeze_llm='yes': VisionLanguageModel wants a valid boolean"),
 ]
 

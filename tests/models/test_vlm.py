@@ -235,7 +235,7 @@ def test_recomputing_switches_no_dropout_on(build):
     torch.testing.assert_close(run(model, make_batch(model))["loss"], run(model.eval(), make_batch(model))["loss"])
 
 
-@pytest.mark.parametrize("emulated, dtype", [(True, torch.float32), (False, torch.bfloat16)])
+@pytest.mark.parametrize("emulated, dtype", [(True, torch.float16), (False, torch.bfloat16)])
 def test_auto_takes_bfloat16_only_where_the_device_computes_in_it(monkeypatch, emulated, dtype):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(

@@ -28,18 +28,19 @@ from .quantization import build_quantization_config, linear_quantizer
 from .rows import Row
 from .trainable import check_last_layers, set_trainable, train_last_blocks
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def resolve_dtype(name: str) -> torch.dtype:
-    """``'auto'`` is bfloat16 on a CUDA device that has it, else float32.
+    """``'auto'`` is bfloat16 on a CUDA device that computes in it, float16 on any other, float32 without CUDA.
 
     Raises:
-        ValueError: Not one of auto, bfloat16, float32.
+        ValueError: Not one of auto, bfloat16, float16, float32.
     """
     if name == "auto":
-        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if has_bf16 else torch.float32
+        if not torch.cuda.is_available():
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     try:
         return DTYPES[name]
     except KeyError:
@@ -73,7 +74,8 @@ class VisionLanguageModel(BaseModel):
         llm_quantization: ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)`` holds the LLM's linear layers in 4
             bits (QLoRA). Needs ``freeze_llm=True``. An export merges adapters into the base's unquantized weights.
         visual_encoder_quantization: The same for the encoder. Needs ``freeze_visual_encoder=True``.
-        dtype: ``'auto'`` (bfloat16 where the device has it), ``'bfloat16'`` or ``'float32'``.
+        dtype: ``'auto'`` (see `resolve_dtype`), ``'bfloat16'``, ``'float16'`` (the engine then scales the loss) or
+            ``'float32'``.
         gradient_checkpointing: Recompute activations of encoder and LLM blocks in the backward pass.
         data_preprocessor: Config of a `TilePreprocessor`; None takes ImageNet's mean and std.
 
@@ -169,8 +171,9 @@ class VisionLanguageModel(BaseModel):
     def train(self, mode: bool = True):
         """As `torch.nn.Module.train`; a part without trainable parameters stays in evaluation mode (no dropout).
 
-        So do the frozen blocks of an encoder whose last ones train. The part's checkpointed blocks themselves, but not their attention and dropout modules, stay in training mode:
-        transformers recomputes only in such blocks, and the projector's gradient passes through a frozen LLM.
+        So do the frozen blocks of an encoder whose last ones train. The part's checkpointed blocks themselves, but not
+        their attention and dropout modules, stay in training mode: transformers recomputes only in such blocks, and the
+        projector's gradient passes through a frozen LLM.
         """
         super().train(mode)
         for part in self.parts().values():
@@ -214,7 +217,7 @@ class VisionLanguageModel(BaseModel):
         if mode not in ("loss", "tensor"):
             raise ValueError(f"VisionLanguageModel has modes 'loss' and 'tensor', not {mode!r}")
         device = pixel_values.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._needs_autocast()):
+        with torch.autocast(device.type, self.dtype, enabled=self._needs_autocast()):
             decoder = getattr(self.model.language_model, self.llm.decoder)
             hidden = decoder(
                 inputs_embeds=self._embed(row, pixel_values),

@@ -142,8 +142,8 @@ def _settle_before_building() -> None:
     """Extends XTuner's ``check_cfg``, which runs after the config was read and before anything is built.
 
     It then also refuses, in one line, settings without effect, impossible values and broken checkpoints, finds the
-    checkpoint of ``--resume auto``, keeps ``paramwise_cfg``, which ``--deepspeed`` drops, and tells DeepSpeed the dtype. XTuner's command is a
-    module of its own or, under ``xtuner train``, the main module.
+    checkpoint of ``--resume auto``, keeps ``paramwise_cfg``, which ``--deepspeed`` drops, and tells DeepSpeed the dtype.
+    XTuner's command is a module of its own or, under ``xtuner train``, the main module.
     """
     from .param_groups import keep_grouping
     from .resume import settle_start
@@ -153,7 +153,7 @@ def _settle_before_building() -> None:
         if check is None or hasattr(check, "__wrapped__"):
             continue
 
-        def settle(cfg, args, check=check):
+        def settle(cfg, args, check=check, module=module):
             check(cfg, args)
             if STARTED_BY not in os.environ:  # tools/train.py has done it
                 _check_file(args)
@@ -170,7 +170,7 @@ def _settle_before_building() -> None:
 
 
 def _give_deepspeed_the_dtype(module: types.ModuleType, cfg: Config) -> None:
-    """Extends the function by which XTuner replaces ``"auto"`` dtypes: it would take bfloat16 where that is emulated."""
+    """Extends XTuner's filling in of ``"auto"`` dtypes, which takes bfloat16 even where that is emulated."""
     from ..models.vlm import resolve_dtype
     from .loss_scaling import settle_deepspeed_dtype
 

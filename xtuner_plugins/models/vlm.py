@@ -71,8 +71,8 @@ class VisionLanguageModel(BaseModel):
         freeze_llm: Freeze the LLM's own weights.
         visual_encoder_lora: ``dict(type=LoraConfig, r=..., ...)`` or None. Needs ``freeze_visual_encoder=True``.
         llm_lora: The same for the LLM. Needs ``freeze_llm=True``.
-        llm_quantization: ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)`` holds the LLM's linear layers in 4
-            bits (QLoRA). Needs ``freeze_llm=True``. An export merges adapters into the base's unquantized weights.
+        llm_quantization: ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)``, or ``load_in_8bit=True``, holds the
+            LLM's linear layers in 4 or 8 bits (QLoRA). Needs ``freeze_llm=True``. An export merges adapters into the base's unquantized weights.
         visual_encoder_quantization: The same for the encoder. Needs ``freeze_visual_encoder=True``.
         dtype: ``'auto'`` (see `resolve_dtype`), ``'bfloat16'``, ``'float16'`` (the engine then scales the loss) or
             ``'float32'``.
@@ -104,7 +104,7 @@ class VisionLanguageModel(BaseModel):
         quantized = {"visual_encoder": visual_encoder_quantization, "llm": llm_quantization}
         for part, is_frozen in (("visual_encoder", freeze_visual_encoder), ("llm", freeze_llm)):
             if quantized[part] is not None and not is_frozen:
-                raise ValueError(f"{part}_quantization is set, so set freeze_{part}=True: 4-bit weights don't train")
+                raise ValueError(f"{part}_quantization is set, so set freeze_{part}=True: packed weights don't train")
         check_last_layers(
             visual_encoder_last_layers, freeze_visual_encoder, visual_encoder_lora, visual_encoder_quantization
         )
@@ -272,7 +272,7 @@ class VisionLanguageModel(BaseModel):
 
 
 def _load(base: str, dtype: torch.dtype, quantized: Mapping[str, Mapping[str, Any] | None]):
-    """Loads the base: whole, split over the ranks of ZeRO-3, or with linear layers of parts in 4 bits.
+    """Loads the base: whole, split over the ranks of ZeRO-3, or with linear layers of parts in 4 or 8 bits.
 
     Under ``torch.device('meta')`` no weight is read, but names, shapes and settings are checked.
 

@@ -142,8 +142,8 @@ def _settle_before_building() -> None:
     """Extends XTuner's ``check_cfg``, which runs after the config was read and before anything is built.
 
     It then also refuses, in one line, settings without effect, impossible values and broken checkpoints, finds the
-    checkpoint of ``--resume auto``, keeps ``paramwise_cfg``, which ``--deepspeed`` drops, and tells DeepSpeed the dtype.
-    XTuner's command is a module of its own or, under ``xtuner train``, the main module.
+    checkpoint of ``--resume auto``, keeps ``paramwise_cfg``, which ``--deepspeed`` drops, and tells DeepSpeed the
+    dtype. XTuner's command is a module of its own or, under ``xtuner train``, the main module.
     """
     from .param_groups import keep_grouping
     from .resume import settle_start

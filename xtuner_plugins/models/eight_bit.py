@@ -1,4 +1,4 @@
-"""A frozen linear layer in 8 bits (LLM.int8, arXiv 2208.07339) that moves with its model. Importing it takes a second."""
+"""A frozen linear layer in 8 bits (LLM.int8, arXiv 2208.07339) that moves with its model. Slow to import."""
 
 from __future__ import annotations
 

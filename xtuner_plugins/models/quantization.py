@@ -42,7 +42,7 @@ def build_quantization_config(settings: Mapping[str, Any], part: str = "llm") ->
 def linear_quantizer(
     prefix: str, names: tuple[str, ...], settings: Mapping[str, Any], dtype: torch.dtype
 ) -> Callable[[nn.Module, str], None]:
-    """A function that replaces linear layers by frozen packed ones while a model is loaded (``load_model(filled=...)``).
+    """A function that packs linear layers while a model is loaded (``load_model(filled=...)``).
 
     A layer is packed as soon as its weight is read, so that the part never exists unpacked. It stays packed when the
     model moves to another device.

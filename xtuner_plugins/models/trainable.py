@@ -1,4 +1,4 @@
-"""Which parameters of a part train: all, the encoder's last blocks, adapters beside frozen weights, or none."""
+"""Which parameters of a part train: all, the encoder's last blocks, adapters, the head, new token rows, or none."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .adapters import inject_lora
 from .encoders import used_blocks
@@ -82,3 +83,30 @@ def check_last_layers(count: int | None, freeze: bool, lora: Any, quantization: 
                 f"visual_encoder_last_layers={count} trains whole blocks; set {setting}=None, or leave out "
                 "visual_encoder_last_layers"
             )
+
+
+def check_llm_extras(train_head: bool, train_new_tokens: bool, freeze: bool, lora: Mapping[str, Any] | None) -> None:
+    """Raises where ``train_head`` or ``train_new_tokens`` contradicts another setting of the LLM.
+
+    Raises:
+        ValueError: The LLM trains whole, its LoRA settings name rows too, or ZeRO-3 has split the matrices.
+    """
+    for setting, value in (("train_head", train_head), ("train_new_tokens", train_new_tokens)):
+        if value and not freeze:
+            raise ValueError(f"{setting}=True with freeze_llm=False, which trains it already; leave out {setting}")
+    if train_new_tokens and (lora or {}).get("trainable_token_indices"):
+        raise ValueError("train_new_tokens=True with trainable_token_indices in llm_lora; leave out one of them")
+    if train_new_tokens and is_deepspeed_zero3_enabled():
+        raise ValueError("train_new_tokens=True: ZeRO-3 splits the matrices; use --deepspeed deepspeed_zero2")
+
+
+def train_whole_head(llm: nn.Module) -> None:
+    """Trains the head of a frozen LLM.
+
+    Raises:
+        ValueError: Its LoRA settings already adapt or save the head.
+    """
+    head = llm.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        raise ValueError("train_head=True, but llm_lora adapts or saves the head, too; leave out one of them")
+    head.requires_grad_(True)

@@ -17,6 +17,7 @@ from transformers.integrations.deepspeed import deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..checkpoints.loader import load_model, load_tokenizer, read_config
+from ..checkpoints.lora import token_rows
 from ..checkpoints.partition import is_partitioned, over_ranks, partition_dtype
 from ..families import encoder_family, llm_family
 from ..hub.constants import IMAGE_CONTEXT
@@ -27,6 +28,7 @@ from .preprocessor import TilePreprocessor
 from .quantization import build_quantization_config, linear_quantizer
 from .rows import Row
 from .trainable import check_last_layers, set_trainable, train_last_blocks
+from .trainable import check_last_layers, check_llm_extras, set_trainable, train_last_blocks, train_whole_head
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -69,10 +71,13 @@ class VisionLanguageModel(BaseModel):
             depend on; None trains none.
         freeze_projector: Freeze ``mlp1``.
         freeze_llm: Freeze the LLM's own weights.
+        train_head: Train the head of a frozen LLM whole, alone or beside LoRA.
+        train_new_tokens: Train the rows of the tokens that assembly added, in embedding and head of a frozen LLM.
         visual_encoder_lora: ``dict(type=LoraConfig, r=..., ...)`` or None. Needs ``freeze_visual_encoder=True``.
         llm_lora: The same for the LLM. Needs ``freeze_llm=True``.
         llm_quantization: ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)``, or ``load_in_8bit=True``, holds the
-            LLM's linear layers in 4 or 8 bits (QLoRA). Needs ``freeze_llm=True``. An export merges adapters into the base's unquantized weights.
+            LLM's linear layers in 4 or 8 bits (QLoRA). Needs ``freeze_llm=True``. An export merges adapters into the
+            base's unquantized weights.
         visual_encoder_quantization: The same for the encoder. Needs ``freeze_visual_encoder=True``.
         dtype: ``'auto'`` (see `resolve_dtype`), ``'bfloat16'``, ``'float16'`` (the engine then scales the loss) or
             ``'float32'``.
@@ -80,7 +85,7 @@ class VisionLanguageModel(BaseModel):
         data_preprocessor: Config of a `TilePreprocessor`; None takes ImageNet's mean and std.
 
     Raises:
-        ValueError: Nothing would train, LoRA on a part that trains whole, or an unknown dtype or family.
+        ValueError: Nothing would train, settings that contradict each other, or an unknown dtype or family.
     """
 
     def __init__(
@@ -91,6 +96,8 @@ class VisionLanguageModel(BaseModel):
         visual_encoder_last_layers: int | None = None,
         freeze_projector: bool = False,
         freeze_llm: bool = True,
+        train_head: bool = False,
+        train_new_tokens: bool = False,
         visual_encoder_lora: Mapping[str, Any] | None = None,
         llm_lora: Mapping[str, Any] | None = None,
         llm_quantization: Mapping[str, Any] | None = None,
@@ -108,8 +115,10 @@ class VisionLanguageModel(BaseModel):
         check_last_layers(
             visual_encoder_last_layers, freeze_visual_encoder, visual_encoder_lora, visual_encoder_quantization
         )
+        check_llm_extras(train_head, train_new_tokens, freeze_llm, llm_lora)
         self.model, self.load_report = _load(base, self.dtype, quantized)
-        self.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids(IMAGE_CONTEXT)
+        tokenizer = load_tokenizer(base)
+        self.img_context_token_id = tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
         self.model.img_context_token_id = self.img_context_token_id
         self.data_preprocessor.image_token = self.img_context_token_id
         self.data_preprocessor.tokens_per_tile = self.num_image_token
@@ -125,6 +134,10 @@ class VisionLanguageModel(BaseModel):
             self._blocks_below = train_last_blocks(encoder, self.model.select_layer, visual_encoder_last_layers)
         set_trainable("projector", self.model.mlp1, freeze_projector, None, ())
         set_trainable("llm", llm, freeze_llm, llm_lora, self.llm.lora_targets)
+        if train_head:
+            train_whole_head(llm)
+        if train_new_tokens:
+            token_rows.attach(llm, token_rows.new_rows(tokenizer, whole_head=train_head))
         attend_to_segments(llm)
         LossHead.take_over(llm.get_output_embeddings())
 

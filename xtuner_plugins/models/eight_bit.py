@@ -25,6 +25,12 @@ class PackedLinear8bit(bnb.nn.Linear8bitLt):
         self.init_8bit_state()
         self.requires_grad_(False)
 
+    def init_8bit_state(self) -> None:
+        """Takes the weight's scales over; a copy of it, as PEFT makes one for DoRA, has none and leaves them."""
+        if self.weight.SCB is not None:
+            super().init_8bit_state()
+        self.state.CB, self.weight.CB = self.weight.data, None
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., in]`` to ``[..., out]`` in the dtype of ``x``."""
         out = super().forward(x)

@@ -17,7 +17,6 @@ from transformers.integrations.deepspeed import deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..checkpoints.loader import load_model, load_tokenizer, read_config
-from ..checkpoints.lora import token_rows
 from ..checkpoints.partition import is_partitioned, over_ranks, partition_dtype
 from ..families import encoder_family, llm_family
 from ..hub.constants import IMAGE_CONTEXT
@@ -29,6 +28,8 @@ from .quantization import build_quantization_config, linear_quantizer
 from .rows import Row
 from .trainable import check_last_layers, set_trainable, train_last_blocks
 from .trainable import check_last_layers, check_llm_extras, set_trainable, train_last_blocks, train_whole_head
+from .losses import next_token_loss, sum_over_ranks, weights_of_positions
+from .trainable import WhatTrains
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -108,18 +109,25 @@ class VisionLanguageModel(BaseModel):
     ):
         super().__init__(data_preprocessor=data_preprocessor or dict(type=TilePreprocessor))
         self.dtype = resolve_dtype(dtype)
-        quantized = {"visual_encoder": visual_encoder_quantization, "llm": llm_quantization}
-        for part, is_frozen in (("visual_encoder", freeze_visual_encoder), ("llm", freeze_llm)):
-            if quantized[part] is not None and not is_frozen:
-                raise ValueError(f"{part}_quantization is set, so set freeze_{part}=True: packed weights don't train")
-        check_last_layers(
-            visual_encoder_last_layers, freeze_visual_encoder, visual_encoder_lora, visual_encoder_quantization
+        chosen = WhatTrains(
+            freeze_visual_encoder=freeze_visual_encoder,
+            visual_encoder_last_layers=visual_encoder_last_layers,
+            freeze_projector=freeze_projector,
+            freeze_llm=freeze_llm,
+            train_head=train_head,
+            train_new_tokens=train_new_tokens,
+            visual_encoder_lora=visual_encoder_lora,
+            llm_lora=llm_lora,
+            visual_encoder_quantization=visual_encoder_quantization,
+            llm_quantization=llm_quantization,
         )
-        check_llm_extras(train_head, train_new_tokens, freeze_llm, llm_lora)
+        quantized = {"visual_encoder": visual_encoder_quantization, "llm": llm_quantization}
         self.model, self.load_report = _load(base, self.dtype, quantized)
         tokenizer = load_tokenizer(base)
         self.img_context_token_id = tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
         self.model.img_context_token_id = self.img_context_token_id
+        self.llm = llm_family(self.model.config.llm_config.to_dict())
+        self._blocks_below = chosen.apply(self.model, tokenizer)  # frozen ones below those that train
         self.data_preprocessor.image_token = self.img_context_token_id
         self.data_preprocessor.tokens_per_tile = self.num_image_token
 

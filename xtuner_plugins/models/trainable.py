@@ -1,4 +1,4 @@
-"""Which parameters train: all of a part, the encoder's last blocks, adapters, the LLM's head, new token rows, or none."""
+"""Which parameters train: whole parts, the encoder's last blocks, adapters, the LLM's head, new token rows, or none."""
 
 from __future__ import annotations
 

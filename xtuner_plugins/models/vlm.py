@@ -21,14 +21,10 @@ from ..checkpoints.partition import is_partitioned, over_ranks, partition_dtype
 from ..families import encoder_family, llm_family
 from ..hub.constants import IMAGE_CONTEXT
 from .attention import attend_to_segments, no_mask
-from .encoders import freeze_unused
 from .losses import LossHead, next_token_loss, sum_over_ranks
 from .preprocessor import TilePreprocessor
 from .quantization import build_quantization_config, linear_quantizer
 from .rows import Row
-from .trainable import check_last_layers, set_trainable, train_last_blocks
-from .trainable import check_last_layers, check_llm_extras, set_trainable, train_last_blocks, train_whole_head
-from .losses import next_token_loss, sum_over_ranks, weights_of_positions
 from .trainable import WhatTrains
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -126,28 +122,12 @@ class VisionLanguageModel(BaseModel):
         tokenizer = load_tokenizer(base)
         self.img_context_token_id = tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
         self.model.img_context_token_id = self.img_context_token_id
-        self.llm = llm_family(self.model.config.llm_config.to_dict())
-        self._blocks_below = chosen.apply(self.model, tokenizer)  # frozen ones below those that train
         self.data_preprocessor.image_token = self.img_context_token_id
         self.data_preprocessor.tokens_per_tile = self.num_image_token
-
-        config = self.model.config
-        vision_targets = encoder_family(config.vision_config.to_dict()).lora_targets
-        self.llm = llm_family(config.llm_config.to_dict())
-        encoder, llm = self.model.vision_model, self.model.language_model
-        set_trainable("visual_encoder", encoder, freeze_visual_encoder, visual_encoder_lora, vision_targets)
-        freeze_unused(encoder, self.model.select_layer)
-        self._blocks_below: list[nn.Module] = []  # frozen ones below those that train
-        if visual_encoder_last_layers is not None:
-            self._blocks_below = train_last_blocks(encoder, self.model.select_layer, visual_encoder_last_layers)
-        set_trainable("projector", self.model.mlp1, freeze_projector, None, ())
-        set_trainable("llm", llm, freeze_llm, llm_lora, self.llm.lora_targets)
-        if train_head:
-            train_whole_head(llm)
-        if train_new_tokens:
-            token_rows.attach(llm, token_rows.new_rows(tokenizer, whole_head=train_head))
-        attend_to_segments(llm)
-        LossHead.take_over(llm.get_output_embeddings())
+        self.llm = llm_family(self.model.config.llm_config.to_dict())
+        self._blocks_below = chosen.apply(self.model, tokenizer)  # frozen ones below those that train
+        attend_to_segments(self.model.language_model)
+        LossHead.take_over(self.model.language_model.get_output_embeddings())
 
         trainable = [p for p in self.parameters() if p.requires_grad]
         if not trainable:
@@ -158,15 +138,8 @@ class VisionLanguageModel(BaseModel):
                 parameter.data = parameter.data.to(trained_dtype)
         self.visual_encoder_is_frozen = not any(p.requires_grad for p in self.model.vision_model.parameters())
 
-        # The encoder's blocks are recomputed only where a gradient passes through them.
         if gradient_checkpointing:
-            _recompute_llm(llm)
-            if is_deepspeed_zero3_enabled() and visual_encoder_lora is not None:
-                print_log(
-                    "ZeRO-3 can't recompute an encoder with LoRA: its activations are kept", "current", logging.WARNING
-                )
-            elif not self.visual_encoder_is_frozen:
-                encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self._recompute_blocks(encoder_has_lora=visual_encoder_lora is not None)
 
     @property
     def num_image_token(self) -> int:
@@ -265,6 +238,17 @@ class VisionLanguageModel(BaseModel):
             "tiles": sum_over_ranks(losses["num_tiles"].float()),
         }
         return losses["loss"], logged
+
+    def _recompute_blocks(self, encoder_has_lora: bool) -> None:
+        """Enables gradient checkpointing, in the encoder only where a gradient passes through its blocks."""
+        _recompute_llm(self.model.language_model)
+        if is_deepspeed_zero3_enabled() and encoder_has_lora:
+            print_log(
+                "ZeRO-3 can't recompute an encoder with LoRA: its activations are kept", "current", logging.WARNING
+            )
+        elif not self.visual_encoder_is_frozen:
+            options = {"use_reentrant": False}
+            self.model.vision_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
     def _needs_autocast(self) -> bool:
         if self.dtype == torch.float32:

@@ -28,9 +28,12 @@ data_paths = ["data/LLaVA-Instruct/llava_v1_5_mix665k.json"]
 image_folders = ["data/LLaVA-Instruct/images"]
 max_tiles = 12  # + thumbnail
 max_length = 4096  # tokens; 13 tiles take 3328
-dtype = "auto"  # bfloat16 where the device has it
+dtype = "auto"  # bfloat16 where the device has it, float16 on older GPUs
 gradient_checkpointing = True  # less memory, one more forward pass
 freeze_visual_encoder = True  # False trains the encoder too
+visual_encoder_last_layers = None  # 4: the last four blocks of a frozen encoder train
+freeze_projector = False
+freeze_llm = False  # False trains the LLM whole
 
 batch_size = 2  # x 8 accumulation x 8 GPUs = 128 samples per step
 accumulative_counts = 8  # micro-batches of an optimizer step
@@ -57,8 +60,9 @@ model = dict(
     type=VisionLanguageModel,
     base=base,
     freeze_visual_encoder=freeze_visual_encoder,
-    freeze_projector=False,
-    freeze_llm=False,
+    freeze_projector=freeze_projector,
+    freeze_llm=freeze_llm,
+    visual_encoder_last_layers=visual_encoder_last_layers,
     dtype=dtype,
     gradient_checkpointing=gradient_checkpointing,
 )

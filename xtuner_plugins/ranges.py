@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 MAX_TILES = 256  # published configurations use up to 40
-DTYPE_NAMES = ("bfloat16", "float32")  # of training
+DTYPE_NAMES = ("bfloat16", "float16", "float32")  # of training
 
 
 class RangeError(ValueError):

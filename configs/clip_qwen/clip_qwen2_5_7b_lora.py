@@ -38,12 +38,19 @@ image_folders = [
 ]
 max_tiles = 1  # the whole image: 256 tokens
 max_length = 2048  # tokens; the image takes 256
-dtype = "auto"  # bfloat16 where the device has it
+dtype = "auto"  # bfloat16 where the device has it, float16 on older GPUs
 gradient_checkpointing = True  # less memory, one more forward pass
+freeze_visual_encoder = True  # False trains the encoder whole
+visual_encoder_last_layers = None  # 4: the last four blocks of a frozen encoder train
+freeze_projector = False
+train_head = False  # the head of a frozen LLM
+train_new_tokens = False  # rows of the image and grounding tokens of a frozen LLM
 lora_rank = 128
 lora_alpha = 256
 lora_dropout = 0.1
 lora_targets = r".*\.(q_proj|k_proj|v_proj|up_proj|gate_proj)"  # c_attn|w1|w2 in the first Qwen's names
+use_rslora = False  # scales by lora_alpha / sqrt(lora_rank)
+use_dora = False  # learns the size of each weight row apart from its direction
 
 batch_size = 4  # x 1 accumulation x 1 GPU = 4 samples per step
 accumulative_counts = 1  # micro-batches of an optimizer step
@@ -55,6 +62,7 @@ visual_encoder_lr = None  # None: lr, here and below
 projector_lr = 1e-4
 llm_lr = None
 lora_lr = None
+loraplus_lr_ratio = 1  # 16 is LoRA+: B matrices learn so many times as fast as A
 visual_encoder_layer_decay = 1.0  # factor on the learning rate per block, from the last to the first
 betas = (0.9, 0.999)
 weight_decay = 0.0  # not on norms and biases
@@ -69,15 +77,20 @@ pretrained_model_name_or_path = base
 model = dict(
     type=VisionLanguageModel,
     base=base,
-    freeze_visual_encoder=True,
-    freeze_projector=False,
+    freeze_visual_encoder=freeze_visual_encoder,
+    freeze_projector=freeze_projector,
     freeze_llm=True,
+    visual_encoder_last_layers=visual_encoder_last_layers,
+    train_head=train_head,
+    train_new_tokens=train_new_tokens,
     llm_lora=dict(
         type=LoraConfig,
         r=lora_rank,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
         target_modules=lora_targets,
+        use_rslora=use_rslora,
+        use_dora=use_dora,
     ),
     dtype=dtype,
     gradient_checkpointing=gradient_checkpointing,
@@ -103,6 +116,7 @@ optim_wrapper = dict(
     constructor=GroupedOptimWrapperConstructor,
     paramwise_cfg=dict(
         part_lr=dict(visual_encoder=visual_encoder_lr, projector=projector_lr, llm=llm_lr, lora=lora_lr),
+        loraplus_lr_ratio=loraplus_lr_ratio,
         visual_encoder_layer_decay=visual_encoder_layer_decay,
         decay_norms_and_biases=False,
     ),

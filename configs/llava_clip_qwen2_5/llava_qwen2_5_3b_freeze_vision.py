@@ -30,8 +30,12 @@ data_paths = ["data/LLaVA-Instruct-150K/llava_instruct_150k.json"]
 image_folders = ["data/coco/train2017"]
 max_tiles = 1  # the whole image: 576 tokens
 max_length = 2048  # tokens; the image takes 576
-dtype = "auto"  # bfloat16 where the device has it
+dtype = "auto"  # bfloat16 where the device has it, float16 on older GPUs
 gradient_checkpointing = True  # less memory, one more forward pass
+freeze_visual_encoder = True  # False trains the encoder whole
+visual_encoder_last_layers = None  # 4: the last four blocks of a frozen encoder train
+freeze_projector = False
+freeze_llm = False  # False trains the LLM whole
 
 batch_size = 4  # x 2 accumulation x 4 GPUs = 32 samples per step
 accumulative_counts = 2  # micro-batches of an optimizer step
@@ -57,9 +61,10 @@ pretrained_model_name_or_path = base
 model = dict(
     type=VisionLanguageModel,
     base=base,
-    freeze_visual_encoder=True,
-    freeze_projector=False,
-    freeze_llm=False,
+    freeze_visual_encoder=freeze_visual_encoder,
+    freeze_projector=freeze_projector,
+    freeze_llm=freeze_llm,
+    visual_encoder_last_layers=visual_encoder_last_layers,
     dtype=dtype,
     gradient_checkpointing=gradient_checkpointing,
 )

@@ -29,8 +29,14 @@ data_paths = ["data/LLaVA-CC3M-Pretrain-595K/chat.json"]
 image_folders = ["data/LLaVA-CC3M-Pretrain-595K/images"]
 max_tiles = 6  # + thumbnail
 max_length = 2048  # tokens; 7 tiles take 1183
-dtype = "auto"  # bfloat16 where the device has it
+dtype = "auto"  # bfloat16 where the device has it, float16 on older GPUs
 gradient_checkpointing = True  # less memory, one more forward pass
+freeze_visual_encoder = True  # False trains the encoder whole
+visual_encoder_last_layers = None  # 4: the last four blocks of a frozen encoder train
+freeze_projector = False
+freeze_llm = True  # False trains the LLM whole
+train_head = False  # the head of a frozen LLM
+train_new_tokens = False  # rows of the image and grounding tokens of a frozen LLM
 
 batch_size = 8  # x 4 accumulation x 1 GPU = 32 samples per step
 accumulative_counts = 4  # micro-batches of an optimizer step
@@ -56,9 +62,12 @@ pretrained_model_name_or_path = base
 model = dict(
     type=VisionLanguageModel,
     base=base,
-    freeze_visual_encoder=True,
-    freeze_projector=False,
-    freeze_llm=True,
+    freeze_visual_encoder=freeze_visual_encoder,
+    freeze_projector=freeze_projector,
+    freeze_llm=freeze_llm,
+    visual_encoder_last_layers=visual_encoder_last_layers,
+    train_head=train_head,
+    train_new_tokens=train_new_tokens,
     dtype=dtype,
     gradient_checkpointing=gradient_checkpointing,
 )

@@ -29,12 +29,17 @@ data_paths = ["data/LLaVA-Instruct-150K/llava_instruct_150k.json"]
 image_folders = ["data/coco/train2017"]
 max_tiles = 1  # the whole image at 384 x 384: 169 tokens
 max_length = 1024  # tokens; the image takes 169
-dtype = "auto"  # bfloat16 where the device has it
+dtype = "auto"  # bfloat16 where the device has it, float16 on older GPUs
 gradient_checkpointing = True  # less memory, one more forward pass
+freeze_projector = False
+train_head = False  # the head of a frozen LLM
+train_new_tokens = False  # rows of the image and grounding tokens of a frozen LLM
 lora_rank = 64
 lora_alpha = 16
 lora_dropout = 0.05
 lora_targets = ["q_proj", "k_proj", "v_proj", "o_proj"]  # None: every linear layer of a block
+use_rslora = False  # scales by lora_alpha / sqrt(lora_rank)
+use_dora = False  # learns the size of each weight row apart from its direction
 quant_type = "nf4"
 
 batch_size = 8  # x 4 accumulation x 1 GPU = 32 samples per step
@@ -47,6 +52,7 @@ visual_encoder_lr = None  # None: lr, here and below
 projector_lr = None
 llm_lr = None
 lora_lr = 1e-4
+loraplus_lr_ratio = 1  # 16 is LoRA+: B matrices learn so many times as fast as A
 visual_encoder_layer_decay = 1.0  # factor on the learning rate per block, from the last to the first
 betas = (0.9, 0.999)
 weight_decay = 0.0  # not on norms and biases
@@ -62,14 +68,18 @@ model = dict(
     type=VisionLanguageModel,
     base=base,
     freeze_visual_encoder=True,
-    freeze_projector=False,
+    freeze_projector=freeze_projector,
     freeze_llm=True,
+    train_head=train_head,
+    train_new_tokens=train_new_tokens,
     llm_lora=dict(
         type=LoraConfig,
         r=lora_rank,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
         target_modules=lora_targets,
+        use_rslora=use_rslora,
+        use_dora=use_dora,
     ),
     visual_encoder_quantization=dict(
         type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=True
@@ -101,6 +111,7 @@ optim_wrapper = dict(
     constructor=GroupedOptimWrapperConstructor,
     paramwise_cfg=dict(
         part_lr=dict(visual_encoder=visual_encoder_lr, projector=projector_lr, llm=llm_lr, lora=lora_lr),
+        loraplus_lr_ratio=loraplus_lr_ratio,
         visual_encoder_layer_decay=visual_encoder_layer_decay,
         decay_norms_and_biases=False,
     ),

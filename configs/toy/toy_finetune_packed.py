@@ -29,6 +29,10 @@ max_tiles = 6  # + thumbnail
 max_length = 512  # tokens; 7 tiles of 112 px take 112
 dtype = "float32"
 gradient_checkpointing = False  # these sizes need no saving
+freeze_visual_encoder = True  # False trains the encoder whole
+visual_encoder_last_layers = None  # 4: the last four blocks of a frozen encoder train
+freeze_projector = False
+freeze_llm = False  # False trains the LLM whole
 
 pack_tokens = 2048
 pack_tiles = 96
@@ -56,9 +60,10 @@ pretrained_model_name_or_path = base
 model = dict(
     type=VisionLanguageModel,
     base=base,
-    freeze_visual_encoder=True,
-    freeze_projector=False,
-    freeze_llm=False,
+    freeze_visual_encoder=freeze_visual_encoder,
+    freeze_projector=freeze_projector,
+    freeze_llm=freeze_llm,
+    visual_encoder_last_layers=visual_encoder_last_layers,
     dtype=dtype,
     gradient_checkpointing=gradient_checkpointing,
 )

@@ -35,7 +35,7 @@ def write_config(path: Path, base, **settings) -> Path:
 
     def text(value):
         if isinstance(value, dict):
-            return "dict(" + ", ".join(f"{k}={text(v)}" for k, v in value.items()) + ")"
+            return "{" + ", ".join(f"{k!r}: {text(v)}" for k, v in value.items()) + "}"
         return value.__name__ if isinstance(value, type) else repr(value)
 
     body = ", ".join(f"{k}={text(v)}" for k, v in {"base": str(base), **settings}.items())

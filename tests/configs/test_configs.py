@@ -70,7 +70,7 @@ def test_no_two_bases_share_a_key():
 
 
 def test_misspelled_keyword_names_the_place_and_the_right_word(tmp_path):
-    source = (ROOT / "configs/pretrain_mlp.py").read_text().replace("freeze_llm=True", "freze_llm=True")
+    source = (ROOT / "configs/pretrain_mlp.py").read_text().replace("freeze_llm=freeze_llm", "freze_llm=freeze_llm")
     folder = tmp_path / "configs"
     (folder / "_base_").mkdir(parents=True)
     (folder / "_base_/default_runtime.py").write_text((ROOT / "configs/_base_/default_runtime.py").read_text())

@@ -43,7 +43,7 @@ REFUSED = [
     ("default_hooks.checkpoint.max_keep_ckpts", 0, "max_keep_ckpts=0 is out of range"),
     ("default_hooks.chekpoint.interval", 5, "default_hooks.chekpoint: a hook needs a type"),
     ("randomness.sed", 5, "nothing reads 'sed'; known: "),
-    ("model.dtype", "float16", "dtype='float16' is not supported; it is one of: auto, bfloat16, float32"),
+    ("model.dtype", "half", "dtype='half' is not supported; it is one of: auto, bfloat16, float16, float32"),
     ("model.freeze_llm", "yes", "freeze_llm='yes': VisionLanguageModel wants a valid boolean"),
 ]
 
@@ -180,7 +180,8 @@ MISSING = [
 
 
 @pytest.mark.parametrize("config, base, remedy", MISSING, ids=[f"{base}-{remedy[:20]}" for _, base, remedy in MISSING])
-def test_a_missing_base_says_how_it_is_made(config, base, remedy):
+def test_a_missing_base_says_how_it_is_made(config, base, remedy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no quick start has run
     with pytest.raises(ConfigError) as error:
         check_base(base, config and str(ROOT / config))
     assert remedy in str(error.value) and f"model.base={base!r}: no such directory; " in str(error.value)

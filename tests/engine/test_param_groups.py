@@ -109,6 +109,23 @@ def test_each_part_has_its_own_rate(vlm):
         assert decay == DECAY
 
 
+def test_b_matrices_learn_faster(vlm):
+    """LoRA+: a ratio of 16, on the adapters' own rate."""
+    held = optimizer(vlm, loraplus_lr_ratio=16, part_lr=dict(lora=3e-5))
+    factors = {
+        kind: {round(lr / 3e-5, 6) for name, (lr, _) in held.items() if kind in name} for kind in ("lora_A", "lora_B")
+    }
+    assert factors == {"lora_A": {1}, "lora_B": {16}}
+    assert {lr for name, (lr, _) in held.items() if "lora_" not in name} == {LR}
+
+
+def test_planned_rates_name_the_b_matrices(vlm):
+    wrapper = dict(optimizer=dict(type=AdamW, lr=LR), paramwise_cfg=dict(loraplus_lr_ratio=4.0))
+    groups = planned_groups(dict(optim_wrapper=wrapper), vlm)
+    num_b = sum(p.numel() for name, p in vlm.named_parameters() if ".lora_B." in name)
+    assert {lr: count for (lr, _), count in groups.items()}[4 * LR] == num_b
+
+
 def test_layer_decay_falls_from_the_last_block_to_the_embeddings(vlm):
     held = optimizer(vlm, visual_encoder_layer_decay=0.5, part_lr=dict(visual_encoder=1e-4))
     blocks = len(vlm.model.vision_model.encoder.layers)
@@ -137,6 +154,7 @@ def test_norms_and_biases_keep_their_size(vlm):
         (dict(part_lr=dict(encoder=1e-5)), "'encoder' is no part; known are visual_encoder"),
         (dict(part_lr=dict(projector="abc")), "learning rate of projector is 'abc'"),
         (dict(part_lr=dict(projector=-1e-4)), "give a number above 0"),
+        (dict(loraplus_lr_ratio=0), "loraplus_lr_ratio=0 is out of range"),
         (dict(visual_encoder_layer_decay=1.5), "visual_encoder_layer_decay=1.5 is out of range"),
     ],
 )

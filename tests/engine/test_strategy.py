@@ -118,9 +118,12 @@ def test_lora_of_the_encoder_under_zero_3(toy_base, data, tmp_path):
     assert logged(tmp_path / "split") == pytest.approx(logged(tmp_path / "alone"), abs=TOLERANCE)
 
 
-def test_qlora_in_two_processes(reference, toy_base, data, tmp_path):
-    """Beside 4-bit weights the first loss is near the unquantized one, and it falls."""
-    run = train(tmp_path, toy_base, data, processes=2, config="configs/toy/toy_finetune_qlora.py")
+@pytest.mark.parametrize("bits, deepspeed", [(4, None), (8, None), (8, "deepspeed_zero2")])
+def test_qlora_in_two_processes(reference, toy_base, data, tmp_path, bits, deepspeed):
+    """Beside packed weights the first loss is near the unquantized one, and it falls."""
+    options = {f"model.llm_quantization.load_in_{number}bit": number == bits for number in (4, 8)}
+    case = dict(processes=2, deepspeed=deepspeed, options=options, config="configs/toy/toy_finetune_qlora.py")
+    run = train(tmp_path, toy_base, data, **case)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     losses = logged(tmp_path)
     assert losses[0] == pytest.approx(reference[0], rel=0.05) and losses[-1] < losses[0]

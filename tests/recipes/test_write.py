@@ -85,3 +85,15 @@ def test_writing_again_changes_nothing_and_a_lost_file_comes_back(tmp_path):
 )
 def test_literals_are_what_a_person_writes(value, text):
     assert _literal(value) == text and eval(text) == value
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_what_trains_is_a_setting_of_every_leaf(recipe):
+    """What a row says of a part is what its leaf sets; a part with adapters or packed weights stays frozen."""
+    settings, _, wiring = render(recipe).partition(
+        "# ---------------------------------------------------------------- Wiring"
+    )
+    for part in ("visual_encoder", "projector", "llm"):
+        is_free = getattr(recipe, part) != "lora" and part not in recipe.quantized
+        assert f"    freeze_{part}={f'freeze_{part}' if is_free else True},\n" in wiring
+        assert (f"\nfreeze_{part} = {getattr(recipe, part) != 'all'}" in settings) == is_free

@@ -106,7 +106,7 @@ VALUES = [
     ("lora_targets=(q_proj", "model.llm_lora.target_modules='(q_proj' is no regular expression: missing )"),
     ("lr=abc", "optim_wrapper.optimizer: lr='abc' is no learning rate; give a number, 0 or more"),
     ("lr=-1", "optim_wrapper.optimizer: lr=-1 is no learning rate; give a number, 0 or more"),
-    ("dtype=nonsense", "model: dtype='nonsense' is not supported; it is one of: auto, bfloat16, float32"),
+    ("dtype=nonsense", "model: dtype='nonsense' is not supported; it is one of: auto, bfloat16, float16, float32"),
     ("warmup_ratio=2", "param_scheduler: warmup_ratio=2 is no share of a run; give 0 or more, and less than 1"),
     ("max_grad_norm=0", "optim_wrapper.clip_grad: max_norm=0 is out of range; give more than 0"),
     ("base={blind}", "has no vision part (model_type 'qwen2', no vision_config in its config.json); make one with"),

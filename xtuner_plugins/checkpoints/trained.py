@@ -31,6 +31,7 @@ PARTS = (
     ("mlp1", None, "freeze_projector", False),
     ("language_model", "llm_lora", "freeze_llm", True),
 )
+EMBEDDING, HEAD = "language_model.model.embed_tokens", "language_model.lm_head"
 _IGNORED = ("data_preprocessor.",)  # mean and std of the input, not weights
 _QUANT_STATE = (
     ".absmax",
@@ -53,6 +54,7 @@ class TrainedPlan:
         replaced: tensors that replace a base tensor, by official name.
         adapters: official layer name to adapter tensors by part (``lora_A.weight``, ...).
         token_rows: official layer name to its trained rows and their indices.
+        new_rows: official layer name to the indices that the config trains by ``train_new_tokens``.
         lora_configs: model part (``language_model``, ``vision_model``) to its LoRA settings.
         preprocessing: what the training did to images and text, see `xtuner_plugins.preprocessing`; None if neither
             checkpoint nor config says.
@@ -64,6 +66,7 @@ class TrainedPlan:
     replaced: dict[str, LazyTensor] = field(default_factory=dict)
     adapters: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
     token_rows: dict[str, tuple[LazyTensor, list[int]]] = field(default_factory=dict)
+    new_rows: dict[str, list[int]] = field(default_factory=dict)
     lora_configs: dict[str, object] = field(default_factory=dict)
     preprocessing: dict | None = None
     notes: list[str] = field(default_factory=list)
@@ -162,6 +165,10 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
     plan.lora_configs = {part: config for part, config in configs.items() if config is not None}
     if opened.kind == "peft":
         plan.lora_configs = _adapter_configs(opened)
+    elif cfg.model.get("train_new_tokens"):
+        tokenizer, whole = tokenizer_files.load_tokenizer(base), bool(cfg.model.get("train_head"))
+        rows = token_rows.new_rows(tokenizer, whole_head=whole)
+        plan.new_rows = {f"language_model.{layer}": indices for layer, indices in rows.items()}
     for config in plan.lora_configs.values():
         merge.check_mergeable(config, str(checkpoint))
     _sort_tensors(plan)
@@ -273,15 +280,14 @@ def _place_rows(plan: TrainedPlan, rows: Mapping[str, LazyTensor]) -> None:
     where = str(plan.checkpoint.path)
     for layer, tensor in rows.items():
         part, _, inner = layer.partition(".")
-        indices = token_rows.indices_of(plan.lora_configs.get(part), inner, where)
+        indices = plan.new_rows.get(layer) or token_rows.indices_of(plan.lora_configs.get(part), inner, where)
         token_rows.laid(plan.view.tensors[f"{layer}.weight"], tensor, indices, f"{layer}.weight")  # checks
         plan.token_rows[layer] = (tensor, indices)
-    embedding, head = "language_model.model.embed_tokens", "language_model.lm_head"
-    if plan.checkpoint.kind == "peft" and embedding in rows and head not in rows:
-        tensor, indices = plan.token_rows[embedding]
-        matrices = (plan.view.tensors[f"{name}.weight"] for name in (embedding, head))
+    if plan.checkpoint.kind == "peft" and EMBEDDING in rows and HEAD not in rows:
+        tensor, indices = plan.token_rows[EMBEDDING]
+        matrices = (plan.view.tensors[f"{name}.weight"] for name in (EMBEDDING, HEAD))
         if token_rows.trained_on_tied(plan.checkpoint.details["adapter_config"], *matrices, indices):
-            plan.token_rows[head] = (tensor, indices)
+            plan.token_rows[HEAD] = (tensor, indices)
 
 
 def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
@@ -290,7 +296,8 @@ def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
         return
     path = plan.checkpoint.path
     for part, lora_setting, freeze_setting, frozen_by_default in PARTS:
-        layers = [name for name in (*plan.adapters, *plan.token_rows) if name.startswith(part + ".")]
+        by_lora = [*plan.adapters, *(name for name in plan.token_rows if name not in plan.new_rows)]
+        layers = [name for name in by_lora if name.startswith(part + ".")]
         configured = part in plan.lora_configs
         if layers and not configured:
             raise CheckpointError(
@@ -308,34 +315,60 @@ def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
                 f"the config trains rows of {part} (trainable_token_indices of model.{lora_setting}), but {path} holds "
                 "none of them; give the config that it was trained with"
             )
-        if not model.get(freeze_setting, frozen_by_default):
-            lacking = [name for name in plan.view.tensors if name.startswith(part + ".") and name not in plan.replaced]
-            lacking = [name for name in lacking if not towers.is_unused(name, plan.view.config)]
-            if lacking:
-                raise CheckpointError(
-                    f"the config trains {part} (model.{freeze_setting}=False), but {path} lacks {len(lacking)} of its "
-                    f"tensors: {', '.join(lacking[:3])}; give the config that it was trained with"
-                )
+        if part == "language_model":
+            _check_head_and_rows(plan, model)
+        lacking, setting = _lacking(plan, model, part, freeze_setting, frozen_by_default)
+        if lacking:
+            raise CheckpointError(
+                f"the config trains {part} (model.{setting}), but {path} lacks {len(lacking)} of its tensors: "
+                f"{', '.join(lacking[:3])}; give the config that it was trained with"
+            )
+
+
+def _check_head_and_rows(plan: TrainedPlan, model: Mapping) -> None:
+    lacking = [f"{layer}.{merge.TOKEN_ROWS}" for layer in plan.new_rows if layer not in plan.token_rows]
+    setting = "train_new_tokens"
+    if model.get("train_head") and f"{HEAD}.weight" not in plan.replaced:
+        lacking, setting = [f"{HEAD}.weight"], "train_head"
+    if lacking:
+        raise CheckpointError(
+            f"the config says model.{setting}=True, but {plan.checkpoint.path} lacks {', '.join(lacking)}; give the "
+            "config that it was trained with"
+        )
+
+
+def _lacking(
+    plan: TrainedPlan, model: Mapping, part: str, freeze_setting: str, frozen_by_default: bool
+) -> tuple[list[str], str]:
+    """Tensors of a part that the config trains whole and the checkpoint lacks, and the setting that trains them."""
+    config, last = plan.view.config, model.get("visual_encoder_last_layers")
+    names = [name for name in plan.view.tensors if name.startswith(part + ".") and name not in plan.replaced]
+    if not model.get(freeze_setting, frozen_by_default):
+        return [name for name in names if not towers.is_unused(name, config)], f"{freeze_setting}=False"
+    if part == "vision_model" and last is not None:
+        trained = [name for name in names if towers.is_in_last_layers(name, config, last)]
+        return trained, f"visual_encoder_last_layers={last}"
+    return [], ""
 
 
 def attach_adapters(model, plan: TrainedPlan) -> None:
     """Injects live adapters into a loaded hub model and fills them from the checkpoint (fp32)."""
     from peft import inject_adapter_in_model
 
-    for part, config in plan.lora_configs.items():
+    for part, _, _, _ in PARTS:
         layers = {name.partition(".")[2]: parts for name, parts in plan.adapters.items() if name.startswith(part + ".")}
         rows = {name.partition(".")[2]: held for name, held in plan.token_rows.items() if name.startswith(part + ".")}
-        if not layers and not rows:
-            continue
         root = model.get_submodule(part)
-        config = copy.copy(merge.full_config(config))
-        config.target_modules, config.exclude_modules = sorted(layers), None
-        config.layers_to_transform = config.modules_to_save = None
-        config.trainable_token_indices = {name: indices for name, (_, indices) in rows.items()} or None
-        config.init_lora_weights = False
-        inject_adapter_in_model(config, root, adapter_name=merge.ADAPTER_NAME)
+        if layers:
+            config = copy.copy(merge.full_config(plan.lora_configs[part]))
+            config.target_modules, config.exclude_modules = sorted(layers), None
+            config.layers_to_transform = config.modules_to_save = config.trainable_token_indices = None
+            config.init_lora_weights = False
+            inject_adapter_in_model(config, root, adapter_name=merge.ADAPTER_NAME)
         for layer, parts in layers.items():
             merge.fill_adapter(root.get_submodule(layer), {name: t.read() for name, t in parts.items()}, layer)
+        if rows:
+            token_rows.attach(root, {layer: indices for layer, (_, indices) in rows.items()})
         for layer, (tensor, _) in rows.items():
             adapter = root.get_submodule(layer).token_adapter
             adapter.trainable_tokens_delta[merge.ADAPTER_NAME].data = tensor.read().float().to(adapter.weight.device)

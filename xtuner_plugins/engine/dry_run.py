@@ -24,6 +24,7 @@ from ..datasets.base import tiling_of
 from ..datasets.images.tiling import DynamicTiling
 from ..datasets.plan.budget import TileBudget
 from ..ranges import check_max_norm, check_room
+from .loss_scaling import scaled_wrapper
 from .param_groups import planned_groups
 from .run_length import check_length
 
@@ -57,6 +58,8 @@ def build_parts(cfg: Config) -> None:
     with _refused("model"):
         model = _build_ours(MODELS.build, cfg.model)
     if model is not None:
+        with _refused("optim_wrapper"):
+            scaled_wrapper(cfg.optim_wrapper, model.dtype)
         with _refused("optim_wrapper.paramwise_cfg"):
             planned_groups(cfg, model)
     with _refused("train_dataloader.dataset"):

@@ -19,11 +19,12 @@ from mmengine.runner.utils import calc_dynamic_intervals
 from torch.utils.data import DataLoader
 
 from ..datasets.plan.plan import plan_of, require_agreement
+from .loss_scaling import scaled_wrapper
 from .param_groups import settle_grouping
 from .resume import newest_checkpoint
 from .run_length import check_length
 from .schedulers import WarmupCosineLR, plan_schedule
-from .steps import NonFiniteError, run_step, seed_step
+from .steps import NonFiniteError, run_step, seed_step, unwrap
 
 
 class TrainingStopped(ValueError):
@@ -260,6 +261,8 @@ def _settle_optimizer(runner) -> int:
     """
     if isinstance(runner.optim_wrapper, dict):
         settle_grouping(runner.optim_wrapper, runner.cfg)
+        if not isinstance(runner, FlexibleRunner):
+            runner.optim_wrapper = scaled_wrapper(runner.optim_wrapper, getattr(unwrap(runner.model), "dtype", None))
     if isinstance(runner, FlexibleRunner):
         is_deepspeed = isinstance(runner.strategy, DeepSpeedStrategy)
         return runner.strategy.config.get("gradient_accumulation_steps", 1) if is_deepspeed else 1

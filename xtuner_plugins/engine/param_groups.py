@@ -20,6 +20,8 @@ KEPT_UNDER = "optim_wrapper_grouping"
 # Learning rates by what a parameter belongs to, as `paramwise_cfg.part_lr` names them.
 PARTS = ("visual_encoder", "projector", "llm", "lora")
 
+B_MATRICES = (".lora_B.", ".lora_embedding_B.")  # in names of adapters
+
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
@@ -30,11 +32,13 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     ``paramwise_cfg`` takes MMEngine's keys, and of ours:
         part_lr: learning rates by ``visual_encoder``, ``projector``, ``llm`` and ``lora`` (the adapters of every part);
             a part without one, or with None, takes the optimizer's ``lr``.
+        loraplus_lr_ratio: LoRA+ (arXiv 2402.12354): the B matrices of adapters learn this many times as fast as the A
+            matrices; 1 for plain LoRA.
         visual_encoder_layer_decay: factor per block of the encoder, from the last block (1) down to the embeddings.
         decay_norms_and_biases: False takes weight decay off every parameter of fewer than two dimensions.
 
     Raises:
-        ValueError: an unknown part, a learning rate for what doesn't train, or a factor out of range.
+        ValueError: an unknown part, a learning rate or a factor for what doesn't train, or a factor out of range.
     """
 
     def __call__(self, model: nn.Module) -> Any:
@@ -56,6 +60,9 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         layer_decay = self.paramwise_cfg.get("visual_encoder_layer_decay", 1.0)
         if not 0 < layer_decay <= 1:
             raise ValueError(f"visual_encoder_layer_decay={layer_decay!r} is out of range; give more than 0, at most 1")
+        b_ratio = self.paramwise_cfg.get("loraplus_lr_ratio", 1.0)
+        if not 0 < b_ratio < math.inf:
+            raise ValueError(f"loraplus_lr_ratio={b_ratio!r} is out of range; give a number above 0 (1: plain LoRA)")
         block_of = _blocks(parts["visual_encoder"]) if layer_decay != 1 else {}
         seen = set()
         for group in single:
@@ -69,6 +76,8 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                     lr = lr / self.base_lr * part_lr[kind]
                 if part == "visual_encoder" and layer_decay != 1:
                     lr *= layer_decay ** block_of[id(parameter)]
+                if any(matrix in name for matrix in B_MATRICES):
+                    lr *= b_ratio
                 decay = options.get("weight_decay", self.base_wd)
                 if not self.paramwise_cfg.get("decay_norms_and_biases", True) and _num_dims(parameter) < 2:
                     decay = 0.0
@@ -77,6 +86,8 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 yield parameter, {**{k: v for k, v in options.items() if k not in ("lr", "weight_decay")}, **own}
         if layer_decay != 1 and not (block_of and any(p.requires_grad for p in parts["visual_encoder"].parameters())):
             raise ValueError(f"visual_encoder_layer_decay={layer_decay} is set, but no block of the encoder trains")
+        if b_ratio != 1 and "lora" not in seen:
+            raise ValueError(f"loraplus_lr_ratio={b_ratio} is set, but there are no adapters; leave it 1")
         for kind in part_lr:
             if kind not in seen:
                 raise ValueError(f"a learning rate is set for {kind}, but nothing of it trains; leave it None")

@@ -23,6 +23,7 @@ import types
 
 import torch
 import torch.distributed as dist
+from mmengine.config import Config
 
 from ..config_file import ConfigError, load_config
 from ..processes import POLL_SECONDS, STARTED_BY, die_with_parent, free_port, parent_of, program_of
@@ -159,8 +160,8 @@ def _settle_before_building() -> None:
     """Extends XTuner's ``check_cfg``, which runs after the config was read and before anything is built.
 
     It then also refuses, in one line, settings without effect, impossible values and broken checkpoints, finds the
-    checkpoint of ``--resume auto``, and keeps ``paramwise_cfg``, which ``--deepspeed`` drops. XTuner's command is a
-    module of its own or, under ``xtuner train``, the main module.
+    checkpoint of ``--resume auto``, keeps ``paramwise_cfg``, which ``--deepspeed`` drops, and tells DeepSpeed the
+    dtype. XTuner's command is a module of its own or, under ``xtuner train``, the main module.
     """
     from .param_groups import keep_grouping
     from .resume import settle_start
@@ -170,7 +171,7 @@ def _settle_before_building() -> None:
         if check is None or hasattr(check, "__wrapped__"):
             continue
 
-        def settle(cfg, args, check=check):
+        def settle(cfg, args, check=check, module=module):
             check(cfg, args)
             if STARTED_BY not in os.environ:  # tools/train.py has done it
                 _check_file(args)
@@ -181,8 +182,18 @@ def _settle_before_building() -> None:
                 print(f"resuming from {args.resume}" if args.resume else "no checkpoint to resume yet: starting anew")
             if args.deepspeed:
                 keep_grouping(cfg)
+                _give_deepspeed_the_dtype(module, cfg)
 
         module.check_cfg = functools.wraps(check)(settle)
+
+
+def _give_deepspeed_the_dtype(module: types.ModuleType, cfg: Config) -> None:
+    """Extends XTuner's filling in of ``"auto"`` dtypes, which takes bfloat16 even where that is emulated."""
+    from ..models.vlm import resolve_dtype
+    from .loss_scaling import settle_deepspeed_dtype
+
+    fill_in, dtype = module.auto_dtype_of_deepspeed_config, resolve_dtype(cfg.model.get("dtype", "auto"))
+    module.auto_dtype_of_deepspeed_config = lambda config: fill_in(settle_deepspeed_dtype(config, dtype))
 
 
 def _check_file(args: argparse.Namespace) -> None:

@@ -20,9 +20,11 @@ import numpy as np
 import torch
 from mmengine._strategy.deepspeed import MMDeepSpeedEngineWrapper
 from mmengine.dist import all_gather_object, get_world_size
+from mmengine.logging import print_log
 from torch import nn
 
 from ..models.losses import batch_weight, sum_over_ranks
+from .loss_scaling import MIN_SCALE
 
 SHOWN_SOURCES = 8
 
@@ -72,16 +74,55 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
 
     Returns:
         Values to log: ``loss`` (mean over the step's supervised tokens), ``supervised_tokens`` and ``tiles`` (sums
-        over ranks), and ``grad_norm`` unless the optimizer wrapper logs it.
+        over ranks), and ``grad_norm`` unless the optimizer wrapper logs it. In float16 also ``loss_scale`` and
+        ``overflows``, how often the step was repeated at half the scale.
 
     Raises:
-        NonFiniteError: Loss or gradient norm isn't finite.
+        NonFiniteError: Loss or gradient norm isn't finite; in float16, not even unscaled.
     """
     network = unwrap(model)
     device = next(network.parameters()).device
     driver = (_DeepSpeedDriver if isinstance(model, MMDeepSpeedEngineWrapper) else _PlainDriver)(model, optim_wrapper)
     weight = torch.tensor(sum(batch_weight(batch) for batch in micro_batches), dtype=torch.float64, device=device)
     mean_weight = (sum_over_ranks(weight) / get_world_size()).float()
+    num_overflows = 0
+    while True:
+        losses = _accumulate(driver, network, micro_batches, mean_weight)
+        loss, num_supervised, num_tiles = sum_over_ranks(losses.sum(dim=0)).tolist()
+        if not math.isfinite(loss):
+            own = zip(micro_batches, losses[:, 0].tolist(), strict=True)
+            at_fault = [batch for batch, value in own if not math.isfinite(value)]
+            raise NonFiniteError(f"the loss is {loss}", _sources_of_all_ranks(at_fault))
+        logged = {"loss": loss / get_world_size(), "supervised_tokens": num_supervised, "tiles": num_tiles}
+        scale = driver.loss_scale
+        norm, is_logged = driver.update()
+        if math.isfinite(norm):
+            break
+        if scale is None or scale <= MIN_SCALE:
+            raise NonFiniteError(
+                f"the gradient norm is {norm} (loss {logged['loss']:.4g})", _sources_of_all_ranks(micro_batches)
+            )
+        num_overflows += 1
+        print_log(
+            f"gradients overflowed float16 at loss scale {scale:g}: the step is repeated at {driver.loss_scale:g}",
+            "current",
+        )
+    if scale is not None:
+        logged |= {"loss_scale": scale, "overflows": num_overflows}
+    return logged if is_logged else {**logged, "grad_norm": norm}
+
+
+def _accumulate(
+    driver: _PlainDriver | _DeepSpeedDriver,
+    network: nn.Module,
+    micro_batches: Sequence[dict],
+    mean_weight: torch.Tensor,
+) -> torch.Tensor:
+    """Forward and backward of every micro-batch.
+
+    Returns:
+        float32 ``[micro-batches, 3]``: loss, supervised tokens and tiles of each.
+    """
     figures = []
     for index, batch in enumerate(micro_batches):
         with driver.micro_step(is_last=index == len(micro_batches) - 1):
@@ -89,19 +130,7 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
             outputs = driver.model(**inputs, mode="loss", mean_weight=mean_weight)
             driver.backward(outputs["loss"])
         figures.append(torch.stack([outputs[key].detach().float() for key in ("loss", "num_supervised", "num_tiles")]))
-    losses = torch.stack(figures)
-    loss, num_supervised, num_tiles = sum_over_ranks(losses.sum(dim=0)).tolist()
-    if not math.isfinite(loss):
-        own = zip(micro_batches, losses[:, 0].tolist(), strict=True)
-        at_fault = [batch for batch, value in own if not math.isfinite(value)]
-        raise NonFiniteError(f"the loss is {loss}", _sources_of_all_ranks(at_fault))
-    logged = {"loss": loss / get_world_size(), "supervised_tokens": num_supervised, "tiles": num_tiles}
-    norm, is_logged = driver.update()
-    if not math.isfinite(norm):
-        raise NonFiniteError(
-            f"the gradient norm is {norm} (loss {logged['loss']:.4g})", _sources_of_all_ranks(micro_batches)
-        )
-    return logged if is_logged else {**logged, "grad_norm": norm}
+    return torch.stack(figures)
 
 
 def _sources_of_all_ranks(batches: Sequence[dict]) -> list[str]:
@@ -114,6 +143,12 @@ class _PlainDriver:
 
     def __init__(self, model: nn.Module, optim_wrapper: Any):
         self.model, self.optim_wrapper = model, optim_wrapper
+        self._scaler: torch.amp.GradScaler | None = getattr(optim_wrapper, "loss_scaler", None)
+
+    @property
+    def loss_scale(self) -> float | None:
+        """The current scale; None where the loss isn't scaled."""
+        return None if self._scaler is None else self._scaler.get_scale()
 
     @contextmanager
     def micro_step(self, is_last: bool) -> Iterator[None]:
@@ -125,14 +160,23 @@ class _PlainDriver:
         self.optim_wrapper.backward(loss)
 
     def update(self) -> tuple[float, bool]:
-        """Clips and steps; returns the gradient norm before clipping and whether MMEngine has logged it."""
+        """Clips and steps; returns the gradient norm before clipping and whether MMEngine has logged it.
+
+        Where scaled gradients aren't finite, they are dropped and the scale is halved.
+        """
         clips_norm = bool(self.optim_wrapper.clip_grad_kwargs) and self.optim_wrapper.grad_name == "grad_norm"
         norm = 0.0
-        if not clips_norm:
+        if self._scaler is not None:
+            self._scaler.unscale_(self.optim_wrapper.optimizer)
+        if self._scaler is not None or not clips_norm:
             gradients = [
                 p.grad for group in self.optim_wrapper.param_groups for p in group["params"] if p.grad is not None
             ]
             norm = float(torch.nn.utils.get_total_norm(gradients))
+        if self._scaler is not None and not math.isfinite(norm):
+            self.optim_wrapper.zero_grad()
+            self._scaler.update()
+            return norm, False
         self.optim_wrapper.step()
         self.optim_wrapper.zero_grad()
         if clips_norm:
@@ -145,6 +189,12 @@ class _DeepSpeedDriver:
 
     def __init__(self, model: MMDeepSpeedEngineWrapper, optim_wrapper: Any):
         self.model, self.optim_wrapper = model.model, optim_wrapper
+        self._scales = self.model.fp16_enabled() and self.model.optimizer.dynamic_loss_scale
+
+    @property
+    def loss_scale(self) -> float | None:
+        """The current scale; None where DeepSpeed doesn't adapt one."""
+        return float(self.model.optimizer.cur_scale) if self._scales else None
 
     @contextmanager
     def micro_step(self, is_last: bool) -> Iterator[None]:
@@ -155,6 +205,11 @@ class _DeepSpeedDriver:
         self.model.backward(loss, scale_wrt_gas=False)
 
     def update(self) -> tuple[float, bool]:
-        """Clips and steps; returns the gradient norm before clipping, and that it isn't logged."""
+        """Clips and steps; returns the gradient norm before clipping, and that it isn't logged.
+
+        At an overflow DeepSpeed drops the gradients, lowers the scale and keeps the norm of an earlier step.
+        """
         self.optim_wrapper.step()
+        if self.model.fp16_enabled() and self.model.optimizer.overflow:
+            return math.inf, False
         return float(self.model.get_global_grad_norm() or 0.0), False

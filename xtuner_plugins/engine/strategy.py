@@ -29,6 +29,7 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
         wrapper = super()._wrap_model(model)
         engine = wrapper.model
         _keep_norms_that_are_not_finite(engine.optimizer)
+        _let_the_run_end_at_the_smallest_scale(engine.optimizer)
         self._writes = _PatientWrites()
         engine.checkpoint_engine.save = self._writes.guard(engine.checkpoint_engine.save)
         engine._copy_recovery_script = self._writes.guard(engine._copy_recovery_script)
@@ -128,6 +129,13 @@ def _keep_norms_that_are_not_finite(optimizer: Any) -> None:
     for name in ("get_grad_norm_direct", "complete_grad_norm_calculation_for_cpu_offload"):
         if hasattr(optimizer, name):
             setattr(optimizer, name, honest(getattr(optimizer, name)))
+
+
+def _let_the_run_end_at_the_smallest_scale(optimizer: Any) -> None:
+    """Keeps DeepSpeed's scaler from raising where `steps.run_step` names the samples."""
+    scaler = getattr(optimizer, "loss_scaler", None)
+    if hasattr(scaler, "raise_error_at_min_scale"):
+        scaler.raise_error_at_min_scale = False
 
 
 def require_same_parameters(expected: Mapping[str, tuple], found: Mapping[str, tuple]) -> None:

@@ -57,7 +57,7 @@ RANGES: dict[str, Callable[[Any], None]] = {
 }
 
 _TOWERS = (("llm", "language_model.", "llm_config"), ("visual_encoder", "vision_model.", "vision_config"))
-_PLAIN_LORA = {"type", "r", "lora_alpha", "lora_dropout", "target_modules", "bias", "task_type"}  # no other targets
+_OTHER_TARGETS = {"target_parameters", "trainable_token_indices", "modules_to_save"}  # beside target_modules
 
 
 def check_spelling(cfg: Any) -> None:
@@ -94,7 +94,7 @@ def check_values(cfg: Mapping[str, Any]) -> None:
     _check_tiling(cfg)
     for part, prefix, section in _TOWERS:
         lora = _at(cfg, f"model.{part}_lora") or {}
-        if lora.get("target_modules") not in (None, "all-linear") and set(lora) <= _PLAIN_LORA:
+        if lora.get("target_modules") not in (None, "all-linear") and not _OTHER_TARGETS & set(lora):
             _check_targets(_at(cfg, "model.base"), f"model.{part}_lora", lora["target_modules"], prefix, section)
 
 

@@ -9,9 +9,10 @@ from mmengine.registry import MODELS
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
+from ..checkpoints.lora.merge import ADAPTER_NAME
 from ..ranges import check_dropout, check_rank
 
-ADAPTER_NAME = "default"
+TRAINED = ("lora_", "trainable_tokens_delta", ".modules_to_save.")  # in names of what PEFT adds
 MODELS.register_module(module=LoraConfig, force=True)  # so that configs may name it by string
 
 
@@ -44,4 +45,4 @@ def inject_lora(part: nn.Module, settings: Mapping[str, Any], default_targets: t
         raise ValueError(f"LoRA settings: {error}") from None
     inject_adapter_in_model(config, part, adapter_name=ADAPTER_NAME)
     for name, parameter in part.named_parameters():
-        parameter.requires_grad_("lora_" in name or "trainable_tokens_delta" in name)
+        parameter.requires_grad_(any(kind in name for kind in TRAINED))

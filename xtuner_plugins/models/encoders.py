@@ -1,8 +1,10 @@
-"""Freezes the weights of an encoder that no feature depends on."""
+"""The blocks of an encoder that features depend on, and the weights that none depends on."""
 
 from __future__ import annotations
 
 from torch import nn
+
+from ..hub.modeling_intern_vit import num_used_layers
 
 
 def freeze_unused(encoder: nn.Module, select_layer: int) -> int:
@@ -19,3 +21,9 @@ def freeze_unused(encoder: nn.Module, select_layer: int) -> int:
     for parameter in unused:
         parameter.requires_grad_(False)
     return len(unused)
+
+
+def used_blocks(encoder: nn.Module, select_layer: int) -> list[nn.Module]:
+    """The blocks of InternViT or a `TransformersTower` that features of ``select_layer`` depend on, in order."""
+    blocks = encoder.layers if hasattr(encoder, "layers") else encoder.encoder.layers
+    return list(blocks[: num_used_layers(select_layer, len(blocks))])

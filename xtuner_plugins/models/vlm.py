@@ -21,27 +21,27 @@ from ..checkpoints.partition import is_partitioned, over_ranks, partition_dtype
 from ..families import encoder_family, llm_family
 from ..hub.constants import IMAGE_CONTEXT
 from ..ranges import DTYPE_NAMES, check_dtype
-from .adapters import inject_lora
 from .attention import attend_to_segments, no_mask
-from .encoders import freeze_unused
 from .losses import LossHead, next_token_loss, sum_over_ranks
 from .preprocessor import TilePreprocessor
 from .quantization import build_quantization_config, linear_quantizer
 from .rows import Row
+from .trainable import WhatTrains
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 def resolve_dtype(name: str) -> torch.dtype:
-    """``'auto'`` is bfloat16 on a CUDA device that has it, else float32.
+    """``'auto'`` is bfloat16 on a CUDA device that computes in it, float16 on any other, float32 without CUDA.
 
     Raises:
-        ValueError: Not one of auto, bfloat16, float32.
+        ValueError: Not one of auto, bfloat16, float16, float32.
     """
     check_dtype(name)
     if name == "auto":
-        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if has_bf16 else torch.float32
+        if not torch.cuda.is_available():
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return DTYPES[name]
 
 
@@ -54,6 +54,7 @@ class VisionLanguageModel(BaseModel):
 
         freeze_visual_encoder=True                      no gradient, no activation, not in the checkpoint
         freeze_visual_encoder=False                     trained whole
+        freeze_visual_encoder=True, visual_encoder_last_layers=4    the last four blocks trained whole
         freeze_visual_encoder=True, visual_encoder_lora=dict(type=LoraConfig, r=16, ...)
 
     Frozen parts are held in ``dtype``. Trained ones are held in float32 and computed under autocast, unless DeepSpeed
@@ -62,19 +63,25 @@ class VisionLanguageModel(BaseModel):
     Args:
         base: Official InternVL directory (see ``tools/build_base_model.py``). Nothing in it is executed.
         freeze_visual_encoder: Freeze the encoder's own weights.
+        visual_encoder_last_layers: Blocks of a frozen encoder that train whole, counted from the last one that features
+            depend on; None trains none.
         freeze_projector: Freeze ``mlp1``.
         freeze_llm: Freeze the LLM's own weights.
+        train_head: Train the head of a frozen LLM whole, alone or beside LoRA.
+        train_new_tokens: Train the rows of the tokens that assembly added, in embedding and head of a frozen LLM.
         visual_encoder_lora: ``dict(type=LoraConfig, r=..., ...)`` or None. Needs ``freeze_visual_encoder=True``.
         llm_lora: The same for the LLM. Needs ``freeze_llm=True``.
-        llm_quantization: ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)`` holds the LLM's linear layers in 4
-            bits (QLoRA). Needs ``freeze_llm=True``. An export merges adapters into the base's unquantized weights.
+        llm_quantization: ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)``, or ``load_in_8bit=True``, holds the
+            LLM's linear layers in 4 or 8 bits (QLoRA). Needs ``freeze_llm=True``. An export merges adapters into the
+            base's unquantized weights.
         visual_encoder_quantization: The same for the encoder. Needs ``freeze_visual_encoder=True``.
-        dtype: ``'auto'`` (bfloat16 where the device has it), ``'bfloat16'`` or ``'float32'``.
+        dtype: ``'auto'`` (see `resolve_dtype`), ``'bfloat16'``, ``'float16'`` (the engine then scales the loss) or
+            ``'float32'``.
         gradient_checkpointing: Recompute activations of encoder and LLM blocks in the backward pass.
         data_preprocessor: Config of a `TilePreprocessor`; None takes ImageNet's mean and std.
 
     Raises:
-        ValueError: Nothing would train, LoRA on a part that trains whole, or an unknown dtype or family.
+        ValueError: Nothing would train, settings that contradict each other, or an unknown dtype or family.
     """
 
     def __init__(
@@ -82,8 +89,11 @@ class VisionLanguageModel(BaseModel):
         base: str,
         *,
         freeze_visual_encoder: bool = True,
+        visual_encoder_last_layers: int | None = None,
         freeze_projector: bool = False,
         freeze_llm: bool = True,
+        train_head: bool = False,
+        train_new_tokens: bool = False,
         visual_encoder_lora: Mapping[str, Any] | None = None,
         llm_lora: Mapping[str, Any] | None = None,
         llm_quantization: Mapping[str, Any] | None = None,
@@ -94,26 +104,29 @@ class VisionLanguageModel(BaseModel):
     ):
         super().__init__(data_preprocessor=data_preprocessor or dict(type=TilePreprocessor))
         self.dtype = resolve_dtype(dtype)
+        chosen = WhatTrains(
+            freeze_visual_encoder=freeze_visual_encoder,
+            visual_encoder_last_layers=visual_encoder_last_layers,
+            freeze_projector=freeze_projector,
+            freeze_llm=freeze_llm,
+            train_head=train_head,
+            train_new_tokens=train_new_tokens,
+            visual_encoder_lora=visual_encoder_lora,
+            llm_lora=llm_lora,
+            visual_encoder_quantization=visual_encoder_quantization,
+            llm_quantization=llm_quantization,
+        )
         quantized = {"visual_encoder": visual_encoder_quantization, "llm": llm_quantization}
-        for part, is_frozen in (("visual_encoder", freeze_visual_encoder), ("llm", freeze_llm)):
-            if quantized[part] is not None and not is_frozen:
-                raise ValueError(f"{part}_quantization is set, so set freeze_{part}=True: 4-bit weights don't train")
         self.model, self.load_report = _load(base, self.dtype, quantized)
-        self.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids(IMAGE_CONTEXT)
+        tokenizer = load_tokenizer(base)
+        self.img_context_token_id = tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
         self.model.img_context_token_id = self.img_context_token_id
         self.data_preprocessor.image_token = self.img_context_token_id
         self.data_preprocessor.tokens_per_tile = self.num_image_token
-
-        config = self.model.config
-        vision_targets = encoder_family(config.vision_config.to_dict()).lora_targets
-        self.llm = llm_family(config.llm_config.to_dict())
-        encoder, llm = self.model.vision_model, self.model.language_model
-        _set_trainable("visual_encoder", encoder, freeze_visual_encoder, visual_encoder_lora, vision_targets)
-        freeze_unused(encoder, self.model.select_layer)
-        _set_trainable("projector", self.model.mlp1, freeze_projector, None, ())
-        _set_trainable("llm", llm, freeze_llm, llm_lora, self.llm.lora_targets)
-        attend_to_segments(llm)
-        LossHead.take_over(llm.get_output_embeddings())
+        self.llm = llm_family(self.model.config.llm_config.to_dict())
+        self._blocks_below = chosen.apply(self.model, tokenizer)  # frozen ones below those that train
+        attend_to_segments(self.model.language_model)
+        LossHead.take_over(self.model.language_model.get_output_embeddings())
 
         trainable = [p for p in self.parameters() if p.requires_grad]
         if not trainable:
@@ -124,15 +137,8 @@ class VisionLanguageModel(BaseModel):
                 parameter.data = parameter.data.to(trained_dtype)
         self.visual_encoder_is_frozen = not any(p.requires_grad for p in self.model.vision_model.parameters())
 
-        # The encoder's blocks are recomputed only where a gradient passes through them.
         if gradient_checkpointing:
-            _recompute_llm(llm)
-            if is_deepspeed_zero3_enabled() and visual_encoder_lora is not None:
-                print_log(
-                    "ZeRO-3 can't recompute an encoder with LoRA: its activations are kept", "current", logging.WARNING
-                )
-            elif not self.visual_encoder_is_frozen:
-                encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self._recompute_blocks(encoder_has_lora=visual_encoder_lora is not None)
 
     @property
     def num_image_token(self) -> int:
@@ -158,8 +164,9 @@ class VisionLanguageModel(BaseModel):
     def train(self, mode: bool = True):
         """As `torch.nn.Module.train`; a part without trainable parameters stays in evaluation mode (no dropout).
 
-        Its checkpointed blocks themselves, but not their attention and dropout modules, stay in training mode:
-        transformers recomputes only in such blocks, and the projector's gradient passes through a frozen LLM.
+        So do the frozen blocks of an encoder whose last ones train. The part's checkpointed blocks themselves, but not
+        their attention and dropout modules, stay in training mode: transformers recomputes only in such blocks, and the
+        projector's gradient passes through a frozen LLM.
         """
         super().train(mode)
         for part in self.parts().values():
@@ -168,6 +175,8 @@ class VisionLanguageModel(BaseModel):
                 for module in part.modules():
                     if mode and isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
                         module.training = True
+        for block in self._blocks_below:
+            block.eval()
         return self
 
     def state_dict(self, *args, **kwargs):
@@ -201,7 +210,7 @@ class VisionLanguageModel(BaseModel):
         if mode not in ("loss", "tensor"):
             raise ValueError(f"VisionLanguageModel has modes 'loss' and 'tensor', not {mode!r}")
         device = pixel_values.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._needs_autocast()):
+        with torch.autocast(device.type, self.dtype, enabled=self._needs_autocast()):
             decoder = getattr(self.model.language_model, self.llm.decoder)
             hidden = decoder(
                 inputs_embeds=self._embed(row, pixel_values),
@@ -228,6 +237,17 @@ class VisionLanguageModel(BaseModel):
             "tiles": sum_over_ranks(losses["num_tiles"].float()),
         }
         return losses["loss"], logged
+
+    def _recompute_blocks(self, encoder_has_lora: bool) -> None:
+        """Enables gradient checkpointing, in the encoder only where a gradient passes through its blocks."""
+        _recompute_llm(self.model.language_model)
+        if is_deepspeed_zero3_enabled() and encoder_has_lora:
+            print_log(
+                "ZeRO-3 can't recompute an encoder with LoRA: its activations are kept", "current", logging.WARNING
+            )
+        elif not self.visual_encoder_is_frozen:
+            options = {"use_reentrant": False}
+            self.model.vision_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
     def _needs_autocast(self) -> bool:
         if self.dtype == torch.float32:
@@ -256,7 +276,7 @@ class VisionLanguageModel(BaseModel):
 
 
 def _load(base: str, dtype: torch.dtype, quantized: Mapping[str, Mapping[str, Any] | None]):
-    """Loads the base: whole, split over the ranks of ZeRO-3, or with linear layers of parts in 4 bits.
+    """Loads the base: whole, split over the ranks of ZeRO-3, or with linear layers of parts in 4 or 8 bits.
 
     Under ``torch.device('meta')`` no weight is read, but names, shapes and settings are checked.
 
@@ -298,18 +318,3 @@ def _recompute_llm(llm: nn.Module) -> None:
     llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     if reentrant:
         llm.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
-
-
-def _set_trainable(
-    name: str, part: nn.Module, freeze: bool, lora: Mapping[str, Any] | None, targets: tuple[str, ...]
-) -> None:
-    if lora is not None and not freeze:
-        raise ValueError(f"{name}_lora is set, so set freeze_{name}=True: LoRA trains beside frozen weights")
-    for parameter in part.parameters():
-        if parameter.is_floating_point():  # packed 4-bit weights have no gradient
-            parameter.requires_grad_(not freeze)
-    if lora is not None:
-        try:
-            inject_lora(part, lora, targets)
-        except (TypeError, ValueError) as error:  # PEFT doesn't know the name of the setting
-            raise ValueError(f"{name}_lora: {error}") from error

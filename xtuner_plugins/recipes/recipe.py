@@ -8,6 +8,8 @@ from typing import Any
 
 from .bases import BASES, Base
 
+PARTS = ("visual_encoder", "projector", "llm")
+
 
 @dataclass(frozen=True)
 class Commented:
@@ -91,9 +93,14 @@ class Recipe:
         deepspeed = f" --deepspeed {self.deepspeed}" if self.deepspeed else ""
         return f"{processes}xtuner train {self.path}{deepspeed}"
 
+    @property
+    def free_parts(self) -> list[str]:
+        """Parts that a leaf's ``freeze_*`` settings may freeze or train whole: those without adapters and packing."""
+        return [part for part in PARTS if getattr(self, part) != "lora" and part not in self.quantized]
+
     def parts(self, state: str) -> list[str]:
         """Parts in a state (`all`, `lora`, `frozen`), in the order of a sample's way."""
-        return [part for part in ("visual_encoder", "projector", "llm") if getattr(self, part) == state]
+        return [part for part in PARTS if getattr(self, part) == state]
 
 
 # Settings in the order of a leaf; an empty name is an empty line. A recipe's own values replace these.
@@ -102,9 +109,14 @@ SETTINGS: dict[str, Any] = {
     "max_length": Commented(4096, "tokens; 13 tiles take 3328"),
     "template": Commented(None, "None: the one that the base names"),
     "repeat_times": Commented(None, "how often each file is used per epoch"),
-    "dtype": Commented("auto", "bfloat16 where the device has it"),
+    "dtype": Commented("auto", "bfloat16 where the device has it, float16 on older GPUs"),
     "gradient_checkpointing": Commented(True, "less memory, one more forward pass"),
-    "freeze_visual_encoder": Commented(None, "False trains the encoder whole"),
+    "freeze_visual_encoder": Commented(None, "False trains the encoder whole"),  # these follow the row's parts
+    "visual_encoder_last_layers": Commented(None, "4: the last four blocks of a frozen encoder train"),
+    "freeze_projector": None,
+    "freeze_llm": Commented(None, "False trains the LLM whole"),
+    "train_head": Commented(False, "the head of a frozen LLM"),
+    "train_new_tokens": Commented(False, "rows of the image and grounding tokens of a frozen LLM"),
     "lora_rank": 64,
     "lora_alpha": 128,
     "lora_dropout": 0.05,
@@ -113,6 +125,8 @@ SETTINGS: dict[str, Any] = {
     "visual_encoder_lora_alpha": 128,
     "visual_encoder_lora_dropout": 0.05,
     "visual_encoder_lora_targets": Commented(None, "as lora_targets"),
+    "use_rslora": Commented(False, "scales by lora_alpha / sqrt(lora_rank)"),
+    "use_dora": Commented(False, "learns the size of each weight row apart from its direction"),
     "quant_type": "nf4",
     "pack_tokens": 8192,
     "pack_tiles": 26,
@@ -126,6 +140,7 @@ SETTINGS: dict[str, Any] = {
     "projector_lr": None,
     "llm_lr": None,
     "lora_lr": None,
+    "loraplus_lr_ratio": Commented(1, "16 is LoRA+: B matrices learn so many times as fast as A"),
     "visual_encoder_layer_decay": Commented(1.0, "factor on the learning rate per block, from the last to the first"),
     "betas": (0.9, 0.999),
     "weight_decay": Commented(0.0, "not on norms and biases"),
@@ -138,6 +153,9 @@ SETTINGS: dict[str, Any] = {
 
 def setting_of(recipe: Recipe, name: str) -> Any:
     """A setting's value in a recipe."""
+    part = name.removeprefix("freeze_")
+    if part in PARTS and name not in recipe.settings:
+        return getattr(recipe, part) != "all"
     setting = recipe.settings.get(name, SETTINGS[name])
     return setting.value if isinstance(setting, Commented) else setting
 

@@ -13,14 +13,15 @@ from ..leaf import literal
 from .bases import ENCODERS, LLMS
 from .folders import FOLDERS
 from .page import BEGIN, END
-from .recipe import SETTINGS, Commented, Recipe
+from .recipe import PARTS, SETTINGS, Commented, Recipe, setting_of
 from .table import RECIPES
 
 # Settings that only some recipes have, by the template's own conditions.
-_LORA = {"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"}
+_LORA = {"lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora", "loraplus_lr_ratio"}
 _PACKED = {"pack_tokens", "pack_tiles"}
-_ENCODER_LORA = {f"visual_encoder_{name}" for name in _LORA}
-_ON_REQUEST = {"template", "repeat_times", "freeze_visual_encoder", *_ENCODER_LORA}
+_OWN_LORA = {f"visual_encoder_{name}" for name in ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")}
+_ON_REQUEST = {"template", "repeat_times", *_OWN_LORA}
+_OF_FROZEN_LLM = {"train_head", "train_new_tokens"}
 _BREAK_BEFORE = {"batch_size", "pack_tokens", "save_steps"}
 _PART_WORDS = {"visual_encoder": "vision encoder", "projector": "projector", "llm": "LLM"}
 
@@ -61,8 +62,7 @@ def render(recipe: Recipe) -> str:
         labels=list(_labels(recipe)),
         lora=recipe.parts("lora"),
         settings=list(_settings(recipe)),
-        encoder_setting="freeze_visual_encoder" in recipe.settings,
-        own_lora="visual_encoder_" if _ENCODER_LORA <= set(recipe.settings) else "",
+        own_lora="visual_encoder_" if _OWN_LORA <= set(recipe.settings) else "",
     )
 
 
@@ -192,6 +192,11 @@ def _settings(recipe: Recipe) -> Iterator[str]:
         left_out |= {"quant_type"}
     if not recipe.packed:
         left_out |= _PACKED
+    if recipe.llm == "all":
+        left_out |= _OF_FROZEN_LLM
+    left_out |= {f"freeze_{part}" for part in PARTS if part not in recipe.free_parts}
+    if "visual_encoder" not in recipe.free_parts:
+        left_out |= {"visual_encoder_last_layers"}
     left_out |= _ON_REQUEST - set(recipe.settings)
     broken = False
     for name, default in SETTINGS.items():
@@ -202,7 +207,7 @@ def _settings(recipe: Recipe) -> Iterator[str]:
             broken = name == "pack_tokens"
         setting = recipe.settings.get(name, default)
         comment = setting.comment if isinstance(setting, Commented) else ""
-        yield f"{name} = {_literal(_value(setting))}" + (f"  # {comment}" if comment else "")
+        yield f"{name} = {_literal(setting_of(recipe, name))}" + (f"  # {comment}" if comment else "")
 
 
 def _list(name: str, values: tuple[str, ...]) -> Iterator[str]:

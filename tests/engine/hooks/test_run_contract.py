@@ -30,15 +30,19 @@ def table(output):
     return parts, [(int(count.replace(",", "")), float(lr), float(decay)) for count, lr, decay in groups]
 
 
-def test_layers_in_4_bits_count_their_weights(toy_base):
+@pytest.mark.parametrize(
+    "bits, held",
+    [(dict(load_in_4bit=True, bnb_4bit_quant_type="nf4"), "4-bit nf4"), (dict(load_in_8bit=True), "8-bit")],
+)
+def test_packed_layers_count_their_weights(toy_base, bits, held):
     lora = dict(type=LoraConfig, r=4, lora_alpha=8)
-    four_bits = dict(type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    quantization = dict(type=BitsAndBytesConfig, **bits)
     torch.manual_seed(0)
     whole = VisionLanguageModel(base=str(toy_base), dtype="float32", llm_lora=lora)
-    packed = VisionLanguageModel(base=str(toy_base), dtype="float32", llm_lora=lora, llm_quantization=four_bits)
+    packed = VisionLanguageModel(base=str(toy_base), dtype="float32", llm_lora=lora, llm_quantization=quantization)
     for name, part in packed.parts().items():
         assert count_parameters(part) == count_parameters(whole.parts()[name])
-    assert held_in(packed.parts()["llm"]) == "4-bit nf4, float32" and held_in(whole.parts()["llm"]) == "float32"
+    assert held_in(packed.parts()["llm"]) == f"{held}, float32" and held_in(whole.parts()["llm"]) == "float32"
 
 
 @pytest.mark.parametrize(

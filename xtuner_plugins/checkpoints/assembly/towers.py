@@ -108,6 +108,16 @@ def is_unused(name: str, config: Mapping) -> bool:
     return "post_layernorm" in name.split(".") or _layer_of(name) >= used
 
 
+def is_in_last_layers(name: str, config: Mapping, count: int) -> bool:
+    """Whether a tensor (official name) is in one of the last ``count`` layers of the tower that features depend on."""
+    from ...hub.modeling_intern_vit import num_used_layers
+
+    if not name.startswith(PREFIX):
+        return False
+    used = num_used_layers(config["select_layer"], config["vision_config"]["num_hidden_layers"])
+    return used - count <= _layer_of(name) < used
+
+
 def read_tower(directory: Path, family: EncoderFamily) -> tuple[dict, dict[str, LazyTensor]]:
     """Config and tensors (``vision_model.vision_model.*``) of a bare tower or of the one inside a whole model.
 

@@ -43,9 +43,15 @@ def export_adapter(
     """
     wanted = resolve_dtype(dtype)
     plan = trained.lay_over(config_path, checkpoint)
-    if not plan.adapters and not plan.token_rows:
+    if not plan.adapters and not plan.lora_configs:
         raise CheckpointError(
             f"{checkpoint} holds no LoRA tensors, so there is no adapter to write; export without --adapter-only"
+        )
+    without = [layer for layer in plan.token_rows if layer.partition(".")[0] not in plan.lora_configs]
+    if without:
+        raise CheckpointError(
+            f"{checkpoint} holds trained rows of {without[0]} without LoRA beside them, which PEFT can't load; export "
+            "without --adapter-only"
         )
     base = plan.view.directory
     out = check_target(out, force=force, inputs={"base": base, "checkpoint": checkpoint, "config": config_path})
@@ -78,6 +84,9 @@ def _peft_config(plan: trained.TrainedPlan, part: str, layers: list[str]) -> dic
     config = copy.copy(merge.full_config(plan.lora_configs[part]))
     config.target_modules, config.base_model_name_or_path = layers, str(plan.view.directory)
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+    config.modules_to_save = None  # whole tensors are in REPLACED
+    rows = {layer: indices for layer, (_, indices) in plan.token_rows.items() if layer.startswith(part + ".")}
+    config.trainable_token_indices = {layer.partition(".")[2]: indices for layer, indices in rows.items()} or None
     config.inference_mode = config.init_lora_weights = True
     fields = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
     return {**fields, "peft_type": "LORA", "task_type": None}

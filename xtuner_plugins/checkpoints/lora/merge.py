@@ -29,6 +29,7 @@ _KEY = re.compile(
     + r")(?:\.default)?(?:\.(?P<leaf>weight|bias))?"
 )
 _PLAIN_OPTIONS = {"r", "lora_alpha", "lora_dropout", "target_modules", "task_type"}
+_VARIANTS = {"use_rslora", "use_dora"}  # plain LoRA where they are False
 # These initializations change the base weights, so the adapter wasn't trained on the base on disk.
 _REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "orthogonal_base")
 
@@ -65,7 +66,8 @@ def read_settings(settings):
         if isinstance(value, (list, tuple, Mapping)):
             options[name] = dict(value) if isinstance(value, Mapping) else list(value)
     sizes = [options.get("r"), options.get("lora_alpha")]
-    if set(options) <= _PLAIN_OPTIONS and all(type(n) is int and n > 0 for n in sizes):
+    chosen = {name for name, value in options.items() if not (name in _VARIANTS and value is False)}
+    if chosen <= _PLAIN_OPTIONS and all(type(n) is int and n > 0 for n in sizes):
         return PlainLora(*sizes, options)
     from peft import LoraConfig
 

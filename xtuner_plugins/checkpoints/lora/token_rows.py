@@ -11,17 +11,49 @@ LoRA config lists them: a list (of the input embedding) or ``{'embed_tokens': [.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from ...hub.constants import ADDED_TOKENS
 from ..io.reader import CheckpointError, read_json
 from ..io.tensors import Computed, LazyTensor
+from ..tokenizer_files import token_id
+from .merge import ADAPTER_NAME
 
 BASE_LAYER = ".token_adapter.base_layer."
 ORIGINAL = ".token_adapter.trainable_tokens_original"
 _EMBEDDINGS = ("embed_tokens", "embeddings", "wte", "tok_embeddings")
+
+
+def new_rows(tokenizer, *, whole_head: bool = False) -> dict[str, list[int]]:
+    """The rows that ``train_new_tokens`` trains: those of the tokens that assembly added, in embedding and head.
+
+    Args:
+        tokenizer: of the base.
+        whole_head: the head trains whole, so only the embedding has single rows.
+
+    Returns:
+        Indices by the layer's name inside the language model.
+    """
+    indices = [token_id(tokenizer, token) for token in ADDED_TOKENS]
+    return dict.fromkeys(("model.embed_tokens",) if whole_head else ("model.embed_tokens", "lm_head"), indices)
+
+
+def attach(part: nn.Module, rows: Mapping[str, Sequence[int]]) -> None:
+    """Makes single rows of a part trainable beside their frozen matrices, as PEFT does; other weights stay as they are.
+
+    Args:
+        part: a language model.
+        rows: indices by the layer's name inside it.
+    """
+    from peft import LoraConfig
+    from peft.utils.other import set_additional_trainable_modules
+
+    config = LoraConfig(trainable_token_indices={layer: list(indices) for layer, indices in rows.items()})
+    set_additional_trainable_modules(part, config, {}, ADAPTER_NAME)
 
 
 def indices_of(config, layer: str, where: str) -> list[int]:

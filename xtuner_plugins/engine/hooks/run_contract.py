@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import nn
@@ -85,13 +86,13 @@ def count_parameters(part: nn.Module) -> tuple[int, int]:
 
 def held_in(part: nn.Module) -> str:
     """The dtypes that a part's weights are held in, e.g. ``4-bit nf4, float32``."""
-    kinds = {
-        f"4-bit {parameter.quant_state.quant_type}"
-        if getattr(parameter, "quant_state", None) is not None
-        else str(parameter.dtype).removeprefix("torch.")
-        for parameter in part.parameters()
-    }
-    return ", ".join(sorted(kinds))
+    return ", ".join(sorted({_kind(parameter) for parameter in part.parameters()}))
+
+
+def _kind(parameter: nn.Parameter) -> str:
+    if getattr(parameter, "quant_state", None) is not None:
+        return f"4-bit {parameter.quant_state.quant_type}"
+    return "8-bit" if parameter.dtype == torch.int8 else str(parameter.dtype).removeprefix("torch.")
 
 
 def optimizer_groups(optimizer: Any) -> list[tuple[int, float, float]]:

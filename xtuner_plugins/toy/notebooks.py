@@ -1,5 +1,6 @@
 """Commands of this project in a notebook: what a terminal would show, without the details of a training's log."""
 
+import os
 import re
 import subprocess
 import sys
@@ -26,11 +27,17 @@ def run(*command: str | Path) -> None:
         RuntimeError: It failed; the message has its last lines.
     """
     parts = [str(part) for part in command]
-    print("$", " ".join(["python", *parts]))
+    here = f"{Path.cwd()}/"
+    print("$", " ".join(["python", *parts]).replace(here, ""))
     seen: list[str] = []
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         process = start_bound(
-            [sys.executable, "-u", *parts], stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8"
+            [sys.executable, "-u", *parts],
+            env={**os.environ, "NO_COLOR": "1"},  # IPython asks its children for colors, which would hide log lines
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            encoding="utf-8",
         )
 
         def lines() -> Iterator[str]:
@@ -39,7 +46,7 @@ def run(*command: str | Path) -> None:
                 yield line
 
         for line in excerpt(lines()):
-            print(line.replace(f"{Path.cwd()}/", ""))
+            print(line.replace(here, ""))
         if process.wait():
             errors.seek(0)
             last = [line.rstrip() for line in [*seen, *errors] if line.strip()][-LAST_LINES:]

@@ -95,9 +95,10 @@ def _with_image(name: str, messages: list[dict]) -> dict:
 
 def write_untrained_base(root: str | Path, *, seed: int = 0) -> Path:
     """Assembles a base of random toy parts in `root/base`, float32, up to 4 tiles; replaces an earlier one."""
-    float32 = {"torch_dtype": "float32"}
+    base, float32 = Path(root) / "base", {"torch_dtype": "float32"}
     parts = write_random_parts(Path(root) / "parts", seed=seed, vision_overrides=float32, llm_overrides=float32)
-    return Path(build_base(*parts, Path(root) / "base", max_tiles=4, dtype="float32", force=True)["out"])
+    build_base(*parts, base, max_tiles=4, dtype="float32", force=True)
+    return base
 
 
 def write_trained_base(root: str | Path, *, steps: int = 100, seed: int = 0) -> Path:

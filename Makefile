@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup quickstart test test-pythons test-slow test-gpu lint format clean
+.PHONY: help setup quickstart test test-pythons test-slow test-gpu notebooks lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ test-slow: $(READY)  ## the slow tier: several processes, full-size models, othe
 
 test-gpu: $(READY)  ## what needs a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
+
+notebooks: $(READY)  ## execute notebooks/ and write their outputs, in both languages (some minutes)
+	@$(BIN)/python notebooks/execute.py $(ARGS)
 
 lint: $(READY)  ## ruff, with undefined names on
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

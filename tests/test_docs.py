@@ -30,7 +30,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_paths_in_text_exist(page):
     paths = re.findall(
-        r"(?<![\w/.])((?:configs|tools|xtuner_plugins|tests|docs|benchmarks)/[\w./-]+\.(?:py|md|sh|png|html))",
+        r"(?<![\w/.])((?:configs|tools|xtuner_plugins|tests|docs|benchmarks|notebooks)/[\w./-]+\.(?:py|md|sh|png|html|ipynb))",
         page.read_text(),
     )
     assert [path for path in paths if not (ROOT / path).exists()] == []

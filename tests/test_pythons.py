@@ -52,6 +52,6 @@ def test_no_module_warns_when_it_is_compiled():
     """Invalid escapes: a warning that users see from Python 3.12 on, and an error one day."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for folder in ("xtuner_plugins", "tools", "tests", "benchmarks", "configs", "docs"):
+        for folder in ("xtuner_plugins", "tools", "tests", "benchmarks", "configs", "docs", "notebooks"):
             for path in (ROOT / folder).rglob("*.py"):
                 compile(path.read_bytes(), str(path), "exec")

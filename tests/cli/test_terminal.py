@@ -20,6 +20,14 @@ def test_imports_are_quiet(first):
     assert warnings[-1].endswith("about the run") and (len(warnings) == 1) == bool(first)
 
 
+def test_in_a_notebook_tqdm_does_not_miss_its_widgets():
+    """As it does where IPython runs and ipywidgets isn't installed; other warnings stay."""
+    warn = "import warnings; warnings.warn('IProgress not found. Please update'); warnings.warn('about the run')"
+    code = f"from xtuner_plugins.cli.terminal import quiet_imports; quiet_imports(); {warn}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "about the run" in done.stderr and "IProgress" not in done.stderr
+
+
 def test_a_choice_of_the_user_stays():
     code = "import os; from xtuner_plugins.cli.terminal import *; quiet_imports(); print(os.environ['DS_ACCELERATOR'])"
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "xpu"}

@@ -21,6 +21,8 @@ def test_score_and_table_count_what_is_right(root):
     scores = score(questions, right)
     assert all(good == asked > 0 for good, asked in scores.values())
     assert score(questions, wrong)["number"][0] == 0
+    others = [{"id": "x", "kind": "stripes", "answer": "down"}]  # a kind that the toy language doesn't have comes last
+    assert list(score([*others, *questions], {**right, "x": "up"}).items())[-1] == ("stripes", (0, 1))
     text = table(questions, {"tiling": right, "one tile": wrong}, ["number"])
     assert text.splitlines()[1].split() == ["number", "yes", str(scores["number"][1]), "100.0%", "0.0%"]
     assert is_right(" Red. ", "red") and not is_right("dark red", "red") and not is_right("4", "47")

@@ -1,0 +1,137 @@
+"""The notebooks run from a checkout, and what is committed is what they print, in both languages."""
+
+import json
+import re
+import sys
+
+import nbformat
+import pytest
+
+from notebooks.execute import cleaned, english_notebooks, execute, laid_over, main, twin_of
+from tests.conftest import ROOT
+
+NOTEBOOKS = english_notebooks()
+BOTH = [path for english in NOTEBOOKS for path in (english, twin_of(english))]
+MOST_BYTES = 300_000
+ABSOLUTE_PATH = re.compile(r"(?<![\w.~</])/(?:\w[\w.-]*/)+\w")
+
+
+def name(path):
+    return path.stem
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(path):
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def texts(cell):
+    """All that a cell's outputs say, as text."""
+    for output in cell.outputs:
+        yield output.get("text", "")
+        yield from (value for kind, value in output.get("data", {}).items() if kind.startswith("text/"))
+
+
+def make(*sources):
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    return cleaned(nbformat.v4.new_notebook(cells=cells))
+
+
+def test_there_are_three():
+    assert [path.stem for path in NOTEBOOKS] == ["build_a_llava", "lora_on_your_data", "test_a_trained_model"]
+    assert sorted(BOTH) == sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", BOTH, ids=name)
+def test_outputs_are_committed_and_fit_any_machine(path):
+    assert path.stat().st_size < MOST_BYTES
+    cells = code_cells(path)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
+    for cell in cells:
+        assert all(output.get("name") != "stderr" and output.output_type != "error" for output in cell.outputs)
+        assert [found for text in texts(cell) for found in ABSOLUTE_PATH.findall(text)] == [], cell.id
+    assert read(path) == cleaned(read(path), keep_outputs=True)
+
+
+def test_an_absolute_path_would_be_seen():
+    assert ABSOLUTE_PATH.search("wrote /home/someone/project: 3") and ABSOLUTE_PATH.search("'/tmp/x'")
+    assert not ABSOLUTE_PATH.search("work_dirs/notebooks/a 1/40 <img></img> ./a/b https://host/a/b")
+
+
+@pytest.mark.parametrize("path", BOTH, ids=name)
+def test_a_text_comes_before_each_code_cell(path):
+    kinds = [cell.cell_type for cell in read(path).cells]
+    assert kinds[0] == "markdown" and ("code", "code") not in zip(kinds, kinds[1:], strict=False)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_twins_differ_in_their_texts_alone(path):
+    english, chinese = read(path), read(twin_of(path))
+    assert chinese == laid_over(english, chinese)  # the same code and outputs
+    for ours, theirs in zip(english.cells, chinese.cells, strict=True):
+        if ours.cell_type == "markdown":
+            assert re.search("[\u4e00-\u9fff]", theirs.source)
+            assert not re.search("[\u4e00-\u9fff]", ours.source.replace("简体中文", "")), ours.id
+
+
+@pytest.mark.parametrize("path", BOTH, ids=name)
+def test_links_lead_somewhere(path):
+    found = [link for cell in read(path).cells for link in re.findall(r"\]\(([^)#\s]+)\)", cell.source)]
+    assert found and [link for link in found if "://" not in link and not (path.parent / link).exists()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_it_runs_from_a_checkout(path, tmp_path):
+    """In a copy of the checkout, so that a user's own runs in `work_dirs` stay. Twice, where it takes seconds."""
+    for folder in ("configs", "tools", "xtuner_plugins"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    (tmp_path / "notebooks").mkdir()
+    for _ in range(2 if path.stem == "build_a_llava" else 1):
+        executed = execute(path, tmp_path / "notebooks")
+        assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    work = tmp_path / "work_dirs"
+    assert written and all(file.is_relative_to(work) for file in written)
+
+
+def test_the_kernel_is_this_interpreter_and_the_home_stays_empty(tmp_path, monkeypatch):
+    """Although the user has registered another kernel under the usual name."""
+    home, data = tmp_path / "home", tmp_path / "data"
+    home.mkdir()
+    spec = data / "kernels/python3/kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps({"argv": ["/nowhere/python"], "display_name": "other", "language": "python"}))
+    for variable in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(data))
+    nbformat.write(make("import sys\nimport matplotlib.pyplot\nprint(sys.executable)"), tmp_path / "a.ipynb")
+    executed = execute(tmp_path / "a.ipynb", tmp_path)
+    assert executed.cells[0].outputs[0].text == sys.executable + "\n"
+    assert list(home.rglob("*")) == []
+    assert read(tmp_path / "a.ipynb").cells[0].outputs == []  # the file stays as it is
+
+
+def test_a_warning_and_an_error_stop_it(tmp_path):
+    nbformat.write(make("import warnings\nwarnings.warn('mind the step')"), tmp_path / "a.ipynb")
+    with pytest.raises(ValueError, match="cell-00 wrote to stderr(.|\n)*mind the step"):
+        execute(tmp_path / "a.ipynb", tmp_path)
+    nbformat.write(make("1 / 0"), tmp_path / "a.ipynb")
+    with pytest.raises(Exception, match="ZeroDivisionError"):
+        execute(tmp_path / "a.ipynb", tmp_path)
+
+
+def test_a_twin_of_another_form_is_refused():
+    with pytest.raises(ValueError, match="2 and 1 cells"):
+        laid_over(make("1", "2"), make("1"))
+
+
+def test_an_unknown_name_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["build_a_lava"])
+    assert "no notebook build_a_lava; there are build_a_llava" in capsys.readouterr().err

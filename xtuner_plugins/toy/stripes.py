@@ -1,0 +1,136 @@
+r"""A task that a tiny model learns in half a minute on a CPU: squares with fine stripes, for the notebooks.
+
+    +------------------+    224 x 224 px: 2 x 2 tiles of 112 px and a thumbnail
+    |     +--------+   |
+    |     ||||||||||   |    What colour is the square?      red       one tile is enough
+    |     ||||||||||   |    Which way do the stripes run?   down      needs the resolution
+    |     +--------+   |
+    +------------------+    stripes: 2 px in the color, 2 px white
+
+In one tile for the whole image the stripes melt into a paler color. A third of the training images are that small
+already, so the model has seen them; they are asked about the color only.
+"""
+
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
+
+from xtuner_plugins.checkpoints.assembly.base import build_base
+from xtuner_plugins.datasets import MultimodalDataset, collate
+from xtuner_plugins.models import VisionLanguageModel
+from xtuner_plugins.toy.images import RGB, TILE
+from xtuner_plugins.toy.models import write_random_parts
+
+COLORS = ("red", "green", "blue", "yellow")
+WAYS = ("down", "across")
+QUESTIONS = {"colour": "What colour is the square?", "stripes": "Which way do the stripes run?"}
+SIDE, STRIPE = 2 * TILE, 2  # px: of the image; of one stripe
+SMALL_SHARE = 0.2
+COUNTS = {"train": 400, "test": 40}  # images
+
+
+def draw(color: str, way: str, rng: random.Random) -> Image.Image:
+    """A striped square of half the image's width, anywhere on a plain background: RGB, `SIDE` x `SIDE`."""
+    image = Image.new("RGB", (SIDE, SIDE), tuple(rng.randint(150, 220) for _ in range(3)))
+    left, top = (rng.randint(8, TILE - 8) for _ in range(2))
+    pen = ImageDraw.Draw(image)
+    pen.rectangle((left, top, left + TILE - 1, top + TILE - 1), fill="white")
+    for start in range(0, TILE, 2 * STRIPE):
+        end = start + STRIPE - 1
+        box = (start, 0, end, TILE - 1) if way == "down" else (0, start, TILE - 1, end)
+        pen.rectangle((left + box[0], top + box[1], left + box[2], top + box[3]), fill=RGB[color])
+    return image
+
+
+def write_data(root: str | Path, counts: Mapping[str, int] = COUNTS, *, seed: int = 0) -> dict[str, Path]:
+    """Writes images and annotation files in LLaVA format; the same seed gives the same files.
+
+    Args:
+        root: Gets `train.jsonl`, one conversation per image; `test.jsonl`, one record per question, with its kind, as
+            `evaluate.read_questions` reads it; and `images/`.
+        counts: Images per split.
+        seed: Random seed.
+
+    Returns:
+        The annotation file of each split.
+    """
+    root = Path(root)
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    files = {}
+    for split, count in counts.items():
+        rng = random.Random(f"{split}-{seed}")
+        records = [record for index in range(count) for record in _records(root / "images", split, index, rng)]
+        files[split] = root / f"{split}.jsonl"
+        files[split].write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return files
+
+
+def _records(images: Path, split: str, index: int, rng: random.Random) -> list[dict]:
+    answers = {"colour": rng.choice(COLORS), "stripes": rng.choice(WAYS)}
+    image, kinds = draw(answers["colour"], answers["stripes"], rng), list(answers)
+    rng.shuffle(kinds)
+    if split == "train" and rng.random() < SMALL_SHARE:
+        image, kinds = image.resize((TILE, TILE), Image.Resampling.BICUBIC), ["colour"]
+    name = f"{split}_{index:03d}.png"
+    image.save(images / name)
+    turns = [[{"from": "human", "value": QUESTIONS[kind]}, {"from": "gpt", "value": answers[kind]}] for kind in kinds]
+    if split == "train":
+        conversation = [message for turn in turns for message in turn]
+        return [_with_image(name, conversation)]
+    return [
+        {**_with_image(name, turn), "id": f"{split}-{index}-{kind}", "kind": kind}
+        for kind, turn in zip(kinds, turns, strict=True)
+    ]
+
+
+def _with_image(name: str, messages: list[dict]) -> dict:
+    first = {**messages[0], "value": "<image>\n" + messages[0]["value"]}
+    return {"image": name, "conversations": [first, *messages[1:]]}
+
+
+def write_untrained_base(root: str | Path, *, seed: int = 0) -> Path:
+    """Assembles a base of random toy parts in `root/base`, float32, up to 4 tiles; replaces an earlier one."""
+    base, float32 = Path(root) / "base", {"torch_dtype": "float32"}
+    parts = write_random_parts(Path(root) / "parts", seed=seed, vision_overrides=float32, llm_overrides=float32)
+    build_base(*parts, base, max_tiles=4, dtype="float32", force=True)
+    return base
+
+
+def write_trained_base(root: str | Path, *, steps: int = 100, seed: int = 0) -> Path:
+    """A base that answers both questions: an untrained one, trained here without MMEngine's runner.
+
+    Args:
+        root: Gets `parts/`, `data/` and `base/`.
+        steps: Optimizer steps of 16 samples.
+        seed: Random seed of weights, data and their order.
+
+    Returns:
+        The base's directory.
+    """
+    root = Path(root)
+    base, data = write_untrained_base(root, seed=seed), write_data(root / "data", {"train": COUNTS["train"]}, seed=seed)
+    dataset = MultimodalDataset(
+        str(base), [str(data["train"])], [str(root / "data/images")], max_length=512, cache_dir=str(root / "data_index")
+    )
+    torch.manual_seed(seed)
+    model = VisionLanguageModel(str(base), freeze_llm=False, dtype="float32", gradient_checkpointing=False).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=2e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.05)
+    rng = random.Random(f"order-{seed}")
+    for _ in range(steps):
+        batch = collate([dataset[index] for index in rng.sample(range(len(dataset)), 16)])
+        loss = model(**model.data_preprocessor(batch, True))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+    weights = {name: tensor.contiguous() for name, tensor in model.model.state_dict().items()}
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    return base

@@ -141,8 +141,8 @@ def _settle_before_building() -> None:
     """Extends XTuner's ``check_cfg``, which runs after the config was read and before anything is built.
 
     It then also refuses, in one line, settings without effect, impossible values and broken checkpoints, finds the
-    checkpoint of ``--resume auto``, and keeps ``paramwise_cfg``, which ``--deepspeed`` drops. XTuner's command is a
-    module of its own or, under ``xtuner train``, the main module.
+    checkpoint of ``--resume auto``, takes our DeepSpeed settings, and keeps ``paramwise_cfg``, which ``--deepspeed``
+    drops. XTuner's command is a module of its own or, under ``xtuner train``, the main module.
     """
     from .param_groups import keep_grouping
     from .resume import settle_start
@@ -156,6 +156,8 @@ def _settle_before_building() -> None:
             check(cfg, args)
             if STARTED_BY not in os.environ:  # tools/train.py has done it
                 _check_file(args)
+            if args.deepspeed:
+                _use_our_deepspeed_file(args)
             wants_to_resume = args.resume is not None or cfg.get("resume")
             alone = "1" if args.launcher == "none" else "0"
             settle_start(cfg, args, world_size=int(os.environ.get("WORLD_SIZE", alone)) or None)
@@ -165,6 +167,15 @@ def _settle_before_building() -> None:
                 keep_grouping(cfg)
 
         module.check_cfg = functools.wraps(check)(settle)
+
+
+def _use_our_deepspeed_file(args: argparse.Namespace) -> None:
+    """Replaces a name given to ``--deepspeed`` by the path of our file, before XTuner looks up its own."""
+    from .deepspeed_json import deepspeed_file
+
+    args.deepspeed = str(deepspeed_file(args.deepspeed))
+    if os.environ.get("RANK", "0") == "0":
+        print(f"DeepSpeed settings: {args.deepspeed}")
 
 
 def _check_file(args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from xtuner.engine import DeepSpeedStrategy as XTunerDeepSpeedStrategy
 
 from ..checkpoints.io.reader import load_pickle
 from ..checkpoints.io.zero import checkpoint_directory
+from .gradient_sums import sum_gradients_as_told
 from .steps import unwrap
 
 
@@ -29,6 +30,7 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
         wrapper = super()._wrap_model(model)
         engine = wrapper.model
         _keep_norms_that_are_not_finite(engine.optimizer)
+        sum_gradients_as_told(engine.optimizer)
         self._writes = _PatientWrites()
         engine.checkpoint_engine.save = self._writes.guard(engine.checkpoint_engine.save)
         engine._copy_recovery_script = self._writes.guard(engine._copy_recovery_script)
@@ -125,9 +127,27 @@ def _keep_norms_that_are_not_finite(optimizer: Any) -> None:
 
         return measured
 
+    if hasattr(optimizer, "fp32_groups_gradients_flat"):  # ZeRO-1 in bfloat16 asserts that the norm is above 0
+        optimizer.step = _without_assertion(optimizer)
     for name in ("get_grad_norm_direct", "complete_grad_norm_calculation_for_cpu_offload"):
         if hasattr(optimizer, name):
             setattr(optimizer, name, honest(getattr(optimizer, name)))
+
+
+def _without_assertion(optimizer: Any) -> Callable:
+    step = optimizer.step
+
+    @functools.wraps(step)
+    def stepped(*args, **kwargs):
+        try:
+            return step(*args, **kwargs)
+        except AssertionError:
+            norm = float(optimizer._global_grad_norm)
+            if norm > 0:
+                raise
+            optimizer._global_grad_norm = norm if norm == 0 else math.nan
+
+    return stepped
 
 
 def require_same_parameters(expected: Mapping[str, tuple], found: Mapping[str, tuple]) -> None:

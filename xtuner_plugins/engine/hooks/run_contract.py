@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from mmengine._strategy.deepspeed import MMDeepSpeedEngineWrapper
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import nn
 
+from ..deepspeed_json import describe_engine
 from ..loops import planned_loop
 from ..param_groups import num_weights, planned_groups
 from ..steps import unwrap
@@ -36,6 +38,8 @@ class RunContractHook(Hook):
         groups = optimizer_groups(runner.optim_wrapper.optimizer)
         for index, (count, lr, weight_decay) in enumerate(groups):
             lines.append(f"  optimizer group {index}: {count:,} parameters, lr {lr:g}, weight decay {weight_decay:g}")
+        if isinstance(runner.model, MMDeepSpeedEngineWrapper):
+            lines.append(f"  DeepSpeed: {describe_engine(runner.model.model)}")
         dataset = runner.train_dataloader.dataset
         lines.append(
             f"  dataset: {len(dataset):,} samples; {len(runner.train_dataloader):,} micro-batches per rank and epoch"

@@ -104,9 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = training_command(_arguments(args), os.environ, args.launcher)
         if args.deepspeed:
             deepspeed_file(args.deepspeed)
-        nodes, processes = _whole_number(os.environ, "NNODES", 1), _whole_number(os.environ, "NPROC_PER_NODE", 1)
-        # Slurm and MPI decide the number of processes.
-        settle_start(cfg, args, None if args.launcher in ("slurm", "mpi") else nodes * processes)
+        processes = _whole_number(os.environ, "NPROC_PER_NODE", 1)
+        settle_start(cfg, args)
         from ..engine.config_check import check_config, check_early, check_text
 
         check_text(cfg)

@@ -129,12 +129,17 @@ def _describe_single_process() -> None:
 
 
 def _use_our_deepspeed_strategy() -> None:
-    """Replaces the strategy that XTuner puts in a config under ``--deepspeed`` by ours, which calls hooks."""
+    """Replaces the strategy that XTuner puts in a config under ``--deepspeed`` by ours, which calls hooks.
+
+    A run without ``--deepspeed`` reads DeepSpeed's directories, too.
+    """
     import xtuner.engine
 
     from .strategy import DeepSpeedStrategy
+    from .transfer import read_for_plain_runs
 
     xtuner.engine.DeepSpeedStrategy = DeepSpeedStrategy
+    read_for_plain_runs()
 
 
 def _settle_before_building() -> None:
@@ -159,8 +164,7 @@ def _settle_before_building() -> None:
             if args.deepspeed:
                 _use_our_deepspeed_file(args)
             wants_to_resume = args.resume is not None or cfg.get("resume")
-            alone = "1" if args.launcher == "none" else "0"
-            settle_start(cfg, args, world_size=int(os.environ.get("WORLD_SIZE", alone)) or None)
+            settle_start(cfg, args)
             if wants_to_resume and os.environ.get("RANK", "0") == "0":
                 print(f"resuming from {args.resume}" if args.resume else "no checkpoint to resume yet: starting anew")
             if args.deepspeed:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mmengine._strategy.deepspeed import MMDeepSpeedEngineWrapper
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from torch import nn
 
@@ -48,6 +48,8 @@ class RunContractHook(Hook):
             f"  run: {runner.max_iters:,} optimizer steps, {runner.iter:,} of them done; "
             f"micro-batches per step and rank: {planned_loop(runner).micro_batches}; ranks: {runner.world_size}"
         )
+        if not all(hook.save_optimizer for hook in runner.hooks if isinstance(hook, CheckpointHook)):
+            lines.append("  checkpoints: weights only (save_optimizer=False): not resumable")
         runner.logger.info("\n".join(lines))
         optimized = sum(count for count, _, _ in groups)
         if optimized != trained:

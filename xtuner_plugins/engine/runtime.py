@@ -15,7 +15,7 @@ import argparse
 import functools
 import importlib
 import os
-import signal
+import shlex
 import sys
 import threading
 import time
@@ -25,8 +25,18 @@ import torch
 import torch.distributed as dist
 
 from ..config_file import ConfigError, load_config
-from ..processes import POLL_SECONDS, STARTED_BY, die_with_parent, free_port, parent_of, program_of
+from ..processes import (
+    ENDED_BY,
+    PARENT_ENDED,
+    POLL_SECONDS,
+    STARTED_BY,
+    die_with_parent,
+    free_port,
+    parent_of,
+    program_of,
+)
 from . import register_all
+from .stopping import COMMAND
 
 
 def prepare_runtime(pretrained_model_name_or_path: str) -> str:
@@ -195,17 +205,26 @@ def _check_file(args: argparse.Namespace) -> None:
 
 
 def _end_with_xtuner() -> None:
-    """Makes this process end with the ``xtuner train`` above it, which would leave its processes behind when killed."""
+    """Makes this process stop in order when the ``xtuner train`` above it ends, which passes no signal on.
+
+    XTuner leaves its processes behind when it is killed, and on Ctrl-C it kills its one child a quarter of a second
+    later. So one process becomes `tools/train.py`, which ends with XTuner and passes that on to the training; under
+    torchrun every rank looks after itself.
+    """
     parent = os.getppid()
     if STARTED_BY in os.environ or program_of(parent) not in ("xtuner", "torchrun"):
         return
+    os.environ[ENDED_BY] = str(int(PARENT_ENDED))
     die_with_parent(parent)
+    if program_of(parent) == "xtuner":
+        os.environ[COMMAND] = shlex.join(["xtuner", "train", *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, "-m", "xtuner_plugins.cli.launcher", *sys.argv[1:]])
     above = parent_of(parent)
-    if program_of(parent) == "torchrun" and program_of(above) == "xtuner":
+    if program_of(above) == "xtuner":
         threading.Thread(target=_watch_above, args=(parent, above), daemon=True, name="end-with-xtuner").start()
 
 
 def _watch_above(torchrun: int, xtuner: int) -> None:
     while parent_of(torchrun) == xtuner:
         time.sleep(POLL_SECONDS)
-    os.kill(torchrun, signal.SIGKILL)  # the kernel then kills this process
+    os.kill(os.getpid(), PARENT_ENDED)

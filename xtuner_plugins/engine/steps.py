@@ -23,6 +23,7 @@ from mmengine.dist import all_gather_object, get_world_size
 from torch import nn
 
 from ..models.losses import batch_weight, sum_over_ranks
+from .stopping import requests
 
 SHOWN_SOURCES = 8
 
@@ -90,7 +91,9 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
             driver.backward(outputs["loss"])
         figures.append(torch.stack([outputs[key].detach().float() for key in ("loss", "num_supervised", "num_tiles")]))
     losses = torch.stack(figures)
-    loss, num_supervised, num_tiles = sum_over_ranks(losses.sum(dim=0)).tolist()
+    sums = torch.cat([losses.sum(dim=0), losses.new_tensor(requests.flags())])
+    loss, num_supervised, num_tiles, *stop = sum_over_ranks(sums).tolist()
+    requests.agree(stop)
     if not math.isfinite(loss):
         own = zip(micro_batches, losses[:, 0].tolist(), strict=True)
         at_fault = [batch for batch, value in own if not math.isfinite(value)]

@@ -37,8 +37,9 @@ STOP_REQUESTS = tuple(dict.fromkeys([*STOP_SIGNALS, *PASSED_ON.values(), PARENT_
 def die_with_parent(parent: int | None = None, *, watch: bool = sys.platform != "linux") -> None:
     """Makes this process end (SIGKILL) as soon as its parent ends. Call it first in a child process.
 
-    The variable ``ENDED_BY`` in the environment names another signal, with which a training saves before it ends. If the parent, or the ancestor that called `start_bound`, has already ended, this process ends at once. Linux ties a
-    child to its parent's *thread*: start the child from a thread that outlives it, usually the main one, or pass
+    The variable ``ENDED_BY`` in the environment names another signal, on which a training saves before it ends. If the
+    parent, or the ancestor that called `start_bound`, has already ended, this process ends at once. Linux ties a child
+    to its parent's *thread*: start the child from a thread that outlives it, usually the main one, or pass
     ``watch=True``.
 
     Args:

@@ -116,7 +116,7 @@ LEAF = "toy_finetune_lora"
 
 @pytest.fixture
 def started(monkeypatch, toy_base, tmp_path):
-    """started(*arguments) -> (status, the command of the training processes, which isn't run, their environments); in its own folder."""
+    """started(*arguments) -> (status, command, environments of the ranks, which aren't run); in its own folder."""
     commands = []
     monkeypatch.setattr(launcher, "run_ranks", lambda command, envs: commands.append((command, envs)) or 0)
     monkeypatch.chdir(tmp_path)

@@ -86,8 +86,9 @@ def watching() -> Iterator[None]:
         signal.set_wakeup_fd(earlier)
         for number, handler in before.items():
             signal.signal(number, handler)
-        writer.close()
+        writer.shutdown(socket.SHUT_RDWR)  # closing alone is no end while a forked worker holds a copy
         thread.join()
+        writer.close()
         reader.close()
 
 

@@ -1,8 +1,11 @@
 """A run resumes under another strategy and another number of ranks as if nothing had changed."""
 
+import json
+
 import pytest
 import torch
 
+from xtuner_plugins.engine.deepspeed_json import OURS
 from xtuner_plugins.engine.runtime import allow_checkpoint_types
 from xtuner_plugins.engine.transfer import read_state
 
@@ -119,3 +122,45 @@ def test_every_way(toy_base, data, recipes, whole, tmp_path, recipe, source, tar
     expected = whole(recipe, "plain")
     assert logged(tmp_path / "run") == pytest.approx(logged(expected)[SAVED:], abs=TOLERANCE)
     require_same(tmp_path / "run" / f"iter_{STEPS}.pth", expected / f"iter_{STEPS}.pth")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["ddp", "zero2", "zero3"])
+def test_weights_alone(toy_base, data, recipes, whole, tmp_path, layout):
+    """The same float32 weights under every strategy; refused by --resume, taken by load_from under any other."""
+    weights_only = case(recipes["lora"])
+    weights_only["options"] = {**weights_only["options"], "default_hooks.checkpoint.save_optimizer": False}
+    run = train_forked(tmp_path / "run", toy_base, data, **weights_only, **of(layout))
+    assert run.ok and "weights only (save_optimizer=False): not resumable" in run.output, run.output[-3000:]
+    saved = tmp_path / "run" / f"iter_{STEPS}.pth"
+    assert saved.is_file()
+    weights = read_state(saved, with_optimizer=False).weights
+    expected = read_state(whole("lora", "plain") / f"iter_{STEPS}.pth").weights
+    assert weights.keys() == expected.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor.read(), expected[name].read(), atol=TOLERANCE, rtol=1e-3)
+    refused = train_forked(tmp_path / "no", toy_base, data, extra=("--resume", str(saved)), **case(recipes["lora"]))
+    assert refused.codes == [1] and f"--cfg-options load_from={saved}" in refused.errors[0]
+    other = case(recipes["lora"])
+    other["options"] = {**other["options"], "load_from": str(saved)}
+    begun = train_forked(tmp_path / "new", toy_base, data, **other, **of("plain" if layout != "ddp" else "zero3"))
+    assert begun.ok and logged(tmp_path / "new")[0] < logged(whole("lora", "plain"))[0], begun.output[-2000:]
+
+
+@pytest.mark.slow
+def test_bfloat16_masters_go_on(toy_base, data, recipes, tmp_path):
+    """ZeRO-1 in bfloat16 has files of its own; its float32 weights and moments go to one process unrounded."""
+    settings = json.loads(OURS["deepspeed_zero1"].read_text()) | {"bf16": {"enabled": True}}
+    (tmp_path / "bf16.json").write_text(json.dumps(settings))
+    half = dict(processes=2, deepspeed=str(tmp_path / "bf16.json"), **case(recipes["full"]))
+    run = train_forked(tmp_path / "run", toy_base, data, **half)
+    assert run.ok and "weights in bfloat16, gradients summed in float32" in run.output, run.output[-3000:]
+    saved = tmp_path / "run" / f"iter_{SAVED}.pth"
+    again = train_forked(tmp_path / "again", toy_base, data, extra=("--resume", str(saved)), **half)
+    assert again.ok, again.output[-3000:]
+    assert logged(tmp_path / "again") == logged(tmp_path / "run")[SAVED:]
+    left, right = (contents(tmp_path / name / f"iter_{STEPS}.pth")[0] for name in ("again", "run"))
+    assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+    assert any((left[key] != left[key].bfloat16()).any() for key in left if key.startswith("weight"))
+    plain = train_forked(tmp_path / "plain", toy_base, data, extra=("--resume", str(saved)), **case(recipes["full"]))
+    assert plain.ok and logged(tmp_path / "plain") == pytest.approx(logged(tmp_path / "run")[SAVED:], rel=0.02)

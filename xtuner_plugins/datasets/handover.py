@@ -13,7 +13,7 @@ training process is killed. Without workers a batch isn't transferred and none o
 import gc
 import mmap
 import os
-import threading
+import signal
 import weakref
 from multiprocessing.reduction import DupFd
 
@@ -40,7 +40,7 @@ def bind_worker() -> None:
     if get_worker_info() is not None and _bound_pid != os.getpid():
         _bound_pid = os.getpid()
         die_with_parent(watch=True)  # any thread may have started the workers
-        if threading.current_thread() is threading.main_thread():
+        if signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN:  # so it was forked, but PyTorch has taken SIGTERM back
             leave_signals_to_parent()  # a step that is to be finished needs its batches
 
 

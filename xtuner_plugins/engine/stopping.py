@@ -7,6 +7,8 @@ which also runs while the main thread waits for other ranks.
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
 import shlex
 import signal
@@ -77,6 +79,7 @@ def watching() -> Iterator[None]:
             signal.signal(number, lambda *_: None)
     requests.watched = True
     os.register_at_fork(after_in_child=lambda: requests.watched and leave_signals_to_parent())
+    atexit.register(_end_children)
     thread = threading.Thread(target=_read_signals, args=(reader,), daemon=True, name="stop-signals")
     thread.start()
     try:
@@ -90,6 +93,13 @@ def watching() -> Iterator[None]:
         thread.join()
         writer.close()
         reader.close()
+
+
+def _end_children() -> None:
+    """Kills the loader's workers at the end of the process: they ignore SIGTERM, with which Python would end them."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would complain
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def _read_signals(reader: socket.socket) -> None:

@@ -20,13 +20,26 @@ from collections.abc import Callable, Sequence
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 POLL_SECONDS = 1.0
 STARTED_BY = "XTUNER_PLUGINS_STARTED_BY"  # process id of the caller of `start_bound`
+ENDED_BY = "XTUNER_PLUGINS_ENDED_BY"  # number of the signal that a child gets when its parent ends, if not SIGKILL
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# A launcher passes a signal on as another one. A training process may also get the first itself, from the terminal or
+# from Slurm, and has to tell one request from two.
+PASSED_ON = {
+    number: signal.SIGRTMIN + 8 + index if sys.platform == "linux" else number
+    for index, number in enumerate(STOP_SIGNALS)
+}
+# What a process gets that is to finish its work when its parent ends, and the request that it means.
+PARENT_ENDED = signal.SIGRTMIN + 12 if sys.platform == "linux" else signal.SIGTERM
+STOP_REQUESTS = tuple(dict.fromkeys([*STOP_SIGNALS, *PASSED_ON.values(), PARENT_ENDED]))
 
 
 def die_with_parent(parent: int | None = None, *, watch: bool = sys.platform != "linux") -> None:
     """Makes this process end (SIGKILL) as soon as its parent ends. Call it first in a child process.
 
-    If the parent, or the ancestor that called `start_bound`, has already ended, this process ends at once. Linux ties a
-    child to its parent's *thread*: start the child from a thread that outlives it, usually the main one, or pass
+    The variable ``ENDED_BY`` in the environment names another signal, on which a training saves before it ends. If the
+    parent, or the ancestor that called `start_bound`, has already ended, this process ends at once. Linux ties a child
+    to its parent's *thread*: start the child from a thread that outlives it, usually the main one, or pass
     ``watch=True``.
 
     Args:
@@ -64,6 +77,20 @@ def start_bound(command: Sequence[str], **options) -> subprocess.Popen:
             os._exit(128 + signal.SIGKILL)
 
     return subprocess.Popen(command, preexec_fn=bind, **options)
+
+
+def leave_signals_to_parent() -> None:
+    """Makes this process ignore requests to stop, which a terminal or Slurm sends to its parent, too."""
+    signal.set_wakeup_fd(-1)
+    for number in STOP_REQUESTS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def original_signal(number: int) -> int:
+    """The signal that a launcher passed on as ``number``; any other signal itself."""
+    if number == PARENT_ENDED:
+        return signal.SIGTERM
+    return next((first for first, passed in PASSED_ON.items() if passed == number), number)
 
 
 def is_ancestor(pid: int) -> bool:
@@ -110,7 +137,8 @@ def free_port() -> int:
 
 
 def _set_death_signal(libc: ctypes.CDLL) -> None:
-    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+    number = int(os.environ.get(ENDED_BY, signal.SIGKILL))
+    if libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
 
 

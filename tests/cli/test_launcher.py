@@ -11,38 +11,46 @@ from tests.conftest import HANGS_AFTER, ROOT
 from tests.engine.parallel_case import training, write_dataset
 from tests.process_table import MARK, end_all, marked, wait_until
 from xtuner_plugins.cli import launcher
-from xtuner_plugins.cli.launcher import check_gpus, main, training_command
+from xtuner_plugins.cli.launcher import check_gpus, main, training_processes
 from xtuner_plugins.config_file import ConfigError, load_config
 
 
-def test_one_process_needs_no_torchrun():
-    command = training_command(["c.py"], {}, None)
-    assert command == [sys.executable, "-m", "xtuner_plugins.cli.train_process", "c.py"]
+def test_one_process_needs_no_group():
+    command, ranks = training_processes(["c.py"], {}, None)
+    assert command == [sys.executable, "-m", "xtuner_plugins.cli.train_process", "c.py"] and ranks == [{}]
 
 
-def test_several_processes_go_through_torchrun():
-    command = training_command(["c.py"], {"NPROC_PER_NODE": "2", "PORT": "29511"}, None)
-    assert "torch.distributed.run" in command and "--nproc_per_node=2" in command
-    assert "--master_port=29511" in command and command[-2:] == ["--launcher", "pytorch"]
+def test_several_processes_are_ranks_of_one_group():
+    command, ranks = training_processes(["c.py"], {"NPROC_PER_NODE": "2", "PORT": "29511"}, None)
+    assert command[-3:] == ["c.py", "--launcher", "pytorch"]
+    assert [(rank["RANK"], rank["LOCAL_RANK"]) for rank in ranks] == [("0", "0"), ("1", "1")]
+    assert {(rank["WORLD_SIZE"], rank["MASTER_ADDR"], rank["MASTER_PORT"]) for rank in ranks} == {
+        ("2", "127.0.0.1", "29511")
+    }
 
 
 def test_several_nodes_need_a_port_that_all_know():
-    env = {"NNODES": "2", "NODE_RANK": "1", "ADDR": "10.0.0.1"}
+    env = {"NNODES": "2", "NODE_RANK": "1", "ADDR": "10.0.0.1", "NPROC_PER_NODE": "2"}
     with pytest.raises(ConfigError, match="PORT"):
-        training_command(["c.py"], env, None)
-    command = training_command(["c.py"], {**env, "PORT": "29500"}, None)
-    assert {"--nnodes=2", "--node_rank=1", "--master_addr=10.0.0.1"} <= set(command)
+        training_processes(["c.py"], env, None)
+    _, ranks = training_processes(["c.py"], {**env, "PORT": "29500"}, None)
+    assert [(rank["RANK"], rank["LOCAL_RANK"]) for rank in ranks] == [("2", "0"), ("3", "1")]
+    assert {(rank["WORLD_SIZE"], rank["MASTER_ADDR"], rank["MASTER_PORT"]) for rank in ranks} == {
+        ("4", "10.0.0.1", "29500")
+    }
+    with pytest.raises(ConfigError, match="NODE_RANK=2 is out of range: NNODES=2"):
+        training_processes(["c.py"], {**env, "PORT": "29500", "NODE_RANK": "2"}, None)
 
 
 def test_slurm_starts_its_own_processes():
-    env = {"NPROC_PER_NODE": "8"}
-    assert "torch.distributed.run" not in training_command(["c.py", "--launcher", "slurm"], env, "slurm")
+    command, ranks = training_processes(["c.py", "--launcher", "slurm"], {"NPROC_PER_NODE": "8"}, "slurm")
+    assert command[-2:] == ["--launcher", "slurm"] and ranks == [{}]
 
 
 @pytest.mark.parametrize("value", ["two", "0", "-1"])
 def test_useless_counts_are_refused(value):
     with pytest.raises(ConfigError, match="NPROC_PER_NODE"):
-        training_command(["c.py"], {"NPROC_PER_NODE": value}, None)
+        training_processes(["c.py"], {"NPROC_PER_NODE": value}, None)
 
 
 @pytest.mark.parametrize("processes, gpus, refused", [(4, 2, True), (2, 2, False), (4, 0, False)])
@@ -108,9 +116,9 @@ LEAF = "toy_finetune_lora"
 
 @pytest.fixture
 def started(monkeypatch, toy_base, tmp_path):
-    """started(*arguments) -> (status, the command of the training processes, which isn't run); in its own folder."""
+    """started(*arguments) -> (status, command, environments of the ranks, which aren't run); in its own folder."""
     commands = []
-    monkeypatch.setattr(launcher, "_run", lambda command, env: commands.append(command) or 0)
+    monkeypatch.setattr(launcher, "run_ranks", lambda command, envs: commands.append((command, envs)) or 0)
     monkeypatch.chdir(tmp_path)
     data, images = write_dataset(tmp_path / "data")
     ready = [f"base={toy_base}", f"data_paths={data}", f"image_folders={images}"]
@@ -118,13 +126,13 @@ def started(monkeypatch, toy_base, tmp_path):
     def start(*arguments):
         commands.clear()
         status = main([str(argument) for argument in [*arguments, "--set", *ready]])
-        return status, commands[-1] if commands else None
+        return status, *(commands[-1] if commands else (None, []))
 
     return start
 
 
 def test_settings_are_written_for_the_training_processes(started, tmp_path):
-    status, command = started(LEAF, "--set", "lr=5e-5", "max_tiles=3", "--cfg-options", "train_cfg.max_iters=2")
+    status, command, envs = started(LEAF, "--set", "lr=5e-5", "max_tiles=3", "--cfg-options", "train_cfg.max_iters=2")
     written = Path("work_dirs", LEAF, "settings", f"{LEAF}.py")
     assert status == 0
     assert command[3:] == [str(written), f"--work-dir=work_dirs/{LEAF}", "--cfg-options", "train_cfg.max_iters=2"]
@@ -137,9 +145,9 @@ def test_every_argument_reaches_the_training_processes(started, monkeypatch):
     monkeypatch.setenv("NPROC_PER_NODE", "2")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     words = ["--work-dir", "runs/a", "--deepspeed", "deepspeed_zero2", "--resume", "--seed", "7"]
-    status, command = started(LEAF, *words)
+    status, command, envs = started(LEAF, *words)
     at = command.index("xtuner_plugins.cli.train_process")
-    assert status == 0 and "torch.distributed.run" in command
+    assert status == 0 and [env["RANK"] for env in envs] == ["0", "1"]
     assert command[at + 1 :] == [
         f"runs/a/settings/{LEAF}.py",
         "--work-dir=runs/a",
@@ -155,14 +163,14 @@ def test_every_argument_reaches_the_training_processes(started, monkeypatch):
     "pair, message",
     [
         ("max_tile=3", "did you mean max_tiles"),
-        ("lr=abc", "optim_wrapper.optimizer.lr='abc': AdamW wants a valid number"),
+        ("lr=abc", "optim_wrapper.optimizer: lr='abc' is no learning rate"),
         ("num_workers=abc", "with --set, cannot be read: TypeError"),
         ("max_epochs=0", "max_epochs=0 is no length of a run"),
-        ("lora_rank=0", "positive integer value"),
+        ("lora_rank=0", "r=0 is no rank"),
     ],
 )
 def test_settings_that_can_not_be_are_refused_and_nothing_is_written(started, capsys, pair, message):
-    status, command = started(LEAF, "--set", pair)
+    status, command, envs = started(LEAF, "--set", pair)
     said = capsys.readouterr().err
     assert status == 2 and command is None and message in said and len(said.splitlines()) == 1
     assert not Path("work_dirs").exists()

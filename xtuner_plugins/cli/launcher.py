@@ -7,12 +7,8 @@ launcher takes the same arguments and environment variables and checks the confi
 from __future__ import annotations
 
 import argparse
-import contextlib
-import difflib
-import importlib.util
-import json
 import os
-import signal
+import shlex
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,10 +16,13 @@ from pathlib import Path
 
 from ..checkpoints.errors import CheckpointError
 from ..config_file import ConfigError, find_config, import_types, read_config
+from ..engine.deepspeed_json import OURS, deepspeed_file
 from ..engine.resume import settle_start, work_dir_of
+from ..engine.stopping import COMMAND
 from ..leaf import Leaf
-from ..processes import free_port, start_bound
+from ..processes import free_port
 from .arguments import add_config_options, parse_options
+from .ranks import run_ranks
 from .terminal import quiet_imports
 
 USAGE_ERROR = 2
@@ -40,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("config", help="a config of configs/ by its name, e.g. finetune_lora, or a path")
     add_config_options(parser)
     parser.add_argument("--work-dir", help="folder for logs and checkpoints (default: work_dirs/<config's name>)")
-    parser.add_argument("--deepspeed", help="deepspeed_zero1 | deepspeed_zero2 | deepspeed_zero3 | a JSON file")
+    parser.add_argument("--deepspeed", help=f"{' | '.join(OURS)} | a JSON file")
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -52,35 +51,38 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def training_command(argv: Sequence[str], env: Mapping[str, str], launcher: str | None) -> list[str]:
-    """The command line of the training processes.
+def training_processes(
+    argv: Sequence[str], env: Mapping[str, str], launcher: str | None
+) -> tuple[list[str], list[dict[str, str]]]:
+    """The command line of the training processes, and what each has in its environment besides ``env``.
 
     Args:
         argv: Arguments for ``xtuner train``.
         env: Environment variables (NPROC_PER_NODE, NNODES, NODE_RANK, ADDR, PORT).
-        launcher: The user's ``--launcher``; None uses ``torchrun`` for several processes.
+        launcher: The user's ``--launcher``; None uses ``pytorch`` for several processes.
 
     Raises:
         ConfigError: A variable isn't a whole number, or several nodes without a PORT.
     """
-    process = ["-m", "xtuner_plugins.cli.train_process", *argv]
+    command = [sys.executable, "-m", "xtuner_plugins.cli.train_process", *argv]
     nnodes = _whole_number(env, "NNODES", 1)
     nproc = _whole_number(env, "NPROC_PER_NODE", 1)
+    node = _whole_number(env, "NODE_RANK", 0)
     if launcher in ("none", "slurm", "mpi") or (launcher is None and nnodes == 1 and nproc == 1):
-        return [sys.executable, *process]
+        return command, [{}]
     if nnodes > 1 and "PORT" not in env:
         raise ConfigError("NNODES is above 1, so every node needs the same PORT; set it, e.g. PORT=29500")
-    torchrun = [
-        "-m",
-        "torch.distributed.run",
-        f"--nnodes={nnodes}",
-        f"--node_rank={_whole_number(env, 'NODE_RANK', 0)}",
-        f"--nproc_per_node={nproc}",
-        f"--master_addr={env.get('ADDR', '127.0.0.1')}",
-        f"--master_port={env.get('PORT') or free_port()}",
-    ]
-    own_launcher = [] if launcher else ["--launcher", "pytorch"]
-    return [sys.executable, *torchrun, *process, *own_launcher]
+    if node >= nnodes:
+        raise ConfigError(f"NODE_RANK={node} is out of range: NNODES={nnodes}")
+    meeting = {
+        "MASTER_ADDR": env.get("ADDR", "127.0.0.1"),
+        "MASTER_PORT": env.get("PORT") or str(free_port()),
+        "WORLD_SIZE": str(nnodes * nproc),
+        "LOCAL_WORLD_SIZE": str(nproc),
+        "OMP_NUM_THREADS": env.get("OMP_NUM_THREADS", "1"),  # as torchrun: processes share the cores
+    }
+    ranks = [{**meeting, "RANK": str(node * nproc + local), "LOCAL_RANK": str(local)} for local in range(nproc)]
+    return [*command, *([] if launcher else ["--launcher", "pytorch"])], ranks
 
 
 def check_gpus(processes: int) -> None:
@@ -93,25 +95,6 @@ def check_gpus(processes: int) -> None:
         raise ConfigError(f"{text}; set it to {num_gpus} or less")
 
 
-def check_deepspeed(value: str) -> None:
-    """Raises `ConfigError` unless ``--deepspeed`` is one of XTuner's names or a JSON file with an object."""
-    xtuner = Path(importlib.util.find_spec("xtuner").origin).parent  # found, but not imported
-    known = {path.stem: path for path in (xtuner / "configs" / "deepspeed").glob("deepspeed_*.json")}
-    path = value if Path(value).is_file() else known.get(value)
-    if path is None:
-        if value.endswith(".json"):
-            raise ConfigError(f"--deepspeed {value}: no such file")
-        close = difflib.get_close_matches(value, known, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]}?" if close else "give a JSON file or one of these"
-        raise ConfigError(f"--deepspeed {value}: unknown; {hint} (known: {', '.join(sorted(known))})")
-    try:
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"--deepspeed {value}: not JSON: {error}") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"--deepspeed {value}: holds a {type(settings).__name__}, not an object of settings")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Checks the arguments and runs the training; returns its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -122,12 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = Leaf.read(args.config).changed(args.set).standalone() if args.set else None
         cfg = read_config(args.config, parse_options(args.cfg_options), text)
         args.work_dir = work_dir_of(cfg, args)
-        command = training_command(_arguments(args), os.environ, args.launcher)
+        command, ranks = training_processes(_arguments(args), os.environ, args.launcher)
         if args.deepspeed:
-            check_deepspeed(args.deepspeed)
-        nodes, processes = _whole_number(os.environ, "NNODES", 1), _whole_number(os.environ, "NPROC_PER_NODE", 1)
-        # Slurm and MPI decide the number of processes.
-        settle_start(cfg, args, None if args.launcher in ("slurm", "mpi") else nodes * processes)
+            deepspeed_file(args.deepspeed)
+        processes = _whole_number(os.environ, "NPROC_PER_NODE", 1)
+        settle_start(cfg, args)
         from ..engine.config_check import check_config, check_early, check_text
 
         check_text(cfg)
@@ -143,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
-    return _run(command, {**os.environ, "PYTHONPATH": path})
+    env = {COMMAND: shlex.join(["python", sys.argv[0], *argv]), **os.environ, "PYTHONPATH": path}
+    return run_ranks(command, [{**env, **rank} for rank in ranks])
 
 
 def _settings_file(args: argparse.Namespace) -> Path:
@@ -169,25 +152,6 @@ def _arguments(args: argparse.Namespace) -> list[str]:
     return [*words, "--cfg-options", *args.cfg_options] if args.cfg_options else words
 
 
-def _run(command: list[str], env: dict[str, str]) -> int:
-    """Runs the training in a process that ends with this one; passes SIGTERM and SIGUSR1 on to it."""
-    process = start_bound(command, env=env)
-
-    def pass_on(signum: int, _frame) -> None:
-        process.send_signal(signum)
-
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        while True:
-            with contextlib.suppress(KeyboardInterrupt):  # the terminal has interrupted the training too
-                status = process.wait()
-                break
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    return 128 - status if status < 0 else status
-
-
 def _whole_number(env: Mapping[str, str], name: str, default: int) -> int:
     try:
         value = int(env.get(name, default))
@@ -196,3 +160,7 @@ def _whole_number(env: Mapping[str, str], name: str, default: int) -> int:
     if value < 0 or (value == 0 and name != "NODE_RANK"):
         raise ConfigError(f"{name}={value} is out of range")
     return value
+
+
+if __name__ == "__main__":  # as `xtuner train` is replaced, see `engine.runtime`
+    sys.exit(main())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
@@ -25,11 +26,15 @@ def main() -> int:
     from xtuner.tools.train import main as xtuner_train
 
     from ..engine.runtime import leave_process_group
+    from ..engine.stopping import exit_status
 
     sys.argv = name_newest(sys.argv)
     try:
         xtuner_train()
         leave_process_group()
+    except KeyboardInterrupt:
+        print("interrupted outside of training: nothing to save", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (*USER_ERRORS, RuntimeError) as error:
         message = user_message(error)
         if message is None or os.environ.get("XTUNER_PLUGINS_TRACEBACK") == "1":
@@ -39,7 +44,7 @@ def main() -> int:
             return 1
         print(f"error (rank {rank}): {message}", "(XTUNER_PLUGINS_TRACEBACK=1 shows the traceback)", file=sys.stderr)
         return 1
-    return 0
+    return exit_status()
 
 
 def name_newest(argv: list[str]) -> list[str]:

@@ -13,13 +13,14 @@ training process is killed. Without workers a batch isn't transferred and none o
 import gc
 import mmap
 import os
+import signal
 import weakref
 from multiprocessing.reduction import DupFd
 
 import torch
 from torch.utils.data import get_worker_info
 
-from ..processes import die_with_parent
+from ..processes import die_with_parent, leave_signals_to_parent
 
 HEADER = 4096  # bytes; the first says whether a block is taken
 MOST_BLOCKS = 16  # that a worker keeps; it makes more while the training process holds all of them
@@ -31,7 +32,7 @@ _bound_pid: int | None = None  # of the worker that `bind_worker` has bound
 
 
 def bind_worker() -> None:
-    """Make a DataLoader worker end with the training process; does nothing elsewhere or when called again.
+    """Make a DataLoader worker end with the training process, and only with it; does nothing elsewhere or again.
 
     A plain worker checks for its parent only while it waits for work, and never while a queue blocks it.
     """
@@ -39,6 +40,8 @@ def bind_worker() -> None:
     if get_worker_info() is not None and _bound_pid != os.getpid():
         _bound_pid = os.getpid()
         die_with_parent(watch=True)  # any thread may have started the workers
+        if signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN:  # so it was forked, but PyTorch has taken SIGTERM back
+            leave_signals_to_parent()  # a step that is to be finished needs its batches
 
 
 class HandedBatch(dict):

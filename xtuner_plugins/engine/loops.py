@@ -7,11 +7,13 @@ count optimizer steps. A step never crosses the end of an epoch: the last step o
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mmengine._strategy.deepspeed import DeepSpeedStrategy
-from mmengine.dist import get_rank
+from mmengine.dist import get_rank, is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, FlexibleRunner, IterBasedTrainLoop
@@ -21,10 +23,11 @@ from torch.utils.data import DataLoader
 from ..datasets.plan.plan import plan_of, require_agreement
 from .loss_scaling import scaled_wrapper
 from .param_groups import settle_grouping
-from .resume import newest_checkpoint
+from .resume import newest_checkpoint, read_checkpoint
 from .run_length import check_length
 from .schedulers import WarmupCosineLR, plan_schedule
 from .steps import NonFiniteError, run_step, seed_step, unwrap
+from .stopping import command_to_go_on, requests, watching
 
 
 class TrainingStopped(ValueError):
@@ -186,21 +189,29 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         runner.param_schedulers = plan_schedule(runner.param_schedulers, steps_per_epoch)
 
     def run(self):
-        """Trains from the current position to the end; returns the model."""
+        """Trains from the current position to the end, or until a signal stops it; returns the model."""
         if self._iter > 0:
             self._go_on()
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
-        while self._iter < self._max_iters and not self.stop_training:
+        with watching():
+            self._run_steps()
+            self.runner.call_hook("after_train_epoch")
+            self.runner.call_hook("after_train")
+        if self._iter == self._max_iters:
+            requests.agreed = None  # the run is complete
+        elif requests.agreed and is_main_process():
+            print(_how_to_go_on(self._iter, newest_checkpoint(self.runner.work_dir)), flush=True)
+        return self.runner.model
+
+    def _run_steps(self) -> None:
+        while self._iter < self._max_iters and not self.stop_training and not requests.agreed:
             self.runner.model.train()
             self.run_iter(next(self.dataloader_iterator))
             self._decide_current_val_interval()
             is_due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
-            if self.runner.val_loop is not None and self._iter >= self.val_begin and is_due:
+            if self.runner.val_loop is not None and self._iter >= self.val_begin and is_due and not requests.agreed:
                 self.runner.val_loop.run()
-        self.runner.call_hook("after_train_epoch")
-        self.runner.call_hook("after_train")
-        return self.runner.model
 
     def run_iter(self, data_batch: list[dict]) -> None:
         """Runs one optimizer step; hooks get the list of its micro-batches.
@@ -238,6 +249,14 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         for scheduler in self.runner.param_schedulers or ():
             if isinstance(scheduler, WarmupCosineLR):
                 scheduler.end = self._max_iters
+
+
+def _how_to_go_on(step: int, saved: Path | None) -> str:
+    """Two lines: what stopped the run and where it stands, and the command that continues it."""
+    name = signal.Signals(requests.agreed).name
+    if saved is None or not read_checkpoint(saved)["has_optimizer"]:
+        return f"stopped by {name} after step {step}; no checkpoint to resume from: {saved or 'none is saved'}"
+    return f"stopped by {name} after step {step}, saved to {saved}; go on with\n{command_to_go_on()}"
 
 
 def planned_loop(runner) -> PlannedTrainLoop:

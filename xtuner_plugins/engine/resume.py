@@ -13,6 +13,8 @@ from ..checkpoints.errors import CheckpointError
 AUTO = "auto"
 CHECKPOINT_NAME = re.compile(r"(iter|epoch)_(\d+)\.pth")
 LAST_CHECKPOINT = "last_checkpoint"
+OPTIMIZER_NAMES = "optimizer_names"  # in a plain file: the parameters by their number in its optimizer state
+OPTIMIZER_KEYS = ("optimizer", OPTIMIZER_NAMES)
 
 
 def newest_checkpoint(work_dir: str | Path) -> Path | None:
@@ -34,8 +36,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Facts about a checkpoint; its tensors stay on disk.
 
     Returns:
-        ``world_size`` (ranks that wrote it; None for a plain file, which any number can read), ``iter``,
-        ``has_optimizer``.
+        ``iter``; ``has_optimizer``; ``any_strategy``, whether its optimizer state can be read by one that didn't write
+        it (plain files of earlier versions don't name parameters).
 
     Raises:
         CheckpointError: Missing, cut short, or not written by a training run.
@@ -52,19 +54,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} is a directory without *_model_states.pt, so no DeepSpeed checkpoint")
         opened = open_deepspeed(folder)
         content = load_pickle(next(file for file in opened.files if file.name.endswith("_model_states.pt")))
-        world_size, has_optimizer = opened.details["world_size"], any("optim_states" in f.name for f in opened.files)
+        has_optimizer, any_strategy = any("optim_states" in f.name for f in opened.files), True
     else:
         content = load_pickle(path)
-        world_size, has_optimizer = None, isinstance(content, Mapping) and "optimizer" in content
+        has_optimizer, any_strategy = (isinstance(content, Mapping) and key in content for key in OPTIMIZER_KEYS)
     meta = content.get("meta") if isinstance(content, Mapping) else None
     if not isinstance(meta, Mapping) or "iter" not in meta or not ({"state_dict", "module"} & content.keys()):
         raise CheckpointError(f"{path} was not written by a training run: it holds no weights with meta.iter")
-    return {"world_size": world_size, "iter": int(meta["iter"]), "has_optimizer": has_optimizer}
+    return {"iter": int(meta["iter"]), "has_optimizer": has_optimizer, "any_strategy": any_strategy}
 
 
-def check_loadable(
-    path: str, setting: str, work_dir: str | Path, *, deepspeed: bool, world_size: int | None, needs_optimizer: bool
-) -> None:
+def check_loadable(path: str, setting: str, work_dir: str | Path, *, deepspeed: bool, needs_optimizer: bool) -> None:
     """Raises where a run can't start from a checkpoint.
 
     Args:
@@ -72,7 +72,6 @@ def check_loadable(
         setting: The option or key that named it, for the message.
         work_dir: Searched for another checkpoint, for the message.
         deepspeed: This run uses DeepSpeed.
-        world_size: Processes of this run; None if not known yet.
         needs_optimizer: The run resumes, so weights alone don't suffice.
 
     Raises:
@@ -84,37 +83,25 @@ def check_loadable(
         newest = newest_checkpoint(Path(path).parent) or newest_checkpoint(work_dir)
         remedy = f"; the newest whole checkpoint is {newest}" if newest else "; no whole checkpoint is beside it"
         raise CheckpointError(f"{setting} {path}: {error}{remedy}") from None
-    is_directory = Path(path).is_dir()
-    if is_directory != deepspeed:
-        raise CheckpointError(
-            f"{setting} {path}: "
-            + (
-                "a DeepSpeed directory; start with the --deepspeed that wrote it"
-                if is_directory
-                else "a plain file, which DeepSpeed can't read; start without --deepspeed"
-            )
-            + ", or export it and train on from the export"
-        )
-    if None not in (facts["world_size"], world_size) and facts["world_size"] != world_size:
-        raise CheckpointError(
-            f"{setting} {path}: written by {facts['world_size']} processes, this run has {world_size}; start "
-            f"{facts['world_size']}, or export it and train on from the export"
-        )
     if needs_optimizer and not facts["has_optimizer"]:
         raise CheckpointError(
             f"{setting} {path}: holds no optimizer state (save_optimizer=False), so no run can go on from it exactly; "
-            "load_from takes its weights alone"
+            f"begin a new run from its weights with --cfg-options load_from={path}"
+        )
+    if needs_optimizer and deepspeed and not facts["any_strategy"]:
+        raise CheckpointError(
+            f"{setting} {path}: doesn't name the parameters of its optimizer state, which a run under DeepSpeed needs; "
+            f"resume without --deepspeed, or begin a new run from its weights with --cfg-options load_from={path}"
         )
 
 
-def settle_start(cfg: Any, args: Any, world_size: int | None) -> None:
+def settle_start(cfg: Any, args: Any) -> None:
     """Determines and checks the checkpoint that a run starts from, before anything is built.
 
     Args:
         cfg: The config with the command line's options; ``resume`` and ``load_from`` are read.
         args: XTuner's parsed arguments. ``args.resume`` (a path, or ``auto`` for the newest whole checkpoint in the
             work directory) is replaced by the checkpoint's path, or by None where ``auto`` finds none.
-        world_size: Processes of the run; None if not known yet.
 
     Raises:
         CheckpointError: The run can't start from the checkpoint, see `check_loadable`.
@@ -123,15 +110,15 @@ def settle_start(cfg: Any, args: Any, world_size: int | None) -> None:
     if resume is None and cfg.get("resume"):
         resume = cfg.get("load_from") or AUTO
     work_dir = work_dir_of(cfg, args)
-    facts = {"deepspeed": bool(args.deepspeed), "world_size": world_size}
+    deepspeed = bool(args.deepspeed)
     if resume is not None:
         args.resume = newest_checkpoint(work_dir) if resume == AUTO else resume
         cfg.resume = args.resume is not None
         if cfg.resume:
             args.resume = str(args.resume)
-            check_loadable(args.resume, "--resume", work_dir, needs_optimizer=True, **facts)
+            check_loadable(args.resume, "--resume", work_dir, deepspeed=deepspeed, needs_optimizer=True)
     elif cfg.get("load_from"):
-        check_loadable(str(cfg.load_from), "load_from", work_dir, needs_optimizer=False, **facts)
+        check_loadable(str(cfg.load_from), "load_from", work_dir, deepspeed=deepspeed, needs_optimizer=False)
 
 
 def work_dir_of(cfg: Any, args: Any) -> str:

@@ -15,7 +15,7 @@ import argparse
 import functools
 import importlib
 import os
-import signal
+import shlex
 import sys
 import threading
 import time
@@ -26,8 +26,18 @@ import torch.distributed as dist
 from mmengine.config import Config
 
 from ..config_file import ConfigError, load_config
-from ..processes import POLL_SECONDS, STARTED_BY, die_with_parent, free_port, parent_of, program_of
+from ..processes import (
+    ENDED_BY,
+    PARENT_ENDED,
+    POLL_SECONDS,
+    STARTED_BY,
+    die_with_parent,
+    free_port,
+    parent_of,
+    program_of,
+)
 from . import register_all
+from .stopping import COMMAND
 
 M_MMAP_THRESHOLD = -3  # malloc.h; setting it also ends its growth
 RETURNED_FROM = 4 << 20  # bytes; smaller blocks are used again soon enough
@@ -148,20 +158,26 @@ def _describe_single_process() -> None:
 
 
 def _use_our_deepspeed_strategy() -> None:
-    """Replaces the strategy that XTuner puts in a config under ``--deepspeed`` by ours, which calls hooks."""
+    """Replaces the strategy that XTuner puts in a config under ``--deepspeed`` by ours, which calls hooks.
+
+    A run without ``--deepspeed`` reads DeepSpeed's directories, too.
+    """
     import xtuner.engine
 
     from .strategy import DeepSpeedStrategy
+    from .transfer import read_for_plain_runs
 
     xtuner.engine.DeepSpeedStrategy = DeepSpeedStrategy
+    read_for_plain_runs()
 
 
 def _settle_before_building() -> None:
     """Extends XTuner's ``check_cfg``, which runs after the config was read and before anything is built.
 
     It then also refuses, in one line, settings without effect, impossible values and broken checkpoints, finds the
-    checkpoint of ``--resume auto``, keeps ``paramwise_cfg``, which ``--deepspeed`` drops, and tells DeepSpeed the
-    dtype. XTuner's command is a module of its own or, under ``xtuner train``, the main module.
+    checkpoint of ``--resume auto``, takes our DeepSpeed settings, tells DeepSpeed the dtype, and keeps
+    ``paramwise_cfg``, which ``--deepspeed`` drops. XTuner's command is a module of its own or, under ``xtuner train``,
+    the main module.
     """
     from .param_groups import keep_grouping
     from .resume import settle_start
@@ -175,9 +191,10 @@ def _settle_before_building() -> None:
             check(cfg, args)
             if STARTED_BY not in os.environ:  # tools/train.py has done it
                 _check_file(args)
+            if args.deepspeed:
+                _use_our_deepspeed_file(args)
             wants_to_resume = args.resume is not None or cfg.get("resume")
-            alone = "1" if args.launcher == "none" else "0"
-            settle_start(cfg, args, world_size=int(os.environ.get("WORLD_SIZE", alone)) or None)
+            settle_start(cfg, args)
             if wants_to_resume and os.environ.get("RANK", "0") == "0":
                 print(f"resuming from {args.resume}" if args.resume else "no checkpoint to resume yet: starting anew")
             if args.deepspeed:
@@ -196,6 +213,15 @@ def _give_deepspeed_the_dtype(module: types.ModuleType, cfg: Config) -> None:
     module.auto_dtype_of_deepspeed_config = lambda config: fill_in(settle_deepspeed_dtype(config, dtype))
 
 
+def _use_our_deepspeed_file(args: argparse.Namespace) -> None:
+    """Replaces a name given to ``--deepspeed`` by the path of our file, before XTuner looks up its own."""
+    from .deepspeed_json import deepspeed_file
+
+    args.deepspeed = str(deepspeed_file(args.deepspeed))
+    if os.environ.get("RANK", "0") == "0":
+        print(f"DeepSpeed settings: {args.deepspeed}")
+
+
 def _check_file(args: argparse.Namespace) -> None:
     """Checks the config as ``tools/train.py`` does; reads it again, because XTuner has edited its own copy."""
     from .config_check import check_config
@@ -209,17 +235,26 @@ def _check_file(args: argparse.Namespace) -> None:
 
 
 def _end_with_xtuner() -> None:
-    """Makes this process end with the ``xtuner train`` above it, which would leave its processes behind when killed."""
+    """Makes this process stop in order when the ``xtuner train`` above it ends, which passes no signal on.
+
+    XTuner leaves its processes behind when it is killed, and on Ctrl-C it kills its one child a quarter of a second
+    later. So one process becomes `tools/train.py`, which ends with XTuner and passes that on to the training; under
+    torchrun every rank looks after itself.
+    """
     parent = os.getppid()
     if STARTED_BY in os.environ or program_of(parent) not in ("xtuner", "torchrun"):
         return
+    os.environ[ENDED_BY] = str(int(PARENT_ENDED))
     die_with_parent(parent)
+    if program_of(parent) == "xtuner":
+        os.environ[COMMAND] = shlex.join(["xtuner", "train", *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, "-m", "xtuner_plugins.cli.launcher", *sys.argv[1:]])
     above = parent_of(parent)
-    if program_of(parent) == "torchrun" and program_of(above) == "xtuner":
+    if program_of(above) == "xtuner":
         threading.Thread(target=_watch_above, args=(parent, above), daemon=True, name="end-with-xtuner").start()
 
 
 def _watch_above(torchrun: int, xtuner: int) -> None:
     while parent_of(torchrun) == xtuner:
         time.sleep(POLL_SECONDS)
-    os.kill(torchrun, signal.SIGKILL)  # the kernel then kills this process
+    os.kill(os.getpid(), PARENT_ENDED)

@@ -25,6 +25,7 @@ from torch import nn
 
 from ..models.losses import batch_weight, sum_over_ranks
 from .loss_scaling import MIN_SCALE
+from .stopping import requests
 
 SHOWN_SOURCES = 8
 
@@ -88,7 +89,9 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
     num_overflows = 0
     while True:
         losses = _accumulate(driver, network, micro_batches, mean_weight)
-        loss, num_supervised, num_tiles = sum_over_ranks(losses.sum(dim=0)).tolist()
+        sums = torch.cat([losses.sum(dim=0), losses.new_tensor(requests.flags())])
+        loss, num_supervised, num_tiles, *stop = sum_over_ranks(sums).tolist()
+        requests.agree(stop)
         if not math.isfinite(loss):
             own = zip(micro_batches, losses[:, 0].tolist(), strict=True)
             at_fault = [batch for batch, value in own if not math.isfinite(value)]

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from deepspeed.utils import safe_get_full_fp32_param
+from mmengine.dist import is_main_process
+from mmengine.runner.checkpoint import save_checkpoint
 from xtuner.engine import DeepSpeedStrategy as XTunerDeepSpeedStrategy
 
-from ..checkpoints.io.reader import load_pickle
-from ..checkpoints.io.zero import checkpoint_directory
+from ..checkpoints.io.zero import checkpoint_directory, open_deepspeed
+from .gradient_sums import sum_gradients_as_told
 from .steps import unwrap
+from .transfer import TrainingState, fill_engine, read_state, regroup, wrote_the_same_way
 
 
 class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
@@ -30,15 +34,22 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
         engine = wrapper.model
         _keep_norms_that_are_not_finite(engine.optimizer)
         _let_the_run_end_at_the_smallest_scale(engine.optimizer)
+        sum_gradients_as_told(engine.optimizer)
         self._writes = _PatientWrites()
         engine.checkpoint_engine.save = self._writes.guard(engine.checkpoint_engine.save)
         engine._copy_recovery_script = self._writes.guard(engine._copy_recovery_script)
         return wrapper
 
     def save_checkpoint(
-        self, filename: str, *, extra_ckpt: dict | None = None, callback: Callable | None = None, **kwargs
+        self,
+        filename: str,
+        *,
+        save_optimizer: bool = True,
+        extra_ckpt: dict | None = None,
+        callback: Callable | None = None,
+        **kwargs,
     ) -> None:
-        """As MMEngine's.
+        """As MMEngine's; without the optimizer a plain file of float32 weights (MMEngine's are 16-bit).
 
         Raises:
             OSError, RuntimeError: This rank failed to write a file; the other ranks have finished the save.
@@ -46,42 +57,64 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
         extra_ckpt = {} if extra_ckpt is None else extra_ckpt
         if callback is not None:
             callback(extra_ckpt)
+        if not save_optimizer:
+            self._save_weights(filename, extra_ckpt)
+            return
         super().save_checkpoint(filename=filename, extra_ckpt=extra_ckpt, **kwargs)
         self._writes.raise_failure()
 
+    def _save_weights(self, filename: str, extra: dict) -> None:
+        weights = {}
+        for name, parameter in unwrap(self.model).named_parameters():
+            if parameter.requires_grad:
+                whole = safe_get_full_fp32_param(parameter)  # on every rank: it gathers
+                if is_main_process():
+                    weights[name] = whole.cpu()
+        if is_main_process():
+            extra.setdefault("meta", {}).update(seed=self.seed)
+            save_checkpoint({**extra, "state_dict": weights}, filename)
+
     def resume(self, filename: str, *, callback: Callable | None = None, **kwargs) -> dict:
-        """As MMEngine's.
+        """As MMEngine's; also from a plain file, another stage, and another number of ranks.
 
         Raises:
-            ValueError: The directory holds other trained parameters than the model.
+            ValueError: The checkpoint holds other trained parameters than the model.
         """
-        return self._open(super().resume, filename, callback, **kwargs)
+        return self._open(super().resume, filename, callback, with_optimizer=True, **kwargs)
 
     def load_checkpoint(self, filename: str, *, callback: Callable | None = None, **kwargs) -> dict:
         """As MMEngine's; see `resume`."""
-        return self._open(super().load_checkpoint, filename, callback, **kwargs)
+        return self._open(super().load_checkpoint, filename, callback, with_optimizer=False, **kwargs)
 
-    def _open(self, read: Callable[..., dict], filename: str, callback: Callable | None, **kwargs) -> dict:
-        self._check_parameters(filename)
-        checkpoint = read(os.path.normpath(filename), **kwargs)
+    def _open(
+        self, read: Callable[..., dict], filename: str, callback: Callable | None, with_optimizer: bool, **kwargs
+    ) -> dict:
+        if os.path.isdir(filename) and wrote_the_same_way(filename, self.model.model):
+            self._require_parameters(open_deepspeed(checkpoint_directory(Path(filename))).tensors)
+            checkpoint = read(os.path.normpath(filename), **kwargs)
+        else:
+            checkpoint = self._transfer(read_state(filename, with_optimizer))
         if callback is not None:
             callback(checkpoint)
         return checkpoint
 
-    def _check_parameters(self, filename: str) -> None:
-        folder = checkpoint_directory(Path(filename))
-        saved = load_pickle(sorted(folder.glob("*_model_states.pt"))[0]).get("param_shapes") or []
-        found = {
-            name: tuple(shape)
-            for group in ([saved] if isinstance(saved, Mapping) else saved)
-            for name, shape in group.items()
-        }
+    def _transfer(self, state: TrainingState) -> dict:
+        self._require_parameters(state.weights)
+        fill_engine(self.model.model, state)
+        checkpoint = state.extra
+        if state.states:
+            self.load_optim_state_dict(state.base)
+            regroup(checkpoint["param_schedulers"], self.optim_wrapper.param_groups)
+            self.load_scheduler_state_dict(checkpoint.pop("param_schedulers"))
+        return checkpoint
+
+    def _require_parameters(self, saved: Mapping[str, Any]) -> None:
         expected = {
             name: tuple(getattr(parameter, "ds_shape", parameter.shape))
             for name, parameter in unwrap(self.model).named_parameters()
             if parameter.requires_grad
         }
-        require_same_parameters(expected, found)
+        require_same_parameters(expected, {name: tuple(tensor.shape) for name, tensor in saved.items()})
 
 
 class _PatientWrites:
@@ -126,6 +159,8 @@ def _keep_norms_that_are_not_finite(optimizer: Any) -> None:
 
         return measured
 
+    if hasattr(optimizer, "fp32_groups_gradients_flat"):  # ZeRO-1 in bfloat16 asserts that the norm is above 0
+        optimizer.step = _without_assertion(optimizer)
     for name in ("get_grad_norm_direct", "complete_grad_norm_calculation_for_cpu_offload"):
         if hasattr(optimizer, name):
             setattr(optimizer, name, honest(getattr(optimizer, name)))
@@ -136,6 +171,22 @@ def _let_the_run_end_at_the_smallest_scale(optimizer: Any) -> None:
     scaler = getattr(optimizer, "loss_scaler", None)
     if hasattr(scaler, "raise_error_at_min_scale"):
         scaler.raise_error_at_min_scale = False
+
+
+def _without_assertion(optimizer: Any) -> Callable:
+    step = optimizer.step
+
+    @functools.wraps(step)
+    def stepped(*args, **kwargs):
+        try:
+            return step(*args, **kwargs)
+        except AssertionError:
+            norm = float(optimizer._global_grad_norm)
+            if norm > 0:
+                raise
+            optimizer._global_grad_norm = norm if norm == 0 else math.nan
+
+    return stepped
 
 
 def require_same_parameters(expected: Mapping[str, tuple], found: Mapping[str, tuple]) -> None:

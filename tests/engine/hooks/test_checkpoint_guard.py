@@ -10,7 +10,7 @@ from xtuner_plugins.engine import CheckpointGuardHook
 
 @pytest.fixture
 def check():
-    runner = SimpleNamespace(model=torch.nn.Linear(3, 2))
+    runner = SimpleNamespace(model=torch.nn.Linear(3, 2), optim_wrapper=None)
     return lambda checkpoint: CheckpointGuardHook().after_load_checkpoint(runner, checkpoint)
 
 

@@ -18,8 +18,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ... import preprocessing
 from .reader import Checkpoint, CheckpointError, load_pickle
@@ -39,11 +40,41 @@ def checkpoint_directory(path: Path) -> Path | None:
     return None
 
 
-def open_deepspeed(path: Path) -> Checkpoint:
-    """Lazy tensors of a DeepSpeed directory: fp32 masters for what trained, as saved for what was frozen.
+@dataclass(frozen=True)
+class Shards:
+    """The files of a DeepSpeed directory, read lazily.
+
+    Attributes:
+        models: ``*_model_states.pt`` by rank (one for stages 0 to 2).
+        optims: ``optimizer_state_dict`` of ``*_optim_states.pt`` by rank; empty where nothing is partitioned.
+        stage: ZeRO stage; 0 where the module's own copy of the weights is all there is.
+        world_size: Ranks that wrote the directory.
+        groups: Names and shapes of the flattened parameters, one dict per flat vector.
+    """
+
+    path: Path
+    files: list[Path]
+    models: list[dict]
+    optims: list[dict]
+    stage: int
+    world_size: int
+    groups: list[dict]
+
+    @property
+    def in_bfloat16(self) -> bool:
+        """Whether DeepSpeed's bfloat16 optimizer wrote it, whose files are ZeRO-1's without saying so."""
+        return bool(self.optims) and "zero_stage" not in self.optims[0]
+
+    def unflatten(self, flat: list[list[LazyTensor]]) -> dict[str, LazyTensor]:
+        """Parameters by name. Args: ``flat[rank][group]``, a 1-D share of the weights or of one moment."""
+        return (_stage_3 if self.stage == 3 else _stage_1_2)(flat, self.groups, self.path)
+
+
+def read_shards(path: Path) -> Shards:
+    """Opens the files of a DeepSpeed directory.
 
     Raises:
-        CheckpointError: ranks missing, tensor parallelism, or sizes that don't add up.
+        CheckpointError: ranks missing, tensor parallelism, or no DeepSpeed states.
     """
     model_files = _by_rank(path.glob("*_model_states.pt"))
     optim_files = _by_rank(path.glob("*_optim_states.pt"))
@@ -55,22 +86,21 @@ def open_deepspeed(path: Path) -> Checkpoint:
     for file, state in zip(model_files, states, strict=True):
         if not isinstance(state, dict) or "module" not in state:
             raise CheckpointError(f"{file} is not a DeepSpeed model state")
-    module = {k: v for k, v in (states[0]["module"] or {}).items() if isinstance(v, LazyTensor)}
-    lock = states[0].get(preprocessing.KEY)
-    opened = Checkpoint(path, "deepspeed", module, model_files + optim_files, {"zero_stage": 0, "world_size": 1}, lock)
+    whole = Shards(path, model_files + optim_files, states, [], 0, 1, [])
     if not optim_files:
         if any(f.name.startswith("zero_pp_rank") for f in model_files):
             raise CheckpointError(
                 f"{path} is a ZeRO-3 checkpoint without *_optim_states.pt: the weights are in those "
                 "files; save with save_optimizer=True, or copy them too"
             )
-        return opened
-
+        return whole
     optims = [load_pickle(f).get("optimizer_state_dict") or {} for f in optim_files]
     stage = optims[0].get("zero_stage")
     stage = getattr(stage, "args", (stage,))[0]  # an enum, so a stand-in that keeps its value
+    if stage is None and "single_partition_of_fp32_groups" in optims[0]:  # DeepSpeed's bfloat16 optimizer
+        stage = 1
     if stage is None:  # plain fp16/bf16 optimizer: the module's own copy is all there is
-        return opened
+        return whole
     world_size = optims[0].get("partition_count")
     world_size = max(world_size) if isinstance(world_size, list) else world_size
     held = {"optim": len(optims), **({"model": len(states)} if stage == 3 else {})}
@@ -84,18 +114,68 @@ def open_deepspeed(path: Path) -> Checkpoint:
     if groups is None:
         raise CheckpointError(f"{model_files[0]} has no param_shapes: saved by a DeepSpeed too old to be read")
     groups = [groups] if isinstance(groups, dict) else groups
+    return replace(whole, optims=optims, stage=stage, world_size=world_size, groups=groups)
 
+
+def open_deepspeed(path: Path) -> Checkpoint:
+    """Lazy tensors of a DeepSpeed directory: fp32 masters for what trained, as saved for what was frozen.
+
+    Raises:
+        CheckpointError: as `read_shards`, or sizes that don't add up.
+    """
+    shards = read_shards(path)
+    states, stage = shards.models, shards.stage
+    module = {k: v for k, v in (states[0]["module"] or {}).items() if isinstance(v, LazyTensor)}
+    details = {"zero_stage": stage, "world_size": shards.world_size}
+    opened = Checkpoint(path, "deepspeed", module, shards.files, details, states[0].get(preprocessing.KEY))
+    if not shards.optims:
+        return opened
     tensors = dict(module) if stage <= 2 else {}
     tensors.update(_frozen(states, path, stage))
-    if stage <= 2:
-        tensors.update(_stage_1_2([o["single_partition_of_fp32_groups"] for o in optims], groups, path))
-    else:
-        tensors.update(_stage_3([o["fp32_flat_groups"] for o in optims], groups, path))
+    key = "single_partition_of_fp32_groups" if stage <= 2 else "fp32_flat_groups"
+    tensors.update(shards.unflatten([optim[key] for optim in shards.optims]))
     shared = states[0].get("shared_params") or {}
     for alias, name in shared.items() if isinstance(shared, dict) else shared:
         if name in tensors:
             tensors[alias] = tensors[name]
-    return replace(opened, tensors=tensors, details={"zero_stage": stage, "world_size": world_size})
+    return replace(opened, tensors=tensors)
+
+
+def open_optimizer(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """The optimizer's state in a ZeRO directory.
+
+    Returns:
+        By parameter name, its state (moments as lazy tensors in the parameter's shape, counters as saved), and the
+        options of its group (``lr``, ``betas``, ...).
+
+    Raises:
+        CheckpointError: as `read_shards`, no ZeRO directory, or a state without all of its groups.
+    """
+    shards = read_shards(path)
+    if not shards.optims:
+        raise CheckpointError(f"{path} holds no ZeRO optimizer state")
+    ranks = [optim["optimizer_state_dict" if shards.stage == 3 else "base_optimizer_state"] for optim in shards.optims]
+    numbers = range(len(shards.groups))
+    if any(set(rank["state"]) != set(numbers) for rank in ranks):
+        raise CheckpointError(
+            f"{path}: the optimizer's state lacks groups of parameters; no step was taken, or another file is mixed in"
+        )
+    states: dict[str, dict[str, Any]] = {name: {} for group in shards.groups for name in group}
+    for key, example in ranks[0]["state"][0].items():
+        if isinstance(example, LazyTensor) and len(example.shape) == 1:
+            moments = shards.unflatten([[rank["state"][number][key] for number in numbers] for rank in ranks])
+            for name in states:
+                states[name][key] = moments[name]
+            continue
+        for number in numbers:
+            value = ranks[0]["state"][number][key]
+            for name in shards.groups[number]:
+                states[name][key] = value.read() if isinstance(value, LazyTensor) else value
+    options = {}
+    for group in ranks[0]["param_groups"]:
+        own = {key: value for key, value in group.items() if key != "params"}
+        options.update({name: own for number in group["params"] for name in shards.groups[number]})
+    return states, options
 
 
 def _by_rank(files) -> list[Path]:

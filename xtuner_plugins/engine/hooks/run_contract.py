@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from mmengine.hooks import Hook
+from mmengine._strategy.deepspeed import MMDeepSpeedEngineWrapper
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from torch import nn
 
+from ..deepspeed_json import describe_engine
 from ..loops import planned_loop
 from ..param_groups import num_weights, planned_groups
 from ..steps import unwrap
@@ -37,6 +39,8 @@ class RunContractHook(Hook):
         groups = optimizer_groups(runner.optim_wrapper.optimizer)
         for index, (count, lr, weight_decay) in enumerate(groups):
             lines.append(f"  optimizer group {index}: {count:,} parameters, lr {lr:g}, weight decay {weight_decay:g}")
+        if isinstance(runner.model, MMDeepSpeedEngineWrapper):
+            lines.append(f"  DeepSpeed: {describe_engine(runner.model.model)}")
         dataset = runner.train_dataloader.dataset
         lines.append(
             f"  dataset: {len(dataset):,} samples; {len(runner.train_dataloader):,} micro-batches per rank and epoch"
@@ -45,6 +49,8 @@ class RunContractHook(Hook):
             f"  run: {runner.max_iters:,} optimizer steps, {runner.iter:,} of them done; "
             f"micro-batches per step and rank: {planned_loop(runner).micro_batches}; ranks: {runner.world_size}"
         )
+        if not all(hook.save_optimizer for hook in runner.hooks if isinstance(hook, CheckpointHook)):
+            lines.append("  checkpoints: weights only (save_optimizer=False): not resumable")
         runner.logger.info("\n".join(lines))
         optimized = sum(count for count, _, _ in groups)
         if optimized != trained:

@@ -13,6 +13,7 @@ from mmengine.registry import HOOKS
 
 from ..resume import LAST_CHECKPOINT, newest_checkpoint
 from ..steps import unwrap
+from ..stopping import requests
 
 PARTIAL, REPLACED = ".partial", ".replaced"
 
@@ -45,6 +46,7 @@ class WholeCheckpointHook(CheckpointHook):
         for name, value in (("interval", interval), ("max_keep_ckpts", max_keep_ckpts)):
             if value != -1 and value < 1:
                 raise ValueError(f"{name}={value!r} is out of range; give 1 or more, or -1 for no limit")
+        self._saved_step: int | None = None
         super().__init__(interval=interval, max_keep_ckpts=max_keep_ckpts, **kwargs)
 
     def before_train(self, runner) -> None:
@@ -53,6 +55,12 @@ class WholeCheckpointHook(CheckpointHook):
         if is_main_process():
             tidy(Path(self.out_dir))
         barrier()
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """As MMEngine's; also saves the step after which a signal stops the run."""
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        if requests.agreed and self._saved_step != runner.iter + 1:
+            self._save_checkpoint(runner)
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
         target = Path(self.out_dir) / self.filename_tmpl.format(step)
@@ -85,6 +93,7 @@ class WholeCheckpointHook(CheckpointHook):
             except OSError as error:
                 failure = _reason(error, self.out_dir)
         failure = _first_of_all_ranks(failure)
+        self._saved_step = step
         if failure is not None:
             if is_main_process():
                 _remove(beside)

@@ -1,0 +1,137 @@
+"""Names of ``--deepspeed``, and that our settings add micro-steps up in float32, which the live engines show."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import xtuner
+
+from xtuner_plugins.config_file import ConfigError
+from xtuner_plugins.engine.deepspeed_json import OURS, deepspeed_file
+
+from .forked import SERVER, _free_port
+
+NAMES = ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
+XTUNERS = Path(xtuner.__file__).parent / "configs" / "deepspeed"
+MICRO_STEPS, RANKS = 16, 2
+# bfloat16 has 8 significant bits: beside 256 its next number is 258, so that a 0.5 that is added to 256 is lost.
+GRADIENTS = [256.0] + [0.5] * (MICRO_STEPS - 1)
+
+
+class TestFiles:
+    def test_names_are_xtuners(self):
+        assert sorted(OURS) == sorted(f"deepspeed_{name}" for name in NAMES)
+        assert set(OURS) == {path.stem for path in XTUNERS.glob("deepspeed_*.json")}
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_each_is_its_stage_with_float32_sums(self, name):
+        settings = json.loads(deepspeed_file(f"deepspeed_{name}").read_text())
+        assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
+        zero = settings["zero_optimization"]
+        assert zero["stage"] == int(name[4]) and ("offload_optimizer" in zero) == name.endswith("offload")
+
+    def test_a_file_of_ones_own_stays(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        Path("deepspeed_zero2").write_text("{}")
+        assert deepspeed_file("deepspeed_zero2") == Path("deepspeed_zero2")
+
+    @pytest.mark.parametrize(
+        "value, message",
+        [
+            ("zero3", "did you mean deepspeed_zero3"),
+            ("no.json", "no such file"),
+            ("ffff", "give a JSON file or one of"),
+        ],
+    )
+    def test_unknown(self, value, message):
+        with pytest.raises(ConfigError, match=message):
+            deepspeed_file(value)
+
+    @pytest.mark.parametrize("text, message", [("{", "not JSON"), ("[]", "holds a list, not an object")])
+    def test_no_settings(self, tmp_path, text, message):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            deepspeed_file(str(tmp_path / "a.json"))
+
+
+def _sum_micro_steps(path, rank, port, out, gradients=GRADIENTS):
+    """One rank: sums `GRADIENTS` in bfloat16 weights, takes a step of plain descent at rate 1, writes what moved."""
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "MASTER_PORT": port}.items():
+        os.environ[name] = str(value)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    from xtuner_plugins.engine.deepspeed_json import describe_engine
+    from xtuner_plugins.engine.gradient_sums import sum_gradients_as_told
+    from xtuner_plugins.engine.runtime import _build_no_cpu_op
+    from xtuner_plugins.engine.strategy import _keep_norms_that_are_not_finite
+
+    _build_no_cpu_op()
+    deepspeed.init_distributed(dist_backend="gloo")
+    settings = json.loads(Path(path).read_text())
+    settings |= {"fp16": {"enabled": False}, "bf16": {"enabled": True}, "gradient_clipping": 0.0}
+    settings |= {"gradient_accumulation_steps": MICRO_STEPS, "train_micro_batch_size_per_gpu": 1}
+    model = torch.nn.Linear(8, 8, bias=False).bfloat16()
+    torch.nn.init.zeros_(model.weight)
+    engine, optimizer, *_ = deepspeed.initialize(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=1.0), config=settings
+    )
+    sum_gradients_as_told(optimizer)
+    _keep_norms_that_are_not_finite(optimizer)
+    for step, gradient in enumerate(gradients):
+        engine.set_gradient_accumulation_boundary(step == MICRO_STEPS - 1)
+        loss = (engine(torch.eye(8, dtype=torch.bfloat16)) * gradient).sum()
+        engine.backward(loss, scale_wrt_gas=False)
+    engine.step()
+    moved = -safe_get_full_fp32_param(model.weight)
+    buffer = getattr(optimizer, "fp32_groups_gradients_flat", None) or getattr(
+        optimizer, "grad_partitions_flat_buffer", None
+    )
+    held = buffer[0].dtype if isinstance(buffer, list) else buffer.dtype if buffer is not None else None
+    if rank == 0:
+        found = {"moved": moved.unique().tolist(), "held": str(held), "said": describe_engine(engine)}
+        found["norm"] = float(engine.get_global_grad_norm())
+        Path(out).write_text(json.dumps(found))
+
+
+def summed(path, tmp_path, **case):
+    port = _free_port()
+    ranks = [
+        SERVER.Process(target=_sum_micro_steps, args=(str(path), rank, port, tmp_path / "found"), kwargs=case)
+        for rank in range(RANKS)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0] * RANKS
+    return json.loads((tmp_path / "found").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_16_micro_steps_are_summed_in_float32(tmp_path, name):
+    found = summed(OURS[f"deepspeed_{name}"], tmp_path)
+    assert found["moved"] == [sum(GRADIENTS)]
+    assert found["held"] in ("torch.float32", "None")  # ZeRO-2 keeps no buffer between steps
+    assert found["said"] == f"ZeRO-{name[4]}, weights in bfloat16, gradients summed in float32"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
+def test_xtuners_files_lose_small_gradients(tmp_path, name):
+    """The defect that our files avoid; when this fails, XTuner's or DeepSpeed's defaults have changed."""
+    found = summed(XTUNERS / f"deepspeed_{name}.json", tmp_path)
+    assert found["moved"] != [sum(GRADIENTS)]
+    assert "gradients summed in bfloat16: small ones are lost" in found["said"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
+def test_a_norm_that_is_not_finite_is_reported(tmp_path, name):
+    found = summed(OURS[f"deepspeed_{name}"], tmp_path, gradients=[float("nan")] * MICRO_STEPS)
+    assert not math.isfinite(found["norm"])

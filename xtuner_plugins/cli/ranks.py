@@ -1,0 +1,62 @@
+"""Runs the training processes of this node, passes signals on to them, and tells how they ended.
+
+torchrun would give them 30 seconds after a signal, which may be less than a step and a checkpoint take, and end with
+status 1 whatever their own was.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+
+from ..processes import PASSED_ON, STOP_REQUESTS, original_signal, start_bound
+
+POLL_SECONDS = 0.05
+LEFT_AFTER_FAILURE_SECONDS = 10.0  # for the other ranks to say what they have to say
+
+
+def run_ranks(command: Sequence[str], envs: Sequence[Mapping[str, str]]) -> int:
+    """Runs one process per environment; they end with this one.
+
+    A request to stop (Ctrl-C, SIGTERM, SIGUSR1, SIGUSR2) reaches every process once through here. When one fails, the
+    others are killed soon after: they would wait for it.
+
+    Returns:
+        The status of the first that failed, 128 plus the number of the signal that ended it, or 0.
+    """
+    processes: list[subprocess.Popen] = []
+
+    def pass_on(number: int, _frame) -> None:
+        for process in processes:
+            process.send_signal(PASSED_ON.get(number, number))
+
+    previous = {number: signal.signal(number, pass_on) for number in STOP_REQUESTS}
+    try:
+        for env in envs:
+            processes.append(start_bound(command, env=dict(env)))
+        return _wait(processes)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _wait(processes: Sequence[subprocess.Popen]) -> int:
+    failure, deadline = 0, None
+    while True:
+        codes = [process.poll() for process in processes]
+        failed = [code for code in codes if code]
+        if failed and deadline is None:
+            failure, deadline = _status(failed[0]), time.monotonic() + LEFT_AFTER_FAILURE_SECONDS
+        if None not in codes:
+            return failure
+        if deadline is not None and time.monotonic() > deadline:
+            for process, code in zip(processes, codes, strict=True):
+                if code is None:
+                    process.kill()
+        time.sleep(POLL_SECONDS)
+
+
+def _status(code: int) -> int:
+    return 128 + original_signal(-code) if code < 0 else code

@@ -1,0 +1,44 @@
+"""Makes ZeRO-2 add gradients up in ``data_types.grad_accum_dtype``.
+
+DeepSpeed 0.19 takes that setting for ZeRO-2 too, but adds micro-steps up in the dtype of the weights: in bfloat16 a
+small gradient beside a large sum is lost. ZeRO-1 and ZeRO-3 do as they are told.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+
+def sum_gradients_as_told(optimizer: Any) -> None:
+    """Changes a live ZeRO-2 optimizer, also with offloading; any other is left as it is."""
+    dtype = getattr(optimizer, "gradient_accumulation_dtype", None)
+    if not getattr(optimizer, "partition_gradients", False) or dtype in (None, getattr(optimizer, "dtype", None)):
+        return
+    if optimizer.cpu_offload:
+        optimizer.copy_grads_in_partition = functools.partial(_add_to_master_gradient, optimizer)
+        return
+    gather = optimizer.get_all_grad_tensors
+
+    def gather_as_told(tensor_list: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+        return [gradient.to(dtype) for gradient in gather(tensor_list, dtype)]
+
+    optimizer.get_all_grad_tensors = gather_as_told
+
+
+def _add_to_master_gradient(optimizer: Any, parameter: torch.nn.Parameter) -> None:
+    """Adds a reduced gradient to the float32 gradient of this rank's share, which lies on the CPU."""
+    number = optimizer.get_param_id(parameter)
+    group, start, offset, count = optimizer.grad_position[number]
+    summed = optimizer.single_partition_of_fp32_groups[group].grad.view(-1).narrow(0, offset, count)
+    added = optimizer.get_param_gradient_attribute(parameter).view(-1).narrow(0, start, count).to(summed.device)
+    if optimizer.micro_step_id > 0:
+        summed.add_(added)
+    else:
+        summed.copy_(added)
+    if optimizer.is_gradient_accumulation_boundary:
+        optimizer.norm_for_param_grads[number] = summed.double().norm(2)
+        optimizer.update_offload_overflow_tracker(summed)
+        optimizer.clear_grad_attribute(parameter)

@@ -1,0 +1,143 @@
+"""Ends a run on Ctrl-C, SIGTERM and Slurm's warnings: the step is finished and saved; a second signal ends at once.
+
+Ranks get signals at different times, or only one of them does. Each adds what it got to the numbers that every step
+sums over ranks anyway, so all stop after the same step, and nothing is sent for it alone. Signals are read by a thread,
+which also runs while the main thread waits for other ranks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import shlex
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from ..processes import PARENT_ENDED, STOP_REQUESTS, STOP_SIGNALS, leave_signals_to_parent, original_signal
+
+COMMAND = "XTUNER_PLUGINS_COMMAND"  # the command line that started the run, for the line that tells how to go on
+LAUNCH_VARIABLES = ("NNODES", "NODE_RANK", "ADDR", "PORT", "NPROC_PER_NODE")
+
+
+class StopRequests:
+    """The signals that this process got, and the one that all ranks agreed on.
+
+    Attributes:
+        first: The first signal that this process got, None before.
+        agreed: The signal after which all ranks stop, None before.
+        watched: Whether this process notes signals now.
+    """
+
+    def __init__(self):
+        self.first: int | None = None
+        self.agreed: int | None = None
+        self.watched = False
+        self._seen: set[bool] = set()
+
+    def receive(self, number: int) -> bool:
+        """Notes a signal; returns whether it is a second one.
+
+        A signal of its own and the same one passed on by a launcher are one request; that its parent has ended, which
+        Ctrl-C may bring about, is never a second one.
+        """
+        if number not in STOP_REQUESTS:
+            return False
+        is_passed_on = number not in STOP_SIGNALS
+        is_second = is_passed_on in self._seen and number != PARENT_ENDED
+        if number != PARENT_ENDED:
+            self._seen.add(is_passed_on)
+        if self.first is None:
+            self.first = original_signal(number)
+        return is_second
+
+    def flags(self) -> list[float]:
+        """What this rank adds to the sum over ranks: 1 at the signal that it got."""
+        return [float(number == self.first) for number in STOP_SIGNALS]
+
+    def agree(self, flags: Sequence[float]) -> None:
+        """Takes the sum over ranks, which is the same everywhere."""
+        self.agreed = next((int(n) for n, flag in zip(STOP_SIGNALS, flags, strict=True) if flag), self.agreed)
+
+
+requests = StopRequests()  # signals come to a process, so there is one
+
+
+@contextmanager
+def watching() -> Iterator[None]:
+    """Notes signals in `requests` instead of ending the process, but for a second one. For the main thread."""
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    before = {number: signal.getsignal(number) for number in STOP_REQUESTS}
+    earlier = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # e.g. SIGINT in a shell's background job
+            signal.signal(number, lambda *_: None)
+    requests.watched = True
+    os.register_at_fork(after_in_child=lambda: requests.watched and leave_signals_to_parent())
+    atexit.register(_end_children)
+    thread = threading.Thread(target=_read_signals, args=(reader,), daemon=True, name="stop-signals")
+    thread.start()
+    try:
+        yield
+    finally:
+        requests.watched = False
+        signal.set_wakeup_fd(earlier)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        writer.shutdown(socket.SHUT_RDWR)  # closing alone is no end while a forked worker holds a copy
+        thread.join()
+        writer.close()
+        reader.close()
+
+
+def _end_children() -> None:
+    """Kills the loader's workers at the end of the process: they ignore SIGTERM, with which Python would end them."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would complain
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+def _read_signals(reader: socket.socket) -> None:
+    while numbers := reader.recv(64):
+        for number in numbers:
+            had_none = requests.first is None
+            if requests.receive(number):
+                os.write(2, b"second signal: ended at once, the last checkpoint is as it was\n")
+                os._exit(128 + original_signal(number))
+            if had_none and requests.first is not None and os.environ.get("RANK", "0") == "0":
+                name = signal.Signals(requests.first).name
+                os.write(2, f"{name}: finishing the step and saving; a second signal ends at once\n".encode())
+
+
+def exit_status() -> int:
+    """The status of a run that ended in order: 0, or 128 plus the number of the signal that stopped it."""
+    return 128 + requests.agreed if requests.agreed else 0
+
+
+def command_to_go_on() -> str:
+    """The shell line that resumes this run."""
+    line = os.environ.get(COMMAND)
+    words = shlex.split(line) if line else ["xtuner", "train", *_without(sys.argv[1:], "--launcher")]
+    variables = [f"{name}={os.environ[name]}" for name in LAUNCH_VARIABLES if name in os.environ]
+    resume = ["--resume", "auto"] if words[:1] == ["xtuner"] else ["--resume"]  # XTuner's parser wants a value
+    return " ".join([*variables, shlex.join([*_without(words, "--resume"), *resume])])
+
+
+def _without(words: Sequence[str], option: str) -> list[str]:
+    """The words of a command line without an option and its value."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if word == option or word.startswith(f"{option}="):
+            skip = word == option
+        elif skip and not word.startswith("-"):
+            skip = False
+        else:
+            kept.append(word)
+            skip = False
+    return kept

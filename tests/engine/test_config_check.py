@@ -7,9 +7,9 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.engine.parallel_case import base_and_data, write_dataset
-from xtuner_plugins.cli.launcher import check_deepspeed
 from xtuner_plugins.config_file import ConfigError, load_config
 from xtuner_plugins.engine.config_check import check_base, check_config
+from xtuner_plugins.planning.strategies import read_deepspeed
 
 LOADER, OPTIMIZER, LORA = "train_dataloader", "optim_wrapper.optimizer", "model.llm_lora"
 DATASET = f"{LOADER}.dataset"
@@ -125,7 +125,7 @@ def test_nothing_is_loaded(toy_base, data, monkeypatch):
 )
 def test_deepspeed_is_named_right(value, message):
     with pytest.raises(ConfigError, match=message):
-        check_deepspeed(value)
+        read_deepspeed(value)
 
 
 def test_deepspeed_files_are_json(tmp_path):
@@ -133,8 +133,8 @@ def test_deepspeed_files_are_json(tmp_path):
     for text, message in [("{", "not JSON"), ("[1]", "holds a list")]:
         path.write_text(text)
         with pytest.raises(ConfigError, match=message):
-            check_deepspeed(str(path))
-    check_deepspeed("deepspeed_zero3")
+            read_deepspeed(str(path))
+    read_deepspeed("deepspeed_zero3")
 
 
 MISSING = [

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
-import importlib.util
-import json
 import os
 import signal
 import socket
@@ -22,6 +19,7 @@ from ..checkpoints.errors import CheckpointError
 from ..config_file import ConfigError, find_config, import_types, read_config
 from ..engine.resume import settle_start, work_dir_of
 from ..leaf import Leaf
+from ..planning.strategies import read_deepspeed
 from ..processes import free_port, start_bound
 from .arguments import add_config_options, parse_options
 from .terminal import quiet_imports
@@ -93,25 +91,6 @@ def check_gpus(processes: int) -> None:
         raise ConfigError(f"{text}; set it to {num_gpus} or less")
 
 
-def check_deepspeed(value: str) -> None:
-    """Raises `ConfigError` unless ``--deepspeed`` is one of XTuner's names or a JSON file with an object."""
-    xtuner = Path(importlib.util.find_spec("xtuner").origin).parent  # found, but not imported
-    known = {path.stem: path for path in (xtuner / "configs" / "deepspeed").glob("deepspeed_*.json")}
-    path = value if Path(value).is_file() else known.get(value)
-    if path is None:
-        if value.endswith(".json"):
-            raise ConfigError(f"--deepspeed {value}: no such file")
-        close = difflib.get_close_matches(value, known, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]}?" if close else "give a JSON file or one of these"
-        raise ConfigError(f"--deepspeed {value}: unknown; {hint} (known: {', '.join(sorted(known))})")
-    try:
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"--deepspeed {value}: not JSON: {error}") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"--deepspeed {value}: holds a {type(settings).__name__}, not an object of settings")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Checks the arguments and runs the training; returns its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -124,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.work_dir = work_dir_of(cfg, args)
         command = training_command(_arguments(args), os.environ, args.launcher)
         if args.deepspeed:
-            check_deepspeed(args.deepspeed)
+            read_deepspeed(args.deepspeed)
         nodes, processes = _whole_number(os.environ, "NNODES", 1), _whole_number(os.environ, "NPROC_PER_NODE", 1)
         # Slurm and MPI decide the number of processes.
         settle_start(cfg, args, None if args.launcher in ("slurm", "mpi") else nodes * processes)

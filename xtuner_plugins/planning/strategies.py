@@ -1,0 +1,75 @@
+"""How a run can be spread over GPUs: DDP, and what DeepSpeed's JSON files say."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config_file import ConfigError
+from .job import FLOAT, Strategy
+
+
+def plain(gpus: int) -> Strategy:
+    """Without DeepSpeed."""
+    return Strategy("DDP" if gpus > 1 else "one process", gpus)
+
+
+def from_deepspeed(name: str, settings: Mapping[str, Any], gpus: int) -> Strategy:
+    """The strategy of a DeepSpeed JSON file; what it doesn't say is DeepSpeed's own default.
+
+    Args:
+        name: as in reports.
+        settings: content of the file.
+        gpus: processes of the run.
+
+    Raises:
+        ValueError: ZeRO's stage is none of 1, 2, 3.
+    """
+    zero = settings.get("zero_optimization") or {}
+    if zero.get("stage") not in (1, 2, 3):
+        raise ValueError(f"{name}: zero_optimization.stage is {zero.get('stage')!r}; plans are made for 1, 2 and 3")
+    sums = (settings.get("data_types") or {}).get("grad_accum_dtype")
+    defaults = Strategy(name, gpus)
+    return Strategy(
+        name=name,
+        gpus=gpus,
+        stage=zero["stage"],
+        offload_optimizer=_is_offloaded(zero.get("offload_optimizer")),
+        offload_weights=_is_offloaded(zero.get("offload_param")),
+        bucket=int(zero.get("reduce_bucket_size", defaults.bucket)),
+        live=int(zero.get("stage3_max_live_parameters", defaults.live)),
+        overlap=zero.get("overlap_comm", zero["stage"] == 3),
+        gradient_size=FLOAT if sums == "fp32" else 2,
+    )
+
+
+def _is_offloaded(settings: Mapping[str, Any] | None) -> bool:
+    return (settings or {}).get("device", "none") != "none"
+
+
+def read_deepspeed(value: str) -> dict[str, Any]:
+    """The settings of ``--deepspeed``: one of XTuner's names or a JSON file.
+
+    Raises:
+        ConfigError: An unknown name, or a file without an object of settings.
+    """
+    xtuner = Path(importlib.util.find_spec("xtuner").origin).parent  # found, but not imported
+    known = {path.stem: path for path in (xtuner / "configs" / "deepspeed").glob("deepspeed_*.json")}
+    path = value if Path(value).is_file() else known.get(value)
+    if path is None:
+        if value.endswith(".json"):
+            raise ConfigError(f"--deepspeed {value}: no such file")
+        close = difflib.get_close_matches(value, known, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]}?" if close else "give a JSON file or one of these"
+        raise ConfigError(f"--deepspeed {value}: unknown; {hint} (known: {', '.join(sorted(known))})")
+    try:
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"--deepspeed {value}: not JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"--deepspeed {value}: holds a {type(settings).__name__}, not an object of settings")
+    return settings

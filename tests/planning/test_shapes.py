@@ -2,8 +2,8 @@
 
 import pytest
 
-from xtuner_plugins.families import LLM_FAMILIES
-from xtuner_plugins.planning.shapes import Linear, target_matcher
+from xtuner_plugins.families import LLM_FAMILIES, target_matcher
+from xtuner_plugins.planning.shapes import Linear
 from xtuner_plugins.recipes.bases import BASES
 from xtuner_plugins.recipes.count import TOWERS, meta_model
 from xtuner_plugins.recipes.plan import model_of_base

@@ -6,12 +6,11 @@ Weights, LoRA adapters, 4-bit weights, activations and floating-point operations
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..families import encoder_family, llm_family
+from ..families import encoder_family, llm_family, target_matcher
 from ..hub.constants import PROJECTOR_TYPES, projector_input_width, token_grid
 
 
@@ -138,15 +137,6 @@ class Shape:
     def parameters(self) -> int:
         """Of the model."""
         return self.encoder.parameters + self.projector + self.llm.parameters
-
-
-def target_matcher(targets: str | Sequence[str]) -> Callable[[str], bool]:
-    """PEFT's rules of `target_modules`: a regular expression for the whole name, or ends of names."""
-    if isinstance(targets, str):
-        pattern = re.compile(targets)
-        return lambda name: pattern.fullmatch(name) is not None
-    ends = tuple(f".{target}" for target in targets)
-    return lambda name: name.endswith(ends)
 
 
 def shape_of(

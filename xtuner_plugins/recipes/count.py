@@ -12,7 +12,6 @@ from ..families import encoder_family, llm_family, target_matcher
 from ..hub.configuration_internvl_chat import InternVLChatConfig
 from ..hub.constants import PROJECTOR_TYPES
 from ..hub.modeling_internvl_chat import InternVLChatModel
-from ..planning.shapes import target_matcher
 from .bases import ENCODERS, LLMS, Base
 from .recipe import Recipe, setting_of
 

@@ -8,7 +8,8 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "xtuner_plugins"
-ROOMS = ("hub", "checkpoints", "datasets", "models", "recipes", "inference", "engine", "cli", "toy")  # bottom first
+# Bottom first.
+ROOMS = ("hub", "checkpoints", "datasets", "models", "planning", "recipes", "inference", "engine", "cli", "toy")
 
 
 def room_of(path: Path) -> str:

@@ -17,8 +17,23 @@ from xtuner_plugins.recipes.page import trained_parameters  # noqa: E402
 
 LABELS = ("trains", "data", "hardware", "launch")
 TRAINED = "parameters trained"
+MEMORY = "each GPU, GiB"
+
+
+def planned_gib() -> dict[str, int]:
+    """What each GPU needs for a recipe at most, by the recipe's name; toys aren't planned."""
+    from xtuner_plugins.planning.memory import GIB
+    from xtuner_plugins.recipes.plan import planned_memory
+    from xtuner_plugins.recipes.table import RECIPES
+
+    return {each.stem: round(planned_memory(each) / GIB) for each in RECIPES if each.folder != "toy"}
+
+
 # Figures per config: a title, and what gives them by the config's name; a config without one shows a dash.
-FIGURES = {TRAINED: lambda: trained_parameters(CONFIGS.parent / "docs" / "recipes.md")}
+FIGURES = {
+    TRAINED: lambda: trained_parameters(CONFIGS.parent / "docs" / "recipes.md"),
+    MEMORY: planned_gib,
+}
 TABLE_FROM = 140  # columns of a terminal; a narrower one gets a paragraph per config
 
 

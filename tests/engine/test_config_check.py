@@ -8,8 +8,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.engine.parallel_case import base_and_data, write_dataset
 from xtuner_plugins.config_file import ConfigError, load_config
+from xtuner_plugins.deepspeed_json import deepspeed_file
 from xtuner_plugins.engine.config_check import check_base, check_config
-from xtuner_plugins.engine.deepspeed_json import deepspeed_file
 
 LOADER, OPTIMIZER, LORA = "train_dataloader", "optim_wrapper.optimizer", "model.llm_lora"
 DATASET = f"{LOADER}.dataset"

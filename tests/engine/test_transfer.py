@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from xtuner_plugins.engine.deepspeed_json import OURS
+from xtuner_plugins.deepspeed_json import OURS
 from xtuner_plugins.engine.runtime import allow_checkpoint_types
 from xtuner_plugins.engine.transfer import read_state
 

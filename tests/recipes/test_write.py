@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from xtuner_plugins.planning.memory import GIB
 from xtuner_plugins.recipes.count import count
 from xtuner_plugins.recipes.folders import FOLDERS
+from xtuner_plugins.recipes.plan import planned_memory
 from xtuner_plugins.recipes.recipe import SETTINGS
 from xtuner_plugins.recipes.table import RECIPES
 from xtuner_plugins.recipes.write import BEGIN, END, PAGES, _literal, render, render_readme, with_table, write_recipes
@@ -32,14 +34,16 @@ def test_the_readme_is_what_the_table_writes(folder, name, is_chinese):
 def test_the_pages_table_is_what_the_table_writes(name, is_chinese):
     text = (ROOT / name).read_text(encoding="utf-8")
     assert text == with_table(text, is_chinese), "run tools/write_recipes.py"
-    rows = re.findall(r"^\| \[(\w+)\]\(\.\./(\S+)\) \| (\S+) \| (\S+) \| (\S+) GB \|$", text, re.MULTILINE)
+    sizes = r"(\S+) \| (\S+) \| (\S+) GB \| (\d+) GiB \| (-|\d+ h, \d+ x \w+)"
+    rows = re.findall(rf"^\| \[(\w+)\]\(\.\./(\S+)\) \| {sizes} \|$", text, re.MULTILINE)
     leaves = {recipe.stem: recipe for recipe in RECIPES if recipe.folder != "toy"}
     assert len(rows) == len(leaves) == len({stem for stem, *_ in rows})
-    for stem, path, *sizes in rows:
+    for stem, path, *sizes, memory, time in rows:
         recipe = leaves[stem]
         of = count(recipe)
         assert path == recipe.path
         assert sizes == [f"{of.total:,}", f"{of.trained:,}", f"{of.gigabytes:.1f}"], stem
+        assert memory == f"{planned_memory(recipe) / GIB:.0f}" and (time == "-") == (recipe.data.num_samples is None)
 
 
 def test_only_the_lines_between_the_marks_are_written(tmp_path):

@@ -21,6 +21,8 @@ def test_every_config_has_its_row(run_tool):
     for leaf in LEAVES:
         family = "" if leaf.parent == ROOT / "configs" else str(leaf.parent.relative_to(ROOT / "configs"))
         assert found[leaf.stem][1] == family and all(found[leaf.stem][2:]), found[leaf.stem]
+        planned = found[leaf.stem][3]
+        assert planned == "-" if family == "toy" else 0 < int(planned) < 80
     assert "projector, LoRA on every linear layer of the LLM" in found["toy_finetune_lora"]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..checkpoints.errors import CheckpointError
 from ..config_file import ConfigError, find_config, import_types, read_config
-from ..engine.deepspeed_json import OURS, deepspeed_file
+from ..deepspeed_json import OURS, deepspeed_file
 from ..engine.resume import settle_start, work_dir_of
 from ..engine.stopping import COMMAND
 from ..leaf import Leaf

@@ -311,12 +311,18 @@ class MultimodalDataset(Dataset):
     ) -> LengthIndex:
         """Measured lengths of file `number`, from the cache or measured now (see `lengths`)."""
         if number not in self._lengths:
-            source = self.sources[number]
-            task = Measure(
-                source.index, source.folder, source.template, self.tokenizer, self.num_frames, self.max_pixels
-            )
+            task = self._measuring(number)
             self._lengths[number] = measure(task, self.cache_dir, num_workers=num_workers, progress=progress)
         return self._lengths[number]
+
+    def is_measured(self) -> bool:
+        """Whether the lengths of every file are in the cache."""
+        tasks = map(self._measuring, range(len(self.sources)))
+        return all(LengthIndex.open(Path(self.cache_dir) / task.key(self.cache_dir)) for task in tasks)
+
+    def _measuring(self, number: int) -> Measure:
+        source = self.sources[number]
+        return Measure(source.index, source.folder, source.template, self.tokenizer, self.num_frames, self.max_pixels)
 
     def layout(self, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens, tiles (int32) and fate (uint8, see `lengths.FATES`) of every sample, in the order of indices.

@@ -215,7 +215,7 @@ def _give_deepspeed_the_dtype(module: types.ModuleType, cfg: Config) -> None:
 
 def _use_our_deepspeed_file(args: argparse.Namespace) -> None:
     """Replaces a name given to ``--deepspeed`` by the path of our file, before XTuner looks up its own."""
-    from .deepspeed_json import deepspeed_file
+    from ..deepspeed_json import deepspeed_file
 
     args.deepspeed = str(deepspeed_file(args.deepspeed))
     if os.environ.get("RANK", "0") == "0":

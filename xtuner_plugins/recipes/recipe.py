@@ -27,11 +27,13 @@ class Data:
         text: line of the docstring.
         paths: annotation files.
         folders: image folder of each.
+        num_samples: records in all files as published, rounded; None where nobody has counted.
     """
 
     text: str
     paths: tuple[str, ...]
     folders: tuple[str, ...]
+    num_samples: int | None = None
 
 
 @dataclass(frozen=True)

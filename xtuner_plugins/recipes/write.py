@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from ..leaf import literal
+from ..planning.memory import GIB
 from .bases import ENCODERS, LLMS
 from .folders import FOLDERS
 from .page import BEGIN, END
@@ -114,18 +115,22 @@ def with_table(page: str, is_chinese: bool = False, name: str = "the page") -> s
 def render_table(is_chinese: bool = False) -> str:
     """The table of all leaves, one row each, as links from `docs/`."""
     from .count import count  # takes torch
+    from .plan import planned_hours, planned_memory
 
     head = (
-        "| 叶子 | 参数总数 | 训练的参数 | 权重和优化器 |"
+        "| 叶子 | 参数总数 | 训练的参数 | 权重和优化器 | 每块 GPU | 用时 |"
         if is_chinese
-        else "| leaf | parameters | trained | weights and optimizer |"
+        else "| leaf | parameters | trained | weights and optimizer | each GPU | time |"
     )
-    lines = [head, "|---|---|---|---|"]
+    lines = [head, "|---|---|---|---|---|---|"]
     for recipe in sorted(RECIPES, key=lambda recipe: (recipe.folder, recipe.stem)):
         if recipe.folder != "toy":
             of = count(recipe)
             sizes = f"{of.total:,} | {of.trained:,} | {of.gigabytes:.1f} GB"
-            lines.append(f"| [{recipe.stem}](../{recipe.path}) | {sizes} |")
+            hours, gpu = planned_hours(recipe)
+            time = "-" if hours is None else f"{hours:.0f} h, {recipe.processes} x {gpu}"
+            plan = f"{planned_memory(recipe) / GIB:.0f} GiB | {time}"
+            lines.append(f"| [{recipe.stem}](../{recipe.path}) | {sizes} | {plan} |")
     return "\n".join(lines) + "\n"
 
 

@@ -11,7 +11,6 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from torch import nn
 
-from ..deepspeed_json import describe_engine
 from ..loops import planned_loop
 from ..param_groups import num_weights, planned_groups
 from ..steps import unwrap
@@ -125,3 +124,12 @@ def _zero_members(optimizer: Any) -> list[list[nn.Parameter]] | None:
         return groups
     flattened: Iterable | None = getattr(optimizer, "bit16_groups", None) or getattr(optimizer, "bf16_groups", None)
     return None if flattened is None else [list(parameters) for parameters in flattened]
+
+
+def describe_engine(engine: Any) -> str:
+    """What a live DeepSpeed engine does, for the run contract: stage, dtype of weights and of summed gradients."""
+    weights, gradients = (str(dtype).removeprefix("torch.") for dtype in engine.get_data_types())
+    text = f"ZeRO-{int(engine.zero_optimization_stage())}, weights in {weights}, gradients summed in {gradients}"
+    if gradients != "float32":
+        text += ': small ones are lost; set "data_types": {"grad_accum_dtype": "fp32"} in the file of --deepspeed'
+    return text

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..config_file import ConfigError
+from .config_file import ConfigError
 
 OURS = {path.stem: path for path in sorted((Path(__file__).parent / "deepspeed").glob("*.json"))}
 
@@ -37,10 +37,6 @@ def deepspeed_file(value: str) -> Path:
     return path
 
 
-def describe_engine(engine: Any) -> str:
-    """What a live DeepSpeed engine does, for the run contract: stage, dtype of weights and of summed gradients."""
-    weights, gradients = (str(dtype).removeprefix("torch.") for dtype in engine.get_data_types())
-    text = f"ZeRO-{int(engine.zero_optimization_stage())}, weights in {weights}, gradients summed in {gradients}"
-    if gradients != "float32":
-        text += ': small ones are lost; set "data_types": {"grad_accum_dtype": "fp32"} in the file of --deepspeed'
-    return text
+def read_deepspeed(value: str) -> dict[str, Any]:
+    """The settings in the file of a value of ``--deepspeed``; raises as `deepspeed_file`."""
+    return json.loads(deepspeed_file(value).read_text(encoding="utf-8"))

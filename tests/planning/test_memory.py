@@ -1,0 +1,118 @@
+"""Sums by part, and against what the real classes hold on fake tensors."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.bench_memory_plan import HOLDINGS, measure, planned
+from xtuner_plugins.deepspeed_json import read_deepspeed
+from xtuner_plugins.planning.job import Batch, Strategy
+from xtuner_plugins.planning.memory import FRAGMENTATION, GIB, PACKED, plan_memory
+from xtuner_plugins.planning.strategies import from_deepspeed, plain
+from xtuner_plugins.recipes.bases import BASES
+from xtuner_plugins.recipes.count import meta_model
+from xtuner_plugins.recipes.plan import job_of, model_of_base, settings_of_recipe
+from xtuner_plugins.recipes.table import RECIPES
+
+ROWS = {recipe.stem: recipe for recipe in RECIPES}
+LORA = dict(r=64, lora_alpha=128, lora_dropout=0.05)
+CHOICES = {
+    "projector": {},
+    "lora": {"llm_lora": LORA},
+    "full": {"freeze_llm": False},
+    "encoder": {"freeze_visual_encoder": False},
+}
+
+
+def compare(base, choice, holding, batch, recompute, accumulation=1):
+    """name of the term -> (planned, measured) bytes."""
+    ours = {"base": "x", "gradient_checkpointing": recompute, **CHOICES[choice]}
+    settings = {"model": ours, "optim_wrapper": {"accumulative_counts": accumulation}}
+    job = job_of(settings, model_of_base(BASES[base]), (batch,))
+    plan = planned(job, holding)
+    found = measure(meta_model(BASES[base]).config, ours, batch, holding, accumulation)
+    return {term: (getattr(plan, term), getattr(found, term)) for term in ("weights", "kept", "peak", "step")}
+
+
+# The arithmetic leaves out what is smaller than a hundredth (biases, positions, rotations), and takes the largest
+# moment of a block's backward pass from its largest tensors: 10 % is what a plan promises.
+@pytest.mark.parametrize("choice, recompute", [("lora", True), ("full", False), ("encoder", True)])
+def test_the_plan_is_what_fake_tensors_take(choice, recompute):
+    terms = compare("InternVL2_5-1B", choice, "plain", Batch(1024, 2, 512), recompute)
+    for term, (expected, found) in terms.items():
+        assert expected == pytest.approx(found, rel=0.1), term
+    assert terms["weights"][0] == pytest.approx(terms["weights"][1], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("holding", HOLDINGS)
+def test_at_true_size_and_length(choice, holding):
+    for recompute in (True, False):
+        terms = compare("InternViT-300M-Qwen2.5-1.5B", choice, holding, Batch(4096, 13, 768), recompute, 2)
+        for term in ("weights", "kept", "peak", *(["step"] if holding == "plain" else [])):
+            expected, found = terms[term]
+            assert expected == pytest.approx(found, rel=0.1), (term, recompute)
+
+
+def test_parts_add_up(warm_up):
+    plan = plan_memory(warm_up, plain(1))
+    assert plan.total == sum(plan.parts.values())
+    assert plan.parts["frozen weights"] == 2 * warm_up.frozen
+    assert plan.parts["trained weights"] == 4 * warm_up.trained and plan.parts["optimizer"] == 8 * warm_up.trained
+    assert plan.parts["fragmentation"] == int(FRAGMENTATION * max(plan.moments.values()))
+    assert plan.moments[plan.moment] == max(plan.moments.values())
+
+
+def test_ddp_has_buckets_and_no_shards(warm_up):
+    one, eight = plan_memory(warm_up, plain(1)), plan_memory(warm_up, plain(8))
+    assert eight.parts["buffers"] - one.parts["buffers"] == 4 * warm_up.trained
+    assert eight.parts["optimizer"] == one.parts["optimizer"]
+
+
+def test_each_stage_shards_more(warm_up):
+    job = replace(warm_up, whole=frozenset({"llm", "projector"}))
+    for stage, (weights, gradients) in {1: (1, 1), 2: (1, 8), 3: (8, 8)}.items():
+        plan = plan_memory(job, Strategy("x", 8, stage))
+        assert plan.parts["trained weights"] == -(-2 * job.trained // weights)
+        assert plan.parts["master weights"] == -(-4 * job.trained // 8)
+        assert plan.parts["optimizer"] == -(-8 * job.trained // 8)
+        assert plan.moments["step"] >= -(-2 * job.trained // gradients)
+
+
+def test_offloading_moves_states_to_the_host(warm_up):
+    plans = {
+        name: plan_memory(warm_up, from_deepspeed(name, read_deepspeed(f"deepspeed_{name}"), 2))
+        for name in ("zero2", "zero2_offload", "zero3_offload")
+    }
+    assert plans["zero2"].host == 0 < plans["zero2_offload"].host < plans["zero3_offload"].host
+    assert "optimizer" in plans["zero2"].parts and plans["zero2_offload"].parts["optimizer"] == 0
+    assert plans["zero3_offload"].parts["frozen weights"] == 0
+
+
+def test_accumulated_gradients_are_there_from_the_start(warm_up):
+    job = replace(warm_up, whole=frozenset({"llm", "projector"}))
+    once, twice = (plan_memory(replace(job, accumulation=n), plain(1)) for n in (1, 2))
+    assert twice.moments["loss"] - once.moments["loss"] == 4 * job.trained
+
+
+def test_packed_weights_take_what_bitsandbytes_takes():
+    import bitsandbytes as bnb
+
+    layer = bnb.nn.Linear4bit(1024, 4096, bias=False, compress_statistics=True, quant_type="nf4").to("cpu")
+    state = layer.weight.quant_state
+    found = layer.weight.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
+    assert found == pytest.approx(PACKED * 1024 * 4096, rel=1e-3) and layer.weight.dtype == torch.uint8
+
+
+def test_the_largest_batch_counts(warm_up):
+    small, large = Batch(10, 1, 4), Batch(10**6, 0, 10)
+    plan = plan_memory(replace(warm_up, batches=(small, large)), plain(1))
+    assert plan == plan_memory(replace(warm_up, batches=(large,)), plain(1))
+
+
+def test_the_recipe_of_the_readme_fits_one_gpu():
+    recipe = ROWS["finetune_lora"]
+    job = job_of(settings_of_recipe(recipe), model_of_base(recipe.architecture))
+    assert plan_memory(job, plain(1)).total < 24 * GIB

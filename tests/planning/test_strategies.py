@@ -1,0 +1,35 @@
+"""What DeepSpeed's files say. Names that don't exist: tests/engine/test_config_check.py."""
+
+import pytest
+
+from xtuner_plugins.deepspeed_json import read_deepspeed
+from xtuner_plugins.planning.strategies import from_deepspeed, plain
+
+
+@pytest.mark.parametrize(
+    "name, stage, optimizer, weights",
+    [
+        ("deepspeed_zero1", 1, False, False),
+        ("deepspeed_zero2", 2, False, False),
+        ("deepspeed_zero2_offload", 2, True, False),
+        ("deepspeed_zero3", 3, False, False),
+        ("deepspeed_zero3_offload", 3, True, True),
+    ],
+)
+def test_shipped_files(name, stage, optimizer, weights):
+    strategy = from_deepspeed(name, read_deepspeed(name), 8)
+    assert (strategy.stage, strategy.offload_optimizer, strategy.offload_weights) == (stage, optimizer, weights)
+    assert (strategy.name, strategy.gpus) == (name, 8)
+
+
+def test_a_file_of_ones_own():
+    zero = {"stage": 3, "reduce_bucket_size": 5e7, "stage3_max_live_parameters": 1e8, "overlap_comm": False}
+    strategy = from_deepspeed("mine", {"zero_optimization": zero, "data_types": {"grad_accum_dtype": "fp32"}}, 2)
+    assert (strategy.bucket, strategy.live, strategy.overlap) == (50_000_000, 100_000_000, False)
+    assert strategy.gradient_size == 4
+
+
+def test_no_stage_is_refused():
+    with pytest.raises(ValueError, match="stage is 0; plans are made for 1, 2 and 3"):
+        from_deepspeed("mine", {"zero_optimization": {"stage": 0}}, 2)
+    assert plain(4).stage is None

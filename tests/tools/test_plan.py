@@ -1,0 +1,64 @@
+"""The plan as a user gets it."""
+
+import json
+
+import pytest
+
+from xtuner_plugins.planning.memory import GIB
+
+
+def test_help_imports_nothing_large(run_tool):
+    done = run_tool("-X", "importtime", "tools/plan.py", "--help")
+    assert done.returncode == 0 and "--mfu" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "json" in imported and not {"torch", "transformers", "deepspeed"} & imported
+
+
+def test_a_recipe_without_its_model(run_tool):
+    done = run_tool("tools/plan.py", "finetune_full")
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "2,088,957,440 parameters",
+        "Memory of one rank, deepspeed_zero3 on 8 GPUs",
+        "optimizer",
+        "fragmentation",
+        "fits",
+        "DDP",
+        "deepspeed_zero3_offload",
+        "without recomputation",
+        "gradient_checkpointing=False fits too: ",
+        "LLM, forward",
+        "hours on 8 x H100 (989 TFLOPS each) at 40% of their peak",
+    ):
+        assert words in done.stdout, words
+
+
+def test_settings_gpus_and_advice_as_json(run_tool):
+    words = ["--gpus", "1", "--gpu", "4090", "--deepspeed", "none", "--set", "gradient_checkpointing=False"]
+    done = run_tool("tools/plan.py", "finetune_full", *words, "--json")
+    assert done.returncode == 1, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["gpus"] == 1 and plan["strategy"] == "one process" and plan["fits"] is False
+    assert plan["bytes"]["available"] == 24 * GIB < plan["bytes"]["total"] == sum(plan["bytes"]["parts"].values())
+    assert plan["bytes"]["strategies"]["one process"] == plan["bytes"]["total"]
+    first = plan["advice"][0]
+    assert first.startswith("gradient_checkpointing=True saves ") and "of 24.0 GiB" in first
+    saved = run_tool("tools/plan.py", "finetune_full", *words[:-2], "--json")
+    assert f"{json.loads(saved.stdout)['bytes']['total'] / GIB:.1f} of 24.0 GiB" in first  # what was promised
+    assert plan["steps"] == 41563 and plan["seconds"] > 0  # 665,000 samples in steps of 2 x 8, rounded up
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["finetunefull"], "did you mean finetune_full"),
+        (["finetune_full", "--set", "batchsize=2"], "did you mean batch_size?"),
+        (["finetune_full", "--deepspeed", "zero3"], "did you mean deepspeed_zero3?"),
+        (["finetune_full", "--set", "base=no/such"], "model directory 'no/such' isn't there, and no recipe says"),
+        (["finetune_qlora", "--deepspeed", "deepspeed_zero3"], "4-bit weights can't be partitioned"),
+    ],
+)
+def test_errors_are_one_line(run_tool, words, message):
+    done = run_tool("tools/plan.py", *words)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1

@@ -1,0 +1,176 @@
+"""Says how much memory each GPU needs for a config and how long the run takes, before any GPU is at hand.
+
+    python tools/plan.py finetune_full
+    python tools/plan.py finetune_full --gpus 4 --gpu-memory 24 --deepspeed deepspeed_zero3_offload --set batch_size=1
+
+GPUs and strategy are those of the recipe's launch line unless they are given. A model directory that isn't there yet is
+taken from the recipes. Lengths are those that a run or tools/check_data.py has measured, else the largest that the
+config allows. The exit status is 0 when the run fits, 1 when it doesn't, 2 when nothing could be planned.
+"""
+
+import argparse
+import json
+import math
+import re
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
+
+from xtuner_plugins.cli.arguments import add_config_options, parse_options  # noqa: E402
+from xtuner_plugins.config_file import find_config, read_config  # noqa: E402
+from xtuner_plugins.deepspeed_json import read_deepspeed  # noqa: E402
+from xtuner_plugins.leaf import Leaf  # noqa: E402
+from xtuner_plugins.planning.hardware import GPUS, UTILIZATION  # noqa: E402
+from xtuner_plugins.planning.memory import GIB, plan_memory  # noqa: E402
+from xtuner_plugins.planning.strategies import from_deepspeed, plain  # noqa: E402
+
+ALL = tuple(f"deepspeed_{name}" for name in ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"))
+
+
+def positive(kind):
+    """An argparse type: finite numbers above 0."""
+
+    def number(text: str):
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    return number
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a config of configs/ by its name, e.g. finetune_lora, or a path")
+    add_config_options(parser)
+    parser.add_argument("--gpus", type=positive(int), help="GPUs of the run (default: the recipe's)")
+    parser.add_argument("--gpu", choices=list(GPUS), default="H100", help="whose speed is taken (default: H100)")
+    parser.add_argument("--gpu-memory", type=positive(float), metavar="GIB", help="of a GPU (default: that of --gpu)")
+    parser.add_argument("--deepspeed", metavar="NAME", help="as for train.py; 'none' for DDP (default: the recipe's)")
+    parser.add_argument(
+        "--mfu",
+        type=positive(float),
+        default=UTILIZATION,
+        help="share of the GPU's peak that is reached, recomputation counted as work (default: %(default)s, assumed)",
+    )
+    parser.add_argument("--samples", type=positive(int), help="samples of an epoch, where lengths aren't measured")
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    return parser.parse_args(argv)
+
+
+def settle_launch(args: argparse.Namespace, launch: str) -> None:
+    """Takes what isn't given from the recipe's launch line."""
+    processes, deepspeed = re.search(r"NPROC_PER_NODE=(\d+)", launch), re.search(r"--deepspeed[ =](\S+)", launch)
+    args.gpus = args.gpus or int(processes[1] if processes else 1)
+    args.deepspeed = args.deepspeed or (deepspeed[1] if deepspeed else "none")
+
+
+def strategy_named(name: str, gpus: int):
+    """The strategy of `--deepspeed`."""
+    return plain(gpus) if name == "none" else from_deepspeed(name, read_deepspeed(name), gpus)
+
+
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    try:
+        return run(args)
+    except ValueError as error:  # also of configs, directories and data
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plans and reports; returns the exit status."""
+    from xtuner_plugins.recipes.plan import plan_config
+
+    path = find_config(args.config)
+    leaf = Leaf.read(path).changed(args.set)
+    settle_launch(args, leaf.labels.get("launch", ""))
+    strategy = strategy_named(args.deepspeed, args.gpus)
+
+    def read(pairs):
+        text = leaf.changed(pairs).standalone() if args.set or pairs else None
+        return read_config(path, parse_options(args.cfg_options), text)._to_lazy_dict()
+
+    planned = plan_config(read([]), strategy, args.samples)
+    available = int((args.gpu_memory or GPUS[args.gpu].memory) * GIB)
+    strategies = [strategy_named(name, args.gpus) for name in ("none", *ALL)]
+    usable = [each for each in strategies if not (planned.job.quantized and each.stage == 3)]
+    others = [(each, plan_memory(planned.job, each)) for each in usable]
+
+    from xtuner_plugins.planning.advice import advise
+
+    values = {name: setting.value for name, setting in leaf.settings.items()}
+    lines = advise(values, planned.memory, available, lambda pairs: plan_config(read(pairs), strategy).memory)
+    took = planned.seconds(GPUS[args.gpu].teraflops, args.mfu)
+    if args.json:
+        print(json.dumps(as_json(args, planned, available, others, lines, took), indent=2))
+    else:
+        print_plan(args, planned, available, others, lines, took)
+    return int(planned.memory.total > available)
+
+
+def as_json(args, planned, available, others, lines, took) -> dict:
+    """The whole plan; memory in bytes, times in seconds."""
+    return {
+        "config": args.config,
+        "gpus": args.gpus,
+        "strategy": planned.strategy.name,
+        "bytes": {
+            "available": available,
+            "total": planned.memory.total,
+            "host": planned.memory.host,
+            "parts": dict(planned.memory.parts),
+            "moments": dict(planned.memory.moments),
+            "strategies": {strategy.name: plan.total for strategy, plan in others},
+        },
+        "fits": planned.memory.total <= available,
+        "advice": lines,
+        "parameters": {"total": planned.job.shape.parameters, "trained": planned.job.trained},
+        "batches": [asdict(batch) for batch in planned.job.batches],
+        "operations_per_sample": asdict(planned.work) | {"total": planned.work.total},
+        "lengths": {
+            "samples": planned.lengths.samples,
+            "mean": asdict(planned.lengths.mean),
+            "source": planned.lengths.source,
+        },
+        "steps": planned.steps,
+        "gpu": args.gpu,
+        "mfu": args.mfu,
+        "seconds": took,
+    }
+
+
+def print_plan(args, planned, available, others, lines, took) -> None:
+    """The whole plan as tables and sentences."""
+    from xtuner_plugins.planning import report
+
+    job, lengths = planned.job, planned.lengths
+    largest = job.batches[0]
+    report.show(
+        f"{planned.model.name}: {job.shape.parameters:,} parameters, {job.trained:,} trained",
+        f"largest micro-batch: {largest.tokens:,} tokens ({largest.supervised:,} supervised), {largest.tiles} tiles",
+        report.memory_table(planned.memory, planned.strategy, available),
+        report.strategies_table(others, available),
+    )
+    kept = planned.kept
+    report.show(
+        f"activations kept for the backward pass: {report.gib(kept[False])} GiB without recomputation, "
+        f"{report.gib(kept[True])} GiB with it",
+        *lines,
+        report.work_table(job, planned.work, planned.samples_per_step),
+        lengths.source,
+    )
+    if took is None:
+        report.show("no time: nobody has counted the samples; give --samples, or run tools/check_data.py first")
+        return
+    speed = f"{args.gpus} x {args.gpu} ({GPUS[args.gpu].teraflops:g} TFLOPS each) at {args.mfu:.0%} of their peak"
+    report.show(f"{planned.steps:,} steps, {planned.samples:,} samples: {report.duration(took)} on {speed}")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Bytes of activations, term by term: what is kept for the backward pass, and what comes and goes.
+
+In the formulas below `size` is the bytes of an element (2 in bfloat16) and `wide` those of an element of the residual
+stream, which is float32 where a part trains whole under autocast. Each formula lists the tensors that PyTorch saves
+in the classes used here; `benchmarks/bench_memory_plan.py` counts the same tensors in the classes themselves.
+"""
+
+from __future__ import annotations
+
+from .job import FLOAT, Adapters, Batch, Job
+from .shapes import Linear
+
+CHUNK_LOGITS = 2**25  # of models/losses.py, which takes PyTorch; a test compares them
+
+
+def logits_bytes(job: Job, batch: Batch) -> int:
+    """Of the logits that exist at a time: as computed, their softmax in float32, and its gradient.
+
+    `models/losses.py` runs the head in chunks; the gradient of all supervised positions is kept.
+    """
+    elements = min(CHUNK_LOGITS, batch.supervised * job.shape.vocab_size)
+    return elements * (2 * job.size + FLOAT) + batch.supervised * job.shape.llm.width * job.size
+
+
+def attention_bytes(job: Job, batch: Batch) -> int:
+    """Of a layer's attention beside queries, keys, values and output: nothing grows with S squared.
+
+    A fused kernel keeps the logarithm of the softmax's denominator, float32 per head and token.
+    """
+    return batch.tokens * job.shape.llm.heads * FLOAT
+
+
+def llm_block_bytes(job: Job, batch: Batch) -> int:
+    """What a block of the LLM keeps without recomputation."""
+    stack, size, wide = job.shape.llm, job.size, _wide(job, "llm")
+    queries, keys = stack.heads * stack.head_dim, stack.kv_heads * stack.head_dim
+    kept = 2 * FLOAT * stack.width  # input of both norms
+    kept += size * (2 * queries + 2 * keys)  # queries, output, keys, values
+    kept += size * 3 * stack.inner  # gate, its SiLU, up
+    if stack.kind.startswith("qwen3"):
+        kept += FLOAT * (queries + keys)  # input of the norms of queries and keys
+    if "llm" in job.whole:
+        kept += 2 * wide * stack.width  # normalized inputs, for the norms' own gradient
+        into = sum(each.active for each in stack.linears if each.inputs == stack.width and "o_proj" not in each.name)
+        # Inputs of the linear layers; autocast copies them for each.
+        kept += size * (stack.width * (into if job.autocasts else 2) + stack.inner)
+        if stack.kind.startswith("qwen3"):
+            kept += size * (queries + keys)
+    kept += sum(adapter_bytes(job, linear, job.adapters["llm"]) for linear in _adapted(job, "llm"))
+    return batch.tokens * kept + attention_bytes(job, batch)
+
+
+def encoder_block_bytes(job: Job, batch: Batch) -> int:
+    """What a block of the encoder keeps without recomputation, where a gradient passes through it."""
+    stack, size, wide = job.shape.encoder, job.size, _wide(job, "visual_encoder")
+    kept = 2 * wide * stack.width  # input of both norms
+    kept += size * 4 * stack.width + FLOAT * stack.heads  # queries, keys, values, output
+    kept += size * stack.inner  # input of the activation
+    if "visual_encoder" in job.whole:
+        kept += size * (2 * stack.width + stack.inner)  # inputs of the linear layers
+        kept += size * 2 * stack.width  # both branches before their scales
+    kept += sum(adapter_bytes(job, each, job.adapters["visual_encoder"]) for each in _adapted(job, "visual_encoder"))
+    return batch.tiles * job.shape.positions * kept
+
+
+def adapter_bytes(job: Job, linear: Linear, adapters: Adapters) -> int:
+    """What LoRA on one linear layer keeps per token: its input after dropout, the mask (a byte each), A's output."""
+    copied = job.autocasts or adapters.dropout
+    kept = job.size * (linear.inputs * copied + adapters.rank) + linear.inputs * adapters.dropout
+    return kept * linear.active
+
+
+def llm_input_bytes(job: Job, batch: Batch) -> int:
+    """What a recomputed block of the LLM keeps: its input."""
+    return batch.tokens * _wide(job, "llm") * job.shape.llm.width
+
+
+def encoder_input_bytes(job: Job, batch: Batch) -> int:
+    """What a recomputed block of the encoder keeps: its input."""
+    return batch.tiles * job.shape.positions * _wide(job, "visual_encoder") * job.shape.encoder.width
+
+
+def llm_kept_bytes(job: Job, batch: Batch) -> int:
+    """Of the LLM when the loss is computed: all blocks, the last norm and its output, and what the head reads."""
+    block = llm_input_bytes(job, batch) if job.recompute else llm_block_bytes(job, batch)
+    wide = _wide(job, "llm")
+    last = batch.tokens * (FLOAT + wide * (1 + ("llm" in job.whole))) + batch.supervised * wide
+    return job.shape.llm.layers * block + last * job.shape.llm.width
+
+
+def encoder_kept_bytes(job: Job, batch: Batch) -> int:
+    """Of the encoder when the loss is computed; nothing of a frozen one."""
+    if not job.encoder_trains:
+        return 0
+    return job.shape.used_layers * (
+        encoder_input_bytes(job, batch) if job.recomputes_encoder else encoder_block_bytes(job, batch)
+    )
+
+
+def projector_kept_bytes(job: Job, batch: Batch) -> int:
+    """Of the projector: merged patches, the same normalized, and the activation's input and output."""
+    per_token = job.shape.projector_input * (1 + job.shape.projector_norm) + 2 * job.shape.llm.width
+    return batch.tiles * job.shape.tokens_per_tile * per_token * job.size
+
+
+def kept_bytes(job: Job, batch: Batch) -> int:
+    """Of all parts when the loss is computed."""
+    return llm_kept_bytes(job, batch) + encoder_kept_bytes(job, batch) + projector_kept_bytes(job, batch)
+
+
+def tile_bytes(job: Job, batch: Batch) -> int:
+    """Of the tiles themselves: pixels in float32, and in bfloat16 for the encoder."""
+    return batch.tiles * 3 * job.shape.tile_size**2 * (FLOAT + (job.size if job.half else 0))
+
+
+def encoding_bytes(job: Job, batch: Batch) -> int:
+    """Of a frozen encoder at work: one block's input, normalized input, and both sides of the activation."""
+    stack = job.shape.encoder
+    return batch.tiles * job.shape.positions * job.size * (2 * stack.width + 2 * stack.inner)
+
+
+def cast_bytes(job: Job) -> int:
+    """Of the bfloat16 copies of trained weights that autocast keeps until the forward pass ends."""
+    if not job.autocasts:
+        return 0
+    blocks = {"llm": job.shape.llm.layers, "visual_encoder": job.shape.used_layers}
+    whole = sum(
+        blocks[part] * sum(linear.parameters for linear in job.stack(part).linears)
+        for part in job.whole
+        if part in blocks
+    )
+    return 2 * (whole + job.adapter_parameters + (job.shape.projector if "projector" in job.whole else 0))
+
+
+def head_bytes(job: Job) -> int:
+    """Of a trained head while the loss is computed: its gradient in float32, a chunk's, and autocast's copy."""
+    if "llm" not in job.whole:
+        return 0
+    return table_size(job) * (FLOAT + job.size + job.size * job.autocasts)
+
+
+def head_backward_bytes(job: Job) -> int:
+    """Of a trained head at the start of the backward pass: its gradient, the same scaled, and in the weight's dtype."""
+    if "llm" not in job.whole:
+        return 0
+    return table_size(job) * (2 * FLOAT + (0 if job.float_weights else job.size))
+
+
+def table_size(job: Job) -> int:
+    """Elements of the head, and of the embedding."""
+    return job.shape.vocab_size * job.shape.llm.width
+
+
+def llm_backward_bytes(job: Job, batch: Batch) -> int:
+    """What comes and goes in the backward pass of one block of the LLM, beside what it keeps.
+
+    Gradients of gate, up and their product, less what the block has already freed; adapters on the layer behind them
+    take their own way through dropout, under autocast in float32.
+    """
+    inner = job.shape.llm.inner
+    if any(linear.inputs == inner for linear in _adapted(job, "llm")):
+        per_token = 11 * inner if job.autocasts else 3 * inner
+    else:
+        per_token = job.size * inner * (2 if "llm" in job.whole else 3)
+    return batch.tokens * per_token
+
+
+def encoder_backward_bytes(job: Job, batch: Batch) -> int:
+    """What comes and goes in the backward pass of one block of the encoder, beside what it keeps."""
+    return batch.tiles * job.shape.positions * job.size * (job.shape.encoder.inner + 2 * job.shape.encoder.width)
+
+
+def _wide(job: Job, part: str) -> int:
+    return FLOAT if job.autocasts and part in job.whole else job.size
+
+
+def _adapted(job: Job, part: str) -> list[Linear]:
+    return job.stack(part).matching(job.adapters[part].targets) if part in job.adapters else []

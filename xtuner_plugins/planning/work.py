@@ -1,0 +1,71 @@
+"""Floating-point operations of a sample, and the time of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .job import Batch, Job
+from .shapes import Stack
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations (a multiplication and an addition are two).
+
+    Attributes:
+        encoder, projector, llm: forward pass of each part, attention included.
+        attention: of the LLM's forward pass, what grows with the square of a sample's length.
+        backward: of all parts.
+        recomputed: forward passes that run again.
+    """
+
+    encoder: float
+    projector: float
+    llm: float
+    attention: float
+    backward: float
+    recomputed: float
+
+    @property
+    def total(self) -> float:
+        """All that runs."""
+        return self.encoder + self.projector + self.llm + self.backward + self.recomputed
+
+
+def work_of(job: Job, sample: Batch) -> Work:
+    """Operations of one sample.
+
+    Args:
+        job: what trains.
+        sample: its tokens, tiles and supervised tokens.
+    """
+    shape = job.shape
+    attention = 2 * sample.tokens**2 * shape.llm.heads * shape.llm.head_dim * shape.llm.layers  # causal: half of it
+    blocks = 2 * sample.tokens * shape.llm.layers * _active(shape.llm) + attention
+    llm = blocks + 2 * sample.supervised * shape.llm.width * shape.vocab_size
+    per_tile = 2 * _active(shape.encoder) + 4 * shape.positions * shape.encoder.width
+    encoder = sample.tiles * shape.positions * shape.used_layers * per_tile
+    projector = 2 * sample.tiles * shape.tokens_per_tile * shape.projector
+    # The gradient of the inputs takes one forward pass, that of the weights another.
+    backward = llm * (2 if "llm" in job.whole else 1) + projector * (2 if "projector" in job.whole else 1)
+    if job.encoder_trains:
+        backward += encoder * (2 if "visual_encoder" in job.whole else 1)
+    recomputed = blocks * job.recompute + encoder * (job.encoder_trains and job.recomputes_encoder)
+    return Work(encoder, projector, llm, attention, backward, recomputed)
+
+
+def seconds(operations: float, gpus: int, teraflops: float, utilization: float) -> float:
+    """Time of so many operations over all GPUs.
+
+    Args:
+        operations: of the run.
+        gpus: that share them.
+        teraflops: peak of one.
+        utilization: share of the peak that is reached, recomputation counted as work.
+    """
+    return operations / (gpus * teraflops * 1e12 * utilization)
+
+
+def _active(stack: Stack) -> int:
+    """Weights of a block that a token passes through."""
+    return sum(linear.inputs * linear.outputs * linear.active for linear in stack.linears)

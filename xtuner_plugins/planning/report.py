@@ -71,8 +71,8 @@ def work_table(job: Job, work: Work, samples: int) -> Table:
     """Operations of a sample and of an optimizer step, in 10**12."""
     table = Table(title="Operations, 10**12", title_justify="left")
     table.add_column("pass")
-    table.add_column("a sample", justify="right")
-    table.add_column(f"a step of {samples:,} samples", justify="right")
+    table.add_column("per sample", justify="right")
+    table.add_column(f"per step of {samples:,} samples", justify="right")
     rows: Mapping[str, float] = {
         "encoder, forward": work.encoder,
         "projector, forward": work.projector,

@@ -1,6 +1,7 @@
 """Fixtures that every room uses: tiny parts and a tiny base, made once a session, nothing downloaded."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ import torch
 # MMEngine needs yapf, which writes its grammar to the user's cache when it is first imported, not atomically: on a new
 # machine one pytest worker read what the other had half written. This import is done before the workers start.
 import yapf  # noqa: F401
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; tests send it to what they start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 # After so long a process is taken to hang. Only a guard: on a machine with five times the load that it has cores for, a

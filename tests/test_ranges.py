@@ -44,7 +44,7 @@ def test_ranks_are_pefts(value):
     [
         (ranges.check_dropout, (0, 0.5), (-0.1, 1, "a", math.nan)),
         (ranges.check_warmup_ratio, (0, 0.03), (-0.1, 1, "a", math.nan)),
-        (ranges.check_dtype, ("auto", "bfloat16", "float32"), ("float16", 3, None)),
+        (ranges.check_dtype, ("auto", "bfloat16", "float16", "float32"), ("half", 3, None)),
         (ranges.check_max_norm, (0.1, 1, math.inf), (0, -1, math.nan, "a")),
         (lambda limits: ranges.check_tiles(*limits), ((1, 1), (1, 256)), ((0, 1), (2, 1), (1, 257), (1, 2.0))),
     ],

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import HANGS_AFTER
 from tests.process_table import MARK, end_all, marked, wait_until
 from xtuner_plugins.engine import stopping
 from xtuner_plugins.engine.resume import newest_checkpoint, read_checkpoint
@@ -53,7 +54,7 @@ class TestRequests:
         before = signal.getsignal(signal.SIGTERM)
         with watching():
             os.kill(os.getpid(), signal.SIGTERM)
-            assert wait_until(lambda: stopping.requests.first == signal.SIGTERM, 10)
+            assert wait_until(lambda: stopping.requests.first == signal.SIGTERM, HANGS_AFTER)
             child = os.fork()
             if child == 0:  # a worker ignores what its parent is told, and may outlive the end of this
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -201,7 +202,7 @@ class Started:
             command, cwd=ROOT, env=self.env, stdout=self.out, stderr=self.out, start_new_session=True, **more
         )
         seen = set(self.work_dir.glob("*/*.log"))
-        assert wait_until(lambda: any("Iter(train)" in log.read_text() for log in self.new_logs(seen)), 120), (
+        assert wait_until(lambda: any("Iter(train)" in log.read_text() for log in self.new_logs(seen)), HANGS_AFTER), (
             self.said()
         )
 
@@ -222,7 +223,7 @@ class Started:
         return found
 
     def all_end(self):
-        return wait_until(lambda: not marked(self.mark), 60)
+        return wait_until(lambda: not marked(self.mark), HANGS_AFTER)
 
 
 @pytest.mark.slow
@@ -249,7 +250,7 @@ def test_whoever_gets_the_signal(toy_base, data, tmp_path, command, processes, d
             os.killpg(run.process.pid, number)
         for pid in {"parent": [run.process.pid], "rank": run.ranks()[:1], "all": marked(run.mark)}.get(to, []):
             os.kill(pid, number)
-        run.process.wait(60)
+        run.process.wait(HANGS_AFTER)
         assert run.all_end(), run.said()[-3000:]
         if command is OURS:  # XTuner's own command hides the status, and dies of what it gets
             assert run.process.returncode == 128 + number, run.said()[-3000:]

@@ -87,6 +87,22 @@ def test_training_after_it_is_bit_equal(toy_base, data, recipe, tmp_path, proces
     require_equal(contents(tmp_path / "first" / "iter_8.pth"), contents(tmp_path / "plain" / "iter_8.pth"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "deepspeed, dtype",
+    [("deepspeed_zero1", "bfloat16"), ("deepspeed_zero2_offload", "float32"), ("deepspeed_zero3_offload", "float32")],
+)
+def test_optimizers_that_hold_their_gradients_elsewhere(toy_base, data, tmp_path, deepspeed, dtype):
+    """ZeRO-1 has a class of its own in bfloat16; offloaded gradients lie in the optimizer's memory."""
+    settings = {**options(), "train_cfg.max_epochs": 1, "model.dtype": dtype}
+    for name, more in (("plain", {}), ("first", FIRST)):
+        run = train_forked(tmp_path / name, toy_base, data, deepspeed=deepspeed, options={**settings, **more})
+        assert run.ok, run.output[-3000:]
+    losses = logged(tmp_path / "first")
+    assert len(losses) == 4 and losses == logged(tmp_path / "plain")
+    assert logged(tmp_path / "first", "grad_norm") == logged(tmp_path / "plain", "grad_norm")
+
+
 def exhaust(call):
     """The model's n-th forward pass (from 0) on rank 0 asks for more memory than there is."""
     from xtuner_plugins.models import VisionLanguageModel

@@ -1,5 +1,6 @@
 """The heaviest batch first: it is the heaviest, it leaves nothing behind, and it ends a run that would run out."""
 
+import json
 import os
 import signal
 from functools import partial
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from xtuner_plugins.datasets import MultimodalDataset, PackBatchSampler, PlanSampler, collate, collate_packed
 from xtuner_plugins.datasets.plan.plan import plan_of
+from xtuner_plugins.deepspeed_json import OURS
 from xtuner_plugins.engine.rehearsal import heaviest_batch
 
 from .forked import train_forked
@@ -89,18 +91,22 @@ def test_training_after_it_is_bit_equal(toy_base, data, recipe, tmp_path, proces
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "deepspeed, dtype",
-    [("deepspeed_zero1", "bfloat16"), ("deepspeed_zero2_offload", "float32"), ("deepspeed_zero3_offload", "float32")],
+    "deepspeed, half",
+    [("deepspeed_zero1", True), ("deepspeed_zero2_offload", True), ("deepspeed_zero3_offload", False)],
 )
-def test_optimizers_that_hold_their_gradients_elsewhere(toy_base, data, tmp_path, deepspeed, dtype):
+def test_optimizers_that_hold_their_gradients_elsewhere(toy_base, data, tmp_path, deepspeed, half):
     """ZeRO-1 has a class of its own in bfloat16; offloaded gradients lie in the optimizer's memory."""
-    settings = {**options(), "train_cfg.max_epochs": 1, "model.dtype": dtype}
+    settings = json.loads(OURS[deepspeed].read_text()) | {"bf16": {"enabled": half}}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    case = dict(deepspeed=str(tmp_path / "settings.json"))
     for name, more in (("plain", {}), ("first", FIRST)):
-        run = train_forked(tmp_path / name, toy_base, data, deepspeed=deepspeed, options={**settings, **more})
-        assert run.ok, run.output[-3000:]
-    losses = logged(tmp_path / "first")
-    assert len(losses) == 4 and losses == logged(tmp_path / "plain")
-    assert logged(tmp_path / "first", "grad_norm") == logged(tmp_path / "plain", "grad_norm")
+        run = train_forked(
+            tmp_path / name, toy_base, data, options={**options(), "train_cfg.max_epochs": 1, **more}, **case
+        )
+        assert run.ok and half == ("weights in bfloat16" in run.output), run.output[-3000:]
+    for key in ("loss", "grad_norm"):
+        values = logged(tmp_path / "first", key)
+        assert len(values) == 4 and values == logged(tmp_path / "plain", key)
 
 
 def exhaust(call):

@@ -51,6 +51,7 @@ accumulative_counts = 4  # micro-batches of an optimizer step
 num_workers = 4
 max_epochs = 1
 max_steps = None  # optimizer steps; ends the run before max_epochs
+heaviest_first = False  # True tries the largest batch before the first step
 lr = 1e-6
 visual_encoder_lr = None  # None: lr, here and below
 projector_lr = None
@@ -123,4 +124,4 @@ optim_wrapper = dict(
 )
 param_scheduler = dict(type=WarmupCosineLR, warmup_ratio=warmup_ratio)  # a linear start, a cosine over the rest
 default_hooks.checkpoint.update(interval=save_steps, max_keep_ckpts=save_total_limit)  # noqa: F405
-train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs, max_iters=max_steps)
+train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs, max_iters=max_steps, heaviest_first=heaviest_first)

@@ -2,14 +2,17 @@
 
 import copy
 import random
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
-from torch.optim import SGD
+from torch.optim import SGD, AdamW
 
-from tests.models.test_vlm import make_batch
+from tests.models.test_attention import pack
+from tests.models.test_vlm import LORA, make_batch
+from xtuner_plugins.checkpoints.loader import load_model
 from xtuner_plugins.engine.steps import NonFiniteError, run_step, seed_step
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.models.losses import batch_weight
@@ -57,15 +60,73 @@ def relative(left, right):
     return float(distance / torch.sqrt(sum(value.double().square().sum() for value in left.values())))
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
-def test_micro_batches_give_the_gradient_of_the_whole(model, samples, size):
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+@pytest.mark.parametrize("form", [dict, pack], ids=["padded", "packed"])
+def test_micro_batches_give_the_gradient_of_the_whole(model, samples, form, size):
     whole, logged = gradients(model, [joined(samples)])
-    cut = [joined(samples[start : start + size]) for start in range(0, NUM_SAMPLES, size)]
+    cut = [form(joined(samples[start : start + size])) for start in range(0, NUM_SAMPLES, size)]
     in_parts, logged_in_parts = gradients(model, cut)
     # Float32 sums in another order, and the rounding of weight - gradient. Averaged micro-batches were 25 % apart.
     assert relative(whole, in_parts) < 1e-5
     assert logged_in_parts == pytest.approx(logged, rel=1e-6)
     assert logged["supervised_tokens"] == 107 and logged["grad_norm"] > 0
+
+
+def trained(model, steps, warmup=3, lr=5e-5, clip=1.0):
+    """What optimizer steps with AdamW, clipping and a warm-up log, and the trained weights."""
+    optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+    wrapper = OptimWrapper(optimizer, clip_grad=dict(max_norm=clip))
+    logged = []
+    for step, micro_batches in enumerate(steps):
+        optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / warmup)
+        seed_step(7, 0, step)
+        logged.append(run_step(model, wrapper, copy.deepcopy(micro_batches)))
+    return logged, {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_packed_and_recomputed_steps_are_those_of_padded_ones(toy_base, samples):
+    """With accumulation, dropout, clipping and warm-up. The same row of tokens draws the same dropout masks."""
+    lora = {**LORA, "lora_dropout": 0.2}
+    cut = [joined(samples[start : start + 2]) for start in range(0, NUM_SAMPLES, 2)]
+    ways = {}
+    for name, form, recompute in (
+        ("padded", dict, False),
+        ("packed", partial(pack, padding=0), False),
+        ("recomputed", dict, True),
+    ):
+        torch.manual_seed(0)
+        model = VisionLanguageModel(
+            base=str(toy_base), dtype="float32", llm_lora=lora, gradient_checkpointing=recompute
+        ).train()
+        batches = [form(batch) for batch in cut]
+        ways[name] = trained(model, [batches, batches[::-1], batches], clip=0.1)
+    assert len({step["loss"] for step in ways["padded"][0]}) == 3
+    for other in ("packed", "recomputed"):
+        for step, expected in zip(ways[other][0], ways["padded"][0], strict=True):
+            assert step == pytest.approx(expected, rel=1e-6), other
+        assert relative(ways["padded"][1], ways[other][1]) < 1e-6, other
+
+
+def test_a_hundred_steps_are_those_of_the_official_model(toy_base):
+    """Plain AdamW, padded batches of 1 to 3 samples with and without images, projector and LLM training."""
+    model = VisionLanguageModel(base=str(toy_base), dtype="float32", freeze_llm=False).train()
+    official = load_model(str(toy_base), dtype=torch.float32)[0].train()
+    official.img_context_token_id = model.img_context_token_id
+    official.vision_model.requires_grad_(False).eval()
+    ours = OptimWrapper(AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-5))
+    theirs = AdamW([p for p in official.parameters() if p.requires_grad], lr=5e-5)
+    losses = []
+    for step in range(100):
+        tiles_of = [(2, 0, 1), (1,), (0, 3), (1, 1)][step % 4]
+        batch = make_batch(model, tiles_of, length=64 + 5 * (step % 7), seed=step)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        loss = official(pixel_values=model.data_preprocessor.normalize(batch["tiles"]), **inputs).loss
+        loss.backward()
+        theirs.step()
+        theirs.zero_grad()
+        losses.append((run_step(model, ours, [batch])["loss"], loss.item()))
+    assert max(abs(ours / theirs - 1) for ours, theirs in losses) <= 1e-5
+    assert sum(ours for ours, _ in losses[-20:]) < sum(ours for ours, _ in losses[:20])
 
 
 def test_weights_of_samples_count_over_the_whole_step(model, samples):

@@ -127,15 +127,15 @@ def test_every_family_takes_segments(name):
     assert (wrong - alone).abs().max() > 1e-3
 
 
-def pack(batch):
-    """The samples of a padded batch behind each other in one row, with two tokens of padding at the end."""
+def pack(batch, padding=2):
+    """The samples of a padded batch behind each other in one row, with so many tokens of padding at the end."""
     lengths = batch["attention_mask"].sum(1).tolist()
     rows = range(len(lengths))
     joined = {key: torch.cat([batch[key][row, : lengths[row]] for row in rows]) for key in ("input_ids", "labels")}
     ends = torch.tensor(lengths).cumsum(0)
     return {
-        "input_ids": F.pad(joined["input_ids"], (0, 2))[None],
-        "labels": F.pad(joined["labels"], (0, 2), value=-100)[None],
+        "input_ids": F.pad(joined["input_ids"], (0, padding))[None],
+        "labels": F.pad(joined["labels"], (0, padding), value=-100)[None],
         "cu_seqlens": torch.cat([torch.zeros(1), ends]).int(),
         "tiles": batch["tiles"],
         "num_tiles": batch["num_tiles"],

@@ -325,9 +325,17 @@ class MultimodalDataset(Dataset):
         return Measure(source.index, source.folder, source.template, self.tokenizer, self.num_frames, self.max_pixels)
 
     def layout(self, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Tokens, tiles (int32) and fate (uint8, see `lengths.FATES`) of every sample, in the order of indices.
+        """As `sizes`; every sample that is read from then on is compared with them: packs and groups rely on them.
 
-        From then on every sample that is read is compared with them, because packs and groups rely on them.
+        Args:
+            options: `num_workers` and `progress` of `lengths`.
+        """
+        self._plan = self.sizes(**options)
+        self._plan_folders = [self.lengths(number).directory for number in range(len(self.sources))]
+        return self._plan
+
+    def sizes(self, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens, tiles (int32) and fate (uint8, see `lengths.FATES`) of every sample, in the order of indices.
 
         Args:
             options: `num_workers` and `progress` of `lengths`.
@@ -340,9 +348,7 @@ class MultimodalDataset(Dataset):
                 gone = np.isin(pick, list(self.rejected[number]))
                 part[0][gone], part[1][gone], part[2][gone] = 0, 0, REJECTED
             columns.append(part)
-        self._plan = tuple(np.concatenate(part) for part in zip(*columns, strict=True))
-        self._plan_folders = [self.lengths(number).directory for number in range(len(self.sources))]
-        return self._plan
+        return tuple(np.concatenate(part) for part in zip(*columns, strict=True))
 
     def usable(self, fates: np.ndarray) -> np.ndarray:
         """Indices of the samples that a plan contains.

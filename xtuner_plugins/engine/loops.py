@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from torch.utils.data import DataLoader
 
 from ..datasets.plan.plan import plan_of, require_agreement
 from .loss_scaling import scaled_wrapper
+from .out_of_memory import OutOfMemory
 from .param_groups import settle_grouping
+from .rehearsal import heaviest_batch, rehearse
 from .resume import newest_checkpoint, read_checkpoint
 from .run_length import check_length
 from .schedulers import WarmupCosineLR, plan_schedule
@@ -154,10 +157,12 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         dataloader: The loader or its config.
         max_iters: Optimizer steps of the run.
         max_epochs: Epochs of the run; the last may be a fraction. With both, the earlier end counts.
+        heaviest_first: Before the first step, forward and backward of the heaviest micro-batch that is left of the
+            epoch, without consequence for the training: see `rehearsal`.
         val_begin, val_interval, dynamic_intervals: As `mmengine.runner.IterBasedTrainLoop`, in optimizer steps.
 
     Raises:
-        ValueError: As `check_length`; or the ranks find different data.
+        ValueError: As `check_length`; `heaviest_first` isn't True or False; or the ranks find different data.
     """
 
     def __init__(
@@ -166,17 +171,20 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         dataloader: DataLoader | dict,
         max_iters: int | None = None,
         max_epochs: float | None = None,
+        heaviest_first: bool = False,
         val_begin: int = 1,
         val_interval: int = 1000,
         dynamic_intervals: list[tuple[int, int]] | None = None,
     ):
         check_length(max_iters, max_epochs)
+        if not isinstance(heaviest_first, bool):
+            raise ValueError(f"heaviest_first={heaviest_first!r}: give True or False")
         # MMEngine's own constructor would start the workers, but the position to start from isn't known yet.
         BaseLoop.__init__(self, runner, dataloader)
         self.micro_batches = _settle_optimizer(runner)
         self.dataloader_iterator = PlanIterator(self.dataloader, self.micro_batches)
         require_agreement(self.dataloader_iterator.plan)
-        self._planned_epochs = max_epochs
+        self._planned_epochs, self._heaviest_first = max_epochs, heaviest_first
         limits = [] if max_iters is None else [int(max_iters)]
         limits += [] if max_epochs is None else [self.dataloader_iterator.count_steps(max_epochs)]
         self._max_iters, self._max_epochs = min(limits), 1  # for MMEngine a run by iterations is one epoch
@@ -194,6 +202,8 @@ class PlannedTrainLoop(IterBasedTrainLoop):
             self._go_on()
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
+        if self._heaviest_first and self._iter < self._max_iters:
+            self._rehearse()
         with watching():
             self._run_steps()
             self.runner.call_hook("after_train_epoch")
@@ -203,6 +213,14 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         elif requests.agreed and is_main_process():
             print(_how_to_go_on(self._iter, newest_checkpoint(self.runner.work_dir)), flush=True)
         return self.runner.model
+
+    def _rehearse(self) -> None:
+        """Runs the heaviest micro-batch that is left of the epoch, and forgets it."""
+        place, plan = self.dataloader_iterator.position(), self.dataloader_iterator.plan
+        self.runner.model.train()
+        batch = heaviest_batch(self.dataloader, plan, place["epoch"], place["position"])
+        with self._stopping_with_reason("before the first step, the heaviest batch"):
+            rehearse(self.runner.model, self.runner.optim_wrapper, batch)
 
     def _run_steps(self) -> None:
         while self._iter < self._max_iters and not self.stop_training and not requests.agreed:
@@ -217,20 +235,30 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         """Runs one optimizer step; hooks get the list of its micro-batches.
 
         Raises:
-            TrainingStopped: Loss or gradient isn't finite; no checkpoint is written or removed.
+            TrainingStopped, OutOfMemory: Loss or gradient isn't finite, or the memory isn't enough; no checkpoint is
+                written or removed.
         """
         self.runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=data_batch)
         seed_step(self.runner.seed, get_rank(), self._iter)
-        try:
+        with self._stopping_with_reason(f"step {self._iter + 1}"):
             outputs = run_step(self.runner.model, self.runner.optim_wrapper, data_batch)
-        except NonFiniteError as error:
-            last = newest_checkpoint(self.runner.work_dir)
-            raise TrainingStopped(
-                f"step {self._iter + 1}: {error}. The last good checkpoint is {last or 'none: nothing was saved yet'}. "
-                "Look at these samples, or lower the learning rate"
-            ) from None
         self.runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=data_batch, outputs=outputs)
         self._iter += 1
+
+    @contextmanager
+    def _stopping_with_reason(self, when: str) -> Iterator[None]:
+        """Adds to an error of a step when it was, and the last good checkpoint."""
+        try:
+            yield
+        except (NonFiniteError, OutOfMemory) as error:
+            last = newest_checkpoint(self.runner.work_dir)
+            saved = f"The last good checkpoint is {last or 'none: nothing was saved yet'}"
+            if isinstance(error, OutOfMemory):
+                error.args = (f"{when}: {error}. {saved}",)
+                raise
+            raise TrainingStopped(
+                f"{when}: {error}. {saved}. Look at these samples, or lower the learning rate"
+            ) from None
 
     def _go_on(self) -> None:
         """Moves to the checkpoint's position, and plans the rest of the run."""

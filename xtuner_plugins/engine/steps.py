@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,10 @@ from mmengine.logging import print_log
 from torch import nn
 
 from ..models.losses import batch_weight, sum_over_ranks
+from .gradient_sums import forget_gradients
 from .loss_scaling import MIN_SCALE
+from .out_of_memory import name_sources, naming
 from .stopping import requests
-
-SHOWN_SOURCES = 8
 
 
 class NonFiniteError(ValueError):
@@ -39,9 +39,7 @@ class NonFiniteError(ValueError):
 
     def __init__(self, what: str, sources: Sequence[str]):
         self.what, self.sources = what, list(sources)
-        more = len(self.sources) - SHOWN_SOURCES
-        shown = ", ".join(self.sources[:SHOWN_SOURCES]) + (f" and {more} more" if more > 0 else "")
-        super().__init__(f"{what}, from the samples {shown or '(none named)'}")
+        super().__init__(f"{what}, from the samples {name_sources(self.sources)}")
 
 
 def unwrap(model: Any) -> nn.Module:
@@ -80,10 +78,11 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
 
     Raises:
         NonFiniteError: Loss or gradient norm isn't finite; in float16, not even unscaled.
+        OutOfMemory: The memory of this rank isn't enough; names the micro-batch, or all of them at the update.
     """
     network = unwrap(model)
     device = next(network.parameters()).device
-    driver = (_DeepSpeedDriver if isinstance(model, MMDeepSpeedEngineWrapper) else _PlainDriver)(model, optim_wrapper)
+    driver = _driver_of(model, optim_wrapper)
     weight = torch.tensor(sum(batch_weight(batch) for batch in micro_batches), dtype=torch.float64, device=device)
     mean_weight = (sum_over_ranks(weight) / get_world_size()).float()
     num_overflows = 0
@@ -98,7 +97,8 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
             raise NonFiniteError(f"the loss is {loss}", _sources_of_all_ranks(at_fault))
         logged = {"loss": loss / get_world_size(), "supervised_tokens": num_supervised, "tiles": num_tiles}
         scale = driver.loss_scale
-        norm, is_logged = driver.update()
+        with naming(micro_batches):
+            norm, is_logged = driver.update()
         if math.isfinite(norm):
             break
         if scale is None or scale <= MIN_SCALE:
@@ -115,6 +115,32 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
     return logged if is_logged else {**logged, "grad_norm": norm}
 
 
+def rehearse_step(model: Any, optim_wrapper: Any, batch: dict) -> None:
+    """Forward and backward of a micro-batch whose gradients are thrown away, in the memory of a later step.
+
+    Parameters, optimizer and PyTorch's random generators are afterwards as they were. The moments that an optimizer of
+    Adam's kind makes in its first step are stood in for by empty tensors.
+
+    Raises:
+        OutOfMemory: As `run_step`.
+        ValueError: An optimizer of DeepSpeed's whose gradients can't be thrown away.
+    """
+    network = unwrap(model)
+    device = next(network.parameters()).device
+    driver = _driver_of(model, optim_wrapper)
+    weight = torch.tensor(batch_weight(batch), device=device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), driver.rehearsing():
+        with naming([batch]):
+            moments = [torch.empty_like(tensor) for tensor in driver.moments_to_come()]
+        _accumulate(driver, network, [batch], weight)
+        del moments
+    driver.discard()
+
+
+def _driver_of(model: Any, optim_wrapper: Any) -> _PlainDriver | _DeepSpeedDriver:
+    return (_DeepSpeedDriver if isinstance(model, MMDeepSpeedEngineWrapper) else _PlainDriver)(model, optim_wrapper)
+
+
 def _accumulate(
     driver: _PlainDriver | _DeepSpeedDriver,
     network: nn.Module,
@@ -128,7 +154,7 @@ def _accumulate(
     """
     figures = []
     for index, batch in enumerate(micro_batches):
-        with driver.micro_step(is_last=index == len(micro_batches) - 1):
+        with naming([batch]), driver.micro_step(is_last=index == len(micro_batches) - 1):
             inputs = network.data_preprocessor(batch, training=True)
             outputs = driver.model(**inputs, mode="loss", mean_weight=mean_weight)
             driver.backward(outputs["loss"])
@@ -161,6 +187,18 @@ class _PlainDriver:
 
     def backward(self, loss: torch.Tensor) -> None:
         self.optim_wrapper.backward(loss)
+
+    def rehearsing(self) -> AbstractContextManager:
+        """For a backward pass that no rank waits for: DDP's buckets stay as they are before the first step."""
+        return self.model.no_sync() if hasattr(self.model, "no_sync") else nullcontext()
+
+    def discard(self) -> None:
+        """Throws the gradients away."""
+        self.optim_wrapper.zero_grad()
+
+    def moments_to_come(self) -> Iterator[torch.Tensor]:
+        """What the optimizer will hold moments for, once per moment."""
+        return _without_moments(self.optim_wrapper.optimizer)
 
     def update(self) -> tuple[float, bool]:
         """Clips and steps; returns the gradient norm before clipping and whether MMEngine has logged it.
@@ -207,6 +245,21 @@ class _DeepSpeedDriver:
     def backward(self, loss: torch.Tensor) -> None:
         self.model.backward(loss, scale_wrt_gas=False)
 
+    def rehearsing(self) -> AbstractContextManager:
+        """Refuses before anything runs where `discard` couldn't throw the gradients away."""
+        forget_gradients(self.model.optimizer)
+        return nullcontext()
+
+    def discard(self) -> None:
+        """Throws the gradients away."""
+        forget_gradients(self.model.optimizer)
+
+    def moments_to_come(self) -> Iterator[torch.Tensor]:
+        """As `_PlainDriver.moments_to_come`, of this rank's share."""
+        optimizer = self.model.optimizer
+        shares = getattr(optimizer, "fp32_partitioned_groups_flat", None)  # ZeRO-3 hands them over one by one
+        return _without_moments(optimizer.optimizer, shares)
+
     def update(self) -> tuple[float, bool]:
         """Clips and steps; returns the gradient norm before clipping, and that it isn't logged.
 
@@ -216,3 +269,13 @@ class _DeepSpeedDriver:
         if self.model.fp16_enabled() and self.model.optimizer.overflow:
             return math.inf, False
         return float(self.model.get_global_grad_norm() or 0.0), False
+
+
+def _without_moments(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor] | None = None
+) -> Iterator[torch.Tensor]:
+    if parameters is None:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        if not optimizer.state.get(parameter):
+            yield from [parameter] * len(optimizer.defaults.get("betas", ()))

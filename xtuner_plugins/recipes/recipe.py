@@ -137,6 +137,7 @@ SETTINGS: dict[str, Any] = {
     "num_workers": 4,
     "max_epochs": 1,
     "max_steps": Commented(None, "optimizer steps; ends the run before max_epochs"),
+    "heaviest_first": Commented(False, "True tries the largest batch before the first step"),
     "lr": 1e-4,
     "visual_encoder_lr": Commented(None, "None: lr, here and below"),
     "projector_lr": None,

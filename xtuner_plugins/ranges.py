@@ -5,12 +5,23 @@ Nothing here imports PyTorch, so a wrong value is refused before that is importe
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from typing import Any
 
 MAX_TILES = 256  # published configurations use up to 40
 DTYPE_NAMES = ("bfloat16", "float16", "float32")  # of training
+# Optimizers of bitsandbytes: bits of a moment, and whether moments are paged.
+BITSANDBYTES = {"adamw_8bit": (8, False), "paged_adamw_8bit": (8, True), "paged_adamw_32bit": (32, True)}
+OPTIMIZER_NAMES = ("adamw", *BITSANDBYTES)
+# Where losses go: class of MMEngine's backend, and the package that it needs, by its name in Python and in pip.
+TRACKERS = {
+    "tensorboard": ("mmengine.visualization.TensorboardVisBackend", "tensorboard"),
+    "wandb": ("mmengine.visualization.WandbVisBackend", "wandb"),
+    "swanlab": ("swanlab.integration.mmengine.SwanlabVisBackend", "swanlab"),
+    "mlflow": ("mmengine.visualization.MLflowVisBackend", "mlflow"),
+}
 
 
 class RangeError(ValueError):
@@ -99,3 +110,18 @@ def check_max_norm(value: Any) -> None:
     """``max_norm`` of gradient clipping; raises `RangeError`. PyTorch would reverse the gradient."""
     if not _is_number(value) or not value > 0:
         raise RangeError(f"max_norm={value!r} is out of range", "give more than 0")
+
+
+def check_optimizer(value: Any) -> None:
+    """``optimizer``; raises `RangeError`."""
+    if value not in OPTIMIZER_NAMES:
+        raise RangeError(f"optimizer={value!r} is not known", f"it is one of: {', '.join(OPTIMIZER_NAMES)}")
+
+
+def check_tracker(value: Any) -> None:
+    """``tracker``, and whether its package is installed; raises `RangeError`."""
+    if value not in ("none", *TRACKERS):
+        raise RangeError(f"tracker={value!r} is not known", f"it is one of: {', '.join(TRACKERS)}, none")
+    if value != "none" and importlib.util.find_spec(TRACKERS[value][1]) is None:
+        package = TRACKERS[value][1]
+        raise RangeError(f"tracker={value!r} needs the package {package}", f"pip install {package}, or tracker=none")

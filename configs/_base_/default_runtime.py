@@ -2,7 +2,7 @@
 
 from mmengine.hooks import DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
 from mmengine.runner import LogProcessor
-from mmengine.visualization import LocalVisBackend, Visualizer
+from mmengine.visualization import LocalVisBackend
 
 from xtuner_plugins.engine import (
     CheckpointGuardHook,
@@ -10,6 +10,7 @@ from xtuner_plugins.engine import (
     PlanHook,
     PreprocessingLockHook,
     RunContractHook,
+    TrackingVisualizer,
     WholeCheckpointHook,
     prepare_runtime,
 )
@@ -40,7 +41,7 @@ env_cfg = dict(
     dist_cfg=dict(backend="nccl"),  # gloo on a machine without GPU
 )
 model_wrapper_cfg = dict(type="DeviceAwareDDP")  # MMEngine takes only a registered name here
-visualizer = dict(type=Visualizer, vis_backends=[dict(type=LocalVisBackend)])
+visualizer = dict(type=TrackingVisualizer, vis_backends=[dict(type=LocalVisBackend)])
 log_processor = dict(type=LogProcessor, by_epoch=False, window_size=1)
 log_level = "INFO"
 load_from = None

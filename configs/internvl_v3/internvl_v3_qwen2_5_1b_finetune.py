@@ -13,10 +13,9 @@ launch          NPROC_PER_NODE=8 xtuner train configs/internvl_v3/internvl_v3_qw
 
 from mmengine.config import read_base
 from mmengine.optim import OptimWrapper
-from torch.optim import AdamW
 
 from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
-from xtuner_plugins.engine import GroupedOptimWrapperConstructor, PlannedTrainLoop, WarmupCosineLR
+from xtuner_plugins.engine import GroupedOptimWrapperConstructor, PlannedTrainLoop, WarmupCosineLR, build_adamw
 from xtuner_plugins.models import VisionLanguageModel
 
 with read_base():
@@ -41,6 +40,7 @@ num_workers = 4
 max_epochs = 1
 max_steps = None  # optimizer steps; ends the run before max_epochs
 heaviest_first = False  # True tries the largest batch before the first step
+optimizer = "adamw"  # or adamw_8bit, paged_adamw_8bit, paged_adamw_32bit
 lr = 1e-6
 visual_encoder_lr = None  # None: lr, here and below
 projector_lr = None
@@ -54,6 +54,7 @@ warmup_ratio = 0.03  # share of the optimizer steps
 
 save_steps = 1000  # optimizer steps
 save_total_limit = 1  # checkpoints kept
+tracker = "tensorboard"  # or wandb, swanlab, mlflow, none
 
 # ---------------------------------------------------------------- Wiring
 pretrained_model_name_or_path = base
@@ -91,10 +92,11 @@ optim_wrapper = dict(
         visual_encoder_layer_decay=visual_encoder_layer_decay,
         decay_norms_and_biases=False,
     ),
-    optimizer=dict(type=AdamW, lr=lr, betas=betas, weight_decay=weight_decay),
+    optimizer=dict(type=build_adamw, name=optimizer, lr=lr, betas=betas, weight_decay=weight_decay),
     clip_grad=dict(max_norm=max_grad_norm),
     accumulative_counts=accumulative_counts,
 )
 param_scheduler = dict(type=WarmupCosineLR, warmup_ratio=warmup_ratio)  # a linear start, a cosine over the rest
 default_hooks.checkpoint.update(interval=save_steps, max_keep_ckpts=save_total_limit)  # noqa: F405
+visualizer.update(tracker=tracker)  # noqa: F405
 train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs, max_iters=max_steps, heaviest_first=heaviest_first)

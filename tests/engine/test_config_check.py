@@ -27,7 +27,7 @@ REFUSED = [
     (f"{LORA}.r", "x", r"model.llm_lora.r='x': LoraConfig wants a valid integer"),
     (f"{LORA}.lora_dropout", -0.1, "lora_dropout=-0.1 is out of range"),
     (f"{LORA}.target_modules", ["nope"], r"llm_lora.target_modules=.*nope.* is no layer here"),
-    (f"{OPTIMIZER}.lr", "abc", "lr='abc': AdamW wants a valid number"),
+    (f"{OPTIMIZER}.lr", "abc", "lr='abc': build_adamw wants a valid number"),
     (f"{OPTIMIZER}.lr", -1.0, "optim_wrapper.optimizer: lr=-1.0 is no learning rate"),
     (f"{OPTIMIZER}.betas", (0.9, 1.5), "Invalid beta parameter at index 1"),
     (f"{OPTIMIZER}.weight_decay", -0.1, "Invalid weight_decay"),

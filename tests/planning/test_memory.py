@@ -65,6 +65,13 @@ def test_parts_add_up(warm_up):
     assert plan.moments[plan.moment] == max(plan.moments.values())
 
 
+def test_moments_in_eight_bits_are_for_runs_without_zero(warm_up):
+    job = replace(warm_up, moments=2.03125)
+    assert plan_memory(job, plain(1)).parts["optimizer"] == int(2.03125 * warm_up.trained)
+    zero = Strategy("x", 8, 2)
+    assert plan_memory(job, zero).parts["optimizer"] == plan_memory(warm_up, zero).parts["optimizer"]
+
+
 def test_ddp_has_buckets_and_no_shards(warm_up):
     one, eight = plan_memory(warm_up, plain(1)), plan_memory(warm_up, plain(8))
     assert eight.parts["buffers"] - one.parts["buffers"] == 4 * warm_up.trained

@@ -3,12 +3,16 @@
 import json
 
 import pytest
+import torch
 
 from tests.conftest import ROOT
 from xtuner_plugins.config_file import ConfigError, read_config
+from xtuner_plugins.engine.bitsandbytes_adamw import BitsAndBytesAdamW
+from xtuner_plugins.engine.optimizers import build_adamw
 from xtuner_plugins.planning.job import Batch
 from xtuner_plugins.planning.memory import GIB
 from xtuner_plugins.planning.strategies import plain
+from xtuner_plugins.ranges import BITSANDBYTES, OPTIMIZER_NAMES
 from xtuner_plugins.recipes import plan
 from xtuner_plugins.recipes.count import count
 from xtuner_plugins.recipes.table import RECIPES
@@ -107,3 +111,15 @@ def test_a_directory_says_its_own_shape(toy_base):
         with safe_open(path, "pt") as file:
             total += sum(file.get_tensor(key).numel() for key in file.keys())
     assert shape.parameters == total
+
+
+@pytest.mark.parametrize("name", OPTIMIZER_NAMES)
+def test_moments_take_what_the_optimizer_holds(name):
+    """Of a tensor of whole blocks; the codes themselves are shared by all tensors and left out."""
+    weight = torch.nn.Parameter(torch.zeros(64, 256))
+    weight.grad = torch.ones_like(weight)
+    bits, _ = BITSANDBYTES.get(name, (32, False))
+    optimizer = BitsAndBytesAdamW([weight], optim_bits=bits) if name in BITSANDBYTES else build_adamw([weight])
+    optimizer.step()
+    held = [value for key, value in optimizer.state[weight].items() if torch.is_tensor(value) and "qmap" not in key]
+    assert sum(t.nbytes for t in held if t.dim()) == plan.moment_bytes(name) * weight.numel()

@@ -108,6 +108,11 @@ VALUES = [
     ("lr=-1", "optim_wrapper.optimizer: lr=-1 is no learning rate; give a number, 0 or more"),
     ("dtype=nonsense", "model: dtype='nonsense' is not supported; it is one of: auto, bfloat16, float16, float32"),
     ("warmup_ratio=2", "param_scheduler: warmup_ratio=2 is no share of a run; give 0 or more, and less than 1"),
+    ("optimizer=adamw8", "optim_wrapper.optimizer: optimizer='adamw8' is not known; it is one of: adamw, adamw_8bit, "),
+    (
+        "tracker=tensorbord",
+        "visualizer: tracker='tensorbord' is not known; it is one of: tensorboard, wandb, swanlab, ",
+    ),
     ("max_grad_norm=0", "optim_wrapper.clip_grad: max_norm=0 is out of range; give more than 0"),
     ("base={blind}", "has no vision part (model_type 'qwen2', no vision_config in its config.json); make one with"),
 ]
@@ -133,7 +138,11 @@ WIRING = [
         "max_tile=max_tiles",
         "MultimodalDataset has no setting 'max_tile'; did you mean 'max_tiles'?",
     ),
-    ("betas=betas", "beta=betas", "optim_wrapper.optimizer.beta: AdamW has no setting 'beta'; did you mean 'betas'?"),
+    (
+        "betas=betas",
+        "beta=betas",
+        "optim_wrapper.optimizer.beta: build_adamw has no setting 'beta'; did you mean 'betas'?",
+    ),
     ("max_length=max_length,", "max_length=max_length, template='x',", "unknown conversation template 'x'; known are"),
 ]
 

@@ -210,6 +210,7 @@ class MultimodalDataset(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
         """The samples of a batch, opened by `num_threads` threads (decoding and resizing free the interpreter)."""
+        bind_worker()  # signals are set in the main thread only
         if not self.num_threads:
             return [self[index] for index in indices]
         if self._pool is None:

@@ -13,8 +13,10 @@ _HOMES = {
     "PlannedTrainLoop": "loops",
     "PreprocessingLockHook": "hooks.preprocessing_lock",
     "RunContractHook": "hooks.run_contract",
+    "TrackingVisualizer": "trackers",
     "WarmupCosineLR": "schedulers",
     "WholeCheckpointHook": "hooks.whole_checkpoint",
+    "build_adamw": "optimizers",
     "prepare_runtime": "runtime",
 }
 __all__ = [*_HOMES, "register_all"]

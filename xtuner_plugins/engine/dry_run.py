@@ -25,6 +25,7 @@ from ..datasets.images.tiling import DynamicTiling
 from ..datasets.plan.budget import TileBudget
 from ..ranges import check_max_norm, check_room
 from .loss_scaling import scaled_wrapper
+from .optimizers import build_adamw
 from .param_groups import planned_groups
 from .run_length import check_length
 
@@ -70,15 +71,16 @@ def build_parts(cfg: Config) -> None:
 
 
 def build_optimizer_early(settings: Mapping[str, Any]) -> None:
-    """Builds an optimizer of PyTorch without MMEngine's registry, which takes seconds to import.
+    """Builds ours, or one of PyTorch, without MMEngine's registry, which takes seconds to import.
 
     Raises:
         ConfigError: What its constructor says.
     """
-    if isinstance(settings["type"], type) and issubclass(settings["type"], torch.optim.Optimizer):
+    build = settings["type"]
+    if build is build_adamw or (isinstance(build, type) and issubclass(build, torch.optim.Optimizer)):
         rest = {key: value for key, value in settings.items() if key != "type"}
         with _refused("optim_wrapper"):
-            settings["type"]([torch.nn.Parameter(torch.zeros(1))], **rest)
+            build([torch.nn.Parameter(torch.zeros(1))], **rest)
 
 
 def build_loader_early(settings: Mapping[str, Any]) -> None:

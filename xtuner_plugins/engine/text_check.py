@@ -22,10 +22,12 @@ from ..ranges import (
     check_dropout,
     check_dtype,
     check_max_norm,
+    check_optimizer,
     check_rank,
     check_rate,
     check_room,
     check_tiles,
+    check_tracker,
     check_warmup_ratio,
 )
 from .signatures import parameters
@@ -51,9 +53,11 @@ RANGES: dict[str, Callable[[Any], None]] = {
     "model.visual_encoder_lora.lora_dropout": check_dropout,
     "train_dataloader.batch_size": check_batch_size,
     "train_dataloader.dataset.template": get_conv_template,
+    "optim_wrapper.optimizer.name": check_optimizer,
     "optim_wrapper.optimizer.lr": check_rate,
     "optim_wrapper.clip_grad.max_norm": check_max_norm,
     "param_scheduler.warmup_ratio": check_warmup_ratio,
+    "visualizer.tracker": check_tracker,
 }
 
 _TOWERS = (("llm", "language_model.", "llm_config"), ("visual_encoder", "vision_model.", "vision_config"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from .shapes import Shape, Stack
 
 FLOAT = 4  # bytes of a float32
+MOMENTS = 2 * FLOAT  # bytes per trained weight of AdamW's state
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Job:
         float_weights: trained weights are held in float32 and computed under autocast, as without DeepSpeed.
         batches: micro-batches that the plan must hold; the largest counts.
         accumulation: micro-batches of an optimizer step.
+        moments: bytes of the optimizer's state per trained weight.
         keeps_encoder: the encoder's activations are kept even with `recompute`, as under ZeRO-3 with LoRA on it.
     """
 
@@ -71,6 +73,7 @@ class Job:
     half: bool = True
     float_weights: bool = True
     accumulation: int = 1
+    moments: float = MOMENTS
     keeps_encoder: bool = False
 
     def stack(self, part: str) -> Stack:

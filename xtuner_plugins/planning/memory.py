@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from . import activations as act
-from .job import FLOAT, Batch, Job, Strategy
+from .job import FLOAT, MOMENTS, Batch, Job, Strategy
 
 GIB = 2**30
 PACKED = 0.5 + 1 / 64 + FLOAT / (64 * 256)  # bytes of a 4-bit weight: a byte per block of 64, a float per 256 blocks
@@ -58,9 +58,13 @@ def plan_memory(job: Job, strategy: Strategy) -> Plan:
 
 
 def under(job: Job, strategy: Strategy) -> Job:
-    """The job with what a strategy decides: the dtype of trained weights, and what can't be recomputed."""
+    """The job with what a strategy decides: the dtype of trained weights, and what can't be recomputed.
+
+    Under ZeRO the moments are float32, the only ones that it takes.
+    """
     keeps_encoder = strategy.stage == 3 and "visual_encoder" in job.adapters
-    return replace(job, float_weights=strategy.stage is None, keeps_encoder=keeps_encoder)
+    plain = strategy.stage is None
+    return replace(job, float_weights=plain, keeps_encoder=keeps_encoder, moments=job.moments if plain else MOMENTS)
 
 
 def _plan(job: Job, strategy: Strategy, batch: Batch, held: Mapping[str, int]) -> Plan:
@@ -87,7 +91,7 @@ def _held(job: Job, strategy: Strategy) -> dict[str, int]:
         "frozen weights": _share(frozen, whole) * on_gpu,
         "trained weights": _share(job.trained * trained_size, whole) * on_gpu,
         "master weights": _share(job.trained * master, shards) * states_on_gpu,
-        "optimizer": _share(2 * job.trained * FLOAT, shards) * states_on_gpu,
+        "optimizer": _share(int(job.trained * job.moments), shards) * states_on_gpu,
     }
     if strategy.stage is None:
         held["buffers"] = job.trained * FLOAT * (strategy.gpus > 1)  # DDP's buckets

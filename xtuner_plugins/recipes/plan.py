@@ -15,16 +15,18 @@ from ..families import encoder_family, llm_family
 from ..hub.constants import PROJECTOR_TYPES
 from ..planning.activations import kept_bytes
 from ..planning.hardware import GPU, GPUS, UTILIZATION
-from ..planning.job import Adapters, Batch, Job, Strategy
+from ..planning.job import MOMENTS, Adapters, Batch, Job, Strategy
 from ..planning.memory import Plan, plan_memory, under
 from ..planning.shapes import Shape, shape_of
 from ..planning.strategies import from_deepspeed, plain
 from ..planning.work import Work, seconds, work_of
+from ..ranges import BITSANDBYTES
 from .bases import BASES, ENCODERS, LLMS, Base
 from .recipe import Recipe, setting_of
 from .table import RECIPES
 
 LORA_RANK = 8  # PEFT's default
+BLOCK = 256  # weights per scale of an 8-bit moment
 TEXT_TOKENS = 512  # of a sample, where nobody has measured
 
 
@@ -111,6 +113,7 @@ def job_of(settings: Mapping[str, Any], model: Model, batches: tuple[Batch, ...]
     families = {"visual_encoder": encoder_family(model.vision), "llm": llm_family(model.llm)}
     adapters = {part: _adapters(ours[f"{part}_lora"], families[part]) for part in families if ours.get(f"{part}_lora")}
     packed = {"visual_encoder": families["visual_encoder"].lora_targets, "llm": families["llm"].packed_linears}
+    wrapper = settings.get("optim_wrapper") or {}
     job = Job(
         shape=model.shape,
         whole=frozenset(part for part, default in frozen.items() if not ours.get(f"freeze_{part}", default)),
@@ -119,11 +122,18 @@ def job_of(settings: Mapping[str, Any], model: Model, batches: tuple[Batch, ...]
         quantized={part: names for part, names in packed.items() if ours.get(f"{part}_quantization")},
         recompute=ours.get("gradient_checkpointing", True),
         half=ours.get("dtype", "auto") != "float32",
-        accumulation=(settings.get("optim_wrapper") or {}).get("accumulative_counts", 1),
+        accumulation=wrapper.get("accumulative_counts", 1),
+        moments=moment_bytes((wrapper.get("optimizer") or {}).get("name")),
     )
     if not job.trained:
         raise ConfigError("model: nothing would train: every part is frozen and no LoRA is set")
     return job
+
+
+def moment_bytes(optimizer: str | None) -> float:
+    """Bytes per trained weight of an optimizer's two moments; of float32 ones where it has no name that is known."""
+    bits, _ = BITSANDBYTES.get(optimizer, (32, False))
+    return MOMENTS if bits == 32 else MOMENTS * bits / 32 + MOMENTS / BLOCK
 
 
 def _adapters(settings: Mapping[str, Any], family) -> Adapters:

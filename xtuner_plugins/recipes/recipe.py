@@ -138,6 +138,7 @@ SETTINGS: dict[str, Any] = {
     "max_epochs": 1,
     "max_steps": Commented(None, "optimizer steps; ends the run before max_epochs"),
     "heaviest_first": Commented(False, "True tries the largest batch before the first step"),
+    "optimizer": Commented("adamw", "or adamw_8bit, paged_adamw_8bit, paged_adamw_32bit"),
     "lr": 1e-4,
     "visual_encoder_lr": Commented(None, "None: lr, here and below"),
     "projector_lr": None,
@@ -151,6 +152,7 @@ SETTINGS: dict[str, Any] = {
     "warmup_ratio": Commented(0.03, "share of the optimizer steps"),
     "save_steps": Commented(500, "optimizer steps"),
     "save_total_limit": Commented(2, "checkpoints kept"),
+    "tracker": Commented("tensorboard", "or wandb, swanlab, mlflow, none"),
 }
 
 

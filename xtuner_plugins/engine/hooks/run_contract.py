@@ -12,6 +12,7 @@ from mmengine.registry import HOOKS
 from torch import nn
 
 from ..loops import planned_loop
+from ..optimizers import describe_optimizer
 from ..param_groups import num_weights, planned_groups
 from ..steps import unwrap
 
@@ -35,6 +36,7 @@ class RunContractHook(Hook):
             trainable, frozen = count_parameters(part)
             lines.append(f"  {name:<16}{trainable:>16,}{frozen:>16,}  {held_in(part)}")
         trained = sum(count_parameters(part)[0] for part in model.parts().values())
+        lines.append(f"  optimizer: {describe_optimizer(runner.optim_wrapper.optimizer)}")
         groups = optimizer_groups(runner.optim_wrapper.optimizer)
         for index, (count, lr, weight_decay) in enumerate(groups):
             lines.append(f"  optimizer group {index}: {count:,} parameters, lr {lr:g}, weight decay {weight_decay:g}")

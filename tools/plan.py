@@ -84,6 +84,7 @@ def main(argv=None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Plans and reports; returns the exit status."""
+    from xtuner_plugins.engine.text_check import check_spelling, check_values
     from xtuner_plugins.recipes.plan import plan_config
 
     path = find_config(args.config)
@@ -93,9 +94,12 @@ def run(args: argparse.Namespace) -> int:
 
     def read(pairs):
         text = leaf.changed(pairs).standalone() if args.set or pairs else None
-        return read_config(path, parse_options(args.cfg_options), text)._to_lazy_dict()
+        return read_config(path, parse_options(args.cfg_options), text)
 
-    planned = plan_config(read([]), strategy, args.samples)
+    config = read([])
+    check_spelling(config)
+    check_values(config._to_lazy_dict())
+    planned = plan_config(config._to_lazy_dict(), strategy, args.samples)
     available = int((args.gpu_memory or GPUS[args.gpu].memory) * GIB)
     strategies = [strategy_named(name, args.gpus) for name in ("none", *ALL)]
     usable = [each for each in strategies if not (planned.job.quantized and each.stage == 3)]
@@ -104,7 +108,11 @@ def run(args: argparse.Namespace) -> int:
     from xtuner_plugins.planning.advice import advise
 
     values = {name: setting.value for name, setting in leaf.settings.items()}
-    lines = advise(values, planned.memory, available, lambda pairs: plan_config(read(pairs), strategy).memory)
+
+    def memory_of(pairs):
+        return plan_config(read(pairs)._to_lazy_dict(), strategy).memory
+
+    lines = advise(values, planned.memory, available, memory_of)
     took = planned.seconds(GPUS[args.gpu].teraflops, args.mfu)
     if args.json:
         print(json.dumps(as_json(args, planned, available, others, lines, took), indent=2))

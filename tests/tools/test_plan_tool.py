@@ -53,6 +53,8 @@ def test_settings_gpus_and_advice_as_json(run_tool):
     [
         (["finetunefull"], "did you mean finetune_full"),
         (["finetune_full", "--set", "batchsize=2"], "did you mean batch_size?"),
+        (["finetune_full", "--set", "optimizer=adamw_9bit"], "optimizer"),
+        (["finetune_full", "--set", "max_tiles=300"], "tile limits"),
         (["finetune_full", "--deepspeed", "zero3"], "did you mean deepspeed_zero3?"),
         (["finetune_full", "--set", "base=no/such"], "model directory 'no/such' isn't there, and no recipe says"),
         (["finetune_qlora", "--deepspeed", "deepspeed_zero3"], "4-bit weights can't be partitioned"),

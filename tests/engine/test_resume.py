@@ -134,7 +134,8 @@ def test_deepspeed_directories(toy_base, data, tmp_path, deepspeed):
     run = train_forked(tmp_path / "run", toy_base, data, config=lora, **case)
     assert run.ok, run.output[-2000:]
     saved = tmp_path / "run" / "iter_2.pth"
-    assert read_checkpoint(saved) == {"iter": 2, "has_optimizer": True, "any_strategy": True}
+    expected = {"iter": 2, "has_optimizer": True, "any_strategy": True, "state_format": "adamw"}
+    assert read_checkpoint(saved) == expected
     resume = ("--resume", str(saved))
     full = train_forked(tmp_path / "full", toy_base, data, extra=resume, **case)
     assert 1 in full.codes and "another model or another choice of trained parts" in full.errors[0]

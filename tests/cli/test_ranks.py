@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import HANGS_AFTER
 from xtuner_plugins.cli import ranks
 from xtuner_plugins.cli.ranks import run_ranks
 from xtuner_plugins.processes import PARENT_ENDED, PASSED_ON, STOP_SIGNALS
@@ -30,7 +31,9 @@ def envs(folder, count, **more):
 
 
 @pytest.mark.parametrize("number", [*STOP_SIGNALS, PARENT_ENDED])
-def test_a_signal_reaches_every_rank_once_as_another(tmp_path, number):
+def test_a_signal_reaches_every_rank_once_as_another(tmp_path, number, monkeypatch):
+    monkeypatch.setattr(ranks, "LEFT_AFTER_FAILURE_SECONDS", HANGS_AFTER)  # a busy machine may take long to write
+
     def send():
         while not all((tmp_path / f"{rank}.ready").exists() for rank in range(2)):
             time.sleep(0.02)

@@ -163,4 +163,5 @@ def test_bfloat16_masters_go_on(toy_base, data, recipes, tmp_path):
     assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
     assert any((left[key] != left[key].bfloat16()).any() for key in left if key.startswith("weight"))
     plain = train_forked(tmp_path / "plain", toy_base, data, extra=("--resume", str(saved)), **case(recipes["full"]))
-    assert plain.ok and logged(tmp_path / "plain") == pytest.approx(logged(tmp_path / "run")[SAVED:], rel=0.02)
+    assert plain.ok, plain.output[-3000:] + str(plain.errors)
+    assert logged(tmp_path / "plain") == pytest.approx(logged(tmp_path / "run")[SAVED:], rel=0.02)

@@ -21,6 +21,13 @@ def test_normalization_equals_totensor_and_normalize():
     assert torch.equal(ours, theirs)
 
 
+def test_a_model_in_half_precision_normalizes_in_float32():
+    """DeepSpeed casts the whole model, and a mean rounded to bfloat16 (0.484 for 0.485) shifts every pixel."""
+    tiles = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
+    expected = TilePreprocessor().normalize(tiles)
+    assert torch.equal(TilePreprocessor().bfloat16().normalize(tiles), expected)
+
+
 def test_a_batch_becomes_the_inputs_of_the_model_and_is_not_modified():
     batch = batch_of(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
     out = TilePreprocessor()(batch)

@@ -40,8 +40,9 @@ class TilePreprocessor(BaseDataPreprocessor):
         super().__init__(non_blocking=non_blocking)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"TilePreprocessor: mean and std need 3 values, std above 0; got {mean} and {std}")
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        # No buffers: DeepSpeed in half precision rounds every buffer of the model.
+        self.mean = torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
         self._unrecorded = Unrecorded()
         self.image_token, self.tokens_per_tile = -1, 0  # the model sets both
 
@@ -49,8 +50,9 @@ class TilePreprocessor(BaseDataPreprocessor):
         """uint8 ``[T, 3, S, S]`` to float32 ``[T, 3, S, S]``; T may be 0."""
         if tiles.dtype != torch.uint8:
             raise ValueError(f"tiles must be uint8, got {tiles.dtype}: normalization happens here, not in the workers")
-        # DeepSpeed in bf16 casts every buffer of the module; the arithmetic stays in float32.
-        return (tiles.float() / 255.0 - self.mean.float()) / self.std.float()
+        if self.mean.device != tiles.device:
+            self.mean, self.std = self.mean.to(tiles.device), self.std.to(tiles.device)
+        return (tiles.float() / 255.0 - self.mean) / self.std
 
     def forward(self, data: dict, training: bool = False) -> dict:
         """Makes the model's inputs of a collated batch.

@@ -49,7 +49,8 @@ def llama_like():
 
 def test_vicunas_chat_template_has_the_ids_of_training(llama_like):
     conversation = get_conv_template("vicuna_v1.1")
-    messages = [dict(role="user", content="Hi?"), dict(role="assistant", content="Yes."), dict(role="user", content="Ok")]
+    turns = [("user", "Hi?"), ("assistant", "Yes."), ("user", "Ok")]
+    messages = [dict(role=role, content=text) for role, text in turns]
     for message, role in zip(messages, conversation.roles * 2, strict=False):
         conversation.append_message(role, message["content"])
     conversation.append_message(conversation.roles[1], None)

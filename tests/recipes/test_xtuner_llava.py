@@ -62,7 +62,8 @@ def test_every_value_is_xtuners(name, tmp_path):
     notes = "\n".join(imported.notes)
     padded = parts[0]["pad_image_to_square"]
     vicuna = ["template vicuna: "] if dataset["template"] == "vicuna_v1.1" else []
-    for words in (*vicuna, f"pad_image_to_square={padded}: XTuner", "DatasetInfoHook", "EvaluateChatHook", "system prompt"):
+    always = (f"pad_image_to_square={padded}: XTuner", "DatasetInfoHook", "EvaluateChatHook", "system prompt")
+    for words in (*vicuna, *always):
         assert notes.count(words) == 1, words
     assert f"pad_image_to_square={padded}: XTuner" in imported.text
     gpus = int((name.partition("_gpu")[2] or "8")[0])

@@ -162,7 +162,7 @@ def processor_template(template: str, *, image: str, video: str | None) -> str:
 def _roles(conversation) -> tuple[str, str, str]:
     """The user's prefix, the assistant's open one and that before an answer, as literals.
 
-    The last two differ where the tokenizer puts a space before an answer that is tokenized on its own, as Vicuna's does.
+    The last two differ where the tokenizer itself puts a space before an answer, as Vicuna's does.
     """
     user, assistant = conversation.roles
     answer = assistant if assistant[-1].isspace() or assistant[-1] == ">" else assistant + " "

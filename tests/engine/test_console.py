@@ -7,6 +7,9 @@ import pytest
 
 from tests.conftest import ROOT
 from xtuner_plugins.engine.console import STEP_LINE, duration, step_line
+from xtuner_plugins.engine.contract import TITLE
+
+from .parallel_case import train, write_dataset
 
 # In a process of its own: the console replaces what a process has once.
 SPEAK = """
@@ -106,3 +109,24 @@ def test_rates_of_several_groups_and_missing_figures():
 @pytest.mark.parametrize("seconds, text", [(0.4, "0:00:00"), (59.6, "0:01:00"), (90061, "1d 1:01:01")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes, deepspeed", [(1, None), (2, "deepspeed_zero2")])
+def test_the_command_opens_with_the_contract(toy_base, tmp_path, processes, deepspeed):
+    """As a user runs it, into a pipe."""
+    options = {"default_hooks.logger.interval": 2}
+    data = write_dataset(tmp_path / "data")
+    done = train(tmp_path / "run", toy_base, data, processes=processes, deepspeed=deepspeed, options=options)
+    assert done.returncode == 0 and "\x1b" not in done.stdout, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    assert lines[0] == TITLE and lines[1].split() == ["part", "trainable", "frozen", "held", "in"]
+    steps = [line for line in lines if STEP_LINE.search(line)]
+    assert len(lines) < 25 and lines[-3:] == [*steps, f"saved {tmp_path / 'run/iter_4.pth'}"], done.stdout
+    for part in ("eta 0:", "grad norm ", "lr ", " tokens/s", " samples/s", "padding ", "memory "):
+        assert all(part in line for line in steps)
+    (log,) = (tmp_path / "run").glob("*/*.log")
+    text = log.read_text()
+    assert all(line in text for line in lines) and "System environment" in text and "Config:" in text
+    for name in ("run_contract.json", "report.html", "loss.png"):
+        assert (tmp_path / "run" / name).stat().st_size > 100

@@ -8,7 +8,7 @@ from pathlib import Path
 
 CONTRACT_FILE = "run_contract.json"  # in the work directory, and in the folder of each start
 SCALARS = "vis_data/scalars.json"  # in the folder of each start
-NO_SERIES = {"step", "iter", "epoch", "eta", "memory"}
+NO_SERIES = {"step", "iter", "epoch", "eta", "memory", "base_lr"}
 STAGES = ("train", "val", "test")
 FIRST = ("loss", "val/loss", "lr", "grad_norm", "tokens_per_second", "samples_per_second", "padding", "peak_memory_gib")
 

@@ -26,6 +26,7 @@ COLORS = ("#3f74d1", "#d9722e", "#2e9e5b", "#b1479c", "#8a6d3b", "#1d9aa6", "#c2
 NEUTRAL = "#7d8794"  # readable on light and dark pages
 MAX_POINTS = 400  # of a drawn line
 SMOOTHED_FROM = 40  # points; fewer are shown as they are
+EXACT = ("lr", "peak_memory_gib")  # series without noise
 MAX_CARDS, MAX_ANSWERS = 24, 6
 THUMBNAIL = 320  # px
 
@@ -118,8 +119,8 @@ def draw(lines: Mapping[str, Series], kind: str, size: tuple[float, float] = (4.
         for index, (name, points) in enumerate(lines.items()):
             color = COLORS[index % len(COLORS)]
             steps, values = thinned(points)
-            is_noisy = len(values) >= SMOOTHED_FROM
-            alpha, mark = (0.3, None) if is_noisy else (1.0, "o")
+            is_noisy = len(values) >= SMOOTHED_FROM and not name.startswith(EXACT)
+            alpha, mark = 0.3 if is_noisy else 1.0, "o" if len(values) < SMOOTHED_FROM else None
             axes.plot(steps, values, color=color, linewidth=1.0, alpha=alpha, marker=mark, markersize=2)
             if is_noisy:
                 axes.plot(steps, smoothed(values), color=color, linewidth=1.5, label=name)

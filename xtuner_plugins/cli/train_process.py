@@ -47,6 +47,9 @@ def main() -> int:
             return 1
         print(f"error (rank {rank}): {message}", "(XTUNER_PLUGINS_TRACEBACK=1 shows the traceback)", file=sys.stderr)
         return 1
+    except Exception:
+        record(traceback.format_exc())
+        raise
     return exit_status()
 
 

@@ -52,7 +52,7 @@ def record(text: str) -> None:
 
     entry = logging.LogRecord("mmengine", logging.ERROR, __file__, 0, text, None, None, "record")
     for handler in MMLogger.get_current_instance().handlers:
-        if not isinstance(handler, Terminal):
+        if isinstance(handler, logging.FileHandler):
             handler.handle(entry)
 
 
@@ -102,10 +102,8 @@ class Terminal(logging.StreamHandler):
     def filter(self, record: logging.LogRecord) -> bool:
         speaker = getattr(record, "speaker", None) or _speaker()
         is_quiet = speaker.partition(".")[0].lower() in QUIET and speaker != SHOWN
-        if record.levelno >= logging.ERROR:
-            return super().filter(record)
-        if record.levelno == logging.WARNING:
-            return not EXPECTED.search(record.getMessage()) and super().filter(record)
+        if record.levelno >= logging.WARNING:
+            return _is_news(record) and super().filter(record)
         return not is_quiet and rank() == 0 and super().filter(record)
 
     def format(self, record: logging.LogRecord) -> str:
@@ -180,7 +178,12 @@ def _file_of_rank(path: Path) -> logging.FileHandler:
     handler = logging.FileHandler(path.with_suffix(f".rank{rank()}{path.suffix}"), "w", delay=True)
     handler.setFormatter(MMFormatter(color=False, datefmt="%Y/%m/%d %H:%M:%S"))
     handler.setLevel(logging.WARNING)
+    handler.addFilter(_is_news)
     return handler
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return record.levelno != logging.WARNING or not EXPECTED.search(record.getMessage())
 
 
 def _as_log_record(show):

@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.process_table import MARK, marked, wait_until  # noqa: E402
+from xtuner_plugins.engine.console import STEP_LINE  # noqa: E402
 from xtuner_plugins.processes import die_with_parent, start_bound  # noqa: E402
 
 # What runs in a copy in place of a tool; the training itself, not its launcher.
@@ -193,8 +194,8 @@ class Project:
 
 def last_step(log: Path) -> int:
     """The last training step that a log tells of."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if "Iter(train)" in line]
-    return int(lines[-1].split("[")[1].split("/")[0]) if lines else 0
+    steps = [int(found["step"]) for found in STEP_LINE.finditer(log.read_text(errors="replace"))]
+    return steps[-1] if steps else 0
 
 
 def tail(log: Path) -> str:

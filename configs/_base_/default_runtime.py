@@ -1,6 +1,6 @@
 """What every run shares: logging, checkpoints, process groups, and the preparation of the process."""
 
-from mmengine.hooks import DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
+from mmengine.hooks import DistSamplerSeedHook, IterTimerHook, ParamSchedulerHook
 from mmengine.runner import LogProcessor
 from mmengine.visualization import LocalVisBackend
 
@@ -9,7 +9,9 @@ from xtuner_plugins.engine import (
     LedgerHook,
     PlanHook,
     PreprocessingLockHook,
+    ReportPageHook,
     RunContractHook,
+    StepLineHook,
     TrackingVisualizer,
     WholeCheckpointHook,
     prepare_runtime,
@@ -20,7 +22,7 @@ model_resource = dict(fn=prepare_runtime)
 
 default_hooks = dict(
     timer=dict(type=IterTimerHook),
-    logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=10),
+    logger=dict(type=StepLineHook, interval=10),
     param_scheduler=dict(type=ParamSchedulerHook),
     # Only what was trained is in a checkpoint; with optimizer state, so that every checkpoint can be resumed. A recipe
     # sets interval (save_steps) and max_keep_ckpts (save_total_limit).
@@ -33,6 +35,7 @@ custom_hooks = [
     dict(type=PlanHook),  # keeps the place in the data in every checkpoint
     dict(type=PreprocessingLockHook),  # keeps tile limits, template and tokens in every checkpoint
     dict(type=LedgerHook),  # work_dir/ledger.jsonl: what was left out, and why
+    dict(type=ReportPageHook),  # work_dir/report.html and loss.png: the run as a page and its loss as an image
 ]
 
 env_cfg = dict(

@@ -13,6 +13,7 @@ from tests.process_table import MARK, end_all, marked, wait_until
 from xtuner_plugins.cli import launcher
 from xtuner_plugins.cli.launcher import check_gpus, main, training_processes
 from xtuner_plugins.config_file import ConfigError, load_config
+from xtuner_plugins.engine.console import STEP_LINE
 
 
 def test_one_process_needs_no_group():
@@ -90,7 +91,7 @@ def test_a_killed_launcher_leaves_no_process(toy_base, tmp_path, monkeypatch, pr
 
 
 def is_training(log):
-    return "Iter(train)" in log.read_text()
+    return STEP_LINE.search(log.read_text())
 
 
 @pytest.mark.slow

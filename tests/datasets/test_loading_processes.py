@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import HANGS_AFTER, ROOT
 from tests.engine.parallel_case import write_dataset
 from tests.process_table import is_alive
+from xtuner_plugins.engine.console import STEP_LINE
 
 SECONDS = 5
 
@@ -72,7 +73,7 @@ def test_no_worker_outlives_a_killed_training(name, toy_base, tmp_path):
     seen = []
     for line in launcher.stdout:
         seen.append(line)
-        if "Iter(train)" in line:
+        if STEP_LINE.search(line):
             break
     below = descendants(launcher.pid)
     assert below, "".join(seen[-30:])

@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import HANGS_AFTER
 from tests.process_table import MARK, end_all, marked, wait_until
 from xtuner_plugins.engine import stopping
+from xtuner_plugins.engine.console import STEP_LINE
 from xtuner_plugins.engine.resume import newest_checkpoint, read_checkpoint
 from xtuner_plugins.engine.stopping import StopRequests, command_to_go_on, watching
 from xtuner_plugins.processes import PARENT_ENDED, PASSED_ON, STOP_SIGNALS
@@ -208,7 +209,7 @@ class Started:
             command, cwd=ROOT, env=self.env, stdout=self.out, stderr=self.out, start_new_session=True, **more
         )
         seen = set(self.work_dir.glob("*/*.log"))
-        assert wait_until(lambda: any("Iter(train)" in log.read_text() for log in self.new_logs(seen)), HANGS_AFTER), (
+        assert wait_until(lambda: any(STEP_LINE.search(log.read_text()) for log in self.new_logs(seen)), HANGS_AFTER), (
             self.said()
         )
 

@@ -5,22 +5,19 @@ import pytest
 from xtuner_plugins.toy.notebooks import excerpt, run
 
 LOG = """\
-11/22 21:05:52 - mmengine - INFO - Config:
-base = 'somewhere'
-11/22 21:05:52 - mmengine - WARNING - "FileClient" will be deprecated in future.
-11/22 21:05:52 - mmengine - WARNING - a.jsonl:3: turns: strange
-11/22 21:05:52 - mmengine - INFO - What this run trains:
+warning: a.jsonl:3: turns: strange
+What this run trains:
   part                   trainable
   projector                 21,120
-11/22 21:05:53 - mmengine - INFO - Iter(train) [ 10/60]  lr: 1e-3  eta: 0:00:16  time: 0.1  loss: 3.3594  tiles: 80.0
-11/22 21:05:54 - mmengine - INFO - Iter(train) [ 50/60]  lr: 1e-3  eta: 0:00:14  time: 0.1  loss: 1.0688  tiles: 80.0
-11/22 21:05:55 - mmengine - INFO - Iter(train) [ 60/60]  lr: 1e-3  eta: 0:00:13  time: 0.1  loss: 0.4357  tiles: 80.0
+step 10/60  eta 0:00:16  loss 3.3594  grad norm 1.2  lr 1.00e-03  4,000 tokens/s
+step 50/60  eta 0:00:14  loss 1.0688  grad norm 1.2  lr 1.00e-03  4,000 tokens/s
+step 60/60  eta 0:00:00  loss 0.4357  grad norm 1.2  lr 1.00e-03  4,000 tokens/s
 """
 
 
 def test_of_a_training_log_the_essence_is_shown():
     assert list(excerpt(LOG.splitlines(keepends=True))) == [
-        "a.jsonl:3: turns: strange",
+        "warning: a.jsonl:3: turns: strange",
         "What this run trains:",
         "  part                   trainable",
         "  projector                 21,120",

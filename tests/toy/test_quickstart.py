@@ -23,14 +23,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_progress_shows_every_fiftieth_step_and_the_last():
-    line = (
-        "11/21 03:10:59 - mmengine - INFO - Iter(train) [{:>3}/120]  lr: 1e-3  eta: 0:00:28  loss: 1.2971  tiles: 9.0"
-    )
+    line = "step {:>3}/120  eta 0:00:28  loss 1.2971  grad norm 2.3  lr 1.00e-03  4,000 tokens/s  padding 3.0%"
     assert progress_line(line.format(50)) == "step 50/120  loss 1.2971"
     assert progress_line(line.format(120)) == "step 120/120  loss 1.2971"
     assert progress_line(line.format(60)) is None
     assert progress_line("error: no such file\n") == "error: no such file"
-    assert progress_line("11/21 03:10:59 - mmengine - INFO - System environment:") is None
+    assert progress_line("What this run trains:") is None
 
 
 def test_a_failing_command_ends_the_chain_with_its_last_words(tmp_path, capfd):

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 # PyTorch turns an error in a loading process into a RuntimeError that ends with the original class and message.
@@ -25,6 +26,7 @@ def main() -> int:
     quiet_imports()
     from xtuner.tools.train import main as xtuner_train
 
+    from ..engine.console import record
     from ..engine.runtime import leave_process_group
     from ..engine.stopping import exit_status
 
@@ -37,6 +39,7 @@ def main() -> int:
         return 128 + signal.SIGINT
     except (*USER_ERRORS, RuntimeError) as error:
         message = user_message(error)
+        record(traceback.format_exc() if message is None else f"error: {message}")
         if message is None or os.environ.get("XTUNER_PLUGINS_TRACEBACK") == "1":
             raise
         rank = os.environ.get("RANK", "0")
@@ -44,6 +47,9 @@ def main() -> int:
             return 1
         print(f"error (rank {rank}): {message}", "(XTUNER_PLUGINS_TRACEBACK=1 shows the traceback)", file=sys.stderr)
         return 1
+    except Exception:
+        record(traceback.format_exc())
+        raise
     return exit_status()
 
 

@@ -8,14 +8,12 @@ A position in the plan is the number of samples (or packs) that all ranks togeth
 epoch; a rank for which the last step has none left gets a filler.
 """
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
 
 import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
-from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS
 
 from .bad_samples import FILLER_INDEX
@@ -183,9 +181,7 @@ class PackBatchSampler(Plan):
         )
         self._packs: tuple[tuple[int, int], Packs] | None = None
         self._ahead: BaseProcess | None = None
-        packs = self.packs(sampler.epoch)
-        if sampler.rank == 0:
-            print_log(self.describe(packs), "current", logging.INFO)
+        self.packs(sampler.epoch)  # now: training can't begin before, and starts at once after
 
     def packs(self, epoch: int) -> Packs:
         """The packs of an epoch, over all ranks, in the order in which they are taken."""
@@ -239,7 +235,7 @@ class PackBatchSampler(Plan):
         return self.sampler.left_out()
 
     def describe_data(self) -> str:
-        return self.sampler.describe_data()
+        return f"{self.sampler.describe_data()}\n{self.describe(self.packs(self.sampler.epoch))}"
 
     def __len__(self) -> int:
         return self.num_steps(self.sampler.epoch)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,6 +162,10 @@ class PlannedTrainLoop(IterBasedTrainLoop):
             epoch, without consequence for the training: see `rehearsal`.
         val_begin, val_interval, dynamic_intervals: As `mmengine.runner.IterBasedTrainLoop`, in optimizer steps.
 
+    Attributes:
+        planned_epochs: ``max_epochs``.
+        fetching_since: When the batches of the last step were asked for, of `time.perf_counter`.
+
     Raises:
         ValueError: As `check_length`; `heaviest_first` isn't True or False; or the ranks find different data.
     """
@@ -184,13 +189,14 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         self.micro_batches = _settle_optimizer(runner)
         self.dataloader_iterator = PlanIterator(self.dataloader, self.micro_batches)
         require_agreement(self.dataloader_iterator.plan)
-        self._planned_epochs, self._heaviest_first = max_epochs, heaviest_first
+        self.planned_epochs, self._heaviest_first = max_epochs, heaviest_first
         limits = [] if max_iters is None else [int(max_iters)]
         limits += [] if max_epochs is None else [self.dataloader_iterator.count_steps(max_epochs)]
         self._max_iters, self._max_epochs = min(limits), 1  # for MMEngine a run by iterations is one epoch
         self._max_iters_given = max_iters
         self._epoch, self._iter = 0, 0
         self.val_begin, self.val_interval, self.stop_training = val_begin, val_interval, False
+        self.fetching_since = 0.0
         self.dynamic_milestones, self.dynamic_intervals = calc_dynamic_intervals(val_interval, dynamic_intervals)
         self.resume_at: dict[str, int] | None = None
         steps_per_epoch = self._max_iters / max_epochs if max_epochs else self.dataloader_iterator.steps_of_epoch(0)
@@ -211,7 +217,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         if self._iter == self._max_iters:
             requests.agreed = None  # the run is complete
         elif requests.agreed and is_main_process():
-            print(_how_to_go_on(self._iter, newest_checkpoint(self.runner.work_dir)), flush=True)
+            print_log(_how_to_go_on(self._iter, newest_checkpoint(self.runner.work_dir)), "current")
         return self.runner.model
 
     def _rehearse(self) -> None:
@@ -225,6 +231,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
     def _run_steps(self) -> None:
         while self._iter < self._max_iters and not self.stop_training and not requests.agreed:
             self.runner.model.train()
+            self.fetching_since = time.perf_counter()
             self.run_iter(next(self.dataloader_iterator))
             self._decide_current_val_interval()
             is_due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
@@ -269,10 +276,10 @@ class PlannedTrainLoop(IterBasedTrainLoop):
                 next(iterator)
             return
         iterator.skip_to(self.resume_at)
-        if self._planned_epochs is None:
+        if self.planned_epochs is None:
             return
         # The number of ranks or micro-batches may have changed: the rest of the data decides how many steps remain.
-        rest = iterator.steps_ahead(self._planned_epochs)
+        rest = iterator.steps_ahead(self.planned_epochs)
         self._max_iters = min(self._iter + rest, self._max_iters_given or math.inf)
         for scheduler in self.runner.param_schedulers or ():
             if isinstance(scheduler, WarmupCosineLR):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -169,6 +169,20 @@ def num_weights(parameter: nn.Parameter) -> int:
     if packed is not None:
         return math.prod(packed.shape)
     return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def group_members(optimizer: Any) -> list[list[nn.Parameter]]:
+    """The model's trainable parameters of each group of a live optimizer; ZeRO's itself holds flat vectors."""
+    if hasattr(optimizer, "sub_group_to_group_id"):  # ZeRO-3: a group is cut into sub-groups
+        groups: list[list[nn.Parameter]] = [[] for _ in optimizer.param_groups]
+        for index, parameters in enumerate(optimizer.fp16_groups):
+            groups[optimizer.sub_group_to_group_id[index]].extend(parameters)
+        return groups
+    flattened: Iterable | None = getattr(optimizer, "bit16_groups", None) or getattr(optimizer, "bf16_groups", None)
+    if flattened is not None:
+        return [list(parameters) for parameters in flattened]
+    # MMEngine gives every parameter to the optimizer; frozen ones get no state and no update.
+    return [[p for p in group["params"] if p.requires_grad] for group in optimizer.param_groups]
 
 
 def keep_grouping(cfg: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +14,10 @@ from torch.utils.data import DataLoader
 from ..datasets.plan.heaviest import heaviest
 from ..datasets.plan.lengths import DROPPED
 from ..datasets.plan.plan import Plan
+from ..planning.memory import GIB
 from .out_of_memory import describe_batch
+from .peak_memory import peak_gib
 from .steps import rehearse_step
-
-GIB = 2**30
 
 
 def heaviest_batch(loader: DataLoader, plan: Plan, epoch: int, position: int) -> dict[str, Any]:
@@ -62,7 +61,7 @@ def rehearse(model: Any, optim_wrapper: Any, batch: dict[str, Any]) -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     rehearse_step(model, optim_wrapper, batch)
-    own = _peak_gib(), describe_batch(batch)
+    own = peak_gib(), describe_batch(batch)
     peaks = all_gather_object(own)
     if is_main_process():
         rank = int(np.argmax([peak for peak, _ in peaks]))
@@ -73,10 +72,3 @@ def rehearse(model: Any, optim_wrapper: Any, batch: dict[str, Any]) -> None:
             f"{get_world_size()}); its gradients are thrown away",
             "current",
         )
-
-
-def _peak_gib() -> float:
-    """Most memory of the device during the rehearsal; on a CPU, of this process since it began."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / GIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB

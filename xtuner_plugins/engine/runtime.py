@@ -24,6 +24,7 @@ import types
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.logging import print_log
 
 from ..config_file import ConfigError, load_config
 from ..processes import (
@@ -37,6 +38,7 @@ from ..processes import (
     program_of,
 )
 from . import register_all
+from .console import open_console
 from .stopping import COMMAND
 
 M_MMAP_THRESHOLD = -3  # malloc.h; setting it also ends its growth
@@ -49,6 +51,7 @@ def prepare_runtime(pretrained_model_name_or_path: str) -> str:
     Safe to call more than once. Registers this project's classes, so that configs may name types by string.
     """
     _end_with_xtuner()
+    open_console()
     register_all()  # a config's lazy imports may come later than a type named by string
     allow_checkpoint_types()
     if not torch.cuda.is_available():
@@ -196,7 +199,10 @@ def _settle_before_building() -> None:
             wants_to_resume = args.resume is not None or cfg.get("resume")
             settle_start(cfg, args)
             if wants_to_resume and os.environ.get("RANK", "0") == "0":
-                print(f"resuming from {args.resume}" if args.resume else "no checkpoint to resume yet: starting anew")
+                print_log(
+                    f"resuming from {args.resume}" if args.resume else "no checkpoint to resume yet: starting anew",
+                    "current",
+                )
             if args.deepspeed:
                 keep_grouping(cfg)
                 _give_deepspeed_the_dtype(module, cfg)
@@ -218,8 +224,6 @@ def _use_our_deepspeed_file(args: argparse.Namespace) -> None:
     from ..deepspeed_json import deepspeed_file
 
     args.deepspeed = str(deepspeed_file(args.deepspeed))
-    if os.environ.get("RANK", "0") == "0":
-        print(f"DeepSpeed settings: {args.deepspeed}")
 
 
 def _check_file(args: argparse.Namespace) -> None:

@@ -295,9 +295,15 @@ def plan_config(settings: Mapping[str, Any], strategy: Strategy, samples: int | 
     return plan_run(settings, model_of(base), strategy, samples)
 
 
-def plan_run(settings: Mapping[str, Any], model: Model, strategy: Strategy, samples: int | None = None) -> RunPlan:
-    """As `plan_config`, for a model that is known."""
-    lengths = lengths_of(settings, model, samples)
+def plan_run(
+    settings: Mapping[str, Any],
+    model: Model,
+    strategy: Strategy,
+    samples: int | None = None,
+    lengths: Lengths | None = None,
+) -> RunPlan:
+    """As `plan_config`, for a model that is known, and lengths where they are."""
+    lengths = lengths or lengths_of(settings, model, samples)
     job = job_of(settings, model, lengths.batches)
     if job.quantized and strategy.stage == 3:
         raise ConfigError("4-bit weights can't be partitioned by ZeRO-3; use --deepspeed deepspeed_zero2")

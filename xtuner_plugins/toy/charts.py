@@ -1,6 +1,5 @@
 """The quick start's two images: the loss curves, and a contact sheet of questions with their tiles and answers."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from xtuner_plugins.datasets.images.media import load_image
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
+from xtuner_plugins.engine.curves import SCALARS, read_series
 from xtuner_plugins.toy.evaluate import is_right
 from xtuner_plugins.toy.images import TILE, font_file
 
@@ -16,13 +16,11 @@ ROW, MARGIN = 250, 16  # px
 
 
 def read_losses(work_dir: str | Path) -> tuple[list[int], list[float]]:
-    """Steps and losses of the newest run in an MMEngine work dir."""
-    logs = sorted(Path(work_dir).glob("*/vis_data/scalars.json"))
-    if not logs:
-        raise FileNotFoundError(f"{work_dir} has no */vis_data/scalars.json: nothing was trained there")
-    rows = [json.loads(line) for line in logs[-1].read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if "loss" in row]
-    return [row["step"] for row in rows], [row["loss"] for row in rows]
+    """Steps and losses of the runs in a work directory."""
+    series = read_series(Path(work_dir))
+    if "loss" not in series:
+        raise FileNotFoundError(f"{work_dir} has no */{SCALARS} with losses: nothing was trained there")
+    return tuple(map(list, zip(*series["loss"], strict=True)))
 
 
 def draw_losses(runs: Mapping[str, str | Path], out: str | Path) -> None:

@@ -1,17 +1,16 @@
-"""Commands of this project in a notebook: what a terminal would show, without the details of a training's log."""
+"""Commands of this project in a notebook: what a terminal would show, with fewer steps of a training."""
 
 import os
-import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from xtuner_plugins.engine.console import STEP_LINE
 from xtuner_plugins.processes import start_bound
 from xtuner_plugins.toy.quickstart import progress_line
 
-LOG_LINE = re.compile(r"^\d\d/\d\d \d\d:\d\d:\d\d - \w+ - (\w+) - (.*)")  # MMEngine's; the lines after it belong to it
 LAST_LINES = 25
 
 
@@ -54,21 +53,9 @@ def run(*command: str | Path) -> None:
 
 
 def excerpt(lines: Iterable[str]) -> Iterator[str]:
-    """The lines of a tool's output that are worth a look in a notebook.
-
-    Of MMEngine's log these are: what trains, every 50th step and the last, warnings of this project's own, errors. A
-    line that belongs to no log message is the tool's own, and is kept.
-    """
-    shown = True
+    """The lines of a tool's output; of a training's steps every 50th and the last."""
     for line in lines:
-        message = LOG_LINE.match(line)
-        if message is None:
-            if shown:
-                yield line.rstrip("\n")
-            continue
-        level, text = message.groups()
-        shown = text == "What this run trains:" or (level != "INFO" and "deprecated" not in text)
-        if shown:
-            yield text
+        if STEP_LINE.search(line) is None:
+            yield line.rstrip("\n")
         elif step := progress_line(line):
             yield step

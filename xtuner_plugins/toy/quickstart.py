@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from xtuner_plugins.engine.console import STEP_LINE
 from xtuner_plugins.processes import start_bound
 from xtuner_plugins.toy import evaluate
 from xtuner_plugins.toy.language import RESOLUTION_KINDS
@@ -28,7 +29,6 @@ CLEAN_PROCESS = Path(__file__).with_name("clean_process.py")
 WANTED_ACCURACY, WANTED_GAP = 0.9, 0.3
 
 PROGRESS = re.compile(r"^\[(?:vision|llm)\]|^wrote |^all \d|^answered|^drew|answered \d|error:")
-TRAINING_STEP = re.compile(r"Iter\(train\) +\[ *(\d+)/(\d+)\].* loss: ([\d.]+)")
 
 
 class StageError(RuntimeError):
@@ -104,9 +104,9 @@ class Chain:
 def progress_line(line: str) -> str | None:
     """The part of a log line that is shown, or None; of a training, every 50th step and the last."""
     line = line.rstrip()
-    step = TRAINING_STEP.search(line)
+    step = STEP_LINE.search(line)
     if step:
-        number, last, loss = step.groups()
+        number, last, loss = step["step"], step["last"], step["loss"]
         return f"step {number}/{last}  loss {loss}" if int(number) % 50 == 0 or number == last else None
     return line if PROGRESS.search(line) else None
 

@@ -1,14 +1,13 @@
 """The contract table: what it says is what the live model and optimizer hold, under every strategy."""
 
+import json
 import re
 
 import pytest
-import torch
-from peft import LoraConfig
-from transformers import BitsAndBytesConfig
 
-from xtuner_plugins.engine.hooks.run_contract import _compare_groups, count_parameters, held_in
-from xtuner_plugins.models import VisionLanguageModel
+from xtuner_plugins.engine.contract import show
+from xtuner_plugins.engine.curves import CONTRACT_FILE
+from xtuner_plugins.engine.hooks.run_contract import _compare_groups
 
 from ..forked import train_forked
 from ..parallel_case import logged, write_dataset
@@ -28,21 +27,6 @@ def table(output):
     }
     groups = re.findall(rf"optimizer group \d+: {number} parameters, lr (\S+), weight decay (\S+)", output)
     return parts, [(int(count.replace(",", "")), float(lr), float(decay)) for count, lr, decay in groups]
-
-
-@pytest.mark.parametrize(
-    "bits, held",
-    [(dict(load_in_4bit=True, bnb_4bit_quant_type="nf4"), "4-bit nf4"), (dict(load_in_8bit=True), "8-bit")],
-)
-def test_packed_layers_count_their_weights(toy_base, bits, held):
-    lora = dict(type=LoraConfig, r=4, lora_alpha=8)
-    quantization = dict(type=BitsAndBytesConfig, **bits)
-    torch.manual_seed(0)
-    whole = VisionLanguageModel(base=str(toy_base), dtype="float32", llm_lora=lora)
-    packed = VisionLanguageModel(base=str(toy_base), dtype="float32", llm_lora=lora, llm_quantization=quantization)
-    for name, part in packed.parts().items():
-        assert count_parameters(part) == count_parameters(whole.parts()[name])
-    assert held_in(packed.parts()["llm"]) == f"{held}, float32" and held_in(whole.parts()["llm"]) == "float32"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +52,9 @@ def plain(toy_base, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
     run = train_forked(folder / "run", toy_base, data, options=GROUPED)
     assert run.ok, run.output[-2000:]
-    return run.output, logged(folder / "run")
+    written = [path.read_text() for path in (folder / "run").rglob(CONTRACT_FILE)]
+    assert len(written) == 2 and written[0] == written[1]
+    return run.output, logged(folder / "run"), json.loads(written[0])
 
 
 def test_groups_by_part_with_their_base_rates(plain):
@@ -82,6 +68,17 @@ def test_groups_by_part_with_their_base_rates(plain):
     assert by_rates[1e-3, 0.1] + by_rates[1e-3, 0.0] == parts["llm"][0]
 
 
+def test_the_file_holds_what_the_table_shows(plain):
+    output, _, contract = plain
+    assert output.startswith(show(contract)) or f"\n{show(contract)}\n" in output
+    (file,) = contract["data"]["files"]
+    assert (file["samples"], file["seen"]) == (16, 16) and 1 < file["tiles"] < 3 and file["supervised"] > 2
+    run = contract["run"]
+    assert (run["steps"], run["done"], run["ranks"], run["batch_size"], run["seed"]) == (4, 0, 1, 4, 7)
+    assert run["tokens"] == 16 * round(file["tokens"])  # one epoch
+    assert 0.5 < contract["estimate"]["memory_gib"] < 2 and contract["strategy"] == "one process"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("deepspeed", [None, "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"])
 def test_two_ranks_hold_and_train_the_same(plain, toy_base, data, tmp_path, deepspeed):
@@ -91,3 +88,8 @@ def test_two_ranks_hold_and_train_the_same(plain, toy_base, data, tmp_path, deep
     expected_parts, expected_groups = table(plain[0])
     assert parts == expected_parts and sorted(groups) == sorted(expected_groups)
     assert logged(tmp_path / "run") == pytest.approx(plain[1], abs=1e-5)
+    contract = json.loads((tmp_path / "run" / CONTRACT_FILE).read_text())
+    expected = "DDP on 2 ranks" if deepspeed is None else f"ZeRO-{deepspeed[-1]}, weights in float32"
+    assert contract["strategy"].startswith(expected) and contract["estimate"]["note"].startswith("no time in advance")
+    for key in ("steps", "tokens", "seed"):
+        assert contract["run"][key] == plain[2]["run"][key]

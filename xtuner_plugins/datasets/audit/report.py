@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageDraw
 
+from ...html_page import render
 from ...hub.constants import IGNORE_INDEX
 from ..dataset import MultimodalDataset
 from ..errors import DataError
@@ -57,10 +57,9 @@ def write_report(
         max_tokens: budget of the packs that are drawn.
         seed: of the random picks.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    page = environment.get_template("report.html.jinja").render(
+    page = render(
+        Path(__file__).parent,
+        "report.html.jinja",
         num_wrong=sum(report.num_wrong for report in reports),
         num_records=sum(report.num_records for report in reports),
         num_samples=count_samples(dataset, reports),

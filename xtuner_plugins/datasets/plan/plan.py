@@ -44,7 +44,7 @@ class Plan(Sampler):
         raise NotImplementedError
 
     def describe_data(self) -> str:
-        """How many samples will train, as far as known before training."""
+        """How many samples will train, as far as known before training, and how they are packed; lines of text."""
         raise NotImplementedError
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import torch
 from mmengine.dist import all_reduce, barrier, get_rank
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 
 from ...datasets import MultimodalDataset
@@ -48,7 +46,6 @@ class LedgerHook(Hook):
         self._epoch = iterator.epoch
         if get_rank() == 0:
             self.ledger.begin(self._epoch, iterator.plan.taken(self._epoch, iterator.position()["position"]))
-            print_log(iterator.plan.describe_data(), "current", logging.INFO)
         barrier()  # no rank writes before the file is ready
         self._enter_plan(iterator)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from mmengine.dist import all_gather_object, barrier, is_main_process
 from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 
 from ..resume import LAST_CHECKPOINT, newest_checkpoint
@@ -102,6 +103,7 @@ class WholeCheckpointHook(CheckpointHook):
                 f"checkpoint {target} could not be written: {failure}. The last good checkpoint is "
                 f"{last or 'none: nothing was saved yet'}. Free some space and go on from it with --resume"
             )
+        print_log(f"saved {target}", "current")
         if self.max_keep_ckpts > 0:
             while len(kept) > self.max_keep_ckpts:
                 old = kept.pop(0)

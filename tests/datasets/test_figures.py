@@ -1,0 +1,52 @@
+"""Figures of an average sample: exact where lengths are measured, of opened samples where they aren't."""
+
+import shutil
+
+import pytest
+
+from tests.engine.parallel_case import write_dataset
+from xtuner_plugins.datasets import MultimodalDataset, figures
+from xtuner_plugins.datasets.figures import file_figures
+
+
+@pytest.fixture
+def dataset(toy_base, tmp_path):
+    path, images = write_dataset(tmp_path / "data")
+    more, _ = write_dataset(tmp_path / "more", num_samples=8, text_only=lambda index: True)
+    return MultimodalDataset(
+        str(toy_base),
+        [str(path), str(more)],
+        [str(images), None],
+        repeat_times=[1, 2],
+        dataset_settings=[{"name": "with images"}, {"name": "text"}],
+        max_tiles=6,
+        max_length=512,
+        cache_dir=str(tmp_path / "cache"),
+        on_bad_sample="skip",
+    )
+
+
+def test_measured_and_opened_samples_have_the_same_means(dataset):
+    seen = file_figures(dataset)
+    assert [(each.name, each.samples, each.is_measured) for each in seen] == [
+        ("with images", 16, False),
+        ("text", 16, False),
+    ]
+    dataset.layout(num_workers=0)
+    measured = file_figures(dataset)
+    assert all(each.is_measured for each in measured) and [each.seen for each in measured] == [16, 16]
+    for before, after in zip(seen, measured, strict=True):  # every sample was opened
+        assert (before.tokens, before.tiles, before.supervised) == (after.tokens, after.tiles, after.supervised)
+    assert measured[0].tiles > 1 and measured[1].tiles == 0 and measured[1].supervised > 1
+
+
+def test_few_samples_of_many_files_and_no_longer_than_allowed(dataset, monkeypatch):
+    monkeypatch.setattr(figures, "LOOK_AT", 6)
+    assert [each.seen for each in file_figures(dataset)] == [3, 3]
+    monkeypatch.setattr(figures, "LOOK_SECONDS", -1.0)
+    assert [each.seen for each in file_figures(dataset)] == [0, 0]
+
+
+def test_unusable_samples_are_no_part_of_it(dataset):
+    shutil.rmtree(dataset.sources[0].folder.folder)
+    assert [each.seen for each in file_figures(dataset)] == [4, 16]  # a quarter is text

@@ -1,0 +1,96 @@
+"""The line of a step: speed and padding over all ranks, learning rates of live groups, and equal numbers everywhere."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from xtuner_plugins.datasets.bad_samples import FILLER
+from xtuner_plugins.engine.hooks.step_line import _Window, learning_rates
+
+from ..forked import train_forked
+from ..parallel_case import logged, write_dataset
+
+
+def model_and_optimizer(rates):
+    """A model of three parts with an adapter, and an optimizer with a group per (names, rate)."""
+    parts = {name: torch.nn.Linear(2, 2) for name in ("visual_encoder", "projector", "llm")}
+    parts["llm"].lora_A = torch.nn.Linear(2, 2)
+    named = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
+    groups = [{"params": [named[name] for name in names], "lr": lr} for names, lr in rates]
+    return SimpleNamespace(parts=lambda: parts), torch.optim.SGD(groups)
+
+
+@pytest.mark.parametrize(
+    "rates, shown",
+    [
+        ([(["projector.weight", "llm.weight"], 1e-3), (["llm.bias"], 1e-3)], {"": (1e-3, 1e-3)}),
+        (
+            [(["projector.weight"], 1e-3), (["llm.weight", "llm.bias"], 1e-4)],
+            {"projector": (1e-3, 1e-3), "llm": (1e-4, 1e-4)},
+        ),
+        (
+            [(["visual_encoder.bias"], 1e-6), (["visual_encoder.weight"], 1e-5), (["llm.lora_A.weight"], 2e-4)],
+            {"encoder": (1e-6, 1e-5), "lora": (2e-4, 2e-4)},
+        ),
+        ([(["llm.weight", "projector.bias"], 1e-3), (["visual_encoder.bias"], 1e-5)], None),
+    ],
+)
+def test_learning_rates_by_what_learns_with_them(rates, shown):
+    model, optimizer = model_and_optimizer(rates)
+    shown = shown or {"projector+llm": (1e-3, 1e-3), "encoder": (1e-5, 1e-5)}
+    found = learning_rates(optimizer, model)
+    assert {frozenset(name.split("+")): rate for name, rate in found.items()} == {
+        frozenset(name.split("+")): rate for name, rate in shown.items()
+    }
+
+
+def test_padding_counts_no_token_and_fillers_no_sample():
+    window = _Window()
+    mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    window.count([{"input_ids": torch.zeros(2, 4), "attention_mask": mask, "sources": ["a:1", "a:2"]}])
+    window.count([{"input_ids": torch.zeros(1, 4), "sources": [FILLER]}])
+    window.seconds = 2.0
+    figures = window.figures()
+    assert figures.pop("peak_memory_gib") > 0.05
+    assert figures == {"tokens_per_second": 4.0, "samples_per_second": 1.0, "padding": pytest.approx(1 / 3)}
+
+
+LINE = re.compile(
+    r"step (?P<step>[ \d]+)/5  eta 0:\d\d:\d\d  loss \d\.\d{4}  grad norm \S+  lr (?P<lr>.+?)  [\d,]+ tokens/s  "
+    r"[\d,.]+ samples/s  padding \d+\.\d%  memory \d\.\d\d GiB"
+)
+OPTIONS = {"default_hooks.logger.interval": 2, "train_cfg.max_iters": 5, "train_cfg.max_epochs": 9}
+OPTIONS |= {"optim_wrapper.paramwise_cfg.part_lr.projector": 5e-4}
+
+
+def test_every_interval_and_the_last_step_have_a_line_and_trackers_the_same_numbers(toy_base, tmp_path):
+    run = train_forked(tmp_path / "run", toy_base, write_dataset(tmp_path / "data"), options=OPTIONS)
+    assert run.ok, run.output[-2000:]
+    lines = [line for line in run.output.splitlines() if line.startswith("step")]
+    found = [LINE.fullmatch(line) for line in lines if "tokens/s" in line]
+    assert [int(match["step"]) for match in found] == [2, 4, 5]
+    assert all(re.fullmatch(r"llm \S+, projector \S+|projector \S+, llm \S+", match["lr"]) for match in found)
+    text = next((tmp_path / "run").glob("*/*.log")).read_text()
+    shown = [line.removeprefix("warning: ") for line in run.output.splitlines()]
+    assert [line for line in shown if line not in text] == [] and "System environment" in text
+    (events,) = (tmp_path / "run").glob("*/vis_data/events.out.tfevents.*")
+    events = EventAccumulator(str(events)).Reload()
+    for key in ("loss", "grad_norm", "lr/llm", "lr/projector", "tokens_per_second", "padding", "peak_memory_gib"):
+        values = logged(tmp_path / "run", key)
+        assert [scalar.value for scalar in events.Scalars(key)] == pytest.approx(values, rel=1e-6)
+        assert len(values) == 3, key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deepspeed", [None, "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"])
+def test_two_ranks_show_one_line_with_norm_and_rates(toy_base, tmp_path, deepspeed):
+    data = write_dataset(tmp_path / "data")
+    run = train_forked(tmp_path / "run", toy_base, data, processes=2, deepspeed=deepspeed, options=OPTIONS)
+    assert run.ok, run.output[-2000:]
+    lines = [line for line in run.output.splitlines() if "tokens/s" in line]
+    assert len(lines) == 3 and all(LINE.fullmatch(line) for line in lines), lines
+    assert "llm" in lines[0] and "projector" in lines[0] and run.output.startswith("What this run trains:")
+    assert run.others == ""

@@ -1,0 +1,129 @@
+"""One line per interval: where a run stands, what it learns, and how fast."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.hooks import LoggerHook
+from mmengine.registry import HOOKS
+from torch import nn
+
+from ...datasets.bad_samples import FILLER
+from ..console import step_line
+from ..loops import planned_loop
+from ..param_groups import group_members
+from ..peak_memory import peak_gib
+from ..steps import unwrap
+
+SHORT = {"visual_encoder": "encoder"}  # names of parts on the terminal; others stay
+
+
+@HOOKS.register_module()
+class StepLineHook(LoggerHook):
+    """MMEngine's hook with a line of our own for training steps; validation is logged as MMEngine does.
+
+    Speed is counted between two lines, over all ranks, from the moment that a step's batches are asked for to its end:
+    checkpoints and validation aren't part of it, but of the remaining time. Tokens are those of text and images without
+    padding. Peak memory is that of the rank that needed most: of the GPU, or on a CPU of the whole process.
+
+    The log file's line goes on with all other values of the step, and so do ``scalars.json`` and the tracker.
+
+    Args:
+        interval: Optimizer steps between two lines; the last step always has one.
+        log_metric_by_epoch: As `mmengine.hooks.LoggerHook`.
+        **options: As `mmengine.hooks.LoggerHook`.
+
+    Raises:
+        ValueError: The run has another loop than `PlannedTrainLoop`.
+    """
+
+    def __init__(self, interval: int = 10, log_metric_by_epoch: bool = False, **options: Any):
+        super().__init__(interval, log_metric_by_epoch=log_metric_by_epoch, **options)
+        self._window = _Window()
+
+    def before_train(self, runner) -> None:
+        """Starts the clock."""
+        planned_loop(runner)
+        self._begun, self._first_step, self._window = time.perf_counter(), runner.iter, _Window()
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch: Sequence[Mapping] = ()) -> None:
+        """Counts the micro-batches of the step."""
+        self._window.count(data_batch)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Writes the line where one is due."""
+        self._window.seconds += time.perf_counter() - planned_loop(runner).fetching_since
+        step = runner.iter + 1
+        if step % self.interval and step != runner.max_iters:
+            return
+        optimizer = runner.optim_wrapper.optimizer
+        rates = learning_rates(optimizer, unwrap(runner.model))
+        passed = time.perf_counter() - self._begun
+        values, _ = runner.log_processor.get_log_after_iter(runner, batch_idx, "train")
+        values |= self._window.figures()
+        values["eta"] = passed / (step - self._first_step) * (runner.max_iters - step)
+        if len(rates) > 1:
+            values |= {f"lr/{name}": highest for name, (_, highest) in rates.items()}
+        self._window = _Window()
+        shown = step_line(step, runner.max_iters, values, rates)
+        others = "  ".join(f"{name} {value:.6g}" for name, value in sorted(values.items()))
+        runner.logger.info(f"{shown}  | {others}", extra={"terminal": shown})
+        runner.visualizer.add_scalars(values, step=step, file_path=self.json_log_path)
+
+
+class _Window:
+    """What this rank has done since the last line."""
+
+    def __init__(self):
+        self.seconds, self.tokens, self.positions, self.samples = 0.0, 0, 0, 0
+
+    def count(self, batches: Sequence[Mapping]) -> None:
+        for batch in batches:
+            positions = batch["input_ids"].numel()
+            mask = batch.get("attention_mask")
+            self.positions += positions
+            self.tokens += positions if mask is None else int(mask.sum())
+            self.samples += sum(source != FILLER for source in batch.get("sources", ()))
+
+    def figures(self) -> dict[str, float]:
+        """Speed and padding over all ranks, and the memory of the rank that needed most."""
+        sums = torch.tensor([self.tokens, self.positions, self.samples], dtype=torch.float64)
+        most = torch.tensor([self.seconds, peak_gib()], dtype=torch.float64)
+        all_reduce(sums)
+        all_reduce(most, "max")
+        tokens, positions, samples = sums.tolist()
+        seconds, peak = most.tolist()
+        return {
+            "tokens_per_second": tokens / seconds,
+            "samples_per_second": samples / seconds,
+            "padding": 1 - tokens / positions,
+            "peak_memory_gib": peak,
+        }
+
+
+def learning_rates(optimizer: Any, model: nn.Module) -> dict[str, tuple[float, float]]:
+    """Current learning rates as the live optimizer holds them, under every strategy.
+
+    Returns:
+        Lowest and highest rate by what learns with it: ``encoder``, ``projector``, ``llm``, ``lora`` (parts with the
+        same rates share a name, as in ``projector+llm``); one entry without a name where everything has one rate.
+    """
+    kinds = {
+        id(parameter): "lora" if "lora_" in name else SHORT.get(part, part)
+        for part, module in model.parts().items()
+        for name, parameter in module.named_parameters()
+    }
+    rates: dict[str, set[float]] = {}
+    for group, members in zip(optimizer.param_groups, group_members(optimizer), strict=True):
+        for kind in {kinds[id(parameter)] for parameter in members}:
+            rates.setdefault(kind, set()).add(group["lr"])
+    ranges: dict[tuple[float, float], list[str]] = {}
+    for kind, found in rates.items():
+        ranges.setdefault((min(found), max(found)), []).append(kind)
+    if len(ranges) == 1 and len(set(next(iter(ranges)))) == 1:
+        return {"": next(iter(ranges))}
+    return {"+".join(names): rate for rate, names in ranges.items()}

@@ -7,6 +7,7 @@ from mmengine.visualization import LocalVisBackend
 from xtuner_plugins.engine import (
     CheckpointGuardHook,
     LedgerHook,
+    LossSplitHook,
     PlanHook,
     PreprocessingLockHook,
     RunContractHook,
@@ -33,6 +34,7 @@ custom_hooks = [
     dict(type=PlanHook),  # keeps the place in the data in every checkpoint
     dict(type=PreprocessingLockHook),  # keeps tile limits, template and tokens in every checkpoint
     dict(type=LedgerHook),  # work_dir/ledger.jsonl: what was left out, and why
+    dict(type=LossSplitHook),  # training loss by dataset, tiles and length for the trackers
 ]
 
 env_cfg = dict(

@@ -69,7 +69,8 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
     Args:
         model: A `VisionLanguageModel`, plain or inside DDP or DeepSpeed's engine.
         optim_wrapper: MMEngine's optimizer wrapper, without gradient accumulation of its own.
-        micro_batches: Collated batches on the CPU.
+        micro_batches: Collated batches on the CPU. Each gets ``sample_losses``, what the model returned under this
+            name, on its device.
 
     Returns:
         Values to log: ``loss`` (mean over the step's supervised tokens), ``supervised_tokens`` and ``tiles`` (sums
@@ -158,6 +159,7 @@ def _accumulate(
             inputs = network.data_preprocessor(batch, training=True)
             outputs = driver.model(**inputs, mode="loss", mean_weight=mean_weight)
             driver.backward(outputs["loss"])
+        batch["sample_losses"] = outputs["sample_losses"]
         figures.append(torch.stack([outputs[key].detach().float() for key in ("loss", "num_supervised", "num_tiles")]))
     return torch.stack(figures)
 

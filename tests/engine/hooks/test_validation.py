@@ -38,9 +38,7 @@ def settings(tmp_path_factory):
     ]
     panel.write_text("".join(json.dumps(record) + "\n" for record in records))
     return dict(
-        val_data_paths=[
-            str(path.with_name(f"{name}.jsonl")) for (path, _), name in zip(files, ("five", "two"), strict=True)
-        ],
+        val_data_paths=[str(files[0][0].with_name("five.jsonl")), str(files[1][0].with_name("two.jsonl"))],
         val_image_folders=[str(images) for _, images in files],
         val_interval=2,
         val_batch_size=2,
@@ -129,20 +127,12 @@ def test_the_panel_is_answered_with_its_images_beside_it(validated, settings):
 def test_a_run_that_goes_on_repeats_nothing_and_leaves_nothing_out(validated, toy_base, data, recipe, tmp_path):
     """Stopped after step 3 of 4; lines of a validation that no checkpoint knows of, and half a line, are replaced."""
     work_dir = tmp_path / "run"
-    options = OPTIONS | {"train_cfg.max_iters": 4}
-    run = train_forked(
-        work_dir,
-        toy_base,
-        data,
-        config=recipe,
-        options=options | {"default_hooks.checkpoint.interval": 1},
-        prepare=stop_after_three,
-    )
+    run = train_forked(work_dir, toy_base, data, config=recipe, options=OPTIONS, prepare=stop_after_three)
     assert not run.ok and (work_dir / "iter_3.pth").exists(), run.output[-3000:]
     assert [line["step"] for line in answers(work_dir)] == [2] * 3
     with (work_dir / FILE).open("a") as file:
         file.write(json.dumps({**answers(work_dir)[0], "step": 4}) + '\n{"step": 4, "ima')
-    run = train_forked(work_dir, toy_base, data, config=recipe, options=options, extra=("--resume", "auto"))
+    run = train_forked(work_dir, toy_base, data, config=recipe, options=OPTIONS, extra=("--resume", "auto"))
     assert run.ok, run.output[-3000:]
     assert answers(work_dir) == answers(validated)
     found = [line for line in scalars(work_dir) if "val_loss" in line]
@@ -200,21 +190,17 @@ def stop_while_validating():
 def test_any_number_of_ranks_and_any_strategy(validated, toy_base, data, recipe, tmp_path, processes, deepspeed):
     """The same losses and answers as one process; parameters of ZeRO-3 are cut, however small they are."""
     deepspeed = deepspeed and cut_everything(deepspeed, tmp_path)
-    options = OPTIONS | {"train_dataloader.batch_size": 4 // processes or 1, "optim_wrapper.accumulative_counts": 1}
-    options |= {"model.llm_lora.lora_dropout": 0.0}
-    alone = train_forked(
-        tmp_path / "alone", toy_base, data, config=recipe, options=OPTIONS | {"model.llm_lora.lora_dropout": 0.0}
-    )
+    case = dict(config=recipe, options=OPTIONS | {"model.llm_lora.lora_dropout": 0.0})
+    alone = train_forked(tmp_path / "alone", toy_base, data, **case)
     assert alone.ok, alone.output[-3000:]
-    run = train_forked(
-        tmp_path / "run", toy_base, data, config=recipe, options=options, processes=processes, deepspeed=deepspeed
-    )
+    case["options"] |= {"train_dataloader.batch_size": 4 // processes, "optim_wrapper.accumulative_counts": 1}
+    run = train_forked(tmp_path / "run", toy_base, data, **case, processes=processes, deepspeed=deepspeed)
     assert run.ok, run.output[-3000:] + run.others
+    assert len(answers(tmp_path / "run")) == 3 * len(validations(tmp_path / "run")) > 0
     if processes == 2:  # three ranks take other steps
         for step, line in validations(tmp_path / "alone").items():
             assert validations(tmp_path / "run")[step] == pytest.approx(line, rel=1e-5)
         assert answers(tmp_path / "run") == answers(tmp_path / "alone")
-    assert len(answers(tmp_path / "run")) == 3 * len(validations(tmp_path / "run"))
 
 
 def cut_everything(name: str, folder: Path) -> str:

@@ -88,8 +88,8 @@ class ValidationHook(Hook):
             barrier()
         if self.interval > runner.max_iters:
             runner.logger.info(
-                f"val_interval={self.interval:,} is more than the {runner.max_iters:,} steps of the run: validation runs "
-                "at its end only"
+                f"val_interval={self.interval:,} is more than the {runner.max_iters:,} steps of the run, which is "
+                "validated at its end only"
             )
         if again:
             self._validate(runner, runner.iter)

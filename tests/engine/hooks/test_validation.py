@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -70,7 +71,12 @@ def weights(work_dir: Path, step: int = NUM_STEPS) -> dict[str, torch.Tensor]:
 def recipe(tmp_path_factory, settings):
     """The LoRA recipe with dropout, a micro-batch of its own per sample, and validation every second step."""
     return edited_config(
-        tmp_path_factory.mktemp("recipe"), "toy_finetune_lora", lora_dropout=0.1, accumulative_counts=2, **settings
+        tmp_path_factory.mktemp("recipe"),
+        "toy_finetune_lora",
+        lora_dropout=0.1,
+        accumulative_counts=2,
+        save_steps=2,
+        **settings,
     )
 
 
@@ -137,6 +143,26 @@ def test_a_run_that_goes_on_repeats_nothing_and_leaves_nothing_out(validated, to
     assert answers(work_dir) == answers(validated)
     found = [line for line in scalars(work_dir) if "val_loss" in line]
     assert found == list(validations(validated).values())
+
+
+def test_a_checkpoint_knows_that_its_step_is_validated(validated, toy_base, data, recipe, tmp_path):
+    work_dir = tmp_path / "run"
+    work_dir.mkdir()
+    for name in ("iter_2.pth", FILE):
+        shutil.copy(validated / name, work_dir)
+    resume = ("--resume", str(work_dir / "iter_2.pth"))
+    run = train_forked(work_dir, toy_base, data, config=recipe, options=OPTIONS, extra=resume)
+    assert run.ok, run.output[-3000:]
+    assert validations(work_dir) == {4: validations(validated)[4]} and answers(work_dir) == answers(validated)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_beside_float32_adapters(toy_base, data, recipe, tmp_path, dtype):
+    """What is trained is held in float32, so that answers need autocast as the loss does."""
+    run = train_forked(tmp_path / "run", toy_base, data, config=recipe, options=OPTIONS | {"model.dtype": dtype})
+    assert run.ok, run.output[-3000:]
+    assert len(answers(tmp_path / "run")) == 6 and sorted(validations(tmp_path / "run")) == [2, 4]
 
 
 def test_a_validation_that_a_signal_interrupts_is_repeated(validated, toy_base, data, recipe, tmp_path):

@@ -188,6 +188,7 @@ def _row(batch: Batch, tokens_per_tile: int) -> Row:
         predicting=positions[: batch.supervised].clone(),
         targets=torch.zeros(batch.supervised, dtype=torch.int64),
         weights=None,
+        owners=torch.zeros(batch.supervised, dtype=torch.int64),
         num_supervised=batch.supervised,
     )
 

@@ -5,7 +5,8 @@
     python tools/check_data.py a.jsonl --image-folder A --names-only
 
 First the names in records are compared with the files of the image folders: how many are missing, and how many files no
-record names. --names-only stops there (seconds for half a million images).
+record names. --names-only stops there (seconds for half a million images). A config's val_data_paths and panel are
+checked after its training data; --reject-list, --json and --html are about the training data alone.
 
 Each complaint begins with `file:line:`. Warnings are about records that train, but perhaps not what their author meant;
 of each kind the first few are shown. The exit status is 0 when training can start, 1 when a record is unusable or an
@@ -25,7 +26,13 @@ sys.path.insert(0, str(ROOT))  # works from a checkout that isn't installed
 
 from xtuner_plugins.cli.arguments import add_config_options, parse_options  # noqa: E402
 from xtuner_plugins.cli.terminal import quiet_imports  # noqa: E402
-from xtuner_plugins.config_file import ConfigError, find_config, import_types, read_config  # noqa: E402
+from xtuner_plugins.config_file import (  # noqa: E402
+    ConfigError,
+    find_config,
+    import_types,
+    read_config,
+    validation_settings,
+)
 from xtuner_plugins.leaf import Leaf  # noqa: E402
 
 
@@ -97,9 +104,9 @@ def is_config(name: str) -> bool:
 
 
 def open_inputs(args: argparse.Namespace):
-    """The dataset of a config, or of annotation files."""
+    """The datasets of a config (training and, where it has one, validation), or that of annotation files."""
     if is_config(args.inputs[0]):
-        return build_dataset(args.inputs[0], args.set, args.cfg_options)
+        return build_datasets(args.inputs[0], args.set, args.cfg_options)
     quiet_imports()
     from xtuner_plugins.datasets import MultimodalDataset, SettingError
     from xtuner_plugins.datasets.audit.check import PlainFiles
@@ -114,12 +121,12 @@ def open_inputs(args: argparse.Namespace):
             "give one --image-folder for each file, or one for all",
         )
     if args.base:
-        return MultimodalDataset(args.base, args.inputs, folders)
-    return PlainFiles(args.inputs, folders)
+        return [MultimodalDataset(args.base, args.inputs, folders)]
+    return [PlainFiles(args.inputs, folders)]
 
 
-def build_dataset(name: str, pairs: list[str], options: list[str]):
-    """The training dataset of a config."""
+def build_datasets(name: str, pairs: list[str], options: list[str]) -> list:
+    """The training dataset of a config, and its validation dataset if it has one; its panel is opened, too."""
     path = find_config(name)
     text = Leaf.read(path).changed(pairs).standalone() if pairs else None
     config = read_config(path, parse_options(options), text)
@@ -135,8 +142,18 @@ def build_dataset(name: str, pairs: list[str], options: list[str]):
     import_types(config)
     from mmengine.registry import DATASETS
 
+    from xtuner_plugins.datasets.images.media import open_image
+    from xtuner_plugins.engine.panel import read_panel
+    from xtuner_plugins.engine.validation_loss import validation_dataset
+
+    validation = validation_settings(config)
+    for record in read_panel(validation.get("panel")):
+        open_image(record.image)
+    wanted = [settings]
+    if validation.get("data_paths"):
+        wanted.append(validation_dataset(settings, validation["data_paths"], validation.get("image_folders")))
     try:
-        return DATASETS.build(settings)
+        return [DATASETS.build(each) for each in wanted]
     except (TypeError, KeyError) as error:  # an unknown or missing setting, or type
         text = " ".join(str(error).split())[:300]
         raise ConfigError(f"{path}: train_dataloader.dataset: {text}; correct the setting's name") from None
@@ -218,7 +235,7 @@ def main() -> int:
     args = parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        dataset = open_inputs(args)
+        dataset, *validation = open_inputs(args)
         for path in filter(None, (args.reject_list, args.html, args.json)):
             prepare_output(path)
     except ValueError as error:
@@ -227,6 +244,17 @@ def main() -> int:
             return 1
         print(f"error: {error}", file=sys.stderr)
         return 2
+    status = check(dataset, args)
+    for of_validation in validation:
+        print("\nvalidation data")
+        for option in ("reject_list", "json", "html"):
+            setattr(args, option, None)
+        status = max(status, check(of_validation, args))
+    return status
+
+
+def check(dataset, args: argparse.Namespace) -> int:
+    """Checks one dataset and prints what it found; returns the exit status."""
     from concurrent.futures import BrokenExecutor
 
     from tqdm import tqdm

@@ -26,11 +26,23 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--images", required=True, nargs="+", metavar="DIR", help="image folders: one for each file, or one for all"
     )
+    parser.add_argument("--val", nargs="+", default=[], metavar="FILE", help="annotation files to validate on")
+    parser.add_argument(
+        "--val-images", nargs="+", default=[], metavar="DIR", help="their image folders (default: the one of --images)"
+    )
     add_config_options(parser, cfg_options=False)
     parser.add_argument("--force", action="store_true", help="replace an existing OUT")
     args = parser.parse_args(argv)
     if len(args.images) not in (1, len(args.data)):
         parser.error(f"{len(args.images)} image folders for {len(args.data)} files; give one for each, or one for all")
+    if args.val_images and not args.val:
+        parser.error("--val-images goes with --val")
+    if args.val and not args.val_images:
+        if len(args.images) > 1:
+            parser.error("--val with several --images; name the folders of its images with --val-images")
+        args.val_images = args.images
+    if args.val and len(args.val_images) not in (1, len(args.val)):
+        parser.error(f"{len(args.val_images)} image folders for {len(args.val)} files of --val; give one for each")
     return args
 
 
@@ -54,11 +66,14 @@ def write_config(args: argparse.Namespace) -> str:
     for name in ("base", "data_paths", "image_folders"):
         if name not in leaf.settings:
             raise ConfigError(f"config {path} has no setting {name}, so it is no recipe to start from")
-    for missing in [given for given in [args.base, *args.data, *args.images] if not Path(given).exists()]:
+    for missing in [given for given in [args.base, *args.data, *args.images, *args.val] if not Path(given).exists()]:
         print(f"warning: {missing} does not exist yet", file=sys.stderr)
     # Absolute, so that the run may be started in any directory.
     base, data, images = os.path.abspath(args.base), absolute(args.data), absolute(args.images)
     given = {"base": base, "data_paths": data, "image_folders": images * (len(data) // len(images))}
+    if args.val:
+        folders = absolute(args.val_images)
+        given |= {"val_data_paths": absolute(args.val), "val_image_folders": folders * (len(args.val) // len(folders))}
     pairs = [f"{name}={literal(value)}" for name, value in given.items()]
     launch = launch_line(leaf.labels.get("launch", ""), out)
     labels = {

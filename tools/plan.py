@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
 from xtuner_plugins.cli.arguments import add_config_options, parse_options  # noqa: E402
-from xtuner_plugins.config_file import find_config, read_config  # noqa: E402
+from xtuner_plugins.config_file import find_config, read_config, validation_settings  # noqa: E402
 from xtuner_plugins.deepspeed_json import read_deepspeed  # noqa: E402
 from xtuner_plugins.leaf import Leaf  # noqa: E402
 from xtuner_plugins.planning.hardware import GPUS, UTILIZATION  # noqa: E402
@@ -114,14 +114,26 @@ def run(args: argparse.Namespace) -> int:
 
     lines = advise(values, planned.memory, available, memory_of)
     took = planned.seconds(GPUS[args.gpu].teraflops, args.mfu)
+    validating = validation_time(args, planned, validation_settings(config._to_lazy_dict()))
     if args.json:
-        print(json.dumps(as_json(args, planned, available, others, lines, took), indent=2))
+        print(json.dumps(as_json(args, planned, available, others, lines, took, validating), indent=2))
     else:
-        print_plan(args, planned, available, others, lines, took)
+        print_plan(args, planned, available, others, lines, took, validating)
     return int(planned.memory.total > available)
 
 
-def as_json(args, planned, available, others, lines, took) -> dict:
+def validation_time(args, planned, validation: dict) -> float | None:
+    """Seconds of all validations; None without data to validate on."""
+    paths = validation.get("data_paths")
+    if not paths:
+        return None
+    from xtuner_plugins.datasets.records.index import scan
+
+    num_samples = sum(len(scan(path)) for path in ([paths] if isinstance(paths, str) else paths))
+    return planned.validation_seconds(num_samples, validation["interval"], GPUS[args.gpu].teraflops, args.mfu)
+
+
+def as_json(args, planned, available, others, lines, took, validating) -> dict:
     """The whole plan; memory in bytes, times in seconds."""
     return {
         "config": args.config,
@@ -149,10 +161,11 @@ def as_json(args, planned, available, others, lines, took) -> dict:
         "gpu": args.gpu,
         "mfu": args.mfu,
         "seconds": took,
+        "validation_seconds": validating,
     }
 
 
-def print_plan(args, planned, available, others, lines, took) -> None:
+def print_plan(args, planned, available, others, lines, took, validating) -> None:
     """The whole plan as tables and sentences."""
     from xtuner_plugins.planning import report
 
@@ -177,6 +190,8 @@ def print_plan(args, planned, available, others, lines, took) -> None:
         return
     speed = f"{args.gpus} x {args.gpu} ({GPUS[args.gpu].teraflops:g} TFLOPS each) at {args.mfu:.0%} of their peak"
     report.show(f"{planned.steps:,} steps, {planned.samples:,} samples: {report.duration(took)} on {speed}")
+    if validating is not None:
+        report.show(f"validation, besides: {report.duration(validating)}, without the answers to the panel")
 
 
 if __name__ == "__main__":

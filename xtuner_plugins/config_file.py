@@ -69,6 +69,16 @@ class ConfigFile:
             yield from base.ancestors()
 
 
+def validation_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the `ValidationHook` among a config's hooks, lazy or imported; empty without one."""
+    for hook in cfg.get("custom_hooks") or ():
+        kind = hook.get("type") if isinstance(hook, Mapping) else None
+        name = getattr(kind, "_imported", None) or getattr(kind, "__name__", kind)
+        if isinstance(name, str) and name.rpartition(".")[2] == "ValidationHook":
+            return {key: value for key, value in hook.items() if key != "type"}
+    return {}
+
+
 def leaves() -> dict[str, Path]:
     """Every config of the checkout's configs/ by its stem; bases are none."""
     return {path.stem: path for path in sorted(CONFIGS.rglob("*.py")) if "_base_" not in path.parts}

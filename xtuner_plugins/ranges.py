@@ -106,6 +106,24 @@ def check_batch_size(value: Any) -> None:
         raise RangeError(f"batch_size={value!r} is no size of a batch", "give a whole number above 0")
 
 
+def check_interval(value: Any) -> None:
+    """``val_interval``; raises `RangeError`."""
+    if not _is_number(value, int) or value < 1:
+        raise RangeError(f"val_interval={value!r} is no number of optimizer steps", "give a whole number above 0")
+
+
+def check_val_batch_size(value: Any) -> None:
+    """``val_batch_size``; raises `RangeError`."""
+    if not _is_number(value, int) or value < 1:
+        raise RangeError(f"val_batch_size={value!r} is no size of a batch", "give a whole number above 0")
+
+
+def check_answer_tokens(value: Any) -> None:
+    """``panel_max_new_tokens``; raises `RangeError`."""
+    if not _is_number(value, int) or value < 1:
+        raise RangeError(f"panel_max_new_tokens={value!r} is no length", "give a whole number above 0")
+
+
 def check_max_norm(value: Any) -> None:
     """``max_norm`` of gradient clipping; raises `RangeError`. PyTorch would reverse the gradient."""
     if not _is_number(value) or not value > 0:

@@ -7,6 +7,7 @@ from mmengine.visualization import LocalVisBackend
 from xtuner_plugins.engine import (
     CheckpointGuardHook,
     LedgerHook,
+    LossSplitHook,
     PlanHook,
     PreprocessingLockHook,
     ReportPageHook,
@@ -36,6 +37,7 @@ custom_hooks = [
     dict(type=PreprocessingLockHook),  # keeps tile limits, template and tokens in every checkpoint
     dict(type=LedgerHook),  # work_dir/ledger.jsonl: what was left out, and why
     dict(type=ReportPageHook),  # work_dir/report.html and loss.png: the run as a page and its loss as an image
+    dict(type=LossSplitHook),  # training loss by dataset, tiles and length for the trackers
 ]
 
 env_cfg = dict(

@@ -15,7 +15,13 @@ from mmengine.config import read_base
 from mmengine.optim import OptimWrapper
 
 from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
-from xtuner_plugins.engine import GroupedOptimWrapperConstructor, PlannedTrainLoop, WarmupCosineLR, build_adamw
+from xtuner_plugins.engine import (
+    GroupedOptimWrapperConstructor,
+    PlannedTrainLoop,
+    ValidationHook,
+    WarmupCosineLR,
+    build_adamw,
+)
 from xtuner_plugins.models import VisionLanguageModel
 
 with read_base():
@@ -51,6 +57,13 @@ betas = (0.9, 0.999)
 weight_decay = 0.05  # not on norms and biases
 max_grad_norm = 1.0
 warmup_ratio = 0.03  # share of the optimizer steps
+
+val_data_paths = []  # annotation files to validate on; none by default
+val_image_folders = None  # as image_folders; None: paths are relative to the file
+val_interval = 500  # optimizer steps; also at the end of the run
+val_batch_size = 4
+panel = None  # questions answered then: a jsonl file, or a list of {image, question}
+panel_max_new_tokens = 128
 
 save_steps = 1000  # optimizer steps
 save_total_limit = 1  # checkpoints kept
@@ -98,5 +111,16 @@ optim_wrapper = dict(
 )
 param_scheduler = dict(type=WarmupCosineLR, warmup_ratio=warmup_ratio)  # a linear start, a cosine over the rest
 default_hooks.checkpoint.update(interval=save_steps, max_keep_ckpts=save_total_limit)  # noqa: F405
+custom_hooks.append(  # noqa: F405
+    dict(
+        type=ValidationHook,
+        interval=val_interval,
+        data_paths=val_data_paths,  # the rest of the data's settings are the training's
+        image_folders=val_image_folders,
+        batch_size=val_batch_size,
+        panel=panel,
+        panel_max_new_tokens=panel_max_new_tokens,
+    )
+)
 visualizer.update(tracker=tracker)  # noqa: F405
 train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs, max_iters=max_steps, heaviest_first=heaviest_first)

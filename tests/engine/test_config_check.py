@@ -10,6 +10,7 @@ from tests.engine.parallel_case import base_and_data, write_dataset
 from xtuner_plugins.config_file import ConfigError, load_config
 from xtuner_plugins.deepspeed_json import deepspeed_file
 from xtuner_plugins.engine.config_check import check_base, check_config
+from xtuner_plugins.leaf import Leaf
 
 LOADER, OPTIMIZER, LORA = "train_dataloader", "optim_wrapper.optimizer", "model.llm_lora"
 DATASET = f"{LOADER}.dataset"
@@ -62,6 +63,22 @@ def test_values_out_of_range_or_of_another_type(toy_base, data, key, value, mess
     with pytest.raises(ConfigError, match=message) as caught:
         check(toy_base, data, {key: value})
     assert "\n" not in str(caught.value)
+
+
+def test_validation_data_and_panel_are_opened(toy_base, data, tmp_path):
+    """By the hook and the dataset that will hold them, with the settings of a leaf."""
+    leaf = Leaf.read(ROOT / "configs/toy/toy_finetune_lora.py")
+    broken, none = tmp_path / "broken.png", tmp_path / "none.jsonl"
+    broken.write_bytes(b"no image")
+    none.write_text("")
+    for pair, message in (
+        (f"panel=[{{'image': '{broken}', 'question': 'What?'}}]", "custom_hooks.*broken.png"),
+        (f"val_data_paths={none}", "val_data_paths: .*none.jsonl"),
+    ):
+        config = load_config(str(leaf.path), base_and_data(toy_base, data), leaf.changed([pair]).standalone())
+        with pytest.raises(ConfigError, match=message) as caught:
+            check_config(config)
+        assert "\n" not in str(caught.value)
 
 
 def broken_bases(base, folder):

@@ -35,7 +35,7 @@ def test_equals_cross_entropy_over_all_logits(kind, rows, weighted, monkeypatch)
     monkeypatch.setattr(losses, "CHUNK_LOGITS", rows * VOCABULARY)
     hidden, targets, head = make_case(kind)
     weights = torch.rand(len(targets)) if weighted else torch.ones(len(targets))
-    loss = next_token_loss(hidden, targets, head, weights if weighted else None)
+    loss, _ = next_token_loss(hidden, targets, head, weights if weighted else None)
     loss.backward()
     again, _, whole = make_case(kind)
     expected = (F.cross_entropy(whole(again), targets, reduction="none") * weights).sum() / weights.sum()
@@ -51,7 +51,7 @@ def test_the_gradient_follows_what_comes_after_the_loss(kind):
     gradients = []
     for scale in (1.0, 1024.0):
         hidden, targets, head = make_case(kind)
-        (next_token_loss(hidden, targets, head, mean_weight=torch.tensor(3.0)) * scale).backward()
+        (next_token_loss(hidden, targets, head, mean_weight=torch.tensor(3.0))[0] * scale).backward()
         gradients.append(hidden.grad)
     torch.testing.assert_close(gradients[1], gradients[0] * 1024)
 
@@ -68,7 +68,7 @@ def test_few_logits_exist_at_a_time(kind, monkeypatch):
 
         monkeypatch.setattr(F, name, noted)
     hidden, targets, head = make_case(kind)
-    next_token_loss(hidden, targets, head).backward()
+    next_token_loss(hidden, targets, head)[0].backward()
     assert max(sizes) == 2 * VOCABULARY and len(sizes) >= 4
 
 
@@ -77,6 +77,18 @@ def peak_bytes(compute) -> int:
     with FakeTensorMode(), MemTracker() as tracker:
         compute()
     return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("rows", [2, 100])
+def test_each_target_has_its_own_cross_entropy(kind, rows, weighted, monkeypatch):
+    """Without weights and without gradient, whatever the weights of the loss."""
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", rows * VOCABULARY)
+    hidden, targets, head = make_case(kind)
+    weights = torch.rand(len(targets)) if weighted else None
+    _, each = next_token_loss(hidden, targets, head, weights)
+    assert not each.requires_grad and each.dtype == torch.float32
+    torch.testing.assert_close(each, F.cross_entropy(head(hidden), targets, reduction="none"), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -89,25 +101,25 @@ def test_peak_memory_is_below_a_tenth_of_all_logits(dtype):
         head = nn.Linear(width, vocabulary, bias=False, dtype=dtype)
         if loss_of is next_token_loss:
             LossHead.take_over(head)
-        loss_of(hidden, torch.zeros(positions, dtype=torch.int64), head).backward()
+        loss_of(hidden, torch.zeros(positions, dtype=torch.int64), head)[0].backward()
 
     all_logits = positions * vocabulary * 4
     assert peak_bytes(compute) <= 0.1 * all_logits
-    whole = peak_bytes(lambda: compute(lambda hidden, targets, head: F.cross_entropy(head(hidden).float(), targets)))
+    whole = peak_bytes(lambda: compute(lambda hidden, targets, head: [F.cross_entropy(head(hidden).float(), targets)]))
     assert whole >= all_logits  # the measure sees them where they exist
 
 
 def test_nothing_is_kept_without_gradients(kind):
     hidden, targets, head = make_case(kind)
     with torch.no_grad():
-        loss = next_token_loss(hidden, targets, head)
+        loss, _ = next_token_loss(hidden, targets, head)
     assert not loss.requires_grad and torch.isfinite(loss)
 
 
 def test_weights_of_zero_give_zero_loss_and_zero_gradients(kind):
     """A rank without labels runs the head too: one position of weight 0."""
     hidden, targets, head = make_case(kind, positions=1)
-    loss = next_token_loss(hidden, targets, head, torch.zeros(1))
+    loss, _ = next_token_loss(hidden, targets, head, torch.zeros(1))
     loss.backward()
     assert loss.item() == 0.0 and hidden.grad.abs().max() == 0
     assert all(p.grad is not None and p.grad.abs().max() == 0 for p in head.parameters())
@@ -116,7 +128,7 @@ def test_weights_of_zero_give_zero_loss_and_zero_gradients(kind):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_loss_is_float32_and_gradients_keep_their_dtype(kind, dtype):
     hidden, targets, head = make_case(kind, dtype=dtype)
-    loss = next_token_loss(hidden, targets, head)
+    loss, _ = next_token_loss(hidden, targets, head)
     loss.backward()
     assert loss.dtype == torch.float32 and hidden.grad.dtype == dtype
 
@@ -125,10 +137,10 @@ def test_autocast_decides_the_dtype_of_products():
     """As with a plain head: float32 parameters, products in bfloat16, logits compared in float32."""
     hidden, targets, head = make_case()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = next_token_loss(hidden, targets, head)
+        loss, _ = next_token_loss(hidden, targets, head)
         expected = F.cross_entropy(F.linear(hidden, head.weight).float(), targets)
     torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
-    assert abs(loss - next_token_loss(hidden, targets, head)) > 1e-6
+    assert abs(loss - next_token_loss(hidden, targets, head)[0]) > 1e-6
     loss.backward()
     assert head.weight.grad.dtype == torch.float32
 

@@ -47,7 +47,7 @@ def test_a_packed_row_means_the_same_and_its_padding_is_a_segment():
 @pytest.mark.parametrize("batch", [padded(), packed()])
 def test_a_target_weighs_what_its_sample_weighs(batch):
     row = make_row({**batch, "loss_weights": torch.tensor([0.5, 4.0])}, IMAGE)
-    assert row.weights.tolist() == [0.5, 0.5, 4.0]
+    assert row.weights.tolist() == [0.5, 0.5, 4.0] and row.owners.tolist() == [0, 0, 1]
 
 
 def test_without_labels_one_target_of_weight_zero_stands_in():

@@ -55,6 +55,33 @@ def test_loss_equals_the_shipped_forward(build):
     torch.testing.assert_close(run(model, batch)["loss"], shipped.loss, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_the_loss_of_each_sample_is_its_own(build, is_packed):
+    """The sums add up to the loss, and each is the one of a batch of this sample alone; padding has none."""
+    from .test_attention import pack  # which imports this file
+
+    model, form = build().eval(), pack if is_packed else dict
+    batch = make_batch(model)
+    together = run(model, form(batch))
+    assert together["sample_losses"].dtype == torch.float64
+    for row, total in enumerate(together["sample_losses"][:3].tolist()):
+        first = int(batch["num_tiles"][:row].sum())
+        alone = {key: value[row : row + 1] for key, value in batch.items() if key != "tiles"}
+        alone["tiles"] = batch["tiles"][first : first + int(batch["num_tiles"][row])]
+        outputs = run(model, alone)
+        assert total == pytest.approx(float(outputs["loss"] * outputs["num_supervised"]), rel=1e-5)
+    assert together["sample_losses"][3:].tolist() in ([], [0.0])
+    mean = together["sample_losses"].sum() / together["num_supervised"]
+    assert float(together["loss"]) == pytest.approx(float(mean), rel=1e-6)
+
+
+def test_a_batch_without_labels_has_no_sample_losses(build):
+    model = build().eval()
+    batch = make_batch(model)
+    batch["labels"][:] = -100
+    assert run(model, batch)["sample_losses"].tolist() == [0.0] * 3
+
+
 def test_only_the_projector_trains_by_default(build):
     model = build()
     assert {n.split(".")[1] for n, p in model.named_parameters() if p.requires_grad} == {"mlp1"}

@@ -74,6 +74,16 @@ def test_several_files_and_the_folder_that_they_share(toy_base, data, tmp_path):
     assert settings["image_folders"].value == [str(data[1])] * 2
 
 
+def test_validation_data_and_their_folder(toy_base, data, tmp_path):
+    done = write(tmp_path, "toy_finetune_lora", toy_base, data, "--val", data[0], tmp_path / "data/train.jsonl")
+    assert done.returncode == 0, done.stderr
+    settings = Leaf.read(tmp_path / "mine.py").settings
+    assert settings["val_data_paths"].value == [str(data[0])] * 2
+    assert settings["val_image_folders"].value == [str(data[1])] * 2
+    done = write(tmp_path, "toy_finetune_lora", toy_base, data, "--val-images", data[1])
+    assert done.returncode == 2 and "--val-images goes with --val" in done.stderr
+
+
 def test_the_tile_label_follows(toy_base, data, tmp_path):
     write(tmp_path, "finetune_lora", toy_base, data, "--set", "max_tiles=3")
     assert Leaf.read(tmp_path / "mine.py").labels["tiles"].startswith("up to 3 ")

@@ -114,6 +114,14 @@ VALUES = [
         "visualizer: tracker='tensorbord' is not known; it is one of: tensorboard, wandb, swanlab, ",
     ),
     ("max_grad_norm=0", "optim_wrapper.clip_grad: max_norm=0 is out of range; give more than 0"),
+    ("val_data_paths=none.jsonl", "val_data_paths: file none.jsonl does not exist"),
+    ("val_interval=0", "val_interval=0 is no number of optimizer steps; give a whole number above 0"),
+    ("val_interval=-1", "val_interval=-1 is no number of optimizer steps"),
+    ("val_batch_size=0", "val_batch_size=0 is no size of a batch"),
+    ("panel=none.jsonl", "panel: file none.jsonl does not exist; correct it, or set panel = None for none"),
+    ("panel=[{{'image': 'a.png'}}]", "panel[0]: a question is missing; give "),
+    ("panel=[{{'image': 'a.png', 'question': 'What?'}}]", "panel[0]: image a.png does not exist; correct its path"),
+    ("panel_max_new_tokens=0", "panel_max_new_tokens=0 is no length"),
     ("base={blind}", "has no vision part (model_type 'qwen2', no vision_config in its config.json); make one with"),
 ]
 

@@ -28,6 +28,7 @@ def collate(samples: Sequence[dict], pad_token_id: int = 0, pad_to_multiple_of: 
         tiles: uint8 `[T, 3, S, S]`, all samples' tiles in order; T may be 0.
         num_tiles: int64 `[B]`, tiles of each sample.
         sources: list of 'file:line'.
+        datasets: list of the names of their files, '' for a sample without.
         images, uncut, loss_weights, dropped: where needed (see `_hand_over_with_images`).
     """
     kept = _kept(samples)
@@ -66,7 +67,7 @@ def collate_packed(samples: Sequence[dict], pad_token_id: int = 0, pad_to: int =
         position_ids: int64 `[1, S]`, from 0 in each sample.
         cu_seqlens: int32 `[n + 1]`, boundaries of the segments, padding included.
         max_seqlen: int, the longest segment.
-        tiles, num_tiles `[samples]`, sources: as `collate`, one entry per sample.
+        tiles, num_tiles `[samples]`, sources, datasets: as `collate`, one entry per sample.
     """
     kept = _kept(samples)
     lengths = [len(sample["input_ids"]) for sample in kept]
@@ -106,6 +107,7 @@ def _hand_over_with_images(batch: dict, samples: Sequence[dict], kept: list[dict
     batch["tiles"] = [sample["tiles"] for sample in kept]
     batch["num_tiles"] = torch.tensor([sample["num_tiles"] for sample in kept], dtype=torch.int64)
     batch["sources"] = [sample["source"] for sample in kept]
+    batch["datasets"] = [sample.get("dataset", "") for sample in kept]
     if any("images" in sample for sample in kept):
         firsts = np.cumsum([0] + [sample["num_tiles"] for sample in kept]).tolist()
         batch["images"] = [image for sample in kept for image in sample.get("images", ())]

@@ -15,7 +15,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..config_file import CONFIGS, ConfigError, leaves
+from ..config_file import CONFIGS, ConfigError, leaves, validation_settings
 from ..leaf import Leaf
 from . import register_all
 from .run_length import check_length
@@ -55,7 +55,8 @@ def check_text(cfg: Config) -> None:
     if base is not None:
         check_base(base, cfg.filename)
     for key_path, node in typed_nodes(cfg.train_dataloader.to_dict(), "train_dataloader"):
-        _check_data_paths(key_path, node)
+        _check_data_paths(f"{key_path}.", node)
+    _check_data_paths("val_", validation_settings(cfg._to_lazy_dict()))
     length = [cfg.train_cfg.get(key) for key in ("max_iters", "max_epochs")]
     if all(value is None or type(value) in (int, float) for value in length):
         try:
@@ -222,7 +223,7 @@ def _check_randomness(settings: Mapping[str, Any]) -> None:
             raise ConfigError(f"randomness.{key}: nothing reads {key!r}; known: {', '.join(sorted(known))}")
 
 
-def _check_data_paths(key_path: str, node: dict) -> None:
+def _check_data_paths(prefix: str, node: Mapping[str, Any]) -> None:
     for setting, is_right, kind in (
         ("data_paths", Path.is_file, "file"),
         ("image_folders", Path.is_dir, "folder"),
@@ -230,4 +231,4 @@ def _check_data_paths(key_path: str, node: dict) -> None:
         values = node.get(setting) or []
         for value in [values] if isinstance(values, str) else values:
             if isinstance(value, str) and not is_right(Path(value)):
-                raise ConfigError(f"{key_path}.{setting}: {kind} {value} does not exist")
+                raise ConfigError(f"{prefix}{setting}: {kind} {value} does not exist")

@@ -18,7 +18,7 @@ from mmengine.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, OPTIMIZER
 from torch.utils.data import DataLoader
 
 from ..checkpoints.formats import open_config
-from ..config_file import ConfigError
+from ..config_file import ConfigError, validation_settings
 from ..datasets import MultimodalDataset
 from ..datasets.base import tiling_of
 from ..datasets.images.tiling import DynamicTiling
@@ -28,6 +28,7 @@ from .loss_scaling import scaled_wrapper
 from .optimizers import build_adamw
 from .param_groups import planned_groups
 from .run_length import check_length
+from .validation_loss import validation_dataset
 
 # Settings of a loader that the runner replaces by objects.
 LOADER_PARTS = {"dataset", "sampler", "batch_sampler", "collate_fn", "worker_init_fn", "num_batch_per_epoch"}
@@ -68,6 +69,11 @@ def build_parts(cfg: Config) -> None:
         if isinstance(dataset, MultimodalDataset):
             for source in dataset.sources:
                 _check_room(source.tiling, dataset.budget)
+    validation = validation_settings(cfg)
+    if validation.get("data_paths"):
+        with _refused("val_data_paths"):
+            files = validation["data_paths"], validation.get("image_folders")
+            _build_ours(DATASETS.build, validation_dataset(cfg.train_dataloader.dataset, *files))
 
 
 def build_optimizer_early(settings: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from ..models.losses import batch_weight, sum_over_ranks
+from .blame import blame_gradient, blame_loss, blame_update
 from .gradient_sums import forget_gradients
 from .loss_scaling import MIN_SCALE
 from .out_of_memory import name_sources, naming
@@ -35,11 +36,17 @@ class NonFiniteError(ValueError):
 
     Attributes:
         sources: ``file:line`` of the samples that it came from.
+        culprit: Where it began, e.g. the output of a module; None where that wasn't found.
     """
 
-    def __init__(self, what: str, sources: Sequence[str]):
-        self.what, self.sources = what, list(sources)
-        super().__init__(f"{what}, from the samples {name_sources(self.sources)}")
+    def __init__(self, what: str, sources: Sequence[str], culprit: str | None = None):
+        self.what, self.sources, self.culprit = what, list(sources), culprit
+        began = f", first in {culprit}" if culprit else ""
+        super().__init__(f"{what}{began}, from the samples {name_sources(self.sources)}")
+
+
+class _NormNotFinite(ArithmeticError):
+    """Keeps an update from being made."""
 
 
 def unwrap(model: Any) -> nn.Module:
@@ -69,7 +76,8 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
     Args:
         model: A `VisionLanguageModel`, plain or inside DDP or DeepSpeed's engine.
         optim_wrapper: MMEngine's optimizer wrapper, without gradient accumulation of its own.
-        micro_batches: Collated batches on the CPU.
+        micro_batches: Collated batches on the CPU. Each gets ``sample_losses``, what the model returned under this
+            name, on its device.
 
     Returns:
         Values to log: ``loss`` (mean over the step's supervised tokens), ``supervised_tokens`` and ``tiles`` (sums
@@ -94,7 +102,8 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
         if not math.isfinite(loss):
             own = zip(micro_batches, losses[:, 0].tolist(), strict=True)
             at_fault = [batch for batch, value in own if not math.isfinite(value)]
-            raise NonFiniteError(f"the loss is {loss}", _sources_of_all_ranks(at_fault))
+            culprit = blame_loss(network, (at_fault or micro_batches)[0], bool(at_fault))
+            raise NonFiniteError(f"the loss is {loss}", _sources_of_all_ranks(at_fault), culprit)
         logged = {"loss": loss / get_world_size(), "supervised_tokens": num_supervised, "tiles": num_tiles}
         scale = driver.loss_scale
         with naming(micro_batches):
@@ -102,9 +111,9 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
         if math.isfinite(norm):
             break
         if scale is None or scale <= MIN_SCALE:
-            raise NonFiniteError(
-                f"the gradient norm is {norm} (loss {logged['loss']:.4g})", _sources_of_all_ranks(micro_batches)
-            )
+            culprit, at_fault = driver.blame(network, micro_batches)
+            sources = _sources_of_all_ranks(at_fault) or _sources_of_all_ranks(micro_batches)
+            raise NonFiniteError(f"the gradient norm is {norm} (loss {logged['loss']:.4g})", sources, culprit)
         num_overflows += 1
         print_log(
             f"gradients overflowed float16 at loss scale {scale:g}: the step is repeated at {driver.loss_scale:g}",
@@ -158,6 +167,7 @@ def _accumulate(
             inputs = network.data_preprocessor(batch, training=True)
             outputs = driver.model(**inputs, mode="loss", mean_weight=mean_weight)
             driver.backward(outputs["loss"])
+        batch["sample_losses"] = outputs["sample_losses"]
         figures.append(torch.stack([outputs[key].detach().float() for key in ("loss", "num_supervised", "num_tiles")]))
     return torch.stack(figures)
 
@@ -203,7 +213,7 @@ class _PlainDriver:
     def update(self) -> tuple[float, bool]:
         """Clips and steps; returns the gradient norm before clipping and whether MMEngine has logged it.
 
-        Where scaled gradients aren't finite, they are dropped and the scale is halved.
+        Gradients that aren't finite are dropped; where they are scaled, the scale is halved.
         """
         clips_norm = bool(self.optim_wrapper.clip_grad_kwargs) and self.optim_wrapper.grad_name == "grad_norm"
         norm = 0.0
@@ -214,15 +224,36 @@ class _PlainDriver:
                 p.grad for group in self.optim_wrapper.param_groups for p in group["params"] if p.grad is not None
             ]
             norm = float(torch.nn.utils.get_total_norm(gradients))
-        if self._scaler is not None and not math.isfinite(norm):
+        if not math.isfinite(norm):
             self.optim_wrapper.zero_grad()
-            self._scaler.update()
+            if self._scaler is not None:
+                self._scaler.update()
             return norm, False
+        if clips_norm:
+            # Clipping by a norm that isn't finite would ruin every weight. MMEngine's wrapper clips and steps in one.
+            handle = self.optim_wrapper.optimizer.register_step_pre_hook(self._require_norm)
+            try:
+                self.optim_wrapper.step()
+            except _NormNotFinite:
+                return self._clipped_norm(), False
+            finally:
+                handle.remove()
+                self.optim_wrapper.zero_grad()
+            return self._clipped_norm(), True
         self.optim_wrapper.step()
         self.optim_wrapper.zero_grad()
-        if clips_norm:
-            norm = self.optim_wrapper.message_hub.get_scalar("train/grad_norm").current()
-        return norm, clips_norm
+        return norm, False
+
+    def _clipped_norm(self) -> float:
+        return self.optim_wrapper.message_hub.get_scalar("train/grad_norm").current()
+
+    def _require_norm(self, *_: Any) -> None:
+        if not math.isfinite(self._clipped_norm()):
+            raise _NormNotFinite
+
+    def blame(self, network: nn.Module, micro_batches: Sequence[dict]) -> tuple[str | None, list[dict]]:
+        """As `blame_gradient`."""
+        return blame_gradient(network, micro_batches)
 
 
 class _DeepSpeedDriver:
@@ -269,6 +300,10 @@ class _DeepSpeedDriver:
         if self.model.fp16_enabled() and self.model.optimizer.overflow:
             return math.inf, False
         return float(self.model.get_global_grad_norm() or 0.0), False
+
+    def blame(self, network: nn.Module, micro_batches: Sequence[dict]) -> tuple[str | None, list[dict]]:
+        """As `blame_update`; which micro-batch it was isn't known any more."""
+        return blame_update(network), []
 
 
 def _without_moments(

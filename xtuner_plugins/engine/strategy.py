@@ -146,16 +146,17 @@ class _PatientWrites:
 
 
 def _keep_norms_that_are_not_finite(optimizer: Any) -> None:
-    """Makes a ZeRO optimizer report norms that aren't finite as NaN.
+    """Makes a ZeRO optimizer report norms that aren't finite as infinite.
 
-    DeepSpeed reports -1 for such a group, and the norm over all groups then looks valid.
+    DeepSpeed reports -1 for such a group, and the norm over all groups then looks valid. Clipping by NaN would make
+    every weight NaN, clipping by infinity only those whose gradient isn't finite (see `blame.blame_update`).
     """
 
     def honest(norm_of: Callable) -> Callable:
         @functools.wraps(norm_of)
         def measured(*args, **kwargs):
             norm = norm_of(*args, **kwargs)
-            return torch.where(norm < 0, torch.full_like(norm, math.nan), norm)
+            return torch.where(norm < 0, torch.full_like(norm, math.inf), norm)
 
         return measured
 

@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config_file import ConfigError
+from ..config_file import ConfigError, validation_settings
 from ..families import ENCODER_FAMILIES, LLM_FAMILIES, target_matcher
 from ..hub.constants import token_grid
 from ..hub.conversation import get_conv_template
 from ..ranges import (
+    check_answer_tokens,
     check_batch_size,
     check_dropout,
     check_dtype,
+    check_interval,
     check_max_norm,
     check_optimizer,
     check_rank,
@@ -28,8 +30,10 @@ from ..ranges import (
     check_room,
     check_tiles,
     check_tracker,
+    check_val_batch_size,
     check_warmup_ratio,
 )
+from .panel import read_panel
 from .signatures import parameters
 
 # Arguments that the runner adds when it builds these parts.
@@ -58,6 +62,13 @@ RANGES: dict[str, Callable[[Any], None]] = {
     "optim_wrapper.clip_grad.max_norm": check_max_norm,
     "param_scheduler.warmup_ratio": check_warmup_ratio,
     "visualizer.tracker": check_tracker,
+}
+# The same of `ValidationHook`; their messages name the setting of a recipe.
+VALIDATION_RANGES: dict[str, Callable[[Any], Any]] = {
+    "interval": check_interval,
+    "batch_size": check_val_batch_size,
+    "panel": read_panel,
+    "panel_max_new_tokens": check_answer_tokens,
 }
 
 _TOWERS = (("llm", "language_model.", "llm_config"), ("visual_encoder", "vision_model.", "vision_config"))
@@ -95,6 +106,10 @@ def check_values(cfg: Mapping[str, Any]) -> None:
         node = _at(cfg, parent)
         if isinstance(node, Mapping) and node.get(key) is not None:
             _refused(parent, lambda check=check, value=node[key]: check(value))
+    validation = validation_settings(cfg)
+    for key, value in validation.items():
+        if key in VALIDATION_RANGES:
+            _refused("", lambda check=VALIDATION_RANGES[key], value=value: check(value))
     _check_tiling(cfg)
     for part, prefix, section in _TOWERS:
         lora = _at(cfg, f"model.{part}_lora") or {}
@@ -186,4 +201,4 @@ def _refused(where: str, check: Callable[[], Any]) -> None:
     try:
         check()
     except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from None

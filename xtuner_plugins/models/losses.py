@@ -32,16 +32,25 @@ def batch_weight(batch: Mapping[str, torch.Tensor]) -> float:
         batch: ``labels``, and optionally ``loss_weights`` and ``cu_seqlens``; on the CPU, so that counting needs no
             synchronization with a device.
     """
-    supervised = batch["labels"][:, 1:] != IGNORE_INDEX
     weights = batch.get("loss_weights")
     if weights is None:
-        return float(supervised.sum())
-    if "cu_seqlens" in batch:
-        _, column = supervised.nonzero(as_tuple=True)
-        sample = torch.bucketize(column + 1, batch["cu_seqlens"][1:], right=True)
-    else:
-        sample, _ = supervised.nonzero(as_tuple=True)
-    return float(weights[sample].double().sum())
+        return float((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+    counts = supervised_per_sample(batch)[: len(weights)]  # behind them stands the padding of a pack
+    return float(counts.double() @ weights.double())
+
+
+def supervised_per_sample(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Labels of each sample that a token before them predicts, int64 ``[samples]``; a pack's padding is one more.
+
+    Args:
+        batch: As `batch_weight`.
+    """
+    supervised = batch["labels"][:, 1:] != IGNORE_INDEX
+    if "cu_seqlens" not in batch:
+        return supervised.sum(1)
+    ends = batch["cu_seqlens"][1:]
+    sample = torch.bucketize(supervised[0].nonzero().flatten() + 1, ends, right=True)
+    return torch.bincount(sample, minlength=len(ends))
 
 
 def next_token_loss(
@@ -50,7 +59,7 @@ def next_token_loss(
     lm_head: nn.Module,
     weights: torch.Tensor | None = None,
     mean_weight: torch.Tensor | None = None,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Next-token cross entropy at the supervised positions, a bounded number of logits at a time.
 
     The logits of a 150k-word vocabulary dominate memory. Most positions (images, questions) carry no label, so the head
@@ -70,29 +79,34 @@ def next_token_loss(
             None, this batch is the whole step and its weight is summed over ranks here.
 
     Returns:
-        The loss to differentiate, a float32 scalar.
+        The loss to differentiate, a float32 scalar; and the cross entropy of each target, float32 ``[K]``, without
+        weights and without gradient.
     """
     if weights is None:
         weights = torch.ones_like(targets, dtype=torch.float32)
     if mean_weight is None:
         mean_weight = sum_over_ranks(weights.sum()) / get_world_size()
-    # If all weights are zero, so is the sum.
-    return _loss_sum(hidden, targets, lm_head, weights) / torch.where(mean_weight > 0, mean_weight, 1.0)
+    total, each = _loss_sum(hidden, targets, lm_head, weights)
+    return total / torch.where(mean_weight > 0, mean_weight, 1.0), each  # if all weights are zero, so is the sum
 
 
-def _loss_sum(hidden: torch.Tensor, targets: torch.Tensor, head: nn.Module, weights: torch.Tensor) -> torch.Tensor:
+def _loss_sum(
+    hidden: torch.Tensor, targets: torch.Tensor, head: nn.Module, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     if isinstance(head, LossHead):
         return head(hidden, targets, weights)
 
     def chunk_loss(hidden, targets, weights):
-        return (F.cross_entropy(head(hidden).float(), targets, reduction="none") * weights).sum()
+        each = F.cross_entropy(head(hidden).float(), targets, reduction="none")
+        return (each * weights).sum(), each.detach()
 
     # ZeRO-3 would gather the head again for each chunk, and can't recompute it.
     if is_deepspeed_zero3_enabled():
         return chunk_loss(hidden, targets, weights)
     rows = max(1, CHUNK_LOGITS // _vocabulary(head))
     chunks = zip(*(tensor.split(rows) for tensor in (hidden, targets, weights)), strict=True)
-    return sum(checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks)
+    totals, parts = zip(*(checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks), strict=True)
+    return sum(totals), torch.cat(parts)
 
 
 def _vocabulary(head: nn.Module) -> int:
@@ -110,8 +124,8 @@ class LossHead(nn.Linear):
 
     def forward(
         self, hidden: torch.Tensor, targets: torch.Tensor | None = None, weights: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Logits ``[..., V]`` of ``[..., D]``; with targets ``[K]`` and weights ``[K]`` the weighted sum of losses."""
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Logits ``[..., V]`` of ``[..., D]``; with targets ``[K]`` and weights ``[K]`` as `_LinearCrossEntropy`."""
         if targets is None:
             return super().forward(hidden)
         assert self.bias is None, "the heads of our LLM families have no bias"
@@ -122,7 +136,7 @@ class LossHead(nn.Linear):
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Sum of weights times cross entropy of ``hidden @ weight.T``.
+    """Sum of weights times cross entropy of ``hidden @ weight.T``, and the cross entropy of each target.
 
     The gradient of a chunk's logits is known as soon as the chunk's softmax is, so both gradients are made in the
     forward pass, one chunk after the other, and the backward pass scales them. Nothing is computed twice. They are not
@@ -130,29 +144,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden, weight, targets, token_weights, dtype: torch.dtype) -> torch.Tensor:
+    def forward(ctx: Any, hidden, weight, targets, token_weights, dtype: torch.dtype) -> tuple:
         ctx.dtypes = hidden.dtype, weight.dtype
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         hidden_gradient = torch.empty_like(hidden) if wants_hidden else None
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        each = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         rows = max(1, CHUNK_LOGITS // weight.shape[0])
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), rows):
                 part = slice(start, start + rows)
-                loss, gradient = _chunk(hidden[part] @ weight.T, targets[part, None], token_weights[part, None].float())
-                total += loss
+                each[part], gradient = _chunk(
+                    hidden[part] @ weight.T, targets[part, None], token_weights[part, None].float()
+                )
                 if wants_hidden:
                     torch.mm(gradient, weight, out=hidden_gradient[part])
                 if wants_weight:
                     weight_gradient += gradient.T @ hidden[part]
                 del gradient  # before the next chunk's logits
         ctx.save_for_backward(hidden_gradient, weight_gradient)
-        return total
+        ctx.mark_non_differentiable(each)
+        return (each * token_weights).sum(), each
 
     @staticmethod
-    def backward(ctx: Any, scale: torch.Tensor) -> tuple:
+    def backward(ctx: Any, scale: torch.Tensor, _: torch.Tensor) -> tuple:
         scaled = (
             None if gradient is None else (gradient * scale).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
@@ -161,7 +177,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _chunk(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weighted sum of losses of logits ``[K, V]``, and its gradient with respect to them in their dtype.
+    """The losses of logits, float32 ``[K]``, and the gradient of their weighted sum in the logits' dtype.
 
     Args:
         logits: ``[K, V]``.
@@ -169,7 +185,7 @@ def _chunk(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -
         weights: float32 ``[K, 1]``.
     """
     log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float32)
-    loss = -(log_probabilities.gather(1, targets) * weights).sum()
+    losses = -log_probabilities.gather(1, targets)[:, 0]
     gradient = log_probabilities.exp_()
     gradient.scatter_add_(1, targets, -torch.ones_like(weights))
-    return loss, gradient.mul_(weights).to(logits.dtype)
+    return losses, gradient.mul_(weights).to(logits.dtype)

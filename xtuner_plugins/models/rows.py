@@ -27,6 +27,7 @@ class Row(NamedTuple):
         predicting: int64 ``[K]``, the positions whose next token is supervised.
         targets: int64 ``[K]``, these next tokens.
         weights: float32 ``[K]``, the weight of each target; None weighs all the same.
+        owners: int64 ``[K]``, the segment that each target belongs to.
         num_supervised: targets that count. A batch without labels has one target of weight 0, because the head must run
             on every rank.
     """
@@ -38,6 +39,7 @@ class Row(NamedTuple):
     predicting: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor | None
+    owners: torch.Tensor
     num_supervised: int
 
 
@@ -82,6 +84,7 @@ def make_row(batch: Mapping[str, torch.Tensor], image_token: int) -> Row:
         predicting=predicting,
         targets=targets,
         weights=weights,
+        owners=samples[places] if len(places) else torch.zeros(1, dtype=torch.int64),
         num_supervised=len(places),
     )
 

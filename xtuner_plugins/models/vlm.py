@@ -202,7 +202,9 @@ class VisionLanguageModel(BaseModel):
                 several micro-batches; None if it is the whole step.
 
         Returns:
-            ``loss``: ``{'loss', 'num_supervised', 'num_tiles'}``, scalars. ``tensor``: ``{'hidden'}``, ``[1, S, D]``.
+            ``loss``: ``{'loss', 'num_supervised', 'num_tiles'}``, scalars, and ``sample_losses``, float64
+            ``[segments]``: the sum of cross entropy over each sample's targets, without weights. ``tensor``:
+            ``{'hidden'}``, ``[1, S, D]``.
 
         Raises:
             ValueError: Another mode.
@@ -210,7 +212,7 @@ class VisionLanguageModel(BaseModel):
         if mode not in ("loss", "tensor"):
             raise ValueError(f"VisionLanguageModel has modes 'loss' and 'tensor', not {mode!r}")
         device = pixel_values.device
-        with torch.autocast(device.type, self.dtype, enabled=self._needs_autocast()):
+        with self.computing(device):
             decoder = getattr(self.model.language_model, self.llm.decoder)
             hidden = decoder(
                 inputs_embeds=self._embed(row, pixel_values),
@@ -222,11 +224,15 @@ class VisionLanguageModel(BaseModel):
             if mode == "tensor":
                 return {"hidden": hidden}
             head = self.model.language_model.get_output_embeddings()
-            loss = next_token_loss(hidden[0, row.predicting], row.targets, head, row.weights, mean_weight)
+            loss, each = next_token_loss(hidden[0, row.predicting], row.targets, head, row.weights, mean_weight)
+        sums = torch.zeros(len(row.segments.bounds) - 1, dtype=torch.float64, device=device)
+        if row.num_supervised:  # else a target of no sample stands in
+            sums.index_add_(0, row.owners, each.double())
         return {
             "loss": loss,
             "num_supervised": torch.full((), row.num_supervised, device=device),
             "num_tiles": torch.full((), pixel_values.shape[0], device=device),
+            "sample_losses": sums,
         }
 
     def parse_losses(self, losses: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -248,6 +254,10 @@ class VisionLanguageModel(BaseModel):
         elif not self.visual_encoder_is_frozen:
             options = {"use_reentrant": False}
             self.model.vision_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+    def computing(self, device: torch.device) -> torch.autocast:
+        """A context in which parameters held in float32 compute in the model's dtype."""
+        return torch.autocast(device.type, self.dtype, enabled=self._needs_autocast())
 
     def _needs_autocast(self) -> bool:
         if self.dtype == torch.float32:

@@ -277,6 +277,13 @@ class RunPlan:
             return None
         return seconds(self.samples * self.work.total, self.strategy.gpus, teraflops, utilization)
 
+    def validation_seconds(self, samples: int, interval: int, teraflops: float, utilization: float) -> float | None:
+        """Time of all validations, forward passes over samples as long as the training's on average."""
+        if self.steps is None:
+            return None
+        forward = self.work.encoder + self.work.projector + self.work.llm
+        return seconds(math.ceil(self.steps / interval) * samples * forward, self.strategy.gpus, teraflops, utilization)
+
 
 def plan_config(settings: Mapping[str, Any], strategy: Strategy, samples: int | None = None) -> RunPlan:
     """The plan of a config.

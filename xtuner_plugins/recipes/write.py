@@ -23,7 +23,7 @@ _PACKED = {"pack_tokens", "pack_tiles"}
 _OWN_LORA = {f"visual_encoder_{name}" for name in ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")}
 _ON_REQUEST = {"template", "repeat_times", *_OWN_LORA}
 _OF_FROZEN_LLM = {"train_head", "train_new_tokens"}
-_BREAK_BEFORE = {"batch_size", "pack_tokens", "save_steps"}
+_BREAK_BEFORE = {"batch_size", "pack_tokens", "val_data_paths", "save_steps"}
 _PART_WORDS = {"visual_encoder": "vision encoder", "projector": "projector", "llm": "LLM"}
 
 # The page of all leaves; what stands between the marks is written, the rest is a person's.

@@ -1,0 +1,92 @@
+"""The training loss by dataset, tiles and length."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.hooks import LoggerHook
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tests.models.test_attention import pack
+from tests.models.test_vlm import make_batch
+from xtuner_plugins.engine.hooks.loss_split import LossSplitHook, bucket
+
+from ..forked import train_forked
+from ..parallel_case import edited_config, logged, write_dataset
+
+MODEL = SimpleNamespace(num_image_token=16, tile_size=28, img_context_token_id=3)
+
+
+def batch_of(form, losses, names):
+    batch = form(make_batch(MODEL, tiles_of=(2, 0, 1)))
+    return {**batch, "datasets": names, "sample_losses": torch.tensor(losses, dtype=torch.float64)}
+
+
+def hook_of(interval=2):
+    hook, found = LossSplitHook(), []
+    visualizer = SimpleNamespace(add_scalars=lambda values, step: found.append((step, values)))
+    runner = SimpleNamespace(hooks=[LoggerHook(interval=interval)], visualizer=visualizer, iter=0)
+    hook.before_train(runner)
+    return hook, runner, found
+
+
+@pytest.mark.parametrize("form", [dict, pack], ids=["padded", "packed"])
+def test_means_are_over_supervised_tokens_since_the_last_time(form):
+    """Each sample has five supervised tokens and 90, 87 and 84 tokens; a pack has a segment of padding."""
+    hook, runner, found = hook_of()
+    padding = [7.0] if form is pack else []
+    for step in range(4):
+        runner.iter = step
+        losses = [5.0 * (step + 1), 10.0, 15.0, *padding]
+        hook.after_train_iter(runner, step, [batch_of(form, losses, ["a", "b", "a"])])
+    assert [step for step, _ in found] == [2, 4]
+    assert found[0][1] == {
+        "loss_by_dataset/a": (5 + 10 + 15 + 15) / 20,
+        "loss_by_dataset/b": 2.0,
+        "loss_by_tiles/0": 2.0,
+        "loss_by_tiles/1": 3.0,
+        "loss_by_tiles/2-3": 1.5,
+        "loss_by_tokens/64-127": (5 + 10 + 15 + 15 + 20) / 30,
+    }
+    assert found[1][1]["loss_by_dataset/a"] == (15 + 20 + 15 + 15) / 20
+
+
+def test_no_value_is_asked_for_between_two_logs():
+    """A fake tensor has none, so asking would be an error."""
+    hook, runner, found = hook_of(interval=3)
+    batch = batch_of(dict, [1.0, 1.0, 1.0], ["a", "a", "a"])
+    with FakeTensorMode():
+        fake = torch.zeros(3, dtype=torch.float64)
+    for step in range(2):
+        hook.after_train_iter(runner, step, [{**batch, "sample_losses": fake}])
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "number, name", [(0, "0"), (1, "1"), (2, "2-3"), (3, "2-3"), (4, "4-7"), (12, "8-15"), (4096, "4096-8191")]
+)
+def test_buckets_are_powers_of_two(number, name):
+    assert bucket(number) == name
+
+
+def split(work_dir):
+    files = sorted(work_dir.glob("*/vis_data/scalars.json"))
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [line for line in lines if any(key.startswith("loss_by_tiles/") for key in line)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deepspeed", [None, "deepspeed_zero3"])
+def test_two_ranks_track_what_one_does(toy_base, tmp_path, deepspeed):
+    """And the parts of a step add up to its loss."""
+    data = write_dataset(tmp_path / "data")
+    recipe = edited_config(tmp_path, "toy_finetune_lora")
+    alone = train_forked(tmp_path / "alone", toy_base, data, config=recipe)
+    both = train_forked(tmp_path / "both", toy_base, data, config=recipe, processes=2, deepspeed=deepspeed)
+    assert alone.ok and both.ok, alone.output[-2000:] + both.output[-2000:]
+    left, right = split(tmp_path / "alone"), split(tmp_path / "both")
+    assert len(left) == len(right) == 4
+    for one, two, loss in zip(left, right, logged(tmp_path / "alone"), strict=True):
+        assert one == pytest.approx(two, rel=1e-5)
+        assert one["loss_by_dataset/train"] == pytest.approx(loss, rel=1e-6)

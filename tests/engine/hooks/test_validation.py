@@ -1,0 +1,240 @@
+"""Validation in real runs: the loss of each file, the panel's answers, and a training that doesn't notice."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from xtuner_plugins.checkpoints.checkpoint import open_checkpoint
+from xtuner_plugins.engine.panel import FILE
+
+from ..forked import train_forked
+from ..parallel_case import edited_config, write_dataset
+
+NUM_STEPS = 4  # 16 samples in steps of 4
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """Two files to validate on, of 5 and 2 samples, so that no number of ranks divides them; and a panel of three."""
+    folder = tmp_path_factory.mktemp("validation")
+    files = [write_dataset(folder / name, count) for name, count in (("five", 5), ("two", 2))]
+    for (path, _), name in zip(files, ("five", "two"), strict=True):
+        path.rename(path.with_name(f"{name}.jsonl"))
+    panel = folder / "panel.jsonl"
+    records = [
+        {"image": "five/images/0.png", "question": "What do you see?", "expected": "Yes."},
+        {"image": "five/images/1.png", "question": "<image>\nHow many?"},
+        {"image": "two/images/0.png", "question": "Where?"},
+    ]
+    panel.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return dict(
+        val_data_paths=[str(files[0][0].with_name("five.jsonl")), str(files[1][0].with_name("two.jsonl"))],
+        val_image_folders=[str(images) for _, images in files],
+        val_interval=2,
+        val_batch_size=2,
+        panel=str(panel),
+        panel_max_new_tokens=4,
+    )
+
+
+def scalars(work_dir: Path) -> list[dict]:
+    """What all starts of a run logged, in order."""
+    files = sorted(work_dir.glob("*/vis_data/scalars.json"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def validations(work_dir: Path) -> dict[int, dict]:
+    return {line["step"]: line for line in scalars(work_dir) if "val_loss" in line}
+
+
+def answers(work_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (work_dir / FILE).read_text().splitlines()]
+
+
+def weights(work_dir: Path, step: int = NUM_STEPS) -> dict[str, torch.Tensor]:
+    tensors = open_checkpoint(work_dir / f"iter_{step}.pth").tensors
+    return {name: tensor.read() for name, tensor in tensors.items()}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, settings):
+    """The LoRA recipe with dropout, a micro-batch of its own per sample, and validation every second step."""
+    return edited_config(
+        tmp_path_factory.mktemp("recipe"),
+        "toy_finetune_lora",
+        lora_dropout=0.1,
+        accumulative_counts=2,
+        save_steps=2,
+        **settings,
+    )
+
+
+OPTIONS = {"train_dataloader.batch_size": 2, "optim_wrapper.accumulative_counts": 2}
+
+
+@pytest.fixture(scope="module")
+def validated(toy_base, data, recipe, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp("validated") / "run"
+    run = train_forked(work_dir, toy_base, data, config=recipe, options=OPTIONS)
+    assert run.ok, run.output[-3000:]
+    return work_dir
+
+
+def test_training_is_bit_equal_with_and_without(validated, toy_base, data, settings, tmp_path):
+    plain = edited_config(tmp_path, "toy_finetune_lora", lora_dropout=0.1, accumulative_counts=2)
+    run = train_forked(tmp_path / "plain", toy_base, data, config=plain, options=OPTIONS)
+    assert run.ok, run.output[-3000:]
+    assert validations(tmp_path / "plain") == {} and not (tmp_path / "plain" / FILE).exists()
+    left, right = weights(validated), weights(tmp_path / "plain")
+    assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    assert [line["loss"] for line in scalars(validated) if "loss" in line] == [
+        line["loss"] for line in scalars(tmp_path / "plain") if "loss" in line
+    ]
+
+
+def test_the_loss_comes_at_the_interval_for_each_file_and_all_tokens(validated):
+    found = validations(validated)
+    assert sorted(found) == [2, 4]
+    for line in found.values():
+        assert {key for key in line if key.startswith("val_")} == {
+            "val_loss",
+            "val_loss_by_dataset/five",
+            "val_loss_by_dataset/two",
+        }
+        low, high = sorted(line[f"val_loss_by_dataset/{name}"] for name in ("five", "two"))
+        assert low < line["val_loss"] < high
+    assert found[2]["val_loss"] != found[4]["val_loss"]
+
+
+def test_the_panel_is_answered_with_its_images_beside_it(validated, settings):
+    lines = answers(validated)
+    assert [line["step"] for line in lines] == [2] * 3 + [4] * 3
+    assert [line["question"] for line in lines[:3]] == ["What do you see?", "<image>\nHow many?", "Where?"]
+    assert [line["expected"] for line in lines[:3]] == ["Yes.", None, None]
+    folder = Path(settings["panel"]).parent
+    for line, source in zip(lines, ["five/images/0.png", "five/images/1.png", "two/images/0.png"] * 2, strict=True):
+        assert (validated / line["image"]).read_bytes() == (folder / source).read_bytes()
+        assert isinstance(line["answer"], str)
+    # five/0.png and two/0.png are the same image, which is there once
+    assert len(list((validated / "panel").iterdir())) == 2
+
+
+def test_a_run_that_goes_on_repeats_nothing_and_leaves_nothing_out(validated, toy_base, data, recipe, tmp_path):
+    """Stopped after step 3 of 4; lines of a validation that no checkpoint knows of, and half a line, are replaced."""
+    work_dir = tmp_path / "run"
+    run = train_forked(work_dir, toy_base, data, config=recipe, options=OPTIONS, prepare=stop_after_three)
+    assert not run.ok and (work_dir / "iter_3.pth").exists(), run.output[-3000:]
+    assert [line["step"] for line in answers(work_dir)] == [2] * 3
+    with (work_dir / FILE).open("a") as file:
+        file.write(json.dumps({**answers(work_dir)[0], "step": 4}) + '\n{"step": 4, "ima')
+    run = train_forked(work_dir, toy_base, data, config=recipe, options=OPTIONS, extra=("--resume", "auto"))
+    assert run.ok, run.output[-3000:]
+    assert answers(work_dir) == answers(validated)
+    found = [line for line in scalars(work_dir) if "val_loss" in line]
+    assert found == list(validations(validated).values())
+
+
+def test_a_checkpoint_knows_that_its_step_is_validated(validated, toy_base, data, recipe, tmp_path):
+    work_dir = tmp_path / "run"
+    work_dir.mkdir()
+    for name in ("iter_2.pth", FILE):
+        shutil.copy(validated / name, work_dir)
+    resume = ("--resume", str(work_dir / "iter_2.pth"))
+    run = train_forked(work_dir, toy_base, data, config=recipe, options=OPTIONS, extra=resume)
+    assert run.ok, run.output[-3000:]
+    assert validations(work_dir) == {4: validations(validated)[4]} and answers(work_dir) == answers(validated)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_beside_float32_adapters(toy_base, data, recipe, tmp_path, dtype):
+    """What is trained is held in float32, so that answers need autocast as the loss does."""
+    run = train_forked(tmp_path / "run", toy_base, data, config=recipe, options=OPTIONS | {"model.dtype": dtype})
+    assert run.ok, run.output[-3000:]
+    assert len(answers(tmp_path / "run")) == 6 and sorted(validations(tmp_path / "run")) == [2, 4]
+
+
+def test_a_validation_that_a_signal_interrupts_is_repeated(validated, toy_base, data, recipe, tmp_path):
+    work_dir = tmp_path / "run"
+    run = train_forked(work_dir, toy_base, data, config=recipe, options=OPTIONS, prepare=stop_while_validating)
+    assert not run.ok and (work_dir / "iter_2.pth").exists() and not (work_dir / "iter_3.pth").exists()
+    assert validations(work_dir) == {} and not answers_or_none(work_dir)
+    run = train_forked(work_dir, toy_base, data, config=recipe, options=OPTIONS, extra=("--resume", "auto"))
+    assert run.ok, run.output[-3000:]
+    assert validations(work_dir) == validations(validated) and answers(work_dir) == answers(validated)
+    assert all(torch.equal(value, weights(validated)[name]) for name, value in weights(work_dir).items())
+
+
+def answers_or_none(work_dir: Path) -> list[dict]:
+    return answers(work_dir) if (work_dir / FILE).exists() else []
+
+
+def stop_after_three():
+    """SIGTERM arrives while the third step runs."""
+    from xtuner_plugins.engine import steps
+
+    calls, count = [], steps.batch_weight
+
+    def counted(batch):
+        calls.append(batch)
+        if len(calls) == 2 * 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+        return count(batch)
+
+    steps.batch_weight = counted
+
+
+def stop_while_validating():
+    """SIGTERM arrives during the first validation."""
+    from xtuner_plugins.engine import validation_loss
+
+    count = validation_loss.supervised_per_sample
+
+    def counted(batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        return count(batch)
+
+    validation_loss.supervised_per_sample = counted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("deepspeed", [None, "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"])
+def test_any_number_of_ranks_and_any_strategy(validated, toy_base, data, recipe, tmp_path, processes, deepspeed):
+    """The same losses and answers as one process; parameters of ZeRO-3 are cut, however small they are."""
+    deepspeed = deepspeed and cut_everything(deepspeed, tmp_path)
+    case = dict(config=recipe, options=OPTIONS | {"model.llm_lora.lora_dropout": 0.0})
+    alone = train_forked(tmp_path / "alone", toy_base, data, **case)
+    assert alone.ok, alone.output[-3000:]
+    case["options"] |= {"train_dataloader.batch_size": 4 // processes, "optim_wrapper.accumulative_counts": 1}
+    run = train_forked(tmp_path / "run", toy_base, data, **case, processes=processes, deepspeed=deepspeed)
+    assert run.ok, run.output[-3000:] + run.others
+    assert len(answers(tmp_path / "run")) == 3 * len(validations(tmp_path / "run")) > 0
+    if processes == 2:  # three ranks take other steps
+        for step, line in validations(tmp_path / "alone").items():
+            assert validations(tmp_path / "run")[step] == pytest.approx(line, rel=1e-5)
+        assert answers(tmp_path / "run") == answers(tmp_path / "alone")
+
+
+def cut_everything(name: str, folder: Path) -> str:
+    """Our settings of a strategy, in a file, without parameters that ZeRO-3 leaves whole."""
+    from xtuner_plugins.deepspeed_json import read_deepspeed
+
+    settings = read_deepspeed(name)
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(settings))
+    return str(path)

@@ -9,7 +9,19 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "xtuner_plugins"
 # Bottom first.
-ROOMS = ("hub", "checkpoints", "datasets", "models", "planning", "recipes", "inference", "engine", "cli", "toy")
+ROOMS = (
+    "hub",
+    "checkpoints",
+    "datasets",
+    "models",
+    "planning",
+    "recipes",
+    "inference",
+    "engine",
+    "cli",
+    "toy",
+    "selftest",
+)
 
 
 def room_of(path: Path) -> str:

@@ -72,11 +72,24 @@ def main(argv=None) -> int:
     return 2
 
 
+def check(settings: dict, config) -> None:
+    """Refuses, before anything large is imported, mistakes in the text and a base that nobody knows."""
+    from xtuner_plugins.engine.text_check import check_spelling, check_values
+    from xtuner_plugins.recipes.plan import known_base
+
+    check_spelling(config)
+    check_values(settings)
+    base = (settings.get("model") or {}).get("base")
+    if isinstance(base, str) and not Path(base, "config.json").is_file():
+        known_base(base)
+
+
 def run(args: argparse.Namespace, folder: Path) -> int:
     """Prints the rows one by one; returns the exit status."""
     path = find_config(args.config)
     text = Leaf.read(path).changed(args.set).standalone() if args.set else None
     config = read_config(path, parse_options(args.cfg_options), text)
+    check(config._to_lazy_dict(), config)
     from xtuner_plugins.cli.terminal import quiet_imports
 
     quiet_imports()

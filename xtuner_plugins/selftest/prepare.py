@@ -6,7 +6,6 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from ..engine.text_check import check_spelling, check_values
 from . import variants
 from .equalities import Equalities
 from .samples import take_samples
@@ -22,17 +21,14 @@ def prepare(config: Config, folder: Path) -> tuple[Equalities, list[str]]:
         The equalities, and lines that say what was made of what.
 
     Raises:
-        ConfigError: The config can't be tested, or has a mistake that training would refuse.
+        ConfigError: The config can't be tested.
         CheckpointError: The base is no model directory.
     """
-    check_spelling(config)
     settings = variants.dumped(config, folder)
     variants.check_kind(settings)
     base, made_after = write_twin(
         settings["model"]["base"], folder / "twin", settings["model"].get("visual_encoder_last_layers") or 0
     )
-    config._cfg_dict.model.base = str(base)
-    check_values(config._to_lazy_dict())
     (folder / "few").mkdir()
     (folder / "many").mkdir()
     dataset = settings["train_dataloader"]["dataset"]

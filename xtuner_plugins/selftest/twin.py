@@ -12,9 +12,7 @@ from ..checkpoints.formats import official, open_config
 from ..checkpoints.io.reader import read_json
 from ..checkpoints.io.writer import write_json
 from ..checkpoints.loader import empty_model
-from ..config_file import ConfigError
-from ..recipes.bases import BASES, Base
-from ..recipes.table import RECIPES
+from ..recipes.plan import known_base
 from ..toy.bases import write_tiny_base
 from ..toy.models import random_tensors
 
@@ -44,12 +42,7 @@ def write_twin(base: str, folder: Path, last_layers: int = 0) -> tuple[Path, str
     """
     if Path(base, "config.json").is_file():
         return shrink_base(Path(base), folder / "base", last_layers), f"configs and tokenizer of {base}"
-    row = _row_of(base)
-    if row is None:
-        raise ConfigError(
-            f"model directory {base!r} isn't there, and no recipe says what is in it; build it with "
-            "tools/build_base_model.py, or give the directory of a similar model with --set base=..."
-        )
+    row = known_base(base)
     return write_tiny_base(row, folder), f"{row.name}'s classes and a toy tokenizer ({base} isn't there)"
 
 
@@ -77,12 +70,6 @@ def shrink_base(base: Path, out: Path, last_layers: int = 0) -> Path:
     save_file(random_tensors(shapes, seed=0), out / "model.safetensors", metadata={"format": "pt"})
     write_json(out / "config.json", config)
     return out
-
-
-def _row_of(base: str) -> Base | None:
-    rows = {row.path: row for row in BASES.values()}
-    rows |= {recipe.starts_from: recipe.architecture for recipe in RECIPES if recipe.starts_from}
-    return rows.get(base.rstrip("/"))
 
 
 def _shrunk_vision(fields: Mapping[str, Any], last_layers: int) -> dict[str, Any]:

@@ -82,14 +82,34 @@ def test_two_nodes_train_save_and_go_on(nodes, tmp_path, deepspeed):
 
 @pytest.mark.parametrize("victim, deepspeed", [(0, None), (1, None), (1, "deepspeed_zero3")])
 def test_when_a_node_is_gone_the_other_ends(nodes, tmp_path, victim, deepspeed):
-    pair = nodes(deepspeed=deepspeed, options={"train_cfg.max_epochs": 1000, "default_hooks.checkpoint.interval": 2})
+    pair = begun(nodes, tmp_path, deepspeed=deepspeed)
+    pair[victim].kill()
+    require_end(pair[1 - victim], victim)
+
+
+def test_when_a_node_answers_no_more_the_other_ends_after_the_timeout(nodes, tmp_path):
+    """As when its power or its network fails: its connections are not closed."""
+    pair = begun(nodes, tmp_path, options={"env_cfg.dist_cfg.timeout": 40})
+    for pid in marked(pair[1].mark):
+        os.kill(pid, signal.SIGSTOP)
+    require_end(pair[0], victim=1)
+
+
+def begun(nodes, folder, options=None, **case):
+    """Two nodes of a long run that has saved a checkpoint."""
+    pair = nodes(
+        options={"train_cfg.max_epochs": 1000, "default_hooks.checkpoint.interval": 2, **(options or {})}, **case
+    )
 
     def has_begun():
-        return list((tmp_path / "run").glob("iter_*.pth")) or any(n.launcher.poll() is not None for n in pair)
+        return list((folder / "run").glob("iter_*.pth")) or any(n.launcher.poll() is not None for n in pair)
 
     assert wait_until(has_begun, STARTED_IN) and all(n.launcher.poll() is None for n in pair), pair[0].said[-3000:]
-    other = pair[1 - victim]
-    pair[victim].kill()
+    return pair
+
+
+def require_end(other, victim):
+    """It ends soon, with a status and a line that tell what happened, and leaves nothing."""
     since = time.monotonic()
     status = other.launcher.wait(2 * ENDS_IN)
     assert time.monotonic() - since < ENDS_IN and status == 1, (status, other.said[-3000:])

@@ -9,7 +9,7 @@ import pytest
 import torch
 import xtuner
 
-from tests.engine.forked import SERVER, _free_port
+from xtuner_plugins.selftest.runs import SERVER, _free_port
 from xtuner_plugins.config_file import ConfigError
 from xtuner_plugins.deepspeed_json import OURS, deepspeed_file
 

@@ -1,6 +1,5 @@
 """A tiny training case that every strategy runs: real commands, a mixed data set, the losses as logged."""
 
-import json
 import os
 import re
 import shutil
@@ -8,39 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from PIL import Image
-
 from tests.conftest import HANGS_AFTER
+from xtuner_plugins.selftest.runs import logged  # noqa: F401
+from xtuner_plugins.toy.small_data import write_dataset  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/toy/toy_finetune_full.py"
-ANSWERS = [
-    "Yes.",
-    "It shows a red square and a blue circle.",
-    "42",
-    "No, there are three of them in the image.",
-]
-
-
-def write_dataset(folder: Path, num_samples: int = 16, text_only=lambda index: index % 4 == 3) -> tuple[Path, Path]:
-    """Samples of unequal tile counts and answer lengths; those that ``text_only`` names have no image."""
-    images = folder / "images"
-    images.mkdir(parents=True)
-    sizes = [(336, 112), (112, 112), (224, 224), (112, 336)]
-    records = []
-    for index in range(num_samples):
-        human = "What do you see?"
-        record = {"id": index}
-        if not text_only(index):
-            name = f"{index}.png"
-            Image.new("RGB", sizes[index % 4], ((index * 37) % 256, (index * 91) % 256, 128)).save(images / name)
-            record["image"] = name
-            human = "<image>\n" + human
-        turns = [{"from": "human", "value": human}, {"from": "gpt", "value": ANSWERS[(index * 7) % 4]}]
-        records.append({**record, "conversations": turns})
-    path = folder / "train.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path, images
 
 
 def base_and_data(base: Path, data: tuple[Path, Path]) -> dict[str, str | list[str]]:
@@ -115,10 +87,3 @@ def training(
     env = {**os.environ, "OMP_NUM_THREADS": "1", "NPROC_PER_NODE": str(processes)}
     env["PATH"] = binaries + os.pathsep + env["PATH"]
     return arguments, env
-
-
-def logged(work_dir: Path, key: str = "loss") -> list[float]:
-    """What the run logged under ``key``, one value per step."""
-    files = sorted(work_dir.glob("*/vis_data/scalars.json"))
-    lines = [json.loads(line) for line in files[-1].read_text().splitlines()]
-    return [line[key] for line in lines if key in line]

@@ -79,3 +79,9 @@ def test_schedulers_in_epochs_are_converted_to_optimizer_steps():
     found = rates(plan_schedule(written, steps_per_epoch=50), 100)
     assert found[0] == pytest.approx(1e-5) and found[3] == pytest.approx(1.0, abs=0.01) and found[-1] < 1e-3
     assert "convert_to_iter_based" in written[0]
+
+
+@pytest.mark.parametrize("kind", [WarmupCosineLR, "WarmupCosineLR", "xtuner_plugins.engine.WarmupCosineLR"])
+def test_the_schedule_counts_steps_however_its_type_is_named(kind):
+    """By its path it stands in a dumped config: MMEngine would fill in an end in epochs."""
+    assert plan_schedule(dict(type=kind, warmup_ratio=0.1), 4)["by_epoch"] is False

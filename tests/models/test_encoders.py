@@ -4,12 +4,12 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from tests.checkpoints.towers import write_tower
 from tests.models.test_vlm import make_batch, run
 from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.families import encoder_family
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.models.encoders import freeze_unused
+from xtuner_plugins.toy.vision_towers import write_tower
 
 LORA = dict(type=LoraConfig, r=2, lora_alpha=4)
 

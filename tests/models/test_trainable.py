@@ -5,7 +5,6 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
 
-from tests.checkpoints.towers import write_tower
 from tests.checkpoints.training import chat_inputs, logits, save_pth, write_config
 from tests.models.test_encoders import step
 from tests.models.test_vlm import make_batch, run
@@ -19,6 +18,7 @@ from xtuner_plugins.checkpoints.lora.adapters import export_adapter
 from xtuner_plugins.hub.constants import ADDED_TOKENS
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.models.encoders import used_blocks
+from xtuner_plugins.toy.vision_towers import write_tower
 
 LORA = dict(type=LoraConfig, r=2, lora_alpha=4)
 

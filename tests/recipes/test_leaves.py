@@ -20,8 +20,7 @@ from xtuner_plugins.config_file import load_config
 from xtuner_plugins.engine.config_check import check_config
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.recipes.table import RECIPES
-
-from .tiny import kind, write_tiny_base
+from xtuner_plugins.toy.bases import kind, write_tiny_base
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 3

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import HANGS_AFTER, ROOT
 
 SRUN = """#!/usr/bin/env bash
-printf '%s\\n' "$@" > srun.txt; echo "$XTUNER_PLUGINS_COMMAND" > command.txt
+printf '%s\\n' "$@" > srun.txt; echo "$MASTER_PORT" > port.txt; echo "$XTUNER_PLUGINS_COMMAND" > command.txt
 trap 'touch warned; exit 138' USR1
 touch started
 [ -e run_on ] || exit "${FAKE_STATUS:-0}"
@@ -50,6 +50,15 @@ def test_the_status_of_the_run_is_the_job_s(cluster, status):
     expected = ".venv/bin/python tools/train.py configs/a.py --set lr=1e-4 --launcher slurm".split()
     assert called(cluster, "srun") == ["--kill-on-bad-exit=1", *expected]
     assert called(cluster, "command") == ["sbatch tools/slurm_train.sh configs/a.py --set lr=1e-4 "]
+
+
+def test_srun_takes_all_nodes_of_the_job_and_all_tasks_one_port(cluster):
+    """No count of nodes or tasks stands in the way of `sbatch --nodes=2`; the port comes from the job's number."""
+    start(cluster, "configs/a.py", SLURM_NNODES="2").communicate(timeout=HANGS_AFTER)
+    options = [word for word in called(cluster, "srun") if word.startswith("-")]
+    assert options == ["--kill-on-bad-exit=1", "--launcher"] and called(cluster, "port") == ["20007"]
+    script = (ROOT / "tools" / "slurm_train.sh").read_text()
+    assert "#SBATCH --ntasks-per-node=8\n" in script and "#SBATCH --ntasks=" not in script
 
 
 def test_slurm_s_warning_reaches_the_ranks_and_the_job_is_queued_again(cluster):

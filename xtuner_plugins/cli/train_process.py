@@ -60,11 +60,15 @@ def name_newest(argv: list[str]) -> list[str]:
 
 
 def user_message(error: Exception) -> str | None:
-    """The message of an error that a user can fix; None for any other error."""
+    """The message of an error that a user can fix, or that comes from another process; None for any other error."""
     if isinstance(error, USER_ERRORS):
         return str(error)
     in_worker = WORKER_ERROR.match(str(error))
-    return in_worker["message"].strip() if in_worker else None
+    if in_worker:
+        return in_worker["message"].strip()
+    from ..engine.lost_processes import lost_rank_message, lost_worker_message
+
+    return lost_rank_message(error) or lost_worker_message(error)
 
 
 if __name__ == "__main__":

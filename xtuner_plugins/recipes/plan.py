@@ -54,10 +54,23 @@ def model_of(path: str) -> Model:
     """
     if Path(path, "config.json").is_file():
         return _model_of_directory(path)
+    return model_of_base(known_base(path, toys=False))
+
+
+def known_base(path: str, *, toys: bool = True) -> Base:
+    """The row of `BASES` that a config's `base` means where no such directory is there.
+
+    Args:
+        path: as the config has it.
+        toys: also the quick start's models, which have other sizes.
+
+    Raises:
+        ConfigError: No recipe starts from it.
+    """
     known = {base.path: base for base in BASES.values()}
     known |= {recipe.starts_from: recipe.architecture for recipe in RECIPES if recipe.starts_from}
-    if path in known and "quickstart" not in path:
-        return model_of_base(known[path])
+    if path in known and (toys or "quickstart" not in path):
+        return known[path]
     raise ConfigError(
         f"model directory {path!r} isn't there, and no recipe says what is in it; build it with "
         "tools/build_base_model.py, or give the directory of a similar model with --set base=..."

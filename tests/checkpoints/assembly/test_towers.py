@@ -4,12 +4,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.checkpoints.towers import NORMALIZATION, write_tower
 from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.checkpoints.assembly.towers import is_unused, read_vision
 from xtuner_plugins.checkpoints.io.reader import CheckpointError
 from xtuner_plugins.checkpoints.io.writer import write_json
 from xtuner_plugins.checkpoints.loader import load_model
+from xtuner_plugins.toy.vision_towers import NORMALIZATION, write_tower
 
 
 def test_select_layer_cuts_the_tower(toy_parts, tmp_path):

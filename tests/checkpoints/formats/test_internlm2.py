@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from tests.checkpoints.formats.test_hf import hf_logits
 from tests.checkpoints.language_models import write_llm
@@ -16,28 +16,11 @@ from tests.checkpoints.training import LORA, chat_inputs, logits, make_model, sa
 from tests.checkpoints.vocabularies import write_internlm2
 from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.checkpoints.export import export
-from xtuner_plugins.checkpoints.formats import official
 from xtuner_plugins.checkpoints.io.reader import read_json
-from xtuner_plugins.checkpoints.io.tensors import MemoryTensor
 from xtuner_plugins.checkpoints.io.writer import write_json
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer, load_trained
 from xtuner_plugins.hub.constants import ADDED_TOKENS
-
-
-def as_internlm2(base, folder):
-    """A copy of a base with its language model in InternLM2's published names, 4 query and 2 key/value heads."""
-    shutil.copytree(base, folder)
-    config = read_json(base / "config.json")
-    llm = {k: v for k, v in config["llm_config"].items() if "sliding" not in k and k != "max_window_layers"}
-    config["llm_config"] = {**llm, "architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "bias": False}
-    held = load_file(base / "model.safetensors")
-    keep = {k: v for k, v in held.items() if not k.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias"))}
-    stored = official.keys(config).to_theirs({k: MemoryTensor(v) for k, v in keep.items()})
-    save_file({k: v.read() for k, v in stored.items()}, folder / "model.safetensors", metadata={"format": "pt"})
-    write_json(folder / "config.json", config)
-    for name in ("modeling_internlm2.py", "configuration_internlm2.py"):
-        (folder / name).write_text("# the release's own code\n")
-    return folder
+from xtuner_plugins.toy.bases import as_internlm2
 
 
 @pytest.fixture(scope="module")

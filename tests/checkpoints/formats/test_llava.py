@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.checkpoints.towers import NORMALIZATION, write_tower
 from tests.checkpoints.training import LORA, chat_inputs, logits, make_model, save_pth, write_config
 from tests.conftest import HANGS_AFTER
 from tests.hub.test_versions import environment
@@ -23,6 +22,7 @@ from xtuner_plugins.families import UnknownFamilyError
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.inference.verify import verify
 from xtuner_plugins.models.encoders import freeze_unused
+from xtuner_plugins.toy.vision_towers import NORMALIZATION, write_tower
 
 PROBE = Path(__file__).with_name("llava_probe.py")
 VISION_LORA = {**LORA, "target_modules": ["q_proj", "fc1"]}

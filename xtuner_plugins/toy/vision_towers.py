@@ -1,6 +1,7 @@
-"""Tiny random CLIP and SigLIP directories, as transformers saves them, for the tests."""
+"""Tiny random CLIP and SigLIP directories, as transformers saves them."""
 
 import json
+from pathlib import Path
 
 import torch
 import transformers
@@ -15,8 +16,8 @@ NORMALIZATION = {
 NAMES = {"clip": "CLIP", "siglip": "Siglip"}
 
 
-def whole_model(kind, seed=0, **sizes):
-    """A whole model, image and text side; every tensor random and far from zero."""
+def whole_model(kind: str, seed: int = 0, **sizes):
+    """A whole model of ``kind`` clip or siglip, image and text side; every tensor random and far from zero."""
     name = NAMES[kind]
     config_class = getattr(transformers, f"{name}Config")
     text = dict(
@@ -46,8 +47,16 @@ def whole_model(kind, seed=0, **sizes):
     return model
 
 
-def write_tower(folder, kind, *, whole=False, seed=0, **sizes):
-    """Writes the whole model or its vision side, with a preprocessor config; returns the vision model."""
+def write_tower(folder: Path, kind: str, *, whole: bool = False, seed: int = 0, **sizes):
+    """Writes the whole model or its vision side, with a preprocessor config; returns the vision model.
+
+    Args:
+        folder: Where to write.
+        kind: clip or siglip.
+        whole: With the text side, as some releases are published.
+        seed: The same seed gives the same weights.
+        **sizes: Fields of the vision config that differ from `SIZES`.
+    """
     model = whole_model(kind, seed, **sizes)
     tower = getattr(transformers, f"{NAMES[kind]}VisionModel")(model.config.vision_config).eval()
     tower.load_state_dict({k: v for k, v in model.state_dict().items() if k.startswith("vision_model.")})

@@ -1,14 +1,20 @@
 """Tiny twins of the bases that recipes start from: the same classes and formats, random weights."""
 
+import shutil
 from pathlib import Path
 
-from tests.checkpoints.formats.test_internlm2 import as_internlm2
-from tests.checkpoints.language_models import write_llm
-from tests.checkpoints.towers import write_tower
+from safetensors.torch import load_file, save_file
+
 from xtuner_plugins.checkpoints.assembly.base import build_base
+from xtuner_plugins.checkpoints.formats import official
+from xtuner_plugins.checkpoints.io.reader import read_json
+from xtuner_plugins.checkpoints.io.tensors import MemoryTensor
+from xtuner_plugins.checkpoints.io.writer import write_json
 from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer
 from xtuner_plugins.recipes.bases import ENCODERS, LLMS, Base
+from xtuner_plugins.toy.language_models import write_llm
 from xtuner_plugins.toy.models import write_random_parts
+from xtuner_plugins.toy.vision_towers import write_tower
 
 LARGE = dict(norm_type="rms_norm", qk_normalization=True, qkv_bias=False)
 
@@ -54,3 +60,19 @@ def write_tiny_base(base: Base, folder: Path) -> Path:
         dtype="float32",
     )
     return as_internlm2(folder / "base", folder / "published") if published_later else folder / "base"
+
+
+def as_internlm2(base: Path, folder: Path) -> Path:
+    """A copy of a base with its language model in InternLM2's published names, 4 query and 2 key/value heads."""
+    shutil.copytree(base, folder)
+    config = read_json(base / "config.json")
+    llm = {k: v for k, v in config["llm_config"].items() if "sliding" not in k and k != "max_window_layers"}
+    config["llm_config"] = {**llm, "architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "bias": False}
+    held = load_file(base / "model.safetensors")
+    keep = {k: v for k, v in held.items() if not k.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias"))}
+    stored = official.keys(config).to_theirs({k: MemoryTensor(v) for k, v in keep.items()})
+    save_file({k: v.read() for k, v in stored.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "config.json", config)
+    for name in ("modeling_internlm2.py", "configuration_internlm2.py"):
+        (folder / name).write_text("# the release's own code\n")
+    return folder

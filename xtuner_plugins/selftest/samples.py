@@ -1,0 +1,129 @@
+"""The records that a self-test trains on: the first usable ones of the config's own files, else toy records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..datasets import MultimodalDataset
+from ..datasets.errors import DataError
+from ..toy.small_data import write_dataset
+
+LOOKED_AT = 200  # records of a file, before it is taken to have no usable one
+PER_FILE = ("image_folders", "dataset_settings")
+LEFT_OUT = ("type", "base", "data_paths", "repeat_times", "reject_list", "cache_dir", *PER_FILE)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Annotation files with their settings, one entry per file, and what is in them.
+
+    Attributes:
+        settings: ``data_paths``, ``image_folders`` and ``dataset_settings`` of a `MultimodalDataset`.
+        description: Where they come from.
+        is_toy: Whether they are toy records.
+        lengths: Tokens and tiles of every record.
+    """
+
+    settings: dict[str, list]
+    description: str
+    is_toy: bool
+    lengths: list[tuple[int, int]]
+
+
+def take_samples(dataset: Mapping[str, Any], base: Path, folder: Path, wanted: int) -> Samples:
+    """The first usable records of a config's files, from each in turn; toy records where there are none.
+
+    Args:
+        dataset: The config's ``train_dataloader.dataset``.
+        base: The tiny model directory.
+        folder: Gets annotation files; images stay where they are.
+        wanted: Number of records.
+    """
+    files = _files(dataset)
+    here = [row for row in files if Path(row["data_paths"]).is_file()]
+    if here:
+        try:
+            found = _own(dataset, here, base, folder, wanted)
+        except DataError as error:
+            return toy_samples(dataset, base, folder, wanted, why=f"the config's can't be read: {error}")
+        if found is not None:
+            return found
+        return toy_samples(dataset, base, folder, wanted, why="no record of the config's can be trained on")
+    return toy_samples(dataset, base, folder, wanted, why=f"{files[0]['data_paths']} isn't there")
+
+
+def toy_samples(
+    dataset: Mapping[str, Any], base: Path, folder: Path, wanted: int, *, why: str, alternating: bool = False
+) -> Samples:
+    """Toy records, every fourth without an image, or every second where they are to be alternating."""
+    options = {"text_only": lambda index: index % 2 == 1} if alternating else {}
+    path, images = write_dataset(folder / "toy", wanted, **options)
+    settings = {"data_paths": [str(path)], "image_folders": [str(images)], "dataset_settings": None}
+    opened = _open(dataset, settings, base, folder)
+    lengths = [_length(opened, 0, row) for row in range(wanted)]
+    return Samples(settings, f"{wanted} toy records ({why})", True, lengths)
+
+
+def _files(dataset: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One dict per annotation file with its own settings."""
+    paths = dataset["data_paths"]
+    paths = [paths] if isinstance(paths, str) else list(paths)
+
+    def column(name: str) -> list:
+        value = dataset.get(name)
+        return list(value) if isinstance(value, (list, tuple)) else [value] * len(paths)
+
+    columns = {"data_paths": paths, **{name: column(name) for name in PER_FILE}}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _own(
+    dataset: Mapping[str, Any], files: list[dict[str, Any]], base: Path, folder: Path, wanted: int
+) -> Samples | None:
+    opened = _open(dataset, {key: [row[key] for row in files] for key in files[0]}, base, folder)
+    taken: list[list[dict]] = [[] for _ in files]
+    lengths: list[tuple[int, int]] = []
+    streams = [_usable(opened, number) for number in range(len(files))]
+    while len(lengths) < wanted and any(streams):
+        for number, stream in enumerate(streams):
+            record = next(stream, None) if stream and len(lengths) < wanted else None
+            if record is None and len(lengths) < wanted:
+                streams[number] = None
+            elif record is not None:
+                taken[number].append(record[0])
+                lengths.append(record[1])
+    if not lengths:
+        return None
+    rows = [(row, records) for row, records in zip(files, taken, strict=True) if records]
+    settings: dict[str, list] = {"data_paths": [], "image_folders": [], "dataset_settings": []}
+    for number, (row, records) in enumerate(rows):
+        path = folder / f"own_{number}.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        settings["data_paths"].append(str(path))
+        settings["image_folders"].append(str(Path(row["image_folders"] or Path(row["data_paths"]).parent).resolve()))
+        settings["dataset_settings"].append(row["dataset_settings"])
+    names = ", ".join(row["data_paths"] for row, _ in rows)
+    return Samples(settings, f"the first {len(lengths)} usable records of {names}", False, lengths)
+
+
+def _usable(dataset: MultimodalDataset, number: int) -> Iterator[tuple[dict, tuple[int, int]]]:
+    index = dataset.sources[number].index
+    for row in range(min(LOOKED_AT, len(index))):
+        try:
+            yield index.parse(row), _length(dataset, number, row)
+        except DataError:  # `tools/check_data.py` tells of them
+            continue
+
+
+def _length(dataset: MultimodalDataset, number: int, row: int) -> tuple[int, int]:
+    sample = dataset.load(number, row)
+    return len(sample["input_ids"]), sample["num_tiles"]
+
+
+def _open(dataset: Mapping[str, Any], files: Mapping[str, Any], base: Path, folder: Path) -> MultimodalDataset:
+    kept = {key: value for key, value in dataset.items() if key not in LEFT_OUT}
+    return MultimodalDataset(str(base), **files, **kept, cache_dir=str(folder / "cache"))

@@ -1,0 +1,119 @@
+"""Tiny random language models of every family, as directories in their published layouts."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
+
+from xtuner_plugins.checkpoints.formats import internlm2, qwen1
+from xtuner_plugins.checkpoints.io.reader import read_json
+from xtuner_plugins.checkpoints.io.tensors import MemoryTensor
+from xtuner_plugins.checkpoints.io.writer import write_json
+from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer
+
+SIZES = dict(
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    tie_word_embeddings=False,
+    torch_dtype="float32",
+)
+
+
+def write_llm(
+    family: str, folder: Path, tokenizer_dir: Path, *, write_vocabulary: Callable[[Path], Path] | None = None
+) -> Path:
+    """Writes a random model of a family, with a tokenizer beside it.
+
+    Args:
+        family: qwen3, qwen3_moe, llama, mistral, phi3, internlm2 or qwen (the first Qwen).
+        folder: Where to write.
+        tokenizer_dir: A language model's directory, whose tokenizer is copied.
+        write_vocabulary: Writes another tokenizer into ``folder`` and returns where it can be loaded from.
+
+    Returns:
+        ``folder``.
+    """
+    shutil.copytree(tokenizer_dir, folder)
+    (folder / "model.safetensors").unlink()
+    ids = {k: read_json(tokenizer_dir / "config.json")[k] for k in ("vocab_size", "bos_token_id", "eos_token_id")}
+    if write_vocabulary is not None:
+        for path in [*folder.glob("*token*"), folder / "vocab.json", folder / "merges.txt"]:
+            path.unlink()
+        tokenizer = load_tokenizer(write_vocabulary(folder), complete=False)
+        ids = dict(vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    classes = {
+        "qwen3": (Qwen3Config, Qwen3ForCausalLM, dict(head_dim=16)),
+        "qwen3_moe": (
+            Qwen3MoeConfig,
+            Qwen3MoeForCausalLM,
+            dict(head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
+        ),
+        "llama": (LlamaConfig, LlamaForCausalLM, {}),
+        "mistral": (MistralConfig, MistralForCausalLM, dict(sliding_window=4)),
+        "phi3": (Phi3Config, Phi3ForCausalLM, dict(pad_token_id=0)),
+    }
+    torch.manual_seed(0)
+    if family in classes:
+        config_class, model_class, extra = classes[family]
+        model = model_class(config_class(**SIZES, **ids, **extra))
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                torch.nn.init.normal_(parameter, 1.0, 0.1)
+        model.save_pretrained(folder)
+        return folder
+    llama = LlamaForCausalLM(LlamaConfig(**SIZES, **ids))
+    if family == "internlm2":
+        mapping = internlm2.keys(SIZES)
+        config = {
+            **SIZES,
+            **ids,
+            "model_type": "internlm2",
+            "architectures": ["InternLM2ForCausalLM"],
+            "bias": False,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1e6,
+            "max_position_embeddings": 512,
+            "rope_scaling": {"type": "dynamic", "factor": 2.0},
+        }
+        held = {k: MemoryTensor(v) for k, v in llama.state_dict().items()}
+    else:
+        mapping = qwen1.KEYS
+        full = LlamaForCausalLM(LlamaConfig(**{**SIZES, "num_key_value_heads": 4}, **ids)).state_dict()
+        held = {k: MemoryTensor(v) for k, v in full.items()}
+        for i in range(2):
+            for n in "qkv":
+                held[f"model.layers.{i}.self_attn.{n}_proj.bias"] = MemoryTensor(torch.randn(64))
+        config = {
+            "model_type": "qwen",
+            "architectures": ["QWenLMHeadModel"],
+            "hidden_size": 64,
+            "intermediate_size": 192,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "layer_norm_epsilon": 1e-6,
+            "rotary_emb_base": 10000,
+            "seq_length": 512,
+            "vocab_size": ids["vocab_size"],
+            "tie_word_embeddings": False,
+        }
+    save_file({k: v.read() for k, v in mapping.to_left(held).items()}, folder / "model.safetensors")
+    write_json(folder / "config.json", config)
+    return folder

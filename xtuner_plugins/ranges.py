@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 MAX_TILES = 256  # published configurations use up to 40
+ROW_MULTIPLE = 128  # tokens; a row of 8192 is filled up by less than 1 % on average
 DTYPE_NAMES = ("bfloat16", "float16", "float32")  # of training
 # Optimizers of bitsandbytes: bits of a moment, and whether moments are paged.
 BITSANDBYTES = {"adamw_8bit": (8, False), "paged_adamw_8bit": (8, True), "paged_adamw_32bit": (32, True)}
@@ -104,6 +105,15 @@ def check_batch_size(value: Any) -> None:
     """``batch_size`` as PyTorch's loader takes it; raises `RangeError`."""
     if not _is_number(value, int) or value < 1:
         raise RangeError(f"batch_size={value!r} is no size of a batch", "give a whole number above 0")
+
+
+def check_row_multiple(value: Any) -> int:
+    """``row_multiple``; raises `RangeError`."""
+    if not _is_number(value, int) or value < 1:
+        raise RangeError(
+            f"row_multiple={value!r} is no number of tokens", "give a whole number above 0; 1 fills nothing"
+        )
+    return value
 
 
 def check_max_norm(value: Any) -> None:

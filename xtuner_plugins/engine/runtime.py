@@ -37,6 +37,7 @@ from ..processes import (
     program_of,
 )
 from . import register_all
+from .allocator import allocator_settings
 from .stopping import COMMAND
 
 M_MMAP_THRESHOLD = -3  # malloc.h; setting it also ends its growth
@@ -51,6 +52,8 @@ def prepare_runtime(pretrained_model_name_or_path: str) -> str:
     _end_with_xtuner()
     register_all()  # a config's lazy imports may come later than a type named by string
     allow_checkpoint_types()
+    # For processes that XTuner's own command has started; no tensor is on a GPU yet.
+    os.environ.update(allocator_settings(os.environ, torch.cuda.is_available()))
     if not torch.cuda.is_available():
         _use_gloo_without_gpu()
         _build_no_cpu_op()

@@ -9,7 +9,7 @@ tiles           up to 12 + thumbnail
 hardware        8 GPUs of 80 GB planned; not run yet at this size
 launch          NPROC_PER_NODE=8 xtuner train configs/finetune_packed.py --deepspeed deepspeed_zero3
 less memory     pack_tokens = 4096, pack_tiles = 13
-note            attention over a pack takes a dense mask; lengths are measured once, before the first step
+note            lengths are measured once, before the first step
 """
 
 from mmengine.config import read_base

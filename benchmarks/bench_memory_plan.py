@@ -6,8 +6,9 @@ Forward and backward pass and AdamW's step run under PyTorch's `FakeTensorMode`;
 that are alive. `plain` holds trained weights in float32 under autocast, as one process and DDP do; `bf16` holds all in
 bfloat16, as DeepSpeed does (its sharded states are arithmetic and not measured). The device is the CPU, because PyTorch
 can't run the backward pass of fake CUDA tensors without CUDA; two functions take the way that they take on a GPU:
-attention over the whole row in one kernel, and dropout with a mask of one byte. Weights in 4 bits aren't measured here,
-nor what the allocator, kernels and communication need.
+attention over the whole row in one kernel, and dropout with a mask of one byte. Weights in 4 and 8 bits and 8-bit
+moments can't be fake; tests/planning/test_memory.py measures them on real tensors of a small model. What the allocator, kernels
+and communication need isn't measured.
 """
 
 from __future__ import annotations
@@ -56,6 +57,12 @@ CASES = (
     "finetune_packed",
     "internvl_v2_5_qwen2_5_1b_finetune",
 )
+VARIANTS = {  # label -> recipe, other settings of its model
+    "pretrain_mlp, last blocks": ("pretrain_mlp", {"visual_encoder_last_layers": 4}),
+    "pretrain_mlp, projector too": ("pretrain_mlp", {"projector_checkpointing": True}),
+    "pretrain_vit_mlp in fours": ("pretrain_vit_mlp", {"visual_encoder_checkpointing": 4}),
+    "finetune_lora, DoRA": ("finetune_lora", {"llm_lora": {"r": 64, "lora_dropout": 0.05, "use_dora": True}}),
+}
 HOLDINGS = {
     "plain": Strategy("one process", 1),
     "float16": Strategy("one process", 1),
@@ -141,7 +148,7 @@ def measure(
     """
     real = optimizer != "adamw" or any(settings.get(f"{part}_quantization") for part in ("llm", "visual_encoder"))
     mode = nullcontext() if real else FakeTensorMode(allow_non_fake_inputs=True)
-    model = _build(config, settings, DTYPE_OF[holding], torch.device("cpu" if real else "meta"))
+    model = build_random(config, settings, DTYPE_OF[holding], torch.device("cpu" if real else "meta"))
     live, kept = LiveBytes(), []
     loss_of = vlm.next_token_loss
 
@@ -170,8 +177,8 @@ def measure(
     return Measured(weights, kept[0] - before, peak, step)
 
 
-def _build(config: Any, settings: Mapping[str, Any], dtype: str, device: torch.device) -> vlm.VisionLanguageModel:
-    """The model on the meta device, or with random weights on the CPU."""
+def build_random(config: Any, settings: Mapping[str, Any], dtype: str, device: torch.device) -> vlm.VisionLanguageModel:
+    """The model on the meta device, or with random weights on another, where quantized parts are packed."""
 
     def load(base, dtype, quantized):
         default = torch.get_default_dtype()
@@ -275,7 +282,8 @@ def planned(job: Job, holding: str) -> Measured:
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=CASES, metavar="RECIPE", help=f"default: {' '.join(CASES)}")
+    cases = (*CASES, *VARIANTS)
+    parser.add_argument("--only", nargs="+", default=cases, metavar="CASE", help=f"of: {'; '.join(cases)}")
     parser.add_argument("--tokens", type=int, help="of a micro-batch (default: the recipe's own)")
     args = parser.parse_args(argv)
     from xtuner_plugins.recipes.count import meta_model
@@ -285,8 +293,11 @@ def main(argv=None) -> int:
     recipes = {recipe.stem: recipe for recipe in RECIPES}
     print(f"{'recipe':34} {'held':5} {'recomputes':10} {'GiB of':8} {'planned':>8} {'measured':>8} {'ratio':>6}")
     for name in args.only:
-        base = recipes[name].architecture
-        settings = load_config(name).to_dict()
+        recipe, changes = VARIANTS.get(name, (name, {}))
+        base = recipes[recipe].architecture
+        settings = load_config(recipe).to_dict()
+        unpacked = {f"{part}_quantization": None for part in ("llm", "visual_encoder")}
+        settings["model"] = {**settings["model"], **unpacked, **changes}
         job = job_of(settings, model_of_base(base))
         batch = job.batches[0]
         if args.tokens:
@@ -296,7 +307,7 @@ def main(argv=None) -> int:
             for recompute in (True, False):
                 ours = {**settings["model"], "gradient_checkpointing": recompute}
                 found = measure(meta_model(base).config, ours, batch, holding, job.accumulation)
-                plan = planned(replace(job, batches=(batch,), recompute=recompute, quantized={}), holding)
+                plan = planned(replace(job, batches=(batch,), recompute=recompute), holding)
                 for term in ("weights", "kept", "peak", "step"):
                     if term == "step" and holding == "bf16":
                         continue  # DeepSpeed's own optimizer isn't AdamW on these weights

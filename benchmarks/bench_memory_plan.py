@@ -7,8 +7,8 @@ that are alive. `plain` holds trained weights in float32 under autocast, as one 
 bfloat16, as DeepSpeed does (its sharded states are arithmetic and not measured). The device is the CPU, because PyTorch
 can't run the backward pass of fake CUDA tensors without CUDA; two functions take the way that they take on a GPU:
 attention over the whole row in one kernel, and dropout with a mask of one byte. Weights in 4 and 8 bits and 8-bit
-moments can't be fake: tests/planning/test_memory.py measures them on real tensors of a small model. Not measured is what the
-allocator, kernels and communication need.
+moments can't be fake: tests/planning/test_memory.py measures them on real tensors of a small model. Not
+measured is what the allocator, kernels and communication need.
 """
 
 from __future__ import annotations

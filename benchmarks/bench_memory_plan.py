@@ -6,8 +6,9 @@ Forward and backward pass and AdamW's step run under PyTorch's `FakeTensorMode`;
 that are alive. `plain` holds trained weights in float32 under autocast, as one process and DDP do; `bf16` holds all in
 bfloat16, as DeepSpeed does (its sharded states are arithmetic and not measured). The device is the CPU, because PyTorch
 can't run the backward pass of fake CUDA tensors without CUDA; two functions take the way that they take on a GPU:
-attention over the whole row in one kernel, and dropout with a mask of one byte. Weights in 4 bits aren't measured here,
-nor what the allocator, kernels and communication need.
+attention over the whole row in one kernel, and dropout with a mask of one byte. Weights in 4 and 8 bits and 8-bit
+moments can't be fake: tests/planning/test_memory.py measures them on real tensors of a small model. Not
+measured is what the allocator, kernels and communication need.
 """
 
 from __future__ import annotations
@@ -17,25 +18,32 @@ import sys
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import bitsandbytes as bnb
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
 from xtuner_plugins.config_file import load_config  # noqa: E402
+from xtuner_plugins.engine.bitsandbytes_adamw import BitsAndBytesAdamW  # noqa: E402
+from xtuner_plugins.families import encoder_family, llm_family  # noqa: E402
 from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel  # noqa: E402
 from xtuner_plugins.models import attention, vlm  # noqa: E402
+from xtuner_plugins.models.eight_bit import PackedLinear8bit  # noqa: E402
+from xtuner_plugins.models.quantization import linear_quantizer  # noqa: E402
 from xtuner_plugins.models.rows import Row  # noqa: E402
 from xtuner_plugins.planning import activations  # noqa: E402
 from xtuner_plugins.planning.job import Batch, Job, Strategy  # noqa: E402
@@ -49,7 +57,18 @@ CASES = (
     "finetune_packed",
     "internvl_v2_5_qwen2_5_1b_finetune",
 )
-HOLDINGS = {"plain": Strategy("one process", 1), "bf16": Strategy("ZeRO-1 on one GPU", 1, 1)}
+VARIANTS = {  # label -> recipe, other settings of its model
+    "pretrain_mlp, last blocks": ("pretrain_mlp", {"visual_encoder_last_layers": 4}),
+    "pretrain_mlp, projector too": ("pretrain_mlp", {"projector_checkpointing": True}),
+    "pretrain_vit_mlp in fours": ("pretrain_vit_mlp", {"visual_encoder_checkpointing": 4}),
+    "finetune_lora, DoRA": ("finetune_lora", {"llm_lora": {"r": 64, "lora_dropout": 0.05, "use_dora": True}}),
+}
+HOLDINGS = {
+    "plain": Strategy("one process", 1),
+    "float16": Strategy("one process", 1),
+    "bf16": Strategy("ZeRO-1 on one GPU", 1, 1),
+}
+DTYPE_OF = {"plain": "bfloat16", "float16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -107,8 +126,17 @@ class LiveBytes(TorchDispatchMode):
         return result
 
 
-def measure(config: Any, settings: Mapping[str, Any], batch: Batch, holding: str, accumulation: int = 1) -> Measured:
-    """Trains one optimizer step on fake tensors.
+def measure(
+    config: Any,
+    settings: Mapping[str, Any],
+    batch: Batch,
+    holding: str,
+    accumulation: int = 1,
+    optimizer: str = "adamw",
+) -> Measured:
+    """Trains one optimizer step on fake tensors; on real ones, of a small model, with what bitsandbytes computes.
+
+    bitsandbytes can't wrap fake tensors, and its 8-bit optimizer reads values.
 
     Args:
         config: `InternVLChatConfig` of the model.
@@ -116,8 +144,11 @@ def measure(config: Any, settings: Mapping[str, Any], batch: Batch, holding: str
         batch: a micro-batch.
         holding: key of `HOLDINGS`.
         accumulation: micro-batches of the step; two are enough for every further one.
+        optimizer: `adamw` or `adamw_8bit`.
     """
-    model = _build(config, settings)
+    real = optimizer != "adamw" or any(settings.get(f"{part}_quantization") for part in ("llm", "visual_encoder"))
+    mode = nullcontext() if real else FakeTensorMode(allow_non_fake_inputs=True)
+    model = build_random(config, settings, DTYPE_OF[holding], torch.device("cpu" if real else "meta"))
     live, kept = LiveBytes(), []
     loss_of = vlm.next_token_loss
 
@@ -125,13 +156,15 @@ def measure(config: Any, settings: Mapping[str, Any], batch: Batch, holding: str
         kept.append(live.now)
         return loss_of(*args, **kwargs)
 
-    with FakeTensorMode(allow_non_fake_inputs=True), _as_on_a_gpu():
+    with mode, _as_on_a_gpu():
         _materialize(model, holding)
-        for tensor in (*model.parameters(), *model.buffers()):
+        for tensor in (*model.parameters(), *model.buffers(), *_scales(model)):
             live.add(tensor)
         weights = live.now
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, foreach=True)  # the default on a GPU
+        # On a GPU one fused kernel takes AdamW's step (see `engine.optimizers`).
+        build = partial(BitsAndBytesAdamW, optim_bits=8) if optimizer == "adamw_8bit" else partial(AdamW, fused=True)
+        stepper = build(trained)
         with live, mock.patch.object(vlm, "next_token_loss", spy):
             pixels = torch.zeros(max(batch.tiles, 1), 3, model.tile_size, model.tile_size)[: batch.tiles]
             row, scale = _row(batch, model.num_image_token), torch.ones(())
@@ -139,28 +172,38 @@ def measure(config: Any, settings: Mapping[str, Any], batch: Batch, holding: str
             for _ in range(min(accumulation, 2)):
                 model(row, pixels, mean_weight=scale)["loss"].backward()
             peak = live.restart()
-            optimizer.step()
+            stepper.step()
             step = live.restart()
     return Measured(weights, kept[0] - before, peak, step)
 
 
-def _build(config: Any, settings: Mapping[str, Any]) -> vlm.VisionLanguageModel:
-    """The model on the meta device."""
+def build_random(config: Any, settings: Mapping[str, Any], dtype: str, device: torch.device) -> vlm.VisionLanguageModel:
+    """The model on the meta device, or with random weights on another, where quantized parts are packed."""
 
     def load(base, dtype, quantized):
         default = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
+        quantized = {part: options for part, options in quantized.items() if options}
         try:
-            return InternVLChatModel(config), None
+            model = InternVLChatModel(config)
         finally:
             torch.set_default_dtype(default)
+        names = {
+            "visual_encoder": ("vision_model", encoder_family(config.vision_config.to_dict()).lora_targets),
+            "llm": ("language_model", llm_family(config.llm_config.to_dict()).packed_linears),
+        }
+        for part, options in quantized.items():
+            pack = linear_quantizer(*names[part], options, dtype)
+            for name in [name for name, _ in model.named_modules()]:
+                pack(model, name)
+        return model, None
 
     tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda token: 0)
-    settings = {**settings, "dtype": "bfloat16", "llm_quantization": None, "visual_encoder_quantization": None}
+    settings = {**settings, "dtype": dtype}
     with (
         mock.patch.object(vlm, "_load", load),
         mock.patch.object(vlm, "load_tokenizer", lambda base: tokenizer),
-        torch.device("meta"),
+        device,
     ):
         return vlm.VisionLanguageModel(**{key: value for key, value in settings.items() if key != "type"}).train()
 
@@ -169,13 +212,23 @@ def _materialize(model: nn.Module, holding: str) -> None:
     """Puts fake tensors of the CPU in place of those of the meta device."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
-            if parameter is not None:
+            if parameter is not None and parameter.is_floating_point():
                 dtype = torch.bfloat16 if holding == "bf16" else parameter.dtype
                 data = torch.empty(parameter.shape, dtype=dtype)
                 module._parameters[name] = nn.Parameter(data, requires_grad=parameter.requires_grad)
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def _scales(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Of packed weights: they are no parameters."""
+    for module in model.modules():
+        if isinstance(module, PackedLinear8bit):
+            yield module.state.SCB
+        elif isinstance(module, bnb.nn.Linear4bit):
+            state = module.weight.quant_state
+            yield from (state.absmax, state.state2.absmax) if state.nested else (state.absmax,)
 
 
 def _row(batch: Batch, tokens_per_tile: int) -> Row:
@@ -230,7 +283,8 @@ def planned(job: Job, holding: str) -> Measured:
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=CASES, metavar="RECIPE", help=f"default: {' '.join(CASES)}")
+    cases = (*CASES, *VARIANTS)
+    parser.add_argument("--only", nargs="+", default=cases, metavar="CASE", help=f"of: {'; '.join(cases)}")
     parser.add_argument("--tokens", type=int, help="of a micro-batch (default: the recipe's own)")
     args = parser.parse_args(argv)
     from xtuner_plugins.recipes.count import meta_model
@@ -240,8 +294,11 @@ def main(argv=None) -> int:
     recipes = {recipe.stem: recipe for recipe in RECIPES}
     print(f"{'recipe':34} {'held':5} {'recomputes':10} {'GiB of':8} {'planned':>8} {'measured':>8} {'ratio':>6}")
     for name in args.only:
-        base = recipes[name].architecture
-        settings = load_config(name).to_dict()
+        recipe, changes = VARIANTS.get(name, (name, {}))
+        base = recipes[recipe].architecture
+        settings = load_config(recipe).to_dict()
+        unpacked = {f"{part}_quantization": None for part in ("llm", "visual_encoder")}
+        settings["model"] = {**settings["model"], **unpacked, **changes}
         job = job_of(settings, model_of_base(base))
         batch = job.batches[0]
         if args.tokens:
@@ -251,7 +308,7 @@ def main(argv=None) -> int:
             for recompute in (True, False):
                 ours = {**settings["model"], "gradient_checkpointing": recompute}
                 found = measure(meta_model(base).config, ours, batch, holding, job.accumulation)
-                plan = planned(replace(job, batches=(batch,), recompute=recompute, quantized={}), holding)
+                plan = planned(replace(job, batches=(batch,), recompute=recompute), holding)
                 for term in ("weights", "kept", "peak", "step"):
                     if term == "step" and holding == "bf16":
                         continue  # DeepSpeed's own optimizer isn't AdamW on these weights

@@ -10,4 +10,6 @@ def test_a_killed_run_ends_as_an_undisturbed_one(run_tool, tmp_path):
     command = ["benchmarks/kill_runs.py", "--preload", "--kills", "5", "--out", tmp_path / "kills"]
     done = run_tool(*command, timeout=2 * HANGS_AFTER)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "tensors of weights and optimizer that differ: 0" in done.stdout and "ok      processes left: 0" in done.stdout
+    assert (
+        "tensors of weights and optimizer that differ: 0" in done.stdout and "ok      processes left: 0" in done.stdout
+    )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 MAX_TILES = 256  # published configurations use up to 40
+ROW_MULTIPLE = 128  # tokens; a row of 8192 is filled up by less than 1 % on average
 DTYPE_NAMES = ("bfloat16", "float16", "float32")  # of training
 # Optimizers of bitsandbytes: bits of a moment, and whether moments are paged.
 BITSANDBYTES = {"adamw_8bit": (8, False), "paged_adamw_8bit": (8, True), "paged_adamw_32bit": (32, True)}
@@ -122,6 +123,15 @@ def check_answer_tokens(value: Any) -> None:
     """``panel_max_new_tokens``; raises `RangeError`."""
     if not _is_number(value, int) or value < 1:
         raise RangeError(f"panel_max_new_tokens={value!r} is no length", "give a whole number above 0")
+
+
+def check_row_multiple(value: Any) -> int:
+    """``row_multiple``; raises `RangeError`."""
+    if not _is_number(value, int) or value < 1:
+        raise RangeError(
+            f"row_multiple={value!r} is no number of tokens", "give a whole number above 0; 1 fills nothing"
+        )
+    return value
 
 
 def check_max_norm(value: Any) -> None:

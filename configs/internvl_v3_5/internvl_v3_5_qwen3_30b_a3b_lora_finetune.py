@@ -36,7 +36,11 @@ image_folders = ["data/LLaVA-Instruct/images"]
 max_tiles = 12  # + thumbnail
 max_length = 8192  # tokens; 13 tiles take 3328
 dtype = "auto"  # bfloat16 where the device has it, float16 on older GPUs
-gradient_checkpointing = True  # less memory, one more forward pass
+gradient_checkpointing = True  # less memory, one more forward pass; of LLM and encoder
+visual_encoder_checkpointing = None  # None: as above; False, True, or 4: blocks in groups of four
+projector_checkpointing = False  # the projector's activations too
+compile_blocks = False  # True: torch.compile, faster after some minutes; not with ZeRO-3 or 4 bits
+row_multiple = 128  # tokens; a row on a GPU is filled up to a multiple
 freeze_visual_encoder = True  # False trains the encoder whole
 visual_encoder_last_layers = None  # 4: the last four blocks of a frozen encoder train
 freeze_projector = False
@@ -101,6 +105,10 @@ model = dict(
     ),
     dtype=dtype,
     gradient_checkpointing=gradient_checkpointing,
+    visual_encoder_checkpointing=visual_encoder_checkpointing,
+    projector_checkpointing=projector_checkpointing,
+    compile_blocks=compile_blocks,
+    row_multiple=row_multiple,
 )
 train_dataloader = dict(
     batch_size=batch_size,

@@ -161,6 +161,18 @@ def test_every_argument_reaches_the_training_processes(started, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "gpus, own, expected", [(1, None, "expandable_segments:True"), (0, None, None), (1, "x:1", "x:1")]
+)
+def test_memory_segments_grow_on_gpus(started, monkeypatch, gpus, own, expected):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    if own:
+        monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", own)
+    status, _, envs = started(LEAF)
+    assert status == 0 and [env.get("PYTORCH_CUDA_ALLOC_CONF") for env in envs] == [expected]
+
+
+@pytest.mark.parametrize(
     "pair, message",
     [
         ("max_tile=3", "did you mean max_tiles"),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from xtuner_plugins.models.rows import check_counts, make_row
+from xtuner_plugins.models.rows import check_counts, fill_row, make_row
 
 IMAGE = 7
 
@@ -70,3 +70,16 @@ def test_counts_of_tokens_and_tiles_are_compared_per_sample():
         check_counts(row, [2, 0], 2, ["a:1", "a:2"])
     with pytest.raises(ValueError, match="at fault: a:1, a:2$"):  # the sums agree
         check_counts(row, [0, 1], 2, ["a:1", "a:2"])
+
+
+@pytest.mark.parametrize("multiple, length", [(1, 9), (3, 9), (8, 16), (64, 64)])
+def test_a_row_is_filled_up_to_a_multiple(multiple, length):
+    bounds = torch.tensor([0, 4, 9], dtype=torch.int32)
+    row = make_row({"input_ids": torch.arange(1, 10)[None], "cu_seqlens": bounds}, IMAGE)
+    filled = fill_row(row, multiple)
+    assert filled.input_ids.shape == filled.position_ids.shape == (1, length)
+    assert filled.segments.bounds == ((0, 4, 9) if length == 9 else (0, 4, 9, length))
+    assert filled.segments.cu_seqlens.tolist() == list(filled.segments.bounds)
+    assert filled.segments.cu_seqlens.dtype == torch.int32
+    for name in ("image_positions", "predicting", "targets", "weights", "num_supervised"):
+        assert getattr(filled, name) is getattr(row, name)

@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig
 
 from xtuner_plugins.models import VisionLanguageModel
+from xtuner_plugins.models.rows import fill_row
 from xtuner_plugins.models.vlm import resolve_dtype
 
 LORA = dict(type=LoraConfig, r=4, lora_alpha=8)
@@ -132,6 +133,40 @@ def test_gradient_checkpointing_changes_no_gradient(build):
         gradients.append({n: p.grad for n, p in model.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], atol=1e-7, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("trains", [dict(freeze_llm=False), dict(llm_lora=LORA), dict(train_new_tokens=True)])
+def test_a_filled_row_has_the_same_loss_and_gradients(build, monkeypatch, trains):
+    """As on CUDA, where rows are filled up to a multiple of tokens."""
+    results = []
+    for multiple in (1, 128):
+        model = build(row_multiple=multiple, **trains).train()
+        inputs = model.data_preprocessor(make_batch(model))
+        row = fill_row(inputs["row"], model.data_preprocessor.row_multiple)
+        loss = model(row, inputs["pixel_values"])["loss"]
+        loss.backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        results.append((row.input_ids.shape[1], loss, gradients))
+    assert results[0][0] % 128 and results[1][0] % 128 == 0
+    # Matrix products of other lengths sum float32 in another order.
+    torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-6, atol=0)
+    for name, gradient in results[0][2].items():
+        torch.testing.assert_close(results[1][2][name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_rows_are_filled_on_cuda_alone(build, monkeypatch):
+    from xtuner_plugins.models import preprocessor
+
+    filled = []
+    monkeypatch.setattr(preprocessor, "fill_row", lambda row, multiple: filled.append(multiple) or row)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    model = build()
+    model.data_preprocessor(make_batch(model))
+    assert filled == []
+    monkeypatch.setattr(preprocessor.TilePreprocessor, "device", torch.device("cuda"))
+    monkeypatch.setattr(preprocessor.TilePreprocessor, "cast_data", lambda self, data: data)
+    model.data_preprocessor(make_batch(model))
+    assert filled == [128]
 
 
 def test_batch_without_images_reaches_every_trained_parameter(build):

@@ -16,7 +16,7 @@ def test_adapters_are_added_to_frozen_weights(warm_up, shape):
     assert job.adapter_parameters == 2 * 4 * ((16 + 16) + (16 + 8))
     assert job.trained == shape.projector + job.adapter_parameters
     assert job.frozen == shape.parameters - shape.projector
-    assert not job.encoder_trains
+    assert not job.encoder_blocks
 
 
 def test_packed_weights_are_neither(warm_up, shape):
@@ -32,6 +32,8 @@ def test_dtypes(warm_up):
 
 
 def test_zero_3_keeps_what_an_adapted_encoder_computes(warm_up):
-    assert warm_up.recomputes_encoder and not replace(warm_up, keeps_encoder=True).recomputes_encoder
+    job = replace(warm_up, last_layers=2)
+    assert job.group == 1 and replace(job, keeps_encoder=True).group == 0 == replace(job, recompute=False).group
+    assert replace(job, encoder_group=8, recompute=False).group == 2 and warm_up.group == 0
     assert plain(2).name == "DDP" and plain(1).name == "one process"
     assert Batch(10, 1, 4).supervised == 4

@@ -1,18 +1,21 @@
 """Sums by part, and against what the real classes hold on fake tensors."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks.bench_memory_plan import HOLDINGS, measure, planned
+from benchmarks.bench_memory_plan import measure, planned
 from xtuner_plugins.deepspeed_json import read_deepspeed
+from xtuner_plugins.models.eight_bit import PackedLinear8bit
 from xtuner_plugins.planning.job import Batch, Strategy
-from xtuner_plugins.planning.memory import FRAGMENTATION, GIB, PACKED, plan_memory
+from xtuner_plugins.planning.memory import FRAGMENTATION, GIB, PACKED, PACKED_8BIT, packed_bytes, plan_memory
+from xtuner_plugins.planning.shapes import shape_of
 from xtuner_plugins.planning.strategies import from_deepspeed, plain
 from xtuner_plugins.recipes.bases import BASES
 from xtuner_plugins.recipes.count import meta_model
-from xtuner_plugins.recipes.plan import job_of, model_of_base, settings_of_recipe
+from xtuner_plugins.recipes.plan import Model, job_of, model_of_base, settings_of_recipe
 from xtuner_plugins.recipes.table import RECIPES
 
 ROWS = {recipe.stem: recipe for recipe in RECIPES}
@@ -22,6 +25,22 @@ CHOICES = {
     "lora": {"llm_lora": LORA},
     "full": {"freeze_llm": False},
     "encoder": {"freeze_visual_encoder": False},
+    "encoder in fours": {"freeze_visual_encoder": False, "visual_encoder_checkpointing": 4},
+    "encoder keeps": {"freeze_visual_encoder": False, "visual_encoder_checkpointing": False},
+    "last blocks": {"visual_encoder_last_layers": 4},
+    "projector recomputed": {"projector_checkpointing": True},
+    "dora": {"llm_lora": {**LORA, "use_dora": True}},
+    "dora without dropout": {"llm_lora": {**LORA, "use_dora": True, "lora_dropout": 0.0}},
+}
+FOUR_BITS = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+BITSANDBYTES = {
+    "qlora": {"llm_lora": LORA, "llm_quantization": FOUR_BITS},
+    "8 bits": {"llm_lora": LORA, "llm_quantization": dict(load_in_8bit=True)},
+    "both parts in 8 bits": {
+        "llm_quantization": dict(load_in_8bit=True),
+        "visual_encoder_quantization": dict(load_in_8bit=True),
+    },
+    "adamw_8bit": {"freeze_llm": False},
 }
 
 
@@ -37,7 +56,7 @@ def compare(base, choice, holding, batch, recompute, accumulation=1):
 
 # The arithmetic leaves out what is smaller than a hundredth (biases, positions, rotations), and takes the largest
 # moment of a block's backward pass from its largest tensors: 10 % is what a plan promises.
-@pytest.mark.parametrize("choice, recompute", [("lora", True), ("full", False), ("encoder", True)])
+@pytest.mark.parametrize("choice, recompute", [("lora", True), ("full", False), ("encoder in fours", True)])
 def test_the_plan_is_what_fake_tensors_take(choice, recompute):
     terms = compare("InternVL2_5-1B", choice, "plain", Batch(1024, 2, 512), recompute)
     for term, (expected, found) in terms.items():
@@ -46,14 +65,36 @@ def test_the_plan_is_what_fake_tensors_take(choice, recompute):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("holding", HOLDINGS)
+@pytest.mark.parametrize(
+    "holding, choice",
+    [("plain", choice) for choice in CHOICES]
+    + [(holding, choice) for holding in ("float16", "bf16") for choice in ("lora", "full", "last blocks", "dora")],
+)
 def test_at_true_size_and_length(choice, holding):
     for recompute in (True, False):
         terms = compare("InternViT-300M-Qwen2.5-1.5B", choice, holding, Batch(4096, 13, 768), recompute, 2)
-        for term in ("weights", "kept", "peak", *(["step"] if holding == "plain" else [])):
+        for term in ("weights", "kept", "peak", *(["step"] if holding != "bf16" else [])):
             expected, found = terms[term]
             assert expected == pytest.approx(found, rel=0.1), (term, recompute)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", BITSANDBYTES)
+def test_what_bitsandbytes_holds(choice):
+    """On real tensors: four blocks of InternVL2.5-1B's width and a small vocabulary."""
+    config = copy.deepcopy(meta_model(BASES["InternVL2_5-1B"]).config)
+    for part in (config.vision_config, config.llm_config):
+        part.num_hidden_layers = 4
+    config.llm_config.layer_types, config.llm_config.vocab_size = ["full_attention"] * 4, 2048
+    vision, llm = config.vision_config.to_dict(), config.llm_config.to_dict()
+    model = Model("small", shape_of(vision, llm, tile_size=448, downsample_ratio=0.5), vision, llm)
+    batch, name = Batch(1024, 2, 512), choice if choice == "adamw_8bit" else "adamw"
+    for recompute in (True, False):
+        ours = {"base": "x", "gradient_checkpointing": recompute, **BITSANDBYTES[choice]}
+        job = job_of({"model": ours, "optim_wrapper": {"optimizer": {"name": name}}}, model, (batch,))
+        plan, found = planned(job, "plain"), measure(config, ours, batch, "plain", optimizer=name)
+        for term in ("weights", "kept", "peak", "step"):
+            assert getattr(plan, term) == pytest.approx(getattr(found, term), rel=0.1), (term, recompute)
 
 
 def test_parts_add_up(warm_up):
@@ -111,6 +152,8 @@ def test_packed_weights_take_what_bitsandbytes_takes():
     state = layer.weight.quant_state
     found = layer.weight.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
     assert found == pytest.approx(PACKED * 1024 * 4096, rel=1e-3) and layer.weight.dtype == torch.uint8
+    eight = PackedLinear8bit(torch.nn.Linear(1024, 4096, bias=False), 0.0)
+    assert eight.weight.nbytes + eight.state.SCB.nbytes == PACKED_8BIT * 1024 * 4096 + 4 * 4096
 
 
 def test_the_largest_batch_counts(warm_up):
@@ -123,3 +166,13 @@ def test_the_recipe_of_the_readme_fits_one_gpu():
     recipe = ROWS["finetune_lora"]
     job = job_of(settings_of_recipe(recipe), model_of_base(recipe.architecture))
     assert plan_memory(job, plain(1)).total < 24 * GIB
+
+
+@pytest.mark.parametrize("part", ["llm", "visual_encoder"])
+def test_packed_parts_by_hand(warm_up, part):
+    names = [linear.name for linear in warm_up.stack(part).linears]
+    job = replace(warm_up, quantized={part: names}, eight_bit=frozenset({part}))
+    weights = 2 * sum(linear.weights for linear in warm_up.stack(part).linears)
+    outputs = 2 * sum(linear.outputs for linear in warm_up.stack(part).linears)
+    assert packed_bytes(job) == weights + 4 * outputs
+    assert packed_bytes(replace(job, eight_bit=frozenset())) == pytest.approx(weights * PACKED, rel=0.01)

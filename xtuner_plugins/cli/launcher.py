@@ -17,6 +17,7 @@ from pathlib import Path
 from ..checkpoints.errors import CheckpointError
 from ..config_file import ConfigError, find_config, import_types, read_config
 from ..deepspeed_json import OURS, deepspeed_file
+from ..engine.allocator import allocator_settings
 from ..engine.resume import settle_start, work_dir_of
 from ..engine.stopping import COMMAND
 from ..leaf import Leaf
@@ -85,11 +86,16 @@ def training_processes(
     return [*command, *([] if launcher else ["--launcher", "pytorch"])], ranks
 
 
-def check_gpus(processes: int) -> None:
-    """Raises `ConfigError` where there are GPUs, but fewer than processes on this node."""
+def num_gpus_here() -> int:
+    """GPUs of this node that PyTorch can use; none is touched."""
     import torch
 
-    num_gpus = torch.cuda.device_count()
+    return torch.cuda.device_count()
+
+
+def check_gpus(processes: int) -> None:
+    """Raises `ConfigError` where there are GPUs, but fewer than processes on this node."""
+    num_gpus = num_gpus_here()
     if 0 < num_gpus < processes:
         text = f"NPROC_PER_NODE={processes}, but this machine has {num_gpus} GPUs"
         raise ConfigError(f"{text}; set it to {num_gpus} or less")
@@ -126,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
     path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     env = {COMMAND: shlex.join(["python", sys.argv[0], *argv]), **os.environ, "PYTHONPATH": path}
+    env |= allocator_settings(env, num_gpus_here() > 0)
     return run_ranks(command, [{**env, **rank} for rank in ranks])
 
 

@@ -38,6 +38,7 @@ from ..processes import (
     program_of,
 )
 from . import register_all
+from .allocator import allocator_settings
 from .console import open_console
 from .stopping import COMMAND
 
@@ -54,6 +55,8 @@ def prepare_runtime(pretrained_model_name_or_path: str) -> str:
     open_console()
     register_all()  # a config's lazy imports may come later than a type named by string
     allow_checkpoint_types()
+    # For processes that XTuner's own command has started; no tensor is on a GPU yet.
+    os.environ.update(allocator_settings(os.environ, torch.cuda.is_available()))
     if not torch.cuda.is_available():
         _use_gloo_without_gpu()
         _build_no_cpu_op()

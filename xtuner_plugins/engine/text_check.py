@@ -28,6 +28,7 @@ from ..ranges import (
     check_rank,
     check_rate,
     check_room,
+    check_row_multiple,
     check_tiles,
     check_tracker,
     check_val_batch_size,
@@ -51,6 +52,7 @@ BUILT_WITH = {
 # Ranges by the key of the config. A setting that is None is left to its class.
 RANGES: dict[str, Callable[[Any], None]] = {
     "model.dtype": check_dtype,
+    "model.row_multiple": check_row_multiple,
     "model.llm_lora.r": check_rank,
     "model.llm_lora.lora_dropout": check_dropout,
     "model.visual_encoder_lora.r": check_rank,

@@ -169,12 +169,45 @@ class InternVisionEncoderLayer(nn.Module):
         return x + drop_path(branch * self.ls2, self.drop_path_rate, self.training)
 
 
+def run_recomputed(blocks, x, group, call=None):
+    """Runs blocks that are recomputed in the backward pass, in groups that each keep their input alone.
+
+    Groups start at the first block that a gradient reaches: what comes before keeps nothing anyway.
+
+    Args:
+        blocks: The blocks, in order.
+        x: What goes into the first, [T, P, D].
+        group: Blocks per group, from 1.
+        call: `call(block, x)` runs one; `block(x)` when `None`.
+
+    Returns:
+        [T, P, D].
+    """
+    blocks, call = list(blocks), call or (lambda block, x: block(x))
+
+    def run(members, x):
+        for block in members:
+            x = call(block, x)
+        return x
+
+    learns = [x.requires_grad or any(p.requires_grad for p in block.parameters()) for block in blocks]
+    first = learns.index(True) if True in learns else len(blocks)
+    x = run(blocks[:first], x)
+    for start in range(first, len(blocks), group):
+        # The reentrant kind loses all gradients if the input needs none, as that of the first block when the embeddings
+        # are frozen.
+        x = torch.utils.checkpoint.checkpoint(run, blocks[start : start + group], x, use_reentrant=False)
+    return x
+
+
 class InternVisionEncoder(nn.Module):
     """The stack of blocks.
 
     Attributes:
-        gradient_checkpointing: Recompute each block in the backward pass (training mode only); switched by
+        gradient_checkpointing: Recompute blocks in the backward pass (training mode only); switched by
             `gradient_checkpointing_enable()` of any model around this one.
+        recompute_group: So many blocks are recomputed together: fewer inputs are kept, and so many blocks'
+            activations exist at a time. One by one where all hidden states are returned.
     """
 
     def __init__(self, config):
@@ -184,6 +217,7 @@ class InternVisionEncoder(nn.Module):
         rates = [config.drop_path_rate * index / max(count - 1, 1) for index in range(count)]
         self.layers = nn.ModuleList(InternVisionEncoderLayer(config, rate) for rate in rates)
         self.gradient_checkpointing = False
+        self.recompute_group = 1
 
     def forward(self, inputs_embeds, output_hidden_states=False, num_layers=None):
         """Runs the blocks.
@@ -198,13 +232,11 @@ class InternVisionEncoder(nn.Module):
         """
         x, hidden_states = inputs_embeds, [inputs_embeds]
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        for layer in self.layers[:num_layers]:
-            if recompute:
-                # The reentrant kind loses all gradients if the input needs none, as that of the first block when
-                # the embeddings are frozen.
-                x = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
-            else:
-                x = layer(x)
+        layers = self.layers[:num_layers]
+        if recompute and not output_hidden_states:
+            x, layers = run_recomputed(layers, x, self.recompute_group), []
+        for layer in layers:
+            x = run_recomputed([layer], x, 1) if recompute else layer(x)
             if output_hidden_states:
                 hidden_states.append(x)
         return BaseModelOutput(

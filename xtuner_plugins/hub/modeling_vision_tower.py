@@ -5,11 +5,10 @@ from __future__ import annotations
 import inspect
 
 import torch
-import torch.utils.checkpoint
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from .modeling_intern_vit import num_used_layers
+from .modeling_intern_vit import num_used_layers, run_recomputed
 
 
 class TransformersTower(nn.Module):
@@ -41,6 +40,7 @@ class TransformersTower(nn.Module):
             name: None for name in ("attention_mask", "causal_attention_mask") if name in layer_arguments
         }
         self.gradient_checkpointing = False
+        self.recompute_group = 1
 
     @property
     def layers(self):
@@ -88,13 +88,17 @@ class TransformersTower(nn.Module):
         if hasattr(self.vision_model, "pre_layrnorm"):
             x = self.vision_model.pre_layrnorm(x)
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        for layer in self.layers[:num_layers]:
-            if recompute and not getattr(layer, "gradient_checkpointing", False):
-                x = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False, **self.layer_options)
-            else:
-                x = layer(x, **self.layer_options)
-            x = x[0] if isinstance(x, tuple) else x
+        layers = self.layers[:num_layers]
+        if recompute and not any(getattr(layer, "gradient_checkpointing", False) for layer in layers):
+            x = run_recomputed(layers, x, self.recompute_group, self._run_layer)
+        else:
+            for layer in layers:
+                x = self._run_layer(layer, x)
         return x[:, 1:] if hasattr(embeddings, "class_embedding") else x
+
+    def _run_layer(self, layer, x):
+        x = layer(x, **self.layer_options)
+        return x[0] if isinstance(x, tuple) else x
 
     def forward(self, pixel_values, select_layer=-1):
         """As `patch_features`."""

@@ -123,5 +123,11 @@ def _one_segment(query, key, value, dropout: float, scaling: float | None, windo
     )
 
 
+def keep_out_of_graphs() -> None:
+    """Makes `torch.compile` leave attention over segments alone: a graph would hold where one batch's samples begin."""
+    # Not above the function: naming the compiler imports it, which takes a second.
+    ALL_ATTENTION_FUNCTIONS.register(SEGMENTS, torch.compiler.disable(segment_attention))
+
+
 ALL_ATTENTION_FUNCTIONS.register(SEGMENTS, segment_attention)
 ALL_MASK_ATTENTION_FUNCTIONS.register(SEGMENTS, sdpa_mask)

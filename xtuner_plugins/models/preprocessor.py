@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from ..datasets.ledger import Unrecorded
 from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from .device_resize import cut_images
-from .rows import check_counts, make_row
+from .rows import check_counts, fill_row, make_row
 
 
 @MODELS.register_module()
@@ -44,7 +44,7 @@ class TilePreprocessor(BaseDataPreprocessor):
         self.mean = torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
         self._unrecorded = Unrecorded()
-        self.image_token, self.tokens_per_tile = -1, 0  # the model sets both
+        self.image_token, self.tokens_per_tile, self.row_multiple = -1, 0, 1  # the model sets them
 
     def normalize(self, tiles: torch.Tensor) -> torch.Tensor:
         """uint8 ``[T, 3, S, S]`` to float32 ``[T, 3, S, S]``; T may be 0."""
@@ -78,6 +78,8 @@ class TilePreprocessor(BaseDataPreprocessor):
         tiles = moved["tiles"]
         if "images" in moved:
             tiles = cut_images(tiles, moved["images"], moved["uncut"])
-        if self.device.type == "cuda":  # a copy from pageable memory would wait for the device
+        if self.device.type == "cuda":
+            row = fill_row(row, self.row_multiple)
+            # A copy from pageable memory would wait for the device.
             row = tree_map_only(torch.Tensor, torch.Tensor.pin_memory, row)
         return {"row": self.cast_data(row), "pixel_values": self.normalize(tiles)}

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from ..hub.constants import IGNORE_INDEX
 from .attention import Segments
@@ -86,6 +87,29 @@ def make_row(batch: Mapping[str, torch.Tensor], image_token: int) -> Row:
         weights=weights,
         owners=samples[places] if len(places) else torch.zeros(1, dtype=torch.int64),
         num_supervised=len(places),
+    )
+
+
+def fill_row(row: Row, multiple: int) -> Row:
+    """The row with padding up to a multiple of tokens, as one segment more that nothing else sees.
+
+    Rows then have fewer different lengths, so the allocator of a GPU finds a block that fits more often.
+
+    Args:
+        row: On the CPU.
+        multiple: Of tokens; 1 adds nothing.
+    """
+    length = row.input_ids.shape[1]
+    padding = -length % multiple
+    if not padding:
+        return row
+    segments = Segments(
+        (*row.segments.bounds, length + padding), F.pad(row.segments.cu_seqlens, (0, 1), value=length + padding)
+    )
+    return row._replace(
+        input_ids=F.pad(row.input_ids, (0, padding)),
+        position_ids=torch.cat([row.position_ids, torch.arange(padding)[None]], dim=1),
+        segments=segments,
     )
 
 

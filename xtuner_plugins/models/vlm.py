@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from mmengine.dist import get_world_size
-from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import nn
@@ -20,11 +18,13 @@ from ..checkpoints.loader import load_model, load_tokenizer, read_config
 from ..checkpoints.partition import is_partitioned, over_ranks, partition_dtype
 from ..families import encoder_family, llm_family
 from ..hub.constants import IMAGE_CONTEXT
-from ..ranges import DTYPE_NAMES, check_dtype
+from ..ranges import DTYPE_NAMES, ROW_MULTIPLE, check_dtype, check_row_multiple
 from .attention import attend_to_segments, no_mask
+from .compiling import compile_model_blocks
 from .losses import LossHead, next_token_loss, sum_over_ranks
 from .preprocessor import TilePreprocessor
 from .quantization import build_quantization_config, linear_quantizer
+from .recompute import Recompute
 from .rows import Row
 from .trainable import WhatTrains
 
@@ -77,7 +77,13 @@ class VisionLanguageModel(BaseModel):
         visual_encoder_quantization: The same for the encoder. Needs ``freeze_visual_encoder=True``.
         dtype: ``'auto'`` (see `resolve_dtype`), ``'bfloat16'``, ``'float16'`` (the engine then scales the loss) or
             ``'float32'``.
-        gradient_checkpointing: Recompute activations of encoder and LLM blocks in the backward pass.
+        gradient_checkpointing: Recompute activations of the LLM's blocks in the backward pass, and of the encoder's.
+        visual_encoder_checkpointing: The same for the encoder alone: True, False, or a number of blocks that are
+            recomputed together; None is what ``gradient_checkpointing`` says.
+        projector_checkpointing: Recompute the projector, too.
+        compile_blocks: Compile blocks of encoder and LLM with `torch.compile` (see `compiling`).
+        row_multiple: On CUDA a row of tokens is filled up to a multiple of it, so that the allocator meets fewer
+            sizes; 1 leaves rows as they are.
         data_preprocessor: Config of a `TilePreprocessor`; None takes ImageNet's mean and std.
 
     Raises:
@@ -100,9 +106,14 @@ class VisionLanguageModel(BaseModel):
         visual_encoder_quantization: Mapping[str, Any] | None = None,
         dtype: str = "auto",
         gradient_checkpointing: bool = True,
+        visual_encoder_checkpointing: bool | int | None = None,
+        projector_checkpointing: bool = False,
+        compile_blocks: bool = False,
+        row_multiple: int = ROW_MULTIPLE,
         data_preprocessor: Mapping[str, Any] | None = None,
     ):
         super().__init__(data_preprocessor=data_preprocessor or dict(type=TilePreprocessor))
+        self._recompute = Recompute(gradient_checkpointing, visual_encoder_checkpointing, projector_checkpointing)
         self.dtype = resolve_dtype(dtype)
         chosen = WhatTrains(
             freeze_visual_encoder=freeze_visual_encoder,
@@ -123,6 +134,7 @@ class VisionLanguageModel(BaseModel):
         self.model.img_context_token_id = self.img_context_token_id
         self.data_preprocessor.image_token = self.img_context_token_id
         self.data_preprocessor.tokens_per_tile = self.num_image_token
+        self.data_preprocessor.row_multiple = check_row_multiple(row_multiple)
         self.llm = llm_family(self.model.config.llm_config.to_dict())
         self._blocks_below = chosen.apply(self.model, tokenizer)  # frozen ones below those that train
         attend_to_segments(self.model.language_model)
@@ -137,8 +149,9 @@ class VisionLanguageModel(BaseModel):
                 parameter.data = parameter.data.to(trained_dtype)
         self.visual_encoder_is_frozen = not any(p.requires_grad for p in self.model.vision_model.parameters())
 
-        if gradient_checkpointing:
-            self._recompute_blocks(encoder_has_lora=visual_encoder_lora is not None)
+        self._recompute.apply(self.model, adapts_encoder=visual_encoder_lora is not None)
+        if compile_blocks:
+            compile_model_blocks(self.model)
 
     @property
     def num_image_token(self) -> int:
@@ -244,17 +257,6 @@ class VisionLanguageModel(BaseModel):
         }
         return losses["loss"], logged
 
-    def _recompute_blocks(self, encoder_has_lora: bool) -> None:
-        """Enables gradient checkpointing, in the encoder only where a gradient passes through its blocks."""
-        _recompute_llm(self.model.language_model)
-        if is_deepspeed_zero3_enabled() and encoder_has_lora:
-            print_log(
-                "ZeRO-3 can't recompute an encoder with LoRA: its activations are kept", "current", logging.WARNING
-            )
-        elif not self.visual_encoder_is_frozen:
-            options = {"use_reentrant": False}
-            self.model.vision_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-
     def computing(self, device: torch.device) -> torch.autocast:
         """A context in which parameters held in float32 compute in the model's dtype."""
         return torch.autocast(device.type, self.dtype, enabled=self._needs_autocast())
@@ -282,7 +284,7 @@ class VisionLanguageModel(BaseModel):
         pixel_values = pixel_values.to(self.model.vision_model.dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.visual_encoder_is_frozen):
             patches = self.model.encode_tiles(pixel_values)
-        return self.model.project(patches)
+        return self._recompute.project(self.model, patches)
 
 
 def _load(base: str, dtype: torch.dtype, quantized: Mapping[str, Mapping[str, Any] | None]):
@@ -315,16 +317,3 @@ def _load(base: str, dtype: torch.dtype, quantized: Mapping[str, Mapping[str, An
         config = deepspeed_config()
         return load_model(base, dtype=partition_dtype(config), filled=over_ranks(config))
     return load_model(base, dtype=dtype)
-
-
-def _recompute_llm(llm: nn.Module) -> None:
-    """Enables gradient checkpointing: reentrant under ZeRO-3, non-reentrant otherwise.
-
-    Non-reentrant checkpointing compares recomputed tensors with saved ones, and would find frozen weights that ZeRO-3
-    has released in between. The reentrant kind needs a block's input to require a gradient, even if all before it is
-    frozen.
-    """
-    reentrant = is_deepspeed_zero3_enabled()
-    llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
-    if reentrant:
-        llm.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))

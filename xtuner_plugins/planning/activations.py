@@ -47,7 +47,8 @@ def llm_block_bytes(job: Job, batch: Batch) -> int:
         if stack.kind.startswith("qwen3"):
             kept += size * (queries + keys)
     kept += sum(adapter_bytes(job, linear, job.adapters["llm"]) for linear in _adapted(job, "llm"))
-    return batch.tokens * kept + attention_bytes(job, batch)
+    copies = sum(adapter_copies(job, linear, job.adapters["llm"]) for linear in _adapted(job, "llm"))
+    return batch.tokens * kept + copies + attention_bytes(job, batch)
 
 
 def encoder_block_bytes(job: Job, batch: Batch) -> int:
@@ -56,17 +57,28 @@ def encoder_block_bytes(job: Job, batch: Batch) -> int:
     kept = 2 * wide * stack.width  # input of both norms
     kept += size * 4 * stack.width + FLOAT * stack.heads  # queries, keys, values, output
     kept += size * stack.inner  # input of the activation
-    if "visual_encoder" in job.whole:
+    if job.encoder_is_whole:
         kept += size * (2 * stack.width + stack.inner)  # inputs of the linear layers
         kept += size * 2 * stack.width  # both branches before their scales
     kept += sum(adapter_bytes(job, each, job.adapters["visual_encoder"]) for each in _adapted(job, "visual_encoder"))
-    return batch.tiles * job.shape.positions * kept
+    adapted = _adapted(job, "visual_encoder")
+    copies = sum(adapter_copies(job, linear, job.adapters["visual_encoder"]) for linear in adapted)
+    return batch.tiles * job.shape.positions * kept + copies
+
+
+def adapter_copies(job: Job, linear: Linear, adapters: Adapters) -> int:
+    """Of the frozen weight: DoRA with dropout multiplies by a copy of its own, which autocast makes."""
+    return linear.weights * job.size * (adapters.dora and adapters.dropout and job.autocasts)
 
 
 def adapter_bytes(job: Job, linear: Linear, adapters: Adapters) -> int:
-    """What LoRA on one linear layer keeps per token: its input after dropout, the mask (a byte each), A's output."""
+    """What LoRA on one linear layer keeps per token: its input after dropout, the mask (a byte each), A's output.
+
+    DoRA keeps the outputs of the layer and of LoRA, too, for the magnitudes' gradient.
+    """
     copied = job.autocasts or adapters.dropout
     kept = job.size * (linear.inputs * copied + adapters.rank) + linear.inputs * adapters.dropout
+    kept += adapters.dora * 2 * job.size * linear.outputs
     return kept * linear.active
 
 
@@ -89,16 +101,21 @@ def llm_kept_bytes(job: Job, batch: Batch) -> int:
 
 
 def encoder_kept_bytes(job: Job, batch: Batch) -> int:
-    """Of the encoder when the loss is computed; nothing of a frozen one."""
-    if not job.encoder_trains:
-        return 0
-    return job.shape.used_layers * (
-        encoder_input_bytes(job, batch) if job.recomputes_encoder else encoder_block_bytes(job, batch)
-    )
+    """Of the encoder when the loss is computed; nothing of blocks that no gradient passes through."""
+    if job.group:
+        return -(-job.encoder_blocks // job.group) * encoder_input_bytes(job, batch)
+    return job.encoder_blocks * encoder_block_bytes(job, batch)
 
 
 def projector_kept_bytes(job: Job, batch: Batch) -> int:
-    """Of the projector: merged patches, the same normalized, and the activation's input and output."""
+    """Of the projector: merged patches, the same normalized, and the activation's input and output.
+
+    Recomputed it keeps the patches alone.
+    """
+    if not job.projector_learns:
+        return 0
+    if job.recompute_projector:
+        return batch.tiles * job.shape.tokens_per_tile * job.shape.projector_input * job.size
     per_token = job.shape.projector_input * (1 + job.shape.projector_norm) + 2 * job.shape.llm.width
     return batch.tiles * job.shape.tokens_per_tile * per_token * job.size
 
@@ -123,11 +140,11 @@ def cast_bytes(job: Job) -> int:
     """Of the bfloat16 copies of trained weights that autocast keeps until the forward pass ends."""
     if not job.autocasts:
         return 0
-    blocks = {"llm": job.shape.llm.layers, "visual_encoder": job.shape.used_layers}
+    blocks = {"llm": job.shape.llm.layers * ("llm" in job.whole), "visual_encoder": 0}
+    if job.encoder_is_whole:
+        blocks["visual_encoder"] = job.encoder_blocks
     whole = sum(
-        blocks[part] * sum(linear.parameters for linear in job.stack(part).linears)
-        for part in job.whole
-        if part in blocks
+        number * sum(linear.parameters for linear in job.stack(part).linears) for part, number in blocks.items()
     )
     return 2 * (whole + job.adapter_parameters + (job.shape.projector if "projector" in job.whole else 0))
 
@@ -162,7 +179,14 @@ def llm_backward_bytes(job: Job, batch: Batch) -> int:
         per_token = 11 * inner if job.autocasts else 3 * inner
     else:
         per_token = job.size * inner * (2 if "llm" in job.whole else 3)
-    return batch.tokens * per_token
+    return batch.tokens * per_token + _rebuilt_bytes(job)
+
+
+def _rebuilt_bytes(job: Job) -> int:
+    """Weights of one linear layer of the LLM as they are computed with: unpacked, and DoRA's sums with B times A."""
+    largest = max(linear.inputs * linear.outputs for linear in job.shape.llm.linears)
+    adapters = job.adapters.get("llm")
+    return largest * job.size * (("llm" in job.quantized) + 4 * (adapters is not None and adapters.dora))
 
 
 def encoder_backward_bytes(job: Job, batch: Batch) -> int:
@@ -171,7 +195,8 @@ def encoder_backward_bytes(job: Job, batch: Batch) -> int:
 
 
 def _wide(job: Job, part: str) -> int:
-    return FLOAT if job.autocasts and part in job.whole else job.size
+    is_whole = part in job.whole or (part == "visual_encoder" and job.encoder_is_whole)
+    return FLOAT if job.autocasts and is_whole else job.size
 
 
 def _adapted(job: Job, part: str) -> list[Linear]:

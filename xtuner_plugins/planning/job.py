@@ -19,16 +19,19 @@ class Adapters:
         rank: r.
         targets: names of linear layers, or a regular expression, as PEFT's `target_modules`.
         dropout: whether there is any.
+        dora: DoRA, which adds a magnitude per output.
     """
 
     rank: int
     targets: str | Sequence[str]
     dropout: bool
+    dora: bool = False
 
     def parameters(self, stack: Stack) -> int:
-        """Weights of all A and B matrices."""
+        """Weights of all A and B matrices, and DoRA's magnitudes."""
         linears = stack.matching(self.targets)
-        return stack.layers * sum(self.rank * (each.inputs + each.outputs) * each.copies for each in linears)
+        pairs = sum(self.rank * (each.inputs + each.outputs) * each.copies for each in linears)
+        return stack.layers * (pairs + self.dora * sum(each.outputs * each.copies for each in linears))
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,13 @@ class Job:
         shape: of the model.
         whole: parts that train whole.
         adapters: part -> LoRA.
-        quantized: part -> names of its linear layers held in 4 bits.
-        recompute: gradient checkpointing.
-        half: bfloat16, else everything is float32.
+        quantized: part -> names of its packed linear layers, held in 4 bits.
+        eight_bit: quantized parts that are held in 8 bits instead.
+        last_layers: blocks of a frozen encoder that train whole, counted from the last.
+        recompute: gradient checkpointing of the LLM.
+        encoder_group: blocks of the encoder that are recomputed together; 0 for none, None for one where the LLM's are.
+        recompute_projector: gradient checkpointing of the projector.
+        half: bfloat16 or float16, which take the same, else everything is float32.
         float_weights: trained weights are held in float32 and computed under autocast, as without DeepSpeed.
         batches: micro-batches that the plan must hold; the largest counts.
         accumulation: micro-batches of an optimizer step.
@@ -69,7 +76,11 @@ class Job:
     batches: tuple[Batch, ...]
     adapters: Mapping[str, Adapters] = field(default_factory=dict)
     quantized: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    eight_bit: frozenset[str] = frozenset()
+    last_layers: int = 0
     recompute: bool = True
+    encoder_group: int | None = None
+    recompute_projector: bool = False
     half: bool = True
     float_weights: bool = True
     accumulation: int = 1
@@ -89,11 +100,12 @@ class Job:
     def trained(self) -> int:
         """Parameters with a gradient, adapters included."""
         unused = self.shape.unused if "visual_encoder" in self.whole else 0
-        return sum(self.shape.part(part) for part in self.whole) - unused + self.adapter_parameters
+        whole = sum(self.shape.part(part) for part in self.whole) - unused
+        return whole + self.last_layers * self.shape.encoder.block + self.adapter_parameters
 
     @property
     def packed(self) -> int:
-        """Weights held in 4 bits."""
+        """Weights held in 4 or 8 bits."""
         return sum(
             self.stack(part).layers * sum(linear.weights for linear in self.stack(part).matching(names))
             for part, names in self.quantized.items()
@@ -115,14 +127,27 @@ class Job:
         return self.half and self.float_weights
 
     @property
-    def recomputes_encoder(self) -> bool:
-        """Whether the encoder's blocks run again in the backward pass."""
-        return self.recompute and not self.keeps_encoder
+    def group(self) -> int:
+        """Blocks of the encoder that run again together in the backward pass; 0 where none does."""
+        wanted = int(self.recompute) if self.encoder_group is None else self.encoder_group
+        return 0 if self.keeps_encoder else min(wanted, self.encoder_blocks)
 
     @property
-    def encoder_trains(self) -> bool:
-        """Whether a gradient passes through the encoder."""
-        return "visual_encoder" in self.whole or "visual_encoder" in self.adapters
+    def encoder_blocks(self) -> int:
+        """Blocks of the encoder that a gradient passes through."""
+        if "visual_encoder" in self.whole or "visual_encoder" in self.adapters:
+            return self.shape.used_layers
+        return self.last_layers
+
+    @property
+    def encoder_is_whole(self) -> bool:
+        """Whether the weights of these blocks train themselves."""
+        return "visual_encoder" in self.whole or self.last_layers > 0
+
+    @property
+    def projector_learns(self) -> bool:
+        """Whether a gradient passes through the projector."""
+        return "projector" in self.whole or self.encoder_blocks > 0
 
 
 @dataclass(frozen=True)

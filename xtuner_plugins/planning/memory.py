@@ -10,6 +10,7 @@ from .job import FLOAT, MOMENTS, Batch, Job, Strategy
 
 GIB = 2**30
 PACKED = 0.5 + 1 / 64 + FLOAT / (64 * 256)  # bytes of a 4-bit weight: a byte per block of 64, a float per 256 blocks
+PACKED_8BIT = 1.0  # and a float32 per output
 # Not measured, and to be corrected where a GPU is at hand: CUDA's context with the kernels, NCCL's buffers, and the
 # share of PyTorch's cache that fits no request.
 CONTEXT = int(0.8 * GIB)
@@ -86,7 +87,7 @@ def _held(job: Job, strategy: Strategy) -> dict[str, int]:
     master = 0 if strategy.stage is None or not job.half else FLOAT
     trained_size = FLOAT if strategy.stage is None else job.size
     on_gpu, states_on_gpu = not strategy.offload_weights, not strategy.offload_optimizer
-    frozen = job.frozen * job.size + int(job.packed * PACKED)
+    frozen = job.frozen * job.size + packed_bytes(job)
     held = {
         "frozen weights": _share(frozen, whole) * on_gpu,
         "trained weights": _share(job.trained * trained_size, whole) * on_gpu,
@@ -100,6 +101,17 @@ def _held(job: Job, strategy: Strategy) -> dict[str, int]:
     if strategy.stage == 3:
         held["buffers"] += min(strategy.live, job.shape.parameters) * job.size
     return held
+
+
+def packed_bytes(job: Job) -> int:
+    """Of the weights that are held in 4 or 8 bits, with their scales."""
+    total = 0
+    for part, names in job.quantized.items():
+        for linear in job.stack(part).matching(names):
+            scales = FLOAT * linear.outputs * linear.copies if part in job.eight_bit else 0
+            size = PACKED_8BIT if part in job.eight_bit else PACKED
+            total += job.stack(part).layers * (int(linear.weights * size) + scales)
+    return total
 
 
 def _moments(job: Job, strategy: Strategy, batch: Batch) -> dict[str, dict[str, int]]:
@@ -135,17 +147,17 @@ def _moments(job: Job, strategy: Strategy, batch: Batch) -> dict[str, dict[str, 
         moments["end of backward"] = {"gradients": gradients + table, "activations": rest}
     else:
         moments["end of backward"] = {"gradients": gradients - of_encoder, "activations": max(rest - table, 0)}
-    if job.encoder_trains:
-        block = act.encoder_backward_bytes(job, batch)
-        block += act.encoder_block_bytes(job, batch) if job.recomputes_encoder else 0
+    if job.encoder_blocks:
+        block = act.encoder_backward_bytes(job, batch) + job.group * act.encoder_block_bytes(job, batch)
         here = encoder + block if accumulates else max(max(encoder - of_encoder, 0) + block - table, 0)
         moments["backward of the encoder"] = {"gradients": gradients, "activations": here}
-    moments["step"] = {"gradients": gradients, "AdamW's step": _step_bytes(job, strategy)}
+    moments["step"] = {"gradients": gradients, "float32 gradients": _step_bytes(job, strategy)}
     return moments
 
 
 def _encoder_trained(job: Job) -> int:
     whole = job.shape.encoder.parameters - job.shape.unused if "visual_encoder" in job.whole else 0
+    whole += job.last_layers * job.shape.encoder.block
     adapters = job.adapters.get("visual_encoder")
     return whole + (adapters.parameters(job.shape.encoder) if adapters else 0)
 
@@ -161,12 +173,10 @@ def _gradient_bytes(job: Job, strategy: Strategy, trained: int) -> int:
 
 
 def _step_bytes(job: Job, strategy: Strategy) -> int:
-    """What AdamW's step over lists of tensors takes: a float32 per element, under ZeRO a float32 gradient too."""
-    if strategy.offload_optimizer:
+    """What the optimizer's step takes: nothing in one fused kernel, under ZeRO the gradient in float32."""
+    if strategy.offload_optimizer or strategy.stage is None or not job.half:
         return 0
-    if strategy.stage is None:
-        return job.trained * FLOAT
-    return _share(job.trained * FLOAT * (2 if job.half else 1), strategy.gpus)
+    return _share(job.trained * FLOAT, strategy.gpus)
 
 
 def _host_bytes(job: Job, strategy: Strategy) -> int:

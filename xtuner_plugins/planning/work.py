@@ -48,9 +48,9 @@ def work_of(job: Job, sample: Batch) -> Work:
     projector = 2 * sample.tiles * shape.tokens_per_tile * shape.projector
     # The gradient of the inputs takes one forward pass, that of the weights another.
     backward = llm * (2 if "llm" in job.whole else 1) + projector * (2 if "projector" in job.whole else 1)
-    if job.encoder_trains:
-        backward += encoder * (2 if "visual_encoder" in job.whole else 1)
-    recomputed = blocks * job.recompute + encoder * (job.encoder_trains and job.recomputes_encoder)
+    reached = encoder * job.encoder_blocks / shape.used_layers
+    backward += reached * (2 if job.encoder_is_whole else 1)
+    recomputed = blocks * job.recompute + reached * (job.group > 0) + projector * job.recompute_projector
     return Work(encoder, projector, llm, attention, backward, recomputed)
 
 

@@ -133,7 +133,13 @@ def job_of(settings: Mapping[str, Any], model: Model, batches: tuple[Batch, ...]
         batches=batches or largest_batches(settings, model.shape),
         adapters=adapters,
         quantized={part: names for part, names in packed.items() if ours.get(f"{part}_quantization")},
+        eight_bit=frozenset(part for part in packed if (ours.get(f"{part}_quantization") or {}).get("load_in_8bit")),
+        last_layers=ours.get("visual_encoder_last_layers") or 0,
         recompute=ours.get("gradient_checkpointing", True),
+        encoder_group=None
+        if ours.get("visual_encoder_checkpointing") is None
+        else int(ours["visual_encoder_checkpointing"]),
+        recompute_projector=ours.get("projector_checkpointing", False),
         half=ours.get("dtype", "auto") != "float32",
         accumulation=wrapper.get("accumulative_counts", 1),
         moments=moment_bytes((wrapper.get("optimizer") or {}).get("name")),
@@ -151,7 +157,9 @@ def moment_bytes(optimizer: str | None) -> float:
 
 def _adapters(settings: Mapping[str, Any], family) -> Adapters:
     targets = settings.get("target_modules") or family.lora_targets
-    return Adapters(settings.get("r", LORA_RANK), targets, bool(settings.get("lora_dropout")))
+    return Adapters(
+        settings.get("r", LORA_RANK), targets, bool(settings.get("lora_dropout")), settings.get("use_dora", False)
+    )
 
 
 def largest_batches(settings: Mapping[str, Any], shape: Shape) -> tuple[Batch, Batch]:
@@ -280,7 +288,9 @@ class RunPlan:
         """Bytes of activations when the loss is computed, by `recompute`."""
         job = under(self.job, self.strategy)
         return {
-            recompute: max(kept_bytes(replace(job, recompute=recompute), batch) for batch in job.batches)
+            recompute: max(
+                kept_bytes(replace(job, recompute=recompute, encoder_group=None), batch) for batch in job.batches
+            )
             for recompute in (False, True)
         }
 
@@ -326,7 +336,7 @@ def plan_run(
     lengths = lengths or lengths_of(settings, model, samples)
     job = job_of(settings, model, lengths.batches)
     if job.quantized and strategy.stage == 3:
-        raise ConfigError("4-bit weights can't be partitioned by ZeRO-3; use --deepspeed deepspeed_zero2")
+        raise ConfigError("packed weights can't be partitioned by ZeRO-3; use --deepspeed deepspeed_zero2")
     packs = (settings["train_dataloader"].get("batch_sampler") or {}).get("max_tokens")
     rows = packs / lengths.mean.tokens if packs else settings["train_dataloader"]["batch_size"]
     per_step = max(int(rows * job.accumulation * strategy.gpus), 1)
@@ -352,10 +362,13 @@ def _steps(train: Mapping[str, Any], samples: int | None, per_step: int) -> int 
 
 def plan_recipe(recipe: Recipe) -> RunPlan:
     """The plan of a recipe as shipped, at its launch line."""
-    strategy = plain(recipe.processes)
-    if recipe.deepspeed:
-        strategy = from_deepspeed(recipe.deepspeed, read_deepspeed(recipe.deepspeed), recipe.processes)
+    strategy = strategy_of(recipe.deepspeed, recipe.processes)
     return plan_run(settings_of_recipe(recipe), model_of_base(recipe.architecture), strategy)
+
+
+def strategy_of(deepspeed: str | None, processes: int) -> Strategy:
+    """Of a name for ``--deepspeed``, or DDP for None."""
+    return from_deepspeed(deepspeed, read_deepspeed(deepspeed), processes) if deepspeed else plain(processes)
 
 
 def planned_memory(recipe: Recipe) -> int:
@@ -386,6 +399,7 @@ def settings_of_recipe(recipe: Recipe) -> dict[str, Any]:
         "r": setting_of(recipe, "lora_rank"),
         "lora_dropout": setting_of(recipe, "lora_dropout"),
         "target_modules": setting_of(recipe, "lora_targets"),
+        "use_dora": setting_of(recipe, "use_dora"),
     }
     states = {part: getattr(recipe, part) for part in ("visual_encoder", "projector", "llm")}
     packs = {"max_tokens": setting_of(recipe, "pack_tokens"), "max_tiles": setting_of(recipe, "pack_tiles")}
@@ -394,7 +408,7 @@ def settings_of_recipe(recipe: Recipe) -> dict[str, Any]:
             **{f"freeze_{part}": state != "all" for part, state in states.items()},
             **{f"{part}_lora": lora for part, state in states.items() if state == "lora"},
             **{f"{part}_quantization": {"load_in_4bit": True} for part in recipe.quantized},
-            **of("dtype", "gradient_checkpointing"),
+            **of("dtype", "gradient_checkpointing", "visual_encoder_checkpointing", "projector_checkpointing"),
         },
         "train_dataloader": {
             **of("batch_size"),

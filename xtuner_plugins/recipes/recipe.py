@@ -112,7 +112,11 @@ SETTINGS: dict[str, Any] = {
     "template": Commented(None, "None: the one that the base names"),
     "repeat_times": Commented(None, "how often each file is used per epoch"),
     "dtype": Commented("auto", "bfloat16 where the device has it, float16 on older GPUs"),
-    "gradient_checkpointing": Commented(True, "less memory, one more forward pass"),
+    "gradient_checkpointing": Commented(True, "less memory, one more forward pass; of LLM and encoder"),
+    "visual_encoder_checkpointing": Commented(None, "None: as above; False, True, or 4: blocks in groups of four"),
+    "projector_checkpointing": Commented(False, "the projector's activations too"),
+    "compile_blocks": Commented(False, "True: torch.compile, faster after some minutes; not with ZeRO-3 or 4 bits"),
+    "row_multiple": Commented(128, "tokens; a row on a GPU is filled up to a multiple"),
     "freeze_visual_encoder": Commented(None, "False trains the encoder whole"),  # these follow the row's parts
     "visual_encoder_last_layers": Commented(None, "4: the last four blocks of a frozen encoder train"),
     "freeze_projector": None,

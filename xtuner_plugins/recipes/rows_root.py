@@ -20,7 +20,6 @@ ROOT_RECIPES = (
         LLAVA_PRETRAIN,
         _ROOT,
         processes=4,
-        deepspeed="deepspeed_zero3",
         hardware=f"4 GPUs of 80 GB {PLANNED}",
         notes={"less memory": "batch_size = 1 with accumulative_counts = 64"},
         settings={**batch_settings(4, 16, 4), "lr": 1e-3},
@@ -31,7 +30,6 @@ ROOT_RECIPES = (
         LLAVA_PRETRAIN,
         visual_encoder="all",
         processes=8,
-        deepspeed="deepspeed_zero3",
         hardware=f"8 GPUs of 80 GB {PLANNED}",
         notes={"less memory": "batch_size = 1 with accumulative_counts = 32"},
         origin=_EXPORTED,
@@ -66,7 +64,7 @@ ROOT_RECIPES = (
         hardware=f"8 GPUs of 80 GB {PLANNED}",
         notes={
             "less memory": "pack_tokens = 4096, pack_tiles = 13",
-            "note": "attention over a pack takes a dense mask; lengths are measured once, before the first step",
+            "note": "lengths are measured once, before the first step",
         },
         origin=_EXPORTED,
         settings={

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from ..leaf import literal
+from ..planning.hardware import UTILIZATION
 from ..planning.memory import GIB
 from .bases import ENCODERS, LLMS
 from .folders import FOLDERS
@@ -167,9 +168,25 @@ def _labels(recipe: Recipe) -> Iterator[tuple[str, list[str]]]:
     yield "tiles", ["1" if tiles == 1 else f"up to {tiles} + thumbnail"]
     yield "hardware", [recipe.hardware]
     yield "launch", wrapped(recipe.launch)
+    if recipe.llm == "frozen" and recipe.processes > 1:
+        yield "strategies", list(_strategies(recipe))
     for label, text in recipe.notes.items():
         if text:
             yield label, [text] if isinstance(text, str) else text
+
+
+def _strategies(recipe: Recipe) -> Iterator[str]:
+    """What each way of spreading a stage with a frozen LLM costs."""
+    from .costs import costs
+    from .plan import planned_gpu
+
+    found, share = costs(recipe), f"{UTILIZATION:.0%}".replace("%", " %")
+    gpus = f"{recipe.processes} {planned_gpu(recipe).name}"
+    yield f"computed, of a GPU and a step, which computes for {found[0].seconds:.0f} s on {gpus} at {share}:"
+    for cost in found:
+        name = f"--deepspeed {cost.deepspeed}" if cost.deepspeed else "DDP (no --deepspeed)"
+        chosen = ", the launch line's" if cost.deepspeed == recipe.deepspeed else ""
+        yield f"{name:27} {cost.memory / GIB:5.1f} GiB of memory, {cost.received / GIB:6.2f} GiB received{chosen}"
 
 
 def wrapped(command: str) -> list[str]:

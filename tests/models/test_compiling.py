@@ -1,0 +1,111 @@
+"""Compiled blocks: the same loss and gradients, the same names of weights, no new graph with every batch."""
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from tests.models.test_vlm import make_batch, run
+from xtuner_plugins.models import VisionLanguageModel, compiling, vlm
+from xtuner_plugins.models.compiling import compile_model_blocks, has_compiler
+
+LORA = dict(type=LoraConfig, r=4, lora_alpha=8)
+WHAT = {
+    "full": dict(freeze_visual_encoder=False, freeze_llm=False),
+    "lora": dict(llm_lora=LORA, visual_encoder_lora=LORA),
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def build(base, **settings):
+    torch.manual_seed(0)
+    return VisionLanguageModel(base=str(base), dtype="float32", **settings).train()
+
+
+def gradients(model, batch):
+    loss = run(model, batch)["loss"]
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return loss.item(), found
+
+
+def assert_equal(compiled, eager, batch):
+    loss, found = gradients(compiled, batch)
+    expected_loss, expected = gradients(eager, batch)
+    # Float32 sums in another order; gradients of keys' biases are nothing but rounding.
+    assert loss == pytest.approx(expected_loss, rel=1e-6) and found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow  # tracing takes 20 to 40 seconds
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("what", WHAT)
+def test_compiled_blocks_change_nothing(toy_base, what, recompute):
+    eager, compiled = (build(toy_base, gradient_checkpointing=recompute, **WHAT[what]) for _ in range(2))
+    assert compile_model_blocks(compiled.model, backend="aot_eager") == 4
+    for seed, tiles_of in enumerate([(2, 0, 1), (0, 1)]):
+        assert_equal(compiled, eager, make_batch(eager, tiles_of, seed=seed))
+
+
+def test_other_lengths_make_no_new_graphs_and_names_stay(toy_base):
+    """The graphs run as they were traced; `test_compiled_blocks_change_nothing` transforms them."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    eager, compiled = (build(toy_base, freeze_llm=False) for _ in range(2))
+    assert compile_model_blocks(compiled.model, backend=backend) == 4
+    assert list(compiled.state_dict()) == list(eager.state_dict())
+    assert [name for name, _ in compiled.named_modules()] == [name for name, _ in eager.named_modules()]
+    counts = []
+    for length in (70, 83, 96):
+        assert_equal(compiled, eager, make_batch(eager, length=length))
+        counts.append(len(graphs))
+    assert counts[0] > 0 and counts[1:] == counts[:1] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
+def test_the_setting_compiles_with_inductor(toy_base):
+    eager = build(toy_base, freeze_llm=False)
+    compiled = build(toy_base, freeze_llm=False, compile_blocks=True)
+    assert_equal(compiled, eager, make_batch(eager))
+    assert_equal(compiled, eager, make_batch(eager, length=103))
+
+
+@pytest.mark.parametrize(
+    "settings, changed, message",
+    [
+        (dict(llm_lora=LORA, llm_quantization=dict(load_in_4bit=True)), None, "packed weights .* aren't compiled"),
+        (dict(llm_lora=LORA, llm_quantization=dict(load_in_8bit=True)), None, "packed weights .* aren't compiled"),
+        ({}, "is_deepspeed_zero3_enabled", "ZeRO-3 gathers and releases weights"),
+        ({}, "has_compiler", "needs a C\\+\\+ compiler, and none is found"),
+    ],
+)
+def test_what_can_not_be_compiled_is_refused(toy_base, monkeypatch, settings, changed, message):
+    if changed:
+        monkeypatch.setattr(compiling, changed, lambda: changed != "has_compiler")
+    with pytest.raises(ValueError, match=message) as caught:
+        build(toy_base, compile_blocks=True, **settings)
+    assert "\n" not in str(caught.value)
+    assert vlm.compile_model_blocks is compile_model_blocks
+
+
+def test_a_compiler_may_be_named(monkeypatch, tmp_path):
+    compiler = tmp_path / "my-c++"
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert not has_compiler()
+    monkeypatch.setenv("CXX", "my-c++")
+    assert has_compiler()

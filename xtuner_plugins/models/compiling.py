@@ -1,0 +1,62 @@
+"""`torch.compile` for the blocks of encoder and LLM: norms, rotations and activations become few kernels.
+
+Each block is compiled in place, so no name of a parameter changes. Recomputation stays around the compiled block.
+Attention over segments stays out of the graph: it depends on where samples begin, and compiling would begin again with
+every batch.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from .attention import keep_out_of_graphs
+from .encoders import used_blocks
+
+BACKEND = "inductor"
+_PACKED = ("bitsandbytes", "xtuner_plugins.models.eight_bit")  # modules of the layers' classes
+_COMPILERS = ("g++", "c++", "clang++")
+
+
+def compile_model_blocks(model: nn.Module, backend: str = BACKEND) -> int:
+    """Compiles all blocks of an `InternVLChatModel` at their first use.
+
+    Args:
+        model: With adapters and recomputation set.
+        backend: Of `torch.compile`.
+
+    Returns:
+        The number of blocks.
+
+    Raises:
+        ValueError: ZeRO-3, packed weights, or no C++ compiler for ``inductor``.
+    """
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "compile_blocks=True: ZeRO-3 gathers and releases weights inside of blocks, which can't be compiled; use "
+            "--deepspeed deepspeed_zero2, or set compile_blocks=False"
+        )
+    packed = next((name for name, module in model.named_modules() if type(module).__module__.startswith(_PACKED)), None)
+    if packed is not None:
+        raise ValueError(
+            f"compile_blocks=True: packed weights ({packed}) aren't compiled; set the quantization to None, or "
+            "compile_blocks=False"
+        )
+    if backend == BACKEND and not has_compiler():
+        raise ValueError(
+            "compile_blocks=True needs a C++ compiler, and none is found; install g++, name one in the variable CXX, "
+            "or set compile_blocks=False"
+        )
+    keep_out_of_graphs()
+    blocks = [*used_blocks(model.vision_model, model.select_layer), *model.language_model.get_decoder().layers]
+    for block in blocks:
+        block.compile(backend=backend, dynamic=True)
+    return len(blocks)
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, which ``inductor`` needs for every device."""
+    return any(shutil.which(name) for name in filter(None, (os.environ.get("CXX"), *_COMPILERS)))

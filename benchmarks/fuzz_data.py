@@ -33,7 +33,7 @@ from xtuner_plugins.datasets.text.conversation import Piece, encode, split_piece
 from xtuner_plugins.datasets.text.templates import get_template
 from xtuner_plugins.datasets.text.token_counts import TokenCounter
 from xtuner_plugins.datasets.text.tokens import TextTokenizer
-from xtuner_plugins.hub.conversation import TEMPLATES
+from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template
 
 SCRAPS = [
     "<image>",
@@ -157,7 +157,7 @@ def main() -> None:
         make_base(Path(folder))
         tokenizer = TextTokenizer.from_pretrained(folder)
     # every template's control tokens are needed to render it
-    names = [name for name in TEMPLATES if name != "phi3-chat"]
+    names = [name for name in TEMPLATES if get_conv_template(name).stop_token in tokenizer.ids]
     for name in set(TEMPLATES) - set(names):
         TEMPLATES.pop(name)
     counter, good, results = TokenCounter(tokenizer), [], 0

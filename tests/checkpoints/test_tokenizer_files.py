@@ -1,8 +1,11 @@
 """Tokenizer files: every release reads them, and the chat template is the training's prompt."""
 
 import json
+import string
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from xtuner_plugins.checkpoints import tokenizer_files
 from xtuner_plugins.checkpoints.assembly.base import build_base
@@ -11,6 +14,7 @@ from xtuner_plugins.checkpoints.io.writer import write_json
 from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer
 from xtuner_plugins.hub.constants import ADDED_TOKENS
 from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template
+from xtuner_plugins.hub.prompts import PromptEncoder
 
 
 @pytest.mark.parametrize("template", [n for n in TEMPLATES if "<|im_end|>" in TEMPLATES[n][3]])
@@ -29,6 +33,38 @@ def test_chat_template_is_the_training_prompt(toy_parts, tmp_path, template):
         given = [dict(role="system", content=system)] * bool(system) + messages
         rendered = tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True)
         assert rendered == conversation.get_prompt()
+
+
+@pytest.fixture
+def llama_like():
+    """A tokenizer that writes a space before each text, as Llama's and Vicuna's do."""
+    alphabet = ["▁", *string.ascii_letters, *".,:?'-\n"]
+    vocab = {token: index for index, token in enumerate(["<unk>", "<s>", "</s>", *alphabet])}
+    backend = Tokenizer(models.BPE(vocab, [], unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    special = dict(unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+def test_vicunas_chat_template_has_the_ids_of_training(llama_like):
+    conversation = get_conv_template("vicuna_v1.1")
+    messages = [dict(role="user", content="Hi?"), dict(role="assistant", content="Yes."), dict(role="user", content="Ok")]
+    for message, role in zip(messages, conversation.roles * 2, strict=False):
+        conversation.append_message(role, message["content"])
+    conversation.append_message(conversation.roles[1], None)
+    image_tokens = ["<img>", "</img>", "<IMG_CONTEXT>"]
+    llama_like.add_tokens(image_tokens, special_tokens=True)
+    trained = PromptEncoder(llama_like, 1, image_tokens).encode(conversation.get_parts())
+    for template in (
+        tokenizer_files.chat_template(llama_like, "vicuna_v1.1"),
+        tokenizer_files.processor_template("vicuna_v1.1", image="<image>", video=None),
+    ):
+        text = llama_like.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+        assert text.endswith(" USER: Hi? ASSISTANT: Yes.</s>USER: Ok ASSISTANT:")
+        assert llama_like(text, add_special_tokens=False).input_ids == trained
 
 
 def test_added_tokens_are_counted_once(toy_parts):

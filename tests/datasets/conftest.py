@@ -32,9 +32,9 @@ def data_base(tmp_path_factory):
     out = tmp_path_factory.mktemp("data_base")
     build_tokenizer(out)
     tokenizer = AutoTokenizer.from_pretrained(out)
-    # control tokens of phi3-chat and llama3-chat too, so that every template can be rendered
+    # control tokens of phi3-chat, llama3-chat and vicuna_v1.1 too, so that every template can be rendered
     extra = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
-    extra += ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    extra += ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "</s>"]
     tokenizer.add_tokens(NINE + extra, special_tokens=True)
     tokenizer.save_pretrained(out)
     (out / "config.json").write_text(json.dumps(CONFIG))

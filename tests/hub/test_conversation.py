@@ -19,6 +19,8 @@ PROMPTS = {
     "llama3-chat": "<|start_header_id|>user<|end_header_id|>\n\nA<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\nB<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nC<|eot_id|><|start_header_id|>assistant<|end_header_id|>"
     "\n\n",
+    "vicuna_v1.1": "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+    "detailed, and polite answers to the user's questions. USER: A ASSISTANT:B</s>USER: C ASSISTANT:",
 }
 
 
@@ -35,6 +37,7 @@ def test_prompt(name):
 def test_stop_token_is_the_separator_without_line_break():
     assert get_conv_template("internvl2_5").stop_token == "<|im_end|>"
     assert get_conv_template("phi3-chat").stop_token == "<|end|>"
+    assert get_conv_template("vicuna_v1.1").stop_token == "</s>"
 
 
 def test_system_message_can_be_replaced_or_left_out():
@@ -54,5 +57,5 @@ def test_templates_and_copies_are_independent():
 
 
 def test_unknown_template():
-    with pytest.raises(ValueError, match="unknown conversation template 'vicuna'; known are Hermes-2, .*phi3-chat"):
-        get_conv_template("vicuna")
+    with pytest.raises(ValueError, match="unknown conversation template 'alpaca'; known are Hermes-2, .*phi3-chat"):
+        get_conv_template("alpaca")

@@ -18,7 +18,10 @@ def test_names_are_those_of_xtuner():
 
 REFUSED = [
     (["internvl_v2_internlm2_8b_lora_finetune"], "does not exist; did you mean internvl_v2_internlm2"),
-    (["llava_v15_7b_pretrain", "out.py"], "lmsys/vicuna-7b-v1.5 is prompted with vicuna, which no template in"),
+    (
+        ["llava_internlm_chat_7b_clip_vit_large_p14_336_e1_gpu8_pretrain", "out.py"],
+        "internlm/internlm-chat-7b is prompted with internlm_chat, which no template in",
+    ),
     (
         ["internlm2_7b_qlora_alpaca_e3", "out.py"],
         "trains SupervisedFinetune; XTuner's configs of InternVL_V1_5 and LLaVAModel",

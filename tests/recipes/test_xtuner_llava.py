@@ -11,16 +11,17 @@ from xtuner_plugins.leaf import Leaf
 from xtuner_plugins.recipes.from_xtuner import import_config
 
 SHIPPED = sorted(name for name, path in cfgs_name_path.items() if "/llava/" in path and not name.startswith("convert_"))
-REFUSED = [name for name in SHIPPED if "vicuna" in name or "llava_v15" in name or "internlm_chat" in name]
+REFUSED = [name for name in SHIPPED if "internlm_chat" in name]
 TAKEN = [name for name in SHIPPED if name not in REFUSED]
 TEMPLATES = {"internlm2": "internlm2-chat", "llama3": "llama3-chat", "phi3": "phi3-chat"}
+TEMPLATES |= {"vicuna": "vicuna_v1.1", "v15": "vicuna_v1.1"}
 PRETRAIN = "llava_llama3_8b_instruct_clip_vit_large_p14_336_e1_gpu8_pretrain"
 QLORA = "llava_internlm2_chat_7b_qlora_clip_vit_large_p14_336_lora_e1_gpu8_finetune"
 TOKENS = (336 // 14) ** 2
 
 
 def test_all_33_are_taken_or_refused():
-    assert (len(TAKEN), len(REFUSED)) == (20, 13)
+    assert (len(TAKEN), len(REFUSED)) == (31, 2)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -28,9 +29,8 @@ def test_a_prompt_without_template_is_refused_in_one_line(name, tmp_path):
     with pytest.raises(ConfigError) as error:
         import_config(name, tmp_path / "out.py")
     llm = read_config(cfgs_name_path[name])._to_lazy_dict()["model"]["llm"]["pretrained_model_name_or_path"]
-    template = "internlm_chat" if "internlm" in name else "vicuna"
-    assert f"{llm} is prompted with {template}, which no template in" in str(error.value)
-    assert "take an LLM with internlm2_chat, llama3_chat, phi3_chat" in str(error.value)
+    assert f"{llm} is prompted with internlm_chat, which no template in" in str(error.value)
+    assert "take an LLM with internlm2_chat, llama3_chat, phi3_chat, vicuna" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -52,6 +52,7 @@ def test_every_value_is_xtuners(name, tmp_path):
 
     dataset, their_data = ours["train_dataloader"]["dataset"], theirs["train_dataloader"]["dataset"]
     parts = their_data.get("datasets", [their_data])
+    parts = [part for part in parts if str(part["type"]) == "LLaVADataset"]  # others are noted
     assert dataset["data_paths"] == absolute(*(part["data_path"] for part in parts))
     assert dataset["image_folders"] == absolute(*(part["image_folder"] for part in parts))
     assert [dataset["max_length"]] * len(parts) == [part["max_length"] + TOKENS for part in parts]
@@ -60,10 +61,11 @@ def test_every_value_is_xtuners(name, tmp_path):
 
     notes = "\n".join(imported.notes)
     padded = parts[0]["pad_image_to_square"]
-    for words in (f"pad_image_to_square={padded}: XTuner", "DatasetInfoHook", "EvaluateChatHook", "system prompt"):
+    vicuna = ["template vicuna: "] if dataset["template"] == "vicuna_v1.1" else []
+    for words in (*vicuna, f"pad_image_to_square={padded}: XTuner", "DatasetInfoHook", "EvaluateChatHook", "system prompt"):
         assert notes.count(words) == 1, words
     assert f"pad_image_to_square={padded}: XTuner" in imported.text
-    gpus = int(name.partition("_gpu")[2][0])
+    gpus = int((name.partition("_gpu")[2] or "8")[0])
     assert imported.launch.startswith("NPROC_PER_NODE=8 " if gpus == 8 else "python ")
 
 

@@ -102,21 +102,20 @@ def chat_template(tokenizer, template: str) -> str:
     """
     conversation = get_conv_template(template)
     before, after = conversation.system_template.split("{system_message}")
-    end = quote(conversation.sep)
-    user, assistant = (quote(role) for role in conversation.roles)
+    user, assistant, answer = _roles(conversation)
     ids = tokenizer("a").input_ids
     starts = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
     return "".join(
         [
             "{{ bos_token }}" if starts else "",
             "{% if messages and messages[0]['role'] == 'system' %}",
-            "{{ " + quote(before) + " + messages[0]['content'] + " + quote(after + conversation.sep) + " }}",
+            "{{ " + quote(before) + " + messages[0]['content'] + " + quote(after + conversation.question_sep) + " }}",
             "{% else %}" + _default_system(conversation) + "{% endif %}",
             "{% for message in messages %}",
             "{% if message['role'] == 'user' %}",
-            "{{ " + user + " + message['content'] + " + end + " }}",
+            "{{ " + user + " + message['content'] + " + quote(conversation.question_sep) + " }}",
             "{% elif message['role'] == 'assistant' %}",
-            "{{ " + assistant + " + message['content'] + " + end + " }}",
+            "{{ " + answer + " + message['content'] + " + quote(conversation.sep) + " }}",
             "{% endif %}{% endfor %}",
             "{% if add_generation_prompt %}{{ " + assistant + " }}{% endif %}",
         ]
@@ -133,8 +132,7 @@ def processor_template(template: str, *, image: str, video: str | None) -> str:
     """
     conversation = get_conv_template(template)
     before, after = conversation.system_template.split("{system_message}")
-    user, assistant = (quote(role) for role in conversation.roles)
-    end = quote(conversation.sep)
+    user, assistant, answer = _roles(conversation)
     content = (
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
         "{% for part in message['content'] %}"
@@ -150,13 +148,25 @@ def processor_template(template: str, *, image: str, video: str | None) -> str:
             "{% if not messages or messages[0]['role'] != 'system' %}" + _default_system(conversation) + "{% endif %}",
             "{% for message in messages %}",
             "{% if message['role'] == 'system' %}{{ " + quote(before) + " }}" + content,
-            "{{ " + quote(after + conversation.sep) + " }}",
-            "{% elif message['role'] == 'user' %}{{ " + user + " }}" + content + "{{ " + end + " }}",
-            "{% elif message['role'] == 'assistant' %}{{ " + assistant + " }}" + content + "{{ " + end + " }}",
+            "{{ " + quote(after + conversation.question_sep) + " }}",
+            "{% elif message['role'] == 'user' %}{{ " + user + " }}" + content,
+            "{{ " + quote(conversation.question_sep) + " }}",
+            "{% elif message['role'] == 'assistant' %}{{ " + answer + " }}" + content,
+            "{{ " + quote(conversation.sep) + " }}",
             "{% endif %}{% endfor %}",
             "{% if add_generation_prompt %}{{ " + assistant + " }}{% endif %}",
         ]
     )
+
+
+def _roles(conversation) -> tuple[str, str, str]:
+    """The user's prefix, the assistant's open one and that before an answer, as literals.
+
+    The last two differ where the tokenizer puts a space before an answer that is tokenized on its own, as Vicuna's does.
+    """
+    user, assistant = conversation.roles
+    answer = assistant if assistant[-1].isspace() or assistant[-1] == ">" else assistant + " "
+    return quote(user), quote(assistant), quote(answer)
 
 
 def _default_system(conversation) -> str:
@@ -164,12 +174,12 @@ def _default_system(conversation) -> str:
     if conversation.system_message is None:
         return ""
     before, after = conversation.system_template.split("{system_message}")
-    return "{{ " + quote(before + conversation.system_message + after + conversation.sep) + " }}"
+    return "{{ " + quote(before + conversation.system_message + after + conversation.question_sep) + " }}"
 
 
 def stop_token_ids(tokenizer, template: str) -> list[int]:
     """Ids that end an answer: the template's end token first, then the end tokens of the vocabulary."""
-    names = [get_conv_template(template).sep.strip(), tokenizer.eos_token, "<|endoftext|>", "<|im_start|>"]
+    names = [get_conv_template(template).stop_token, tokenizer.eos_token, "<|endoftext|>", "<|im_start|>"]
     ids = [token_id(tokenizer, n) for n in names if n]
     return list(dict.fromkeys(i for i in ids if i is not None))
 

@@ -20,7 +20,7 @@ from enum import IntEnum, auto
 class SeparatorStyle(IntEnum):
     """How roles, messages and separators are joined; all templates here use `MPT`.
 
-    `MPT`: system prompt, then each turn, as `role + message + sep`.
+    `MPT`: system prompt, then each turn, as `role + message + separator`.
     """
 
     MPT = auto()
@@ -35,7 +35,8 @@ class Conversation:
         system_template: First text, with the field `{system_message}`.
         system_message: Value of that field; `None` leaves out the system turn.
         roles: Prefixes of the user's and of the assistant's messages.
-        sep: Suffix of the system turn and of every message.
+        sep: Suffix of every answer.
+        question_sep: Suffix of the system turn and of every question.
         sep_style: See `SeparatorStyle`.
         messages: `[role, message]` pairs; a message of `None` leaves the turn open.
     """
@@ -45,6 +46,7 @@ class Conversation:
     system_message: str | None
     roles: tuple[str, str]
     sep: str
+    question_sep: str
     sep_style: SeparatorStyle = SeparatorStyle.MPT
     messages: list = dataclasses.field(default_factory=list)
 
@@ -62,11 +64,13 @@ class Conversation:
         parts = []
         if self.system_message is not None:
             before, _, after = self.system_template.partition("{system_message}")
-            parts += [("template", before), ("system", self.system_message), ("template", after + self.sep)]
+            parts += [("template", before), ("system", self.system_message), ("template", after + self.question_sep)]
         for role, message in self.messages:
             parts.append(("template", role))
             if message is not None:
-                parts += [("answer" if role == self.roles[1] else "question", message), ("template", self.sep)]
+                is_answer = role == self.roles[1]
+                parts.append(("answer" if is_answer else "question", message))
+                parts.append(("template", self.sep if is_answer else self.question_sep))
         return parts
 
     def get_prompt(self) -> str:
@@ -84,18 +88,26 @@ INTERNVL2_SYSTEM = (
 INTERNVL2_5_SYSTEM = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
 
 CHATML_ROLES = ("<|im_start|>user\n", "<|im_start|>assistant\n")
 PHI3_ROLES = ("<|user|>\n", "<|assistant|>\n")
 LLAMA3_ROLES = tuple(f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant"))
+# Vicuna's tokenizer writes the space before an answer itself.
+VICUNA_ROLES = ("USER: ", "ASSISTANT:")
 
-# name: (what stands before the system message, system message or None for no such turn, roles, separator)
+# name: (what stands before the system message, system message or None for no such turn, roles, separator after an
+# answer[, separator after the system message and a question, if it is another one])
 TEMPLATES = {
     "Hermes-2": ("<|im_start|>system\n", INTERNVL2_SYSTEM, CHATML_ROLES, "<|im_end|>"),
     "internlm2-chat": ("<|im_start|>system\n", INTERNVL2_SYSTEM, CHATML_ROLES, "<|im_end|>"),
     "phi3-chat": ("<|system|>\n", INTERNVL2_SYSTEM, PHI3_ROLES, "<|end|>"),
     "llama3-chat": ("<|start_header_id|>system<|end_header_id|>\n\n", None, LLAMA3_ROLES, "<|eot_id|>"),
     "internvl2_5": ("<|im_start|>system\n", INTERNVL2_5_SYSTEM, CHATML_ROLES, "<|im_end|>\n"),
+    "vicuna_v1.1": ("", VICUNA_SYSTEM, VICUNA_ROLES, "</s>", " "),
 }
 
 
@@ -107,5 +119,5 @@ def get_conv_template(name: str) -> Conversation:
     """
     if name not in TEMPLATES:
         raise ValueError(f"unknown conversation template {name!r}; known are {', '.join(sorted(TEMPLATES))}")
-    system_prefix, system_message, roles, sep = TEMPLATES[name]
-    return Conversation(name, system_prefix + "{system_message}", system_message, roles, sep)
+    system_prefix, system_message, roles, sep, *others = TEMPLATES[name]
+    return Conversation(name, system_prefix + "{system_message}", system_message, roles, sep, *(others or [sep]))

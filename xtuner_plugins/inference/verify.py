@@ -158,7 +158,7 @@ def _live(model, tokenizer, tiling, work: Path) -> tuple[dict, dict]:
 
     size = tiling.tile_size
     names = _images(work, size)
-    stop = tokenizer.convert_tokens_to_ids(get_conv_template(model.template).sep.strip())
+    stop = tokenizer.convert_tokens_to_ids(get_conv_template(model.template).stop_token)
     model.img_context_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
     questions = [
         ("text only", "Name three colors.", []),

@@ -19,7 +19,12 @@ from ..config_file import RUNNER_KEYS, ConfigError
 from .recipe import SETTINGS, Commented, Data, Recipe, batch_settings
 
 # XTuner's name of a chat template: ours.
-TEMPLATES = {"internlm2_chat": "internlm2-chat", "llama3_chat": "llama3-chat", "phi3_chat": "phi3-chat"}
+TEMPLATES = {
+    "internlm2_chat": "internlm2-chat",
+    "llama3_chat": "llama3-chat",
+    "phi3_chat": "phi3-chat",
+    "vicuna": "vicuna_v1.1",
+}
 # Keys of the runner that need no note at these values, because the values say what happens here too.
 _STANDARD = {
     "env_cfg": {

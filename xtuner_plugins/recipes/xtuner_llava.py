@@ -162,6 +162,8 @@ class LlavaConfig(XTunerConfig):
         length = self.common(parts, "max_length", 2048)
         self.note(f"max_length: XTuner counts an image as 1 token, so text alone may be {tokens} tokens longer here")
         self.note("system prompt: XTuner writes none; here it is the template's own, if it has one")
+        if self.template() == "vicuna_v1.1":
+            self.note("template vicuna: XTuner separates turns by a line break; here by </s> alone, as Vicuna was trained")
         return {
             "max_tiles": Commented(1, f"the whole image: {tokens} tokens"),
             "max_length": Commented(length + tokens, f"tokens: XTuner's {length} + {tokens} of an image"),

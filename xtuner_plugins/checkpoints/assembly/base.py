@@ -197,7 +197,7 @@ def read_llm(directory: Path) -> LLMPart:
 
 
 def _check_template(template: str, llm: LLMPart) -> None:
-    end = get_conv_template(template).sep.strip()
+    end = get_conv_template(template).stop_token
     if tokenizer_files.token_id(llm.tokenizer, end) is None:
         raise CheckpointError(
             f"template {template} ends answers with {end}, which is no token of this language model's tokenizer; "

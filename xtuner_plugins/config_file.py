@@ -71,7 +71,7 @@ class ConfigFile:
 
 def validation_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the `ValidationHook` among a config's hooks, lazy or imported; empty without one."""
-    for hook in cfg.get("custom_hooks") or ():
+    for hook in (*(cfg.get("default_hooks") or {}).values(), *(cfg.get("custom_hooks") or ())):
         kind = hook.get("type") if isinstance(hook, Mapping) else None
         name = getattr(kind, "_imported", None) or getattr(kind, "__name__", kind)
         if isinstance(name, str) and name.rpartition(".")[2] == "ValidationHook":

@@ -146,8 +146,8 @@ optim_wrapper = dict(
 )
 param_scheduler = dict(type=WarmupCosineLR, warmup_ratio=warmup_ratio)  # a linear start, a cosine over the rest
 default_hooks.checkpoint.update(interval=save_steps, max_keep_ckpts=save_total_limit)  # noqa: F405
-custom_hooks.append(  # noqa: F405
-    dict(
+default_hooks.update(  # noqa: F405
+    validation=dict(
         type=ValidationHook,
         interval=val_interval,
         data_paths=val_data_paths,  # the rest of the data's settings are the training's

@@ -72,7 +72,7 @@ def test_validation_data_and_panel_are_opened(toy_base, data, tmp_path):
     broken.write_bytes(b"no image")
     none.write_text("")
     for pair, message in (
-        (f"panel=[{{'image': '{broken}', 'question': 'What?'}}]", "custom_hooks.*broken.png"),
+        (f"panel=[{{'image': '{broken}', 'question': 'What?'}}]", "default_hooks.validation.*broken.png"),
         (f"val_data_paths={none}", "val_data_paths: .*none.jsonl"),
     ):
         config = load_config(str(leaf.path), base_and_data(toy_base, data), leaf.changed([pair]).standalone())

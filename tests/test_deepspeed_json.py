@@ -11,7 +11,8 @@ import xtuner
 
 from xtuner_plugins.config_file import ConfigError
 from xtuner_plugins.deepspeed_json import OURS, deepspeed_file
-from xtuner_plugins.selftest.runs import SERVER, _free_port
+from xtuner_plugins.processes import free_port
+from xtuner_plugins.selftest.runs import fork_server
 
 NAMES = ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
 XTUNERS = Path(xtuner.__file__).parent / "configs" / "deepspeed"
@@ -98,9 +99,9 @@ def _sum_micro_steps(path, rank, port, out, gradients=GRADIENTS):
 
 
 def summed(path, tmp_path, **case):
-    port = _free_port()
+    port = free_port()
     ranks = [
-        SERVER.Process(target=_sum_micro_steps, args=(str(path), rank, port, tmp_path / "found"), kwargs=case)
+        fork_server().Process(target=_sum_micro_steps, args=(str(path), rank, port, tmp_path / "found"), kwargs=case)
         for rank in range(RANKS)
     ]
     for rank in ranks:

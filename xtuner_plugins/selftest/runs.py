@@ -82,7 +82,7 @@ def run_forked(
     children = []
     for rank, log in enumerate(logs):
         ranked = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-        child = _server().Process(target=_train, args=(arguments, env | ranked, log, prepare, folder or Path.cwd()))
+        child = fork_server().Process(target=_train, args=(arguments, env | ranked, log, prepare, folder or Path.cwd()))
         with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):  # the first start starts the server
             child.start()
         children.append(child)
@@ -92,7 +92,7 @@ def run_forked(
 
 
 @functools.cache
-def _server():
+def fork_server():
     """The context whose children come from the server."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(PRELOADED)

@@ -50,7 +50,7 @@ def test_the_page_shows_everything_and_needs_nothing_else(work_dir):
         assert text in page, text
     assert "&lt;i&gt;What?&lt;/i&gt;" in page and "it is 2<" not in page  # the first and the latest
     assert "../outside.png is outside of the work directory" in page
-    assert "Loss of the supervised tokens" in page and "监督 token 的损失" in page
+    assert "Loss of the supervised tokens" in page and "监督词元的损失" in page
     with Image.open(work_dir / "loss.png") as image:
         assert image.width > 700
     assert not list(work_dir.glob(".*"))

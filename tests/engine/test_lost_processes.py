@@ -8,8 +8,8 @@ import signal
 import pytest
 import torch.distributed as dist
 
+from xtuner_plugins.checkpoints.work_dir import newest_checkpoint, read_checkpoint
 from xtuner_plugins.engine.lost_processes import lost_rank_message, lost_worker_message
-from xtuner_plugins.engine.resume import newest_checkpoint, read_checkpoint
 from xtuner_plugins.engine.stopping import COMMAND
 from xtuner_plugins.toy.small_data import write_dataset
 

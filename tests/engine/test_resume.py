@@ -9,8 +9,9 @@ import torch
 from mmengine.config import Config
 
 from xtuner_plugins.checkpoints.io.reader import CheckpointError
+from xtuner_plugins.checkpoints.work_dir import read_checkpoint
 from xtuner_plugins.cli.train_process import name_newest
-from xtuner_plugins.engine.resume import newest_checkpoint, read_checkpoint, settle_start
+from xtuner_plugins.engine.resume import settle_start
 
 from .forked import train_forked
 from .parallel_case import edited_config, train, write_dataset
@@ -41,25 +42,13 @@ def aged(path, seconds):
     return path
 
 
-class TestNewest:
-    def test_the_pointer_decides(self, tmp_path):
+class TestAuto:
+    def test_the_newest_whole_one(self, tmp_path):
         write(tmp_path / "iter_2.pth"), write(tmp_path / "iter_4.pth")
         (tmp_path / "last_checkpoint").write_text("moved/from/elsewhere/iter_2.pth")
-        assert newest_checkpoint(tmp_path) == tmp_path / "iter_2.pth"
         assert resume("auto", tmp_path) == str(tmp_path / "iter_2.pth")
 
-    def test_without_it_the_time_of_writing(self, tmp_path):
-        aged(write(tmp_path / "iter_900.pth"), 100), aged(write(tmp_path / "iter_4.pth"), 0)
-        assert newest_checkpoint(tmp_path) == tmp_path / "iter_4.pth"
-
-    @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-    def test_a_broken_one_is_passed_over(self, tmp_path, share):
-        aged(write(tmp_path / "iter_2.pth"), 100), aged(cut(write(tmp_path / "iter_4.pth"), share), 0)
-        (tmp_path / "last_checkpoint").write_text(str(tmp_path / "iter_4.pth"))
-        assert newest_checkpoint(tmp_path) == tmp_path / "iter_2.pth"
-
     def test_none(self, tmp_path):
-        assert newest_checkpoint(tmp_path) is None and newest_checkpoint(tmp_path / "missing") is None
         assert resume("auto", tmp_path) is None
 
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.checkpoints.training import SETTINGS, make_model, save_pth, write_config
 from tests.conftest import HANGS_AFTER
+from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.inference.session import ChatSession
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +57,7 @@ def test_a_conversation_by_stdin(toy_base, image):
         "/image missing.png",
         "/unknown",
         "And why?",
-        "/reset",
+        "/clear",
         "Hello",
         "/quit",
         "Never asked",
@@ -73,6 +75,15 @@ def test_a_conversation_by_stdin(toy_base, image):
     errors = done.stderr.splitlines()
     assert len(errors) == 2 and "missing.png" in errors[0] and "no command /unknown; there are /image" in errors[1]
     assert done.returncode == 1  # something on the way went wrong
+
+
+def test_a_checkpoint_without_an_export(toy_base, tmp_path):
+    write_config(tmp_path / "mine.py", toy_base, **SETTINGS["lora"])
+    save_pth(make_model(toy_base, **SETTINGS["lora"]), tmp_path / "iter_4.pth")
+    done = chat(tmp_path / "mine.py", tmp_path / "iter_4.pth", "--question", "Hello", *SHORT)
+    assert done.returncode == 0, done.stderr
+    session = open_session(tmp_path / "mine.py", tmp_path / "iter_4.pth", device="cpu")
+    assert done.stdout.strip() == session.ask("Hello", max_new_tokens=8)
 
 
 def test_an_error_is_one_clear_line(tmp_path):
@@ -115,46 +126,25 @@ def test_wrong_command_lines(args, said, tmp_path):
 def test_help_names_the_commands(tmp_path):
     done = chat("--help")
     assert done.returncode == 0
-    for command in ("/image", "/reset", "/quit", "--max-tiles", "--device", "--dtype", "--question"):
+    for command in (
+        "/image",
+        "/clear",
+        "/system",
+        "/tiles",
+        "/save",
+        "/quit",
+        "--max-tiles",
+        "--device",
+        "--dtype",
+        "--question",
+    ):
         assert command in done.stdout
-
-
-def test_in_a_terminal_an_interrupted_answer_is_forgotten_and_errors_do_not_count(toy_base, image, monkeypatch, capsys):
-    conversation = tool.Conversation(tool.parse_args([str(toy_base), *SHORT]))
-    ask, interrupted = conversation.session.ask, []
-
-    def interrupt_once(*args, **kwargs):
-        if not interrupted:
-            interrupted.append(args[0])
-            raise KeyboardInterrupt
-        return ask(*args, **kwargs)
-
-    lines = iter([f"/image '{image}'", "Interrupted", "What is it?", "/image", "", "/help"])
-    prompts = []
-
-    def typed(prompt):
-        prompts.append(prompt)
-        line = next(lines, None)
-        if line is None:
-            raise EOFError
-        return line
-
-    monkeypatch.setattr(conversation.session, "ask", interrupt_once)
-    monkeypatch.setattr("builtins.input", typed)
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    assert conversation.run() == 0
-    out, err = capsys.readouterr()
-    assert set(prompts) == {"> "} and interrupted == ["Interrupted"]
-    assert "the question is forgotten" in out and err == "error: /image needs the path of an image\n"
-    # The image is still there for the next question.
-    assert [question for question, _ in conversation.session.history] == ["<image>\nWhat is it?"]
-    assert out.rstrip().endswith(tool.COMMANDS)
 
 
 def test_running_out_of_memory_is_one_clear_line(toy_base, monkeypatch, capsys):
     def explode(*args, **kwargs):
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(tool.Conversation, "ask", explode)
+    monkeypatch.setattr(ChatSession, "ask", explode)
     assert tool.main([str(toy_base), "--question", "Hi", *SHORT]) == 1
     assert capsys.readouterr().err.startswith("error: out of memory; try a smaller --max-tiles")

@@ -7,6 +7,6 @@
 ``assembly``  a base out of a vision tower, a language model and a projector, and its parts taken out again
 ============  =============================================================================================
 
-On top of them: what a checkpoint changes in its base (``checkpoint``, ``trained``), a model loaded (``loader``,
-``partition``) and a model written (``export``).
+On top of them: what a run left (``work_dir``), what a checkpoint changes in its base (``checkpoint``, ``trained``), a
+model loaded (``loader``, ``partition``) and a model written (``export``).
 """

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,6 +15,9 @@ from . import formats
 from .io.reader import CheckpointError
 from .io.tensors import LazyTensor
 from .tokenizer_files import load_tokenizer  # noqa: F401  found here, too, beside `load_model`
+
+if TYPE_CHECKING:
+    from .trained import TrainedPlan
 
 
 @dataclass(frozen=True)
@@ -207,8 +211,15 @@ def load_trained(
     from . import trained
 
     plan = trained.lay_over(cfg, checkpoint).settle(template, max_tiles)
-    config = config_from_fields(plan.view.config, plan.view.directory)
-    model, _ = build(config, plan.tensors(merged=merge_lora), dtype=dtype, device=device, what=str(checkpoint))
+    return build_trained(plan, dtype=dtype, device=device, merge_lora=merge_lora)
+
+
+def build_trained(plan: TrainedPlan, *, dtype: torch.dtype | None, device="cpu", merge_lora: bool = True):
+    """The model of a settled plan; arguments, result and errors as those of ``load_trained``."""
+    from . import trained
+
+    config, what = config_from_fields(plan.view.config, plan.view.directory), str(plan.checkpoint.path)
+    model, _ = build(config, plan.tensors(merged=merge_lora), dtype=dtype, device=device, what=what)
     if not merge_lora:
         trained.attach_adapters(model, plan)
     return model.eval()

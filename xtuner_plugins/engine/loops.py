@@ -22,12 +22,12 @@ from mmengine.runner import BaseLoop, FlexibleRunner, IterBasedTrainLoop
 from mmengine.runner.utils import calc_dynamic_intervals
 from torch.utils.data import DataLoader
 
+from ..checkpoints.work_dir import newest_checkpoint, read_checkpoint
 from ..datasets.plan.plan import plan_of, require_agreement
 from .loss_scaling import scaled_wrapper
 from .out_of_memory import OutOfMemory
 from .param_groups import settle_grouping
 from .rehearsal import heaviest_batch, rehearse
-from .resume import newest_checkpoint, read_checkpoint
 from .run_length import check_length
 from .schedulers import WarmupCosineLR, plan_schedule
 from .steps import NonFiniteError, run_step, seed_step, unwrap

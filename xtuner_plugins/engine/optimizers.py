@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from ..checkpoints.work_dir import STATE_FORMAT
 from ..ranges import BITSANDBYTES, check_optimizer
-from .resume import STATE_FORMAT, state_format
+from .resume import state_format
 
 
 def build_adamw(

@@ -20,7 +20,7 @@ from torch import nn
 
 from ..checkpoints.io.tensors import LazyTensor, MemoryTensor
 from ..checkpoints.io.zero import checkpoint_directory, open_deepspeed, open_optimizer, read_shards
-from .resume import OPTIMIZER_NAMES
+from ..checkpoints.work_dir import OPTIMIZER_NAMES
 
 STATES = "optimizer_by_name"  # in a checkpoint on its way into a plain run
 # What DeepSpeed itself keeps in a model state, besides what the run gave it.

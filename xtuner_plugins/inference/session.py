@@ -91,6 +91,16 @@ class ChatSession:
         limits.setdefault("tile_sharing", trained.get("tile_sharing", "equal"))
         return cls(model, load_tokenizer(directory), **limits)
 
+    def limit_tiles(self, max_tiles: int) -> None:
+        """Cuts the images of later questions into at most so many tiles each; those shown before stay as they are.
+
+        Raises:
+            SettingError: Impossible limits of tiles.
+        """
+        limits = {**self._limits, "max_tiles": max_tiles}
+        self.tiling = tiling_of(self.model.config, limits)
+        self._limits = limits
+
     @property
     def device(self) -> torch.device:
         """The model's device."""

@@ -8,8 +8,8 @@ import pytest
 import torch
 from mmengine.fileio import LocalBackend
 
+from xtuner_plugins.checkpoints.work_dir import newest_checkpoint, read_checkpoint
 from xtuner_plugins.engine.hooks.whole_checkpoint import _move_into_place, tidy
-from xtuner_plugins.engine.resume import newest_checkpoint, read_checkpoint
 
 from ..forked import train_forked
 from ..parallel_case import edited_config, logged, write_dataset

@@ -141,7 +141,7 @@ def _corners(text: str) -> list[tuple[float, ...]]:
     try:
         found = json.loads(text)
         return [tuple(float(value) for value in box) for box in (found if isinstance(found[0], list) else [found])]
-    except (ValueError, TypeError, IndexError, KeyError):
+    except (ValueError, TypeError, IndexError, KeyError, OverflowError, RecursionError):
         return [()]
 
 

@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 
-from ..resume import OPTIMIZER_NAMES
+from ...checkpoints.work_dir import OPTIMIZER_NAMES
 from ..steps import unwrap
 from ..strategy import require_same_parameters
 from ..transfer import number_states, optimizer_names

@@ -12,7 +12,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 
-from ..resume import LAST_CHECKPOINT, newest_checkpoint
+from ...checkpoints.work_dir import LAST_CHECKPOINT, newest_checkpoint
 from ..steps import unwrap
 from ..stopping import requests
 

@@ -1,0 +1,77 @@
+"""Many questions: batched answers equal single ones, one bad image takes out its question, processes agree."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xtuner_plugins.inference.batch_answers import Job, _lengths, answer_all, plan_batches
+from xtuner_plugins.inference.opening import open_session
+from xtuner_plugins.inference.questions import Question, Unusable
+
+SIZES = {"a.png": (112, 112), "b.png": (336, 224), "c.png": (224, 112)}
+SHORT = {"max_new_tokens": 4}
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for name, (width, height) in SIZES.items():
+        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "text.png").write_text("not an image")
+    (folder / "cut.png").write_bytes((folder / "b.png").read_bytes()[:5000])
+    names = ["a.png", "text.png", "b.png", "cut.png", "c.png"]
+    asked = [Question(name, "What is it?", (name,), (str(folder / name),)) for name in names]
+    return [*asked, Question("text", "Hello"), Question("marks", "Two <image> <image>", ("a.png",), asked[0].paths)]
+
+
+def job(base, **settings):
+    return Job(str(base), opening={"device": "cpu"}, generation=SHORT, **settings)
+
+
+def results(found):
+    answers = {question.id: answer for question, answer in found}
+    assert len(answers) == len(found)
+    return answers
+
+
+def test_batched_answers_equal_single_ones_and_bad_images_are_named(toy_base, questions):
+    answers = results(list(answer_all(job(toy_base, batch_size=4), questions)))
+    bad = {name: answers.pop(name) for name in ("text.png", "cut.png", "marks")}
+    assert all(isinstance(each, Unusable) for each in bad.values())
+    assert "text.png" in bad["text.png"].message and "cut.png" in bad["cut.png"].message
+    assert "2 <image> for 1 images" in bad["marks"].message
+    session, single = open_session(toy_base, device="cpu"), {}
+    for question in questions:
+        if question.id in answers:
+            session.reset()
+            single[question.id] = session.ask(question.text, question.paths, **SHORT)
+    assert answers == single and set(answers) == {"a.png", "b.png", "c.png", "text"}
+
+
+def test_the_longest_come_first(toy_base, questions):
+    batches, unusable = plan_batches(questions, _lengths(open_session(toy_base, device="cpu")), 2)
+    named = [[question.id for question in batch] for batch in batches]
+    assert named == [["b.png", "cut.png"], ["c.png", "marks"], ["a.png", "text"]]
+    assert [question.id for question, _ in unusable] == ["text.png"]
+
+
+@pytest.mark.slow
+def test_processes_answer_as_one(toy_base, questions):
+    one = results(list(answer_all(job(toy_base), questions)))
+    assert results(list(answer_all(job(toy_base, processes=2), questions))) == one
+
+
+@pytest.mark.slow
+def test_what_stops_a_process_is_said(toy_base, questions):
+    with pytest.raises(ValueError, match="device 'tpu' can't be used"):
+        list(answer_all(Job(str(toy_base), opening={"device": "tpu"}, generation=SHORT, processes=2), questions))
+    with pytest.raises(RuntimeError, match="a process was killed or could not start .out of memory"):
+        list(answer_all(job(toy_base, processes=2, prepare=_die), questions))
+
+
+def _die():
+    os.kill(os.getpid(), signal.SIGKILL)

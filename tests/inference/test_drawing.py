@@ -1,0 +1,36 @@
+"""Boxes of an answer are drawn where they are, and what isn't a box is passed over."""
+
+import pytest
+from PIL import Image, ImageColor
+
+from xtuner_plugins.inference.drawing import COLOR, with_boxes
+
+GREEN = ImageColor.getrgb(COLOR)
+
+
+def boxed(text):
+    image = Image.new("RGB", (200, 100))
+    drawn = with_boxes(image, text)
+    assert image.getcolors() == [(20000, (0, 0, 0))]  # the image itself stays as it was
+    return drawn
+
+
+def test_the_outline_is_where_the_box_is():
+    drawn = boxed("<ref>the bus</ref><box>[[250, 200, 750, 800]]</box>")
+    pixels = {(x, y) for x in range(200) for y in range(100) if drawn.getpixel((x, y)) == GREEN}
+    assert abs(min(x for x, _ in pixels) - 50) <= 1 and abs(max(x for x, _ in pixels) - 149) <= 1
+    assert abs(min(y for _, y in pixels) - 20) <= 1 and abs(max(y for _, y in pixels) - 79) <= 1
+    assert drawn.getpixel((100, 50)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("text", ["A bus.", "<box>none</box>", "<box>[[1, 2, 3]]</box>", "<box>[[1, 2, 3, 4]]"])
+def test_no_box(text):
+    assert boxed(text) is None
+
+
+WRONG = ["900, 900, 100, 100", "-50, 0, 5000, 1e300", "NaN, 0, 10, 10", f"0, 0, 9, {10**400}"]
+
+
+@pytest.mark.parametrize("numbers", WRONG, ids=["inverted", "outside", "no number", "too large"])
+def test_what_a_model_gets_wrong(numbers):
+    boxed(f"<box>[[{numbers}]]</box>")

@@ -1,0 +1,118 @@
+"""The file that answers are appended to as they come, and that a run which was stopped goes on from.
+
+One line per answer::
+
+    {"id": "a.jpg", "images": ["a.jpg"], "question": "What is it?", "answer": "A bus.", "made_by": {"model": ...}}
+
+``made_by`` tells model and options. A run goes on with a file only if the same model and options began it, so that no
+file mixes answers of two models unnoticed.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from .questions import Question
+
+
+class AnswerFile:
+    """A JSONL file of answers, open for appending and locked against a second run.
+
+    Args:
+        path: The file; its folder is made.
+        made_by: Model and options of this run.
+
+    Attributes:
+        answers: All answers in the file, by id.
+
+    Raises:
+        ValueError: Another run writes it, it isn't such a file, or it was made by another model or with other options.
+    """
+
+    def __init__(self, path: str | Path, made_by: Mapping[str, object]):
+        self.path, self.made_by = Path(path), dict(made_by)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.answers = self._read()
+        except BlockingIOError:
+            self._file.close()
+            raise ValueError(f"{path} is being written by another run; wait for it, or give another --out") from None
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> AnswerFile:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+    def add(self, question: Question, answer: str) -> None:
+        """Appends an answer; it is in the file (though perhaps not on the disk yet) when this returns."""
+        row = {"id": question.id, "images": list(question.images), "question": question.text, "answer": answer}
+        row["made_by"] = self.made_by
+        self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        self.answers[question.id] = row
+
+    def has(self, question: Question) -> bool:
+        """Whether the question is answered already.
+
+        Raises:
+            ValueError: Its id stands there with another question or other images.
+        """
+        row = self.answers.get(question.id)
+        if row is not None and (row["question"] != question.text or row["images"] != list(question.images)):
+            raise ValueError(f"{self.path} answers another question under id {question.id!r}; give another --out")
+        return row is not None
+
+    def _read(self) -> dict[str, dict]:
+        """The answers; the line that a killed run didn't finish is cut off."""
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content.rfind(b"\n") + 1
+        found = {}
+        for number, line in enumerate(content[:whole].splitlines(), 1):
+            try:
+                row = json.loads(line)
+                made_by, name = row["made_by"], row["id"]
+                _ = row["question"], row["images"], row["answer"]
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f"{self.path}:{number}: not an answer of this tool; give another --out") from None
+            if made_by != self.made_by:
+                raise ValueError(f"{self.path} was made with other settings: {self._differences(made_by)}")
+            found[name] = row
+        if not whole and content and not content.startswith(b'{"id"'):
+            raise ValueError(f"{self.path}: not an answer of this tool; give another --out")
+        if whole < len(content):
+            os.truncate(self.path, whole)
+        return found
+
+    def _differences(self, other: Mapping[str, object]) -> str:
+        names = [name for name in {**other, **self.made_by} if other.get(name) != self.made_by.get(name)]
+        parts = [f"{name} was {other.get(name)!r} and is {self.made_by.get(name)!r}" for name in names]
+        return f"{'; '.join(parts)}; give the same ones, or another --out"
+
+
+def write_csv(path: str | Path, rows: list[dict]) -> None:
+    """Answers as a table that spreadsheets open (UTF-8 with a byte order mark); several images are divided by `` | ``.
+
+    A cell that a spreadsheet would take for a formula begins with an apostrophe.
+    """
+    with open(path, "w", encoding="utf-8-sig", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("id", "images", "question", "answer"))
+        for row in rows:
+            table.writerow(map(_cell, (row["id"], " | ".join(row["images"]), row["question"], row["answer"])))
+
+
+def _cell(text: str) -> str:
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -1,0 +1,36 @@
+"""Boxes that an answer contains, drawn on the image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw
+
+from ..datasets.records.boxes import FRAME_SIZE, find_boxes
+
+COLOR = "#00c853"
+
+
+def draw_boxes(image: Image.Image, boxes: Sequence[tuple[float, ...]]) -> Image.Image:
+    """A copy of the image with outlines of boxes ``(x1, y1, x2, y2)`` in the frame of 0 to 1000.
+
+    What a model got wrong is drawn as far as it can be: corners outside are moved to the edge, inverted ones swapped.
+    """
+    drawn = image.convert("RGB")
+    drawn = drawn.copy() if drawn is image else drawn
+    draw, width = ImageDraw.Draw(drawn), max(2, round(max(image.size) / 300))
+    for box in boxes:
+        if not all(map(math.isfinite, box)):
+            continue
+        x1, y1, x2, y2 = (min(max(value / FRAME_SIZE, 0), 1) for value in box)
+        left, right = (x * (image.width - 1) for x in sorted((x1, x2)))
+        top, bottom = (y * (image.height - 1) for y in sorted((y1, y2)))
+        draw.rectangle((left, top, right, bottom), outline=COLOR, width=width)
+    return drawn
+
+
+def with_boxes(image: Image.Image, answer: str) -> Image.Image | None:
+    """The image with the boxes of an answer; None where the answer contains none."""
+    boxes = find_boxes(answer)
+    return draw_boxes(image, boxes) if boxes else None

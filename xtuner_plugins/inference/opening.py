@@ -1,0 +1,171 @@
+"""Opens a model to answer with: a model directory, or what a training run left, without an export.
+
+============================  =============================================================================
+given                         opened
+============================  =============================================================================
+``DIR``                       an export or a base in the official format, or one of the formats ``hf`` (transformers'
+                              own InternVL) and ``llava`` of ``checkpoints/formats``
+``CONFIG CHECKPOINT``         the config's base with the checkpoint laid over it, adapters merged in fp32; tile limits
+                              and template are the training's, as in an export
+``WORK_DIR``                  the config that the run left there, with its newest whole checkpoint
+``WORK_DIR CHECKPOINT``       the same config, with a checkpoint of one's own choice (a path, or a name in WORK_DIR)
+============================  =============================================================================
+
+Refused, with the way out: a PEFT adapter or a checkpoint without its config, GGUF files, a language model or an encoder
+alone, any other architecture. `find_source` tells which it is without importing transformers.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoints.errors import CheckpointError
+from ..checkpoints.formats import open_config
+from ..checkpoints.io.staging import hint
+from ..checkpoints.work_dir import CHECKPOINT_NAME, config_of, newest_checkpoint
+from ..config_file import find_config
+
+if TYPE_CHECKING:
+    from .session import ChatSession
+
+WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is read from.
+
+    Attributes:
+        path: A model directory, or the training config where there is a checkpoint.
+        checkpoint: A training checkpoint; None for a model directory.
+    """
+
+    path: Path
+    checkpoint: Path | None = None
+
+    def __str__(self) -> str:
+        return str(self.path if self.checkpoint is None else self.checkpoint)
+
+
+def find_source(model: str | Path, checkpoint: str | Path | None = None) -> Source:
+    """What the words of a command line mean; checks that it is there, and reads no weights.
+
+    Args:
+        model: A model directory, a training config (path, or name in configs/) or a work directory.
+        checkpoint: A training checkpoint, for a config or a work directory.
+
+    Raises:
+        CheckpointError: Nothing that can be opened; the message says what it is and what to give instead.
+        ConfigError: No such config.
+    """
+    path = Path(model)
+    if path.is_dir() and (path / "config.json").is_file():
+        if checkpoint is not None:
+            raise CheckpointError(
+                f"{path} is a model directory, which takes no checkpoint; give the training config and {checkpoint}"
+            )
+        open_config(path)
+        return Source(path)
+    if path.is_dir():
+        return _in_work_dir(path, checkpoint)
+    if path.suffix in WEIGHTS and path.is_file():
+        raise CheckpointError(f"{path} holds weights alone; give its training config first: CONFIG {path}")
+    if path.suffix == ".gguf" and path.is_file():
+        raise CheckpointError(f"{path} is for llama.cpp; give the directory that it was converted from")
+    if path.suffix != ".py" and path.is_file():
+        raise CheckpointError(f"{path} is a file, not a model directory, a training config or a work directory")
+    if checkpoint is None and path.suffix != ".py":
+        return _config_or_directory(path)
+    config = Path(find_config(str(model)))
+    if checkpoint is None:
+        raise CheckpointError(f"{config} is a training config; give a checkpoint after it, or the run's work directory")
+    return Source(config, _existing(Path(checkpoint)))
+
+
+def open_session(
+    model: str | Path,
+    checkpoint: str | Path | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    template: str | None = None,
+    **limits: Any,
+) -> ChatSession:
+    """A session over a model directory, or over a training checkpoint as its export would answer.
+
+    Args:
+        model: A model directory, a training config or a work directory; see the top of this file.
+        checkpoint: MMEngine ``.pth``, DeepSpeed directory or PEFT adapter, for a config or a work directory.
+        device: As for `ChatSession.from_pretrained`.
+        dtype: Likewise.
+        template: Conversation template, for a checkpoint that was trained with several.
+        **limits: ``min_tiles``, ``max_tiles``, ``use_thumbnail`` and ``tile_sharing`` of the session.
+
+    Raises:
+        ValueError: Nothing that can be opened, parts that don't belong together, or an impossible setting.
+    """
+    source = find_source(model, checkpoint)
+    from .session import ChatSession
+
+    if source.checkpoint is None:
+        if template is not None:
+            raise CheckpointError(f"{source} has one template of its own; a template is chosen for checkpoints only")
+        return ChatSession.from_pretrained(source.path, device=device, dtype=dtype, **limits)
+    return _open_checkpoint(source, device, dtype, template, limits)
+
+
+def _open_checkpoint(source: Source, device: str, dtype: str, template: str | None, limits: dict) -> ChatSession:
+    from ..checkpoints import trained
+    from ..checkpoints.loader import build_trained, load_tokenizer
+    from ..datasets.images.resize_rules import compare_resize_facts
+    from .session import ChatSession, resolve_device, resolve_dtype
+
+    on = resolve_device(device)
+    kind = resolve_dtype(dtype, on)
+    plan = trained.lay_over(source.path, source.checkpoint).settle(template)
+    lock = plan.preprocessing or {}
+    for note in filter(None, [*plan.notes, compare_resize_facts(lock)]):
+        _logger.warning(note)
+    return ChatSession(
+        build_trained(plan, dtype=kind, device=on),
+        load_tokenizer(plan.view.directory),
+        **{"tile_sharing": lock.get("tile_sharing", "equal"), **limits},
+    )
+
+
+def _in_work_dir(path: Path, checkpoint: str | Path | None) -> Source:
+    """The config of a work directory with its newest checkpoint, or the one that is named."""
+    if (path / "adapter_config.json").is_file():
+        raise CheckpointError(f"{path} is a PEFT adapter; give its training config first: CONFIG {path}")
+    if CHECKPOINT_NAME.fullmatch(path.name):
+        raise CheckpointError(f"{path} is a training checkpoint; give its training config first: CONFIG {path}")
+    if checkpoint is not None:
+        inside = path / checkpoint
+        return Source(config_of(path), inside if inside.exists() else _existing(Path(checkpoint)))
+    newest = newest_checkpoint(path)
+    if newest is None:
+        raise CheckpointError(
+            f"{path} is neither a model directory (it has no config.json) nor a work directory with a whole checkpoint "
+            f"(iter_N.pth){hint(path)}"
+        )
+    return Source(config_of(path), newest)
+
+
+def _config_or_directory(path: Path) -> Source:
+    """For one word that names nothing on this disk: a config's name is told apart from a wrong path."""
+    from ..config_file import leaves
+
+    if str(path) in leaves():
+        raise CheckpointError(f"{path} is a training config; give a checkpoint after it, or the run's work directory")
+    open_config(path)  # raises: there is no such directory
+    raise AssertionError(path)
+
+
+def _existing(checkpoint: Path) -> Path:
+    if not checkpoint.exists():
+        raise CheckpointError(f"checkpoint {checkpoint} does not exist")
+    return checkpoint

@@ -11,7 +11,7 @@ class ChatMethods:
     """The part of `InternVLChatModel` that handles conversations; the rest handles tensors."""
 
     def stop_token_ids(self):
-        """Ids at which `generate` stops by itself: those of `generation_config.json`, where serving engines stop, too."""
+        """Ids at which `generate` stops by itself: those of `generation_config.json`, as in serving engines."""
         ids = getattr(getattr(self, "generation_config", None), "eos_token_id", None)
         if ids is None:
             return []
@@ -177,7 +177,7 @@ class ChatMethods:
         generation_config = {} if generation_config is None else generation_config
         stop_token = self.conv_template.stop_token
         stop_id = token_id(tokenizer, stop_token)
-        stops = self.stop_token_ids()  # without this one they are a config class's defaults: ids of some other tokenizer
+        stops = self.stop_token_ids()  # without `stop_id`: defaults of a config class, ids of some other tokenizer
         generation_config["eos_token_id"] = stops if stop_id in stops else [stop_id]
         encoder = PromptEncoder(tokenizer, self.num_image_token, image_tokens)
         self.img_context_token_id = encoder.context_id

@@ -156,6 +156,7 @@ assert batches == [[item] * 6 for item in range(4)], batches
 """
 
 
+@pytest.mark.slow
 def test_batches_need_no_dev_shm():
     """A container has 64 MB of it by default; here it has 1 MiB, and each batch takes 3.4."""
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:

@@ -164,7 +164,9 @@ def load_model(
     config = config_from_fields(view.config, directory)
     model, report = build(config, view.tensors, dtype=dtype, device=device, what=str(directory), filled=filled)
     if stops := read_json(view.directory / "generation_config.json", missing={}).get("eos_token_id"):
-        model.generation_config.eos_token_id = stops  # where the directory's own code stops, and engines do
+        from transformers import GenerationConfig
+
+        model.generation_config = GenerationConfig(eos_token_id=stops)  # as the export and engines
     return model, report
 
 

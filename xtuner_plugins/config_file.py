@@ -20,7 +20,9 @@ from typing import Any
 
 from mmengine.config import Config
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # of the checkout
+from .checkout import ROOT
+
+CONFIGS = ROOT / "configs"
 
 # What MMEngine's runners and XTuner's command read at the top level of a config.
 RUNNER_KEYS = frozenset(

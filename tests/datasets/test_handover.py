@@ -3,6 +3,8 @@
 import gc
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from multiprocessing.reduction import ForkingPickler
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from tests.conftest import HANGS_AFTER, ROOT
 from xtuner_plugins.datasets import MultimodalDataset, collate, collate_packed, handover
 from xtuner_plugins.datasets.handover import HandedBatch, hand_over
 
@@ -136,6 +139,32 @@ def test_without_shared_memory_batches_cross_as_ever(worker, monkeypatch):
     monkeypatch.setattr(handover, "_blocks", [])
     monkeypatch.setattr(os, "memfd_create", none)
     assert handover._take_block(10) is None
+
+
+SMALL_SHM = """
+import shutil, torch
+from torch.utils.data import DataLoader
+from xtuner_plugins.datasets.handover import hand_over
+
+def put_together(items):
+    return hand_over({"tiles": [torch.full((6, 3, 448, 448), item, dtype=torch.uint8) for item in items]})
+
+assert shutil.disk_usage("/dev/shm").total == 1 << 20
+loader = DataLoader(range(4), num_workers=2, collate_fn=put_together)
+batches = [batch["tiles"][:, 0, 0, 0].tolist() for batch in loader]
+assert batches == [[item] * 6 for item in range(4)], batches
+"""
+
+
+@pytest.mark.slow
+def test_batches_need_no_dev_shm():
+    """A container has 64 MB of it by default; here it has 1 MiB, and each batch takes 3.4."""
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("this user may not mount a small /dev/shm")
+    mounted = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", mounted, "sh", sys.executable, "-c", SMALL_SHM]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANGS_AFTER)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_is_no_tensor_goes_by_value(worker):

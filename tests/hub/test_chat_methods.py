@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import TextIteratorStreamer
+from transformers import GenerationConfig, TextIteratorStreamer
 
 from xtuner_plugins.hub import get_conv_template
 
@@ -95,7 +95,7 @@ def test_other_templates(tokenizer, template):
     assert model.build_prompt("Hello").endswith("<|im_end|><|im_start|>user\nHello<|im_end|><|im_start|>assistant\n")
     options = dict(GREEDY)
     model.chat(tokenizer, None, "Hello", options)
-    assert options["eos_token_id"] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert options["eos_token_id"] == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
 
 
 def test_the_stop_token_is_set_and_ends_the_answer(model, tokenizer, monkeypatch):
@@ -105,7 +105,25 @@ def test_the_stop_token_is_set_and_ends_the_answer(model, tokenizer, monkeypatch
     monkeypatch.setattr(model, "generate", lambda **kwargs: ids)
     monkeypatch.setattr(tokenizer, "batch_decode", lambda ids, **kwargs: [text])
     assert model.chat(tokenizer, None, "Hello", options) == "It is blue."
-    assert options == {**GREEDY, "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    assert options == {**GREEDY, "eos_token_id": [tokenizer.convert_tokens_to_ids("<|im_end|>")]}
+
+
+def test_chat_and_generate_stop_at_the_same_tokens(model, tokenizer, monkeypatch):
+    """At those of `generation_config.json`, of which the template's is only one."""
+    named = [tokenizer.convert_tokens_to_ids("<|im_end|>"), 5]
+    monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=named), raising=False)
+    seen = []
+
+    def record(**kwargs):
+        seen.append(kwargs["eos_token_id"])
+        return torch.tensor([[5]])
+
+    monkeypatch.setattr(model.language_model, "generate", record)
+    model.chat(tokenizer, None, "Hello", dict(GREEDY))
+    ids = tokenizer("Hello", return_tensors="pt").input_ids
+    model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **GREEDY)
+    model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), eos_token_id=[7], **GREEDY)
+    assert seen == [named, named, [7]]
 
 
 def test_batch_equals_one_by_one(model, tokenizer, prompted):
@@ -134,7 +152,7 @@ def test_batch_takes_the_old_name_and_leaves_the_tokenizer_alone(model, tokenize
     found = model.batch_chat(tokenizer, tiles(2), ["a", "and b"], options, image_counts=[1, 1])
     expected = model.batch_chat(tokenizer, tiles(2), ["a", "and b"], dict(GREEDY), num_patches_list=[1, 1])
     assert found == expected and tokenizer.padding_side == "right"
-    assert options["eos_token_id"] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert options["eos_token_id"] == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
 
 
 @pytest.mark.parametrize("options", [{"history": []}, {"return_history": True}])

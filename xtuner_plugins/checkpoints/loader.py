@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from . import formats
-from .io.reader import CheckpointError
+from .io.reader import CheckpointError, read_json
 from .io.tensors import LazyTensor
 from .tokenizer_files import load_tokenizer  # noqa: F401  found here, too, beside `load_model`
 
@@ -166,7 +166,12 @@ def load_model(
     """
     view = formats.open_model(directory)
     config = config_from_fields(view.config, directory)
-    return build(config, view.tensors, dtype=dtype, device=device, what=str(directory), filled=filled)
+    model, report = build(config, view.tensors, dtype=dtype, device=device, what=str(directory), filled=filled)
+    if stops := read_json(view.directory / "generation_config.json", missing={}).get("eos_token_id"):
+        from transformers import GenerationConfig
+
+        model.generation_config = GenerationConfig(eos_token_id=stops)  # as the export and engines
+    return model, report
 
 
 def build(

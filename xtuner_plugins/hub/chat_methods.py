@@ -10,6 +10,13 @@ from .prompts import PromptEncoder, pad_left, prompt_parts, token_id
 class ChatMethods:
     """The part of `InternVLChatModel` that handles conversations; the rest handles tensors."""
 
+    def stop_token_ids(self):
+        """Ids at which `generate` stops by itself: those of `generation_config.json`, as in serving engines."""
+        ids = getattr(getattr(self, "generation_config", None), "eos_token_id", None)
+        if ids is None:
+            return []
+        return list(ids) if isinstance(ids, (list, tuple)) else [ids]
+
     def build_prompt(self, question, num_patches_list=(), history=(), image_tokens=IMAGE_TOKENS):
         """The model's input as text: past turns, question, open answer; image placeholders replaced.
 
@@ -72,7 +79,8 @@ class ChatMethods:
             pixel_values: Tiles [T, 3, S, S] of all images of the conversation, normalized; `None` for text
                 only.
             question: In a first turn with images and without `<image>`, the image goes before it.
-            generation_config: Dict of options of `generate`; its `eos_token_id` is set here.
+            generation_config: Dict of options of `generate`; its `eos_token_id` is set here, to
+                `stop_token_ids`, or to the template's stop token where they lack it.
             history: Past `(question, answer)` pairs, as returned with `return_history`.
             return_history: Also return the history with this turn.
             num_patches_list: Tiles of each image; one image when `None`.
@@ -123,7 +131,8 @@ class ChatMethods:
             tokenizer: The model's tokenizer.
             pixel_values: Tiles [T, 3, S, S] of all questions in order, normalized; `None` without images.
             questions: One text each.
-            generation_config: Dict of options of `generate`; its `eos_token_id` is set here.
+            generation_config: Dict of options of `generate`; its `eos_token_id` is set here, to
+                `stop_token_ids`, or to the template's stop token where they lack it.
             num_patches_list: For each question the tiles of its image (0: it has none), or a list with the
                 tiles of each of its images.
             history, return_history: Not supported.
@@ -168,7 +177,8 @@ class ChatMethods:
         generation_config = {} if generation_config is None else generation_config
         stop_token = self.conv_template.stop_token
         stop_id = token_id(tokenizer, stop_token)
-        generation_config["eos_token_id"] = stop_id
+        stops = self.stop_token_ids()  # without `stop_id`: defaults of a config class, ids of some other tokenizer
+        generation_config["eos_token_id"] = stops if stop_id in stops else [stop_id]
         encoder = PromptEncoder(tokenizer, self.num_image_token, image_tokens)
         self.img_context_token_id = encoder.context_id
         rows = [encoder.encode(parts) for parts in prompts]

@@ -291,7 +291,8 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
                 differ.
             attention_mask: [B, S].
             visual_features: [T, N, H] in place of `pixel_values`.
-            generation_config: A transformers `GenerationConfig`.
+            generation_config: A transformers `GenerationConfig`; without one, and without `eos_token_id`,
+                generation stops at `stop_token_ids`.
             output_hidden_states, **generate_kwargs: As the LLM's own `generate` takes them, a `streamer` too.
 
         Returns:
@@ -305,6 +306,9 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
         inputs_embeds = self.get_input_embeddings()(input_ids)
         inputs_embeds = self.place_features(inputs_embeds, input_ids, visual_features)
         generate_kwargs.setdefault("use_cache", True)
+        stops = self.stop_token_ids()
+        if generation_config is None and stops:
+            generate_kwargs.setdefault("eos_token_id", stops)
         # Given none, 4.37 begins with a beginning-of-text token of its own, and returns it among the new ones.
         no_ids = torch.empty(inputs_embeds.shape[0], 0, dtype=torch.long, device=inputs_embeds.device)
         return self.language_model.generate(

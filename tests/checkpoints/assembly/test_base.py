@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.checkpoints.language_models import write_llm
 from tests.conftest import ROOT
 from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.checkpoints.formats.remote_code import hub_code
@@ -118,6 +119,28 @@ class TestRefusals:
     def test_template_of_another_family(self, toy_parts, tmp_path):
         self.check(tmp_path, r"ends answers with <\|end\|>", *toy_parts, template="phi3-chat")
         self.check(tmp_path, "unknown conversation template", *toy_parts, template="x", error=ValueError)
+
+    def test_a_stock_llama_3_is_told_its_template(self, toy_parts, tmp_path):
+        """Its control tokens stand in for the toy's; with its template it is assembled and prompts as it was tuned."""
+        names = {
+            "<|im_start|>": "<|start_header_id|>",
+            "<|im_end|>": "<|eot_id|>",
+            "<|endoftext|>": "<|end_header_id|>",
+        }
+        shutil.copytree(toy_parts[1], tmp_path / "tokens")
+        for path in (tmp_path / "tokens").glob("*.json"):
+            text = path.read_text(encoding="utf-8")
+            for old, new in names.items():
+                text = text.replace(old, new)
+            path.write_text(text, encoding="utf-8")
+        llm = write_llm("llama", tmp_path / "llm", tmp_path / "tokens")
+        self.check(tmp_path, r"its tokens fit --template llama3-chat$", toy_parts[0], llm)
+        done = build_base(toy_parts[0], llm, tmp_path / "base", template="llama3-chat")
+        tokenizer = load_tokenizer(tmp_path / "base")
+        prompt = tokenizer.apply_chat_template([{"role": "user", "content": "A"}], tokenize=False)
+        assert prompt.endswith("<|start_header_id|>user<|end_header_id|>\n\nA<|eot_id|>")
+        stops = read_json(tmp_path / "base" / "generation_config.json")["eos_token_id"]
+        assert done["template"] == "llama3-chat" and stops[0] == tokenizer.convert_tokens_to_ids("<|eot_id|>")
 
     def test_projector_of_another_width(self, toy_parts, tmp_path):
         save_file({"mlp1.0.weight": torch.ones(3)}, tmp_path / "p.safetensors")

@@ -10,7 +10,7 @@ import torch
 
 from ...families import LLMFamily, encoder_family, llm_family
 from ...hub.constants import ADDED_TOKENS, PROJECTOR_TYPES
-from ...hub.conversation import get_conv_template
+from ...hub.conversation import TEMPLATES, get_conv_template
 from .. import formats, tokenizer_files
 from ..formats import official
 from ..io.reader import CheckpointError, read_json
@@ -199,9 +199,11 @@ def read_llm(directory: Path) -> LLMPart:
 def _check_template(template: str, llm: LLMPart) -> None:
     end = get_conv_template(template).stop_token
     if tokenizer_files.token_id(llm.tokenizer, end) is None:
+        stops = {name: get_conv_template(name).stop_token for name in TEMPLATES}
+        fitting = [name for name, stop in stops.items() if tokenizer_files.token_id(llm.tokenizer, stop) is not None]
         raise CheckpointError(
             f"template {template} ends answers with {end}, which is no token of this language model's tokenizer; "
-            "choose another --template"
+            + (f"its tokens fit --template {' or '.join(fitting)}" if fitting else "no other template fits, either")
         )
 
 

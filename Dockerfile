@@ -1,0 +1,32 @@
+# Trains on NVIDIA GPUs: docker build -t xtuner-plugins .   The wheels of PyTorch bring their own CUDA libraries; the
+# host gives the driver (NVIDIA Container Toolkit).
+FROM python:3.11-slim-bookworm
+
+# gcc: PyTorch and Triton compile kernels while they run. git: for those who work in the container.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc g++ git make \
+    && rm -rf /var/lib/apt/lists/*
+
+ENV PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PYTHONUNBUFFERED=1 \
+    DS_BUILD_OPS=0 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+# The pinned stack has a layer of its own: an edit of the project doesn't fetch it again.
+WORKDIR /opt/xtuner-plugins
+COPY requirements.txt constraints.txt ./
+RUN pip install -r requirements.txt && pip install --no-deps xtuner==0.2.0
+
+COPY . .
+RUN pip install --no-deps --no-build-isolation -e . \
+    && useradd --create-home --uid 1000 user \
+    && mkdir /work \
+    && chown user:user /work
+
+USER 1000:1000
+WORKDIR /work
+ENTRYPOINT ["xtp"]
+CMD ["--help"]

@@ -1,0 +1,9 @@
+"""Where a checkout's files are; where an installed wheel has them is tested with `xtp`."""
+
+from tests.conftest import ROOT
+from xtuner_plugins import checkout
+
+
+def test_a_checkout_reads_its_own_files():
+    assert checkout.ROOT == ROOT and not checkout.IS_INSTALLED
+    assert all((checkout.ROOT / name).exists() for name in ("configs/_base_", "tools/train.py", "docs/recipes.md"))

@@ -1,0 +1,75 @@
+"""The command ``xtp``: ``xtp NAME ...`` becomes ``python tools/NAME.py ...``, in a checkout and after an install.
+
+Every tool is a subcommand, under its file's name with dashes; some have a shorter name besides.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..checkout import IS_INSTALLED, ROOT
+
+SHORT = {
+    "build": "build_base_model",
+    "check": "check_data",
+    "export": "convert_to_official",
+    "import-config": "import_xtuner_config",
+}
+# They write into the checkout that they belong to.
+ONLY_IN_CHECKOUT = ("quickstart", "write_recipes")
+USAGE_ERROR = 2
+
+
+def tools() -> dict[str, Path]:
+    """The file of each subcommand by its name, short names instead of long ones."""
+    short = {stem: name for name, stem in SHORT.items()}
+    return {
+        short.get(path.stem, path.stem.replace("_", "-")): path
+        for path in sorted((ROOT / "tools").glob("*.py"))
+        if not (IS_INSTALLED and path.stem in ONLY_IN_CHECKOUT)
+    }
+
+
+def find_tool(name: str) -> Path:
+    """The file of a subcommand, by its short name, its long one, or the file's.
+
+    Raises:
+        ValueError: There is none; names the nearest ones.
+    """
+    known = tools()
+    by_stem = {path.stem: path for path in known.values()}
+    path = known.get(name) or by_stem.get(name.replace("-", "_").removesuffix(".py"))
+    if path is None:
+        close = difflib.get_close_matches(name, [*known, *by_stem], n=2)
+        hint = f"did you mean {' or '.join(close)}?" if close else "xtp --help lists the commands"
+        raise ValueError(f"there is no command {name!r}; {hint}")
+    return path
+
+
+def overview() -> str:
+    """The text of ``xtp --help``: each tool with the first line of its docstring."""
+    lines = ["usage: xtp COMMAND ...", "", "`xtp COMMAND --help` tells more. The commands are those of tools/:", ""]
+    for name, path in sorted(tools().items()):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        lines.append(f"  {name:<18}{text.partition(chr(10))[0]}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Becomes the tool's process, so that signals and exit status are the tool's own."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(overview())
+        return 0 if argv else USAGE_ERROR
+    try:
+        path = find_tool(argv[0])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, str(path), *argv[1:]])

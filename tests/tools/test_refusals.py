@@ -172,6 +172,7 @@ MISSING = [
     ("build_base_model.py", ["--vision", "none", "--llm", "none", "--out", "out"]),
     ("extract.py", ["none", "llm", "out"]),
     ("chat.py", ["none", "--question", "What?"]),
+    ("serve.py", ["none"]),
     ("check_data.py", ["none.jsonl"]),
 ]
 

@@ -24,6 +24,13 @@ def positive(text: str) -> int:
     return value
 
 
+def port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text}: give 0 to 65535")
+    return value
+
+
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="official InternVL directory: an export or a base")
@@ -31,7 +38,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
     )
-    parser.add_argument("--port", type=int, default=8000, help="port (default 8000; 0 takes a free one)")
+    parser.add_argument("--port", type=port, default=8000, help="port (default 8000; 0 takes a free one)")
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="keys, one per line; clients must send one")
     parser.add_argument(
         "--max-tiles", type=positive, help="most tiles per image, without thumbnail (default: the model's)"
@@ -107,7 +114,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, proto)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except (OSError, OverflowError) as error:
+        listener.listen()  # from now on the port is taken; who asks early waits for the model
+    except OSError as error:
         raise ValueError(f"can't listen on {host}:{port} ({error}); choose another --port or --host") from None
     return listener
 

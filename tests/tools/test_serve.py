@@ -53,7 +53,14 @@ def test_a_taken_port_and_a_file_without_keys(run_tool, toy_base, tmp_path):
     assert done.returncode == 1 and "keys holds no key; write one per line" in done.stderr
 
 
-@pytest.mark.parametrize("option", ["--max-queue", "--max-tiles", "--max-new-tokens"])
-def test_wrong_command_lines(run_tool, option):
-    done = run_tool("tools/serve.py", "none", option, "0")
-    assert done.returncode == 2 and "0: give at least 1" in done.stderr
+@pytest.mark.parametrize(
+    "option, value, message",
+    [
+        ("--max-queue", 0, "0: give at least 1"),
+        ("--max-tiles", 0, "0: give"),
+        ("--port", 99999, "99999: give 0 to 65535"),
+    ],
+)
+def test_wrong_command_lines(run_tool, option, value, message):
+    done = run_tool("tools/serve.py", "none", option, value)
+    assert done.returncode == 2 and message in done.stderr

@@ -9,7 +9,19 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "xtuner_plugins"
 # Bottom first.
-ROOMS = ("hub", "checkpoints", "datasets", "models", "planning", "recipes", "inference", "engine", "cli", "toy")
+ROOMS = (
+    "hub",
+    "checkpoints",
+    "datasets",
+    "models",
+    "planning",
+    "recipes",
+    "inference",
+    "serving",
+    "engine",
+    "cli",
+    "toy",
+)
 ROOMS += ("selftest",)
 
 

@@ -77,6 +77,27 @@ def test_a_conversation_with_images_in_two_turns(session, exported):
     assert session.history == [] and session.ask("What is it?", first, **SHORT) == one
 
 
+def test_a_recalled_conversation_goes_on_as_the_one_that_was_held(session):
+    first, second = make_image(336, 224), [make_image(112, 112, seed=1), make_image(224, 112, seed=2)]
+    answers = [session.ask("What is it?", first, **SHORT), session.ask("And these?", second, **SHORT)]
+    ids, third = session.prompt_ids("Why?"), session.ask("Why?", **SHORT)
+    session.recall([("What is it?", first, answers[0]), ("And these?", second, answers[1])])
+    assert session.prompt_ids("Why?") == ids and session.ask("Why?", **SHORT) == third
+    with pytest.raises(ValueError, match="1 <image> for 0 images"):
+        session.recall([("What is <image>?", [], "Nothing.")])
+    assert session.history == []
+
+
+def test_the_prompt_ids_are_those_that_the_model_is_given(session, monkeypatch):
+    given = {}
+    monkeypatch.setattr(session.model, "generate", lambda **options: given.update(options) or torch.tensor([[0]]))
+    images = [make_image(336, 224), make_image(112, 448)]
+    session.recall([("What is it?", make_image(224, 224), "A cat.")])
+    ids = session.prompt_ids("Which?", images)
+    session.ask("Which?", images, **SHORT)
+    assert given["input_ids"].tolist() == [ids]
+
+
 def test_text_only(session, exported):
     assert session.ask("Hello", **SHORT) == exported.chat(session.tokenizer, None, "Hello", options())
 

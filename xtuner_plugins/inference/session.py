@@ -111,6 +111,31 @@ class ChatSession:
         self.history: list[tuple[str, str]] = []
         self._tiles: list[torch.Tensor] = []
 
+    def recall(self, turns: Sequence[tuple[str, Sequence[ImageLike], str]]) -> None:
+        """Takes `(question, images, answer)` as the conversation so far, as if each had been asked here.
+
+        Raises:
+            ValueError: As `ask`; the conversation is then forgotten.
+        """
+        self.reset()
+        history, tiles = [], []
+        for question, images, answer in turns:
+            own = self._load(images, self.tiling)
+            history.append((with_placeholders(question, len(own)), answer))
+            tiles += own
+        self.history, self._tiles = history, tiles
+
+    def prompt_ids(self, question: str, images: Sequence[Image.Image] = ()) -> list[int]:
+        """The token ids of the prompt that `ask` gives to the model for this question.
+
+        Raises:
+            ValueError: As `ask`.
+        """
+        tiling = self._tiling_of(self.tiling, len(images))
+        counts = [len(tiles) for tiles in self._tiles] + [tiling.grid(*image.size).num_tiles for image in images]
+        question = with_placeholders(question, len(images))
+        return self.model.build_prompt_ids(self.tokenizer, question, counts, self.history)
+
     def ask(
         self,
         question: str,
@@ -201,11 +226,15 @@ class ChatSession:
                 on_batch(len(batch))
         return answers
 
+    def _tiling_of(self, tiling: DynamicTiling, num_images: int) -> DynamicTiling:
+        """The rule for each of the images of one question."""
+        return tiling.limited(first_limit(tiling.max_tiles, num_images, self.tile_sharing))
+
     def _load(self, images: Sequence[ImageLike] | ImageLike, tiling: DynamicTiling) -> list[torch.Tensor]:
         """Tiles uint8 `[T, 3, S, S]` per image of one question; the images share the tile limit as in training."""
         if isinstance(images, (str, Path, Image.Image)):
             images = [images]
-        tiling = tiling.limited(first_limit(tiling.max_tiles, len(images), self.tile_sharing))
+        tiling = self._tiling_of(tiling, len(images))
         return [tiling(to_rgb(image) if isinstance(image, Image.Image) else load_image(image)) for image in images]
 
     def _pixels(self, tiles: list[torch.Tensor]) -> torch.Tensor | None:

@@ -1,5 +1,6 @@
 """Images as the world has them."""
 
+import io
 import os
 import struct
 import zlib
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from xtuner_plugins.datasets.errors import MediaError, SettingError
-from xtuner_plugins.datasets.images.media import ImageFolder, image_size, load_image
+from xtuner_plugins.datasets.images.media import ImageFolder, decode_image, image_size, load_image
 
 UPRIGHT = np.zeros((6, 10, 3), np.uint8)
 UPRIGHT[:3, :5] = (255, 0, 0)
@@ -189,3 +190,33 @@ def test_without_a_folder_paths_are_taken_as_they_stand(tmp_path):
 def test_missing_folder_is_named(tmp_path):
     with pytest.raises(SettingError, match="nowhere.*image_folders"):
         ImageFolder(tmp_path / "nowhere")
+
+
+class TestImagesThatAreSent:
+    """Bytes without a file, from people whom nobody knows."""
+
+    def sent(self, kind, **options):
+        buffer = io.BytesIO()
+        Image.fromarray(UPRIGHT).save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    def test_they_are_decoded_as_files_are(self, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        data = self.sent("PNG", exif=exif)
+        (tmp_path / "a.png").write_bytes(data)
+        assert np.array_equal(decode_image(data, "image 1"), load_image(tmp_path / "a.png"))
+        assert decode_image(data, "image 1").size == (6, 10)
+
+    @pytest.mark.parametrize("kind", ["EPS", "PPM"])
+    def test_formats_with_dangerous_decoders_are_not_tried(self, kind):
+        with pytest.raises(MediaError, match="image 1: no image; send one of JPEG, PNG"):
+            decode_image(self.sent(kind), "image 1")
+
+    def test_defects_name_the_image(self):
+        whole = self.sent("PNG")
+        for data, said in ((b"", "no image"), (b"hello", "no image"), (whole[:-30], "can't be decoded")):
+            with pytest.raises(MediaError, match=f"image 1: {said}"):
+                decode_image(data, "image 1")
+        with pytest.raises(MediaError, match="image 1: 10x6 pixels; at most 59"):
+            decode_image(whole, "image 1", max_pixels=59)

@@ -7,16 +7,20 @@
 - A path stays inside its image folder.
 """
 
+import io
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import MediaError, SettingError
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for decompression bombs (2 x 1 GiB / 4 / 3)
+# Of what a server is sent: Pillow starts Ghostscript for EPS, and rare formats have rarely read decoders.
+SENT_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ORIENTATION_TAG = 0x0112
 # EXIF orientation -> transposition to the upright image (Exif 2.32, table 6)
 ORIENTATIONS = {
@@ -100,10 +104,19 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
         MediaError: the file is missing, no image, damaged, or has more than `max_pixels` pixels.
     """
     path = os.fspath(path)
+    return _open(path, path, max_pixels)
+
+
+def _open(source: str | io.BytesIO, path: str, max_pixels: int, formats: Sequence[str] | None = None) -> Image.Image:
+    """`open_image` of a path or of bytes that messages call `path`; `formats` as Pillow names them, None for all."""
     try:
         with warnings.catch_warnings():  # the limit below replaces Pillow's warning
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            image = Image.open(source, formats=formats)
+    except UnidentifiedImageError as error:
+        if formats is None:
+            raise _media_error(path, error) from None
+        raise MediaError("image_unreadable", "no image", f"send one of {', '.join(formats)}", path) from None
     except Exception as error:
         raise _media_error(path, error) from None
     width, height = image.size
@@ -149,15 +162,32 @@ def load_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
         MediaError: as `open_image`, or as `to_rgb`.
     """
     with open_image(path, max_pixels) as image:
-        try:
-            turn = ORIENTATIONS.get(orientation(image))
-            image.load()
-            upright = to_rgb(image)
-            if turn is not None:
-                upright = upright.transpose(turn)
-        except Exception as error:
-            raise _media_error(os.fspath(path), error) from None
-    return upright
+        return _decode(image, os.fspath(path))
+
+
+def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode an image that a stranger sent as upright RGB; only the formats of `SENT_FORMATS` are tried.
+
+    Args:
+        data: the file's bytes.
+        name: what messages call it.
+        max_pixels: most pixels that are decoded.
+
+    Raises:
+        MediaError: as `load_image`.
+    """
+    with _open(io.BytesIO(data), name, max_pixels, SENT_FORMATS) as image:
+        return _decode(image, name)
+
+
+def _decode(image: Image.Image, path: str) -> Image.Image:
+    try:
+        turn = ORIENTATIONS.get(orientation(image))
+        image.load()
+        upright = to_rgb(image)
+        return upright if turn is None else upright.transpose(turn)
+    except Exception as error:
+        raise _media_error(path, error) from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

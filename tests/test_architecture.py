@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "xtuner_plugins"
 # Bottom first.
 ROOMS = ("hub", "checkpoints", "datasets", "models", "planning", "recipes", "inference", "engine", "cli", "toy")
-ROOMS += ("selftest",)
+ROOMS += ("serving", "selftest")
 
 
 def room_of(path: Path) -> str:

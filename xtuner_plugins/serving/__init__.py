@@ -1,0 +1,1 @@
+"""A finished model for other people: the web page and the server."""

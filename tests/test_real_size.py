@@ -1,7 +1,8 @@
 """True sizes on a CPU: InternViT-300M and a Qwen2.5-0.5B-shaped LLM, random weights, photographs of 13 tiles.
 
 The root leaves train as shipped, each in a process of its own, except for what a machine of 2 cores can't wait for: one
-sample per micro-batch and one micro-batch per step. These tests come last of the slow tier (see conftest.py).
+sample per micro-batch, one micro-batch per step, and the GPUs' bfloat16 (a CPU's default is float32, whose matrix
+products take 2.5 times as long here). These tests come last of the slow tier (see conftest.py).
 """
 
 import contextlib
@@ -166,7 +167,7 @@ def test_two_steps_of_13_tiles_within_memory(leaf, base, tmp_path):
     data, images = write_records(tmp_path)
     work_dir = tmp_path / "run"
     settings = [f"base={base}", f"data_paths={data}", f"image_folders={images}", "max_steps=2"]
-    settings += ["batch_size=1", "accumulative_counts=1"]
+    settings += ["batch_size=1", "accumulative_counts=1", "dtype=bfloat16"]
     log_every_step = ["--cfg-options", "default_hooks.logger.interval=1"]
     peak, log = run("tools/train.py", leaf, "--work-dir", work_dir, "--set", *settings, *log_every_step)
     steps = [line for line in log.splitlines() if STEP_LINE.search(line)]

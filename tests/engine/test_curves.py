@@ -23,10 +23,10 @@ def test_a_resumed_start_replaces_what_came_after_its_checkpoint(tmp_path):
 
 
 def test_rows_of_a_step_belong_together_and_a_cut_line_is_left_out(tmp_path):
-    start(tmp_path, "1", 0, [{"step": 2, "loss": 1.0, "lr": 1e-3}, {"step": 2, "val/loss": 2.0, "name": "text"}])
+    start(tmp_path, "1", 0, [{"step": 2, "loss": 1.0, "lr": 1e-3}, {"step": 2, "val_loss": 2.0, "name": "text"}])
     with (tmp_path / "1/vis_data/scalars.json").open("a") as file:
         file.write('{"step": 3, "lo')
-    assert read_series(tmp_path) == {"loss": [(2, 1.0)], "lr": [(2, 1e-3)], "val/loss": [(2, 2.0)]}
+    assert read_series(tmp_path) == {"loss": [(2, 1.0)], "lr": [(2, 1e-3)], "val_loss": [(2, 2.0)]}
     assert read_series(tmp_path / "none") == {}
 
 
@@ -36,8 +36,13 @@ def test_rows_of_a_step_belong_together_and_a_cut_line_is_left_out(tmp_path):
         (["tiles", "loss", "grad_norm"], {"loss": ["loss"], "grad_norm": ["grad_norm"], "tiles": ["tiles"]}),
         (["lr", "lr/llm", "lr/projector"], {"lr": ["lr/llm", "lr/projector"]}),
         (
-            ["val/loss", "val/loss/ocr", "loss", "loss/ocr", "loss/tiles/1-4"],
-            {"loss": ["loss", "loss/ocr"], "val/loss": ["val/loss", "val/loss/ocr"], "loss/tiles": ["loss/tiles/1-4"]},
+            ["val_loss_by_dataset/a/b", "val_loss_by_dataset/ocr", "loss_by_tiles/1", "val_loss", "loss"],
+            {
+                "loss": ["loss"],
+                "val_loss": ["val_loss"],
+                "val_loss_by_dataset": ["val_loss_by_dataset/a/b", "val_loss_by_dataset/ocr"],
+                "loss_by_tiles": ["loss_by_tiles/1"],
+            },
         ),
     ],
 )

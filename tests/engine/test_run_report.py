@@ -14,7 +14,14 @@ from .test_curves import start
 
 @pytest.fixture
 def work_dir(tmp_path):
-    names = {"loss": 1.0, "lr/llm": 1e-3, "lr/projector": 5e-4, "val/loss": 2.0, "val/loss/票据": 3.0, "other/<b>": 7.0}
+    names = {
+        "loss": 1.0,
+        "lr/llm": 1e-3,
+        "lr/projector": 5e-4,
+        "val_loss": 2.0,
+        "val_loss_by_dataset/票据": 3.0,
+        "other/<b>": 7.0,
+    }
     start(tmp_path / "run", "1", 0, [{"step": n, **names} for n in range(1, 61)])
     (tmp_path / "run" / "run_contract.json").write_text(json.dumps(CONTRACT))
     Image.new("RGB", (900, 300), "red").save(tmp_path / "run/seen.png")
@@ -31,13 +38,19 @@ def work_dir(tmp_path):
 def test_the_page_shows_everything_and_needs_nothing_else(work_dir):
     write_report(work_dir, {"lr": "1e-3", "base": "<models>"})
     page = (work_dir / "report.html").read_text(encoding="utf-8")
-    assert re.findall(r'<img alt="([^"]*)" src="data:image/svg', page) == ["loss", "val/loss", "lr", "other"]
+    assert re.findall(r'<img alt="([^"]*)" src="data:image/svg', page) == [
+        "loss",
+        "val_loss",
+        "val_loss_by_dataset",
+        "lr",
+        "other",
+    ]
     assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in re.sub(r"data:[^\"]*", "", page)
     for text in ("票据", "projector", "DDP on 8 ranks", "193,856", "&lt;models&gt;", "it is 8", "it is 0", "caption"):
         assert text in page, text
     assert "&lt;i&gt;What?&lt;/i&gt;" in page and "it is 2<" not in page  # the first and the latest
     assert "../outside.png is outside of the work directory" in page
-    assert "Loss of the supervised tokens" in page and "监督 token 的损失" in page
+    assert "Loss of the supervised tokens" in page and "监督词元的损失" in page
     with Image.open(work_dir / "loss.png") as image:
         assert image.width > 700
     assert not list(work_dir.glob(".*"))

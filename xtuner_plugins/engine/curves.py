@@ -9,8 +9,10 @@ from pathlib import Path
 CONTRACT_FILE = "run_contract.json"  # in the work directory, and in the folder of each start
 SCALARS = "vis_data/scalars.json"  # in the folder of each start
 NO_SERIES = {"step", "iter", "epoch", "eta", "memory", "base_lr"}
-STAGES = ("train", "val", "test")
-FIRST = ("loss", "val/loss", "lr", "grad_norm", "tokens_per_second", "samples_per_second", "padding", "peak_memory_gib")
+FIRST = (
+    *("loss", "val_loss", "loss_by_dataset", "val_loss_by_dataset", "loss_by_tiles", "loss_by_tokens"),
+    *("lr", "grad_norm", "tokens_per_second", "samples_per_second", "padding", "peak_memory_gib"),
+)
 
 Series = list[tuple[int, float]]
 
@@ -56,20 +58,13 @@ def _step_before(folder: Path) -> int:
 
 
 def grouped(names: Iterable[str]) -> dict[str, list[str]]:
-    """The names of series by the chart that they share: ``lr/llm`` is in ``lr``, ``val/loss/ocr`` in ``val/loss``."""
+    """The names of series by the chart that they share: ``lr/llm`` is in ``lr``."""
     names = sorted(names)
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(_group(name), []).append(name)
+        groups.setdefault(name.partition("/")[0], []).append(name)
     for group, members in groups.items():
         if len(members) > 1 and group == "lr" and group in members:
             members.remove("lr")  # of the optimizer's first group
     order = {name: index for index, name in enumerate(FIRST)}
     return dict(sorted(groups.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
-
-
-def _group(name: str) -> str:
-    stage, _, rest = name.partition("/")
-    stage, rest = (f"{stage}/", rest) if stage in STAGES and rest else ("", name)
-    parts = rest.split("/")
-    return stage + "/".join(parts[: max(1, len(parts) - 1)])

@@ -32,15 +32,19 @@ THUMBNAIL = 320  # px
 
 # What series show, in English and Chinese; others are shown by their names.
 TITLES = {
-    "loss": ("Loss of the supervised tokens", "监督 token 的损失"),
-    "val/loss": ("Validation loss", "验证损失"),
+    "loss": ("Loss of the supervised tokens", "监督词元的损失"),
+    "val_loss": ("Validation loss", "验证损失"),
+    "loss_by_dataset": ("Loss by dataset", "各数据集的损失"),
+    "val_loss_by_dataset": ("Validation loss by dataset", "各数据集的验证损失"),
+    "loss_by_tiles": ("Loss by number of tiles", "按图块数划分的损失"),
+    "loss_by_tokens": ("Loss by length in tokens", "按词元长度划分的损失"),
     "lr": ("Learning rate", "学习率"),
     "grad_norm": ("Gradient norm before clipping", "裁剪前的梯度范数"),
-    "tokens_per_second": ("Tokens per second", "每秒 token 数"),
+    "tokens_per_second": ("Tokens per second", "每秒词元数"),
     "samples_per_second": ("Samples per second", "每秒样本数"),
     "padding": ("Share of padding", "填充占比"),
     "peak_memory_gib": ("Peak memory, GiB", "显存（内存）峰值，GiB"),
-    "supervised_tokens": ("Supervised tokens per step", "每步的监督 token 数"),
+    "supervised_tokens": ("Supervised tokens per step", "每步的监督词元数"),
     "tiles": ("Tiles per step", "每步的图块数"),
     "time": ("Seconds per step", "每步用时（秒）"),
     "data_time": ("Seconds of a step waiting for data", "每步等待数据的时间（秒）"),
@@ -75,7 +79,7 @@ def write_report(work_dir: Path, settings: Mapping[str, Any]) -> None:
     )
     _replace(work_dir / PAGE, page.encode("utf-8", "replace"))
     if "loss" in series:
-        lines = {name: series[name] for name in ("loss", "val/loss") if name in series}
+        lines = {name: series[name] for name in ("loss", "val_loss") if name in series}
         _replace(work_dir / LOSS_IMAGE, draw(lines, "png", size=(7.0, 4.0), label="loss"))
 
 

@@ -168,7 +168,7 @@ def _labels(recipe: Recipe) -> Iterator[tuple[str, list[str]]]:
     yield "tiles", ["1" if tiles == 1 else f"up to {tiles} + thumbnail"]
     yield "hardware", [recipe.hardware]
     yield "launch", wrapped(recipe.launch)
-    if recipe.llm == "frozen" and recipe.processes > 1:
+    if recipe.llm == "frozen" and recipe.processes > 1 and " GB " in recipe.hardware:  # imported ones name no card
         yield "strategies", list(_strategies(recipe))
     for label, text in recipe.notes.items():
         if text:

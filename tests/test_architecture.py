@@ -21,8 +21,8 @@ ROOMS = (
     "engine",
     "cli",
     "toy",
+    "selftest",
 )
-ROOMS += ("selftest",)
 
 
 def room_of(path: Path) -> str:

@@ -1,0 +1,29 @@
+"""The page's command: what is wrong is said in one line, before a model is loaded."""
+
+import socket
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "words, status, said",
+    [
+        (["none/here"], 1, "none/here"),
+        ([], 2, "give one or two"),
+        (["--server", "http://127.0.0.1:9/v1"], 2, "go together"),
+        (["a", "--port", "0"], 2, "give 1 to 65535"),
+        (["a", "b", "c"], 2, "3 models"),
+    ],
+)
+def test_refusals(run_tool, words, status, said):
+    done = run_tool("tools/web_demo.py", *words)
+    assert done.returncode == status and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_port_in_use(run_tool, toy_base):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run_tool("tools/web_demo.py", toy_base, "--port", port)
+    assert done.returncode == 1 and f"port {port}" in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
 from mmengine.dist import is_main_process
-from mmengine.runner.checkpoint import save_checkpoint
 from xtuner.engine import DeepSpeedStrategy as XTunerDeepSpeedStrategy
 
 from ..checkpoints.io.zero import checkpoint_directory, open_deepspeed
@@ -72,7 +71,7 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
                     weights[name] = whole.cpu()
         if is_main_process():
             extra.setdefault("meta", {}).update(seed=self.seed)
-            save_checkpoint({**extra, "state_dict": weights}, filename)
+            torch.save({**extra, "state_dict": weights}, filename)
 
     def resume(self, filename: str, *, callback: Callable | None = None, **kwargs) -> dict:
         """As MMEngine's; also from a plain file, another stage, and another number of ranks.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.dist import all_gather_object, barrier, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
+from mmengine.runner import runner as mmengine_runner
 
 from ...checkpoints.work_dir import LAST_CHECKPOINT, newest_checkpoint
 from ..steps import unwrap
@@ -74,16 +78,17 @@ class WholeCheckpointHook(CheckpointHook):
         beside = _hidden(target, PARTIAL)
         failure = None
         try:
-            runner.save_checkpoint(
-                self.out_dir,
-                beside.name,
-                save_optimizer=self.save_optimizer,
-                save_param_scheduler=self.save_param_scheduler,
-                meta=meta,
-                by_epoch=self.by_epoch,
-                backend_args=self.backend_args,
-                **self.args,
-            )
+            with _written_directly():
+                runner.save_checkpoint(
+                    self.out_dir,
+                    beside.name,
+                    save_optimizer=self.save_optimizer,
+                    save_param_scheduler=self.save_param_scheduler,
+                    meta=meta,
+                    by_epoch=self.by_epoch,
+                    backend_args=self.backend_args,
+                    **self.args,
+                )
         except (OSError, RuntimeError) as error:
             failure = _reason(error, self.out_dir)
         failure = _first_of_all_ranks(failure)
@@ -110,6 +115,21 @@ class WholeCheckpointHook(CheckpointHook):
                 if is_main_process():
                     _remove(target.with_name(self.filename_tmpl.format(old)))
             self.keep_ckpt_ids = kept
+
+
+@contextlib.contextmanager
+def _written_directly() -> Iterator[None]:
+    """Tensors go to the disk one by one; MMEngine's runner makes all bytes of a file in memory before it writes them."""
+
+    def write(checkpoint: dict[str, Any], filename: str, **options: Any) -> None:
+        torch.save(checkpoint, filename)
+
+    theirs = mmengine_runner.save_checkpoint
+    mmengine_runner.save_checkpoint = write
+    try:
+        yield
+    finally:
+        mmengine_runner.save_checkpoint = theirs
 
 
 def tidy(folder: Path) -> None:

@@ -119,7 +119,7 @@ class WholeCheckpointHook(CheckpointHook):
 
 @contextlib.contextmanager
 def _written_directly() -> Iterator[None]:
-    """Tensors go to the disk one by one; MMEngine's runner makes all bytes of a file in memory before it writes them."""
+    """Tensors go to the disk one by one. MMEngine's runner makes all bytes of a file in memory, then writes them."""
 
     def write(checkpoint: dict[str, Any], filename: str, **options: Any) -> None:
         torch.save(checkpoint, filename)

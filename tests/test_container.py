@@ -11,7 +11,7 @@ from xtuner_plugins.cli import xtp
 
 def test_services_start_commands_that_exist():
     services = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]
-    assert {"train", "chat"} <= set(services)
+    assert {"train", "chat", "demo", "server"} == set(services)
     for service in services.values():
         assert service["entrypoint"][0] == "xtp" and xtp.find_tool(service["entrypoint"][1])
         build = service["build"] if isinstance(service["build"], dict) else {}

@@ -1,7 +1,6 @@
 """The page as its visitors meet it: over HTTP, and in a browser where one is installed."""
 
 import shutil
-import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ import pytest
 from PIL import Image
 
 from xtuner_plugins.inference.session import ChatSession
+from xtuner_plugins.processes import free_port
 from xtuner_plugins.serving.demo import check_port, launch
 from xtuner_plugins.serving.demo_media import Limits
 from xtuner_plugins.serving.demo_models import LocalModel
@@ -35,12 +35,6 @@ class Echo:
             while not stop.wait(0.05):
                 emit(".")
             self.stopped.set()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def serve(*models, **options):

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+import torch
 
 from xtuner_plugins.config_file import ConfigError
-from xtuner_plugins.engine.text_check import RANGES, check_known, check_values, check_vision
+from xtuner_plugins.engine.text_check import RANGES, _llama_layers, check_known, check_values, check_vision
 
 
 def config(toy_base, **dataset):
@@ -47,6 +48,23 @@ def test_targets_are_layers_of_their_part(part, right, toy_base):
             check_values(cfg)
         check_values({"model": {**cfg["model"], "base": "none"}})
         cfg["model"][f"{part}_lora"]["target_parameters"] = ["x"]
+        check_values(cfg)
+
+
+def test_targets_of_an_internlm2_are_those_of_the_llama_that_it_becomes(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=1, vocab_size=8)
+    llama = LlamaForCausalLM(LlamaConfig(**sizes))
+    own = [name for name, module in llama.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Embedding))]
+    assert sorted(_llama_layers(sizes)) == sorted(own)
+
+    llm = {"model_type": "internlm2", **sizes}
+    (tmp_path / "config.json").write_text(json.dumps({"llm_config": llm, "vision_config": {}}))
+    cfg = {"model": {"base": str(tmp_path), "llm_lora": {"target_modules": ["q_proj"]}}}
+    check_values(cfg)
+    cfg["model"]["llm_lora"]["target_modules"] = ["wqkv"]
+    with pytest.raises(ConfigError, match="target_modules=.'wqkv'. is no layer here; it has .*q_proj"):
         check_values(cfg)
 
 

@@ -120,10 +120,14 @@ def check_values(cfg: Mapping[str, Any]) -> None:
 
 
 def _check_targets(base: Any, where: str, targets: Any, prefix: str, section: str) -> None:
-    """Raises where no layer has such a name; the names are those of the base's weights, if it has ours."""
-    if (_fields(base).get(section) or {}).get("model_type") not in {**LLM_FAMILIES, **ENCODER_FAMILIES}:
+    """Raises where no layer has such a name; the names are those of the weights, or those that they are read as."""
+    config = _fields(base).get(section) or {}
+    if config.get("model_type") == "internlm2":
+        layers = _llama_layers(config)
+    elif config.get("model_type") in {**LLM_FAMILIES, **ENCODER_FAMILIES}:
+        layers = [key.removeprefix(prefix).removesuffix(".weight") for key in _weights(base) if key.startswith(prefix)]
+    else:
         return  # its layers get other names when it is read
-    layers = [key.removeprefix(prefix).removesuffix(".weight") for key in _weights(base) if key.startswith(prefix)]
     try:
         matches = target_matcher(targets)
     except re.error as error:
@@ -131,6 +135,15 @@ def _check_targets(base: Any, where: str, targets: Any, prefix: str, section: st
     if layers and not any(map(matches, layers)):
         known = sorted({layer.rpartition(".")[2] for layer in layers if not layer.endswith(("norm", ".bias"))})
         raise ConfigError(f"{where}.target_modules={targets!r} is no layer here; it has {', '.join(known)}")
+
+
+def _llama_layers(config: Mapping[str, Any]) -> list[str]:
+    """Names of the layers of an InternLM2 as training holds it, which is a Llama."""
+    return ["model.embed_tokens", "lm_head"] + [
+        f"model.layers.{index}.{'self_attn' if name[1:] == '_proj' else 'mlp'}.{name}"
+        for index in range(config.get("num_hidden_layers") or 0)
+        for name in LLM_FAMILIES["llama"].lora_targets
+    ]
 
 
 def _weights(base: str) -> list[str]:

@@ -23,10 +23,10 @@ RUN pip install -r requirements.txt && pip install --no-deps xtuner==0.2.0
 COPY . .
 RUN pip install --no-deps --no-build-isolation -e . \
     && useradd --create-home --uid 1000 user \
-    && mkdir /work \
-    && chown user:user /work
+    && mkdir /workspace \
+    && chown user:user /workspace
 
 USER 1000:1000
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["xtp"]
 CMD ["--help"]

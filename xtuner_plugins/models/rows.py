@@ -80,7 +80,10 @@ def make_row(batch: Mapping[str, torch.Tensor], image_token: int) -> Row:
     places = (labels != IGNORE_INDEX).nonzero().flatten()
     predicting, targets = before[places], labels[places]
     weights = batch.get("loss_weights")
-    weights = None if weights is None else weights[samples[places]].float()
+    if weights is not None:
+        if follows is not None:  # one weight for a prompt and its answers
+            weights = weights.repeat_interleave(len(batch["follows"]) // len(weights))
+        weights = weights[samples[places]].float()
     if len(places) == 0:
         predicting = targets = torch.zeros(1, dtype=torch.int64)
         weights = torch.zeros(1)

@@ -112,8 +112,8 @@ class PreferenceModel(VisionLanguageModel):
     """Tunes an InternVL-style model on preference pairs (`PreferenceDataset`, `collate_pairs`).
 
     The loss of an optimizer step is the mean over its pairs, in all micro-batches and on all ranks, of a weighted sum
-    of `objectives`. The reference is the base as the run found it: with LoRA the adapters are switched off; of everything
-    else that trains (a projector, a whole LLM) a frozen copy is kept.
+    of `objectives`. The reference is the base as the run found it: with LoRA the adapters are switched off; of all
+    that trains otherwise (a projector, a whole LLM) a frozen copy is kept.
 
     Args:
         base: As `VisionLanguageModel`; also the reference.

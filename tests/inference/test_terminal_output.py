@@ -1,4 +1,4 @@
-"""What reaches a terminal: no control codes of others, and images only where the terminal announces that it draws them."""
+"""What reaches a terminal: no control codes of others, and images only where it announces that it shows them."""
 
 import os
 import subprocess

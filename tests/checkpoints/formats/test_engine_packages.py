@@ -1,8 +1,8 @@
 """An export against the published packages of vLLM, SGLang and lmdeploy: what they look up in it is there (slow tier).
 
 Their wheels are downloaded and read as text; nothing of them is installed or imported. They are kept in
-`XTUNER_PLUGINS_ENGINES` (default `~/.cache/xtuner_plugins/engines`), half a gigabyte. This shows that the engines know the
-architecture and find the fields that they read, not that they compute the same.
+`XTUNER_PLUGINS_ENGINES` (default `~/.cache/xtuner_plugins/engines`), half a gigabyte. This shows that the engines know
+the architecture and find the fields that they read, not that they compute the same.
 """
 
 import ast

@@ -1,9 +1,14 @@
 """Every page works as written: paths exist, tools take the options shown, make has the targets."""
 
+import importlib.util
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+import xtuner_plugins
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
@@ -66,3 +71,35 @@ def test_every_benchmark_is_described():
     page = (ROOT / "benchmarks" / "README.md").read_text()
     scripts = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py"))
     assert [script for script in scripts if f"`{script}`" not in page] == []
+
+
+def made(script, folder):
+    """What a script of docs/images writes into the folder."""
+    spec = importlib.util.spec_from_file_location(script, ROOT / "docs" / "images" / f"{script}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(folder)
+    return sorted(folder.iterdir())
+
+
+def test_the_drawing_of_the_network_is_what_its_script_draws(tmp_path):
+    drawings = made("make_architecture", tmp_path)
+    assert [path.name for path in drawings] == ["architecture.svg", "architecture_zh-CN.svg"]
+    for path in drawings:
+        assert path.read_bytes() == (ROOT / "docs" / "images" / path.name).read_bytes(), "run make_architecture.py"
+
+
+def test_the_sheet_of_tiles_is_what_its_script_makes(tmp_path):
+    (sheet,) = made("make_tiles", tmp_path)
+    committed = np.asarray(Image.open(ROOT / "docs" / "images" / sheet.name))
+    assert np.array_equal(np.asarray(Image.open(sheet)), committed), "run make_tiles.py"
+
+
+def test_badges_and_citation_are_true():
+    project = (ROOT / "pyproject.toml").read_text()
+    assert 'requires-python = ">=3.10,<3.13"' in project and "Apache License" in (ROOT / "LICENSE").read_text()
+    for page in ("README.md", "README_zh-CN.md"):
+        badges = re.findall(r"img.shields.io/badge/(\S+?)-blue", (ROOT / page).read_text())
+        assert badges == ["license-Apache_2.0", "python-3.10_to_3.12", "XTuner-0.2"]
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"version: {xtuner_plugins.__version__}\n" in citation and "license: Apache-2.0\n" in citation

@@ -82,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     from xtuner_plugins.inference.answer_page import write_page
     from xtuner_plugins.inference.batch_answers import Job, answer_all
     from xtuner_plugins.inference.questions import Question, Unusable, from_file, from_folder
+    from xtuner_plugins.inference.terminal_output import printable
 
     if args.images and not Path(args.images).is_dir():
         raise ValueError(f"--images {args.images}: no such folder")
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.data or args.images} holds no {'question' if args.data else 'image'}")
 
     def leave_out(each: Unusable) -> None:
-        tqdm.write(f"left out: {each.message}", file=sys.stderr)
+        tqdm.write(printable(f"left out: {each.message}"), file=sys.stderr)
 
     for each in unusable:
         leave_out(each)

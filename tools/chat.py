@@ -16,7 +16,8 @@ stops an answer, and these are commands:
     /help         say this
     /quit         leave (so does the end of the input)
 
-Boxes in an answer are drawn on the latest image and saved as NAME.boxes-1.png in the current folder.
+Boxes in an answer are drawn on the latest image and saved as NAME.boxes-1.png in the current folder. A terminal that
+announces Sixel, Kitty's graphics or 24-bit colours shows images, too. Control codes in an answer are shown, not obeyed.
 
 Exit status: 0; 1 when the model or an image can't be used; 2 for a wrong command line.
 """
@@ -42,6 +43,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--temperature", type=float, default=0.0, help="above 0 samples (default 0: the likeliest token)"
     )
     parser.add_argument("--template", help="of a checkpoint that was trained with several")
+    parser.add_argument("--no-drawings", action="store_true", help="show no images in the terminal")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default auto)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default auto)")
     args = parser.parse_args(argv)
@@ -94,7 +96,8 @@ def open_chat(args: argparse.Namespace):
     options = {"max_new_tokens": args.max_new_tokens}
     if args.temperature > 0:
         options |= {"do_sample": True, "temperature": args.temperature}
-    return TerminalChat(open_session(args.model, args.checkpoint, **opening), str(source), options, args.image)
+    session = open_session(args.model, args.checkpoint, **opening)
+    return TerminalChat(session, str(source), options, args.image, draws=not args.no_drawings)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python tools/web_demo.py exports/mine
     python tools/web_demo.py exports/mine exports/older
+    python tools/web_demo.py work_dirs/finetune_lora                              # its newest checkpoint
     python tools/web_demo.py --server http://127.0.0.1:8000/v1 --model mine
 
 The page is at http://127.0.0.1:7860, for this machine alone unless --host says otherwise. With --server it is a front
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="export or base; two are shown side by side")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="export, base or work directory; two: side by side")
     parser.add_argument("--server", metavar="URL", help="OpenAI-style server, up to /v1")
     parser.add_argument("--model", action="append", default=[], metavar="NAME", help="model of --server; up to twice")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1); 0.0.0.0 for all")
@@ -55,16 +56,15 @@ def main(argv=None) -> int:
 
 def serve(args: argparse.Namespace) -> int:
     """Checks what is cheap to check, loads the models, and serves until Ctrl-C."""
-    from xtuner_plugins.checkpoints.formats import open_config
     from xtuner_plugins.cli.terminal import quiet_imports
+    from xtuner_plugins.inference.opening import find_source, open_session
 
-    for directory in args.models:
-        open_config(directory)  # a wrong path shows before transformers is imported
+    for path in args.models:
+        find_source(path)  # a wrong path shows before transformers is imported
     password = read_password(args.password_file)
     quiet_imports()
     from transformers.utils import logging
 
-    from xtuner_plugins.inference.session import ChatSession
     from xtuner_plugins.serving.demo import check_port, launch
     from xtuner_plugins.serving.demo_media import Limits
     from xtuner_plugins.serving.demo_models import LocalModel, ServerModel
@@ -77,7 +77,7 @@ def serve(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     models = [
-        LocalModel(ChatSession.from_pretrained(path, device=args.device, dtype=args.dtype), Path(path).resolve().name)
+        LocalModel(open_session(path, device=args.device, dtype=args.dtype), Path(path).resolve().name)
         for path in args.models
     ]
     models += [ServerModel(args.server, name) for name in args.model]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-SHARED = Path(__file__).parent  # has page.css.jinja, which templates include
+SHARED = Path(__file__).parent  # has page.css.jinja and page_languages.jinja, which templates include
 
 
 def render(folder: Path, template: str, **values: Any) -> str:

@@ -14,6 +14,7 @@ def test_the_page(tmp_path, monkeypatch):
     rows = {f"q{n}": {"answer": f"<b>{n}</b> <box>[[0, 0, 9, 9]]</box>"} for n in range(3)}
     write_page(tmp_path / "a.html", "exports/<mine>", questions, rows, [Unusable("x", "x.jpg: can't <be> decoded")])
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "的 3 个回答" in page and "有 1 个问题无法提出" in page
     assert "3 answers of" in page and "exports/&lt;mine&gt;" in page and "1 question could not be asked" in page
     assert "&lt;b&gt;2&lt;/b&gt;" in page and "<b>" not in page and "Where, 3?" not in page
     assert page.count("data:image/jpeg;base64,") == 1 and "a1.png, 800x400" in page and "no such image" in page

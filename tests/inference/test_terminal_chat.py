@@ -143,6 +143,17 @@ def test_boxes_are_drawn_into_a_new_file(chat, image, tmp_path, capsys):
     assert f"(boxes drawn on {image}: {tmp_path / names[1]})" in capsys.readouterr().out
 
 
+def test_a_terminal_obeys_no_answer_and_no_name(chat, tmp_path, capsys):
+    path = tmp_path / "a\x1b[2J.png"
+    Image.new("RGB", (40, 20)).save(path)
+    chat.session.answers = ["\x1b]0;title\x07Red."]
+    chat.handle(f"/image {path}")
+    chat.handle("Which?")
+    out = capsys.readouterr().out
+    assert "\u241b]0;title\u2407Red." in out and "a\u241b[2J.png" in out and "\x1b" not in out and "\x07" not in out
+    assert chat.turns[0].answer == "\x1b]0;title\x07Red."  # what is saved is the answer itself
+
+
 def test_ctrl_c_stops_one_answer(chat, monkeypatch, capsys):
     lines = iter(["Interrupted?", "Again?", KeyboardInterrupt, "/save /no/such/folder/a.md", "/none"])
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from xtuner_plugins.inference.session import ChatSession
 from xtuner_plugins.processes import free_port
-from xtuner_plugins.serving.demo import check_port, launch
-from xtuner_plugins.serving.demo_media import Limits
-from xtuner_plugins.serving.demo_models import LocalModel
+from xtuner_plugins.serving.demo import Page, boxes_shown, check_port, launch
+from xtuner_plugins.serving.demo_media import Limits, Medium
+from xtuner_plugins.serving.demo_models import LocalModel, Settings
 
 SETTINGS = ("", 0, 6, 8, 2)  # system, temperature, tiles, new tokens, frames
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -60,6 +60,49 @@ def answer_of(chat):
     return chat[-1]["content"][0]["text"]
 
 
+def test_the_model_begins_before_the_page_is_told():
+    """Tiles are encoded for the page while the model works, not before."""
+    begun = threading.Event()
+
+    class Model(Echo):
+        def answer(self, turns, settings, stop, emit):
+            begun.set()
+            emit("Yes.")
+
+    page = Page([Model()], Limits(max_bytes=1 << 20, max_pixels=1 << 20))
+    steps = page.ask("What?", [], [], Settings(), 2, "session")
+    exchanges, _ = next(steps)
+    assert begun.wait(30) and exchanges[-1].answers is None
+    assert [list(exchanges)[-1].answers for exchanges, _ in steps][-1] == ("Yes.",)
+
+
+def test_the_first_question_imports_nothing_large(run_tool):
+    """Gradio has Matplotlib import pyplot at the first event of a process; the page does so before it is announced."""
+    script = (
+        "import sys, threading\n"
+        "from tests.serving.test_demo import Echo, SETTINGS, connect, serve\n"
+        "blocks = serve(Echo())\n"
+        "client = connect(blocks.local_url)\n"
+        "before = set(sys.modules)\n"
+        "client.predict({'text': 'Hi', 'files': []}, *SETTINGS, api_name='/ask')\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "print('new:', *sorted(new & {'matplotlib', 'pandas', 'torch', 'transformers', 'numpy'}))\n"
+        "blocks.close()\n"
+    )
+    done = run_tool("-c", script)
+    assert done.returncode == 0 and "new:\n" in done.stdout and "Warning" not in done.stderr, done.stdout + done.stderr
+
+
+def test_boxes_are_drawn_on_the_last_image():
+    media = [
+        [Medium("a.png", (Image.new("RGB", (2560, 640)),), False)],
+        [Medium("v.mp4", (Image.new("RGB", (9, 9)),), True)],
+    ]
+    drawn = boxes_shown(media, [(0, 0, 500, 500)])
+    assert drawn.size == (1280, 320) and drawn.getpixel((0, 0)) != (0, 0, 0) == drawn.getpixel((1000, 300))
+    assert boxes_shown(media[1:], [(0, 0, 500, 500)]) is None and boxes_shown(media, []) is None
+
+
 def test_twenty_visitors_are_not_mixed_up(echo):
     def visit(number):
         client = connect(echo)
@@ -94,7 +137,7 @@ def test_bad_input_gets_one_clear_answer(echo, tmp_path, capfd):
     path = tmp_path / "a.png"
     path.write_text("hello")
     client = connect(echo)
-    with pytest.raises(Exception, match="a.png: no readable image"):
+    with pytest.raises(Exception, match="a.png: no image"):
         client.predict({"text": "What?", "files": [handle_file(str(path))]}, *SETTINGS, api_name="/ask")
     with pytest.raises(Exception, match="Type a question first"):
         client.predict({"text": " ", "files": []}, *SETTINGS, api_name="/ask")

@@ -6,7 +6,7 @@ from PIL import Image
 
 from xtuner_plugins.datasets.errors import MediaError
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
-from xtuner_plugins.serving.demo_media import Limits, Medium, boxes_of, cut_media, question_text, read_media
+from xtuner_plugins.serving.demo_media import Limits, Medium, cut_media, question_text, read_media
 
 LIMITS = Limits(max_bytes=1 << 20, max_pixels=10_000)
 STILL = Medium("a.png", (Image.new("RGB", (96, 64)),), False)
@@ -28,7 +28,7 @@ def test_an_image(tmp_path):
 def test_bad_files_are_refused_by_name(tmp_path):
     path = tmp_path / "a.png"
     path.write_text("hello")
-    assert "a.png" in refusal(path) and "no readable image" in refusal(path) and str(tmp_path) not in refusal(path)
+    assert "a.png" in refusal(path) and "no image; send one of" in refusal(path) and str(tmp_path) not in refusal(path)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:5000])
     assert "can't be decoded" in refusal(path) and "record" not in refusal(path)
@@ -37,7 +37,7 @@ def test_bad_files_are_refused_by_name(tmp_path):
     path.with_suffix(".mp4").write_text("hello")
     assert "can't be decoded" in refusal(path.with_suffix(".mp4"))
     path.with_suffix(".eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    assert "no readable image" in refusal(path.with_suffix(".eps"))
+    assert "no image; send one of" in refusal(path.with_suffix(".eps"))
 
 
 def test_limits_come_before_decoding(tmp_path, monkeypatch):
@@ -60,10 +60,3 @@ def test_frames_are_numbered_and_get_one_tile():
     tiling = DynamicTiling(max_tiles=6, tile_size=16)
     assert [len(tiles) for tiles in cut_media([STILL, VIDEO], tiling, "equal")] == [7, 1, 1]
     assert [len(tiles) for tiles in cut_media([STILL, STILL], tiling, "equal")] == [3, 3]
-
-
-def test_boxes_with_and_without_tags():
-    expected = [(10, 40, 100, 200)]
-    assert boxes_of("<ref>it</ref><box>[[100, 200, 1000, 1000]]</box>", 100, 200) == expected
-    assert boxes_of("it[[1000, 200, 100, 1200]]", 100, 200) == expected
-    assert boxes_of("[1, 2] [[1, 2]] none", 100, 200) == []

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pexpect
 import pytest
 from PIL import Image
 
@@ -75,6 +76,38 @@ def test_a_conversation_by_stdin(toy_base, image):
     errors = done.stderr.splitlines()
     assert len(errors) == 2 and "missing.png" in errors[0] and "no command /unknown; there are /image" in errors[1]
     assert done.returncode == 1  # something on the way went wrong
+
+
+@pytest.mark.slow
+def test_in_a_terminal(toy_base, image, tmp_path):
+    """A terminal with Sixel: a dropped image is drawn, arrow keys recall lines."""
+    command = [str(ROOT / "tools/chat.py"), str(toy_base), "--device", "cpu", "--max-new-tokens", "8"]
+    env = {**os.environ, "TERM": "xterm-256color", "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    options = {"env": env, "cwd": tmp_path, "encoding": "utf-8", "timeout": HANGS_AFTER, "dimensions": (40, 100)}
+    with pexpect.spawn(sys.executable, command, **options) as child:
+        child.expect("Ask, drop an image .*> ")
+        child.sendline(f"'{image}'")
+        child.expect_exact("336 x 224, goes with the next question)")
+        child.expect_exact("\x1b[c")
+        child.send("\x1b[?62;4c")
+        child.expect_exact("\x1bP")
+        child.expect("> ")
+        child.sendline("What is it?")
+        child.expect_exact("What is it?\r\n")
+        child.expect("(.*)\r\n.*> ")
+        answer = child.match[1]
+        child.sendline("/clear")
+        child.expect("new conversation.*> ")
+        child.sendline(f"/image {image}")
+        child.expect("next question.*\x1bP.*> ")
+        child.send("\x1b[A" * 3)  # up to the question
+        child.expect_exact("What is it?")
+        child.send("\n")
+        child.expect("\r\n(.*)\r\n.*> ")
+        assert child.match[1] == answer
+        child.sendline("/quit")
+        child.expect(pexpect.EOF)
+    assert child.exitstatus == 0
 
 
 def test_a_checkpoint_without_an_export(toy_base, tmp_path):

@@ -7,9 +7,9 @@ from PIL import Image
 
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.toy.data import scene_of, write_data
-from xtuner_plugins.toy.language import NUMBER_WORDS, describe
+from xtuner_plugins.toy.language import ACROSS, NUMBER_WORDS, describe
 
-COUNTS = {"pretrain": 40, "train": 80, "test": 30}
+COUNTS = {"pretrain": 40, "train": 80, "test": 30, "crossing": 10}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_answers_are_the_truth_of_the_scene(root):
         for row in records(root)[split]:
             if "image" not in row:
                 continue
-            scene, _ = scene_of(split, int(row["id"].split("-")[1]))
+            scene, _ = scene_of(row["id"].split("-")[0], int(row["id"].split("-")[1]))
             turns = [message["value"].replace("<image>\n", "") for message in row["conversations"]]
             for question, answer in zip(turns[::2], turns[1::2], strict=True):
                 assert answer == truth(scene, question), (row["id"], question)
@@ -77,6 +77,16 @@ def truth(scene, question):
     return color
 
 
+def test_of_signs_across_two_tiles_the_number_is_asked(root):
+    rows = [row for row in records(root)["test"] if row["kind"] == ACROSS]
+    assert len(rows) > 0.8 * COUNTS["crossing"]
+    assert {row["image"].split("/")[0] for row in rows} == {"crossing"}
+    assert all("number" in row["conversations"][0]["value"] for row in rows)
+    in_training = [scene_of("train", index)[0].signs for index in range(400)]
+    share = sum(sign.crosses for signs in in_training for sign in signs) / sum(map(len, in_training))
+    assert 0.12 < share < 0.3  # a quarter of the images that have a border between columns
+
+
 def test_splits_share_no_scene_and_no_image(root):
     scenes, pixels = {}, {}
     for split, count in COUNTS.items():
@@ -95,7 +105,7 @@ def test_every_value_occurs_in_training():
 
 
 def test_the_same_seed_writes_the_same_files_another_does_not(root, tmp_path):
-    counts = {"pretrain": 4, "train": 4, "test": 4}
+    counts = {"pretrain": 4, "train": 4, "test": 4, "crossing": 0}
 
     def content(seed, name):
         write_data(tmp_path / name, counts, seed=seed, workers=1)

@@ -32,6 +32,16 @@ def test_signs_stay_in_their_tile_and_near_the_middle_of_their_cells(max_signs):
                 assert abs(x % CELL - CELL // 2) <= JITTER and abs(y % CELL - CELL // 2) <= JITTER
 
 
+def test_a_crossing_sign_has_marks_in_two_tiles_and_no_border_cuts_one():
+    scenes_with_a_border = [scene for scene in scenes(crossing=1.0) if scene.width > TILE]
+    for scene in scenes_with_a_border:
+        for sign in scene.signs:
+            assert sign.crosses and sign.y // TILE == (sign.y + CELL - 1) // TILE
+            for _, x, y in sign.marks:
+                assert abs(x % CELL - CELL // 2) <= JITTER and abs(y % CELL - CELL // 2) <= JITTER
+    assert sum(len(scene.signs) for scene in scenes_with_a_border) > 0.9 * len(scenes_with_a_border)
+
+
 def test_nothing_covers_anything_else_and_every_question_has_one_answer():
     for scene in scenes(max_signs=3):
         boxes = [(s.x - s.size // 2, s.y - s.size // 2, s.x + s.size // 2, s.y + s.size // 2) for s in scene.shapes]

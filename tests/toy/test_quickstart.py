@@ -51,12 +51,14 @@ def test_a_run_without_checkpoint_is_an_error(tmp_path):
 def test_verdict_sees_a_wrong_number_and_a_differing_export():
     questions = [{"id": str(i), "kind": "number", "answer": "47"} for i in range(10)]
     right, wrong = {q["id"]: "47" for q in questions}, {q["id"]: "11" for q in questions}
-    good = summarize(questions, {"tiling": right, "one tile": wrong}, {"tiling": right, "one tile": wrong})
-    assert [reached for reached, _ in verdict(good)] == [True, True, True]
+    good = summarize(questions, {"tiling": right, "one tile": wrong}, {"tiling": right, "one tile": wrong}, wrong)
+    assert [reached for reached, _ in verdict(good)] == [True, True, True, True]
     bad = summarize(
-        questions, {"tiling": wrong, "one tile": wrong}, {"tiling": {**wrong, "3": "12"}, "one tile": wrong}
+        questions, {"tiling": wrong, "one tile": wrong}, {"tiling": {**wrong, "3": "12"}, "one tile": wrong}, wrong
     )
-    assert [reached for reached, _ in verdict(bad)] == [False, False, False]
+    assert [reached for reached, _ in verdict(bad)] == [False, False, False, False]
+    level = summarize(questions, {"tiling": right, "one tile": wrong}, {"tiling": right, "one tile": wrong}, right)
+    assert [reached for reached, _ in verdict(level)] == [True, True, False, True]  # tiles gained nothing
     assert bad["num_answers_that_differ"] == 1
 
 

@@ -4,6 +4,7 @@ opening        a model directory or a training checkpoint becomes a session
 session        prompts, tiles and generation, as in training
 questions      what is asked: a folder of images, or the lines of a file
 batch_answers  many questions, in batches and processes      answer_file, answer_page   where answers go
-terminal_chat  a conversation in the terminal                drawing                    boxes of an answer
+terminal_chat  a conversation in the terminal                terminal_output            what the terminal is sent
+drawing        boxes of an answer
 verify         an export against the trained model, in a clean process
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
@@ -10,6 +11,14 @@ from PIL import Image, ImageDraw
 from ..datasets.records.boxes import FRAME_SIZE, find_boxes
 
 COLOR = "#00c853"
+# The tags are special tokens of most models, which decoding drops: of `<box>[[...]]</box>` only the numbers are left.
+_ROW = r"\[[\d\s.,-]*\]"
+BARE_BOXES = re.compile(rf"\[\s*{_ROW}(?:\s*,\s*{_ROW})*\s*\]")
+
+
+def answer_boxes(answer: str) -> list[tuple[float, ...]]:
+    """The boxes ``(x1, y1, x2, y2)`` of an answer in the frame of 0 to 1000, with tags or without."""
+    return find_boxes(answer) or find_boxes("".join(f"<box>{bare}</box>" for bare in BARE_BOXES.findall(answer)))
 
 
 def draw_boxes(image: Image.Image, boxes: Sequence[tuple[float, ...]]) -> Image.Image:
@@ -32,5 +41,5 @@ def draw_boxes(image: Image.Image, boxes: Sequence[tuple[float, ...]]) -> Image.
 
 def with_boxes(image: Image.Image, answer: str) -> Image.Image | None:
     """The image with the boxes of an answer; None where the answer contains none."""
-    boxes = find_boxes(answer)
+    boxes = answer_boxes(answer)
     return draw_boxes(image, boxes) if boxes else None

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..datasets.images.media import load_image
 from .drawing import with_boxes
+from .terminal_output import Drawings, printable
 
 if TYPE_CHECKING:
     from .session import ChatSession
@@ -49,6 +50,7 @@ class TerminalChat:
         options: Of `ChatSession.ask`.
         images: Files of images for the first question.
         out: Folder for images with drawn boxes.
+        draws: Show images in the terminal too, where it can.
 
     Raises:
         MediaError: An image can't be read.
@@ -61,11 +63,13 @@ class TerminalChat:
         options: Mapping[str, Any],
         images: Sequence[str | Path] = (),
         out: str | Path = ".",
+        draws: bool = True,
     ):
         self.session, self.model, self.options, self.out = session, model, dict(options), Path(out)
         self.turns: list[Turn] = []
         self.pending: list[tuple[str, Image.Image]] = [(str(path), load_image(path)) for path in images]
         self.shown: tuple[str, Image.Image] | None = None  # the latest image of the conversation
+        self._drawings = Drawings(draws)
 
     def run(self) -> int:
         """Reads lines until /quit or the end; without a terminal, an error on the way shows in the status."""
@@ -73,6 +77,8 @@ class TerminalChat:
         if interactive:
             _edit_lines()
             print(f"Ask, drop an image onto this window, or type one of {', '.join(COMMANDS)}.")
+            for path, image in self.pending:
+                self._present(path, image)
         while True:
             try:
                 line = input("> " if interactive else "").strip()
@@ -81,7 +87,7 @@ class TerminalChat:
             except EOFError:
                 return status
             except (ValueError, OSError) as error:
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {printable(str(error))}", file=sys.stderr)
                 status = status if interactive else 1
             except RuntimeError as error:
                 if "out of memory" not in str(error) or not interactive:
@@ -141,7 +147,7 @@ class TerminalChat:
         if path.exists():
             raise ValueError(f"/save {path}: the file exists; give another name")
         path.write_text(write(), encoding="utf-8")
-        print(f"(saved {path}, {len(self.turns)} questions)")
+        print(printable(f"(saved {path}, {len(self.turns)} questions)"))
 
     def _command(self, name: str, rest: str) -> bool:
         if name == "/quit":
@@ -166,7 +172,11 @@ class TerminalChat:
     def _attach(self, path: Path) -> None:
         image = load_image(path)
         self.pending.append((str(path), image))
-        print(f"({path}, {image.width} x {image.height}, goes with the next question)")
+        self._present(str(path), image)
+
+    def _present(self, path: str, image: Image.Image) -> None:
+        print(f"({printable(path)}, {image.width} x {image.height}, goes with the next question)")
+        self._drawings.show(image)
 
     def _clear(self, rest: str = "") -> None:
         self.session.reset()
@@ -178,7 +188,7 @@ class TerminalChat:
             self.session.model.system_message = text
             self._clear()
         else:
-            print(self.session.model.system_message or "(no system prompt)")
+            print(printable(self.session.model.system_message or "(no system prompt)"))
 
     def _tiles(self, text: str) -> None:
         if text:
@@ -194,7 +204,8 @@ class TerminalChat:
         while (path := self.out / f"{stem}.boxes-{number}.png").exists():
             number += 1
         drawn.save(path)
-        print(f"(boxes drawn on {self.shown[0]}: {path})")
+        print(printable(f"(boxes drawn on {self.shown[0]}: {path})"))
+        self._drawings.show(drawn)
 
     def _as_json(self) -> str:
         content = {"model": self.model, "system": self.session.model.system_message}
@@ -252,14 +263,14 @@ def _link(path: str) -> str:
 
 
 def _printer() -> Callable[[str], None]:
-    """Prints pieces as they come, without the space before the first word."""
+    """Prints pieces as they come, without control codes and without the space before the first word."""
     begun = False
 
     def show(piece: str) -> None:
         nonlocal begun
         piece = piece if begun else piece.lstrip()
         begun = begun or bool(piece)
-        print(piece, end="", flush=True)
+        print(printable(piece), end="", flush=True)
 
     return show
 

@@ -1,9 +1,9 @@
-"""Writes the leaves of `configs/`, their READMEs and the table of `docs/recipes.md` from the table of recipes."""
+"""Writes the leaves of `configs/`, their READMEs and the tables of other pages from the table of recipes."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from ..planning.hardware import UTILIZATION
 from ..planning.memory import GIB
 from .bases import ENCODERS, LLMS
 from .folders import FOLDERS
+from .hardware_table import BEGIN as HARDWARE_BEGIN
+from .hardware_table import END as HARDWARE_END
+from .hardware_table import render_hardware
 from .page import BEGIN, END
 from .recipe import PARTS, SETTINGS, Commented, Recipe, setting_of
 from .table import RECIPES
@@ -29,10 +32,11 @@ _PART_WORDS = {"visual_encoder": "vision encoder", "projector": "projector", "ll
 
 # The page of all leaves; what stands between the marks is written, the rest is a person's.
 PAGES = {"docs/recipes.md": False, "docs/recipes_zh-CN.md": True}
+LANDING_PAGES = {"README.md": False, "README_zh-CN.md": True}
 
 
 def write_recipes(root: str | Path) -> list[Path]:
-    """Writes every leaf and README below `root/configs`, and the tables of the pages that exist below `root/docs`.
+    """Writes every leaf and README below `root/configs`, and the tables of the pages that exist in `root`.
 
     Returns:
         The files whose content is new.
@@ -44,9 +48,10 @@ def write_recipes(root: str | Path) -> list[Path]:
     for folder in FOLDERS:
         for name, is_chinese in (("README.md", False), ("README_zh-CN.md", True)):
             texts[f"configs/{folder}/{name}"] = render_readme(folder, is_chinese)
-    for name, is_chinese in PAGES.items():
+    for name, is_chinese in (PAGES | LANDING_PAGES).items():
         if (Path(root) / name).is_file():
-            texts[name] = with_table((Path(root) / name).read_text(encoding="utf-8"), is_chinese, name)
+            fill = with_table if name in PAGES else with_hardware
+            texts[name] = fill((Path(root) / name).read_text(encoding="utf-8"), is_chinese, name)
     changed = []
     for name, text in texts.items():
         path = Path(root) / name
@@ -106,11 +111,24 @@ def with_table(page: str, is_chinese: bool = False, name: str = "the page") -> s
     Raises:
         ValueError: A mark is missing, double, or in the wrong order.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end) or page.count(BEGIN) + page.count(END) != 2:
-        raise ValueError(f"{name} needs one line {BEGIN.strip()} and, below it, one line {END.strip()}")
-    return before + begin + render_table(is_chinese) + end + after
+    return _between(page, BEGIN, END, name, lambda: render_table(is_chinese))
+
+
+def with_hardware(page: str, is_chinese: bool = False, name: str = "the page") -> str:
+    """A page with the table of memory between its marks.
+
+    Raises:
+        ValueError: A mark is missing, double, or in the wrong order.
+    """
+    return _between(page, HARDWARE_BEGIN, HARDWARE_END, name, lambda: render_hardware(is_chinese))
+
+
+def _between(page: str, first: str, last: str, name: str, table: Callable[[], str]) -> str:
+    before, begin, rest = page.partition(first)
+    _, end, after = rest.partition(last)
+    if not (begin and end) or page.count(first) + page.count(last) != 2:
+        raise ValueError(f"{name} needs one line {first.strip()} and, below it, one line {last.strip()}")
+    return before + begin + table() + end + after
 
 
 def render_table(is_chinese: bool = False) -> str:

@@ -8,6 +8,7 @@ import hmac
 import os
 import socket
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,13 +16,15 @@ from typing import Any
 from PIL import Image
 
 from ..datasets.errors import MediaError
-from .demo_media import Limits, Medium, boxes_of, read_media
+from ..inference.drawing import answer_boxes, draw_boxes
+from .demo_media import Limits, Medium, read_media
 from .demo_models import DemoModel, ModelError, Settings, Turn, stream_answers
 from .demo_texts import language_texts, message
 
 MAX_WAITING = 64  # visitors in the queue; a further one is told that it is full
 KEPT_SECONDS = 6 * 3600  # how long uploads and conversations are kept
 MAX_SESSIONS = 200
+DRAWN_SIDE = 1280  # pixels of the longer side of an image with boxes
 # Gradio shows this button on images; it would upload them to a public site.
 NO_SHARING = 'button[aria-label="Share"], button[title="Share"] {display: none !important}'
 
@@ -68,7 +71,7 @@ class Page:
         num_frames: int,
         session: str,
     ) -> Iterator[tuple[list[Exchange], list[list[Medium]]]]:
-        """Yields the conversation and its media whenever an answer grows.
+        """Yields the conversation and its media when the models have begun, and whenever an answer grows.
 
         Raises:
             MediaError: A file can't be used.
@@ -76,7 +79,6 @@ class Page:
         """
         exchanges = [*past, Exchange(text, tuple(files))]
         media = [read_media(exchange.files, self.limits, num_frames) for exchange in exchanges]
-        yield exchanges, media
         conversations = [
             [
                 Turn(exchange.text, own, exchange.answers[index] if exchange.answers else None)
@@ -86,7 +88,10 @@ class Page:
         ]
         stop = self._running[session] = threading.Event()
         try:
-            for answers in stream_answers(self.models, conversations, settings, stop):
+            stream = stream_answers(self.models, conversations, settings, stop)
+            next(stream)
+            yield exchanges, media  # the page shows the question and its tiles while the models work
+            for answers in stream:
                 exchanges[-1] = replace(exchanges[-1], answers=tuple(answers))
                 yield exchanges, media
         finally:
@@ -131,14 +136,14 @@ def chat_messages(exchanges: Sequence[Exchange], index: int) -> list[dict]:
     return messages
 
 
-def boxes_shown(exchanges: Sequence[Exchange], media: Sequence[Sequence[Medium]], index: int) -> tuple | None:
-    """`(image, [(box, label)])` for the last answer's boxes on the last image so far; None without either."""
+def boxes_shown(media: Sequence[Sequence[Medium]], boxes: Sequence[tuple[float, ...]]) -> Image.Image | None:
+    """The last image of the conversation with these boxes drawn; None without either."""
     images = [medium.images[0] for own in media for medium in own if not medium.is_video]
-    answers = exchanges[-1].answers
-    if not images or answers is None:
+    if not images or not boxes:
         return None
-    boxes = boxes_of(answers[index], *images[-1].size)
-    return (images[-1], [(box, str(number)) for number, box in enumerate(boxes, 1)]) if boxes else None
+    small = images[-1].copy()
+    small.thumbnail((DRAWN_SIDE, DRAWN_SIDE))
+    return draw_boxes(small, boxes)
 
 
 def build_page(page: Page):
@@ -180,7 +185,15 @@ def build_page(page: Page):
                 label=i18n("seen"), columns=8, height=220, format="png", interactive=False, visible=bool(defaults)
             )
             drawn = [
-                gr.AnnotatedImage(label=i18n("boxes"), visible=False, format="png", elem_id=f"boxes-{number}")
+                gr.Image(
+                    label=i18n("boxes"),
+                    visible=False,
+                    format="png",
+                    type="pil",
+                    height=320,
+                    interactive=False,
+                    elem_id=f"boxes-{number}",
+                )
                 for number in range(len(page.models))
             ]
         with gr.Accordion(i18n("settings"), open=False):
@@ -202,6 +215,7 @@ def build_page(page: Page):
             session = request.session_hash or str(id(request))
             empty = {"text": "", "files": []}
             looks: tuple[Any, Any] | None = None
+            boxes: list[Any] = [[] for _ in drawn]
             try:
                 for current, media in page.ask(text, files, past, settings, int(num_frames), session):
                     if looks is None:
@@ -211,9 +225,13 @@ def build_page(page: Page):
                         yield [*values, *shown, looks[1], looks[0], *[gr.update(visible=False)] * len(drawn)]
                         continue
                     shown = [chat_messages(current, index) for index in range(len(chats))]
-                    found = [boxes_shown(current, media, index) for index in range(len(drawn))]
-                    pictures = [gr.update(value=value, visible=True) if value else gr.skip() for value in found]
-                    yield [gr.skip(), list(current), *shown, gr.skip(), gr.skip(), *pictures]
+                    found = [answer_boxes(answer) for answer in current[-1].answers]
+                    new = [now != before and boxes_shown(media, now) for now, before in zip(found, boxes, strict=True)]
+                    images, boxes = (
+                        [gr.update(value=image, visible=True) if image else gr.skip() for image in new],
+                        found,
+                    )
+                    yield [gr.skip(), list(current), *shown, gr.skip(), gr.skip(), *images]
             except (MediaError, ModelError) as error:
                 shown = [chat_messages(past, index) for index in range(len(chats))]
                 kept = {"text": text, "files": list(files) if isinstance(error, ModelError) else []}
@@ -276,6 +294,13 @@ def check_port(host: str, port: int) -> None:
             raise ValueError(f"port {port} of {host} can't be used ({reason}); give another --port or --host") from None
 
 
+def _warm_up() -> None:
+    """Imports what Gradio asks Matplotlib for at the first question: half of the processor time of its answer."""
+    import matplotlib
+
+    matplotlib.get_backend()
+
+
 def launch(
     models: Sequence[DemoModel],
     limits: Limits,
@@ -298,6 +323,9 @@ def launch(
     Returns:
         The Gradio page, to be closed.
     """
+    _warm_up()
+    # Gradio's own, at every question of a visitor
+    warnings.filterwarnings("ignore", message="'HTTP_422_UNPROCESSABLE_ENTITY' is deprecated")
     blocks, i18n = build_page(Page(models, limits))
 
     def admits(_user: str, given: str) -> bool:

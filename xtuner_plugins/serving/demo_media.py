@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +10,14 @@ import torch
 from PIL import Image
 
 from ..datasets.errors import MediaError
-from ..datasets.images.media import load_image
+from ..datasets.images.media import decode_image
 from ..datasets.images.tiling import DynamicTiling
 from ..datasets.images.video import load_frames
 from ..datasets.plan.budget import first_limit
-from ..datasets.records.boxes import FRAME_SIZE, find_boxes
 from ..hub.constants import IMAGE_PLACEHOLDER
 from ..inference.session import with_placeholders
 
-# Of what strangers send: Pillow starts Ghostscript for EPS, and rare formats have rarely read decoders.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
-# The tags are special tokens in most models, which decoding drops: only the numbers are left of `<box>[[...]]</box>`.
-BARE_BOXES = re.compile(r"\[\s*\[[\d\s.,\[\]-]+\]\s*\]")
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,9 @@ def read_media(paths: Sequence[str], limits: Limits, num_frames: int) -> list[Me
 def _read(path: Path, limits: Limits, num_frames: int) -> Medium:
     is_video = path.suffix.lower() in VIDEO_SUFFIXES
     try:
-        size = path.stat().st_size if path.is_file() else 0
+        if not path.is_file():
+            raise MediaError("media_missing", "no longer here", "send it again")
+        size = path.stat().st_size
         if size > limits.max_bytes:
             raise MediaError(
                 "media_size", f"{size / 2**20:.0f} MB", f"at most {limits.max_bytes / 2**20:g} MB are read"
@@ -85,25 +80,10 @@ def _read(path: Path, limits: Limits, num_frames: int) -> Medium:
         if is_video:
             images = load_frames(str(path), num_frames, limits.max_pixels)
         else:
-            _check_format(path)
-            images = [load_image(path, limits.max_pixels)]
+            images = [decode_image(path.read_bytes(), path.name, limits.max_pixels)]
     except MediaError as error:
         raise MediaError(error.reason, error.problem, _remedy(error), path.name) from None
     return Medium(path.name, tuple(images), is_video)
-
-
-def _check_format(path: Path) -> None:
-    """Reads the first bytes; limits of size are left to `load_image`."""
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS):
-            return
-    except Image.DecompressionBombError:
-        return
-    except (OSError, SyntaxError, ValueError):  # what Pillow raises for a damaged header
-        pass
-    problem = "no readable image" if path.is_file() else "no longer here"
-    kinds = ", ".join((*IMAGE_FORMATS, *(suffix[1:] for suffix in VIDEO_SUFFIXES)))
-    raise MediaError("image_unreadable", problem, f"send an image or a video ({kinds})")
 
 
 def _remedy(error: MediaError) -> str:
@@ -139,30 +119,3 @@ def cut_media(media: Sequence[Medium], tiling: DynamicTiling, sharing: str) -> l
     """
     stills = tiling.limited(first_limit(tiling.max_tiles, sum(not medium.is_video for medium in media), sharing))
     return [(tiling.limited(1) if medium.is_video else stills)(image) for medium in media for image in medium.images]
-
-
-def boxes_of(answer: str, width: int, height: int) -> list[tuple[int, int, int, int]]:
-    """The boxes that an answer contains, in pixels of an image: left, top, right, bottom.
-
-    Boxes are in the frame of 0 to 1000, with or without tags. What leaves the image is cut off, swapped corners are put
-    in order.
-    """
-    found = find_boxes(answer) or [box for match in BARE_BOXES.finditer(answer) for box in _numbers(match[0])]
-    boxes = []
-    for x1, y1, x2, y2 in found:
-        xs, ys = (
-            sorted(round(min(max(value / FRAME_SIZE, 0), 1) * side) for value in pair)
-            for pair, side in (((x1, x2), width), ((y1, y2), height))
-        )
-        boxes.append((xs[0], ys[0], xs[1], ys[1]))
-    return boxes
-
-
-def _numbers(text: str) -> list[list[float]]:
-    """Lists of four numbers in a nested list; none where the text isn't one."""
-    try:
-        rows = json.loads(text)
-    except ValueError:
-        return []
-    numeric = [row for row in rows if isinstance(row, list) and all(isinstance(value, (int, float)) for value in row)]
-    return [row for row in numeric if len(row) == 4]

@@ -257,9 +257,9 @@ def piece_of(line: str) -> str:
 def stream_answers(
     models: Sequence[DemoModel], conversations: Sequence[Sequence[Turn]], settings: Settings, stop: threading.Event
 ) -> Iterator[list[str]]:
-    """Yields the answers so far, one per model, whenever one of them grows; models work side by side.
+    """Yields the answers so far, one per model: once when all models have begun, then whenever one of them grows.
 
-    The models stop when the iterator is closed, so a visitor who leaves costs no more time.
+    The models work side by side. They stop when the iterator is closed, so a visitor who leaves costs no more time.
 
     Raises:
         ModelError: From a model; the others are stopped.
@@ -278,6 +278,7 @@ def stream_answers(
         threading.Thread(target=work, args=(index,), daemon=True).start()
     answers, running = [""] * len(models), len(models)
     try:
+        yield list(answers)
         while running:
             index, piece = events.get()
             if isinstance(piece, Exception):

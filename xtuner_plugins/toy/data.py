@@ -4,8 +4,8 @@
 
 root/pretrain.json     captions, one record per image
 root/train.jsonl       conversations of several turns, one per image, and some without an image
-root/test.jsonl        held-out questions, one record each, with its kind
-root/images/pretrain/00000.jpg  root/images/train/...  root/images/test/...
+root/test.jsonl        held-out questions, one record each, with its kind; those about signs across two tiles come last
+root/images/pretrain/00000.jpg  root/images/train/...  root/images/test/...  root/images/crossing/...
 """
 
 import argparse
@@ -18,37 +18,45 @@ from pathlib import Path
 
 from xtuner_plugins.processes import die_with_parent
 from xtuner_plugins.toy.images import Scene, draw, make_scene
-from xtuner_plugins.toy.language import CAPTION_REQUESTS, ask, describe
+from xtuner_plugins.toy.language import ACROSS, CAPTION_REQUESTS, ask, describe
 
 GRIDS = {  # columns and rows of tiles to choose from
     "pretrain": ((3, 2), (3, 2), (2, 3), (2, 3), (2, 2), (1, 1)),
     "train": ((3, 2), (3, 2), (2, 3), (2, 3), (2, 2), (1, 1)),
     "test": ((3, 2), (2, 3)),
+    "crossing": ((3, 2), (2, 3)),
 }
+CROSSING = {"pretrain": 0.25, "train": 0.25, "test": 0.0, "crossing": 1.0}  # share of signs across two tiles
 JPEG = {"format": "JPEG", "quality": 92, "subsampling": 0}
-COUNTS = {"pretrain": 1600, "train": 3200, "test": 100}  # images
+COUNTS = {"pretrain": 1600, "train": 3200, "test": 100, "crossing": 100}  # images
 TEXT_SHARE = 0.05  # of the fine-tuning records: sums of two digits, without an image
 
 
 def write_data(root: str | Path, counts: Mapping[str, int], *, seed: int = 0, workers: int = 2) -> dict[str, Path]:
-    """Writes the three splits; the same seed gives the same files.
+    """Writes the splits; the same seed gives the same files.
 
     Args:
         root: Directory to write; made when missing.
-        counts: Images per split, such as `COUNTS`. Every question is asked about each test image.
+        counts: Images per split, such as `COUNTS`; a missing split gets none. Every question is asked about each image
+            of `test`; about those of `crossing`, whose signs cross a tile border, only the number.
         seed: Random seed.
         workers: Processes that draw.
 
     Returns:
-        The annotation file of each split.
+        The annotation file of each purpose.
     """
     root = Path(root)
     files = {"pretrain": root / "pretrain.json", "train": root / "train.jsonl", "test": root / "test.jsonl"}
+    splits = {"pretrain": ("pretrain",), "train": ("train",), "test": ("test", "crossing")}
     with ProcessPoolExecutor(workers, initializer=die_with_parent) as pool:
-        for split, path in files.items():
-            (root / "images" / split).mkdir(parents=True, exist_ok=True)
-            job = partial(_make_records, root, split, seed)
-            records = [record for part in pool.map(job, range(counts[split]), chunksize=50) for record in part]
+        for purpose, path in files.items():
+            records = []
+            for split in splits[purpose]:
+                (root / "images" / split).mkdir(parents=True, exist_ok=True)
+                job = partial(_make_records, root, split, seed)
+                records += [
+                    record for part in pool.map(job, range(counts.get(split, 0)), chunksize=50) for record in part
+                ]
             if path.suffix == ".json":
                 path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
             else:
@@ -59,7 +67,7 @@ def write_data(root: str | Path, counts: Mapping[str, int], *, seed: int = 0, wo
 def scene_of(split: str, index: int, seed: int = 0) -> tuple[Scene, random.Random]:
     """The scene of an image, and the random generator that its questions continue with."""
     rng = random.Random(f"{split}-{seed}-{index}")
-    return make_scene(rng, rng.choice(GRIDS[split])), rng
+    return make_scene(rng, rng.choice(GRIDS[split]), crossing=CROSSING[split]), rng
 
 
 def _make_records(root: Path, split: str, seed: int, index: int) -> list[dict]:
@@ -74,6 +82,8 @@ def _make_records(root: Path, split: str, seed: int, index: int) -> list[dict]:
     questions = ask(scene, rng)
     if split == "train":
         return [_record(f"{split}-{index:05d}", [(q.text, q.answer) for q in questions], name)]
+    if split == "crossing":
+        questions = [q for q in questions if q.kind == ACROSS]
     return [
         {**_record(f"{split}-{index:05d}-{number}", [(q.text, q.answer)], name), "kind": q.kind}
         for number, q in enumerate(questions)
@@ -97,8 +107,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     counts = {split: max(16, round(count * args.scale)) for split, count in COUNTS.items()}
-    files = write_data(args.out, counts, seed=args.seed)
-    print(f"drew {', '.join(f'{counts[split]} images for {path}' for split, path in files.items())}")
+    write_data(args.out, counts, seed=args.seed)
+    print(f"drew {', '.join(f'{count} images of {split}' for split, count in counts.items())} for {args.out}")
     return 0
 
 

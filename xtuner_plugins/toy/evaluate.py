@@ -48,14 +48,18 @@ def table(questions: Sequence[Mapping], by_mode: Mapping[str, Mapping[str, str]]
     """Accuracies as text, one row per kind of question and one column per way of cutting images."""
     scores = {mode: score(questions, answers) for mode, answers in by_mode.items()}
     needs = set(needs)
-    lines = [f"{'question':<10}{'needs resolution':<18}{'asked':>6}" + "".join(f"{mode:>10}" for mode in scores)]
+    lines = [
+        f"{'question':<15}{'needs resolution':<18}{'asked':>6}" + "".join(f"{mode:>{len(mode) + 3}}" for mode in scores)
+    ]
     for kind, (_, asked) in next(iter(scores.values())).items():
-        shares = "".join(f"{score[kind][0] / asked:>10.1%}" for score in scores.values())
-        lines.append(f"{kind:<10}{'yes' if kind in needs else 'no':<18}{asked:>6}{shares}")
+        shares = "".join(f"{score[kind][0] / asked:>{len(mode) + 3}.1%}" for mode, score in scores.items())
+        lines.append(f"{kind:<15}{'yes' if kind in needs else 'no':<18}{asked:>6}{shares}")
     return "\n".join(lines)
 
 
-def answer_with_checkpoint(config: str, checkpoint: str, questions: Sequence[Mapping], images: str | Path) -> dict:
+def answer_with_checkpoint(
+    config: str, checkpoint: str, questions: Sequence[Mapping], images: str | Path, modes: Iterable[str] = MODES
+) -> dict:
     """Answers of the trained model: `{mode: {id: answer}}`."""
     import torch
 
@@ -68,7 +72,8 @@ def answer_with_checkpoint(config: str, checkpoint: str, questions: Sequence[Map
     session = ChatSession(model, load_tokenizer(cfg.model.base))
     items = [(q["question"], [Path(images) / q["image"]]) for q in questions]
     answers = {}
-    for mode, max_tiles in MODES.items():
+    for mode in modes:
+        max_tiles = MODES[mode]
         given = session.answer(items, batch_size=BATCH_SIZE, max_tiles=max_tiles, max_new_tokens=MAX_NEW_TOKENS)
         answers[mode] = {q["id"]: answer for q, answer in zip(questions, given, strict=True)}
     return answers
@@ -84,10 +89,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("checkpoint")
     parser.add_argument("questions")
     parser.add_argument("images")
+    parser.add_argument("--modes", nargs="+", choices=tuple(MODES), default=list(MODES), help="(default: all)")
     parser.add_argument("--out", required=True)
     args = parser.parse_args(argv)
     questions = read_questions(args.questions)
-    answers = answer_with_checkpoint(args.config, args.checkpoint, questions, args.images)
+    answers = answer_with_checkpoint(args.config, args.checkpoint, questions, args.images, args.modes)
     Path(args.out).write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
     print(f"answered {len(questions)} questions in {len(answers)} ways: {args.out}")
     return 0

@@ -14,7 +14,9 @@ two-digit number about 14 px high, and a few large shapes:
 Cut into tiles, the digits keep their 14 px; in one tile for the whole image they shrink to a third and can't be read.
 Colors, kinds and counts of the shapes can be recognized either way.
 
-Two simplifications: a sign never crosses a tile border, and it stays within `JITTER` pixels of a grid of cells.
+A sign lies within one tile or, where `crossing` asks for it, crosses the border of two tiles that stand side by side:
+one or two of its three marks are in the left tile, the others in the right one. A simplification: the marks stay within
+`JITTER` pixels of a grid of cells, so that no border cuts a digit itself.
 """
 
 import importlib.util
@@ -61,6 +63,11 @@ class Sign:
         names = (self.color, *self.number)
         return [(name, self.x + CELL // 2 + i * CELL, middle) for i, name in enumerate(names)]
 
+    @property
+    def crosses(self) -> bool:
+        """Whether its marks are in two tiles."""
+        return len({x // TILE for _, x, _ in self.marks}) == 2
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -84,11 +91,17 @@ class Scene:
     background: int
 
 
-def make_scene(rng: random.Random, grid: tuple[int, int], *, max_signs: int = 1) -> Scene:
+def make_scene(rng: random.Random, grid: tuple[int, int], *, max_signs: int = 1, crossing: float = 0.0) -> Scene:
     """A random scene of `grid` = (columns, rows) tiles.
 
     Badges differ in color within an image, shapes in kind, so that every question has one answer. Shapes stand in
     different cells of a 4 x 4 grid over the whole image, and nothing covers anything else.
+
+    Args:
+        rng: Decides everything.
+        grid: Columns and rows of tiles.
+        max_signs: At most as many signs; one where there is one tile.
+        crossing: Share of the signs that cross a tile border, where there is one beside the other.
     """
     columns, rows = grid
     width, height = columns * TILE, rows * TILE
@@ -114,11 +127,14 @@ def make_scene(rng: random.Random, grid: tuple[int, int], *, max_signs: int = 1)
     ]
     signs = []
     for color in rng.sample(COLORS, rng.randint(1, max_signs) if columns * rows > 1 else 1):
+        crosses = crossing and columns > 1 and rng.random() < crossing
         for _ in range(20):
             tile_x, tile_y = rng.randrange(columns) * TILE, rng.randrange(rows) * TILE
             left = tile_x + rng.randrange(2) * CELL
             top = tile_y + rng.randrange(4) * CELL
             x = left + rng.randint(-JITTER if left > tile_x else 0, JITTER if left == tile_x else 0)
+            if crosses:
+                x = rng.randrange(1, columns) * TILE - rng.randint(1, 2) * CELL + rng.randint(-JITTER, JITTER)
             y = top + rng.randint(-JITTER if top > tile_y else 0, JITTER if top < tile_y + 3 * CELL else 0)
             box = (x, y, x + 3 * CELL, y + CELL)
             if not any(_overlap(box, other) for other in boxes):

@@ -1,11 +1,12 @@
 """The toy language: what is asked about an image, the right answers, and the texts that the tokenizer learns from.
 
-| kind     | example                              | needs the resolution |
-|----------|--------------------------------------|----------------------|
-| number   | What number is on the sign? 47       | yes                  |
-| colour   | What colour is the star? blue        | no                   |
-| count    | How many shapes are there? two       | no                   |
-| presence | Is there a circle? no                | no                   |
+| kind          | example                              | needs the resolution |
+|---------------|--------------------------------------|----------------------|
+| number        | What number is on the sign? 47       | yes                  |
+| number across | the same of a sign across two tiles  | yes                  |
+| colour        | What colour is the star? blue        | no                   |
+| count         | How many shapes are there? two       | no                   |
+| presence      | Is there a circle? no                | no                   |
 
 An image has one sign, so that "the sign" is clear. The words of a question never give its answer away: numbers, colors,
 counts and presence are drawn at random.
@@ -16,8 +17,9 @@ from dataclasses import dataclass
 
 from xtuner_plugins.toy.images import COLORS, SHAPES, Scene
 
-KINDS = ("number", "colour", "count", "presence")
-RESOLUTION_KINDS = ("number",)
+ACROSS = "number across"  # two tiles: the kind of the number on a sign that crosses a tile border
+KINDS = ("number", ACROSS, "colour", "count", "presence")
+RESOLUTION_KINDS = ("number", ACROSS)
 CAPTION_REQUESTS = ("Describe this picture.", "What does the picture show?")
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -74,7 +76,10 @@ class Question:
 
 def ask(scene: Scene, rng: random.Random) -> list[Question]:
     """Each question about a scene once, in random order; presence is asked about one random kind of shape."""
-    questions = [Question("number", "What number is on the sign?", sign.number) for sign in scene.signs]
+    questions = [
+        Question(ACROSS if sign.crosses else "number", "What number is on the sign?", sign.number)
+        for sign in scene.signs
+    ]
     questions += [Question("colour", f"What colour is the {shape.kind}?", shape.color) for shape in scene.shapes]
     questions.append(Question("count", "How many shapes are there?", NUMBER_WORDS[len(scene.shapes)]))
     kind = rng.choice(SHAPES)

@@ -26,6 +26,7 @@ from xtuner_plugins.hub.conversation import get_conv_template
 from xtuner_plugins.hub.modeling_intern_vit import InternVisionModel
 from xtuner_plugins.models.preprocessor import TilePreprocessor
 from xtuner_plugins.toy.cells import HEADS, IGNORE, SIDE, cell_labels, in_words
+from xtuner_plugins.toy.data import CROSSING
 from xtuner_plugins.toy.images import CELL, COLORS, FONTS, JITTER, TILE, Scene, Sign, draw, make_scene
 from xtuner_plugins.toy.language import CAPTION_REQUESTS, ask, describe
 from xtuner_plugins.toy.models import llm_config, vision_config, write_llm_dir, write_vision_dir
@@ -103,7 +104,7 @@ def _tiles(rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         if rng.random() < 0.8:
             scene = _crowded(rng)
         else:
-            scene = make_scene(rng, rng.choice(((3, 2), (2, 3), (2, 2), (1, 1), (1, 1))))
+            scene = make_scene(rng, rng.choice(((3, 2), (2, 3), (2, 2), (1, 1), (1, 1))), crossing=CROSSING["train"])
         tiles = DynamicTiling(max_tiles=6, tile_size=TILE)(draw(scene))
         pairs = list(zip(tiles, cell_labels(scene), strict=True))
         # From a large image, one tile and the thumbnail, which alone shows whole shapes.
@@ -170,7 +171,7 @@ def pretrain_llm(out_dir: str | Path, *, steps: int = LLM_STEPS, seed: int = 0, 
 def _dialogue(rng: random.Random, progress: float) -> tuple[str | None, str, list[tuple[str, str]]]:
     """System prompt, a scene in words, and turns about it; longer and more varied as `progress` goes to 1."""
     grid = rng.choice(((3, 2), (2, 3), (2, 2), (1, 1)))
-    scene = make_scene(rng, grid)
+    scene = make_scene(rng, grid, crossing=CROSSING["train"])
     questions = ask(scene, rng)
     if progress < 0.6:
         return None, in_words(scene, rng, 0.05 * rng.random()), [(q.text, q.answer) for q in questions]

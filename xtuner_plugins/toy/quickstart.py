@@ -1,8 +1,11 @@
 """The whole chain on toy data, with the commands that a user would type.
 
 parts and data -> base -> check -> projector warm-up -> export -> fine-tuning -> export -> held-out questions, answered
-by the trained model and by its export in a process without this project. Everything is written to
-`work_dirs/quickstart`; the results of an earlier quick start are renamed.
+by the trained model and by its export in a process without this project. Beside each training runs its control, which
+differs in one setting: it sees each image as one tile. It shows that reading needs the tiles in training, too: a model
+that was trained with tiles would be at a disadvantage with one tile alone.
+
+Everything is written to `work_dirs/quickstart`; the results of an earlier quick start are renamed.
 """
 
 import argparse
@@ -26,6 +29,7 @@ from xtuner_plugins.toy.language import RESOLUTION_KINDS
 OUT = Path("work_dirs/quickstart")  # where the configs in configs/toy look for their data and base
 WARM_UP, FINE_TUNE = "configs/toy/toy_pretrain_mlp.py", "configs/toy/toy_finetune_full.py"
 CLEAN_PROCESS = Path(__file__).with_name("clean_process.py")
+CONTROL = "trained with one tile"
 WANTED_ACCURACY, WANTED_GAP = 0.9, 0.3
 
 PROGRESS = re.compile(r"^\[(?:vision|llm)\]|^wrote |^all \d|^answered|^drew|answered \d|error:")
@@ -64,40 +68,41 @@ class Chain:
         running = []
         for index, command in enumerate(commands):
             command = [str(part) for part in command]
-            print("$ " + " ".join(["python", *command]), flush=True)
+            label = f"{'abc'[index]}: " if len(commands) > 1 else ""
+            print(f"{label}$ " + " ".join(["python", *command]), flush=True)
             log = self.logs / f"{len(self.seconds) + 1}{'abc'[index]}_{name.split(':')[0].replace(' ', '_')}.txt"
             with log.open("w", encoding="utf-8") as file:
                 process = start_bound(
                     [sys.executable, *command], cwd=self.root, env=env, stdout=file, stderr=subprocess.STDOUT
                 )
-            running.append((process, log))
+            running.append((process, log, label))
         self._follow(running)
         self.seconds[name] = time.perf_counter() - begin
         print(f"   {self.seconds[name]:.0f} s", flush=True)
 
-    def _follow(self, running: list[tuple[subprocess.Popen, Path]]) -> None:
-        """Prints progress lines of the logs until every process has ended."""
-        readers = [log.open(encoding="utf-8", errors="replace") for _, log in running]
+    def _follow(self, running: list[tuple[subprocess.Popen, Path, str]]) -> None:
+        """Prints progress lines of the logs, each after its command's label, until every process has ended."""
+        readers = [(log.open(encoding="utf-8", errors="replace"), label) for _, log, label in running]
         try:
             while True:
-                alive = [process.poll() is None for process, _ in running]
-                for reader in readers:
+                alive = [process.poll() is None for process, _, _ in running]
+                for reader, label in readers:
                     for line in reader:
                         shown = progress_line(line)
                         if shown:
-                            print("   " + shown, flush=True)
-                failed = [(process, log) for process, log in running if process.poll() not in (None, 0)]
+                            print(f"   {label}{shown}", flush=True)
+                failed = [(process, log) for process, log, _ in running if process.poll() not in (None, 0)]
                 if failed:
                     raise StageError(_last_words(*failed[0]))
                 if not any(alive):
                     return
                 time.sleep(0.3)
         finally:
-            for process, _ in running:
+            for process, _, _ in running:
                 if process.poll() is None:
                     process.terminate()
                     process.wait()
-            for reader in readers:
+            for reader, _ in readers:
                 reader.close()
 
 
@@ -168,7 +173,7 @@ def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
     begin = time.perf_counter()
     chain = Chain(root, out, threads)
     data, images, scaled = OUT / "data", OUT / "data/images", ["--scale", str(scale), "--seed", str(seed)]
-    parts, base, warm, model = OUT / "parts", OUT / "base", OUT / "pretrain_mlp", OUT / "model"
+    parts, base, warm, model, control = (OUT / name for name in ("parts", "base", "pretrain_mlp", "model", "control"))
 
     chain.run("images and questions", ["-m", "xtuner_plugins.toy.data", "--out", data, *scaled])
     chain.run(
@@ -180,33 +185,58 @@ def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
     build = ["tools/build_base_model.py", "--vision", parts / "vision", "--llm", parts / "llm", "--out", base]
     chain.run("assemble the base", [*build, "--max-tiles", "6", "--dtype", "float32"])
     chain.run("check the data", ["tools/check_data.py", WARM_UP])
-    chain.run("warm up the projector", ["tools/train.py", WARM_UP, "--work-dir", OUT / "runs/pretrain_mlp"])
-    checkpoint = last_checkpoint(out / "runs/pretrain_mlp")
-    chain.run("export the warm-up", ["tools/convert_to_official.py", WARM_UP, checkpoint, warm])
-    chain.run("fine-tune projector and LLM", ["tools/train.py", FINE_TUNE, "--work-dir", OUT / "runs/finetune_full"])
+    train = ["tools/train.py", WARM_UP, "--seed", seed, "--work-dir"]
+    chain.run(
+        "warm up the projector, and that of the control",
+        [*train, OUT / "runs/pretrain_mlp"],
+        [*train, control / "runs/pretrain_mlp", "--set", "max_tiles=1"],
+    )
+    chain.run(
+        "export both",
+        ["tools/convert_to_official.py", WARM_UP, last_checkpoint(out / "runs/pretrain_mlp"), warm],
+        [
+            "tools/convert_to_official.py",
+            *_run_of(root, control / "runs/pretrain_mlp", WARM_UP),
+            control / "pretrain_mlp",
+        ],
+    )
+    train[1] = FINE_TUNE
+    chain.run(
+        "fine-tune projector and LLM, and those of the control",
+        [*train, OUT / "runs/finetune_full"],
+        [*train, control / "runs/finetune_full", "--set", "max_tiles=1", f"base={control / 'pretrain_mlp'}"],
+    )
     checkpoint = last_checkpoint(out / "runs/finetune_full")
     chain.run("export the model", ["tools/convert_to_official.py", FINE_TUNE, checkpoint, model])
 
-    test, trained, exported = data / "test.jsonl", OUT / "answers_trained.json", OUT / "answers_exported.json"
+    test = data / "test.jsonl"
+    trained, exported, controls = (OUT / f"answers_{name}.json" for name in ("trained", "exported", "control"))
     ask = ["-m", "xtuner_plugins.toy.evaluate", FINE_TUNE, checkpoint, test, images, "--out", trained]
+    config, last = _run_of(root, control / "runs/finetune_full", FINE_TUNE)
+    ask_control = [*ask[:2], config, last, test, images, "--modes", "one tile", "--out", controls]
     clean = ["-I", CLEAN_PROCESS, root / model, root / test, root / images, root / exported]
-    chain.run("answer held-out questions: trained model, and export in a clean process", ask, clean, threads=1)
+    chain.run("answer held-out questions: trained model, export in a clean process, control", ask, clean, ask_control)
 
     questions = evaluate.read_questions(root / test)
-    answers, again = (json.loads((root / path).read_text(encoding="utf-8")) for path in (trained, exported))
+    answers, again, alone = (json.loads((root / path).read_text("utf-8")) for path in (trained, exported, controls))
     from xtuner_plugins.toy.charts import draw_contact_sheet, draw_losses
 
     draw_losses(
         {"projector warm-up": out / "runs/pretrain_mlp", "fine-tuning": out / "runs/finetune_full"}, out / "losses.png"
     )
     draw_contact_sheet(_chosen(questions), again, root / images, out / "contact_sheet.png")
-    result = summarize(questions, answers, again)
+    result = summarize(questions, answers, again, alone["one tile"])
     result["seconds"] = {
         **{name: round(value, 1) for name, value in chain.seconds.items()},
         "all": round(time.perf_counter() - begin, 1),
     }
     (out / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def _run_of(root: Path, work_dir: Path, config: str) -> tuple[Path, Path]:
+    """The config that a run kept of itself, with what its command set, and its last checkpoint."""
+    return work_dir / Path(config).name, last_checkpoint(root / work_dir)
 
 
 def _chosen(questions: list[dict], rows: int = 8) -> list[dict]:
@@ -221,9 +251,10 @@ def _chosen(questions: list[dict], rows: int = 8) -> list[dict]:
     return chosen
 
 
-def summarize(questions: list[dict], answers: dict, again: dict) -> dict:
+def summarize(questions: list[dict], answers: dict, again: dict, control: dict) -> dict:
     """Accuracies by kind and mode, the number of the export's answers that differ, and the table as text."""
-    scores = {mode: evaluate.score(questions, given) for mode, given in answers.items()}
+    shown = {**answers, CONTROL: control}
+    scores = {mode: evaluate.score(questions, given) for mode, given in shown.items()}
 
     def share(mode: str) -> float:
         rows = [scores[mode][kind] for kind in RESOLUTION_KINDS if kind in scores[mode]]
@@ -237,19 +268,21 @@ def summarize(questions: list[dict], answers: dict, again: dict) -> dict:
         "num_asked": {kind: asked for kind, (_, asked) in scores["tiling"].items()},
         "resolution_tiling": share("tiling"),
         "resolution_one_tile": share("one tile"),
+        "resolution_control": share(CONTROL),
         "num_answers": len(pairs),
         "num_answers_that_differ": sum(one != other for one, other in pairs),
-        "table": evaluate.table(questions, answers, RESOLUTION_KINDS),
+        "table": evaluate.table(questions, shown, RESOLUTION_KINDS),
     }
 
 
 def verdict(result: dict) -> list[tuple[bool, str]]:
     """`(reached, sentence)` for each goal of the chain."""
-    tiling, one_tile = result["resolution_tiling"], result["resolution_one_tile"]
+    tiling, one_tile, control = (result[f"resolution_{way}"] for way in ("tiling", "one_tile", "control"))
     differ, total = result["num_answers_that_differ"], result["num_answers"]
     return [
         (tiling >= WANTED_ACCURACY, f"questions that need the resolution, with tiling: {tiling:.1%} (wanted: 90 %)"),
         (tiling - one_tile >= WANTED_GAP, f"points lost with one tile: {100 * (tiling - one_tile):.0f} (wanted: 30)"),
+        (tiling - control >= WANTED_GAP, f"points lost {CONTROL}: {100 * (tiling - control):.0f} (wanted: 30)"),
         (differ == 0, f"answers in which the export differs from the trained model: {differ} of {total} (wanted: 0)"),
     ]
 
@@ -269,7 +302,7 @@ def main(argv: Sequence[str] | None = None, root: Path | None = None) -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="share of images and steps (below 1: only a trial)")
     # Matrices this small gain little from a second thread, and lose much when other processes run.
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process (default 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of images and parts")
+    parser.add_argument("--seed", type=int, default=0, help="of images, parts and training (default 0)")
     args = parser.parse_args(argv)
     if not 0 < args.scale <= 1:
         parser.error(f"--scale {args.scale}: give more than 0 and at most 1")

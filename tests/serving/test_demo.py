@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+import torch
 from PIL import Image
 
 from xtuner_plugins.inference.session import ChatSession
@@ -101,6 +102,20 @@ def test_boxes_are_drawn_on_the_last_image():
     drawn = boxes_shown(media, [(0, 0, 500, 500)])
     assert drawn.size == (1280, 320) and drawn.getpixel((0, 0)) != (0, 0, 0) == drawn.getpixel((1000, 300))
     assert boxes_shown(media[1:], [(0, 0, 500, 500)]) is None and boxes_shown(media, []) is None
+
+
+def test_tiles_are_shown_by_file():
+    class Cutting(Echo):
+        name, max_tiles, tokens_per_tile = "mine", 6, 16
+
+        def tiles(self, media, max_tiles):
+            return [torch.zeros(3, 3, 8, 8, dtype=torch.uint8), *torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8)]
+
+    image = Image.new("RGB", (8, 8))
+    media = [Medium("a.png", (image,), False), Medium("v.mp4", (image, image), True)]
+    gallery, line = Page([Cutting()], Limits(1 << 20, 1 << 20)).look(media, 6, "en")
+    assert [caption for _, caption in gallery] == ["1 a.png", "2 a.png", "3 a.png", "1 v.mp4", "2 v.mp4"]
+    assert line == "**mine** sees 5 tiles of 8 x 8 pixels: 80 image tokens. (a.png: 3, v.mp4: 2)"
 
 
 def test_twenty_visitors_are_not_mixed_up(echo):

@@ -24,13 +24,19 @@ STATE_FORMAT = "state_format"  # in the parameter groups of an optimizer whose s
 ADAMW = "adamw"
 
 
+def checkpoint_step(path: Path) -> int | None:
+    """The number in a checkpoint's name; None for any other name."""
+    match = CHECKPOINT_NAME.fullmatch(path.name)
+    return int(match[2]) if match else None
+
+
 def newest_checkpoint(work_dir: str | Path) -> Path | None:
     """The newest whole checkpoint of a work directory: the one in ``last_checkpoint``, else by modification time."""
     folder = Path(work_dir)
     if not folder.is_dir():
         return None
-    found = [path for path in folder.iterdir() if CHECKPOINT_NAME.fullmatch(path.name)]
-    found.sort(key=lambda path: (path.stat().st_mtime, int(CHECKPOINT_NAME.fullmatch(path.name)[2])), reverse=True)
+    found = [path for path in folder.iterdir() if checkpoint_step(path) is not None]
+    found.sort(key=lambda path: (path.stat().st_mtime, checkpoint_step(path)), reverse=True)
     pointer = folder / LAST_CHECKPOINT
     if pointer.is_file():
         # only the name counts: the work directory may have been moved

@@ -9,6 +9,7 @@ _HOMES = {
     "DeviceAwareDDP": "ddp",
     "GroupedOptimWrapperConstructor": "param_groups",
     "LedgerHook": "hooks.ledger",
+    "LossGuardHook": "hooks.loss_guard",
     "LossSplitHook": "hooks.loss_split",
     "PlanHook": "hooks.plan",
     "PlannedTrainLoop": "loops",

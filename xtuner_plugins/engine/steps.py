@@ -103,7 +103,7 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
             own = zip(micro_batches, losses[:, 0].tolist(), strict=True)
             at_fault = [batch for batch, value in own if not math.isfinite(value)]
             culprit = blame_loss(network, (at_fault or micro_batches)[0], bool(at_fault))
-            raise NonFiniteError(f"the loss is {loss}", _sources_of_all_ranks(at_fault), culprit)
+            raise NonFiniteError(f"the loss is {loss}", sources_of_all_ranks(at_fault), culprit)
         logged = {"loss": loss / get_world_size(), "supervised_tokens": num_supervised, "tiles": num_tiles}
         scale = driver.loss_scale
         with naming(micro_batches):
@@ -112,7 +112,7 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
             break
         if scale is None or scale <= MIN_SCALE:
             culprit, at_fault = driver.blame(network, micro_batches)
-            sources = _sources_of_all_ranks(at_fault) or _sources_of_all_ranks(micro_batches)
+            sources = sources_of_all_ranks(at_fault) or sources_of_all_ranks(micro_batches)
             raise NonFiniteError(f"the gradient norm is {norm} (loss {logged['loss']:.4g})", sources, culprit)
         num_overflows += 1
         print_log(
@@ -172,7 +172,8 @@ def _accumulate(
     return torch.stack(figures)
 
 
-def _sources_of_all_ranks(batches: Sequence[dict]) -> list[str]:
+def sources_of_all_ranks(batches: Sequence[dict]) -> list[str]:
+    """``file:line`` of the samples of collated batches; every rank calls it and gets those of all."""
     own = [str(source) for batch in batches for source in batch.get("sources", ())]
     return [source for sources in all_gather_object(own) for source in sources]
 

@@ -84,6 +84,9 @@ def _pack_4bit(linear: nn.Linear, config: BitsAndBytesConfig, dtype: torch.dtype
     packed = bnb.nn.Linear4bit(*sizes, compute_dtype=dtype, device="meta", **options)
     packed.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, module=packed, **options)
     packed.bias = linear.bias
+    # On CPUs with bfloat16 instructions bitsandbytes would repack the weights when a model is evaluated, into a form of
+    # lower precision that has no gradient: a validation would end the training.
+    packed.support_avx512bf16_for_cpu = False
     return packed.to(linear.weight.device).requires_grad_(False)
 
 

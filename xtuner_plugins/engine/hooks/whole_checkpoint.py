@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from mmengine.runner import runner as mmengine_runner
 from ...checkpoints.work_dir import LAST_CHECKPOINT, newest_checkpoint
 from ..steps import unwrap
 from ..stopping import requests
+from .loss_guard import high_since
 
 PARTIAL, REPLACED = ".partial", ".replaced"
 
@@ -36,6 +38,10 @@ class WholeCheckpointHook(CheckpointHook):
     A checkpoint gets its name once all of it is on disk; then ``last_checkpoint`` names it, and last of all checkpoints
     beyond ``max_keep_ckpts`` are removed (MMEngine removes first and writes in place).
 
+    They are removed after the next step, the first computed with the saved weights, if its loss isn't far above its
+    level (`LossGuardHook`). While it is, no checkpoint is written, except at the end of the run and where a signal
+    stops it; then older ones stay.
+
     Args:
         interval: Optimizer steps between two checkpoints; -1 saves only at the end.
         max_keep_ckpts: Checkpoints kept; -1 keeps all.
@@ -52,6 +58,7 @@ class WholeCheckpointHook(CheckpointHook):
             if value != -1 and value < 1:
                 raise ValueError(f"{name}={value!r} is out of range; give 1 or more, or -1 for no limit")
         self._saved_step: int | None = None
+        self._is_put_off = False
         super().__init__(interval=interval, max_keep_ckpts=max_keep_ckpts, **kwargs)
 
     def before_train(self, runner) -> None:
@@ -62,16 +69,40 @@ class WholeCheckpointHook(CheckpointHook):
         barrier()
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """As MMEngine's; also saves the step after which a signal stops the run."""
+        """As MMEngine's; also saves the step after which a signal stops the run, and what was put off."""
+        step, since = runner.iter + 1, high_since(runner)
+        is_last = self.is_last_train_iter(runner) or requests.agreed is not None
+        if since is None:
+            self._remove_old()
+        elif not is_last:
+            self._put_off(runner, since)
+            return
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
-        if requests.agreed and self._saved_step != runner.iter + 1:
+        if (requests.agreed or self._is_put_off) and self._saved_step != step:
             self._save_checkpoint(runner)
+        self._is_put_off = False
+        if since is not None and self._saved_step == step:
+            print_log(
+                f"{self.last_ckpt} may hold weights that are exploding: the loss is far above its level since step "
+                f"{since}. Earlier checkpoints are kept",
+                "current",
+                logging.WARNING,
+            )
+        elif is_last:
+            self._remove_old()
+
+    def _put_off(self, runner, since: int) -> None:
+        if not self._is_put_off and self.every_n_train_iters(runner, self.interval, self.save_begin):
+            self._is_put_off = True
+            text = f"the checkpoint of step {runner.iter + 1} waits: the loss is far above its level since step {since}"
+            print_log(text, "current")
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
         target = Path(self.out_dir) / self.filename_tmpl.format(step)
         _require_finite(runner, target)
         self.last_ckpt = str(target)
-        kept = [*(kept for kept in getattr(self, "keep_ckpt_ids", ()) if kept != step), step]
+        kept = [] if high_since(runner) is not None else getattr(self, "keep_ckpt_ids", ())  # forgotten: never removed
+        kept = [*(each for each in kept if each != step), step]
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
         if self.max_keep_ckpts > 0:
             runner.message_hub.update_info("keep_ckpt_ids", kept)
@@ -110,11 +141,13 @@ class WholeCheckpointHook(CheckpointHook):
             )
         print_log(f"saved {target}", "current")
         if self.max_keep_ckpts > 0:
-            while len(kept) > self.max_keep_ckpts:
-                old = kept.pop(0)
-                if is_main_process():
-                    _remove(target.with_name(self.filename_tmpl.format(old)))
             self.keep_ckpt_ids = kept
+
+    def _remove_old(self) -> None:
+        while 0 < self.max_keep_ckpts < len(self.keep_ckpt_ids):
+            old = self.keep_ckpt_ids.pop(0)
+            if is_main_process():
+                _remove(Path(self.out_dir) / self.filename_tmpl.format(old))
 
 
 @contextlib.contextmanager

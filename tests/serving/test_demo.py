@@ -4,6 +4,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from xtuner_plugins.inference.session import ChatSession
 from xtuner_plugins.processes import free_port
-from xtuner_plugins.serving.demo import Page, boxes_shown, check_port, launch
+from xtuner_plugins.serving.demo import NO_SHARING, SHARE_DRAWING, Page, boxes_shown, check_port, launch
 from xtuner_plugins.serving.demo_media import Limits, Medium
 from xtuner_plugins.serving.demo_models import LocalModel, Settings
 
@@ -118,6 +119,14 @@ def test_tiles_are_shown_by_file():
     assert line == "**mine** sees 5 tiles of 8 x 8 pixels: 80 image tokens. (a.png: 3, v.mp4: 2)"
 
 
+def test_no_image_is_shared_in_any_language():
+    """The page's style hides Gradio's button by its drawing."""
+    import gradio
+
+    (script,) = Path(gradio.__file__).parent.glob("templates/frontend/assets/ShareButton-*.js")
+    assert f'<path d="{SHARE_DRAWING}' in script.read_text(encoding="utf-8") and SHARE_DRAWING in NO_SHARING
+
+
 def test_twenty_visitors_are_not_mixed_up(echo):
     def visit(number):
         client = connect(echo)
@@ -200,7 +209,7 @@ def test_in_a_browser(toy_base, tmp_path, language, words):
             page.press("#ask textarea", "Enter")
             page.wait_for_selector("#chat-0 .bot")
             page.wait_for_selector(f"#seen:has-text('{words}')")
-            assert page.locator("button[aria-label='Share']:visible, button[title='Share']:visible").count() == 0
+            assert page.locator(f"button:has(path[d^='{SHARE_DRAWING}']):visible").count() == 0
             browser.close()
     finally:
         blocks.close()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.conftest import HANGS_AFTER
 from xtuner_plugins.inference.session import ChatSession
 from xtuner_plugins.processes import free_port
 from xtuner_plugins.serving.demo import NO_SHARING, SHARE_DRAWING, Page, boxes_shown, check_port, launch
@@ -54,7 +55,7 @@ def echo():
 def connect(url, **options):
     from gradio_client import Client
 
-    return Client(url, verbose=False, analytics_enabled=False, **options)
+    return Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": HANGS_AFTER}, **options)
 
 
 def answer_of(chat):

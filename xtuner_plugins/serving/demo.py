@@ -26,8 +26,8 @@ MAX_WAITING = 64  # visitors in the queue; a further one is told that it is full
 KEPT_SECONDS = 6 * 3600  # how long uploads and conversations are kept
 MAX_SESSIONS = 200
 DRAWN_SIDE = 1280  # pixels of the longer side of an image with boxes
-# Gradio shows a button on images that would upload them to a public site. Its name depends on the browser's language, its
-# drawing doesn't.
+# Gradio shows a button on images that would upload them to a public site. Its name depends on the browser's language,
+# its drawing doesn't.
 SHARE_DRAWING = "M23,20a5,5"
 NO_SHARING = f'button:has(path[d^="{SHARE_DRAWING}"]) {{display: none !important}}'
 

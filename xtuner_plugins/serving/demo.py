@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 from PIL import Image
+from starlette.middleware import Middleware
 
 from ..datasets.errors import MediaError
 from ..inference.drawing import answer_boxes, draw_boxes
 from .demo_media import Limits, Medium, read_media
 from .demo_models import DemoModel, ModelError, Settings, Turn, stream_answers
+from .demo_offline import OwnFilesOnly
 from .demo_texts import PREFIX, language_texts, message
 
 MAX_WAITING = 64  # visitors in the queue; a further one is told that it is full
@@ -335,6 +337,8 @@ def launch(
     Returns:
         The Gradio page, to be closed.
     """
+    import gradio as gr
+
     _warm_up()
     # Gradio's own, at every question of a visitor
     warnings.filterwarnings("ignore", message="'HTTP_422_UNPROCESSABLE_ENTITY' is deprecated")
@@ -358,6 +362,10 @@ def launch(
         footer_links=["settings"],
         i18n=i18n,
         css=NO_SHARING,
+        theme=gr.themes.Default(
+            font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        ),  # no web fonts
+        app_kwargs={"middleware": [Middleware(OwnFilesOnly)]},
         quiet=True,
         prevent_thread_lock=True,
     )

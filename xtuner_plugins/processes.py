@@ -105,11 +105,23 @@ def is_ancestor(pid: int) -> bool:
 
 def parent_of(pid: int) -> int | None:
     """The parent of a process; None if the process has ended or the system can't tell."""
+    state = _state_of(pid)
+    return int(state[1]) if state else None
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal (SIGSTOP, Ctrl-Z) has stopped a process; a debugger's stop is none. False where unknown."""
+    state = _state_of(pid)
+    return bool(state) and state[0] == "T"
+
+
+def _state_of(pid: int) -> list[str]:
+    """The fields of ``/proc/PID/stat`` after the name: state, parent, and others; empty if there is none."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return int(file.read().rpartition(")")[2].split()[1])
+            return file.read().rpartition(")")[2].split()
     except OSError:
-        return None
+        return []
 
 
 def program_of(pid: int | None) -> str:

@@ -31,8 +31,10 @@ WORDS = {
     "frozen": ("frozen", "冻结"),
     "lora": ("LoRA", "LoRA"),
     "exported": (
-        "An export is an official directory: transformers, vLLM, SGLang, lmdeploy and llama.cpp read it",
-        "导出得到官方格式的目录：transformers、vLLM、SGLang、lmdeploy 和 llama.cpp 可直接读取",
+        "An export is an official directory: transformers, vLLM, SGLang and lmdeploy read it; "
+        "llama.cpp after convert_to_gguf",
+        "导出得到官方格式的目录：transformers、vLLM、SGLang 和 lmdeploy 可直接读取，"
+        "llama.cpp 需先用 convert_to_gguf 转换",
     ),
 }
 STAGES = {  # encoder, projector, LLM

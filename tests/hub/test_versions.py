@@ -53,9 +53,10 @@ def environment(release):
     python, done = folder / "bin" / "python", folder / "installed"
     if not done.exists():
         run([sys.executable, "-m", "venv", "--without-pip", "--clear", folder], release)
-        own = folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
-        (own / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
-    elif release != NEWEST:
+    # Also where it is there: another checkout, which may be gone, may have made it.
+    own = folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    (own / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
+    if done.exists() and release != NEWEST:
         return python
     specifier = release if release == NEWEST else f"=={release}"
     # What is the newest has to be asked each time.

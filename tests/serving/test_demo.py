@@ -4,14 +4,17 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from PIL import Image
 
+from tests.conftest import HANGS_AFTER
 from xtuner_plugins.inference.session import ChatSession
 from xtuner_plugins.processes import free_port
-from xtuner_plugins.serving.demo import Page, boxes_shown, check_port, launch
+from xtuner_plugins.serving.demo import NO_SHARING, SHARE_DRAWING, Page, boxes_shown, check_port, launch
 from xtuner_plugins.serving.demo_media import Limits, Medium
 from xtuner_plugins.serving.demo_models import LocalModel, Settings
 
@@ -52,7 +55,7 @@ def echo():
 def connect(url, **options):
     from gradio_client import Client
 
-    return Client(url, verbose=False, analytics_enabled=False, **options)
+    return Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": HANGS_AFTER}, **options)
 
 
 def answer_of(chat):
@@ -101,6 +104,28 @@ def test_boxes_are_drawn_on_the_last_image():
     drawn = boxes_shown(media, [(0, 0, 500, 500)])
     assert drawn.size == (1280, 320) and drawn.getpixel((0, 0)) != (0, 0, 0) == drawn.getpixel((1000, 300))
     assert boxes_shown(media[1:], [(0, 0, 500, 500)]) is None and boxes_shown(media, []) is None
+
+
+def test_tiles_are_shown_by_file():
+    class Cutting(Echo):
+        name, max_tiles, tokens_per_tile = "mine", 6, 16
+
+        def tiles(self, media, max_tiles):
+            return [torch.zeros(3, 3, 8, 8, dtype=torch.uint8), *torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8)]
+
+    image = Image.new("RGB", (8, 8))
+    media = [Medium("a.png", (image,), False), Medium("v.mp4", (image, image), True)]
+    gallery, line = Page([Cutting()], Limits(1 << 20, 1 << 20)).look(media, 6, "en")
+    assert [caption for _, caption in gallery] == ["1 a.png", "2 a.png", "3 a.png", "1 v.mp4", "2 v.mp4"]
+    assert line == "**mine** sees 5 tiles of 8 x 8 pixels: 80 image tokens. (a.png: 3, v.mp4: 2)"
+
+
+def test_no_image_is_shared_in_any_language():
+    """The page's style hides Gradio's button by its drawing."""
+    import gradio
+
+    (script,) = Path(gradio.__file__).parent.glob("templates/frontend/assets/ShareButton-*.js")
+    assert f'<path d="{SHARE_DRAWING}' in script.read_text(encoding="utf-8") and SHARE_DRAWING in NO_SHARING
 
 
 def test_twenty_visitors_are_not_mixed_up(echo):
@@ -185,7 +210,7 @@ def test_in_a_browser(toy_base, tmp_path, language, words):
             page.press("#ask textarea", "Enter")
             page.wait_for_selector("#chat-0 .bot")
             page.wait_for_selector(f"#seen:has-text('{words}')")
-            assert page.locator("button[aria-label='Share']:visible, button[title='Share']:visible").count() == 0
+            assert page.locator(f"button:has(path[d^='{SHARE_DRAWING}']):visible").count() == 0
             browser.close()
     finally:
         blocks.close()

@@ -7,4 +7,4 @@ def test_the_browser_decides_the_language():
     assert message("empty", "zh-CN,zh;q=0.9,en;q=0.8") == MESSAGES["empty"][1]
     assert message("empty", "en-US,zh;q=0.5") == message("empty", None) == MESSAGES["empty"][0]
     texts = language_texts()
-    assert texts["en"].keys() == texts["zh-CN"].keys() and texts["zh-CN"]["stop"] == "停止"
+    assert texts["en"].keys() == texts["zh-CN"].keys() and texts["zh-CN"]["page-stop"] == "停止"

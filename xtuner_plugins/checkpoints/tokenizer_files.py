@@ -73,6 +73,17 @@ def token_id(tokenizer, token: str | None) -> int | None:
     return tokenizer.get_vocab().get(token)
 
 
+def added_token_ids(directory: Path) -> dict[str, int]:
+    """Ids of the control tokens that the files of a tokenizer list, read without opening the tokenizer."""
+    listed = read_json(directory / "tokenizer.json", missing={}).get("added_tokens", [])
+    decoder = read_json(directory / "tokenizer_config.json", missing={}).get("added_tokens_decoder", {})
+    return {
+        **read_json(directory / "added_tokens.json", missing={}),
+        **{token["content"]: token["id"] for token in listed},
+        **{token["content"]: int(number) for number, token in decoder.items()},
+    }
+
+
 def add_tokens(tokenizer, tokens: Iterable[str]) -> int:
     """Adds special tokens after all others, in their order; returns how many were new."""
     from transformers import AddedToken

@@ -9,10 +9,10 @@
      level |---'-.-^.-' '-^.-^-'- - - - - - -     median of the last 100 steps that weren't high
            '----------------------------------    optimizer steps
 
-Why this doesn't stop a healthy run: at most half of all steps lie above a median. Where the data are shuffled and every
-one of these were high, 20 in a row would have a chance of one in a million per step; where one step in four is high, of
-one in 10^12. A loss that falls, as in the warm-up, is never high. Twice a level close to zero is nothing, hence the
-2 nats. The first steps have no level yet and are judged by the loss of guessing, near which an untrained model begins.
+Why this doesn't stop a healthy run: even where every second step of shuffled data is high, 20 in a row have a chance of
+one in a million per step; where it is one step in four, of one in 10^12. A loss that falls, as in the warm-up, is never
+high. Twice a level close to zero is nothing, hence the 2 nats. The first steps have no level yet and are judged by the
+loss of guessing, near which an untrained model begins.
 """
 
 from __future__ import annotations

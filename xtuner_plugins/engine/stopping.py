@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from ..processes import PARENT_ENDED, STOP_REQUESTS, STOP_SIGNALS, leave_signals_to_parent, original_signal
@@ -119,11 +119,11 @@ def exit_status() -> int:
     return 128 + requests.agreed if requests.agreed else 0
 
 
-def command_to_go_on() -> str:
-    """The shell line that resumes this run."""
-    line = os.environ.get(COMMAND)
+def command_to_go_on(env: Mapping[str, str] = os.environ) -> str:
+    """The shell line that resumes this run, or the one whose processes have ``env``."""
+    line = env.get(COMMAND)
     words = shlex.split(line) if line else ["xtuner", "train", *_without(sys.argv[1:], "--launcher")]
-    variables = [f"{name}={os.environ[name]}" for name in LAUNCH_VARIABLES if name in os.environ]
+    variables = [f"{name}={env[name]}" for name in LAUNCH_VARIABLES if name in env]
     resume = ["--resume", "auto"] if words[:1] == ["xtuner"] else ["--resume"]  # XTuner's parser wants a value
     return " ".join([*variables, shlex.join([*_without(words, "--resume"), *resume])])
 

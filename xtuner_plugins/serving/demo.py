@@ -13,20 +13,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from PIL import Image
+from starlette.middleware import Middleware
 
 from ..datasets.errors import MediaError
 from ..inference.drawing import answer_boxes, draw_boxes
 from .demo_media import Limits, Medium, read_media
 from .demo_models import DemoModel, ModelError, Settings, Turn, stream_answers
-from .demo_texts import language_texts, message
+from .demo_offline import OwnFilesOnly
+from .demo_texts import PREFIX, language_texts, message
 
 MAX_WAITING = 64  # visitors in the queue; a further one is told that it is full
 KEPT_SECONDS = 6 * 3600  # how long uploads and conversations are kept
 MAX_SESSIONS = 200
 DRAWN_SIDE = 1280  # pixels of the longer side of an image with boxes
-# Gradio shows this button on images; it would upload them to a public site.
-NO_SHARING = 'button[aria-label="Share"], button[title="Share"] {display: none !important}'
+# Gradio shows a button on images that would upload them to a public site. Its name depends on the browser's language,
+# its drawing doesn't.
+SHARE_DRAWING = "M23,20a5,5"
+NO_SHARING = f'button:has(path[d^="{SHARE_DRAWING}"]) {{display: none !important}}'
 
 
 @dataclass(frozen=True)
@@ -109,20 +114,25 @@ class Page:
             tiles = model.tiles(media, max_tiles)
             if not tiles:
                 continue
-            names = [medium.name for medium in media for _ in medium.images]
-            total = sum(len(own) for own in tiles)
-            grids = ", ".join(f"{name}: {len(own)}" for name, own in zip(names, tiles, strict=True))
-            tokens = total * model.tokens_per_tile
-            side = tiles[0].shape[-1]
+            files = _by_file(media, tiles)
+            total = sum(len(own) for _, own in files)
+            grids = ", ".join(f"{name}: {len(own)}" for name, own in files)
+            tokens, side = total * model.tokens_per_tile, tiles[0].shape[-1]
             lines.append(
                 message("tiles", language, name=model.name, tiles=total, side=side, tokens=tokens, grids=f"({grids})")
             )
             gallery = gallery or [
-                (Image.fromarray(tile.permute(1, 2, 0).numpy()), f"{name} {number}")
-                for name, own in zip(names, tiles, strict=True)
+                (Image.fromarray(tile.permute(1, 2, 0).numpy()), f"{number} {name}")
+                for name, own in files
                 for number, tile in enumerate(own, 1)
             ]
         return gallery, "\n\n".join(lines)
+
+
+def _by_file(media: Sequence[Medium], tiles: Sequence[torch.Tensor]) -> list[tuple[str, list[torch.Tensor]]]:
+    """Each file's name and tiles; `tiles` has an entry per image or frame."""
+    left = iter(tiles)
+    return [(medium.name, [tile for _ in medium.images for tile in next(left)]) for medium in media]
 
 
 def chat_messages(exchanges: Sequence[Exchange], index: int) -> list[dict]:
@@ -152,11 +162,15 @@ def build_page(page: Page):
     import gradio as gr
 
     i18n = gr.I18n(**language_texts())
+
+    def word(key: str):
+        return i18n(PREFIX + key)
+
     defaults = [model.max_tiles for model in page.models if model.max_tiles is not None]
     with gr.Blocks(
         title="XTuner Plugins", analytics_enabled=False, fill_width=True, delete_cache=(600, KEPT_SECONDS)
     ) as blocks:
-        gr.Markdown(i18n("title"), elem_id="title")
+        gr.Markdown(word("title"), elem_id="title")
         exchanges = gr.State([], time_to_live=KEPT_SECONDS)
         with gr.Row():
             chats = [
@@ -172,21 +186,21 @@ def build_page(page: Page):
             ]
         box = gr.MultimodalTextbox(
             show_label=False,
-            placeholder=i18n("ask"),
+            placeholder=word("ask"),
             file_count="multiple",
             max_plain_text_length=100_000,
             elem_id="ask",
         )
         with gr.Row():
-            stop, retry, clear = (gr.Button(i18n(name), elem_id=name) for name in ("stop", "retry", "clear"))
+            stop, retry, clear = (gr.Button(word(name), elem_id=name) for name in ("stop", "retry", "clear"))
         seen = gr.Markdown(elem_id="seen")
+        tiles = gr.Gallery(
+            label=word("seen"), columns=8, height=220, format="png", interactive=False, visible=bool(defaults)
+        )
         with gr.Row():
-            tiles = gr.Gallery(
-                label=i18n("seen"), columns=8, height=220, format="png", interactive=False, visible=bool(defaults)
-            )
             drawn = [
                 gr.Image(
-                    label=i18n("boxes"),
+                    label=word("boxes"),
                     visible=False,
                     format="png",
                     type="pil",
@@ -196,15 +210,15 @@ def build_page(page: Page):
                 )
                 for number in range(len(page.models))
             ]
-        with gr.Accordion(i18n("settings"), open=False):
-            system = gr.Textbox(label=i18n("system"), placeholder=i18n("system_hint"), lines=2)
-            temperature = gr.Slider(0, 2, 0, step=0.1, label=i18n("temperature"))
+        with gr.Accordion(word("settings"), open=False):
+            system = gr.Textbox(label=word("system"), placeholder=word("system_hint"), lines=2)
+            temperature = gr.Slider(0, 2, 0, step=0.1, label=word("temperature"))
             max_tiles = gr.Slider(
                 1, max(12, *defaults, 1), max(defaults, default=1), step=1,
-                label=i18n("max_tiles"), visible=bool(defaults),
+                label=word("max_tiles"), visible=bool(defaults),
             )  # fmt: skip
-            max_new_tokens = gr.Slider(1, 4096, 512, step=1, label=i18n("max_new_tokens"))
-            num_frames = gr.Slider(1, 32, 8, step=1, label=i18n("num_frames"))
+            max_new_tokens = gr.Slider(1, 4096, 512, step=1, label=word("max_new_tokens"))
+            num_frames = gr.Slider(1, 32, 8, step=1, label=word("num_frames"))
 
         outputs = [box, exchanges, *chats, seen, tiles, *drawn]
 
@@ -323,6 +337,8 @@ def launch(
     Returns:
         The Gradio page, to be closed.
     """
+    import gradio as gr
+
     _warm_up()
     # Gradio's own, at every question of a visitor
     warnings.filterwarnings("ignore", message="'HTTP_422_UNPROCESSABLE_ENTITY' is deprecated")
@@ -346,6 +362,10 @@ def launch(
         footer_links=["settings"],
         i18n=i18n,
         css=NO_SHARING,
+        theme=gr.themes.Default(
+            font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        ),  # no web fonts
+        app_kwargs={"middleware": [Middleware(OwnFilesOnly)]},
         quiet=True,
         prevent_thread_lock=True,
     )

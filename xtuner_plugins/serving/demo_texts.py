@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+PREFIX = "page-"  # the browser's script translates every label that is a key, also the name of a model
 TEXTS = {
-    "title": ("Talk to a model about images", "与模型聊图片"),
+    "title": ("## Talk to a model about images", "## 与模型聊图片"),
     "ask": (
         "Ask about images or a video; drop files here",
         "就图片或视频提问；可把文件拖到这里",
@@ -40,7 +41,7 @@ MESSAGES = {
 
 def language_texts() -> dict[str, dict[str, str]]:
     """Words of the page by language, as `gradio.I18n` takes them."""
-    english, chinese = ({key: pair[index] for key, pair in TEXTS.items()} for index in (0, 1))
+    english, chinese = ({f"{PREFIX}{key}": pair[index] for key, pair in TEXTS.items()} for index in (0, 1))
     return {"en": english, "zh-CN": chinese, "zh": chinese}
 
 

@@ -9,7 +9,7 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image
 
 from xtuner_plugins.datasets.errors import SettingError
-from xtuner_plugins.datasets.images.tiling import DynamicTiling
+from xtuner_plugins.datasets.images.tiling import DynamicTiling, resize_to_grid
 
 
 @cache
@@ -154,3 +154,11 @@ def test_only_rgb_is_cut():
         DynamicTiling()(Image.new("L", (10, 10)))
     with pytest.raises(SettingError, match="0x5"):
         DynamicTiling().grid(0, 5)
+
+
+def test_an_image_at_the_size_of_its_grid_is_cut_into_the_same_tiles():
+    tiling = DynamicTiling(tile_size=28)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 61, 3), dtype=np.uint8))
+    resized = resize_to_grid(image, tiling)
+    assert resized.size == (56, 28)
+    assert torch.equal(tiling(resized)[:2], tiling(image)[:2])

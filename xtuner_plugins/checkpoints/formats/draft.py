@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ...families import llm_family
+from ...hub.conversation import TEMPLATES, get_conv_template
 from .. import tokenizer_files
 from ..io.reader import read_json
 from ..io.tensors import Joined, LazyTensor, MemoryTensor
@@ -118,6 +119,8 @@ def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor], code: str) ->
             remote_code.copy_hub_code(stage)
         if "template" in view.changed:
             _write_template(view, stage)
+        if view.format is official:
+            _complete_stops(view, stage)
 
     return Draft({name: tensors[name] for name in names}, config, write_files, notes)
 
@@ -132,6 +135,19 @@ def _write_template(view: ModelView, stage: Path) -> None:
     write_json(texts, {**read_json(texts, missing={}), **prompt})
     stop = {"eos_token_id": tokenizer_files.stop_token_ids(tokenizer, template)}
     write_json(stops, {**read_json(stops, missing={"_from_model_config": True}), **stop})
+
+
+def _complete_stops(view: ModelView, stage: Path) -> None:
+    """Adds the template's stop token, where ``.chat`` stops, to those where engines stop, if the base lacks it."""
+    path = stage / "generation_config.json"
+    fields = read_json(path, missing={"_from_model_config": True})
+    named = fields.get("eos_token_id")
+    named = named if isinstance(named, list) else [] if named is None else [named]
+    template = view.config["template"]
+    ids = tokenizer_files.added_token_ids(view.directory)
+    stop = ids.get(get_conv_template(template).stop_token) if template in TEMPLATES else None
+    if stop is not None and stop not in named:
+        write_json(path, {**fields, "eos_token_id": [stop, *named]})
 
 
 def _rewritten(view: ModelView, tensors: Mapping[str, LazyTensor], to: Format, template: str | None) -> Draft:

@@ -86,6 +86,16 @@ def cut_tiles(image: Image.Image, grid: Grid, tile_size: int) -> torch.Tensor:
     return torch.from_numpy(out)
 
 
+def resize_to_grid(image: Image.Image, tiling: "DynamicTiling") -> Image.Image:
+    """The image at the size of its grid.
+
+    Of such an image, programs that choose grids by another rule (llama.cpp) cut these same tiles; only a thumbnail may
+    be resized in another way.
+    """
+    grid = tiling.grid(*image.size)
+    return image.resize((grid.columns * tiling.tile_size, grid.rows * tiling.tile_size), Image.Resampling.BICUBIC)
+
+
 @TRANSFORMS.register_module()
 @dataclass(frozen=True)
 class DynamicTiling:

@@ -1,0 +1,107 @@
+"""An export against the published packages of vLLM, SGLang and lmdeploy: what they look up in it is there (slow tier).
+
+Their wheels are downloaded and read as text; nothing of them is installed or imported. They are kept in
+`XTUNER_PLUGINS_ENGINES` (default `~/.cache/xtuner_plugins/engines`), half a gigabyte. This shows that the engines know
+the architecture and find the fields that they read, not that they compute the same.
+"""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import HANGS_AFTER
+from xtuner_plugins.checkpoints.export import convert
+from xtuner_plugins.checkpoints.io.reader import read_json
+
+pytestmark = pytest.mark.slow
+
+RELEASES = {"vllm": "0.33.0", "sglang": "0.5.23", "lmdeploy": "0.18.0"}
+# Package, file of it, what must be in the file: the name by which the engine finds its class for our directory.
+OFFICIAL, HF = "InternVLChatModel", "InternVLForConditionalGeneration"
+LOOKUPS = [
+    ("vllm", "vllm/model_executor/models/registry.py", rf'"{OFFICIAL}":'),
+    ("vllm", "vllm/model_executor/models/registry.py", rf'"{HF}":'),
+    ("sglang", "sglang/srt/models/internvl.py", rf"^EntryClass = {OFFICIAL}$"),
+    ("sglang", "sglang/srt/configs/internvl.py", r'^    model_type = "internvl_chat"$'),
+    ("sglang", "sglang/srt/parser/conversation.py", r'^    "internvl_chat": "internvl-2-5",$'),
+    ("lmdeploy", "lmdeploy/turbomind/supported_models.py", rf"^    {OFFICIAL}="),
+    ("lmdeploy", "lmdeploy/turbomind/supported_models.py", rf"^    {HF}="),
+    ("lmdeploy", "lmdeploy/pytorch/models/module_map.py", rf"^    '{OFFICIAL}':"),
+    ("lmdeploy", "lmdeploy/pytorch/models/module_map.py", rf"^    '{HF}'"),
+    ("lmdeploy", "lmdeploy/vl/model/internvl.py", rf"^    _arch = '{OFFICIAL}'$"),
+]
+# Files that read the fields of an official directory, and what else they read of their config objects.
+READERS = {
+    "vllm/model_executor/models/internvl.py": {"text_config"},  # vLLM's own name for llm_config
+    "vllm/model_executor/models/intern_vit.py": set(),
+    "sglang/srt/models/internvl.py": {"output_hidden_states", "use_return_dict"},  # of every config of transformers
+    "sglang/srt/multimodal/processors/internvl.py": set(),
+    "lmdeploy/vl/model/internvl.py": set(),
+    # Of InternVL 3.5 "Flash", behind a look for the field.
+    "lmdeploy/pytorch/models/internvl.py": {"flash_absolute_threshold", "flash_relative_threshold"},
+    "lmdeploy/pytorch/configurations/internvl.py": set(),
+}
+CONFIGS = ("config", "hf_config", "vision_config")
+
+
+@pytest.fixture(scope="module")
+def source():
+    """Returns the text of a file in the wheel of a package."""
+    folder = Path(os.environ.get("XTUNER_PLUGINS_ENGINES", "~/.cache/xtuner_plugins/engines")).expanduser()
+    missing = {}
+
+    def read(package, name):
+        wheels = sorted(folder.glob(f"{package}-{RELEASES[package]}-*.whl"))
+        if not wheels and package not in missing:
+            wanted = f"{package}=={RELEASES[package]}"
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+            done = subprocess.run(
+                [*command, "--dest", str(folder), wanted], capture_output=True, text=True, timeout=HANGS_AFTER
+            )
+            wheels = sorted(folder.glob(f"{package}-{RELEASES[package]}-*.whl"))
+            if not wheels:
+                missing[package] = f"{wanted} can't be had: {done.stderr.strip().splitlines()[-1:]}"
+        if package in missing:
+            pytest.skip(missing[package])
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            return wheel.read(name).decode()
+
+    return read
+
+
+def fields_read(text):
+    """Names of attributes that are read of objects called `config` and the like."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            if getattr(node.value, "attr", getattr(node.value, "id", None)) in CONFIGS:
+                found.add(node.attr)
+    return found
+
+
+@pytest.mark.parametrize("package, name, pattern", LOOKUPS)
+def test_engines_know_the_architecture(package, name, pattern, source):
+    assert re.search(pattern, source(package, name), re.MULTILINE)
+
+
+def test_exports_have_the_names_that_are_looked_up(toy_base, tmp_path):
+    official = read_json(toy_base / "config.json")
+    assert (official["architectures"], official["model_type"]) == ([OFFICIAL], "internvl_chat")
+    convert(toy_base, tmp_path / "hf", format="hf")
+    assert read_json(tmp_path / "hf" / "config.json")["architectures"] == [HF]
+    # vLLM and lmdeploy prompt through it; the training's system prompt is in it.
+    assert "chat_template" in read_json(toy_base / "tokenizer_config.json")
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_exports_have_the_fields_that_are_read(name, source, toy_base):
+    config = read_json(toy_base / "config.json")
+    ours = set(config) | set(config["vision_config"]) | set(config["llm_config"])
+    found = fields_read(source(name.partition("/")[0], name))
+    assert found and found - ours == READERS[name]

@@ -1,0 +1,113 @@
+"""The two files of a conversion, and that llama.cpp computes with them what we compute."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.checkpoints.language_models import write_llm
+from xtuner_plugins.checkpoints.assembly.base import build_base
+from xtuner_plugins.checkpoints.errors import CheckpointError
+from xtuner_plugins.checkpoints.formats import open_model
+from xtuner_plugins.checkpoints.llama_cpp.convert import convert
+from xtuner_plugins.datasets.images.tiling import resize_to_grid
+from xtuner_plugins.inference.llama_cpp import LlamaCpp
+from xtuner_plugins.inference.session import ChatSession
+
+QUESTION = "Which number is it?"
+# GELU comes from a table there, and products are summed in another order.
+LOG_PROBABILITY = 1e-3
+
+
+def test_the_files_hold_every_tensor(toy_base, tmp_path):
+    read = []
+    done = convert(toy_base, tmp_path / "out", progress=lambda now, total: read.append((now, total)))
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [f"{toy_base.name}-f32.gguf", f"mmproj-{toy_base.name}-f32.gguf"] and done.notes == []
+    found = {}
+    for path in (done.model, done.mmproj):
+        reader = gguf.GGUFReader(path)
+        found |= {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
+    ours = open_model(toy_base).tensors
+    assert torch.equal(found["token_embd.weight"], ours["language_model.model.embed_tokens.weight"].read())
+    key = "language_model.model.layers.1.mlp.down_proj.weight"
+    assert torch.equal(found["blk.1.ffn_down.weight"], ours[key].read())
+    assert sum(tensor.numel() for tensor in found.values()) == sum(tensor.numel for tensor in ours.values())
+    total = sum(tensor.nbytes for tensor in ours.values())
+    assert sum(now for now, _ in read) == total and {total for _, total in read} == {total}
+
+
+def test_existing_files_stay(toy_base, tmp_path):
+    done = convert(toy_base, tmp_path, kind="q8_0", name="mine")
+    assert (done.model.name, done.mmproj.name) == ("mine-q8_0.gguf", "mmproj-mine-f16.gguf")
+    done.model.write_text("mine")
+    with pytest.raises(CheckpointError, match="mine-q8_0.gguf exists already"):
+        convert(toy_base, tmp_path, kind="q8_0", name="mine")
+    assert done.model.read_text() == "mine"
+    convert(toy_base, tmp_path, kind="q8_0", name="mine", force=True)
+    assert done.model.read_bytes()[:4] == b"GGUF" and len(list(tmp_path.iterdir())) == 2
+
+
+def ours(session, image):
+    """Log probabilities ``[V]`` of the first token, and the number of prompt tokens."""
+    ids, model = session.prompt_ids(QUESTION, [image]), session.model
+    model.img_context_token_id = session.tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+    pixels = session._pixels(session._load([image], session.tiling))
+    with torch.no_grad():
+        logits = model(pixel_values=pixels, input_ids=torch.tensor([ids])).logits[0, -1]
+    return logits.log_softmax(-1), len(ids)
+
+
+def gap(found, expected):
+    """Largest difference over the first token's likeliest values, of all that llama.cpp tells."""
+    assert len(found.first) >= 10
+    return max(abs(value - expected[token].item()) for token, value in found.first.items())
+
+
+def noise(width, height):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+def test_llama_cpp_computes_what_we_compute(family, toy_base, toy_parts, tmp_path):
+    pytest.importorskip("xllamacpp")
+    base = toy_base
+    if family != "qwen2":
+        vision, llm = toy_parts
+        base = tmp_path / "base"
+        build_base(vision, write_llm(family, tmp_path / "llm", llm), base, dtype="float32")
+    session = ChatSession.from_pretrained(base, device="cpu")
+    done = convert(base, tmp_path / "gguf")
+    theirs = LlamaCpp(done.model, done.mmproj)
+    side = session.tiling.tile_size
+    tile = noise(side, side)
+    expected, num_tokens = ours(session, tile)
+    found = theirs.ask(QUESTION, [tile], max_new_tokens=8)
+    assert found.num_prompt_tokens == num_tokens and gap(found, expected) < LOG_PROBABILITY
+    # Bytes that the end cut off are shown in different ways.
+    assert found.text.strip("\ufffd ") == session.ask(QUESTION, [tile], max_new_tokens=8).strip("\ufffd ")
+    session.reset()
+
+    # 900 x 450 in tiles of 448: two and a thumbnail by the official rule, six and one by llama.cpp's.
+    wide = noise(900 * side // 448, -(-450 * side // 448))
+    expected, num_tokens = ours(session, wide)
+    per_tile = (side // 28) ** 2
+    assert theirs.ask(QUESTION, [wide]).num_prompt_tokens == num_tokens + 4 * per_tile
+    found = theirs.ask(QUESTION, [resize_to_grid(wide, session.tiling)])
+    # The thumbnail is made of the resized image there.
+    assert found.num_prompt_tokens == num_tokens and gap(found, expected) < 10 * LOG_PROBABILITY
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0", "q4_k_m"])
+def test_every_type_answers(kind, toy_base, tmp_path):
+    pytest.importorskip("xllamacpp")
+    session = ChatSession.from_pretrained(toy_base, device="cpu")
+    done = convert(toy_base, tmp_path / "gguf", kind=kind)
+    tile = noise(session.tiling.tile_size, session.tiling.tile_size)
+    found = LlamaCpp(done.model, done.mmproj).ask(QUESTION, [tile], max_new_tokens=8)
+    expected, num_tokens = ours(session, tile)
+    # Of log probabilities around -4; measured 0.02 (f16, bf16) to 0.1 (q4_k_m) on this model of random weights.
+    assert found.text and found.num_prompt_tokens == num_tokens and gap(found, expected) < 0.5

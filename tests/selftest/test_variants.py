@@ -41,15 +41,22 @@ def test_settings_of_the_training_stay(read):
     assert tiny["model"]["llm_lora"]["lora_dropout"] == 0.05
 
 
-@pytest.mark.parametrize("name", ["finetune_full", "finetune_packed"])
-def test_batches_and_packs_from_either_kind(read, name):
+@pytest.mark.parametrize(
+    "name, collate, packed",
+    [
+        ("finetune_full", "collate", "collate_packed"),
+        ("finetune_packed", "collate", "collate_packed"),
+        ("finetune_dpo_lora", "collate_pairs", "collate_pairs"),
+    ],
+)
+def test_batches_and_packs_from_either_kind(read, name, collate, packed):
     tiny = shrunk(read(name))
     packs, batches = variants.in_packs(tiny, SAMPLES), variants.in_batches(tiny, 4, 2)
     assert variants.is_packed(packs) and not variants.is_packed(batches)
     sampler = packs["train_dataloader"]["batch_sampler"]
     assert (sampler["max_tokens"], sampler["max_tiles"]) == (100, 6)
-    assert packs["train_dataloader"]["collate_fn"]["type"].endswith(".collate_packed")
-    assert batches["train_dataloader"]["collate_fn"]["type"].endswith(".collate")
+    assert packs["train_dataloader"]["collate_fn"]["type"].endswith(f".{packed}")
+    assert batches["train_dataloader"]["collate_fn"]["type"].endswith(f".{collate}")
     assert batches["train_dataloader"]["batch_size"] == 4 and batches["optim_wrapper"]["accumulative_counts"] == 2
 
 
@@ -69,5 +76,8 @@ def test_what_a_strategy_can_not_do(read):
 
 
 def test_other_models_are_refused(read):
-    with pytest.raises(ConfigError, match="model.type: only configs with VisionLanguageModel can be tested, not Other"):
+    with pytest.raises(ConfigError, match="model.type: only configs with VisionLanguageModel or P.* not Other"):
         variants.check_kind({**read("finetune_lora"), "model": {"type": "Other"}})
+    pairs = read("finetune_dpo_lora")["model"]
+    with pytest.raises(ConfigError, match="PreferenceModel can be tested with PreferenceDataset only, not Multimodal"):
+        variants.check_kind({**read("finetune_lora"), "model": pairs})

@@ -211,4 +211,18 @@ TOY_RECIPES = (
         quantized=("llm",),
         settings={"lr": 1e-3},
     ),
+    _toy(
+        "finetune_mpo_full",
+        "projector and LLM on preference pairs",
+        data=Data(
+            "generated images, half of them too small to read (xtuner_plugins/toy/preference_data.py)",
+            ("work_dirs/preference/data/pairs.jsonl",),
+            ("work_dirs/preference/data/images",),
+        ),
+        llm="all",
+        objectives=MPO,
+        starts_from="work_dirs/quickstart/model",
+        origin=("work_dirs/quickstart/model, the quick start's export:", "python tools/quickstart.py"),
+        settings={"lr": 3e-4},
+    ),
 )

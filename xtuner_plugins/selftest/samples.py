@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..datasets import MultimodalDataset
+from ..datasets import MultimodalDataset, PreferenceDataset
 from ..datasets.errors import DataError
 from ..toy.small_data import write_dataset
 
@@ -126,4 +126,6 @@ def _length(dataset: MultimodalDataset, number: int, row: int) -> tuple[int, int
 
 def _open(dataset: Mapping[str, Any], files: Mapping[str, Any], base: Path, folder: Path) -> MultimodalDataset:
     kept = {key: value for key, value in dataset.items() if key not in LEFT_OUT}
-    return MultimodalDataset(str(base), **files, **kept, cache_dir=str(folder / "cache"))
+    is_preference = str(dataset.get("type")).endswith(PreferenceDataset.__name__)
+    kind = PreferenceDataset if is_preference else MultimodalDataset
+    return kind(str(base), **files, **kept, cache_dir=str(folder / "cache"))

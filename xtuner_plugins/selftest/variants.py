@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
@@ -17,6 +17,21 @@ NUM_STEPS = 3
 DROPOUT = "lora_dropout"
 ON_CPU = {"paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw"}  # pages are those of a GPU
 EXACT = "adamw"  # moments in 8 bits turn rounding errors into steps
+
+
+class Kind(NamedTuple):
+    """Names of the classes that belong together in a config, and of the functions that make its batches."""
+
+    model: str
+    dataset: str
+    collate: str
+    collate_packed: str
+
+
+KINDS = (
+    Kind("VisionLanguageModel", "MultimodalDataset", "collate", "collate_packed"),
+    Kind("PreferenceModel", "PreferenceDataset", "collate_pairs", "collate_pairs"),
+)
 
 
 def dumped(cfg: Config, folder: Path) -> dict[str, Any]:
@@ -32,16 +47,34 @@ def source(settings: Mapping[str, Any]) -> str:
     return head + "".join(f"{key} = {value!r}\n" for key, value in settings.items() if key != "model_resource")
 
 
+def kind_of(settings: Mapping[str, Any]) -> Kind:
+    """The kind of a config.
+
+    Raises:
+        ConfigError: Another model, or a dataset that isn't this model's.
+    """
+    found = _class_name(settings, "model")
+    for kind in KINDS:
+        if kind.model == found:
+            break
+    else:
+        known = " or ".join(kind.model for kind in KINDS)
+        raise ConfigError(f"model.type: only configs with {known} can be tested, not {found}")
+    dataset = _class_name(settings.get("train_dataloader") or {}, "dataset")
+    if dataset != kind.dataset:
+        raise ConfigError(
+            f"train_dataloader.dataset.type: {found} can be tested with {kind.dataset} only, not {dataset}"
+        )
+    return kind
+
+
+def _class_name(settings: Mapping[str, Any], key: str) -> str:
+    return str((settings.get(key) or {}).get("type")).rpartition(".")[2]
+
+
 def check_kind(settings: Mapping[str, Any]) -> None:
     """Raises `ConfigError` for a config of another model or dataset, or without the keys that are changed here."""
-    wanted = {"model": "VisionLanguageModel", "train_dataloader.dataset": "MultimodalDataset"}
-    for key, kind in wanted.items():
-        node: Any = settings
-        for part in key.split("."):
-            node = (node or {}).get(part)
-        found = str((node or {}).get("type"))
-        if found.rpartition(".")[2] != kind:
-            raise ConfigError(f"{key}.type: only configs with {kind} can be tested, not {found}")
+    kind_of(settings)
     for key in ("optim_wrapper", "train_cfg", "default_hooks"):
         if not settings.get(key):
             raise ConfigError(f"{key}: the config has none")
@@ -90,7 +123,7 @@ def in_batches(tiny: Mapping[str, Any], batch_size: int, micro_batches: int) -> 
     made = copy.deepcopy(dict(tiny))
     loader = made["train_dataloader"]
     if loader.pop("batch_sampler", None):
-        loader["collate_fn"] = dict(type="xtuner_plugins.datasets.collate")
+        loader["collate_fn"] = dict(type=f"xtuner_plugins.datasets.{kind_of(tiny).collate}")
     loader["batch_size"] = batch_size
     made["optim_wrapper"]["accumulative_counts"] = micro_batches
     return made
@@ -103,7 +136,8 @@ def in_packs(tiny: Mapping[str, Any], samples: Samples, micro_batches: int = STE
     sampler = dict(loader.get("batch_sampler") or {}, type="xtuner_plugins.datasets.PackBatchSampler")
     longest, most = (max(column) for column in zip(*samples.lengths, strict=True))
     sampler.update(max_tokens=max(2 * longest, 16), max_tiles=max(2 * most, 1))
-    loader.update(batch_size=1, batch_sampler=sampler, collate_fn=dict(type="xtuner_plugins.datasets.collate_packed"))
+    collate = dict(type=f"xtuner_plugins.datasets.{kind_of(tiny).collate_packed}")
+    loader.update(batch_size=1, batch_sampler=sampler, collate_fn=collate)
     made["optim_wrapper"]["accumulative_counts"] = micro_batches
     return made
 

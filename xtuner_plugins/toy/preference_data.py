@@ -1,0 +1,96 @@
+"""Preference pairs of the toy world: a sign that is too small to read is better called so than guessed.
+
+    python -m xtuner_plugins.toy.preference_data --out DIR
+
+Every scene is drawn at its full size, where the number can be read, and shrunk to a third, where nobody can read it: its
+digits are 5 px high. Both sizes have the same proportions, so they are cut into the same tiles, and nothing but the blur
+tells them apart.
+
+| question about the      | of an image     | chosen         | rejected         |
+|-------------------------|-----------------|----------------|------------------|
+| number                  | of full size    | the number     | `UNREADABLE`     |
+| number                  | shrunk          | `UNREADABLE`   | some number      |
+| colours, count, presence| of either size  | the answer     | another answer   |
+
+root/pairs.jsonl     to train on
+root/test.jsonl      held-out questions as in `data.py`, of the kinds `number`, `UNREADABLE_KIND` and the others
+root/images/pairs/... root/images/test/...
+"""
+
+import argparse
+import json
+import random
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from xtuner_plugins.processes import die_with_parent
+from xtuner_plugins.toy.data import GRIDS, JPEG
+from xtuner_plugins.toy.images import COLORS, draw, make_scene
+from xtuner_plugins.toy.language import NUMBER_WORDS, Question, ask
+
+UNREADABLE = "not readable"
+UNREADABLE_KIND = "number, too small"
+SHRUNK = 3  # times
+COUNTS = {"pairs": 600, "test": 150}  # scenes; each in both sizes
+
+
+def write_pairs(root: str | Path, counts: dict[str, int], *, seed: int = 0, workers: int = 2) -> None:
+    """Writes pairs and held-out questions; the same seed gives the same files."""
+    root = Path(root)
+    with ProcessPoolExecutor(workers, initializer=die_with_parent) as pool:
+        for split in ("pairs", "test"):
+            (root / "images" / split).mkdir(parents=True, exist_ok=True)
+            parts = pool.map(partial(_make_records, root, split, seed), range(counts[split]), chunksize=25)
+            lines = [json.dumps(record) + "\n" for records in parts for record in records]
+            (root / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _make_records(root: Path, split: str, seed: int, index: int) -> list[dict]:
+    rng = random.Random(f"preference-{split}-{seed}-{index}")
+    scene = make_scene(rng, rng.choice(GRIDS["test"]))
+    image, questions, records = draw(scene), ask(scene, rng), []
+    for shrunk in (False, True):
+        name = f"{split}/{index:05d}{'_small' if shrunk else ''}.jpg"
+        if shrunk:
+            image = image.resize((image.width // SHRUNK, image.height // SHRUNK), Image.Resampling.LANCZOS)
+        image.save(root / "images" / name, **JPEG)
+        for number, question in enumerate(questions):
+            facts = {"id": f"{Path(name).stem}-{number}", "image": name}
+            asked = f"<image>\n{question.text}"
+            kind, chosen, rejected = _answers(question, shrunk, rng)
+            if split == "pairs":
+                records.append({**facts, "question": asked, "chosen": chosen, "rejected": rejected})
+            else:
+                turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": chosen}]
+                records.append({**facts, "conversations": turns, "kind": kind})
+    return records
+
+
+def _answers(question: Question, shrunk: bool, rng: random.Random) -> tuple[str, str, str]:
+    """The kind of a question, its better answer and a worse one."""
+    if question.kind == "number":
+        if shrunk:
+            return UNREADABLE_KIND, UNREADABLE, str(rng.randint(10, 99))
+        return "number", question.answer, UNREADABLE
+    others = {"colour": COLORS, "count": NUMBER_WORDS[1:4], "presence": ("yes", "no")}[question.kind]
+    return question.kind, question.answer, rng.choice([other for other in others if other != question.answer])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, help="directory to write")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the scenes (default 1)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    counts = {split: max(16, round(count * args.scale)) for split, count in COUNTS.items()}
+    write_pairs(args.out, counts, seed=args.seed)
+    print(f"drew {', '.join(f'{2 * count} images of {split}' for split, count in counts.items())} for {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

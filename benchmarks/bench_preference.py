@@ -40,9 +40,7 @@ from xtuner_plugins.toy.models import write_random_parts
 VISION = dict(
     image_size=448, patch_size=14, hidden_size=256, num_attention_heads=4, intermediate_size=1024, num_hidden_layers=4
 )
-LLM = dict(
-    hidden_size=512, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4
-)
+LLM = dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4)
 WAYS = ("two_rows", "one_row", "trl")
 TILES, QUESTION, ANSWER = 13, 30, 100
 STEPS = 2
@@ -139,7 +137,12 @@ def trl_step(base: str, recomputed: bool):
     kept = LoraConfig(**{**LORA, "target_modules": r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)"})
     with tempfile.TemporaryDirectory() as out:
         settings = DPOConfig(
-            out, per_device_train_batch_size=1, gradient_checkpointing=recomputed, use_cpu=True, report_to=[], bf16=False
+            out,
+            per_device_train_batch_size=1,
+            gradient_checkpointing=recomputed,
+            use_cpu=True,
+            report_to=[],
+            bf16=False,
         )
         trainer = DPOTrainer(
             get_peft_model(model, kept),

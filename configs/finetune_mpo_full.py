@@ -20,6 +20,7 @@ from xtuner_plugins.datasets import PlanSampler, PreferenceDataset, collate_pair
 from xtuner_plugins.engine import (
     GroupedOptimWrapperConstructor,
     PlannedTrainLoop,
+    PreferenceGuardHook,
     ValidationHook,
     WarmupCosineLR,
     build_adamw,
@@ -143,5 +144,6 @@ default_hooks.update(  # noqa: F405
         panel_max_new_tokens=panel_max_new_tokens,
     )
 )
+default_hooks.update(preference_guard=dict(type=PreferenceGuardHook))  # noqa: F405
 visualizer.update(tracker=tracker)  # noqa: F405
 train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs, max_iters=max_steps, heaviest_first=heaviest_first)

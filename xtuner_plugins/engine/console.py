@@ -62,13 +62,16 @@ def step_line(step: int, last: int, figures: Mapping[str, float], rates: Mapping
     Args:
         step: Optimizer steps done.
         last: Optimizer steps of the run.
-        figures: ``eta`` (seconds), ``loss``, ``grad_norm``, ``tokens_per_second``, ``samples_per_second``, ``padding``
-            (share of all positions), ``peak_memory_gib``; those that are missing aren't shown.
+        figures: ``eta`` (seconds), ``loss``, ``accuracy`` and ``margin`` (of preference pairs), ``grad_norm``,
+            ``tokens_per_second``, ``samples_per_second``, ``padding`` (share of all positions), ``peak_memory_gib``;
+            those that are missing aren't shown.
         rates: Lowest and highest learning rate by what it is of, as `hooks.step_line.learning_rates` returns them.
     """
     shown = {
         "eta": lambda value: f"eta {duration(value)}",
         "loss": lambda value: f"loss {value:.4f}",
+        "accuracy": lambda value: f"accuracy {value:.0%}",
+        "margin": lambda value: f"margin {value:.3g}",
         "grad_norm": lambda value: f"grad norm {value:.3g}",
         "lr": lambda _: f"lr {', '.join(_rate(*rate) for rate in rates.items())}",
         "tokens_per_second": lambda value: f"{value:,.0f} tokens/s",

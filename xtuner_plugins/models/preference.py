@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from mmengine.dist import get_world_size
-from mmengine.logging import MessageHub
 from mmengine.registry import MODELS
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -26,23 +26,10 @@ from .objectives import (
     check_objectives,
     need_reference,
     preference_losses,
-    rewards,
 )
+from .preference_metrics import FIGURES, means_of_step, reward_mean, sums_of_pairs
 from .rows import Row
 from .vlm import VisionLanguageModel
-
-REWARD_MEAN = "preference_reward_mean"  # (sum, pairs) in MMEngine's message hub, which checkpoints hold
-FIGURES = (
-    "pairs",
-    "reward_chosen",
-    "reward_rejected",
-    "accuracy",
-    "log_prob_chosen",
-    "log_prob_rejected",
-    "tokens_chosen",
-    "tokens_rejected",
-    "kl",
-)
 
 
 class Reference:
@@ -184,7 +171,7 @@ class PreferenceModel(VisionLanguageModel):
             mean_weight = sum_over_ranks(weights.sum()) / get_world_size()
         loss = (total * weights).sum() / torch.where(mean_weight > 0, mean_weight, 1.0)
         with torch.no_grad():
-            metrics = self._metrics(pairs, losses, weights > 0, _kl(row, each, expected))
+            metrics = sums_of_pairs(pairs, self.settings, losses, weights > 0, _kl(row, each, expected))
         return {
             "loss": loss,
             "num_supervised": torch.full((), row.num_supervised, device=loss.device),
@@ -207,40 +194,11 @@ class PreferenceModel(VisionLanguageModel):
             return self._token_log_probs(row, own)
 
     def _settings_now(self) -> Settings:
-        """The settings with the mean reward of all earlier steps (bco_pair)."""
-        hub = MessageHub.get_current_instance()
-        total, pairs = hub.get_info(REWARD_MEAN) if REWARD_MEAN in hub.runtime_info else (0.0, 0.0)
-        return Settings(**{**vars(self.settings), "reward_mean": total / pairs if pairs else 0.0})
-
-    def _metrics(
-        self, pairs: PairLogProbs, losses: Mapping[str, torch.Tensor], counts: torch.Tensor, kl: torch.Tensor
-    ) -> torch.Tensor:
-        chosen, rejected = rewards(pairs, self.settings)
-        columns = [
-            torch.ones_like(chosen),
-            chosen,
-            rejected,
-            (chosen > rejected).float(),
-            pairs.chosen,
-            pairs.rejected,
-            pairs.chosen_tokens.float(),
-            pairs.rejected_tokens.float(),
-            kl,
-            *losses.values(),
-        ]
-        return torch.stack([torch.where(counts, column.float(), 0.0).sum() for column in columns])
+        return replace(self.settings, reward_mean=reward_mean())
 
     def end_step(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Means over the step's pairs; adds their rewards to the mean that bco_pair compares with."""
-        pairs = sums["pairs"]
-        if not pairs:
-            return {}
-        hub = MessageHub.get_current_instance()
-        total, before = hub.get_info(REWARD_MEAN) if REWARD_MEAN in hub.runtime_info else (0.0, 0.0)
-        rewarded = (sums["reward_chosen"] + sums["reward_rejected"]) / 2
-        hub.update_info(REWARD_MEAN, (total + rewarded, before + pairs))
-        means = {name: value / pairs for name, value in sums.items() if name != "pairs"}
-        return {"pairs": pairs, **means, "margin": means["reward_chosen"] - means["reward_rejected"]}
+        """As `means_of_step`."""
+        return means_of_step(sums)
 
 
 def _pairs_of(row: Row, each: torch.Tensor, expected: torch.Tensor | None) -> tuple[PairLogProbs, torch.Tensor]:

@@ -2,9 +2,9 @@
 
     python -m xtuner_plugins.toy.preference_data --out DIR
 
-Every scene is drawn at its full size, where the number can be read, and shrunk to a third, where nobody can read it: its
-digits are 5 px high. Both sizes have the same proportions, so they are cut into the same tiles, and nothing but the blur
-tells them apart.
+Every scene is drawn at its full size, where the number can be read, and shrunk to a third, where nobody can read it:
+its digits are 5 px high. Both sizes have the same proportions, so they are cut into the same tiles, and nothing but the
+blur tells them apart.
 
 | question about the      | of an image     | chosen         | rejected         |
 |-------------------------|-----------------|----------------|------------------|

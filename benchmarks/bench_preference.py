@@ -52,7 +52,7 @@ class TwoRows(PreferenceModel):
 
     def forward(self, row, pixel_values, **_):
         patches = self._encode(pixel_values)
-        expected = self._reference_log_probs(row, pixel_values, patches)
+        expected = self._expected(row, pixel_values, patches)
         each = self._token_log_probs(row, patches)
         sums = [each.new_zeros(2).index_add(0, row.owners, values) for values in (each, expected)]
         count = torch.full((1,), float(ANSWER))

@@ -22,6 +22,7 @@ from xtuner_plugins.datasets import PlanSampler, PreferenceDataset, collate_pair
 from xtuner_plugins.engine import (
     GroupedOptimWrapperConstructor,
     PlannedTrainLoop,
+    PrecomputedReferenceHook,
     PreferenceGuardHook,
     ValidationHook,
     WarmupCosineLR,
@@ -62,6 +63,7 @@ beta = 0.1  # scale of rewards: the larger, the nearer to the reference
 label_smoothing = 0.0  # of dpo: share of pairs whose labels may be swapped
 reward_per_token = False  # True: rewards of mean log probabilities, which don't grow with the length
 simpo_margin = 0.5  # of simpo
+precompute_reference = False  # True: of the reference, once; kept in work_dirs/reference
 
 batch_size = 1  # x 32 accumulation x 1 GPU = 32 samples per step
 accumulative_counts = 32  # micro-batches of an optimizer step
@@ -103,6 +105,7 @@ model = dict(
     label_smoothing=label_smoothing,
     per_token=reward_per_token,
     margin=simpo_margin,
+    precomputed_reference=precompute_reference,
     freeze_visual_encoder=freeze_visual_encoder,
     freeze_projector=freeze_projector,
     freeze_llm=True,
@@ -170,6 +173,8 @@ default_hooks.update(  # noqa: F405
         panel_max_new_tokens=panel_max_new_tokens,
     )
 )
-default_hooks.update(preference_guard=dict(type=PreferenceGuardHook))  # noqa: F405
+default_hooks.update(  # noqa: F405
+    reference=dict(type=PrecomputedReferenceHook), preference_guard=dict(type=PreferenceGuardHook)
+)
 visualizer.update(tracker=tracker)  # noqa: F405
 train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs, max_iters=max_steps, heaviest_first=heaviest_first)

@@ -18,6 +18,7 @@ from xtuner_plugins.datasets import PlanSampler, PreferenceDataset, collate_pair
 from xtuner_plugins.engine import (
     GroupedOptimWrapperConstructor,
     PlannedTrainLoop,
+    PrecomputedReferenceHook,
     PreferenceGuardHook,
     ValidationHook,
     WarmupCosineLR,
@@ -50,6 +51,7 @@ beta = 0.1  # scale of rewards: the larger, the nearer to the reference
 label_smoothing = 0.0  # of dpo: share of pairs whose labels may be swapped
 reward_per_token = False  # True: rewards of mean log probabilities, which don't grow with the length
 simpo_margin = 0.5  # of simpo
+precompute_reference = False  # True: of the reference, once; kept in work_dirs/reference
 
 batch_size = 16  # x 1 accumulation x 1 process
 accumulative_counts = 1  # micro-batches of an optimizer step
@@ -58,7 +60,7 @@ max_epochs = 1
 max_steps = None  # optimizer steps; ends the run before max_epochs
 heaviest_first = False  # True tries the largest batch before the first step
 optimizer = "adamw"  # or adamw_8bit, paged_adamw_8bit, paged_adamw_32bit
-lr = 3e-4
+lr = 1e-3
 visual_encoder_lr = None  # None: lr, here and below
 projector_lr = None
 llm_lr = None
@@ -90,6 +92,7 @@ model = dict(
     label_smoothing=label_smoothing,
     per_token=reward_per_token,
     margin=simpo_margin,
+    precomputed_reference=precompute_reference,
     freeze_visual_encoder=freeze_visual_encoder,
     freeze_projector=freeze_projector,
     freeze_llm=freeze_llm,
@@ -142,6 +145,8 @@ default_hooks.update(  # noqa: F405
         panel_max_new_tokens=panel_max_new_tokens,
     )
 )
-default_hooks.update(preference_guard=dict(type=PreferenceGuardHook))  # noqa: F405
+default_hooks.update(  # noqa: F405
+    reference=dict(type=PrecomputedReferenceHook), preference_guard=dict(type=PreferenceGuardHook)
+)
 visualizer.update(tracker=tracker)  # noqa: F405
 train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs, max_iters=max_steps, heaviest_first=heaviest_first)

@@ -10,7 +10,7 @@ from mmengine.optim import OptimWrapper
 from torch.optim import SGD
 
 from xtuner_plugins.datasets import collate_pairs
-from xtuner_plugins.datasets.preference import _filler_pair
+from xtuner_plugins.datasets.preference import filler_pair
 from xtuner_plugins.engine.steps import run_step
 from xtuner_plugins.models import PreferenceModel, VisionLanguageModel
 from xtuner_plugins.models.objectives import MPO
@@ -163,7 +163,7 @@ def test_a_step_is_the_mean_over_its_pairs_however_they_are_batched(build):
         torch.testing.assert_close(whole[name], parts[name], atol=1e-6, rtol=1e-4)
     assert logged["loss"] == pytest.approx(also["loss"], rel=1e-6) and logged["pairs"] == 4
     assert {"reward_chosen", "reward_rejected", "margin", "accuracy", "kl", "loss_dpo", "loss_sft"} <= logged.keys()
-    filler = [_filler_pair(model.tile_size)]
+    filler = [filler_pair(model.tile_size)]
     padded, again = step(model, [samples, filler])
     assert again["pairs"] == 4 and again["loss"] == pytest.approx(logged["loss"], rel=1e-6)
     for name in whole:

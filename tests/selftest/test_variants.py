@@ -70,6 +70,11 @@ def test_what_a_strategy_can_not_do(read):
     assert variants.unsupported(read("finetune_qlora"), "zero3") and not variants.unsupported(
         read("finetune_qlora"), "ddp"
     )
+    mpo = copy.deepcopy(read("finetune_mpo_full"))
+    assert "copy" in variants.unsupported(mpo, "zero3") and not variants.unsupported(mpo, "zero2")
+    mpo["model"]["precomputed_reference"] = True
+    assert not variants.unsupported(mpo, "zero3")
+    assert not variants.unsupported(read("finetune_dpo_lora"), "zero3")
     eight = copy.deepcopy(read("finetune_lora"))
     eight["optim_wrapper"]["optimizer"]["name"] = "adamw_8bit"
     assert "adamw_8bit" in variants.unsupported(eight, "zero1") and not variants.unsupported(eight, "ddp")

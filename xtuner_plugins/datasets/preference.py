@@ -13,6 +13,7 @@ from .errors import SettingError
 from .records.pairs import parse_pair
 
 SEGMENTS_PER_PAIR = 3  # prompt, chosen, rejected
+FILLER_TOKENS = 2  # supervised ones of a filler, one per answer
 
 
 @DATASETS.register_module()
@@ -25,17 +26,23 @@ class PreferenceDataset(MultimodalDataset):
         input_ids: int64 `[s]`, prompt, chosen and rejected answer behind each other.
         labels: int64 `[s]`, -100 in the prompt.
         branches: the tokens of the three.
+        reference: float32 `[K]`, the reference's log probabilities of the answers' supervised tokens; only where
+            `reference` is set.
 
     Args:
         base, data_paths, and so on: as `MultimodalDataset`.
         too_long: `('shrink_tiles',)` or `()`. A pair is never truncated: a cut answer would be compared with a whole
             one. One that doesn't fit is left out, with an entry in the ledger.
 
+    Attributes:
+        reference: `ReferenceLogProbs`, or None; set it before workers start.
+
     Raises:
         SettingError: as `MultimodalDataset`, or `truncate_text` in `too_long`.
     """
 
     parse = staticmethod(parse_pair)
+    reference = None
 
     def __init__(self, *args, too_long: Sequence[str] = ("shrink_tiles",), **settings):
         if "truncate_text" in too_long:
@@ -45,6 +52,15 @@ class PreferenceDataset(MultimodalDataset):
                 "give too_long=['shrink_tiles']; pairs that don't fit are left out and counted",
             )
         super().__init__(*args, too_long=too_long, **settings)
+
+    def load(self, number: int, row: int) -> dict:
+        """As `MultimodalDataset.load`."""
+        sample = super().load(number, row)
+        if self.reference is not None:
+            count = int((sample["labels"] != IGNORE_INDEX).sum())
+            values = self.reference.of(number, row, count, sample["source"])
+            sample["reference"] = torch.from_numpy(values.copy())
+        return sample
 
 
 @FUNCTIONS.register_module()
@@ -64,12 +80,13 @@ def collate_pairs(samples: Sequence[dict]) -> dict:
         input_ids, labels, attention_mask: `[1, S]`, as `collate_packed`.
         cu_seqlens: int32 `[3 P + 1]`, boundaries of prompts and answers.
         follows: int64 `[3 P]`, the segment that a segment continues, -1 for a prompt.
+        reference: float32 `[K]`, where samples have it.
         tiles, num_tiles `[P]`, sources, datasets and so on: as `collate`, one entry per pair. Where no pair is left, a
         filler of weight 0.
     """
     kept = kept_samples(samples)
     if "branches" not in kept[0]:
-        kept = [_filler_pair(samples[0]["tiles"].shape[-1])]
+        kept = [filler_pair(samples[0]["tiles"].shape[-1])]
     lengths = torch.tensor([length for sample in kept for length in sample["branches"]])
     firsts = torch.arange(0, len(lengths), SEGMENTS_PER_PAIR)
     batch = {
@@ -79,12 +96,14 @@ def collate_pairs(samples: Sequence[dict]) -> dict:
         "follows": torch.stack([torch.full_like(firsts, -1), firsts, firsts], dim=1).flatten(),
     }
     batch["attention_mask"] = torch.ones_like(batch["input_ids"], dtype=torch.bool)
+    if all("reference" in sample for sample in kept):
+        batch["reference"] = torch.cat([sample["reference"] for sample in kept])
     return hand_over_with_images(batch, samples, kept)
 
 
-def _filler_pair(tile_size: int) -> dict:
+def filler_pair(tile_size: int) -> dict:
     """What stands where no pair is left for a rank: one token each, of weight 0."""
     ids = torch.zeros(SEGMENTS_PER_PAIR, dtype=torch.int64)
     labels = torch.tensor([IGNORE_INDEX, 0, 0])
     pair = {"input_ids": ids, "labels": labels, "branches": (1, 1, 1), "loss_weight": 0.0}
-    return {**filler_sample(tile_size), **pair}
+    return {**filler_sample(tile_size), **pair, "reference": torch.zeros(FILLER_TOKENS)}

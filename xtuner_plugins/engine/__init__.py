@@ -10,6 +10,7 @@ _HOMES = {
     "GroupedOptimWrapperConstructor": "param_groups",
     "LedgerHook": "hooks.ledger",
     "LossGuardHook": "hooks.loss_guard",
+    "PrecomputedReferenceHook": "hooks.precomputed_reference",
     "PreferenceGuardHook": "hooks.preference_guard",
     "LossSplitHook": "hooks.loss_split",
     "PlanHook": "hooks.plan",

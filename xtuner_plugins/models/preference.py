@@ -31,6 +31,8 @@ from .preference_metrics import FIGURES, means_of_step, reward_mean, sums_of_pai
 from .rows import Row
 from .vlm import VisionLanguageModel
 
+FREE = tuple(name for name, row in OBJECTIVES.items() if not row.needs_reference)
+
 
 class Reference:
     """A model as it was before training: adapters off, everything else that trains replaced by a frozen copy.
@@ -38,29 +40,38 @@ class Reference:
     Args:
         model: Before its first step; its trained parameters that aren't adapters' are copied in ``dtype``.
         dtype: That the model computes in, so that a copy takes no more than needed.
+        is_precomputed: No copies: the model is its own reference until its first step.
 
     Raises:
-        ValueError: Under ZeRO-3 parameters outside of adapters train.
+        ValueError: Under ZeRO-3 parameters outside of adapters train, and nothing is precomputed.
+
+    Attributes:
+        is_complete: It is the reference at any time, not only before the first step.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype):
+    def __init__(self, model: nn.Module, dtype: torch.dtype, *, is_precomputed: bool = False):
         wrappers = [
             module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
         ]
         self._adapters = wrappers
         adapted = {id(parameter) for module in wrappers for parameter in module.parameters()}
-        self._copies: list[tuple[nn.Module, str, torch.Tensor]] = []
-        for module in model.modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                if parameter.requires_grad and id(parameter) not in adapted:
-                    self._copies.append((module, name, parameter.detach().to(dtype, copy=True)))
-        if self._copies and is_deepspeed_zero3_enabled():
-            module, name, _ = self._copies[0]
+        trained = [
+            (module, name, parameter)
+            for module in model.modules()
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.requires_grad and id(parameter) not in adapted
+        ]
+        self.is_complete = not trained or not is_precomputed
+        if trained and not is_precomputed and is_deepspeed_zero3_enabled():
             raise ValueError(
                 "objectives with a reference need a frozen copy of what trains outside of adapters, which ZeRO-3 would "
-                "split; use --deepspeed deepspeed_zero2, LoRA with a frozen projector, or objectives without reference "
-                f"({', '.join(name for name, row in OBJECTIVES.items() if not row.needs_reference)})"
+                "split; use precompute_reference = True, --deepspeed deepspeed_zero2, LoRA with a frozen projector, or "
+                f"objectives without reference ({', '.join(FREE)})"
             )
+        self._copies = [
+            (module, name, parameter.detach().to(dtype, copy=True))
+            for module, name, parameter in (trained if not is_precomputed else ())
+        ]
 
     @property
     def num_bytes(self) -> int:
@@ -109,7 +120,12 @@ class PreferenceModel(VisionLanguageModel):
         label_smoothing: Of dpo, from 0 to below 0.5.
         per_token: Rewards of mean instead of summed log probabilities.
         margin: Of simpo.
+        precomputed_reference: The reference's log probabilities come with the batches (`PrecomputedReferenceHook`);
+            no frozen copies are kept.
         **settings: What trains and how, as `VisionLanguageModel`.
+
+    Attributes:
+        base: The directory; its weights are the reference.
 
     Raises:
         ValueError: As `VisionLanguageModel`, or settings of objectives out of range.
@@ -124,6 +140,7 @@ class PreferenceModel(VisionLanguageModel):
         label_smoothing: float = 0.0,
         per_token: bool = False,
         margin: float = 0.5,
+        precomputed_reference: bool = False,
         **settings,
     ):
         self.objectives = check_objectives(objectives)
@@ -132,9 +149,13 @@ class PreferenceModel(VisionLanguageModel):
         if not 0 <= label_smoothing < 0.5:
             raise ValueError(f"label_smoothing={label_smoothing!r} must be from 0 to below 0.5")
         super().__init__(base, **settings)
+        self.base = base
         self.settings = Settings(beta, label_smoothing, per_token, margin)
         self.metric_names = (*FIGURES, *(f"loss_{name}" for name in self.objectives))
-        self._reference = Reference(self.model, self.dtype) if need_reference(self.objectives) else None
+        self._reference = None
+        if need_reference(self.objectives):
+            self._reference = Reference(self.model, self.dtype, is_precomputed=precomputed_reference)
+        self.precomputed_reference = precomputed_reference and self._reference is not None
 
     def forward(
         self, row: Row, pixel_values: torch.Tensor, mode: str = "loss", mean_weight: torch.Tensor | None = None
@@ -153,7 +174,7 @@ class PreferenceModel(VisionLanguageModel):
             ``metrics``, float32, are the sums over pairs that `metric_names` names.
 
         Raises:
-            ValueError: Another mode, or a row without pairs.
+            ValueError: Another mode, a row without pairs, or without log probabilities that nothing else tells.
         """
         if mode == "tensor":
             return super().forward(row, pixel_values, mode)
@@ -163,7 +184,7 @@ class PreferenceModel(VisionLanguageModel):
             )
         with self.computing(pixel_values.device):
             patches = self._encode(pixel_values)
-            expected = self._reference_log_probs(row, pixel_values, patches)
+            expected = self._expected(row, pixel_values, patches)
             each = self._token_log_probs(row, patches)
         pairs, weights = _pairs_of(row, each, expected)
         total, losses = preference_losses(pairs, self.objectives, self._settings_now())
@@ -186,9 +207,26 @@ class PreferenceModel(VisionLanguageModel):
             hidden[0, row.predicting], row.targets, self.model.language_model.get_output_embeddings()
         )
 
-    def _reference_log_probs(self, row: Row, pixel_values: torch.Tensor, patches: torch.Tensor) -> torch.Tensor | None:
-        if self._reference is None:
-            return None
+    @property
+    def reference_is_complete(self) -> bool:
+        """Whether `reference_log_probs` may be asked after the first step, too."""
+        return self._reference is None or self._reference.is_complete
+
+    @torch.no_grad()
+    def reference_log_probs(self, row: Row, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The reference's log probabilities of a row's targets, float32 ``[K]``."""
+        with self.computing(pixel_values.device), self._reference.in_place(self):
+            return self._token_log_probs(row, self._encode(pixel_values))
+
+    def _expected(self, row: Row, pixel_values: torch.Tensor, patches: torch.Tensor) -> torch.Tensor | None:
+        """As `reference_log_probs`, or those that come with the row; None where no objective needs a reference."""
+        if self._reference is None or row.reference is not None:
+            return row.reference
+        if not self._reference.is_complete:
+            raise ValueError(
+                "these pairs have no precomputed log probabilities of the reference, and the model has changed since: "
+                "leave val_data_paths empty, or set precompute_reference = False"
+            )
         with self._reference.in_place(self):
             own = patches if self.visual_encoder_is_frozen else self._encode(pixel_values)
             return self._token_log_probs(row, own)

@@ -31,6 +31,7 @@ class Row(NamedTuple):
         owners: int64 ``[K]``, the segment that each target belongs to.
         num_supervised: targets that count. A batch without labels has one target of weight 0, because the head must run
             on every rank.
+        reference: float32 ``[K]``, the reference's log probabilities of the targets, where the batch has them.
     """
 
     input_ids: torch.Tensor
@@ -42,6 +43,7 @@ class Row(NamedTuple):
     weights: torch.Tensor | None
     owners: torch.Tensor
     num_supervised: int
+    reference: torch.Tensor | None = None
 
 
 def make_row(batch: Mapping[str, torch.Tensor], image_token: int) -> Row:
@@ -51,7 +53,7 @@ def make_row(batch: Mapping[str, torch.Tensor], image_token: int) -> Row:
         batch: ``input_ids`` int64 ``[B, S]``. Optionally ``labels`` int64 ``[B, S]``; ``attention_mask`` bool
             ``[B, S]``, True at real tokens; ``cu_seqlens`` int32 ``[n + 1]`` of a packed row; with it ``follows`` int64
             ``[n]``: the index of the earlier segment that a segment continues, or -1; ``loss_weights`` float32, one per
-            sample.
+            sample; ``reference`` float32 ``[K]``.
         image_token: id that stands for one image feature.
 
     Raises:
@@ -97,6 +99,7 @@ def make_row(batch: Mapping[str, torch.Tensor], image_token: int) -> Row:
         weights=weights,
         owners=samples[places] if len(places) else torch.zeros(1, dtype=torch.int64),
         num_supervised=len(places),
+        reference=batch.get("reference"),
     )
 
 

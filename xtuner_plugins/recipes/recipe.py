@@ -141,6 +141,7 @@ SETTINGS: dict[str, Any] = {
     "label_smoothing": Commented(0.0, "of dpo: share of pairs whose labels may be swapped"),
     "reward_per_token": Commented(False, "True: rewards of mean log probabilities, which don't grow with the length"),
     "simpo_margin": Commented(0.5, "of simpo"),
+    "precompute_reference": Commented(False, "True: of the reference, once; kept in work_dirs/reference"),
     "pack_tokens": 8192,
     "pack_tiles": 26,
     "batch_size": 1,

@@ -25,7 +25,7 @@ from .table import RECIPES
 _LORA = {"lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora", "loraplus_lr_ratio"}
 _PACKED = {"pack_tokens", "pack_tiles"}
 _OWN_LORA = {f"visual_encoder_{name}" for name in ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")}
-_PREFERENCE = {"objectives", "beta", "label_smoothing", "reward_per_token", "simpo_margin"}
+_PREFERENCE = {"objectives", "beta", "label_smoothing", "reward_per_token", "simpo_margin", "precompute_reference"}
 _ON_REQUEST = {"template", "repeat_times", *_OWN_LORA}
 _OF_FROZEN_LLM = {"train_head", "train_new_tokens"}
 _BREAK_BEFORE = {"batch_size", "objectives", "pack_tokens", "val_data_paths", "save_steps"}

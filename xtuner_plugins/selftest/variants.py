@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 
 from ..config_file import ConfigError
+from ..models.objectives import need_reference
 from .samples import Samples
 
 STEP = 8  # samples of an optimizer step
@@ -94,6 +95,8 @@ def shrink(settings: Mapping[str, Any], base: Path, samples: Samples, cache: Pat
     loader["dataset"]["cache_dir"] = str(cache)
     tiny["default_hooks"]["logger"]["interval"] = 1
     tiny["default_hooks"]["checkpoint"].update(interval=1000, max_keep_ckpts=-1, save_optimizer=True)
+    if "reference" in tiny["default_hooks"]:
+        tiny["default_hooks"]["reference"]["folder"] = str(cache / "reference")
     tiny["train_cfg"].update(max_epochs=NUM_STEPS, max_iters=None, heaviest_first=False)
     tiny["visualizer"]["tracker"] = "none"
     optimizer = tiny["optim_wrapper"]["optimizer"]
@@ -160,6 +163,11 @@ def unsupported(settings: Mapping[str, Any], strategy: str) -> str:
     quantized = [part for part in ("llm", "visual_encoder") if settings["model"].get(f"{part}_quantization")]
     if strategy == "zero3" and quantized:
         return "ZeRO-3 can't partition packed weights"
+    model = settings["model"]
+    copied = need_reference(model.get("objectives", {})) and not model.get("precomputed_reference")
+    free = [part for part in ("visual_encoder", "projector", "llm") if not model.get(f"freeze_{part}", True)]
+    if strategy == "zero3" and copied and free:
+        return "ZeRO-3 can't partition the copy of the reference"
     optimizer = settings["optim_wrapper"]["optimizer"].get("name", EXACT)
     if strategy != "ddp" and optimizer != EXACT:
         return f"optimizer={optimizer!r} can't run under DeepSpeed"

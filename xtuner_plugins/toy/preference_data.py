@@ -34,7 +34,7 @@ from xtuner_plugins.toy.language import NUMBER_WORDS, Question, ask
 UNREADABLE = "not readable"
 UNREADABLE_KIND = "number, too small"
 SHRUNK = 3  # times
-COUNTS = {"pairs": 600, "test": 150}  # scenes; each in both sizes
+COUNTS = {"pairs": 1000, "test": 150}  # scenes; each in both sizes
 
 
 def write_pairs(root: str | Path, counts: dict[str, int], *, seed: int = 0, workers: int = 2) -> None:
@@ -57,7 +57,7 @@ def _make_records(root: Path, split: str, seed: int, index: int) -> list[dict]:
         if shrunk:
             image = image.resize((image.width // SHRUNK, image.height // SHRUNK), Image.Resampling.LANCZOS)
         image.save(root / "images" / name, **JPEG)
-        for number, question in enumerate(questions):
+        for number, question in enumerate(questions if split == "test" else _number_and_other(questions)):
             facts = {"id": f"{Path(name).stem}-{number}", "image": name}
             asked = f"<image>\n{question.text}"
             kind, chosen, rejected = _answers(question, shrunk, rng)
@@ -67,6 +67,12 @@ def _make_records(root: Path, split: str, seed: int, index: int) -> list[dict]:
                 turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": chosen}]
                 records.append({**facts, "conversations": turns, "kind": kind})
     return records
+
+
+def _number_and_other(questions: list[Question]) -> list[Question]:
+    """The question about the number, and the first of the others, which are in random order."""
+    about_number = [question for question in questions if question.kind == "number"]
+    return about_number + [question for question in questions if question.kind != "number"][:1]
 
 
 def _answers(question: Question, shrunk: bool, rng: random.Random) -> tuple[str, str, str]:

@@ -1,0 +1,131 @@
+"""The reference's log probabilities, computed before the first step, are those of the live reference."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.logging import MessageHub
+
+from xtuner_plugins.datasets import PreferenceDataset, collate_pairs
+from xtuner_plugins.datasets import reference as reference_module
+from xtuner_plugins.datasets.preference import filler_pair
+from xtuner_plugins.engine import PrecomputedReferenceHook
+from xtuner_plugins.engine.hooks import precomputed_reference
+from xtuner_plugins.engine.loops import TrainingStopped
+from xtuner_plugins.models import PreferenceModel
+from xtuner_plugins.toy.small_data import write_dataset
+
+NUM_PAIRS = 10
+
+
+@pytest.fixture(autouse=True)
+def _own_hub():
+    MessageHub.get_current_instance().runtime_info.clear()
+
+
+@pytest.fixture(scope="module")
+def build(toy_base):
+    def make(**settings):
+        torch.manual_seed(0)
+        return PreferenceModel(str(toy_base), dtype="float32", objectives={"dpo": 1.0}, freeze_llm=False, **settings)
+
+    return make
+
+
+@pytest.fixture
+def data(toy_base, tmp_path):
+    path, images = write_dataset(tmp_path / "data", NUM_PAIRS)
+    (images / "2.png").write_bytes(b"no image")
+
+    def make(**settings):
+        cache = str(tmp_path / "cache")
+        settings = {"max_tiles": 4, "on_bad_sample": "skip", **settings}
+        return PreferenceDataset(str(toy_base), [str(path)], str(images), cache_dir=cache, **settings)
+
+    return make
+
+
+def runner_of(model, dataset, step=0, **loader):
+    settings = {"batch_size": 2, "num_workers": 0, **loader}
+    cfg = SimpleNamespace(train_dataloader=settings)
+    return SimpleNamespace(model=model, train_dataloader=SimpleNamespace(dataset=dataset), iter=step, cfg=cfg)
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch):
+    for module in (reference_module, precomputed_reference):
+        monkeypatch.setattr(module, "CHUNK", 4)
+
+
+def run(model, samples):
+    return model(**model.data_preprocessor(collate_pairs(samples)), mode="loss")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_loss_is_that_with_a_live_reference_while_the_model_changes(build, data, tmp_path, workers):
+    live, model, dataset = build(), build(precomputed_reference=True), data()
+    assert live._reference.num_bytes > 0 == model._reference.num_bytes
+    PrecomputedReferenceHook(str(tmp_path / "kept")).before_train(runner_of(model, dataset, num_workers=workers))
+    samples = [dataset[index] for index in range(NUM_PAIRS) if index != 2]
+    with torch.no_grad():
+        for network in (live, model):
+            for parameter in network.parameters():
+                parameter.add_(0.01 if parameter.requires_grad else 0)
+    for part in (samples[:3], samples[3:]):
+        expected, found = run(live, part), run(model, part)
+        assert expected["metrics"][model.metric_names.index("kl")] > 1e-3  # the model isn't its reference any more
+        torch.testing.assert_close(found["loss"], expected["loss"], atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(found["metrics"], expected["metrics"], atol=1e-4, rtol=1e-4)
+    assert dataset[2]["dropped"]
+    assert torch.isfinite(run(model, [filler_pair(model.tile_size)])["loss"])
+
+
+def test_a_second_start_computes_nothing_and_a_stopped_one_goes_on(build, data, tmp_path, monkeypatch):
+    model, computed = build(precomputed_reference=True), []
+    compute = PreferenceModel.reference_log_probs
+    monkeypatch.setattr(
+        PreferenceModel, "reference_log_probs", lambda *args, **kw: computed.append(1) or compute(*args, **kw)
+    )
+    hook = PrecomputedReferenceHook(str(tmp_path / "kept"))
+    save, saved = precomputed_reference.save_chunk, []
+
+    def stop_at_the_second(*args):
+        if saved:
+            raise KeyboardInterrupt
+        saved.append(save(*args))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(precomputed_reference, "save_chunk", stop_at_the_second)
+        hook.before_train(runner_of(model, data()))
+    assert len(computed) == 4  # two chunks of two batches
+    hook.before_train(runner_of(model, data()))
+    assert len(computed) == 8  # of three chunks, two were left
+    hook.before_train(runner_of(model, data()))
+    assert len(computed) == 8
+    hook.before_train(runner_of(model, data(max_tiles=2)))
+    assert len(computed) == 14  # other tiles, other log probabilities
+
+
+def test_a_resumed_run_needs_what_the_first_start_computed(build, data, tmp_path):
+    model = build(precomputed_reference=True)
+    with pytest.raises(TrainingStopped, match="can only be computed before the first step"):
+        PrecomputedReferenceHook(str(tmp_path / "lost")).before_train(runner_of(model, data(), step=3))
+
+
+def test_pairs_without_them_are_refused(build, data):
+    model, dataset = build(precomputed_reference=True), data()
+    with pytest.raises(ValueError, match="leave val_data_paths empty"):
+        run(model, [dataset[0], dataset[1]])
+
+
+def test_answers_that_changed_are_refused(build, data, tmp_path):
+    model, dataset = build(precomputed_reference=True), data()
+    PrecomputedReferenceHook(str(tmp_path / "kept")).before_train(runner_of(model, dataset))
+    with pytest.raises(ValueError, match="log probabilities of the reference were computed, but its answers have 3"):
+        dataset.reference.of(0, 0, 3, "train.jsonl:1")
+
+
+def test_other_models_are_left_alone(data, tmp_path):
+    dataset = data()
+    PrecomputedReferenceHook(str(tmp_path / "kept")).before_train(runner_of(torch.nn.Linear(1, 1), dataset))
+    assert dataset.reference is None and not (tmp_path / "kept").exists()

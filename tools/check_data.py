@@ -3,6 +3,7 @@
     python tools/check_data.py finetune_lora [--set data_paths=a.jsonl image_folders=images]
     python tools/check_data.py a.jsonl b.json --image-folder A --image-folder B [--base models/base]
     python tools/check_data.py a.jsonl --image-folder A --names-only
+    python tools/check_data.py pairs.jsonl --pairs --image-folder A [--base models/base]
 
 First the names in records are compared with the files of the image folders: how many are missing, and how many files no
 record names. --names-only stops there (seconds for half a million images). A config's val_data_paths and panel are
@@ -64,6 +65,9 @@ def parse_args() -> argparse.Namespace:
         help="with annotation files: one for each of them, or one for all; '' for none",
     )
     parser.add_argument("--base", help="with annotation files: a model directory, to count tokens and tiles")
+    parser.add_argument(
+        "--pairs", action="store_true", help="the annotation files hold preference pairs (docs/preference.md)"
+    )
     add_config_options(parser)
     parser.add_argument("--workers", type=at_least(0), help="processes (default: one per core; 0: none)")
     parser.add_argument(
@@ -83,7 +87,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.names_only and (args.html or args.reject_list):
         parser.error("--names-only opens no record, so it goes with neither --html nor --reject-list")
-    of_config = [name for name in ("image_folder", "base") if getattr(args, name)]
+    of_config = [name for name in ("image_folder", "base", "pairs") if getattr(args, name)]
     if any(map(is_config, args.inputs)):
         if len(args.inputs) > 1:
             parser.error("a config and other inputs together; give one config, or annotation files")
@@ -108,7 +112,7 @@ def open_inputs(args: argparse.Namespace):
     if is_config(args.inputs[0]):
         return build_datasets(args.inputs[0], args.set, args.cfg_options)
     quiet_imports()
-    from xtuner_plugins.datasets import MultimodalDataset, SettingError
+    from xtuner_plugins.datasets import MultimodalDataset, PreferenceDataset, SettingError
     from xtuner_plugins.datasets.audit.check import PlainFiles
 
     folders = [folder or None for folder in args.image_folder] or [None]
@@ -120,9 +124,10 @@ def open_inputs(args: argparse.Namespace):
             f"{len(folders)} image folders for {len(args.inputs)} files",
             "give one --image-folder for each file, or one for all",
         )
+    kind = PreferenceDataset if args.pairs else MultimodalDataset
     if args.base:
-        return [MultimodalDataset(args.base, args.inputs, folders)]
-    return [PlainFiles(args.inputs, folders)]
+        return [kind(args.base, args.inputs, folders)]
+    return [PlainFiles(args.inputs, folders, parse=kind.parse)]
 
 
 def build_datasets(name: str, pairs: list[str], options: list[str]) -> list:

@@ -2,8 +2,8 @@
 
     python -m xtuner_plugins.toy.preference_data --out DIR
 
-Every scene is drawn at its full size, where the number can be read, and shrunk to a third, where nobody can read it:
-its digits are 5 px high. Both sizes have the same proportions, so they are cut into the same tiles, and nothing but the
+Every scene is drawn at its full size, where the number can be read, and shrunk to a sixth, where nobody can read it:
+its digits are 2 px high. Both sizes have the same proportions, so they are cut into the same tiles, and nothing but the
 blur tells them apart.
 
 | question about the      | of an image     | chosen         | rejected         |
@@ -33,7 +33,7 @@ from xtuner_plugins.toy.language import NUMBER_WORDS, Question, ask
 
 UNREADABLE = "not readable"
 UNREADABLE_KIND = "number, too small"
-SHRUNK = 3  # times
+SHRUNK = 6  # times
 COUNTS = {"pairs": 1000, "test": 150}  # scenes; each in both sizes
 
 

@@ -9,7 +9,7 @@ import pytest
 from markupsafe import escape
 from PIL import Image
 
-from xtuner_plugins.datasets import MultimodalDataset
+from xtuner_plugins.datasets import MultimodalDataset, PreferenceDataset
 from xtuner_plugins.datasets.audit.check import check_dataset
 from xtuner_plugins.datasets.audit.report import write_report
 
@@ -25,9 +25,9 @@ def write_page(tmp_path, data_base, write_data, make_image):
     for number in range(3):
         Image.new("RGB", (60, 40), (80 * number,) * 3).save(tmp_path / f"images/clip/{number}.png")
 
-    def write(files, settings=None, **options):
+    def write(files, settings=None, kind=MultimodalDataset, **options):
         paths = [write_data(records, name) for name, records in files.items()]
-        dataset = MultimodalDataset(str(data_base), paths, folder, **(settings or {}))
+        dataset = kind(str(data_base), paths, folder, **(settings or {}))
         complaints = []
         reports = check_dataset(dataset, num_workers=0, complain=complaints.append)
         write_report(tmp_path / "r.html", dataset, reports, complaints, **options)
@@ -95,6 +95,21 @@ def test_boxes_are_drawn_where_they_are(write_page, qa):
     rows, columns = np.flatnonzero(green.any(axis=1)), np.flatnonzero(green.any(axis=0))
     edges = [columns[0] / width, rows[0] / height, columns[-1] / width, rows[-1] / height]
     np.testing.assert_allclose(edges, [0.1, 0.1, 0.5, 0.9], atol=0.03)  # a line is 3 px wide
+
+
+def test_both_answers_of_a_pair_stand_side_by_side(write_page):
+    pairs = [
+        {"image": "a.png", "question": "What is it?", "chosen": "A <cat>.", "rejected": "A dog."},
+        {"image": "a.png", "question": "What is it?", "chosen": "Same.", "rejected": "Same."},
+    ]
+    page, complaints = write_page({"pairs.jsonl": pairs}, kind=PreferenceDataset, num_cards=2)
+    assert len(complaints) == 1 and "pairs.jsonl:2: both answers are 'Same.'" in complaints[0]
+    (card,) = cards(page)
+    prompt, chosen, rejected = re.split(r'<div class="(?:chosen|rejected)">', card)
+    assert "What is it?" in prompt and "image tokens" in prompt and "learn" not in prompt.split('class="text"')[1]
+    assert '<span class="learn">A &lt;cat&gt;.&lt;|im_end|&gt;</span>' in chosen and "dog" not in chosen
+    assert '<span class="learn">A dog.&lt;|im_end|&gt;</span>' in rejected and "cat" not in rejected
+    assert "prefer the chosen answer" in page
 
 
 def test_no_cards_and_nothing_usable(write_page, qa):

@@ -86,11 +86,24 @@ class Finding:
 class PlainFiles:
     """Annotation files without a model: records and images are opened, tokens and tiles are not counted.
 
+    Args:
+        data_paths: the files.
+        image_folders: one per file.
+        max_pixels: of an image.
+        parse: of the kind of records, as `MultimodalDataset.parse`.
+
     Raises:
         SettingError, RecordError: files or folders can't be used; one error names all of them.
     """
 
-    def __init__(self, data_paths: Sequence[str], image_folders: Sequence[str | None], max_pixels: int = MAX_PIXELS):
+    def __init__(
+        self,
+        data_paths: Sequence[str],
+        image_folders: Sequence[str | None],
+        max_pixels: int = MAX_PIXELS,
+        parse: Callable[[object, str], Record] = parse_record,
+    ):
+        self.parse = parse
         self.sources, errors = [], []
         for path, folder in zip(data_paths, image_folders, strict=True):
             try:
@@ -103,7 +116,7 @@ class PlainFiles:
     def open(self, number: int, row: int) -> tuple[Record, tuple[int, ...]]:
         """A record and its `COLUMNS`."""
         source = self.sources[number]
-        record = parse_record(source.index.parse(row), source.index.source(row))
+        record = self.parse(source.index.parse(row), source.index.source(row))
         try:
             paths = [source.folder.resolve(medium.name) for medium in record.media]
             images = [

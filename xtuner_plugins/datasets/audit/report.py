@@ -23,6 +23,7 @@ from ..images.media import load_image
 from ..images.tiling import DynamicTiling
 from ..images.video import load_frames
 from ..plan.packing import pack_samples
+from ..preference import PreferenceDataset
 from ..records.boxes import find_boxes
 from .check import FileReport, count_samples, histogram
 
@@ -69,6 +70,7 @@ def write_report(
         packs=_packs(reports, max_tokens),
         complaints=complaints,
         most_complaints=MAX_COMPLAINTS,
+        has_pairs=isinstance(dataset, PreferenceDataset),
         cards=[_card(dataset, number, row) for number, row in _pick(dataset, reports, num_cards, seed)],
     )
     with open(path, "w", encoding="utf-8", errors="replace") as file:
@@ -179,8 +181,17 @@ def _card(dataset: MultimodalDataset, number: int, row: int) -> dict:
         "num_learned": int((labels != IGNORE_INDEX).sum()),
         "num_tiles": sample["num_tiles"],
         "images": images,
-        "runs": _runs(dataset, ids, labels),
+        **_texts(dataset, ids, labels, sample.get("branches")),
     }
+
+
+def _texts(dataset: MultimodalDataset, ids: np.ndarray, labels: np.ndarray, branches: Sequence[int] | None) -> dict:
+    """`runs` of a conversation; of a preference pair those of its prompt, and `answers`."""
+    if branches is None:
+        return {"runs": _runs(dataset, ids, labels), "answers": []}
+    ends = np.cumsum(branches)[:-1]
+    prompt, *answers = (_runs(dataset, *part) for part in zip(np.split(ids, ends), np.split(labels, ends), strict=True))
+    return {"runs": prompt, "answers": list(zip(("chosen", "rejected"), answers, branches[1:], strict=True))}
 
 
 def _media(dataset: MultimodalDataset, number: int, row: int, ids: np.ndarray) -> Iterator[dict]:

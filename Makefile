@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup quickstart test test-pythons test-slow test-gpu notebooks lint format clean
+.PHONY: help setup quickstart preference test test-pythons test-slow test-gpu notebooks lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,10 @@ $(READY): requirements.txt requirements-dev.txt constraints.txt
 quickstart: $(READY)  ## the whole chain on toy data: assemble, train, export, chat (10 to 13 minutes on 2 cores)
 	@echo "==> Quick start: results go to work_dirs/quickstart (an earlier one is kept beside it)"
 	@$(BIN)/python tools/quickstart.py
+
+preference: $(READY)  ## MPO on toy pairs, from the quick start's model (some minutes on 2 cores)
+	@echo "==> Preference tuning: results go to work_dirs/preference (an earlier one is kept beside it)"
+	@$(BIN)/python -m xtuner_plugins.toy.preference
 
 test: $(READY)  ## unit tests (some minutes on 2 cores)
 	@echo "==> Unit tests"

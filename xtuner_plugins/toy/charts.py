@@ -60,20 +60,23 @@ def draw_contact_sheet(
     for index, question in enumerate(questions):
         top = index * ROW + MARGIN
         image = load_image(Path(images) / question["image"])
-        tiles = DynamicTiling(max_tiles=6, tile_size=TILE)(image)
-        sheet.paste(_with_borders(image), (MARGIN, top))
-        _paste_tiles(sheet, tiles, image.width // TILE, 2 * MARGIN + 336, top)
+        tiling = DynamicTiling(max_tiles=6, tile_size=TILE)
+        columns, rows, _ = tiling.grid(*image.size)
+        sheet.paste(_with_borders(image, columns, rows), (MARGIN, top))
+        _paste_tiles(sheet, tiling(image), columns, 2 * MARGIN + 336, top)
         _write(sheet, question, answers, 2 * MARGIN + 336 + 444, top)
     sheet.save(out)
 
 
-def _with_borders(image: Image.Image) -> Image.Image:
+def _with_borders(image: Image.Image, columns: int, rows: int) -> Image.Image:
     """The image with its tile borders, shrunk to fit 336 x 224 px."""
     image = image.copy()
     pen = ImageDraw.Draw(image)
-    for x in range(TILE, image.width, TILE):
+    for column in range(1, columns):
+        x = image.width * column // columns
         pen.line((x, 0, x, image.height), fill="white")
-    for y in range(TILE, image.height, TILE):
+    for row in range(1, rows):
+        y = image.height * row // rows
         pen.line((0, y, image.width, y), fill="white")
     image.thumbnail((336, 224), Image.Resampling.LANCZOS)
     return image

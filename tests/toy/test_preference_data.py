@@ -1,0 +1,63 @@
+"""The toy pairs: what is preferred to what, and that nothing but the blur gives the small signs away."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from xtuner_plugins.datasets.images.tiling import DynamicTiling
+from xtuner_plugins.datasets.records.pairs import parse_pair
+from xtuner_plugins.toy.images import TILE
+from xtuner_plugins.toy.preference_data import SHRUNK, UNREADABLE, UNREADABLE_KIND, main, write_pairs
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pairs")
+    write_pairs(root, {"pairs": 12, "test": 6}, workers=1)
+    return root
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_is_preferred(written):
+    records = read(written / "pairs.jsonl")
+    about_number = [record for record in records if "number" in record["question"]]
+    assert len(about_number) == 24 and len(records) == 48  # of both sizes; one other question about each image
+    for record in records:
+        parse_pair(record, "pairs.jsonl:1")
+        if record not in about_number:
+            assert UNREADABLE not in (record["chosen"], record["rejected"])
+        elif "small" in record["image"]:
+            assert record["chosen"] == UNREADABLE and record["rejected"].isdigit()
+        else:
+            assert record["chosen"].isdigit() and record["rejected"] == UNREADABLE
+
+
+def test_both_sizes_are_cut_into_the_same_tiles(written):
+    tiling = DynamicTiling(max_tiles=6, tile_size=TILE)
+    for path in sorted((written / "images/test").glob("*_small.jpg")):
+        small, large = Image.open(path), Image.open(str(path).replace("_small", ""))
+        assert tiling.grid(*small.size) == tiling.grid(*large.size)
+        assert abs(large.width / SHRUNK - small.width) < 1 > abs(large.height / SHRUNK - small.height)
+
+
+def test_held_out_questions(written):
+    records = read(written / "test.jsonl")
+    answers = {record["kind"]: record["conversations"][1]["value"] for record in records}
+    assert answers[UNREADABLE_KIND] == UNREADABLE and answers["number"].isdigit()
+    assert {"colour", "count", "presence"} < set(answers)
+    assert len({record["id"] for record in records}) == len(records)
+
+
+def test_the_same_seed_gives_the_same_files(written, tmp_path):
+    write_pairs(tmp_path, {"pairs": 12, "test": 6}, workers=2)
+    for name in ("pairs.jsonl", "images/pairs/00003_small.jpg"):
+        assert (tmp_path / name).read_bytes() == (written / name).read_bytes()
+
+
+def test_command(tmp_path, capsys):
+    assert main(["--out", str(tmp_path), "--scale", "0.01"]) == 0
+    assert "drew 32 images of pairs, 32 images of test" in capsys.readouterr().out

@@ -9,8 +9,8 @@ data            data/mine/pairs.jsonl, one prompt with a chosen and a rejected a
 tiles           up to 12 + thumbnail
 hardware        8 GPUs of 80 GB planned; not run yet at this size
 launch          NPROC_PER_NODE=8 xtuner train configs/finetune_mpo_full.py --deepspeed deepspeed_zero2
-memory          the reference is a frozen copy of projector and LLM on each GPU; ZeRO-3 can't split it
-less memory     configs/finetune_dpo_lora.py with these objectives
+memory          the reference is a frozen copy of projector and LLM on each GPU
+less memory     precompute_reference = True keeps no copy, and lets ZeRO-3 split all that trains
 """
 
 from mmengine.config import read_base

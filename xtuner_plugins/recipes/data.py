@@ -65,6 +65,11 @@ MY_PAIRS = Data(
     ("data/mine/pairs.jsonl",),
     ("data/mine/images",),
 )
+MMPR = Data(
+    "MMPR-v1.2 as tools/prepare_data.py mmpr-v1.2 writes it; images beside it",
+    ("data/mmpr/pairs.jsonl",),
+    ("data/mmpr/images",),
+)
 TOY = Data(
     "generated images with questions, half of which need the resolution",
     ("work_dirs/quickstart/data/train.jsonl",),

@@ -1,9 +1,9 @@
-"""Recipes of the InternVL models as released: full, LoRA and QLoRA of each."""
+"""Recipes of the InternVL models as released: full, LoRA and QLoRA of each, MPO of those whose authors have it."""
 
 from __future__ import annotations
 
-from .data import LLAVA_665K
-from .recipe import PLANNED, Commented, Recipe, batch_settings
+from .data import LLAVA_665K, MMPR
+from .recipe import MPO, PLANNED, Commented, Recipe, batch_settings
 
 # (folder, stem of the model, base, GPUs for full training, ZeRO stage, GB of a GPU)
 _RELEASED = (
@@ -89,4 +89,35 @@ def _released(folder: str, stem: str, base: str, processes: int, stage: int) -> 
     )
 
 
-INTERNVL_RECIPES = tuple(recipe for row in _RELEASED for recipe in _released(*row))
+_WITH_MPO = ("internvl_v2_5", "internvl_v3")
+
+
+def _mpo(folder: str, stem: str, base: str, processes: int, stage: int) -> Recipe:
+    """Mixed preference optimization, with the settings of the authors' script for InternVL2_5-4B."""
+    return Recipe(
+        f"{stem}_mpo",
+        f"{base}, MPO: projector and LLM learn from MMPR's pairs; the vision encoder joins on request.",
+        MMPR,
+        base=base,
+        folder=folder,
+        llm="all",
+        objectives=MPO,
+        processes=processes,
+        deepspeed=f"deepspeed_zero{stage}",
+        hardware=f"{processes} GPUs of 80 GB {PLANNED}",
+        settings={
+            "max_length": Commented(6544, "tokens; 13 tiles take 3328"),
+            "freeze_visual_encoder": Commented(True, "False trains the encoder too, as the authors do"),
+            "lr": 1e-6,
+            "weight_decay": Commented(0.05, "not on norms and biases"),
+            **batch_settings(1, 256 // processes, processes),
+            # ZeRO-3 can't split a frozen copy, and at this size there is no room for a whole one.
+            **({"precompute_reference": True} if stage == 3 else {}),
+        },
+    )
+
+
+INTERNVL_RECIPES = (
+    *(recipe for row in _RELEASED for recipe in _released(*row)),
+    *(_mpo(*row) for row in _RELEASED if row[0] in _WITH_MPO),
+)

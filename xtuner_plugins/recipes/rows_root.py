@@ -139,8 +139,8 @@ ROOT_RECIPES = (
         deepspeed="deepspeed_zero2",
         hardware=f"8 GPUs of 80 GB {PLANNED}",
         notes={
-            "memory": "the reference is a frozen copy of projector and LLM on each GPU; ZeRO-3 can't split it",
-            "less memory": "configs/finetune_dpo_lora.py with these objectives",
+            "memory": "the reference is a frozen copy of projector and LLM on each GPU",
+            "less memory": "precompute_reference = True keeps no copy, and lets ZeRO-3 split all that trains",
         },
         origin=_TUNED,
         settings={**batch_settings(1, 32, 8), "lr": 1e-6},

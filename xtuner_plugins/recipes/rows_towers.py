@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .data import CAPTIONS, CC3M_595K, CHINESE_PRETRAIN, CHINESE_SFT, LLAVA_80K, LLAVA_150K
+from .data import CAPTIONS, CC3M_595K, CHINESE_PRETRAIN, CHINESE_SFT, LLAVA_80K, LLAVA_150K, MY_PAIRS
 from .recipe import PLANNED, Commented, Data, Recipe, batch_settings
 
 _SIGLIP = dict(folder="siglip_qwen2_5", hardware=f"1 GPU of 24 GB {PLANNED}")
@@ -111,6 +111,17 @@ SIGLIP_RECIPES = (
         processes=4,
         deepspeed="deepspeed_zero3",
         settings={"lr": 2e-5, **batch_settings(8, 1, 4)},
+    ),
+    _siglip(
+        "dpo_lora",
+        "SigLIP + Qwen2.5-0.5B, third stage: DPO with LoRA on pairs of answers.",
+        MY_PAIRS,
+        llm="lora",
+        projector="frozen",
+        objectives={"dpo": 1.0},
+        starts_from="exports/siglip_sft_lora",
+        origin=("exports/siglip_sft_lora, the exported fine-tuning",),
+        settings={"lr": 1e-5, "max_epochs": 1, **_SIGLIP_LORA},
     ),
     _siglip(
         "sft_lora_zh",

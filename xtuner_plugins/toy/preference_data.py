@@ -34,7 +34,7 @@ from xtuner_plugins.toy.language import NUMBER_WORDS, Question, ask
 UNREADABLE = "not readable"
 UNREADABLE_KIND = "number, too small"
 SHRUNK = 6  # times
-COUNTS = {"pairs": 1000, "test": 150}  # scenes; each in both sizes
+COUNTS = {"pairs": 1800, "test": 150}  # scenes; each in both sizes
 
 
 def write_pairs(root: str | Path, counts: dict[str, int], *, seed: int = 0, workers: int = 2) -> None:

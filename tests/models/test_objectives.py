@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from xtuner_plugins.models.objectives import (
-    MPO,
     OBJECTIVES,
     PairLogProbs,
     Settings,
@@ -15,6 +14,7 @@ from xtuner_plugins.models.objectives import (
     preference_losses,
     rewards,
 )
+from xtuner_plugins.recipes.recipe import MPO
 
 SETTINGS = Settings(beta=0.3, label_smoothing=0.1, margin=0.4, reward_mean=0.25)
 

@@ -13,7 +13,7 @@ from xtuner_plugins.datasets import collate_pairs
 from xtuner_plugins.datasets.preference import filler_pair
 from xtuner_plugins.engine.steps import run_step
 from xtuner_plugins.models import PreferenceModel, VisionLanguageModel
-from xtuner_plugins.models.objectives import MPO
+from xtuner_plugins.recipes.recipe import MPO
 
 from .test_vlm import LORA
 

@@ -11,7 +11,7 @@
 | sft      | -l_c                                                           |                            |
 
 c and r are the chosen and the rejected answer, r_c = b (log p(c) - log p_reference(c)) is its reward, and
-b h = r_c - r_r. A mixture is a weighted sum; MPO (Wang et al. 2024) is `MPO`.
+b h = r_c - r_r. A mixture is a weighted sum; that of MPO (Wang et al. 2024) is in `recipes/recipe.py`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-
-MPO = {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ class PreferenceModel(VisionLanguageModel):
 
     Args:
         base: As `VisionLanguageModel`; also the reference.
-        objectives: Name to weight, e.g. ``dict(dpo=1.0)``, or `MPO`.
+        objectives: Name to weight, e.g. ``dict(dpo=1.0)``.
         beta: Scale of rewards.
         label_smoothing: Of dpo, from 0 to below 0.5.
         per_token: Rewards of mean instead of summed log probabilities.

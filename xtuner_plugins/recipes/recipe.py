@@ -195,5 +195,5 @@ def batch_settings(size: int, accumulation: int, processes: int, unit: str = "sa
     }
 
 
-MPO = {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}
+MPO = {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}  # as its authors mix them
 PLANNED = "planned; not run yet at this size"

@@ -43,7 +43,7 @@ VISION = dict(
 LLM = dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4)
 WAYS = ("two_rows", "one_row", "trl")
 TILES, QUESTION, ANSWER = 13, 30, 100
-STEPS = 2
+STEPS = 1
 LORA = dict(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
 
 
@@ -143,6 +143,7 @@ def trl_step(base: str, recomputed: bool):
             use_cpu=True,
             report_to=[],
             bf16=False,
+            max_length=None,
         )
         trainer = DPOTrainer(
             get_peft_model(model, kept),
@@ -154,6 +155,7 @@ def trl_step(base: str, recomputed: bool):
     optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-4)
     print({key: tuple(value.shape) for key, value in inputs.items()}, inputs["completion_mask"].sum(1), file=sys.stderr)
     trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1  # `train` would set it
 
     def step() -> float:
         loss = trainer.training_step(trainer.model, dict(inputs))
@@ -177,7 +179,7 @@ def main() -> None:
         base = Path(folder, "base")
         build_base(*write_random_parts(folder, vision_overrides=VISION, llm_overrides=LLM), base, dtype="float32")
         if "trl" in args.ways:
-            convert(base, Path(f"{base}-hf"), "hf")
+            convert(base, Path(f"{base}-hf"), format="hf")
         for recomputed in (True, False):
             found = {way: [] for way in args.ways}
             for _ in range(args.rounds):

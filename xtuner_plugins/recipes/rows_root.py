@@ -223,6 +223,6 @@ TOY_RECIPES = (
         objectives=MPO,
         starts_from="work_dirs/quickstart/model",
         origin=("work_dirs/quickstart/model, the quick start's export:", "python tools/quickstart.py"),
-        settings={"lr": 1e-3},
+        settings={"lr": 5e-4},
     ),
 )

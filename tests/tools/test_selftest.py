@@ -53,12 +53,21 @@ def test_a_recipe_on_its_users_base_and_data(run_tool, toy_base, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["internvl_v2_internlm2_2b_qlora_finetune", "finetune_packed", "siglip_pretrain"])
-def test_recipes_whose_base_is_not_there(run_tool, name, tmp_path):
-    done = run_tool("tools/selftest.py", name, "--strategies", "zero3")
+@pytest.mark.parametrize(
+    "name, settings, expected",
+    [
+        ("internvl_v2_internlm2_2b_qlora_finetune", [], "skipped"),
+        ("finetune_packed", [], "pass"),
+        ("siglip_pretrain", [], "pass"),
+        ("finetune_dpo_lora", [], "pass"),
+        ("finetune_mpo_full", [], "skipped"),
+        ("finetune_mpo_full", ["--set", "precompute_reference=True"], "pass"),
+    ],
+)
+def test_recipes_whose_base_is_not_there(run_tool, name, settings, expected):
+    done = run_tool("tools/selftest.py", name, *settings, "--strategies", "zero3")
     assert done.returncode == 0, done.stdout + done.stderr
     found = verdicts(done)
-    expected = "skipped" if "qlora" in name else "pass"
     assert found.pop("one rank = two ranks, zero3") == found.pop("images on one rank only, zero3") == expected
     assert set(found.values()) == {"pass"} and "toy records" in done.stdout
 

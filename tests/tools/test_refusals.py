@@ -56,7 +56,6 @@ TEXT_ALONE = [
     ("check_data.py", [LEAF], "model directory 'work_dirs/quickstart/pretrain_mlp' isn't there"),
     ("check_data.py", [LEAF, "--set", "max_tile=3"], "did you mean max_tiles"),
     ("check_data.py", [LEAF, "--cfg-options", "lr=1"], "set optim_wrapper.optimizer.lr instead"),
-    ("write_vlmevalkit_config.py", ["no_such", "a.json"], "no_such holds no config.json; name an export"),
     ("convert_to_official.py", ["no_such", "a", "b"], "config no_such does not exist"),
     ("convert_to_official.py", [LEAF, "a", "b", "--set", "max_tile=3"], "did you mean max_tiles"),
     ("print_config.py", ["no_such"], "config no_such does not exist"),

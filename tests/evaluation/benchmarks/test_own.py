@@ -37,6 +37,15 @@ def test_choices(write_lines):
     assert found.items[1].facts == {"choices": {"C": "Cat", "D": "dog"}}
 
 
+def test_an_index_is_no_answer(write_lines, put):
+    """Files of ScienceQA have one, and a hint."""
+    put("a.png")
+    with pytest.raises(SettingError, match=r"the answer \['1'\] is none of the letters A, B"):
+        open_benchmark(
+            write_lines("own.jsonl", {"question": "?", "image": "a.png", "choices": ["x", "y"], "answer": 1})
+        )
+
+
 def test_what_cannot_be_used_is_named(write_lines, put):
     put("a.png")
     path = write_lines(

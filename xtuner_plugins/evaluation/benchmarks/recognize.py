@@ -18,7 +18,7 @@ ANSWER_INDEX = "answer (an index)"  # stands for a key whose value is a whole nu
 LINES: Layouts = (
     ({"sent", "bbox"}, "refcoco", layouts.refcoco),
     ({"text", "label", "image"}, "pope", layouts.pope),
-    ({"question", "choices", "image", ANSWER_INDEX}, "scienceqa", layouts.scienceqa_lines),
+    ({"question", "choices", "hint", "image", ANSWER_INDEX}, "scienceqa", layouts.scienceqa_lines),
 )
 ARRAYS: Layouts = (
     ({"imgname", "query", "label"}, "chartqa", layouts.chartqa),

@@ -17,6 +17,7 @@ ROOMS = (
     "planning",
     "recipes",
     "inference",
+    "evaluation",
     "serving",
     "engine",
     "cli",

@@ -1,0 +1,1 @@
+"""How good are the answers of a model? Questions with known answers, metrics, results, comparisons."""

@@ -51,12 +51,7 @@ def test_existing_files_stay(toy_base, tmp_path):
 
 def ours(session, image):
     """Log probabilities ``[V]`` of the first token, and the number of prompt tokens."""
-    ids, model = session.prompt_ids(QUESTION, [image]), session.model
-    model.img_context_token_id = session.tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
-    pixels = session._pixels(session._load([image], session.tiling))
-    with torch.no_grad():
-        logits = model(pixel_values=pixels, input_ids=torch.tensor([ids])).logits[0, -1]
-    return logits.log_softmax(-1), len(ids)
+    return session.first_log_probabilities(QUESTION, [image]), len(session.prompt_ids(QUESTION, [image]))
 
 
 def gap(found, expected):

@@ -96,13 +96,15 @@ def test_llama_cpp_computes_what_we_compute(family, toy_base, toy_parts, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0", "q4_k_m"])
-def test_every_type_answers(kind, toy_base, tmp_path):
+@pytest.mark.parametrize("kind, most", [("f16", 0.005), ("bf16", 0.03), ("q8_0", 0.1), ("q4_k_m", 0.5)])
+def test_every_type_answers(kind, most, toy_base, tmp_path):
     pytest.importorskip("xllamacpp")
     session = ChatSession.from_pretrained(toy_base, device="cpu")
     done = convert(toy_base, tmp_path / "gguf", kind=kind)
     tile = noise(session.tiling.tile_size, session.tiling.tile_size)
     found = LlamaCpp(done.model, done.mmproj).ask(QUESTION, [tile], max_new_tokens=8)
     expected, num_tokens = ours(session, tile)
-    # Of log probabilities around -4; measured 0.02 (f16, bf16) to 0.1 (q4_k_m) on this model of random weights.
-    assert found.text and found.num_prompt_tokens == num_tokens and gap(found, expected) < 0.5
+    # Largest difference of the first token's 20 likeliest log probabilities (-3.2 to -5.4), measured with xllamacpp
+    # 2026.10.11549 on this model and tile: f16 0.0013, bf16 0.0089, q8_0 0.031, q4_k_m 0.15 (f32 0.0003). The limits
+    # leave a factor of three for another processor's kernels.
+    assert found.text and found.num_prompt_tokens == num_tokens and gap(found, expected) < most

@@ -8,6 +8,7 @@ import sys
 import zipfile
 
 import pytest
+from PIL import Image
 
 from tests.conftest import ROOT
 from xtuner_plugins.cli import xtp
@@ -87,7 +88,7 @@ def test_wheel_holds_all_that_the_code_reads(wheel):
 
 
 @pytest.mark.slow
-def test_installed_wheel_lists_its_configs_outside_of_the_checkout(wheel, tmp_path):
+def test_installed_wheel_works_outside_of_the_checkout(wheel, toy_base, tmp_path):
     options = ["--no-deps", "--no-index", "--no-compile", "--disable-pip-version-check", "-q", "--target"]
     install = [sys.executable, "-m", "pip", "install", *options, tmp_path / "site", wheel]
     subprocess.run(install, check=True, timeout=600)
@@ -101,4 +102,10 @@ def test_installed_wheel_lists_its_configs_outside_of_the_checkout(wheel, tmp_pa
     assert listed.returncode == 0 and "finetune_lora" in listed.stdout, listed.stderr
     printed = run("print-config", "finetune_lora")
     assert printed.returncode == 0 and "train_dataloader" in printed.stdout, printed.stderr
+    assert run("compare-engines", "--help").returncode == 0
+    (tmp_path / "images").mkdir()
+    Image.effect_noise((112, 112), 90).save(tmp_path / "images" / "a.png")
+    words = ("--images", "images", "--prompt", "What?", "--max-new-tokens", "2", "--device", "cpu")
+    answered = run("answer", toy_base, *words, "--out", "a.jsonl", "--html", "a.html")
+    assert answered.returncode == 0 and "<figure>" in (tmp_path / "a.html").read_text(), answered.stderr
     assert run("quickstart").stderr == "error: there is no command 'quickstart'; xtp --help lists the commands\n"

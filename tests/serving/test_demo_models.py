@@ -9,7 +9,15 @@ from PIL import Image
 
 from xtuner_plugins.inference.session import ChatSession
 from xtuner_plugins.serving.demo_media import Medium
-from xtuner_plugins.serving.demo_models import LocalModel, ModelError, ServerModel, Settings, Turn, stream_answers
+from xtuner_plugins.serving.demo_models import (
+    LocalModel,
+    ModelError,
+    ServerModel,
+    Settings,
+    Turn,
+    messages_of,
+    stream_answers,
+)
 
 IMAGE = Image.effect_noise((336, 224), 90).convert("RGB")
 MEDIA = (Medium("a.png", (IMAGE,), False),)
@@ -62,6 +70,13 @@ def test_errors_reach_the_visitor(session):
         final([LocalModel(session, "toy")], [Turn("<image>")])
     with pytest.raises(ModelError, match="can't be reached"):
         final([ServerModel("http://127.0.0.1:9/v1", "m")], [Turn("Hi")])
+
+
+def test_several_images_come_without_line_breaks():
+    """A server joins the parts of a message by line breaks itself."""
+    (message,) = messages_of([Turn("Which?", MEDIA * 2)], "")
+    assert [part["type"] for part in message["content"]] == ["image_url", "image_url", "text"]
+    assert message["content"][-1]["text"] == "Which?"
 
 
 class Answering(BaseHTTPRequestHandler):

@@ -173,6 +173,7 @@ MISSING = [
     ("extract.py", ["none", "llm", "out"]),
     ("chat.py", ["none", "--question", "What?"]),
     ("answer.py", ["none", "--images", ".", "--prompt", "What?", "--out", "answers.jsonl"]),
+    ("compare_engines.py", ["none", ".", "--prompt", "What?"]),
     ("serve.py", ["none"]),
     ("check_data.py", ["none.jsonl"]),
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import secrets
 from collections.abc import Sequence
@@ -14,6 +12,9 @@ from typing import Any
 from PIL import Image
 
 from ..checkpoints.errors import CheckpointError
+from ..hub.constants import IMAGE_PLACEHOLDER
+from .messages import image_part
+from .session import with_placeholders
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,19 @@ class Completion:
     first: dict[int, float]
 
 
+def import_package() -> Any:
+    """``xllamacpp``.
+
+    Raises:
+        CheckpointError: It isn't installed.
+    """
+    try:
+        import xllamacpp
+    except ModuleNotFoundError:
+        raise CheckpointError("llama.cpp isn't installed here: pip install 'xtuner-plugins[llama-cpp]'") from None
+    return xllamacpp
+
+
 class LlamaCpp:
     """A model of two GGUF files.
 
@@ -45,10 +59,7 @@ class LlamaCpp:
     """
 
     def __init__(self, model: str | Path, mmproj: str | Path, *, context: int = 8192, threads: int = 1):
-        try:
-            import xllamacpp
-        except ModuleNotFoundError:
-            raise CheckpointError("llama.cpp isn't installed here: pip install 'xtuner-plugins[llama-cpp]'") from None
+        xllamacpp = import_package()
         for path in (model, mmproj):
             if not Path(path).is_file():
                 raise CheckpointError(f"{path} does not exist")
@@ -70,18 +81,26 @@ class LlamaCpp:
     def ask(
         self, question: str, images: Sequence[Image.Image] = (), *, max_new_tokens: int = 16, top: int = 20
     ) -> Completion:
-        """The greedy answer to one question, images before it, one per line as in training.
+        """The greedy answer to one question.
+
+        Args:
+            question: ``<image>`` marks the place of each image; without any, they go before it, one per line as in
+                training.
+            images: Of the question.
+            max_new_tokens: Length limit of the answer.
+            top: Tokens whose log probabilities are told.
 
         Raises:
+            ValueError: The question has another number of placeholders than images.
             CheckpointError: llama.cpp refuses the request.
         """
-        parts: list[dict[str, Any]] = []
-        for index, image in enumerate(images):
-            # llama.cpp itself puts a line break between two texts, but none between image and text.
-            after = "\n" + question if index == len(images) - 1 else "\n"
-            parts += [{"type": "image_url", "image_url": {"url": _data_url(image)}}, {"type": "text", "text": after}]
+        # llama.cpp itself puts a line break between two texts, but none between image and text.
+        before, *texts = with_placeholders(question, len(images)).split(IMAGE_PLACEHOLDER)
+        parts: list[dict[str, Any]] = [{"type": "text", "text": before}] if before else []
+        for image, text in zip(images, texts, strict=True):
+            parts += [image_part(image), {"type": "text", "text": text}]
         request = {
-            "messages": [{"role": "user", "content": parts or question}],
+            "messages": [{"role": "user", "content": parts if images else question}],
             "max_tokens": max_new_tokens,
             "temperature": 0,
             "logprobs": True,
@@ -96,9 +115,3 @@ class LlamaCpp:
         tokens = (choice.get("logprobs") or {}).get("content") or []
         first = {each["id"]: each["logprob"] for each in tokens[0]["top_logprobs"]} if tokens else {}
         return Completion(choice["message"]["content"], reply["usage"]["prompt_tokens"], first)
-
-
-def _data_url(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

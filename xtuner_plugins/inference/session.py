@@ -22,10 +22,11 @@ from ..checkpoints.loader import load_model, load_tokenizer
 from ..datasets.base import tiling_of
 from ..datasets.images.media import load_image, to_rgb
 from ..datasets.images.resize_rules import compare_resize_facts
-from ..datasets.images.tiling import DynamicTiling
+from ..datasets.images.tiling import DynamicTiling, Grid
 from ..datasets.plan.budget import first_limit
 from ..hub import InternVLChatModel
-from ..hub.constants import IMAGE_PLACEHOLDER, IMAGENET_MEAN, IMAGENET_STD
+from ..hub.constants import IMAGE_CONTEXT, IMAGE_PLACEHOLDER, IMAGENET_MEAN, IMAGENET_STD
+from ..hub.prompts import token_id
 
 ImageLike = str | Path | Image.Image
 
@@ -125,14 +126,44 @@ class ChatSession:
             tiles += own
         self.history, self._tiles = history, tiles
 
+    def shared_tiling(self, num_images: int) -> DynamicTiling:
+        """The rule for each of the images of one question, which share the limit as in training."""
+        return self._tiling_of(self.tiling, num_images)
+
+    def grids(self, images: Sequence[Image.Image]) -> list[Grid]:
+        """How the images of one question are cut."""
+        tiling = self.shared_tiling(len(images))
+        return [tiling.grid(*image.size) for image in images]
+
+    def tiles(self, images: Sequence[ImageLike]) -> list[torch.Tensor]:
+        """Tiles uint8 `[T, 3, S, S]` of each image of one question.
+
+        Raises:
+            ValueError: An image can't be read.
+        """
+        return self._load(images, self.tiling)
+
+    @torch.no_grad()
+    def first_log_probabilities(self, question: str, images: Sequence[Image.Image] = ()) -> torch.Tensor:
+        """Log probabilities of each token `[V]` to be the first of the answer; float32, CPU.
+
+        Raises:
+            ValueError: As `ask`.
+        """
+        ids = torch.tensor([self.prompt_ids(question, images)], device=self.device)
+        pixels = self._pixels([*self._tiles, *self.tiles(images)])
+        self.model.img_context_token_id = token_id(self.tokenizer, IMAGE_CONTEXT)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        given = self.model.language_model(**inputs) if pixels is None else self.model(pixel_values=pixels, **inputs)
+        return given.logits[0, -1].float().log_softmax(-1).cpu()
+
     def prompt_ids(self, question: str, images: Sequence[Image.Image] = ()) -> list[int]:
         """The token ids of the prompt that `ask` gives to the model for this question.
 
         Raises:
             ValueError: As `ask`.
         """
-        tiling = self._tiling_of(self.tiling, len(images))
-        counts = [len(tiles) for tiles in self._tiles] + [tiling.grid(*image.size).num_tiles for image in images]
+        counts = [len(tiles) for tiles in self._tiles] + [grid.num_tiles for grid in self.grids(images)]
         question = with_placeholders(question, len(images))
         return self.model.build_prompt_ids(self.tokenizer, question, counts, self.history)
 

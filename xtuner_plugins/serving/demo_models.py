@@ -5,8 +5,6 @@ Both answer a whole conversation at a time and keep nothing between questions, s
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import os
 import queue
@@ -17,11 +15,11 @@ from typing import Protocol
 
 import httpx
 import torch
-from PIL import Image
 from transformers import StoppingCriteria
 
 from ..datasets.base import tiling_of
 from ..hub.constants import IMAGE_PLACEHOLDER
+from ..inference.messages import image_part
 from ..inference.session import CallbackStreamer, ChatSession, normalize
 from .demo_media import Medium, cut_media, question_text
 
@@ -223,19 +221,13 @@ def messages_of(turns: Sequence[Turn], system: str) -> list[dict]:
         content = [{"type": "text", "text": texts[0]}]
         images = [image for medium in turn.media for image in medium.images]
         for image, text in zip(images, texts[1:], strict=True):
-            content.append({"type": "image_url", "image_url": {"url": data_url(image)}})
-            content.append({"type": "text", "text": text.removeprefix("\n") if len(content) == 2 else text})
+            content.append(image_part(image))
+            # Servers put a line break between an image and a text, and so between images.
+            content.append({"type": "text", "text": text.removeprefix("\n")})
         messages.append({"role": "user", "content": [part for part in content if part.get("text") != ""]})
         if turn.answer is not None:
             messages.append({"role": "assistant", "content": turn.answer})
     return messages
-
-
-def data_url(image: Image.Image) -> str:
-    """The image as a PNG in a data URL: no pixel changes on its way."""
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def piece_of(line: str) -> str:

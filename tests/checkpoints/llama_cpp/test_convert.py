@@ -51,12 +51,7 @@ def test_existing_files_stay(toy_base, tmp_path):
 
 def ours(session, image):
     """Log probabilities ``[V]`` of the first token, and the number of prompt tokens."""
-    ids, model = session.prompt_ids(QUESTION, [image]), session.model
-    model.img_context_token_id = session.tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
-    pixels = session._pixels(session._load([image], session.tiling))
-    with torch.no_grad():
-        logits = model(pixel_values=pixels, input_ids=torch.tensor([ids])).logits[0, -1]
-    return logits.log_softmax(-1), len(ids)
+    return session.first_log_probabilities(QUESTION, [image]), len(session.prompt_ids(QUESTION, [image]))
 
 
 def gap(found, expected):
@@ -101,13 +96,15 @@ def test_llama_cpp_computes_what_we_compute(family, toy_base, toy_parts, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0", "q4_k_m"])
-def test_every_type_answers(kind, toy_base, tmp_path):
+@pytest.mark.parametrize("kind, most", [("f16", 0.005), ("bf16", 0.03), ("q8_0", 0.1), ("q4_k_m", 0.5)])
+def test_every_type_answers(kind, most, toy_base, tmp_path):
     pytest.importorskip("xllamacpp")
     session = ChatSession.from_pretrained(toy_base, device="cpu")
     done = convert(toy_base, tmp_path / "gguf", kind=kind)
     tile = noise(session.tiling.tile_size, session.tiling.tile_size)
     found = LlamaCpp(done.model, done.mmproj).ask(QUESTION, [tile], max_new_tokens=8)
     expected, num_tokens = ours(session, tile)
-    # Of log probabilities around -4; measured 0.02 (f16, bf16) to 0.1 (q4_k_m) on this model of random weights.
-    assert found.text and found.num_prompt_tokens == num_tokens and gap(found, expected) < 0.5
+    # Largest difference of the first token's 20 likeliest log probabilities (-3.2 to -5.4), measured with xllamacpp
+    # 2026.10.11549 on this model and tile: f16 0.0013, bf16 0.0089, q8_0 0.031, q4_k_m 0.15 (f32 0.0003). The limits
+    # leave a factor of three for another processor's kernels.
+    assert found.text and found.num_prompt_tokens == num_tokens and gap(found, expected) < most

@@ -175,6 +175,16 @@ def _toy(stem: str, title: str, **row) -> Recipe:
     )
 
 
+_PAIRS = dict(
+    data=Data(
+        "generated images, half of them too small to read (xtuner_plugins/toy/preference_data.py)",
+        ("work_dirs/preference/data/pairs.jsonl",),
+        ("work_dirs/preference/data/images",),
+    ),
+    starts_from="work_dirs/quickstart/model",
+    origin=("work_dirs/quickstart/model, the quick start's export:", "python tools/quickstart.py"),
+)
+
 TOY_RECIPES = (
     _toy(
         "pretrain_mlp",
@@ -214,15 +224,18 @@ TOY_RECIPES = (
     _toy(
         "finetune_mpo_full",
         "projector and LLM on preference pairs",
-        data=Data(
-            "generated images, half of them too small to read (xtuner_plugins/toy/preference_data.py)",
-            ("work_dirs/preference/data/pairs.jsonl",),
-            ("work_dirs/preference/data/images",),
-        ),
         llm="all",
         objectives=MPO,
-        starts_from="work_dirs/quickstart/model",
-        origin=("work_dirs/quickstart/model, the quick start's export:", "python tools/quickstart.py"),
         settings={"lr": 5e-4},
+        **_PAIRS,
+    ),
+    _toy(
+        "finetune_dpo_lora",
+        "LoRA on the LLM on preference pairs",
+        llm="lora",
+        projector="frozen",
+        objectives={"dpo": 1.0},
+        settings={"lr": 1e-3},
+        **_PAIRS,
     ),
 )

@@ -1,12 +1,14 @@
 """Answers many questions, in batches of like length, in one process or several.
 
 Questions are sorted by their planned length, counted from the headers of their images, longest first: a batch has
-little padding, and a batch that is too large for the memory shows at once. An image that can't be read takes out its
-own question, not the batch.
+little padding, and a batch that is too large for the memory shows at once. Among questions of about the same length,
+those about the same image come together: a batch encodes an image once. An image that can't be read takes out its own
+question, not the batch.
 """
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from .session import ChatSession
 
 CHARACTERS_PER_TOKEN = 3  # of a question; only for sorting
+ALIKE = 1.25  # lengths within this factor are about the same
 Answered = tuple[Question, "str | Unusable"]
 
 
@@ -127,19 +130,26 @@ def plan_batches(
             planned.append((lengths.planned(question), question))
         except MediaError as error:
             unusable.append((question, Unusable(question.id, str(error))))
-    planned.sort(key=lambda pair: -pair[0])  # stable: the order of the questions among equals
+    planned.sort(key=lambda pair: (-_size_class(pair[0]), pair[1].paths, -pair[0]))  # stable among equals
     ordered = [question for _, question in planned]
     return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)], unusable
+
+
+def _size_class(length: int) -> int:
+    """The same for lengths that are about the same, higher for longer ones."""
+    return int(math.log(max(1, length), ALIKE))
 
 
 def answer_batch(session: ChatSession, batch: Sequence[Question], generation: Mapping[str, Any]) -> list[Answered]:
     """The answers of one batch; a question that can't be asked is left out of it."""
     from .session import with_placeholders
 
-    items, asked, results = [], [], []
+    items, asked, results, loaded = [], [], [], {}
     for question in batch:
         try:
-            images = [load_image(path) for path in question.paths]
+            for path in question.paths:
+                loaded[path] = loaded.get(path) or load_image(path)
+            images = [loaded[path] for path in question.paths]
             items.append((with_placeholders(question.text, len(images)), images))
             asked.append(question)
         except ValueError as error:

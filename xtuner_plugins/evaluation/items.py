@@ -18,8 +18,10 @@ class Item:
         expected: The right answers, or those of all annotators, in the file's order.
         facts: Whatever else a metric or a table needs: `category`, `choices` (letter to text), `group` (questions that
             count together, such as the rotations of a circular evaluation), ... Values are JSON.
+        place: `file:line` for messages; '' where the item comes from no file.
     """
 
     question: Question
     expected: tuple[str, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    place: str = ""

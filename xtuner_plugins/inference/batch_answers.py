@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..datasets.errors import MediaError
 from ..datasets.images.media import image_size, load_image
-from ..datasets.images.tiling import DynamicTiling
+from ..datasets.images.tiling import DynamicTiling, Grid
 from ..datasets.plan.budget import first_limit
 from ..processes import die_with_parent, num_cores
 from .opening import open_session
@@ -70,9 +70,17 @@ class Lengths:
         Raises:
             MediaError: An image can't be opened.
         """
-        tiling = self.tiling.limited(first_limit(self.tiling.max_tiles, len(question.paths), self.tile_sharing))
-        tiles = sum(tiling.grid(*image_size(path)).num_tiles for path in question.paths)
+        tiles = sum(grid.num_tiles for grid in self.grids(question))
         return tiles * self.tokens_per_tile + len(question.text) // CHARACTERS_PER_TOKEN
+
+    def grids(self, question: Question) -> list[Grid]:
+        """How each of its images is cut; the images' headers are read.
+
+        Raises:
+            MediaError: An image can't be opened.
+        """
+        tiling = self.tiling.limited(first_limit(self.tiling.max_tiles, len(question.paths), self.tile_sharing))
+        return [tiling.grid(*image_size(path)) for path in question.paths]
 
 
 def answer_all(job: Job, questions: Sequence[Question]) -> Iterator[Answered]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import RecordError, SettingError
+from ..images.media import SENT_FORMATS
 
 BATCH = 256  # rows read at a time: images of a few 100 kB each fit in memory
 
@@ -65,9 +66,9 @@ def write_image(data: bytes, folder: Path, source: str) -> str:
         RecordError: it is no image.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=SENT_FORMATS) as image:
             suffix = image.format.lower().replace("jpeg", "jpg")
-    except (OSError, TypeError, ValueError):
+    except (OSError, TypeError, ValueError, Image.DecompressionBombError):
         raise RecordError("image_unreadable", "its image can't be read", "download the file again", source) from None
     name = hashlib.blake2b(data, digest_size=12).hexdigest()
     path = folder / name[:2] / f"{name}.{suffix}"

@@ -173,6 +173,7 @@ MISSING = [
     ("extract.py", ["none", "llm", "out"]),
     ("chat.py", ["none", "--question", "What?"]),
     ("answer.py", ["none", "--images", ".", "--prompt", "What?", "--out", "answers.jsonl"]),
+    ("evaluate.py", ["none", "--data", "none.jsonl", "--out", "out"]),
     ("serve.py", ["none"]),
     ("check_data.py", ["none.jsonl"]),
 ]

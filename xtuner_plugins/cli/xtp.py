@@ -17,6 +17,7 @@ from ..checkout import IS_INSTALLED, ROOT
 SHORT = {
     "build": "build_base_model",
     "check": "check_data",
+    "eval": "evaluate",
     "export": "convert_to_official",
     "import-config": "import_xtuner_config",
 }

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from xtuner_plugins.families import LLM_FAMILIES
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.models import attention as attention_module
-from xtuner_plugins.models.attention import Segments, attend_to_segments, no_mask, segment_attention
+from xtuner_plugins.models.attention import Segments, attend_to_segments, branch_off, no_mask, segment_attention
 
 from .test_vlm import make_batch, run
 
@@ -47,6 +47,39 @@ def test_equals_a_mask_of_the_whole_row(kv_heads, window):
         (result * torch.arange(8.0)).sum().backward()
     for own, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(own.grad, other.grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_two_answers_after_one_prompt_equal_two_rows(window):
+    """A prompt of five tokens, answers of one and eleven: each as if it stood alone behind the prompt."""
+    ours = make_states(), make_states()
+    together = make_segments()._replace(branches=branch_off(BOUNDS, (-1, 0, 0)))
+    output, _ = segment_attention(nn.Module(), *ours[0], None, segments=together, sliding_window=window)
+    expected = []
+    for start, end in ((5, 6), (6, 17)):
+        alone = [torch.cat([state[:, :, :5], state[:, :, start:end]], dim=2) for state in ours[1]]
+        answer, _ = segment_attention(
+            nn.Module(), *alone, None, segments=make_segments((0, 5 + end - start)), sliding_window=window
+        )
+        expected.append(answer[:, 5:])
+    torch.testing.assert_close(output[:, 5:], torch.cat(expected, dim=1))
+    (output[:, 5:] ** 2).sum().backward()
+    (torch.cat(expected, dim=1) ** 2).sum().backward()
+    for one, other in zip(*ours, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("follows", [(0, -1, -1), (-1, 2, -1), (-1, 0, 1)])
+def test_a_segment_follows_an_earlier_prompt_only(follows):
+    with pytest.raises(ValueError, match="an earlier one that follows no other"):
+        branch_off(BOUNDS, follows)
+
+
+def test_keys_of_branches_stand_behind_their_prompt():
+    """What the flash kernel gets: for each segment its prompt's positions, then its own."""
+    branches = branch_off((0, 2, 3, 5, 6), (-1, 0, 0, -1))
+    assert branches.key_positions.tolist() == [0, 1, 0, 1, 2, 0, 1, 3, 4, 5]
+    assert branches.cu_seqlens.tolist() == [0, 2, 5, 9, 10] and branches.longest == 4
 
 
 def test_no_mask_of_the_row_and_no_repeated_heads_exist():

@@ -44,6 +44,22 @@ def test_a_packed_row_means_the_same_and_its_padding_is_a_segment():
         assert torch.equal(getattr(row, name), getattr(expected, name)), name
 
 
+def test_answers_go_on_from_their_prompt():
+    """Prompt 1 7 7 2, chosen 3 4, rejected 5 6 5; a second prompt 1 with the answer 2; two tokens of padding."""
+    batch = {
+        "input_ids": torch.tensor([[1, 7, 7, 2, 3, 4, 5, 6, 5, 1, 2, 0, 0]]),
+        "labels": torch.tensor([[-100, -100, -100, -100, 3, 4, 5, 6, 5, -100, 2, -100, -100]]),
+        "cu_seqlens": torch.tensor([0, 4, 6, 9, 10, 11], dtype=torch.int32),
+        "follows": torch.tensor([-1, 0, 0, -1, 3]),
+    }
+    row = make_row(batch, IMAGE)
+    assert row.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 4, 5, 6, 0, 1, 0, 1]]
+    assert row.predicting.tolist() == [3, 4, 3, 6, 7, 9] and row.targets.tolist() == [3, 4, 5, 6, 5, 2]
+    assert row.owners.tolist() == [1, 1, 2, 2, 2, 4] and row.segments.branches.follows == (-1, 0, 0, -1, 3, -1)
+    filled = fill_row(row, 8)
+    assert filled.segments.bounds[-2:] == (13, 16) and filled.segments.branches.follows == (-1, 0, 0, -1, 3, -1, -1)
+
+
 @pytest.mark.parametrize("batch", [padded(), packed()])
 def test_a_target_weighs_what_its_sample_weighs(batch):
     row = make_row({**batch, "loss_weights": torch.tensor([0.5, 4.0])}, IMAGE)

@@ -96,8 +96,8 @@ def test_frozen_encoder_keeps_no_activation(build):
     model = build().train()
     block_output = []
     model.model.vision_model.encoder.layers[0].register_forward_hook(lambda _m, _i, output: block_output.append(output))
-    features = model._extract_features(model.data_preprocessor.normalize(make_batch(model)["tiles"]))
-    assert [output.grad_fn for output in block_output] == [None] and features.requires_grad
+    features = model._encode(model.data_preprocessor.normalize(make_batch(model)["tiles"]))
+    assert [output.grad_fn for output in block_output] == [None] and not features.requires_grad
     assert not model.model.vision_model.training and model.model.mlp1.training
 
 

@@ -18,7 +18,7 @@ from xtuner_plugins.checkpoints.export import export
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer
 from xtuner_plugins.config_file import load_config
 from xtuner_plugins.engine.config_check import check_config
-from xtuner_plugins.models import VisionLanguageModel
+from xtuner_plugins.models import PreferenceModel, VisionLanguageModel
 from xtuner_plugins.recipes.table import RECIPES
 from xtuner_plugins.toy.bases import kind, write_tiny_base
 
@@ -104,7 +104,7 @@ def test_leaf_trains_saves_exports_and_answers(recipe, options, tmp_path):
     config = Config.fromfile(work_dir / f"{recipe.stem}.py")
     settings = {k: v for k, v in config.model.items() if k != "type" and not k.endswith("_quantization")}
     torch.manual_seed(0)
-    trained = VisionLanguageModel(**settings)
+    trained = (PreferenceModel if recipe.objectives else VisionLanguageModel)(**settings)
     start = {name: p.detach().clone() for name, p in trained.named_parameters() if p.requires_grad}
     assert checkpoint.keys() == start.keys()
     for part, tower in TOWER.items():

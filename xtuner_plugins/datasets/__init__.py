@@ -7,6 +7,7 @@ plan/         what fits, how long every record is, which samples make a pack
 audit/        checks of every record before training, the report, converters of known data sets
 
 dataset       the mixture as one list of samples    mixture      the files and their settings
+preference    pairs of answers as samples, and as batches
 samplers      order of an epoch                     collate      samples -> batch
 fates         which samples will train              ledger       what was trained, what was left out and why
 bad_samples   policies and fillers                  errors       errors with place and remedy, checks of settings
@@ -18,6 +19,7 @@ from .collate import collate, collate_packed
 from .dataset import MultimodalDataset
 from .errors import DataError, MediaError, RecordError, SettingError
 from .images.tiling import DynamicTiling
+from .preference import PreferenceDataset, collate_pairs
 from .samplers import PackBatchSampler, PlanSampler
 
 __all__ = [
@@ -27,8 +29,10 @@ __all__ = [
     "MultimodalDataset",
     "PackBatchSampler",
     "PlanSampler",
+    "PreferenceDataset",
     "RecordError",
     "SettingError",
     "collate",
     "collate_packed",
+    "collate_pairs",
 ]

@@ -29,9 +29,9 @@ def collate(samples: Sequence[dict], pad_token_id: int = 0, pad_to_multiple_of: 
         num_tiles: int64 `[B]`, tiles of each sample.
         sources: list of 'file:line'.
         datasets: list of the names of their files, '' for a sample without.
-        images, uncut, loss_weights, dropped: where needed (see `_hand_over_with_images`).
+        images, uncut, loss_weights, dropped: where needed (see `hand_over_with_images`).
     """
-    kept = _kept(samples)
+    kept = kept_samples(samples)
     length = max(len(sample["input_ids"]) for sample in kept)
     length = -(-length // pad_to_multiple_of) * pad_to_multiple_of
     shape = (len(kept), length)
@@ -44,7 +44,7 @@ def collate(samples: Sequence[dict], pad_token_id: int = 0, pad_to_multiple_of: 
         labels[row, :size] = sample["labels"]
         attention_mask[row, :size] = True
     batch = {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
-    return _hand_over_with_images(batch, samples, kept)
+    return hand_over_with_images(batch, samples, kept)
 
 
 @FUNCTIONS.register_module()
@@ -69,7 +69,7 @@ def collate_packed(samples: Sequence[dict], pad_token_id: int = 0, pad_to: int =
         max_seqlen: int, the longest segment.
         tiles, num_tiles `[samples]`, sources, datasets: as `collate`, one entry per sample.
     """
-    kept = _kept(samples)
+    kept = kept_samples(samples)
     lengths = [len(sample["input_ids"]) for sample in kept]
     padding = max(0, pad_to - sum(lengths))
     pad = torch.full((padding,), pad_token_id, dtype=torch.int64)
@@ -88,17 +88,17 @@ def collate_packed(samples: Sequence[dict], pad_token_id: int = 0, pad_to: int =
         "cu_seqlens": cu_seqlens.to(torch.int32),
         "max_seqlen": max(segments),
     }
-    return _hand_over_with_images(batch, samples, kept)
+    return hand_over_with_images(batch, samples, kept)
 
 
-def _kept(samples: Sequence[dict]) -> list[dict]:
+def kept_samples(samples: Sequence[dict]) -> list[dict]:
     """The samples that are trained on; where none is left, a filler that teaches nothing."""
     assert samples, "a batch has at least one sample"
     kept = [sample for sample in samples if "dropped" not in sample]
     return kept or [filler_sample(samples[0]["tiles"].shape[-1])]
 
 
-def _hand_over_with_images(batch: dict, samples: Sequence[dict], kept: list[dict]) -> dict:
+def hand_over_with_images(batch: dict, samples: Sequence[dict], kept: list[dict]) -> dict:
     """Add what every batch has besides ids and labels, and hand it over to the training process.
 
     Only some batches have `images` and `uncut` (route 'device'), `loss_weights`, float32 `[samples]` (where one isn't

@@ -81,6 +81,8 @@ class MultimodalDataset(Dataset):
         RecordError: at access, a record or image can't be used; names its `file:line`.
     """
 
+    parse = staticmethod(parse_record)
+
     def __init__(
         self,
         base: str,
@@ -157,7 +159,7 @@ class MultimodalDataset(Dataset):
             RecordError: the record can't be used.
         """
         index = self.sources[number].index
-        return parse_record(index.parse(row), index.source(row))
+        return self.parse(index.parse(row), index.source(row))
 
     def __getitem__(self, index: int) -> dict:
         bind_worker()
@@ -243,6 +245,7 @@ class MultimodalDataset(Dataset):
             tiles, sample, fate = self._fit(record, source)
         except MediaError as error:
             raise error.in_record(record.source) from None
+        branches = {"branches": sample.branches} if sample.branches else {}
         return {
             "input_ids": torch.from_numpy(sample.input_ids),
             "labels": torch.from_numpy(sample.labels),
@@ -250,6 +253,7 @@ class MultimodalDataset(Dataset):
             "source": record.source,
             "fate": FATES[fate],
             "loss_weight": source.loss_weight,
+            **branches,
         }
 
     def _fit(self, record: Record, source: Source) -> tuple[list[TileSource], Encoded, int]:
@@ -323,7 +327,9 @@ class MultimodalDataset(Dataset):
 
     def _measuring(self, number: int) -> Measure:
         source = self.sources[number]
-        return Measure(source.index, source.folder, source.template, self.tokenizer, self.num_frames, self.max_pixels)
+        return Measure(
+            source.index, source.folder, source.template, self.tokenizer, self.num_frames, self.max_pixels, self.parse
+        )
 
     def layout(self, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As `sizes`; every sample that is read from then on is compared with them: packs and groups rely on them.

@@ -100,12 +100,16 @@ def build_loader_early(settings: Mapping[str, Any]) -> None:
     with _refused("train_dataloader"):
         _build_loader(settings)
     dataset = settings["dataset"]
-    if dataset["type"] is not MultimodalDataset or "max_length" not in dataset or dataset.get("dataset_settings"):
+    if not _is_ours(dataset["type"]) or "max_length" not in dataset or dataset.get("dataset_settings"):
         return  # limits of single files are known when all of it is built
     with _refused("train_dataloader.dataset"):
         fields = open_config(dataset["base"])[2]
         config = SimpleNamespace(**{**fields, "vision_config": SimpleNamespace(**fields["vision_config"])})
         _check_room(tiling_of(config, dataset), TileBudget(num_image_tokens(config), dataset["max_length"]))
+
+
+def _is_ours(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, MultimodalDataset)
 
 
 @contextmanager

@@ -97,7 +97,8 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
     while True:
         losses = _accumulate(driver, network, micro_batches, mean_weight)
         sums = torch.cat([losses.sum(dim=0), losses.new_tensor(requests.flags())])
-        loss, num_supervised, num_tiles, *stop = sum_over_ranks(sums).tolist()
+        loss, num_supervised, num_tiles, *rest = sum_over_ranks(sums).tolist()
+        metrics, stop = rest[: len(network.metric_names)], rest[len(network.metric_names) :]
         requests.agree(stop)
         if not math.isfinite(loss):
             own = zip(micro_batches, losses[:, 0].tolist(), strict=True)
@@ -121,6 +122,7 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
         )
     if scale is not None:
         logged |= {"loss_scale": scale, "overflows": num_overflows}
+    logged |= network.end_step(dict(zip(network.metric_names, metrics, strict=True)))
     return logged if is_logged else {**logged, "grad_norm": norm}
 
 
@@ -159,7 +161,7 @@ def _accumulate(
     """Forward and backward of every micro-batch.
 
     Returns:
-        float32 ``[micro-batches, 3]``: loss, supervised tokens and tiles of each.
+        float32 ``[micro-batches, 3 + metrics]``: loss, supervised tokens, tiles, and what `metric_names` names.
     """
     figures = []
     for index, batch in enumerate(micro_batches):
@@ -169,6 +171,8 @@ def _accumulate(
             driver.backward(outputs["loss"])
         batch["sample_losses"] = outputs["sample_losses"]
         figures.append(torch.stack([outputs[key].detach().float() for key in ("loss", "num_supervised", "num_tiles")]))
+        if network.metric_names:
+            figures[-1] = torch.cat([figures[-1], outputs["metrics"].float()])
     return torch.stack(figures)
 
 

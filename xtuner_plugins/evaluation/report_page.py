@@ -14,6 +14,8 @@ from ..inference.drawing import with_boxes
 from .results import Row
 from .table import between, number
 
+Ranges = Sequence[tuple[int, "int | None"]]  # first and last value; None for no last one
+
 MOST_CARDS = 300  # of all data sets; about 15 kB per image
 TILES = ((0, 0), (1, 1), (2, 4), (5, 7), (8, 10), (11, 13), (14, None))
 CHARACTERS = ((0, 0), (1, 3), (4, 10), (11, 30), (31, 100), (101, None))
@@ -46,7 +48,7 @@ def write_report(path: str | Path, results: Mapping[str, Any], rows: Sequence[Ro
 
 
 def breakdown(
-    rows: Sequence[Row], ranges: Sequence[tuple[int, int | None]], of: Callable[[Row], int | None]
+    rows: Sequence[Row], ranges: Ranges, of: Callable[[Row], int | None]
 ) -> list[tuple[str, dict[str, tuple[float, int]]]]:
     """(range, data set to (mean score in percent, questions)) for each range that occurs."""
     found = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 COLUMNS = ("data set", "metric", "score", "95 % interval", "questions", "left out")
@@ -29,10 +29,15 @@ def table(data_sets: Mapping[str, Mapping[str, Any]]) -> str:
         parts = {key: value for key, value in found["figures"].items() if key.startswith(f"{found['headline']}/")}
         if len(parts) > 1:
             rows += [(f"  {key.partition('/')[2]}", "", number(value), "", "", "") for key, value in parts.items()]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells in columns: the first two to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
-            f"{cell:<{width}}" if column < 2 else f"{cell:>{width}}"
+            f"{cell:{'<' if column < 2 else '>'}{width}}"
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

@@ -3,7 +3,8 @@
 Read `vlm.py` first: the registered model. The network itself is `xtuner_plugins.hub`, the code that exports ship.
 """
 
+from .preference import PreferenceModel
 from .preprocessor import TilePreprocessor
 from .vlm import VisionLanguageModel
 
-__all__ = ["TilePreprocessor", "VisionLanguageModel"]
+__all__ = ["PreferenceModel", "TilePreprocessor", "VisionLanguageModel"]

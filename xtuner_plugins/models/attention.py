@@ -1,5 +1,9 @@
 """Attention over a row of several samples: each token sees the earlier tokens of its own sample, nothing else.
 
+Several answers may follow one prompt (`Branches`): each sees the prompt and itself, none sees another::
+
+    prompt p p p p | chosen c c c | rejected r r
+
 No mask of the whole row is built, and keys and values of grouped heads aren't repeated. Registered with transformers
 under `SEGMENTS`, so that every LLM family takes it.
 """
@@ -22,21 +26,62 @@ _FLASH_CAPABILITY = (8, 0)  # Ampere
 _FLASH_HEAD_DIM = 256
 
 
+class Branches(NamedTuple):
+    """Which segments of a row follow an earlier one and see it whole.
+
+    Attributes:
+        follows: for each segment the index of the earlier segment that it follows, or -1.
+        key_positions: int64 ``[K]``, the positions that the segments see, segment after segment, on the row's device.
+        cu_seqlens: int32 ``[n + 1]``, where each segment begins in ``key_positions``, on the row's device.
+        longest: positions that the segment with most of them sees.
+    """
+
+    follows: tuple[int, ...]
+    key_positions: torch.Tensor
+    cu_seqlens: torch.Tensor
+    longest: int
+
+
 class Segments(NamedTuple):
     """Where the samples of a row stand.
 
     Attributes:
         bounds: the start of each sample, and the end of the last (n + 1 integers, from 0 to the row's length).
         cu_seqlens: the same as int32 ``[n + 1]`` on the row's device.
+        branches: where some segments continue others; None where each stands alone.
     """
 
     bounds: tuple[int, ...]
     cu_seqlens: torch.Tensor
+    branches: Branches | None = None
 
     @property
     def longest(self) -> int:
         """Tokens of the longest sample."""
         return max(end - start for start, end in pairwise(self.bounds))
+
+
+def branch_off(bounds: tuple[int, ...], follows: tuple[int, ...]) -> Branches:
+    """The branches of a row, on the CPU.
+
+    Args:
+        bounds: as in `Segments`.
+        follows: as in `Branches`.
+
+    Raises:
+        ValueError: A segment follows a later one, itself, or one that follows another.
+    """
+    spans = [torch.arange(start, end) for start, end in pairwise(bounds)]
+    seen = []
+    for index, (span, prompt) in enumerate(zip(spans, follows, strict=True)):
+        if prompt >= index or (prompt >= 0 and follows[prompt] >= 0):
+            raise ValueError(
+                f"segment {index} follows segment {prompt}: it can follow an earlier one that follows no other"
+            )
+        seen.append(torch.cat([spans[prompt], span]) if prompt >= 0 else span)
+    lengths = [len(positions) for positions in seen]
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+    return Branches(tuple(follows), torch.cat(seen), cu_seqlens, max(lengths))
 
 
 def attend_to_segments(model: nn.Module) -> None:
@@ -64,7 +109,7 @@ def segment_attention(
     sliding_window: int | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention inside each segment, by the rules of transformers' attention functions.
+    """Causal attention inside each segment, and to the one that it follows, as an attention function of transformers.
 
     Args:
         module: the attention layer.
@@ -84,17 +129,32 @@ def segment_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    window = sliding_window if sliding_window is not None and sliding_window < segments.longest else None
+    branches = segments.branches
+    longest = segments.longest if branches is None else branches.longest
+    window = sliding_window if sliding_window is not None and sliding_window < longest else None
     if _flash_runs(query, dropout):
         rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-        borders = (segments.cu_seqlens, segments.cu_seqlens, segments.longest, segments.longest)
+        if branches is not None:
+            rows[1:] = (row[branches.key_positions] for row in rows[1:])
+        keys = segments.cu_seqlens if branches is None else branches.cu_seqlens
+        borders = (segments.cu_seqlens, keys, segments.longest, longest)
         output = varlen_attn(*rows, *borders, scale=scaling, window_size=(-1 if window is None else window - 1, 0))
         return output[None], None
     pieces = [
-        _one_segment(*(tensor[:, :, start:end] for tensor in (query, key, value)), dropout, scaling, window)
-        for start, end in pairwise(segments.bounds)
+        _one_segment(query[:, :, start:end], *_seen(segments, index, key, value), dropout, scaling, window)
+        for index, (start, end) in enumerate(pairwise(segments.bounds))
     ]
     return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _seen(segments: Segments, index: int, *states: torch.Tensor) -> list[torch.Tensor]:
+    """The part of states ``[1, H, S, D]`` that a segment sees: itself, behind the segment that it follows."""
+    bounds = segments.bounds
+    parts = [slice(bounds[index], bounds[index + 1])]
+    if segments.branches is not None and (prompt := segments.branches.follows[index]) >= 0:
+        parts.insert(0, slice(bounds[prompt], bounds[prompt + 1]))
+    cuts = [[state[:, :, part] for part in parts] for state in states]
+    return [pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2) for pieces in cuts]
 
 
 def _flash_runs(query: torch.Tensor, dropout: float) -> bool:
@@ -107,10 +167,12 @@ def _flash_runs(query: torch.Tensor, dropout: float) -> bool:
 
 
 def _one_segment(query, key, value, dropout: float, scaling: float | None, window: int | None) -> torch.Tensor:
-    length = query.shape[2]
+    length, before = query.shape[2], key.shape[2] - query.shape[2]
     near = None
-    if window is not None and window < length:
-        near = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - window)
+    if before or (window is not None and window < length):
+        near = torch.ones(length, before + length, dtype=torch.bool, device=query.device).tril(before)
+        if window is not None:
+            near = near.triu(before + 1 - window)
     return F.scaled_dot_product_attention(
         query,
         key,

@@ -29,12 +29,12 @@ def batch_weight(batch: Mapping[str, torch.Tensor]) -> float:
     """The supervised weight of a collated batch: its number of labels, or the sum of their weights.
 
     Args:
-        batch: ``labels``, and optionally ``loss_weights`` and ``cu_seqlens``; on the CPU, so that counting needs no
-            synchronization with a device.
+        batch: ``labels``, and optionally ``loss_weights`` and ``cu_seqlens``; or preference pairs (``follows`` and
+            ``num_tiles``). On the CPU, so that counting needs no synchronization with a device.
     """
     weights = batch.get("loss_weights")
     if weights is None:
-        return float((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+        return float(supervised_per_sample(batch).sum())
     counts = supervised_per_sample(batch)[: len(weights)]  # behind them stands the padding of a pack
     return float(counts.double() @ weights.double())
 
@@ -42,9 +42,13 @@ def batch_weight(batch: Mapping[str, torch.Tensor]) -> float:
 def supervised_per_sample(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Labels of each sample that a token before them predicts, int64 ``[samples]``; a pack's padding is one more.
 
+    A preference pair counts as one, however long its answers are.
+
     Args:
         batch: As `batch_weight`.
     """
+    if "follows" in batch:
+        return torch.ones_like(batch["num_tiles"])
     supervised = batch["labels"][:, 1:] != IGNORE_INDEX
     if "cu_seqlens" not in batch:
         return supervised.sum(1)
@@ -107,6 +111,25 @@ def _loss_sum(
     chunks = zip(*(tensor.split(rows) for tensor in (hidden, targets, weights)), strict=True)
     totals, parts = zip(*(checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks), strict=True)
     return sum(totals), torch.cat(parts)
+
+
+def token_log_probs(hidden: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> torch.Tensor:
+    """Log probability of each target, float32 ``[K]``, with gradient; a bounded number of logits at a time.
+
+    Args:
+        hidden: ``[K, D]``, the LLM's last hidden states before each target; K > 0.
+        targets: int64 ``[K]``.
+        head: Maps ``[..., D]`` to ``[..., V]``.
+    """
+
+    def of_chunk(hidden, targets):
+        return -F.cross_entropy(head(hidden).float(), targets, reduction="none")
+
+    if is_deepspeed_zero3_enabled():  # as in `_loss_sum`
+        return of_chunk(hidden, targets)
+    rows = max(1, CHUNK_LOGITS // _vocabulary(head))
+    chunks = zip(hidden.split(rows), targets.split(rows), strict=True)
+    return torch.cat([checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks])
 
 
 def _vocabulary(head: nn.Module) -> int:

@@ -73,7 +73,12 @@ class TilePreprocessor(BaseDataPreprocessor):
         batch = dict(data)
         self._unrecorded.take_from(batch)
         row = make_row(batch, self.image_token)
-        check_counts(row, batch["num_tiles"].tolist(), self.tokens_per_tile, batch.get("sources", ()))
+        num_tiles, sources = batch["num_tiles"].tolist(), list(batch.get("sources", ()))
+        if "follows" in batch:  # the images of a preference pair are in its prompt
+            prompts = [segment < 0 for segment in batch["follows"].tolist()]
+            pairs = iter(zip(num_tiles, sources, strict=True))
+            num_tiles, sources = zip(*(next(pairs) if prompt else (0, "") for prompt in prompts), strict=True)
+        check_counts(row, num_tiles, self.tokens_per_tile, sources)
         moved = self.cast_data({key: batch[key] for key in ("tiles", "images", "uncut") if key in batch})
         tiles = moved["tiles"]
         if "images" in moved:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ..hub.constants import IGNORE_INDEX
-from .attention import Segments
+from .attention import Segments, branch_off
 
 
 class Row(NamedTuple):
@@ -22,8 +22,8 @@ class Row(NamedTuple):
 
     Attributes:
         input_ids: int64 ``[1, S]``.
-        position_ids: int64 ``[1, S]``, from 0 in each sample.
-        segments: where samples stand; padding of a pack is one more.
+        position_ids: int64 ``[1, S]``, from 0 in each sample; an answer after a prompt goes on from the prompt.
+        segments: where samples stand, or prompts and the answers that follow them; padding of a pack is one more.
         image_positions: int64 ``[P]``, of the image tokens, in order.
         predicting: int64 ``[K]``, the positions whose next token is supervised.
         targets: int64 ``[K]``, these next tokens.
@@ -49,8 +49,9 @@ def make_row(batch: Mapping[str, torch.Tensor], image_token: int) -> Row:
 
     Args:
         batch: ``input_ids`` int64 ``[B, S]``. Optionally ``labels`` int64 ``[B, S]``; ``attention_mask`` bool
-            ``[B, S]``, True at real tokens; ``cu_seqlens`` int32 ``[n + 1]`` of a packed row; ``loss_weights``
-            float32, one per sample.
+            ``[B, S]``, True at real tokens; ``cu_seqlens`` int32 ``[n + 1]`` of a packed row; with it ``follows`` int64
+            ``[n]``: the index of the earlier segment that a segment continues, or -1; ``loss_weights`` float32, one per
+            sample.
         image_token: id that stands for one image feature.
 
     Raises:
@@ -65,22 +66,31 @@ def make_row(batch: Mapping[str, torch.Tensor], image_token: int) -> Row:
         kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         bounds = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.sum(1).cumsum(0)])
     lengths = bounds.diff()
+    follows = (
+        F.pad(batch["follows"], (0, len(lengths) - len(batch["follows"])), value=-1) if "follows" in batch else None
+    )
     samples = torch.arange(len(lengths)).repeat_interleave(lengths)
-    position_ids = torch.arange(int(bounds[-1])) - bounds[:-1][samples]
+    starts = bounds[:-1] if follows is None else bounds[:-1] - torch.where(follows < 0, 0, lengths[follows])
+    position_ids = torch.arange(int(bounds[-1])) - starts[samples]
     ids = ids[kept]
     labels = batch["labels"][kept].clone() if "labels" in batch else torch.full_like(ids, IGNORE_INDEX)
-    labels[bounds[:-1]] = IGNORE_INDEX  # nothing predicts the first token of a sample
+    before = torch.arange(int(bounds[-1])) - 1
+    before[bounds[:-1]] = -1 if follows is None else torch.where(follows < 0, -1, bounds[1:][follows] - 1)
+    labels[before < 0] = IGNORE_INDEX  # nothing predicts the first token of a sample
     places = (labels != IGNORE_INDEX).nonzero().flatten()
-    predicting, targets = places - 1, labels[places]
+    predicting, targets = before[places], labels[places]
     weights = batch.get("loss_weights")
-    weights = None if weights is None else weights[samples[places]].float()
+    if weights is not None:
+        if follows is not None:  # one weight for a prompt and its answers
+            weights = weights.repeat_interleave(len(batch["follows"]) // len(weights))
+        weights = weights[samples[places]].float()
     if len(places) == 0:
         predicting = targets = torch.zeros(1, dtype=torch.int64)
         weights = torch.zeros(1)
     return Row(
         input_ids=ids[None],
         position_ids=position_ids[None],
-        segments=Segments(tuple(bounds.tolist()), bounds.int()),
+        segments=_segments(bounds, follows),
         image_positions=(ids == image_token).nonzero().flatten(),
         predicting=predicting,
         targets=targets,
@@ -103,14 +113,19 @@ def fill_row(row: Row, multiple: int) -> Row:
     padding = -length % multiple
     if not padding:
         return row
-    segments = Segments(
-        (*row.segments.bounds, length + padding), F.pad(row.segments.cu_seqlens, (0, 1), value=length + padding)
-    )
+    bounds = torch.tensor([*row.segments.bounds, length + padding])
+    branches = row.segments.branches
+    segments = _segments(bounds, None if branches is None else torch.tensor([*branches.follows, -1]))
     return row._replace(
         input_ids=F.pad(row.input_ids, (0, padding)),
         position_ids=torch.cat([row.position_ids, torch.arange(padding)[None]], dim=1),
         segments=segments,
     )
+
+
+def _segments(bounds: torch.Tensor, follows: torch.Tensor | None) -> Segments:
+    places = tuple(bounds.tolist())
+    return Segments(places, bounds.int(), None if follows is None else branch_off(places, tuple(follows.tolist())))
 
 
 def check_counts(row: Row, num_tiles: Sequence[int], tokens_per_tile: int, sources: Sequence[str]) -> None:

@@ -153,6 +153,12 @@ class VisionLanguageModel(BaseModel):
         if compile_blocks:
             compile_model_blocks(self.model)
 
+    metric_names: tuple[str, ...] = ()  # of `forward`'s ``metrics``, where a subclass has some
+
+    def end_step(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Called after each optimizer step with the metrics' sums over micro-batches and ranks; returns what to log."""
+        return {}
+
     @property
     def num_image_token(self) -> int:
         """Image tokens per tile (N)."""
@@ -226,14 +232,7 @@ class VisionLanguageModel(BaseModel):
             raise ValueError(f"VisionLanguageModel has modes 'loss' and 'tensor', not {mode!r}")
         device = pixel_values.device
         with self.computing(device):
-            decoder = getattr(self.model.language_model, self.llm.decoder)
-            hidden = decoder(
-                inputs_embeds=self._embed(row, pixel_values),
-                attention_mask=no_mask(device),
-                position_ids=row.position_ids,
-                segments=row.segments,
-                use_cache=False,
-            ).last_hidden_state
+            hidden = self._run_llm(row, self._encode(pixel_values))
             if mode == "tensor":
                 return {"hidden": hidden}
             head = self.model.language_model.get_output_embeddings()
@@ -266,25 +265,36 @@ class VisionLanguageModel(BaseModel):
             return False
         return any(p.dtype == torch.float32 for p in self.parameters() if p.requires_grad)
 
-    def _embed(self, row: Row, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Token embeddings ``[1, S, D]`` with image features in place of image tokens."""
-        embeds = self.model.get_input_embeddings()(row.input_ids)
-        has_tiles = pixel_values.shape[0] > 0
-        if not has_tiles:
-            # Encoder and projector run on every rank at every step, because ZeRO-3 gathers their parameters on all
-            # ranks together and DDP waits for their gradients. The features of this black tile are multiplied by 0.
-            pixel_values = pixel_values.new_zeros(1, 3, self.tile_size, self.tile_size)
-        features = self._extract_features(pixel_values)
-        if not has_tiles:
-            return embeds + features.sum().to(embeds.dtype) * 0.0
-        return embeds.index_copy(1, row.image_positions, features.flatten(0, 1).to(embeds.dtype)[None])
+    def _run_llm(self, row: Row, patches: torch.Tensor) -> torch.Tensor:
+        """Hidden states ``[1, S, D]`` of a row with the encoder's ``patches``."""
+        decoder = getattr(self.model.language_model, self.llm.decoder)
+        return decoder(
+            inputs_embeds=self._embed(row, patches),
+            attention_mask=no_mask(patches.device),
+            position_ids=row.position_ids,
+            segments=row.segments,
+            use_cache=False,
+        ).last_hidden_state
 
-    def _extract_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """``[T, 3, H, W]`` to ``[T, N, D]``; keeps no activations of a frozen encoder."""
+    def _encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Tiles ``[T, 3, H, W]`` to patches of ``max(T, 1)`` tiles; keeps no activations of a frozen encoder.
+
+        Without tiles a black one stands in: encoder and projector run on every rank at every step, because ZeRO-3
+        gathers their parameters on all ranks together and DDP waits for their gradients.
+        """
+        if pixel_values.shape[0] == 0:
+            pixel_values = pixel_values.new_zeros(1, 3, self.tile_size, self.tile_size)
         pixel_values = pixel_values.to(self.model.vision_model.dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.visual_encoder_is_frozen):
-            patches = self.model.encode_tiles(pixel_values)
-        return self._recompute.project(self.model, patches)
+            return self.model.encode_tiles(pixel_values)
+
+    def _embed(self, row: Row, patches: torch.Tensor) -> torch.Tensor:
+        """Token embeddings ``[1, S, D]`` with image features in place of image tokens."""
+        embeds = self.model.get_input_embeddings()(row.input_ids)
+        features = self._recompute.project(self.model, patches)  # [T, N, D]
+        if len(row.image_positions) == 0:
+            return embeds + features.sum().to(embeds.dtype) * 0.0  # those of the black tile
+        return embeds.index_copy(1, row.image_positions, features.flatten(0, 1).to(embeds.dtype)[None])
 
 
 def _load(base: str, dtype: torch.dtype, quantized: Mapping[str, Mapping[str, Any] | None]):

@@ -60,6 +60,11 @@ MINE = Data(
     ("data/mine/train.jsonl",),
     ("data/mine/images",),
 )
+MY_PAIRS = Data(
+    "data/mine/pairs.jsonl, one prompt with a chosen and a rejected answer per line (docs/preference.md)",
+    ("data/mine/pairs.jsonl",),
+    ("data/mine/images",),
+)
 TOY = Data(
     "generated images with questions, half of which need the resolution",
     ("work_dirs/quickstart/data/train.jsonl",),

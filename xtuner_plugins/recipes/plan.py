@@ -235,10 +235,10 @@ def _measured_lengths(settings: Mapping[str, Any], model: Model) -> Lengths | No
         return None
     import numpy as np
 
-    from ..datasets import MultimodalDataset
+    from ..datasets import MultimodalDataset, PreferenceDataset
     from ..datasets.plan.lengths import DROPPED
 
-    dataset = MultimodalDataset(**data)
+    dataset = (PreferenceDataset if "objectives" in settings.get("model", {}) else MultimodalDataset)(**data)
     if not dataset.is_measured():
         return None
     tokens, tiles, fates = dataset.layout()

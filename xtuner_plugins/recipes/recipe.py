@@ -51,6 +51,7 @@ class Recipe:
         visual_encoder, projector, llm: `frozen`, `all` or `lora`.
         quantized: parts held in 4 bits.
         packed: several samples per row.
+        objectives: name to weight of preference objectives; None trains on conversations.
         processes: on one node.
         deepspeed: `--deepspeed` of the launch line.
         hardware: line of the docstring.
@@ -70,6 +71,7 @@ class Recipe:
     llm: str = "frozen"
     quantized: tuple[str, ...] = ()
     packed: bool = False
+    objectives: Mapping[str, float] | None = None
     processes: int = 1
     deepspeed: str | None = None
     hardware: str = ""
@@ -134,6 +136,11 @@ SETTINGS: dict[str, Any] = {
     "use_rslora": Commented(False, "scales by lora_alpha / sqrt(lora_rank)"),
     "use_dora": Commented(False, "learns the size of each weight row apart from its direction"),
     "quant_type": "nf4",
+    "objectives": None,  # of a row with objectives, these
+    "beta": Commented(0.1, "scale of rewards: the larger, the nearer to the reference"),
+    "label_smoothing": Commented(0.0, "of dpo: share of pairs whose labels may be swapped"),
+    "reward_per_token": Commented(False, "True: rewards of mean log probabilities, which don't grow with the length"),
+    "simpo_margin": Commented(0.5, "of simpo"),
     "pack_tokens": 8192,
     "pack_tiles": 26,
     "batch_size": 1,
@@ -168,6 +175,8 @@ SETTINGS: dict[str, Any] = {
 
 def setting_of(recipe: Recipe, name: str) -> Any:
     """A setting's value in a recipe."""
+    if name == "objectives":
+        return dict(recipe.objectives or {})
     part = name.removeprefix("freeze_")
     if part in PARTS and name not in recipe.settings:
         return getattr(recipe, part) != "all"
@@ -185,4 +194,5 @@ def batch_settings(size: int, accumulation: int, processes: int, unit: str = "sa
     }
 
 
+MPO = {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}
 PLANNED = "planned; not run yet at this size"

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from .data import LLAVA_665K, LLAVA_PRETRAIN, MINE, TOY
-from .recipe import PLANNED, Commented, Data, Recipe, batch_settings
+from .data import LLAVA_665K, LLAVA_PRETRAIN, MINE, MY_PAIRS, TOY
+from .recipe import MPO, PLANNED, Commented, Data, Recipe, batch_settings
 
 _ROOT = "InternViT-300M-Qwen2.5-1.5B"
 _STAGE_1 = dict(starts_from="exports/pretrain_mlp", base=_ROOT)
 _EXPORTED = (
     "exports/pretrain_mlp, the exported stage 1:",
     "python tools/convert_to_official.py configs/pretrain_mlp.py CHECKPOINT exports/pretrain_mlp",
+)
+_STAGE_2 = dict(starts_from="exports/mine", base=_ROOT)
+_TUNED = (
+    "exports/mine, an exported fine-tuned model, or any official InternVL directory with a Qwen2 LLM:",
+    "python tools/convert_to_official.py configs/finetune_lora.py CHECKPOINT exports/mine",
 )
 _OWN = ("exports/pretrain_mlp (the exported stage 1), or any official InternVL directory with a Qwen2 LLM",)
 
@@ -96,6 +101,50 @@ ROOT_RECIPES = (
         origin=_OWN,
         settings=batch_settings(1, 16, 1),
         **_STAGE_1,
+    ),
+    Recipe(
+        "finetune_dpo_lora",
+        "DPO with LoRA: a tuned model learns to prefer the chosen answers of one's own pairs.",
+        MY_PAIRS,
+        llm="lora",
+        projector="frozen",
+        objectives={"dpo": 1.0},
+        hardware=f"1 GPU of 24 GB {PLANNED}",
+        notes={"less memory": "max_tiles = 6 with max_length = 2560"},
+        origin=_TUNED,
+        settings={**batch_settings(1, 32, 1), "lr": 1e-5},
+        **_STAGE_2,
+    ),
+    Recipe(
+        "finetune_dpo_qlora",
+        "DPO with QLoRA: as configs/finetune_dpo_lora.py, with the LLM's linear layers in 4 bits.",
+        MY_PAIRS,
+        llm="lora",
+        projector="frozen",
+        quantized=("llm",),
+        objectives={"dpo": 1.0},
+        hardware=f"1 GPU of 16 GB {PLANNED}",
+        notes={"less memory": "max_tiles = 6 with max_length = 2560"},
+        origin=_TUNED,
+        settings={**batch_settings(1, 32, 1), "lr": 1e-5},
+        **_STAGE_2,
+    ),
+    Recipe(
+        "finetune_mpo_full",
+        "MPO, full: projector and LLM learn from pairs what is better, what is good, and how it is written.",
+        MY_PAIRS,
+        llm="all",
+        objectives=MPO,
+        processes=8,
+        deepspeed="deepspeed_zero2",
+        hardware=f"8 GPUs of 80 GB {PLANNED}",
+        notes={
+            "memory": "the reference is a frozen copy of projector and LLM on each GPU; ZeRO-3 can't split it",
+            "less memory": "configs/finetune_dpo_lora.py with these objectives",
+        },
+        origin=_TUNED,
+        settings={**batch_settings(1, 32, 8), "lr": 1e-6},
+        **_STAGE_2,
     ),
 )
 

@@ -25,9 +25,10 @@ from .table import RECIPES
 _LORA = {"lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora", "loraplus_lr_ratio"}
 _PACKED = {"pack_tokens", "pack_tiles"}
 _OWN_LORA = {f"visual_encoder_{name}" for name in ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")}
+_PREFERENCE = {"objectives", "beta", "label_smoothing", "reward_per_token", "simpo_margin"}
 _ON_REQUEST = {"template", "repeat_times", *_OWN_LORA}
 _OF_FROZEN_LLM = {"train_head", "train_new_tokens"}
-_BREAK_BEFORE = {"batch_size", "pack_tokens", "val_data_paths", "save_steps"}
+_BREAK_BEFORE = {"batch_size", "objectives", "pack_tokens", "val_data_paths", "save_steps"}
 _PART_WORDS = {"visual_encoder": "vision encoder", "projector": "projector", "llm": "LLM"}
 
 # The page of all leaves; what stands between the marks is written, the rest is a person's.
@@ -66,6 +67,7 @@ def render(recipe: Recipe) -> str:
     """The text of a leaf."""
     return _template("leaf.py.jinja").render(
         recipe=recipe,
+        model="PreferenceModel" if recipe.objectives else "VisionLanguageModel",
         labels=list(_labels(recipe)),
         lora=recipe.parts("lora"),
         settings=list(_settings(recipe)),
@@ -175,6 +177,9 @@ def _labels(recipe: Recipe) -> Iterator[tuple[str, list[str]]]:
         trains[-1] += " (vision encoder too with freeze_visual_encoder = False)"
     yield "trains", [", ".join(trains)]
     yield "frozen", [", ".join(frozen) or "nothing"]
+    if recipe.objectives:
+        terms = " + ".join(f"{weight:g} {name}" for name, weight in recipe.objectives.items())
+        yield "objective", [f"{terms}, against the model that it starts from"]
     if recipe.quantized:
         words = " and ".join(_PART_WORDS[part] for part in recipe.quantized)
         yield "4 bits", [f"linear layers of the {words} (NF4 with double quantization)"]
@@ -232,6 +237,8 @@ def _settings(recipe: Recipe) -> Iterator[str]:
         left_out |= {"quant_type"}
     if not recipe.packed:
         left_out |= _PACKED
+    if not recipe.objectives:
+        left_out |= _PREFERENCE
     if recipe.llm == "all":
         left_out |= _OF_FROZEN_LLM
     left_out |= {f"freeze_{part}" for part in PARTS if part not in recipe.free_parts}

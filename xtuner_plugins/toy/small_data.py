@@ -35,7 +35,8 @@ def write_dataset(
             record["image"] = name
             human = "<image>\n" + human
         turns = [{"from": "human", "value": human}, {"from": "gpt", "value": ANSWERS[(index * 7) % 4]}]
-        records.append({**record, "conversations": turns})
+        rejected = ANSWERS[(index * 7 + 1) % 4]  # read where pairs are trained on
+        records.append({**record, "conversations": turns, "rejected": rejected})
     path = folder / "train.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path, images

@@ -1,21 +1,15 @@
 """An export against the published packages of vLLM, SGLang and lmdeploy: what they look up in it is there (slow tier).
 
-Their wheels are downloaded and read as text; nothing of them is installed or imported. They are kept in
-`XTUNER_PLUGINS_ENGINES` (default `~/.cache/xtuner_plugins/engines`), half a gigabyte. This shows that the engines know
+Their wheels (half a gigabyte) are read as text by `tests/published_wheels.py`. This shows that the engines know
 the architecture and find the fields that they read, not that they compute the same.
 """
 
 import ast
-import os
 import re
-import subprocess
-import sys
-import zipfile
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import HANGS_AFTER
+from tests import published_wheels
 from xtuner_plugins.checkpoints.export import convert
 from xtuner_plugins.checkpoints.io.reader import read_json
 
@@ -53,26 +47,7 @@ CONFIGS = ("config", "hf_config", "vision_config")
 @pytest.fixture(scope="module")
 def source():
     """Returns the text of a file in the wheel of a package."""
-    folder = Path(os.environ.get("XTUNER_PLUGINS_ENGINES", "~/.cache/xtuner_plugins/engines")).expanduser()
-    missing = {}
-
-    def read(package, name):
-        wheels = sorted(folder.glob(f"{package}-{RELEASES[package]}-*.whl"))
-        if not wheels and package not in missing:
-            wanted = f"{package}=={RELEASES[package]}"
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-            done = subprocess.run(
-                [*command, "--dest", str(folder), wanted], capture_output=True, text=True, timeout=HANGS_AFTER
-            )
-            wheels = sorted(folder.glob(f"{package}-{RELEASES[package]}-*.whl"))
-            if not wheels:
-                missing[package] = f"{wanted} can't be had: {done.stderr.strip().splitlines()[-1:]}"
-        if package in missing:
-            pytest.skip(missing[package])
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            return wheel.read(name).decode()
-
-    return read
+    return lambda package, name: published_wheels.read(package, RELEASES[package], name)
 
 
 def fields_read(text):

@@ -1,5 +1,6 @@
 import pytest
 
+from tests.conftest import ROOT
 from xtuner_plugins.evaluation.benchmarks.kinds import KINDS, fill
 from xtuner_plugins.evaluation.metrics import METRICS
 
@@ -19,3 +20,25 @@ def test_every_metric_is_known():
 )
 def test_fields_are_filled_in(prompt, question, text):
     assert fill(prompt, {"question": question, "hint": "", "choices": ""}) == text
+
+
+def row_of(page, kind):
+    """The cells of a kind in the page's table."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    row, *_ = [line for line in text.splitlines() if line.startswith(f"| `{kind}` |")]
+    return [cell.strip() for cell in row.strip("|").split(" | ")]
+
+
+@pytest.mark.parametrize("page", ["evaluation.md", "evaluation_zh-CN.md"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "own"])
+def test_the_pages_show_this_table(page, kind):
+    _, _, metric, tiles, prompt = row_of(page, kind)
+    assert (metric, int(tiles)) == (f"`{KINDS[kind].metric}`", KINDS[kind].max_tiles)
+    shown = [part.strip("`") for part in prompt.split(" ⏎ ")]
+    assert shown == KINDS[kind].prompt.split("\n")
+
+
+def test_the_pages_name_every_metric():
+    for page in ("evaluation.md", "evaluation_zh-CN.md"):
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        assert [name for name in METRICS if f"\n| `{name}` |" not in text] == []

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from xtuner_plugins.datasets.errors import SettingError
 from xtuner_plugins.evaluation.benchmarks import open_benchmark
 
 SHORT = "Answer the question using a single word or phrase."
@@ -161,4 +162,36 @@ def test_mme(tmp_path, put):
     assert found.items[0].question.text == f"Is it? Please answer yes or no. {SHORT}"
     assert found.items[0].facts == {"category": "OCR", "group": "OCR/0001.png"}
     assert "OCR.txt:3: 1 cells; image, question and answer" in found.unusable[0].message
+    assert found.reason == "a folder of mme's files"
     assert len(open_benchmark(folder / "OCR.txt", images=tmp_path / "images").items) == 2
+
+
+def test_mme_as_released(tmp_path, put):
+    put("existence/0001.jpg", "celebrity/images/tt.png")
+    for name in ("existence/0001.txt", "celebrity/questions_answers_YN/tt.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("Is it?\tYes\nIs it not?\tNo\n")
+    (tmp_path / "existence" / "0002.txt").write_text("broken\n")
+    found = open_benchmark(tmp_path)
+    assert [item.question.id for item in found.items] == [
+        *("existence/0001/1", "existence/0001/2", "celebrity/tt/1", "celebrity/tt/2"),
+    ]
+    assert found.items[2].question.paths == (str(tmp_path / "celebrity/images/tt.png"),)
+    assert found.items[3].facts == {"category": "celebrity", "group": "celebrity/tt"}
+    assert "0002.txt:1: no tab; write question and answer" in found.unusable[0].message
+
+
+def test_converted_files_need_a_name(write_lines, put, tmp_path):
+    put("data/docvqa/val/documents/a.png", "documents/a.png")
+    record = {"question_id": 3, "image": "data/docvqa/val/documents/a.png", "question": "Who?", "answer": ["I", "me"]}
+    with pytest.raises(
+        SettingError, match="as converted files of several benchmarks have; name it: --kind, one of textvqa"
+    ):
+        open_benchmark(write_lines("val.jsonl", record))
+    found = open_benchmark(write_lines("docvqa/val.jsonl", record), images=tmp_path)
+    assert (found.kind, found.metric) == ("docvqa", "anls") and found.items[0].expected == ("I", "me")
+    assert found.items[0].question.text == "Who? Answer the question using a single word or phrase."
+    chart = open_benchmark(write_lines("chartqa/test_human.jsonl", record), images=tmp_path)
+    assert chart.metric == "relaxed_accuracy" and chart.items[0].facts == {"category": "human"}
+    assert open_benchmark(write_lines("val.jsonl", record), kind="docvqa").kind == "docvqa"

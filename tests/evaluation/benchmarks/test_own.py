@@ -37,6 +37,15 @@ def test_choices(write_lines):
     assert found.items[1].facts == {"choices": {"C": "Cat", "D": "dog"}}
 
 
+def test_an_index_is_no_answer(write_lines, put):
+    """Files of ScienceQA have one, and a hint."""
+    put("a.png")
+    with pytest.raises(SettingError, match=r"the answer \['1'\] is none of the letters A, B"):
+        open_benchmark(
+            write_lines("own.jsonl", {"question": "?", "image": "a.png", "choices": ["x", "y"], "answer": 1})
+        )
+
+
 def test_what_cannot_be_used_is_named(write_lines, put):
     put("a.png")
     path = write_lines(
@@ -101,16 +110,3 @@ def test_another_metric(write_lines):
     assert "own.jsonl:2 (line 2): the right answer ['maybe'] is neither yes nor no" in found.unusable[0].message
     with pytest.raises(SettingError, match="did you mean yes_no"):
         open_benchmark(path, metric="yesno")
-
-
-def test_converted_files_need_a_name(write_lines, put):
-    put("data/docvqa/val/documents/a.png", "documents/a.png")
-    record = {"question_id": 3, "image": "data/docvqa/val/documents/a.png", "question": "Who?", "answer": ["I", "me"]}
-    with pytest.raises(
-        SettingError, match="as converted files of several benchmarks have; name it: --kind, one of textvqa"
-    ):
-        open_benchmark(write_lines("val.jsonl", record))
-    found = open_benchmark(write_lines("docvqa/val.jsonl", record), images=write_lines("x").parent)
-    assert (found.kind, found.metric) == ("docvqa", "anls") and found.items[0].expected == ("I", "me")
-    assert found.items[0].question.text == "Who? Answer the question using a single word or phrase."
-    assert open_benchmark(write_lines("val.jsonl", record), kind="chartqa").metric == "relaxed_accuracy"

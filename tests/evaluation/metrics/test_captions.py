@@ -51,5 +51,10 @@ def test_cider(make_item):
     assert Cider().figures(answers, items)["cider"] == pytest.approx(128.6, abs=0.05)
 
 
+def test_cider_counts_no_punctuation(make_item):
+    items = [make_item('A dog, "Rex" (left); it sleeps.'), make_item("Two cars drive along.")]
+    assert Cider().scores(["a dog `` rex left it sleeps", "two cars drive along"], items) == pytest.approx([10, 10])
+
+
 def test_a_lone_answer_has_no_cider(make_item):
     assert Cider().score("a dog", make_item("a dog")) == 0

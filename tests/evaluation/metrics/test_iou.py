@@ -30,7 +30,12 @@ def test_numbers_above_the_frame_are_pixels():
     assert find_box("[200, 200, 1002, 600]", None) is None
 
 
-@pytest.mark.parametrize("text", ["", "no box", "[1, 2, 3]", "[1, 2, 3, 4", "[a, b, c, d]", "[" * 3000, "[1" * 3000])
+LONG = "[" + ", ".join(["1" * 300] * 4) + " x"  # what a model in a loop may write
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no box", "[1, 2, 3]", "[1, 2, 3, 4", "[a, b, c, d]", "[" * 3000, "[1" * 3000, LONG]
+)
 def test_no_box(text):
     assert find_box(text, None) is None
 
@@ -69,6 +74,9 @@ def test_the_frame_of_answers_can_be_said(make_item):
     [
         ("the bus", {}, "the answer 'the bus' is no box"),
         ("[1, 2, 3, 4]", {"frame": "pixel"}, "no size of the image; give 'width' and 'height'"),
+        ("[1, 2, 3, 4]", {"width": "640", "height": 480}, "the size of the image is '640' x 480"),
+        ("[1, 2, 3, 4]", {"width": 0, "height": 480}, "the size of the image is 0 x 480"),
+        ("[1, 2, 3, 4]", {"width": 640}, "the size of the image is 640 x None"),
         ("[1, 2, 3, 4]", {"frame": "pixels"}, "frame 'pixels'; it is one of 0-1000, fraction, pixel"),
         ("<box>[[5, 5, 5, 9]]</box>", {}, "has no area"),
     ],

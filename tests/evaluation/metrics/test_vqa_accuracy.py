@@ -43,6 +43,7 @@ def test_published_normalization(text, expected):
         ("3.5 cm.", "3.5 cm"),
         ("100,978", "100978"),
         ("2:50 pm", "2:50 pm"),
+        ("t-shirt - red", "tshirt red"),  # a mark beside a space once is removed everywhere
         ("back\\slash", "back slash"),
         ("中文，答案", "中文，答案"),
         ("a\tb\nc", "b c"),

@@ -206,7 +206,7 @@ def count_folders(
             for row in range(len(source.index)):
                 place = source.index.source(row)
                 with contextlib.suppress(RecordError):  # the check of the record itself complains
-                    record = parse_record(parse_json(reader.read(row), place), place)
+                    record = getattr(dataset, "parse", parse_record)(parse_json(reader.read(row), place), place)
                     named.update(medium.name for medium in record.media)
                 progress(1)
     return [FolderFiles(folder).compare(named) for folder, named in folders.values()]

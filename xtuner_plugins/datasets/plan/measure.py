@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -34,6 +35,7 @@ class Measure:
     tokenizer: TextTokenizer
     num_frames: int
     max_pixels: int
+    parse: Callable[[object, str], Record] = parse_record
 
     def key(self, cache_dir: str) -> str:
         """Hash of all of it."""
@@ -45,6 +47,7 @@ class Measure:
             self.tokenizer.fingerprint(),
             str((within, os.path.realpath(self.folder.folder if within else self.folder.base))),
             str((len(self.index), self.num_frames, self.max_pixels)),
+            *([] if self.parse is parse_record else [self.parse.__qualname__]),
         )
 
     def rows(self, first: int, last: int) -> dict:
@@ -88,7 +91,7 @@ class Measure:
     def _open(self, row: int, reader: SequentialReader, paths: list[str]) -> tuple[Record, list[tuple[int, int]]]:
         """A record with the sizes of its media; `paths` collects arguments of `stamp_files`."""
         source = self.index.source(row)
-        record = parse_record(parse_json(reader.read(row), source), source)
+        record = self.parse(parse_json(reader.read(row), source), source)
         if not record.media:
             return normalize_boxes(record), []
         sizes, frames = [], []
@@ -124,7 +127,7 @@ class _Rows:
 
     def add(self, row: int, pieces: list[Piece], sizes: list[tuple[int, int]], num_turns: int) -> None:
         texts, codes, supervised, media = self.texts, self.codes, self.supervised, self.media
-        each_text, each_ids, learned, medium = zip(*pieces, strict=True)
+        each_text, each_ids, learned, medium, _ = zip(*pieces, strict=True)
         codes += [
             -1 - len(ids) if text is None else texts.setdefault(text, len(texts))
             for text, ids in zip(each_text, each_ids, strict=True)

@@ -5,6 +5,8 @@
     ids     \\n    A bus . <|im_end|>   \\n
     labels -100   A bus . <|im_end|>  -100
 
+Of a preference pair the rejected answer follows the chosen one: prompt, chosen, rejected (`split_pair`).
+
 Neighboring texts that aren't answers are tokenized together, as `chat` tokenizes the prompt; an answer, learned or not,
 is tokenized on its own, as a model writes it. Image tokens are written as ids and never go through the tokenizer.
 """
@@ -16,9 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ...hub.constants import IGNORE_INDEX
+from ..records.pairs import PairRecord
 from ..records.records import Record
 from .templates import Template
 from .tokens import TextTokenizer
+
+PROMPT, CHOSEN, REJECTED = range(3)  # the branches of a pair
 
 
 class Piece(NamedTuple):
@@ -28,6 +33,7 @@ class Piece(NamedTuple):
     ids: tuple[int, ...] = ()
     supervised: bool = False
     medium: int | None = None
+    branch: int = PROMPT  # of a pair: `PROMPT`, `CHOSEN` or `REJECTED`
 
 
 @dataclass(frozen=True)
@@ -38,11 +44,13 @@ class Encoded:
         input_ids: int64 `[s]`.
         labels: int64 `[s]`, -100 where nothing is learned.
         spans: (first, length) of each image's span, `<img>` and `</img>` included, in order.
+        branches: of a pair, the tokens of prompt, chosen and rejected answer; else empty.
     """
 
     input_ids: np.ndarray
     labels: np.ndarray
     spans: tuple[tuple[int, int], ...]
+    branches: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -54,6 +62,8 @@ def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -
     Raises:
         RecordError: the template has no place for something in the record.
     """
+    if isinstance(record, PairRecord):
+        return split_pair(record, template, tokenizer)
     pieces: list[Piece] = [Piece(None, tokenizer.start_ids)] if tokenizer.start_ids else []
     # The text to which the next one of the same kind may be joined; an answer, learned or not, stays alone.
     open_text, open_supervised, open_answer = "", False, False
@@ -90,6 +100,19 @@ def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -
     if open_text:
         pieces.append(Piece(open_text, (), open_supervised))
     return pieces
+
+
+def split_pair(pair: PairRecord, template: Template, tokenizer: TextTokenizer) -> list[Piece]:
+    """The pieces of the prompt, of the chosen and of the rejected answer, each with the end that the template gives it.
+
+    Raises:
+        RecordError: as `split_pieces`.
+    """
+    chosen, rejected = (split_pieces(side, template, tokenizer) for side in pair.sides())
+    start = next(index for index, piece in enumerate(chosen) if piece.supervised)  # the only answer that is learned
+    assert chosen[:start] == rejected[:start], "answers are tokenized on their own"
+    answers = ((CHOSEN, chosen[start:]), (REJECTED, rejected[start:]))
+    return chosen[:start] + [piece._replace(branch=branch) for branch, side in answers for piece in side]
 
 
 def _split_segment(
@@ -150,7 +173,7 @@ def encode(
 def tokenize_pieces(pieces: Sequence[Piece], tokenizer: TextTokenizer) -> list[Piece]:
     """The pieces with ids in place of texts."""
     return [
-        piece if piece.text is None else Piece(ids=tuple(tokenizer.encode(piece.text)), supervised=piece.supervised)
+        piece if piece.text is None else piece._replace(text=None, ids=tuple(tokenizer.encode(piece.text)))
         for piece in pieces
     ]
 
@@ -160,6 +183,7 @@ def join_pieces(
 ) -> Encoded:
     """Ids and labels of tokenized pieces (see `encode`)."""
     parts, supervised, spans, position = [], [], [], 0
+    branches = [0, 0, 0]
     for piece in pieces:
         if piece.medium is not None:
             ids = np.full(num_tiles[piece.medium] * tokens_per_tile + 2, tokenizer.image_context_id, np.int64)
@@ -171,8 +195,9 @@ def join_pieces(
         if piece.supervised:
             supervised.append((position, position + len(ids)))
         position += len(ids)
+        branches[piece.branch] += len(ids)
     input_ids = np.concatenate([np.asarray(part, np.int64) for part in parts]) if parts else np.zeros(0, np.int64)
     labels = np.full(position, IGNORE_INDEX, np.int64)
     for first, last in supervised:
         labels[first:last] = input_ids[first:last]
-    return Encoded(input_ids, labels, tuple(spans))
+    return Encoded(input_ids, labels, tuple(spans), tuple(branches) if branches[REJECTED] else ())

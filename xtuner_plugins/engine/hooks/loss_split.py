@@ -68,7 +68,10 @@ def _describe_samples(batch: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...
     """Names of the groups and supervised tokens of each sample of a collated batch."""
     counts = supervised_per_sample(batch).tolist()
     if "cu_seqlens" in batch:
-        lengths = batch["cu_seqlens"].diff().tolist()
+        lengths = batch["cu_seqlens"].diff()
+        if "follows" in batch:  # prompt and answers of a pair
+            lengths = lengths.view(len(batch["num_tiles"]), -1).sum(1)
+        lengths = lengths.tolist()
     else:
         lengths = batch["attention_mask"].sum(1).tolist()
     names = batch.get("datasets") or [""] * len(batch["num_tiles"])

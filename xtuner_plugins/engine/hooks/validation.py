@@ -16,7 +16,7 @@ from mmengine.registry import HOOKS
 from ... import preprocessing
 from ...checkpoints.loader import load_tokenizer
 from ...checkpoints.partition import is_partitioned
-from ...datasets import MultimodalDataset, PlanSampler, SettingError, collate
+from ...datasets import MultimodalDataset, PlanSampler, PreferenceDataset, SettingError, collate, collate_pairs
 from ...datasets.images.media import open_image
 from ...hub.conversation import get_conv_template
 from ...inference.session import ChatSession
@@ -126,7 +126,7 @@ class ValidationHook(Hook):
                 num_workers=training.num_workers,
                 pin_memory=training.pin_memory,
                 sampler=dict(type=PlanSampler, shuffle=False),
-                collate_fn=dict(type=collate),
+                collate_fn=dict(type=collate_pairs if isinstance(training.dataset, PreferenceDataset) else collate),
                 dataset=validation_dataset(runner.cfg.train_dataloader.dataset, self.data_paths, self.image_folders),
             ),
             seed=runner.seed,

@@ -23,12 +23,14 @@ class Kind:
         metric: The published one; None takes `multiple_choice` for items with choices and `exact_match` otherwise.
         prompt: The text that is asked, of `FIELDS` in braces; a line whose fields are empty is left out.
         prompt_zh: The same for questions in Chinese; None takes `prompt`.
+        max_tiles: Most tiles per image in the published evaluation.
         stems: How names of its TSV files begin, in small letters.
     """
 
     metric: str | None
     prompt: str
     prompt_zh: str | None = None
+    max_tiles: int | None = 6
     stems: tuple[str, ...] = ()
 
     def prompt_for(self, text: str) -> str:
@@ -36,24 +38,24 @@ class Kind:
         return self.prompt_zh if self.prompt_zh and _HAN.search(text) else self.prompt
 
 
-# Prompts are those of OpenGVLab/InternVL (internvl_chat/eval/*/evaluate_*.py), for OCRBench and AI2D those of
+# Prompts are those of OpenGVLab/InternVL (internvl_chat/eval/*/evaluate_*.py), for AI2D, MMStar and OCRBench those of
 # VLMEvalKit's wrapper (vlmeval/vlm/internvl/), with which InternVL's authors evaluate them. POPE's is in the questions
-# of the file that the script reads (llava_pope_test.jsonl).
+# of the file that the script reads (llava_pope_test.jsonl). Tiles are those of the scripts' pages and of the wrapper.
 KINDS: dict[str, Kind] = {
-    "mmbench": Kind("multiple_choice", _LETTER, _LETTER_ZH, ("mmbench", "ccbench")),
-    "mmstar": Kind("multiple_choice", _LETTER, _LETTER_ZH, ("mmstar",)),
-    "ai2d": Kind("multiple_choice", _LETTER, _LETTER_ZH, ("ai2d",)),
-    "scienceqa": Kind("multiple_choice", _LETTER, _LETTER_ZH, ("scienceqa",)),
+    "mmbench": Kind("multiple_choice", _LETTER, _LETTER_ZH, stems=("mmbench", "ccbench")),
+    "mmstar": Kind("multiple_choice", _LETTER, _LETTER_ZH, stems=("mmstar",)),
+    "ai2d": Kind("multiple_choice", _LETTER, _LETTER_ZH, stems=("ai2d",)),
+    "scienceqa": Kind("multiple_choice", _LETTER, _LETTER_ZH, stems=("scienceqa",)),
     "mme": Kind("mme", "{question} " + _SHORT, stems=("mme",)),
     "pope": Kind("yes_no", "{question}\n" + _SHORT, stems=("pope",)),
     "textvqa": Kind("vqa_accuracy", "{question} " + _SHORT, stems=("textvqa",)),
-    "docvqa": Kind("anls", "{question} " + _SHORT, stems=("docvqa",)),
-    "chartqa": Kind("relaxed_accuracy", "{question} " + _SHORT, stems=("chartqa",)),
-    "ocrbench": Kind("ocrbench", "{question}\n" + _SHORT, stems=("ocrbench",)),
+    "docvqa": Kind("anls", "{question} " + _SHORT, max_tiles=18, stems=("docvqa",)),
+    "chartqa": Kind("relaxed_accuracy", "{question} " + _SHORT, max_tiles=12, stems=("chartqa",)),
+    "ocrbench": Kind("ocrbench", "{question}\n" + _SHORT, max_tiles=24, stems=("ocrbench",)),
     "refcoco": Kind(
         "iou", "Please provide the bounding box coordinate of the region this sentence describes: <ref>{question}</ref>"
     ),
-    "own": Kind(None, "{hint}\n{question}\n{choices}"),
+    "own": Kind(None, "{hint}\n{question}\n{choices}", max_tiles=None),
 }
 
 

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ...datasets.errors import DataError, RecordError, SettingError
+from ..metrics.mme import CATEGORIES
 from .files import Row, array_rows, read_json, read_json_lines
 from .item_draft import Draft, lettered, shortened, text_of, texts_of
 
 Drafts = Iterator[tuple[str, Draft | DataError]]
 _POPE = re.compile("random|popular|adversarial")
 _CHARTQA = re.compile("human|augmented")
+CONVERTED_ID = "question_id"  # a key of converted files alone
+_IMAGE_ENDINGS = ("jpg", "png", "jpeg")
 
 
 def _each(rows: Iterator[Row], convert: Callable[..., Draft], *more: object) -> Drafts:
@@ -23,6 +26,21 @@ def _each(rows: Iterator[Row], convert: Callable[..., Draft], *more: object) -> 
             yield row.place, row.error or convert(row.values, row.place, *more)
         except RecordError as error:
             yield row.place, error
+
+
+def converted(path: Path) -> Drafts:
+    """{"question_id", "image", "question", "answer"} per line: TextVQA, DocVQA, ChartQA as converted for Qwen-VL."""
+    return _each(read_json_lines(path), _converted, _in_name(_CHARTQA, path))
+
+
+def _converted(values: dict[str, Any], place: str, facts: dict[str, str]) -> Draft:
+    return Draft(
+        "/".join([*facts.values(), text_of(values, CONVERTED_ID, place)]),
+        text_of(values, "question", place),
+        texts_of(values, "answer", place),
+        [shortened(text_of(values, "image", place))],
+        facts=facts,
+    )
 
 
 def _in_name(pattern: re.Pattern, path: Path) -> dict[str, str]:
@@ -171,13 +189,36 @@ def _choice(values: dict[str, Any], place: str, name: str, images: list[str]) ->
 def mme(path: Path) -> Drafts:
     """Lines of image, question and answer with tabs between, a file per category (eval_tool/Your_Results)."""
     for file in sorted(path.glob("*.txt")) if path.is_dir() else [path]:
-        try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise SettingError("file", f"{file} is not UTF-8 ({error})", "download it again") from None
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield _mme(line, f"{file}:{number}", file.stem, number)
+        for number, line in _text_lines(file):
+            yield _mme(line, f"{file}:{number}", file.stem, number)
+
+
+def mme_release(path: Path) -> Drafts:
+    """A folder per category, with a text per image: lines of question and answer (MME_Benchmark_release_version)."""
+    for category in CATEGORIES:
+        for file in sorted((path / category).rglob("*.txt")):
+            names = [f"{category}/{folder}{file.stem}.{end}" for folder in ("", "images/") for end in _IMAGE_ENDINGS]
+            for number, line in _text_lines(file):
+                yield _mme_question(line, f"{file}:{number}", f"{category}/{file.stem}", number, category, names)
+
+
+def _mme_question(
+    line: str, place: str, image: str, number: int, category: str, names: list[str]
+) -> tuple[str, Draft | DataError]:
+    question, tab, answer = line.partition("\t")
+    if not tab:
+        return place, RecordError("columns", "no tab", "write question and answer, a tab between", place)
+    facts = {"category": category, "group": image}
+    return place, Draft(f"{image}/{number}", question.strip(), [answer.strip()], [names], facts=facts)
+
+
+def _text_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Lines that aren't empty, counted from 1."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise SettingError("file", f"{file} is not UTF-8 ({error})", "download it again") from None
+    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
 def _mme(line: str, place: str, category: str, number: int) -> tuple[str, Draft | DataError]:

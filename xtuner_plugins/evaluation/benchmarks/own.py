@@ -16,10 +16,9 @@ from typing import Any
 
 from ...datasets.errors import DataError, RecordError
 from .files import Row
-from .item_draft import Draft, lettered, shortened, text_of, texts_of
+from .item_draft import Draft, lettered, text_of, texts_of
 
 FACTS = ("category", "group", "width", "height", "frame", "answer_frame")
-CONVERTED_ID = "question_id"
 KEYS = ("id", "image", "images", "question", "answer", "answers", "choices", "hint", *FACTS)
 
 
@@ -30,24 +29,6 @@ def drafts(rows: Iterator[Row]) -> Iterator[tuple[str, Draft | DataError]]:
             yield row.place, row.error or _draft(row.values, row.place)
         except RecordError as error:
             yield row.place, error
-
-
-def converted_drafts(rows: Iterator[Row]) -> Iterator[tuple[str, Draft | DataError]]:
-    """The same for files that Qwen-VL's authors converted: {"question_id", "image", "question", "answer"}."""
-    for row in rows:
-        try:
-            yield row.place, row.error or _converted(row.values, row.place)
-        except RecordError as error:
-            yield row.place, error
-
-
-def _converted(values: dict[str, Any], place: str) -> Draft:
-    return Draft(
-        text_of(values, CONVERTED_ID, place),
-        text_of(values, "question", place),
-        texts_of(values, "answer", place),
-        [shortened(text_of(values, "image", place))],
-    )
 
 
 def _draft(values: dict[str, Any], place: str) -> Draft:

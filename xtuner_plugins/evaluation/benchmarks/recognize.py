@@ -18,7 +18,7 @@ ANSWER_INDEX = "answer (an index)"  # stands for a key whose value is a whole nu
 LINES: Layouts = (
     ({"sent", "bbox"}, "refcoco", layouts.refcoco),
     ({"text", "label", "image"}, "pope", layouts.pope),
-    ({"question", "choices", "image", ANSWER_INDEX}, "scienceqa", layouts.scienceqa_lines),
+    ({"question", "choices", "hint", "image", ANSWER_INDEX}, "scienceqa", layouts.scienceqa_lines),
 )
 ARRAYS: Layouts = (
     ({"imgname", "query", "label"}, "chartqa", layouts.chartqa),
@@ -29,8 +29,9 @@ DATA_ARRAYS: Layouts = (
     ({"questionId", "question", "image"}, "docvqa", layouts.docvqa),
 )
 OBJECTS: Layouts = (({"question", "choices", "split", ANSWER_INDEX}, "scienceqa", layouts.scienceqa),)
-FOLDERS = (
+FOLDERS = (  # files in the folder, kind, how it is read
     ("*.txt", "mme", layouts.mme),
+    ("existence/**/*.txt", "mme", layouts.mme_release),
     ("*pope*.json", "pope", layouts.pope),
     ("test_*.json", "chartqa", layouts.chartqa),
 )
@@ -167,12 +168,12 @@ def _lines(path: Path) -> Source:
     if "question" not in record or not {"answer", "answers"} & record.keys():
         problem = f"{path}: {reason}; 'question' and 'answer' or 'answers' are needed"
         raise SettingError("kind", problem, f"a file of your own has the keys {', '.join(own.KEYS)}")
-    if own.CONVERTED_ID not in record:
+    if layouts.CONVERTED_ID not in record:
         return Source("own", f"{reason}: a file of your own", lambda _: own.drafts(read_json_lines(path)), ("own",))
     named = _named((path.stem, path.resolve().parent.name))
     return Source(
         named[0] if named else None,
         f"{reason}, as converted files of several benchmarks have",
-        lambda _: own.converted_drafts(read_json_lines(path)),
+        lambda _: layouts.converted(path),
         ("textvqa", "docvqa", "chartqa"),
     )

@@ -15,7 +15,7 @@ from .averages import Average, refuse
 THRESHOLD = 0.5
 _ROUNDING = 1e-9  # fractions of the image round; whole pixels may overlap by exactly a half
 FRAMES = ("0-1000", "fraction", "pixel")
-_NUMBER = r"(-?(?:\d+\.?\d*|\.\d+))"
+_NUMBER = r"(-?(?:\d+(?:\.\d*)?|\.\d+))"
 _CORNERS = re.compile(
     rf"[\[(]\s*{_NUMBER}[\s,]+{_NUMBER}[\s,()\[\]]+{_NUMBER}[\s,]+{_NUMBER}\s*[\])]"  # [a, b, c, d], (a,b),(c,d)
 )
@@ -75,6 +75,10 @@ class Iou(Average):
         for key in ("frame", "answer_frame"):
             if item.facts.get(key) not in (None, *FRAMES):
                 raise refuse(item, key, f"{key} {item.facts[key]!r}", f"it is one of {', '.join(FRAMES)}")
+        sides = [item.facts.get(side) for side in ("width", "height")]
+        if sides != [None, None] and not all(type(side) in (int, float) and side > 0 for side in sides):
+            problem = f"the size of the image is {sides[0]!r} x {sides[1]!r}"
+            raise refuse(item, "size", problem, "give 'width' and 'height' in pixels, both or none")
         if item.facts.get("frame") == "pixel" and _size(item) is None:
             raise refuse(item, "size", "a box in pixels, and no size of the image", "give 'width' and 'height'")
         box = _right_box(item)

@@ -1,0 +1,204 @@
+"""Both answers of a pair in one row, against rows of their own and against plain definitions."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.logging import MessageHub
+from mmengine.optim import OptimWrapper
+from torch.optim import SGD
+
+from xtuner_plugins.datasets import collate_pairs
+from xtuner_plugins.datasets.preference import _filler_pair
+from xtuner_plugins.engine.steps import run_step
+from xtuner_plugins.models import PreferenceModel, VisionLanguageModel
+from xtuner_plugins.models.objectives import MPO
+
+from .test_vlm import LORA
+
+WHOLE = dict(freeze_llm=False)
+ADAPTED = dict(llm_lora=LORA)
+
+
+@pytest.fixture(autouse=True)
+def _own_hub():
+    MessageHub.get_current_instance().runtime_info.clear()
+
+
+@pytest.fixture(scope="module")
+def build(toy_base):
+    def make(objectives=None, **settings):
+        torch.manual_seed(0)
+        objectives = objectives or {"dpo": 1.0}
+        return PreferenceModel(base=str(toy_base), dtype="float32", objectives=objectives, **settings)
+
+    return make
+
+
+def make_pairs(model, tiles_of=(2, 0, 1), seed=0):
+    """Pairs with prompts of 20 tokens and the images' own, answers of 3 to 9 tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    samples = []
+    for number, tiles in enumerate(tiles_of):
+        lengths = (20 + model.num_image_token * tiles, 3 + number, 9 - 2 * number)
+        ids = torch.randint(10, 200, (sum(lengths),), generator=generator)
+        ids[2 : 2 + model.num_image_token * tiles] = model.img_context_token_id
+        labels = ids.clone()
+        labels[: lengths[0]] = -100
+        labels[lengths[0] + lengths[1] - 1] = -100  # what a template writes behind an answer
+        size = (tiles, 3, model.tile_size, model.tile_size)
+        pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+        facts = {"num_tiles": tiles, "source": f"pairs.jsonl:{number + 1}", "branches": lengths}
+        samples.append({"input_ids": ids, "labels": labels, "tiles": pixels, **facts})
+    return samples
+
+
+def run(model, samples):
+    return model(**model.data_preprocessor(collate_pairs(samples)), mode="loss")
+
+
+def two_rows(model, sample):
+    """Log probabilities of both answers, each in a row of its own, by transformers' own forward."""
+    prompt, chosen, _ = sample["branches"]
+    ids, labels = sample["input_ids"], sample["labels"]
+    found = []
+    for part in (slice(prompt, prompt + chosen), slice(prompt + chosen, None)):
+        row, wanted = torch.cat([ids[:prompt], ids[part]]), torch.cat([labels[:prompt], labels[part]])
+        pixels = model.data_preprocessor.normalize(sample["tiles"])
+        embeds = model.model.get_input_embeddings()(row[None])
+        if sample["num_tiles"]:
+            features = model.model.extract_feature(pixels).flatten(0, 1)
+            embeds = embeds.index_copy(1, (row == model.img_context_token_id).nonzero().flatten(), features[None])
+        logits = model.model.language_model(inputs_embeds=embeds).logits[0, :-1]
+        found.append(-F.cross_entropy(logits, wanted[1:], reduction="sum", ignore_index=-100))
+    return found
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("settings", [WHOLE, ADAPTED])
+def test_log_probs_and_gradients_are_those_of_two_rows(build, settings):
+    model = build({"simpo": 1.0}, beta=1.0, margin=0.0, **settings).eval()
+    samples = make_pairs(model)
+    together = run(model, samples)
+    expected = []
+    for sample in samples:
+        chosen, rejected = two_rows(model, sample)
+        lengths = [int((part != -100).sum()) for part in sample["labels"].split(sample["branches"])[1:]]
+        expected.append(-F.logsigmoid(chosen / lengths[0] - rejected / lengths[1]))
+    torch.testing.assert_close(together["sample_losses"].float(), torch.stack(expected).detach(), atol=1e-5, rtol=1e-5)
+    ours, theirs = gradients(model, together["loss"]), gradients(model, torch.stack(expected).mean())
+    assert ours.keys() == theirs.keys()
+    distance = sum((ours[name] - theirs[name]).double().square().sum() for name in ours) ** 0.5
+    assert distance < 1e-5 * sum(value.double().square().sum() for value in theirs.values()) ** 0.5
+
+
+@pytest.mark.parametrize("settings", [WHOLE, ADAPTED, dict(**ADAPTED, freeze_projector=True)])
+def test_the_reference_is_the_base_as_it_was(build, toy_base, settings):
+    """At first all rewards are 0; after a step the reference still answers as the untouched base."""
+    model = build(**settings)
+    samples = make_pairs(model)
+    first = run(model, samples)
+    figures = dict(zip(model.metric_names, first["metrics"].tolist(), strict=True))
+    assert abs(first["loss"].item() - 0.6931472) < 1e-6 and abs(figures["reward_chosen"]) < 1e-6 > figures["kl"]
+    untouched = VisionLanguageModel(base=str(toy_base), dtype="float32", **settings).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape) * 0.02)
+    batch = model.data_preprocessor(collate_pairs(samples))
+    before = {name: parameter for name, parameter in model.named_parameters()}
+    patches = model._encode(batch["pixel_values"])
+    expected = model._reference_log_probs(batch["row"], batch["pixel_values"], patches)
+    wanted = torch.stack([value for sample in samples for value in two_rows(untouched, sample)])
+    sums = torch.zeros(9).index_add(0, batch["row"].owners, expected).view(3, 3)[:, 1:].flatten()
+    torch.testing.assert_close(sums, wanted.detach(), atol=1e-4, rtol=1e-5)
+    assert {name: parameter for name, parameter in model.named_parameters()}.keys() == before.keys()
+    assert all(parameter is before[name] for name, parameter in model.named_parameters())
+    moved = dict(zip(model.metric_names, run(model, samples)["metrics"].tolist(), strict=True))
+    assert moved["kl"] > 1e-5 and moved["reward_chosen"] != 0 and not expected.requires_grad
+
+
+def test_only_what_trains_is_copied(build):
+    assert build(llm_lora=LORA, freeze_projector=True)._reference.num_bytes == 0
+    assert build({"orpo": 1.0}, **WHOLE)._reference is None
+    projector = build(llm_lora=LORA)
+    copied = projector._reference.num_bytes
+    assert copied == sum(p.nbytes for p in projector.model.mlp1.parameters())
+
+
+def test_each_image_is_encoded_once_and_each_prompt_read_once(build):
+    model = build(**ADAPTED).eval()
+    tiles, tokens = [], []
+    model.model.vision_model.embeddings.register_forward_pre_hook(lambda module, args: tiles.append(len(args[0])))
+    decoder = getattr(model.model.language_model, model.llm.decoder)
+    decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: tokens.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    samples = make_pairs(model)
+    run(model, samples)
+    assert tiles == [3] and tokens == [sum(sum(sample["branches"]) for sample in samples)] * 2  # model and reference
+
+
+def step(model, batches):
+    model = copy.deepcopy(model)
+    MessageHub.get_current_instance().runtime_info.clear()
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    wrapper = OptimWrapper(SGD([p for p in model.parameters() if p.requires_grad], lr=0.1))
+    logged = run_step(model, wrapper, [collate_pairs(batch) for batch in batches])
+    return {name: before[name] - p.detach() for name, p in model.named_parameters() if name in before}, logged
+
+
+def test_a_step_is_the_mean_over_its_pairs_however_they_are_batched(build):
+    model = build(MPO, **ADAPTED).eval()
+    samples = make_pairs(model, (1, 0, 2, 1))
+    samples[2]["loss_weight"] = 3.0
+    (whole, logged), (parts, also) = step(model, [samples]), step(model, [samples[:1], samples[1:3], samples[3:]])
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], atol=1e-6, rtol=1e-4)
+    assert logged["loss"] == pytest.approx(also["loss"], rel=1e-6) and logged["pairs"] == 4
+    assert {"reward_chosen", "reward_rejected", "margin", "accuracy", "kl", "loss_dpo", "loss_sft"} <= logged.keys()
+    filler = [_filler_pair(model.tile_size)]
+    padded, again = step(model, [samples, filler])
+    assert again["pairs"] == 4 and again["loss"] == pytest.approx(logged["loss"], rel=1e-6)
+    for name in whole:
+        torch.testing.assert_close(whole[name], padded[name], atol=1e-6, rtol=1e-4)
+
+
+def test_training_prefers_the_chosen_answer(build):
+    model = build(beta=0.5, **ADAPTED)
+    samples = make_pairs(model)
+    wrapper = OptimWrapper(torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3))
+    logged = [run_step(model, wrapper, [collate_pairs(samples)]) for _ in range(12)]
+    assert logged[0]["accuracy"] < 1 == logged[-1]["accuracy"] and logged[-1]["margin"] > logged[1]["margin"] > 0
+    assert logged[-1]["loss"] < 0.5 * logged[0]["loss"] and logged[-1]["kl"] > 0
+
+
+def test_the_mean_reward_of_bco_is_that_of_earlier_steps_and_kept_with_the_run(build):
+    model = build({"bco_pair": 1.0}, **ADAPTED)
+    assert model._settings_now().reward_mean == 0
+    model.end_step({"pairs": 2.0, "reward_chosen": 3.0, "reward_rejected": 1.0})
+    model.end_step({"pairs": 2.0, "reward_chosen": 0.0, "reward_rejected": 0.0})
+    assert model._settings_now().reward_mean == 0.5
+    state = copy.deepcopy(MessageHub.get_current_instance().state_dict())
+    MessageHub.get_current_instance().runtime_info.clear()
+    MessageHub.get_current_instance().load_state_dict(state)
+    assert model._settings_now().reward_mean == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objectives": {"ppo": 1}}, "unknown"),
+        ({"beta": 0}, "beta=0"),
+        ({"label_smoothing": 0.5}, "label_smoothing=0.5"),
+    ],
+)
+def test_unfit_settings_are_refused(build, settings, message):
+    with pytest.raises(ValueError, match=message):
+        build(**settings, **ADAPTED)

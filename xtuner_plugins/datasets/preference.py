@@ -1,0 +1,90 @@
+"""The dataset of preference pairs: a prompt, a chosen and a rejected answer in one sample."""
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.registry import DATASETS, FUNCTIONS
+
+from ..hub.constants import IGNORE_INDEX
+from .bad_samples import filler_sample
+from .collate import hand_over_with_images, kept_samples
+from .dataset import MultimodalDataset
+from .errors import SettingError
+from .records.pairs import parse_pair
+
+SEGMENTS_PER_PAIR = 3  # prompt, chosen, rejected
+
+
+@DATASETS.register_module()
+class PreferenceDataset(MultimodalDataset):
+    """Preference pairs about images (`records.pairs` describes every form), as mixtures like any other.
+
+    A pair is one sample: its prompt with the images stands once, both answers follow. ``dataset[i]`` is that of
+    `MultimodalDataset` with
+
+        input_ids: int64 `[s]`, prompt, chosen and rejected answer behind each other.
+        labels: int64 `[s]`, -100 in the prompt.
+        branches: the tokens of the three.
+
+    Args:
+        base, data_paths, and so on: as `MultimodalDataset`.
+        too_long: `('shrink_tiles',)` or `()`. A pair is never truncated: a cut answer would be compared with a whole
+            one. One that doesn't fit is left out, with an entry in the ledger.
+
+    Raises:
+        SettingError: as `MultimodalDataset`, or `truncate_text` in `too_long`.
+    """
+
+    parse = staticmethod(parse_pair)
+
+    def __init__(self, *args, too_long: Sequence[str] = ("shrink_tiles",), **settings):
+        if "truncate_text" in too_long:
+            raise SettingError(
+                "too_long",
+                "preference pairs can't be truncated: a cut answer would be compared with a whole one",
+                "give too_long=['shrink_tiles']; pairs that don't fit are left out and counted",
+            )
+        super().__init__(*args, too_long=too_long, **settings)
+
+
+@FUNCTIONS.register_module()
+def collate_pairs(samples: Sequence[dict]) -> dict:
+    """Concatenate preference pairs into one row, in which each prompt stands once.
+
+        input_ids     p p p c c r | p p c r r
+        position_ids  0 1 2 3 4 3 | 0 1 2 2 3      (of the row that the model makes)
+        cu_seqlens    0     3   5   6   8 9  11
+        follows       -1    0   0   -1  3 3
+
+    Args:
+        samples: what `PreferenceDataset` returns.
+
+    Returns:
+        dict with
+        input_ids, labels, attention_mask: `[1, S]`, as `collate_packed`.
+        cu_seqlens: int32 `[3 P + 1]`, boundaries of prompts and answers.
+        follows: int64 `[3 P]`, the segment that a segment continues, -1 for a prompt.
+        tiles, num_tiles `[P]`, sources, datasets and so on: as `collate`, one entry per pair. Where no pair is left, a
+        filler of weight 0.
+    """
+    kept = kept_samples(samples)
+    if "branches" not in kept[0]:
+        kept = [_filler_pair(samples[0]["tiles"].shape[-1])]
+    lengths = torch.tensor([length for sample in kept for length in sample["branches"]])
+    firsts = torch.arange(0, len(lengths), SEGMENTS_PER_PAIR)
+    batch = {
+        "input_ids": torch.cat([sample["input_ids"] for sample in kept])[None],
+        "labels": torch.cat([sample["labels"] for sample in kept])[None],
+        "cu_seqlens": torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int(),
+        "follows": torch.stack([torch.full_like(firsts, -1), firsts, firsts], dim=1).flatten(),
+    }
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"], dtype=torch.bool)
+    return hand_over_with_images(batch, samples, kept)
+
+
+def _filler_pair(tile_size: int) -> dict:
+    """What stands where no pair is left for a rank: one token each, of weight 0."""
+    ids = torch.zeros(SEGMENTS_PER_PAIR, dtype=torch.int64)
+    labels = torch.tensor([IGNORE_INDEX, 0, 0])
+    pair = {"input_ids": ids, "labels": labels, "branches": (1, 1, 1), "loss_weight": 0.0}
+    return {**filler_sample(tile_size), **pair}

@@ -1,0 +1,149 @@
+"""Preference records: one prompt, an answer that was chosen and one that was rejected.
+
+    {"image": "a.jpg", "question": "<image>\\nWhat is it?", "chosen": "A cat.", "rejected": "A dog."}
+
+| the prompt                                            | chosen              | rejected            | as in         |
+|-------------------------------------------------------|---------------------|---------------------|---------------|
+| `prompt` or `question`, a text or a list of messages  | `chosen`            | `rejected`          | MMPR, RLAIF-V |
+| `instruction`, with `input` below it                  | `chosen`            | `rejected`          | LLaMA-Factory |
+| `conversations` or `messages` up to the user's        | `chosen`            | `rejected`          | LLaMA-Factory |
+| `conversations` or `messages` without their last      | their last answer   | `rejected_response` | ms-swift      |
+| the same                                              | the same            | `rejected_messages` | ms-swift      |
+| `query`, after the pairs of `history`                 | `response`          | `rejected_response` | ms-swift      |
+| the messages with which `chosen` and `rejected` begin | their last messages |                     | TRL           |
+
+An answer is a text, a message, or a list of one message. Everything else is as in `records`. Of a pair only the two
+answers are compared; earlier answers of the conversation belong to the prompt.
+"""
+
+from dataclasses import dataclass
+
+from .record_checks import fail, shorten, warn
+from .records import FORMATS, Record, Turn, parse_record
+
+PROMPTS = ("prompt", "question", "instruction", "query")
+CHOSEN, REJECTED = ("chosen", "response"), ("rejected", "rejected_response", "rejected_messages")
+PAIR_KEYS = {*PROMPTS, *CHOSEN, *REJECTED, "input", "history", *FORMATS}
+FAR_APART = 8  # an answer this many times as long as the other, both beyond `SHORT`
+SHORT = 200  # characters
+
+
+@dataclass(frozen=True)
+class PairRecord(Record):
+    """A checked pair: `turns` end with the user's question, the chosen and the rejected answer."""
+
+    def sides(self) -> tuple[Record, Record]:
+        """The conversation with the chosen answer, and with the rejected one."""
+        prompt, facts = self.turns[:-2], (self.source, self.system, self.extra, self.has_markup)
+        return tuple(Record((*prompt, answer), *facts) for answer in self.turns[-2:])
+
+
+def parse_pair(raw: object, source: str) -> PairRecord:
+    """Check a decoded JSON value and turn it into a `PairRecord`. `raw` is not modified.
+
+    Raises:
+        RecordError: the record can't be used; the message begins with `source`.
+    """
+    if not isinstance(raw, dict):
+        parse_record(raw, source)  # says what a record must be
+    shared = {key: value for key, value in raw.items() if key not in PAIR_KEYS}
+    name, prompt, chosen, rejected = _sides(raw, source)
+    role_key, content_key = FORMATS[name]
+    role = "gpt" if name == "conversations" else "assistant"
+    records = []
+    for side, answer in (("chosen", chosen), ("rejected", rejected)):
+        text = _text(answer, side, source)
+        if not text.strip():
+            fail(source, "empty_answer", f"the {side} answer is empty", "give both answers, or remove the record")
+        records.append(parse_record({**shared, name: [*prompt, {role_key: role, content_key: text}]}, source))
+    return _join(*records)
+
+
+def _join(record: Record, other: Record) -> PairRecord:
+    """The pair of two conversations that differ in their last turn."""
+    source = record.source
+    chosen, rejected = record.turns[-1], other.turns[-1]
+    if chosen.text.strip() == rejected.text.strip():
+        remedy = "remove the record: it prefers nothing"
+        fail(source, "equal_answers", f"both answers are {shorten(chosen.text)}", remedy)
+    warnings = [
+        *record.warnings,
+        *(warning for warning in other.warnings if str(warning) not in map(str, record.warnings)),
+    ]
+    shorter, longer = sorted((len(chosen.text), len(rejected.text)))
+    if longer > SHORT and longer > FAR_APART * shorter:
+        problem = f"the answers have {len(chosen.text)} and {len(rejected.text)} characters"
+        warn(warnings, source, "far_apart", problem, "a model may learn to prefer the length; check the pair")
+    history = tuple(turn._replace(supervised=False) for turn in record.turns[:-1])
+    answers = (Turn("assistant", turn.parts) for turn in (chosen, rejected))
+    fields = {**vars(record), "turns": (*history, *answers), "warnings": tuple(warnings)}
+    return PairRecord(**{**fields, "has_markup": record.has_markup or other.has_markup})
+
+
+def _sides(raw: dict, source: str) -> tuple[str, list, object, object]:
+    """The key under which messages are read, the messages of the prompt, and both answers as they are written."""
+    rejected = _one_of(raw, REJECTED, "rejected answer", source)
+    lists = [name for name in FORMATS if name in raw]
+    if lists and "response" not in raw:
+        messages = raw[lists[0]]
+        if len(lists) > 1 or not isinstance(messages, list) or not messages:
+            parse_record(raw, source)  # says what is wrong
+        if "chosen" in raw:
+            return lists[0], messages, raw["chosen"], rejected
+        return lists[0], messages[:-1], messages[-1], _last(rejected)
+    chosen = _one_of(raw, CHOSEN, "chosen answer", source)
+    if any(name in raw for name in PROMPTS):
+        return "messages", _prompt(raw, source), chosen, rejected
+    if not all(isinstance(side, list) and len(side) > 1 for side in (chosen, rejected)):
+        fail(source, "no_prompt", f"no prompt; the record has the keys {sorted(raw)!r}"[:300], 'give "prompt": "..."')
+    if chosen[:-1] != rejected[:-1]:
+        fail(source, "two_prompts", "'chosen' and 'rejected' begin with different messages", "let only the last differ")
+    name = "conversations" if isinstance(chosen[0], dict) and "from" in chosen[0] else "messages"
+    return name, chosen[:-1], chosen[-1], rejected[-1]
+
+
+def _prompt(raw: dict, source: str) -> list:
+    name = _only([name for name in PROMPTS if name in raw], source)
+    if isinstance(raw[name], list):
+        return raw[name]
+    if not isinstance(raw[name], str):
+        fail(source, "no_prompt", f"{name!r} is neither a text nor a list of messages", 'write "prompt": "..."')
+    messages = []
+    for pair in raw.get("history") or []:
+        if not isinstance(pair, list) or len(pair) != 2:
+            fail(source, "history", "'history' holds something else than pairs", "write [[question, answer], ...]")
+        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    text = "\n".join([raw[name], raw["input"]]) if name == "instruction" and raw.get("input") else raw[name]
+    return [*messages, {"role": "user", "content": text}]
+
+
+def _one_of(raw: dict, names: tuple[str, ...], what: str, source: str) -> object:
+    found = [name for name in names if raw.get(name) is not None]
+    if not found:
+        problem = f"no {what}; the record has the keys {sorted(raw)!r}"
+        fail(source, "no_pair", problem[:300], f'a preference record has "{names[0]}": "..."')
+    return raw[_only(found, source)]
+
+
+def _only(found: list[str], source: str) -> str:
+    if len(found) > 1:
+        fail(source, "two_formats", f"both {found[0]!r} and {found[1]!r}", "keep one of them")
+    return found[0]
+
+
+def _last(answer: object) -> object:
+    """The answer of a whole conversation, which `rejected_messages` may be."""
+    return answer[-1] if isinstance(answer, list) and answer else answer
+
+
+def _text(answer: object, side: str, source: str) -> str:
+    """The text of an answer: a string, a message, or a list of one message."""
+    if isinstance(answer, list) and len(answer) == 1:
+        answer = answer[0]
+    if isinstance(answer, dict):
+        answer = answer.get("value", answer.get("content"))
+        if isinstance(answer, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in answer):
+            answer = "".join(str(part.get("text", "")) for part in answer)
+    if not isinstance(answer, str):
+        fail(source, "pair_answer", f"the {side} answer is neither a text nor one message", f'write "{side}": "..."')
+    return answer

@@ -1,0 +1,172 @@
+"""Preference objectives: from log probabilities of a chosen and a rejected answer to a loss per pair.
+
+| name     | loss per pair                                                  | source                     |
+|----------|----------------------------------------------------------------|----------------------------|
+| dpo      | -(1 - s) log sigmoid(b h) - s log sigmoid(-b h), s: smoothing  | Rafailov et al. 2023; cDPO |
+| ipo      | (h' - 1 / (2 b))^2, h' of mean log probabilities               | Azar et al. 2023           |
+| hinge    | max(0, 1 - b h)                                                | Zhao et al. 2023 (SLiC)    |
+| bco_pair | -log sigmoid(r_c - d) - log sigmoid(d - r_r), d: mean reward   | Jung et al. 2024           |
+| orpo     | -log sigmoid(log odds_c - log odds_r), of mean probabilities   | Hong et al. 2024           |
+| simpo    | -log sigmoid(b (l_c - l_r) - g), l: mean log probabilities     | Meng et al. 2024           |
+| sft      | -l_c                                                           |                            |
+
+c and r are the chosen and the rejected answer, r_c = b (log p(c) - log p_reference(c)) is its reward, and
+b h = r_c - r_r. A mixture is a weighted sum; MPO (Wang et al. 2024) is `MPO`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+MPO = {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}
+
+
+@dataclass(frozen=True)
+class PairLogProbs:
+    """Log probabilities of the answers of ``P`` pairs, float32 ``[P]`` each: sums over an answer's tokens.
+
+    Attributes:
+        chosen, rejected: Of the model that trains, with gradient.
+        reference_chosen, reference_rejected: Of the reference; None where no objective needs one.
+        chosen_tokens, rejected_tokens: Tokens of each answer.
+    """
+
+    chosen: torch.Tensor
+    rejected: torch.Tensor
+    reference_chosen: torch.Tensor | None
+    reference_rejected: torch.Tensor | None
+    chosen_tokens: torch.Tensor
+    rejected_tokens: torch.Tensor
+
+    def log_ratios(self, per_token: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """``log p - log p_reference`` of chosen and rejected answers, or their means over tokens."""
+        chosen, rejected = self.chosen - self.reference_chosen, self.rejected - self.reference_rejected
+        return (chosen / self.chosen_tokens, rejected / self.rejected_tokens) if per_token else (chosen, rejected)
+
+    def means(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean log probability per token of chosen and rejected answers."""
+        return self.chosen / self.chosen_tokens, self.rejected / self.rejected_tokens
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What objectives are tuned with.
+
+    Attributes:
+        beta: Scale of rewards: how far the model may go from the reference.
+        label_smoothing: Share of pairs whose labels are taken to be swapped (dpo).
+        per_token: Rewards of mean instead of summed log probabilities (dpo, hinge, bco_pair), so that long answers
+            don't weigh more.
+        margin: Of simpo, in units of its reward.
+        reward_mean: Mean reward of the pairs of earlier steps (bco_pair).
+    """
+
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    per_token: bool = False
+    margin: float = 0.5
+    reward_mean: float = 0.0
+
+
+def rewards(pairs: PairLogProbs, settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rewards of chosen and rejected answers; without a reference, of their mean log probabilities."""
+    chosen, rejected = pairs.means() if pairs.reference_chosen is None else pairs.log_ratios(settings.per_token)
+    return settings.beta * chosen, settings.beta * rejected
+
+
+def _dpo(pairs: PairLogProbs, settings: Settings) -> torch.Tensor:
+    chosen, rejected = rewards(pairs, settings)
+    smoothing = settings.label_smoothing
+    return -(1 - smoothing) * F.logsigmoid(chosen - rejected) - smoothing * F.logsigmoid(rejected - chosen)
+
+
+def _ipo(pairs: PairLogProbs, settings: Settings) -> torch.Tensor:
+    chosen, rejected = pairs.log_ratios(per_token=True)
+    return (chosen - rejected - 1 / (2 * settings.beta)) ** 2
+
+
+def _hinge(pairs: PairLogProbs, settings: Settings) -> torch.Tensor:
+    chosen, rejected = rewards(pairs, settings)
+    return torch.relu(1 - (chosen - rejected))
+
+
+def _bco_pair(pairs: PairLogProbs, settings: Settings) -> torch.Tensor:
+    chosen, rejected = rewards(pairs, settings)
+    return -F.logsigmoid(chosen - settings.reward_mean) - F.logsigmoid(settings.reward_mean - rejected)
+
+
+def _orpo(pairs: PairLogProbs, settings: Settings) -> torch.Tensor:
+    chosen, rejected = (mean - _log1mexp(mean) for mean in pairs.means())
+    return -F.logsigmoid(chosen - rejected)
+
+
+def _simpo(pairs: PairLogProbs, settings: Settings) -> torch.Tensor:
+    chosen, rejected = pairs.means()
+    return -F.logsigmoid(settings.beta * (chosen - rejected) - settings.margin)
+
+
+def _sft(pairs: PairLogProbs, settings: Settings) -> torch.Tensor:
+    return -pairs.means()[0]
+
+
+def _log1mexp(log_p: torch.Tensor) -> torch.Tensor:
+    """``log(1 - exp(x))`` of x < 0, exact near 0 and far from it (Maechler 2012); x = 0 counts as the number below."""
+    log_p = log_p.clamp(max=-torch.finfo(log_p.dtype).tiny)
+    near = log_p > -math.log(2)
+    # Each branch of `where` gets a harmless value where the other is taken: else its gradient would be nan.
+    small, large = torch.where(near, log_p, -1.0), torch.where(near, -1.0, log_p)
+    return torch.where(near, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A row of the table: the loss per pair, and whether it needs log probabilities of a reference."""
+
+    loss: Callable[[PairLogProbs, Settings], torch.Tensor]
+    needs_reference: bool
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "dpo": Objective(_dpo, True),
+    "ipo": Objective(_ipo, True),
+    "hinge": Objective(_hinge, True),
+    "bco_pair": Objective(_bco_pair, True),
+    "orpo": Objective(_orpo, False),
+    "simpo": Objective(_simpo, False),
+    "sft": Objective(_sft, False),
+}
+
+
+def check_objectives(weights: Mapping[str, float]) -> dict[str, float]:
+    """The weights of a mixture.
+
+    Raises:
+        ValueError: An unknown name, a weight that isn't positive, or none at all.
+    """
+    if not weights:
+        raise ValueError(f"objectives={dict(weights)!r}: give at least one of {', '.join(OBJECTIVES)} with its weight")
+    for name, weight in weights.items():
+        if name not in OBJECTIVES:
+            raise ValueError(f"objectives: {name!r} is unknown; there are {', '.join(OBJECTIVES)}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise ValueError(f"objectives: the weight of {name} must be a positive number, not {weight!r}")
+    return {name: float(weight) for name, weight in weights.items()}
+
+
+def need_reference(weights: Mapping[str, float]) -> bool:
+    """Whether any objective of a mixture compares with a reference."""
+    return any(OBJECTIVES[name].needs_reference for name in weights)
+
+
+def preference_losses(
+    pairs: PairLogProbs, weights: Mapping[str, float], settings: Settings
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The weighted sum of objectives, float32 ``[P]``, and each of them without weight and gradient."""
+    losses = {name: OBJECTIVES[name].loss(pairs, settings) for name in weights}
+    total = sum(weights[name] * loss for name, loss in losses.items())
+    return total, {name: loss.detach() for name, loss in losses.items()}

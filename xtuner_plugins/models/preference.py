@@ -1,0 +1,267 @@
+"""The model of preference tuning: both answers of a pair in one row, compared with a reference.
+
+The row holds each prompt once, with both answers behind it, neither of which sees the other; so each image is encoded
+once and each prompt is read once. Its hidden states before the answers' tokens give the log probabilities of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from mmengine.dist import get_world_size
+from mmengine.logging import MessageHub
+from mmengine.registry import MODELS
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from .losses import sum_over_ranks, token_log_probs
+from .objectives import (
+    OBJECTIVES,
+    PairLogProbs,
+    Settings,
+    check_objectives,
+    need_reference,
+    preference_losses,
+    rewards,
+)
+from .rows import Row
+from .vlm import VisionLanguageModel
+
+REWARD_MEAN = "preference_reward_mean"  # (sum, pairs) in MMEngine's message hub, which checkpoints hold
+FIGURES = (
+    "pairs",
+    "reward_chosen",
+    "reward_rejected",
+    "accuracy",
+    "log_prob_chosen",
+    "log_prob_rejected",
+    "tokens_chosen",
+    "tokens_rejected",
+    "kl",
+)
+
+
+class Reference:
+    """A model as it was before training: adapters off, everything else that trains replaced by a frozen copy.
+
+    Args:
+        model: Before its first step; its trained parameters that aren't adapters' are copied in ``dtype``.
+        dtype: That the model computes in, so that a copy takes no more than needed.
+
+    Raises:
+        ValueError: Under ZeRO-3 parameters outside of adapters train.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype):
+        wrappers = [
+            module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+        ]
+        self._adapters = wrappers
+        adapted = {id(parameter) for module in wrappers for parameter in module.parameters()}
+        self._copies: list[tuple[nn.Module, str, torch.Tensor]] = []
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.requires_grad and id(parameter) not in adapted:
+                    self._copies.append((module, name, parameter.detach().to(dtype, copy=True)))
+        if self._copies and is_deepspeed_zero3_enabled():
+            module, name, _ = self._copies[0]
+            raise ValueError(
+                "objectives with a reference need a frozen copy of what trains outside of adapters, which ZeRO-3 would "
+                "split; use --deepspeed deepspeed_zero2, LoRA with a frozen projector, or objectives without reference "
+                f"({', '.join(name for name, row in OBJECTIVES.items() if not row.needs_reference)})"
+            )
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the copies."""
+        return sum(copy.nbytes for _, _, copy in self._copies)
+
+    @contextmanager
+    def in_place(self, model: nn.Module) -> Iterator[None]:
+        """The model is the reference, in evaluation mode, without gradient."""
+        training = model.training
+        model.eval()
+        active = [module for module in self._adapters if not module.disable_adapters]
+        originals = []
+        try:
+            for module in active:
+                module.enable_adapters(False)
+            for index, (module, name, copy) in enumerate(self._copies):
+                original = module._parameters[name]
+                if copy.device != original.device:
+                    copy = copy.to(original.device)
+                    self._copies[index] = (module, name, copy)
+                originals.append((module, name, original))
+                module._parameters[name] = copy
+            with torch.no_grad():
+                yield
+        finally:
+            for module, name, original in originals:
+                module._parameters[name] = original
+            for module in active:
+                module.enable_adapters(True)
+            model.train(training)
+
+
+@MODELS.register_module()
+class PreferenceModel(VisionLanguageModel):
+    """Tunes an InternVL-style model on preference pairs (`PreferenceDataset`, `collate_pairs`).
+
+    The loss of an optimizer step is the mean over its pairs, in all micro-batches and on all ranks, of a weighted sum
+    of `objectives`. The reference is the base as the run found it: with LoRA the adapters are switched off; of all
+    that trains otherwise (a projector, a whole LLM) a frozen copy is kept.
+
+    Args:
+        base: As `VisionLanguageModel`; also the reference.
+        objectives: Name to weight, e.g. ``dict(dpo=1.0)``, or `MPO`.
+        beta: Scale of rewards.
+        label_smoothing: Of dpo, from 0 to below 0.5.
+        per_token: Rewards of mean instead of summed log probabilities.
+        margin: Of simpo.
+        **settings: What trains and how, as `VisionLanguageModel`.
+
+    Raises:
+        ValueError: As `VisionLanguageModel`, or settings of objectives out of range.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        *,
+        objectives: Mapping[str, float],
+        beta: float = 0.1,
+        label_smoothing: float = 0.0,
+        per_token: bool = False,
+        margin: float = 0.5,
+        **settings,
+    ):
+        self.objectives = check_objectives(objectives)
+        if not beta > 0:
+            raise ValueError(f"beta={beta!r} must be above 0")
+        if not 0 <= label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing={label_smoothing!r} must be from 0 to below 0.5")
+        super().__init__(base, **settings)
+        self.settings = Settings(beta, label_smoothing, per_token, margin)
+        self.metric_names = (*FIGURES, *(f"loss_{name}" for name in self.objectives))
+        self._reference = Reference(self.model, self.dtype) if need_reference(self.objectives) else None
+
+    def forward(
+        self, row: Row, pixel_values: torch.Tensor, mode: str = "loss", mean_weight: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Computes the loss of a batch of pairs.
+
+        Args:
+            row: Prompts with two answers each.
+            pixel_values: As `VisionLanguageModel.forward`.
+            mode: As there.
+            mean_weight: Weight of the optimizer step's pairs per rank (float32 scalar); None if this batch is the whole
+                step.
+
+        Returns:
+            ``loss``: as there; ``num_supervised`` counts the answers' tokens, ``sample_losses`` has an entry per pair;
+            ``metrics``, float32, are the sums over pairs that `metric_names` names.
+
+        Raises:
+            ValueError: Another mode, or a row without pairs.
+        """
+        if mode == "tensor":
+            return super().forward(row, pixel_values, mode)
+        if mode != "loss" or row.segments.branches is None:
+            raise ValueError(
+                f"PreferenceModel has modes 'loss' and 'tensor', and takes rows of `collate_pairs`; {mode=}"
+            )
+        with self.computing(pixel_values.device):
+            patches = self._encode(pixel_values)
+            expected = self._reference_log_probs(row, pixel_values, patches)
+            each = self._token_log_probs(row, patches)
+        pairs, weights = _pairs_of(row, each, expected)
+        total, losses = preference_losses(pairs, self.objectives, self._settings_now())
+        if mean_weight is None:
+            mean_weight = sum_over_ranks(weights.sum()) / get_world_size()
+        loss = (total * weights).sum() / torch.where(mean_weight > 0, mean_weight, 1.0)
+        with torch.no_grad():
+            metrics = self._metrics(pairs, losses, weights > 0, _kl(row, each, expected))
+        return {
+            "loss": loss,
+            "num_supervised": torch.full((), row.num_supervised, device=loss.device),
+            "num_tiles": torch.full((), pixel_values.shape[0], device=loss.device),
+            "sample_losses": total.detach().double(),
+            "metrics": metrics,
+        }
+
+    def _token_log_probs(self, row: Row, patches: torch.Tensor) -> torch.Tensor:
+        hidden = self._run_llm(row, patches)
+        return token_log_probs(
+            hidden[0, row.predicting], row.targets, self.model.language_model.get_output_embeddings()
+        )
+
+    def _reference_log_probs(self, row: Row, pixel_values: torch.Tensor, patches: torch.Tensor) -> torch.Tensor | None:
+        if self._reference is None:
+            return None
+        with self._reference.in_place(self):
+            own = patches if self.visual_encoder_is_frozen else self._encode(pixel_values)
+            return self._token_log_probs(row, own)
+
+    def _settings_now(self) -> Settings:
+        """The settings with the mean reward of all earlier steps (bco_pair)."""
+        hub = MessageHub.get_current_instance()
+        total, pairs = hub.get_info(REWARD_MEAN) if REWARD_MEAN in hub.runtime_info else (0.0, 0.0)
+        return Settings(**{**vars(self.settings), "reward_mean": total / pairs if pairs else 0.0})
+
+    def _metrics(
+        self, pairs: PairLogProbs, losses: Mapping[str, torch.Tensor], counts: torch.Tensor, kl: torch.Tensor
+    ) -> torch.Tensor:
+        chosen, rejected = rewards(pairs, self.settings)
+        columns = [
+            torch.ones_like(chosen),
+            chosen,
+            rejected,
+            (chosen > rejected).float(),
+            pairs.chosen,
+            pairs.rejected,
+            pairs.chosen_tokens.float(),
+            pairs.rejected_tokens.float(),
+            kl,
+            *losses.values(),
+        ]
+        return torch.stack([torch.where(counts, column.float(), 0.0).sum() for column in columns])
+
+    def end_step(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Means over the step's pairs; adds their rewards to the mean that bco_pair compares with."""
+        pairs = sums["pairs"]
+        if not pairs:
+            return {}
+        hub = MessageHub.get_current_instance()
+        total, before = hub.get_info(REWARD_MEAN) if REWARD_MEAN in hub.runtime_info else (0.0, 0.0)
+        rewarded = (sums["reward_chosen"] + sums["reward_rejected"]) / 2
+        hub.update_info(REWARD_MEAN, (total + rewarded, before + pairs))
+        means = {name: value / pairs for name, value in sums.items() if name != "pairs"}
+        return {"pairs": pairs, **means, "margin": means["reward_chosen"] - means["reward_rejected"]}
+
+
+def _pairs_of(row: Row, each: torch.Tensor, expected: torch.Tensor | None) -> tuple[PairLogProbs, torch.Tensor]:
+    """The log probabilities of a row's pairs, and the weight of each pair, float32 ``[P]``."""
+    num_pairs = sum(segment >= 0 for segment in row.segments.branches.follows) // 2
+
+    def per_answer(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        sums = values.new_zeros(len(row.segments.bounds) - 1).index_add(0, row.owners, values)
+        return sums[: 3 * num_pairs].view(num_pairs, 3)[:, 1:].unbind(1)
+
+    tokens = per_answer(torch.ones_like(each))
+    weights = tokens[0] / tokens[0] if row.weights is None else per_answer(row.weights)[0] / tokens[0]
+    reference = (None, None) if expected is None else per_answer(expected)
+    return PairLogProbs(*per_answer(each), *reference, *tokens), weights
+
+
+def _kl(row: Row, each: torch.Tensor, expected: torch.Tensor | None) -> torch.Tensor:
+    """How far the model is from the reference on each pair's answers, per token, float32 ``[P]``: ``r - 1 - log r``.
+
+    An estimate of the divergence between them (Schulman 2020), never negative; on answers that neither has written.
+    """
+    log_ratio = torch.zeros_like(each) if expected is None else expected - each
+    pairs, _ = _pairs_of(row, torch.expm1(log_ratio) - log_ratio, None)
+    return (pairs.chosen + pairs.rejected) / (pairs.chosen_tokens + pairs.rejected_tokens)

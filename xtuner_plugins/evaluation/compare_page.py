@@ -74,7 +74,7 @@ def _least_even(pair: tuple[Row, Row]) -> float:
 def _both(
     pairs: Sequence[tuple[Row, Row]], ranges: Ranges, of: Callable[[Row], int | None]
 ) -> list[tuple[str, dict[str, tuple[float, float, int]]]]:
-    """(range, data set to (A's mean score, B's, questions)); a question is in the range of the higher of both values."""
+    """(range, data set to (A's mean score, B's, questions)); the higher value of both puts a question into a range."""
     values = {_key(a): max((v for v in (of(a), of(b)) if v is not None), default=None) for a, b in pairs}
     one, other = (
         dict(breakdown([pair[side] for pair in pairs], ranges, lambda row: values[_key(row)])) for side in (0, 1)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works from a checkout that isn't installed
 
 from xtuner_plugins.evaluation.data_sets import open_data_sets  # noqa: E402
-from xtuner_plugins.inference.batch_answers import _lengths, answer_batch, plan_batches  # noqa: E402
+from xtuner_plugins.inference.batch_answers import answer_batch, lengths_of, plan_batches  # noqa: E402
 from xtuner_plugins.inference.opening import open_session  # noqa: E402
 
 
@@ -58,7 +58,7 @@ def measure(model: str, data: str, images: str | None, args: argparse.Namespace)
         return answers
 
     def in_batches(size: int) -> dict[str, str]:
-        batches, _ = plan_batches(questions, _lengths(session), size)
+        batches, _ = plan_batches(questions, lengths_of(session), size)
         return {each.id: answer for batch in batches for each, answer in answer_batch(session, batch, generation)}
 
     def seconds(work, *words) -> tuple[float, dict[str, str]]:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.checkpoints.training import make_model, save_pth, write_config
 from xtuner_plugins.checkpoints.export import convert, export
-from xtuner_plugins.inference.batch_answers import _lengths
+from xtuner_plugins.inference.batch_answers import lengths_of
 from xtuner_plugins.inference.description import describe
 from xtuner_plugins.inference.opening import find_source, open_session
 
@@ -23,7 +23,7 @@ def test_tiles_are_those_of_a_session(toy_base, run, tmp_path, max_tiles):
     for model in ((toy_base,), (tmp_path / "hf",), run):
         session = open_session(*model, device="cpu", max_tiles=max_tiles)
         found = describe(find_source(*model), max_tiles=max_tiles)
-        assert found.lengths == _lengths(session)
+        assert found.lengths == lengths_of(session)
         assert found.preprocessing["template"] == session.model.template
         assert found.preprocessing["max_tiles"] == session.tiling.max_tiles
 

@@ -55,9 +55,11 @@ def find_tool(name: str) -> Path:
 def overview() -> str:
     """The text of ``xtp --help``: each tool with the first line of its docstring."""
     lines = ["usage: xtp COMMAND ...", "", "`xtp COMMAND --help` tells more. The commands are those of tools/:", ""]
-    for name, path in sorted(tools().items()):
+    known = tools()
+    width = max(map(len, known)) + 2
+    for name, path in sorted(known.items()):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        lines.append(f"  {name:<18}{text.partition(chr(10))[0]}")
+        lines.append(f"  {name:<{width}}{text.partition(chr(10))[0]}")
     return "\n".join(lines)
 
 

@@ -92,7 +92,7 @@ def answer_all(job: Job, questions: Sequence[Question]) -> Iterator[Answered]:
     """
     if job.processes == 1:
         session = _open(job)
-        batches, unusable = plan_batches(questions, _lengths(session), job.batch_size)
+        batches, unusable = plan_batches(questions, lengths_of(session), job.batch_size)
         yield from unusable
         for batch in batches:
             yield from answer_batch(session, batch, job.generation)
@@ -173,7 +173,8 @@ def _open(job: Job) -> ChatSession:
     return open_session(job.model, job.checkpoint, **job.opening)
 
 
-def _lengths(session: ChatSession) -> Lengths:
+def lengths_of(session: ChatSession) -> Lengths:
+    """What the length of a session's prompts is counted by."""
     return Lengths(session.tiling, session.tile_sharing, session.model.num_image_token)
 
 
@@ -206,7 +207,7 @@ def _worker_session() -> ChatSession:
 
 
 def _worker_lengths() -> Lengths:
-    return _lengths(_worker_session())
+    return lengths_of(_worker_session())
 
 
 def _worker_answers(batch: Sequence[Question]) -> list[Answered]:

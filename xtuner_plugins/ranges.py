@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 MAX_TILES = 256  # published configurations use up to 40
@@ -123,6 +124,23 @@ def check_answer_tokens(value: Any) -> None:
     """``panel_max_new_tokens``; raises `RangeError`."""
     if not _is_number(value, int) or value < 1:
         raise RangeError(f"panel_max_new_tokens={value!r} is no length", "give a whole number above 0")
+
+
+def check_benchmarks(value: Any) -> None:
+    """``val_benchmarks``: a path or several; raises `RangeError`."""
+    for path in [value] if isinstance(value, str) else value or ():
+        if not isinstance(path, str) or not Path(path).exists():
+            raise RangeError(
+                f"val_benchmarks: {path} does not exist", "correct it, or set val_benchmarks = [] for none"
+            )
+
+
+def check_benchmark_limit(value: Any) -> None:
+    """``val_benchmark_limit``; raises `RangeError`."""
+    if value is not None and (not _is_number(value, int) or value < 1):
+        raise RangeError(
+            f"val_benchmark_limit={value!r} is no number of questions", "give a whole number above 0, or None for all"
+        )
 
 
 def check_row_multiple(value: Any) -> int:

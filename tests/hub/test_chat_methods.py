@@ -139,6 +139,16 @@ def test_batch_equals_one_by_one(model, tokenizer, prompted):
     assert prompted[:3] == prompted[3:]
 
 
+def test_batch_takes_features_in_place_of_pixels(model, tokenizer):
+    pixels, questions = tiles(2), ["What is it?", "Hello", "Why?"]
+    expected = model.batch_chat(tokenizer, pixels, questions, dict(GREEDY), num_patches_list=[1, 0, 1])
+    features = model.extract_feature(pixels)
+    options = {"num_patches_list": [1, 0, 1], "visual_features": features}
+    assert model.batch_chat(tokenizer, None, questions, dict(GREEDY), **options) == expected
+    with pytest.raises(ValueError, match="1 tiles, but num_patches_list"):
+        model.batch_chat(tokenizer, None, questions, dict(GREEDY), **{**options, "visual_features": features[:1]})
+
+
 def test_batch_with_several_images_a_question(model, tokenizer, prompted):
     questions = ["First <image> second <image>", "What is it?"]
     model.batch_chat(tokenizer, tiles(4), questions, dict(GREEDY), num_patches_list=[[1, 2], 1])

@@ -1,13 +1,16 @@
 """Many questions: batched answers equal single ones, one bad image takes out its question, processes agree."""
 
 import os
+import shutil
 import signal
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from xtuner_plugins.inference.batch_answers import Job, _lengths, answer_all, plan_batches
+from xtuner_plugins.inference.batch_answers import Job, answer_all, lengths_of, plan_batches
 from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.inference.questions import Question, Unusable
 
@@ -53,10 +56,23 @@ def test_batched_answers_equal_single_ones_and_bad_images_are_named(toy_base, qu
 
 
 def test_the_longest_come_first(toy_base, questions):
-    batches, unusable = plan_batches(questions, _lengths(open_session(toy_base, device="cpu")), 2)
+    batches, unusable = plan_batches(questions, lengths_of(open_session(toy_base, device="cpu")), 2)
     named = [[question.id for question in batch] for batch in batches]
     assert named == [["b.png", "cut.png"], ["c.png", "marks"], ["a.png", "text"]]
     assert [question.id for question, _ in unusable] == ["text.png"]
+
+
+def test_questions_about_an_image_come_together(toy_base, questions):
+    first = questions[2]
+    shutil.copyfile(first.paths[0], other := str(Path(first.paths[0]).with_name("d.png")))
+    second = replace(first, id="d.png", paths=(other,))
+    asked = [
+        replace(each, id=f"{each.id} {text}", text=text)
+        for text in ("Why?", "Who is that?")
+        for each in (first, second)
+    ]
+    ((batch,), _) = plan_batches(asked, lengths_of(open_session(toy_base, device="cpu")), 4)
+    assert [each.id for each in batch] == ["b.png Who is that?", "b.png Why?", "d.png Who is that?", "d.png Why?"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """One way to open a model: a directory, or what a training run left, which answers as its export does."""
 
+import json
 import shutil
 
 import pytest
@@ -51,7 +52,26 @@ def test_a_checkpoint_answers_as_its_export(run, tmp_path):
     assert session.tiling == exported.tiling and session.tiling.max_tiles == 3
     assert session.tile_sharing == exported.tile_sharing == "need"
     assert session.model.template == exported.model.template == "Hermes-2"
+    assert session.model.stop_token_ids() == exported.model.stop_token_ids() != []
     assert session.ask("Hello", max_new_tokens=4) == exported.ask("Hello", max_new_tokens=4)
+
+
+@pytest.mark.parametrize("named", [None, 922, [922, 923]])
+@pytest.mark.parametrize("template", [None, "internlm2-chat"])
+def test_a_checkpoint_stops_where_its_export_does(toy_base, tmp_path, named, template):
+    shutil.copytree(toy_base, tmp_path / "base")
+    fields = {} if named is None else {"eos_token_id": named}
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(fields))
+    checkpoint = save_pth(make_model(tmp_path / "base"), tmp_path / "iter_1.pth")
+    if template:
+        content = torch.load(checkpoint, weights_only=False)
+        datasets = [{**LOCK["datasets"][0], "template": template}]
+        torch.save({**content, preprocessing.KEY: {**LOCK, "datasets": datasets}}, checkpoint)
+    config = write_config(tmp_path / "mine.py", tmp_path / "base")
+    export(config, checkpoint, tmp_path / "out")
+    exported, live = open_session(tmp_path / "out", device="cpu"), open_session(config, checkpoint, device="cpu")
+    assert live.model.template == exported.model.template == (template or "internvl2_5")
+    assert live.model.stop_token_ids() == exported.model.stop_token_ids() != []
 
 
 def test_limits_are_those_of_the_session(run):

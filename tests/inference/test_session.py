@@ -173,6 +173,20 @@ def test_batches_equal_single_questions_and_keep_their_order(session, batch_size
     assert session.history == []
 
 
+def test_an_image_of_several_questions_is_encoded_once(session, monkeypatch, tmp_path):
+    """Also where its limit of tiles differs, because one of the questions is about two images."""
+    session = ChatSession(session.model, session.tokenizer, max_tiles=6)
+    wide, other = make_image(448, 112), make_image(112, 112, seed=1)
+    wide.save(tmp_path / "wide.png")
+    items = [(text, [image]) for text in ("What?", "Which color is it?") for image in (wide, tmp_path / "wide.png")]
+    items += [("Both?", [wide, other]), ("Twice?", [other, other])]
+    alone = [session.answer([item], **SHORT)[0] for item in items]
+    encoded, extract = [], session.model.extract_feature
+    monkeypatch.setattr(session.model, "extract_feature", lambda pixels: encoded.append(len(pixels)) or extract(pixels))
+    assert session.answer(items, batch_size=6, **SHORT) == alone
+    assert encoded == [5 + 5 + 4 + 1]  # alone in memory and from the file; in a question with another; the other
+
+
 def test_fewer_tiles_on_demand(session, exported):
     image = make_image(336, 224)
     one_tile = exported.chat(session.tokenizer, pixels(image, max_num=1), "What is it?", options())

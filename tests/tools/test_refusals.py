@@ -118,6 +118,8 @@ VALUES = [
     ("val_interval=0", "val_interval=0 is no number of optimizer steps; give a whole number above 0"),
     ("val_interval=-1", "val_interval=-1 is no number of optimizer steps"),
     ("val_batch_size=0", "val_batch_size=0 is no size of a batch"),
+    ("val_benchmarks=none.jsonl", "val_benchmarks: none.jsonl does not exist; correct it, or set val_benchmarks = []"),
+    ("val_benchmark_limit=0", "val_benchmark_limit=0 is no number of questions"),
     ("panel=none.jsonl", "panel: file none.jsonl does not exist; correct it, or set panel = None for none"),
     ("panel=[{{'image': 'a.png'}}]", "panel[0]: a question is missing; give "),
     ("panel=[{{'image': 'a.png', 'question': 'What?'}}]", "panel[0]: image a.png does not exist; correct its path"),
@@ -174,6 +176,7 @@ MISSING = [
     ("chat.py", ["none", "--question", "What?"]),
     ("answer.py", ["none", "--images", ".", "--prompt", "What?", "--out", "answers.jsonl"]),
     ("compare_engines.py", ["none", ".", "--prompt", "What?"]),
+    ("evaluate.py", ["none", "--data", "none.jsonl", "--out", "out"]),
     ("serve.py", ["none"]),
     ("check_data.py", ["none.jsonl"]),
 ]

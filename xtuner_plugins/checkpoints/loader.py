@@ -167,11 +167,16 @@ def load_model(
     view = formats.open_model(directory)
     config = config_from_fields(view.config, directory)
     model, report = build(config, view.tensors, dtype=dtype, device=device, what=str(directory), filled=filled)
-    if stops := read_json(view.directory / "generation_config.json", missing={}).get("eos_token_id"):
+    _stop_at(model, read_json(view.directory / "generation_config.json", missing={}).get("eos_token_id"))
+    return model, report
+
+
+def _stop_at(model, token_ids: int | list[int] | None) -> None:
+    """Makes a model stop where engines do that read its ``generation_config.json``."""
+    if token_ids:
         from transformers import GenerationConfig
 
-        model.generation_config = GenerationConfig(eos_token_id=stops)  # as the export and engines
-    return model, report
+        model.generation_config = GenerationConfig(eos_token_id=token_ids)
 
 
 def build(
@@ -222,9 +227,11 @@ def load_trained(
 def build_trained(plan: TrainedPlan, *, dtype: torch.dtype | None, device="cpu", merge_lora: bool = True):
     """The model of a settled plan; arguments, result and errors as those of ``load_trained``."""
     from . import trained
+    from .formats.draft import exported_stops
 
     config, what = config_from_fields(plan.view.config, plan.view.directory), str(plan.checkpoint.path)
     model, _ = build(config, plan.tensors(merged=merge_lora), dtype=dtype, device=device, what=what)
+    _stop_at(model, exported_stops(plan.view))  # as the export
     if not merge_lora:
         trained.attach_adapters(model, plan)
     return model.eval()

@@ -17,6 +17,7 @@ from ..checkout import IS_INSTALLED, ROOT
 SHORT = {
     "build": "build_base_model",
     "check": "check_data",
+    "eval": "evaluate",
     "export": "convert_to_official",
     "import-config": "import_xtuner_config",
     "vlmevalkit": "write_vlmevalkit_config",
@@ -55,9 +56,11 @@ def find_tool(name: str) -> Path:
 def overview() -> str:
     """The text of ``xtp --help``: each tool with the first line of its docstring."""
     lines = ["usage: xtp COMMAND ...", "", "`xtp COMMAND --help` tells more. The commands are those of tools/:", ""]
-    for name, path in sorted(tools().items()):
+    known = tools()
+    width = max(map(len, known)) + 2
+    for name, path in sorted(known.items()):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        lines.append(f"  {name:<18}{text.partition(chr(10))[0]}")
+        lines.append(f"  {name:<{width}}{text.partition(chr(10))[0]}")
     return "\n".join(lines)
 
 

@@ -20,6 +20,8 @@ from ..hub.conversation import get_conv_template
 from ..ranges import (
     check_answer_tokens,
     check_batch_size,
+    check_benchmark_limit,
+    check_benchmarks,
     check_dropout,
     check_dtype,
     check_interval,
@@ -69,6 +71,8 @@ RANGES: dict[str, Callable[[Any], None]] = {
 VALIDATION_RANGES: dict[str, Callable[[Any], Any]] = {
     "interval": check_interval,
     "batch_size": check_val_batch_size,
+    "benchmarks": check_benchmarks,
+    "benchmark_limit": check_benchmark_limit,
     "panel": read_panel,
     "panel_max_new_tokens": check_answer_tokens,
 }

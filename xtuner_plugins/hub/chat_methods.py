@@ -124,6 +124,7 @@ class ChatMethods:
         IMG_CONTEXT_TOKEN=IMAGE_CONTEXT,
         verbose=False,
         image_counts=None,
+        visual_features=None,
     ):
         """Answers several unconnected questions at once.
 
@@ -139,6 +140,8 @@ class ChatMethods:
             IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: What an image is written with.
             verbose: Print questions and answers.
             image_counts: Old name of `num_patches_list`.
+            visual_features: [T, N, H] in place of `pixel_values`, from `extract_feature`; an image that several
+                questions are about is so encoded once.
 
         Returns:
             The answers.
@@ -149,7 +152,8 @@ class ChatMethods:
         """
         if history is not None or return_history:
             raise NotImplementedError("batch_chat keeps no history; use chat, one conversation at a time")
-        num_tiles = 0 if pixel_values is None else pixel_values.shape[0]
+        images = pixel_values if visual_features is None else visual_features
+        num_tiles = 0 if images is None else images.shape[0]
         if num_patches_list is None:
             num_patches_list = image_counts
         if num_patches_list is None:
@@ -166,13 +170,13 @@ class ChatMethods:
             if tiles and IMAGE_PLACEHOLDER not in question:
                 question = IMAGE_PLACEHOLDER + "\n" + question
             prompts.append(self._prompt_parts(question, tiles))
-        answers = self._answer_prompts(tokenizer, pixel_values, prompts, generation_config, names)
+        answers = self._answer_prompts(tokenizer, pixel_values, prompts, generation_config, names, visual_features)
         if verbose:
             for index, question in enumerate(questions):
                 print(question, answers[index], sep="\n")
         return answers
 
-    def _answer_prompts(self, tokenizer, pixel_values, prompts, generation_config, image_tokens):
+    def _answer_prompts(self, tokenizer, pixel_values, prompts, generation_config, image_tokens, visual_features=None):
         """Generates for prompts of any lengths and cuts each answer at the template's stop token."""
         generation_config = {} if generation_config is None else generation_config
         stop_token = self.conv_template.stop_token
@@ -193,6 +197,7 @@ class ChatMethods:
             pixel_values=pixel_values,
             input_ids=input_ids.to(device),
             attention_mask=attention_mask.to(device),
+            visual_features=visual_features,
             **options,
         )
         answers = tokenizer.batch_decode(output_ids, skip_special_tokens=True)

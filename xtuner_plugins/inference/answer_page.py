@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from PIL import Image
 
 from ..datasets.errors import MediaError
 from ..datasets.images.media import load_image
@@ -43,22 +45,26 @@ def write_page(
 
 
 def _card(question: Question, answer: str) -> dict:
-    images = [_image(path, name, answer, len(question.paths) == 1) for path, name in _named(question)]
+    # Boxes can only be about an image that is alone.
+    draw = (lambda image: with_boxes(image, answer) or image) if len(question.paths) == 1 else None
+    images = [small_image(path, name, draw) for path, name in zip(question.paths, question.images, strict=True)]
     return {"id": question.id, "question": question.text, "answer": answer, "images": images}
 
 
-def _named(question: Question) -> list[tuple[str, str]]:
-    return list(zip(question.paths, question.images, strict=True))
+def small_image(path: str, name: str, draw: Callable[[Image.Image], Image.Image] | None = None) -> dict:
+    """An image as a page shows it: `data` (JPEG in base64; None where it can't be read), `label`, `width`, `height`.
 
-
-def _image(path: str, name: str, answer: str, only_one: bool) -> dict:
-    """An image as the page shows it: with the answer's boxes where they can only be about this one."""
+    Args:
+        path: Its file.
+        name: In the label.
+        draw: What is drawn on it, before it is made smaller.
+    """
     try:
         image = load_image(path)
     except MediaError as error:  # it was there when the question was answered
         return {"label": str(error), "data": None, "width": 0, "height": 0}
-    image = (with_boxes(image, answer) if only_one else None) or image
     label = f"{name}, {image.width}x{image.height}"
+    image = draw(image) if draw else image
     image.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=82)

@@ -1,12 +1,14 @@
 """Answers many questions, in batches of like length, in one process or several.
 
 Questions are sorted by their planned length, counted from the headers of their images, longest first: a batch has
-little padding, and a batch that is too large for the memory shows at once. An image that can't be read takes out its
-own question, not the batch.
+little padding, and a batch that is too large for the memory shows at once. Among questions of about the same length,
+those about the same image come together: a batch encodes an image once. An image that can't be read takes out its own
+question, not the batch.
 """
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..datasets.errors import MediaError
 from ..datasets.images.media import image_size, load_image
-from ..datasets.images.tiling import DynamicTiling
+from ..datasets.images.tiling import DynamicTiling, Grid
 from ..datasets.plan.budget import first_limit
 from ..processes import die_with_parent, num_cores
 from .opening import open_session
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from .session import ChatSession
 
 CHARACTERS_PER_TOKEN = 3  # of a question; only for sorting
+ALIKE = 1.25  # lengths within this factor are about the same
 Answered = tuple[Question, "str | Unusable"]
 
 
@@ -67,9 +70,17 @@ class Lengths:
         Raises:
             MediaError: An image can't be opened.
         """
-        tiling = self.tiling.limited(first_limit(self.tiling.max_tiles, len(question.paths), self.tile_sharing))
-        tiles = sum(tiling.grid(*image_size(path)).num_tiles for path in question.paths)
+        tiles = sum(grid.num_tiles for grid in self.grids(question))
         return tiles * self.tokens_per_tile + len(question.text) // CHARACTERS_PER_TOKEN
+
+    def grids(self, question: Question) -> list[Grid]:
+        """How each of its images is cut; the images' headers are read.
+
+        Raises:
+            MediaError: An image can't be opened.
+        """
+        tiling = self.tiling.limited(first_limit(self.tiling.max_tiles, len(question.paths), self.tile_sharing))
+        return [tiling.grid(*image_size(path)) for path in question.paths]
 
 
 def answer_all(job: Job, questions: Sequence[Question]) -> Iterator[Answered]:
@@ -81,7 +92,7 @@ def answer_all(job: Job, questions: Sequence[Question]) -> Iterator[Answered]:
     """
     if job.processes == 1:
         session = _open(job)
-        batches, unusable = plan_batches(questions, _lengths(session), job.batch_size)
+        batches, unusable = plan_batches(questions, lengths_of(session), job.batch_size)
         yield from unusable
         for batch in batches:
             yield from answer_batch(session, batch, job.generation)
@@ -127,19 +138,26 @@ def plan_batches(
             planned.append((lengths.planned(question), question))
         except MediaError as error:
             unusable.append((question, Unusable(question.id, str(error))))
-    planned.sort(key=lambda pair: -pair[0])  # stable: the order of the questions among equals
+    planned.sort(key=lambda pair: (-_size_class(pair[0]), pair[1].paths, -pair[0]))  # stable among equals
     ordered = [question for _, question in planned]
     return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)], unusable
+
+
+def _size_class(length: int) -> int:
+    """The same for lengths that are about the same, higher for longer ones."""
+    return int(math.log(max(1, length), ALIKE))
 
 
 def answer_batch(session: ChatSession, batch: Sequence[Question], generation: Mapping[str, Any]) -> list[Answered]:
     """The answers of one batch; a question that can't be asked is left out of it."""
     from .session import with_placeholders
 
-    items, asked, results = [], [], []
+    items, asked, results, loaded = [], [], [], {}
     for question in batch:
         try:
-            images = [load_image(path) for path in question.paths]
+            for path in question.paths:
+                loaded[path] = loaded.get(path) or load_image(path)
+            images = [loaded[path] for path in question.paths]
             items.append((with_placeholders(question.text, len(images)), images))
             asked.append(question)
         except ValueError as error:
@@ -155,7 +173,8 @@ def _open(job: Job) -> ChatSession:
     return open_session(job.model, job.checkpoint, **job.opening)
 
 
-def _lengths(session: ChatSession) -> Lengths:
+def lengths_of(session: ChatSession) -> Lengths:
+    """What the length of a session's prompts is counted by."""
     return Lengths(session.tiling, session.tile_sharing, session.model.num_image_token)
 
 
@@ -188,7 +207,7 @@ def _worker_session() -> ChatSession:
 
 
 def _worker_lengths() -> Lengths:
-    return _lengths(_worker_session())
+    return lengths_of(_worker_session())
 
 
 def _worker_answers(batch: Sequence[Question]) -> list[Answered]:

@@ -27,6 +27,7 @@ from ..datasets.plan.budget import first_limit
 from ..hub import InternVLChatModel
 from ..hub.constants import IMAGE_CONTEXT, IMAGE_PLACEHOLDER, IMAGENET_MEAN, IMAGENET_STD
 from ..hub.prompts import token_id
+from .padding import quick_masks
 
 ImageLike = str | Path | Image.Image
 
@@ -241,31 +242,64 @@ class ChatSession:
             tiling = tiling_of(self.model.config, {**self._limits, "max_tiles": max_tiles})
         answers: list[str] = []
         for start in range(0, len(items), batch_size):
-            batch = items[start : start + batch_size]
-            images = [self._load(images, tiling) for _, images in batch]
-            questions = [
-                with_placeholders(question, len(own)) for (question, _), own in zip(batch, images, strict=True)
-            ]
-            answers += self.model.batch_chat(
-                self.tokenizer,
-                self._pixels([tiles for own in images for tiles in own]),
-                questions,
-                {"max_new_tokens": max_new_tokens, "do_sample": False, **generation},
-                num_patches_list=[[len(tiles) for tiles in own] for own in images],
+            answers += self._answer_batch(
+                items[start : start + batch_size], tiling, {"max_new_tokens": max_new_tokens, **generation}
             )
             if on_batch is not None:
-                on_batch(len(batch))
+                on_batch(len(answers) - start)
         return answers
+
+    @torch.no_grad()
+    def _answer_batch(
+        self, items: Sequence[tuple[str, Sequence[ImageLike]]], tiling: DynamicTiling, generation: dict
+    ) -> list[str]:
+        """The answers of one batch. An image that several of its questions are about is cut and encoded once."""
+        rows = [[images] if isinstance(images, (str, Path, Image.Image)) else list(images) for _, images in items]
+        # The same image in a question with others has a tile limit of its own.
+        keys = [[(_identity(image), len(images)) for image in images] for images in rows]
+        tiles: dict[tuple, torch.Tensor] = {}
+        for own, images in zip(keys, rows, strict=True):
+            new = [index for index, key in enumerate(own) if key not in tiles]
+            tiles |= {
+                own[i]: cut
+                for i, cut in zip(new, self._load([images[i] for i in new], tiling, len(images)), strict=True)
+            }
+        questions = [with_placeholders(text, len(own)) for (text, _), own in zip(items, keys, strict=True)]
+        features = self._features(tiles)
+        with quick_masks(self.model.language_model):
+            return self.model.batch_chat(
+                self.tokenizer,
+                None,
+                questions,
+                {"do_sample": False, **generation},
+                num_patches_list=[[len(tiles[key]) for key in own] for own in keys],
+                visual_features=torch.cat([features[key] for own in keys for key in own]) if features else None,
+            )
+
+    def _features(self, tiles: dict[tuple, torch.Tensor]) -> dict[tuple, torch.Tensor]:
+        """Image tokens `[T, N, H]` of each image."""
+        if not tiles:
+            return {}
+        found = self.model.extract_feature(self._pixels(list(tiles.values())))
+        return dict(zip(tiles, found.split([len(each) for each in tiles.values()]), strict=True))
 
     def _tiling_of(self, tiling: DynamicTiling, num_images: int) -> DynamicTiling:
         """The rule for each of the images of one question."""
         return tiling.limited(first_limit(tiling.max_tiles, num_images, self.tile_sharing))
 
-    def _load(self, images: Sequence[ImageLike] | ImageLike, tiling: DynamicTiling) -> list[torch.Tensor]:
-        """Tiles uint8 `[T, 3, S, S]` per image of one question; the images share the tile limit as in training."""
+    def _load(
+        self, images: Sequence[ImageLike] | ImageLike, tiling: DynamicTiling, num_images: int | None = None
+    ) -> list[torch.Tensor]:
+        """Tiles uint8 `[T, 3, S, S]` per image; the images of a question share the tile limit as in training.
+
+        Args:
+            images: All images of one question, or some of them.
+            tiling: The rule for an image that is alone.
+            num_images: Of the question, where `images` are some of them.
+        """
         if isinstance(images, (str, Path, Image.Image)):
             images = [images]
-        tiling = self._tiling_of(tiling, len(images))
+        tiling = self._tiling_of(tiling, num_images or len(images))
         return [tiling(to_rgb(image) if isinstance(image, Image.Image) else load_image(image)) for image in images]
 
     def _pixels(self, tiles: list[torch.Tensor]) -> torch.Tensor | None:
@@ -273,6 +307,11 @@ class ChatSession:
         if not tiles:
             return None
         return normalize(torch.cat(tiles).to(self.device)).to(self.model.dtype)
+
+
+def _identity(image: ImageLike) -> str | int:
+    """Equal for the same file, or the same image in memory."""
+    return id(image) if isinstance(image, Image.Image) else str(image)
 
 
 def _read_preprocessing(directory: Path, config) -> dict:

@@ -12,6 +12,9 @@ import torch
 
 from xtuner_plugins.checkpoints.checkpoint import open_checkpoint
 from xtuner_plugins.engine.panel import FILE
+from xtuner_plugins.evaluation.data_sets import open_data_sets
+from xtuner_plugins.evaluation.measured import measure
+from xtuner_plugins.inference.opening import open_session
 
 from ..forked import train_forked
 from ..parallel_case import edited_config, write_dataset
@@ -38,7 +41,13 @@ def settings(tmp_path_factory):
         {"image": "two/images/0.png", "question": "Where?"},
     ]
     panel.write_text("".join(json.dumps(record) + "\n" for record in records))
+    benchmark = folder / "own.jsonl"
+    asked = [{"image": f"five/images/{n % 3}.png", "question": f"What is {n}?", "answer": "Yes."} for n in range(5)]
+    asked.append({"image": "five/none.png", "question": "?", "answer": "No."})
+    benchmark.write_text("".join(json.dumps(record) + "\n" for record in asked))
     return dict(
+        val_benchmarks=[str(benchmark)],
+        val_metric="cer",
         val_data_paths=[str(files[0][0].with_name("five.jsonl")), str(files[1][0].with_name("two.jsonl"))],
         val_image_folders=[str(images) for _, images in files],
         val_interval=2,
@@ -128,6 +137,22 @@ def test_the_panel_is_answered_with_its_images_beside_it(validated, settings):
         assert isinstance(line["answer"], str)
     # five/0.png and two/0.png are the same image, which is there once
     assert len(list((validated / "panel").iterdir())) == 2
+
+
+def test_benchmarks_are_scored_as_the_checkpoint_is(validated, settings):
+    """By the code of tools/evaluate.py, on the weights of the same step; a question without its image is left out."""
+    found = {line["step"]: line["val/own/cer"] for line in scalars(validated) if "val/own/cer" in line}
+    assert sorted(found) == [2, 4]
+    session = open_session(validated, "iter_4.pth", device="cpu")
+    (data_set,) = open_data_sets(settings["val_benchmarks"], metric="cer")
+    questions = [(item.question.text, item.question.paths) for item in data_set.items]
+    given = session.answer(questions, batch_size=2, max_new_tokens=settings["panel_max_new_tokens"])
+    answers = {item.question.id: answer for item, answer in zip(data_set.items, given, strict=True)}
+    measured = measure("own", data_set.metric, data_set.items, answers)
+    assert len(measured.items) == 5 and found[4] == pytest.approx(measured.headline, rel=1e-6)
+    logs = "".join(path.read_text() for path in validated.glob("*/*.log"))
+    assert "left out of own: " in logs and "none.png" in logs
+    assert f"benchmarks after step 4: own cer {measured.headline:.1f} of 5; left out: 1" in logs
 
 
 def test_a_run_that_goes_on_repeats_nothing_and_leaves_nothing_out(validated, toy_base, data, recipe, tmp_path):

@@ -17,9 +17,10 @@ from ..io.tensors import Joined, LazyTensor, MemoryTensor
 from ..io.writer import write_json
 from . import FORMATS, Format, ModelView, official, remote_code
 
+_GENERATION = "generation_config.json"
 # Files of a model directory that an export copies, besides weights, config and code.
 _KEPT_FILES = (
-    "generation_config.json",
+    _GENERATION,
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
@@ -119,35 +120,48 @@ def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor], code: str) ->
             remote_code.copy_hub_code(stage)
         if "template" in view.changed:
             _write_template(view, stage)
-        if view.format is official:
-            _complete_stops(view, stage)
+        _write_stops(view, stage)
 
     return Draft({name: tensors[name] for name in names}, config, write_files, notes)
 
 
+def exported_stops(view: ModelView) -> list[int]:
+    """Ids of the tokens at which an export of this model stops: ``.chat``, ``generate`` and engines.
+
+    Those that the directory names, with the template's stop token; all of the template's where the training chose
+    another template than the directory's.
+    """
+    template = view.config["template"]
+    if "template" in view.changed:
+        return tokenizer_files.stop_token_ids(tokenizer_files.load_tokenizer(view.directory), template)
+    named = _named_stops(read_json(view.directory / _GENERATION, missing={}))
+    if view.format is not official or template not in TEMPLATES:
+        return named
+    stop = tokenizer_files.added_token_ids(view.directory).get(get_conv_template(template).stop_token)
+    return named if stop is None or stop in named else [stop, *named]
+
+
+def _named_stops(fields: Mapping) -> list[int]:
+    named = fields.get("eos_token_id")
+    return list(named) if isinstance(named, list) else [] if named is None else [named]
+
+
 def _write_template(view: ModelView, stage: Path) -> None:
-    """Makes engines prompt and stop as the template of the training does, if the base had another."""
+    """Makes engines prompt as the template of the training does, if the base had another."""
     tokenizer, template = tokenizer_files.load_tokenizer(view.directory), view.config["template"]
     for extra in stage.glob("chat_template*"):
         extra.unlink()
-    texts, stops = stage / "tokenizer_config.json", stage / "generation_config.json"
+    path = stage / "tokenizer_config.json"
     prompt = {"chat_template": tokenizer_files.chat_template(tokenizer, template)}
-    write_json(texts, {**read_json(texts, missing={}), **prompt})
-    stop = {"eos_token_id": tokenizer_files.stop_token_ids(tokenizer, template)}
-    write_json(stops, {**read_json(stops, missing={"_from_model_config": True}), **stop})
+    write_json(path, {**read_json(path, missing={}), **prompt})
 
 
-def _complete_stops(view: ModelView, stage: Path) -> None:
-    """Adds the template's stop token, where ``.chat`` stops, to those where engines stop, if the base lacks it."""
-    path = stage / "generation_config.json"
-    fields = read_json(path, missing={"_from_model_config": True})
-    named = fields.get("eos_token_id")
-    named = named if isinstance(named, list) else [] if named is None else [named]
-    template = view.config["template"]
-    ids = tokenizer_files.added_token_ids(view.directory)
-    stop = ids.get(get_conv_template(template).stop_token) if template in TEMPLATES else None
-    if stop is not None and stop not in named:
-        write_json(path, {**fields, "eos_token_id": [stop, *named]})
+def _write_stops(view: ModelView, stage: Path) -> None:
+    """Makes engines stop where ``.chat`` does."""
+    path = stage / _GENERATION
+    fields, stops = read_json(path, missing={"_from_model_config": True}), exported_stops(view)
+    if stops != _named_stops(fields):
+        write_json(path, {**fields, "eos_token_id": stops})
 
 
 def _rewritten(view: ModelView, tensors: Mapping[str, LazyTensor], to: Format, template: str | None) -> Draft:

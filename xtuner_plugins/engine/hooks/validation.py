@@ -1,4 +1,4 @@
-"""Validation while training: the loss on data of its own, and a panel of questions that the model answers."""
+"""Validation while training: the loss on data of its own, scores on benchmarks, and a panel of questions."""
 
 from __future__ import annotations
 
@@ -21,16 +21,23 @@ from ...datasets.images.media import open_image
 from ...hub.conversation import get_conv_template
 from ...inference.session import ChatSession
 from ...models.losses import sum_over_ranks
-from ...ranges import check_answer_tokens, check_interval, check_val_batch_size
+from ...ranges import (
+    check_answer_tokens,
+    check_benchmark_limit,
+    check_benchmarks,
+    check_interval,
+    check_val_batch_size,
+)
 from ..panel import PanelLog, read_panel
 from ..steps import unwrap
 from ..stopping import requests
 from ..validation_loss import ValidationLoss, validation_dataset, validation_loss
+from ..validation_scores import ValidationScores
 
 
 @HOOKS.register_module()
 class ValidationHook(Hook):
-    """Validates every ``interval`` optimizer steps and at the end; does nothing without data and panel.
+    """Validates every ``interval`` optimizer steps and at the end; does nothing without data, benchmarks and panel.
 
     Training isn't disturbed: the model goes back to training mode, no random number of a step is drawn, and the plan
     stays where it is. It runs before the checkpoint of the same step is saved, so a run that goes on from a checkpoint
@@ -41,7 +48,11 @@ class ValidationHook(Hook):
         data_paths: Annotation files. Everything else about the data is as in ``train_dataloader.dataset``, except
             ``repeat_times``, ``dataset_settings`` and ``reject_list``.
         image_folders: As `MultimodalDataset`.
-        batch_size: Samples that a rank takes at a time.
+        batch_size: Samples and questions that a rank takes at a time.
+        benchmarks: Files as `tools/evaluate.py` takes, answered and measured.
+        benchmark_images: Their image folder; None takes that of each file.
+        benchmark_limit: About so many questions of each; None takes all.
+        metric: Of the benchmarks; None takes each one's own.
         panel: As `read_panel`.
         panel_max_new_tokens: Length limit of an answer.
 
@@ -58,30 +69,45 @@ class ValidationHook(Hook):
         data_paths: str | Sequence[str] = (),
         image_folders: str | Sequence[str | None] | None = None,
         batch_size: int = 4,
+        benchmarks: str | Sequence[str] = (),
+        benchmark_images: str | None = None,
+        benchmark_limit: int | None = None,
+        metric: str | None = None,
         panel: str | Sequence[Mapping[str, Any]] | None = None,
         panel_max_new_tokens: int = 128,
     ):
         check_interval(interval)
         check_val_batch_size(batch_size)
         check_answer_tokens(panel_max_new_tokens)
+        check_benchmarks(benchmarks)
+        check_benchmark_limit(benchmark_limit)
         self.interval, self.data_paths, self.image_folders = interval, data_paths, image_folders
         self.batch_size, self.max_new_tokens = batch_size, panel_max_new_tokens
         self.records = read_panel(panel)
         for record in self.records:
             open_image(record.image)
-        self._loader = self._session = self._log = None
+        self._benchmarks = [benchmarks] if isinstance(benchmarks, str) else list(benchmarks)
+        self._benchmark_options = {"images": benchmark_images, "metric": metric, "limit": benchmark_limit}
+        self._loader = self._session = self._log = self._scores = None
         self._done: int | None = None  # step of the last validation
         self._shows_images = True
 
     def before_train(self, runner) -> None:
-        """Opens data and panel, and repeats a validation that a signal interrupted."""
-        if not self.data_paths and not self.records:
+        """Opens data, benchmarks and panel, and repeats a validation that a signal interrupted."""
+        if not self.data_paths and not self.records and not self._benchmarks:
             return
         again = runner.iter > 0 and self._is_due(runner, runner.iter) and self._done != runner.iter
         if self.data_paths:
             self._loader = self._open_data(runner)
-        if self.records:
+        if self._benchmarks:
+            sizes = {"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens}
+            self._scores = ValidationScores(self._benchmarks, **self._benchmark_options, **sizes)
+            for data_set in self._scores.data_sets:
+                for each in data_set.left_out:
+                    runner.logger.warning(f"left out of {data_set.name}: {each.message}")
+        if self.records or self._benchmarks:
             self._session = open_session(runner)
+        if self.records:
             self._log = PanelLog(runner.work_dir, self.records)
             if is_main_process():
                 self._log.start(runner.iter if again else runner.iter + 1)
@@ -136,11 +162,13 @@ class ValidationHook(Hook):
 
     def _validate(self, runner, step: int) -> None:
         began, network = time.perf_counter(), unwrap(runner.model)
-        loss = answers = None
+        loss = scores = answers = None
         with _undisturbed(runner):
             if self._loader is not None:
                 loss = validation_loss(network, self._loader, self._should_stop)
-            if self._session is not None and not requests.agreed:
+            if self._scores is not None and not requests.agreed:
+                scores = self._scores.measure(network, self._session, self._should_stop)
+            if self.records and not requests.agreed:
                 answers = self._answer(network)
         if requests.agreed:
             return
@@ -149,6 +177,9 @@ class ValidationHook(Hook):
         if loss is not None:
             runner.visualizer.add_scalars(scalars(loss), step=step)
             runner.logger.info(f"validation after step {step:,} ({seconds:.1f} s): {describe(loss)}")
+        if scores is not None:
+            runner.visualizer.add_scalars(scores.scalars(), step=step)
+            runner.logger.info(f"benchmarks after step {step:,}: {scores.describe()}")
         if answers is not None and is_main_process():
             self._log.append(step, answers)
             if hasattr(runner.visualizer, "add_answers"):

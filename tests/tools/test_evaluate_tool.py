@@ -1,0 +1,199 @@
+"""Models measured on files, as a user does it: table, files, messages, status; stopped runs go on."""
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tests.checkpoints.training import SETTINGS, make_model, save_pth, write_config
+from tests.conftest import HANGS_AFTER, ROOT
+from xtuner_plugins.checkpoints.export import export
+from xtuner_plugins.inference.opening import open_session
+from xtuner_plugins.toy.data import write_data
+
+spec = importlib.util.spec_from_file_location("evaluate_tool", ROOT / "tools/evaluate.py")
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+SHORT = ("--device", "cpu", "--max-new-tokens", "8")
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """(file of one's own questions, its images): every kind of question of the toy world."""
+    root = tmp_path_factory.mktemp("toy")
+    write_data(root, {"test": 6, "crossing": 3}, workers=1)
+    path = root / "held_out.jsonl"
+    with path.open("w") as file:
+        for record in map(json.loads, (root / "test.jsonl").read_text().splitlines()):
+            question, answer = (message["value"] for message in record["conversations"])
+            row = {"id": record["id"], "image": record["image"], "question": question, "answer": answer}
+            file.write(json.dumps({**row, "category": record["kind"]}) + "\n")
+    return path, root / "images"
+
+
+@pytest.fixture(scope="module")
+def trained(toy_base, tmp_path_factory):
+    """(config, checkpoint, export) of a LoRA training, disturbed until answers differ from question to question."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = write_config(folder / "mine.py", toy_base, **SETTINGS["both_loras"])
+    torch.manual_seed(0)
+    model, random_numbers = make_model(toy_base, **SETTINGS["both_loras"]), torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += torch.randn(parameter.shape, generator=random_numbers) * 0.45
+    checkpoint = save_pth(model, folder / "iter_1.pth")
+    export(config, checkpoint, folder / "export")
+    return config, checkpoint, folder / "export"
+
+
+def evaluate(*words):
+    return tool.main([*map(str, words), *SHORT])
+
+
+def rows(folder, name="items.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+
+
+def answers(folder):
+    return {row["id"]: row["answer"] for row in rows(folder)}
+
+
+def test_live_checkpoint_export_and_single_questions_agree(toy, trained, tmp_path, capsys):
+    """In float32, on all toy questions: from the checkpoint, from its export, in batches, and by `chat` one by one."""
+    path, images = toy
+    config, checkpoint, exported = trained
+    data = ("--data", path, "--images", images)
+    assert evaluate(config, checkpoint, *data, "--out", tmp_path / "live", "--batch-size", 16) == 0
+    assert evaluate(exported, *data, "--out", tmp_path / "export", "--batch-size", 5) == 0
+    found = answers(tmp_path / "live")
+    assert found == answers(tmp_path / "export") and len(found) == len(path.read_text().splitlines())
+    session, single = open_session(exported, device="cpu"), {}
+    for row in rows(tmp_path / "live"):
+        session.reset()
+        single[row["id"]] = session.ask(row["question"], row["paths"], max_new_tokens=8)
+    assert found == single and len(set(single.values())) > len(single) / 2
+    printed = capsys.readouterr().out
+    assert (
+        printed.splitlines()[1].split()[:3] == ["held_out", "exact_match:", "accuracy"] and "  number across" in printed
+    )
+    results = json.loads((tmp_path / "live" / "results.json").read_text())
+    assert results["model"]["model"] == str(checkpoint) and results["preprocessing"]["max_tiles"] == 12
+    assert results["datasets"]["held_out"]["num_answered"] == len(single)
+    assert (tmp_path / "live" / "report.html").stat().st_size > 1000
+
+
+def test_bad_items_are_named_counted_and_asked_once_they_are_mended(toy, trained, tmp_path, capsys):
+    path, images = toy
+    lines = path.read_text().splitlines()[:4]
+    shutil.copytree(images, tmp_path / "images")
+    broken = json.loads(lines[0])["image"]
+    content = (tmp_path / "images" / broken).read_bytes()
+    (tmp_path / "images" / broken).write_text("no image")
+    own = tmp_path / "own.jsonl"
+    own.write_text("\n".join([*lines, '{"question": "?"}']) + "\n")
+    command = (trained[2], "--data", own, "--images", tmp_path / "images", "--out", tmp_path / "out")
+    assert evaluate(*command) == 1
+    printed, errors = capsys.readouterr()
+    bad = sum(broken in line for line in lines)
+    assert printed.splitlines()[1].split()[-2:] == [str(4 - bad), str(bad + 1)]
+    named = [line for line in errors.splitlines() if line.startswith("left out of own: ")]
+    assert len(named) == bad + 1 and sum(broken in line for line in named) == bad and f"{own}:5" in errors
+    said = json.loads((tmp_path / "out" / "results.json").read_text())["datasets"]["own"]
+    assert said["num_left_out"] == bad + 1 == len(said["left_out"])
+
+    (tmp_path / "images" / broken).write_bytes(content)
+    assert evaluate(*command) == 1  # the line without an answer
+    assert sorted(answers(tmp_path / "out")) == sorted(json.loads(line)["id"] for line in lines)
+
+
+def test_other_weights_data_and_settings_are_refused(toy, trained, toy_base, tmp_path, capsys):
+    path, images = toy
+    shutil.copytree(trained[2], tmp_path / "model")
+    shutil.copyfile(path, own := tmp_path / "own.jsonl")
+    out = tmp_path / "out"
+    command = (tmp_path / "model", "--data", own, "--images", images, "--limit", 2, "--out", out)
+    assert evaluate(*command) == 0
+    before = (out / "answers.jsonl").read_bytes()
+    assert evaluate(*command[:-4], "--out", out, "--limit", 3, "--batch-size", 1) == 0  # goes on with the first two
+    assert (out / "answers.jsonl").read_bytes().startswith(before) and len(rows(out)) >= 3
+    capsys.readouterr()
+    assert evaluate(*command, "--max-tiles", 1) == 1
+    assert "answers.jsonl was made with other settings: max_tiles was 12 and is 1; give" in capsys.readouterr().err
+    own.write_text(own.read_text().replace("yes", "maybe"))
+    assert evaluate(*command) == 1
+    assert "other settings: data own was '" in capsys.readouterr().err
+    shutil.copyfile(path, own)
+    shutil.copyfile(toy_base / "model.safetensors", tmp_path / "model" / "model.safetensors")
+    assert evaluate(*command) == 1
+    assert "other settings: weights was '" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--limit", "0"], "--limit 0: give at least 1"),
+        (["--batch-size", "-1"], "--batch-size -1: give at least 1"),
+        ([], "--data"),
+    ],
+)
+def test_wrong_command_lines(words, said, capsys):
+    data = ["--data", "a.jsonl"] if words else []
+    with pytest.raises(SystemExit, match="2"):
+        tool.parse_args(["model", "--out", "out", *data, *words])
+    assert said in capsys.readouterr().err
+
+
+def test_wrong_values_are_one_line(toy, trained, tmp_path, capsys):
+    for words, said in (
+        (["--data", "none.jsonl"], "none.jsonl isn't there"),
+        (["--data", toy[0], "--metric", "exact"], "metric 'exact' is unknown; did you mean exact_match"),
+        (["--data", toy[0], "--kind", "mmbanch"], "mmbanch"),
+    ):
+        assert evaluate(trained[2], *words, "--images", toy[1], "--out", tmp_path / "out") == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and len(error.splitlines()) == 1 and said in error
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes, kills", [(1, 10), (2, 3)])
+def test_killed_at_ten_moments(toy, trained, tmp_path, processes, kills):
+    """Each run is killed after some more answers than the last; what remains is complete, without doubles."""
+    path, images = toy
+    out = tmp_path / "out" / "answers.jsonl"
+    command = [sys.executable, str(ROOT / "tools/evaluate.py"), trained[2], "--data", path, "--images", images]
+    command += ["--out", out.parent, "--batch-size", "1", "--processes", str(processes), *SHORT]
+    number, random_moment = len(path.read_text().splitlines()), random.Random(processes)
+
+    def count():
+        return out.read_bytes().count(b"\n") if out.is_file() else 0
+
+    killed = 0
+    for moment in range(kills):
+        running = subprocess.Popen(list(map(str, command)), env={**os.environ, "OMP_NUM_THREADS": "1"})
+        wanted, deadline = count() + 1 + moment % 3, time.monotonic() + HANGS_AFTER
+        while moment and count() < wanted and running.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(random_moment.random() * 0.05)
+        killed += running.poll() is None
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+        if moment == kills // 2:  # as a kill in the middle of writing a line leaves it
+            out.write_bytes(out.read_bytes()[:-7])
+    assert killed >= 0.8 * kills and 1 < count() < number
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=HANGS_AFTER)
+    assert done.returncode == 0, done.stderr
+    named = [row["id"].partition("/")[2] for row in rows(out.parent, "answers.jsonl")]
+    assert len(named) == len(set(named)) == number
+    whole = tmp_path / "undisturbed"
+    assert evaluate(trained[2], "--data", path, "--images", images, "--out", whole) == 0
+    assert answers(out.parent) == answers(whole)

@@ -1,0 +1,90 @@
+"""What decides the answers of a model, found without reading its weights: its files, tiles and template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import preprocessing
+from ..checkpoints.export import MANIFEST
+from ..checkpoints.formats import open_model
+from ..checkpoints.io.reader import read_json, weight_files
+from ..checkpoints.loader import config_from_fields
+from ..datasets.base import tiling_of
+from ..datasets.cache import content_hash, get_cache_dir, text_hash
+from ..datasets.images.resize_rules import resize_facts
+from .batch_answers import Lengths
+from .opening import Source
+
+SUFFIXES = (".json", ".jinja", ".model", ".tiktoken", ".txt")  # config, tokenizer, template, stop tokens
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model as a session would open it.
+
+    Attributes:
+        files: All that weights, config and tokenizer are read from.
+        lengths: How its images are cut and counted.
+        preprocessing: The same with template and resize rule, as plain values.
+    """
+
+    files: tuple[Path, ...]
+    lengths: Lengths
+    preprocessing: Mapping[str, Any]
+
+    def weights_hash(self) -> str:
+        """Changes when a file does, whatever its path; a file is read once and its hash remembered until it changes."""
+        folder = get_cache_dir()
+        return text_hash(*(f"{path.name} {content_hash(path, folder)}" for path in self.files))
+
+    def preprocessing_hash(self) -> str:
+        """Of tiles, template and resize rule."""
+        return text_hash(json.dumps(dict(self.preprocessing), sort_keys=True))
+
+
+def describe(source: Source, *, template: str | None = None, max_tiles: int | None = None) -> Description:
+    """The description of a model directory, or of a config with a checkpoint.
+
+    Args:
+        source: From `find_source`.
+        template: As for `open_session`.
+        max_tiles: Likewise.
+
+    Raises:
+        ValueError: Parts that don't belong together, or an impossible setting.
+    """
+    if source.checkpoint is None:
+        view, files = open_model(source.path), []
+        lock = read_json(source.path / preprocessing.FILE, missing={})
+    else:
+        from ..checkpoints import trained
+
+        plan = trained.lay_over(source.path, source.checkpoint).settle(template)
+        view, files, lock = plan.view, [source.path, *plan.checkpoint.files], plan.preprocessing or {}
+    config = config_from_fields(view.config, view.directory)
+    tiling, sharing = tiling_of(config, {"max_tiles": max_tiles}), lock.get("tile_sharing", "equal")
+    from ..hub.configuration_internvl_chat import num_image_tokens
+
+    return Description(
+        (*files, *_model_files(view.directory)),
+        Lengths(tiling, sharing, num_image_tokens(config)),
+        {
+            "tile_size": tiling.tile_size,
+            "min_tiles": tiling.min_tiles,
+            "max_tiles": tiling.max_tiles,
+            "use_thumbnail": tiling.use_thumbnail,
+            "tile_sharing": sharing,
+            "template": config.template,
+            **resize_facts(),
+        },
+    )
+
+
+def _model_files(directory: Path) -> list[Path]:
+    weights = weight_files(directory)
+    others = [path for path in sorted(directory.iterdir()) if path.suffix in SUFFIXES and path.name != MANIFEST]
+    return [*weights, *(path for path in others if path not in weights and ".index." not in path.name)]

@@ -1,8 +1,9 @@
-"""Turns a downloaded data set into a jsonl that trains here.
+"""Turns a downloaded data set into a jsonl that trains here: conversations, or preference pairs.
 
     python tools/prepare_data.py --list
     python tools/prepare_data.py llava-instruct-150k downloads/llava_instruct_150k.json data/instruct.jsonl --coco 2014
     python tools/prepare_data.py sharegpt-4o downloads/ShareGPT-4o data/sharegpt.jsonl --image-folder data/sharegpt
+    python tools/prepare_data.py mmpr-v1.2 data/mmpr data/mmpr/pairs.jsonl --image-folder data/mmpr/images
 
 Records that training would refuse are left out, each with a line that says why (the first 50 here, all of them in
 OUT.left_out.txt). The exit status is 1 when there were any, or the file hasn't as many records as the published one.
@@ -40,7 +41,11 @@ def parse_args() -> argparse.Namespace:
 def show_list(recipes) -> None:
     for name, recipe in recipes.items():
         count = f"{recipe.num_records:,} ({recipe.counted_by})" if recipe.num_records else "no count is published"
-        print(f"{name}\n    file      {recipe.file}\n    records   {count}\n    images  {recipe.images}")
+        if recipe.has_meta:
+            count = "as meta.json says, file by file"
+        print(f"{name}\n    file      {recipe.file}\n    records   {count}\n    images    {recipe.images}")
+        if recipe.rule:
+            print(f"    rule      {recipe.rule}")
 
 
 def main() -> int:
@@ -86,7 +91,9 @@ def main() -> int:
         print(result.folder, *result.folder.examples(), sep="\n  ")
     recipe = RECIPES[args.name]
     print(f"images: {recipe.images}")
-    if recipe.num_records is None:
+    if recipe.rule:
+        print(f"rule: {recipe.rule}")
+    if recipe.num_records is None and not recipe.has_meta:
         print(f"no count is published for {recipe.file}: nothing to compare {result.num_read} with")
     remark = "" if args.any_count else result.remark
     if remark:

@@ -76,6 +76,10 @@ val_data_paths = []  # annotation files to validate on; none by default
 val_image_folders = None  # as image_folders; None: paths are relative to the file
 val_interval = 500  # optimizer steps; also at the end of the run
 val_batch_size = 4
+val_benchmarks = []  # files as tools/evaluate.py takes, answered and measured then
+val_benchmark_images = None  # their image folder; None: that of each file
+val_benchmark_limit = None  # questions of each; None: all
+val_metric = None  # of val_benchmarks; None: each one's own
 panel = None  # questions answered then: a jsonl file, or a list of {image, question}
 panel_max_new_tokens = 128
 
@@ -142,6 +146,10 @@ default_hooks.update(  # noqa: F405
         data_paths=val_data_paths,  # the rest of the data's settings are the training's
         image_folders=val_image_folders,
         batch_size=val_batch_size,
+        benchmarks=val_benchmarks,
+        benchmark_images=val_benchmark_images,
+        benchmark_limit=val_benchmark_limit,
+        metric=val_metric,
         panel=panel,
         panel_max_new_tokens=panel_max_new_tokens,
     )

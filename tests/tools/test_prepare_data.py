@@ -3,6 +3,9 @@ import json
 import sys
 from pathlib import Path
 
+from PIL import Image
+
+from xtuner_plugins.datasets import PreferenceDataset
 from xtuner_plugins.datasets.audit.published import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +26,7 @@ def test_list_names_every_data_set(monkeypatch, capsys):
     for name, recipe in RECIPES.items():
         assert name in printed.splitlines() and recipe.file in printed and recipe.images in printed
     assert "558,128 (copies of LLaVA-Pretrain)" in printed and "no count is published" in printed
+    assert "as meta.json says, file by file" in printed and "rule      the best answer against the worst" in printed
 
 
 def test_status_tells_whether_all_is_well(monkeypatch, capsys, tmp_path):
@@ -61,3 +65,25 @@ def test_images_that_are_not_there(monkeypatch, capsys, tmp_path):
     assert run(monkeypatch, "sharegpt-4o", *args) == 1
     assert f"{source}:2: 'b.jpg' isn't in" in capsys.readouterr().out
     assert json.loads((tmp_path / "out.jsonl").read_text())["image"] == "a.jpg"
+
+
+def test_pairs_of_a_release_train(toy_base, monkeypatch, capsys, tmp_path):
+    """MMPR as unpacked: what is written trains with the image folder beside it."""
+    (tmp_path / "images/set").mkdir(parents=True)
+    (tmp_path / "annotations").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "images/set/a.jpg")
+    pair = {"image": "a.jpg", "question": "What?", "chosen": "A cat.", "rejected": "A dog."}
+    (tmp_path / "annotations/s.jsonl").write_text(
+        json.dumps(pair) + "\n" + json.dumps(pair | {"image": "b.jpg"}) + "\n"
+    )
+    entry = {"root": "MMPR-v1.2/images/set", "annotation": "MMPR-v1.2/annotations/s.jsonl", "length": 2}
+    (tmp_path / "meta.json").write_text(json.dumps({"s": entry | {"repeat_time": 2}}))
+    out, images = tmp_path / "pairs.jsonl", tmp_path / "images"
+    assert run(monkeypatch, "mmpr-v1.2", tmp_path, out, "--image-folder", images) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("s.jsonl:2: 'set/b.jpg' isn't in") == 2 and "4 records read, 2 written" in printed
+    assert "rule: as meta.json says" in printed and "another version" not in printed
+    dataset = PreferenceDataset(
+        str(toy_base), str(out), str(images), max_length=2000, cache_dir=str(tmp_path / "cache")
+    )
+    assert len(dataset) == 2 and dataset[0]["num_tiles"] == 1 and len(dataset[0]["branches"]) == 3

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from xtuner_plugins.datasets.audit.prepare import GIVE_UP_AFTER, prepare
-from xtuner_plugins.datasets.audit.published import CHINESE_PROMPTS, RECIPES
+from xtuner_plugins.datasets.audit.published import ASPECTS, CHINESE_PROMPTS, RECIPES
 from xtuner_plugins.datasets.errors import RecordError, SettingError
 from xtuner_plugins.datasets.records.index import scan
+from xtuner_plugins.datasets.records.pairs import parse_pair
 from xtuner_plugins.datasets.records.records import parse_record
 
 
@@ -43,6 +44,26 @@ def jpeg(color, side):
 def embedded(question, data):
     """A row of MiniMind-V's Parquet files: the turns as JSON text, the image as bytes."""
     return {"conversations": json.dumps(minimind(question)["conversations"]), "image_bytes": data}
+
+
+def pair(image=None, **changes):
+    record = {"image": image} if image else {}
+    return record | {"question": "What?", "chosen": "A cat.", "rejected": "A dog."} | changes
+
+
+def rated(*ratings, **names):
+    """A row of VLFeedback: answers of these three ratings each."""
+    completions = [
+        {
+            "annotations": {
+                aspect: {"Rating": rating, "Rationale": "So."} for aspect, rating in zip(ASPECTS, each, strict=True)
+            },
+            "model": "m",
+            "response": f"Answer {number}.",
+        }
+        for number, each in enumerate(ratings)
+    ]
+    return {"id": "v1", "prompt": "What?", "models": [], "completions": completions} | names
 
 
 def name_of(data):
@@ -100,13 +121,33 @@ SHAPES = {
     ),
     "minimind-v-pretrain": ([embedded("<image>\n请描述", RED)], [name_of(RED)]),
     "minimind-v-sft": ([embedded("<image>\n请描述", RED), embedded("你好", BLACK)], [name_of(RED), None]),
+    "mmpr-v1.1": ([pair("1.png"), pair(["a/2.png", "3.png"])], ["set/1.png", "set/a/2.png"]),
+    "mmpr-v1.2": ([pair("1.png", question="<image>\nWhat?"), pair()], ["set/1.png", None]),
+    "rlaif-v": ([pair({"bytes": RED, "path": "0.jpg"}, ds_name="d", idx="7")], [name_of(RED)]),
+    "rlhf-v": (
+        [
+            {"image": {"bytes": RED, "path": "0.jpg"}, "text": json.dumps(pair())},
+            {"image": {"bytes": BLACK, "path": "1.jpg"}, "text": json.dumps(pair())},
+        ],
+        [name_of(RED), name_of(BLACK)],
+    ),
+    "vlfeedback": (
+        [rated("455", "123"), rated("555", "111", img_path="/somewhere/v2.jpg")],
+        ["v1.jpg", "v2.jpg"],
+    ),
+    "vlfeedback-parquet": ([rated("455", "123", image={"bytes": RED, "path": "v1.jpg"})], [name_of(RED)]),
 }
 
 
 def write(folder, name, raw):
     """The records as the data set's own file: a JSON array, lines when it ends in .jsonl, or Parquet."""
-    path = folder / RECIPES[name].file
+    path = folder / RECIPES[name].file.replace("*", "000")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if RECIPES[name].has_meta:
+        entry = {"root": "MMPR/images/set", "annotation": "MMPR/annotations/s.jsonl", "length": len(raw) + 1}
+        path.write_text(json.dumps({"s": entry}))
+        path = folder / "annotations/s.jsonl"
+        path.parent.mkdir(exist_ok=True)
     if path.suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(raw), path)
         return path
@@ -137,12 +178,13 @@ def test_every_recipe_gives_records_that_train(tmp_path, name):
     result = prepare(
         name, tmp_path, tmp_path / "out.jsonl", begin=total.append, progress=done.append, **own_folder(name, tmp_path)
     )
-    records = [parse_record(record, "f:1") for record in written(tmp_path / "out.jsonl")]
+    records = [RECIPES[name].parse(record, "f:1") for record in written(tmp_path / "out.jsonl")]
     assert [record.media[0].name if record.media else None for record in records] == images
     assert (result.num_read, result.num_written, result.complaints) == (len(raw), len(images), [])
     assert result.num_images == len({medium.name for record in records for medium in record.media})
     assert (total, sum(done)) == ([len(raw)], len(raw))
-    assert bool(result.remark) == (RECIPES[name].num_records is not None)  # far fewer than the published file
+    counted = RECIPES[name].num_records is not None or RECIPES[name].has_meta
+    assert bool(result.remark) == counted  # far fewer than the published file
     assert stat.S_IMODE((tmp_path / "out.jsonl").stat().st_mode) == 0o644
 
 
@@ -151,12 +193,12 @@ def test_every_recipe_says_no_to_another_shape(tmp_path, name):
     """A wrong record is left out with its line; of a file that holds only such, nothing is written."""
     good = SHAPES[name][0][0]
     path = write(tmp_path, name, [good, {"foo": 1}, [], good])
-    result = prepare(name, path, tmp_path / "out.jsonl")
+    result = prepare(name, tmp_path, tmp_path / "out.jsonl")
     assert [text.split(" ")[0] for text in result.complaints] == [f"{path}:2:", f"{path}:3:"]
     assert result.num_read == 4 and result.num_written in (2, 10)
     write(tmp_path, name, [{"foo": 1}] * (GIVE_UP_AFTER + 1))
     with pytest.raises(SettingError, match=r"not one of the first 100 .* name that file"):
-        prepare(name, path, tmp_path / "other.jsonl")
+        prepare(name, tmp_path, tmp_path / "other.jsonl")
     assert not (tmp_path / "other.jsonl").exists()
 
 
@@ -353,3 +395,62 @@ def test_the_folder_is_counted(tmp_path):
     assert (result.folder.num_files, result.folder.num_named) == (3, 2)
     assert (result.folder.missing, result.folder.superfluous) == (["none.jpg"], ["b.jpg", "c.jpg"])
     assert result.num_written == 2 and len(result.complaints) == 1
+
+
+def test_files_of_one_shape_are_read_in_the_order_of_their_names(tmp_path):
+    for number, side in ((1, 8), (0, 16)):
+        row = pair({"bytes": jpeg("red", side), "path": "a.jpg"}, chosen=f"Side {side}.")
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / f"RLAIF-V-Dataset_00{number}.parquet")
+    result = prepare("rlaif-v", tmp_path, tmp_path / "out.jsonl", image_folder=tmp_path / "images")
+    assert [record["chosen"] for record in written(tmp_path / "out.jsonl")] == ["Side 16.", "Side 8."]
+    assert [record["id"] for record in written(tmp_path / "out.jsonl")] == ["0", "1"]
+    assert result.remark.startswith(f"{tmp_path} has 2 records, the published RLAIF-V-Dataset_*.parquet has 83,132")
+
+
+def test_pairs_that_prefer_nothing_are_left_out(tmp_path):
+    raw = [pair("1.png", chosen="A dog. "), pair("1.png", rejected=""), pair("1.png", chosen=None), pair("2.png")]
+    path = write(tmp_path, "mmpr-v1.2", raw)
+    result = prepare("mmpr-v1.2", tmp_path, tmp_path / "out.jsonl", image_prefix="images/")
+    assert [record["image"] for record in written(tmp_path / "out.jsonl")] == ["images/set/2.png"]
+    assert [text.split(";")[0] for text in result.complaints] == [
+        f"{path}:1: both answers are 'A dog. '",
+        f"{path}:2: the rejected answer is empty",
+        f"{path}:3: no chosen answer",
+    ]
+
+
+def test_images_without_a_place_come_first(tmp_path):
+    """As many placeholders as images, before the question; those that are there stay."""
+    raw = [pair(["1.png", "2.png"]), pair(["1.png", "2.png"], question="Is <image> like <image>?")]
+    write(tmp_path, "mmpr-v1.1", raw)
+    prepare("mmpr-v1.1", tmp_path, tmp_path / "out.jsonl")
+    first, second = (parse_pair(record, "f:1").turns[0].parts for record in written(tmp_path / "out.jsonl"))
+    assert [part if isinstance(part, str) else part.name for part in second] == [
+        "Is ", "set/1.png", " like ", "set/2.png", "?",
+    ]  # fmt: skip
+    assert [part.name for part in first if not isinstance(part, str)] == ["set/1.png", "set/2.png"]
+    assert first[-1].endswith("What?")
+
+
+def test_the_best_answer_against_the_worst(tmp_path):
+    """Means over the rated aspects: 4, 5, 5 (of equal ones the first), 1."""
+    best = rated(("3", "5", "4"), ("N/A", "5", "5"), "555", ("1", "N/A", "N/A"), ("N/A",) * 3)
+    raw = [best, rated("333", "234"), rated("555", ("N/A",) * 3), rated("455", ("4", "high", "1"))]
+    path = write(tmp_path, "vlfeedback", raw)
+    result = prepare("vlfeedback", path, tmp_path / "out.jsonl")
+    assert [(record["chosen"], record["rejected"]) for record in written(tmp_path / "out.jsonl")] == [
+        ("Answer 1.", "Answer 3.")
+    ]
+    assert result.complaints[:2] == [
+        f"{path}:2: its 2 rated answers all have a mean rating of 3",
+        f"{path}:3: 1 of its 2 answers rated, a pair takes two",
+    ]
+    assert "not a record of vlfeedback_80k.jsonl (could not convert string to float: 'high')" in result.complaints[2]
+
+
+def test_answers_as_an_object_of_lists(tmp_path):
+    row = rated("455", "123", image={"bytes": RED, "path": "v1.jpg"})
+    row["completions"] = {key: [each[key] for each in row["completions"]] for key in row["completions"][0]}
+    write(tmp_path, "vlfeedback-parquet", [row])
+    prepare("vlfeedback-parquet", tmp_path, tmp_path / "out.jsonl", image_folder=tmp_path / "images")
+    assert written(tmp_path / "out.jsonl")[0]["chosen"] == "Answer 0."

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from xtuner_plugins.datasets.audit.published import RECIPES, minimind_v
+from xtuner_plugins.datasets.records.pairs import parse_pair
 
 
 def test_each_count_has_somebody_who_says_so():
@@ -14,7 +15,7 @@ def test_each_count_has_somebody_who_says_so():
 
 def test_names_are_plain_and_files_are_relative():
     for name, recipe in RECIPES.items():
-        assert re.fullmatch(r"[a-z0-9-]+", name) and not recipe.file.startswith("/")
+        assert re.fullmatch(r"[a-z0-9.-]+", name) and not recipe.file.startswith("/")
         assert bool(recipe.embedded) == recipe.file.endswith(".parquet")
 
 
@@ -33,3 +34,15 @@ def test_recipes_name_files_that_can_be_prepared():
 def test_another_shape_is_no_record_of_minimind(raw):
     with pytest.raises((KeyError, ValueError, TypeError)):
         minimind_v(raw, 0)
+
+
+def test_rules_are_told_where_records_are_chosen():
+    told = {name for name, recipe in RECIPES.items() if recipe.rule}
+    assert told == {"mmpr-v1.1", "mmpr-v1.2", "vlfeedback", "vlfeedback-parquet"}
+
+
+def test_the_leaves_train_on_what_mmpr_becomes():
+    """The command that `Data.text` names writes pairs."""
+    from xtuner_plugins.recipes.data import MMPR
+
+    assert RECIPES["mmpr-v1.2"].parse is parse_pair and "prepare_data.py mmpr-v1.2 " in MMPR.text

@@ -14,10 +14,10 @@ from ..cache import write_whole
 from ..errors import RecordError, SettingError
 from ..images.folders import FolderCount, FolderFiles
 from ..images.media import ImageFolder
-from ..records.index import OffsetIndex, scan
-from ..records.parquet import ParquetRows, write_image
-from ..records.records import IMAGE, parse_record
-from .published import COCO_FOLDER, COCO_NONE, RECIPES, Recipe
+from ..records.parquet import write_image
+from ..records.records import IMAGE
+from .published import COCO_FOLDER, COCO_NONE, RECIPES, NoPreferenceError, Recipe
+from .sources import Part, open_parts
 
 COCO_NUMBER = re.compile(r"(?:COCO_(?:train|val)2014_)?(\d{12}\.jpg)")
 COCO_YEARS = ("2017", "2014")
@@ -52,7 +52,7 @@ def prepare(
 
     Args:
         name: a row of `RECIPES`.
-        source: the downloaded file, or the folder that holds it.
+        source: the downloaded file, or the folder that holds it or, of several, all of them.
         out: the jsonl to write, whole or not at all.
         coco: '2017' (000000000009.jpg) or '2014' (COCO_train2014_000000000009.jpg), for data sets on COCO.
         image_prefix: prefix of the name of every image, for example `coco/train2017/`.
@@ -67,22 +67,21 @@ def prepare(
         RecordError: a JSON array that is cut off.
     """
     recipe = _check_options(name, coco, image_prefix, image_folder)
-    path = find_source(recipe, source)
+    parts, problems = open_parts(recipe, source)
     if recipe.embedded:
         Path(image_folder).mkdir(parents=True, exist_ok=True)
     folder = None if image_folder is None else ImageFolder(image_folder)
     files = None if folder is None or recipe.embedded else FolderFiles(folder)
-    index = ParquetRows(path, ("conversations", recipe.embedded)) if recipe.embedded else scan(path)
-    begin(len(index))
-    result, named = Prepared(), set()
+    begin(sum(map(len, parts)))
+    result, named = Prepared(complaints=problems), set()
 
     def rows() -> Iterator[str]:
         written: set[str] = set()
-        for number, (where, raw) in enumerate(_raw_records(index)):
+        for number, (part, where, raw) in enumerate((each, *row) for each in parts for row in each.rows()):
             if number == GIVE_UP_AFTER and not result.num_written:
                 raise SettingError(
                     "shape",
-                    f"{path}: not one of the first {GIVE_UP_AFTER} records is usable; the first: "
+                    f"{part.path}: not one of the first {GIVE_UP_AFTER} records is usable; the first: "
                     f"{result.complaints[0]}",
                     f"{name} is made from {recipe.file}, name that file",
                 )
@@ -94,10 +93,10 @@ def prepare(
                 result.complaints.append(str(error))
             for record in records:
                 try:
-                    record = _rename(record, recipe, coco, image_prefix, files)
+                    record = _rename(record, recipe, coco, image_prefix + part.prefix, files)
                     names = _names(record)
                     named.update(names)
-                    _check(record, names, files, where)
+                    _check(record, recipe, names, files, where)
                 except RecordError as error:
                     result.complaints.append(str(error))
                     continue
@@ -115,7 +114,7 @@ def prepare(
     write_whole(Path(out), write)
     if folder is not None:
         result.folder = (files or FolderFiles(folder)).compare(named)
-    result.remark = _remark(recipe, path, len(index))
+    result.remark = _remark(recipe, source, parts)
     return result
 
 
@@ -137,9 +136,9 @@ def _check_options(name: str, coco: str, image_prefix: str, image_folder: str | 
     return recipe
 
 
-def _check(record: object, names: list[str], files: FolderFiles | None, where: str) -> None:
+def _check(record: object, recipe: Recipe, names: list[str], files: FolderFiles | None, where: str) -> None:
     """Raises `RecordError` for a record that training would refuse, or whose images aren't there."""
-    parse_record(record, where)
+    recipe.parse(record, where)
     if missing := [name for name in names if files is not None and name not in files]:
         raise RecordError(
             "image_missing",
@@ -149,53 +148,33 @@ def _check(record: object, names: list[str], files: FolderFiles | None, where: s
         )
 
 
-def _remark(recipe: Recipe, path: Path, num_records: int) -> str:
-    """What is wrong with the file as a whole; '' for nothing."""
-    if recipe.num_records is None or num_records == recipe.num_records:
-        return ""
-    return (
-        f"{path} has {num_records:,} records, the published {os.path.basename(recipe.file)} has "
-        f"{recipe.num_records:,} (says: {recipe.counted_by}): another version, or cut off; fetch it again, "
-        "or say --any-count when it is meant to be so"
-    )
-
-
-def _raw_records(index: OffsetIndex | ParquetRows) -> Iterator[tuple[str, Callable[[], object]]]:
-    """(`file:line`, a function that reads the record) of each record in sequence."""
-    if isinstance(index, ParquetRows):
-        for number, row in enumerate(index):
-            yield index.source(number), lambda row=row: row
-        return
-    for number in range(len(index)):
-        yield index.source(number), lambda number=number: index.parse(number)
-
-
-def find_source(recipe: Recipe, source: str | os.PathLike) -> Path:
-    """The downloaded file.
-
-    Raises:
-        SettingError: there is no such file, or the folder doesn't hold it.
-    """
-    path = Path(source)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        for place in (path / recipe.file, path / os.path.basename(recipe.file)):
-            if place.is_file():
-                return place
-        raise SettingError(
-            "source", f"folder {str(path)!r} holds no {recipe.file}", "download it, or name the file itself"
+def _remark(recipe: Recipe, source: str | os.PathLike, parts: list[Part]) -> str:
+    """What is wrong with the files as a whole; '' for nothing."""
+    num_records, remedy = sum(map(len, parts)), "another version, or cut off; fetch it again, "
+    remedy += "or say --any-count when it is meant to be so"
+    if recipe.num_records is not None and num_records != recipe.num_records:
+        path = parts[0].path if len(parts) == 1 else source
+        return (
+            f"{path} has {num_records:,} records, the published {os.path.basename(recipe.file)} has "
+            f"{recipe.num_records:,} (says: {recipe.counted_by}): {remedy}"
         )
-    raise SettingError("source", f"{str(path)!r} isn't there", f"name the downloaded {recipe.file}, or its folder")
+    others = [part for part in parts if part.length is not None and part.length != len(part.index)]
+    if not others:
+        return ""
+    first, more = others[0], f" (and so {len(others) - 1} more files)" if len(others) > 1 else ""
+    return (
+        f"{first.path} has {len(first.index):,} records, {os.path.basename(recipe.file)} says {first.length:,}{more}: "
+        f"{remedy}"
+    )
 
 
 def _convert(recipe: Recipe, raw: object, number: int, source: str, folder: ImageFolder | None) -> list[dict]:
     try:
-        if recipe.embedded and IMAGE in str(raw["conversations"]):
-            data = raw[recipe.embedded]
-            images = data if isinstance(data, list) else [data]
-            raw = raw | {"image": [write_image(image, Path(folder.folder), source) for image in images]}
+        if recipe.embedded:
+            raw = raw | {"image": [write_image(data, Path(folder.folder), source) for data in _bytes(raw, recipe)]}
         return list(recipe.convert(raw, number))
+    except NoPreferenceError as error:
+        raise RecordError("no_preference", str(error), "", source) from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, RecordError):
             raise
@@ -203,6 +182,15 @@ def _convert(recipe: Recipe, raw: object, number: int, source: str, folder: Imag
         raise RecordError(
             "shape", f"not a record of {recipe.file} ({problem})", "check that the file is the data set's own", source
         ) from None
+
+
+def _bytes(raw: dict, recipe: Recipe) -> list[bytes]:
+    """The images of a row, each the bytes or {"bytes", "path"}; none where turns have no `<image>` that calls them."""
+    images = raw[recipe.embedded]
+    if images is None or ("conversations" in raw and IMAGE not in str(raw["conversations"])):
+        return []
+    images = images if isinstance(images, list) else [images]
+    return [image["bytes"] if isinstance(image, dict) else image for image in images]
 
 
 def _names(record: object) -> list[str]:

@@ -9,7 +9,8 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ..records.records import IMAGE
+from ..records.pairs import parse_pair
+from ..records.records import IMAGE, Record, parse_record
 
 COCO_NONE, COCO_ALL, COCO_FOLDER = 0, 1, 2  # which of a data set's images are COCO's: see `Recipe.coco`
 
@@ -27,13 +28,16 @@ ENGLISH_PROMPTS = (
     "Give a detailed description of this image and of the text in it.",
 )
 
+ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")  # that VLFeedback rates
+
 
 @dataclass(frozen=True)
 class Recipe:
     """A data set.
 
     Attributes:
-        file: the downloaded file, relative to the data set's folder.
+        file: the downloaded file, relative to the data set's folder; with `*`, all such files in the order of their
+            names.
         num_records: its number of records, which is checked; None where nobody publishes it.
         counted_by: who publishes that number.
         images: place of the unpacked images, for `image_folders`.
@@ -41,6 +45,10 @@ class Recipe:
         coco: COCO_ALL: the images are COCO's, named by number as in 2017. COCO_FOLDER: those below `coco/` are.
         embedded: the column of a Parquet file that holds the bytes of a row's image or images; '' where images are
             files.
+        columns: of a Parquet file, what `convert` reads beside the image.
+        has_meta: the file is a meta.json of InternVL, which names the annotation files (`sources.open_parts`).
+        parse: what checks our records: `parse_record`, or `parse_pair` of preference pairs.
+        rule: how records are made or chosen, where that isn't obvious.
     """
 
     file: str
@@ -50,6 +58,14 @@ class Recipe:
     convert: Callable[[dict, int], Iterable[dict]]
     coco: int = COCO_NONE
     embedded: str = ""
+    columns: tuple[str, ...] = ("conversations",)
+    has_meta: bool = False
+    parse: Callable[[object, str], Record] = parse_record
+    rule: str = ""
+
+
+class NoPreferenceError(ValueError):
+    """A row of the right form that prefers no answer."""
 
 
 def as_it_is(raw: dict, number: int) -> list[dict]:
@@ -106,6 +122,56 @@ def minimind_v(raw: dict, number: int) -> list[dict]:
     return [record | {"image": names[0] if len(names) == 1 else names}]
 
 
+def mmpr(raw: dict, number: int) -> list[dict]:
+    """MMPR: {"image": name or names, "question", "chosen", "rejected"}; without placeholders, images come first."""
+    names = raw.get("image") or []
+    names = [names] if isinstance(names, str) else names
+    question = raw["question"] if IMAGE in raw["question"] else f"{IMAGE}\n" * len(names) + raw["question"]
+    return [_pair(number, names, question, raw["chosen"], raw["rejected"])]
+
+
+def rlaif_v(raw: dict, number: int) -> list[dict]:
+    """RLAIF-V: a row for each pair; `image` holds the names of the files written from its column."""
+    return [_pair(number, raw["image"], raw["question"], raw["chosen"], raw["rejected"])]
+
+
+def rlhf_v(raw: dict, number: int) -> list[dict]:
+    """RLHF-V: question and answers stand in `text`, as JSON."""
+    pair = json.loads(raw["text"]) if isinstance(raw["text"], str) else raw["text"]
+    return [_pair(number, raw["image"], pair["question"], pair["chosen"], pair["rejected"])]
+
+
+def vlfeedback(raw: dict, number: int) -> list[dict]:
+    """VLFeedback: a prompt with rated answers of several models; see `_RATED` for the pair that is made of them.
+
+    Its own loader names an image after the record's `id`. `completions` is a list, or one object of lists: the form
+    in which `datasets` writes a sequence of objects to Parquet.
+    """
+    names = raw["image"] if "image" in raw else [os.path.basename(raw.get("img_path") or f"{raw['id']}.jpg")]
+    answers = raw["completions"]
+    if isinstance(answers, dict):
+        answers = [dict(zip(answers, row, strict=True)) for row in zip(*answers.values(), strict=True)]
+    rated = [(rating, answer["response"]) for answer in answers if (rating := _mean_rating(answer)) is not None]
+    if len(rated) < 2:
+        raise NoPreferenceError(f"{len(rated)} of its {len(answers)} answers rated, a pair takes two")
+    best, worst = max(rated, key=lambda pair: pair[0]), min(rated, key=lambda pair: pair[0])
+    if best[0] == worst[0]:
+        raise NoPreferenceError(f"its {len(rated)} rated answers all have a mean rating of {best[0]:g}")
+    return [_pair(number, names, raw["prompt"], best[1], worst[1])]
+
+
+def _mean_rating(answer: dict) -> float | None:
+    """Over the aspects that are rated; None where none is."""
+    ratings = [str(answer["annotations"][aspect]["Rating"]).strip() for aspect in ASPECTS]
+    numbers = [float(rating) for rating in ratings if rating != "N/A"]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _pair(number: int, names: list[str], question: str, chosen: str, rejected: str) -> dict:
+    image = {"image": names[0] if len(names) == 1 else names} if names else {}
+    return {"id": str(number), **image, "question": question, "chosen": chosen, "rejected": rejected}
+
+
 def _talk(image: str, question: str, answer: str, name: str) -> dict:
     return {
         "id": name,
@@ -114,6 +180,13 @@ def _talk(image: str, question: str, answer: str, name: str) -> dict:
     }
 
 
+_MMPR = "images.zip of the data set, joined of its parts: images/"
+_IN_FILE = "in the file; written to --image-folder"
+_META = "as meta.json says: with repeat_time 0.5 a random half of a file is taken, with 2 all of it twice"
+_RATED = (
+    f"the best answer against the worst, by mean rating ({', '.join(ASPECTS)}; N/A is left out of the mean, of several "
+    "best or worst the first is taken); rows without two rated answers, or with all ratings equal, are left out"
+)
 _COCO = "COCO's train2017/, or train2014/ with --coco 2014"
 RECIPES = {
     # The card "LLaVA Visual Instruct Pretrain" says 558K; 558,128 is what its copies and users count.
@@ -208,7 +281,7 @@ RECIPES = {
         "pretrain_i2t.parquet",
         1_274_698,
         "users of minimind-v_dataset",
-        "in the file; written to --image-folder",
+        _IN_FILE,
         minimind_v,
         embedded="image_bytes",
     ),
@@ -216,8 +289,52 @@ RECIPES = {
         "sft_i2t.parquet",
         2_904_511,
         "users of minimind-v_dataset",
-        "in the file; written to --image-folder",
+        _IN_FILE,
         minimind_v,
         embedded="image_bytes",
+    ),
+    # Preference pairs. meta.json says how many records each annotation file has; about 3 million, says MMPR's card.
+    "mmpr-v1.1": Recipe("meta.json", None, "", _MMPR, mmpr, has_meta=True, parse=parse_pair, rule=_META),
+    "mmpr-v1.2": Recipe("meta.json", None, "", _MMPR, mmpr, has_meta=True, parse=parse_pair, rule=_META),
+    "rlaif-v": Recipe(
+        "RLAIF-V-Dataset_*.parquet",
+        83_132,
+        "card of trl-lib's copy",
+        _IN_FILE,
+        rlaif_v,
+        embedded="image",
+        columns=("question", "chosen", "rejected"),
+        parse=parse_pair,
+    ),
+    "rlhf-v": Recipe(
+        "RLHF-V-Dataset.parquet",
+        5_733,
+        "users of RLHF-V-Dataset",
+        _IN_FILE,
+        rlhf_v,
+        embedded="image",
+        columns=("text",),
+        parse=parse_pair,
+    ),
+    "vlfeedback": Recipe(
+        "vlfeedback_80k.jsonl",
+        80_258,
+        "card of VLFeedback",
+        "merged_images.zip of the data set: merged_images/",
+        vlfeedback,
+        parse=parse_pair,
+        rule=_RATED,
+    ),
+    # Copies of VLFeedback, with the images in the rows.
+    "vlfeedback-parquet": Recipe(
+        "data/train-*.parquet",
+        80_258,
+        "card of VLFeedback",
+        _IN_FILE,
+        vlfeedback,
+        embedded="image",
+        columns=("id", "prompt", "completions"),
+        parse=parse_pair,
+        rule=_RATED,
     ),
 }

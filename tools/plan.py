@@ -25,7 +25,7 @@ from xtuner_plugins.deepspeed_json import read_deepspeed  # noqa: E402
 from xtuner_plugins.leaf import Leaf  # noqa: E402
 from xtuner_plugins.planning.hardware import GPUS, UTILIZATION  # noqa: E402
 from xtuner_plugins.planning.memory import GIB, plan_memory  # noqa: E402
-from xtuner_plugins.planning.strategies import from_deepspeed, plain  # noqa: E402
+from xtuner_plugins.planning.strategies import from_deepspeed, obstacle, plain  # noqa: E402
 
 ALL = tuple(f"deepspeed_{name}" for name in ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"))
 
@@ -102,8 +102,7 @@ def run(args: argparse.Namespace) -> int:
     planned = plan_config(config._to_lazy_dict(), strategy, args.samples)
     available = int((args.gpu_memory or GPUS[args.gpu].memory) * GIB)
     strategies = [strategy_named(name, args.gpus) for name in ("none", *ALL)]
-    usable = [each for each in strategies if not (planned.job.quantized and each.stage == 3)]
-    others = [(each, plan_memory(planned.job, each)) for each in usable]
+    others = [(each, plan_memory(planned.job, each)) for each in strategies if not obstacle(planned.job, each)]
 
     from xtuner_plugins.planning.advice import advise
 

@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.bench_memory_plan import measure, planned
+from benchmarks.bench_memory_plan import LiveBytes, measure, planned
 from xtuner_plugins.deepspeed_json import read_deepspeed
+from xtuner_plugins.models import losses
 from xtuner_plugins.models.eight_bit import PackedLinear8bit
-from xtuner_plugins.planning.job import Batch, Strategy
+from xtuner_plugins.planning import activations as act
+from xtuner_plugins.planning.job import Adapters, Batch, Strategy
 from xtuner_plugins.planning.memory import FRAGMENTATION, GIB, PACKED, PACKED_8BIT, packed_bytes, plan_memory
 from xtuner_plugins.planning.shapes import shape_of
 from xtuner_plugins.planning.strategies import from_deepspeed, plain
@@ -137,6 +140,45 @@ def test_offloading_moves_states_to_the_host(warm_up):
     assert plans["zero2"].host == 0 < plans["zero2_offload"].host < plans["zero3_offload"].host
     assert "optimizer" in plans["zero2"].parts and plans["zero2_offload"].parts["optimizer"] == 0
     assert plans["zero3_offload"].parts["frozen weights"] == 0
+
+
+def test_the_reference_is_a_frozen_copy_of_what_trains_whole(warm_up):
+    """In the dtype of computing, whole on each GPU; adapters are switched off, and precomputed values need no copy."""
+    whole = replace(warm_up, whole=frozenset({"llm", "projector"}), pairs=True, reference=True)
+    lora = replace(warm_up, whole=frozenset(), adapters={"llm": Adapters(4, ["q_proj"], False)}, pairs=True)
+    for strategy in (plain(1), plain(8), Strategy("x", 8, 2)):
+        held, without = (plan_memory(job, strategy) for job in (whole, replace(whole, reference=False)))
+        assert held.parts["reference"] == 2 * whole.trained == held.measurable - without.measurable
+        assert "reference" not in without.parts
+        assert "reference" not in plan_memory(replace(lora, reference=True), strategy).parts
+    both = replace(lora, whole=frozenset({"projector"}), reference=True, half=False)
+    assert plan_memory(both, plain(1)).parts["reference"] == 4 * warm_up.trained
+
+
+@pytest.mark.parametrize(
+    "holds_float, is_zero_3, is_trained",
+    [(True, False, False), (True, False, True), (False, False, True), (False, True, False), (False, True, True)],
+)
+def test_the_head_of_pairs_takes_what_fake_tensors_take(monkeypatch, warm_up, holds_float, is_zero_3, is_trained):
+    monkeypatch.setattr(losses, "is_deepspeed_zero3_enabled", lambda: is_zero_3)
+    batch, width, words = Batch(2000, 0, 2000), 896, 151_674
+    shape = replace(warm_up.shape, vocab_size=words, llm=replace(warm_up.shape.llm, width=width))
+    job = replace(warm_up, shape=shape, pairs=True, float_weights=holds_float, keeps_logits=is_zero_3)
+    job = replace(job, whole=frozenset({"llm"} if is_trained else ()))
+    live = LiveBytes()
+    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=holds_float):
+        dtype = torch.float32 if holds_float and is_trained else torch.bfloat16
+        head = torch.nn.Linear(width, words, bias=False, dtype=dtype).requires_grad_(is_trained)
+        hidden = torch.zeros(batch.supervised, width, dtype=torch.bfloat16, requires_grad=True)
+        targets = torch.zeros(batch.supervised, dtype=torch.int64)
+        for tensor in (head.weight, hidden, targets):
+            live.add(tensor)
+        before = live.now
+        with live:
+            total = losses.token_log_probs(hidden, targets, head).sum()
+            live.restart()
+            total.backward()
+    assert act.pair_head_bytes(job, batch) == pytest.approx(live.peak - before, rel=0.1)
 
 
 def test_accumulated_gradients_are_there_from_the_start(warm_up):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from rich.console import Console
 
 from xtuner_plugins.planning import report
@@ -48,7 +50,9 @@ def test_strategies_and_work(warm_up):
     plan = plan_memory(warm_up, plain(1))
     assert "one process" in text_of(report.strategies_table([(plain(1), plan)], 80 * GIB))
     text = text_of(report.work_table(warm_up, work_of(warm_up, Batch(10, 1, 4)), 1024))
-    assert "per step of 1,024 samples" in text and "LLM, forward" in text
+    assert "per step of 1,024 samples" in text and "LLM, forward" in text and "reference" not in text
+    pairs = replace(warm_up, pairs=True, reference=True)
+    assert "reference, forward" in text_of(report.work_table(pairs, work_of(pairs, Batch(10, 1, 4)), 1024))
 
 
 def test_durations():

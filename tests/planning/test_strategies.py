@@ -1,9 +1,12 @@
 """What DeepSpeed's files say. Names that don't exist: tests/engine/test_config_check.py."""
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from xtuner_plugins.deepspeed_json import read_deepspeed
-from xtuner_plugins.planning.strategies import from_deepspeed, plain
+from xtuner_plugins.planning.strategies import from_deepspeed, obstacle, plain
 
 
 @pytest.mark.parametrize(
@@ -33,3 +36,15 @@ def test_no_stage_is_refused():
     with pytest.raises(ValueError, match="stage is 0; plans are made for 1, 2 and 3"):
         from_deepspeed("mine", {"zero_optimization": {"stage": 0}}, 2)
     assert plain(4).stage is None
+
+
+def test_what_cannot_be_partitioned(warm_up):
+    two, three = (from_deepspeed("mine", {"zero_optimization": {"stage": stage}}, 2) for stage in (2, 3))
+    for job, words in (
+        (replace(warm_up, quantized={"llm": ["q_proj"]}), "packed weights"),
+        (replace(warm_up, pairs=True, reference=True), "frozen copy .* precompute_reference=True"),
+    ):
+        assert obstacle(job, two) == obstacle(job, plain(2)) == ""
+        assert re.search(words, obstacle(job, three))
+    assert obstacle(replace(warm_up, pairs=True), three) == ""
+    assert obstacle(replace(warm_up, whole=frozenset(), pairs=True, reference=True), three) == ""

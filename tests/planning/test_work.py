@@ -53,5 +53,17 @@ def test_frozen_weights_have_no_gradient_of_their_own(warm_up):
     assert frozen.total == sum(parts)
 
 
+def test_the_reference_reads_each_pair(warm_up):
+    """A forward pass: of a frozen encoder the output is there already. The head of pairs runs once more."""
+    sample, pairs = Batch(10, 1, 4), replace(warm_up, pairs=True)
+    before, precomputed = work_of(warm_up, sample), work_of(pairs, sample)
+    assert precomputed.total - before.total == 2 * 4 * 16 * 100 and precomputed.reference == 0
+    live = work_of(replace(pairs, reference=True), sample)
+    assert live.reference == live.llm + live.projector == live.total - precomputed.total
+    encoder = replace(pairs, whole=frozenset({"visual_encoder"}))
+    assert work_of(replace(encoder, reference=True), sample).reference == live.forward
+    assert work_of(replace(pairs, keeps_logits=True), sample).total == before.total
+
+
 def test_time():
     assert seconds(8e15, gpus=4, teraflops=100, utilization=0.5) == 40

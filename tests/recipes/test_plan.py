@@ -10,7 +10,7 @@ from xtuner_plugins.config_file import ConfigError, read_config
 from xtuner_plugins.engine.bitsandbytes_adamw import BitsAndBytesAdamW
 from xtuner_plugins.engine.optimizers import build_adamw
 from xtuner_plugins.planning.job import Batch
-from xtuner_plugins.planning.memory import GIB
+from xtuner_plugins.planning.memory import GIB, plan_memory
 from xtuner_plugins.planning.strategies import plain
 from xtuner_plugins.ranges import BITSANDBYTES, OPTIMIZER_NAMES
 from xtuner_plugins.recipes import plan
@@ -20,9 +20,10 @@ from xtuner_plugins.recipes.table import RECIPES
 REAL = [recipe for recipe in RECIPES if recipe.folder != "toy"]
 ROWS = {recipe.stem: recipe for recipe in RECIPES}
 KINDS = ("pretrain_vit_mlp", "finetune_packed", "finetune_qlora", "siglip_sft_qlora", "llava_qwen2_5_3b_full")
+PAIRS = ("finetune_dpo_lora", "finetune_mpo_full", "internvl_v3_qwen2_5_14b_mpo")
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [*KINDS, *PAIRS])
 def test_a_recipe_is_planned_as_its_config(name):
     recipe = ROWS[name]
     model = plan.model_of_base(recipe.architecture)
@@ -75,6 +76,44 @@ def test_what_cannot_be_planned(toy_base):
         plan.largest_batches({}, model.shape)
     with pytest.raises(ConfigError, match="no model directory"):
         plan.plan_config({"model": {}}, plain(1))
+
+
+def test_a_reference_is_planned_where_one_is_computed():
+    """With LoRA in each step but without a copy; the whole LLM with one; a precomputed one before the first step."""
+    lora, whole, precomputed = (plan.plan_recipe(ROWS[name]) for name in PAIRS)
+    assert lora.work.reference == whole.work.reference > 0 == precomputed.work.reference
+    assert "reference" not in lora.memory.parts and "reference" not in precomputed.memory.parts
+    assert whole.memory.parts["reference"] == 2 * whole.job.trained
+    took = {}
+    for name in ("dpo", "sft"):
+        settings = plan.settings_of_recipe(ROWS[PAIRS[2]])
+        settings["model"]["objectives"] = {name: 1.0}
+        run = plan.plan_run(settings, precomputed.model, precomputed.strategy, samples=2560)
+        assert not run.job.reference and run.precomputes == (name == "dpo")
+        took[name] = run.seconds(100, 0.5)
+    once = 2560 * precomputed.work.forward / (precomputed.strategy.gpus * 1e14 * 0.5)
+    assert took["dpo"] - took["sft"] == pytest.approx(once)
+    settings["model"] |= {"objectives": {"dpo": 1.0}, "precomputed_reference": False}
+    with pytest.raises(ConfigError, match="frozen copy"):
+        plan.plan_run(settings, precomputed.model, precomputed.strategy)
+
+
+def test_the_copy_is_that_of_the_model(toy_base):
+    from xtuner_plugins.models import PreferenceModel
+
+    for own in ({"freeze_llm": False}, {"llm_lora": {"r": 4}}, {"visual_encoder_last_layers": 1}):
+        for precomputed in (False, True):
+            ours = {"objectives": {"dpo": 1.0}, "precomputed_reference": precomputed, "dtype": "float32", **own}
+            real = PreferenceModel(base=str(toy_base), **ours)._reference
+            settings, model = {"model": {"base": str(toy_base), **ours}}, plan.model_of(str(toy_base))
+            job = plan.job_of(settings, model, (Batch(9, 1, 4),))
+            assert plan_memory(job, plain(1)).parts.get("reference", 0) == real.num_bytes
+
+
+def test_objectives_without_a_reference_are_those_of_the_model():
+    from xtuner_plugins.models.preference import FREE
+
+    assert set(FREE) == plan.WITHOUT_REFERENCE
 
 
 @pytest.fixture

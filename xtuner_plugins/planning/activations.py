@@ -150,10 +150,13 @@ def cast_bytes(job: Job) -> int:
 
 
 def head_bytes(job: Job) -> int:
-    """Of a trained head while the loss is computed: its gradient in float32, a chunk's, and autocast's copy."""
+    """Of a trained head while the loss is computed: its gradient in float32, a chunk's, and autocast's copy.
+
+    That of pairs has its gradient in the backward pass alone.
+    """
     if "llm" not in job.whole:
         return 0
-    return table_size(job) * (FLOAT + job.size + job.size * job.autocasts)
+    return table_size(job) * ((FLOAT + job.size) * (not job.pairs) + job.size * job.autocasts)
 
 
 def head_backward_bytes(job: Job) -> int:
@@ -161,6 +164,18 @@ def head_backward_bytes(job: Job) -> int:
     if "llm" not in job.whole:
         return 0
     return table_size(job) * (2 * FLOAT + (0 if job.float_weights else job.size))
+
+
+def pair_head_bytes(job: Job, batch: Batch) -> int:
+    """Of the head in the backward pass of pairs, which computes the logits of a chunk again.
+
+    First log probabilities, their gradient and that of the logits, in float32; then a trained head's gradient, a
+    chunk's, and their sum, or under autocast the gradient of its copy, and that in float32.
+    """
+    elements = batch.supervised * job.shape.vocab_size
+    logits = 3 * FLOAT * (elements if job.keeps_logits else min(CHUNK_LOGITS, elements))
+    per_weight = 2 * FLOAT if job.float_weights else 3 * job.size
+    return max(logits, table_size(job) * per_weight * ("llm" in job.whole))
 
 
 def table_size(job: Job) -> int:

@@ -69,6 +69,9 @@ class Job:
         accumulation: micro-batches of an optimizer step.
         moments: bytes of the optimizer's state per trained weight.
         keeps_encoder: the encoder's activations are kept even with `recompute`, as under ZeRO-3 with LoRA on it.
+        pairs: preference pairs, whose log probabilities are computed a second time in the backward pass.
+        reference: every micro-batch of pairs is also read by the model as it was before training.
+        keeps_logits: log probabilities of pairs are computed once, all logits at a time, as under ZeRO-3.
     """
 
     shape: Shape
@@ -86,6 +89,9 @@ class Job:
     accumulation: int = 1
     moments: float = MOMENTS
     keeps_encoder: bool = False
+    pairs: bool = False
+    reference: bool = False
+    keeps_logits: bool = False
 
     def stack(self, part: str) -> Stack:
         """The encoder's or the LLM's blocks."""
@@ -102,6 +108,11 @@ class Job:
         unused = self.shape.unused if "visual_encoder" in self.whole else 0
         whole = sum(self.shape.part(part) for part in self.whole) - unused
         return whole + self.last_layers * self.shape.encoder.block + self.adapter_parameters
+
+    @property
+    def copied(self) -> int:
+        """Parameters of which the reference keeps a frozen copy: adapters are switched off instead."""
+        return self.trained - self.adapter_parameters if self.reference else 0
 
     @property
     def packed(self) -> int:

@@ -65,7 +65,13 @@ def under(job: Job, strategy: Strategy) -> Job:
     """
     keeps_encoder = strategy.stage == 3 and "visual_encoder" in job.adapters
     plain = strategy.stage is None
-    return replace(job, float_weights=plain, keeps_encoder=keeps_encoder, moments=job.moments if plain else MOMENTS)
+    return replace(
+        job,
+        float_weights=plain,
+        keeps_encoder=keeps_encoder,
+        keeps_logits=strategy.stage == 3 and job.pairs,
+        moments=job.moments if plain else MOMENTS,
+    )
 
 
 def _plan(job: Job, strategy: Strategy, batch: Batch, held: Mapping[str, int]) -> Plan:
@@ -81,7 +87,7 @@ def _plan(job: Job, strategy: Strategy, batch: Batch, held: Mapping[str, int]) -
 
 
 def _held(job: Job, strategy: Strategy) -> dict[str, int]:
-    """What stays from step to step: weights, master copy, moments, buckets."""
+    """What stays from step to step: weights, the reference's copy, master copy, moments, buckets."""
     shards = strategy.gpus if strategy.stage else 1
     whole = strategy.gpus if strategy.stage == 3 else 1
     master = 0 if strategy.stage is None or not job.half else FLOAT
@@ -94,6 +100,8 @@ def _held(job: Job, strategy: Strategy) -> dict[str, int]:
         "master weights": _share(job.trained * master, shards) * states_on_gpu,
         "optimizer": _share(int(job.trained * job.moments), shards) * states_on_gpu,
     }
+    if job.copied:
+        held["reference"] = job.copied * job.size  # in the dtype of computing, whole on each GPU
     if strategy.stage is None:
         held["buffers"] = job.trained * FLOAT * (strategy.gpus > 1)  # DDP's buckets
     else:
@@ -137,7 +145,7 @@ def _moments(job: Job, strategy: Strategy, batch: Batch) -> dict[str, dict[str, 
             "gradients": earlier,
             "autocast copies": in_graph,
             "activations": kept,
-            "logits": act.head_backward_bytes(job),
+            "logits": act.pair_head_bytes(job, batch) if job.pairs else act.head_backward_bytes(job),
         },
         "backward": {"gradients": earlier + table, "autocast copies": in_graph, "activations": kept + block},
     }

@@ -80,6 +80,7 @@ def work_table(job: Job, work: Work, samples: int) -> Table:
         "  of it attention between tokens": work.attention,
         "backward": work.backward,
         "recomputed": work.recomputed,
+        "reference, forward": work.reference,
         "all": work.total,
     }
     for name, amount in rows.items():

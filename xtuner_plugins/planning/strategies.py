@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .job import FLOAT, Strategy
+from .job import FLOAT, Job, Strategy
 
 
 def plain(gpus: int) -> Strategy:
@@ -40,6 +40,18 @@ def from_deepspeed(name: str, settings: Mapping[str, Any], gpus: int) -> Strateg
         overlap=zero.get("overlap_comm", zero["stage"] == 3),
         gradient_size=FLOAT if sums == "fp32" else 2,
     )
+
+
+def obstacle(job: Job, strategy: Strategy) -> str:
+    """Why a job can't run under a strategy, with the remedy; '' if it can."""
+    if strategy.stage == 3 and job.quantized:
+        return "packed weights can't be partitioned by ZeRO-3; use --deepspeed deepspeed_zero2"
+    if strategy.stage == 3 and job.copied:
+        return (
+            "the reference's frozen copy of what trains can't be partitioned by ZeRO-3; use precompute_reference=True "
+            "or --deepspeed deepspeed_zero2"
+        )
+    return ""
 
 
 def _is_offloaded(settings: Mapping[str, Any] | None) -> bool:

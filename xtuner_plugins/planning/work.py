@@ -17,6 +17,7 @@ class Work:
         attention: of the LLM's forward pass, what grows with the square of a sample's length.
         backward: of all parts.
         recomputed: forward passes that run again.
+        reference: forward pass of the model as it was before training, on preference pairs.
     """
 
     encoder: float
@@ -25,11 +26,17 @@ class Work:
     attention: float
     backward: float
     recomputed: float
+    reference: float = 0.0
+
+    @property
+    def forward(self) -> float:
+        """The forward pass of all parts."""
+        return self.encoder + self.projector + self.llm
 
     @property
     def total(self) -> float:
         """All that runs."""
-        return self.encoder + self.projector + self.llm + self.backward + self.recomputed
+        return self.forward + self.backward + self.recomputed + self.reference
 
 
 def work_of(job: Job, sample: Batch) -> Work:
@@ -42,7 +49,8 @@ def work_of(job: Job, sample: Batch) -> Work:
     shape = job.shape
     attention = 2 * sample.tokens**2 * shape.llm.heads * shape.llm.head_dim * shape.llm.layers  # causal: half of it
     blocks = 2 * sample.tokens * shape.llm.layers * _active(shape.llm) + attention
-    llm = blocks + 2 * sample.supervised * shape.llm.width * shape.vocab_size
+    head = 2 * sample.supervised * shape.llm.width * shape.vocab_size
+    llm = blocks + head
     per_tile = 2 * _active(shape.encoder) + 4 * shape.positions * shape.encoder.width
     encoder = sample.tiles * shape.positions * shape.used_layers * per_tile
     projector = 2 * sample.tiles * shape.tokens_per_tile * shape.projector
@@ -51,7 +59,10 @@ def work_of(job: Job, sample: Batch) -> Work:
     reached = encoder * job.encoder_blocks / shape.used_layers
     backward += reached * (2 if job.encoder_is_whole else 1)
     recomputed = blocks * job.recompute + reached * (job.group > 0) + projector * job.recompute_projector
-    return Work(encoder, projector, llm, attention, backward, recomputed)
+    recomputed += head * (job.pairs and not job.keeps_logits)
+    # A frozen encoder's output serves both models.
+    reference = (llm + projector + encoder * (job.encoder_blocks > 0)) * job.reference
+    return Work(encoder, projector, llm, attention, backward, recomputed, reference)
 
 
 def seconds(operations: float, gpus: int, teraflops: float, utilization: float) -> float:

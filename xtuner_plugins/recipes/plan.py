@@ -18,7 +18,7 @@ from ..planning.hardware import GPU, GPUS, UTILIZATION
 from ..planning.job import MOMENTS, Adapters, Batch, Job, Strategy
 from ..planning.memory import Plan, plan_memory, under
 from ..planning.shapes import Shape, shape_of
-from ..planning.strategies import from_deepspeed, plain
+from ..planning.strategies import from_deepspeed, obstacle, plain
 from ..planning.work import Work, seconds, work_of
 from ..ranges import BITSANDBYTES
 from .bases import BASES, ENCODERS, LLMS, Base
@@ -28,6 +28,7 @@ from .table import RECIPES
 LORA_RANK = 8  # PEFT's default
 BLOCK = 256  # weights per scale of an 8-bit moment
 TEXT_TOKENS = 512  # of a sample, where nobody has measured
+WITHOUT_REFERENCE = {"orpo", "simpo", "sft"}  # of models/objectives.py, which takes PyTorch; a test compares them
 
 
 @dataclass(frozen=True)
@@ -143,10 +144,16 @@ def job_of(settings: Mapping[str, Any], model: Model, batches: tuple[Batch, ...]
         half=ours.get("dtype", "auto") != "float32",
         accumulation=wrapper.get("accumulative_counts", 1),
         moments=moment_bytes((wrapper.get("optimizer") or {}).get("name")),
+        pairs=bool(ours.get("objectives")),
+        reference=_needs_reference(ours) and not ours.get("precomputed_reference"),
     )
     if not job.trained:
         raise ConfigError("model: nothing would train: every part is frozen and no LoRA is set")
     return job
+
+
+def _needs_reference(model: Mapping[str, Any]) -> bool:
+    return not WITHOUT_REFERENCE.issuperset(model.get("objectives") or ())
 
 
 def moment_bytes(optimizer: str | None) -> float:
@@ -267,6 +274,7 @@ class RunPlan:
         work: operations of an average sample.
         samples_per_step: of all ranks and micro-batches.
         steps: optimizer steps; None where nobody has counted the samples.
+        precomputes: the reference reads each sample of an epoch once, before the first step.
     """
 
     model: Model
@@ -277,6 +285,7 @@ class RunPlan:
     work: Work
     samples_per_step: int
     steps: int | None
+    precomputes: bool = False
 
     @property
     def samples(self) -> int | None:
@@ -298,13 +307,14 @@ class RunPlan:
         """Time of the run; None where nobody has counted the samples."""
         if self.steps is None:
             return None
-        return seconds(self.samples * self.work.total, self.strategy.gpus, teraflops, utilization)
+        once = self.lengths.samples * self.work.forward if self.precomputes and self.lengths.samples else 0
+        return seconds(self.samples * self.work.total + once, self.strategy.gpus, teraflops, utilization)
 
     def validation_seconds(self, samples: int, interval: int, teraflops: float, utilization: float) -> float | None:
         """Time of all validations, forward passes over samples as long as the training's on average."""
         if self.steps is None:
             return None
-        forward = self.work.encoder + self.work.projector + self.work.llm
+        forward = self.work.forward + self.work.reference
         return seconds(math.ceil(self.steps / interval) * samples * forward, self.strategy.gpus, teraflops, utilization)
 
 
@@ -335,8 +345,8 @@ def plan_run(
     """As `plan_config`, for a model that is known, and lengths where they are."""
     lengths = lengths or lengths_of(settings, model, samples)
     job = job_of(settings, model, lengths.batches)
-    if job.quantized and strategy.stage == 3:
-        raise ConfigError("packed weights can't be partitioned by ZeRO-3; use --deepspeed deepspeed_zero2")
+    if problem := obstacle(job, strategy):
+        raise ConfigError(problem)
     packs = (settings["train_dataloader"].get("batch_sampler") or {}).get("max_tokens")
     rows = packs / lengths.mean.tokens if packs else settings["train_dataloader"]["batch_size"]
     per_step = max(int(rows * job.accumulation * strategy.gpus), 1)
@@ -349,6 +359,7 @@ def plan_run(
         work_of(under(job, strategy), lengths.mean),
         per_step,
         _steps(settings.get("train_cfg") or {}, lengths.samples, per_step),
+        _needs_reference(settings["model"]) and not job.reference,
     )
 
 
@@ -401,6 +412,7 @@ def settings_of_recipe(recipe: Recipe) -> dict[str, Any]:
         "target_modules": setting_of(recipe, "lora_targets"),
         "use_dora": setting_of(recipe, "use_dora"),
     }
+    preference = of("objectives") | {"precomputed_reference": setting_of(recipe, "precompute_reference")}
     states = {part: getattr(recipe, part) for part in ("visual_encoder", "projector", "llm")}
     packs = {"max_tokens": setting_of(recipe, "pack_tokens"), "max_tiles": setting_of(recipe, "pack_tiles")}
     return {
@@ -408,6 +420,7 @@ def settings_of_recipe(recipe: Recipe) -> dict[str, Any]:
             **{f"freeze_{part}": state != "all" for part, state in states.items()},
             **{f"{part}_lora": lora for part, state in states.items() if state == "lora"},
             **{f"{part}_quantization": {"load_in_4bit": True} for part in recipe.quantized},
+            **(preference if recipe.objectives else {}),
             **of("dtype", "gradient_checkpointing", "visual_encoder_checkpointing", "projector_checkpointing"),
         },
         "train_dataloader": {

@@ -43,6 +43,16 @@ def test_a_refusal_names_the_key_of_the_part(case, key, value, message):
         build_parts(load(case, **{key: value}))
 
 
+def test_pairs_to_validate_on_need_a_reference_at_any_time(case):
+    once = {**case, "model.precomputed_reference": True}
+    files = {"default_hooks.validation.data_paths": case["train_dataloader.dataset.data_paths"]}
+    whole, adapters = (str(ROOT / f"configs/{name}.py") for name in ("toy/toy_finetune_mpo_full", "finetune_dpo_lora"))
+    with pytest.raises(ConfigError, match="^val_data_paths: log probabilities of the reference are computed once for"):
+        build_parts(load_config(whole, {**once, **files}))
+    build_parts(load_config(whole, once))
+    build_parts(load_config(adapters, {**once, **files, "train_dataloader.dataset.max_length": 8192}))
+
+
 def test_the_index_of_a_refused_scheduler_or_hook_is_named(case):
     cfg = load(case)
     cfg.param_scheduler = [cfg.param_scheduler, {**cfg.param_scheduler, "warmup_ratio": -1}]

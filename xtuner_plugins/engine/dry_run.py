@@ -72,6 +72,7 @@ def build_parts(cfg: Config) -> None:
     validation = validation_settings(cfg)
     if validation.get("data_paths"):
         with _refused("val_data_paths"):
+            _check_reference(model)
             files = validation["data_paths"], validation.get("image_folders")
             _build_ours(DATASETS.build, validation_dataset(cfg.train_dataloader.dataset, *files))
 
@@ -133,6 +134,15 @@ def _build_ours(build: Callable[[Mapping], Any], settings: Mapping[str, Any]) ->
 def _check_room(tiling: DynamicTiling, budget: TileBudget) -> None:
     """Raises `RangeError` where no image can have ``max_tiles``."""
     check_room(tiling.max_tiles, tiling.use_thumbnail, budget.tokens_per_tile, budget.max_length)
+
+
+def _check_reference(model: Any) -> None:
+    """Raises where validation pairs would be compared with a reference that is no longer there."""
+    if getattr(model, "precomputed_reference", False) and not model.reference_is_complete:
+        raise ValueError(
+            "log probabilities of the reference are computed once for the training pairs only: leave val_data_paths "
+            "empty, set precompute_reference = False, or train LoRA with a frozen projector"
+        )
 
 
 def _build_loader(settings: Mapping[str, Any]) -> None:

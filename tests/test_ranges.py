@@ -48,6 +48,14 @@ def test_ranks_are_pefts(value):
         (ranges.check_optimizer, ("adamw", "adamw_8bit", "paged_adamw_32bit"), ("AdamW", "sgd", "adamw_4bit", 8)),
         (ranges.check_tracker, ("tensorboard", "none"), ("TensorBoard", "", 1)),
         (ranges.check_max_norm, (0.1, 1, math.inf), (0, -1, math.nan, "a")),
+        (
+            ranges.check_objectives,
+            ({"dpo": 0.8, "sft": 1},),
+            ({}, None, "dpo", ["dpo"], {"ppo": 1.0}, {"dpo": 0}, {"dpo": "1"}, {"sft": True}, {"sft": math.nan}),
+        ),
+        (ranges.check_beta, (0.1, 2), (0, -1, "a", True, None, math.inf)),
+        (ranges.check_label_smoothing, (0, 0.1, 0.49), (0.5, -0.1, "a", math.nan)),
+        (ranges.check_margin, (0, 1.5), (-1, "a", math.nan, math.inf)),
         (lambda limits: ranges.check_tiles(*limits), ((1, 1), (1, 256)), ((0, 1), (2, 1), (1, 257), (1, 2.0))),
     ],
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ DTYPE_NAMES = ("bfloat16", "float16", "float32")  # of training
 # Optimizers of bitsandbytes: bits of a moment, and whether moments are paged.
 BITSANDBYTES = {"adamw_8bit": (8, False), "paged_adamw_8bit": (8, True), "paged_adamw_32bit": (32, True)}
 OPTIMIZER_NAMES = ("adamw", *BITSANDBYTES)
+OBJECTIVE_NAMES = ("dpo", "ipo", "hinge", "bco_pair", "orpo", "simpo", "sft")  # of preference tuning
 # Where losses go: class of MMEngine's backend, and the package that it needs, by its name in Python and in pip.
 TRACKERS = {
     "tensorboard": ("mmengine.visualization.TensorboardVisBackend", "tensorboard"),
@@ -162,6 +163,39 @@ def check_optimizer(value: Any) -> None:
     """``optimizer``; raises `RangeError`."""
     if value not in OPTIMIZER_NAMES:
         raise RangeError(f"optimizer={value!r} is not known", f"it is one of: {', '.join(OPTIMIZER_NAMES)}")
+
+
+def check_objectives(value: Any) -> dict[str, float]:
+    """The weights of a mixture of preference objectives; raises `RangeError`."""
+    names = ", ".join(OBJECTIVE_NAMES)
+    if not isinstance(value, Mapping) or not value:
+        raise RangeError(
+            f"objectives={value!r} is no mixture", f'give at least one of {names} with its weight: {{"dpo": 1.0}}'
+        )
+    for name, weight in value.items():
+        if name not in OBJECTIVE_NAMES:
+            raise RangeError(f"objectives: {name!r} is unknown", f"there are {names}")
+        if not _is_number(weight) or not 0 < weight < math.inf:
+            raise RangeError(f"objectives: {weight!r} is no weight of {name}", "give a number above 0")
+    return {name: float(weight) for name, weight in value.items()}
+
+
+def check_beta(value: Any) -> None:
+    """``beta`` of preference tuning; raises `RangeError`."""
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise RangeError(f"beta={value!r} is no scale of rewards", "give a number above 0 (0.1)")
+
+
+def check_label_smoothing(value: Any) -> None:
+    """``label_smoothing`` of preference tuning; raises `RangeError`. From 0.5 on, the rejected answer would win."""
+    if not _is_number(value) or not 0 <= value < 0.5:
+        raise RangeError(f"label_smoothing={value!r} is out of range", "give 0 or more, and less than 0.5")
+
+
+def check_margin(value: Any) -> None:
+    """``simpo_margin``; raises `RangeError`."""
+    if not _is_number(value) or not 0 <= value < math.inf:
+        raise RangeError(f"simpo_margin={value!r} is no margin", "give a number, 0 or more (0.5)")
 
 
 def check_tracker(value: Any) -> None:

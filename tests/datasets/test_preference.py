@@ -97,6 +97,21 @@ def test_without_a_pair_there_is_a_filler_of_no_weight(make_dataset):
     assert batch["cu_seqlens"].tolist() == [0, 1, 2, 3]
 
 
+def test_a_filler_beside_pairs_is_a_pair_of_no_weight(make_dataset):
+    dataset = make_dataset()
+    batch = collate_pairs([dataset[1], dataset[FILLER_INDEX]])
+    own, filler = batch["cu_seqlens"].diff().split(3)
+    assert tuple(own.tolist()) == dataset[1]["branches"] and filler.tolist() == [1, 1, 1]
+    assert batch["loss_weights"].tolist() == [1.0, 0.0] and batch["follows"].tolist() == [-1, 0, 0, -1, 3, 3]
+
+
+def test_samples_that_are_no_pairs_are_refused(make_dataset):
+    turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+    sample = make_dataset([{"messages": turns}], MultimodalDataset)[0]
+    with pytest.raises(ValueError, match=r"pairs.jsonl:1: collate_pairs takes samples of PreferenceDataset"):
+        collate_pairs([sample])
+
+
 def test_a_loader_of_workers_hands_over_pairs(make_dataset):
     loader = Runner.build_dataloader(
         dict(

@@ -6,7 +6,9 @@ import torch
 from tests.conftest import ROOT
 from tests.engine.parallel_case import base_and_data, write_dataset
 from xtuner_plugins.config_file import ConfigError, load_config
+from xtuner_plugins.datasets import MultimodalDataset, collate
 from xtuner_plugins.engine.dry_run import build_parts
+from xtuner_plugins.models import VisionLanguageModel
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,27 @@ def test_a_config_that_trains_is_built_and_nothing_is_kept(case):
 def test_a_refusal_names_the_key_of_the_part(case, key, value, message):
     with pytest.raises(ConfigError, match=message):
         build_parts(load(case, **{key: value}))
+
+
+def test_pairs_to_validate_on_need_a_reference_at_any_time(case):
+    once = {**case, "model.precomputed_reference": True}
+    files = {"default_hooks.validation.data_paths": case["train_dataloader.dataset.data_paths"]}
+    whole, adapters = (str(ROOT / f"configs/{name}.py") for name in ("toy/toy_finetune_mpo_full", "finetune_dpo_lora"))
+    with pytest.raises(ConfigError, match="^val_data_paths: log probabilities of the reference are computed once for"):
+        build_parts(load_config(whole, {**once, **files}))
+    build_parts(load_config(whole, once))
+    build_parts(load_config(adapters, {**once, **files, "train_dataloader.dataset.max_length": 8192}))
+
+
+@pytest.mark.parametrize("part", ["model", "dataset", "collate_fn"])
+def test_model_dataset_and_collate_function_of_pairs_go_together(case, part):
+    cfg = load_config(str(ROOT / "configs/toy/toy_finetune_mpo_full.py"), case)
+    if part == "model":
+        cfg.model = dict(type=VisionLanguageModel, base=cfg.model.base, dtype="float32")
+    else:
+        cfg.train_dataloader[part].type = {"dataset": MultimodalDataset, "collate_fn": collate}[part]
+    with pytest.raises(ConfigError, match="don't fit together: .*takes PreferenceModel, PreferenceDataset and"):
+        build_parts(cfg)
 
 
 def test_the_index_of_a_refused_scheduler_or_hook_is_named(case):

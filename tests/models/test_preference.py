@@ -197,6 +197,10 @@ def test_bco_compares_with_the_mean_reward_of_earlier_steps(build):
         ({"objectives": {"ppo": 1}}, "unknown"),
         ({"beta": 0}, "beta=0"),
         ({"label_smoothing": 0.5}, "label_smoothing=0.5"),
+        ({"margin": -1}, "simpo_margin=-1"),
+        ({"label_smoothing": 0.1, "objectives": {"ipo": 1.0}}, "does nothing with objectives=.*; it is for dpo$"),
+        ({"per_token": True, "objectives": {"orpo": 1.0}}, "reward_per_token=True does nothing"),
+        ({"precomputed_reference": True, "objectives": {"sft": 1.0}}, "precompute_reference=True does nothing"),
     ],
 )
 def test_unfit_settings_are_refused(build, settings, message):

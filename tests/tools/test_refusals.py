@@ -126,12 +126,22 @@ VALUES = [
     ("panel_max_new_tokens=0", "panel_max_new_tokens=0 is no length"),
     ("base={blind}", "has no vision part (model_type 'qwen2', no vision_config in its config.json); make one with"),
 ]
+OBJECTIVES = [
+    ("objectives={{}}", "model: objectives={} is no mixture; give at least one of dpo, ipo, "),
+    ("objectives=dpo", "model: objectives='dpo' is no mixture; give at least one of dpo, ipo, "),
+    ("objectives={{'ppo': 1}}", "model: objectives: 'ppo' is unknown; there are dpo, ipo, "),
+    ("objectives={{'dpo': -1}}", "model: objectives: -1 is no weight of dpo; give a number above 0"),
+    ("beta=0", "model: beta=0 is no scale of rewards; give a number above 0"),
+    ("label_smoothing=0.6", "model: label_smoothing=0.6 is out of range; give 0 or more, and less than 0.5"),
+    ("simpo_margin=-1", "model: simpo_margin=-1 is no margin; give a number, 0 or more"),
+]
+VALUES_OF_LEAVES = [(LEAF, *row) for row in VALUES] + [("toy_finetune_mpo_full", *row) for row in OBJECTIVES]
 
 
-@pytest.mark.parametrize("pair, message", VALUES, ids=[pair for pair, _ in VALUES])
-def test_values_are_refused_before_anything_large_is_imported(pair, message, places, tmp_path):
+@pytest.mark.parametrize("leaf, pair, message", VALUES_OF_LEAVES, ids=[pair for _, pair, _ in VALUES_OF_LEAVES])
+def test_values_are_refused_before_anything_large_is_imported(leaf, pair, message, places, tmp_path):
     settings = [word.format(**places) for word in (*READY, pair)]
-    status, lines, imported = run("train.py", LEAF, "--set", *settings, cwd=tmp_path)
+    status, lines, imported = run("train.py", leaf, "--set", *settings, cwd=tmp_path)
     assert status == 2 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], lines
     assert imported == [] and list(tmp_path.iterdir()) == []
 

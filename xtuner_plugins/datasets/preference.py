@@ -6,7 +6,7 @@ import torch
 from mmengine.registry import DATASETS, FUNCTIONS
 
 from ..hub.constants import IGNORE_INDEX
-from .bad_samples import filler_sample
+from .bad_samples import FILLER, filler_sample
 from .collate import hand_over_with_images, kept_samples
 from .dataset import MultimodalDataset
 from .errors import SettingError
@@ -81,12 +81,19 @@ def collate_pairs(samples: Sequence[dict]) -> dict:
         cu_seqlens: int32 `[3 P + 1]`, boundaries of prompts and answers.
         follows: int64 `[3 P]`, the segment that a segment continues, -1 for a prompt.
         reference: float32 `[K]`, where samples have it.
-        tiles, num_tiles `[P]`, sources, datasets and so on: as `collate`, one entry per pair. Where no pair is left, a
-        filler of weight 0.
+        tiles, num_tiles `[P]`, sources, datasets and so on: as `collate`, one entry per pair. A filler, of weight 0, is
+        one too.
+
+    Raises:
+        ValueError: A sample that is no pair.
     """
-    kept = kept_samples(samples)
-    if "branches" not in kept[0]:
-        kept = [filler_pair(samples[0]["tiles"].shape[-1])]
+    kept = [
+        filler_pair(sample["tiles"].shape[-1]) if sample["source"] == FILLER else sample
+        for sample in kept_samples(samples)
+    ]
+    for sample in kept:
+        if "branches" not in sample:
+            raise ValueError(f"{sample['source']}: collate_pairs takes samples of PreferenceDataset; this is no pair")
     lengths = torch.tensor([length for sample in kept for length in sample["branches"]])
     firsts = torch.arange(0, len(lengths), SEGMENTS_PER_PAIR)
     batch = {

@@ -12,31 +12,34 @@ Chunks are those of a run that was stopped: the next one computes what is missin
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from .cache import open_array, save, text_hash, writing
-from .errors import RecordError
+from .cache import array_hash, locked, open_array, save, text_hash, writing
+from .errors import RecordError, SettingError
 from .preference import PreferenceDataset
 
 CHUNK = 256  # records that a rank computes between two files, and a crash can lose
 
 
-def reference_key(dataset: PreferenceDataset, weights: list[str], dtype: str) -> str:
+def reference_key(dataset: PreferenceDataset, records: np.ndarray, base: list[str], held: str) -> str:
     """A hash of what the log probabilities depend on.
 
     Args:
-        dataset: Its files, texts, images' sizes, template, tokenizer, tiles and limits.
-        weights: Hashes of the reference's files.
-        dtype: That it computes in.
+        dataset: Its files, texts, names of images, template, tokenizer, tiles and limits.
+        records: As `rows_of`: another share of a file has other ones.
+        base: Hashes of the reference's files.
+        held: How its weights are held: their dtype, and what is quantized.
     """
     own = [
         text_hash(dataset._measuring(number).key(dataset.cache_dir), repr(source.tiling))
         for number, source in enumerate(dataset.sources)
     ]
-    return text_hash(*own, repr(dataset.budget), dtype, *weights)
+    return text_hash(*own, repr(dataset.budget), array_hash(records), held, *base)
 
 
 def rows_of(dataset: PreferenceDataset, samples: np.ndarray) -> np.ndarray:
@@ -90,7 +93,28 @@ def save_chunk(folder: Path, chunk: int, rows: np.ndarray, values: list[np.ndarr
     """Writes the log probabilities of a chunk's records, whole or not at all."""
     ends = np.cumsum([len(each) for each in values])
     content = {"rows": rows, "ends": ends, "values": np.concatenate(values).astype(np.float32)}
-    save(_chunk_file(folder, chunk), content)
+    with _keeping():
+        save(_chunk_file(folder, chunk), content)
+
+
+def prepare(folder: Path) -> None:
+    """Makes the folder.
+
+    Raises:
+        SettingError: Nothing can be written there, which would otherwise be found after the first chunk.
+    """
+    with _keeping(), locked(folder / "join.lock"):
+        pass
+
+
+@contextlib.contextmanager
+def _keeping() -> Iterator[None]:
+    """Names the setting of this folder where it can't be written, in place of the data cache's."""
+    try:
+        yield
+    except SettingError as error:
+        remedy = "make room and give write permission there, or name another folder: default_hooks.reference.folder"
+        raise SettingError("reference_folder", error.problem, remedy, error.place) from None
 
 
 def missing_chunks(folder: Path, num_chunks: int) -> list[int]:
@@ -99,7 +123,15 @@ def missing_chunks(folder: Path, num_chunks: int) -> list[int]:
 
 
 def join_chunks(folder: Path, num_chunks: int, num_records: int) -> None:
-    """Makes `ReferenceLogProbs` of the chunks, and removes them."""
+    """Makes `ReferenceLogProbs` of the chunks, and removes them; of several runs that computed them, one does so."""
+    with _keeping(), locked(folder / "join.lock"):
+        if not is_whole(folder):
+            _join(folder, num_chunks, num_records)
+        for chunk in range(num_chunks):
+            _chunk_file(folder, chunk).unlink(missing_ok=True)
+
+
+def _join(folder: Path, num_chunks: int, num_records: int) -> None:
     counts, parts = np.zeros(num_records, np.int64), {}
     for chunk in range(num_chunks):
         with np.load(_chunk_file(folder, chunk), allow_pickle=False) as content:
@@ -112,8 +144,6 @@ def join_chunks(folder: Path, num_chunks: int, num_records: int) -> None:
         np.save(unfinished / "values.npy", np.concatenate([parts[first] for first in sorted(parts)]))
         np.save(unfinished / "ends.npy", counts.cumsum())
         unfinished.rename(folder / "whole")
-    for chunk in range(num_chunks):
-        _chunk_file(folder, chunk).unlink()
 
 
 def is_whole(folder: Path) -> bool:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from ..checkpoints.formats import open_config
 from ..config_file import ConfigError, validation_settings
-from ..datasets import MultimodalDataset
+from ..datasets import MultimodalDataset, PreferenceDataset, collate_pairs
 from ..datasets.base import tiling_of
 from ..datasets.images.tiling import DynamicTiling
 from ..datasets.plan.budget import TileBudget
@@ -69,9 +69,12 @@ def build_parts(cfg: Config) -> None:
         if isinstance(dataset, MultimodalDataset):
             for source in dataset.sources:
                 _check_room(source.tiling, dataset.budget)
+    if model is not None and isinstance(dataset, MultimodalDataset):
+        _check_pairs(model, dataset, cfg.train_dataloader.get("collate_fn") or {})
     validation = validation_settings(cfg)
     if validation.get("data_paths"):
         with _refused("val_data_paths"):
+            _check_reference(model)
             files = validation["data_paths"], validation.get("image_folders")
             _build_ours(DATASETS.build, validation_dataset(cfg.train_dataloader.dataset, *files))
 
@@ -133,6 +136,36 @@ def _build_ours(build: Callable[[Mapping], Any], settings: Mapping[str, Any]) ->
 def _check_room(tiling: DynamicTiling, budget: TileBudget) -> None:
     """Raises `RangeError` where no image can have ``max_tiles``."""
     check_room(tiling.max_tiles, tiling.use_thumbnail, budget.tokens_per_tile, budget.max_length)
+
+
+def _check_pairs(model: Any, dataset: MultimodalDataset, collate_fn: Mapping[str, Any]) -> None:
+    """Raises where only some of model, dataset and collate function are for preference pairs.
+
+    Two answers behind each other are also a text that a model can be trained on, so nothing else would notice.
+    """
+    from ..models import PreferenceModel
+
+    collate = collate_fn.get("type")
+    are_pairs = {
+        isinstance(model, PreferenceModel),
+        isinstance(dataset, PreferenceDataset),
+        collate in (collate_pairs, collate_pairs.__name__),
+    }
+    if len(are_pairs) > 1:
+        found = ", ".join([type(model).__name__, type(dataset).__name__, getattr(collate, "__name__", str(collate))])
+        raise ConfigError(
+            f"model and train_dataloader don't fit together: {found}. Preference tuning takes PreferenceModel, "
+            "PreferenceDataset and collate_pairs; other training takes none of them"
+        )
+
+
+def _check_reference(model: Any) -> None:
+    """Raises where validation pairs would be compared with a reference that is no longer there."""
+    if getattr(model, "precomputed_reference", False) and not model.reference_is_complete:
+        raise ValueError(
+            "log probabilities of the reference are computed once for the training pairs only: leave val_data_paths "
+            "empty, set precompute_reference = False, or train LoRA with a frozen projector"
+        )
 
 
 def _build_loader(settings: Mapping[str, Any]) -> None:

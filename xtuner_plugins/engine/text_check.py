@@ -22,10 +22,14 @@ from ..ranges import (
     check_batch_size,
     check_benchmark_limit,
     check_benchmarks,
+    check_beta,
     check_dropout,
     check_dtype,
     check_interval,
+    check_label_smoothing,
+    check_margin,
     check_max_norm,
+    check_objectives,
     check_optimizer,
     check_rank,
     check_rate,
@@ -52,13 +56,17 @@ BUILT_WITH = {
     "model_wrapper_cfg": {"module", "device_ids"},
 }
 # Ranges by the key of the config. A setting that is None is left to its class.
-RANGES: dict[str, Callable[[Any], None]] = {
+RANGES: dict[str, Callable[[Any], Any]] = {
     "model.dtype": check_dtype,
     "model.row_multiple": check_row_multiple,
     "model.llm_lora.r": check_rank,
     "model.llm_lora.lora_dropout": check_dropout,
     "model.visual_encoder_lora.r": check_rank,
     "model.visual_encoder_lora.lora_dropout": check_dropout,
+    "model.objectives": check_objectives,
+    "model.beta": check_beta,
+    "model.label_smoothing": check_label_smoothing,
+    "model.margin": check_margin,
     "train_dataloader.batch_size": check_batch_size,
     "train_dataloader.dataset.template": get_conv_template,
     "optim_wrapper.optimizer.name": check_optimizer,

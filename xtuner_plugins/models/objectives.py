@@ -140,22 +140,6 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def check_objectives(weights: Mapping[str, float]) -> dict[str, float]:
-    """The weights of a mixture.
-
-    Raises:
-        ValueError: An unknown name, a weight that isn't positive, or none at all.
-    """
-    if not weights:
-        raise ValueError(f"objectives={dict(weights)!r}: give at least one of {', '.join(OBJECTIVES)} with its weight")
-    for name, weight in weights.items():
-        if name not in OBJECTIVES:
-            raise ValueError(f"objectives: {name!r} is unknown; there are {', '.join(OBJECTIVES)}")
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-            raise ValueError(f"objectives: the weight of {name} must be a positive number, not {weight!r}")
-    return {name: float(weight) for name, weight in weights.items()}
-
-
 def need_reference(weights: Mapping[str, float]) -> bool:
     """Whether any objective of a mixture compares with a reference."""
     return any(OBJECTIVES[name].needs_reference for name in weights)

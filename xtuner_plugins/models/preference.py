@@ -18,12 +18,12 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from ..ranges import check_beta, check_label_smoothing, check_margin, check_objectives
 from .losses import sum_over_ranks, token_log_probs
 from .objectives import (
     OBJECTIVES,
     PairLogProbs,
     Settings,
-    check_objectives,
     need_reference,
     preference_losses,
 )
@@ -128,7 +128,8 @@ class PreferenceModel(VisionLanguageModel):
         base: The directory; its weights are the reference.
 
     Raises:
-        ValueError: As `VisionLanguageModel`, or settings of objectives out of range.
+        ValueError: As `VisionLanguageModel`, or settings of objectives out of range or
+            without use.
     """
 
     def __init__(
@@ -144,10 +145,10 @@ class PreferenceModel(VisionLanguageModel):
         **settings,
     ):
         self.objectives = check_objectives(objectives)
-        if not beta > 0:
-            raise ValueError(f"beta={beta!r} must be above 0")
-        if not 0 <= label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing={label_smoothing!r} must be from 0 to below 0.5")
+        check_beta(beta)
+        check_label_smoothing(label_smoothing)
+        check_margin(margin)
+        self._check_use(label_smoothing, per_token, precomputed_reference)
         super().__init__(base, **settings)
         self.base = base
         self.settings = Settings(beta, label_smoothing, per_token, margin)
@@ -156,6 +157,17 @@ class PreferenceModel(VisionLanguageModel):
         if need_reference(self.objectives):
             self._reference = Reference(self.model, self.dtype, is_precomputed=precomputed_reference)
         self.precomputed_reference = precomputed_reference and self._reference is not None
+
+    def _check_use(self, label_smoothing: float, per_token: bool, precomputed_reference: bool) -> None:
+        """Raises where no objective uses a setting."""
+        for setting, is_set, users in (
+            (f"label_smoothing={label_smoothing!r}", label_smoothing, {"dpo"}),
+            ("reward_per_token=True", per_token, {"dpo", "hinge", "bco_pair"}),
+            ("precompute_reference=True", precomputed_reference, OBJECTIVES.keys() - FREE),
+        ):
+            if is_set and not users & self.objectives.keys():
+                named = ", ".join(name for name in OBJECTIVES if name in users)
+                raise ValueError(f"{setting} does nothing with objectives={self.objectives!r}; it is for {named}")
 
     def forward(
         self, row: Row, pixel_values: torch.Tensor, mode: str = "loss", mean_weight: torch.Tensor | None = None

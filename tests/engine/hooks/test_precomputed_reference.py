@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.logging import MessageHub
 
-from xtuner_plugins.datasets import PreferenceDataset, collate_pairs
+from xtuner_plugins.datasets import PreferenceDataset, SettingError, collate_pairs
 from xtuner_plugins.datasets import reference as reference_module
 from xtuner_plugins.datasets.preference import filler_pair
 from xtuner_plugins.engine import PrecomputedReferenceHook
@@ -45,9 +46,9 @@ def data(toy_base, tmp_path):
     return make
 
 
-def runner_of(model, dataset, step=0, **loader):
+def runner_of(model, dataset, step=0, load_from=None, quantization=None, **loader):
     settings = {"batch_size": 2, "num_workers": 0, **loader}
-    cfg = SimpleNamespace(train_dataloader=settings)
+    cfg = ConfigDict(train_dataloader=settings, model=ConfigDict(llm_quantization=quantization), load_from=load_from)
     return SimpleNamespace(model=model, train_dataloader=SimpleNamespace(dataset=dataset), iter=step, cfg=cfg)
 
 
@@ -110,6 +111,58 @@ def test_a_resumed_run_needs_what_the_first_start_computed(build, data, tmp_path
     model = build(precomputed_reference=True)
     with pytest.raises(TrainingStopped, match="can only be computed before the first step"):
         PrecomputedReferenceHook(str(tmp_path / "lost")).before_train(runner_of(model, data(), step=3))
+
+
+def test_other_weights_than_the_base_are_no_reference(build, data, tmp_path):
+    model, hook = build(precomputed_reference=True), PrecomputedReferenceHook(str(tmp_path / "kept"))
+    with pytest.raises(TrainingStopped, match="begins with other weights .load_from='iter_3.pth'.*Start once without"):
+        hook.before_train(runner_of(model, data(), load_from="iter_3.pth"))
+    hook.before_train(runner_of(model, data()))
+    hook.before_train(runner_of(model, data(), load_from="iter_3.pth"))
+
+
+def test_another_share_of_a_file_and_a_quantized_base_have_their_own(build, data, tmp_path):
+    model, kept = build(precomputed_reference=True), tmp_path / "kept"
+    for number, (settings, held) in enumerate(
+        [
+            ({"repeat_times": 0.5}, {}),
+            ({}, {}),
+            ({"repeat_times": 2}, {}),
+            ({}, {"quantization": {"load_in_4bit": True}}),
+        ]
+    ):
+        dataset = data(**settings)
+        PrecomputedReferenceHook(str(kept)).before_train(runner_of(model, dataset, **held))
+        samples = [dataset[index] for index in range(len(dataset))]
+        assert all(len(sample["reference"]) for sample in samples if not sample.get("dropped"))
+        assert len(list(kept.iterdir())) == (1, 2, 2, 3)[number]
+
+
+@pytest.mark.parametrize("moment", ["_compute", "save_chunk", "join_chunks"])
+def test_two_runs_at_the_same_time(build, data, tmp_path, monkeypatch, moment):
+    model, hook = build(precomputed_reference=True), PrecomputedReferenceHook(str(tmp_path / "kept"))
+    original, began = getattr(precomputed_reference, moment), []
+
+    def with_another_run(*args):
+        if not began:
+            began.append(1)
+            hook.before_train(runner_of(model, data()))
+        return original(*args)
+
+    monkeypatch.setattr(precomputed_reference, moment, with_another_run)
+    dataset = data()
+    hook.before_train(runner_of(model, dataset))
+    assert began and all(len(dataset[index]["reference"]) for index in range(NUM_PAIRS) if index != 2)
+    (folder,) = (tmp_path / "kept").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["join.lock", "whole"]
+
+
+def test_a_folder_that_cant_be_written_is_said_before_anything_is_computed(build, data, tmp_path, monkeypatch):
+    model = build(precomputed_reference=True)
+    monkeypatch.setattr(PreferenceModel, "reference_log_probs", None)
+    (tmp_path / "kept").write_text("a file")
+    with pytest.raises(SettingError, match="name another folder: default_hooks.reference.folder"):
+        PrecomputedReferenceHook(str(tmp_path / "kept")).before_train(runner_of(model, data()))
 
 
 def test_pairs_without_them_are_refused(build, data):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
+from mmengine.dist import barrier, broadcast_object_list, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
@@ -28,6 +28,7 @@ from ...datasets.reference import (
     join_chunks,
     missing_chunks,
     place_of,
+    prepare,
     reference_key,
     rows_of,
     save_chunk,
@@ -43,14 +44,17 @@ class PrecomputedReferenceHook(Hook):
 
     The log probabilities are in ``folder`` under a hash of weights, data and preprocessing. What is missing there is
     computed before the first step, by all ranks and under any strategy: the model then is the reference. A start that
-    was stopped goes on; a later run with the same base and data computes nothing. The folder is on a disk that all
-    nodes share. Samples whose images can't be read are left out here; in training they are counted as ever.
+    was stopped goes on; a later run with the same base and data computes nothing; of two at the same time both compute
+    all of it. The folder is on a disk that all nodes share. Samples whose images can't be read are left out here; in
+    training they are counted as ever.
 
     Args:
         folder: For all runs.
 
     Raises:
-        TrainingStopped: The run resumes from weights that have changed, and the log probabilities aren't there.
+        TrainingStopped: The log probabilities aren't there, and the model isn't the base: the run resumes, or begins
+            with `load_from`.
+        SettingError: The folder can't be written.
     """
 
     priority = "VERY_HIGH"
@@ -65,18 +69,43 @@ class PrecomputedReferenceHook(Hook):
             return
         if not isinstance(dataset, PreferenceDataset):
             raise ValueError(f"precomputed_reference needs a PreferenceDataset, not {type(dataset).__name__}")
-        weights = [content_hash(path, dataset.cache_dir) for path in weight_files(network.base)]
-        folder = Path(self._folder, reference_key(dataset, weights, str(network.dtype)))
         rows = rows_of(dataset, np.flatnonzero(dataset.layout()[2] < DROPPED))
-        if not is_whole(folder):
-            if runner.iter > 0 and not network.reference_is_complete:
-                raise TrainingStopped(
-                    f"the run resumes at step {runner.iter} and {folder} with the reference's log probabilities isn't "
-                    "there: it can only be computed before the first step. Restore the folder, or begin a new run"
-                )
-            _compute(network, dataset, rows, folder, runner.cfg.train_dataloader)
+        files = [Path(network.base, "config.json"), *weight_files(network.base)]
+        hashes = [content_hash(path, dataset.cache_dir) for path in files]
+        held = repr((network.dtype, *map(runner.cfg.model.get, ("llm_quantization", "visual_encoder_quantization"))))
+        folder = Path(self._folder, reference_key(dataset, rows, hashes, held))
+        missing = _missing(folder, len(rows))
+        if missing is not None:
+            if not network.reference_is_complete:
+                _check_is_reference(runner, folder)
+            _compute(network, dataset, rows, folder, runner.cfg.train_dataloader, missing)
         dataset.reference = ReferenceLogProbs(folder, dataset)
         print_log(f"log probabilities of the reference for {len(rows):,} pairs: {folder}", "current")
+
+
+def _missing(folder: Path, num_pairs: int) -> list[int] | None:
+    """The chunks to compute, as rank 0 sees them: another run may write there meanwhile; None where all is there."""
+    found = [None]
+    if is_main_process() and not is_whole(folder):
+        prepare(folder)
+        found = [missing_chunks(folder, -(-num_pairs // CHUNK))]
+    broadcast_object_list(found)
+    return found[0]
+
+
+def _check_is_reference(runner, folder: Path) -> None:
+    """Raises `TrainingStopped` where the model isn't the base that the config names (any more)."""
+    if runner.iter > 0:
+        raise TrainingStopped(
+            f"the run resumes at step {runner.iter} and {folder.absolute()} with the reference's log probabilities "
+            "isn't there: it can only be computed before the first step. Restore the folder, or begin a new run"
+        )
+    if runner.cfg.get("load_from"):
+        raise TrainingStopped(
+            f"the reference is the base, but the run begins with other weights (load_from={runner.cfg.load_from!r}), "
+            "so its log probabilities can't be computed. Start once without load_from and with max_steps=1, which "
+            "computes them, or export the checkpoint and name it as base"
+        )
 
 
 class _Records(Dataset):
@@ -104,11 +133,15 @@ def _collate(samples: Sequence[dict]) -> dict:
     return batch
 
 
-def _compute(network, dataset: PreferenceDataset, rows: np.ndarray, folder: Path, loader: Mapping[str, Any]) -> None:
+def _compute(
+    network,
+    dataset: PreferenceDataset,
+    rows: np.ndarray,
+    folder: Path,
+    loader: Mapping[str, Any],
+    missing: list[int],
+) -> None:
     """Computes the chunks that are missing."""
-    num_chunks = -(-len(rows) // CHUNK)
-    missing = missing_chunks(folder, num_chunks)
-    barrier()  # every rank has looked
     rank, world = get_rank(), get_world_size()
     turns = -(-len(missing) // world)
     options = {key: loader[key] for key in ("batch_size", "num_workers")}
@@ -126,7 +159,7 @@ def _compute(network, dataset: PreferenceDataset, rows: np.ndarray, folder: Path
     network.train(was_training)
     barrier()
     if is_main_process():
-        join_chunks(folder, num_chunks, sum(len(source.index) for source in dataset.sources))
+        join_chunks(folder, -(-len(rows) // CHUNK), sum(len(source.index) for source in dataset.sources))
     barrier()
 
 

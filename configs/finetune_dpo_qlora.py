@@ -181,8 +181,7 @@ default_hooks.update(  # noqa: F405
         panel_max_new_tokens=panel_max_new_tokens,
     )
 )
-default_hooks.update(  # noqa: F405
-    reference=dict(type=PrecomputedReferenceHook), preference_guard=dict(type=PreferenceGuardHook)
-)
+default_hooks.update(reference=dict(type=PrecomputedReferenceHook))  # noqa: F405
+default_hooks.update(preference_guard=dict(type=PreferenceGuardHook))  # noqa: F405
 visualizer.update(tracker=tracker)  # noqa: F405
 train_cfg = dict(type=PlannedTrainLoop, max_epochs=max_epochs, max_iters=max_steps, heaviest_first=heaviest_first)

@@ -59,5 +59,5 @@ def test_the_same_seed_gives_the_same_files(written, tmp_path):
 
 
 def test_command(tmp_path, capsys):
-    assert main(["--out", str(tmp_path), "--scale", "0.01"]) == 0
+    assert main(["--out", str(tmp_path), "--scale", "0.001"]) == 0
     assert "drew 32 images of pairs, 32 images of test" in capsys.readouterr().out

@@ -114,7 +114,7 @@ def test_the_reference_is_the_base_as_it_was(build, toy_base, settings):
     batch = model.data_preprocessor(collate_pairs(samples))
     before = {name: parameter for name, parameter in model.named_parameters()}
     patches = model._encode(batch["pixel_values"])
-    expected = model._reference_log_probs(batch["row"], batch["pixel_values"], patches)
+    expected = model._expected(batch["row"], batch["pixel_values"], patches)
     wanted = torch.stack([value for sample in samples for value in two_rows(untouched, sample)])
     sums = torch.zeros(9).index_add(0, batch["row"].owners, expected).view(3, 3)[:, 1:].flatten()
     torch.testing.assert_close(sums, wanted.detach(), atol=1e-4, rtol=1e-5)

@@ -13,6 +13,8 @@ from tests.conftest import HANGS_AFTER
 from xtuner_plugins.checkpoints.export import MANIFEST, export
 from xtuner_plugins.checkpoints.io.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.loader import load_model, load_trained
+from xtuner_plugins.checkpoints.lora.adapters import export_adapter
+from xtuner_plugins.checkpoints.trained import read_training_config
 
 # fp32, 2+2 layers of width 64: the same sums in another order (W + BA beside Wx + BAx), observed below 2e-6.
 TOLERANCE = 1e-5
@@ -100,6 +102,13 @@ def test_sharded_and_cast(run, toy_base, tmp_path):
     for shard in shards:
         header = json.loads(shard.read_bytes()[8:].split(b"}}", 1)[0] + b"}}")
         assert header["__metadata__"] == {"format": "pt"}
+
+
+def test_a_config_that_is_read_already_names_its_file(run, tmp_path):
+    config, checkpoint, _ = run("lora")
+    export(read_training_config(config), checkpoint, tmp_path / "out")
+    assert read_json(tmp_path / "out" / MANIFEST)["config"]["path"] == str(config)
+    export_adapter(read_training_config(config), checkpoint, tmp_path / "adapter")
 
 
 def test_manifest(run, toy_base, tmp_path):

@@ -44,7 +44,7 @@ def export(
     a few blocks of tensors at a time. The directory appears under its name whole or not at all.
 
     Args:
-        config_path: the training config, which names base and adapters.
+        config_path: the training config, which names base and adapters; its file, or read already.
         checkpoint: MMEngine ``.pth``, DeepSpeed directory (ZeRO 0 to 3) or PEFT adapter.
         out: directory to write.
         format: ``official``, ``hf`` (transformers' own InternVL), ``llava`` (its Llava); None keeps the base's.
@@ -66,7 +66,7 @@ def export(
     """
     wanted, shard_bytes = resolve_dtype(dtype), parse_size(max_shard_size)
     plan = trained.lay_over(config_path, checkpoint).settle(template, max_tiles)
-    base, opened, config = plan.view.directory, plan.checkpoint, Path(config_path)
+    base, opened, config = plan.view.directory, plan.checkpoint, trained.config_file(config_path)
     out = check_target(out, force=force, inputs={"base": base, "checkpoint": checkpoint, "config": config})
     base_files = [base / "config.json", *weight_files(base)]
     with _beside([*base_files, *opened.files, config], plan.view) as (check, hashes):

@@ -118,6 +118,11 @@ class TrainedPlan:
         return result
 
 
+def config_file(cfg) -> Path:
+    """The file of a config, which may be read already (with other values for some of its settings)."""
+    return Path(getattr(cfg, "filename", cfg))
+
+
 def read_training_config(cfg):
     """The ``mmengine.Config`` of a path, or the one given.
 

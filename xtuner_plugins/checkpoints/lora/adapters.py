@@ -54,7 +54,9 @@ def export_adapter(
             "without --adapter-only"
         )
     base = plan.view.directory
-    out = check_target(out, force=force, inputs={"base": base, "checkpoint": checkpoint, "config": config_path})
+    out = check_target(
+        out, force=force, inputs={"base": base, "checkpoint": checkpoint, "config": trained.config_file(config_path)}
+    )
     parts: dict[str, dict[str, LazyTensor]] = {}
     for layer, tensors in plan.adapters.items():
         part, _, inner = layer.partition(".")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather_object
+from mmengine.dist import all_gather_object, get_rank
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -72,7 +72,18 @@ def blame_update(network: nn.Module) -> str | None:
 
 def bad_parameters(network: nn.Module) -> list[str]:
     """Names of parameters with a value that isn't finite, in this rank's share."""
-    return [name for name, p in network.named_parameters() if not _is_finite(getattr(p, "ds_tensor", p))]
+    return [name for name, p in network.named_parameters() if not _is_finite(_held_values(p))]
+
+
+def _held_values(parameter: nn.Parameter) -> torch.Tensor:
+    """The values of a parameter that this rank holds: all of them, or its share under ZeRO-3.
+
+    Shares have equal lengths, so the last ones end with memory that nothing initializes; it isn't returned.
+    """
+    share = getattr(parameter, "ds_tensor", None)
+    if share is None:
+        return parameter
+    return share[: max(0, parameter.ds_numel - share.numel() * get_rank())]
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import runner as mmengine_runner
 
 from ...checkpoints.work_dir import LAST_CHECKPOINT, newest_checkpoint
+from ..blame import bad_parameters
 from ..steps import unwrap
 from ..stopping import requests
 from .loss_guard import high_since
@@ -234,12 +235,11 @@ def _first_of_all_ranks(failure: str | None) -> str | None:
 
 
 def _require_finite(runner, target: Path) -> None:
-    """Raises `SaveError` where trained weights aren't finite, before a good checkpoint is replaced."""
-    parameters = [p for p in unwrap(runner.model).parameters() if p.requires_grad]
-    is_finite = all(bool(torch.isfinite(getattr(p, "ds_tensor", p)).all()) for p in parameters)
-    if not all(all_gather_object(is_finite)):
+    """Raises `SaveError` where weights aren't finite, before a good checkpoint is replaced."""
+    found = [name for names in all_gather_object(bad_parameters(unwrap(runner.model))) for name in names]
+    if found:
         last = newest_checkpoint(target.parent)
         raise SaveError(
-            f"checkpoint {target} was not written: the last update made weights infinite or not a number. The last "
-            f"good checkpoint is {last or 'none: nothing was saved yet'}. Lower the learning rate"
+            f"checkpoint {target} was not written: the last update made weights infinite or not a number, first "
+            f"{found[0]}. The last good checkpoint is {last or 'none: nothing was saved yet'}. Lower the learning rate"
         )

@@ -54,10 +54,8 @@ def table(questions: Sequence[Mapping], by_mode: Mapping[str, Mapping[str, str]]
     scores = {mode: score(questions, answers) for mode, answers in by_mode.items()}
     needs = set(needs)
     width = max(13, *map(len, next(iter(scores.values())))) + 2
-    lines = [
-        f"{'question':<{width}}{'needs resolution':<18}{'asked':>6}"
-        + "".join(f"{mode:>{len(mode) + 3}}" for mode in scores)
-    ]
+    modes = "".join(f"{mode:>{len(mode) + 3}}" for mode in scores)
+    lines = [f"{'question':<{width}}{'needs resolution':<18}{'asked':>6}{modes}"]
     for kind, (_, asked) in next(iter(scores.values())).items():
         shares = "".join(f"{score[kind][0] / asked:>{len(mode) + 3}.1%}" for mode, score in scores.items())
         lines.append(f"{kind:<{width}}{'yes' if kind in needs else 'no':<18}{asked:>6}{shares}")

@@ -8,7 +8,8 @@ blur tells them apart.
 
 | question about the      | of an image     | chosen         | rejected         |
 |-------------------------|-----------------|----------------|------------------|
-| number                  | of full size    | the number     | `UNREADABLE`     |
+| number                  | of full size    | the number     | `UNREADABLE`, or |
+|                         |                 |                | one digit wrong  |
 | number                  | shrunk          | `UNREADABLE`   | some number      |
 | colours, count, presence| of either size  | the answer     | another answer   |
 
@@ -80,9 +81,16 @@ def _answers(question: Question, shrunk: bool, rng: random.Random) -> tuple[str,
     if question.kind == "number":
         if shrunk:
             return UNREADABLE_KIND, UNREADABLE, str(rng.randint(10, 99))
-        return "number", question.answer, UNREADABLE
+        return "number", question.answer, rng.choice((UNREADABLE, _misread(question.answer, rng)))
     others = {"colour": COLORS, "count": NUMBER_WORDS[1:4], "presence": ("yes", "no")}[question.kind]
     return question.kind, question.answer, rng.choice([other for other in others if other != question.answer])
+
+
+def _misread(number: str, rng: random.Random) -> str:
+    """The number with another digit at one place."""
+    place = rng.randrange(len(number))
+    digit = rng.choice([digit for digit in "123456789" if digit != number[place]])
+    return number[:place] + digit + number[place + 1 :]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -177,7 +177,7 @@ def _toy(stem: str, title: str, **row) -> Recipe:
 
 _PAIRS = dict(
     data=Data(
-        "generated images, half of them too small to read (xtuner_plugins/toy/preference_data.py)",
+        "generated images, a third of them too small to read (xtuner_plugins/toy/preference_data.py)",
         ("work_dirs/preference/data/pairs.jsonl",),
         ("work_dirs/preference/data/images",),
     ),

@@ -3,7 +3,8 @@
     python -m xtuner_plugins.toy.preference_data --out DIR
 
 Every scene is drawn at its full size, where the number can be read, and shrunk to a sixth, where nobody can read it:
-its digits are 2 px high. Both sizes have the same proportions, so they are cut into the same tiles, and nothing but the
+its digits are 2 px high. Of the scenes to train on every other one is shrunk, too: to abstain is soon learned, while
+digits need practice or they are forgotten. Both sizes have the same proportions, so they are cut into the same tiles, and nothing but the
 blur tells them apart.
 
 | question about the      | of an image     | chosen         | rejected         |
@@ -35,7 +36,7 @@ from xtuner_plugins.toy.language import NUMBER_WORDS, Question, ask
 UNREADABLE = "not readable"
 UNREADABLE_KIND = "number, too small"
 SHRUNK = 6  # times
-COUNTS = {"pairs": 1800, "test": 150}  # scenes; each in both sizes
+COUNTS = {"pairs": 2800, "test": 400}  # scenes
 
 
 def write_pairs(root: str | Path, counts: dict[str, int], *, seed: int = 0, workers: int = 2) -> None:
@@ -53,7 +54,7 @@ def _make_records(root: Path, split: str, seed: int, index: int) -> list[dict]:
     rng = random.Random(f"preference-{split}-{seed}-{index}")
     scene = make_scene(rng, rng.choice(GRIDS["test"]))
     image, questions, records = draw(scene), ask(scene, rng), []
-    for shrunk in (False, True):
+    for shrunk in (False, True) if split == "test" or index % 2 == 0 else (False,):
         name = f"{split}/{index:05d}{'_small' if shrunk else ''}.jpg"
         if shrunk:
             image = image.resize((image.width // SHRUNK, image.height // SHRUNK), Image.Resampling.LANCZOS)
@@ -102,7 +103,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     counts = {split: max(16, round(count * args.scale)) for split, count in COUNTS.items()}
     write_pairs(args.out, counts, seed=args.seed)
-    print(f"drew {', '.join(f'{2 * count} images of {split}' for split, count in counts.items())} for {args.out}")
+    drawn = {split: len(list((Path(args.out) / "images" / split).iterdir())) for split in counts}
+    print(f"drew {', '.join(f'{count} images of {split}' for split, count in drawn.items())} for {args.out}")
     return 0
 
 

@@ -3,9 +3,9 @@
     python -m xtuner_plugins.toy.preference_data --out DIR
 
 Every scene is drawn at its full size, where the number can be read, and shrunk to a sixth, where nobody can read it:
-its digits are 2 px high. Of the scenes to train on every other one is shrunk, too: to abstain is soon learned, while
-digits need practice or they are forgotten. Both sizes have the same proportions, so they are cut into the same tiles, and nothing but the
-blur tells them apart.
+its digits are 2 px high. Of the scenes to train on only every other one is shrunk: to abstain is soon learned, while
+digits need practice or they are forgotten. Both sizes have the same proportions, so they are cut into the same tiles,
+and nothing but the blur tells them apart.
 
 | question about the      | of an image     | chosen         | rejected         |
 |-------------------------|-----------------|----------------|------------------|

@@ -2,10 +2,10 @@
 
     python -m xtuner_plugins.toy.preference_data --out DIR
 
-Every scene is drawn at its full size, where the number can be read, and shrunk to a sixth, where nobody can read it:
-its digits are 2 px high. Of the scenes to train on only every other one is shrunk: to abstain is soon learned, while
-digits need practice or they are forgotten. Both sizes have the same proportions, so they are cut into the same tiles,
-and nothing but the blur tells them apart.
+A scene is drawn at its full size, where the number can be read, and shrunk to a sixth, where nobody can read it: its
+digits are 2 px high. Both sizes have the same proportions, so they are cut into the same tiles, and nothing but the
+blur tells them apart. Two of three scenes to train on have only the full size and the question about the number: to
+abstain is soon learned, while digits need practice or they are forgotten.
 
 | question about the      | of an image     | chosen         | rejected         |
 |-------------------------|-----------------|----------------|------------------|
@@ -36,7 +36,7 @@ from xtuner_plugins.toy.language import NUMBER_WORDS, Question, ask
 UNREADABLE = "not readable"
 UNREADABLE_KIND = "number, too small"
 SHRUNK = 6  # times
-COUNTS = {"pairs": 2800, "test": 400}  # scenes
+COUNTS = {"pairs": 4200, "test": 400}  # scenes
 
 
 def write_pairs(root: str | Path, counts: dict[str, int], *, seed: int = 0, workers: int = 2) -> None:
@@ -54,12 +54,15 @@ def _make_records(root: Path, split: str, seed: int, index: int) -> list[dict]:
     rng = random.Random(f"preference-{split}-{seed}-{index}")
     scene = make_scene(rng, rng.choice(GRIDS["test"]))
     image, questions, records = draw(scene), ask(scene, rng), []
-    for shrunk in (False, True) if split == "test" or index % 2 == 0 else (False,):
+    whole = split == "test" or index % 3 == 0
+    if split == "pairs":
+        questions = _number_and_other(questions)[: 2 if whole else 1]
+    for shrunk in (False, True) if whole else (False,):
         name = f"{split}/{index:05d}{'_small' if shrunk else ''}.jpg"
         if shrunk:
             image = image.resize((image.width // SHRUNK, image.height // SHRUNK), Image.Resampling.LANCZOS)
         image.save(root / "images" / name, **JPEG)
-        for number, question in enumerate(questions if split == "test" else _number_and_other(questions)):
+        for number, question in enumerate(questions):
             facts = {"id": f"{Path(name).stem}-{number}", "image": name}
             asked = f"<image>\n{question.text}"
             kind, chosen, rejected = _answers(question, shrunk, rng)

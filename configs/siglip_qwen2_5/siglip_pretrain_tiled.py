@@ -34,6 +34,7 @@ data_paths = ["data/LLaVA-CC3M-Pretrain-595K/chat.json"]
 image_folders = ["data/LLaVA-CC3M-Pretrain-595K/images"]
 max_tiles = 6  # + thumbnail
 max_length = 2048  # tokens; 7 tiles take 1183
+augment = None  # {"jpeg_quality": (75, 100)}: as the official recipe; docs/data.md
 dtype = "auto"  # bfloat16 where the device has it, float16 on older GPUs
 gradient_checkpointing = True  # less memory, one more forward pass; of LLM and encoder
 visual_encoder_checkpointing = None  # None: as above; False, True, or 4: blocks in groups of four
@@ -112,6 +113,7 @@ train_dataloader = dict(
         image_folders=image_folders,
         max_tiles=max_tiles,
         max_length=max_length,
+        augment=augment,
     ),
 )
 optim_wrapper = dict(

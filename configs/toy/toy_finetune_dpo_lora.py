@@ -36,6 +36,7 @@ data_paths = ["work_dirs/preference/data/pairs.jsonl"]
 image_folders = ["work_dirs/preference/data/images"]
 max_tiles = 6  # + thumbnail
 max_length = 512  # tokens; 7 tiles of 112 px take 112
+augment = None  # {"jpeg_quality": (75, 100)}: as the official recipe; docs/data.md
 dtype = "float32"
 gradient_checkpointing = False  # these sizes need no saving
 visual_encoder_checkpointing = None  # None: as above; False, True, or 4: blocks in groups of four
@@ -142,6 +143,7 @@ train_dataloader = dict(
         image_folders=image_folders,
         max_tiles=max_tiles,
         max_length=max_length,
+        augment=augment,
     ),
 )
 optim_wrapper = dict(

@@ -91,9 +91,9 @@ def test_without_tokens_there_is_no_mean():
     assert empty.mean != empty.mean and empty.by_dataset() == {}
 
 
-def test_all_settings_but_those_of_files_are_the_training_s():
+def test_all_settings_but_those_of_training_alone_are_the_training_s():
     training = dict(type="D", base="b", data_paths=["a"], image_folders=["i"], repeat_times=[2], max_tiles=6)
-    training |= dict(dataset_settings=[{}], reject_list="r")
+    training |= dict(dataset_settings=[{}], reject_list="r", augment={"color": 0.2})
     assert validation_dataset(training, ["v"], None) == dict(
         type="D", base="b", max_tiles=6, data_paths=["v"], image_folders=None
     )

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from .cache import get_cache_dir
 from .errors import DataError, MediaError, RecordError, SettingError, check_choice, check_whole
 from .fates import find_broken, unusable_error
 from .handover import bind_worker
-from .images.media import MAX_PIXELS, image_size
-from .images.routes import ROUTES, Allowance, TileSource, from_image, open_tiles
-from .images.tiling import DynamicTiling, UncutImage
+from .images.augment import Changes
+from .images.media import MAX_PIXELS, image_size, load_image
+from .images.routes import ROUTES, Allowance, TileSource, from_image, gather_tiles, open_tiles
+from .images.tiling import DynamicTiling
 from .images.video import expand_videos, load_frames, probe_video
 from .mixture import Source, open_sources, pick_records
 from .plan.budget import FRAME, STEPS, TileBudget, first_limit, truncate
@@ -27,7 +29,7 @@ from .plan.lengths import DROPPED, FATES, FITS, REJECTED, SHRUNK, TRUNCATED, Len
 from .plan.measure import Measure
 from .records.boxes import normalize_boxes
 from .records.records import Medium, Record, parse_record
-from .text.conversation import Encoded, join_pieces, split_pieces, tokenize_pieces
+from .text.conversation import Encoded, Piece, join_pieces, split_pieces, tokenize_pieces
 from .text.tokens import TextTokenizer
 
 
@@ -46,8 +48,10 @@ class MultimodalDataset(Dataset):
         image_folders: one per file, or one for all; None for files without images or with complete paths.
         repeat_times: how often each file is used per epoch; 0.5 takes a fixed random half, 3.5 everything three times
             and half of it a fourth time. Default 1.
-        dataset_settings: per file a dict or None: name, min_tiles, max_tiles, use_thumbnail, template, loss_weight.
+        dataset_settings: per file a dict or None: name, min_tiles, max_tiles, use_thumbnail, template, loss_weight,
+            augment.
         min_tiles, max_tiles, use_thumbnail, template: for files without their own; default: the base's config.json.
+        augment: random changes of images, for files without their own (see `images.augment`); None: none.
         max_length: most tokens of a sample.
         tile_sharing: 'equal' or 'need', how several images share the tiles (see `budget`).
         too_long: what is tried, in this order, on a longer sample: 'shrink_tiles', 'truncate_text'. A sample that is
@@ -95,6 +99,7 @@ class MultimodalDataset(Dataset):
         max_tiles: int | None = None,
         use_thumbnail: bool | None = None,
         template: str | None = None,
+        augment: dict | None = None,
         max_length: int = 4096,
         tile_sharing: str = "equal",
         too_long: Sequence[str] = STEPS,
@@ -116,7 +121,13 @@ class MultimodalDataset(Dataset):
         self.tokenizer = TextTokenizer.from_pretrained(base)
         self.budget = TileBudget(num_image_tokens(config), max_length, tile_sharing, tuple(too_long))
         self.cache_dir = get_cache_dir(cache_dir)
-        shared = {"min_tiles": min_tiles, "max_tiles": max_tiles, "use_thumbnail": use_thumbnail, "template": template}
+        shared = {
+            "min_tiles": min_tiles,
+            "max_tiles": max_tiles,
+            "use_thumbnail": use_thumbnail,
+            "template": template,
+            "augment": augment,
+        }
         self.sources = open_sources(
             data_paths, image_folders, repeat_times, dataset_settings, config, shared, self.cache_dir
         )
@@ -169,7 +180,11 @@ class MultimodalDataset(Dataset):
         try:
             if row in self.rejected[number]:
                 raise RecordError("rejected", "on the reject list", place=self.sources[number].index.source(row))
-            sample = self.load(number, row) if self._plan is None else self._load_as_planned(index, number, row)
+            rng = self._generator(index) if self.sources[number].augment else None
+            if self._plan is None:
+                sample = self.load(number, row, rng)
+            else:
+                sample = self._load_as_planned(index, number, row, rng)
         except DataError as error:
             if self.on_bad_sample == "raise" and error.reason not in ON_PURPOSE:
                 raise
@@ -178,7 +193,11 @@ class MultimodalDataset(Dataset):
         sample.update(index=int(index) % len(self), dataset=self.sources[number].name)
         return sample
 
-    def _load_as_planned(self, index: int, number: int, row: int) -> dict:
+    def _generator(self, index: int) -> np.random.Generator:
+        """What draws the changes of a sample's images, the same in every process and after a resume."""
+        return np.random.default_rng([self.seed, getattr(index, "epoch", 0), int(index) % len(self)])
+
+    def _load_as_planned(self, index: int, number: int, row: int, rng: np.random.Generator | None) -> dict:
         """As `load`, for a sample whose tokens and tiles have been planned.
 
         Raises:
@@ -186,7 +205,7 @@ class MultimodalDataset(Dataset):
         """
         tokens, tiles, fate = (column[index] for column in self._plan)
         try:
-            sample = self.load(number, row)
+            sample = self.load(number, row, rng)
         except RecordError as error:
             if error.reason != "too_long" or fate >= DROPPED:
                 raise
@@ -233,8 +252,11 @@ class MultimodalDataset(Dataset):
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_pool": None, "_lengths": {}}
 
-    def load(self, number: int, row: int) -> dict:
+    def load(self, number: int, row: int, rng: np.random.Generator | None = None) -> dict:
         """The sample of record `row` of file `number`.
+
+        Args:
+            rng: draws the changes of its images, where its file has `augment`; None: images as they are.
 
         Raises:
             RecordError: the record or one of its images can't be used, or (`too_long`) it doesn't fit.
@@ -242,21 +264,23 @@ class MultimodalDataset(Dataset):
         source = self.sources[number]
         record = self.record(number, row)
         try:
-            tiles, sample, fate = self._fit(record, source)
+            tiles, sample, fate = self._fit(record, source, rng)
         except MediaError as error:
             raise error.in_record(record.source) from None
         branches = {"branches": sample.branches} if sample.branches else {}
         return {
             "input_ids": torch.from_numpy(sample.input_ids),
             "labels": torch.from_numpy(sample.labels),
-            **_gather(tiles, self.tile_size, self.route),
+            **gather_tiles(tiles, self.tile_size, self.route),
             "source": record.source,
             "fate": FATES[fate],
             "loss_weight": source.loss_weight,
             **branches,
         }
 
-    def _fit(self, record: Record, source: Source) -> tuple[list[TileSource], Encoded, int]:
+    def _fit(
+        self, record: Record, source: Source, rng: np.random.Generator | None
+    ) -> tuple[list[TileSource], Encoded, int]:
         """Open images with as many tiles as fit, tokenize, truncate; returns also the fate (see `lengths`)."""
         paths = [source.folder.resolve(medium.name) for medium in record.media]
         videos = [path for path, medium in zip(paths, record.media, strict=True) if medium.kind == "video"]
@@ -266,7 +290,10 @@ class MultimodalDataset(Dataset):
         record = normalize_boxes(record, lambda place: image_size(paths[place], self.max_pixels))
         if record.warnings:
             self._log_first(record.warnings)
-        pieces = tokenize_pieces(split_pieces(record, source.template, self.tokenizer), self.tokenizer)
+        pieces = self._tokenize(record, source)
+        changes = None
+        if rng is not None and source.augment is not None:
+            changes, pieces = source.augment.draw_along(record, pieces, partial(self._tokenize, source=source), rng)
         budget, frames = self.budget, [medium.kind == "frame" for medium in record.media]
         share = first_limit(source.tiling.max_tiles, frames.count(False), budget.sharing)
         limits = whole = [1 if frame else share for frame in frames]
@@ -276,7 +303,7 @@ class MultimodalDataset(Dataset):
                 FRAME if frame else image_size(path, self.max_pixels) for frame, path in zip(frames, paths, strict=True)
             ]  # headers are read only where the sample may be too long
             limits = budget.fit(source.tiling, sizes, text_tokens)
-        tiles = self._open(record.media, paths, [source.tiling.limited(limit) for limit in limits])
+        tiles = self._open(record.media, paths, [source.tiling.limited(limit) for limit in limits], changes)
         sample = join_pieces(pieces, self.tokenizer, [tile.grid.num_tiles for tile in tiles], budget.tokens_per_tile)
         if len(sample) <= budget.max_length:
             return tiles, sample, FITS if limits == whole else SHRUNK
@@ -292,6 +319,9 @@ class MultimodalDataset(Dataset):
         sample, kept = fitted
         return tiles[:kept], sample, TRUNCATED
 
+    def _tokenize(self, record: Record, source: Source) -> list[Piece]:
+        return tokenize_pieces(split_pieces(record, source.template, self.tokenizer), self.tokenizer)
+
     def first_size(self, number: int, record: Record) -> tuple[int, int]:
         """(width, height) of a record's first image; (0, 0) without one."""
         for medium in record.media:
@@ -299,16 +329,23 @@ class MultimodalDataset(Dataset):
                 return image_size(self.sources[number].folder.resolve(medium.name), self.max_pixels)
         return 0, 0
 
-    def _open(self, media: list[Medium], paths: list[str], tilings: list[DynamicTiling]) -> list[TileSource]:
+    def _open(
+        self, media: list[Medium], paths: list[str], tilings: list[DynamicTiling], changes: Changes | None
+    ) -> list[TileSource]:
         tiles: list[TileSource] = []
         frames: dict[str, list] = {}
         for medium, path, tiling in zip(media, paths, tilings, strict=True):
             if medium.kind == "frame":
                 if not frames.get(path):
                     frames[path] = load_frames(path, self.num_frames, self.max_pixels)
-                tiles.append(from_image(frames[path].pop(0), tiling, self.route, self._allowance))
+                image = frames[path].pop(0)
+            elif changes is not None:
+                image = load_image(path, self.max_pixels)
             else:
                 tiles.append(open_tiles(path, tiling, self.route, self.max_pixels, self._allowance))
+                continue
+            cut = partial(from_image, route=self.route, allowance=self._allowance) if changes is None else changes.cut
+            tiles.append(cut(image, tiling))
         return tiles
 
     def lengths(
@@ -369,16 +406,3 @@ class MultimodalDataset(Dataset):
         if self.on_bad_sample == "raise" and len(broken := find_broken(self, fates)):
             raise unusable_error(self, broken)
         return np.flatnonzero(fates < DROPPED)
-
-
-def _gather(tiles: list[TileSource], size: int, route: str) -> dict:
-    """The tiles of a sample, and the images that the device will cut."""
-    ready = [tile.tiles for tile in tiles if tile.tiles is not None]
-    firsts = np.cumsum([0] + [tile.grid.num_tiles for tile in tiles]).tolist()  # and the end of the last
-    together = torch.cat(ready) if len(ready) > 1 else ready[0] if ready else torch.empty(0, 3, size, size).byte()
-    out = {"tiles": together, "num_tiles": firsts[-1]}
-    if route == "device":
-        uncut = [(tile, first) for tile, first in zip(tiles, firsts, strict=False) if tile.image is not None]
-        out["images"] = [tile.image for tile, _ in uncut]
-        out["uncut"] = [UncutImage(tile.grid, first, *tile.size) for tile, first in uncut]
-    return out

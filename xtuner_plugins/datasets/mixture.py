@@ -11,6 +11,7 @@ import numpy as np
 
 from .base import template_of, tiling_of
 from .errors import DataError, SettingError
+from .images.augment import Augmentation
 from .images.media import ImageFolder
 from .images.tiling import DynamicTiling
 from .records.index import OffsetIndex, open_index
@@ -26,6 +27,7 @@ OWN_SETTINGS = {  # that a file may have: their types
     "use_thumbnail": (bool, "True or False"),
     "template": (str, "the name of a template"),
     "loss_weight": (Real, "a positive number"),
+    "augment": (Mapping, "a dict such as {'jpeg_quality': (75, 100)}"),
 }
 
 
@@ -40,6 +42,7 @@ class Source:
     template: Template
     tiling: DynamicTiling
     loss_weight: float = 1.0
+    augment: Augmentation | None = None
 
 
 def open_sources(
@@ -141,6 +144,7 @@ def _open(
         repeat=_positive(1.0 if repeat is None else repeat, "repeat_times"),
         template=get_template(template_of(config, settings["template"])),
         tiling=tiling_of(config, settings),
+        augment=Augmentation.of(settings["augment"]),
         loss_weight=_positive(own.get("loss_weight", 1.0), "loss_weight"),
     )
 

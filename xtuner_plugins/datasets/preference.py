@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from mmengine.registry import DATASETS, FUNCTIONS
 
@@ -53,9 +54,9 @@ class PreferenceDataset(MultimodalDataset):
             )
         super().__init__(*args, too_long=too_long, **settings)
 
-    def load(self, number: int, row: int) -> dict:
+    def load(self, number: int, row: int, rng: np.random.Generator | None = None) -> dict:
         """As `MultimodalDataset.load`."""
-        sample = super().load(number, row)
+        sample = super().load(number, row, rng)
         if self.reference is not None:
             count = int((sample["labels"] != IGNORE_INDEX).sum())
             values = self.reference.of(number, row, count, sample["source"])

@@ -24,7 +24,7 @@ from .fates import describe, left_out
 from .plan.lengths import FATES, FITS
 from .plan.pack_cache import PackCache
 from .plan.packing import Packs, arrange, efficiency
-from .plan.plan import Plan
+from .plan.plan import Plan, PlannedIndex
 
 GROUPS = (None, "length", "modality")
 PROGRESS_FROM = 5000  # records; fewer are measured in no time
@@ -141,11 +141,11 @@ class PlanSampler(Plan):
         return self.num_steps(self.epoch)
 
     def __iter__(self) -> Iterator[int]:
-        rest = self.order(self.epoch)[self.position :]
+        epoch, rest = self.epoch, self.order(self.epoch)[self.position :]
         self.position = 0
         for step in range(0, len(rest), self.num_ranks):
             place = step + self.rank
-            yield int(rest[place]) if place < len(rest) else FILLER_INDEX
+            yield PlannedIndex.of(rest[place], epoch) if place < len(rest) else FILLER_INDEX
 
 
 @DATA_SAMPLERS.register_module()
@@ -245,6 +245,8 @@ class PackBatchSampler(Plan):
         if os.environ.get("LOCAL_RANK", "0") == "0" and not (self._ahead and self._ahead.is_alive()):
             self._ahead = self._cache.start_ahead(self._seed(self.sampler.epoch + 1))
         first, self.sampler.position = self.sampler.position, 0
+        epoch = self.sampler.epoch
         for step in range(first, len(packs), self.sampler.num_ranks):
             place = step + self.sampler.rank
-            yield packs[place].tolist() if place < len(packs) else [FILLER_INDEX]
+            pack = packs[place] if place < len(packs) else ()
+            yield [PlannedIndex.of(index, epoch) for index in pack] or [FILLER_INDEX]

@@ -14,15 +14,16 @@ from torch.utils.data import DataLoader
 
 from ..models.losses import sum_over_ranks, supervised_per_sample
 
-# Settings of the training data that say which records are taken, and how often. All others hold for validation, too.
-OF_FILES = ("data_paths", "image_folders", "repeat_times", "dataset_settings", "reject_list")
+# Settings of the training data alone: which records are taken, how often, and how images are changed at random. All
+# others hold for validation, too.
+OF_TRAINING = ("data_paths", "image_folders", "repeat_times", "dataset_settings", "reject_list", "augment")
 
 
 def validation_dataset(
     training: Mapping[str, Any], data_paths: str | Sequence[str], image_folders: Any = None
 ) -> dict[str, Any]:
     """The config of the validation dataset: that of training, with other files."""
-    own = {key: value for key, value in training.items() if key not in OF_FILES}
+    own = {key: value for key, value in training.items() if key not in OF_TRAINING}
     return {**own, "data_paths": data_paths, "image_folders": image_folders}
 
 

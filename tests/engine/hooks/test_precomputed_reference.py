@@ -165,6 +165,12 @@ def test_a_folder_that_cant_be_written_is_said_before_anything_is_computed(build
         PrecomputedReferenceHook(str(tmp_path / "kept")).before_train(runner_of(model, data()))
 
 
+def test_images_that_change_are_refused(build, data, tmp_path):
+    runner = runner_of(build(precomputed_reference=True), data(augment={"color": 0.2}))
+    with pytest.raises(SettingError, match="precompute_reference with augment"):
+        PrecomputedReferenceHook(str(tmp_path / "kept")).before_train(runner)
+
+
 def test_pairs_without_them_are_refused(build, data):
     model, dataset = build(precomputed_reference=True), data()
     with pytest.raises(ValueError, match="leave val_data_paths empty"):

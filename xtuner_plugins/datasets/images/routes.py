@@ -25,7 +25,7 @@ from PIL.JpegImagePlugin import get_sampling
 
 from ..errors import MediaError
 from .media import ORIENTATIONS, load_image, open_image, orientation
-from .tiling import DynamicTiling, Grid, cut_tiles
+from .tiling import DynamicTiling, Grid, UncutImage, cut_tiles
 
 FOUR_TWO_ZERO = 2  # Pillow's number for this subsampling
 ROUTES = ("pillow", "torchvision", "device")
@@ -136,6 +136,19 @@ def _whole_or_tiles(pixels: torch.Tensor, rule: DynamicTiling, allowance: Allowa
         return TileSource(grid, (width, height), tiles=cut_tiles(Image.fromarray(pixels.numpy()), grid, rule.tile_size))
     allowance.count(more)
     return TileSource(grid, (width, height), image=pixels.contiguous())
+
+
+def gather_tiles(tiles: list[TileSource], size: int, route: str) -> dict:
+    """The tiles of a sample, and the images that the device will cut."""
+    ready = [tile.tiles for tile in tiles if tile.tiles is not None]
+    firsts = np.cumsum([0] + [tile.grid.num_tiles for tile in tiles]).tolist()  # and the end of the last
+    together = torch.cat(ready) if len(ready) > 1 else ready[0] if ready else torch.empty(0, 3, size, size).byte()
+    out = {"tiles": together, "num_tiles": firsts[-1]}
+    if route == "device":
+        uncut = [(tile, first) for tile, first in zip(tiles, firsts, strict=False) if tile.image is not None]
+        out["images"] = [tile.image for tile, _ in uncut]
+        out["uncut"] = [UncutImage(tile.grid, first, *tile.size) for tile, first in uncut]
+    return out
 
 
 def decode_planes(image: Image.Image) -> torch.Tensor | None:

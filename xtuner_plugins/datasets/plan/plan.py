@@ -8,6 +8,18 @@ from torch.utils.data import DataLoader, Sampler
 from ..errors import SettingError
 
 
+class PlannedIndex(int):
+    """The index of a sample, and the epoch in which it is taken."""
+
+    epoch = 0
+
+    @classmethod
+    def of(cls, index: int, epoch: int) -> "PlannedIndex":
+        found = cls(index)
+        found.epoch = epoch
+        return found
+
+
 class Plan(Sampler):
     """The items of each epoch (samples, or packs of samples) in one order over all ranks; a position is an integer.
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ...checkpoints.io.reader import weight_files
 from ...datasets.bad_samples import FILLER
 from ...datasets.cache import content_hash
-from ...datasets.errors import DataError
+from ...datasets.errors import DataError, SettingError
 from ...datasets.handover import bind_worker
 from ...datasets.plan.lengths import DROPPED
 from ...datasets.preference import FILLER_TOKENS, PreferenceDataset, collate_pairs, filler_pair
@@ -54,7 +54,7 @@ class PrecomputedReferenceHook(Hook):
     Raises:
         TrainingStopped: The log probabilities aren't there, and the model isn't the base: the run resumes, or begins
             with `load_from`.
-        SettingError: The folder can't be written.
+        SettingError: The folder can't be written, or the dataset has `augment`.
     """
 
     priority = "VERY_HIGH"
@@ -69,6 +69,12 @@ class PrecomputedReferenceHook(Hook):
             return
         if not isinstance(dataset, PreferenceDataset):
             raise ValueError(f"precomputed_reference needs a PreferenceDataset, not {type(dataset).__name__}")
+        if changed := [source.name for source in dataset.sources if source.augment]:
+            raise SettingError(
+                "precompute_reference",
+                f"precompute_reference with augment ({', '.join(changed)}): the reference would see other images",
+                "leave one of them out",
+            )
         rows = rows_of(dataset, np.flatnonzero(dataset.layout()[2] < DROPPED))
         files = [Path(network.base, "config.json"), *weight_files(network.base)]
         hashes = [content_hash(path, dataset.cache_dir) for path in files]

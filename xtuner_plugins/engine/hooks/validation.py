@@ -46,7 +46,7 @@ class ValidationHook(Hook):
     Args:
         interval: Optimizer steps between two validations.
         data_paths: Annotation files. Everything else about the data is as in ``train_dataloader.dataset``, except
-            ``repeat_times``, ``dataset_settings`` and ``reject_list``.
+            ``repeat_times``, ``dataset_settings``, ``reject_list`` and ``augment``.
         image_folders: As `MultimodalDataset`.
         batch_size: Samples and questions that a rank takes at a time.
         benchmarks: Files as `tools/evaluate.py` takes, answered and measured.

@@ -17,7 +17,7 @@ from .cache import get_cache_dir
 from .errors import DataError, MediaError, RecordError, SettingError, check_choice, check_whole
 from .fates import find_broken, unusable_error
 from .handover import bind_worker
-from .images.media import MAX_PIXELS, image_size
+from .images.media import MAX_PIXELS, MediaSource, image_size
 from .images.routes import ROUTES, Allowance, TileSource, from_image, open_tiles
 from .images.tiling import DynamicTiling, UncutImage
 from .images.video import expand_videos, load_frames, probe_video
@@ -46,7 +46,8 @@ class MultimodalDataset(Dataset):
         image_folders: one per file, or one for all; None for files without images or with complete paths.
         repeat_times: how often each file is used per epoch; 0.5 takes a fixed random half, 3.5 everything three times
             and half of it a fourth time. Default 1.
-        dataset_settings: per file a dict or None: name, min_tiles, max_tiles, use_thumbnail, template, loss_weight.
+        dataset_settings: per file a dict or None: name, min_tiles, max_tiles, use_thumbnail, template, loss_weight,
+            windows_paths (whether `\\` in names of images separates folders).
         min_tiles, max_tiles, use_thumbnail, template: for files without their own; default: the base's config.json.
         max_length: most tokens of a sample.
         tile_sharing: 'equal' or 'need', how several images share the tiles (see `budget`).
@@ -258,11 +259,11 @@ class MultimodalDataset(Dataset):
 
     def _fit(self, record: Record, source: Source) -> tuple[list[TileSource], Encoded, int]:
         """Open images with as many tiles as fit, tokenize, truncate; returns also the fate (see `lengths`)."""
-        paths = [source.folder.resolve(medium.name) for medium in record.media]
-        videos = [path for path, medium in zip(paths, record.media, strict=True) if medium.kind == "video"]
+        found = {medium.name: source.folder.resolve(medium.name) for medium in record.media}
+        videos = [found[medium.name] for medium in record.media if medium.kind == "video"]
         if videos:
             record = expand_videos(record, [probe_video(path, self.num_frames, self.max_pixels)[0] for path in videos])
-            paths = [source.folder.resolve(medium.name) for medium in record.media]
+        paths = [found[medium.name] for medium in record.media]
         record = normalize_boxes(record, lambda place: image_size(paths[place], self.max_pixels))
         if record.warnings:
             self._log_first(record.warnings)
@@ -299,14 +300,14 @@ class MultimodalDataset(Dataset):
                 return image_size(self.sources[number].folder.resolve(medium.name), self.max_pixels)
         return 0, 0
 
-    def _open(self, media: list[Medium], paths: list[str], tilings: list[DynamicTiling]) -> list[TileSource]:
+    def _open(self, media: list[Medium], paths: list[MediaSource], tilings: list[DynamicTiling]) -> list[TileSource]:
         tiles: list[TileSource] = []
         frames: dict[str, list] = {}
         for medium, path, tiling in zip(media, paths, tilings, strict=True):
             if medium.kind == "frame":
-                if not frames.get(path):
-                    frames[path] = load_frames(path, self.num_frames, self.max_pixels)
-                tiles.append(from_image(frames[path].pop(0), tiling, self.route, self._allowance))
+                if not frames.get(medium.name):
+                    frames[medium.name] = load_frames(path, self.num_frames, self.max_pixels)
+                tiles.append(from_image(frames[medium.name].pop(0), tiling, self.route, self._allowance))
             else:
                 tiles.append(open_tiles(path, tiling, self.route, self.max_pixels, self._allowance))
         return tiles

@@ -72,7 +72,7 @@ class FolderFiles:
 
     def compare(self, named: Iterable[str]) -> FolderCount:
         """The counts for the names that records hold."""
-        named = set(named)
+        named = set(map(self.folder.plain, named))
         missing = sorted(name for name in named if name not in self)
         paths = {os.path.normpath(name) for name in named}
         folders = {path for path in paths - self.files if os.path.isdir(os.path.join(self.folder.folder, path))}

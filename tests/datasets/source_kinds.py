@@ -1,0 +1,85 @@
+"""The same eight records and their images in every form that `data_paths` and `image_folders` may name."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIZES = {"a.jpg": (100, 90), "b.png": (360, 120), "deep/c.jpg": (120, 360)}
+
+
+def talk(question: str, answer: str, **extra) -> dict:
+    return {**extra, "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+
+
+def make_records() -> list[dict]:
+    """Two of them are unusable: the fifth's image is damaged, the seventh has no turns."""
+    return [
+        talk("<image>\nA?", "Yes, 好的.", image="a.jpg"),
+        talk("Where?", "<ref>it</ref><box>[[1, 2, 300, 400]]</box>", image="b.png"),
+        talk("No image: 2 + 2?", "4."),
+        talk("Left <image> right <image>?", "Both. " * 40, image=["b.png", "deep/c.jpg"]),
+        talk("Damaged?", "No.", image="damaged.jpg"),
+        talk("<image>\nC?", "Perhaps.", image="deep/c.jpg", system="Be brief."),
+        {"conversations": []},
+        talk("Again <b>bold</b>?", "Yes.", image="a.jpg"),
+    ]
+
+
+def make_images(folder: Path) -> Path:
+    for name, (width, height) in SIZES.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(noise).save(path)
+    (folder / "damaged.jpg").write_bytes((folder / "a.jpg").read_bytes()[:300])
+    return folder
+
+
+def as_lines(records: list[dict]) -> bytes:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+
+
+def write_plain(records, images: Path, out: Path) -> dict:
+    (out / "plain.jsonl").write_bytes(as_lines(records))
+    return {"data_paths": str(out / "plain.jsonl"), "image_folders": str(images)}
+
+
+def write_gzip(records, images: Path, out: Path) -> dict:
+    (out / "data.jsonl.gz").write_bytes(gzip.compress(as_lines(records)))
+    return {"data_paths": str(out / "data.jsonl.gz"), "image_folders": str(images)}
+
+
+def write_gzip_array(records, images: Path, out: Path) -> dict:
+    (out / "data.json.gz").write_bytes(gzip.compress(json.dumps(records).encode()))
+    return {"data_paths": str(out / "data.json.gz"), "image_folders": str(images)}
+
+
+def write_zstd(records, images: Path, out: Path) -> dict:
+    import pyarrow
+
+    with pyarrow.output_stream(str(out / "data.jsonl.zst"), compression="zstd") as file:
+        file.write(as_lines(records))
+    return {"data_paths": str(out / "data.jsonl.zst"), "image_folders": str(images)}
+
+
+def write_windows(records, images: Path, out: Path) -> dict:
+    """Names with backslashes, and the setting that reads them."""
+
+    def change(name):
+        return [change(each) for each in name] if isinstance(name, list) else name.replace("/", "\\")
+
+    changed = [record | ({"image": change(record["image"])} if "image" in record else {}) for record in records]
+    (out / "windows.jsonl").write_bytes(as_lines(changed))
+    own = {"windows_paths": True}
+    return {"data_paths": str(out / "windows.jsonl"), "image_folders": str(images), "dataset_settings": [own]}
+
+
+KINDS = {
+    "json.gz": write_gzip_array,
+    "jsonl.gz": write_gzip,
+    "jsonl.zst": write_zstd,
+    "windows": write_windows,
+}

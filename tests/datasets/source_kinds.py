@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -77,9 +79,30 @@ def write_windows(records, images: Path, out: Path) -> dict:
     return {"data_paths": str(out / "windows.jsonl"), "image_folders": str(images), "dataset_settings": [own]}
 
 
+def write_tar(records, images: Path, out: Path) -> dict:
+    with tarfile.open(out / "images.tar", "w") as archive:
+        archive.add(images, ".")
+    return {**write_plain(records, images, out), "image_folders": str(out / "images.tar")}
+
+
+def write_zip(records, images: Path, out: Path, method: int = zipfile.ZIP_DEFLATED) -> dict:
+    """The images lie in a folder of the archive."""
+    with zipfile.ZipFile(out / "images.zip", "w", method) as archive:
+        for path in sorted(images.rglob("*")):
+            archive.write(path, f"train/{path.relative_to(images)}")
+    return {**write_plain(records, images, out), "image_folders": str(out / "images.zip" / "train")}
+
+
+def write_stored_zip(records, images: Path, out: Path) -> dict:
+    return write_zip(records, images, out, zipfile.ZIP_STORED)
+
+
 KINDS = {
     "json.gz": write_gzip_array,
     "jsonl.gz": write_gzip,
     "jsonl.zst": write_zstd,
     "windows": write_windows,
+    "images in tar": write_tar,
+    "images in zip": write_zip,
+    "images in stored zip": write_stored_zip,
 }

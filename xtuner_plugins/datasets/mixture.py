@@ -10,6 +10,7 @@ import numpy as np
 
 from .base import template_of, tiling_of
 from .errors import DataError, SettingError
+from .images.archives import open_images
 from .images.media import ImageFolder
 from .images.tiling import DynamicTiling
 from .records.opening import RecordSource, folder_of, open_records, stem_of
@@ -135,10 +136,11 @@ def _open(
     if not (folder is None or isinstance(folder, (str, os.PathLike))):
         raise SettingError("image_folders", f"image_folders holds {folder!r}", "name folders by their paths, or None")
     index = open_records(path, cache_dir)
+    images = open_images(folder, folder_of(path), cache_dir, windows_paths=own.get("windows_paths", False))
     return Source(
         name=own.get("name") or stem_of(path),
         index=index,
-        folder=index.own_images(ImageFolder(folder, folder_of(path), windows_paths=own.get("windows_paths", False))),
+        folder=index.own_images(images),
         repeat=_positive(1.0 if repeat is None else repeat, "repeat_times"),
         template=get_template(template_of(config, settings["template"])),
         tiling=tiling_of(config, settings),

@@ -20,14 +20,15 @@ BAD = [4, 6]  # of the records
 @pytest.fixture
 def open_kind(data_base, tmp_path):
     """open_kind(name) -> a dataset of the records as this kind; 'plain' is jsonl and a folder."""
-    images = make_images(tmp_path / "images")
+    images, written = make_images(tmp_path / "images"), {}
 
     def open_kind(name: str, **options):
-        out = tmp_path / name
-        out.mkdir(exist_ok=True)
-        files = {"plain": write_plain, **KINDS}[name](make_records(), images, out)
+        if name not in written:
+            out = tmp_path / name
+            out.mkdir()
+            written[name] = {"plain": write_plain, **KINDS}[name](make_records(), images, out)
         settings = {"on_bad_sample": "skip", "max_length": 120, "cache_dir": str(tmp_path / "cache"), **options}
-        return MultimodalDataset(str(data_base), **files, **settings)
+        return MultimodalDataset(str(data_base), **written[name], **settings)
 
     return open_kind
 

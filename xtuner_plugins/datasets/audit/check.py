@@ -19,6 +19,7 @@ from ...processes import die_with_parent, num_cores
 from ..cache import get_cache_dir
 from ..dataset import MultimodalDataset
 from ..errors import DataError, MediaError, RecordError
+from ..images.archives import open_images
 from ..images.folders import FolderCount, FolderFiles
 from ..images.media import MAX_PIXELS, ImageFolder, load_image
 from ..images.video import load_frames
@@ -109,7 +110,7 @@ class PlainFiles:
         for path, folder in zip(data_paths, image_folders, strict=True):
             try:
                 index = open_records(path, cache_dir)
-                images = index.own_images(ImageFolder(folder, folder_of(path)))
+                images = index.own_images(open_images(folder, folder_of(path), cache_dir))
                 self.sources.append(SimpleNamespace(index=index, folder=images))
             except DataError as error:
                 errors.append(error)

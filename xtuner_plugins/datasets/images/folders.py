@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
 from ..errors import DataError
+from .archives import ArchiveImages
 from .media import ImageFolder
 
 
@@ -54,17 +55,20 @@ class FolderFiles:
     found all the same).
     """
 
-    def __init__(self, folder: ImageFolder):
+    def __init__(self, folder: ImageFolder | ArchiveImages):
         if folder.folder is None:
             raise ValueError("only a folder has files to compare")
         self.folder = folder
-        self.files, links = _walk(folder.folder)
+        self.in_archive = isinstance(folder, ArchiveImages)
+        self.files, links = folder.listing() if self.in_archive else _walk(folder.folder)
         self.num_files = len(self.files) + sum(os.path.isfile(os.path.join(folder.folder, link)) for link in links)
 
     def __contains__(self, name: str) -> bool:
         """Whether a name leads to a file or, for a video, to a folder of frames."""
         if name in self.files:
             return True
+        if self.in_archive:
+            return os.path.normpath(name) in self.files
         try:
             return os.path.exists(self.folder.resolve(name))
         except DataError:

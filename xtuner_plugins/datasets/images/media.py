@@ -120,7 +120,9 @@ class ImageFolder:
             if not os.path.isdir(self.folder):
                 raise SettingError(
                     "image_folder",
-                    f"image folder {self.folder!r} isn't there",
+                    f"image folder {self.folder!r} isn't there"
+                    if not os.path.isfile(self.folder)
+                    else f"image folder {self.folder!r} is a file, and no .tar or .zip",
                     "correct image_folders, or give None for a file without images",
                 )
             self._real = os.path.join(os.path.realpath(self.folder), "")

@@ -1,5 +1,6 @@
 """The same eight records and their images in every form that `data_paths` and `image_folders` may name."""
 
+import functools
 import gzip
 import json
 import tarfile
@@ -97,6 +98,73 @@ def write_stored_zip(records, images: Path, out: Path) -> dict:
     return write_zip(records, images, out, zipfile.ZIP_STORED)
 
 
+def as_rows(records, images: Path, image: str) -> list[dict]:
+    """Records as rows of a table: `image` says how images are held, 'struct', 'bytes', 'path' or 'struct of paths'."""
+
+    def hold(name: str):
+        data = (images / name).read_bytes()
+        forms = {"struct": {"bytes": data, "path": None}, "bytes": data, "path": name}
+        return forms.get(image, {"bytes": None, "path": name})
+
+    rows = []
+    for record in records:
+        names = record.get("image")
+        names = [names] if isinstance(names, str) else names
+        rows.append(
+            {
+                "images": None if names is None else [hold(name) for name in names],
+                "conversations": record["conversations"] or None,
+                "system": record.get("system"),
+            }
+        )
+    return rows
+
+
+def write_table(rows: list[dict], path: Path, group: int = 3) -> None:
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=group)
+
+
+def write_parquet(records, images: Path, out: Path, image: str = "struct") -> dict:
+    write_table(as_rows(records, images, image), out / "data.parquet")
+    return {"data_paths": str(out / "data.parquet"), "image_folders": str(images) if "path" in image else None}
+
+
+def write_parquet_shards(records, images: Path, out: Path) -> dict:
+    """One image for a row is a struct of its own, as in LLaVA-OneVision; here every row has a list."""
+    rows = as_rows(records, images, "struct")
+    for number, part in enumerate((rows[:3], rows[3:])):
+        write_table(part, out / f"train-{number:05}-of-00002.parquet", group=2)
+    return {"data_paths": str(out)}
+
+
+def write_finevision(records, images: Path, out: Path) -> dict:
+    """`images` and `texts`, with placeholders where there are several images and none for a damaged record."""
+    rows = as_rows(records, images, "struct")
+    for row in rows:
+        turns = row.pop("conversations") or []
+        pairs = zip(turns[::2], turns[1::2], strict=True)
+        row["texts"] = [{"user": ask["value"], "assistant": answer["value"]} for ask, answer in pairs] or None
+    write_table(rows, out / "data.parquet", group=100)
+    return {"data_paths": str(out / "*.parquet")}
+
+
+def write_saved(records, images: Path, out: Path) -> dict:
+    import datasets
+
+    rows = as_rows(records, images, "struct")
+    features = datasets.Features(
+        {
+            "images": datasets.List(datasets.Image()),
+            "conversations": datasets.List({"from": datasets.Value("string"), "value": datasets.Value("string")}),
+            "system": datasets.Value("string"),
+        }
+    )
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(out / "saved", num_shards=2)
+    return {"data_paths": str(out / "saved")}
+
+
 KINDS = {
     "json.gz": write_gzip_array,
     "jsonl.gz": write_gzip,
@@ -105,4 +173,11 @@ KINDS = {
     "images in tar": write_tar,
     "images in zip": write_zip,
     "images in stored zip": write_stored_zip,
+    "parquet": write_parquet,
+    "parquet of bytes": functools.partial(write_parquet, image="bytes"),
+    "parquet of paths": functools.partial(write_parquet, image="path"),
+    "parquet of structs of paths": functools.partial(write_parquet, image="struct of paths"),
+    "parquet shards": write_parquet_shards,
+    "finevision": write_finevision,
+    "save_to_disk": write_saved,
 }

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 from ..errors import DataError
 from .archives import ArchiveImages
-from .media import ImageFolder
+from .media import EMBEDDED_SCHEME, ImageFolder
 
 
 @dataclass
@@ -58,7 +58,7 @@ class FolderFiles:
     def __init__(self, folder: ImageFolder | ArchiveImages):
         if folder.folder is None:
             raise ValueError("only a folder has files to compare")
-        self.folder = folder
+        self.folder = folder = getattr(folder, "inner", folder)  # of images in records, those in the folder
         self.in_archive = isinstance(folder, ArchiveImages)
         self.files, links = folder.listing() if self.in_archive else _walk(folder.folder)
         self.num_files = len(self.files) + sum(os.path.isfile(os.path.join(folder.folder, link)) for link in links)
@@ -76,7 +76,7 @@ class FolderFiles:
 
     def compare(self, named: Iterable[str]) -> FolderCount:
         """The counts for the names that records hold."""
-        named = set(map(self.folder.plain, named))
+        named = {self.folder.plain(name) for name in named if not name.startswith(EMBEDDED_SCHEME)}
         missing = sorted(name for name in named if name not in self)
         paths = {os.path.normpath(name) for name in named}
         folders = {path for path in paths - self.files if os.path.isdir(os.path.join(self.folder.folder, path))}

@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import MediaError, SettingError
 
+EMBEDDED_SCHEME = "row://"  # of names that records with images of their own give them; no file name begins so
 MAX_PIXELS = 178_956_970  # Pillow's own limit for decompression bombs (2 x 1 GiB / 4 / 3)
 # Of what a server is sent: Pillow starts Ghostscript for EPS, and rare formats have rarely read decoders.
 SENT_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")

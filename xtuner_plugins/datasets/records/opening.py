@@ -4,6 +4,8 @@
 |---|---|
 | a.json, a.jsonl | `index.OffsetIndex`, by the offset of each in the file |
 | a.json.gz, a.jsonl.gz, a.jsonl.zst | the same, of the content, which is unpacked into the cache (`compressed`) |
+| a.parquet, a folder or pattern of them | `tables.TableRecords`, rows with or without their images |
+| a folder that datasets' `save_to_disk` wrote | the same, of Arrow files |
 """
 
 import os
@@ -11,12 +13,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from ..errors import DataError
+from ..errors import DataError, SettingError
 from ..images.media import ImageFolder
 from .compressed import is_compressed, unpack
 from .index import open_index
+from .shard_names import expand, is_pattern, list_folder
+from .table_files import ArrowTable, ParquetTable, find_arrow_files
+from .tables import TableRecords
 
 PACKED_SUFFIXES = (".gz", ".zst")
+PARQUET = b"PAR1"  # its first bytes
+SHARDS = (".parquet",)  # of which a folder may consist
 
 
 class Reader(Protocol):
@@ -68,9 +75,20 @@ def open_records(path: str | os.PathLike, cache_dir: str | os.PathLike) -> Recor
         SettingError, RecordError: it names none, or they can't be read.
     """
     path = os.fspath(path)
-    if os.path.isfile(path) and os.access(path, os.R_OK) and is_compressed(path):
+    if os.path.isdir(path) or is_pattern(path):
+        return _open_many(path, cache_dir)
+    if not os.path.isfile(path) or not os.access(path, os.R_OK):
+        return open_index(path, cache_dir)  # which says what is wrong
+    if _begins_with(path, PARQUET):
+        return TableRecords(path, [path], ParquetTable)
+    if is_compressed(path):
         return _open_compressed(path, cache_dir)
     return open_index(path, cache_dir)
+
+
+def names_records(path: str) -> bool:
+    """Whether an entry of `data_paths` names something that is there."""
+    return os.path.exists(path) or is_pattern(path)
 
 
 def stem_of(path: str | os.PathLike) -> str:
@@ -81,7 +99,34 @@ def stem_of(path: str | os.PathLike) -> str:
 
 def folder_of(path: str | os.PathLike) -> Path:
     """The folder against which names of images are resolved without an image folder."""
-    return Path(path).parent
+    return Path(path) if os.path.isdir(path) else Path(path).parent
+
+
+def _open_many(path: str, cache_dir: str | os.PathLike) -> RecordSource:
+    """The records of a folder of shards, of a pattern, or of a dataset that `datasets` saved."""
+    if os.path.isdir(path):
+        saved = find_arrow_files(path)
+        if saved is not None:
+            return TableRecords(path, saved, ArrowTable)
+        files = list_folder(path, SHARDS)
+    else:
+        files = expand(path)
+    suffixes = {os.path.splitext(file)[1] for file in files}
+    if suffixes == {".parquet"}:
+        return TableRecords(path, files, ParquetTable)
+    if not files:
+        remedy = "name the annotation file in it, or the folder that holds the shards itself"
+        problem = f"is a folder, not an annotation file, and holds no {' or '.join(SHARDS)}"
+        raise SettingError("annotation_file", problem, remedy, f"{path}:1")
+    remedy = "name them one by one in data_paths"
+    raise SettingError(
+        "data_paths", f"names {', '.join(sorted(suffixes))} files; shards are {' or '.join(SHARDS)}", remedy, path
+    )
+
+
+def _begins_with(path: str, magic: bytes) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(magic)) == magic
 
 
 def _open_compressed(path: str, cache_dir: str | os.PathLike) -> RecordSource:

@@ -2,6 +2,7 @@
 
 import functools
 import gzip
+import io
 import json
 import tarfile
 import zipfile
@@ -165,6 +166,31 @@ def write_saved(records, images: Path, out: Path) -> dict:
     return {"data_paths": str(out / "saved")}
 
 
+def write_webdataset(records, images: Path, out: Path, shards: int = 1) -> dict:
+    """Each sample with its images beside it, under the names that its record doesn't know."""
+    per_shard = -(-len(records) // shards)
+    for number in range(shards):
+        with tarfile.open(out / f"{number:06}.tar", "w") as archive:
+            for index, record in enumerate(records[number * per_shard : (number + 1) * per_shard]):
+                names = record.get("image", [])
+                names = [names] if isinstance(names, str) else names
+                inside = {key: value for key, value in record.items() if key != "image"}
+                files = {f"{index:04}.json": json.dumps(inside).encode()}
+                for place, name in enumerate(names):
+                    suffix = Path(name).suffix if len(names) == 1 else f".{place}{Path(name).suffix}"
+                    files[f"{index:04}{suffix}"] = (images / name).read_bytes()
+                for name, data in files.items():
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+    return {"data_paths": str(out / "000000.tar" if shards == 1 else out)}
+
+
+def write_webdataset_pattern(records, images: Path, out: Path) -> dict:
+    write_webdataset(records, images, out, 3)
+    return {"data_paths": str(out / "{000000..000002}.tar")}
+
+
 KINDS = {
     "json.gz": write_gzip_array,
     "jsonl.gz": write_gzip,
@@ -180,4 +206,7 @@ KINDS = {
     "parquet shards": write_parquet_shards,
     "finevision": write_finevision,
     "save_to_disk": write_saved,
+    "webdataset": write_webdataset,
+    "webdataset shards": functools.partial(write_webdataset, shards=2),
+    "webdataset pattern": write_webdataset_pattern,
 }

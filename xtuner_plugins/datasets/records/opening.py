@@ -5,6 +5,7 @@
 | a.json, a.jsonl | `index.OffsetIndex`, by the offset of each in the file |
 | a.json.gz, a.jsonl.gz, a.jsonl.zst | the same, of the content, which is unpacked into the cache (`compressed`) |
 | a.parquet, a folder or pattern of them | `tables.TableRecords`, rows with or without their images |
+| a.tar, a folder or pattern of them | `webdataset.WebDatasetRecords`, samples with their images |
 | a folder that datasets' `save_to_disk` wrote | the same, of Arrow files |
 """
 
@@ -20,10 +21,11 @@ from .index import open_index
 from .shard_names import expand, is_pattern, list_folder
 from .table_files import ArrowTable, ParquetTable, find_arrow_files
 from .tables import TableRecords
+from .webdataset import WebDatasetRecords
 
 PACKED_SUFFIXES = (".gz", ".zst")
 PARQUET = b"PAR1"  # its first bytes
-SHARDS = (".parquet",)  # of which a folder may consist
+SHARDS = (".parquet", ".tar")  # of which a folder may consist
 
 
 class Reader(Protocol):
@@ -81,6 +83,8 @@ def open_records(path: str | os.PathLike, cache_dir: str | os.PathLike) -> Recor
         return open_index(path, cache_dir)  # which says what is wrong
     if _begins_with(path, PARQUET):
         return TableRecords(path, [path], ParquetTable)
+    if path.endswith(".tar"):
+        return WebDatasetRecords(path, [path], cache_dir)
     if is_compressed(path):
         return _open_compressed(path, cache_dir)
     return open_index(path, cache_dir)
@@ -114,6 +118,8 @@ def _open_many(path: str, cache_dir: str | os.PathLike) -> RecordSource:
     suffixes = {os.path.splitext(file)[1] for file in files}
     if suffixes == {".parquet"}:
         return TableRecords(path, files, ParquetTable)
+    if suffixes == {".tar"}:
+        return WebDatasetRecords(path, files, cache_dir)
     if not files:
         remedy = "name the annotation file in it, or the folder that holds the shards itself"
         problem = f"is a folder, not an annotation file, and holds no {' or '.join(SHARDS)}"

@@ -126,9 +126,11 @@ def validation_time(args, planned, validation: dict) -> float | None:
     paths = validation.get("data_paths")
     if not paths:
         return None
-    from xtuner_plugins.datasets.records.index import scan
+    from xtuner_plugins.datasets.cache import get_cache_dir
+    from xtuner_plugins.datasets.records.opening import open_records
 
-    num_samples = sum(len(scan(path)) for path in ([paths] if isinstance(paths, str) else paths))
+    paths = [paths] if isinstance(paths, str) else paths
+    num_samples = sum(len(open_records(path, get_cache_dir())) for path in paths)
     return planned.validation_seconds(num_samples, validation["interval"], GPUS[args.gpu].teraflops, args.mfu)
 
 

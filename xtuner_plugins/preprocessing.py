@@ -93,6 +93,7 @@ def from_config(cfg) -> dict | None:
         The two, or None if the config has no dataset of ours.
     """
     from xtuner_plugins.datasets.base import read_base, template_of, tiling_of
+    from xtuner_plugins.datasets.records.opening import stem_of
 
     dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
     paths = dataset.get("data_paths")
@@ -106,7 +107,7 @@ def from_config(cfg) -> dict | None:
     for path, settings in zip(paths, own, strict=False):
         settings = shared | {key: value for key, value in (settings or {}).items() if value is not None}
         rule = _settings(tiling_of(config, settings), template_of(config, settings["template"]))
-        described.append({"name": settings.get("name") or Path(path).stem, **rule})
+        described.append({"name": settings.get("name") or stem_of(path), **rule})
     return {"tile_size": tiling_of(config, {}).tile_size, "datasets": described}
 
 

@@ -19,7 +19,7 @@ from .errors import DataError, MediaError, RecordError, SettingError, check_choi
 from .fates import find_broken, unusable_error
 from .handover import bind_worker
 from .images.augment import Changes
-from .images.media import MAX_PIXELS, image_size, load_image
+from .images.media import MAX_PIXELS, MediaSource, image_size, load_image
 from .images.routes import ROUTES, Allowance, TileSource, from_image, gather_tiles, open_tiles
 from .images.tiling import DynamicTiling
 from .images.video import expand_videos, load_frames, probe_video
@@ -49,7 +49,7 @@ class MultimodalDataset(Dataset):
         repeat_times: how often each file is used per epoch; 0.5 takes a fixed random half, 3.5 everything three times
             and half of it a fourth time. Default 1.
         dataset_settings: per file a dict or None: name, min_tiles, max_tiles, use_thumbnail, template, loss_weight,
-            augment.
+            augment, windows_paths (whether `\\` in names of images separates folders).
         min_tiles, max_tiles, use_thumbnail, template: for files without their own; default: the base's config.json.
         augment: random changes of images, for files without their own (see `images.augment`); None: none.
         max_length: most tokens of a sample.
@@ -282,11 +282,11 @@ class MultimodalDataset(Dataset):
         self, record: Record, source: Source, rng: np.random.Generator | None
     ) -> tuple[list[TileSource], Encoded, int]:
         """Open images with as many tiles as fit, tokenize, truncate; returns also the fate (see `lengths`)."""
-        paths = [source.folder.resolve(medium.name) for medium in record.media]
-        videos = [path for path, medium in zip(paths, record.media, strict=True) if medium.kind == "video"]
+        found = {medium.name: source.folder.resolve(medium.name) for medium in record.media}
+        videos = [found[medium.name] for medium in record.media if medium.kind == "video"]
         if videos:
             record = expand_videos(record, [probe_video(path, self.num_frames, self.max_pixels)[0] for path in videos])
-            paths = [source.folder.resolve(medium.name) for medium in record.media]
+        paths = [found[medium.name] for medium in record.media]
         record = normalize_boxes(record, lambda place: image_size(paths[place], self.max_pixels))
         if record.warnings:
             self._log_first(record.warnings)
@@ -330,15 +330,15 @@ class MultimodalDataset(Dataset):
         return 0, 0
 
     def _open(
-        self, media: list[Medium], paths: list[str], tilings: list[DynamicTiling], changes: Changes | None
+        self, media: list[Medium], paths: list[MediaSource], tilings: list[DynamicTiling], changes: Changes | None
     ) -> list[TileSource]:
         tiles: list[TileSource] = []
         frames: dict[str, list] = {}
         for medium, path, tiling in zip(media, paths, tilings, strict=True):
             if medium.kind == "frame":
-                if not frames.get(path):
-                    frames[path] = load_frames(path, self.num_frames, self.max_pixels)
-                image = frames[path].pop(0)
+                if not frames.get(medium.name):
+                    frames[medium.name] = load_frames(path, self.num_frames, self.max_pixels)
+                image = frames[medium.name].pop(0)
             elif changes is not None:
                 image = load_image(path, self.max_pixels)
             else:

@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,9 +11,10 @@ import numpy as np
 from .base import template_of, tiling_of
 from .errors import DataError, SettingError
 from .images.augment import Augmentation
+from .images.archives import open_images
 from .images.media import ImageFolder
 from .images.tiling import DynamicTiling
-from .records.index import OffsetIndex, open_index
+from .records.opening import RecordSource, folder_of, open_records, stem_of
 from .text.templates import Template, get_template
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ OWN_SETTINGS = {  # that a file may have: their types
     "template": (str, "the name of a template"),
     "loss_weight": (Real, "a positive number"),
     "augment": (Mapping, "a dict such as {'jpeg_quality': (75, 100)}"),
+    "windows_paths": (bool, "True or False"),
 }
 
 
@@ -36,7 +37,7 @@ class Source:
     """One annotation file of the mixture with its settings."""
 
     name: str
-    index: OffsetIndex
+    index: RecordSource
     folder: ImageFolder
     repeat: float
     template: Template
@@ -86,7 +87,7 @@ def open_sources(
             errors.append(error)
     if errors:
         raise_together(errors)
-    stems = [Path(source.index.path).stem for source in sources]
+    stems = [stem_of(source.index.path) for source in sources]
     return [  # `a/train.jsonl` and `b/train.jsonl` go by their paths in reports and in the ledger
         replace(source, name=source.index.path) if source.name == stem and stems.count(stem) > 1 else source
         for source, stem in zip(sources, stems, strict=True)
@@ -137,10 +138,12 @@ def _open(
             raise SettingError(name, f"{said} can't be used", f"give {words}")
     if not (folder is None or isinstance(folder, (str, os.PathLike))):
         raise SettingError("image_folders", f"image_folders holds {folder!r}", "name folders by their paths, or None")
+    index = open_records(path, cache_dir)
+    images = open_images(folder, folder_of(path), cache_dir, windows_paths=own.get("windows_paths", False))
     return Source(
-        name=own.get("name") or Path(path).stem,
-        index=open_index(path, cache_dir),
-        folder=ImageFolder(folder, Path(path).parent),
+        name=own.get("name") or stem_of(path),
+        index=index,
+        folder=index.own_images(images),
         repeat=_positive(1.0 if repeat is None else repeat, "repeat_times"),
         template=get_template(template_of(config, settings["template"])),
         tiling=tiling_of(config, settings),

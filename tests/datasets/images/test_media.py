@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from xtuner_plugins.datasets.errors import MediaError, SettingError
-from xtuner_plugins.datasets.images.media import ImageFolder, decode_image, image_size, load_image
+from xtuner_plugins.datasets.images.media import Blob, ImageFolder, decode_image, image_size, load_image
 
 UPRIGHT = np.zeros((6, 10, 3), np.uint8)
 UPRIGHT[:3, :5] = (255, 0, 0)
@@ -220,3 +221,49 @@ class TestImagesThatAreSent:
                 decode_image(data, "image 1")
         with pytest.raises(MediaError, match="image 1: 10x6 pixels; at most 59"):
             decode_image(whole, "image 1", max_pixels=59)
+
+
+def test_windows_paths_are_read_by_a_setting_only(tmp_path):
+    (tmp_path / "deep").mkdir()
+    Image.new("RGB", (5, 4)).save(tmp_path / "deep" / "a.png")
+    plain, windows = ImageFolder(tmp_path), ImageFolder(tmp_path, windows_paths=True)
+    with pytest.raises(MediaError, match=r"no such image; .*windows_paths=True in dataset_settings"):
+        load_image(plain.resolve("deep\\a.png"))
+    assert load_image(windows.resolve("deep\\a.png")).size == load_image(windows.resolve("deep/a.png")).size
+    for name in ("..\\a.png", "deep\\..\\..\\a.png", "\\a.png"):
+        with pytest.raises(MediaError, match="leaves|absolute"):
+            windows.resolve(name)
+    assert plain.key() != windows.key()
+
+
+def test_images_in_memory_are_those_of_files(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (5, 4), "red").save(path)
+    blob = Blob("x.tar/a.png", path.read_bytes())
+    assert np.array_equal(load_image(blob), load_image(path)) and image_size(blob) == image_size(path)
+    for data, problem in ((b"", "an empty file"), (b"GIF89a broken", "can't be decoded")):
+        with pytest.raises(MediaError, match=f"^x.tar/a.png: {problem}") as caught:
+            load_image(Blob("x.tar/a.png", data))
+        assert "0x" not in str(caught.value)
+
+
+def test_avif_is_read_by_pillow(tmp_path):
+    Image.new("RGB", (16, 8), "red").save(tmp_path / "a.avif")
+    assert load_image(tmp_path / "a.avif").size == (16, 8)
+
+
+def test_heic_needs_a_plugin_which_the_error_names(tmp_path, monkeypatch):
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif is optional")
+    path = tmp_path / "a.heic"
+    heif.from_pillow(Image.new("RGB", (64, 48), "red")).save(path)
+    monkeypatch.setattr(Image, "ID", list(Image.ID))  # so that other tests don't meet the plugin
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "pillow_heif", None)
+        for source in (path, Blob("x.tar/a.heic", path.read_bytes())):
+            with pytest.raises(MediaError, match="HEIC, which nothing installed here reads; pip install pillow-heif"):
+                image_size(source)
+    for source in (path, Blob("x.tar/a.heic", path.read_bytes())):
+        assert load_image(source).size == image_size(source) == (64, 48)
+    with pytest.raises(MediaError, match="^cut: can't be decoded"):
+        load_image(Blob("cut", path.read_bytes()[:200]))

@@ -16,15 +16,16 @@ import torch
 
 from ...hub.constants import IGNORE_INDEX
 from ...processes import die_with_parent, num_cores
+from ..cache import get_cache_dir
 from ..dataset import MultimodalDataset
 from ..errors import DataError, MediaError, RecordError
+from ..images.archives import open_images
 from ..images.folders import FolderCount, FolderFiles
 from ..images.media import MAX_PIXELS, ImageFolder, load_image
 from ..images.video import load_frames
 from ..mixture import raise_together
 from ..records.boxes import compare_size, normalize_boxes
-from ..records.index import SequentialReader, scan
-from ..records.record_json import parse_json
+from ..records.opening import folder_of, open_records
 from ..records.records import Record, parse_record
 
 NUM_FRAMES = 8  # per video, the dataset's default
@@ -105,9 +106,12 @@ class PlainFiles:
     ):
         self.parse = parse
         self.sources, errors = [], []
+        cache_dir = get_cache_dir()
         for path, folder in zip(data_paths, image_folders, strict=True):
             try:
-                self.sources.append(SimpleNamespace(index=scan(path), folder=ImageFolder(folder, Path(path).parent)))
+                index = open_records(path, cache_dir)
+                images = index.own_images(open_images(folder, folder_of(path), cache_dir))
+                self.sources.append(SimpleNamespace(index=index, folder=images))
             except DataError as error:
                 errors.append(error)
         raise_together(errors)
@@ -174,7 +178,7 @@ def check_dataset(
     for findings in _run(dataset, num_cores() if num_workers is None else num_workers):
         for finding in findings:
             report = reports[finding.number]
-            line = int(dataset.sources[finding.number].index.lines[finding.row])
+            line = dataset.sources[finding.number].index.line(finding.row)
             if finding.reason:
                 report.rejected.append((finding.row, line, finding.reason))
                 if finding.reason == "rejected":
@@ -215,11 +219,11 @@ def count_folders(
             progress(len(source.index))
             continue
         _, named = folders.setdefault(os.path.realpath(source.folder.folder), (source.folder, set()))
-        with SequentialReader(source.index) as reader:
+        with source.index.reader() as reader:
             for row in range(len(source.index)):
                 place = source.index.source(row)
                 with contextlib.suppress(RecordError):  # the check of the record itself complains
-                    record = getattr(dataset, "parse", parse_record)(parse_json(reader.read(row), place), place)
+                    record = getattr(dataset, "parse", parse_record)(reader.parse(row), place)
                     named.update(medium.name for medium in record.media)
                 progress(1)
     return [FolderFiles(folder).compare(named) for folder, named in folders.values()]

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
 from ..errors import DataError
-from .media import ImageFolder
+from .archives import ArchiveImages
+from .media import EMBEDDED_SCHEME, ImageFolder
 
 
 @dataclass
@@ -54,17 +55,20 @@ class FolderFiles:
     found all the same).
     """
 
-    def __init__(self, folder: ImageFolder):
+    def __init__(self, folder: ImageFolder | ArchiveImages):
         if folder.folder is None:
             raise ValueError("only a folder has files to compare")
-        self.folder = folder
-        self.files, links = _walk(folder.folder)
+        self.folder = folder = getattr(folder, "inner", folder)  # of images in records, those in the folder
+        self.in_archive = isinstance(folder, ArchiveImages)
+        self.files, links = folder.listing() if self.in_archive else _walk(folder.folder)
         self.num_files = len(self.files) + sum(os.path.isfile(os.path.join(folder.folder, link)) for link in links)
 
     def __contains__(self, name: str) -> bool:
         """Whether a name leads to a file or, for a video, to a folder of frames."""
         if name in self.files:
             return True
+        if self.in_archive:
+            return os.path.normpath(name) in self.files
         try:
             return os.path.exists(self.folder.resolve(name))
         except DataError:
@@ -72,7 +76,7 @@ class FolderFiles:
 
     def compare(self, named: Iterable[str]) -> FolderCount:
         """The counts for the names that records hold."""
-        named = set(named)
+        named = {self.folder.plain(name) for name in named if not name.startswith(EMBEDDED_SCHEME)}
         missing = sorted(name for name in named if name not in self)
         paths = {os.path.normpath(name) for name in named}
         folders = {path for path in paths - self.files if os.path.isdir(os.path.join(self.folder.folder, path))}

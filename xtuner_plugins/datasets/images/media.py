@@ -5,12 +5,15 @@
 - Pixels of unknown range (floats, integers beyond 16 bits) are refused.
 - An image with more than `MAX_PIXELS` pixels is refused before it is decoded.
 - A path stays inside its image folder.
+- HEIC is read where the package pillow-heif is installed.
 """
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import MediaError, SettingError
 
+EMBEDDED_SCHEME = "row://"  # of names that records with images of their own give them; no file name begins so
 MAX_PIXELS = 178_956_970  # Pillow's own limit for decompression bombs (2 x 1 GiB / 4 / 3)
 # Of what a server is sent: Pillow starts Ghostscript for EPS, and rare formats have rarely read decoders.
 SENT_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -34,6 +38,67 @@ ORIENTATIONS = {
 }
 SWAPS_SIDES = {5, 6, 7, 8}
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+# Brands of ISO base media files (ISO/IEC 23008-12, annex B; AV1 Image File Format, section 6), in bytes 8 to 11
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+AVIF_BRANDS = (b"avif", b"avis")
+IN_MEMORY = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")  # how Pillow's messages call a `Blob`
+
+
+@dataclass(frozen=True, eq=False)
+class Blob:
+    """An image or video that isn't a file of its own: a member of an archive, or part of a row of a table.
+
+    Attributes:
+        name: what messages call it.
+        data: its bytes, encoded.
+    """
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+MediaSource = str | os.PathLike | Blob  # what can be opened
+
+
+def check_name(name: object, folder: str | None = None) -> None:
+    """Check a name in a record, which comes from a stranger.
+
+    Args:
+        folder: what the name must not leave; None allows absolute names, and `..`.
+
+    Raises:
+        MediaError: an empty name, a URL, or a path that leaves the folder.
+    """
+    if not isinstance(name, str) or not name.strip() or "\0" in name:
+        raise MediaError("image_name", f"{name!r} is no file name", "name the image's file")
+    if "://" in name or name.startswith("data:"):
+        raise MediaError(
+            "image_name",
+            f"{name[:80]!r} is a URL",
+            "download the image and name it by its path in the image folder",
+        )
+    if folder is None:
+        return
+    if os.path.isabs(name):
+        raise MediaError(
+            "image_outside",
+            f"{name!r} is an absolute path",
+            f"name it relative to the image folder {folder!r}, or set that folder to None",
+        )
+    if ".." in Path(name).parts:
+        raise MediaError(
+            "image_outside",
+            f"{name!r} leaves the image folder {folder!r}",
+            "name a file inside the folder, without '..'",
+        )
+
+
+def with_slashes(name: str) -> str:
+    """A name in which Windows separates folders, as other systems write it (`windows_paths`)."""
+    return name.replace("\\", "/")
 
 
 class ImageFolder:
@@ -42,22 +107,35 @@ class ImageFolder:
     Args:
         folder: the image folder; None allows absolute names, and resolves others against `base`.
         base: the annotation file's folder, used only when `folder` is None.
+        windows_paths: whether `\\` in a name separates folders.
 
     Raises:
         SettingError: the folder isn't there.
     """
 
-    def __init__(self, folder: str | os.PathLike | None, base: str | os.PathLike = "."):
+    def __init__(self, folder: str | os.PathLike | None, base: str | os.PathLike = ".", *, windows_paths: bool = False):
         self.folder = None if folder is None else os.fspath(folder)
         self.base = os.fspath(base)
+        self.windows_paths = windows_paths
         if self.folder is not None:
             if not os.path.isdir(self.folder):
                 raise SettingError(
                     "image_folder",
-                    f"image folder {self.folder!r} isn't there",
+                    f"image folder {self.folder!r} isn't there"
+                    if not os.path.isfile(self.folder)
+                    else f"image folder {self.folder!r} is a file, and no .tar or .zip",
                     "correct image_folders, or give None for a file without images",
                 )
             self._real = os.path.join(os.path.realpath(self.folder), "")
+
+    def plain(self, name: str) -> str:
+        """A name as it is looked up."""
+        return with_slashes(name) if self.windows_paths and isinstance(name, str) else name
+
+    def key(self) -> tuple:
+        """What decides which image a name means, apart from the images themselves."""
+        within = self.folder is not None  # otherwise names may be absolute, or lead out of the annotation file's folder
+        return within, os.path.realpath(self.folder if within else self.base), *["windows"] * self.windows_paths
 
     def resolve(self, name: str) -> str:
         """The path of the image `name` of a record, whether it exists or not.
@@ -65,28 +143,9 @@ class ImageFolder:
         Raises:
             MediaError: an empty name, a URL, or a path that leaves the folder.
         """
-        if not isinstance(name, str) or not name.strip() or "\0" in name:
-            raise MediaError("image_name", f"{name!r} is no file name", "name the image's file")
-        if "://" in name or name.startswith("data:"):
-            raise MediaError(
-                "image_name",
-                f"{name[:80]!r} is a URL",
-                "download the image and name it by its path in the image folder",
-            )
+        check_name(name := self.plain(name), self.folder)
         if self.folder is None:
             return os.path.join(self.base, name)
-        if os.path.isabs(name):
-            raise MediaError(
-                "image_outside",
-                f"{name!r} is an absolute path",
-                f"name it relative to the image folder {self.folder!r}, or set that folder to None",
-            )
-        if ".." in Path(name).parts:
-            raise MediaError(
-                "image_outside",
-                f"{name!r} leaves the image folder {self.folder!r}",
-                "name a file inside the folder, without '..'",
-            )
         path = os.path.join(self.folder, name)
         if not os.path.realpath(path).startswith(self._real):
             raise MediaError(
@@ -97,13 +156,20 @@ class ImageFolder:
         return path
 
 
-def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def display_name(source: MediaSource) -> str:
+    """What messages call an image or video."""
+    return source.name if isinstance(source, Blob) else os.fspath(source)
+
+
+def open_image(source: MediaSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open an image and read its header; nothing is decoded yet.
 
     Raises:
         MediaError: the file is missing, no image, damaged, or has more than `max_pixels` pixels.
     """
-    path = os.fspath(path)
+    if isinstance(source, Blob):
+        return _open(io.BytesIO(source.data), source.name, max_pixels)
+    path = os.fspath(source)
     return _open(path, path, max_pixels)
 
 
@@ -114,11 +180,13 @@ def _open(source: str | io.BytesIO, path: str, max_pixels: int, formats: Sequenc
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(source, formats=formats)
     except UnidentifiedImageError as error:
+        if formats is None and _read_by_plugin(source, path):
+            return _open(source, path, max_pixels)
         if formats is None:
-            raise _media_error(path, error) from None
+            raise _media_error(path, error, source) from None
         raise MediaError("image_unreadable", "no image", f"send one of {', '.join(formats)}", path) from None
     except Exception as error:
-        raise _media_error(path, error) from None
+        raise _media_error(path, error, source) from None
     width, height = image.size
     if width * height > max_pixels or width < 1 or height < 1:
         image.close()
@@ -129,6 +197,33 @@ def _open(source: str | io.BytesIO, path: str, max_pixels: int, formats: Sequenc
             path,
         )
     return image
+
+
+def _read_by_plugin(source: str | io.BytesIO, path: str) -> bool:
+    """Whether the image is HEIC or AVIF and Pillow has just learned to read it.
+
+    Raises:
+        MediaError: it is, and the package that reads it isn't installed.
+    """
+    if isinstance(source, io.BytesIO):
+        head = source.getvalue()[:12]
+    else:
+        with open(source, "rb") as file:
+            head = file.read(12)
+    if head[4:8] != b"ftyp" or head[8:] not in HEIC_BRANDS + AVIF_BRANDS:
+        return False
+    kind = "AVIF" if head[8:] in AVIF_BRANDS else "HEIC"
+    try:
+        import pillow_heif
+    except ImportError:
+        remedy = "pip install pillow-heif, or save the image as JPEG or PNG"
+        if kind == "AVIF":
+            remedy = "install a Pillow with AVIF (11.3 or later), or save the image as JPEG or PNG"
+        raise MediaError("image_format", f"{kind}, which nothing installed here reads", remedy, path) from None
+    if kind == "AVIF" or "HEIF" in Image.OPEN:  # Pillow's own reader, or the plugin, has refused it
+        return False
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def orientation(image: Image.Image) -> int:
@@ -144,25 +239,25 @@ def orientation(image: Image.Image) -> int:
     return value if value in ORIENTATIONS else 1
 
 
-def image_size(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def image_size(source: MediaSource, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(width, height) of the upright image, from its header alone.
 
     Raises:
         MediaError: as `open_image`.
     """
-    with open_image(path, max_pixels) as image:
+    with open_image(source, max_pixels) as image:
         width, height = image.size
         return (height, width) if orientation(image) in SWAPS_SIDES else (width, height)
 
 
-def load_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(source: MediaSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open and decode an image as upright RGB.
 
     Raises:
         MediaError: as `open_image`, or as `to_rgb`.
     """
-    with open_image(path, max_pixels) as image:
-        return _decode(image, os.fspath(path))
+    with open_image(source, max_pixels) as image:
+        return _decode(image, display_name(source))
 
 
 def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -217,20 +312,25 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _media_error(path: str, error: Exception) -> MediaError:
+def _media_error(path: str, error: Exception, source: str | io.BytesIO = "") -> MediaError:
     if isinstance(error, MediaError):
         return MediaError(error.reason, error.problem, error.remedy, path)
     if isinstance(error, FileNotFoundError):
-        return MediaError("image_missing", "no such image", "correct the name or the image folder", path)
+        remedy = "correct the name or the image folder"
+        if "\\" in path:
+            remedy += "; where \\ separates folders, set windows_paths=True in dataset_settings"
+        return MediaError("image_missing", "no such image", remedy, path)
     if isinstance(error, IsADirectoryError):
         return MediaError("image_missing", "a folder, not an image", "name the image's file", path)
     if isinstance(error, PermissionError):
         return MediaError("image_unreadable", "may not be read", "give the file read permission", path)
     if isinstance(error, Image.DecompressionBombError):
         return MediaError("image_pixels", str(error).split(",")[0], "scale the image down", path)
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
+    in_memory = isinstance(source, io.BytesIO)
+    if not source.getbuffer() if in_memory else os.path.isfile(path) and os.path.getsize(path) == 0:
         return MediaError("image_unreadable", "an empty file", "fetch the image again", path)
-    text = " ".join(str(error).split()).replace(repr(path), "the file") or type(error).__name__
+    text = IN_MEMORY.sub("the file", " ".join(str(error).split()).replace(repr(path), "the file"))
+    text = text or type(error).__name__
     return MediaError(
         "image_unreadable", f"can't be decoded ({text})", "fetch the image again or remove the record", path
     )

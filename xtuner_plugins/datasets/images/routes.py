@@ -24,7 +24,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import get_sampling
 
 from ..errors import MediaError
-from .media import ORIENTATIONS, load_image, open_image, orientation
+from .media import ORIENTATIONS, Blob, MediaSource, display_name, load_image, open_image, orientation
 from .tiling import DynamicTiling, Grid, UncutImage, cut_tiles
 
 FOUR_TWO_ZERO = 2  # Pillow's number for this subsampling
@@ -70,11 +70,12 @@ class Allowance:
 
 
 def open_tiles(
-    path: str | os.PathLike, rule: DynamicTiling, route: str, max_pixels: int, allowance: Allowance | None = None
+    path: MediaSource, rule: DynamicTiling, route: str, max_pixels: int, allowance: Allowance | None = None
 ) -> TileSource:
     """Open an image by a route.
 
     Args:
+        path: of it, or its bytes.
         allowance: for the route `device`; None allows no whole image that is larger than its tiles.
 
     Raises:
@@ -86,7 +87,7 @@ def open_tiles(
     pixels = None if route == "pillow" else decode_fast(path, max_pixels)
     if pixels is None:
         return from_image(load_image(path, max_pixels), rule, route, allowance)
-    check_pixels(pixels, path)
+    check_pixels(pixels, display_name(path))
     if route == "device":
         return _whole_or_tiles(pixels, rule, allowance)
     height, width, _ = pixels.shape
@@ -151,13 +152,14 @@ def gather_tiles(tiles: list[TileSource], size: int, route: str) -> dict:
     return out
 
 
-def decode_planes(image: Image.Image) -> torch.Tensor | None:
+def decode_planes(image: Image.Image, source: MediaSource | None = None) -> torch.Tensor | None:
     """The planes of a plain, upright 4:2:0 JPEG: uint8 `[3 H' / 2, W']` (see `models.device_color`).
 
     Decoding a JPEG as gray gives its brightness; at half the size libjpeg decodes color as it is stored, not scaled.
 
     Args:
         image: the image, opened and not yet loaded.
+        source: what it was opened from; default: its file.
 
     Returns:
         The planes; None for any other image, and for one that can't be decoded (other decoders give better errors).
@@ -172,12 +174,12 @@ def decode_planes(image: Image.Image) -> torch.Tensor | None:
     )
     if not plain:
         return None
-    from torchvision.io import ImageReadMode, decode_image, read_file
+    from torchvision.io import ImageReadMode, decode_image
 
     width, height = image.size
     columns, rows = -(-width // 2), -(-height // 2)
     try:
-        luma = decode_image(read_file(image.filename), ImageReadMode.GRAY)
+        luma = decode_image(_read_bytes(source or image.filename), ImageReadMode.GRAY)
         image.draft("YCbCr", (width // 2, height // 2))
         image.load()
     except (OSError, RuntimeError, SyntaxError, ValueError):  # Pillow's and torchvision's, for damaged files
@@ -193,23 +195,30 @@ def decode_planes(image: Image.Image) -> torch.Tensor | None:
     return planes
 
 
-def _open_planes(
-    path: str | os.PathLike, rule: DynamicTiling, max_pixels: int, allowance: Allowance
-) -> TileSource | None:
+def _read_bytes(source: MediaSource) -> torch.Tensor:
+    """An encoded image, uint8 `[bytes]`."""
+    if isinstance(source, Blob):
+        return torch.frombuffer(bytearray(source.data), dtype=torch.uint8)  # a copy: tensors are writable, bytes aren't
+    from torchvision.io import read_file
+
+    return read_file(os.fspath(source))
+
+
+def _open_planes(path: MediaSource, rule: DynamicTiling, max_pixels: int, allowance: Allowance) -> TileSource | None:
     """An image as planes; None where it can be sent whole, has no planes, or they are too large."""
     with open_image(path, max_pixels) as image:
         (width, height), grid = image.size, rule.grid(*image.size)
         own = _tile_bytes(grid, rule)
         if allowance.allows(3 * width * height - own) or 3 * width * height > 2 * PLANES_LIMIT * own:
             return None
-        planes = decode_planes(image)
+        planes = decode_planes(image, path)
     if planes is None:
         return None
     allowance.count(planes.numel() - own)
     return TileSource(grid, (width, height), image=planes)
 
 
-def decode_fast(path: str | os.PathLike, max_pixels: int) -> torch.Tensor | None:
+def decode_fast(path: MediaSource, max_pixels: int) -> torch.Tensor | None:
     """Decode a plain, upright, 8-bit JPEG or PNG with torchvision: uint8 `[H, W, 3]`; None if it isn't one.
 
     Both libraries decode with libjpeg-turbo to the same bytes, which a test compares. A PNG with 16 bits per channel is
@@ -222,10 +231,10 @@ def decode_fast(path: str | os.PathLike, max_pixels: int) -> torch.Tensor | None
         plain = header.format in ("JPEG", "PNG") and header.mode in ("RGB", "L") and "transparency" not in header.info
         if not plain or orientation(header) in ORIENTATIONS:
             return None
-    from torchvision.io import ImageReadMode, decode_image, read_file
+    from torchvision.io import ImageReadMode, decode_image
 
     try:
-        pixels = decode_image(read_file(os.fspath(path)), ImageReadMode.RGB)
+        pixels = decode_image(_read_bytes(path), ImageReadMode.RGB)
     except RuntimeError:  # Pillow decodes some files that torchvision doesn't, and its errors are clearer
         return None
     return pixels.permute(1, 2, 0) if pixels.dtype == torch.uint8 else None

@@ -7,6 +7,7 @@ become white, as in images. In the text, `<video>` becomes one line per frame, a
     Frame-1: <image>\\nFrame-2: <image>\\n...
 """
 
+import io
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from PIL import Image
 
 from ..errors import MediaError
 from ..records.records import Medium, Record
-from .media import MAX_PIXELS, image_size, load_image, open_image, to_rgb
+from .media import MAX_PIXELS, Blob, MediaSource, display_name, image_size, load_image, open_image, to_rgb
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # Containers that hold the images themselves. The others list further files (concat, HLS, DASH), whatever the name of
@@ -45,32 +46,32 @@ def pick_frames(total: int, num_frames: int) -> list[int]:
     return [(first + last) // 2 if last > first + 1 else first for first, last in zip(edges, edges[1:], strict=False)]
 
 
-def probe_video(path: str, num_frames: int, max_pixels: int = MAX_PIXELS) -> tuple[int, tuple[int, int]]:
+def probe_video(path: MediaSource, num_frames: int, max_pixels: int = MAX_PIXELS) -> tuple[int, tuple[int, int]]:
     """How many frames will be taken, and their upright (width, height). At most the first few are decoded.
 
     Raises:
         MediaError: the video is missing, damaged or empty.
     """
-    if os.path.isdir(path):
+    if _is_folder(path):
         frames = _folder_frames(path)
         return min(len(frames), num_frames), image_size(frames[0], max_pixels)
-    if path.lower().endswith(".gif"):
+    if display_name(path).lower().endswith(".gif"):
         with open_image(path, max_pixels) as image:
             return min(_gif_length(image, path), num_frames), image.size
     total = _count(path, num_frames, max_pixels)
     return min(total, num_frames), _take(path, [0], max_pixels)[0].size
 
 
-def load_frames(path: str, num_frames: int, max_pixels: int = MAX_PIXELS) -> list[Image.Image]:
+def load_frames(path: MediaSource, num_frames: int, max_pixels: int = MAX_PIXELS) -> list[Image.Image]:
     """The picked frames as upright RGB images.
 
     Raises:
         MediaError: the video is missing, damaged or empty.
     """
-    if os.path.isdir(path):
+    if _is_folder(path):
         frames = _folder_frames(path)
         return [load_image(frames[number], max_pixels) for number in pick_frames(len(frames), num_frames)]
-    if path.lower().endswith(".gif"):
+    if display_name(path).lower().endswith(".gif"):
         return _gif_frames(path, num_frames, max_pixels)
     total = _count(path, num_frames, max_pixels)
     wanted = pick_frames(total, num_frames)
@@ -84,7 +85,7 @@ def load_frames(path: str, num_frames: int, max_pixels: int = MAX_PIXELS) -> lis
             "video_unreadable",
             f"ends after {total} frames, {len(wanted)} are wanted",
             "fetch the video again",
-            path,
+            str(path),
         )
     return images
 
@@ -111,6 +112,10 @@ def expand_videos(record: Record, num_frames: Sequence[int]) -> Record:
     return replace(record, turns=tuple(turns))
 
 
+def _is_folder(path: MediaSource) -> bool:
+    return not isinstance(path, Blob) and os.path.isdir(path)
+
+
 def _folder_frames(path: str) -> list[str]:
     """The images of a folder, numbers in their names sorted as numbers."""
     names = [name for name in os.listdir(path) if name.lower().endswith(FRAME_SUFFIXES) and name[0] != "."]
@@ -128,14 +133,14 @@ def _folder_frames(path: str) -> list[str]:
     return [os.path.join(path, name) for name in names]
 
 
-def _gif_length(image: Image.Image, path: str) -> int:
+def _gif_length(image: Image.Image, path: MediaSource) -> int:
     try:
         return image.n_frames
     except Exception as error:
         raise _unreadable(path, error) from None
 
 
-def _gif_frames(path: str, num_frames: int, max_pixels: int) -> list[Image.Image]:
+def _gif_frames(path: MediaSource, num_frames: int, max_pixels: int) -> list[Image.Image]:
     with open_image(path, max_pixels) as image:
         images = []
         try:
@@ -148,22 +153,23 @@ def _gif_frames(path: str, num_frames: int, max_pixels: int) -> list[Image.Image
 
 
 @contextmanager
-def _opened(path: str, max_pixels: int):
+def _opened(path: MediaSource, max_pixels: int):
     """(container, video stream) of a video; any error while it is open becomes a `MediaError`."""
     import av  # heavy, and most data has no videos
 
-    if not os.path.isfile(path):
+    if not isinstance(path, Blob) and not os.path.isfile(path):
         raise MediaError("video_missing", "no such video", "correct the name or the image folder", path)
     try:
-        with av.open(f"file:{path}", options={"format_whitelist": CONTAINERS}) as container:
+        file = io.BytesIO(path.data) if isinstance(path, Blob) else f"file:{path}"
+        with av.open(file, options={"format_whitelist": CONTAINERS}) as container:
             # the cover of a song is a video stream, too
             cover = av.stream.Disposition.attached_pic
             streams = [stream for stream in container.streams.video if not stream.disposition & cover]
             if not streams:
-                raise MediaError("video_unreadable", "no moving images in it, only sound", "name a video", path)
+                raise MediaError("video_unreadable", "no moving images in it, only sound", "name a video", str(path))
             width, height = streams[0].codec_context.width, streams[0].codec_context.height
             if width * height > max_pixels:
-                raise MediaError("image_pixels", f"{width}x{height} pixels", "scale the video down", path)
+                raise MediaError("image_pixels", f"{width}x{height} pixels", "scale the video down", str(path))
             yield container, streams[0]
     except MediaError:
         raise
@@ -171,7 +177,7 @@ def _opened(path: str, max_pixels: int):
         raise _unreadable(path, error) from None
 
 
-def _count(path: str, num_frames: int, max_pixels: int) -> int:
+def _count(path: MediaSource, num_frames: int, max_pixels: int) -> int:
     """Number of frames, or of packets where there are many; headers may lack or misstate it.
 
     A packet may hold half a frame (interlaced) or no visible one, so frames are decoded and counted where few packets
@@ -182,17 +188,17 @@ def _count(path: str, num_frames: int, max_pixels: int) -> int:
         for packet in container.demux(stream):
             if packet.is_corrupt:
                 raise MediaError(
-                    "video_unreadable", f"damaged or cut off after {total} frames", "fetch the video again", path
+                    "video_unreadable", f"damaged or cut off after {total} frames", "fetch the video again", str(path)
                 )
             total += packet.size > 0
     if total <= 2 * num_frames:
         total = sum(1 for _ in _decode(path, max_pixels))
     if not total:
-        raise MediaError("video_unreadable", "no frames in it", "fetch the video again", path)
+        raise MediaError("video_unreadable", "no frames in it", "fetch the video again", str(path))
     return total
 
 
-def _decode(path: str, max_pixels: int) -> Iterator:
+def _decode(path: MediaSource, max_pixels: int) -> Iterator:
     """The frames of a video, as objects of PyAV."""
     import av
 
@@ -206,7 +212,7 @@ def _decode(path: str, max_pixels: int) -> Iterator:
             yield from decoder.decode(packet)
 
 
-def _take(path: str, numbers: Sequence[int], max_pixels: int) -> list[Image.Image]:
+def _take(path: MediaSource, numbers: Sequence[int], max_pixels: int) -> list[Image.Image]:
     """The frames with these indices, as far as the video has them."""
     images = []
     for number, frame in enumerate(_decode(path, max_pixels)):
@@ -232,6 +238,6 @@ def _upright(frame) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _unreadable(path: str, error: Exception) -> MediaError:
+def _unreadable(path: MediaSource, error: Exception) -> MediaError:
     text = " ".join(str(error).split()).replace(f"file:{path}", "the file")[:120] or type(error).__name__
-    return MediaError("video_unreadable", f"can't be decoded ({text})", "fetch the video again", path)
+    return MediaError("video_unreadable", f"can't be decoded ({text})", "fetch the video again", str(path))

@@ -8,12 +8,12 @@ from functools import cached_property
 
 import numpy as np
 
-from ..cache import content_hash, text_hash
+from ..cache import text_hash
 from ..errors import DataError, MediaError
-from ..images.media import ImageFolder, image_size
+from ..images.media import Blob, ImageFolder, image_size
 from ..images.video import expand_videos, probe_video
 from ..records.boxes import normalize_boxes
-from ..records.index import OffsetIndex, SequentialReader, parse_json
+from ..records.opening import Reader, RecordSource
 from ..records.records import Record, parse_record
 from ..text.conversation import Piece, split_pieces
 from ..text.templates import Template
@@ -29,7 +29,7 @@ FORMAT = "3"  # part of the key; to be raised when counts change
 class Measure:
     """Everything that decides the lengths of the records of one file, except for tiles."""
 
-    index: OffsetIndex
+    index: RecordSource
     folder: ImageFolder
     template: Template
     tokenizer: TextTokenizer
@@ -39,13 +39,12 @@ class Measure:
 
     def key(self, cache_dir: str) -> str:
         """Hash of all of it."""
-        within = self.folder.folder is not None  # otherwise names may be absolute, or lead out of the file's folder
         return text_hash(
             FORMAT,
-            content_hash(self.index.path, cache_dir),
+            self.index.fingerprint(cache_dir),
             repr(self.template),
             self.tokenizer.fingerprint(),
-            str((within, os.path.realpath(self.folder.folder if within else self.folder.base))),
+            str(self.folder.key()),
             str((len(self.index), self.num_frames, self.max_pixels)),
             *([] if self.parse is parse_record else [self.parse.__qualname__]),
         )
@@ -58,7 +57,7 @@ class Measure:
             one row per image or frame; complaints: list of `Complaint`.
         """
         rows = _Rows(first, last)
-        with no_garbage_collection(), SequentialReader(self.index) as reader:
+        with no_garbage_collection(), self.index.reader() as reader:
             for row in range(first, last):
                 try:
                     self._measure_row(row, reader, rows, [])
@@ -66,7 +65,7 @@ class Measure:
                     self._complain(row, reader, rows)
             return rows.count(self._counter)
 
-    def _complain(self, row: int, reader: SequentialReader, rows: "_Rows") -> None:
+    def _complain(self, row: int, reader: Reader, rows: "_Rows") -> None:
         """Measure a failed record twice more: for the paths of its media and, once they are stamped, for the error."""
         paths: list[str] = []
         with contextlib.suppress(DataError):
@@ -77,7 +76,7 @@ class Measure:
         except DataError as error:
             rows.complaints.append(Complaint.of(row, error, files))
 
-    def _measure_row(self, row: int, reader: SequentialReader, rows: "_Rows", paths: list[str]) -> None:
+    def _measure_row(self, row: int, reader: Reader, rows: "_Rows", paths: list[str]) -> None:
         record, sizes = self._open(row, reader, paths)
         rows.add(row, split_pieces(record, self.template, self.tokenizer), sizes, len(record.turns))
 
@@ -88,17 +87,18 @@ class Measure:
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name != "_counter"}
 
-    def _open(self, row: int, reader: SequentialReader, paths: list[str]) -> tuple[Record, list[tuple[int, int]]]:
+    def _open(self, row: int, reader: Reader, paths: list[str]) -> tuple[Record, list[tuple[int, int]]]:
         """A record with the sizes of its media; `paths` collects arguments of `stamp_files`."""
         source = self.index.source(row)
-        record = self.parse(parse_json(reader.read(row), source), source)
+        record = self.parse(reader.parse(row), source)
         if not record.media:
             return normalize_boxes(record), []
         sizes, frames = [], []
         for medium in record.media:
             try:
                 path = self.folder.resolve(medium.name)
-                paths.append(path)
+                if not isinstance(path, Blob):  # the key of the lengths changes with archives and tables
+                    paths.append(path)
                 if medium.kind == "video":
                     number, _ = probe_video(path, self.num_frames, self.max_pixels)
                     frames.append(number)

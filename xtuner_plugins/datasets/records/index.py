@@ -5,13 +5,14 @@ in blocks, so that it needs little memory for files of any size; contents are ch
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..cache import content_hash, locked, open_array, save
 from ..errors import RecordError, SettingError
+from ..images.media import ImageFolder
 from .record_json import COMMA_REMEDY, ends_with_comma, parse_json
 
 BLOCK = 1 << 24  # bytes scanned at a time
@@ -21,10 +22,10 @@ QUOTE, BACKSLASH, NEWLINE, COMMA = (ord(char) for char in '"\\\n,')
 OPEN, CLOSE = (ord("["), ord("{")), (ord("]"), ord("}"))
 SPACES = np.frombuffer(b" \t\r\n", np.uint8)
 FOREIGN = {  # first bytes of files that people name by mistake
-    b"\x1f\x8b": "compressed (gzip)",
+    b"\x1f\x8b": "compressed (gzip)",  # `opening` takes these two and hands over what they hold
+    b"\x28\xb5\x2f\xfd": "compressed (zstd)",
     b"BZh": "compressed (bzip2)",
     b"\xfd7zXZ": "compressed (xz)",
-    b"\x28\xb5\x2f\xfd": "compressed (zstd)",
     b"PK\x03\x04": "a zip archive",
     b"PAR1": "Parquet",
     b"\xff\xfe": "UTF-16",
@@ -35,25 +36,48 @@ FOREIGN = {  # first bytes of files that people name by mistake
 
 @dataclass(frozen=True)
 class OffsetIndex:
-    """Offsets of the records of one file.
+    """Offsets of the records of one file; a `RecordSource` (see `opening`).
 
     Attributes:
         path: the annotation file.
         starts, lengths: int64 `[R]`, bytes.
         lines: int64 `[R]`, the line on which each record starts, counted from 1.
+        unpacked: where the bytes of a compressed file are, uncompressed; '' for any other.
     """
 
     path: str
     starts: np.ndarray
     lengths: np.ndarray
     lines: np.ndarray
+    unpacked: str = ""
+
+    @property
+    def file(self) -> str:
+        """The file that is read."""
+        return self.unpacked or self.path
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def source(self, index: int) -> str:
         """`file:line` of a record."""
-        return f"{self.path}:{self.lines[index]}"
+        return f"{self.path}:{self.line(index)}"
+
+    def line(self, index: int) -> int:
+        """The line on which a record starts, counted from 1."""
+        return int(self.lines[index])
+
+    def fingerprint(self, cache_dir: str) -> str:
+        """Hash of the content."""
+        return content_hash(self.file, cache_dir)
+
+    def own_images(self, folder: ImageFolder) -> ImageFolder:
+        """Where the names of images in the records lead: to the image folder."""
+        return folder
+
+    def reader(self) -> "SequentialReader":
+        """For reading records in sequence."""
+        return SequentialReader(self)
 
     def read(self, index: int) -> bytes:
         """The bytes of a record. Opens the file each time, since processes can't share a handle.
@@ -62,7 +86,7 @@ class OffsetIndex:
             RecordError: the file has become shorter or has gone.
         """
         try:
-            with open(self.path, "rb", buffering=0) as file:
+            with open(self.file, "rb", buffering=0) as file:
                 data = os.pread(file.fileno(), int(self.lengths[index]), int(self.starts[index]))
         except OSError as error:
             raise RecordError(
@@ -112,32 +136,46 @@ class SequentialReader:
         start, length = int(self.index.starts[index]), int(self.index.lengths[index])
         if not self._base <= start <= start + length <= self._base + len(self._block):
             try:
-                self._file = self._file or open(self.index.path, "rb", buffering=0)
+                self._file = self._file or open(self.index.file, "rb", buffering=0)
                 self._block, self._base = os.pread(self._file.fileno(), max(READ_AHEAD, length), start), start
             except OSError:
                 self._block = b""
         data = self._block[start - self._base : start - self._base + length]
         return data if len(data) == length else self.index.read(index)
 
+    def parse(self, index: int) -> object:
+        """The decoded JSON of a record.
 
-def open_index(path: str | os.PathLike, cache_dir: str | os.PathLike) -> OffsetIndex:
+        Raises:
+            RecordError: as `OffsetIndex.parse`.
+        """
+        return parse_json(self.read(index), self.index.source(index))
+
+
+def open_index(path: str | os.PathLike, cache_dir: str | os.PathLike, *, unpacked: str = "") -> OffsetIndex:
     """As `scan`, but the result of a large file is kept on disk and memory-mapped.
+
+    Args:
+        path: of the annotation file.
+        cache_dir: where results are kept.
+        unpacked: where its content is if it is compressed.
 
     Raises:
         SettingError, RecordError: as `scan`.
     """
     path = os.fspath(path)
-    if not os.path.isfile(path) or os.path.getsize(path) < CACHED_FROM:
-        return scan(path)
-    directory = Path(cache_dir) / f"offsets-{content_hash(path, cache_dir)}"
+    file = unpacked or path
+    if not os.path.isfile(file) or os.path.getsize(file) < CACHED_FROM:
+        return replace(scan(file), path=path, unpacked=unpacked)
+    directory = Path(cache_dir) / f"offsets-{content_hash(file, cache_dir)}"
     files = [directory / f"{name}.npy" for name in ("starts", "lengths", "lines")]
-    if not all(file.exists() for file in files):
+    if not all(kept.exists() for kept in files):
         with locked(directory.with_suffix(".lock")):
-            if not all(file.exists() for file in files):  # another process may have scanned it meanwhile
-                found = scan(path)
-                for file, array in zip(files, (found.starts, found.lengths, found.lines), strict=True):
-                    save(file, array)
-    return OffsetIndex(path, *map(open_array, files))
+            if not all(kept.exists() for kept in files):  # another process may have scanned it meanwhile
+                found = scan(file)
+                for kept, array in zip(files, (found.starts, found.lengths, found.lines), strict=True):
+                    save(kept, array)
+    return OffsetIndex(path, *map(open_array, files), unpacked)
 
 
 def scan(path: str | os.PathLike) -> OffsetIndex:

@@ -1,0 +1,119 @@
+"""Every form of source gives the same samples, lengths, fates and complaints as jsonl and a folder."""
+
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from tests.conftest import ROOT
+from tests.datasets.source_kinds import KINDS, make_images, make_records, write_plain
+from xtuner_plugins.datasets import MultimodalDataset
+from xtuner_plugins.datasets.audit.check import PlainFiles, check_dataset, write_reject_list
+
+BAD = [4, 6]  # of the records
+
+
+@pytest.fixture
+def open_kind(data_base, tmp_path):
+    """open_kind(name) -> a dataset of the records as this kind; 'plain' is jsonl and a folder."""
+    images, written = make_images(tmp_path / "images"), {}
+
+    def open_kind(name: str, **options):
+        if name not in written:
+            out = tmp_path / name
+            out.mkdir()
+            written[name] = {"plain": write_plain, **KINDS}[name](make_records(), images, out)
+        settings = {"on_bad_sample": "skip", "max_length": 120, "cache_dir": str(tmp_path / "cache"), **options}
+        return MultimodalDataset(str(data_base), **written[name], **settings)
+
+    return open_kind
+
+
+def assert_equal(found: dict, expected: dict) -> None:
+    """Apart from their places, two samples are the same."""
+    assert found.keys() == expected.keys()
+    for key in found.keys() - {"source", "message", "dataset"}:
+        if isinstance(expected[key], torch.Tensor):
+            assert torch.equal(found[key], expected[key]), key
+        else:
+            assert found[key] == expected[key], key
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("route", ["pillow", "torchvision"])
+def test_samples_are_equal(open_kind, kind, route):
+    found, expected = open_kind(kind, route=route), open_kind("plain", route=route)
+    assert len(found) == len(expected) == 8
+    for index in range(len(expected)):
+        assert_equal(found[index], expected[index])
+    assert [index for index in range(8) if "dropped" in found[index]] == BAD
+    assert {found[index]["fate"] for index in (0, 3)} == {"fits", "truncate_text"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lengths_and_complaints_are_equal(open_kind, kind):
+    found, expected = open_kind(kind), open_kind("plain")
+    for mine, theirs in zip(found.sizes(num_workers=0), expected.sizes(num_workers=0), strict=True):
+        assert mine.tolist() == theirs.tolist()
+    complaints = [
+        [(row, each.reason) for row, each in dataset.lengths(0).complaints.items()] for dataset in (found, expected)
+    ]
+    assert complaints[0] == complaints[1] == [(4, "image_unreadable"), (6, "no_conversations")]
+    again = open_kind(kind)
+    assert again.is_measured() and not again.lengths(0).outdated()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_check_and_the_reject_list(open_kind, kind, tmp_path):
+    dataset, said = open_kind(kind), []
+    (report,) = check_dataset(dataset, num_workers=0, complain=said.append)
+    assert [(row, reason) for row, _, reason in report.rejected] == [(4, "image_unreadable"), (6, "no_conversations")]
+    source = dataset.sources[0].index
+    assert [line.split(": ")[0] for line in said] == [source.source(row) for row in BAD]
+    assert write_reject_list(tmp_path / "bad.jsonl", [report]) == 2
+    without = open_kind(kind, reject_list=str(tmp_path / "bad.jsonl"), on_bad_sample="raise")
+    assert [index for index in range(8) if "dropped" in without[index]] == BAD
+    plain = PlainFiles([dataset.sources[0].index.path], [dataset.sources[0].folder.folder])
+    if kind != "windows":  # without a config there is no place for its setting
+        assert check_dataset(plain, num_workers=0, complain=lambda text: None)[0].num_wrong == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dataset_crosses_to_workers_as_a_few_bytes(open_kind, kind):
+    dataset = open_kind(kind)
+    source = dataset.sources[0]
+    dataset[0], dataset[3]
+    packed = pickle.dumps((source.index, source.folder))
+    assert len(packed) < 4000
+    index, folder = pickle.loads(packed)
+    assert index.parse(0) == source.index.parse(0) and index.source(7) == source.index.source(7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_workers_read_the_same(open_kind, kind, method):
+    found, expected = open_kind(kind), open_kind("plain")
+    found[3]  # opened in this process, too
+    loader = DataLoader(found, batch_size=None, num_workers=2, multiprocessing_context=method, persistent_workers=True)
+    for _ in range(2):
+        for index, sample in enumerate(loader):
+            assert_equal(sample, expected[index])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "windows"])
+def test_the_command_reads(open_kind, kind, tmp_path):
+    source = open_kind(kind).sources[0]
+    command = [sys.executable, "tools/check_data.py", source.index.path, "--json", str(tmp_path / "counts.json")]
+    folder = source.folder.folder
+    command += ["--image-folder", folder] if folder else []
+    done = subprocess.run([*command, "--workers", "0"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "2 of 8 records can't be trained on" in done.stdout, done.stderr
+    assert f"{source.index.source(4)}: " in done.stdout and "Traceback" not in done.stderr
+    (counts,) = json.loads((tmp_path / "counts.json").read_text())["files"]
+    assert counts["num_records"] == 8 and counts["unusable"] == {"image_unreadable": 1, "no_conversations": 1}

@@ -1,0 +1,212 @@
+"""The same eight records and their images in every form that `data_paths` and `image_folders` may name."""
+
+import functools
+import gzip
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIZES = {"a.jpg": (100, 90), "b.png": (360, 120), "deep/c.jpg": (120, 360)}
+
+
+def talk(question: str, answer: str, **extra) -> dict:
+    return {**extra, "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+
+
+def make_records() -> list[dict]:
+    """Two of them are unusable: the fifth's image is damaged, the seventh has no turns."""
+    return [
+        talk("<image>\nA?", "Yes, 好的.", image="a.jpg"),
+        talk("Where?", "<ref>it</ref><box>[[1, 2, 300, 400]]</box>", image="b.png"),
+        talk("No image: 2 + 2?", "4."),
+        talk("Left <image> right <image>?", "Both. " * 40, image=["b.png", "deep/c.jpg"]),
+        talk("Damaged?", "No.", image="damaged.jpg"),
+        talk("<image>\nC?", "Perhaps.", image="deep/c.jpg", system="Be brief."),
+        {"conversations": []},
+        talk("Again <b>bold</b>?", "Yes.", image="a.jpg"),
+    ]
+
+
+def make_images(folder: Path) -> Path:
+    for name, (width, height) in SIZES.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(noise).save(path)
+    (folder / "damaged.jpg").write_bytes((folder / "a.jpg").read_bytes()[:300])
+    return folder
+
+
+def as_lines(records: list[dict]) -> bytes:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+
+
+def write_plain(records, images: Path, out: Path) -> dict:
+    (out / "plain.jsonl").write_bytes(as_lines(records))
+    return {"data_paths": str(out / "plain.jsonl"), "image_folders": str(images)}
+
+
+def write_gzip(records, images: Path, out: Path) -> dict:
+    (out / "data.jsonl.gz").write_bytes(gzip.compress(as_lines(records)))
+    return {"data_paths": str(out / "data.jsonl.gz"), "image_folders": str(images)}
+
+
+def write_gzip_array(records, images: Path, out: Path) -> dict:
+    (out / "data.json.gz").write_bytes(gzip.compress(json.dumps(records).encode()))
+    return {"data_paths": str(out / "data.json.gz"), "image_folders": str(images)}
+
+
+def write_zstd(records, images: Path, out: Path) -> dict:
+    import pyarrow
+
+    with pyarrow.output_stream(str(out / "data.jsonl.zst"), compression="zstd") as file:
+        file.write(as_lines(records))
+    return {"data_paths": str(out / "data.jsonl.zst"), "image_folders": str(images)}
+
+
+def write_windows(records, images: Path, out: Path) -> dict:
+    """Names with backslashes, and the setting that reads them."""
+
+    def change(name):
+        return [change(each) for each in name] if isinstance(name, list) else name.replace("/", "\\")
+
+    changed = [record | ({"image": change(record["image"])} if "image" in record else {}) for record in records]
+    (out / "windows.jsonl").write_bytes(as_lines(changed))
+    own = {"windows_paths": True}
+    return {"data_paths": str(out / "windows.jsonl"), "image_folders": str(images), "dataset_settings": [own]}
+
+
+def write_tar(records, images: Path, out: Path) -> dict:
+    with tarfile.open(out / "images.tar", "w") as archive:
+        archive.add(images, ".")
+    return {**write_plain(records, images, out), "image_folders": str(out / "images.tar")}
+
+
+def write_zip(records, images: Path, out: Path, method: int = zipfile.ZIP_DEFLATED) -> dict:
+    """The images lie in a folder of the archive."""
+    with zipfile.ZipFile(out / "images.zip", "w", method) as archive:
+        for path in sorted(images.rglob("*")):
+            archive.write(path, f"train/{path.relative_to(images)}")
+    return {**write_plain(records, images, out), "image_folders": str(out / "images.zip" / "train")}
+
+
+def write_stored_zip(records, images: Path, out: Path) -> dict:
+    return write_zip(records, images, out, zipfile.ZIP_STORED)
+
+
+def as_rows(records, images: Path, image: str) -> list[dict]:
+    """Records as rows of a table: `image` says how images are held, 'struct', 'bytes', 'path' or 'struct of paths'."""
+
+    def hold(name: str):
+        data = (images / name).read_bytes()
+        forms = {"struct": {"bytes": data, "path": None}, "bytes": data, "path": name}
+        return forms.get(image, {"bytes": None, "path": name})
+
+    rows = []
+    for record in records:
+        names = record.get("image")
+        names = [names] if isinstance(names, str) else names
+        rows.append(
+            {
+                "images": None if names is None else [hold(name) for name in names],
+                "conversations": record["conversations"] or None,
+                "system": record.get("system"),
+            }
+        )
+    return rows
+
+
+def write_table(rows: list[dict], path: Path, group: int = 3) -> None:
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=group)
+
+
+def write_parquet(records, images: Path, out: Path, image: str = "struct") -> dict:
+    write_table(as_rows(records, images, image), out / "data.parquet")
+    return {"data_paths": str(out / "data.parquet"), "image_folders": str(images) if "path" in image else None}
+
+
+def write_parquet_shards(records, images: Path, out: Path) -> dict:
+    """One image for a row is a struct of its own, as in LLaVA-OneVision; here every row has a list."""
+    rows = as_rows(records, images, "struct")
+    for number, part in enumerate((rows[:3], rows[3:])):
+        write_table(part, out / f"train-{number:05}-of-00002.parquet", group=2)
+    return {"data_paths": str(out)}
+
+
+def write_finevision(records, images: Path, out: Path) -> dict:
+    """`images` and `texts`, with placeholders where there are several images and none for a damaged record."""
+    rows = as_rows(records, images, "struct")
+    for row in rows:
+        turns = row.pop("conversations") or []
+        pairs = zip(turns[::2], turns[1::2], strict=True)
+        row["texts"] = [{"user": ask["value"], "assistant": answer["value"]} for ask, answer in pairs] or None
+    write_table(rows, out / "data.parquet", group=100)
+    return {"data_paths": str(out / "*.parquet")}
+
+
+def write_saved(records, images: Path, out: Path) -> dict:
+    import datasets
+
+    rows = as_rows(records, images, "struct")
+    features = datasets.Features(
+        {
+            "images": datasets.List(datasets.Image()),
+            "conversations": datasets.List({"from": datasets.Value("string"), "value": datasets.Value("string")}),
+            "system": datasets.Value("string"),
+        }
+    )
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(out / "saved", num_shards=2)
+    return {"data_paths": str(out / "saved")}
+
+
+def write_webdataset(records, images: Path, out: Path, shards: int = 1) -> dict:
+    """Each sample with its images beside it, under the names that its record doesn't know."""
+    per_shard = -(-len(records) // shards)
+    for number in range(shards):
+        with tarfile.open(out / f"{number:06}.tar", "w") as archive:
+            for index, record in enumerate(records[number * per_shard : (number + 1) * per_shard]):
+                names = record.get("image", [])
+                names = [names] if isinstance(names, str) else names
+                inside = {key: value for key, value in record.items() if key != "image"}
+                files = {f"{index:04}.json": json.dumps(inside).encode()}
+                for place, name in enumerate(names):
+                    suffix = Path(name).suffix if len(names) == 1 else f".{place}{Path(name).suffix}"
+                    files[f"{index:04}{suffix}"] = (images / name).read_bytes()
+                for name, data in files.items():
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+    return {"data_paths": str(out / "000000.tar" if shards == 1 else out)}
+
+
+def write_webdataset_pattern(records, images: Path, out: Path) -> dict:
+    write_webdataset(records, images, out, 3)
+    return {"data_paths": str(out / "{000000..000002}.tar")}
+
+
+KINDS = {
+    "json.gz": write_gzip_array,
+    "jsonl.gz": write_gzip,
+    "jsonl.zst": write_zstd,
+    "windows": write_windows,
+    "images in tar": write_tar,
+    "images in zip": write_zip,
+    "images in stored zip": write_stored_zip,
+    "parquet": write_parquet,
+    "parquet of bytes": functools.partial(write_parquet, image="bytes"),
+    "parquet of paths": functools.partial(write_parquet, image="path"),
+    "parquet of structs of paths": functools.partial(write_parquet, image="struct of paths"),
+    "parquet shards": write_parquet_shards,
+    "finevision": write_finevision,
+    "save_to_disk": write_saved,
+    "webdataset": write_webdataset,
+    "webdataset shards": functools.partial(write_webdataset, shards=2),
+    "webdataset pattern": write_webdataset_pattern,
+}

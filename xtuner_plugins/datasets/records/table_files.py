@@ -1,0 +1,182 @@
+"""Files of tables, read by group: row groups of Parquet, record batches of Arrow streams (`datasets.save_to_disk`).
+
+Both are memory-mapped. Reading a group of Parquet decodes the columns that are wanted; a batch of Arrow is a view.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..cache import quick_hash
+from ..errors import SettingError
+
+END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+
+
+@contextlib.contextmanager
+def opening(path: str, kind: str) -> Iterator[None]:
+    """Turn any error of pyarrow, and those have many bases, into one of ours.
+
+    Raises:
+        SettingError: in place of it.
+    """
+    try:
+        yield
+    except SettingError:
+        raise
+    except PermissionError as error:
+        raise SettingError("data_paths", f"can't be read ({error.strerror})", "give read permission", path) from None
+    except Exception as error:
+        problem = f"is no whole {kind} file ({' '.join(str(error).split())[:160] or type(error).__name__})"
+        raise SettingError("data_paths", problem, "fetch it again; it seems to be cut off or damaged", path) from None
+
+
+class ParquetTable:
+    """A Parquet file.
+
+    Attributes:
+        path: of it.
+        group_rows: rows of each row group.
+        hash: changes with the content.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        with opening(path, "Parquet"):
+            metadata = self.file.metadata
+            groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+            self.group_rows = [group.num_rows for group in groups]
+            self.hash = quick_hash(path)
+            if any(rows < 0 for rows in self.group_rows) or sum(self.group_rows) != metadata.num_rows:
+                raise ValueError("its row groups contradict its number of rows")
+
+    def size(self, group: int, columns: Sequence[str]) -> int:
+        """Uncompressed bytes of columns (or `leaves`) of a group."""
+        stored = self.file.metadata.row_group(group)
+        every = (stored.column(number) for number in range(stored.num_columns))
+        return sum(column.total_uncompressed_size for column in every if _is_within(column.path_in_schema, columns))
+
+    def largest_group(self, columns: Sequence[str]) -> int:
+        """Uncompressed bytes of these columns in the group that has most."""
+        return max((self.size(group, columns) for group in range(len(self.group_rows))), default=0)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "file"}
+
+    @cached_property
+    def file(self) -> Any:
+        import pyarrow.parquet  # heavy
+
+        return pyarrow.parquet.ParquetFile(self.path, memory_map=True, pre_buffer=False)
+
+    @property
+    def schema(self) -> Any:
+        """The columns and their types, as pyarrow has them."""
+        return self.file.schema_arrow
+
+    def leaves(self, column: str) -> list[str]:
+        """The paths of the stored columns that a column consists of."""
+        paths = [self.file.schema.column(number).path for number in range(len(self.file.schema))]
+        return [path for path in paths if _is_within(path, [column])]
+
+    def read(self, group: int, columns: Sequence[str]) -> Any:
+        """Columns (or `leaves`) of a group, as a pyarrow table."""
+        return self.file.read_row_group(group, columns=list(columns), use_threads=False)
+
+    def stream(self, group: int, columns: Sequence[str], num_rows: int) -> Iterator[Any]:
+        """The same, as tables of a few rows: little memory, whatever the size of the group."""
+        import pyarrow
+
+        for batch in self.file.iter_batches(num_rows, row_groups=[group], columns=list(columns), use_threads=False):
+            yield pyarrow.Table.from_batches([batch])
+
+
+class ArrowTable:
+    """An Arrow stream as `datasets` writes it; attributes and methods as `ParquetTable`."""
+
+    def __init__(self, path: str):
+        import pyarrow.ipc
+
+        self.path, self.group_rows, self.offsets = path, [], []
+        with opening(path, "Arrow"):
+            size = os.path.getsize(path)
+            with open(path, "rb") as file:
+                file.seek(max(size - len(END_OF_STREAM), 0))
+                if file.read() != END_OF_STREAM:
+                    raise ValueError("its end mark is missing")
+            self.hash = quick_hash(path)
+            source, schema = self.file
+            while (offset := source.tell()) < size - len(END_OF_STREAM):
+                message = pyarrow.ipc.read_message(source)
+                if message.type != "record batch":
+                    raise ValueError(f"holds a {message.type}: columns encoded by dictionaries aren't read")
+                self.group_rows.append(pyarrow.ipc.read_record_batch(message, schema).num_rows)
+                self.offsets.append(offset)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "file"}
+
+    @cached_property
+    def file(self) -> tuple[Any, Any]:
+        """(the mapped file after its schema, the schema)."""
+        import pyarrow.ipc
+
+        source = pyarrow.memory_map(self.path)
+        return source, pyarrow.ipc.read_schema(source)
+
+    @property
+    def schema(self) -> Any:
+        """The columns and their types, as pyarrow has them."""
+        return self.file[1]
+
+    def leaves(self, column: str) -> list[str]:
+        """The column itself: nothing is decoded, so nothing is saved by leaving out a part."""
+        return [column]
+
+    def size(self, group: int, columns: Sequence[str]) -> int:
+        """0: a view needs no memory of its own."""
+        return 0
+
+    def largest_group(self, columns: Sequence[str]) -> int:
+        """As `size`."""
+        return 0
+
+    def read(self, group: int, columns: Sequence[str]) -> Any:
+        """Columns of a group, as a pyarrow table."""
+        import pyarrow.ipc
+
+        source, schema = self.file
+        source.seek(self.offsets[group])
+        batch = pyarrow.ipc.read_record_batch(pyarrow.ipc.read_message(source), schema)
+        return pyarrow.Table.from_batches([batch]).select(list(columns))
+
+
+def _is_within(path: str, columns: Sequence[str]) -> bool:
+    return any(path == column or path.startswith(f"{column}.") for column in columns)
+
+
+def find_arrow_files(folder: str) -> list[str] | None:
+    """The files of a folder that `datasets.save_to_disk` wrote; None for any other folder.
+
+    Raises:
+        SettingError: it holds several splits, or isn't whole.
+    """
+    if os.path.isfile(os.path.join(folder, "dataset_dict.json")):
+        splits = sorted(name for name in os.listdir(folder) if os.path.isdir(os.path.join(folder, name)))
+        remedy = f"name one of them: {os.path.join(folder, splits[0]) if splits else folder}"
+        raise SettingError("data_paths", f"holds several splits ({', '.join(splits)})", remedy, folder)
+    state = Path(folder, "state.json")
+    if not state.is_file():
+        return None
+    try:
+        files = json.loads(state.read_text(encoding="utf-8"))["_data_files"]
+        names = [entry["filename"] for entry in files]
+        if not names or any(os.path.basename(name) != name for name in names):
+            raise ValueError(f"_data_files is {names!r}"[:200])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingError("data_paths", f"can't be read ({error})", "save the dataset again", str(state)) from None
+    return [os.path.join(folder, name) for name in names]

@@ -1,0 +1,342 @@
+"""Rows of Parquet files or of a dataset saved by `datasets`, with their images, as records read at random.
+
+    image    bytes, a struct {bytes, path}, or a path           one image
+    images   a list of these                                    several
+
+A record names an embedded image by its place, `row://ROW/COLUMN/NUMBER`, which `TableImages` reads; other names and
+paths are those of files in the image folder. Texts and images are read apart: measuring lengths decodes no image
+column that isn't there, and reading a record no image.
+
+A process keeps decoded groups of at most `MAX_HELD` bytes. Of larger groups it reads a few rows at a time from their
+beginning, so that memory stays bounded and an image at the end costs decoding the group; opening such a file says so.
+"""
+
+import contextlib
+import os
+import re
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..cache import text_hash
+from ..errors import DataError, MediaError, RecordError, SettingError
+from ..images.archives import ArchiveImages
+from ..images.media import EMBEDDED_SCHEME, Blob, ImageFolder
+from .rows import to_record
+from .table_files import ArrowTable, ParquetTable, opening
+
+MEDIA = ("image", "images", "video", "videos")
+MAX_HELD = 1 << 28  # bytes of decoded groups that a process keeps
+LARGE_GROUP = 1 << 27  # bytes: larger groups are read a few rows at a time
+WINDOW = 1 << 24  # bytes read at a time of a large group
+MAX_OPEN = 16  # files that a process keeps open
+EMBEDDED = re.compile(EMBEDDED_SCHEME + r"(\d{1,18})/(\d)/(\d{1,9})")
+
+
+class TableRecords:
+    """The rows of some files as one list; a `RecordSource` (see `opening`).
+
+    Args:
+        path: the entry of `data_paths`.
+        files: whose rows they are, in order.
+        kind: `ParquetTable` or `ArrowTable`.
+
+    Raises:
+        SettingError: a file is damaged, has other columns than the first, or columns that can't be used.
+    """
+
+    def __init__(self, path: str, files: Sequence[str], kind: type[ParquetTable] | type[ArrowTable]):
+        self.path = path
+        self.files = [kind(file) for file in files]
+        first = self.files[0]
+        with opening(first.path, "table"):
+            self.texts, self.media = _classify(first.schema, first.path)
+        self._shapes = []  # of each file, what is read to know how many images its rows have
+        for file in self.files:
+            with opening(file.path, "table"):
+                found = _classify(file.schema, file.path)
+                self._shapes.append([leaf for name in self.media for leaf in _shape_leaves(file, name)])
+            _check_same((self.texts, self.media), found, file.path, first.path)
+        rows = [count for file in self.files for count in file.group_rows]
+        self._starts = np.cumsum([0, *rows])  # first row of each group, and the end
+        self._owners = [
+            (number, group) for number, file in enumerate(self.files) for group in range(len(file.group_rows))
+        ]
+        self._file_starts = np.cumsum([0] + [sum(file.group_rows) for file in self.files])
+        if len(self) == 0:
+            raise SettingError("data_paths", "holds no rows", "give it records", path)
+        self._warn_of_large_groups()
+        for file in self.files:
+            file.__dict__.pop("file", None)  # is opened again where it is read
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_held"}
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def source(self, row: int) -> str:
+        """`file:row` of a row, counted from 1 in its file."""
+        number = int(np.searchsorted(self._file_starts, row, side="right")) - 1
+        return f"{self.files[number].path}:{self.line(row)}"
+
+    def line(self, row: int) -> int:
+        """The number of a row in its file, counted from 1."""
+        return int(row - self._file_starts[np.searchsorted(self._file_starts, row, side="right") - 1]) + 1
+
+    def fingerprint(self, cache_dir: str) -> str:
+        """Hash of the files' sizes, times and ends."""
+        return text_hash(*(file.hash for file in self.files))
+
+    def reader(self) -> contextlib.nullcontext:
+        """For reading in sequence: the groups that are kept make it fast."""
+        return contextlib.nullcontext(self)
+
+    def own_images(self, folder: "ImageFolder | ArchiveImages") -> "TableImages":
+        """The images in the rows, and those that rows name by paths in `folder`."""
+        return TableImages(self, folder)
+
+    def parse(self, row: int) -> object:
+        """The raw record of a row.
+
+        Raises:
+            RecordError: it can't be read.
+        """
+        source = self.source(row)
+        with _reading(source):
+            part = self._row(row)
+            values = {name: part.column(name)[0].as_py() for name in self.texts}
+            num_images = 0
+            for number, name in enumerate(self.media):
+                scalar = part.column(name)[0]
+                if not scalar.is_valid:
+                    continue
+                if _is_list(scalar.type):
+                    values[name] = [f"{EMBEDDED_SCHEME}{row}/{number}/{place}" for place in range(len(scalar))] or None
+                else:
+                    values[name] = f"{EMBEDDED_SCHEME}{row}/{number}/0"
+                num_images += (name in ("image", "images")) * (len(scalar) if _is_list(scalar.type) else 1)
+            for name in ("image", "images"):
+                if name in self.texts and values[name]:
+                    num_images += 1 if isinstance(values[name], str) else len(values[name])
+            return to_record(values, num_images, source)
+
+    def embedded(self, row: int, column: int, number: int) -> tuple[bytes | None, str | None]:
+        """(bytes, path) of an embedded image; either may be None.
+
+        Raises:
+            IndexError: there is no such row, column or image.
+        """
+        if row >= len(self):
+            raise IndexError(row)
+        name = self.media[column]
+        value = self._row(row, [name]).column(name)[0]
+        if _is_list(value.type):
+            value = value.values[number]
+        value = value.as_py()
+        return (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+
+    def _row(self, row: int, columns: list[str] | None = None) -> Any:
+        """Columns of a row, as a pyarrow table of one row; by default all but the bytes of images."""
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        held = self.__dict__.get("_held")
+        if held is None or held.pid != os.getpid():
+            held = self._held = _Held()
+        columns = columns or [*self.texts, *self._shapes[self._owners[group][0]]]
+        with held.lock:
+            part = held.read(self.files, self._owners[group], row - int(self._starts[group]), columns)
+        if isinstance(self.files[0], ArrowTable):
+            part.validate(full=True)  # views of a file that nobody has looked at
+        return part
+
+    def _warn_of_large_groups(self) -> None:
+        large = max(file.largest_group(self.media) for file in self.files) if self.media else 0
+        if large > LARGE_GROUP and os.environ.get("LOCAL_RANK", "0") == "0":
+            print(
+                f"{self.path}: row groups hold up to {large / 1e6:,.0f} MB; an image read at random costs decoding its "
+                "group up to it. Write groups of 100 rows (row_group_size=100), or save the data with datasets' "
+                "save_to_disk and name that folder",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+class _Held:
+    """What a process keeps of the files: open files, decoded groups, and a window of one large group."""
+
+    def __init__(self):
+        self.pid, self.lock = os.getpid(), threading.Lock()
+        self.groups: OrderedDict[tuple, tuple[Any, int]] = OrderedDict()
+        self.opened: OrderedDict[int, None] = OrderedDict()
+        # columns -> group, first row, table, the rest
+        self.windows: dict[tuple, tuple[tuple[int, int], int, Any, Iterator]] = {}
+
+    def read(self, files: list, owner: tuple[int, int], row: int, columns: list[str]) -> Any:
+        number, group = owner
+        key = (number, group, *columns)
+        if key in self.groups:
+            self.groups.move_to_end(key)
+            return self.groups[key][0].slice(row, 1)
+        self._open(files, number)
+        file = files[number]
+        if file.size(group, columns) > LARGE_GROUP:
+            return self._read_window(file, owner, row, columns)
+        table = file.read(group, columns)
+        size = 0 if isinstance(file, ArrowTable) else table.nbytes
+        self.groups[key] = table, size
+        while len(self.groups) > 1 and sum(size for _, size in self.groups.values()) > MAX_HELD:
+            self.groups.popitem(last=False)
+        return table.slice(row, 1)
+
+    def _read_window(self, file: ParquetTable, owner: tuple[int, int], row: int, columns: list[str]) -> Any:
+        window = self.windows.pop(tuple(columns), None)
+        if window is None or window[0] != owner or window[1] > row:
+            _, group = owner
+            num_rows = max(1, file.group_rows[group] * WINDOW // file.size(group, columns))
+            rest = file.stream(group, columns, num_rows)
+            window = owner, 0, next(rest), rest
+        _, first, table, rest = window
+        while row >= first + table.num_rows:
+            first, table = first + table.num_rows, next(rest)
+        self.windows[tuple(columns)] = owner, first, table, rest
+        return table.slice(row - first, 1)
+
+    def _open(self, files: list, number: int) -> None:
+        self.opened[number] = None
+        self.opened.move_to_end(number)
+        while len(self.opened) > MAX_OPEN:
+            oldest, _ = self.opened.popitem(last=False)
+            files[oldest].__dict__.pop("file", None)
+
+
+class TableImages:
+    """Images in the rows of a table, or in the image folder where rows hold paths.
+
+    Args:
+        records: the table.
+        folder: the entry of `image_folders`.
+    """
+
+    def __init__(self, records: TableRecords, folder: "ImageFolder | ArchiveImages"):
+        self.records, self.inner, self.folder = records, folder, folder.folder
+
+    def plain(self, name: str) -> str:
+        """A name as it is looked up."""
+        return self.inner.plain(name)
+
+    def key(self) -> tuple:
+        """What decides which image a name means."""
+        return self.inner.key()
+
+    def resolve(self, name: str) -> str | Blob:
+        """The image `name` of a record.
+
+        Raises:
+            MediaError: as `ImageFolder.resolve`, or the row can't be read or holds none.
+        """
+        place = EMBEDDED.fullmatch(name) if isinstance(name, str) else None
+        if place is None:
+            return self.inner.resolve(name)
+        row, column, number = map(int, place.groups())
+        shown = f"image {number + 1}"
+        with _reading(shown, MediaError):
+            data, path = self.records.embedded(row, column, number)
+        if data is not None:
+            return Blob(shown, data)
+        if path:
+            return self.inner.resolve(path)
+        raise MediaError("image_missing", "neither bytes nor a path", "give the image or remove the row", shown)
+
+
+@contextlib.contextmanager
+def _reading(place: str, kind: Callable[..., DataError] = RecordError) -> Iterator[None]:
+    """Turn any error of pyarrow, and those have many bases, into one of ours."""
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise kind("file_gone", "can't be read any more", "keep files in place while they are used", place) from None
+    except Exception as error:
+        text = " ".join(str(error).split())[:160] or type(error).__name__
+        raise kind("table_unreadable", f"can't be read ({text})", "fetch the file again", place) from None
+
+
+def _classify(schema: Any, path: str) -> tuple[list[str], list[str]]:
+    """(columns that are read as they are, columns with embedded images).
+
+    Raises:
+        SettingError: columns of the same name, images of another form, or bytes under other names alone.
+    """
+    names = schema.names
+    if len(set(names)) != len(names):
+        raise SettingError("data_paths", "has columns of the same name", "rename them", path)
+    large = [name for name in names if _holds_bytes(schema.field(name).type)]
+    media = [name for name in names if name in MEDIA and (name in large or _is_media(schema.field(name).type))]
+    for name in media:
+        if not _is_media(schema.field(name).type):
+            problem = f"the column {name!r} is {str(schema.field(name).type)[:120]}"
+            raise SettingError("data_paths", problem, "make it bytes, {bytes, path}, or a list of them", path)
+    if large and not any(name in MEDIA for name in names):
+        problem = f"no column 'image' or 'images', but bytes in {', '.join(large)}"
+        remedy = "rename the column with the images to 'image' or 'images'"
+        raise SettingError("data_paths", problem, remedy, path)
+    return [name for name in names if name not in (*large, *media)], media
+
+
+def _children(kind: Any) -> list:
+    import pyarrow
+    import pyarrow.types as types
+
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        return [kind.storage_type]
+    if types.is_dictionary(kind) or _is_list(kind):
+        return [kind.value_type]
+    if types.is_map(kind):
+        return [kind.key_type, kind.item_type]
+    return [kind.field(number).type for number in range(kind.num_fields)] if types.is_struct(kind) else []
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+
+
+def _is_binary(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _holds_bytes(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return _is_binary(kind) or types.is_fixed_size_binary(kind) or any(map(_holds_bytes, _children(kind)))
+
+
+def _is_media(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    kind = kind.value_type if _is_list(kind) else kind
+    if types.is_struct(kind):
+        fields = {kind.field(number).name: kind.field(number).type for number in range(kind.num_fields)}
+        return "bytes" in fields and (_is_binary(fields["bytes"]) or types.is_null(fields["bytes"]))
+    return _is_binary(kind)
+
+
+def _shape_leaves(file: ParquetTable | ArrowTable, name: str) -> list[str]:
+    """What must be read of a column to know which rows have images, and how many: their paths rather than bytes."""
+    leaves = file.leaves(name)
+    return [leaf for leaf in leaves if not leaf.endswith(".bytes")] or leaves
+
+
+def _check_same(expected: tuple[list[str], ...], found: tuple[list[str], ...], path: str, first: str) -> None:
+    for mine, theirs, what in zip(found, expected, ("columns", "columns with images in them"), strict=True):
+        if set(mine) != set(theirs):
+            problem = f"has the {what} {', '.join(mine) or 'none'}, but {first} {', '.join(theirs) or 'none'}"
+            raise SettingError("data_paths", problem, "name files of one form, or one entry for each", path)

@@ -104,7 +104,7 @@ WRONG = [
     ({"conversations": ["a", "b"]}, "turn_type"),
     ({"conversations": [{"value": "a"}]}, "turn_keys"),
     ({"conversations": [{"from": "human"}]}, "turn_keys"),
-    ({"conversations": turns("a", "b", roles=("bot", "gpt"))}, "turn_role"),
+    ({"conversations": turns("a", "b", roles=("tool", "gpt"))}, "turn_role"),
     ({"conversations": turns("a", "b", roles=(["human"], "gpt"))}, "turn_role"),
     ({"conversations": turns(3, "b")}, "turn_content"),
     ({"conversations": turns("a", None)}, "turn_content"),

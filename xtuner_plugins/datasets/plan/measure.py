@@ -22,7 +22,7 @@ from ..text.tokens import TextTokenizer, no_garbage_collection
 from .budget import FRAME
 from .complaints import LINK, Complaint, stamp_files
 
-FORMAT = "3"  # part of the key; to be raised when counts change
+FORMAT = "4"  # part of the key; to be raised when counts change
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ becomes `<box>[[100, 100, 500, 500]]</box>`. Without that key boxes are already 
     error      a box that leaves the frame (pixels without the key), is inverted, or isn't closed (`<box>[`)
     warning    a box in fractions from 0 to 1; a `<box>` without numbers (XML has such a tag); `<ref>`, `<box>` or
                `<quad>`, which are tokens in training, without its other half
+
+Boxes that ms-swift keeps beside the texts are filled in by `objects`.
 """
 
 import json
@@ -19,12 +21,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..errors import RecordError
+from .objects import FRAME_SIZE, fill_objects
 from .records import Record
 
 BOX = re.compile(r"<box>(.*?)</box>", re.DOTALL)
 TAGS = ("ref", "box", "quad")
 ANY_TAG = re.compile(f"</?(?:{'|'.join(TAGS)})>")
-FRAME_SIZE = 1000
 
 
 def normalize_boxes(record: Record, real_size: Callable[[int], tuple[int, int]] | None = None) -> Record:
@@ -37,6 +39,13 @@ def normalize_boxes(record: Record, real_size: Callable[[int], tuple[int, int]] 
         RecordError: malformed boxes, boxes outside the image or the frame, or sizes that disagree.
     """
     kind = record.extra.get("boxes")
+    if record.has_markup and "objects" in record.extra:
+        return fill_objects(_in_frame(record, kind, real_size), real_size)
+    return _in_frame(record, kind, real_size)
+
+
+def _in_frame(record: Record, kind: object, real_size: Callable[[int], tuple[int, int]] | None) -> Record:
+    """`normalize_boxes` of the boxes in the texts."""
     if kind is None or kind == "normalized":
         return _check_frame(record) if record.has_markup else record
     if kind != "pixel":

@@ -18,8 +18,10 @@ answers are compared; earlier answers of the conversation belong to the prompt.
 
 from dataclasses import dataclass
 
-from .record_checks import fail, shorten, warn
+from .objects import PLACEHOLDER
+from .record_checks import fail, has_fillers, shorten, warn
 from .records import FORMATS, Record, Turn, parse_record
+from .rewrites import history_messages, join_input
 
 PROMPTS = ("prompt", "question", "instruction", "query")
 CHOSEN, REJECTED = ("chosen", "response"), ("rejected", "rejected_response", "rejected_messages")
@@ -74,6 +76,11 @@ def _join(record: Record, other: Record) -> PairRecord:
     if longer > SHORT and longer > FAR_APART * shorter:
         problem = f"the answers have {len(chosen.text)} and {len(rejected.text)} characters"
         warn(warnings, source, "far_apart", problem, "a model may learn to prefer the length; check the pair")
+    if has_fillers(record.extra.get("objects")) and any(
+        isinstance(part, str) and PLACEHOLDER.search(part) for turn in (*record.turns, rejected) for part in turn.parts
+    ):
+        problem = "'objects' of a pair: it isn't said which of them belong to which answer"
+        fail(source, "objects", problem, "write the boxes into the texts, as <box>[[x1, y1, x2, y2]]</box>")
     history = tuple(turn._replace(supervised=False) for turn in record.turns[:-1])
     answers = (Turn("assistant", turn.parts) for turn in (chosen, rejected))
     fields = {**vars(record), "turns": (*history, *answers), "warnings": tuple(warnings)}
@@ -108,13 +115,8 @@ def _prompt(raw: dict, source: str) -> list:
         return raw[name]
     if not isinstance(raw[name], str):
         fail(source, "no_prompt", f"{name!r} is neither a text nor a list of messages", 'write "prompt": "..."')
-    messages = []
-    for pair in raw.get("history") or []:
-        if not isinstance(pair, list) or len(pair) != 2:
-            fail(source, "history", "'history' holds something else than pairs", "write [[question, answer], ...]")
-        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    text = "\n".join([raw[name], raw["input"]]) if name == "instruction" and raw.get("input") else raw[name]
-    return [*messages, {"role": "user", "content": text}]
+    text = join_input(raw[name], raw.get("input"), source) if name == "instruction" else raw[name]
+    return [*history_messages(raw.get("history"), source), {"role": "user", "content": text}]
 
 
 def _one_of(raw: dict, names: tuple[str, ...], what: str, source: str) -> object:

@@ -12,8 +12,10 @@ warning, and `tools/check_data.py` counts it.
                                             place; else a warning
     <IMG_CONTEXT>                           warning: characters, never the token           warning
     <audio>, <img>x</img>                   the same: HTML has them, too                   warning
-    <bbox>, <ref-object>, <|box_start|> ... error beside "objects", with which others      warning
-                                            fill them; else a warning
+    <bbox>, <ref-object>                    filled from ms-swift's "objects" (`objects`);  the same
+                                            an error beside another "objects"; else a
+                                            warning
+    <|box_start|>, <|det|> ...              error beside "objects"; else a warning         warning
     <image>                                 (the image's place); in a text part a warning  error where the image has no
                                                                                            other place; else a warning
 """
@@ -49,9 +51,17 @@ FORM_REMEDIES = {
     "own": "write <image> in its place",
     "grounding": "write <ref>...</ref><box>[[x1, y1, x2, y2]]</box>",
 }
+FILLED = ("<bbox>", "<ref-object>")  # placeholders of ms-swift
 # Names of others for "loss" and "weight"
 LOSS_KEYS = frozenset("train trainable mask masked loss_mask mask_loss need_loss with_loss loss_weight".split())
-READ_ELSEWHERE = MEDIA_KEYS | AUDIO_KEYS | LOSS_KEYS | {"loss", "weight"}  # keys of a record that others read
+# What others write into the prompt, and what they take for a rating of the answer
+OTHER_SETTINGS = {
+    "tools": "no template here writes tools",
+    "functions": "no template here writes tools",
+    "system_prompt": "write it as 'system'",
+    "kto_tag": "the answer is learned, whether it is a good one or not",
+}
+READ_ELSEWHERE = MEDIA_KEYS | AUDIO_KEYS | LOSS_KEYS | {"loss", "weight"} | OTHER_SETTINGS.keys()
 
 
 def fail(source: str, reason: str, problem: str, remedy: str = "") -> NoReturn:
@@ -125,16 +135,25 @@ def check_keys(extra: dict, has_media: bool, source: str, warnings: list[RecordE
         if extra.get(key) is not None:
             remedy = "write it on a turn, or weigh the whole file by loss_weight in dataset_settings"
             warn(warnings, source, "ignored_key", f"{key!r} of a record isn't read", remedy)
+    for key, remedy in OTHER_SETTINGS.items():
+        if extra.get(key) not in (None, "", "[]", []):
+            warn(warnings, source, "ignored_key", f"{key!r} of a record isn't read", remedy)
 
 
-def check_texts(marked: list, in_front: bool, objects: bool, source: str, warnings: list[RecordError]) -> None:
+def has_fillers(objects: object) -> bool:
+    """Whether a record's "objects" are ms-swift's, which fill placeholders in the texts."""
+    return isinstance(objects, dict) and ("bbox" in objects or "ref" in objects)
+
+
+def check_texts(marked: list, in_front: bool, objects: object, source: str, warnings: list[RecordError]) -> None:
     """Complain of foreign forms in texts with `<`; the module lists which are errors and which warnings.
 
     Args:
         marked: of each text: number of its turn, role, text, whether it is a part of a list.
         in_front: whether the record's only image or video has no placeholder in the user's turns.
-        objects: whether the record has "objects", with which others fill `<bbox>`.
+        objects: the record's "objects", with which others fill `<bbox>`; None without.
     """
+    fills = has_fillers(objects)
     for number, role, text, is_part in marked:
         asked = role == "user"
         if "<image>" in text and (not asked or is_part):
@@ -144,9 +163,15 @@ def check_texts(marked: list, in_front: bool, objects: bool, source: str, warnin
                 fail(source, "media_role", f"{problem}, and the image has no other place", remedy)
             warn(warnings, source, "media_role", problem, f"{remedy} if it stands for an image")
         for kind, form in find_forms(text):
+            if fills and form in FILLED:
+                continue
             problem, remedy = f"{form!r} in turn {number} is plain text", FORM_REMEDIES[kind]
             if asked and (
-                kind in ("file", "certain") or kind == "maybe" and in_front or kind == "grounding" and objects
+                kind in ("file", "certain")
+                or kind == "maybe"
+                and in_front
+                or kind == "grounding"
+                and objects is not None
             ):
                 fail(source, "foreign_form", problem, remedy)
             warn(warnings, source, "foreign_form", problem, f"{remedy}, unless it is meant as text")

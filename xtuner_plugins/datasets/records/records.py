@@ -28,14 +28,16 @@ the model's `system_message` is "".
 
 import re
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from ..errors import RecordError
+from .kinds import rewrite
 from .record_checks import READ_ELSEWHERE, check_keys, check_texts, fail, is_learned, shorten, warn
 
 IMAGE, VIDEO = "<image>", "<video>"
 EITHER, ONLY_IMAGE = re.compile(f"({IMAGE}|{VIDEO})"), re.compile(f"({IMAGE})")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+ROLES |= dict.fromkeys(("bot", "chatgpt", "bard", "bing", "model"), "assistant")  # ShareGPT's; in any case
 FORMATS = {"conversations": ("from", "value"), "messages": ("role", "content")}
 KINDS = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number", bool: "true/false"}
 KINDS[type(None)] = "null"
@@ -82,9 +84,21 @@ class Record:
 def parse_record(raw: object, source: str) -> Record:
     """Check a decoded JSON value and turn it into a `Record`. `raw` is not modified.
 
+    A record is taken for that of another trainer (`kinds`) only where it isn't one of ours, which costs ours nothing.
+
     Raises:
         RecordError: the record can't be used; the message begins with `source`.
     """
+    try:
+        return _parse(raw, source)
+    except RecordError:
+        rewritten = rewrite(raw, source) if isinstance(raw, dict) else None
+        if rewritten is None:
+            raise
+    return _parse(rewritten, source)
+
+
+def _parse(raw: object, source: str) -> Record:
     if not isinstance(raw, dict):
         fail(
             source,
@@ -104,7 +118,7 @@ def parse_record(raw: object, source: str) -> Record:
     if not READ_ELSEWHERE.isdisjoint(extra):
         parts = [part for _, parts, _ in parsed for part in parts]
         check_keys(extra, bool(images or videos) or any(isinstance(part, Medium) for part in parts), source, warnings)
-    parsed, has_markup = _fill_placeholders(parsed, images, videos, "objects" in extra, source, warnings)
+    parsed, has_markup = _fill_placeholders(parsed, images, videos, extra.get("objects"), source, warnings)
     turns = tuple([Turn(role, tuple(parts), learned) for role, parts, learned in parsed])
     return Record(turns, source, system, extra, has_markup, tuple(warnings))
 
@@ -144,12 +158,13 @@ def _message(message: object, number: int, role_key: str, content_key: str, sour
             f"turn {number} has no '{key}', its keys are {sorted(message)!r}"[:300],
             f"give every turn '{role_key}' and '{content_key}'",
         )
-    role = ROLES.get(message[role_key]) if isinstance(message[role_key], str) else None
+    name = message[role_key]
+    role = (ROLES.get(name) or ROLES.get(name.lower())) if isinstance(name, str) else None
     if role is None:
         fail(
             source,
             "turn_role",
-            f"turn {number} is from {shorten(str(message[role_key]))}",
+            f"turn {number} is from {shorten(str(name))}",
             f"known roles are {', '.join(ROLES)}",
         )
     content = message[content_key]
@@ -192,6 +207,8 @@ def _part(part: object, role: str, where: str, source: str) -> "str | Medium | _
             return IMAGE if kind == "image" else VIDEO  # named by the record's own list
         if not isinstance(value, str):
             fail(source, "media_name", f"{where} names a {kind} by {_kind(value)}", "name its file")
+        if value.startswith("data:"):
+            _refuse_data_url(where, source)
         return Medium(kind, value)
     fail(
         source,
@@ -254,25 +271,33 @@ def _names(raw: dict, kind: str, source: str) -> list[str]:
         return []
     value = raw[present[0]]
     names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        fail(
-            source,
-            "media_name",
-            f"'{present[0]}' is neither a file name nor a list of them",
-            f'write "{kind}": "folder/file"',
-        )
-    if any(not name.strip() for name in names):
-        fail(source, "media_name", f"'{present[0]}' holds an empty name", f"name the {kind} or remove the key")
+    for name in names if isinstance(names, list) else (None,):
+        if not isinstance(name, str):
+            fail(
+                source,
+                "media_name",
+                f"'{present[0]}' is neither a file name nor a list of them",
+                f'write "{kind}": "folder/file"',
+            )
+        if not name.strip():
+            fail(source, "media_name", f"'{present[0]}' holds an empty name", f"name the {kind} or remove the key")
+        if name.startswith("data:"):
+            _refuse_data_url(f"'{present[0]}'", source)
     return names
 
 
+def _refuse_data_url(where: str, source: str) -> NoReturn:
+    """Refuse an image inside the record; `kinds.rewrite` then names the command that writes it out."""
+    fail(source, "convert", f"{where} holds an image itself, not its name", "run: python tools/prepare_data.py convert")
+
+
 def _fill_placeholders(
-    parsed: list, images: list[str], videos: list[str], objects: bool, source: str, warnings: list[RecordError]
+    parsed: list, images: list[str], videos: list[str], objects: object, source: str, warnings: list[RecordError]
 ) -> tuple[list, bool]:
     """Replace the placeholders in the user's turns by the named media.
 
     Args:
-        objects: whether the record has "objects", with which others fill `<bbox>`.
+        objects: the record's "objects", with which others fill `<bbox>`; None without.
 
     Returns:
         The turns, and whether a text holds `<` other than in placeholders.

@@ -1,0 +1,310 @@
+"""Generated records of other trainers: equal to ours, before and after conversion, and never a foreign exception.
+
+    python benchmarks/fuzz_kinds.py --cases 200000 [--seed 0] [--kind alpaca ...]
+
+Half of the cases are random conversations, written once in our form and once in that of the kind: both must give the
+same turns, and so must what `convert` writes. In the others values are swapped, removed, nested or given other types:
+results or our own errors may come out. The first foreign exception or broken promise stops it with the case printed.
+"""
+
+import argparse
+import base64
+import copy
+import io
+import json
+import random
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from PIL import Image
+from tqdm import trange
+
+from xtuner_plugins.datasets.audit.convert import Job, meaning
+from xtuner_plugins.datasets.errors import DataError
+from xtuner_plugins.datasets.records.boxes import normalize_boxes
+from xtuner_plugins.datasets.records.record_json import parse_json
+from xtuner_plugins.datasets.records.records import parse_record
+
+SIZE = (640, 480)  # of each image
+WORDS = [
+    "What",
+    "is it?",
+    "中文",
+    "e\u0301",
+    "👩\u200d👧",
+    "\n",
+    " ",
+    "1 < 2",
+    "<b>bold</b>",
+    "<|im_end|>",
+    "a cat",
+    "\r\n",
+]
+VALUES = [
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    1e400,
+    "",
+    "x",
+    [],
+    {},
+    ["x"],
+    {"a": 1},
+    [None],
+    [[]],
+    "human",
+    "data:",
+    "<image>",
+    "\ud800",
+]
+TURN_KEYS = {"from": ("human", "gpt", "value"), "role": ("user", "assistant", "content")}
+
+
+def data_url(color: str = "red") -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), color).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def text(rng: random.Random) -> str:
+    return "x" + " ".join(rng.choice(WORDS) for _ in range(rng.randrange(6)))
+
+
+def talk(rng: random.Random) -> list[str]:
+    """Texts of the user and the assistant in turn."""
+    return [text(rng) for _ in range(2 * rng.randrange(1, 4))]
+
+
+def with_images(texts: list[str], marks: list[str]) -> list[str]:
+    """The texts with an image's mark before each of the first questions."""
+    out = list(texts)
+    for number, mark in enumerate(marks):
+        out[2 * (number % (len(out) // 2))] = mark + out[2 * (number % (len(out) // 2))]
+    return out
+
+
+def turns(texts: list[str], style: str = "from", roles: tuple[str, str] | None = None) -> list[dict]:
+    *own, text_key = TURN_KEYS[style]
+    return [{style: (roles or own)[number % 2], text_key: each} for number, each in enumerate(texts)]
+
+
+def ours(texts: list[str], names: list[str], **rest) -> dict:
+    return {**({"image": names} if names else {}), **rest, "conversations": turns(texts)}
+
+
+def shared(rng: random.Random) -> tuple[list[str], list[str], dict]:
+    """Texts with placeholders, names of images, and perhaps a system message."""
+    names = [f"{name}.png" for name in "ab"[: rng.randrange(3)]]
+    texts = with_images(talk(rng), ["<image>\n"] * len(names))
+    # Filling goes from turn to turn, and a turn may have both.
+    return texts, names, {"system": "Be brief."} if rng.random() < 0.3 else {}
+
+
+def history(texts: list[str]) -> list[list[str]]:
+    return [texts[place : place + 2] for place in range(0, len(texts) - 2, 2)]
+
+
+def llava(rng):
+    texts, names, rest = shared(rng)
+    return {"images": names, **rest, "conversations": turns(texts)}, ours(texts, names, **rest)
+
+
+def messages(rng):
+    texts, names, rest = shared(rng)
+    return {"images": names, **rest, "messages": turns(texts, "role")}, ours(texts, names, **rest)
+
+
+def sharegpt(rng):
+    texts, names, rest = shared(rng)
+    roles = rng.choice(
+        [("human", "bot"), ("USER", "ASSISTANT"), ("user", "chatgpt"), ("Human", "bing"), ("user", "model")]
+    )
+    style, key = rng.choice([("from", "conversations"), ("role", "conversations"), ("from", "messages")])
+    return {"images": names, **rest, key: turns(texts, style, roles)}, ours(texts, names, **rest)
+
+
+def swift_query(rng):
+    texts, names, rest = shared(rng)
+    record = {"query": texts[-2], "response": texts[-1], "history": history(texts), "images": names}
+    return record | rest, ours(texts, names, **rest)
+
+
+def alpaca(rng):
+    texts, names, rest = shared(rng)
+    record = {
+        "instruction": texts[-2],
+        "input": "",
+        "output": texts[-1],
+        "history": history(texts),
+        "images": names,
+    } | rest
+    if rng.random() < 0.5:
+        texts = [*texts[:-2], f"{texts[-2]}\nmore", texts[-1]]
+        record["input"] = "more"
+    return record, ours(texts, names, **rest)
+
+
+def swift_conversation(rng):
+    texts, names, rest = shared(rng)
+    pairs = [dict(zip(("human", "assistant"), pair, strict=True)) for pair in [*history(texts), texts[-2:]]]
+    record = {"conversation": pairs, "images": names}
+    return record | {("system_prompt" if rng.random() < 0.5 else "system"): rest.get("system")}, ours(
+        texts, names, **rest
+    )
+
+
+def qwen_vl(rng):
+    texts, names = talk(rng), [f"{name}.png" for name in "ab"[: rng.randrange(1, 3)]]
+    labels = [f"Picture {number}: " for number in range(1, 3)]
+    style = rng.choice(list(TURN_KEYS))
+    theirs = with_images(texts, [f"{label}<img>{name}</img>\n" for label, name in zip(labels, names, strict=False)])
+    mine = with_images(texts, [f"{label}<image>\n" for label in labels[: len(names)]])
+    order = names if len(names) < 2 or len(texts) > 2 else names[::-1]  # both in one turn: the last mark stands first
+    theirs[-1] += "<ref>it</ref><box>(10,20),(30,999)</box>"
+    mine[-1] += "<ref>it</ref><box>[[10, 20, 30, 999]]</box>"
+    key = "conversations" if style == "from" else "messages"
+    return {key: turns(theirs, style, ("user", "assistant"))}, ours(mine, order)
+
+
+def swift_objects(rng):
+    texts, names = talk(rng), ["a.png", "b.png"][: rng.randrange(1, 3)]
+    texts[0] = "<image>" * len(names) + texts[0]
+    number = rng.randrange(1, 4)
+    boxes = [[10 * place, 20, 100 + place, 480] for place in range(number)]
+    fractions = rng.random() < 0.5
+    given = [[x1 / 640, y1 / 480, x2 / 640, y2 / 480] for x1, y1, x2, y2 in boxes] if fractions else boxes
+    frame = [[round(x1 / 0.64), round(y1 / 0.48), round(x2 / 0.64), round(y2 / 0.48)] for x1, y1, x2, y2 in boxes]
+    objects = {"ref": ["it"] * number, "bbox": given}
+    objects |= {"bbox_type": "norm1"} if fractions else {"image_id": [rng.randrange(len(names)) for _ in boxes]}
+    theirs, mine = list(texts), list(texts)
+    theirs[-1] += "<ref-object><bbox>" * number
+    mine[-1] += "".join(f"<ref>it</ref><box>{json.dumps([box])}</box>" for box in frame)
+    return {"images": names, "messages": turns(theirs, "role"), "objects": objects}, ours(mine, names)
+
+
+def openai_parts(rng):
+    """Content parts, as OpenAI's API takes them; of the data URL here `convert` makes the file c.png."""
+    texts, names = talk(rng), ["a.png", "b.png"][: rng.randrange(1, 3)]
+    parts = [{"type": "image_url", "image_url": {"url": name}} for name in names]
+    record = {"messages": turns(texts, "role")}
+    record["messages"][0]["content"] = [*parts, {"type": "text", "text": texts[0]}]
+    mine = ["<image>" * len(names) + texts[0], *texts[1:]]
+    return record, ours(mine, names)
+
+
+WRITERS = {
+    "llava": llava,
+    "messages": messages,
+    "sharegpt": sharegpt,
+    "swift-query": swift_query,
+    "swift-conversation": swift_conversation,
+    "swift-objects": swift_objects,
+    "alpaca": alpaca,
+    "qwen-vl": qwen_vl,
+    "openai-parts": openai_parts,
+}
+
+
+def mutate(value, rng: random.Random):
+    """The value with a few places changed."""
+    if rng.random() < 0.03:
+        return copy.deepcopy(rng.choice(VALUES))
+    if isinstance(value, dict):
+        return {
+            (rng.choice(["image", "objects", "history", "x"]) if rng.random() < 0.01 else key): mutate(part, rng)
+            for key, part in value.items()
+            if rng.random() > 0.02
+        }
+    if isinstance(value, list):
+        parts = [mutate(part, rng) for part in value]
+        if parts and rng.random() < 0.05:
+            parts.insert(rng.randrange(len(parts)), copy.deepcopy(rng.choice(parts)))
+        return parts
+    return value
+
+
+def sizes(place: int) -> tuple[int, int]:
+    return SIZE
+
+
+def check_equal(kind: str, rng: random.Random, job: Job) -> None:
+    """A record of the kind, ours, and what is written of it give the same turns."""
+    theirs, mine = WRITERS[kind](rng)
+    before = copy.deepcopy(theirs)
+    wanted = meaning(normalize_boxes(parse_record(mine, "f:1"), sizes))
+    found = meaning(normalize_boxes(parse_record(theirs, "f:1"), sizes))
+    assert found == wanted, (theirs, found, wanted)
+    assert theirs == before, "the record was changed"
+    written = json.loads(job.convert(theirs, "f:1"))
+    assert meaning(normalize_boxes(parse_record(written, "f:1"), sizes)) == wanted, (theirs, written)
+
+
+def check_mutated(kind: str, rng: random.Random, job: Job) -> bool:
+    """Whether a changed record can be read; nothing but our errors comes out of it."""
+    theirs, _ = WRITERS[kind](rng)
+    if rng.random() < 0.1:
+        theirs["images"] = [rng.choice([data_url(), "data:image/png;base64,AAAA", "data:,"])]
+    theirs = mutate(theirs, rng)
+    line = json.dumps(theirs).encode()
+    read = False
+    try:
+        normalize_boxes(parse_record(parse_json(line, "f:1"), "f:1"), sizes)
+        read = True
+    except DataError as error:
+        assert str(error).startswith("f:1: ") and error.reason and error.remedy, error
+    try:
+        job.convert(parse_json(line, "f:1"), "f:1")
+    except DataError as error:
+        assert str(error).startswith("f:1: ") and error.reason, error
+        assert not read or error.reason in (
+            "convert",
+            "image_missing",
+            "image_name",
+            "image_outside",
+            "image_unreadable",
+        ), error
+    return read
+
+
+def run(kind: str, cases: int, seed: int, folder: Path, loop=range) -> Counter:
+    """Counts of what happened in the cases of one kind."""
+    for name in "ab":
+        Image.new("RGB", SIZE).save(folder / f"{name}.png")
+    job, counts = Job(folder, folder), Counter()
+    for number in loop(cases):
+        rng = random.Random(f"{kind}-{seed}-{number}")
+        try:
+            if number % 2:
+                counts["read" if check_mutated(kind, rng, job) else "refused"] += 1
+            else:
+                check_equal(kind, rng, job)
+                counts["equal"] += 1
+        except Exception:
+            print(f"case {number} of {kind}, seed {seed}", file=sys.stderr)
+            raise
+    return counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=200_000, help="of each kind")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", action="append", choices=WRITERS, help="only this one; may be repeated")
+    args = parser.parse_args()
+    for kind in args.kind or WRITERS:
+        with tempfile.TemporaryDirectory() as folder:
+            counts = run(kind, args.cases, args.seed, Path(folder), trange)
+        print(
+            f"{kind}: {args.cases} cases, " + ", ".join(f"{counts[name]} {name}" for name in sorted(counts)), flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""ms-swift's boxes beside the texts."""
+
+import pytest
+
+from xtuner_plugins.datasets import MultimodalDataset, RecordError
+from xtuner_plugins.datasets.records.boxes import normalize_boxes
+from xtuner_plugins.datasets.records.pairs import parse_pair
+from xtuner_plugins.datasets.records.records import parse_record
+
+SIZES = [(640, 480), (100, 200)]
+
+
+def grounded(answer, question="<image>Where is <ref-object>?", images=("a.jpg",), objects=None, **rest):
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    objects = {"ref": ["the bus"], "bbox": [[64, 48, 320, 240]], **(objects or {})}
+    return parse_record({"images": list(images), "objects": objects, "messages": messages, **rest}, "f:3")
+
+
+def filled(*args, **settings):
+    record = normalize_boxes(grounded(*args, **settings), SIZES.__getitem__)
+    return [turn.text for turn in record.turns], [warning.reason for warning in record.warnings]
+
+
+def test_names_and_boxes_are_filled_in_reading_order():
+    assert filled("At <bbox>.") == (
+        ["Where is <ref>the bus</ref>?", "At <box>[[100, 100, 500, 500]]</box>."],
+        [],
+    )
+    two = {"ref": ["a", "b"], "bbox": [[0, 0, 640, 480], [1.5, 2, 1.5, 2]]}
+    texts, warnings = filled("<bbox> <ref-object> <bbox>", objects=two)
+    assert texts[1] == "<box>[[0, 0, 1000, 1000]]</box> <ref>b</ref> <box>[[2, 4, 2, 4]]</box>" and not warnings
+
+
+def test_fractions_points_and_other_images():
+    assert filled("<bbox>", objects={"bbox": [[0.1, 0.25, 0.5, 1]], "bbox_type": "norm1"})[0][1] == (
+        "<box>[[100, 250, 500, 1000]]</box>"
+    )
+    assert filled("<bbox>", objects={"bbox": [[320, 240]]})[0][1] == "<box>[[500, 500]]</box>"
+    both = {"bbox": [[50, 100, 100, 200], [64, 48, 320, 240]], "image_id": [1]}  # the second is the first image's
+    texts, _ = filled("<bbox><bbox>", "<image><image><ref-object>", images=("a.jpg", "b.jpg"), objects=both)
+    assert texts[1] == "<box>[[500, 500, 1000, 1000]]</box><box>[[100, 100, 500, 500]]</box>"
+
+
+def test_what_is_left_over_is_said_and_other_objects_are_kept():
+    assert filled("<bbox>", objects={"bbox": [[1, 2, 3, 4], [1, 2, 3, 4]]})[1] == ["objects"]
+    assert filled("Yes.", question="<image>Is it?") == (["Is it?", "Yes."], [])
+    raw = {
+        "objects": [{"name": "bus"}],
+        "conversations": [{"from": "human", "value": "a<b>"}, {"from": "gpt", "value": "b"}],
+    }
+    record = parse_record(raw, "f:3")
+    assert normalize_boxes(record).extra == {"objects": [{"name": "bus"}]} and not record.warnings
+
+
+BAD = [
+    dict(answer="<bbox><bbox>"),
+    dict(answer="<ref-object>"),
+    dict(answer="<bbox>", objects={"bbox": None}),
+    dict(answer="<bbox>", objects={"bbox": "[[1, 2, 3, 4]]"}),
+    dict(answer="<bbox>", objects={"bbox": [[1, 2, 3]]}),
+    dict(answer="<bbox>", objects={"bbox": [[1, 2, 3, "4"]]}),
+    dict(answer="<bbox>", objects={"bbox": [[True, 2, 3, 4]]}),
+    dict(answer="<bbox>", objects={"bbox": [[3, 2, 1, 4]]}),
+    dict(answer="<bbox>", objects={"bbox": [[1, 2, 641, 4]]}),
+    dict(answer="<bbox>", objects={"bbox": [[float("nan"), 2, 3, 4]]}),
+    dict(answer="<bbox>", objects={"bbox": [[10**400, 2, 3, 4]]}),
+    dict(answer="<bbox>", objects={"bbox": [[1, 2, 3, 4]], "bbox_type": "norm1"}),
+    dict(answer="<bbox>", objects={"bbox_type": "norm1000"}),
+    dict(answer="<bbox>", objects={"image_id": [1]}),
+    dict(answer="<bbox>", objects={"image_id": [-1]}),
+    dict(answer="<bbox>", objects={"image_id": 0}),
+    dict(answer="<bbox>", objects={"ref": [3]}),
+    dict(answer="<bbox>", system="Find <bbox>."),
+]
+
+
+@pytest.mark.parametrize("case", BAD, ids=str)
+def test_unusable_objects_are_refused(case):
+    with pytest.raises(RecordError) as refused:
+        filled(**case)
+    assert refused.value.reason == "objects" and str(refused.value).startswith("f:3: ") and refused.value.remedy
+
+
+def test_boxes_in_pixels_need_the_image():
+    with pytest.raises(RecordError, match="f:3: a box in pixels of image 0, of 1 images"):
+        normalize_boxes(grounded("<bbox>"))
+
+
+def test_objects_of_a_pair_are_refused():
+    messages = [{"role": "user", "content": "<image>Where?"}, {"role": "assistant", "content": "<bbox>"}]
+    raw = {"images": ["a.jpg"], "objects": {"bbox": [[1, 2, 3, 4]]}, "messages": messages, "rejected_response": "No."}
+    with pytest.raises(RecordError, match="which of them belong to which answer"):
+        parse_pair(raw, "f:3")
+
+
+def test_a_box_that_leaves_the_image_is_found_by_measuring_and_by_loading(data_base, write_data, make_image):
+    folder = make_image("a.png", 100, 90)
+    messages = [{"role": "user", "content": "<image>Where?"}, {"role": "assistant", "content": "<bbox>"}]
+    path = write_data([{"images": ["a.png"], "objects": {"bbox": [[0, 0, 101, 90]]}, "messages": messages}])
+    dataset = MultimodalDataset(data_base, path, folder, cache_dir=path + ".cache")
+    with pytest.raises(RecordError, match="within the image of 100x90"):
+        dataset.load(0, 0)
+    assert dataset.lengths(0, num_workers=0).reason_names == ["objects"]

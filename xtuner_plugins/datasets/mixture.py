@@ -10,8 +10,8 @@ import numpy as np
 
 from .base import template_of, tiling_of
 from .errors import DataError, SettingError
-from .images.augment import Augmentation
 from .images.archives import open_images
+from .images.augment import Augmentation
 from .images.media import ImageFolder
 from .images.tiling import DynamicTiling
 from .records.opening import RecordSource, folder_of, open_records, stem_of

@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT))  # works from a checkout that isn't installed
 
 from xtuner_plugins.cli.arguments import add_config_options  # noqa: E402
 from xtuner_plugins.config_file import ConfigError, find_config, read_config  # noqa: E402
+from xtuner_plugins.data_names import names_data, names_images  # noqa: E402
 from xtuner_plugins.leaf import Leaf, check_out, launch_line, literal  # noqa: E402
 
 
@@ -66,7 +67,11 @@ def write_config(args: argparse.Namespace) -> str:
     for name in ("base", "data_paths", "image_folders"):
         if name not in leaf.settings:
             raise ConfigError(f"config {path} has no setting {name}, so it is no recipe to start from")
-    for missing in [given for given in [args.base, *args.data, *args.images, *args.val] if not Path(given).exists()]:
+    for missing in [
+        given
+        for given in [args.base, *args.data, *args.images, *args.val]
+        if not (names_data(given) or names_images(given))
+    ]:
         print(f"warning: {missing} does not exist yet", file=sys.stderr)
     # Absolute, so that the run may be started in any directory.
     base, data, images = os.path.abspath(args.base), absolute(args.data), absolute(args.images)

@@ -55,3 +55,26 @@ def test_otherwise_toy_records_with_a_reason(toy_base, data, tmp_path, change, w
 def test_alternating_toy_records(toy_base, tmp_path):
     found = toy_samples(settings(("a", "b")), toy_base, tmp_path, 4, why="x", alternating=True)
     assert [tiles > 0 for _, tiles in found.lengths] == [True, False, True, False]
+
+
+def test_images_in_rows_and_samples_become_files(toy_base, data, tmp_path):
+    from tests.datasets.source_kinds import write_parquet, write_webdataset
+
+    path, images = data
+    records = [json.loads(line) for line in path.read_text().splitlines()][:4]
+    (tmp_path / "work").mkdir()
+    files = [write(records, images, tmp_path)["data_paths"] for write in (write_parquet, write_webdataset)]
+    found = take_samples(
+        settings(*((file, None) for file in files), image_folders=None), toy_base, tmp_path / "work", 8
+    )
+    assert not found.is_toy and len(found.lengths) == 8, found.description
+    assert found.lengths[::2] == found.lengths[1::2]
+    assert found.settings["image_folders"] == [None, None]
+    for name in found.settings["data_paths"]:
+        for line, record in zip(open(name), records, strict=True):
+            taken = json.loads(line)
+            names = taken.get("image") or taken.get("images") or []
+            kept = [names] if isinstance(names, str) else names
+            assert [open(each, "rb").read() for each in kept] == [
+                (images / name).read_bytes() for name in ([record["image"]] if "image" in record else [])
+            ]

@@ -16,6 +16,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ..config_file import CONFIGS, ConfigError, leaves, validation_settings
+from ..data_names import names_data, names_images
 from ..leaf import Leaf
 from . import register_all
 from .run_length import check_length
@@ -225,10 +226,10 @@ def _check_randomness(settings: Mapping[str, Any]) -> None:
 
 def _check_data_paths(prefix: str, node: Mapping[str, Any]) -> None:
     for setting, is_right, kind in (
-        ("data_paths", Path.is_file, "file"),
-        ("image_folders", Path.is_dir, "folder"),
+        ("data_paths", names_data, "file"),
+        ("image_folders", names_images, "folder"),
     ):
         values = node.get(setting) or []
         for value in [values] if isinstance(values, str) else values:
-            if isinstance(value, str) and not is_right(Path(value)):
+            if isinstance(value, str) and not is_right(value):
                 raise ConfigError(f"{prefix}{setting}: {kind} {value} does not exist")

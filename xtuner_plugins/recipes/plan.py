@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config_file import ConfigError
+from ..data_names import names_data
 from ..deepspeed_json import read_deepspeed
 from ..families import encoder_family, llm_family
 from ..hub.constants import PROJECTOR_TYPES
@@ -237,7 +238,7 @@ def _measured_lengths(settings: Mapping[str, Any], model: Model) -> Lengths | No
     loader = settings.get("train_dataloader") or {}
     data = {key: value for key, value in (loader.get("dataset") or {}).items() if key != "type"}
     paths = data.get("data_paths") or ()
-    there = [Path(path).is_file() for path in ([paths] if isinstance(paths, str) else paths)]
+    there = [names_data(path) for path in ([paths] if isinstance(paths, str) else paths)]
     if not there or not all(there) or not Path(data.get("base", ""), "config.json").is_file():
         return None
     import numpy as np

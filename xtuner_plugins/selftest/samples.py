@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data_names import names_data
 from ..datasets import MultimodalDataset, PreferenceDataset
 from ..datasets.errors import DataError
+from ..datasets.images.media import Blob
+from ..datasets.mixture import Source
 from ..toy.small_data import write_dataset
 
 LOOKED_AT = 200  # records of a file, before it is taken to have no usable one
@@ -44,7 +47,7 @@ def take_samples(dataset: Mapping[str, Any], base: Path, folder: Path, wanted: i
         wanted: Number of records.
     """
     files = _files(dataset)
-    here = [row for row in files if Path(row["data_paths"]).is_file()]
+    here = [row for row in files if names_data(row["data_paths"])]
     if here:
         try:
             found = _own(dataset, here, base, folder, wanted)
@@ -87,7 +90,7 @@ def _own(
     opened = _open(dataset, {key: [row[key] for row in files] for key in files[0]}, base, folder)
     taken: list[list[dict]] = [[] for _ in files]
     lengths: list[tuple[int, int]] = []
-    streams = [_usable(opened, number) for number in range(len(files))]
+    streams = [_usable(opened, number, folder / f"own_{number}_images") for number in range(len(files))]
     while len(lengths) < wanted and any(streams):
         for number, stream in enumerate(streams):
             record = next(stream, None) if stream and len(lengths) < wanted else None
@@ -104,19 +107,48 @@ def _own(
         path = folder / f"own_{number}.jsonl"
         path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
         settings["data_paths"].append(str(path))
-        settings["image_folders"].append(str(Path(row["image_folders"] or Path(row["data_paths"]).parent).resolve()))
+        is_apart = _has_own_images(opened.sources[files.index(row)])
+        parent = Path(row["data_paths"]).parent
+        settings["image_folders"].append(None if is_apart else str(Path(row["image_folders"] or parent).resolve()))
         settings["dataset_settings"].append(row["dataset_settings"])
     names = ", ".join(row["data_paths"] for row, _ in rows)
     return Samples(settings, f"the first {len(lengths)} usable records of {names}", False, lengths)
 
 
-def _usable(dataset: MultimodalDataset, number: int) -> Iterator[tuple[dict, tuple[int, int]]]:
-    index = dataset.sources[number].index
+def _has_own_images(source: Source) -> bool:
+    """Whether images lie in its rows or samples, rather than in the image folder alone."""
+    return hasattr(source.folder, "inner")
+
+
+def _usable(dataset: MultimodalDataset, number: int, folder: Path) -> Iterator[tuple[dict, tuple[int, int]]]:
+    source = dataset.sources[number]
+    index = source.index
     for row in range(min(LOOKED_AT, len(index))):
         try:
-            yield index.parse(row), _length(dataset, number, row)
+            record, lengths = index.parse(row), _length(dataset, number, row)
+            yield (_with_files(record, source.folder, folder) if _has_own_images(source) else record), lengths
         except DataError:  # `tools/check_data.py` tells of them
             continue
+
+
+def _with_files(record: dict, images: Any, folder: Path) -> dict:
+    """The record with absolute names of images, of which those in its row or sample are written to ``folder``."""
+
+    def write(name: object) -> object:
+        if isinstance(name, list):
+            return [write(each) for each in name]
+        if not isinstance(name, str):
+            return name
+        found = images.resolve(name)
+        if not isinstance(found, Blob):
+            return str(Path(found).resolve())
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{sum(1 for _ in folder.iterdir())}"
+        path.write_bytes(found.data)
+        return str(path.resolve())
+
+    keys = ("image", "images", "video", "videos")
+    return {key: write(value) if key in keys else value for key, value in record.items()}
 
 
 def _length(dataset: MultimodalDataset, number: int, row: int) -> tuple[int, int]:

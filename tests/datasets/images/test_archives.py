@@ -11,7 +11,7 @@ from PIL import Image
 
 from xtuner_plugins.datasets.errors import MediaError, SettingError
 from xtuner_plugins.datasets.images import archives
-from xtuner_plugins.datasets.images.archives import Archive, ArchiveImages, open_images, split_archive
+from xtuner_plugins.datasets.images.archives import Archive, ArchiveImages, open_images
 from xtuner_plugins.datasets.images.folders import FolderFiles
 from xtuner_plugins.datasets.images.media import ImageFolder, load_image
 from xtuner_plugins.datasets.images.video import load_frames, probe_video
@@ -183,7 +183,6 @@ def test_what_an_entry_names(archive, tmp_path):
     assert isinstance(open_images(archive, ".", tmp_path / "cache"), ArchiveImages)
     assert isinstance(open_images(tmp_path, ".", tmp_path / "cache"), ImageFolder)
     assert isinstance(open_images(None, ".", tmp_path / "cache"), ImageFolder)
-    assert split_archive(f"{archive}/x/y/") == (str(archive), "x/y") and split_archive("x.zip") == ("", "")
     (tmp_path / "x.zip").mkdir()
     assert isinstance(open_images(tmp_path / "x.zip", ".", tmp_path / "cache"), ImageFolder)
     with pytest.raises(SettingError, match="isn't there"):

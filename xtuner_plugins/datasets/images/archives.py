@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...data_names import split_archive
 from ..cache import locked, open_array, quick_hash, save
 from ..errors import MediaError, SettingError
 from .media import Blob, ImageFolder, check_name, with_slashes
@@ -33,7 +34,6 @@ ARRAYS = ("members", "names", "name_ends", "hashes", "order")
 LOCAL_HEADER = 30  # bytes before the name in a member's own header (zip, APPNOTE 4.3.7)
 STORED, DEFLATED, LINK, ENCRYPTED = 0, 8, -1, -2  # methods; the first two as zip numbers them
 NO_CHECKSUM = -1  # of members of tar
-SUFFIXES = (".tar", ".zip")
 
 
 class Archive:
@@ -237,19 +237,6 @@ class ArchiveImages:
         return {name.removeprefix(head) for name in names if name.startswith(head)}, []
 
 
-def split_archive(path: str) -> tuple[str, str]:
-    """(archive, folder in it) of a path; ('', '') where no part of it is a tar or zip file."""
-    parts, inside = path.rstrip("/"), ""
-    while parts and not os.path.isdir(parts):
-        if parts.lower().endswith(SUFFIXES) and os.path.isfile(parts):
-            return parts, inside
-        parts, tail = os.path.split(parts)
-        inside = posixpath.join(tail, inside) if inside else tail
-        if not tail:
-            break
-    return "", ""
-
-
 def _list_zip(path: str) -> Iterator[tuple[str, tuple[int, int, int, int, int]]]:
     """Name and row of each file of a zip."""
     try:
@@ -262,7 +249,7 @@ def _list_zip(path: str) -> Iterator[tuple[str, tuple[int, int, int, int, int]]]
         raise _refused(path, problem, "fetch it again; it seems to be cut off or damaged") from None
     size = os.path.getsize(path)
     for info in infos:
-        if info.is_dir():
+        if info.filename.endswith("/"):
             continue
         if not (0 <= info.header_offset <= size and 0 <= info.compress_size <= size and 0 <= info.file_size < 1 << 62):
             raise _refused(path, f"its directory places {info.filename[:80]!r} outside of it", "fetch it again")

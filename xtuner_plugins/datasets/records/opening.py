@@ -14,11 +14,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+from ...data_names import is_pattern
 from ..errors import DataError, SettingError
 from ..images.media import ImageFolder
 from .compressed import is_compressed, unpack
 from .index import open_index
-from .shard_names import expand, is_pattern, list_folder
+from .shard_names import expand, list_folder
 from .table_files import ArrowTable, ParquetTable, find_arrow_files
 from .tables import TableRecords
 from .webdataset import WebDatasetRecords
@@ -88,11 +89,6 @@ def open_records(path: str | os.PathLike, cache_dir: str | os.PathLike) -> Recor
     if is_compressed(path):
         return _open_compressed(path, cache_dir)
     return open_index(path, cache_dir)
-
-
-def names_records(path: str) -> bool:
-    """Whether an entry of `data_paths` names something that is there."""
-    return os.path.exists(path) or is_pattern(path)
 
 
 def stem_of(path: str | os.PathLike) -> str:

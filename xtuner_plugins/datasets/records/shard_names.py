@@ -20,11 +20,6 @@ RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 MOST = 100_000  # files of one entry
 
 
-def is_pattern(path: str) -> bool:
-    """Whether an entry names files by a pattern."""
-    return not os.path.exists(path) and any(char in path for char in "*?{")
-
-
 def expand(path: str) -> list[str]:
     """The files that a pattern names, sorted within each alternative of its braces.
 

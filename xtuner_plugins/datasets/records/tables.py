@@ -55,10 +55,12 @@ class TableRecords:
         first = self.files[0]
         with opening(first.path, "table"):
             self.texts, self.media = _classify(first.schema, first.path)
+        largest = []
         self._shapes = []  # of each file, what is read to know how many images its rows have
         for file in self.files:
             with opening(file.path, "table"):
                 found = _classify(file.schema, file.path)
+                largest.append(file.largest_group(self.media) if self.media else 0)
                 self._shapes.append([leaf for name in self.media for leaf in _shape_leaves(file, name)])
             _check_same((self.texts, self.media), found, file.path, first.path)
         rows = [count for file in self.files for count in file.group_rows]
@@ -69,7 +71,7 @@ class TableRecords:
         self._file_starts = np.cumsum([0] + [sum(file.group_rows) for file in self.files])
         if len(self) == 0:
             raise SettingError("data_paths", "holds no rows", "give it records", path)
-        self._warn_of_large_groups()
+        self._warn_of(max(largest))
         for file in self.files:
             file.__dict__.pop("file", None)  # is opened again where it is read
 
@@ -153,8 +155,7 @@ class TableRecords:
             part.validate(full=True)  # views of a file that nobody has looked at
         return part
 
-    def _warn_of_large_groups(self) -> None:
-        large = max(file.largest_group(self.media) for file in self.files) if self.media else 0
+    def _warn_of(self, large: int) -> None:
         if large > LARGE_GROUP and os.environ.get("LOCAL_RANK", "0") == "0":
             print(
                 f"{self.path}: row groups hold up to {large / 1e6:,.0f} MB; an image read at random costs decoding its "

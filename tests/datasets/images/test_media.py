@@ -256,8 +256,9 @@ def test_heic_needs_a_plugin_which_the_error_names(tmp_path, monkeypatch):
     heif = pytest.importorskip("pillow_heif", reason="pillow-heif is optional")
     path = tmp_path / "a.heic"
     heif.from_pillow(Image.new("RGB", (64, 48), "red")).save(path)
-    monkeypatch.setattr(Image, "ID", list(Image.ID))  # so that other tests don't meet the plugin
-    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    # As before the plugin is registered, whatever ran earlier; and other tests don't meet it.
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
+    monkeypatch.setattr(Image, "OPEN", {name: entry for name, entry in Image.OPEN.items() if name != "HEIF"})
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "pillow_heif", None)
         for source in (path, Blob("x.tar/a.heic", path.read_bytes())):

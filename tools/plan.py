@@ -126,8 +126,10 @@ def validation_time(args, planned, validation: dict) -> float | None:
     paths = validation.get("data_paths")
     if not paths:
         return None
+    from xtuner_plugins.datasets.meta_file import expand_metas
     from xtuner_plugins.datasets.records.index import scan
 
+    paths = expand_metas(paths)[0]
     num_samples = sum(len(scan(path)) for path in ([paths] if isinstance(paths, str) else paths))
     return planned.validation_seconds(num_samples, validation["interval"], GPUS[args.gpu].teraflops, args.mfu)
 

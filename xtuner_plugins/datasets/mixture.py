@@ -13,6 +13,7 @@ from .base import template_of, tiling_of
 from .errors import DataError, SettingError
 from .images.media import ImageFolder
 from .images.tiling import DynamicTiling
+from .meta_file import expand_metas
 from .records.index import OffsetIndex, open_index
 from .text.templates import Template, get_template
 
@@ -62,6 +63,9 @@ def open_sources(
     Raises:
         SettingError: a list of another length, a path that isn't there, an impossible or unknown setting.
     """
+    data_paths, image_folders, repeat_times, dataset_settings = expand_metas(
+        data_paths, image_folders, repeat_times, dataset_settings
+    )
     paths = [data_paths] if isinstance(data_paths, (str, os.PathLike)) else list(data_paths or [])
     if not paths:
         raise SettingError("data_paths", "data_paths is empty", "give at least one annotation file")

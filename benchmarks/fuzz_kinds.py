@@ -10,6 +10,7 @@ results or our own errors may come out. The first foreign exception or broken pr
 import argparse
 import base64
 import copy
+import functools
 import io
 import json
 import random
@@ -67,6 +68,7 @@ VALUES = [
 TURN_KEYS = {"from": ("human", "gpt", "value"), "role": ("user", "assistant", "content")}
 
 
+@functools.cache
 def data_url(color: str = "red") -> str:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), color).save(buffer, "PNG")

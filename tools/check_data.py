@@ -4,6 +4,7 @@
     python tools/check_data.py a.jsonl b.json --image-folder A --image-folder B [--base models/base]
     python tools/check_data.py a.jsonl --image-folder A --names-only
     python tools/check_data.py pairs.jsonl --pairs --image-folder A [--base models/base]
+    python tools/check_data.py meta.json [--base models/base]        a meta file of the official code
 
 First the names in records are compared with the files of the image folders: how many are missing, and how many files no
 record names. --names-only stops there (seconds for half a million images). A config's val_data_paths and panel are
@@ -114,6 +115,7 @@ def open_inputs(args: argparse.Namespace):
     quiet_imports()
     from xtuner_plugins.datasets import MultimodalDataset, PreferenceDataset, SettingError
     from xtuner_plugins.datasets.audit.check import PlainFiles
+    from xtuner_plugins.datasets.meta_file import expand_metas
 
     folders = [folder or None for folder in args.image_folder] or [None]
     if len(folders) == 1:
@@ -127,7 +129,8 @@ def open_inputs(args: argparse.Namespace):
     kind = PreferenceDataset if args.pairs else MultimodalDataset
     if args.base:
         return [kind(args.base, args.inputs, folders)]
-    return [PlainFiles(args.inputs, folders, parse=kind.parse)]
+    paths, folders, *_ = expand_metas(args.inputs, folders)
+    return [PlainFiles(paths, folders, parse=kind.parse)]
 
 
 def build_datasets(name: str, pairs: list[str], options: list[str]) -> list:
@@ -272,6 +275,7 @@ def check(dataset, args: argparse.Namespace) -> int:
         write_reject_list,
     )
     from xtuner_plugins.datasets.audit.report import write_report
+    from xtuner_plugins.datasets.records.kinds import describe
 
     total = sum(len(source.index) for source in dataset.sources)
     complaints: list[str] = []
@@ -307,8 +311,9 @@ def check(dataset, args: argparse.Namespace) -> int:
     counted = not isinstance(dataset, PlainFiles)
     print_histograms(reports)
     print()
-    for report in reports:
+    for report, source in zip(reports, dataset.sources, strict=True):
         print_report(report, counted)
+        print(f"  kind: {describe(source.index) or 'unknown'}")
     if args.reject_list:
         print(f"{plural(write_reject_list(args.reject_list, reports), 'record')} on the reject list {args.reject_list}")
     if args.json:

@@ -127,8 +127,10 @@ def validation_time(args, planned, validation: dict) -> float | None:
     if not paths:
         return None
     from xtuner_plugins.datasets.cache import get_cache_dir
+    from xtuner_plugins.datasets.meta_file import expand_metas
     from xtuner_plugins.datasets.records.opening import open_records
 
+    paths = expand_metas(paths)[0]
     paths = [paths] if isinstance(paths, str) else paths
     num_samples = sum(len(open_records(path, get_cache_dir())) for path in paths)
     return planned.validation_seconds(num_samples, validation["interval"], GPUS[args.gpu].teraflops, args.mfu)

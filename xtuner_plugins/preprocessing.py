@@ -93,14 +93,15 @@ def from_config(cfg) -> dict | None:
         The two, or None if the config has no dataset of ours.
     """
     from xtuner_plugins.datasets.base import read_base, template_of, tiling_of
+    from xtuner_plugins.datasets.meta_file import OTHERS, expand_metas
     from xtuner_plugins.datasets.records.opening import stem_of
 
     dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
     paths = dataset.get("data_paths")
     if not paths or "base" not in dataset:
         return None
+    paths, _, _, own = expand_metas(paths, *(dataset.get(name) for name in OTHERS))
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    own = dataset.get("dataset_settings")
     own = list(own) if isinstance(own, (list, tuple)) else [own] * len(paths)
     shared, config = {key: dataset.get(key) for key in SETTINGS}, read_base(dataset["base"])
     described = []

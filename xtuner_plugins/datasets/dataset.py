@@ -44,7 +44,7 @@ class MultimodalDataset(Dataset):
 
     Args:
         base: official-format model directory; tokenizer, template, tile size and tokens per tile come from it.
-        data_paths: annotation files.
+        data_paths: annotation files, or meta files of the official code (`meta_file`), which name them.
         image_folders: one per file, or one for all; None for files without images or with complete paths.
         repeat_times: how often each file is used per epoch; 0.5 takes a fixed random half, 3.5 everything three times
             and half of it a fourth time. Default 1.

@@ -14,6 +14,7 @@ from .images.archives import open_images
 from .images.augment import Augmentation
 from .images.media import ImageFolder
 from .images.tiling import DynamicTiling
+from .meta_file import expand_metas
 from .records.opening import RecordSource, folder_of, open_records, stem_of
 from .text.templates import Template, get_template
 
@@ -66,6 +67,9 @@ def open_sources(
     Raises:
         SettingError: a list of another length, a path that isn't there, an impossible or unknown setting.
     """
+    data_paths, image_folders, repeat_times, dataset_settings = expand_metas(
+        data_paths, image_folders, repeat_times, dataset_settings
+    )
     paths = [data_paths] if isinstance(data_paths, (str, os.PathLike)) else list(data_paths or [])
     if not paths:
         raise SettingError("data_paths", "data_paths is empty", "give at least one annotation file")

@@ -12,6 +12,7 @@ from ..data_names import names_data
 from ..datasets import MultimodalDataset, PreferenceDataset
 from ..datasets.errors import DataError
 from ..datasets.images.media import Blob
+from ..datasets.meta_file import OTHERS, expand_metas
 from ..datasets.mixture import Source
 from ..toy.small_data import write_dataset
 
@@ -73,11 +74,12 @@ def toy_samples(
 
 def _files(dataset: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One dict per annotation file with its own settings."""
-    paths = dataset["data_paths"]
+    paths, folders, _, settings = expand_metas(dataset["data_paths"], *(dataset.get(name) for name in OTHERS))
     paths = [paths] if isinstance(paths, str) else list(paths)
+    given = {"image_folders": folders, "dataset_settings": settings}
 
     def column(name: str) -> list:
-        value = dataset.get(name)
+        value = given[name]
         return list(value) if isinstance(value, (list, tuple)) else [value] * len(paths)
 
     columns = {"data_paths": paths, **{name: column(name) for name in PER_FILE}}

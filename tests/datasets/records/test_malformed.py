@@ -173,6 +173,8 @@ LINES = [
     (image("dangling.png"), "image_outside"),
     (image("loop.png"), "image_unreadable"),
     (image("a\x00b.png"), "image_name"),
+    (image("a\ud800b.png"), "unicode"),
+    (messages(("user", [{"type": "image", "image": "\udfff"}]), ("assistant", "b")), "unicode"),
     (image("http://host/a.png"), "image_name"),
     (image("file:///ok.png"), "image_name"),
     (image("data:image/png;base64,AAAA"), "convert"),

@@ -35,6 +35,7 @@ from ..text.conversation import Piece
 from .routes import TileSource
 from .tiling import DynamicTiling, cut_tiles
 
+OFFICIAL = {"jpeg_quality": (75, 100)}  # what `data_augment` means in the official code
 KNOWN = ("jpeg_quality", "color", "crop")
 TRIES = 8  # windows that are tried before a record is left whole
 

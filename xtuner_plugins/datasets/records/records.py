@@ -209,6 +209,8 @@ def _part(part: object, role: str, where: str, source: str) -> "str | Medium | _
             fail(source, "media_name", f"{where} names a {kind} by {_kind(value)}", "name its file")
         if value.startswith("data:"):
             _refuse_data_url(where, source)
+        if not value.isascii():
+            _clean(value, f"a name in {where}", source)
         return Medium(kind, value)
     fail(
         source,
@@ -283,6 +285,8 @@ def _names(raw: dict, kind: str, source: str) -> list[str]:
             fail(source, "media_name", f"'{present[0]}' holds an empty name", f"name the {kind} or remove the key")
         if name.startswith("data:"):
             _refuse_data_url(f"'{present[0]}'", source)
+        if not name.isascii():
+            _clean(name, f"'{present[0]}'", source)
     return names
 
 

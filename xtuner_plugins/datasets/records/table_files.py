@@ -41,6 +41,7 @@ class ParquetTable:
     Attributes:
         path: of it.
         group_rows: rows of each row group.
+        group_bytes: bytes of each row group, uncompressed, all columns together.
         hash: changes with the content.
     """
 
@@ -50,19 +51,11 @@ class ParquetTable:
             metadata = self.file.metadata
             groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
             self.group_rows = [group.num_rows for group in groups]
+            # Not of single columns: pyarrow ends the process where their entries are damaged.
+            self.group_bytes = [group.total_byte_size for group in groups]
             self.hash = quick_hash(path)
             if any(rows < 0 for rows in self.group_rows) or sum(self.group_rows) != metadata.num_rows:
                 raise ValueError("its row groups contradict its number of rows")
-
-    def size(self, group: int, columns: Sequence[str]) -> int:
-        """Uncompressed bytes of columns (or `leaves`) of a group."""
-        stored = self.file.metadata.row_group(group)
-        every = (stored.column(number) for number in range(stored.num_columns))
-        return sum(column.total_uncompressed_size for column in every if _is_within(column.path_in_schema, columns))
-
-    def largest_group(self, columns: Sequence[str]) -> int:
-        """Uncompressed bytes of these columns in the group that has most."""
-        return max((self.size(group, columns) for group in range(len(self.group_rows))), default=0)
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name != "file"}
@@ -102,6 +95,8 @@ class ArrowTable:
         import pyarrow.ipc
 
         self.path, self.group_rows, self.offsets = path, [], []
+        # of views, which need no memory of their own
+        self.group_bytes: list[int] = []
         with opening(path, "Arrow"):
             size = os.path.getsize(path)
             with open(path, "rb") as file:
@@ -116,6 +111,7 @@ class ArrowTable:
                     raise ValueError(f"holds a {message.type}: columns encoded by dictionaries aren't read")
                 self.group_rows.append(pyarrow.ipc.read_record_batch(message, schema).num_rows)
                 self.offsets.append(offset)
+                self.group_bytes.append(0)
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name != "file"}
@@ -136,14 +132,6 @@ class ArrowTable:
     def leaves(self, column: str) -> list[str]:
         """The column itself: nothing is decoded, so nothing is saved by leaving out a part."""
         return [column]
-
-    def size(self, group: int, columns: Sequence[str]) -> int:
-        """0: a view needs no memory of its own."""
-        return 0
-
-    def largest_group(self, columns: Sequence[str]) -> int:
-        """As `size`."""
-        return 0
 
     def read(self, group: int, columns: Sequence[str]) -> Any:
         """Columns of a group, as a pyarrow table."""

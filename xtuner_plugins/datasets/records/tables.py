@@ -33,6 +33,7 @@ MEDIA = ("image", "images", "video", "videos")
 MAX_HELD = 1 << 28  # bytes of decoded groups that a process keeps
 LARGE_GROUP = 1 << 27  # bytes: larger groups are read a few rows at a time
 WINDOW = 1 << 24  # bytes read at a time of a large group
+PEEK = 8  # rows by which the bytes of a row are estimated
 MAX_OPEN = 16  # files that a process keeps open
 EMBEDDED = re.compile(EMBEDDED_SCHEME + r"(\d{1,18})/(\d)/(\d{1,9})")
 
@@ -55,12 +56,10 @@ class TableRecords:
         first = self.files[0]
         with opening(first.path, "table"):
             self.texts, self.media = _classify(first.schema, first.path)
-        largest = []
         self._shapes = []  # of each file, what is read to know how many images its rows have
         for file in self.files:
             with opening(file.path, "table"):
                 found = _classify(file.schema, file.path)
-                largest.append(file.largest_group(self.media) if self.media else 0)
                 self._shapes.append([leaf for name in self.media for leaf in _shape_leaves(file, name)])
             _check_same((self.texts, self.media), found, file.path, first.path)
         rows = [count for file in self.files for count in file.group_rows]
@@ -71,7 +70,8 @@ class TableRecords:
         self._file_starts = np.cumsum([0] + [sum(file.group_rows) for file in self.files])
         if len(self) == 0:
             raise SettingError("data_paths", "holds no rows", "give it records", path)
-        self._warn_of(max(largest))
+        if self.media:
+            self._warn_of(max(size for file in self.files for size in file.group_bytes))
         for file in self.files:
             file.__dict__.pop("file", None)  # is opened again where it is read
 
@@ -174,6 +174,7 @@ class _Held:
         self.groups: OrderedDict[tuple, tuple[Any, int]] = OrderedDict()
         self.opened: OrderedDict[int, None] = OrderedDict()
         # columns -> group, first row, table, the rest
+        self.row_bytes: dict[tuple, float] = {}
         self.windows: dict[tuple, tuple[tuple[int, int], int, Any, Iterator]] = {}
 
     def read(self, files: list, owner: tuple[int, int], row: int, columns: list[str]) -> Any:
@@ -184,8 +185,10 @@ class _Held:
             return self.groups[key][0].slice(row, 1)
         self._open(files, number)
         file = files[number]
-        if file.size(group, columns) > LARGE_GROUP:
-            return self._read_window(file, owner, row, columns)
+        if file.group_bytes[group] > LARGE_GROUP:
+            row_bytes = self._row_bytes(file, group, key, columns)
+            if row_bytes * file.group_rows[group] > LARGE_GROUP:
+                return self._read_window(file, owner, row, columns, max(1, int(WINDOW / row_bytes)))
         table = file.read(group, columns)
         size = 0 if isinstance(file, ArrowTable) else table.nbytes
         self.groups[key] = table, size
@@ -193,12 +196,19 @@ class _Held:
             self.groups.popitem(last=False)
         return table.slice(row, 1)
 
-    def _read_window(self, file: ParquetTable, owner: tuple[int, int], row: int, columns: list[str]) -> Any:
+    def _row_bytes(self, file: ParquetTable, group: int, key: tuple, columns: list[str]) -> float:
+        """Bytes of these columns in a row of a group, as the first rows have them."""
+        if key not in self.row_bytes:
+            first = next(file.stream(group, columns, PEEK))
+            self.row_bytes[key] = first.nbytes / first.num_rows
+        return self.row_bytes[key]
+
+    def _read_window(
+        self, file: ParquetTable, owner: tuple[int, int], row: int, columns: list[str], num_rows: int
+    ) -> Any:
         window = self.windows.pop(tuple(columns), None)
         if window is None or window[0] != owner or window[1] > row:
-            _, group = owner
-            num_rows = max(1, file.group_rows[group] * WINDOW // file.size(group, columns))
-            rest = file.stream(group, columns, num_rows)
+            rest = file.stream(owner[1], columns, num_rows)
             window = owner, 0, next(rest), rest
         _, first, table, rest = window
         while row >= first + table.num_rows:

@@ -63,7 +63,11 @@ def test_between_other_files_and_in_one_line(files, tmp_path):
     paths, folders, repeats, settings = expand_metas(["x.jsonl", meta], ["x", None], [3, None])
     assert paths == ["x.jsonl", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
     assert folders == ["x", None, str(tmp_path / "images")]
-    assert repeats == [3, 1, 1] and settings == [None, {"name": "a"}, {"name": "b", "augment": {"jpeg_quality": (75, 100)}}]
+    assert repeats == [3, 1, 1] and settings == [
+        None,
+        {"name": "a"},
+        {"name": "b", "augment": {"jpeg_quality": (75, 100)}},
+    ]
     assert expand_metas("x.jsonl", "x") == ("x.jsonl", "x", None, None)
 
 

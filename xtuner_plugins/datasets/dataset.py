@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -151,6 +152,10 @@ class MultimodalDataset(Dataset):
         self._pool: ThreadPoolExecutor | None = None
         self._allowance = Allowance()
         self._warned: set[str] = set()  # reasons of the warnings that this process has logged
+
+    def keep_images(self) -> None:
+        """Leave images as they are, whatever the files' settings say."""
+        self.sources = [replace(source, augment=None) for source in self.sources]
 
     def __len__(self) -> int:
         return int(self.ends[-1])

@@ -181,6 +181,8 @@ def test_files_have_their_own(settings):
     dataset = MultimodalDataset(**two, dataset_settings=[None, {"augment": {"color": 0.3}}])
     assert not torch.equal(dataset[0]["tiles"], dataset[12]["tiles"])
     assert torch.equal(dataset[0]["tiles"], dataset.load(1, 0)["tiles"])  # checks and measures see images as they are
+    dataset.keep_images()  # as validation does
+    assert torch.equal(dataset[0]["tiles"], dataset[12]["tiles"])
     with pytest.raises(SettingError, match="augment=3 can't be used; give a dict"):
         MultimodalDataset(**settings, augment=3)
 

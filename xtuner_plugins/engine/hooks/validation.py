@@ -157,6 +157,7 @@ class ValidationHook(Hook):
             ),
             seed=runner.seed,
         )
+        loader.dataset.keep_images()  # the official code's meta files may ask for changes
         loader.sampler.usable()  # a record that can't be used is an error now, not at the first validation
         return loader
 

@@ -26,7 +26,7 @@ def test_names_and_boxes_are_filled_in_reading_order():
         ["Where is <ref>the bus</ref>?", "At <box>[[100, 100, 500, 500]]</box>."],
         [],
     )
-    two = {"ref": ["a", "b"], "bbox": [[0, 0, 640, 480], [1.5, 2, 1.5, 2]]}
+    two = {"ref": ["a", "b"], "bbox": [[0, 0, 640, 480], [1, 2, 1.5, 2]]}
     texts, warnings = filled("<bbox> <ref-object> <bbox>", objects=two)
     assert texts[1] == "<box>[[0, 0, 1000, 1000]]</box> <ref>b</ref> <box>[[2, 4, 2, 4]]</box>" and not warnings
 

@@ -154,9 +154,9 @@ def test_the_same_as_real_runs(toy_base, data, tmp_path, name, processes):
     case = dict(processes=processes, config=f"configs/toy/{name}.py", prepare=partial(record, tmp_path / "steps"))
     work_dir = tmp_path / "run"
     run = train_forked(work_dir, toy_base, data, options={**options, "train_cfg.max_iters": 3}, **case)
-    assert run.returncode == 0, run.output[-3000:]
+    assert run.ok, run.output[-3000:]
     run = train_forked(work_dir, toy_base, data, options=options, extra=("--resume",), **case)
-    assert run.returncode == 0, run.output[-3000:]
+    assert run.ok, run.output[-3000:]
     cfg = Config.fromfile(ROOT / f"configs/toy/{name}.py", lazy_import=True)
     cfg.merge_from_dict({**base_and_data(toy_base, data), **options, "train_dataloader.num_workers": 0})
     if "packed" not in name:

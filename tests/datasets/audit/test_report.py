@@ -166,7 +166,19 @@ def test_many_cards_have_a_folder(write_page, qa, tmp_path, monkeypatch):
     page, _ = write_page({"a.jsonl": records})
     assert contents(page)["images"] == ["r_images/000000.jpg", "r_images/000001.jpg"]  # each image once
     assert sorted(path.name for path in (tmp_path / "r_images").iterdir()) == ["000000.jpg", "000001.jpg"]
+    (tmp_path / "r_images/000007.jpg").touch()  # of an earlier page
+    write_page({"a.jsonl": records})
     assert [Image.open(path).size for path in sorted((tmp_path / "r_images").iterdir())] == [(100, 90), (360, 120)]
+
+
+def test_images_outside_of_their_folder_are_not_shown(write_page, qa, tmp_path):
+    Image.new("RGB", (50, 50)).save(tmp_path / "secret.png")
+    (tmp_path / "images/link.png").symlink_to(tmp_path / "secret.png")
+    names = ("../secret.png", str(tmp_path / "secret.png"), "link.png")
+    for kind in (MultimodalDataset, PlainFiles):
+        page, complaints = write_page({"a.jsonl": [qa(image=name) for name in names]}, kind=kind)
+        assert len(complaints) == 3 and contents(page)["images"] == []
+        assert [card["reasons"] for card in cards(page)] == [["image_outside"]] * 3
 
 
 def test_no_cards_and_nothing_usable(write_page, qa):

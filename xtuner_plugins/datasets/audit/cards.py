@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -50,6 +51,8 @@ class Thumbnails:
         self._known: dict[bytes, int] = {}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
+            for old in folder.glob("[0-9][0-9][0-9][0-9][0-9][0-9].jpg"):  # of an earlier page of this name
+                old.unlink()
 
     def add(self, image: Image.Image) -> int:
         """Store an image, made smaller; returns its index in `sources`."""
@@ -68,7 +71,7 @@ class Thumbnails:
             return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
         name = f"{len(self.sources):06}.jpg"
         (self.folder / name).write_bytes(data)
-        return f"{self.folder.name}/{name}"
+        return f"{quote(self.folder.name)}/{name}"
 
 
 def pick(

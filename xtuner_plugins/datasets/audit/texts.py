@@ -8,7 +8,8 @@ import re
 import unicodedata
 from collections import Counter
 from functools import lru_cache
-from hashlib import blake2b
+
+import xxhash
 
 IN_CHINESE = {
     "": "",
@@ -53,9 +54,8 @@ REFUSAL = re.compile(
 
 
 def hash_text(text: str | bytes) -> int:
-    """A hash of 64 bits."""
-    data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
-    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
+    """A hash of 64 bits; of a decoded image it takes a tenth of the time that a cryptographic one takes."""
+    return xxhash.xxh3_64_intdigest(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
 
 
 def normalize(text: str) -> str:

@@ -5,7 +5,7 @@ frozen          vision encoder, projector, the LLM's own weights
 objective       1 dpo, against the model that it starts from
 starts from     work_dirs/quickstart/model, the quick start's export:
                 python tools/quickstart.py
-data            generated images, half of them too small to read (xtuner_plugins/toy/preference_data.py)
+data            generated images, a quarter of them too small to read (xtuner_plugins/toy/preference_data.py)
 tiles           up to 6 + thumbnail
 hardware        2 CPU cores
 launch          python tools/train.py configs/toy/toy_finetune_dpo_lora.py

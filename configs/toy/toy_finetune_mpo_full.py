@@ -5,7 +5,7 @@ frozen          vision encoder
 objective       0.8 dpo + 0.2 bco_pair + 1 sft, against the model that it starts from
 starts from     work_dirs/quickstart/model, the quick start's export:
                 python tools/quickstart.py
-data            generated images, half of them too small to read (xtuner_plugins/toy/preference_data.py)
+data            generated images, a quarter of them too small to read (xtuner_plugins/toy/preference_data.py)
 tiles           up to 6 + thumbnail
 hardware        2 CPU cores
 launch          python tools/train.py configs/toy/toy_finetune_mpo_full.py
@@ -60,7 +60,7 @@ max_epochs = 1
 max_steps = None  # optimizer steps; ends the run before max_epochs
 heaviest_first = False  # True tries the largest batch before the first step
 optimizer = "adamw"  # or adamw_8bit, paged_adamw_8bit, paged_adamw_32bit
-lr = 5e-4
+lr = 4e-4
 visual_encoder_lr = None  # None: lr, here and below
 projector_lr = None
 llm_lr = None

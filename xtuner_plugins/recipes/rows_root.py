@@ -177,7 +177,7 @@ def _toy(stem: str, title: str, **row) -> Recipe:
 
 _PAIRS = dict(
     data=Data(
-        "generated images, half of them too small to read (xtuner_plugins/toy/preference_data.py)",
+        "generated images, a quarter of them too small to read (xtuner_plugins/toy/preference_data.py)",
         ("work_dirs/preference/data/pairs.jsonl",),
         ("work_dirs/preference/data/images",),
     ),
@@ -226,7 +226,7 @@ TOY_RECIPES = (
         "projector and LLM on preference pairs",
         llm="all",
         objectives=MPO,
-        settings={"lr": 5e-4},
+        settings={"lr": 4e-4},
         **_PAIRS,
     ),
     _toy(

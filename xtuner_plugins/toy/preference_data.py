@@ -2,9 +2,10 @@
 
     python -m xtuner_plugins.toy.preference_data --out DIR
 
-Every scene is drawn at its full size, where the number can be read, and shrunk to a sixth, where nobody can read it:
-its digits are 2 px high. Both sizes have the same proportions, so they are cut into the same tiles, and nothing but the
-blur tells them apart.
+A scene is drawn at its full size, where the number can be read, and shrunk to a sixth, where nobody can read it: its
+digits are 2 px high. Both sizes have the same proportions, so they are cut into the same tiles, and nothing but the
+blur tells them apart. Two of three scenes to train on have only the full size and the question about the number: to
+abstain is soon learned, while digits need practice or they are forgotten.
 
 | question about the      | of an image     | chosen         | rejected         |
 |-------------------------|-----------------|----------------|------------------|
@@ -35,7 +36,7 @@ from xtuner_plugins.toy.language import NUMBER_WORDS, Question, ask
 UNREADABLE = "not readable"
 UNREADABLE_KIND = "number, too small"
 SHRUNK = 6  # times
-COUNTS = {"pairs": 1800, "test": 150}  # scenes; each in both sizes
+COUNTS = {"pairs": 4200, "test": 400}  # scenes
 
 
 def write_pairs(root: str | Path, counts: dict[str, int], *, seed: int = 0, workers: int = 2) -> None:
@@ -53,12 +54,15 @@ def _make_records(root: Path, split: str, seed: int, index: int) -> list[dict]:
     rng = random.Random(f"preference-{split}-{seed}-{index}")
     scene = make_scene(rng, rng.choice(GRIDS["test"]))
     image, questions, records = draw(scene), ask(scene, rng), []
-    for shrunk in (False, True):
+    whole = split == "test" or index % 3 == 0
+    if split == "pairs":
+        questions = _number_and_other(questions)[: 2 if whole else 1]
+    for shrunk in (False, True) if whole else (False,):
         name = f"{split}/{index:05d}{'_small' if shrunk else ''}.jpg"
         if shrunk:
             image = image.resize((image.width // SHRUNK, image.height // SHRUNK), Image.Resampling.LANCZOS)
         image.save(root / "images" / name, **JPEG)
-        for number, question in enumerate(questions if split == "test" else _number_and_other(questions)):
+        for number, question in enumerate(questions):
             facts = {"id": f"{Path(name).stem}-{number}", "image": name}
             asked = f"<image>\n{question.text}"
             kind, chosen, rejected = _answers(question, shrunk, rng)
@@ -102,7 +106,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     counts = {split: max(16, round(count * args.scale)) for split, count in COUNTS.items()}
     write_pairs(args.out, counts, seed=args.seed)
-    print(f"drew {', '.join(f'{2 * count} images of {split}' for split, count in counts.items())} for {args.out}")
+    drawn = {split: len(list((Path(args.out) / "images" / split).iterdir())) for split in counts}
+    print(f"drew {', '.join(f'{count} images of {split}' for split, count in drawn.items())} for {args.out}")
     return 0
 
 

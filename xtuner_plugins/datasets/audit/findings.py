@@ -140,13 +140,18 @@ def find(
     names = [source.name for source in dataset.sources]
     images, numbers = joined([report.facts.images for report in reports])
     # An image file that several records of a data set name is one image.
-    _, first = np.unique(_mixed(images["name"], numbers), return_index=True)
+    first = _firsts(_mixed(images["name"], numbers))
     distinct, of = images[first], numbers[first]
     found = [*_leaks(reports, names, validation), *_copies(reports, names, distinct, of)]
     found += [*_answers(reports, names), *_outliers(reports, names), *_shapes(dataset, names, distinct, of)]
     found += _fates(reports, names)
     order = list(WORDS)
     return sorted((each for each in found if each.count), key=lambda each: order.index(each.kind))
+
+
+def _firsts(keys: np.ndarray) -> np.ndarray:
+    """Rows whose key hasn't come before, in their order: hashes of names differ from folder to folder."""
+    return np.sort(np.unique(keys, return_index=True)[1])
 
 
 def _mixed(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -176,7 +181,7 @@ def _of_groups(
 def _copies(reports, names, images, of) -> list[Finding]:
     records, numbers = joined([report.facts.records for report in reports])
     equal = groups(records["whole"])
-    _, first = np.unique(records["whole"], return_index=True)  # so that only other images count as equal texts
+    first = _firsts(records["whole"])  # so that only other images count as equal texts
     texts = [first[group] for group in groups(records["text"][first])]
     pixels = groups(images["pixels"])
     return [
@@ -189,7 +194,7 @@ def _copies(reports, names, images, of) -> list[Finding]:
 
 def _near(images: np.ndarray, of: np.ndarray, names: Sequence[str]) -> Finding:
     """Images that aren't equal to, but look like another one."""
-    _, first = np.unique(images["pixels"], return_index=True)
+    first = _firsts(images["pixels"])
     kept, numbers = images[first], of[first]
     looks, inverse = np.unique(kept[["across", "down"]], return_inverse=True)
     same = [group for group in groups(inverse.reshape(-1)) if _has_structure(kept[group[0]])]

@@ -1,4 +1,4 @@
-"""What the checker keeps of each usable record: about 150 bytes, however long it is, in three tables.
+"""What the checker keeps of each usable record: about 125 bytes, however long it is, in three tables.
 
 records   one row per record: tokens, tiles, turns, script, hashes of its texts
 answers   one row per answer: its length, hashes of the answer and of its first words

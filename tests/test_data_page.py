@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from xtuner_plugins.datasets import MultimodalDataset, PackBatchSampler, PlanSampler, RecordError, collate_packed
-from xtuner_plugins.datasets.audit.check import PlainFiles
+from xtuner_plugins.datasets.audit.looking import PlainFiles, see
 from xtuner_plugins.datasets.ledger import Ledger
 from xtuner_plugins.datasets.records.kinds import BY_NAME, DIRECTLY, KINDS
 
@@ -137,7 +137,7 @@ def test_the_error_is_the_one_shown(tmp_path):
     wrong = json.dumps(records()[0]).replace("<image>", "<image><image>")
     (tmp_path / path).write_text((json.dumps(records()[1]) + "\n") * (int(line) - 1) + wrong + "\n")
     with pytest.raises(RecordError) as caught:
-        PlainFiles([str(tmp_path / path)], [None]).open(0, int(line) - 1)
+        see(PlainFiles([str(tmp_path / path)], [None]), 0, int(line) - 1)
     assert str(caught.value).removeprefix(f"{tmp_path}/") == shown.strip()
 
 

@@ -2,13 +2,18 @@
 
     python tools/check_data.py finetune_lora [--set data_paths=a.jsonl image_folders=images]
     python tools/check_data.py a.jsonl b.json --image-folder A --image-folder B [--base models/base]
+    python tools/check_data.py a.jsonl --image-folder A --val v.jsonl --val-image-folder A --html page.html
     python tools/check_data.py a.jsonl --image-folder A --names-only
     python tools/check_data.py pairs.jsonl --pairs --image-folder A [--base models/base]
     python tools/check_data.py meta.json [--base models/base]        a meta file of the official code
 
 First the names in records are compared with the files of the image folders: how many are missing, and how many files no
 record names. --names-only stops there (seconds for half a million images). A config's val_data_paths and panel are
-checked after its training data; --reject-list, --json and --html are about the training data alone.
+checked after its training data; --reject-list is about the training data alone.
+
+Then it says what else it found: copies within and between files, training images in validation data, refusals,
+outliers, images enlarged or squeezed (docs/data.md). These don't change the exit status. --html shows all of it, with
+cards of records to search, filter and sort.
 
 Each complaint begins with `file:line:`. Warnings are about records that train, but perhaps not what their author meant;
 of each kind the first few are shown. The exit status is 0 when training can start, 1 when a record is unusable or an
@@ -23,6 +28,7 @@ from collections import Counter
 from pathlib import Path
 
 SHOWN_WARNINGS = 5  # of each reason
+SHOWN_FILES = 3  # of each finding
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works from a checkout that isn't installed
 
@@ -65,6 +71,14 @@ def parse_args() -> argparse.Namespace:
         metavar="DIR",
         help="with annotation files: one for each of them, or one for all; '' for none",
     )
+    parser.add_argument(
+        "--val",
+        action="append",
+        default=[],
+        metavar="DATA",
+        help="with annotation files: validation data, checked too, that shall hold nothing of the training data",
+    )
+    parser.add_argument("--val-image-folder", metavar="DIR", help="of all --val files")
     parser.add_argument("--base", help="with annotation files: a model directory, to count tokens and tiles")
     parser.add_argument(
         "--pairs", action="store_true", help="the annotation files hold preference pairs (docs/preference.md)"
@@ -81,14 +95,21 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="only compare names with the files of the image folders; open no image",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the counts, and all missing and superfluous names")
-    parser.add_argument("--html", metavar="FILE", help="write a page with figures, packs and sample cards")
-    parser.add_argument("--cards", type=at_least(0), default=12, help="samples shown on the page")
+    parser.add_argument("--json", metavar="FILE", help="write counts, findings, and all missing and superfluous names")
+    parser.add_argument("--html", metavar="FILE", help="write a page with figures, findings and sample cards")
+    parser.add_argument(
+        "--cards",
+        type=at_least(0),
+        default=200,
+        metavar="N",
+        help="random samples on the page, besides records with complaints and examples of findings (default: 200; "
+        "0: no cards); with more than 400 cards the images go to a folder beside the page",
+    )
     parser.add_argument("--pack-tokens", type=at_least(1), default=8192, help="budget of the packs drawn on the page")
     args = parser.parse_args()
     if args.names_only and (args.html or args.reject_list):
         parser.error("--names-only opens no record, so it goes with neither --html nor --reject-list")
-    of_config = [name for name in ("image_folder", "base", "pairs") if getattr(args, name)]
+    of_config = [name for name in ("image_folder", "base", "pairs", "val", "val_image_folder") if getattr(args, name)]
     if any(map(is_config, args.inputs)):
         if len(args.inputs) > 1:
             parser.error("a config and other inputs together; give one config, or annotation files")
@@ -98,8 +119,6 @@ def parse_args() -> argparse.Namespace:
         for option in ("set", "cfg_options"):
             if getattr(args, option):
                 parser.error(f"--{option.replace('_', '-')} goes with a config")
-        if args.html and not args.base:
-            parser.error("--html needs a config or --base: tiles and tokens are shown as a model sees them")
     return args
 
 
@@ -108,13 +127,13 @@ def is_config(name: str) -> bool:
     return name.endswith(".py") or (Path(name).name == name and not Path(name).suffix and not Path(name).exists())
 
 
-def open_inputs(args: argparse.Namespace):
-    """The datasets of a config (training and, where it has one, validation), or that of annotation files."""
+def open_inputs(args: argparse.Namespace) -> tuple:
+    """The dataset of a config or of annotation files, that of validation if there is one, and benchmarks or None."""
     if is_config(args.inputs[0]):
         return build_datasets(args.inputs[0], args.set, args.cfg_options)
     quiet_imports()
     from xtuner_plugins.datasets import MultimodalDataset, PreferenceDataset, SettingError
-    from xtuner_plugins.datasets.audit.check import PlainFiles
+    from xtuner_plugins.datasets.audit.looking import PlainFiles
     from xtuner_plugins.datasets.meta_file import expand_metas
 
     folders = [folder or None for folder in args.image_folder] or [None]
@@ -127,14 +146,19 @@ def open_inputs(args: argparse.Namespace):
             "give one --image-folder for each file, or one for all",
         )
     kind = PreferenceDataset if args.pairs else MultimodalDataset
-    if args.base:
-        return [kind(args.base, args.inputs, folders)]
-    paths, folders, *_ = expand_metas(args.inputs, folders)
-    return [PlainFiles(paths, folders, parse=kind.parse)]
+    opened = []
+    for files, of_files in ((args.inputs, folders), (args.val, [args.val_image_folder] * len(args.val))):
+        if files:
+            if args.base:
+                opened.append(kind(args.base, files, of_files))
+            else:
+                files, of_files, *_ = expand_metas(files, of_files)
+                opened.append(PlainFiles(files, of_files, parse=kind.parse))
+    return opened, None
 
 
-def build_datasets(name: str, pairs: list[str], options: list[str]) -> list:
-    """The training dataset of a config, and its validation dataset if it has one; its panel is opened, too."""
+def build_datasets(name: str, pairs: list[str], options: list[str]) -> tuple:
+    """As `open_inputs`, of a config; its panel is opened, too."""
     path = find_config(name)
     text = Leaf.read(path).changed(pairs).standalone() if pairs else None
     config = read_config(path, parse_options(options), text)
@@ -161,10 +185,23 @@ def build_datasets(name: str, pairs: list[str], options: list[str]) -> list:
     if validation.get("data_paths"):
         wanted.append(validation_dataset(settings, validation["data_paths"], validation.get("image_folders")))
     try:
-        return [DATASETS.build(each) for each in wanted]
+        return [DATASETS.build(each) for each in wanted], open_benchmarks(validation)
     except (TypeError, KeyError) as error:  # an unknown or missing setting, or type
         text = " ".join(str(error).split())[:300]
         raise ConfigError(f"{path}: train_dataloader.dataset: {text}; correct the setting's name") from None
+
+
+def open_benchmarks(validation):
+    """The questions of `val_benchmarks`, to be compared with the training data; None without."""
+    files = validation.get("benchmarks") or ()
+    if not files:
+        return None
+    from xtuner_plugins.datasets.audit.looking import AskedFile, AskedFiles
+    from xtuner_plugins.evaluation.data_sets import open_data_sets
+
+    found = open_data_sets([files] if isinstance(files, str) else files, images=validation.get("benchmark_images"))
+    questions = [[(item.question.id, item.question.text, item.question.paths) for item in each.items] for each in found]
+    return AskedFiles([AskedFile(each.name, each.path, asked) for each, asked in zip(found, questions, strict=True)])
 
 
 def prepare_output(path: str) -> None:
@@ -243,7 +280,7 @@ def main() -> int:
     args = parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        dataset, *validation = open_inputs(args)
+        (dataset, *validation), benchmarks = open_inputs(args)
         for path in filter(None, (args.reject_list, args.html, args.json)):
             prepare_output(path)
     except ValueError as error:
@@ -252,29 +289,34 @@ def main() -> int:
             return 1
         print(f"error: {error}", file=sys.stderr)
         return 2
-    status = check(dataset, args)
+    status, reports, folders = check(dataset, args)
+    held_out = []
     for of_validation in validation:
         print("\nvalidation data")
-        for option in ("reject_list", "json", "html"):
-            setattr(args, option, None)
-        status = max(status, check(of_validation, args))
+        its_status, its_reports, _ = check(of_validation, argparse.Namespace(**{**vars(args), "reject_list": None}))
+        status = max(status, its_status)
+        held_out.append((of_validation, its_reports))
+    if args.names_only:
+        if args.json and status < 2:
+            from xtuner_plugins.datasets.audit.check import write_json
+
+            write_json(args.json, [], folders)
+        return status
+    if reports and all(each for _, each in held_out):
+        if benchmarks is not None:
+            held_out.append((benchmarks, open_questions(benchmarks, args)))
+        inspect(dataset, reports, folders, held_out, args)
     return status
 
 
-def check(dataset, args: argparse.Namespace) -> int:
-    """Checks one dataset and prints what it found; returns the exit status."""
+def check(dataset, args: argparse.Namespace) -> tuple[int, list, list]:
+    """Checks one dataset and prints what is wrong; returns exit status, a report for each file, and the folders."""
     from concurrent.futures import BrokenExecutor
 
     from tqdm import tqdm
 
-    from xtuner_plugins.datasets.audit.check import (
-        PlainFiles,
-        check_dataset,
-        count_samples,
-        write_json,
-        write_reject_list,
-    )
-    from xtuner_plugins.datasets.audit.report import write_report
+    from xtuner_plugins.datasets.audit.check import check_dataset, count_samples, write_reject_list
+    from xtuner_plugins.datasets.audit.looking import PlainFiles
     from xtuner_plugins.datasets.records.kinds import describe
 
     total = sum(len(source.index) for source in dataset.sources)
@@ -283,11 +325,9 @@ def check(dataset, args: argparse.Namespace) -> int:
     folders = compare_names(dataset, total)
     if args.names_only and not folders:
         print("error: no image folder is given, so there is nothing to compare names with", file=sys.stderr)
-        return 2
+        return 2, [], []
     if args.names_only:
-        if args.json:
-            write_json(args.json, [], folders)
-        return 1 if any(folder.missing for folder in folders) else 0
+        return int(any(folder.missing for folder in folders)), [], folders
 
     with tqdm(total=total, unit="record", desc="checking", file=sys.stderr) as bar:
 
@@ -307,7 +347,7 @@ def check(dataset, args: argparse.Namespace) -> int:
         except BrokenExecutor:
             bar.close()
             print("a worker was killed, most likely for want of memory; try --workers 1, or a lower max_pixels")
-            return 1
+            return 1, [], folders
     counted = not isinstance(dataset, PlainFiles)
     print_histograms(reports)
     print()
@@ -316,20 +356,64 @@ def check(dataset, args: argparse.Namespace) -> int:
         print(f"  kind: {describe(source.index) or 'unknown'}")
     if args.reject_list:
         print(f"{plural(write_reject_list(args.reject_list, reports), 'record')} on the reject list {args.reject_list}")
-    if args.json:
-        write_json(args.json, reports, folders)
-    if args.html:
-        write_report(
-            args.html, dataset, reports, complaints, folders, num_cards=args.cards, max_tokens=args.pack_tokens
-        )
-        print(f"page written to {args.html}")
     samples = f"; an epoch has {count_samples(dataset, reports):,} of {len(dataset):,} samples" if counted else ""
     if complaints:
         print(f"{len(complaints)} of {total} records can't be trained on{f'{samples} without them' if samples else ''}")
-        return 1
+        return 1, reports, folders
     total -= sum(report.num_rejected for report in reports)
     print(f"all {plural(total, 'record')} can be trained on{samples}")
-    return 0
+    return 0, reports, folders
+
+
+def open_questions(benchmarks, args: argparse.Namespace) -> list:
+    """Opens the images of benchmarks; says which can't be opened, since they can't be compared."""
+    from tqdm import tqdm
+
+    from xtuner_plugins.datasets.audit.check import check_dataset
+
+    with tqdm(total=sum(map(len, benchmarks.sources)), unit="question", desc="benchmarks", file=sys.stderr) as bar:
+
+        def complain(text: str) -> None:
+            bar.write(f"warning: not compared with the training data: {text}", sys.stdout)
+
+        return check_dataset(benchmarks, num_workers=args.workers, complain=complain, progress=bar.update)
+
+
+def inspect(dataset, reports, folders, held_out, args: argparse.Namespace) -> None:
+    """Prints a line for each finding, and writes the page and the numbers."""
+    from tqdm import tqdm
+
+    from xtuner_plugins.datasets.audit.check import write_json
+    from xtuner_plugins.datasets.audit.findings import WORDS, find
+    from xtuner_plugins.datasets.audit.report import as_json, write_report
+    from xtuner_plugins.datasets.audit.tables import tabulate
+
+    findings = find(dataset, reports, held_out)
+    if findings:
+        print("\nfindings")
+    for each in findings:
+        first = "; ".join(f"{name}: {count:,}" for name, count in each.where.most_common(SHOWN_FILES))
+        print(f"  {each.count:,} of {each.total:,} {WORDS[each.kind][0]} ({first})")
+    if not (args.html or args.json):
+        return
+    tables = tabulate(dataset, reports, num_workers=args.workers)
+    if args.json:
+        write_json(args.json, reports, folders, as_json(dataset, reports, findings, tables, held_out))
+    if args.html:
+        with tqdm(unit="card", desc="making cards", file=sys.stderr) as bar:
+            written = write_report(
+                args.html,
+                dataset,
+                reports,
+                findings,
+                tables,
+                folders,
+                validation=held_out,
+                num_cards=args.cards,
+                max_tokens=args.pack_tokens,
+                progress=bar.update,
+            )
+        print(f"page with {plural(written.num_cards, 'card')} written to {args.html}{written.describe_folder()}")
 
 
 if __name__ == "__main__":

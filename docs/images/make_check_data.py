@@ -105,15 +105,15 @@ def write_records(folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def photograph(page: Path, image: Path, width: int = 1240, height: int = 2640, *options: str) -> None:
+def photograph(page: Path, image: Path, width: int = 1240, height: int = 3560, *options: str) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         sys.exit("no Chromium found: apt-get install chromium fonts-noto-cjk")
     command = [browser, "--headless", "--no-sandbox", "--hide-scrollbars", "--disable-gpu", *options]
     command += [f"--window-size={width},{height}", f"--screenshot={image}", page.resolve().as_uri()]
     subprocess.run(command, check=True, capture_output=True)
-    image = Image.open(image).convert("RGB")
-    image.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(image, optimize=True)
+    photo = Image.open(image).convert("RGB")
+    photo.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(image, optimize=True)
 
 
 def main() -> None:

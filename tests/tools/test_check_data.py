@@ -128,7 +128,7 @@ def test_options_that_do_not_go_together(project, check):
         ((config, "--base", "x"), "--base goes with annotation files"),
         ((config, "--image-folder", "x"), "--image-folder goes with annotation files"),
         ((data, "--cfg-options", "a=1"), "--cfg-options goes with a config"),
-        ((data, "--html", "page.html"), "--html needs a config or --base"),
+        ((config, "--val", data), "--val goes with annotation files"),
         ((data, "--workers", "-1"), "-1 is less than 0"),
         ((data, "--workers", "two"), "invalid whole_number value"),
         ((data, "--cards", "-1"), "-1 is less than 0"),
@@ -234,6 +234,42 @@ def test_what_is_shrunk_cut_or_left_out_is_said(project, tmp_path, check):
     assert status == 0 and "  1 record on the reject list" in printed
     assert "all 7 records can be trained on; an epoch has 14 of 16 samples" in printed
     assert len((tmp_path / "again.jsonl").read_text().splitlines()) == 1  # a list that is written anew keeps it
+
+
+def test_findings_and_page_without_a_model(project, tmp_path, check):
+    """Copies and leaks are said, counted in the file of numbers and shown on the page; the status stays 0."""
+    _, data = project
+    page, numbers = tmp_path / "page.html", tmp_path / "numbers.json"
+    data.write_text(json.dumps(conversation(image="a.png")) + "\n" + json.dumps(conversation()) + "\n")
+    held_out = tmp_path / "val.jsonl"
+    held_out.write_text(json.dumps(conversation(image="a.png")) + "\n")
+    args = (data, "--image-folder", tmp_path / "images", "--workers", 0)
+    val = ("--val", held_out, "--val-image-folder", tmp_path / "images")
+    status, printed = check(*args, *val, "--html", page, "--json", numbers)
+    assert status == 0 and "1 of 1 validation records that are training records, too (val / data: 1)" in printed
+    assert f"page with 3 cards written to {page}" in printed
+    found = json.loads(numbers.read_text())
+    assert [(each["kind"], each["count"]) for each in found["findings"]][:2] == [
+        ("leaked_records", 1),
+        ("leaked_images", 1),
+    ]
+    assert found["findings"][0]["examples"] == [[f"{held_out}:1", f"{data}:1"]]
+    assert found["files"][0]["num_records"] == 2 and found["answers"]["frequent"][0]["text"] == "A cat."
+    assert "Data check" in page.read_text()
+    status, printed = check(*args)
+    assert status == 0 and "validation records" not in printed
+
+
+def test_images_of_benchmarks_that_are_training_images(project, tmp_path, check):
+    text = project[0].read_text()
+    base, images = (re.search(rf"{key}=\[?'([^']+)'", text)[1] for key in ("base", "image_folders"))
+    asked = tmp_path / "own.jsonl"
+    lines = [{"image": "a.png", "question": "Is it black?", "answer": "yes"}]
+    asked.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = [f"base={base}", f"data_paths={project[1]}", f"image_folders={images}"]
+    settings += [f"val_benchmarks={asked}", f"val_benchmark_images={images}"]
+    status, printed = check("toy_finetune_lora", "--set", *settings, "--workers", 0)
+    assert status == 0 and "1 of 1 validation records about an image of the training data (own / data: 1)" in printed
 
 
 def test_names_are_compared_with_the_folder(project, tmp_path):

@@ -50,7 +50,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Returns:
         ``iter``; ``has_optimizer``; ``any_strategy``, whether its optimizer state can be read by one that didn't write
-        it (plain files of earlier versions don't name parameters); ``state_format`` of its optimizer state.
+        it (plain files of earlier versions don't name parameters); ``state_format`` of its optimizer state; ``plan``,
+        the position in the data, None in checkpoints without one.
 
     Raises:
         CheckpointError: Missing, cut short, or not written by a training run.
@@ -82,6 +83,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         "has_optimizer": has_optimizer,
         "any_strategy": any_strategy,
         "state_format": found,
+        "plan": content.get("plan"),
     }
 
 

@@ -257,11 +257,18 @@ class MultimodalDataset(Dataset):
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_pool": None, "_lengths": {}}
 
-    def load(self, number: int, row: int, rng: np.random.Generator | None = None) -> dict:
+    def load(
+        self,
+        number: int,
+        row: int,
+        rng: np.random.Generator | None = None,
+        open_media: Callable[..., list[TileSource]] | None = None,
+    ) -> dict:
         """The sample of record `row` of file `number`.
 
         Args:
             rng: draws the changes of its images, where its file has `augment`; None: images as they are.
+            open_media: opens media in the place of `_open`; the checker's cuts no tiles.
 
         Raises:
             RecordError: the record or one of its images can't be used, or (`too_long`) it doesn't fit.
@@ -269,7 +276,7 @@ class MultimodalDataset(Dataset):
         source = self.sources[number]
         record = self.record(number, row)
         try:
-            tiles, sample, fate = self._fit(record, source, rng)
+            tiles, sample, fate = self._fit(record, source, rng, open_media or self._open)
         except MediaError as error:
             raise error.in_record(record.source) from None
         branches = {"branches": sample.branches} if sample.branches else {}
@@ -284,7 +291,11 @@ class MultimodalDataset(Dataset):
         }
 
     def _fit(
-        self, record: Record, source: Source, rng: np.random.Generator | None
+        self,
+        record: Record,
+        source: Source,
+        rng: np.random.Generator | None,
+        open_media: Callable[..., list[TileSource]],
     ) -> tuple[list[TileSource], Encoded, int]:
         """Open images with as many tiles as fit, tokenize, truncate; returns also the fate (see `lengths`)."""
         found = {medium.name: source.folder.resolve(medium.name) for medium in record.media}
@@ -308,7 +319,8 @@ class MultimodalDataset(Dataset):
                 FRAME if frame else image_size(path, self.max_pixels) for frame, path in zip(frames, paths, strict=True)
             ]  # headers are read only where the sample may be too long
             limits = budget.fit(source.tiling, sizes, text_tokens)
-        tiles = self._open(record.media, paths, [source.tiling.limited(limit) for limit in limits], changes)
+        tilings = [source.tiling.limited(limit) for limit in limits]
+        tiles = open_media(record.media, paths, tilings, *([] if changes is None else [changes]))
         sample = join_pieces(pieces, self.tokenizer, [tile.grid.num_tiles for tile in tiles], budget.tokens_per_tile)
         if len(sample) <= budget.max_length:
             return tiles, sample, FITS if limits == whole else SHRUNK
@@ -327,15 +339,12 @@ class MultimodalDataset(Dataset):
     def _tokenize(self, record: Record, source: Source) -> list[Piece]:
         return tokenize_pieces(split_pieces(record, source.template, self.tokenizer), self.tokenizer)
 
-    def first_size(self, number: int, record: Record) -> tuple[int, int]:
-        """(width, height) of a record's first image; (0, 0) without one."""
-        for medium in record.media:
-            if medium.kind == "image":
-                return image_size(self.sources[number].folder.resolve(medium.name), self.max_pixels)
-        return 0, 0
-
     def _open(
-        self, media: list[Medium], paths: list[MediaSource], tilings: list[DynamicTiling], changes: Changes | None
+        self,
+        media: list[Medium],
+        paths: list[MediaSource],
+        tilings: list[DynamicTiling],
+        changes: Changes | None = None,
     ) -> list[TileSource]:
         tiles: list[TileSource] = []
         frames: dict[str, list] = {}

@@ -1,6 +1,6 @@
 """The dataset of preference pairs: a prompt, a chosen and a rejected answer in one sample."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -54,9 +54,11 @@ class PreferenceDataset(MultimodalDataset):
             )
         super().__init__(*args, too_long=too_long, **settings)
 
-    def load(self, number: int, row: int, rng: np.random.Generator | None = None) -> dict:
+    def load(
+        self, number: int, row: int, rng: np.random.Generator | None = None, open_media: Callable | None = None
+    ) -> dict:
         """As `MultimodalDataset.load`."""
-        sample = super().load(number, row, rng)
+        sample = super().load(number, row, rng, open_media)
         if self.reference is not None:
             count = int((sample["labels"] != IGNORE_INDEX).sum())
             values = self.reference.of(number, row, count, sample["source"])

@@ -100,6 +100,11 @@ class PlanIterator:
         self.epoch, self._start, self.batches, self._iterator = place["epoch"], place["position"], 0, None
         self.plan.seek(self.epoch, self._start, place.get("cell"))
 
+    def skip_steps(self, count: int) -> None:
+        """Makes the next step come ``count`` steps later, within the epoch that `skip_to` has gone to."""
+        place = self.position()
+        self.skip_to({**place, "position": place["position"] + count * self._micro_batches * self._taken_together})
+
     def steps_of_epoch(self, epoch: int) -> int:
         """Optimizer steps of an epoch."""
         return math.ceil(self._batches_of_epoch(epoch) / self._micro_batches)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from xtuner_plugins.datasets import MultimodalDataset, SettingError
-from xtuner_plugins.datasets.audit.check import PlainFiles, check_dataset, count_folders, histogram, write_reject_list
+from xtuner_plugins.datasets.audit.check import check_dataset, count_folders, histogram, write_reject_list
+from xtuner_plugins.datasets.audit.looking import PlainFiles
 from xtuner_plugins.datasets.samplers import PlanSampler
 
 

@@ -1,38 +1,48 @@
-"""Opens every record and every image of a dataset before training, and reports each error with its place."""
+"""Opens every record and every image of a dataset before training, and reports each error with its place.
+
+Images are decoded and looked at, never cut into tiles; of a usable record a few numbers are kept (`facts`).
+"""
 
 import contextlib
 import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 
-from ...hub.constants import IGNORE_INDEX
 from ...processes import die_with_parent, num_cores
-from ..cache import get_cache_dir
 from ..dataset import MultimodalDataset
-from ..errors import DataError, MediaError, RecordError
-from ..images.archives import open_images
+from ..errors import DataError, RecordError
 from ..images.folders import FolderCount, FolderFiles
-from ..images.media import MAX_PIXELS, ImageFolder, load_image
-from ..images.video import load_frames
-from ..mixture import raise_together
+from ..images.media import ImageFolder
+from ..plan.lengths import FATES, SHRUNK, TRUNCATED
 from ..records.boxes import compare_size, normalize_boxes
-from ..records.opening import folder_of, open_records
-from ..records.records import Record, parse_record
+from ..records.records import parse_record
+from .facts import Facts, gather
+from .looking import Checked, Seen, see
 
-NUM_FRAMES = 8  # per video, the dataset's default
 CHUNK = 64  # records that a worker takes at a time
-COLUMNS = ("tokens", "supervised", "tiles", "turns", "width", "height")
+LEFT_OUT = ("empty_answer",)  # left out under every policy, so no run stops
 
 _dataset = None  # the copy of a worker process
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A complaint about an unusable record, or a warning about a usable one."""
+
+    row: int
+    reason: str
+    message: str  # begins with `file:line:`, except for records on the reject list
+    remedy: str = ""
+    is_warning: bool = False
 
 
 @dataclass
@@ -40,123 +50,115 @@ class FileReport:
     """The findings in one annotation file.
 
     Attributes:
-        complaints: number of unusable records by reason.
-        rejected: (index of the record, line, reason) of each unusable record and each on the dataset's reject list.
-        num_rejected: records on that list, which aren't opened.
-        changes: number of usable records by what it took to fit `max_length` ('shrink_tiles', 'truncate_text').
-        first_cut: line of the first record whose end is cut off; 0: none.
-        measures: `COLUMNS` of each usable record; width and height are those of its first image.
-        warnings: number of warnings about usable records, by reason.
+        troubles: complaints and warnings, in the order of records.
+        line: gives the line (or row) of a record.
+        facts: what is kept of each usable record.
     """
 
     path: str
     num_records: int
-    num_images: int = 0
-    complaints: Counter = field(default_factory=Counter)
-    rejected: list[tuple[int, int, str]] = field(default_factory=list)
-    measures: list[tuple[int, ...]] = field(default_factory=list)
-    num_rejected: int = 0
-    changes: Counter = field(default_factory=Counter)
-    first_cut: int = 0
-    warnings: Counter = field(default_factory=Counter)
+    line: Callable[[int], int]
+    troubles: list[Trouble] = field(default_factory=list)
+    facts: Facts = field(default_factory=Facts)
+
+    @cached_property
+    def troubles_by_row(self) -> dict[int, list[Trouble]]:
+        """Complaints and warnings of each record that has some; to be asked when all records are checked."""
+        found: dict[int, list[Trouble]] = {}
+        for trouble in self.troubles:
+            found.setdefault(trouble.row, []).append(trouble)
+        return found
+
+    @property
+    def complaints(self) -> Counter:
+        """Number of unusable records by reason, without those that are left out under every policy."""
+        return Counter(each.reason for each in self.troubles if is_complaint(each))
+
+    @property
+    def warnings(self) -> Counter:
+        """Number of warnings by reason."""
+        return Counter(each.reason for each in self.troubles if each.is_warning or each.reason in LEFT_OUT)
+
+    @property
+    def rejected(self) -> list[tuple[int, int, str]]:
+        """(index of the record, line, reason) of each unusable record and each on the dataset's reject list."""
+        return [(each.row, self.line(each.row), each.reason) for each in self.troubles if not each.is_warning]
+
+    @property
+    def num_rejected(self) -> int:
+        """Records on the dataset's reject list, which aren't opened."""
+        return sum(each.reason == "rejected" for each in self.troubles)
 
     @property
     def num_wrong(self) -> int:
-        return sum(self.complaints.values())
+        return sum(map(is_complaint, self.troubles))
+
+    @property
+    def num_images(self) -> int:
+        return len(self.facts.images)
+
+    @property
+    def changes(self) -> dict[str, int]:
+        """Number of usable records by what it took to fit `max_length`."""
+        counts = np.bincount(self.facts.records["fate"], minlength=len(FATES))
+        return {FATES[fate]: int(counts[fate]) for fate in (SHRUNK, TRUNCATED)}
+
+    @property
+    def first_cut(self) -> int:
+        """Line of the first record whose end is cut off; 0: none."""
+        cut = self.facts.records["row"][self.facts.records["fate"] == TRUNCATED]
+        return self.line(int(cut[0])) if len(cut) else 0
 
     def column(self, name: str) -> np.ndarray:
         """One measure of every usable record, int64; width and height only of records with an image."""
-        values = np.array([row[COLUMNS.index(name)] for row in self.measures], np.int64)
+        values = self.facts.records[name].astype(np.int64)
         return values[values > 0] if name in ("width", "height") else values
 
 
+def is_complaint(trouble: Trouble) -> bool:
+    """Whether a run with on_bad_sample='raise' stops at the record."""
+    return not trouble.is_warning and trouble.reason not in (*LEFT_OUT, "rejected")
+
+
 @dataclass(frozen=True)
-class Finding:
-    """One opened record: its measures and the (reason, message) of each warning; or what is wrong with it."""
+class Chunk:
+    """Records `first` to `last` of file `number`, opened."""
 
-    number: int  # of the file
-    row: int  # of the record in it
-    num_images: int = 0
-    measures: tuple[int, ...] = ()
-    fate: str = "fits"
-    reason: str = ""
-    message: str = ""
-    warnings: tuple[tuple[str, str], ...] = ()
+    number: int
+    first: int
+    last: int
+    facts: dict[str, np.ndarray]
+    troubles: list[Trouble]
 
 
-class PlainFiles:
-    """Annotation files without a model: records and images are opened, tokens and tiles are not counted.
+def open_chunk(dataset: Checked, number: int, first: int, last: int) -> Chunk:
+    """Open records with their images, as training will."""
+    troubles: list[Trouble] = []
 
-    Args:
-        data_paths: the files.
-        image_folders: one per file.
-        max_pixels: of an image.
-        parse: of the kind of records, as `MultimodalDataset.parse`.
-
-    Raises:
-        SettingError, RecordError: files or folders can't be used; one error names all of them.
-    """
-
-    def __init__(
-        self,
-        data_paths: Sequence[str],
-        image_folders: Sequence[str | None],
-        max_pixels: int = MAX_PIXELS,
-        parse: Callable[[object, str], Record] = parse_record,
-    ):
-        self.parse = parse
-        self.sources, errors = [], []
-        cache_dir = get_cache_dir()
-        for path, folder in zip(data_paths, image_folders, strict=True):
+    def usable() -> Iterator[tuple[int, Seen]]:
+        for row in range(first, last):
+            if row in dataset.rejected[number]:
+                troubles.append(Trouble(row, "rejected", "on the reject list"))
+                continue
             try:
-                index = open_records(path, cache_dir)
-                images = index.own_images(open_images(folder, folder_of(path), cache_dir))
-                self.sources.append(SimpleNamespace(index=index, folder=images))
+                seen = see(dataset, number, row)
             except DataError as error:
-                errors.append(error)
-        raise_together(errors)
-        self.max_pixels = max_pixels
+                troubles.append(Trouble(row, error.reason, str(error), error.remedy))
+                continue
+            troubles.extend(_warnings(row, seen))
+            yield row, seen
 
-    def open(self, number: int, row: int) -> tuple[Record, tuple[int, ...]]:
-        """A record and its `COLUMNS`."""
-        source = self.sources[number]
-        record = self.parse(source.index.parse(row), source.index.source(row))
-        try:
-            paths = [source.folder.resolve(medium.name) for medium in record.media]
-            images = [
-                load_frames(path, NUM_FRAMES, self.max_pixels)[0]
-                if medium.kind == "video"
-                else load_image(path, self.max_pixels)
-                for path, medium in zip(paths, record.media, strict=True)
-            ]
-            normalize_boxes(record, lambda place: images[place].size)
-        except MediaError as error:
-            raise error.in_record(record.source) from None
-        return record, (0, 0, 0, len(record.turns), *(images[0].size if images else (0, 0)))
+    return Chunk(number, first, last, gather(usable()), troubles)
 
 
-def open_record(dataset: "MultimodalDataset | PlainFiles", number: int, row: int) -> Finding:
-    """Open one record with its images, as training will."""
-    try:
-        if isinstance(dataset, PlainFiles):
-            record, measures = dataset.open(number, row)
-            fate = "fits"
-        elif row in dataset.rejected[number]:
-            return Finding(number, row, reason="rejected")
-        else:
-            sample = dataset.load(number, row)
-            record, labels, fate = dataset.record(number, row), sample["labels"], sample["fate"]
-            measures = (len(labels), int((labels != IGNORE_INDEX).sum()), sample["num_tiles"], len(record.turns))
-            measures += dataset.first_size(number, record)
-    except DataError as error:
-        return Finding(number, row, reason=error.reason, message=str(error))
-    warnings = [*normalize_boxes(record).warnings, compare_size(record, measures[-2:])]
-    said = tuple((warning.reason, str(warning)) for warning in warnings if warning is not None)
-    return Finding(number, row, len(record.media), measures, fate, warnings=said)
+def _warnings(row: int, seen: Seen) -> list[Trouble]:
+    size = next((each.image.size for each in seen.images if each.kind == "image"), (0, 0))
+    found = [*normalize_boxes(seen.record).warnings, compare_size(seen.record, size)]
+    return [Trouble(row, each.reason, str(each), each.remedy, is_warning=True) for each in found if each is not None]
 
 
 def check_dataset(
-    dataset: "MultimodalDataset | PlainFiles",
+    dataset: Checked,
     *,
     num_workers: int | None = None,
     complain: Callable[[str], None] = print,
@@ -174,37 +176,23 @@ def check_dataset(
     Returns:
         A report for each annotation file, in order.
     """
-    reports = [FileReport(source.index.path, len(source.index)) for source in dataset.sources]
-    for findings in _run(dataset, num_cores() if num_workers is None else num_workers):
-        for finding in findings:
-            report = reports[finding.number]
-            line = dataset.sources[finding.number].index.line(finding.row)
-            if finding.reason:
-                report.rejected.append((finding.row, line, finding.reason))
-                if finding.reason == "rejected":
-                    report.num_rejected += 1
-                elif finding.reason == "empty_answer":  # left out under every policy, so no run stops
-                    report.warnings[finding.reason] += 1
-                    warn(finding.reason, f"{finding.message} (left out)")
-                else:
-                    report.complaints[finding.reason] += 1
-                    complain(finding.message)
-            else:
-                report.changes[finding.fate] += finding.fate != "fits"
-                if finding.fate == "truncate_text":
-                    report.first_cut = report.first_cut or line
-                report.num_images += finding.num_images
-                report.measures.append(finding.measures)
-                for reason, message in finding.warnings:
-                    report.warnings[reason] += 1
-                    warn(reason, message)
-        progress(len(findings))
+    reports = [FileReport(source.index.path, len(source.index), source.index.line) for source in dataset.sources]
+    for chunk in _run(dataset, num_cores() if num_workers is None else num_workers):
+        report = reports[chunk.number]
+        report.facts.add(chunk.facts)
+        report.troubles += chunk.troubles
+        for trouble in chunk.troubles:
+            if is_complaint(trouble):
+                complain(trouble.message)
+            elif trouble.is_warning:
+                warn(trouble.reason, trouble.message)
+            elif trouble.reason in LEFT_OUT:
+                warn(trouble.reason, f"{trouble.message} (left out)")
+        progress(chunk.last - chunk.first)
     return reports
 
 
-def count_folders(
-    dataset: "MultimodalDataset | PlainFiles", progress: Callable[[int], None] = lambda done: None
-) -> list[FolderCount]:
+def count_folders(dataset: Checked, progress: Callable[[int], None] = lambda done: None) -> list[FolderCount]:
     """Compare the names in records with the files of each image folder; no image is opened.
 
     Files that share a folder are counted together. Records that can't be read name nothing here, and files without an
@@ -229,8 +217,17 @@ def count_folders(
     return [FolderFiles(folder).compare(named) for folder, named in folders.values()]
 
 
-def write_json(path: str | os.PathLike, reports: Sequence[FileReport], folders: Sequence[FolderCount]) -> None:
-    """Write the counts of files and folders, and all missing and superfluous names, for programs to read."""
+def write_json(
+    path: str | os.PathLike,
+    reports: Sequence[FileReport],
+    folders: Sequence[FolderCount],
+    more: Mapping[str, object] | None = None,
+) -> None:
+    """Write the counts of files and folders, and all missing and superfluous names, for programs to read.
+
+    Args:
+        more: further keys of the file (`report.as_json`).
+    """
     files = [
         {
             "file": report.path,
@@ -242,7 +239,7 @@ def write_json(path: str | os.PathLike, reports: Sequence[FileReport], folders: 
         }
         for report in reports
     ]
-    content = {"files": files, "folders": [folder.to_json() for folder in folders]}
+    content = {"files": files, "folders": [folder.to_json() for folder in folders], **(more or {})}
     Path(path).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
@@ -280,21 +277,21 @@ def histogram(values: np.ndarray, num_bins: int = 10) -> list[tuple[str, int]]:
     ]
 
 
-def _run(dataset, num_workers: int) -> Iterator[list[Finding]]:
+def _run(dataset: Checked, num_workers: int) -> Iterator[Chunk]:
     chunks = [
         (number, first, min(first + CHUNK, len(source.index)))
         for number, source in enumerate(dataset.sources)
         for first in range(0, len(source.index), CHUNK)
     ]
     if num_workers == 0:
-        for number, first, last in chunks:
-            yield [open_record(dataset, number, row) for row in range(first, last)]
+        for chunk in chunks:
+            yield open_chunk(dataset, *chunk)
         return
     with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(dataset,)) as pool:
         yield from pool.map(_check_chunk, chunks)
 
 
-def _start_worker(dataset) -> None:
+def _start_worker(dataset: Checked) -> None:
     global _dataset
     die_with_parent()
     _dataset = dataset
@@ -302,6 +299,5 @@ def _start_worker(dataset) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the process that waits for the workers
 
 
-def _check_chunk(chunk: tuple[int, int, int]) -> list[Finding]:
-    number, first, last = chunk
-    return [open_record(_dataset, number, row) for row in range(first, last)]
+def _check_chunk(chunk: tuple[int, int, int]) -> Chunk:
+    return open_chunk(_dataset, *chunk)

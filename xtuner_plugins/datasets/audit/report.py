@@ -1,107 +1,184 @@
-"""The report of the checker: one self-contained HTML page to look at before training.
+"""The checker's page: figures of the data, findings, and cards of samples that can be searched, filtered and sorted.
 
-It shows a table of the files, histograms, packs as bars, complaints, and cards of samples: images with tile grid and
-boxes, thumbnails, video frames, and the text as the model gets it, with supervised tokens in color. The page is
-`report.html.jinja`; this module gathers its contents.
+The page is `report.html.jinja`, its script `report.js.jinja`; this module gathers their contents.
 """
 
-import base64
-import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from ...html_page import render
-from ...hub.constants import IGNORE_INDEX
 from ..dataset import MultimodalDataset
-from ..errors import DataError
 from ..images.folders import FolderCount
-from ..images.media import load_image
-from ..images.tiling import DynamicTiling
-from ..images.video import load_frames
 from ..plan.packing import pack_samples
 from ..preference import PreferenceDataset
-from ..records.boxes import find_boxes
-from .check import FileReport, count_samples, histogram
+from .cards import MOST_EMBEDDED, Tags, Thumbnails, card, pick
+from .check import FileReport, count_samples, is_complaint
+from .findings import WORDS, Finding, Place
+from .looking import Checked
+from .tables import Tables
+from .texts import IN_CHINESE
 
-CARD_WIDTH, CARD_HEIGHT = 440, 360  # px, largest size of an image on a card
-CARD_HALF = 290  # px, width where a card shows several
-SMALL = 120  # px, side of a thumbnail or a frame
 BAR_WIDTH = 110  # px, the longest bar of a histogram
 MAX_PACKS = 12
 MAX_COMPLAINTS = 200
 
 
+@dataclass(frozen=True)
+class Written:
+    """A page: its number of cards, and the folder of their images if they aren't in the page itself."""
+
+    num_cards: int
+    folder: Path | None
+
+    def describe_folder(self) -> str:
+        """The end of a sentence about the page."""
+        return f", its images to {self.folder} (more than {MOST_EMBEDDED} cards)" if self.folder else ""
+
+
+Validation = Sequence[tuple[Checked, Sequence[FileReport]]]
+
+
 def write_report(
     path: str | os.PathLike,
-    dataset: MultimodalDataset,
+    dataset: Checked,
     reports: Sequence[FileReport],
-    complaints: Sequence[str],
+    findings: Sequence[Finding],
+    tables: Tables,
     folders: Sequence[FolderCount] = (),
     *,
-    num_cards: int = 12,
+    validation: Validation = (),
+    num_cards: int = 200,
     max_tokens: int = 8192,
     seed: int = 0,
-) -> None:
-    """Write the page.
+    progress: Callable[[int], None] = lambda done: None,
+) -> Written:
+    """Write the page; with more than `MOST_EMBEDDED` cards their images go to the folder PAGE_images beside it.
 
     Args:
         path: the file to write.
         dataset: the checked dataset.
         reports: one per annotation file, in the dataset's order.
-        complaints: all messages; the first `MAX_COMPLAINTS` are shown.
+        findings: about them (`findings.find`).
+        tables: about them (`tables.tabulate`).
         folders: the counts of the image folders.
-        num_cards: number of random samples to show, from each file in turn.
+        validation: datasets that findings name, too, with their reports.
+        num_cards: number of random samples to show, from each file in turn, besides those that have a reason.
         max_tokens: budget of the packs that are drawn.
         seed: of the random picks.
+        progress: called with the number of cards done since the last call.
+
+    Returns:
+        What was written.
     """
+    path = Path(path)
+    tags = pick(dataset, reports, findings, num_cards, seed)
+    folder = path.with_name(f"{path.stem}_images") if len(tags) > MOST_EMBEDDED else None
+    thumbnails = Thumbnails(folder)
+    everything = [(dataset, reports), *validation]
+    cards = []
+    for place, reasons in tags.items():
+        of, its_reports = everything[place[0]]
+        cards.append(card(of, its_reports[place[1]], place, reasons, thumbnails))
+        progress(1)
     page = render(
         Path(__file__).parent,
         "report.html.jinja",
         num_wrong=sum(report.num_wrong for report in reports),
         num_records=sum(report.num_records for report in reports),
         num_samples=count_samples(dataset, reports),
+        has_tokens=isinstance(dataset, MultimodalDataset),
         files=_files(dataset, reports),
         folders=folders,
         details=_details(dataset, reports),
         packs=_packs(reports, max_tokens),
-        complaints=complaints,
-        most_complaints=MAX_COMPLAINTS,
+        reasons=_reasons(reports),
+        findings=_findings(findings, everything, tags),
+        **vars(tables),
+        answer_lengths=_bars(tables.answers["lengths"]),
         has_pairs=isinstance(dataset, PreferenceDataset),
-        cards=[_card(dataset, number, row) for number, row in _pick(dataset, reports, num_cards, seed)],
+        in_chinese=IN_CHINESE,
+        words={kind: words[:2] for kind, words in WORDS.items()},
+        cards=cards,
+        images=thumbnails.sources,
     )
     with open(path, "w", encoding="utf-8", errors="replace") as file:
         file.write(page)
+    return Written(len(cards), folder)
 
 
-def _pick(
-    dataset: MultimodalDataset, reports: Sequence[FileReport], num_cards: int, seed: int
-) -> list[tuple[int, int]]:
-    """(file, record) of random usable samples, taken from the files in turn."""
-    rejected = [{row for row, _, _ in report.rejected} for report in reports]
-    queues: dict[int, list[int]] = {}
-    for index in np.random.default_rng(seed).permutation(len(dataset)):
-        number, row = dataset.locate(int(index))
-        queue = queues.setdefault(number, [])
-        if len(queue) < num_cards and row not in queue and row not in rejected[number]:
-            queue.append(row)
-        if len(queues) == len(dataset.sources) and all(len(queue) == num_cards for queue in queues.values()):
-            break
-    places = sorted((place, number, row) for number, rows in queues.items() for place, row in enumerate(rows))
-    return sorted((number, row) for _, number, row in places[:num_cards])
+def as_json(
+    dataset: Checked,
+    reports: Sequence[FileReport],
+    findings: Sequence[Finding],
+    tables: Tables,
+    validation: Validation = (),
+) -> dict[str, Any]:
+    """The numbers of the page's tables and findings, for programs to read."""
+    everything = [(dataset, reports), *validation]
+    found = [
+        {
+            "kind": each.kind,
+            "count": each.count,
+            "total": each.total,
+            "where": dict(each.where),
+            "examples": [[_source(everything, place) for place in example] for example in each.examples],
+        }
+        for each in findings
+    ]
+    of_answers = {key: value for key, value in tables.answers.items() if key != "lengths"}
+    return {"findings": found, **vars(tables), "answers": of_answers}
+
+
+def _source(everything: Validation, place: Place) -> str:
+    data, number, row = place
+    return everything[data][0].sources[number].index.source(row)
+
+
+def _findings(findings: Sequence[Finding], everything: Validation, tags: Tags) -> list[dict[str, Any]]:
+    return [
+        {
+            "kind": each.kind,
+            "words": WORDS[each.kind],
+            "count": each.count,
+            "total": each.total,
+            "where": each.where.most_common(12),
+            "examples": [[_source(everything, place) for place in example] for example in each.examples],
+            "has_cards": any(place in tags for example in each.examples for place in example),
+        }
+        for each in findings
+    ]
+
+
+def _reasons(reports: Sequence[FileReport]) -> list[dict[str, Any]]:
+    """Complaints and warnings by reason, complaints and the most frequent first, with remedy and examples."""
+    found: dict[tuple[bool, str], dict[str, Any]] = {}
+    for report in reports:
+        for trouble in report.troubles:
+            if trouble.reason == "rejected":
+                continue
+            key = is_complaint(trouble), trouble.reason
+            group = found.setdefault(
+                key, {"reason": key[1], "is_bad": key[0], "count": 0, "remedy": trouble.remedy, "messages": []}
+            )
+            group["count"] += 1
+            if len(group["messages"]) < MAX_COMPLAINTS:
+                group["messages"].append(trouble.message.removesuffix(f"; {trouble.remedy}"))
+    return sorted(found.values(), key=lambda group: (not group["is_bad"], -group["count"]))
 
 
 def _column(reports: Sequence[FileReport], name: str) -> np.ndarray:
     return np.concatenate([report.column(name) for report in reports] or [np.zeros(0, np.int64)])
 
 
-def _files(dataset: MultimodalDataset, reports: Sequence[FileReport]) -> list[dict]:
+def _files(dataset: Checked, reports: Sequence[FileReport]) -> list[dict]:
     """A row of sums per file, and one over several files."""
     rows = [_sums(source.name, [report]) for source, report in zip(dataset.sources, reports, strict=True)]
-    return rows + [_sums("all files", reports)] if len(reports) > 1 else rows
+    return rows + [_sums("", reports)] if len(reports) > 1 else rows
 
 
 def _sums(name: str, reports: Sequence[FileReport]) -> dict:
@@ -118,34 +195,42 @@ def _sums(name: str, reports: Sequence[FileReport]) -> dict:
     }
 
 
-def _details(dataset: MultimodalDataset, reports: Sequence[FileReport]) -> list[dict]:
+def _details(dataset: Checked, reports: Sequence[FileReport]) -> list[dict]:
     """Histograms per file; of several files first those of all together."""
     alone = len(reports) == 1
     details = [
-        {
-            "name": source.name,
-            "path": report.path,
-            "reasons": report.complaints.most_common(),
-            "columns": _histograms([report]),
-            "opened": alone,
-        }
+        {"name": source.name, "path": report.path, "columns": _histograms([report]), "opened": alone}
         for source, report in zip(dataset.sources, reports, strict=True)
     ]
-    together = {"name": "all files", "path": "", "reasons": [], "columns": _histograms(reports), "opened": True}
+    together = {"name": "", "path": "", "columns": _histograms(reports), "opened": True}
     return details if alone else [together, *details]
 
 
 def _histograms(reports: Sequence[FileReport]) -> list[dict]:
-    titles = {name: name for name in ("tokens", "tiles", "turns")}
-    titles |= {side: f"{side} of the first image" for side in ("width", "height")}
-    columns = []
-    for name, title in titles.items():
-        bins = histogram(_column(reports, name))
-        most = max((count for _, count in bins), default=1)
-        columns.append(
-            {"name": title, "bins": [(label, count, round(BAR_WIDTH * count / most)) for label, count in bins]}
-        )
-    return columns
+    names = ("tokens", "tiles", "turns", "width", "height")
+    return [{"name": name, "bins": _bars(_column(reports, name))} for name in names]
+
+
+def log_bins(values: np.ndarray) -> list[tuple[str, int]]:
+    """(range, count) of bins for whole numbers: one per number below 8, then two per doubling."""
+    if not len(values):
+        return []
+    edges = [*range(8), *(size for power in range(3, 40) for size in (1 << power, 3 << (power - 1)))]
+    places = np.searchsorted(edges, values, side="right") - 1
+    first, counts = int(places.min()), np.bincount(places - places.min())
+    last = int(values.max())
+    bins = []
+    for place, count in enumerate(counts, first):
+        low, high = edges[place], min(edges[place + 1] - 1, last)
+        bins.append((f"{low:,}" if low == high else f"{low:,}–{high:,}", int(count)))
+    return bins
+
+
+def _bars(values: np.ndarray) -> list[tuple[str, int, int]]:
+    """(range, count, width in px) of logarithmic bins, with bars as long as the count's logarithm."""
+    bins = log_bins(values) if values.any() else []
+    most = np.log2(1 + max((count for _, count in bins), default=1))
+    return [(label, count, round(BAR_WIDTH * np.log2(1 + count) / most)) for label, count in bins]
 
 
 def _packs(reports: Sequence[FileReport], max_tokens: int) -> dict:
@@ -164,103 +249,3 @@ def _packs(reports: Sequence[FileReport], max_tokens: int) -> dict:
         ]
         bars.append({"parts": parts, "full": tokens[members].sum() / max_tokens})
     return {"max_tokens": max_tokens, "total": len(packs), "bars": bars}
-
-
-def _card(dataset: MultimodalDataset, number: int, row: int) -> dict:
-    source = dataset.sources[number]
-    card = {"source": source.index.source(row), "dataset": source.name, "error": None}
-    try:
-        sample = dataset.load(number, row)
-        ids, labels = sample["input_ids"].numpy(), sample["labels"].numpy()
-        images = list(_media(dataset, number, row, ids))
-    except DataError as error:
-        return {**card, "error": str(error)}
-    return {
-        **card,
-        "num_tokens": len(ids),
-        "num_learned": int((labels != IGNORE_INDEX).sum()),
-        "num_tiles": sample["num_tiles"],
-        "images": images,
-        **_texts(dataset, ids, labels, sample.get("branches")),
-    }
-
-
-def _texts(dataset: MultimodalDataset, ids: np.ndarray, labels: np.ndarray, branches: Sequence[int] | None) -> dict:
-    """`runs` of a conversation; of a preference pair those of its prompt, and `answers`."""
-    if branches is None:
-        return {"runs": _runs(dataset, ids, labels), "answers": []}
-    ends = np.cumsum(branches)[:-1]
-    prompt, *answers = (_runs(dataset, *part) for part in zip(np.split(ids, ends), np.split(labels, ends), strict=True))
-    return {"runs": prompt, "answers": list(zip(("chosen", "rejected"), answers, branches[1:], strict=True))}
-
-
-def _media(dataset: MultimodalDataset, number: int, row: int, ids: np.ndarray) -> Iterator[dict]:
-    """The images and video frames of a sample in order, as far as it isn't cut off."""
-    source, record = dataset.sources[number], dataset.record(number, row)
-    lengths = _span_lengths(ids, dataset.tokenizer.image_context_id)
-    boxes = find_boxes(" ".join(turn.text for turn in record.turns))
-    for medium in record.media:
-        path = source.folder.resolve(medium.name)
-        if medium.kind == "video":
-            for index, frame in enumerate(load_frames(path, dataset.num_frames, dataset.max_pixels)[: len(lengths)]):
-                frame.thumbnail((SMALL, SMALL))
-                yield _embed(frame, f"Frame-{index + 1}")
-                lengths.pop(0)
-        elif lengths:
-            yield from _image(
-                load_image(path, dataset.max_pixels),
-                source.tiling,
-                lengths.pop(0) // dataset.budget.tokens_per_tile,
-                boxes,
-                record.extra,
-                CARD_WIDTH if len(record.media) == 1 else CARD_HALF,
-            )
-
-
-def _span_lengths(ids: np.ndarray, context_id: int) -> list[int]:
-    """Image tokens of each image: the lengths of their runs in `ids`."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], ids == context_id, [0]])))
-    return (edges[1::2] - edges[::2]).tolist()
-
-
-def _image(image: Image.Image, tiling: DynamicTiling, num_tiles: int, boxes, extra: dict, width: int) -> Iterator[dict]:
-    """The image with its tile grid and boxes, then its thumbnail if it has one."""
-    thumbnail = tiling.use_thumbnail and num_tiles > 1
-    cols, rows, _ = tiling.limited(num_tiles - thumbnail).grid(*image.size)
-    scale = min(width / image.width, CARD_HEIGHT / image.height)
-    shown = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-    draw = ImageDraw.Draw(shown)
-    for col in range(1, cols):
-        draw.line([(shown.width * col / cols, 0), (shown.width * col / cols, shown.height)], "#ff2d55", 2)
-    for line in range(1, rows):
-        draw.line([(0, shown.height * line / rows), (shown.width, shown.height * line / rows)], "#ff2d55", 2)
-    frame = (extra.get("width"), extra.get("height")) if extra.get("boxes") == "pixel" else (1000, 1000)
-    for x1, y1, x2, y2 in boxes:
-        left, right = (x / frame[0] * shown.width for x in (x1, x2))
-        top, bottom = (y / frame[1] * shown.height for y in (y1, y2))
-        if left <= right and top <= bottom:
-            draw.rectangle((left, top, right, bottom), outline="#00c853", width=3)
-    tiles = "1x1 tile" if cols * rows == 1 else f"{cols}x{rows} tiles"
-    yield _embed(shown, f"{image.width}x{image.height}, {tiles}")
-    if thumbnail:
-        yield _embed(image.resize((SMALL, SMALL)), "thumbnail")
-
-
-def _embed(image: Image.Image, label: str) -> dict:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=82)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return {"label": label, "width": image.width, "height": image.height, "data": data}
-
-
-def _runs(dataset: MultimodalDataset, ids: np.ndarray, labels: np.ndarray) -> list[tuple[str, str]]:
-    """The tokens as (kind, text), run by run: 'learn', 'span' (image tokens) or 'plain'."""
-    kinds = np.where(labels != IGNORE_INDEX, 1, np.where(ids == dataset.tokenizer.image_context_id, 2, 0))
-    edges = np.flatnonzero(np.diff(kinds)) + 1
-    runs = []
-    for run, kind in zip(np.split(ids, edges), kinds[np.concatenate([[0], edges])], strict=True):
-        text = f"{len(run):,} image tokens" if kind == 2 else dataset.tokenizer.decode(run.tolist())
-        runs.append((("plain", "learn", "span")[kind], text))
-    if runs[-1][0] == "plain":  # a template's last line break
-        runs[-1] = ("plain", runs[-1][1].rstrip("\n"))
-    return runs

@@ -92,13 +92,20 @@ class LengthIndex:
     def num_media(self) -> np.ndarray:
         return np.diff(self.media_ends, prepend=0)
 
-    def lay_out(self, tiling: DynamicTiling, budget: TileBudget) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def lay_out(
+        self, tiling: DynamicTiling, budget: TileBudget, *, keep: bool = True
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What becomes of each record under a budget; kept on disk beside the index.
+
+        Args:
+            keep: False computes it in memory, for budgets that nothing will be trained with.
 
         Returns:
             tokens, tiles: int32 `[R]`, 0 for records that are left out.
             fates: uint8 `[R]`, indices into `FATES`; from `DROPPED` on a record is left out.
         """
+        if not keep:
+            return self._lay_out(tiling, budget)
         key = text_hash(repr((tiling, budget)))
         paths = [self.directory / f"{name}-{key}.npy" for name in ("tokens", "tiles", "fates")]
         if not all(path.exists() for path in paths):

@@ -1,0 +1,170 @@
+"""A step that is shown is the step that a run trains: under packing, on two ranks, and after a resume."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from xtuner_plugins.checkpoints.work_dir import read_checkpoint
+from xtuner_plugins.config_file import ConfigError
+from xtuner_plugins.datasets import MultimodalDataset, PackBatchSampler, PlanSampler, collate, collate_packed
+from xtuner_plugins.engine.loops import PlanIterator
+from xtuner_plugins.engine.step_batches import micro_batches, take_step
+
+from .forked import train_forked
+from .parallel_case import ROOT, base_and_data, write_dataset
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"), num_samples=22)
+
+
+@pytest.fixture
+def config(toy_base, data, tmp_path):
+    """config(packed) -> a run's config, as far as its batches depend on it."""
+
+    def make(packed=False, **more):
+        dataset = dict(
+            type=MultimodalDataset,
+            base=str(toy_base),
+            data_paths=[str(data[0])],
+            image_folders=[str(data[1])],
+            max_length=400,
+            cache_dir=str(tmp_path / "cache"),
+        )
+        loader = dict(
+            batch_size=1 if packed else 2,
+            num_workers=2,
+            persistent_workers=True,
+            sampler=dict(type=PlanSampler),
+            collate_fn=dict(type=collate_packed if packed else collate),
+            dataset=dataset,
+        )
+        if packed:
+            loader["batch_sampler"] = dict(type=PackBatchSampler, max_tokens=400)
+        settings = dict(
+            train_dataloader=loader,
+            optim_wrapper=dict(accumulative_counts=2),
+            train_cfg=dict(max_epochs=2),
+            randomness=dict(seed=3),
+        )
+        return Config({**settings, **more})
+
+    return make
+
+
+def steps_of_a_run(cfg, monkeypatch, rank=0, num_ranks=1, place=None):
+    """Sources of each step to the end of the second epoch, by the iterator that trains."""
+    monkeypatch.setattr("xtuner_plugins.datasets.samplers.get_dist_info", lambda: (rank, num_ranks))
+    loader = Runner.build_dataloader({**cfg.train_dataloader, "num_workers": 0, "persistent_workers": False}, seed=3)
+    iterator = PlanIterator(loader, cfg.optim_wrapper.accumulative_counts)
+    if place:
+        iterator.skip_to(place)
+    found = []
+    for step in iterator:
+        if iterator.epoch > 1:
+            monkeypatch.undo()
+            return found
+        found.append(([batch["sources"] for batch in step], iterator.position()))
+
+
+def sources(step):
+    return [batch["sources"] for batch in step.batches]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("rank", "num_ranks"), [(0, 1), (0, 2), (1, 2)])
+def test_every_step_is_that_of_a_run(config, monkeypatch, packed, rank, num_ranks):
+    cfg = config(packed)
+    expected = steps_of_a_run(cfg, monkeypatch, rank, num_ranks)
+    for number, (wanted, position) in enumerate(expected, 1):
+        step = take_step(cfg, number, rank=rank, num_ranks=num_ranks)
+        assert sources(step) == wanted and step.epoch == position["epoch"]
+        assert step.batches[0]["tiles"].shape[0] == int(step.batches[0]["num_tiles"].sum())
+    with pytest.raises(ConfigError, match=f"the run ends with step {len(expected)}"):
+        take_step(cfg, len(expected) + 1, rank=rank, num_ranks=num_ranks)
+
+
+def test_after_a_resume_on_other_ranks(config, monkeypatch):
+    cfg = config(True)
+    _, place = steps_of_a_run(cfg, monkeypatch)[1]
+    checkpoint = {"iter": 2, "plan": place}
+    for rank in (0, 1):
+        for number, (wanted, _) in enumerate(steps_of_a_run(cfg, monkeypatch, rank, 2, place), 3):
+            assert sources(take_step(cfg, number, rank=rank, num_ranks=2, checkpoint=checkpoint)) == wanted
+    with pytest.raises(ConfigError, match="step 2 was trained before the checkpoint of step 2"):
+        take_step(cfg, 2, checkpoint=checkpoint)
+
+
+def test_what_decides_the_order(config):
+    cfg = config()
+    assert sources(take_step(cfg, 1)) == sources(take_step(cfg, 1, seed=3)) != sources(take_step(cfg, 1, seed=4))
+    with pytest.raises(ConfigError, match="randomness.seed isn't set"):
+        take_step(config(randomness=dict(seed=None)), 1)
+    with pytest.raises(ConfigError, match="rank 2 of 2"):
+        take_step(cfg, 1, rank=2, num_ranks=2)
+    with pytest.raises(ConfigError, match="the run ends with step 4;"):
+        take_step(config(train_cfg=dict(max_epochs=2, max_iters=4)), 5)
+
+
+def test_tiles_of_the_device_route_are_cut_here(config):
+    cfg = config()
+    expected = take_step(cfg, 1).batches[0]
+    cfg.train_dataloader.dataset.route = "device"
+    shown = take_step(cfg, 1).batches[0]
+    assert "images" not in shown and (shown["tiles"] == expected["tiles"]).all()
+
+
+def test_micro_batches():
+    accumulated = dict(optim_wrapper=dict(accumulative_counts=4))
+    assert micro_batches(Config(accumulated)) == 4 and micro_batches(Config(dict(optim_wrapper={}))) == 1
+    strategy = dict(config=dict(gradient_accumulation_steps=8))
+    assert micro_batches(Config(dict(accumulated, strategy=strategy))) == 8
+
+
+def record(path):
+    """Each rank of a run writes down the sources of its steps."""
+    from mmengine.dist import get_rank
+
+    from xtuner_plugins.engine.loops import PlannedTrainLoop
+
+    run_iter = PlannedTrainLoop.run_iter
+
+    def recorded(loop, batches):
+        with open(f"{path}.{get_rank()}", "a") as file:
+            file.write(json.dumps([loop.iter + 1, [batch["sources"] for batch in batches]]) + "\n")
+        run_iter(loop, batches)
+
+    PlannedTrainLoop.run_iter = recorded
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "processes"), [("toy_finetune_packed", 2), ("toy_finetune_full", 1)])
+def test_the_same_as_real_runs(toy_base, data, tmp_path, name, processes):
+    """Of a shipped recipe: two ranks with packs; and a run that was resumed in the middle of an epoch."""
+    options = {"train_dataloader.dataset.cache_dir": tmp_path / "cache", "train_cfg.max_epochs": 2}
+    options["default_hooks.checkpoint.interval"] = 2
+    options |= (
+        {"train_dataloader.batch_size": 1, "train_dataloader.batch_sampler.max_tokens": 400} if "packed" in name else {}
+    )
+    case = dict(processes=processes, config=f"configs/toy/{name}.py", prepare=partial(record, tmp_path / "steps"))
+    work_dir = tmp_path / "run"
+    run = train_forked(work_dir, toy_base, data, options={**options, "train_cfg.max_iters": 3}, **case)
+    assert run.ok, run.output[-3000:]
+    run = train_forked(work_dir, toy_base, data, options=options, extra=("--resume",), **case)
+    assert run.ok, run.output[-3000:]
+    cfg = Config.fromfile(ROOT / f"configs/toy/{name}.py", lazy_import=True)
+    cfg.merge_from_dict({**base_and_data(toy_base, data), **options, "train_dataloader.num_workers": 0})
+    if "packed" not in name:
+        cfg.train_dataloader.batch_size = 4
+    for rank in range(processes):
+        lines = [json.loads(line) for line in Path(f"{tmp_path / 'steps'}.{rank}").read_text().splitlines()]
+        numbers = [number for number, _ in lines]
+        assert len(numbers) > 5 and numbers[3:5] in ([3, 4], [4, 5])  # it was resumed
+        for number, wanted in lines:
+            assert sources(take_step(cfg, number, rank=rank, num_ranks=processes, seed=7)) == wanted
+    assert read_checkpoint(sorted(work_dir.glob("iter_*.pth"))[0])["plan"]["cell"] == processes

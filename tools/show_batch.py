@@ -1,0 +1,81 @@
+"""Shows what a step of a run trains on: its batches or packs, as the model gets them.
+
+    python tools/show_batch.py finetune_packed --step 100
+    python tools/show_batch.py finetune_packed --step 100 --ranks 8 --rank 3 --html step.html
+    python tools/show_batch.py my_run.py --step 900 --ranks 4 --checkpoint work_dirs/my_run/iter_500.pth
+
+Samples, order and packs are those of the run: the same loader, plan and seed make them. Nothing is trained, and no
+weights are read. A resumed run goes on with the same steps, so --checkpoint is only needed where the number of GPUs or
+the batch size has changed there. --html writes a page with boundaries, attention, learned tokens and tiles.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # works from a checkout that isn't installed
+
+from xtuner_plugins.cli.arguments import add_config_options, parse_options  # noqa: E402
+from xtuner_plugins.cli.terminal import quiet_imports  # noqa: E402
+from xtuner_plugins.config_file import find_config, import_types, read_config  # noqa: E402
+from xtuner_plugins.leaf import Leaf  # noqa: E402
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a training config, by its name or path")
+    parser.add_argument("--step", type=int, default=1, metavar="N", help="optimizer step, from 1 (default: 1)")
+    parser.add_argument("--ranks", type=int, default=1, metavar="N", help="processes of the run (default: 1)")
+    parser.add_argument("--rank", type=int, default=0, metavar="R", help="which of them, from 0 (default: 0)")
+    parser.add_argument("--seed", type=int, help="--seed of the run (default: the config's)")
+    parser.add_argument("--checkpoint", metavar="FILE", help="that the run was resumed from")
+    parser.add_argument("--html", metavar="FILE", help="write a page")
+    add_config_options(parser)
+    args = parser.parse_args()
+    if args.step < 1 or args.ranks < 1 or not 0 <= args.rank < args.ranks:
+        parser.error("--step and --ranks count from 1, --rank from 0 to --ranks - 1")
+    return args
+
+
+def main() -> int:
+    args = parse_args()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        show(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def show(args: argparse.Namespace) -> None:
+    path = find_config(args.config)
+    text = Leaf.read(path).changed(args.set).standalone() if args.set else None
+    config = read_config(path, parse_options(args.cfg_options), text)
+    quiet_imports()
+    import_types(config)
+
+    from xtuner_plugins.checkpoints.work_dir import read_checkpoint
+    from xtuner_plugins.datasets.audit.batch import describe_batch, write_batch_page
+    from xtuner_plugins.engine.step_batches import take_step
+
+    checkpoint = read_checkpoint(args.checkpoint) if args.checkpoint else None
+    step = take_step(config, args.step, rank=args.rank, num_ranks=args.ranks, seed=args.seed, checkpoint=checkpoint)
+    print(f"{step.describe()}; rank {args.rank} of {args.ranks}")
+    for number, batch in enumerate(step.batches, 1):
+        print(f"\nmicro-batch {number} of {len(step.batches)}:", *describe_batch(batch), sep="\n")
+    if args.html:
+        title = f"Step {step.number:,}", f"第 {step.number:,} 步"
+        in_chinese = f"{step.describe_in_chinese()}；第 {args.rank} 号进程，共 {args.ranks} 个"
+        facts = [(f"{step.describe()}; rank {args.rank} of {args.ranks}", in_chinese), (str(path), str(path))]
+        write_batch_page(args.html, title, facts, step.batches, step.dataset.tokenizer)
+        print(f"\npage written to {args.html}")
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main())
+    sys.exit(130)  # as a shell says of what was interrupted

@@ -1,0 +1,231 @@
+"""Opens records and their media to look at them: everything that training does, except for cutting tiles."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..cache import get_cache_dir
+from ..dataset import MultimodalDataset
+from ..errors import DataError, MediaError
+from ..images.archives import open_images
+from ..images.media import MAX_PIXELS, MediaSource, display_name, load_image
+from ..images.routes import TileSource, check_pixels
+from ..images.tiling import DynamicTiling, Grid
+from ..images.video import load_frames
+from ..mixture import raise_together
+from ..plan.lengths import FATES, FITS
+from ..records.boxes import normalize_boxes
+from ..records.opening import folder_of, open_records, stem_of
+from ..records.records import Medium, Record, Turn, parse_record
+
+NUM_FRAMES = 8  # per video, the dataset's default
+
+
+@dataclass(frozen=True)
+class SeenImage:
+    """A decoded image or video frame.
+
+    Attributes:
+        kind: 'image' or 'frame'.
+        path: its file, or that of its video; the name of one inside an archive or a table.
+        image: RGB.
+        grid: how training cuts it.
+    """
+
+    kind: str
+    path: str
+    image: Image.Image
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An opened record: `record` as its file has it, `sample` as training gets it (without tiles)."""
+
+    record: Record
+    sample: dict
+    images: list[SeenImage]
+
+
+class UncutMedia:
+    """Takes the place of `MultimodalDataset`'s own opening of media: decodes, and cuts no tiles.
+
+    Attributes:
+        images: what was opened, in reading order.
+    """
+
+    def __init__(self, num_frames: int, max_pixels: int):
+        self.num_frames, self.max_pixels = num_frames, max_pixels
+        self.images: list[SeenImage] = []
+
+    def __call__(
+        self, media: Sequence[Medium], paths: Sequence[MediaSource], tilings: Sequence[DynamicTiling]
+    ) -> list[TileSource]:
+        """The grids of the media.
+
+        Raises:
+            MediaError: one can't be decoded.
+        """
+        frames: dict[str, list[Image.Image]] = {}
+        for medium, path, tiling in zip(media, paths, tilings, strict=True):
+            if medium.kind == "frame":
+                if not frames.get(medium.name):
+                    frames[medium.name] = load_frames(path, self.num_frames, self.max_pixels)
+                image = frames[medium.name].pop(0)
+            else:
+                image = load_image(path, self.max_pixels)
+            check_pixels(image, display_name(path))
+            self.images.append(SeenImage(medium.kind, display_name(path), image, tiling.grid(*image.size)))
+        return [TileSource(seen.grid, seen.image.size) for seen in self.images]
+
+
+class PlainFiles:
+    """Annotation files without a model: no tokens; tiles are those of the standard grid (448 px, at most 12).
+
+    It has what the checker asks of a `MultimodalDataset`.
+
+    Args:
+        data_paths: the files.
+        image_folders: one per file.
+        max_pixels: of an image.
+        parse: of the kind of records, as `MultimodalDataset.parse`.
+
+    Raises:
+        SettingError, RecordError: files or folders can't be used; one error names all of them.
+    """
+
+    num_frames = NUM_FRAMES
+
+    def __init__(
+        self,
+        data_paths: Sequence[str],
+        image_folders: Sequence[str | None],
+        max_pixels: int = MAX_PIXELS,
+        parse: Callable[[object, str], Record] = parse_record,
+    ):
+        self.parse, self.max_pixels = parse, max_pixels
+        self.sources, errors = [], []
+        tiling, cache_dir = DynamicTiling(), get_cache_dir()
+        for path, folder in zip(data_paths, image_folders, strict=True):
+            try:
+                index = open_records(path, cache_dir)
+                images = index.own_images(open_images(folder, folder_of(path), cache_dir))
+                self.sources.append(SimpleNamespace(index=index, folder=images, name=stem_of(path), tiling=tiling))
+            except DataError as error:
+                errors.append(error)
+        raise_together(errors)
+        self.picks = [np.arange(len(source.index)) for source in self.sources]
+        self.rejected: list[frozenset[int]] = [frozenset()] * len(self.sources)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.picks))
+
+    def record(self, number: int, row: int) -> Record:
+        """As `MultimodalDataset.record`."""
+        index = self.sources[number].index
+        return self.parse(index.parse(row), index.source(row))
+
+    def load(self, number: int, row: int, open_media: UncutMedia) -> dict:
+        """As `MultimodalDataset.load`, without tokens."""
+        source, record = self.sources[number], self.record(number, row)
+        try:
+            media, paths = [], []
+            for medium in record.media:
+                path = source.folder.resolve(medium.name)
+                count = len(load_frames(path, self.num_frames, self.max_pixels)) if medium.kind == "video" else 0
+                media += [Medium("frame", medium.name)] * count or [medium]
+                paths += [path] * max(count, 1)
+            tilings = [source.tiling.limited(1) if medium.kind == "frame" else source.tiling for medium in media]
+            tiles = open_media(media, paths, tilings)
+            normalize_boxes(record, lambda place: tiles[place].size)
+        except MediaError as error:
+            raise error.in_record(record.source) from None
+        return _without_tokens(tiles)
+
+
+@dataclass(frozen=True)
+class AskedFile:
+    """Questions about images, such as a benchmark's, to be compared with training data.
+
+    Attributes:
+        name: of the file.
+        path: the file.
+        questions: name, text and paths of the images of each.
+    """
+
+    name: str
+    path: str
+    questions: Sequence[tuple[str, str, Sequence[str]]]
+
+    @property
+    def index(self) -> "AskedFile":
+        """In the place of a file's index of records."""
+        return self
+
+    def line(self, row: int) -> int:
+        """The place of a question, counted from 1."""
+        return row + 1
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def source(self, row: int) -> str:
+        """The name of a question."""
+        return f"{self.path}#{self.questions[row][0]}"
+
+    def parse(self, row: int) -> str:
+        """The text of a question."""
+        return self.questions[row][1]
+
+
+class AskedFiles:
+    """Files of questions, as the checker opens annotation files."""
+
+    num_frames = NUM_FRAMES
+
+    def __init__(self, files: Sequence[AskedFile], max_pixels: int = MAX_PIXELS):
+        self.sources, self.max_pixels = list(files), max_pixels
+        self.rejected: list[frozenset[int]] = [frozenset()] * len(files)
+
+    def record(self, number: int, row: int) -> Record:
+        """A question as a record without an answer."""
+        asked = self.sources[number]
+        return Record((Turn("user", (asked.questions[row][1],)),), asked.source(row))
+
+    def load(self, number: int, row: int, open_media: UncutMedia) -> dict:
+        """As `PlainFiles.load`."""
+        asked, tiling = self.sources[number], DynamicTiling()
+        paths = asked.questions[row][2]
+        try:
+            tiles = open_media([Medium("image", path) for path in paths], paths, [tiling] * len(paths))
+        except MediaError as error:
+            raise error.in_record(asked.source(row)) from None
+        return _without_tokens(tiles)
+
+
+def _without_tokens(tiles: Sequence[TileSource]) -> dict:
+    empty = torch.empty(0, dtype=torch.int64)
+    return {
+        "input_ids": empty,
+        "labels": empty,
+        "num_tiles": sum(tile.grid.num_tiles for tile in tiles),
+        "fate": FATES[FITS],
+    }
+
+
+Checked = MultimodalDataset | PlainFiles | AskedFiles
+
+
+def see(dataset: Checked, number: int, row: int) -> Seen:
+    """Open record `row` of file `number` with its media.
+
+    Raises:
+        RecordError: it can't be trained on.
+    """
+    media = UncutMedia(dataset.num_frames, dataset.max_pixels)
+    sample = dataset.load(number, row, open_media=media)
+    return Seen(dataset.record(number, row), sample, media.images)

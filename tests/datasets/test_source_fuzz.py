@@ -25,7 +25,7 @@ from xtuner_plugins.datasets.images.media import image_size, load_image
 from xtuner_plugins.datasets.records.opening import open_records
 from xtuner_plugins.datasets.records.records import parse_record
 
-CASES = int(os.environ.get("FUZZ_CASES", 400))
+CASES = int(os.environ.get("FUZZ_CASES", 200))
 SECONDS = 60 + CASES  # of a kind; most cases take milliseconds
 
 

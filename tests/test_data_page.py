@@ -15,6 +15,7 @@ from PIL import Image
 
 from xtuner_plugins.datasets import MultimodalDataset, PackBatchSampler, PlanSampler, RecordError, collate_packed
 from xtuner_plugins.datasets.audit.looking import PlainFiles, see
+from xtuner_plugins.datasets.images.augment import Augmentation
 from xtuner_plugins.datasets.ledger import Ledger
 from xtuner_plugins.datasets.records.kinds import BY_NAME, DIRECTLY, KINDS
 
@@ -143,7 +144,9 @@ def test_the_error_is_the_one_shown(tmp_path):
 
 def test_mixtures_are_built_as_shown(project, monkeypatch):
     monkeypatch.chdir(project)
-    mixture, plan = blocks(language="python")
+    mixture, changes, _, plan = blocks(language="python")
+    exec(changes, names := {})
+    assert Augmentation.of(names["augment"]) == Augmentation((75, 100), 0.2, 0.9)
     names = {"MultimodalDataset": MultimodalDataset}
     exec(mixture, names)
     settings = names["train_dataloader"]["dataset"]

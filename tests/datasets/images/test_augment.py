@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import functional
 
 from xtuner_plugins.datasets import DynamicTiling, MultimodalDataset, PlanSampler, PreferenceDataset, SettingError
 from xtuner_plugins.datasets.images.augment import WHOLE, Augmentation, Window, move_boxes
@@ -71,10 +72,8 @@ def test_jpeg_is_that_of_pillow_on_each_tile(image):
 
 
 def test_qualities_are_of_the_range(image, monkeypatch):
-    from xtuner_plugins.datasets.images import augment
-
     asked = []
-    monkeypatch.setattr(augment.transforms, "jpeg", lambda tile, quality: asked.append(quality) or tile)
+    monkeypatch.setattr(functional, "jpeg", lambda tile, quality: asked.append(quality) or tile)
     draw = Augmentation.of({"jpeg_quality": (75, 100)}).draw
     for seed in range(60):
         draw(record("Here."), rng(seed)).cut(image, RULE)

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from tests.conftest import ROOT
 from tests.datasets.source_kinds import KINDS, make_images, make_records, write_plain
 from xtuner_plugins.datasets import MultimodalDataset
-from xtuner_plugins.datasets.audit.check import PlainFiles, check_dataset, write_reject_list
+from xtuner_plugins.datasets.audit.check import check_dataset, write_reject_list
+from xtuner_plugins.datasets.audit.looking import PlainFiles
 
 BAD = [4, 6]  # of the records
 

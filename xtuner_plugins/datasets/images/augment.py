@@ -26,7 +26,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms.v2 import functional as transforms
 
 from ..errors import SettingError
 from ..records.boxes import ANY_TAG, BOX, FRAME_SIZE, find_boxes
@@ -147,11 +146,13 @@ class Changes:
         Args:
             image: RGB.
         """
+        from torchvision.transforms.v2 import functional as transforms
+
         size, grid = image.size, rule.grid(*image.size)
         if self.window != WHOLE:
             image = image.crop(_edges(self.window, *size))
-        for change, factor in zip(_COLOR_CHANGES, self.color, strict=False):
-            image = change(image, factor)
+        for name, factor in zip(_COLOR_CHANGES, self.color, strict=False):
+            image = getattr(transforms, name)(image, factor)
         tiles = cut_tiles(image, grid, rule.tile_size)
         if self.jpeg_quality:
             low, high = self.jpeg_quality
@@ -183,7 +184,7 @@ def move_boxes(record: Record, window: Window) -> Record:
     return replace(record, turns=turns)
 
 
-_COLOR_CHANGES = (transforms.adjust_brightness, transforms.adjust_contrast, transforms.adjust_saturation)
+_COLOR_CHANGES = ("adjust_brightness", "adjust_contrast", "adjust_saturation")  # of torchvision
 
 
 def _edges(window: Window, width: int, height: int) -> tuple[int, int, int, int]:

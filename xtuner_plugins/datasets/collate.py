@@ -101,8 +101,8 @@ def kept_samples(samples: Sequence[dict]) -> list[dict]:
 def hand_over_with_images(batch: dict, samples: Sequence[dict], kept: list[dict]) -> dict:
     """Add what every batch has besides ids and labels, and hand it over to the training process.
 
-    Only some batches have `images` and `uncut` (route 'device'), `loss_weights`, float32 `[samples]` (where one isn't
-    1), and `dropped` (the samples that were left out).
+    Only some batches have `images` and `uncut` (routes `ON_DEVICE`), `loss_weights`, float32 `[samples]` (where one
+    isn't 1), and `dropped` (the samples that were left out).
     """
     batch["tiles"] = [sample["tiles"] for sample in kept]
     batch["num_tiles"] = torch.tensor([sample["num_tiles"] for sample in kept], dtype=torch.int64)

@@ -61,7 +61,7 @@ class MultimodalDataset(Dataset):
             at the first one read. 'skip' leaves them out, with an entry in the ledger.
         max_bad_samples: with 'skip', more than this many per epoch over all ranks stop the run.
         num_frames: most frames of a video.
-        route: 'pillow', 'torchvision' or 'device' (see `routes`).
+        route: 'pillow', 'torchvision', 'device' or 'nvjpeg' (see `routes`).
         num_threads: threads that open the samples of a batch; 0 opens them one after another.
         max_pixels: larger images are refused.
         cache_dir: where lengths are kept between runs; default: the environment variable XTUNER_PLUGINS_CACHE, or
@@ -76,8 +76,8 @@ class MultimodalDataset(Dataset):
         num_tiles: T plus the number of tiles still to be cut from `images`.
         source: 'file:line' of the record.
         fate: 'fits', 'shrink_tiles' or 'truncate_text', what it took to fit `max_length`.
-        images, uncut: only on the route 'device': images uint8 `[H, W, 3]` (or planes, see `routes`), and an
-            `UncutImage` for each.
+        images, uncut: only on the routes 'device' and 'nvjpeg': images uint8 `[H, W, 3]` (or planes or bytes, see
+            `routes`), and an `UncutImage` for each.
         index, dataset, loss_weight: index in the mixture, name and weight of the file.
     A sample that is left out is {'dropped': reason, 'message', 'source', 'index', 'dataset'}.
 

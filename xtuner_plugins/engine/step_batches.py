@@ -11,10 +11,11 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ..config_file import ConfigError
+from ..datasets.images.routes import ON_DEVICE
 from ..datasets.samplers import PlanSampler
 from .loops import PlanIterator
 
-EXACT = "pillow"  # cuts on the processor the tiles that `device` cuts on the GPU
+EXACT = "pillow"  # cuts on the processor the tiles that the routes `ON_DEVICE` cut on the GPU
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def _set_ranks(sampler: Any, rank: int, num_ranks: int) -> None:
     if isinstance(sampler, PlanSampler):
         sampler.rank, sampler.num_ranks = rank, num_ranks
         sampler.seek(0)
-        if getattr(sampler.dataset, "route", EXACT) == "device":
+        if getattr(sampler.dataset, "route", EXACT) in ON_DEVICE:
             sampler.dataset.route = EXACT
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from ..datasets.images.resize_rules import resize_rule
 from ..datasets.images.tiling import UncutImage
 from .device_color import planes_to_rgb
+from .device_decode import decode_each
 
 PRECISION_BITS = 22  # 32 - 8 - 2, as in Pillow's 8-bit resampling
 DIGIT_BITS = 11
@@ -146,7 +147,8 @@ def cut_images(tiles: torch.Tensor, images: list[torch.Tensor], uncut: list[Uncu
 
     Args:
         tiles: uint8 `[T0, 3, S, S]`, the tiles that workers cut, in order.
-        images: uint8 `[H, W, 3]` each, or the planes of a JPEG (see `device_color`), on the device.
+        images: uint8 `[H, W, 3]` each, or the planes of a JPEG (see `device_color`), on the device; or the bytes of a
+            JPEG (see `device_decode`), on the CPU.
         uncut: Grid, first tile and size of each image.
 
     Returns:
@@ -154,12 +156,13 @@ def cut_images(tiles: torch.Tensor, images: list[torch.Tensor], uncut: list[Uncu
 
     Raises:
         ValueError: An image isn't uint8.
+        UndecodableError: The device can't decode a JPEG.
     """
     size = tiles.shape[-1]
     total = len(tiles) + sum(image.grid.num_tiles for image in uncut)
     out = torch.empty(total, *tiles.shape[1:], dtype=torch.uint8, device=tiles.device)
     taken = torch.zeros(total, dtype=torch.bool)
-    for image, (grid, first, width, height) in zip(images, uncut, strict=True):
+    for image, (grid, first, width, height) in zip(decode_each(images, uncut, tiles.device), uncut, strict=True):
         if image.dtype != torch.uint8:
             raise ValueError(f"images to cut must be uint8, got {image.dtype} {list(image.shape)}")
         columns, rows, num = grid.columns, grid.rows, grid.columns * grid.rows

@@ -1,4 +1,4 @@
-"""Three routes to the same tiles: equal where they promise it, close where they don't."""
+"""Four routes to the same tiles: equal where they promise it, close where they don't."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from PIL import Image
 from xtuner_plugins.datasets import MultimodalDataset, collate, collate_packed
 from xtuner_plugins.datasets.errors import MediaError
 from xtuner_plugins.datasets.images.media import MAX_PIXELS, load_image
-from xtuner_plugins.datasets.images.routes import Allowance, decode_fast, open_tiles
+from xtuner_plugins.datasets.images.routes import ON_DEVICE, ROUTES, Allowance, decode_fast, open_tiles
 from xtuner_plugins.datasets.images.tiling import DynamicTiling, UncutImage
 from xtuner_plugins.models.device_resize import cut_images
 
@@ -127,6 +127,32 @@ def test_the_device_route_ends_in_the_pillow_routes_tiles(photos, pages):
     assert whole > 4
 
 
+def test_the_nvjpeg_route_sends_files_and_ends_in_the_same_tiles(photos, pages):
+    encoded = []
+    for path in [*all_files(photos), *all_files(pages)]:
+        expected = open_tiles(path, RULE, "pillow", MAX_PIXELS)
+        sent = open_tiles(path, RULE, "nvjpeg", MAX_PIXELS)
+        assert sent.grid == expected.grid
+        if sent.image is None:
+            assert torch.equal(sent.tiles, expected.tiles)
+            continue
+        if sent.image.dim() == 1:
+            encoded.append(path.name)
+            assert sent.image.numpy().tobytes() == path.read_bytes()
+        uncut = [UncutImage(sent.grid, 0, *sent.size)]
+        tiles = cut_images(torch.empty(0, 3, 112, 112, dtype=torch.uint8), [sent.image], uncut)
+        assert torch.equal(tiles, expected.tiles), path
+    assert len(encoded) == 9 + 3  # neither the gray, CMYK and turned ones, nor PNG and WebP, nor one beyond its tiles
+    assert "huge.jpg" not in encoded and "astronaut-progressive.jpg" in encoded
+
+
+def test_a_file_is_sent_only_if_its_image_ends_in_it(photos, tmp_path):
+    data = (photos / "coffee-420.jpg").read_bytes()
+    for name, bytes_, dim in (("whole", data, 1), ("padded", data + bytes(40), 1), ("trailer", data + bytes(900), 2)):
+        (tmp_path / name).write_bytes(bytes_)
+        assert open_tiles(tmp_path / name, RULE, "nvjpeg", MAX_PIXELS).image.dim() == dim, name
+
+
 def test_the_torchvision_route_differs_by_a_level_here_and_there(photos):
     for path in all_files(photos):
         expected = open_tiles(path, RULE, "pillow", MAX_PIXELS).tiles
@@ -137,7 +163,7 @@ def test_the_torchvision_route_differs_by_a_level_here_and_there(photos):
         assert (difference > 0).float().mean() < 0.04 and (difference > 1).float().mean() < 1e-3, path
 
 
-@pytest.mark.parametrize("route", ["pillow", "torchvision", "device"])
+@pytest.mark.parametrize("route", ROUTES)
 def test_bad_images_are_errors_on_every_route(tmp_path, route):
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(50))
     Image.new("RGB", (64, 64)).save(tmp_path / "short.jpg")
@@ -164,15 +190,16 @@ def datasets(data_base, photos, write_data, qa):
     path = write_data(records)
     return {
         route: MultimodalDataset(data_base, path, str(photos), route=route, num_threads=threads)
-        for route, threads in (("pillow", 0), ("device", 2))
+        for route, threads in (("pillow", 0), ("device", 2), ("nvjpeg", 2))
     }
 
 
+@pytest.mark.parametrize("route", ON_DEVICE)
 @pytest.mark.parametrize("put_together", [collate, collate_packed])
-def test_batches_of_the_device_route_are_cut_into_the_same_tiles(datasets, put_together):
+def test_batches_of_routes_on_the_device_are_cut_into_the_same_tiles(datasets, put_together, route):
     indices = list(range(len(datasets["pillow"])))
     expected = put_together(datasets["pillow"].__getitems__(indices))
-    batch = put_together(datasets["device"].__getitems__(indices))  # with threads
+    batch = put_together(datasets[route].__getitems__(indices))  # with threads
     assert torch.equal(batch["num_tiles"], expected["num_tiles"]) and batch["sources"] == expected["sources"]
     assert torch.equal(batch["input_ids"], expected["input_ids"])
     tiles = cut_images(batch["tiles"], batch["images"], batch["uncut"])

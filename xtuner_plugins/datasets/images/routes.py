@@ -1,9 +1,10 @@
-"""Three routes from an image's file to its tiles, chosen by one setting.
+"""Four routes from an image's file to its tiles, chosen by one setting.
 
-    route        the worker                         the device      pixels
-    pillow       decodes, resizes, cuts             -               equal to the published algorithm
-    torchvision  decodes, resizes, cuts (faster)    -               up to 1.5 % of values differ, nearly all by 1
-    device       decodes                            resizes, cuts   equal to the published algorithm
+    route        the worker                      the device              pixels
+    pillow       decodes, resizes, cuts          -                       equal to the published algorithm
+    torchvision  decodes, resizes, cuts faster   -                       up to 1.5 % of values differ, nearly all by 1
+    device       decodes                         resizes, cuts           equal to the published algorithm
+    nvjpeg       reads the file                  decodes, resizes, cuts  as nvJPEG decodes; equal on a CPU
 
 Whatever isn't a plain upright 8-bit JPEG or PNG is decoded by Pillow on every route. Every decoded image passes
 `check_pixels` before it is resized or leaves the worker.
@@ -13,6 +14,9 @@ have saved those bytes (`Allowance`), so that no more bytes are sent in all than
 sent as the planes that a 4:2:0 JPEG stores: half the bytes, for half as much decoding time again. Where planes would
 still be many times the bytes of the tiles (`PLANES_LIMIT`), or there are none, Pillow cuts the tiles. A page scanned at
 2480x3508 takes 20 ms to decode, 30 ms to decode into planes and 160 ms to resize.
+
+`nvjpeg` sends the bytes of upright JPEGs as they are in the file (see `models.device_decode`); any other image takes
+the route `device`.
 """
 
 import os
@@ -28,7 +32,10 @@ from .media import ORIENTATIONS, Blob, MediaSource, display_name, load_image, op
 from .tiling import DynamicTiling, Grid, UncutImage, cut_tiles
 
 FOUR_TWO_ZERO = 2  # Pillow's number for this subsampling
-ROUTES = ("pillow", "torchvision", "device")
+ON_DEVICE = ("device", "nvjpeg")  # routes on which the model's device cuts the tiles
+ROUTES = ("pillow", "torchvision", *ON_DEVICE)
+JPEG_END = b"\xff\xd9"
+TRAILER = 64  # most bytes that may follow the end of an image which is sent encoded
 PLANES_LIMIT = 4  # send planes up to this many times the bytes of the image's tiles
 
 
@@ -40,7 +47,7 @@ class TileSource:
         grid: how it is or will be cut.
         size: width and height of the image.
         tiles: uint8 `[T, 3, S, S]`, or None.
-        image: uint8 `[H, W, 3]`, or its planes `[3 H' / 2, W']` (see `models.device_color`), or None.
+        image: uint8 `[H, W, 3]`, its planes `[3 H' / 2, W']` (see `models.device_color`), its file's bytes, or None.
     """
 
     grid: Grid
@@ -76,19 +83,21 @@ def open_tiles(
 
     Args:
         path: of it, or its bytes.
-        allowance: for the route `device`; None allows no whole image that is larger than its tiles.
+        allowance: for the routes of `ON_DEVICE`; None allows no whole image that is larger than its tiles.
 
     Raises:
         MediaError: as `media.load_image`.
     """
     allowance = allowance or Allowance()
-    if route == "device" and (source := _open_planes(path, rule, max_pixels, allowance)) is not None:
+    if route == "nvjpeg" and (source := _open_encoded(path, rule, max_pixels)) is not None:
+        return source
+    if route in ON_DEVICE and (source := _open_planes(path, rule, max_pixels, allowance)) is not None:
         return source
     pixels = None if route == "pillow" else decode_fast(path, max_pixels)
     if pixels is None:
         return from_image(load_image(path, max_pixels), rule, route, allowance)
     check_pixels(pixels, display_name(path))
-    if route == "device":
+    if route in ON_DEVICE:
         return _whole_or_tiles(pixels, rule, allowance)
     height, width, _ = pixels.shape
     grid = rule.grid(width, height)
@@ -122,7 +131,7 @@ def from_image(image: Image.Image, rule: DynamicTiling, route: str, allowance: A
         MediaError: the image isn't RGB.
     """
     check_pixels(image)
-    if route == "device":
+    if route in ON_DEVICE:
         return _whole_or_tiles(torch.from_numpy(np.array(image)), rule, allowance or Allowance())
     grid = rule.grid(*image.size)
     return TileSource(grid, image.size, tiles=cut_tiles(image, grid, rule.tile_size))
@@ -145,7 +154,7 @@ def gather_tiles(tiles: list[TileSource], size: int, route: str) -> dict:
     firsts = np.cumsum([0] + [tile.grid.num_tiles for tile in tiles]).tolist()  # and the end of the last
     together = torch.cat(ready) if len(ready) > 1 else ready[0] if ready else torch.empty(0, 3, size, size).byte()
     out = {"tiles": together, "num_tiles": firsts[-1]}
-    if route == "device":
+    if route in ON_DEVICE:
         uncut = [(tile, first) for tile, first in zip(tiles, firsts, strict=False) if tile.image is not None]
         out["images"] = [tile.image for tile, _ in uncut]
         out["uncut"] = [UncutImage(tile.grid, first, *tile.size) for tile, first in uncut]
@@ -164,15 +173,8 @@ def decode_planes(image: Image.Image, source: MediaSource | None = None) -> torc
     Returns:
         The planes; None for any other image, and for one that can't be decoded (other decoders give better errors).
     """
-    plain = (
-        image.format == "JPEG"
-        and image.mode == "RGB"
-        and get_sampling(image) == FOUR_TWO_ZERO
-        and ("jfif" in image.info or image.info.get("adobe_transform") == 1)
-        and min(image.size) > 4  # libjpeg scales narrower ones differently
-        and orientation(image) not in ORIENTATIONS
-    )
-    if not plain:
+    narrow = min(image.size) <= 4  # libjpeg scales these differently
+    if not _is_upright_ycc(image) or get_sampling(image) != FOUR_TWO_ZERO or narrow:
         return None
     from torchvision.io import ImageReadMode, decode_image
 
@@ -193,6 +195,28 @@ def decode_planes(image: Image.Image, source: MediaSource | None = None) -> torc
     chroma = np.asarray(image)
     planes[2 * rows :].numpy().reshape(rows, 2, columns)[:] = chroma[..., 1:].transpose(0, 2, 1)
     return planes
+
+
+def _is_upright_ycc(image: Image.Image) -> bool:
+    """Whether an opened image is a JPEG whose header says that its colors are YCbCr, and not to be turned."""
+    return (
+        image.format == "JPEG"
+        and image.mode == "RGB"
+        and ("jfif" in image.info or image.info.get("adobe_transform") == 1)
+        and orientation(image) not in ORIENTATIONS
+    )
+
+
+def _open_encoded(path: MediaSource, rule: DynamicTiling, max_pixels: int) -> TileSource | None:
+    """An upright JPEG as its bytes; None for any other image, and for one that is cut off or larger than its tiles."""
+    with open_image(path, max_pixels) as image:
+        size = image.size
+        if not _is_upright_ycc(image):
+            return None
+    encoded, grid = _read_bytes(path), rule.grid(*size)
+    if len(encoded) > _tile_bytes(grid, rule) or JPEG_END not in encoded[-TRAILER:].numpy().tobytes():
+        return None
+    return TileSource(grid, size, image=encoded)
 
 
 def _read_bytes(source: MediaSource) -> torch.Tensor:

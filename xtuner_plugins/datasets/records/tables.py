@@ -3,7 +3,7 @@
     image    bytes, a struct {bytes, path}, or a path           one image
     images   a list of these                                    several
 
-A record names an embedded image by its place, `row://ROW/COLUMN/NUMBER`, which `TableImages` reads; other names and
+A record names an embedded image by its place, `row://ROW/COLUMN/NUMBER`, which `EmbeddedImages` reads; other names and
 paths are those of files in the image folder. Texts and images are read apart: measuring lengths decodes no image
 column that isn't there, and reading a record no image.
 
@@ -13,7 +13,6 @@ beginning, so that memory stays bounded and an image at the end costs decoding t
 
 import contextlib
 import os
-import re
 import sys
 import threading
 from collections import OrderedDict
@@ -25,7 +24,8 @@ import numpy as np
 from ..cache import text_hash
 from ..errors import DataError, MediaError, RecordError, SettingError
 from ..images.archives import ArchiveImages
-from ..images.media import EMBEDDED_SCHEME, Blob, ImageFolder
+from ..images.media import Blob, ImageFolder
+from .embedded import EmbeddedImages, embedded_name
 from .rows import to_record
 from .table_files import ArrowTable, ParquetTable, opening
 
@@ -35,7 +35,6 @@ LARGE_GROUP = 1 << 27  # bytes: larger groups are read a few rows at a time
 WINDOW = 1 << 24  # bytes read at a time of a large group
 PEEK = 8  # rows by which the bytes of a row are estimated
 MAX_OPEN = 16  # files that a process keeps open
-EMBEDDED = re.compile(EMBEDDED_SCHEME + r"(\d{1,18})/(\d)/(\d{1,9})")
 
 
 class TableRecords:
@@ -98,9 +97,9 @@ class TableRecords:
         """For reading in sequence: the groups that are kept make it fast."""
         return contextlib.nullcontext(self)
 
-    def own_images(self, folder: "ImageFolder | ArchiveImages") -> "TableImages":
+    def own_images(self, folder: ImageFolder | ArchiveImages) -> EmbeddedImages:
         """The images in the rows, and those that rows name by paths in `folder`."""
-        return TableImages(self, folder)
+        return EmbeddedImages(self, folder)
 
     def parse(self, row: int) -> object:
         """The raw record of a row.
@@ -118,29 +117,30 @@ class TableRecords:
                 if not scalar.is_valid:
                     continue
                 if _is_list(scalar.type):
-                    values[name] = [f"{EMBEDDED_SCHEME}{row}/{number}/{place}" for place in range(len(scalar))] or None
+                    values[name] = [embedded_name(row, place, number) for place in range(len(scalar))] or None
                 else:
-                    values[name] = f"{EMBEDDED_SCHEME}{row}/{number}/0"
+                    values[name] = embedded_name(row, 0, number)
                 num_images += (name in ("image", "images")) * (len(scalar) if _is_list(scalar.type) else 1)
             for name in ("image", "images"):
                 if name in self.texts and values[name]:
                     num_images += 1 if isinstance(values[name], str) else len(values[name])
             return to_record(values, num_images, source)
 
-    def embedded(self, row: int, column: int, number: int) -> tuple[bytes | None, str | None]:
-        """(bytes, path) of an embedded image; either may be None.
-
-        Raises:
-            IndexError: there is no such row, column or image.
-        """
-        if row >= len(self):
-            raise IndexError(row)
-        name = self.media[column]
-        value = self._row(row, [name]).column(name)[0]
-        if _is_list(value.type):
-            value = value.values[number]
-        value = value.as_py()
-        return (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+    def embedded(self, row: int, column: int, number: int) -> Blob | str:
+        """As `embedded.HoldsImages`."""
+        shown = f"image {number + 1}"
+        with _reading(shown, MediaError):
+            if row >= len(self):
+                raise IndexError(row)
+            name = self.media[column]
+            value = self._row(row, [name]).column(name)[0]
+            value = (value.values[number] if _is_list(value.type) else value).as_py()
+        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+        if data is not None:
+            return Blob(shown, data)
+        if path:
+            return path
+        raise MediaError("image_missing", "neither bytes nor a path", "give the image or remove the row", shown)
 
     def _row(self, row: int, columns: list[str] | None = None) -> Any:
         """Columns of a row, as a pyarrow table of one row; by default all but the bytes of images."""
@@ -222,45 +222,6 @@ class _Held:
         while len(self.opened) > MAX_OPEN:
             oldest, _ = self.opened.popitem(last=False)
             files[oldest].__dict__.pop("file", None)
-
-
-class TableImages:
-    """Images in the rows of a table, or in the image folder where rows hold paths.
-
-    Args:
-        records: the table.
-        folder: the entry of `image_folders`.
-    """
-
-    def __init__(self, records: TableRecords, folder: "ImageFolder | ArchiveImages"):
-        self.records, self.inner, self.folder = records, folder, folder.folder
-
-    def plain(self, name: str) -> str:
-        """A name as it is looked up."""
-        return self.inner.plain(name)
-
-    def key(self) -> tuple:
-        """What decides which image a name means."""
-        return self.inner.key()
-
-    def resolve(self, name: str) -> str | Blob:
-        """The image `name` of a record.
-
-        Raises:
-            MediaError: as `ImageFolder.resolve`, or the row can't be read or holds none.
-        """
-        place = EMBEDDED.fullmatch(name) if isinstance(name, str) else None
-        if place is None:
-            return self.inner.resolve(name)
-        row, column, number = map(int, place.groups())
-        shown = f"image {number + 1}"
-        with _reading(shown, MediaError):
-            data, path = self.records.embedded(row, column, number)
-        if data is not None:
-            return Blob(shown, data)
-        if path:
-            return self.inner.resolve(path)
-        raise MediaError("image_missing", "neither bytes nor a path", "give the image or remove the row", shown)
 
 
 @contextlib.contextmanager

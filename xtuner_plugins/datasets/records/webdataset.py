@@ -22,11 +22,11 @@ import numpy as np
 from ..cache import locked, open_array, save, text_hash
 from ..errors import MediaError, RecordError, SettingError
 from ..images.archives import Archive, ArchiveImages
-from ..images.media import EMBEDDED_SCHEME, Blob, ImageFolder
+from ..images.media import Blob, ImageFolder
+from .embedded import EmbeddedImages, embedded_name
 from .record_json import parse_json
 from .records import IMAGE
 from .rows import TURNS, to_record
-from .tables import EMBEDDED
 
 IMAGE_SUFFIXES = tuple("jpg jpeg png webp gif bmp tif tiff heic heif avif ppm".split())
 RECORDS = (*TURNS, "texts", "chosen")  # one of these keys makes a .json a record
@@ -148,9 +148,9 @@ class WebDatasetRecords:
         """For reading in sequence."""
         return contextlib.nullcontext(self)
 
-    def own_images(self, folder: "ImageFolder | ArchiveImages") -> "WebDatasetImages":
+    def own_images(self, folder: ImageFolder | ArchiveImages) -> EmbeddedImages:
         """The images of the samples, and those that records name otherwise in `folder`."""
-        return WebDatasetImages(self, folder)
+        return EmbeddedImages(self, folder)
 
     def parse(self, row: int) -> object:
         """The raw record of a sample.
@@ -160,7 +160,7 @@ class WebDatasetRecords:
         """
         shard, sample = self._find(row)
         source, members = self.source(row), shard.members(sample)
-        names = [f"{EMBEDDED_SCHEME}{row}/0/{place}" for place, _ in enumerate(_images(members))]
+        names = [embedded_name(row, place) for place, _ in enumerate(_images(members))]
         texts = {}
         for member in members:
             if member.suffix in ("json", "txt"):
@@ -178,19 +178,15 @@ class WebDatasetRecords:
         problem = f"neither .json nor .txt, only {found}"
         raise RecordError("sample", problem, "write the record beside the image", source)
 
-    def embedded(self, row: int, number: int) -> tuple[str, bytes]:
-        """(name, bytes) of a sample's image.
-
-        Raises:
-            MediaError: there is none, or as `Archive.read`.
-        """
-        if row >= len(self):
+    def embedded(self, row: int, column: int, number: int) -> Blob:
+        """As `embedded.HoldsImages`; samples have one column."""
+        if row >= len(self) or column:
             raise MediaError("image_missing", "no such sample", "correct the name")
         shard, sample = self._find(row)
         images = _images(shard.members(sample))
         if number >= len(images):
             raise MediaError("image_missing", "the sample has no such image", "correct the name", shard.archive.path)
-        return images[number].name, shard.archive.read(images[number].number)
+        return Blob(images[number].name, shard.archive.read(images[number].number))
 
     @staticmethod
     def _read(shard: Shard, member: Member, source: str) -> bytes:
@@ -198,37 +194,6 @@ class WebDatasetRecords:
             return shard.archive.read(member.number)
         except MediaError as error:
             raise error.in_record(source) from None
-
-
-class WebDatasetImages:
-    """Images of samples, or in the image folder where records name others.
-
-    Args:
-        records: the samples.
-        folder: the entry of `image_folders`.
-    """
-
-    def __init__(self, records: WebDatasetRecords, folder: "ImageFolder | ArchiveImages"):
-        self.records, self.inner, self.folder = records, folder, folder.folder
-
-    def plain(self, name: str) -> str:
-        """A name as it is looked up."""
-        return self.inner.plain(name)
-
-    def key(self) -> tuple:
-        """What decides which image a name means."""
-        return self.inner.key()
-
-    def resolve(self, name: str) -> str | Blob:
-        """The image `name` of a record.
-
-        Raises:
-            MediaError: as `ImageFolder.resolve` or `Archive.read`.
-        """
-        place = EMBEDDED.fullmatch(name) if isinstance(name, str) else None
-        if place is None:
-            return self.inner.resolve(name)
-        return Blob(*self.records.embedded(int(place[1]), int(place[3])))
 
 
 def _images(members: Sequence[Member]) -> list[Member]:

@@ -1,5 +1,7 @@
 """ms-swift's boxes beside the texts."""
 
+import json
+
 import pytest
 
 from xtuner_plugins.datasets import MultimodalDataset, RecordError
@@ -39,6 +41,46 @@ def test_fractions_points_and_other_images():
     both = {"bbox": [[50, 100, 100, 200], [64, 48, 320, 240]], "image_id": [1]}  # the second is the first image's
     texts, _ = filled("<bbox><bbox>", "<image><image><ref-object>", images=("a.jpg", "b.jpg"), objects=both)
     assert texts[1] == "<box>[[500, 500, 1000, 1000]]</box><box>[[100, 100, 500, 500]]</box>"
+
+
+def as_release_2(**settings):
+    """The record of `grounded` as ms-swift 2 writes it."""
+    objects = [
+        {"caption": "the bus", "bbox": [64, 48, 320, 240], "bbox_type": "real", "image": 0},
+        {"caption": "two", "bbox": [[0, 0, 50, 100], [50, 100, 100, 200]], "bbox_type": "real", "image": 1},
+        {"caption": "half", "bbox": [0, 250, 500, 1000], "bbox_type": "norm_1000", "image": 0},
+        {"caption": "quarter", "bbox": [0, 0.25, 0.5, 1], "bbox_type": "norm_1"},
+    ]
+    raw = {"query": "<image><image>Where are <ref-object>, <ref-object>?", "images": ["a.jpg", "b.jpg"]}
+    return raw | {"response": "<bbox><bbox> <bbox><bbox>", "objects": objects} | settings
+
+
+@pytest.mark.parametrize("form", [lambda objects: objects, json.dumps])
+def test_objects_of_release_2_are_filled(form):
+    raw = as_release_2()
+    record = normalize_boxes(parse_record(raw | {"objects": form(raw["objects"])}, "f:3"), SIZES.__getitem__)
+    assert [turn.text for turn in record.turns] == [
+        "Where are <ref>the bus</ref>, <ref>two</ref>?",
+        "<box>[[100, 100, 500, 500]]</box><box>[[0, 0, 500, 500], [500, 500, 1000, 1000]]</box> "
+        "<box>[[0, 250, 500, 1000]]</box><box>[[0, 250, 500, 1000]]</box>",
+    ]
+
+
+@pytest.mark.parametrize("bad", [{"bbox": [1]}, {"bbox_type": "mm"}, {"bbox_type": []}, {"image": 2}, {"caption": 3}])
+def test_unusable_objects_of_release_2_are_refused(bad):
+    raw = as_release_2()
+    raw["objects"][0] |= bad
+    if bad == {"bbox_type": []}:
+        raw["objects"][0]["bbox_type"] = ["real"]
+    with pytest.raises(RecordError) as refused:
+        normalize_boxes(parse_record(raw, "f:3"), SIZES.__getitem__)
+    assert refused.value.reason == "objects"
+
+
+@pytest.mark.parametrize("objects", ["[1", "[" * 100_000, "no list", [], [{"bbox": [1, 2, 3, 4]}, 7], 3])
+def test_other_objects_beside_placeholders_are_refused(objects):
+    with pytest.raises(RecordError, match="foreign|plain text"):
+        parse_record(as_release_2(objects=objects), "f:3")
 
 
 def test_what_is_left_over_is_said_and_other_objects_are_kept():

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from .record_checks import fail
+from .record_checks import fail, read_fillers
 from .rewrites import (
     IMG_TAG,
     TURN_KEYS,
@@ -84,10 +84,7 @@ def part_names(part: dict) -> Iterator[tuple[str, str]]:
 
 
 def _has_objects(raw: dict) -> bool:
-    objects = raw.get("objects")
-    return (
-        isinstance(objects, dict) and ("bbox" in objects or "ref" in objects) and any(key in raw for key in TURN_KEYS)
-    )
+    return read_fillers(raw.get("objects")) is not None and any(key in raw for key in TURN_KEYS)
 
 
 def _is_meta(raw: dict) -> bool:

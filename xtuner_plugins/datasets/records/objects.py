@@ -4,10 +4,13 @@
         {"role": "user", "content": "<image>Where is <ref-object>?"}, {"role": "assistant", "content": "<bbox>"}]}
 
 becomes `<ref>the bus</ref>` and `<box>[[100, 100, 500, 500]]</box>` with an image of 640x480, as ms-swift writes them
-for InternVL. Four numbers are a box, two a point.
+for InternVL. Four numbers are a box, two a point, a list of these several boxes.
 
-    bbox_type   'real' (default): pixels of the upright image; 'norm1': fractions of it
+    bbox_type   'real' (default): pixels of the upright image; 'norm1': fractions of it; 'norm_1000': thousandths;
+                of all boxes, or a list
     image_id    of each box, the index of its image among the record's images; 0 where the list ends
+
+The list of objects that release 2 has is read, too (`record_checks.read_fillers`).
 """
 
 import json
@@ -15,12 +18,13 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from .record_checks import fail, has_fillers, shorten, warn
+from .record_checks import fail, read_fillers, shorten, warn
 from .records import Record
 
 PLACEHOLDER = re.compile("<(ref-object|bbox)>")
 FRAME_SIZE = 1000
-FRACTIONS, PIXELS = "norm1", "real"
+PIXELS = "real"
+FRAMES = {"norm1": 1, "norm_1": 1, "norm_1000": FRAME_SIZE}  # sides of the image in other units
 
 
 def fill_objects(record: Record, real_size: Callable[[int], tuple[int, int]] | None = None) -> Record:
@@ -32,8 +36,8 @@ def fill_objects(record: Record, real_size: Callable[[int], tuple[int, int]] | N
     Raises:
         RecordError: fewer boxes or names than placeholders, boxes outside the image, or another form of `objects`.
     """
-    objects, texts = record.extra.get("objects"), [part for turn in record.turns for part in turn.parts]
-    if not has_fillers(objects):
+    objects, texts = read_fillers(record.extra.get("objects")), [part for turn in record.turns for part in turn.parts]
+    if objects is None:
         return record
     counts = {"ref-object": 0, "bbox": 0}
     for text in texts:
@@ -53,11 +57,12 @@ def fill_objects(record: Record, real_size: Callable[[int], tuple[int, int]] | N
         if needed < len(given) and needed:
             warn(warnings, record.source, "objects", problem, "the last ones aren't used")
     size = _sizes(record, real_size)
-    numbers = _image_numbers(objects, len(boxes), record)
-    filled = [
-        _box(box, objects, size, number, record) for box, number in zip(boxes[: counts["bbox"]], numbers, strict=False)
-    ]
-    values = {"ref-object": iter([_name(name, record) for name in names]), "bbox": iter(filled)}
+    numbers, kinds = _image_numbers(objects, len(boxes), record), _kinds(objects, len(boxes), record)
+    used = zip(boxes[: counts["bbox"]], kinds, numbers, strict=False)
+    values = {
+        "ref-object": iter([_name(name, record) for name in names[: counts["ref-object"]]]),
+        "bbox": iter([_boxes(box, kind, size, number, record) for box, kind, number in used]),
+    }
     turns = tuple(
         turn._replace(
             parts=tuple(
@@ -113,19 +118,32 @@ def _sizes(record: Record, real_size: Callable[[int], tuple[int, int]] | None) -
     return size
 
 
-def _box(box: object, objects: dict, size: Callable[[int], tuple[int, int]], number: int, record: Record) -> str:
-    """A box or a point in the 0-1000 frame, as the models write it."""
-    kind = objects.get("bbox_type") or PIXELS
-    if kind not in (FRACTIONS, PIXELS):
-        fail(record.source, "objects", f"'bbox_type' is {shorten(str(kind))}", "it is 'real' (pixels) or 'norm1'")
+def _kinds(objects: dict, count: int, record: Record) -> list[str]:
+    """The `bbox_type` of each box."""
+    given = objects.get("bbox_type")
+    kinds = [kind or PIXELS for kind in given] if isinstance(given, list) else [given or PIXELS] * count
+    for kind in kinds:
+        if not isinstance(kind, str) or kind not in (PIXELS, *FRAMES):
+            choices = ", ".join(map(repr, FRAMES))
+            fail(record.source, "objects", f"'bbox_type' is {shorten(str(kind))}", f"it is 'real' (pixels), {choices}")
+    return kinds + [PIXELS] * max(0, count - len(kinds))
+
+
+def _boxes(value: object, kind: str, size: Callable[[int], tuple[int, int]], number: int, record: Record) -> str:
+    """A box, a point or several in the 0-1000 frame, as the models write them."""
+    several = isinstance(value, list) and value and all(isinstance(item, list) for item in value)
+    boxes = [_box(box, kind, size, number, record) for box in (value if several else [value])]
+    return f"<box>{json.dumps(boxes)}</box>"
+
+
+def _box(box: object, kind: str, size: Callable[[int], tuple[int, int]], number: int, record: Record) -> list[int]:
     numeric = isinstance(box, list) and len(box) in (2, 4)
     if not numeric or any(isinstance(value, bool) or not isinstance(value, int | float) for value in box):
         fail(record.source, "objects", f"{shorten(str(box))} in 'bbox' is no box", "write [x1, y1, x2, y2] or [x, y]")
-    width, height = (1, 1) if kind == FRACTIONS else size(number)
+    width, height = size(number) if kind == PIXELS else (FRAMES[kind],) * 2
     (x1, y1), (x2, y2) = box[:2], box[-2:]
     if not (0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height):
-        frame = "0 to 1" if kind == FRACTIONS else f"the image of {width}x{height}"
+        frame = f"the image of {width}x{height}" if kind == PIXELS else f"0 to {width}"
         fail(record.source, "objects", f"the box {box} isn't [x1, y1, x2, y2] within {frame}", "correct the box")
     sides = (width, height) * 2
-    numbers = [round(value / side * FRAME_SIZE) for value, side in zip(box, sides, strict=False)]
-    return f"<box>{json.dumps([numbers])}</box>"
+    return [round(value / side * FRAME_SIZE) for value, side in zip(box, sides, strict=False)]

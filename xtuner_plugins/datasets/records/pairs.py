@@ -19,7 +19,7 @@ answers are compared; earlier answers of the conversation belong to the prompt.
 from dataclasses import dataclass
 
 from .objects import PLACEHOLDER
-from .record_checks import fail, has_fillers, shorten, warn
+from .record_checks import fail, read_fillers, shorten, warn
 from .records import FORMATS, Record, Turn, parse_record
 from .rewrites import history_messages, join_input
 
@@ -76,7 +76,7 @@ def _join(record: Record, other: Record) -> PairRecord:
     if longer > SHORT and longer > FAR_APART * shorter:
         problem = f"the answers have {len(chosen.text)} and {len(rejected.text)} characters"
         warn(warnings, source, "far_apart", problem, "a model may learn to prefer the length; check the pair")
-    if has_fillers(record.extra.get("objects")) and any(
+    if read_fillers(record.extra.get("objects")) is not None and any(
         isinstance(part, str) and PLACEHOLDER.search(part) for turn in (*record.turns, rejected) for part in turn.parts
     ):
         problem = "'objects' of a pair: it isn't said which of them belong to which answer"

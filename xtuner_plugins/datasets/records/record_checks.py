@@ -20,6 +20,7 @@ warning, and `tools/check_data.py` counts it.
                                                                                            other place; else a warning
 """
 
+import json
 import re
 from collections.abc import Iterator
 from typing import NoReturn
@@ -140,9 +141,27 @@ def check_keys(extra: dict, has_media: bool, source: str, warnings: list[RecordE
             warn(warnings, source, "ignored_key", f"{key!r} of a record isn't read", remedy)
 
 
-def has_fillers(objects: object) -> bool:
-    """Whether a record's "objects" are ms-swift's, which fill placeholders in the texts."""
-    return isinstance(objects, dict) and ("bbox" in objects or "ref" in objects)
+def read_fillers(objects: object) -> dict | None:
+    """A record's "objects" if they are ms-swift's, which fill placeholders in the texts; else None.
+
+    Its release 2 has a list of {caption, bbox, bbox_type, image}, often as JSON text; here it is given as release 3's
+    lists {ref, bbox, bbox_type, image_id}.
+    """
+    if isinstance(objects, str) and objects.lstrip().startswith("["):
+        try:
+            objects = json.loads(objects)
+        except (ValueError, RecursionError):
+            return None
+    if isinstance(objects, dict):
+        return objects if "bbox" in objects or "ref" in objects else None
+    if not isinstance(objects, list) or not objects:
+        return None
+    if not all(isinstance(item, dict) and "bbox" in item for item in objects):
+        return None
+    keys = {"ref": "caption", "bbox": "bbox", "bbox_type": "bbox_type", "image_id": "image"}
+    columns = {name: [item.get(key) for item in objects] for name, key in keys.items()}
+    columns["image_id"] = [0 if number is None else number for number in columns["image_id"]]
+    return columns
 
 
 def check_texts(marked: list, in_front: bool, objects: object, source: str, warnings: list[RecordError]) -> None:
@@ -153,7 +172,7 @@ def check_texts(marked: list, in_front: bool, objects: object, source: str, warn
         in_front: whether the record's only image or video has no placeholder in the user's turns.
         objects: the record's "objects", with which others fill `<bbox>`; None without.
     """
-    fills = has_fillers(objects)
+    fills = read_fillers(objects) is not None
     for number, role, text, is_part in marked:
         asked = role == "user"
         if "<image>" in text and (not asked or is_part):

@@ -185,6 +185,11 @@ def swift_objects(rng):
     frame = [[round(x1 / 0.64), round(y1 / 0.48), round(x2 / 0.64), round(y2 / 0.48)] for x1, y1, x2, y2 in boxes]
     objects = {"ref": ["it"] * number, "bbox": given}
     objects |= {"bbox_type": "norm1"} if fractions else {"image_id": [rng.randrange(len(names)) for _ in boxes]}
+    if rng.random() < 0.3:  # release 2
+        kind, images = "norm_1" if fractions else "real", objects.get("image_id", [0] * number)
+        items = zip(given, images, strict=True)
+        objects = [{"caption": "it", "bbox": box, "bbox_type": kind, "image": image} for box, image in items]
+        objects = json.dumps(objects) if rng.random() < 0.3 else objects
     theirs, mine = list(texts), list(texts)
     theirs[-1] += "<ref-object><bbox>" * number
     mine[-1] += "".join(f"<ref>it</ref><box>{json.dumps([box])}</box>" for box in frame)

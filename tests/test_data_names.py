@@ -1,4 +1,17 @@
-from xtuner_plugins.data_names import is_pattern, names_data, names_images, split_archive
+import pytest
+
+from xtuner_plugins.data_names import (
+    absolute_path,
+    is_pattern,
+    is_url,
+    local_path,
+    masked,
+    names_data,
+    names_images,
+    real_path,
+    scheme_of,
+    split_archive,
+)
 
 
 def test_what_is_there(tmp_path):
@@ -17,3 +30,35 @@ def test_an_archive_and_a_folder_in_it(tmp_path):
     assert split_archive(f"{tmp_path}/x.ZIP/a/b/") == (f"{tmp_path}/x.ZIP", "a/b")
     assert split_archive(f"{tmp_path}/x.ZIP") == (f"{tmp_path}/x.ZIP", "")
     assert split_archive("x.zip") == split_archive("") == split_archive("/") == ("", "")
+
+
+def test_urls(tmp_path):
+    (tmp_path / "a b.jsonl").touch()
+    for url, scheme in {
+        "s3://b/a": "s3",
+        "HTTPS://h/a?x=1": "https",
+        "cluster:s3://b/a": "s3",
+        "a::s3://b": "s3",
+    }.items():
+        assert is_url(url) and scheme_of(url) == scheme and local_path(url) == url
+        assert names_data(url) and names_images(url) and not is_pattern(url + "*")
+        assert absolute_path(url) == real_path(url) == url
+    assert not any(map(is_url, ("a.jsonl", "/a/b", "C:/a", "data:image/png;base64,//", None, 3)))
+    assert local_path((tmp_path / "a b.jsonl").as_uri()) == f"{tmp_path}/a b.jsonl"
+    assert names_data(f"file://{tmp_path}/a%20b.jsonl") and not names_data(f"file://{tmp_path}/none.jsonl")
+    assert names_images(f"file://{tmp_path}") and not names_images(f"file://{tmp_path}/none")
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("s3://key:secret@bucket/a.jpg: gone", "s3://***@bucket/a.jpg: gone"),
+        ("s3://AKIA:abc/d+e@bucket/a.jpg", "s3://***@bucket/a.jpg"),
+        ("at 'https://h/a.jpg?X-Amz-Signature=abc&b=c' and", "at 'https://h/a.jpg?***' and"),
+        ("http://127.0.0.1:9000/photo@2x.jpg", "http://127.0.0.1:9000/photo@2x.jpg"),
+        ("is it a.jpg? yes", "is it a.jpg? yes"),
+        ("a@b.c and s3://b/x", "a@b.c and s3://b/x"),
+    ],
+)
+def test_messages_hide_credentials(text, expected):
+    assert masked(text) == expected

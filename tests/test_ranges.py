@@ -81,3 +81,50 @@ def test_a_tracker_without_its_package_names_what_to_install(monkeypatch):
             ranges.check_tracker(tracker)
         monkeypatch.setattr(ranges.importlib.util, "find_spec", lambda name, package=package: name == package or None)
         ranges.check_tracker(tracker)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"key": "AKIA"},
+        {"secret": "hunter2"},
+        {"token": "hunter2"},
+        {"password": "hunter2"},
+        {"backend": "petrel", "access_key": "hunter2"},
+        {"accessKeyId": "hunter2"},
+        {"client_kwargs": {"aws_secret_access_key": "hunter2"}},
+        {"client_kwargs": [{"aws_session_token": b"hunter2"}]},
+        {"headers": {"Authorization": "Bearer hunter2"}},
+        {"endpoint_url": "http://user:hunter2@host"},
+        {"storage_options": {"sas_token": "hunter2"}},
+    ],
+)
+def test_a_credential_is_refused_and_never_shown(value):
+    with pytest.raises(RangeError, match="holds a credential itself .*environment variables .* by profile=") as error:
+        ranges.check_backend_args(value)
+    assert "hunter2" not in str(error.value) and "AKIA" not in str(error.value)
+
+
+def test_options_that_are_no_credentials():
+    for value in (
+        {},
+        {"endpoint_url": "http://127.0.0.1:9000", "anon": True, "profile": "mine"},
+        {"backend": "petrel", "conf_path": "~/petreloss.conf", "enable_mc": False},
+        {"token": "anon"},
+        {"token": "/home/me/key.json"},
+        {"ssl_key_file": "/etc/key.pem", "key": None, "secret": ""},
+    ):
+        ranges.check_backend_args(value)
+    for value in ("s3", [], {1: 2}, {"backend": None}, {"backend": 3}):
+        with pytest.raises(RangeError, match="backend_args"):
+            ranges.check_backend_args(value)
+
+
+def test_urls_of_kinds_that_arent_read(monkeypatch):
+    ranges.check_store_url("file:///a")
+    ranges.check_store_url("cluster:s3://a", {"backend": "petrel"})
+    with pytest.raises(RangeError, match=r"ftp://\*\*\*@h/a is a URL of a kind .*; there are file, s3, "):
+        ranges.check_store_url("ftp://me:hunter2@h/a")
+    monkeypatch.setattr(ranges.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RangeError, match="^gs://b/a needs the package gcsfs; pip install gcsfs$"):
+        ranges.check_store_url("gs://b/a")

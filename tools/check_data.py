@@ -279,6 +279,8 @@ def compare_names(dataset, total: int) -> list:
 def main() -> int:
     args = parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from xtuner_plugins.datasets.errors import DataError
+
     try:
         (dataset, *validation), benchmarks = open_inputs(args)
         for path in filter(None, (args.reject_list, args.html, args.json)):
@@ -289,13 +291,17 @@ def main() -> int:
             return 1
         print(f"error: {error}", file=sys.stderr)
         return 2
-    status, reports, folders = check(dataset, args)
     held_out = []
-    for of_validation in validation:
-        print("\nvalidation data")
-        its_status, its_reports, _ = check(of_validation, argparse.Namespace(**{**vars(args), "reject_list": None}))
-        status = max(status, its_status)
-        held_out.append((of_validation, its_reports))
+    try:
+        status, reports, folders = check(dataset, args)
+        for of_validation in validation:
+            print("\nvalidation data")
+            its_status, its_reports, _ = check(of_validation, argparse.Namespace(**{**vars(args), "reject_list": None}))
+            status = max(status, its_status)
+            held_out.append((of_validation, its_reports))
+    except DataError as error:  # about no record: a store that doesn't answer
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if args.names_only:
         if args.json and status < 2:
             from xtuner_plugins.datasets.audit.check import write_json

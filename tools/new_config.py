@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))  # works from a checkout that isn't installed
 
 from xtuner_plugins.cli.arguments import add_config_options  # noqa: E402
 from xtuner_plugins.config_file import ConfigError, find_config, read_config  # noqa: E402
-from xtuner_plugins.data_names import names_data, names_images  # noqa: E402
+from xtuner_plugins.data_names import absolute_path, names_data, names_images  # noqa: E402
 from xtuner_plugins.leaf import Leaf, check_out, launch_line, literal  # noqa: E402
 
 
@@ -97,7 +97,7 @@ def write_config(args: argparse.Namespace) -> str:
 
 
 def absolute(paths: list[str]) -> list[str]:
-    return [os.path.abspath(path) for path in paths]
+    return [absolute_path(path) for path in paths]
 
 
 if __name__ == "__main__":

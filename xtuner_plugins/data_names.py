@@ -1,18 +1,69 @@
-"""How entries of `data_paths` and `image_folders` may name something on the disk, known without opening it.
+"""How entries of `data_paths` and `image_folders` may name files and objects, known without opening them.
 
 Apart from the package `datasets`, whose import takes seconds: the check of a config's text needs it, too.
 """
 
 import os
 import posixpath
+import re
+from urllib.parse import unquote, urlsplit
 
 WILDCARDS = "*?{"
 ARCHIVES = (".tar", ".zip")
+LOCAL_SCHEME = "file"
+# Packages that fsspec needs, by the scheme of a URL, as Python and pip name them; '' where it needs none
+STORE_PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "oss": "ossfs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "hdfs": "pyarrow",
+    "http": "aiohttp",
+    "https": "aiohttp",
+    "memory": "",
+}
+_URL = re.compile(r"(?:[\w.:-]+:)?([a-z][a-z0-9+.-]*)://", re.IGNORECASE)  # petrel writes `cluster:s3://`
+# What stands before the host: up to the first slash, or beyond it where a password that isn't quoted holds one.
+_USER = re.compile(r"(?<=://)(?:[^/\s@]*|[^/\s@]*:(?!\d+/)[^\s@]*)@")
+_QUERY = re.compile(r"(://[^\s?'\"<>]*)\?[^\s'\"<>]+")  # holds the signature of a signed URL
+
+
+def is_url(path: object) -> bool:
+    """Whether an entry is a URL; `file://` is one, too."""
+    return isinstance(path, str) and _URL.match(path) is not None
+
+
+def scheme_of(url: str) -> str:
+    """The scheme of a URL, in lower case."""
+    return _URL.match(url)[1].lower()
+
+
+def local_path(path: str) -> str:
+    """The path that a `file://` URL names; any other entry as it is."""
+    if not is_url(path) or scheme_of(path) != LOCAL_SCHEME:
+        return path
+    return unquote(urlsplit(path).path)
+
+
+def absolute_path(path: str) -> str:
+    """The absolute path of an entry; a URL as it is."""
+    return path if is_url(path) else os.path.abspath(path)
+
+
+def real_path(path: str) -> str:
+    """The path of an entry without links, by which two entries are compared; a URL as it is."""
+    return path if is_url(path) else os.path.realpath(path)
+
+
+def masked(text: str) -> str:
+    """A text without the users, passwords and queries (signatures) of the URLs in it, for messages."""
+    return _QUERY.sub(r"\1?***", _USER.sub("***@", text))
 
 
 def is_pattern(path: str) -> bool:
     """Whether an entry names files by a pattern: `*` and `?` as in a shell, and braces."""
-    return not os.path.exists(path) and any(char in path for char in WILDCARDS)
+    return not is_url(path) and not os.path.exists(path) and any(char in path for char in WILDCARDS)
 
 
 def split_archive(path: str) -> tuple[str, str]:
@@ -29,10 +80,12 @@ def split_archive(path: str) -> tuple[str, str]:
 
 
 def names_data(path: str) -> bool:
-    """Whether something is there that an entry of `data_paths` can mean; a pattern isn't looked up."""
-    return os.path.exists(path) or is_pattern(path)
+    """Whether something is there that an entry of `data_paths` can mean; patterns and URLs aren't looked up."""
+    path = local_path(path)
+    return is_url(path) or os.path.exists(path) or is_pattern(path)
 
 
 def names_images(path: str) -> bool:
-    """Whether something is there that an entry of `image_folders` can mean."""
-    return os.path.isdir(path) or bool(split_archive(path)[0])
+    """Whether something is there that an entry of `image_folders` can mean; URLs aren't looked up."""
+    path = local_path(path)
+    return is_url(path) or os.path.isdir(path) or bool(split_archive(path)[0])

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from .data_names import LOCAL_SCHEME, STORE_PACKAGES, is_url, masked, scheme_of
 
 MAX_TILES = 256  # published configurations use up to 40
 ROW_MULTIPLE = 128  # tokens; a row of 8192 is filled up by less than 1 % on average
@@ -25,6 +28,14 @@ TRACKERS = {
     "swanlab": ("swanlab.integration.mmengine.SwanlabVisBackend", "swanlab"),
     "mlflow": ("mmengine.visualization.MLflowVisBackend", "mlflow"),
 }
+# Names of options that hold a credential itself: `key`, `secret`, `token`, `aws_session_token`, `access_key_id` ...
+_CREDENTIAL = re.compile(
+    r"(?:^|_)(?:key|secret|token|password|passwd|pwd|credentials?|signature|sas)(?:$|_)"
+    r"|access_?key|secret|^(?:authorization|cookie)$|password"
+)
+# What gcsfs takes for `token` that is none, beside the path of a file of credentials
+_NO_TOKENS = re.compile(r"anon|google_default|cloud|cache|browser|.*\.json")
+_USER_IN_URL = re.compile(r"://[^/\s]*:[^\s@]*@")
 
 
 class RangeError(ValueError):
@@ -205,3 +216,53 @@ def check_tracker(value: Any) -> None:
     if value != "none" and importlib.util.find_spec(TRACKERS[value][1]) is None:
         package = TRACKERS[value][1]
         raise RangeError(f"tracker={value!r} needs the package {package}", f"pip install {package}, or tracker=none")
+
+
+def check_store_url(url: str, backend_args: Mapping | None = None) -> None:
+    """A URL among ``data_paths`` or ``image_folders``; raises `RangeError`."""
+    scheme = scheme_of(url)
+    if scheme == LOCAL_SCHEME or "backend" in (backend_args or {}):
+        return
+    if scheme not in STORE_PACKAGES or "::" in url or not url.lower().startswith(scheme):
+        known = ", ".join((LOCAL_SCHEME, *STORE_PACKAGES))
+        remedy = f"there are {known}; other stores through MMEngine: backend_args=dict(backend=...)"
+        raise RangeError(f"{masked(url)} is a URL of a kind that isn't read", remedy)
+    package = STORE_PACKAGES[scheme]
+    if package and importlib.util.find_spec(package) is None:
+        raise RangeError(f"{masked(url)} needs the package {package}", f"pip install {package}")
+
+
+def check_backend_args(value: Any) -> None:
+    """``backend_args``, which each run's copy of its config will show; raises `RangeError`."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        said = "of numbers" if isinstance(value, Mapping) else f"{masked(repr(value))[:80]}"
+        raise RangeError(
+            f"backend_args is no dict of options ({said})", "write backend_args=dict(endpoint_url=..., anon=True)"
+        )
+    if "backend" in value and not (isinstance(value["backend"], str) and value["backend"]):
+        remedy = "name a backend of MMEngine, such as 'petrel' or 'lmdb', or leave it out"
+        raise RangeError("backend_args: 'backend' is no name", remedy)
+    if (name := _find_credential(value)) is not None:
+        raise RangeError(
+            f"backend_args holds a credential itself ({name}), and each run writes a copy of its config",
+            "leave it out: give credentials by environment variables (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET, GOOGLE_APPLICATION_CREDENTIALS), by profile='name', or by "
+            "the store's own file of credentials",
+        )
+
+
+def _find_credential(value: Any, name: str = "") -> str | None:
+    """The name of the first option that holds a credential."""
+    if isinstance(value, Mapping):
+        found = (_find_credential(each, f"{name}.{key}" if name else str(key)) for key, each in value.items())
+    elif isinstance(value, (list, tuple)):
+        found = (_find_credential(each, name) for each in value)
+    elif not isinstance(value, (str, bytes)) or not value:
+        return None
+    else:
+        last = name.rpartition(".")[2].lower()
+        if last == "token" and isinstance(value, str) and _NO_TOKENS.fullmatch(value):
+            return None
+        in_url = isinstance(value, str) and is_url(value) and _USER_IN_URL.search(value)
+        return name if in_url or (_CREDENTIAL.search(last) and not last.endswith(("_file", "_path"))) else None
+    return next((each for each in found if each is not None), None)

@@ -37,6 +37,7 @@ image_folders = ["data/LLaVA-Instruct/images"]
 max_tiles = 12  # + thumbnail
 max_length = 8192  # tokens; 13 tiles take 3328
 augment = None  # {"jpeg_quality": (75, 100)}: as the official recipe; docs/data.md
+backend_args = None  # options of stores and MMEngine's backends: docs/data.md
 dtype = "auto"  # bfloat16 where the device has it, float16 on older GPUs
 gradient_checkpointing = True  # less memory, one more forward pass; of LLM and encoder
 visual_encoder_checkpointing = None  # None: as above; False, True, or 4: blocks in groups of four
@@ -135,6 +136,7 @@ train_dataloader = dict(
         max_tiles=max_tiles,
         max_length=max_length,
         augment=augment,
+        backend_args=backend_args,
     ),
 )
 optim_wrapper = dict(

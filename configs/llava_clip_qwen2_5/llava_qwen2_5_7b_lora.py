@@ -37,6 +37,7 @@ image_folders = ["data/coco/train2017"]
 max_tiles = 1  # the whole image: 576 tokens
 max_length = 2048  # tokens; the image takes 576
 augment = None  # {"jpeg_quality": (75, 100)}: as the official recipe; docs/data.md
+backend_args = None  # options of stores and MMEngine's backends: docs/data.md
 dtype = "auto"  # bfloat16 where the device has it, float16 on older GPUs
 gradient_checkpointing = True  # less memory, one more forward pass; of LLM and encoder
 visual_encoder_checkpointing = None  # None: as above; False, True, or 4: blocks in groups of four
@@ -131,6 +132,7 @@ train_dataloader = dict(
         max_tiles=max_tiles,
         max_length=max_length,
         augment=augment,
+        backend_args=backend_args,
     ),
 )
 optim_wrapper = dict(

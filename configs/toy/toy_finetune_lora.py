@@ -34,6 +34,7 @@ image_folders = ["work_dirs/quickstart/data/images"]
 max_tiles = 6  # + thumbnail
 max_length = 512  # tokens; 7 tiles of 112 px take 112
 augment = None  # {"jpeg_quality": (75, 100)}: as the official recipe; docs/data.md
+backend_args = None  # options of stores and MMEngine's backends: docs/data.md
 dtype = "float32"
 gradient_checkpointing = False  # these sizes need no saving
 visual_encoder_checkpointing = None  # None: as above; False, True, or 4: blocks in groups of four
@@ -128,6 +129,7 @@ train_dataloader = dict(
         max_tiles=max_tiles,
         max_length=max_length,
         augment=augment,
+        backend_args=backend_args,
     ),
 )
 optim_wrapper = dict(

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.datasets.store_servers import BUCKET, shared_server
+
 SIZES = {"a.jpg": (100, 90), "b.png": (360, 120), "deep/c.jpg": (120, 360)}
 
 
@@ -97,6 +99,39 @@ def write_zip(records, images: Path, out: Path, method: int = zipfile.ZIP_DEFLAT
 
 def write_stored_zip(records, images: Path, out: Path) -> dict:
     return write_zip(records, images, out, zipfile.ZIP_STORED)
+
+
+def write_backend(records, images: Path, out: Path, backend: str) -> dict:
+    """Images behind a backend of MMEngine: the same folder, or LMDB, whose keys are their names."""
+    args, folder = {"backend": backend}, str(images)
+    if backend == "lmdb":
+        import lmdb
+
+        folder, args["db_path"] = None, str(out / "lmdb")
+        with lmdb.open(args["db_path"], map_size=1 << 24) as database, database.begin(write=True) as writing:
+            for path in images.rglob("*.*"):
+                writing.put(str(path.relative_to(images)).encode(), path.read_bytes())
+    plain = write_plain(records, images, out)
+    return {**plain, "image_folders": folder, "dataset_settings": [{"backend_args": args}]}
+
+
+def write_store(records, images: Path, out: Path, scheme: str = "s3", form=write_plain) -> dict:
+    """Records and images in a store."""
+    server, place = shared_server(), f"{BUCKET}{out}"
+    for path in images.rglob("*.*"):
+        server.objects[f"{place}/images/{path.relative_to(images)}"] = path.read_bytes()
+    written = form(records, images, out)
+    data = Path(written["data_paths"])
+    server.objects[f"{place}/{data.name}"] = data.read_bytes()
+    root = f"{server.url}/{place}" if scheme == "http" else f"s3://{place}"
+    folder = f"{root}/images" if written.get("image_folders") else None
+    args = {} if scheme == "http" else {"backend_args": {"endpoint_url": server.url, "anon": True}}
+    return {"data_paths": f"{root}/{data.name}", "image_folders": folder, **args}
+
+
+def write_file_url(records, images: Path, out: Path) -> dict:
+    plain = write_plain(records, images, out)
+    return {key: Path(value).as_uri() for key, value in plain.items()}
 
 
 def as_rows(records, images: Path, image: str) -> list[dict]:
@@ -209,4 +244,15 @@ KINDS = {
     "webdataset": write_webdataset,
     "webdataset shards": functools.partial(write_webdataset, shards=2),
     "webdataset pattern": write_webdataset_pattern,
+    "lmdb": functools.partial(write_backend, backend="lmdb"),
+    "local backend": functools.partial(write_backend, backend="local"),
+    "s3": write_store,
+    "s3, gzip": lambda *args: write_store(*args, form=write_gzip),
+    "s3, parquet": lambda *args: write_store(*args, form=write_parquet),
+    "s3, parquet of paths": lambda *args: write_store(*args, form=functools.partial(write_parquet, image="path")),
+    "s3, webdataset": lambda *args: write_store(*args, form=write_webdataset),
+    "http": functools.partial(write_store, scheme="http"),
+    "file://": write_file_url,
 }
+# Kinds that say more than a path and a folder, for which a command without a config has no place
+NEED_SETTINGS = ("windows", "lmdb", "local backend", *(kind for kind in KINDS if kind.startswith("s3")))

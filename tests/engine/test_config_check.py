@@ -44,6 +44,25 @@ REFUSED = [
     ("default_hooks.checkpoint.max_keep_ckpts", 0, "max_keep_ckpts=0 is out of range"),
     ("default_hooks.chekpoint.interval", 5, "default_hooks.chekpoint: a hook needs a type"),
     ("randomness.sed", 5, "nothing reads 'sed'; known: "),
+    (
+        f"{DATASET}.backend_args",
+        {"secret": "x", "_delete_": True},
+        "dataset: backend_args holds a credential itself .secret.",
+    ),
+    (f"{DATASET}.backend_args", {"backend": 3, "_delete_": True}, "backend_args: 'backend' is no name"),
+    (
+        f"{DATASET}.dataset_settings",
+        [{"backend_args": {"key": "x"}}],
+        r"dataset_settings\[0\]: backend_args holds a cred",
+    ),
+    (f"{DATASET}.data_paths", ["ftp://me:x@host/a.jsonl"], r"data_paths: ftp://\*\*\*@host/a.jsonl is a URL of a kind"),
+    (
+        f"{DATASET}.image_folders",
+        ["oss://bucket/a"],
+        "image_folders: oss://bucket/a needs the package ossfs; pip install",
+    ),
+    (f"{DATASET}.store_timeout", 0, "store_timeout=0 can't be used"),
+    (f"{DATASET}.image_cache_gib", -1, "image_cache_gib=-1 can't be used"),
     ("model.dtype", "half", "dtype='half' is not supported; it is one of: auto, bfloat16, float16, float32"),
     ("model.freeze_llm", "yes", "freeze_llm='yes': VisionLanguageModel wants a valid boolean"),
 ]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ..data_names import real_path
 from ..hub.constants import IGNORE_INDEX
 from .errors import DataError, SettingError
 
@@ -53,11 +54,11 @@ def read_reject_list(path: str | os.PathLike | None, sources: Sequence) -> list[
         try:
             for line in Path(path).read_text(encoding="utf-8").splitlines():
                 entry = json.loads(line)
-                rows.setdefault(os.path.realpath(entry["file"]), set()).add(int(entry["row"]))
+                rows.setdefault(real_path(entry["file"]), set()).add(int(entry["row"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SettingError(
                 "reject_list",
                 f"reject list {os.fspath(path)!r} can't be read ({error})",
                 "write it with tools/check_data.py --reject-list",
             ) from None
-    return [frozenset(rows.get(os.path.realpath(source.index.path), ())) for source in sources]
+    return [frozenset(rows.get(real_path(source.index.path), ())) for source in sources]

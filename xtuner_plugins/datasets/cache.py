@@ -110,6 +110,11 @@ def array_hash(*arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
+def bytes_hash(data: bytes) -> str:
+    """Hash of bytes."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 def text_hash(*texts: str) -> str:
     """Hash of texts, each kept apart from the next."""
     digest = hashlib.blake2b(digest_size=16)

@@ -30,6 +30,7 @@ from .plan.lengths import DROPPED, FATES, FITS, REJECTED, SHRUNK, TRUNCATED, Len
 from .plan.measure import Measure
 from .records.boxes import normalize_boxes
 from .records.records import Medium, Record, parse_record
+from .stores.store import CACHE_GIB, TIMEOUT, StoreSettings
 from .text.conversation import Encoded, Piece, join_pieces, split_pieces, tokenize_pieces
 from .text.tokens import TextTokenizer
 
@@ -50,9 +51,13 @@ class MultimodalDataset(Dataset):
         repeat_times: how often each file is used per epoch; 0.5 takes a fixed random half, 3.5 everything three times
             and half of it a fourth time. Default 1.
         dataset_settings: per file a dict or None: name, min_tiles, max_tiles, use_thumbnail, template, loss_weight,
-            augment, windows_paths (whether `\\` in names of images separates folders).
+            augment, windows_paths (whether `\\` in names of images separates folders), backend_args.
         min_tiles, max_tiles, use_thumbnail, template: for files without their own; default: the base's config.json.
         augment: random changes of images, for files without their own (see `images.augment`); None: none.
+        backend_args: how URLs among `data_paths` and `image_folders` are read, for files without their own: options
+            of fsspec, or with `backend` a file backend of MMEngine, which then reads all images.
+        store_timeout: seconds of a read from a store, with all its tries.
+        image_cache_gib: most GiB of images from stores that are kept in `cache_dir`; 0 keeps none.
         max_length: most tokens of a sample.
         tile_sharing: 'equal' or 'need', how several images share the tiles (see `budget`).
         too_long: what is tried, in this order, on a longer sample: 'shrink_tiles', 'truncate_text'. A sample that is
@@ -101,6 +106,9 @@ class MultimodalDataset(Dataset):
         use_thumbnail: bool | None = None,
         template: str | None = None,
         augment: dict | None = None,
+        backend_args: dict | None = None,
+        store_timeout: float = TIMEOUT,
+        image_cache_gib: float = CACHE_GIB,
         max_length: int = 4096,
         tile_sharing: str = "equal",
         too_long: Sequence[str] = STEPS,
@@ -129,8 +137,9 @@ class MultimodalDataset(Dataset):
             "template": template,
             "augment": augment,
         }
+        stores = StoreSettings(backend_args, store_timeout, image_cache_gib)
         self.sources = open_sources(
-            data_paths, image_folders, repeat_times, dataset_settings, config, shared, self.cache_dir
+            data_paths, image_folders, repeat_times, dataset_settings, config, shared, self.cache_dir, stores
         )
         self.tile_size = self.sources[0].tiling.tile_size
         self.on_bad_sample = check_choice("on_bad_sample", on_bad_sample, POLICIES)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..data_names import is_url, masked
 from .base import template_of, tiling_of
 from .errors import DataError, SettingError
 from .images.archives import open_images
@@ -16,6 +17,7 @@ from .images.media import ImageFolder
 from .images.tiling import DynamicTiling
 from .meta_file import expand_metas
 from .records.opening import RecordSource, folder_of, open_records, stem_of
+from .stores.store import StoreSettings
 from .text.templates import Template, get_template
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ OWN_SETTINGS = {  # that a file may have: their types
     "loss_weight": (Real, "a positive number"),
     "augment": (Mapping, "a dict such as {'jpeg_quality': (75, 100)}"),
     "windows_paths": (bool, "True or False"),
+    "backend_args": (Mapping, "a dict of options, such as {'endpoint_url': ..., 'anon': True}"),
 }
 
 
@@ -55,6 +58,7 @@ def open_sources(
     config: "InternVLChatConfig",
     shared: Mapping[str, object],
     cache_dir: str,
+    stores: StoreSettings | None = None,
 ) -> list[Source]:
     """Open every file of a mixture.
 
@@ -63,6 +67,7 @@ def open_sources(
         config: of the base.
         shared: settings that hold for every file unless `dataset_settings` says otherwise.
         cache_dir: where indices of large files are kept.
+        stores: how stores are read, unless a file has its own `backend_args`.
 
     Raises:
         SettingError: a list of another length, a path that isn't there, an impossible or unknown setting.
@@ -86,7 +91,7 @@ def open_sources(
     sources, errors = [], []
     for path, *row in zip(paths, *columns.values(), strict=True):
         try:
-            sources.append(_open(path, *row, config, shared, cache_dir))
+            sources.append(_open(path, *row, config, shared, cache_dir, stores or StoreSettings()))
         except DataError as error:
             errors.append(error)
     if errors:
@@ -127,23 +132,36 @@ def pick_records(num_records: int, repeat: float, seed: int) -> np.ndarray:
 
 
 def _open(
-    path, folder, repeat, own, config: "InternVLChatConfig", shared: Mapping[str, object], cache_dir: str
+    path,
+    folder,
+    repeat,
+    own,
+    config: "InternVLChatConfig",
+    shared: Mapping[str, object],
+    cache_dir: str,
+    stores: StoreSettings,
 ) -> Source:
-    where = f"dataset_settings of {os.fspath(path)!r}"
+    where = f"dataset_settings of {masked(os.fspath(path))!r}"
     if not (own is None or isinstance(own, Mapping)) or set(own or ()) - set(OWN_SETTINGS):
-        known = ", ".join(OWN_SETTINGS)
-        raise SettingError("dataset_settings", f"{where} is {own!r}", f"give a dict with some of {known}, or None")
+        remedy = f"give a dict with some of {', '.join(OWN_SETTINGS)}, or None"
+        raise SettingError("dataset_settings", f"{where} is {_shown(own)}", remedy)
     own = {name: value for name, value in (own or {}).items() if value is not None}
     settings = {**shared, **own}
     for name, value in settings.items():
         kind, words = OWN_SETTINGS[name]
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
-            said = f"{name}={value!r}" + (f" ({where})" if name in own else "")
+            said = f"{name}={_shown(value)}" + (f" ({where})" if name in own else "")
             raise SettingError(name, f"{said} can't be used", f"give {words}")
     if not (folder is None or isinstance(folder, (str, os.PathLike))):
         raise SettingError("image_folders", f"image_folders holds {folder!r}", "name folders by their paths, or None")
-    index = open_records(path, cache_dir)
-    images = open_images(folder, folder_of(path), cache_dir, windows_paths=own.get("windows_paths", False))
+    if "backend_args" in own:
+        stores = replace(stores, backend_args=own["backend_args"])
+        if not (is_url(path) or is_url(folder) or stores.has_backend):
+            problem = f"backend_args ({where}): neither its data nor its images are in a store"
+            raise SettingError("backend_args", problem, "name a URL or a backend, or leave backend_args out")
+    index = open_records(path, cache_dir, stores)
+    windows = own.get("windows_paths", False)
+    images = open_images(folder, folder_of(path), cache_dir, windows_paths=windows, stores=stores)
     return Source(
         name=own.get("name") or stem_of(path),
         index=index,
@@ -154,6 +172,13 @@ def _open(
         augment=Augmentation.of(settings["augment"]),
         loss_weight=_positive(own.get("loss_weight", 1.0), "loss_weight"),
     )
+
+
+def _shown(value: object) -> str:
+    """A setting in a message; what is in `backend_args` may be secret."""
+    if isinstance(value, Mapping):
+        return repr({key: "..." if key == "backend_args" else each for key, each in value.items()})
+    return masked(repr(value))
 
 
 def _positive(value, name: str) -> float:

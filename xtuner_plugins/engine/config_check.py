@@ -16,8 +16,9 @@ from typing import Any
 from mmengine.config import Config
 
 from ..config_file import CONFIGS, ConfigError, leaves, validation_settings
-from ..data_names import names_data, names_images
+from ..data_names import is_url, names_data, names_images
 from ..leaf import Leaf
+from ..ranges import RangeError, check_store_url
 from . import register_all
 from .run_length import check_length
 from .text_check import check_known, check_spelling, check_values, check_vision, typed_nodes
@@ -57,7 +58,8 @@ def check_text(cfg: Config) -> None:
         check_base(base, cfg.filename)
     for key_path, node in typed_nodes(cfg.train_dataloader.to_dict(), "train_dataloader"):
         _check_data_paths(f"{key_path}.", node)
-    _check_data_paths("val_", validation_settings(cfg._to_lazy_dict()))
+    shared = (cfg.train_dataloader.get("dataset") or {}).get("backend_args")
+    _check_data_paths("val_", validation_settings(cfg._to_lazy_dict()), shared)
     length = [cfg.train_cfg.get(key) for key in ("max_iters", "max_epochs")]
     if all(value is None or type(value) in (int, float) for value in length):
         try:
@@ -224,12 +226,24 @@ def _check_randomness(settings: Mapping[str, Any]) -> None:
             raise ConfigError(f"randomness.{key}: nothing reads {key!r}; known: {', '.join(sorted(known))}")
 
 
-def _check_data_paths(prefix: str, node: Mapping[str, Any]) -> None:
+def _check_data_paths(prefix: str, node: Mapping[str, Any], shared: Mapping[str, Any] | None = None) -> None:
+    """Raises where a path isn't there, or a URL is of a kind that isn't read; ``shared`` holds for all files."""
+    own = node.get("dataset_settings")
+    of_files = [each or {} for each in (own if isinstance(own, (list, tuple)) else [own])]
+    options = [each.get("backend_args") or {} for each in (node, *of_files) if isinstance(each, Mapping)]
+    through = next((each for each in (*options, shared or {}) if isinstance(each, Mapping) and "backend" in each), None)
     for setting, is_right, kind in (
         ("data_paths", names_data, "file"),
         ("image_folders", names_images, "folder"),
     ):
         values = node.get(setting) or []
         for value in [values] if isinstance(values, str) else values:
-            if isinstance(value, str) and not is_right(value):
+            if not isinstance(value, str) or (through is not None and setting == "image_folders"):
+                continue  # only MMEngine's backend knows what its prefix means
+            if is_url(value):
+                try:
+                    check_store_url(value, through)
+                except RangeError as error:
+                    raise ConfigError(f"{prefix}{setting}: {error}") from None
+            if not is_right(value):
                 raise ConfigError(f"{prefix}{setting}: {kind} {value} does not exist")

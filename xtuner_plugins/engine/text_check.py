@@ -19,6 +19,7 @@ from ..hub.constants import token_grid
 from ..hub.conversation import get_conv_template
 from ..ranges import (
     check_answer_tokens,
+    check_backend_args,
     check_batch_size,
     check_benchmark_limit,
     check_benchmarks,
@@ -68,6 +69,7 @@ RANGES: dict[str, Callable[[Any], Any]] = {
     "model.label_smoothing": check_label_smoothing,
     "model.margin": check_margin,
     "train_dataloader.batch_size": check_batch_size,
+    "train_dataloader.dataset.backend_args": check_backend_args,
     "train_dataloader.dataset.template": get_conv_template,
     "optim_wrapper.optimizer.name": check_optimizer,
     "optim_wrapper.optimizer.lr": check_rate,
@@ -120,6 +122,11 @@ def check_values(cfg: Mapping[str, Any]) -> None:
         node = _at(cfg, parent)
         if isinstance(node, Mapping) and node.get(key) is not None:
             _refused(parent, lambda check=check, value=node[key]: check(value))
+    own = _at(cfg, "train_dataloader.dataset.dataset_settings")
+    for number, settings in enumerate(own if isinstance(own, (list, tuple)) else [own]):
+        if isinstance(settings, Mapping) and settings.get("backend_args") is not None:
+            where = f"train_dataloader.dataset.dataset_settings[{number}]"
+            _refused(where, lambda value=settings["backend_args"]: check_backend_args(value))
     validation = validation_settings(cfg)
     for key, value in validation.items():
         if key in VALIDATION_RANGES:

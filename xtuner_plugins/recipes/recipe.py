@@ -112,6 +112,7 @@ SETTINGS: dict[str, Any] = {
     "max_tiles": Commented(12, "+ thumbnail"),
     "max_length": Commented(4096, "tokens; 13 tiles take 3328"),
     "augment": Commented(None, '{"jpeg_quality": (75, 100)}: as the official recipe; docs/data.md'),
+    "backend_args": Commented(None, "options of stores and MMEngine's backends: docs/data.md"),
     "template": Commented(None, "None: the one that the base names"),
     "repeat_times": Commented(None, "how often each file is used per epoch"),
     "dtype": Commented("auto", "bfloat16 where the device has it, float16 on older GPUs"),

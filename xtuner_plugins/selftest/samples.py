@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data_names import names_data
+from ..data_names import is_url, masked, names_data
 from ..datasets import MultimodalDataset, PreferenceDataset
 from ..datasets.errors import DataError
 from ..datasets.images.media import Blob
 from ..datasets.meta_file import OTHERS, expand_metas
 from ..datasets.mixture import Source
+from ..datasets.records.opening import folder_of
+from ..datasets.stores.stored_images import StoreImages
 from ..toy.small_data import write_dataset
 
 LOOKED_AT = 200  # records of a file, before it is taken to have no usable one
 PER_FILE = ("image_folders", "dataset_settings")
-LEFT_OUT = ("type", "base", "data_paths", "repeat_times", "reject_list", "cache_dir", *PER_FILE)
+LEFT_OUT = ("type", "base", "data_paths", "repeat_times", "reject_list", "cache_dir", "backend_args", *PER_FILE)
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,12 @@ def _files(dataset: Mapping[str, Any]) -> list[dict[str, Any]]:
         return list(value) if isinstance(value, (list, tuple)) else [value] * len(paths)
 
     columns = {"data_paths": paths, **{name: column(name) for name in PER_FILE}}
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    shared = dataset.get("backend_args")
+    for row in rows:  # written where it has a meaning: files on a disk refuse options of stores
+        if shared and ("backend" in shared or is_url(row["data_paths"]) or is_url(row["image_folders"])):
+            row["dataset_settings"] = {"backend_args": shared, **(row["dataset_settings"] or {})}
+    return rows
 
 
 def _own(
@@ -110,16 +117,17 @@ def _own(
         path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
         settings["data_paths"].append(str(path))
         is_apart = _has_own_images(opened.sources[files.index(row)])
-        parent = Path(row["data_paths"]).parent
+        parent = folder_of(row["data_paths"])
         settings["image_folders"].append(None if is_apart else str(Path(row["image_folders"] or parent).resolve()))
-        settings["dataset_settings"].append(row["dataset_settings"])
-    names = ", ".join(row["data_paths"] for row, _ in rows)
+        own = row["dataset_settings"] or {}
+        settings["dataset_settings"].append({key: own[key] for key in own if key != "backend_args"} or None)
+    names = ", ".join(masked(row["data_paths"]) for row, _ in rows)
     return Samples(settings, f"the first {len(lengths)} usable records of {names}", False, lengths)
 
 
 def _has_own_images(source: Source) -> bool:
-    """Whether images lie in its rows or samples, rather than in the image folder alone."""
-    return hasattr(source.folder, "inner")
+    """Whether images lie in its rows or samples or in a store, rather than in an image folder alone."""
+    return hasattr(source.folder, "inner") or isinstance(source.folder, StoreImages)
 
 
 def _usable(dataset: MultimodalDataset, number: int, folder: Path) -> Iterator[tuple[dict, tuple[int, int]]]:

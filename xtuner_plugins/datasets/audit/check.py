@@ -17,14 +17,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ...data_names import absolute_path, real_path
 from ...processes import die_with_parent, num_cores
 from ..dataset import MultimodalDataset
-from ..errors import DataError, RecordError
+from ..errors import DataError, MediaError, RecordError
 from ..images.folders import FolderCount, FolderFiles
 from ..images.media import ImageFolder
 from ..plan.lengths import FATES, SHRUNK, TRUNCATED
 from ..records.boxes import compare_size, normalize_boxes
 from ..records.records import parse_record
+from ..stores.store import UNREACHABLE
 from .facts import Facts, gather
 from .looking import Checked, Seen, see
 
@@ -132,7 +134,11 @@ class Chunk:
 
 
 def open_chunk(dataset: Checked, number: int, first: int, last: int) -> Chunk:
-    """Open records with their images, as training will."""
+    """Open records with their images, as training will.
+
+    Raises:
+        RecordError: a store doesn't answer.
+    """
     troubles: list[Trouble] = []
 
     def usable() -> Iterator[tuple[int, Seen]]:
@@ -143,6 +149,8 @@ def open_chunk(dataset: Checked, number: int, first: int, last: int) -> Chunk:
             try:
                 seen = see(dataset, number, row)
             except DataError as error:
+                if error.reason == UNREACHABLE:  # about no record, and all others would take their time
+                    raise
                 troubles.append(Trouble(row, error.reason, str(error), error.remedy))
                 continue
             troubles.extend(_warnings(row, seen))
@@ -192,7 +200,11 @@ def check_dataset(
     return reports
 
 
-def count_folders(dataset: Checked, progress: Callable[[int], None] = lambda done: None) -> list[FolderCount]:
+def count_folders(
+    dataset: Checked,
+    progress: Callable[[int], None] = lambda done: None,
+    warn: Callable[[str], None] = print,
+) -> list[FolderCount]:
     """Compare the names in records with the files of each image folder; no image is opened.
 
     Files that share a folder are counted together. Records that can't be read name nothing here, and files without an
@@ -200,13 +212,17 @@ def count_folders(dataset: Checked, progress: Callable[[int], None] = lambda don
 
     Args:
         progress: called with the number of records done since the last call.
+        warn: called with a line about each store that doesn't list its names.
+
+    Raises:
+        MediaError: a store doesn't answer.
     """
     folders: dict[str, tuple[ImageFolder, set[str]]] = {}
     for source in dataset.sources:
         if source.folder.folder is None:
             progress(len(source.index))
             continue
-        _, named = folders.setdefault(os.path.realpath(source.folder.folder), (source.folder, set()))
+        _, named = folders.setdefault(real_path(source.folder.folder), (source.folder, set()))
         with source.index.reader() as reader:
             for row in range(len(source.index)):
                 place = source.index.source(row)
@@ -214,7 +230,15 @@ def count_folders(dataset: Checked, progress: Callable[[int], None] = lambda don
                     record = getattr(dataset, "parse", parse_record)(reader.parse(row), place)
                     named.update(medium.name for medium in record.media)
                 progress(1)
-    return [FolderFiles(folder).compare(named) for folder, named in folders.values()]
+    counts = []
+    for folder, named in folders.values():
+        try:
+            counts.append(FolderFiles(folder).compare(named))
+        except MediaError as error:
+            if error.reason == UNREACHABLE:
+                raise
+            warn(str(error))
+    return counts
 
 
 def write_json(
@@ -254,7 +278,7 @@ def count_samples(dataset: MultimodalDataset, reports: Sequence[FileReport]) -> 
 def write_reject_list(path: str | os.PathLike, reports: Sequence[FileReport]) -> int:
     """Write the unusable records for `reject_list`, {"file", "row", "line", "reason"} per line; returns the number."""
     entries = [
-        {"file": os.path.abspath(report.path), "row": row, "line": line, "reason": reason}
+        {"file": absolute_path(report.path), "row": row, "line": line, "reason": reason}
         for report in reports
         for row, line, reason in report.rejected
     ]

@@ -22,9 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ...data_names import split_archive
+from ...data_names import is_url, local_path, split_archive
 from ..cache import locked, open_array, quick_hash, save
 from ..errors import MediaError, SettingError
+from ..stores.store import StoreSettings
+from ..stores.stored_images import StoreImages
 from .media import Blob, ImageFolder, check_name, with_slashes
 from .tar import list_tar
 
@@ -174,13 +176,24 @@ def open_images(
     cache_dir: str | os.PathLike,
     *,
     windows_paths: bool = False,
-) -> "ImageFolder | ArchiveImages":
-    """What an entry of `image_folders` names: a folder, an archive, a folder in one, or None (see `ImageFolder`).
+    stores: StoreSettings | None = None,
+) -> "ImageFolder | ArchiveImages | StoreImages":
+    """What an entry of `image_folders` names: a folder, an archive, a folder in one, a store, or None.
+
+    Args:
+        base: what names are relative to without a folder, see `ImageFolder`; it may be in a store, too.
+        stores: how stores are read.
 
     Raises:
-        SettingError: it isn't there, or is no whole archive.
+        SettingError: it isn't there, can't be reached, or is no whole archive.
     """
-    if folder is not None and split_archive(os.fspath(folder))[0]:
+    stores = stores or StoreSettings()
+    folder = None if folder is None else local_path(os.fspath(folder))
+    if is_url(folder) or stores.has_backend:
+        return StoreImages(folder or "", cache_dir, stores, windows_paths=windows_paths)
+    if folder is None and is_url(base):
+        return StoreImages(base, cache_dir, stores, windows_paths=windows_paths, look=False)
+    if folder is not None and split_archive(folder)[0]:
         return ArchiveImages(folder, cache_dir, windows_paths=windows_paths)
     return ImageFolder(folder, base, windows_paths=windows_paths)
 

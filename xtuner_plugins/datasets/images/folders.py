@@ -4,7 +4,8 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
-from ..errors import DataError
+from ..errors import DataError, MediaError
+from ..stores.stored_images import StoreImages
 from .archives import ArchiveImages
 from .media import EMBEDDED_SCHEME, ImageFolder
 
@@ -53,14 +54,24 @@ class FolderFiles:
 
     Links are the exception: each is looked up, and directories behind links aren't listed (what is named in them is
     found all the same).
+
+    Args:
+        folder: the entry of `image_folders`.
+
+    Raises:
+        MediaError: of a store, that it lists no names (`not_listed`) or can't be reached.
     """
 
-    def __init__(self, folder: ImageFolder | ArchiveImages):
+    def __init__(self, folder: ImageFolder | ArchiveImages | StoreImages):
         if folder.folder is None:
             raise ValueError("only a folder has files to compare")
         self.folder = folder = getattr(folder, "inner", folder)  # of images in records, those in the folder
-        self.in_archive = isinstance(folder, ArchiveImages)
-        self.files, links = folder.listing() if self.in_archive else _walk(folder.folder)
+        self.in_archive = isinstance(folder, (ArchiveImages, StoreImages))
+        listed = folder.listing() if self.in_archive else _walk(folder.folder)
+        if listed is None:
+            problem = "the store lists no names, so they aren't compared"
+            raise MediaError("not_listed", problem, "open the images: leave out --names-only", folder.folder)
+        self.files, links = listed
         self.num_files = len(self.files) + sum(os.path.isfile(os.path.join(folder.folder, link)) for link in links)
 
     def __contains__(self, name: str) -> bool:

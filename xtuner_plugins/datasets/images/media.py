@@ -56,6 +56,10 @@ class Blob:
     name: str
     data: bytes
 
+    def head(self) -> bytes | None:
+        """The first bytes, where reading only these is faster; None: `data` is here, or needed whole."""
+        return None
+
     def __str__(self) -> str:
         return self.name
 
@@ -245,9 +249,20 @@ def image_size(source: MediaSource, max_pixels: int = MAX_PIXELS) -> tuple[int, 
     Raises:
         MediaError: as `open_image`.
     """
+    if isinstance(source, Blob) and (head := source.head()) is not None:
+        try:
+            with _open(io.BytesIO(head), source.name, max_pixels) as image:
+                return _upright_size(image)
+        except MediaError as error:
+            if error.reason != "image_unreadable":  # otherwise the header may be longer
+                raise
     with open_image(source, max_pixels) as image:
-        width, height = image.size
-        return (height, width) if orientation(image) in SWAPS_SIDES else (width, height)
+        return _upright_size(image)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if orientation(image) in SWAPS_SIDES else (width, height)
 
 
 def load_image(source: MediaSource, max_pixels: int = MAX_PIXELS) -> Image.Image:

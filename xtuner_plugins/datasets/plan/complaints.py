@@ -11,9 +11,12 @@ from collections.abc import Iterable, Sequence
 
 from ..cache import stat_stamp, text_hash
 from ..errors import DataError, RecordError
+from ..stores.store import DENIED, REFUSED, Store
 
 LINK = "-> "  # prefix of a path that was refused because of its target
-PASSING = ("file_gone", "file_changed")  # reasons about the annotation file itself; they never hold later
+STORED = "store "  # prefix of the name of an object in the image folder's store
+# Reasons that never hold later: about the annotation file itself, or about permissions in a store
+PASSING = ("file_gone", "file_changed", DENIED, REFUSED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,29 +40,39 @@ class Complaint:
         """The complaint of an error; `files` is from `stamp_files`."""
         return cls(row, error.reason, error.problem, error.remedy, None if error.reason in PASSING else files)
 
-    def holds(self) -> bool:
-        """Whether no file has changed since."""
-        return self.files is not None and all(_state(path) == state for path, state in self.files)
+    def holds(self, store: Store | None = None) -> bool:
+        """Whether no file has changed since.
+
+        Args:
+            store: of the image folder, where it has one.
+        """
+        return self.files is not None and all(_state(path, store) == state for path, state in self.files)
 
     def error(self, source: str) -> RecordError:
         """The complaint as an error about the record at `source` (`file:line`)."""
         return RecordError(self.reason, self.problem, self.remedy, source)
 
 
-def stamp_files(paths: Sequence[str]) -> tuple[tuple[str, list[int] | str], ...]:
+def stamp_files(paths: Sequence[str], store: Store | None = None) -> tuple[tuple[str, list[int] | str], ...]:
     """`Complaint.files` of the media of a record.
 
     Args:
-        paths: of files, folders of frames, or `LINK` and a path whose target alone matters.
+        paths: of files, folders of frames, `LINK` and a path whose target alone matters, or `STORED` and a name.
+        store: of the image folder, where it has one.
     """
-    whole = [
-        LINK + os.path.abspath(path.removeprefix(LINK)) if path.startswith(LINK) else os.path.abspath(path)
-        for path in paths
-    ]
-    return tuple((path, _state(path)) for path in whole)
+    return tuple((path, _state(path, store)) for path in map(_whole, paths))
 
 
-def _state(path: str) -> list[int] | str:
+def _whole(path: str) -> str:
+    if path.startswith(STORED):
+        return path
+    head = LINK if path.startswith(LINK) else ""
+    return head + os.path.abspath(path.removeprefix(LINK))
+
+
+def _state(path: str, store: Store | None = None) -> list | str:
+    if path.startswith(STORED):
+        return "no store" if store is None else store.version(path.removeprefix(STORED))
     if path.startswith(LINK):
         return os.path.realpath(path.removeprefix(LINK))
     try:

@@ -22,7 +22,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,12 +32,14 @@ import numpy as np
 from ...processes import die_with_parent, num_cores
 from ..cache import locked, open_array, save, text_hash, writing
 from ..images.tiling import DynamicTiling
+from ..stores.store import Store
 from ..text.tokens import single_threaded_tokenizer
 from .budget import FRAME, TileBudget, first_limit
 from .complaints import Complaint, parse_complaints, write_complaints
 from .measure import Measure
 
 CHUNK = 2000  # records that a worker measures at a time, and a crash can lose
+STORE_THREADS = 16  # that ask a store for versions
 KEPT_SECONDS = 86_400  # that replaced arrays are kept, since other runs may read them
 PER_ROW = ("text_tokens", "supervised", "num_turns", "prefix")
 ARRAYS = (*PER_ROW, "reasons", "media_ends", "sizes")
@@ -84,9 +86,19 @@ class LengthIndex:
         text = (self.directory / "complaints.jsonl").read_text(encoding="utf-8")
         return {complaint.row: complaint for complaint in parse_complaints(text)}
 
-    def outdated(self) -> list[int]:
-        """Rows of the complaints that may no longer hold."""
-        return [row for row, complaint in self.complaints.items() if not complaint.holds()]
+    def outdated(self, store: Store | None = None) -> list[int]:
+        """Rows of the complaints that may no longer hold.
+
+        Args:
+            store: of the image folder, where it has one; it is asked for the version of each object.
+        """
+        rows, complaints = list(self.complaints), self.complaints.values()
+        if store is None:
+            held = [complaint.holds() for complaint in complaints]
+        else:
+            with ThreadPoolExecutor(STORE_THREADS) as pool:
+                held = list(pool.map(lambda complaint: complaint.holds(store), complaints))
+        return [row for row, holds in zip(rows, held, strict=True) if not holds]
 
     @cached_property
     def num_media(self) -> np.ndarray:
@@ -182,13 +194,13 @@ def measure(
     """
     directory = Path(cache_dir) / task.key(cache_dir)
     found = LengthIndex.open(directory)
-    if found is None or found.outdated():
+    if found is None or found.outdated(task.store):
         with locked(directory.with_suffix(".lock")):
             found = LengthIndex.open(directory)  # another process may have measured meanwhile
             if found is None:
                 _build(task, directory, num_workers, progress)
                 found = LengthIndex.open(directory)
-            rows = found.outdated()  # also after an earlier start that was killed half-way
+            rows = found.outdated(task.store)  # also after an earlier start that was killed half-way
             if len(rows) > CHUNK:
                 _build(task, directory, num_workers, progress)
             elif rows:
@@ -229,8 +241,12 @@ def _build(task: Measure, directory: Path, num_workers: int | None, progress: Ca
     else:
         _ = task._counter  # made once, to be inherited by the workers
         with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(task, parts)) as pool:
-            for job in as_completed([pool.submit(_work, first, last) for first, last in missing]):
-                progress(job.result())
+            try:
+                for job in as_completed([pool.submit(_work, first, last) for first, last in missing]):
+                    progress(job.result())
+            except BaseException:  # such as a store that doesn't answer: nobody waits for the other chunks
+                pool.shutdown(cancel_futures=True)
+                raise
     _merge(directory, parts, chunks)
 
 

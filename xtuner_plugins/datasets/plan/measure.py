@@ -15,12 +15,14 @@ from ..images.video import expand_videos, probe_video
 from ..records.boxes import normalize_boxes
 from ..records.opening import Reader, RecordSource
 from ..records.records import Record, parse_record
+from ..stores.store import DENIED, REFUSED, UNREACHABLE, Store
+from ..stores.stored_images import StoredImage
 from ..text.conversation import Piece, split_pieces
 from ..text.templates import Template
 from ..text.token_counts import TokenCounter
 from ..text.tokens import TextTokenizer, no_garbage_collection
 from .budget import FRAME
-from .complaints import LINK, Complaint, stamp_files
+from .complaints import LINK, STORED, Complaint, stamp_files
 
 FORMAT = "4"  # part of the key; to be raised when counts change
 
@@ -61,19 +63,31 @@ class Measure:
             for row in range(first, last):
                 try:
                     self._measure_row(row, reader, rows, [])
-                except DataError:
+                except DataError as error:
+                    self._stop_without_store(error)
                     self._complain(row, reader, rows)
             return rows.count(self._counter)
+
+    @property
+    def store(self) -> Store | None:
+        """The store of the image folder, where it has one."""
+        return getattr(getattr(self.folder, "inner", self.folder), "store", None)
+
+    def _stop_without_store(self, error: DataError) -> None:
+        """Raise an error that isn't about its record: kept as a complaint, it would leave the record out for good."""
+        if error.reason == UNREACHABLE or (error.reason in (DENIED, REFUSED) and self.store.is_denied):
+            raise error
 
     def _complain(self, row: int, reader: Reader, rows: "_Rows") -> None:
         """Measure a failed record twice more: for the paths of its media and, once they are stamped, for the error."""
         paths: list[str] = []
         with contextlib.suppress(DataError):
             self._measure_row(row, reader, _Rows(row, row + 1), paths)
-        files = stamp_files(paths)
+        files = stamp_files(paths, self.store)
         try:
             self._measure_row(row, reader, rows, [])
         except DataError as error:
+            self._stop_without_store(error)
             rows.complaints.append(Complaint.of(row, error, files))
 
     def _measure_row(self, row: int, reader: Reader, rows: "_Rows", paths: list[str]) -> None:
@@ -97,7 +111,9 @@ class Measure:
         for medium in record.media:
             try:
                 path = self.folder.resolve(medium.name)
-                if not isinstance(path, Blob):  # the key of the lengths changes with archives and tables
+                if isinstance(path, StoredImage):
+                    paths.append(STORED + path.key)
+                elif not isinstance(path, Blob):  # the key of the lengths changes with archives and tables
                     paths.append(path)
                 if medium.kind == "video":
                     number, _ = probe_video(path, self.num_frames, self.max_pixels)

@@ -7,6 +7,7 @@
 | a.parquet, a folder or pattern of them | `tables.TableRecords`, rows with or without their images |
 | a.tar, a folder or pattern of them | `webdataset.WebDatasetRecords`, samples with their images |
 | a folder that datasets' `save_to_disk` wrote | the same, of Arrow files |
+| the URL of one of these files | `fetch.FetchedRecords`, of a copy in the cache |
 """
 
 import os
@@ -14,9 +15,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from ...data_names import is_pattern
+from ...data_names import WILDCARDS, is_pattern, is_url, local_path, masked
 from ..errors import DataError, SettingError
 from ..images.media import ImageFolder
+from ..stores.fetch import FetchedRecords, fetch
+from ..stores.store import Store, StoreSettings
 from .compressed import is_compressed, unpack
 from .index import open_index
 from .shard_names import expand, list_folder
@@ -71,13 +74,21 @@ class RecordSource(Protocol):
         """What gives images by the names in these records; `folder` is the entry of `image_folders`."""
 
 
-def open_records(path: str | os.PathLike, cache_dir: str | os.PathLike) -> RecordSource:
+def open_records(
+    path: str | os.PathLike, cache_dir: str | os.PathLike, stores: StoreSettings | None = None
+) -> RecordSource:
     """The records that an entry of `data_paths` names.
+
+    Args:
+        cache_dir: where indices, and copies of files in stores, are kept.
+        stores: how stores are read.
 
     Raises:
         SettingError, RecordError: it names none, or they can't be read.
     """
-    path = os.fspath(path)
+    path = local_path(os.fspath(path))
+    if is_url(path):
+        return _open_url(path, cache_dir, stores)
     if os.path.isdir(path) or is_pattern(path):
         return _open_many(path, cache_dir)
     if not os.path.isfile(path) or not os.access(path, os.R_OK):
@@ -93,12 +104,16 @@ def open_records(path: str | os.PathLike, cache_dir: str | os.PathLike) -> Recor
 
 def stem_of(path: str | os.PathLike) -> str:
     """The name of a file without its suffixes, by which reports call it."""
-    name = Path(path)
+    name = Path(path.partition("?")[0] if is_url(path) else path)
     return Path(name.stem).stem if name.suffix in PACKED_SUFFIXES else name.stem
 
 
-def folder_of(path: str | os.PathLike) -> Path:
+def folder_of(path: str | os.PathLike) -> Path | str:
     """The folder against which names of images are resolved without an image folder."""
+    path = local_path(path)
+    if is_url(path):
+        base, question, query = path.partition("?")
+        return base.rpartition("/")[0] + question + query
     return Path(path) if os.path.isdir(path) else Path(path).parent
 
 
@@ -124,6 +139,13 @@ def _open_many(path: str, cache_dir: str | os.PathLike) -> RecordSource:
     raise SettingError(
         "data_paths", f"names {', '.join(sorted(suffixes))} files; shards are {' or '.join(SHARDS)}", remedy, path
     )
+
+
+def _open_url(url: str, cache_dir: str | os.PathLike, stores: StoreSettings | None) -> RecordSource:
+    if any(char in url.partition("?")[0] for char in WILDCARDS):
+        raise SettingError("data_paths", "patterns of URLs aren't looked up", "name the files one by one", masked(url))
+    store = Store(url, stores, "data_paths")
+    return FetchedRecords(lambda copy: open_records(copy, cache_dir), fetch(store, cache_dir), store.shown)
 
 
 def _begins_with(path: str, magic: bytes) -> bool:

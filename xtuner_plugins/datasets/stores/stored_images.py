@@ -1,0 +1,125 @@
+"""Images in a store by their names in records, as `ImageFolder` has them for a folder."""
+
+import os
+import posixpath
+from pathlib import Path
+
+from ..images.media import Blob, check_name, with_slashes
+from .byte_cache import GIB, ByteCache
+from .store import Store, StoreSettings
+
+HEAD = 1 << 16  # bytes that are read to know an image's size
+HEADED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # formats that say all of it before the pixels: JPEG and PNG
+
+
+class StoredImage(Blob):
+    """An image or video in a store. Its bytes are read when they are asked for, once.
+
+    Attributes:
+        name: what messages call it.
+        key: its name below the prefix.
+    """
+
+    def __init__(self, images: "StoreImages", key: str):
+        self.__dict__.update(name=images.store.place(key), key=key, _images=images, _head=b"", _data=None)
+
+    @property
+    def data(self) -> bytes:
+        """The bytes.
+
+        Raises:
+            MediaError: as `Store.read`.
+        """
+        if self._data is None and not self._take_kept():
+            head = self._head
+            rest = self._images.store.read(self.key, len(head))
+            self._keep(rest if head and rest.startswith(head) else head + rest)
+        return self._data
+
+    def head(self) -> bytes | None:
+        """The first bytes, where they tell the size and the whole isn't here already.
+
+        Raises:
+            MediaError: as `Store.read`.
+        """
+        if self._data is not None or self._take_kept():
+            return None
+        if not self._head:
+            head = self._images.store.read(self.key, 0, HEAD)
+            if len(head) != HEAD:  # all of it: a shorter file, or a store that gives whole objects only
+                self._keep(head)
+                return None
+            self.__dict__["_head"] = head
+        return self._head if self._head.startswith(HEADED) else None
+
+    def _take_kept(self) -> bool:
+        cache = self._images.cache
+        self.__dict__["_data"] = None if cache is None else cache.get(self._images.cache_name(self.key))
+        return self._data is not None
+
+    def _keep(self, data: bytes) -> None:
+        self.__dict__.update(_data=data, _head=b"")
+        if self._images.cache is not None:
+            self._images.cache.put(self._images.cache_name(self.key), data)
+
+
+class StoreImages:
+    """Turns names in records into images below the prefix of a store.
+
+    Args:
+        root: the entry of `image_folders`: a URL, or for a backend of MMEngine what stands before the names.
+        cache_dir: where their bytes are kept.
+        settings: of the dataset.
+        windows_paths: as for `ImageFolder`.
+        look: whether to check that something is there.
+
+    Raises:
+        SettingError: as `Store` and `Store.look`.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        cache_dir: str | os.PathLike,
+        settings: StoreSettings | None = None,
+        *,
+        windows_paths: bool = False,
+        look: bool = True,
+    ):
+        settings = settings or StoreSettings()
+        self.store = Store(root, settings)
+        self.folder, self.windows_paths = self.store.shown, windows_paths
+        limit = int(settings.cache_gib * GIB)
+        self.cache = ByteCache(Path(cache_dir) / "images", limit) if limit else None
+        if look:
+            self.store.look()
+
+    def plain(self, name: str) -> str:
+        """A name as it is looked up."""
+        return with_slashes(name) if self.windows_paths and isinstance(name, str) else name
+
+    def key(self) -> tuple:
+        """What decides which image a name means, apart from the images themselves."""
+        return "store", *self.store.key(), self.windows_paths
+
+    def cache_name(self, key: str) -> str:
+        """The name of an image in the cache."""
+        return "\n".join((*self.store.key(), key))
+
+    def resolve(self, name: str) -> StoredImage:
+        """The image `name` of a record; nothing is read yet.
+
+        Raises:
+            MediaError: as `check_name`.
+        """
+        check_name(name := self.plain(name), self.folder)
+        return StoredImage(self, posixpath.normpath(name))
+
+    def listing(self) -> tuple[set[str], list[str]] | None:
+        """(names below the prefix, links), for `folders.FolderFiles`; None where they can't be listed.
+
+        Raises:
+            MediaError: as `Store.names`.
+        """
+        names = self.store.names()
+        return None if names is None else (set(names), [])

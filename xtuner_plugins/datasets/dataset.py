@@ -28,7 +28,7 @@ from .mixture import Source, open_sources, pick_records
 from .plan.budget import FRAME, STEPS, TileBudget, first_limit, truncate
 from .plan.lengths import DROPPED, FATES, FITS, REJECTED, SHRUNK, TRUNCATED, LengthIndex, measure, report_change
 from .plan.measure import Measure
-from .records.boxes import normalize_boxes
+from .records.boxes import check_stated_sizes, normalize_boxes
 from .records.records import Medium, Record, parse_record
 from .text.conversation import Encoded, Piece, join_pieces, split_pieces, tokenize_pieces
 from .text.tokens import TextTokenizer
@@ -50,7 +50,8 @@ class MultimodalDataset(Dataset):
         repeat_times: how often each file is used per epoch; 0.5 takes a fixed random half, 3.5 everything three times
             and half of it a fourth time. Default 1.
         dataset_settings: per file a dict or None: name, min_tiles, max_tiles, use_thumbnail, template, loss_weight,
-            augment, windows_paths (whether `\\` in names of images separates folders).
+            augment, windows_paths (whether `\\` in names of images separates folders), record_sizes (whether lengths
+            are measured by the `width` and `height` of records, without opening images; what is read is compared).
         min_tiles, max_tiles, use_thumbnail, template: for files without their own; default: the base's config.json.
         augment: random changes of images, for files without their own (see `images.augment`); None: none.
         max_length: most tokens of a sample.
@@ -303,6 +304,8 @@ class MultimodalDataset(Dataset):
         if videos:
             record = expand_videos(record, [probe_video(path, self.num_frames, self.max_pixels)[0] for path in videos])
         paths = [found[medium.name] for medium in record.media]
+        if source.record_sizes:
+            check_stated_sizes(record, lambda place: image_size(paths[place], self.max_pixels))
         record = normalize_boxes(record, lambda place: image_size(paths[place], self.max_pixels))
         if record.warnings:
             self._log_first(record.warnings)
@@ -379,7 +382,14 @@ class MultimodalDataset(Dataset):
     def _measuring(self, number: int) -> Measure:
         source = self.sources[number]
         return Measure(
-            source.index, source.folder, source.template, self.tokenizer, self.num_frames, self.max_pixels, self.parse
+            source.index,
+            source.folder,
+            source.template,
+            self.tokenizer,
+            self.num_frames,
+            self.max_pixels,
+            self.parse,
+            source.record_sizes,
         )
 
     def layout(self, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

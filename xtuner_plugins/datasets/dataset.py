@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from .bad_samples import FILLER_INDEX, ON_PURPOSE, POLICIES, dropped_sample, filler_sample, read_reject_list
 from .base import read_base
-from .cache import get_cache_dir
+from .cache import get_cache_dir, share_array
 from .errors import DataError, MediaError, RecordError, SettingError, check_choice, check_whole
 from .fates import find_broken, unusable_error
 from .handover import bind_worker
@@ -142,7 +142,7 @@ class MultimodalDataset(Dataset):
         self.max_pixels = check_whole("max_pixels", max_pixels, 1)
         self.seed = check_whole("seed", seed, 0)
         self.picks = [
-            pick_records(len(source.index), source.repeat, self.seed + number)
+            share_array(pick_records(len(source.index), source.repeat, self.seed + number), self.cache_dir)
             for number, source in enumerate(self.sources)
         ]
         self.ends = np.cumsum([len(pick) for pick in self.picks])
@@ -398,7 +398,7 @@ class MultimodalDataset(Dataset):
         Args:
             options: `num_workers` and `progress` of `lengths`.
         """
-        self._plan = self.sizes(**options)
+        self._plan = tuple(share_array(column, self.cache_dir) for column in self.sizes(**options))
         self._plan_folders = [self.lengths(number).directory for number in range(len(self.sources))]
         return self._plan
 
@@ -410,13 +410,14 @@ class MultimodalDataset(Dataset):
         """
         columns = []
         for number, (source, pick) in enumerate(zip(self.sources, self.picks, strict=True)):
-            layout = self.lengths(number, **options).lay_out(source.tiling, self.budget)
-            part = [column[pick] for column in layout]
+            part = self.lengths(number, **options).lay_out(source.tiling, self.budget)
+            if source.repeat != 1 or self.rejected[number]:  # else it stays mapped
+                part = [column[pick] for column in part]
             if self.rejected[number]:
                 gone = np.isin(pick, list(self.rejected[number]))
                 part[0][gone], part[1][gone], part[2][gone] = 0, 0, REJECTED
             columns.append(part)
-        return tuple(np.concatenate(part) for part in zip(*columns, strict=True))
+        return tuple(part[0] if len(part) == 1 else np.concatenate(part) for part in zip(*columns, strict=True))
 
     def usable(self, fates: np.ndarray) -> np.ndarray:
         """Indices of the samples that a plan contains.

@@ -4,7 +4,13 @@ import pytest
 
 from xtuner_plugins.datasets import MultimodalDataset, RecordError
 from xtuner_plugins.datasets.audit.check import check_dataset
-from xtuner_plugins.datasets.records.boxes import check_stated_sizes, compare_size, find_boxes, normalize_boxes, stated_sizes
+from xtuner_plugins.datasets.records.boxes import (
+    check_stated_sizes,
+    compare_size,
+    find_boxes,
+    normalize_boxes,
+    stated_sizes,
+)
 from xtuner_plugins.datasets.records.records import parse_record
 
 

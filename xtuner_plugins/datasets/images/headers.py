@@ -116,12 +116,13 @@ def _orientation(exif: bytes) -> int | None:
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
         return None
-    (place,) = struct.unpack_from(order + "I", exif, 4)
-    (num,) = struct.unpack_from(order + "H", exif, place)
-    if place < 8 or place + 2 + 12 * num + 4 > len(exif):
+    (directory,) = struct.unpack_from(order + "I", exif, 4)
+    (num,) = struct.unpack_from(order + "H", exif, directory)
+    first, end = directory + 2, directory + 2 + 12 * num
+    if directory < 8 or end + 4 > len(exif):
         return None
     found = 0
-    for place in range(place + 2, place + 2 + 12 * num, 12):
+    for place in range(first, end, 12):
         tag, kind, count, offset = struct.unpack_from(order + "HHII", exif, place)
         size = count * TIFF_SIZES.get(kind, 0)
         if size == 0 or (size > 4 and offset + size > len(exif)):

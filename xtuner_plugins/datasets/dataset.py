@@ -376,8 +376,11 @@ class MultimodalDataset(Dataset):
 
     def is_measured(self) -> bool:
         """Whether the lengths of every file are in the cache."""
-        tasks = map(self._measuring, range(len(self.sources)))
-        return all(LengthIndex.open(Path(self.cache_dir) / task.key(self.cache_dir)) for task in tasks)
+        return all(LengthIndex.open(Path(self.cache_dir) / task.key(self.cache_dir)) for task in self.measurings())
+
+    def measurings(self) -> list[Measure]:
+        """What measures each file, for other ways than `lengths` (see `plan.shards` and `plan.cluster`)."""
+        return [self._measuring(number) for number in range(len(self.sources))]
 
     def _measuring(self, number: int) -> Measure:
         source = self.sources[number]

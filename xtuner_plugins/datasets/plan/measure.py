@@ -40,16 +40,21 @@ class Measure:
 
     def key(self, cache_dir: str) -> str:
         """Hash of all of it."""
-        return text_hash(
-            FORMAT,
-            self.index.fingerprint(cache_dir),
-            repr(self.template),
-            self.tokenizer.fingerprint(),
-            str(self.folder.key()),
-            str((len(self.index), self.num_frames, self.max_pixels)),
-            *([] if self.parse is parse_record else [self.parse.__qualname__]),
-            *["record_sizes"] * self.record_sizes,
-        )
+        return text_hash(*self.facts(cache_dir).values())
+
+    def facts(self, cache_dir: str) -> dict[str, str]:
+        """All of it by name, as texts or hashes; the order is part of the key."""
+        own = {"kind of record": self.parse.__qualname__} if self.parse is not parse_record else {}
+        return {
+            "version of the measuring": FORMAT,
+            "content of the data": self.index.fingerprint(cache_dir),
+            "template": repr(self.template),
+            "tokenizer": self.tokenizer.fingerprint(),
+            "image folder": str(self.folder.key()),
+            "number of records, num_frames or max_pixels": str((len(self.index), self.num_frames, self.max_pixels)),
+            **own,
+            **({"record_sizes": "record_sizes"} if self.record_sizes else {}),
+        }
 
     def rows(self, first: int, last: int) -> dict:
         """Measure records first:last.

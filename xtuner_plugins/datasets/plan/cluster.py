@@ -6,6 +6,7 @@ shuffle to what is a list of ranges.)
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,7 @@ def measure_on_ray(
         if LengthIndex.open(directory) is None:
             with locked(directory.with_suffix(".lock")):
                 merge_parts(directory, [part_path(directory / "parts", first) for first, _ in chunks_of(task)])
+            shutil.rmtree(directory / "parts", ignore_errors=True)
     return total
 
 

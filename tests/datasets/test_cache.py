@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import re
 import resource
 import signal
@@ -10,11 +11,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.process_table import ends, is_alive
 from xtuner_plugins.datasets import MultimodalDataset, SettingError, cache
-from xtuner_plugins.datasets.cache import content_hash, locked
+from xtuner_plugins.datasets.cache import MappedArray, content_hash, locked, open_array, save, share_array
 from xtuner_plugins.datasets.plan import lengths
 from xtuner_plugins.datasets.records import index
 
@@ -204,3 +206,33 @@ def test_a_hash_is_remembered_only_while_the_file_stays_as_it_is(tmp_path):
     path.write_text("six")
     os.utime(path, (1e9, 1e9))  # as a tool that copies with times leaves it
     assert content_hash(path, tmp_path / "cache") not in (first, second)
+
+
+def test_mapped_arrays_cross_as_their_paths_and_parts_as_copies(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    numbers = np.arange(100_000)
+    save(Path("a.npy"), numbers)
+    mapped = open_array("a.npy")
+    crossed = pickle.dumps(mapped)
+    assert len(crossed) < 500
+    monkeypatch.chdir("/")
+    again = pickle.loads(crossed)
+    np.testing.assert_array_equal(again, numbers)
+    assert not again.flags.owndata and not again.flags.writeable and pickle.dumps(again) == crossed
+    for part in (mapped[5:9], mapped[[3, 1]], mapped * 2, mapped.astype(np.int32), np.sort(mapped)[::-1]):
+        copied = pickle.loads(pickle.dumps(part))
+        np.testing.assert_array_equal(copied, part)
+        assert getattr(part, "path", None) is None
+
+
+def test_large_arrays_are_shared_and_small_ones_kept(tmp_path):
+    large, small = np.arange(100_000, dtype=np.int32), np.arange(10)
+    shared = share_array(large, tmp_path / "cache")
+    assert isinstance(shared, MappedArray) and shared.dtype == np.int32
+    np.testing.assert_array_equal(shared, large)
+    assert share_array(shared, tmp_path / "cache") is shared and share_array(small, tmp_path / "cache") is small
+    assert share_array(large.copy(), tmp_path / "cache").path == shared.path
+    assert share_array(large.astype(np.int64), tmp_path / "cache").path != shared.path
+    assert share_array(large[::-1], tmp_path / "cache").path != shared.path
+    (tmp_path / "file").touch()
+    assert share_array(large, tmp_path / "file") is large  # no cache: every process has its own

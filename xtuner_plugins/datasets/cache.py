@@ -19,6 +19,8 @@ from .errors import SettingError
 
 CACHE_VARIABLE = "XTUNER_PLUGINS_CACHE"
 DEFAULT_CACHE = "work_dirs/data_index"
+SHARED_FROM = 1 << 14  # bytes; smaller arrays are no files of their own
+HASHED = 1 << 20  # numbers that are widened at a time to be hashed
 QUICK_BYTES = 1 << 16  # that `quick_hash` reads at each end
 CLOCK_STEP = 2_000_000_000  # ns, the coarsest time stamps of any file system
 FIRST_WORD = 5.0  # seconds after which a process that waits for a lock first says so
@@ -106,7 +108,8 @@ def array_hash(*arrays: np.ndarray) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for array in arrays:
         digest.update(len(array).to_bytes(8, "little"))
-        digest.update(np.ascontiguousarray(array, np.int64).data)
+        for first in range(0, len(array), HASHED):
+            digest.update(np.ascontiguousarray(array[first : first + HASHED], np.int64).data)
     return digest.hexdigest()
 
 
@@ -176,9 +179,43 @@ def save(path: Path, content: str | np.ndarray | dict[str, np.ndarray]) -> None:
         write_whole(path, write)
 
 
-def open_array(path: Path) -> np.ndarray:
-    """A .npy file, memory-mapped: processes share its pages and none holds a copy."""
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+class MappedArray(np.ndarray):
+    """The array of a .npy file, memory-mapped: processes share its pages and none holds a copy.
+
+    It crosses to other processes as its path, and they map the file themselves. Parts and results cross as copies.
+
+    Attributes:
+        path: of the file; None for parts and results.
+    """
+
+    path: str | None = None
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        return super().__reduce_ex__(protocol) if self.path is None else (open_array, (self.path,))
+
+
+def open_array(path: str | os.PathLike) -> MappedArray:
+    """A .npy file as a `MappedArray`."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False).view(MappedArray)
+    array.path = os.path.abspath(path)
+    return array
+
+
+def share_array(array: np.ndarray, cache_dir: str | os.PathLike) -> np.ndarray:
+    """A large array as a file of the cache, so that processes share it; a small one as it is.
+
+    The file's name is a hash of the array. Where the cache can't be written, every process has its own copy.
+    """
+    if array.nbytes < SHARED_FROM or getattr(array, "path", None) is not None:
+        return array
+    digest = hashlib.blake2b(f"{array.dtype} {array.shape}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(array).data)  # as `array_hash`, without widening
+    path = Path(cache_dir) / "arrays" / f"{digest.hexdigest()}.npy"
+    with contextlib.suppress(SettingError, OSError):
+        if not path.exists():
+            save(path, array)
+        return open_array(path)
+    return array
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from .bad_samples import FILLER_INDEX, ON_PURPOSE, POLICIES, dropped_sample, filler_sample, read_reject_list
 from .base import read_base
-from .cache import get_cache_dir
+from .cache import get_cache_dir, share_array
 from .errors import DataError, MediaError, RecordError, SettingError, check_choice, check_whole
 from .fates import find_broken, unusable_error
 from .handover import bind_worker
@@ -28,7 +28,7 @@ from .mixture import Source, open_sources, pick_records
 from .plan.budget import FRAME, STEPS, TileBudget, first_limit, truncate
 from .plan.lengths import DROPPED, FATES, FITS, REJECTED, SHRUNK, TRUNCATED, LengthIndex, measure, report_change
 from .plan.measure import Measure
-from .records.boxes import normalize_boxes
+from .records.boxes import check_stated_sizes, normalize_boxes
 from .records.records import Medium, Record, parse_record
 from .stores.store import CACHE_GIB, TIMEOUT, StoreSettings
 from .text.conversation import Encoded, Piece, join_pieces, split_pieces, tokenize_pieces
@@ -51,7 +51,9 @@ class MultimodalDataset(Dataset):
         repeat_times: how often each file is used per epoch; 0.5 takes a fixed random half, 3.5 everything three times
             and half of it a fourth time. Default 1.
         dataset_settings: per file a dict or None: name, min_tiles, max_tiles, use_thumbnail, template, loss_weight,
-            augment, windows_paths (whether `\\` in names of images separates folders), backend_args.
+            augment, backend_args, windows_paths (whether `\\` in names of images separates folders), record_sizes
+            (whether lengths are measured by the `width` and `height` of records, without opening images; what is read
+            is compared).
         min_tiles, max_tiles, use_thumbnail, template: for files without their own; default: the base's config.json.
         augment: random changes of images, for files without their own (see `images.augment`); None: none.
         backend_args: how URLs among `data_paths` and `image_folders` are read, for files without their own: options
@@ -150,7 +152,7 @@ class MultimodalDataset(Dataset):
         self.max_pixels = check_whole("max_pixels", max_pixels, 1)
         self.seed = check_whole("seed", seed, 0)
         self.picks = [
-            pick_records(len(source.index), source.repeat, self.seed + number)
+            share_array(pick_records(len(source.index), source.repeat, self.seed + number), self.cache_dir)
             for number, source in enumerate(self.sources)
         ]
         self.ends = np.cumsum([len(pick) for pick in self.picks])
@@ -312,6 +314,8 @@ class MultimodalDataset(Dataset):
         if videos:
             record = expand_videos(record, [probe_video(path, self.num_frames, self.max_pixels)[0] for path in videos])
         paths = [found[medium.name] for medium in record.media]
+        if source.record_sizes:
+            check_stated_sizes(record, lambda place: image_size(paths[place], self.max_pixels))
         record = normalize_boxes(record, lambda place: image_size(paths[place], self.max_pixels))
         if record.warnings:
             self._log_first(record.warnings)
@@ -382,13 +386,23 @@ class MultimodalDataset(Dataset):
 
     def is_measured(self) -> bool:
         """Whether the lengths of every file are in the cache."""
-        tasks = map(self._measuring, range(len(self.sources)))
-        return all(LengthIndex.open(Path(self.cache_dir) / task.key(self.cache_dir)) for task in tasks)
+        return all(LengthIndex.open(Path(self.cache_dir) / task.key(self.cache_dir)) for task in self.measurings())
+
+    def measurings(self) -> list[Measure]:
+        """What measures each file, for other ways than `lengths` (see `plan.shards` and `plan.cluster`)."""
+        return [self._measuring(number) for number in range(len(self.sources))]
 
     def _measuring(self, number: int) -> Measure:
         source = self.sources[number]
         return Measure(
-            source.index, source.folder, source.template, self.tokenizer, self.num_frames, self.max_pixels, self.parse
+            source.index,
+            source.folder,
+            source.template,
+            self.tokenizer,
+            self.num_frames,
+            self.max_pixels,
+            self.parse,
+            source.record_sizes,
         )
 
     def layout(self, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -397,7 +411,7 @@ class MultimodalDataset(Dataset):
         Args:
             options: `num_workers` and `progress` of `lengths`.
         """
-        self._plan = self.sizes(**options)
+        self._plan = tuple(share_array(column, self.cache_dir) for column in self.sizes(**options))
         self._plan_folders = [self.lengths(number).directory for number in range(len(self.sources))]
         return self._plan
 
@@ -409,13 +423,14 @@ class MultimodalDataset(Dataset):
         """
         columns = []
         for number, (source, pick) in enumerate(zip(self.sources, self.picks, strict=True)):
-            layout = self.lengths(number, **options).lay_out(source.tiling, self.budget)
-            part = [column[pick] for column in layout]
+            part = self.lengths(number, **options).lay_out(source.tiling, self.budget)
+            if source.repeat != 1 or self.rejected[number]:  # else it stays mapped
+                part = [column[pick] for column in part]
             if self.rejected[number]:
                 gone = np.isin(pick, list(self.rejected[number]))
                 part[0][gone], part[1][gone], part[2][gone] = 0, 0, REJECTED
             columns.append(part)
-        return tuple(np.concatenate(part) for part in zip(*columns, strict=True))
+        return tuple(part[0] if len(part) == 1 else np.concatenate(part) for part in zip(*columns, strict=True))
 
     def usable(self, fates: np.ndarray) -> np.ndarray:
         """Indices of the samples that a plan contains.

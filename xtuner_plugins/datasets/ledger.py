@@ -14,10 +14,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from mmengine.logging import print_log
 
 from .bad_samples import ON_PURPOSE
 from .cache import write_whole
+
+NO_SAMPLE, EARLIER = -1, -2  # in place of a sample's index: a line of sums, a line of an earlier epoch
 
 
 class TooManyBadSamples(ValueError):
@@ -105,17 +108,19 @@ class Ledger:
         if epoch == 0 and not len(taken):  # of another run in the same folder
             os.replace(self.path, self.path.with_name("ledger.previous.jsonl"))
             return
-        behind, kept = set(map(int, taken)), []
+        lines, indices = [], []  # up to this epoch
         for line in self.path.read_text(encoding="utf-8").split("\n"):
             try:
                 entry = json.loads(line)
             except ValueError:  # the end of the file, or a line that a crash cut off
                 continue
-            if entry["epoch"] < epoch:
-                kept.append(line)
-            elif entry["epoch"] == epoch and entry.get("index") in behind:
-                kept.append(line)
-                self.dropped[epoch] += 1
+            if entry["epoch"] <= epoch:
+                lines.append(line)
+                indices.append(EARLIER if entry["epoch"] < epoch else entry.get("index", NO_SAMPLE))
+        earlier = np.array(indices, np.int64) == EARLIER
+        behind = np.isin(indices, taken)  # of millions of samples, perhaps
+        kept = [line for line, keep in zip(lines, earlier | behind, strict=True) if keep]
+        self.dropped[epoch] = int(behind.sum())
         self.trained[epoch] = len(taken) - self.dropped[epoch]
         write_whole(self.path, lambda target: target.write_text("".join(f"{line}\n" for line in kept), "utf-8"))
 

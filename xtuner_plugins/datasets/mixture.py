@@ -33,6 +33,7 @@ OWN_SETTINGS = {  # that a file may have: their types
     "augment": (Mapping, "a dict such as {'jpeg_quality': (75, 100)}"),
     "windows_paths": (bool, "True or False"),
     "backend_args": (Mapping, "a dict of options, such as {'endpoint_url': ..., 'anon': True}"),
+    "record_sizes": (bool, "True or False"),
 }
 
 
@@ -48,6 +49,7 @@ class Source:
     tiling: DynamicTiling
     loss_weight: float = 1.0
     augment: Augmentation | None = None
+    record_sizes: bool = False  # whether records are believed about the sizes of their images until these are opened
 
 
 def open_sources(
@@ -171,6 +173,7 @@ def _open(
         tiling=tiling_of(config, settings),
         augment=Augmentation.of(settings["augment"]),
         loss_weight=_positive(own.get("loss_weight", 1.0), "loss_weight"),
+        record_sizes=own.get("record_sizes", False),
     )
 
 

@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import sys
+import time
 import zlib
 
 import numpy as np
@@ -268,3 +269,37 @@ def test_heic_needs_a_plugin_which_the_error_names(tmp_path, monkeypatch):
         assert load_image(source).size == image_size(source) == (64, 48)
     with pytest.raises(MediaError, match="^cut: can't be decoded"):
         load_image(Blob("cut", path.read_bytes()[:200]))
+
+
+def test_links_are_followed_before_a_path_counts_as_inside(tmp_path, monkeypatch):
+    """Directories are remembered for a second, links at the end of a path never."""
+    inside, outside = tmp_path / "images", tmp_path / "other"
+    (inside / "a").mkdir(parents=True)
+    outside.mkdir()
+    Image.new("RGB", (5, 5)).save(outside / "b.png")
+    Image.new("RGB", (5, 5)).save(inside / "a" / "b.png")
+    (inside / "linked").symlink_to(outside)
+    (inside / "a" / "out.png").symlink_to(outside / "b.png")
+    (inside / "a" / "in.png").symlink_to("b.png")
+    folder = ImageFolder(inside)
+    for _ in range(2):
+        for name in ("a/b.png", "a/in.png", "a/none.png", "a"):
+            assert folder.resolve(name) == str(inside / name)
+        for name in ("linked/b.png", "linked/none.png", "a/out.png", "linked", "linked/", "linked/.", "."):
+            with pytest.raises(MediaError, match="link out"):
+                folder.resolve(name)
+    (inside / "a").rename(inside / "old")
+    (inside / "a").symlink_to(outside)
+    monkeypatch.setattr(time, "monotonic", lambda: folder._until + 0.1)
+    with pytest.raises(MediaError, match="link out"):
+        folder.resolve("a/b.png")
+
+
+def test_a_directory_is_looked_up_once_for_its_images(tmp_path, monkeypatch):
+    folder, looked = ImageFolder(tmp_path), []
+    own = os.path.realpath
+    monkeypatch.setattr(os.path, "realpath", lambda path: looked.append(path) or own(path))
+    monkeypatch.setattr(time, "monotonic", lambda: 1.0)
+    for number in range(100):
+        folder.resolve(f"a/{number}.png")
+    assert looked == [str(tmp_path / "a")]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from xtuner_plugins.datasets import MultimodalDataset, RecordError
+from xtuner_plugins.datasets.cache import MappedArray
 from xtuner_plugins.datasets.plan import lengths as lengths_module
 from xtuner_plugins.datasets.plan.lengths import BROKEN, DROPPED, FATES
 
@@ -116,7 +117,7 @@ def test_kept_by_content(settings, monkeypatch, tmp_path):
 
 def test_arrays_are_memory_mapped(settings):
     lengths = MultimodalDataset(**settings).lengths(0, num_workers=0)
-    assert all(isinstance(getattr(lengths, name), np.memmap) for name in lengths_module.ARRAYS)
+    assert all(isinstance(getattr(lengths, name), MappedArray) for name in lengths_module.ARRAYS)
 
 
 def test_processes_count_as_one_does(settings, monkeypatch, tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from xtuner_plugins.datasets.images.media import ImageFolder
+from xtuner_plugins.datasets.plan import measure
 from xtuner_plugins.datasets.plan.complaints import stamp_files
 from xtuner_plugins.datasets.plan.measure import Measure
 from xtuner_plugins.datasets.records.index import scan
@@ -75,6 +76,7 @@ def test_the_key_changes_with_everything_that_is_measured(task, tmp_path):
         key(template=get_template("Hermes-2")),
         key(num_frames=4),
         key(max_pixels=10**5),
+        key(record_sizes=True),
     ]
     assert len(set(different)) == len(different)
     assert key(index=scan(copied)) == key()  # of the file only its content counts
@@ -94,3 +96,21 @@ def test_a_file_that_shrinks_meanwhile_is_complained_about(task):
     complaints = task.rows(2, 6)["complaints"]
     assert [complaint.row for complaint in complaints] == [3, 4, 5]
     assert "shorter" in complaints[0].problem and not any(complaint.holds() for complaint in complaints)
+
+
+def test_images_stay_closed_where_records_state_sizes(task, write_data, qa, monkeypatch):
+    records = [
+        qa(image="a.png", width=100, height=90),
+        qa("<image> <image>", image=["a.png", "b.png"], width=[100, 360], height=[90, 120]),
+        qa(image="b.png"),
+        qa(image="none.png", width=7, height=5),
+        qa(image="a.png", width=9000, height=9000),
+        qa(image="../a.png", width=100, height=90),
+    ]
+    opened = []
+    read = measure.image_size
+    monkeypatch.setattr(measure, "image_size", lambda path, limit: opened.append(Path(path).name) or read(path, limit))
+    found = replace(task, index=scan(write_data(records)), record_sizes=True).rows(0, 6)
+    assert opened == ["b.png", "a.png"]  # the size above max_pixels isn't believed
+    assert found["sizes"].tolist() == [[100, 90], [100, 90], [360, 120], [360, 120], [7, 5], [100, 90]]
+    assert [(complaint.row, complaint.reason) for complaint in found["complaints"]] == [(5, "image_outside")]

@@ -4,7 +4,13 @@ import pytest
 
 from xtuner_plugins.datasets import MultimodalDataset, RecordError
 from xtuner_plugins.datasets.audit.check import check_dataset
-from xtuner_plugins.datasets.records.boxes import compare_size, find_boxes, normalize_boxes
+from xtuner_plugins.datasets.records.boxes import (
+    check_stated_sizes,
+    compare_size,
+    find_boxes,
+    normalize_boxes,
+    stated_sizes,
+)
 from xtuner_plugins.datasets.records.records import parse_record
 
 
@@ -88,3 +94,30 @@ def test_doubtful_boxes_in_the_frame_are_warnings(answer, words):
 
 def test_what_is_no_box_is_not_found():
     assert find_boxes("<box>[[1, 2, 3]]</box> <box>x</box> <box>{}</box> <box>[1, 2, 3, 4]</box>") == [(1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    "extra, sizes",
+    [
+        ({}, [(640, 480)]),
+        ({"width": [640], "height": [480]}, [(640, 480)]),
+        ({"image": ["a.jpg", "b.jpg"], "width": [640, 5], "height": [480, 9]}, [(640, 480), (5, 9)]),
+        ({"image": ["a.jpg", "b.jpg"]}, None),
+        ({"width": None}, None),
+        ({"width": 0}, None),
+        ({"width": True}, None),
+        ({"width": "640"}, None),
+        ({"width": 640.0}, None),
+        ({"image": None, "video": "a.mp4"}, None),
+    ],
+)
+def test_stated_sizes_are_one_for_each_image(extra, sizes):
+    question = "<video>" if "video" in extra else "<image>" * len(extra.get("image", "a") or "")
+    raw = {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": "It."}]}
+    record = parse_record({"image": "a.jpg", "width": 640, "height": 480, **raw, **extra}, "f:3")
+    assert stated_sizes(record) == sizes
+    if sizes:
+        check_stated_sizes(record, sizes.__getitem__)
+        turned = [size[::-1] for size in sizes]
+        with pytest.raises(RecordError, match="f:3: the record says 640x480, but image 1 is 480x640; correct"):
+            check_stated_sizes(record, turned.__getitem__)

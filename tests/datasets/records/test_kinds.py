@@ -70,7 +70,7 @@ def load(data_base, write_data, make_image):
         samples = [dataset[number] for number in range(len(dataset))]
         parts = [[sample[key].tolist() for key in ("input_ids", "labels", "tiles")] for sample in samples]
         assert not any("dropped" in sample for sample in samples)
-        return parts, [column.tolist() for column in (lengths.text_tokens, lengths.supervised, lengths.num_media)]
+        return parts, [column.tolist() for column in (lengths.text_tokens, lengths.supervised, lengths.media_ends)]
 
     return load
 

@@ -11,6 +11,7 @@
 import io
 import os
 import re
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +21,14 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import MediaError, SettingError
+from .headers import SWAPS_SIDES, plain_size, read_plain_size
 
 EMBEDDED_SCHEME = "row://"  # of names that records with images of their own give them; no file name begins so
 MAX_PIXELS = 178_956_970  # Pillow's own limit for decompression bombs (2 x 1 GiB / 4 / 3)
 # Of what a server is sent: Pillow starts Ghostscript for EPS, and rare formats have rarely read decoders.
 SENT_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+DIRECTORY_SECONDS = 1.0  # for which a directory counts as inside its image folder without being looked at again
+MOST_DIRECTORIES = 10_000  # remembered so
 ORIENTATION_TAG = 0x0112
 # EXIF orientation -> transposition to the upright image (Exif 2.32, table 6)
 ORIENTATIONS = {
@@ -36,7 +40,6 @@ ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SWAPS_SIDES = {5, 6, 7, 8}
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 # Brands of ISO base media files (ISO/IEC 23008-12, annex B; AV1 Image File Format, section 6), in bytes 8 to 11
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -92,7 +95,7 @@ def check_name(name: object, folder: str | None = None) -> None:
             f"{name!r} is an absolute path",
             f"name it relative to the image folder {folder!r}, or set that folder to None",
         )
-    if ".." in Path(name).parts:
+    if ".." in name and ".." in Path(name).parts:
         raise MediaError(
             "image_outside",
             f"{name!r} leaves the image folder {folder!r}",
@@ -131,6 +134,7 @@ class ImageFolder:
                     "correct image_folders, or give None for a file without images",
                 )
             self._real = os.path.join(os.path.realpath(self.folder), "")
+        self._inside, self._until = set(), 0.0  # directories found inside, and when they are looked at again
 
     def plain(self, name: str) -> str:
         """A name as it is looked up."""
@@ -151,13 +155,27 @@ class ImageFolder:
         if self.folder is None:
             return os.path.join(self.base, name)
         path = os.path.join(self.folder, name)
-        if not os.path.realpath(path).startswith(self._real):
+        if not self._holds(path):
             raise MediaError(
                 "image_outside",
                 f"{name!r} is a link out of the image folder {self.folder!r}",
                 "put the file itself into the folder, or set image_folders to where it lies",
             )
         return path
+
+    def _holds(self, path: str) -> bool:
+        """Whether a path stays inside when links are followed: its directory, looked up once in a while, and itself."""
+        directory, name = os.path.split(path)
+        if name in ("", os.curdir) or os.path.islink(path):
+            return os.path.realpath(path).startswith(self._real)
+        now = time.monotonic()
+        if now > self._until or len(self._inside) > MOST_DIRECTORIES:
+            self._inside, self._until = set(), now + DIRECTORY_SECONDS
+        if directory not in self._inside:
+            if not os.path.join(os.path.realpath(directory), "").startswith(self._real):
+                return False
+            self._inside.add(directory)
+        return True
 
 
 def display_name(source: MediaSource) -> str:
@@ -249,15 +267,29 @@ def image_size(source: MediaSource, max_pixels: int = MAX_PIXELS) -> tuple[int, 
     Raises:
         MediaError: as `open_image`.
     """
-    if isinstance(source, Blob) and (head := source.head()) is not None:
+    size = _size_of_plain(source, max_pixels)
+    if size is not None and size[0] * size[1] <= min(max_pixels, MAX_PIXELS):
+        return size
+    with open_image(source, max_pixels) as image:
+        return _upright_size(image)
+
+
+def _size_of_plain(source: MediaSource, max_pixels: int) -> tuple[int, int] | None:
+    """The size as far as the first bytes tell it; None where the whole image has to be opened."""
+    if not isinstance(source, Blob):
+        return read_plain_size(source)
+    head = source.head()
+    if head is None:
+        return plain_size(source.data)
+    size = plain_size(head)
+    if size is None:
         try:
             with _open(io.BytesIO(head), source.name, max_pixels) as image:
                 return _upright_size(image)
         except MediaError as error:
             if error.reason != "image_unreadable":  # otherwise the header may be longer
                 raise
-    with open_image(source, max_pixels) as image:
-        return _upright_size(image)
+    return size
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:

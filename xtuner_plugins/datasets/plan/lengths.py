@@ -38,6 +38,7 @@ from .budget import FRAME, TileBudget, first_limit
 from .complaints import Complaint, parse_complaints, write_complaints
 from .measure import Measure
 
+BLOCK = 1 << 20  # records whose tiles are counted at a time
 CHUNK = 2000  # records that a worker measures at a time, and a crash can lose
 STORE_THREADS = 16  # that ask a store for versions
 KEPT_SECONDS = 86_400  # that replaced arrays are kept, since other runs may read them
@@ -100,10 +101,6 @@ class LengthIndex:
                 held = list(pool.map(lambda complaint: complaint.holds(store), complaints))
         return [row for row, holds in zip(rows, held, strict=True) if not holds]
 
-    @cached_property
-    def num_media(self) -> np.ndarray:
-        return np.diff(self.media_ends, prepend=0)
-
     def lay_out(
         self, tiling: DynamicTiling, budget: TileBudget, *, keep: bool = True
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -126,27 +123,38 @@ class LengthIndex:
         return tuple(map(open_array, paths))
 
     def _lay_out(self, tiling: DynamicTiling, budget: TileBudget) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        num_media = self.num_media
-        rows = np.repeat(np.arange(len(self)), num_media)
-        is_frame = (self.sizes == FRAME).all(1)
-        images = np.bincount(rows[~is_frame], minlength=len(self))
+        counts: dict[tuple[int, int, int], int] = {}  # tiles of an image by its size and limit
+        blocks = [
+            self._lay_out_rows(first, min(first + BLOCK, len(self)), tiling, budget, counts)
+            for first in range(0, max(len(self), 1), BLOCK)
+        ]
+        return tuple(map(np.concatenate, zip(*blocks, strict=True)))
+
+    def _lay_out_rows(
+        self, first: int, last: int, tiling: DynamicTiling, budget: TileBudget, counts: dict[tuple[int, int, int], int]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`lay_out` of some records, so that the memory it takes doesn't grow with the file."""
+        num = last - first
+        before = int(self.media_ends[first - 1]) if first else 0
+        num_media = np.diff(self.media_ends[first:last], prepend=before)
+        sizes = self.sizes[before : before + int(num_media.sum())]
+        rows = np.repeat(np.arange(num), num_media)
+        is_frame = (sizes == FRAME).all(1)
+        images = np.bincount(rows[~is_frame], minlength=num)
         shares = [first_limit(tiling.max_tiles, num, budget.sharing) for num in range(images.max(initial=0) + 1)]
         limits = np.where(is_frame, 1, np.array(shares)[images[rows]])
-        distinct, inverse = np.unique(np.column_stack([self.sizes, limits]), axis=0, return_inverse=True)
-        counts = [budget.count(tiling, (width, height), int(limit)) for width, height, limit in distinct]
-        counts = np.array(counts, np.int64)[inverse.reshape(-1)] if len(rows) else np.zeros(0, np.int64)
-        tiles = np.bincount(rows, counts, minlength=len(self)).astype(np.int32)
-        tokens = (self.text_tokens + tiles * budget.tokens_per_tile + 2 * num_media).astype(np.int32)
-        fates = np.where(self.reasons > 0, BROKEN, FITS).astype(np.uint8)
+        tiles = np.bincount(rows, _count_tiles(sizes, limits, tiling, budget, counts), minlength=num).astype(np.int32)
+        tokens = (self.text_tokens[first:last] + tiles * budget.tokens_per_tile + 2 * num_media).astype(np.int32)
+        fates = np.where(self.reasons[first:last] > 0, BROKEN, FITS).astype(np.uint8)
         for row in np.flatnonzero((tokens > budget.max_length) & (fates == FITS)):
-            tokens[row], tiles[row], fates[row] = self._fit(int(row), tiling, budget)
+            tokens[row], tiles[row], fates[row] = self._fit(first + int(row), tiling, budget)
         tokens[fates >= DROPPED] = tiles[fates >= DROPPED] = 0
         return tokens, tiles, fates
 
     def _fit(self, row: int, tiling: DynamicTiling, budget: TileBudget) -> tuple[int, int, int]:
         """Tokens, tiles and fate of a record that is too long, as the worker will find them."""
-        last = int(self.media_ends[row])
-        sizes = [tuple(map(int, size)) for size in self.sizes[last - int(self.num_media[row]) : last]]
+        first, last = int(self.media_ends[row - 1]) if row else 0, int(self.media_ends[row])
+        sizes = [tuple(map(int, size)) for size in self.sizes[first:last]]
         text = int(self.text_tokens[row])
         limits = budget.fit(tiling, sizes, text)
         counts = [budget.count(tiling, size, limit) for size, limit in zip(sizes, limits, strict=True)]
@@ -157,6 +165,27 @@ class LengthIndex:
         if "truncate_text" in budget.steps and before_text + budget.tokens(counts[:before_media]) < budget.max_length:
             return budget.max_length, sum(counts), TRUNCATED  # upper bounds: a span at the cut is removed whole
         return 0, 0, DROPPED
+
+
+def _count_tiles(
+    sizes: np.ndarray,
+    limits: np.ndarray,
+    tiling: DynamicTiling,
+    budget: TileBudget,
+    counts: dict[tuple[int, int, int], int],
+) -> np.ndarray:
+    """Tiles of each image, int64 `[m]`; `counts` holds those of the sizes and limits met so far."""
+    width, height = sizes.T.astype(np.int64)
+    _, codes = np.unique(width << 32 | height, return_inverse=True)
+    codes = codes.reshape(-1) * (limits.max(initial=0) + 1) + limits  # one number sorts much faster than a row of three
+    _, places, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    each = np.zeros(len(places), np.int64)
+    for number, place in enumerate(places):
+        key = int(width[place]), int(height[place]), int(limits[place])
+        if key not in counts:
+            counts[key] = budget.count(tiling, key[:2], key[2])
+        each[number] = counts[key]
+    return each[inverse.reshape(-1)]
 
 
 FITS, SHRUNK, TRUNCATED, DROPPED, BROKEN, REJECTED = range(6)
@@ -217,7 +246,7 @@ def _measure_again(task: Measure, found: LengthIndex, rows: list[int]) -> None:
     for row, part in zip(rows, parts, strict=True):
         for name in PER_ROW:
             arrays[name][row] = part[name][0]
-    num_media = np.array(found.num_media)
+    num_media = np.diff(found.media_ends, prepend=0)
     num_media[rows] = added = [int(part["num_media"][0]) for part in parts]  # a broken record has none
     before = np.repeat(found.media_ends[rows], added)
     arrays["sizes"] = np.insert(found.sizes, before, np.concatenate([part["sizes"] for part in parts]), axis=0)
@@ -227,16 +256,38 @@ def _measure_again(task: Measure, found: LengthIndex, rows: list[int]) -> None:
 
 
 def _build(task: Measure, directory: Path, num_workers: int | None, progress: Callable[[int], None]) -> None:
-    parts = directory / "parts"
+    parts, chunks = directory / "parts", chunks_of(task)
+    measure_chunks(task, parts, chunks, num_workers, progress)
+    merge_parts(directory, [part_path(parts, first) for first, _ in chunks])
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def chunks_of(task: Measure) -> list[tuple[int, int]]:
+    """The ranges of records (first, end) that are measured at a time."""
     total = len(task.index)
-    chunks = [(first, min(first + CHUNK, total)) for first in range(0, total, CHUNK)]
-    missing = [chunk for chunk in chunks if not (parts / f"{chunk[0]}.npz").exists()]
-    progress(total - sum(last - first for first, last in missing))
+    return [(first, min(first + CHUNK, total)) for first in range(0, total, CHUNK)]
+
+
+def part_path(parts: Path, first: int) -> Path:
+    """The file of the chunk that begins with record `first`."""
+    return parts / f"{first}.npz"
+
+
+def measure_chunks(
+    task: Measure,
+    parts: Path,
+    chunks: list[tuple[int, int]],
+    num_workers: int | None,
+    progress: Callable[[int], None],
+) -> None:
+    """Measure the chunks that aren't in the folder `parts` yet; arguments as `measure`."""
+    missing = [chunk for chunk in chunks if not part_path(parts, chunk[0]).exists()]
+    progress(sum(last - first for first, last in chunks) - sum(last - first for first, last in missing))
     num_workers = min(num_cores() if num_workers is None else num_workers, len(missing))
     if num_workers <= 1:
         with single_threaded_tokenizer():
             for first, last in missing:
-                _save_part(task, parts, first, last)
+                save_part(parts, first, task.rows(first, last))
                 progress(last - first)
     else:
         _ = task._counter  # made once, to be inherited by the workers
@@ -247,7 +298,6 @@ def _build(task: Measure, directory: Path, num_workers: int | None, progress: Ca
             except BaseException:  # such as a store that doesn't answer: nobody waits for the other chunks
                 pool.shutdown(cancel_futures=True)
                 raise
-    _merge(directory, parts, chunks)
 
 
 _task: tuple[Measure, Path] | None = None  # of a worker process
@@ -261,23 +311,26 @@ def _start_worker(task: Measure, parts: Path) -> None:
 
 
 def _work(first: int, last: int) -> int:
-    _save_part(*_task, first, last)
+    task, parts = _task
+    save_part(parts, first, task.rows(first, last))
     return last - first
 
 
-def _save_part(task: Measure, parts: Path, first: int, last: int) -> None:
-    found = task.rows(first, last)
+def save_part(parts: Path, first: int, found: dict) -> None:
+    """Keep what `Measure.rows` has found from record `first` on."""
     complaints = np.frombuffer(write_complaints(found.pop("complaints")).encode(), np.uint8)
-    save(parts / f"{first}.npz", {"complaints": complaints, **found})
+    save(part_path(parts, first), {**found, "complaints": complaints})
 
 
-def _merge(directory: Path, parts: Path, chunks: list[tuple[int, int]]) -> None:
-    loaded = [np.load(parts / f"{first}.npz", allow_pickle=False) for first, _ in chunks]
-    names = (*PER_ROW, "num_media", "sizes")
-    joined = {name: np.concatenate([part[name] for part in loaded]) for name in names}
-    complaints = [item for part in loaded for item in parse_complaints(part["complaints"].tobytes().decode())]
+def merge_parts(directory: Path, files: list[Path]) -> None:
+    """Make the index of a file from those of its chunks, in the order of its records."""
+    names, columns, complaints = (*PER_ROW, "num_media", "sizes"), [], []
+    for file in files:  # one after another: each open file takes a descriptor
+        with np.load(file, allow_pickle=False) as part:
+            columns.append([part[name] for name in names])
+            complaints += parse_complaints(part["complaints"].tobytes().decode())
+    joined = {name: np.concatenate(parts) for name, parts in zip(names, zip(*columns, strict=True), strict=True)}
     _save(directory, joined, complaints)
-    shutil.rmtree(parts, ignore_errors=True)
 
 
 def _save(directory: Path, arrays: dict[str, np.ndarray], complaints: list[Complaint]) -> None:

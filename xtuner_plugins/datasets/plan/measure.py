@@ -10,9 +10,9 @@ import numpy as np
 
 from ..cache import text_hash
 from ..errors import DataError, MediaError
-from ..images.media import Blob, ImageFolder, image_size
+from ..images.media import EMBEDDED_SCHEME, Blob, ImageFolder, check_name, image_size
 from ..images.video import expand_videos, probe_video
-from ..records.boxes import normalize_boxes
+from ..records.boxes import normalize_boxes, stated_sizes
 from ..records.opening import Reader, RecordSource
 from ..records.records import Record, parse_record
 from ..stores.store import DENIED, REFUSED, UNREACHABLE, Store
@@ -38,18 +38,25 @@ class Measure:
     num_frames: int
     max_pixels: int
     parse: Callable[[object, str], Record] = parse_record
+    record_sizes: bool = False  # whether images are left closed whose sizes their records state
 
     def key(self, cache_dir: str) -> str:
         """Hash of all of it."""
-        return text_hash(
-            FORMAT,
-            self.index.fingerprint(cache_dir),
-            repr(self.template),
-            self.tokenizer.fingerprint(),
-            str(self.folder.key()),
-            str((len(self.index), self.num_frames, self.max_pixels)),
-            *([] if self.parse is parse_record else [self.parse.__qualname__]),
-        )
+        return text_hash(*self.facts(cache_dir).values())
+
+    def facts(self, cache_dir: str) -> dict[str, str]:
+        """All of it by name, as texts or hashes; the order is part of the key."""
+        own = {"kind of record": self.parse.__qualname__} if self.parse is not parse_record else {}
+        return {
+            "version of the measuring": FORMAT,
+            "content of the data": self.index.fingerprint(cache_dir),
+            "template": repr(self.template),
+            "tokenizer": self.tokenizer.fingerprint(),
+            "image folder": str(self.folder.key()),
+            "number of records, num_frames or max_pixels": str((len(self.index), self.num_frames, self.max_pixels)),
+            **own,
+            **({"record_sizes": "record_sizes"} if self.record_sizes else {}),
+        }
 
     def rows(self, first: int, last: int) -> dict:
         """Measure records first:last.
@@ -107,6 +114,8 @@ class Measure:
         record = self.parse(reader.parse(row), source)
         if not record.media:
             return normalize_boxes(record), []
+        if self.record_sizes and (stated := self._stated(record)) is not None:
+            return normalize_boxes(record, stated.__getitem__), stated
         sizes, frames = [], []
         for medium in record.media:
             try:
@@ -126,6 +135,19 @@ class Measure:
                     paths.append(LINK + os.path.join(self.folder.folder, medium.name))
                 raise error.in_record(record.source) from None
         return normalize_boxes(expand_videos(record, frames), sizes.__getitem__), sizes
+
+    def _stated(self, record: Record) -> list[tuple[int, int]] | None:
+        """The sizes that a record states, its names checked without a look at the files."""
+        sizes = stated_sizes(record)
+        if sizes is None or any(width * height > self.max_pixels for width, height in sizes):
+            return None
+        for medium in record.media:
+            if not medium.name.startswith(EMBEDDED_SCHEME):
+                try:
+                    check_name(self.folder.plain(medium.name), self.folder.folder)
+                except MediaError as error:
+                    raise error.in_record(record.source) from None
+        return sizes
 
 
 class _Rows:

@@ -10,6 +10,7 @@ hardly wait for each other, and the order of the steps is random.
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -89,33 +90,39 @@ def pack_samples(
     else:
         sizes = Sizes(tokens, tiles, max_tokens, max_tiles)
     order = np.random.default_rng(seed).permutation(len(tokens))
-    members = _pack(order, sizes, seed) if len(order) else []
-    flat = np.concatenate(members) if members else np.zeros(0, np.int64)
-    ends = np.cumsum([len(pack) for pack in members], dtype=np.int64)
+    flat, nums = _pack(order, sizes, seed) if len(order) else (np.zeros(0, np.int64), np.zeros(0, np.int64))
+    ends = np.cumsum(nums, dtype=np.int64)
     starts = np.concatenate([[0], ends[:-1]])
     sums = [np.add.reduceat(column[flat], starts) if len(flat) else flat for column in (tokens, tiles)]
     return Packs(np.asarray(indices)[flat].astype(np.int32), ends, *sums)
 
 
-def _pack(order: np.ndarray, sizes: Sizes, seed: int) -> list[list[int]]:
-    """Pack samples in the way that needs the fewest packs for a trial part of them."""
+def _pack(order: np.ndarray, sizes: Sizes, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pack samples in the way that needs the fewest packs for a trial part of them.
+
+    Returns:
+        The samples pack by pack, and how many each pack has, int64.
+    """
     alike = bool((sizes.tiles == sizes.tiles[0]).all())
     ways = [*(way for way in BEST_FITS if not way.tile_share), *RANDOM_FILLS] if alike else BEST_FITS
     trial = order[: int(np.clip(len(order) // 16, *TRIAL))]
     found = [_pack_windows(trial, sizes, seed, way) for way in ways]
-    best = min(range(len(ways)), key=lambda way: len(found[way]) * (WORTH_WAITING if ways[way].slow else 1))
+    best = min(range(len(ways)), key=lambda way: len(found[way][1]) * (WORTH_WAITING if ways[way].slow else 1))
     return found[best] if len(trial) == len(order) else _pack_windows(order, sizes, seed, ways[best])
 
 
-def _pack_windows(order: np.ndarray, sizes: Sizes, seed: int, way: BestFit | RandomFill) -> list[list[int]]:
-    """Pack samples window by window; each window leaves some to the next."""
+def _pack_windows(
+    order: np.ndarray, sizes: Sizes, seed: int, way: BestFit | RandomFill
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pack samples window by window, as `_pack`; each window leaves some to the next."""
     windows = np.array_split(order, max(1, round(len(order) / way.window)))
-    packs: list[list[int]] = []
+    members, nums = [], []  # arrays, one per window: lists of millions of numbers take many times their memory
     left: list[int] = []
     for number, window in enumerate(windows):
         found, left = way.pack(left + window.tolist(), sizes, seed + number, last=number == len(windows) - 1)
-        packs += found
-    return packs
+        nums.append(np.array([len(pack) for pack in found], np.int64))
+        members.append(np.fromiter(chain.from_iterable(found), np.int64, int(nums[-1].sum())))
+    return np.concatenate(members), np.concatenate(nums)
 
 
 def arrange(packs: Packs, num_ranks: int, seed: int) -> Packs:

@@ -97,6 +97,43 @@ def compare_size(record: Record, size: tuple[int, int]) -> RecordError | None:
     )
 
 
+def stated_sizes(record: Record) -> list[tuple[int, int]] | None:
+    """(width, height) of each image as the record states them: two numbers for one image, or two lists.
+
+    Returns:
+        None where the record doesn't state the sizes of all its media, or has a video.
+    """
+    columns = [record.extra.get("width"), record.extra.get("height")]
+    columns = [column if isinstance(column, list) else [column] for column in columns]
+    sides = [side for column in columns for side in column]
+    media = record.media
+    if any(len(column) != len(media) for column in columns) or any(medium.kind != "image" for medium in media):
+        return None
+    if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        return None
+    return list(zip(*columns, strict=True))
+
+
+def check_stated_sizes(record: Record, real_size: Callable[[int], tuple[int, int]]) -> None:
+    """Compare the sizes that a record states with those of its images.
+
+    Args:
+        real_size: as for `normalize_boxes`.
+
+    Raises:
+        RecordError: one of them differs.
+    """
+    for place, stated in enumerate(stated_sizes(record) or ()):
+        size = real_size(place)
+        if size != stated:
+            raise RecordError(
+                "record_size",
+                "the record says {}x{}, but image {} is {}x{}".format(*stated, place + 1, *size),
+                "correct its width and height (of the upright image), or set record_sizes=False in dataset_settings",
+                record.source,
+            )
+
+
 def _marked_texts(record: Record) -> list[str]:
     """The texts of a record that hold `<`."""
     return [part for turn in record.turns for part in turn.parts if isinstance(part, str) and "<" in part]

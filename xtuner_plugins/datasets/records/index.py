@@ -17,7 +17,7 @@ from .record_json import COMMA_REMEDY, ends_with_comma, parse_json
 
 BLOCK = 1 << 24  # bytes scanned at a time
 READ_AHEAD = 1 << 18  # bytes read at a time where records are read one after another
-CACHED_FROM = 1 << 23  # bytes; smaller files are scanned at every start
+CACHED_FROM = 1 << 20  # bytes; smaller files are scanned at every start
 QUOTE, BACKSLASH, NEWLINE, COMMA = (ord(char) for char in '"\\\n,')
 OPEN, CLOSE = (ord("["), ord("{")), (ord("]"), ord("}"))
 SPACES = np.frombuffer(b" \t\r\n", np.uint8)

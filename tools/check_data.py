@@ -75,6 +75,11 @@ def parse_args() -> argparse.Namespace:
     add_config_options(parser)
     parser.add_argument("--workers", type=at_least(0), help="processes (default: one per core; 0: none)")
     parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="open everything, also what an earlier check of the same data has opened and no file has changed of",
+    )
+    parser.add_argument(
         "--reject-list",
         metavar="FILE",
         help="write the unusable records there; training leaves them out with reject_list=FILE",

@@ -129,9 +129,21 @@ def check(dataset, args: argparse.Namespace) -> tuple[int, list, list]:
             if warned[reason] <= SHOWN_WARNINGS:
                 bar.write(f"warning: {text}", sys.stdout)
 
+        def resume(done: int) -> None:
+            if done:
+                earlier = f"{done:,} of {total:,} records were opened by an earlier check: their files are compared"
+                bar.write(f"{earlier}, and opened again where one has changed (--fresh: all)", sys.stderr)
+                bar.update(done)
+
         try:
             reports = check_dataset(
-                dataset, num_workers=args.workers, complain=complain, warn=warn, progress=bar.update
+                dataset,
+                num_workers=args.workers,
+                complain=complain,
+                warn=warn,
+                progress=bar.update,
+                resume=resume,
+                fresh=args.fresh,
             )
         except BrokenExecutor:
             bar.close()

@@ -200,7 +200,7 @@ def images_of(images: Sequence[SeenImage], boxes: Sequence[Sequence[float]], thu
                 "src": thumbnails.add(seen.image),
                 "kind": seen.kind,
                 "name": f"Frame-{frames}" if seen.kind == "frame" else Path(seen.path).name,
-                "size": seen.image.size,
+                "size": seen.size,
                 "grid": tuple(seen.grid),
                 "boxes": boxes,
             }

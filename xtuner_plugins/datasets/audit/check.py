@@ -20,31 +20,18 @@ import torch
 from ...data_names import absolute_path, real_path
 from ...processes import die_with_parent, num_cores
 from ..dataset import MultimodalDataset
-from ..errors import DataError, MediaError, RecordError
+from ..errors import MediaError, RecordError
 from ..images.folders import FolderCount, FolderFiles
 from ..images.media import ImageFolder
 from ..plan.lengths import FATES, SHRUNK, TRUNCATED
-from ..records.boxes import compare_size, normalize_boxes
 from ..records.records import parse_record
 from ..stores.store import UNREACHABLE
-from .facts import Facts, gather
-from .looking import Checked, Seen, see
+from .chunks import CHUNK, Chunk, Kept, Trouble
+from .facts import Facts
+from .looking import Checked
+from .looks import KnownImages
 
-CHUNK = 64  # records that a worker takes at a time
 LEFT_OUT = ("empty_answer",)  # left out under every policy, so no run stops
-
-_dataset = None  # the copy of a worker process
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """A complaint about an unusable record, or a warning about a usable one."""
-
-    row: int
-    reason: str
-    message: str  # begins with `file:line:`, except for records on the reject list
-    remedy: str = ""
-    is_warning: bool = False
 
 
 @dataclass
@@ -122,49 +109,6 @@ def is_complaint(trouble: Trouble) -> bool:
     return not trouble.is_warning and trouble.reason not in (*LEFT_OUT, "rejected")
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Records `first` to `last` of file `number`, opened."""
-
-    number: int
-    first: int
-    last: int
-    facts: dict[str, np.ndarray]
-    troubles: list[Trouble]
-
-
-def open_chunk(dataset: Checked, number: int, first: int, last: int) -> Chunk:
-    """Open records with their images, as training will.
-
-    Raises:
-        RecordError: a store doesn't answer.
-    """
-    troubles: list[Trouble] = []
-
-    def usable() -> Iterator[tuple[int, Seen]]:
-        for row in range(first, last):
-            if row in dataset.rejected[number]:
-                troubles.append(Trouble(row, "rejected", "on the reject list"))
-                continue
-            try:
-                seen = see(dataset, number, row)
-            except DataError as error:
-                if error.reason == UNREACHABLE:  # about no record, and all others would take their time
-                    raise
-                troubles.append(Trouble(row, error.reason, str(error), error.remedy))
-                continue
-            troubles.extend(_warnings(row, seen))
-            yield row, seen
-
-    return Chunk(number, first, last, gather(usable()), troubles)
-
-
-def _warnings(row: int, seen: Seen) -> list[Trouble]:
-    size = next((each.image.size for each in seen.images if each.kind == "image"), (0, 0))
-    found = [*normalize_boxes(seen.record).warnings, compare_size(seen.record, size)]
-    return [Trouble(row, each.reason, str(each), each.remedy, is_warning=True) for each in found if each is not None]
-
-
 def check_dataset(
     dataset: Checked,
     *,
@@ -172,20 +116,30 @@ def check_dataset(
     complain: Callable[[str], None] = print,
     warn: Callable[[str, str], None] = lambda reason, message: None,
     progress: Callable[[int], None] = lambda done: None,
+    resume: Callable[[int], None] = lambda done: None,
+    fresh: bool = False,
 ) -> list[FileReport]:
     """Open every record once, whatever its repeat_times, with its images.
+
+    What an earlier check of the same data has opened isn't opened again, unless a file has changed (see `chunks`).
 
     Args:
         num_workers: processes; default: one per core; 0 works in this process.
         complain: called with each complaint, which begins with `file:line:`.
         warn: called with reason and message of each warning about a usable record.
         progress: called with the number of records done since the last call.
+        resume: called first, with the number of records of an earlier check; `progress` counts only the others.
+        fresh: open every record, whatever an earlier check has kept.
 
     Returns:
         A report for each annotation file, in order.
+
+    Raises:
+        SettingError: the cache can't be written.
+        RecordError: a store doesn't answer.
     """
     reports = [FileReport(source.index.path, len(source.index), source.index.line) for source in dataset.sources]
-    for chunk in _run(dataset, num_cores() if num_workers is None else num_workers):
+    for chunk in _run(dataset, num_cores() if num_workers is None else num_workers, resume, progress, fresh):
         report = reports[chunk.number]
         report.facts.add(chunk.facts)
         report.troubles += chunk.troubles
@@ -196,7 +150,6 @@ def check_dataset(
                 warn(trouble.reason, trouble.message)
             elif trouble.reason in LEFT_OUT:
                 warn(trouble.reason, f"{trouble.message} (left out)")
-        progress(chunk.last - chunk.first)
     return reports
 
 
@@ -301,27 +254,54 @@ def histogram(values: np.ndarray, num_bins: int = 10) -> list[tuple[str, int]]:
     ]
 
 
-def _run(dataset: Checked, num_workers: int) -> Iterator[Chunk]:
-    chunks = [
+def _run(
+    dataset: Checked, num_workers: int, resume: Callable[[int], None], progress: Callable[[int], None], fresh: bool
+) -> Iterator[Chunk]:
+    kept = [Kept.of(dataset, number) for number in range(len(dataset.sources))]
+    places = [
         (number, first, min(first + CHUNK, len(source.index)))
         for number, source in enumerate(dataset.sources)
         for first in range(0, len(source.index), CHUNK)
     ]
+    names = [set() if fresh else each.names() for each in kept]
+    before = {place for place in places if place[1] in names[place[0]]}
+    resume(sum(last - first for _, first, last in before))
+    own = _Work(dataset, kept, KnownImages(), fresh)
     if num_workers == 0:
-        for chunk in chunks:
-            yield open_chunk(dataset, *chunk)
-        return
-    with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(dataset,)) as pool:
-        yield from pool.map(_check_chunk, chunks)
+        chunks = map(own.chunk, places)
+        pool = contextlib.nullcontext()
+    else:
+        pool = ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(own,))
+        chunks = pool.map(_open_chunk, places)
+    with pool:
+        for place, chunk in zip(places, chunks, strict=True):
+            yield chunk
+            progress(0 if place in before else chunk.last - chunk.first)
 
 
-def _start_worker(dataset: Checked) -> None:
-    global _dataset
+@dataclass(frozen=True)
+class _Work:
+    """What a process needs to open chunks."""
+
+    dataset: Checked
+    kept: list[Kept]
+    known: KnownImages
+    fresh: bool
+
+    def chunk(self, place: tuple[int, int, int]) -> Chunk:
+        return self.kept[place[0]].chunk(self.dataset, *place, self.known, fresh=self.fresh)
+
+
+_work: _Work | None = None  # of a worker process
+
+
+def _start_worker(work: _Work) -> None:
+    global _work
     die_with_parent()
-    _dataset = dataset
+    _work = work
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the process that waits for the workers
 
 
-def _check_chunk(chunk: tuple[int, int, int]) -> Chunk:
-    return open_chunk(_dataset, *chunk)
+def _open_chunk(place: tuple[int, int, int]) -> Chunk:
+    return _work.chunk(place)

@@ -1,14 +1,13 @@
-"""What the checker keeps of each usable record: about 125 bytes, however long it is, in three tables.
+"""What the checker keeps of each usable record: about 140 bytes, however long it is, in three tables.
 
 records   one row per record: tokens, tiles, turns, script, hashes of its texts
 answers   one row per answer: its length, hashes of the answer and of its first words
-images    one row per image: hashes of name and pixels, two of its look, its size and tiles; of a video the first frame
+images    one row per image: hashes of name and pixels, its looks, its size and tiles; of a video the first frame
 """
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from PIL import Image
 
 from ...hub.constants import IGNORE_INDEX
 from ..plan.lengths import FATES
@@ -28,12 +27,11 @@ ANSWER = np.dtype(
 IMAGE = np.dtype(
     [
         *((name, "i4") for name in ("row", "width", "height", "tiles")),
-        *((name, "u8") for name in ("name", "pixels", "across", "down")),
+        *((name, "u8") for name in ("name", "pixels", "across", "down", "mirrored_across", "mirrored_down")),
     ]
 )
 TABLES = {"records": RECORD, "answers": ANSWER, "images": IMAGE}
 REFUSES, REPEATS = 1, 2  # bits of an answer's flags
-LOOK = 8  # an image is looked at as 9 x 9 gray values
 
 
 class Facts:
@@ -60,7 +58,7 @@ class Facts:
 
 
 def gather(rows: Iterable[tuple[int, Seen]]) -> dict[str, np.ndarray]:
-    """The tables of some records, given with their rows in the file."""
+    """The tables of some records, given with their rows in the file; their images with facts."""
     lists: dict[str, list[tuple]] = {name: [] for name in TABLES}
     for row, seen in rows:
         note(row, seen, lists)
@@ -69,17 +67,15 @@ def gather(rows: Iterable[tuple[int, Seen]]) -> dict[str, np.ndarray]:
 
 def note(row: int, seen: Seen, lists: dict[str, list[tuple]]) -> None:
     """Append what is kept of one record to the lists of the three tables."""
-    firsts = {each.path: each for each in reversed(seen.images) if each.kind == "frame"}
-    shown = [each for each in seen.images if each.kind == "image" or firsts[each.path] is each]
-    images = [(row, *_image(each)) for each in shown]
+    images = [(row, *_image(each)) for each in seen.images if each.facts is not None]
     texts = [turn.text for turn in seen.record.turns]
     text = "\n".join(map(normalize, texts))
-    looks = "".join(str(image[5]) for image in images)
+    pixels = "".join(str(image[5]) for image in images)
     labels = seen.sample["labels"]
-    first = next((each.image.size for each in seen.images if each.kind == "image"), (0, 0))
+    first = next((each.size for each in seen.images if each.kind == "image"), (0, 0))
     measures = len(labels), int((labels != IGNORE_INDEX).sum()), seen.sample["num_tiles"], len(texts), *first
     codes = script_code(" ".join(texts)), FATES.index(seen.sample["fate"])
-    lists["records"].append((row, *measures, *codes, hash_text(text), hash_text(text + looks)))
+    lists["records"].append((row, *measures, *codes, hash_text(text), hash_text(text + pixels)))
     lists["answers"] += [
         (row, place, *answer_facts(turn.text))
         for place, turn in enumerate(seen.record.turns)
@@ -96,20 +92,8 @@ def answer_facts(text: str) -> tuple[int, int, int, int]:
 
 
 def _image(seen: SeenImage) -> tuple[int, ...]:
-    across, down = look(seen.image)
-    size = seen.image.size
-    pixels = hash_text(repr(size).encode() + seen.image.tobytes())
-    return *size, seen.grid.num_tiles, hash_text(seen.path), pixels, across, down
-
-
-def look(image: Image.Image) -> tuple[int, int]:
-    """A perceptual hash (dHash, in both directions): where 9 x 9 gray values rise to the right, and downwards.
-
-    Other compression, brightness and scale change few of its 2 x 64 bits.
-    """
-    gray = np.asarray(image.convert("L").resize((LOOK + 1, LOOK + 1), Image.Resampling.BOX), np.int16)
-    rises = gray[:LOOK, 1:] > gray[:LOOK, :-1], gray[1:, :LOOK] > gray[:-1, :LOOK]
-    return tuple(int(np.packbits(rise).view(np.uint64)[0]) for rise in rises)
+    facts = seen.facts
+    return facts.width, facts.height, seen.grid.num_tiles, hash_text(seen.path), *facts[2:]
 
 
 def joined(tables: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -21,6 +21,7 @@ from ..plan.lengths import FATES, FITS
 from ..records.boxes import normalize_boxes
 from ..records.opening import folder_of, open_records, stem_of
 from ..records.records import Medium, Record, Turn, parse_record
+from .looks import ImageFacts, KnownImages, Stamp, look_at, stamp_of
 
 NUM_FRAMES = 8  # per video, the dataset's default
 
@@ -32,14 +33,18 @@ class SeenImage:
     Attributes:
         kind: 'image' or 'frame'.
         path: its file, or that of its video; the name of one inside an archive or a table.
-        image: RGB.
+        size: (width, height), upright.
         grid: how training cuts it.
+        image: RGB; None where only its facts are asked for.
+        facts: of an image, and of the first frame of a video, where they are asked for.
     """
 
     kind: str
     path: str
-    image: Image.Image
+    size: tuple[int, int]
     grid: Grid
+    image: Image.Image | None = None
+    facts: ImageFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,18 @@ class Seen:
 class UncutMedia:
     """Takes the place of `MultimodalDataset`'s own opening of media: decodes, and cuts no tiles.
 
+    Args:
+        known: facts of images that have been decoded; None keeps the images themselves, and no facts.
+
     Attributes:
         images: what was opened, in reading order.
+        stamps: of their files, from before they were opened.
     """
 
-    def __init__(self, num_frames: int, max_pixels: int):
-        self.num_frames, self.max_pixels = num_frames, max_pixels
+    def __init__(self, num_frames: int, max_pixels: int, known: KnownImages | None = None):
+        self.num_frames, self.max_pixels, self.known = num_frames, max_pixels, known
         self.images: list[SeenImage] = []
+        self.stamps: list[Stamp] = []
 
     def __call__(
         self, media: Sequence[Medium], paths: Sequence[MediaSource], tilings: Sequence[DynamicTiling]
@@ -72,15 +82,30 @@ class UncutMedia:
         """
         frames: dict[str, list[Image.Image]] = {}
         for medium, path, tiling in zip(media, paths, tilings, strict=True):
+            image = facts = None
             if medium.kind == "frame":
+                is_first = medium.name not in frames
                 if not frames.get(medium.name):
+                    self._add(stamp_of(path))
                     frames[medium.name] = load_frames(path, self.num_frames, self.max_pixels)
                 image = frames[medium.name].pop(0)
-            else:
+                check_pixels(image, display_name(path))
+                if self.known is not None and is_first:
+                    facts = look_at(image)
+            elif self.known is None:
                 image = load_image(path, self.max_pixels)
-            check_pixels(image, display_name(path))
-            self.images.append(SeenImage(medium.kind, display_name(path), image, tiling.grid(*image.size)))
-        return [TileSource(seen.grid, seen.image.size) for seen in self.images]
+                check_pixels(image, display_name(path))
+            else:
+                stamp, facts = self.known.open(path, self.max_pixels)
+                self._add(stamp)
+            size = image.size if image is not None else (facts.width, facts.height)
+            kept = image if self.known is None else None
+            self.images.append(SeenImage(medium.kind, display_name(path), size, tiling.grid(*size), kept, facts))
+        return [TileSource(seen.grid, seen.size) for seen in self.images]
+
+    def _add(self, stamp: Stamp | None) -> None:
+        if stamp is not None:
+            self.stamps.append(stamp)
 
 
 class PlainFiles:
@@ -109,11 +134,11 @@ class PlainFiles:
     ):
         self.parse, self.max_pixels = parse, max_pixels
         self.sources, errors = [], []
-        tiling, cache_dir = DynamicTiling(), get_cache_dir()
+        tiling, self.cache_dir = DynamicTiling(), get_cache_dir()
         for path, folder in zip(data_paths, image_folders, strict=True):
             try:
-                index = open_records(path, cache_dir)
-                images = index.own_images(open_images(folder, folder_of(path), cache_dir))
+                index = open_records(path, self.cache_dir)
+                images = index.own_images(open_images(folder, folder_of(path), self.cache_dir))
                 self.sources.append(SimpleNamespace(index=index, folder=images, name=stem_of(path), tiling=tiling))
             except DataError as error:
                 errors.append(error)
@@ -220,12 +245,15 @@ def _without_tokens(tiles: Sequence[TileSource]) -> dict:
 Checked = MultimodalDataset | PlainFiles | AskedFiles
 
 
-def see(dataset: Checked, number: int, row: int) -> Seen:
+def see(dataset: Checked, number: int, row: int, media: UncutMedia | None = None) -> Seen:
     """Open record `row` of file `number` with its media.
+
+    Args:
+        media: opens them; by default images are kept.
 
     Raises:
         RecordError: it can't be trained on.
     """
-    media = UncutMedia(dataset.num_frames, dataset.max_pixels)
+    media = media or UncutMedia(dataset.num_frames, dataset.max_pixels)
     sample = dataset.load(number, row, open_media=media)
     return Seen(dataset.record(number, row), sample, media.images)

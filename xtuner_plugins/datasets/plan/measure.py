@@ -16,7 +16,7 @@ from ..records.boxes import normalize_boxes, stated_sizes
 from ..records.opening import Reader, RecordSource
 from ..records.records import Record, parse_record
 from ..stores.store import DENIED, REFUSED, UNREACHABLE, Store
-from ..stores.stored_images import StoredImage
+from ..stores.stored_images import StoredImage, store_of
 from ..text.conversation import Piece, split_pieces
 from ..text.templates import Template
 from ..text.token_counts import TokenCounter
@@ -78,7 +78,7 @@ class Measure:
     @property
     def store(self) -> Store | None:
         """The store of the image folder, where it has one."""
-        return getattr(getattr(self.folder, "inner", self.folder), "store", None)
+        return store_of(self.folder)
 
     def _stop_without_store(self, error: DataError) -> None:
         """Raise an error that isn't about its record: kept as a complaint, it would leave the record out for good."""

@@ -123,3 +123,8 @@ class StoreImages:
         """
         names = self.store.names()
         return None if names is None else (set(names), [])
+
+
+def store_of(folder: object) -> Store | None:
+    """The store behind an image folder; None for files and archives. `folder` may stand behind images in records."""
+    return getattr(getattr(folder, "inner", folder), "store", None)

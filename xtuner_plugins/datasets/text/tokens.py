@@ -16,6 +16,8 @@ from ...hub.constants import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, IMAGE_TOKENS
 from ...hub.prompts import TextRules
 from ..errors import SettingError
 
+SHORT, MOST_FREQUENT = 256, 1024  # characters of a text whose ids are remembered; how many are
+
 
 @contextlib.contextmanager
 def no_garbage_collection() -> Iterator[None]:
@@ -80,6 +82,7 @@ class TextTokenizer(TextRules):
         self.pad_id = int(pad if pad is not None else tokenizer.eos_token_id or 0)
         self._tokens = backend.get_added_tokens_decoder()
         self.memo: dict = {}  # template texts that `conversation` has split
+        self._frequent: dict[str, list[int]] = {}  # ids of the first short texts, which a template repeats
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> "TextTokenizer":
@@ -99,6 +102,15 @@ class TextTokenizer(TextRules):
                 "the directory needs tokenizer.json and tokenizer_config.json",
             ) from None
         return cls(tokenizer, str(Path(directory)))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a plain text, never of added tokens; not to be changed."""
+        ids = self._frequent.get(text)
+        if ids is None:
+            ids = super().encode(text)
+            if len(text) <= SHORT and len(self._frequent) < MOST_FREQUENT:
+                self._frequent[text] = ids
+        return ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """As `encode`, for many texts at once, with the tokenizer's own threads."""

@@ -1,9 +1,12 @@
 """Each finding is counted, and its examples name the records; data without any finds none."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.datasets.source_kinds import write_parquet, write_webdataset
 from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.datasets.audit.check import check_dataset
 from xtuner_plugins.datasets.audit.findings import WORDS, find
@@ -119,6 +122,18 @@ def test_what_does_not_fit(found, qa):
     records = [qa("W?", "Wide.", image="wide.png"), qa("All?", "word " * 500), qa()]
     kinds = found({"a.jsonl": records}, plain=False, max_length=100)
     assert kinds["shrink_tiles"].examples == [[(0, 0, 0)]] and kinds["truncate_text"].examples == [[(0, 0, 1)]]
+
+
+@pytest.mark.parametrize("write", [write_parquet, partial(write_webdataset, shards=2)], ids=["rows", "samples"])
+def test_images_in_rows_are_told_apart(write, qa, photographs, tmp_path):
+    """Their names in messages are alike: `image 1` in each row, `0000.png` in each shard."""
+    records = [qa(f"{name}?", f"{name}.", image=name) for name in ("a.png", "c.png", "r.png", "tiny.png", "a_copy.png")]
+    (tmp_path / "data").mkdir()
+    path = write(records, photographs, tmp_path / "data")["data_paths"]
+    dataset = PlainFiles([path], [None])
+    findings = {each.kind: each for each in find(dataset, check_dataset(dataset, num_workers=0))}
+    assert (findings["upscaled"].count, findings["upscaled"].total) == (1, 5)
+    assert findings["equal_images"].count == 1
 
 
 def test_words_are_complete():

@@ -93,7 +93,7 @@ def answer_facts(text: str) -> tuple[int, int, int, int]:
 
 def _image(seen: SeenImage) -> tuple[int, ...]:
     facts = seen.facts
-    return facts.width, facts.height, seen.grid.num_tiles, hash_text(seen.path), *facts[2:]
+    return facts.width, facts.height, seen.grid.num_tiles, hash_text(seen.name), *facts[2:]
 
 
 def joined(tables: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -32,7 +32,8 @@ class SeenImage:
 
     Attributes:
         kind: 'image' or 'frame'.
-        path: its file, or that of its video; the name of one inside an archive or a table.
+        name: its name in the record, or that of its video, which no other image of the file has.
+        path: what messages call it: its file, or that of its video; the name of one inside an archive or a table.
         size: (width, height), upright.
         grid: how training cuts it.
         image: RGB; None where only its facts are asked for.
@@ -40,6 +41,7 @@ class SeenImage:
     """
 
     kind: str
+    name: str
     path: str
     size: tuple[int, int]
     grid: Grid
@@ -100,7 +102,8 @@ class UncutMedia:
                 self._add(stamp)
             size = image.size if image is not None else (facts.width, facts.height)
             kept = image if self.known is None else None
-            self.images.append(SeenImage(medium.kind, display_name(path), size, tiling.grid(*size), kept, facts))
+            names = medium.name, display_name(path)
+            self.images.append(SeenImage(medium.kind, *names, size, tiling.grid(*size), kept, facts))
         return [TileSource(seen.grid, seen.size) for seen in self.images]
 
     def _add(self, stamp: Stamp | None) -> None:

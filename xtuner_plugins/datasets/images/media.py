@@ -377,6 +377,7 @@ def _media_error(path: str, error: Exception, source: str | io.BytesIO = "") -> 
     if not source.getbuffer() if in_memory else os.path.isfile(path) and os.path.getsize(path) == 0:
         return MediaError("image_unreadable", "an empty file", "fetch the image again", path)
     text = IN_MEMORY.sub("the file", " ".join(str(error).split()).replace(repr(path), "the file"))
+    text = "it begins as no known image does" if isinstance(error, UnidentifiedImageError) else text
     text = text or type(error).__name__
     return MediaError(
         "image_unreadable", f"can't be decoded ({text})", "fetch the image again or remove the record", path

@@ -4,7 +4,7 @@
 
 A file of that many records repeats a block of 1,000 different ones, with and without images; the block is measured by
 the project and its lengths are repeated too, so that the index is what measuring all of it would give. Every step runs
-in a process of its own. Memory is the peak of what the process holds (VmHWM), less what it shares of files.
+in a process of its own. Memory "of its own" is what no file backs and no other process shares (Private_Dirty).
 """
 
 import argparse
@@ -78,11 +78,12 @@ def open_packs(folder: Path):
     return PackBatchSampler(PlanSampler(open_dataset(folder), seed=0), **PACK)
 
 
-def memory() -> str:
-    """Of this process: the peak of all, and what it holds now that no file backs."""
-    found = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    peak, own = (int(found[name].split()[0]) / 1024 for name in ("VmHWM", "RssAnon"))
-    return f"peak {peak:,.0f} MiB, {own:,.0f} of its own now"
+def memory(process: int | str = "self") -> str:
+    """Of a process: the peak of all it held, mapped files included; and what it has for itself now."""
+    found = dict(line.split(":") for line in Path(f"/proc/{process}/status").read_text().splitlines())
+    private = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    dirty = sum(int(line.split()[1]) for line in private if line.startswith("Private_Dirty")) / 1024
+    return f"peak {int(found['VmHWM'].split()[0]) / 1024:,.0f} MiB, {dirty:,.0f} of its own now"
 
 
 def step_libraries(folder: Path) -> str:
@@ -156,9 +157,7 @@ def step_workers(folder: Path) -> str:
         for _ in range(50):
             next(batches)
         (worker,) = (child for child in multiprocessing.active_children() if "pack-ahead" not in child.name)
-        own = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
-        private = sum(int(line.split()[1]) for line in own if line.startswith("Private")) / 1024
-        lines.append(f"{method}: first batch after {took:.1f} s, {private:,.0f} MiB private in the worker")
+        lines.append(f"{method}: first batch after {took:.1f} s, worker: {memory(worker.pid)}")
         del batches
     return "; ".join(lines)
 

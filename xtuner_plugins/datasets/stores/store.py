@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from mmengine.logging import print_log
 
-from ...data_names import is_url, masked
+from ...data_names import hidden_parts, is_url, masked
 from ...ranges import RangeError, check_backend_args, check_store_url
 from ..cache import bytes_hash
 from ..errors import DataError, MediaError, SettingError
@@ -106,6 +106,7 @@ class Store:
         with _as_setting(setting):
             if is_url(root):
                 check_store_url(root, self.options)
+        self._hidden = hidden_parts(root) if is_url(root) else []
         self.shown = masked(root) or f"backend {self.options.get('backend')!r}"
         self._clients: dict[int, Client] = {}
         self._start()
@@ -238,11 +239,19 @@ class Store:
     def _say_once(self, error: Exception, limit: float) -> None:
         if not self._warned:
             self._warned = True
-            text = f"{self.shown}: {_text(error)}; trying again for up to {limit:.0f} s"
+            text = f"{self.shown}: {self._text(error)}; trying again for up to {limit:.0f} s"
             print_log(text, "current", logging.WARNING)
 
+    def _text(self, error: Exception) -> str:
+        """An error of a library in one short line without credentials."""
+        status, text = _status(error), masked(" ".join(str(error).split()))
+        for part in self._hidden:
+            text = text.replace(part, "***")
+        text = text[:160] or type(error).__name__
+        return text if status is None or str(status) in text else f"HTTP {status}: {text}"
+
     def _error(self, kind: str, error: Exception, name: str, limit: float = 0, tries: int = 1) -> MediaError:
-        place, text = self.place(name), _text(error)
+        place, text = self.place(name), self._text(error)
         if kind == MISSING:
             return MediaError(MISSING, "no such object in the store", _remedy(name, self.setting), place)
         if kind == DENIED:
@@ -262,13 +271,6 @@ def _remedy(name: str, setting: str) -> str:
     if "\\" in name:
         return "where \\ separates folders, set windows_paths=True in dataset_settings"
     return f"correct the name or {setting}" if name else f"correct {setting}"
-
-
-def _text(error: Exception) -> str:
-    """An error of a library in one short line without credentials."""
-    status = _status(error)
-    text = masked(" ".join(str(error).split()))[:160] or type(error).__name__
-    return text if status is None or str(status) in text else f"HTTP {status}: {text}"
 
 
 def _kind(error: Exception) -> str | None:

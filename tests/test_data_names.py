@@ -2,6 +2,7 @@ import pytest
 
 from xtuner_plugins.data_names import (
     absolute_path,
+    hidden_parts,
     is_pattern,
     is_url,
     local_path,
@@ -62,3 +63,9 @@ def test_urls(tmp_path):
 )
 def test_messages_hide_credentials(text, expected):
     assert masked(text) == expected
+
+
+def test_parts_that_are_hidden():
+    found = hidden_parts("https://me:hunter2@h/a?Expires=9&Signature=ab%2Bcd")
+    assert found == ["Expires=9&Signature=ab%2Bcd", "Expires=9&Signature=ab+cd", "me:hunter2", "hunter2", "ab+cd"]
+    assert hidden_parts("s3://bucket/photo@2x.jpg") == []

@@ -125,6 +125,8 @@ def test_urls_of_kinds_that_arent_read(monkeypatch):
     ranges.check_store_url("cluster:s3://a", {"backend": "petrel"})
     with pytest.raises(RangeError, match=r"ftp://\*\*\*@h/a is a URL of a kind .*; there are file, s3, "):
         ranges.check_store_url("ftp://me:hunter2@h/a")
+    with pytest.raises(RangeError, match=r"s3://\*\*\*@b/a holds a credential itself, .*environment variables"):
+        ranges.check_store_url("s3://key:hunter2@b/a")
     monkeypatch.setattr(ranges.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RangeError, match="^gs://b/a needs the package gcsfs; pip install gcsfs$"):
         ranges.check_store_url("gs://b/a")

@@ -6,7 +6,7 @@ Apart from the package `datasets`, whose import takes seconds: the check of a co
 import os
 import posixpath
 import re
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 WILDCARDS = "*?{"
 ARCHIVES = (".tar", ".zip")
@@ -59,6 +59,14 @@ def real_path(path: str) -> str:
 def masked(text: str) -> str:
     """A text without the users, passwords and queries (signatures) of the URLs in it, for messages."""
     return _QUERY.sub(r"\1?***", _USER.sub("***@", text))
+
+
+def hidden_parts(url: str) -> list[str]:
+    """What `masked` hides in a URL, whole and in parts, for texts that repeat some of it; the longest first."""
+    user, query = _USER.search(url), url.partition("?")[2]
+    user = user[0].rstrip("@") if user else ""
+    parts = [user, user.partition(":")[2], query, *(value for _, value in parse_qsl(query))]
+    return sorted({text for part in parts for text in (part, unquote(part)) if len(text) > 3}, key=len, reverse=True)
 
 
 def is_pattern(path: str) -> bool:

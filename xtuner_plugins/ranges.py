@@ -35,6 +35,11 @@ _CREDENTIAL = re.compile(
 )
 # What gcsfs takes for `token` that is none, beside the path of a file of credentials
 _NO_TOKENS = re.compile(r"anon|google_default|cloud|cache|browser|.*\.json")
+_CREDENTIALS_REMEDY = (
+    "leave it out: give credentials by environment variables (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+    "OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET, GOOGLE_APPLICATION_CREDENTIALS), by profile='name', or by "
+    "the store's own file of credentials"
+)
 _USER_IN_URL = re.compile(r"://[^/\s]*:[^\s@]*@")
 
 
@@ -227,6 +232,8 @@ def check_store_url(url: str, backend_args: Mapping | None = None) -> None:
         known = ", ".join((LOCAL_SCHEME, *STORE_PACKAGES))
         remedy = f"there are {known}; other stores through MMEngine: backend_args=dict(backend=...)"
         raise RangeError(f"{masked(url)} is a URL of a kind that isn't read", remedy)
+    if _USER_IN_URL.search(url) and scheme not in ("http", "https"):
+        raise RangeError(f"{masked(url)} holds a credential itself, which nothing reads there", _CREDENTIALS_REMEDY)
     package = STORE_PACKAGES[scheme]
     if package and importlib.util.find_spec(package) is None:
         raise RangeError(f"{masked(url)} needs the package {package}", f"pip install {package}")
@@ -243,12 +250,8 @@ def check_backend_args(value: Any) -> None:
         remedy = "name a backend of MMEngine, such as 'petrel' or 'lmdb', or leave it out"
         raise RangeError("backend_args: 'backend' is no name", remedy)
     if (name := _find_credential(value)) is not None:
-        raise RangeError(
-            f"backend_args holds a credential itself ({name}), and each run writes a copy of its config",
-            "leave it out: give credentials by environment variables (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET, GOOGLE_APPLICATION_CREDENTIALS), by profile='name', or by "
-            "the store's own file of credentials",
-        )
+        problem = f"backend_args holds a credential itself ({name}), and each run writes a copy of its config"
+        raise RangeError(problem, _CREDENTIALS_REMEDY)
 
 
 def _find_credential(value: Any, name: str = "") -> str | None:

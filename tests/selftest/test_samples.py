@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.datasets.store_servers import ObjectServer
 from xtuner_plugins.selftest.samples import take_samples, toy_samples
 from xtuner_plugins.toy.small_data import write_dataset
 
@@ -50,6 +51,22 @@ def test_otherwise_toy_records_with_a_reason(toy_base, data, tmp_path, change, w
     (tmp_path / "work").mkdir()
     found = take_samples(settings(data), toy_base, tmp_path / "work", 8)
     assert found.is_toy and why in found.description and len(found.lengths) == 8
+
+
+@pytest.mark.parametrize("backend", [None, {"backend": "local"}])
+def test_images_in_stores_become_files(toy_base, data, tmp_path, backend):
+    """The self-test's own runs then need neither the store nor its options."""
+    path, images = data
+    server = ObjectServer()
+    for file in images.rglob("*.*"):
+        server.objects[f"images/{file.relative_to(images)}"] = file.read_bytes()
+    folder = images if backend else f"{server.url}/images"
+    (tmp_path / "work").mkdir()
+    found = take_samples(settings((path, folder), backend_args=backend), toy_base, tmp_path / "work", 4)
+    server.stop()
+    assert not found.is_toy and found.settings["dataset_settings"] == [None] and len(found.lengths) == 4
+    for line in open(found.settings["data_paths"][0]):
+        assert "image" not in json.loads(line) or str(tmp_path / "work") in json.loads(line)["image"]
 
 
 def test_alternating_toy_records(toy_base, tmp_path):

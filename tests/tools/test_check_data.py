@@ -293,3 +293,46 @@ def test_names_are_compared_with_the_folder(project, tmp_path):
     assert (counts["files"][0]["num_records"], counts["files"][0]["num_unusable"]) == (2, 2)
     assert run(data, "--names-only").returncode == 2
     assert run(*args, "--names-only", "--reject-list", tmp_path / "bad.jsonl").returncode == 2
+
+
+@pytest.mark.slow
+def test_data_in_a_store(project, tmp_path, monkeypatch):
+    """The commands of docs/data.md: credentials and address come from the environment."""
+    from tests.datasets.store_servers import BUCKET, CREDENTIALS, moto_server, upload
+
+    _, data = project
+    lines = [conversation(image="a.png"), conversation(image="none.png")]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Image.new("RGB", (20, 20)).save(tmp_path / "images" / "other.png")
+    for name, value in {**CREDENTIALS, "XTUNER_PLUGINS_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    there = [f"s3://{BUCKET}/data.jsonl", "--image-folder", f"s3://{BUCKET}/images", "--workers", "2"]
+    with moto_server() as (url, _):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        upload(url, tmp_path)
+        names = run(*there, "--names-only")
+        done = run(*there, "--reject-list", tmp_path / "bad.jsonl")
+        denied = run(f"s3://{BUCKET}/none.jsonl")
+    counts = f"s3://{BUCKET}/images: 2 files; records name 2 different ones, 1 of them missing; 1 superfluous"
+    assert names.returncode == done.returncode == 1 and counts in names.stdout and counts in done.stdout, names.stderr
+    missing = f"s3://{BUCKET}/data.jsonl:2: s3://{BUCKET}/images/none.png: no such object in the store; correct"
+    assert missing in done.stdout and "1 of 2 records can't be trained on" in done.stdout
+    assert json.loads((tmp_path / "bad.jsonl").read_text())["file"] == f"s3://{BUCKET}/data.jsonl"
+    assert denied.returncode == 1 and f"s3://{BUCKET}/none.jsonl: no such object" in denied.stdout
+    assert not any("Traceback" in each.stderr for each in (names, done, denied))
+
+
+@pytest.mark.slow
+def test_a_store_that_doesnt_answer(project, tmp_path):
+    from tests.datasets.store_servers import ObjectServer
+
+    server = ObjectServer()
+    config, _ = project
+    text = config.read_text().replace("image_folders=", "store_timeout=2, image_folders=")
+    config.write_text(text.replace(repr(str(tmp_path / "images")), repr(f"{server.url}/images")))
+    server.mode = "500"
+    done = run(config, "--workers", "2")
+    server.stop()
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"{server.url}/images/a.png: no answer in" in done.stderr
+    assert "the store lists no names, so they aren't compared" in done.stdout

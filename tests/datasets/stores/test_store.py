@@ -168,6 +168,17 @@ def test_no_message_holds_a_credential(server):
     assert store.place("x").endswith("/a/x?***")
 
 
+def test_what_a_library_repeats_is_hidden(server, monkeypatch):
+    store = Store(f"{server.url.replace('://', '://me:hunter2@')}/a?Signature=abcdef", StoreSettings(timeout=1))
+
+    def repeat(*args):
+        raise ValueError("in me:hunter2@host with abcdef of Signature=abcdef and hunter2")
+
+    monkeypatch.setattr(store, "_client", repeat)
+    with pytest.raises(MediaError, match=r"\(in \*\*\*@host with \*\*\* of \*\*\* and \*\*\*\)"):
+        store.read("x")
+
+
 def test_a_signed_query_goes_with_every_name(server):
     server.objects["a/x y"] = DATA
     store = Store(f"{server.url}/a?sig=1")

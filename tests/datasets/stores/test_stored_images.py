@@ -3,11 +3,13 @@
 import io
 import json
 import pickle
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from tests.datasets.source_kinds import talk
 from tests.datasets.store_servers import BUCKET
@@ -17,6 +19,7 @@ from xtuner_plugins.datasets.images.archives import open_images
 from xtuner_plugins.datasets.images.folders import FolderFiles
 from xtuner_plugins.datasets.images.media import image_size, load_image
 from xtuner_plugins.datasets.images.video import probe_video
+from xtuner_plugins.datasets.ledger import Ledger, TooManyBadSamples
 from xtuner_plugins.datasets.stores.store import StoreSettings
 from xtuner_plugins.datasets.stores.stored_images import HEAD
 
@@ -219,3 +222,17 @@ def test_settings_of_a_file_win(make_dataset, server, data_base, tmp_path):
         make_dataset(dataset_settings=[{"backend_arg": 1, "backend_args": {"secret": "hunter2"}}])
     assert "hunter2" not in str(error.value)
     assert replace(StoreSettings(), timeout=2).timeout == 2
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+def test_workers_of_a_loader_end_in_the_policys_error(make_dataset, server, policy, tmp_path):
+    dataset, ledger = make_dataset(on_bad_sample=policy), Ledger(tmp_path / "ledger.jsonl", max_bad_samples=2)
+    dataset.layout(num_workers=0)
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="fork")
+    assert not any("dropped" in sample for sample in loader)
+    server.mode = "reset"
+    started, wanted = time.monotonic(), TooManyBadSamples if policy == "skip" else Exception
+    with pytest.raises(wanted, match=r"images/\d.png: no answer in"):
+        for sample in loader:
+            ledger.account(0, 0, [sample])
+    assert time.monotonic() - started < 30

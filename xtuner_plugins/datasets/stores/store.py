@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from mmengine.logging import print_log
 
-from ...data_names import is_url, masked
+from ...data_names import hidden_parts, is_url, masked
 from ...ranges import RangeError, check_backend_args, check_store_url
 from ..cache import bytes_hash
 from ..errors import DataError, MediaError, SettingError
@@ -37,6 +37,7 @@ CACHE_GIB = 8.0  # limit of kept images
 SHORT = 0.1  # part of them for a read of a store that doesn't answer
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds between tries, doubled each time
 MISSING, DENIED, REFUSED, UNREACHABLE = "image_missing", "store_denied", "store_refused", "store_unreachable"
+BEYOND = "beyond"
 DENIED_IN_A_ROW = 10  # reads without a success, from which on it isn't about single objects
 NO_CREDENTIALS = ("NoCredentials", "PartialCredentials", "CredentialRetrieval", "DefaultCredentials", "TokenRetrieval")
 NO_CREDENTIALS += ("RefreshError", "UnauthorizedSSO")
@@ -105,6 +106,7 @@ class Store:
         with _as_setting(setting):
             if is_url(root):
                 check_store_url(root, self.options)
+        self._hidden = hidden_parts(root) if is_url(root) else []
         self.shown = masked(root) or f"backend {self.options.get('backend')!r}"
         self._clients: dict[int, Client] = {}
         self._start()
@@ -143,7 +145,7 @@ class Store:
         Raises:
             MediaError: see the module.
         """
-        return self._try(lambda seconds: self._client(seconds).read(name, first, end, seconds), name)
+        return self._try(lambda seconds: self._client(seconds).read(name, first, end, seconds), name, is_read=True)
 
     def stamp(self, name: str) -> list | None:
         """Size, tag and time of an object; None where the store tells neither tag nor time.
@@ -197,8 +199,15 @@ class Store:
             self._clients = {os.getpid(): client}  # a forked process drops that of its parent, unused
         return client
 
-    def _try(self, call: Callable[[float], T], name: str, limit: float | None = None) -> T:
-        """The result of a call that takes the seconds that it may last; tried again where that may help."""
+    def _try(
+        self, call: Callable[[float], T], name: str, limit: float | None = None, *, is_read: bool = False
+    ) -> T | bytes:
+        """The result of a call that takes the seconds that it may last; tried again where that may help.
+
+        Args:
+            limit: seconds for all tries; default: `timeout`.
+            is_read: whether there are no bytes where the store has none that far.
+        """
         alone = not self._answers
         limit = max(1.0, SHORT * self.timeout) if alone else limit or self.timeout
         ends, pause, tries = time.monotonic() + limit, FIRST_PAUSE, 0
@@ -211,7 +220,7 @@ class Store:
                 raise type(error)(error.reason, error.problem, error.remedy, self.place(name)) from None
             except Exception as error:
                 kind = _kind(error)
-                if kind == "range":
+                if kind == BEYOND and is_read:
                     return b""
                 if kind is not None:
                     self._denied += kind in (DENIED, REFUSED)
@@ -230,11 +239,19 @@ class Store:
     def _say_once(self, error: Exception, limit: float) -> None:
         if not self._warned:
             self._warned = True
-            text = f"{self.shown}: {_text(error)}; trying again for up to {limit:.0f} s"
+            text = f"{self.shown}: {self._text(error)}; trying again for up to {limit:.0f} s"
             print_log(text, "current", logging.WARNING)
 
+    def _text(self, error: Exception) -> str:
+        """An error of a library in one short line without credentials."""
+        status, text = _status(error), masked(" ".join(str(error).split()))
+        for part in self._hidden:
+            text = text.replace(part, "***")
+        text = text[:160] or type(error).__name__
+        return text if status is None or str(status) in text else f"HTTP {status}: {text}"
+
     def _error(self, kind: str, error: Exception, name: str, limit: float = 0, tries: int = 1) -> MediaError:
-        place, text = self.place(name), _text(error)
+        place, text = self.place(name), self._text(error)
         if kind == MISSING:
             return MediaError(MISSING, "no such object in the store", _remedy(name, self.setting), place)
         if kind == DENIED:
@@ -243,7 +260,7 @@ class Store:
                 "to list, stores say the same of objects that aren't there"
             )
             return MediaError(DENIED, f"the store denies access ({text})", remedy, place)
-        if kind == REFUSED:
+        if kind in (REFUSED, BEYOND):
             return MediaError(REFUSED, f"the store refuses ({text})", "correct the name or backend_args", place)
         num_tries = "1 try" if tries == 1 else f"{tries} tries"
         remedy = "check that the store runs and backend_args (endpoint_url), or raise store_timeout"
@@ -256,20 +273,13 @@ def _remedy(name: str, setting: str) -> str:
     return f"correct the name or {setting}" if name else f"correct {setting}"
 
 
-def _text(error: Exception) -> str:
-    """An error of a library in one short line without credentials."""
-    status = _status(error)
-    text = masked(" ".join(str(error).split()))[:160] or type(error).__name__
-    return text if status is None or str(status) in text else f"HTTP {status}: {text}"
-
-
 def _kind(error: Exception) -> str | None:
-    """What an error of a library means: a reason, 'range' for a part beyond the end, None where a retry may help."""
+    """What an error of a library means: a reason, `BEYOND` the end of an object, None where a retry may help."""
     if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
         return MISSING
     status = _status(error)
     if status == 416:
-        return "range"
+        return BEYOND
     if status in (401, 403) or isinstance(error, PermissionError):
         return DENIED
     if status in (404, 410):

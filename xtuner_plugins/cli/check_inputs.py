@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 from pathlib import Path
 
 from ..config_file import ConfigError, find_config, import_types, read_config, validation_settings
@@ -107,3 +108,18 @@ def prepare_output(path: str) -> None:
             pass
     except OSError as error:
         raise SettingError("output", f"{path!r} can't be written ({error.strerror})", "name another file") from None
+
+
+def open_port(port: int) -> socket.socket:
+    """The port of `--serve`, taken before an hour of checking.
+
+    Raises:
+        SettingError: another program has it.
+    """
+    from ..datasets.errors import SettingError
+    from ..serving.listening import listen
+
+    try:
+        return listen("127.0.0.1", port)
+    except ValueError as error:
+        raise SettingError("serve", str(error), "--serve alone takes a free port") from None

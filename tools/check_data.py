@@ -76,6 +76,9 @@ def parse_args() -> argparse.Namespace:
         help="with annotation files: validation data, checked too, that shall hold nothing of the training data",
     )
     parser.add_argument("--val-image-folder", metavar="DIR", help="of all --val files")
+    parser.add_argument(
+        "--windows-paths", action="store_true", help="with annotation files: \\ in names of images separates folders"
+    )
     parser.add_argument("--base", help="with annotation files: a model directory, to count tokens and tiles")
     parser.add_argument(
         "--pairs", action="store_true", help="the annotation files hold preference pairs (docs/preference.md)"
@@ -119,7 +122,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.names_only and (args.html or args.reject_list or args.serve is not None):
         parser.error("--names-only opens no record, so it goes with none of --html, --serve and --reject-list")
-    of_config = [name for name in ("image_folder", "base", "pairs", "val", "val_image_folder") if getattr(args, name)]
+    of_files = ("image_folder", "base", "pairs", "val", "val_image_folder", "windows_paths")
+    of_config = [name for name in of_files if getattr(args, name)]
     if any(map(is_config, args.inputs)):
         if len(args.inputs) > 1:
             parser.error("a config and other inputs together; give one config, or annotation files")

@@ -40,10 +40,11 @@ def open_inputs(args: argparse.Namespace) -> tuple:
     for files, of_files in ((args.inputs, folders), (args.val, [args.val_image_folder] * len(args.val))):
         if files:
             if args.base:
-                opened.append(kind(args.base, files, of_files))
+                settings = [{"windows_paths": True}] * len(files) if args.windows_paths else None
+                opened.append(kind(args.base, files, of_files, dataset_settings=settings))
             else:
                 files, of_files, *_ = expand_metas(files, of_files)
-                opened.append(PlainFiles(files, of_files, parse=kind.parse))
+                opened.append(PlainFiles(files, of_files, parse=kind.parse, windows_paths=args.windows_paths))
     return opened, None
 
 

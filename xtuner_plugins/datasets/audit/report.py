@@ -20,6 +20,7 @@ from .cards import MOST_EMBEDDED, Thumbnails, card, pick
 from .check import FileReport, count_samples, is_complaint
 from .findings import WORDS, Finding, Place
 from .looking import Checked
+from .reason_words import REASONS, in_chinese, remedy_in_chinese
 from .tables import Tables
 from .texts import IN_CHINESE
 
@@ -127,8 +128,14 @@ def make_page(
         has_pairs=isinstance(dataset, PreferenceDataset),
         is_served="cards" not in data,
         has_cards="cards" not in data or bool(data["cards"]),
-        data={**data, "words": {kind: words[:2] for kind, words in WORDS.items()}, "languages": IN_CHINESE},
+        data={**data, "words": _words(), "languages": IN_CHINESE},
     )
+
+
+def _words() -> dict[str, tuple[str, str]]:
+    """What cards call reasons and findings, in English and Chinese."""
+    reasons = {reason: (reason, words[0]) for reason, words in REASONS.items()}
+    return {**reasons, **{kind: words[:2] for kind, words in WORDS.items()}}
 
 
 def as_json(
@@ -187,7 +194,16 @@ def _reasons(reports: Sequence[FileReport]) -> list[dict[str, Any]]:
                 continue
             key = is_complaint(trouble), trouble.reason
             group = found.setdefault(
-                key, {"reason": key[1], "is_bad": key[0], "count": 0, "remedy": trouble.remedy, "messages": []}
+                key,
+                {
+                    "reason": key[1],
+                    "in_chinese": in_chinese(key[1]),
+                    "is_bad": key[0],
+                    "count": 0,
+                    "remedy": trouble.remedy,
+                    "remedy_in_chinese": remedy_in_chinese(key[1], trouble.remedy),
+                    "messages": [],
+                },
             )
             group["count"] += 1
             if len(group["messages"]) < MAX_COMPLAINTS:

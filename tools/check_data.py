@@ -13,11 +13,11 @@ checked after its training data; --reject-list is about the training data alone.
 
 Then it says what else it found: copies within and between files, training images in validation data, refusals,
 outliers, images enlarged or squeezed (docs/data.md). These don't change the exit status. --html shows all of it, with
-cards of records to search, filter and sort.
+cards of records to search, filter and sort; --serve shows the same with all records.
 
 Each complaint begins with `file:line:`. Warnings are about records that train, but perhaps not what their author meant;
 of each kind the first few are shown. The exit status is 0 when training can start, 1 when a record is unusable or an
-image missing, 2 when nothing could be checked.
+image missing, 2 when nothing could be checked. --serve ends with 0 on Ctrl-C.
 """
 
 import argparse
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works from a checkout that isn't installed
 
 from xtuner_plugins.cli.arguments import add_config_options  # noqa: E402
-from xtuner_plugins.cli.check_inputs import is_config, open_inputs, prepare_output  # noqa: E402
+from xtuner_plugins.cli.check_inputs import is_config, open_inputs, open_port, prepare_output  # noqa: E402
 
 
 def at_least(low: int):
@@ -43,6 +43,14 @@ def at_least(low: int):
         return number
 
     return whole_number
+
+
+def port(text: str) -> int:
+    """An argparse type: 0 for a free port."""
+    number = int(text)
+    if not 0 <= number < 1 << 16:
+        raise argparse.ArgumentTypeError(f"{number}: give 0 to 65535")
+    return number
 
 
 def parse_args() -> argparse.Namespace:
@@ -68,6 +76,9 @@ def parse_args() -> argparse.Namespace:
         help="with annotation files: validation data, checked too, that shall hold nothing of the training data",
     )
     parser.add_argument("--val-image-folder", metavar="DIR", help="of all --val files")
+    parser.add_argument(
+        "--windows-paths", action="store_true", help="with annotation files: \\ in names of images separates folders"
+    )
     parser.add_argument("--base", help="with annotation files: a model directory, to count tokens and tiles")
     parser.add_argument(
         "--pairs", action="store_true", help="the annotation files hold preference pairs (docs/preference.md)"
@@ -92,6 +103,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write counts, findings, and all missing and superfluous names")
     parser.add_argument("--html", metavar="FILE", help="write a page with figures, findings and sample cards")
     parser.add_argument(
+        "--serve",
+        nargs="?",
+        type=port,
+        const=0,
+        metavar="PORT",
+        help="then show the page at 127.0.0.1, with cards of all records, until Ctrl-C (default: a free port)",
+    )
+    parser.add_argument(
         "--cards",
         type=at_least(0),
         default=200,
@@ -101,9 +120,10 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--pack-tokens", type=at_least(1), default=8192, help="budget of the packs drawn on the page")
     args = parser.parse_args()
-    if args.names_only and (args.html or args.reject_list):
-        parser.error("--names-only opens no record, so it goes with neither --html nor --reject-list")
-    of_config = [name for name in ("image_folder", "base", "pairs", "val", "val_image_folder") if getattr(args, name)]
+    if args.names_only and (args.html or args.reject_list or args.serve is not None):
+        parser.error("--names-only opens no record, so it goes with none of --html, --serve and --reject-list")
+    of_files = ("image_folder", "base", "pairs", "val", "val_image_folder", "windows_paths")
+    of_config = [name for name in of_files if getattr(args, name)]
     if any(map(is_config, args.inputs)):
         if len(args.inputs) > 1:
             parser.error("a config and other inputs together; give one config, or annotation files")
@@ -126,6 +146,7 @@ def main() -> int:
         (dataset, *validation), benchmarks = open_inputs(args)
         for path in filter(None, (args.reject_list, args.html, args.json)):
             prepare_output(path)
+        listener = None if args.serve is None else open_port(args.serve)
     except ValueError as error:
         if getattr(error, "place", "") or getattr(error, "reason", "") == "files":  # annotation files that are unusable
             print(error)
@@ -133,7 +154,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        return check_all(dataset, validation, benchmarks, args)
+        return check_all(dataset, validation, benchmarks, args, listener)
     except DataError as error:  # about no record: a store that doesn't answer, a cache that can't be written
         print(f"error: {error}", file=sys.stderr)
         return 2

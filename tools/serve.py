@@ -10,7 +10,6 @@ Exit status: 0 after Ctrl-C; 1 when the model can't be used or the port is taken
 """
 
 import argparse
-import socket
 import sys
 from pathlib import Path
 
@@ -71,6 +70,7 @@ def serve(args: argparse.Namespace) -> None:
 
     quiet_imports()
     from xtuner_plugins.checkpoints.formats import open_config
+    from xtuner_plugins.serving.listening import listen
 
     open_config(args.model)  # a wrong path or port shows before transformers is imported
     with listen(args.host, args.port) as listener:
@@ -106,18 +106,6 @@ def read_keys(path: Path | None) -> list[str]:
     if not keys:
         raise ValueError(f"{path} holds no key; write one per line")
     return keys
-
-
-def listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, proto)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen()  # from now on the port is taken; who asks early waits for the model
-    except OSError as error:
-        raise ValueError(f"can't listen on {host}:{port} ({error}); choose another --port or --host") from None
-    return listener
 
 
 if __name__ == "__main__":

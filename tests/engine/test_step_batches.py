@@ -57,8 +57,8 @@ def config(toy_base, data, tmp_path):
     return make
 
 
-def steps_of_a_run(cfg, monkeypatch, rank=0, num_ranks=1, place=None):
-    """Sources of each step to the end of the second epoch, by the iterator that trains."""
+def steps_of_a_run(cfg, monkeypatch, rank=0, num_ranks=1, place=None, of="sources"):
+    """Sources (or tiles) of each step to the end of the second epoch, by the iterator that trains."""
     monkeypatch.setattr("xtuner_plugins.datasets.samplers.get_dist_info", lambda: (rank, num_ranks))
     loader = Runner.build_dataloader({**cfg.train_dataloader, "num_workers": 0, "persistent_workers": False}, seed=3)
     iterator = PlanIterator(loader, cfg.optim_wrapper.accumulative_counts)
@@ -69,7 +69,7 @@ def steps_of_a_run(cfg, monkeypatch, rank=0, num_ranks=1, place=None):
         if iterator.epoch > 1:
             monkeypatch.undo()
             return found
-        found.append(([batch["sources"] for batch in step], iterator.position()))
+        found.append(([batch[of] for batch in step], iterator.position()))
 
 
 def sources(step):
@@ -117,6 +117,20 @@ def test_tiles_of_the_device_route_are_cut_here(config):
     cfg.train_dataloader.dataset.route = "device"
     shown = take_step(cfg, 1).batches[0]
     assert "images" not in shown and (shown["tiles"] == expected["tiles"]).all()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_changed_images_are_those_of_the_run(config, monkeypatch, packed):
+    """In both epochs, whose changes differ."""
+    cfg = config(packed)
+    plain = take_step(cfg, 1).batches[0]["tiles"]
+    cfg.train_dataloader.dataset.augment = dict(color=0.6, crop=0.6, jpeg_quality=(5, 20))
+    expected = steps_of_a_run(cfg, monkeypatch, 1, 2, of="tiles")
+    for number, (wanted, _) in enumerate(expected, 1):
+        shown = take_step(cfg, number, rank=1, num_ranks=2).batches
+        assert all((batch["tiles"] == tiles).all() for batch, tiles in zip(shown, wanted, strict=True))
+    changed = take_step(cfg, 1).batches[0]["tiles"]
+    assert changed.shape != plain.shape or (changed != plain).float().mean() > 0.5
 
 
 def test_micro_batches():

@@ -4,8 +4,12 @@ import importlib.util
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ from PIL import Image
 from tests.conftest import HANGS_AFTER
 
 ROOT = Path(__file__).resolve().parents[2]
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def conversation(**extra):
@@ -133,6 +138,8 @@ def test_options_that_do_not_go_together(project, check):
         ((data, "--workers", "two"), "invalid whole_number value"),
         ((data, "--cards", "-1"), "-1 is less than 0"),
         ((data, "--pack-tokens", "0"), "0 is less than 1"),
+        ((data, "--serve", "70000"), "70000: give 0 to 65535"),
+        ((data, "--serve", "--names-only"), "--names-only opens no record"),
     ]:
         status, printed = check(*args)
         assert status == 2 and words in printed.splitlines()[-1], (args, printed)
@@ -336,3 +343,82 @@ def test_a_store_that_doesnt_answer(project, tmp_path):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"{server.url}/images/a.png: no answer in" in done.stderr
     assert "the store lists no names, so they aren't compared" in done.stdout
+
+
+@pytest.fixture
+def served(project, tmp_path):
+    """The address of the tool's page over 60 records, one of them broken, and the process."""
+    data = project[1]
+    texts = [conversation(image="a.png") for _ in range(58)] + [{"a": "</script><b>Broken</b>"}]
+    texts.append({"conversations": [{"from": "human", "value": "这是什么？"}, {"from": "gpt", "value": "一只猫。"}]})
+    data.write_text("".join(json.dumps(record) + "\n" for record in texts))
+    command = [sys.executable, ROOT / "tools/check_data.py", data, "--image-folder", tmp_path / "images", "--serve"]
+    process = subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        for line in process.stdout:
+            if address := re.fullmatch(r"page with 60 cards at (http://127\.0\.0\.1:\d+/) \(Ctrl-C stops\)\n", line):
+                yield address[1], process
+                break
+        else:
+            raise AssertionError(process.stderr.read())
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_page_is_served_until_ctrl_c(served):
+    address, process = served
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        page = answer.read().decode()
+    assert "Data check" in page and not re.search(r"(src|href)=['\"]?(?!data:|#)\w", page.partition("const data")[0])
+    with urllib.request.urlopen(f"{address}cards?limit=100", timeout=30) as answer:
+        assert len(json.load(answer)["cards"]) == 60
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(urllib.request.Request(address, headers={"Host": "evil.example"}), timeout=30)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=HANGS_AFTER)
+    assert process.returncode == 0 and "Traceback" not in err, err
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@pytest.mark.parametrize("language", ["en-US", "zh-CN"])
+def test_the_served_page_in_a_browser(served, language):
+    playwright = pytest.importorskip("playwright.sync_api")
+    address, _ = served
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 800}, locale=language)
+        errors = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+        page.on(
+            "request",
+            lambda request: errors.append(request.url) if not request.url.startswith((address, "data:")) else None,
+        )
+        page.goto(address)
+        shown, count, expect = page.locator("#list .card"), page.locator("#shown"), playwright.expect
+        expect(count).to_have_text("60", use_inner_text=True)
+        assert page.locator("h1").inner_text() == {"en-US": "Data check", "zh-CN": "数据检查"}[language]
+        assert shown.count() == 24 and page.evaluate("document.documentElement.scrollWidth") == 390
+        for number in (48, 60):
+            page.evaluate("scrollTo(0, document.body.scrollHeight)")
+            expect(shown).to_have_count(number)
+        widths = page.evaluate("[...document.querySelectorAll('#list img')].map(each => each.naturalWidth)")
+        assert len(widths) == 2 * 58 and all(widths)  # each with a thumbnail
+        page.fill("#by-text", "一只")
+        expect(shown).to_have_count(1)
+        expect(count).to_have_text("1", use_inner_text=True)
+        page.fill("#by-text", "")
+        page.locator("a[data-show=no_conversations]").click()
+        expect(shown).to_have_count(1)
+        assert "<b>Broken</b>" in shown.inner_text() and page.title() == "Data check"
+        page.select_option("#by-reason", "")
+        page.select_option("#by-language", "Chinese")
+        expect(shown).to_have_count(1)
+        page.select_option("#by-language", "")
+        page.fill("#from-tiles", "1")
+        expect(count).to_have_text("58", use_inner_text=True)
+        browser.close()
+    assert errors == []

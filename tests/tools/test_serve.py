@@ -47,7 +47,7 @@ def test_a_taken_port_and_a_file_without_keys(run_tool, toy_base, tmp_path):
         other.listen()
         done = run_tool("tools/serve.py", toy_base, "--port", other.getsockname()[1])
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: can't listen on 127.0.0.1:") and "choose another --port" in done.stderr
+    assert done.stderr.startswith("error: can't listen on 127.0.0.1:") and "choose another port or host" in done.stderr
     (tmp_path / "keys").write_text("\n")
     done = run_tool("tools/serve.py", toy_base, "--api-key-file", tmp_path / "keys")
     assert done.returncode == 1 and "keys holds no key; write one per line" in done.stderr

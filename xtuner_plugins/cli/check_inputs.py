@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 from pathlib import Path
 
 from ..config_file import ConfigError, find_config, import_types, read_config, validation_settings
@@ -39,10 +40,11 @@ def open_inputs(args: argparse.Namespace) -> tuple:
     for files, of_files in ((args.inputs, folders), (args.val, [args.val_image_folder] * len(args.val))):
         if files:
             if args.base:
-                opened.append(kind(args.base, files, of_files))
+                settings = [{"windows_paths": True}] * len(files) if args.windows_paths else None
+                opened.append(kind(args.base, files, of_files, dataset_settings=settings))
             else:
                 files, of_files, *_ = expand_metas(files, of_files)
-                opened.append(PlainFiles(files, of_files, parse=kind.parse))
+                opened.append(PlainFiles(files, of_files, parse=kind.parse, windows_paths=args.windows_paths))
     return opened, None
 
 
@@ -107,3 +109,18 @@ def prepare_output(path: str) -> None:
             pass
     except OSError as error:
         raise SettingError("output", f"{path!r} can't be written ({error.strerror})", "name another file") from None
+
+
+def open_port(port: int) -> socket.socket:
+    """The port of `--serve`, taken before an hour of checking.
+
+    Raises:
+        SettingError: another program has it.
+    """
+    from ..datasets.errors import SettingError
+    from ..serving.listening import listen
+
+    try:
+        return listen("127.0.0.1", port)
+    except ValueError as error:
+        raise SettingError("serve", str(error), "--serve alone takes a free port") from None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import socket
 import sys
 from collections import Counter
 
@@ -68,12 +70,13 @@ def compare_names(dataset, total: int) -> list:
     return folders
 
 
-def check_all(dataset, validation, benchmarks, args: argparse.Namespace) -> int:
+def check_all(dataset, validation, benchmarks, args: argparse.Namespace, listener: socket.socket | None = None) -> int:
     """Checks training data, then validation data, then what both hold; writes what was asked for.
 
     Args:
         dataset, validation, benchmarks: of `check_inputs.open_inputs`.
         args: of the command line.
+        listener: where the page is served in the end; None doesn't serve it.
 
     Returns:
         The exit status: 0: training can start; 1: a record is unusable or an image missing; 2: nothing to compare.
@@ -94,7 +97,8 @@ def check_all(dataset, validation, benchmarks, args: argparse.Namespace) -> int:
     if reports and all(each for _, each in held_out):
         if benchmarks is not None:
             held_out.append((benchmarks, open_questions(benchmarks, args)))
-        inspect(dataset, reports, folders, held_out, args)
+        if inspect(dataset, reports, folders, held_out, args, listener):
+            return 0
     return status
 
 
@@ -180,8 +184,8 @@ def open_questions(benchmarks, args: argparse.Namespace) -> list:
         return check_dataset(benchmarks, num_workers=args.workers, complain=complain, progress=bar.update)
 
 
-def inspect(dataset, reports, folders, held_out, args: argparse.Namespace) -> None:
-    """Prints a line for each finding, and writes the page and the numbers."""
+def inspect(dataset, reports, folders, held_out, args: argparse.Namespace, listener: socket.socket | None) -> bool:
+    """Prints a line for each finding, writes the page and the numbers; serves the page, and says whether it did."""
     from tqdm import tqdm
 
     from ..datasets.audit.check import write_json
@@ -195,8 +199,8 @@ def inspect(dataset, reports, folders, held_out, args: argparse.Namespace) -> No
     for each in findings:
         first = "; ".join(f"{name}: {count:,}" for name, count in each.where.most_common(SHOWN_FILES))
         print(f"  {each.count:,} of {each.total:,} {WORDS[each.kind][0]} ({first})")
-    if not (args.html or args.json):
-        return
+    if not (args.html or args.json or listener):
+        return False
     tables = tabulate(dataset, reports, num_workers=args.workers)
     if args.json:
         write_json(args.json, reports, folders, as_json(dataset, reports, findings, tables, held_out))
@@ -215,3 +219,20 @@ def inspect(dataset, reports, folders, held_out, args: argparse.Namespace) -> No
                 progress=bar.update,
             )
         print(f"page with {plural(written.num_cards, 'card')} written to {args.html}{written.describe_folder()}")
+    if listener is not None:
+        serve_page([(dataset, reports), *held_out], findings, tables, folders, args, listener)
+    return listener is not None
+
+
+def serve_page(everything, findings, tables, folders, args: argparse.Namespace, listener: socket.socket) -> None:
+    """Serves the page until Ctrl-C."""
+    from ..datasets.audit.browse import Browser
+    from ..datasets.audit.report import make_page
+    from ..serving.inspector import serve
+
+    browser = Browser(everything, findings)
+    page = make_page(everything, findings, tables, folders, {"choices": browser.choices}, args.pack_tokens)
+    host, port = listener.getsockname()
+    print(f"\npage with {plural(len(browser), 'card')} at http://{host}:{port}/ (Ctrl-C stops)", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(page, browser, listener)

@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.datasets.source_kinds import write_parquet, write_webdataset
 from xtuner_plugins.datasets import MultimodalDataset
@@ -15,7 +15,7 @@ from xtuner_plugins.datasets.audit.looking import PlainFiles
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Different photographs a.png to d.png; a small copy of a, compressed; a very wide and a tiny one."""
+    """Different photographs a.png to d.png; small copies of a, compressed, one mirrored; a very wide and a tiny one."""
     import skimage.data
 
     folder = tmp_path_factory.mktemp("images")
@@ -23,6 +23,7 @@ def photographs(tmp_path_factory):
         Image.fromarray(getattr(skimage.data, name)()).save(folder / f"{name[0]}.png")
     Image.open(folder / "a.png").resize((300, 300)).save(folder / "a_small.jpg", quality=60)
     Image.open(folder / "a.png").save(folder / "a_copy.png")
+    ImageOps.mirror(Image.open(folder / "a.png")).resize((300, 300)).save(folder / "turned.jpg", quality=70)
     noise = np.random.default_rng(0).integers(0, 256, (100, 900, 3), np.uint8)
     Image.fromarray(noise).save(folder / "wide.png")
     Image.fromarray(noise[:20, :20]).save(folder / "tiny.png")
@@ -75,6 +76,13 @@ def test_copies_within_and_between_files(found, qa):
     assert kinds["equal_images"].count == 2 and kinds["equal_images"].where == {"one": 1, "one / other": 1}
     assert kinds["near_images"].count == 1 and (0, 1, 2) in kinds["near_images"].examples[0]
     assert list(kinds) == ["equal_records", "equal_images", "near_images"]
+
+
+def test_mirrored_copies(found, qa):
+    names = ["c.png", "a.png", "turned.jpg", "r.png"]
+    kinds = found({"a.jsonl": [qa(f"{name}?", f"{name} {number}", image=name) for number, name in enumerate(names)]})
+    assert list(kinds) == ["mirrored_images"] and kinds["mirrored_images"].examples == [[(0, 0, 1), (0, 0, 2)]]
+    assert kinds["mirrored_images"].where == {"a": 1} and kinds["mirrored_images"].count == 1
 
 
 def test_texts_that_fit_every_image(found, qa):

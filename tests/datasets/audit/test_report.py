@@ -74,7 +74,8 @@ def test_the_page_is_whole(write_page, six_records):
     assert "[[100, 100, 500, 500]]" in text_of(found[2]) and 'class="pack"' in page
     assert contents(page)["images"][0].startswith("data:image/jpeg;base64,")
     assert "2 of 6 records can't be trained on" in page and "6 条记录中有 2 条不能用于训练" in page
-    assert "1 image_missing" in page and "correct the name or the image folder" in page
+    assert '1 <span class="en">image_missing</span><span class="zh" lang="zh">图像不存在</span>' in page
+    assert "correct the name or the image folder" in page and "更正名字或图像目录" in page
 
 
 def test_texts_never_become_markup(write_page, qa):

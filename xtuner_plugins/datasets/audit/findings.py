@@ -8,7 +8,7 @@ import numpy as np
 
 from ..plan.lengths import SHRUNK, TRUNCATED
 from .check import FileReport
-from .duplicates import FLAT, groups, near_pairs
+from .duplicates import FLAT, NEAR, groups, near_pairs
 from .facts import REFUSES, REPEATS, joined
 from .looking import Checked
 
@@ -77,6 +77,12 @@ WORDS = {  # kind: English title, Chinese title, English remedy, Chinese remedy
         "与另一张近乎相同的图像",
         "look at the cards: frames of one film, or copies in another size",
         "请查看卡片：可能是同一视频的帧，或不同尺寸的副本",
+    ),
+    "mirrored_images": (
+        "images that look like the mirror image of another one",
+        "与另一张图像的镜像近乎相同的图像",
+        "look for left and right in their texts: a mirrored copy swaps them",
+        "请检查文字中的左右：镜像副本左右颠倒",
     ),
     "equal_texts": (
         "records with the text of another, about other images",
@@ -188,6 +194,7 @@ def _copies(reports, names, images, of) -> list[Finding]:
         _of_groups("equal_records", equal, records, numbers, names),
         _of_groups("equal_images", pixels, images, of, names),
         _near(images, of, names),
+        _mirrored(images, of, names),
         _of_groups("equal_texts", texts, records, numbers, names),
     ]
 
@@ -206,6 +213,27 @@ def _near(images: np.ndarray, of: np.ndarray, names: Sequence[str]) -> Finding:
         pair = sorted({names[numbers[row]] for row in group})
         finding.where[" / ".join(pair)] += len(group) - 1
     finding.examples = [_places(kept["row"][group], numbers[group]) for group in together[:MOST_EXAMPLES]]
+    return finding
+
+
+def _mirrored(images: np.ndarray, of: np.ndarray, names: Sequence[str]) -> Finding:
+    """Images whose mirror image looks like another one, which they don't look like themselves."""
+    first = np.sort(np.unique(images[["across", "down"]], return_index=True)[1])
+    kept, numbers = images[first], of[first]
+    across, down = (np.concatenate([kept[name], kept[f"mirrored_{name}"]]) for name in ("across", "down"))
+    found = set()
+    for left, right in near_pairs(across, down).tolist():
+        one, other = sorted((left % len(kept), right % len(kept)))
+        if one == other or (left < len(kept)) == (right < len(kept)):
+            continue
+        looks = kept[["across", "down"]][[one, other]].tolist()
+        if sum((a ^ b).bit_count() for a, b in zip(*looks, strict=True)) > NEAR:
+            found.add((one, other))
+    pairs = sorted(found)
+    finding = Finding("mirrored_images", len({other for _, other in pairs}), len(images))
+    for pair in pairs:
+        finding.where[" / ".join(sorted({names[numbers[row]] for row in pair}))] += 1
+    finding.examples = [_places(kept["row"][list(pair)], numbers[list(pair)]) for pair in pairs[:MOST_EXAMPLES]]
     return finding
 
 

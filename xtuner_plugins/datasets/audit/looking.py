@@ -121,6 +121,7 @@ class PlainFiles:
         image_folders: one per file.
         max_pixels: of an image.
         parse: of the kind of records, as `MultimodalDataset.parse`.
+        windows_paths: whether `\\` in names of images separates folders.
 
     Raises:
         SettingError, RecordError: files or folders can't be used; one error names all of them.
@@ -134,6 +135,7 @@ class PlainFiles:
         image_folders: Sequence[str | None],
         max_pixels: int = MAX_PIXELS,
         parse: Callable[[object, str], Record] = parse_record,
+        windows_paths: bool = False,
     ):
         self.parse, self.max_pixels = parse, max_pixels
         self.sources, errors = [], []
@@ -141,7 +143,8 @@ class PlainFiles:
         for path, folder in zip(data_paths, image_folders, strict=True):
             try:
                 index = open_records(path, self.cache_dir)
-                images = index.own_images(open_images(folder, folder_of(path), self.cache_dir))
+                named = open_images(folder, folder_of(path), self.cache_dir, windows_paths=windows_paths)
+                images = index.own_images(named)
                 self.sources.append(SimpleNamespace(index=index, folder=images, name=stem_of(path), tiling=tiling))
             except DataError as error:
                 errors.append(error)

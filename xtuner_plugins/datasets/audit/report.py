@@ -16,10 +16,11 @@ from ..dataset import MultimodalDataset
 from ..images.folders import FolderCount
 from ..plan.packing import pack_samples
 from ..preference import PreferenceDataset
-from .cards import MOST_EMBEDDED, Tags, Thumbnails, card, pick
+from .cards import MOST_EMBEDDED, Thumbnails, card, pick
 from .check import FileReport, count_samples, is_complaint
 from .findings import WORDS, Finding, Place
 from .looking import Checked
+from .reason_words import REASONS, in_chinese, remedy_in_chinese
 from .tables import Tables
 from .texts import IN_CHINESE
 
@@ -85,7 +86,31 @@ def write_report(
         of, its_reports = everything[place[0]]
         cards.append(card(of, its_reports[place[1]], place, reasons, thumbnails))
         progress(1)
-    page = render(
+    data = {"cards": cards, "images": thumbnails.sources}
+    page = make_page(everything, findings, tables, folders, data, max_tokens)
+    with open(path, "w", encoding="utf-8", errors="replace") as file:
+        file.write(page)
+    return Written(len(cards), folder)
+
+
+def make_page(
+    everything: Validation,
+    findings: Sequence[Finding],
+    tables: Tables,
+    folders: Sequence[FolderCount],
+    data: dict[str, Any],
+    max_tokens: int,
+) -> str:
+    """The page's HTML.
+
+    Args:
+        everything: training data and validation data, each with its reports.
+        data: what its script shows: `cards` and `images`, or `choices` where a server makes the cards.
+        findings, tables, folders, max_tokens: as `write_report`.
+    """
+    dataset, reports = everything[0]
+    shown = {card["at"] for card in data.get("cards", ())}
+    return render(
         Path(__file__).parent,
         "report.html.jinja",
         num_wrong=sum(report.num_wrong for report in reports),
@@ -97,18 +122,20 @@ def write_report(
         details=_details(dataset, reports),
         packs=_packs(reports, max_tokens),
         reasons=_reasons(reports),
-        findings=_findings(findings, everything, tags),
+        findings=_findings(findings, everything, shown if "cards" in data else None),
         **vars(tables),
         answer_lengths=_bars(tables.answers["lengths"]),
         has_pairs=isinstance(dataset, PreferenceDataset),
-        in_chinese=IN_CHINESE,
-        words={kind: words[:2] for kind, words in WORDS.items()},
-        cards=cards,
-        images=thumbnails.sources,
+        is_served="cards" not in data,
+        has_cards="cards" not in data or bool(data["cards"]),
+        data={**data, "words": _words(), "languages": IN_CHINESE},
     )
-    with open(path, "w", encoding="utf-8", errors="replace") as file:
-        file.write(page)
-    return Written(len(cards), folder)
+
+
+def _words() -> dict[str, tuple[str, str]]:
+    """What cards call reasons and findings, in English and Chinese."""
+    reasons = {reason: (reason, words[0]) for reason, words in REASONS.items()}
+    return {**reasons, **{kind: words[:2] for kind, words in WORDS.items()}}
 
 
 def as_json(
@@ -139,19 +166,23 @@ def _source(everything: Validation, place: Place) -> str:
     return everything[data][0].sources[number].index.source(row)
 
 
-def _findings(findings: Sequence[Finding], everything: Validation, tags: Tags) -> list[dict[str, Any]]:
-    return [
-        {
-            "kind": each.kind,
-            "words": WORDS[each.kind],
-            "count": each.count,
-            "total": each.total,
-            "where": each.where.most_common(12),
-            "examples": [[_source(everything, place) for place in example] for example in each.examples],
-            "has_cards": any(place in tags for example in each.examples for place in example),
-        }
-        for each in findings
-    ]
+def _findings(findings: Sequence[Finding], everything: Validation, shown: set[str] | None) -> list[dict[str, Any]]:
+    """Findings as the page shows them; `shown` are the records with a card, None for all."""
+    found = []
+    for each in findings:
+        examples = [[_source(everything, place) for place in example] for example in each.examples]
+        found.append(
+            {
+                "kind": each.kind,
+                "words": WORDS[each.kind],
+                "count": each.count,
+                "total": each.total,
+                "where": each.where.most_common(12),
+                "examples": examples,
+                "has_cards": shown is None or any(at in shown for example in examples for at in example),
+            }
+        )
+    return found
 
 
 def _reasons(reports: Sequence[FileReport]) -> list[dict[str, Any]]:
@@ -163,7 +194,16 @@ def _reasons(reports: Sequence[FileReport]) -> list[dict[str, Any]]:
                 continue
             key = is_complaint(trouble), trouble.reason
             group = found.setdefault(
-                key, {"reason": key[1], "is_bad": key[0], "count": 0, "remedy": trouble.remedy, "messages": []}
+                key,
+                {
+                    "reason": key[1],
+                    "in_chinese": in_chinese(key[1]),
+                    "is_bad": key[0],
+                    "count": 0,
+                    "remedy": trouble.remedy,
+                    "remedy_in_chinese": remedy_in_chinese(key[1], trouble.remedy),
+                    "messages": [],
+                },
             )
             group["count"] += 1
             if len(group["messages"]) < MAX_COMPLAINTS:

@@ -12,6 +12,7 @@ from ..plan.lengths import DROPPED, FATES, SHRUNK, TRUNCATED
 from .check import FileReport
 from .facts import joined
 from .looking import Checked
+from .phrases import frequent_phrases
 from .texts import opening_of, script_name
 
 MOST_FREQUENT = 12  # answers and first words that are named
@@ -79,10 +80,11 @@ def languages(dataset: Checked, reports: Sequence[FileReport]) -> list[Row]:
 
 
 def answers(dataset: Checked, reports: Sequence[FileReport]) -> Row:
-    """Lengths of answers in words, the most frequent answers and first words, with their shares."""
+    """Lengths of answers in words, the most frequent answers, first words and phrases, with their shares."""
     table, numbers = joined([report.facts.answers for report in reports])
     if not len(table):
-        return {"count": 0, "words": {}, "frequent": [], "openings": [], "lengths": np.zeros(0, np.int64)}
+        nothing = {"words": {}, "frequent": [], "openings": [], "phrases": [], "num_read": 0}
+        return {"count": 0, "lengths": np.zeros(0, np.int64), **nothing}
     quantiles = dict(
         zip(("median", "p90", "p99", "max"), np.percentile(table["words"], [50, 90, 99, 100]), strict=True)
     )
@@ -97,6 +99,16 @@ def answers(dataset: Checked, reports: Sequence[FileReport]) -> Row:
                 text = of(record.turns[int(table["turn"][where])].text)
                 rows.append({"text": text[:120], "count": int(counts[place]), "share": counts[place] / len(table)})
         found[name] = rows
+    named, found["num_read"] = frequent_phrases(dataset, reports)
+    found["phrases"] = [
+        {
+            "text": each.text,
+            "count": each.count,
+            "share": each.count / found["num_read"],
+            "at": dataset.sources[each.place[0]].index.source(each.place[1]),
+        }
+        for each in named
+    ]
     found["lengths"] = table["words"].astype(np.int64)
     return found
 

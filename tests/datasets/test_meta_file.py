@@ -125,3 +125,10 @@ def test_the_checker_takes_a_meta_file_and_names_kinds(files, run_tool):
     done = run_tool("tools/check_data.py", files(a={}, b={}), "--workers", 0)
     assert done.returncode == 0 and "all 8 records can be trained on" in done.stdout, done.stdout + done.stderr
     assert done.stdout.count("\n  kind: llava\n") == 2
+
+
+def test_addresses_stay_as_they_are(tmp_path):
+    entry = {"root": "s3://bucket/images", "annotation": "s3://bucket/a.jsonl"}
+    (tmp_path / "meta.json").write_text(json.dumps({"mine": entry}))
+    paths, folders, *_ = expand_metas(str(tmp_path / "meta.json"))
+    assert (paths, folders) == (["s3://bucket/a.jsonl"], ["s3://bucket/images"])

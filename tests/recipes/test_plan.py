@@ -162,3 +162,8 @@ def test_moments_take_what_the_optimizer_holds(name):
     optimizer.step()
     held = [value for key, value in optimizer.state[weight].items() if torch.is_tensor(value) and "qmap" not in key]
     assert sum(t.nbytes for t in held if t.dim()) == plan.moment_bytes(name) * weight.numel()
+
+
+def test_a_store_that_isnt_reached_is_no_reason_not_to_plan(toy_base):
+    data = {"base": str(toy_base), "data_paths": ["http://127.0.0.1:1/a.jsonl"], "store_timeout": 1}
+    assert plan._measured_lengths({"train_dataloader": {"dataset": data}}, model=None) is None

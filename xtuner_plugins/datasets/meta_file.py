@@ -118,7 +118,7 @@ def _row(meta: Path, name: str, entry: object) -> tuple[str, str | None, float, 
     if tiles is not None and (isinstance(tiles, bool) or not isinstance(tiles, int) or tiles < 1):
         raise SettingError("max_tiles", f"{where}: max_dynamic_patch is {tiles!r}", "give a whole number, 1 or more")
     path = _find(meta, annotation)
-    if not path.is_file():
+    if isinstance(path, Path) and not path.is_file():
         raise SettingError("data_paths", f"{where}: annotation {annotation!r} isn't there", "correct it")
     folder = str(_find(meta, root)) if root else None
     settings = {"max_tiles": tiles, "augment": OFFICIAL if augment else None}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config_file import ConfigError
-from ..data_names import names_data
+from ..data_names import is_url, names_data
 from ..deepspeed_json import read_deepspeed
 from ..families import encoder_family, llm_family
 from ..hub.constants import PROJECTOR_TYPES
@@ -244,9 +244,15 @@ def _measured_lengths(settings: Mapping[str, Any], model: Model) -> Lengths | No
     import numpy as np
 
     from ..datasets import MultimodalDataset, PreferenceDataset
+    from ..datasets.errors import DataError
     from ..datasets.plan.lengths import DROPPED
 
-    dataset = (PreferenceDataset if "objectives" in settings.get("model", {}) else MultimodalDataset)(**data)
+    try:
+        dataset = (PreferenceDataset if "objectives" in settings.get("model", {}) else MultimodalDataset)(**data)
+    except DataError:
+        if any(map(is_url, [paths] if isinstance(paths, str) else paths)):  # planned also where the store isn't reached
+            return None
+        raise
     if not dataset.is_measured():
         return None
     tokens, tiles, fates = dataset.layout()

@@ -3,10 +3,11 @@ import re
 
 from tests.conftest import ROOT
 from xtuner_plugins.datasets.audit.reason_words import REASONS, in_chinese, remedy_in_chinese
+from xtuner_plugins.datasets.stores.store import DENIED, REFUSED
 
 RAISED_BY = ("fail", "warn", "RecordError", "MediaError")
-# Not of a record that is checked: of conversion, of commands, of data URLs that are converted.
-ELSEWHERE = {"columns", "data_url", "kind", "shape"}
+# Not of a record that is checked: of conversion, of commands, of data URLs that are converted, of a whole store.
+ELSEWHERE = {"columns", "data_url", "kind", "not_listed", "shape"}
 
 
 def reasons():
@@ -22,7 +23,7 @@ def reasons():
 
 def test_every_reason_has_chinese_words():
     found = reasons()
-    assert len(found) > 40 and found - set(REASONS) == set()
+    assert len(found) > 40 and (found | {DENIED, REFUSED}) - set(REASONS) == set()
     assert all(title and remedy for title, remedy in REASONS.values())
 
 

@@ -5,6 +5,10 @@ import json
 import re
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import av
@@ -13,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.conftest import HANGS_AFTER
 from xtuner_plugins.datasets import MultimodalDataset, PackBatchSampler, PlanSampler, RecordError, collate_packed
 from xtuner_plugins.datasets.audit.looking import PlainFiles, see
 from xtuner_plugins.datasets.images.augment import Augmentation
@@ -88,6 +93,9 @@ def test_commands_work(project, run_tool, command):
     """As they stand, in a folder of the user's; only the tools' own place is put in front."""
     words = shlex.split(command)
     assert words[0] == "python"
+    if "--serve" in words:
+        assert_serves([sys.executable, ROOT / words[1], *words[2:]], project)
+        return
     done = run_tool(ROOT / words[1], *words[2:], cwd=project)
     assert "Traceback" not in done.stderr, done.stderr
     if "convert" in words:
@@ -109,6 +117,20 @@ def test_commands_work(project, run_tool, command):
     for option in ("--html", "--json", "--reject-list"):
         if option in words:
             assert Path(project, words[words.index(option) + 1]).exists()
+
+
+def assert_serves(command, folder):
+    """The command serves a page until Ctrl-C."""
+    process = subprocess.Popen(list(map(str, command)), cwd=folder, stdout=subprocess.PIPE, text=True)
+    try:
+        address = next(found[0] for line in process.stdout if (found := re.search(r"http://127\.0\.0\.1:\d+/", line)))
+        with urllib.request.urlopen(address, timeout=HANGS_AFTER) as answer:
+            assert "Data check" in answer.read().decode()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(HANGS_AFTER) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("page", [PAGE, CHINESE], ids=lambda page: page.name)

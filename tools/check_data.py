@@ -140,7 +140,6 @@ def main() -> int:
     args = parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from xtuner_plugins.cli.check_output import check_all
-    from xtuner_plugins.datasets.errors import DataError
 
     try:
         (dataset, *validation), benchmarks = open_inputs(args)
@@ -153,6 +152,8 @@ def main() -> int:
             return 1
         print(f"error: {error}", file=sys.stderr)
         return 2
+    from xtuner_plugins.datasets.errors import DataError  # imports PyTorch, which a refusal doesn't wait for
+
     try:
         return check_all(dataset, validation, benchmarks, args, listener)
     except DataError as error:  # about no record: a store that doesn't answer, a cache that can't be written

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests.conftest import HANGS_AFTER
 from xtuner_plugins.datasets.stores import byte_cache
 from xtuner_plugins.datasets.stores.byte_cache import PARTS, ByteCache
 
@@ -85,7 +86,7 @@ def test_several_processes_at_once(tmp_path, method):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(HANGS_AFTER)
     assert [process.exitcode for process in processes] == [0] * 4
     found = contents(ByteCache(tmp_path, limit))
     assert found and sum(path.stat().st_size for path in found) <= limit

@@ -8,6 +8,7 @@ import time
 import pytest
 from mmengine.fileio import BaseStorageBackend, register_backend
 
+from tests.conftest import HANGS_AFTER
 from xtuner_plugins.datasets.errors import MediaError
 from xtuner_plugins.datasets.stores import clients
 from xtuner_plugins.datasets.stores.clients import within
@@ -80,7 +81,7 @@ def test_lmdb_is_opened_once_in_each_process(tmp_path):
     assert len({id(store._client(1).backend) for store in stores}) == 1
     process = multiprocessing.get_context("fork").Process(target=read_and_report, args=(stores[0], tmp_path / "out"))
     process.start()
-    process.join(60)
+    process.join(HANGS_AFTER)
     assert (tmp_path / "out").read_text().startswith("b'bytes'") and stores[0].read("a") == b"bytes"
     with pytest.raises(MediaError, match="refuses .*ascii") as error:
         stores[0].read("好")

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.conftest import HANGS_AFTER
 from tests.datasets.store_servers import BUCKET
 from xtuner_plugins.datasets.errors import MediaError, SettingError
 from xtuner_plugins.datasets.stores import store as module
@@ -185,7 +186,8 @@ def test_a_signed_query_goes_with_every_name(server):
     assert store.read("x y") == DATA and store.read("x y", 5, 9) == DATA[5:9]
 
 
-def read_in_child(store, path):
+def read_in_child(store, path, environment):
+    os.environ.update(environment)  # a server of forks may have been started before this test's credentials were set
     with open(path, "w") as file:
         file.write(str(len(store.read("a.bin"))))
 
@@ -197,9 +199,11 @@ def test_processes_make_clients_of_their_own(store, method, tmp_path):
     assert store.read("a.bin") == DATA
     if method != "fork":
         assert len(pickle.dumps(store)) < 1000
-    process = multiprocessing.get_context(method).Process(target=read_in_child, args=(store, tmp_path / "out"))
+    process = multiprocessing.get_context(method).Process(
+        target=read_in_child, args=(store, tmp_path / "out", dict(os.environ))
+    )
     process.start()
-    process.join(60)
+    process.join(HANGS_AFTER)
     assert process.exitcode == 0 and (tmp_path / "out").read_text() == str(len(DATA))
     assert store.read("a.bin", 0, 3) == DATA[:3] and list(store._clients) == [os.getpid()]
 

@@ -20,10 +20,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works from a checkout that isn't installed
 
-from xtuner_plugins.cli.arguments import add_config_options, parse_options  # noqa: E402
+from xtuner_plugins.cli.arguments import add_config_options, read_changed  # noqa: E402
 from xtuner_plugins.cli.terminal import quiet_imports  # noqa: E402
-from xtuner_plugins.config_file import find_config, import_types, read_config  # noqa: E402
-from xtuner_plugins.leaf import Leaf  # noqa: E402
+from xtuner_plugins.config_file import find_config, import_types  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -59,9 +58,7 @@ def main() -> int:
 
 def measure(args: argparse.Namespace) -> str:
     """What was done, in one line."""
-    path = find_config(args.config)
-    text = Leaf.read(path).changed(args.set).standalone() if args.set else None
-    config = read_config(path, parse_options(args.cfg_options), text)
+    config = read_changed(find_config(args.config), args.set, args.cfg_options)
     quiet_imports()
     import_types(config)
 

@@ -21,9 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
-from xtuner_plugins.cli.arguments import add_config_options, parse_options  # noqa: E402
-from xtuner_plugins.config_file import find_config, read_config  # noqa: E402
-from xtuner_plugins.leaf import Leaf  # noqa: E402
+from xtuner_plugins.cli.arguments import add_config_options, read_changed  # noqa: E402
+from xtuner_plugins.config_file import find_config  # noqa: E402
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 
@@ -87,8 +86,7 @@ def check(settings: dict, config) -> None:
 def run(args: argparse.Namespace, folder: Path) -> int:
     """Prints the rows one by one; returns the exit status."""
     path = find_config(args.config)
-    text = Leaf.read(path).changed(args.set).standalone() if args.set else None
-    config = read_config(path, parse_options(args.cfg_options), text)
+    config = read_changed(path, args.set, args.cfg_options)
     check(config._to_lazy_dict(), config)
     from xtuner_plugins.cli.terminal import quiet_imports
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..config_file import ConfigError
+from ..config_file import ConfigError, read_config
+from ..leaf import Leaf
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 def add_config_options(parser: argparse.ArgumentParser, cfg_options: bool = True) -> None:
@@ -28,6 +32,21 @@ def add_config_options(parser: argparse.ArgumentParser, cfg_options: bool = True
             metavar="KEY=VALUE",
             help="other values for keys of the runner, e.g. train_cfg.max_iters=100",
         )
+
+
+def read_changed(path: str, pairs: Sequence[str], options: Sequence[str]) -> Config:
+    """The config of a file with what ``--set`` and ``--cfg-options`` change.
+
+    Args:
+        path: Of the config.
+        pairs: The words of ``--set``.
+        options: The words of ``--cfg-options``.
+
+    Raises:
+        ConfigError: The config or a word can't be used.
+    """
+    text = Leaf.read(path).changed(pairs).standalone() if pairs else None
+    return read_config(path, parse_options(options), text)
 
 
 def parse_options(words: Sequence[str]) -> dict[str, Any] | None:

@@ -6,9 +6,8 @@ import argparse
 import socket
 from pathlib import Path
 
-from ..config_file import ConfigError, find_config, import_types, read_config, validation_settings
-from ..leaf import Leaf
-from .arguments import parse_options
+from ..config_file import ConfigError, find_config, import_types, validation_settings
+from .arguments import read_changed
 from .terminal import quiet_imports
 
 
@@ -51,8 +50,7 @@ def open_inputs(args: argparse.Namespace) -> tuple:
 def build_datasets(name: str, pairs: list[str], options: list[str]) -> tuple:
     """As `open_inputs`, of a config; its panel is opened, too."""
     path = find_config(name)
-    text = Leaf.read(path).changed(pairs).standalone() if pairs else None
-    config = read_config(path, parse_options(options), text)
+    config = read_changed(path, pairs, options)
     settings = (config.get("train_dataloader") or {}).get("dataset")
     if settings is None:
         raise ConfigError(f"config {path!r} has no train_dataloader.dataset; name a training config")

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.datasets.store_servers import ObjectServer, shared_server
 from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.datasets.audit import chunks, looks
 from xtuner_plugins.datasets.audit.check import check_dataset
 from xtuner_plugins.datasets.audit.looking import PlainFiles
+from xtuner_plugins.datasets.errors import DataError
+from xtuner_plugins.datasets.stores.store import UNREACHABLE
 
 
 @pytest.fixture
@@ -124,3 +127,31 @@ def test_tables_keep_their_types(check):
     chunk = chunks._read(next(iter(sorted(chunks.Path(os.environ["XTUNER_PLUGINS_CACHE"]).glob("checked/*/0.npz")))))
     assert {name: chunk.facts[name].dtype for name in chunks.TABLES} == chunks.TABLES
     assert isinstance(chunk.facts["records"], np.ndarray)
+
+
+def test_an_image_that_a_store_has_by_now_is_found(tmp_path, monkeypatch, write_data, qa):
+    """Images in stores have no stamps, so nothing about their records is kept."""
+    monkeypatch.setattr(chunks, "CLOCK_STEP", -(10**18))
+    monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "cache"))
+    server = shared_server()
+    Image.new("RGB", (9, 7)).save(tmp_path / "a.png")
+    dataset = PlainFiles([write_data([qa(image="a.png"), qa()])], [f"{server.url}/checked-twice"])
+
+    def reasons():
+        (report,) = check_dataset(dataset, num_workers=0, complain=lambda text: None)
+        return [each.reason for each in report.troubles]
+
+    assert reasons() == ["image_missing"]
+    server.objects["checked-twice/a.png"] = (tmp_path / "a.png").read_bytes()
+    assert reasons() == []
+
+
+def test_a_store_that_does_not_answer_ends_the_check(tmp_path, monkeypatch, write_data, qa):
+    monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "cache"))
+    server = ObjectServer()
+    dataset = PlainFiles([write_data([qa(image="a.png"), qa()])], [f"{server.url}/gone"])
+    server.stop()
+    dataset.sources[0].folder.store.timeout = 1
+    with pytest.raises(DataError) as caught:
+        check_dataset(dataset, num_workers=0, complain=lambda text: None)
+    assert caught.value.reason == UNREACHABLE

@@ -72,10 +72,10 @@ def test_in_a_browser(checked, tmp_path, language):
         assert page.locator("#shown").inner_text() == "100" and shown.count() < 100  # the rest as one scrolls
         assert page.title() == "Data check" and page.evaluate("document.documentElement.scrollWidth") == 390
         assert page.locator("h1").inner_text() == {"en-US": "Data check", "zh-CN": "数据检查"}[language]
-        for _ in range(8):
-            page.evaluate("scrollTo(0, document.body.scrollHeight)")
-            page.wait_for_timeout(50)
+        scroll = "scrollTo(0, document.body.scrollHeight)"
+        page.wait_for_function(f"({scroll}, document.querySelectorAll('#list .card').length >= 100)")
         assert shown.count() == 100
+        page.wait_for_function("[...document.querySelectorAll('#list img')].every(each => each.complete)")
         widths = page.evaluate("[...document.querySelectorAll('#list img')].map(each => each.naturalWidth)")
         assert len(widths) > 90 and all(widths)
         page.fill("#by-text", "it is 42.")

@@ -8,9 +8,8 @@ text that it will be prompted with. With `internvl2_5` (supervised parts underli
     ------------------                                                                      ------------------
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from ...hub.conversation import Conversation, get_conv_template
@@ -39,7 +38,7 @@ class Template:
         """Its key in the table."""
         return self.conversation.name
 
-    def segments(self, record: Record) -> Iterator[Segment]:
+    def segments(self, record: Record) -> list[Segment]:
         """The record as segments, in order.
 
         Raises:
@@ -54,29 +53,45 @@ class Template:
                 record.source,
             )
         system = empty.system_message if record.system is None else record.system
-        roles = dict(zip(("user", "assistant"), empty.roles, strict=True))
-        messages = [(roles[turn.role], turn.parts) for turn in record.turns]
-        fixed, after_answer = "", False  # the template's text since the last message
-        learned = iter([turn.supervised for turn in record.turns if turn.role == "assistant"])
-        learns, end = False, empty.stop_token  # which ends an answer
-        for kind, content in replace(empty, system_message=system, messages=messages).get_parts():
-            if kind == "template":
-                if after_answer:
-                    yield Segment(end, supervised=learns, literal=True)
-                    content, after_answer = content[len(end) :], False
-                fixed += content
-                continue
-            yield Segment(fixed, literal=True)
-            fixed, after_answer = "", kind == "answer"
-            if kind == "question":
-                for part in content:
-                    yield Segment(medium=part) if isinstance(part, Medium) else Segment(part)
-            elif kind == "answer":
-                learns = next(learned)
-                yield Segment("".join(content), supervised=learns, answer=True)
+        around = self._around(system is not None, tuple([turn.role for turn in record.turns]))
+        segments = [around[0], Segment(system)] if system is not None else []
+        for fixed, turn in zip(around[system is not None :], record.turns, strict=False):  # one more follows the last
+            segments.append(fixed)
+            if turn.role == "assistant":
+                segments.append(Segment("".join(turn.parts), turn.supervised, answer=True))
+                segments.append(self._ends[turn.supervised])
             else:
-                yield Segment(content)
-        yield Segment(fixed, literal=True)
+                segments += [Segment(part) if isinstance(part, str) else Segment(medium=part) for part in turn.parts]
+        segments.append(around[-1])
+        return segments
+
+    @cached_property
+    def _ends(self) -> tuple[Segment, Segment]:
+        """The token that ends an answer: of one that isn't learned, and of one that is."""
+        end = self.conversation.stop_token
+        return Segment(end, literal=True), Segment(end, supervised=True, literal=True)
+
+    @cached_property
+    def _arounds(self) -> dict[tuple, list[Segment]]:
+        return {}
+
+    def _around(self, has_system: bool, roles: tuple[str, ...]) -> list[Segment]:
+        """The template's own texts: before each message, without the token that ends an answer, and after the last."""
+        found = self._arounds.get((has_system, roles))
+        if found is None:
+            empty, texts, skipped = self.conversation, [""], 0
+            user, assistant = empty.roles
+            messages = [(assistant if role == "assistant" else user, "") for role in roles]
+            system = "" if has_system else None
+            for kind, text in replace(empty, system_message=system, messages=messages).get_parts():
+                if kind == "template":
+                    texts[-1] += text[skipped:]
+                    skipped = 0
+                else:
+                    texts.append("")
+                    skipped = len(empty.stop_token) if kind == "answer" else 0
+            found = self._arounds[has_system, roles] = [Segment(text, literal=True) for text in texts]
+        return found
 
 
 @lru_cache(maxsize=64)

@@ -29,13 +29,13 @@ def check(tmp_path, monkeypatch, write_data, make_image, qa):
     records = [qa(f"What is {number}?", image=f"{number % 4}.png") for number in range(5)]
     path = write_data([*records, qa(image="none.png"), qa(), {"a": 1}])
     opened = []
-    real = looks.load_image
+    real = looks.load_reduced
 
     def load(source, *more):
         opened.append(os.path.basename(source))
         return real(source, *more)
 
-    monkeypatch.setattr(looks, "load_image", load)
+    monkeypatch.setattr(looks, "load_reduced", load)
 
     def call(kind=PlainFiles, **options):
         dataset = kind([path], [folder]) if kind is PlainFiles else kind(*options.pop("base"), [path], folder)

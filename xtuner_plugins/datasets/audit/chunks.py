@@ -29,7 +29,7 @@ from .facts import TABLES, gather
 from .looking import AskedFiles, Checked, PlainFiles, Seen, UncutMedia, see
 from .looks import KnownImages, Stamp
 
-FORMAT = "1"  # part of the key; to be raised when other facts are kept
+FORMAT = "2"  # part of the key; to be raised when other facts are kept
 CHUNK = 128  # records that a worker takes at a time, and a crash can lose
 
 

@@ -6,17 +6,21 @@ import numpy as np
 import xxhash
 from PIL import Image
 
-from ..images.media import MediaSource, display_name, load_image
+from ..images.media import MediaSource, display_name, load_reduced
 from ..images.routes import check_pixels
 from ..plan.complaints import stamp_files
 
 SIDE = 8  # a look compares the neighbors among 9 x 9 gray values
+REDUCED = 240  # pixels that both sides of an image keep; with fewer, fewer scaled copies are found
 MOST_KNOWN = 50_000  # images that a process remembers, 25 MB
 Stamp = tuple[str, list[int] | str]  # path and state of a file (`plan.complaints`)
 
 
 class ImageFacts(NamedTuple):
-    """Facts about a decoded image; looks are uint64."""
+    """Facts about a decoded image; looks are uint64.
+
+    Equal `pixels` mean equal pixels. Different ones mean different pixels too, except for a JPEG that was coded anew.
+    """
 
     width: int
     height: int
@@ -27,17 +31,22 @@ class ImageFacts(NamedTuple):
     mirrored_down: int
 
 
-def look_at(image: Image.Image) -> ImageFacts:
+def look_at(image: Image.Image, size: tuple[int, int] | None = None, content: bytes | None = None) -> ImageFacts:
     """The facts of an RGB image.
 
     Looks are dHashes in both directions: where gray values rise to the right, and downwards. Other compression,
     brightness and scale change few of their 2 x 64 bits. Means are exact: `reducing_gap` is no faster here, and put a
     quarter of scaled copies beyond the limit of `duplicates.NEAR`.
+
+    Args:
+        size: of the whole image, where this is a reduced one; default: this image's.
+        content: what decides the pixels of the whole image; default: size and pixels of this one.
     """
     gray = np.asarray(image.convert("L").resize((SIDE + 1, SIDE + 1), Image.Resampling.BOX), np.int16)
-    pixels = xxhash.xxh3_64(repr(image.size).encode())
-    pixels.update(image.tobytes())
-    return ImageFacts(*image.size, pixels.intdigest(), *_look(gray), *_look(gray[:, ::-1]))
+    if content is None:
+        content = repr(image.size).encode() + image.tobytes()
+    width, height = size or image.size
+    return ImageFacts(width, height, xxhash.xxh3_64_intdigest(content), *_look(gray), *_look(gray[:, ::-1]))
 
 
 def _look(gray: np.ndarray) -> tuple[int, int]:
@@ -63,9 +72,9 @@ class KnownImages:
         if isinstance(source, str) and (found := self._known.get(source)) is not None:
             return found
         stamp = stamp_of(source)
-        image = load_image(source, max_pixels)
+        image, size, content = load_reduced(source, max_pixels, REDUCED)
         check_pixels(image, display_name(source))
-        found = stamp, look_at(image)
+        found = stamp, look_at(image, size, content)
         if isinstance(source, str):
             if len(self._known) >= MOST_KNOWN:
                 del self._known[next(iter(self._known))]

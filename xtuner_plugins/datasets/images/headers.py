@@ -18,6 +18,8 @@ DQT, SOS, COM = 0xDB, 0xDA, 0xFE
 SKIPPED = {0xC4, 0xDD, COM}  # DHT, DRI, comments
 FRAMES = {0xC0, 0xC1, 0xC2}  # SOF of baseline, extended and progressive JPEG
 APPS = range(0xE0, 0xF0)
+BEFORE_SCANS = {DQT, *SKIPPED, *FRAMES, *APPS}
+WITHOUT_PIXELS = {COM, *APPS} - {0xE0, 0xEE}  # segments that don't change them; JFIF and Adobe's do
 # What these segments begin with, and how many bytes of them Pillow reads without looking at their length
 FIXED = {b"JFIF": 7, b"Adobe": 7, b"ICC_PROFILE\0": 14}
 LEFT_TO_PILLOW = (b"MPF\0", b"Photoshop 3.0\0")  # several images in one file; a list of resources
@@ -58,6 +60,23 @@ def read_plain_size(path: str | os.PathLike) -> tuple[int, int] | None:
         return None
     finally:
         os.close(file)
+
+
+def jpeg_content(data: bytes) -> bytes:
+    """A JPEG without the segments that don't change its pixels: EXIF, color profiles, comments and the like.
+
+    JFIF and Adobe's segment stay, since they tell the color space; so does everything from the first scan, or from a
+    segment that isn't understood, on.
+    """
+    place, kept = 2, [data[:2]]
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] and data[place + 1] in BEFORE_SCANS:
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if not place + 4 <= end <= len(data):
+            break
+        if data[place + 1] not in WITHOUT_PIXELS:
+            kept.append(data[place:end])
+        place = end
+    return b"".join([*kept, data[place:]])
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:

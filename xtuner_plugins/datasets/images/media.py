@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import MediaError, SettingError
-from .headers import SWAPS_SIDES, plain_size, read_plain_size
+from .headers import SWAPS_SIDES, jpeg_content, plain_size, read_plain_size
 
 EMBEDDED_SCHEME = "row://"  # of names that records with images of their own give them; no file name begins so
 MAX_PIXELS = 178_956_970  # Pillow's own limit for decompression bombs (2 x 1 GiB / 4 / 3)
@@ -305,6 +305,33 @@ def load_image(source: MediaSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     """
     with open_image(source, max_pixels) as image:
         return _decode(image, display_name(source))
+
+
+def load_reduced(source: MediaSource, max_pixels: int, side: int) -> tuple[Image.Image, tuple[int, int], bytes | None]:
+    """Decode an image to look at it: a JPEG at a half, a quarter or an eighth of its size, in half the time.
+
+    All coded data of a JPEG are decoded in any case, so what `load_image` refuses is refused here, too.
+
+    Args:
+        side: pixels that both sides of a reduced image keep.
+
+    Returns:
+        The image, upright RGB; its whole (width, height); of a JPEG what decides its pixels (`jpeg_content`).
+
+    Raises:
+        MediaError: as `load_image`.
+    """
+    path = display_name(source)
+    with open_image(source, max_pixels) as image:
+        size, content = _upright_size(image), None
+        if image.format == "JPEG":
+            try:
+                image.fp.seek(0)
+                content = bytes([orientation(image)]) + jpeg_content(image.fp.read())
+                image.draft(None, (side, side))
+            except Exception as error:
+                raise _media_error(path, error) from None
+        return _decode(image, path), size, content
 
 
 def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:

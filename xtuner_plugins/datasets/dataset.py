@@ -274,18 +274,20 @@ class MultimodalDataset(Dataset):
         row: int,
         rng: np.random.Generator | None = None,
         open_media: Callable[..., list[TileSource]] | None = None,
+        record: Record | None = None,
     ) -> dict:
         """The sample of record `row` of file `number`.
 
         Args:
             rng: draws the changes of its images, where its file has `augment`; None: images as they are.
             open_media: opens media in the place of `_open`; the checker's cuts no tiles.
+            record: the record, where it has been read already.
 
         Raises:
             RecordError: the record or one of its images can't be used, or (`too_long`) it doesn't fit.
         """
         source = self.sources[number]
-        record = self.record(number, row)
+        record = record or self.record(number, row)
         try:
             tiles, sample, fate = self._fit(record, source, rng, open_media or self._open)
         except MediaError as error:

@@ -1,8 +1,7 @@
 """The dataset of preference pairs: a prompt, a chosen and a rejected answer in one sample."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from mmengine.registry import DATASETS, FUNCTIONS
 
@@ -54,11 +53,9 @@ class PreferenceDataset(MultimodalDataset):
             )
         super().__init__(*args, too_long=too_long, **settings)
 
-    def load(
-        self, number: int, row: int, rng: np.random.Generator | None = None, open_media: Callable | None = None
-    ) -> dict:
+    def load(self, number: int, row: int, *args, **options) -> dict:
         """As `MultimodalDataset.load`."""
-        sample = super().load(number, row, rng, open_media)
+        sample = super().load(number, row, *args, **options)
         if self.reference is not None:
             count = int((sample["labels"] != IGNORE_INDEX).sum())
             values = self.reference.of(number, row, count, sample["source"])

@@ -160,9 +160,9 @@ class PlainFiles:
         index = self.sources[number].index
         return self.parse(index.parse(row), index.source(row))
 
-    def load(self, number: int, row: int, open_media: UncutMedia) -> dict:
+    def load(self, number: int, row: int, open_media: UncutMedia, record: Record) -> dict:
         """As `MultimodalDataset.load`, without tokens."""
-        source, record = self.sources[number], self.record(number, row)
+        source = self.sources[number]
         try:
             media, paths = [], []
             for medium in record.media:
@@ -227,14 +227,14 @@ class AskedFiles:
         asked = self.sources[number]
         return Record((Turn("user", (asked.questions[row][1],)),), asked.source(row))
 
-    def load(self, number: int, row: int, open_media: UncutMedia) -> dict:
+    def load(self, number: int, row: int, open_media: UncutMedia, record: Record) -> dict:
         """As `PlainFiles.load`."""
         asked, tiling = self.sources[number], DynamicTiling()
         paths = asked.questions[row][2]
         try:
             tiles = open_media([Medium("image", path) for path in paths], paths, [tiling] * len(paths))
         except MediaError as error:
-            raise error.in_record(asked.source(row)) from None
+            raise error.in_record(record.source) from None
         return _without_tokens(tiles)
 
 
@@ -251,15 +251,17 @@ def _without_tokens(tiles: Sequence[TileSource]) -> dict:
 Checked = MultimodalDataset | PlainFiles | AskedFiles
 
 
-def see(dataset: Checked, number: int, row: int, media: UncutMedia | None = None) -> Seen:
+def see(dataset: Checked, number: int, row: int, media: UncutMedia | None = None, record: Record | None = None) -> Seen:
     """Open record `row` of file `number` with its media.
 
     Args:
         media: opens them; by default images are kept.
+        record: the record, where it has been read already.
 
     Raises:
         RecordError: it can't be trained on.
     """
     media = media or UncutMedia(dataset.num_frames, dataset.max_pixels)
-    sample = dataset.load(number, row, open_media=media)
-    return Seen(dataset.record(number, row), sample, media.images)
+    record = record or dataset.record(number, row)
+    sample = dataset.load(number, row, open_media=media, record=record)
+    return Seen(record, sample, media.images)

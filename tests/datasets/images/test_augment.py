@@ -118,6 +118,8 @@ def test_boxes_move_with_the_pixels():
         record("<box>[[0, 400, 500, 600]]</box> and <box>[[900, 0, 1000, 10]]</box>"),
         record("<quad>[[1, 2, 3, 4, 5, 6, 7, 8]]</quad>"),
         record("<box> is a tag"),
+        record("<box>[[400, 400, 500, 600], [450, 500]]</box>"),  # a point
+        record("<box>[[400, 400, 500, 600], [450, true, 500, 600]]</box>"),
         record("Both.", "<image><image>\nWhere?", image=["a.png", "b.png"]),
     ],
 )
@@ -129,8 +131,10 @@ def test_what_is_left_whole(kept):
 
 
 def test_a_box_of_the_whole_width_moves_with_the_window():
-    moved = move_boxes(record("<box>[0, 500, 500, 750]</box> x <box>[[10, 500, 20, 750]]</box>"), Window(0, 0.25, 0.5))
-    assert moved.turns[1].text == "<box>[0, 500, 1000, 1000]</box> x <box>[[20, 500, 40, 1000]]</box>"
+    boxes = "<box>[0, 500, 500, 750]</box> 7 <box>[[10,5e2,20,750],[10, 500.0, 20,750]]</box>"
+    moved = move_boxes(record(boxes), Window(0, 0.25, 0.5))
+    expected = "<box>[0, 500, 1000, 1000]</box> 7 <box>[[20,500,40,1000],[20, 500, 40,1000]]</box>"
+    assert moved.turns[1].text == expected  # spaces and words as they were
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ Each sample draws from a generator of its own, from the dataset's seed, the epoc
 repeats what an uninterrupted one does, whatever the workers and ranks.
 """
 
-import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -36,6 +36,7 @@ from .tiling import DynamicTiling, cut_tiles
 
 OFFICIAL = {"jpeg_quality": (75, 100)}  # what `data_augment` means in the official code
 KNOWN = ("jpeg_quality", "color", "crop")
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")  # of JSON
 TRIES = 8  # windows that are tried before a record is left whole
 
 
@@ -163,19 +164,17 @@ class Changes:
 
 
 def move_boxes(record: Record, window: Window) -> Record:
-    """The record with its boxes in the frame of a window that holds them."""
+    """The record with its boxes in the frame of a window that holds them, written as before."""
     if window == WHOLE:
         return record
 
-    def moved(match) -> str:
-        found = json.loads(match[1])
-        boxes = found if isinstance(found[0], list) else [found]
-        places = (window.left, window.top) * 2
-        new = [
-            [_clip((value / FRAME_SIZE - place) / window.share) for value, place in zip(box, places, strict=True)]
-            for box in boxes
-        ]
-        return f"<box>{json.dumps(new if isinstance(found[0], list) else new[0])}</box>"
+    def moved(match: re.Match) -> str:
+        values = iter(
+            _clip((value / FRAME_SIZE - place) / window.share)
+            for box in find_boxes(match[0])
+            for value, place in zip(box, (window.left, window.top) * 2, strict=True)
+        )
+        return NUMBER.sub(lambda _: str(next(values)), match[0])
 
     turns = tuple(
         turn._replace(parts=tuple(BOX.sub(moved, part) if isinstance(part, str) else part for part in turn.parts))
@@ -200,7 +199,12 @@ def _clip(share: float) -> int:
 
 def _is_movable(text: str) -> bool:
     """Whether every mark of a text with `<` is a reference or a list of boxes."""
-    rest = BOX.sub(lambda match: "" if find_boxes(match[0]) else match[0], text)
+
+    def without_boxes(match: re.Match) -> str:
+        num_boxes = len(find_boxes(match[0]))
+        return "" if num_boxes and len(NUMBER.findall(match[0])) == 4 * num_boxes else match[0]
+
+    rest = BOX.sub(without_boxes, text)
     return set(ANY_TAG.findall(rest)) <= {"<ref>", "</ref>"}
 
 

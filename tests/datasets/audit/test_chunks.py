@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,11 @@ from xtuner_plugins.datasets.audit import chunks, looks
 from xtuner_plugins.datasets.audit.check import check_dataset
 from xtuner_plugins.datasets.audit.looking import PlainFiles
 from xtuner_plugins.datasets.errors import DataError
+from xtuner_plugins.datasets.images.augment import Augmentation
+from xtuner_plugins.datasets.images.media import ImageFolder
+from xtuner_plugins.datasets.records.opening import open_records
 from xtuner_plugins.datasets.stores.store import UNREACHABLE
+from xtuner_plugins.datasets.text.templates import get_template
 
 
 @pytest.fixture
@@ -112,6 +117,25 @@ def test_other_settings_or_records_are_other_results(check, tmp_path, data_base)
     lines[6] = json.dumps({"text": "no conversation"})
     data.write_text("\n".join(lines) + "\n")
     assert check()[1:] == (EVERYTHING, 0)
+
+
+def test_every_setting_of_a_file_is_part_of_the_key_or_changes_no_check(data_base, write_data, make_image, qa):
+    folder = make_image("a.png", 100, 90)
+    dataset = MultimodalDataset(str(data_base), [write_data([qa(image="a.png")])], folder)
+    source, other = dataset.sources[0], write_data([qa(image="a.png"), qa()], "other.jsonl")
+    others = {
+        "index": open_records(other, dataset.cache_dir),
+        "folder": ImageFolder(None),
+        "template": get_template("phi3-chat"),
+        "tiling": replace(source.tiling, max_tiles=source.tiling.max_tiles + 1),
+        "record_sizes": True,
+    }
+    changes_no_check = {"name": "b", "repeat": 2.0, "loss_weight": 0.5, "augment": Augmentation(color=0.5)}
+    assert {each.name for each in fields(source)} == others.keys() | changes_no_check.keys()
+    key = chunks._key(dataset, 0)
+    for name, value in (others | changes_no_check).items():
+        dataset.sources[0] = replace(source, **{name: value})
+        assert (chunks._key(dataset, 0) != key) == (name in others), name
 
 
 def test_what_was_written_just_now_is_not_kept(check, monkeypatch, tmp_path):

@@ -215,6 +215,7 @@ def _key(dataset: PlainFiles | MultimodalDataset, number: int) -> str:
     settings += [repr(sorted(dataset.rejected[number]))]
     if isinstance(dataset, MultimodalDataset):
         settings += [repr(source.template), dataset.tokenizer.fingerprint(), repr(dataset.budget)]
+        settings += [repr(source.record_sizes)]
     return text_hash(*settings)
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from tests.datasets.source_kinds import talk
 from tests.datasets.store_servers import BUCKET
 from xtuner_plugins.datasets import MultimodalDataset
+from xtuner_plugins.datasets.audit.check import count_folders
 from xtuner_plugins.datasets.errors import MediaError, RecordError
 from xtuner_plugins.datasets.images.archives import open_images
 from xtuner_plugins.datasets.images.folders import FolderFiles
@@ -141,6 +142,15 @@ def test_names_are_compared_by_listing(server, credentials, tmp_path):
     assert (count.num_files, count.missing, count.superfluous) == (3, ["d.jpg"], ["c.jpg"])
     with pytest.raises(MediaError, match="the store lists no names, so they aren't compared"):
         FolderFiles(open_images(server.url, None, tmp_path, stores=stores))
+
+
+def test_names_are_not_compared_without_an_image_folder(data_base, server, credentials, tmp_path):
+    """As for files on a disk: what else lies beside an annotation file is no concern of a check."""
+    server.objects |= {f"{BUCKET}/x/a.jsonl": json.dumps(talk("What?", "It.")).encode(), f"{BUCKET}/x/b.jpg": b""}
+    dataset = MultimodalDataset(
+        str(data_base), f"s3://{BUCKET}/x/a.jsonl", backend_args={"endpoint_url": server.url}, cache_dir=str(tmp_path)
+    )
+    assert count_folders(dataset, warn=pytest.fail) == []
 
 
 @pytest.fixture

@@ -172,7 +172,7 @@ def count_folders(
     """
     folders: dict[str, tuple[ImageFolder, set[str]]] = {}
     for source in dataset.sources:
-        if source.folder.folder is None:
+        if not _is_named(source.folder):
             progress(len(source.index))
             continue
         _, named = folders.setdefault(real_path(source.folder.folder), (source.folder, set()))
@@ -192,6 +192,12 @@ def count_folders(
                 raise
             warn(str(error))
     return counts
+
+
+def _is_named(folder: ImageFolder) -> bool:
+    """Whether an entry of `image_folders` names it; without one, images may lie anywhere."""
+    inner = getattr(folder, "inner", folder)
+    return inner.folder is not None and getattr(inner, "is_named", True)
 
 
 def write_json(

@@ -192,7 +192,9 @@ def open_images(
     if is_url(folder) or stores.has_backend:
         return StoreImages(folder or "", cache_dir, stores, windows_paths=windows_paths)
     if folder is None and is_url(base):
-        return StoreImages(base, cache_dir, stores, windows_paths=windows_paths, look=False)
+        images = StoreImages(base, cache_dir, stores, windows_paths=windows_paths, look=False)
+        images.is_named = False
+        return images
     if folder is not None and split_archive(folder)[0]:
         return ArchiveImages(folder, cache_dir, windows_paths=windows_paths)
     return ImageFolder(folder, base, windows_paths=windows_paths)

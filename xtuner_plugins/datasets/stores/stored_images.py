@@ -73,9 +73,14 @@ class StoreImages:
         windows_paths: as for `ImageFolder`.
         look: whether to check that something is there.
 
+    Attributes:
+        is_named: whether an entry of `image_folders` names it; else it is where the annotation file lies.
+
     Raises:
         SettingError: as `Store` and `Store.look`.
     """
+
+    is_named = True
 
     def __init__(
         self,

@@ -104,12 +104,17 @@ def convert_file(args: argparse.Namespace) -> int:
     print(f"kinds: {kinds}" + (f" (columns as in {result.columns.place})" if result.columns else ""))
     reasons = ", ".join(f"{count} {reason}" for reason, count in result.reasons.most_common())
     print(
-        f"{result.num_read} records read, {result.num_written} written to {args.out}, {len(result.complaints)} left out"
+        f"{result.num_read} records read, {written_to(args.out, result.num_written)}, {len(result.complaints)} left out"
         f"{f' ({reasons})' if reasons else ''}"
     )
     if result.num_images:
         print(f"{result.num_images} different images written to {args.image_folder}")
     return 1 if result.complaints else 0
+
+
+def written_to(out: str, num: int) -> str:
+    """How many records a file was given; without any, it isn't touched."""
+    return f"{num} written to {out}" if num else f"0 written ({out} is left as it was)"
 
 
 def main() -> int:
@@ -153,7 +158,7 @@ def prepare_set(args: argparse.Namespace) -> int:
         return 1
     show_complaints(args.out, result.complaints)
     print(
-        f"{result.num_read} records read, {result.num_written} written to {args.out} "
+        f"{result.num_read} records read, {written_to(args.out, result.num_written)} "
         f"({result.num_images} different images, {result.num_text} records of text alone), "
         f"{len(result.complaints)} left out"
     )

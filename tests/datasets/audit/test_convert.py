@@ -1,8 +1,10 @@
 """Whole files of other trainers' records, converted: what training makes of them stays the same."""
 
 import base64
+import gzip
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -107,8 +109,32 @@ def test_the_source_is_never_overwritten_and_a_crash_leaves_nothing(write_data, 
 
 
 def test_an_image_needs_a_folder(write_data, tmp_path):
-    result = convert(write_data([parts(RED)]), tmp_path / "out.jsonl")
-    assert "--image-folder" in result.complaints[0]
+    out = tmp_path / "out.jsonl"
+    out.write_text("earlier")
+    with pytest.raises(SettingError, match=r"data.jsonl:2: the record holds an image .*--image-folder"):
+        convert(write_data([FORMS["alpaca"][0], parts(RED)]), out)
+    assert out.read_text() == "earlier"
+
+
+def test_without_a_usable_record_nothing_is_written(write_data, tmp_path):
+    out = tmp_path / "out.jsonl"
+    for before in (None, "earlier"):
+        if before:
+            out.write_text(before)
+        result = convert(write_data([{"text": "a"}]), out)
+        assert (result.num_read, result.num_written, len(result.complaints)) == (1, 0, 1)
+        assert (out.read_text() if out.exists() else None) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "out.jsonl"]
+
+
+def test_compressed_files_are_converted(write_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "cache"))
+    plain = write_data([FORMS["alpaca"][0], FORMS["swift-query"][0]])
+    packed = tmp_path / "data.jsonl.gz"
+    packed.write_bytes(gzip.compress(Path(plain).read_bytes()))
+    results = [convert(source, tmp_path / f"{number}.jsonl") for number, source in enumerate((plain, packed))]
+    assert [result.num_written for result in results] == [2, 2]
+    assert read(tmp_path / "0.jsonl") == read(tmp_path / "1.jsonl")
 
 
 ODD = [

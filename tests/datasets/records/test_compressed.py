@@ -2,6 +2,7 @@ import bz2
 import gzip
 import multiprocessing
 import os
+import tarfile
 
 import pyarrow
 import pytest
@@ -52,10 +53,12 @@ def test_only_the_content_decides(tmp_path, capfd):
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstd])
 def test_what_is_cut_off_or_damaged_is_refused(tmp_path, pack):
-    whole, path, cache = pack(os.urandom(3000) + LINES), tmp_path / "a.gz", tmp_path / "cache"
-    for data in (whole[:-20], whole[:30], whole[:1000] + b"damaged" + whole[1007:]):
+    content = b'{"a": "' + os.urandom(150_000).hex().encode() + b'"}\n'
+    whole, path, cache = pack(content), tmp_path / "a.gz", tmp_path / "cache"
+    damaged = whole[:100_000] + b"damaged" + whole[100_007:]  # zstd as pyarrow writes it has no checksum
+    for data in (whole[:-20], whole[:30], damaged if pack is gzip.compress else whole[:100_000]):
         path.write_bytes(data)
-        with pytest.raises(DataError, match=f"^{path}:1: .*(can't be unpacked|neither)"):
+        with pytest.raises(SettingError, match=f"^{path}:1: can't be unpacked"):
             open_records(path, cache)
     left = [file.name for file in (cache / "unpacked").iterdir() if "." in file.name and file.suffix != ".lock"]
     assert left == []  # nothing half-written
@@ -67,6 +70,17 @@ def test_errors_of_the_content_name_the_compressed_file(tmp_path):
         path.write_bytes(gzip.compress(content))
         with pytest.raises(DataError, match=f"^{path}:1: .*{message}"):
             open_records(path, tmp_path / "cache")
+
+
+def test_what_holds_no_records_is_refused_before_it_is_unpacked(tmp_path, capfd):
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as shard:
+        shard.add(__file__, "a.json")
+    (tmp_path / "b.gz").write_bytes(gzip.compress(b"PAR1" + bytes(100)))
+    for name, words in (("a.tar.gz", "is a tar archive, .* shards are read in place"), ("b.gz", "is Parquet")):
+        with pytest.raises(SettingError, match=f"^{tmp_path / name}:1: {words}"):
+            open_records(tmp_path / name, tmp_path / "cache")
+    assert "unpack" not in capfd.readouterr().err
+    assert {file.suffix for file in (tmp_path / "cache/unpacked").iterdir()} == {".lock"}
 
 
 def test_other_compressions_are_named(tmp_path):

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..cache import write_whole
+from ..cache import get_cache_dir
 from ..errors import MediaError, RecordError, SettingError
 from ..images.media import ImageFolder, image_size
 from ..records.boxes import normalize_boxes
+from ..records.compressed import is_compressed
 from ..records.index import SequentialReader, parse_json, scan
 from ..records.kinds import (
     BY_CONVERT,
@@ -28,11 +29,13 @@ from ..records.kinds import (
     part_names,
     recognize,
 )
+from ..records.opening import open_records
 from ..records.pairs import parse_pair
 from ..records.parquet import write_image
 from ..records.records import IMAGE, VIDEO, Medium, Record, parse_record
 from ..records.rewrites import TURN_KEYS
 from .dataset_info import Columns, find_columns
+from .output import write_lines
 
 OWN_KINDS = ("messages", "llava")  # of ours: copied
 OWN_KEYS = {*TURN_KEYS, *MEDIA_NAMES, "system", "system_prompt", "objects", "boxes"}
@@ -73,8 +76,8 @@ def convert(
     """Write a file of records as jsonl. Records that training would refuse are left out, with a complaint.
 
     Args:
-        source: json or jsonl.
-        out: the jsonl to write, whole or not at all.
+        source: json or jsonl, compressed or not.
+        out: the jsonl to write, whole or not at all; it stays as it is where no record can be written.
         kind: a name of `KINDS`; None recognizes each record.
         image_folder: what names in records are relative to; images inside records are written there. None: names are
             absolute or relative to the file's folder.
@@ -83,7 +86,8 @@ def convert(
         begin, progress: called once with the number of records, and with the number done since the last call.
 
     Raises:
-        SettingError: an unknown kind, one that isn't converted, or files that can't be used.
+        SettingError: an unknown kind, one that isn't converted, files that can't be used, or images inside records
+            without a folder for them.
         RecordError: a JSON array that is cut off.
     """
     if kind is not None and kind not in BY_NAME:
@@ -93,7 +97,8 @@ def convert(
     source, out = Path(source), Path(out)
     if out.exists() and source.exists() and out.samefile(source):
         raise SettingError("out", f"{out} is the file that is read", "name another file to write")
-    index = scan(source)
+    packed = source.is_file() and is_compressed(str(source))
+    index = open_records(source, get_cache_dir()) if packed else scan(source)
     job = Job(source.parent, image_folder, kind, find_columns(source, info))
     begin(len(index))
 
@@ -112,11 +117,7 @@ def convert(
                     yield line
                 progress(1)
 
-    def write(target: Path) -> None:
-        with open(target, "w", encoding="utf-8") as file:
-            file.writelines(rows())
-
-    write_whole(out, write)
+    write_lines(out, rows())
     job.result.num_images = len(job.written)
     return job.result
 
@@ -182,7 +183,8 @@ class Job:
             if not isinstance(name, str) or not name.startswith(DATA_URL):
                 return name
             if self.directory is None:
-                raise RecordError("convert", "it holds an image", "name a folder for it with --image-folder", place)
+                remedy = "name a folder for the images with --image-folder"
+                raise SettingError("image_folder", "the record holds an image itself", remedy, place)
             written = write_image(decode_data_url(name, place), self.directory, place)
             self.written.add(written)
             return written

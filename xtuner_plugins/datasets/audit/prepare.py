@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..cache import write_whole
 from ..errors import RecordError, SettingError
 from ..images.folders import FolderCount, FolderFiles
 from ..images.media import ImageFolder
 from ..records.parquet import write_image
 from ..records.records import IMAGE
+from .output import write_lines
 from .published import COCO_FOLDER, COCO_NONE, RECIPES, NoPreferenceError, Recipe
 from .sources import Part, open_parts
 
@@ -107,11 +107,7 @@ def prepare(
             progress(1)
         result.num_images = len(written)
 
-    def write(target: Path) -> None:
-        with open(target, "w", encoding="utf-8") as file:
-            file.writelines(rows())
-
-    write_whole(Path(out), write)
+    write_lines(Path(out), rows())
     if folder is not None:
         result.folder = (files or FolderFiles(folder)).compare(named)
     result.remark = _remark(recipe, source, parts)

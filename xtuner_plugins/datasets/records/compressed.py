@@ -5,16 +5,19 @@
 The first bytes decide, not the name. Messages name the compressed file and the line in what it holds.
 """
 
+import contextlib
 import gzip
 import os
 import shutil
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from ..cache import content_hash, locked, write_whole, writing
 from ..errors import SettingError
+from .index import HEAD, first_byte_of
 
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 BLOCK = 1 << 22  # bytes unpacked at a time
@@ -32,12 +35,14 @@ def unpack(path: str, cache_dir: str | os.PathLike) -> str:
     Of several processes one unpacks and the others wait.
 
     Raises:
-        SettingError: the file is damaged or cut off, or the cache can't be written.
+        SettingError: the file is damaged, cut off or no annotation file, or the cache can't be written.
     """
     target = Path(cache_dir) / "unpacked" / content_hash(path, cache_dir)
     if not target.exists():
         with locked(target.with_suffix(".lock")):
             if not target.exists():  # another process may have unpacked it meanwhile
+                with _reading(path), _open(path) as packed:
+                    first_byte_of(packed.read(HEAD), path)  # before anything is unpacked in vain
                 print(f"unpacking {path} ({_size(path)}) into {target}", file=sys.stderr, flush=True)
                 with writing(target):
                     write_whole(target, lambda beside: _unpack(path, beside))
@@ -46,9 +51,14 @@ def unpack(path: str, cache_dir: str | os.PathLike) -> str:
 
 
 def _unpack(path: str, target: Path) -> None:
+    with _reading(path), _open(path) as packed, open(target, "wb") as file:
+        shutil.copyfileobj(packed, file, BLOCK)
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
     try:
-        with _open(path) as packed, open(target, "wb") as file:
-            shutil.copyfileobj(packed, file, BLOCK)
+        yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _damaged(path, error) from None
     except OSError as error:

@@ -21,6 +21,7 @@ CACHED_FROM = 1 << 20  # bytes; smaller files are scanned at every start
 QUOTE, BACKSLASH, NEWLINE, COMMA = (ord(char) for char in '"\\\n,')
 OPEN, CLOSE = (ord("["), ord("{")), (ord("]"), ord("}"))
 SPACES = np.frombuffer(b" \t\r\n", np.uint8)
+HEAD = 1 << 16  # bytes that tell an annotation file from others
 FOREIGN = {  # first bytes of files that people name by mistake
     b"\x1f\x8b": "compressed (gzip)",  # `opening` takes these two and hands over what they hold
     b"\x28\xb5\x2f\xfd": "compressed (zstd)",
@@ -213,12 +214,20 @@ def _first_byte(path: str) -> bytes:
         raise _unusable(path, "the annotation file isn't there", "correct data_paths")
     try:
         with open(path, "rb") as file:
-            head = file.read(1 << 16)
+            head = file.read(HEAD)
     except OSError as error:
         raise _unusable(path, f"can't be read ({error.strerror})", "give it read permission") from None
+    return first_byte_of(head, path)
+
+
+def first_byte_of(head: bytes, path: str) -> bytes:
+    """As `_first_byte`, of the first bytes of the file."""
     for magic, kind in FOREIGN.items():
         if head.startswith(magic):
             raise _unusable(path, f"is {kind}, not an annotation file", "turn it into JSON lines first")
+    if head[257:262] == b"ustar":
+        remedy = "name it *.tar, uncompressed: shards are read in place, and images of a tar as image_folders"
+        raise _unusable(path, "is a tar archive, not an annotation file", remedy)
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if not first:
         raise _unusable(path, "the annotation file is empty", "give it records")

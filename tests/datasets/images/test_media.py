@@ -304,3 +304,21 @@ def test_a_directory_is_looked_up_once_for_its_images(tmp_path, monkeypatch):
     for number in range(100):
         folder.resolve(f"a/{number}.png")
     assert looked == [str(tmp_path / "a")]
+
+
+@pytest.mark.parametrize(
+    "there, asked, difference",
+    [
+        ("caf\u00e9.png", "cafe\u0301.png", "composed"),
+        ("cafe\u0301.png", "caf\u00e9.png", "decomposed"),
+        ("0010.png", "0010.PNG", "a suffix in lower case"),
+        ("0010.PNG", "0010.png", "a suffix in upper case"),
+        ("a.png", "A.PNG", "a name in lower case"),
+    ],
+)
+def test_a_file_whose_name_looks_the_same_is_named(tmp_path, there, asked, difference):
+    Image.new("RGB", (3, 2)).save(tmp_path / there)
+    with pytest.raises(MediaError) as error:
+        load_image(str(tmp_path / asked))
+    assert error.value.reason == "image_missing" and f"no such image, but {there!r} is there: " in str(error.value)
+    assert difference in str(error.value)

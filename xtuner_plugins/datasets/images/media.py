@@ -12,6 +12,7 @@ import io
 import os
 import re
 import time
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -386,6 +387,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _alike(path: str) -> str:
+    """Which file lies in the place of a missing one under a name that looks the same, or is so but for its case."""
+    folder, name = os.path.split(path)
+    stem, suffix = os.path.splitext(name)
+    for other, difference in (
+        (unicodedata.normalize("NFC", name), "composed Unicode characters (NFC)"),
+        (unicodedata.normalize("NFD", name), "decomposed Unicode characters (NFD), as macOS writes them"),
+        (stem + suffix.lower(), "a suffix in lower case"),
+        (stem + suffix.upper(), "a suffix in upper case"),
+        (name.lower(), "a name in lower case"),
+    ):
+        if other != name and os.path.exists(os.path.join(folder, other)):
+            return f", but {other!r} is there: {difference}"
+    return ""
+
+
 def _media_error(path: str, error: Exception, source: str | io.BytesIO = "") -> MediaError:
     if isinstance(error, MediaError):
         return MediaError(error.reason, error.problem, error.remedy, path)
@@ -393,7 +410,7 @@ def _media_error(path: str, error: Exception, source: str | io.BytesIO = "") -> 
         remedy = "correct the name or the image folder"
         if "\\" in path:
             remedy += "; where \\ separates folders, set windows_paths=True in dataset_settings"
-        return MediaError("image_missing", "no such image", remedy, path)
+        return MediaError("image_missing", f"no such image{_alike(path)}", remedy, path)
     if isinstance(error, IsADirectoryError):
         return MediaError("image_missing", "a folder, not an image", "name the image's file", path)
     if isinstance(error, PermissionError):

@@ -224,7 +224,9 @@ def first_byte_of(head: bytes, path: str) -> bytes:
     """As `_first_byte`, of the first bytes of the file."""
     for magic, kind in FOREIGN.items():
         if head.startswith(magic):
-            raise _unusable(path, f"is {kind}, not an annotation file", "turn it into JSON lines first")
+            in_place = "name it in data_paths as it is, uncompressed: its rows are read in place"
+            remedy = in_place if kind == "Parquet" else "turn it into JSON lines first"
+            raise _unusable(path, f"is {kind}, not an annotation file", remedy)
     if head[257:262] == b"ustar":
         remedy = "name it *.tar, uncompressed: shards are read in place, and images of a tar as image_folders"
         raise _unusable(path, "is a tar archive, not an annotation file", remedy)

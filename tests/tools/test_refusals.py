@@ -50,6 +50,13 @@ TEXT_ALONE = [
     ("train.py", [LEAF, "--set", "base={base}", "data_paths=none.jsonl"], "file none.jsonl does not exist"),
     ("train.py", [LEAF, "--cfg-options", "lr=1"], "set optim_wrapper.optimizer.lr instead, or start with --set lr="),
     ("train.py", [LEAF, "--cfg-options", "modle.base=1"], "did you mean 'model'"),
+    ("train.py", [LEAF, "--cfg-options", "train_dataloader.dataset.repeat_times=[(1,2]"], "its brackets don't match"),
+    (
+        "train.py",
+        [LEAF, "--cfg-options", "train_dataloader.dataset.a={{crop:1}}"],
+        "crop is no number and not in quotes",
+    ),
+    ("train.py", [LEAF, "--cfg-options", "resume.x=1"], "resume is"),
     ("train.py", [LEAF, "--deepspeed", "zero3"], "did you mean deepspeed_zero3"),
     ("train.py", [LEAF, "--resume", "none.pth"], "none.pth does not exist; no whole checkpoint is beside it"),
     ("check_data.py", ["toy_finetune_lorra"], "did you mean toy_finetune_lora"),

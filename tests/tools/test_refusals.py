@@ -195,7 +195,6 @@ MISSING = [
     ("compare_engines.py", ["none", ".", "--prompt", "What?"]),
     ("evaluate.py", ["none", "--data", "none.jsonl", "--out", "out"]),
     ("serve.py", ["none"]),
-    ("check_data.py", ["none.jsonl"]),
 ]
 
 
@@ -203,3 +202,10 @@ MISSING = [
 def test_a_missing_directory_is_refused_with_pytorch_alone(tool, words, tmp_path):
     status, _, imported = run(tool, *(word.format(leaf=LEAF) for word in words), cwd=tmp_path)
     assert (status, imported) == (1, ["torch"])
+
+
+def test_a_missing_file_of_data_is_refused_with_pytorch_alone(tmp_path):
+    status, lines, imported = run("check_data.py", "none.jsonl", cwd=tmp_path)
+    assert (status, imported) == (2, ["torch"]) and lines[0].startswith(
+        "error: none.jsonl:1: the annotation file isn't there"
+    ), lines

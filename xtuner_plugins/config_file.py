@@ -188,6 +188,12 @@ def _run_file(file: str, path: str) -> Config:
 
 def _unreadable(path: str, error: Exception) -> ConfigError:
     line = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
+    if "inheritance chain" in str(error):  # MMEngine's two kinds of configs
+        problem = "`_base_` can't take in a config that is written with imports, nor stand in one"
+        remedy = (
+            "derive with `with read_base(): from ... import *` (docs/training.md), or make one with tools/new_config.py"
+        )
+        return ConfigError(f"config {path} cannot be read: {problem}; {remedy}")
     text = _one_line(error.msg if isinstance(error, SyntaxError) else error)[:300]
     return ConfigError(f"config {path}{line} cannot be read: {type(error).__name__}: {text}")
 

@@ -88,6 +88,16 @@ def test_a_syntax_error_names_its_line(configs):
         load_config(derive(configs, ROOT / "configs/pretrain_mlp.py", "\nlr = = 3"))
 
 
+@pytest.mark.parametrize("more", ["", "from mmengine.optim import OptimWrapper\n"], ids=["plain", "with imports"])
+def test_a_base_of_the_old_kind_is_refused_with_what_to_write(configs, more):
+    path = configs / "old.py"
+    path.write_text(f'{more}_base_ = ["toy/toy_finetune_packed.py"]\n')
+    with pytest.raises(ConfigError) as caught:
+        read_config(str(path))
+    words = "derive with `with read_base(): from ... import *` (docs/training.md), or make one with tools/new_config.py"
+    assert str(caught.value).startswith(f"config {path} cannot be read: `_base_` can't") and words in str(caught.value)
+
+
 def test_a_dumped_config_is_a_config(configs, tmp_path):
     """MMEngine writes one into every work directory; its settings stand there beside what they went to."""
     load_config(str(ROOT / "configs/finetune_lora.py")).dump(tmp_path / "dumped.py")

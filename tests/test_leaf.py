@@ -58,6 +58,7 @@ def test_standalone_of_a_standalone_is_itself():
         ("image_folders=images,None", ["images", None]),
         ("betas=0.9,0.95", (0.9, 0.95)),
         ("betas=[0.8, 0.9]", (0.8, 0.9)),
+        ("data_paths=[dict(a=True)]", [{"a": True}]),
         ("base=" + "models/é" * 20, "models/é" * 20),
         ("data_paths=" + ",".join(["/some/where/a.jsonl"] * 9), ["/some/where/a.jsonl"] * 9),
     ],
@@ -89,9 +90,13 @@ def test_several_values_at_once_and_the_wiring_reads_them():
         ("nonsense=6", "has no such setting; it has base, data_paths"),
         ("train_cfg.max_iters=3", "a key of the runner; use --cfg-options train_cfg.max_iters=3"),
         ("lr", "write KEY=VALUE"),
+        (
+            "data_paths={crop:1.5}",
+            "--set data_paths={crop:1.5}: crop is no number and not in quotes; write a Python lit",
+        ),
     ],
 )
-def test_names_that_are_no_settings(pair, message):
+def test_what_cannot_be_set(pair, message):
     with pytest.raises(ConfigError, match=message) as caught:
         Leaf.read(LORA).changed([pair])
     assert "\n" not in str(caught.value)

@@ -17,7 +17,8 @@ cards of records to search, filter and sort; --serve shows the same with all rec
 
 Each complaint begins with `file:line:`. Warnings are about records that train, but perhaps not what their author meant;
 of each kind the first few are shown. The exit status is 0 when training can start, 1 when a record is unusable or an
-image missing, 2 when nothing could be checked. --serve ends with 0 on Ctrl-C.
+image missing, 2 with a line `error: ...` when the check couldn't be made: a file that isn't there or can't be opened, a
+store that doesn't answer, a wrong setting. --serve ends with 0 on Ctrl-C.
 """
 
 import argparse
@@ -136,6 +137,13 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def refuse(error: Exception) -> int:
+    """Says why nothing was checked, one line for each unusable file; returns the exit status."""
+    for line in str(error).splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return 2
+
+
 def main() -> int:
     args = parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -146,19 +154,14 @@ def main() -> int:
         for path in filter(None, (args.reject_list, args.html, args.json)):
             prepare_output(path)
         listener = None if args.serve is None else open_port(args.serve)
-    except ValueError as error:
-        if getattr(error, "place", "") or getattr(error, "reason", "") == "files":  # annotation files that are unusable
-            print(error)
-            return 1
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError) as error:
+        return refuse(error)
     from xtuner_plugins.datasets.errors import DataError  # imports PyTorch, which a refusal doesn't wait for
 
     try:
         return check_all(dataset, validation, benchmarks, args, listener)
-    except DataError as error:  # about no record: a store that doesn't answer, a cache that can't be written
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (DataError, OSError) as error:  # about no record: a store that doesn't answer, a cache that can't be written
+        return refuse(error)
 
 
 if __name__ == "__main__":

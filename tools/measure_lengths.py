@@ -7,8 +7,8 @@
 
 The lengths are put into the cache directory of the data, where training finds them; however they were measured, they
 are the same. Data, images and base need the same paths on every machine. Interrupted, the same command goes on where it
-was. The exit status is 0, or 2 when nothing could be measured or merged; broken records are kept with their reasons, as
-training does.
+was. The exit status is 0, or 2 when nothing could be measured or merged. Unusable records are counted, and the first is
+named; they are kept with their reasons, by which training refuses or leaves them out.
 """
 
 import argparse
@@ -60,19 +60,24 @@ def measure(args: argparse.Namespace) -> str:
     """What was done, in one line."""
     config = read_changed(find_config(args.config), args.set, args.cfg_options)
     quiet_imports()
-    import_types(config)
+    from xtuner_plugins.datasets.plan.shards import Shard, find_shards, measure_shard, merge_shards
+
+    shard = Shard.parse(args.shard) if args.shard else None
+    if args.merge:
+        find_shards(args.merge)
+    import_types(config)  # takes long: what needs no data is refused before
 
     from mmengine.registry import DATASETS
     from tqdm import tqdm
 
+    from xtuner_plugins.datasets.fates import describe_unusable
     from xtuner_plugins.datasets.plan.cluster import measure_on_ray
-    from xtuner_plugins.datasets.plan.shards import Shard, measure_shard, merge_shards
 
-    shard = Shard.parse(args.shard) if args.shard else None
     dataset = DATASETS.build(config.train_dataloader.dataset)
     tasks, cache = dataset.measurings(), dataset.cache_dir
     if args.merge:
-        return f"{merge_shards(tasks, args.merge, cache):,} records merged into {cache}"
+        done = merge_shards(tasks, args.merge, cache)
+        return ", ".join(filter(None, [f"{done:,} records merged into {cache}", describe_unusable(dataset)]))
     of_shard = shard.chunks(tasks) if shard else None
     total = sum(last - first for chunks in of_shard for first, last in chunks) if shard else None
     total = sum(len(task.index) for task in tasks) if total is None else total
@@ -82,10 +87,11 @@ def measure(args: argparse.Namespace) -> str:
             done = measure_shard(tasks, shard, args.out, cache, **options)
             return f"shard {shard}: {done:,} records measured into {args.out}"
         if args.ray:
-            return f"{measure_on_ray(tasks, cache, args.ray, **options):,} records measured into {cache}"
-        for number in range(len(tasks)):
-            dataset.lengths(number, **options)
-    return f"{total:,} records measured into {cache}"
+            measure_on_ray(tasks, cache, args.ray, **options)
+        else:
+            for number in range(len(tasks)):
+                dataset.lengths(number, **options)
+    return ", ".join(filter(None, [f"{total:,} records measured into {cache}", describe_unusable(dataset)]))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@
 dataset_info.json of LLaMA-Factory beside the file, or of --info, are followed.
 
 Records that training would refuse are left out, each with a line that says why (the first 50 here, all of them in
-OUT.left_out.txt). The exit status is 1 when there were any, or the file hasn't as many records as the published one.
+OUT.left_out.txt). The exit status is 1 when there were any, or the file hasn't as many records as the published one; 2,
+with a line `error: ...`, when nothing could be prepared.
 """
 
 import argparse
@@ -97,8 +98,8 @@ def convert_file(args: argparse.Namespace) -> int:
                 progress=bar.update,
             )
     except (DataError, OSError) as error:
-        print(error)
-        return 1
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     show_complaints(args.out, result.complaints)
     kinds = ", ".join(f"{count} {name or 'of no known kind'}" for name, count in result.kinds.most_common())
     print(f"kinds: {kinds}" + (f" (columns as in {result.columns.place})" if result.columns else ""))
@@ -154,8 +155,8 @@ def prepare_set(args: argparse.Namespace) -> int:
                 progress=bar.update,
             )
     except (DataError, OSError) as error:
-        print(error)
-        return 1
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     show_complaints(args.out, result.complaints)
     print(
         f"{result.num_read} records read, {written_to(args.out, result.num_written)} "

@@ -8,6 +8,7 @@ syntax trees, which show the keys that each setting goes to.
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 import importlib.util
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.config.config import DELETE_KEY
 
 from .checkout import ROOT
 
@@ -139,34 +141,59 @@ def read_config(path: str, options: Mapping[str, Any] | None = None, text: str |
     """
     path = find_config(path)
     if text is None:
-        return _run_file(path, path, options)
-    with tempfile.TemporaryDirectory(prefix="config-") as folder:
-        changed = Path(folder, Path(path).name)
-        changed.write_text(text, encoding="utf-8")
-        cfg = _run_file(str(changed), f"{path}, with --set,", options)
-    object.__setattr__(cfg, "_filename", path)
+        cfg = _run_file(path, path)
+    else:
+        with tempfile.TemporaryDirectory(prefix="config-") as folder:
+            changed = Path(folder, Path(path).name)
+            changed.write_text(text, encoding="utf-8")
+            cfg = _run_file(str(changed), f"{path}, with --set,")
+        object.__setattr__(cfg, "_filename", path)
+    if options:
+        lay_over(cfg, options)
     return cfg
 
 
-def _run_file(file: str, path: str, options: Mapping[str, Any] | None) -> Config:
+def lay_over(cfg: Config, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives keys of a config the values of ``--cfg-options``.
+
+    A dict replaces the value that the config has, like any other value, where MMEngine would merge the two.
+
+    Returns:
+        The options with which MMEngine's own ``merge_from_dict`` gives the same config.
+
+    Raises:
+        ConfigError: An option that nothing would read, or whose key lies in a value that has no keys.
+    """
+    files = _files_of(cfg)
+    complete = {}
+    for key, value in options.items():
+        _check_option(cfg, files, key)
+        is_there = _check_place(cfg, files, key, value)
+        complete[key] = {**value, DELETE_KEY: True} if isinstance(value, dict) and is_there else value
+    try:
+        cfg.merge_from_dict(copy.deepcopy(complete))  # it takes DELETE_KEY out of what it is given
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
+        raise ConfigError(f"--cfg-options: {_one_line(error)}") from None
+    return complete
+
+
+def _run_file(file: str, path: str) -> Config:
     try:
         cfg = Config.fromfile(file)
     except Exception as error:  # A config is a Python file and may raise anything.
         raise _unreadable(path, error) from error
-    files = _files_of(cfg)
-    _check_settings(cfg, files)
-    for key in options or {}:
-        _check_option(cfg, files, key)
-    if options:
-        try:
-            cfg.merge_from_dict(dict(options))
-        except (KeyError, TypeError, IndexError) as error:
-            raise ConfigError(f"--cfg-options: {_one_line(error)}") from None
+    _check_settings(cfg, _files_of(cfg))
     return cfg
 
 
 def _unreadable(path: str, error: Exception) -> ConfigError:
     line = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
+    if "inheritance chain" in str(error):  # MMEngine's two kinds of configs
+        problem = "`_base_` can't take in a config that is written with imports, nor stand in one"
+        remedy = (
+            "derive with `with read_base(): from ... import *` (docs/training.md), or make one with tools/new_config.py"
+        )
+        return ConfigError(f"config {path} cannot be read: {problem}; {remedy}")
     text = _one_line(error.msg if isinstance(error, SyntaxError) else error)[:300]
     return ConfigError(f"config {path}{line} cannot be read: {type(error).__name__}: {text}")
 
@@ -204,6 +231,40 @@ def _check_option(cfg: Config, files: list[ConfigFile], key: str) -> None:
         remedy = f"set {' and '.join(keys)} instead, or start with --set {key}=..." if keys else "edit the config"
         raise ConfigError(f"--cfg-options {key}=...: the config's wiring has already read {key}; {remedy}")
     raise ConfigError(f"--cfg-options {key}: nothing reads {top!r}{_suggestion(top, RUNNER_KEYS)}")
+
+
+def _check_place(cfg: Config, files: list[ConfigFile], key: str, value: Any) -> bool:
+    """Whether a config has a ``--cfg-options`` key; raises `ConfigError` where it can't be set."""
+    found: Any = cfg._cfg_dict  # read without the imports that getting a lazy value makes
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        above = ".".join(parts[:depth])
+        if isinstance(found, dict):
+            if part not in found:
+                return False
+            found = dict.__getitem__(found, part)
+        elif isinstance(found, list):
+            if not part.isdigit() or int(part) >= len(found):
+                problem = f"{above} is a list of {len(found)}, which has no {part!r}"
+                raise ConfigError(f"--cfg-options {key}: {problem}; give an index, from 0 on, or the whole list")
+            if depth == len(parts) - 1:
+                if not isinstance(value, dict) or not isinstance(found[int(part)], dict):
+                    raise ConfigError(f"--cfg-options {key}: one value of a list can't be set; give all of {above}")
+                return False  # MMEngine merges it, and would keep DELETE_KEY
+            found = found[int(part)]
+        else:
+            rest = ".".join(parts[depth:])
+            names = [name for file in files for name, uses in file.uses.items() if _is_given(uses, above)]
+            other = f", or with --set {names[0]}=..." if names else ""
+            problem = f"{above} is {_shown(found)} in the config and has no {rest!r}"
+            whole = f"{above}='{{\"{rest}\": ...}}'" if found is None and "." not in rest else f"{above}=..."
+            raise ConfigError(f"--cfg-options {key}: {problem}; give all of it: {whole}{other}")
+    return True
+
+
+def _is_given(uses: list[Use], key: str) -> bool:
+    """Whether a setting is the value of a key as it is."""
+    return any(use.key == key and isinstance(use.expression, ast.Name) for use in uses)
 
 
 def _suggestion(name: str, known: Iterable[str], otherwise: str = "") -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .config_file import CONFIGS, RUNNER_KEYS, ConfigError, base_paths
+from .literals import holds_dict, read_literal
 
 WIDTH = 120
 LABELS = ("trains", "frozen", "starts from", "data", "tiles", "hardware", "launch", "less memory")
@@ -106,7 +107,8 @@ class Leaf:
                 a list takes ``a,b`` too.
 
         Raises:
-            ConfigError: A pair without ``=``, a name that is no setting, or a config without settings.
+            ConfigError: A pair without ``=``, a name that is no setting, a dict with a mistake in it, or a config
+                without settings.
         """
         wanted = dict(self._pair(pair) for pair in pairs)
         lines = self.text.encode().splitlines(keepends=True)  # the tree counts columns in bytes
@@ -123,7 +125,10 @@ class Leaf:
         if not equals:
             raise ConfigError(f"--set {pair}: write KEY=VALUE, with no space around the =")
         if name in self.settings:
-            return name, _source(text.strip(), self.settings[name].value)
+            try:
+                return name, _source(text.strip(), self.settings[name].value)
+            except ValueError as error:
+                raise ConfigError(f"--set {pair}: {error}; write a Python literal in quotes") from None
         if name.split(".")[0] in RUNNER_KEYS:
             raise ConfigError(f"--set {name}: this is a key of the runner; use --cfg-options {pair}")
         if not self.settings:
@@ -280,10 +285,16 @@ def _wrapped(label: str, words: str) -> list[str]:
 
 
 def _source(text: str, present: Any) -> str:
-    """The source text of a value given on the command line, for a setting that now holds ``present``."""
+    """The source text of a value given on the command line, for a setting that now holds ``present``.
+
+    Raises:
+        ValueError: It holds a dict, but is no literal.
+    """
     try:
-        value = ast.literal_eval(text)
+        value = read_literal(text) if holds_dict(text) else ast.literal_eval(text)
     except (ValueError, SyntaxError):
+        if holds_dict(text):
+            raise
         value = text
     if isinstance(present, (list, tuple)):
         if isinstance(value, str):

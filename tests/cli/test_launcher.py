@@ -142,6 +142,13 @@ def test_settings_are_written_for_the_training_processes(started, tmp_path):
     assert [path.name for path in written.parent.iterdir()] == [f"{LEAF}.py"]
 
 
+def test_dicts_of_options_are_handed_on(started):
+    key = "train_dataloader.dataset"
+    words = [f"{key}.dataset_settings=[dict(max_tiles=2)]", f"{key}.augment=dict(crop=0.5)", f"{key}.seed=3"]
+    status, command, _ = started(LEAF, "--cfg-options", *words)
+    assert status == 0 and command[-3:] == [words[0], f'{key}.augment={{"crop": 0.5, "_delete_": True}}', words[2]]
+
+
 def test_every_argument_reaches_the_training_processes(started, monkeypatch):
     monkeypatch.setenv("NPROC_PER_NODE", "2")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import pytest
 
@@ -75,6 +76,28 @@ def test_what_is_no_meta_file(tmp_path, write_data, qa):
     for record in (qa(image="a.png"), {"meta": {"annotation": "x"}, **qa()}, {"a": 1, "annotation": {}}):
         assert not is_meta(write_data([record]))
     assert not is_meta(tmp_path) and not is_meta(tmp_path / "none") and not is_meta(3)
+    for text in (
+        '{"info": {"length": 3}, "messages": [{"role": "user", "content": "Hi"}]}',
+        '{"a": {"root": ""}, "b": {}}',
+        '{"a": {"root": ""}, "b": 3}',
+        '{"a": {"root": ""}}\n{"a": {"root": ""}}',
+        '{"a": {"rote": ""}}',
+        '{"a": {"root": ""',
+    ):
+        (tmp_path / "other.json").write_text(text)
+        assert not is_meta(tmp_path / "other.json"), text
+
+
+def test_a_misspelled_annotation_is_named(run_tool, tmp_path):
+    """Not taken for a record without conversations."""
+    path = tmp_path / "meta.json"
+    words = f"{path} looks like a meta file of the official code, but A has no 'annotation'"
+    for own, near in (({"annotations": "x.jsonl", "repeat_time": 2}, " (but 'annotations');"), ({"length": 3}, ";")):
+        path.write_text(json.dumps({"A": {"root": "images", **own}}, indent=1))
+        with pytest.raises(SettingError, match=re.escape(words + near)):
+            expand_metas(str(path))
+    done = run_tool("tools/check_data.py", path)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {words}"), done.stdout + done.stderr
 
 
 BAD = {

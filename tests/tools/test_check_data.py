@@ -155,10 +155,44 @@ def test_every_unusable_file_is_named_at_once(project, tmp_path, check):
     for more in ((), ("--base", project[0].read_text().split("base='")[1].split("'")[0])):
         status, printed = check(*(tmp_path / name for name in names), data, *more)
         lines = [1, 1, 1, 2, 1, 1]
-        assert status == 1
-        assert [text.split(" ")[0] for text in printed.splitlines()] == [
-            f"{tmp_path / name}:{line}:" for name, line in zip(names, lines, strict=True)
+        assert status == 2
+        assert [text.split(" ")[:2] for text in printed.splitlines()] == [
+            ["error:", f"{tmp_path / name}:{line}:"] for name, line in zip(names, lines, strict=True)
         ]
+
+
+def test_what_cannot_be_opened_is_no_finding(project, tmp_path, check):
+    """Status 1 is about records; where none was looked at, it is 2 with `error:`."""
+    (tmp_path / "cut.zip").write_bytes(b"PK\x03\x04 cut")
+    data = str(project[1])
+    key = "train_dataloader.dataset"
+    for args, words in [
+        ((tmp_path / "none.jsonl",), "none.jsonl:1: the annotation file isn't there"),
+        ((data, "--image-folder", tmp_path / "cut.zip"), "cut.zip"),
+        ((project[0], "--cfg-options", f"{key}.backend_args=dict(backend='NoSuch')"), "NoSuch"),
+        ((data, "--image-folder", "nosuch://bucket/images"), "nosuch"),
+    ]:
+        status, printed = check(*args, "--workers", 0)
+        assert status == 2 and words in printed and len(printed.splitlines()) == 1, (args, printed)
+        assert printed.startswith("error: "), printed
+
+
+def test_a_cache_that_cannot_be_written(project, tmp_path, check, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "file/cache"))
+    status, printed = check(project[0], "--workers", 0)
+    assert status == 2 and printed.splitlines()[-1].startswith("error: ") and "cache" in printed, printed
+
+
+def test_a_killed_worker_is_no_finding(project, check, monkeypatch):
+    from concurrent.futures import BrokenExecutor
+
+    def check_dataset(*args, **options):
+        raise BrokenExecutor
+
+    monkeypatch.setattr("xtuner_plugins.datasets.audit.check.check_dataset", check_dataset)
+    status, printed = check(project[0])
+    assert status == 2 and "error: a worker was killed, most likely for want of memory" in printed
 
 
 def test_files_as_editors_and_exports_leave_them(project, tmp_path, check):
@@ -325,7 +359,7 @@ def test_data_in_a_store(project, tmp_path, monkeypatch):
     missing = f"s3://{BUCKET}/data.jsonl:2: s3://{BUCKET}/images/none.png: no such object in the store; correct"
     assert missing in done.stdout and "1 of 2 records can't be trained on" in done.stdout
     assert json.loads((tmp_path / "bad.jsonl").read_text())["file"] == f"s3://{BUCKET}/data.jsonl"
-    assert denied.returncode == 1 and f"s3://{BUCKET}/none.jsonl: no such object" in denied.stdout
+    assert denied.returncode == 2 and f"error: s3://{BUCKET}/none.jsonl: no such object" in denied.stderr
     assert not any("Traceback" in each.stderr for each in (names, done, denied))
 
 

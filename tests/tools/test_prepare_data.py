@@ -43,8 +43,10 @@ def test_status_tells_whether_all_is_well(monkeypatch, capsys, tmp_path):
     source.write_text(json.dumps(GOOD) + "\n{}\n")
     assert run(monkeypatch, "sharegpt-4o", source, out, "--any-count") == 1
     assert f"{source}:2: no conversations" in capsys.readouterr().out
-    assert run(monkeypatch, "sharegpt-4o", tmp_path / "none", tmp_path / "o") == 1
-    assert not (tmp_path / "o").exists()
+    assert run(monkeypatch, "sharegpt-4o", tmp_path / "none", tmp_path / "o") == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ") and not (tmp_path / "o").exists()
+    assert run(monkeypatch, "sharegpt-5o", source, tmp_path / "o") == 2
+    assert "error: 'sharegpt-5o' is unknown; known are" in capsys.readouterr().err
 
 
 def test_many_complaints_go_to_a_file(monkeypatch, capsys, tmp_path):
@@ -105,8 +107,10 @@ def test_convert_prints_kinds_counts_and_what_is_left_out(monkeypatch, capsys, t
     assert [json.loads(line)["conversations"][0]["value"] for line in out.read_text().splitlines()] == ["What?"] * 2
     assert run(monkeypatch, "convert", source, out, "--from", "alpaca") == 1
     assert "2 left out (2 kind)" in capsys.readouterr().out
-    assert run(monkeypatch, "convert", tmp_path / "none", out) == 1
-    assert "isn't there" in capsys.readouterr().out
+    assert run(monkeypatch, "convert", tmp_path / "none", out) == 2
+    assert "isn't there" in capsys.readouterr().err.splitlines()[-1]
+    assert run(monkeypatch, "convert", source, out, "--from", "alpacca") == 2
+    assert "error: the kind 'alpacca' is unknown; known are" in capsys.readouterr().err
 
 
 def test_the_command_of_a_refusal_converts_the_file(run_tool, tmp_path):

@@ -50,6 +50,13 @@ TEXT_ALONE = [
     ("train.py", [LEAF, "--set", "base={base}", "data_paths=none.jsonl"], "file none.jsonl does not exist"),
     ("train.py", [LEAF, "--cfg-options", "lr=1"], "set optim_wrapper.optimizer.lr instead, or start with --set lr="),
     ("train.py", [LEAF, "--cfg-options", "modle.base=1"], "did you mean 'model'"),
+    ("train.py", [LEAF, "--cfg-options", "train_dataloader.dataset.repeat_times=[(1,2]"], "its brackets don't match"),
+    (
+        "train.py",
+        [LEAF, "--cfg-options", "train_dataloader.dataset.a={{crop:1}}"],
+        "crop is no number and not in quotes",
+    ),
+    ("train.py", [LEAF, "--cfg-options", "resume.x=1"], "resume is"),
     ("train.py", [LEAF, "--deepspeed", "zero3"], "did you mean deepspeed_zero3"),
     ("train.py", [LEAF, "--resume", "none.pth"], "none.pth does not exist; no whole checkpoint is beside it"),
     ("check_data.py", ["toy_finetune_lorra"], "did you mean toy_finetune_lora"),
@@ -188,7 +195,6 @@ MISSING = [
     ("compare_engines.py", ["none", ".", "--prompt", "What?"]),
     ("evaluate.py", ["none", "--data", "none.jsonl", "--out", "out"]),
     ("serve.py", ["none"]),
-    ("check_data.py", ["none.jsonl"]),
 ]
 
 
@@ -196,3 +202,16 @@ MISSING = [
 def test_a_missing_directory_is_refused_with_pytorch_alone(tool, words, tmp_path):
     status, _, imported = run(tool, *(word.format(leaf=LEAF) for word in words), cwd=tmp_path)
     assert (status, imported) == (1, ["torch"])
+
+
+@pytest.mark.parametrize("words", [("--shard", "3/2", "--out", "out"), ("--merge", "nowhere")], ids=["shard", "merge"])
+def test_a_shard_that_is_none_is_refused_with_pytorch_alone(words, tmp_path):
+    status, lines, imported = run("measure_lengths.py", LEAF, *words, cwd=tmp_path)
+    assert (status, imported, len(lines)) == (2, ["torch"], 1) and "no shard" in lines[0], lines
+
+
+def test_a_missing_file_of_data_is_refused_with_pytorch_alone(tmp_path):
+    status, lines, imported = run("check_data.py", "none.jsonl", cwd=tmp_path)
+    assert (status, imported) == (2, ["torch"]) and lines[0].startswith(
+        "error: none.jsonl:1: the annotation file isn't there"
+    ), lines

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from mmengine.config import Config, DictAction
 
 from ..config_file import ConfigError, read_config
 from ..leaf import Leaf
+from ..literals import holds_dict, read_literal
 
-if TYPE_CHECKING:
-    from mmengine.config import Config
+REMEDY = "write a Python literal in quotes, e.g. KEY='{\"crop\": 1.5}', or set it in a config of your own, which "
+REMEDY += "tools/new_config.py makes"
 
 
 def add_config_options(parser: argparse.ArgumentParser, cfg_options: bool = True) -> None:
@@ -30,7 +33,8 @@ def add_config_options(parser: argparse.ArgumentParser, cfg_options: bool = True
             action="extend",
             default=[],
             metavar="KEY=VALUE",
-            help="other values for keys of the runner, e.g. train_cfg.max_iters=100",
+            help="other values for keys of the runner, e.g. train_cfg.max_iters=100 or "
+            "'train_dataloader.dataset.backend_args={\"anon\": True}'",
         )
 
 
@@ -49,21 +53,34 @@ def read_changed(path: str, pairs: Sequence[str], options: Sequence[str]) -> Con
     return read_config(path, parse_options(options), text)
 
 
+class OptionsAction(DictAction):
+    """MMEngine's action for ``--cfg-options``, which reads values that hold a dict, too."""
+
+    @staticmethod
+    def _parse_iterable(val: str) -> Any:
+        return read_literal(val) if holds_dict(val) else DictAction._parse_iterable(val)
+
+
 def parse_options(words: Sequence[str]) -> dict[str, Any] | None:
-    """The values of ``--cfg-options``, read as XTuner's command reads them.
+    """The values of ``--cfg-options``, as MMEngine reads them, and dicts.
 
     Raises:
-        ConfigError: A word that is no ``KEY=VALUE``.
+        ConfigError: A word that is no ``KEY=VALUE``, or a value that can't be read.
     """
     if not words:
         return None
-    from mmengine.config import DictAction
-
     parser = argparse.ArgumentParser()
-    parser.add_argument("--options", nargs="+", action=DictAction)
-    try:
-        return parser.parse_args(["--options", *words]).options
-    except ValueError:
-        raise ConfigError(
-            f"--cfg-options {' '.join(words)}: takes KEY=VALUE pairs, with no space around the ="
-        ) from None
+    parser.add_argument("--options", nargs="+", action=OptionsAction)
+    options: dict[str, Any] = {}
+    for word in words:
+        if "=" not in word:
+            raise ConfigError(f"--cfg-options {' '.join(words)}: takes KEY=VALUE pairs, with no space around the =")
+        try:
+            options |= parser.parse_args(["--options", word]).options
+        except AssertionError:
+            raise ConfigError(f"--cfg-options {word}: its brackets don't match; {REMEDY}") from None
+        except RecursionError:
+            raise ConfigError(f"--cfg-options {word}: commas in brackets after other text; {REMEDY}") from None
+        except ValueError as error:
+            raise ConfigError(f"--cfg-options {word}: {error}; {REMEDY}") from None
+    return options

@@ -79,7 +79,8 @@ def check_all(dataset, validation, benchmarks, args: argparse.Namespace, listene
         listener: where the page is served in the end; None doesn't serve it.
 
     Returns:
-        The exit status: 0: training can start; 1: a record is unusable or an image missing; 2: nothing to compare.
+        The exit status: 0: training can start; 1: a record is unusable or an image missing; 2: the check couldn't
+        be made.
     """
     status, reports, folders = check(dataset, args)
     held_out = []
@@ -151,8 +152,9 @@ def check(dataset, args: argparse.Namespace) -> tuple[int, list, list]:
             )
         except BrokenExecutor:
             bar.close()
-            print("a worker was killed, most likely for want of memory; try --workers 1, or a lower max_pixels")
-            return 1, [], folders
+            told = "a worker was killed, most likely for want of memory; try --workers 1, or a lower max_pixels"
+            print(f"error: {told}", file=sys.stderr)
+            return 2, [], folders
     counted = not isinstance(dataset, PlainFiles)
     print_histograms(reports)
     print()

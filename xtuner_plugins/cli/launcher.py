@@ -13,14 +13,15 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..checkpoints.errors import CheckpointError
-from ..config_file import ConfigError, find_config, import_types, read_config
+from ..config_file import ConfigError, find_config, import_types, lay_over, read_config
 from ..deepspeed_json import OURS, deepspeed_file
 from ..engine.allocator import allocator_settings
 from ..engine.resume import settle_start, work_dir_of
 from ..engine.stopping import COMMAND
-from ..leaf import Leaf
+from ..leaf import Leaf, literal
 from ..processes import free_port
 from .arguments import add_config_options, parse_options
 from .ranks import run_ranks
@@ -109,7 +110,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # First what the text alone tells: nothing large is imported for that.
         args.config = find_config(args.config)
         text = Leaf.read(args.config).changed(args.set).standalone() if args.set else None
-        cfg = read_config(args.config, parse_options(args.cfg_options), text)
+        options = parse_options(args.cfg_options)
+        cfg = read_config(args.config, text=text)
+        if options:
+            args.cfg_options = _with_dicts(args.cfg_options, lay_over(cfg, options))
         args.work_dir = work_dir_of(cfg, args)
         command, ranks = training_processes(_arguments(args), os.environ, args.launcher)
         if args.deepspeed:
@@ -157,6 +161,15 @@ def _arguments(args: argparse.Namespace) -> list[str]:
         if value is not None:
             words += [f"--{name.replace('_', '-')}={value}"]
     return [*words, "--cfg-options", *args.cfg_options] if args.cfg_options else words
+
+
+def _with_dicts(words: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+    """The words of ``--cfg-options``, those of dicts as XTuner shall merge them (see `lay_over`)."""
+    keys = [word.partition("=")[0] for word in words]
+    return [
+        f"{key}={literal(options[key])}" if isinstance(options[key], dict) else word
+        for key, word in zip(keys, words, strict=True)
+    ]
 
 
 def _whole_number(env: Mapping[str, str], name: str, default: int) -> int:

@@ -24,15 +24,17 @@ def main() -> int:
 
     die_with_parent()
     quiet_imports()
-    from xtuner.tools.train import main as xtuner_train
+    from xtuner.tools import train as xtuner_train
 
     from ..engine.console import record
     from ..engine.runtime import leave_process_group
     from ..engine.stopping import exit_status
+    from .arguments import OptionsAction
 
+    xtuner_train.DictAction = OptionsAction  # XTuner's own tears dicts apart
     sys.argv = name_newest(sys.argv)
     try:
-        xtuner_train()
+        xtuner_train.main()
         leave_process_group()
     except KeyboardInterrupt:
         print("interrupted outside of training: nothing to save", file=sys.stderr)

@@ -16,6 +16,8 @@
 Paths are relative to the working directory, as in the official code, or else to the meta file's folder.
 """
 
+import difflib
+import json
 import logging
 import math
 import os
@@ -65,7 +67,10 @@ def expand_metas(data_paths, image_folders=None, repeat_times=None, dataset_sett
 
 
 def is_meta(path: object) -> bool:
-    """Whether a file is a meta file: one object, whose first value is an object, with an `annotation`."""
+    """Whether a file is a meta file: one object, whose first value is an object, with an `annotation`.
+
+    One without any `annotation` whose entries all have other keys of a meta file is taken as one with a mistake.
+    """
     if not isinstance(path, (str, os.PathLike)):
         return False
     try:
@@ -73,7 +78,18 @@ def is_meta(path: object) -> bool:
             head = file.read(HEAD)
     except (OSError, ValueError):  # said where the file is opened
         return False
-    return FIRST_ENTRY.match(head) is not None and b'"annotation"' in head and b'"conversations"' not in head
+    if FIRST_ENTRY.match(head) is None or b'"conversations"' in head:
+        return False
+    return b'"annotation"' in head or (len(head) < HEAD and _is_meant_as_meta(head))
+
+
+def _is_meant_as_meta(text: bytes) -> bool:
+    """Whether a JSON text is an object of objects, each with a key of a meta file."""
+    try:
+        entries = json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return False
+    return all(isinstance(entry, dict) and not entry.keys().isdisjoint(KEYS) for entry in entries.values())
 
 
 def read_meta(path: str | os.PathLike) -> list[tuple[str, str | None, float, dict]]:
@@ -104,6 +120,11 @@ def _row(meta: Path, name: str, entry: object) -> tuple[str, str | None, float, 
     where = f"{meta}: {name}"
     if not isinstance(entry, dict):
         raise SettingError("data_paths", f"{where} is no object", 'write {"root": ..., "annotation": ...}')
+    if "annotation" not in entry:
+        near = difflib.get_close_matches("annotation", entry, n=1)
+        problem = f"{meta} looks like a meta file of the official code, but {name} has no 'annotation'"
+        remedy = "give each data set its root and annotation"
+        raise SettingError("data_paths", problem + (f" (but {near[0]!r})" if near else ""), remedy)
     if unknown := [key for key in entry if key not in KEYS]:
         raise SettingError(
             "data_paths", f"{where} has {unknown[0]!r}, which isn't read", f"known are {', '.join(KEYS)}"

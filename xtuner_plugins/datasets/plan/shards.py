@@ -117,7 +117,7 @@ def merge_shards(tasks: Sequence[Measure], folders: Sequence[Path], cache_dir: s
     """
     facts, keys = zip(*[(task.facts(cache_dir), task.key(cache_dir)) for task in tasks], strict=True)
     parts: list[dict[int, Path]] = [{} for _ in tasks]
-    for shard, manifest in _find(folders).items():
+    for shard, manifest in find_shards(folders).items():
         hashes = _check(shard, manifest, [task.index.path for task in tasks], facts)
         for number, chunks in enumerate(shard.chunks(tasks)):
             firsts = [first for first, _ in chunks]
@@ -129,8 +129,12 @@ def merge_shards(tasks: Sequence[Measure], folders: Sequence[Path], cache_dir: s
     return sum(len(task.index) for task in tasks)
 
 
-def _find(folders: Sequence[Path]) -> dict[Shard, Path]:
-    """The manifest of every shard."""
+def find_shards(folders: Sequence[Path]) -> dict[Shard, Path]:
+    """The manifest of every shard.
+
+    Raises:
+        SettingError: a shard is missing or there twice.
+    """
     found: dict[Shard, Path] = {}
     for path in sorted(path for folder in dict.fromkeys(map(Path.resolve, folders)) for path in folder.glob("*.json")):
         if (name := MANIFEST.fullmatch(path.name)) is None:

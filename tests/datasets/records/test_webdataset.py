@@ -1,11 +1,15 @@
 import io
 import json
+import os
 import tarfile
+from functools import lru_cache
 
 import pytest
 
 from xtuner_plugins.datasets.errors import MediaError, RecordError, SettingError
+from xtuner_plugins.datasets.images import archives
 from xtuner_plugins.datasets.images.media import ImageFolder
+from xtuner_plugins.datasets.records import webdataset
 from xtuner_plugins.datasets.records.opening import open_records
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.records.webdataset import split_name
@@ -121,3 +125,17 @@ def test_shards_that_cannot_be_used(open_members, tmp_path):
 
 def test_keys_end_at_the_first_dot():
     assert split_name("a.b/c.0.JPG") == ("a.b/c", "0.jpg") and split_name("x") == ("x", "")
+
+
+def test_any_number_of_shards_under_any_limit_of_open_files(open_members, tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "_open_listing", lru_cache(2)(archives._open_listing.__wrapped__))
+    monkeypatch.setattr(webdataset, "_open_samples", lru_cache(2)(webdataset._open_samples.__wrapped__))
+    open_members({"1.jpg": b"one", "1.txt": b"a caption"})
+    for number in range(20):
+        (tmp_path / f"shard-{number}.tar").write_bytes((tmp_path / "a.tar").read_bytes())
+    before = len(os.listdir("/proc/self/fd"))
+    records = open_records(f"{tmp_path}/shard-*.tar", tmp_path / "cache")
+    images = records.own_images(ImageFolder(None, tmp_path))
+    for row in range(20):
+        assert images.resolve(records.parse(row)["image"][0]).data == b"one"
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -13,7 +13,7 @@ import contextlib
 import os
 import posixpath
 from collections.abc import Sequence
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from ..cache import locked, open_array, save, text_hash
 from ..errors import MediaError, RecordError, SettingError
-from ..images.archives import Archive, ArchiveImages
+from ..images.archives import MAX_OPEN, Archive, ArchiveImages
 from ..images.media import Blob, ImageFolder
 from .embedded import EmbeddedImages, embedded_name
 from .record_json import parse_json
@@ -29,6 +29,7 @@ from .records import IMAGE
 from .rows import TURNS, to_record
 
 IMAGE_SUFFIXES = tuple("jpg jpeg png webp gif bmp tif tiff heic heif avif ppm".split())
+SAMPLES = "samples-2.npy"  # beside the index of the archive; to be renamed when it changes
 RECORDS = (*TURNS, "texts", "chosen")  # one of these keys makes a .json a record
 
 
@@ -53,32 +54,20 @@ class Shard:
 
     def __init__(self, path: str, cache_dir: str | os.PathLike):
         self.archive = Archive(path, cache_dir)
-        self.directory = Path(self.archive.directory)
-        if not (self.directory / "samples.npy").exists():
-            with locked(self.directory.with_suffix(".samples.lock")):
+        self._path = f"{self.archive.directory}/{SAMPLES}"
+        if not os.path.exists(self._path):
+            with locked(Path(f"{self.archive.directory}.samples.lock")):
                 self._group()
-        self.num_samples = len(self.ends)
+        self.num_samples = len(_open_samples(self._path)[0])
         if not self.num_samples:
             raise SettingError("data_paths", "holds no samples", "name tar shards of WebDataset", path)
 
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name not in ("ends", "samples")}
-
-    @cached_property
-    def ends(self) -> np.ndarray:
-        """int64 `[samples]`, where each sample ends in `samples`."""
-        return open_array(self.directory / "ends.npy")
-
-    @cached_property
-    def samples(self) -> np.ndarray:
-        """int64 `[members]`, the members of one sample after another."""
-        return open_array(self.directory / "samples.npy")
-
     def members(self, sample: int) -> list[Member]:
         """The members of a sample, in the order of their names."""
-        first = int(self.ends[sample - 1]) if sample else 0
+        ends, numbers = _open_samples(self._path)
+        first = int(ends[sample - 1]) if sample else 0
         found = []
-        for number in self.samples[first : int(self.ends[sample])].tolist():
+        for number in numbers[first : int(ends[sample])].tolist():
             name = self.archive.name(number)
             found.append(Member(number, name, split_name(name)[1]))
         return sorted(found, key=lambda member: _natural(member.suffix))
@@ -90,9 +79,15 @@ class Shard:
             if posixpath.basename(key)[:2] != "__" and posixpath.basename(key)[:1] not in ("", "."):
                 groups.setdefault(key, []).append(number)
         ends = np.cumsum([len(group) for group in groups.values()], dtype=np.int64)
-        save(self.directory / "ends.npy", ends)
         numbers = [number for group in groups.values() for number in group]
-        save(self.directory / "samples.npy", np.array(numbers, np.int64))  # last: it tells that both are there
+        save(Path(self._path), np.array([len(ends), *ends, *numbers], np.int64))
+
+
+@lru_cache(MAX_OPEN)
+def _open_samples(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """(where each sample ends in the second, the members of one sample after another), int64, mapped."""
+    words = np.asarray(open_array(path))
+    return words[1 : 1 + words[0]], words[1 + words[0] :]
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -79,6 +79,42 @@ def test_a_single_image_is_the_one_that_is_meant(open_members):
     assert records.parse(0)["image"] == "row://0/0/0"
 
 
+@pytest.mark.parametrize("part", [{"image": "{}"}, {"image_url": {"url": "{}"}}, {"path": "{}"}])
+@pytest.mark.parametrize(
+    "named, members, found",
+    [
+        (["1.png"], ["1.png"], ["1.png"]),
+        (["gone/x.jpg"], ["1.png"], ["1.png"]),
+        (["coco/1.b.png", "a.png"], ["1.a.png", "1.b.png"], ["1.b.png", "1.a.png"]),
+        (["1.b.png"], ["1.a.png", "1.b.png"], ["1.b.png"]),
+    ],
+)
+def test_names_in_parts_of_turns(open_members, part, named, members, found):
+    parts = [{"type": "image", **json.loads(json.dumps(part).replace("{}", name))} for name in named]
+    turns = [
+        {"role": "user", "content": [*parts, {"type": "text", "text": "Q"}]},
+        {"role": "assistant", "content": "A"},
+    ]
+    records, images = open_members({"1.json": {"messages": turns}} | {name: name.encode() for name in members})
+    record = parse_record(records.parse(0), "f:1")
+    assert [images.resolve(medium.name).data.decode() for medium in record.media] == found
+
+
+def test_parts_without_names_have_the_images_in_order(open_members):
+    turns = [{"role": "user", "content": [{"type": "image"}, "Q"]}, {"role": "assistant", "content": "A"}]
+    records, _ = open_members({"1.json": {"messages": turns}, "1.png": b"one"})
+    assert [medium.name for medium in parse_record(records.parse(0), "f:1").media] == ["row://0/0/0"]
+
+
+def test_of_members_of_the_same_name_the_last_counts(open_members):
+    """As `tar -r` leaves them after a repair."""
+    members = [("0.txt", b"old"), ("0.png", b"red"), ("1.txt", b"other"), ("0.png", b"blue"), ("0.txt", b"new")]
+    records, images = open_members(members)
+    record = parse_record(records.parse(0), "f:1")
+    assert len(records) == 2 and record.turns[1].text == "new"
+    assert [images.resolve(medium.name).data for medium in record.media] == [b"blue"]
+
+
 def test_captions(open_members):
     files = {"1.jpg": b"one", "1.txt": "A cat, 猫.\n".encode(), "1.json": {"url": "u", "width": 5}, "1.cls": b"3"}
     records, _ = open_members(files)
@@ -92,7 +128,7 @@ def test_captions(open_members):
         ({"1.jpg": b"one"}, "neither .json nor .txt, only 1.jpg"),
         ({"1.json": b"{"}, "not JSON"),
         ({"1.txt": b"\xff"}, "its caption isn't UTF-8"),
-        ([("1.json", {"messages": []}), ("1.json", {"messages": []})], "two members '1.json'"),
+        ([("1.json", {"messages": []}), ("1.JSON", {"messages": []})], "two members '1.JSON'"),
         ({"1.json": {"texts": [{"user": 1}]}}, "no text for user"),
     ],
 )

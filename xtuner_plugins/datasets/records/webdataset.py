@@ -5,8 +5,9 @@
 
 A `.json` with `conversations`, `messages` or `texts` is the record; any other holds facts about the image, which
 img2dataset writes beside the `.txt`. Names of images in a record are those of the sample's members by their last part
-(`coco/000017.jpg`) or by what follows the key (`1.jpg`); with one image on both sides the name doesn't matter. A record
-without names has the sample's images in the order of their names in the shard. Other names lead to the image folder.
+(`coco/000017.jpg`) or by what follows the key (`1.jpg`), in its list or in the parts of its turns; with one image on
+both sides the name doesn't matter. A record without names has the sample's images in the order of their names in the
+shard. Other names lead to the image folder. Of members of the same name the last counts, as for tar.
 """
 
 import contextlib
@@ -73,13 +74,14 @@ class Shard:
         return sorted(found, key=lambda member: _natural(member.suffix))
 
     def _group(self) -> None:
-        groups: dict[str, list[int]] = {}
+        groups: dict[str, dict[str, int]] = {}  # key -> name -> the last member of this name
         for number in range(len(self.archive)):
-            key, _ = split_name(self.archive.name(number))
+            name = self.archive.name(number)
+            key, _ = split_name(name)
             if posixpath.basename(key)[:2] != "__" and posixpath.basename(key)[:1] not in ("", "."):
-                groups.setdefault(key, []).append(number)
+                groups.setdefault(key, {})[name] = number
         ends = np.cumsum([len(group) for group in groups.values()], dtype=np.int64)
-        numbers = [number for group in groups.values() for number in group]
+        numbers = [number for group in groups.values() for number in group.values()]
         save(Path(self._path), np.array([len(ends), *ends, *numbers], np.int64))
 
 
@@ -202,8 +204,12 @@ def _with_images(record: dict, images: list[Member], names: list[str], source: s
     listed = [given] if isinstance(given, str) else given
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
         return to_record(record, 0, source)  # which the check of the record complains about
+    parts = _named_parts(record)
+    is_one = len({part[name] for part, name in parts}) == len(names) == 1
+    for part, name in parts:
+        part[name] = names[0] if is_one else _name_of(part[name], images, names)
     if key is None:
-        found: list[str] = names
+        found = [] if parts else names
     elif len(listed) == len(names) == 1:
         found = names
     else:
@@ -212,6 +218,22 @@ def _with_images(record: dict, images: list[Member], names: list[str], source: s
         key = key or "image"
         record = record | {key: found[0] if isinstance(given, str) else found}
     return to_record(record, len(found), source)
+
+
+def _named_parts(record: dict) -> list[tuple[dict, str]]:
+    """The parts {"type": "image", "image": NAME} of the turns, and under which key each holds its name."""
+    found = []
+    for key in TURNS:
+        for turn in record[key] if isinstance(record.get(key), list) else []:
+            content = turn.get("content") if isinstance(turn, dict) else None
+            for part in content if isinstance(content, list) else []:
+                if not isinstance(part, dict) or part.get("type") not in ("image", "image_url"):
+                    continue
+                name = next((name for name in ("image", "image_url", "path", "url") if part.get(name) is not None), "")
+                holder, name = (part[name], "url") if isinstance(part.get(name), dict) else (part, name)
+                if isinstance(holder.get(name), str) and not holder[name].startswith("data:"):
+                    found.append((holder, name))
+    return found
 
 
 def _name_of(given: str, images: list[Member], names: list[str]) -> str:

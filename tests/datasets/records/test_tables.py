@@ -137,6 +137,23 @@ def test_large_groups_are_never_held_whole_wherever_their_bytes_are(tmp_path, mo
     assert window.largest <= 50_000 and window.num_rows <= 5
 
 
+def test_a_large_dictionary_is_not_kept_while_nothing_is_read(tmp_path, monkeypatch, held):
+    monkeypatch.setattr(tables, "LARGE_GROUP", 2_000_000)
+    monkeypatch.setattr(tables, "WINDOW", 500_000)
+    images = [os.urandom(10_000) for _ in range(600)]
+    rows = pyarrow.table({"image": images, "conversations": [TURNS] * 600})
+    pyarrow.parquet.write_table(rows, tmp_path / "a.parquet", dictionary_pagesize_limit=1 << 30)
+    records, streams = open_records(tmp_path / "a.parquet", tmp_path / "cache"), []
+    del rows
+    stream = tables.ParquetTable.stream
+    monkeypatch.setattr(tables.ParquetTable, "stream", lambda *args: streams.append(args[3]) or stream(*args))
+    before = pyarrow.total_allocated_bytes()
+    for row in (*range(300), 7):
+        assert records.embedded(row, 0, 0).data == images[row]
+        assert pyarrow.total_allocated_bytes() - before < 600_000
+    assert len(streams) < 10  # 300 images are 6 windows
+
+
 def test_many_files_keep_few_open(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "MAX_OPEN", 2)
     for number in range(6):

@@ -12,11 +12,12 @@ reads a few rows at a time from their beginning, so that memory stays bounded an
 group; opening such a file says so.
 """
 
+import bisect
 import contextlib
 import os
 import sys
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -165,31 +166,55 @@ class TableRecords:
 
 
 class _Window:
-    """The rows of a large group that were read last, at most `WINDOW` bytes of them or one batch."""
+    """The rows of a large group that were read last, at most `WINDOW` bytes of them or one batch.
+
+    pyarrow decodes a dictionary whole and keeps it while a group is read. One above `LARGE_GROUP` is let go after each
+    reading, which then fills the window ahead, since going on means decoding the dictionary again.
+    """
 
     def __init__(self, file: ParquetTable, group: int, columns: list[str], num_rows: int):
         self.place, self.num_rows = (file, group), num_rows
-        self.rest, self.batches = file.stream(group, columns, num_rows), deque()
-        self.first = self.end = self.num_bytes = self.largest = 0
+        self.rest: Iterator | None = file.stream(group, columns, num_rows)
+        self.batches, self.ends = [], []  # what was read, and the first row after each
+        self.first = self.num_bytes = self.largest = 0
+
+    def reaches(self, row: int) -> bool:
+        """Whether a row is here or can still be read."""
+        return row >= self.first and (self.rest is not None or row < self.ends[-1])
 
     def read(self, row: int) -> Any:
-        """A row that isn't before `first`, as a table."""
-        while row >= self.end:
-            batch = next(self.rest)
-            self.batches.append(batch)
-            self.end += batch.num_rows
-            self.num_bytes += batch.nbytes
-            self.largest = max(self.largest, batch.nbytes)
-            while len(self.batches) > 1 and self.num_bytes > WINDOW:
-                dropped = self.batches.popleft()
-                self.first += dropped.num_rows
-                self.num_bytes -= dropped.nbytes
-        row -= self.first
-        for batch in self.batches:
-            if row < batch.num_rows:
-                return batch.slice(row, 1)
-            row -= batch.num_rows
-        raise IndexError(row)
+        """A row within reach, as a table."""
+        if not self.ends or row >= self.ends[-1]:
+            self._read_up_to(row)
+        number = bisect.bisect_right(self.ends, row)
+        batch = self.batches[number]
+        return batch.slice(row - self.ends[number] + batch.num_rows, 1)
+
+    def _read_up_to(self, row: int) -> None:
+        import pyarrow
+
+        before = pyarrow.total_allocated_bytes() - self.num_bytes
+        while not self.ends or row >= self.ends[-1]:
+            self._add(next(self.rest))
+        if pyarrow.total_allocated_bytes() - before - self.num_bytes > LARGE_GROUP:
+            while len(self.batches) > 1:
+                self._drop_first()
+            while self.num_bytes + self.largest <= WINDOW and (batch := next(self.rest, None)) is not None:
+                self._add(batch)
+            self.rest = None
+            pyarrow.default_memory_pool().release_unused()
+
+    def _add(self, batch: Any) -> None:
+        self.batches.append(batch)
+        self.ends.append((self.ends or [0])[-1] + batch.num_rows)
+        self.num_bytes += batch.nbytes
+        self.largest = max(self.largest, batch.nbytes)
+        while len(self.batches) > 1 and self.num_bytes > WINDOW:
+            self._drop_first()
+
+    def _drop_first(self) -> None:
+        self.num_bytes -= self.batches.pop(0).nbytes
+        self.first = self.ends.pop(0)
 
 
 class _Held:
@@ -224,7 +249,7 @@ class _Held:
     def _read_window(self, file: ParquetTable, group: int, row: int, columns: list[str]) -> Any:
         key, rows_key = tuple(columns), (file, *columns)
         window = self.windows.pop(key, None)
-        if window is None or window.place != (file, group) or row < window.first:
+        if window is None or window.place != (file, group) or not window.reaches(row):
             average = file.group_bytes[group] / file.group_rows[group]
             num_rows = min(MAX_ROWS, max(1, int(WINDOW / 4 / average)), self.num_rows.get(rows_key, MAX_ROWS))
             window = _Window(file, group, columns, num_rows)

@@ -1,6 +1,9 @@
 """A base directory as the data side sees one: a config.json and a tokenizer, no weights."""
 
+import contextlib
 import json
+import os
+import resource
 
 import numpy as np
 import pytest
@@ -68,6 +71,27 @@ def write_data(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def no_descriptors():
+    """`with no_descriptors():` this process can open no file."""
+
+    @contextlib.contextmanager
+    def no_descriptors():
+        limits, taken = resource.getrlimit(resource.RLIMIT_NOFILE), []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, limits[1]))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(os.dup(0))
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for descriptor in taken:
+                os.close(descriptor)
+
+    return no_descriptors
 
 
 @pytest.fixture

@@ -225,6 +225,27 @@ def test_mapped_arrays_cross_as_their_paths_and_parts_as_copies(tmp_path, monkey
         assert getattr(part, "path", None) is None
 
 
+def test_mapped_arrays_hold_no_descriptors(tmp_path, no_descriptors):
+    numbers = np.arange(1000, dtype=np.int32).reshape(-1, 5)
+    save(tmp_path / "a.npy", numbers)
+    save(tmp_path / "empty.npy", numbers[:0])
+    before = len(os.listdir("/proc/self/fd"))
+    mapped = [open_array(tmp_path / "a.npy") for _ in range(50)]
+    assert len(os.listdir("/proc/self/fd")) == before
+    np.testing.assert_array_equal(mapped[-1], numbers)
+    assert open_array(tmp_path / "empty.npy").shape == (0, 5) and mapped[0].dtype == np.int32
+    with pytest.raises(ValueError, match="read-only"):
+        mapped[0][0] = 1
+    with (
+        no_descriptors(),
+        pytest.raises(SettingError, match="a.npy: .*as many files open as it may .*ulimit -n"),
+    ):
+        open_array(tmp_path / "a.npy")
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-1])
+    with pytest.raises(ValueError, match="a.npy is cut off"):
+        open_array(tmp_path / "a.npy")
+
+
 def test_large_arrays_are_shared_and_small_ones_kept(tmp_path):
     large, small = np.arange(100_000, dtype=np.int32), np.arange(10)
     shared = share_array(large, tmp_path / "cache")

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import secrets
 import socket
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import torch
 
-from .errors import SettingError
+from .errors import SettingError, out_of_files
 
 CACHE_VARIABLE = "XTUNER_PLUGINS_CACHE"
 DEFAULT_CACHE = "work_dirs/data_index"
@@ -40,8 +42,8 @@ def get_cache_dir(cache_dir: str | os.PathLike | None = None) -> str:
     return os.fspath(cache_dir)
 
 
-def stat_stamp(path: str | os.PathLike) -> list[int] | str:
-    """Size, both times and inode of a file, or the name of the error where it can't be looked at.
+def stat_stamp(path: str | os.PathLike | int) -> list[int] | str:
+    """Size, both times and inode of a file (or descriptor), or the name of the error where it can't be looked at.
 
     One of them changes whenever the file is replaced, edited or made readable.
     """
@@ -55,12 +57,30 @@ def stat_stamp(path: str | os.PathLike) -> list[int] | str:
 
 
 def content_hash(path: str | os.PathLike, cache_dir: str | os.PathLike) -> str:
-    """Hash of a file's bytes, remembered until the file changes, so that a large file is read once.
+    """Hash of a file's bytes, remembered until the file changes, so that a large file is read once."""
 
-    Of several processes one reads the file and the others wait for the result.
+    def hash_bytes() -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+        return digest.hexdigest()
+
+    return remembered_hash(path, cache_dir, hash_bytes)
+
+
+def remembered_hash(
+    path: str | os.PathLike, cache_dir: str | os.PathLike, find: Callable[[], str], kind: str = ""
+) -> str:
+    """What `find` says of a file, remembered until the `stat_stamp` of the file changes.
+
+    Of several processes one looks and the others wait for the result.
+
+    Args:
+        kind: of hash, where a file has several.
     """
     path = os.path.realpath(path)
-    memo = Path(cache_dir) / "hashes" / f"{text_hash(path)}.json"
+    memo = Path(cache_dir) / "hashes" / f"{text_hash(path, *[kind] * bool(kind))}.json"
     known = _remembered_hash(memo, path)
     if known is not None:
         return known
@@ -69,14 +89,11 @@ def content_hash(path: str | os.PathLike, cache_dir: str | os.PathLike) -> str:
         if known is not None:
             return known
         stamp, started = [path, stat_stamp(path)], time.time_ns()
-        digest = hashlib.blake2b(digest_size=16)
-        with open(path, "rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
+        found = find()
         # A file written just now may change again without a new time stamp, so its hash isn't remembered yet.
         if started - os.stat(path).st_mtime_ns > CLOCK_STEP and stamp[1] == stat_stamp(path):
-            save(memo, json.dumps({"stamp": stamp, "hash": digest.hexdigest()}))
-    return digest.hexdigest()
+            save(memo, json.dumps({"stamp": stamp, "hash": found}))
+    return found
 
 
 def _remembered_hash(memo: Path, path: str) -> str | None:
@@ -90,8 +107,8 @@ def _remembered_hash(memo: Path, path: str) -> str | None:
 def quick_hash(path: str | os.PathLike) -> str:
     """Hash of a large file's size, time of change, and first and last bytes, instead of all of them.
 
-    For files that a program writes once, whose first or last bytes describe the others (Parquet, zip) or hold some of
-    them (tar): a file that is written again gets another time.
+    For files that a program writes once and whose first or last bytes describe the others: a file that is written
+    again gets another time, or other bytes there.
     """
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
@@ -195,8 +212,25 @@ class MappedArray(np.ndarray):
 
 
 def open_array(path: str | os.PathLike) -> MappedArray:
-    """A .npy file as a `MappedArray`."""
-    array = np.load(path, mmap_mode="r", allow_pickle=False).view(MappedArray)
+    """A .npy file as a `MappedArray`; it holds no descriptor, as numpy's own maps do, so that any number can be open.
+
+    Raises:
+        SettingError: the process may open no more files.
+        OSError, ValueError: the file is missing or isn't whole.
+    """
+    try:
+        with open(path, "rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, is_fortran, dtype = read(file)
+            start, size = file.tell(), os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise out_of_files(error, SettingError, os.fspath(path)) or error from None
+    if size < start + math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{path} is cut off")
+    content = torch.from_file(os.fspath(path), shared=False, size=size, dtype=torch.uint8).numpy()
+    content.flags.writeable = False
+    array = np.ndarray(shape, dtype, content, start, order="F" if is_fortran else "C").view(MappedArray)
     array.path = os.path.abspath(path)
     return array
 

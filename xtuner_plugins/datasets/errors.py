@@ -4,7 +4,9 @@ Every message says what is wrong, where, and what to do about it. `reason` is a 
 word (`image_missing`, `json`, `turn_order`...) by which the checker and the ledger count.
 """
 
-from collections.abc import Sequence
+import errno
+import resource
+from collections.abc import Callable, Sequence
 from numbers import Integral
 
 
@@ -43,6 +45,15 @@ class MediaError(DataError):
         return RecordError(
             self.reason, f"{self.place}: {self.problem}" if self.place else self.problem, self.remedy, place
         )
+
+
+def out_of_files(error: BaseException, kind: Callable[..., DataError], place: str = "") -> DataError | None:
+    """The complaint of this kind that the process has too many files open; None for any other error."""
+    if getattr(error, "errno", None) != errno.EMFILE:
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    problem = f"can't be opened, because this process has as many files open as it may ({limit:,})"
+    return kind("open_files", problem, "raise the limit of the shell that starts it (ulimit -n 65536)", place)
 
 
 def check_whole(name: str, value: object, low: int) -> int:

@@ -1,6 +1,7 @@
 import io
 import os
 import pickle
+import shutil
 import struct
 import tarfile
 import zipfile
@@ -56,6 +57,7 @@ def test_a_store_crosses_to_other_processes_without_its_arrays(archive, tmp_path
 
 
 def test_an_archive_is_indexed_once(archive, tmp_path, monkeypatch):
+    os.utime(archive, (1e9, 1e9))  # of a file written just now nothing is remembered
     Archive(archive, tmp_path / "cache")
     monkeypatch.setattr(Archive, "_build", None)
     assert len(Archive(archive, tmp_path / "cache")) == 4
@@ -166,6 +168,68 @@ def test_an_archive_that_changes_meanwhile(archive, tmp_path):
     archive.unlink()
     with pytest.raises(MediaError, match="can't be read any more"):
         images.resolve("a.png")
+
+
+def write_between(path, names, time=1e9):
+    """Replace a tar by one of the same size with these members between 200 others, as of a given time."""
+    margin = {f"{number}.png": bytes(500) for number in range(200)}
+    middle = {name: name.encode() * 100 for name in names}
+    write(path.with_name("new"), dict([*list(margin.items())[:100], *middle.items(), *list(margin.items())[100:]]))
+    os.utime(path.with_name("new"), (time, time))
+    path.with_name("new").replace(path)
+    return path
+
+
+def test_an_archive_that_is_replaced_meanwhile_by_one_of_the_same_size(tmp_path):
+    path = write_between(tmp_path / "a.tar", ["red", "tan"])
+    images = ArchiveImages(path, tmp_path / "cache")
+    assert images.resolve("red").data == b"red" * 100
+    for time in (2e9, 1e9):  # with another time, and with its time kept
+        write_between(path, ["tan", "red"], time)
+        with pytest.raises(MediaError, match="has changed since it was opened") as caught:
+            pickle.loads(pickle.dumps(images)).resolve("red")
+        assert caught.value.reason == "file_changed"
+
+
+def test_an_archive_that_was_replaced_with_its_time_kept_is_listed_again(tmp_path):
+    path = write_between(tmp_path / "a.tar", ["red", "tan"])
+    first = ArchiveImages(path, tmp_path / "cache")
+    write_between(path, ["tan", "red"])
+    second = ArchiveImages(path, tmp_path / "cache")
+    assert second.resolve("red").data == b"red" * 100 and second.key() != first.key()
+
+
+def test_a_copy_that_keeps_its_time_and_a_change_of_permissions_change_nothing(archive, tmp_path):
+    os.utime(archive, (1e9, 1e9))
+    images = ArchiveImages(archive, tmp_path / "cache")
+    shutil.copy2(archive, tmp_path / "copy")
+    archive.chmod(0o600)
+    assert images.resolve("a.png").data == b"first"
+    (tmp_path / "copy").replace(archive)  # another inode
+    assert images.resolve("a.png").data == b"first"
+    assert ArchiveImages(archive, tmp_path / "cache").key() == images.key()
+    assert len(list((tmp_path / "cache").glob("archive-*/index.npy"))) == 1
+
+
+def test_an_index_that_was_deleted_is_made_again(archive, tmp_path):
+    os.utime(archive, (1e9, 1e9))
+    key = ArchiveImages(archive, tmp_path / "cache").key()
+    shutil.rmtree(*(tmp_path / "cache").glob("archive-*/"))
+    again = ArchiveImages(archive, tmp_path / "cache")
+    assert again.key() == key and again.resolve("a.png").data == b"first"
+
+
+def test_no_descriptor_is_left_says_so(archive, tmp_path, no_descriptors):
+    images = ArchiveImages(archive, tmp_path / "cache")
+    len(images.archive)
+    with (
+        no_descriptors(),
+        pytest.raises(MediaError, match=r"as many files open as it may \(\d+\); .*ulimit -n") as caught,
+    ):
+        images.resolve("a.png")
+    assert caught.value.reason == "open_files"
+    with no_descriptors(), pytest.raises(SettingError, match="ulimit -n"):
+        Archive(archive, tmp_path / "cache")
 
 
 def test_zip64_and_many_members(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 import pytest
 
 from xtuner_plugins.datasets.errors import SettingError
+from xtuner_plugins.datasets.records import shard_names
 from xtuner_plugins.datasets.records.opening import open_records
 from xtuner_plugins.datasets.records.shard_names import expand, list_folder
 
@@ -33,6 +34,15 @@ def test_ranges_keep_their_zeros(touch):
         expand(f"{folder}/{{000009..000012}}.tar")
     with pytest.raises(SettingError, match="there is no file"):
         expand(f"{folder}/*.parquet")
+
+
+def test_more_alternatives_than_are_read_are_refused(touch, monkeypatch):
+    folder = touch(*(f"{number}.tar" for number in range(6)))
+    monkeypatch.setattr(shard_names, "MOST", 6)
+    assert len(expand(f"{folder}/{{0..5}}.tar")) == 6
+    monkeypatch.setattr(shard_names, "MOST", 5)
+    with pytest.raises(SettingError, match="its braces name more than 5 files; name them in several entries"):
+        expand(f"{folder}/{{0..5}}.tar")
 
 
 def test_missing_shards_and_several_splits_are_refused(touch):

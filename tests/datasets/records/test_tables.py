@@ -2,8 +2,10 @@
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -28,6 +30,13 @@ def open_rows(tmp_path):
         return records, records.own_images(ImageFolder(None, tmp_path))
 
     return open_rows
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """What this process keeps of tables: nothing at first."""
+    monkeypatch.setattr(tables, "_held", None)
+    return tables._get_held()
 
 
 def test_a_row_is_a_record(open_rows, tmp_path):
@@ -73,17 +82,32 @@ def test_only_what_is_needed_is_read(open_rows, monkeypatch):
     assert asked[1:] == [["images"]]
 
 
-def test_decoded_groups_are_bounded(open_rows, monkeypatch):
+def test_decoded_groups_are_bounded(open_rows, monkeypatch, held):
     rows = [{"image": os.urandom(1000), "conversations": TURNS} for _ in range(64)]
-    records, images = open_rows(rows, group=4)
+    opened = [open_rows(rows, group=4, name=name) for name in ("a.parquet", "b.parquet")]
     monkeypatch.setattr(tables, "MAX_HELD", 20_000)
     for row in (63, 0, 31, 7, 62, 1):
-        assert images.resolve(f"row://{row}/0/0").data == rows[row]["image"]
-        assert sum(size for _, size in records._held.groups.values()) <= 20_000
-    assert len(pickle.dumps(records)) < 4000
+        for _, images in opened:  # the bound is that of the process
+            assert images.resolve(f"row://{row}/0/0").data == rows[row]["image"]
+            assert sum(size for _, size in held.groups.values()) == held.num_bytes <= 20_000
+    assert 8_000 < held.num_bytes and len(pickle.dumps(opened[0][0])) < 4000
 
 
-def test_large_groups_are_read_a_few_rows_at_a_time(open_rows, monkeypatch, capfd):
+def test_views_of_arrow_files_are_bounded_by_their_number(tmp_path, monkeypatch, held):
+    rows = datasets.Dataset.from_list([{"conversations": TURNS, "image": {"bytes": b"%d" % row}} for row in range(40)])
+    rows.save_to_disk(tmp_path / "saved", num_shards=40)
+    monkeypatch.setattr(tables, "MAX_GROUPS", 6)
+    monkeypatch.setattr(tables, "MAX_OPEN", 3)
+    records = open_records(tmp_path / "saved", tmp_path / "cache")
+    images, before = records.own_images(ImageFolder(None)), len(os.listdir("/proc/self/fd"))
+    for row in (*range(40), 3, 17):
+        assert records.parse(row)["conversations"] == TURNS
+        assert images.resolve(f"row://{row}/0/0").data == b"%d" % row
+        assert len(held.groups) <= 6 and len(held.opened) <= 3
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_large_groups_are_read_a_few_rows_at_a_time(open_rows, monkeypatch, capfd, held):
     rows = [{"image": os.urandom(1000), "conversations": TURNS} for _ in range(300)]
     monkeypatch.setattr(tables, "LARGE_GROUP", 50_000)
     monkeypatch.setattr(tables, "WINDOW", 10_000)
@@ -91,8 +115,43 @@ def test_large_groups_are_read_a_few_rows_at_a_time(open_rows, monkeypatch, capf
     assert "row groups hold up to 0 MB; an image read at random" in capfd.readouterr().err
     for row in (*range(149, 160), 3, 299, 2):
         assert images.resolve(f"row://{row}/0/0").data == rows[row]["image"] and records.parse(row)["conversations"]
-    windows = records._held.windows
-    assert windows and all(table.num_rows < 15 for _, _, table, _ in windows.values())
+    windows = held.windows.values()
+    assert len(windows) == 2 and all(window.num_bytes < 10_000 for window in windows) and not held.groups
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_large_groups_are_never_held_whole_wherever_their_bytes_are(tmp_path, monkeypatch, held, dictionary):
+    """The bytes of a few rows, at the end or in dictionaries, tell nothing of the others."""
+    monkeypatch.setattr(tables, "LARGE_GROUP", 200_000)
+    monkeypatch.setattr(tables, "WINDOW", 50_000)
+    image = os.urandom(10_000)
+    images = [image if dictionary or row >= 900 else None for row in range(1000)]
+    rows = pyarrow.table({"image": images, "conversations": [TURNS] * 1000})
+    pyarrow.parquet.write_table(rows, tmp_path / "a.parquet", use_dictionary=dictionary)
+    records = open_records(tmp_path / "a.parquet", tmp_path / "cache")
+    found = records.own_images(ImageFolder(None))
+    for row in (999, 950, 951, 999):
+        assert found.resolve(f"row://{row}/0/0").data == image
+        assert not held.groups and all(window.num_bytes <= 50_000 for window in held.windows.values())
+    (window,) = held.windows.values()
+    assert window.largest <= 50_000 and window.num_rows <= 5
+
+
+def test_a_large_dictionary_is_not_kept_while_nothing_is_read(tmp_path, monkeypatch, held):
+    monkeypatch.setattr(tables, "LARGE_GROUP", 2_000_000)
+    monkeypatch.setattr(tables, "WINDOW", 500_000)
+    images = [os.urandom(10_000) for _ in range(600)]
+    rows = pyarrow.table({"image": images, "conversations": [TURNS] * 600})
+    pyarrow.parquet.write_table(rows, tmp_path / "a.parquet", dictionary_pagesize_limit=1 << 30)
+    records, streams = open_records(tmp_path / "a.parquet", tmp_path / "cache"), []
+    del rows
+    stream = tables.ParquetTable.stream
+    monkeypatch.setattr(tables.ParquetTable, "stream", lambda *args: streams.append(args[3]) or stream(*args))
+    before = pyarrow.total_allocated_bytes()
+    for row in (*range(300), 7):
+        assert records.embedded(row, 0, 0).data == images[row]
+        assert pyarrow.total_allocated_bytes() - before < 600_000
+    assert len(streams) < 10  # 300 images are 6 windows
 
 
 def test_many_files_keep_few_open(tmp_path, monkeypatch):
@@ -158,6 +217,73 @@ def test_a_file_that_goes_meanwhile(open_rows, tmp_path):
         records.parse(0)
     with pytest.raises(MediaError, match="can't be read any more"):
         images.resolve("row://0/0/0")
+
+
+@pytest.fixture(params=["parquet", "arrow"])
+def colors(tmp_path, request):
+    """colors(*words, time) -> the records of a table of these words and images, which is written or replaced."""
+
+    def colors(*words, time):
+        rows = [
+            {"image": {"bytes": word.encode()}, "conversations": [TURNS[0], TURNS[1] | {"value": word}]}
+            for word in words
+        ]
+        path = tmp_path / "a.parquet"
+        if request.param == "parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "new")
+        else:
+            datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved.new")
+            path = tmp_path / "saved" / "data-00000-of-00001.arrow"
+            if not path.parent.exists():
+                shutil.copytree(tmp_path / "saved.new", path.parent)
+            (tmp_path / "saved.new" / path.name).replace(tmp_path / "new")
+        os.utime(tmp_path / "new", (time, time))
+        (tmp_path / "new").replace(path)
+        return open_records(path if request.param == "parquet" else path.parent, tmp_path / "cache")
+
+    return colors
+
+
+def color_of(records, row):
+    return records.parse(row)["conversations"][1]["value"], records.embedded(row, 0, 0).data.decode()
+
+
+@pytest.mark.parametrize("time", [1e9, 2e9])
+def test_a_file_that_is_replaced_meanwhile(colors, held, time):
+    records = colors("red", "tan", time=1e9)
+    worker = pickle.loads(pickle.dumps(records))
+    assert color_of(records, 0) == ("red", "red")
+    colors("tan", "red", time=time)  # as long, and of the same time
+    assert color_of(records, 0) == ("red", "red")  # what is open stays as it was
+    for file in records.files:  # as where more than MAX_OPEN files are read
+        file.close()
+    held.groups.clear()
+    for each in (records, worker):
+        with pytest.raises(RecordError, match="has changed since it was opened; start again") as caught:
+            each.parse(0)
+        assert caught.value.reason == "file_changed"
+        with pytest.raises(MediaError, match="has changed since it was opened"):
+            each.embedded(0, 0, 0)
+
+
+def test_a_file_with_other_permissions_or_another_inode_is_the_same(colors, held):
+    records = colors("red", "tan", time=1e9)
+    path = Path(records.files[0].path)
+    path.chmod(0o600)
+    shutil.copy2(path, path.with_name("copy"))
+    path.with_name("copy").replace(path)
+    assert color_of(records, 1) == ("tan", "tan")
+
+
+def test_no_descriptor_is_left(colors, no_descriptors):
+    records = colors("red", time=1e9)
+    with no_descriptors(), pytest.raises(RecordError, match="as many files open as it may .*ulimit -n") as caught:
+        records.parse(0)
+    assert caught.value.reason == "open_files"
+    with no_descriptors(), pytest.raises(MediaError, match="ulimit -n"):
+        records.embedded(0, 0, 0)
+    with no_descriptors(), pytest.raises(SettingError, match="ulimit -n"):
+        tables.TableRecords(records.path, [records.files[0].path], type(records.files[0]))
 
 
 def test_the_fingerprint_changes_with_the_file(open_rows, tmp_path):

@@ -1,11 +1,15 @@
 import io
 import json
+import os
 import tarfile
+from functools import lru_cache
 
 import pytest
 
 from xtuner_plugins.datasets.errors import MediaError, RecordError, SettingError
+from xtuner_plugins.datasets.images import archives
 from xtuner_plugins.datasets.images.media import ImageFolder
+from xtuner_plugins.datasets.records import webdataset
 from xtuner_plugins.datasets.records.opening import open_records
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.records.webdataset import split_name
@@ -75,6 +79,42 @@ def test_a_single_image_is_the_one_that_is_meant(open_members):
     assert records.parse(0)["image"] == "row://0/0/0"
 
 
+@pytest.mark.parametrize("part", [{"image": "{}"}, {"image_url": {"url": "{}"}}, {"path": "{}"}])
+@pytest.mark.parametrize(
+    "named, members, found",
+    [
+        (["1.png"], ["1.png"], ["1.png"]),
+        (["gone/x.jpg"], ["1.png"], ["1.png"]),
+        (["coco/1.b.png", "a.png"], ["1.a.png", "1.b.png"], ["1.b.png", "1.a.png"]),
+        (["1.b.png"], ["1.a.png", "1.b.png"], ["1.b.png"]),
+    ],
+)
+def test_names_in_parts_of_turns(open_members, part, named, members, found):
+    parts = [{"type": "image", **json.loads(json.dumps(part).replace("{}", name))} for name in named]
+    turns = [
+        {"role": "user", "content": [*parts, {"type": "text", "text": "Q"}]},
+        {"role": "assistant", "content": "A"},
+    ]
+    records, images = open_members({"1.json": {"messages": turns}} | {name: name.encode() for name in members})
+    record = parse_record(records.parse(0), "f:1")
+    assert [images.resolve(medium.name).data.decode() for medium in record.media] == found
+
+
+def test_parts_without_names_have_the_images_in_order(open_members):
+    turns = [{"role": "user", "content": [{"type": "image"}, "Q"]}, {"role": "assistant", "content": "A"}]
+    records, _ = open_members({"1.json": {"messages": turns}, "1.png": b"one"})
+    assert [medium.name for medium in parse_record(records.parse(0), "f:1").media] == ["row://0/0/0"]
+
+
+def test_of_members_of_the_same_name_the_last_counts(open_members):
+    """As `tar -r` leaves them after a repair."""
+    members = [("0.txt", b"old"), ("0.png", b"red"), ("1.txt", b"other"), ("0.png", b"blue"), ("0.txt", b"new")]
+    records, images = open_members(members)
+    record = parse_record(records.parse(0), "f:1")
+    assert len(records) == 2 and record.turns[1].text == "new"
+    assert [images.resolve(medium.name).data for medium in record.media] == [b"blue"]
+
+
 def test_captions(open_members):
     files = {"1.jpg": b"one", "1.txt": "A cat, 猫.\n".encode(), "1.json": {"url": "u", "width": 5}, "1.cls": b"3"}
     records, _ = open_members(files)
@@ -88,7 +128,7 @@ def test_captions(open_members):
         ({"1.jpg": b"one"}, "neither .json nor .txt, only 1.jpg"),
         ({"1.json": b"{"}, "not JSON"),
         ({"1.txt": b"\xff"}, "its caption isn't UTF-8"),
-        ([("1.json", {"messages": []}), ("1.json", {"messages": []})], "two members '1.json'"),
+        ([("1.json", {"messages": []}), ("1.JSON", {"messages": []})], "two members '1.JSON'"),
         ({"1.json": {"texts": [{"user": 1}]}}, "no text for user"),
     ],
 )
@@ -121,3 +161,17 @@ def test_shards_that_cannot_be_used(open_members, tmp_path):
 
 def test_keys_end_at_the_first_dot():
     assert split_name("a.b/c.0.JPG") == ("a.b/c", "0.jpg") and split_name("x") == ("x", "")
+
+
+def test_any_number_of_shards_under_any_limit_of_open_files(open_members, tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "_open_listing", lru_cache(2)(archives._open_listing.__wrapped__))
+    monkeypatch.setattr(webdataset, "_open_samples", lru_cache(2)(webdataset._open_samples.__wrapped__))
+    open_members({"1.jpg": b"one", "1.txt": b"a caption"})
+    for number in range(20):
+        (tmp_path / f"shard-{number}.tar").write_bytes((tmp_path / "a.tar").read_bytes())
+    before = len(os.listdir("/proc/self/fd"))
+    records = open_records(f"{tmp_path}/shard-*.tar", tmp_path / "cache")
+    images = records.own_images(ImageFolder(None, tmp_path))
+    for row in range(20):
+        assert images.resolve(records.parse(row)["image"][0]).data == b"one"
+    assert len(os.listdir("/proc/self/fd")) == before

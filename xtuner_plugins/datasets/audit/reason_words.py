@@ -38,6 +38,7 @@ REASONS = {  # reason: Chinese title, Chinese remedy
     "no_preference": ("没有说明偏好", "说明哪个回答更好"),
     "no_prompt": ("没有提问", "在回答之前写上提问"),
     "objects": ("objects 字段有误", "检查 ref、bbox 及其个数"),
+    "open_files": ("打开的文件过多", "用 ulimit -n 调高上限"),
     "pair_answer": ("偏好对的回答有误", "每个回答写成文字或一个助手轮次"),
     "plan_changed": ("图像在测量之后变了", "重新启动，长度会重新测量"),
     "record_size": ("记录的尺寸与图像不符", "更正 width 与 height，或不用 record_sizes"),

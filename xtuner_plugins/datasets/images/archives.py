@@ -2,9 +2,17 @@
 
 The index is kept in the cache directory and memory-mapped, so that processes share it:
 
-    CACHE/archive-HASH/   members.npy  int64 [M, 5]: offset, stored bytes, bytes, method, checksum
-                          names.npy    uint8, the names one after another;  name_ends.npy  int64 [M]
-                          hashes.npy   uint64 [M], sorted hashes of the names;  order.npy  int64 [M], their members
+    CACHE/archive-HASH/index.npy   int64, one after the other (`Listing`):
+        [2]     M, the number of members, and B, the bytes of their names
+        [M, 5]  members: offset, stored bytes, bytes, method, checksum
+        [M]     where each name ends in the names
+        [M]     sorted hashes of the names, as uint64
+        [M]     the members of these hashes
+        [B]     the names one after another, as uint8, filled up to a whole number
+
+HASH is that of the listing and of the file's size, time and ends, and is remembered with the file's `stat_stamp`: a
+file that was replaced is listed again even where it kept its size and time, and one that was only moved or copied with
+its time gets the same index. A process keeps the maps of `MAX_OPEN` archives.
 
 Archives come from strangers: a member is only ever read into memory, never written to a path; its claimed size is
 checked before it is read, and what is inflated can't exceed it. Links, encrypted members and other methods than
@@ -17,25 +25,44 @@ import posixpath
 import zipfile
 import zlib
 from collections.abc import Iterator
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ...data_names import is_url, local_path, split_archive
-from ..cache import locked, open_array, quick_hash, save
-from ..errors import MediaError, SettingError
+from ..cache import locked, open_array, quick_hash, remembered_hash, save, stat_stamp
+from ..errors import MediaError, SettingError, out_of_files
 from ..stores.store import StoreSettings
 from ..stores.stored_images import StoreImages
 from .media import Blob, ImageFolder, check_name, with_slashes
 from .tar import list_tar
 
-FORMAT = "1"  # part of the key; to be raised when the index changes
+FORMAT = "2"  # part of the key; to be raised when the index changes
 MAX_MEMBER = 1 << 28  # bytes: larger members are refused, since each is read into memory as a whole
-ARRAYS = ("members", "names", "name_ends", "hashes", "order")
+MAX_OPEN = 4096  # indices that a process keeps mapped; the kernel allows 65,530 maps (vm.max_map_count)
 LOCAL_HEADER = 30  # bytes before the name in a member's own header (zip, APPNOTE 4.3.7)
 STORED, DEFLATED, LINK, ENCRYPTED = 0, 8, -1, -2  # methods; the first two as zip numbers them
 NO_CHECKSUM = -1  # of members of tar
+
+
+class Listing(NamedTuple):
+    """The index of an archive, see the module."""
+
+    members: np.ndarray
+    name_ends: np.ndarray
+    hashes: np.ndarray
+    order: np.ndarray
+    names: np.ndarray
+
+
+@lru_cache(MAX_OPEN)
+def _open_listing(directory: str) -> Listing:
+    words = np.asarray(open_array(f"{directory}/index.npy"))
+    num_members, num_bytes = words[:2].tolist()
+    members, name_ends, hashes, order, names = np.split(words[2:], np.cumsum([5, 1, 1, 1]) * num_members)
+    return Listing(members.reshape(-1, 5), name_ends, hashes.view(np.uint64), order, names.view(np.uint8)[:num_bytes])
 
 
 class Archive:
@@ -45,6 +72,10 @@ class Archive:
         path: of the file.
         cache_dir: where its index is kept.
 
+    Attributes:
+        hash: changes with the list of members, and with the file's size, time and ends.
+        directory: of the index.
+
     Raises:
         SettingError: it is no whole archive, or the cache can't be written.
     """
@@ -52,49 +83,35 @@ class Archive:
     def __init__(self, path: str | os.PathLike, cache_dir: str | os.PathLike):
         self.path = os.fspath(path)
         try:
-            self.size = os.path.getsize(self.path)
-            self.hash = quick_hash(self.path)
+            self.stamp = stat_stamp(self.path)
             with open(self.path, "rb") as file:
                 self.is_zip = file.read(2) == b"PK"
-        except OSError as error:
-            raise _refused(self.path, f"can't be read ({error.strerror})", "correct the path") from None
-        self.directory = Path(cache_dir) / f"archive-{FORMAT}-{self.hash}"
-        if not (self.directory / "order.npy").exists():
-            with locked(self.directory.with_suffix(".lock")):
-                if not (self.directory / "order.npy").exists():  # another process may have listed it meanwhile
-                    self._build()
 
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name not in ARRAYS}
+            def build() -> str:
+                return self._build(cache_dir)
+
+            self.hash = remembered_hash(self.path, cache_dir, build, f"archive-{FORMAT}")
+            self.directory = _directory(cache_dir, self.hash)
+            if not os.path.exists(f"{self.directory}/index.npy"):  # was deleted from the cache
+                self.hash = build()
+        except OSError as error:
+            raise out_of_files(error, SettingError, self.path) or _refused(
+                self.path, f"can't be read ({error.strerror})", "correct the path"
+            ) from None
 
     def __len__(self) -> int:
-        return len(self.members)
+        return len(self.listing.members)
 
-    @cached_property
-    def members(self) -> np.ndarray:
-        """int64 `[M, 5]`, see the module."""
-        return open_array(self.directory / "members.npy")
-
-    @cached_property
-    def names(self) -> np.ndarray:
-        return open_array(self.directory / "names.npy")
-
-    @cached_property
-    def name_ends(self) -> np.ndarray:
-        return open_array(self.directory / "name_ends.npy")
-
-    @cached_property
-    def hashes(self) -> np.ndarray:
-        return open_array(self.directory / "hashes.npy")
-
-    @cached_property
-    def order(self) -> np.ndarray:
-        return open_array(self.directory / "order.npy")
+    @property
+    def listing(self) -> Listing:
+        """The index, mapped."""
+        return _open_listing(self.directory)
 
     def name(self, number: int) -> str:
         """The name of a member, without `./` before it."""
-        first = int(self.name_ends[number - 1]) if number else 0
-        return bytes(self.names[first : int(self.name_ends[number])]).decode("utf-8", "surrogateescape")
+        listing = self.listing
+        first = int(listing.name_ends[number - 1]) if number else 0
+        return bytes(listing.names[first : int(listing.name_ends[number])]).decode("utf-8", "surrogateescape")
 
     def shown(self, number: int) -> str:
         """The name of a member in messages: what isn't UTF-8 in it is replaced."""
@@ -102,9 +119,9 @@ class Archive:
 
     def find(self, name: str) -> int | None:
         """The index of the last member of this name."""
-        code = _hash(name)
-        first, last = (int(np.searchsorted(self.hashes, code, side)) for side in ("left", "right"))
-        found = [int(number) for number in self.order[first:last] if self.name(int(number)) == name]
+        code, listing = np.uint64(_hash_name(name.encode("utf-8", "surrogateescape"))), self.listing
+        first, last = (int(np.searchsorted(listing.hashes, code, side)) for side in ("left", "right"))
+        found = [int(number) for number in listing.order[first:last] if self.name(int(number)) == name]
         return max(found, default=None)
 
     def read(self, number: int) -> bytes:
@@ -113,7 +130,7 @@ class Archive:
         Raises:
             MediaError: it is a link, encrypted, too large or damaged, or the file has changed since it was indexed.
         """
-        offset, stored, size, method, checksum = map(int, self.members[number])
+        offset, stored, size, method, checksum = self.listing.members[number].tolist()
         place = f"{self.path}/{self.shown(number)}"
         if method == LINK:
             raise MediaError("archive_member", "a link, not a file", "put the file itself into the archive", place)
@@ -136,9 +153,7 @@ class Archive:
         """Bytes of the file, opened each time, since processes can't share a handle."""
         try:
             with open(self.path, "rb", buffering=0) as file:
-                if os.fstat(file.fileno()).st_size != self.size:
-                    remedy = "start again, the archive is then indexed again"
-                    raise MediaError("file_changed", "the archive has changed since it was opened", remedy, place)
+                self._check_unchanged(file.fileno(), place)
                 if self.is_zip:
                     header = os.pread(file.fileno(), LOCAL_HEADER, offset)
                     if len(header) != LOCAL_HEADER or header[:4] != b"PK\x03\x04":
@@ -148,26 +163,67 @@ class Archive:
                 return os.pread(file.fileno(), length, offset)
         except OSError as error:
             problem = f"the archive can't be read any more ({error.strerror})"
-            raise MediaError("file_gone", problem, "keep archives in place while they are used", place) from None
+            raise out_of_files(error, MediaError, place) or MediaError(
+                "file_gone", problem, "keep archives in place while they are used", place
+            ) from None
 
-    def _build(self) -> None:
-        rows, names = [], []
-        for name, row in _list_zip(self.path) if self.is_zip else list_tar(self.path):
-            names.append(posixpath.normpath(name).encode("utf-8", "surrogateescape"))
-            rows.append(row)
-        if not rows:
+    def _check_unchanged(self, descriptor: int, place: str) -> None:
+        stamp = stat_stamp(descriptor)
+        if stamp == self.stamp:
+            return
+        # With size and time as they were, perhaps only permissions, links or the inode have changed: then go on.
+        try:
+            is_same = stamp[:2] == self.stamp[:2] and _hash(self.path, *_list(self.path, self.is_zip)) == self.hash
+        except SettingError:  # it is no whole archive any more
+            is_same = False
+        if not is_same:
+            remedy = "start again, the archive is then indexed again"
+            raise MediaError("file_changed", "the archive has changed since it was opened", remedy, place)
+        self.stamp = stamp
+
+    def _build(self, cache_dir: str | os.PathLike) -> str:
+        """List the archive; returns its hash."""
+        rows, names = _list(self.path, self.is_zip)
+        if not names:
             raise _refused(self.path, "holds no files", "name an archive with files")
-        codes = np.array([_hash_bytes(name) for name in names], np.uint64)
-        order = np.argsort(codes, kind="stable")
-        arrays = {
-            "members": np.array(rows, np.int64).reshape(-1, 5),
-            "names": np.frombuffer(b"".join(names), np.uint8),
-            "name_ends": np.cumsum([len(name) for name in names], dtype=np.int64),
-            "hashes": codes[order],
-            "order": order.astype(np.int64),
-        }
-        for name, array in arrays.items():  # `order` last: it tells that the others are there
-            save(self.directory / f"{name}.npy", array)
+        found = _hash(self.path, rows, names)
+        directory = Path(_directory(cache_dir, found))
+        with locked(directory.with_suffix(".lock")):
+            if not (directory / "index.npy").exists():  # of the same content elsewhere, perhaps
+                save(directory / "index.npy", _index(rows, names))
+        return found
+
+
+def _list(path: str, is_zip: bool) -> tuple[np.ndarray, list[bytes]]:
+    """(int64 `[M, 5]`, the names) of the members."""
+    rows, names = [], []
+    for name, row in _list_zip(path) if is_zip else list_tar(path):
+        names.append(posixpath.normpath(name).encode("utf-8", "surrogateescape"))
+        rows.append(row)
+    return np.array(rows, np.int64).reshape(-1, 5), names
+
+
+def _hash(path: str, rows: np.ndarray, names: list[bytes]) -> str:
+    digest = hashlib.blake2b(quick_hash(path).encode(), digest_size=16)
+    digest.update(rows.data)
+    for name in names:
+        digest.update(len(name).to_bytes(8, "little") + name)
+    return digest.hexdigest()
+
+
+def _index(rows: np.ndarray, names: list[bytes]) -> np.ndarray:
+    """The content of an index, see the module."""
+    text = b"".join(names)
+    codes = np.array([_hash_name(name) for name in names], np.uint64)
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+    filled = np.frombuffer(text + bytes(-len(text) % 8), np.int64)
+    head = np.array([len(names), len(text)])
+    return np.concatenate([head, rows.ravel(), ends, codes[order].view(np.int64), order, filled])
+
+
+def _directory(cache_dir: str | os.PathLike, hash: str) -> str:
+    return os.path.join(os.fspath(cache_dir), f"archive-{FORMAT}-{hash}")
 
 
 def open_images(
@@ -286,9 +342,5 @@ def _refused(path: str, problem: str, remedy: str) -> SettingError:
     return SettingError("archive", problem, remedy, path)
 
 
-def _hash(name: str) -> np.uint64:
-    return np.uint64(_hash_bytes(name.encode("utf-8", "surrogateescape")))
-
-
-def _hash_bytes(name: bytes) -> int:
+def _hash_name(name: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import MediaError, SettingError
+from ..errors import MediaError, SettingError, out_of_files
 from .headers import SWAPS_SIDES, jpeg_content, plain_size, read_plain_size
 
 EMBEDDED_SCHEME = "row://"  # of names that records with images of their own give them; no file name begins so
@@ -406,6 +406,8 @@ def _alike(path: str) -> str:
 def _media_error(path: str, error: Exception, source: str | io.BytesIO = "") -> MediaError:
     if isinstance(error, MediaError):
         return MediaError(error.reason, error.problem, error.remedy, path)
+    if limit := out_of_files(error, MediaError, path):
+        return limit
     if isinstance(error, FileNotFoundError):
         remedy = "correct the name or the image folder"
         if "\\" in path:

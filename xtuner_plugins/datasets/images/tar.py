@@ -75,15 +75,15 @@ def _header(block: bytes, path: str, offset: int) -> tarfile.TarInfo | None:
 
 def _parse_pax(data: bytes, path: str, offset: int) -> dict[str, str]:
     """Records `LENGTH KEY=VALUE\\n`, LENGTH counting the whole record."""
-    found = {}
-    while data:
-        head, space, _ = data[:20].partition(b" ")
+    found, at = {}, 0
+    while at < len(data):
+        head, space, _ = data[at : at + 20].partition(b" ")
         length = _whole(head.decode("ascii", "replace"), path, offset)
-        if not space or not len(head) + 2 < length <= len(data):
+        if not space or not len(head) + 2 < length <= len(data) - at:
             raise _damaged(path, offset, "has a damaged extended header")
-        key, _, value = data[len(head) + 1 : length - 1].partition(b"=")
+        key, _, value = data[at + len(head) + 1 : at + length - 1].partition(b"=")
         found[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-        data = data[length:]
+        at += length
     return found
 
 

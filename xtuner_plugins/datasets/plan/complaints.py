@@ -16,7 +16,7 @@ from ..stores.store import DENIED, REFUSED, Store
 LINK = "-> "  # prefix of a path that was refused because of its target
 STORED = "store "  # prefix of the name of an object in the image folder's store
 # Reasons that never hold later: about the annotation file itself, or about permissions in a store
-PASSING = ("file_gone", "file_changed", DENIED, REFUSED)
+PASSING = ("file_gone", "file_changed", "open_files", DENIED, REFUSED)
 
 
 @dataclasses.dataclass(frozen=True)

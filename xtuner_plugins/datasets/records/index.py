@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..cache import content_hash, locked, open_array, save
-from ..errors import RecordError, SettingError
+from ..errors import RecordError, SettingError, out_of_files
 from ..images.media import ImageFolder
 from .record_json import COMMA_REMEDY, ends_with_comma, parse_json
 
@@ -90,7 +90,7 @@ class OffsetIndex:
             with open(self.file, "rb", buffering=0) as file:
                 data = os.pread(file.fileno(), int(self.lengths[index]), int(self.starts[index]))
         except OSError as error:
-            raise RecordError(
+            raise out_of_files(error, RecordError, self.source(index)) or RecordError(
                 "file_gone",
                 f"can't be read any more ({error.strerror})",
                 "keep annotation files in place while they are used",

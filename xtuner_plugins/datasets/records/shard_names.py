@@ -6,7 +6,6 @@ data/{000000..000099}.tar      braces: a range or {a,b,c}
 """
 
 import glob
-import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -24,10 +23,13 @@ def expand(path: str) -> list[str]:
     """The files that a pattern names, sorted within each alternative of its braces.
 
     Raises:
-        SettingError: there is none, or one that is named outright isn't there.
+        SettingError: there is none, one that is named outright isn't there, or there are more than `MOST`.
     """
     found: list[str] = []
-    for name in itertools.islice(_expand_braces(path), MOST):
+    for number, name in enumerate(_expand_braces(path)):
+        if number == MOST:
+            problem = f"its braces name more than {MOST:,} files"
+            raise SettingError("data_paths", problem, "name them in several entries, or by * in place of braces", path)
         files = sorted(glob.glob(name)) if any(char in name for char in "*?") else [name]
         if not files or not os.path.isfile(files[0]):
             raise SettingError("data_paths", f"there is no file {name}", "correct data_paths", path)

@@ -1,6 +1,7 @@
 """Files of tables, read by group: row groups of Parquet, record batches of Arrow streams (`datasets.save_to_disk`).
 
-Both are memory-mapped. Reading a group of Parquet decodes the columns that are wanted; a batch of Arrow is a view.
+Both are memory-mapped, without keeping a descriptor. Reading a group of Parquet decodes the columns that are wanted; a
+batch of Arrow is a view.
 """
 
 import contextlib
@@ -11,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..cache import quick_hash
-from ..errors import SettingError
+from ..cache import quick_hash, stat_stamp
+from ..errors import SettingError, out_of_files
 
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
@@ -28,15 +29,27 @@ def opening(path: str, kind: str) -> Iterator[None]:
         yield
     except SettingError:
         raise
-    except PermissionError as error:
+    except OSError as error:
+        if limit := out_of_files(error, SettingError, path):
+            raise limit from None
+        if not isinstance(error, PermissionError):
+            raise _not_whole(error, path, kind) from None
         raise SettingError("data_paths", f"can't be read ({error.strerror})", "give read permission", path) from None
     except Exception as error:
-        problem = f"is no whole {kind} file ({' '.join(str(error).split())[:160] or type(error).__name__})"
-        raise SettingError("data_paths", problem, "fetch it again; it seems to be cut off or damaged", path) from None
+        raise _not_whole(error, path, kind) from None
 
 
-class ParquetTable:
-    """A Parquet file.
+def _not_whole(error: Exception, path: str, kind: str) -> SettingError:
+    problem = f"is no whole {kind} file ({' '.join(str(error).split())[:160] or type(error).__name__})"
+    return SettingError("data_paths", problem, "fetch it again; it seems to be cut off or damaged", path)
+
+
+class TableChanged(Exception):
+    """A file isn't the one that was opened first."""
+
+
+class Table:
+    """A file of rows in groups.
 
     Attributes:
         path: of it.
@@ -46,25 +59,56 @@ class ParquetTable:
     """
 
     def __init__(self, path: str):
-        self.path = path
+        self.path, self.stamp = path, stat_stamp(path)
+        self.hash = quick_hash(path)
+        self.group_rows: list[int] = []
+        self.group_bytes: list[int] = []
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "file"}
+
+    def close(self) -> None:
+        """Forget what `file` holds; it is opened again where it is needed. What was read stays as it is."""
+        self.__dict__.pop("file", None)
+
+    def _map(self) -> Any:
+        """The content, as a pyarrow buffer.
+
+        Raises:
+            TableChanged: the file was replaced or edited since it was opened first.
+        """
+        import pyarrow  # heavy
+
+        with pyarrow.memory_map(self.path) as source:
+            content = source.read_buffer()
+        stamp = stat_stamp(self.path)
+        if stamp != self.stamp:
+            # With size and time as they were, perhaps only permissions, links or the inode have changed: then go on.
+            if stamp[:2] != self.stamp[:2] or quick_hash(self.path) != self.hash:
+                raise TableChanged(self.path)
+            self.stamp = stamp
+        return content
+
+
+class ParquetTable(Table):
+    """A Parquet file."""
+
+    def __init__(self, path: str):
         with opening(path, "Parquet"):
+            super().__init__(path)
             metadata = self.file.metadata
             groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
             self.group_rows = [group.num_rows for group in groups]
             # Not of single columns: pyarrow ends the process where their entries are damaged.
             self.group_bytes = [group.total_byte_size for group in groups]
-            self.hash = quick_hash(path)
             if any(rows < 0 for rows in self.group_rows) or sum(self.group_rows) != metadata.num_rows:
                 raise ValueError("its row groups contradict its number of rows")
 
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "file"}
-
     @cached_property
     def file(self) -> Any:
-        import pyarrow.parquet  # heavy
+        import pyarrow.parquet
 
-        return pyarrow.parquet.ParquetFile(self.path, memory_map=True, pre_buffer=False)
+        return pyarrow.parquet.ParquetFile(pyarrow.BufferReader(self._map()), pre_buffer=False)
 
     @property
     def schema(self) -> Any:
@@ -88,24 +132,22 @@ class ParquetTable:
             yield pyarrow.Table.from_batches([batch])
 
 
-class ArrowTable:
-    """An Arrow stream as `datasets` writes it; attributes and methods as `ParquetTable`."""
+class ArrowTable(Table):
+    """An Arrow stream as `datasets` writes it; methods as `ParquetTable`. Its groups are views, of 0 bytes."""
 
     def __init__(self, path: str):
         import pyarrow.ipc
 
-        self.path, self.group_rows, self.offsets = path, [], []
-        # of views, which need no memory of their own
-        self.group_bytes: list[int] = []
         with opening(path, "Arrow"):
-            size = os.path.getsize(path)
-            with open(path, "rb") as file:
-                file.seek(max(size - len(END_OF_STREAM), 0))
-                if file.read() != END_OF_STREAM:
-                    raise ValueError("its end mark is missing")
-            self.hash = quick_hash(path)
-            source, schema = self.file
-            while (offset := source.tell()) < size - len(END_OF_STREAM):
+            super().__init__(path)
+            content, schema = self.file
+            end = content.size - len(END_OF_STREAM)
+            if end < 0 or content[end:] != pyarrow.py_buffer(END_OF_STREAM):
+                raise ValueError("its end mark is missing")
+            self.offsets = []
+            source = pyarrow.BufferReader(content)
+            pyarrow.ipc.read_schema(source)
+            while (offset := source.tell()) < end:
                 message = pyarrow.ipc.read_message(source)
                 if message.type != "record batch":
                     raise ValueError(f"holds a {message.type}: columns encoded by dictionaries aren't read")
@@ -113,16 +155,13 @@ class ArrowTable:
                 self.offsets.append(offset)
                 self.group_bytes.append(0)
 
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "file"}
-
     @cached_property
     def file(self) -> tuple[Any, Any]:
-        """(the mapped file after its schema, the schema)."""
+        """(the mapped content, the schema)."""
         import pyarrow.ipc
 
-        source = pyarrow.memory_map(self.path)
-        return source, pyarrow.ipc.read_schema(source)
+        content = self._map()
+        return content, pyarrow.ipc.read_schema(pyarrow.BufferReader(content))
 
     @property
     def schema(self) -> Any:
@@ -137,9 +176,8 @@ class ArrowTable:
         """Columns of a group, as a pyarrow table."""
         import pyarrow.ipc
 
-        source, schema = self.file
-        source.seek(self.offsets[group])
-        batch = pyarrow.ipc.read_record_batch(pyarrow.ipc.read_message(source), schema)
+        content, schema = self.file
+        batch = pyarrow.ipc.read_record_batch(pyarrow.ipc.read_message(content.slice(self.offsets[group])), schema)
         return pyarrow.Table.from_batches([batch]).select(list(columns))
 
 

@@ -7,10 +7,12 @@ A record names an embedded image by its place, `row://ROW/COLUMN/NUMBER`, which 
 paths are those of files in the image folder. Texts and images are read apart: measuring lengths decodes no image
 column that isn't there, and reading a record no image.
 
-A process keeps decoded groups of at most `MAX_HELD` bytes. Of larger groups it reads a few rows at a time from their
-beginning, so that memory stays bounded and an image at the end costs decoding the group; opening such a file says so.
+A process keeps decoded groups of at most `MAX_HELD` bytes, of all files together. Of groups above `LARGE_GROUP` it
+reads a few rows at a time from their beginning, so that memory stays bounded and an image at the end costs decoding the
+group; opening such a file says so.
 """
 
+import bisect
 import contextlib
 import os
 import sys
@@ -22,19 +24,21 @@ from typing import Any
 import numpy as np
 
 from ..cache import text_hash
-from ..errors import DataError, MediaError, RecordError, SettingError
+from ..errors import DataError, MediaError, RecordError, SettingError, out_of_files
 from ..images.archives import ArchiveImages
 from ..images.media import Blob, ImageFolder
 from .embedded import EmbeddedImages, embedded_name
 from .rows import to_record
-from .table_files import ArrowTable, ParquetTable, opening
+from .table_files import ArrowTable, ParquetTable, Table, TableChanged, opening
 
 MEDIA = ("image", "images", "video", "videos")
 MAX_HELD = 1 << 28  # bytes of decoded groups that a process keeps
+MAX_GROUPS = 1024  # groups that it keeps, since views of Arrow files cost a few kB each, too
 LARGE_GROUP = 1 << 27  # bytes: larger groups are read a few rows at a time
-WINDOW = 1 << 24  # bytes read at a time of a large group
-PEEK = 8  # rows by which the bytes of a row are estimated
-MAX_OPEN = 16  # files that a process keeps open
+WINDOW = 1 << 25  # bytes that are kept of a large group
+MAX_WINDOWS = 4  # sets of columns of which a window is kept: texts, and each column with images
+MAX_ROWS = 64  # read at a time of a large group, since some may be much larger than the average
+MAX_OPEN = 64  # files that a process keeps mapped
 
 
 class TableRecords:
@@ -51,16 +55,18 @@ class TableRecords:
 
     def __init__(self, path: str, files: Sequence[str], kind: type[ParquetTable] | type[ArrowTable]):
         self.path = path
-        self.files = [kind(file) for file in files]
-        first = self.files[0]
-        with opening(first.path, "table"):
-            self.texts, self.media = _classify(first.schema, first.path)
+        self.files: list[Table] = []
         self._shapes = []  # of each file, what is read to know how many images its rows have
-        for file in self.files:
-            with opening(file.path, "table"):
-                found = _classify(file.schema, file.path)
-                self._shapes.append([leaf for name in self.media for leaf in _shape_leaves(file, name)])
-            _check_same((self.texts, self.media), found, file.path, first.path)
+        for name in files:
+            file = kind(name)
+            with opening(name, "table"):
+                found = _classify(file.schema, name)
+                if not self.files:
+                    self.texts, self.media = found
+                self._shapes.append([leaf for column in self.media for leaf in _shape_leaves(file, column)])
+            _check_same((self.texts, self.media), found, name, files[0])
+            file.close()
+            self.files.append(file)
         rows = [count for file in self.files for count in file.group_rows]
         self._starts = np.cumsum([0, *rows])  # first row of each group, and the end
         self._owners = [
@@ -71,11 +77,6 @@ class TableRecords:
             raise SettingError("data_paths", "holds no rows", "give it records", path)
         if self.media:
             self._warn_of(max(size for file in self.files for size in file.group_bytes))
-        for file in self.files:
-            file.__dict__.pop("file", None)  # is opened again where it is read
-
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_held"}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -145,13 +146,11 @@ class TableRecords:
     def _row(self, row: int, columns: list[str] | None = None) -> Any:
         """Columns of a row, as a pyarrow table of one row; by default all but the bytes of images."""
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        held = self.__dict__.get("_held")
-        if held is None or held.pid != os.getpid():
-            held = self._held = _Held()
-        columns = columns or [*self.texts, *self._shapes[self._owners[group][0]]]
-        with held.lock:
-            part = held.read(self.files, self._owners[group], row - int(self._starts[group]), columns)
-        if isinstance(self.files[0], ArrowTable):
+        number, own_group = self._owners[group]
+        file = self.files[number]
+        columns = columns or [*self.texts, *self._shapes[number]]
+        part = _get_held().read(file, own_group, row - int(self._starts[group]), columns)
+        if isinstance(file, ArrowTable):
             part.validate(full=True)  # views of a file that nobody has looked at
         return part
 
@@ -166,62 +165,126 @@ class TableRecords:
             )
 
 
+class _Window:
+    """The rows of a large group that were read last, at most `WINDOW` bytes of them or one batch.
+
+    pyarrow decodes a dictionary whole and keeps it while a group is read. One above `LARGE_GROUP` is let go after each
+    reading, which then fills the window ahead, since going on means decoding the dictionary again.
+    """
+
+    def __init__(self, file: ParquetTable, group: int, columns: list[str], num_rows: int):
+        self.place, self.num_rows = (file, group), num_rows
+        self.rest: Iterator | None = file.stream(group, columns, num_rows)
+        self.batches, self.ends = [], []  # what was read, and the first row after each
+        self.first = self.num_bytes = self.largest = 0
+
+    def reaches(self, row: int) -> bool:
+        """Whether a row is here or can still be read."""
+        return row >= self.first and (self.rest is not None or row < self.ends[-1])
+
+    def read(self, row: int) -> Any:
+        """A row within reach, as a table."""
+        if not self.ends or row >= self.ends[-1]:
+            self._read_up_to(row)
+        number = bisect.bisect_right(self.ends, row)
+        batch = self.batches[number]
+        return batch.slice(row - self.ends[number] + batch.num_rows, 1)
+
+    def _read_up_to(self, row: int) -> None:
+        import pyarrow
+
+        before = pyarrow.total_allocated_bytes() - self.num_bytes
+        while not self.ends or row >= self.ends[-1]:
+            self._add(next(self.rest))
+        if pyarrow.total_allocated_bytes() - before - self.num_bytes > LARGE_GROUP:
+            while len(self.batches) > 1:
+                self._drop_first()
+            while self.num_bytes + self.largest <= WINDOW and (batch := next(self.rest, None)) is not None:
+                self._add(batch)
+            self.rest = None
+            pyarrow.default_memory_pool().release_unused()
+
+    def _add(self, batch: Any) -> None:
+        self.batches.append(batch)
+        self.ends.append((self.ends or [0])[-1] + batch.num_rows)
+        self.num_bytes += batch.nbytes
+        self.largest = max(self.largest, batch.nbytes)
+        while len(self.batches) > 1 and self.num_bytes > WINDOW:
+            self._drop_first()
+
+    def _drop_first(self) -> None:
+        self.num_bytes -= self.batches.pop(0).nbytes
+        self.first = self.ends.pop(0)
+
+
 class _Held:
-    """What a process keeps of the files: open files, decoded groups, and a window of one large group."""
+    """What a process keeps of tables: mapped files, decoded groups, and windows of large groups."""
 
     def __init__(self):
         self.pid, self.lock = os.getpid(), threading.Lock()
-        self.groups: OrderedDict[tuple, tuple[Any, int]] = OrderedDict()
-        self.opened: OrderedDict[int, None] = OrderedDict()
-        # columns -> group, first row, table, the rest
-        self.row_bytes: dict[tuple, float] = {}
-        self.windows: dict[tuple, tuple[tuple[int, int], int, Any, Iterator]] = {}
+        self.groups: OrderedDict[tuple, tuple[Any, int]] = OrderedDict()  # what was decoded, and its bytes
+        self.num_bytes = 0  # of the groups
+        self.windows: OrderedDict[tuple, _Window] = OrderedDict()  # columns -> where they were read last
+        self.opened: OrderedDict[Table, None] = OrderedDict()
+        self.num_rows: dict[tuple, int] = {}  # (file, columns) -> rows read at a time of its large groups
 
-    def read(self, files: list, owner: tuple[int, int], row: int, columns: list[str]) -> Any:
-        number, group = owner
-        key = (number, group, *columns)
-        if key in self.groups:
-            self.groups.move_to_end(key)
-            return self.groups[key][0].slice(row, 1)
-        self._open(files, number)
-        file = files[number]
-        if file.group_bytes[group] > LARGE_GROUP:
-            row_bytes = self._row_bytes(file, group, key, columns)
-            if row_bytes * file.group_rows[group] > LARGE_GROUP:
-                return self._read_window(file, owner, row, columns, max(1, int(WINDOW / row_bytes)))
-        table = file.read(group, columns)
-        size = 0 if isinstance(file, ArrowTable) else table.nbytes
-        self.groups[key] = table, size
-        while len(self.groups) > 1 and sum(size for _, size in self.groups.values()) > MAX_HELD:
-            self.groups.popitem(last=False)
-        return table.slice(row, 1)
+    def read(self, file: Table, group: int, row: int, columns: list[str]) -> Any:
+        """Columns of a row of a group, as a table."""
+        key = (file, group, *columns)
+        with self.lock:
+            if key in self.groups:
+                self.groups.move_to_end(key)
+                return self.groups[key][0].slice(row, 1)
+            self._open(file)
+            if file.group_bytes[group] > LARGE_GROUP:
+                return self._read_window(file, group, row, columns)
+            table = file.read(group, columns)
+            size = 0 if isinstance(file, ArrowTable) else table.nbytes
+            if size > LARGE_GROUP:  # dictionaries in the file hid it
+                file.group_bytes[group] = size
+            else:
+                self._keep(key, table, size)
+            return table.slice(row, 1)
 
-    def _row_bytes(self, file: ParquetTable, group: int, key: tuple, columns: list[str]) -> float:
-        """Bytes of these columns in a row of a group, as the first rows have them."""
-        if key not in self.row_bytes:
-            first = next(file.stream(group, columns, PEEK))
-            self.row_bytes[key] = first.nbytes / first.num_rows
-        return self.row_bytes[key]
+    def _read_window(self, file: ParquetTable, group: int, row: int, columns: list[str]) -> Any:
+        key, rows_key = tuple(columns), (file, *columns)
+        window = self.windows.pop(key, None)
+        if window is None or window.place != (file, group) or not window.reaches(row):
+            average = file.group_bytes[group] / file.group_rows[group]
+            num_rows = min(MAX_ROWS, max(1, int(WINDOW / 4 / average)), self.num_rows.get(rows_key, MAX_ROWS))
+            window = _Window(file, group, columns, num_rows)
+        part = window.read(row)
+        if window.largest > WINDOW and window.num_rows > 1:  # some rows are much larger than the average
+            self.num_rows[rows_key] = max(1, int(window.num_rows * WINDOW / window.largest))
+        else:
+            self.windows[key] = window
+            while len(self.windows) > MAX_WINDOWS:
+                self.windows.popitem(last=False)
+        return part
 
-    def _read_window(
-        self, file: ParquetTable, owner: tuple[int, int], row: int, columns: list[str], num_rows: int
-    ) -> Any:
-        window = self.windows.pop(tuple(columns), None)
-        if window is None or window[0] != owner or window[1] > row:
-            rest = file.stream(owner[1], columns, num_rows)
-            window = owner, 0, next(rest), rest
-        _, first, table, rest = window
-        while row >= first + table.num_rows:
-            first, table = first + table.num_rows, next(rest)
-        self.windows[tuple(columns)] = owner, first, table, rest
-        return table.slice(row - first, 1)
+    def _keep(self, key: tuple, value: Any, size: int) -> None:
+        self.groups[key] = value, size
+        self.num_bytes += size
+        while len(self.groups) > 1 and (self.num_bytes > MAX_HELD or len(self.groups) > MAX_GROUPS):
+            _, (_, size) = self.groups.popitem(last=False)
+            self.num_bytes -= size
 
-    def _open(self, files: list, number: int) -> None:
-        self.opened[number] = None
-        self.opened.move_to_end(number)
+    def _open(self, file: Table) -> None:
+        self.opened[file] = None
+        self.opened.move_to_end(file)
         while len(self.opened) > MAX_OPEN:
-            oldest, _ = self.opened.popitem(last=False)
-            files[oldest].__dict__.pop("file", None)
+            self.opened.popitem(last=False)[0].close()
+
+
+_held: _Held | None = None
+
+
+def _get_held() -> _Held:
+    """What this process keeps; a forked one begins with nothing, since locks may have been held."""
+    global _held
+    if _held is None or _held.pid != os.getpid():
+        _held = _Held()
+    return _held
 
 
 @contextlib.contextmanager
@@ -231,9 +294,14 @@ def _reading(place: str, kind: Callable[..., DataError] = RecordError) -> Iterat
         yield
     except DataError:
         raise
+    except TableChanged:
+        remedy = "start again, the file is then opened anew"
+        raise kind("file_changed", "the file has changed since it was opened", remedy, place) from None
     except FileNotFoundError:
         raise kind("file_gone", "can't be read any more", "keep files in place while they are used", place) from None
     except Exception as error:
+        if limit := out_of_files(error, kind, place):
+            raise limit from None
         text = " ".join(str(error).split())[:160] or type(error).__name__
         raise kind("table_unreadable", f"can't be read ({text})", "fetch the file again", place) from None
 

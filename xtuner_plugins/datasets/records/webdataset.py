@@ -5,15 +5,16 @@
 
 A `.json` with `conversations`, `messages` or `texts` is the record; any other holds facts about the image, which
 img2dataset writes beside the `.txt`. Names of images in a record are those of the sample's members by their last part
-(`coco/000017.jpg`) or by what follows the key (`1.jpg`); with one image on both sides the name doesn't matter. A record
-without names has the sample's images in the order of their names in the shard. Other names lead to the image folder.
+(`coco/000017.jpg`) or by what follows the key (`1.jpg`), in its list or in the parts of its turns; with one image on
+both sides the name doesn't matter. A record without names has the sample's images in the order of their names in the
+shard. Other names lead to the image folder. Of members of the same name the last counts, as for tar.
 """
 
 import contextlib
 import os
 import posixpath
 from collections.abc import Sequence
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from ..cache import locked, open_array, save, text_hash
 from ..errors import MediaError, RecordError, SettingError
-from ..images.archives import Archive, ArchiveImages
+from ..images.archives import MAX_OPEN, Archive, ArchiveImages
 from ..images.media import Blob, ImageFolder
 from .embedded import EmbeddedImages, embedded_name
 from .record_json import parse_json
@@ -29,6 +30,7 @@ from .records import IMAGE
 from .rows import TURNS, to_record
 
 IMAGE_SUFFIXES = tuple("jpg jpeg png webp gif bmp tif tiff heic heif avif ppm".split())
+SAMPLES = "samples-2.npy"  # beside the index of the archive; to be renamed when it changes
 RECORDS = (*TURNS, "texts", "chosen")  # one of these keys makes a .json a record
 
 
@@ -53,46 +55,41 @@ class Shard:
 
     def __init__(self, path: str, cache_dir: str | os.PathLike):
         self.archive = Archive(path, cache_dir)
-        self.directory = Path(self.archive.directory)
-        if not (self.directory / "samples.npy").exists():
-            with locked(self.directory.with_suffix(".samples.lock")):
+        self._path = f"{self.archive.directory}/{SAMPLES}"
+        if not os.path.exists(self._path):
+            with locked(Path(f"{self.archive.directory}.samples.lock")):
                 self._group()
-        self.num_samples = len(self.ends)
+        self.num_samples = len(_open_samples(self._path)[0])
         if not self.num_samples:
             raise SettingError("data_paths", "holds no samples", "name tar shards of WebDataset", path)
 
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name not in ("ends", "samples")}
-
-    @cached_property
-    def ends(self) -> np.ndarray:
-        """int64 `[samples]`, where each sample ends in `samples`."""
-        return open_array(self.directory / "ends.npy")
-
-    @cached_property
-    def samples(self) -> np.ndarray:
-        """int64 `[members]`, the members of one sample after another."""
-        return open_array(self.directory / "samples.npy")
-
     def members(self, sample: int) -> list[Member]:
         """The members of a sample, in the order of their names."""
-        first = int(self.ends[sample - 1]) if sample else 0
+        ends, numbers = _open_samples(self._path)
+        first = int(ends[sample - 1]) if sample else 0
         found = []
-        for number in self.samples[first : int(self.ends[sample])].tolist():
+        for number in numbers[first : int(ends[sample])].tolist():
             name = self.archive.name(number)
             found.append(Member(number, name, split_name(name)[1]))
         return sorted(found, key=lambda member: _natural(member.suffix))
 
     def _group(self) -> None:
-        groups: dict[str, list[int]] = {}
+        groups: dict[str, dict[str, int]] = {}  # key -> name -> the last member of this name
         for number in range(len(self.archive)):
-            key, _ = split_name(self.archive.name(number))
+            name = self.archive.name(number)
+            key, _ = split_name(name)
             if posixpath.basename(key)[:2] != "__" and posixpath.basename(key)[:1] not in ("", "."):
-                groups.setdefault(key, []).append(number)
+                groups.setdefault(key, {})[name] = number
         ends = np.cumsum([len(group) for group in groups.values()], dtype=np.int64)
-        save(self.directory / "ends.npy", ends)
-        numbers = [number for group in groups.values() for number in group]
-        save(self.directory / "samples.npy", np.array(numbers, np.int64))  # last: it tells that both are there
+        numbers = [number for group in groups.values() for number in group.values()]
+        save(Path(self._path), np.array([len(ends), *ends, *numbers], np.int64))
+
+
+@lru_cache(MAX_OPEN)
+def _open_samples(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """(where each sample ends in the second, the members of one sample after another), int64, mapped."""
+    words = np.asarray(open_array(path))
+    return words[1 : 1 + words[0]], words[1 + words[0] :]
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -207,8 +204,12 @@ def _with_images(record: dict, images: list[Member], names: list[str], source: s
     listed = [given] if isinstance(given, str) else given
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
         return to_record(record, 0, source)  # which the check of the record complains about
+    parts = _named_parts(record)
+    is_one = len({part[name] for part, name in parts}) == len(names) == 1
+    for part, name in parts:
+        part[name] = names[0] if is_one else _name_of(part[name], images, names)
     if key is None:
-        found: list[str] = names
+        found = [] if parts else names
     elif len(listed) == len(names) == 1:
         found = names
     else:
@@ -217,6 +218,22 @@ def _with_images(record: dict, images: list[Member], names: list[str], source: s
         key = key or "image"
         record = record | {key: found[0] if isinstance(given, str) else found}
     return to_record(record, len(found), source)
+
+
+def _named_parts(record: dict) -> list[tuple[dict, str]]:
+    """The parts {"type": "image", "image": NAME} of the turns, and under which key each holds its name."""
+    found = []
+    for key in TURNS:
+        for turn in record[key] if isinstance(record.get(key), list) else []:
+            content = turn.get("content") if isinstance(turn, dict) else None
+            for part in content if isinstance(content, list) else []:
+                if not isinstance(part, dict) or part.get("type") not in ("image", "image_url"):
+                    continue
+                name = next((name for name in ("image", "image_url", "path", "url") if part.get(name) is not None), "")
+                holder, name = (part[name], "url") if isinstance(part.get(name), dict) else (part, name)
+                if isinstance(holder.get(name), str) and not holder[name].startswith("data:"):
+                    found.append((holder, name))
+    return found
 
 
 def _name_of(given: str, images: list[Member], names: list[str]) -> str:

@@ -33,7 +33,8 @@ def run(write_data, tmp_path):
         source, out = write_data(records), tmp_path / "out.jsonl"
         (tmp_path / "dataset_info.json").write_text(json.dumps({"other": {"file_name": "x.json"}, "mine": entry}))
         result = convert(source, out)
-        return result, [json.loads(line) for line in out.read_text().splitlines()]
+        assert out.exists() == (result.num_written > 0)
+        return result, [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
     return run
 

@@ -266,6 +266,15 @@ def test_a_file_that_is_replaced_meanwhile(colors, held, time):
             each.embedded(0, 0, 0)
 
 
+def test_a_file_that_is_written_over_meanwhile(colors, held):
+    records = colors("red", "tan", time=1e9)
+    assert records.parse(0)["conversations"]
+    path = Path(records.files[0].path)
+    path.write_bytes(path.read_bytes())  # the same inode; its images weren't read yet
+    with pytest.raises(MediaError, match="has changed since it was opened"):
+        records.embedded(0, 0, 0)
+
+
 def test_a_file_with_other_permissions_or_another_inode_is_the_same(colors, held):
     records = colors("red", "tan", time=1e9)
     path = Path(records.files[0].path)

@@ -71,6 +71,16 @@ class Table:
         """Forget what `file` holds; it is opened again where it is needed. What was read stays as it is."""
         self.__dict__.pop("file", None)
 
+    def check_not_edited(self) -> None:
+        """Check that what is mapped wasn't written over; of a file that was replaced the old one stays mapped.
+
+        Raises:
+            TableChanged: it was.
+        """
+        stamp = stat_stamp(self.path)
+        if stamp[-1] == self.stamp[-1] and stamp[:2] != self.stamp[:2]:  # the same inode with other content
+            raise TableChanged(self.path)
+
     def _map(self) -> Any:
         """The content, as a pyarrow buffer.
 

@@ -236,6 +236,7 @@ class _Held:
                 self.groups.move_to_end(key)
                 return self.groups[key][0].slice(row, 1)
             self._open(file)
+            file.check_not_edited()
             if file.group_bytes[group] > LARGE_GROUP:
                 return self._read_window(file, group, row, columns)
             table = file.read(group, columns)

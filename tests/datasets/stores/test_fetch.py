@@ -6,6 +6,9 @@ import pickle
 import pytest
 
 from tests.datasets.source_kinds import as_lines, make_records, talk
+from tests.datasets.store_servers import query_server
+from xtuner_plugins.datasets.audit.check import check_dataset, write_reject_list
+from xtuner_plugins.datasets.audit.chunks import Trouble
 from xtuner_plugins.datasets.errors import RecordError, SettingError
 from xtuner_plugins.datasets.records.opening import folder_of, open_records, stem_of
 from xtuner_plugins.datasets.stores import fetch as module
@@ -125,3 +128,34 @@ def test_images_beside_the_file(data_base, server, tmp_path):
     server.objects["data/a.jsonl"] = json.dumps(talk("A?", "B.", image="../a.png")).encode()
     with pytest.raises(RecordError, match="leaves the image folder"):
         MultimodalDataset(str(data_base), data, cache_dir=str(tmp_path / "cache"))[0]
+
+
+def test_files_that_differ_in_their_queries(tmp_path, data_base):
+    """Each has its own copy and its own rejected records, also after another start with another signature."""
+    from xtuner_plugins.datasets import MultimodalDataset
+
+    with query_server(lambda query: as_lines([talk("A?", query["f"][0] * 40)] * 3)) as url:
+
+        def open_both(sign, **options):
+            paths = [f"{url}/get?f={name}&X-Amz-Signature={sign}" for name in "ab"]
+            options |= {"cache_dir": str(tmp_path / "cache"), "on_bad_sample": "skip"}
+            return MultimodalDataset(str(data_base), paths, **options)
+
+        dataset = open_both("hunter2")
+        texts = [source.index.parse(0)["conversations"][1]["value"][0] for source in dataset.sources]
+        assert texts == ["a", "b"]
+        reports = check_dataset(dataset, num_workers=0)
+        reports[1].troubles.append(Trouble(2, "json", "x"))
+        assert write_reject_list(tmp_path / "bad.jsonl", reports) == 1
+        assert open_both("other", reject_list=str(tmp_path / "bad.jsonl")).rejected == [set(), {2}]
+        text = (tmp_path / "bad.jsonl").read_text()
+        assert "hunter2" not in text and "f=b" not in text
+        entry = json.loads(text)
+        del entry["key"]  # as such lists once were
+        (tmp_path / "old.jsonl").write_text(json.dumps(entry))
+        with pytest.raises(SettingError, match="old.jsonl' can't be read .*hides which file"):
+            open_both("other", reject_list=str(tmp_path / "old.jsonl"))
+        (tmp_path / "own.jsonl").write_text(json.dumps({"file": f"{url}/get?f=a", "row": 1}))
+        assert open_both("other", reject_list=str(tmp_path / "own.jsonl")).rejected == [{1}, set()]
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    assert b"hunter2" not in kept

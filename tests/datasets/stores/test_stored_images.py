@@ -12,8 +12,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.datasets.source_kinds import talk
-from tests.datasets.store_servers import BUCKET
+from tests.datasets.store_servers import BUCKET, query_server
 from xtuner_plugins.datasets import MultimodalDataset
+from xtuner_plugins.datasets.audit.check import count_folders
 from xtuner_plugins.datasets.errors import MediaError, RecordError
 from xtuner_plugins.datasets.images.archives import open_images
 from xtuner_plugins.datasets.images.folders import FolderFiles
@@ -96,6 +97,22 @@ def test_kept_images_arent_read_again(open_folder, server, mode):
     assert len([path for path in (folder.cache.directory / "contents").rglob("*") if path.is_file()]) == 1
     load_image(open_folder(cache_gib=0).resolve("a.jpg"))
     assert server.asked
+
+
+def test_prefixes_that_differ_in_their_queries(tmp_path, data_base):
+    """Neither images nor lengths nor counted names of one are those of the other."""
+    sizes = {"red": 40, "blue": 50}
+    (tmp_path / "a.jsonl").write_text(json.dumps(talk("A?", "B.", image="1.png")))
+    with query_server(lambda query: encoded(sizes[query["set"][0]], 30, "PNG")) as url:
+        folders = [f"{url}/images?set={name}" for name in sizes]
+        images = [open_images(folder, None, tmp_path / "cache", stores=StoreSettings()) for folder in folders]
+        assert [load_image(each.resolve("1.png")).size for each in images] == [(40, 30), (50, 30)]
+        both = [str(tmp_path / "a.jsonl")] * 2, folders
+        dataset = MultimodalDataset(str(data_base), *both, cache_dir=str(tmp_path / "cache"))
+        assert [dataset.lengths(number, num_workers=0).sizes.tolist() for number in (0, 1)] == [[[40, 30]], [[50, 30]]]
+        said = []
+        count_folders(dataset, warn=said.append)
+        assert len(said) == 2  # a line for each prefix, which lists no names
 
 
 def test_names_stay_below_the_prefix(open_folder, server):

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...data_names import absolute_path, real_path
+from ...data_names import absolute_path, is_url, real_path
 from ...processes import die_with_parent, num_cores
+from ..bad_samples import file_key
 from ..dataset import MultimodalDataset
 from ..errors import MediaError, RecordError
 from ..images.folders import FolderCount, FolderFiles
@@ -26,6 +27,7 @@ from ..images.media import ImageFolder
 from ..plan.lengths import FATES, SHRUNK, TRUNCATED
 from ..records.records import parse_record
 from ..stores.store import UNREACHABLE
+from ..stores.stored_images import store_of
 from .chunks import CHUNK, Chunk, Kept, Trouble
 from .facts import Facts
 from .looking import Checked
@@ -41,12 +43,14 @@ class FileReport:
     Attributes:
         troubles: complaints and warnings, in the order of records.
         line: gives the line (or row) of a record.
+        key: `bad_samples.file_key`.
         facts: what is kept of each usable record.
     """
 
     path: str
     num_records: int
     line: Callable[[int], int]
+    key: str = ""
     troubles: list[Trouble] = field(default_factory=list)
     facts: Facts = field(default_factory=Facts)
 
@@ -138,7 +142,10 @@ def check_dataset(
         SettingError: the cache can't be written.
         RecordError: a store doesn't answer.
     """
-    reports = [FileReport(source.index.path, len(source.index), source.index.line) for source in dataset.sources]
+    reports = [
+        FileReport(source.index.path, len(source.index), source.index.line, file_key(source.index))
+        for source in dataset.sources
+    ]
     for chunk in _run(dataset, num_cores() if num_workers is None else num_workers, resume, progress, fresh):
         report = reports[chunk.number]
         report.facts.add(chunk.facts)
@@ -175,7 +182,9 @@ def count_folders(
         if source.folder.folder is None:
             progress(len(source.index))
             continue
-        _, named = folders.setdefault(real_path(source.folder.folder), (source.folder, set()))
+        store = store_of(source.folder)
+        place = real_path(source.folder.folder) if store is None else store.key()
+        _, named = folders.setdefault(place, (source.folder, set()))
         with source.index.reader() as reader:
             for row in range(len(source.index)):
                 place = source.index.source(row)
@@ -229,9 +238,13 @@ def count_samples(dataset: MultimodalDataset, reports: Sequence[FileReport]) -> 
 
 
 def write_reject_list(path: str | os.PathLike, reports: Sequence[FileReport]) -> int:
-    """Write the unusable records for `reject_list`, {"file", "row", "line", "reason"} per line; returns the number."""
+    """Write the unusable records for `reject_list`, {"file", "row", "line", "reason"} per line; returns the number.
+
+    Of a URL "file" is what messages show, and "key" a hash of it (`bad_samples.file_key`).
+    """
     entries = [
         {"file": absolute_path(report.path), "row": row, "line": line, "reason": reason}
+        | ({"key": report.key} if is_url(report.path) else {})
         for report in reports
         for row, line, reason in report.rejected
     ]

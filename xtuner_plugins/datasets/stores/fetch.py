@@ -1,6 +1,6 @@
 """Annotation files in stores: fetched whole into the cache, and opened there as files are.
 
-    s3://bucket/a.jsonl  ->  CACHE/fetched/HASH-OF-URL/HASH-OF-VERSION/a.jsonl
+    s3://bucket/a.jsonl  ->  CACHE/fetched/HASH-OF-STORE-AND-URL/HASH-OF-VERSION/a.jsonl
 
 A file is fetched again where its version (size, tag, time) has changed; where a store tells neither tag nor time, at
 each start. Messages name the URL, and never the copy.
@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from ...data_names import masked
 from ..cache import bytes_hash, locked, text_hash, write_whole, writing
 from ..errors import DataError, MediaError, SettingError
+from .identity import url_key
 from .store import Store
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def fetch(store: Store, cache_dir: str | os.PathLike) -> str:
     Raises:
         SettingError: it isn't there, can't be reached or changes meanwhile, or the cache can't be written.
     """
-    folder = Path(cache_dir) / "fetched" / text_hash(*store.key())
+    folder = Path(cache_dir) / "fetched" / store.key()
     name = posixpath.basename(urlsplit(store.root).path) or "file"
     with _about_a_file(store):
         stamp = store.stamp("")
@@ -105,14 +107,18 @@ class FetchedRecords:
     Args:
         open_copy: opens the copy.
         copy: path of the copy.
-        shown: what messages call it.
+        url: of what was copied.
+
+    Attributes:
+        path: what messages call it: the URL without credentials.
+        key: hash by which reject lists know it; the URL may hold credentials.
 
     Raises:
         DataError: as `open_copy`.
     """
 
-    def __init__(self, open_copy: Callable[[str], "RecordSource"], copy: str, shown: str):
-        self.path, self.copy = shown, copy
+    def __init__(self, open_copy: Callable[[str], "RecordSource"], copy: str, url: str):
+        self.path, self.key, self.copy = masked(url), url_key(url), copy
         with self._named():
             self.inner = open_copy(copy)
 

@@ -13,7 +13,6 @@ the process have one try within a tenth of the time, until one succeeds: a run w
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import random
@@ -30,6 +29,7 @@ from ...ranges import RangeError, check_backend_args, check_store_url
 from ..cache import bytes_hash
 from ..errors import DataError, MediaError, SettingError
 from .clients import BackendClient, Client, FsspecClient
+from .identity import identity
 
 T = TypeVar("T")
 TIMEOUT = 60.0  # seconds of a read with all its tries
@@ -106,6 +106,7 @@ class Store:
         with _as_setting(setting):
             if is_url(root):
                 check_store_url(root, self.options)
+        self._key = identity(root, self.options)
         self._hidden = hidden_parts(root) if is_url(root) else []
         self.shown = masked(root) or f"backend {self.options.get('backend')!r}"
         self._clients: dict[int, Client] = {}
@@ -126,9 +127,9 @@ class Store:
         """Whether so many reads of this process were denied in a row that the credentials must be wrong."""
         return self._denied >= DENIED_IN_A_ROW
 
-    def key(self) -> tuple[str, str]:
-        """What decides which object a name means; without queries of URLs, which may be signatures of an hour."""
-        return self.shown, json.dumps(self.options, sort_keys=True, default=str)
+    def key(self) -> str:
+        """Hash of what decides which object a name means (`identity`), as it was when the store was made."""
+        return self._key
 
     def place(self, name: str) -> str:
         """How messages call an object."""

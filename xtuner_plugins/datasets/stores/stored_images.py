@@ -100,11 +100,11 @@ class StoreImages:
 
     def key(self) -> tuple:
         """What decides which image a name means, apart from the images themselves."""
-        return "store", *self.store.key(), self.windows_paths
+        return "store", self.store.key(), self.windows_paths
 
     def cache_name(self, key: str) -> str:
         """The name of an image in the cache."""
-        return "\n".join((*self.store.key(), key))
+        return f"{self.store.key()}\n{key}"
 
     def resolve(self, name: str) -> StoredImage:
         """The image `name` of a record; nothing is read yet.

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from tests.datasets.source_kinds import talk
 from tests.datasets.store_servers import BUCKET, query_server
 from xtuner_plugins.datasets import MultimodalDataset
-from xtuner_plugins.datasets.audit.check import count_folders
+from xtuner_plugins.datasets.audit.check import check_dataset, count_folders
 from xtuner_plugins.datasets.errors import MediaError, RecordError
 from xtuner_plugins.datasets.images.archives import open_images
 from xtuner_plugins.datasets.images.folders import FolderFiles
@@ -113,6 +113,46 @@ def test_prefixes_that_differ_in_their_queries(tmp_path, data_base):
         said = []
         count_folders(dataset, warn=said.append)
         assert len(said) == 2  # a line for each prefix, which lists no names
+
+
+def reasons(dataset, **options):
+    report = check_dataset(dataset, num_workers=options.pop("num_workers", 0), **options)[0]
+    return {trouble.row: trouble.reason for trouble in report.troubles}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_check_compares_versions_of_kept_images(make_dataset, server, num_workers):
+    dataset = make_dataset(image_cache_gib=1)
+    for row in range(4):
+        dataset[row]  # keeps the images, without their versions
+    server.asked.clear()
+    assert not reasons(dataset, num_workers=num_workers) and bytes_asked(server) == [None] * 4
+    server.asked.clear()
+    assert not reasons(dataset, num_workers=num_workers)
+    assert not bytes_asked(server) and len(server.asked) == 4  # their versions
+    server.objects |= {"images/1.png": None, "images/2.png": b"damaged"}
+    expected = {1: "image_missing", 2: "image_unreadable"}
+    assert reasons(dataset, num_workers=num_workers) == expected
+    assert reasons(make_dataset(image_cache_gib=1), num_workers=num_workers) == expected
+    server.asked.clear()
+    assert dataset[3]["num_tiles"] and dataset[1]["num_tiles"] and not server.asked  # training trusts them for a day
+
+
+def test_a_fresh_check_trusts_no_kept_image(make_dataset, server):
+    dataset = make_dataset(image_cache_gib=1)
+    for fresh in (False, True, True):
+        server.asked.clear()
+        assert not reasons(dataset, fresh=fresh) and bytes_asked(server) == [None] * 4
+    server.objects["images/0.png"] = encoded(50, 30, "PNG")
+    assert not reasons(dataset, fresh=True)
+    assert image_size(dataset.sources[0].folder.resolve("0.png")) == (50, 30)  # kept in place of the old one
+
+
+def test_a_check_reads_again_what_has_no_version(make_dataset, server):
+    dataset, server.mode = make_dataset(image_cache_gib=1), "no version"
+    assert not reasons(dataset)
+    server.objects["images/2.png"] = b"damaged"
+    assert reasons(dataset) == {2: "image_unreadable"}
 
 
 def test_names_stay_below_the_prefix(open_folder, server):

@@ -27,7 +27,7 @@ from ..images.media import ImageFolder
 from ..plan.lengths import FATES, SHRUNK, TRUNCATED
 from ..records.records import parse_record
 from ..stores.store import UNREACHABLE
-from ..stores.stored_images import store_of
+from ..stores.stored_images import NEVER, SAME_VERSION, store_of, trusting
 from .chunks import CHUNK, Chunk, Kept, Trouble
 from .facts import Facts
 from .looking import Checked
@@ -126,6 +126,7 @@ def check_dataset(
     """Open every record once, whatever its repeat_times, with its images.
 
     What an earlier check of the same data has opened isn't opened again, unless a file has changed (see `chunks`).
+    Images in stores are opened by every check; kept bytes are used where the store tells the version that they had.
 
     Args:
         num_workers: processes; default: one per core; 0 works in this process.
@@ -133,7 +134,7 @@ def check_dataset(
         warn: called with reason and message of each warning about a usable record.
         progress: called with the number of records done since the last call.
         resume: called first, with the number of records of an earlier check; `progress` counts only the others.
-        fresh: open every record, whatever an earlier check has kept.
+        fresh: open every record, whatever an earlier check has kept, and read every image from its store.
 
     Returns:
         A report for each annotation file, in order.
@@ -146,17 +147,19 @@ def check_dataset(
         FileReport(source.index.path, len(source.index), source.index.line, file_key(source.index))
         for source in dataset.sources
     ]
-    for chunk in _run(dataset, num_cores() if num_workers is None else num_workers, resume, progress, fresh):
-        report = reports[chunk.number]
-        report.facts.add(chunk.facts)
-        report.troubles += chunk.troubles
-        for trouble in chunk.troubles:
-            if is_complaint(trouble):
-                complain(trouble.message)
-            elif trouble.is_warning:
-                warn(trouble.reason, trouble.message)
-            elif trouble.reason in LEFT_OUT:
-                warn(trouble.reason, f"{trouble.message} (left out)")
+    folders = [getattr(source, "folder", None) for source in dataset.sources]  # questions have none
+    with trusting(folders, NEVER if fresh else SAME_VERSION):
+        for chunk in _run(dataset, num_cores() if num_workers is None else num_workers, resume, progress, fresh):
+            report = reports[chunk.number]
+            report.facts.add(chunk.facts)
+            report.troubles += chunk.troubles
+            for trouble in chunk.troubles:
+                if is_complaint(trouble):
+                    complain(trouble.message)
+                elif trouble.is_warning:
+                    warn(trouble.reason, trouble.message)
+                elif trouble.reason in LEFT_OUT:
+                    warn(trouble.reason, f"{trouble.message} (left out)")
     return reports
 
 

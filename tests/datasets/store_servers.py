@@ -105,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
         status, more, whole = 200, {}, data
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if wanted and mode != "no ranges":
+        if wanted and mode not in ("no ranges", "no length"):
             first, last = int(wanted[1]), int(wanted[2] or len(data) - 1)
             if first >= len(data):
                 return self._answer(416, b"")
@@ -114,6 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
         length = {"short": max(len(data) // 2, 1), "long": len(data) + 100}.get(mode, len(data))
         sent = data[: len(data) // 2] if mode == "truncated" else data
         more |= {"ETag": f'"{hashlib.md5(whole).hexdigest()}"'} if mode != "no version" else {}
+        if mode == "no length":
+            more["Transfer-Encoding"] = "chunked"
+            sent = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (sent, b""))
         self._answer(status, sent, length, more, ends=mode in ("truncated", "short", "long"))
 
     def _list(self) -> None:
@@ -141,7 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
         self, status: int, body: bytes, length: int | None = None, more: dict | None = None, ends=False
     ) -> None:
         self.send_response(status)
-        self.send_header("Content-Length", str(len(body) if length is None else length))
+        if "Transfer-Encoding" not in (more or {}):
+            self.send_header("Content-Length", str(len(body) if length is None else length))
         self.send_header("Accept-Ranges", "bytes")
         for name, value in (more or {}).items():
             self.send_header(name, value)

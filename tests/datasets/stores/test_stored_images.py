@@ -16,6 +16,7 @@ from tests.datasets.store_servers import BUCKET, query_server
 from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.datasets.audit.check import check_dataset, count_folders
 from xtuner_plugins.datasets.errors import MediaError, RecordError
+from xtuner_plugins.datasets.images import archives
 from xtuner_plugins.datasets.images.archives import open_images
 from xtuner_plugins.datasets.images.folders import FolderFiles
 from xtuner_plugins.datasets.images.media import image_size, load_image
@@ -188,6 +189,34 @@ def test_what_is_no_image(open_folder, server):
         assert error.value.reason == "image_unreadable"
     with pytest.raises(MediaError, match="no such object"):
         probe_video(folder.resolve("none.mp4"), 4)
+
+
+@pytest.mark.parametrize("kind", ["http", "no ranges", "no length", "s3", "backend"])
+def test_objects_beyond_the_limit_arent_read(server, credentials, tmp_path, monkeypatch, kind):
+    """The limit is that of archives; all but the bytes of backends are refused before they are in memory."""
+    data, limit = encoded(300, 400, "PNG"), 100_000
+    assert len(data) > 3 * limit > 4 * HEAD
+    server.objects |= {f"{BUCKET}/x/a.png": data, f"{BUCKET}/x/b.png": data[:limit]}
+    server.mode = kind if kind.startswith("no") else "ok"
+    root, args = {
+        "s3": (f"s3://{BUCKET}/x", {"endpoint_url": server.url}),
+        "backend": (f"{server.url}/{BUCKET}/x", {"backend": "http"}),
+    }.get(kind, (f"{server.url}/{BUCKET}/x", None))
+    monkeypatch.setattr(archives, "MAX_MEMBER", limit)
+    folder = open_images(root, None, tmp_path, stores=StoreSettings(args, cache_gib=0, timeout=30))
+    assert folder.resolve("b.png").data == data[:limit]
+    server.asked.clear()
+    with pytest.raises(MediaError, match="/a.png: more than 100,000 bytes.*; make it smaller or put it") as error:
+        load_image(folder.resolve("a.png"))
+    assert error.value.reason == "media_bytes"
+    assert len(server.asked) == 1  # no other try helps
+    if kind == "s3":
+        assert bytes_asked(server) == [f"bytes=0-{limit}"] and image_size(folder.resolve("a.png")) == (300, 400)
+    else:
+        with pytest.raises(MediaError, match="more than 100,000 bytes"):
+            image_size(folder.resolve("a.png"))
+    image = folder.resolve("b.png")
+    assert image_size(image) == (300, 400) and image.data == data[:limit]  # the head, and then the rest
 
 
 def test_names_are_compared_by_listing(server, credentials, tmp_path):

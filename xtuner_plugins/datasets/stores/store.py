@@ -5,6 +5,7 @@
 | no such object | `image_missing`, as for a file |
 | no permission, no credentials, HTTP 401 and 403 | `store_denied` |
 | another refusal, HTTP 4xx | `store_refused` |
+| an object above the limit of its reader | `media_bytes` |
 | no connection, no answer in time, HTTP 5xx, an answer that is cut off | after other tries, `store_unreachable` |
 
 A read may take `timeout` seconds with all its tries, and one try half of them. After a read in vain, further ones of
@@ -138,15 +139,20 @@ class Store:
         base, _, query = self.shown.partition("?")
         return f"{base.rstrip('/')}/{name}" + (f"?{query}" if query else "")
 
-    def read(self, name: str, first: int = 0, end: int | None = None) -> bytes:
+    def read(self, name: str, first: int = 0, end: int | None = None, most: int | None = None) -> bytes:
         """The bytes `first` to `end` of an object, as far as it has them; '' names the prefix itself.
 
         More bytes mean that the store gives whole objects only, and these are all bytes from 0 on.
 
+        Args:
+            most: bytes that the object may have (None: any number).
+
         Raises:
-            MediaError: see the module.
+            MediaError: see the module; or the object is seen to have more bytes.
         """
-        return self._try(lambda seconds: self._client(seconds).read(name, first, end, seconds), name, is_read=True)
+        return self._try(
+            lambda seconds: self._client(seconds).read(name, first, end, seconds, most), name, is_read=True
+        )
 
     def stamp(self, name: str) -> list | None:
         """Size, tag and time of an object; None where the store tells neither tag nor time.

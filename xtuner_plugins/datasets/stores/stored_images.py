@@ -37,7 +37,7 @@ class StoredImage(Blob):
         """
         if self._data is None and not self._take_kept():
             head = self._head
-            rest = self._images.store.read(self.key, len(head))
+            rest = self._read(len(head))
             self._keep(rest if head and rest.startswith(head) else head + rest)
         return self._data
 
@@ -50,12 +50,17 @@ class StoredImage(Blob):
         if self._data is not None or self._take_kept():
             return None
         if not self._head:
-            head = self._images.store.read(self.key, 0, HEAD)
+            head = self._read(0, HEAD)
             if len(head) != HEAD:  # all of it: a shorter file, or a store that gives whole objects only
                 self._keep(head)
                 return None
             self.__dict__["_head"] = head
         return self._head if self._head.startswith(HEADED) else None
+
+    def _read(self, first: int, end: int | None = None) -> bytes:
+        from ..images.archives import MAX_MEMBER  # here, since that module imports this one
+
+        return self._images.store.read(self.key, first, end, MAX_MEMBER)
 
     def _take_kept(self) -> bool:
         images = self._images

@@ -33,6 +33,7 @@ from .records.records import Medium, Record, parse_record
 from .stores.store import CACHE_GIB, TIMEOUT, StoreSettings
 from .text.conversation import Encoded, Piece, join_pieces, split_pieces, tokenize_pieces
 from .text.tokens import TextTokenizer
+from .unused import keep_marked
 
 
 @DATASETS.register_module()
@@ -190,6 +191,7 @@ class MultimodalDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         bind_worker()
+        keep_marked()
         if index == FILLER_INDEX:
             return filler_sample(self.tile_size)
         number, row = self.locate(index)

@@ -1,12 +1,16 @@
 """Annotation files in stores: fetched once per version, opened under the names of their URLs."""
 
 import json
+import os
 import pickle
+import time
+from pathlib import Path
 
 import pytest
 
 from tests.datasets.source_kinds import as_lines, make_records, talk
 from tests.datasets.store_servers import query_server
+from xtuner_plugins.datasets import unused
 from xtuner_plugins.datasets.audit.check import check_dataset, write_reject_list
 from xtuner_plugins.datasets.audit.chunks import Trouble
 from xtuner_plugins.datasets.errors import RecordError, SettingError
@@ -34,6 +38,35 @@ def test_a_file_is_fetched_again_when_it_changes(server, open_url, capsys):
     server.objects["data/a.jsonl"] = as_lines(make_records()[:3])
     assert len(open_url("a.jsonl")) == 3 and len(records) == 8
     assert pickle.loads(pickle.dumps(records)).parse(7) == make_records()[7]
+
+
+def age(path, days):
+    then = time.time() - days * 86_400
+    os.utime(path, (then, then))
+
+
+def test_a_version_in_use_stays(server, open_url, monkeypatch):
+    """One that another run has opened, or still reads, isn't removed; one that nobody has used for a week is."""
+    folders = []
+    for text in ("unused", "opened", "read"):
+        server.objects["data/a.jsonl"] = as_lines([talk("A?", text)])
+        folders.append(Path(open_url("a.jsonl").copy).parent)
+    run = open_url("a.jsonl")
+    for folder in folders:
+        age(folder, 8)
+    server.objects["data/a.jsonl"] = as_lines([talk("A?", "opened")])
+    opened = open_url("a.jsonl")
+    unused._used.discard(str(folders[0]))  # as in another process
+    monkeypatch.setattr(unused, "_marked_at", 0.0)
+    assert run.parse(0)["conversations"][1]["value"] == "read"
+    server.objects["data/a.jsonl"] = as_lines([talk("A?", "new")])
+    assert open_url("a.jsonl").parse(0)["conversations"][1]["value"] == "new"
+    assert [folder.exists() for folder in folders] == [False, True, True]
+    for records, text in ((opened, "opened"), (run, "read")):
+        assert records.parse(0)["conversations"][1]["value"] == text
+    age(folders[2], 8)
+    monkeypatch.setattr(unused, "_used", set())  # a process that inherits nothing
+    assert pickle.loads(pickle.dumps(run)).parse(0) and not unused.is_unused(folders[2], 86_400)
 
 
 @pytest.mark.parametrize("mode", ["no version", "no ranges"])

@@ -3,7 +3,7 @@
     s3://bucket/a.jsonl  ->  CACHE/fetched/HASH-OF-STORE-AND-URL/HASH-OF-VERSION/a.jsonl
 
 A file is fetched again where its version (size, tag, time) has changed; where a store tells neither tag nor time, at
-each start. Messages name the URL, and never the copy.
+each start. Messages name the URL, and never the copy. Another version goes when nobody has read it for a week.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from ...data_names import masked
 from ..cache import bytes_hash, locked, text_hash, write_whole, writing
 from ..errors import DataError, MediaError, SettingError
+from ..unused import is_unused, keep_marked, mark_used
 from .identity import url_key
 from .store import Store
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 24  # bytes read at a time
 SAY_AFTER = 10.0  # seconds between two lines about the progress
-KEPT_SECONDS = 7 * 86_400  # that earlier versions are kept, since other runs may read them
+KEPT_SECONDS = 7 * 86_400  # that a version is kept after its last use
 
 
 def fetch(store: Store, cache_dir: str | os.PathLike) -> str:
@@ -49,6 +50,7 @@ def fetch(store: Store, cache_dir: str | os.PathLike) -> str:
             target, write = folder / bytes_hash(whole) / name, lambda beside: beside.write_bytes(whole)
         else:
             target, write = folder / text_hash(str(stamp)) / name, lambda beside: _fetch(store, beside, stamp)
+        mark_used(target.parent)
         if not target.exists():
             with locked(folder.with_suffix(".lock")):
                 if not target.exists():  # another process may have fetched it meanwhile
@@ -97,7 +99,7 @@ def _say(text: str) -> None:
 
 def _remove_old(folder: Path, target: Path) -> None:
     for old in folder.iterdir():
-        if old != target.parent and time.time() - old.stat().st_mtime > KEPT_SECONDS:
+        if old != target.parent and is_unused(old, KEPT_SECONDS):
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -121,6 +123,10 @@ class FetchedRecords:
         self.path, self.key, self.copy = masked(url), url_key(url), copy
         with self._named():
             self.inner = open_copy(copy)
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        mark_used(os.path.dirname(self.copy))
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -156,6 +162,7 @@ class FetchedRecords:
         Raises:
             RecordError: it can't be read.
         """
+        keep_marked()
         with self._named():
             return self.inner.parse(row)
 
@@ -171,5 +178,6 @@ class _FetchedReader:
         self.records, self.reader = records, reader
 
     def parse(self, row: int) -> object:
+        keep_marked()
         with self.records._named():
             return self.reader.parse(row)

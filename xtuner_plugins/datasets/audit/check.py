@@ -28,6 +28,7 @@ from ..plan.lengths import FATES, SHRUNK, TRUNCATED
 from ..records.records import parse_record
 from ..stores.store import UNREACHABLE
 from ..stores.stored_images import NEVER, SAME_VERSION, store_of, trusting
+from ..unused import remove_unused
 from .chunks import CHUNK, Chunk, Kept, Trouble
 from .facts import Facts
 from .looking import Checked
@@ -160,6 +161,8 @@ def check_dataset(
                     warn(trouble.reason, trouble.message)
                 elif trouble.reason in LEFT_OUT:
                     warn(trouble.reason, f"{trouble.message} (left out)")
+    if (cache_dir := getattr(dataset, "cache_dir", None)) is not None:  # benchmarks have none
+        remove_unused(cache_dir)
     return reports
 
 

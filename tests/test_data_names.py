@@ -12,6 +12,7 @@ from xtuner_plugins.data_names import (
     real_path,
     scheme_of,
     split_archive,
+    unsigned,
 )
 
 
@@ -69,3 +70,40 @@ def test_parts_that_are_hidden():
     found = hidden_parts("https://me:hunter2@h/a?Expires=9&Signature=ab%2Bcd")
     assert found == ["Expires=9&Signature=ab%2Bcd", "Expires=9&Signature=ab+cd", "me:hunter2", "hunter2", "ab+cd"]
     assert hidden_parts("s3://bucket/photo@2x.jpg") == []
+
+
+SIGNED = {
+    "s3": "X-Amz-Algorithm=AWS4&X-Amz-Credential=AKIA%2Fx&x-amz-security-token=t&X-Amz-Signature=abc",
+    "s3, version 2": "AWSAccessKeyId=AKIA&Expires=1760000000&Signature=a%2Bc",
+    "google": "X-Goog-Algorithm=GOOG4&X-Goog-Signature=abc",
+    "google, version 2": "GoogleAccessId=me@x&Expires=17&Signature=abc",
+    "oss": "OSSAccessKeyId=LTAI&Expires=17&Signature=abc&security-token=t",
+    "oss, version 4": "x-oss-signature-version=OSS4&x-oss-credential=c&x-oss-date=d&x-oss-expires=9&x-oss-signature=s",
+    "cos": "q-sign-algorithm=sha1&q-ak=A&q-sign-time=1;2&q-key-time=1;2&q-header-list=&q-url-param-list=&q-signature=s",
+    "cloudfront": "Policy=abc&Signature=abc&Key-Pair-Id=K",
+    "azure": "sv=2024-11-04&st=1&se=2&sr=c&sp=rl&spr=https&sig=abc%3D",
+    "token": "token=abc",
+}
+
+
+@pytest.mark.parametrize("query", SIGNED.values(), ids=SIGNED)
+def test_a_url_without_its_signature(query):
+    assert unsigned(f"https://h/a.jsonl?{query}") == "https://h/a.jsonl"
+    assert unsigned(f"https://me:hunter2@h/a?set=red&{query}&n=1") == "https://me@h/a?set=red&n=1"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://h/a?set=red",
+        "https://h/a?st=1&sp=2&sv=3",
+        "https://h/a?expires=never&policy=x",
+        "https://h/a?x-oss-process=image/resize,w_64",
+        "https://me@h/a",
+        "cluster:s3://b/a",
+        "data/images",
+        "",
+    ],
+)
+def test_what_names_an_object_stays(url):
+    assert unsigned(url) == url

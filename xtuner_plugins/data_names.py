@@ -26,6 +26,16 @@ STORE_PACKAGES = {
 _URL = re.compile(r"(?:[\w.:-]+:)?([a-z][a-z0-9+.-]*)://", re.IGNORECASE)  # petrel writes `cluster:s3://`
 # What stands before the host: up to the first slash, or beyond it where a password that isn't quoted holds one.
 _USER = re.compile(r"(?<=://)(?:[^/\s@]*|[^/\s@]*:(?!\d+/)[^\s@]*)@")
+# Parameters of signed URLs: of S3, Google, OSS, COS, and those by which other servers know a reader
+_SIGNATURE = re.compile(
+    r"(?:x-amz-.*|x-goog-.*|x-oss-(?:signature.*|credential|date|expires|additional-headers)|signature|sig|token"
+    r"|(?:x-oss-|x-cos-)?security-token|(?:aws|oss)accesskeyid|googleaccessid"
+    r"|q-(?:sign-algorithm|ak|sign-time|key-time|header-list|url-param-list|signature))=.*",
+    re.IGNORECASE | re.DOTALL,
+)
+# Those that are part of a signature only beside one: of S3 and CloudFront (Signature), and of Azure (sig)
+_BESIDE_SIGNATURE = re.compile(r"(?:expires|policy|key-pair-id)=.*", re.IGNORECASE | re.DOTALL)
+_BESIDE_SIG = re.compile(r"(?:s[epvrst]|spr|srt|sip|sk(?:oid|tid|t|e|s|v))=.*", re.IGNORECASE | re.DOTALL)
 _QUERY = re.compile(r"(://[^\s?'\"<>]*)\?[^\s'\"<>]+")  # holds the signature of a signed URL
 
 
@@ -59,6 +69,18 @@ def real_path(path: str) -> str:
 def masked(text: str) -> str:
     """A text without the users, passwords and queries (signatures) of the URLs in it, for messages."""
     return _QUERY.sub(r"\1?***", _USER.sub("***@", text))
+
+
+def unsigned(url: str) -> str:
+    """A URL without password and signature, which change while it names the same object; the user's name stays."""
+    url = _USER.sub(lambda user: user[0].rstrip("@").partition(":")[0] + "@", url)
+    base, question, query = url.partition("?")
+    parts = query.split("&") if is_url(url) else [query]
+    names = {part.partition("=")[0].lower() for part in parts}
+    for pattern, needed in ((_BESIDE_SIGNATURE, "signature"), (_BESIDE_SIG, "sig"), (_SIGNATURE, None)):
+        if is_url(url) and (needed is None or needed in names):
+            parts = [part for part in parts if not pattern.fullmatch(part)]
+    return base + question + "&".join(parts) if parts else base
 
 
 def hidden_parts(url: str) -> list[str]:

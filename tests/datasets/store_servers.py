@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -105,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
         status, more, whole = 200, {}, data
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if wanted and mode != "no ranges":
+        if wanted and mode not in ("no ranges", "no length"):
             first, last = int(wanted[1]), int(wanted[2] or len(data) - 1)
             if first >= len(data):
                 return self._answer(416, b"")
@@ -114,6 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
         length = {"short": max(len(data) // 2, 1), "long": len(data) + 100}.get(mode, len(data))
         sent = data[: len(data) // 2] if mode == "truncated" else data
         more |= {"ETag": f'"{hashlib.md5(whole).hexdigest()}"'} if mode != "no version" else {}
+        if mode == "no length":
+            more["Transfer-Encoding"] = "chunked"
+            sent = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (sent, b""))
         self._answer(status, sent, length, more, ends=mode in ("truncated", "short", "long"))
 
     def _list(self) -> None:
@@ -141,7 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
         self, status: int, body: bytes, length: int | None = None, more: dict | None = None, ends=False
     ) -> None:
         self.send_response(status)
-        self.send_header("Content-Length", str(len(body) if length is None else length))
+        if "Transfer-Encoding" not in (more or {}):
+            self.send_header("Content-Length", str(len(body) if length is None else length))
         self.send_header("Accept-Ranges", "bytes")
         for name, value in (more or {}).items():
             self.send_header(name, value)
@@ -150,6 +154,36 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
         if ends:
             self.close_connection = True
+
+
+@contextlib.contextmanager
+def query_server(answer: Callable[[dict[str, list[str]]], bytes]) -> Iterator[str]:
+    """URL of a server whose objects are named by queries, and have no tags and all the same time.
+
+    Args:
+        answer: query -> object.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            data = answer(parse_qs(urlsplit(self.path).query))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Last-Modified", "Mon, 23 Nov 2026 00:00:00 GMT")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 @contextlib.contextmanager

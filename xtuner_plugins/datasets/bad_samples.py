@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 
-from ..data_names import real_path
+from ..data_names import is_url, masked, real_path
 from ..hub.constants import IGNORE_INDEX
 from .errors import DataError, SettingError
+from .stores.identity import url_key
 
 POLICIES = ("raise", "skip")
 ON_PURPOSE = ("too_long", "rejected", "empty_answer")  # left out under every policy, not counted as bad
+HIDDEN = "***"  # stands for credentials in what messages show of a URL
 FILLER = "(filler: no sample is left for this rank)"
 FILLER_INDEX = -(1 << 31)  # what a sampler yields where no sample is left for a rank; no dataset has this index
 
@@ -54,11 +56,34 @@ def read_reject_list(path: str | os.PathLike | None, sources: Sequence) -> list[
         try:
             for line in Path(path).read_text(encoding="utf-8").splitlines():
                 entry = json.loads(line)
-                rows.setdefault(real_path(entry["file"]), set()).add(int(entry["row"]))
+                rows.setdefault(_file_of(entry), set()).add(int(entry["row"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SettingError(
                 "reject_list",
                 f"reject list {os.fspath(path)!r} can't be read ({error})",
                 "write it with tools/check_data.py --reject-list",
             ) from None
-    return [frozenset(rows.get(real_path(source.index.path), ())) for source in sources]
+    return [frozenset(rows.get(file_key(source.index), ())) for source in sources]
+
+
+def file_key(index: object) -> str:
+    """By what reject lists know an annotation file: its real path, or of a URL a hash, since it may be a secret.
+
+    Args:
+        index: its records (`records.opening.RecordSource`).
+    """
+    return getattr(index, "key", None) or real_path(index.path)
+
+
+def _file_of(entry: dict) -> str:
+    """The `file_key` of a line of a reject list.
+
+    Raises:
+        ValueError: of its URL only what messages show is left.
+    """
+    file = entry["file"]
+    if "key" in entry or not is_url(file):
+        return entry.get("key") or real_path(file)
+    if HIDDEN in file and masked(file) == file:
+        raise ValueError(f"{file} hides which file it is, and there is no 'key'")
+    return url_key(file)

@@ -33,6 +33,7 @@ from .records.records import Medium, Record, parse_record
 from .stores.store import CACHE_GIB, TIMEOUT, StoreSettings
 from .text.conversation import Encoded, Piece, join_pieces, split_pieces, tokenize_pieces
 from .text.tokens import TextTokenizer
+from .unused import keep_marked, mark_used, remove_unused
 
 
 @DATASETS.register_module()
@@ -152,7 +153,7 @@ class MultimodalDataset(Dataset):
         self.max_pixels = check_whole("max_pixels", max_pixels, 1)
         self.seed = check_whole("seed", seed, 0)
         self.picks = [
-            share_array(pick_records(len(source.index), source.repeat, self.seed + number), self.cache_dir)
+            _shared(pick_records(len(source.index), source.repeat, self.seed + number), self.cache_dir)
             for number, source in enumerate(self.sources)
         ]
         self.ends = np.cumsum([len(pick) for pick in self.picks])
@@ -190,6 +191,7 @@ class MultimodalDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         bind_worker()
+        keep_marked()
         if index == FILLER_INDEX:
             return filler_sample(self.tile_size)
         number, row = self.locate(index)
@@ -413,8 +415,9 @@ class MultimodalDataset(Dataset):
         Args:
             options: `num_workers` and `progress` of `lengths`.
         """
-        self._plan = tuple(share_array(column, self.cache_dir) for column in self.sizes(**options))
+        self._plan = tuple(_shared(column, self.cache_dir) for column in self.sizes(**options))
         self._plan_folders = [self.lengths(number).directory for number in range(len(self.sources))]
+        remove_unused(self.cache_dir)  # now that all that this run uses is marked
         return self._plan
 
     def sizes(self, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -446,3 +449,11 @@ class MultimodalDataset(Dataset):
         if self.on_bad_sample == "raise" and len(broken := find_broken(self, fates)):
             raise unusable_error(self, broken)
         return np.flatnonzero(fates < DROPPED)
+
+
+def _shared(array: np.ndarray, cache_dir: str) -> np.ndarray:
+    """As `share_array`, and the file is in use."""
+    shared = share_array(array, cache_dir)
+    if getattr(shared, "path", None) is not None:
+        mark_used(shared.path)
+    return shared

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import HANGS_AFTER
 from xtuner_plugins.datasets.stores import byte_cache
-from xtuner_plugins.datasets.stores.byte_cache import PARTS, ByteCache
+from xtuner_plugins.datasets.stores.byte_cache import FOLDERS, GIB, ByteCache
 
 
 def contents(cache):
@@ -29,8 +29,9 @@ def test_equal_bytes_are_stored_once(tmp_path):
 
 
 def test_the_least_recently_used_leave(tmp_path, monkeypatch):
-    monkeypatch.setattr(byte_cache, "bytes_hash", lambda data: f"00{data[:8].hex()}")  # all in one folder
-    cache, size = ByteCache(tmp_path, PARTS * 10_000), 1000
+    monkeypatch.setattr(byte_cache, "LEAST_SHARE", 10_000)
+    monkeypatch.setattr(byte_cache, "bytes_hash", lambda data: f"00{data[:8].hex()}")  # all in one part
+    cache, size = ByteCache(tmp_path, FOLDERS * 10_000), 1000
     for number in range(10):
         cache.put(str(number), bytes([number]) * size)
         os.utime(tmp_path / "contents/00" / f"00{bytes([number] * 8).hex()}", (number, number))
@@ -40,6 +41,38 @@ def test_the_least_recently_used_leave(tmp_path, monkeypatch):
     assert held == [0, 4, 5, 6, 7, 8, 9, 10]
     cache.put("large", bytes(9000))
     assert cache.get("large") is None
+
+
+@pytest.mark.parametrize("gib, mib", [(1, 5), (8, 30), (0.25, 1), (1, 256)])
+def test_sensible_sizes_are_kept_under_small_limits(tmp_path, monkeypatch, gib, mib):
+    monkeypatch.setattr(byte_cache, "bytes_hash", lambda data: f"7f{len(data)}")
+    cache, data = ByteCache(tmp_path, int(gib * GIB)), bytes(mib << 20)
+    cache.put("large", data)
+    assert cache.get("large") == data
+
+
+def test_a_limit_holds_however_small(tmp_path, monkeypatch):
+    """It is divided into fewer parts, which other limits on the same directory find filled."""
+    monkeypatch.setattr(byte_cache, "LEAST_SHARE", 10_000)
+    draw = random.Random(1)
+    for limit, num_parts in ((5_000, 1), (10_000, 1), (80_000, 8), (10_000_000, 256), (80_000, 8)):
+        cache = ByteCache(tmp_path, limit)
+        assert cache.num_parts == num_parts
+        for number in range(400):
+            cache.put(str(number), draw.randbytes(100 + number))
+        for part in range(num_parts):
+            cache._shrink(part)
+        assert sum(path.stat().st_size for path in contents(cache)) <= limit
+
+
+def test_what_is_too_large_to_be_kept_is_said_once(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(byte_cache, "print_log", lambda text, *args: said.append(text))
+    cache = ByteCache(tmp_path, 1 << 20)
+    for name in "ab":
+        cache.put(name, bytes(1 << 20))
+        assert cache.get(name) is None
+    assert len(said) == 1 and "images above 0.875 MiB aren't kept; raise image_cache_gib" in said[0]
 
 
 def test_an_old_name_is_asked_for_again(tmp_path, monkeypatch):
@@ -80,7 +113,7 @@ def use(directory, seed, limit):
 
 @pytest.mark.parametrize("method", ["fork"])
 def test_several_processes_at_once(tmp_path, method):
-    limit = PARTS * 1500  # some folders overflow
+    limit = 256 * 1500  # overflows
     context = multiprocessing.get_context(method)
     processes = [context.Process(target=use, args=(tmp_path, seed, limit)) for seed in range(4)]
     for process in processes:

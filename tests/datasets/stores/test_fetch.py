@@ -1,11 +1,18 @@
 """Annotation files in stores: fetched once per version, opened under the names of their URLs."""
 
 import json
+import os
 import pickle
+import time
+from pathlib import Path
 
 import pytest
 
 from tests.datasets.source_kinds import as_lines, make_records, talk
+from tests.datasets.store_servers import query_server
+from xtuner_plugins.datasets import unused
+from xtuner_plugins.datasets.audit.check import check_dataset, write_reject_list
+from xtuner_plugins.datasets.audit.chunks import Trouble
 from xtuner_plugins.datasets.errors import RecordError, SettingError
 from xtuner_plugins.datasets.records.opening import folder_of, open_records, stem_of
 from xtuner_plugins.datasets.stores import fetch as module
@@ -31,6 +38,35 @@ def test_a_file_is_fetched_again_when_it_changes(server, open_url, capsys):
     server.objects["data/a.jsonl"] = as_lines(make_records()[:3])
     assert len(open_url("a.jsonl")) == 3 and len(records) == 8
     assert pickle.loads(pickle.dumps(records)).parse(7) == make_records()[7]
+
+
+def age(path, days):
+    then = time.time() - days * 86_400
+    os.utime(path, (then, then))
+
+
+def test_a_version_in_use_stays(server, open_url, monkeypatch):
+    """One that another run has opened, or still reads, isn't removed; one that nobody has used for a week is."""
+    folders = []
+    for text in ("unused", "opened", "read"):
+        server.objects["data/a.jsonl"] = as_lines([talk("A?", text)])
+        folders.append(Path(open_url("a.jsonl").copy).parent)
+    run = open_url("a.jsonl")
+    for folder in folders:
+        age(folder, 8)
+    server.objects["data/a.jsonl"] = as_lines([talk("A?", "opened")])
+    opened = open_url("a.jsonl")
+    unused._used.discard(str(folders[0]))  # as in another process
+    monkeypatch.setattr(unused, "_marked_at", 0.0)
+    assert run.parse(0)["conversations"][1]["value"] == "read"
+    server.objects["data/a.jsonl"] = as_lines([talk("A?", "new")])
+    assert open_url("a.jsonl").parse(0)["conversations"][1]["value"] == "new"
+    assert [folder.exists() for folder in folders] == [False, True, True]
+    for records, text in ((opened, "opened"), (run, "read")):
+        assert records.parse(0)["conversations"][1]["value"] == text
+    age(folders[2], 8)
+    monkeypatch.setattr(unused, "_used", set())  # a process that inherits nothing
+    assert pickle.loads(pickle.dumps(run)).parse(0) and not unused.is_unused(folders[2], 86_400)
 
 
 @pytest.mark.parametrize("mode", ["no version", "no ranges"])
@@ -125,3 +161,34 @@ def test_images_beside_the_file(data_base, server, tmp_path):
     server.objects["data/a.jsonl"] = json.dumps(talk("A?", "B.", image="../a.png")).encode()
     with pytest.raises(RecordError, match="leaves the image folder"):
         MultimodalDataset(str(data_base), data, cache_dir=str(tmp_path / "cache"))[0]
+
+
+def test_files_that_differ_in_their_queries(tmp_path, data_base):
+    """Each has its own copy and its own rejected records, also after another start with another signature."""
+    from xtuner_plugins.datasets import MultimodalDataset
+
+    with query_server(lambda query: as_lines([talk("A?", query["f"][0] * 40)] * 3)) as url:
+
+        def open_both(sign, **options):
+            paths = [f"{url}/get?f={name}&X-Amz-Signature={sign}" for name in "ab"]
+            options |= {"cache_dir": str(tmp_path / "cache"), "on_bad_sample": "skip"}
+            return MultimodalDataset(str(data_base), paths, **options)
+
+        dataset = open_both("hunter2")
+        texts = [source.index.parse(0)["conversations"][1]["value"][0] for source in dataset.sources]
+        assert texts == ["a", "b"]
+        reports = check_dataset(dataset, num_workers=0)
+        reports[1].troubles.append(Trouble(2, "json", "x"))
+        assert write_reject_list(tmp_path / "bad.jsonl", reports) == 1
+        assert open_both("other", reject_list=str(tmp_path / "bad.jsonl")).rejected == [set(), {2}]
+        text = (tmp_path / "bad.jsonl").read_text()
+        assert "hunter2" not in text and "f=b" not in text
+        entry = json.loads(text)
+        del entry["key"]  # as such lists once were
+        (tmp_path / "old.jsonl").write_text(json.dumps(entry))
+        with pytest.raises(SettingError, match="old.jsonl' can't be read .*hides which file"):
+            open_both("other", reject_list=str(tmp_path / "old.jsonl"))
+        (tmp_path / "own.jsonl").write_text(json.dumps({"file": f"{url}/get?f=a", "row": 1}))
+        assert open_both("other", reject_list=str(tmp_path / "own.jsonl")).rejected == [{1}, set()]
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    assert b"hunter2" not in kept

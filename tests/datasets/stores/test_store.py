@@ -6,6 +6,7 @@ import pickle
 import time
 from dataclasses import replace
 
+import fsspec
 import pytest
 
 from tests.conftest import HANGS_AFTER
@@ -217,3 +218,26 @@ def test_credentials_that_are_missing(server, monkeypatch, credentials):
     with pytest.raises(MediaError, match="could not be found") as error:
         Store(f"s3://{BUCKET}/a", StoreSettings({"profile": "nobody"})).read("x")
     assert error.value.reason == "store_refused"
+
+
+def test_a_key_tells_stores_apart(monkeypatch):
+    urls = ("http://h/a", "http://h/a?set=red", "http://h/a?set=blue", "http://me@h/a", "http://you@h/a", "s3://h/a")
+    keys = [Store(url).key() for url in urls] + [Store("s3://h/a", StoreSettings({"anon": True})).key()]
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
+        for value in ("http://one:9000", "http://two:9000"):
+            monkeypatch.setenv(name, value)
+            keys.append(Store("s3://h/a").key())
+            assert Store("http://h/a").key() == keys[0]
+        monkeypatch.delenv(name)
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"client_kwargs": {"endpoint_url": "http://three:9000"}})
+    keys.append(Store("s3://h/a").key())
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_key_outlives_signatures_and_credentials(monkeypatch):
+    signed = [f"https://me:{word}@h/a?n=1&X-Amz-Signature={word}&X-Amz-Date={word}" for word in ("abc", "def")]
+    assert len({Store(url).key() for url in (*signed, "https://me@h/a?n=1")}) == 1
+    before = Store("s3://h/a").key()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "other")
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"key": "k", "secret": "s"})
+    assert Store("s3://h/a").key() == before

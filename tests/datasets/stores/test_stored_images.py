@@ -12,10 +12,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.datasets.source_kinds import talk
-from tests.datasets.store_servers import BUCKET
+from tests.datasets.store_servers import BUCKET, query_server
 from xtuner_plugins.datasets import MultimodalDataset
-from xtuner_plugins.datasets.audit.check import count_folders
+from xtuner_plugins.datasets.audit.check import check_dataset, count_folders
 from xtuner_plugins.datasets.errors import MediaError, RecordError
+from xtuner_plugins.datasets.images import archives
 from xtuner_plugins.datasets.images.archives import open_images
 from xtuner_plugins.datasets.images.folders import FolderFiles
 from xtuner_plugins.datasets.images.media import image_size, load_image
@@ -99,6 +100,62 @@ def test_kept_images_arent_read_again(open_folder, server, mode):
     assert server.asked
 
 
+def test_prefixes_that_differ_in_their_queries(tmp_path, data_base):
+    """Neither images nor lengths nor counted names of one are those of the other."""
+    sizes = {"red": 40, "blue": 50}
+    (tmp_path / "a.jsonl").write_text(json.dumps(talk("A?", "B.", image="1.png")))
+    with query_server(lambda query: encoded(sizes[query["set"][0]], 30, "PNG")) as url:
+        folders = [f"{url}/images?set={name}" for name in sizes]
+        images = [open_images(folder, None, tmp_path / "cache", stores=StoreSettings()) for folder in folders]
+        assert [load_image(each.resolve("1.png")).size for each in images] == [(40, 30), (50, 30)]
+        both = [str(tmp_path / "a.jsonl")] * 2, folders
+        dataset = MultimodalDataset(str(data_base), *both, cache_dir=str(tmp_path / "cache"))
+        assert [dataset.lengths(number, num_workers=0).sizes.tolist() for number in (0, 1)] == [[[40, 30]], [[50, 30]]]
+        said = []
+        count_folders(dataset, warn=said.append)
+        assert len(said) == 2  # a line for each prefix, which lists no names
+
+
+def reasons(dataset, **options):
+    report = check_dataset(dataset, num_workers=options.pop("num_workers", 0), **options)[0]
+    return {trouble.row: trouble.reason for trouble in report.troubles}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_check_compares_versions_of_kept_images(make_dataset, server, num_workers):
+    dataset = make_dataset(image_cache_gib=1)
+    for row in range(4):
+        dataset[row]  # keeps the images, without their versions
+    server.asked.clear()
+    assert not reasons(dataset, num_workers=num_workers) and bytes_asked(server) == [None] * 4
+    server.asked.clear()
+    assert not reasons(dataset, num_workers=num_workers)
+    assert not bytes_asked(server) and len(server.asked) == 4  # their versions
+    server.objects |= {"images/1.png": None, "images/2.png": b"damaged"}
+    expected = {1: "image_missing", 2: "image_unreadable"}
+    assert reasons(dataset, num_workers=num_workers) == expected
+    assert reasons(make_dataset(image_cache_gib=1), num_workers=num_workers) == expected
+    server.asked.clear()
+    assert dataset[3]["num_tiles"] and dataset[1]["num_tiles"] and not server.asked  # training trusts them for a day
+
+
+def test_a_fresh_check_trusts_no_kept_image(make_dataset, server):
+    dataset = make_dataset(image_cache_gib=1)
+    for fresh in (False, True, True):
+        server.asked.clear()
+        assert not reasons(dataset, fresh=fresh) and bytes_asked(server) == [None] * 4
+    server.objects["images/0.png"] = encoded(50, 30, "PNG")
+    assert not reasons(dataset, fresh=True)
+    assert image_size(dataset.sources[0].folder.resolve("0.png")) == (50, 30)  # kept in place of the old one
+
+
+def test_a_check_reads_again_what_has_no_version(make_dataset, server):
+    dataset, server.mode = make_dataset(image_cache_gib=1), "no version"
+    assert not reasons(dataset)
+    server.objects["images/2.png"] = b"damaged"
+    assert reasons(dataset) == {2: "image_unreadable"}
+
+
 def test_names_stay_below_the_prefix(open_folder, server):
     server.objects |= {"images/deep/a.jpg": encoded(20, 10), "secret.jpg": encoded(20, 10)}
     folder = open_folder(windows_paths=True)
@@ -132,6 +189,34 @@ def test_what_is_no_image(open_folder, server):
         assert error.value.reason == "image_unreadable"
     with pytest.raises(MediaError, match="no such object"):
         probe_video(folder.resolve("none.mp4"), 4)
+
+
+@pytest.mark.parametrize("kind", ["http", "no ranges", "no length", "s3", "backend"])
+def test_objects_beyond_the_limit_arent_read(server, credentials, tmp_path, monkeypatch, kind):
+    """The limit is that of archives; all but the bytes of backends are refused before they are in memory."""
+    data, limit = encoded(300, 400, "PNG"), 100_000
+    assert len(data) > 3 * limit > 4 * HEAD
+    server.objects |= {f"{BUCKET}/x/a.png": data, f"{BUCKET}/x/b.png": data[:limit]}
+    server.mode = kind if kind.startswith("no") else "ok"
+    root, args = {
+        "s3": (f"s3://{BUCKET}/x", {"endpoint_url": server.url}),
+        "backend": (f"{server.url}/{BUCKET}/x", {"backend": "http"}),
+    }.get(kind, (f"{server.url}/{BUCKET}/x", None))
+    monkeypatch.setattr(archives, "MAX_MEMBER", limit)
+    folder = open_images(root, None, tmp_path, stores=StoreSettings(args, cache_gib=0, timeout=30))
+    assert folder.resolve("b.png").data == data[:limit]
+    server.asked.clear()
+    with pytest.raises(MediaError, match="/a.png: more than 100,000 bytes.*; make it smaller or put it") as error:
+        load_image(folder.resolve("a.png"))
+    assert error.value.reason == "media_bytes"
+    assert len(server.asked) == 1  # no other try helps
+    if kind == "s3":
+        assert bytes_asked(server) == [f"bytes=0-{limit}"] and image_size(folder.resolve("a.png")) == (300, 400)
+    else:
+        with pytest.raises(MediaError, match="more than 100,000 bytes"):
+            image_size(folder.resolve("a.png"))
+    image = folder.resolve("b.png")
+    assert image_size(image) == (300, 400) and image.data == data[:limit]  # the head, and then the rest
 
 
 def test_names_are_compared_by_listing(server, credentials, tmp_path):

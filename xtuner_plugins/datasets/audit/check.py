@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...data_names import absolute_path, real_path
+from ...data_names import absolute_path, is_url, real_path
 from ...processes import die_with_parent, num_cores
+from ..bad_samples import file_key
 from ..dataset import MultimodalDataset
 from ..errors import MediaError, RecordError
 from ..images.folders import FolderCount, FolderFiles
@@ -26,6 +27,8 @@ from ..images.media import ImageFolder
 from ..plan.lengths import FATES, SHRUNK, TRUNCATED
 from ..records.records import parse_record
 from ..stores.store import UNREACHABLE
+from ..stores.stored_images import NEVER, SAME_VERSION, store_of, trusting
+from ..unused import remove_unused
 from .chunks import CHUNK, Chunk, Kept, Trouble
 from .facts import Facts
 from .looking import Checked
@@ -41,12 +44,14 @@ class FileReport:
     Attributes:
         troubles: complaints and warnings, in the order of records.
         line: gives the line (or row) of a record.
+        key: `bad_samples.file_key`.
         facts: what is kept of each usable record.
     """
 
     path: str
     num_records: int
     line: Callable[[int], int]
+    key: str = ""
     troubles: list[Trouble] = field(default_factory=list)
     facts: Facts = field(default_factory=Facts)
 
@@ -122,6 +127,7 @@ def check_dataset(
     """Open every record once, whatever its repeat_times, with its images.
 
     What an earlier check of the same data has opened isn't opened again, unless a file has changed (see `chunks`).
+    Images in stores are opened by every check; kept bytes are used where the store tells the version that they had.
 
     Args:
         num_workers: processes; default: one per core; 0 works in this process.
@@ -129,7 +135,7 @@ def check_dataset(
         warn: called with reason and message of each warning about a usable record.
         progress: called with the number of records done since the last call.
         resume: called first, with the number of records of an earlier check; `progress` counts only the others.
-        fresh: open every record, whatever an earlier check has kept.
+        fresh: open every record, whatever an earlier check has kept, and read every image from its store.
 
     Returns:
         A report for each annotation file, in order.
@@ -138,18 +144,25 @@ def check_dataset(
         SettingError: the cache can't be written.
         RecordError: a store doesn't answer.
     """
-    reports = [FileReport(source.index.path, len(source.index), source.index.line) for source in dataset.sources]
-    for chunk in _run(dataset, num_cores() if num_workers is None else num_workers, resume, progress, fresh):
-        report = reports[chunk.number]
-        report.facts.add(chunk.facts)
-        report.troubles += chunk.troubles
-        for trouble in chunk.troubles:
-            if is_complaint(trouble):
-                complain(trouble.message)
-            elif trouble.is_warning:
-                warn(trouble.reason, trouble.message)
-            elif trouble.reason in LEFT_OUT:
-                warn(trouble.reason, f"{trouble.message} (left out)")
+    reports = [
+        FileReport(source.index.path, len(source.index), source.index.line, file_key(source.index))
+        for source in dataset.sources
+    ]
+    folders = [getattr(source, "folder", None) for source in dataset.sources]  # questions have none
+    with trusting(folders, NEVER if fresh else SAME_VERSION):
+        for chunk in _run(dataset, num_cores() if num_workers is None else num_workers, resume, progress, fresh):
+            report = reports[chunk.number]
+            report.facts.add(chunk.facts)
+            report.troubles += chunk.troubles
+            for trouble in chunk.troubles:
+                if is_complaint(trouble):
+                    complain(trouble.message)
+                elif trouble.is_warning:
+                    warn(trouble.reason, trouble.message)
+                elif trouble.reason in LEFT_OUT:
+                    warn(trouble.reason, f"{trouble.message} (left out)")
+    if (cache_dir := getattr(dataset, "cache_dir", None)) is not None:  # benchmarks have none
+        remove_unused(cache_dir)
     return reports
 
 
@@ -175,7 +188,9 @@ def count_folders(
         if not _is_named(source.folder):
             progress(len(source.index))
             continue
-        _, named = folders.setdefault(real_path(source.folder.folder), (source.folder, set()))
+        store = store_of(source.folder)
+        place = real_path(source.folder.folder) if store is None else store.key()
+        _, named = folders.setdefault(place, (source.folder, set()))
         with source.index.reader() as reader:
             for row in range(len(source.index)):
                 place = source.index.source(row)
@@ -235,9 +250,13 @@ def count_samples(dataset: MultimodalDataset, reports: Sequence[FileReport]) -> 
 
 
 def write_reject_list(path: str | os.PathLike, reports: Sequence[FileReport]) -> int:
-    """Write the unusable records for `reject_list`, {"file", "row", "line", "reason"} per line; returns the number."""
+    """Write the unusable records for `reject_list`, {"file", "row", "line", "reason"} per line; returns the number.
+
+    Of a URL "file" is what messages show, and "key" a hash of it (`bad_samples.file_key`).
+    """
     entries = [
         {"file": absolute_path(report.path), "row": row, "line": line, "reason": reason}
+        | ({"key": report.key} if is_url(report.path) else {})
         for report in reports
         for row, line, reason in report.rejected
     ]

@@ -26,6 +26,7 @@ from ..records.records import Record
 from ..stores.store import UNREACHABLE
 from ..stores.stored_images import store_of
 from ..text.tokens import no_garbage_collection
+from ..unused import mark_used
 from .facts import TABLES, gather
 from .looking import AskedFiles, Checked, PlainFiles, Seen, UncutMedia, see
 from .looks import KnownImages, Stamp
@@ -171,6 +172,8 @@ class Kept:
 
     def __init__(self, folder: Path | None):
         self.folder = folder
+        if folder is not None:
+            mark_used(folder)
 
     @classmethod
     def of(cls, dataset: Checked, number: int) -> "Kept":

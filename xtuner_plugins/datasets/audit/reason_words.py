@@ -28,6 +28,7 @@ REASONS = {  # reason: Chinese title, Chinese remedy
     "image_unreadable": ("图像损坏", "重新获取图像，或删去该条"),
     "json": ("不是有效的 JSON", "每行一个 JSON 对象，或每个文件一个 JSON 数组"),
     "json_duplicate_key": ("同一字段出现两次", "只保留一个"),
+    "media_bytes": ("文件过大", "缩小文件，或放进本地文件夹"),
     "media_key": ("图像或视频字段有误", "写成文件名或文件名的列表"),
     "media_name": ("图像或视频的名字有误", "写成文件名"),
     "media_role": ("图像不在用户轮次中", "把 <image> 放进用户的轮次"),

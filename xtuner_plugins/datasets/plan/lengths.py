@@ -20,7 +20,6 @@ import json
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from ..cache import locked, open_array, save, text_hash, writing
 from ..images.tiling import DynamicTiling
 from ..stores.store import Store
 from ..text.tokens import single_threaded_tokenizer
+from ..unused import is_unused, mark_used
 from .budget import FRAME, TileBudget, first_limit
 from .complaints import Complaint, parse_complaints, write_complaints
 from .measure import Measure
@@ -41,7 +41,6 @@ from .measure import Measure
 BLOCK = 1 << 20  # records whose tiles are counted at a time
 CHUNK = 2000  # records that a worker measures at a time, and a crash can lose
 STORE_THREADS = 16  # that ask a store for versions
-KEPT_SECONDS = 86_400  # that replaced arrays are kept, since other runs may read them
 PER_ROW = ("text_tokens", "supervised", "num_turns", "prefix")
 ARRAYS = (*PER_ROW, "reasons", "media_ends", "sizes")
 
@@ -75,9 +74,11 @@ class LengthIndex:
     @classmethod
     def open(cls, directory: Path) -> "LengthIndex | None":
         """The arrays that `meta.json` names; None without that file."""
+        mark_used(directory)
         for _ in range(3):  # another process may replace them meanwhile
             with contextlib.suppress(FileNotFoundError):
                 meta = json.loads((directory / "meta.json").read_text())
+                mark_used(directory / meta["arrays"])
                 arrays = [open_array(directory / meta["arrays"] / f"{name}.npy") for name in ARRAYS]
                 return cls(directory / meta["arrays"], *arrays, meta["reasons"])
         return None
@@ -346,5 +347,5 @@ def _save(directory: Path, arrays: dict[str, np.ndarray], complaints: list[Compl
     save(folder / "complaints.jsonl", write_complaints(sorted(complaints, key=lambda item: item.row)))
     save(directory / "meta.json", json.dumps({"arrays": folder.name, "reasons": reason_names}))
     for old in directory.glob("arrays-*"):
-        if old != folder and time.time() - old.stat().st_mtime > KEPT_SECONDS:
+        if old != folder and is_unused(old):  # workers of a run that holds them may still be started
             shutil.rmtree(old, ignore_errors=True)

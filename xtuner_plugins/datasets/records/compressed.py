@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from ..cache import content_hash, locked, write_whole, writing
 from ..errors import SettingError
+from ..unused import mark_used
 from .index import HEAD, first_byte_of
 
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -38,6 +39,7 @@ def unpack(path: str, cache_dir: str | os.PathLike) -> str:
         SettingError: the file is damaged, cut off or no annotation file, or the cache can't be written.
     """
     target = Path(cache_dir) / "unpacked" / content_hash(path, cache_dir)
+    mark_used(target)
     if not target.exists():
         with locked(target.with_suffix(".lock")):
             if not target.exists():  # another process may have unpacked it meanwhile

@@ -13,6 +13,7 @@ import numpy as np
 from ..cache import content_hash, locked, open_array, save
 from ..errors import RecordError, SettingError, out_of_files
 from ..images.media import ImageFolder
+from ..unused import mark_used
 from .record_json import COMMA_REMEDY, ends_with_comma, parse_json
 
 BLOCK = 1 << 24  # bytes scanned at a time
@@ -169,6 +170,7 @@ def open_index(path: str | os.PathLike, cache_dir: str | os.PathLike, *, unpacke
     if not os.path.isfile(file) or os.path.getsize(file) < CACHED_FROM:
         return replace(scan(file), path=path, unpacked=unpacked)
     directory = Path(cache_dir) / f"offsets-{content_hash(file, cache_dir)}"
+    mark_used(directory)
     files = [directory / f"{name}.npy" for name in ("starts", "lengths", "lines")]
     if not all(kept.exists() for kept in files):
         with locked(directory.with_suffix(".lock")):

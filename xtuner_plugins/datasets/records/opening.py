@@ -145,7 +145,7 @@ def _open_url(url: str, cache_dir: str | os.PathLike, stores: StoreSettings | No
     if any(char in url.partition("?")[0] for char in WILDCARDS):
         raise SettingError("data_paths", "patterns of URLs aren't looked up", "name the files one by one", masked(url))
     store = Store(url, stores, "data_paths")
-    return FetchedRecords(lambda copy: open_records(copy, cache_dir), fetch(store, cache_dir), store.shown)
+    return FetchedRecords(lambda copy: open_records(copy, cache_dir), fetch(store, cache_dir), url)
 
 
 def _begins_with(path: str, magic: bytes) -> bool:

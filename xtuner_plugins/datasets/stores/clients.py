@@ -27,8 +27,15 @@ class Client(Protocol):
 
     in_parts: bool  # whether a part of an object can be read
 
-    def read(self, name: str, first: int, end: int | None, seconds: float) -> bytes:
-        """The bytes `first` to `end` of an object (None: to its end), or all of them where parts can't be read."""
+    def read(self, name: str, first: int, end: int | None, seconds: float, most: int | None = None) -> bytes:
+        """The bytes `first` to `end` of an object (None: to its end), or all of them where parts can't be read.
+
+        Args:
+            most: bytes that the object may have (None: any number).
+
+        Raises:
+            MediaError: it is seen to have more.
+        """
 
     def version(self, name: str, seconds: float) -> list | None:
         """What changes with an object: size, tag and time, as far as they are known; None: neither is."""
@@ -38,6 +45,12 @@ class Client(Protocol):
 
     def look(self, seconds: float) -> None:
         """Raise an error of the library where there is nothing below the prefix."""
+
+
+def too_large(most: int) -> MediaError:
+    """The error about an object of more than `most` bytes."""
+    remedy = "make it smaller or put it into a folder"
+    return MediaError("media_bytes", f"more than {most:,} bytes, the most that are read of an object", remedy)
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
@@ -103,9 +116,38 @@ class FsspecClient:
 
         return sync(self.fs.loop, getattr(self.fs, f"_{method}"), *args, timeout=seconds, **kwargs)
 
-    def read(self, name: str, first: int, end: int | None, seconds: float) -> bytes:
-        part = {} if first == 0 and end is None else {"start": first, "end": end}
-        return self._call("cat_file", self._path(name), seconds=seconds, **part)
+    def read(self, name: str, first: int, end: int | None, seconds: float, most: int | None = None) -> bytes:
+        if self.is_http and most is not None:
+            from fsspec.asyn import sync
+
+            return sync(self.fs.loop, self._get, self._path(name), first, end, most, timeout=seconds)
+        limit = most + 1 if end is None and most is not None else end  # a byte more shows that there are more
+        part = {} if first == 0 and limit is None else {"start": first, "end": limit}
+        data = self._call("cat_file", self._path(name), seconds=seconds, **part)
+        if most is not None and first + len(data) > most:
+            raise too_large(most)
+        return data
+
+    async def _get(self, url: str, first: int, end: int | None, most: int) -> bytes:
+        """As `read`, of HTTP: fsspec's own `cat_file` takes into memory whatever a server sends."""
+        options = dict(self.fs.kwargs)
+        headers = dict(options.pop("headers", {}))
+        if first or end is not None:
+            headers["Range"] = f"bytes={first}-{'' if end is None else end - 1}"
+        session = await self.fs.set_session()
+        async with session.get(self.fs.encode_url(url), headers=headers, **options) as answer:
+            self.fs._raise_not_found_for_status(answer, url)
+            parts, read = [], first if answer.status == 206 else 0
+            of_range = answer.headers.get("Content-Range", "").rpartition("/")[2]
+            whole = int(of_range) if of_range.isdecimal() else read + (answer.content_length or 0)
+            if whole > most:
+                raise too_large(most)
+            async for part in answer.content.iter_any():
+                parts.append(part)
+                read += len(part)
+                if read > most:
+                    raise too_large(most)
+            return b"".join(parts)
 
     def version(self, name: str, seconds: float) -> list | None:
         self.fs.invalidate_cache()
@@ -166,7 +208,7 @@ class BackendClient:
     def _path(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}" if self.root and name else name or self.root
 
-    def read(self, name: str, first: int, end: int | None, seconds: float) -> bytes:
+    def read(self, name: str, first: int, end: int | None, seconds: float, most: int | None = None) -> bytes:
         path = self._path(name)
         if self.is_local and self.root and name:
             inside = os.path.join(os.path.realpath(self.root), "")
@@ -176,6 +218,8 @@ class BackendClient:
         data = within(seconds, lambda: self.backend.get(path))
         if data is None:  # so say petrel and LMDB
             raise FileNotFoundError(path)
+        if most is not None and len(data) > most:
+            raise too_large(most)
         return bytes(data)
 
     def version(self, name: str, seconds: float) -> None:

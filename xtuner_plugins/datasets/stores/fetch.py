@@ -1,9 +1,9 @@
 """Annotation files in stores: fetched whole into the cache, and opened there as files are.
 
-    s3://bucket/a.jsonl  ->  CACHE/fetched/HASH-OF-URL/HASH-OF-VERSION/a.jsonl
+    s3://bucket/a.jsonl  ->  CACHE/fetched/HASH-OF-STORE-AND-URL/HASH-OF-VERSION/a.jsonl
 
 A file is fetched again where its version (size, tag, time) has changed; where a store tells neither tag nor time, at
-each start. Messages name the URL, and never the copy.
+each start. Messages name the URL, and never the copy. Another version goes when nobody has read it for a week.
 """
 
 import contextlib
@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from ...data_names import masked
 from ..cache import bytes_hash, locked, text_hash, write_whole, writing
 from ..errors import DataError, MediaError, SettingError
+from ..unused import is_unused, keep_marked, mark_used
+from .identity import url_key
 from .store import Store
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 24  # bytes read at a time
 SAY_AFTER = 10.0  # seconds between two lines about the progress
-KEPT_SECONDS = 7 * 86_400  # that earlier versions are kept, since other runs may read them
+KEPT_SECONDS = 7 * 86_400  # that a version is kept after its last use
 
 
 def fetch(store: Store, cache_dir: str | os.PathLike) -> str:
@@ -37,7 +40,7 @@ def fetch(store: Store, cache_dir: str | os.PathLike) -> str:
     Raises:
         SettingError: it isn't there, can't be reached or changes meanwhile, or the cache can't be written.
     """
-    folder = Path(cache_dir) / "fetched" / text_hash(*store.key())
+    folder = Path(cache_dir) / "fetched" / store.key()
     name = posixpath.basename(urlsplit(store.root).path) or "file"
     with _about_a_file(store):
         stamp = store.stamp("")
@@ -47,6 +50,7 @@ def fetch(store: Store, cache_dir: str | os.PathLike) -> str:
             target, write = folder / bytes_hash(whole) / name, lambda beside: beside.write_bytes(whole)
         else:
             target, write = folder / text_hash(str(stamp)) / name, lambda beside: _fetch(store, beside, stamp)
+        mark_used(target.parent)
         if not target.exists():
             with locked(folder.with_suffix(".lock")):
                 if not target.exists():  # another process may have fetched it meanwhile
@@ -95,7 +99,7 @@ def _say(text: str) -> None:
 
 def _remove_old(folder: Path, target: Path) -> None:
     for old in folder.iterdir():
-        if old != target.parent and time.time() - old.stat().st_mtime > KEPT_SECONDS:
+        if old != target.parent and is_unused(old, KEPT_SECONDS):
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -105,16 +109,24 @@ class FetchedRecords:
     Args:
         open_copy: opens the copy.
         copy: path of the copy.
-        shown: what messages call it.
+        url: of what was copied.
+
+    Attributes:
+        path: what messages call it: the URL without credentials.
+        key: hash by which reject lists know it; the URL may hold credentials.
 
     Raises:
         DataError: as `open_copy`.
     """
 
-    def __init__(self, open_copy: Callable[[str], "RecordSource"], copy: str, shown: str):
-        self.path, self.copy = shown, copy
+    def __init__(self, open_copy: Callable[[str], "RecordSource"], copy: str, url: str):
+        self.path, self.key, self.copy = masked(url), url_key(url), copy
         with self._named():
             self.inner = open_copy(copy)
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        mark_used(os.path.dirname(self.copy))
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -150,6 +162,7 @@ class FetchedRecords:
         Raises:
             RecordError: it can't be read.
         """
+        keep_marked()
         with self._named():
             return self.inner.parse(row)
 
@@ -165,5 +178,6 @@ class _FetchedReader:
         self.records, self.reader = records, reader
 
     def parse(self, row: int) -> object:
+        keep_marked()
         with self.records._named():
             return self.reader.parse(row)

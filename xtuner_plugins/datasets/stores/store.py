@@ -5,6 +5,7 @@
 | no such object | `image_missing`, as for a file |
 | no permission, no credentials, HTTP 401 and 403 | `store_denied` |
 | another refusal, HTTP 4xx | `store_refused` |
+| an object above the limit of its reader | `media_bytes` |
 | no connection, no answer in time, HTTP 5xx, an answer that is cut off | after other tries, `store_unreachable` |
 
 A read may take `timeout` seconds with all its tries, and one try half of them. After a read in vain, further ones of
@@ -13,7 +14,6 @@ the process have one try within a tenth of the time, until one succeeds: a run w
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import random
@@ -30,6 +30,7 @@ from ...ranges import RangeError, check_backend_args, check_store_url
 from ..cache import bytes_hash
 from ..errors import DataError, MediaError, SettingError
 from .clients import BackendClient, Client, FsspecClient
+from .identity import identity
 
 T = TypeVar("T")
 TIMEOUT = 60.0  # seconds of a read with all its tries
@@ -106,6 +107,7 @@ class Store:
         with _as_setting(setting):
             if is_url(root):
                 check_store_url(root, self.options)
+        self._key = identity(root, self.options)
         self._hidden = hidden_parts(root) if is_url(root) else []
         self.shown = masked(root) or f"backend {self.options.get('backend')!r}"
         self._clients: dict[int, Client] = {}
@@ -126,9 +128,9 @@ class Store:
         """Whether so many reads of this process were denied in a row that the credentials must be wrong."""
         return self._denied >= DENIED_IN_A_ROW
 
-    def key(self) -> tuple[str, str]:
-        """What decides which object a name means; without queries of URLs, which may be signatures of an hour."""
-        return self.shown, json.dumps(self.options, sort_keys=True, default=str)
+    def key(self) -> str:
+        """Hash of what decides which object a name means (`identity`), as it was when the store was made."""
+        return self._key
 
     def place(self, name: str) -> str:
         """How messages call an object."""
@@ -137,15 +139,20 @@ class Store:
         base, _, query = self.shown.partition("?")
         return f"{base.rstrip('/')}/{name}" + (f"?{query}" if query else "")
 
-    def read(self, name: str, first: int = 0, end: int | None = None) -> bytes:
+    def read(self, name: str, first: int = 0, end: int | None = None, most: int | None = None) -> bytes:
         """The bytes `first` to `end` of an object, as far as it has them; '' names the prefix itself.
 
         More bytes mean that the store gives whole objects only, and these are all bytes from 0 on.
 
+        Args:
+            most: bytes that the object may have (None: any number).
+
         Raises:
-            MediaError: see the module.
+            MediaError: see the module; or the object is seen to have more bytes.
         """
-        return self._try(lambda seconds: self._client(seconds).read(name, first, end, seconds), name, is_read=True)
+        return self._try(
+            lambda seconds: self._client(seconds).read(name, first, end, seconds, most), name, is_read=True
+        )
 
     def stamp(self, name: str) -> list | None:
         """Size, tag and time of an object; None where the store tells neither tag nor time.

@@ -1,13 +1,17 @@
 """Images in a store by their names in records, as `ImageFolder` has them for a folder."""
 
+import contextlib
 import os
 import posixpath
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..images.media import Blob, check_name, with_slashes
 from .byte_cache import GIB, ByteCache
 from .store import Store, StoreSettings
 
+# When kept bytes take the place of the store's: for a day; while the store tells the version that they had; never
+FOR_A_DAY, SAME_VERSION, NEVER = "for a day", "same version", "never"
 HEAD = 1 << 16  # bytes that are read to know an image's size
 HEADED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # formats that say all of it before the pixels: JPEG and PNG
 
@@ -21,7 +25,8 @@ class StoredImage(Blob):
     """
 
     def __init__(self, images: "StoreImages", key: str):
-        self.__dict__.update(name=images.store.place(key), key=key, _images=images, _head=b"", _data=None)
+        self.__dict__.update(name=images.store.place(key), key=key, _images=images)
+        self.__dict__.update(_head=b"", _data=None, _version=None)
 
     @property
     def data(self) -> bytes:
@@ -32,7 +37,7 @@ class StoredImage(Blob):
         """
         if self._data is None and not self._take_kept():
             head = self._head
-            rest = self._images.store.read(self.key, len(head))
+            rest = self._read(len(head))
             self._keep(rest if head and rest.startswith(head) else head + rest)
         return self._data
 
@@ -45,22 +50,37 @@ class StoredImage(Blob):
         if self._data is not None or self._take_kept():
             return None
         if not self._head:
-            head = self._images.store.read(self.key, 0, HEAD)
+            head = self._read(0, HEAD)
             if len(head) != HEAD:  # all of it: a shorter file, or a store that gives whole objects only
                 self._keep(head)
                 return None
             self.__dict__["_head"] = head
         return self._head if self._head.startswith(HEADED) else None
 
+    def _read(self, first: int, end: int | None = None) -> bytes:
+        from ..images.archives import MAX_MEMBER  # here, since that module imports this one
+
+        return self._images.store.read(self.key, first, end, MAX_MEMBER)
+
     def _take_kept(self) -> bool:
-        cache = self._images.cache
-        self.__dict__["_data"] = None if cache is None else cache.get(self._images.cache_name(self.key))
+        images = self._images
+        if images.cache is None or images.trust == NEVER:
+            return False
+        if images.trust == SAME_VERSION:
+            if self._version is None:
+                self.__dict__["_version"] = images.store.stamp(self.key)
+            if self._version is None:  # the store tells none
+                return False
+        self.__dict__["_data"] = images.cache.get(images.cache_name(self.key, self._version))
         return self._data is not None
 
     def _keep(self, data: bytes) -> None:
         self.__dict__.update(_data=data, _head=b"")
-        if self._images.cache is not None:
-            self._images.cache.put(self._images.cache_name(self.key), data)
+        images = self._images
+        if images.cache is not None:
+            images.cache.put(images.cache_name(self.key), data)
+            if self._version is not None:  # from before the bytes were read
+                images.cache.put(images.cache_name(self.key, self._version), data)
 
 
 class StoreImages:
@@ -75,6 +95,7 @@ class StoreImages:
 
     Attributes:
         is_named: whether an entry of `image_folders` names it; else it is where the annotation file lies.
+        trust: when kept bytes are used, `FOR_A_DAY` unless `trusting` changes it.
 
     Raises:
         SettingError: as `Store` and `Store.look`.
@@ -92,7 +113,7 @@ class StoreImages:
         look: bool = True,
     ):
         settings = settings or StoreSettings()
-        self.store = Store(root, settings)
+        self.store, self.trust = Store(root, settings), FOR_A_DAY
         self.folder, self.windows_paths = self.store.shown, windows_paths
         limit = int(settings.cache_gib * GIB)
         self.cache = ByteCache(Path(cache_dir) / "images", limit) if limit else None
@@ -105,11 +126,11 @@ class StoreImages:
 
     def key(self) -> tuple:
         """What decides which image a name means, apart from the images themselves."""
-        return "store", *self.store.key(), self.windows_paths
+        return "store", self.store.key(), self.windows_paths
 
-    def cache_name(self, key: str) -> str:
-        """The name of an image in the cache."""
-        return "\n".join((*self.store.key(), key))
+    def cache_name(self, key: str, version: list | None = None) -> str:
+        """The name of an image in the cache, or of one of its versions."""
+        return "\0".join((self.store.key(), key, *map(str, version or ())))  # names hold no \0
 
     def resolve(self, name: str) -> StoredImage:
         """The image `name` of a record; nothing is read yet.
@@ -132,4 +153,21 @@ class StoreImages:
 
 def store_of(folder: object) -> Store | None:
     """The store behind an image folder; None for files and archives. `folder` may stand behind images in records."""
-    return getattr(getattr(folder, "inner", folder), "store", None)
+    return getattr(_behind(folder), "store", None)
+
+
+@contextlib.contextmanager
+def trusting(folders: Iterable[object], trust: str) -> Iterator[None]:
+    """Meanwhile the image folders in stores use kept bytes under another condition (`StoreImages.trust`)."""
+    stored = [_behind(folder) for folder in folders if store_of(folder) is not None]
+    try:
+        for images in stored:
+            images.trust = trust
+        yield
+    finally:
+        for images in stored:
+            images.trust = FOR_A_DAY
+
+
+def _behind(folder: object) -> object:
+    return getattr(folder, "inner", folder)

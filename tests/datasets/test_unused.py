@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import tarfile
 import time
 
 import numpy as np
@@ -37,9 +38,12 @@ def use(data_base, tmp_path, monkeypatch):
     cache, records = tmp_path / "cache", as_lines([talk("A?", "B.")] * 3)
     (tmp_path / "a.jsonl").write_bytes(records)
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(records + b"\n" + records))
+    with tarfile.open(tmp_path / "d.tar", "w") as shard:
+        (tmp_path / "0.json").write_bytes(as_lines([talk("A?", "B.")]))
+        shard.add(tmp_path / "0.json", "0.json")
     server.objects["c.jsonl"] = records + b"\n" + records + b"\n" + records
 
-    def use(names=("a.jsonl", "b.jsonl.gz", "c.jsonl")):
+    def use(names=("a.jsonl", "b.jsonl.gz", "c.jsonl", "d.tar")):
         monkeypatch.setattr(unused, "_used", set())
         paths = [f"{server.url}/{name}" if name == "c.jsonl" else str(tmp_path / name) for name in names]
         dataset = MultimodalDataset(str(data_base), paths, cache_dir=str(cache), repeat_times=[3000] * len(paths))
@@ -56,7 +60,7 @@ def test_what_is_in_use_stays(use, tmp_path):
     use()
     everything = entries(cache)
     assert {path.relative_to(cache).parts[0].partition("-")[0] for path in everything} >= {
-        *("arrays", "checked", "fetched", "offsets", "unpacked")
+        *("archive", "arrays", "checked", "fetched", "offsets", "unpacked")
     }
     for path in everything:
         age(path, 40)
@@ -85,7 +89,7 @@ def test_what_nobody_uses_goes(use, tmp_path):
     dataset = use(["a.jsonl"])
     left = entries(cache)
     assert {path.relative_to(cache).parts[0].partition("-")[0] for path in left} >= {"arrays", "checked", "offsets"}
-    assert not [path for path in left if path.relative_to(cache).parts[0] in ("unpacked", "fetched")]
+    assert not [path for path in left if path.relative_to(cache).parts[0][:7] in ("archive", "unpacke", "fetched")]
     assert len([path for path in left if "-" in path.name]) == 1 and not list(cache.glob("removed-*"))
     assert (cache / ("0" * 32)).exists() and (cache / ("1" * 32)).is_symlink() and (tmp_path / "a.jsonl").exists()
     assert all((cache / name / "kept").exists() for name in ("images", "hashes", "plans", "mine"))

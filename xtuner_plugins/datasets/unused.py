@@ -18,7 +18,7 @@ MARKED_SECONDS = 3600  # after which a process marks again what it uses
 UNUSED_SECONDS = 30 * 86_400  # after which an entry may go
 PRUNED_SECONDS = 86_400  # between two looks at a cache
 # What may go: files and folders that are made again where they are needed. Images and plans have limits of their own
-ENTRIES = ("arrays/*.npy", "checked/*", "fetched/*/*", "offsets-*", "unpacked/*", "?" * 32)
+ENTRIES = ("archive-*", "arrays/*.npy", "checked/*", "fetched/*/*", "offsets-*", "unpacked/*", "?" * 32)
 LENGTHS = re.compile("[0-9a-f]{32}")  # the name of a folder of lengths, in which there is one of these
 OF_LENGTHS = ("meta.json", "parts")
 _used: set[str] = set()  # by this process, and by those that it was forked from

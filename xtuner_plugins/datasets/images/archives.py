@@ -36,6 +36,7 @@ from ..cache import locked, open_array, quick_hash, remembered_hash, save, stat_
 from ..errors import MediaError, SettingError, out_of_files
 from ..stores.store import StoreSettings
 from ..stores.stored_images import StoreImages
+from ..unused import mark_used
 from .media import Blob, ImageFolder, check_name, with_slashes
 from .tar import list_tar
 
@@ -59,6 +60,7 @@ class Listing(NamedTuple):
 
 @lru_cache(MAX_OPEN)
 def _open_listing(directory: str) -> Listing:
+    mark_used(directory)  # also in workers that weren't forked
     words = np.asarray(open_array(f"{directory}/index.npy"))
     num_members, num_bytes = words[:2].tolist()
     members, name_ends, hashes, order, names = np.split(words[2:], np.cumsum([5, 1, 1, 1]) * num_members)
@@ -92,6 +94,7 @@ class Archive:
 
             self.hash = remembered_hash(self.path, cache_dir, build, f"archive-{FORMAT}")
             self.directory = _directory(cache_dir, self.hash)
+            mark_used(self.directory)
             if not os.path.exists(f"{self.directory}/index.npy"):  # was deleted from the cache
                 self.hash = build()
         except OSError as error:
@@ -185,7 +188,9 @@ class Archive:
         """List the archive; returns its hash."""
         rows, names = _list(self.path, self.is_zip)
         if not names:
-            raise _refused(self.path, "holds no files", "name an archive with files")
+            raise _refused(
+                self.path, "holds no files", "take an empty shard out of its folder, or name another archive"
+            )
         found = _hash(self.path, rows, names)
         directory = Path(_directory(cache_dir, found))
         with locked(directory.with_suffix(".lock")):

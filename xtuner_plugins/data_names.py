@@ -26,6 +26,7 @@ STORE_PACKAGES = {
 _URL = re.compile(r"(?:[\w.:-]+:)?([a-z][a-z0-9+.-]*)://", re.IGNORECASE)  # petrel writes `cluster:s3://`
 # What stands before the host: up to the first slash, or beyond it where a password that isn't quoted holds one.
 _USER = re.compile(r"(?<=://)(?:[^/\s@]*|[^/\s@]*:(?!\d+/)[^\s@]*)@")
+HIDDEN = "***"  # stands for credentials in what messages show of a URL
 # Parameters of signed URLs: of S3, Google, OSS, COS, and those by which other servers know a reader
 _SIGNATURE = re.compile(
     r"(?:x-amz-.*|x-goog-.*|x-oss-(?:signature.*|credential|date|expires|additional-headers)|signature|sig|token"
@@ -68,7 +69,7 @@ def real_path(path: str) -> str:
 
 def masked(text: str) -> str:
     """A text without the users, passwords and queries (signatures) of the URLs in it, for messages."""
-    return _QUERY.sub(r"\1?***", _USER.sub("***@", text))
+    return _QUERY.sub(rf"\1?{HIDDEN}", _USER.sub(f"{HIDDEN}@", text))
 
 
 def unsigned(url: str) -> str:

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import torch
 
-from ..data_names import is_url, masked, real_path
+from ..data_names import HIDDEN, is_url, masked, real_path
 from ..hub.constants import IGNORE_INDEX
 from .errors import DataError, SettingError
 from .stores.identity import url_key
 
 POLICIES = ("raise", "skip")
 ON_PURPOSE = ("too_long", "rejected", "empty_answer")  # left out under every policy, not counted as bad
-HIDDEN = "***"  # stands for credentials in what messages show of a URL
 FILLER = "(filler: no sample is left for this rank)"
 FILLER_INDEX = -(1 << 31)  # what a sampler yields where no sample is left for a rank; no dataset has this index
 

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from mmengine.logging import print_log
 
-from ...data_names import hidden_parts, is_url, masked
+from ...data_names import HIDDEN, hidden_parts, is_url, masked
 from ...ranges import RangeError, check_backend_args, check_store_url
 from ..cache import bytes_hash
 from ..errors import DataError, MediaError, SettingError
@@ -253,7 +253,7 @@ class Store:
         """An error of a library in one short line without credentials."""
         status, text = _status(error), masked(" ".join(str(error).split()))
         for part in self._hidden:
-            text = text.replace(part, "***")
+            text = text.replace(part, HIDDEN)
         text = text[:160] or type(error).__name__
         return text if status is None or str(status) in text else f"HTTP {status}: {text}"
 

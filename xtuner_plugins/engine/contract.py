@@ -16,7 +16,7 @@ from torch import nn
 from ..config_file import ConfigError
 from ..datasets import MultimodalDataset
 from ..datasets.figures import FileFigures, file_figures
-from ..planning.hardware import GPUS, UTILIZATION
+from ..planning.hardware import UTILIZATION, gpu_of_device
 from ..planning.job import Batch
 from ..planning.memory import GIB
 from ..planning.report import duration
@@ -127,7 +127,7 @@ def estimate(runner, files: Sequence[FileFigures], tokens: int | None) -> dict[s
         return {**nothing, "note": f"no estimate: {str(error) or type(error).__name__}"}
     found = {**nothing, "memory_gib": planned.memory.total / GIB}
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    gpu = next((each for each in GPUS.values() if each.name in name), None)
+    gpu = gpu_of_device(name)
     if gpu is None or tokens is None:
         why = f"the speed of {name} isn't known" if name else "there is no GPU"
         return {**found, "note": f"no time in advance: {why}; the first lines of the run tell it"}

@@ -18,14 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine._strategy.deepspeed import MMDeepSpeedEngineWrapper
 from mmengine.dist import all_gather_object, get_world_size
 from mmengine.logging import print_log
 from torch import nn
 
 from ..models.losses import batch_weight, sum_over_ranks
 from .blame import blame_gradient, blame_loss, blame_update
-from .gradient_sums import forget_gradients
 from .loss_scaling import MIN_SCALE
 from .out_of_memory import name_sources, naming
 from .stopping import requests
@@ -51,11 +49,19 @@ class _NormNotFinite(ArithmeticError):
 
 def unwrap(model: Any) -> nn.Module:
     """The `VisionLanguageModel` inside DDP or DeepSpeed wrappers."""
-    if isinstance(model, MMDeepSpeedEngineWrapper):
+    if _is_deepspeed(model):
         model = model.model
     while isinstance(getattr(model, "module", None), nn.Module):
         model = model.module
     return model
+
+
+def _is_deepspeed(model: Any) -> bool:
+    """Whether this is MMEngine's wrapper of DeepSpeed's engine, the only model that is no module.
+
+    Its class would import DeepSpeed and OpenCV, which a plain run doesn't need.
+    """
+    return not isinstance(model, nn.Module)
 
 
 def seed_step(seed: int, rank: int, step: int) -> None:
@@ -149,7 +155,7 @@ def rehearse_step(model: Any, optim_wrapper: Any, batch: dict) -> None:
 
 
 def _driver_of(model: Any, optim_wrapper: Any) -> _PlainDriver | _DeepSpeedDriver:
-    return (_DeepSpeedDriver if isinstance(model, MMDeepSpeedEngineWrapper) else _PlainDriver)(model, optim_wrapper)
+    return (_DeepSpeedDriver if _is_deepspeed(model) else _PlainDriver)(model, optim_wrapper)
 
 
 def _accumulate(
@@ -264,7 +270,7 @@ class _PlainDriver:
 class _DeepSpeedDriver:
     """Drives DeepSpeed's engine: it is told where a step ends, and doesn't divide by the number of micro-batches."""
 
-    def __init__(self, model: MMDeepSpeedEngineWrapper, optim_wrapper: Any):
+    def __init__(self, model: Any, optim_wrapper: Any):
         self.model, self.optim_wrapper = model.model, optim_wrapper
         self._scales = self.model.fp16_enabled() and self.model.optimizer.dynamic_loss_scale
 
@@ -283,11 +289,13 @@ class _DeepSpeedDriver:
 
     def rehearsing(self) -> AbstractContextManager:
         """Refuses before anything runs where `discard` couldn't throw the gradients away."""
-        forget_gradients(self.model.optimizer)
+        self.discard()
         return nullcontext()
 
     def discard(self) -> None:
         """Throws the gradients away."""
+        from .gradient_sums import forget_gradients  # imports DeepSpeed
+
         forget_gradients(self.model.optimizer)
 
     def moments_to_come(self) -> Iterator[torch.Tensor]:

@@ -22,7 +22,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -37,13 +36,11 @@ from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
+from benchmarks.random_model import build_random  # noqa: E402
 from xtuner_plugins.config_file import load_config  # noqa: E402
 from xtuner_plugins.engine.bitsandbytes_adamw import BitsAndBytesAdamW  # noqa: E402
-from xtuner_plugins.families import encoder_family, llm_family  # noqa: E402
-from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel  # noqa: E402
 from xtuner_plugins.models import attention, vlm  # noqa: E402
 from xtuner_plugins.models.eight_bit import PackedLinear8bit  # noqa: E402
-from xtuner_plugins.models.quantization import linear_quantizer  # noqa: E402
 from xtuner_plugins.models.rows import Row  # noqa: E402
 from xtuner_plugins.planning import activations  # noqa: E402
 from xtuner_plugins.planning.job import Batch, Job, Strategy  # noqa: E402
@@ -175,37 +172,6 @@ def measure(
             stepper.step()
             step = live.restart()
     return Measured(weights, kept[0] - before, peak, step)
-
-
-def build_random(config: Any, settings: Mapping[str, Any], dtype: str, device: torch.device) -> vlm.VisionLanguageModel:
-    """The model on the meta device, or with random weights on another, where quantized parts are packed."""
-
-    def load(base, dtype, quantized):
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        quantized = {part: options for part, options in quantized.items() if options}
-        try:
-            model = InternVLChatModel(config)
-        finally:
-            torch.set_default_dtype(default)
-        names = {
-            "visual_encoder": ("vision_model", encoder_family(config.vision_config.to_dict()).lora_targets),
-            "llm": ("language_model", llm_family(config.llm_config.to_dict()).packed_linears),
-        }
-        for part, options in quantized.items():
-            pack = linear_quantizer(*names[part], options, dtype)
-            for name in [name for name, _ in model.named_modules()]:
-                pack(model, name)
-        return model, None
-
-    tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda token: 0)
-    settings = {**settings, "dtype": dtype}
-    with (
-        mock.patch.object(vlm, "_load", load),
-        mock.patch.object(vlm, "load_tokenizer", lambda base: tokenizer),
-        device,
-    ):
-        return vlm.VisionLanguageModel(**{key: value for key, value in settings.items() if key != "type"}).train()
 
 
 def _materialize(model: nn.Module, holding: str) -> None:

@@ -1,32 +1,82 @@
-"""The benchmark for a GPU runs from end to end on a CPU at a tiny size, and says so where there is no GPU."""
+"""The measurement of a GPU: its rows run on a CPU at a tiny size, fail alone, and need few packages."""
 
 import json
+import os
 import subprocess
 import sys
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from benchmarks import bench_gpu
 from tests.conftest import ROOT
 
 SCRIPT = str(ROOT / "benchmarks" / "bench_gpu.py")
+# A stranger's machine: PyTorch, transformers, peft and what they and MMEngine need.
+MISSING = "deepspeed cv2 bitsandbytes xtuner datasets pyarrow gradio av torchvision sentencepiece matplotlib"
+HIDE = f"""
+from importlib.machinery import PathFinder
+
+find = PathFinder.find_spec
+missing = {MISSING.split()}
+PathFinder.find_spec = classmethod(
+    lambda cls, name, *args: None if name.partition(".")[0] in missing else find(name, *args)
+)
+"""
+
+
+def dry_run(folder, *args, env=None):
+    """The lines of a dry run by row, and all of them; those in the file are the same."""
+    out = folder / "out" / "results.jsonl"
+    command = [sys.executable, SCRIPT, "--dry-run", "--out", str(out), *args]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert out.read_text() == done.stdout
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return {name: [line for line in lines if line["row"] == name] for name in {line["row"] for line in lines}}
+
+
+def test_all_rows_but_two_need_torch_transformers_peft_and_mmengine(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(HIDE)
+    rows = [row for row in bench_gpu.ROWS if row != "compile"]  # tracing takes seconds
+    found = dry_run(tmp_path, "--rows", *rows, env={"PYTHONPATH": str(tmp_path)})
+    assert set(found) == {*rows, "end"} and found["end"][0]["left"] == []
+    assert found["qlora"][0]["skipped"] == "needs bitsandbytes"
+    assert found["machine"][0]["skipped"] == found["waits"][0]["skipped"] == "needs CUDA"
+
+    for name in ("full", "lora", "warm-up"):
+        [line] = found[name]
+        assert line["mfu"] == line["measured_gib"] == "needs CUDA" and len(line["seconds"]) == 3
+        assert line["planned_gib"]["tensors"] < line["planned_gib"]["all"]
+    assert found["full"][0]["loss"] == pytest.approx(
+        found["padded"][0]["loss"], rel=1e-5
+    )  # the same weights and samples
+
+    parts = {(line["stage"], line["part"]): line for line in found["kernels"]}
+    for stage in ("lora", "full"):
+        assert parts[stage, "encoder"]["attention"] == {"flash": 2}  # one call per block
+        assert parts[stage, "llm"]["attention"]["flash"] > 2  # and here one per block and sample
+        assert parts[stage, "backward"]["attention"]["flash"] > 2
+        assert parts[stage, "optimizer"]["adamw"] in ("one by one", "foreach")
+    assert all(line["equal_losses"] and line["equal_weights"] for line in found["repeat"])
+
+    ways = {(line["head_dim"], line["layout"], line["way"]): line for line in found["attention"]}
+    assert len(ways) == 4 * 3 * 2
+    for (*_, way), line in ways.items():
+        if way == "varlen":
+            assert line["skipped"] == "needs CUDA"
+        else:
+            assert max(line["max_error"].values()) < 1e-5  # float32 against float32
+    assert [line["way"] for line in found["loss-chunks"]] == ["2**25", "2**27", "2**28"]
+    assert len(found["lora-cast"]) == len(found["encoder-autocast"]) == 2
 
 
 @pytest.mark.slow
-def test_a_dry_run_measures_all_stages_in_both_ways(tmp_path):
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "--dry-run", "--out", str(tmp_path)], capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "bench_gpu.json").read_text())
-    rows = {(row["stage"], row["way"]): row for row in result["rows"]}
-    assert len(rows) == 8 and not [row["error"] for row in result["rows"] if "error" in row]
-    assert all(row["tokens_per_second"] > 0 and row["mfu"] is None and row["steps"] == 2 for row in result["rows"])
-    for stage in ("warm-up", "lora", "full"):  # the same weights and samples; dropout begins with B = 0
-        ours, official = rows[stage, "packs"]["first_loss"], rows[stage, "padded"]["first_loss"]
-        assert ours == pytest.approx(official, rel=1e-5)
-    table = (tmp_path / "bench_gpu.md").read_text()
-    assert table in done.stdout and table.count("\n| ") == 9 and f"torch {torch.__version__}" in table
+def test_packed_weights_and_compiled_blocks_run_too(tmp_path):
+    found = dry_run(tmp_path, "--rows", "qlora", "compile")
+    assert found["qlora"][0]["loss"] > 0 and [line["way"] for line in found["compile"]] == ["eager", "compiled"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -34,3 +84,118 @@ def test_without_a_gpu_it_is_refused_in_one_line(tmp_path):
     done = subprocess.run([sys.executable, SCRIPT, "--out", str(tmp_path / "out")], capture_output=True, text=True)
     assert done.returncode == 2 and not (tmp_path / "out").exists()
     assert done.stderr == "error: PyTorch finds no CUDA GPU here; --dry-run runs the script on a CPU\n"
+
+
+def out_of_memory(bench):
+    yield {"before": 1}
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nand more")
+
+
+def killed(bench):
+    yield {"before": 2}
+    os.kill(os.getpid(), 9)
+
+
+def fine(bench):
+    yield {"steps": bench.steps}
+
+
+@pytest.fixture
+def rows(monkeypatch, tmp_path):
+    """Runs the script with rows of this file; returns its status and lines."""
+    names = {"first": out_of_memory, "second": killed, "third": fine}
+    module = SimpleNamespace(**{row.__name__: row for row in names.values()})
+    monkeypatch.setitem(sys.modules, "benchmarks.of_a_test", module)
+    monkeypatch.setattr(bench_gpu, "ROWS", {name: ("of_a_test", row.__name__) for name, row in names.items()})
+
+    def run(*args):
+        out = tmp_path / "out.jsonl"
+        status = bench_gpu.main(["--dry-run", "--out", str(out), *args])
+        return status, [json.loads(line) for line in out.read_text().splitlines()]
+
+    return run
+
+
+def test_a_row_that_dies_keeps_what_it_found_and_ends_alone(rows):
+    status, lines = rows()
+    assert status == 1
+    assert [{key: value for key, value in line.items() if key != "at_s"} for line in lines] == [
+        {"row": "first", "before": 1},
+        {"row": "first", "error": "OutOfMemoryError: CUDA out of memory. Tried to allocate 9 GiB"},
+        {"row": "second", "before": 2},
+        {"row": "second", "error": "the process ended with status -9"},
+        {"row": "third", "steps": 2},
+        {"row": "end", "budget_s": 600, "left": []},
+    ]
+
+
+def test_rows_that_the_budget_leaves_are_named(rows):
+    status, lines = rows("--budget-s", "0", "--rows", "third", "first")
+    assert status == 0
+    assert [line["row"] for line in lines] == ["end"] and lines[0]["left"] == ["third", "first"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("torch_attn::_varlen_attn_backward", "varlen"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "flash"),
+        ("void pytorch_flash::flash_fwd_kernel<pytorch_flash::Flash_fwd_kernel_traits<128, 64>>(Params)", "flash"),
+        ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<Traits<64>>(Params)", "flash"),
+        ("fmha_cutlassF_bf16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::AttentionKernel<bf16>)", "mem-efficient"),
+        ("aten::_scaled_dot_product_efficient_attention", "mem-efficient"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x128_kernel0_0", "cudnn"),
+        ("aten::_scaled_dot_product_cudnn_attention", "cudnn"),
+        ("aten::_scaled_dot_product_attention_math", "math"),
+        ("aten::scaled_dot_product_attention", None),  # what chooses
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", None),
+    ],
+)
+def test_names_of_operators_and_kernels_tell_the_kind_of_attention(name, kind):
+    from benchmarks.gpu_kernels import ATTENTION, kind_of
+
+    assert kind_of(name, ATTENTION) == kind
+
+
+def test_a_wait_within_forward_and_backward_is_told_from_those_elsewhere(monkeypatch):
+    """PyTorch's debug mode needs CUDA, so its two reactions stand in for it."""
+    from benchmarks import gpu_rows
+
+    mode = ["default"]
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda value: mode.append(value))
+
+    def wait():
+        if mode[-1] == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        if mode[-1] == "warn":
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+
+    def trainer_of(inside):
+        def step(number):
+            gpu_rows.steps._accumulate(inside)
+            wait()
+
+        return SimpleNamespace(step=step)
+
+    monkeypatch.setattr(gpu_rows.steps, "_accumulate", lambda inside: inside())
+    found = gpu_rows.waits_of(trainer_of(lambda: None))
+    assert found["in_forward_and_backward"] == "none"
+    assert [line.partition(":")[0] for line in found["elsewhere_in_the_step"]] == ["test_bench_gpu.py"]
+    found = gpu_rows.waits_of(trainer_of(wait))
+    assert found["in_forward_and_backward"][-1].startswith("test_bench_gpu.py:") and mode[-1] == "default"
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [("NVIDIA H100 80GB HBM3", 0.5), ("NVIDIA H100 PCIe", "the peak of 'NVIDIA H100 PCIe' isn't known")],
+)
+def test_mfu_is_that_of_the_device_at_hand(device, expected, monkeypatch):
+    from benchmarks import gpu_rows
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: device)
+    monkeypatch.setattr(gpu_rows, "useful_operations", lambda job, sample: 989e12 / 4)
+    pack = [{"input_ids": torch.zeros(10)}]
+    trainer = SimpleNamespace(bench=SimpleNamespace(device="cuda"), packs=[pack] * 4, job=None)
+    found = gpu_rows.Trainer.rates(trainer, [0.5, 0.5])
+    assert found["mfu"] == (expected if isinstance(expected, str) else [expected] * 3)
+    assert found["tokens_per_second"] == [20.0] * 3

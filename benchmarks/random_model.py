@@ -1,0 +1,42 @@
+"""Training models with random weights: no base directory is read, and nothing is downloaded."""
+
+from types import SimpleNamespace
+from unittest import mock
+
+import torch
+
+from xtuner_plugins.families import encoder_family, llm_family
+from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel
+from xtuner_plugins.models import vlm
+from xtuner_plugins.models.quantization import linear_quantizer
+
+
+def build_random(config, settings, dtype: str, device: torch.device) -> vlm.VisionLanguageModel:
+    """The model on the meta device, or with random weights on another, where quantized parts are packed."""
+
+    def load(base, dtype, quantized):
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        quantized = {part: options for part, options in quantized.items() if options}
+        try:
+            model = InternVLChatModel(config)
+        finally:
+            torch.set_default_dtype(default)
+        names = {
+            "visual_encoder": ("vision_model", encoder_family(config.vision_config.to_dict()).lora_targets),
+            "llm": ("language_model", llm_family(config.llm_config.to_dict()).packed_linears),
+        }
+        for part, options in quantized.items():
+            pack = linear_quantizer(*names[part], options, dtype)
+            for name in [name for name, _ in model.named_modules()]:
+                pack(model, name)
+        return model, None
+
+    tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda token: 0)
+    settings = {**settings, "dtype": dtype}
+    with (
+        mock.patch.object(vlm, "_load", load),
+        mock.patch.object(vlm, "load_tokenizer", lambda base: tokenizer),
+        device,
+    ):
+        return vlm.VisionLanguageModel(**{key: value for key, value in settings.items() if key != "type"}).train()

@@ -66,7 +66,11 @@ def kernels_of(bench, stage: str) -> Iterator[dict]:
         ]
         total = round(times[part].total(), 3) if bench.device == "cuda" else "needs CUDA"
         yield {"stage": stage, "part": part, "attention": dict(found[part]), "ms": total, "top": top}
-    yield {"stage": stage, "part": "optimizer", "adamw": next(kind for kind, _ in ADAMW if kind in update)}
+    yield {
+        "stage": stage,
+        "part": "optimizer",
+        "adamw": next((kind for kind, _ in ADAMW if kind in update), "not seen"),
+    }
 
 
 def kind_of(name: str, kinds: tuple[tuple[str, str], ...]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import platform
 import statistics
 import time
@@ -276,6 +277,7 @@ class Trainer:
     """A training model with random weights, its optimizer, and packs."""
 
     def __init__(self, bench, stage: str, **settings):
+        gc.collect()  # an earlier model's cycles
         torch.manual_seed(0)
         self.bench = bench
         dtype = "float32" if bench.device == "cpu" else str(vlm.resolve_dtype("auto")).removeprefix("torch.")

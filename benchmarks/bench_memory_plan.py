@@ -42,7 +42,6 @@ from xtuner_plugins.engine.bitsandbytes_adamw import BitsAndBytesAdamW  # noqa: 
 from xtuner_plugins.families import encoder_family, llm_family  # noqa: E402
 from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel  # noqa: E402
 from xtuner_plugins.models import attention, vlm  # noqa: E402
-from xtuner_plugins.models.eight_bit import PackedLinear8bit  # noqa: E402
 from xtuner_plugins.models.quantization import linear_quantizer  # noqa: E402
 from xtuner_plugins.models.rows import Row  # noqa: E402
 from xtuner_plugins.planning import activations  # noqa: E402
@@ -224,9 +223,7 @@ def _materialize(model: nn.Module, holding: str) -> None:
 def _scales(model: nn.Module) -> Iterator[torch.Tensor]:
     """Of packed weights: they are no parameters."""
     for module in model.modules():
-        if isinstance(module, PackedLinear8bit):
-            yield module.state.SCB
-        elif isinstance(module, bnb.nn.Linear4bit):
+        if isinstance(module, bnb.nn.Linear4bit):
             state = module.weight.quant_state
             yield from (state.absmax, state.state2.absmax) if state.nested else (state.absmax,)
 

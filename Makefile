@@ -48,7 +48,7 @@ test-pythons:  ## unit tests on Python 3.10, 3.11 and 3.12, each in a fresh envi
 
 test-slow: $(READY)  ## the slow tier: several processes, full-size models, other transformers versions
 	@echo "==> Slow tests"
-	@$(BIN)/python -m pytest -m slow --durations=15 $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadgroup --durations=15 $(ARGS)
 
 test-gpu: $(READY)  ## what needs a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)

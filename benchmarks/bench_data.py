@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from xtuner_plugins.datasets import MultimodalDataset, collate
 from xtuner_plugins.datasets.images.media import MAX_PIXELS
-from xtuner_plugins.datasets.images.routes import ROUTES, Allowance, open_tiles
+from xtuner_plugins.datasets.images.routes import ROUTES, open_tiles
 from xtuner_plugins.datasets.plan.packing import arrange, efficiency, pack_samples
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.samplers import PlanSampler
@@ -39,11 +39,11 @@ from xtuner_plugins.datasets.text.tokens import TextTokenizer
 
 
 def bench_images(folder: Path, args: argparse.Namespace) -> None:
-    """From files to what crosses, `again` times over; what a worker's allowance is lasts as long as the worker."""
-    paths, published, allowance, again = INPUTS[args.inputs](folder), Published(), Allowance(), 4
+    """From files to what crosses, `again` times over."""
+    paths, published, again = INPUTS[args.inputs](folder), Published(), 4
 
     def ours(route):
-        return [open_tiles(path, RULE, route, MAX_PIXELS, allowance) for path in paths for _ in range(again)]
+        return [open_tiles(path, RULE, route, MAX_PIXELS) for path in paths for _ in range(again)]
 
     compare(
         f"images, one core ({len(paths)} files, {again} times)",
@@ -54,7 +54,7 @@ def bench_images(folder: Path, args: argparse.Namespace) -> None:
     )
     moved = {"peer": again * sum(published(path).nbytes for path in paths)}
     for route in ROUTES:
-        moved[route] = sum((item.tiles if item.image is None else item.image).nbytes for item in ours(route))
+        moved[route] = sum(item.tiles.nbytes for item in ours(route))
     print(
         "  bytes sent: "
         + ", ".join(f"{key} {value / 2**20:.0f} MiB ({value / moved['peer']:.0%})" for key, value in moved.items())

@@ -40,7 +40,6 @@ from benchmarks.random_model import build_random  # noqa: E402
 from xtuner_plugins.config_file import load_config  # noqa: E402
 from xtuner_plugins.engine.bitsandbytes_adamw import BitsAndBytesAdamW  # noqa: E402
 from xtuner_plugins.models import attention, vlm  # noqa: E402
-from xtuner_plugins.models.eight_bit import PackedLinear8bit  # noqa: E402
 from xtuner_plugins.models.rows import Row  # noqa: E402
 from xtuner_plugins.planning import activations  # noqa: E402
 from xtuner_plugins.planning.job import Batch, Job, Strategy  # noqa: E402
@@ -190,9 +189,7 @@ def _materialize(model: nn.Module, holding: str) -> None:
 def _scales(model: nn.Module) -> Iterator[torch.Tensor]:
     """Of packed weights: they are no parameters."""
     for module in model.modules():
-        if isinstance(module, PackedLinear8bit):
-            yield module.state.SCB
-        elif isinstance(module, bnb.nn.Linear4bit):
+        if isinstance(module, bnb.nn.Linear4bit):
             state = module.weight.quant_state
             yield from (state.absmax, state.state2.absmax) if state.nested else (state.absmax,)
 

@@ -22,7 +22,6 @@ ROOMS = (
     "engine",
     "cli",
     "toy",
-    "selftest",
 )
 
 

@@ -26,26 +26,15 @@ def code_lines(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\(([^)#\s]+)\)", page.read_text())
-    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
-    assert missing == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_paths_in_text_exist(page):
-    paths = re.findall(
-        r"(?<![\w/.])((?:configs|tools|xtuner_plugins|tests|docs|benchmarks|notebooks)/[\w./-]+\.(?:py|md|sh|png|html|ipynb))",
-        page.read_text(),
-    )
+def test_links_paths_and_make_targets_exist(page):
+    text = page.read_text()
+    links = re.findall(r"\]\(([^)#\s]+)\)", text)
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+    folders = "configs|tools|xtuner_plugins|tests|docs|benchmarks|notebooks"
+    paths = re.findall(rf"(?<![\w/.])((?:{folders})/[\w./-]+\.(?:py|md|sh|png|html|ipynb))", text)
     assert [path for path in paths if not (ROOT / path).exists()] == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_make_targets_exist(page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {line.split()[1] for line in code_lines(page) if line.startswith("make ")}
-    assert named <= targets
+    assert {line.split()[1] for line in code_lines(page) if line.startswith("make ")} <= targets
 
 
 def test_tools_take_the_options_that_the_pages_show(run_tool):

@@ -14,24 +14,24 @@ from xtuner_plugins.leaf import LABELS, Leaf, literal
 LORA = ROOT / "configs/finetune_lora.py"
 
 
-@pytest.mark.parametrize("path", LEAVES, ids=name)
-def test_settings_and_labels_of_every_leaf(path):
-    leaf = Leaf.read(path)
-    assert list(leaf.settings) == split_leaf(path)[1]
-    assert {"trains", "frozen", "starts from", "data", "hardware", "launch"} <= set(leaf.labels) <= set(LABELS)
-    assert path.stem in leaf.labels["launch"]
+def test_settings_and_labels_of_every_leaf():
+    for path in LEAVES:
+        leaf = Leaf.read(path)
+        assert list(leaf.settings) == split_leaf(path)[1], name(path)
+        assert {"trains", "frozen", "starts from", "data", "hardware", "launch"} <= set(leaf.labels) <= set(LABELS)
+        assert path.stem in leaf.labels["launch"]
 
 
-@pytest.mark.parametrize("path", LEAVES, ids=name)
-def test_standalone_is_the_same_config(path, tmp_path):
-    copy = tmp_path / path.name
-    copy.write_text(Leaf.read(path).standalone())
-    assert "read_base" not in copy.read_text()
-    alone, taken_in = read_config(str(copy)), read_config(str(path))
-    assert alone.to_dict() == taken_in.to_dict()
-    copy.write_text(Leaf.read(path).standalone(in_checkout=False))
+def test_standalone_is_the_same_config(tmp_path):
+    for path in LEAVES:
+        copy = tmp_path / path.name
+        copy.write_text(Leaf.read(path).standalone())
+        assert "read_base" not in copy.read_text()
+        alone, taken_in = read_config(str(copy)), read_config(str(path))
+        assert alone.to_dict() == taken_in.to_dict(), name(path)
+        copy.write_text(Leaf.read(path).standalone(in_checkout=False))
     for words in (["check", "--ignore", "D"], ["format", "--check"]):  # docstrings of configs are free, here as there
-        command = [sys.executable, "-m", "ruff", *words, "--config", str(ROOT / "pyproject.toml"), str(copy)]
+        command = [sys.executable, "-m", "ruff", *words, "--config", str(ROOT / "pyproject.toml"), str(tmp_path)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stdout
 
@@ -116,10 +116,10 @@ def test_a_file_that_is_no_python(tmp_path):
         Leaf.read(path)
 
 
-@pytest.mark.parametrize("path", LEAVES, ids=name)
-def test_labels_are_replaced_in_the_docstring(path):
+@pytest.mark.parametrize("stem", ["pretrain_mlp", "finetune_mpo_full", "internvl_v3/internvl_v3_qwen2_5_14b_mpo"])
+def test_labels_are_replaced_in_the_docstring(stem):
     words = " ".join(["word"] * 60)
-    before = Leaf.read(path)
+    before = Leaf.read(ROOT / f"configs/{stem}.py")
     leaf = before.labelled({"data": words, "starts from": "here", "launch": "run it"})
     assert leaf.labels == {**before.labels, "data": words, "starts from": "here", "launch": "run it"}
     assert max(map(len, leaf.text.splitlines())) <= 120

@@ -161,6 +161,7 @@ def check_export(work_dir, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("true size")  # two at a time would need 30 GiB
 @pytest.mark.skipif(sys.platform != "linux", reason="reads memory from /proc")
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_two_steps_of_13_tiles_within_memory(leaf, base, tmp_path):

@@ -295,12 +295,11 @@ def test_tool_refuses_in_one_line(run, run_tool, tmp_path):
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
-def test_qlora_is_merged_into_the_unquantized_base(toy_base, tmp_path, bits):
+def test_qlora_is_merged_into_the_unquantized_base(toy_base, tmp_path):
     """The packed weights of training never reach the export: base + scaling * B A, in fp32, and nothing else."""
     from transformers import BitsAndBytesConfig
 
-    settings = dict(llm_lora=LORA, llm_quantization={"type": BitsAndBytesConfig, bits: True})
+    settings = dict(llm_lora=LORA, llm_quantization={"type": BitsAndBytesConfig, "load_in_4bit": True})
     trained = make_model(toy_base, **settings)
     config = write_config(tmp_path / "c.py", toy_base, **settings)
     config.write_text("from transformers import BitsAndBytesConfig\n" + config.read_text())

@@ -20,14 +20,14 @@ from xtuner_plugins.datasets.handover import HandedBatch, hand_over
 
 @pytest.fixture
 def dataset(data_base, write_data, make_image, qa, tmp_path):
-    """Records with one image, two, none, and a broken one, on the route that hands images over."""
+    """Records with one image, two, none, and a broken one."""
     sizes = {"a.png": (100, 90), "b.jpg": (360, 120), "c.png": (700, 650)}
     for name, size in sizes.items():
         folder = make_image(name, *size)
     records = [qa(f"Q{i}?", "A. " * i, image=list(sizes)[i % 3]) for i in range(9)]
     records += [qa("<image><image>", "Two.", image=["a.png", "b.jpg"]), qa("None?", "None."), qa(image="none.png")]
     return MultimodalDataset(
-        data_base, write_data(records), folder, route="device", on_bad_sample="skip", cache_dir=str(tmp_path / "cache")
+        data_base, write_data(records), folder, on_bad_sample="skip", cache_dir=str(tmp_path / "cache")
     )
 
 
@@ -42,9 +42,7 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("put_together", [collate, collate_packed])
-@pytest.mark.parametrize("route", ["pillow", "device", "nvjpeg"])
-def test_batches_of_workers_equal_those_of_the_process(dataset, put_together, route):
-    dataset.route = route
+def test_batches_of_workers_equal_those_of_the_process(dataset, put_together):
     options = dict(batch_size=3, collate_fn=put_together, sampler=list(range(12)) * 3)
     expected = list(DataLoader(dataset, **options))
     held = list(DataLoader(dataset, num_workers=2, **options))  # none is given back before all have come

@@ -1,5 +1,6 @@
 """A tiny training case that every strategy runs: real commands, a mixed data set, the losses as logged."""
 
+import json
 import os
 import re
 import shutil
@@ -8,11 +9,17 @@ import sys
 from pathlib import Path
 
 from tests.conftest import HANGS_AFTER
-from xtuner_plugins.selftest.runs import logged  # noqa: F401
 from xtuner_plugins.toy.small_data import write_dataset  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/toy/toy_finetune_full.py"
+
+
+def logged(work_dir: Path, key: str = "loss") -> list[float]:
+    """What the run logged under ``key``, one value per step."""
+    files = sorted(work_dir.glob("*/vis_data/scalars.json"))
+    lines = [json.loads(line) for line in files[-1].read_text(encoding="utf-8").splitlines()]
+    return [line[key] for line in lines if key in line]
 
 
 def base_and_data(base: Path, data: tuple[Path, Path]) -> dict[str, str | list[str]]:

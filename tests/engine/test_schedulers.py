@@ -8,7 +8,7 @@ from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from torch.optim import SGD
 
-from tests.configs.test_configs import LEAVES, name
+from tests.configs.test_configs import LEAVES
 from xtuner_plugins.config_file import load_config
 from xtuner_plugins.engine.schedulers import WarmupCosineLR, plan_schedule
 
@@ -26,25 +26,24 @@ def rates(schedulers, steps, lr=1.0):
     return result
 
 
-@pytest.mark.parametrize("path", LEAVES, ids=name)
-def test_a_recipe_warms_up_in_optimizer_steps(path):
+def test_a_recipe_warms_up_in_optimizer_steps():
     """Whatever its accumulation: of 1,000 optimizer steps the recipe's share leads to its lr, then the rate falls."""
-    cfg = load_config(str(path))
-    lr, ratio = cfg.optim_wrapper.optimizer.lr, cfg.warmup_ratio
-    schedule = plan_schedule([cfg.param_scheduler], steps_per_epoch=1000)
-    found = rates(schedule, 1000, lr)
-    warmup = math.ceil(ratio * 1000)
+    schedules = {}
+    for path in LEAVES:
+        cfg = load_config(str(path))
+        key = (cfg.optim_wrapper.optimizer.lr, cfg.warmup_ratio, cfg.accumulative_counts)
+        schedules[key] = plan_schedule([cfg.param_scheduler], steps_per_epoch=1000)
+        checkpoint = cfg.default_hooks.checkpoint
+        assert (checkpoint.interval, checkpoint.max_keep_ckpts) == (cfg.save_steps, cfg.save_total_limit), path
+        assert cfg.optim_wrapper.accumulative_counts == cfg.accumulative_counts, path
+    for (lr, ratio, _), schedule in schedules.items():
+        check_warm_up(rates(schedule, 1000, lr), lr, math.ceil(ratio * 1000))
+
+
+def check_warm_up(found, lr, warmup):
     assert 0 < warmup <= 200 and found[0] == pytest.approx(lr / warmup) and found[warmup - 1] == pytest.approx(lr)
     assert all(a < b for a, b in zip(found[: warmup - 1], found[1:warmup], strict=True))
     assert all(a > b for a, b in zip(found[warmup:], found[warmup + 1 :], strict=False)) and found[-1] < lr * 1e-5
-
-
-@pytest.mark.parametrize("path", LEAVES, ids=name)
-def test_a_recipe_saves_as_its_settings_say(path):
-    cfg = load_config(str(path))
-    checkpoint = cfg.default_hooks.checkpoint
-    assert (checkpoint.interval, checkpoint.max_keep_ckpts) == (cfg.save_steps, cfg.save_total_limit)
-    assert cfg.optim_wrapper.accumulative_counts == cfg.accumulative_counts
 
 
 def test_without_warm_up_the_first_step_has_the_whole_rate():

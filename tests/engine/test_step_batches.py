@@ -111,14 +111,6 @@ def test_what_decides_the_order(config):
         take_step(config(train_cfg=dict(max_epochs=2, max_iters=4)), 5)
 
 
-def test_tiles_of_the_device_route_are_cut_here(config):
-    cfg = config()
-    expected = take_step(cfg, 1).batches[0]
-    cfg.train_dataloader.dataset.route = "device"
-    shown = take_step(cfg, 1).batches[0]
-    assert "images" not in shown and (shown["tiles"] == expected["tiles"]).all()
-
-
 @pytest.mark.parametrize("packed", [False, True])
 def test_changed_images_are_those_of_the_run(config, monkeypatch, packed):
     """In both epochs, whose changes differ."""

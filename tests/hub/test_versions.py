@@ -23,7 +23,10 @@ from xtuner_plugins.checkpoints.assembly.base import build_base
 from .cases import LLMS, RMS_VISION, VISION, make_config, make_model, make_tokenizer, write_directory
 from .probing import compare_reports, run_probe
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("releases of transformers"),
+]  # one process makes the environments
 
 REFERENCE = "4.57.6"  # the one that training runs on
 NEWEST = ">=5,<6"

@@ -86,7 +86,6 @@ def test_the_setting_compiles_with_inductor(toy_base):
     "settings, changed, message",
     [
         (dict(llm_lora=LORA, llm_quantization=dict(load_in_4bit=True)), None, "packed weights .* aren't compiled"),
-        (dict(llm_lora=LORA, llm_quantization=dict(load_in_8bit=True)), None, "packed weights .* aren't compiled"),
         ({}, "is_deepspeed_zero3_enabled", "ZeRO-3 gathers and releases weights"),
         ({}, "has_compiler", "needs a C\\+\\+ compiler, and none is found"),
     ],

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -55,35 +54,6 @@ def test_floats_are_refused():
 def test_useless_statistics_are_refused(std):
     with pytest.raises(ValueError, match="std"):
         TilePreprocessor(std=std)
-
-
-def test_whole_images_are_cut_here(tmp_path):
-    from xtuner_plugins.datasets.images.tiling import DynamicTiling, UncutImage
-
-    image = Image.fromarray(torch.randint(0, 256, (60, 130, 3), dtype=torch.uint8).numpy())
-    rule = DynamicTiling(tile_size=28, max_tiles=6)
-    expected = rule(image)
-    batch = batch_of(torch.zeros(0, 3, 28, 28, dtype=torch.uint8))
-    batch["images"] = [torch.from_numpy(np.array(image))]
-    batch["uncut"] = [UncutImage(rule.grid(130, 60), 0, 130, 60)]
-    out = TilePreprocessor()(batch)
-    assert torch.equal(out["pixel_values"], TilePreprocessor().normalize(expected)) and "images" not in out
-
-
-def test_an_image_that_the_device_cannot_decode_names_its_record(tmp_path):
-    from xtuner_plugins.datasets.errors import RecordError
-    from xtuner_plugins.datasets.images.tiling import Grid, UncutImage
-
-    Image.new("RGB", (56, 28)).save(tmp_path / "good.jpg")
-    good = torch.frombuffer(bytearray((tmp_path / "good.jpg").read_bytes()), dtype=torch.uint8)
-    broken = good.clone()
-    broken[2:-2] = 0
-    batch = batch_of(torch.zeros(0, 3, 28, 28, dtype=torch.uint8))
-    grid = Grid(2, 1, 0)
-    batch |= {"num_tiles": torch.tensor([2, 0, 2]), "sources": ["a:1", "a:2", "a:3"], "images": [good, broken]}
-    batch["uncut"] = [UncutImage(grid, 0, 56, 28), UncutImage(grid, 2, 56, 28)]
-    with pytest.raises(RecordError, match=r"^a:3: an image can't be decoded on cpu \(.*check_data.py, or set route="):
-        TilePreprocessor()(batch)
 
 
 def test_samples_left_out_are_counted_without_a_ledger(caplog):

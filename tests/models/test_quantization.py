@@ -16,7 +16,7 @@ from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.checkpoints.export import export
 from xtuner_plugins.checkpoints.loader import load_model
 from xtuner_plugins.families import llm_family
-from xtuner_plugins.models.quantization import _pack_8bit, build_quantization_config, linear_quantizer
+from xtuner_plugins.models.quantization import build_quantization_config, linear_quantizer
 from xtuner_plugins.models.vlm import VisionLanguageModel
 from xtuner_plugins.toy.models import write_random_parts
 
@@ -60,38 +60,13 @@ def test_loaded_into_4_bits(toy_base, double):
     assert (logits(packed, inputs) - exact).abs().max() > 1e-3
 
 
-def test_loaded_into_8_bits(toy_base):
-    plain, expected_report = load(toy_base)
-    targets = llm_family(plain.config.llm_config.to_dict()).lora_targets
-    settings = dict(load_in_8bit=True, llm_int8_threshold=0.0)
-    packed, report = load(toy_base, filled=linear_quantizer("language_model", targets, settings, torch.float32))
-    assert report == expected_report
-    layers = {n: m for n, m in packed.named_modules() if isinstance(m, bnb.nn.Linear8bitLt)}
-    assert len(layers) == len(targets) * plain.config.llm_config.num_hidden_layers
-    assert all(n.startswith("language_model.model.layers.") and m.state.threshold == 0 for n, m in layers.items())
-    inputs = chat_inputs(plain)
-    exact = logits(plain, inputs)
-    for name, layer in layers.items():  # the plain model, with the numbers that 8 bits can hold
-        plain.get_submodule(name).weight.data = bnb.functional.int8_vectorwise_dequant(layer.state.CB, layer.state.SCB)
-        layer.train()  # evaluating, bitsandbytes rounds inputs to 8 bits too
-    torch.testing.assert_close(logits(packed, inputs), logits(plain, inputs), rtol=0, atol=1e-5)
-    assert (logits(packed, inputs) - exact).abs().max() > 1e-4
-
-
-def test_casts_are_not_said_of_every_product(caplog):
-    packed = _pack_8bit(nn.Linear(16, 16), build_quantization_config(dict(load_in_8bit=True)), torch.float32).eval()
-    packed(torch.ones(1, 16))
-    assert "inputs will be cast" not in caplog.text
-
-
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (dict(), "set load_in_4bit=True or load_in_8bit=True"),
+        (dict(), "set load_in_4bit=True"),
+        (dict(load_in_8bit=True), "set load_in_4bit=True"),
         (dict(load_in_4bit=True, load_in_8bit=True), "load_in_8bit"),
-        (dict(load_in_8bit=True, llm_int8_skip_modules=["lm_head"]), "llm_int8_skip_modules does nothing here"),
-        (dict(load_in_8bit=True, llm_int8_has_fp16_weight=True), "llm_int8_has_fp16_weight does nothing here"),
-        (dict(load_in_8bit=True, bits=8), "has no setting bits"),
+        (dict(load_in_4bit=True, bits=8), "has no setting bits"),
     ],
 )
 def test_refusals(settings, message):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from mmengine.registry import FUNCTIONS
 
@@ -29,7 +28,7 @@ def collate(samples: Sequence[dict], pad_token_id: int = 0, pad_to_multiple_of: 
         num_tiles: int64 `[B]`, tiles of each sample.
         sources: list of 'file:line'.
         datasets: list of the names of their files, '' for a sample without.
-        images, uncut, loss_weights, dropped: where needed (see `hand_over_with_images`).
+        loss_weights, dropped: where needed (see `hand_over_with_images`).
     """
     kept = kept_samples(samples)
     length = max(len(sample["input_ids"]) for sample in kept)
@@ -101,21 +100,13 @@ def kept_samples(samples: Sequence[dict]) -> list[dict]:
 def hand_over_with_images(batch: dict, samples: Sequence[dict], kept: list[dict]) -> dict:
     """Add what every batch has besides ids and labels, and hand it over to the training process.
 
-    Only some batches have `images` and `uncut` (routes `ON_DEVICE`), `loss_weights`, float32 `[samples]` (where one
-    isn't 1), and `dropped` (the samples that were left out).
+    Only some batches have `loss_weights`, float32 `[samples]` (where one isn't 1), and `dropped` (the samples that were
+    left out).
     """
     batch["tiles"] = [sample["tiles"] for sample in kept]
     batch["num_tiles"] = torch.tensor([sample["num_tiles"] for sample in kept], dtype=torch.int64)
     batch["sources"] = [sample["source"] for sample in kept]
     batch["datasets"] = [sample.get("dataset", "") for sample in kept]
-    if any("images" in sample for sample in kept):
-        firsts = np.cumsum([0] + [sample["num_tiles"] for sample in kept]).tolist()
-        batch["images"] = [image for sample in kept for image in sample.get("images", ())]
-        batch["uncut"] = [
-            image._replace(first=first + image.first)
-            for sample, first in zip(kept, firsts, strict=False)
-            for image in sample.get("uncut", ())
-        ]
     weights = [sample.get("loss_weight", 1.0) for sample in kept]
     if any(weight != 1.0 for weight in weights):
         batch["loss_weights"] = torch.tensor(weights, dtype=torch.float32)

@@ -21,7 +21,7 @@ from .fates import find_broken, unusable_error
 from .handover import bind_worker
 from .images.augment import Changes
 from .images.media import MAX_PIXELS, MediaSource, image_size, load_image
-from .images.routes import ROUTES, Allowance, TileSource, from_image, gather_tiles, open_tiles
+from .images.routes import ROUTES, TileSource, from_image, gather_tiles, open_tiles
 from .images.tiling import DynamicTiling
 from .images.video import expand_videos, load_frames, probe_video
 from .mixture import Source, open_sources, pick_records
@@ -69,7 +69,7 @@ class MultimodalDataset(Dataset):
             at the first one read. 'skip' leaves them out, with an entry in the ledger.
         max_bad_samples: with 'skip', more than this many per epoch over all ranks stop the run.
         num_frames: most frames of a video.
-        route: 'pillow', 'torchvision', 'device' or 'nvjpeg' (see `routes`).
+        route: 'pillow' or 'torchvision' (see `routes`).
         num_threads: threads that open the samples of a batch; 0 opens them one after another.
         max_pixels: larger images are refused.
         cache_dir: where lengths are kept between runs; default: the environment variable XTUNER_PLUGINS_CACHE, or
@@ -81,11 +81,9 @@ class MultimodalDataset(Dataset):
         input_ids: int64 `[s]`.
         labels: int64 `[s]`, -100 where nothing is learned.
         tiles: uint8 `[T, 3, S, S]`; T is 0 without images.
-        num_tiles: T plus the number of tiles still to be cut from `images`.
+        num_tiles: T.
         source: 'file:line' of the record.
         fate: 'fits', 'shrink_tiles' or 'truncate_text', what it took to fit `max_length`.
-        images, uncut: only on the routes 'device' and 'nvjpeg': images uint8 `[H, W, 3]` (or planes or bytes, see
-            `routes`), and an `UncutImage` for each.
         index, dataset, loss_weight: index in the mixture, name and weight of the file.
     A sample that is left out is {'dropped': reason, 'message', 'source', 'index', 'dataset'}.
 
@@ -162,7 +160,6 @@ class MultimodalDataset(Dataset):
         self._plan: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # what `layout` returned
         self._plan_folders: list[Path] = []  # of the lengths behind `_plan`, one per file
         self._pool: ThreadPoolExecutor | None = None
-        self._allowance = Allowance()
         self._warned: set[str] = set()  # reasons of the warnings that this process has logged
 
     def keep_images(self) -> None:
@@ -298,7 +295,7 @@ class MultimodalDataset(Dataset):
         return {
             "input_ids": torch.from_numpy(sample.input_ids),
             "labels": torch.from_numpy(sample.labels),
-            **gather_tiles(tiles, self.tile_size, self.route),
+            **gather_tiles(tiles, self.tile_size),
             "source": record.source,
             "fate": FATES[fate],
             "loss_weight": source.loss_weight,
@@ -373,10 +370,9 @@ class MultimodalDataset(Dataset):
             elif changes is not None:
                 image = load_image(path, self.max_pixels)
             else:
-                tiles.append(open_tiles(path, tiling, self.route, self.max_pixels, self._allowance))
+                tiles.append(open_tiles(path, tiling, self.route, self.max_pixels))
                 continue
-            cut = partial(from_image, route=self.route, allowance=self._allowance) if changes is None else changes.cut
-            tiles.append(cut(image, tiling))
+            tiles.append((from_image if changes is None else changes.cut)(image, tiling))
         return tiles
 
     def lengths(

@@ -52,9 +52,7 @@ class HandedBatch(dict):
     def __reduce__(self):
         inside, arrays, rest = {}, {}, {}
         for key, value in self.items():
-            if key == "images":
-                inside[key] = [self.block.place_of(image) for image in value]
-            elif not isinstance(value, torch.Tensor):
+            if not isinstance(value, torch.Tensor):
                 rest[key] = value
             elif place := self.block.place_of(value):
                 inside[key] = place
@@ -67,27 +65,22 @@ def hand_over(batch: dict) -> dict:
     """The batch with its tiles concatenated, in a block if this is a worker.
 
     Args:
-        batch: `tiles` is a list of uint8 `[t, 3, S, S]`, `images` (if present) a list of uint8 tensors; other values
-            are tensors or small objects.
+        batch: `tiles` is a list of uint8 `[t, 3, S, S]`; other values are tensors or small objects.
 
     Returns:
         The batch, with `tiles` as a tensor `[T, 3, S, S]`.
     """
-    parts, images = batch["tiles"], batch.get("images", [])
+    parts = batch["tiles"]
     tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
     block = None
     if get_worker_info() is not None and hasattr(os, "memfd_create"):
-        block = _take_block(
-            sum(-(-part.nbytes // ALIGNMENT) * ALIGNMENT for part in (*parts, *images, *tensors.values()))
-        )
+        block = _take_block(sum(-(-part.nbytes // ALIGNMENT) * ALIGNMENT for part in (*parts, *tensors.values())))
     if block is None:
         batch["tiles"] = parts[0] if len(parts) == 1 else torch.cat(parts)
         return batch
     batch = HandedBatch(batch)
     batch.block = block
     batch["tiles"] = block.put((sum(map(len, parts)), *parts[0].shape[1:]), parts)
-    if "images" in batch:
-        batch["images"] = [block.put(image.shape, [image]) for image in images]
     batch.update({key: block.put(tensor.shape, [tensor]) for key, tensor in tensors.items()})
     return batch
 

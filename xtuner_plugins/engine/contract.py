@@ -219,7 +219,7 @@ def held_in(part: nn.Module) -> str:
 def _kind(parameter: nn.Parameter) -> str:
     if getattr(parameter, "quant_state", None) is not None:
         return f"4-bit {parameter.quant_state.quant_type}"
-    return "8-bit" if parameter.dtype == torch.int8 else str(parameter.dtype).removeprefix("torch.")
+    return str(parameter.dtype).removeprefix("torch.")
 
 
 def optimizer_groups(optimizer: Any) -> list[tuple[int, float, float]]:

@@ -11,11 +11,8 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ..config_file import ConfigError
-from ..datasets.images.routes import ON_DEVICE
 from ..datasets.samplers import PlanSampler
 from .loops import PlanIterator
-
-EXACT = "pillow"  # cuts on the processor the tiles that the routes `ON_DEVICE` cut on the GPU
 
 
 @dataclass(frozen=True)
@@ -134,8 +131,6 @@ def _set_ranks(sampler: Any, rank: int, num_ranks: int) -> None:
     if isinstance(sampler, PlanSampler):
         sampler.rank, sampler.num_ranks = rank, num_ranks
         sampler.seek(0)
-        if getattr(sampler.dataset, "route", EXACT) in ON_DEVICE:
-            sampler.dataset.route = EXACT
 
 
 def _last_step(cfg: Config, iterator: PlanIterator, done: int) -> int | None:

@@ -17,7 +17,6 @@ from .attention import keep_out_of_graphs
 from .encoders import used_blocks
 
 BACKEND = "inductor"
-_PACKED = ("bitsandbytes", "xtuner_plugins.models.eight_bit")  # modules of the layers' classes
 _COMPILERS = ("g++", "c++", "clang++")
 
 
@@ -39,7 +38,9 @@ def compile_model_blocks(model: nn.Module, backend: str = BACKEND) -> int:
             "compile_blocks=True: ZeRO-3 gathers and releases weights inside of blocks, which can't be compiled; use "
             "--deepspeed deepspeed_zero2, or set compile_blocks=False"
         )
-    packed = next((name for name, module in model.named_modules() if type(module).__module__.startswith(_PACKED)), None)
+    packed = next(
+        (name for name, module in model.named_modules() if type(module).__module__.startswith("bitsandbytes")), None
+    )
     if packed is not None:
         raise ValueError(
             f"compile_blocks=True: packed weights ({packed}) aren't compiled; set the quantization to None, or "

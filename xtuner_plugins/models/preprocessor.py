@@ -9,11 +9,8 @@ from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS
 from torch.utils._pytree import tree_map_only
 
-from ..datasets.errors import RecordError
 from ..datasets.ledger import Unrecorded
 from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD
-from .device_decode import UndecodableError, is_encoded
-from .device_resize import cut_images
 from .rows import check_counts, fill_row, make_row
 
 
@@ -59,8 +56,7 @@ class TilePreprocessor(BaseDataPreprocessor):
     def forward(self, data: dict, training: bool = False) -> dict:
         """Makes the model's inputs of a collated batch.
 
-        On the dataset's routes ``'device'`` and ``'nvjpeg'`` the batch also holds whole images, which are decoded and
-        cut into tiles here. Records of samples that were left out (``dropped``) are counted and logged here unless a
+        Records of samples that were left out (``dropped``) are counted and logged here unless a
         `LedgerHook` has taken them.
 
         Args:
@@ -72,7 +68,6 @@ class TilePreprocessor(BaseDataPreprocessor):
 
         Raises:
             ValueError: Image tokens and tiles don't match (names both counts and the samples).
-            RecordError: The device can't decode an image.
         """
         batch = dict(data)
         self._unrecorded.take_from(batch)
@@ -83,22 +78,8 @@ class TilePreprocessor(BaseDataPreprocessor):
             pairs = iter(zip(num_tiles, sources, strict=True))
             num_tiles, sources = zip(*(next(pairs) if prompt else (0, "") for prompt in prompts), strict=True)
         check_counts(row, num_tiles, self.tokens_per_tile, sources)
-        tiles = self.cast_data(batch["tiles"])
-        if "images" in batch:
-            tiles = self._cut(tiles, batch)
         if self.device.type == "cuda":
             row = fill_row(row, self.row_multiple)
             # A copy from pageable memory would wait for the device.
             row = tree_map_only(torch.Tensor, torch.Tensor.pin_memory, row)
-        return {"row": self.cast_data(row), "pixel_values": self.normalize(tiles)}
-
-    def _cut(self, tiles: torch.Tensor, batch: dict) -> torch.Tensor:
-        images = [image if is_encoded(image) else self.cast_data(image) for image in batch["images"]]
-        try:
-            return cut_images(tiles, images, batch["uncut"])
-        except UndecodableError as error:
-            ends = batch["num_tiles"].cumsum(0)
-            sample = int(torch.searchsorted(ends, batch["uncut"][error.number].first, right=True))
-            problem = f"an image can't be decoded on {self.device} ({error.problem})"
-            remedy = "check the data with tools/check_data.py, or set route='device'"
-            raise RecordError("image_unreadable", problem, remedy, batch["sources"][sample]) from None
+        return {"row": self.cast_data(row), "pixel_values": self.normalize(self.cast_data(batch["tiles"]))}

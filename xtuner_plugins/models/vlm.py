@@ -71,9 +71,8 @@ class VisionLanguageModel(BaseModel):
         train_new_tokens: Train the rows of the tokens that assembly added, in embedding and head of a frozen LLM.
         visual_encoder_lora: ``dict(type=LoraConfig, r=..., ...)`` or None. Needs ``freeze_visual_encoder=True``.
         llm_lora: The same for the LLM. Needs ``freeze_llm=True``.
-        llm_quantization: ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)``, or ``load_in_8bit=True``, holds the
-            LLM's linear layers in 4 or 8 bits (QLoRA). Needs ``freeze_llm=True``. An export merges adapters into the
-            base's unquantized weights.
+        llm_quantization: ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)`` holds the LLM's linear layers in 4
+            bits (QLoRA). Needs ``freeze_llm=True``. An export merges adapters into the base's unquantized weights.
         visual_encoder_quantization: The same for the encoder. Needs ``freeze_visual_encoder=True``.
         dtype: ``'auto'`` (see `resolve_dtype`), ``'bfloat16'``, ``'float16'`` (the engine then scales the loss) or
             ``'float32'``.
@@ -298,7 +297,7 @@ class VisionLanguageModel(BaseModel):
 
 
 def _load(base: str, dtype: torch.dtype, quantized: Mapping[str, Mapping[str, Any] | None]):
-    """Loads the base: whole, split over the ranks of ZeRO-3, or with linear layers of parts in 4 or 8 bits.
+    """Loads the base: whole, split over the ranks of ZeRO-3, or with linear layers of parts in 4 bits.
 
     Under ``torch.device('meta')`` no weight is read, but names, shapes and settings are checked.
 

@@ -58,7 +58,6 @@ class Job:
         whole: parts that train whole.
         adapters: part -> LoRA.
         quantized: part -> names of its packed linear layers, held in 4 bits.
-        eight_bit: quantized parts that are held in 8 bits instead.
         last_layers: blocks of a frozen encoder that train whole, counted from the last.
         recompute: gradient checkpointing of the LLM.
         encoder_group: blocks of the encoder that are recomputed together; 0 for none, None for one where the LLM's are.
@@ -79,7 +78,6 @@ class Job:
     batches: tuple[Batch, ...]
     adapters: Mapping[str, Adapters] = field(default_factory=dict)
     quantized: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    eight_bit: frozenset[str] = frozenset()
     last_layers: int = 0
     recompute: bool = True
     encoder_group: int | None = None
@@ -116,7 +114,7 @@ class Job:
 
     @property
     def packed(self) -> int:
-        """Weights held in 4 or 8 bits."""
+        """Weights held in 4 bits."""
         return sum(
             self.stack(part).layers * sum(linear.weights for linear in self.stack(part).matching(names))
             for part, names in self.quantized.items()

@@ -10,7 +10,6 @@ from .job import FLOAT, MOMENTS, Batch, Job, Strategy
 
 GIB = 2**30
 PACKED = 0.5 + 1 / 64 + FLOAT / (64 * 256)  # bytes of a 4-bit weight: a byte per block of 64, a float per 256 blocks
-PACKED_8BIT = 1.0  # and a float32 per output
 # Not measured, and to be corrected where a GPU is at hand: CUDA's context with the kernels, NCCL's buffers, and the
 # share of PyTorch's cache that fits no request.
 CONTEXT = int(0.8 * GIB)
@@ -112,14 +111,12 @@ def _held(job: Job, strategy: Strategy) -> dict[str, int]:
 
 
 def packed_bytes(job: Job) -> int:
-    """Of the weights that are held in 4 or 8 bits, with their scales."""
-    total = 0
-    for part, names in job.quantized.items():
-        for linear in job.stack(part).matching(names):
-            scales = FLOAT * linear.outputs * linear.copies if part in job.eight_bit else 0
-            size = PACKED_8BIT if part in job.eight_bit else PACKED
-            total += job.stack(part).layers * (int(linear.weights * size) + scales)
-    return total
+    """Of the weights that are held in 4 bits, with their scales."""
+    return sum(
+        job.stack(part).layers * int(linear.weights * PACKED)
+        for part, names in job.quantized.items()
+        for linear in job.stack(part).matching(names)
+    )
 
 
 def _moments(job: Job, strategy: Strategy, batch: Batch) -> dict[str, dict[str, int]]:

@@ -135,7 +135,6 @@ def job_of(settings: Mapping[str, Any], model: Model, batches: tuple[Batch, ...]
         batches=batches or largest_batches(settings, model.shape),
         adapters=adapters,
         quantized={part: names for part, names in packed.items() if ours.get(f"{part}_quantization")},
-        eight_bit=frozenset(part for part in packed if (ours.get(f"{part}_quantization") or {}).get("load_in_8bit")),
         last_layers=ours.get("visual_encoder_last_layers") or 0,
         recompute=ours.get("gradient_checkpointing", True),
         encoder_group=None

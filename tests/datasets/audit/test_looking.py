@@ -12,7 +12,7 @@ def files(data_base, write_data, six_records, tmp_path):
     return dict(base=str(data_base), data_paths=write_data(six_records), image_folders=str(tmp_path / "images"))
 
 
-@pytest.mark.parametrize("route", ["pillow", "torchvision", "device"])
+@pytest.mark.parametrize("route", ["pillow", "torchvision"])
 def test_what_is_seen_is_what_training_gets_without_tiles(files, route, monkeypatch):
     dataset = MultimodalDataset(**files, route=route)
     expected = {row: dataset.load(0, row) for row in (0, 2, 3, 5)}

@@ -190,9 +190,8 @@ def test_files_have_their_own(settings):
         MultimodalDataset(**settings, augment=3)
 
 
-@pytest.mark.parametrize("route", ["torchvision", "device"])
-def test_routes_give_the_same_tiles(settings, route):
-    first, second = (MultimodalDataset(**settings, augment=AUGMENT, route=r) for r in ("pillow", route))
+def test_routes_give_the_same_tiles(settings):
+    first, second = (MultimodalDataset(**settings, augment=AUGMENT, route=r) for r in ("pillow", "torchvision"))
     assert torch.equal(first[0]["tiles"], second[0]["tiles"])
 
 

@@ -1,7 +1,9 @@
-"""Which rule belongs to which Pillow. That the rules are true is tested with `device_resize`."""
+"""Which rule belongs to which Pillow, and that the installed Pillow keeps to its rule."""
 
+import numpy as np
 import PIL
 import pytest
+from PIL import Image
 
 from xtuner_plugins.datasets.images.resize_rules import RULES, compare_resize_facts, resize_facts, resize_rule
 
@@ -24,6 +26,21 @@ PAGE = (600, 900, 448, 448)
 )
 def test_the_version_decides(version, rule):
     assert resize_rule(version) is rule
+
+
+@pytest.mark.parametrize("size", [(60, 90), (60, 6060), (61, 150), (150, 61), (20, 2001)])
+def test_the_installed_pillow_runs_its_passes_in_the_order_of_its_rule(size):
+    """A pass along one axis alone, rounded to bytes, then the other, gives the pixels of both at once."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    width, height = 44, 45
+    first = {True: (size[0], height), False: (width, size[1])}
+    by_order = {
+        vertical: np.asarray(image.resize(middle, Image.BICUBIC).resize((width, height), Image.BICUBIC))
+        for vertical, middle in first.items()
+    }
+    assert not np.array_equal(by_order[True], by_order[False])  # else the order couldn't be seen
+    expected = by_order[resize_rule().vertical_first(*size, width, height)]
+    assert np.array_equal(np.asarray(image.resize((width, height), Image.BICUBIC)), expected)
 
 
 def test_where_the_rules_tip():

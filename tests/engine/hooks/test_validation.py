@@ -236,8 +236,10 @@ def stop_while_validating():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 3])
-@pytest.mark.parametrize("deepspeed", [None, "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"])
+@pytest.mark.parametrize(
+    "processes, deepspeed",
+    [(2, None), (2, "deepspeed_zero1"), (2, "deepspeed_zero2"), (2, "deepspeed_zero3"), (3, "deepspeed_zero3")],
+)
 def test_any_number_of_ranks_and_any_strategy(validated, toy_base, data, recipe, tmp_path, processes, deepspeed):
     """The same losses and answers as one process; parameters of ZeRO-3 are cut, however small they are."""
     deepspeed = deepspeed and cut_everything(deepspeed, tmp_path)

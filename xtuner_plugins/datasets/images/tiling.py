@@ -41,21 +41,6 @@ class Grid(NamedTuple):
         return self.columns * self.rows + self.thumbnail
 
 
-class UncutImage(NamedTuple):
-    """An image of a batch whose tiles will be cut on the training device.
-
-    Attributes:
-        grid: how it will be cut.
-        first: index of its first tile among all tiles of the sample or batch.
-        width, height: of the image, in pixels.
-    """
-
-    grid: Grid
-    first: int
-    width: int
-    height: int
-
-
 @lru_cache(maxsize=256)
 def candidate_grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int, float], ...]:
     """All grids of `min_tiles` to `max_tiles` tiles, by area, as (columns, rows, columns / rows)."""

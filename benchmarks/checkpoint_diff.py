@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.io.reader import CheckpointError, load_pickle
-from ..checkpoints.io.tensors import LazyTensor
+from xtuner_plugins.checkpoints.io.reader import CheckpointError, load_pickle
+from xtuner_plugins.checkpoints.io.tensors import LazyTensor
 
 COMPARED = ("state_dict", "optimizer")  # of a plain file; of a DeepSpeed directory, everything
 

@@ -1,13 +1,16 @@
-"""Real DeepSpeed engines in half precision on the CPU, made by our strategy: RoPE."""
+"""Real DeepSpeed engines in half precision on the CPU, made by our strategy: RoPE, and what gradients take."""
 
 import json
 import os
+from contextlib import nullcontext
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 from mmengine._strategy.deepspeed import DeepSpeedOptimWrapper
 
+from tests.models.test_vlm import make_batch
 from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.deepspeed_json import OURS
 from xtuner_plugins.models import VisionLanguageModel
@@ -20,6 +23,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # The RoPE of a large model: heads of 128; the toy's theta is 1e6 already.
 TRUE_ROPE = dict(hidden_size=256, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=8192)
 FAR, LENGTH = 4096, 4608  # losses are compared from this position on, in a row of so many tokens
+STEPS, MICRO_STEPS = 3, 2
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +39,17 @@ def engine(request, base, tmp_path_factory):
     return run(base, request.param, "bf16", tmp_path_factory.mktemp("run"))
 
 
-def run(base, name, dtype, folder):
+def run(base, name, dtype, folder, is_ours=True):
     """Calls `_run` in a process of its own."""
-    process = fork_server().Process(target=_run, args=(free_port(), base, name, dtype, folder))
+    process = fork_server().Process(target=_run, args=(free_port(), base, name, dtype, folder, is_ours))
     process.start()
     process.join()
     assert process.exitcode == 0
     return torch.load(folder / "found.pt")
 
 
-def _run(port, base, name, dtype, folder):
-    """Wraps the model; in bfloat16 it also reads a long row. Saves what it found."""
+def _run(port, base, name, dtype, folder, is_ours):
+    """Wraps the model; in bfloat16 it also reads a long row and takes a few steps. Saves what it found."""
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     os.environ["MASTER_PORT"] = str(port)
     from deepspeed.accelerator import get_accelerator
@@ -65,12 +69,37 @@ def _run(port, base, name, dtype, folder):
     trained = [p for p in network.parameters() if p.requires_grad]
     groups = [{"params": trained[:5]}, {"params": trained[5:], "weight_decay": 0.0}]
     made.optim_wrapper = DeepSpeedOptimWrapper(torch.optim.AdamW(groups, lr=1e-3))
-    wrapper = made._wrap_model(network)
+    with nullcontext() if is_ours else mock.patch.object(strategy, "hold_sums_alone"):
+        made.optim_wrapper.model = wrapper = made._wrap_model(network)
     found |= {"dtypes": {p.dtype for p in network.parameters()}, "after": dict(network.named_buffers())}
     if dtype == "bf16":
         wrapper.model.eval()
         found["states"] = far_states(network, wrapper.model)
+        wrapper.model.train()
+        found |= _train(network, made.optim_wrapper, trained)
     torch.save(found, folder / "found.pt")
+
+
+def _train(network, optim_wrapper, trained):
+    """What is logged, the weights, bytes of gradients before each micro-step, shapes of exchanged copies of sums."""
+    from deepspeed import comm
+
+    from xtuner_plugins.engine.steps import run_step
+
+    held, exchanged, all_reduce = [], [], comm.all_reduce
+    network.register_forward_pre_hook(lambda *_: held.append(sum(p.grad.nbytes for p in trained if p.grad is not None)))
+
+    def noted(tensor, **more):
+        exchanged.append(tensor)
+        return all_reduce(tensor, **more)
+
+    with mock.patch.object(comm, "all_reduce", noted):
+        batches = [make_batch(network, seed=number) for number in range(STEPS * MICRO_STEPS)]
+        steps = [batches[first : first + MICRO_STEPS] for first in range(0, len(batches), MICRO_STEPS)]
+        logged = [run_step(optim_wrapper.model, optim_wrapper, step) for step in steps]
+    sums = {tensor.data_ptr() for tensor in getattr(optim_wrapper.model.optimizer, "fp32_groups_gradients_flat", [])}
+    copies = [tensor.shape for tensor in exchanged if tensor.dim() and tensor.data_ptr() not in sums]
+    return {"held": held, "logged": logged, "trained": [p.detach().clone() for p in trained], "copies": copies}
 
 
 def long_batch(model):
@@ -134,3 +163,16 @@ def test_far_tokens_have_the_loss_of_a_run_without_deepspeed(engine, far_losses)
     """
     losses, exact, plain = far_losses
     assert (losses(engine["states"]) - exact).norm() < 2 * (plain - exact).norm()
+
+
+def test_no_gradient_is_held_between_micro_steps(engine):
+    assert engine["held"] == [0] * STEPS * MICRO_STEPS
+
+
+@pytest.mark.parametrize("engine", ["deepspeed_zero1"], indirect=True)
+def test_zero_1_holds_sums_alone_and_makes_the_same_updates(base, engine, tmp_path):
+    usual = run(base, "deepspeed_zero1", "bf16", tmp_path, is_ours=False)
+    assert max(usual["held"]) == 2 * sum(p.numel() for p in usual["trained"]) and usual["copies"]
+    assert engine["copies"] == []
+    assert engine["logged"] == usual["logged"] and min(each["grad_norm"] for each in usual["logged"]) > 0.5  # clipped
+    assert all(map(torch.equal, engine["trained"], usual["trained"]))

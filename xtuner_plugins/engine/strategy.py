@@ -16,7 +16,7 @@ from torch import nn
 from xtuner.engine import DeepSpeedStrategy as XTunerDeepSpeedStrategy
 
 from ..checkpoints.io.zero import checkpoint_directory, open_deepspeed
-from .gradient_sums import sum_gradients_as_told
+from .gradient_sums import hold_sums_alone, sum_gradients_as_told
 from .steps import unwrap
 from .transfer import TrainingState, fill_engine, read_state, regroup, wrote_the_same_way
 
@@ -37,6 +37,7 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
         _keep_norms_that_are_not_finite(engine.optimizer)
         _let_the_run_end_at_the_smallest_scale(engine.optimizer)
         sum_gradients_as_told(engine.optimizer)
+        hold_sums_alone(engine)
         self._writes = _PatientWrites()
         engine.checkpoint_engine.save = self._writes.guard(engine.checkpoint_engine.save)
         engine._copy_recovery_script = self._writes.guard(engine._copy_recovery_script)

@@ -66,7 +66,7 @@ def _sum_micro_steps(path, rank, port, out, gradients=GRADIENTS):
     from deepspeed.utils import safe_get_full_fp32_param
 
     from xtuner_plugins.engine.contract import describe_engine
-    from xtuner_plugins.engine.gradient_sums import sum_gradients_as_told
+    from xtuner_plugins.engine.gradient_sums import hold_sums_alone, sum_gradients_as_told
     from xtuner_plugins.engine.runtime import _build_no_cpu_op
     from xtuner_plugins.engine.strategy import _keep_norms_that_are_not_finite
 
@@ -81,6 +81,7 @@ def _sum_micro_steps(path, rank, port, out, gradients=GRADIENTS):
         model=model, optimizer=torch.optim.SGD(model.parameters(), lr=1.0), config=settings
     )
     sum_gradients_as_told(optimizer)
+    hold_sums_alone(engine)
     _keep_norms_that_are_not_finite(optimizer)
     for step, gradient in enumerate(gradients):
         engine.set_gradient_accumulation_boundary(step == MICRO_STEPS - 1)

@@ -1,6 +1,6 @@
 """What ZeRO-2 is made to do; that real engines then sum in float32 is in test_deepspeed_json.py.
 
-That real engines forget their gradients is in test_rehearsal.py.
+What ZeRO-1 is made to do is in test_half_precision.py; that real engines forget their gradients, in test_rehearsal.py.
 """
 
 from types import SimpleNamespace

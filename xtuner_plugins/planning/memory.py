@@ -122,7 +122,7 @@ def packed_bytes(job: Job) -> int:
 def _moments(job: Job, strategy: Strategy, batch: Batch) -> dict[str, dict[str, int]]:
     """Parts beside those that stay, at each moment."""
     gradients, size = _gradient_bytes(job, strategy, job.trained), FLOAT if strategy.stage is None else job.size
-    accumulates = job.accumulation > 1 or strategy.stage in (2, 3)
+    accumulates = job.accumulation > 1 or strategy.stage is not None  # ZeRO adds even a single micro-batch to its sums
     earlier = gradients if accumulates else 0  # of micro-batches before this one
     table = act.table_size(job) * size if "llm" in job.whole else 0  # the gradient of the head, or of the embedding
     casts = act.cast_bytes(job)

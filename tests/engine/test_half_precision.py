@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from mmengine._strategy.deepspeed import DeepSpeedOptimWrapper
 
+from tests.engine.forked import fork_server
 from tests.models.test_vlm import make_batch
 from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.deepspeed_json import OURS
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.processes import free_port
-from xtuner_plugins.selftest.runs import fork_server
 from xtuner_plugins.toy.models import write_random_parts
 
 STAGES = ["deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"]

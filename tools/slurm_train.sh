@@ -3,8 +3,8 @@
 #
 #   sbatch --nodes=2 --gpus-per-node=8 tools/slurm_train.sh configs/finetune_full.py --deepspeed deepspeed_zero3
 #
-# Slurm warns the job three minutes before its time limit (and, where it is set up so, before preemption): the ranks finish
-# their step and save, the job queues itself again and goes on from that checkpoint with the same arguments.
+# Slurm warns the job three minutes before its time limit (and, where it is set up so, before preemption): the ranks drop the
+# unfinished step and save, the job queues itself again and goes on from that checkpoint with the same arguments.
 #
 #SBATCH --job-name=vlm
 #SBATCH --nodes=1

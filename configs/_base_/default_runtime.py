@@ -7,7 +7,6 @@ from mmengine.visualization import LocalVisBackend
 from xtuner_plugins.engine import (
     CheckpointGuardHook,
     LedgerHook,
-    LossGuardHook,
     LossSplitHook,
     PlanHook,
     PreprocessingLockHook,
@@ -30,8 +29,6 @@ default_hooks = dict(
     # sets interval (save_steps) and max_keep_ckpts (save_total_limit).
     checkpoint=dict(type=WholeCheckpointHook, by_epoch=False, interval=500, max_keep_ckpts=2, save_optimizer=True),
     sampler_seed=dict(type=DistSamplerSeedHook),
-    # Stops after 20 steps in a row with more than twice the median loss of 100 steps; factor=None: never.
-    loss_guard=dict(type=LossGuardHook, factor=2.0, steps=20, window=100),
 )
 custom_hooks = [
     dict(type=RunContractHook),  # prints what really trains

@@ -150,7 +150,7 @@ class TestNotFinite:
         run = train_forked(tmp_path / "run", toy_base, data, prepare=partial(poison, 4, 2), **case)
         assert run.codes == [1]
         [line] = run.errors
-        assert "step 5: the loss is nan, first in the output of model.language_model.lm_head, from the samples " in line
+        assert "step 5: the loss is nan, from the samples " in line
         assert line.count(f"{data[0]}:") == 1  # the one micro-batch at fault
         assert f"The last good checkpoint is {tmp_path / 'run' / 'iter_3.pth'}" in line
         assert {path.name for path in (tmp_path / "run").glob("iter_*")} == {"iter_3.pth"}
@@ -178,7 +178,6 @@ class TestNotFinite:
         )
         assert run.codes == [1], run.output[-2000:]
         assert "step 1: the gradient norm is " in run.errors[0] and str(data[0]) in run.errors[0]
-        assert ", first in the gradient of model.language_model.model." in run.errors[0]
 
     def test_weights_that_an_update_ruined_are_not_saved(self, toy_base, data, recipe, tmp_path):
         case = dict(config=recipe, options={**options(), "default_hooks.checkpoint.interval": 1})

@@ -1,4 +1,4 @@
-"""A run that is told to stop finishes its step, saves, says how to go on, and resumes as if nothing had happened."""
+"""A run that is told to stop drops its step, saves, says how to go on, and resumes as if nothing had happened."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ from .forked import train_forked
 from .parallel_case import ROOT, edited_config, logged, training, write_dataset
 from .test_going_on import contents, options, require_equal
 
-STOPPED, NUM_STEPS = 3, 8
+SAVED, NUM_STEPS = 2, 8
 OURS, XTUNER = (sys.executable, "tools/train.py"), (str(Path(sys.executable).with_name("xtuner")), "train")
 
 
@@ -95,13 +95,16 @@ def recipe(tmp_path):
     return edited_config(tmp_path, "toy_finetune_lora", **settings)
 
 
-def signal_itself(step, number, rank, times=1):
-    """One rank gets a signal while it trains a step (from 1); the last of several comes while it saves."""
-    from xtuner_plugins.engine import loops
+def signal_itself(step, number, rank, times=1, in_update=False):
+    """One rank gets a signal before the second micro-batch of a step (from 1), or in its update.
+
+    The last of several comes while it saves.
+    """
+    from xtuner_plugins.engine import loops, steps
     from xtuner_plugins.engine.hooks.whole_checkpoint import WholeCheckpointHook
 
     run_step, save = loops.run_step, WholeCheckpointHook._save_checkpoint_with_step
-    calls = []
+    agree_to_stop, calls, asked = steps.agree_to_stop, [], []
 
     def send():
         if os.environ.get("RANK", "0") == str(rank):
@@ -110,16 +113,24 @@ def signal_itself(step, number, rank, times=1):
 
     def stepped(*args):
         calls.append(args)
-        if len(calls) == step:
+        asked.clear()
+        outputs = run_step(*args)
+        if len(calls) == step and in_update:
             send()
-        return run_step(*args)
+        return outputs
+
+    def asking():
+        asked.append(True)
+        if (len(calls), len(asked)) == (step, 2) and not in_update:
+            send()
+        return agree_to_stop()
 
     def saved(*args, **kwargs):
         if times > 1:
             send()
         save(*args, **kwargs)
 
-    loops.run_step, WholeCheckpointHook._save_checkpoint_with_step = stepped, saved
+    loops.run_step, steps.agree_to_stop, WholeCheckpointHook._save_checkpoint_with_step = stepped, asking, saved
 
 
 @pytest.mark.parametrize(
@@ -132,20 +143,20 @@ def signal_itself(step, number, rank, times=1):
     ],
 )
 def test_a_stopped_run_goes_on_bit_equal(toy_base, data, recipe, tmp_path, processes, deepspeed, number):
-    """Only the last rank gets the signal; all stop after the same step."""
+    """Only the last rank gets the signal, in the middle of a step; all drop it."""
     case = dict(processes=processes, deepspeed=deepspeed, config=recipe, options=options(processes))
     whole = train_forked(tmp_path / "whole", toy_base, data, **case)
     assert whole.ok, whole.output[-3000:]
-    stop = partial(signal_itself, STOPPED, number, processes - 1)
+    stop = partial(signal_itself, SAVED + 1, number, processes - 1)
     stopped = train_forked(tmp_path / "run", toy_base, data, prepare=stop, **case)
     assert stopped.codes == [128 + number] * processes, stopped.output[-3000:] + stopped.others
-    saved = tmp_path / "run" / f"iter_{STOPPED}.pth"
+    saved = tmp_path / "run" / f"iter_{SAVED}.pth"
     lines = stopped.output.splitlines()
-    line = lines[lines.index(f"stopped by {number.name} after step {STOPPED}, saved to {saved}; go on with") + 1]
+    line = lines[lines.index(f"stopped by {number.name} after step {SAVED}, saved to {saved}; go on with") + 1]
     assert line.endswith("--resume auto") and str(recipe) in line
     again = train_forked(tmp_path / "run", toy_base, data, extra=("--resume",), **case)
     assert again.ok and f"resuming from {saved}" in again.output, again.output[-3000:]
-    assert logged(tmp_path / "run") == logged(tmp_path / "whole")[STOPPED:]
+    assert logged(tmp_path / "run") == logged(tmp_path / "whole")[SAVED:]
     final = f"iter_{NUM_STEPS}.pth"
     require_equal(contents(tmp_path / "run" / final), contents(tmp_path / "whole" / final))
 
@@ -157,18 +168,18 @@ def test_a_second_signal_ends_at_once(toy_base, data, recipe, tmp_path):
         toy_base,
         data,
         **{**case, "extra": ()},
-        prepare=partial(signal_itself, STOPPED, signal.SIGTERM, 0),
+        prepare=partial(signal_itself, 3, signal.SIGTERM, 0),
     )
     assert first.codes == [128 + signal.SIGTERM]
     kept = newest_checkpoint(tmp_path / "run")
-    twice = partial(signal_itself, 1, signal.SIGTERM, 0, 2)
+    twice = partial(signal_itself, 2, signal.SIGTERM, 0, 2)
     again = train_forked(tmp_path / "run", toy_base, data, extra=("--resume",), prepare=twice, **case)
     assert again.codes == [128 + signal.SIGTERM] and "second signal: ended at once" in again.output
     assert newest_checkpoint(tmp_path / "run") == kept and "go on with" not in again.output
 
 
 def test_a_signal_in_the_last_step_leaves_a_complete_run(toy_base, data, recipe, tmp_path):
-    stop = partial(signal_itself, NUM_STEPS, signal.SIGTERM, 0)
+    stop = partial(signal_itself, NUM_STEPS, signal.SIGTERM, 0, in_update=True)
     run = train_forked(tmp_path / "run", toy_base, data, prepare=stop, config=recipe, options=options())
     assert run.codes == [0] and (tmp_path / "run" / f"iter_{NUM_STEPS}.pth").exists() and "go on" not in run.output
 
@@ -181,10 +192,10 @@ def test_workers_with_threads_leave_signals_to_their_parent(toy_base, data, reci
 
 def test_without_the_optimizer_no_run_goes_on(toy_base, data, recipe, tmp_path):
     weights_only = {**options(), "default_hooks.checkpoint.save_optimizer": False}
-    stop = partial(signal_itself, STOPPED, signal.SIGTERM, 0)
+    stop = partial(signal_itself, SAVED + 1, signal.SIGTERM, 0)
     run = train_forked(tmp_path / "run", toy_base, data, prepare=stop, config=recipe, options=weights_only)
     assert run.codes == [128 + signal.SIGTERM] and "not resumable" in run.output
-    assert f"stopped by SIGTERM after step {STOPPED}; no checkpoint to resume from" in run.output
+    assert f"stopped by SIGTERM after step {SAVED}; no checkpoint to resume from" in run.output
     assert "go on with" not in run.output
     again = train_forked(tmp_path / "run", toy_base, data, extra=("--resume",), config=recipe, options=options())
     assert again.codes == [1] and "load_from=" in again.errors[0]

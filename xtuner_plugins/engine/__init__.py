@@ -9,7 +9,6 @@ _HOMES = {
     "DeviceAwareDDP": "ddp",
     "GroupedOptimWrapperConstructor": "param_groups",
     "LedgerHook": "hooks.ledger",
-    "LossGuardHook": "hooks.loss_guard",
     "PrecomputedReferenceHook": "hooks.precomputed_reference",
     "PreferenceGuardHook": "hooks.preference_guard",
     "LossSplitHook": "hooks.loss_split",

@@ -30,7 +30,7 @@ from .param_groups import settle_grouping
 from .rehearsal import heaviest_batch, rehearse
 from .run_length import check_length
 from .schedulers import WarmupCosineLR, plan_schedule
-from .steps import NonFiniteError, run_step, seed_step, unwrap
+from .steps import NonFiniteError, StepDropped, run_step, seed_step, unwrap
 from .stopping import command_to_go_on, requests, watching
 
 
@@ -142,6 +142,10 @@ class PlanIterator:
         self.batches += len(step)
         return step
 
+    def give_back(self, step: list[Any]) -> None:
+        """Notes that the last step wasn't trained, for `position`; only a run that ends does so."""
+        self.batches -= len(step)
+
     def _take(self) -> list[Any]:
         return [batch for _, batch in zip(range(self._micro_batches), self._iterator, strict=False)]
 
@@ -238,13 +242,15 @@ class PlannedTrainLoop(IterBasedTrainLoop):
             self.runner.model.train()
             self.fetching_since = time.perf_counter()
             self.run_iter(next(self.dataloader_iterator))
+            if requests.agreed:
+                break
             self._decide_current_val_interval()
             is_due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
-            if self.runner.val_loop is not None and self._iter >= self.val_begin and is_due and not requests.agreed:
+            if self.runner.val_loop is not None and self._iter >= self.val_begin and is_due:
                 self.runner.val_loop.run()
 
     def run_iter(self, data_batch: list[dict]) -> None:
-        """Runs one optimizer step; hooks get the list of its micro-batches.
+        """Runs one optimizer step, unless a signal drops it; hooks get the list of its micro-batches.
 
         Raises:
             TrainingStopped, OutOfMemory: Loss or gradient isn't finite, or the memory isn't enough; no checkpoint is
@@ -252,8 +258,12 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         """
         self.runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=data_batch)
         seed_step(self.runner.seed, get_rank(), self._iter)
-        with self._stopping_with_reason(f"step {self._iter + 1}"):
-            outputs = run_step(self.runner.model, self.runner.optim_wrapper, data_batch)
+        try:
+            with self._stopping_with_reason(f"step {self._iter + 1}"):
+                outputs = run_step(self.runner.model, self.runner.optim_wrapper, data_batch)
+        except StepDropped:
+            self.dataloader_iterator.give_back(data_batch)
+            return
         self.runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=data_batch, outputs=outputs)
         self._iter += 1
 

@@ -23,10 +23,10 @@ from mmengine.logging import print_log
 from torch import nn
 
 from ..models.losses import batch_weight, sum_over_ranks
-from .blame import blame_gradient, blame_loss, blame_update
 from .loss_scaling import MIN_SCALE
 from .out_of_memory import name_sources, naming
-from .stopping import requests
+from .progress import progress
+from .stopping import agree_to_stop
 
 
 class NonFiniteError(ValueError):
@@ -34,13 +34,15 @@ class NonFiniteError(ValueError):
 
     Attributes:
         sources: ``file:line`` of the samples that it came from.
-        culprit: Where it began, e.g. the output of a module; None where that wasn't found.
     """
 
-    def __init__(self, what: str, sources: Sequence[str], culprit: str | None = None):
-        self.what, self.sources, self.culprit = what, list(sources), culprit
-        began = f", first in {culprit}" if culprit else ""
-        super().__init__(f"{what}{began}, from the samples {name_sources(self.sources)}")
+    def __init__(self, what: str, sources: Sequence[str]):
+        self.what, self.sources = what, list(sources)
+        super().__init__(f"{what}, from the samples {name_sources(self.sources)}")
+
+
+class StepDropped(Exception):
+    """A signal came before the last micro-batch of a step: no rank updates its weights."""
 
 
 class _NormNotFinite(ArithmeticError):
@@ -92,6 +94,7 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
 
     Raises:
         NonFiniteError: Loss or gradient norm isn't finite; in float16, not even unscaled.
+        StepDropped: A signal told the run to stop.
         OutOfMemory: The memory of this rank isn't enough; names the micro-batch, or all of them at the update.
     """
     network = unwrap(model)
@@ -102,15 +105,11 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
     num_overflows = 0
     while True:
         losses = _accumulate(driver, network, micro_batches, mean_weight)
-        sums = torch.cat([losses.sum(dim=0), losses.new_tensor(requests.flags())])
-        loss, num_supervised, num_tiles, *rest = sum_over_ranks(sums).tolist()
-        metrics, stop = rest[: len(network.metric_names)], rest[len(network.metric_names) :]
-        requests.agree(stop)
+        loss, num_supervised, num_tiles, *metrics = sum_over_ranks(losses.sum(dim=0)).tolist()
         if not math.isfinite(loss):
             own = zip(micro_batches, losses[:, 0].tolist(), strict=True)
             at_fault = [batch for batch, value in own if not math.isfinite(value)]
-            culprit = blame_loss(network, (at_fault or micro_batches)[0], bool(at_fault))
-            raise NonFiniteError(f"the loss is {loss}", sources_of_all_ranks(at_fault), culprit)
+            raise NonFiniteError(f"the loss is {loss}", sources_of_all_ranks(at_fault))
         logged = {"loss": loss / get_world_size(), "supervised_tokens": num_supervised, "tiles": num_tiles}
         scale = driver.loss_scale
         with naming(micro_batches):
@@ -118,14 +117,14 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
         if math.isfinite(norm):
             break
         if scale is None or scale <= MIN_SCALE:
-            culprit, at_fault = driver.blame(network, micro_batches)
-            sources = sources_of_all_ranks(at_fault) or sources_of_all_ranks(micro_batches)
-            raise NonFiniteError(f"the gradient norm is {norm} (loss {logged['loss']:.4g})", sources, culprit)
+            sources = sources_of_all_ranks(micro_batches)
+            raise NonFiniteError(f"the gradient norm is {norm} (loss {logged['loss']:.4g})", sources)
         num_overflows += 1
         print_log(
             f"gradients overflowed float16 at loss scale {scale:g}: the step is repeated at {driver.loss_scale:g}",
             "current",
         )
+    progress.end()
     if scale is not None:
         logged |= {"loss_scale": scale, "overflows": num_overflows}
     logged |= network.end_step(dict(zip(network.metric_names, metrics, strict=True)))
@@ -170,7 +169,10 @@ def _accumulate(
         float32 ``[micro-batches, 3 + metrics]``: loss, supervised tokens, tiles, and what `metric_names` names.
     """
     figures = []
+    progress.begin(len(micro_batches))
     for index, batch in enumerate(micro_batches):
+        if agree_to_stop():
+            raise StepDropped
         with naming([batch]), driver.micro_step(is_last=index == len(micro_batches) - 1):
             inputs = network.data_preprocessor(batch, training=True)
             outputs = driver.model(**inputs, mode="loss", mean_weight=mean_weight)
@@ -179,6 +181,7 @@ def _accumulate(
         figures.append(torch.stack([outputs[key].detach().float() for key in ("loss", "num_supervised", "num_tiles")]))
         if network.metric_names:
             figures[-1] = torch.cat([figures[-1], outputs["metrics"].float()])
+        progress.count(batch)
     return torch.stack(figures)
 
 
@@ -262,10 +265,6 @@ class _PlainDriver:
         if not math.isfinite(self._clipped_norm()):
             raise _NormNotFinite
 
-    def blame(self, network: nn.Module, micro_batches: Sequence[dict]) -> tuple[str | None, list[dict]]:
-        """As `blame_gradient`."""
-        return blame_gradient(network, micro_batches)
-
 
 class _DeepSpeedDriver:
     """Drives DeepSpeed's engine: it is told where a step ends, and doesn't divide by the number of micro-batches."""
@@ -313,10 +312,6 @@ class _DeepSpeedDriver:
         if self.model.fp16_enabled() and self.model.optimizer.overflow:
             return math.inf, False
         return float(self.model.get_global_grad_norm() or 0.0), False
-
-    def blame(self, network: nn.Module, micro_batches: Sequence[dict]) -> tuple[str | None, list[dict]]:
-        """As `blame_update`; which micro-batch it was isn't known any more."""
-        return blame_update(network), []
 
 
 def _without_moments(

@@ -1,13 +1,14 @@
-"""Ends a run on Ctrl-C, SIGTERM and Slurm's warnings: the step is finished and saved; a second signal ends at once.
+"""Ends a run on Ctrl-C, SIGTERM and Slurm's warnings: the last whole step is saved; a second signal ends at once.
 
-Ranks get signals at different times, or only one of them does. Each adds what it got to the numbers that every step
-sums over ranks anyway, so all stop after the same step, and nothing is sent for it alone. Signals are read by a thread,
-which also runs while the main thread waits for other ranks.
+Ranks get signals at different times, or only one of them does. Before every micro-batch they sum what they got, so all
+drop the same unfinished step, which may be long. Signals are read by a thread, which also runs while the main thread
+waits for other ranks.
 """
 
 from __future__ import annotations
 
 import atexit
+import functools
 import multiprocessing
 import os
 import shlex
@@ -67,6 +68,29 @@ class StopRequests:
 requests = StopRequests()  # signals come to a process, so there is one
 
 
+def agree_to_stop() -> bool:
+    """Whether a rank got a signal; all ranks ask together.
+
+    Flags are summed on the CPU, so that nothing waits for a device.
+    """
+    import torch
+    import torch.distributed as dist
+
+    flags = torch.tensor(requests.flags())
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(flags, group=_cpu_group(dist.group.WORLD))
+    requests.agree(flags.tolist())
+    return requests.agreed is not None
+
+
+@functools.lru_cache(maxsize=1)
+def _cpu_group(world):
+    """The group of all ranks that sums tensors on the CPU; ``world`` is the default one."""
+    import torch.distributed as dist
+
+    return world if dist.get_backend(world) == "gloo" else dist.new_group(backend="gloo")
+
+
 @contextmanager
 def watching() -> Iterator[None]:
     """Notes signals in `requests` instead of ending the process, but for a second one. For the main thread."""
@@ -111,7 +135,7 @@ def _read_signals(reader: socket.socket) -> None:
                 os._exit(128 + original_signal(number))
             if had_none and requests.first is not None and os.environ.get("RANK", "0") == "0":
                 name = signal.Signals(requests.first).name
-                os.write(2, f"{name}: finishing the step and saving; a second signal ends at once\n".encode())
+                os.write(2, f"{name}: dropping the unfinished step and saving; a second signal ends at once\n".encode())
 
 
 def exit_status() -> int:

@@ -164,7 +164,8 @@ def _keep_norms_that_are_not_finite(optimizer: Any) -> None:
     """Makes a ZeRO optimizer report norms that aren't finite as infinite.
 
     DeepSpeed reports -1 for such a group, and the norm over all groups then looks valid. Clipping by NaN would make
-    every weight NaN, clipping by infinity only those whose gradient isn't finite (see `blame.blame_update`).
+    every weight NaN, clipping by infinity only those whose gradient isn't finite (and a
+    checkpoint with such weights isn't written).
     """
 
     def honest(norm_of: Callable) -> Callable:

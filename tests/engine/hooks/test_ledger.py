@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,6 +51,7 @@ class TestOverALoader:
             step = next(iterator)
             hook.before_train_iter(runner, 0, step)
             assert not any("dropped" in batch for batch in step)
+            hook.after_train_iter(runner, 0, step)
         hook.after_train(runner)
         lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
         assert lines[-1] == {"epoch": 0, "trained": 42, "dropped": 6, "total": 48}
@@ -62,11 +64,9 @@ class TestOverALoader:
         hook, runner = LedgerHook(own), self.runner(dataset, tmp_path, batch_size=48)
         hook.before_train(runner)
         step = next(runner.train_loop.dataloader_iterator)
-        if stops:
-            with pytest.raises(TooManyBadSamples, match="max_bad_samples is 4"):
-                hook.before_train_iter(runner, 0, step)
-        else:
-            hook.before_train_iter(runner, 0, step)
+        hook.before_train_iter(runner, 0, step)
+        with pytest.raises(TooManyBadSamples, match="max_bad_samples is 4") if stops else nullcontext():
+            hook.after_train_iter(runner, 0, step)
 
     def test_a_loop_without_plan_is_refused(self, tmp_path):
         runner = SimpleNamespace(train_loop=IterBasedTrainLoop.__new__(IterBasedTrainLoop), work_dir=tmp_path)

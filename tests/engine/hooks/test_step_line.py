@@ -1,6 +1,7 @@
 """The line of a step: speed and padding over all ranks, learning rates of live groups, and equal numbers everywhere."""
 
 import re
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -62,7 +63,8 @@ LINE = re.compile(
     r"step (?P<step>[ \d]+)/5  eta 0:\d\d:\d\d  loss \d\.\d{4}  grad norm \S+  lr (?P<lr>.+?)  [\d,]+ tokens/s  "
     r"[\d,.]+ samples/s  padding \d+\.\d%  memory \d\.\d\d GiB"
 )
-OPTIONS = {"default_hooks.logger.interval": 2, "train_cfg.max_iters": 5, "train_cfg.max_epochs": 9}
+INTERVAL = "default_hooks.logger.interval"
+OPTIONS = {INTERVAL: 2, "train_cfg.max_iters": 5, "train_cfg.max_epochs": 9}
 OPTIONS |= {"optim_wrapper.paramwise_cfg.part_lr.projector": 5e-4}
 
 
@@ -71,7 +73,7 @@ def test_every_interval_and_the_last_step_have_a_line_and_trackers_the_same_numb
     assert run.ok, run.output[-2000:]
     lines = [line for line in run.output.splitlines() if line.startswith("step")]
     found = [LINE.fullmatch(line) for line in lines if "tokens/s" in line]
-    assert [int(match["step"]) for match in found] == [2, 4, 5]
+    assert [int(match["step"]) for match in found] == [1, 2, 4, 5]
     assert all(re.fullmatch(r"llm \S+, projector \S+|projector \S+, llm \S+", match["lr"]) for match in found)
     text = next((tmp_path / "run").glob("*/*.log")).read_text()
     shown = [line.removeprefix("warning: ") for line in run.output.splitlines()]
@@ -81,7 +83,41 @@ def test_every_interval_and_the_last_step_have_a_line_and_trackers_the_same_numb
     for key in ("loss", "grad_norm", "lr/llm", "lr/projector", "tokens_per_second", "padding", "peak_memory_gib"):
         values = logged(tmp_path / "run", key)
         assert [scalar.value for scalar in events.Scalars(key)] == pytest.approx(values, rel=1e-6)
-        assert len(values) == 3, key
+        assert len(values) == 4, key
+
+
+def test_the_loss_is_the_mean_over_the_tokens_since_the_last_line(toy_base, tmp_path):
+    data = write_dataset(tmp_path / "data")
+    for interval in (1, 3):
+        run = train_forked(tmp_path / f"{interval}", toy_base, data, options={**OPTIONS, INTERVAL: interval})
+        assert run.ok, run.output[-2000:]
+    loss, tokens = (logged(tmp_path / "1", key) for key in ("loss", "supervised_tokens"))
+    steps = [slice(0, 1), slice(1, 3), slice(3, 5)]
+    expected = [sum(a * b for a, b in zip(loss[s], tokens[s], strict=True)) / sum(tokens[s]) for s in steps]
+    assert logged(tmp_path / "3", "loss") == pytest.approx(expected, rel=1e-9)
+
+
+def beat_fast():
+    """Lines after a twentieth of a second, and micro-batches that take as long."""
+    from xtuner_plugins.engine.hooks import step_line
+    from xtuner_plugins.models import VisionLanguageModel
+
+    step_line.QUIET_S, forward = 0.05, VisionLanguageModel.forward
+
+    def slow(*args, **kwargs):
+        time.sleep(0.1)
+        return forward(*args, **kwargs)
+
+    VisionLanguageModel.forward = slow
+
+
+def test_a_long_step_tells_how_far_it_is(toy_base, tmp_path):
+    options = {**OPTIONS, "train_dataloader.batch_size": 1, "optim_wrapper.accumulative_counts": 4}
+    run = train_forked(tmp_path / "run", toy_base, write_dataset(tmp_path / "data"), prepare=beat_fast, options=options)
+    assert run.ok, run.output[-2000:]
+    found = re.findall(r"^step 3/5: micro-batch (\d) of 4, ([\d,]+) tokens, \d+ s$", run.output, re.MULTILINE)
+    assert {"1", "2", "3"} <= {done for done, _ in found}
+    assert all((done == "0") == (tokens == "0") for done, tokens in found)
 
 
 @pytest.mark.slow
@@ -91,7 +127,7 @@ def test_two_ranks_show_one_line_with_norm_and_rates(toy_base, tmp_path, deepspe
     run = train_forked(tmp_path / "run", toy_base, data, processes=2, deepspeed=deepspeed, options=OPTIONS)
     assert run.ok, run.output[-2000:]
     lines = [line for line in run.output.splitlines() if "tokens/s" in line]
-    assert len(lines) == 3 and all(LINE.fullmatch(line) for line in lines), lines
+    assert len(lines) == 4 and all(LINE.fullmatch(line) for line in lines), lines
     assert "llm" in lines[0] and "projector" in lines[0]
     shown, others = (without_start_method(text) for text in (run.output, run.others))
     assert shown.startswith("What this run trains:") and others == ""

@@ -4,18 +4,13 @@ import os
 import signal
 import tracemalloc
 from functools import partial
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.logging import MessageHub
 from mmengine.runner import runner as mmengine_runner
 
 from xtuner_plugins.checkpoints.work_dir import newest_checkpoint, read_checkpoint
-from xtuner_plugins.engine.hooks.loss_guard import LossGuardHook
-from xtuner_plugins.engine.hooks.whole_checkpoint import WholeCheckpointHook, _move_into_place, _written_directly, tidy
-from xtuner_plugins.engine.stopping import requests
+from xtuner_plugins.engine.hooks.whole_checkpoint import _move_into_place, _written_directly, tidy
 
 from ..forked import train_forked
 from ..parallel_case import edited_config, logged, write_dataset
@@ -130,49 +125,6 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_half_written(
     assert f"The last good checkpoint is {tmp_path / 'run' / 'iter_1.pth'}" in line
     assert sorted(path.name for path in (tmp_path / "run").iterdir() if "iter_" in path.name) == ["iter_1.pth"]
     assert read_checkpoint(tmp_path / "run" / "iter_1.pth")["iter"] == 1
-
-
-class TestWhileTheLossIsFarAboveItsLevel:
-    """Steps 3 to 5 of 8, with a checkpoint every second step of which one is kept."""
-
-    @pytest.fixture
-    def train(self, tmp_path):
-        guard, hook = LossGuardHook(), WholeCheckpointHook(interval=2, max_keep_ckpts=1, by_epoch=False)
-        runner = SimpleNamespace(
-            hooks=[guard, hook],
-            model=torch.nn.Linear(1, 1),
-            logger=SimpleNamespace(info=lambda text: None),
-            message_hub=MessageHub("whole_checkpoint"),
-            save_checkpoint=lambda folder, name, **_: Path(folder, name).write_text("weights"),
-            work_dir=str(tmp_path),
-            max_iters=8,
-            epoch=0,
-        )
-        hook.before_train(runner)
-
-        def train(steps, high=range(3, 6)):
-            """What is there after each step."""
-            there = []
-            for step in steps:
-                runner.iter = step - 1
-                guard.began = {"step": min(high)} if step in high else None
-                hook.after_train_iter(runner, runner.iter)
-                there.append({int(path.stem[5:]) for path in tmp_path.glob("iter_*.pth")})
-            return there
-
-        return train
-
-    def test_a_checkpoint_waits(self, train):
-        assert train(range(1, 9)) == [set(), {2}, {2}, {2}, {2}, {2, 6}, {6}, {8}]
-
-    def test_the_last_good_one_stays_while_nothing_is_known_of_the_next(self, train):
-        """Step 5 is the first that is computed with the weights of iter_4.pth."""
-        assert train(range(1, 7), high=range(5, 9)) == [set(), {2}, {2}, {2, 4}, {2, 4}, {2, 4}]
-
-    def test_at_the_end_or_when_told_to_stop_it_is_saved_beside_the_others(self, train, monkeypatch, capsys):
-        assert train(range(1, 9), high=range(7, 9))[5:] == [{4, 6}, {4, 6}, {4, 6, 8}]
-        monkeypatch.setattr(requests, "agreed", signal.SIGTERM)
-        assert train([3]) == [{3, 4, 6, 8}]
 
 
 class TestReplacingADirectory:

@@ -50,15 +50,18 @@ class LedgerHook(Hook):
         self._enter_plan(iterator)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: list[dict]) -> None:
-        """Enters the micro-batches of an optimizer step, which are all of one epoch."""
+        """Takes the records out of the micro-batches of an optimizer step, which are all of one epoch."""
         iterator = runner.train_loop.dataloader_iterator
         if iterator.epoch != self._epoch:
             self._close(runner)
             self._epoch = iterator.epoch
             self._enter_plan(iterator)
-        for batch in data_batch:
-            trained = sum(source != FILLER for source in batch["sources"])
-            self.ledger.account(self._epoch, trained, batch.pop("dropped", ()))
+        self._left_out = [sample for batch in data_batch for sample in batch.pop("dropped", ())]
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch: list[dict], outputs=None) -> None:
+        """Enters a step that was made."""
+        trained = sum(source != FILLER for batch in data_batch for source in batch["sources"])
+        self.ledger.account(self._epoch, trained, self._left_out)
 
     def after_train(self, runner) -> None:
         """Enters the totals of the last epoch."""

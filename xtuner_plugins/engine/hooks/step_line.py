@@ -1,14 +1,16 @@
-"""One line per interval: where a run stands, what it learns, and how fast."""
+"""One line per interval: where a run stands, what it learns, and how fast; and a sign of life in between."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce
+from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import LoggerHook
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from torch import nn
 
@@ -17,9 +19,11 @@ from ..console import step_line
 from ..loops import planned_loop
 from ..param_groups import group_members
 from ..peak_memory import peak_gib
+from ..progress import progress
 from ..steps import unwrap
 
 SHORT = {"visual_encoder": "encoder"}  # names of parts on the terminal; others stay
+QUIET_S = 30  # seconds without a line, after which one says that the run works
 
 
 @HOOKS.register_module()
@@ -28,12 +32,14 @@ class StepLineHook(LoggerHook):
 
     Speed is counted between two lines, over all ranks, from the moment that a step's batches are asked for to its end:
     checkpoints and validation aren't part of it, but of the remaining time. Tokens are those of text and images without
-    padding. Peak memory is that of the rank that needed most: of the GPU, or on a CPU of the whole process.
+    padding. Peak memory is that of the rank that needed most: of the GPU, or on a CPU of the whole process. The loss is
+    the mean over the supervised tokens since the last line. Where no line is due for half a minute, one tells how far
+    the step is.
 
     The log file's line goes on with all other values of the step, and so do ``scalars.json`` and the tracker.
 
     Args:
-        interval: Optimizer steps between two lines; the last step always has one.
+        interval: Optimizer steps between two lines; the first and the last step always have one.
         log_metric_by_epoch: As `mmengine.hooks.LoggerHook`.
         **options: As `mmengine.hooks.LoggerHook`.
 
@@ -49,6 +55,9 @@ class StepLineHook(LoggerHook):
         """Starts the clock."""
         planned_loop(runner)
         self._begun, self._first_step, self._window = time.perf_counter(), runner.iter, _Window()
+        self._heartbeat = _Heartbeat(runner)
+        if is_main_process():
+            self._heartbeat.start()
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Sequence[Mapping] = ()) -> None:
         """Counts the micro-batches of the step."""
@@ -57,8 +66,9 @@ class StepLineHook(LoggerHook):
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Writes the line where one is due."""
         self._window.seconds += time.perf_counter() - planned_loop(runner).fetching_since
+        self._window.learn(outputs)
         step = runner.iter + 1
-        if step % self.interval and step != runner.max_iters:
+        if step % self.interval and step not in (self._first_step + 1, runner.max_iters):
             return
         optimizer = runner.optim_wrapper.optimizer
         rates = learning_rates(optimizer, unwrap(runner.model))
@@ -73,6 +83,35 @@ class StepLineHook(LoggerHook):
         others = "  ".join(f"{name} {value:.6g}" for name, value in sorted(values.items()))
         runner.logger.info(f"{shown}  | {others}", extra={"terminal": shown})
         runner.visualizer.add_scalars(values, step=step, file_path=self.json_log_path)
+        self._heartbeat.said()
+
+    def after_train(self, runner) -> None:
+        """As MMEngine's; ends the signs of life."""
+        self._heartbeat.end()
+        super().after_train(runner)
+
+
+class _Heartbeat(threading.Thread):
+    """Says how far a step is where nothing has been said for `QUIET_S` seconds."""
+
+    def __init__(self, runner):
+        super().__init__(daemon=True, name="heartbeat")
+        self._runner, self._ended = runner, threading.Event()
+        self.said()
+
+    def said(self) -> None:
+        """Notes that there was a line."""
+        self._last = time.monotonic()
+
+    def end(self) -> None:
+        """Lets the thread end."""
+        self._ended.set()
+
+    def run(self) -> None:
+        while not self._ended.wait(max(0.0, self._last + QUIET_S - time.monotonic())):
+            if time.monotonic() - self._last >= QUIET_S:
+                print_log(f"step {self._runner.iter + 1}/{self._runner.max_iters}: {progress}", "current")
+                self.said()
 
 
 class _Window:
@@ -80,6 +119,7 @@ class _Window:
 
     def __init__(self):
         self.seconds, self.tokens, self.positions, self.samples = 0.0, 0, 0, 0
+        self.loss, self.supervised = 0.0, 0.0
 
     def count(self, batches: Sequence[Mapping]) -> None:
         for batch in batches:
@@ -89,15 +129,22 @@ class _Window:
             self.tokens += positions if mask is None else int(mask.sum())
             self.samples += sum(source != FILLER for source in batch.get("sources", ()))
 
+    def learn(self, outputs: Mapping[str, float]) -> None:
+        """Adds a step's loss, weighted by its supervised tokens (of all ranks)."""
+        self.loss += outputs["loss"] * outputs["supervised_tokens"]
+        self.supervised += outputs["supervised_tokens"]
+
     def figures(self) -> dict[str, float]:
-        """Speed and padding over all ranks, and the memory of the rank that needed most."""
+        """Mean loss, speed and padding over all ranks, and the memory of the rank that needed most."""
         sums = torch.tensor([self.tokens, self.positions, self.samples], dtype=torch.float64)
         most = torch.tensor([self.seconds, peak_gib()], dtype=torch.float64)
         all_reduce(sums)
         all_reduce(most, "max")
         tokens, positions, samples = sums.tolist()
         seconds, peak = most.tolist()
+        learned = {"loss": self.loss / self.supervised} if self.supervised else {}
         return {
+            **learned,
             "tokens_per_second": tokens / seconds,
             "samples_per_second": samples / seconds,
             "padding": 1 - tokens / positions,

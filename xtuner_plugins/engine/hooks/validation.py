@@ -20,7 +20,6 @@ from ...datasets import MultimodalDataset, PlanSampler, PreferenceDataset, Setti
 from ...datasets.images.media import open_image
 from ...hub.conversation import get_conv_template
 from ...inference.session import ChatSession
-from ...models.losses import sum_over_ranks
 from ...ranges import (
     check_answer_tokens,
     check_benchmark_limit,
@@ -30,7 +29,7 @@ from ...ranges import (
 )
 from ..panel import PanelLog, read_panel
 from ..steps import unwrap
-from ..stopping import requests
+from ..stopping import agree_to_stop, requests
 from ..validation_loss import ValidationLoss, validation_dataset, validation_loss
 from ..validation_scores import ValidationScores
 
@@ -166,9 +165,9 @@ class ValidationHook(Hook):
         loss = scores = answers = None
         with _undisturbed(runner):
             if self._loader is not None:
-                loss = validation_loss(network, self._loader, self._should_stop)
+                loss = validation_loss(network, self._loader, agree_to_stop)
             if self._scores is not None and not requests.agreed:
-                scores = self._scores.measure(network, self._session, self._should_stop)
+                scores = self._scores.measure(network, self._session, agree_to_stop)
             if self.records and not requests.agreed:
                 answers = self._answer(network)
         if requests.agreed:
@@ -196,7 +195,7 @@ class ValidationHook(Hook):
         ranks, rank = (1, 0) if together else (get_world_size(), get_rank())
         own: dict[int, str] = {}
         for start in range(0, len(self.records), ranks):
-            if self._should_stop():
+            if agree_to_stop():
                 return None
             if start + rank < len(self.records):
                 record = self.records[start + rank]
@@ -206,13 +205,6 @@ class ValidationHook(Hook):
                     )[0]
         answers = {index: answer for part in all_gather_object(own) for index, answer in part.items()}
         return [answers[index] for index in range(len(self.records))]
-
-    @staticmethod
-    def _should_stop() -> bool:
-        """Whether any rank got a signal; the same on every rank."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        requests.agree(sum_over_ranks(torch.tensor(requests.flags(), device=device)).tolist())
-        return requests.agreed is not None
 
 
 @contextmanager

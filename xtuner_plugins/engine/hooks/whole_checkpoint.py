@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather_object, barrier, is_main_process
+from mmengine.dist import all_gather_object, barrier, get_rank, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import runner as mmengine_runner
+from torch import nn
 
 from ...checkpoints.work_dir import LAST_CHECKPOINT, newest_checkpoint
-from ..blame import bad_parameters
 from ..steps import unwrap
 from ..stopping import requests
-from .loss_guard import high_since
 
 PARTIAL, REPLACED = ".partial", ".replaced"
 
@@ -39,10 +37,6 @@ class WholeCheckpointHook(CheckpointHook):
     A checkpoint gets its name once all of it is on disk; then ``last_checkpoint`` names it, and last of all checkpoints
     beyond ``max_keep_ckpts`` are removed (MMEngine removes first and writes in place).
 
-    They are removed after the next step, the first computed with the saved weights, if its loss isn't far above its
-    level (`LossGuardHook`). While it is, no checkpoint is written, except at the end of the run and where a signal
-    stops it; then older ones stay.
-
     Args:
         interval: Optimizer steps between two checkpoints; -1 saves only at the end.
         max_keep_ckpts: Checkpoints kept; -1 keeps all.
@@ -59,7 +53,6 @@ class WholeCheckpointHook(CheckpointHook):
             if value != -1 and value < 1:
                 raise ValueError(f"{name}={value!r} is out of range; give 1 or more, or -1 for no limit")
         self._saved_step: int | None = None
-        self._is_put_off = False
         super().__init__(interval=interval, max_keep_ckpts=max_keep_ckpts, **kwargs)
 
     def before_train(self, runner) -> None:
@@ -69,41 +62,21 @@ class WholeCheckpointHook(CheckpointHook):
             tidy(Path(self.out_dir))
         barrier()
 
-    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """As MMEngine's; also saves the step after which a signal stops the run, and what was put off."""
-        step, since = runner.iter + 1, high_since(runner)
-        is_last = self.is_last_train_iter(runner) or requests.agreed is not None
-        if since is None:
-            self._remove_old()
-        elif not is_last:
-            self._put_off(runner, since)
-            return
-        super().after_train_iter(runner, batch_idx, data_batch, outputs)
-        if (requests.agreed or self._is_put_off) and self._saved_step != step:
-            self._save_checkpoint(runner)
-        self._is_put_off = False
-        if since is not None and self._saved_step == step:
-            print_log(
-                f"{self.last_ckpt} may hold weights that are exploding: the loss is far above its level since step "
-                f"{since}. Earlier checkpoints are kept",
-                "current",
-                logging.WARNING,
-            )
-        elif is_last:
-            self._remove_old()
-
-    def _put_off(self, runner, since: int) -> None:
-        if not self._is_put_off and self.every_n_train_iters(runner, self.interval, self.save_begin):
-            self._is_put_off = True
-            text = f"the checkpoint of step {runner.iter + 1} waits: the loss is far above its level since step {since}"
-            print_log(text, "current")
+    def after_train(self, runner) -> None:
+        """As MMEngine's; also saves the step after which a signal has stopped the run."""
+        if requests.agreed and 0 < runner.iter != self._saved_step:
+            runner.train_loop._iter -= 1  # MMEngine saves from within the step after which it saves
+            try:
+                self._save_checkpoint(runner)
+            finally:
+                runner.train_loop._iter += 1
+        super().after_train(runner)
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
         target = Path(self.out_dir) / self.filename_tmpl.format(step)
         _require_finite(runner, target)
         self.last_ckpt = str(target)
-        kept = [] if high_since(runner) is not None else getattr(self, "keep_ckpt_ids", ())  # forgotten: never removed
-        kept = [*(each for each in kept if each != step), step]
+        kept = [*(each for each in getattr(self, "keep_ckpt_ids", ()) if each != step), step]
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
         if self.max_keep_ckpts > 0:
             runner.message_hub.update_info("keep_ckpt_ids", kept)
@@ -143,12 +116,10 @@ class WholeCheckpointHook(CheckpointHook):
         print_log(f"saved {target}", "current")
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids = kept
-
-    def _remove_old(self) -> None:
-        while 0 < self.max_keep_ckpts < len(self.keep_ckpt_ids):
-            old = self.keep_ckpt_ids.pop(0)
-            if is_main_process():
-                _remove(Path(self.out_dir) / self.filename_tmpl.format(old))
+            while self.max_keep_ckpts < len(kept):
+                old = kept.pop(0)
+                if is_main_process():
+                    _remove(Path(self.out_dir) / self.filename_tmpl.format(old))
 
 
 @contextlib.contextmanager
@@ -243,3 +214,20 @@ def _require_finite(runner, target: Path) -> None:
             f"checkpoint {target} was not written: the last update made weights infinite or not a number, first "
             f"{found[0]}. The last good checkpoint is {last or 'none: nothing was saved yet'}. Lower the learning rate"
         )
+
+
+def bad_parameters(network: nn.Module) -> list[str]:
+    """Names of parameters with a value that isn't finite, in this rank's share."""
+    floating = {name: _held_values(p) for name, p in network.named_parameters() if p.is_floating_point()}
+    return [name for name, values in floating.items() if not torch.isfinite(values).all()]
+
+
+def _held_values(parameter: nn.Parameter) -> torch.Tensor:
+    """The values of a parameter that this rank holds: all of them, or its share under ZeRO-3.
+
+    Shares have equal lengths, so the last ones end with memory that nothing initializes; it isn't returned.
+    """
+    share = getattr(parameter, "ds_tensor", None)
+    if share is None:
+        return parameter
+    return share[: max(0, parameter.ds_numel - share.numel() * get_rank())]

@@ -57,8 +57,9 @@ def contents(batch: Mapping) -> Iterator[torch.Tensor]:
 
 def machine() -> str:
     """Runs that agree on this agree to the last digit: PyTorch, its instruction set, threads and the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    instructions = torch.backends.cpu.get_cpu_capability()
-    parts = (f"torch {torch.__version__}", instructions, f"{torch.get_num_threads()} thread", *names[:1])
-    return ", ".join([*parts, platform.machine()])
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().split("\n\n")[0].splitlines() if info.exists() else []
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    processor = [f"{key} {told[key]}" for key in ("model name", "cpu family", "model", "cache size") if key in told]
+    kernels = f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
+    return ", ".join([kernels, f"threads {torch.get_num_threads()}", platform.machine(), *processor])

@@ -159,7 +159,7 @@ def main() -> int:
             found = difference(kept.read_text(), new) if kept.exists() else "nothing is kept yet"
             print(f"{run}: {found or 'equal'}")
             different += found is not None
-            if args.write and found:
+            if args.write:
                 KEPT.mkdir(exist_ok=True)
                 kept.write_text(new)
     if args.write:

@@ -1,12 +1,14 @@
 """A tool says at once how it is used and what is wrong: nothing large is imported for that."""
 
+import json
+import runpy
 import subprocess
 import sys
 
 import pytest
 
 from tests.conftest import HANGS_AFTER, ROOT
-from xtuner_plugins.leaf import Leaf
+from tests.golden import wrong_inputs
 
 TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py"))
 LARGE = ("deepspeed", "peft", "torch", "torchvision", "transformers", "xtuner")
@@ -39,26 +41,14 @@ def test_help_imports_nothing_large(tool):
 LEAF = "toy_finetune_lora"
 READY = ("base={base}", "data_paths={data}", "image_folders={empty}")
 TEXT_ALONE = [
-    ("train.py", ["no_such"], "config no_such does not exist"),
-    ("train.py", ["toy_finetune_lorra"], "did you mean toy_finetune_lora"),
-    ("train.py", [LEAF], "model.base='work_dirs/quickstart/pretrain_mlp': no such directory"),
-    ("train.py", [LEAF, "--set", "max_tile=3"], "did you mean max_tiles"),
-    ("train.py", [LEAF, "--set", "max_epochs=0", *READY], "max_epochs=0 is no length of a run"),
     ("train.py", [LEAF, "--set", "train_cfg.max_iters=3"], "use --cfg-options train_cfg.max_iters=3"),
-    ("train.py", [LEAF, "--set", "base={empty}"], "holds no config.json"),
-    ("train.py", [LEAF, "--set", "base={untold}"], "holds no tokenizer"),
-    ("train.py", [LEAF, "--set", "base={base}", "data_paths=none.jsonl"], "file none.jsonl does not exist"),
     ("train.py", [LEAF, "--cfg-options", "lr=1"], "set optim_wrapper.optimizer.lr instead, or start with --set lr="),
-    ("train.py", [LEAF, "--cfg-options", "modle.base=1"], "did you mean 'model'"),
-    ("train.py", [LEAF, "--cfg-options", "train_dataloader.dataset.repeat_times=[(1,2]"], "its brackets don't match"),
     (
         "train.py",
         [LEAF, "--cfg-options", "train_dataloader.dataset.a={{crop:1}}"],
         "crop is no number and not in quotes",
     ),
     ("train.py", [LEAF, "--cfg-options", "resume.x=1"], "resume is"),
-    ("train.py", [LEAF, "--deepspeed", "zero3"], "did you mean deepspeed_zero3"),
-    ("train.py", [LEAF, "--resume", "none.pth"], "none.pth does not exist; no whole checkpoint is beside it"),
     ("check_data.py", ["toy_finetune_lorra"], "did you mean toy_finetune_lora"),
     ("check_data.py", [LEAF], "model directory 'work_dirs/quickstart/pretrain_mlp' isn't there"),
     ("check_data.py", [LEAF, "--set", "max_tile=3"], "did you mean max_tiles"),
@@ -74,20 +64,46 @@ TEXT_ALONE = [
 
 @pytest.fixture(scope="module")
 def places(toy_base, tmp_path_factory):
-    """What stands for {base} and the others above."""
-    folder = tmp_path_factory.mktemp("places")
-    (folder / "empty").mkdir()
-    (folder / "untold").mkdir()
-    (folder / "untold" / "config.json").write_text("{}")
-    (folder / "blind").mkdir()
-    (folder / "blind" / "config.json").write_text('{"model_type": "qwen2"}')
-    (folder / "blind" / "tokenizer.json").write_text("{}")
-    (folder / "data.jsonl").write_text("")
-    return {
-        "base": toy_base,
-        **{name: folder / name for name in ("blind", "empty", "untold")},
-        "data": folder / "data.jsonl",
-    }
+    """What stands in braces above and in the table of wrong inputs."""
+    return wrong_inputs.places(tmp_path_factory.mktemp("places"), toy_base)
+
+
+# Calls the tool's `main` with each row of words in turn, and prints status, stderr and the large libraries until then.
+IN_TURN = f"""
+import contextlib, io, json, runpy, sys
+main = runpy.run_path({str(ROOT / "tools" / "train.py")!r})["main"]
+for words in json.load(sys.stdin):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        status = main(words)
+    print(json.dumps([status, said.getvalue().splitlines(), [name for name in {LARGE!r} if name in sys.modules]]))
+"""
+ROWS = {f"{row['config']} {row['words']}": row for row in wrong_inputs.rows()}
+OF_TEXT, OF_BUILD = ([name for name, row in ROWS.items() if row["seen"] == seen] for seen in ("text", "build"))
+
+
+def test_wrong_inputs_are_refused_before_anything_large_is_imported(places, tmp_path):
+    """In one process; benchmarks/bench_refusals.py starts the command for each."""
+    words = json.dumps([wrong_inputs.command(ROWS[name], places) for name in OF_TEXT])
+    command = [sys.executable, "-c", IN_TURN]
+    done = subprocess.run(command, cwd=tmp_path, input=words, capture_output=True, text=True, timeout=HANGS_AFTER)
+    answers = dict(zip(OF_TEXT, map(json.loads, done.stdout.splitlines()), strict=True))
+    assert {
+        name: (status, lines, imported)
+        for name, (status, lines, imported) in answers.items()
+        if (status, len(lines), imported) != (2, 1, []) or not wrong_inputs.is_told(ROWS[name], places, lines[0])
+    } == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", OF_BUILD)
+def test_wrong_inputs_are_refused_before_a_process_starts(name, places, tmp_path, monkeypatch, capsys):
+    """In this process, because the imports take seconds."""
+    monkeypatch.chdir(tmp_path)
+    main = runpy.run_path(str(ROOT / "tools" / "train.py"))["main"]
+    assert main(wrong_inputs.command(ROWS[name], places)) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert wrong_inputs.is_told(ROWS[name], places, line), line
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("tool, words, message", TEXT_ALONE, ids=[f"{t}-{m}" for t, _, m in TEXT_ALONE])
@@ -100,46 +116,22 @@ def test_what_the_text_tells_is_refused_before_anything_large_is_imported(tool, 
 
 
 VALUES = [
-    ("max_tiles=0", "min_tiles=0 and max_tiles=0 are no tile limits; give whole numbers with 1 <= min_tiles"),
-    ("max_tiles=200", "max_tiles=200 means images of 3,218 tokens (thumbnail included), but max_length=512; lower max"),
-    ("max_length=10", "max_tiles=6 means images of 114 tokens (thumbnail included), but max_length=10; raise max_leng"),
-    ("batch_size=0", "train_dataloader: batch_size=0 is no size of a batch; give a whole number above 0"),
-    ("lora_rank=0", "model.llm_lora: r=0 is no rank; give a whole number above 0"),
-    ("lora_dropout=2", "model.llm_lora: lora_dropout=2 is out of range; give 0 or more, and less than 1"),
-    (
-        "lora_targets=nonsense",
-        "model.llm_lora.target_modules='nonsense' is no layer here; it has down_proj, embed_tokens",
-    ),
-    ("lora_targets=(q_proj", "model.llm_lora.target_modules='(q_proj' is no regular expression: missing )"),
-    ("lr=abc", "optim_wrapper.optimizer: lr='abc' is no learning rate; give a number, 0 or more"),
-    ("lr=-1", "optim_wrapper.optimizer: lr=-1 is no learning rate; give a number, 0 or more"),
-    ("dtype=nonsense", "model: dtype='nonsense' is not supported; it is one of: auto, bfloat16, float16, float32"),
-    ("warmup_ratio=2", "param_scheduler: warmup_ratio=2 is no share of a run; give 0 or more, and less than 1"),
     ("optimizer=adamw8", "optim_wrapper.optimizer: optimizer='adamw8' is not known; it is one of: adamw, adamw_8bit, "),
     (
         "tracker=tensorbord",
         "visualizer: tracker='tensorbord' is not known; it is one of: tensorboard, wandb, swanlab, ",
     ),
-    ("max_grad_norm=0", "optim_wrapper.clip_grad: max_norm=0 is out of range; give more than 0"),
-    ("val_data_paths=none.jsonl", "val_data_paths: file none.jsonl does not exist"),
-    ("val_interval=0", "val_interval=0 is no number of optimizer steps; give a whole number above 0"),
     ("val_interval=-1", "val_interval=-1 is no number of optimizer steps"),
     ("val_batch_size=0", "val_batch_size=0 is no size of a batch"),
-    ("val_benchmarks=none.jsonl", "val_benchmarks: none.jsonl does not exist; correct it, or set val_benchmarks = []"),
     ("val_benchmark_limit=0", "val_benchmark_limit=0 is no number of questions"),
     ("panel=none.jsonl", "panel: file none.jsonl does not exist; correct it, or set panel = None for none"),
     ("panel=[{{'image': 'a.png'}}]", "panel[0]: a question is missing; give "),
     ("panel=[{{'image': 'a.png', 'question': 'What?'}}]", "panel[0]: image a.png does not exist; correct its path"),
     ("panel_max_new_tokens=0", "panel_max_new_tokens=0 is no length"),
-    ("base={blind}", "has no vision part (model_type 'qwen2', no vision_config in its config.json); make one with"),
 ]
 OBJECTIVES = [
     ("objectives={{}}", "model: objectives={} is no mixture; give at least one of dpo, ipo, "),
     ("objectives=dpo", "model: objectives='dpo' is no mixture; give at least one of dpo, ipo, "),
-    ("objectives={{'ppo': 1}}", "model: objectives: 'ppo' is unknown; there are dpo, ipo, "),
-    ("objectives={{'dpo': -1}}", "model: objectives: -1 is no weight of dpo; give a number above 0"),
-    ("beta=0", "model: beta=0 is no scale of rewards; give a number above 0"),
-    ("label_smoothing=0.6", "model: label_smoothing=0.6 is out of range; give 0 or more, and less than 0.5"),
     ("simpo_margin=-1", "model: simpo_margin=-1 is no margin; give a number, 0 or more"),
 ]
 VALUES_OF_LEAVES = [(LEAF, *row) for row in VALUES] + [("toy_finetune_mpo_full", *row) for row in OBJECTIVES]
@@ -151,38 +143,6 @@ def test_values_are_refused_before_anything_large_is_imported(leaf, pair, messag
     status, lines, imported = run("train.py", leaf, "--set", *settings, cwd=tmp_path)
     assert status == 2 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], lines
     assert imported == [] and list(tmp_path.iterdir()) == []
-
-
-WIRING = [
-    (
-        "freeze_llm=True",
-        "freeze_lm=True",
-        "model.freeze_lm: VisionLanguageModel has no setting 'freeze_lm'; did you mean",
-    ),
-    ("r=lora_rank", "rang=lora_rank", "model.llm_lora.rang: LoraConfig has no setting 'rang'; "),
-    (
-        "max_tiles=max_tiles",
-        "max_tile=max_tiles",
-        "MultimodalDataset has no setting 'max_tile'; did you mean 'max_tiles'?",
-    ),
-    (
-        "betas=betas",
-        "beta=betas",
-        "optim_wrapper.optimizer.beta: build_adamw has no setting 'beta'; did you mean 'betas'?",
-    ),
-    ("max_length=max_length,", "max_length=max_length, template='x',", "unknown conversation template 'x'; known are"),
-]
-
-
-@pytest.mark.parametrize("old, new, message", WIRING, ids=[new for _, new, _ in WIRING])
-def test_the_wiring_is_read_before_anything_large_is_imported(old, new, message, places, tmp_path):
-    text = Leaf.read(ROOT / "configs" / "toy" / f"{LEAF}.py").standalone()
-    assert old in text
-    (tmp_path / "mine.py").write_text(text.replace(old, new))
-    settings = [word.format(**places) for word in READY]
-    status, lines, imported = run("train.py", "mine.py", "--set", *settings, cwd=tmp_path)
-    assert status == 2 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], lines
-    assert imported == []
 
 
 MISSING = [

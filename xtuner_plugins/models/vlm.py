@@ -21,7 +21,8 @@ from ..hub.constants import IMAGE_CONTEXT
 from ..ranges import DTYPE_NAMES, ROW_MULTIPLE, check_dtype, check_row_multiple
 from .attention import attend_to_segments, no_mask
 from .compiling import compile_model_blocks
-from .losses import LossHead, next_token_loss, sum_over_ranks
+from .loss_head import LossHead, TrainedRows
+from .losses import next_token_loss, sum_over_ranks
 from .preprocessor import TilePreprocessor
 from .quantization import build_quantization_config, linear_quantizer
 from .recompute import Recompute
@@ -139,6 +140,7 @@ class VisionLanguageModel(BaseModel):
         self._blocks_below = chosen.apply(self.model, tokenizer)  # frozen ones below those that train
         attend_to_segments(self.model.language_model)
         LossHead.take_over(self.model.language_model.get_output_embeddings())
+        TrainedRows.take_over(self.model.language_model)
 
         trainable = [p for p in self.parameters() if p.requires_grad]
         if not trainable:

@@ -91,7 +91,7 @@ def test_peft_opens_the_adapter(trained, toy_base, tmp_path):
 
 @pytest.mark.parametrize("is_dora", [False, True])
 def test_autocast_gives_adapters_their_inputs_as_they_are(toy_base, is_dora):
-    """Adapters in float32 beside a base in bfloat16: products are bfloat16. DoRA's norms are float32, as in an export."""
+    """Float32 adapters beside a bfloat16 base: products are bfloat16. DoRA's norms are float32, as in an export."""
     lora = PLAIN | dict(use_dora=is_dora)
     model = VisionLanguageModel(base=str(toy_base), dtype="bfloat16", llm_lora=lora).train()
     dtypes = set()

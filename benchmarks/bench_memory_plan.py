@@ -5,10 +5,10 @@ python benchmarks/bench_memory_plan.py [--only finetune_lora finetune_full] [--t
 Forward and backward pass and AdamW's step run under PyTorch's `FakeTensorMode`; a dispatch mode adds up the storages
 that are alive. `plain` holds trained weights in float32 under autocast, as one process and DDP do; `bf16` holds all in
 bfloat16, as DeepSpeed does (its sharded states are arithmetic and not measured). The device is the CPU, because PyTorch
-can't run the backward pass of fake CUDA tensors without CUDA; two functions take the way that they take on a GPU:
-attention over the whole row in one kernel, and dropout with a mask of one byte. Weights in 4 and 8 bits and 8-bit
-moments can't be fake: tests/planning/test_memory.py measures them on real tensors of a small model. Not
-measured is what the allocator, kernels and communication need.
+can't run the backward pass of fake CUDA tensors without CUDA; these take the way that they take on a GPU: attention
+over the whole row in one kernel, dropout with a mask of one byte, the loss in large chunks whose products are added in
+place. Weights in 4 and 8 bits and 8-bit moments can't be fake: tests/planning/test_memory.py measures them on real
+tensors of a small model. Not measured is what the allocator, kernels and communication need.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 from benchmarks.random_model import build_random  # noqa: E402
 from xtuner_plugins.config_file import load_config  # noqa: E402
 from xtuner_plugins.engine.bitsandbytes_adamw import BitsAndBytesAdamW  # noqa: E402
-from xtuner_plugins.models import attention, vlm  # noqa: E402
+from xtuner_plugins.models import attention, loss_head, vlm  # noqa: E402
 from xtuner_plugins.models.rows import Row  # noqa: E402
 from xtuner_plugins.planning import activations  # noqa: E402
 from xtuner_plugins.planning.job import Batch, Job, Strategy  # noqa: E402
@@ -152,7 +152,7 @@ def measure(
         kept.append(live.now)
         return loss_of(*args, **kwargs)
 
-    with mode, _as_on_a_gpu():
+    with mode, as_on_a_gpu():
         _materialize(model, holding)
         for tensor in (*model.parameters(), *model.buffers(), *_scales(model)):
             live.add(tensor)
@@ -210,8 +210,8 @@ def _row(batch: Batch, tokens_per_tile: int) -> Row:
 
 
 @contextmanager
-def _as_on_a_gpu() -> Iterator[None]:
-    """Attention in one kernel for the row, and dropout that keeps a mask instead of the noise."""
+def as_on_a_gpu() -> Iterator[None]:
+    """Attention in one kernel, dropout that keeps a mask instead of the noise, and a loss in chunks of a GPU's size."""
 
     def whole_row(module, query, key, value, mask, dropout=0.0, scaling=None, **others):
         grouped = key.shape[1] != query.shape[1]
@@ -221,10 +221,13 @@ def _as_on_a_gpu() -> Iterator[None]:
     def dropout(values, p=0.5, training=True, inplace=False):
         return torch.native_dropout(values, p, True)[0] if training and p else values
 
+    chunk_shape = loss_head.chunk_shape
     functions = attention.ALL_ATTENTION_FUNCTIONS
     with (
         mock.patch.dict(functions._global_mapping, {attention.SEGMENTS: whole_row}),
         mock.patch("torch.nn.functional.dropout", dropout),
+        mock.patch.object(loss_head, "chunk_shape", lambda words, device: chunk_shape(words, torch.device("cuda"))),
+        mock.patch.object(loss_head, "_add_product", lambda total, left, right: None),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")

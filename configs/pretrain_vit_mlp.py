@@ -9,7 +9,7 @@ tiles           up to 12 + thumbnail
 hardware        8 GPUs of 80 GB planned; not run yet at this size
 launch          NPROC_PER_NODE=8 xtuner train configs/pretrain_vit_mlp.py
 strategies      computed, of a GPU and a step, which computes for 19 s on 8 A100 at 40 %:
-                DDP (no --deepspeed)         15.5 GiB of memory,   2.04 GiB received, the launch line's
+                DDP (no --deepspeed)         15.8 GiB of memory,   2.04 GiB received, the launch line's
                 --deepspeed deepspeed_zero1  10.8 GiB of memory,   2.55 GiB received
                 --deepspeed deepspeed_zero2  10.1 GiB of memory,   8.66 GiB received
                 --deepspeed deepspeed_zero3   7.8 GiB of memory, 117.10 GiB received

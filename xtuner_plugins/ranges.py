@@ -16,6 +16,8 @@ from .data_names import LOCAL_SCHEME, STORE_PACKAGES, is_url, masked, scheme_of
 
 MAX_TILES = 256  # published configurations use up to 40
 ROW_MULTIPLE = 128  # tokens; a row of 8192 is filled up by less than 1 % on average
+CHUNK_LOGITS = 2**28  # logits of a loss's chunk on CUDA, in half precision .5 GiB: 1,728 rows of 151,674 words
+SOFTMAX_LOGITS = 2**25  # of them, those that a softmax in float32 exists of at a time; on a CPU also the chunk
 DTYPE_NAMES = ("bfloat16", "float16", "float32")  # of training
 # Optimizers of bitsandbytes: bits of a moment, and whether moments are paged.
 BITSANDBYTES = {"adamw_8bit": (8, False), "paged_adamw_8bit": (8, True), "paged_adamw_32bit": (32, True)}

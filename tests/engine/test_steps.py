@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.optim import SGD, AdamW
 
+from tests.models.fake_cuda import Watch, fake_cuda
 from tests.models.test_attention import pack
 from tests.models.test_vlm import LORA, make_batch
 from xtuner_plugins.checkpoints.loader import load_model
+from xtuner_plugins.engine import steps
 from xtuner_plugins.engine.steps import NonFiniteError, run_step, seed_step
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.models.losses import batch_weight
@@ -186,3 +189,16 @@ def test_what_is_random_in_a_step_depends_on_seed_rank_and_step_alone():
         seed_step(*arguments)
         others.append(draws())
     assert len({first, *others}) == 4
+
+
+def test_nothing_waits_for_the_device_before_the_sums_of_a_step(monkeypatch):
+    """On fake CUDA tensors: the step's weight and the requests to stop are copied from pinned memory."""
+    network = torch.nn.Module()
+    network.metric_names = ()
+    with fake_cuda((9, 0)), Watch() as watch:
+        network.weight = torch.nn.Parameter(torch.empty(1, device="cuda"))
+        monkeypatch.setattr(steps, "batch_weight", lambda batch: 3.0)
+        monkeypatch.setattr(steps, "_accumulate", lambda *args: torch.zeros(1, 3, device="cuda"))
+        with pytest.raises(DataDependentOutputException, match="_local_scalar_dense"):  # the sums are read
+            run_step(network, OptimWrapper(SGD([network.weight], lr=1.0)), [{}])
+    assert watch.waits == [] and watch.calls["aten::_pin_memory"] == 2

@@ -89,6 +89,26 @@ def test_peft_opens_the_adapter(trained, toy_base, tmp_path):
     assert torch.equal(logits(with_context(loaded.eval(), model.model), inputs), logits(model.model, inputs))
 
 
+@pytest.mark.parametrize("is_dora", [False, True])
+def test_autocast_gives_adapters_their_inputs_as_they_are(toy_base, is_dora):
+    """Float32 adapters beside a bfloat16 base: products are bfloat16. DoRA's norms are float32, as in an export."""
+    lora = PLAIN | dict(use_dora=is_dora)
+    model = VisionLanguageModel(base=str(toy_base), dtype="bfloat16", llm_lora=lora).train()
+    dtypes = set()
+    for name, module in model.named_modules():
+        if name.endswith("lora_A.default"):
+            module.register_forward_hook(lambda module, x, y: dtypes.add((x[0].dtype, module.weight.dtype, y.dtype)))
+    loss = run(model, make_batch(model))["loss"]
+    loss.backward()
+    of_inputs = torch.float32 if is_dora else torch.bfloat16
+    assert dtypes == {(of_inputs, torch.float32, torch.bfloat16)}
+    if not is_dora:
+        without = VisionLanguageModel(base=str(toy_base), dtype="bfloat16").train()
+        torch.testing.assert_close(run(without, make_batch(without))["loss"], loss, atol=1e-6, rtol=0)
+    gradients = [p.grad for name, p in model.named_parameters() if ".lora_B." in name]
+    assert gradients and all(gradient.abs().max() > 0 for gradient in gradients)
+
+
 def test_dora_beside_packed_weights(toy_base):
     """Its magnitudes start as the norms of the packed weights, so that a fresh adapter changes nothing."""
     quantization = {"load_in_4bit": True}

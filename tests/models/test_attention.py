@@ -34,9 +34,12 @@ def masked(query, key, value, window=None):
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3).transpose(1, 2)
 
 
+@pytest.mark.parametrize("as_on_cuda", [False, True])
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 @pytest.mark.parametrize("window", [None, 1, 3, 11, 100])
-def test_equals_a_mask_of_the_whole_row(kv_heads, window):
+def test_equals_a_mask_of_the_whole_row(kv_heads, window, as_on_cuda, monkeypatch):
+    """Also with keys and values repeated, as on a CUDA device without flash attention."""
+    monkeypatch.setattr(torch.Tensor, "is_cuda", as_on_cuda)
     ours, theirs = make_states(kv_heads=kv_heads), make_states(kv_heads=kv_heads)
     arguments = dict(scaling=0.3, segments=make_segments(), sliding_window=window)
     output, weights = segment_attention(nn.Module(), *ours, None, **arguments)

@@ -5,34 +5,47 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from xtuner_plugins.models import losses
-from xtuner_plugins.models.losses import LossHead, batch_weight, next_token_loss
+from xtuner_plugins.checkpoints.lora import token_rows
+from xtuner_plugins.models import loss_head
+from xtuner_plugins.models.loss_head import LossHead, TrainedRows
+from xtuner_plugins.models.losses import batch_weight, next_token_loss, token_log_probs
+from xtuner_plugins.ranges import CHUNK_LOGITS
 
 VOCABULARY = 11
 
 
 def make_case(kind="fused", positions=7, dtype=torch.float32):
-    """Hidden states, targets and a head: the kind that keeps no logits, or one with an adapter."""
+    """Hidden states, targets and a head: one that keeps no logits, the same with single trained rows, or an adapter."""
     torch.manual_seed(0)
     hidden = torch.randn(positions, 8, dtype=dtype, requires_grad=True)
     head = nn.Linear(8, VOCABULARY, bias=False, dtype=dtype)
     if kind == "fused":
         LossHead.take_over(head)
+    elif kind == "rows":
+        model = nn.ModuleDict({"lm_head": head.requires_grad_(False)})
+        token_rows.attach(model, {"lm_head": [4, 2]})
+        TrainedRows.take_over(model)
+        head = model["lm_head"]
+        with torch.no_grad():
+            head.token_adapter.trainable_tokens_delta["default"].add_(1.0)
     else:
         head = nn.Sequential(head, nn.Linear(VOCABULARY, VOCABULARY, bias=False, dtype=dtype))
     return hidden, torch.arange(positions) % VOCABULARY, head
 
 
-@pytest.fixture(params=["fused", "wrapped"])
+@pytest.fixture(params=["fused", "rows", "wrapped"])
 def kind(request):
     return request.param
 
 
+@pytest.mark.parametrize("as_on_cuda", [False, True])
 @pytest.mark.parametrize("rows", [1, 2, 3, 100])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_equals_cross_entropy_over_all_logits(kind, rows, weighted, monkeypatch):
-    """In the loss and in every gradient, however many positions a chunk has."""
-    monkeypatch.setattr(losses, "CHUNK_LOGITS", rows * VOCABULARY)
+def test_equals_cross_entropy_over_all_logits(kind, rows, weighted, as_on_cuda, monkeypatch):
+    """In the loss and in every gradient, however many positions a chunk has, and with padded logits."""
+    monkeypatch.setattr(loss_head, "SOFTMAX_LOGITS", rows * VOCABULARY)
+    if as_on_cuda:
+        monkeypatch.setattr(loss_head, "chunk_shape", lambda words, device: (4, 16))
     hidden, targets, head = make_case(kind)
     weights = torch.rand(len(targets)) if weighted else torch.ones(len(targets))
     loss, _ = next_token_loss(hidden, targets, head, weights if weighted else None)
@@ -46,6 +59,29 @@ def test_equals_cross_entropy_over_all_logits(kind, rows, weighted, monkeypatch)
         torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-6)
 
 
+def test_log_probabilities_equal_those_of_all_logits(kind, monkeypatch):
+    """In values and in every gradient, whatever weighs them afterwards."""
+    monkeypatch.setattr(loss_head, "SOFTMAX_LOGITS", 3 * VOCABULARY)
+    hidden, targets, head = make_case(kind)
+    again, _, whole = make_case(kind)
+    values = token_log_probs(hidden, targets, head)
+    expected = whole(again).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(values, expected, atol=1e-6, rtol=1e-6)
+    for each in (values, expected):
+        (each * torch.arange(7.0)).sum().backward()
+    torch.testing.assert_close(hidden.grad, again.grad, atol=1e-6, rtol=1e-6)
+    for ours, theirs in zip(head.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("words", [32_020, 92_553, 151_674, 151_936])
+def test_chunks_on_cuda_are_aligned(words):
+    """Rows of logits begin at multiples of 128 bytes, and products are as large as the planned memory allows."""
+    rows, width = loss_head.chunk_shape(words, torch.device("cuda"))
+    assert rows % 64 == width % 64 == 0 and 0 <= width - words < 64
+    assert rows * width <= CHUNK_LOGITS < (rows + 64) * width
+
+
 def test_the_gradient_follows_what_comes_after_the_loss(kind):
     """Loss scaling and the division by the step's tokens multiply it."""
     gradients = []
@@ -57,7 +93,7 @@ def test_the_gradient_follows_what_comes_after_the_loss(kind):
 
 
 def test_few_logits_exist_at_a_time(kind, monkeypatch):
-    monkeypatch.setattr(losses, "CHUNK_LOGITS", 2 * VOCABULARY)
+    monkeypatch.setattr(loss_head, "SOFTMAX_LOGITS", 2 * VOCABULARY)
     sizes = []
     originals = {"log_softmax": F.log_softmax, "cross_entropy": F.cross_entropy}
     for name, original in originals.items():
@@ -83,7 +119,7 @@ def peak_bytes(compute) -> int:
 @pytest.mark.parametrize("rows", [2, 100])
 def test_each_target_has_its_own_cross_entropy(kind, rows, weighted, monkeypatch):
     """Without weights and without gradient, whatever the weights of the loss."""
-    monkeypatch.setattr(losses, "CHUNK_LOGITS", rows * VOCABULARY)
+    monkeypatch.setattr(loss_head, "SOFTMAX_LOGITS", rows * VOCABULARY)
     hidden, targets, head = make_case(kind)
     weights = torch.rand(len(targets)) if weighted else None
     _, each = next_token_loss(hidden, targets, head, weights)
@@ -122,7 +158,7 @@ def test_weights_of_zero_give_zero_loss_and_zero_gradients(kind):
     loss, _ = next_token_loss(hidden, targets, head, torch.zeros(1))
     loss.backward()
     assert loss.item() == 0.0 and hidden.grad.abs().max() == 0
-    assert all(p.grad is not None and p.grad.abs().max() == 0 for p in head.parameters())
+    assert all(p.grad is not None and p.grad.abs().max() == 0 for p in head.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -9,6 +9,8 @@ from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
 from torch.optim import SGD
 
+from tests.engine.forked import train_forked
+from tests.engine.parallel_case import logged, write_dataset
 from xtuner_plugins.datasets import collate_pairs
 from xtuner_plugins.datasets.preference import filler_pair
 from xtuner_plugins.engine.steps import run_step
@@ -17,6 +19,7 @@ from xtuner_plugins.recipes.recipe import MPO
 
 from .test_vlm import LORA
 
+WITHOUT_REFERENCE = {"orpo": 1.0, "_delete_": True}
 WHOLE = dict(freeze_llm=False)
 ADAPTED = dict(llm_lora=LORA)
 
@@ -205,3 +208,26 @@ def test_bco_compares_with_the_mean_reward_of_earlier_steps(build):
 def test_unfit_settings_are_refused(build, settings, message):
     with pytest.raises(ValueError, match=message):
         build(**settings, **ADAPTED)
+
+
+def test_the_reference_leaves_modes_as_they_were_without_a_visit_to_all_modules(build, monkeypatch):
+    model = build(**ADAPTED).train()
+    modes = [module.training for module in model.modules()]
+    monkeypatch.setattr(model, "train", None)
+    during = []
+    model.model.mlp1.register_forward_hook(lambda module, inputs, output: during.append(module.training))
+    run(model, make_pairs(model))
+    assert during == [False, True] and [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.slow
+def test_log_probs_under_zero_3_are_those_of_one_process(toy_base, tmp_path):
+    """The head is gathered for the forward pass, and again for the backward pass, which makes its gradient."""
+    data = write_dataset(tmp_path / "data", num_samples=8)
+    case = dict(config="configs/toy/toy_finetune_mpo_full.py", options={"model.objectives": WITHOUT_REFERENCE})
+    alone = train_forked(tmp_path / "alone", toy_base, data, **case)
+    split = train_forked(tmp_path / "split", toy_base, data, processes=2, deepspeed="deepspeed_zero3", **case)
+    assert alone.ok and split.ok, alone.output[-3000:] + split.output[-3000:]
+    for key in ("loss", "grad_norm"):
+        losses = logged(tmp_path / "alone", key)
+        assert len(losses) == 2 and logged(tmp_path / "split", key) == pytest.approx(losses, rel=1e-5)

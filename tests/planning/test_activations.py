@@ -2,11 +2,9 @@
 
 from dataclasses import replace
 
-import pytest
-
-from xtuner_plugins.models.losses import CHUNK_LOGITS
 from xtuner_plugins.planning import activations as act
 from xtuner_plugins.planning.job import Adapters, Batch
+from xtuner_plugins.ranges import CHUNK_LOGITS, SOFTMAX_LOGITS
 
 TOKENS = 10
 
@@ -33,17 +31,19 @@ def test_a_frozen_encoder_keeps_nothing(warm_up):
     assert act.encoder_kept_bytes(job, batch) == 2 * 1 * 5 * 4 * 8  # blocks, tiles, positions, float32, width
 
 
-@pytest.mark.parametrize("dropout, extra", [(False, 0), (True, 16)])
-def test_an_adapter_keeps_its_input_and_the_dropouts_mask(warm_up, dropout, extra):
-    linear = warm_up.shape.llm.linears[0]
-    assert act.adapter_bytes(warm_up, linear, Adapters(4, ["q_proj"], dropout)) == 2 * (16 + 4) + extra
+def test_adapters_keep_their_inputs_and_the_dropouts_masks(warm_up):
+    """Without dropout q and v share their input, and that of o is kept by the block."""
+    names = ["q_proj", "v_proj", "o_proj"]
+    shared, own = (replace(warm_up, adapters={"llm": Adapters(4, names, dropout)}) for dropout in (False, True))
+    assert act.adapter_bytes(shared, "llm") == 2 * (16 + 3 * 4)
+    assert act.adapter_bytes(own, "llm") == 3 * (2 * (16 + 4) + 16)
 
 
 def test_logits_come_in_chunks(warm_up):
-    assert act.CHUNK_LOGITS == CHUNK_LOGITS
     few, many = Batch(10, 1, 4), Batch(10**6, 1, 10**6)
-    assert act.logits_bytes(warm_up, few) == 4 * 100 * 8 + 4 * 16 * 2
-    assert act.logits_bytes(warm_up, many) == CHUNK_LOGITS * 8 + 10**6 * 16 * 2
+    assert act.logits_bytes(warm_up, few) == 4 * 100 * (2 + 8) + 4 * 16 * 2
+    many = replace(warm_up, shape=replace(warm_up.shape, vocab_size=1000)), many
+    assert act.logits_bytes(*many) == CHUNK_LOGITS * 2 + SOFTMAX_LOGITS * 8 + 10**6 * 16 * 2
 
 
 def test_attention_grows_with_tokens_not_with_their_square(warm_up):
@@ -56,4 +56,5 @@ def test_autocast_copies_trained_weights_alone(warm_up):
     assert act.cast_bytes(replace(warm_up, float_weights=False)) == 0
     assert act.head_bytes(warm_up) == act.head_backward_bytes(warm_up) == 0
     whole = replace(warm_up, whole=frozenset({"llm"}))
-    assert act.head_bytes(whole) == 100 * 16 * (4 + 2 + 2)
+    assert act.head_bytes(whole) == 100 * 16 * (4 + 2)
+    assert act.head_bytes(replace(warm_up, trains_rows=True)) == 100 * 16 * 2

@@ -238,8 +238,11 @@ class PlannedTrainLoop(IterBasedTrainLoop):
             rehearse(self.runner.model, self.runner.optim_wrapper, batch)
 
     def _run_steps(self) -> None:
+        network = unwrap(self.runner.model)
+        self.runner.model.train()  # visits every module, so not in each step
         while self._iter < self._max_iters and not self.stop_training and not requests.agreed:
-            self.runner.model.train()
+            if not network.training:  # a validation or a hook has left it in evaluation mode
+                self.runner.model.train()
             self.fetching_since = time.perf_counter()
             self.run_iter(next(self.dataloader_iterator))
             if requests.agreed:

@@ -100,7 +100,7 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
     network = unwrap(model)
     device = next(network.parameters()).device
     driver = _driver_of(model, optim_wrapper)
-    weight = torch.tensor(sum(batch_weight(batch) for batch in micro_batches), dtype=torch.float64, device=device)
+    weight = _to_device(sum(batch_weight(batch) for batch in micro_batches), torch.float64, device)
     mean_weight = (sum_over_ranks(weight) / get_world_size()).float()
     num_overflows = 0
     while True:
@@ -144,13 +144,19 @@ def rehearse_step(model: Any, optim_wrapper: Any, batch: dict) -> None:
     network = unwrap(model)
     device = next(network.parameters()).device
     driver = _driver_of(model, optim_wrapper)
-    weight = torch.tensor(batch_weight(batch), device=device)
+    weight = _to_device(batch_weight(batch), torch.float32, device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), driver.rehearsing():
         with naming([batch]):
             moments = [torch.empty_like(tensor) for tensor in driver.moments_to_come()]
         _accumulate(driver, network, [batch], weight)
         del moments
     driver.discard()
+
+
+def _to_device(number: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A number on the device; a copy that isn't from pinned memory would wait for all that a CUDA device has to do."""
+    tensor = torch.tensor(number, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _driver_of(model: Any, optim_wrapper: Any) -> _PlainDriver | _DeepSpeedDriver:

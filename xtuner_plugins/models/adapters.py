@@ -7,6 +7,7 @@ from typing import Any
 
 from mmengine.registry import MODELS
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ..checkpoints.lora.merge import ADAPTER_NAME
@@ -44,5 +45,10 @@ def inject_lora(part: nn.Module, settings: Mapping[str, Any], default_targets: t
     except TypeError as error:
         raise ValueError(f"LoRA settings: {error}") from None
     inject_adapter_in_model(config, part, adapter_name=ADAPTER_NAME)
+    for module in part.modules():
+        if isinstance(module, LoraLayer):
+            # PEFT would copy each input to the adapter's float32, and autocast would cast it back for the product. The
+            # norms of DoRA have the input's dtype, and an export merges with norms in float32.
+            module.cast_input_dtype_enabled = config.use_dora
     for name, parameter in part.named_parameters():
         parameter.requires_grad_(any(kind in name for kind in TRAINED))

@@ -4,8 +4,8 @@ Several answers may follow one prompt (`Branches`): each sees the prompt and its
 
     prompt p p p p | chosen c c c | rejected r r
 
-No mask of the whole row is built, and keys and values of grouped heads aren't repeated. Registered with transformers
-under `SEGMENTS`, so that every LLM family takes it.
+No mask of the whole row is built. Keys and values of grouped heads are repeated on CUDA devices without flash attention
+alone. Registered with transformers under `SEGMENTS`, so that every LLM family takes it.
 """
 
 from __future__ import annotations
@@ -129,6 +129,7 @@ def segment_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    query, key, value = _in_computing_dtype(query, key, value)
     branches = segments.branches
     longest = segments.longest if branches is None else branches.longest
     window = sliding_window if sliding_window is not None and sliding_window < longest else None
@@ -145,6 +146,17 @@ def segment_attention(
         for index, (start, end) in enumerate(pairwise(segments.bounds))
     ]
     return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _in_computing_dtype(*states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Casts states as autocast casts the inputs of PyTorch's attention; it doesn't know the varlen kernel.
+
+    Rotations of float32 embeddings and norms with float32 weights leave queries and keys in float32.
+    """
+    device = states[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return states
+    return tuple(state.to(torch.get_autocast_dtype(device)) for state in states)
 
 
 def _seen(segments: Segments, index: int, *states: torch.Tensor) -> list[torch.Tensor]:
@@ -173,6 +185,11 @@ def _one_segment(query, key, value, dropout: float, scaling: float | None, windo
         near = torch.ones(length, before + length, dtype=torch.bool, device=query.device).tril(before)
         if window is not None:
             near = near.triu(before + 1 - window)
+    groups = query.shape[1] // key.shape[1]
+    if query.is_cuda and groups > 1:
+        # Without flash attention grouped heads would take the kernel that keeps all scores. The CPU's kernel takes them
+        # as they are, with the same result to the bit.
+        key, value, groups = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), 1
     return F.scaled_dot_product_attention(
         query,
         key,
@@ -181,7 +198,7 @@ def _one_segment(query, key, value, dropout: float, scaling: float | None, windo
         dropout_p=dropout,
         is_causal=near is None,
         scale=scaling,
-        enable_gqa=key.shape[1] != query.shape[1],
+        enable_gqa=groups > 1,
     )
 
 

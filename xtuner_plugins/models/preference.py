@@ -50,14 +50,13 @@ class Reference:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, *, is_precomputed: bool = False):
-        wrappers = [
-            module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
-        ]
+        self._visited = list(model.modules())
+        wrappers = [module for module in self._visited if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
         self._adapters = wrappers
         adapted = {id(parameter) for module in wrappers for parameter in module.parameters()}
         trained = [
             (module, name, parameter)
-            for module in model.modules()
+            for module in self._visited
             for name, parameter in module.named_parameters(recurse=False)
             if parameter.requires_grad and id(parameter) not in adapted
         ]
@@ -79,10 +78,11 @@ class Reference:
         return sum(copy.nbytes for _, _, copy in self._copies)
 
     @contextmanager
-    def in_place(self, model: nn.Module) -> Iterator[None]:
+    def in_place(self) -> Iterator[None]:
         """The model is the reference, in evaluation mode, without gradient."""
-        training = model.training
-        model.eval()
+        training = [module for module in self._visited if module.training]
+        for module in training:
+            module.training = False
         active = [module for module in self._adapters if not module.disable_adapters]
         originals = []
         try:
@@ -102,7 +102,8 @@ class Reference:
                 module._parameters[name] = original
             for module in active:
                 module.enable_adapters(True)
-            model.train(training)
+            for module in training:
+                module.training = True
 
 
 @MODELS.register_module()
@@ -227,7 +228,7 @@ class PreferenceModel(VisionLanguageModel):
     @torch.no_grad()
     def reference_log_probs(self, row: Row, pixel_values: torch.Tensor) -> torch.Tensor:
         """The reference's log probabilities of a row's targets, float32 ``[K]``."""
-        with self.computing(pixel_values.device), self._reference.in_place(self):
+        with self.computing(pixel_values.device), self._reference.in_place():
             return self._token_log_probs(row, self._encode(pixel_values))
 
     def _expected(self, row: Row, pixel_values: torch.Tensor, patches: torch.Tensor) -> torch.Tensor | None:
@@ -239,7 +240,7 @@ class PreferenceModel(VisionLanguageModel):
                 "these pairs have no precomputed log probabilities of the reference, and the model has changed since: "
                 "leave val_data_paths empty, or set precompute_reference = False"
             )
-        with self._reference.in_place(self):
+        with self._reference.in_place():
             own = patches if self.visual_encoder_is_frozen else self._encode(pixel_values)
             return self._token_log_probs(row, own)
 

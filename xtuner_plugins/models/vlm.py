@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from ..hub.constants import IMAGE_CONTEXT
 from ..ranges import DTYPE_NAMES, ROW_MULTIPLE, check_dtype, check_row_multiple
 from .attention import attend_to_segments, no_mask
 from .compiling import compile_model_blocks
-from .losses import LossHead, next_token_loss, sum_over_ranks
+from .loss_head import LossHead, TrainedRows
+from .losses import next_token_loss, sum_over_ranks
 from .preprocessor import TilePreprocessor
 from .quantization import build_quantization_config, linear_quantizer
 from .recompute import Recompute
@@ -138,6 +140,7 @@ class VisionLanguageModel(BaseModel):
         self._blocks_below = chosen.apply(self.model, tokenizer)  # frozen ones below those that train
         attend_to_segments(self.model.language_model)
         LossHead.take_over(self.model.language_model.get_output_embeddings())
+        TrainedRows.take_over(self.model.language_model)
 
         trainable = [p for p in self.parameters() if p.requires_grad]
         if not trainable:
@@ -257,12 +260,17 @@ class VisionLanguageModel(BaseModel):
 
     def computing(self, device: torch.device) -> torch.autocast:
         """A context in which parameters held in float32 compute in the model's dtype."""
-        return torch.autocast(device.type, self.dtype, enabled=self._needs_autocast())
+        return torch.autocast(device.type, self.dtype, enabled=self._needs_autocast)
 
+    @cached_property
     def _needs_autocast(self) -> bool:
         if self.dtype == torch.float32:
             return False
         return any(p.dtype == torch.float32 for p in self.parameters() if p.requires_grad)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> VisionLanguageModel:
+        self.__dict__.pop("_needs_autocast", None)  # DeepSpeed changes the dtype of parameters
+        return super()._apply(fn, recurse)
 
     def _run_llm(self, row: Row, patches: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[1, S, D]`` of a row with the encoder's ``patches``."""
@@ -276,7 +284,10 @@ class VisionLanguageModel(BaseModel):
         ).last_hidden_state
 
     def _encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Tiles ``[T, 3, H, W]`` to patches of ``max(T, 1)`` tiles; keeps no activations of a frozen encoder.
+        """Tiles ``[T, 3, H, W]`` to patches of ``max(T, 1)`` tiles.
+
+        A frozen encoder keeps no activations and computes in its own dtype: on CUDA autocast would run its norms in
+        float32.
 
         Without tiles a black one stands in: encoder and projector run on every rank at every step, because ZeRO-3
         gathers their parameters on all ranks together and DDP waits for their gradients.
@@ -284,7 +295,9 @@ class VisionLanguageModel(BaseModel):
         if pixel_values.shape[0] == 0:
             pixel_values = pixel_values.new_zeros(1, 3, self.tile_size, self.tile_size)
         pixel_values = pixel_values.to(self.model.vision_model.dtype)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.visual_encoder_is_frozen):
+        if not self.visual_encoder_is_frozen:
+            return self.model.encode_tiles(pixel_values)
+        with torch.no_grad(), torch.autocast(pixel_values.device.type, enabled=False):
             return self.model.encode_tiles(pixel_values)
 
     def _embed(self, row: Row, patches: torch.Tensor) -> torch.Tensor:

@@ -7,19 +7,22 @@ in the classes used here; `benchmarks/bench_memory_plan.py` counts the same tens
 
 from __future__ import annotations
 
-from .job import FLOAT, Adapters, Batch, Job
-from .shapes import Linear
+from dataclasses import replace
 
-CHUNK_LOGITS = 2**25  # of models/losses.py, which takes PyTorch; a test compares them
+from ..ranges import CHUNK_LOGITS, SOFTMAX_LOGITS
+from .job import FLOAT, Batch, Job
+from .shapes import Linear
 
 
 def logits_bytes(job: Job, batch: Batch) -> int:
-    """Of the logits that exist at a time: as computed, their softmax in float32, and its gradient.
+    """Of a chunk's logits, of those of them that a softmax is made of, twice in float32, and of the hidden states.
 
-    `models/losses.py` runs the head in chunks; the gradient of all supervised positions is kept.
+    `models/loss_head.py` runs the head in chunks, and writes the gradient in the logits' place; the gradient of all
+    supervised positions is kept.
     """
-    elements = min(CHUNK_LOGITS, batch.supervised * job.shape.vocab_size)
-    return elements * (2 * job.size + FLOAT) + batch.supervised * job.shape.llm.width * job.size
+    elements = batch.supervised * job.shape.vocab_size
+    logits = min(CHUNK_LOGITS, elements) * job.size + min(SOFTMAX_LOGITS, elements) * FLOAT * (1 + job.half)
+    return logits + batch.supervised * job.shape.llm.width * job.size
 
 
 def attention_bytes(job: Job, batch: Batch) -> int:
@@ -46,9 +49,7 @@ def llm_block_bytes(job: Job, batch: Batch) -> int:
         kept += size * (stack.width * (into if job.autocasts else 2) + stack.inner)
         if stack.kind.startswith("qwen3"):
             kept += size * (queries + keys)
-    kept += sum(adapter_bytes(job, linear, job.adapters["llm"]) for linear in _adapted(job, "llm"))
-    copies = sum(adapter_copies(job, linear, job.adapters["llm"]) for linear in _adapted(job, "llm"))
-    return batch.tokens * kept + copies + attention_bytes(job, batch)
+    return batch.tokens * (kept + adapter_bytes(job, "llm")) + adapter_copies(job, "llm") + attention_bytes(job, batch)
 
 
 def encoder_block_bytes(job: Job, batch: Batch) -> int:
@@ -60,26 +61,34 @@ def encoder_block_bytes(job: Job, batch: Batch) -> int:
     if job.encoder_is_whole:
         kept += size * (2 * stack.width + stack.inner)  # inputs of the linear layers
         kept += size * 2 * stack.width  # both branches before their scales
-    kept += sum(adapter_bytes(job, each, job.adapters["visual_encoder"]) for each in _adapted(job, "visual_encoder"))
-    adapted = _adapted(job, "visual_encoder")
-    copies = sum(adapter_copies(job, linear, job.adapters["visual_encoder"]) for linear in adapted)
-    return batch.tiles * job.shape.positions * kept + copies
+    kept += adapter_bytes(job, "visual_encoder")
+    return batch.tiles * job.shape.positions * kept + adapter_copies(job, "visual_encoder")
 
 
-def adapter_copies(job: Job, linear: Linear, adapters: Adapters) -> int:
-    """Of the frozen weight: DoRA with dropout multiplies by a copy of its own, which autocast makes."""
-    return linear.weights * job.size * (adapters.dora and adapters.dropout and job.autocasts)
+def adapter_copies(job: Job, part: str) -> int:
+    """Of a block's frozen weights: DoRA with dropout multiplies by a copy of its own, which autocast makes."""
+    adapters = job.adapters.get(part)
+    if adapters is None or not (adapters.dora and adapters.dropout and job.autocasts):
+        return 0
+    return sum(linear.weights for linear in _adapted(job, part)) * job.size
 
 
-def adapter_bytes(job: Job, linear: Linear, adapters: Adapters) -> int:
-    """What LoRA on one linear layer keeps per token: its input after dropout, the mask (a byte each), A's output.
+def adapter_bytes(job: Job, part: str) -> int:
+    """What LoRA in a block keeps per token: inputs, and A's outputs.
 
-    DoRA keeps the outputs of the layer and of LoRA, too, for the magnitudes' gradient.
+    With dropout each adapter has an input of its own, and a mask (a byte each); so has DoRA under autocast, which casts
+    it. Otherwise layers with the same input share it, and that of the attention's last one is kept already. DoRA keeps
+    the outputs of the layer and of LoRA, too, for the magnitudes' gradient.
     """
-    copied = job.autocasts or adapters.dropout
-    kept = job.size * (linear.inputs * copied + adapters.rank) + linear.inputs * adapters.dropout
-    kept += adapters.dora * 2 * job.size * linear.outputs
-    return kept * linear.active
+    adapters, linears = job.adapters.get(part), _adapted(job, part)
+    if adapters is None:
+        return 0
+    inputs = sum(linear.inputs * linear.active for linear in linears)
+    kept = inputs * adapters.dropout + sum(linear.active for linear in linears) * job.size * adapters.rank
+    if not adapters.dropout and not (adapters.dora and job.autocasts):
+        others = [linear for linear in linears if not linear.name.endswith((".o_proj", ".out_proj", "attn.proj"))]
+        inputs = sum({(each.name.split(".")[0], each.inputs): each.inputs * each.active for each in others}.values())
+    return kept + inputs * job.size + adapters.dora * 2 * job.size * sum(each.outputs * each.active for each in linears)
 
 
 def llm_input_bytes(job: Job, batch: Batch) -> int:
@@ -150,32 +159,26 @@ def cast_bytes(job: Job) -> int:
 
 
 def head_bytes(job: Job) -> int:
-    """Of a trained head while the loss is computed: its gradient in float32, a chunk's, and autocast's copy.
+    """Of a trained head while the loss is computed: its gradient in float32, and autocast's copy.
 
-    That of pairs has its gradient in the backward pass alone.
+    That of pairs has its gradient in the backward pass alone. Of a head with single trained rows a copy holds them.
     """
     if "llm" not in job.whole:
-        return 0
-    return table_size(job) * ((FLOAT + job.size) * (not job.pairs) + job.size * job.autocasts)
+        return table_size(job) * job.size * job.trains_rows
+    return table_size(job) * (FLOAT * (not job.pairs) + job.size * job.autocasts)
 
 
 def head_backward_bytes(job: Job) -> int:
-    """Of a trained head at the start of the backward pass: its gradient, the same scaled, and in the weight's dtype."""
+    """Of a trained head at the start of the backward pass: its gradient, and the same in the weight's dtype."""
     if "llm" not in job.whole:
         return 0
-    return table_size(job) * (2 * FLOAT + (0 if job.float_weights else job.size))
+    return table_size(job) * (FLOAT + (0 if job.float_weights else job.size))
 
 
 def pair_head_bytes(job: Job, batch: Batch) -> int:
-    """Of the head in the backward pass of pairs, which computes the logits of a chunk again.
-
-    First log probabilities, their gradient and that of the logits, in float32; then a trained head's gradient, a
-    chunk's, and their sum, or under autocast the gradient of its copy, and that in float32.
-    """
-    elements = batch.supervised * job.shape.vocab_size
-    logits = 3 * FLOAT * (elements if job.keeps_logits else min(CHUNK_LOGITS, elements))
-    per_weight = 2 * FLOAT if job.float_weights else 3 * job.size
-    return max(logits, table_size(job) * per_weight * ("llm" in job.whole))
+    """Of the head in the backward pass of pairs, which computes the logits of a chunk again, and then its gradient."""
+    while_computing = logits_bytes(job, batch) + head_bytes(replace(job, pairs=False))
+    return max(while_computing, head_backward_bytes(job))
 
 
 def table_size(job: Job) -> int:
@@ -187,11 +190,11 @@ def llm_backward_bytes(job: Job, batch: Batch) -> int:
     """What comes and goes in the backward pass of one block of the LLM, beside what it keeps.
 
     Gradients of gate, up and their product, less what the block has already freed; adapters on the layer behind them
-    take their own way through dropout, under autocast in float32.
+    take their own way through dropout, those of DoRA in float32 under autocast.
     """
     inner = job.shape.llm.inner
     if any(linear.inputs == inner for linear in _adapted(job, "llm")):
-        per_token = 11 * inner if job.autocasts else 3 * inner
+        per_token = 11 * inner if job.autocasts and job.adapters["llm"].dora else 3 * inner
     else:
         per_token = job.size * inner * (2 if "llm" in job.whole else 3)
     return batch.tokens * per_token + _rebuilt_bytes(job)

@@ -70,7 +70,7 @@ class Job:
         keeps_encoder: the encoder's activations are kept even with `recompute`, as under ZeRO-3 with LoRA on it.
         pairs: preference pairs, whose log probabilities are computed a second time in the backward pass.
         reference: every micro-batch of pairs is also read by the model as it was before training.
-        keeps_logits: log probabilities of pairs are computed once, all logits at a time, as under ZeRO-3.
+        trains_rows: single rows of a frozen LLM's embedding and head train, those of new tokens.
     """
 
     shape: Shape
@@ -89,7 +89,7 @@ class Job:
     keeps_encoder: bool = False
     pairs: bool = False
     reference: bool = False
-    keeps_logits: bool = False
+    trains_rows: bool = False
 
     def stack(self, part: str) -> Stack:
         """The encoder's or the LLM's blocks."""

@@ -68,7 +68,6 @@ def under(job: Job, strategy: Strategy) -> Job:
         job,
         float_weights=plain,
         keeps_encoder=keeps_encoder,
-        keeps_logits=strategy.stage == 3 and job.pairs,
         moments=job.moments if plain else MOMENTS,
     )
 

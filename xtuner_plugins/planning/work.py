@@ -59,7 +59,7 @@ def work_of(job: Job, sample: Batch) -> Work:
     reached = encoder * job.encoder_blocks / shape.used_layers
     backward += reached * (2 if job.encoder_is_whole else 1)
     recomputed = blocks * job.recompute + reached * (job.group > 0) + projector * job.recompute_projector
-    recomputed += head * (job.pairs and not job.keeps_logits)
+    recomputed += head * job.pairs
     # A frozen encoder's output serves both models.
     reference = (llm + projector + encoder * (job.encoder_blocks > 0)) * job.reference
     return Work(encoder, projector, llm, attention, backward, recomputed, reference)

@@ -145,6 +145,7 @@ def job_of(settings: Mapping[str, Any], model: Model, batches: tuple[Batch, ...]
         accumulation=wrapper.get("accumulative_counts", 1),
         moments=moment_bytes((wrapper.get("optimizer") or {}).get("name")),
         pairs=bool(ours.get("objectives")),
+        trains_rows=ours.get("train_new_tokens", False),
         reference=_needs_reference(ours) and not ours.get("precomputed_reference"),
     )
     if not job.trained:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from tests.checkpoints.training import make_model, save_pth, write_config
 from tests.engine.parallel_case import edited_config, write_dataset
@@ -20,6 +21,7 @@ from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.inference.session import ChatSession
 from xtuner_plugins.inference.verify import verify
+from xtuner_plugins.toy.tokenizer import CHAT_TEMPLATE
 
 TRAINED = dict(max_tiles=3, template="Hermes-2")
 
@@ -170,6 +172,27 @@ class TestExport:
         export(write_config(tmp_path / "c.py", tmp_path / "base"), trained, tmp_path / "out")
         assert read_json(tmp_path / "out" / "preprocessor_config.json")["max_patches"] == 3
         assert ChatSession.from_pretrained(tmp_path / "out", device="cpu").model.template == "Hermes-2"
+
+    @pytest.mark.parametrize("form", ["official", "hf"])
+    def test_programs_prompt_as_in_training_whatever_the_base_prompts(self, toy_base, tmp_path, form):
+        """The base has the stock template of its language model, in each of the files where programs look for one."""
+        base = tmp_path / "base"
+        convert(toy_base, base, format=form)
+        write_json(base / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
+        (base / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+        stock = {**read_json(base / "tokenizer_config.json"), "chat_template": CHAT_TEMPLATE}
+        write_json(base / "tokenizer_config.json", stock)
+        lock = describe(base, tmp_path)
+        checkpoint = save_locked(make_model(base), tmp_path / "iter_1.pth", lock)
+        export(write_config(tmp_path / "c.py", base), checkpoint, tmp_path / "out")
+
+        asked = [{"role": "user", "content": "Q?"}]
+        prompt = AutoTokenizer.from_pretrained(tmp_path / "out").apply_chat_template(asked, add_generation_prompt=True)
+        data = dict(data_paths=str(tmp_path / "data.jsonl"), image_folders=str(tmp_path))
+        sample = MultimodalDataset(str(base), **data)[0]
+        assert prompt == sample["input_ids"][: int((sample["labels"] == -100).int().argmin())].tolist()
+        assert (tmp_path / "out" / "chat_template.jinja").is_file() == (form == "hf")  # processors read it
+        assert not (tmp_path / "out" / "chat_template.json").exists()
 
     def test_several_templates_need_a_choice(self, run, toy_base, tmp_path):
         lock = describe(toy_base, tmp_path, [{"name": "a", "max_tiles": 4}, {"name": "b", **TRAINED}])

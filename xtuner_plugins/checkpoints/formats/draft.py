@@ -118,8 +118,10 @@ def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor], code: str) ->
                 shutil.copyfile(view.directory / name, stage / name)
         if ships_ours:
             remote_code.copy_hub_code(stage)
-        if "template" in view.changed:
-            _write_template(view, stage)
+        if view.config["template"] in TEMPLATES:  # a published model that is only converted may have another one
+            tokenizer = tokenizer_files.load_tokenizer(view.directory)
+            prompt = view.format.chat_template(tokenizer, view.config["template"])
+            tokenizer_files.write_template(stage, prompt, processor=view.format is not official)
         _write_stops(view, stage)
 
     return Draft({name: tensors[name] for name in names}, config, write_files, notes)
@@ -144,16 +146,6 @@ def exported_stops(view: ModelView) -> list[int]:
 def _named_stops(fields: Mapping) -> list[int]:
     named = fields.get("eos_token_id")
     return list(named) if isinstance(named, list) else [] if named is None else [named]
-
-
-def _write_template(view: ModelView, stage: Path) -> None:
-    """Makes engines prompt as the template of the training does, if the base had another."""
-    tokenizer, template = tokenizer_files.load_tokenizer(view.directory), view.config["template"]
-    for extra in stage.glob("chat_template*"):
-        extra.unlink()
-    path = stage / "tokenizer_config.json"
-    prompt = {"chat_template": tokenizer_files.chat_template(tokenizer, template)}
-    write_json(path, {**read_json(path, missing={}), **prompt})
 
 
 def _write_stops(view: ModelView, stage: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from transformers import AutoTokenizer
 
 from tests.checkpoints.training import make_model, save_pth, write_config
@@ -18,6 +19,7 @@ from xtuner_plugins.checkpoints.io.reader import read_json
 from xtuner_plugins.checkpoints.io.writer import write_json
 from xtuner_plugins.checkpoints.loader import load_tokenizer, load_trained
 from xtuner_plugins.datasets import MultimodalDataset
+from xtuner_plugins.engine import PreprocessingLockHook
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.inference.session import ChatSession
 from xtuner_plugins.inference.verify import verify
@@ -238,6 +240,40 @@ class TestExport:
         with pytest.raises(ValueError, match=words):
             export(*run({**describe(toy_base, tmp_path), **change}), tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+def test_a_training_with_other_token_ids_does_not_go_on(toy_base, tmp_path):
+    """A lock of before rule 2 is refused with a tokenizer that writes a space before texts, and with no other."""
+    base, where = tmp_path / "base", tmp_path / "iter_1.pth"
+    shutil.copytree(toy_base, base)
+    state = read_json(base / "tokenizer.json")
+    write_json(base / "tokenizer.json", {**state, "normalizer": {"type": "Prepend", "prepend": " "}})
+    lock = describe(base, tmp_path)
+    config = write_config(tmp_path / "c.py", base)
+    export(config, save_locked(make_model(base), where, lock), tmp_path / "new")
+    assert read_json(tmp_path / "new" / preprocessing.FILE)["token_rules"] == lock.pop("token_rules") == 2
+    shutil.copytree(tmp_path / "new", tmp_path / "old")
+    exported = read_json(tmp_path / "old" / preprocessing.FILE)
+    del exported["token_rules"]
+    write_json(tmp_path / "old" / preprocessing.FILE, exported)
+    old = save_locked(make_model(base), tmp_path / "iter_2.pth", lock)
+
+    class Runner:
+        _resume, cfg = True, ConfigDict(model=dict(base=str(base)))
+
+    hook = PreprocessingLockHook()
+    hook._describe = lambda runner: lock
+    for step in (
+        lambda: export(config, old, tmp_path / "no"),
+        lambda: convert(tmp_path / "old", tmp_path / "no", format="hf"),
+        lambda: ChatSession.from_pretrained(tmp_path / "old", device="cpu"),
+        lambda: hook.after_load_checkpoint(Runner(), {preprocessing.KEY: lock}),
+    ):
+        with pytest.raises(ValueError, match="trained by an older version.* internvl2_5 .*or train anew"):
+            step()
+    assert not (tmp_path / "no").exists()
+    usual = save_locked(make_model(toy_base), where, lock)
+    export(write_config(tmp_path / "c.py", toy_base), usual, tmp_path / "usual")
 
 
 def test_chat_says_when_a_config_was_edited(toy_base, model, tmp_path, caplog):

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, LlamaTokenizer
 
 from tests.checkpoints.vocabularies import sentencepiece_model, write_internlm2
 from tests.hub.test_prompts import LLAMA3_TOKENS, PHI3_TOKENS
+from xtuner_plugins import preprocessing
 from xtuner_plugins.checkpoints.tokenizer_files import chat_template, load_tokenizer
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.text.conversation import encode, split_pieces
@@ -131,3 +132,28 @@ def test_lengths_count_what_is_cut_off(tokenizer):
     lengths = [len(sample) - 2 * len(sample.spans) for sample in samples]
     assert counted["text_tokens"].tolist() == lengths
     assert counted["supervised"].tolist() == [(sample.labels != -100).sum() for sample in samples]
+
+
+# Whether prompts had other ids before rule 2, by the tokenizer's kind and the template; phi3's own swallow "\n".
+OTHER_BEFORE = {
+    "bytes": {"vicuna_v1.1"},
+    "never": {"vicuna_v1.1"},
+    "first": set(TEMPLATES),
+    "always": set(TEMPLATES) - {"vicuna_v1.1"},
+    "prepend": set(TEMPLATES) - {"vicuna_v1.1"},
+    "prepend, white space swallowed": set(TEMPLATES) - {"vicuna_v1.1", "phi3-chat"},
+}
+
+
+def test_only_trainings_with_other_ids_are_refused(tokenizer, request):
+    scheme = request.node.callspec.params["tokenizer"]
+    refused = set()
+    for template in TEMPLATES:
+        old = {"datasets": [{"template": template}]}
+        preprocessing.check_token_rules({**old, "token_rules": 2}, tokenizer, "a.pth")
+        try:
+            preprocessing.check_token_rules(old, tokenizer, "a.pth")
+        except preprocessing.PreprocessingError as error:
+            assert "a.pth was trained by an older version" in str(error) and "train anew" in str(error)
+            refused.add(template)
+    assert refused == OTHER_BEFORE[scheme]

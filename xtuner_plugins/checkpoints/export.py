@@ -20,6 +20,7 @@ from .io.tensors import Cast, cast
 from .io.writer import parse_size, resolve_dtype, write_json, write_weights
 from .loader import check_model
 from .lora.merge import PlainLora
+from .tokenizer_files import load_tokenizer
 
 MANIFEST = "export_manifest.json"
 
@@ -149,6 +150,7 @@ def _kept_preprocessing(view: formats.ModelView, template: str | None) -> dict |
     if not lock:
         return None
     exported = asdict(preprocessing.exported(lock, str(path)))
+    preprocessing.check_token_rules(lock, load_tokenizer(view.directory), str(path))
     return {**lock, "exported": {**exported, "template": template or exported["template"]}}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from PIL import Image
 from transformers import AutoTokenizer
 
 from tests.checkpoints.training import make_model, save_pth, write_config
@@ -214,9 +215,29 @@ class TestExport:
         assert "the one with most: 1 to 4 tiles without thumbnail" in done["notes"][0]
         assert read_json(tmp_path / "out" / "config.json")["use_thumbnail"] is False
         done = export(config, checkpoint, tmp_path / "two", max_tiles=2)
-        assert not done["notes"] and read_json(tmp_path / "two" / "config.json")["max_dynamic_patch"] == 2
+        assert len(done["notes"]) == 1 and read_json(tmp_path / "two" / "config.json")["max_dynamic_patch"] == 2
         with pytest.raises(ValueError, match="--max-tiles 3: trained with 1 to 2 tiles.* and 1 to 4 tiles"):
             export(config, checkpoint, tmp_path / "three", max_tiles=3)
+
+    @pytest.mark.parametrize("sharing, tiles", [("equal", [3, 3, 3]), ("each", [7, 7, 7])])
+    def test_tiles_of_several_images(self, run, toy_base, tmp_path, sharing, tiles):
+        """Three images of 3 x 2 tiles under a limit of 6; engines give each 6 and a thumbnail."""
+        shared = dict(max_tiles=6, tile_sharing=sharing)
+        done = export(*run(describe(toy_base, tmp_path, **shared)), tmp_path / "out")
+        told = [note for note in done["notes"] if "serving engines give each of them 6" in note]
+        assert len(told) == (sharing == "equal")
+        assert read_json(tmp_path / "out" / preprocessing.FILE)["tile_sharing"] == sharing
+
+        Image.new("RGB", (336, 224)).save(tmp_path / "a.png")
+        turns = [{"from": "human", "value": "<image>" * 3 + "Which?"}, {"from": "gpt", "value": "The last."}]
+        record = {"image": ["a.png"] * 3, "conversations": turns}
+        (tmp_path / "three.jsonl").write_text(json.dumps(record))
+        dataset = MultimodalDataset(str(toy_base), str(tmp_path / "three.jsonl"), str(tmp_path), **shared)
+        lengths, counts, _ = dataset.layout(num_workers=0)
+        sample = dataset[0]
+        assert (lengths[0], counts[0]) == (len(sample["input_ids"]), sample["num_tiles"]) and counts[0] == sum(tiles)
+        session = ChatSession.from_pretrained(tmp_path / "out", device="cpu")
+        assert [len(t) for t in session._load([tmp_path / "a.png"] * 3, session.tiling)] == tiles
 
     def test_a_checkpoint_from_before_the_lock(self, toy_base, model, tmp_path):
         config = write_config(tmp_path / "c.py", toy_base)

@@ -209,6 +209,17 @@ def choose(trained: Mapping, *, template: str | None = None, max_tiles: int | No
     )
 
 
+def sharing_note(lock: Mapping) -> str | None:
+    """What a user should know where a question's images got other tiles in training than serving engines give them."""
+    most = lock["exported"]["max_tiles"]
+    if lock.get("tile_sharing", "equal") != "equal" or most == 1:
+        return None
+    return (
+        f"in training several images of a record shared {most} tiles; serving engines give each of them {most}, as "
+        "training with tile_sharing='each' does"
+    )
+
+
 def exported(lock: Mapping, where: str) -> Choice:
     """The settings that an export's ``preprocessing.json`` says its config has.
 

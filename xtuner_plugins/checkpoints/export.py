@@ -79,7 +79,8 @@ def export(
             to = wanted or own.dtype
             tensors[name] = cast(tensor, to) if tensor is own else Cast(tensor, to, finite=True)
         draft = make_draft(plan.view, tensors, format=format, dtype=dtype, code=code)
-        draft.notes = plan.notes + draft.notes
+        shared = plan.preprocessing and preprocessing.sharing_note(plan.preprocessing)
+        draft.notes = plan.notes + draft.notes + ([shared] if shared else [])
         manifest = {
             "base": _origin(base, base_files, hashes),
             "checkpoint": {

@@ -45,7 +45,7 @@ class ChatSession:
         max_tiles: Most tiles per image without thumbnail; None takes the model's setting.
         use_thumbnail: Add a thumbnail if there is more than one tile; None takes the model's setting.
         tile_sharing: How the images of one question share the limit: `'equal'`, the default of the official training
-            and ours, or `'need'` (each may have all of it).
+            and ours, or `'each'` and `'need'` (each may have all of it).
 
     Attributes:
         history: `(question, answer)` pairs so far.

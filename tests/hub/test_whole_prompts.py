@@ -5,10 +5,10 @@ prompt by the tokenizer itself, and those of the chat template that an export ge
 """
 
 import pytest
-from tokenizers import AddedToken, normalizers, pre_tokenizers
+from tokenizers import AddedToken
 from transformers import AutoTokenizer, LlamaTokenizer
 
-from tests.checkpoints.vocabularies import sentencepiece_model, write_internlm2
+from tests.checkpoints.vocabularies import sentencepiece_model, with_scheme, write_internlm2
 from tests.hub.test_prompts import LLAMA3_TOKENS, PHI3_TOKENS
 from xtuner_plugins import preprocessing
 from xtuner_plugins.checkpoints.tokenizer_files import chat_template, load_tokenizer
@@ -36,18 +36,6 @@ CONVERSATIONS = {
 SCHEMES = ("bytes", "first", "always", "never", "prepend", "prepend, white space swallowed")
 
 
-def with_scheme(tokenizer, scheme):
-    """Sets what the tokenizer writes in front of a text, as SentencePiece's conversions do."""
-    backend = tokenizer.backend_tokenizer
-    if scheme.startswith("prepend"):
-        steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        backend.normalizer = normalizers.Sequence(steps)
-    elif scheme != "bytes":
-        backend.normalizer = normalizers.Sequence([])
-        backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
-    return tokenizer
-
-
 @pytest.fixture(scope="module", params=SCHEMES)
 def tokenizer(request, tokenizer_dir, tmp_path_factory):
     """A fast tokenizer of each kind with the control tokens of every template."""
@@ -59,7 +47,7 @@ def tokenizer(request, tokenizer_dir, tmp_path_factory):
     made.add_tokens([AddedToken(token, normalized=False, special=True) for token in LLAMA3_TOKENS], special_tokens=True)
     flags = dict(normalized=False, special=True, rstrip="swallowed" in request.param)
     made.add_tokens([AddedToken(token, **flags) for token in PHI3_TOKENS], special_tokens=True)
-    return with_scheme(made, request.param)
+    return made if request.param == "bytes" else with_scheme(made, request.param)
 
 
 def record_of(system, turns):

@@ -5,7 +5,7 @@
 Exports three toy models in float32: Qwen2 with a byte-level tokenizer, Mistral with one of SentencePiece that writes a
 space at the start of the whole text, Phi-3 with long rope whose control tokens swallow white space. vLLM gets messages
 and prompts through its own chat endpoint, without a setting for the length. Exits with 1 where an id differs, or a log
-probability by 1e-4; Phi-3 with an image does, since vLLM loses the space that this tokenizer writes after an image.
+probability by 1e-4. Phi-3 with an image doesn't count: vLLM loses the space that its tokenizer writes after an image.
 """
 
 import argparse

@@ -23,7 +23,7 @@ from tqdm import trange
 from xtuner_plugins.datasets.errors import DataError
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.datasets.images.video import expand_videos
-from xtuner_plugins.datasets.plan.budget import TileBudget, truncate
+from xtuner_plugins.datasets.plan.budget import SHARING, TileBudget, truncate
 from xtuner_plugins.datasets.plan.measure import _Rows
 from xtuner_plugins.datasets.plan.packing import pack_samples
 from xtuner_plugins.datasets.records.boxes import normalize_boxes
@@ -115,7 +115,7 @@ def run_case(rng: random.Random, tokenizer: TextTokenizer) -> tuple[int, int, li
         ]
         low = rng.randrange(1, 13)
         rule = DynamicTiling(low, rng.randrange(low, 41), rng.choice([28, 112, 448]), rng.random() < 0.5)
-        budget = TileBudget(rng.choice([1, 16]), rng.randrange(1, 2000), rng.choice(["equal", "need"]))
+        budget = TileBudget(rng.choice([1, 16]), rng.randrange(1, 2000), rng.choice(SHARING))
         bare = encode(record, get_template(rng.choice(list(TEMPLATES))), tokenizer, [0] * len(sizes), 0)
         limits = budget.fit(rule, sizes, len(bare) - 2 * len(sizes))
         tiles = [budget.count(rule, size, limit) for size, limit in zip(sizes, limits, strict=True)]

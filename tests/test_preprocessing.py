@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
+from PIL import Image
+from transformers import AutoTokenizer
 
 from tests.checkpoints.training import make_model, save_pth, write_config
 from tests.engine.parallel_case import edited_config, write_dataset
@@ -17,9 +20,11 @@ from xtuner_plugins.checkpoints.io.reader import read_json
 from xtuner_plugins.checkpoints.io.writer import write_json
 from xtuner_plugins.checkpoints.loader import load_tokenizer, load_trained
 from xtuner_plugins.datasets import MultimodalDataset
+from xtuner_plugins.engine import PreprocessingLockHook
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.inference.session import ChatSession
 from xtuner_plugins.inference.verify import verify
+from xtuner_plugins.toy.tokenizer import CHAT_TEMPLATE
 
 TRAINED = dict(max_tiles=3, template="Hermes-2")
 
@@ -171,6 +176,27 @@ class TestExport:
         assert read_json(tmp_path / "out" / "preprocessor_config.json")["max_patches"] == 3
         assert ChatSession.from_pretrained(tmp_path / "out", device="cpu").model.template == "Hermes-2"
 
+    @pytest.mark.parametrize("form", ["official", "hf"])
+    def test_programs_prompt_as_in_training_whatever_the_base_prompts(self, toy_base, tmp_path, form):
+        """The base has the stock template of its language model, in each of the files where programs look for one."""
+        base = tmp_path / "base"
+        convert(toy_base, base, format=form)
+        write_json(base / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
+        (base / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+        stock = {**read_json(base / "tokenizer_config.json"), "chat_template": CHAT_TEMPLATE}
+        write_json(base / "tokenizer_config.json", stock)
+        lock = describe(base, tmp_path)
+        checkpoint = save_locked(make_model(base), tmp_path / "iter_1.pth", lock)
+        export(write_config(tmp_path / "c.py", base), checkpoint, tmp_path / "out")
+
+        asked = [{"role": "user", "content": "Q?"}]
+        prompt = AutoTokenizer.from_pretrained(tmp_path / "out").apply_chat_template(asked, add_generation_prompt=True)
+        data = dict(data_paths=str(tmp_path / "data.jsonl"), image_folders=str(tmp_path))
+        sample = MultimodalDataset(str(base), **data)[0]
+        assert prompt == sample["input_ids"][: int((sample["labels"] == -100).int().argmin())].tolist()
+        assert (tmp_path / "out" / "chat_template.jinja").is_file() == (form == "hf")  # processors read it
+        assert not (tmp_path / "out" / "chat_template.json").exists()
+
     def test_several_templates_need_a_choice(self, run, toy_base, tmp_path):
         lock = describe(toy_base, tmp_path, [{"name": "a", "max_tiles": 4}, {"name": "b", **TRAINED}])
         config, checkpoint = run(lock)
@@ -189,9 +215,29 @@ class TestExport:
         assert "the one with most: 1 to 4 tiles without thumbnail" in done["notes"][0]
         assert read_json(tmp_path / "out" / "config.json")["use_thumbnail"] is False
         done = export(config, checkpoint, tmp_path / "two", max_tiles=2)
-        assert not done["notes"] and read_json(tmp_path / "two" / "config.json")["max_dynamic_patch"] == 2
+        assert len(done["notes"]) == 1 and read_json(tmp_path / "two" / "config.json")["max_dynamic_patch"] == 2
         with pytest.raises(ValueError, match="--max-tiles 3: trained with 1 to 2 tiles.* and 1 to 4 tiles"):
             export(config, checkpoint, tmp_path / "three", max_tiles=3)
+
+    @pytest.mark.parametrize("sharing, tiles", [("equal", [3, 3, 3]), ("each", [7, 7, 7])])
+    def test_tiles_of_several_images(self, run, toy_base, tmp_path, sharing, tiles):
+        """Three images of 3 x 2 tiles under a limit of 6; engines give each 6 and a thumbnail."""
+        shared = dict(max_tiles=6, tile_sharing=sharing)
+        done = export(*run(describe(toy_base, tmp_path, **shared)), tmp_path / "out")
+        told = [note for note in done["notes"] if "serving engines give each of them 6" in note]
+        assert len(told) == (sharing == "equal")
+        assert read_json(tmp_path / "out" / preprocessing.FILE)["tile_sharing"] == sharing
+
+        Image.new("RGB", (336, 224)).save(tmp_path / "a.png")
+        turns = [{"from": "human", "value": "<image>" * 3 + "Which?"}, {"from": "gpt", "value": "The last."}]
+        record = {"image": ["a.png"] * 3, "conversations": turns}
+        (tmp_path / "three.jsonl").write_text(json.dumps(record))
+        dataset = MultimodalDataset(str(toy_base), str(tmp_path / "three.jsonl"), str(tmp_path), **shared)
+        lengths, counts, _ = dataset.layout(num_workers=0)
+        sample = dataset[0]
+        assert (lengths[0], counts[0]) == (len(sample["input_ids"]), sample["num_tiles"]) and counts[0] == sum(tiles)
+        session = ChatSession.from_pretrained(tmp_path / "out", device="cpu")
+        assert [len(t) for t in session._load([tmp_path / "a.png"] * 3, session.tiling)] == tiles
 
     def test_a_checkpoint_from_before_the_lock(self, toy_base, model, tmp_path):
         config = write_config(tmp_path / "c.py", toy_base)
@@ -215,6 +261,40 @@ class TestExport:
         with pytest.raises(ValueError, match=words):
             export(*run({**describe(toy_base, tmp_path), **change}), tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+def test_a_training_with_other_token_ids_does_not_go_on(toy_base, tmp_path):
+    """A lock of before rule 2 is refused with a tokenizer that writes a space before texts, and with no other."""
+    base, where = tmp_path / "base", tmp_path / "iter_1.pth"
+    shutil.copytree(toy_base, base)
+    state = read_json(base / "tokenizer.json")
+    write_json(base / "tokenizer.json", {**state, "normalizer": {"type": "Prepend", "prepend": " "}})
+    lock = describe(base, tmp_path)
+    config = write_config(tmp_path / "c.py", base)
+    export(config, save_locked(make_model(base), where, lock), tmp_path / "new")
+    assert read_json(tmp_path / "new" / preprocessing.FILE)["token_rules"] == lock.pop("token_rules") == 2
+    shutil.copytree(tmp_path / "new", tmp_path / "old")
+    exported = read_json(tmp_path / "old" / preprocessing.FILE)
+    del exported["token_rules"]
+    write_json(tmp_path / "old" / preprocessing.FILE, exported)
+    old = save_locked(make_model(base), tmp_path / "iter_2.pth", lock)
+
+    class Runner:
+        _resume, cfg = True, ConfigDict(model=dict(base=str(base)))
+
+    hook = PreprocessingLockHook()
+    hook._describe = lambda runner: lock
+    for step in (
+        lambda: export(config, old, tmp_path / "no"),
+        lambda: convert(tmp_path / "old", tmp_path / "no", format="hf"),
+        lambda: ChatSession.from_pretrained(tmp_path / "old", device="cpu"),
+        lambda: hook.after_load_checkpoint(Runner(), {preprocessing.KEY: lock}),
+    ):
+        with pytest.raises(ValueError, match="trained by an older version.* internvl2_5 .*or train anew"):
+            step()
+    assert not (tmp_path / "no").exists()
+    usual = save_locked(make_model(toy_base), where, lock)
+    export(write_config(tmp_path / "c.py", toy_base), usual, tmp_path / "usual")
 
 
 def test_chat_says_when_a_config_was_edited(toy_base, model, tmp_path, caplog):

@@ -4,7 +4,7 @@
 
     {"tile_size": 448, "tokens_per_tile": 256,
      "datasets": [{"name": "train", "min_tiles": 1, "max_tiles": 6, "use_thumbnail": true, "template": "Hermes-2"}],
-     "tile_sharing": "equal", "max_length": 4096, "image_mean": [...], "image_std": [...],
+     "token_rules": 2, "tile_sharing": "equal", "max_length": 4096, "image_mean": [...], "image_std": [...],
      "special_tokens": {"<img>": 151665, ...}, "pillow_version": "12.1.0", "resize_rule": "...", "versions": {...},
      "exported": {"min_tiles": 1, "max_tiles": 6, "use_thumbnail": true, "template": "Hermes-2"}}
 
@@ -21,10 +21,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from xtuner_plugins.hub.constants import ADDED_TOKENS, IMAGENET_MEAN, IMAGENET_STD
+from xtuner_plugins.hub.constants import ADDED_TOKENS, IMAGE_TOKENS, IMAGENET_MEAN, IMAGENET_STD
+from xtuner_plugins.hub.conversation import get_conv_template
 
 KEY = "preprocessing"  # in a training checkpoint
 FILE = "preprocessing.json"  # in an export
+TOKEN_RULES = 2  # raised when the same texts get other ids
 SETTINGS = ("min_tiles", "max_tiles", "use_thumbnail", "template")
 
 
@@ -73,6 +75,7 @@ def describe(dataset, image_mean, image_std) -> dict:
         "datasets": [
             {"name": source.name, **_settings(source.tiling, source.template.name)} for source in dataset.sources
         ],
+        "token_rules": TOKEN_RULES,
         "tile_sharing": budget.sharing,
         "max_length": budget.max_length,
         "too_long": list(budget.steps),
@@ -128,6 +131,38 @@ def check_same(trained: Mapping, now: Mapping, where: str, remedy: str) -> None:
         raise PreprocessingError(f"{where} was trained with another preprocessing: {'; '.join(complaints)}; {remedy}")
 
 
+def check_token_rules(trained: Mapping, tokenizer, where: str) -> None:
+    """Raises where a training's texts had other ids than this version gives them.
+
+    Before rule 2, each piece of text was encoded as the start of a text, and Vicuna's answers had no space in front.
+    Most tokenizers give the same ids either way, but those that write a space before a text don't.
+
+    Args:
+        trained: The preprocessing of the training.
+        tokenizer: The tokenizer of its base, as transformers loads it.
+        where: What was trained so.
+
+    Raises:
+        PreprocessingError: Names the template whose prompts had other ids.
+    """
+    if trained.get("token_rules", 1) == TOKEN_RULES:
+        return
+    from xtuner_plugins.hub.prompts import PromptEncoder, prompt_parts
+
+    for template in sorted({dataset["template"] for dataset in trained["datasets"]}):
+        conversation, encoder = get_conv_template(template), PromptEncoder(tokenizer, 1, IMAGE_TOKENS)
+        for role, text in zip(conversation.roles * 2, ("<image>\nA", "B", "C", "D"), strict=True):
+            conversation.append_message(role, text)
+        now = encoder.encode(prompt_parts(conversation, [1]))
+        conversation.answer_prefix, encoder.rules.anchors = "", dict.fromkeys(encoder.rules.anchors, ("", 0))
+        if encoder.encode(prompt_parts(conversation, [1])) != now:
+            raise PreprocessingError(
+                f"{where} was trained by an older version, which gave prompts of template {template} other token ids "
+                "with this tokenizer than engines and this version do; go on with the version that wrote it, or train "
+                "anew"
+            )
+
+
 def choose(trained: Mapping, *, template: str | None = None, max_tiles: int | None = None) -> tuple[Choice, str | None]:
     """Selects the template and the tile limits that a model directory gets.
 
@@ -171,6 +206,17 @@ def choose(trained: Mapping, *, template: str | None = None, max_tiles: int | No
     return chosen, (
         f"trained with several rules of tiles ({_list(fitting)}); the export has the one with most: {chosen}; "
         "--max-tiles chooses another"
+    )
+
+
+def sharing_note(lock: Mapping) -> str | None:
+    """What a user should know where a question's images got other tiles in training than serving engines give them."""
+    most = lock["exported"]["max_tiles"]
+    if lock.get("tile_sharing", "equal") != "equal" or most == 1:
+        return None
+    return (
+        f"in training several images of a record shared {most} tiles; serving engines give each of them {most}, as "
+        "training with tile_sharing='each' does"
     )
 
 

@@ -4,6 +4,7 @@ import json
 import string
 
 import pytest
+from jinja2 import TemplateError
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
@@ -64,7 +65,7 @@ def test_vicunas_chat_template_has_the_ids_of_training(llama_like):
         text = llama_like.apply_chat_template(
             messages, chat_template=template, tokenize=False, add_generation_prompt=True
         )
-        assert text.endswith(" USER: Hi? ASSISTANT: Yes.</s>USER: Ok ASSISTANT:")
+        assert text == conversation.get_prompt()
         assert llama_like(text, add_special_tokens=False).input_ids == trained
 
 
@@ -82,7 +83,7 @@ def test_saved_and_a_token_dropped_again(toy_base, tmp_path):
     tokenizer = load_tokenizer(toy_base)
     before = tokenizer.get_vocab()
     tokenizer_files.add_tokens(tokenizer, ["<video>"])
-    tokenizer_files.save_processor_tokenizer(tokenizer, tmp_path, "{{ 1 }}", video_token="<video>")
+    tokenizer_files.save_tokenizer(tokenizer, tmp_path, "{{ 1 }}", processor=True, video_token="<video>")
     config = read_json(tmp_path / "tokenizer_config.json")
     assert config["chat_template"] == (tmp_path / "chat_template.jinja").read_text() == "{{ 1 }}"
     assert config["video_token"] == "<video>" and not config["tokenizer_class"].endswith("TokenizerFast")
@@ -122,3 +123,14 @@ def test_refusals(toy_parts, tmp_path):
     write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer"})
     with pytest.raises(CheckpointError, match="offers only a slow tokenizer"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_no_turn_is_dropped(toy_base, template):
+    """A system turn that isn't the first and a role of another kind are refused, as they are in records."""
+    tokenizer, user = load_tokenizer(toy_base), {"role": "user", "content": "Hi"}
+    rendered = tokenizer_files.processor_template(template, image="<image>", video=None)
+    for turns in ([user, {"role": "system", "content": "S"}], [user, {"role": "tool", "content": "1"}]):
+        for form in (tokenizer_files.chat_template(tokenizer, template), rendered):
+            with pytest.raises(TemplateError, match="message 2 has the role (system|tool); the roles are user and"):
+                tokenizer.apply_chat_template(turns, chat_template=form)

@@ -20,7 +20,7 @@ PROMPTS = {
     "<|start_header_id|>assistant<|end_header_id|>\n\nB<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nC<|eot_id|><|start_header_id|>assistant<|end_header_id|>"
     "\n\n",
     "vicuna_v1.1": "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
-    "helpful, detailed, and polite answers to the user's questions. USER: A ASSISTANT:B</s>USER: C ASSISTANT:",
+    "helpful, detailed, and polite answers to the user's questions. USER: A ASSISTANT: B</s>USER: C ASSISTANT:",
 }
 
 

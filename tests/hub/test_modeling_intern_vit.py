@@ -154,6 +154,10 @@ def test_nothing_that_newer_releases_would_lose_or_overwrite():
         assert "_init_weights" not in vars(cls)
 
 
+def test_optimum_intel_finds_no_flash_attention_to_switch_off():
+    assert make_model().vision_model.encoder.layers[0].attn.use_flash_attn is False
+
+
 def test_can_be_made_on_the_meta_device():
     with torch.device("meta"):
         vision = InternVisionModel(InternVisionConfig(**{**VISION, "drop_path_rate": 0.1}))

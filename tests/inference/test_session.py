@@ -209,8 +209,9 @@ def test_images_of_a_question_share_the_tiles_as_in_training(session, toy_base, 
     )[0]
     shared = ChatSession(session.model, session.tokenizer, max_tiles=6)
     assert torch.equal(torch.cat(shared._load(images, shared.tiling)), sample["tiles"])
-    alone = ChatSession(session.model, session.tokenizer, max_tiles=6, tile_sharing="need")
-    assert [len(tiles) for tiles in alone._load(images, alone.tiling)] == [7, 5, 1]
+    for sharing in ("each", "need"):
+        alone = ChatSession(session.model, session.tokenizer, max_tiles=6, tile_sharing=sharing)
+        assert [len(tiles) for tiles in alone._load(images, alone.tiling)] == [7, 5, 1]
 
 
 def test_sampling_is_passed_on(session):

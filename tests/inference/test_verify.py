@@ -75,8 +75,9 @@ class TestForeignCode:
     def base(self, toy_base, tmp_path):
         base = tmp_path / "base"
         shutil.copytree(toy_base, base)
+        (base / "extra.py").write_text(f"file = open({str(tmp_path / 'has_run')!r}, 'w')\n")
         with open(base / "conversation.py", "a") as file:
-            file.write(f"\nopen({str(tmp_path / 'has_run')!r}, 'w')\n")
+            file.write("\nfrom .extra import file\n")
         return base
 
     def test_the_tool_refuses_before_it_writes(self, run_tool, base, run, tmp_path):

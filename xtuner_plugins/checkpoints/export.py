@@ -20,6 +20,7 @@ from .io.tensors import Cast, cast
 from .io.writer import parse_size, resolve_dtype, write_json, write_weights
 from .loader import check_model
 from .lora.merge import PlainLora
+from .tokenizer_files import load_tokenizer
 
 MANIFEST = "export_manifest.json"
 
@@ -78,7 +79,8 @@ def export(
             to = wanted or own.dtype
             tensors[name] = cast(tensor, to) if tensor is own else Cast(tensor, to, finite=True)
         draft = make_draft(plan.view, tensors, format=format, dtype=dtype, code=code)
-        draft.notes = plan.notes + draft.notes
+        shared = plan.preprocessing and preprocessing.sharing_note(plan.preprocessing)
+        draft.notes = plan.notes + draft.notes + ([shared] if shared else [])
         manifest = {
             "base": _origin(base, base_files, hashes),
             "checkpoint": {
@@ -149,6 +151,7 @@ def _kept_preprocessing(view: formats.ModelView, template: str | None) -> dict |
     if not lock:
         return None
     exported = asdict(preprocessing.exported(lock, str(path)))
+    preprocessing.check_token_rules(lock, load_tokenizer(view.directory), str(path))
     return {**lock, "exported": {**exported, "template": template or exported["template"]}}
 
 

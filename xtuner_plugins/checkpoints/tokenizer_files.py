@@ -111,39 +111,19 @@ def chat_template(tokenizer, template: str) -> str:
         tokenizer: if it puts a start token before a text, the template starts with that token.
         template: name of the conversation template.
     """
-    conversation = get_conv_template(template)
-    before, after = conversation.system_template.split("{system_message}")
-    user, assistant, answer = _roles(conversation)
     ids = tokenizer("a").input_ids
     starts = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
-    return "".join(
-        [
-            "{{ bos_token }}" if starts else "",
-            "{% if messages and messages[0]['role'] == 'system' %}",
-            "{{ " + quote(before) + " + messages[0]['content'] + " + quote(after + conversation.question_sep) + " }}",
-            "{% else %}" + _default_system(conversation) + "{% endif %}",
-            "{% for message in messages %}",
-            "{% if message['role'] == 'user' %}",
-            "{{ " + user + " + message['content'] + " + quote(conversation.question_sep) + " }}",
-            "{% elif message['role'] == 'assistant' %}",
-            "{{ " + answer + " + message['content'] + " + quote(conversation.sep) + " }}",
-            "{% endif %}{% endfor %}",
-            "{% if add_generation_prompt %}{{ " + assistant + " }}{% endif %}",
-        ]
-    )
+    return ("{{ bos_token }}" if starts else "") + _render(template, "{{ message['content'] }}")
 
 
 def processor_template(template: str, *, image: str, video: str | None) -> str:
-    """A processor's chat template: text, image and video parts, and the training's system message as the default.
+    """A processor's chat template, for messages of text, image and video parts.
 
     Args:
         template: name of the conversation template.
         image: text for an image.
         video: text for a video; None ignores videos.
     """
-    conversation = get_conv_template(template)
-    before, after = conversation.system_template.split("{system_message}")
-    user, assistant, answer = _roles(conversation)
     content = (
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
         "{% for part in message['content'] %}"
@@ -154,38 +134,39 @@ def processor_template(template: str, *, image: str, video: str | None) -> str:
         + "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
         "{% endfor %}{% endif %}"
     )
+    return _render(template, content)
+
+
+def _render(template: str, content: str) -> str:
+    """A chat template with the training's system message as the default; it refuses what no training has.
+
+    Args:
+        template: name of the conversation template.
+        content: the part that renders what a message says.
+    """
+    conversation = get_conv_template(template)
+    before, after = conversation.system_template.split("{system_message}")
+    user, assistant = conversation.roles
+    after += conversation.question_sep
+    default = conversation.system_message
     return "".join(
         [
-            "{% if not messages or messages[0]['role'] != 'system' %}" + _default_system(conversation) + "{% endif %}",
-            "{% for message in messages %}",
-            "{% if message['role'] == 'system' %}{{ " + quote(before) + " }}" + content,
-            "{{ " + quote(after + conversation.question_sep) + " }}",
-            "{% elif message['role'] == 'user' %}{{ " + user + " }}" + content,
-            "{{ " + quote(conversation.question_sep) + " }}",
-            "{% elif message['role'] == 'assistant' %}{{ " + answer + " }}" + content,
+            "{% if not messages or messages[0]['role'] != 'system' %}",
+            "" if default is None else "{{ " + quote(before + default + after) + " }}",
+            "{% endif %}{% for message in messages %}",
+            "{% if message['role'] == 'system' and loop.first %}",
+            "{{ " + quote(before) + " }}" + content + "{{ " + quote(after) + " }}",
+            "{% elif message['role'] == 'user' %}",
+            "{{ " + quote(user) + " }}" + content + "{{ " + quote(conversation.question_sep) + " }}",
+            "{% elif message['role'] == 'assistant' %}",
+            "{{ " + quote(assistant + conversation.answer_prefix) + " }}" + content,
             "{{ " + quote(conversation.sep) + " }}",
+            "{% else %}{{ raise_exception('message ' ~ loop.index ~ ' has the role ' ~ message['role'] ~ ",
+            "'; the roles are user and assistant, and system for the first message') }}",
             "{% endif %}{% endfor %}",
-            "{% if add_generation_prompt %}{{ " + assistant + " }}{% endif %}",
+            "{% if add_generation_prompt %}{{ " + quote(assistant) + " }}{% endif %}",
         ]
     )
-
-
-def _roles(conversation) -> tuple[str, str, str]:
-    """The user's prefix, the assistant's open one and that before an answer, as literals.
-
-    The last two differ where the tokenizer itself puts a space before an answer, as Vicuna's does.
-    """
-    user, assistant = conversation.roles
-    answer = assistant if assistant[-1].isspace() or assistant[-1] == ">" else assistant + " "
-    return quote(user), quote(assistant), quote(answer)
-
-
-def _default_system(conversation) -> str:
-    """The part of a chat template for conversations without a system message."""
-    if conversation.system_message is None:
-        return ""
-    before, after = conversation.system_template.split("{system_message}")
-    return "{{ " + quote(before + conversation.system_message + after + conversation.question_sep) + " }}"
 
 
 def stop_token_ids(tokenizer, template: str) -> list[int]:
@@ -216,27 +197,38 @@ def write_generation_config(stage: Path, tokenizer, config, release: str) -> Non
     )
 
 
-def save_tokenizer(tokenizer, out: Path, template: str, **fields) -> None:
-    """Writes the tokenizer's files with a chat template, and further fields of ``tokenizer_config.json``."""
+def save_tokenizer(tokenizer, out: Path, template: str, *, processor: bool = False, **fields) -> None:
+    """Writes the tokenizer's files with a chat template, and further fields of ``tokenizer_config.json``.
+
+    Arguments as for ``write_template``.
+    """
     tokenizer.save_pretrained(str(out))
-    for extra in out.glob("chat_template*"):
-        extra.unlink()
     config = read_json(out / "tokenizer_config.json")
     config.pop("extra_special_tokens", None)
     config.pop("auto_map", None)
-    config["chat_template"] = template
     # Fast classes of newer releases save e.g. Qwen2TokenizerFast; the plain name lets old and new pick slow or fast.
     name = type(tokenizer).__name__
     config["tokenizer_class"] = name if name == "PreTrainedTokenizerFast" else name.removesuffix("Fast")
     write_json(out / "tokenizer_config.json", {**config, **fields})
+    write_template(out, template, processor=processor)
     if (out / "tokenizer.json").is_file():
         merges_as_strings(out / "tokenizer.json")
 
 
-def save_processor_tokenizer(tokenizer, out: Path, template: str, **fields) -> None:
-    """As ``save_tokenizer``, and the chat template once more in the file that processors read."""
-    save_tokenizer(tokenizer, out, template, **fields)
-    (out / "chat_template.jinja").write_text(template, encoding="utf-8")
+def write_template(out: Path, template: str, *, processor: bool) -> None:
+    """Replaces the chat template of a directory, with those in files of their own, which readers prefer.
+
+    Args:
+        out: the directory.
+        template: the chat template.
+        processor: write it into the file that processors read, too.
+    """
+    for extra in out.glob("chat_template*"):
+        extra.unlink()
+    path = out / "tokenizer_config.json"
+    write_json(path, {**read_json(path, missing={}), "chat_template": template})
+    if processor:
+        (out / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
 def merges_as_strings(path: Path) -> None:

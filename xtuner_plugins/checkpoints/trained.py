@@ -209,6 +209,7 @@ def _read_preprocessing(plan: TrainedPlan, cfg) -> None:
         "datasets": locked["datasets"],
     }
     preprocessing.check_same(locked, base, where, f"{plan.view.directory} is not the base that it was trained on")
+    preprocessing.check_token_rules(locked, known, where)
 
 
 def _adapter_configs(opened: Checkpoint) -> dict[str, object]:

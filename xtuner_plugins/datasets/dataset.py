@@ -62,7 +62,7 @@ class MultimodalDataset(Dataset):
         store_timeout: seconds of a read from a store, with all its tries.
         image_cache_gib: most GiB of images from stores that are kept in `cache_dir`; 0 keeps none.
         max_length: most tokens of a sample.
-        tile_sharing: 'equal' or 'need', how several images share the tiles (see `budget`).
+        tile_sharing: 'equal', 'each' or 'need', how several images share the tiles (see `budget`).
         too_long: what is tried, in this order, on a longer sample: 'shrink_tiles', 'truncate_text'. A sample that is
             still too long is left out, with an entry in the ledger.
         on_bad_sample: 'raise' stops at unusable records: before the first step where lengths are measured, otherwise

@@ -37,6 +37,7 @@ class Conversation:
         roles: Prefixes of the user's and of the assistant's messages.
         sep: Suffix of every answer.
         question_sep: Suffix of the system turn and of every question.
+        answer_prefix: What the model writes between an open turn and its answer.
         sep_style: See `SeparatorStyle`.
         messages: `[role, message]` pairs; a message of `None` leaves the turn open.
     """
@@ -47,6 +48,7 @@ class Conversation:
     roles: tuple[str, str]
     sep: str
     question_sep: str
+    answer_prefix: str = ""
     sep_style: SeparatorStyle = SeparatorStyle.MPT
     messages: list = dataclasses.field(default_factory=list)
 
@@ -69,7 +71,7 @@ class Conversation:
             parts.append(("template", role))
             if message is not None:
                 is_answer = role == self.roles[1]
-                parts.append(("answer" if is_answer else "question", message))
+                parts.append(("answer", self.answer_prefix + message) if is_answer else ("question", message))
                 parts.append(("template", self.sep if is_answer else self.question_sep))
         return parts
 
@@ -96,18 +98,17 @@ VICUNA_SYSTEM = (
 CHATML_ROLES = ("<|im_start|>user\n", "<|im_start|>assistant\n")
 PHI3_ROLES = ("<|user|>\n", "<|assistant|>\n")
 LLAMA3_ROLES = tuple(f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant"))
-# Vicuna's tokenizer writes the space before an answer itself.
 VICUNA_ROLES = ("USER: ", "ASSISTANT:")
 
 # name: (what stands before the system message, system message or None for no such turn, roles, separator after an
-# answer[, separator after the system message and a question, if it is another one])
+# answer[, separator after the system message and a question, what the model writes before an answer])
 TEMPLATES = {
     "Hermes-2": ("<|im_start|>system\n", INTERNVL2_SYSTEM, CHATML_ROLES, "<|im_end|>"),
     "internlm2-chat": ("<|im_start|>system\n", INTERNVL2_SYSTEM, CHATML_ROLES, "<|im_end|>"),
     "phi3-chat": ("<|system|>\n", INTERNVL2_SYSTEM, PHI3_ROLES, "<|end|>"),
     "llama3-chat": ("<|start_header_id|>system<|end_header_id|>\n\n", None, LLAMA3_ROLES, "<|eot_id|>"),
     "internvl2_5": ("<|im_start|>system\n", INTERNVL2_5_SYSTEM, CHATML_ROLES, "<|im_end|>\n"),
-    "vicuna_v1.1": ("", VICUNA_SYSTEM, VICUNA_ROLES, "</s>", " "),
+    "vicuna_v1.1": ("", VICUNA_SYSTEM, VICUNA_ROLES, "</s>", " ", " "),
 }
 
 

@@ -96,6 +96,8 @@ def resize_positions(embedding, stored, rows, columns):
 class InternAttention(nn.Module):
     """Full self-attention within a tile; the fused projection holds the rows of q, then of k, then of v."""
 
+    use_flash_attn = False  # optimum-intel reads it: the package flash-attn is never called from here
+
     def __init__(self, config):
         super().__init__()
         self.config = config  # shared with the model, so that a later choice of attention reaches this layer

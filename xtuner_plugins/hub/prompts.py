@@ -1,14 +1,22 @@
 """Token ids of a prompt, made as training makes those of its samples.
 
-A prompt that is tokenized as one text differs from training in three ways. In training, each answer is tokenized on
-its own, as a model writes it (`\\n` and an answer that begins with a line break would become one token). Names of
-control tokens in a question or an answer are plain characters: `<|im_end|>` typed by a user must not end the turn. Only
-the grounding tokens are tokens in any text::
+They are those of the whole prompt, tokenized by the model's own tokenizer with its start token in front, as serving
+engines do, with two exceptions:
+
+- An answer never becomes one token with what stands before it, since a model writes it after the prompt's last token
+  (`\\n` and an answer that begins with a line break would).
+- Names of control tokens in a question or an answer are plain characters: `<|im_end|>` typed by a user must not end the
+  turn. Only the grounding tokens are tokens in any text.
+
+::
 
     template          question            template               answer      template
     <|im_start|>user\\n|<ref>cat</ref>?|<|im_end|>\\n<|im_start|>assistant\\n|  A cat.  |<|im_end|>\\n ...
     ------------------------------------------------------------- | ----------- | ---------------
-                    tokenized as one text, tokens cut out               alone
+                    tokenized as one text, tokens cut out          its continuation
+
+Some tokenizers write a space before a text: at the start of the whole text only (`first` of SentencePiece), or after
+every control token, too (`always`). They never write one inside a text, so an answer after `assistant\\n` gets none.
 
 Works with fast and slow tokenizers of every supported release.
 """
@@ -20,6 +28,8 @@ import re
 import torch
 
 from .constants import GROUNDING_TOKENS, IMAGE_PLACEHOLDER, IMAGE_TOKENS
+
+_ANCHOR = "\x01"  # stands for the text before; no vocabulary of SentencePiece merges it with what follows
 
 
 def prompt_parts(conversation, num_patches_list):
@@ -74,6 +84,9 @@ class TextRules:
     Attributes:
         ids: Name to id of each added token.
         start_ids: Ids that the tokenizer puts before a text (`<s>` of Llama and InternLM2); may be empty.
+        anchors: For what stands before a text (`start`: nothing, `token`: a control token or an image, `text`) the
+            characters that are encoded in front of it so that it gets the ids that it has there, and the number of
+            their ids, which are cut off. None where the tokenizer itself writes the text's ids.
     """
 
     def __init__(self, tokenizer, image_tokens=IMAGE_TOKENS):
@@ -86,6 +99,14 @@ class TextRules:
         writable = ordinary.union(GROUNDING_TOKENS).difference(image_tokens)
         self._any, self._writable = _any_of(self.ids), _any_of(name for name in self.ids if name in writable)
         self._strippers = {int(index) for index, token in decoder.items() if getattr(token, "rstrip", False)}
+        none, anchor = ("", 0), (_ANCHOR, len(self.encode(_ANCHOR)))
+        alone, continued = self.encode("a"), self.encode(_ANCHOR + "a")
+        after_token = list(tokenizer(image_tokens[0] + "a", add_special_tokens=False).input_ids)[1:]
+        self.anchors = {
+            "start": none,
+            "token": none if after_token == alone else anchor,
+            "text": none if continued[anchor[1] :] == alone else anchor,
+        }
 
     def split_literal(self, text):
         """A template's text as ids of control tokens and the plain texts between them."""
@@ -107,6 +128,11 @@ class TextRules:
             return self._plain.encode(text, add_special_tokens=False).ids
         tokens = self._tokenizer.tokenize(text, split_special_tokens=True)
         return list(self._tokenizer.convert_tokens_to_ids(tokens))
+
+    def encode_after(self, before, text):
+        """Ids of a plain text after `before`, a key of `anchors`."""
+        anchor, skipped = self.anchors[before]
+        return self.encode(anchor + text)[skipped:]
 
     def _split(self, text, pattern):
         pieces = pattern.split(text) if pattern else [text]
@@ -136,25 +162,27 @@ class PromptEncoder:
             parts: From `prompt_parts`.
         """
         ids = list(self.rules.start_ids)
+        before = "token" if ids else "start"
         waiting, waits_as_answer, strips = "", False, False
 
         def flush():
-            nonlocal waiting
+            nonlocal waiting, before
             if waiting:
-                ids.extend(self.rules.encode(waiting))
+                ids.extend(self.rules.encode_after(before, waiting))
+                before = "text"
             waiting = ""
 
         for kind, content in parts:
             if kind == "image":
                 flush()
                 ids += [self.start_id, *[self.context_id] * (self.num_image_token * content), self.end_id]
-                strips = False
+                before, strips = "token", False
                 continue
             for piece in (self.rules.split_literal if kind == "template" else self.rules.split_text)(content):
                 if isinstance(piece, int):
                     flush()
                     ids.append(piece)
-                    strips = self.rules.strips_right(piece)
+                    before, strips = "token", self.rules.strips_right(piece)
                     continue
                 if strips and kind != "answer":
                     piece = piece.lstrip()

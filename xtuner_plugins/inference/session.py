@@ -45,7 +45,7 @@ class ChatSession:
         max_tiles: Most tiles per image without thumbnail; None takes the model's setting.
         use_thumbnail: Add a thumbnail if there is more than one tile; None takes the model's setting.
         tile_sharing: How the images of one question share the limit: `'equal'`, the default of the official training
-            and ours, or `'need'` (each may have all of it).
+            and ours, or `'each'` and `'need'` (each may have all of it).
 
     Attributes:
         history: `(question, answer)` pairs so far.
@@ -89,9 +89,11 @@ class ChatSession:
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
         model, _ = load_model(directory, dtype=dtype, device=device)
-        trained = _read_preprocessing(Path(directory), model.config)
+        trained, tokenizer = _read_preprocessing(Path(directory), model.config), load_tokenizer(directory)
+        if trained:
+            preprocessing.check_token_rules(trained, tokenizer, str(directory))
         limits.setdefault("tile_sharing", trained.get("tile_sharing", "equal"))
-        return cls(model, load_tokenizer(directory), **limits)
+        return cls(model, tokenizer, **limits)
 
     def limit_tiles(self, max_tiles: int) -> None:
         """Cuts the images of later questions into at most so many tiles each; those shown before stay as they are.

@@ -8,6 +8,7 @@ import torch
 
 from tests.checkpoints.training import make_model, save_pth, write_config
 from xtuner_plugins.checkpoints.export import convert, export
+from xtuner_plugins.checkpoints.formats.draft import ships_own_code
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer
 
 
@@ -17,6 +18,18 @@ def test_code_that_is_not_whole_is_replaced_by_ours(toy_base, tmp_path):
     config = write_config(tmp_path / "c.py", tmp_path / "base")
     done = export(config, save_pth(make_model(toy_base), tmp_path / "iter_1.pth"), tmp_path / "out")
     assert "lacks conversation.py" in done["notes"][0] and (tmp_path / "out" / "conversation.py").is_file()
+
+
+def test_an_earlier_version_of_our_code_is_replaced(toy_base, tmp_path):
+    """It would prompt by the rules of its time, not by those of the training."""
+    shutil.copytree(toy_base, tmp_path / "base")
+    current = (tmp_path / "base" / "prompts.py").read_text()
+    (tmp_path / "base" / "prompts.py").write_text("# of an earlier version\n")
+    config = write_config(tmp_path / "c.py", tmp_path / "base")
+    done = export(config, save_pth(make_model(toy_base), tmp_path / "iter_1.pth"), tmp_path / "out")
+    assert "another version of this project's" in done["notes"][0]
+    assert (tmp_path / "out" / "prompts.py").read_text() == current
+    assert not ships_own_code(tmp_path / "base")
 
 
 @pytest.mark.parametrize("named", [None, "<|endoftext|>", ["<|endoftext|>"]])

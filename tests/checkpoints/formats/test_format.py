@@ -13,7 +13,7 @@ from xtuner_plugins.checkpoints.io.reader import CheckpointError
 @pytest.mark.parametrize("name", FORMATS)
 def test_each_offers_the_interface(name):
     members = [member for member in vars(Format).values() if inspect.isfunction(member) and member.__name__[0] != "_"]
-    assert len(members) == 5
+    assert len(members) == 6
     for member in members:
         wanted = [parameter for parameter in inspect.signature(member).parameters if parameter != "self"]
         assert list(inspect.signature(getattr(FORMATS[name], member.__name__)).parameters) == wanted

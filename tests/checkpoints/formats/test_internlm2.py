@@ -70,8 +70,9 @@ def test_internlm2_with_its_own_vocabulary(toy_parts, tmp_path):
         write_config(tmp_path / "c.py", base, llm_lora=LORA),
     )
     export(config, checkpoint, tmp_path / "out")
-    for name in ("tokenizer.model", "tokenizer_config.json"):
-        assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == (base / "tokenizer.model").read_bytes()
+    written = read_json(tmp_path / "out" / "tokenizer_config.json")
+    assert written.pop("chat_template") and written == read_json(base / "tokenizer_config.json")
     export(config, checkpoint, tmp_path / "hf", format="hf")
     processor = AutoProcessor.from_pretrained(tmp_path / "hf")
     image = Image.new("RGB", (336, 224), "red")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xtuner_plugins.datasets import DynamicTiling, SettingError
-from xtuner_plugins.datasets.plan.budget import FRAME, TileBudget, first_limit, truncate
+from xtuner_plugins.datasets.plan.budget import FRAME, SHARING, TileBudget, first_limit, truncate
 from xtuner_plugins.datasets.text.conversation import Encoded
 
 TILING = DynamicTiling(max_tiles=6, tile_size=112)
@@ -13,7 +13,8 @@ WIDE, SQUARE, SMALL = (360, 120), (700, 700), (50, 50)  # 3, 4 and 1 tiles of at
 
 def test_images_share_the_limit_as_the_official_code_says():
     assert [first_limit(12, number, "equal") for number in (0, 1, 2, 5, 13)] == [12, 12, 6, 2, 1]
-    assert [first_limit(12, number, "need") for number in (0, 1, 13)] == [12, 12, 12]
+    for whole in ("each", "need"):
+        assert [first_limit(12, number, whole) for number in (0, 1, 13)] == [12, 12, 12]
 
 
 def test_frames_are_one_tile_and_leave_the_limit_to_the_images():
@@ -28,7 +29,7 @@ def test_tokens_are_those_of_tiles_and_two_per_image():
     assert budget.count(TILING, WIDE, 6) == 4 and budget.count(TILING, SMALL, 6) == 1  # thumbnail included
 
 
-@pytest.mark.parametrize("sharing", ["equal", "need"])
+@pytest.mark.parametrize("sharing", SHARING)
 @pytest.mark.parametrize("room", [400, 150, 120, 60, 10])
 def test_tiles_are_taken_away_until_the_sample_fits(sharing, room):
     budget, sizes = TileBudget(16, 1000, sharing), [WIDE, SQUARE, SMALL]
@@ -50,7 +51,8 @@ def test_the_image_that_needs_them_least_loses_its_tiles_first():
 
 def test_only_the_steps_that_are_given_are_taken():
     """Sharing by need is decided by shrinking, whatever the steps."""
-    assert TileBudget(16, 50, "equal", ()).fit(TILING, [WIDE], 40) == [6]
+    for sharing in ("equal", "each"):
+        assert TileBudget(16, 50, sharing, ()).fit(TILING, [WIDE], 40) == [6]
     assert TileBudget(16, 50, "equal").fit(TILING, [WIDE], 40) == [1]
     assert TileBudget(16, 50, "need", ()).fit(TILING, [WIDE], 40) == [1]
 
@@ -72,7 +74,7 @@ def test_the_end_is_cut_off_but_never_inside_a_span():
 @pytest.mark.parametrize(
     "settings, words",
     [
-        (dict(sharing="fair"), "tile_sharing='fair' is unknown; it is one of equal, need"),
+        (dict(sharing="fair"), "tile_sharing='fair' is unknown; it is one of equal, each, need"),
         (dict(max_length=0), "max_length=0 can't be used; give a whole number, 1 or more"),
         (dict(max_length=True), "max_length=True"),
         (dict(steps=("drop",)), "too_long=.'drop'. isn't understood"),

@@ -53,6 +53,7 @@ def settings(data_base, write_data, make_image, qa, tmp_path):
     [
         {},
         {"tile_sharing": "need"},
+        {"tile_sharing": "each", "too_long": ["truncate_text"]},
         {"max_tiles": 2},
         {"too_long": ["shrink_tiles"]},
         {"too_long": ["truncate_text"]},

@@ -70,10 +70,10 @@ def test_supervised_text_is_the_answers_and_their_end_tokens(
 ):
     record = record_of(pairs, system, ["a.png"] if with_image else None)
     sample = encode(record, get_template(name), text_tokenizer, [3] if with_image else [], 4)
-    end = get_conv_template(name).stop_token
+    prefix, end = get_conv_template(name).answer_prefix, get_conv_template(name).stop_token
     decoded = [hf_tokenizer.decode(run, clean_up_tokenization_spaces=False) for run in supervised_runs(sample)]
     # the tokenizer normalizes to NFC, as its family does
-    assert decoded == [unicodedata.normalize("NFC", answer) + end for _, answer in pairs]
+    assert decoded == [prefix + unicodedata.normalize("NFC", answer) + end for _, answer in pairs]
     np.testing.assert_array_equal(sample.labels[sample.labels != -100], sample.input_ids[sample.labels != -100])
 
 

@@ -1,6 +1,7 @@
 """Checkpoints hold the preprocessing of their run, and no run goes on with another."""
 
 import pytest
+from mmengine.config import ConfigDict
 
 from tests.conftest import ROOT
 from tests.test_preprocessing import TRAINED, describe
@@ -9,7 +10,7 @@ from xtuner_plugins.engine import PreprocessingLockHook
 
 def test_resuming_with_another_template_is_refused(toy_base, tmp_path):
     class Runner:
-        _resume = True
+        _resume, cfg = True, ConfigDict(model=dict(base=str(toy_base)))
 
     runner, checkpoint = Runner(), {}
     lock = describe(toy_base, tmp_path, **TRAINED)

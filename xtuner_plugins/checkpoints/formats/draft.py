@@ -61,8 +61,8 @@ def make_draft(
         tensors: the model's tensors under our names.
         format: a key of ``FORMATS``; None keeps the directory's.
         dtype: written into the config; None leaves it.
-        code: ``auto`` ships the directory's own model code, or ours if files of it are missing; ``ours`` always ours.
-            With ours, InternLM2 is written as Llama.
+        code: ``auto`` ships the directory's own model code, or ours if files of it are missing or it is another
+            version of ours; ``ours`` always ours. With ours, InternLM2 is written as Llama.
         template: conversation template of an official directory made from another format; None takes the view's.
 
     Raises:
@@ -94,7 +94,8 @@ def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor], code: str) ->
     if view.format is official:
         config.update(view.settled)
         missing, other = official.missing_code(config, view.directory), official.language(config)
-        ships_ours = code == "ours" or bool(missing)
+        is_ours = remote_code.is_ours(view.directory)
+        ships_ours = code == "ours" or bool(missing) or is_ours
         if ships_ours and other:
             reason = "" if code == "ours" else f" without the code that runs it ({', '.join(missing)})"
             draft = _rewritten(view, tensors, official, None)
@@ -104,8 +105,10 @@ def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor], code: str) ->
             return draft
         if ships_ours:
             config["auto_map"] = dict(official.AUTO_MAP)
-        if ships_ours and code == "auto" and any(view.directory.glob("*.py")):
+        if missing and code == "auto" and any(view.directory.glob("*.py")):
             notes.append(f"the base's own model code is not whole (it lacks {', '.join(missing)}), so ours is shipped")
+        elif is_ours and remote_code.foreign_code(view.directory):
+            notes.append("the base holds another version of this project's model code; this version's is shipped")
     keys = view.format.keys(view.stored_config)
     if keys:
         tensors = keys.to_theirs(tensors)
@@ -118,8 +121,10 @@ def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor], code: str) ->
                 shutil.copyfile(view.directory / name, stage / name)
         if ships_ours:
             remote_code.copy_hub_code(stage)
-        if "template" in view.changed:
-            _write_template(view, stage)
+        if view.config["template"] in TEMPLATES:  # a published model that is only converted may have another one
+            tokenizer = tokenizer_files.load_tokenizer(view.directory)
+            prompt = view.format.chat_template(tokenizer, view.config["template"])
+            tokenizer_files.write_template(stage, prompt, processor=view.format is not official)
         _write_stops(view, stage)
 
     return Draft({name: tensors[name] for name in names}, config, write_files, notes)
@@ -144,16 +149,6 @@ def exported_stops(view: ModelView) -> list[int]:
 def _named_stops(fields: Mapping) -> list[int]:
     named = fields.get("eos_token_id")
     return list(named) if isinstance(named, list) else [] if named is None else [named]
-
-
-def _write_template(view: ModelView, stage: Path) -> None:
-    """Makes engines prompt as the template of the training does, if the base had another."""
-    tokenizer, template = tokenizer_files.load_tokenizer(view.directory), view.config["template"]
-    for extra in stage.glob("chat_template*"):
-        extra.unlink()
-    path = stage / "tokenizer_config.json"
-    prompt = {"chat_template": tokenizer_files.chat_template(tokenizer, template)}
-    write_json(path, {**read_json(path, missing={}), **prompt})
 
 
 def _write_stops(view: ModelView, stage: Path) -> None:
@@ -201,4 +196,5 @@ def _with_rows(tensor: LazyTensor, rows: int) -> LazyTensor:
 def ships_own_code(directory: Path) -> bool:
     """Whether an export of this base ships the base's own code (with ``code='auto'``)."""
     fields = read_json(directory / "config.json")
-    return official.detect(fields) and not official.missing_code(fields, directory)
+    whole = official.detect(fields) and not official.missing_code(fields, directory)
+    return whole and not remote_code.is_ours(directory)

@@ -46,6 +46,9 @@ class Format(Protocol):
             CheckpointError: the format can't express this model; the message names the setting.
         """
 
+    def chat_template(self, tokenizer, template: str) -> str:
+        """The Jinja template with which other programs prompt as the conversation template ``template`` does."""
+
     def write_files(self, stage: Path, config: Mapping, tokenizer) -> None:
         """Everything but weights and ``config.json``; arguments as for ``write_config``."""
 

@@ -190,10 +190,13 @@ def text_config(config: Mapping, tokenizer, num_rows: int) -> dict:
     }
 
 
+def chat_template(tokenizer, template: str) -> str:
+    """See ``Format``."""
+    return tokenizer_files.processor_template(template, image="<IMG_CONTEXT>\n", video=PROCESSOR_TOKEN + "\n")
+
+
 def write_files(stage: Path, config: Mapping, tokenizer) -> None:
     """See ``Format``: tokenizer, processors, chat template and generation config."""
-    image, video = "<IMG_CONTEXT>\n", PROCESSOR_TOKEN + "\n"
-    template = tokenizer_files.processor_template(config["template"], image=image, video=video)
     named = {
         "start_image_token": "<img>",
         "end_image_token": "</img>",
@@ -202,7 +205,8 @@ def write_files(stage: Path, config: Mapping, tokenizer) -> None:
     }
     # Newer releases read the dict, older ones the attributes themselves.
     fields = {"extra_special_tokens": named, "processor_class": "InternVLProcessor", "return_token_type_ids": False}
-    tokenizer_files.save_processor_tokenizer(tokenizer, stage, template, **fields, **named)
+    template = chat_template(tokenizer, config["template"])
+    tokenizer_files.save_tokenizer(tokenizer, stage, template, processor=True, **fields, **named)
     size = config["force_image_size"]
     images = {
         "crop_to_patches": False,

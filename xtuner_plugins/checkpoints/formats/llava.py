@@ -120,12 +120,16 @@ def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
     }
 
 
+def chat_template(tokenizer, template: str) -> str:
+    """See ``Format``."""
+    return tokenizer_files.processor_template(template, image="<img>" + PROCESSOR_TOKEN + "</img>\n", video=None)
+
+
 def write_files(stage: Path, config: Mapping, tokenizer) -> None:
     """See ``Format``: tokenizer, processor, chat template and generation config."""
     family = check_expressible(config)
-    image = "<img>" + PROCESSOR_TOKEN + "</img>\n"
-    template = tokenizer_files.processor_template(config["template"], image=image, video=None)
-    tokenizer_files.save_processor_tokenizer(tokenizer, stage, template, processor_class="LlavaProcessor")
+    template = chat_template(tokenizer, config["template"])
+    tokenizer_files.save_tokenizer(tokenizer, stage, template, processor=True, processor_class="LlavaProcessor")
     side = {"height": config["force_image_size"], "width": config["force_image_size"]}
     write_json(
         stage / "preprocessor_config.json",

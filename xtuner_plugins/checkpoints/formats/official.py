@@ -14,6 +14,7 @@ from ...families import llm_family
 from ...hub.constants import IMAGENET_MEAN, IMAGENET_STD, PROJECTOR_TYPES, token_grid
 from .. import tokenizer_files
 from ..io.writer import write_json
+from ..tokenizer_files import chat_template
 from . import remote_code
 from .format import LanguageFormat
 from .internlm2 import INTERNLM2
@@ -137,8 +138,7 @@ def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
 
 def write_files(stage: Path, config: Mapping, tokenizer) -> None:
     """See ``Format``: tokenizer with chat template, generation and preprocessor configs, our code."""
-    template = tokenizer_files.chat_template(tokenizer, config["template"])
-    tokenizer_files.save_tokenizer(tokenizer, stage, template)
+    tokenizer_files.save_tokenizer(tokenizer, stage, chat_template(tokenizer, config["template"]))
     tokenizer_files.write_generation_config(stage, tokenizer, config, RELEASE)
     write_json(stage / "preprocessor_config.json", preprocessor_config(config["force_image_size"]))
     remote_code.copy_hub_code(stage)

@@ -25,6 +25,12 @@ def copy_hub_code(stage: Path) -> None:
         (stage / path.name).write_bytes(path.read_bytes())
 
 
+def is_ours(directory: Path) -> bool:
+    """Whether a directory's code is this project's own, of this version or an earlier one."""
+    names = {path.name for path in directory.glob("*.py")}
+    return "prompts.py" in names and names <= {path.name for path in hub_code()}
+
+
 def missing_code(directory: Path) -> list[str]:
     """What transformers would miss when it opens a directory with its own code.
 

@@ -1,8 +1,9 @@
 """How many tiles each image of a sample gets, and what happens when a sample is too long.
 
     sharing='equal'   several images share the limit as in the official code: max_tiles // n each, at least 1
-    sharing='need'    each image may have max_tiles; when the sample is too long, tiles are taken from the image
-                      that needs them least (fewest source pixels per tile) until it fits
+    sharing='each'    each image may have max_tiles, as in serving engines
+    sharing='need'    likewise; when the sample is too long, tiles are taken from the image that needs them least
+                      (fewest source pixels per tile) until it fits, whatever `too_long` says
 
 A sample longer than `max_length` then goes through the steps of `too_long`, in this order, until it fits:
 
@@ -24,7 +25,7 @@ from ..errors import SettingError, check_choice, check_whole
 from ..images.tiling import DynamicTiling
 from ..text.conversation import Encoded
 
-SHARING = ("equal", "need")
+SHARING = ("equal", "each", "need")
 STEPS = ("shrink_tiles", "truncate_text")
 FRAME = (0, 0)  # the size that stands for a video frame, which is always one tile
 
@@ -87,7 +88,7 @@ class TileBudget:
         frames = [tuple(size) == FRAME for size in sizes]
         share = first_limit(tiling.max_tiles, frames.count(False), self.sharing)
         limits = [1 if frame else share for frame in frames]
-        if "shrink_tiles" not in self.steps and self.sharing == "equal":
+        if "shrink_tiles" not in self.steps and self.sharing != "need":
             return limits
         counts = [self.count(tiling, size, limit) for size, limit in zip(sizes, limits, strict=True)]
         while self.tokens(counts) > self.max_length - text_tokens and max(counts, default=1) > 1:

@@ -24,7 +24,7 @@ from ..text.tokens import TextTokenizer, no_garbage_collection
 from .budget import FRAME
 from .complaints import LINK, STORED, Complaint, stamp_files
 
-FORMAT = "4"  # part of the key; to be raised when counts change
+FORMAT = "5"  # part of the key; to be raised when counts change
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,7 @@ class _Rows:
         self.first, self.num = first, last - first
         self.texts: dict[str, int] = {}  # text -> its index
         self.codes: list[int] = []  # of each piece: index of its text, or -1 - number of its ids
+        self.skipped: list[int] = []  # of each piece: ids of its text that are cut off
         self.supervised: list[bool] = []
         self.media: list[bool] = []
         self.rows: list[tuple[int, int, int, int]] = []  # row, number of pieces up to its end, turns, media
@@ -165,11 +166,12 @@ class _Rows:
 
     def add(self, row: int, pieces: list[Piece], sizes: list[tuple[int, int]], num_turns: int) -> None:
         texts, codes, supervised, media = self.texts, self.codes, self.supervised, self.media
-        each_text, each_ids, learned, medium, _ = zip(*pieces, strict=True)
+        each_text, each_ids, learned, medium, _, skipped = zip(*pieces, strict=True)
         codes += [
             -1 - len(ids) if text is None else texts.setdefault(text, len(texts))
             for text, ids in zip(each_text, each_ids, strict=True)
         ]
+        self.skipped += skipped
         supervised += learned
         media += [number is not None for number in medium] if sizes else [False] * len(pieces)
         self.rows.append((row, len(codes), num_turns, len(sizes)))
@@ -183,7 +185,7 @@ class _Rows:
             starts = np.concatenate([[0], ends[:-1]])
             codes, learned = np.array(self.codes), np.array(self.supervised)
             of_texts = np.array(counter.count(list(self.texts)) or [0])
-            lengths = np.where(codes < 0, -1 - codes, of_texts[np.maximum(codes, 0)])
+            lengths = np.where(codes < 0, -1 - codes, of_texts[np.maximum(codes, 0)]) - self.skipped
             learns = np.flatnonzero(learned)
             answers = learns[np.searchsorted(learns, starts)]  # each record's first supervised piece
             for place, column in enumerate((lengths, lengths * learned)):

@@ -7,8 +7,9 @@
 
 Of a preference pair the rejected answer follows the chosen one: prompt, chosen, rejected (`split_pair`).
 
-Neighboring texts that aren't answers are tokenized together, as `chat` tokenizes the prompt; an answer, learned or not,
-is tokenized on its own, as a model writes it. Image tokens are written as ids and never go through the tokenizer.
+The ids are those of the whole prompt, as `chat` and engines tokenize it (see `hub/prompts.py`). Neighboring texts that
+aren't answers are tokenized together; an answer, learned or not, never shares a token with what stands before it. Image
+tokens are written as ids and never go through the tokenizer.
 """
 
 from collections.abc import Sequence
@@ -29,11 +30,12 @@ PROMPT, CHOSEN, REJECTED = range(3)  # the branches of a pair
 class Piece(NamedTuple):
     """A unit of tokenization: a plain text, known ids, or an image (its index)."""
 
-    text: str | None = None
+    text: str | None = None  # with what `TextRules.anchors` puts in front
     ids: tuple[int, ...] = ()
     supervised: bool = False
     medium: int | None = None
     branch: int = PROMPT  # of a pair: `PROMPT`, `CHOSEN` or `REJECTED`
+    skipped: int = 0  # the text's first ids, which are cut off
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -
     for text, supervised, literal, medium, answer in template.segments(record):
         if medium is not None:
             if open_text:
-                pieces.append(Piece(open_text, (), open_supervised))
+                pieces.append(_text_piece(open_text, open_supervised, pieces, tokenizer))
                 open_text = ""
             pieces.append(Piece(medium=num_media))
             num_media, strips = num_media + 1, False
@@ -90,15 +92,15 @@ def split_pieces(record: Record, template: Template, tokenizer: TextTokenizer) -
             if open_text and open_supervised == supervised and open_answer == answer:
                 head = open_text + head
             elif open_text:
-                pieces.append(Piece(open_text, (), open_supervised))
+                pieces.append(_text_piece(open_text, open_supervised, pieces, tokenizer))
             open_text, open_supervised, open_answer = head, supervised, answer
         if middle:
             if open_text:
-                pieces.append(Piece(open_text, (), open_supervised))
+                pieces.append(_text_piece(open_text, open_supervised, pieces, tokenizer))
             pieces += middle
             open_text, open_supervised, open_answer = tail, supervised, answer
     if open_text:
-        pieces.append(Piece(open_text, (), open_supervised))
+        pieces.append(_text_piece(open_text, open_supervised, pieces, tokenizer))
     return pieces
 
 
@@ -110,9 +112,15 @@ def split_pair(pair: PairRecord, template: Template, tokenizer: TextTokenizer) -
     """
     chosen, rejected = (split_pieces(side, template, tokenizer) for side in pair.sides())
     start = next(index for index, piece in enumerate(chosen) if piece.supervised)  # the only answer that is learned
-    assert chosen[:start] == rejected[:start], "answers are tokenized on their own"
+    assert chosen[:start] == rejected[:start], "answers share no token with the prompt"
     answers = ((CHOSEN, chosen[start:]), (REJECTED, rejected[start:]))
     return chosen[:start] + [piece._replace(branch=branch) for branch, side in answers for piece in side]
+
+
+def _text_piece(text: str, supervised: bool, before: Sequence[Piece], tokenizer: TextTokenizer) -> Piece:
+    """The piece of a plain text after other pieces."""
+    anchor, skipped = tokenizer.anchors["start" if not before else "token" if before[-1].text is None else "text"]
+    return Piece(anchor + text, (), supervised, skipped=skipped)
 
 
 def _split_segment(
@@ -131,7 +139,7 @@ def _split_segment(
     for item in tokenizer.split_literal(text) if literal else tokenizer.split_text(text):
         if isinstance(item, int):
             if tail:
-                middle.append(Piece(tail, (), supervised))
+                middle.append(_text_piece(tail, supervised, middle, tokenizer))
             middle.append(Piece(None, (item,), supervised))
             tail, strips = "", tokenizer.strips_right(item)
             continue
@@ -173,7 +181,7 @@ def encode(
 def tokenize_pieces(pieces: Sequence[Piece], tokenizer: TextTokenizer) -> list[Piece]:
     """The pieces with ids in place of texts."""
     return [
-        piece if piece.text is None else piece._replace(text=None, ids=tuple(tokenizer.encode(piece.text)))
+        piece if piece.text is None else Piece(None, tuple(tokenizer.encode(piece.text)[piece.skipped :]), *piece[2:5])
         for piece in pieces
     ]
 

@@ -24,7 +24,7 @@ class Segment(NamedTuple):
     supervised: bool = False  # the model learns to write it
     literal: bool = False  # the template's own text, in which control tokens are tokens, not characters
     medium: Medium | None = None
-    answer: bool = False  # an answer, learned or not, which is tokenized on its own
+    answer: bool = False  # an answer, learned or not, which no token shares with what stands before it
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Template:
         for fixed, turn in zip(around[system is not None :], record.turns, strict=False):  # one more follows the last
             segments.append(fixed)
             if turn.role == "assistant":
-                segments.append(Segment("".join(turn.parts), turn.supervised, answer=True))
+                answer = "".join([self.conversation.answer_prefix, *turn.parts])
+                segments.append(Segment(answer, turn.supervised, answer=True))
                 segments.append(self._ends[turn.supervised])
             else:
                 segments += [Segment(part) if isinstance(part, str) else Segment(medium=part) for part in turn.parts]

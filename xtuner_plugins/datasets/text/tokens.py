@@ -67,6 +67,7 @@ class TextTokenizer(TextRules):
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise SettingError("tokenizer", f"{name} is a slow tokenizer", "add its tokenizer.json")
+        self._frequent: dict[str, list[int]] = {}  # ids of the first short texts, which a template repeats
         super().__init__(tokenizer)
         missing = [token for token in IMAGE_TOKENS if token not in self.ids]
         if missing:
@@ -82,7 +83,6 @@ class TextTokenizer(TextRules):
         self.pad_id = int(pad if pad is not None else tokenizer.eos_token_id or 0)
         self._tokens = backend.get_added_tokens_decoder()
         self.memo: dict = {}  # template texts that `conversation` has split
-        self._frequent: dict[str, list[int]] = {}  # ids of the first short texts, which a template repeats
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> "TextTokenizer":

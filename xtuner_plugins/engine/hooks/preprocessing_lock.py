@@ -6,6 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ... import preprocessing
+from ...checkpoints.loader import load_tokenizer
 from ...datasets import MultimodalDataset
 from ..steps import unwrap
 
@@ -29,12 +30,10 @@ class PreprocessingLockHook(Hook):
         now = self._describe(runner)
         if now is None or preprocessing.KEY not in checkpoint or not getattr(runner, "_resume", False):
             return
-        preprocessing.check_same(
-            checkpoint[preprocessing.KEY],
-            now,
-            "the checkpoint to resume from",
-            "resume with the config that wrote it, or start a new run with load_from",
-        )
+        trained, where = checkpoint[preprocessing.KEY], "the checkpoint to resume from"
+        remedy = "resume with the config that wrote it, or start a new run with load_from"
+        preprocessing.check_same(trained, now, where, remedy)
+        preprocessing.check_token_rules(trained, load_tokenizer(runner.cfg.model.base), where)
 
     @staticmethod
     def _describe(runner) -> dict | None:

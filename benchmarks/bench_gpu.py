@@ -113,8 +113,7 @@ def hardware(device: str) -> dict:
 
 def model_config(shape: str):
     """`InternVLChatConfig` of the true model, or of a tiny one of the same classes."""
-    from xtuner_plugins.recipes.bases import BASES
-    from xtuner_plugins.recipes.count import meta_model
+    from xtuner_plugins.planning.published import BASES, meta_model
 
     config = copy.deepcopy(meta_model(BASES[BASE]).config)
     if shape == "tiny":
@@ -130,8 +129,8 @@ def model_config(shape: str):
 def plan_job(config, settings: dict):
     """The job, for `planning/work.py`."""
     from xtuner_plugins.planning.job import Batch
+    from xtuner_plugins.planning.plan import Model, job_of
     from xtuner_plugins.planning.shapes import shape_of
-    from xtuner_plugins.recipes.plan import Model, job_of
 
     vision, llm = config.vision_config.to_dict(), config.llm_config.to_dict()
     size, ratio = config.force_image_size, config.downsample_ratio

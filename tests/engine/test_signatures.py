@@ -2,18 +2,17 @@
 
 import pytest
 
-from tests.configs.test_configs import LEAVES
-from xtuner_plugins.config_file import read_config
 from xtuner_plugins.engine.config_check import _keywords
 from xtuner_plugins.engine.signatures import parameters
 from xtuner_plugins.engine.text_check import typed_nodes
+from xtuner_plugins.settings import leaves, read_config
 
 
 def types():
     """(module, name) of every type that a recipe names."""
     found = set()
-    for leaf in LEAVES:
-        for _, node in typed_nodes(read_config(str(leaf))._to_lazy_dict()):
+    for name in leaves():
+        for _, node in typed_nodes(read_config(name)._to_lazy_dict()):
             if not isinstance(node["type"], str):
                 found.add((node["type"]._module, node["type"]._imported))
     return sorted(found)

@@ -10,9 +10,9 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from ..config_file import ConfigError
 from ..datasets.images.routes import ON_DEVICE
 from ..datasets.samplers import PlanSampler
+from ..settings import ConfigError
 from .loops import PlanIterator
 
 EXACT = "pillow"  # cuts on the processor the tiles that the routes `ON_DEVICE` cut on the GPU

@@ -54,10 +54,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a config of configs/ by its name, e.g. finetune_lora, or a path")
     add_config_options(parser)
-    parser.add_argument("--gpus", type=positive(int), help="GPUs of the run (default: the recipe's)")
+    parser.add_argument("--gpus", type=positive(int), help="GPUs of the run (default: as launched)")
     parser.add_argument("--gpu", choices=list(GPUS), default="H100", help="whose speed is taken (default: H100)")
     parser.add_argument("--gpu-memory", type=positive(float), metavar="GIB", help="of a GPU (default: that of --gpu)")
-    parser.add_argument("--deepspeed", metavar="NAME", help="as for train.py; 'none' for DDP (default: the recipe's)")
+    parser.add_argument("--deepspeed", metavar="NAME", help="as for train.py; 'none' for DDP (default: as launched)")
     parser.add_argument(
         "--mfu",
         type=positive(float),
@@ -70,7 +70,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def settle_launch(args: argparse.Namespace, launch: str) -> None:
-    """Takes what isn't given from the recipe's launch line."""
+    """Takes what isn't given from the config's launch line."""
     processes, deepspeed = re.search(r"NPROC_PER_NODE=(\d+)", launch), re.search(r"--deepspeed[ =](\S+)", launch)
     args.gpus = args.gpus or int(processes[1] if processes else 1)
     args.deepspeed = args.deepspeed or (deepspeed[1] if deepspeed else "none")

@@ -74,7 +74,7 @@ def test_validation_takes_forward_passes(run_tool, tmp_path):
         (["finetune_full", "--deepspeed", "zero3"], "did you mean deepspeed_zero3?"),
         (
             ["finetune_full", "--set", "base=no/such"],
-            "model directory 'no/such' isn't there, and no shipped config says",
+            "model directory 'no/such' isn't there, and no shipped config",
         ),
         (["finetune_qlora", "--deepspeed", "deepspeed_zero3"], "packed weights can't be partitioned"),
     ],

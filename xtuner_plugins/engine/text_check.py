@@ -77,7 +77,7 @@ RANGES: dict[str, Callable[[Any], Any]] = {
     "param_scheduler.warmup_ratio": check_warmup_ratio,
     "visualizer.tracker": check_tracker,
 }
-# The same of `ValidationHook`; their messages name the setting of a recipe.
+# The same of `ValidationHook`; their messages name the setting by its short name.
 VALIDATION_RANGES: dict[str, Callable[[Any], Any]] = {
     "interval": check_interval,
     "batch_size": check_val_batch_size,

@@ -1,4 +1,4 @@
-"""Tiny twins of the bases that recipes start from: the same classes and formats, random weights."""
+"""Tiny twins of the bases that configs start from: the same classes and formats, random weights."""
 
 import shutil
 from pathlib import Path

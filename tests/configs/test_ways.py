@@ -16,7 +16,7 @@ from xtuner_plugins.cli import launcher
 from xtuner_plugins.settings import SETTINGS, read_config
 
 LEAF = "toy_finetune_lora"
-KEYS = {"default_hooks.logger.interval": 1, "randomness.seed": 7, "train_dataloader.dataset.cache_dir": "cache"}
+KEYS = {"default_hooks.logger.interval": 1, "randomness.seed": 7}
 
 
 @pytest.fixture

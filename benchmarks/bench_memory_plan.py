@@ -37,13 +37,13 @@ from torch.utils._pytree import tree_leaves
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
 from benchmarks.random_model import build_random  # noqa: E402
-from xtuner_plugins.config_file import load_config  # noqa: E402
 from xtuner_plugins.engine.bitsandbytes_adamw import BitsAndBytesAdamW  # noqa: E402
 from xtuner_plugins.models import attention, loss_head, vlm  # noqa: E402
 from xtuner_plugins.models.rows import Row  # noqa: E402
 from xtuner_plugins.planning import activations  # noqa: E402
 from xtuner_plugins.planning.job import Batch, Job, Strategy  # noqa: E402
 from xtuner_plugins.planning.memory import GIB, plan_memory, under  # noqa: E402
+from xtuner_plugins.settings import load_config  # noqa: E402
 
 CASES = (
     "pretrain_mlp",
@@ -51,7 +51,7 @@ CASES = (
     "finetune_lora",
     "finetune_full",
     "finetune_packed",
-    "internvl_v2_5_qwen2_5_1b_finetune",
+    "internvl_v2_5_internlm2_5_8b_finetune",
 )
 VARIANTS = {  # label -> recipe, other settings of its model
     "pretrain_mlp, last blocks": ("pretrain_mlp", {"visual_encoder_last_layers": 4}),
@@ -253,16 +253,14 @@ def main(argv=None) -> int:
     parser.add_argument("--only", nargs="+", default=cases, metavar="CASE", help=f"of: {'; '.join(cases)}")
     parser.add_argument("--tokens", type=int, help="of a micro-batch (default: the recipe's own)")
     args = parser.parse_args(argv)
-    from xtuner_plugins.recipes.count import meta_model
-    from xtuner_plugins.recipes.plan import job_of, model_of_base
-    from xtuner_plugins.recipes.table import RECIPES
+    from xtuner_plugins.planning.plan import job_of, model_of_base
+    from xtuner_plugins.planning.published import known_base, meta_model
 
-    recipes = {recipe.stem: recipe for recipe in RECIPES}
     print(f"{'recipe':34} {'held':5} {'recomputes':10} {'GiB of':8} {'planned':>8} {'measured':>8} {'ratio':>6}")
     for name in args.only:
         recipe, changes = VARIANTS.get(name, (name, {}))
-        base = recipes[recipe].architecture
         settings = load_config(recipe).to_dict()
+        base = known_base(settings["model"]["base"])
         unpacked = {f"{part}_quantization": None for part in ("llm", "visual_encoder")}
         settings["model"] = {**settings["model"], **unpacked, **changes}
         job = job_of(settings, model_of_base(base))

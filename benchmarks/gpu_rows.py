@@ -33,13 +33,12 @@ from xtuner_plugins.models import compiling, losses, vlm
 from xtuner_plugins.planning.hardware import gpu_of_device
 from xtuner_plugins.planning.job import Batch, Job
 from xtuner_plugins.planning.memory import GIB, plan_memory
+from xtuner_plugins.planning.plan import Model, job_of
+from xtuner_plugins.planning.published import BASES, meta_model
 from xtuner_plugins.planning.shapes import shape_of
 from xtuner_plugins.planning.strategies import plain
 from xtuner_plugins.planning.work import work_of
 from xtuner_plugins.ranges import ROW_MULTIPLE
-from xtuner_plugins.recipes.bases import BASES
-from xtuner_plugins.recipes.count import meta_model
-from xtuner_plugins.recipes.plan import Model, job_of
 
 BASE = "InternViT-300M-Qwen2.5-1.5B"
 LORA = {"r": 64, "lora_alpha": 128, "lora_dropout": 0.05}

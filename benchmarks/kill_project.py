@@ -32,7 +32,7 @@ from mmengine.config import read_base
 with read_base():
     from .toy.toy_finetune_{leaf} import *
 
-pretrained_model_name_or_path = model.base = train_dataloader.dataset.base = "base"
+model.base = "base"
 {dropout}
 train_dataloader.batch_size = {batch_size}
 train_dataloader.num_workers = 1

@@ -15,7 +15,6 @@ ROOMS = (
     "datasets",
     "models",
     "planning",
-    "recipes",
     "inference",
     "evaluation",
     "serving",

@@ -10,9 +10,9 @@ import torch
 import xtuner
 
 from tests.engine.forked import fork_server
-from xtuner_plugins.config_file import ConfigError
 from xtuner_plugins.deepspeed_json import OURS, deepspeed_file
 from xtuner_plugins.processes import free_port
+from xtuner_plugins.settings import ConfigError
 
 NAMES = ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
 XTUNERS = Path(xtuner.__file__).parent / "configs" / "deepspeed"

@@ -21,8 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 
 from xtuner_plugins.cli.arguments import add_config_options  # noqa: E402
 from xtuner_plugins.cli.terminal import quiet_imports  # noqa: E402
-from xtuner_plugins.config_file import ConfigError, find_config, read_config  # noqa: E402
-from xtuner_plugins.leaf import Leaf  # noqa: E402
+from xtuner_plugins.settings import ConfigError, parse_words, read_config  # noqa: E402
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -109,8 +108,7 @@ def run(args: argparse.Namespace, progress) -> str:
 
 def open_config(name: str, pairs: list[str]):
     """The training config, with other values for some of its settings."""
-    path = find_config(name)
-    return read_config(path, text=Leaf.read(path).changed(pairs).standalone()) if pairs else path
+    return read_config(name, parse_words(pairs))
 
 
 def _note(done: dict) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
-from xtuner_plugins.config_file import ConfigError  # noqa: E402
-from xtuner_plugins.leaf import check_out  # noqa: E402
+from xtuner_plugins.cli.derived import check_out  # noqa: E402
+from xtuner_plugins.settings import ConfigError  # noqa: E402
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -37,7 +37,7 @@ def main(argv=None) -> int:
 
 def write_config(args: argparse.Namespace, out: Path) -> None:
     """Writes OUT, and prints what it couldn't say and how it is started."""
-    from xtuner_plugins.recipes.from_xtuner import import_config
+    from xtuner_plugins.cli.from_xtuner import import_config
 
     if out.exists() and Path(args.config).exists() and out.samefile(args.config):
         raise ConfigError(f"{out} is the config itself; name another OUT")
@@ -49,7 +49,7 @@ def write_config(args: argparse.Namespace, out: Path) -> None:
         print(f"warning: {missing} does not exist yet", file=sys.stderr)
     for note in imported.notes:
         print(f"note: {note}")
-    print(f"wrote {out} from the recipe {imported.recipe}; start it with\n{imported.launch}")
+    print(f"wrote {out} on top of {imported.parent}; start it with\n{imported.launch}")
 
 
 if __name__ == "__main__":

@@ -5,35 +5,40 @@ python tools/list_configs.py --family toy --stage finetune
 """
 
 import argparse
+import re
 import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
-from xtuner_plugins.config_file import CONFIGS, leaves  # noqa: E402
-from xtuner_plugins.leaf import Leaf  # noqa: E402
-from xtuner_plugins.recipes.page import trained_parameters  # noqa: E402
+
+from xtuner_plugins.checkout import CONFIGS  # noqa: E402
+from xtuner_plugins.settings import labels_of, leaves, read_config  # noqa: E402
 
 LABELS = ("trains", "data", "hardware", "launch")
 TRAINED = "parameters trained"
 MEMORY = "each GPU, GiB"
+FIGURES = (TRAINED, MEMORY)
 
 
-def planned_gib() -> dict[str, int]:
-    """What each GPU needs for a recipe at most, by the recipe's name; toys aren't planned."""
+def planned(name: str, launch: str) -> dict[str, str]:
+    """What a config trains and what each GPU needs at its launch line; dashes where nobody knows the base."""
+    from xtuner_plugins.deepspeed_json import read_deepspeed
     from xtuner_plugins.planning.memory import GIB
-    from xtuner_plugins.recipes.plan import planned_memory
-    from xtuner_plugins.recipes.table import RECIPES
+    from xtuner_plugins.planning.plan import plan_config
+    from xtuner_plugins.planning.strategies import from_deepspeed, plain
 
-    return {each.stem: round(planned_memory(each) / GIB) for each in RECIPES if each.folder != "toy"}
+    processes, deepspeed = re.search(r"NPROC_PER_NODE=(\d+)", launch), re.search(r"--deepspeed (\S+)", launch)
+    gpus = int(processes[1]) if processes else 1
+    strategy = from_deepspeed(deepspeed[1], read_deepspeed(deepspeed[1]), gpus) if deepspeed else plain(gpus)
+    try:
+        plan = plan_config(read_config(name)._to_lazy_dict(), strategy)
+    except ValueError:
+        return dict.fromkeys(FIGURES, "-")
+    return {TRAINED: f"{plan.job.trained:,}", MEMORY: f"{plan.memory.total / GIB:.0f}"}
 
 
-# Figures per config: a title, and what gives them by the config's name; a config without one shows a dash.
-FIGURES = {
-    TRAINED: lambda: trained_parameters(CONFIGS.parent / "docs" / "recipes.md"),
-    MEMORY: planned_gib,
-}
 TABLE_FROM = 140  # columns of a terminal; a narrower one gets a paragraph per config
 
 
@@ -46,13 +51,14 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def find_rows(family: str | None, stage: str | None) -> list[dict[str, str]]:
     """One row per config: what its docstring says, and the figures."""
-    figures, rows = {title: read() for title, read in FIGURES.items()}, []
+    rows = []
     for name, path in leaves().items():
         folder = path.parent.relative_to(CONFIGS).as_posix().replace(".", "")
         if family in (None, folder) and (stage is None or stage in name.split("_")):
-            labels = Leaf.read(path).labels
-            numbers = {title: f"{of[name]:,}" if name in of else "-" for title, of in figures.items()}
-            rows.append({"name": name, "family": folder, **numbers, **{key: labels.get(key, "") for key in LABELS}})
+            labels = labels_of(path)
+            base = {"starts from": labels["starts from"].partition(":")[0]}
+            said = {key: labels.get(key, "") for key in LABELS}
+            rows.append({"name": name, "family": folder, **planned(name, labels["launch"]), **base, **said})
     return sorted(rows, key=lambda row: (row["family"], row["name"]))
 
 

@@ -20,9 +20,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works from a checkout that isn't installed
 
-from xtuner_plugins.cli.arguments import add_config_options, read_changed  # noqa: E402
+from xtuner_plugins.cli.arguments import add_config_options  # noqa: E402
 from xtuner_plugins.cli.terminal import quiet_imports  # noqa: E402
-from xtuner_plugins.config_file import find_config, import_types  # noqa: E402
+from xtuner_plugins.settings import import_types, parse_words, read_config  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,7 +58,7 @@ def main() -> int:
 
 def measure(args: argparse.Namespace) -> str:
     """What was done, in one line."""
-    config = read_changed(find_config(args.config), args.set, args.cfg_options)
+    config = read_config(args.config, parse_words(args.set, args.cfg_options))
     quiet_imports()
     from xtuner_plugins.datasets.plan.shards import Shard, find_shards, measure_shard, merge_shards
 

@@ -1,4 +1,4 @@
-"""Writes a config of one's own: a recipe's text with other data and base, complete in one file, anywhere on disk.
+"""Writes a config of one's own that takes in one of configs/ and says what differs, anywhere on disk.
 
 python tools/new_config.py finetune_lora my_run.py --base models/base --data a.jsonl b.json --images images
 python tools/new_config.py finetune_lora my_run.py --base models/base --data a.jsonl --images images --set lr=5e-5
@@ -13,14 +13,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works from a checkout that isn't installed
 
 from xtuner_plugins.cli.arguments import add_config_options  # noqa: E402
-from xtuner_plugins.config_file import ConfigError, find_config, read_config  # noqa: E402
+from xtuner_plugins.cli.derived import check_out, derive, launch_line  # noqa: E402
 from xtuner_plugins.data_names import absolute_path, names_data, names_images  # noqa: E402
-from xtuner_plugins.leaf import Leaf, check_out, launch_line, literal  # noqa: E402
+from xtuner_plugins.settings import SETTINGS, ConfigError, find_config, labels_of, leaves, parse_words, read_config  # noqa: E402
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="the recipe: a config of configs/ by its name, or a path")
+    parser.add_argument("name", help="a config of configs/ by its name")
     parser.add_argument("out", help="the Python file to write")
     parser.add_argument("--base", required=True, metavar="DIR", help="the model directory to train from")
     parser.add_argument("--data", required=True, nargs="+", metavar="FILE", help="annotation files (json or jsonl)")
@@ -62,11 +62,10 @@ def write_config(args: argparse.Namespace) -> str:
     """Writes OUT; returns the command that starts it."""
     out = Path(args.out)
     check_out(out, args.force)
-    path = find_config(args.name)
-    leaf = Leaf.read(path)
-    for name in ("base", "data_paths", "image_folders"):
-        if name not in leaf.settings:
-            raise ConfigError(f"config {path} has no setting {name}, so it is no recipe to start from")
+    path = Path(find_config(args.name))
+    parent = path.stem
+    if parent not in leaves() or not path.samefile(leaves()[parent]):
+        raise ConfigError(f"{path} is no config of configs/; take it in as docs/training.md shows")
     for missing in [
         given
         for given in [args.base, *args.data, *args.images, *args.val]
@@ -79,20 +78,19 @@ def write_config(args: argparse.Namespace) -> str:
     if args.val:
         folders = absolute(args.val_images)
         given |= {"val_data_paths": absolute(args.val), "val_image_folders": folders * (len(args.val) // len(folders))}
-    pairs = [f"{name}={literal(value)}" for name, value in given.items()]
-    launch = launch_line(leaf.labels.get("launch", ""), out)
+    changes = {SETTINGS[name].key: value for name, value in given.items()} | parse_words(args.set)
+    read_config(parent, changes)  # each key is there
+    launch, of_parent = launch_line(parent, out), labels_of(leaves()[parent])
     labels = {
+        "title": f"As {parent}, with a base and data of one's own.",
+        "trains": of_parent["trains"],
+        "frozen": of_parent["frozen"],
         "starts from": base,
         "data": f"{', '.join(data)}; images in {', '.join(images)}",
         "launch": launch,
     }
-    leaf = leaf.changed([*pairs, *args.set])
-    if "tiles" in leaf.labels and any(pair.startswith("max_tiles=") for pair in args.set):
-        labels["tiles"] = f"up to {leaf.settings['max_tiles'].source} + thumbnail"
-    text = leaf.labelled(labels).standalone(in_checkout=out.resolve().is_relative_to(ROOT))
-    read_config(path, text=text)  # it runs, and nothing in it is ignored
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    out.write_text(derive(parent, labels, changes), encoding="utf-8")
     return launch
 
 

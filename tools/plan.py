@@ -3,9 +3,10 @@
     python tools/plan.py finetune_full
     python tools/plan.py finetune_full --gpus 4 --gpu-memory 24 --deepspeed deepspeed_zero3_offload --set batch_size=1
 
-GPUs and strategy are those of the recipe's launch line unless they are given. A model directory that isn't there yet is
-taken from the recipes. Lengths are those that a run or tools/check_data.py has measured, else the largest that the
-config allows. The exit status is 0 when the run fits, 1 when it doesn't, 2 when nothing could be planned.
+GPUs and strategy are those of the config's launch line unless they are given. For a model directory that isn't there
+yet, the published model of that name is planned. Lengths are those that a run or tools/check_data.py has measured, else
+the largest that the config allows. The exit status is 0 when the run fits, 1 when it doesn't, 2 when nothing could be
+planned.
 """
 
 import argparse
@@ -19,13 +20,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
-from xtuner_plugins.cli.arguments import add_config_options, parse_options  # noqa: E402
-from xtuner_plugins.config_file import find_config, read_config, validation_settings  # noqa: E402
+from xtuner_plugins.cli.arguments import add_config_options  # noqa: E402
 from xtuner_plugins.deepspeed_json import read_deepspeed  # noqa: E402
-from xtuner_plugins.leaf import Leaf  # noqa: E402
 from xtuner_plugins.planning.hardware import GPUS, UTILIZATION  # noqa: E402
 from xtuner_plugins.planning.memory import GIB, plan_memory  # noqa: E402
 from xtuner_plugins.planning.strategies import from_deepspeed, obstacle, plain  # noqa: E402
+from xtuner_plugins.settings import (  # noqa: E402
+    SETTINGS,
+    find_config,
+    labels_of,
+    parse_words,
+    read_config,
+    validation_settings,
+    value_at,
+)
 
 ALL = tuple(f"deepspeed_{name}" for name in ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"))
 
@@ -46,10 +54,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a config of configs/ by its name, e.g. finetune_lora, or a path")
     add_config_options(parser)
-    parser.add_argument("--gpus", type=positive(int), help="GPUs of the run (default: the recipe's)")
+    parser.add_argument("--gpus", type=positive(int), help="GPUs of the run (default: as launched)")
     parser.add_argument("--gpu", choices=list(GPUS), default="H100", help="whose speed is taken (default: H100)")
     parser.add_argument("--gpu-memory", type=positive(float), metavar="GIB", help="of a GPU (default: that of --gpu)")
-    parser.add_argument("--deepspeed", metavar="NAME", help="as for train.py; 'none' for DDP (default: the recipe's)")
+    parser.add_argument("--deepspeed", metavar="NAME", help="as for train.py; 'none' for DDP (default: as launched)")
     parser.add_argument(
         "--mfu",
         type=positive(float),
@@ -62,7 +70,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def settle_launch(args: argparse.Namespace, launch: str) -> None:
-    """Takes what isn't given from the recipe's launch line."""
+    """Takes what isn't given from the config's launch line."""
     processes, deepspeed = re.search(r"NPROC_PER_NODE=(\d+)", launch), re.search(r"--deepspeed[ =](\S+)", launch)
     args.gpus = args.gpus or int(processes[1] if processes else 1)
     args.deepspeed = args.deepspeed or (deepspeed[1] if deepspeed else "none")
@@ -85,16 +93,14 @@ def main(argv=None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Plans and reports; returns the exit status."""
     from xtuner_plugins.engine.text_check import check_spelling, check_values
-    from xtuner_plugins.recipes.plan import plan_config
+    from xtuner_plugins.planning.plan import plan_config
 
     path = find_config(args.config)
-    leaf = Leaf.read(path).changed(args.set)
-    settle_launch(args, leaf.labels.get("launch", ""))
+    settle_launch(args, labels_of(path).get("launch", ""))
     strategy = strategy_named(args.deepspeed, args.gpus)
 
     def read(pairs):
-        text = leaf.changed(pairs).standalone() if args.set or pairs else None
-        return read_config(path, parse_options(args.cfg_options), text)
+        return read_config(path, parse_words([*args.set, *pairs], args.cfg_options))
 
     config = read([])
     check_spelling(config)
@@ -106,7 +112,8 @@ def run(args: argparse.Namespace) -> int:
 
     from xtuner_plugins.planning.advice import advise
 
-    values = {name: setting.value for name, setting in leaf.settings.items()}
+    held = {name: value_at(config, setting.key) for name, setting in SETTINGS.items()}
+    values = {"gradient_checkpointing": True} | {name: value for name, value in held.items() if value is not None}
 
     def memory_of(pairs):
         return plan_config(read(pairs)._to_lazy_dict(), strategy).memory

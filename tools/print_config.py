@@ -1,4 +1,4 @@
-"""Shows a config as a run would see it: its settings first, then everything that was made of them.
+"""Shows a config as a run would see it: its settings by their short names first, then all of it.
 
 python tools/print_config.py finetune_lora
 python tools/print_config.py finetune_lora --set lr=5e-5 --cfg-options train_cfg.max_iters=100
@@ -11,9 +11,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
-from xtuner_plugins.cli.arguments import add_config_options, parse_options  # noqa: E402
-from xtuner_plugins.config_file import ConfigError, find_config, read_config  # noqa: E402
-from xtuner_plugins.leaf import Leaf  # noqa: E402
+from xtuner_plugins.cli.arguments import add_config_options  # noqa: E402
+from xtuner_plugins.settings import SETTINGS, ConfigError, parse_words, read_config, value_at  # noqa: E402
+
+UNSET = object()
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -26,16 +27,14 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(argv=None) -> int:
     args = parse_args(argv)
     try:
-        path = find_config(args.config)
-        leaf = Leaf.read(path).changed(args.set)
-        config = read_config(path, parse_options(args.cfg_options), leaf.standalone() if args.set else None)
+        config = read_config(args.config, parse_words(args.set, args.cfg_options))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"# ---- Settings of {path}")
-    for name, setting in leaf.settings.items():
-        comment = f"  # {setting.comment}" if setting.comment else ""
-        print(f"{name} = {setting.source}{comment}")
+    print(f"# ---- Settings of {config.filename}; those without a value have the default of their class")
+    for name, setting in SETTINGS.items():
+        value = value_at(config, setting.key, UNSET)
+        print(f"{name}{'' if value is UNSET else f' = {value!r}'}  # {setting.key}: {setting.words}")
     print("\n# ---- Resolved")
     print(config.pretty_text)
     return 0

@@ -18,9 +18,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works from a checkout that isn't installed
 
-from xtuner_plugins.cli.arguments import add_config_options, read_changed  # noqa: E402
+from xtuner_plugins.cli.arguments import add_config_options  # noqa: E402
 from xtuner_plugins.cli.terminal import quiet_imports  # noqa: E402
-from xtuner_plugins.config_file import find_config, import_types  # noqa: E402
+from xtuner_plugins.settings import find_config, import_types, parse_words, read_config  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,7 +52,7 @@ def main() -> int:
 
 def show(args: argparse.Namespace) -> None:
     path = find_config(args.config)
-    config = read_changed(path, args.set, args.cfg_options)
+    config = read_config(path, parse_words(args.set, args.cfg_options))
     quiet_imports()
     import_types(config)
 

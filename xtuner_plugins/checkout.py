@@ -1,10 +1,12 @@
-"""Where configs/, tools/ and docs/recipes.md are: beside the package in a checkout, inside it in an installed wheel."""
+"""Where configs/ and tools/ are: beside the package in a checkout, installed with it by a wheel."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-_PACKED = Path(__file__).with_name("share")  # written by setup.py, only into wheels
+_HERE = Path(__file__).resolve().parent
+_PACKED = _HERE / "share"  # written by setup.py, only into wheels
 
-ROOT = _PACKED if _PACKED.is_dir() else Path(__file__).resolve().parents[1]
-IS_INSTALLED = ROOT == _PACKED
+IS_INSTALLED = _PACKED.is_dir()
+ROOT = _PACKED if IS_INSTALLED else _HERE.parent
+CONFIGS = _HERE.parent / ("xtp_configs" if IS_INSTALLED else "configs")

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .config_file import ConfigError
+from .settings import ConfigError
 
 OURS = {path.stem: path for path in sorted((Path(__file__).parent / "deepspeed").glob("*.json"))}
 

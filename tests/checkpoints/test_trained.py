@@ -114,7 +114,7 @@ def test_nothing_to_choose_from(toy_base, state, tmp_path):
     "text, message",
     [
         (None, r"config .*c\.py does not exist"),
-        ("model = dict(", r"c\.py can't be read: SyntaxError"),
+        ("model = dict(", r"c\.py:\d+ cannot be read: SyntaxError"),
         ("model = dict()", r"c\.py has no model\.base"),
         ("model = dict(base='nowhere')", r"model\.base = nowhere of the config does not exist"),
     ],

@@ -35,11 +35,3 @@ def test_other_errors_keep_their_traceback():
 
 def test_our_error_in_the_process_itself():
     assert user_message(ValueError("model.base is wrong")) == "model.base is wrong"
-
-
-def test_xtuner_reads_options_with_dicts(run_tool):
-    """In a process of its own, with XTuner's own parser."""
-    probe = "import xtuner.tools.train as tool; tool.main = lambda: print(tool.parse_args().cfg_options); "
-    probe += "from xtuner_plugins.cli.train_process import main; main()"
-    done = run_tool("-c", probe, "a.py", "--cfg-options", 'a.b={"c": (1, 2)}', "d=1,2")
-    assert done.stdout.splitlines()[-1] == "{'a.b': {'c': (1, 2)}, 'd': [1, 2]}", done.stdout + done.stderr

@@ -23,6 +23,7 @@ def test_every_tool_is_a_command():
         assert len(line.split()) > 3, "the tool's docstring begins with what it does"
 
 
+NEW = ["--base", "models/b", "--data", "a.jsonl", "--images", "images", "--set", "lr=0.25"]
 START = "import sys; from xtuner_plugins.cli.xtp import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -80,9 +81,11 @@ def wheel(tmp_path_factory):
 def test_wheel_holds_all_that_the_code_reads(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
     data = [path for path in (ROOT / "xtuner_plugins").rglob("*") if path.suffix in (".jinja", ".json", ".css")]
-    outside = [*(ROOT / "configs").rglob("*.py"), *(ROOT / "tools").glob("*.py"), ROOT / "docs" / "recipes.md"]
+    outside = list((ROOT / "tools").glob("*.py"))
     expected = {path.relative_to(ROOT).as_posix() for path in data}
     expected |= {f"xtuner_plugins/share/{path.relative_to(ROOT).as_posix()}" for path in outside}
+    configs = {path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs").rglob("*.py")}
+    expected |= {f"xtp_configs/{name}" for name in configs}
     assert len(data) > 5 and expected <= held, sorted(expected - held)
     assert not [name for name in held if "tests/" in name or "__pycache__" in name]
 
@@ -98,11 +101,18 @@ def test_installed_wheel_works_outside_of_the_checkout(wheel, toy_base, tmp_path
         command = [sys.executable, tmp_path / "site" / "bin" / "xtp", *arguments]
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
 
-    listed = run("list-configs", "--family", "toy")
+    listed = run("configs", "--family", "toy")
     assert listed.returncode == 0 and "finetune_lora" in listed.stdout, listed.stderr
     printed = run("print-config", "finetune_lora")
     assert printed.returncode == 0 and "train_dataloader" in printed.stdout, printed.stderr
     assert run("compare-engines", "--help").returncode == 0
+    (tmp_path / "my-run").mkdir()
+    written = run("new-config", "internvl_v3_qwen2_5_1b_lora_finetune", "my-run/mine.py", *NEW)
+    assert written.returncode == 0, written.stderr
+    plain = "from mmengine.config import Config; print(Config.fromfile('my-run/mine.py').optim_wrapper.optimizer.lr)"
+    read = subprocess.run([sys.executable, "-c", plain], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert read.stdout == "0.25\n", read.stderr
+    assert "optim_wrapper = dict" in run("print-config", "my-run/mine.py").stdout
     (tmp_path / "images").mkdir()
     Image.effect_noise((112, 112), 90).save(tmp_path / "images" / "a.png")
     words = ("--images", "images", "--prompt", "What?", "--max-new-tokens", "2", "--device", "cpu")

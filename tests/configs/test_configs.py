@@ -1,100 +1,67 @@
-"""Every recipe uses each of its settings, says what it is, and inherits without a clash (training: tests/recipes)."""
+"""One loop over all configs, which reports each that is wrong; `test_leaves` trains one of each kind."""
 
-import ast
 import re
+from collections import Counter
 from pathlib import Path
 
-import pytest
-from mmengine.config import Config
+from xtuner_plugins.checkout import CONFIGS
+from xtuner_plugins.engine.text_check import check_spelling, typed_nodes
+from xtuner_plugins.settings import LABELS, RUNNER_KEYS, labels_of, leaves, read_config
 
-from xtuner_plugins.config_file import ConfigError, load_config
-from xtuner_plugins.engine.config_check import check_config, typed_nodes
-
-ROOT = Path(__file__).resolve().parents[2]
-LEAVES = sorted(p for p in (ROOT / "configs").rglob("*.py") if "_base_" not in p.parts)
-BASES = sorted((ROOT / "configs" / "_base_").rglob("*.py"))
-
-
-def name(path):
-    return str(path.relative_to(ROOT))
+LEAVES = leaves()
+BATCH = re.compile(r"batch_size ?= ?(\d+),?  # x (\d+) accumulation x (\d+) (?:GPU|process)e?s? = (\d+) \w+ per step")
+BASE = re.compile(r"^    from (\.+)(\S+) import \*$", re.MULTILINE)
+MOST_LINES = 1700  # non-blank, with the base
 
 
-def split_leaf(path):
-    """(tree, settings, names read below the wiring line)."""
-    source = path.read_text()
-    line = next(i for i, text in enumerate(source.splitlines(), 1) if text.startswith("# ---") and "Wiring" in text)
-    tree = ast.parse(source)
-    settings, used = [], set()
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and node.lineno < line:
-            settings += [target.id for target in node.targets]
-        elif node.lineno > line:
-            used |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    return tree, settings, used
+def batch_comment(path: Path) -> list[int]:
+    """Batch, accumulation, processes and samples per step as a config says them, or the one that it takes in."""
+    text = path.read_text()
+    if found := BATCH.search(text):
+        return [int(number) for number in found.groups()]
+    dots, module = BASE.search(text).groups()
+    return batch_comment(path.parents[len(dots) - 1].joinpath(*module.split(".")).with_suffix(".py"))
 
 
-def test_every_setting_is_read_by_the_wiring():
-    for path in LEAVES:
-        _, settings, used = split_leaf(path)
-        assert settings and [s for s in settings if s not in used] == [], name(path)
+def complaints(name: str, path: Path) -> list[str]:
+    """What is wrong with a leaf."""
+    cfg, labels = read_config(str(path)), labels_of(path)
+    check_spelling(cfg)
+    found = [f"nothing reads {key}" for key in set(cfg._to_lazy_dict()) - RUNNER_KEYS]
+    found += [f"the docstring doesn't say: {label}" for label in LABELS[:6] if not labels.get(label)]
+    launch = labels["launch"].split()
+    if str(path.relative_to(CONFIGS.parent)) not in launch:
+        found.append("the launch line starts another config")
+    processes = next((int(word.partition("=")[2]) for word in launch if word.startswith("NPROC_PER_NODE=")), 1)
+    real = [cfg.train_dataloader.batch_size, cfg.optim_wrapper.accumulative_counts, processes]
+    real.append(real[0] * real[1] * real[2])
+    if batch_comment(path) != real:
+        found.append(f"the comment of batch_size says {batch_comment(path)}, it is {real}")
+    return [f"{name}: {problem}" for problem in found]
 
 
-def test_every_leaf_is_labeled():
-    for path in LEAVES:
-        doc = ast.get_docstring(ast.parse(path.read_text()))
-        for word in ("trains", "frozen", "starts from", "data", "hardware", "launch"):
-            assert re.search(rf"^ *{word}  ", doc, re.MULTILINE), f"{name(path)} doesn't say: {word}"
+def test_every_leaf_is_right():
+    found = []
+    for name, path in LEAVES.items():
+        try:
+            found += complaints(name, path)
+        except Exception as error:
+            found.append(f"{name}: {type(error).__name__}: {error}")
+    files = [path for path in CONFIGS.rglob("*.py") if "_base_" not in path.parts and path.name != "__init__.py"]
+    doubled = [stem for stem, count in Counter(path.stem for path in files).items() if count > 1]
+    found += [f"{stem}: twice, but XTuner keys work directories by stem" for stem in doubled]
+    assert found == []
 
 
-def test_xtuner_prepares_the_runtime_first():
-    from xtuner_plugins.engine.runtime import prepare_runtime
-
-    for path in LEAVES:
-        cfg = Config.fromfile(path)
-        assert cfg.model_resource["fn"] is prepare_runtime, name(path)
-        assert cfg.pretrained_model_name_or_path == cfg.model.base == cfg.train_dataloader.dataset.base, name(path)
-
-
-def test_stems_are_unique():
-    stems = [path.stem for path in LEAVES]
-    assert len(set(stems)) == len(stems), "XTuner keys work directories by stem"
-
-
-def test_no_two_bases_share_a_key():
-    owners = {}
-    for path in BASES:
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.Assign):
-                for target in node.targets:
-                    assert owners.setdefault(target.id, path) == path, f"{target.id}: {owners[target.id]} and {path}"
-
-
-def test_misspelled_keyword_names_the_place_and_the_right_word(tmp_path):
-    source = (ROOT / "configs/pretrain_mlp.py").read_text().replace("freeze_llm=freeze_llm", "freze_llm=freeze_llm")
-    folder = tmp_path / "configs"
-    (folder / "_base_").mkdir(parents=True)
-    (folder / "_base_/default_runtime.py").write_text((ROOT / "configs/_base_/default_runtime.py").read_text())
-    (folder / "wrong.py").write_text(source)
-    with pytest.raises(ConfigError, match=r"model\.freze_llm: VisionLanguageModel .* did you mean 'freeze_llm'"):
-        check_config(load_config(str(folder / "wrong.py")))
-
-
-@pytest.mark.parametrize(
-    "option, message",
-    [
-        ("lr", "already read lr; set optim_wrapper.optimizer.lr instead"),
-        ("modle.base", "did you mean 'model'"),
-        ("nonsense", "nothing reads"),
-    ],
-)
-def test_options_that_change_nothing_are_refused(option, message):
-    with pytest.raises(ConfigError, match=message):
-        load_config(str(ROOT / "configs/pretrain_mlp.py"), {option: 1})
-
-
-def test_missing_base_names_the_remedy():
-    with pytest.raises(ConfigError, match="build_base_model.py"):
-        check_config(load_config(str(ROOT / "configs/pretrain_mlp.py"), {"model.base": "no/such/dir"}))
+def test_configs_say_only_what_differs():
+    sizes = {
+        name: sum(1 for line in path.read_text().split('"""', 2)[2].splitlines() if line)
+        for name, path in LEAVES.items()
+    }
+    ordered = sorted(sizes.values())
+    lines = sum(1 for path in CONFIGS.rglob("*.py") for line in path.read_text().splitlines() if line.strip())
+    assert len(LEAVES) <= 80 and lines <= MOST_LINES
+    assert ordered[len(ordered) // 2] <= 15 and ordered[len(ordered) * 9 // 10] <= 30
 
 
 def test_typed_nodes_name_their_place():

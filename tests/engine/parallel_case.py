@@ -2,13 +2,13 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.conftest import HANGS_AFTER
+from xtuner_plugins.settings import SETTINGS
 from xtuner_plugins.toy.small_data import write_dataset  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,23 +25,20 @@ def logged(work_dir: Path, key: str = "loss") -> list[float]:
 def base_and_data(base: Path, data: tuple[Path, Path]) -> dict[str, str | list[str]]:
     """Options that give a recipe another base and other data."""
     return {
-        "pretrained_model_name_or_path": str(base),
         "model.base": str(base),
-        "train_dataloader.dataset.base": str(base),
         "train_dataloader.dataset.data_paths": [str(data[0])],
         "train_dataloader.dataset.image_folders": [str(data[1])],
     }
 
 
 def edited_config(folder: Path, name: str, **settings) -> str:
-    """A copy of a shipped recipe with some of its own Settings changed, as a user would edit them."""
+    """A config that takes in a toy leaf and changes settings, given by their short names, as a user would write it."""
     shutil.copytree(ROOT / "configs", folder / "configs", dirs_exist_ok=True)
-    path = next((folder / "configs").rglob(f"{name}.py"))
-    text = path.read_text()
-    for key, value in settings.items():
-        text, count = re.subn(rf"^{key} = .*$", f"{key} = {value!r}", text, flags=re.MULTILINE)
-        assert count == 1, f"{name} has no setting {key}"
-    path.write_text(text)
+    path = folder / "configs" / "mine" / f"{name}.py"
+    path.parent.mkdir(exist_ok=True)
+    lines = [f"{SETTINGS[key].key} = {value!r}" for key, value in settings.items()]
+    taken_in = f"from mmengine.config import read_base\nwith read_base():\n    from ..toy.{name} import *\n"
+    path.write_text(taken_in + "\n".join(lines) + "\n")
     return str(path)
 
 
@@ -79,7 +76,6 @@ def training(
         },
         "train_dataloader.batch_size": 4 // processes,
         "train_dataloader.num_workers": 0,
-        "train_dataloader.persistent_workers": False,
         "default_hooks.logger.interval": 1,
         "train_cfg.max_epochs": 1,
         "optim_wrapper.optimizer.lr": 1e-3,

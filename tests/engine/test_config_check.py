@@ -7,10 +7,9 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.engine.parallel_case import base_and_data, write_dataset
-from xtuner_plugins.config_file import ConfigError, load_config
 from xtuner_plugins.deepspeed_json import deepspeed_file
 from xtuner_plugins.engine.config_check import check_base, check_config
-from xtuner_plugins.leaf import Leaf
+from xtuner_plugins.settings import ConfigError, load_config
 
 LOADER, OPTIMIZER, LORA = "train_dataloader", "optim_wrapper.optimizer", "model.llm_lora"
 DATASET = f"{LOADER}.dataset"
@@ -23,7 +22,6 @@ REFUSED = [
     (f"{LOADER}.batch_size", 0, "batch_size=0 is no size of a batch"),
     (f"{LOADER}.batch_size", 1.5, "batch_size"),
     (f"{LOADER}.num_workers", -1, "num_workers"),
-    (f"{LOADER}.num_workers", 0, "persistent_workers"),
     (f"{LORA}.r", 0, r"model.llm_lora: r=0 is no rank"),
     (f"{LORA}.r", "x", r"model.llm_lora.r='x': LoraConfig wants a valid integer"),
     (f"{LORA}.lora_dropout", -0.1, "lora_dropout=-0.1 is out of range"),
@@ -42,14 +40,15 @@ REFUSED = [
     ("param_scheduler.warmup_ratio", 20, "warmup_ratio=20"),
     ("default_hooks.checkpoint.interval", 0, "interval=0 is out of range"),
     ("default_hooks.checkpoint.max_keep_ckpts", 0, "max_keep_ckpts=0 is out of range"),
-    ("default_hooks.chekpoint.interval", 5, "default_hooks.chekpoint: a hook needs a type"),
+    ("default_hooks.chekpoint", {"interval": 5}, "default_hooks.chekpoint: a hook needs a type"),
+    ("train_dataloader.datset", {"max_tiles": 6}, "train_dataloader: .*datset"),
     ("randomness.sed", 5, "nothing reads 'sed'; known: "),
     (
         f"{DATASET}.backend_args",
-        {"secret": "x", "_delete_": True},
+        {"secret": "x"},
         "dataset: backend_args holds a credential itself .secret.",
     ),
-    (f"{DATASET}.backend_args", {"backend": 3, "_delete_": True}, "backend_args: 'backend' is no name"),
+    (f"{DATASET}.backend_args", {"backend": 3}, "backend_args: 'backend' is no name"),
     (
         f"{DATASET}.dataset_settings",
         [{"backend_args": {"key": "x"}}],
@@ -86,17 +85,15 @@ def test_values_out_of_range_or_of_another_type(toy_base, data, key, value, mess
 
 def test_validation_data_and_panel_are_opened(toy_base, data, tmp_path):
     """By the hook and the dataset that will hold them, with the settings of a leaf."""
-    leaf = Leaf.read(ROOT / "configs/toy/toy_finetune_lora.py")
     broken, none = tmp_path / "broken.png", tmp_path / "none.jsonl"
     broken.write_bytes(b"no image")
     none.write_text("")
-    for pair, message in (
-        (f"panel=[{{'image': '{broken}', 'question': 'What?'}}]", "default_hooks.validation.*broken.png"),
-        (f"val_data_paths={none}", "val_data_paths: .*none.jsonl"),
+    for key, value, message in (
+        ("panel", [{"image": str(broken), "question": "What?"}], "default_hooks.validation.*broken.png"),
+        ("data_paths", [str(none)], "val_data_paths: .*none.jsonl"),
     ):
-        config = load_config(str(leaf.path), base_and_data(toy_base, data), leaf.changed([pair]).standalone())
         with pytest.raises(ConfigError, match=message) as caught:
-            check_config(config)
+            check(toy_base, data, {f"default_hooks.validation.{key}": value})
         assert "\n" not in str(caught.value)
 
 

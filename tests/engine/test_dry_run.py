@@ -5,10 +5,10 @@ import torch
 
 from tests.conftest import ROOT
 from tests.engine.parallel_case import base_and_data, write_dataset
-from xtuner_plugins.config_file import ConfigError, load_config
 from xtuner_plugins.datasets import MultimodalDataset, collate
 from xtuner_plugins.engine.dry_run import build_parts
 from xtuner_plugins.models import VisionLanguageModel
+from xtuner_plugins.settings import ConfigError, load_config, make_reloadable
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,17 @@ def test_a_config_that_trains_is_built_and_nothing_is_kept(case):
 def test_a_refusal_names_the_key_of_the_part(case, key, value, message):
     with pytest.raises(ConfigError, match=message):
         build_parts(load(case, **{key: value}))
+
+
+def test_what_a_run_has_written_is_built_as_its_leaf(case, tmp_path):
+    """Its types are text; each refusal of `model` and dataset holds there, too."""
+    cfg = load_config(str(ROOT / "configs/toy/toy_finetune_mpo_full.py"), case)
+    make_reloadable(cfg)
+    (tmp_path / "written.py").write_text(cfg.pretty_text)
+    build_parts(load_config(str(tmp_path / "written.py")))
+    for key, value in ("model.dtype", "int8"), ("train_dataloader.dataset.template", "nope"):
+        with pytest.raises(ConfigError, match=value):
+            build_parts(load_config(str(tmp_path / "written.py"), {key: value}))
 
 
 def test_pairs_to_validate_on_need_a_reference_at_any_time(case):

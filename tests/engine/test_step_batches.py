@@ -9,10 +9,10 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from xtuner_plugins.checkpoints.work_dir import read_checkpoint
-from xtuner_plugins.config_file import ConfigError
 from xtuner_plugins.datasets import MultimodalDataset, PackBatchSampler, PlanSampler, collate, collate_packed
 from xtuner_plugins.engine.loops import PlanIterator
 from xtuner_plugins.engine.step_batches import micro_batches, take_step
+from xtuner_plugins.settings import ConfigError
 
 from .forked import train_forked
 from .parallel_case import ROOT, base_and_data, write_dataset

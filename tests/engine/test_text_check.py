@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from xtuner_plugins.config_file import ConfigError
 from xtuner_plugins.engine.text_check import RANGES, _llama_layers, check_known, check_values, check_vision
+from xtuner_plugins.settings import ConfigError
 
 
 def config(toy_base, **dataset):

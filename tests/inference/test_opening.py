@@ -10,9 +10,9 @@ from tests.checkpoints.training import SETTINGS, make_model, save_pth, write_con
 from xtuner_plugins import preprocessing
 from xtuner_plugins.checkpoints.errors import CheckpointError
 from xtuner_plugins.checkpoints.export import convert, export
-from xtuner_plugins.config_file import ConfigError
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.inference.opening import Source, find_source, open_session
+from xtuner_plugins.settings import ConfigError
 
 RULES = {"min_tiles": 1, "max_tiles": 3, "use_thumbnail": True}
 LOCK = {

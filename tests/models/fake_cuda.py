@@ -32,7 +32,7 @@ from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel
 from xtuner_plugins.models import VisionLanguageModel, vlm
 from xtuner_plugins.models.attention import Segments
 from xtuner_plugins.models.rows import Row
-from xtuner_plugins.recipes.bases import ENCODERS, LLMS
+from xtuner_plugins.planning.published import ENCODERS, LLMS
 
 LAYERS = 2
 MISTRAL = dict(hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8)

@@ -15,11 +15,12 @@ from xtuner_plugins.datasets import collate_pairs
 from xtuner_plugins.datasets.preference import filler_pair
 from xtuner_plugins.engine.steps import run_step
 from xtuner_plugins.models import PreferenceModel, VisionLanguageModel
-from xtuner_plugins.recipes.recipe import MPO
 
 from .test_vlm import LORA
 
 WITHOUT_REFERENCE = {"orpo": 1.0, "_delete_": True}
+MPO = {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}  # as its authors mix them
+
 WHOLE = dict(freeze_llm=False)
 ADAPTED = dict(llm_lora=LORA)
 

@@ -14,14 +14,12 @@ from xtuner_plugins.models.loss_head import LossHead
 from xtuner_plugins.planning import activations as act
 from xtuner_plugins.planning.job import Adapters, Batch, Strategy
 from xtuner_plugins.planning.memory import FRAGMENTATION, GIB, PACKED, packed_bytes, plan_memory
+from xtuner_plugins.planning.plan import Model, job_of, model_of_base, plan_config
+from xtuner_plugins.planning.published import BASES, meta_model
 from xtuner_plugins.planning.shapes import shape_of
 from xtuner_plugins.planning.strategies import from_deepspeed, plain
-from xtuner_plugins.recipes.bases import BASES
-from xtuner_plugins.recipes.count import meta_model
-from xtuner_plugins.recipes.plan import Model, job_of, model_of_base, settings_of_recipe
-from xtuner_plugins.recipes.table import RECIPES
+from xtuner_plugins.settings import read_config
 
-ROWS = {recipe.stem: recipe for recipe in RECIPES}
 LORA = dict(r=64, lora_alpha=128, lora_dropout=0.05)
 CHOICES = {
     "projector": {},
@@ -206,9 +204,7 @@ def test_the_largest_batch_counts(warm_up):
 
 
 def test_the_recipe_of_the_readme_fits_one_gpu():
-    recipe = ROWS["finetune_lora"]
-    job = job_of(settings_of_recipe(recipe), model_of_base(recipe.architecture))
-    assert plan_memory(job, plain(1)).total < 24 * GIB
+    assert plan_config(read_config("finetune_lora")._to_lazy_dict(), plain(1)).memory.total < 24 * GIB
 
 
 @pytest.mark.parametrize("part", ["llm", "visual_encoder"])

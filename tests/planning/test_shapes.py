@@ -3,10 +3,11 @@
 import pytest
 
 from xtuner_plugins.families import LLM_FAMILIES, target_matcher
+from xtuner_plugins.planning.plan import model_of_base
+from xtuner_plugins.planning.published import BASES, meta_model
 from xtuner_plugins.planning.shapes import Linear
-from xtuner_plugins.recipes.bases import BASES
-from xtuner_plugins.recipes.count import TOWERS, meta_model
-from xtuner_plugins.recipes.plan import model_of_base
+
+TOWERS = {"visual_encoder": "vision_model", "projector": "mlp1", "llm": "language_model"}
 
 
 @pytest.mark.parametrize("name", BASES)

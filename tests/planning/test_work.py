@@ -8,10 +8,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from xtuner_plugins.planning.job import Batch
+from xtuner_plugins.planning.plan import job_of, model_of_base
+from xtuner_plugins.planning.published import BASES, meta_model
 from xtuner_plugins.planning.work import seconds, work_of
-from xtuner_plugins.recipes.bases import BASES
-from xtuner_plugins.recipes.count import meta_model
-from xtuner_plugins.recipes.plan import job_of, model_of_base
 
 
 def counted(module, *inputs, **options):

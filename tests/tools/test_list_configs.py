@@ -2,9 +2,8 @@ import re
 
 import pytest
 
-from tests.configs.test_configs import LEAVES
 from tests.conftest import ROOT
-from xtuner_plugins.recipes.page import trained_parameters
+from xtuner_plugins.settings import leaves
 
 
 def rows(run_tool, *words):
@@ -17,8 +16,8 @@ def rows(run_tool, *words):
 
 def test_every_config_has_its_row(run_tool):
     found = rows(run_tool)
-    assert set(found) == {leaf.stem for leaf in LEAVES}
-    for leaf in LEAVES:
+    assert set(found) == set(leaves())
+    for leaf in leaves().values():
         family = "" if leaf.parent == ROOT / "configs" else str(leaf.parent.relative_to(ROOT / "configs"))
         assert found[leaf.stem][1] == family and all(found[leaf.stem][2:]), found[leaf.stem]
         planned = found[leaf.stem][3]
@@ -28,16 +27,9 @@ def test_every_config_has_its_row(run_tool):
 
 def test_a_family_and_a_stage(run_tool):
     toys = rows(run_tool, "--family", "toy")
-    assert toys and set(toys) == {leaf.stem for leaf in LEAVES if leaf.parent.name == "toy"}
+    assert toys and set(toys) == {leaf.stem for leaf in leaves().values() if leaf.parent.name == "toy"}
     both = rows(run_tool, "--family", "toy", "--stage", "lora")
     assert set(both) == {name for name in toys if "lora" in name.split("_")} != set(toys)
-
-
-def test_parameters_trained_are_those_of_the_page(run_tool):
-    found = rows(run_tool)
-    trained = trained_parameters(ROOT / "docs" / "recipes.md")
-    for leaf in LEAVES:
-        assert found[leaf.stem][2] == (f"{trained[leaf.stem]:,}" if leaf.stem in trained else "-")
 
 
 @pytest.mark.parametrize("columns", [80, 160])

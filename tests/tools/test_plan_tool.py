@@ -72,7 +72,10 @@ def test_validation_takes_forward_passes(run_tool, tmp_path):
         (["finetune_full", "--set", "optimizer=adamw_9bit"], "optimizer"),
         (["finetune_full", "--set", "max_tiles=300"], "tile limits"),
         (["finetune_full", "--deepspeed", "zero3"], "did you mean deepspeed_zero3?"),
-        (["finetune_full", "--set", "base=no/such"], "model directory 'no/such' isn't there, and no recipe says"),
+        (
+            ["finetune_full", "--set", "base=no/such"],
+            "model directory 'no/such' isn't there, and no shipped config",
+        ),
         (["finetune_qlora", "--deepspeed", "deepspeed_zero3"], "packed weights can't be partitioned"),
     ],
 )

@@ -1,7 +1,7 @@
 """Every recipe's base has a tiny twin: `tests/recipes/test_leaves.py` trains all of them."""
 
 from xtuner_plugins.datasets.base import read_base
-from xtuner_plugins.recipes.bases import BASES
+from xtuner_plugins.planning.published import BASES
 from xtuner_plugins.toy.bases import kind, write_tiny_base
 
 

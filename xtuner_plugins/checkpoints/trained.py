@@ -129,7 +129,7 @@ def read_training_config(cfg):
     Raises:
         CheckpointError: no such file, unreadable, or without ``model.base``.
     """
-    from mmengine.config import Config
+    from ..settings import ConfigError, read_config  # takes in MMEngine
 
     where = "the config"
     if isinstance(cfg, (str, Path)):
@@ -137,9 +137,9 @@ def read_training_config(cfg):
         if not Path(cfg).is_file():
             raise CheckpointError(f"config {cfg} does not exist")
         try:
-            cfg = Config.fromfile(str(cfg))
-        except Exception as error:
-            raise CheckpointError(f"config {cfg} can't be read: {type(error).__name__}: {error}") from None
+            cfg = read_config(str(cfg))
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from None
     model = cfg.get("model")
     if not isinstance(model, Mapping) or not model.get("base"):
         raise CheckpointError(f"{where} has no model.base (the official directory that training started from)")

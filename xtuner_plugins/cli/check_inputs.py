@@ -6,8 +6,7 @@ import argparse
 import socket
 from pathlib import Path
 
-from ..config_file import ConfigError, find_config, import_types, validation_settings
-from .arguments import read_changed
+from ..settings import ConfigError, find_config, import_types, parse_words, read_config, validation_settings
 from .terminal import quiet_imports
 
 
@@ -50,7 +49,7 @@ def open_inputs(args: argparse.Namespace) -> tuple:
 def build_datasets(name: str, pairs: list[str], options: list[str]) -> tuple:
     """As `open_inputs`, of a config; its panel is opened, too."""
     path = find_config(name)
-    config = read_changed(path, pairs, options)
+    config = read_config(path, parse_words(pairs, options))
     settings = (config.get("train_dataloader") or {}).get("dataset")
     if settings is None:
         raise ConfigError(f"config {path!r} has no train_dataloader.dataset; name a training config")

@@ -7,23 +7,24 @@ launcher takes the same arguments and environment variables and checks the confi
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import shlex
 import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+from mmengine.config import Config
 
 from ..checkpoints.errors import CheckpointError
-from ..config_file import ConfigError, find_config, import_types, lay_over, read_config
 from ..deepspeed_json import OURS, deepspeed_file
 from ..engine.allocator import allocator_settings
 from ..engine.resume import settle_start, work_dir_of
 from ..engine.stopping import COMMAND
-from ..leaf import Leaf, literal
 from ..processes import free_port
-from .arguments import add_config_options, parse_options
+from ..settings import ConfigError, find_config, import_types, make_reloadable, parse_words, read_config
+from .arguments import add_config_options
 from .ranks import run_ranks
 from .terminal import quiet_imports
 
@@ -109,12 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # First what the text alone tells: nothing large is imported for that.
         args.config = find_config(args.config)
-        text = Leaf.read(args.config).changed(args.set).standalone() if args.set else None
-        options = parse_options(args.cfg_options)
-        cfg = read_config(args.config, text=text)
-        if options:
-            args.cfg_options = _with_dicts(args.cfg_options, lay_over(cfg, options))
+        cfg = read_config(args.config, parse_words(args.set, args.cfg_options))
         args.work_dir = work_dir_of(cfg, args)
+        resolved = copy.deepcopy(cfg)  # what follows fills in a checkpoint to resume from
         command, ranks = training_processes(_arguments(args), os.environ, args.launcher)
         if args.deepspeed:
             deepspeed_file(args.deepspeed)
@@ -129,8 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_early(cfg)
         import_types(cfg)
         check_config(cfg)
-        if text is not None:
-            _write_settings(_settings_file(args), text)
+        _write_resolved(_resolved_file(args), resolved)
     except (ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
@@ -140,36 +137,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_ranks(command, [{**env, **rank} for rank in ranks])
 
 
-def _settings_file(args: argparse.Namespace) -> Path:
-    """Where the config with the values of ``--set`` lies: the training processes read it there."""
+def _resolved_file(args: argparse.Namespace) -> Path:
+    """Where the config with the values of the command line lies: the training processes read it there."""
     return Path(args.work_dir, "settings", Path(args.config).name)
 
 
-def _write_settings(path: Path, text: str) -> None:
+def _write_resolved(path: Path, cfg: Config) -> None:
     """Writes whole or not at all: under Slurm every task writes the same file."""
+    make_reloadable(cfg)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{socket.gethostname()}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
+    part.write_text(cfg.pretty_text, encoding="utf-8")
     part.replace(path)
 
 
 def _arguments(args: argparse.Namespace) -> list[str]:
-    """The arguments of ``xtuner train`` that mean the same: a path for the config, and no ``--set``."""
-    words = [str(_settings_file(args) if args.set else args.config)]
+    """The arguments of ``xtuner train`` for the training processes: the resolved config, and no changes to it."""
+    words = [str(_resolved_file(args))]
     for name in ("work_dir", "deepspeed", "resume", "seed", "launcher"):
         value = getattr(args, name)
         if value is not None:
             words += [f"--{name.replace('_', '-')}={value}"]
-    return [*words, "--cfg-options", *args.cfg_options] if args.cfg_options else words
-
-
-def _with_dicts(words: Sequence[str], options: Mapping[str, Any]) -> list[str]:
-    """The words of ``--cfg-options``, those of dicts as XTuner shall merge them (see `lay_over`)."""
-    keys = [word.partition("=")[0] for word in words]
-    return [
-        f"{key}={literal(options[key])}" if isinstance(options[key], dict) else word
-        for key, word in zip(keys, words, strict=True)
-    ]
+    return words
 
 
 def _whole_number(env: Mapping[str, str], name: str, default: int) -> int:

@@ -29,9 +29,7 @@ def main() -> int:
     from ..engine.console import record
     from ..engine.runtime import leave_process_group
     from ..engine.stopping import exit_status
-    from .arguments import OptionsAction
 
-    xtuner_train.DictAction = OptionsAction  # XTuner's own tears dicts apart
     sys.argv = name_newest(sys.argv)
     try:
         xtuner_train.main()

@@ -17,13 +17,14 @@ from ..checkout import IS_INSTALLED, ROOT
 SHORT = {
     "build": "build_base_model",
     "check": "check_data",
+    "configs": "list_configs",
     "eval": "evaluate",
     "export": "convert_to_official",
     "import-config": "import_xtuner_config",
     "vlmevalkit": "write_vlmevalkit_config",
 }
 # They write into the checkout that they belong to.
-ONLY_IN_CHECKOUT = ("quickstart", "write_recipes")
+ONLY_IN_CHECKOUT = ("quickstart",)
 USAGE_ERROR = 2
 
 

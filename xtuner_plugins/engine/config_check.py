@@ -15,10 +15,10 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..config_file import CONFIGS, ConfigError, leaves, validation_settings
+from ..checkout import CONFIGS
 from ..data_names import is_url, names_data, names_images
-from ..leaf import Leaf
 from ..ranges import RangeError, check_store_url
+from ..settings import ConfigError, labels_of, leaves, validation_settings
 from . import register_all
 from .run_length import check_length
 from .text_check import check_known, check_spelling, check_values, check_vision, typed_nodes
@@ -101,7 +101,7 @@ def _check_whole(cfg: Config) -> None:
 
 def missing_base(base: str, config: str | None) -> str:
     """How to get a base that isn't there: as the config's docstring says, else by what its path looks like."""
-    label = Leaf.read(config).labels.get("starts from", "") if config and Path(config).suffix == ".py" else ""
+    label = labels_of(config).get("starts from", "") if config and Path(config).suffix == ".py" else ""
     named, _, command = label.partition(":")
     command = command.strip().replace(" python ", " && python ")
     words = named.split(",")[0].split()

@@ -13,16 +13,16 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 from torch import nn
 
-from ..config_file import ConfigError
 from ..datasets import MultimodalDataset
 from ..datasets.figures import FileFigures, file_figures
 from ..planning.hardware import UTILIZATION, gpu_of_device
 from ..planning.job import Batch
 from ..planning.memory import GIB
+from ..planning.plan import Lengths, largest_batches, lengths_of, model_of, plan_run
 from ..planning.report import duration
 from ..planning.strategies import from_deepspeed, plain
 from ..planning.work import seconds
-from ..recipes.plan import Lengths, largest_batches, lengths_of, model_of, plan_run
+from ..settings import ConfigError
 from .loops import planned_loop
 from .optimizers import describe_optimizer
 from .param_groups import group_members, num_weights

@@ -18,12 +18,13 @@ from mmengine.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, OPTIMIZER
 from torch.utils.data import DataLoader
 
 from ..checkpoints.formats import open_config
-from ..config_file import ConfigError, validation_settings
 from ..datasets import MultimodalDataset, PreferenceDataset, collate_pairs
 from ..datasets.base import tiling_of
 from ..datasets.images.tiling import DynamicTiling
 from ..datasets.plan.budget import TileBudget
 from ..ranges import check_max_norm, check_room
+from ..settings import ConfigError, validation_settings
+from .config_check import resolve_type
 from .loss_scaling import scaled_wrapper
 from .optimizers import build_adamw
 from .param_groups import planned_groups
@@ -127,7 +128,7 @@ def _refused(key: str) -> Iterator[None]:
 
 def _build_ours(build: Callable[[Mapping], Any], settings: Mapping[str, Any]) -> Any:
     """Builds a part of this project, whose constructor is quick on the meta device; returns None for others."""
-    if not getattr(settings["type"], "__module__", "").startswith("xtuner_plugins."):
+    if not getattr(resolve_type(settings["type"]), "__module__", "").startswith("xtuner_plugins."):
         return None
     with torch.device("meta"):
         return build(settings)
@@ -145,11 +146,11 @@ def _check_pairs(model: Any, dataset: MultimodalDataset, collate_fn: Mapping[str
     """
     from ..models import PreferenceModel
 
-    collate = collate_fn.get("type")
+    collate = resolve_type(collate_fn.get("type"))
     are_pairs = {
         isinstance(model, PreferenceModel),
         isinstance(dataset, PreferenceDataset),
-        collate in (collate_pairs, collate_pairs.__name__),
+        collate is collate_pairs,
     }
     if len(are_pairs) > 1:
         found = ", ".join([type(model).__name__, type(dataset).__name__, getattr(collate, "__name__", str(collate))])

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from ..checkpoints.work_dir import newest_checkpoint, read_checkpoint
 from ..datasets.plan.plan import plan_of, require_agreement
+from ..settings import complete
 from .loss_scaling import scaled_wrapper
 from .out_of_memory import OutOfMemory
 from .param_groups import settle_grouping
@@ -193,6 +194,9 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         check_length(max_iters, max_epochs)
         if not isinstance(heaviest_first, bool):
             raise ValueError(f"heaviest_first={heaviest_first!r}: give True or False")
+        if isinstance(dataloader, dict):  # a plain `Runner.from_cfg` has read the config without `read_config`
+            complete(runner.cfg)
+            complete({"model": runner.cfg.get("model"), "train_dataloader": dataloader})
         # MMEngine's own constructor would start the workers, but the position to start from isn't known yet.
         BaseLoop.__init__(self, runner, dataloader)
         self.micro_batches = _settle_optimizer(runner)

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..checkpoints.errors import CheckpointError
 from ..checkpoints.work_dir import ADAMW, newest_checkpoint, read_checkpoint
-from ..config_file import ConfigError
 from ..ranges import BITSANDBYTES
+from ..settings import ConfigError
 
 AUTO = "auto"
 

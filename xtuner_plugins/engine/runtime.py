@@ -3,8 +3,8 @@
 XTuner calls ``cfg.model_resource['fn']`` right after loading a config and before building anything. It is the only
 early entry point that every process of every launcher reaches, so configs name `prepare_runtime` there::
 
-    pretrained_model_name_or_path = base
     model_resource = dict(fn=prepare_runtime)
+    pretrained_model_name_or_path = None
 
 Each adjustment below works around one defect of the pinned stack and is tested, so that an upgrade shows which can go.
 """
@@ -26,7 +26,6 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from ..config_file import ConfigError, load_config
 from ..processes import (
     ENDED_BY,
     PARENT_ENDED,
@@ -37,6 +36,7 @@ from ..processes import (
     parent_of,
     program_of,
 )
+from ..settings import ConfigError, load_config, make_reloadable
 from . import register_all
 from .allocator import allocator_settings
 from .console import open_console
@@ -46,8 +46,8 @@ M_MMAP_THRESHOLD = -3  # malloc.h; setting it also ends its growth
 RETURNED_FROM = 4 << 20  # bytes; smaller blocks are used again soon enough
 
 
-def prepare_runtime(pretrained_model_name_or_path: str) -> str:
-    """Prepares the process; returns ``pretrained_model_name_or_path``, the base directory, unchanged.
+def prepare_runtime(pretrained_model_name_or_path: str | None = None) -> str | None:
+    """Prepares the process; returns ``pretrained_model_name_or_path``, which XTuner hands in, unchanged.
 
     Safe to call more than once. Registers this project's classes, so that configs may name types by string.
     """
@@ -197,6 +197,7 @@ def _settle_before_building() -> None:
             check(cfg, args)
             if STARTED_BY not in os.environ:  # tools/train.py has done it
                 _check_file(args)
+            make_reloadable(cfg)  # the run writes it into its work directory
             if args.deepspeed:
                 _use_our_deepspeed_file(args)
             wants_to_resume = args.resume is not None or cfg.get("resume")

@@ -10,8 +10,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from ..config_file import ConfigError
 from ..datasets.samplers import PlanSampler
+from ..settings import ConfigError
 from .loops import PlanIterator
 
 

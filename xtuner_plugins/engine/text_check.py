@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config_file import ConfigError, validation_settings
 from ..families import ENCODER_FAMILIES, LLM_FAMILIES, target_matcher
 from ..hub.constants import token_grid
 from ..hub.conversation import get_conv_template
@@ -41,6 +40,7 @@ from ..ranges import (
     check_val_batch_size,
     check_warmup_ratio,
 )
+from ..settings import ConfigError, validation_settings
 from .panel import read_panel
 from .signatures import parameters
 
@@ -77,7 +77,7 @@ RANGES: dict[str, Callable[[Any], Any]] = {
     "param_scheduler.warmup_ratio": check_warmup_ratio,
     "visualizer.tracker": check_tracker,
 }
-# The same of `ValidationHook`; their messages name the setting of a recipe.
+# The same of `ValidationHook`; their messages name the setting by its short name.
 VALIDATION_RANGES: dict[str, Callable[[Any], Any]] = {
     "interval": check_interval,
     "batch_size": check_val_batch_size,

@@ -26,7 +26,7 @@ from ..checkpoints.errors import CheckpointError
 from ..checkpoints.formats import open_config
 from ..checkpoints.io.staging import hint
 from ..checkpoints.work_dir import CHECKPOINT_NAME, config_of, newest_checkpoint
-from ..config_file import find_config
+from ..settings import find_config, leaves
 
 if TYPE_CHECKING:
     from .session import ChatSession
@@ -157,8 +157,6 @@ def _in_work_dir(path: Path, checkpoint: str | Path | None) -> Source:
 
 def _config_or_directory(path: Path) -> Source:
     """For one word that names nothing on this disk: a config's name is told apart from a wrong path."""
-    from ..config_file import leaves
-
     if str(path) in leaves():
         raise CheckpointError(f"{path} is a training config; give a checkpoint after it, or the run's work directory")
     open_config(path)  # raises: there is no such directory

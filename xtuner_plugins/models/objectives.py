@@ -11,7 +11,7 @@
 | sft      | -l_c                                                           |                            |
 
 c and r are the chosen and the rejected answer, r_c = b (log p(c) - log p_reference(c)) is its reward, and
-b h = r_c - r_r. A mixture is a weighted sum; that of MPO (Wang et al. 2024) is in `recipes/recipe.py`.
+b h = r_c - r_r. A mixture is a weighted sum; that of MPO (Wang et al. 2024) is in `configs/finetune_mpo_full.py`.
 """
 
 from __future__ import annotations

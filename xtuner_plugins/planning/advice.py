@@ -14,7 +14,7 @@ def advise(settings: Mapping[str, Any], plan: Plan, available: int, replan: Repl
     """Sentences about single settings.
 
     Args:
-        settings: values of the config's Settings block.
+        settings: values of the config by their short names, those that it has.
         plan: with these values.
         available: bytes of a GPU.
         replan: the plan with other values, given as `KEY=VALUE` pairs.

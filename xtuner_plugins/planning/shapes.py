@@ -1,7 +1,7 @@
 """What a model's size follows from: its linear layers and the widths between them.
 
 Weights, LoRA adapters, 4-bit weights, activations and floating-point operations are all computed from these shapes.
-`tests/planning/test_shapes.py` compares the parameters with those of the real classes, for every recipe.
+`tests/planning/test_shapes.py` compares the parameters with those of the real classes, for every base.
 """
 
 from __future__ import annotations

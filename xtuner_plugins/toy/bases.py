@@ -1,4 +1,4 @@
-"""Tiny twins of the bases that recipes start from: the same classes and formats, random weights."""
+"""Tiny twins of the bases that configs start from: the same classes and formats, random weights."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ from xtuner_plugins.checkpoints.io.reader import read_json
 from xtuner_plugins.checkpoints.io.tensors import MemoryTensor
 from xtuner_plugins.checkpoints.io.writer import write_json
 from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer
-from xtuner_plugins.recipes.bases import ENCODERS, LLMS, Base
+from xtuner_plugins.planning.published import ENCODERS, LLMS, Base
 from xtuner_plugins.toy.language_models import write_llm
 from xtuner_plugins.toy.models import write_random_parts
 from xtuner_plugins.toy.vision_towers import write_tower

@@ -6,6 +6,7 @@ import pytest
 
 from xtuner_plugins.datasets.audit.published import RECIPES, minimind_v
 from xtuner_plugins.datasets.records.pairs import parse_pair
+from xtuner_plugins.settings import labels_of, leaves
 
 
 def test_each_count_has_somebody_who_says_so():
@@ -17,15 +18,6 @@ def test_names_are_plain_and_files_are_relative():
     for name, recipe in RECIPES.items():
         assert re.fullmatch(r"[a-z0-9.-]+", name) and not recipe.file.startswith("/")
         assert bool(recipe.embedded) == recipe.file.endswith(".parquet")
-
-
-def test_recipes_name_files_that_can_be_prepared():
-    """The Chinese leaves train on files of this table as they were downloaded."""
-    from xtuner_plugins.recipes import data
-
-    files = [recipe.file for recipe in RECIPES.values()]
-    for named in (data.CHINESE_PRETRAIN, data.CHINESE_SFT):
-        assert any(path.endswith(f"Chinese-LLaVA-Vision-Instructions/{file}") for path in named.paths for file in files)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +34,6 @@ def test_rules_are_told_where_records_are_chosen():
 
 
 def test_the_leaves_train_on_what_mmpr_becomes():
-    """The command that `Data.text` names writes pairs."""
-    from xtuner_plugins.recipes.data import MMPR
-
-    assert RECIPES["mmpr-v1.2"].parse is parse_pair and "prepare_data.py mmpr-v1.2 " in MMPR.text
+    """The command that their docstrings name writes pairs."""
+    named = labels_of(leaves()["internvl_v3_qwen2_5_8b_mpo"])["data"]
+    assert RECIPES["mmpr-v1.2"].parse is parse_pair and "prepare_data.py mmpr-v1.2 " in named

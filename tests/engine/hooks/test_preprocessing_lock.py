@@ -25,6 +25,6 @@ def test_resuming_with_another_template_is_refused(toy_base, tmp_path):
     hook.after_load_checkpoint(runner, checkpoint)
 
 
-def test_every_recipe_locks():
-    text = (ROOT / "configs" / "_base_" / "default_runtime.py").read_text()
+def test_every_run_locks():
+    text = (ROOT / "configs" / "_base_" / "run.py").read_text()
     assert "dict(type=PreprocessingLockHook)" in text

@@ -30,7 +30,7 @@ def test_a_resumed_run_draws_the_steps_of_before_once(toy_base, tmp_path):
 
 @pytest.fixture
 def runner(tmp_path):
-    return SimpleNamespace(work_dir=str(tmp_path), cfg=Config(dict(lr=1e-3)))
+    return SimpleNamespace(work_dir=str(tmp_path), cfg=Config(dict(optim_wrapper=dict(optimizer=dict(lr=1e-3)))))
 
 
 def test_it_writes_after_a_checkpoint_and_at_the_end(runner, monkeypatch):
@@ -65,6 +65,7 @@ def test_a_page_that_cannot_be_written_is_one_error_line_per_cause(runner, monke
     ]
 
 
-def test_settings_are_what_no_runner_reads():
-    cfg = Config(dict(lr=1e-3, data_paths=["a", "b"], model=dict(type="A"), resume=True, odd=dict(a=1)))
+def test_settings_stand_under_their_short_names():
+    data = dict(dataset=dict(data_paths=["a", "b"], repeat_times=None))
+    cfg = Config(dict(optim_wrapper=dict(optimizer=dict(lr=1e-3)), train_dataloader=data, resume=True, odd=dict(a=1)))
     assert settings_of(cfg) == {"data_paths": "['a', 'b']", "lr": "0.001"}

@@ -12,8 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 
-from ...config_file import RUNNER_KEYS
-from ..param_groups import KEPT_UNDER
+from ...settings import SETTINGS, value_at
 from ..run_report import write_report
 
 SIMPLE = (bool, int, float, str, type(None))
@@ -60,12 +59,9 @@ class ReportPageHook(Hook):
 
 
 def settings_of(cfg: Mapping[str, Any]) -> dict[str, str]:
-    """The settings of a recipe: the names at the top of its config that no runner reads."""
-    return {
-        name: str(value)
-        for name, value in sorted(cfg.items())
-        if name not in RUNNER_KEYS and name != KEPT_UNDER and _is_simple(value)
-    }
+    """The settings that a config has, by their short names."""
+    found = {name: value_at(cfg, setting.key) for name, setting in sorted(SETTINGS.items())}
+    return {name: str(value) for name, value in found.items() if value is not None and _is_simple(value)}
 
 
 def _is_simple(value: Any) -> bool:

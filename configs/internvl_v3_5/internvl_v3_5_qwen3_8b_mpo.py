@@ -1,0 +1,25 @@
+"""InternVL3.5-8B, MPO: all parts learn from MMPR's pairs, with the settings of the authors' script.
+
+trains          vision encoder, projector, LLM
+frozen          nothing
+starts from     models/InternVL3_5-8B-Instruct:
+                hf download OpenGVLab/InternVL3_5-8B-Instruct --local-dir models/InternVL3_5-8B-Instruct
+data            MMPR-v1.2 as tools/prepare_data.py mmpr-v1.2 writes it; images beside it
+hardware        8 GPUs of 80 GB planned; not run yet at this size
+launch          NPROC_PER_NODE=8 xtuner train configs/internvl_v3_5/internvl_v3_5_qwen3_8b_mpo.py
+                --deepspeed deepspeed_zero3
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from ..finetune_mpo_full import *
+
+model.update(base="models/InternVL3_5-8B-Instruct", freeze_visual_encoder=False, precomputed_reference=True)
+train_dataloader.dataset.update(
+    data_paths=["data/mmpr/pairs.jsonl"],
+    image_folders=["data/mmpr/images"],
+    max_length=16384,
+)
+train_dataloader.batch_size = 1  # x 32 accumulation x 8 GPUs = 256 samples per step
+optim_wrapper.optimizer.update(lr=2e-7, weight_decay=0.05)

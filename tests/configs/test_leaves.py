@@ -1,0 +1,179 @@
+"""A leaf of each method and of each kind of base is trained, saved, exported, reopened and asked, on a tiny base."""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from tests.checkpoints.training import chat_inputs, logits
+from tests.engine.forked import run_forked
+from tests.engine.parallel_case import base_and_data, logged, write_dataset
+from xtuner_plugins.checkpoints.export import export
+from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer
+from xtuner_plugins.models import PreferenceModel, VisionLanguageModel
+from xtuner_plugins.planning.published import BASES, known_base
+from xtuner_plugins.settings import labels_of, leaves
+from xtuner_plugins.settings import read_config as read
+from xtuner_plugins.toy.bases import kind, write_tiny_base
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 3
+TOWER = {"visual_encoder": "vision_model", "projector": "mlp1", "llm": "language_model"}
+LEAVES = leaves()
+read_config = functools.cache(read)
+FAMILIES = sorted({path.parent.name for path in LEAVES.values()} - {"configs", "toy"})
+
+
+def base_of(name):
+    """The published model of a leaf; the quick start's models are of the root's kind."""
+    return known_base(read_config(name).model.base) or BASES["InternViT-300M-Qwen2.5-1.5B"]
+
+
+def states_of(model):
+    """What of each part trains: ``all``, ``lora`` or ``frozen``."""
+    frozen = {part: model.get(f"freeze_{part}", part != "projector") for part in TOWER}
+    return {part: "lora" if model.get(f"{part}_lora") else "frozen" if frozen[part] else "all" for part in TOWER}
+
+
+def aspects(name):
+    """What makes a leaf run other code than another: its method, and its kind of base."""
+    cfg = read_config(name)
+    quantized = [part for part in TOWER if cfg.model.get(f"{part}_quantization")]
+    packed = "batch_sampler" in cfg.train_dataloader
+    method = (*states_of(cfg.model).values(), *quantized, packed, *cfg.model.get("objectives", ()))
+    return {("method", *method), ("base", *kind(base_of(name)))}
+
+
+def one_of_each():
+    """Few leaves that have every aspect among them, those first that add two."""
+    of = {name: aspects(name) for name in LEAVES}
+    missing, chosen = set().union(*of.values()), []
+    for new in (2, 1):
+        for name in LEAVES:
+            if len(of[name] & missing) >= new:
+                chosen.append(name)
+                missing -= of[name]
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "data", num_samples=24)
+
+
+@pytest.fixture(scope="module")
+def options(data, tmp_path_factory):
+    """Options of a leaf's run on the tiny twin of its base."""
+    made = {}
+
+    def of(name):
+        key = kind(base_of(name))
+        if key not in made:
+            made[key] = write_tiny_base(base_of(name), tmp_path_factory.mktemp("base"))
+        settings = base_and_data(made[key], data)
+        # As many files as the leaf names: all of them this one.
+        for key in ("data_paths", "image_folders"):
+            settings[f"train_dataloader.dataset.{key}"] *= len(read_config(name).train_dataloader.dataset[key])
+        return settings
+
+    return of
+
+
+def digests(model):
+    return {
+        name: hashlib.sha256(p.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()
+        for name, p in model.named_parameters()
+        if not p.requires_grad and p.numel()
+    }
+
+
+def watch_frozen(path):
+    """Writes what the frozen weights are before and after training (in the training process)."""
+    from xtuner_plugins.engine.loops import PlannedTrainLoop
+
+    run = PlannedTrainLoop.run
+
+    @functools.wraps(run)
+    def watched(loop):
+        model = getattr(loop.runner.model, "module", loop.runner.model)
+        before = digests(model)
+        result = run(loop)
+        Path(path).write_text(json.dumps([before, digests(model)]))
+        return result
+
+    PlannedTrainLoop.run = watched
+
+
+def train(name, settings, folder, *, processes=1, extra=()):
+    settings = {
+        **settings,
+        "train_cfg.max_iters": STEPS,
+        "train_cfg.max_epochs": 50,
+        "default_hooks.logger.interval": 1,
+    }
+    words = [f"{k}={json.dumps(v) if isinstance(v, list) else v}".replace('"', "") for k, v in settings.items()]
+    arguments = [str(LEAVES[name]), "--work-dir", str(folder / name), *extra, "--cfg-options", *words]
+    prepare = functools.partial(watch_frozen, str(folder / "frozen.json")) if processes == 1 else None
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = run_forked(arguments, env, folder / name, processes=processes, prepare=prepare)
+    assert run.ok, run.output[-3000:] + run.others
+    gradients = logged(folder / name, "grad_norm")
+    assert len(gradients) == STEPS and all(norm > 0 for norm in gradients)
+    return folder / name
+
+
+@pytest.mark.parametrize("name", one_of_each())
+def test_leaf_trains_saves_exports_and_answers(name, options, tmp_path):
+    work_dir = train(name, options(name), tmp_path)
+    before, after = json.loads((tmp_path / "frozen.json").read_text())
+    everything = set(states_of(read_config(name).model).values()) == {"all"}
+    assert before == after and (before or everything)  # frozen weights keep their bits
+
+    checkpoint = torch.load(work_dir / f"iter_{STEPS}.pth", weights_only=False)["state_dict"]
+    config = Config.fromfile(work_dir / f"{name}.py")
+    settings = {k: v for k, v in config.model.items() if k != "type" and not k.endswith("_quantization")}
+    torch.manual_seed(0)
+    trained = (PreferenceModel if "objectives" in settings else VisionLanguageModel)(**settings)
+    start = {name: p.detach().clone() for name, p in trained.named_parameters() if p.requires_grad}
+    assert checkpoint.keys() == start.keys()
+    for part, state in states_of(config.model).items():
+        found = {"lora_" in key for key in start if key.startswith(f"model.{TOWER[part]}.")}
+        assert found == {"all": {False}, "lora": {True}, "frozen": set()}[state], (part, found)
+    still = [key for key in start if "lora_A" not in key and torch.equal(start[key], checkpoint[key])]
+    assert still == []  # every trained tensor has moved (A of LoRA starts at random)
+
+    export(work_dir / f"{name}.py", work_dir / f"iter_{STEPS}.pth", tmp_path / "out", dtype="float32")
+    trained.load_state_dict(checkpoint, strict=False)
+    trained.eval()
+    exported, _ = load_model(tmp_path / "out", dtype=None)
+    exported.img_context_token_id = trained.model.img_context_token_id
+    inputs = chat_inputs(trained.model)
+    expected = logits(trained.model, inputs)
+    gap = (logits(exported, inputs) - expected).abs().max()
+    assert expected.std() > 0.01 and gap <= 1e-4 * max(1.0, float(expected.abs().max()))
+
+    answer = exported.chat(load_tokenizer(tmp_path / "out"), inputs[0], "What is it?", dict(max_new_tokens=3))
+    assert isinstance(answer, str)
+    shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", FAMILIES)
+def test_a_leaf_of_each_family_trains_in_two_processes(folder, options, tmp_path):
+    """With the ZeRO stage of its launch line."""
+    stages = {
+        name: labels_of(path)["launch"].partition("--deepspeed ")[2]
+        for name, path in LEAVES.items()
+        if path.parent.name == folder
+    }
+    name = max(stages, key=stages.get)  # the highest stage
+    deepspeed = ("--deepspeed", stages[name]) if stages[name] else ()
+    work_dir = train(name, options(name), tmp_path, processes=2, extra=deepspeed)
+    assert (work_dir / f"iter_{STEPS}.pth").exists()
+    export(work_dir / f"{name}.py", work_dir / f"iter_{STEPS}.pth", tmp_path / "out")

@@ -1,0 +1,229 @@
+"""Nothing that a user sets is ignored: configs and command lines reach the one key that is read, or are refused."""
+
+import re
+
+import pytest
+from mmengine.config import Config
+
+from tests.conftest import ROOT
+from xtuner_plugins.settings import (
+    SETTINGS,
+    ConfigError,
+    find_config,
+    import_types,
+    labels_of,
+    leaves,
+    load_config,
+    make_reloadable,
+    parse_words,
+    read_config,
+    value_at,
+)
+
+DATA = "train_dataloader.dataset"
+LORA = "finetune_lora"
+TAKES_IN = "from mmengine.config import read_base\nwith read_base():\n    from {} import *\n{}\n"
+
+
+def write(folder, body, parent=f"xtp_configs.{LORA}", name="mine.py"):
+    path = folder / "my-run" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(TAKES_IN.format(parent, body))
+    return str(path)
+
+
+def test_a_config_anywhere_on_disk_inherits(tmp_path):
+    """From a folder whose name is no module, over two files; what follows from the base and the workers follows."""
+    body = "data_root = '/data'\nmodel.base = 'models/mine'\ntrain_dataloader.num_workers = 0\n"
+    write(tmp_path, body + f"{DATA}.data_paths = [data_root + '/a.jsonl']")
+    second = write(tmp_path, "optim_wrapper.optimizer.lr = 0.25", ".mine", "second.py")
+    cfg = load_config(second, parse_words(["lora_rank=8"]))
+    assert (cfg.optim_wrapper.optimizer.lr, cfg.model.llm_lora.r, cfg.model.llm_lora.lora_alpha) == (0.25, 8, 128)
+    dataset = cfg.train_dataloader.dataset
+    assert dataset.base == cfg.model.base == "models/mine" and dataset.data_paths == ["/data/a.jsonl"]
+    assert cfg.train_dataloader.persistent_workers is False
+    own = read_config(write(tmp_path, f"{DATA}.base = 'other'"))
+    assert own.train_dataloader.dataset.base == "other" and own.train_dataloader.persistent_workers
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ("lr = 0.25", "nothing reads 'lr'; write optim_wrapper.optimizer.lr = ..."),
+        ("max_tiles = 6", f"nothing reads 'max_tiles'; write {DATA}.max_tiles = ..."),
+        ("pack_tokens = 4096", "write train_dataloader.batch_sampler.max_tokens = ..."),
+        ("heaviest_first = True", "nothing reads 'heaviest_first'; write train_cfg.heaviest_first = ..."),
+        ("modle = dict()", "nothing reads 'modle'; did you mean 'model'?"),
+        ("optim_wraper = dict()", "did you mean 'optim_wrapper'?"),
+        ("train_dataloader.datset.max_tiles = 6", "datset"),
+        ("\nlr = = 3", "mine.py:5 cannot be read: SyntaxError"),
+    ],
+)
+def test_names_that_nothing_reads(tmp_path, body, message):
+    path = write(tmp_path, body)
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        read_config(path)
+    assert "\n" not in str(caught.value) and "mine.py" in str(caught.value)
+
+
+def test_a_short_name_may_stand_beside_its_key(tmp_path):
+    assert read_config(write(tmp_path, "lr = 0.5\noptim_wrapper.optimizer.lr = lr")).optim_wrapper.optimizer.lr == 0.5
+
+
+@pytest.mark.parametrize("more", ["", "from mmengine.optim import OptimWrapper\n"], ids=["plain", "with imports"])
+def test_a_base_of_the_old_kind_is_refused_with_what_to_write(tmp_path, more):
+    (tmp_path / "old.py").write_text(f'{more}_base_ = ["{ROOT}/configs/finetune_lora.py"]\n')
+    with pytest.raises(ConfigError, match="`_base_` can't take in .* derive with `with read_base"):
+        read_config(str(tmp_path / "old.py"))
+
+
+def test_imports_that_fail_are_named(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from no_such_library import Model\n\nmodel = dict(type=Model)\n")
+    cfg = read_config(str(path))  # reading imports nothing
+    with pytest.raises(ConfigError, match=r"mine.py cannot be read: ModuleNotFoundError: .*no_such_library"):
+        import_types(cfg)
+
+
+def test_every_short_name_has_a_place():
+    """In one of the configs, or as a keyword of a class; `engine.signatures` reads those."""
+    from xtuner_plugins.engine.signatures import parameters
+
+    found = [read_config(name) for name in ("finetune_qlora", "finetune_packed", "finetune_mpo_full")]
+    for name, setting in SETTINGS.items():
+        at, _, last = setting.key.rpartition(".")
+        places = [place for place in (value_at(cfg, at) for cfg in found) if isinstance(place, dict)]
+        kinds = [dict.__getitem__(place, "type") for place in places if "type" in place]
+        known = [parameters(kind._module, kind._imported) for kind in kinds]
+        assert (
+            any(last in place for place in places)
+            or "part_lr" in at
+            or "paramwise_cfg" in at
+            or any(last in names or takes_any for names, takes_any in known)
+        ), name
+        assert setting.words and "\n" not in setting.words
+
+
+VALUES = [
+    *(("1", 1), ("1e-4", 1e-4), ("true", True), ("None", None), ("word", "word"), ("", ""), ("a b", "a b")),
+    *(
+        ("1,2", [1, 2]),
+        ("[a, b]", ["a", "b"]),
+        ("(1,2)", (1, 2)),
+        ("a b/c,d", ["a b/c", "d"]),
+        ("[None,None]", [None, None]),
+    ),
+    *((text, text) for text in ("shards/{000..009}.tar", "{a,b}.jsonl", "(q|k)_proj", "s3://b/{a}.tar", "C:\\a.jsonl")),
+    *((repr(value), value) for value in ({}, {"crop": 1.5, "q": (75, 100)}, [{"a": 1}, None], [None, {"a": {"b": 2}}])),
+]
+
+
+@pytest.mark.parametrize("text, value", VALUES, ids=[text for text, _ in VALUES])
+def test_values_of_the_command_line(text, value):
+    for words in ((f"a.b={text}", "c=1"), ()), ((), (f"a.b={text}", "c=1")):
+        assert parse_words(*words) == {"a.b": value, "c": 1}
+
+
+@pytest.mark.parametrize(
+    "word, message",
+    [
+        ("lr", "--set lr: takes KEY=VALUE pairs"),
+        ("augment={crop: 1.5}", "names stand without quotes, or it is no literal; write a Python literal in quotes"),
+        ('augment={"crop": 1.5', "'{' was never closed; write"),
+        ("augment=dict(crop=1.5)", "no literal; write"),
+        ("betas=[(1,2]", "its brackets don't match; write"),
+    ],
+)
+def test_values_that_cannot_be_read(word, message):
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        parse_words([word])
+    assert "\n" not in str(caught.value)
+
+
+def test_set_and_cfg_options_change_one_key():
+    key = "optim_wrapper.optimizer.lr"
+    for words in (["lr=5e-5"], []), ([f"{key}=5e-5"], []), ([], [f"{key}=5e-5"]), (["lr=1"], [f"{key}=5e-5"]):
+        assert read_config(LORA, parse_words(*words)).optim_wrapper.optimizer.lr == 5e-5
+
+
+def test_a_dict_takes_the_place_of_the_value():
+    changes = {f"{DATA}.augment": {"crop": 0.5}, "optim_wrapper.clip_grad": {"max_norm": 2}, "custom_hooks.1": {"a": 2}}
+    cfg = read_config(LORA, {**changes, "custom_hooks.0.mine": 1})
+    assert cfg.train_dataloader.dataset.augment == {"crop": 0.5} and cfg.optim_wrapper.clip_grad == {"max_norm": 2}
+    assert cfg.custom_hooks[0].mine == 1 and cfg.custom_hooks[1] == {"a": 2}
+    changes[f"{DATA}.augment.crop"] = 0.25
+    assert read_config(LORA, changes).train_dataloader.dataset.augment == {"crop": 0.25}
+
+
+@pytest.mark.parametrize(
+    "key, message",
+    [
+        ("lr", "lr: no key of the runner; write optim_wrapper.optimizer.lr=..., or --set lr=..."),
+        ("max_tile", "nothing reads 'max_tile'; did you mean max_tiles?"),
+        ("modle.base", "nothing reads 'modle'; did you mean 'model'?"),
+        (f"{DATA}.augment.crop", f"{DATA} has no 'augment'; give all of it: {DATA}.augment='{{...}}'"),
+        (f"{DATA}.max_tiles.x.y", f"{DATA}.max_tiles is 12 and has no 'x.y'; give all of it: {DATA}.max_tiles=..."),
+        (f"{DATA}.data_paths.5", f"{DATA}.data_paths is a list of 1, which has no '5'; give an index, from 0 on"),
+        ("train_dataloader.datset.max_tiles", "train_dataloader has no 'datset'; did you mean 'dataset'?"),
+        ("train_dataloader.batch_sampler.max_tokens", "train_dataloader has no 'batch_sampler'"),
+    ],
+)
+def test_keys_that_are_not_there(key, message):
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        read_config(LORA, {key: 1})
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_run_writes_is_the_same_config(tmp_path):
+    """But for what only a lazy config can say: which function prepares XTuner's process."""
+    cfg = read_config(LORA, {"model.base": "models/mine"})
+    same = {key: value for key, value in cfg.to_dict().items() if "resource" not in key and "pretrained" not in key}
+    for name in ("first.py", "second.py"):
+        make_reloadable(cfg)
+        (tmp_path / name).write_text(cfg.pretty_text)
+        cfg = read_config(str(tmp_path / name), {"optim_wrapper.optimizer.lr": 0.5})
+    assert cfg.custom_imports == {"imports": ["xtuner_plugins.engine.prepared"]}
+    same["optim_wrapper"]["optimizer"]["lr"] = 0.5
+    assert {key: value for key, value in cfg.to_dict().items() if key != "custom_imports"} == same
+
+
+def test_a_leaf_is_found_from_anywhere(tmp_path, monkeypatch):
+    leaf = ROOT / "configs/finetune_lora.py"
+    assert find_config(LORA) == "configs/finetune_lora.py"
+    monkeypatch.chdir(tmp_path)
+    assert find_config(LORA) == str(leaf) == str(leaves()[LORA])
+    (tmp_path / LORA).mkdir()
+    assert find_config(LORA) == str(leaf)
+    (tmp_path / f"{LORA}.py").write_text("")
+    assert find_config(f"{LORA}.py") == f"{LORA}.py"
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ("finetune_lorra", "did you mean .*finetune_lora"),
+        ("configs/finetune_lorra.py", "did you mean .*finetune_lora"),
+        ("zzz", "tools/list_configs.py lists"),
+        ("run", "tools/list_configs.py lists"),
+        ("", "tools/list_configs.py lists"),
+    ],
+)
+def test_what_is_no_config(wrong, message):
+    with pytest.raises(ConfigError, match=f"config {wrong} does not exist; {message}") as caught:
+        find_config(wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_go_on_over_lines(tmp_path):
+    (tmp_path / "a.py").write_text(
+        '"""Title.\n\ndata            a,\n                b\nother  c\nlaunch          d\n"""\n'
+    )
+    assert labels_of(tmp_path / "a.py") == {"title": "Title.", "data": "a, b", "launch": "d"}
+    (tmp_path / "b.py").write_text("a = 1\nb = (\n")
+    with pytest.raises(ConfigError, match="b.py:2 cannot be read: SyntaxError"):
+        labels_of(tmp_path / "b.py")
+
+
+def test_mmengine_reads_a_leaf_without_help():
+    """As XTuner's own process does; only what `complete` fills in is missing."""
+    assert "base" not in Config.fromfile(str(leaves()[LORA])).train_dataloader.dataset

@@ -1,0 +1,358 @@
+"""The settings of a run by their short names, where each stands in a config, and how a config is read.
+
+``--set lr=5e-5`` changes the key ``optim_wrapper.optimizer.lr`` under a name that is quicker to type. There is no other
+layer: what a config writes, what ``--set`` and ``--cfg-options`` change and what the run reads is one key.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import difflib
+import importlib.util
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+
+from .checkout import CONFIGS
+
+PACKAGE = "xtp_configs"  # configs/ under a name that MMEngine finds: a distribution's own name would not do
+PREPARED = "xtuner_plugins.engine.prepared"
+LABELS = ("trains", "frozen", "starts from", "data", "hardware", "launch", "less memory", "note")
+# What MMEngine's runners and XTuner's command read at the top level of a config.
+RUNNER_KEYS = frozenset(
+    """model work_dir train_dataloader val_dataloader test_dataloader train_cfg val_cfg test_cfg auto_scale_lr
+    optim_wrapper param_scheduler val_evaluator test_evaluator default_hooks custom_hooks custom_imports
+    data_preprocessor load_from resume launcher env_cfg log_processor log_level visualizer default_scope randomness
+    experiment_name cfg model_wrapper_cfg find_unused_parameters runner_type strategy compile extra_ckpt sync_bn
+    model_resource pretrained_model_name_or_path""".split()
+)
+
+
+class ConfigError(ValueError):
+    """A config that can't be trained; the message names the key, the value and the remedy."""
+
+
+class Setting(NamedTuple):
+    """A key of the config under a short name, and what it means."""
+
+    key: str
+    words: str
+
+
+_TABLE = """
+base model.base official InternVL directory to train from
+data_paths train_dataloader.dataset.data_paths annotation files
+image_folders train_dataloader.dataset.image_folders one for each file, or one for all
+repeat_times train_dataloader.dataset.repeat_times how often each file is used per epoch
+max_tiles train_dataloader.dataset.max_tiles + thumbnail
+max_length train_dataloader.dataset.max_length tokens; 13 tiles take 3328
+template train_dataloader.dataset.template None: the one that the base names
+augment train_dataloader.dataset.augment e.g. {"jpeg_quality": (75, 100)}; docs/data.md
+backend_args train_dataloader.dataset.backend_args options of stores; docs/data.md
+batch_size train_dataloader.batch_size samples of a micro-batch on each GPU
+num_workers train_dataloader.num_workers loading processes of each GPU
+pack_tokens train_dataloader.batch_sampler.max_tokens of a pack
+pack_tiles train_dataloader.batch_sampler.max_tiles of a pack
+freeze_visual_encoder model.freeze_visual_encoder False trains the encoder whole
+visual_encoder_last_layers model.visual_encoder_last_layers 4: the last four blocks of a frozen encoder train
+freeze_projector model.freeze_projector False trains it
+freeze_llm model.freeze_llm False trains the LLM whole
+train_head model.train_head the head of a frozen LLM
+train_new_tokens model.train_new_tokens rows of image and grounding tokens of a frozen LLM
+lora_rank model.llm_lora.r rank of the LLM's adapters
+lora_alpha model.llm_lora.lora_alpha their scale times the rank
+lora_dropout model.llm_lora.lora_dropout on their input
+lora_targets model.llm_lora.target_modules None: every linear layer; names, or a regular expression
+use_rslora model.llm_lora.use_rslora scales by lora_alpha / sqrt(lora_rank)
+use_dora model.llm_lora.use_dora learns size and direction of a row apart
+quant_type model.llm_quantization.bnb_4bit_quant_type nf4 or fp4
+dtype model.dtype auto: bfloat16 where the device has it, else float16
+gradient_checkpointing model.gradient_checkpointing less memory, one more forward pass
+visual_encoder_checkpointing model.visual_encoder_checkpointing None: as above; False, True, or 4: in groups of four
+projector_checkpointing model.projector_checkpointing the projector's activations too
+compile_blocks model.compile_blocks torch.compile; not with ZeRO-3 or 4 bits
+row_multiple model.row_multiple tokens; a row on a GPU is filled up to a multiple
+objectives model.objectives of preference pairs: name to weight
+beta model.beta scale of rewards
+label_smoothing model.label_smoothing of dpo: share of pairs whose labels may be swapped
+reward_per_token model.per_token rewards of mean log probabilities
+simpo_margin model.margin of simpo
+precompute_reference model.precomputed_reference of the reference, once; kept in work_dirs/reference
+accumulative_counts optim_wrapper.accumulative_counts micro-batches of an optimizer step
+optimizer optim_wrapper.optimizer.name adamw, adamw_8bit, paged_adamw_8bit, paged_adamw_32bit
+lr optim_wrapper.optimizer.lr learning rate at the end of the warm-up
+visual_encoder_lr optim_wrapper.paramwise_cfg.part_lr.visual_encoder None: lr
+projector_lr optim_wrapper.paramwise_cfg.part_lr.projector None: lr
+llm_lr optim_wrapper.paramwise_cfg.part_lr.llm None: lr
+lora_lr optim_wrapper.paramwise_cfg.part_lr.lora None: lr
+loraplus_lr_ratio optim_wrapper.paramwise_cfg.loraplus_lr_ratio 16: B matrices learn so many times as fast as A
+visual_encoder_layer_decay optim_wrapper.paramwise_cfg.visual_encoder_layer_decay factor on lr per block, from the last
+betas optim_wrapper.optimizer.betas of AdamW
+weight_decay optim_wrapper.optimizer.weight_decay not on norms and biases
+max_grad_norm optim_wrapper.clip_grad.max_norm gradients are clipped to
+warmup_ratio param_scheduler.warmup_ratio share of the optimizer steps
+max_epochs train_cfg.max_epochs may be a fraction
+max_steps train_cfg.max_iters optimizer steps; ends the run before max_epochs
+heaviest_first train_cfg.heaviest_first tries the largest batch before the first step
+save_steps default_hooks.checkpoint.interval optimizer steps
+save_total_limit default_hooks.checkpoint.max_keep_ckpts checkpoints kept
+val_data_paths default_hooks.validation.data_paths annotation files to validate on
+val_image_folders default_hooks.validation.image_folders None: paths are relative to the file
+val_interval default_hooks.validation.interval optimizer steps; also at the end of the run
+val_batch_size default_hooks.validation.batch_size of validation
+val_benchmarks default_hooks.validation.benchmarks files as tools/evaluate.py takes, answered then
+val_benchmark_images default_hooks.validation.benchmark_images their image folder; None: that of each file
+val_benchmark_limit default_hooks.validation.benchmark_limit questions of each; None: all
+val_metric default_hooks.validation.metric of val_benchmarks; None: each one's own
+panel default_hooks.validation.panel questions answered then: a jsonl file, or a list
+panel_max_new_tokens default_hooks.validation.panel_max_new_tokens of their answers
+tracker visualizer.tracker tensorboard, wandb, swanlab, mlflow or none
+"""
+SETTINGS = {name: Setting(*rest) for name, *rest in (line.split(None, 2) for line in _TABLE.strip().splitlines())}
+
+_LABEL = re.compile(rf"^({'|'.join(LABELS)})  +(\S.*)$")
+# Where a dict begins in a text: `{a,b}.jsonl` and `{000..009}.tar` name files.
+_DICT = re.compile(r"(?:^|[\[(,\s])(?:\{\s*\}|\{[^,{}]*:|dict\()")
+_WRITE = """write a Python literal in quotes, e.g. KEY='{"crop": 1.5}'"""
+
+
+def leaves() -> dict[str, Path]:
+    """Every config of configs/ by its stem; bases are none."""
+    found = (path for path in sorted(CONFIGS.rglob("*.py")) if path.name != "__init__.py")
+    return {path.stem: path for path in found if "_base_" not in path.parts}
+
+
+def find_config(name: str) -> str:
+    """The path of a config that is given by its path, or by the stem of one in configs/.
+
+    Raises:
+        ConfigError: There is none; names those whose names are nearest.
+    """
+    if Path(name).is_file():
+        return name
+    known = leaves()
+    if name in known:
+        path = str(known[name])
+        return os.path.relpath(path) if path.startswith(os.getcwd() + os.sep) else path
+    close = difflib.get_close_matches(Path(name).stem, known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "tools/list_configs.py lists those of configs/"
+    raise ConfigError(f"config {name} does not exist; {hint}")
+
+
+def labels_of(path: str | Path) -> dict[str, str]:
+    """What a config's docstring says, by label (`LABELS`); the first line is the ``title``.
+
+    Raises:
+        ConfigError: The file is no Python.
+    """
+    try:
+        doc = ast.get_docstring(ast.parse(Path(path).read_text(encoding="utf-8"))) or ""
+    except SyntaxError as error:
+        raise _unreadable(str(path), error) from None
+    found, label = {"title": doc.partition("\n")[0]}, None
+    for line in doc.splitlines()[1:]:
+        if match := _LABEL.match(line):
+            label = match[1]
+            found[label] = match[2]
+        elif label and line.startswith(" "):
+            found[label] += f" {line.strip()}"
+        else:
+            label = None
+    return found
+
+
+def parse_words(settings: Sequence[str] = (), options: Sequence[str] = ()) -> dict[str, Any]:
+    """Keys of the runner with their values, of the words of ``--set`` and ``--cfg-options``.
+
+    Args:
+        settings: ``NAME=VALUE`` with a short name or a key.
+        options: ``KEY=VALUE``.
+
+    Raises:
+        ConfigError: A word without ``=``, or a value that can't be read.
+    """
+    found = {}
+    for option, words in (("--set", settings), ("--cfg-options", options)):
+        for word in words:
+            name, equals, text = word.partition("=")
+            if not equals:
+                raise ConfigError(f"{option} {word}: takes KEY=VALUE pairs, with no space around the =")
+            key = SETTINGS[name].key if option == "--set" and name in SETTINGS else name
+            found[key] = _read_value(text, f"{option} {word}")
+    return found
+
+
+def _near(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"; did you mean {close[0] if close[0] in SETTINGS else repr(close[0])}?" if close else ""
+
+
+def _read_value(text: str, said: str) -> Any:
+    """A Python literal; ``a,b`` and ``[a,b]`` as lists of such values, ``true`` and ``false``; else the text itself."""
+    try:
+        value = ast.literal_eval(text)
+        return list(value) if isinstance(value, tuple) and not text.startswith("(") else value
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        if _DICT.search(text):
+            problem = error.msg if isinstance(error, SyntaxError) else "names stand without quotes, or it is no literal"
+            raise ConfigError(f"{said}: {problem}; {_WRITE}") from None
+    members = re.split(r",(?![^{}]*\})", text)
+    if len(members) == 1 and not text.startswith("["):
+        return {"true": True, "false": False}.get(text, text)
+    if any(text.count(opening) != text.count(closing) for opening, closing in ("[]", "()")):
+        raise ConfigError(f"{said}: its brackets don't match; {_WRITE}")
+    members = [member.strip("[]() ") for member in members]
+    return [_read_value(member, said) for member in members if member]
+
+
+def read_config(name: str, changes: Mapping[str, Any] | None = None) -> Config:
+    """Reads a Python config and changes what the command line says; imports nothing that the config names.
+
+    Args:
+        name: Its path, or the stem of a config in configs/.
+        changes: Keys of the runner with their values, see `parse_words`. A dict replaces the value that is there.
+
+    Raises:
+        ConfigError: No such file, a file that doesn't run, a name that nothing reads, or a key that isn't there.
+    """
+    path = find_config(name)
+    if PACKAGE not in sys.modules:  # a checkout that isn't installed, and always the configs beside this code
+        spec = importlib.util.spec_from_file_location(PACKAGE, CONFIGS / "__init__.py")
+        sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="pkg_resources")  # by which MMEngine looks for packages
+            cfg = Config.fromfile(path)
+    except Exception as error:  # a config is a Python file and may raise anything
+        raise _unreadable(path, error) from error
+    _check_strays(cfg)
+    for key, value in (changes or {}).items():
+        _change(cfg, key, value)
+    complete(cfg)
+    return cfg
+
+
+def load_config(name: str, changes: Mapping[str, Any] | None = None) -> Config:
+    """As `read_config`, and imports all that the config names; raises `ConfigError` also where an import fails."""
+    cfg = read_config(name, changes)
+    import_types(cfg)
+    return cfg
+
+
+def import_types(cfg: Config) -> None:
+    """Imports of a config are lazy: this makes every one of them happen; raises `ConfigError` where one fails."""
+    try:
+        dict(cfg.items())
+    except Exception as error:
+        raise _unreadable(cfg.filename, error) from error
+
+
+def _unreadable(path: str, error: Exception) -> ConfigError:
+    line = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
+    if "inheritance chain" in str(error):  # MMEngine's two kinds of configs
+        problem = "`_base_` can't take in a config that is written with imports, nor stand in one"
+        return ConfigError(
+            f"config {path} cannot be read: {problem}; derive with `with read_base(): from ... import *`"
+        )
+    text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())[:300]
+    return ConfigError(f"config {path}{line} cannot be read: {type(error).__name__}: {text}")
+
+
+def _check_strays(cfg: Config) -> None:
+    """Raises `ConfigError` on a name of the config that looks like a setting, but that nothing reads.
+
+    Other names are helper variables: ``data_root = ...``. So is a short name whose value its key has taken. A config of
+    another project's model has names of its own, and one that an earlier run has written (XTuner adds its launcher)
+    keeps names whose keys the command line had changed.
+    """
+    kind = value_at(cfg, "model.type")
+    if "launcher" in cfg or not str(getattr(kind, "_module", kind)).startswith(__package__):
+        return
+    for name, value in cfg._to_lazy_dict().items():
+        if name in SETTINGS:
+            key = SETTINGS[name].key
+            hint = f"; write {key} = ..." if value_at(cfg, key) != value else ""
+        else:
+            hint = "" if name in RUNNER_KEYS else _near(name, RUNNER_KEYS, cutoff=0.8)
+        if hint:
+            raise ConfigError(f"config {cfg.filename}: nothing reads {name!r}{hint}")
+
+
+def value_at(cfg: Config | Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """The value of a dotted key, not imported; the default where it isn't there."""
+    node = getattr(cfg, "_cfg_dict", cfg)
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return default
+        node = dict.__getitem__(node, part)
+    return node
+
+
+def _change(cfg: Config, key: str, value: Any) -> None:
+    """Gives a key a value; raises `ConfigError` where nothing reads it, or the config has no such place."""
+    *parents, last = key.split(".")
+    if key in SETTINGS:
+        raise ConfigError(f"{key}: no key of the runner; write {SETTINGS[key].key}=..., or --set {key}=...")
+    if (top := key.partition(".")[0]) not in RUNNER_KEYS:
+        raise ConfigError(f"{key}: nothing reads {top!r}{_near(top, [*SETTINGS, *RUNNER_KEYS])}")
+    node = cfg._cfg_dict
+    for depth, part in enumerate([*parents, None]):
+        if not isinstance(node, (dict, list)):
+            above, rest = ".".join(parents[:depth]), ".".join([*parents[depth:], last])
+            raise ConfigError(f"{key}: {above} is {node!r} and has no {rest!r}; give all of it: {above}=...")
+        if part is None:
+            break
+        node = _member(node, part, key, ".".join(parents[:depth]))
+    if isinstance(node, list):
+        _member(node, last, key, ".".join(parents))
+        last = int(last)
+    node[last] = copy.deepcopy(value)
+
+
+def _member(node: dict | list, part: str, key: str, above: str) -> Any:
+    if isinstance(node, list):
+        if not part.isdigit() or int(part) >= len(node):
+            raise ConfigError(
+                f"{key}: {above} is a list of {len(node)}, which has no {part!r}; give an index, from 0 on"
+            )
+        return node[int(part)]
+    if part not in node:
+        hint = _near(part, node) or f"; give all of it: {f'{above}.{part}'.lstrip('.')}='{{...}}'"
+        raise ConfigError(f"{key}: {above or 'the config'} has no {part!r}{hint}")
+    return dict.__getitem__(node, part)
+
+
+def complete(cfg: Mapping[str, Any]) -> None:
+    """Fills in what follows from other keys: the data's base is the model's, and without workers none persist."""
+    model, loader = cfg.get("model"), cfg.get("train_dataloader")
+    if not isinstance(model, dict) or not isinstance(loader, dict):
+        return
+    if isinstance(loader.get("dataset"), dict) and "base" in model:
+        loader["dataset"].setdefault("base", model["base"])
+    if loader.get("num_workers") == 0:
+        loader["persistent_workers"] = False
+
+
+def make_reloadable(cfg: Config) -> None:
+    """Replaces what a dump would turn into a text that can't be trained: the function of ``model_resource``."""
+    cfg._cfg_dict.pop("model_resource", None)
+    cfg._cfg_dict.pop("pretrained_model_name_or_path", None)
+    own = (cfg.get("custom_imports") or {}).get("imports", [])
+    cfg.custom_imports = dict(imports=[*(each for each in own if each != PREPARED), PREPARED])
+
+
+def validation_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the `ValidationHook` among a config's hooks, lazy or imported; empty without one."""
+    for hook in (*(cfg.get("default_hooks") or {}).values(), *(cfg.get("custom_hooks") or ())):
+        kind = hook.get("type") if isinstance(hook, Mapping) else None
+        name = getattr(kind, "_imported", None) or getattr(kind, "__name__", kind)
+        if isinstance(name, str) and name.rpartition(".")[2] == "ValidationHook":
+            return {key: value for key, value in hook.items() if key != "type"}
+    return {}

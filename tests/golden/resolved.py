@@ -83,7 +83,7 @@ def kinds(value: Any) -> Iterator[Any]:
 
 def today() -> dict[str, dict]:
     """``configs`` by stem; ``defaults`` by type, or by key of a dict without one."""
-    paths = {path.stem: path for path in sorted(CONFIGS.rglob("*.py")) if "_base_" not in path.parts}
+    paths = {path.stem: path for path in sorted(CONFIGS.rglob("[!_]*.py")) if "_base_" not in path.parts}
     configs = {name: Config.fromfile(path)._to_lazy_dict() for name, path in paths.items()}
     filled = {plain(kind): defaults(kind) for config in configs.values() for kind in kinds(config)}
     filled |= {**UNTYPED, "": defaults(Runner), "randomness": defaults(Runner.set_randomness)}

@@ -50,9 +50,7 @@ def options(folder: Path, name: str) -> dict[str, object]:
     """What each run sets: base and data of `prepare`, 20 steps of two micro-batches, no workers, the recorder."""
     base, dataset = folder / "base", f"{LOADER}.dataset"
     return {
-        "pretrained_model_name_or_path": base,
         "model.base": base,
-        f"{dataset}.base": base,
         f"{dataset}.data_paths": f"[{folder / 'data/train.jsonl'}]",
         f"{dataset}.image_folders": f"[{folder / 'data/images'}]",
         f"{dataset}.cache_dir": folder / "cache",
@@ -62,8 +60,6 @@ def options(folder: Path, name: str) -> dict[str, object]:
         "train_cfg.max_epochs": 100,
         "train_cfg.max_iters": NUM_STEPS,
         "param_scheduler.warmup_ratio": 0.1,
-        "default_hooks.recorder.type": "tests.golden.recorder.StepRecorder",
-        "default_hooks.recorder.out": folder / f"{name}.tsv",
     }
 
 
@@ -78,12 +74,17 @@ def prepare(folder: Path) -> None:
     write_dataset(folder / "data", num_samples=48)
 
 
+HEAD = "from mmengine.config import read_base\nwith read_base():\n"
+
+
 def train(folder: Path, name: str) -> None:
     """The command ``xtuner train``, in this process."""
     from xtuner.tools import train
 
     leaf, own = RUNS[name]
-    path = next((ROOT / "configs").rglob(f"{leaf}.py"))
+    path, out = folder / f"{name}.py", folder / f"{name}.tsv"
+    recorder = f"default_hooks.recorder = dict(type='tests.golden.recorder.StepRecorder', out={str(out)!r})"
+    path.write_text(f"{HEAD}    from xtp_configs.toy.{leaf} import *\n{recorder}\n")
     given = [f"{key}={value}" for key, value in {**options(folder, name), **own}.items()]
     sys.argv = ["train", str(path), "--work-dir", str(folder / name), "--seed", "7", "--cfg-options", *given]
     train.main()

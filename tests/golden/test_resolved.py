@@ -30,13 +30,13 @@ def test_a_default_may_be_written_out_or_not(kept):
     def write_out(config, defaults):
         config["model"]["llm_lora"]["bias"] = "none"
         config["train_cfg"]["dynamic_intervals"] = None
-        config["optim_wrapper"]["paramwise_cfg"].pop("loraplus_lr_ratio")
-        config["env_cfg"].pop("cudnn_benchmark")
-        config["randomness"].pop("deterministic")
-        config.pop("resume")
+        config["optim_wrapper"]["paramwise_cfg"]["loraplus_lr_ratio"] = 1
+        config["env_cfg"]["cudnn_benchmark"] = False
+        config["randomness"]["deterministic"] = False
+        config["resume"] = False
 
     def move_into_the_class(config, defaults):
-        defaults["xtuner_plugins.LossGuardHook"]["factor"] = config["default_hooks"]["loss_guard"].pop("factor")
+        defaults["xtuner_plugins.StepLineHook"]["interval"] = config["default_hooks"]["logger"].pop("interval")
 
     assert changed(kept, write_out) == changed(kept, move_into_the_class) == []
 

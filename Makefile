@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup quickstart preference test test-pythons test-slow test-gpu notebooks lint format clean
+.PHONY: help setup quickstart preference test test-pythons test-slow test-release test-gpu notebooks lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,9 +46,13 @@ test: $(READY)  ## unit tests (some minutes on 2 cores)
 test-pythons:  ## unit tests on Python 3.10, 3.11 and 3.12, each in a fresh environment
 	@tests/pythons.sh $(ARGS)
 
-test-slow: $(READY)  ## the slow tier: several processes, full-size models, other transformers versions
+test-slow: $(READY)  ## the slow tier: trainings in several processes
 	@echo "==> Slow tests"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadgroup --durations=15 $(ARGS)
+
+test-release: $(READY)  ## before a release: whole examples, true sizes, other transformers releases (about an hour)
+	@echo "==> Release tests"
+	@$(BIN)/python -m pytest -m release --durations=15 $(ARGS)
 
 test-gpu: $(READY)  ## what needs a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)

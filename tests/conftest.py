@@ -22,12 +22,6 @@ ROOT = Path(__file__).resolve().parents[1]
 HANGS_AFTER = 1800
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items):
-    """Tests at true sizes take most of the slow tier's time, and come last."""
-    items.sort(key=lambda item: item.path.name == "test_real_size.py")
-
-
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads():
     """Several test processes share the cores."""

@@ -2,7 +2,7 @@
 
 The root leaves train as shipped, each in a process of its own, except for what a machine of 2 cores can't wait for: one
 sample per micro-batch, one micro-batch per step, and the GPUs' bfloat16 (a CPU's default is float32, whose matrix
-products take 2.5 times as long here). These tests come last of the slow tier (see conftest.py).
+products take 2.5 times as long here).
 """
 
 import contextlib
@@ -160,8 +160,7 @@ def check_export(work_dir, tmp_path):
     return of_export, of_reload
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("true size")  # two at a time would need 30 GiB
+@pytest.mark.release
 @pytest.mark.skipif(sys.platform != "linux", reason="reads memory from /proc")
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_two_steps_of_13_tiles_within_memory(leaf, base, tmp_path):

@@ -73,7 +73,7 @@ def function(text, cls, name):
     return next(node for node in found.body if isinstance(node, ast.FunctionDef) and node.name == name)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_wrapper_takes_these_arguments(export):
     text = published_wheels.read("ms-vlmeval", RELEASE, "vlmeval/vlm/internvl/internvl_chat.py")
     init = function(text, WRAPPER, "__init__")
@@ -84,14 +84,14 @@ def test_the_wrapper_takes_these_arguments(export):
     assert f"self.version == '{VERSION}'" in ast.get_source_segment(text, function(text, WRAPPER, "generate_inner"))
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_config_is_read_as_it_is_written():
     text = published_wheels.read("ms-vlmeval", RELEASE, "vlmeval/run.py")
     for line in ("list(cfg['model'].keys())", "list(cfg['data'].keys())", "cls_name = config.pop('class')"):
         assert line in text
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("benchmark, cls", DATA_CLASSES.items())
 def test_the_benchmarks_are_known(benchmark, cls):
     text = published_wheels.read("ms-vlmeval", RELEASE, f"vlmeval/dataset/{FILES.get(cls, 'image_vqa.py')}")
@@ -99,7 +99,7 @@ def test_the_benchmarks_are_known(benchmark, cls):
     assert re.search(rf"""^\s+['"]{benchmark}['"]:""", ast.get_source_segment(text, found), re.MULTILINE)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_images_of_other_rows_and_letters_are_read_by_the_same_rules():
     """What `benchmarks/embedded.py` and `metrics/multiple_choice.py` follow."""
     base = published_wheels.read("ms-vlmeval", RELEASE, "vlmeval/dataset/image_base.py")

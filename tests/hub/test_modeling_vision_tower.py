@@ -126,7 +126,7 @@ def test_gradients_reach_what_is_used(tower):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.xdist_group("releases of transformers")
 @pytest.mark.parametrize("release", ["4.37.2", "4.44.2", "4.49.0", "5.0.0", ">=5,<6"])
 def test_releases(tower, release, tmp_path):

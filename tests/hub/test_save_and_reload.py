@@ -15,7 +15,7 @@ from tests.conftest import HANGS_AFTER
 
 from .test_versions import environment, version_in
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("releases of transformers")]
+pytestmark = [pytest.mark.release, pytest.mark.xdist_group("releases of transformers")]
 
 RELEASE = "4.49.0"
 SAVE = """

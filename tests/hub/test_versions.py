@@ -24,7 +24,7 @@ from .cases import LLMS, RMS_VISION, VISION, make_config, make_model, make_token
 from .probing import compare_reports, run_probe
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.release,
     pytest.mark.xdist_group("releases of transformers"),
 ]  # one process makes the environments
 

@@ -13,7 +13,7 @@ import torch
 
 from xtuner_plugins.models.objectives import PairLogProbs, Settings, preference_losses
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.release
 TRL = "1.16.0"
 OURS_TO_TRL = {"dpo": "sigmoid", "ipo": "ipo", "hinge": "hinge", "bco_pair": "bco_pair", "sft": "sft"}
 LENGTHS = ((5, 9), (12, 3), (7, 7))  # tokens of chosen and rejected answers

@@ -84,7 +84,7 @@ def test_links_lead_somewhere(path):
     assert found and [link for link in found if "://" not in link and not (path.parent / link).exists()] == []
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_it_runs_from_a_checkout(path, tmp_path):
     """In a copy of the checkout, so that a user's own runs in `work_dirs` stay. Twice, where it takes seconds."""

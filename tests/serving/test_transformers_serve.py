@@ -63,7 +63,7 @@ def ask(served, question, image):
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_it_answers_as_we_do(served, toy_base):
     session = ChatSession.from_pretrained(toy_base, device="cpu")
     asked = [

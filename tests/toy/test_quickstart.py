@@ -99,7 +99,7 @@ def test_two_quick_starts_side_by_side_are_refused(tmp_path):
         pass
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_whole_chain_in_short(tmp_path):
     """The real commands from end to end, on a copy of the sources so that a user's own run stays."""
     for folder in ("configs", "tools", "xtuner_plugins"):

@@ -202,7 +202,7 @@ def test_llava_model_of_an_unknown_encoder(made, tmp_path):
     assert not (tmp_path / "back").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.xdist_group("releases of transformers")
 @pytest.mark.parametrize("release", ["4.49.0", ">=5,<6"])
 def test_releases(kind, made, tmp_path, release):

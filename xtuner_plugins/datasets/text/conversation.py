@@ -120,7 +120,7 @@ def split_pair(pair: PairRecord, template: Template, tokenizer: TextTokenizer) -
 def _text_piece(text: str, supervised: bool, before: Sequence[Piece], tokenizer: TextTokenizer) -> Piece:
     """The piece of a plain text after other pieces."""
     anchor, skipped = tokenizer.anchors["start" if not before else "token" if before[-1].text is None else "text"]
-    return Piece(anchor + text, (), supervised, skipped=skipped)
+    return Piece(anchor + text, (), supervised, None, PROMPT, skipped)
 
 
 def _split_segment(

@@ -58,7 +58,7 @@ class Template:
         for fixed, turn in zip(around[system is not None :], record.turns, strict=False):  # one more follows the last
             segments.append(fixed)
             if turn.role == "assistant":
-                answer = "".join([self.conversation.answer_prefix, *turn.parts])
+                answer = empty.answer_prefix + "".join(turn.parts)
                 segments.append(Segment(answer, turn.supervised, answer=True))
                 segments.append(self._ends[turn.supervised])
             else:

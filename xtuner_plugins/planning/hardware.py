@@ -30,7 +30,6 @@ GPUS = {
         GPU("H100", 80, 989),  # SXM
         GPU("A100", 80, 312),  # SXM; also with 40 GB
         GPU("4090", 24, 165),
-        GPU("V100", 32, 125, "float16"),  # also with 16 GB
         GPU("T4", 16, 65, "float16"),
     )
 }

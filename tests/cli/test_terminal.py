@@ -33,3 +33,13 @@ def test_a_choice_of_the_user_stays():
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "xpu"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.stdout.strip() == "xpu", done.stderr
+
+
+def test_bitsandbytes_asks_the_hub_for_no_kernel(tmp_path):
+    """It would on a CPU with bfloat16 instructions, where the package `kernels` is installed."""
+    (tmp_path / "kernels.py").write_text("def get_kernel(*args, **kwargs): print('asked')")
+    quiet = "from xtuner_plugins.cli.terminal import quiet_imports; quiet_imports()"
+    code = f"{quiet}; import bitsandbytes, transformers.modeling_utils"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "asked" not in done.stdout, done.stdout + done.stderr

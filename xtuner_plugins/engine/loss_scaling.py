@@ -6,7 +6,7 @@
                         '-- overflow: no update, the scale is halved, the step is computed again
 
 An overflow skips no sample: `steps.run_step` repeats the step, so the schedule counts updates. GPUs without bfloat16
-(V100, T4, RTX 20) need float16. Under DeepSpeed its own scaler does this, see `settle_deepspeed_dtype`.
+(T4, RTX 20) need float16. Under DeepSpeed its own scaler does this, see `settle_deepspeed_dtype`.
 """
 
 from __future__ import annotations

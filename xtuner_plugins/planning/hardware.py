@@ -36,7 +36,6 @@ GPUS = {
         GPU("L40S", 48, 362, devices=("NVIDIA L40S",)),
         GPU("A100", 80, 312, devices=tuple(f"A{n}{form}" for n in (100, 800) for form in _A100_FORMS)),  # also 40 GB
         GPU("4090", 24, 165, devices=("RTX 4090",)),
-        GPU("V100", 32, 125, "float16"),  # also with 16 GB
         GPU("T4", 16, 65, "float16", ("Tesla T4",)),
     )
 }

@@ -11,7 +11,7 @@ from tests.conftest import HANGS_AFTER, ROOT
 from tests.engine.parallel_case import training, write_dataset
 from tests.process_table import MARK, end_all, marked, wait_until
 from xtuner_plugins.cli import launcher
-from xtuner_plugins.cli.launcher import check_gpus, main, training_processes
+from xtuner_plugins.cli.launcher import check_processes, main, training_processes
 from xtuner_plugins.engine.console import STEP_LINE
 from xtuner_plugins.settings import ConfigError, load_config
 
@@ -54,11 +54,22 @@ def test_useless_counts_are_refused(value):
         training_processes(["c.py"], {"NPROC_PER_NODE": value}, None)
 
 
-@pytest.mark.parametrize("processes, gpus, refused", [(4, 2, True), (2, 2, False), (4, 0, False)])
-def test_more_processes_than_gpus(monkeypatch, processes, gpus, refused):
+@pytest.mark.parametrize(
+    "processes, gpus, message",
+    [
+        (4, 2, "has 2 GPUs; set it to 2 or less$"),
+        (2, 2, None),
+        (3, 0, "has 2 cores and no GPU; set it to 2 or less, or XTUNER_PLUGINS_SHARE_CORES=1 to let them share"),
+        (2, 0, None),
+    ],
+)
+def test_more_processes_than_gpus_or_cores(monkeypatch, processes, gpus, message):
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-    with pytest.raises(ConfigError, match="has 2 GPUs; set it to 2 or less") if refused else contextlib.nullcontext():
-        check_gpus(processes)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {4, 5})
+    with pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext():
+        check_processes(processes, {})
+    if not gpus:
+        check_processes(processes, {"XTUNER_PLUGINS_SHARE_CORES": "1"})
 
 
 def test_an_option_without_a_value_is_one_line(capsys):

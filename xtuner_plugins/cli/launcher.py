@@ -29,6 +29,7 @@ from .ranks import run_ranks
 from .terminal import quiet_imports
 
 USAGE_ERROR = 2
+SHARE_CORES = "XTUNER_PLUGINS_SHARE_CORES"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -95,12 +96,15 @@ def num_gpus_here() -> int:
     return torch.cuda.device_count()
 
 
-def check_gpus(processes: int) -> None:
-    """Raises `ConfigError` where there are GPUs, but fewer than processes on this node."""
+def check_processes(processes: int, env: Mapping[str, str]) -> None:
+    """Raises `ConfigError` where this node has fewer GPUs, or without GPUs fewer cores, than processes."""
     num_gpus = num_gpus_here()
-    if 0 < num_gpus < processes:
-        text = f"NPROC_PER_NODE={processes}, but this machine has {num_gpus} GPUs"
-        raise ConfigError(f"{text}; set it to {num_gpus} or less")
+    limit, of = (num_gpus, "GPUs") if num_gpus else (len(os.sched_getaffinity(0)), "cores and no GPU")
+    if processes > limit and (num_gpus or env.get(SHARE_CORES) != "1"):
+        share = "" if num_gpus else f", or {SHARE_CORES}=1 to let them share the cores"
+        raise ConfigError(
+            f"NPROC_PER_NODE={processes}, but this machine has {limit} {of}; set it to {limit} or less{share}"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_text(cfg)
         quiet_imports()
         if args.launcher in (None, "pytorch"):
-            check_gpus(processes)
+            check_processes(processes, os.environ)
         check_early(cfg)
         import_types(cfg)
         check_config(cfg)

@@ -6,6 +6,7 @@ count optimizer steps. A step never crosses the end of an epoch: the last step o
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import time
@@ -33,6 +34,8 @@ from .run_length import check_length
 from .schedulers import WarmupCosineLR, plan_schedule
 from .steps import NonFiniteError, StepDropped, run_step, seed_step, unwrap
 from .stopping import command_to_go_on, requests, watching
+
+FEW_STEPS = 50
 
 
 class TrainingStopped(ValueError):
@@ -221,6 +224,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
             self._go_on()
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
+        self._tell_of_few_steps()
         if self._heaviest_first and self._iter < self._max_iters:
             self._rehearse()
         with watching():
@@ -232,6 +236,14 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         elif requests.agreed and is_main_process():
             print_log(_how_to_go_on(self._iter, newest_checkpoint(self.runner.work_dir)), "current")
         return self.runner.model
+
+    def _tell_of_few_steps(self) -> None:
+        """Warns of a run that is short because of its data, not because someone has asked for so many steps."""
+        if self._max_iters_given is None and self._max_iters < FEW_STEPS and is_main_process():
+            few = f"this run has {self._max_iters} optimizer steps, too few to learn much"
+            per_step = f"a step takes {self.micro_batches} micro-batches on each rank"
+            remedy = "lower accumulative_counts (and batch_size), or raise max_epochs"
+            print_log(f"{few}: {per_step}; {remedy}", "current", logging.WARNING)
 
     def _rehearse(self) -> None:
         """Runs the heaviest micro-batch that is left of the epoch, and forgets it."""

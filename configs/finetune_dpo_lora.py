@@ -13,7 +13,7 @@ less memory     max_tiles=6 max_length=2560
 from mmengine.config import read_base
 
 from xtuner_plugins.datasets import PreferenceDataset, collate_pairs
-from xtuner_plugins.engine import PrecomputedReferenceHook, PreferenceGuardHook
+from xtuner_plugins.engine import PrecomputedReferenceHook
 from xtuner_plugins.models import PreferenceModel
 
 with read_base():
@@ -33,5 +33,4 @@ optim_wrapper.accumulative_counts = 32
 optim_wrapper.optimizer.lr = 1e-5
 default_hooks.update(
     reference=dict(type=PrecomputedReferenceHook),  # with precomputed_reference=True
-    preference_guard=dict(type=PreferenceGuardHook),
 )

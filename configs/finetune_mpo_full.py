@@ -13,7 +13,7 @@ less memory     precompute_reference=True keeps no copy of projector and LLM, an
 from mmengine.config import read_base
 
 from xtuner_plugins.datasets import PreferenceDataset, collate_pairs
-from xtuner_plugins.engine import PrecomputedReferenceHook, PreferenceGuardHook
+from xtuner_plugins.engine import PrecomputedReferenceHook
 from xtuner_plugins.models import PreferenceModel
 
 with read_base():
@@ -34,5 +34,4 @@ optim_wrapper.accumulative_counts = 32
 optim_wrapper.optimizer.lr = 1e-6
 default_hooks.update(
     reference=dict(type=PrecomputedReferenceHook),  # with precomputed_reference=True
-    preference_guard=dict(type=PreferenceGuardHook),
 )

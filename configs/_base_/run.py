@@ -13,11 +13,11 @@ from xtuner_plugins.engine import (
     CheckpointGuardHook,
     GroupedOptimWrapperConstructor,
     LedgerHook,
+    LossesImageHook,
     LossSplitHook,
     PlanHook,
     PlannedTrainLoop,
     PreprocessingLockHook,
-    ReportPageHook,
     RunContractHook,
     StepLineHook,
     TrackingVisualizer,
@@ -67,7 +67,7 @@ custom_hooks = [
     dict(type=PlanHook),  # keeps the place in the data in every checkpoint
     dict(type=PreprocessingLockHook),  # keeps tile limits, template and tokens in every checkpoint
     dict(type=LedgerHook),  # work_dir/ledger.jsonl: what was left out, and why
-    dict(type=ReportPageHook),  # work_dir/report.html and loss.png
+    dict(type=LossesImageHook),  # work_dir/losses.png
     dict(type=LossSplitHook),  # training loss by dataset, tiles and length for the trackers
 ]
 visualizer = dict(type=TrackingVisualizer, vis_backends=[dict(type=LocalVisBackend)], tracker="tensorboard")

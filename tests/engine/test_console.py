@@ -128,5 +128,5 @@ def test_the_command_opens_with_the_contract(toy_base, tmp_path, processes, deep
     (log,) = (tmp_path / "run").glob("*/*.log")
     text = log.read_text()
     assert all(line in text for line in lines) and "System environment" in text and "Config:" in text
-    for name in ("run_contract.json", "report.html", "loss.png"):
+    for name in ("run_contract.json", "losses.png"):
         assert (tmp_path / "run" / name).stat().st_size > 100

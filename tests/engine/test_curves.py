@@ -1,10 +1,8 @@
-"""Series of a work directory: each step once over all starts, grouped by what shares a chart."""
+"""Series of a work directory: each step once over all starts."""
 
 import json
 
-import pytest
-
-from xtuner_plugins.engine.curves import CONTRACT_FILE, grouped, read_series
+from xtuner_plugins.engine.curves import CONTRACT_FILE, read_series
 
 
 def start(work_dir, name, done, rows):
@@ -28,23 +26,3 @@ def test_rows_of_a_step_belong_together_and_a_cut_line_is_left_out(tmp_path):
         file.write('{"step": 3, "lo')
     assert read_series(tmp_path) == {"loss": [(2, 1.0)], "lr": [(2, 1e-3)], "val_loss": [(2, 2.0)]}
     assert read_series(tmp_path / "none") == {}
-
-
-@pytest.mark.parametrize(
-    "names, groups",
-    [
-        (["tiles", "loss", "grad_norm"], {"loss": ["loss"], "grad_norm": ["grad_norm"], "tiles": ["tiles"]}),
-        (["lr", "lr/llm", "lr/projector"], {"lr": ["lr/llm", "lr/projector"]}),
-        (
-            ["val_loss_by_dataset/a/b", "val_loss_by_dataset/ocr", "loss_by_tiles/1", "val_loss", "loss"],
-            {
-                "loss": ["loss"],
-                "val_loss": ["val_loss"],
-                "val_loss_by_dataset": ["val_loss_by_dataset/a/b", "val_loss_by_dataset/ocr"],
-                "loss_by_tiles": ["loss_by_tiles/1"],
-            },
-        ),
-    ],
-)
-def test_groups(names, groups):
-    assert grouped(names) == groups and list(grouped(names)) == list(groups)

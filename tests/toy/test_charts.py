@@ -5,7 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from xtuner_plugins.toy.charts import GREEN, RED, draw_contact_sheet, draw_losses, read_losses
+from xtuner_plugins.engine.curves import draw_losses, read_losses
+from xtuner_plugins.toy.charts import GREEN, RED, draw_contact_sheet
 from xtuner_plugins.toy.data import write_data
 from xtuner_plugins.toy.evaluate import read_questions
 

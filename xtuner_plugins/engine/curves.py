@@ -1,18 +1,14 @@
-"""The scalars that the runs of a work directory have logged, as series over optimizer steps."""
+"""The scalars that the runs of a work directory have logged, as series over optimizer steps, and the losses drawn."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 CONTRACT_FILE = "run_contract.json"  # in the work directory, and in the folder of each start
 SCALARS = "vis_data/scalars.json"  # in the folder of each start
 NO_SERIES = {"step", "iter", "epoch", "eta", "memory", "base_lr"}
-FIRST = (
-    *("loss", "val_loss", "loss_by_dataset", "val_loss_by_dataset", "loss_by_tiles", "loss_by_tokens"),
-    *("lr", "grad_norm", "tokens_per_second", "samples_per_second", "padding", "peak_memory_gib"),
-)
 
 Series = list[tuple[int, float]]
 
@@ -57,14 +53,31 @@ def _step_before(folder: Path) -> int:
     return json.loads(path.read_text(encoding="utf-8"))["run"]["done"] if path.is_file() else 0
 
 
-def grouped(names: Iterable[str]) -> dict[str, list[str]]:
-    """The names of series by the chart that they share: ``lr/llm`` is in ``lr``."""
-    names = sorted(names)
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(name.partition("/")[0], []).append(name)
-    for group, members in groups.items():
-        if len(members) > 1 and group == "lr" and group in members:
-            members.remove("lr")  # of the optimizer's first group
-    order = {name: index for index, name in enumerate(FIRST)}
-    return dict(sorted(groups.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
+def read_losses(work_dir: str | Path) -> tuple[list[int], list[float]]:
+    """Steps and losses of the runs in a work directory."""
+    series = read_series(Path(work_dir))
+    if "loss" not in series:
+        raise FileNotFoundError(f"{work_dir} has no */{SCALARS} with losses: nothing was trained there")
+    return tuple(map(list, zip(*series["loss"], strict=True)))
+
+
+def draw_losses(runs: Mapping[str, str | Path], out: str | Path) -> None:
+    """Loss over steps, one panel per run.
+
+    Args:
+        runs: Title to work dir.
+        out: PNG to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(runs), 3.4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, work_dir) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs.items(), strict=True):
+        steps, losses = read_losses(work_dir)
+        axes.plot(steps, losses, color="#2454cc", linewidth=1.4)
+        axes.set(title=title, xlabel="step", ylabel="loss of the supervised tokens")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out)

@@ -1,4 +1,4 @@
-"""The quick start's two images: the loss curves, and a contact sheet of questions with their tiles and answers."""
+"""The quick start's contact sheet: questions with their tiles and answers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,42 +7,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from xtuner_plugins.datasets.images.media import load_image
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
-from xtuner_plugins.engine.curves import SCALARS, read_series
 from xtuner_plugins.toy.evaluate import is_right
 from xtuner_plugins.toy.images import TILE, font_file
 
 INK, GREEN, RED, GRAY = (34, 34, 40), (24, 120, 48), (184, 32, 36), (120, 120, 128)
 ROW, MARGIN = 250, 16  # px
-
-
-def read_losses(work_dir: str | Path) -> tuple[list[int], list[float]]:
-    """Steps and losses of the runs in a work directory."""
-    series = read_series(Path(work_dir))
-    if "loss" not in series:
-        raise FileNotFoundError(f"{work_dir} has no */{SCALARS} with losses: nothing was trained there")
-    return tuple(map(list, zip(*series["loss"], strict=True)))
-
-
-def draw_losses(runs: Mapping[str, str | Path], out: str | Path) -> None:
-    """Loss over steps, one panel per run.
-
-    Args:
-        runs: Title to work dir.
-        out: PNG to write.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5 * len(runs), 3.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (title, work_dir) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs.items(), strict=True):
-        steps, losses = read_losses(work_dir)
-        axes.plot(steps, losses, color="#2454cc", linewidth=1.4)
-        axes.set(title=title, xlabel="step", ylabel="loss of the supervised tokens")
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(out)
 
 
 def draw_contact_sheet(

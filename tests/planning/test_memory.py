@@ -184,7 +184,7 @@ def test_zero_1_holds_its_sums_from_the_start(warm_up):
     job = replace(warm_up, whole=frozenset({"llm", "projector"}))
     zero_1 = from_deepspeed("zero1", read_deepspeed("deepspeed_zero1"), 8)
     once, twice = (plan_memory(replace(job, accumulation=n), zero_1) for n in (1, 2))
-    assert once == twice and once.moment == "backward of the head"
+    assert once == twice and once.moment == "backward"
     assert once.parts["gradients"] == 4 * job.trained
 
 

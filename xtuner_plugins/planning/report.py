@@ -35,7 +35,8 @@ def duration(seconds: float) -> str:
 def memory_table(plan: Plan, strategy: Strategy, available: int) -> Table:
     """Part by part, the sum, what is free, and the verdict."""
     gpus = f"{strategy.gpus} GPU{'s' * (strategy.gpus > 1)}"
-    table = Table(title=f"Memory of one rank, {strategy.name} on {gpus}", title_justify="left")
+    title = f"Memory of one rank, {strategy.name} on {gpus}"
+    table = Table(title=title, title_justify="left", min_width=len(title))
     table.add_column("part")
     table.add_column("GiB", justify="right")
     for part, amount in plan.parts.items():

@@ -72,7 +72,8 @@ def test_an_answer_without_loss_is_context_as_in_chat(data_base, write_data, off
     assert loud["input_ids"].tolist() == silent["input_ids"].tolist()
     text = dataset.tokenizer
     learned = [token for token in silent["labels"].tolist() if token != IGNORE_INDEX]
-    assert text.decode(learned) == "No." + get_template(template).conversation.stop_token
+    conversation = get_template(template).conversation
+    assert text.decode(learned) == conversation.answer_prefix + "No." + conversation.stop_token
     assert len([t for t in loud["labels"].tolist() if t != IGNORE_INDEX]) > len(learned)
     lengths = dataset.lengths(0, num_workers=0)
     assert lengths.supervised.tolist() == [(s["labels"] != IGNORE_INDEX).sum().item() for s in (loud, silent)]

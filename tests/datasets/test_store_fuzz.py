@@ -59,7 +59,7 @@ def hostile():
         server.shutdown()
 
 
-@pytest.mark.parametrize("scheme", ["http", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scheme", ["http", pytest.param("s3", marks=pytest.mark.release)])
 def test_strange_replies(hostile, scheme, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     args = {"endpoint_url": hostile, "anon": True} if scheme == "s3" else None

@@ -12,7 +12,7 @@ from xtuner_plugins.checkpoints.work_dir import read_checkpoint
 from xtuner_plugins.datasets import MultimodalDataset, PackBatchSampler, PlanSampler, collate, collate_packed
 from xtuner_plugins.engine.loops import PlanIterator
 from xtuner_plugins.engine.step_batches import micro_batches, take_step
-from xtuner_plugins.settings import ConfigError
+from xtuner_plugins.settings import ConfigError, complete
 
 from .forked import train_forked
 from .parallel_case import ROOT, base_and_data, write_dataset
@@ -167,6 +167,7 @@ def test_the_same_as_real_runs(toy_base, data, tmp_path, name, processes):
     cfg.merge_from_dict({**base_and_data(toy_base, data), **options, "train_dataloader.num_workers": 0})
     if "packed" not in name:
         cfg.train_dataloader.batch_size = 4
+    complete(cfg)
     for rank in range(processes):
         lines = [json.loads(line) for line in Path(f"{tmp_path / 'steps'}.{rank}").read_text().splitlines()]
         numbers = [number for number, _ in lines]

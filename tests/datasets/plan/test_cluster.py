@@ -113,7 +113,7 @@ def test_a_local_cluster_of_two_workers_gives_the_same_index_and_ends(settings, 
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS_AFTER)
         assert done.returncode == 0 and done.stdout.split()[-2:] == ["45", "45"], done.stderr[-3000:]
-        assert wait_until(lambda: not marked(mark), 20)
+        assert wait_until(lambda: not marked(mark), HANGS_AFTER)
     finally:
         end_all(mark)
     assert_same_index(MultimodalDataset(**own), local)

@@ -54,8 +54,8 @@ def test_a_shipped_recipe_with_other_tiles_and_template(run_tool, toy_base, tmp_
     """Trained and exported by the commands that users have; the export answers in a process without this project."""
     data, images = write_dataset(tmp_path / "data", text_only=lambda index: False)
     settings = dict(base=str(toy_base), data_paths=[str(data)], image_folders=[str(images)], max_tiles=3, num_workers=0)
+    settings["template"] = "Hermes-2"
     config = Path(edited_config(tmp_path, "toy_finetune_full", **settings))
-    config.write_text(config.read_text().replace("max_tiles=max_tiles,", 'max_tiles=max_tiles, template="Hermes-2",'))
     options = ["train_cfg.max_iters=2", "train_cfg.max_epochs=None", "train_dataloader.batch_size=2"]
     strategy = ["--deepspeed", deepspeed] if deepspeed else []
     trained = run_tool("tools/train.py", config, "--work-dir", tmp_path / "run", *strategy, "--cfg-options", *options)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
-from xtuner_plugins.cli.derived import check_out  # noqa: E402
+from xtuner_plugins.cli.from_xtuner import check_out  # noqa: E402
 from xtuner_plugins.settings import ConfigError  # noqa: E402
 
 

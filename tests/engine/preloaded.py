@@ -3,7 +3,7 @@
 Importing this module has an effect, because a server can only be prepared by imports: libraries are kept quiet.
 """
 
-from xtuner_plugins.cli.terminal import quiet_imports
+from xtuner_plugins.processes import quiet_imports
 
 quiet_imports()
 

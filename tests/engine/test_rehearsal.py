@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from xtuner_plugins.datasets import MultimodalDataset, PackBatchSampler, PlanSampler, collate, collate_packed
 from xtuner_plugins.datasets.plan.plan import plan_of
-from xtuner_plugins.deepspeed_json import OURS
 from xtuner_plugins.engine.rehearsal import heaviest_batch
+from xtuner_plugins.settings import DEEPSPEED
 
 from .forked import train_forked
 from .parallel_case import edited_config, logged, write_dataset
@@ -96,7 +96,7 @@ def test_training_after_it_is_bit_equal(toy_base, data, recipe, tmp_path, proces
 )
 def test_optimizers_that_hold_their_gradients_elsewhere(toy_base, data, tmp_path, deepspeed, half):
     """ZeRO-1 has a class of its own in bfloat16; offloaded gradients lie in the optimizer's memory."""
-    settings = json.loads(OURS[deepspeed].read_text()) | {"bf16": {"enabled": half}}
+    settings = json.loads(DEEPSPEED[deepspeed].read_text()) | {"bf16": {"enabled": half}}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     case = dict(deepspeed=str(tmp_path / "settings.json"))
     for name, more in (("plain", {}), ("first", FIRST)):

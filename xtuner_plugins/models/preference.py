@@ -18,7 +18,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..ranges import check_beta, check_label_smoothing, check_margin, check_objectives
+from ..ranges import check, check_objectives
 from .losses import sum_over_ranks, token_log_probs
 from .objectives import (
     OBJECTIVES,
@@ -146,9 +146,9 @@ class PreferenceModel(VisionLanguageModel):
         **settings,
     ):
         self.objectives = check_objectives(objectives)
-        check_beta(beta)
-        check_label_smoothing(label_smoothing)
-        check_margin(margin)
+        check("beta", beta)
+        check("label_smoothing", label_smoothing)
+        check("simpo_margin", margin)
         self._check_use(label_smoothing, per_token, precomputed_reference)
         super().__init__(base, **settings)
         self.base = base

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..data_names import is_url, names_data
-from ..deepspeed_json import read_deepspeed
 from ..families import encoder_family, llm_family
 from ..hub.constants import PROJECTOR_TYPES
 from ..ranges import BITSANDBYTES
-from ..settings import ConfigError
+from ..settings import ConfigError, read_deepspeed
 from .activations import kept_bytes
 from .job import MOMENTS, Adapters, Batch, Job, Strategy
 from .memory import Plan, plan_memory, under

@@ -1,7 +1,6 @@
-"""Writes an InternVL or LLaVA config of XTuner 0.2.0's own as one of this project: same data, settings and schedule.
+"""Writes an InternVL config of XTuner 0.2.0's own as one of this project: same data, settings and schedule.
 
 python tools/import_xtuner_config.py internvl_v2_internlm2_5_8b_lora_finetune
-python tools/import_xtuner_config.py llava_llama3_8b_instruct_clip_vit_large_p14_336_e1_gpu8_pretrain stage_1.py
 python tools/import_xtuner_config.py my_internvl.py my_run.py --base models/InternVL2-8B
 """
 

@@ -22,7 +22,8 @@ DTYPE_NAMES = ("bfloat16", "float16", "float32")  # of training
 # Optimizers of bitsandbytes: bits of a moment, and whether moments are paged.
 BITSANDBYTES = {"adamw_8bit": (8, False), "paged_adamw_8bit": (8, True), "paged_adamw_32bit": (32, True)}
 OPTIMIZER_NAMES = ("adamw", *BITSANDBYTES)
-OBJECTIVE_NAMES = ("dpo", "ipo", "hinge", "bco_pair", "orpo", "simpo", "sft")  # of preference tuning
+# Objectives of preference tuning, and whether each compares with a reference.
+OBJECTIVES = {"dpo": True, "ipo": True, "hinge": True, "bco_pair": True, "orpo": False, "simpo": False, "sft": False}
 # Where losses go: class of MMEngine's backend, and the package that it needs, by its name in Python and in pip.
 TRACKERS = {
     "tensorboard": ("mmengine.visualization.TensorboardVisBackend", "tensorboard"),
@@ -164,13 +165,13 @@ def check_benchmarks(value: Any) -> None:
 
 def check_objectives(value: Any) -> dict[str, float]:
     """The weights of a mixture of preference objectives; raises `RangeError`."""
-    names = ", ".join(OBJECTIVE_NAMES)
+    names = ", ".join(OBJECTIVES)
     if not isinstance(value, Mapping) or not value:
         raise RangeError(
             f"objectives={value!r} is no mixture", f'give at least one of {names} with its weight: {{"dpo": 1.0}}'
         )
     for name, weight in value.items():
-        if name not in OBJECTIVE_NAMES:
+        if name not in OBJECTIVES:
             raise RangeError(f"objectives: {name!r} is unknown", f"there are {names}")
         if not _number(0, above=True)(weight):
             raise RangeError(f"objectives: {weight!r} is no weight of {name}", "give a number above 0")

@@ -157,12 +157,6 @@ def test_the_copy_is_that_of_the_model(toy_base):
             assert plan_memory(job, plain(1)).parts.get("reference", 0) == real.num_bytes
 
 
-def test_objectives_without_a_reference_are_those_of_the_model():
-    from xtuner_plugins.models.preference import FREE
-
-    assert set(FREE) == plan.WITHOUT_REFERENCE
-
-
 @pytest.fixture
 def toy_settings(toy_base, tmp_path):
     records = [

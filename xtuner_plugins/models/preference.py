@@ -18,10 +18,9 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..ranges import check, check_objectives
+from ..ranges import OBJECTIVES, check, check_objectives
 from .losses import sum_over_ranks, token_log_probs
 from .objectives import (
-    OBJECTIVES,
     PairLogProbs,
     Settings,
     need_reference,
@@ -31,7 +30,7 @@ from .preference_metrics import FIGURES, means_of_step, reward_mean, sums_of_pai
 from .rows import Row
 from .vlm import VisionLanguageModel
 
-FREE = tuple(name for name, row in OBJECTIVES.items() if not row.needs_reference)
+FREE = tuple(name for name, needs_reference in OBJECTIVES.items() if not needs_reference)
 
 
 class Reference:

@@ -11,9 +11,7 @@ Where lengths are measured (groups and packs), the heaviest batch comes first: a
 of memory in the first step, not hours later. The heaviest has the most tokens, and of several the most tiles.
 """
 
-import os
 from collections.abc import Iterator, Sequence
-from multiprocessing.process import BaseProcess
 
 import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
@@ -25,12 +23,11 @@ from .dataset import MultimodalDataset
 from .errors import SettingError, check_choice
 from .fates import describe, left_out
 from .plan.lengths import FATES, FITS
-from .plan.pack_cache import PackCache
-from .plan.packing import Packs, arrange, efficiency
+from .plan.packing import Packs, arrange, efficiency, pack_samples
 from .plan.plan import Plan, PlannedIndex
 
 GROUPS = (None, "length", "modality")
-HEAVIEST_FIRST = "heaviest first"  # in the digests of plans that begin so
+FORMAT = "2"  # of groups and packs, in the digest; to be raised when they are others, or in another order
 PROGRESS_FROM = 5000  # records; fewer are measured in no time
 
 
@@ -128,7 +125,7 @@ class PlanSampler(Plan):
             self.seed,
             self.shuffle,
             self.group_by,
-            (self.group_size, HEAVIEST_FIRST) if self.group_by else None,
+            (self.group_size, FORMAT) if self.group_by else None,
         )
         columns = [self._indices]
         if self.group_by is not None:
@@ -187,12 +184,7 @@ class PackBatchSampler(Plan):
             )
         self.sampler, self.max_tokens, self.max_tiles = sampler, max_tokens, max_tiles
         self.batch_size = batch_size  # MMEngine asks for it under DeepSpeed
-        indices, (tokens, tiles, _) = sampler.usable(), sampler.layout()
-        self._cache = PackCache(
-            sampler.dataset.cache_dir, indices, tokens[indices], tiles[indices], max_tokens, max_tiles
-        )
         self._packs: tuple[tuple[int, int], Packs] | None = None
-        self._ahead: BaseProcess | None = None
         self.packs(sampler.epoch)  # now: training can't begin before, and starts at once after
 
     def packs(self, epoch: int) -> Packs:
@@ -200,8 +192,14 @@ class PackBatchSampler(Plan):
         cell = self.sampler.cell if epoch == self.sampler.epoch else self.sampler.num_ranks
         if self._packs is None or self._packs[0] != (epoch, cell):
             seed = self._seed(epoch)
-            self._packs = (epoch, cell), arrange(self._cache.packs(seed), cell, seed)
+            packs = pack_samples(*self._samples(), max_tokens=self.max_tokens, max_tiles=self.max_tiles, seed=seed)
+            self._packs = (epoch, cell), arrange(packs, cell, seed)
         return self._packs[1]
+
+    def _samples(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Indices, tokens and tiles of the samples to pack."""
+        indices, (tokens, tiles, _) = self.sampler.usable(), self.sampler.layout()
+        return indices, tokens[indices], tiles[indices]
 
     def _seed(self, epoch: int) -> int:
         return int(np.random.default_rng([self.sampler.seed, epoch]).integers(1 << 62))
@@ -230,7 +228,8 @@ class PackBatchSampler(Plan):
 
     @property
     def digest(self) -> str:
-        return text_hash(self._cache.key(self.sampler.seed), HEAVIEST_FIRST)
+        budgets = text_hash(repr((self.max_tokens, self.max_tiles, self.sampler.seed)))
+        return f"{text_hash(FORMAT, array_hash(*self._samples()))}/{budgets}"
 
     def num_steps(self, epoch: int) -> int:
         """Number of steps; differs a little between epochs."""
@@ -254,8 +253,6 @@ class PackBatchSampler(Plan):
 
     def __iter__(self) -> Iterator[list[int]]:
         packs = self.packs(self.sampler.epoch)
-        if os.environ.get("LOCAL_RANK", "0") == "0" and not (self._ahead and self._ahead.is_alive()):
-            self._ahead = self._cache.start_ahead(self._seed(self.sampler.epoch + 1))
         first, self.sampler.position = self.sampler.position, 0
         epoch = self.sampler.epoch
         for step in range(first, len(packs), self.sampler.num_ranks):

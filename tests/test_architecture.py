@@ -19,7 +19,6 @@ UPWARD = {
     ("datasets/images/augment", "datasets/records/records"),
     ("datasets/images/augment", "datasets/text/conversation"),
     ("datasets/images/video", "datasets/records/records"),
-    ("datasets/plan/heaviest", "datasets/bad_samples"),
     ("datasets/stores/fetch", "datasets/records/opening"),
     ("datasets/stores/stored_images", "datasets/images/archives"),
     ("datasets/stores/stored_images", "datasets/images/media"),

@@ -10,4 +10,4 @@ quiet_imports()
 import deepspeed  # noqa: E402, F401
 import xtuner.tools.train  # noqa: E402, F401
 
-from xtuner_plugins.cli import train_process  # noqa: E402, F401
+from xtuner_plugins.engine.launch import train_process  # noqa: E402, F401

@@ -14,7 +14,7 @@ from tests.conftest import HANGS_AFTER, ROOT
 from tests.engine.parallel_case import training, write_dataset
 from tests.process_table import MARK, end_all, marked, wait_until
 from xtuner_plugins.checkpoints.work_dir import newest_checkpoint, read_checkpoint
-from xtuner_plugins.cli import ranks
+from xtuner_plugins.engine.launch import ranks
 from xtuner_plugins.engine.launch.ranks import run_ranks
 from xtuner_plugins.engine.stopping import COMMAND
 from xtuner_plugins.processes import PARENT_ENDED, PASSED_ON, STOP_SIGNALS

@@ -313,11 +313,16 @@ def derive(
     for label, said in list(labels.items())[1:]:
         for number, text in enumerate([said] if isinstance(said, str) else said):
             first = f"{'' if number else label:<16}"
-            lines += textwrap.wrap(text, 120, initial_indent=first, subsequent_indent=" " * 16, break_long_words=False)
+            whole = {"break_long_words": False, "break_on_hyphens": False}
+            lines += textwrap.wrap(text, 120, initial_indent=first, subsequent_indent=" " * 16, **whole)
     doc = "\n".join(lines).replace("\\", "\\\\").replace('"""', "'''")
     lines = [f'"""{doc}', '"""', "", "from mmengine.config import read_base", *imports, ""]
     lines += ["with read_base():", f"    from {module} import *", ""]
-    lines += [f"{key} = {literal(value)}" for key, value in changes.items()]
+    for key, value in changes.items():
+        line = f"{key} = {literal(value)}"
+        if len(line) > 120 and isinstance(value, list):
+            line = "\n".join([f"{key} = [", *(f"    {literal(each)}," for each in value), "]"])
+        lines.append(line)
     return "\n".join(lines) + "\n"
 
 

@@ -81,7 +81,7 @@ def test_the_first_sample_of_each_file_is_opened(load, data, tmp_path):
     none.write_text("")
     both = {f"{DATASET}.data_paths": [str(data[0]), str(broken)], f"{DATASET}.image_folders": [str(data[1])] * 2}
     assert refusal(load(both)).startswith(f"{DATASET}: {broken}:1: not JSON")
-    for file, message in ((broken, ":1: not JSON"), (none, "holds no records")):
+    for file, message in ((broken, ":1: not JSON"), (none, "the annotation file is empty")):
         said = refusal(load({f"{VALIDATION}.data_paths": [str(file)]}))
         assert said.startswith("val_data_paths: ") and message in said
     with pytest.raises(ConfigError, match="val_data_paths: .* holds no records"):
@@ -112,7 +112,8 @@ def test_what_a_run_has_written_is_built_as_its_leaf(load, tmp_path):
 
 
 def test_pairs_to_validate_on_need_a_reference_at_any_time(load, data):
-    once, files = {"model.precomputed_reference": True}, {f"{VALIDATION}.data_paths": [str(data[0])]}
+    once = {"model.precomputed_reference": True}
+    files = {f"{VALIDATION}.data_paths": [str(data[0])], f"{VALIDATION}.image_folders": [str(data[1])]}
     said = refusal(load({**once, **files}, MPO))
     assert said.startswith("val_data_paths: log probabilities of the reference are computed once for")
     check_build(load(once, MPO))

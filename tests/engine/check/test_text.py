@@ -38,9 +38,11 @@ KEYS = {SETTINGS[name].key: name for name in RANGES} | _ALSO | {key: key for key
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_range_is_checked_at_its_key(key):
-    check_values(nested({key: None}))
-    with pytest.raises(ConfigError, match=rf"^{key.rpartition('.')[0]}: .*nonsense"):
-        check_values(nested({key: "nonsense"}))
+    at = key.rpartition(".")[0]
+    hook = {f"{at}.type": "Hook"} if "hooks" in at else {}
+    check_values(nested({key: None, **hook}))
+    with pytest.raises(ConfigError, match=rf"^{at}(: |\.).*nonsense"):
+        check_values(nested({key: "nonsense", **hook}))
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from xtuner_plugins.checkpoints.lora import token_rows
 from xtuner_plugins.models import loss_head
-from xtuner_plugins.models.loss_head import LossHead, TrainedRows
+from xtuner_plugins.models.loss_head import LossHead
 from xtuner_plugins.models.losses import batch_weight, next_token_loss, token_log_probs
 from xtuner_plugins.ranges import CHUNK_LOGITS
 
@@ -15,25 +14,18 @@ VOCABULARY = 11
 
 
 def make_case(kind="fused", positions=7, dtype=torch.float32):
-    """Hidden states, targets and a head: one that keeps no logits, the same with single trained rows, or an adapter."""
+    """Hidden states, targets and a head: one that keeps no logits, or one with an adapter."""
     torch.manual_seed(0)
     hidden = torch.randn(positions, 8, dtype=dtype, requires_grad=True)
     head = nn.Linear(8, VOCABULARY, bias=False, dtype=dtype)
     if kind == "fused":
         LossHead.take_over(head)
-    elif kind == "rows":
-        model = nn.ModuleDict({"lm_head": head.requires_grad_(False)})
-        token_rows.attach(model, {"lm_head": [4, 2]})
-        TrainedRows.take_over(model)
-        head = model["lm_head"]
-        with torch.no_grad():
-            head.token_adapter.trainable_tokens_delta["default"].add_(1.0)
     else:
         head = nn.Sequential(head, nn.Linear(VOCABULARY, VOCABULARY, bias=False, dtype=dtype))
     return hidden, torch.arange(positions) % VOCABULARY, head
 
 
-@pytest.fixture(params=["fused", "rows", "wrapped"])
+@pytest.fixture(params=["fused", "wrapped"])
 def kind(request):
     return request.param
 

@@ -53,6 +53,7 @@ image_folders train_dataloader.dataset.image_folders one for each file, or one f
 repeat_times train_dataloader.dataset.repeat_times how often each file is used per epoch
 max_tiles train_dataloader.dataset.max_tiles + thumbnail
 max_length train_dataloader.dataset.max_length tokens; 13 tiles take 3328
+loss_reduction train_dataloader.dataset.loss_reduction token, sample or square: how a sample's tokens weigh
 template train_dataloader.dataset.template None: the one that the base names
 augment train_dataloader.dataset.augment e.g. {"jpeg_quality": (75, 100)}; docs/data.md
 backend_args train_dataloader.dataset.backend_args options of stores; docs/data.md

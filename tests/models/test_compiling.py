@@ -80,6 +80,7 @@ def test_other_lengths_make_no_new_graphs_and_names_stay(toy_base):
     "settings, changed, message",
     [
         (dict(llm_lora=LORA, llm_quantization=dict(load_in_4bit=True)), None, "packed weights .* aren't compiled"),
+        (dict(drop_path=0.1), None, "stochastic depth"),
         ({}, "is_deepspeed_zero3_enabled", "ZeRO-3 gathers and releases weights"),
         ({}, "has_compiler", "needs a C\\+\\+ compiler, and none is found"),
     ],

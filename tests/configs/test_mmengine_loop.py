@@ -22,7 +22,7 @@ def config(toy_base, tmp_path):
         path, images = write_dataset(tmp_path / "data", 8)
         read_config(name)  # makes configs importable
         cfg = Config.fromfile(CONFIGS / "toy" / f"{name}.py")
-        cfg.train_dataloader.merge_from_dict(dict(num_workers=0, persistent_workers=False, batch_size=2))
+        cfg.train_dataloader.update(num_workers=0, persistent_workers=False, batch_size=2)
         own = dict(data_paths=[str(path)], image_folders=[str(images)], cache_dir=str(tmp_path / "cache"))
         cfg.train_dataloader.dataset.update(own, **({"base": str(toy_base)} if base else {}))
         return cfg

@@ -186,23 +186,6 @@ def test_count_mismatch_names_both_counts_and_the_sample(build):
         run(model, batch)
 
 
-def test_batch_of_eight_equals_eight_of_one(build):
-    model = build().eval()
-    tiles_of = (1, 0, 2, 1, 0, 1, 3, 1)
-    batch = make_batch(model, tiles_of)
-    together = run(model, batch)["loss"]
-    losses, start = [], 0
-    for row, count in enumerate(tiles_of):
-        length = int(batch["attention_mask"][row].sum())
-        alone = {key: batch[key][row : row + 1, :length] for key in ("input_ids", "labels", "attention_mask")}
-        alone.update(
-            tiles=batch["tiles"][start : start + count], num_tiles=batch["num_tiles"][row : row + 1], sources=["x"]
-        )
-        start += count
-        losses.append(run(model, alone)["loss"])
-    torch.testing.assert_close(together, torch.stack(losses).mean(), atol=2e-6, rtol=0)
-
-
 def test_trainable_parts_are_float32_beside_frozen_bfloat16(toy_base):
     model = VisionLanguageModel(base=str(toy_base), dtype="bfloat16", llm_lora=LORA)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}

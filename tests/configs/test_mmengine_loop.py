@@ -18,8 +18,9 @@ from xtuner_plugins.toy.small_data import write_dataset
 def config(toy_base, tmp_path):
     """Reads a config with MMEngine alone, and gives it data and base."""
 
+    path, images = write_dataset(tmp_path / "data", 8)
+
     def read(name, base):
-        path, images = write_dataset(tmp_path / "data", 8)
         read_config(name)  # makes configs importable
         cfg = Config.fromfile(CONFIGS / "toy" / f"{name}.py")
         cfg.train_dataloader.update(num_workers=0, persistent_workers=False, batch_size=2)

@@ -87,6 +87,7 @@ RANGES = {
     "lora_rank": Range(_COUNT, "is no rank", _WHOLE),
     "lora_dropout": Range(_number(0, 1), "is out of range", "give 0 or more, and less than 1"),  # PEFT takes -1 for 0
     "beta": Range(_number(0, above=True), "is no scale of rewards", "give a number above 0 (0.1)"),
+    "drop_path": Range(_number(0, 1), "is no rate", "give 0 or more, and less than 1"),
     # From 0.5 on, the rejected answer would win.
     "label_smoothing": Range(_number(0, 0.5), "is out of range", "give 0 or more, and less than 0.5"),
     "simpo_margin": Range(_number(0), "is no margin", "give a number, 0 or more (0.5)"),

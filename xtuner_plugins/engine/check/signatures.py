@@ -47,19 +47,19 @@ def parameters(module: str, name: str) -> Parameters | None:
     else:
         is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
         fields = [item for item in node.body if is_dataclass and isinstance(item, ast.AnnAssign)]
-        hints, takes_any = {item.target.id: ast.unparse(item.annotation) for item in fields}, not is_dataclass
+        hints, takes_any = {item.target.id: ast.unparse(item.annotation) for item in fields}, False
     for base in node.bases:
         of_base = parameters(module, base.id) if isinstance(base, ast.Name) and base.id != "object" else None
         if of_base is None:
             if base is node.bases[0] and own is None:
                 return None
             continue
-        if own is not None and of_base == ({}, False):  # it has no __init__
+        if of_base == ({}, False):  # it has no __init__
             continue
         hints, takes_any = {**of_base.hints, **hints}, of_base.takes_any
-        if own is None or not takes_any:
+        if not takes_any:
             break
-    return Parameters(hints, takes_any and own is not None)
+    return Parameters(hints, takes_any)
 
 
 def _of_function(node: ast.FunctionDef) -> Parameters:

@@ -64,9 +64,9 @@ class TerminalChat:
     ):
         self.session, self.model, self.options, self.out = session, model, dict(options), Path(out)
         self.turns: list[Turn] = []
-        self.pending: list[str] = []
-        for path in images:
-            self._attach(str(path))
+        self.pending = [str(path) for path in images]
+        for path in self.pending:
+            image_size(path)
 
     def run(self) -> int:
         """Reads lines until /quit or the end; without a terminal, an error on the way shows in the status."""

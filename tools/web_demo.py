@@ -49,8 +49,8 @@ def main(argv=None) -> int:
 
 def serve(args: argparse.Namespace) -> int:
     """Opens the model and serves the page until Ctrl-C."""
-    from xtuner_plugins.cli.terminal import quiet_imports
     from xtuner_plugins.inference.opening import find_source, open_session
+    from xtuner_plugins.processes import quiet_imports
 
     find_source(args.model, args.checkpoint)  # a wrong path shows before transformers is imported
     password = read_password(args.password_file)

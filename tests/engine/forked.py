@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import functools
+import json
 import multiprocessing
 import os
 import sys
@@ -52,7 +53,7 @@ def run_forked(
     processes: int = 1,
     prepare: Callable[[], None] | None = None,
 ) -> Run:
-    """Runs ``xtuner_plugins.cli.train_process *arguments`` once per rank; logs go beside ``work_dir``.
+    """Runs ``xtuner_plugins.engine.launch.train_process *arguments`` once per rank; logs go beside ``work_dir``.
 
     Args:
         arguments: As for `tools/train.py`, with the config's path first.
@@ -91,7 +92,7 @@ def train_forked(
     prepare: Callable[[], None] | None = None,
     **case,
 ) -> Run:
-    """Runs `xtuner_plugins.cli.train_process` in forked children on a global batch of 4.
+    """Runs `xtuner_plugins.engine.launch.train_process` in forked children on a global batch of 4.
 
     Args:
         work_dir, base, data, processes: As `parallel_case.training`.
@@ -100,6 +101,23 @@ def train_forked(
     """
     arguments, env = training(work_dir, base, data, processes=processes, **case)
     return run_forked(arguments, env, work_dir, processes=processes, prepare=prepare)
+
+
+def note_sources(path: Path) -> None:
+    """Prepares a run to append a line per step and rank to ``PATH.RANK``: step, epoch, sources by micro-batch."""
+    from mmengine.dist import get_rank
+
+    from xtuner_plugins.engine.loops import PlannedTrainLoop
+
+    run_iter = PlannedTrainLoop.run_iter
+
+    def noted(loop, batches):
+        entry = {"step": loop.iter + 1, "epoch": loop.dataloader_iterator.epoch}
+        with open(f"{path}.{get_rank()}", "a") as file:
+            file.write(json.dumps(entry | {"sources": [batch["sources"] for batch in batches]}) + "\n")
+        run_iter(loop, batches)
+
+    PlannedTrainLoop.run_iter = noted
 
 
 @functools.cache
@@ -125,7 +143,7 @@ def _train(arguments: list[str], env: dict[str, str], log: Path, prepare: Callab
         faulthandler.dump_traceback_later(HUNG_AFTER_S)  # a run that hangs says where
         if prepare is not None:
             prepare()
-        from xtuner_plugins.cli.train_process import main
+        from xtuner_plugins.engine.launch.train_process import main
 
         code = main()
     except BaseException:

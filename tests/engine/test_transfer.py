@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from xtuner_plugins.deepspeed_json import OURS
 from xtuner_plugins.engine.runtime import allow_checkpoint_types
 from xtuner_plugins.engine.transfer import read_state
+from xtuner_plugins.settings import DEEPSPEED
 
 from .forked import train_forked
 from .parallel_case import edited_config, logged, write_dataset
@@ -26,24 +26,17 @@ LAYOUTS = {
     "zero3 on 4": (4, "deepspeed_zero3"),
     "zero2 on 4": (4, "deepspeed_zero2"),
 }
+# Each kind of file is read by each kind of run, and on fewer and on more ranks than have written it.
 WAYS = [
     ("plain", "zero1"),
-    ("plain", "zero2"),
-    ("plain", "zero3"),
-    ("ddp", "zero2"),
+    ("ddp", "zero3"),
     ("zero1", "plain"),
-    ("zero1", "zero2"),
-    ("zero2", "plain"),
-    ("zero2", "ddp"),
     ("zero2", "zero1"),
-    ("zero2", "zero3"),
     ("zero2", "zero2 alone"),
-    ("zero2", "zero2 on 4"),
-    ("zero3", "plain"),
+    ("zero2", "zero3"),
     ("zero3", "ddp"),
     ("zero3", "zero2"),
     ("zero3", "zero3 on 4"),
-    ("zero3 on 4", "zero3"),
     ("zero2 on 4", "zero2"),
 ]
 
@@ -125,7 +118,7 @@ def test_every_way(toy_base, data, recipes, whole, tmp_path, recipe, way):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("layout", ["ddp", "zero3"])
 def test_weights_alone(toy_base, data, recipes, whole, tmp_path, layout):
     """The same float32 weights under every strategy; refused by --resume, taken by load_from under any other."""
     weights_only = case(recipes["lora"])
@@ -150,7 +143,7 @@ def test_weights_alone(toy_base, data, recipes, whole, tmp_path, layout):
 @pytest.mark.slow
 def test_bfloat16_masters_go_on(toy_base, data, recipes, tmp_path):
     """ZeRO-1 in bfloat16 has files of its own; its float32 weights and moments go to one process unrounded."""
-    settings = json.loads(OURS["deepspeed_zero1"].read_text()) | {"bf16": {"enabled": True}}
+    settings = json.loads(DEEPSPEED["deepspeed_zero1"].read_text()) | {"bf16": {"enabled": True}}
     (tmp_path / "bf16.json").write_text(json.dumps(settings))
     half = dict(processes=2, deepspeed=str(tmp_path / "bf16.json"), **case(recipes["full"]))
     run = train_forked(tmp_path / "run", toy_base, data, **half)

@@ -23,5 +23,5 @@ def add_config_options(parser: argparse.ArgumentParser, cfg_options: bool = True
             default=[],
             metavar="KEY=VALUE",
             help="other values for keys of the runner, e.g. train_cfg.max_iters=100 or "
-            "'train_dataloader.dataset.backend_args={\"anon\": True}'",
+            "'train_dataloader.dataset.storage_options={\"anon\": True}'",
         )

@@ -58,8 +58,7 @@ def check_text(cfg: Config) -> None:
         check_base(base, cfg.filename)
     for key_path, node in typed_nodes(cfg.train_dataloader.to_dict(), "train_dataloader"):
         _check_data_paths(f"{key_path}.", node)
-    shared = (cfg.train_dataloader.get("dataset") or {}).get("backend_args")
-    _check_data_paths("val_", validation_settings(cfg._to_lazy_dict()), shared)
+    _check_data_paths("val_", validation_settings(cfg._to_lazy_dict()))
     length = [cfg.train_cfg.get(key) for key in ("max_iters", "max_epochs")]
     if all(value is None or type(value) in (int, float) for value in length):
         try:
@@ -226,23 +225,19 @@ def _check_randomness(settings: Mapping[str, Any]) -> None:
             raise ConfigError(f"randomness.{key}: nothing reads {key!r}; known: {', '.join(sorted(known))}")
 
 
-def _check_data_paths(prefix: str, node: Mapping[str, Any], shared: Mapping[str, Any] | None = None) -> None:
-    """Raises where a path isn't there, or a URL is of a kind that isn't read; ``shared`` holds for all files."""
-    own = node.get("dataset_settings")
-    of_files = [each or {} for each in (own if isinstance(own, (list, tuple)) else [own])]
-    options = [each.get("backend_args") or {} for each in (node, *of_files) if isinstance(each, Mapping)]
-    through = next((each for each in (*options, shared or {}) if isinstance(each, Mapping) and "backend" in each), None)
+def _check_data_paths(prefix: str, node: Mapping[str, Any]) -> None:
+    """Raises where a path isn't there, or a URL is of a kind that isn't read."""
     for setting, is_right, kind in (
         ("data_paths", names_data, "file"),
         ("image_folders", names_images, "folder"),
     ):
         values = node.get(setting) or []
         for value in [values] if isinstance(values, str) else values:
-            if not isinstance(value, str) or (through is not None and setting == "image_folders"):
-                continue  # only MMEngine's backend knows what its prefix means
+            if not isinstance(value, str):
+                continue
             if is_url(value):
                 try:
-                    check_store_url(value, through)
+                    check_store_url(value)
                 except RangeError as error:
                     raise ConfigError(f"{prefix}{setting}: {error}") from None
             if not is_right(value):

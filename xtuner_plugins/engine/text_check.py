@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..data_names import GONE_SETTINGS
 from ..families import ENCODER_FAMILIES, LLM_FAMILIES, target_matcher
 from ..hub.constants import token_grid
 from ..hub.conversation import get_conv_template
 from ..ranges import (
     check_answer_tokens,
-    check_backend_args,
     check_batch_size,
     check_benchmark_limit,
     check_benchmarks,
@@ -35,6 +35,7 @@ from ..ranges import (
     check_rate,
     check_room,
     check_row_multiple,
+    check_storage_options,
     check_tiles,
     check_tracker,
     check_val_batch_size,
@@ -69,7 +70,7 @@ RANGES: dict[str, Callable[[Any], Any]] = {
     "model.label_smoothing": check_label_smoothing,
     "model.margin": check_margin,
     "train_dataloader.batch_size": check_batch_size,
-    "train_dataloader.dataset.backend_args": check_backend_args,
+    "train_dataloader.dataset.storage_options": check_storage_options,
     "train_dataloader.dataset.template": get_conv_template,
     "optim_wrapper.optimizer.name": check_optimizer,
     "optim_wrapper.optimizer.lr": check_rate,
@@ -112,6 +113,7 @@ def check_known(key_path: str, node: Mapping[str, Any], known: Iterable[str], ow
         if key != "type" and key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+            hint = GONE_SETTINGS.get(key, hint)
             raise ConfigError(f"{key_path}.{key}: {owner} has no setting {key!r}; {hint}")
 
 
@@ -124,9 +126,9 @@ def check_values(cfg: Mapping[str, Any]) -> None:
             _refused(parent, lambda check=check, value=node[key]: check(value))
     own = _at(cfg, "train_dataloader.dataset.dataset_settings")
     for number, settings in enumerate(own if isinstance(own, (list, tuple)) else [own]):
-        if isinstance(settings, Mapping) and settings.get("backend_args") is not None:
+        if isinstance(settings, Mapping) and settings.get("storage_options") is not None:
             where = f"train_dataloader.dataset.dataset_settings[{number}]"
-            _refused(where, lambda value=settings["backend_args"]: check_backend_args(value))
+            _refused(where, lambda value=settings["storage_options"]: check_storage_options(value))
     validation = validation_settings(cfg)
     for key, value in validation.items():
         if key in VALIDATION_RANGES:

@@ -31,6 +31,7 @@ def main() -> int:
     from ..engine.stopping import exit_status
 
     sys.argv = name_newest(sys.argv)
+    signal.signal(signal.SIGINT, _interrupt_once)
     try:
         xtuner_train.main()
         leave_process_group()
@@ -51,6 +52,12 @@ def main() -> int:
         record(traceback.format_exc())
         raise
     return exit_status()
+
+
+def _interrupt_once(number: int, _frame) -> None:
+    """As Python's own handler, but for the launcher's copy of Ctrl-C, which would interrupt what follows."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def name_newest(argv: list[str]) -> list[str]:

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from ..processes import PARENT_ENDED, STOP_REQUESTS, leave_signals_to_parent
 
 COMMAND = "XTUNER_PLUGINS_COMMAND"  # the command line that started the run, for the line that tells how to go on
-# Both the terminal (or Slurm) and the launcher may hand a signal to a rank: what comes so soon after it is the same.
+# Where everything of a job gets a signal, so does the launcher, which passes it on: what comes so soon is the same.
 ONE_REQUEST_SECONDS = 2.0
 LAUNCH_VARIABLES = ("NNODES", "NODE_RANK", "ADDR", "PORT", "NPROC_PER_NODE")
 
@@ -83,7 +83,11 @@ def _cpu_group(world):
 
 @contextmanager
 def watching() -> Iterator[None]:
-    """Notes signals in `requests` instead of ending the process, but for a second one. For the main thread."""
+    """Notes signals in `requests` instead of ending the process, but for a second one. For the main thread.
+
+    After a request, that the parent has ended is ignored to the end of the process: it may be told when all is saved,
+    and before the run has said how to go on.
+    """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     before = {number: signal.getsignal(number) for number in STOP_REQUESTS}
@@ -102,7 +106,8 @@ def watching() -> Iterator[None]:
         requests.watched = False
         signal.set_wakeup_fd(earlier)
         for number, handler in before.items():
-            signal.signal(number, handler)
+            is_known = requests.first is not None and number == PARENT_ENDED
+            signal.signal(number, signal.SIG_IGN if is_known else handler)
         writer.shutdown(socket.SHUT_RDWR)  # closing alone is no end while a forked worker holds a copy
         thread.join()
         writer.close()

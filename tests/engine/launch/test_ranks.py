@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import HANGS_AFTER
-from xtuner_plugins.cli import ranks
-from xtuner_plugins.cli.ranks import run_ranks
+from xtuner_plugins.engine.launch import ranks
+from xtuner_plugins.engine.launch.ranks import run_ranks
 from xtuner_plugins.processes import PARENT_ENDED, STOP_SIGNALS
 
 # Each rank writes the signals that it gets, and leaves at the first that is the last of its life.
@@ -71,7 +71,7 @@ def test_a_failed_rank_ends_the_others(tmp_path, monkeypatch):
 
 
 def test_ranks_end_with_their_parent(tmp_path):
-    code = "import os, sys\nfrom xtuner_plugins.cli.ranks import run_ranks\n"
+    code = "import os, sys\nfrom xtuner_plugins.engine.launch.ranks import run_ranks\n"
     rank = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     code += f"run_ranks([sys.executable, '-c', {rank!r}], [dict(os.environ)])"
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

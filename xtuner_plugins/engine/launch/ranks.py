@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 
-from ..processes import PARENT_ENDED, STOP_REQUESTS, start_bound
+from ...processes import PARENT_ENDED, STOP_REQUESTS, start_bound
 
 POLL_SECONDS = 0.05
 LEFT_AFTER_FAILURE_SECONDS = 10.0  # for the other ranks to say what they have to say
@@ -20,8 +20,8 @@ LEFT_AFTER_FAILURE_SECONDS = 10.0  # for the other ranks to say what they have t
 def run_ranks(command: Sequence[str], envs: Sequence[Mapping[str, str]]) -> int:
     """Runs one process per environment; they end with this one.
 
-    A request to stop (Ctrl-C, SIGTERM, SIGUSR1, SIGUSR2) is passed on to every process. When one fails, the others are
-    killed soon after: they would wait for it.
+    Each has a session of its own, so a request to stop (Ctrl-C, SIGTERM, SIGUSR1, SIGUSR2) reaches it once, through
+    here. When one fails, the others are killed soon after: they would wait for it.
 
     Returns:
         The status of the first that failed, 128 plus the number of the signal that ended it, or 0.
@@ -35,7 +35,7 @@ def run_ranks(command: Sequence[str], envs: Sequence[Mapping[str, str]]) -> int:
     previous = {number: signal.signal(number, pass_on) for number in STOP_REQUESTS}
     try:
         for env in envs:
-            processes.append(start_bound(command, env=dict(env)))
+            processes.append(start_bound(command, env=dict(env), start_new_session=True))
         return _wait(processes)
     finally:
         for number, handler in previous.items():

@@ -17,13 +17,14 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 POLL_SECONDS = 1.0
 STARTED_BY = "XTUNER_PLUGINS_STARTED_BY"  # process id of the caller of `start_bound`
 ENDED_BY = "XTUNER_PLUGINS_ENDED_BY"  # number of the signal that a child gets when its parent ends, if not SIGKILL
 
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the newer name, and the older one
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 # What a process gets that is to finish its work when its parent ends.
 PARENT_ENDED = signal.SIGRTMIN + 12 if sys.platform == "linux" else signal.SIGTERM
@@ -123,6 +124,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def allocator_settings(env: Mapping[str, str], has_gpu: bool) -> dict[str, str]:
+    """What a training process needs in its environment besides ``env``; nothing where the user has set a variable.
+
+    Lengths differ from batch to batch. Segments of PyTorch's allocator that grow leave fewer holes that no later tensor
+    fits; it reads this when the first tensor is made on a GPU.
+    """
+    if not has_gpu or any(name in env for name in ALLOCATOR):
+        return {}
+    return {ALLOCATOR[1]: "expandable_segments:True"}
 
 
 def _set_death_signal(libc: ctypes.CDLL) -> None:

@@ -45,6 +45,8 @@ def test_ranges_are_those_of_the_libraries():
     "name, right, wrong",
     [
         ("lora_dropout", (0, 0.5), (-0.1, 1, "a", math.nan)),
+        ("drop_path", (0, 0.4), (-0.1, 1, "a", math.nan)),
+        ("loss_reduction", ("token", "sample", "square"), ("mean", 1, ["token"])),
         ("warmup_ratio", (0, 0.03), (-0.1, 1, "a", math.nan)),
         ("dtype", ("auto", "bfloat16", "float16", "float32"), ("half", 3)),
         ("max_grad_norm", (0.1, 1, math.inf), (0, -1, math.nan, "a")),

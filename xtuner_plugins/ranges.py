@@ -21,6 +21,8 @@ SOFTMAX_LOGITS = 2**25  # of them, those that a softmax in float32 exists of at 
 DTYPE_NAMES = ("bfloat16", "float16", "float32")  # of training
 # Objectives of preference tuning, and whether each compares with a reference.
 OBJECTIVES = {"dpo": True, "ipo": True, "hinge": True, "bco_pair": True, "orpo": False, "simpo": False, "sft": False}
+# A supervised token weighs this power of their number in its sample; the names are those of the official code.
+REDUCTIONS = {"token": 0.0, "square": -0.5, "sample": -1.0}
 # Where losses go: class of MMEngine's backend, and the package that it needs, by its name in Python and in pip.
 TRACKERS = {
     "tensorboard": ("mmengine.visualization.TensorboardVisBackend", "tensorboard"),
@@ -84,6 +86,9 @@ RANGES = {
     "lora_rank": Range(_COUNT, "is no rank", _WHOLE),
     "lora_dropout": Range(_number(0, 1), "is out of range", "give 0 or more, and less than 1"),  # PEFT takes -1 for 0
     "beta": Range(_number(0, above=True), "is no scale of rewards", "give a number above 0 (0.1)"),
+    "loss_reduction": Range(
+        lambda value: value in tuple(REDUCTIONS), "is unknown", f"it is one of: {', '.join(REDUCTIONS)}"
+    ),
     "drop_path": Range(_number(0, 1), "is no rate", "give 0 or more, and less than 1"),
     # From 0.5 on, the rejected answer would win.
     "label_smoothing": Range(_number(0, 0.5), "is out of range", "give 0 or more, and less than 0.5"),

@@ -14,6 +14,7 @@ from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
 from ..hub.constants import IGNORE_INDEX
+from ..ranges import REDUCTIONS
 from .bad_samples import FILLER_INDEX, ON_PURPOSE, POLICIES, dropped_sample, filler_sample, read_reject_list
 from .base import read_base
 from .cache import get_cache_dir, share_array
@@ -34,9 +35,6 @@ from .records.records import Medium, Record, parse_record
 from .text.conversation import Encoded, Piece, join_pieces, split_pieces, tokenize_pieces
 from .text.tokens import TextTokenizer
 from .unused import keep_marked, mark_used, remove_unused
-
-# A supervised token weighs this power of their number in its sample; the names are those of the official code.
-REDUCTIONS = {"token": 0.0, "square": -0.5, "sample": -1.0}
 
 
 @DATASETS.register_module()

@@ -78,8 +78,7 @@ def test_live_checkpoint_export_and_single_questions_agree(toy, trained, tmp_pat
     assert found == answers(tmp_path / "export") and len(found) == len(path.read_text().splitlines())
     session, single = open_session(exported, device="cpu"), {}
     for row in rows(tmp_path / "live"):
-        session.reset()
-        single[row["id"]] = session.ask(row["question"], row["paths"], max_new_tokens=8)
+        single[row["id"]] = session.answers([(row["question"], row["paths"])], max_new_tokens=8)[0]
     assert found == single and len(set(single.values())) > len(single) / 2
     printed = capsys.readouterr().out
     assert (

@@ -56,6 +56,12 @@ def test_a_config_anywhere_on_disk_inherits(tmp_path):
         ("modle = dict()", "nothing reads 'modle'; did you mean 'model'?"),
         ("optim_wraper = dict()", "did you mean 'optim_wrapper'?"),
         ("train_dataloader.datset.max_tiles = 6", "datset"),
+        ("panel = 'a.jsonl'", "nothing reads 'panel'; give the questions as a file to val_benchmarks"),
+        ("default_hooks.validation.panel = 1", "default_hooks.validation: panel is no more; give the questions"),
+        (
+            "custom_hooks += [dict(type='xtuner_plugins.engine.LossGuardHook')]",
+            "LossGuardHook is no more; take the hook",
+        ),
         ("\nlr = = 3", "mine.py:5 cannot be read: SyntaxError"),
     ],
 )

@@ -140,9 +140,9 @@ def check_val_batch_size(value: Any) -> None:
 
 
 def check_answer_tokens(value: Any) -> None:
-    """``panel_max_new_tokens``; raises `RangeError`."""
+    """``max_new_tokens`` of validation; raises `RangeError`."""
     if not _is_number(value, int) or value < 1:
-        raise RangeError(f"panel_max_new_tokens={value!r} is no length", "give a whole number above 0")
+        raise RangeError(f"max_new_tokens={value!r} is no length", "give a whole number above 0")
 
 
 def check_benchmarks(value: Any) -> None:

@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,15 +107,21 @@ val_data_paths default_hooks.validation.data_paths annotation files to validate 
 val_image_folders default_hooks.validation.image_folders None: paths are relative to the file
 val_interval default_hooks.validation.interval optimizer steps; also at the end of the run
 val_batch_size default_hooks.validation.batch_size of validation
-val_benchmarks default_hooks.validation.benchmarks files as tools/evaluate.py takes, answered then
+val_benchmarks default_hooks.validation.benchmarks files as tools/evaluate.py or answer.py takes, answered then
 val_benchmark_images default_hooks.validation.benchmark_images their image folder; None: that of each file
 val_benchmark_limit default_hooks.validation.benchmark_limit questions of each; None: all
 val_metric default_hooks.validation.metric of val_benchmarks; None: each one's own
-panel default_hooks.validation.panel questions answered then: a jsonl file, or a list
-panel_max_new_tokens default_hooks.validation.panel_max_new_tokens of their answers
 tracker visualizer.tracker tensorboard, wandb, swanlab, mlflow or none
 """
 SETTINGS = {name: Setting(*rest) for name, *rest in (line.split(None, 2) for line in _TABLE.strip().splitlines())}
+# Settings, classes and their keywords that earlier versions had, and what to do instead.
+RETIRED = {
+    "panel": "give the questions as a file to val_benchmarks; the answers are in WORK_DIR/validation",
+    "panel_max_new_tokens": "write default_hooks.validation.max_new_tokens",
+    "LossGuardHook": "take the hook out; a loss that isn't finite stops the run without it",
+    "PreferenceGuardHook": "take the hook out; see log_prob_chosen and length_correlation in scalars.json",
+    "ReportPageHook": "take the hook out; losses.png is drawn at the end, TensorBoard shows the run live",
+}
 
 _LABEL = re.compile(rf"^({'|'.join(LABELS)})  +(\S.*)$")
 # Where a dict begins in a text: `{a,b}.jsonl` and `{000..009}.tar` name files.
@@ -235,6 +241,7 @@ def read_config(name: str, changes: Mapping[str, Any] | None = None) -> Config:
     _check_strays(cfg)
     for key, value in (changes or {}).items():
         _change(cfg, key, value)
+    _check_retired(cfg)
     complete(cfg)
     return cfg
 
@@ -280,9 +287,32 @@ def _check_strays(cfg: Config) -> None:
             key = SETTINGS[name].key
             hint = f"; write {key} = ..." if value_at(cfg, key) != value else ""
         else:
-            hint = "" if name in RUNNER_KEYS else _near(name, RUNNER_KEYS, cutoff=0.8)
+            hint = f"; {RETIRED[name]}" if name in RETIRED else ""
+            hint = hint or ("" if name in RUNNER_KEYS else _near(name, RUNNER_KEYS, cutoff=0.8))
         if hint:
             raise ConfigError(f"config {cfg.filename}: nothing reads {name!r}{hint}")
+
+
+def _check_retired(cfg: Config) -> None:
+    """Raises `ConfigError` on a class or keyword that is no more, as configs in old work directories name them."""
+    for where, node in typed_nodes(cfg._to_lazy_dict()):
+        kind = node["type"]
+        module, name = getattr(kind, "_module", str(kind)), str(getattr(kind, "_imported", kind)).rpartition(".")[2]
+        found = next((each for each in (name, *node) if each in RETIRED), None)
+        if found and str(module).startswith(__package__):
+            raise ConfigError(f"config {cfg.filename}: {where}: {found} is no more; {RETIRED[found]}")
+
+
+def typed_nodes(node: Any, key_path: str = "") -> Iterator[tuple[str, dict]]:
+    """Every ``dict(type=...)`` below ``node`` with its path, e.g. ``train_dataloader.dataset``."""
+    if isinstance(node, Mapping):
+        if "type" in node:
+            yield key_path, dict(node)
+        for key, value in node.items():
+            yield from typed_nodes(value, f"{key_path}.{key}" if key_path else str(key))
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            yield from typed_nodes(value, f"{key_path}[{index}]")
 
 
 def value_at(cfg: Config | Mapping[str, Any], key: str, default: Any = None) -> Any:
@@ -301,7 +331,8 @@ def _change(cfg: Config, key: str, value: Any) -> None:
     if key in SETTINGS:
         raise ConfigError(f"{key}: no key of the runner; write {SETTINGS[key].key}=..., or --set {key}=...")
     if (top := key.partition(".")[0]) not in RUNNER_KEYS:
-        raise ConfigError(f"{key}: nothing reads {top!r}{_near(top, [*SETTINGS, *RUNNER_KEYS])}")
+        hint = f"; {RETIRED[key]}" if key in RETIRED else _near(top, [*SETTINGS, *RUNNER_KEYS])
+        raise ConfigError(f"{key}: nothing reads {top!r}{hint}")
     node = cfg._cfg_dict
     for depth, part in enumerate([*parents, None]):
         if not isinstance(node, (dict, list)):

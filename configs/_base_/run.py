@@ -58,7 +58,7 @@ default_hooks = dict(
     logger=dict(type=StepLineHook, interval=10),  # optimizer steps, here and below
     param_scheduler=dict(type=ParamSchedulerHook),
     checkpoint=dict(type=WholeCheckpointHook, by_epoch=False, interval=500, max_keep_ckpts=2),
-    validation=dict(type=ValidationHook, interval=500),  # without data_paths, benchmarks and panel it does nothing
+    validation=dict(type=ValidationHook, interval=500),  # without data_paths and benchmarks it does nothing
     sampler_seed=dict(type=DistSamplerSeedHook),
 )
 custom_hooks = [

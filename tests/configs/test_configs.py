@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path
 
 from xtuner_plugins.checkout import CONFIGS
-from xtuner_plugins.engine.text_check import check_spelling, typed_nodes
-from xtuner_plugins.settings import LABELS, RUNNER_KEYS, labels_of, leaves, read_config
+from xtuner_plugins.engine.text_check import check_spelling
+from xtuner_plugins.settings import LABELS, RUNNER_KEYS, labels_of, leaves, read_config, typed_nodes
 
 LEAVES = leaves()
 BATCH = re.compile(r"batch_size ?= ?(\d+),?  # x (\d+) accumulation x (\d+) (?:GPU|process)e?s? = (\d+) \w+ per step")

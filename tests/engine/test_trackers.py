@@ -6,11 +6,9 @@ from types import ModuleType
 import pytest
 from mmengine.registry import VISBACKENDS, VISUALIZERS
 from mmengine.visualization import LocalVisBackend, MLflowVisBackend, TensorboardVisBackend, WandbVisBackend
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from xtuner_plugins import ranges
-from xtuner_plugins.engine.panel import read_panel
 from xtuner_plugins.engine.trackers import TrackingVisualizer, backends
 
 from .forked import train_forked
@@ -53,20 +51,3 @@ def test_swanlab_brings_its_own_backend(monkeypatch):
 def test_an_unknown_name_is_refused():
     with pytest.raises(ranges.RangeError, match="tracker='comet' is not known; it is one of: tensorboard, wandb"):
         TrackingVisualizer(tracker="comet")
-
-
-def test_answers_of_a_panel_are_texts_and_images_of_tensorboard(tmp_path):
-    Image.new("RGB", (6, 4), "red").save(tmp_path / "a.png")
-    records = read_panel([{"image": str(tmp_path / "a.png"), "question": "What?", "expected": "Red."}])
-    settings = dict(type=TrackingVisualizer, name="visualizer_panel", tracker="tensorboard", save_dir=str(tmp_path))
-    visualizer = VISUALIZERS.build(dict(settings, vis_backends=[dict(type=LocalVisBackend)]))
-    for step in (2, 4):
-        visualizer.add_answers(records, [f"Blue {step}."], step, with_images=step == 2)
-    visualizer.close()
-    (events,) = tmp_path.rglob("events.out.tfevents.*")
-    found = EventAccumulator(str(events)).Reload()
-    texts = found.Tensors("panel/0/text_summary")
-    assert [text.step for text in texts] == [2, 4]
-    assert texts[1].tensor_proto.string_val[0] == b"**What?**\n\nBlue 4.\n\nexpected: Red."
-    assert [(image.step, image.width, image.height) for image in found.Images("panel/0")] == [(2, 6, 4)]
-    assert not list(tmp_path.rglob("vis_image"))

@@ -135,10 +135,8 @@ VALUES = [
     ("val_interval=-1", "val_interval=-1 is no number of optimizer steps"),
     ("val_batch_size=0", "val_batch_size=0 is no size of a batch"),
     ("val_benchmark_limit=0", "val_benchmark_limit=0 is no number of questions"),
-    ("panel=none.jsonl", "panel: file none.jsonl does not exist; correct it, or set panel = None for none"),
-    ("panel=[{{'image': 'a.png'}}]", "panel[0]: a question is missing; give "),
-    ("panel=[{{'image': 'a.png', 'question': 'What?'}}]", "panel[0]: image a.png does not exist; correct its path"),
-    ("panel_max_new_tokens=0", "panel_max_new_tokens=0 is no length"),
+    ("default_hooks.validation.max_new_tokens=0", "max_new_tokens=0 is no length"),
+    ("panel=a.jsonl", "panel: nothing reads 'panel'; give the questions as a file to val_benchmarks"),
 ]
 OBJECTIVES = [
     ("objectives={{}}", "model: objectives={} is no mixture; give at least one of dpo, ipo, "),

@@ -18,10 +18,10 @@ from mmengine.config import Config
 from ..checkout import CONFIGS
 from ..data_names import is_url, names_data, names_images
 from ..ranges import RangeError, check_store_url
-from ..settings import ConfigError, labels_of, leaves, validation_settings
+from ..settings import ConfigError, labels_of, leaves, typed_nodes, validation_settings
 from . import register_all
 from .run_length import check_length
-from .text_check import check_known, check_spelling, check_values, check_vision, typed_nodes
+from .text_check import check_known, check_spelling, check_values, check_vision
 
 # MMEngine's runner, and with it DeepSpeed and transformers, takes seconds to import: what needs it imports it.
 

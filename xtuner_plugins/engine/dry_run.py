@@ -25,11 +25,11 @@ from ..datasets.plan.budget import TileBudget
 from ..ranges import check_max_norm, check_room
 from ..settings import ConfigError, validation_settings
 from .config_check import resolve_type
+from .hooks.validation_scores import validation_dataset
 from .loss_scaling import scaled_wrapper
 from .optimizers import build_adamw
 from .param_groups import planned_groups
 from .run_length import check_length
-from .validation_loss import validation_dataset
 
 # Settings of a loader that the runner replaces by objects.
 LOADER_PARTS = {"dataset", "sampler", "batch_sampler", "collate_fn", "worker_init_fn", "num_batch_per_epoch"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,7 @@ from ..ranges import (
     check_val_batch_size,
     check_warmup_ratio,
 )
-from ..settings import ConfigError, validation_settings
-from .panel import read_panel
+from ..settings import ConfigError, typed_nodes, validation_settings
 from .signatures import parameters
 
 # Arguments that the runner adds when it builds these parts.
@@ -83,8 +82,7 @@ VALIDATION_RANGES: dict[str, Callable[[Any], Any]] = {
     "batch_size": check_val_batch_size,
     "benchmarks": check_benchmarks,
     "benchmark_limit": check_benchmark_limit,
-    "panel": read_panel,
-    "panel_max_new_tokens": check_answer_tokens,
+    "max_new_tokens": check_answer_tokens,
 }
 
 _TOWERS = (("llm", "language_model.", "llm_config"), ("visual_encoder", "vision_model.", "vision_config"))
@@ -211,18 +209,6 @@ def _fields(base: Any) -> dict[str, Any]:
     except (OSError, TypeError, ValueError):
         return {}
     return fields if isinstance(fields, dict) else {}
-
-
-def typed_nodes(node: Any, key_path: str = "") -> Iterator[tuple[str, dict]]:
-    """Every ``dict(type=...)`` below ``node`` with its path, e.g. ``train_dataloader.dataset``."""
-    if isinstance(node, Mapping):
-        if "type" in node:
-            yield key_path, dict(node)
-        for key, value in node.items():
-            yield from typed_nodes(value, f"{key_path}.{key}" if key_path else str(key))
-    elif isinstance(node, (list, tuple)):
-        for index, value in enumerate(node):
-            yield from typed_nodes(value, f"{key_path}[{index}]")
 
 
 def _at(cfg: Any, key_path: str) -> Any:

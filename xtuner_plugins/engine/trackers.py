@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from mmengine.dist import master_only
 from mmengine.registry import VISUALIZERS
-from mmengine.visualization import LocalVisBackend, Visualizer
+from mmengine.visualization import Visualizer
 
-from ..datasets.images.media import load_image
 from ..ranges import TRACKERS, check_tracker
-from .panel import PanelRecord
 
 
 @VISUALIZERS.register_module()
@@ -38,27 +34,6 @@ class TrackingVisualizer(Visualizer):
         **options: Any,
     ):
         super().__init__(name, vis_backends=[*(vis_backends or ()), *backends(tracker)], **options)
-
-    @master_only
-    def add_answers(self, records: Sequence[PanelRecord], answers: Sequence[str], step: int, with_images: bool) -> None:
-        """Gives the answers of a panel to trackers that take texts (TensorBoard), and the images to all.
-
-        Args:
-            records: The panel.
-            answers: One per record.
-            step: Optimizer steps so far.
-            with_images: Whether to give the images, which stay the same.
-        """
-        for backend in self._vis_backends.values():
-            if isinstance(backend, LocalVisBackend):
-                continue  # panel.jsonl and its images lie in the work directory already
-            for index, (record, answer) in enumerate(zip(records, answers, strict=True)):
-                if with_images:
-                    backend.add_image(f"panel/{index}", np.asarray(load_image(record.image)), step=step)
-                if hasattr(backend.experiment, "add_text"):
-                    expected = "" if record.expected is None else f"\n\nexpected: {record.expected}"
-                    text = f"**{record.question}**\n\n{answer}{expected}"
-                    backend.experiment.add_text(f"panel/{index}", text, step)
 
 
 def backends(tracker: str) -> list[dict[str, str]]:

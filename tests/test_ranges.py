@@ -46,7 +46,6 @@ def test_ranks_are_pefts(value):
         (ranges.check_warmup_ratio, (0, 0.03), (-0.1, 1, "a", math.nan)),
         (ranges.check_dtype, ("auto", "bfloat16", "float16", "float32"), ("half", 3, None)),
         (ranges.check_optimizer, ("adamw", "adamw_8bit", "paged_adamw_32bit"), ("AdamW", "sgd", "adamw_4bit", 8)),
-        (ranges.check_tracker, ("tensorboard", "none"), ("TensorBoard", "", 1)),
         (ranges.check_max_norm, (0.1, 1, math.inf), (0, -1, math.nan, "a")),
         (
             ranges.check_objectives,
@@ -72,15 +71,6 @@ def test_room_counts_the_thumbnail_and_both_ends():
     with pytest.raises(RangeError, match="but max_length=18; raise max_length above 18"):
         ranges.check_room(1, True, 16, 18)
     assert ranges.image_tokens([3, 1], 16) == 68
-
-
-def test_a_tracker_without_its_package_names_what_to_install(monkeypatch):
-    for tracker, (_, package) in ranges.TRACKERS.items():
-        monkeypatch.setattr(ranges.importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(RangeError, match=f"tracker={tracker!r} needs the package {package}; pip install {package}"):
-            ranges.check_tracker(tracker)
-        monkeypatch.setattr(ranges.importlib.util, "find_spec", lambda name, package=package: name == package or None)
-        ranges.check_tracker(tracker)
 
 
 @pytest.mark.parametrize(

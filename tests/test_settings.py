@@ -56,6 +56,7 @@ def test_a_config_anywhere_on_disk_inherits(tmp_path):
         ("modle = dict()", "nothing reads 'modle'; did you mean 'model'?"),
         ("optim_wraper = dict()", "did you mean 'optim_wrapper'?"),
         ("train_dataloader.datset.max_tiles = 6", "datset"),
+        ("visualizer = dict(type='xtuner_plugins.engine.TrackingVisualizer')", "TrackingVisualizer is no more; write"),
         ("panel = 'a.jsonl'", "nothing reads 'panel'; give the questions as a file to val_benchmarks"),
         ("default_hooks.validation.panel = 1", "default_hooks.validation: panel is no more; give the questions"),
         (

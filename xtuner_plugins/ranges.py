@@ -23,13 +23,6 @@ DTYPE_NAMES = ("bfloat16", "float16", "float32")  # of training
 BITSANDBYTES = {"adamw_8bit": (8, False), "paged_adamw_8bit": (8, True), "paged_adamw_32bit": (32, True)}
 OPTIMIZER_NAMES = ("adamw", *BITSANDBYTES)
 OBJECTIVE_NAMES = ("dpo", "ipo", "hinge", "bco_pair", "orpo", "simpo", "sft")  # of preference tuning
-# Where losses go: class of MMEngine's backend, and the package that it needs, by its name in Python and in pip.
-TRACKERS = {
-    "tensorboard": ("mmengine.visualization.TensorboardVisBackend", "tensorboard"),
-    "wandb": ("mmengine.visualization.WandbVisBackend", "wandb"),
-    "swanlab": ("swanlab.integration.mmengine.SwanlabVisBackend", "swanlab"),
-    "mlflow": ("mmengine.visualization.MLflowVisBackend", "mlflow"),
-}
 # Names of options that hold a credential itself: `key`, `secret`, `token`, `aws_session_token`, `access_key_id` ...
 _CREDENTIAL = re.compile(
     r"(?:^|_)(?:key|secret|token|password|passwd|pwd|credentials?|signature|sas)(?:$|_)"
@@ -214,15 +207,6 @@ def check_margin(value: Any) -> None:
     """``simpo_margin``; raises `RangeError`."""
     if not _is_number(value) or not 0 <= value < math.inf:
         raise RangeError(f"simpo_margin={value!r} is no margin", "give a number, 0 or more (0.5)")
-
-
-def check_tracker(value: Any) -> None:
-    """``tracker``, and whether its package is installed; raises `RangeError`."""
-    if value not in ("none", *TRACKERS):
-        raise RangeError(f"tracker={value!r} is not known", f"it is one of: {', '.join(TRACKERS)}, none")
-    if value != "none" and importlib.util.find_spec(TRACKERS[value][1]) is None:
-        package = TRACKERS[value][1]
-        raise RangeError(f"tracker={value!r} needs the package {package}", f"pip install {package}, or tracker=none")
 
 
 def check_store_url(url: str, backend_args: Mapping | None = None) -> None:

@@ -111,13 +111,14 @@ val_benchmarks default_hooks.validation.benchmarks files as tools/evaluate.py or
 val_benchmark_images default_hooks.validation.benchmark_images their image folder; None: that of each file
 val_benchmark_limit default_hooks.validation.benchmark_limit questions of each; None: all
 val_metric default_hooks.validation.metric of val_benchmarks; None: each one's own
-tracker visualizer.tracker tensorboard, wandb, swanlab, mlflow or none
 """
 SETTINGS = {name: Setting(*rest) for name, *rest in (line.split(None, 2) for line in _TABLE.strip().splitlines())}
 # Settings, classes and their keywords that earlier versions had, and what to do instead.
 RETIRED = {
     "panel": "give the questions as a file to val_benchmarks; the answers are in WORK_DIR/validation",
     "panel_max_new_tokens": "write default_hooks.validation.max_new_tokens",
+    "tracker": "write visualizer.vis_backends, MMEngine's own list (docs/training.md)",
+    "TrackingVisualizer": "write dict(type='Visualizer', vis_backends=[...]), MMEngine's own (docs/training.md)",
     "LossGuardHook": "take the hook out; a loss that isn't finite stops the run without it",
     "PreferenceGuardHook": "take the hook out; see log_prob_chosen and length_correlation in scalars.json",
     "ReportPageHook": "take the hook out; losses.png is drawn at the end, TensorBoard shows the run live",

@@ -6,7 +6,7 @@ A key that is left out here has the default of its class. `python tools/print_co
 from mmengine.hooks import DistSamplerSeedHook, IterTimerHook, ParamSchedulerHook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import LogProcessor
-from mmengine.visualization import LocalVisBackend
+from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
 
 from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
 from xtuner_plugins.engine import (
@@ -20,7 +20,6 @@ from xtuner_plugins.engine import (
     PreprocessingLockHook,
     RunContractHook,
     StepLineHook,
-    TrackingVisualizer,
     ValidationHook,
     WarmupCosineLR,
     WholeCheckpointHook,
@@ -68,9 +67,9 @@ custom_hooks = [
     dict(type=PreprocessingLockHook),  # keeps tile limits, template and tokens in every checkpoint
     dict(type=LedgerHook),  # work_dir/ledger.jsonl: what was left out, and why
     dict(type=LossesImageHook),  # work_dir/losses.png
-    dict(type=LossSplitHook),  # training loss by dataset, tiles and length for the trackers
+    dict(type=LossSplitHook),  # training loss by dataset, tiles and length
 ]
-visualizer = dict(type=TrackingVisualizer, vis_backends=[dict(type=LocalVisBackend)], tracker="tensorboard")
+visualizer = dict(type=Visualizer, vis_backends=[dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)])
 env_cfg = dict(mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl"))  # gloo on CPUs
 model_wrapper_cfg = dict(type="DeviceAwareDDP")  # MMEngine takes only a registered name here
 log_processor = dict(type=LogProcessor, by_epoch=False, window_size=1)

@@ -17,7 +17,6 @@ _HOMES = {
     "PreprocessingLockHook": "hooks.preprocessing_lock",
     "RunContractHook": "hooks.run_contract",
     "StepLineHook": "hooks.step_line",
-    "TrackingVisualizer": "trackers",
     "ValidationHook": "hooks.validation",
     "WarmupCosineLR": "schedulers",
     "WholeCheckpointHook": "hooks.whole_checkpoint",

@@ -36,7 +36,6 @@ from ..ranges import (
     check_room,
     check_row_multiple,
     check_tiles,
-    check_tracker,
     check_val_batch_size,
     check_warmup_ratio,
 )
@@ -74,7 +73,6 @@ RANGES: dict[str, Callable[[Any], Any]] = {
     "optim_wrapper.optimizer.lr": check_rate,
     "optim_wrapper.clip_grad.max_norm": check_max_norm,
     "param_scheduler.warmup_ratio": check_warmup_ratio,
-    "visualizer.tracker": check_tracker,
 }
 # The same of `ValidationHook`; their messages name the setting by its short name.
 VALIDATION_RANGES: dict[str, Callable[[Any], Any]] = {

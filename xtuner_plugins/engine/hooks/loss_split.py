@@ -1,4 +1,4 @@
-"""The training loss by dataset, by number of tiles and by length, for the trackers."""
+"""The training loss by dataset, by number of tiles and by length."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LossSplitHook(Hook):
         self._interval = next((h.interval for h in runner.hooks if isinstance(h, LoggerHook)), LOG_INTERVAL)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: Sequence[dict], outputs: Any = None) -> None:
-        """Keeps a step's sums; at the log interval passes the means to the trackers."""
+        """Keeps a step's sums; at the log interval passes the means to the visualizer."""
         for batch in data_batch:
             self._losses.append(batch.pop("sample_losses"))
             self._groups.append(list(_describe_samples(batch)))

@@ -36,7 +36,7 @@ class StepLineHook(LoggerHook):
     the mean over the supervised tokens since the last line. Where no line is due for half a minute, one tells how far
     the step is.
 
-    The log file's line goes on with all other values of the step, and so do ``scalars.json`` and the tracker.
+    The log file's line goes on with all other values of the step, and so do ``scalars.json`` and TensorBoard.
 
     Args:
         interval: Optimizer steps between two lines; the first and the last step always have one.

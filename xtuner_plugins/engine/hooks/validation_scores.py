@@ -115,7 +115,7 @@ class Scores:
     left_out: int
 
     def scalars(self) -> dict[str, float]:
-        """What trackers get: ``val/DATASET/FIGURE``, such as ``val/own/accuracy``."""
+        """``val/DATASET/FIGURE``, such as ``val/own/accuracy``."""
         scored = [each for each in self.measured if each.metric]
         return {f"val/{each.name}/{key}": value for each in scored for key, value in each.figures.items()}
 

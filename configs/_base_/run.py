@@ -10,15 +10,13 @@ from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visua
 
 from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
 from xtuner_plugins.engine import (
-    CheckpointGuardHook,
     GroupedOptimWrapperConstructor,
     LedgerHook,
     LossesImageHook,
     LossSplitHook,
-    PlanHook,
     PlannedTrainLoop,
-    PreprocessingLockHook,
     RunContractHook,
+    StateHook,
     StepLineHook,
     ValidationHook,
     WarmupCosineLR,
@@ -62,9 +60,7 @@ default_hooks = dict(
 )
 custom_hooks = [
     dict(type=RunContractHook),  # prints what really trains
-    dict(type=CheckpointGuardHook),  # refuses a checkpoint of another model
-    dict(type=PlanHook),  # keeps the place in the data in every checkpoint
-    dict(type=PreprocessingLockHook),  # keeps tile limits, template and tokens in every checkpoint
+    dict(type=StateHook),  # keeps the place in the data, tile limits, template and tokens in every checkpoint
     dict(type=LedgerHook),  # work_dir/ledger.jsonl: what was left out, and why
     dict(type=LossesImageHook),  # work_dir/losses.png
     dict(type=LossSplitHook),  # training loss by dataset, tiles and length

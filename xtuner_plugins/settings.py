@@ -100,7 +100,6 @@ max_grad_norm optim_wrapper.clip_grad.max_norm gradients are clipped to
 warmup_ratio param_scheduler.warmup_ratio share of the optimizer steps
 max_epochs train_cfg.max_epochs may be a fraction
 max_steps train_cfg.max_iters optimizer steps; ends the run before max_epochs
-heaviest_first train_cfg.heaviest_first tries the largest batch before the first step
 save_steps default_hooks.checkpoint.interval optimizer steps
 save_total_limit default_hooks.checkpoint.max_keep_ckpts checkpoints kept
 val_data_paths default_hooks.validation.data_paths annotation files to validate on

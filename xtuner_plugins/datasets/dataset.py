@@ -386,11 +386,8 @@ class MultimodalDataset(Dataset):
 
     def is_measured(self) -> bool:
         """Whether the lengths of every file are in the cache."""
-        return all(LengthIndex.open(Path(self.cache_dir) / task.key(self.cache_dir)) for task in self.measurings())
-
-    def measurings(self) -> list[Measure]:
-        """What measures each file, for other ways than `lengths` (see `plan.shards` and `plan.cluster`)."""
-        return [self._measuring(number) for number in range(len(self.sources))]
+        tasks = map(self._measuring, range(len(self.sources)))
+        return all(LengthIndex.open(Path(self.cache_dir) / task.key(self.cache_dir)) for task in tasks)
 
     def _measuring(self, number: int) -> Measure:
         source = self.sources[number]

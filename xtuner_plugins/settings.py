@@ -121,6 +121,7 @@ RETIRED = {
     "CheckpointGuardHook": "take the hook out; WholeCheckpointHook compares parameters",
     "PlanHook": "write StateHook, which keeps the plan and the preprocessing",
     "PreprocessingLockHook": "take the hook out; StateHook keeps the preprocessing",
+    "heaviest_first": "take it out; the sampler puts the heaviest batch first",
     "LossGuardHook": "take the hook out; a loss that isn't finite stops the run without it",
     "PreferenceGuardHook": "take the hook out; see log_prob_chosen and length_correlation in scalars.json",
     "ReportPageHook": "take the hook out; losses.png is drawn at the end, TensorBoard shows the run live",

@@ -2,19 +2,18 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.conftest import HANGS_AFTER
+from xtuner_plugins.engine.console import STEP_LINE  # noqa: F401
 from xtuner_plugins.settings import SETTINGS
 from xtuner_plugins.toy.small_data import write_dataset  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/toy/toy_finetune_full.py"
-STEP_LINE = re.compile(r"\bstep +(?P<step>\d+)/(?P<last>\d+)  .*?\bloss (?P<loss>\S+)")
 
 
 def logged(work_dir: Path, key: str = "loss") -> list[float]:

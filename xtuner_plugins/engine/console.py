@@ -22,6 +22,7 @@ SHOWN = "mmengine.hooks.logger_hook"
 EXPECTED = re.compile("deprecated|untested optimizer|Setting (OMP|MKL)_NUM_THREADS")
 # Loggers that would write to the terminal in a format of their own; the last one is Python's, of its warnings.
 OTHERS = ("DeepSpeed", "transformers", "py.warnings")
+STEP_LINE = re.compile(r"\bstep +(?P<step>\d+)/(?P<last>\d+)  .*?\bloss (?P<loss>\S+)")  # of hooks/step_line.py
 
 _early: list[logging.LogRecord] = []  # said before the log file is open
 

@@ -12,7 +12,7 @@ from xtuner_plugins.datasets.bad_samples import FILLER
 from xtuner_plugins.engine.hooks.step_line import _Window, learning_rates, step_line
 
 from ..forked import train_forked
-from ..parallel_case import logged, write_dataset
+from ..parallel_case import STEP_LINE, logged, write_dataset
 
 
 def model_and_optimizer(rates):
@@ -59,7 +59,9 @@ FIGURES = {
 
 
 def test_a_line_has_everything_in_one_order():
-    assert step_line(40, 1200, FIGURES, {"": (1e-3, 1e-3)}) == (
+    line = step_line(40, 1200, FIGURES, {"": (1e-3, 1e-3)})
+    assert STEP_LINE.search("INFO - " + line).groupdict() == {"step": "40", "last": "1200", "loss": "1.2346"}
+    assert line == (
         "step   40/1200  eta 2:03:04  loss 1.2346  grad norm 0.988  lr 1.00e-03  12,346 tokens/s  8.2 samples/s  "
         "padding 3.1%  memory 61.23 GiB"
     )

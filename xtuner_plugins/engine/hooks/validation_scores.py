@@ -106,8 +106,8 @@ class Scores:
 
     Attributes:
         measured: Of each data set; without a metric where the file has no answers.
-        rows: One per answer: data set, id, images, question, expected and given answer, score.
-        left_out: Questions that could not be asked.
+        rows: One per question: data set, id, images, question, expected and given answer, score; or why it is left out.
+        left_out: Number of questions that could not be asked.
     """
 
     measured: Sequence[Measured]
@@ -205,18 +205,21 @@ def answer_questions(
             with network.computing(session.device):
                 found = answer_batch(session, batches[start + rank], {"max_new_tokens": max_new_tokens})
             own.update((question.id, answer) for question, answer in found)
-    answers = {name: answer for part in all_gather_object(own) for name, answer in part.items()}
-    return _score(data_sets, {name: answer for name, answer in answers.items() if not isinstance(answer, Unusable)})
+    return _score(data_sets, {name: answer for part in all_gather_object(own) for name, answer in part.items()})
 
 
-def _score(data_sets: Sequence[DataSet], answers: Mapping[str, str]) -> Scores:
-    measured, rows, left_out = [], [], sum(len(each.left_out) + len(each.items) for each in data_sets) - len(answers)
+def _score(data_sets: Sequence[DataSet], answers: Mapping[str, str | Unusable]) -> Scores:
+    measured, rows = [], []
     for each in data_sets:
-        pairs = ((item.question.id, each.asked(item).id) for item in each.items)
-        found = measure(each.name, each.metric, each.items, {own: answers[id] for own, id in pairs if id in answers})
-        scores = found.scores if each.metric else [None] * len(found.items)
-        for item, answer, score in zip(found.items, found.answers, scores, strict=True):
-            asked = {"id": item.question.id, "images": item.question.images, "question": item.question.text}
-            rows.append({"dataset": each.name, **asked, "expected": item.expected, "answer": answer, "score": score})
+        given = {item.question.id: answers[each.asked(item).id] for item in each.items}
+        texts = {name: answer for name, answer in given.items() if not isinstance(answer, Unusable)}
+        found = measure(each.name, each.metric, each.items, texts)
+        scores = dict(zip(texts, found.scores if each.metric else (), strict=False))
+        for item in each.items:
+            question, answer = item.question, given[item.question.id]
+            row = {"dataset": each.name, "id": question.id, "images": question.images, "question": question.text}
+            row |= {"expected": item.expected, "answer": texts.get(question.id), "score": scores.get(question.id)}
+            rows.append(row | ({} if question.id in texts else {"left_out": answer.message}))
         measured.append(found)
+    left_out = sum(len(each.left_out) for each in data_sets) + sum("left_out" in row for row in rows)
     return Scores(measured, rows, left_out)

@@ -54,9 +54,6 @@ class StepLineHook(LoggerHook):
         interval: Optimizer steps between two lines; the first and the last step always have one.
         log_metric_by_epoch: As `mmengine.hooks.LoggerHook`.
         **options: As `mmengine.hooks.LoggerHook`.
-
-    Raises:
-        ValueError: The run has another loop than `PlannedTrainLoop`.
     """
 
     def __init__(self, interval: int = 10, log_metric_by_epoch: bool = False, **options: Any):
@@ -65,7 +62,6 @@ class StepLineHook(LoggerHook):
 
     def before_train(self, runner) -> None:
         """Starts the clock."""
-        planned_loop(runner)
         self._begun, self._first_step, self._window = time.perf_counter(), runner.iter, _Window()
         self._heartbeat = _Heartbeat(runner)
         if is_main_process():

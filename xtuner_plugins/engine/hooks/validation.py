@@ -20,13 +20,7 @@ from ...datasets import MultimodalDataset, PlanSampler, PreferenceDataset, Setti
 from ...datasets.cache import write_whole
 from ...hub.conversation import get_conv_template
 from ...inference.session import ChatSession
-from ...ranges import (
-    check_answer_tokens,
-    check_benchmark_limit,
-    check_benchmarks,
-    check_interval,
-    check_val_batch_size,
-)
+from ...ranges import check, check_benchmarks
 from ..steps import unwrap
 from ..stopping import agree_to_stop, requests
 from .validation_scores import answer_questions, open_questions, validation_dataset, validation_loss
@@ -72,11 +66,12 @@ class ValidationHook(Hook):
         metric: str | None = None,
         max_new_tokens: int = 128,
     ):
-        check_interval(interval)
-        check_val_batch_size(batch_size)
-        check_answer_tokens(max_new_tokens)
+        check("val_interval", interval)
+        check("val_batch_size", batch_size)
+        check("val_max_new_tokens", max_new_tokens)
         check_benchmarks(benchmarks)
-        check_benchmark_limit(benchmark_limit)
+        if benchmark_limit is not None:
+            check("val_benchmark_limit", benchmark_limit)
         self.interval, self.data_paths, self.image_folders = interval, data_paths, image_folders
         self.batch_size, self.max_new_tokens, self._benchmarks = batch_size, max_new_tokens, benchmarks
         self._benchmark_options = {"images": benchmark_images, "metric": metric, "limit": benchmark_limit}

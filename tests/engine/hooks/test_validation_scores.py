@@ -116,7 +116,7 @@ def test_scores_are_of_the_answers_and_questions_without_are_answered(toy_base, 
     session = open_session(toy_base, device="cpu")
     Image.new("RGB", (224, 112), "red").save(tmp_path / "a.png")
     (tmp_path / "bad.png").write_text("no image")
-    given = session.answer([("What?", [tmp_path / "a.png"]), ("Hello", [])], max_new_tokens=3)
+    given = session.answers([("What?", [tmp_path / "a.png"]), ("Hello", [])], max_new_tokens=3)
     rows = [
         {"image": "a.png", "question": "What?", "answer": given[0]},
         {"question": "Hello", "answer": "something else"},

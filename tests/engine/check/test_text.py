@@ -5,17 +5,9 @@ import json
 import pytest
 
 from tests.conftest import ROOT
-from xtuner_plugins.engine.check.text import (
-    _ALSO,
-    _CHECKS,
-    _check_targets,
-    check_base,
-    check_text,
-    check_values,
-    typed_nodes,
-)
+from xtuner_plugins.engine.check.text import _ALSO, _CHECKS, _check_targets, check_base, check_text, check_values
 from xtuner_plugins.ranges import RANGES
-from xtuner_plugins.settings import SETTINGS, ConfigError, read_config
+from xtuner_plugins.settings import SETTINGS, ConfigError, read_config, typed_nodes
 
 DATA = "train_dataloader.dataset"
 

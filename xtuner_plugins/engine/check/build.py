@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader
 
 from ...datasets import MultimodalDataset, PreferenceDataset, collate_pairs
 from ...ranges import check_room
-from ...settings import ConfigError, import_types, validation_settings
+from ...settings import ConfigError, import_types, typed_nodes, validation_settings
 from .. import register_all
-from .text import check_keywords, check_text, refused, typed_nodes
+from .text import check_keywords, check_text, refused
 
 # Settings of a loader that the runner replaces by objects.
 LOADER_PARTS = {"dataset", "sampler", "batch_sampler", "collate_fn", "worker_init_fn", "num_batch_per_epoch"}
@@ -99,9 +99,9 @@ def _build_optimizer(settings: Mapping[str, Any]) -> Any:
 
 def _build_model(cfg: Config, dataset: MultimodalDataset | None) -> None:
     """Builds the model, its parameter groups, and what depends on model and data together."""
+    from ..hooks.validation_scores import validation_dataset
     from ..loss_scaling import scaled_wrapper
     from ..param_groups import planned_groups
-    from ..validation_loss import validation_dataset
 
     with refused("model"):
         model = _build_ours(MODELS.build, cfg.model)

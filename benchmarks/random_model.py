@@ -1,14 +1,40 @@
-"""Training models with random weights: no base directory is read, and nothing is downloaded."""
+"""Models of published sizes with random weights: no base directory is read, and nothing is downloaded."""
 
+import functools
 from types import SimpleNamespace
 from unittest import mock
 
 import torch
 
 from xtuner_plugins.families import encoder_family, llm_family
+from xtuner_plugins.hub.configuration_internvl_chat import InternVLChatConfig
+from xtuner_plugins.hub.constants import PROJECTOR_TYPES
 from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel
 from xtuner_plugins.models import vlm
 from xtuner_plugins.models.quantization import linear_quantizer
+from xtuner_plugins.planning.published import ENCODERS, LLMS, Base
+
+
+def config_of(base: Base, blocks: int | None = None) -> InternVLChatConfig:
+    """The `config.json` of a base, as far as shapes depend on it; with so many blocks in both parts."""
+    fewer = {"num_hidden_layers": blocks} if blocks else {}
+    return InternVLChatConfig(
+        vision_config={**ENCODERS[base.encoder].config, **fewer},
+        llm_config={**LLMS[base.llm].config, "vocab_size": base.vocab_size, **fewer},
+        downsample_ratio=1.0 if base.projector_type == "mlp" else 0.5,
+        force_image_size=ENCODERS[base.encoder].config["image_size"],
+        projector_type=base.projector_type or PROJECTOR_TYPES[0],
+        select_layer=base.select_layer,
+        template=base.template,
+        ps_version="v2",
+    )
+
+
+@functools.cache
+def meta_model(base: Base) -> InternVLChatModel:
+    """The model of a base at its true size, without storage."""
+    with torch.device("meta"):
+        return InternVLChatModel(config_of(base))
 
 
 def build_random(config, settings, dtype: str, device: torch.device) -> vlm.VisionLanguageModel:

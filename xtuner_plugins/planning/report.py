@@ -18,6 +18,7 @@ MOMENTS = {
     "backward": "in the backward pass of the LLM's last block",
     "end of backward": "at the end of the LLM's backward pass",
     "backward of the encoder": "in the backward pass of the encoder",
+    "sums": "when gradients are added to their sums",
     "step": "in the optimizer's step",
 }
 

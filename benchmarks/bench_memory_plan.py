@@ -10,7 +10,9 @@ PyTorch's engine has no thread for a device that isn't there, so `run_backward` 
 order. Weights in 4 bits can't be fake: `_pack` puts as many bytes in their place.
 
 The second starts two ranks on the CPU with the shipped DeepSpeed files (buckets of a small model's size), as the
-trainer starts them, and adds up what is alive in the second step. Not measured is what the allocator, kernels and NCCL need.
+trainer starts them, and adds up what is alive in the second step.
+
+Not measured is what the allocator, kernels and NCCL need.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def step_workers(folder: Path) -> str:
         took = time.perf_counter() - start
         for _ in range(50):
             next(batches)
-        (worker,) = (child for child in multiprocessing.active_children() if "pack-ahead" not in child.name)
+        (worker,) = multiprocessing.active_children()
         lines.append(f"{method}: first batch after {took:.1f} s, worker: {memory(worker.pid)}")
         del batches
     return "; ".join(lines)

@@ -32,7 +32,7 @@ def test_links_paths_and_make_targets_exist(page):
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
     folders = "configs|tools|xtuner_plugins|tests|docs|benchmarks|notebooks"
     paths = re.findall(rf"(?<![\w/.])((?:{folders})/[\w./-]+\.(?:py|md|sh|png|html|ipynb))", text)
-    assert [path for path in paths if not (ROOT / path).exists()] == []
+    assert page.name == "CHANGELOG.md" or [path for path in paths if not (ROOT / path).exists()] == []  # it is history
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {line.split()[1] for line in code_lines(page) if line.startswith("make ")} <= targets
 

@@ -194,12 +194,6 @@ def test_a_missing_directory_is_refused_with_pytorch_alone(tool, words, tmp_path
     assert (status, imported) == (1, ["torch"])
 
 
-@pytest.mark.parametrize("words", [("--shard", "3/2", "--out", "out"), ("--merge", "nowhere")], ids=["shard", "merge"])
-def test_a_shard_that_is_none_is_refused_with_pytorch_alone(words, tmp_path):
-    status, lines, imported = run("measure_lengths.py", LEAF, *words, cwd=tmp_path)
-    assert (status, imported, len(lines)) == (2, ["torch"], 1) and "no shard" in lines[0], lines
-
-
 def test_a_missing_file_of_data_is_refused_with_pytorch_alone(tmp_path):
     status, lines, imported = run("check_data.py", "none.jsonl", cwd=tmp_path)
     assert (status, imported) == (2, ["torch"]) and lines[0].startswith(

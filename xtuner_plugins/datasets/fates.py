@@ -44,22 +44,6 @@ def unusable_error(dataset: "MultimodalDataset", indices: np.ndarray) -> RecordE
     return RecordError(errors[0].reason, "\n".join(lines) if len(records) > 1 else str(errors[0]), REMEDY)
 
 
-def describe_unusable(dataset: "MultimodalDataset") -> str:
-    """The unusable records of measured data, which training refuses: how many, why, and the first; '' without any."""
-    counts: Counter[str] = Counter()
-    first = ""
-    for number, rejected in enumerate(dataset.rejected):
-        lengths = dataset.lengths(number)
-        rows = np.setdiff1d(np.flatnonzero(lengths.reasons), list(rejected))
-        if len(rows):
-            counts.update(np.array(lengths.reason_names)[lengths.reasons[rows] - 1].tolist())
-            first = first or str(why_left_out(dataset, number, int(rows[0])))
-    if not counts:
-        return ""
-    reasons = ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
-    return f"{counts.total():,} of them unusable ({reasons}); {REMEDY}; the first: {first}"
-
-
 def why_left_out(dataset: "MultimodalDataset", number: int, row: int) -> RecordError:
     """Why a record is left out of the plan."""
     source = dataset.sources[number].index.source(row)

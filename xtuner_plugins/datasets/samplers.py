@@ -6,11 +6,12 @@ with which the epoch began (`cell`), so that ranks get similar work.
 A position in the plan is the number of samples (or packs) that all ranks together have taken in this epoch. Resuming is
 `seek`: nothing is read or decoded, and the number of ranks may have changed. Every usable sample comes exactly once per
 epoch; a rank for which the last step has none left gets a filler.
+
+Where lengths are measured (groups and packs), the heaviest batch comes first: a GPU that is too small for it runs out
+of memory in the first step, not hours later. The heaviest has the most tokens, and of several the most tiles.
 """
 
-import os
 from collections.abc import Iterator, Sequence
-from multiprocessing.process import BaseProcess
 
 import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
@@ -22,11 +23,11 @@ from .dataset import MultimodalDataset
 from .errors import SettingError, check_choice
 from .fates import describe, left_out
 from .plan.lengths import FATES, FITS
-from .plan.pack_cache import PackCache
-from .plan.packing import Packs, arrange, efficiency
+from .plan.packing import Packs, arrange, efficiency, pack_samples
 from .plan.plan import Plan, PlannedIndex
 
 GROUPS = (None, "length", "modality")
+FORMAT = "2"  # of groups and packs, in the digest; to be raised when they are others, or in another order
 PROGRESS_FROM = 5000  # records; fewer are measured in no time
 
 
@@ -39,7 +40,7 @@ class PlanSampler(Plan):
         seed: decides the order, together with the epoch; None: all ranks agree on a random one.
         shuffle: False keeps the order of the mixture.
         group_by: 'length' groups samples of similar length; 'modality' also separates samples with and without images.
-            Both need measured lengths, None doesn't.
+            Both need measured lengths, None doesn't. The first group of the run is of the samples with most tokens.
         group_size: samples per group (batch size x ranks x accumulation, or a multiple).
 
     Raises:
@@ -103,7 +104,10 @@ class PlanSampler(Plan):
             return order
         tokens, tiles, _ = self.layout()
         kinds = (tiles[order] > 0) if self.group_by == "modality" else np.zeros(len(order), bool)
-        groups = []
+        groups, heaviest = [], order[:0]
+        if epoch == 0:  # no batch of the run has more tokens than rank 0's first one, whatever the batch size
+            places = np.lexsort((tiles[order], tokens[order]))[: -self.group_size - 1 : -1]
+            heaviest, order, kinds = order[places], np.delete(order, places), np.delete(kinds, places)
         for kind in (False, True):
             members = order[kinds == kind]
             region = self.group_size * 16  # sorted by region, so that the order stays random
@@ -113,11 +117,16 @@ class PlanSampler(Plan):
                 groups += [part[start : start + self.group_size] for start in range(0, len(part), self.group_size)]
         whole = [group for group in groups if len(group) == self.group_size]
         rest = [group for group in groups if len(group) != self.group_size]
-        return np.concatenate([whole[place] for place in rng.permutation(len(whole))] + rest)
+        return np.concatenate([heaviest, *(whole[place] for place in rng.permutation(len(whole))), *rest])
 
     @property
     def digest(self) -> str:
-        settings = (self.seed, self.shuffle, self.group_by, self.group_size if self.group_by else None)
+        settings = (
+            self.seed,
+            self.shuffle,
+            self.group_by,
+            (self.group_size, FORMAT) if self.group_by else None,
+        )
         columns = [self._indices]
         if self.group_by is not None:
             columns += [column[self._indices] for column in self.layout()[:2]]
@@ -175,12 +184,7 @@ class PackBatchSampler(Plan):
             )
         self.sampler, self.max_tokens, self.max_tiles = sampler, max_tokens, max_tiles
         self.batch_size = batch_size  # MMEngine asks for it under DeepSpeed
-        indices, (tokens, tiles, _) = sampler.usable(), sampler.layout()
-        self._cache = PackCache(
-            sampler.dataset.cache_dir, indices, tokens[indices], tiles[indices], max_tokens, max_tiles
-        )
         self._packs: tuple[tuple[int, int], Packs] | None = None
-        self._ahead: BaseProcess | None = None
         self.packs(sampler.epoch)  # now: training can't begin before, and starts at once after
 
     def packs(self, epoch: int) -> Packs:
@@ -188,8 +192,14 @@ class PackBatchSampler(Plan):
         cell = self.sampler.cell if epoch == self.sampler.epoch else self.sampler.num_ranks
         if self._packs is None or self._packs[0] != (epoch, cell):
             seed = self._seed(epoch)
-            self._packs = (epoch, cell), arrange(self._cache.packs(seed), cell, seed)
+            packs = pack_samples(*self._samples(), max_tokens=self.max_tokens, max_tiles=self.max_tiles, seed=seed)
+            self._packs = (epoch, cell), arrange(packs, cell, seed)
         return self._packs[1]
+
+    def _samples(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Indices, tokens and tiles of the samples to pack."""
+        indices, (tokens, tiles, _) = self.sampler.usable(), self.sampler.layout()
+        return indices, tokens[indices], tiles[indices]
 
     def _seed(self, epoch: int) -> int:
         return int(np.random.default_rng([self.sampler.seed, epoch]).integers(1 << 62))
@@ -218,7 +228,8 @@ class PackBatchSampler(Plan):
 
     @property
     def digest(self) -> str:
-        return self._cache.key(self.sampler.seed)
+        budgets = text_hash(repr((self.max_tokens, self.max_tiles, self.sampler.seed)))
+        return f"{text_hash(FORMAT, array_hash(*self._samples()))}/{budgets}"
 
     def num_steps(self, epoch: int) -> int:
         """Number of steps; differs a little between epochs."""
@@ -242,8 +253,6 @@ class PackBatchSampler(Plan):
 
     def __iter__(self) -> Iterator[list[int]]:
         packs = self.packs(self.sampler.epoch)
-        if os.environ.get("LOCAL_RANK", "0") == "0" and not (self._ahead and self._ahead.is_alive()):
-            self._ahead = self._cache.start_ahead(self._seed(self.sampler.epoch + 1))
         first, self.sampler.position = self.sampler.position, 0
         epoch = self.sampler.epoch
         for step in range(first, len(packs), self.sampler.num_ranks):

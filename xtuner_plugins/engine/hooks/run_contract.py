@@ -1,26 +1,37 @@
-"""Shows before the first step what a run trains, and keeps it beside the checkpoints."""
+"""What a run trains, read from its live objects before the first step: shown as a table, kept as JSON."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from mmengine._strategy.deepspeed import MMDeepSpeedEngineWrapper
 from mmengine.dist import barrier, is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
+from torch import nn
 
-from ..contract import gather, show
-from ..curves import CONTRACT_FILE
-from ..param_groups import planned_groups
+from ...datasets import MultimodalDataset
+from ...datasets.cache import write_whole
+from ...datasets.figures import file_figures
+from ..loops import planned_loop
+from ..optimizers import describe_optimizer
+from ..param_groups import group_members, num_weights, planned_groups
 from ..steps import unwrap
+
+CONTRACT_FILE = "run_contract.json"  # in the work directory
+TITLE = "What this run trains:"
 
 
 @HOOKS.register_module()
 class RunContractHook(Hook):
     """Shows before the first step what the run trains, as the model, the optimizer and the data hold it.
 
-    The same is written as JSON: to ``run_contract.json`` in the work directory, and once more in the folder of this
-    start, where later starts leave it.
+    The same is written as JSON to ``run_contract.json`` in the work directory.
 
     Raises:
         RuntimeError: The optimizer doesn't hold exactly the trainable parameters, or not at the config's learning rates
@@ -35,38 +46,146 @@ class RunContractHook(Hook):
         if is_main_process():
             runner.logger.info(show(contract))
             text = json.dumps(contract, indent=2, ensure_ascii=False) + "\n"
-            for folder in (Path(runner.log_dir), Path(runner.work_dir)):
-                beside = folder / f"{CONTRACT_FILE}.partial"
-                beside.write_text(text, encoding="utf-8")
-                beside.replace(folder / CONTRACT_FILE)
+            path = Path(runner.work_dir, CONTRACT_FILE)
+            write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
         barrier()
-        groups = [(row["parameters"], row["lr"], row["weight_decay"]) for row in contract["optimizer"]["groups"]]
-        optimized = sum(count for count, _, _ in groups)
+        groups = [(row["lr"], row["weight_decay"], row["parameters"]) for row in contract["optimizer"]["groups"]]
+        optimized = sum(count for _, _, count in groups)
         trained = sum(row["trainable"] for row in contract["parts"])
         if optimized != trained:
             raise RuntimeError(
                 f"the optimizer holds {optimized:,} parameters, but the model trains {trained:,}; "
                 "check optim_wrapper.paramwise_cfg and the freeze_* settings"
             )
-        _compare_groups(planned_groups(runner.cfg, unwrap(runner.model)), groups)
+        planned = planned_groups(runner.cfg, unwrap(runner.model))
+        if planned is not None:
+            compare_groups([(*rates, count) for rates, count in planned.items()], groups)
 
 
-def _compare_groups(planned: dict[tuple[float, float], int] | None, groups: list[tuple[int, float, float]]) -> None:
-    """Raises where the optimizer's learning rates and weight decays aren't the config's; None compares nothing."""
-    if planned is None:
-        return
-    live: dict[tuple[float, float], int] = {}
-    for count, lr, weight_decay in groups:
-        live[lr, weight_decay] = live.get((lr, weight_decay), 0) + count
+def gather(runner) -> dict[str, Any]:
+    """The contract of a run before its first step, as JSON can hold it. The ranks don't wait for each other here.
 
-    def shown(rates: dict[tuple[float, float], int]) -> str:
-        return "; ".join(f"{count:,} at lr {lr:g}, weight decay {wd:g}" for (lr, wd), count in sorted(rates.items()))
+    Returns:
+        ``parts``, ``optimizer``, ``strategy``, ``data``, ``run``, ``checkpoints``, ``log``. What isn't known is None;
+        only rank 0 looks at samples.
+    """
+    dataset, plan = runner.train_dataloader.dataset, planned_loop(runner).dataloader_iterator.plan
+    looks = is_main_process() and isinstance(dataset, MultimodalDataset)
+    figures = [asdict(each) for each in (file_figures(dataset) if looks else [])]
+    files = [{name: None if value != value else value for name, value in each.items()} for each in figures]  # NaN
+    return {
+        "parts": [describe_part(name, part) for name, part in unwrap(runner.model).parts().items()],
+        "optimizer": _describe_groups(runner.optim_wrapper.optimizer),
+        "strategy": describe_strategy(runner),
+        "data": {"samples": len(dataset), "summary": plan.describe_data(), "files": files},
+        "run": _describe_run(runner, files),
+        "checkpoints": [
+            {"interval": hook.interval, "kept": hook.max_keep_ckpts, "resumable": hook.save_optimizer}
+            for hook in runner.hooks
+            if isinstance(hook, CheckpointHook)
+        ],
+        "log": runner.logger.log_file,
+    }
 
-    def rounded(rates: dict[tuple[float, float], int]) -> list[tuple[str, str, int]]:
-        return sorted((f"{lr:.6g}", f"{wd:.6g}", count) for (lr, wd), count in rates.items())
 
-    if rounded(planned) != rounded(live):
+def _describe_groups(optimizer: Any) -> dict[str, Any]:
+    """Parameters, rate and decay of each group. The schedule multiplies the rate; during warm-up it is lower."""
+    pairs = zip(group_members(optimizer), optimizer.param_groups, strict=True)
+    keys = ("parameters", "lr", "weight_decay")
+    rows = [
+        (sum(map(num_weights, members)), group.get("initial_lr", group["lr"]), group.get("weight_decay", 0.0))
+        for members, group in pairs
+    ]
+    return {"name": describe_optimizer(optimizer), "groups": [dict(zip(keys, row, strict=True)) for row in rows]}
+
+
+def _describe_run(runner, files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Steps, ranks and batches; tokens of all steps are estimated from the means of the files."""
+    loop, loader = planned_loop(runner), runner.train_dataloader
+    seen = [each for each in files if each["seen"]]
+    epochs = runner.max_iters * loop.micro_batches / max(len(loader), 1)
+    mean = sum(each["samples"] * each["tokens"] for each in seen) / max(sum(each["samples"] for each in seen), 1)
+    return {
+        "steps": runner.max_iters,
+        "done": runner.iter,
+        "epochs": loop.planned_epochs,
+        "ranks": runner.world_size,
+        "micro_batches": loop.micro_batches,
+        "micro_batches_per_epoch": len(loader),
+        "batch_size": loader.batch_sampler.batch_size if loop.dataloader_iterator.plan.is_seekable else None,
+        "seed": runner.seed,
+        "tokens": round(mean * sum(each["samples"] for each in files) * epochs) if seen else None,
+    }
+
+
+def describe_part(name: str, part: nn.Module) -> dict[str, Any]:
+    """Trainable and frozen weights of a part, and the dtypes that they are held in, e.g. ``4-bit nf4, float32``."""
+    counts, kinds = Counter(), set()
+    for parameter in part.parameters():
+        counts[parameter.requires_grad] += num_weights(parameter)
+        packed = getattr(parameter, "quant_state", None)
+        kinds.add(f"4-bit {packed.quant_type}" if packed else str(parameter.dtype).removeprefix("torch."))
+    return {"part": name, "trainable": counts[True], "frozen": counts[False], "held_in": ", ".join(sorted(kinds))}
+
+
+def describe_strategy(runner) -> str:
+    """How the run is spread over its ranks."""
+    if isinstance(runner.model, MMDeepSpeedEngineWrapper):
+        return describe_engine(runner.model.model)
+    return f"DDP on {runner.world_size} ranks" if runner.world_size > 1 else "one process"
+
+
+def describe_engine(engine: Any) -> str:
+    """Stage of a live DeepSpeed engine, dtype of weights and of summed gradients."""
+    weights, gradients = (str(dtype).removeprefix("torch.") for dtype in engine.get_data_types())
+    text = f"ZeRO-{int(engine.zero_optimization_stage())}, weights in {weights}, gradients summed in {gradients}"
+    if gradients != "float32":
+        text += ': small ones are lost; set "data_types": {"grad_accum_dtype": "fp32"} in the file of --deepspeed'
+    return text
+
+
+def show(contract: Mapping[str, Any]) -> str:
+    """The contract as the table that a run opens with."""
+    data, run = contract["data"], contract["run"]
+    lines = [TITLE, f"  {'part':<16}{'trainable':>16}{'frozen':>16}  held in"]
+    lines += ["  {part:<16}{trainable:>16,}{frozen:>16,}  {held_in}".format(**row) for row in contract["parts"]]
+    lines.append(f"  optimizer: {contract['optimizer']['name']}")
+    group_line = "  optimizer group {}: {parameters:,} parameters, lr {lr:g}, weight decay {weight_decay:g}"
+    lines += [group_line.format(index, **group) for index, group in enumerate(contract["optimizer"]["groups"])]
+    lines += [f"  strategy: {contract['strategy']}", *_show_files(data["files"])]
+    lines += [f"  {line}" for line in data["summary"].splitlines()]
+    tokens = "" if run["tokens"] is None else f", about {run['tokens']:,} tokens"
+    lines.append(f"  run: {run['steps']:,} optimizer steps, {run['done']:,} of them done{tokens}")
+    batch = "" if run["batch_size"] is None else f" of {run['batch_size']}"
+    lines.append(
+        f"  step: {run['micro_batches']} micro-batches{batch} on each of {run['ranks']} ranks; "
+        f"{run['micro_batches_per_epoch']:,} micro-batches per rank and epoch; seed {run['seed']}"
+    )
+    if not all(row["resumable"] for row in contract["checkpoints"]):
+        lines.append("  checkpoints: weights only (save_optimizer=False): not resumable")
+    return "\n".join([*lines, f"  log file: {contract['log']}"])
+
+
+def _show_files(files: Sequence[Mapping[str, Any]]) -> list[str]:
+    width = max([len("data"), *(len(each["name"]) for each in files)])
+    heads = f"{'samples':>12}{'tokens':>10}{'supervised':>12}{'tiles':>8}  (mean of a sample)"
+    lines = [f"  {'data':<{width}}{heads}"] if files else []
+    for each in files:
+        means = f"{each['tokens']:>10,.0f}{each['supervised']:>12,.0f}{each['tiles']:>8.1f}" if each["seen"] else ""
+        note = "" if each["is_measured"] else f"  seen: {each['seen']:,}, lengths aren't measured"
+        lines.append(f"  {each['name']:<{width}}{each['samples']:>12,}{means}{note}")
+    return lines
+
+
+def compare_groups(planned: Iterable[tuple[float, float, int]], live: Iterable[tuple[float, float, int]]) -> None:
+    """Raises `RuntimeError` where other weights have other (learning rate, weight decay) than the config asks for."""
+    found = []
+    for groups in (live, planned):
+        counts: Counter = Counter()
+        for lr, decay, count in groups:
+            counts[f"lr {lr:.6g}, weight decay {decay:.6g}"] += count
+        found.append("; ".join(f"{count:,} at {rates}" for rates, count in sorted(counts.items())))
+    if found[0] != found[1]:
         raise RuntimeError(
-            f"the optimizer doesn't hold what the config asks for: it has {shown(live)}; the config asks for "
-            f"{shown(planned)}"
+            f"the optimizer doesn't hold what the config asks for: it has {found[0]}; the config asks for {found[1]}"
         )

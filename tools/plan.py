@@ -181,14 +181,14 @@ def print_plan(args, planned, available, others, lines, took, validating) -> Non
         report.strategies_table(others, available),
     )
     kept = (report.gib(planned.kept(recompute)) for recompute in (False, True))
-    fitting = [
-        gpu.name for gpu in sorted(GPUS.values(), key=lambda gpu: gpu.memory) if planned.memory.fits(gpu.memory * GIB)
-    ]
+    holding = [gpu for gpu in GPUS.values() if planned.memory.fits(gpu.memory * GIB)]
+    least = min((gpu.memory for gpu in holding), default=0)
+    smallest = ", ".join(gpu.name for gpu in holding if gpu.memory == least)
     report.show(
-        f"cards that hold it: {', '.join(fitting) or 'none'}",
+        f"smallest cards that hold it: {smallest} ({least} GB)" if holding else "no card holds it",
         "activations kept for the backward pass: {} GiB without recomputation, {} GiB with it".format(*kept),
         *lines,
-        report.work_table(job, planned.work, planned.samples_per_step),
+        report.work_table(planned.work, planned.samples_per_step),
         lengths.source,
     )
     if took is None:

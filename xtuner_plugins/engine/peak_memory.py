@@ -6,7 +6,7 @@ import resource
 
 import torch
 
-from ..planning.memory import GIB
+GIB = 2**30
 
 
 def peak_gib() -> float:

@@ -48,8 +48,8 @@ from xtuner_plugins.planning import activations as act  # noqa: E402
 from xtuner_plugins.planning.job import FLOAT, Batch, Job, Strategy  # noqa: E402
 from xtuner_plugins.planning.memory import GIB, plan_memory, under  # noqa: E402
 from xtuner_plugins.planning.plan import job_of  # noqa: E402
-from xtuner_plugins.planning.published import BASES, shape_of_base  # noqa: E402
-from xtuner_plugins.planning.shapes import Linear, Shape, Stack, shape_of_config  # noqa: E402
+from xtuner_plugins.planning.published import BASES  # noqa: E402
+from xtuner_plugins.planning.shapes import Linear, Shape, Stack, shape_of  # noqa: E402
 from xtuner_plugins.planning.strategies import from_deepspeed, plain  # noqa: E402
 
 LORA = dict(r=64, lora_alpha=128, lora_dropout=0.05)
@@ -202,7 +202,7 @@ def compare(
     config = config_of(BASES[base], blocks)
     ours = {"base": "x", "gradient_checkpointing": recompute, **CHOICES[choice]}
     settings = {"model": ours, "optim_wrapper": {"accumulative_counts": accumulation}}
-    plan = planned(job_of(settings, shape_of_config(config), (batch,)), holding)
+    plan = planned(job_of(settings, shape_of(config.to_dict()), (batch,)), holding)
     found = measure(config, ours, batch, holding, accumulation)
     return {term: (getattr(plan, term), getattr(found, term)) for term in ("weights", "kept", "peak")}
 
@@ -307,7 +307,7 @@ def rows_of_states() -> Iterator[tuple[str, float, int, int]]:
 def rows_of_passes(args: argparse.Namespace) -> Iterator[tuple[str, float, int, int]]:
     """Of each base, choice and holding, in GiB."""
     for base, choice in itertools.product(args.base, args.only):
-        tiles = args.tokens // (shape_of_base(BASES[base]).tokens_per_tile + 64)
+        tiles = args.tokens // (shape_of(BASES[base].config).tokens_per_tile + 64)
         batch = Batch(args.tokens, tiles, args.tokens // 5)
         for holding, recompute in itertools.product(HOLDINGS, (True, False)):
             for term, pair in compare(base, choice, holding, batch, recompute).items():

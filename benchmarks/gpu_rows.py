@@ -34,7 +34,7 @@ from xtuner_plugins.planning.job import Batch, Job
 from xtuner_plugins.planning.memory import GIB, plan_memory
 from xtuner_plugins.planning.plan import job_of
 from xtuner_plugins.planning.published import BASES
-from xtuner_plugins.planning.shapes import shape_of_config
+from xtuner_plugins.planning.shapes import shape_of
 from xtuner_plugins.planning.strategies import plain
 from xtuner_plugins.planning.work import work_of
 from xtuner_plugins.ranges import ROW_MULTIPLE
@@ -355,7 +355,7 @@ def plan_job(config, settings: dict, packs: list[list[dict]]) -> Job:
     for pack in packs:
         tokens, tiles, supervised = map(sum, zip(*map(sizes, pack), strict=True))
         batches.append(Batch(-(-tokens // ROW_MULTIPLE) * ROW_MULTIPLE, tiles, supervised))
-    return job_of({"model": settings}, shape_of_config(config), tuple(batches))
+    return job_of({"model": settings}, shape_of(config.to_dict()), tuple(batches))
 
 
 def sizes(sample: dict) -> tuple[int, int, int]:

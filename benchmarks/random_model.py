@@ -8,26 +8,18 @@ import torch
 
 from xtuner_plugins.families import encoder_family, llm_family
 from xtuner_plugins.hub.configuration_internvl_chat import InternVLChatConfig
-from xtuner_plugins.hub.constants import PROJECTOR_TYPES
 from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel
 from xtuner_plugins.models import vlm
 from xtuner_plugins.models.quantization import linear_quantizer
-from xtuner_plugins.planning.published import ENCODERS, LLMS, Base
+from xtuner_plugins.planning.published import Base
 
 
 def config_of(base: Base, blocks: int | None = None) -> InternVLChatConfig:
     """The `config.json` of a base, as far as shapes depend on it; with so many blocks in both parts."""
-    fewer = {"num_hidden_layers": blocks} if blocks else {}
-    return InternVLChatConfig(
-        vision_config={**ENCODERS[base.encoder].config, **fewer},
-        llm_config={**LLMS[base.llm].config, "vocab_size": base.vocab_size, **fewer},
-        downsample_ratio=1.0 if base.projector_type == "mlp" else 0.5,
-        force_image_size=ENCODERS[base.encoder].config["image_size"],
-        projector_type=base.projector_type or PROJECTOR_TYPES[0],
-        select_layer=base.select_layer,
-        template=base.template,
-        ps_version="v2",
-    )
+    fields, fewer = base.config, {"num_hidden_layers": blocks} if blocks else {}
+    parts = {part: {**fields.pop(part), **fewer} for part in ("vision_config", "llm_config")}
+    size = parts["vision_config"]["image_size"]
+    return InternVLChatConfig(**parts, **fields, force_image_size=size, template=base.template, ps_version="v2")
 
 
 @functools.cache

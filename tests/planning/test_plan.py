@@ -14,7 +14,8 @@ from xtuner_plugins.models.adapters import inject_lora
 from xtuner_plugins.planning import plan, report
 from xtuner_plugins.planning.job import Batch
 from xtuner_plugins.planning.memory import GIB, Plan, plan_memory
-from xtuner_plugins.planning.published import BASES, known_base, shape_of_base
+from xtuner_plugins.planning.published import BASES, known_base
+from xtuner_plugins.planning.shapes import shape_of
 from xtuner_plugins.planning.strategies import plain, strategy_named
 from xtuner_plugins.settings import ConfigError, labels_of, leaves, read_config
 
@@ -59,7 +60,7 @@ def test_adapters_are_those_that_peft_adds(name):
 
 
 def test_the_largest_batches_of_rows_and_of_packs():
-    shape = shape_of_base(BASES["InternViT-300M-Qwen2.5-1.5B"])
+    shape = shape_of(BASES["InternViT-300M-Qwen2.5-1.5B"].config)
     full, text = plan.largest_batches(settings_of("finetune_full"), shape)
     assert full == Batch(2 * 4096, 2 * 13, 2 * (4096 - 13 * 256)) and text == Batch(8192, 0, 8192)
     full, text = plan.largest_batches(settings_of("finetune_packed"), shape)
@@ -69,7 +70,7 @@ def test_the_largest_batches_of_rows_and_of_packs():
 def test_settings_reach_the_job():
     model = {"base": "x", "gradient_checkpointing": False, "visual_encoder_checkpointing": True, "train_head": True}
     settings = {"model": {**model, "dtype": "float32"}, "optim_wrapper": {"optimizer": {"name": "adamw_8bit"}}}
-    job = plan.job_of(settings, shape_of_base(BASES["InternVL2_5-1B"]), (Batch(9, 1, 4),))
+    job = plan.job_of(settings, shape_of(BASES["InternVL2_5-1B"].config), (Batch(9, 1, 4),))
     assert (job.recompute, job.recompute_encoder, job.train_head, job.half) == (False, True, True, False)
     assert job.moments == 2 + 8 / 256 and plan.moment_bytes({"type": "AdamW"}) == 8 and not job.pairs
     assert job.whole == {"projector"} and job.accumulation == 1

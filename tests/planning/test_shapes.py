@@ -2,8 +2,8 @@
 
 from benchmarks.random_model import meta_model
 from xtuner_plugins.families import LLM_FAMILIES, target_matcher
-from xtuner_plugins.planning.published import BASES, ENCODERS, LLMS, shape_of_base
-from xtuner_plugins.planning.shapes import Linear
+from xtuner_plugins.planning.published import BASES, ENCODERS, LLMS
+from xtuner_plugins.planning.shapes import Linear, shape_of
 
 NAMES = ("InternViT-300M-Qwen2.5-1.5B", "SigLIP-Qwen2.5-0.5B", "CLIP-Qwen-7B", "InternVL2-4B", "InternVL2-26B")
 NAMES += ("InternVL3_5-8B", "InternVL3_5-30B-A3B")
@@ -26,13 +26,13 @@ PUBLISHED = {
 def test_totals_are_the_published_ones():
     assert all(base.encoder in ENCODERS and base.llm in LLMS for base in BASES.values())
     for name, billions in PUBLISHED.items():
-        total = shape_of_base(BASES[name]).parameters
+        total = shape_of(BASES[name].config).parameters
         assert f"{total / 1e9:.{len(billions.partition('.')[2])}f}" == billions, name
 
 
 def test_shapes_are_those_of_the_classes():
     for name in NAMES:
-        shape, model = shape_of_base(BASES[name]), meta_model(BASES[name])
+        shape, model = shape_of(BASES[name].config), meta_model(BASES[name])
         for part, tower in {"visual_encoder": "vision_model", "projector": "mlp1", "llm": "language_model"}.items():
             found = sum(p.numel() for p in model.get_submodule(tower).parameters())
             assert shape.part(part) == found, (name, part)

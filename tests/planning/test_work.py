@@ -11,7 +11,8 @@ from benchmarks.random_model import meta_model
 from xtuner_plugins.planning.hardware import GPUS, gpu_of_device
 from xtuner_plugins.planning.job import Batch
 from xtuner_plugins.planning.plan import job_of
-from xtuner_plugins.planning.published import BASES, shape_of_base
+from xtuner_plugins.planning.published import BASES
+from xtuner_plugins.planning.shapes import shape_of
 from xtuner_plugins.planning.work import seconds, work_of
 
 
@@ -29,7 +30,7 @@ def _angles():
 def test_forward_passes_are_what_pytorch_counts():
     base = BASES["InternVL2_5-1B"]
     model = meta_model(base).eval()
-    work = work_of(job_of({"model": {"base": "x"}}, shape_of_base(base), (Batch(1, 1, 1),)), Batch(512, 2, 64))
+    work = work_of(job_of({"model": {"base": "x"}}, shape_of(base.config), (Batch(1, 1, 1),)), Batch(512, 2, 64))
     # The counter also counts the convolution over pixels: 0.2 % of the encoder.
     assert work.encoder == pytest.approx(counted(model.vision_model.patch_features, (2, 3, 448, 448)), rel=0.005)
     # Norm and biases count as weights here: 0.2 % of the projector.

@@ -14,8 +14,8 @@ from ..settings import ConfigError
 from .activations import kept_bytes
 from .job import MOMENTS, Adapters, Batch, Job, Strategy
 from .memory import GIB, Plan, plan_memory, under
-from .published import NUM_SAMPLES, known_base, shape_of_base
-from .shapes import Shape, shape_of_config
+from .published import NUM_SAMPLES, known_base
+from .shapes import Shape, shape_of
 from .strategies import obstacle
 from .work import Work, seconds, work_of
 
@@ -34,14 +34,14 @@ def model_of(path: str) -> Shape:
     if Path(path, "config.json").is_file():
         from ..datasets.base import read_base  # imports transformers
 
-        return shape_of_config(read_base(path))
+        return shape_of(read_base(path).to_dict())
     base = known_base(path)
     if base is None:
         raise ConfigError(
             f"model directory {path!r} isn't there, and no shipped config says what is in it; build it with "
             "tools/build_base_model.py, or give the directory of a similar model with --set base=..."
         )
-    return shape_of_base(base)
+    return shape_of(base.config)
 
 
 def job_of(settings: Mapping[str, Any], shape: Shape, batches: tuple[Batch, ...] | None = None) -> Job:

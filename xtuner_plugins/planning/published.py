@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..hub.constants import PROJECTOR_TYPES
-from .shapes import Shape, shape_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,17 @@ class Base:
     options: str = ""
     template: str = "internvl2_5"
     select_layer: int = -1
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Fields of its `config.json` that decide its shape."""
+        return dict(
+            vision_config=dict(ENCODERS[self.encoder].config),
+            llm_config={**LLMS[self.llm].config, "vocab_size": self.vocab_size},
+            downsample_ratio=1.0 if self.projector_type == "mlp" else 0.5,
+            projector_type=self.projector_type or PROJECTOR_TYPES[0],
+            select_layer=self.select_layer,
+        )
 
 
 def build_command(vision: str, llm: str, options: str, out: str) -> str:
@@ -184,14 +194,3 @@ def known_base(path: str) -> Base | None:
     """The row of `BASES` that a config's `model.base` means where no such directory is there; None without one."""
     name = EXPORTS.get(path, path.removeprefix("models/"))
     return BASES.get(name) or BASES.get(name.removesuffix("-Instruct").removesuffix("-Pretrained"))  # of one release
-
-
-def shape_of_base(base: Base) -> Shape:
-    """The shape of a row of `BASES` at its true size."""
-    return shape_of(
-        ENCODERS[base.encoder].config,
-        {**LLMS[base.llm].config, "vocab_size": base.vocab_size},
-        downsample_ratio=1.0 if base.projector_type == "mlp" else 0.5,
-        projector_type=base.projector_type or PROJECTOR_TYPES[0],
-        select_layer=base.select_layer,
-    )

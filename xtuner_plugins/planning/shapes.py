@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..families import encoder_family, llm_family, target_matcher
 from ..hub.constants import PROJECTOR_TYPES, projector_input_width, token_grid
-
-if TYPE_CHECKING:
-    from ..hub.configuration_internvl_chat import InternVLChatConfig
 
 
 @dataclass(frozen=True)
@@ -143,28 +140,21 @@ class Shape:
         return self.encoder.parameters + self.projector + self.llm.parameters
 
 
-def shape_of(
-    vision: Mapping[str, Any],
-    llm: Mapping[str, Any],
-    *,
-    downsample_ratio: float,
-    projector_type: str = PROJECTOR_TYPES[0],
-    select_layer: int = -1,
-    tile_size: int | None = None,
-) -> Shape:
-    """The shape of a model from the fields of its two configs.
+def shape_of(config: Mapping[str, Any]) -> Shape:
+    """The shape of the model of a `config.json`.
 
     Args:
-        vision: of the encoder's config, `model_type` among them.
-        llm: of the LLM's config, `model_type` and `vocab_size` among them.
-        downsample_ratio, projector_type, select_layer: as in an `InternVLChatConfig`.
-        tile_size: side of a tile in pixels; None is the encoder's own.
+        config: its fields: `vision_config`, `llm_config`, `downsample_ratio`, and `projector_type`, `select_layer` and
+            `force_image_size` where they aren't the default.
 
     Raises:
         UnknownFamilyError: a `model_type` without a row in `families.py`.
         ValueError: patches that can't be merged.
     """
-    family, tile_size = encoder_family(vision), tile_size or vision["image_size"]
+    vision, llm, ratio = config["vision_config"], config["llm_config"], config["downsample_ratio"]
+    projector_type, select_layer = config.get("projector_type") or PROJECTOR_TYPES[0], config.get("select_layer", -1)
+    tile_size = config.get("force_image_size") or vision["image_size"]
+    family = encoder_family(vision)
     encoder = (_intern_vit if family.is_intern_vit else _tower)(vision)
     used = select_layer if select_layer >= 0 else encoder.layers + 1 + select_layer
     has_class = family.model_type != "siglip_vision_model"
@@ -176,21 +166,9 @@ def shape_of(
         vocab_size=llm["vocab_size"],
         tile_size=tile_size,
         positions=(tile_size // vision["patch_size"]) ** 2 + has_class,
-        tokens_per_tile=token_grid(tile_size, vision["patch_size"], downsample_ratio, projector_type) ** 2,
-        projector_input=projector_input_width(encoder.width, downsample_ratio, projector_type),
+        tokens_per_tile=token_grid(tile_size, vision["patch_size"], ratio, projector_type) ** 2,
+        projector_input=projector_input_width(encoder.width, ratio, projector_type),
         projector_norm=projector_type == PROJECTOR_TYPES[0],
-    )
-
-
-def shape_of_config(config: InternVLChatConfig) -> Shape:
-    """The shape of the model of a `config.json`."""
-    return shape_of(
-        config.vision_config.to_dict(),
-        config.llm_config.to_dict(),
-        downsample_ratio=config.downsample_ratio,
-        projector_type=getattr(config, "projector_type", PROJECTOR_TYPES[0]),
-        select_layer=config.select_layer,
-        tile_size=config.force_image_size,
     )
 
 

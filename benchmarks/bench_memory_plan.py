@@ -39,7 +39,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 
 from benchmarks.fake_gpu import LiveBytes, fake_gpu, run_backward  # noqa: E402
 from benchmarks.random_model import build_random, config_of  # noqa: E402
-from xtuner_plugins.deepspeed_json import read_deepspeed  # noqa: E402
 from xtuner_plugins.engine.runtime import _build_no_cpu_op  # noqa: E402
 from xtuner_plugins.families import encoder_family, llm_family  # noqa: E402
 from xtuner_plugins.models import attention  # noqa: E402
@@ -51,6 +50,7 @@ from xtuner_plugins.planning.plan import job_of  # noqa: E402
 from xtuner_plugins.planning.published import BASES  # noqa: E402
 from xtuner_plugins.planning.shapes import Linear, Shape, Stack, shape_of  # noqa: E402
 from xtuner_plugins.planning.strategies import from_deepspeed, plain  # noqa: E402
+from xtuner_plugins.settings import read_deepspeed  # noqa: E402
 
 LORA = dict(r=64, lora_alpha=128, lora_dropout=0.05)
 FOUR_BITS = dict(load_in_4bit=True)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from benchmarks.bench_memory_plan import STATES, measure_states, small_job, states_of
-from xtuner_plugins.deepspeed_json import read_deepspeed
 from xtuner_plugins.planning import activations as act
 from xtuner_plugins.planning.job import Adapters, Batch, Strategy
 from xtuner_plugins.planning.memory import FRAGMENTATION, PACKED, packed_bytes, plan_memory, under
 from xtuner_plugins.planning.strategies import from_deepspeed, obstacle, plain, strategy_named
+from xtuner_plugins.settings import read_deepspeed
 
 
 @pytest.fixture

@@ -120,9 +120,7 @@ def test_a_reference_is_planned_where_one_is_computed():
 
 def test_the_copy_is_that_of_the_model(toy_base):
     from xtuner_plugins.models import PreferenceModel
-    from xtuner_plugins.models.preference import FREE
 
-    assert set(FREE) == plan.WITHOUT_REFERENCE
     for own in ({"freeze_llm": False}, {"llm_lora": {"r": 4}}, {"visual_encoder_last_layers": 1}):
         for precomputed in (False, True):
             ours = {"objectives": {"dpo": 1.0}, "precomputed_reference": precomputed, "dtype": "float32", **own}

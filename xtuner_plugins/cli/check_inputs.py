@@ -6,8 +6,8 @@ import argparse
 import socket
 from pathlib import Path
 
+from ..processes import quiet_imports
 from ..settings import ConfigError, find_config, import_types, parse_words, read_config, validation_settings
-from .terminal import quiet_imports
 
 
 def is_config(name: str) -> bool:

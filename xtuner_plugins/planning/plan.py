@@ -10,6 +10,7 @@ from typing import Any
 
 from ..data_names import is_url, names_data
 from ..families import encoder_family, llm_family
+from ..ranges import OBJECTIVES
 from ..settings import ConfigError
 from .activations import kept_bytes
 from .job import MOMENTS, Adapters, Batch, Job, Strategy
@@ -22,7 +23,6 @@ from .work import Work, seconds, work_of
 LORA_RANK = 8  # PEFT's default
 BLOCK = 256  # weights per scale of an 8-bit moment
 TEXT_TOKENS = 512  # of a sample, where nobody has measured
-WITHOUT_REFERENCE = {"orpo", "simpo", "sft"}  # of models/objectives.py, which takes PyTorch; a test compares them
 
 
 def model_of(path: str) -> Shape:
@@ -90,7 +90,7 @@ def _adapters(settings: Mapping[str, Any], default: Sequence[str]) -> Adapters:
 
 
 def _needs_reference(model: Mapping[str, Any]) -> bool:
-    return not WITHOUT_REFERENCE.issuperset(model.get("objectives") or ())
+    return any(OBJECTIVES.get(name) for name in model.get("objectives") or ())
 
 
 def moment_bytes(optimizer: Mapping[str, Any]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..deepspeed_json import read_deepspeed
+from ..settings import read_deepspeed
 from .job import FLOAT, Job, Strategy
 
 

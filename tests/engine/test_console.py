@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import ROOT
 from xtuner_plugins.engine.console import STEP_LINE, duration, step_line
-from xtuner_plugins.engine.contract import TITLE
+from xtuner_plugins.engine.hooks.run_contract import TITLE
 
 from .parallel_case import train, write_dataset
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..data_names import is_url, names_data
 from ..families import encoder_family, llm_family
-from ..ranges import OBJECTIVES
+from ..ranges import OBJECTIVES, check_tiles
 from ..settings import ConfigError
 from .activations import kept_bytes
 from .job import MOMENTS, Adapters, Batch, Job, Strategy
@@ -123,6 +123,7 @@ def largest_batches(settings: Mapping[str, Any], shape: Shape) -> tuple[Batch, B
 
 def _tiles_of_sample(data: Mapping[str, Any], shape: Shape) -> int:
     limit = data.get("max_tiles") or 1
+    check_tiles(data.get("min_tiles") or 1, limit)
     return min(limit + (limit > 1), data["max_length"] // shape.tokens_per_tile)
 
 

@@ -19,9 +19,6 @@ UPWARD = {
     ("datasets/images/augment", "datasets/records/records"),
     ("datasets/images/augment", "datasets/text/conversation"),
     ("datasets/images/video", "datasets/records/records"),
-    ("datasets/stores/fetch", "datasets/records/opening"),
-    ("datasets/stores/stored_images", "datasets/images/archives"),
-    ("datasets/stores/stored_images", "datasets/images/media"),
     *(
         ("preprocessing", f"datasets/{each}")
         for each in ("base", "images/resize_rules", "meta_file", "records/opening")

@@ -1,6 +1,5 @@
 """docs/data.md does what it says: its commands are run, its records are loaded, its masks are drawn by the code."""
 
-import base64
 import json
 import re
 import shlex
@@ -22,7 +21,6 @@ from xtuner_plugins.datasets import MultimodalDataset, PackBatchSampler, PlanSam
 from xtuner_plugins.datasets.audit.looking import PlainFiles, see
 from xtuner_plugins.datasets.images.augment import Augmentation
 from xtuner_plugins.datasets.ledger import Ledger
-from xtuner_plugins.datasets.records.kinds import BY_NAME, DIRECTLY, KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, CHINESE = ROOT / "docs/data.md", ROOT / "docs/data_zh-CN.md"
@@ -71,11 +69,6 @@ def project(tmp_path_factory, toy_base):
         (folder / name).write_text(json.dumps(records()))
     text_only = {"conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hi."}]}
     (folder / "b.jsonl").write_text((json.dumps(text_only) + "\n") * 8)
-    alpaca = {"instruction": "Hi?", "output": "Hi."}
-    inside = base64.b64encode((folder / "A/bus.jpg").read_bytes()).decode()
-    (folder / "theirs.json").write_text(
-        json.dumps([{**alpaca, "images": [f"data:image/jpeg;base64,{inside}"]}, alpaca])
-    )
     downloads = folder / "downloads"
     (downloads / "ShareGPT-4o/image_conversations").mkdir(parents=True)
     llava = records()[0] | {"image": "000000033471.jpg"}
@@ -98,12 +91,6 @@ def test_commands_work(project, run_tool, command):
         return
     done = run_tool(ROOT / words[1], *words[2:], cwd=project)
     assert "Traceback" not in done.stderr, done.stderr
-    if "convert" in words:
-        assert done.returncode == 0 and "kinds: 1 data-url, 1 alpaca\n2 records read, 2 written" in done.stdout, (
-            done.stdout
-        )
-        assert len((project / words[4]).read_text().splitlines()) == 2
-        return
     if "prepare_data" in command and "--list" not in words:
         assert "1 records read, 1 written" in done.stdout and "0 left out" in done.stdout
         assert done.returncode == 1 and "another version, or cut off" in done.stdout  # it isn't the published file
@@ -133,16 +120,6 @@ def assert_serves(command, folder):
         process.wait()
 
 
-@pytest.mark.parametrize("page", [PAGE, CHINESE], ids=lambda page: page.name)
-def test_every_kind_of_record_is_in_the_table(page):
-    rows = re.findall(r"^\| `([\w-]+)` \|.*\| ([^|]+) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    read = {name: how for name, how in rows if name in BY_NAME}
-    assert read.keys() == BY_NAME.keys()
-    directly = {name for name, how in read.items() if how in ("directly", "直接")}
-    assert directly == {kind.name for kind in KINDS if kind.reading == DIRECTLY}
-    assert "convert" in read["data-url"] and "data_paths" in read["internvl-meta"]
-
-
 def test_every_record_trains(project):
     dataset = MultimodalDataset(
         str(project / "models/base"), str(project / "a.jsonl"), str(project / "A"), max_length=2000, num_frames=2
@@ -166,7 +143,7 @@ def test_the_error_is_the_one_shown(tmp_path):
 
 def test_mixtures_are_built_as_shown(project, monkeypatch):
     monkeypatch.chdir(project)
-    mixture, changes, _, plan = blocks(language="python")
+    mixture, changes, plan = blocks(language="python")
     exec(changes, names := {})
     assert Augmentation.of(names["augment"]) == Augmentation((75, 100), 0.2, 0.9)
     names = {"MultimodalDataset": MultimodalDataset}

@@ -77,9 +77,6 @@ def parse_args() -> argparse.Namespace:
         help="with annotation files: validation data, checked too, that shall hold nothing of the training data",
     )
     parser.add_argument("--val-image-folder", metavar="DIR", help="of all --val files")
-    parser.add_argument(
-        "--windows-paths", action="store_true", help="with annotation files: \\ in names of images separates folders"
-    )
     parser.add_argument("--base", help="with annotation files: a model directory, to count tokens and tiles")
     parser.add_argument(
         "--pairs", action="store_true", help="the annotation files hold preference pairs (docs/preference.md)"
@@ -123,7 +120,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.names_only and (args.html or args.reject_list or args.serve is not None):
         parser.error("--names-only opens no record, so it goes with none of --html, --serve and --reject-list")
-    of_files = ("image_folder", "base", "pairs", "val", "val_image_folder", "windows_paths")
+    of_files = ("image_folder", "base", "pairs", "val", "val_image_folder")
     of_config = [name for name in of_files if getattr(args, name)]
     if any(map(is_config, args.inputs)):
         if len(args.inputs) > 1:

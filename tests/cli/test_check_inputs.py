@@ -23,7 +23,7 @@ def of_files(tmp_path):
         files.append(str(tmp_path / name))
 
     def options(folders, **more):
-        plain = {"base": None, "pairs": False, "val": [], "val_image_folder": None, "windows_paths": False}
+        plain = {"base": None, "pairs": False, "val": [], "val_image_folder": None}
         return Namespace(inputs=files, image_folder=[each or folder for each in folders], **{**plain, **more})
 
     return options
@@ -48,18 +48,6 @@ def test_folders_go_with_files(of_files):
     assert len(held_out) == 2
     with pytest.raises(SettingError, match="3 image folders for 2 files"):
         open_inputs(of_files([None] * 3))
-
-
-def test_windows_paths(of_files, toy_base, tmp_path):
-    args = of_files([None])
-    (tmp_path / "images/sub").mkdir()
-    (tmp_path / "images/a.png").rename(tmp_path / "images/sub/a.png")
-    for base in (None, str(toy_base)):
-        for windows_paths in (False, True):
-            args.base, args.windows_paths = base, windows_paths
-            (dataset,), _ = open_inputs(args)
-            path = dataset.sources[0].folder.resolve("sub\\a.png")
-            assert path.endswith("sub/a.png") == windows_paths
 
 
 def test_a_result_that_cannot_be_written(tmp_path):

@@ -142,7 +142,7 @@ def toy_settings(toy_base, tmp_path):
     return {"model": {"base": str(toy_base)}, "train_dataloader": {"batch_size": 2, "dataset": data}}
 
 
-def test_lengths_are_taken_from_the_cache_and_never_measured(toy_settings):
+def test_lengths_are_taken_from_the_cache_and_never_measured(toy_settings, monkeypatch):
     from xtuner_plugins.datasets import MultimodalDataset
 
     model = plan.model_of(toy_settings["model"]["base"])
@@ -156,7 +156,8 @@ def test_lengths_are_taken_from_the_cache_and_never_measured(toy_settings):
     assert after.batches[0].tokens == sorted(tokens)[-1] + sorted(tokens)[-2] and after.batches[0].tiles == 0
     toy_settings["train_dataloader"]["batch_sampler"] = {"max_tokens": 640}
     assert plan.lengths_of(toy_settings, model).batches[1] == Batch(640, 0, 640)
-    toy_settings["train_dataloader"]["dataset"] |= {"data_paths": ["http://127.0.0.1:1/a.jsonl"], "store_timeout": 1}
+    monkeypatch.setattr("xtuner_plugins.datasets.stores.PAUSES", (0,))
+    toy_settings["train_dataloader"]["dataset"] |= {"data_paths": ["http://127.0.0.1:1/a.jsonl"]}
     assert "not measured" in plan.lengths_of(toy_settings, model).source  # a store that isn't reached
 
 

@@ -38,11 +38,10 @@ def open_inputs(args: argparse.Namespace) -> tuple:
     for files, of_files in ((args.inputs, folders), (args.val, [args.val_image_folder] * len(args.val))):
         if files:
             if args.base:
-                settings = [{"windows_paths": True}] * len(files) if args.windows_paths else None
-                opened.append(kind(args.base, files, of_files, dataset_settings=settings))
+                opened.append(kind(args.base, files, of_files))
             else:
                 files, of_files, *_ = expand_metas(files, of_files)
-                opened.append(PlainFiles(files, of_files, parse=kind.parse, windows_paths=args.windows_paths))
+                opened.append(PlainFiles(files, of_files, parse=kind.parse))
     return opened, None
 
 

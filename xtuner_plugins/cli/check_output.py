@@ -111,7 +111,6 @@ def check(dataset, args: argparse.Namespace) -> tuple[int, list, list]:
 
     from ..datasets.audit.check import check_dataset, count_samples, write_reject_list
     from ..datasets.audit.looking import PlainFiles
-    from ..datasets.records.kinds import describe
 
     total = sum(len(source.index) for source in dataset.sources)
     complaints: list[str] = []
@@ -158,9 +157,8 @@ def check(dataset, args: argparse.Namespace) -> tuple[int, list, list]:
     counted = not isinstance(dataset, PlainFiles)
     print_histograms(reports)
     print()
-    for report, source in zip(reports, dataset.sources, strict=True):
+    for report in reports:
         print_report(report, counted)
-        print(f"  kind: {describe(source.index) or 'unknown'}")
     if args.reject_list:
         print(f"{plural(write_reject_list(args.reject_list, reports), 'record')} on the reject list {args.reject_list}")
     samples = f"; an epoch has {count_samples(dataset, reports):,} of {len(dataset):,} samples" if counted else ""

@@ -178,13 +178,13 @@ def _measured(data: Mapping[str, Any], paths: Sequence[str], pairs: bool) -> lis
     import numpy as np
 
     from ..datasets import MultimodalDataset, PreferenceDataset
-    from ..datasets.errors import DataError
+    from ..datasets.errors import DataError, SourceError
     from ..datasets.plan.lengths import DROPPED
 
     kind = PreferenceDataset if pairs else MultimodalDataset
     try:
         dataset = kind(**{key: value for key, value in data.items() if key != "type"})
-    except DataError:
+    except (DataError, SourceError):
         if any(map(is_url, paths)):  # planned also where the store isn't reached
             return None
         raise

@@ -14,7 +14,7 @@ from PIL import Image
 from xtuner_plugins.datasets.audit.prepare import GIVE_UP_AFTER, prepare
 from xtuner_plugins.datasets.audit.published import ASPECTS, CHINESE_PROMPTS, RECIPES
 from xtuner_plugins.datasets.errors import RecordError, SettingError
-from xtuner_plugins.datasets.records.index import scan
+from xtuner_plugins.datasets.records.opening import open_records
 from xtuner_plugins.datasets.records.pairs import parse_pair
 from xtuner_plugins.datasets.records.records import parse_record
 
@@ -157,7 +157,7 @@ def write(folder, name, raw):
 
 
 def written(path):
-    index = scan(path)
+    index = open_records(path, path.parent)
     return [index.parse(number) for number in range(len(index))]
 
 
@@ -226,7 +226,7 @@ def test_coco_names(tmp_path, coco, prefix, expected):
     for name in ("000000033471.jpg", "COCO_train2014_000000033471.jpg"):
         (tmp_path / "detail_23k.json").write_text(json.dumps([llava(name)]))
         prepare("detail-23k", tmp_path, tmp_path / "out.jsonl", coco=coco, image_prefix=prefix)
-        assert scan(tmp_path / "out.jsonl").parse(0)["image"] == expected
+        assert open_records(tmp_path / "out.jsonl", tmp_path).parse(0)["image"] == expected
 
 
 def test_coco_names_within_a_mixture(tmp_path):
@@ -313,7 +313,7 @@ def test_files_that_are_not_there(tmp_path):
     with pytest.raises(SettingError, match=r"none.json' isn't there; name the downloaded detail_23k.json"):
         prepare("detail-23k", tmp_path / "none.json", tmp_path / "out.jsonl")
     (tmp_path / "detail_23k.json").write_text(json.dumps([llava("000000000001.jpg")])[:-1])
-    with pytest.raises(RecordError, match="isn't closed.*cut off"):
+    with pytest.raises(RecordError, match="isn't closed, the file ends inside it"):
         prepare("detail-23k", tmp_path, tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
 

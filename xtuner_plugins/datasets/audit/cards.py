@@ -20,7 +20,7 @@ from ...hub.constants import IGNORE_INDEX
 from ..dataset import MultimodalDataset
 from ..errors import DataError
 from ..records.boxes import find_boxes
-from ..records.index import OffsetIndex
+from ..records.json_index import OffsetIndex
 from ..records.pairs import PairRecord
 from ..records.records import Record
 from .check import FileReport, is_complaint

@@ -26,8 +26,6 @@ from ..images.folders import FolderCount, FolderFiles
 from ..images.media import ImageFolder
 from ..plan.lengths import FATES, SHRUNK, TRUNCATED
 from ..records.records import parse_record
-from ..stores.store import UNREACHABLE
-from ..stores.stored_images import NEVER, SAME_VERSION, store_of, trusting
 from ..unused import remove_unused
 from .chunks import CHUNK, Chunk, Kept, Trouble
 from .facts import Facts
@@ -127,7 +125,7 @@ def check_dataset(
     """Open every record once, whatever its repeat_times, with its images.
 
     What an earlier check of the same data has opened isn't opened again, unless a file has changed (see `chunks`).
-    Images in stores are opened by every check; kept bytes are used where the store tells the version that they had.
+    Images in stores are opened by every check.
 
     Args:
         num_workers: processes; default: one per core; 0 works in this process.
@@ -135,32 +133,30 @@ def check_dataset(
         warn: called with reason and message of each warning about a usable record.
         progress: called with the number of records done since the last call.
         resume: called first, with the number of records of an earlier check; `progress` counts only the others.
-        fresh: open every record, whatever an earlier check has kept, and read every image from its store.
+        fresh: open every record, whatever an earlier check has kept.
 
     Returns:
         A report for each annotation file, in order.
 
     Raises:
         SettingError: the cache can't be written.
-        RecordError: a store doesn't answer.
+        SourceError: a store doesn't answer.
     """
     reports = [
         FileReport(source.index.path, len(source.index), source.index.line, file_key(source.index))
         for source in dataset.sources
     ]
-    folders = [getattr(source, "folder", None) for source in dataset.sources]  # questions have none
-    with trusting(folders, NEVER if fresh else SAME_VERSION):
-        for chunk in _run(dataset, num_cores() if num_workers is None else num_workers, resume, progress, fresh):
-            report = reports[chunk.number]
-            report.facts.add(chunk.facts)
-            report.troubles += chunk.troubles
-            for trouble in chunk.troubles:
-                if is_complaint(trouble):
-                    complain(trouble.message)
-                elif trouble.is_warning:
-                    warn(trouble.reason, trouble.message)
-                elif trouble.reason in LEFT_OUT:
-                    warn(trouble.reason, f"{trouble.message} (left out)")
+    for chunk in _run(dataset, num_cores() if num_workers is None else num_workers, resume, progress, fresh):
+        report = reports[chunk.number]
+        report.facts.add(chunk.facts)
+        report.troubles += chunk.troubles
+        for trouble in chunk.troubles:
+            if is_complaint(trouble):
+                complain(trouble.message)
+            elif trouble.is_warning:
+                warn(trouble.reason, trouble.message)
+            elif trouble.reason in LEFT_OUT:
+                warn(trouble.reason, f"{trouble.message} (left out)")
     if (cache_dir := getattr(dataset, "cache_dir", None)) is not None:  # benchmarks have none
         remove_unused(cache_dir)
     return reports
@@ -178,41 +174,32 @@ def count_folders(
 
     Args:
         progress: called with the number of records done since the last call.
-        warn: called with a line about each store that doesn't list its names.
-
-    Raises:
-        MediaError: a store doesn't answer.
+        warn: called with a line about each zip and store, whose names aren't compared.
     """
     folders: dict[str, tuple[ImageFolder, set[str]]] = {}
     for source in dataset.sources:
         if not _is_named(source.folder):
             progress(len(source.index))
             continue
-        store = store_of(source.folder)
-        place = real_path(source.folder.folder) if store is None else store.key()
-        _, named = folders.setdefault(place, (source.folder, set()))
-        with source.index.reader() as reader:
-            for row in range(len(source.index)):
-                place = source.index.source(row)
-                with contextlib.suppress(RecordError):  # the check of the record itself complains
-                    record = getattr(dataset, "parse", parse_record)(reader.parse(row), place)
-                    named.update(medium.name for medium in record.media)
-                progress(1)
+        _, named = folders.setdefault(real_path(source.folder.folder), (source.folder, set()))
+        for row in range(len(source.index)):
+            place = source.index.source(row)
+            with contextlib.suppress(RecordError):  # the check of the record itself complains
+                record = getattr(dataset, "parse", parse_record)(source.index.parse(row), place)
+                named.update(medium.name for medium in record.media if isinstance(medium.name, str))
+            progress(1)
     counts = []
     for folder, named in folders.values():
         try:
             counts.append(FolderFiles(folder).compare(named))
         except MediaError as error:
-            if error.reason == UNREACHABLE:
-                raise
             warn(str(error))
     return counts
 
 
 def _is_named(folder: ImageFolder) -> bool:
     """Whether an entry of `image_folders` names it; without one, images may lie anywhere."""
-    inner = getattr(folder, "inner", folder)
-    return inner.folder is not None and getattr(inner, "is_named", True)
+    return folder.folder is not None and getattr(folder, "is_named", True)
 
 
 def write_json(

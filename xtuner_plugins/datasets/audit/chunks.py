@@ -23,8 +23,6 @@ from ..errors import DataError, MediaError
 from ..plan.complaints import LINK, PASSING, Complaint, stamp_files
 from ..records.boxes import compare_size, normalize_boxes
 from ..records.records import Record
-from ..stores.store import UNREACHABLE
-from ..stores.stored_images import store_of
 from ..text.tokens import no_garbage_collection
 from ..unused import mark_used
 from .facts import TABLES, gather
@@ -92,15 +90,13 @@ def _open(
             media = UncutMedia(dataset.num_frames, dataset.max_pixels, known)
             try:
                 seen = see(dataset, number, row, media, records.get(row))
-            except DataError as error:
-                _stop_without_store(error)
+            except DataError:
                 files = _files_of(dataset, number, row)
                 stamps.update((path, (path, state)) for path, state in files)
                 try:
                     media = UncutMedia(dataset.num_frames, dataset.max_pixels, known)
                     seen = see(dataset, number, row, media)  # again, now that the files are stamped
                 except DataError as error:
-                    _stop_without_store(error)
                     troubles.append(Trouble(row, error.reason, str(error), error.remedy))
                     continue
             stamps.update((stamp[0], stamp) for stamp in media.stamps)
@@ -110,12 +106,6 @@ def _open(
     with no_garbage_collection():
         records = _decode_ahead(dataset, number, range(first, last), known)
         return Chunk(number, first, last, gather(usable()), troubles), stamps
-
-
-def _stop_without_store(error: DataError) -> None:
-    """Raise what is about no record: all others would wait for the store in vain."""
-    if error.reason == UNREACHABLE:
-        raise error
 
 
 def _decode_ahead(dataset: Checked, number: int, rows: Sequence[int], known: KnownImages) -> dict[int, Record]:
@@ -178,7 +168,7 @@ class Kept:
     @classmethod
     def of(cls, dataset: Checked, number: int) -> "Kept":
         """The chunks of file `number`; benchmarks keep none, nor do images in stores, which have no stamps here."""
-        if isinstance(dataset, AskedFiles) or store_of(dataset.sources[number].folder) is not None:
+        if isinstance(dataset, AskedFiles) or hasattr(dataset.sources[number].folder, "store"):
             return cls(None)
         return cls(Path(dataset.cache_dir) / "checked" / _key(dataset, number))
 
@@ -213,12 +203,11 @@ class Kept:
 def _key(dataset: PlainFiles | MultimodalDataset, number: int) -> str:
     source = dataset.sources[number]
     settings = [FORMAT, PIL.__version__, str(importlib.util.find_spec("pillow_heif") is not None), repr(TABLES)]
-    settings += [source.index.path, source.index.fingerprint(dataset.cache_dir), dataset.parse.__qualname__]
+    settings += [source.index.path, source.index.fingerprint(), dataset.parse.__qualname__]
     settings += [repr(source.folder.key()), repr(source.tiling), repr((dataset.num_frames, dataset.max_pixels))]
     settings += [repr(sorted(dataset.rejected[number]))]
     if isinstance(dataset, MultimodalDataset):
         settings += [repr(source.template), dataset.tokenizer.fingerprint(), repr(dataset.budget)]
-        settings += [repr(source.record_sizes)]
     return text_hash(*settings)
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 from ..cache import get_cache_dir
 from ..dataset import MultimodalDataset
 from ..errors import DataError, MediaError
-from ..images.archives import open_images
 from ..images.media import MAX_PIXELS, MediaSource, display_name, load_image
 from ..images.routes import TileSource, check_pixels
+from ..images.stored import open_images
 from ..images.tiling import DynamicTiling, Grid
 from ..images.video import load_frames
 from ..mixture import raise_together
@@ -102,7 +102,7 @@ class UncutMedia:
                 self._add(stamp)
             size = image.size if image is not None else (facts.width, facts.height)
             kept = image if self.known is None else None
-            names = medium.name, display_name(path)
+            names = str(medium.name), display_name(path)
             self.images.append(SeenImage(medium.kind, *names, size, tiling.grid(*size), kept, facts))
         return [TileSource(seen.grid, seen.size) for seen in self.images]
 
@@ -121,7 +121,6 @@ class PlainFiles:
         image_folders: one per file.
         max_pixels: of an image.
         parse: of the kind of records, as `MultimodalDataset.parse`.
-        windows_paths: whether `\\` in names of images separates folders.
 
     Raises:
         SettingError, RecordError: files or folders can't be used; one error names all of them.
@@ -135,7 +134,6 @@ class PlainFiles:
         image_folders: Sequence[str | None],
         max_pixels: int = MAX_PIXELS,
         parse: Callable[[object, str], Record] = parse_record,
-        windows_paths: bool = False,
     ):
         self.parse, self.max_pixels = parse, max_pixels
         self.sources, errors = [], []
@@ -143,8 +141,7 @@ class PlainFiles:
         for path, folder in zip(data_paths, image_folders, strict=True):
             try:
                 index = open_records(path, self.cache_dir)
-                named = open_images(folder, folder_of(path), self.cache_dir, windows_paths=windows_paths)
-                images = index.own_images(named)
+                images = open_images(folder, folder_of(path))
                 self.sources.append(SimpleNamespace(index=index, folder=images, name=stem_of(path), tiling=tiling))
             except DataError as error:
                 errors.append(error)

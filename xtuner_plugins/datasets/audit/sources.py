@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ..cache import get_cache_dir
 from ..errors import RecordError, SettingError
-from ..records.index import OffsetIndex, scan
+from ..records.json_index import OffsetIndex, open_index
 from ..records.parquet import ParquetRows
 from .published import Recipe
 
@@ -73,7 +74,7 @@ def open_parts(recipe: Recipe, source: str | os.PathLike) -> tuple[list[Part], l
         return _parts_of_meta(paths[0])
     if recipe.embedded:
         return [Part(path, ParquetRows(path, (*recipe.columns, recipe.embedded))) for path in paths], []
-    return [Part(path, scan(path)) for path in paths], []
+    return [Part(path, open_index(str(path), get_cache_dir())) for path in paths], []
 
 
 def find_sources(recipe: Recipe, source: str | os.PathLike) -> list[Path]:
@@ -132,4 +133,6 @@ def _part(meta: Path, name: str, entry: object) -> Part:
             "source", f"{where}: no annotations/{file}", f"unpack annotations.zip in {str(meta.parent)!r}"
         )
     length = entry.get("length")
-    return Part(path, scan(path), prefix, repeat, length if isinstance(length, int) else None)
+    return Part(
+        path, open_index(str(path), get_cache_dir()), prefix, repeat, length if isinstance(length, int) else None
+    )

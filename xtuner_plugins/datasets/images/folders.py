@@ -5,9 +5,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
 from ..errors import DataError, MediaError
-from ..stores.stored_images import StoreImages
-from .archives import ArchiveImages
-from .media import EMBEDDED_SCHEME, ImageFolder
+from .media import ImageFolder
+from .stored import StoreImages
 
 
 @dataclass
@@ -59,27 +58,23 @@ class FolderFiles:
         folder: the entry of `image_folders`.
 
     Raises:
-        MediaError: of a store, that it lists no names (`not_listed`) or can't be reached.
+        MediaError: of a zip or a store, whose names aren't listed (`not_listed`).
     """
 
-    def __init__(self, folder: ImageFolder | ArchiveImages | StoreImages):
+    def __init__(self, folder: ImageFolder | StoreImages):
         if folder.folder is None:
             raise ValueError("only a folder has files to compare")
-        self.folder = folder = getattr(folder, "inner", folder)  # of images in records, those in the folder
-        self.in_archive = isinstance(folder, (ArchiveImages, StoreImages))
-        listed = folder.listing() if self.in_archive else _walk(folder.folder)
-        if listed is None:
-            problem = "the store lists no names, so they aren't compared"
+        if not isinstance(folder, ImageFolder):
+            problem = "the names in it aren't listed, so they aren't compared"
             raise MediaError("not_listed", problem, "open the images: leave out --names-only", folder.folder)
-        self.files, links = listed
+        self.folder = folder
+        self.files, links = _walk(folder.folder)
         self.num_files = len(self.files) + sum(os.path.isfile(os.path.join(folder.folder, link)) for link in links)
 
     def __contains__(self, name: str) -> bool:
         """Whether a name leads to a file or, for a video, to a folder of frames."""
         if name in self.files:
             return True
-        if self.in_archive:
-            return os.path.normpath(name) in self.files
         try:
             return os.path.exists(self.folder.resolve(name))
         except DataError:
@@ -87,7 +82,7 @@ class FolderFiles:
 
     def compare(self, named: Iterable[str]) -> FolderCount:
         """The counts for the names that records hold."""
-        named = {self.folder.plain(name) for name in named if not name.startswith(EMBEDDED_SCHEME)}
+        named = set(named)
         missing = sorted(name for name in named if name not in self)
         paths = {os.path.normpath(name) for name in named}
         folders = {path for path in paths - self.files if os.path.isdir(os.path.join(self.folder.folder, path))}

@@ -69,7 +69,7 @@ def test_the_largest_batches_of_rows_and_of_packs():
 
 def test_settings_reach_the_job():
     model = {"base": "x", "gradient_checkpointing": False, "visual_encoder_checkpointing": True, "train_head": True}
-    settings = {"model": {**model, "dtype": "float32"}, "optim_wrapper": {"optimizer": {"name": "adamw_8bit"}}}
+    settings = {"model": {**model, "dtype": "float32"}, "optim_wrapper": {"optimizer": {"type": "AdamW8bit"}}}
     job = plan.job_of(settings, shape_of(BASES["InternVL2_5-1B"].config), (Batch(9, 1, 4),))
     assert (job.recompute, job.recompute_encoder, job.train_head, job.half) == (False, True, True, False)
     assert job.moments == 2 + 8 / 256 and plan.moment_bytes({"type": "AdamW"}) == 8 and not job.pairs

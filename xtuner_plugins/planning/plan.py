@@ -95,8 +95,8 @@ def _needs_reference(model: Mapping[str, Any]) -> bool:
 
 def moment_bytes(optimizer: Mapping[str, Any]) -> float:
     """Bytes per trained weight of an optimizer's two moments: float32, or 8 bits with a scale per block."""
-    names = f"{optimizer.get('name', '')} {optimizer.get('type', '')}".lower()
-    return MOMENTS / 4 + MOMENTS / BLOCK if "8bit" in names else MOMENTS
+    is_8bit = "8bit" in str(optimizer.get("type", ""))
+    return MOMENTS / 4 + MOMENTS / BLOCK if is_8bit else MOMENTS
 
 
 def largest_batches(settings: Mapping[str, Any], shape: Shape) -> tuple[Batch, Batch]:

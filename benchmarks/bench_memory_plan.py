@@ -1,68 +1,75 @@
-"""Planned memory beside memory measured on fake tensors: the classes that train, at true shapes, without storage.
+"""Planned memory beside memory measured: classes that train on fake CUDA tensors, and states of live DeepSpeed engines.
 
-python benchmarks/bench_memory_plan.py [--only finetune_lora finetune_full] [--tokens 4096]
+    python benchmarks/bench_memory_plan.py [--base InternVL3_5-2B] [--only full lora] [--tokens 4096]
+    python benchmarks/bench_memory_plan.py --states
 
-Forward and backward pass and AdamW's step run under PyTorch's `FakeTensorMode`; a dispatch mode adds up the storages
-that are alive. `plain` holds trained weights in float32 under autocast, as one process and DDP do; `bf16` holds all in
-bfloat16, as DeepSpeed does (its sharded states are arithmetic and not measured). The device is the CPU, because PyTorch
-can't run the backward pass of fake CUDA tensors without CUDA; these take the way that they take on a GPU: attention
-over the whole row in one kernel, dropout with a mask of one byte, the loss in large chunks whose products are added in
-place. Weights in 4 and 8 bits and 8-bit moments can't be fake: tests/planning/test_memory.py measures them on real
-tensors of a small model. Not measured is what the allocator, kernels and communication need.
+The first runs forward and backward pass at true size under PyTorch's `FakeTensorMode`; a dispatch mode adds up the
+storages that are alive. `plain` holds trained weights in float32 under autocast, as one process and DDP do; `bf16`
+holds all in bfloat16, and drops each gradient as soon as it is made, as ZeRO does, which adds it to a sum elsewhere.
+PyTorch's engine has no thread for a device that isn't there, so `run_backward` walks the graph itself, in the engine's
+order. Weights in 4 bits can't be fake: `_pack` puts as many bytes in their place.
+
+The second starts two ranks on the CPU with the shipped DeepSpeed files (buckets of a small model's size), as the
+trainer starts them, and adds up what is alive in the second step.
+
+Not measured is what the allocator, kernels and NCCL need.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import itertools
+import os
+import socket
 import sys
-import warnings
-import weakref
+import tempfile
+import types
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import bitsandbytes as bnb
 import torch
 import torch.nn.functional as F
-from mmengine.registry import OPTIMIZERS
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.optim import AdamW
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
-from benchmarks.random_model import build_random  # noqa: E402
-from xtuner_plugins.models import attention, loss_head, vlm  # noqa: E402
+from benchmarks.fake_gpu import LiveBytes, fake_gpu, run_backward  # noqa: E402
+from benchmarks.random_model import build_random, config_of  # noqa: E402
+from xtuner_plugins.engine.runtime import _build_no_cpu_op  # noqa: E402
+from xtuner_plugins.families import encoder_family, llm_family  # noqa: E402
+from xtuner_plugins.models import attention  # noqa: E402
 from xtuner_plugins.models.rows import Row  # noqa: E402
-from xtuner_plugins.planning import activations  # noqa: E402
-from xtuner_plugins.planning.job import Batch, Job, Strategy  # noqa: E402
+from xtuner_plugins.planning import activations as act  # noqa: E402
+from xtuner_plugins.planning.job import FLOAT, Batch, Job, Strategy  # noqa: E402
 from xtuner_plugins.planning.memory import GIB, plan_memory, under  # noqa: E402
-from xtuner_plugins.settings import load_config  # noqa: E402
+from xtuner_plugins.planning.plan import job_of  # noqa: E402
+from xtuner_plugins.planning.published import BASES  # noqa: E402
+from xtuner_plugins.planning.shapes import Linear, Shape, Stack, shape_of  # noqa: E402
+from xtuner_plugins.planning.strategies import from_deepspeed, plain  # noqa: E402
+from xtuner_plugins.settings import read_deepspeed  # noqa: E402
 
-CASES = (
-    "pretrain_mlp",
-    "pretrain_vit_mlp",
-    "finetune_lora",
-    "finetune_full",
-    "finetune_packed",
-    "internvl_v2_5_internlm2_5_8b_finetune",
-)
-VARIANTS = {  # label -> recipe, other settings of its model
-    "pretrain_mlp, last blocks": ("pretrain_mlp", {"visual_encoder_last_layers": 4}),
-    "finetune_lora, DoRA": ("finetune_lora", {"llm_lora": {"r": 64, "lora_dropout": 0.05, "use_dora": True}}),
+LORA = dict(r=64, lora_alpha=128, lora_dropout=0.05)
+FOUR_BITS = dict(load_in_4bit=True)
+CHOICES = {  # settings of the model
+    "projector": {},
+    "lora": {"llm_lora": LORA},
+    "lora without dropout": {"llm_lora": {**LORA, "lora_dropout": 0.0}},
+    "qlora": {"llm_lora": LORA, "llm_quantization": FOUR_BITS},
+    "full": {"freeze_llm": False},
+    "encoder lora": {"visual_encoder_lora": LORA},
+    "encoder": {"freeze_visual_encoder": False},
+    "last blocks": {"visual_encoder_last_layers": 4},
+    "everything": {"freeze_visual_encoder": False, "freeze_llm": False},
+    "dora": {"llm_lora": {**LORA, "use_dora": True}},
 }
-HOLDINGS = {
-    "plain": Strategy("one process", 1),
-    "float16": Strategy("one process", 1),
-    "bf16": Strategy("ZeRO-1 on one GPU", 1, 1),
-}
-DTYPE_OF = {"plain": "bfloat16", "float16": "float16", "bf16": "bfloat16"}
+HOLDINGS = {"plain": plain(1), "bf16": Strategy("ZeRO-1 on one GPU", 1, 1, gradient_size=FLOAT)}
+STATES = ("DDP", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3")
+WIDTH, LAYERS, RANKS = 512, 24, 2  # of the small model behind `--states`
+BUCKETS = dict.fromkeys(("reduce_bucket_size", "stage3_prefetch_bucket_size"), 600_000)
 
 
 @dataclass(frozen=True)
@@ -71,66 +78,17 @@ class Measured:
 
     Attributes:
         weights: all parameters and buffers.
-        kept: that live when the loss is computed, beside weights and inputs.
+        kept: what a forward pass leaves for the backward pass, autocast's copies included.
         peak: the largest sum in forward and backward passes, weights and inputs included.
-        step: the largest sum in AdamW's step, weights included; the moments are made there.
     """
 
     weights: int
     kept: int
     peak: int
-    step: int
 
 
-class LiveBytes(TorchDispatchMode):
-    """Adds up the bytes of all storages made inside it until they are freed.
-
-    Attributes:
-        now, peak: bytes; `peak` since the last `restart`.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = 0
-        self._sizes: dict[int, int] = {}
-
-    def add(self, tensor: torch.Tensor) -> None:
-        """Counts a tensor's storage unless it is counted already."""
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self._sizes:
-            self._sizes[key] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._free, key)
-
-    def _free(self, key: int) -> None:
-        self.now -= self._sizes.pop(key)
-
-    def restart(self) -> int:
-        """The peak so far; the next one counts from now."""
-        peak, self.peak = self.peak, self.now
-        return peak
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self.add(tensor)
-        return result
-
-
-def measure(
-    config: Any,
-    settings: Mapping[str, Any],
-    batch: Batch,
-    holding: str,
-    accumulation: int = 1,
-    optimizer: str = "AdamW",
-) -> Measured:
-    """Trains one optimizer step on fake tensors; on real ones, of a small model, with what bitsandbytes computes.
-
-    bitsandbytes can't wrap fake tensors, and its 8-bit optimizer reads values.
+def measure(config: Any, settings: Mapping[str, Any], batch: Batch, holding: str, accumulation: int = 1) -> Measured:
+    """Trains micro-batches of one step on fake tensors.
 
     Args:
         config: `InternVLChatConfig` of the model.
@@ -138,145 +96,235 @@ def measure(
         batch: a micro-batch.
         holding: key of `HOLDINGS`.
         accumulation: micro-batches of the step; two are enough for every further one.
-        optimizer: `AdamW` or `AdamW8bit`.
     """
-    real = optimizer != "AdamW" or any(settings.get(f"{part}_quantization") for part in ("llm", "visual_encoder"))
-    mode = nullcontext() if real else FakeTensorMode(allow_non_fake_inputs=True)
-    model = build_random(config, settings, DTYPE_OF[holding], torch.device("cpu" if real else "meta"))
-    live, kept = LiveBytes(), []
-    loss_of = vlm.next_token_loss
-
-    def spy(*args, **kwargs):
-        kept.append(live.now)
-        return loss_of(*args, **kwargs)
-
-    with mode, as_on_a_gpu():
-        _materialize(model, holding)
-        for tensor in (*model.parameters(), *model.buffers(), *_scales(model)):
+    quantized = {part: settings.get(f"{part}_quantization") for part in ("visual_encoder", "llm")}
+    unpacked = {key: value for key, value in settings.items() if not key.endswith("_quantization")}
+    model, live = build_random(config, unpacked, "bfloat16", torch.device("meta")), LiveBytes()
+    with fake_gpu():
+        for part, options in quantized.items():
+            if options:
+                _pack(model, part)
+        _materialize(model, torch.bfloat16 if holding == "bf16" else None)
+        for tensor in (*model.parameters(), *model.buffers()):
             live.add(tensor)
         weights = live.now
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        # On a GPU one fused kernel takes AdamW's step (see `engine.optimizers`).
-        build = OPTIMIZERS.get(optimizer) if optimizer == "AdamW8bit" else partial(AdamW, fused=True)
-        stepper = build(trained)
-        with live, mock.patch.object(vlm, "next_token_loss", spy):
-            pixels = torch.zeros(max(batch.tiles, 1), 3, model.tile_size, model.tile_size)[: batch.tiles]
-            row, scale = _row(batch, model.num_image_token), torch.ones(())
+        with live:
+            pixels = torch.zeros(max(batch.tiles, 1), 3, model.tile_size, model.tile_size, device="cuda")[: batch.tiles]
+            row, scale = _row(batch, model.num_image_token), torch.ones((), device="cuda")
             before = live.now
+            kept = []
             for _ in range(min(accumulation, 2)):
-                model(row, pixels, mean_weight=scale)["loss"].backward()
-            peak = live.restart()
-            stepper.step()
-            step = live.restart()
-    return Measured(weights, kept[0] - before, peak, step)
+                loss = [model(row, pixels, mean_weight=scale)["loss"]]
+                kept.append(live.now - before)
+                run_backward(loss, drops_gradients=holding == "bf16")
+    return Measured(weights, kept[0], live.peak)
 
 
-def _materialize(model: nn.Module, holding: str) -> None:
-    """Puts fake tensors of the CPU in place of those of the meta device."""
+def _materialize(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Puts fake tensors of the GPU in place of those of the meta device."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_floating_point():
-                dtype = torch.bfloat16 if holding == "bf16" else parameter.dtype
-                data = torch.empty(parameter.shape, dtype=dtype)
+            if parameter is not None:
+                data = torch.empty(parameter.shape, dtype=dtype or parameter.dtype, device="cuda")
                 module._parameters[name] = nn.Parameter(data, requires_grad=parameter.requires_grad)
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda")
 
 
-def _scales(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Of packed weights: they are no parameters."""
-    for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            state = module.weight.quant_state
-            yield from (state.absmax, state.state2.absmax) if state.nested else (state.absmax,)
+def _pack(model: nn.Module, part: str) -> None:
+    """Linear layers of a part hold bytes instead of weights, which each product unpacks, as bitsandbytes' do."""
+    config = model.model.config
+    encoder, llm = encoder_family(config.vision_config.to_dict()), llm_family(config.llm_config.to_dict())
+    names = encoder.lora_targets if part == "visual_encoder" else llm.packed_linears
+    for name, module in model.parts()[part].named_modules():
+        if isinstance(module, nn.Linear) and name.removesuffix(".base_layer").endswith(tuple(names)):
+            weights, module.shape = module.weight.numel(), module.weight.shape
+            scales = weights // 64 + FLOAT * (weights // (64 * 256))
+            module.weight = None
+            module.register_buffer("packed", torch.empty(weights // 2 + scales, dtype=torch.uint8, device="meta"))
+            module.forward = types.MethodType(_unpack_and_multiply, module)
+
+
+def _unpack_and_multiply(module: nn.Linear, values: torch.Tensor) -> torch.Tensor:
+    weight = torch.empty(module.shape, dtype=torch.bfloat16, device="cuda")
+    key = weight.untyped_storage()._cdata
+
+    def pack(tensor):
+        is_weight = tensor.untyped_storage()._cdata == key
+        return (tuple(tensor.shape), tensor.stride()) if is_weight else tensor
+
+    def unpack(kept):
+        return torch.empty_strided(*kept, dtype=torch.bfloat16, device="cuda") if isinstance(kept, tuple) else kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return F.linear(values.to(torch.bfloat16), weight, module.bias).to(values.dtype)
 
 
 def _row(batch: Batch, tokens_per_tile: int) -> Row:
-    positions = torch.arange(batch.tokens)
+    positions = torch.arange(batch.tokens, device="cuda")
+    targets = torch.zeros(batch.supervised, dtype=torch.int64, device="cuda")
+    bounds = torch.zeros(2, dtype=torch.int32, device="cuda")
     return Row(
-        input_ids=torch.zeros(1, batch.tokens, dtype=torch.int64),
-        position_ids=positions[None],
-        segments=attention.Segments((0, batch.tokens), torch.zeros(2, dtype=torch.int32)),
+        input_ids=torch.zeros_like(positions)[None],
+        position_ids=positions[None].clone(),
+        segments=attention.Segments((0, batch.tokens), bounds),
         image_positions=positions[: batch.tiles * tokens_per_tile].clone(),
-        predicting=positions[: batch.supervised].clone(),
-        targets=torch.zeros(batch.supervised, dtype=torch.int64),
+        predicting=targets,
+        targets=targets.clone(),
         weights=None,
-        owners=torch.zeros(batch.supervised, dtype=torch.int64),
+        owners=targets.clone(),
         num_supervised=batch.supervised,
     )
-
-
-@contextmanager
-def as_on_a_gpu() -> Iterator[None]:
-    """Attention in one kernel, dropout that keeps a mask instead of the noise, and a loss in chunks of a GPU's size."""
-
-    def whole_row(module, query, key, value, mask, dropout=0.0, scaling=None, **others):
-        grouped = key.shape[1] != query.shape[1]
-        output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
-        return output.transpose(1, 2), None
-
-    def dropout(values, p=0.5, training=True, inplace=False):
-        return torch.native_dropout(values, p, True)[0] if training and p else values
-
-    chunk_shape = loss_head.chunk_shape
-    functions = attention.ALL_ATTENTION_FUNCTIONS
-    with (
-        mock.patch.dict(functions._global_mapping, {attention.SEGMENTS: whole_row}),
-        mock.patch("torch.nn.functional.dropout", dropout),
-        mock.patch.object(loss_head, "chunk_shape", lambda words, device: chunk_shape(words, torch.device("cuda"))),
-        mock.patch.object(loss_head, "_add_product", lambda total, left, right: None),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        yield
 
 
 def planned(job: Job, holding: str) -> Measured:
     """The same sums by the plan."""
     plan, strategy = plan_memory(job, HOLDINGS[holding]), HOLDINGS[holding]
     job = under(job, strategy)
-    batch = job.batches[0]
-    kept = activations.kept_bytes(job, batch) + activations.cast_bytes(job)
-    weights = plan.parts["frozen weights"] + plan.parts["trained weights"]
-    states = sum(plan.parts.get(part, 0) for part in ("master weights", "optimizer", "buffers"))
-    sums = {name: amount - states for name, amount in plan.moments.items()}
-    step = plan.moments["step"] - activations.tile_bytes(job, batch)
-    return Measured(weights, kept, max(amount for name, amount in sums.items() if name != "step"), step)
+    states = sum(plan.parts[part] for part in ("master weights", "optimizer", "buffers"))
+    states += job.trained * FLOAT * (holding == "bf16")  # ZeRO's sums
+    peak = max(amount for name, amount in plan.moments.items() if name != "step") - states
+    kept = act.kept_bytes(job, job.batches[0])
+    return Measured(plan.parts["frozen weights"] + plan.parts["trained weights"], kept, peak)
+
+
+def compare(
+    base: str,
+    choice: str,
+    holding: str,
+    batch: Batch,
+    recompute: bool,
+    accumulation: int = 1,
+    blocks: int | None = None,
+) -> dict[str, tuple[int, int]]:
+    """Planned and measured bytes by name; of a base with so many blocks in each part, None for all."""
+    config = config_of(BASES[base], blocks)
+    ours = {"base": "x", "gradient_checkpointing": recompute, **CHOICES[choice]}
+    settings = {"model": ours, "optim_wrapper": {"accumulative_counts": accumulation}}
+    plan = planned(job_of(settings, shape_of(config.to_dict()), (batch,)), holding)
+    found = measure(config, ours, batch, holding, accumulation)
+    return {term: (getattr(plan, term), getattr(found, term)) for term in ("weights", "kept", "peak")}
+
+
+def small_job(strategy: Strategy) -> Job:
+    """Square layers without activations: a frozen encoder, a projector and an LLM that train."""
+    square = Linear("q_proj", WIDTH, WIDTH)
+    stack = Stack("qwen2", "layers", WIDTH, 0, LAYERS, 0, 0, 0, (square,), 0, 0, True, False)
+    shape = Shape(replace(stack, layers=LAYERS // 4), stack, LAYERS // 4, 0, 0, 0, 0, 0, WIDTH, False)
+    job = Job(shape, frozenset({"projector", "llm"}), (Batch(0, 0, 0),), accumulation=2)
+    return replace(job, half=strategy.stage is not None)
+
+
+def small_model() -> nn.Module:
+    """The model of `small_job`."""
+    encoder, llm = (
+        nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(n))) for n in (LAYERS // 4, LAYERS)
+    )
+    return nn.Sequential(encoder.requires_grad_(False), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), llm)
+
+
+def states_of(name: str) -> tuple[Strategy, dict[str, Any]]:
+    """A strategy on two ranks with buckets for a small model, and the file's content."""
+    if name == "DDP":
+        return plain(RANKS), {}
+    settings = dict(read_deepspeed(name))
+    settings["zero_optimization"] = {**settings["zero_optimization"], **BUCKETS}
+    return from_deepspeed(name, settings, RANKS), settings
+
+
+def measure_states(name: str) -> dict[str, int]:
+    """Peaks of the second step's backward passes and of its update, on the first of two ranks."""
+    with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        torch.multiprocessing.spawn(_train_rank, (name, port, f"{folder}/found"), nprocs=RANKS)
+        return torch.load(f"{folder}/found", weights_only=True)
+
+
+def _train_rank(rank: int, name: str, port: int, path: str) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS), "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "DS_ACCELERATOR": "cpu"}
+    _build_no_cpu_op()
+    torch.distributed.init_process_group("gloo")
+    strategy, settings = states_of(name)
+    model, live, found = small_model(), LiveBytes("cpu"), {}
+    optimizer = torch.optim.AdamW((each for each in model.parameters() if each.requires_grad), fused=True)
+    if strategy.stage is None:
+        engine = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    else:
+        engine = _start_engine(model.bfloat16(), optimizer, settings)
+    for tensor in filter(torch.is_tensor, gc.get_objects()):
+        live.add(tensor)
+    values = torch.ones(1, WIDTH, dtype=torch.bfloat16 if strategy.stage else torch.float32)
+    with live:
+        for micro_batch in range(4):
+            last = micro_batch % 2 == 1
+            if strategy.stage is None:
+                with nullcontext() if last else engine.no_sync():
+                    engine(values).sum().backward()
+            else:
+                engine.set_gradient_accumulation_boundary(last)
+                engine.backward(engine(values).sum(), scale_wrt_gas=False)
+            if last:
+                found["backward"] = live.restart()
+                (engine if strategy.stage else optimizer).step()
+                if strategy.stage is None:
+                    optimizer.zero_grad()
+                found["step"] = live.restart()
+    if rank == 0:
+        torch.save(found, path)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def _start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]):
+    """As XTuner and `engine/strategy.py` start it."""
+    import deepspeed
+
+    from xtuner_plugins.engine.gradient_sums import hold_sums_alone, sum_gradients_as_told
+
+    settings |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 2, "gradient_clipping": 1.0}
+    settings |= {"bf16": {"enabled": True}, "fp16": {"enabled": False}}
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    sum_gradients_as_told(engine.optimizer)
+    hold_sums_alone(engine)
+    return engine
+
+
+def rows_of_states() -> Iterator[tuple[str, float, int, int]]:
+    """Of each strategy, in bytes per trained weight."""
+    for name in STATES:
+        strategy, _ = states_of(name)
+        job, found = small_job(strategy), measure_states(name)
+        plan = plan_memory(job, strategy)
+        peak = max(amount for moment, amount in plan.moments.items() if moment != "step")
+        yield f"{name} on {RANKS} ranks, backward pass", job.trained, peak, found["backward"]
+        yield f"{name} on {RANKS} ranks, update", job.trained, plan.moments["step"], found["step"]
+
+
+def rows_of_passes(args: argparse.Namespace) -> Iterator[tuple[str, float, int, int]]:
+    """Of each base, choice and holding, in GiB."""
+    for base, choice in itertools.product(args.base, args.only):
+        tiles = args.tokens // (shape_of(BASES[base].config).tokens_per_tile + 64)
+        batch = Batch(args.tokens, tiles, args.tokens // 5)
+        for holding, recompute in itertools.product(HOLDINGS, (True, False)):
+            for term, pair in compare(base, choice, holding, batch, recompute).items():
+                yield f"{base}, {choice}, {holding}{', recomputed' * recompute}: {term}", GIB, *pair
 
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cases = (*CASES, *VARIANTS)
-    parser.add_argument("--only", nargs="+", default=cases, metavar="CASE", help=f"of: {'; '.join(cases)}")
-    parser.add_argument("--tokens", type=int, help="of a micro-batch (default: the recipe's own)")
+    parser.add_argument("--base", nargs="+", default=["InternVL2_5-1B", "InternVL3_5-2B"], choices=list(BASES))
+    parser.add_argument("--only", nargs="+", default=list(CHOICES), choices=list(CHOICES))
+    parser.add_argument("--tokens", type=int, default=4096, help="of a micro-batch (default: %(default)s)")
+    parser.add_argument("--states", action="store_true", help="of live DeepSpeed engines")
     args = parser.parse_args(argv)
-    from xtuner_plugins.planning.plan import job_of, model_of_base
-    from xtuner_plugins.planning.published import known_base, meta_model
-
-    print(f"{'recipe':34} {'held':5} {'recomputes':10} {'GiB of':8} {'planned':>8} {'measured':>8} {'ratio':>6}")
-    for name in args.only:
-        recipe, changes = VARIANTS.get(name, (name, {}))
-        settings = load_config(recipe).to_dict()
-        base = known_base(settings["model"]["base"])
-        unpacked = {f"{part}_quantization": None for part in ("llm", "visual_encoder")}
-        settings["model"] = {**settings["model"], **unpacked, **changes}
-        job = job_of(settings, model_of_base(base))
-        batch = job.batches[0]
-        if args.tokens:
-            share = args.tokens / batch.tokens
-            batch = Batch(args.tokens, int(batch.tiles * share), int(batch.supervised * share))
-        for holding in HOLDINGS:
-            for recompute in (True, False):
-                ours = {**settings["model"], "gradient_checkpointing": recompute}
-                found = measure(meta_model(base).config, ours, batch, holding, job.accumulation)
-                plan = planned(replace(job, batches=(batch,), recompute=recompute), holding)
-                for term in ("weights", "kept", "peak", "step"):
-                    if term == "step" and holding == "bf16":
-                        continue  # DeepSpeed's own optimizer isn't AdamW on these weights
-                    a, b = getattr(plan, term), getattr(found, term)
-                    line = f"{term:8} {a / GIB:8.2f} {b / GIB:8.2f} {a / b:6.3f}"
-                    print(f"{name:34} {holding:5} {recompute!s:10} {line}", flush=True)
+    rows = rows_of_states() if args.states else rows_of_passes(args)
+    print(f"{'what':60} {'planned':>9} {'measured':>9} {'ratio':>6}")
+    for name, unit, plan, found in rows:
+        print(f"{name:60} {plan / unit:9.3f} {found / unit:9.3f} {plan / found:6.3f}", flush=True)
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import platform
 import statistics
@@ -23,7 +22,7 @@ import transformers
 from mmengine.optim import OptimWrapper
 
 from benchmarks.llava_like import like_llava_665k
-from benchmarks.random_model import build_random
+from benchmarks.random_model import build_random, config_of
 from xtuner_plugins.datasets import collate, collate_packed
 from xtuner_plugins.datasets.plan.packing import pack_samples
 from xtuner_plugins.engine import steps
@@ -33,8 +32,8 @@ from xtuner_plugins.models import compiling, losses, vlm
 from xtuner_plugins.planning.hardware import gpu_of_device
 from xtuner_plugins.planning.job import Batch, Job
 from xtuner_plugins.planning.memory import GIB, plan_memory
-from xtuner_plugins.planning.plan import Model, job_of
-from xtuner_plugins.planning.published import BASES, meta_model
+from xtuner_plugins.planning.plan import job_of
+from xtuner_plugins.planning.published import BASES
 from xtuner_plugins.planning.shapes import shape_of
 from xtuner_plugins.planning.strategies import plain
 from xtuner_plugins.planning.work import work_of
@@ -341,7 +340,7 @@ def in_gib(amount: float) -> float:
 
 def model_config(tiny: bool):
     """`InternVLChatConfig` of the true model, or of a tiny one of the same classes."""
-    config = copy.deepcopy(meta_model(BASES[BASE]).config)
+    config = config_of(BASES[BASE])
     if tiny:
         for part, fields in TINY.items():
             for name, value in fields.items():
@@ -352,14 +351,11 @@ def model_config(tiny: bool):
 
 def plan_job(config, settings: dict, packs: list[list[dict]]) -> Job:
     """The job, for `planning`: its micro-batches are the packs, filled up as on a GPU."""
-    vision, llm = config.vision_config.to_dict(), config.llm_config.to_dict()
-    size, ratio = config.force_image_size, config.downsample_ratio
-    shape = shape_of(vision, llm, tile_size=size, downsample_ratio=ratio, select_layer=config.select_layer)
     batches = []
     for pack in packs:
         tokens, tiles, supervised = map(sum, zip(*map(sizes, pack), strict=True))
         batches.append(Batch(-(-tokens // ROW_MULTIPLE) * ROW_MULTIPLE, tiles, supervised))
-    return job_of({"model": settings}, Model(BASE, shape, vision, llm), tuple(batches))
+    return job_of({"model": settings}, shape_of(config.to_dict()), tuple(batches))
 
 
 def sizes(sample: dict) -> tuple[int, int, int]:

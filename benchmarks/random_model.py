@@ -1,14 +1,32 @@
-"""Training models with random weights: no base directory is read, and nothing is downloaded."""
+"""Models of published sizes with random weights: no base directory is read, and nothing is downloaded."""
 
+import functools
 from types import SimpleNamespace
 from unittest import mock
 
 import torch
 
 from xtuner_plugins.families import encoder_family, llm_family
+from xtuner_plugins.hub.configuration_internvl_chat import InternVLChatConfig
 from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel
 from xtuner_plugins.models import vlm
 from xtuner_plugins.models.quantization import linear_quantizer
+from xtuner_plugins.planning.published import Base
+
+
+def config_of(base: Base, blocks: int | None = None) -> InternVLChatConfig:
+    """The `config.json` of a base, as far as shapes depend on it; with so many blocks in both parts."""
+    fields, fewer = base.config, {"num_hidden_layers": blocks} if blocks else {}
+    parts = {part: {**fields.pop(part), **fewer} for part in ("vision_config", "llm_config")}
+    size = parts["vision_config"]["image_size"]
+    return InternVLChatConfig(**parts, **fields, force_image_size=size, template=base.template, ps_version="v2")
+
+
+@functools.cache
+def meta_model(base: Base) -> InternVLChatModel:
+    """The model of a base at its true size, without storage."""
+    with torch.device("meta"):
+        return InternVLChatModel(config_of(base))
 
 
 def build_random(config, settings, dtype: str, device: torch.device) -> vlm.VisionLanguageModel:

@@ -22,15 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 
 from xtuner_plugins.planning.hardware import GPUS, UTILIZATION  # noqa: E402
 from xtuner_plugins.planning.memory import GIB, plan_memory  # noqa: E402
-from xtuner_plugins.planning.strategies import from_deepspeed, obstacle, plain  # noqa: E402
+from xtuner_plugins.planning.strategies import obstacle, strategy_named  # noqa: E402
 from xtuner_plugins.settings import (  # noqa: E402
     SETTINGS,
-    add_config_options,  # noqa: E402
+    add_config_options,
     find_config,
     labels_of,
     parse_words,
     read_config,
-    read_deepspeed,  # noqa: E402
     validation_settings,
     value_at,
 )
@@ -73,12 +72,8 @@ def settle_launch(args: argparse.Namespace, launch: str) -> None:
     """Takes what isn't given from the config's launch line."""
     processes, deepspeed = re.search(r"NPROC_PER_NODE=(\d+)", launch), re.search(r"--deepspeed[ =](\S+)", launch)
     args.gpus = args.gpus or int(processes[1] if processes else 1)
-    args.deepspeed = args.deepspeed or (deepspeed[1] if deepspeed else "none")
-
-
-def strategy_named(name: str, gpus: int):
-    """The strategy of `--deepspeed`."""
-    return plain(gpus) if name == "none" else from_deepspeed(name, read_deepspeed(name), gpus)
+    given = args.deepspeed or (deepspeed[1] if deepspeed else "none")
+    args.deepspeed = None if given == "none" else given
 
 
 def main(argv=None) -> int:
@@ -93,7 +88,7 @@ def main(argv=None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Plans and reports; returns the exit status."""
     from xtuner_plugins.engine.check.text import check_values
-    from xtuner_plugins.planning.plan import plan_config
+    from xtuner_plugins.planning.plan import advise, plan_config
 
     path = find_config(args.config)
     settle_launch(args, labels_of(path).get("launch", ""))
@@ -106,10 +101,8 @@ def run(args: argparse.Namespace) -> int:
     check_values(config._to_lazy_dict())
     planned = plan_config(config._to_lazy_dict(), strategy, args.samples)
     available = int((args.gpu_memory or GPUS[args.gpu].memory) * GIB)
-    strategies = [strategy_named(name, args.gpus) for name in ("none", *ALL)]
+    strategies = [strategy_named(name, args.gpus) for name in (None, *ALL)]
     others = [(each, plan_memory(planned.job, each)) for each in strategies if not obstacle(planned.job, each)]
-
-    from xtuner_plugins.planning.advice import advise
 
     held = {name: value_at(config, setting.key) for name, setting in SETTINGS.items()}
     values = {"gradient_checkpointing": True} | {name: value for name, value in held.items() if value is not None}
@@ -181,17 +174,20 @@ def print_plan(args, planned, available, others, lines, took, validating) -> Non
     job, lengths = planned.job, planned.lengths
     largest = job.batches[0]
     report.show(
-        f"{planned.model.name}: {job.shape.parameters:,} parameters, {job.trained:,} trained",
+        f"{planned.model}: {job.shape.parameters:,} parameters, {job.trained:,} trained",
         f"largest micro-batch: {largest.tokens:,} tokens ({largest.supervised:,} supervised), {largest.tiles} tiles",
         report.memory_table(planned.memory, planned.strategy, available),
         report.strategies_table(others, available),
     )
-    kept = planned.kept
+    kept = (report.gib(planned.kept(recompute)) for recompute in (False, True))
+    holding = [gpu for gpu in GPUS.values() if planned.memory.fits(gpu.memory * GIB)]
+    least = min((gpu.memory for gpu in holding), default=0)
+    smallest = ", ".join(gpu.name for gpu in holding if gpu.memory == least)
     report.show(
-        f"activations kept for the backward pass: {report.gib(kept[False])} GiB without recomputation, "
-        f"{report.gib(kept[True])} GiB with it",
+        f"smallest cards that hold it: {smallest} ({least} GB)" if holding else "no card holds it",
+        "activations kept for the backward pass: {} GiB without recomputation, {} GiB with it".format(*kept),
         *lines,
-        report.work_table(job, planned.work, planned.samples_per_step),
+        report.work_table(planned.work, planned.samples_per_step),
         lengths.source,
     )
     if took is None:

@@ -27,7 +27,7 @@ LLM = dict(
 
 @pytest.fixture
 def shape():
-    return shape_of(VISION, LLM, tile_size=28, downsample_ratio=0.5)
+    return shape_of({"vision_config": VISION, "llm_config": LLM, "downsample_ratio": 0.5})
 
 
 @pytest.fixture

@@ -1,60 +1,96 @@
-"""Terms by hand on the small shape; `tests/planning/test_memory.py` compares their sums with real classes."""
+"""The formulas beside the real classes on fake CUDA tensors; chunks of logits and adapters by hand."""
 
 from dataclasses import replace
 
+import pytest
+import torch
+
+from benchmarks.bench_memory_plan import CHOICES, compare
+from benchmarks.fake_gpu import LiveBytes, fake_gpu, run_backward
+from xtuner_plugins.models import losses
+from xtuner_plugins.models.loss_head import LossHead
 from xtuner_plugins.planning import activations as act
 from xtuner_plugins.planning.job import Adapters, Batch
 from xtuner_plugins.ranges import CHUNK_LOGITS, SOFTMAX_LOGITS
 
-TOKENS = 10
+# Left out: biases, positions, rotations, the token ids. They are a larger share of models with few blocks.
+TOLERANCE = 0.02
+SHORT = dict(batch=Batch(4096, 13, 800), blocks=4)
 
 
-def test_a_frozen_block_by_hand(warm_up):
-    # float32 inputs of two norms; queries, output, keys, values; gate, SiLU, up; the softmax's denominators
-    per_token = 2 * 4 * 16 + 2 * (16 + 16 + 8 + 8) + 2 * 3 * 64 + 4 * 4
-    assert act.llm_block_bytes(warm_up, warm_up.batches[0]) == TOKENS * per_token
+def check(found, tolerance=TOLERANCE):
+    for term, (expected, measured) in found.items():
+        assert expected == pytest.approx(measured, rel=tolerance), term
+    assert found["weights"][0] == pytest.approx(found["weights"][1], rel=1e-3)
 
 
-def test_recomputation_keeps_inputs_of_blocks_alone(warm_up):
-    batch = warm_up.batches[0]
-    kept = act.llm_kept_bytes(warm_up, batch)
-    last = TOKENS * (4 + 2) * 16 + 4 * 2 * 16
-    assert kept == 2 * TOKENS * 2 * 16 + last
-    without = act.llm_kept_bytes(replace(warm_up, recompute=False), batch)
-    assert without == 2 * act.llm_block_bytes(warm_up, batch) + last
+@pytest.mark.parametrize(
+    "base, choice, holding, recompute",
+    [
+        ("InternVL2_5-1B", "full", "plain", False),
+        ("InternVL2_5-1B", "full", "bf16", True),
+        ("InternVL3_5-2B", "lora", "plain", True),
+        ("InternVL2_5-8B", "qlora", "bf16", False),
+        ("InternVL3-8B", "encoder lora", "plain", False),
+    ],
+)
+def test_a_few_blocks_keep_what_the_plan_says(base, choice, holding, recompute):
+    check(compare(base, choice, holding, recompute=recompute, accumulation=2, **SHORT))
 
 
-def test_a_frozen_encoder_keeps_nothing(warm_up):
-    batch = warm_up.batches[0]
-    assert act.encoder_kept_bytes(warm_up, batch) == 0
-    job = replace(warm_up, whole=frozenset({"visual_encoder"}))
-    assert act.encoder_kept_bytes(job, batch) == 2 * 1 * 5 * 4 * 8  # blocks, tiles, positions, float32, width
+@pytest.mark.slow
+@pytest.mark.parametrize("holding", ["plain", "bf16"])
+@pytest.mark.parametrize("base", ["InternVL2_5-2B", "InternVL3_5-2B", "InternVL3-38B", "LLaVA-Qwen2.5-3B"])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_at_true_size(base, choice, holding):
+    for recompute in (True, False):
+        # DoRA's sums come and go in an order of their own.
+        check(compare(base, choice, holding, Batch(4096, 6, 800), recompute), 0.06 if choice == "dora" else TOLERANCE)
+
+
+@pytest.mark.parametrize("holds_float, is_trained", [(True, False), (True, True), (False, True)])
+def test_the_head_of_pairs_takes_what_fake_tensors_take(warm_up, holds_float, is_trained):
+    batch, width, words = Batch(4000, 0, 4000), 896, 151_674
+    shape = replace(warm_up.shape, vocab_size=words, llm=replace(warm_up.shape.llm, width=width))
+    job = replace(warm_up, shape=shape, pairs=True, float_weights=holds_float, train_head=is_trained)
+    live, dtype = LiveBytes(), torch.float32 if holds_float and is_trained else torch.bfloat16
+    with fake_gpu(), torch.autocast("cuda", torch.bfloat16, enabled=holds_float):
+        head = torch.nn.Linear(width, words, bias=False, dtype=dtype, device="cuda").requires_grad_(is_trained)
+        LossHead.take_over(head)
+        hidden = torch.zeros(batch.supervised, width, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+        targets = torch.zeros(batch.supervised, dtype=torch.int64, device="cuda")
+        for tensor in (head.weight, hidden, targets):
+            live.add(tensor)
+        before = live.now
+        with live:
+            total = [losses.token_log_probs(hidden, targets, head).sum()]
+            live.restart()
+            run_backward(total)
+    assert act.head_backward_bytes(job, batch) == pytest.approx(live.peak - before, rel=0.1)
 
 
 def test_adapters_keep_their_inputs_and_the_dropouts_masks(warm_up):
     """Without dropout q and v share their input, and that of o is kept by the block."""
-    names = ["q_proj", "v_proj", "o_proj"]
+    names, batch = ["q_proj", "v_proj", "o_proj"], warm_up.batches[0]
+    block = act.llm_block_bytes(warm_up, batch)
     shared, own = (replace(warm_up, adapters={"llm": Adapters(4, names, dropout)}) for dropout in (False, True))
-    assert act.adapter_bytes(shared, "llm") == 2 * (16 + 3 * 4)
-    assert act.adapter_bytes(own, "llm") == 3 * (2 * (16 + 4) + 16)
+    assert act.llm_block_bytes(shared, batch) - block == 10 * 2 * (16 + 3 * 4)
+    assert act.llm_block_bytes(own, batch) - block == 10 * 3 * (2 * (16 + 4) + 16)
 
 
 def test_logits_come_in_chunks(warm_up):
-    few, many = Batch(10, 1, 4), Batch(10**6, 1, 10**6)
-    assert act.logits_bytes(warm_up, few) == 4 * 100 * (2 + 8) + 4 * 16 * 2
-    many = replace(warm_up, shape=replace(warm_up.shape, vocab_size=1000)), many
-    assert act.logits_bytes(*many) == CHUNK_LOGITS * 2 + SOFTMAX_LOGITS * 8 + 10**6 * 16 * 2
+    job, few, many = replace(warm_up, shape=replace(warm_up.shape, vocab_size=1000)), Batch(10, 1, 4), 10**6
+    assert act.logits_bytes(job, few) == 4 * 1000 * (2 + 8) + 4 * 16 * 2
+    assert act.logits_bytes(job, Batch(many, 1, many)) == CHUNK_LOGITS * 2 + SOFTMAX_LOGITS * 8 + many * 16 * 2
+    assert act.logits_bytes(replace(job, train_head=True), few) - act.logits_bytes(job, few) == 1000 * 16 * (4 + 2)
 
 
-def test_attention_grows_with_tokens_not_with_their_square(warm_up):
-    one, two = (act.attention_bytes(warm_up, Batch(n, 0, 1)) for n in (1000, 2000))
-    assert two == 2 * one
-
-
-def test_autocast_copies_trained_weights_alone(warm_up):
-    assert act.cast_bytes(warm_up) == 2 * warm_up.shape.projector
-    assert act.cast_bytes(replace(warm_up, float_weights=False)) == 0
-    assert act.head_bytes(warm_up) == act.head_backward_bytes(warm_up) == 0
-    whole = replace(warm_up, whole=frozenset({"llm"}))
-    assert act.head_bytes(whole) == 100 * 16 * (4 + 2)
-    assert act.head_bytes(replace(warm_up, trains_rows=True)) == 100 * 16 * 2
+def test_a_frozen_encoder_keeps_nothing_and_recomputation_inputs_alone(warm_up):
+    batch = warm_up.batches[0]
+    assert act.encoder_kept_bytes(warm_up, batch) == 0
+    job = replace(warm_up, whole=frozenset({"visual_encoder"}))
+    assert act.encoder_kept_bytes(job, batch) == 2 * 1 * 5 * 4 * 8  # blocks, tiles, positions, float32, width
+    last = 10 * (4 + 2) * 16 + 4 * 2 * 16
+    assert act.llm_kept_bytes(warm_up, batch) == 2 * 10 * 2 * 16 + last
+    assert act.cast_bytes(warm_up, kept=True) == 2 * warm_up.shape.projector
+    assert act.cast_bytes(replace(warm_up, float_weights=False), kept=False) == 0

@@ -1,4 +1,4 @@
-"""Operations against PyTorch's own counter, and the time that follows from them."""
+"""Operations against PyTorch's own counter, the time that follows from them, and the cards that take it."""
 
 from dataclasses import replace
 from unittest import mock
@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.random_model import meta_model
+from xtuner_plugins.planning.hardware import GPUS, gpu_of_device
 from xtuner_plugins.planning.job import Batch
-from xtuner_plugins.planning.plan import job_of, model_of_base
-from xtuner_plugins.planning.published import BASES, meta_model
+from xtuner_plugins.planning.plan import job_of
+from xtuner_plugins.planning.published import BASES
+from xtuner_plugins.planning.shapes import shape_of
 from xtuner_plugins.planning.work import seconds, work_of
 
 
@@ -27,8 +30,7 @@ def _angles():
 def test_forward_passes_are_what_pytorch_counts():
     base = BASES["InternVL2_5-1B"]
     model = meta_model(base).eval()
-    job = job_of({"model": {"base": "x"}}, model_of_base(base), (Batch(1, 1, 1),))
-    work = work_of(job, Batch(512, 2, 64))
+    work = work_of(job_of({"model": {"base": "x"}}, shape_of(base.config), (Batch(1, 1, 1),)), Batch(512, 2, 64))
     # The counter also counts the convolution over pixels: 0.2 % of the encoder.
     assert work.encoder == pytest.approx(counted(model.vision_model.patch_features, (2, 3, 448, 448)), rel=0.005)
     # Norm and biases count as weights here: 0.2 % of the projector.
@@ -41,27 +43,45 @@ def test_forward_passes_are_what_pytorch_counts():
     assert work.llm + work.attention == pytest.approx(counter.get_total_flops(), rel=0.001)
 
 
-def test_frozen_weights_have_no_gradient_of_their_own(warm_up):
-    sample = Batch(10, 1, 4)
-    frozen = work_of(warm_up, sample)
+def test_what_runs_beside_the_forward_pass(warm_up):
+    """Frozen weights have no gradient of their own; the head of pairs runs twice, the reference reads each pair."""
+    sample, pairs = Batch(10, 1, 4), replace(warm_up, pairs=True)
+    frozen, head = work_of(warm_up, sample), 2 * 4 * 16 * 100
     whole = work_of(replace(warm_up, whole=frozenset({"projector", "llm"})), sample)
     assert frozen.backward == frozen.llm + 2 * frozen.projector
     assert whole.backward == 2 * whole.llm + 2 * whole.projector
-    assert work_of(replace(warm_up, recompute=False), sample).recomputed == 0 < frozen.recomputed < frozen.llm
-    parts = (frozen.encoder, frozen.projector, frozen.llm, frozen.backward, frozen.recomputed)
-    assert frozen.total == sum(parts)
-
-
-def test_the_reference_reads_each_pair(warm_up):
-    """A forward pass: of a frozen encoder the output is there already. The head of pairs runs once more."""
-    sample, pairs = Batch(10, 1, 4), replace(warm_up, pairs=True)
-    before, precomputed = work_of(warm_up, sample), work_of(pairs, sample)
-    assert precomputed.total - before.total == 2 * 4 * 16 * 100 and precomputed.reference == 0
-    live = work_of(replace(pairs, reference=True), sample)
+    assert work_of(replace(warm_up, train_head=True), sample).backward == frozen.backward + head
+    last = work_of(replace(warm_up, last_layers=1), sample)
+    assert last.backward == frozen.backward + 2 * last.encoder / 2
+    assert last.recomputed - frozen.recomputed == last.encoder / 2
+    assert work_of(replace(warm_up, recompute=False), sample).recomputed == 0
+    assert frozen.recomputed == frozen.llm - head
+    precomputed, live = work_of(pairs, sample), work_of(replace(pairs, reference=True), sample)
+    assert precomputed.total - frozen.total == head and precomputed.reference == 0
     assert live.reference == live.llm + live.projector == live.total - precomputed.total
-    encoder = replace(pairs, whole=frozenset({"visual_encoder"}))
-    assert work_of(replace(encoder, reference=True), sample).reference == live.forward
-
-
-def test_time():
+    encoder = replace(pairs, whole=frozenset({"visual_encoder"}), reference=True)
+    assert work_of(encoder, sample).reference == live.forward
     assert seconds(8e15, gpus=4, teraflops=100, utilization=0.5) == 40
+
+
+@pytest.mark.parametrize(
+    "device, gpu",
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("A100-PCIE-40GB", "A100-40"),
+        ("NVIDIA A800 80GB PCIe", "A100"),
+        ("NVIDIA RTX A6000", "A6000"),
+        ("NVIDIA GeForce RTX 4060 Ti", "4060Ti-16"),
+        ("NVIDIA L4", "L4"),
+        ("Tesla T4", "T4"),
+        # Another peak than the card whose name is in theirs.
+        ("NVIDIA H100 80GB HBM3 MIG 3g.40gb", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA RTX 6000 Ada Generation", None),
+        ("NVIDIA A100X", None),
+    ],
+)
+def test_a_device_is_the_card_whose_peak_it_has(device, gpu):
+    found = gpu_of_device(device)
+    assert (found and found.name) == gpu and all(name == card.name for name, card in GPUS.items())
+    assert {card.name for card in GPUS.values() if card.dtype == "float16"} == {"T4"}  # without bfloat16

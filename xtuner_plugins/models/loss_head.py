@@ -165,9 +165,9 @@ def _softmax(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor 
         log_probabilities = F.log_softmax(logits[part], dim=-1, dtype=torch.float32)
         losses.append(-log_probabilities.gather(1, wanted)[:, 0])
         if weights is not None:
-            gradient = log_probabilities.exp_()
-            gradient.scatter_add_(1, wanted, -torch.ones_like(gradient[:, :1]))
-            logits[part].copy_(gradient.mul_(weights[part, None]))
+            log_probabilities.exp_().scatter_add_(1, wanted, -torch.ones_like(log_probabilities[:, :1]))
+            logits[part].copy_(log_probabilities.mul_(weights[part, None]))
+        del log_probabilities  # before the next ones are made
     return torch.cat(losses)
 
 

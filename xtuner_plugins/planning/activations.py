@@ -2,85 +2,70 @@
 
 In the formulas below `size` is the bytes of an element (2 in bfloat16) and `wide` those of an element of the residual
 stream, which is float32 where a part trains whole under autocast. Each formula lists the tensors that PyTorch saves
-in the classes used here; `benchmarks/bench_memory_plan.py` counts the same tensors in the classes themselves.
+in the classes used here; `benchmarks/bench_memory_plan.py` runs these classes on fake CUDA tensors and compares.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..ranges import CHUNK_LOGITS, SOFTMAX_LOGITS
 from .job import FLOAT, Batch, Job
-from .shapes import Linear
-
-
-def logits_bytes(job: Job, batch: Batch) -> int:
-    """Of a chunk's logits, of those of them that a softmax is made of, twice in float32, and of the hidden states.
-
-    `models/loss_head.py` runs the head in chunks, and writes the gradient in the logits' place; the gradient of all
-    supervised positions is kept.
-    """
-    elements = batch.supervised * job.shape.vocab_size
-    logits = min(CHUNK_LOGITS, elements) * job.size + min(SOFTMAX_LOGITS, elements) * FLOAT * (1 + job.half)
-    return logits + batch.supervised * job.shape.llm.width * job.size
-
-
-def attention_bytes(job: Job, batch: Batch) -> int:
-    """Of a layer's attention beside queries, keys, values and output: nothing grows with S squared.
-
-    A fused kernel keeps the logarithm of the softmax's denominator, float32 per head and token.
-    """
-    return batch.tokens * job.shape.llm.heads * FLOAT
 
 
 def llm_block_bytes(job: Job, batch: Batch) -> int:
-    """What a block of the LLM keeps without recomputation."""
+    """What a block of the LLM keeps without recomputation.
+
+    Nothing grows with S squared: the fused attention keeps the logarithm of the softmax's denominator, float32 per head
+    and token.
+    """
     stack, size, wide = job.shape.llm, job.size, _wide(job, "llm")
     queries, keys = stack.heads * stack.head_dim, stack.kv_heads * stack.head_dim
-    kept = 2 * FLOAT * stack.width  # input of both norms
-    kept += size * (2 * queries + 2 * keys)  # queries, output, keys, values
-    kept += size * 3 * stack.inner  # gate, its SiLU, up
-    if stack.kind.startswith("qwen3"):
+    kept = 2 * FLOAT * stack.width + FLOAT * stack.heads  # input of both norms; denominators
+    kept += size * (2 * queries + 2 * keys + 3 * stack.inner)  # queries, output, keys, values; gate, its SiLU, up
+    if stack.qk_norm:
         kept += FLOAT * (queries + keys)  # input of the norms of queries and keys
     if "llm" in job.whole:
         kept += 2 * wide * stack.width  # normalized inputs, for the norms' own gradient
         into = sum(each.active for each in stack.linears if each.inputs == stack.width and "o_proj" not in each.name)
         # Inputs of the linear layers; autocast copies them for each.
         kept += size * (stack.width * (into if job.autocasts else 2) + stack.inner)
-        if stack.kind.startswith("qwen3"):
+        if stack.qk_norm:
             kept += size * (queries + keys)
-    return batch.tokens * (kept + adapter_bytes(job, "llm")) + adapter_copies(job, "llm") + attention_bytes(job, batch)
+    return batch.tokens * (kept + _adapter_bytes(job, "llm")) + _adapter_copies(job, "llm")
 
 
 def encoder_block_bytes(job: Job, batch: Batch) -> int:
     """What a block of the encoder keeps without recomputation, where a gradient passes through it."""
-    stack, size, wide = job.shape.encoder, job.size, _wide(job, "visual_encoder")
-    kept = 2 * wide * stack.width  # input of both norms
-    kept += size * 4 * stack.width + FLOAT * stack.heads  # queries, keys, values, output
-    kept += size * stack.inner  # input of the activation
-    if job.encoder_is_whole:
+    stack, size = job.shape.encoder, job.size
+    wide = FLOAT if job.autocasts or stack.rms_norm else size  # autocast computes layer norms in float32
+    kept = 2 * wide * stack.width + FLOAT * stack.heads  # input of both norms; the softmax's denominators
+    kept += size * (4 * stack.width + stack.inner)  # queries, keys, values, output; the activation's input
+    if stack.qk_norm:
+        kept += (2 * FLOAT + 2 * size) * stack.width  # queries and keys before their norms, in both dtypes
+    if job.encoder_whole:
         kept += size * (2 * stack.width + stack.inner)  # inputs of the linear layers
         kept += size * 2 * stack.width  # both branches before their scales
-    kept += adapter_bytes(job, "visual_encoder")
-    return batch.tiles * job.shape.positions * kept + adapter_copies(job, "visual_encoder")
+        # Normalized inputs, for the gradient of the norms' weights.
+        kept += stack.width * (2 * _wide(job, "visual_encoder") * stack.rms_norm + 2 * size * stack.qk_norm)
+    kept += _adapter_bytes(job, "visual_encoder")
+    return batch.tiles * job.shape.positions * kept + _adapter_copies(job, "visual_encoder")
 
 
-def adapter_copies(job: Job, part: str) -> int:
+def _adapter_copies(job: Job, part: str) -> int:
     """Of a block's frozen weights: DoRA with dropout multiplies by a copy of its own, which autocast makes."""
     adapters = job.adapters.get(part)
     if adapters is None or not (adapters.dora and adapters.dropout and job.autocasts):
         return 0
-    return sum(linear.weights for linear in _adapted(job, part)) * job.size
+    return sum(linear.weights for linear in job.adapted(part)) * job.size
 
 
-def adapter_bytes(job: Job, part: str) -> int:
+def _adapter_bytes(job: Job, part: str) -> int:
     """What LoRA in a block keeps per token: inputs, and A's outputs.
 
     With dropout each adapter has an input of its own, and a mask (a byte each); so has DoRA under autocast, which casts
     it. Otherwise layers with the same input share it, and that of the attention's last one is kept already. DoRA keeps
     the outputs of the layer and of LoRA, too, for the magnitudes' gradient.
     """
-    adapters, linears = job.adapters.get(part), _adapted(job, part)
+    adapters, linears = job.adapters.get(part), job.adapted(part)
     if adapters is None:
         return 0
     inputs = sum(linear.inputs * linear.active for linear in linears)
@@ -91,47 +76,41 @@ def adapter_bytes(job: Job, part: str) -> int:
     return kept + inputs * job.size + adapters.dora * 2 * job.size * sum(each.outputs * each.active for each in linears)
 
 
-def llm_input_bytes(job: Job, batch: Batch) -> int:
-    """What a recomputed block of the LLM keeps: its input."""
-    return batch.tokens * _wide(job, "llm") * job.shape.llm.width
-
-
-def encoder_input_bytes(job: Job, batch: Batch) -> int:
-    """What a recomputed block of the encoder keeps: its input."""
-    return batch.tiles * job.shape.positions * _wide(job, "visual_encoder") * job.shape.encoder.width
-
-
 def llm_kept_bytes(job: Job, batch: Batch) -> int:
-    """Of the LLM when the loss is computed: all blocks, the last norm and its output, and what the head reads."""
-    block = llm_input_bytes(job, batch) if job.recompute else llm_block_bytes(job, batch)
+    """Of the LLM when the loss is computed: its blocks or their inputs, the last norm and its output, the head's input.
+
+    A recomputed block keeps its input alone.
+    """
     wide = _wide(job, "llm")
+    block = batch.tokens * wide * job.shape.llm.width if job.recompute else llm_block_bytes(job, batch)
     last = batch.tokens * (FLOAT + wide * (1 + ("llm" in job.whole))) + batch.supervised * wide
     return job.shape.llm.layers * block + last * job.shape.llm.width
 
 
 def encoder_kept_bytes(job: Job, batch: Batch) -> int:
     """Of the encoder when the loss is computed; nothing of blocks that no gradient passes through."""
-    if job.group:
-        return -(-job.encoder_blocks // job.group) * encoder_input_bytes(job, batch)
-    return job.encoder_blocks * encoder_block_bytes(job, batch)
+    inputs = batch.tiles * job.shape.positions * _wide(job, "visual_encoder") * job.shape.encoder.width
+    return job.encoder_blocks * (inputs if job.recompute_encoder else encoder_block_bytes(job, batch))
 
 
 def projector_kept_bytes(job: Job, batch: Batch) -> int:
-    """Of the projector: merged patches, the same normalized, and the activation's input and output.
+    """Of the projector: merged patches, in float32 and normalized where it has a norm; both sides of the activation."""
+    shape = job.shape
+    per_patch = job.size + shape.projector_norm * (FLOAT if job.autocasts else job.size)
+    per_token = shape.projector_input * per_patch + 2 * shape.llm.width * job.size
+    return batch.tiles * shape.tokens_per_tile * per_token * job.projector_learns
 
-    Recomputed it keeps the patches alone.
-    """
-    if not job.projector_learns:
-        return 0
-    if job.recompute_projector:
-        return batch.tiles * job.shape.tokens_per_tile * job.shape.projector_input * job.size
-    per_token = job.shape.projector_input * (1 + job.shape.projector_norm) + 2 * job.shape.llm.width
-    return batch.tiles * job.shape.tokens_per_tile * per_token * job.size
+
+def head_kept_bytes(job: Job, batch: Batch) -> int:
+    """Of the head: its gradient in float32 and that of the hidden states, which the forward pass has made."""
+    gradient = job.shape.table * FLOAT * (job.trains_head and not job.pairs)
+    return gradient + batch.supervised * job.shape.llm.width * _wide(job, "llm")
 
 
 def kept_bytes(job: Job, batch: Batch) -> int:
-    """Of all parts when the loss is computed."""
-    return llm_kept_bytes(job, batch) + encoder_kept_bytes(job, batch) + projector_kept_bytes(job, batch)
+    """All that a forward pass leaves for the backward pass, autocast's copies of weights among it."""
+    parts = llm_kept_bytes(job, batch), encoder_kept_bytes(job, batch), projector_kept_bytes(job, batch)
+    return sum(parts) + head_kept_bytes(job, batch) + cast_bytes(job, kept=True)
 
 
 def tile_bytes(job: Job, batch: Batch) -> int:
@@ -145,66 +124,60 @@ def encoding_bytes(job: Job, batch: Batch) -> int:
     return batch.tiles * job.shape.positions * job.size * (2 * stack.width + 2 * stack.inner)
 
 
-def cast_bytes(job: Job) -> int:
-    """Of the bfloat16 copies of trained weights that autocast keeps until the forward pass ends."""
+def cast_bytes(job: Job, kept: bool) -> int:
+    """Of the bfloat16 copies of trained weights that autocast makes: all, or those kept for the backward pass.
+
+    A recomputed part makes them anew.
+    """
     if not job.autocasts:
         return 0
-    blocks = {"llm": job.shape.llm.layers * ("llm" in job.whole), "visual_encoder": 0}
-    if job.encoder_is_whole:
-        blocks["visual_encoder"] = job.encoder_blocks
-    whole = sum(
-        number * sum(linear.parameters for linear in job.stack(part).linears) for part, number in blocks.items()
-    )
-    return 2 * (whole + job.adapter_parameters + (job.shape.projector if "projector" in job.whole else 0))
+    again = {"llm": kept and job.recompute, "visual_encoder": kept and job.recompute_encoder}
+    whole = {"llm": job.shape.llm.layers * ("llm" in job.whole)}
+    whole["visual_encoder"] = job.encoder_blocks * (job.encoder_whole > 0)
+    copied = job.shape.projector * ("projector" in job.whole)
+    for part in (part for part in whole if not again[part]):
+        adapters = job.adapters.get(part)
+        copied += whole[part] * sum(linear.parameters for linear in job.stack(part).linears)
+        copied += adapters.parameters(job.stack(part)) if adapters else 0
+    return job.size * copied
 
 
-def head_bytes(job: Job) -> int:
-    """Of a trained head while the loss is computed: its gradient in float32, and autocast's copy.
+def logits_bytes(job: Job, batch: Batch) -> int:
+    """While the loss is computed: a chunk's logits, the softmax of some of them, and what is made for a trained head.
 
-    That of pairs has its gradient in the backward pass alone. Of a head with single trained rows a copy holds them.
+    `models/loss_head.py` runs the head in chunks, and writes the gradient in the logits' place; the gradient of all
+    supervised positions is kept. A trained head has its gradient in float32, and autocast's copy.
     """
-    if "llm" not in job.whole:
-        return table_size(job) * job.size * job.trains_rows
-    return table_size(job) * (FLOAT * (not job.pairs) + job.size * job.autocasts)
+    elements = batch.supervised * job.shape.vocab_size
+    logits = min(CHUNK_LOGITS, elements) * job.size + min(SOFTMAX_LOGITS, elements) * FLOAT * (1 + job.half)
+    head = job.shape.table * (FLOAT + job.size * job.autocasts) * job.trains_head
+    return logits + batch.supervised * job.shape.llm.width * job.size + head
 
 
-def head_backward_bytes(job: Job) -> int:
-    """Of a trained head at the start of the backward pass: its gradient, and the same in the weight's dtype."""
-    if "llm" not in job.whole:
-        return 0
-    return table_size(job) * (FLOAT + (0 if job.float_weights else job.size))
+def head_backward_bytes(job: Job, batch: Batch) -> int:
+    """At the start of the backward pass: a trained head's gradient, and the same in the weight's dtype.
 
-
-def pair_head_bytes(job: Job, batch: Batch) -> int:
-    """Of the head in the backward pass of pairs, which computes the logits of a chunk again, and then its gradient."""
-    while_computing = logits_bytes(job, batch) + head_bytes(replace(job, pairs=False))
-    return max(while_computing, head_backward_bytes(job))
-
-
-def table_size(job: Job) -> int:
-    """Elements of the head, and of the embedding."""
-    return job.shape.vocab_size * job.shape.llm.width
+    That of pairs computes the logits of a chunk again, and only then the gradients.
+    """
+    gradient = job.shape.table * (FLOAT + (0 if job.float_weights else job.size)) * job.trains_head
+    return max(logits_bytes(job, batch), gradient) if job.pairs else gradient
 
 
 def llm_backward_bytes(job: Job, batch: Batch) -> int:
     """What comes and goes in the backward pass of one block of the LLM, beside what it keeps.
 
     Gradients of gate, up and their product, less what the block has already freed; adapters on the layer behind them
-    take their own way through dropout, those of DoRA in float32 under autocast.
+    take their own way through dropout, those of DoRA in float32 under autocast. Beside them the weights of one linear
+    layer as they are computed with: unpacked, and DoRA's sums with B times A.
     """
-    inner = job.shape.llm.inner
-    if any(linear.inputs == inner for linear in _adapted(job, "llm")):
-        per_token = 11 * inner if job.autocasts and job.adapters["llm"].dora else 3 * inner
+    inner, adapters = job.shape.llm.inner, job.adapters.get("llm")
+    dora = adapters is not None and adapters.dora
+    if any(linear.inputs == inner for linear in job.adapted("llm")):
+        per_token = 11 * inner if job.autocasts and dora else 3 * inner
     else:
         per_token = job.size * inner * (2 if "llm" in job.whole else 3)
-    return batch.tokens * per_token + _rebuilt_bytes(job)
-
-
-def _rebuilt_bytes(job: Job) -> int:
-    """Weights of one linear layer of the LLM as they are computed with: unpacked, and DoRA's sums with B times A."""
     largest = max(linear.inputs * linear.outputs for linear in job.shape.llm.linears)
-    adapters = job.adapters.get("llm")
-    return largest * job.size * (("llm" in job.quantized) + 4 * (adapters is not None and adapters.dora))
+    return batch.tokens * per_token + largest * job.size * (("llm" in job.quantized) + 4 * dora)
 
 
 def encoder_backward_bytes(job: Job, batch: Batch) -> int:
@@ -213,9 +186,5 @@ def encoder_backward_bytes(job: Job, batch: Batch) -> int:
 
 
 def _wide(job: Job, part: str) -> int:
-    is_whole = part in job.whole or (part == "visual_encoder" and job.encoder_is_whole)
+    is_whole = part in job.whole or (part == "visual_encoder" and job.encoder_whole)
     return FLOAT if job.autocasts and is_whole else job.size
-
-
-def _adapted(job: Job, part: str) -> list[Linear]:
-    return job.stack(part).matching(job.adapters[part].targets) if part in job.adapters else []

@@ -15,32 +15,39 @@ class GPU:
         name: as given to `--gpu`.
         memory: GB of its memory, 2**30 bytes each.
         teraflops: dense peak of its matrix units, 10**12 operations a second, in `dtype` with float32 sums.
-        dtype: the half precision that it has.
         devices: how `torch.cuda.get_device_name` ends for cards with this peak. What follows a name tells a slower
             card: `H100 PCIe`, `RTX 4090 Laptop GPU`, a `MIG` slice.
+        dtype: the half precision that it has.
     """
 
     name: str
     memory: int
     teraflops: float
+    devices: tuple[str, ...]
     dtype: str = "bfloat16"
-    devices: tuple[str, ...] = ()
 
 
-_A100_FORMS = ("-SXM4-40GB", "-SXM4-80GB", "-PCIE-40GB", " 80GB PCIe")
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        GPU("H200", 140, 989, devices=("NVIDIA H200",)),
-        GPU("H100", 80, 989, devices=("H100 80GB HBM3", "NVIDIA H800")),  # SXM
-        GPU("L40S", 48, 362, devices=("NVIDIA L40S",)),
-        GPU("A100", 80, 312, devices=tuple(f"A{n}{form}" for n in (100, 800) for form in _A100_FORMS)),  # also 40 GB
-        GPU("4090", 24, 165, devices=("RTX 4090",)),
-        GPU("T4", 16, 65, "float16", ("Tesla T4",)),
+        GPU("H200", 140, 989, ("NVIDIA H200",)),
+        GPU("H100", 80, 989, ("H100 80GB HBM3", "NVIDIA H800")),  # SXM
+        GPU("H20", 96, 148, ("NVIDIA H20",)),
+        GPU("A100", 80, 312, ("A100-SXM4-80GB", "A800-SXM4-80GB", "A100 80GB PCIe", "A800 80GB PCIe")),
+        GPU("A100-40", 40, 312, ("A100-SXM4-40GB", "A800-SXM4-40GB", "A100-PCIE-40GB", "A800-PCIE-40GB")),
+        GPU("L40S", 48, 362, ("NVIDIA L40S",)),
+        GPU("A6000", 48, 155, ("RTX A6000",)),
+        GPU("5090", 32, 209, ("RTX 5090",)),
+        GPU("4090", 24, 165, ("RTX 4090",)),
+        GPU("3090", 24, 71, ("RTX 3090",)),
+        GPU("A10", 24, 125, ("NVIDIA A10",)),
+        GPU("L4", 24, 121, ("NVIDIA L4",)),
+        GPU("4060Ti-16", 16, 44, ("RTX 4060 Ti",)),
+        GPU("T4", 16, 65, ("Tesla T4",), "float16"),
     )
 }
 
 
 def gpu_of_device(name: str) -> GPU | None:
     """The card that `torch.cuda.get_device_name` calls so; None where its peak isn't known."""
-    return next((gpu for gpu in GPUS.values() if gpu.devices and name.endswith(gpu.devices)), None)
+    return next((gpu for gpu in GPUS.values() if name.endswith(gpu.devices)), None)

@@ -1,11 +1,11 @@
-"""What is planned: a model, what of it trains, a micro-batch, and the strategy that spreads it over GPUs."""
+"""What is planned: a model, what of it trains, the micro-batches, and the strategy that spreads it over GPUs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .shapes import Shape, Stack
+from .shapes import Linear, Shape, Stack
 
 FLOAT = 4  # bytes of a float32
 MOMENTS = 2 * FLOAT  # bytes per trained weight of AdamW's state
@@ -29,9 +29,8 @@ class Adapters:
 
     def parameters(self, stack: Stack) -> int:
         """Weights of all A and B matrices, and DoRA's magnitudes."""
-        linears = stack.matching(self.targets)
-        pairs = sum(self.rank * (each.inputs + each.outputs) * each.copies for each in linears)
-        return stack.layers * (pairs + self.dora * sum(each.outputs * each.copies for each in linears))
+        sizes = ((self.rank * (each.inputs + each.outputs), each) for each in stack.matching(self.targets))
+        return stack.layers * sum((pair + self.dora * each.outputs) * each.copies for pair, each in sizes)
 
 
 @dataclass(frozen=True)
@@ -56,21 +55,19 @@ class Job:
     Attributes:
         shape: of the model.
         whole: parts that train whole.
+        batches: micro-batches that the plan must hold; the largest counts.
         adapters: part -> LoRA.
         quantized: part -> names of its packed linear layers, held in 4 bits.
         last_layers: blocks of a frozen encoder that train whole, counted from the last.
+        train_head: the head of a frozen LLM trains.
         recompute: gradient checkpointing of the LLM.
-        encoder_group: blocks of the encoder that are recomputed together; 0 for none, None for one where the LLM's are.
-        recompute_projector: gradient checkpointing of the projector.
+        recompute_encoder: gradient checkpointing of the encoder.
         half: bfloat16 or float16, which take the same, else everything is float32.
         float_weights: trained weights are held in float32 and computed under autocast, as without DeepSpeed.
-        batches: micro-batches that the plan must hold; the largest counts.
         accumulation: micro-batches of an optimizer step.
         moments: bytes of the optimizer's state per trained weight.
-        keeps_encoder: the encoder's activations are kept even with `recompute`, as under ZeRO-3 with LoRA on it.
         pairs: preference pairs, whose log probabilities are computed a second time in the backward pass.
         reference: every micro-batch of pairs is also read by the model as it was before training.
-        trains_rows: single rows of a frozen LLM's embedding and head train, those of new tokens.
     """
 
     shape: Shape
@@ -79,21 +76,23 @@ class Job:
     adapters: Mapping[str, Adapters] = field(default_factory=dict)
     quantized: Mapping[str, Sequence[str]] = field(default_factory=dict)
     last_layers: int = 0
+    train_head: bool = False
     recompute: bool = True
-    encoder_group: int | None = None
-    recompute_projector: bool = False
+    recompute_encoder: bool = True
     half: bool = True
     float_weights: bool = True
     accumulation: int = 1
     moments: float = MOMENTS
-    keeps_encoder: bool = False
     pairs: bool = False
     reference: bool = False
-    trains_rows: bool = False
 
     def stack(self, part: str) -> Stack:
         """The encoder's or the LLM's blocks."""
         return self.shape.encoder if part == "visual_encoder" else self.shape.llm
+
+    def adapted(self, part: str) -> list[Linear]:
+        """Linear layers of a block that have LoRA."""
+        return self.stack(part).matching(self.adapters[part].targets) if part in self.adapters else []
 
     @property
     def adapter_parameters(self) -> int:
@@ -101,11 +100,17 @@ class Job:
         return sum(adapters.parameters(self.stack(part)) for part, adapters in self.adapters.items())
 
     @property
+    def encoder_whole(self) -> int:
+        """Parameters of the encoder that train whole."""
+        if "visual_encoder" in self.whole:
+            return self.shape.encoder.parameters - self.shape.unused
+        return self.last_layers * self.shape.encoder.block
+
+    @property
     def trained(self) -> int:
         """Parameters with a gradient, adapters included."""
-        unused = self.shape.unused if "visual_encoder" in self.whole else 0
-        whole = sum(self.shape.part(part) for part in self.whole) - unused
-        return whole + self.last_layers * self.shape.encoder.block + self.adapter_parameters
+        rest = sum(self.shape.part(part) for part in self.whole - {"visual_encoder"})
+        return rest + self.encoder_whole + self.train_head * self.shape.table + self.adapter_parameters
 
     @property
     def copied(self) -> int:
@@ -136,22 +141,15 @@ class Job:
         return self.half and self.float_weights
 
     @property
-    def group(self) -> int:
-        """Blocks of the encoder that run again together in the backward pass; 0 where none does."""
-        wanted = int(self.recompute) if self.encoder_group is None else self.encoder_group
-        return 0 if self.keeps_encoder else min(wanted, self.encoder_blocks)
-
-    @property
     def encoder_blocks(self) -> int:
         """Blocks of the encoder that a gradient passes through."""
-        if "visual_encoder" in self.whole or "visual_encoder" in self.adapters:
-            return self.shape.used_layers
-        return self.last_layers
+        reached = "visual_encoder" in self.whole or "visual_encoder" in self.adapters
+        return self.shape.used_layers if reached else self.last_layers
 
     @property
-    def encoder_is_whole(self) -> bool:
-        """Whether the weights of these blocks train themselves."""
-        return "visual_encoder" in self.whole or self.last_layers > 0
+    def trains_head(self) -> bool:
+        """Whether the LLM's head trains."""
+        return self.train_head or "llm" in self.whole
 
     @property
     def projector_learns(self) -> bool:
@@ -171,6 +169,7 @@ class Strategy:
         offload_weights: the sharded weights too.
         bucket: elements of a bucket of gradients.
         live: elements of gathered weights that ZeRO-3 keeps at most.
+        prefetch: elements of weights that ZeRO-3 gathers ahead.
         overlap: gradients are reduced while others are computed, from two buckets.
         gradient_size: bytes of a gradient that DeepSpeed sums.
     """
@@ -182,5 +181,6 @@ class Strategy:
     offload_weights: bool = False
     bucket: int = 500_000_000  # DeepSpeed's reduce_bucket_size
     live: int = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters
+    prefetch: int = 50_000_000  # DeepSpeed's stage3_prefetch_bucket_size
     overlap: bool = False
     gradient_size: int = 2

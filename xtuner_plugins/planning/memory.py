@@ -1,4 +1,14 @@
-"""Memory of one rank, part by part, at each moment of a step."""
+"""Memory of one rank, part by part, at each moment of a step.
+
+What a strategy holds per trained weight was read from live engines on n ranks (`benchmarks/bench_memory_plan.py
+--states`), in bytes, for bfloat16 with sums of gradients in float32::
+
+              weights   master   moments   sums    comes and goes
+    DDP       4         -        8         4       4 in buckets where n > 1
+    ZeRO-1    2         4/n      8/n       4       one gradient
+    ZeRO-2    2         4/n      8/n       4/n     2/n and a bucket in the backward pass, 4/n at its end and in the step
+    ZeRO-3    2/n       4/n      8/n       4/n     a bucket always, gathered weights, 4/n in the step
+"""
 
 from __future__ import annotations
 
@@ -10,6 +20,7 @@ from .job import FLOAT, MOMENTS, Batch, Job, Strategy
 
 GIB = 2**30
 PACKED = 0.5 + 1 / 64 + FLOAT / (64 * 256)  # bytes of a 4-bit weight: a byte per block of 64, a float per 256 blocks
+SUBGROUP = 1_000_000_000  # DeepSpeed's sub_group_size: weights that ZeRO-3 updates at a time
 # Not measured, and to be corrected where a GPU is at hand: CUDA's context with the kernels, NCCL's buffers, and the
 # share of PyTorch's cache that fits no request.
 CONTEXT = int(0.8 * GIB)
@@ -22,9 +33,9 @@ class Plan:
     """What a rank needs.
 
     Attributes:
-        moment: when it needs most: `encode`, `loss`, `backward` or `step`.
+        moment: when it needs most, a key of `moments`.
         parts: bytes by part at that moment.
-        moments: bytes of each moment, without `runtime` and `fragmentation`.
+        moments: bytes of tensors at each moment, without what only a GPU adds.
         host: bytes per rank in the CPU's memory.
     """
 
@@ -38,10 +49,9 @@ class Plan:
         """Bytes on the GPU."""
         return sum(self.parts.values())
 
-    @property
-    def measurable(self) -> int:
-        """Bytes of tensors, without what only a GPU adds."""
-        return max(self.moments.values())
+    def fits(self, available: int) -> bool:
+        """Whether a GPU with so many bytes holds it."""
+        return self.total <= available
 
 
 def plan_memory(job: Job, strategy: Strategy) -> Plan:
@@ -60,23 +70,19 @@ def plan_memory(job: Job, strategy: Strategy) -> Plan:
 def under(job: Job, strategy: Strategy) -> Job:
     """The job with what a strategy decides: the dtype of trained weights, and what can't be recomputed.
 
-    Under ZeRO the moments are float32, the only ones that it takes.
+    Under ZeRO the moments are float32, the only ones that it takes; under ZeRO-3 an encoder with LoRA isn't recomputed.
     """
-    keeps_encoder = strategy.stage == 3 and "visual_encoder" in job.adapters
     plain = strategy.stage is None
     return replace(
         job,
         float_weights=plain,
-        keeps_encoder=keeps_encoder,
+        recompute_encoder=job.recompute_encoder and not (strategy.stage == 3 and "visual_encoder" in job.adapters),
         moments=job.moments if plain else MOMENTS,
     )
 
 
 def _plan(job: Job, strategy: Strategy, batch: Batch, held: Mapping[str, int]) -> Plan:
-    moments = {
-        name: {**held, **parts, "ViT tiles": parts.get("ViT tiles", 0) + act.tile_bytes(job, batch)}
-        for name, parts in _moments(job, strategy, batch).items()
-    }
+    moments = {name: {**held, **parts} for name, parts in _moments(job, strategy, batch).items()}
     sums = {name: sum(parts.values()) for name, parts in moments.items()}
     moment = max(sums, key=sums.get)
     runtime = CONTEXT + (COMMUNICATION if strategy.gpus > 1 else 0)
@@ -91,22 +97,15 @@ def _held(job: Job, strategy: Strategy) -> dict[str, int]:
     master = 0 if strategy.stage is None or not job.half else FLOAT
     trained_size = FLOAT if strategy.stage is None else job.size
     on_gpu, states_on_gpu = not strategy.offload_weights, not strategy.offload_optimizer
-    frozen = job.frozen * job.size + packed_bytes(job)
-    held = {
-        "frozen weights": _share(frozen, whole) * on_gpu,
+    buckets = {None: job.trained * FLOAT * (strategy.gpus > 1), 3: strategy.bucket * job.size}
+    return {
+        "frozen weights": _share(job.frozen * job.size + packed_bytes(job), whole) * on_gpu,
         "trained weights": _share(job.trained * trained_size, whole) * on_gpu,
+        "reference": job.copied * job.size,  # in the dtype of computing, whole on each GPU
         "master weights": _share(job.trained * master, shards) * states_on_gpu,
         "optimizer": _share(int(job.trained * job.moments), shards) * states_on_gpu,
+        "buffers": buckets.get(strategy.stage, 0),
     }
-    if job.copied:
-        held["reference"] = job.copied * job.size  # in the dtype of computing, whole on each GPU
-    if strategy.stage is None:
-        held["buffers"] = job.trained * FLOAT * (strategy.gpus > 1)  # DDP's buckets
-    else:
-        held["buffers"] = min(strategy.bucket, job.trained) * job.size * (1 + (strategy.overlap and strategy.stage < 3))
-    if strategy.stage == 3:
-        held["buffers"] += min(strategy.live, job.shape.parameters) * job.size
-    return held
 
 
 def packed_bytes(job: Job) -> int:
@@ -120,67 +119,86 @@ def packed_bytes(job: Job) -> int:
 
 def _moments(job: Job, strategy: Strategy, batch: Batch) -> dict[str, dict[str, int]]:
     """Parts beside those that stay, at each moment."""
-    gradients, size = _gradient_bytes(job, strategy, job.trained), FLOAT if strategy.stage is None else job.size
+    sums = _sum_bytes(job, strategy, job.trained)
     accumulates = job.accumulation > 1 or strategy.stage is not None  # ZeRO adds even a single micro-batch to its sums
-    earlier = gradients if accumulates else 0  # of micro-batches before this one
-    table = act.table_size(job) * size if "llm" in job.whole else 0  # the gradient of the head, or of the embedding
-    casts = act.cast_bytes(job)
-    in_graph = 0 if job.recompute else casts  # autocast itself forgets its copies after the forward pass
+    earlier = sums if accumulates else 0  # of micro-batches before this one
+    table = job.shape.table * (FLOAT if strategy.stage is None else job.size) * job.trains_head  # one on its way
     projector, encoder = act.projector_kept_bytes(job, batch), act.encoder_kept_bytes(job, batch)
     kept = act.llm_kept_bytes(job, batch) + encoder + projector
     block = act.llm_backward_bytes(job, batch) + (act.llm_block_bytes(job, batch) if job.recompute else 0)
+    in_graph = act.cast_bytes(job, kept=True)  # autocast itself forgets its copies after the forward pass
+    passes = {"ViT tiles": act.tile_bytes(job, batch), "gathered weights": _gathered_bytes(job, strategy)}
+    back = {**passes, "gradients in buckets": _bucket_bytes(job, strategy)}
+    after, own = projector + encoder + block, _sum_bytes(job, strategy, _encoder_trained(job))
+    if accumulates:  # the embedding's gradient comes beside the accumulated one
+        end = {"gradients": sums + table, "activations": after}
+    else:
+        end = {"gradients": sums - own, "activations": max(after - table, 0)}
     moments = {
-        "encoding": {"gradients": earlier, "ViT tiles": act.encoding_bytes(job, batch)},
+        "encoding": {**passes, "gradients": earlier, "activations": act.encoding_bytes(job, batch)},
         "loss": {
+            **passes,
             "gradients": earlier,
-            "autocast copies": casts,
+            "autocast copies": act.cast_bytes(job, kept=False),
             "activations": kept,
-            "logits": act.logits_bytes(job, batch) + act.head_bytes(job),
+            "logits": act.logits_bytes(job, batch),
         },
         "backward of the head": {
+            **back,
             "gradients": earlier,
             "autocast copies": in_graph,
             "activations": kept,
-            "logits": act.pair_head_bytes(job, batch) if job.pairs else act.head_backward_bytes(job),
+            "logits": act.head_backward_bytes(job, batch),
         },
-        "backward": {"gradients": earlier + table, "autocast copies": in_graph, "activations": kept + block},
+        "backward": {
+            **back,
+            "gradients": earlier + table,
+            "autocast copies": in_graph,
+            "activations": kept + block,
+        },
+        "end of backward": {**back, **end},
     }
-    of_encoder = _gradient_bytes(job, strategy, _encoder_trained(job))
-    rest = projector + encoder + block
-    if accumulates:  # the embedding's gradient comes beside the accumulated one
-        moments["end of backward"] = {"gradients": gradients + table, "activations": rest}
-    else:
-        moments["end of backward"] = {"gradients": gradients - of_encoder, "activations": max(rest - table, 0)}
     if job.encoder_blocks:
-        block = act.encoder_backward_bytes(job, batch) + job.group * act.encoder_block_bytes(job, batch)
-        here = encoder + block if accumulates else max(max(encoder - of_encoder, 0) + block - table, 0)
-        moments["backward of the encoder"] = {"gradients": gradients, "activations": here}
-    moments["step"] = {"gradients": gradients, "float32 gradients": _step_bytes(job, strategy)}
+        again = act.encoder_block_bytes(job, batch) if job.recompute_encoder else 0
+        here = encoder + act.encoder_backward_bytes(job, batch) + again
+        here = here if accumulates else max(max(encoder - own, 0) + here - encoder - table, 0)
+        moments["backward of the encoder"] = {**back, "gradients": sums, "activations": here}
+    twice = _share(job.trained * FLOAT, strategy.gpus) * (strategy.stage in (2, 3) and not strategy.offload_optimizer)
+    if strategy.stage == 2:
+        moments["sums"] = {**back, "gradients": sums + twice}
+    if strategy.stage == 3:
+        twice = min(twice, SUBGROUP * FLOAT)
+    moments["step"] = {"gradients": sums, "float32 gradients": twice * job.half}
     return moments
 
 
 def _encoder_trained(job: Job) -> int:
-    whole = job.shape.encoder.parameters - job.shape.unused if "visual_encoder" in job.whole else 0
-    whole += job.last_layers * job.shape.encoder.block
     adapters = job.adapters.get("visual_encoder")
-    return whole + (adapters.parameters(job.shape.encoder) if adapters else 0)
+    return job.encoder_whole + (adapters.parameters(job.shape.encoder) if adapters else 0)
 
 
-def _gradient_bytes(job: Job, strategy: Strategy, trained: int) -> int:
+def _sum_bytes(job: Job, strategy: Strategy, trained: int) -> int:
     """Of the gradients of so many parameters, as they are held between two micro-batches."""
     if strategy.stage is None:
         return trained * FLOAT
     size = max(strategy.gradient_size, job.size)
-    if strategy.stage < 2:
+    if strategy.stage == 1:
         return trained * size
     return 0 if strategy.offload_optimizer else _share(trained * size, strategy.gpus)
 
 
-def _step_bytes(job: Job, strategy: Strategy) -> int:
-    """What the optimizer's step takes: nothing in one fused kernel, under ZeRO the gradient in float32."""
-    if strategy.offload_optimizer or strategy.stage is None or not job.half:
-        return 0
-    return _share(job.trained * FLOAT, strategy.gpus)
+def _bucket_bytes(job: Job, strategy: Strategy) -> int:
+    """Of gradients on their way in the backward pass; ZeRO-2 makes buckets of full size however little trains."""
+    if strategy.stage == 2:
+        own = _share(job.trained, strategy.gpus) * (not strategy.offload_optimizer)
+        return job.size * (strategy.bucket * (1 + strategy.overlap) + own)
+    return job.size * min(strategy.bucket, job.trained) * (strategy.stage == 3)
+
+
+def _gathered_bytes(job: Job, strategy: Strategy) -> int:
+    """Of weights that ZeRO-3 has gathered, and of the next ones on their way."""
+    weights = job.shape.parameters
+    return job.size * (min(strategy.live, weights) + min(strategy.prefetch, weights)) * (strategy.stage == 3)
 
 
 def _host_bytes(job: Job, strategy: Strategy) -> int:

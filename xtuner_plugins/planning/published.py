@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from ..hub.constants import PROJECTOR_TYPES
-
-if TYPE_CHECKING:
-    from ..hub.modeling_internvl_chat import InternVLChatModel
 
 
 @dataclass(frozen=True)
@@ -27,10 +23,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Base:
-    """A directory that training starts from.
+    """A directory below `models/` that training starts from.
 
     Attributes:
-        name: of the directory below `models/`.
+        name: of the directory.
         encoder: key of `ENCODERS`.
         llm: key of `LLMS`.
         vocab_size: token rows of the directory, the nine image tokens included.
@@ -48,19 +44,18 @@ class Base:
     projector_type: str | None = None
     options: str = ""
     template: str = "internvl2_5"
-    select_layer: int = field(default=-1)
+    select_layer: int = -1
 
     @property
-    def path(self) -> str:
-        """Where a config expects the directory."""
-        return f"models/{self.name}"
-
-    @property
-    def commands(self) -> list[str]:
-        """Shell commands that make the directory."""
-        if self.hub:
-            return [f"hf download {self.hub} --local-dir {self.path}"]
-        return [build_command(ENCODERS[self.encoder].name, LLMS[self.llm].name, self.options, self.path)]
+    def config(self) -> dict[str, Any]:
+        """Fields of its `config.json` that decide its shape."""
+        return dict(
+            vision_config=dict(ENCODERS[self.encoder].config),
+            llm_config={**LLMS[self.llm].config, "vocab_size": self.vocab_size},
+            downsample_ratio=1.0 if self.projector_type == "mlp" else 0.5,
+            projector_type=self.projector_type or PROJECTOR_TYPES[0],
+            select_layer=self.select_layer,
+        )
 
 
 def build_command(vision: str, llm: str, options: str, out: str) -> str:
@@ -68,63 +63,34 @@ def build_command(vision: str, llm: str, options: str, out: str) -> str:
     return f"python tools/build_base_model.py --vision {vision} --llm {llm}{options} --out {out}"
 
 
-def _intern_vit(name: str, width: int, inner: int, layers: int, heads: int, *, large: bool = False) -> Part:
+_BLOCKS = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+def _encoder(name: str, kind: str, width: int, inner: int, layers: int, heads: int, size: int, **others) -> Part:
+    fields = dict(zip(_BLOCKS, (kind, width, inner, layers, heads), strict=True))
+    return Part(name, dict(fields, image_size=size, patch_size=14, **others))
+
+
+def _intern_vit(name: str, *sizes: int, large: bool = False) -> Part:
     norms = dict(norm_type="rms_norm" if large else "layer_norm", qkv_bias=not large, qk_normalization=large)
-    return Part(
-        f"OpenGVLab/{name}",
-        dict(
-            model_type="intern_vit_6b",
-            hidden_size=width,
-            intermediate_size=inner,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            image_size=448,
-            patch_size=14,
-            **norms,
-        ),
-    )
-
-
-def _tower(name: str, kind: str, width: int, inner: int, layers: int, heads: int, size: int) -> Part:
-    return Part(
-        name,
-        dict(
-            model_type=kind,
-            hidden_size=width,
-            intermediate_size=inner,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            image_size=size,
-            patch_size=14,
-        ),
-    )
+    return _encoder(f"OpenGVLab/{name}", "intern_vit_6b", *sizes, 448, **norms)
 
 
 def _llm(name: str, kind: str, width: int, inner: int, layers: int, heads: int, kv_heads: int, **others) -> Part:
-    return Part(
-        name,
-        dict(
-            model_type=kind,
-            hidden_size=width,
-            intermediate_size=inner,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads,
-            **others,
-        ),
-    )
+    fields = dict(zip(_BLOCKS, (kind, width, inner, layers, heads), strict=True))
+    return Part(name, dict(fields, num_key_value_heads=kv_heads, **others))
 
 
+_EXPERTS = dict(num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768)
 ENCODERS: dict[str, Part] = {
     "300M": _intern_vit("InternViT-300M-448px", 1024, 4096, 24, 16),
     "300M-V2_5": _intern_vit("InternViT-300M-448px-V2_5", 1024, 4096, 24, 16),
     "6B": _intern_vit("InternViT-6B-448px-V1-5", 3200, 12800, 45, 25, large=True),
     "6B-V2_5": _intern_vit("InternViT-6B-448px-V2_5", 3200, 12800, 45, 25, large=True),
-    "CLIP-L": _tower("openai/clip-vit-large-patch14", "clip_vision_model", 1024, 4096, 24, 16, 224),
-    "CLIP-L-336": _tower("openai/clip-vit-large-patch14-336", "clip_vision_model", 1024, 4096, 24, 16, 336),
-    "SigLIP-so400m": _tower("google/siglip-so400m-patch14-384", "siglip_vision_model", 1152, 4304, 27, 16, 384),
+    "CLIP-L": _encoder("openai/clip-vit-large-patch14", "clip_vision_model", 1024, 4096, 24, 16, 224),
+    "CLIP-L-336": _encoder("openai/clip-vit-large-patch14-336", "clip_vision_model", 1024, 4096, 24, 16, 336),
+    "SigLIP-so400m": _encoder("google/siglip-so400m-patch14-384", "siglip_vision_model", 1152, 4304, 27, 16, 384),
 }
-
 LLMS: dict[str, Part] = {
     "Qwen2-0.5B": _llm("Qwen/Qwen2-0.5B-Instruct", "qwen2", 896, 4864, 24, 14, 2),
     "Qwen2.5-0.5B": _llm("Qwen/Qwen2.5-0.5B-Instruct", "qwen2", 896, 4864, 24, 14, 2),
@@ -139,22 +105,9 @@ LLMS: dict[str, Part] = {
     "Qwen3-4B": _llm("Qwen/Qwen3-4B", "qwen3", 2560, 9728, 36, 32, 8, head_dim=128),
     "Qwen3-8B": _llm("Qwen/Qwen3-8B", "qwen3", 4096, 12288, 36, 32, 8, head_dim=128),
     "Qwen3-14B": _llm("Qwen/Qwen3-14B", "qwen3", 5120, 17408, 40, 40, 8, head_dim=128),
-    "Qwen3-30B-A3B": _llm(
-        "Qwen/Qwen3-30B-A3B",
-        "qwen3_moe",
-        2048,
-        6144,
-        48,
-        32,
-        4,
-        head_dim=128,
-        num_experts=128,
-        num_experts_per_tok=8,
-        moe_intermediate_size=768,
-    ),
-    "InternLM2-1.8B": _llm(
-        "internlm/internlm2-chat-1_8b", "llama", 2048, 8192, 24, 16, 8
-    ),  # as read here: Llama's form
+    "Qwen3-30B-A3B": _llm("Qwen/Qwen3-30B-A3B", "qwen3_moe", 2048, 6144, 48, 32, 4, head_dim=128, **_EXPERTS),
+    # As read here: in the form of Llama.
+    "InternLM2-1.8B": _llm("internlm/internlm2-chat-1_8b", "llama", 2048, 8192, 24, 16, 8),
     "InternLM2-7B": _llm("internlm/internlm2-chat-7b", "llama", 4096, 14336, 32, 32, 8),
     "InternLM2.5-1.8B": _llm("internlm/internlm2_5-1_8b-chat", "llama", 2048, 8192, 24, 16, 8),
     "InternLM2.5-7B": _llm("internlm/internlm2_5-7b-chat", "llama", 4096, 14336, 32, 32, 8),
@@ -167,66 +120,58 @@ LLMS: dict[str, Part] = {
 
 _QWEN2, _QWEN2_5, _QWEN3, _INTERNLM2, _PHI3 = 151655, 151674, 151936, 92553, 32020
 
+
+def _siglip(name: str, options: str = "") -> Base:
+    options = f" --projector-type bilinear_mlp{options}"
+    return Base(name, "SigLIP-so400m", "Qwen2.5-0.5B", _QWEN2_5, None, "bilinear_mlp", options, select_layer=-2)
+
+
+def _llava(name: str, encoder: str, llm: str, vocab_size: int = _QWEN2_5) -> Base:
+    return Base(name, encoder, llm, vocab_size, projector_type="mlp", select_layer=-2)
+
+
+def _official(name: str, encoder: str, llm: str, vocab_size: int, template: str = "internvl2_5") -> Base:
+    return Base(name, encoder, llm, vocab_size, f"OpenGVLab/{name}", template=template)
+
+
 BASES: dict[str, Base] = {
     base.name: base
     for base in (
         Base("InternViT-300M-Qwen2.5-1.5B", "300M-V2_5", "Qwen2.5-1.5B", _QWEN2_5),
-        Base(
-            "SigLIP-Qwen2.5-0.5B",
-            "SigLIP-so400m",
-            "Qwen2.5-0.5B",
-            _QWEN2_5,
-            projector_type="bilinear_mlp",
-            options=" --projector-type bilinear_mlp",
-            select_layer=-2,
-        ),
-        Base(
-            "SigLIP-Qwen2.5-0.5B-tiled",
-            "SigLIP-so400m",
-            "Qwen2.5-0.5B",
-            _QWEN2_5,
-            projector_type="bilinear_mlp",
-            options=" --projector-type bilinear_mlp --max-tiles 6",
-            select_layer=-2,
-        ),
-        Base("CLIP-Qwen-7B", "CLIP-L", "Qwen-7B", 151860, projector_type="mlp", select_layer=-2),
-        Base("CLIP-Qwen2.5-7B", "CLIP-L", "Qwen2.5-7B", _QWEN2_5, projector_type="mlp", select_layer=-2),
-        Base("SigLIP-Qwen2.5-7B", "SigLIP-so400m", "Qwen2.5-7B", _QWEN2_5, projector_type="mlp", select_layer=-2),
-        Base("SigLIP-Qwen-7B", "SigLIP-so400m", "Qwen-7B", 151860, projector_type="mlp", select_layer=-2),
-        Base("LLaVA-Qwen2.5-3B", "CLIP-L-336", "Qwen2.5-3B", _QWEN2_5, projector_type="mlp", select_layer=-2),
-        Base("LLaVA-Qwen2.5-7B", "CLIP-L-336", "Qwen2.5-7B", _QWEN2_5, projector_type="mlp", select_layer=-2),
-        *(
-            Base(hub.partition("/")[2], encoder, llm, vocab_size, hub, template=template)
-            for hub, encoder, llm, vocab_size, template in (
-                ("OpenGVLab/Mini-InternVL-Chat-2B-V1-5", "300M", "InternLM2-1.8B", _INTERNLM2, "internlm2-chat"),
-                ("OpenGVLab/Mini-InternVL-Chat-4B-V1-5", "300M", "Phi-3-mini", _PHI3, "phi3-chat"),
-                ("OpenGVLab/InternVL-Chat-V1-5", "6B", "InternLM2-20B", _INTERNLM2, "internlm2-chat"),
-                ("OpenGVLab/InternVL2-1B", "300M", "Qwen2-0.5B", _QWEN2, "Hermes-2"),
-                ("OpenGVLab/InternVL2-2B", "300M", "InternLM2-1.8B", _INTERNLM2, "internlm2-chat"),
-                ("OpenGVLab/InternVL2-4B", "300M", "Phi-3-mini", _PHI3, "phi3-chat"),
-                ("OpenGVLab/InternVL2-8B", "300M", "InternLM2.5-7B", _INTERNLM2, "internlm2-chat"),
-                ("OpenGVLab/InternVL2-26B", "6B", "InternLM2-20B", _INTERNLM2, "internlm2-chat"),
-                ("OpenGVLab/InternVL2_5-1B", "300M-V2_5", "Qwen2.5-0.5B", _QWEN2_5, "internvl2_5"),
-                ("OpenGVLab/InternVL2_5-2B", "300M-V2_5", "InternLM2.5-1.8B", _INTERNLM2, "internvl2_5"),
-                ("OpenGVLab/InternVL2_5-4B", "300M-V2_5", "Qwen2.5-3B", _QWEN2_5, "internvl2_5"),
-                ("OpenGVLab/InternVL2_5-8B", "300M-V2_5", "InternLM2.5-7B", _INTERNLM2, "internvl2_5"),
-                ("OpenGVLab/InternVL2_5-26B", "6B-V2_5", "InternLM2.5-20B", _INTERNLM2, "internvl2_5"),
-                ("OpenGVLab/InternVL3-1B", "300M-V2_5", "Qwen2.5-0.5B", _QWEN2_5, "internvl2_5"),
-                ("OpenGVLab/InternVL3-2B", "300M-V2_5", "Qwen2.5-1.5B", _QWEN2_5, "internvl2_5"),
-                ("OpenGVLab/InternVL3-8B", "300M-V2_5", "Qwen2.5-7B", _QWEN2_5, "internvl2_5"),
-                ("OpenGVLab/InternVL3-14B", "300M-V2_5", "Qwen2.5-14B", _QWEN2_5, "internvl2_5"),
-                ("OpenGVLab/InternVL3-38B", "6B-V2_5", "Qwen2.5-32B", _QWEN2_5, "internvl2_5"),
-                ("OpenGVLab/InternVL3_5-1B", "300M-V2_5", "Qwen3-0.6B", _QWEN3, "internvl2_5"),
-                ("OpenGVLab/InternVL3_5-2B", "300M-V2_5", "Qwen3-1.7B", _QWEN3, "internvl2_5"),
-                ("OpenGVLab/InternVL3_5-4B", "300M-V2_5", "Qwen3-4B", _QWEN3, "internvl2_5"),
-                ("OpenGVLab/InternVL3_5-8B", "300M-V2_5", "Qwen3-8B", _QWEN3, "internvl2_5"),
-                ("OpenGVLab/InternVL3_5-14B", "300M-V2_5", "Qwen3-14B", _QWEN3, "internvl2_5"),
-                ("OpenGVLab/InternVL3_5-30B-A3B", "300M-V2_5", "Qwen3-30B-A3B", _QWEN3, "internvl2_5"),
-            )
-        ),
+        _siglip("SigLIP-Qwen2.5-0.5B"),
+        _siglip("SigLIP-Qwen2.5-0.5B-tiled", " --max-tiles 6"),
+        _llava("CLIP-Qwen-7B", "CLIP-L", "Qwen-7B", 151860),
+        _llava("CLIP-Qwen2.5-7B", "CLIP-L", "Qwen2.5-7B"),
+        _llava("SigLIP-Qwen2.5-7B", "SigLIP-so400m", "Qwen2.5-7B"),
+        _llava("SigLIP-Qwen-7B", "SigLIP-so400m", "Qwen-7B", 151860),
+        _llava("LLaVA-Qwen2.5-3B", "CLIP-L-336", "Qwen2.5-3B"),
+        _llava("LLaVA-Qwen2.5-7B", "CLIP-L-336", "Qwen2.5-7B"),
+        _official("Mini-InternVL-Chat-2B-V1-5", "300M", "InternLM2-1.8B", _INTERNLM2, "internlm2-chat"),
+        _official("Mini-InternVL-Chat-4B-V1-5", "300M", "Phi-3-mini", _PHI3, "phi3-chat"),
+        _official("InternVL-Chat-V1-5", "6B", "InternLM2-20B", _INTERNLM2, "internlm2-chat"),
+        _official("InternVL2-1B", "300M", "Qwen2-0.5B", _QWEN2, "Hermes-2"),
+        _official("InternVL2-2B", "300M", "InternLM2-1.8B", _INTERNLM2, "internlm2-chat"),
+        _official("InternVL2-4B", "300M", "Phi-3-mini", _PHI3, "phi3-chat"),
+        _official("InternVL2-8B", "300M", "InternLM2.5-7B", _INTERNLM2, "internlm2-chat"),
+        _official("InternVL2-26B", "6B", "InternLM2-20B", _INTERNLM2, "internlm2-chat"),
+        _official("InternVL2_5-1B", "300M-V2_5", "Qwen2.5-0.5B", _QWEN2_5),
+        _official("InternVL2_5-2B", "300M-V2_5", "InternLM2.5-1.8B", _INTERNLM2),
+        _official("InternVL2_5-4B", "300M-V2_5", "Qwen2.5-3B", _QWEN2_5),
+        _official("InternVL2_5-8B", "300M-V2_5", "InternLM2.5-7B", _INTERNLM2),
+        _official("InternVL2_5-26B", "6B-V2_5", "InternLM2.5-20B", _INTERNLM2),
+        _official("InternVL3-1B", "300M-V2_5", "Qwen2.5-0.5B", _QWEN2_5),
+        _official("InternVL3-2B", "300M-V2_5", "Qwen2.5-1.5B", _QWEN2_5),
+        _official("InternVL3-8B", "300M-V2_5", "Qwen2.5-7B", _QWEN2_5),
+        _official("InternVL3-14B", "300M-V2_5", "Qwen2.5-14B", _QWEN2_5),
+        _official("InternVL3-38B", "6B-V2_5", "Qwen2.5-32B", _QWEN2_5),
+        _official("InternVL3_5-1B", "300M-V2_5", "Qwen3-0.6B", _QWEN3),
+        _official("InternVL3_5-2B", "300M-V2_5", "Qwen3-1.7B", _QWEN3),
+        _official("InternVL3_5-4B", "300M-V2_5", "Qwen3-4B", _QWEN3),
+        _official("InternVL3_5-8B", "300M-V2_5", "Qwen3-8B", _QWEN3),
+        _official("InternVL3_5-14B", "300M-V2_5", "Qwen3-14B", _QWEN3),
+        _official("InternVL3_5-30B-A3B", "300M-V2_5", "Qwen3-30B-A3B", _QWEN3),
     )
 }
-
 _ROOT, _SIGLIP = "InternViT-300M-Qwen2.5-1.5B", "SigLIP-Qwen2.5-0.5B"
 # Directories that configs start from and other configs export: the base whose shapes they have.
 EXPORTS = {
@@ -249,25 +194,3 @@ def known_base(path: str) -> Base | None:
     """The row of `BASES` that a config's `model.base` means where no such directory is there; None without one."""
     name = EXPORTS.get(path, path.removeprefix("models/"))
     return BASES.get(name) or BASES.get(name.removesuffix("-Instruct").removesuffix("-Pretrained"))  # of one release
-
-
-@functools.cache
-def meta_model(base: Base) -> InternVLChatModel:
-    """The model of a base at its true size, without storage."""
-    import torch
-
-    from ..hub.configuration_internvl_chat import InternVLChatConfig
-    from ..hub.modeling_internvl_chat import InternVLChatModel
-
-    config = InternVLChatConfig(
-        vision_config=dict(ENCODERS[base.encoder].config),
-        llm_config={**LLMS[base.llm].config, "vocab_size": base.vocab_size},
-        downsample_ratio=1.0 if base.projector_type == "mlp" else 0.5,
-        force_image_size=ENCODERS[base.encoder].config["image_size"],
-        projector_type=base.projector_type or PROJECTOR_TYPES[0],
-        select_layer=base.select_layer,
-        template=base.template,
-        ps_version="v2",
-    )
-    with torch.device("meta"):
-        return InternVLChatModel(config)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from .job import Job, Strategy
-from .memory import GIB, Plan
+from .memory import GIB, Plan, Strategy
 from .work import Work
 
 MOMENTS = {
@@ -18,6 +17,7 @@ MOMENTS = {
     "backward": "in the backward pass of the LLM's last block",
     "end of backward": "at the end of the LLM's backward pass",
     "backward of the encoder": "in the backward pass of the encoder",
+    "sums": "when gradients are added to their sums",
     "step": "in the optimizer's step",
 }
 
@@ -32,49 +32,36 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:.0f} minutes"
 
 
-def memory_table(plan: Plan, strategy: Strategy, available: int) -> Table:
-    """Part by part, the sum, what is free, and the verdict."""
-    gpus = f"{strategy.gpus} GPU{'s' * (strategy.gpus > 1)}"
-    title = f"Memory of one rank, {strategy.name} on {gpus}"
-    table = Table(title=title, title_justify="left", min_width=len(title))
-    table.add_column("part")
-    table.add_column("GiB", justify="right")
-    for part, amount in plan.parts.items():
-        if amount:
-            table.add_row(part, gib(amount))
-    table.add_section()
-    table.add_row(f"sum, {MOMENTS[plan.moment]}", gib(plan.total))
-    table.add_row(f"free of {gib(available)}", gib(available - plan.total))
-    if plan.host:
-        table.add_row("beside it, in the CPU's memory", gib(plan.host))
-    table.add_row("verdict", verdict(plan, available))
-    return table
-
-
 def verdict(plan: Plan, available: int) -> str:
     """`fits`, `tight` (less than a tenth is free) or `does not fit`."""
-    if plan.total > available:
-        return "does not fit"
-    return "tight" if plan.total > 0.9 * available else "fits"
+    return ("tight" if plan.total > 0.9 * available else "fits") if plan.fits(available) else "does not fit"
+
+
+def memory_table(plan: Plan, strategy: Strategy, available: int) -> Table:
+    """Part by part, the sum, what is free, and the verdict."""
+    rows = [(part, gib(amount)) for part, amount in plan.parts.items() if gib(amount) != "0.0"]
+    sums = [
+        (f"sum, {MOMENTS[plan.moment]}", gib(plan.total)),
+        (f"free of {gib(available)}", gib(available - plan.total)),
+    ]
+    sums += [("beside it, in the CPU's memory", gib(plan.host))] if plan.host else []
+    gpus = f"{strategy.gpus} GPU{'s' * (strategy.gpus > 1)}"
+    title = f"Memory of one rank, {strategy.name} on {gpus}"
+    return _table(title, ["part", "GiB"], rows, [*sums, ("verdict", verdict(plan, available))])
 
 
 def strategies_table(plans: Iterable[tuple[Strategy, Plan]], available: int) -> Table:
     """All strategies, one row each."""
-    table = Table(title="All strategies", title_justify="left")
-    for name in ("strategy", "GPU, GiB", "CPU, GiB", "verdict"):
-        table.add_column(name, justify="right" if "GiB" in name else "left")
-    for strategy, plan in plans:
-        table.add_row(strategy.name, gib(plan.total), gib(plan.host) if plan.host else "", verdict(plan, available))
-    return table
+    rows = [
+        (strategy.name, gib(plan.total), gib(plan.host) if plan.host else "", verdict(plan, available))
+        for strategy, plan in plans
+    ]
+    return _table("All strategies", ["strategy", "GPU, GiB", "CPU, GiB", "verdict"], rows)
 
 
-def work_table(job: Job, work: Work, samples: int) -> Table:
+def work_table(work: Work, samples: int) -> Table:
     """Operations of a sample and of an optimizer step, in 10**12."""
-    table = Table(title="Operations, 10**12", title_justify="left")
-    table.add_column("pass")
-    table.add_column("per sample", justify="right")
-    table.add_column(f"per step of {samples:,} samples", justify="right")
-    rows: Mapping[str, float] = {
+    rows = {
         "encoder, forward": work.encoder,
         "projector, forward": work.projector,
         "LLM, forward": work.llm,
@@ -84,16 +71,25 @@ def work_table(job: Job, work: Work, samples: int) -> Table:
         "reference, forward": work.reference,
         "all": work.total,
     }
-    for name, amount in rows.items():
-        if amount:
-            table.add_row(name, f"{amount / 1e12:,.2f}", f"{samples * amount / 1e12:,.0f}")
+    shown = [(name, f"{each / 1e12:,.2f}", f"{samples * each / 1e12:,.0f}") for name, each in rows.items() if each]
+    return _table("Operations, 10**12", ["pass", "per sample", f"per step of {samples:,} samples"], shown)
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[tuple], sums: Iterable[tuple] = ()) -> Table:
+    table = Table(title=title, title_justify="left", min_width=len(title))
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="right" if index and name != "verdict" else "left")
+    for row in rows:
+        table.add_row(*row)
+    table.add_section()
+    for row in sums:
+        table.add_row(*row)
     return table
 
 
 def show(*parts: Table | str) -> None:
     """Prints tables and lines; without a terminal, as wide as they are."""
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
+    console = console if console.is_terminal else Console(width=200)
     for part in parts:
         console.print(part, markup=False, highlight=False)

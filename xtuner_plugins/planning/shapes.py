@@ -1,13 +1,13 @@
 """What a model's size follows from: its linear layers and the widths between them.
 
 Weights, LoRA adapters, 4-bit weights, activations and floating-point operations are all computed from these shapes.
-`tests/planning/test_shapes.py` compares the parameters with those of the real classes, for every base.
+`tests/planning/test_shapes.py` compares them with the real classes, for every base.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..families import encoder_family, llm_family, target_matcher
@@ -57,8 +57,8 @@ class Stack:
         linears: of one block.
         block_norms: parameters of a block that belong to no linear layer.
         outside: parameters outside the blocks (embeddings, norms, head).
-        causal: whether a token sees earlier ones only.
-        gated: whether the feed-forward part multiplies two branches (SwiGLU).
+        rms_norm: the norms are RMS norms, computed in float32.
+        qk_norm: queries and keys have norms.
     """
 
     kind: str
@@ -72,8 +72,8 @@ class Stack:
     linears: tuple[Linear, ...]
     block_norms: int
     outside: int
-    causal: bool
-    gated: bool
+    rms_norm: bool
+    qk_norm: bool
 
     @property
     def block(self) -> int:
@@ -105,7 +105,6 @@ class Shape:
         tokens_per_tile: N, image tokens.
         projector_input: width of the vectors that the projector takes.
         projector_norm: whether it starts with a norm.
-        image_mean_bytes: bytes of a tile as float32 pixels.
     """
 
     encoder: Stack
@@ -125,148 +124,115 @@ class Shape:
         wide, width = self.projector_input, self.llm.width
         return 2 * wide * self.projector_norm + (wide + 1) * width + (width + 1) * width
 
+    @property
+    def table(self) -> int:
+        """Weights of the head, and of the embedding."""
+        return self.vocab_size * self.llm.width
+
     def part(self, name: str) -> int:
         """Parameters of `visual_encoder`, `projector` or `llm`."""
-        return {
-            "visual_encoder": self.encoder.parameters,
-            "projector": self.projector,
-            "llm": self.llm.parameters,
-        }[name]
+        parts = {"visual_encoder": self.encoder.parameters, "projector": self.projector, "llm": self.llm.parameters}
+        return parts[name]
 
     @property
     def parameters(self) -> int:
-        """Of the model."""
+        """Of the whole model."""
         return self.encoder.parameters + self.projector + self.llm.parameters
 
 
-def shape_of(
-    vision: Mapping[str, Any],
-    llm: Mapping[str, Any],
-    *,
-    tile_size: int,
-    downsample_ratio: float,
-    projector_type: str = PROJECTOR_TYPES[0],
-    select_layer: int = -1,
-) -> Shape:
-    """The shape of a model from the fields of its two configs.
+def shape_of(config: Mapping[str, Any]) -> Shape:
+    """The shape of the model of a `config.json`.
 
     Args:
-        vision: of the encoder's config, `model_type` among them.
-        llm: of the LLM's config, `model_type` and `vocab_size` among them.
-        tile_size: side of a tile in pixels.
-        downsample_ratio, projector_type, select_layer: as in an `InternVLChatConfig`.
+        config: its fields: `vision_config`, `llm_config`, `downsample_ratio`, and `projector_type`, `select_layer` and
+            `force_image_size` where they aren't the default.
 
     Raises:
         UnknownFamilyError: a `model_type` without a row in `families.py`.
         ValueError: patches that can't be merged.
     """
-    encoder, used, unused = _encoder(vision, select_layer)
-    has_class = encoder.kind != "siglip_vision_model"
+    vision, llm, ratio = config["vision_config"], config["llm_config"], config["downsample_ratio"]
+    projector_type, select_layer = config.get("projector_type") or PROJECTOR_TYPES[0], config.get("select_layer", -1)
+    tile_size = config.get("force_image_size") or vision["image_size"]
+    family = encoder_family(vision)
+    encoder = (_intern_vit if family.is_intern_vit else _tower)(vision)
+    used = select_layer if select_layer >= 0 else encoder.layers + 1 + select_layer
+    has_class = family.model_type != "siglip_vision_model"
     return Shape(
         encoder=encoder,
         llm=_llm(llm),
         used_layers=used,
-        unused=unused,
+        unused=0 if family.is_intern_vit else (encoder.layers - used) * encoder.block + 2 * encoder.width,
         vocab_size=llm["vocab_size"],
         tile_size=tile_size,
         positions=(tile_size // vision["patch_size"]) ** 2 + has_class,
-        tokens_per_tile=token_grid(tile_size, vision["patch_size"], downsample_ratio, projector_type) ** 2,
-        projector_input=projector_input_width(vision["hidden_size"], downsample_ratio, projector_type),
+        tokens_per_tile=token_grid(tile_size, vision["patch_size"], ratio, projector_type) ** 2,
+        projector_input=projector_input_width(encoder.width, ratio, projector_type),
         projector_norm=projector_type == PROJECTOR_TYPES[0],
     )
 
 
-def _encoder(fields: Mapping[str, Any], select_layer: int) -> tuple[Stack, int, int]:
-    """The encoder, its blocks in use, and its parameters that no feature depends on."""
-    family = encoder_family(fields)
+def _stack(fields: Mapping[str, Any], prefix: str, linears: Sequence[Linear], **others: Any) -> Stack:
+    heads = fields["num_attention_heads"]
+    sizes = dict(inner=fields["intermediate_size"], kv_heads=fields.get("num_key_value_heads") or heads)
+    sizes |= dict(head_dim=fields.get("head_dim") or fields["hidden_size"] // heads)
+    named = dict(kind=fields["model_type"], prefix=prefix, width=fields["hidden_size"], heads=heads)
+    return Stack(**named, layers=fields["num_hidden_layers"], linears=tuple(linears), **{**sizes, **others})
+
+
+def _embeddings(fields: Mapping[str, Any], others: int) -> int:
+    """Parameters of an encoder's patch embedding without bias, and of so many positions beside the patches'."""
+    grid = (fields["image_size"] // fields["patch_size"]) ** 2
+    return (3 * fields["patch_size"] ** 2 + grid + others) * fields["hidden_size"]
+
+
+def _intern_vit(fields: Mapping[str, Any]) -> Stack:
     width, inner = fields["hidden_size"], fields["intermediate_size"]
-    layers, heads = fields["num_hidden_layers"], fields["num_attention_heads"]
-    patches = (fields["image_size"] // fields["patch_size"]) ** 2
-    patch = 3 * fields["patch_size"] ** 2 * width
-    used = select_layer if select_layer >= 0 else layers + 1 + select_layer
-    if family.is_intern_vit:
-        rms, normalized = fields.get("norm_type") == "rms_norm", fields.get("qk_normalization", False)
-        linears = (
-            Linear("attn.qkv", width, 3 * width, fields.get("qkv_bias", True)),
-            Linear("attn.proj", width, width, True),
-            Linear("mlp.fc1", width, inner, True),
-            Linear("mlp.fc2", inner, width, True),
-        )
-        norms = 2 * width * (1 if rms else 2) + 2 * width + 2 * width * normalized  # norms, layer scales, q and k
-        outside = width + patch + width + (patches + 1) * width
-        after = 0
-        prefix = "encoder.layers"
-    else:
-        is_clip = family.model_type == "clip_vision_model"
-        attention = tuple(Linear(f"self_attn.{name}_proj", width, width, True) for name in ("q", "k", "v", "out"))
-        linears = (*attention, Linear("mlp.fc1", width, inner, True), Linear("mlp.fc2", inner, width, True))
-        norms = 4 * width
-        after = 2 * width
-        outside = patch + (2 * width if is_clip else 0) + width
-        outside += (patches + is_clip) * width + after
-        prefix = "vision_model.encoder.layers"
-    stack = Stack(
-        kind=family.model_type,
-        prefix=prefix,
-        width=width,
-        inner=inner,
-        layers=layers,
-        heads=heads,
-        kv_heads=heads,
-        head_dim=width // heads,
-        linears=linears,
-        block_norms=norms,
-        outside=outside,
-        causal=False,
-        gated=False,
+    rms, normalized = fields.get("norm_type") == "rms_norm", fields.get("qk_normalization", False)
+    linears = (
+        Linear("attn.qkv", width, 3 * width, fields.get("qkv_bias", True)),
+        Linear("attn.proj", width, width, True),
+        Linear("mlp.fc1", width, inner, True),
+        Linear("mlp.fc2", inner, width, True),
     )
-    return stack, used, 0 if family.is_intern_vit else (layers - used) * stack.block + after
+    norms = 2 * width * (1 if rms else 2) + 2 * width + 2 * width * normalized  # norms, layer scales, q and k
+    outside = _embeddings(fields, 1) + 2 * width  # bias, class token
+    sizes = dict(block_norms=norms, outside=outside, rms_norm=rms, qk_norm=normalized)
+    return _stack(fields, "encoder.layers", linears, **sizes)
+
+
+def _tower(fields: Mapping[str, Any]) -> Stack:
+    width, inner, is_clip = fields["hidden_size"], fields["intermediate_size"], "clip" in fields["model_type"]
+    attention = [Linear(f"self_attn.{name}_proj", width, width, True) for name in ("q", "k", "v", "out")]
+    linears = [*attention, Linear("mlp.fc1", width, inner, True), Linear("mlp.fc2", inner, width, True)]
+    # The norm behind the blocks; CLIP's norm before them and class token, SigLIP's bias.
+    outside = _embeddings(fields, is_clip) + 2 * width + (3 * width if is_clip else width)
+    sizes = dict(block_norms=4 * width, outside=outside, rms_norm=False, qk_norm=False)
+    return _stack(fields, "vision_model.encoder.layers", linears, **sizes)
 
 
 def _llm(fields: Mapping[str, Any]) -> Stack:
-    kind = llm_family(fields).model_type
-    width, inner, layers = fields["hidden_size"], fields["intermediate_size"], fields["num_hidden_layers"]
-    heads = fields["num_attention_heads"]
-    kv_heads = fields.get("num_key_value_heads") or heads
-    head_dim = fields.get("head_dim") or width // heads
-    queries, keys = heads * head_dim, kv_heads * head_dim
+    kind, width, inner = llm_family(fields).model_type, fields["hidden_size"], fields["intermediate_size"]
+    empty = _stack(fields, "model.layers", (), block_norms=0, outside=0, rms_norm=True, qk_norm="qwen3" in kind)
+    queries, keys = empty.heads * empty.head_dim, empty.kv_heads * empty.head_dim
     bias = kind == "qwen2" or bool(fields.get("attention_bias"))
+    sizes = {"qkv": queries + 2 * keys} if kind == "phi3" else {"q": queries, "k": keys, "v": keys}
+    linears = [Linear(f"self_attn.{name}_proj", width, size, bias) for name, size in sizes.items()]
+    linears.append(Linear("self_attn.o_proj", queries, width, bias and kind != "qwen2"))
+    path, experts, active, into = "mlp", 1, 1, {"gate": inner, "up": inner}
     if kind == "phi3":
-        attention = (Linear("self_attn.qkv_proj", width, queries + 2 * keys),)
-    else:
-        sizes = (("q", queries), ("k", keys), ("v", keys))
-        attention = tuple(Linear(f"self_attn.{name}_proj", width, size, bias) for name, size in sizes)
-    attention += (Linear("self_attn.o_proj", queries, width, bias and kind != "qwen2"),)
-    feed_forward, inner = _feed_forward(kind, fields, width, inner)
-    norms = 2 * width + (2 * head_dim if kind.startswith("qwen3") else 0)
-    tables = 1 if fields.get("tie_word_embeddings") else 2
-    return Stack(
-        kind=kind,
-        prefix="model.layers",
-        width=width,
-        inner=inner,
-        layers=layers,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        linears=(*attention, *feed_forward),
-        block_norms=norms,
-        outside=tables * fields["vocab_size"] * width + width,
-        causal=True,
-        gated=True,
-    )
-
-
-def _feed_forward(kind: str, fields: Mapping[str, Any], width: int, inner: int) -> tuple[tuple[Linear, ...], int]:
-    """Linear layers of the feed-forward part, and its inner width (of all active experts together)."""
-    if kind == "phi3":
-        return (Linear("mlp.gate_up_proj", width, 2 * inner), Linear("mlp.down_proj", inner, width)), inner
-    gated = (("gate_proj", True), ("up_proj", True), ("down_proj", False))
-    if kind == "qwen3_moe":
+        into = {"gate_up": 2 * inner}
+    elif kind == "qwen3_moe":
         inner, experts, active = fields["moe_intermediate_size"], fields["num_experts"], fields["num_experts_per_tok"]
-        linears = tuple(
-            Linear(f"mlp.experts.0.{name}", *((width, inner) if into else (inner, width)), False, experts, active)
-            for name, into in gated
-        )
-        return (Linear("mlp.gate", width, experts), *linears), inner * active
-    return tuple(Linear(f"mlp.{name}", *((width, inner) if into else (inner, width))) for name, into in gated), inner
+        linears.append(Linear("mlp.gate", width, experts))
+        path, into = "mlp.experts.0", {"gate": inner, "up": inner}
+    linears += [Linear(f"{path}.{name}_proj", width, size, False, experts, active) for name, size in into.items()]
+    linears.append(Linear(f"{path}.down_proj", inner, width, False, experts, active))
+    tables = 1 if fields.get("tie_word_embeddings") else 2
+    return replace(
+        empty,
+        inner=inner * active,
+        linears=tuple(linears),
+        block_norms=2 * width + 2 * empty.head_dim * empty.qk_norm,
+        outside=tables * fields["vocab_size"] * width + width,
+    )

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..settings import read_deepspeed
 from .job import FLOAT, Job, Strategy
 
 
 def plain(gpus: int) -> Strategy:
     """Without DeepSpeed."""
     return Strategy("DDP" if gpus > 1 else "one process", gpus)
+
+
+def strategy_named(name: str | None, gpus: int) -> Strategy:
+    """The strategy of a name for ``--deepspeed``; DDP for None."""
+    return from_deepspeed(name, read_deepspeed(name), gpus) if name else plain(gpus)
 
 
 def from_deepspeed(name: str, settings: Mapping[str, Any], gpus: int) -> Strategy:
@@ -37,6 +43,7 @@ def from_deepspeed(name: str, settings: Mapping[str, Any], gpus: int) -> Strateg
         offload_weights=_is_offloaded(zero.get("offload_param")),
         bucket=int(zero.get("reduce_bucket_size", defaults.bucket)),
         live=int(zero.get("stage3_max_live_parameters", defaults.live)),
+        prefetch=int(zero.get("stage3_prefetch_bucket_size", defaults.prefetch)),
         overlap=zero.get("overlap_comm", zero["stage"] == 3),
         gradient_size=FLOAT if sums == "fp32" else 2,
     )

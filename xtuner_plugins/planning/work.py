@@ -49,17 +49,17 @@ def work_of(job: Job, sample: Batch) -> Work:
     shape = job.shape
     attention = 2 * sample.tokens**2 * shape.llm.heads * shape.llm.head_dim * shape.llm.layers  # causal: half of it
     blocks = 2 * sample.tokens * shape.llm.layers * _active(shape.llm) + attention
-    head = 2 * sample.supervised * shape.llm.width * shape.vocab_size
+    head = 2 * sample.supervised * shape.table
     llm = blocks + head
     per_tile = 2 * _active(shape.encoder) + 4 * shape.positions * shape.encoder.width
     encoder = sample.tiles * shape.positions * shape.used_layers * per_tile
     projector = 2 * sample.tiles * shape.tokens_per_tile * shape.projector
     # The gradient of the inputs takes one forward pass, that of the weights another.
-    backward = llm * (2 if "llm" in job.whole else 1) + projector * (2 if "projector" in job.whole else 1)
     reached = encoder * job.encoder_blocks / shape.used_layers
-    backward += reached * (2 if job.encoder_is_whole else 1)
-    recomputed = blocks * job.recompute + reached * (job.group > 0) + projector * job.recompute_projector
-    recomputed += head * job.pairs
+    backward = llm + projector + reached
+    backward += llm * ("llm" in job.whole) + head * job.train_head + projector * ("projector" in job.whole)
+    backward += reached * (job.encoder_whole > 0)
+    recomputed = blocks * job.recompute + reached * job.recompute_encoder + head * job.pairs
     # A frozen encoder's output serves both models.
     reference = (llm + projector + encoder * (job.encoder_blocks > 0)) * job.reference
     return Work(encoder, projector, llm, attention, backward, recomputed, reference)

@@ -14,6 +14,7 @@ ROOMS = (
     "checkpoints",
     "datasets",
     "models",
+    "audit",
     "planning",
     "inference",
     "evaluation",

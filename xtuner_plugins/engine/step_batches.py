@@ -39,11 +39,6 @@ class Step:
         place, steps = self.of_epoch
         return f"step {self.number:,}, step {place:,} of {steps:,} in epoch {self.epoch + 1}"
 
-    def describe_in_chinese(self) -> str:
-        """As `describe`."""
-        place, steps = self.of_epoch
-        return f"第 {self.number:,} 步，即第 {self.epoch + 1} 个 epoch 的第 {place:,} 步，共 {steps:,} 步"
-
 
 def take_step(
     cfg: Config,

@@ -13,7 +13,6 @@ from PIL import Image
 from xtuner_plugins.datasets.errors import MediaError, SettingError
 from xtuner_plugins.datasets.images import archives
 from xtuner_plugins.datasets.images.archives import Archive, ArchiveImages, open_images
-from xtuner_plugins.datasets.images.folders import FolderFiles
 from xtuner_plugins.datasets.images.media import ImageFolder, load_image
 from xtuner_plugins.datasets.images.video import load_frames, probe_video
 
@@ -254,14 +253,6 @@ def test_what_an_entry_names(archive, tmp_path):
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(SettingError, match="is a file, and no .tar or .zip"):
         open_images(tmp_path / "a.txt", ".", tmp_path / "cache")
-
-
-def test_names_are_compared_with_the_members(archive, tmp_path):
-    files = FolderFiles(ArchiveImages(archive, tmp_path / "cache"))
-    found = files.compare(["a.png", "./deep/b.png", "none.png"])
-    assert found.missing == ["none.png"] and found.superfluous == ["deep/deeper/c.png", "好.png"]
-    inside = FolderFiles(ArchiveImages(f"{archive}/deep", tmp_path / "cache"))
-    assert inside.num_files == 2 and "deeper/c.png" in inside
 
 
 def test_videos_in_archives(tmp_path):

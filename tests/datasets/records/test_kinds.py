@@ -91,8 +91,8 @@ def test_every_kind_is_recognized_and_left_unchanged(name):
 
 
 @pytest.mark.parametrize("kind", fuzz_kinds.WRITERS)
-def test_random_and_broken_records_of_each_kind(kind, tmp_path):
-    counts = fuzz_kinds.run(kind, CASES, 1, tmp_path)
+def test_random_and_broken_records_of_each_kind(kind):
+    counts = fuzz_kinds.run(kind, CASES, 1)
     assert counts.total() == CASES and min(counts["equal"], counts["read"], counts["refused"]) > CASES // 20
 
 

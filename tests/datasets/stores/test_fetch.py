@@ -10,9 +10,9 @@ import pytest
 
 from tests.datasets.source_kinds import as_lines, make_records, talk
 from tests.datasets.store_servers import query_server
+from xtuner_plugins.audit.check import check_dataset, write_reject_list
+from xtuner_plugins.audit.opening import Trouble
 from xtuner_plugins.datasets import unused
-from xtuner_plugins.datasets.audit.check import check_dataset, write_reject_list
-from xtuner_plugins.datasets.audit.chunks import Trouble
 from xtuner_plugins.datasets.errors import RecordError, SettingError
 from xtuner_plugins.datasets.records.opening import folder_of, open_records, stem_of
 from xtuner_plugins.datasets.stores import fetch as module

@@ -13,12 +13,11 @@ from torch.utils.data import DataLoader
 
 from tests.datasets.source_kinds import talk
 from tests.datasets.store_servers import BUCKET, query_server
+from xtuner_plugins.audit.check import check_dataset
 from xtuner_plugins.datasets import MultimodalDataset
-from xtuner_plugins.datasets.audit.check import check_dataset, count_folders
 from xtuner_plugins.datasets.errors import MediaError, RecordError
 from xtuner_plugins.datasets.images import archives
 from xtuner_plugins.datasets.images.archives import open_images
-from xtuner_plugins.datasets.images.folders import FolderFiles
 from xtuner_plugins.datasets.images.media import image_size, load_image
 from xtuner_plugins.datasets.images.video import probe_video
 from xtuner_plugins.datasets.ledger import Ledger, TooManyBadSamples
@@ -101,7 +100,7 @@ def test_kept_images_arent_read_again(open_folder, server, mode):
 
 
 def test_prefixes_that_differ_in_their_queries(tmp_path, data_base):
-    """Neither images nor lengths nor counted names of one are those of the other."""
+    """Neither images nor lengths of one are those of the other."""
     sizes = {"red": 40, "blue": 50}
     (tmp_path / "a.jsonl").write_text(json.dumps(talk("A?", "B.", image="1.png")))
     with query_server(lambda query: encoded(sizes[query["set"][0]], 30, "PNG")) as url:
@@ -111,9 +110,6 @@ def test_prefixes_that_differ_in_their_queries(tmp_path, data_base):
         both = [str(tmp_path / "a.jsonl")] * 2, folders
         dataset = MultimodalDataset(str(data_base), *both, cache_dir=str(tmp_path / "cache"))
         assert [dataset.lengths(number, num_workers=0).sizes.tolist() for number in (0, 1)] == [[[40, 30]], [[50, 30]]]
-        said = []
-        count_folders(dataset, warn=said.append)
-        assert len(said) == 2  # a line for each prefix, which lists no names
 
 
 def reasons(dataset, **options):
@@ -217,25 +213,6 @@ def test_objects_beyond_the_limit_arent_read(server, credentials, tmp_path, monk
             image_size(folder.resolve("a.png"))
     image = folder.resolve("b.png")
     assert image_size(image) == (300, 400) and image.data == data[:limit]  # the head, and then the rest
-
-
-def test_names_are_compared_by_listing(server, credentials, tmp_path):
-    server.objects |= {f"{BUCKET}/x/{name}": b"" for name in ("a.jpg", "deep/b.jpg", "c.jpg")}
-    stores = StoreSettings({"endpoint_url": server.url})
-    folder = open_images(f"s3://{BUCKET}/x", None, tmp_path, stores=stores)
-    count = FolderFiles(folder).compare(["a.jpg", "./deep/b.jpg", "d.jpg"])
-    assert (count.num_files, count.missing, count.superfluous) == (3, ["d.jpg"], ["c.jpg"])
-    with pytest.raises(MediaError, match="the store lists no names, so they aren't compared"):
-        FolderFiles(open_images(server.url, None, tmp_path, stores=stores))
-
-
-def test_names_are_not_compared_without_an_image_folder(data_base, server, credentials, tmp_path):
-    """As for files on a disk: what else lies beside an annotation file is no concern of a check."""
-    server.objects |= {f"{BUCKET}/x/a.jsonl": json.dumps(talk("What?", "It.")).encode(), f"{BUCKET}/x/b.jpg": b""}
-    dataset = MultimodalDataset(
-        str(data_base), f"s3://{BUCKET}/x/a.jsonl", backend_args={"endpoint_url": server.url}, cache_dir=str(tmp_path)
-    )
-    assert count_folders(dataset, warn=pytest.fail) == []
 
 
 @pytest.fixture

@@ -55,8 +55,6 @@ CASES = (
 )
 VARIANTS = {  # label -> recipe, other settings of its model
     "pretrain_mlp, last blocks": ("pretrain_mlp", {"visual_encoder_last_layers": 4}),
-    "pretrain_mlp, projector too": ("pretrain_mlp", {"projector_checkpointing": True}),
-    "pretrain_vit_mlp in fours": ("pretrain_vit_mlp", {"visual_encoder_checkpointing": 4}),
     "finetune_lora, DoRA": ("finetune_lora", {"llm_lora": {"r": 64, "lora_dropout": 0.05, "use_dora": True}}),
 }
 HOLDINGS = {

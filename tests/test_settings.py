@@ -52,7 +52,6 @@ def test_a_config_anywhere_on_disk_inherits(tmp_path):
         ("lr = 0.25", "nothing reads 'lr'; write optim_wrapper.optimizer.lr = ..."),
         ("max_tiles = 6", f"nothing reads 'max_tiles'; write {DATA}.max_tiles = ..."),
         ("pack_tokens = 4096", "write train_dataloader.batch_sampler.max_tokens = ..."),
-        ("heaviest_first = True", "nothing reads 'heaviest_first'; write train_cfg.heaviest_first = ..."),
         ("modle = dict()", "nothing reads 'modle'; did you mean 'model'?"),
         ("optim_wraper = dict()", "did you mean 'optim_wrapper'?"),
         ("train_dataloader.datset.max_tiles = 6", "datset"),

@@ -103,6 +103,12 @@ def check_dropout(value: Any) -> None:
         raise RangeError(f"lora_dropout={value!r} is out of range", "give 0 or more, and less than 1")
 
 
+def check_drop_path(value: Any) -> None:
+    """``drop_path``; raises `RangeError`."""
+    if not _is_number(value) or not 0 <= value < 1:
+        raise RangeError(f"drop_path={value!r} is no rate", "give 0 or more, and less than 1")
+
+
 def check_warmup_ratio(value: Any) -> None:
     """``warmup_ratio``; raises `RangeError`."""
     if not _is_number(value) or not 0 <= value < 1:

@@ -53,6 +53,7 @@ image_folders train_dataloader.dataset.image_folders one for each file, or one f
 repeat_times train_dataloader.dataset.repeat_times how often each file is used per epoch
 max_tiles train_dataloader.dataset.max_tiles + thumbnail
 max_length train_dataloader.dataset.max_length tokens; 13 tiles take 3328
+loss_reduction train_dataloader.dataset.loss_reduction token, sample or square: how a sample's tokens weigh
 template train_dataloader.dataset.template None: the one that the base names
 augment train_dataloader.dataset.augment e.g. {"jpeg_quality": (75, 100)}; docs/data.md
 backend_args train_dataloader.dataset.backend_args options of stores; docs/data.md
@@ -65,7 +66,6 @@ visual_encoder_last_layers model.visual_encoder_last_layers 4: the last four blo
 freeze_projector model.freeze_projector False trains it
 freeze_llm model.freeze_llm False trains the LLM whole
 train_head model.train_head the head of a frozen LLM
-train_new_tokens model.train_new_tokens rows of image and grounding tokens of a frozen LLM
 lora_rank model.llm_lora.r rank of the LLM's adapters
 lora_alpha model.llm_lora.lora_alpha their scale times the rank
 lora_dropout model.llm_lora.lora_dropout on their input
@@ -75,8 +75,8 @@ use_dora model.llm_lora.use_dora learns size and direction of a row apart
 quant_type model.llm_quantization.bnb_4bit_quant_type nf4 or fp4
 dtype model.dtype auto: bfloat16 where the device has it, else float16
 gradient_checkpointing model.gradient_checkpointing less memory, one more forward pass
-visual_encoder_checkpointing model.visual_encoder_checkpointing None: as above; False, True, or 4: in groups of four
-projector_checkpointing model.projector_checkpointing the projector's activations too
+visual_encoder_checkpointing model.visual_encoder_checkpointing None: as gradient_checkpointing
+drop_path model.drop_path stochastic depth of an encoder that trains
 compile_blocks model.compile_blocks torch.compile; not with ZeRO-3 or 4 bits
 row_multiple model.row_multiple tokens; a row on a GPU is filled up to a multiple
 objectives model.objectives of preference pairs: name to weight
@@ -100,7 +100,6 @@ max_grad_norm optim_wrapper.clip_grad.max_norm gradients are clipped to
 warmup_ratio param_scheduler.warmup_ratio share of the optimizer steps
 max_epochs train_cfg.max_epochs may be a fraction
 max_steps train_cfg.max_iters optimizer steps; ends the run before max_epochs
-heaviest_first train_cfg.heaviest_first tries the largest batch before the first step
 save_steps default_hooks.checkpoint.interval optimizer steps
 save_total_limit default_hooks.checkpoint.max_keep_ckpts checkpoints kept
 val_data_paths default_hooks.validation.data_paths annotation files to validate on

@@ -63,12 +63,27 @@ def test_groups_are_of_alike_length_and_kind(planned_dataset):
     sampler = PlanSampler(planned_dataset, seed=0, group_by="modality", group_size=4)
     tokens, tiles, _ = planned_dataset.layout()
     order = sampler.order(0)
-    for first in range(0, 32, 4):
+    for first in range(4, 32, 4):  # after those with most tokens, of either kind
         group = order[first : first + 4]
         assert len(set(tiles[group] > 0)) == 1
     shuffled = PlanSampler(planned_dataset, seed=0).order(0)
     spread = [np.ptp(tokens[plan[:32]].reshape(-1, 4), axis=1).mean() for plan in (order, shuffled)]
     assert spread[0] < spread[1] / 2
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("number, batch", [(1, 1), (1, 4), (2, 2)])
+def test_no_batch_of_a_run_is_heavier_than_the_first(planned_dataset, packed, number, batch):
+    samplers = ranks(planned_dataset, number, packed, group_by=None if packed else "length", group_size=4)
+    tokens, tiles, _ = planned_dataset.layout()
+    weights = []
+    for epoch in (0,) if packed else (0, 1, 2):
+        for sampler in samplers:
+            sampler.seek(epoch)
+            taken = [[index for index in flat(step) if index != FILLER_INDEX] for step in sampler]
+            batches = taken if packed else [sum(taken[at : at + batch], []) for at in range(0, len(taken), batch)]
+            weights += [(int(tokens[part].sum()), int(tiles[part].sum()) * packed) for part in batches]
+    assert weights[0] == max(weights) and len(set(weights)) > 3
 
 
 def test_wrong_settings_of_samplers(planned_dataset):

@@ -144,6 +144,38 @@ def test_a_killed_run_goes_on_bit_equal(toy_base, data, recipe, tmp_path, proces
     require_equal(contents(tmp_path / "killed" / final), contents(tmp_path / "whole" / final))
 
 
+def exhaust(call):
+    """The model's n-th forward pass (from 0) on rank 0 asks for more memory than there is."""
+    from xtuner_plugins.models import VisionLanguageModel
+
+    forward, calls = VisionLanguageModel.forward, []
+
+    def exhausting(model, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == call + 1 and os.environ.get("RANK", "0") == "0":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return forward(model, *args, **kwargs)
+
+    VisionLanguageModel.forward = exhausting
+
+
+def test_memory_that_runs_out_in_a_step(toy_base, data, recipe, tmp_path):
+    case = dict(config=recipe, options=options(), prepare=partial(exhaust, 4 * 3 + 2))
+    run = train_forked(tmp_path / "run", toy_base, data, **case)
+    assert run.codes == [1]
+    [line] = run.errors
+    assert "step 4: out of memory on rank 0 with 1 samples of " in line and line.count(f"{data[0]}:") == 1
+    assert f"The last good checkpoint is {tmp_path / 'run' / 'iter_3.pth'}" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deepspeed", [None, "deepspeed_zero2"])
+def test_no_rank_waits_for_one_without_memory(toy_base, data, recipe, tmp_path, deepspeed):
+    case = dict(config=recipe, options=options(2), processes=2, deepspeed=deepspeed)
+    run = train_forked(tmp_path / "run", toy_base, data, prepare=partial(exhaust, 0), **case)
+    assert run.codes[0] == 1 and len(run.errors) == 1 and run.codes[1] != 0
+
+
 class TestNotFinite:
     def test_a_loss_that_is_nan_stops_the_run_before_anything_is_lost(self, toy_base, data, recipe, tmp_path):
         case = dict(config=recipe, options=options())

@@ -1,14 +1,13 @@
 """What ZeRO-2 is made to do; that real engines then sum in float32 is in test_deepspeed_json.py.
 
-What ZeRO-1 is made to do is in test_half_precision.py; that real engines forget their gradients, in test_rehearsal.py.
+What ZeRO-1 is made to do is in test_half_precision.py.
 """
 
 from types import SimpleNamespace
 
-import pytest
 import torch
 
-from xtuner_plugins.engine.gradient_sums import forget_gradients, sum_gradients_as_told
+from xtuner_plugins.engine.gradient_sums import sum_gradients_as_told
 
 BIG, SMALL = torch.full((4,), 256.0).bfloat16(), torch.full((4,), 0.5).bfloat16()
 
@@ -57,8 +56,3 @@ def test_others_stay_as_they_are():
         sum_gradients_as_told(optimizer)
         assert optimizer.get_all_grad_tensors is gather
     sum_gradients_as_told(object())
-
-
-def test_gradients_of_an_unknown_optimizer_are_not_forgotten():
-    with pytest.raises(ValueError, match="heaviest_first: the gradients of DeepSpeed's SimpleNamespace can't be"):
-        forget_gradients(zero_2())

@@ -1,5 +1,8 @@
 """Each encoder's row trains: a step on a tiny base of each kind, whole and with LoRA."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -66,16 +69,43 @@ def test_adapters_are_where_the_row_says(base):
     assert second < first
 
 
-def test_frozen_encoder_keeps_no_activation(base):
-    model = VisionLanguageModel(base=base, dtype="float32")
-    assert model._recompute.project(model.model, model._encode(torch.zeros(1, 3, 112, 112))).grad_fn is not None
-    assert model.visual_encoder_is_frozen
-    with torch.enable_grad():
-        assert not model.model.encode_tiles(torch.zeros(1, 3, 112, 112)).requires_grad
-    first, second = step(model, tiles_of=(1, 0))
-    assert second < first
-
-
 def test_intern_vit_has_nothing_unused(toy_base):
     model = VisionLanguageModel(base=str(toy_base), dtype="float32", freeze_visual_encoder=False)
     assert freeze_unused(model.model.vision_model, -1) == 0
+
+
+def encoded(model, seed=0):
+    torch.manual_seed(seed)
+    return model._encode(torch.ones(4, 3, model.tile_size, model.tile_size))
+
+
+def test_drop_path_is_that_of_the_settings_and_only_of_what_trains(toy_base, tmp_path):
+    """Whatever the base says: official exports name the rate of their training."""
+    base = shutil.copytree(toy_base, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config["vision_config"]["drop_path_rate"] = 0.9
+    (base / "config.json").write_text(json.dumps(config))
+
+    def build(**settings):
+        return VisionLanguageModel(base=str(base), dtype="float32", **settings).train()
+
+    plain, dropping = (build(freeze_visual_encoder=False, drop_path=rate) for rate in (0.0, 0.5))
+    blocks = dropping.model.vision_model.encoder.layers
+    expected = [0.5 * index / (len(blocks) - 1) for index in range(len(blocks))]
+    assert [block.drop_path_rate for block in blocks] == expected
+    assert torch.equal(encoded(plain, 0), encoded(plain, 1))
+    assert torch.equal(encoded(dropping, 0), encoded(dropping, 0))  # seed, rank and step decide: `seed_step`
+    assert not torch.equal(encoded(dropping, 0), encoded(dropping, 1))
+    frozen = build(drop_path=0.5)
+    for model in (frozen, dropping.eval()):
+        assert torch.equal(encoded(model), encoded(plain))
+    assert all(torch.equal(encoded(build(drop_path=0.5, **trains)), encoded(plain)) is False for trains in PARTLY)
+
+
+PARTLY = [dict(visual_encoder_last_layers=1), dict(visual_encoder_lora=LORA)]
+
+
+@pytest.mark.parametrize("rate, message", [(1.0, "drop_path=1.0 is no rate"), (0.1, "InternViT has; set it to 0")])
+def test_a_rate_that_no_encoder_has(base, rate, message):
+    with pytest.raises(ValueError, match=message):
+        VisionLanguageModel(base=base, dtype="float32", drop_path=rate)

@@ -11,7 +11,7 @@ from .fake_cuda import FAMILIES, LAYERS, SAMPLES, build, fake_cuda, run_forward
 LORA = dict(type=LoraConfig, r=16, lora_alpha=32, lora_dropout=0.05)
 STAGES = {
     "full": dict(freeze_llm=False),
-    "lora": dict(llm_lora=LORA, train_new_tokens=True),
+    "lora": dict(llm_lora=LORA),
     "qlora": dict(llm_lora=LORA, is_packed=True),
     "encoder": dict(freeze_visual_encoder=False),
 }

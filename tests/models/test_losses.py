@@ -1,3 +1,4 @@
+import bitsandbytes as bnb
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,9 +6,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from xtuner_plugins.checkpoints.lora import token_rows
 from xtuner_plugins.models import loss_head
-from xtuner_plugins.models.loss_head import LossHead, TrainedRows
+from xtuner_plugins.models.loss_head import LossHead
 from xtuner_plugins.models.losses import batch_weight, next_token_loss, token_log_probs
 from xtuner_plugins.ranges import CHUNK_LOGITS
 
@@ -15,25 +15,18 @@ VOCABULARY = 11
 
 
 def make_case(kind="fused", positions=7, dtype=torch.float32):
-    """Hidden states, targets and a head: one that keeps no logits, the same with single trained rows, or an adapter."""
+    """Hidden states, targets and a head: one that keeps no logits, or one with an adapter."""
     torch.manual_seed(0)
     hidden = torch.randn(positions, 8, dtype=dtype, requires_grad=True)
     head = nn.Linear(8, VOCABULARY, bias=False, dtype=dtype)
     if kind == "fused":
         LossHead.take_over(head)
-    elif kind == "rows":
-        model = nn.ModuleDict({"lm_head": head.requires_grad_(False)})
-        token_rows.attach(model, {"lm_head": [4, 2]})
-        TrainedRows.take_over(model)
-        head = model["lm_head"]
-        with torch.no_grad():
-            head.token_adapter.trainable_tokens_delta["default"].add_(1.0)
     else:
         head = nn.Sequential(head, nn.Linear(VOCABULARY, VOCABULARY, bias=False, dtype=dtype))
     return hidden, torch.arange(positions) % VOCABULARY, head
 
 
-@pytest.fixture(params=["fused", "rows", "wrapped"])
+@pytest.fixture(params=["fused", "wrapped"])
 def kind(request):
     return request.param
 
@@ -42,16 +35,19 @@ def kind(request):
 @pytest.mark.parametrize("rows", [1, 2, 3, 100])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_equals_cross_entropy_over_all_logits(kind, rows, weighted, as_on_cuda, monkeypatch):
-    """In the loss and in every gradient, however many positions a chunk has, and with padded logits."""
+    """In the loss, that of each target and every gradient, whatever a chunk holds, and with padded logits."""
     monkeypatch.setattr(loss_head, "SOFTMAX_LOGITS", rows * VOCABULARY)
     if as_on_cuda:
         monkeypatch.setattr(loss_head, "chunk_shape", lambda words, device: (4, 16))
     hidden, targets, head = make_case(kind)
     weights = torch.rand(len(targets)) if weighted else torch.ones(len(targets))
-    loss, _ = next_token_loss(hidden, targets, head, weights if weighted else None)
+    loss, each = next_token_loss(hidden, targets, head, weights if weighted else None)
     loss.backward()
     again, _, whole = make_case(kind)
-    expected = (F.cross_entropy(whole(again), targets, reduction="none") * weights).sum() / weights.sum()
+    losses = F.cross_entropy(whole(again), targets, reduction="none")
+    assert not each.requires_grad and each.dtype == torch.float32
+    torch.testing.assert_close(each, losses.detach(), atol=1e-6, rtol=1e-6)
+    expected = (losses * weights).sum() / weights.sum()
     expected.backward()
     torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(hidden.grad, again.grad, atol=1e-6, rtol=1e-6)
@@ -115,18 +111,6 @@ def peak_bytes(compute) -> int:
     return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("rows", [2, 100])
-def test_each_target_has_its_own_cross_entropy(kind, rows, weighted, monkeypatch):
-    """Without weights and without gradient, whatever the weights of the loss."""
-    monkeypatch.setattr(loss_head, "SOFTMAX_LOGITS", rows * VOCABULARY)
-    hidden, targets, head = make_case(kind)
-    weights = torch.rand(len(targets)) if weighted else None
-    _, each = next_token_loss(hidden, targets, head, weights)
-    assert not each.requires_grad and each.dtype == torch.float32
-    torch.testing.assert_close(each, F.cross_entropy(head(hidden), targets, reduction="none"), atol=1e-6, rtol=1e-6)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_peak_memory_is_below_a_tenth_of_all_logits(dtype):
     """At 8,192 supervised positions and the vocabulary of InternVL2.5 with Qwen2.5."""
@@ -181,18 +165,12 @@ def test_autocast_decides_the_dtype_of_products():
     assert head.weight.grad.dtype == torch.float32
 
 
-def test_a_head_still_gives_logits():
+def test_a_head_still_gives_logits_and_one_with_adapters_is_left_alone():
     hidden, _, head = make_case()
     torch.testing.assert_close(head(hidden), F.linear(hidden, head.weight))
-
-
-def test_only_a_plain_head_is_taken_over():
-    class Other(nn.Linear):
-        pass
-
-    head = Other(2, 3)
-    LossHead.take_over(head)
-    assert type(head) is Other
+    other = bnb.nn.Linear4bit(2, 3)
+    LossHead.take_over(other)
+    assert type(other) is bnb.nn.Linear4bit
 
 
 def test_the_weight_of_a_batch_counts_labels_that_are_predicted():

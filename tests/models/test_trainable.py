@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
 
-from tests.checkpoints.training import chat_inputs, logits, save_pth, write_config
+from tests.checkpoints.training import chat_inputs, logits, save_pth, with_context, write_config
 from tests.models.test_encoders import step
 from tests.models.test_vlm import make_batch, run
 from xtuner_plugins.checkpoints import trained
@@ -13,9 +13,8 @@ from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.checkpoints.export import export
 from xtuner_plugins.checkpoints.formats import open_model
 from xtuner_plugins.checkpoints.io.reader import CheckpointError
-from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer, load_trained
+from xtuner_plugins.checkpoints.loader import load_model, load_trained
 from xtuner_plugins.checkpoints.lora.adapters import export_adapter
-from xtuner_plugins.hub.constants import ADDED_TOKENS
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.models.encoders import used_blocks
 from xtuner_plugins.toy.vision_towers import write_tower
@@ -39,21 +38,6 @@ def make(base, **settings):
 
 
 class TestLastLayers:
-    @pytest.mark.parametrize("recompute", [False, True])
-    def test_only_the_last_used_blocks_move(self, base, recompute):
-        model = make(base, visual_encoder_last_layers=1, freeze_projector=True, gradient_checkpointing=recompute)
-        blocks = used_blocks(model.model.vision_model, model.model.select_layer)
-        last = {id(p) for p in blocks[-1].parameters()}
-        assert {id(p) for p in model.parameters() if p.requires_grad} == last
-        assert len(model.state_dict()) == len(last)
-        before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        first, second = step(model, tiles_of=(2, 0, 1))
-        assert second < first
-        moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-        # Keys' biases move every score of a query alike, so softmax gives them no gradient but rounding.
-        expected = {name for name in model.state_dict() if not name.endswith("k_proj.bias")}
-        assert expected <= moved <= set(model.state_dict())
-
     @pytest.mark.parametrize("recompute", [False, True])
     def test_the_graph_begins_at_the_first_of_them(self, base, recompute):
         model = make(base, visual_encoder_last_layers=1, gradient_checkpointing=recompute).train()
@@ -103,136 +87,78 @@ class TestLastLayers:
             make(base, visual_encoder_last_layers=count)
 
 
-@pytest.mark.parametrize(
-    "settings, message",
-    [
-        (dict(freeze_visual_encoder=False), "set freeze_visual_encoder=True"),
-        (dict(visual_encoder_lora=LORA), "set visual_encoder_lora=None"),
-        (dict(visual_encoder_quantization=dict(load_in_4bit=True)), "set visual_encoder_quantization=None"),
-    ],
-)
-def test_contradictions_of_last_layers(toy_base, settings, message):
-    with pytest.raises(ValueError, match=message):
-        make(str(toy_base), visual_encoder_last_layers=1, **settings)
-
-
 LLM_LORA = dict(type=LoraConfig, r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"])
-EMBEDDING, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
-EXTRAS = {
+HEAD = "language_model.lm_head.weight"
+HEADS = {
     "head": dict(train_head=True),
-    "rows": dict(train_new_tokens=True),
-    "head and rows": dict(train_head=True, train_new_tokens=True),
     "head beside LoRA": dict(train_head=True, llm_lora=LLM_LORA),
-    "rows beside LoRA": dict(train_new_tokens=True, llm_lora=LLM_LORA),
     "head by PEFT": dict(llm_lora={**LLM_LORA, "modules_to_save": ["lm_head"]}),
 }
 
 
-def new_ids(base):
-    return sorted(load_tokenizer(base).convert_tokens_to_ids(list(ADDED_TOKENS)))
-
-
-@pytest.fixture(scope="module", params=EXTRAS)
-def extras(request, toy_base, tmp_path_factory):
-    """Settings, a model after two steps of training, its config and its checkpoint."""
-    settings, folder = EXTRAS[request.param], tmp_path_factory.mktemp("extras")
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_trained_head_is_exported_and_opens_again(kind, toy_base, tmp_path):
+    """Of a model after two steps: merged, from its checkpoint, and as an adapter, where it has one."""
+    settings = HEADS[kind]
     torch.manual_seed(0)
     model = make(str(toy_base), freeze_projector=True, **settings)
-    batch = make_batch(model)
-    in_text = [index for index in new_ids(toy_base) if index != model.img_context_token_id]
-    batch["input_ids"][1, 10:18] = torch.tensor(in_text)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
-    losses = []
-    for _ in range(2):
-        losses.append(run(model.train(), batch)["loss"])
-        losses[-1].backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert losses[1] < losses[0]
-    config = write_config(folder / "c.py", toy_base, freeze_projector=True, **settings)
-    return settings, model.eval(), config, save_pth(model, folder / "iter_1.pth")
+    first, second = step(model, tiles_of=(2, 0, 1))
+    assert second < first
+    config = write_config(tmp_path / "c.py", toy_base, freeze_projector=True, **settings)
+    checkpoint = save_pth(model.eval(), tmp_path / "iter_1.pth")
+    export(config, checkpoint, tmp_path / "out")
+    out, base = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", toy_base))
+    changed = {name for name in out if not torch.equal(out[name], base[name])}
+    assert out.keys() == base.keys() and {name for name in changed if "layers" not in name} == {HEAD}
+    assert (changed != {HEAD}) == ("llm_lora" in settings)
+    inputs = chat_inputs(model.model)
+    models = [load_model(tmp_path / "out", dtype=None)[0]]
+    models += [load_trained(config, checkpoint, dtype=None, merge_lora=merge) for merge in (True, False)]
+    for loaded in models:  # float32 products in another order where LoRA is merged
+        difference = logits(with_context(loaded, model.model), inputs) - logits(model.model, inputs)
+        assert difference.abs().max() <= 1e-5
+    if "llm_lora" not in settings:
+        with pytest.raises(CheckpointError, match="without --adapter-only"):
+            export_adapter(config, checkpoint, tmp_path / "adapter")
+        return
+    export_adapter(config, checkpoint, tmp_path / "adapter")
+    export(config, tmp_path / "adapter" / "language_model", tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    replaced = load_file(tmp_path / "adapter" / "replaced.safetensors")
+    assert set(replaced) == {HEAD} and all(torch.equal(out[name], {**again, **replaced}[name]) for name in out)
 
 
-class TestHeadAndRows:
-    def test_only_they_change_in_the_export(self, extras, toy_base, tmp_path):
-        settings, model, config, checkpoint = extras
-        export(config, checkpoint, tmp_path / "out")
-        out, base = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", toy_base))
-        assert out.keys() == base.keys()
-        changed = {name for name in out if not torch.equal(out[name], base[name])}
-        whole_head = settings.get("train_head", "modules_to_save" in settings.get("llm_lora", {}))
-        rows = settings.get("train_new_tokens", False)
-        assert {name for name in changed if "layers" not in name} == (
-            ({HEAD} if whole_head or rows else set()) | ({EMBEDDING} if rows else set())
-        )
-        assert any("layers" in name for name in changed) == ("llm_lora" in settings)
-        if rows:
-            ids = new_ids(toy_base)
-            moved = (out[EMBEDDING] != base[EMBEDDING]).any(1).nonzero().flatten().tolist()
-            # A feature stands in place of each image token, so its row gets no gradient.
-            assert moved == [index for index in ids if index != model.img_context_token_id]
-            if not whole_head:
-                assert (out[HEAD] != base[HEAD]).any(1).nonzero().flatten().tolist() == ids
-
-    def test_export_and_checkpoint_equal_the_live_model(self, extras, tmp_path):
-        settings, model, config, checkpoint = extras
-        export(config, checkpoint, tmp_path / "out")
-        inputs = chat_inputs(model.model)
-        expected = logits(model.model, inputs)
-        models = [load_model(tmp_path / "out", dtype=None)[0]]
-        models += [load_trained(config, checkpoint, dtype=None, merge_lora=merge) for merge in (True, False)]
-        for loaded in models:
-            loaded.img_context_token_id = model.img_context_token_id
-            # float32 products in another order where LoRA is merged
-            assert (logits(loaded, inputs) - expected).abs().max() <= 1e-5
-
-    def test_as_an_adapter(self, extras, tmp_path):
-        settings, _, config, checkpoint = extras
-        if "llm_lora" not in settings:
-            with pytest.raises(CheckpointError, match="without --adapter-only"):
-                export_adapter(config, checkpoint, tmp_path / "adapter")
-            return
-        export_adapter(config, checkpoint, tmp_path / "adapter")
-        export(config, checkpoint, tmp_path / "out")
-        export(config, tmp_path / "adapter" / "language_model", tmp_path / "again")
-        out, again = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "again"))
-        replaced = {}
-        if (tmp_path / "adapter" / "replaced.safetensors").exists():
-            replaced = load_file(tmp_path / "adapter" / "replaced.safetensors")
-        assert set(replaced) == ({HEAD} if "train_new_tokens" not in settings else set())
-        assert all(torch.equal(out[name], {**again, **replaced}[name]) for name in out)
-
-    @pytest.mark.parametrize("missing", ["train_head", "train_new_tokens"])
-    def test_a_checkpoint_without_them(self, missing, toy_base, tmp_path):
-        checkpoint = save_pth(make(str(toy_base)), tmp_path / "iter_1.pth")
-        config = write_config(tmp_path / "c.py", toy_base, **{missing: True})
-        with pytest.raises(CheckpointError, match=rf"model.{missing}=True, but .* lacks"):
-            trained.lay_over(config, checkpoint)
+def test_a_checkpoint_without_the_head(toy_base, tmp_path):
+    checkpoint = save_pth(make(str(toy_base)), tmp_path / "iter_1.pth")
+    config = write_config(tmp_path / "c.py", toy_base, train_head=True)
+    with pytest.raises(CheckpointError, match=r"\(model.train_head=True\), but .* lacks 1 of its tensors"):
+        trained.lay_over(config, checkpoint)
 
 
-def test_rows_of_a_frozen_half_precision_llm_train(toy_base):
-    model = VisionLanguageModel(base=str(toy_base), dtype="bfloat16", train_new_tokens=True, freeze_projector=True)
-    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
-    run(model.train(), make_batch(model))["loss"].backward()
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+FULL_LLM = dict(freeze_llm=False)
+LAST, PACKED = dict(visual_encoder_last_layers=1), dict(load_in_4bit=True)
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (dict(train_head=True, freeze_llm=False), "leave out train_head"),
-        (dict(train_new_tokens=True, freeze_llm=False), "leave out train_new_tokens"),
+        (dict(freeze_visual_encoder=False, **LAST), "set freeze_visual_encoder=True"),
+        (dict(visual_encoder_lora=LORA, **LAST), "set visual_encoder_lora=None"),
+        (dict(visual_encoder_quantization=PACKED, **LAST), "set visual_encoder_quantization=None"),
+        (dict(visual_encoder_lora=LORA, freeze_visual_encoder=False), "visual_encoder_lora is set, so set freeze_vis"),
+        (dict(visual_encoder_quantization=PACKED, freeze_visual_encoder=False), "packed weights don't train"),
+        (dict(llm_lora=LORA, **FULL_LLM), "freeze_llm=True"),
+        (dict(llm_quantization=PACKED, **FULL_LLM), "freeze_llm=True"),
+        (dict(llm_quantization=dict(load_in_4bit=False)), "set load_in_4bit=True"),
+        (dict(llm_lora=dict(r=4, alpha=8)), "llm_lora: .*alpha"),
+        (dict(llm_lora=dict(r=4, target_modules=["nope"])), "nope"),
+        (dict(dtype="float17"), "float17"),
+        (dict(freeze_projector=True), "nothing would train"),
+        (dict(train_head=True, **FULL_LLM), "leave out train_head"),
         (dict(train_head=True, llm_lora={**LLM_LORA, "target_modules": ["lm_head"]}), "leave out one of them"),
         (dict(train_head=True, llm_lora={**LLM_LORA, "modules_to_save": ["lm_head"]}), "leave out one of them"),
-        (dict(train_new_tokens=True, llm_lora={**LLM_LORA, "trainable_token_indices": [1]}), "leave out one of them"),
     ],
 )
-def test_contradictions_of_head_and_rows(toy_base, settings, message):
+def test_what_can_not_train_is_refused(toy_base, settings, message):
     with pytest.raises(ValueError, match=message):
-        make(str(toy_base), **settings)
-
-
-def test_rows_need_whole_matrices(toy_base, monkeypatch):
-    monkeypatch.setattr("xtuner_plugins.models.trainable.is_deepspeed_zero3_enabled", lambda: True)
-    with pytest.raises(ValueError, match="deepspeed_zero2"):
-        make(str(toy_base), train_new_tokens=True)
+        VisionLanguageModel(base=str(toy_base), **{"dtype": "float32", **settings})

@@ -90,13 +90,6 @@ def test_autocast_is_decided_once_and_again_when_dtypes_change(toy_base, monkeyp
         assert not torch.is_autocast_enabled("cpu") and visits
 
 
-def test_a_batch_without_labels_has_no_sample_losses(build):
-    model = build().eval()
-    batch = make_batch(model)
-    batch["labels"][:] = -100
-    assert run(model, batch)["sample_losses"].tolist() == [0.0] * 3
-
-
 def test_only_the_projector_trains_by_default(build):
     model = build()
     assert {n.split(".")[1] for n, p in model.named_parameters() if p.requires_grad} == {"mlp1"}
@@ -131,25 +124,7 @@ def test_lora_by_part(build, lora_on, prefix):
     torch.testing.assert_close(before, plain, atol=1e-6, rtol=0)
 
 
-def test_the_runner_initializes_nothing(build):
-    """MMEngine calls `init_weights` before it trains; weights come from the base, and 4-bit ones have no mean."""
-    model = build(llm_quantization=dict(load_in_4bit=True), llm_lora=LORA)
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    model.init_weights()
-    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
-
-
-def test_gradient_checkpointing_changes_no_gradient(build):
-    gradients = []
-    for recompute in (True, False):
-        model = build(freeze_visual_encoder=False, freeze_llm=False, gradient_checkpointing=recompute).train()
-        run(model, make_batch(model))["loss"].backward()
-        gradients.append({n: p.grad for n, p in model.named_parameters()})
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-7, rtol=1e-5, msg=name)
-
-
-@pytest.mark.parametrize("trains", [dict(freeze_llm=False), dict(llm_lora=LORA), dict(train_new_tokens=True)])
+@pytest.mark.parametrize("trains", [dict(freeze_llm=False), dict(llm_lora=LORA)])
 def test_a_filled_row_has_the_same_loss_and_gradients(build, monkeypatch, trains):
     """As on CUDA, where rows are filled up to a multiple of tokens."""
     results = []
@@ -211,23 +186,6 @@ def test_count_mismatch_names_both_counts_and_the_sample(build):
         run(model, batch)
 
 
-def test_batch_of_eight_equals_eight_of_one(build):
-    model = build().eval()
-    tiles_of = (1, 0, 2, 1, 0, 1, 3, 1)
-    batch = make_batch(model, tiles_of)
-    together = run(model, batch)["loss"]
-    losses, start = [], 0
-    for row, count in enumerate(tiles_of):
-        length = int(batch["attention_mask"][row].sum())
-        alone = {key: batch[key][row : row + 1, :length] for key in ("input_ids", "labels", "attention_mask")}
-        alone.update(
-            tiles=batch["tiles"][start : start + count], num_tiles=batch["num_tiles"][row : row + 1], sources=["x"]
-        )
-        start += count
-        losses.append(run(model, alone)["loss"])
-    torch.testing.assert_close(together, torch.stack(losses).mean(), atol=2e-6, rtol=0)
-
-
 def test_trainable_parts_are_float32_beside_frozen_bfloat16(toy_base):
     model = VisionLanguageModel(base=str(toy_base), dtype="bfloat16", llm_lora=LORA)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
@@ -247,6 +205,7 @@ def test_qlora_trains_beside_four_bit_weights(build):
     loss.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     assert set(model.state_dict()) == {n for n, p in model.named_parameters() if p.requires_grad}
+    model.init_weights()  # the runner calls it before it trains; 4-bit weights have no mean
     # A validation in between changes nothing: on some CPUs bitsandbytes would repack the weights then.
     packed = layer.weight.clone()
     with torch.no_grad():
@@ -256,24 +215,6 @@ def test_qlora_trains_beside_four_bit_weights(build):
     # 4 bits cost accuracy, not sense: a random LLM's loss moves by a few percent.
     plain = run(build(), make_batch(model))["loss"]
     assert 0 < abs(loss - plain) < 0.05 * plain
-
-
-@pytest.mark.parametrize(
-    "settings, message",
-    [
-        (dict(freeze_projector=True), "nothing would train"),
-        (dict(freeze_llm=False, llm_lora=LORA), "freeze_llm=True"),
-        (dict(llm_lora=dict(r=4, alpha=8)), "alpha"),
-        (dict(llm_lora=dict(r=4, target_modules=["nope"])), "nope"),
-        (dict(dtype="float17"), "float17"),
-        (dict(freeze_llm=False, llm_quantization=dict(load_in_4bit=True)), "freeze_llm=True"),
-        (dict(llm_quantization=dict(load_in_4bit=False)), "set load_in_4bit=True"),
-        (dict(llm_quantization=dict(load_in_4bit=True, bits=4)), "bits"),
-    ],
-)
-def test_useless_settings_are_refused(toy_base, settings, message):
-    with pytest.raises(ValueError, match=message):
-        VisionLanguageModel(base=str(toy_base), **{"dtype": "float32", **settings})
 
 
 def kept_bytes(model, batch):

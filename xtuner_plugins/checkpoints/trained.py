@@ -54,7 +54,6 @@ class TrainedPlan:
         replaced: tensors that replace a base tensor, by official name.
         adapters: official layer name to adapter tensors by part (``lora_A.weight``, ...).
         token_rows: official layer name to its trained rows and their indices.
-        new_rows: official layer name to the indices that the config trains by ``train_new_tokens``.
         lora_configs: model part (``language_model``, ``vision_model``) to its LoRA settings.
         preprocessing: what the training did to images and text, see `xtuner_plugins.preprocessing`; None if neither
             checkpoint nor config says.
@@ -66,7 +65,6 @@ class TrainedPlan:
     replaced: dict[str, LazyTensor] = field(default_factory=dict)
     adapters: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
     token_rows: dict[str, tuple[LazyTensor, list[int]]] = field(default_factory=dict)
-    new_rows: dict[str, list[int]] = field(default_factory=dict)
     lora_configs: dict[str, object] = field(default_factory=dict)
     preprocessing: dict | None = None
     notes: list[str] = field(default_factory=list)
@@ -170,10 +168,6 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
     plan.lora_configs = {part: config for part, config in configs.items() if config is not None}
     if opened.kind == "peft":
         plan.lora_configs = _adapter_configs(opened)
-    elif cfg.model.get("train_new_tokens"):
-        tokenizer, whole = tokenizer_files.load_tokenizer(base), bool(cfg.model.get("train_head"))
-        rows = token_rows.new_rows(tokenizer, whole_head=whole)
-        plan.new_rows = {f"language_model.{layer}": indices for layer, indices in rows.items()}
     for config in plan.lora_configs.values():
         merge.check_mergeable(config, str(checkpoint))
     _sort_tensors(plan)
@@ -286,7 +280,7 @@ def _place_rows(plan: TrainedPlan, rows: Mapping[str, LazyTensor]) -> None:
     where = str(plan.checkpoint.path)
     for layer, tensor in rows.items():
         part, _, inner = layer.partition(".")
-        indices = plan.new_rows.get(layer) or token_rows.indices_of(plan.lora_configs.get(part), inner, where)
+        indices = token_rows.indices_of(plan.lora_configs.get(part), inner, where)
         token_rows.laid(plan.view.tensors[f"{layer}.weight"], tensor, indices, f"{layer}.weight")  # checks
         plan.token_rows[layer] = (tensor, indices)
     if plan.checkpoint.kind == "peft" and EMBEDDING in rows and HEAD not in rows:
@@ -302,7 +296,7 @@ def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
         return
     path = plan.checkpoint.path
     for part, lora_setting, freeze_setting, frozen_by_default in PARTS:
-        by_lora = [*plan.adapters, *(name for name in plan.token_rows if name not in plan.new_rows)]
+        by_lora = [*plan.adapters, *plan.token_rows]
         layers = [name for name in by_lora if name.startswith(part + ".")]
         configured = part in plan.lora_configs
         if layers and not configured:
@@ -321,26 +315,12 @@ def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
                 f"the config trains rows of {part} (trainable_token_indices of model.{lora_setting}), but {path} holds "
                 "none of them; give the config that it was trained with"
             )
-        if part == "language_model":
-            _check_head_and_rows(plan, model)
         lacking, setting = _lacking(plan, model, part, freeze_setting, frozen_by_default)
         if lacking:
             raise CheckpointError(
                 f"the config trains {part} (model.{setting}), but {path} lacks {len(lacking)} of its tensors: "
                 f"{', '.join(lacking[:3])}; give the config that it was trained with"
             )
-
-
-def _check_head_and_rows(plan: TrainedPlan, model: Mapping) -> None:
-    lacking = [f"{layer}.{merge.TOKEN_ROWS}" for layer in plan.new_rows if layer not in plan.token_rows]
-    setting = "train_new_tokens"
-    if model.get("train_head") and f"{HEAD}.weight" not in plan.replaced:
-        lacking, setting = [f"{HEAD}.weight"], "train_head"
-    if lacking:
-        raise CheckpointError(
-            f"the config says model.{setting}=True, but {plan.checkpoint.path} lacks {', '.join(lacking)}; give the "
-            "config that it was trained with"
-        )
 
 
 def _lacking(
@@ -351,6 +331,8 @@ def _lacking(
     names = [name for name in plan.view.tensors if name.startswith(part + ".") and name not in plan.replaced]
     if not model.get(freeze_setting, frozen_by_default):
         return [name for name in names if not towers.is_unused(name, config)], f"{freeze_setting}=False"
+    if part == "language_model" and model.get("train_head"):
+        return [name for name in names if name == f"{HEAD}.weight"], "train_head=True"
     if part == "vision_model" and last is not None:
         trained = [name for name in names if towers.is_in_last_layers(name, config, last)]
         return trained, f"visual_encoder_last_layers={last}"

@@ -28,7 +28,9 @@ def read_base(directory: str | os.PathLike) -> "InternVLChatConfig":
     from ..hub.configuration_internvl_chat import num_image_tokens
 
     if not isinstance(directory, (str, os.PathLike)):
-        raise SettingError("base", f"base={directory!r} can't be used", "give the model directory to train from")
+        raise SettingError(
+            "base", f"base={directory!r} can't be used", "give the model directory to train from, that of model.base"
+        )
     directory = os.fspath(directory)
     if not os.path.isdir(directory):
         raise SettingError("base", f"model directory {directory!r} isn't there", REMEDY)

@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
+from ..hub.constants import IGNORE_INDEX
 from .bad_samples import FILLER_INDEX, ON_PURPOSE, POLICIES, dropped_sample, filler_sample, read_reject_list
 from .base import read_base
 from .cache import get_cache_dir, share_array
@@ -35,6 +36,9 @@ from .text.conversation import Encoded, Piece, join_pieces, split_pieces, tokeni
 from .text.tokens import TextTokenizer
 from .unused import keep_marked, mark_used, remove_unused
 
+# A supervised token weighs this power of their number in its sample; the names are those of the official code.
+REDUCTIONS = {"token": 0.0, "square": -0.5, "sample": -1.0}
+
 
 @DATASETS.register_module()
 class MultimodalDataset(Dataset):
@@ -46,7 +50,8 @@ class MultimodalDataset(Dataset):
                                              {"from": "gpt", "value": "A cat."}]}
 
     Args:
-        base: official-format model directory; tokenizer, template, tile size and tokens per tile come from it.
+        base: official-format model directory, that of the model (`PlannedTrainLoop` sets it); tokenizer, template, tile
+            size and tokens per tile come from it.
         data_paths: annotation files, or meta files of the official code (`meta_file`), which name them.
         image_folders: one per file, or one for all; None for files without images or with complete paths.
         repeat_times: how often each file is used per epoch; 0.5 takes a fixed random half, 3.5 everything three times
@@ -61,6 +66,9 @@ class MultimodalDataset(Dataset):
             of fsspec, or with `backend` a file backend of MMEngine, which then reads all images.
         store_timeout: seconds of a read from a store, with all its tries.
         image_cache_gib: most GiB of images from stores that are kept in `cache_dir`; 0 keeps none.
+        loss_reduction: how a sample with n supervised tokens counts in the loss of a step, which is normalized over all
+            of the step: each token weighs 1 ('token'), 1/n ('sample': all samples weigh the same) or 1/sqrt(n)
+            ('square'), times the `loss_weight` of its file.
         max_length: most tokens of a sample.
         tile_sharing: 'equal', 'each' or 'need', how several images share the tiles (see `budget`).
         too_long: what is tried, in this order, on a longer sample: 'shrink_tiles', 'truncate_text'. A sample that is
@@ -84,7 +92,8 @@ class MultimodalDataset(Dataset):
         num_tiles: T.
         source: 'file:line' of the record.
         fate: 'fits', 'shrink_tiles' or 'truncate_text', what it took to fit `max_length`.
-        index, dataset, loss_weight: index in the mixture, name and weight of the file.
+        index, dataset: index in the mixture, name of the file.
+        loss_weight: of each of its tokens, see `loss_reduction`.
     A sample that is left out is {'dropped': reason, 'message', 'source', 'index', 'dataset'}.
 
     Raises:
@@ -96,8 +105,8 @@ class MultimodalDataset(Dataset):
 
     def __init__(
         self,
-        base: str,
-        data_paths: str | Sequence[str],
+        base: str | None = None,
+        data_paths: str | Sequence[str] = (),
         image_folders=None,
         repeat_times: Sequence[float] | None = None,
         dataset_settings: Sequence[dict | None] | None = None,
@@ -110,6 +119,7 @@ class MultimodalDataset(Dataset):
         backend_args: dict | None = None,
         store_timeout: float = TIMEOUT,
         image_cache_gib: float = CACHE_GIB,
+        loss_reduction: str = "token",
         max_length: int = 4096,
         tile_sharing: str = "equal",
         too_long: Sequence[str] = STEPS,
@@ -143,6 +153,7 @@ class MultimodalDataset(Dataset):
             data_paths, image_folders, repeat_times, dataset_settings, config, shared, self.cache_dir, stores
         )
         self.tile_size = self.sources[0].tiling.tile_size
+        self.loss_reduction = check_choice("loss_reduction", loss_reduction, tuple(REDUCTIONS))
         self.on_bad_sample = check_choice("on_bad_sample", on_bad_sample, POLICIES)
         self.max_bad_samples = check_whole("max_bad_samples", max_bad_samples, 0)
         self.route = check_choice("route", route, ROUTES)
@@ -292,13 +303,14 @@ class MultimodalDataset(Dataset):
         except MediaError as error:
             raise error.in_record(record.source) from None
         branches = {"branches": sample.branches} if sample.branches else {}
+        num_supervised = int((sample.labels[1:] != IGNORE_INDEX).sum())
         return {
             "input_ids": torch.from_numpy(sample.input_ids),
             "labels": torch.from_numpy(sample.labels),
             **gather_tiles(tiles, self.tile_size),
             "source": record.source,
             "fate": FATES[fate],
-            "loss_weight": source.loss_weight,
+            "loss_weight": source.loss_weight * max(1, num_supervised) ** REDUCTIONS[self.loss_reduction],
             **branches,
         }
 

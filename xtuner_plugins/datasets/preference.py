@@ -38,13 +38,17 @@ class PreferenceDataset(MultimodalDataset):
         reference: `ReferenceLogProbs`, or None; set it before workers start.
 
     Raises:
-        SettingError: as `MultimodalDataset`, or `truncate_text` in `too_long`.
+        SettingError: as `MultimodalDataset`, `truncate_text` in `too_long`, or a `loss_reduction`.
     """
 
     parse = staticmethod(parse_pair)
     reference = None
 
     def __init__(self, *args, too_long: Sequence[str] = ("shrink_tiles",), **settings):
+        if settings.get("loss_reduction", "token") != "token":
+            raise SettingError(
+                "loss_reduction", "the loss of preference pairs is a mean over pairs", "leave out loss_reduction"
+            )
         if "truncate_text" in too_long:
             raise SettingError(
                 "too_long",

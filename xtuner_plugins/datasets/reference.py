@@ -1,75 +1,78 @@
 """Log probabilities of the reference model, computed once and kept on disk.
 
-A folder under a hash of all that they depend on::
+A folder under a hash of all that they depend on holds a file for every `CHUNK` records. Each is written whole or not at
+all, so a start that was stopped goes on::
 
-    chunk_00000.npz   of `CHUNK` records: `rows` [n], `ends` [n], `values` float32
-    ...
-    whole/values.npy  float32, the supervised tokens of chosen and rejected answer, record after record
-    whole/ends.npy    int64 [records of all files], where each record ends in it; a record without any is empty
-
-Chunks are those of a run that was stopped: the next one computes what is missing.
+    00007.npz   ends    int64 [n], where each record ends in values; a record without any is empty
+                values  float32, of the supervised tokens of chosen and rejected answer, record after record
 """
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from .cache import array_hash, locked, open_array, save, text_hash, writing
+from .cache import array_hash, save, text_hash
 from .errors import RecordError, SettingError
+from .plan.lengths import DROPPED
 from .preference import PreferenceDataset
 
-CHUNK = 256  # records that a rank computes between two files, and a crash can lose
-
-
-def reference_key(dataset: PreferenceDataset, records: np.ndarray, base: list[str], held: str) -> str:
-    """A hash of what the log probabilities depend on.
-
-    Args:
-        dataset: Its files, texts, names of images, template, tokenizer, tiles and limits.
-        records: As `rows_of`: another share of a file has other ones.
-        base: Hashes of the reference's files.
-        held: How its weights are held: their dtype, and what is quantized.
-    """
-    own = [
-        text_hash(dataset._measuring(number).key(dataset.cache_dir), repr(source.tiling))
-        for number, source in enumerate(dataset.sources)
-    ]
-    return text_hash(*own, repr(dataset.budget), array_hash(records), held, *base)
-
-
-def rows_of(dataset: PreferenceDataset, samples: np.ndarray) -> np.ndarray:
-    """Numbers of the records that some samples are made of, over all files, each once, int64."""
-    firsts = _firsts(dataset)
-    return np.unique([firsts[number] + row for number, row in map(dataset.locate, samples.tolist())]).astype(np.int64)
-
-
-def place_of(dataset: PreferenceDataset, record: int) -> tuple[int, int]:
-    """The file and the row in it of a record's number over all files."""
-    firsts = _firsts(dataset)
-    number = int(np.searchsorted(firsts, record, side="right")) - 1
-    return number, record - int(firsts[number])
-
-
-def _firsts(dataset: PreferenceDataset) -> np.ndarray:
-    return np.cumsum([0] + [len(source.index) for source in dataset.sources[:-1]])
+CHUNK = 256  # records of a file: what a crash can lose on each rank
 
 
 class ReferenceLogProbs:
-    """The log probabilities in a folder, memory-mapped.
+    """The log probabilities of all records that the samples of a dataset are made of.
 
     Args:
-        folder: Whole.
-        dataset: That reads them.
+        folder: For all runs.
+        dataset: Its files, texts, names of images, template, tokenizer, tiles and limits tell one folder from another.
+        model: So does what the reference is: hashes of its files, and how its weights are held.
+
+    Attributes:
+        folder: Of these log probabilities.
+        num_records: Number of the records.
     """
 
-    def __init__(self, folder: Path, dataset: PreferenceDataset):
-        self._folder, self._firsts = folder, _firsts(dataset)
-        self._values, self._ends = (open_array(folder / "whole" / f"{name}.npy") for name in ("values", "ends"))
+    def __init__(self, folder: str | Path, dataset: PreferenceDataset, model: Sequence[str]):
+        fits = np.split(dataset.layout()[2] < DROPPED, dataset.ends[:-1])
+        self._rows = [np.unique(pick[kept]) for pick, kept in zip(dataset.picks, fits, strict=True)]
+        self._starts = np.cumsum([0, *map(len, self._rows)])
+        self.num_records = int(self._starts[-1])
+        own = [
+            text_hash(dataset._measuring(number).key(dataset.cache_dir), repr(source.tiling))
+            for number, source in enumerate(dataset.sources)
+        ]
+        self.folder = Path(folder, text_hash(*own, repr(dataset.budget), array_hash(*self._rows), *model))
+
+    def missing(self) -> list[int]:
+        """The chunks that no file holds yet."""
+        return [chunk for chunk in range(-(-self.num_records // CHUNK)) if not self._file(chunk).exists()]
+
+    def records(self, chunk: int) -> list[tuple[int, int]]:
+        """File and row of each record of a chunk; every chunk has as many: the last one repeats its last record."""
+        positions = np.arange(min(CHUNK, self.num_records)) + chunk * CHUNK
+        positions = np.minimum(positions, self.num_records - 1)
+        numbers = np.searchsorted(self._starts, positions, side="right") - 1
+        return [(int(n), int(self._rows[n][p - self._starts[n]])) for n, p in zip(numbers, positions, strict=True)]
+
+    def begin(self) -> None:
+        """Notes the records, which tells whether the folder can be written; raises `SettingError` where it can't."""
+        self._write(self.folder / "records.npz", {"rows": np.concatenate(self._rows), "starts": self._starts})
+
+    def save(self, chunk: int, values: Sequence[np.ndarray]) -> None:
+        """Writes the log probabilities of a chunk's records, float32; raises `SettingError` where it can't."""
+        ends = np.cumsum([len(each) for each in values])
+        self._write(self._file(chunk), {"ends": ends, "values": np.concatenate(values)})
+
+    def _write(self, path: Path, content: dict[str, np.ndarray]) -> None:
+        try:
+            save(path, content)
+        except SettingError as error:  # it names the setting of the data cache
+            remedy = "make room and give write permission there, or name another folder: default_hooks.reference.folder"
+            raise SettingError("reference_folder", error.problem, remedy, error.place) from None
 
     def of(self, number: int, row: int, count: int, source: str) -> np.ndarray:
         """Those of a record, float32 ``[count]``.
@@ -77,79 +80,24 @@ class ReferenceLogProbs:
         Raises:
             RecordError: There are none, or another number.
         """
-        record = int(self._firsts[number]) + row
-        values = self._values[self._ends[record - 1] if record else 0 : self._ends[record]]
+        position = self._starts[number] + np.searchsorted(self._rows[number], row)
+        chunk, place = divmod(int(position), CHUNK)
+        ends, values = _read(self._file(chunk))
+        values = values[ends[place - 1] if place else 0 : ends[place]]
         if len(values) != count:
             raise RecordError(
                 "plan_changed",
                 f"{len(values)} log probabilities of the reference were computed, but its answers have {count} tokens",
-                f"remove {self._folder} and start again: they are then computed again",
+                f"remove {self.folder} and start again: they are then computed again",
                 source,
             )
         return values
 
-
-def save_chunk(folder: Path, chunk: int, rows: np.ndarray, values: list[np.ndarray]) -> None:
-    """Writes the log probabilities of a chunk's records, whole or not at all."""
-    ends = np.cumsum([len(each) for each in values])
-    content = {"rows": rows, "ends": ends, "values": np.concatenate(values).astype(np.float32)}
-    with _keeping():
-        save(_chunk_file(folder, chunk), content)
+    def _file(self, chunk: int) -> Path:
+        return self.folder / f"{chunk:05}.npz"
 
 
-def prepare(folder: Path) -> None:
-    """Makes the folder.
-
-    Raises:
-        SettingError: Nothing can be written there, which would otherwise be found after the first chunk.
-    """
-    with _keeping(), locked(folder / "join.lock"):
-        pass
-
-
-@contextlib.contextmanager
-def _keeping() -> Iterator[None]:
-    """Names the setting of this folder where it can't be written, in place of the data cache's."""
-    try:
-        yield
-    except SettingError as error:
-        remedy = "make room and give write permission there, or name another folder: default_hooks.reference.folder"
-        raise SettingError("reference_folder", error.problem, remedy, error.place) from None
-
-
-def missing_chunks(folder: Path, num_chunks: int) -> list[int]:
-    """The chunks that no file holds yet."""
-    return [chunk for chunk in range(num_chunks) if not _chunk_file(folder, chunk).exists()]
-
-
-def join_chunks(folder: Path, num_chunks: int, num_records: int) -> None:
-    """Makes `ReferenceLogProbs` of the chunks, and removes them; of several runs that computed them, one does so."""
-    with _keeping(), locked(folder / "join.lock"):
-        if not is_whole(folder):
-            _join(folder, num_chunks, num_records)
-        for chunk in range(num_chunks):
-            _chunk_file(folder, chunk).unlink(missing_ok=True)
-
-
-def _join(folder: Path, num_chunks: int, num_records: int) -> None:
-    counts, parts = np.zeros(num_records, np.int64), {}
-    for chunk in range(num_chunks):
-        with np.load(_chunk_file(folder, chunk), allow_pickle=False) as content:
-            counts[content["rows"]] = np.diff(content["ends"], prepend=0)
-            parts[int(content["rows"][0])] = content["values"]
-    unfinished = folder / "unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    with writing(folder):
-        unfinished.mkdir(parents=True)
-        np.save(unfinished / "values.npy", np.concatenate([parts[first] for first in sorted(parts)]))
-        np.save(unfinished / "ends.npy", counts.cumsum())
-        unfinished.rename(folder / "whole")
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether all log probabilities are there."""
-    return (folder / "whole").is_dir()
-
-
-def _chunk_file(folder: Path, chunk: int) -> Path:
-    return folder / f"chunk_{chunk:05}.npz"
+@lru_cache(maxsize=32)  # half a MB each
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(path, allow_pickle=False) as content:
+        return content["ends"], content["values"]

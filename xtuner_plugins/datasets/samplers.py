@@ -6,6 +6,9 @@ with which the epoch began (`cell`), so that ranks get similar work.
 A position in the plan is the number of samples (or packs) that all ranks together have taken in this epoch. Resuming is
 `seek`: nothing is read or decoded, and the number of ranks may have changed. Every usable sample comes exactly once per
 epoch; a rank for which the last step has none left gets a filler.
+
+Where lengths are measured (groups and packs), the heaviest batch comes first: a GPU that is too small for it runs out
+of memory in the first step, not hours later. The heaviest has the most tokens, and of several the most tiles.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +27,7 @@ from .plan.packing import Packs, arrange, efficiency, pack_samples
 from .plan.plan import Plan, PlannedIndex
 
 GROUPS = (None, "length", "modality")
-FORMAT = "1"  # part of the digest; to be raised when the same samples, budgets and seed give other packs
+FORMAT = "2"  # of groups and packs, in the digest; to be raised when they are others, or in another order
 PROGRESS_FROM = 5000  # records; fewer are measured in no time
 
 
@@ -37,7 +40,7 @@ class PlanSampler(Plan):
         seed: decides the order, together with the epoch; None: all ranks agree on a random one.
         shuffle: False keeps the order of the mixture.
         group_by: 'length' groups samples of similar length; 'modality' also separates samples with and without images.
-            Both need measured lengths, None doesn't.
+            Both need measured lengths, None doesn't. The first group of the run is of the samples with most tokens.
         group_size: samples per group (batch size x ranks x accumulation, or a multiple).
 
     Raises:
@@ -101,7 +104,10 @@ class PlanSampler(Plan):
             return order
         tokens, tiles, _ = self.layout()
         kinds = (tiles[order] > 0) if self.group_by == "modality" else np.zeros(len(order), bool)
-        groups = []
+        groups, heaviest = [], order[:0]
+        if epoch == 0:  # no batch of the run has more tokens than rank 0's first one, whatever the batch size
+            places = np.lexsort((tiles[order], tokens[order]))[: -self.group_size - 1 : -1]
+            heaviest, order, kinds = order[places], np.delete(order, places), np.delete(kinds, places)
         for kind in (False, True):
             members = order[kinds == kind]
             region = self.group_size * 16  # sorted by region, so that the order stays random
@@ -111,11 +117,16 @@ class PlanSampler(Plan):
                 groups += [part[start : start + self.group_size] for start in range(0, len(part), self.group_size)]
         whole = [group for group in groups if len(group) == self.group_size]
         rest = [group for group in groups if len(group) != self.group_size]
-        return np.concatenate([whole[place] for place in rng.permutation(len(whole))] + rest)
+        return np.concatenate([heaviest, *(whole[place] for place in rng.permutation(len(whole))), *rest])
 
     @property
     def digest(self) -> str:
-        settings = (self.seed, self.shuffle, self.group_by, self.group_size if self.group_by else None)
+        settings = (
+            self.seed,
+            self.shuffle,
+            self.group_by,
+            (self.group_size, FORMAT) if self.group_by else None,
+        )
         columns = [self._indices]
         if self.group_by is not None:
             columns += [column[self._indices] for column in self.layout()[:2]]

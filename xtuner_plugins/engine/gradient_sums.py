@@ -1,4 +1,4 @@
-"""The gradients that ZeRO's optimizers hold: how they are added up, in which dtype, and how they are thrown away.
+"""The gradients that ZeRO's optimizers hold: how they are added up, and in which dtype.
 
 DeepSpeed 0.19 takes ``data_types.grad_accum_dtype`` for ZeRO-2 too, but adds micro-steps up in the dtype of the
 weights: in bfloat16 a small gradient beside a large sum is lost. ZeRO-1 and ZeRO-3 do as they are told.
@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
-from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
-from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID, DeepSpeedZeroOptimizer
 
 
 def sum_gradients_as_told(optimizer: Any) -> None:
@@ -69,32 +67,3 @@ def _add_to_master_gradient(optimizer: Any, parameter: torch.nn.Parameter) -> No
         optimizer.norm_for_param_grads[number] = summed.double().norm(2)
         optimizer.update_offload_overflow_tracker(summed)
         optimizer.clear_grad_attribute(parameter)
-
-
-def forget_gradients(optimizer: Any) -> None:
-    """Throws away what backward passes have left since the last update, which the next one would be added to.
-
-    Raises:
-        ValueError: Another optimizer than those of ZeRO-1, 2 and 3.
-    """
-    if isinstance(optimizer, BF16_Optimizer):  # ZeRO-1 in bfloat16
-        optimizer.zero_grad(set_to_none=True)
-    elif isinstance(optimizer, DeepSpeedZeroOptimizer):
-        optimizer.zero_grad(set_to_none=True)
-        optimizer.micro_step_id = INITIAL_MICRO_STEP_ID
-        if optimizer.cpu_offload:
-            optimizer.reset_cpu_buffers()
-        else:
-            optimizer.averaged_gradients = dict.fromkeys(optimizer.averaged_gradients)
-            optimizer.all_grad_tensors = dict.fromkeys(optimizer.all_grad_tensors)
-    elif isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
-        optimizer.zero_grad(set_to_none=True)  # the next backward pass overwrites the sums
-        if optimizer.offload_optimizer:
-            optimizer.reset_cpu_buffers()
-        else:
-            optimizer.averaged_gradients = {}
-    else:
-        raise ValueError(
-            f"heaviest_first: the gradients of DeepSpeed's {type(optimizer).__name__} can't be thrown away; use "
-            "ZeRO-1, 2 or 3, or set heaviest_first=False"
-        )

@@ -29,7 +29,6 @@ from ..settings import complete
 from .loss_scaling import scaled_wrapper
 from .out_of_memory import OutOfMemory
 from .param_groups import settle_grouping
-from .rehearsal import heaviest_batch, rehearse
 from .run_length import check_length
 from .schedulers import WarmupCosineLR, plan_schedule
 from .steps import NonFiniteError, StepDropped, run_step, seed_step, unwrap
@@ -171,8 +170,6 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         dataloader: The loader or its config.
         max_iters: Optimizer steps of the run.
         max_epochs: Epochs of the run; the last may be a fraction. With both, the earlier end counts.
-        heaviest_first: Before the first step, forward and backward of the heaviest micro-batch that is left of the
-            epoch, without consequence for the training: see `rehearsal`.
         val_begin, val_interval, dynamic_intervals: As `mmengine.runner.IterBasedTrainLoop`, in optimizer steps.
 
     Attributes:
@@ -180,7 +177,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         fetching_since: When the batches of the last step were asked for, of `time.perf_counter`.
 
     Raises:
-        ValueError: As `check_length`; `heaviest_first` isn't True or False; or the ranks find different data.
+        ValueError: As `check_length`; or the ranks find different data.
     """
 
     def __init__(
@@ -189,14 +186,11 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         dataloader: DataLoader | dict,
         max_iters: int | None = None,
         max_epochs: float | None = None,
-        heaviest_first: bool = False,
         val_begin: int = 1,
         val_interval: int = 1000,
         dynamic_intervals: list[tuple[int, int]] | None = None,
     ):
         check_length(max_iters, max_epochs)
-        if not isinstance(heaviest_first, bool):
-            raise ValueError(f"heaviest_first={heaviest_first!r}: give True or False")
         if isinstance(dataloader, dict):  # a plain `Runner.from_cfg` has read the config without `read_config`
             complete(runner.cfg)
             complete({"model": runner.cfg.get("model"), "train_dataloader": dataloader})
@@ -205,7 +199,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         self.micro_batches = _settle_optimizer(runner)
         self.dataloader_iterator = PlanIterator(self.dataloader, self.micro_batches)
         require_agreement(self.dataloader_iterator.plan)
-        self.planned_epochs, self._heaviest_first = max_epochs, heaviest_first
+        self.planned_epochs = max_epochs
         limits = [] if max_iters is None else [int(max_iters)]
         limits += [] if max_epochs is None else [self.dataloader_iterator.count_steps(max_epochs)]
         self._max_iters, self._max_epochs = min(limits), 1  # for MMEngine a run by iterations is one epoch
@@ -225,8 +219,6 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         self._tell_of_few_steps()
-        if self._heaviest_first and self._iter < self._max_iters:
-            self._rehearse()
         with watching():
             self._run_steps()
             self.runner.call_hook("after_train_epoch")
@@ -244,14 +236,6 @@ class PlannedTrainLoop(IterBasedTrainLoop):
             per_step = f"a step takes {self.micro_batches} micro-batches on each rank"
             remedy = "lower accumulative_counts (and batch_size), or raise max_epochs"
             print_log(f"{few}: {per_step}; {remedy}", "current", logging.WARNING)
-
-    def _rehearse(self) -> None:
-        """Runs the heaviest micro-batch that is left of the epoch, and forgets it."""
-        place, plan = self.dataloader_iterator.position(), self.dataloader_iterator.plan
-        self.runner.model.train()
-        batch = heaviest_batch(self.dataloader, plan, place["epoch"], place["position"])
-        with self._stopping_with_reason("before the first step, the heaviest batch"):
-            rehearse(self.runner.model, self.runner.optim_wrapper, batch)
 
     def _run_steps(self) -> None:
         network = unwrap(self.runner.model)

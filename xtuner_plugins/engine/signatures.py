@@ -34,19 +34,19 @@ def parameters(module: str, name: str) -> tuple[frozenset[str], bool] | None:
     else:
         is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
         fields = [item.target.id for item in node.body if is_dataclass and isinstance(item, ast.AnnAssign)]
-        names, takes_any = frozenset(fields), not is_dataclass
+        names, takes_any = frozenset(fields), False
     for base in node.bases:
         of_base = parameters(module, base.id) if isinstance(base, ast.Name) and base.id != "object" else None
         if of_base is None:
             if base is node.bases[0] and own is None:
                 return None
             continue
-        if own is not None and of_base == (frozenset(), False):  # it has no __init__
+        if of_base == (frozenset(), False):  # it has no __init__
             continue
         names, takes_any = names | of_base[0], of_base[1]
-        if own is None or not takes_any:
+        if not takes_any:
             break
-    return names, takes_any and own is not None
+    return names, takes_any
 
 
 def _of_function(node: ast.FunctionDef) -> tuple[frozenset[str], bool]:

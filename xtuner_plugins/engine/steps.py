@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -131,28 +131,6 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
     return logged if is_logged else {**logged, "grad_norm": norm}
 
 
-def rehearse_step(model: Any, optim_wrapper: Any, batch: dict) -> None:
-    """Forward and backward of a micro-batch whose gradients are thrown away, in the memory of a later step.
-
-    Parameters, optimizer and PyTorch's random generators are afterwards as they were. The moments that an optimizer of
-    Adam's kind makes in its first step are stood in for by empty tensors.
-
-    Raises:
-        OutOfMemory: As `run_step`.
-        ValueError: An optimizer of DeepSpeed's whose gradients can't be thrown away.
-    """
-    network = unwrap(model)
-    device = next(network.parameters()).device
-    driver = _driver_of(model, optim_wrapper)
-    weight = _to_device(batch_weight(batch), torch.float32, device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), driver.rehearsing():
-        with naming([batch]):
-            moments = [torch.empty_like(tensor) for tensor in driver.moments_to_come()]
-        _accumulate(driver, network, [batch], weight)
-        del moments
-    driver.discard()
-
-
 def _to_device(number: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A number on the device; a copy that isn't from pinned memory would wait for all that a CUDA device has to do."""
     tensor = torch.tensor(number, dtype=dtype)
@@ -218,18 +196,6 @@ class _PlainDriver:
     def backward(self, loss: torch.Tensor) -> None:
         self.optim_wrapper.backward(loss)
 
-    def rehearsing(self) -> AbstractContextManager:
-        """For a backward pass that no rank waits for: DDP's buckets stay as they are before the first step."""
-        return self.model.no_sync() if hasattr(self.model, "no_sync") else nullcontext()
-
-    def discard(self) -> None:
-        """Throws the gradients away."""
-        self.optim_wrapper.zero_grad()
-
-    def moments_to_come(self) -> Iterator[torch.Tensor]:
-        """What the optimizer will hold moments for, once per moment."""
-        return _without_moments(self.optim_wrapper.optimizer)
-
     def update(self) -> tuple[float, bool]:
         """Clips and steps; returns the gradient norm before clipping and whether MMEngine has logged it.
 
@@ -292,23 +258,6 @@ class _DeepSpeedDriver:
     def backward(self, loss: torch.Tensor) -> None:
         self.model.backward(loss, scale_wrt_gas=False)
 
-    def rehearsing(self) -> AbstractContextManager:
-        """Refuses before anything runs where `discard` couldn't throw the gradients away."""
-        self.discard()
-        return nullcontext()
-
-    def discard(self) -> None:
-        """Throws the gradients away."""
-        from .gradient_sums import forget_gradients  # imports DeepSpeed
-
-        forget_gradients(self.model.optimizer)
-
-    def moments_to_come(self) -> Iterator[torch.Tensor]:
-        """As `_PlainDriver.moments_to_come`, of this rank's share."""
-        optimizer = self.model.optimizer
-        shares = getattr(optimizer, "fp32_partitioned_groups_flat", None)  # ZeRO-3 hands them over one by one
-        return _without_moments(optimizer.optimizer, shares)
-
     def update(self) -> tuple[float, bool]:
         """Clips and steps; returns the gradient norm before clipping, and that it isn't logged.
 
@@ -318,13 +267,3 @@ class _DeepSpeedDriver:
         if self.model.fp16_enabled() and self.model.optimizer.overflow:
             return math.inf, False
         return float(self.model.get_global_grad_norm() or 0.0), False
-
-
-def _without_moments(
-    optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor] | None = None
-) -> Iterator[torch.Tensor]:
-    if parameters is None:
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for parameter in parameters:
-        if not optimizer.state.get(parameter):
-            yield from [parameter] * len(optimizer.defaults.get("betas", ()))

@@ -153,7 +153,7 @@ class InternMLP(nn.Module):
 class InternVisionEncoderLayer(nn.Module):
     """Pre-norm block: attention, then feed-forward, each scaled by channel (`ls1`, `ls2`), then added."""
 
-    def __init__(self, config, drop_path_rate=0.0):
+    def __init__(self, config):
         super().__init__()
         self.attn = InternAttention(config)
         self.mlp = InternMLP(config)
@@ -162,7 +162,7 @@ class InternVisionEncoderLayer(nn.Module):
         self.ls1 = nn.Parameter(config.initializer_factor * torch.ones(config.hidden_size))
         self.ls2 = nn.Parameter(config.initializer_factor * torch.ones(config.hidden_size))
         self.dropout = config.dropout
-        self.drop_path_rate = drop_path_rate
+        self.drop_path_rate = 0.0
 
     def forward(self, x):
         """[T, 1 + P, D] -> [T, 1 + P, D]."""
@@ -171,35 +171,24 @@ class InternVisionEncoderLayer(nn.Module):
         return x + drop_path(branch * self.ls2, self.drop_path_rate, self.training)
 
 
-def run_recomputed(blocks, x, group, call=None):
-    """Runs blocks that are recomputed in the backward pass, in groups that each keep their input alone.
-
-    Groups start at the first block that a gradient reaches: what comes before keeps nothing anyway.
+def run_block(block, x, recompute, call=None):
+    """Runs a block; where `recompute` is set and a gradient reaches it, it keeps its input alone and runs again then.
 
     Args:
-        blocks: The blocks, in order.
-        x: What goes into the first, [T, P, D].
-        group: Blocks per group, from 1.
-        call: `call(block, x)` runs one; `block(x)` when `None`.
+        block: The block.
+        x: What goes into it, [T, P, D].
+        recompute: Compute its activations again in the backward pass.
+        call: `call(block, x)` runs it; `block(x)` when `None`.
 
     Returns:
         [T, P, D].
     """
-    blocks, call = list(blocks), call or (lambda block, x: block(x))
-
-    def run(members, x):
-        for block in members:
-            x = call(block, x)
-        return x
-
-    learns = [x.requires_grad or any(p.requires_grad for p in block.parameters()) for block in blocks]
-    first = learns.index(True) if True in learns else len(blocks)
-    x = run(blocks[:first], x)
-    for start in range(first, len(blocks), group):
-        # The reentrant kind loses all gradients if the input needs none, as that of the first block when the embeddings
-        # are frozen.
-        x = torch.utils.checkpoint.checkpoint(run, blocks[start : start + group], x, use_reentrant=False)
-    return x
+    call = call or (lambda block, x: block(x))
+    if not recompute or not (x.requires_grad or any(p.requires_grad for p in block.parameters())):
+        return call(block, x)
+    # The reentrant kind loses all gradients if the input needs none, as that of the first block when the embeddings are
+    # frozen.
+    return torch.utils.checkpoint.checkpoint(call, block, x, use_reentrant=False)
 
 
 class InternVisionEncoder(nn.Module):
@@ -208,18 +197,18 @@ class InternVisionEncoder(nn.Module):
     Attributes:
         gradient_checkpointing: Recompute blocks in the backward pass (training mode only); switched by
             `gradient_checkpointing_enable()` of any model around this one.
-        recompute_group: So many blocks are recomputed together: fewer inputs are kept, and so many blocks'
-            activations exist at a time. One by one where all hidden states are returned.
     """
 
     def __init__(self, config):
         super().__init__()
-        count = config.num_hidden_layers
-        # Python numbers: under meta initialization a tensor could not be read back.
-        rates = [config.drop_path_rate * index / max(count - 1, 1) for index in range(count)]
-        self.layers = nn.ModuleList(InternVisionEncoderLayer(config, rate) for rate in rates)
+        self.layers = nn.ModuleList(InternVisionEncoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.set_drop_path(config.drop_path_rate)
         self.gradient_checkpointing = False
-        self.recompute_group = 1
+
+    def set_drop_path(self, rate):
+        """Sets stochastic depth in training: `rate` is that of the last block, and it grows linearly from 0."""
+        for index, layer in enumerate(self.layers):
+            layer.drop_path_rate = rate * index / max(len(self.layers) - 1, 1)
 
     def forward(self, inputs_embeds, output_hidden_states=False, num_layers=None):
         """Runs the blocks.
@@ -234,11 +223,8 @@ class InternVisionEncoder(nn.Module):
         """
         x, hidden_states = inputs_embeds, [inputs_embeds]
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        layers = self.layers[:num_layers]
-        if recompute and not output_hidden_states:
-            x, layers = run_recomputed(layers, x, self.recompute_group), []
-        for layer in layers:
-            x = run_recomputed([layer], x, 1) if recompute else layer(x)
+        for layer in self.layers[:num_layers]:
+            x = run_block(layer, x, recompute)
             if output_hidden_states:
                 hidden_states.append(x)
         return BaseModelOutput(

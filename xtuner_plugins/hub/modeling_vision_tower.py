@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from .modeling_intern_vit import num_used_layers, run_recomputed
+from .modeling_intern_vit import num_used_layers, run_block
 
 
 class TransformersTower(nn.Module):
@@ -40,7 +40,6 @@ class TransformersTower(nn.Module):
             name: None for name in ("attention_mask", "causal_attention_mask") if name in layer_arguments
         }
         self.gradient_checkpointing = False
-        self.recompute_group = 1
 
     @property
     def layers(self):
@@ -88,12 +87,8 @@ class TransformersTower(nn.Module):
         if hasattr(self.vision_model, "pre_layrnorm"):
             x = self.vision_model.pre_layrnorm(x)
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        layers = self.layers[:num_layers]
-        if recompute and not any(getattr(layer, "gradient_checkpointing", False) for layer in layers):
-            x = run_recomputed(layers, x, self.recompute_group, self._run_layer)
-        else:
-            for layer in layers:
-                x = self._run_layer(layer, x)
+        for layer in self.layers[:num_layers]:
+            x = run_block(layer, x, recompute and not getattr(layer, "gradient_checkpointing", False), self._run_layer)
         return x[:, 1:] if hasattr(embeddings, "class_embedding") else x
 
     def _run_layer(self, layer, x):

@@ -31,7 +31,7 @@ def compile_model_blocks(model: nn.Module, backend: str = BACKEND) -> int:
         The number of blocks.
 
     Raises:
-        ValueError: ZeRO-3, packed weights, or no C++ compiler for ``inductor``.
+        ValueError: ZeRO-3, packed weights, stochastic depth, or no C++ compiler for ``inductor``.
     """
     if is_deepspeed_zero3_enabled():
         raise ValueError(
@@ -46,13 +46,19 @@ def compile_model_blocks(model: nn.Module, backend: str = BACKEND) -> int:
             f"compile_blocks=True: packed weights ({packed}) aren't compiled; set the quantization to None, or "
             "compile_blocks=False"
         )
+    encoder_blocks = used_blocks(model.vision_model, model.select_layer)
+    if any(getattr(block, "drop_path_rate", 0) for block in encoder_blocks):
+        raise ValueError(
+            "compile_blocks=True: stochastic depth would make each block of the encoder a graph of its own; set "
+            "drop_path=0, or compile_blocks=False"
+        )
     if backend == BACKEND and not has_compiler():
         raise ValueError(
             "compile_blocks=True needs a C++ compiler, and none is found; install g++, name one in the variable CXX, "
             "or set compile_blocks=False"
         )
     keep_out_of_graphs()
-    blocks = [*used_blocks(model.vision_model, model.select_layer), *model.language_model.get_decoder().layers]
+    blocks = [*encoder_blocks, *model.language_model.get_decoder().layers]
     for block in blocks:
         block.compile(backend=backend, dynamic=True)
     return len(blocks)

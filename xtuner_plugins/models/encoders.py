@@ -1,10 +1,11 @@
-"""The blocks of an encoder that features depend on, and the weights that none depends on."""
+"""The blocks of an encoder that features depend on, the weights that none depends on, and stochastic depth."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from ..hub.modeling_intern_vit import num_used_layers
+from ..ranges import check_drop_path
 
 
 def freeze_unused(encoder: nn.Module, select_layer: int) -> int:
@@ -27,3 +28,18 @@ def used_blocks(encoder: nn.Module, select_layer: int) -> list[nn.Module]:
     """The blocks of InternViT or a `TransformersTower` that features of ``select_layer`` depend on, in order."""
     blocks = encoder.layers if hasattr(encoder, "layers") else encoder.encoder.layers
     return list(blocks[: num_used_layers(select_layer, len(blocks))])
+
+
+def set_drop_path(encoder: nn.Module, rate: float) -> None:
+    """Sets the stochastic depth of an encoder, whatever its base says: blocks that train skip their work at random.
+
+    It is the official linear rule: from 0 in the first block to ``rate`` in the last, for each tile by itself.
+
+    Raises:
+        ValueError: A rate out of range, or above 0 for an encoder that has none.
+    """
+    check_drop_path(rate)
+    if hasattr(encoder, "encoder"):
+        encoder.encoder.set_drop_path(rate)
+    elif rate:
+        raise ValueError(f"drop_path={rate}: this kind of encoder has no stochastic depth, InternViT has; set it to 0")

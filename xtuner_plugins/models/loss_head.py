@@ -14,11 +14,11 @@ in half precision need rows that begin at multiples of 16 bytes.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import nn
 
 from ..ranges import CHUNK_LOGITS, SOFTMAX_LOGITS
@@ -45,60 +45,16 @@ class LossHead(nn.Linear):
         return head_loss(hidden, self.weight, targets, weights)
 
 
-class TrainedRows(TrainableTokensLayer):
-    """PEFT's layer of single trained rows beside a frozen embedding or head, with their indices on the device.
-
-    Attributes:
-        indices: int64 ``[n]``, of the rows.
-    """
-
-    @classmethod
-    def take_over(cls, model: nn.Module) -> None:
-        """Makes all such layers of a model, which have one adapter, some of this class."""
-        for layer in model.modules():
-            if type(layer) is TrainableTokensLayer:
-                (indices,) = layer.token_indices.values()
-                layer.__class__ = cls
-                layer.register_buffer("indices", torch.tensor(indices), persistent=False)
-
-    def get_merged_weights(self, active_adapters: list[str]) -> torch.Tensor:
-        """The whole matrix ``[V, D]`` with the trained rows in place."""
-        weight = self.base_layer.weight
-        for name in active_adapters:
-            weight = weight.index_copy(0, self.indices, self.trainable_tokens_delta[name].to(weight.dtype))
-        return weight
-
-    def forward(
-        self, hidden: torch.Tensor, targets: torch.Tensor | None = None, weights: torch.Tensor | None = None
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """As PEFT's layer; of a head with targets as `LossHead`."""
-        if targets is None:
-            return super().forward(hidden)
-        if self.disable_adapters:
-            return head_loss(hidden, self.base_layer.weight, targets, weights)
-        (name,) = self.active_adapters
-        with torch.no_grad():
-            table = self.get_merged_weights([name])
-        return head_loss(hidden, self.trainable_tokens_delta[name], targets, weights, table, self.indices)
-
-
 def head_loss(
-    hidden: torch.Tensor,
-    trained: torch.Tensor,
-    targets: torch.Tensor,
-    weights: torch.Tensor | None,
-    table: torch.Tensor | None = None,
-    rows: torch.Tensor | None = None,
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """The loss of a head, computed in autocast's dtype where that is enabled.
 
     Args:
         hidden: ``[K, D]``.
-        trained: What of the head may have a gradient: the whole matrix ``[V, D]``, or ``rows`` of it.
+        weight: Of the head, ``[V, D]``.
         targets: int64 ``[K]``.
         weights: float32 ``[K]``.
-        table: The whole matrix where ``trained`` isn't.
-        rows: int64 ``[n]``, the indices of ``trained`` in ``table``.
 
     Returns:
         The sum of weights times cross entropy, and the cross entropy of each target without gradient, float32 ``[K]``.
@@ -107,10 +63,10 @@ def head_loss(
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     if not torch.is_grad_enabled():
-        hidden, trained = hidden.detach(), trained.detach()
+        hidden, weight = hidden.detach(), weight.detach()
     if weights is None:
-        return _CrossEntropy.apply(hidden, trained, table, rows, targets, dtype)
-    return _WeightedSum.apply(hidden, trained, table, rows, targets, weights, dtype)
+        return _CrossEntropy.apply(hidden, weight, targets, dtype)
+    return _WeightedSum.apply(hidden, weight, targets, weights, dtype)
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -122,68 +78,60 @@ class _WeightedSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden, trained, table, rows, targets, weights, dtype: torch.dtype) -> tuple:
-        ctx.dtypes = hidden.dtype, trained.dtype
-        wanted = ctx.needs_input_grad[:2]
-        each, *gradients = _chunk_by_chunk(hidden, trained, table, rows, targets, weights.float(), dtype, wanted)
+    def forward(ctx: Any, hidden, weight, targets, weights, dtype: torch.dtype) -> tuple:
+        ctx.dtypes = hidden.dtype, weight.dtype
+        each, *gradients = _chunk_by_chunk(hidden, weight, targets, weights.float(), dtype, ctx.needs_input_grad)
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(each)
         return (each * weights).sum(), each
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor, _: torch.Tensor) -> tuple:
-        scaled = (
-            None if gradient is None else gradient.mul_(scale).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        )
-        return *scaled, None, None, None, None, None
+        gradients = (None if gradient is None else gradient.mul_(scale) for gradient in ctx.saved_tensors)
+        return *_cast(gradients, ctx.dtypes), None, None, None
 
 
 class _CrossEntropy(torch.autograd.Function):
     """The cross entropies of `head_loss` without weights: logits are computed again in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, hidden, trained, table, rows, targets, dtype: torch.dtype) -> torch.Tensor:
+    def forward(ctx: Any, hidden, weight, targets, dtype: torch.dtype) -> torch.Tensor:
         ctx.dtype = dtype
-        ctx.save_for_backward(hidden, trained, table, rows, targets)
-        return _chunk_by_chunk(hidden, trained, table, rows, targets, None, dtype, (False, False))[0]
+        ctx.save_for_backward(hidden, weight, targets)
+        return _chunk_by_chunk(hidden, weight, targets, None, dtype, (False, False))[0]
 
     @staticmethod
     def backward(ctx: Any, weights: torch.Tensor) -> tuple:
-        hidden, trained, *_ = inputs = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:2]
-        _, *gradients = _chunk_by_chunk(*inputs, weights, ctx.dtype, wanted)
-        into = (hidden.dtype, trained.dtype)
-        cast = (
-            None if gradient is None else gradient.to(dtype) for gradient, dtype in zip(gradients, into, strict=True)
-        )
-        return *cast, None, None, None, None
+        hidden, weight, _ = ctx.saved_tensors
+        _, *gradients = _chunk_by_chunk(*ctx.saved_tensors, weights, ctx.dtype, ctx.needs_input_grad)
+        return *_cast(gradients, (hidden.dtype, weight.dtype)), None, None
+
+
+def _cast(gradients: Iterable[torch.Tensor | None], dtypes: Sequence[torch.dtype]) -> list[torch.Tensor | None]:
+    return [None if each is None else each.to(dtype) for each, dtype in zip(gradients, dtypes, strict=True)]
 
 
 def _chunk_by_chunk(
     hidden: torch.Tensor,
-    trained: torch.Tensor,
-    table: torch.Tensor | None,
-    rows: torch.Tensor | None,
+    weight: torch.Tensor,
     targets: torch.Tensor,
     weights: torch.Tensor | None,
     dtype: torch.dtype,
-    wanted: tuple[bool, bool],
+    wanted: Sequence[bool],
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """The cross entropy of each target, and gradients of their sum with weights.
 
     Args:
-        hidden, trained, targets, weights, table, rows: As `head_loss`.
+        hidden, weight, targets, weights: As `head_loss`.
         dtype: Of products.
-        wanted: Whether there are gradients of ``hidden`` and of ``trained``.
+        wanted: Whether there are gradients of ``hidden`` and of ``weight``.
 
     Returns:
-        float32 ``[K]``; the gradients, of ``hidden`` in ``dtype``, of ``trained`` in float32.
+        float32 ``[K]``; the gradients, of ``hidden`` in ``dtype``, of ``weight`` in float32.
     """
-    hidden, table = hidden.to(dtype), (trained if table is None else table).to(dtype)
-    hidden_gradient = torch.empty_like(hidden) if wanted[0] else None
-    trained_gradient = torch.zeros_like(trained, dtype=torch.float32) if wanted[1] else None
-    words, parts = len(table), []
+    hidden_gradient = torch.empty_like(hidden, dtype=dtype) if wanted[0] else None
+    weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
+    hidden, weight, words, parts = hidden.to(dtype), weight.to(dtype), len(weight), []
     size, width = chunk_shape(words, hidden.device)
     buffer = hidden.new_empty(min(size, len(hidden)), width)
     with torch.autocast(hidden.device.type, enabled=False):
@@ -192,14 +140,13 @@ def _chunk_by_chunk(
             padded = buffer[: len(hidden[part])]
             logits = padded[:, :words]
             padded[:, words:].fill_(-math.inf)
-            torch.mm(hidden[part], table.T, out=logits)
+            torch.mm(hidden[part], weight.T, out=logits)
             parts.append(_softmax(padded, targets[part], None if weights is None else weights[part]))
             if wanted[0]:
-                torch.mm(logits, table, out=hidden_gradient[part])
+                torch.mm(logits, weight, out=hidden_gradient[part])
             if wanted[1]:
-                of_rows = logits.T if rows is None else logits.T.index_select(0, rows)
-                _add_product(trained_gradient, of_rows, hidden[part])
-    return torch.cat(parts), hidden_gradient, trained_gradient
+                _add_product(weight_gradient, logits.T, hidden[part])
+    return torch.cat(parts), hidden_gradient, weight_gradient
 
 
 def chunk_shape(words: int, device: torch.device) -> tuple[int, int]:

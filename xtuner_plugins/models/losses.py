@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..hub.constants import IGNORE_INDEX
-from .loss_head import LossHead, TrainedRows, softmax_rows
+from .loss_head import LossHead, softmax_rows
 
 
 def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
@@ -87,18 +87,12 @@ def next_token_loss(
         weights = torch.ones_like(targets, dtype=torch.float32)
     if mean_weight is None:
         mean_weight = sum_over_ranks(weights.sum()) / get_world_size()
-    total, each = _loss_sum(hidden, targets, lm_head, weights)
+    if isinstance(lm_head, LossHead):
+        total, each = lm_head(hidden, targets, weights)
+    else:
+        each = _recomputed(hidden, targets, lm_head)
+        total, each = (each * weights).sum(), each.detach()
     return total / torch.where(mean_weight > 0, mean_weight, 1.0), each  # if all weights are zero, so is the sum
-
-
-def _loss_sum(
-    hidden: torch.Tensor, targets: torch.Tensor, head: nn.Module, weights: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    head = _behind_wrapper(head)
-    if isinstance(head, LossHead | TrainedRows):
-        return head(hidden, targets, weights)
-    each = _recomputed(hidden, targets, head)
-    return (each * weights).sum(), each.detach()
 
 
 def token_log_probs(hidden: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> torch.Tensor:
@@ -109,15 +103,7 @@ def token_log_probs(hidden: torch.Tensor, targets: torch.Tensor, head: nn.Module
         targets: int64 ``[K]``.
         head: Maps ``[..., D]`` to ``[..., V]``.
     """
-    head = _behind_wrapper(head)
-    if isinstance(head, LossHead | TrainedRows):
-        return -head(hidden, targets)
-    return -_recomputed(hidden, targets, head)
-
-
-def _behind_wrapper(head: nn.Module) -> nn.Module:
-    """The layer of single trained rows itself: PEFT's wrapper around it passes no targets on."""
-    return getattr(head, "token_adapter", head)
+    return -(head(hidden, targets) if isinstance(head, LossHead) else _recomputed(hidden, targets, head))
 
 
 def _recomputed(hidden: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> torch.Tensor:

@@ -7,7 +7,7 @@ once and each prompt is read once. Its hidden states before the answers' tokens 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
@@ -20,13 +20,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..ranges import check_beta, check_label_smoothing, check_margin, check_objectives
 from .losses import sum_over_ranks, token_log_probs
-from .objectives import (
-    OBJECTIVES,
-    PairLogProbs,
-    Settings,
-    need_reference,
-    preference_losses,
-)
+from .objectives import OBJECTIVES, PairLogProbs, Settings, need_reference, preference_losses
 from .preference_metrics import FIGURES, means_of_step, reward_mean, sums_of_pairs
 from .rows import Row
 from .vlm import VisionLanguageModel
@@ -47,63 +41,49 @@ class Reference:
 
     Attributes:
         is_complete: It is the reference at any time, not only before the first step.
+        num_bytes: Memory of the copies.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, *, is_precomputed: bool = False):
-        self._visited = list(model.modules())
-        wrappers = [module for module in self._visited if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
-        self._adapters = wrappers
-        adapted = {id(parameter) for module in wrappers for parameter in module.parameters()}
+        self._modules = list(model.modules())
+        self._adapters = [each for each in self._modules if isinstance(each, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+        adapted = {id(parameter) for module in self._adapters for parameter in module.parameters()}
         trained = [
             (module, name, parameter)
-            for module in self._visited
+            for module in self._modules
             for name, parameter in module.named_parameters(recurse=False)
             if parameter.requires_grad and id(parameter) not in adapted
         ]
-        self.is_complete = not trained or not is_precomputed
-        if trained and not is_precomputed and is_deepspeed_zero3_enabled():
+        self.is_complete = not (trained and is_precomputed)
+        if trained and self.is_complete and is_deepspeed_zero3_enabled():
             raise ValueError(
                 "objectives with a reference need a frozen copy of what trains outside of adapters, which ZeRO-3 would "
                 "split; use precompute_reference = True, --deepspeed deepspeed_zero2, LoRA with a frozen projector, or "
                 f"objectives without reference ({', '.join(FREE)})"
             )
-        self._copies = [
-            (module, name, parameter.detach().to(dtype, copy=True))
-            for module, name, parameter in (trained if not is_precomputed else ())
-        ]
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of the copies."""
-        return sum(copy.nbytes for _, _, copy in self._copies)
+        copied = trained if self.is_complete else ()
+        self._copies = [(module, name, value.detach().to(dtype, copy=True)) for module, name, value in copied]
+        self.num_bytes = sum(copy.nbytes for _, _, copy in self._copies)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The model is the reference, in evaluation mode, without gradient."""
-        training = [module for module in self._visited if module.training]
-        for module in training:
-            module.training = False
-        active = [module for module in self._adapters if not module.disable_adapters]
-        originals = []
-        try:
-            for module in active:
-                module.enable_adapters(False)
+        with ExitStack() as undo, torch.no_grad():
+            for module in self._modules:
+                if module.training:
+                    module.training = False
+                    undo.callback(setattr, module, "training", True)
+            for module in self._adapters:
+                if not module.disable_adapters:
+                    module.enable_adapters(False)
+                    undo.callback(module.enable_adapters, True)
             for index, (module, name, copy) in enumerate(self._copies):
                 original = module._parameters[name]
-                if copy.device != original.device:
-                    copy = copy.to(original.device)
-                    self._copies[index] = (module, name, copy)
-                originals.append((module, name, original))
+                copy = copy.to(original.device)  # the first time; then it is there
+                self._copies[index] = (module, name, copy)
                 module._parameters[name] = copy
-            with torch.no_grad():
-                yield
-        finally:
-            for module, name, original in originals:
-                module._parameters[name] = original
-            for module in active:
-                module.enable_adapters(True)
-            for module in training:
-                module.training = True
+                undo.callback(module._parameters.__setitem__, name, original)
+            yield
 
 
 @MODELS.register_module()

@@ -20,18 +20,8 @@ FADE = 0.98  # per step: the correlation is that of the last 50 steps or so
 ENOUGH = 200  # pairs, before there is a correlation
 
 _LENGTHS = ("gap", "gap_squared", "margin_squared", "gap_margin")  # gap: tokens of chosen minus rejected
-FIGURES = (
-    "pairs",
-    "reward_chosen",
-    "reward_rejected",
-    "accuracy",
-    "log_prob_chosen",
-    "log_prob_rejected",
-    "tokens_chosen",
-    "tokens_rejected",
-    "kl",
-    *_LENGTHS,
-)
+_ANSWERS = ("log_prob_chosen", "log_prob_rejected", "tokens_chosen", "tokens_rejected", "kl")
+FIGURES = ("pairs", "reward_chosen", "reward_rejected", "accuracy", *_ANSWERS, *_LENGTHS)
 
 
 def sums_of_pairs(
@@ -48,22 +38,9 @@ def sums_of_pairs(
     """
     chosen, rejected = rewards(pairs, settings)
     margin, gap = chosen - rejected, (pairs.chosen_tokens - pairs.rejected_tokens).float()
-    columns = [
-        torch.ones_like(chosen),
-        chosen,
-        rejected,
-        (margin > 0).float(),
-        pairs.chosen,
-        pairs.rejected,
-        pairs.chosen_tokens.float(),
-        pairs.rejected_tokens.float(),
-        kl,
-        gap,
-        gap**2,
-        margin**2,
-        gap * margin,
-        *losses.values(),
-    ]
+    of_pairs = (torch.ones_like(chosen), chosen, rejected, margin > 0)
+    of_answers = (pairs.chosen, pairs.rejected, pairs.chosen_tokens, pairs.rejected_tokens, kl)
+    columns = (*of_pairs, *of_answers, gap, gap**2, margin**2, gap * margin, *losses.values())
     return torch.stack([torch.where(counts, column.float(), 0.0).sum() for column in columns])
 
 

@@ -22,13 +22,14 @@ from ..hub.constants import IMAGE_CONTEXT
 from ..ranges import DTYPE_NAMES, ROW_MULTIPLE, check_dtype, check_row_multiple
 from .attention import attend_to_segments, no_mask
 from .compiling import compile_model_blocks
-from .loss_head import LossHead, TrainedRows
+from .encoders import set_drop_path
+from .loss_head import LossHead
 from .losses import next_token_loss, sum_over_ranks
 from .preprocessor import TilePreprocessor
 from .quantization import build_quantization_config, linear_quantizer
-from .recompute import Recompute
+from .recompute import recompute_blocks
 from .rows import Row
-from .trainable import WhatTrains
+from .trainable import Part, WhatTrains
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
@@ -70,7 +71,6 @@ class VisionLanguageModel(BaseModel):
         freeze_projector: Freeze ``mlp1``.
         freeze_llm: Freeze the LLM's own weights.
         train_head: Train the head of a frozen LLM whole, alone or beside LoRA.
-        train_new_tokens: Train the rows of the tokens that assembly added, in embedding and head of a frozen LLM.
         visual_encoder_lora: ``dict(type=LoraConfig, r=..., ...)`` or None. Needs ``freeze_visual_encoder=True``.
         llm_lora: The same for the LLM. Needs ``freeze_llm=True``.
         llm_quantization: ``dict(type=BitsAndBytesConfig, load_in_4bit=True, ...)`` holds the LLM's linear layers in 4
@@ -79,9 +79,9 @@ class VisionLanguageModel(BaseModel):
         dtype: ``'auto'`` (see `resolve_dtype`), ``'bfloat16'``, ``'float16'`` (the engine then scales the loss) or
             ``'float32'``.
         gradient_checkpointing: Recompute activations of the LLM's blocks in the backward pass, and of the encoder's.
-        visual_encoder_checkpointing: The same for the encoder alone: True, False, or a number of blocks that are
-            recomputed together; None is what ``gradient_checkpointing`` says.
-        projector_checkpointing: Recompute the projector, too.
+        visual_encoder_checkpointing: The same for the encoder alone; None is what ``gradient_checkpointing`` says.
+        drop_path: Stochastic depth of an InternViT that trains, whole or in part (`set_drop_path`); a frozen one, and
+            any that is evaluated, drops nothing.
         compile_blocks: Compile blocks of encoder and LLM with `torch.compile` (see `compiling`).
         row_multiple: On CUDA a row of tokens is filled up to a multiple of it, so that the allocator meets fewer
             sizes; 1 leaves rows as they are.
@@ -100,47 +100,38 @@ class VisionLanguageModel(BaseModel):
         freeze_projector: bool = False,
         freeze_llm: bool = True,
         train_head: bool = False,
-        train_new_tokens: bool = False,
         visual_encoder_lora: Mapping[str, Any] | None = None,
         llm_lora: Mapping[str, Any] | None = None,
         llm_quantization: Mapping[str, Any] | None = None,
         visual_encoder_quantization: Mapping[str, Any] | None = None,
         dtype: str = "auto",
         gradient_checkpointing: bool = True,
-        visual_encoder_checkpointing: bool | int | None = None,
-        projector_checkpointing: bool = False,
+        visual_encoder_checkpointing: bool | None = None,
+        drop_path: float = 0.0,
         compile_blocks: bool = False,
         row_multiple: int = ROW_MULTIPLE,
         data_preprocessor: Mapping[str, Any] | None = None,
     ):
         super().__init__(data_preprocessor=data_preprocessor or dict(type=TilePreprocessor))
-        self._recompute = Recompute(gradient_checkpointing, visual_encoder_checkpointing, projector_checkpointing)
+        if visual_encoder_checkpointing not in (True, False, None):
+            raise ValueError(f"{visual_encoder_checkpointing=}: blocks are recomputed one by one; set True or False")
         self.dtype = resolve_dtype(dtype)
-        chosen = WhatTrains(
-            freeze_visual_encoder=freeze_visual_encoder,
-            visual_encoder_last_layers=visual_encoder_last_layers,
-            freeze_projector=freeze_projector,
-            freeze_llm=freeze_llm,
-            train_head=train_head,
-            train_new_tokens=train_new_tokens,
-            visual_encoder_lora=visual_encoder_lora,
-            llm_lora=llm_lora,
-            visual_encoder_quantization=visual_encoder_quantization,
-            llm_quantization=llm_quantization,
-        )
+        encoder = Part(freeze_visual_encoder, visual_encoder_lora, visual_encoder_quantization)
+        llm = Part(freeze_llm, llm_lora, llm_quantization)
+        chosen = WhatTrains(encoder, llm, freeze_projector, visual_encoder_last_layers, train_head)
+        chosen.check()
         quantized = {"visual_encoder": visual_encoder_quantization, "llm": llm_quantization}
         self.model, self.load_report = _load(base, self.dtype, quantized)
-        tokenizer = load_tokenizer(base)
-        self.img_context_token_id = tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
+        self.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids(IMAGE_CONTEXT)
         self.model.img_context_token_id = self.img_context_token_id
         self.data_preprocessor.image_token = self.img_context_token_id
         self.data_preprocessor.tokens_per_tile = self.num_image_token
         self.data_preprocessor.row_multiple = check_row_multiple(row_multiple)
         self.llm = llm_family(self.model.config.llm_config.to_dict())
-        self._blocks_below = chosen.apply(self.model, tokenizer)  # frozen ones below those that train
+        self._blocks_below = chosen.apply(self.model)  # frozen ones below those that train
+        set_drop_path(self.model.vision_model, drop_path)
         attend_to_segments(self.model.language_model)
         LossHead.take_over(self.model.language_model.get_output_embeddings())
-        TrainedRows.take_over(self.model.language_model)
 
         trainable = [p for p in self.parameters() if p.requires_grad]
         if not trainable:
@@ -151,7 +142,8 @@ class VisionLanguageModel(BaseModel):
                 parameter.data = parameter.data.to(trained_dtype)
         self.visual_encoder_is_frozen = not any(p.requires_grad for p in self.model.vision_model.parameters())
 
-        self._recompute.apply(self.model, adapts_encoder=visual_encoder_lora is not None)
+        of_encoder = gradient_checkpointing if visual_encoder_checkpointing is None else visual_encoder_checkpointing
+        recompute_blocks(self.model, llm=gradient_checkpointing, encoder=of_encoder)
         if compile_blocks:
             compile_model_blocks(self.model)
 
@@ -303,7 +295,7 @@ class VisionLanguageModel(BaseModel):
     def _embed(self, row: Row, patches: torch.Tensor) -> torch.Tensor:
         """Token embeddings ``[1, S, D]`` with image features in place of image tokens."""
         embeds = self.model.get_input_embeddings()(row.input_ids)
-        features = self._recompute.project(self.model, patches)  # [T, N, D]
+        features = self.model.project(patches)  # [T, N, D]
         if len(row.image_positions) == 0:
             return embeds + features.sum().to(embeds.dtype) * 0.0  # those of the black tile
         return embeds.index_copy(1, row.image_positions, features.flatten(0, 1).to(embeds.dtype)[None])

@@ -11,7 +11,6 @@ from xtuner_plugins.datasets import PreferenceDataset, SettingError, collate_pai
 from xtuner_plugins.datasets import reference as reference_module
 from xtuner_plugins.datasets.preference import filler_pair
 from xtuner_plugins.engine import PrecomputedReferenceHook
-from xtuner_plugins.engine.hooks import precomputed_reference
 from xtuner_plugins.engine.loops import TrainingStopped
 from xtuner_plugins.models import PreferenceModel
 from xtuner_plugins.toy.small_data import write_dataset
@@ -54,8 +53,7 @@ def runner_of(model, dataset, step=0, load_from=None, quantization=None, **loade
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    for module in (reference_module, precomputed_reference):
-        monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(reference_module, "CHUNK", 4)
 
 
 def run(model, samples):
@@ -88,7 +86,7 @@ def test_a_second_start_computes_nothing_and_a_stopped_one_goes_on(build, data, 
         PreferenceModel, "reference_log_probs", lambda *args, **kw: computed.append(1) or compute(*args, **kw)
     )
     hook = PrecomputedReferenceHook(str(tmp_path / "kept"))
-    save, saved = precomputed_reference.save_chunk, []
+    save, saved = reference_module.ReferenceLogProbs.save, []
 
     def stop_at_the_second(*args):
         if saved:
@@ -96,7 +94,7 @@ def test_a_second_start_computes_nothing_and_a_stopped_one_goes_on(build, data, 
         saved.append(save(*args))
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(precomputed_reference, "save_chunk", stop_at_the_second)
+        patch.setattr(reference_module.ReferenceLogProbs, "save", stop_at_the_second)
         hook.before_train(runner_of(model, data()))
     assert len(computed) == 4  # two chunks of two batches
     hook.before_train(runner_of(model, data()))
@@ -138,10 +136,10 @@ def test_another_share_of_a_file_and_a_quantized_base_have_their_own(build, data
         assert len(list(kept.iterdir())) == (1, 2, 2, 3)[number]
 
 
-@pytest.mark.parametrize("moment", ["_compute", "save_chunk", "join_chunks"])
+@pytest.mark.parametrize("moment", ["begin", "save"])
 def test_two_runs_at_the_same_time(build, data, tmp_path, monkeypatch, moment):
     model, hook = build(precomputed_reference=True), PrecomputedReferenceHook(str(tmp_path / "kept"))
-    original, began = getattr(precomputed_reference, moment), []
+    original, began = getattr(reference_module.ReferenceLogProbs, moment), []
 
     def with_another_run(*args):
         if not began:
@@ -149,12 +147,12 @@ def test_two_runs_at_the_same_time(build, data, tmp_path, monkeypatch, moment):
             hook.before_train(runner_of(model, data()))
         return original(*args)
 
-    monkeypatch.setattr(precomputed_reference, moment, with_another_run)
+    monkeypatch.setattr(reference_module.ReferenceLogProbs, moment, with_another_run)
     dataset = data()
     hook.before_train(runner_of(model, dataset))
     assert began and all(len(dataset[index]["reference"]) for index in range(NUM_PAIRS) if index != 2)
     (folder,) = (tmp_path / "kept").iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == ["join.lock", "whole"]
+    assert sorted(path.name for path in folder.iterdir()) == ["00000.npz", "00001.npz", "00002.npz", "records.npz"]
 
 
 def test_a_folder_that_cant_be_written_is_said_before_anything_is_computed(build, data, tmp_path, monkeypatch):

@@ -17,29 +17,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ...hub.constants import ADDED_TOKENS
 from ..io.reader import CheckpointError, read_json
 from ..io.tensors import Computed, LazyTensor
-from ..tokenizer_files import token_id
 from .merge import ADAPTER_NAME
 
 BASE_LAYER = ".token_adapter.base_layer."
 ORIGINAL = ".token_adapter.trainable_tokens_original"
 _EMBEDDINGS = ("embed_tokens", "embeddings", "wte", "tok_embeddings")
-
-
-def new_rows(tokenizer, *, whole_head: bool = False) -> dict[str, list[int]]:
-    """The rows that ``train_new_tokens`` trains: those of the tokens that assembly added, in embedding and head.
-
-    Args:
-        tokenizer: of the base.
-        whole_head: the head trains whole, so only the embedding has single rows.
-
-    Returns:
-        Indices by the layer's name inside the language model.
-    """
-    indices = [token_id(tokenizer, token) for token in ADDED_TOKENS]
-    return dict.fromkeys(("model.embed_tokens",) if whole_head else ("model.embed_tokens", "lm_head"), indices)
 
 
 def attach(part: nn.Module, rows: Mapping[str, Sequence[int]]) -> None:

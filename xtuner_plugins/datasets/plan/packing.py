@@ -6,7 +6,7 @@
 The samples of an epoch are shuffled and packed window by window (see `bin_packing`), in the way that packs a random
 part of them best. The packs depend on seed, sizes and budgets alone. `arrange` then orders them for a number of ranks:
 packs with similar numbers of tiles form cells of one pack per rank, and the cells are shuffled. So the ranks of a step
-hardly wait for each other, and the order of the steps is random.
+hardly wait for each other, and the order of the steps is random, apart from the heaviest pack, which comes first.
 """
 
 from dataclasses import dataclass
@@ -142,7 +142,10 @@ def arrange(packs: Packs, num_ranks: int, seed: int) -> Packs:
     order = np.concatenate([region[np.argsort(-packs.tiles[region], kind="stable")] for region in regions])
     cells = order[: num_cells * num_ranks].reshape(num_cells, num_ranks)
     rest = order[num_cells * num_ranks :]  # the incomplete last step: packs with the fewest tiles
-    return packs.take(np.concatenate([rng.permutation(cells).ravel(), rest]))
+    order = np.concatenate([rng.permutation(cells).ravel(), rest])
+    heaviest = np.lexsort((packs.tiles[order], packs.tokens[order]))[-1]
+    order[[0, heaviest]] = order[[heaviest, 0]]
+    return packs.take(order)
 
 
 def efficiency(packs: Packs, max_tokens: int, num_ranks: int = 1) -> dict[str, float]:

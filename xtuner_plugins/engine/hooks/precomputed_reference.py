@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.dist import barrier, broadcast_object_list, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -19,21 +20,8 @@ from ...datasets.bad_samples import FILLER
 from ...datasets.cache import content_hash
 from ...datasets.errors import DataError, SettingError
 from ...datasets.handover import bind_worker
-from ...datasets.plan.lengths import DROPPED
-from ...datasets.preference import FILLER_TOKENS, PreferenceDataset, collate_pairs, filler_pair
-from ...datasets.reference import (
-    CHUNK,
-    ReferenceLogProbs,
-    is_whole,
-    join_chunks,
-    missing_chunks,
-    place_of,
-    prepare,
-    reference_key,
-    rows_of,
-    save_chunk,
-)
-from ...hub.constants import IGNORE_INDEX
+from ...datasets.preference import SEGMENTS_PER_PAIR, PreferenceDataset, collate_pairs, filler_pair
+from ...datasets.reference import ReferenceLogProbs
 from ..loops import TrainingStopped
 from ..steps import unwrap
 
@@ -75,28 +63,21 @@ class PrecomputedReferenceHook(Hook):
                 f"precompute_reference with augment ({', '.join(changed)}): the reference would see other images",
                 "leave one of them out",
             )
-        rows = rows_of(dataset, np.flatnonzero(dataset.layout()[2] < DROPPED))
         files = [Path(network.base, "config.json"), *weight_files(network.base)]
-        hashes = [content_hash(path, dataset.cache_dir) for path in files]
         held = repr((network.dtype, *map(runner.cfg.model.get, ("llm_quantization", "visual_encoder_quantization"))))
-        folder = Path(self._folder, reference_key(dataset, rows, hashes, held))
-        missing = _missing(folder, len(rows))
-        if missing is not None:
+        model = [held, *(content_hash(path, dataset.cache_dir) for path in files)]
+        reference = ReferenceLogProbs(self._folder, dataset, model)
+        found = [reference.missing()]  # as rank 0 sees them: another run may write there meanwhile
+        broadcast_object_list(found)
+        if found[0]:
             if not network.reference_is_complete:
-                _check_is_reference(runner, folder)
-            _compute(network, dataset, rows, folder, runner.cfg.train_dataloader, missing)
-        dataset.reference = ReferenceLogProbs(folder, dataset)
-        print_log(f"log probabilities of the reference for {len(rows):,} pairs: {folder}", "current")
-
-
-def _missing(folder: Path, num_pairs: int) -> list[int] | None:
-    """The chunks to compute, as rank 0 sees them: another run may write there meanwhile; None where all is there."""
-    found = [None]
-    if is_main_process() and not is_whole(folder):
-        prepare(folder)
-        found = [missing_chunks(folder, -(-num_pairs // CHUNK))]
-    broadcast_object_list(found)
-    return found[0]
+                _check_is_reference(runner, reference.folder)
+            if is_main_process():
+                reference.begin()
+            _compute(network, dataset, reference, runner.cfg.train_dataloader, found[0])
+        dataset.reference = reference
+        pairs = f"{reference.num_records:,} pairs"
+        print_log(f"log probabilities of the reference for {pairs}: {reference.folder}", "current")
 
 
 def _check_is_reference(runner, folder: Path) -> None:
@@ -104,7 +85,7 @@ def _check_is_reference(runner, folder: Path) -> None:
     if runner.iter > 0:
         raise TrainingStopped(
             f"the run resumes at step {runner.iter} and {folder.absolute()} with the reference's log probabilities "
-            "isn't there: it can only be computed before the first step. Restore the folder, or begin a new run"
+            "isn't whole: it can only be computed before the first step. Restore the folder, or begin a new run"
         )
     if runner.cfg.get("load_from"):
         raise TrainingStopped(
@@ -115,74 +96,47 @@ def _check_is_reference(runner, folder: Path) -> None:
 
 
 class _Records(Dataset):
-    """Records by their number over all files."""
+    """Samples of records, each given by its file and its row in it."""
 
-    def __init__(self, dataset: PreferenceDataset, rows: np.ndarray):
-        self._dataset, self._rows = dataset, rows
+    def __init__(self, dataset: PreferenceDataset, records: Sequence[tuple[int, int]]):
+        self._dataset, self._records = dataset, records
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._records)
 
     def __getitem__(self, index: int) -> dict:
         bind_worker()
         try:
-            return self._dataset.load(*place_of(self._dataset, int(self._rows[index])))
+            return self._dataset.load(*self._records[index])
         except DataError:  # it comes into the ledger when training takes it
             return filler_pair(self._dataset.tile_size)
 
 
-def _collate(samples: Sequence[dict]) -> dict:
-    """The batch, with the supervised tokens of each pair; a filler has none."""
-    counts = [0 if sample["source"] == FILLER else int((sample["labels"] != IGNORE_INDEX).sum()) for sample in samples]
-    batch = collate_pairs(samples)
-    batch["counts"] = counts
-    return batch
-
-
 def _compute(
-    network,
-    dataset: PreferenceDataset,
-    rows: np.ndarray,
-    folder: Path,
-    loader: Mapping[str, Any],
-    missing: list[int],
+    network, dataset: PreferenceDataset, reference: ReferenceLogProbs, loader: Mapping[str, Any], missing: list[int]
 ) -> None:
-    """Computes the chunks that are missing."""
+    """Computes the chunks that are missing, each by one rank.
+
+    Under ZeRO-3 all ranks gather parameters together, so each computes as many chunks, some of them a second time.
+    """
     rank, world = get_rank(), get_world_size()
-    turns = -(-len(missing) // world)
+    chunks = [missing[(first + rank) % len(missing)] for first in range(0, len(missing), world)]
+    records = [reference.records(chunk) for chunk in chunks]
     options = {key: loader[key] for key in ("batch_size", "num_workers")}
-    was_training = network.training
-    network.eval()
-    with tqdm(total=turns * world, unit="chunk", desc="reference", disable=None if is_main_process() else True) as bar:
-        for first in range(0, turns * world, world):
-            # Under ZeRO-3 all ranks gather parameters together, so each computes a chunk, some a second time.
-            chunk = missing[(first + rank) % len(missing)]
-            part = rows[chunk * CHUNK : (chunk + 1) * CHUNK]
-            values = list(_log_probs(network, _Records(dataset, part), options))[: len(part)]
-            if first + rank < len(missing):
-                save_chunk(folder, chunk, part, values)
-            bar.update(world)
-    network.train(was_training)
-    barrier()
-    if is_main_process():
-        join_chunks(folder, -(-len(rows) // CHUNK), sum(len(source.index) for source in dataset.sources))
+    batches = DataLoader(_Records(dataset, sum(records, [])), collate_fn=collate_pairs, **options)
+    values, size = [], len(records[0])
+    for batch in tqdm(batches, "reference", unit="batch", disable=None if is_main_process() else True):
+        values += _log_probs(network, batch)
+        while len(values) >= size:
+            reference.save(chunks.pop(0), values[:size])
+            del values[:size]
     barrier()
 
 
-def _log_probs(network, records: _Records, options: Mapping[str, Any]) -> Iterator[np.ndarray]:
-    """Those of each record, in order; of as many batches as any chunk has."""
-    for batch in _repeating_last(
-        DataLoader(records, collate_fn=_collate, **options), -(-CHUNK // options["batch_size"])
-    ):
-        counts = batch["counts"]
-        values = network.reference_log_probs(**network.data_preprocessor(batch)).float().cpu().numpy()
-        answers = np.split(values, np.cumsum([count or FILLER_TOKENS for count in counts])[:-1])
-        yield from (answer[:count] for answer, count in zip(answers, counts, strict=True))
-
-
-def _repeating_last(batches: DataLoader, count: int) -> Iterator[dict]:
-    for batch in batches:
-        count -= 1
-        yield batch
-    for _ in range(count):
-        yield batch
+def _log_probs(network, batch: dict) -> list[np.ndarray]:
+    """Those of each pair of a batch; a filler has none."""
+    inputs = network.data_preprocessor(batch)
+    values, pairs = network.reference_log_probs(**inputs), inputs["row"].owners // SEGMENTS_PER_PAIR
+    counts = torch.bincount(pairs, minlength=len(batch["sources"])).tolist()
+    each = np.split(values.float().cpu().numpy(), np.cumsum(counts)[:-1])
+    return [found[:0] if source == FILLER else found for source, found in zip(batch["sources"], each, strict=True)]

@@ -1,0 +1,84 @@
+"""How samples of different length count in the loss of a step: by tokens, all the same, or in between."""
+
+import pytest
+import torch
+from mmengine.optim import OptimWrapper
+
+from xtuner_plugins.datasets import MultimodalDataset, PreferenceDataset, SettingError, collate, collate_packed
+from xtuner_plugins.engine import steps
+from xtuner_plugins.models import VisionLanguageModel
+
+REDUCTIONS = {"token": lambda n: 1.0, "sample": lambda n: 1 / n, "square": lambda n: n**-0.5}  # official: len2weight
+
+
+@pytest.fixture(scope="module")
+def model(toy_base):
+    torch.manual_seed(0)
+    return VisionLanguageModel(base=str(toy_base), dtype="float32").train()
+
+
+@pytest.fixture(params=REDUCTIONS)
+def case(request, toy_base, write_data, make_image, qa):
+    """The weight of a token among n of its sample, and samples of which the last one's file weighs double."""
+    folder = make_image("a.png", 100, 90)
+    short = [qa("A?", "Yes.", image="a.png"), qa("B?", "It is not so, and never was, I think.")]
+    paths = [write_data(short, name="a.json"), write_data([qa("C?", "No, it isn't.")], name="b.json")]
+    settings = [None, {"loss_weight": 2.0}]
+    dataset = MultimodalDataset(str(toy_base), paths, folder, None, settings, loss_reduction=request.param)
+    return REDUCTIONS[request.param], [dataset[index] for index in range(3)]
+
+
+def outputs_of(model, batch):
+    return model(**model.data_preprocessor(batch, True), mode="loss")
+
+
+def test_the_loss_is_the_weighted_mean(case, model):
+    """By hand: the sum of weight x cross entropy over all tokens, by the sum of their weights."""
+    weight, samples = case
+    outputs = outputs_of(model, collate(samples))
+    counts = [int((sample["labels"] != -100).sum()) for sample in samples]
+    assert len(set(counts)) == 3
+    weights = [weight(count) * of_file for count, of_file in zip(counts, (1, 1, 2), strict=True)]
+    total = sum(w * loss for w, loss in zip(weights, outputs["sample_losses"].tolist(), strict=True))
+    expected = total / sum(w * count for w, count in zip(weights, counts, strict=True))
+    assert outputs["loss"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def gradient_of(model, micro_batches):
+    """What a step of plain descent with rate 1 takes off the projector; the model stays as it was."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trained]
+    steps.run_step(model, OptimWrapper(torch.optim.SGD(trained, lr=1.0)), micro_batches)
+    found = torch.cat([(old - new.detach()).flatten() for old, new in zip(before, trained, strict=True)])
+    with torch.no_grad():
+        for old, new in zip(before, trained, strict=True):
+            new.copy_(old)
+    return found
+
+
+def test_packs_micro_batches_and_ranks_change_nothing(case, model, monkeypatch):
+    _, samples = case
+    whole = gradient_of(model, [collate(samples)])
+    ways = {
+        "a pack": gradient_of(model, [collate_packed(samples, pad_to=400)]),
+        "micro-batches": gradient_of(model, [collate([samples[0]]), collate_packed(samples[1:])]),
+    }
+    ranks = [[collate(samples[:1])], [collate(samples[1:2]), collate(samples[2:])]]
+    weights = [sum(steps.batch_weight(batch) for batch in batches) for batches in ranks]
+    monkeypatch.setattr(steps, "get_world_size", lambda: 2)
+    of_ranks = []
+    for batches in ranks:  # each is told the weight of both; its losses stay its own
+        sums = iter([torch.tensor(sum(weights), dtype=torch.float64)])
+        monkeypatch.setattr(steps, "sum_over_ranks", lambda value, sums=sums: next(sums, value))
+        of_ranks.append(gradient_of(model, batches))
+    ways["ranks"] = (of_ranks[0] + of_ranks[1]) / 2  # as DDP and ZeRO average them
+    for name, found in ways.items():
+        assert (found - whole).norm() < 1e-5 * whole.norm(), name  # float32 sums in another order
+
+
+def test_what_does_not_fit_is_refused(toy_base, write_data, qa):
+    data = write_data([qa("A?", "Yes.")])
+    with pytest.raises(SettingError, match="loss_reduction='mean' is unknown.*token, square, sample"):
+        MultimodalDataset(str(toy_base), data, loss_reduction="mean")
+    with pytest.raises(SettingError, match="mean over pairs"):
+        PreferenceDataset(str(toy_base), data, loss_reduction="square")

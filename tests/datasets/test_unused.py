@@ -86,7 +86,7 @@ def test_what_nobody_uses_goes(use, tmp_path):
     (cache / "pruned").unlink(missing_ok=True)
     dataset = use(["a.jsonl"])
     left = entries(cache)
-    assert {path.relative_to(cache).parts[0].partition("-")[0] for path in left} >= {"arrays", "checked", "offsets"}
+    assert {path.relative_to(cache).parts[0].partition("-")[0] for path in left} >= {"arrays", "offsets"}
     assert not [path for path in left if path.relative_to(cache).parts[0][:7] in ("archive", "unpacke", "fetched")]
     assert len([path for path in left if "-" in path.name]) == 1 and not list(cache.glob("removed-*"))
     assert (cache / ("0" * 32)).exists() and (cache / ("1" * 32)).is_symlink() and (tmp_path / "a.jsonl").exists()

@@ -146,7 +146,8 @@ def check_all(datasets: Sequence, args: argparse.Namespace) -> int:
     if args.reject_list:
         print(f"{plural(write_reject_list(args.reject_list, reports), 'record')} on the reject list {args.reject_list}")
     findings = find(dataset, reports, validation)
-    print(*["\nfindings"] * bool(findings))
+    if findings:
+        print("\nfindings")
     for each in findings:
         first = "; ".join(f"{name}: {count:,}" for name, count in each.where.most_common(SHOWN_FILES))
         print(f"  {each.count:,} of {each.total:,} {WORDS[each.kind][0]} ({first})")
@@ -170,15 +171,16 @@ def _check(dataset, num_workers: int | None, number: int) -> list:
 
     warned: Counter[str] = Counter()
     total = sum(len(source.index) for source in dataset.sources)
-    print(*["\nvalidation data"] * (number > 0))
+    if number:
+        print("\nvalidation data")
     passes = 2 if hasattr(dataset, "lengths") else 1  # lengths are measured, then images opened
     with tqdm(total=passes * total, unit="record", desc="checking", file=sys.stderr) as bar:
 
         def say(trouble) -> None:
             warned[trouble.reason] += not trouble.is_complaint
             if trouble.is_complaint or warned[trouble.reason] <= SHOWN_WARNINGS and trouble.reason != "rejected":
-                head = "" if trouble.is_complaint else "warning: " if trouble.is_warning else "left out: "
-                bar.write(f"{head}{trouble.message}", sys.stdout)
+                end = "" if trouble.is_complaint or trouble.is_warning else " (left out)"
+                bar.write(f"{'' if trouble.is_complaint else 'warning: '}{trouble.message}{end}", sys.stdout)
 
         reports = check_dataset(dataset, num_workers=num_workers, say=say, progress=bar.update)
     for report in reports:

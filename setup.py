@@ -1,4 +1,4 @@
-"""Names configs/ as the package `xtp_configs`, and puts tools/ into the wheel, where `checkout.py` looks for them.
+"""Names configs/ as the package `xtp_configs`, and puts tools/ into the wheel, where `settings.py` looks for them.
 
 Everything else about the package is in pyproject.toml.
 """

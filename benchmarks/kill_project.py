@@ -17,12 +17,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.process_table import MARK, marked, wait_until  # noqa: E402
-from xtuner_plugins.cli.ranks import LEFT_AFTER_FAILURE_SECONDS  # noqa: E402
+from xtuner_plugins.engine.launch.ranks import LEFT_AFTER_FAILURE_SECONDS  # noqa: E402
 from xtuner_plugins.processes import die_with_parent, free_port, start_bound  # noqa: E402
 
 # What runs in a copy in place of a tool; the training itself, not its launcher.
 PRELOADED = {
-    "tools/train.py": "xtuner_plugins.cli.train_process",
+    "tools/train.py": "xtuner_plugins.engine.launch.train_process",
     "tools/convert_to_official.py": "tools.convert_to_official",
 }
 NUM_RECORDS, NUM_IMAGES, EPOCHS = 8000, 16, 3

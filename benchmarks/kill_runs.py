@@ -141,7 +141,7 @@ def victim_of(
         return f"rank {rank}", process.copies[rank].pid
     if isinstance(process, Copy):
         return "copy", process.pid
-    words = (b"xtuner_plugins.cli.train_process", case.config.encode())
+    words = (b"xtuner_plugins.engine.launch.train_process", case.config.encode())
     commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in sorted(project.alive())}
     training = [pid for pid, command in commands.items() if all(word in command for word in words)]
     if training and draw.random() < 0.5:

@@ -1,64 +1,90 @@
-"""Imports go down only, as docs/architecture.md draws them."""
+"""Imports go down only, as docs/architecture.md draws them: in every file, in functions, and by a name in a string."""
 
 import ast
+import re
 from pathlib import Path
-
-import pytest
 
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "xtuner_plugins"
-# Bottom first.
-ROOMS = (
-    "hub",
-    "checkpoints",
-    "datasets",
-    "models",
-    "audit",
-    "planning",
-    "inference",
-    "evaluation",
-    "serving",
-    "engine",
-    "cli",
-    "toy",
-)
+# Bottom first: folders, and files that stand beside them. A file belongs to the longest name that it begins with.
+LAYERS = """hub data_names ranges families settings processes html_page preprocessing checkpoints fast_tokenizers
+    datasets/errors datasets/cache datasets/unused datasets/stores datasets/images datasets/records datasets/text
+    datasets/plan datasets models audit planning inference evaluation serving engine engine/hooks engine/check
+    engine/launch engine/prepared cli toy""".split()
+# Imports that still go up, by (file, what it imports): each goes with the next work on its room.
+UPWARD = {
+    ("checkpoints/tokenizer_files", "fast_tokenizers"),
+    ("datasets/images/augment", "datasets/records/boxes"),
+    ("datasets/images/augment", "datasets/records/records"),
+    ("datasets/images/augment", "datasets/text/conversation"),
+    ("datasets/images/video", "datasets/records/records"),
+    ("datasets/stores/fetch", "datasets/records/opening"),
+    ("datasets/stores/stored_images", "datasets/images/archives"),
+    ("datasets/stores/stored_images", "datasets/images/media"),
+    *(
+        ("preprocessing", f"datasets/{each}")
+        for each in ("base", "images/resize_rules", "meta_file", "records/opening")
+    ),
+    ("settings", "engine/prepared"),  # the name that a run writes into its config
+}
+NAMED = re.compile(r"xtuner_plugins(\.\w+)+")
 
 
-def room_of(path: Path) -> str:
-    """The first folder below the package; '' for a file beside the rooms."""
-    return path.relative_to(PACKAGE).parts[0] if path.parent != PACKAGE else ""
+def layer_of(name: str) -> int:
+    """Index of the layer that a file or folder below the package belongs to."""
+    return LAYERS.index(max((each for each in LAYERS if f"{name}/".startswith(f"{each}/")), key=len))
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """Rooms that a file imports from, at its top or inside a function."""
-    found, here = set(), path.relative_to(PACKAGE.parent).parent.parts
+def found_at(parts: list[str]) -> str:
+    """The file or folder below the package that a dotted name begins with; '' for the package itself."""
+    for end in range(len(parts), 0, -1):
+        path = PACKAGE.joinpath(*parts[:end])
+        if path.with_suffix(".py").is_file() or (path / "__init__.py").is_file():
+            return "/".join(parts[:end])
+    return ""
+
+
+def names_in(path: Path) -> list[tuple[list[str], str | None]]:
+    """(dotted name of a module, name taken from it or None) of what a file imports, or names in a string of its own."""
+    here, names = path.relative_to(ROOT).parent.parts, []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            modules = [alias.name.split(".") for alias in node.names]
+            names += [(alias.name.split("."), None) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            start = list(here[: len(here) - node.level + 1]) if node.level else []
-            base = start + (node.module.split(".") if node.module else [])
-            modules = [[*base, alias.name] for alias in node.names]
-        else:
-            continue
-        found |= {module[1] for module in modules if module[0] == PACKAGE.name and len(module) > 1}
-    return found & set(ROOMS)
+            start = [*here[: len(here) - node.level + 1]] if node.level else []
+            module = [*start, *filter(None, (node.module or "").split("."))]
+            names += [(module, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and NAMED.fullmatch(node.value):
+            names.append((node.value.split("."), None))
+    return [(parts, taken) for parts, taken in names if parts[0] == PACKAGE.name]
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_only_what_is_below_it(room):
-    files = [path for path in PACKAGE.rglob("*.py") if room_of(path) == room]
-    above = set(ROOMS[ROOMS.index(room) + 1 :])
-    assert files and {path.name: sorted(up) for path in files if (up := imported_rooms(path) & above)} == {}
+def imports() -> set[tuple[str, str]]:
+    """(file, file or folder) of every import inside the package."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        name = path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix("/__init__")
+        targets = {found_at([*parts[1:], *filter(None, [taken])]) for parts, taken in names_in(path)}
+        found |= {(name, target) for target in targets if target and name != "__init__"}
+    return found
 
 
-def test_every_folder_is_a_room():
-    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} == set(ROOMS)
+def test_imports_go_down_only():
+    upward = {(name, target) for name, target in imports() if layer_of(target) > layer_of(name)}
+    assert upward - UPWARD == set()
+
+
+def test_every_module_that_is_named_is_there():
+    """Also in tests, tools and benchmarks, whose imports may stand in functions or in a text of code."""
+    missing = set()
+    for folder in (PACKAGE, *(ROOT / name for name in ("tests", "tools", "benchmarks", "configs"))):
+        for path in folder.rglob("*.py"):
+            names = [".".join(parts[1:]) for parts, taken in names_in(path) if taken is not None]
+            names += re.findall(r"(?:from|import) xtuner_plugins\.([\w.]+)", path.read_text(encoding="utf-8"))
+            missing |= {(path.name, name) for name in names if found_at(name.split(".")) != name.replace(".", "/")}
+    assert missing == set()
 
 
 def test_the_hub_imports_nothing_of_the_project():
-    for path in (PACKAGE / "hub").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom):
-                assert node.level <= 1 and (node.level or node.module.split(".")[0] != PACKAGE.name), path
+    assert {target for name, target in imports() if name.startswith("hub/") and not target.startswith("hub")} == set()

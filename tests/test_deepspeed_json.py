@@ -10,9 +10,8 @@ import torch
 import xtuner
 
 from tests.engine.forked import fork_server
-from xtuner_plugins.deepspeed_json import OURS, deepspeed_file
 from xtuner_plugins.processes import free_port
-from xtuner_plugins.settings import ConfigError
+from xtuner_plugins.settings import DEEPSPEED, ConfigError, deepspeed_file
 
 NAMES = ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
 XTUNERS = Path(xtuner.__file__).parent / "configs" / "deepspeed"
@@ -23,8 +22,8 @@ GRADIENTS = [256.0] + [0.5] * (MICRO_STEPS - 1)
 
 class TestFiles:
     def test_names_are_xtuners(self):
-        assert sorted(OURS) == sorted(f"deepspeed_{name}" for name in NAMES)
-        assert set(OURS) == {path.stem for path in XTUNERS.glob("deepspeed_*.json")}
+        assert sorted(DEEPSPEED) == sorted(f"deepspeed_{name}" for name in NAMES)
+        assert set(DEEPSPEED) == {path.stem for path in XTUNERS.glob("deepspeed_*.json")}
 
     @pytest.mark.parametrize("name", NAMES)
     def test_each_is_its_stage_with_float32_sums(self, name):
@@ -116,7 +115,7 @@ def summed(path, tmp_path, **case):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_16_micro_steps_are_summed_in_float32(tmp_path, name):
-    found = summed(OURS[f"deepspeed_{name}"], tmp_path)
+    found = summed(DEEPSPEED[f"deepspeed_{name}"], tmp_path)
     assert found["moved"] == [sum(GRADIENTS)]
     assert found["held"] in ("torch.float32", "None")  # ZeRO-2 keeps no buffer between steps
     assert found["said"] == f"ZeRO-{name[4]}, weights in bfloat16, gradients summed in float32"
@@ -134,5 +133,5 @@ def test_xtuners_files_lose_small_gradients(tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
 def test_a_norm_that_is_not_finite_is_reported(tmp_path, name):
-    found = summed(OURS[f"deepspeed_{name}"], tmp_path, gradients=[float("nan")] * MICRO_STEPS)
+    found = summed(DEEPSPEED[f"deepspeed_{name}"], tmp_path, gradients=[float("nan")] * MICRO_STEPS)
     assert not math.isfinite(found["norm"])

@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from xtuner_plugins import ranges
+from xtuner_plugins.models.adapters import inject_lora
 from xtuner_plugins.ranges import RangeError
 
 
@@ -18,50 +19,59 @@ def refuses(check, *values):
     return False
 
 
-@pytest.mark.parametrize("value", [-1, -1e-9, "abc", 0, 0.0, 1e-4, 1])
-def test_rates_are_pytorchs(value):
+def within(name, value):
+    return not refuses(ranges.check, name, value)
+
+
+def test_ranges_are_those_of_the_libraries():
+    """What a library refuses is refused before it is imported, and nothing else."""
     parameter = torch.nn.Parameter(torch.zeros(1))
-    assert refuses(ranges.check_rate, value) == refuses(lambda lr: torch.optim.AdamW([parameter], lr=lr), value)
-
-
-@pytest.mark.parametrize("value", [-1, 0, 0.5, "a", 1, 7])
-def test_batch_sizes_are_pytorchs(value):
-    assert refuses(ranges.check_batch_size, value) == refuses(lambda size: DataLoader([0], batch_size=size), value)
-
-
-@pytest.mark.parametrize("value", [-1, 0, 1, 64])
-def test_ranks_are_pefts(value):
-    from xtuner_plugins.models.adapters import inject_lora
 
     def inject(rank):
         inject_lora(torch.nn.Sequential(torch.nn.Linear(2, 2)), {"r": rank, "target_modules": ["0"]}, ())
 
-    assert refuses(ranges.check_rank, value) == refuses(inject, value)
+    for name, use, values in (
+        ("lr", lambda value: torch.optim.AdamW([parameter], lr=value), (-1, -1e-9, "abc", 0, 0.0, 1e-4, 1)),
+        ("weight_decay", lambda value: torch.optim.AdamW([parameter], weight_decay=value), (-1, -1e-9, "a", 0, 0.1)),
+        ("batch_size", lambda value: DataLoader([0], batch_size=value), (-1, 0, 0.5, "a", 1, 7)),
+        ("num_workers", lambda value: DataLoader([0], num_workers=value), (-1, "a", 0, 1)),
+        ("lora_rank", inject, (-1, 0, 1, 64)),
+    ):
+        for value in values:
+            assert within(name, value) == (not refuses(use, value)), (name, value)
 
 
 @pytest.mark.parametrize(
-    "check, right, wrong",
+    "name, right, wrong",
     [
-        (ranges.check_dropout, (0, 0.5), (-0.1, 1, "a", math.nan)),
-        (ranges.check_warmup_ratio, (0, 0.03), (-0.1, 1, "a", math.nan)),
-        (ranges.check_dtype, ("auto", "bfloat16", "float16", "float32"), ("half", 3, None)),
-        (ranges.check_optimizer, ("adamw", "adamw_8bit", "paged_adamw_32bit"), ("AdamW", "sgd", "adamw_4bit", 8)),
-        (ranges.check_tracker, ("tensorboard", "none"), ("TensorBoard", "", 1)),
-        (ranges.check_max_norm, (0.1, 1, math.inf), (0, -1, math.nan, "a")),
+        ("lora_dropout", (0, 0.5), (-0.1, 1, "a", math.nan)),
+        ("warmup_ratio", (0, 0.03), (-0.1, 1, "a", math.nan)),
+        ("dtype", ("auto", "bfloat16", "float16", "float32"), ("half", 3)),
+        ("optimizer", ("adamw", "adamw_8bit", "paged_adamw_32bit"), ("AdamW", "sgd", "adamw_4bit", 8)),
+        ("max_grad_norm", (0.1, 1, math.inf), (0, -1, math.nan, "a")),
+        ("beta", (0.1, 2), (0, -1, "a", True, math.inf)),
+        ("label_smoothing", (0, 0.1, 0.49), (0.5, -0.1, "a", math.nan)),
+        ("simpo_margin", (0, 1.5), (-1, "a", math.nan, math.inf)),
+        ("projector_lr", (1e-9, 0.9), (0, 1, "a")),
+        ("save_steps", (-1, 1, 500), (0, -2, 1.5)),
+        *((name, (1, 7), (0, -1, 1.5, True, "a")) for name in ("accumulative_counts", "val_interval", "pack_tiles")),
+    ],
+)
+def test_ends_of_a_range(name, right, wrong):
+    assert all(within(name, value) for value in right) and not any(within(name, value) for value in wrong)
+
+
+def test_tile_limits_objectives_and_trackers():
+    for check, right, wrong in (
+        (lambda limits: ranges.check_tiles(*limits), ((1, 1), (1, 256)), ((0, 1), (2, 1), (1, 257), (1, 2.0))),
         (
             ranges.check_objectives,
             ({"dpo": 0.8, "sft": 1},),
             ({}, None, "dpo", ["dpo"], {"ppo": 1.0}, {"dpo": 0}, {"dpo": "1"}, {"sft": True}, {"sft": math.nan}),
         ),
-        (ranges.check_beta, (0.1, 2), (0, -1, "a", True, None, math.inf)),
-        (ranges.check_label_smoothing, (0, 0.1, 0.49), (0.5, -0.1, "a", math.nan)),
-        (ranges.check_margin, (0, 1.5), (-1, "a", math.nan, math.inf)),
-        (lambda limits: ranges.check_tiles(*limits), ((1, 1), (1, 256)), ((0, 1), (2, 1), (1, 257), (1, 2.0))),
-    ],
-)
-def test_ends_of_a_range(check, right, wrong):
-    assert not any(refuses(check, value) for value in right)
-    assert all(refuses(check, value) for value in wrong)
+        (ranges.check_tracker, ("tensorboard", "none"), ("TensorBoard", "", 1)),
+    ):
+        assert not any(refuses(check, value) for value in right) and all(refuses(check, value) for value in wrong)
 
 
 def test_room_counts_the_thumbnail_and_both_ends():

@@ -85,8 +85,8 @@ def test_imports_that_fail_are_named(tmp_path):
 
 
 def test_every_short_name_has_a_place():
-    """In one of the configs, or as a keyword of a class; `engine.signatures` reads those."""
-    from xtuner_plugins.engine.signatures import parameters
+    """In one of the configs, or as a keyword of a class; `engine.check.signatures` reads those."""
+    from xtuner_plugins.engine.check.signatures import parameters
 
     found = [read_config(name) for name in ("finetune_qlora", "finetune_packed", "finetune_mpo_full")]
     for name, setting in SETTINGS.items():
@@ -98,7 +98,7 @@ def test_every_short_name_has_a_place():
             any(last in place for place in places)
             or "part_lr" in at
             or "paramwise_cfg" in at
-            or any(last in names or takes_any for names, takes_any in known)
+            or any(last in found.hints or found.takes_any for found in known)
         ), name
         assert setting.words and "\n" not in setting.words
 

@@ -28,8 +28,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works from a checkout that isn't installed
 
-from xtuner_plugins.cli.arguments import add_config_options  # noqa: E402
 from xtuner_plugins.cli.check_data import check_all, compare_names, is_config, open_inputs, prepare_output  # noqa: E402
+from xtuner_plugins.settings import add_config_options  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:

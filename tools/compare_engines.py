@@ -71,7 +71,7 @@ def main(argv=None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    from xtuner_plugins.cli.terminal import quiet_imports
+    from xtuner_plugins.processes import quiet_imports
 
     quiet_imports()
     from xtuner_plugins.inference.opening import find_source

@@ -30,7 +30,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> str:
-    from xtuner_plugins.cli.terminal import quiet_imports
+    from xtuner_plugins.processes import quiet_imports
 
     quiet_imports()
     try:

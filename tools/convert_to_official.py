@@ -19,9 +19,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
-from xtuner_plugins.cli.arguments import add_config_options  # noqa: E402
-from xtuner_plugins.cli.terminal import quiet_imports  # noqa: E402
-from xtuner_plugins.settings import ConfigError, parse_words, read_config  # noqa: E402
+from xtuner_plugins.processes import quiet_imports  # noqa: E402
+from xtuner_plugins.settings import (  # noqa: E402
+    ConfigError,
+    add_config_options,  # noqa: E402
+    parse_words,
+    read_config,
+)
 
 
 def parse_args(argv=None) -> argparse.Namespace:

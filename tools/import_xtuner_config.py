@@ -1,7 +1,6 @@
-"""Writes an InternVL or LLaVA config of XTuner 0.2.0's own as one of this project: same data, settings and schedule.
+"""Writes an InternVL config of XTuner 0.2.0's own as one of this project: same data, settings and schedule.
 
 python tools/import_xtuner_config.py internvl_v2_internlm2_5_8b_lora_finetune
-python tools/import_xtuner_config.py llava_llama3_8b_instruct_clip_vit_large_p14_336_e1_gpu8_pretrain stage_1.py
 python tools/import_xtuner_config.py my_internvl.py my_run.py --base models/InternVL2-8B
 """
 
@@ -11,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
-from xtuner_plugins.cli.derived import check_out  # noqa: E402
+from xtuner_plugins.cli.from_xtuner import check_out  # noqa: E402
 from xtuner_plugins.settings import ConfigError  # noqa: E402
 
 

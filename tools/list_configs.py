@@ -13,8 +13,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
 
-from xtuner_plugins.checkout import CONFIGS  # noqa: E402
-from xtuner_plugins.settings import labels_of, leaves, read_config  # noqa: E402
+from xtuner_plugins.settings import (  # noqa: E402
+    CONFIGS,  # noqa: E402
+    labels_of,
+    leaves,
+    read_config,
+)
 
 LABELS = ("trains", "data", "hardware", "launch")
 TRAINED = "parameters trained"
@@ -24,10 +28,10 @@ FIGURES = (TRAINED, MEMORY)
 
 def planned(name: str, launch: str) -> dict[str, str]:
     """What a config trains and what each GPU needs at its launch line; dashes where nobody knows the base."""
-    from xtuner_plugins.deepspeed_json import read_deepspeed
     from xtuner_plugins.planning.memory import GIB
     from xtuner_plugins.planning.plan import plan_config
     from xtuner_plugins.planning.strategies import from_deepspeed, plain
+    from xtuner_plugins.settings import read_deepspeed
 
     processes, deepspeed = re.search(r"NPROC_PER_NODE=(\d+)", launch), re.search(r"--deepspeed (\S+)", launch)
     gpus = int(processes[1]) if processes else 1

@@ -12,10 +12,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works from a checkout that isn't installed
 
-from xtuner_plugins.cli.arguments import add_config_options  # noqa: E402
-from xtuner_plugins.cli.derived import check_out, derive, launch_line  # noqa: E402
+from xtuner_plugins.cli.from_xtuner import check_out, derive, launch_line  # noqa: E402
 from xtuner_plugins.data_names import absolute_path, names_data, names_images  # noqa: E402
-from xtuner_plugins.settings import SETTINGS, ConfigError, find_config, labels_of, leaves, parse_words, read_config  # noqa: E402
+from xtuner_plugins.settings import (  # noqa: E402
+    SETTINGS,
+    ConfigError,
+    add_config_options,  # noqa: E402
+    find_config,
+    labels_of,
+    leaves,
+    parse_words,
+    read_config,
+)
 
 
 def parse_args(argv=None) -> argparse.Namespace:

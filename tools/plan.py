@@ -20,17 +20,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
-from xtuner_plugins.cli.arguments import add_config_options  # noqa: E402
-from xtuner_plugins.deepspeed_json import read_deepspeed  # noqa: E402
 from xtuner_plugins.planning.hardware import GPUS, UTILIZATION  # noqa: E402
 from xtuner_plugins.planning.memory import GIB, plan_memory  # noqa: E402
 from xtuner_plugins.planning.strategies import from_deepspeed, obstacle, plain  # noqa: E402
 from xtuner_plugins.settings import (  # noqa: E402
     SETTINGS,
+    add_config_options,  # noqa: E402
     find_config,
     labels_of,
     parse_words,
     read_config,
+    read_deepspeed,  # noqa: E402
     validation_settings,
     value_at,
 )
@@ -92,7 +92,7 @@ def main(argv=None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Plans and reports; returns the exit status."""
-    from xtuner_plugins.engine.text_check import check_spelling, check_values
+    from xtuner_plugins.engine.check.text import check_values
     from xtuner_plugins.planning.plan import plan_config
 
     path = find_config(args.config)
@@ -103,7 +103,6 @@ def run(args: argparse.Namespace) -> int:
         return read_config(path, parse_words([*args.set, *pairs], args.cfg_options))
 
     config = read([])
-    check_spelling(config)
     check_values(config._to_lazy_dict())
     planned = plan_config(config._to_lazy_dict(), strategy, args.samples)
     available = int((args.gpu_memory or GPUS[args.gpu].memory) * GIB)

@@ -11,8 +11,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
-from xtuner_plugins.cli.arguments import add_config_options  # noqa: E402
-from xtuner_plugins.settings import SETTINGS, ConfigError, parse_words, read_config, value_at  # noqa: E402
+from xtuner_plugins.settings import (  # noqa: E402
+    SETTINGS,
+    ConfigError,
+    add_config_options,  # noqa: E402
+    parse_words,
+    read_config,
+    value_at,
+)
 
 UNSET = object()
 

@@ -66,7 +66,7 @@ def main(argv=None) -> int:
 
 def serve(args: argparse.Namespace) -> None:
     keys = read_keys(args.api_key_file)
-    from xtuner_plugins.cli.terminal import quiet_imports
+    from xtuner_plugins.processes import quiet_imports
 
     quiet_imports()
     from xtuner_plugins.checkpoints.formats import open_config

@@ -18,9 +18,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works from a checkout that isn't installed
 
-from xtuner_plugins.cli.arguments import add_config_options  # noqa: E402
-from xtuner_plugins.cli.terminal import quiet_imports  # noqa: E402
-from xtuner_plugins.settings import find_config, import_types, parse_words, read_config  # noqa: E402
+from xtuner_plugins.processes import quiet_imports  # noqa: E402
+from xtuner_plugins.settings import (  # noqa: E402
+    add_config_options,  # noqa: E402
+    find_config,
+    import_types,
+    parse_words,
+    read_config,
+)
 
 
 def parse_args() -> argparse.Namespace:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from xtuner_plugins.cli.launcher import main  # noqa: E402
+from xtuner_plugins.engine.launch.launcher import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

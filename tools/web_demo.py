@@ -56,8 +56,8 @@ def main(argv=None) -> int:
 
 def serve(args: argparse.Namespace) -> int:
     """Checks what is cheap to check, loads the models, and serves until Ctrl-C."""
-    from xtuner_plugins.cli.terminal import quiet_imports
     from xtuner_plugins.inference.opening import find_source, open_session
+    from xtuner_plugins.processes import quiet_imports
 
     for path in args.models:
         find_source(path)  # a wrong path shows before transformers is imported

@@ -7,6 +7,7 @@ So each child asks the kernel to kill it when its parent ends.
 from __future__ import annotations
 
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -167,3 +169,20 @@ def _start_watching(wait: Callable[..., object], *args) -> None:
 def _wait_for(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(POLL_SECONDS)
+
+
+def quiet_imports() -> None:
+    """Keeps bitsandbytes, DeepSpeed and tqdm from reporting on import. Call it first in a ``main`` or a notebook.
+
+    bitsandbytes warns about a kernel that isn't used here; it would load it from the hub where the package ``kernels``
+    is installed, so that package is hidden. DeepSpeed, which MMEngine's runner imports, warns on a machine without GPU
+    that it found none; it is told so in advance. In a notebook tqdm warns that it has no widgets and draws its bars as
+    text.
+    """
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    sys.modules.setdefault("kernels", None)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    import torch
+
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")

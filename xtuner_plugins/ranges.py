@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .data_names import LOCAL_SCHEME, STORE_PACKAGES, is_url, masked, scheme_of
 
@@ -22,7 +22,8 @@ DTYPE_NAMES = ("bfloat16", "float16", "float32")  # of training
 # Optimizers of bitsandbytes: bits of a moment, and whether moments are paged.
 BITSANDBYTES = {"adamw_8bit": (8, False), "paged_adamw_8bit": (8, True), "paged_adamw_32bit": (32, True)}
 OPTIMIZER_NAMES = ("adamw", *BITSANDBYTES)
-OBJECTIVE_NAMES = ("dpo", "ipo", "hinge", "bco_pair", "orpo", "simpo", "sft")  # of preference tuning
+# Objectives of preference tuning, and whether each compares with a reference.
+OBJECTIVES = {"dpo": True, "ipo": True, "hinge": True, "bco_pair": True, "orpo": False, "simpo": False, "sft": False}
 # Where losses go: class of MMEngine's backend, and the package that it needs, by its name in Python and in pip.
 TRACKERS = {
     "tensorboard": ("mmengine.visualization.TensorboardVisBackend", "tensorboard"),
@@ -58,8 +59,71 @@ class RangeError(ValueError):
         self.problem, self.remedy = problem, remedy
 
 
-def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
+class Range(NamedTuple):
+    """The values that a setting can have, and what is said of others."""
+
+    holds: Callable[[Any], bool]
+    problem: str
+    remedy: str
+
+
+def _number(low: float, below: float = math.inf, *, whole: bool = False, above: bool = False) -> Callable[[Any], bool]:
+    """Numbers from ``low`` on (``above``: without it) and less than ``below``; no True, no text."""
+    kinds = (int,) if whole else (int, float)
+    return lambda value: type(value) in kinds and (low < value if above else low <= value) and value < below
+
+
+_COUNT, _WHOLE = _number(1, whole=True), "give a whole number above 0"
+_PART = Range(_number(0, 1, above=True), "is no learning rate", "give a number above 0 and below 1, or None for lr")
+_KEPT = Range(lambda value: value == -1 or _COUNT(value), "is out of range", "give 1 or more, or -1 for no limit")
+# By the short names of `settings.SETTINGS`; a setting that is None is left to its class.
+RANGES = {
+    "dtype": Range(
+        lambda value: value in ("auto", *DTYPE_NAMES),
+        "is not supported",
+        f"it is one of: auto, {', '.join(DTYPE_NAMES)}",
+    ),
+    "row_multiple": Range(_COUNT, "is no number of tokens", f"{_WHOLE}; 1 fills nothing"),
+    "lora_rank": Range(_COUNT, "is no rank", _WHOLE),
+    "lora_dropout": Range(_number(0, 1), "is out of range", "give 0 or more, and less than 1"),  # PEFT takes -1 for 0
+    "beta": Range(_number(0, above=True), "is no scale of rewards", "give a number above 0 (0.1)"),
+    "drop_path": Range(_number(0, 1), "is no rate", "give 0 or more, and less than 1"),
+    # From 0.5 on, the rejected answer would win.
+    "label_smoothing": Range(_number(0, 0.5), "is out of range", "give 0 or more, and less than 0.5"),
+    "simpo_margin": Range(_number(0), "is no margin", "give a number, 0 or more (0.5)"),
+    "batch_size": Range(_COUNT, "is no size of a batch", _WHOLE),
+    "num_workers": Range(_number(0, whole=True), "is no number of processes", "give a whole number, 0 or more"),
+    "pack_tokens": Range(_COUNT, "is no number of tokens", _WHOLE),
+    "pack_tiles": Range(_COUNT, "is no number of tiles", f"{_WHOLE}, or None for no limit"),
+    "accumulative_counts": Range(_COUNT, "is no number of micro-batches", _WHOLE),
+    "optimizer": Range(
+        lambda value: value in OPTIMIZER_NAMES, "is not known", f"it is one of: {', '.join(OPTIMIZER_NAMES)}"
+    ),
+    "lr": Range(_number(0), "is no learning rate", "give a number, 0 or more (1e-4)"),
+    "visual_encoder_lr": _PART,
+    "projector_lr": _PART,
+    "llm_lr": _PART,
+    "lora_lr": _PART,
+    "weight_decay": Range(_number(0), "is out of range", "give a number, 0 or more"),
+    # PyTorch would reverse the gradient.
+    "max_grad_norm": Range(
+        lambda value: _number(0, above=True)(value) or value == math.inf, "is out of range", "give more than 0"
+    ),
+    "warmup_ratio": Range(_number(0, 1), "is no share of a run", "give 0 or more, and less than 1"),
+    "save_steps": _KEPT,
+    "save_total_limit": _KEPT,
+    "val_interval": Range(_COUNT, "is no number of optimizer steps", _WHOLE),
+    "val_batch_size": Range(_COUNT, "is no size of a batch", _WHOLE),
+    "val_benchmark_limit": Range(_COUNT, "is no number of questions", f"{_WHOLE}, or None for all"),
+    "panel_max_new_tokens": Range(_COUNT, "is no length", _WHOLE),
+}
+
+
+def check(name: str, value: Any) -> Any:
+    """The value of a setting of `RANGES`; raises `RangeError` where it is out of its range."""
+    if not RANGES[name].holds(value):
+        raise RangeError(f"{name}={value!r} {RANGES[name].problem}", RANGES[name].remedy)
+    return value
 
 
 def check_tiles(low: Any, high: Any) -> None:
@@ -74,81 +138,21 @@ def image_tokens(num_tiles: Sequence[int], tokens_per_tile: int) -> int:
     return sum(num_tiles) * tokens_per_tile + 2 * len(num_tiles)
 
 
-def check_room(max_tiles: int, use_thumbnail: bool, tokens_per_tile: int, max_length: int) -> None:
+def check_room(max_tiles: int, use_thumbnail: bool, tokens_per_tile: int, limit: int, name: str = "max_length") -> None:
     """Raises `RangeError` where no image can have ``max_tiles``: every large one would be shrunk silently."""
 
     def tokens(tiles: int) -> int:
         return image_tokens([tiles + (use_thumbnail and tiles > 1)], tokens_per_tile)
 
-    if tokens(max_tiles) < max_length:
+    if tokens(max_tiles) < limit:
         return
-    fitting = next((tiles for tiles in range(max_tiles, 0, -1) if tokens(tiles) < max_length), None)
+    fitting = next((tiles for tiles in range(max_tiles, 0, -1) if tokens(tiles) < limit), None)
     lower = f"lower max_tiles to {fitting} or " if fitting else ""
     raise RangeError(
         f"max_tiles={max_tiles} means images of {tokens(max_tiles):,} tokens (thumbnail included), but "
-        f"max_length={max_length:,}",
-        f"{lower}raise max_length above {tokens(max_tiles):,}",
+        f"{name}={limit:,}",
+        f"{lower}raise {name} above {tokens(max_tiles):,}",
     )
-
-
-def check_rank(value: Any) -> None:
-    """LoRA's ``r``; raises `RangeError`."""
-    if not _is_number(value, int) or value < 1:
-        raise RangeError(f"r={value!r} is no rank", "give a whole number above 0")
-
-
-def check_dropout(value: Any) -> None:
-    """``lora_dropout``; raises `RangeError`. PEFT takes a negative one for none."""
-    if not _is_number(value) or not 0 <= value < 1:
-        raise RangeError(f"lora_dropout={value!r} is out of range", "give 0 or more, and less than 1")
-
-
-def check_drop_path(value: Any) -> None:
-    """``drop_path``; raises `RangeError`."""
-    if not _is_number(value) or not 0 <= value < 1:
-        raise RangeError(f"drop_path={value!r} is no rate", "give 0 or more, and less than 1")
-
-
-def check_warmup_ratio(value: Any) -> None:
-    """``warmup_ratio``; raises `RangeError`."""
-    if not _is_number(value) or not 0 <= value < 1:
-        raise RangeError(f"warmup_ratio={value!r} is no share of a run", "give 0 or more, and less than 1")
-
-
-def check_dtype(value: Any) -> None:
-    """``dtype`` of a training; raises `RangeError`."""
-    if value not in ("auto", *DTYPE_NAMES):
-        raise RangeError(f"dtype={value!r} is not supported", f"it is one of: auto, {', '.join(DTYPE_NAMES)}")
-
-
-def check_rate(value: Any) -> None:
-    """A learning rate as PyTorch's optimizers take it; raises `RangeError`."""
-    if not _is_number(value) or not 0 <= value < math.inf:
-        raise RangeError(f"lr={value!r} is no learning rate", "give a number, 0 or more (1e-4)")
-
-
-def check_batch_size(value: Any) -> None:
-    """``batch_size`` as PyTorch's loader takes it; raises `RangeError`."""
-    if not _is_number(value, int) or value < 1:
-        raise RangeError(f"batch_size={value!r} is no size of a batch", "give a whole number above 0")
-
-
-def check_interval(value: Any) -> None:
-    """``val_interval``; raises `RangeError`."""
-    if not _is_number(value, int) or value < 1:
-        raise RangeError(f"val_interval={value!r} is no number of optimizer steps", "give a whole number above 0")
-
-
-def check_val_batch_size(value: Any) -> None:
-    """``val_batch_size``; raises `RangeError`."""
-    if not _is_number(value, int) or value < 1:
-        raise RangeError(f"val_batch_size={value!r} is no size of a batch", "give a whole number above 0")
-
-
-def check_answer_tokens(value: Any) -> None:
-    """``panel_max_new_tokens``; raises `RangeError`."""
-    if not _is_number(value, int) or value < 1:
-        raise RangeError(f"panel_max_new_tokens={value!r} is no length", "give a whole number above 0")
 
 
 def check_benchmarks(value: Any) -> None:
@@ -160,66 +164,19 @@ def check_benchmarks(value: Any) -> None:
             )
 
 
-def check_benchmark_limit(value: Any) -> None:
-    """``val_benchmark_limit``; raises `RangeError`."""
-    if value is not None and (not _is_number(value, int) or value < 1):
-        raise RangeError(
-            f"val_benchmark_limit={value!r} is no number of questions", "give a whole number above 0, or None for all"
-        )
-
-
-def check_row_multiple(value: Any) -> int:
-    """``row_multiple``; raises `RangeError`."""
-    if not _is_number(value, int) or value < 1:
-        raise RangeError(
-            f"row_multiple={value!r} is no number of tokens", "give a whole number above 0; 1 fills nothing"
-        )
-    return value
-
-
-def check_max_norm(value: Any) -> None:
-    """``max_norm`` of gradient clipping; raises `RangeError`. PyTorch would reverse the gradient."""
-    if not _is_number(value) or not value > 0:
-        raise RangeError(f"max_norm={value!r} is out of range", "give more than 0")
-
-
-def check_optimizer(value: Any) -> None:
-    """``optimizer``; raises `RangeError`."""
-    if value not in OPTIMIZER_NAMES:
-        raise RangeError(f"optimizer={value!r} is not known", f"it is one of: {', '.join(OPTIMIZER_NAMES)}")
-
-
 def check_objectives(value: Any) -> dict[str, float]:
     """The weights of a mixture of preference objectives; raises `RangeError`."""
-    names = ", ".join(OBJECTIVE_NAMES)
+    names = ", ".join(OBJECTIVES)
     if not isinstance(value, Mapping) or not value:
         raise RangeError(
             f"objectives={value!r} is no mixture", f'give at least one of {names} with its weight: {{"dpo": 1.0}}'
         )
     for name, weight in value.items():
-        if name not in OBJECTIVE_NAMES:
+        if name not in OBJECTIVES:
             raise RangeError(f"objectives: {name!r} is unknown", f"there are {names}")
-        if not _is_number(weight) or not 0 < weight < math.inf:
+        if not _number(0, above=True)(weight):
             raise RangeError(f"objectives: {weight!r} is no weight of {name}", "give a number above 0")
     return {name: float(weight) for name, weight in value.items()}
-
-
-def check_beta(value: Any) -> None:
-    """``beta`` of preference tuning; raises `RangeError`."""
-    if not _is_number(value) or not 0 < value < math.inf:
-        raise RangeError(f"beta={value!r} is no scale of rewards", "give a number above 0 (0.1)")
-
-
-def check_label_smoothing(value: Any) -> None:
-    """``label_smoothing`` of preference tuning; raises `RangeError`. From 0.5 on, the rejected answer would win."""
-    if not _is_number(value) or not 0 <= value < 0.5:
-        raise RangeError(f"label_smoothing={value!r} is out of range", "give 0 or more, and less than 0.5")
-
-
-def check_margin(value: Any) -> None:
-    """``simpo_margin``; raises `RangeError`."""
-    if not _is_number(value) or not 0 <= value < math.inf:
-        raise RangeError(f"simpo_margin={value!r} is no margin", "give a number, 0 or more (0.5)")
 
 
 def check_tracker(value: Any) -> None:

@@ -6,10 +6,12 @@ layer: what a config writes, what ``--set`` and ``--cfg-options`` change and wha
 
 from __future__ import annotations
 
+import argparse
 import ast
 import copy
 import difflib
 import importlib.util
+import json
 import os
 import re
 import sys
@@ -20,8 +22,11 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
-from .checkout import CONFIGS
-
+# configs/ and tools/ stand beside the package in a checkout, and are installed with it by a wheel (see setup.py).
+_HERE = Path(__file__).resolve().parent
+IS_INSTALLED = (_HERE / "share").is_dir()
+ROOT = _HERE / "share" if IS_INSTALLED else _HERE.parent
+CONFIGS = _HERE.parent / ("xtp_configs" if IS_INSTALLED else "configs")
 PACKAGE = "xtp_configs"  # configs/ under a name that MMEngine finds: a distribution's own name would not do
 PREPARED = "xtuner_plugins.engine.prepared"
 LABELS = ("trains", "frozen", "starts from", "data", "hardware", "launch", "less memory", "note")
@@ -116,7 +121,7 @@ tracker visualizer.tracker tensorboard, wandb, swanlab, mlflow or none
 """
 SETTINGS = {name: Setting(*rest) for name, *rest in (line.split(None, 2) for line in _TABLE.strip().splitlines())}
 
-_LABEL = re.compile(rf"^({'|'.join(LABELS)})  +(\S.*)$")
+_LABEL = re.compile(rf"^({'|'.join(LABELS)})  +(\S.*)$", re.MULTILINE)
 # Where a dict begins in a text: `{a,b}.jsonl` and `{000..009}.tar` name files.
 _DICT = re.compile(r"(?:^|[\[(,\s])(?:\{\s*\}|\{[^,{}]*:|dict\()")
 _WRITE = """write a Python literal in quotes, e.g. KEY='{"crop": 1.5}'"""
@@ -155,16 +160,18 @@ def labels_of(path: str | Path) -> dict[str, str]:
         doc = ast.get_docstring(ast.parse(Path(path).read_text(encoding="utf-8"))) or ""
     except SyntaxError as error:
         raise _unreadable(str(path), error) from None
-    found, label = {"title": doc.partition("\n")[0]}, None
-    for line in doc.splitlines()[1:]:
-        if match := _LABEL.match(line):
-            label = match[1]
-            found[label] = match[2]
-        elif label and line.startswith(" "):
-            found[label] += f" {line.strip()}"
-        else:
-            label = None
-    return found
+    return {"title": doc.partition("\n")[0], **dict(_LABEL.findall(re.sub(r"\n +", " ", doc)))}
+
+
+def add_config_options(parser: argparse.ArgumentParser, cfg_options: bool = True) -> None:
+    """Adds ``--set`` and ``--cfg-options`` to a tool's arguments; both may be given several times (`parse_words`)."""
+    several = {"nargs": "+", "action": "extend", "default": []}
+    say = "other values for settings, e.g. lr=5e-5 data_paths=a.jsonl,b.jsonl; print_config.py lists them"
+    parser.add_argument("--set", **several, metavar="NAME=VALUE", help=say)
+    if cfg_options:
+        say = "other values for keys of the runner, e.g. train_cfg.max_iters=100 or "
+        say += "'train_dataloader.dataset.backend_args={\"anon\": True}'"
+        parser.add_argument("--cfg-options", **several, metavar="KEY=VALUE", help=say)
 
 
 def parse_words(settings: Sequence[str] = (), options: Sequence[str] = ()) -> dict[str, Any]:
@@ -254,32 +261,38 @@ def import_types(cfg: Config) -> None:
 
 
 def _unreadable(path: str, error: Exception) -> ConfigError:
-    line = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
-    if "inheritance chain" in str(error):  # MMEngine's two kinds of configs
+    line, said = "", str(error)
+    if isinstance(error, SyntaxError):
+        line, said = f":{error.lineno}", error.msg
+    problem = f"{type(error).__name__}: {' '.join(said.split())[:300]}"
+    if "inheritance chain" in said:  # MMEngine's two kinds of configs
         problem = "`_base_` can't take in a config that is written with imports, nor stand in one"
-        return ConfigError(
-            f"config {path} cannot be read: {problem}; derive with `with read_base(): from ... import *`"
-        )
-    text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())[:300]
-    return ConfigError(f"config {path}{line} cannot be read: {type(error).__name__}: {text}")
+        problem += "; derive with `with read_base(): from ... import *`"
+    return ConfigError(f"config {path}{line} cannot be read: {problem}")
 
 
 def _check_strays(cfg: Config) -> None:
     """Raises `ConfigError` on a name of the config that looks like a setting, but that nothing reads.
 
-    Other names are helper variables: ``data_root = ...``. So is a short name whose value its key has taken. A config of
-    another project's model has names of its own, and one that an earlier run has written (XTuner adds its launcher)
-    keeps names whose keys the command line had changed.
+    Other names are helper variables: ``data_root = ...``. So is a short name whose value its key has taken, and a name
+    like one that the file reads again. A config of another project's model has names of its own, and one that an
+    earlier run has written (XTuner adds its launcher) keeps names whose keys the command line had changed.
     """
     kind = value_at(cfg, "model.type")
     if "launcher" in cfg or not str(getattr(kind, "_module", kind)).startswith(__package__):
         return
+    nodes = list(ast.walk(ast.parse(Path(cfg.filename).read_text(encoding="utf-8"))))
+    read, written = (
+        {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, kind)}
+        for kind in (ast.Load, ast.Store)
+    )
     for name, value in cfg._to_lazy_dict().items():
-        if name in SETTINGS:
-            key = SETTINGS[name].key
-            hint = f"; write {key} = ..." if value_at(cfg, key) != value else ""
-        else:
-            hint = "" if name in RUNNER_KEYS else _near(name, RUNNER_KEYS, cutoff=0.8)
+        if name in RUNNER_KEYS or name in read:
+            continue
+        hint = _near(name, RUNNER_KEYS, cutoff=0.8)
+        like = [name] if name in SETTINGS else difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.85)
+        if like and (name in SETTINGS or name in written) and value_at(cfg, SETTINGS[like[0]].key) != value:
+            hint = f"; write {SETTINGS[like[0]].key} = ..."
         if hint:
             raise ConfigError(f"config {cfg.filename}: nothing reads {name!r}{hint}")
 
@@ -302,26 +315,24 @@ def _change(cfg: Config, key: str, value: Any) -> None:
     if (top := key.partition(".")[0]) not in RUNNER_KEYS:
         raise ConfigError(f"{key}: nothing reads {top!r}{_near(top, [*SETTINGS, *RUNNER_KEYS])}")
     node = cfg._cfg_dict
-    for depth, part in enumerate([*parents, None]):
-        if not isinstance(node, (dict, list)):
-            above, rest = ".".join(parents[:depth]), ".".join([*parents[depth:], last])
-            raise ConfigError(f"{key}: {above} is {node!r} and has no {rest!r}; give all of it: {above}=...")
-        if part is None:
-            break
-        node = _member(node, part, key, ".".join(parents[:depth]))
-    if isinstance(node, list):
-        _member(node, last, key, ".".join(parents))
-        last = int(last)
-    node[last] = copy.deepcopy(value)
+    for depth, part in enumerate(parents):
+        node = _below(node, part, key, ".".join(parents[:depth]))
+    if isinstance(node, dict):
+        node[last] = copy.deepcopy(value)
+    else:
+        _below(node, last, key, ".".join(parents))
+        node[int(last)] = copy.deepcopy(value)
 
 
-def _member(node: dict | list, part: str, key: str, above: str) -> Any:
+def _below(node: Any, part: str, key: str, above: str) -> Any:
+    """The value under a name of a dict, or an index of a list; ``key`` and ``above`` are for the message."""
     if isinstance(node, list):
-        if not part.isdigit() or int(part) >= len(node):
-            raise ConfigError(
-                f"{key}: {above} is a list of {len(node)}, which has no {part!r}; give an index, from 0 on"
-            )
-        return node[int(part)]
+        if part.isdigit() and int(part) < len(node):
+            return node[int(part)]
+        raise ConfigError(f"{key}: {above} is a list of {len(node)}, which has no {part!r}; give an index, from 0 on")
+    if not isinstance(node, dict):
+        rest = key[len(above) + 1 :]
+        raise ConfigError(f"{key}: {above} is {node!r} and has no {rest!r}; give all of it: {above}=...")
     if part not in node:
         hint = _near(part, node) or f"; give all of it: {f'{above}.{part}'.lstrip('.')}='{{...}}'"
         raise ConfigError(f"{key}: {above or 'the config'} has no {part!r}{hint}")
@@ -355,3 +366,35 @@ def validation_settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(name, str) and name.rpartition(".")[2] == "ValidationHook":
             return {key: value for key, value in hook.items() if key != "type"}
     return {}
+
+
+DEEPSPEED = {path.stem: path for path in sorted((_HERE / "deepspeed").glob("*.json"))}
+
+
+def deepspeed_file(value: str) -> Path:
+    """The JSON file that a value of ``--deepspeed`` means: an existing file, else ours of that name.
+
+    XTuner's files of the same names leave the dtype of accumulated gradients to DeepSpeed, which then adds micro-steps
+    up in bfloat16.
+
+    Raises:
+        ConfigError: Neither, or not a JSON file with an object.
+    """
+    path = Path(value) if Path(value).is_file() else DEEPSPEED.get(value)
+    if path is None:
+        close = difflib.get_close_matches(value, DEEPSPEED, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]}?" if close else "give a JSON file or one of these"
+        problem = "no such file" if value.endswith(".json") else f"unknown; {hint} (known: {', '.join(DEEPSPEED)})"
+        raise ConfigError(f"--deepspeed {value}: {problem}")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"--deepspeed {value}: not JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"--deepspeed {value}: holds a {type(settings).__name__}, not an object of settings")
+    return path
+
+
+def read_deepspeed(value: str) -> dict[str, Any]:
+    """The settings in the file of a value of ``--deepspeed``; raises as `deepspeed_file`."""
+    return json.loads(deepspeed_file(value).read_text(encoding="utf-8"))

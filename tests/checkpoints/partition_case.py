@@ -20,7 +20,8 @@ def main(base: str, out: Path) -> None:
     from tests.checkpoints.training import LORA, chat_inputs, logits, training_inputs
     from xtuner_plugins.checkpoints.loader import load_model
     from xtuner_plugins.checkpoints.partition import is_partitioned, over_ranks
-    from xtuner_plugins.engine.runtime import leave_process_group, prepare_runtime
+    from xtuner_plugins.engine.launch.entry import prepare_runtime
+    from xtuner_plugins.engine.runtime import leave_process_group
     from xtuner_plugins.models.vlm import VisionLanguageModel
 
     prepare_runtime(base)  # without a GPU DeepSpeed would compile an op first

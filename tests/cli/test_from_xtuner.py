@@ -1,41 +1,149 @@
-"""The importer of XTuner's configs as its users meet it: names, files, refusals."""
+"""XTuner's own InternVL configs, imported: every value is what XTuner would train with, and the rest is named."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
 from xtuner.configs import cfgs_name_path
 
-from tests.cli.xtuner_cases import INTERNVL
+from tests.engine.parallel_case import write_dataset
 from tests.tools.test_refusals import run
 from xtuner_plugins.cli.from_xtuner import find_xtuner_config, import_config
-from xtuner_plugins.settings import ConfigError, load_config
+from xtuner_plugins.engine.check.text import check_text
+from xtuner_plugins.planning.published import BASES
+from xtuner_plugins.settings import SETTINGS, ConfigError, labels_of, load_config, read_config, value_at
+
+INTERNVL = sorted(name for name in cfgs_name_path if name.startswith("internvl_v") and name.endswith("finetune"))
+LORA = "internvl_v2_internlm2_5_8b_lora_finetune"
+HUBS = {base.hub: base for base in BASES.values() if base.hub}
+SAME = [
+    *("train_dataloader.batch_size", "train_dataloader.num_workers", "train_dataloader.dataset.max_length"),
+    *(f"optim_wrapper.{key}" for key in ("optimizer.lr", "optimizer.betas", "optimizer.weight_decay")),
+    *("optim_wrapper.clip_grad.max_norm", "optim_wrapper.accumulative_counts", "train_cfg.max_epochs"),
+    *(f"default_hooks.checkpoint.{key}" for key in ("interval", "max_keep_ckpts", "by_epoch")),
+    *(f"model.llm_lora.{key}" for key in ("r", "lora_alpha", "lora_dropout", "target_modules")),
+]
+NOTED = ("'float16'", "'dynamic'", "LengthGroupedSampler", "DatasetInfoHook", "save_optimizer", "hf download")
 
 
-def test_names_are_those_of_xtuner():
-    for name in INTERNVL:
-        assert find_xtuner_config(name) == cfgs_name_path[name]
+def edited(folder, *pairs, name=LORA):
+    """XTuner's LoRA config of InternVL2-8B, or another one, with other text."""
+    text = Path(cfgs_name_path[name]).read_text()
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "theirs.py").write_text(text)
+    return str(folder / "theirs.py")
 
 
-REFUSED = [
-    (["internvl_v2_internlm2_8b_lora_finetune"], "does not exist; did you mean internvl_v2_internlm2"),
-    (
-        ["llava_internlm_chat_7b_clip_vit_large_p14_336_e1_gpu8_pretrain", "out.py"],
-        "internlm/internlm-chat-7b is prompted with internlm_chat, which no template in",
-    ),
-    (
-        ["internlm2_7b_qlora_alpaca_e3", "out.py"],
-        "trains SupervisedFinetune; XTuner's configs of InternVL_V1_5 and LLaVAModel",
-    ),
-    (["finetune_lora.py"], "config finetune_lora.py does not exist"),
-    (["internvl_v2_internlm2_2b_finetune", "out.txt"], "a config is a Python file; name it out.py"),
+def written(name, folder, base=None):
+    imported = import_config(name, folder / "mine.py", base)
+    (folder / "mine.py").write_text(imported.text, encoding="utf-8")
+    return imported, read_config(str(folder / "mine.py"))
+
+
+def differences(name, folder):
+    """What one of XTuner's configs says otherwise than its import."""
+    theirs = read_config(cfgs_name_path[name])._to_lazy_dict()
+    imported, ours = written(name, folder)
+    base, method = HUBS[theirs["model"]["model_path"]], imported.parent.removeprefix("finetune_")
+    pairs = {key: (value_at(ours, key), value_at(theirs, key)) for key in SAME}
+    pairs |= {key: (value_at(ours, key, True), value_at(theirs, key)) for key in ("model.freeze_visual_encoder",)}
+    pairs["freeze_llm"] = ours.model.get("freeze_llm", True), theirs["model"]["freeze_llm"]
+    pairs["base"] = ours.model.base, os.path.abspath(base.path)
+    data = ours.train_dataloader.dataset
+    for key in ("data_paths", "image_folders"):
+        pairs[key] = data[key], [os.path.abspath(theirs["train_dataloader"]["dataset"][key])]
+    pairs["warm-up"] = ours.param_scheduler.warmup_ratio, theirs["warmup_ratio"]
+    pairs["method"] = method, "qlora" if "qlora" in name else "lora" if "lora" in name else "full"
+    pairs["4 bits"] = "llm_quantization" in ours.model, bool(theirs["model"].get("quantization_llm"))
+    pairs["left out"] = {"template", "repeat_times"} & set(data), set()
+    pairs["launch"] = labels_of(folder / "mine.py")["launch"], imported.launch
+    pairs["notes"] = [sum(word in note for note in imported.notes) for word in NOTED], [1] * len(NOTED)
+    return {f"{name} {key}": pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def test_every_value_is_xtuners(tmp_path):
+    assert len(INTERNVL) == 21
+    assert {key: pair for name in INTERNVL for key, pair in differences(name, tmp_path).items()} == {}
+
+
+LORA_ON_BOTH = "freeze_llm=True,\n    visual_encoder_lora=dict(type=LoraConfig, r=16, lora_alpha=256),"
+EDITS = [
+    (('"OpenGVLab/InternVL2-8B"', '"me/mine"'), "hf download me/mine", {"template": "internlm2-chat"}),
+    (("weight_decay = 0.05", "weight_decay = 0.0"), None, {"weight_decay": 0.0}),
+    (("type=LengthGroupedSampler", "type=DefaultSampler"), "sampler DefaultSampler: random order here", {}),
+    (("max_norm=max_norm", "max_norm=0.5"), None, {"max_grad_norm": 0.5}),
+    (("eta_min=0.0", "eta_min=1e-7"), "eta_min=1e-07 is not carried over", {}),
+    (('dtype="float16"', 'dtype="bfloat16"'), "dtype='bfloat16' without loss scaling", {"dtype": "bfloat16"}),
+    (("max_epochs=max_epochs)", "max_iters=1001)"), "has no share of the run", {"max_steps": 501, "max_epochs": None}),
+    (("load_from = None", 'load_from = "a.pth"'), "load_from='a.pth' is not carried over", {}),
+    (("seed=None", "seed=7"), "randomness.seed=7 is not", {}),
+    (("target_modules=None", 'target_modules=["wqkv"]'), "other names here", {"lora_targets": ["wqkv"]}),
+    (("freeze_llm=True,", 'freeze_llm=True,\n    pretrained_pth="b.pth",'), "model.pretrained_pth='b.pth' is not", {}),
+    (("type=optim_type", "type=SGD"), "optim_wrapper.optimizer.type=", {}),
+    (("max_length=max_length", "max_length=max_length, repeat_times=3"), None, {"repeat_times": [3]}),
+    (("freeze_llm=True,", LORA_ON_BOTH), None, {"lora_rank": 128, "model.visual_encoder_lora.r": 16}),
 ]
 
 
-@pytest.mark.parametrize("words, message", REFUSED, ids=[words[-1] for words, _ in REFUSED])
-def test_wrong_inputs_are_refused_in_one_line(words, message, tmp_path):
-    status, lines, imported = run("import_xtuner_config.py", *words, cwd=tmp_path)
-    assert status == 2 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], lines
-    assert imported == [] and list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("edit, note, settings", EDITS, ids=[edit[1] for edit, _, _ in EDITS])
+def test_what_a_user_changed_is_carried_over_or_named(edit, note, settings, tmp_path):
+    sgd = (
+        "from torch.optim import AdamW",
+        "from mmengine.dataset import DefaultSampler\nfrom torch.optim import SGD, AdamW",
+    )
+    plain = import_config(LORA, tmp_path / "mine.py")
+    imported, found = written(edited(tmp_path, sgd, edit), tmp_path)
+    said = " ".join(labels_of(tmp_path / "mine.py").get("differs", imported.text).split())
+    assert note is None or sum(note in line for line in imported.notes) == 1, imported.notes
+    assert note is None or not any(note in line for line in plain.notes)
+    assert all(line in " ".join(imported.text.split()) for line in imported.notes if "hf download" not in line), said
+    assert {name: value_at(found, SETTINGS[name].key if name in SETTINGS else name) for name in settings} == settings
+
+
+def test_the_result_passes_the_check_on_a_tiny_base(toy_base, tmp_path):
+    data, images = write_dataset(tmp_path / "data", num_samples=8)
+    edits = [
+        ('data_root + "LLaVA-Instruct-150K/llava_v1_5_mix665k.json"', f'["{data}", "{data}"]'),
+        ('data_root + "llava_images"', f'["{images}", "{images}"]'),
+        ("    max_length=max_length,", "    max_length=max_length,\n    repeat_times=[2, 0.5],"),
+    ]
+    imported, ours = written(edited(tmp_path, *edits), tmp_path, base=str(toy_base))
+    assert not any("hf download" in note for note in imported.notes)
+    dataset = ours.train_dataloader.dataset
+    assert dataset["repeat_times"] == [2, 0.5] and dataset["data_paths"] == [str(data)] * 2
+    check_text(load_config(str(tmp_path / "mine.py"), {"train_dataloader.dataset.max_tiles": 6}))
+
+
+@pytest.mark.parametrize("fields, tiles", [({"dynamic_image_size": True, "max_dynamic_patch": 6}, 6), ({}, 1)])
+def test_tiles_of_an_unknown_base_are_its_own_or_a_note(fields, tiles, tmp_path):
+    path = edited(tmp_path, ('"OpenGVLab/InternVL2-8B"', '"me/mine"'))
+    imported = import_config(path, tmp_path / "o.py")
+    assert sum(note.startswith("max_tiles=12: no table knows mine") for note in imported.notes) == 1
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps(fields))
+    imported, ours = written(path, tmp_path, str(tmp_path / "base"))
+    assert not any("max_tiles" in note for note in imported.notes)
+    assert ours.train_dataloader.dataset.max_tiles == tiles
+
+
+def test_what_is_no_config_of_xtuners_internvl_is_refused(tmp_path):
+    assert find_xtuner_config(LORA) == cfgs_name_path[LORA]
+    for path, message in (
+        (edited(tmp_path, ("type=InternVL_V1_5_Dataset", "type=AdamW")), "dataset.type is AdamW; XTuner's configs of"),
+        (
+            "internlm2_7b_qlora_alpaca_e3",
+            "model.type is SupervisedFinetune; XTuner's configs of InternVL_V1_5 are read",
+        ),
+        ("finetune_lora", "does not exist; did you mean"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            import_config(path, tmp_path / "out.py")
+    path = edited(tmp_path, ('data_root + "llava_images"', '["a", "b"]'))
+    with pytest.raises(ConfigError, match="1 data_paths, 2 image_folders, 1 repeat_times; give one for each file"):
+        import_config(path, tmp_path / "out.py")
 
 
 def test_the_tool_writes_names_and_replaces_nothing(tmp_path):
@@ -43,14 +151,12 @@ def test_the_tool_writes_names_and_replaces_nothing(tmp_path):
     status, lines, imported = run("import_xtuner_config.py", name, cwd=tmp_path)
     assert (status, imported) == (0, []) and all(line.endswith("does not exist yet") for line in lines)
     assert load_config(str(tmp_path / f"{name}.py")).train_dataloader.batch_size == 8
-    status, lines, _ = run("import_xtuner_config.py", name, cwd=tmp_path)
-    assert (status, lines) == (2, [f"error: {name}.py exists; --force replaces it"])
+    for words, message in (
+        ([name], f"{name}.py exists; --force replaces it"),
+        ([f"{name}.py", "--force"], f"{name}.py is the config itself; name another OUT"),
+        ([name, "out.txt"], "out.txt: a config is a Python file; name it out.py"),
+        (["internvl_v2_internlm2_8b_lora_finetune"], "does not exist; did you mean internvl_v2_internlm2"),
+    ):
+        status, lines, _ = run("import_xtuner_config.py", *words, cwd=tmp_path)
+        assert status == 2 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], lines
     assert run("import_xtuner_config.py", name, "--force", cwd=tmp_path)[0] == 0
-    status, lines, _ = run("import_xtuner_config.py", f"{name}.py", "--force", cwd=tmp_path)
-    assert (status, lines) == (2, [f"error: {name}.py is the config itself; name another OUT"])
-
-
-def test_a_config_of_ours_is_refused(tmp_path):
-    ours = Path(__file__).resolve().parents[2] / "configs/finetune_lora.py"
-    with pytest.raises(ConfigError, match="is no config of XTuner's own"):
-        import_config(str(ours), tmp_path / "out.py")

@@ -4,9 +4,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from xtuner_plugins.checkout import CONFIGS
-from xtuner_plugins.engine.text_check import check_spelling, typed_nodes
-from xtuner_plugins.settings import LABELS, RUNNER_KEYS, labels_of, leaves, read_config
+from xtuner_plugins.engine.check.text import check_values
+from xtuner_plugins.settings import CONFIGS, LABELS, RUNNER_KEYS, labels_of, leaves, read_config
 
 LEAVES = leaves()
 BATCH = re.compile(r"batch_size ?= ?(\d+),?  # x (\d+) accumulation x (\d+) (?:GPU|process)e?s? = (\d+) \w+ per step")
@@ -26,7 +25,7 @@ def batch_comment(path: Path) -> list[int]:
 def complaints(name: str, path: Path) -> list[str]:
     """What is wrong with a leaf."""
     cfg, labels = read_config(str(path)), labels_of(path)
-    check_spelling(cfg)
+    check_values(cfg._to_lazy_dict())
     found = [f"nothing reads {key}" for key in set(cfg._to_lazy_dict()) - RUNNER_KEYS]
     found += [f"the docstring doesn't say: {label}" for label in LABELS[:6] if not labels.get(label)]
     launch = labels["launch"].split()
@@ -62,8 +61,3 @@ def test_configs_say_only_what_differs():
     lines = sum(1 for path in CONFIGS.rglob("*.py") for line in path.read_text().splitlines() if line.strip())
     assert len(LEAVES) <= 80 and lines <= MOST_LINES
     assert ordered[len(ordered) // 2] <= 15 and ordered[len(ordered) * 9 // 10] <= 30
-
-
-def test_typed_nodes_name_their_place():
-    nodes = dict(typed_nodes({"a": {"type": "X", "b": [{"type": "Y"}]}}))
-    assert set(nodes) == {"a", "a.b[0]"}

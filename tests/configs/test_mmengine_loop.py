@@ -8,9 +8,8 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from xtuner_plugins.checkout import CONFIGS
 from xtuner_plugins.datasets import SettingError
-from xtuner_plugins.settings import read_config
+from xtuner_plugins.settings import CONFIGS, read_config
 from xtuner_plugins.toy.small_data import write_dataset
 
 

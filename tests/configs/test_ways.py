@@ -12,7 +12,7 @@ from mmengine.config import Config
 from tests.conftest import HANGS_AFTER, ROOT
 from tests.engine.forked import run_forked
 from tests.engine.parallel_case import logged, write_dataset
-from xtuner_plugins.cli import launcher
+from xtuner_plugins.engine.launch import launcher
 from xtuner_plugins.settings import SETTINGS, read_config
 
 LEAF = "toy_finetune_lora"
@@ -52,7 +52,7 @@ def resolved(monkeypatch, *arguments):
     monkeypatch.setattr(launcher, "run_ranks", lambda command, envs: handed.append(command) or 0)
     assert launcher.main([*map(str, arguments), "--work-dir", "run"]) == 0
     assert "--cfg-options" not in handed[0] and "--set" not in handed[0]
-    return Path(handed[0][handed[0].index("xtuner_plugins.cli.train_process") + 1]).read_text()
+    return Path(handed[0][handed[0].index("xtuner_plugins.engine.launch.train_process") + 1]).read_text()
 
 
 def plain_runner(folder, changes):

@@ -52,7 +52,7 @@ def run_forked(
     processes: int = 1,
     prepare: Callable[[], None] | None = None,
 ) -> Run:
-    """Runs ``xtuner_plugins.cli.train_process *arguments`` once per rank; logs go beside ``work_dir``.
+    """Runs ``xtuner_plugins.engine.launch.train_process *arguments`` once per rank; logs go beside ``work_dir``.
 
     Args:
         arguments: As for `tools/train.py`, with the config's path first.
@@ -91,7 +91,7 @@ def train_forked(
     prepare: Callable[[], None] | None = None,
     **case,
 ) -> Run:
-    """Runs `xtuner_plugins.cli.train_process` in forked children on a global batch of 4.
+    """Runs `xtuner_plugins.engine.launch.train_process` in forked children on a global batch of 4.
 
     Args:
         work_dir, base, data, processes: As `parallel_case.training`.
@@ -125,7 +125,7 @@ def _train(arguments: list[str], env: dict[str, str], log: Path, prepare: Callab
         faulthandler.dump_traceback_later(HUNG_AFTER_S)  # a run that hangs says where
         if prepare is not None:
             prepare()
-        from xtuner_plugins.cli.train_process import main
+        from xtuner_plugins.engine.launch.train_process import main
 
         code = main()
     except BaseException:

@@ -145,7 +145,7 @@ def main() -> None:
     import xtuner.engine  # noqa: F401
 
     if sys.argv[1:] == ["prepared"]:
-        from xtuner_plugins.engine.runtime import prepare_runtime
+        from xtuner_plugins.engine.launch.entry import prepare_runtime
 
         assert prepare_runtime("some/base") == prepare_runtime("some/base") == "some/base"
     print(json.dumps([probe.__name__ for probe in PROBES if in_a_child(probe)]))

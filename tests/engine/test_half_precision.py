@@ -13,9 +13,9 @@ from mmengine._strategy.deepspeed import DeepSpeedOptimWrapper
 from tests.engine.forked import fork_server
 from tests.models.test_vlm import make_batch
 from xtuner_plugins.checkpoints.assembly.base import build_base
-from xtuner_plugins.deepspeed_json import OURS
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.processes import free_port
+from xtuner_plugins.settings import DEEPSPEED
 from xtuner_plugins.toy.models import write_random_parts
 
 STAGES = ["deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"]
@@ -55,12 +55,12 @@ def _run(port, base, name, dtype, folder, is_ours):
     from deepspeed.accelerator import get_accelerator
 
     from xtuner_plugins.engine import strategy
-    from xtuner_plugins.engine.runtime import prepare_runtime
+    from xtuner_plugins.engine.launch.entry import prepare_runtime
 
     torch.set_num_threads(1)
     prepare_runtime(base)
     get_accelerator().is_fp16_supported = lambda: True  # few CPUs say so; nothing is computed in it here
-    settings = json.loads(OURS[name].read_text()) | {key: {"enabled": key == dtype} for key in DTYPES}
+    settings = json.loads(DEEPSPEED[name].read_text()) | {key: {"enabled": key == dtype} for key in DTYPES}
     settings |= {"gradient_clipping": 0.5, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
     made = strategy.DeepSpeedStrategy(config=settings, work_dir=str(folder))  # before the model, which ZeRO-3 splits
     network = VisionLanguageModel(base, dtype=str(DTYPES[dtype]).removeprefix("torch."), freeze_llm=False)

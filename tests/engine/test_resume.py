@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 from xtuner_plugins.checkpoints.io.reader import CheckpointError
 from xtuner_plugins.checkpoints.work_dir import read_checkpoint
-from xtuner_plugins.cli.train_process import name_newest
+from xtuner_plugins.engine.launch.train_process import name_newest
 from xtuner_plugins.engine.resume import settle_start
 
 from .forked import train_forked

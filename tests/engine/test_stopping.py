@@ -236,7 +236,7 @@ class Started:
         for pid in marked(self.mark):
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-                if "xtuner_plugins.cli.train_process" in words:
+                if "xtuner_plugins.engine.launch.train_process" in words:
                     found.append(pid)
         return found
 

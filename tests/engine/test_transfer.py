@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from xtuner_plugins.deepspeed_json import OURS
 from xtuner_plugins.engine.runtime import allow_checkpoint_types
 from xtuner_plugins.engine.transfer import read_state
+from xtuner_plugins.settings import DEEPSPEED
 
 from .forked import train_forked
 from .parallel_case import edited_config, logged, write_dataset
@@ -150,7 +150,7 @@ def test_weights_alone(toy_base, data, recipes, whole, tmp_path, layout):
 @pytest.mark.slow
 def test_bfloat16_masters_go_on(toy_base, data, recipes, tmp_path):
     """ZeRO-1 in bfloat16 has files of its own; its float32 weights and moments go to one process unrounded."""
-    settings = json.loads(OURS["deepspeed_zero1"].read_text()) | {"bf16": {"enabled": True}}
+    settings = json.loads(DEEPSPEED["deepspeed_zero1"].read_text()) | {"bf16": {"enabled": True}}
     (tmp_path / "bf16.json").write_text(json.dumps(settings))
     half = dict(processes=2, deepspeed=str(tmp_path / "bf16.json"), **case(recipes["full"]))
     run = train_forked(tmp_path / "run", toy_base, data, **half)

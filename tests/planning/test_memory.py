@@ -8,7 +8,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.bench_memory_plan import LiveBytes, as_on_a_gpu, measure, planned
-from xtuner_plugins.deepspeed_json import read_deepspeed
 from xtuner_plugins.models import losses
 from xtuner_plugins.models.loss_head import LossHead
 from xtuner_plugins.planning import activations as act
@@ -18,7 +17,7 @@ from xtuner_plugins.planning.plan import Model, job_of, model_of_base, plan_conf
 from xtuner_plugins.planning.published import BASES, meta_model
 from xtuner_plugins.planning.shapes import shape_of
 from xtuner_plugins.planning.strategies import from_deepspeed, plain
-from xtuner_plugins.settings import read_config
+from xtuner_plugins.settings import read_config, read_deepspeed
 
 LORA = dict(r=64, lora_alpha=128, lora_dropout=0.05)
 CHOICES = {

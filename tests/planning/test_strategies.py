@@ -1,12 +1,12 @@
-"""What DeepSpeed's files say. Names that don't exist: tests/engine/test_config_check.py."""
+"""What DeepSpeed's files say. Names that don't exist: tests/test_deepspeed_json.py."""
 
 import re
 from dataclasses import replace
 
 import pytest
 
-from xtuner_plugins.deepspeed_json import read_deepspeed
 from xtuner_plugins.planning.strategies import from_deepspeed, obstacle, plain
+from xtuner_plugins.settings import read_deepspeed
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import HANGS_AFTER, ROOT
 from tests.engine.forked import run_forked
 from tests.engine.parallel_case import logged, write_dataset
-from xtuner_plugins.engine.config_check import check_config
+from xtuner_plugins.engine.check.build import check_config
 from xtuner_plugins.settings import labels_of, leaves, load_config, make_reloadable, read_config
 
 

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..processes import quiet_imports
 from ..settings import ConfigError, find_config, import_types, parse_words, read_config, validation_settings
-from .terminal import quiet_imports
 
 SHOWN_WARNINGS = 5  # of each reason
 SHOWN_FILES = 3  # of each finding

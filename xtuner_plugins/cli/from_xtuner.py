@@ -1,19 +1,82 @@
-"""Reads the InternVL and LLaVA configs of XTuner 0.2.0 and says the same as one of ours."""
+"""Writes a config that takes in one of configs/; among them those that say what XTuner 0.2.0's InternVL configs say.
+
+Values are taken from what XTuner would build (``model``, ``train_dataloader``, ...) and not from the settings above it,
+so an edited config is read as it would train. What has no counterpart here becomes a note. Nothing is imported.
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
+import math
+import os
 import re
+import shlex
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..settings import ConfigError, read_config
-from .derived import derive, launch_line
-from .xtuner_internvl import InternVLConfig
-from .xtuner_llava import LlavaConfig
+from ..planning.published import BASES
+from ..settings import CONFIGS, PACKAGE, ROOT, RUNNER_KEYS, ConfigError, labels_of, leaves, read_config, value_at
 
-KINDS = {kind.model_type: kind for kind in (InternVLConfig, LlavaConfig)}
+TEMPLATES = {"internlm2_chat": "internlm2-chat", "phi3_chat": "phi3-chat"}  # XTuner's name: ours
+_DATA, _CHECKPOINT = "train_dataloader.dataset", "default_hooks.checkpoint"
+_LORA = [
+    f"model.{part}_lora.{key}" for part in ("llm", "visual_encoder") for key in ("r", "lora_alpha", "lora_dropout")
+]
+# Keys that mean the same here.
+_SAME = {
+    *("model.freeze_llm", "model.freeze_visual_encoder", *_LORA),
+    *("train_dataloader.batch_size", "train_dataloader.num_workers", f"{_DATA}.max_length"),
+    *("optim_wrapper.accumulative_counts", "optim_wrapper.clip_grad.max_norm", "train_cfg.max_epochs"),
+    *(f"optim_wrapper.optimizer.{key}" for key in ("lr", "betas", "weight_decay")),
+    *(f"{_CHECKPOINT}.{key}" for key in ("by_epoch", "interval", "max_keep_ckpts")),
+}
+# Keys that `_Reader` reads in its own way.
+_READ = re.compile(
+    rf"model\.(model_path|quantization_\w+|\w+_lora\.(type|task_type|target_modules))|{_DATA}\.(model_path|template)"
+    rf"|{_DATA}\.(data_paths|image_folders|repeat_times)|optim_wrapper\.(type|dtype|loss_scale)|param_scheduler"
+    r"|train_cfg\.max_iters|train_dataloader\.sampler\..*"
+)
+# What happens here, too, at these values; any other is noted.
+_STANDARD = {
+    "model.type": "InternVL_V1_5",
+    f"{_DATA}.type": "InternVL_V1_5_Dataset",
+    "train_dataloader.collate_fn.type": "default_collate_fn",
+    "optim_wrapper.optimizer.type": "AdamW",
+    "optim_wrapper.clip_grad.error_if_nonfinite": "False",
+    "train_cfg.type": "TrainLoop",
+    "default_hooks.timer.type": "IterTimerHook",
+    "default_hooks.logger.type": "LoggerHook",
+    "default_hooks.logger.log_metric_by_epoch": "False",
+    "default_hooks.logger.interval": "10",
+    "default_hooks.param_scheduler.type": "ParamSchedulerHook",
+    "default_hooks.sampler_seed.type": "DistSamplerSeedHook",
+    f"{_CHECKPOINT}.type": "CheckpointHook",
+    "env_cfg.cudnn_benchmark": "False",
+    "env_cfg.mp_cfg.mp_start_method": "fork",
+    "env_cfg.mp_cfg.opencv_num_threads": "0",
+    "env_cfg.dist_cfg.backend": "nccl",
+    "log_level": "INFO",
+    "log_processor.by_epoch": "False",
+    "randomness.deterministic": "False",
+    "resume": "False",
+}
+_OTHERWISE = {
+    f"{_CHECKPOINT}.save_optimizer": "has no meaning: checkpoints hold the optimizer here, so that they can be resumed"
+}
+
+
+class Code(str):
+    """A value that is written as it is, e.g. ``dict(type=LoraConfig, r=16)``."""
+
+
+FOUR_BITS = Code(
+    'dict(type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)'
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +117,7 @@ def find_xtuner_config(name: str) -> str:
 
 
 def import_config(name: str, out: Path, base: str | None = None) -> Imported:
-    """Reads an InternVL or LLaVA config of XTuner's and writes it as one of ours.
+    """Reads an InternVL config of XTuner's and writes it as one of ours.
 
     Args:
         name: Its path, or the name of one that XTuner ships.
@@ -66,17 +129,225 @@ def import_config(name: str, out: Path, base: str | None = None) -> Imported:
     """
     path = find_xtuner_config(name)
     cfg = read_config(path)._to_lazy_dict()
-    if cfg.get("optim_wrapper", {}).get("constructor") or "model_resource" in cfg:
-        raise ConfigError(f"config {path} is no config of XTuner's own; tools/new_config.py writes one")
-    kind = str(cfg.get("model", {}).get("type"))
-    if kind not in KINDS:
-        raise ConfigError(f"config {path} trains {kind}; XTuner's configs of {' and '.join(KINDS)} are read, no others")
-    reader = KINDS[kind](path, cfg)
-    reader.derive(base)
-    launch = re.sub(r"^NPROC_PER_NODE=\d+ ", "", launch_line(reader.parent, out))
-    if reader.processes > 1:
-        strategy = "" if "--deepspeed" in launch else " --deepspeed deepspeed_zero2"
-        launch = f"NPROC_PER_NODE={reader.processes} {launch}{strategy}"
-    text = derive(reader.parent, {**reader.labels, "launch": launch}, reader.changes, reader.imports)
-    paths = [reader.changes["model.base"], *reader.paths, *reader.folders]
-    return Imported(text, reader.parent, launch, reader.advice + reader.notes, list(dict.fromkeys(paths)))
+    for key in ("model.type", f"{_DATA}.type"):
+        if (kind := str(value_at(cfg, key))) != _STANDARD[key]:
+            raise ConfigError(
+                f"config {path}: {key} is {kind}; XTuner's configs of {_STANDARD[key]} are read, no others"
+            )
+    model, notes = cfg["model"], []
+    llm = "lora" if model.get("llm_lora") else "frozen" if model.get("freeze_llm") else "all"
+    parent = {"all": "finetune_full", "lora": "finetune_lora", "frozen": "pretrain_mlp"}[llm]
+    parent = "finetune_qlora" if llm == "lora" and model.get("quantization_llm") else parent
+    start, how = _base(model, base)
+    changes = {"model.base": start, **_data(path, cfg, start, notes), **_plain(cfg, notes), **_schedule(cfg, notes)}
+    for part, key in (("visual_encoder", "quantization_vit"), ("llm", "quantization_llm")):
+        if model.get(key) and model.get(f"{part}_lora") and (part, parent) != ("llm", "finetune_qlora"):
+            changes[f"model.{part}_quantization"] = FOUR_BITS
+    present = read_config(parent)
+    usual = {"model.freeze_llm": True, "model.freeze_visual_encoder": True, "model.dtype": "auto"}
+    changes = {key: value for key, value in changes.items() if value != value_at(present, key, usual.get(key))}
+    lora = {key[26:]: changes.pop(key) for key in list(changes) if key.startswith("model.visual_encoder_lora.")}
+    if lora:
+        options = "".join(f", {key}={literal(value)}" for key, value in lora.items() if value is not None)
+        changes["model.visual_encoder_lora"] = Code(f"dict(type=LoraConfig{options})")
+    imports = [
+        f"from {package} import {kind}"
+        for package, kind in (("peft", "LoraConfig"), ("transformers", "BitsAndBytesConfig"))
+        if any(isinstance(value, Code) and kind in value for value in changes.values())
+    ]
+    launch = re.sub(r"^(NPROC_PER_NODE=\d+ )?", "NPROC_PER_NODE=8 ", launch_line(parent, out))  # as XTuner's own
+    launch += "" if "--deepspeed" in launch else " --deepspeed deepspeed_zero2"
+    files, folders = (changes.get(f"{_DATA}.{key}") or value_at(present, f"{_DATA}.{key}") for key in _COLUMNS[:2])
+    folders = list(dict.fromkeys(filter(None, folders)))
+    labels = {
+        "title": f"As XTuner's {Path(path).name} trains it.",
+        **_parts(llm, model),
+        "starts from": [f"{start}:", how] if how else start,
+        "data": f"{', '.join(files)}; images in {', '.join(folders)}",
+        "hardware": "8 GPUs; not run yet",
+        "launch": launch,
+        "differs": notes,
+    }
+    advice = [f"model_path={model.get('model_path')}: get it with `{how}`, or give --base"] if how else []
+    text = derive(parent, labels, changes, imports)
+    return Imported(text, parent, launch, advice + notes, list(dict.fromkeys([start, *files, *folders])))
+
+
+def _parts(llm: str, model: Mapping[str, Any]) -> dict[str, str]:
+    """What trains and what is frozen, for the docstring."""
+    encoder = "lora" if model.get("visual_encoder_lora") else "frozen" if model.get("freeze_visual_encoder") else "all"
+    states = {"vision encoder": encoder, "projector": "all", "LLM": llm}
+    said = {"all": "{}", "lora": "LoRA on the {}", "frozen": ""}
+    trains = [said[state].format(part) for part, state in states.items() if state != "frozen"]
+    frozen = [
+        f"the {part}'s own weights" if state == "lora" else part for part, state in states.items() if state != "all"
+    ]
+    return {"trains": ", ".join(trains), "frozen": ", ".join(frozen) or "nothing"}
+
+
+def _base(model: Mapping[str, Any], given: str | None) -> tuple[str, str]:
+    """The directory to train from, and how to get it where it isn't there."""
+    hub = str(model.get("model_path"))
+    known = next((base.path for base in BASES.values() if base.hub == hub), hub)
+    path = os.path.abspath(given or known)
+    return path, "" if given or Path(path).is_dir() else f"hf download {hub} --local-dir {path}"
+
+
+_COLUMNS = ("data_paths", "image_folders", "repeat_times")  # one value per file
+
+
+def _data(path: str, cfg: Mapping[str, Any], base: str, notes: list[str]) -> dict[str, Any]:
+    """Files, template and tiles of the dataset."""
+    dataset, known = value_at(cfg, _DATA), {known.hub: known for known in BASES.values() if known.hub}
+    given = [dataset.get(key, default) for key, default in zip(_COLUMNS, ((), None, 1), strict=True)]
+    columns = [list(each) if isinstance(each, (list, tuple)) else [each] for each in given]
+    columns[1:] = [column * len(columns[0]) if len(column) == 1 else column for column in columns[1:]]
+    if len(set(map(len, columns))) != 1:
+        counts = ", ".join(f"{len(column)} {key}" for key, column in zip(_COLUMNS, columns, strict=True))
+        raise ConfigError(f"config {path}: {counts}; give one for each file")
+    columns[:2] = [
+        [each and (each if "://" in each else os.path.abspath(each)) for each in column] for column in columns[:2]
+    ]
+    settings = {f"{_DATA}.{key}": column for key, column in zip(_COLUMNS, columns, strict=True)}
+    if set(columns[2]) == {1}:
+        del settings[f"{_DATA}.repeat_times"]
+    row, template = known.get(value_at(cfg, "model.model_path")), TEMPLATES.get(str(dataset.get("template")))
+    if template is None:
+        notes.append(f"template {short(dataset.get('template'))} is not carried over; the base's own is used")
+    elif row is None or row.template != template:
+        settings[f"{_DATA}.template"] = template
+    notes.append("system prompt: XTuner writes one that names InternLM or Phi-3; here it is the template's own")
+    file = Path(base, "config.json")
+    if row is None and file.is_file():
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        settings[f"{_DATA}.max_tiles"] = fields.get("max_dynamic_patch", 1) if fields.get("dynamic_image_size") else 1
+    elif row is None:
+        notes.append(f"max_tiles=12: no table knows {Path(base).name}; set its max_dynamic_patch")
+    return settings
+
+
+def _plain(cfg: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Keys that mean the same here; a note for each that means something else, or that nothing reads."""
+    settings = {"model.llm_lora.target_modules": value_at(cfg, "model.llm_lora.target_modules")}
+    settings["model.visual_encoder_lora.target_modules"] = value_at(cfg, "model.visual_encoder_lora.target_modules")
+    for key, value in settings.items():
+        if value is not None:
+            notes.append(f"{key}={short(value)}: layers may have other names here")
+    wrapper = cfg["optim_wrapper"]
+    settings["model.dtype"] = "bfloat16" if wrapper.get("dtype") == "bfloat16" else "auto"
+    if settings["model.dtype"] == "auto" or "loss_scale" in wrapper:
+        words = ", ".join(f"{key}={short(wrapper[key])}" for key in ("dtype", "loss_scale") if key in wrapper)
+        words = f"optim_wrapper {wrapper.get('type')} with {words or 'no dtype'}"
+        notes.append(f"{words}: dtype={settings['model.dtype']!r} without loss scaling here")
+    if sampler := value_at(cfg, "train_dataloader.sampler.type"):
+        groups = "sampler=dict(type=PlanSampler, group_by='modality') groups by length"
+        notes.append(f"sampler {sampler}: random order here; {groups}")
+    for key, value in _flat(cfg):
+        if key in _SAME:
+            settings[key] = float(value) if key.endswith("max_norm") else value
+        elif value is None or _READ.fullmatch(key) or _STANDARD.get(key) == str(value):
+            continue
+        else:
+            notes.append(f"{key}={short(value)} {_OTHERWISE.get(key, 'is not carried over')}")
+    if settings.get("optim_wrapper.optimizer.weight_decay"):
+        notes.append("weight_decay: not on norms and biases here; XTuner decays them too")
+    if wrapper.get("accumulative_counts", 1) > 1:
+        notes.append("save_steps and max_steps count optimizer steps here, micro-batches in XTuner")
+    return settings
+
+
+def _flat(node: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of what a runner reads, with their values; lists stay whole."""
+    for key, value in node.items():
+        if at or key in RUNNER_KEYS:
+            if isinstance(value, Mapping):
+                yield from _flat(value, f"{at}{key}.")
+            elif value != []:
+                yield f"{at}{key}", value
+
+
+def _schedule(cfg: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Length of the run, and the share of its warm-up."""
+    train, settings = cfg["train_cfg"], {}
+    if train.get("max_iters") is not None:
+        settings["train_cfg.max_iters"] = math.ceil(
+            train["max_iters"] / cfg["optim_wrapper"].get("accumulative_counts", 1)
+        )
+        settings["train_cfg.max_epochs"] = None
+    schedulers = cfg.get("param_scheduler") or []
+    by_kind = {
+        str(each.get("type")): each for each in ([schedulers] if isinstance(schedulers, Mapping) else schedulers)
+    }
+    if list(by_kind) != ["LinearLR", "CosineAnnealingLR"]:
+        notes.append(f"param_scheduler {', '.join(by_kind) or 'none'}: a linear start and a cosine to 0 here")
+    warmup, cosine = by_kind.get("LinearLR", {}), by_kind.get("CosineAnnealingLR", {})
+    if not warmup:
+        settings["param_scheduler.warmup_ratio"] = 0.0
+    elif warmup.get("by_epoch") and warmup.get("end") is not None and train.get("max_epochs"):
+        settings["param_scheduler.warmup_ratio"] = float(f"{warmup['end'] / train['max_epochs']:.6g}")
+    else:
+        notes.append(f"param_scheduler: a warm-up until {warmup.get('end')} has no share of the run; set warmup_ratio")
+    if cosine.get("eta_min"):
+        notes.append(f"param_scheduler: eta_min={cosine['eta_min']} is not carried over; the cosine ends at 0")
+    return settings
+
+
+def short(value: Any) -> str:
+    """A value in one line of at most 80 characters."""
+    return textwrap.shorten(repr(value), 80, placeholder="...")
+
+
+def derive(
+    parent: str, labels: Mapping[str, str | Sequence[str]], changes: Mapping[str, Any], imports: Sequence[str] = ()
+) -> str:
+    """The text of a config.
+
+    Args:
+        parent: Stem of the config that it takes in.
+        labels: Of its docstring: ``title``, then e.g. ``data`` and ``launch``; several lines where several are given.
+        changes: Keys of the runner with their values.
+        imports: Statements that values need.
+    """
+    module = ".".join((PACKAGE, *leaves()[parent].relative_to(CONFIGS).with_suffix("").parts))
+    lines = [str(labels["title"]), ""]
+    for label, said in list(labels.items())[1:]:
+        for number, text in enumerate([said] if isinstance(said, str) else said):
+            first = f"{'' if number else label:<16}"
+            whole = {"break_long_words": False, "break_on_hyphens": False}
+            lines += textwrap.wrap(text, 120, initial_indent=first, subsequent_indent=" " * 16, **whole)
+    doc = "\n".join(lines).replace("\\", "\\\\").replace('"""', "'''")
+    lines = [f'"""{doc}', '"""', "", "from mmengine.config import read_base", *imports, ""]
+    lines += ["with read_base():", f"    from {module} import *", ""]
+    for key, value in changes.items():
+        line = f"{key} = {literal(value)}"
+        if len(line) > 120 and isinstance(value, list):
+            line = "\n".join([f"{key} = [", *(f"    {literal(each)}," for each in value), "]"])
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def literal(value: Any) -> str:
+    """``repr``, with strings quoted as ruff formats them."""
+    if isinstance(value, str) and not isinstance(value, Code):
+        return repr(value) if '"' in value and "'" not in value else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list):
+        return f"[{', '.join(map(literal, value))}]"
+    return str(value) if isinstance(value, Code) else repr(value).replace("e-0", "e-")
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Raises `ConfigError` where no config may be written: no ``.py``, or a file that exists (without `force`)."""
+    if out.suffix != ".py":
+        raise ConfigError(f"{out}: a config is a Python file; name it {out.with_suffix('.py')}")
+    if out.exists() and not force:
+        raise ConfigError(f"{out} exists; --force replaces it")
+
+
+def launch_line(parent: str, out: Path) -> str:
+    """The launch line of a config of configs/ (number of processes, ``--deepspeed``) for another config."""
+    train = ROOT / "tools" / "train.py"
+    here = str(train.relative_to(Path.cwd())) if train.is_relative_to(Path.cwd()) else str(train)
+    found = re.match(
+        r"(?P<before>.*?)(?:xtuner train|python \S*train\.py) +\S+(?P<after>.*)", labels_of(leaves()[parent])["launch"]
+    )
+    return f"{found['before']}python {shlex.quote(here)} {shlex.quote(str(out))}{found['after']}"

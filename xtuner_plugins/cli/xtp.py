@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..checkout import IS_INSTALLED, ROOT
+from ..settings import IS_INSTALLED, ROOT
 
 SHORT = {
     "build": "build_base_model",

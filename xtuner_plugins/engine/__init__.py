@@ -22,7 +22,7 @@ _HOMES = {
     "WarmupCosineLR": "schedulers",
     "WholeCheckpointHook": "hooks.whole_checkpoint",
     "build_adamw": "optimizers",
-    "prepare_runtime": "runtime",
+    "prepare_runtime": "launch.entry",
 }
 __all__ = [*_HOMES, "register_all"]
 

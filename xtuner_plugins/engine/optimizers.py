@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..checkpoints.work_dir import STATE_FORMAT
-from ..ranges import BITSANDBYTES, check_optimizer
+from ..ranges import BITSANDBYTES, check
 from .resume import state_format
 
 
@@ -33,7 +33,7 @@ def build_adamw(
         RangeError: Another name.
         ValueError: A paged optimizer without a GPU, or a value that the optimizer's constructor refuses.
     """
-    check_optimizer(name)
+    check("optimizer", name)
     options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
     if name not in BITSANDBYTES:
         return FusedAdamW(params, **options)

@@ -1,59 +1,27 @@
 """Makes MMEngine, XTuner and DeepSpeed run on this machine: a CPU, one GPU, or several.
 
-XTuner calls ``cfg.model_resource['fn']`` right after loading a config and before building anything. It is the only
-early entry point that every process of every launcher reaches, so configs name `prepare_runtime` there::
-
-    model_resource = dict(fn=prepare_runtime)
-    pretrained_model_name_or_path = None
-
-Each adjustment below works around one defect of the pinned stack and is tested, so that an upgrade shows which can go.
+Each adjustment works around one defect of the pinned stack and is tested, so that an upgrade shows which can go.
 """
 
 from __future__ import annotations
 
-import argparse
-import functools
 import importlib
 import os
-import shlex
 import sys
-import threading
-import time
 import types
 
 import torch
 import torch.distributed as dist
-from mmengine.config import Config
-from mmengine.logging import print_log
 
-from ..processes import (
-    ENDED_BY,
-    PARENT_ENDED,
-    POLL_SECONDS,
-    STARTED_BY,
-    die_with_parent,
-    free_port,
-    parent_of,
-    program_of,
-)
-from ..settings import ConfigError, load_config, make_reloadable
-from . import register_all
+from ..processes import free_port
 from .allocator import allocator_settings
-from .console import open_console
-from .stopping import COMMAND
 
 M_MMAP_THRESHOLD = -3  # malloc.h; setting it also ends its growth
 RETURNED_FROM = 4 << 20  # bytes; smaller blocks are used again soon enough
 
 
-def prepare_runtime(pretrained_model_name_or_path: str | None = None) -> str | None:
-    """Prepares the process; returns ``pretrained_model_name_or_path``, which XTuner hands in, unchanged.
-
-    Safe to call more than once. Registers this project's classes, so that configs may name types by string.
-    """
-    _end_with_xtuner()
-    open_console()
-    register_all()  # a config's lazy imports may come later than a type named by string
+def adjust_stack() -> None:
+    """Makes every adjustment that this process needs."""
     allow_checkpoint_types()
     # For processes that XTuner's own command has started; no tensor is on a GPU yet.
     os.environ.update(allocator_settings(os.environ, torch.cuda.is_available()))
@@ -64,8 +32,6 @@ def prepare_runtime(pretrained_model_name_or_path: str | None = None) -> str | N
         _return_freed_memory()
     _describe_single_process()
     _use_our_deepspeed_strategy()
-    _settle_before_building()
-    return pretrained_model_name_or_path
 
 
 def leave_process_group() -> None:
@@ -175,94 +141,3 @@ def _use_our_deepspeed_strategy() -> None:
 
     xtuner.engine.DeepSpeedStrategy = DeepSpeedStrategy
     read_for_plain_runs()
-
-
-def _settle_before_building() -> None:
-    """Extends XTuner's ``check_cfg``, which runs after the config was read and before anything is built.
-
-    It then also refuses, in one line, settings without effect, impossible values and broken checkpoints, finds the
-    checkpoint of ``--resume auto``, takes our DeepSpeed settings, tells DeepSpeed the dtype, and keeps
-    ``paramwise_cfg``, which ``--deepspeed`` drops. XTuner's command is a module of its own or, under ``xtuner train``,
-    the main module.
-    """
-    from .param_groups import keep_grouping
-    from .resume import settle_start
-
-    for module in (sys.modules.get("__main__"), sys.modules.get("xtuner.tools.train")):
-        check = getattr(module, "check_cfg", None)
-        if check is None or hasattr(check, "__wrapped__"):
-            continue
-
-        def settle(cfg, args, check=check, module=module):
-            check(cfg, args)
-            if STARTED_BY not in os.environ:  # tools/train.py has done it
-                _check_file(args)
-            make_reloadable(cfg)  # the run writes it into its work directory
-            if args.deepspeed:
-                _use_our_deepspeed_file(args)
-            wants_to_resume = args.resume is not None or cfg.get("resume")
-            settle_start(cfg, args)
-            if wants_to_resume and os.environ.get("RANK", "0") == "0":
-                print_log(
-                    f"resuming from {args.resume}" if args.resume else "no checkpoint to resume yet: starting anew",
-                    "current",
-                )
-            if args.deepspeed:
-                keep_grouping(cfg)
-                _give_deepspeed_the_dtype(module, cfg)
-
-        module.check_cfg = functools.wraps(check)(settle)
-
-
-def _give_deepspeed_the_dtype(module: types.ModuleType, cfg: Config) -> None:
-    """Extends XTuner's filling in of ``"auto"`` dtypes, which takes bfloat16 even where that is emulated."""
-    from ..models.vlm import resolve_dtype
-    from .loss_scaling import settle_deepspeed_dtype
-
-    fill_in, dtype = module.auto_dtype_of_deepspeed_config, resolve_dtype(cfg.model.get("dtype", "auto"))
-    module.auto_dtype_of_deepspeed_config = lambda config: fill_in(settle_deepspeed_dtype(config, dtype))
-
-
-def _use_our_deepspeed_file(args: argparse.Namespace) -> None:
-    """Replaces a name given to ``--deepspeed`` by the path of our file, before XTuner looks up its own."""
-    from ..deepspeed_json import deepspeed_file
-
-    args.deepspeed = str(deepspeed_file(args.deepspeed))
-
-
-def _check_file(args: argparse.Namespace) -> None:
-    """Checks the config as ``tools/train.py`` does; reads it again, because XTuner has edited its own copy."""
-    from .config_check import check_config
-
-    try:
-        check_config(load_config(args.config, args.cfg_options))
-    except ConfigError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-def _end_with_xtuner() -> None:
-    """Makes this process stop in order when the ``xtuner train`` above it ends, which passes no signal on.
-
-    XTuner leaves its processes behind when it is killed, and on Ctrl-C it kills its one child a quarter of a second
-    later. So one process becomes `tools/train.py`, which ends with XTuner and passes that on to the training; under
-    torchrun every rank looks after itself.
-    """
-    parent = os.getppid()
-    if STARTED_BY in os.environ or program_of(parent) not in ("xtuner", "torchrun"):
-        return
-    os.environ[ENDED_BY] = str(int(PARENT_ENDED))
-    die_with_parent(parent)
-    if program_of(parent) == "xtuner":
-        os.environ[COMMAND] = shlex.join(["xtuner", "train", *sys.argv[1:]])
-        os.execv(sys.executable, [sys.executable, "-m", "xtuner_plugins.cli.launcher", *sys.argv[1:]])
-    above = parent_of(parent)
-    if program_of(above) == "xtuner":
-        threading.Thread(target=_watch_above, args=(parent, above), daemon=True, name="end-with-xtuner").start()
-
-
-def _watch_above(torchrun: int, xtuner: int) -> None:
-    while parent_of(torchrun) == xtuner:
-        time.sleep(POLL_SECONDS)
-    os.kill(os.getpid(), PARENT_ENDED)

@@ -9,7 +9,7 @@ from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 
-from ..ranges import check_warmup_ratio
+from ..ranges import check
 
 IN_EPOCHS = ("begin", "end", "T_max", "total_steps")
 
@@ -39,7 +39,7 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
     """
 
     def __init__(self, optimizer: Any, warmup_ratio: float = 0.0, eta_min: float = 0.0, end: int = 1, **kwargs):
-        check_warmup_ratio(warmup_ratio)
+        check("warmup_ratio", warmup_ratio)
         self.warmup_ratio, self.eta_min = warmup_ratio, eta_min
         super().__init__(optimizer, **{**kwargs, "end": max(end, 1), "by_epoch": False})
 

@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ..checkpoints.lora.merge import ADAPTER_NAME
-from ..ranges import check_dropout, check_rank
+from ..ranges import check
 
 TRAINED = ("lora_", "trainable_tokens_delta", ".modules_to_save.")  # in names of what PEFT adds
 MODELS.register_module(module=LoraConfig, force=True)  # so that configs may name it by string
@@ -38,8 +38,8 @@ def inject_lora(part: nn.Module, settings: Mapping[str, Any], default_targets: t
     options = {key: list(value) if isinstance(value, (list, tuple)) else value for key, value in options.items()}
     if options.get("target_modules") is None:
         options["target_modules"] = list(default_targets)
-    check_dropout(options.get("lora_dropout", 0.0))
-    check_rank(options.get("r", 8))  # PEFT's default
+    check("lora_dropout", options.get("lora_dropout", 0.0))
+    check("lora_rank", options.get("r", 8))  # PEFT's default
     try:
         config = LoraConfig(**options)
     except TypeError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..hub.modeling_intern_vit import num_used_layers
-from ..ranges import check_drop_path
+from ..ranges import check
 
 
 def freeze_unused(encoder: nn.Module, select_layer: int) -> int:
@@ -38,7 +38,7 @@ def set_drop_path(encoder: nn.Module, rate: float) -> None:
     Raises:
         ValueError: A rate out of range, or above 0 for an encoder that has none.
     """
-    check_drop_path(rate)
+    check("drop_path", rate)
     if hasattr(encoder, "encoder"):
         encoder.encoder.set_drop_path(rate)
     elif rate:

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ..ranges import OBJECTIVES
+
 
 @dataclass(frozen=True)
 class PairLogProbs:
@@ -121,34 +123,27 @@ def _log1mexp(log_p: torch.Tensor) -> torch.Tensor:
     return torch.where(near, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
 
 
-@dataclass(frozen=True)
-class Objective:
-    """A row of the table: the loss per pair, and whether it needs log probabilities of a reference."""
-
-    loss: Callable[[PairLogProbs, Settings], torch.Tensor]
-    needs_reference: bool
-
-
-OBJECTIVES: dict[str, Objective] = {
-    "dpo": Objective(_dpo, True),
-    "ipo": Objective(_ipo, True),
-    "hinge": Objective(_hinge, True),
-    "bco_pair": Objective(_bco_pair, True),
-    "orpo": Objective(_orpo, False),
-    "simpo": Objective(_simpo, False),
-    "sft": Objective(_sft, False),
+# By the names of `ranges.OBJECTIVES`, which says whether they need log probabilities of a reference.
+LOSSES: dict[str, Callable[[PairLogProbs, Settings], torch.Tensor]] = {
+    "dpo": _dpo,
+    "ipo": _ipo,
+    "hinge": _hinge,
+    "bco_pair": _bco_pair,
+    "orpo": _orpo,
+    "simpo": _simpo,
+    "sft": _sft,
 }
 
 
 def need_reference(weights: Mapping[str, float]) -> bool:
     """Whether any objective of a mixture compares with a reference."""
-    return any(OBJECTIVES[name].needs_reference for name in weights)
+    return any(OBJECTIVES[name] for name in weights)
 
 
 def preference_losses(
     pairs: PairLogProbs, weights: Mapping[str, float], settings: Settings
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The weighted sum of objectives, float32 ``[P]``, and each of them without weight and gradient."""
-    losses = {name: OBJECTIVES[name].loss(pairs, settings) for name in weights}
+    losses = {name: LOSSES[name](pairs, settings) for name in weights}
     total = sum(weights[name] * loss for name, loss in losses.items())
     return total, {name: loss.detach() for name, loss in losses.items()}

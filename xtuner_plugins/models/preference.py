@@ -18,14 +18,14 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..ranges import check_beta, check_label_smoothing, check_margin, check_objectives
+from ..ranges import OBJECTIVES, check, check_objectives
 from .losses import sum_over_ranks, token_log_probs
-from .objectives import OBJECTIVES, PairLogProbs, Settings, need_reference, preference_losses
+from .objectives import PairLogProbs, Settings, need_reference, preference_losses
 from .preference_metrics import FIGURES, means_of_step, reward_mean, sums_of_pairs
 from .rows import Row
 from .vlm import VisionLanguageModel
 
-FREE = tuple(name for name, row in OBJECTIVES.items() if not row.needs_reference)
+FREE = tuple(name for name, needs_reference in OBJECTIVES.items() if not needs_reference)
 
 
 class Reference:
@@ -126,9 +126,9 @@ class PreferenceModel(VisionLanguageModel):
         **settings,
     ):
         self.objectives = check_objectives(objectives)
-        check_beta(beta)
-        check_label_smoothing(label_smoothing)
-        check_margin(margin)
+        check("beta", beta)
+        check("label_smoothing", label_smoothing)
+        check("simpo_margin", margin)
         self._check_use(label_smoothing, per_token, precomputed_reference)
         super().__init__(base, **settings)
         self.base = base

@@ -19,7 +19,7 @@ from ..checkpoints.loader import load_model, load_tokenizer, read_config
 from ..checkpoints.partition import is_partitioned, over_ranks, partition_dtype
 from ..families import encoder_family, llm_family
 from ..hub.constants import IMAGE_CONTEXT
-from ..ranges import DTYPE_NAMES, ROW_MULTIPLE, check_dtype, check_row_multiple
+from ..ranges import DTYPE_NAMES, ROW_MULTIPLE, check
 from .attention import attend_to_segments, no_mask
 from .compiling import compile_model_blocks
 from .encoders import set_drop_path
@@ -40,7 +40,7 @@ def resolve_dtype(name: str) -> torch.dtype:
     Raises:
         ValueError: Not one of auto, bfloat16, float16, float32.
     """
-    check_dtype(name)
+    check("dtype", name)
     if name == "auto":
         if not torch.cuda.is_available():
             return torch.float32
@@ -126,7 +126,7 @@ class VisionLanguageModel(BaseModel):
         self.model.img_context_token_id = self.img_context_token_id
         self.data_preprocessor.image_token = self.img_context_token_id
         self.data_preprocessor.tokens_per_tile = self.num_image_token
-        self.data_preprocessor.row_multiple = check_row_multiple(row_multiple)
+        self.data_preprocessor.row_multiple = check("row_multiple", row_multiple)
         self.llm = llm_family(self.model.config.llm_config.to_dict())
         self._blocks_below = chosen.apply(self.model)  # frozen ones below those that train
         set_drop_path(self.model.vision_model, drop_path)

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..data_names import is_url, names_data
-from ..deepspeed_json import read_deepspeed
 from ..families import encoder_family, llm_family
 from ..hub.constants import PROJECTOR_TYPES
-from ..ranges import BITSANDBYTES
-from ..settings import ConfigError
+from ..ranges import BITSANDBYTES, OBJECTIVES
+from ..settings import ConfigError, read_deepspeed
 from .activations import kept_bytes
 from .job import MOMENTS, Adapters, Batch, Job, Strategy
 from .memory import Plan, plan_memory, under
@@ -25,7 +24,6 @@ from .work import Work, seconds, work_of
 LORA_RANK = 8  # PEFT's default
 BLOCK = 256  # weights per scale of an 8-bit moment
 TEXT_TOKENS = 512  # of a sample, where nobody has measured
-WITHOUT_REFERENCE = {"orpo", "simpo", "sft"}  # of models/objectives.py, which takes PyTorch; a test compares them
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def job_of(settings: Mapping[str, Any], model: Model, batches: tuple[Batch, ...]
 
 
 def _needs_reference(model: Mapping[str, Any]) -> bool:
-    return not WITHOUT_REFERENCE.issuperset(model.get("objectives") or ())
+    return any(OBJECTIVES.get(name) for name in model.get("objectives") or ())
 
 
 def moment_bytes(optimizer: str | None) -> float:

@@ -86,7 +86,7 @@ def answer_with_checkpoint(
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    from xtuner_plugins.cli.terminal import quiet_imports
+    from xtuner_plugins.processes import quiet_imports
 
     quiet_imports()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

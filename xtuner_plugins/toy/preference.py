@@ -100,7 +100,7 @@ def verdict(result: dict) -> list[tuple[bool, str]]:
 
 def answer(model: str, questions: str, images: str, out: str) -> int:
     """Asks a model the held-out questions and writes ``{id: answer}``."""
-    from xtuner_plugins.cli.terminal import quiet_imports
+    from xtuner_plugins.processes import quiet_imports
 
     quiet_imports()
     from xtuner_plugins.inference.opening import open_session

@@ -18,7 +18,8 @@ def main(stage: int, base: str, out: Path, lora: bool, exclude_frozen: bool) -> 
     from deepspeed.utils import safe_get_full_fp32_param
 
     from tests.checkpoints.training import SETTINGS, make_model, training_inputs
-    from xtuner_plugins.engine.runtime import leave_process_group, prepare_runtime
+    from xtuner_plugins.engine.launch.entry import prepare_runtime
+    from xtuner_plugins.engine.runtime import leave_process_group
 
     prepare_runtime(base)  # without a GPU DeepSpeed would compile an op first
     deepspeed.init_distributed("gloo")

@@ -258,7 +258,7 @@ def test_any_number_of_ranks_and_any_strategy(validated, toy_base, data, recipe,
 
 def cut_everything(name: str, folder: Path) -> str:
     """Our settings of a strategy, in a file, without parameters that ZeRO-3 leaves whole."""
-    from xtuner_plugins.deepspeed_json import read_deepspeed
+    from xtuner_plugins.settings import read_deepspeed
 
     settings = read_deepspeed(name)
     settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0

@@ -20,13 +20,7 @@ from ...datasets import MultimodalDataset, PlanSampler, PreferenceDataset, Setti
 from ...datasets.images.media import open_image
 from ...hub.conversation import get_conv_template
 from ...inference.session import ChatSession
-from ...ranges import (
-    check_answer_tokens,
-    check_benchmark_limit,
-    check_benchmarks,
-    check_interval,
-    check_val_batch_size,
-)
+from ...ranges import check, check_benchmarks
 from ..panel import PanelLog, read_panel
 from ..steps import unwrap
 from ..stopping import agree_to_stop, requests
@@ -75,11 +69,12 @@ class ValidationHook(Hook):
         panel: str | Sequence[Mapping[str, Any]] | None = None,
         panel_max_new_tokens: int = 128,
     ):
-        check_interval(interval)
-        check_val_batch_size(batch_size)
-        check_answer_tokens(panel_max_new_tokens)
+        check("val_interval", interval)
+        check("val_batch_size", batch_size)
+        check("panel_max_new_tokens", panel_max_new_tokens)
         check_benchmarks(benchmarks)
-        check_benchmark_limit(benchmark_limit)
+        if benchmark_limit is not None:
+            check("val_benchmark_limit", benchmark_limit)
         self.interval, self.data_paths, self.image_folders = interval, data_paths, image_folders
         self.batch_size, self.max_new_tokens = batch_size, panel_max_new_tokens
         self.records = read_panel(panel)

@@ -18,6 +18,7 @@ from mmengine.runner import runner as mmengine_runner
 from torch import nn
 
 from ...checkpoints.work_dir import LAST_CHECKPOINT, newest_checkpoint
+from ...ranges import check
 from ..steps import unwrap
 from ..stopping import requests
 
@@ -43,15 +44,14 @@ class WholeCheckpointHook(CheckpointHook):
         **kwargs: As `mmengine.hooks.CheckpointHook`.
 
     Raises:
-        ValueError: ``interval`` or ``max_keep_ckpts`` is out of range.
+        RangeError: ``interval`` or ``max_keep_ckpts`` is out of range.
         SaveError: No space left, a failed write, or weights that aren't finite. Nothing half-written is left, and no
             earlier checkpoint was removed.
     """
 
     def __init__(self, interval: int = -1, max_keep_ckpts: int = -1, **kwargs):
-        for name, value in (("interval", interval), ("max_keep_ckpts", max_keep_ckpts)):
-            if value != -1 and value < 1:
-                raise ValueError(f"{name}={value!r} is out of range; give 1 or more, or -1 for no limit")
+        check("save_steps", interval)
+        check("save_total_limit", max_keep_ckpts)
         self._saved_step: int | None = None
         super().__init__(interval=interval, max_keep_ckpts=max_keep_ckpts, **kwargs)
 

@@ -11,13 +11,26 @@ import functools
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 _MOST_STEPS = 8  # from a package's __init__ to the file of the class
 
 
+class Parameters(NamedTuple):
+    """What a class or function takes.
+
+    Attributes:
+        hints: Its parameters with their annotations as text; None without one.
+        takes_any: Whether it takes any other keyword.
+    """
+
+    hints: dict[str, str | None]
+    takes_any: bool
+
+
 @functools.cache
-def parameters(module: str, name: str) -> tuple[frozenset[str], bool] | None:
-    """(names, whether it takes any other) as `inspect.signature` would say them, bases included where they get them."""
+def parameters(module: str, name: str) -> Parameters | None:
+    """As `inspect.signature` would say them, those of bases included where they get them; None where nothing tells."""
     found = _definition(module, name)
     if found is None:
         return None
@@ -26,32 +39,33 @@ def parameters(module: str, name: str) -> tuple[frozenset[str], bool] | None:
         return _of_function(node)
     own = next((item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None)
     if own is not None:
-        names, takes_any = _of_function(own)
+        hints, takes_any = _of_function(own)
         if not takes_any:
-            return names, False
+            return Parameters(hints, False)
     elif any(isinstance(item, ast.FunctionDef) and item.name == "__new__" for item in node.body):
         return None
     else:
         is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
-        fields = [item.target.id for item in node.body if is_dataclass and isinstance(item, ast.AnnAssign)]
-        names, takes_any = frozenset(fields), False
+        fields = [item for item in node.body if is_dataclass and isinstance(item, ast.AnnAssign)]
+        hints, takes_any = {item.target.id: ast.unparse(item.annotation) for item in fields}, False
     for base in node.bases:
         of_base = parameters(module, base.id) if isinstance(base, ast.Name) and base.id != "object" else None
         if of_base is None:
             if base is node.bases[0] and own is None:
                 return None
             continue
-        if of_base == (frozenset(), False):  # it has no __init__
+        if of_base == ({}, False):  # it has no __init__
             continue
-        names, takes_any = names | of_base[0], of_base[1]
+        hints, takes_any = {**of_base.hints, **hints}, of_base.takes_any
         if not takes_any:
             break
-    return names, takes_any
+    return Parameters(hints, takes_any)
 
 
-def _of_function(node: ast.FunctionDef) -> tuple[frozenset[str], bool]:
+def _of_function(node: ast.FunctionDef) -> Parameters:
     arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-    return frozenset(argument.arg for argument in arguments) - {"self"}, node.args.kwarg is not None
+    hints = {each.arg: each.annotation and ast.unparse(each.annotation) for each in arguments if each.arg != "self"}
+    return Parameters(hints, node.args.kwarg is not None)
 
 
 def _definition(module: str, name: str, steps: int = _MOST_STEPS) -> tuple[str, ast.ClassDef | ast.FunctionDef] | None:

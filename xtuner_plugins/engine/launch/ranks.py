@@ -13,8 +13,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from ..engine.stopping import command_to_go_on
-from ..processes import PASSED_ON, STOP_REQUESTS, is_stopped, original_signal, start_bound
+from ...processes import PASSED_ON, STOP_REQUESTS, is_stopped, original_signal, start_bound
+from ..stopping import command_to_go_on
 
 POLL_SECONDS = 0.05
 LEFT_AFTER_FAILURE_SECONDS = 10.0  # for the other ranks to say what they have to say

@@ -1,6 +1,6 @@
-"""One training process: ``python -m xtuner_plugins.cli.train_process CONFIG ...``.
+"""One training process: ``python -m xtuner_plugins.engine.launch.train_process CONFIG ...``.
 
-It isn't part of ``engine/``, so that it can quiet libraries before anything large is imported. Errors that a user can
+It quiets libraries before anything large is imported. Errors that a user can
 fix end in one line and status 1; all others keep their traceback.
 """
 
@@ -19,16 +19,15 @@ WORKER_ERROR = re.compile(r"^Caught \w+ in DataLoader worker.*\nxtuner_plugins[\
 
 def main() -> int:
     """Runs XTuner's training on ``sys.argv``; returns the exit status. The process ends with its parent."""
-    from ..processes import die_with_parent
-    from .terminal import quiet_imports
+    from ...processes import die_with_parent, quiet_imports
 
     die_with_parent()
     quiet_imports()
     from xtuner.tools import train as xtuner_train
 
-    from ..engine.console import record
-    from ..engine.runtime import leave_process_group
-    from ..engine.stopping import exit_status
+    from ..console import record
+    from ..runtime import leave_process_group
+    from ..stopping import exit_status
 
     sys.argv = name_newest(sys.argv)
     try:
@@ -66,7 +65,7 @@ def user_message(error: Exception) -> str | None:
     in_worker = WORKER_ERROR.match(str(error))
     if in_worker:
         return in_worker["message"].strip()
-    from ..engine.lost_processes import lost_rank_message, lost_worker_message
+    from ..lost_processes import lost_rank_message, lost_worker_message
 
     return lost_rank_message(error) or lost_worker_message(error)
 

@@ -17,16 +17,23 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from ..checkpoints.errors import CheckpointError
-from ..deepspeed_json import OURS, deepspeed_file
-from ..engine.allocator import allocator_settings
-from ..engine.resume import settle_start, work_dir_of
-from ..engine.stopping import COMMAND
-from ..processes import free_port
-from ..settings import ConfigError, find_config, import_types, make_reloadable, parse_words, read_config
-from .arguments import add_config_options
+from ...checkpoints.errors import CheckpointError
+from ...processes import free_port, quiet_imports
+from ...settings import (
+    DEEPSPEED,
+    ConfigError,
+    add_config_options,
+    deepspeed_file,
+    find_config,
+    make_reloadable,
+    parse_words,
+    read_config,
+)
+from ..allocator import allocator_settings
+from ..check.text import check_text
+from ..resume import settle_start, work_dir_of
+from ..stopping import COMMAND
 from .ranks import run_ranks
-from .terminal import quiet_imports
 
 USAGE_ERROR = 2
 SHARE_CORES = "XTUNER_PLUGINS_SHARE_CORES"
@@ -43,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("config", help="a config of configs/ by its name, e.g. finetune_lora, or a path")
     add_config_options(parser)
     parser.add_argument("--work-dir", help="folder for logs and checkpoints (default: work_dirs/<config's name>)")
-    parser.add_argument("--deepspeed", help=f"{' | '.join(OURS)} | a JSON file")
+    parser.add_argument("--deepspeed", help=f"{' | '.join(DEEPSPEED)} | a JSON file")
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -68,7 +75,7 @@ def training_processes(
     Raises:
         ConfigError: A variable isn't a whole number, or several nodes without a PORT.
     """
-    command = [sys.executable, "-m", "xtuner_plugins.cli.train_process", *argv]
+    command = [sys.executable, "-m", "xtuner_plugins.engine.launch.train_process", *argv]
     nnodes = _whole_number(env, "NNODES", 1)
     nproc = _whole_number(env, "NPROC_PER_NODE", 1)
     node = _whole_number(env, "NODE_RANK", 0)
@@ -122,15 +129,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             deepspeed_file(args.deepspeed)
         processes = _whole_number(os.environ, "NPROC_PER_NODE", 1)
         settle_start(cfg, args)
-        from ..engine.config_check import check_config, check_early, check_text
-
         check_text(cfg)
         quiet_imports()
         if args.launcher in (None, "pytorch"):
             check_processes(processes, os.environ)
-        check_early(cfg)
-        import_types(cfg)
-        check_config(cfg)
+        from ..check.build import check_build
+
+        check_build(cfg)
         _write_resolved(_resolved_file(args), resolved)
     except (ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -175,5 +180,5 @@ def _whole_number(env: Mapping[str, str], name: str, default: int) -> int:
     return value
 
 
-if __name__ == "__main__":  # as `xtuner train` is replaced, see `engine.runtime`
+if __name__ == "__main__":  # as `xtuner train` is replaced, see `entry`
     sys.exit(main())

@@ -10,15 +10,15 @@ import pytest
 from tests.conftest import HANGS_AFTER, ROOT
 from tests.engine.parallel_case import training, write_dataset
 from tests.process_table import MARK, end_all, marked, wait_until
-from xtuner_plugins.cli import launcher
-from xtuner_plugins.cli.launcher import check_processes, main, training_processes
 from xtuner_plugins.engine.console import STEP_LINE
+from xtuner_plugins.engine.launch import launcher
+from xtuner_plugins.engine.launch.launcher import check_processes, main, training_processes
 from xtuner_plugins.settings import ConfigError, load_config
 
 
 def test_one_process_needs_no_group():
     command, ranks = training_processes(["c.py"], {}, None)
-    assert command == [sys.executable, "-m", "xtuner_plugins.cli.train_process", "c.py"] and ranks == [{}]
+    assert command == [sys.executable, "-m", "xtuner_plugins.engine.launch.train_process", "c.py"] and ranks == [{}]
 
 
 def test_several_processes_are_ranks_of_one_group():
@@ -162,7 +162,7 @@ def test_every_argument_reaches_the_training_processes(started, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     words = ["--work-dir", "runs/a", "--deepspeed", "deepspeed_zero2", "--resume", "--seed", "7"]
     status, command, envs = started(LEAF, *words)
-    at = command.index("xtuner_plugins.cli.train_process")
+    at = command.index("xtuner_plugins.engine.launch.train_process")
     assert status == 0 and [env["RANK"] for env in envs] == ["0", "1"]
     assert command[at + 1 :] == [
         f"runs/a/settings/{LEAF}.py",
@@ -191,11 +191,11 @@ def test_memory_segments_grow_on_gpus(started, monkeypatch, gpus, own, expected)
     "pair, message",
     [
         ("max_tile=3", "did you mean max_tiles"),
-        ("lr=abc", "optim_wrapper.optimizer: lr='abc' is no learning rate"),
-        ("num_workers=abc", "train_dataloader: "),
+        ("lr=abc", "optim_wrapper.optimizer.lr='abc': build_adamw takes float"),
+        ("num_workers=abc", "train_dataloader.num_workers='abc': DataLoader takes int"),
         ("pack_tokens=9", "train_dataloader has no 'batch_sampler'"),
         ("max_epochs=0", "max_epochs=0 is no length of a run"),
-        ("lora_rank=0", "r=0 is no rank"),
+        ("lora_rank=0", "lora_rank=0 is no rank"),
     ],
 )
 def test_settings_that_can_not_be_are_refused_and_nothing_is_written(started, capsys, pair, message):

@@ -14,8 +14,8 @@ from tests.conftest import HANGS_AFTER, ROOT
 from tests.engine.parallel_case import training, write_dataset
 from tests.process_table import MARK, end_all, marked, wait_until
 from xtuner_plugins.checkpoints.work_dir import newest_checkpoint, read_checkpoint
-from xtuner_plugins.cli import ranks
-from xtuner_plugins.cli.ranks import run_ranks
+from xtuner_plugins.engine.launch import ranks
+from xtuner_plugins.engine.launch.ranks import run_ranks
 from xtuner_plugins.engine.stopping import COMMAND
 from xtuner_plugins.processes import PARENT_ENDED, PASSED_ON, STOP_SIGNALS
 
@@ -154,7 +154,7 @@ def test_a_training_ends_when_one_of_its_ranks_stays_stopped(toy_base, tmp_path)
 
 
 def test_ranks_end_with_their_parent(tmp_path):
-    code = "import os, sys\nfrom xtuner_plugins.cli.ranks import run_ranks\n"
+    code = "import os, sys\nfrom xtuner_plugins.engine.launch.ranks import run_ranks\n"
     rank = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     code += f"run_ranks([sys.executable, '-c', {rank!r}], [dict(os.environ)])"
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

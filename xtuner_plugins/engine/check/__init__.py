@@ -1,0 +1,1 @@
+"""One check of a config: what its text tells (`text`), and one build on the meta device (`build`)."""

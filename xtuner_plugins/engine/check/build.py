@@ -1,0 +1,162 @@
+"""One build of a config's parts, without weights, workers and process group.
+
+What a constructor refuses (a target that is no layer, a head that trains twice, a base of another shape) is refused
+here by the same constructor, before a process starts and before weights are read.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import mmengine.registry as registries
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, OPTIMIZERS, PARAM_SCHEDULERS
+from mmengine.utils.misc import get_object_from_string
+from torch.utils.data import DataLoader
+
+from ...datasets import MultimodalDataset, PreferenceDataset, collate_pairs
+from ...models import PreferenceModel
+from ...ranges import check_room
+from ...settings import ConfigError, import_types, validation_settings
+from .. import register_all
+from ..loss_scaling import scaled_wrapper
+from ..param_groups import planned_groups
+from ..validation_loss import validation_dataset
+from .text import check_keywords, check_text, refused, typed_nodes
+
+# Settings of a loader that the runner replaces by objects.
+LOADER_PARTS = {"dataset", "sampler", "batch_sampler", "collate_fn", "worker_init_fn", "num_batch_per_epoch"}
+
+
+def check_config(cfg: Config) -> None:
+    """The whole check: what the text tells, and one build.
+
+    Raises:
+        ConfigError: As `check_text` and `check_build`.
+    """
+    check_text(cfg)
+    check_build(cfg)
+
+
+def check_build(cfg: Config) -> None:
+    """Builds model (without weights), dataset, loader, optimizer, schedulers and hooks, and discards them.
+
+    The first sample of each annotation file is opened, too.
+
+    Raises:
+        ConfigError: The key of the part and the error of its constructor, or a type that isn't known.
+    """
+    register_all()
+    import_types(cfg)
+    for key_path, node in typed_nodes(cfg.to_dict()):
+        kind = resolve_type(node["type"])
+        if not callable(kind):
+            raise ConfigError(f"{key_path}.type={node['type']!r} is not a known class; import it in the config")
+        if isinstance(node["type"], str):  # the text alone told of no other
+            check_keywords(key_path, node, kind.__module__, kind.__name__)
+    with refused("train_dataloader"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run itself warns
+        DataLoader([0], **{key: value for key, value in cfg.train_dataloader.items() if key not in LOADER_PARTS})
+    with refused("optim_wrapper"):
+        optimizer = _build_optimizer(cfg.optim_wrapper)
+    for key_path, scheduler in _each("param_scheduler", cfg.get("param_scheduler")):
+        with refused(key_path):
+            options = {key: value for key, value in scheduler.items() if key != "convert_to_iter_based"}
+            PARAM_SCHEDULERS.build(dict(options, optimizer=optimizer))
+    hooks = [(f"default_hooks.{name}", hook) for name, hook in (cfg.get("default_hooks") or {}).items()]
+    for key_path, hook in (*hooks, *_each("custom_hooks", cfg.get("custom_hooks"))):
+        with refused(key_path):
+            if isinstance(hook, Mapping) and hook:
+                HOOKS.build(dict(hook))
+    _build_model_and_data(cfg)
+
+
+def resolve_type(value: Any) -> Any:
+    """The class or function that a ``type`` means: itself, a registry name, or a dotted path; None if unknown."""
+    if not isinstance(value, str):
+        return value
+    if "." in value:
+        return get_object_from_string(value)
+    found = (each for each in vars(registries).values() if isinstance(each, registries.Registry))
+    return next((each.module_dict[value] for each in found if value in each.module_dict), None)
+
+
+def _each(key: str, settings: Any) -> list[tuple[str, Any]]:
+    """(key path, part) of a part, or of each of a list."""
+    if isinstance(settings, Mapping):
+        return [(key, settings)]
+    return [(f"{key}[{index}]", part) for index, part in enumerate(settings or ())]
+
+
+def _build_optimizer(settings: Mapping[str, Any]) -> Any:
+    wrapper = {key: value for key, value in settings.items() if key not in ("constructor", "paramwise_cfg")}
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    wrapper["optimizer"] = OPTIMIZERS.build(dict(wrapper["optimizer"], params=[parameter]))
+    return OPTIM_WRAPPERS.build({"type": "OptimWrapper", **wrapper})
+
+
+def _build_model_and_data(cfg: Config) -> None:
+    with refused("model"):
+        model = _build_ours(MODELS.build, cfg.model)
+    if model is not None:
+        with refused("optim_wrapper"):
+            scaled_wrapper(cfg.optim_wrapper, model.dtype)
+        with refused("optim_wrapper.paramwise_cfg"):
+            planned_groups(cfg, model)
+    with refused("train_dataloader.dataset"):
+        dataset = _build_data(cfg.train_dataloader.dataset)
+    if model is not None and dataset is not None:
+        _check_pairs(model, dataset, cfg.train_dataloader.get("collate_fn") or {})
+    validation = validation_settings(cfg)
+    if validation.get("data_paths"):
+        with refused("val_data_paths"):
+            _check_reference(model)
+            files = validation["data_paths"], validation.get("image_folders")
+            _build_data(validation_dataset(cfg.train_dataloader.dataset, *files))
+
+
+def _build_ours(build: Callable[[Mapping], Any], settings: Mapping[str, Any]) -> Any:
+    """Builds a part of this project, whose constructor is quick on the meta device; returns None for others."""
+    if not resolve_type(settings["type"]).__module__.startswith("xtuner_plugins."):
+        return None
+    with torch.device("meta"):
+        return build(settings)
+
+
+def _build_data(settings: Mapping[str, Any]) -> MultimodalDataset | None:
+    """A dataset of ours whose largest image has room, and whose files' first samples can be used."""
+    dataset = _build_ours(DATASETS.build, settings)
+    if not isinstance(dataset, MultimodalDataset):
+        return None
+    for source in dataset.sources:
+        tiling = source.tiling
+        check_room(tiling.max_tiles, tiling.use_thumbnail, dataset.budget.tokens_per_tile, dataset.budget.max_length)
+    for start in {0, *map(int, dataset.ends[:-1])}:
+        dataset[start]
+    return dataset
+
+
+def _check_pairs(model: Any, dataset: MultimodalDataset, collate_fn: Mapping[str, Any]) -> None:
+    """Raises where only some of model, dataset and collate function are for preference pairs.
+
+    Two answers behind each other are also a text that a model can be trained on, so nothing else would notice.
+    """
+    collate = resolve_type(collate_fn.get("type"))
+    if len({isinstance(model, PreferenceModel), isinstance(dataset, PreferenceDataset), collate is collate_pairs}) > 1:
+        found = ", ".join([type(model).__name__, type(dataset).__name__, getattr(collate, "__name__", str(collate))])
+        raise ConfigError(
+            f"model and train_dataloader don't fit together: {found}. Preference tuning takes PreferenceModel, "
+            "PreferenceDataset and collate_pairs; other training takes none of them"
+        )
+
+
+def _check_reference(model: Any) -> None:
+    """Raises where validation pairs would be compared with a reference that is no longer there."""
+    if getattr(model, "precomputed_reference", False) and not model.reference_is_complete:
+        raise ValueError(
+            "log probabilities of the reference are computed once for the training pairs only: leave val_data_paths "
+            "empty, set precompute_reference = False, or train LoRA with a frozen projector"
+        )

@@ -1,0 +1,329 @@
+"""What a config's text tells: misspelled keywords, values out of range, paths that aren't there, nothing that trains.
+
+No type of the config is imported, and no large library: this takes part of a second. `build` does the rest.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from ...data_names import is_url, names_data, names_images
+from ...families import ENCODER_FAMILIES, LLM_FAMILIES, target_matcher
+from ...hub.constants import token_grid
+from ...hub.conversation import get_conv_template
+from ...ranges import (
+    RANGES,
+    check,
+    check_backend_args,
+    check_benchmarks,
+    check_objectives,
+    check_room,
+    check_store_url,
+    check_tiles,
+    check_tracker,
+)
+from ...settings import CONFIGS, SETTINGS, ConfigError, labels_of, leaves, validation_settings, value_at
+from ..panel import read_panel
+from ..run_length import check_length
+from .signatures import parameters
+
+# Arguments that the runner adds when it builds these parts.
+BUILT_WITH = {
+    "optim_wrapper": {"optimizer", "constructor", "paramwise_cfg"},
+    "optimizer": {"params"},
+    "param_scheduler": {"optimizer", "convert_to_iter_based"},
+    "sampler": {"dataset", "seed"},
+    "batch_sampler": {"sampler", "batch_size"},
+    "train_cfg": {"runner", "dataloader", "by_epoch"},
+    "train_dataloader": {"num_batch_per_epoch"},
+    "collate_fn": {"samples", "data_batch", "instances"},
+    "visualizer": {"name", "save_dir"},
+    "model_wrapper_cfg": {"module", "device_ids"},
+}
+# Parts without a type, and what takes their keys.
+_UNTYPED = {
+    "train_dataloader": ("torch.utils.data", "DataLoader"),
+    "randomness": ("mmengine.runner.utils", "set_random_seed"),
+}
+# What takes more than a row of `RANGES`.
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "model.objectives": check_objectives,
+    "train_dataloader.dataset.backend_args": check_backend_args,
+    "train_dataloader.dataset.template": get_conv_template,
+    "visualizer.tracker": check_tracker,
+    "default_hooks.validation.benchmarks": check_benchmarks,
+    "default_hooks.validation.panel": read_panel,
+}
+_ALSO = {
+    f"model.visual_encoder_lora.{SETTINGS[name].key.rpartition('.')[2]}": name for name in ("lora_rank", "lora_dropout")
+}
+_TOWERS = (("llm", "language_model.", "llm_config"), ("visual_encoder", "vision_model.", "vision_config"))
+_OTHER_TARGETS = {"target_parameters", "trainable_token_indices", "modules_to_save"}  # beside target_modules
+_PLAIN = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "None": (type(None),)}
+
+
+def check_text(cfg: Config) -> None:
+    """Raises where base or data aren't there, nothing reads a key, or a value can't be; imports nothing large.
+
+    Raises:
+        ConfigError: A part of the config is missing, a path doesn't exist, a keyword that its type doesn't know, a
+            value of another type or out of its range, or nothing that trains.
+    """
+    whole = cfg._to_lazy_dict()
+    for key in ("model", "train_dataloader", "train_cfg", "optim_wrapper"):
+        if key not in whole:
+            raise ConfigError(f"the config has no {key!r}; compare with configs/pretrain_mlp.py")
+    check_values(whole)
+    if (base := value_at(whole, "model.base")) is not None:
+        check_base(base, cfg.filename)
+    for key_path, node in typed_nodes(whole["train_dataloader"], "train_dataloader"):
+        _check_paths(f"{key_path}.", node)
+    shared = value_at(whole, "train_dataloader.dataset.backend_args")
+    _check_paths("val_", validation_settings(whole), shared)
+    _check_tiling(whole)
+    _check_targets(whole)
+
+
+def check_values(cfg: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` on keywords and values of a config's lazy dict; neither base nor data are opened."""
+    for key_path, node in typed_nodes(cfg):
+        check_keywords(key_path, node, *_place_of(node["type"]))
+    for key_path, place in _UNTYPED.items():
+        check_keywords(key_path, cfg.get(key_path) or {}, *place)
+    for name, hook in (cfg.get("default_hooks") or {}).items():
+        if hook and "type" not in hook:
+            close = difflib.get_close_matches(name, [other for other in cfg["default_hooks"] if other != name], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"default_hooks.{name}: a hook needs a type, got {dict(hook)!r}{hint}")
+    named = {SETTINGS[name].key: name for name in RANGES} | _ALSO
+    for key_path, name in named.items():
+        if (value := value_at(cfg, key_path)) is not None:
+            with refused(key_path.rpartition(".")[0]):
+                check(name, value)
+    for key_path, check_value in _CHECKS.items():
+        if (value := value_at(cfg, key_path)) is not None:
+            with refused(key_path.rpartition(".")[0]):
+                check_value(value)
+    with refused("train_cfg"):
+        check_length(value_at(cfg, "train_cfg.max_iters"), value_at(cfg, "train_cfg.max_epochs"))
+    _check_what_trains(cfg)
+
+
+def check_keywords(key_path: str, node: Mapping[str, Any], module: str | None, name: str | None) -> None:
+    """Raises `ConfigError` on a key that its class doesn't take, or a value of another type, as the source says.
+
+    Args:
+        key_path: Of the node.
+        node: The settings; ``type`` is none of them.
+        module, name: Where the class is; None where that isn't known.
+    """
+    found = parameters(module, name) if module and name else None
+    if found is None or (found.takes_any and not module.startswith("xtuner_plugins.")):
+        return
+    known = {*found.hints, *BUILT_WITH.get(key_path.rsplit(".", 1)[-1].split("[")[0], ())}
+    for key, value in node.items():
+        if key == "type":
+            continue
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+            raise ConfigError(f"{key_path}.{key}: {name} has no setting {key!r}; {hint}")
+        kinds = [each.strip() for each in (found.hints.get(key) or "").split("|")]
+        if isinstance(value, (str, bool, int, float)) and set(kinds) <= _PLAIN.keys():
+            if type(value) not in [kind for each in kinds for kind in _PLAIN[each]]:
+                raise ConfigError(f"{key_path}.{key}={value!r}: {name} takes {' or '.join(kinds)}")
+
+
+def _place_of(kind: Any) -> tuple[str | None, str | None]:
+    """(module, name) of a type: a lazy import, a dotted text, or itself; a name alone is looked up when it is built."""
+    if isinstance(kind, str):
+        module, _, name = kind.rpartition(".")
+        return module or None, name
+    module = getattr(kind, "_module", None) or getattr(kind, "__module__", None)
+    name = getattr(kind, "_imported", None) or getattr(kind, "__name__", None)
+    return (module, name) if isinstance(module, str) and isinstance(name, str) else (None, None)
+
+
+def _check_what_trains(cfg: Mapping[str, Any]) -> None:
+    """Raises where nothing trains, a learning rate is set for what doesn't, or 4 bits hold an LLM without adapters."""
+    model = cfg.get("model") or {}
+    if _place_of(model.get("type"))[1] not in ("VisionLanguageModel", "PreferenceModel"):
+        return
+    llm_rows = model.get("train_head") or model.get("train_new_tokens")
+    trains = {
+        "visual_encoder": not model.get("freeze_visual_encoder", True) or model.get("visual_encoder_last_layers"),
+        "projector": not model.get("freeze_projector", False),
+        "llm": not model.get("freeze_llm", True) or llm_rows,
+        "lora": model.get("llm_lora") or model.get("visual_encoder_lora"),
+    }
+    if not any(trains.values()):
+        raise ConfigError("model: nothing would train; set model.freeze_projector=False, or give model.llm_lora")
+    if model.get("llm_quantization") and not (model.get("llm_lora") or trains["llm"]):
+        raise ConfigError(
+            "model.llm_quantization: an LLM in 4 bits trains through adapters, and model.llm_lora is None; give it, or "
+            "set model.llm_quantization=None"
+        )
+    for part, rate in (value_at(cfg, "optim_wrapper.paramwise_cfg.part_lr") or {}).items():
+        if rate is not None and not trains.get(part, True):
+            raise ConfigError(
+                f"optim_wrapper.paramwise_cfg: a learning rate is set for {part}, but nothing of it trains; "
+                "leave it None"
+            )
+
+
+def check_base(base: str, config: str | None = None) -> None:
+    """Raises where ``base`` isn't an official directory; ``config`` is the file whose docstring says how to get it."""
+    here = Path(base)
+    if not here.is_dir():
+        raise ConfigError(f"model.base={base!r}: no such directory; {missing_base(base, config)}")
+    for what, patterns in (
+        ("config.json, so it is not an official model directory", ["config.json"]),
+        ("tokenizer (no tokenizer.json, no tokenizer_config.json)", ["tokenizer.json", "tokenizer_config.json"]),
+    ):
+        if not any((here / name).is_file() for name in patterns):
+            raise ConfigError(f"model.base={base!r} holds no {what}")
+    fields = _fields(base)
+    if fields and "vision_config" not in fields:
+        kind = f"model_type {fields.get('model_type')!r}, no vision_config in its config.json"
+        raise ConfigError(f"model.base={base!r} has no vision part ({kind}); make one with tools/build_base_model.py")
+    if not any(path.suffix in (".safetensors", ".bin") for path in here.iterdir()):
+        raise ConfigError(f"model.base={base!r} holds no weights (*.safetensors); {missing_base(base, config)}")
+
+
+def missing_base(base: str, config: str | None) -> str:
+    """How to get a base that isn't there: as the config's docstring says, else by what its path looks like."""
+    label = labels_of(config).get("starts from", "") if config and Path(config).suffix == ".py" else ""
+    named, _, command = label.partition(":")
+    command = command.strip().replace(" python ", " && python ")
+    words = named.split(",")[0].split()
+    is_named = bool(words) and os.path.normpath(words[0]) == os.path.normpath(base)
+    if is_named and command:
+        return f"{'export the earlier stage' if 'export' in named else 'make it'}: {command}"
+    if "exports" in Path(base).parts or (is_named and "exported" in named):
+        stage = leaves().get(Path(base).name)
+        earlier = os.path.relpath(stage, CONFIGS.parent) if stage else "CONFIG"
+        return f"export the earlier stage: python tools/convert_to_official.py {earlier} CHECKPOINT {base}"
+    return (
+        f"assemble one with python tools/build_base_model.py --vision DIR --llm DIR --out {base}, or download a "
+        f"released one with hf download ORG/MODEL --local-dir {base}"
+    )
+
+
+def _fields(base: Any) -> dict[str, Any]:
+    """A base's config.json; empty where it can't be read, which the build then says."""
+    try:
+        fields = json.loads(Path(base, "config.json").read_text(encoding="utf-8"))
+    except (OSError, TypeError, ValueError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _check_tiling(cfg: Mapping[str, Any]) -> None:
+    """Raises on tile limits that can't be, or where the largest image fits into no sample or no pack."""
+    where = "train_dataloader.dataset"
+    dataset = value_at(cfg, where) or {}
+    high, low = dataset.get("max_tiles"), dataset.get("min_tiles")
+    if high is None:
+        return
+    with refused(where):
+        check_tiles(1 if low is None else low, high)
+    base = _fields(value_at(cfg, "model.base"))
+    size, patch = base.get("force_image_size"), value_at(base, "vision_config.patch_size")
+    if not (size and patch and base.get("downsample_ratio")) or dataset.get("dataset_settings"):
+        return  # what the build knows: directories of another format, limits of single files
+    thumbnail = dataset.get("use_thumbnail")
+    thumbnail = bool(base.get("use_thumbnail") if thumbnail is None else thumbnail)
+    tokens = token_grid(size, patch, base["downsample_ratio"], base.get("projector_type")) ** 2
+    limits = {"max_length": dataset.get("max_length")}
+    limits["pack_tokens"] = value_at(cfg, "train_dataloader.batch_sampler.max_tokens")
+    for name, limit in limits.items():
+        if limit is not None:
+            with refused(where):
+                check_room(high, thumbnail, tokens, limit, name)
+
+
+def _check_targets(cfg: Mapping[str, Any]) -> None:
+    """Raises where LoRA adapts no layer of the base: the names are those of the weights that are read as they are."""
+    base = value_at(cfg, "model.base")
+    for part, prefix, section in _TOWERS:
+        key = f"model.{part}_lora"
+        lora = value_at(cfg, key) or {}
+        targets = lora.get("target_modules")
+        if targets in (None, "all-linear") or _OTHER_TARGETS & set(lora):
+            continue
+        try:
+            matches = target_matcher(targets)
+        except re.error as error:
+            raise ConfigError(f"{key}.target_modules={targets!r} is no regular expression: {error}") from None
+        known_by_name = value_at(_fields(base), f"{section}.model_type") in {**LLM_FAMILIES, **ENCODER_FAMILIES}
+        weights = [name for name in _weights(base) if name.startswith(prefix)] if known_by_name else []
+        layers = [name.removeprefix(prefix).removesuffix(".weight") for name in weights]
+        if layers and not any(map(matches, layers)):
+            known = sorted({layer.rpartition(".")[2] for layer in layers if not layer.endswith(("norm", ".bias"))})
+            raise ConfigError(f"{key}.target_modules={targets!r} is no layer here; it has {', '.join(known)}")
+
+
+def _weights(base: str) -> list[str]:
+    """Names of a directory's tensors, from its index or the header of its only file."""
+    try:
+        if (index := Path(base, "model.safetensors.index.json")).is_file():
+            return list(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        with Path(base, "model.safetensors").open("rb") as file:
+            return list(json.loads(file.read(int.from_bytes(file.read(8), "little"))))
+    except (OSError, ValueError, KeyError):
+        return []  # what is wrong with it is said when it is read
+
+
+def _check_paths(prefix: str, node: Mapping[str, Any], shared: Mapping[str, Any] | None = None) -> None:
+    """Raises where a path isn't there, or a URL is of a kind that isn't read; ``shared`` holds for all files."""
+    own = node.get("dataset_settings")
+    of_files = [each or {} for each in (own if isinstance(own, (list, tuple)) else [own])]
+    options = [each.get("backend_args") or {} for each in (node, *of_files) if isinstance(each, Mapping)]
+    for number, each in enumerate(options[1:]):
+        with refused(f"{prefix}dataset_settings[{number}]"):
+            check_backend_args(each)
+    through = next((each for each in (*options, shared or {}) if isinstance(each, Mapping) and "backend" in each), None)
+    for setting, is_right, kind in (("data_paths", names_data, "file"), ("image_folders", names_images, "folder")):
+        values = node.get(setting) or []
+        for value in [values] if isinstance(values, str) else values:
+            if not isinstance(value, str) or (through is not None and setting == "image_folders"):
+                continue  # only MMEngine's backend knows what its prefix means
+            if is_url(value):
+                with refused(f"{prefix}{setting}"):
+                    check_store_url(value, through)
+            if not is_right(value):
+                raise ConfigError(f"{prefix}{setting}: {kind} {value} does not exist")
+            if setting == "data_paths" and os.path.isfile(value) and not os.path.getsize(value):
+                raise ConfigError(f"{prefix}{setting}: {value} holds no records; give it records")
+
+
+def typed_nodes(node: Any, key_path: str = "") -> Iterator[tuple[str, dict]]:
+    """Every ``dict(type=...)`` below ``node`` with its path, e.g. ``train_dataloader.dataset``."""
+    if isinstance(node, Mapping):
+        if "type" in node:
+            yield key_path, dict(node)
+        for key, value in node.items():
+            yield from typed_nodes(value, f"{key_path}.{key}" if key_path else str(key))
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            yield from typed_nodes(value, f"{key_path}[{index}]")
+
+
+@contextmanager
+def refused(key: str) -> Iterator[None]:
+    """What a part refuses becomes a `ConfigError` that names its key."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, AssertionError, KeyError, OSError, RuntimeError) as error:
+        raise ConfigError(f"{key}: {error or type(error).__name__}") from error

@@ -53,8 +53,7 @@ def measure(model: str, data: str, images: str | None, args: argparse.Namespace)
     def one_by_one() -> dict[str, str]:
         answers = {}
         for question in questions:
-            session.reset()
-            answers[question.id] = session.ask(question.text, question.paths, **generation)
+            answers[question.id] = session.answers([(question.text, question.paths)], **generation)[0]
         return answers
 
     def in_batches(size: int) -> dict[str, str]:

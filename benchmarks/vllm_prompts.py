@@ -29,7 +29,7 @@ from tests.checkpoints.vocabularies import with_scheme, write_internlm2
 from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.checkpoints.export import convert
 from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer
-from xtuner_plugins.inference.session import ChatSession
+from xtuner_plugins.inference.session import ChatSession, Turn
 from xtuner_plugins.toy.models import write_random_parts
 
 TOLERANCE = 1e-4  # of log probabilities in float32; another prompt or a lost tensor moves them by more than 1e-2
@@ -142,11 +142,11 @@ def main() -> int:
 def compare(session: ChatSession, dialogue: list[str], image, ids: list[int], first: dict) -> tuple[bool, float]:
     """Whether the ids are those of training, and the largest difference of the first token's log probabilities."""
     images, *_ = shown = [[image] if "<image>" in text else [] for text in dialogue[::2]]
-    session.recall(list(zip(dialogue[:-1:2], shown[:-1], dialogue[1::2], strict=True)))
-    asked = (dialogue[-1], images if len(dialogue) == 1 else [])
-    ours = session.first_log_probabilities(*asked)
+    turns = [Turn(*turn) for turn in zip(dialogue[:-1:2], shown[:-1], dialogue[1::2], strict=True)]
+    turns.append(Turn(dialogue[-1], images if len(dialogue) == 1 else []))
+    ours = session.first_log_probabilities(turns)
     gaps = [abs(ours[int(token)].item() - value) for token, value in first.items()]
-    return session.prompt_ids(*asked) == ids, max(gaps)
+    return session.prompt_ids(turns) == ids, max(gaps)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jo
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
-# After so long a process is taken to hang. Only a guard: on a machine with five times the load that it has cores for, a
-# command of ten seconds took four minutes.
-HANGS_AFTER = 1800
+# Seconds after which a process is taken to hang. Only a guard: on a machine with five times the load that it has cores
+# for, a command of ten seconds took four minutes.
+HANGS_AFTER = 600
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,7 +1,7 @@
 """Answers questions about a folder of images, or those of a file.
 
     python tools/answer.py exports/mine --images photos --prompt "What is written on the sign?" --out answers.jsonl
-    python tools/answer.py exports/mine --data questions.jsonl --images photos --out answers.jsonl --html answers.html
+    python tools/answer.py exports/mine --data questions.jsonl --images photos --out answers.jsonl
     python tools/answer.py finetune_lora work_dirs/finetune_lora/iter_1000.pth --images photos --prompt ... --out ...
     python tools/answer.py work_dirs/finetune_lora --images photos --prompt ... --out answers.jsonl
 
@@ -31,7 +31,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--prompt", help="the question; with --data, that of lines without one")
     parser.add_argument("--out", metavar="FILE", required=True, help="answers, a JSON object per line")
     parser.add_argument("--csv", metavar="FILE", help="also write all answers as a table")
-    parser.add_argument("--html", metavar="FILE", help="also write a page with images and answers")
     parser.add_argument("--batch-size", type=int, default=1, help="questions per batch (default 1)")
     parser.add_argument("--processes", type=int, default=1, help="each with a model of its own (default 1)")
     parser.add_argument("--max-tiles", type=int, help="most tiles per image (default: the model's)")
@@ -79,10 +78,9 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from xtuner_plugins.inference.answer_file import AnswerFile, write_csv
-    from xtuner_plugins.inference.answer_page import write_page
     from xtuner_plugins.inference.batch_answers import Job, answer_all
+    from xtuner_plugins.inference.chat import printable
     from xtuner_plugins.inference.questions import Question, Unusable, from_file, from_folder
-    from xtuner_plugins.inference.terminal_output import printable
 
     if args.images and not Path(args.images).is_dir():
         raise ValueError(f"--images {args.images}: no such folder")
@@ -118,8 +116,6 @@ def run(args: argparse.Namespace) -> int:
         rows = [file.answers[question.id] for question in questions if question.id in file.answers]
         if args.csv:
             write_csv(args.csv, rows)
-        if args.html:
-            write_page(args.html, str(source), questions, file.answers, unusable)
     earlier = len(questions) - len(todo)
     print(
         f"{len(rows):,} of {len(given):,} questions are answered in {args.out}"

@@ -5,19 +5,18 @@
     python tools/chat.py finetune_lora work_dirs/finetune_lora/iter_1000.pth      # without exporting it
     python tools/chat.py work_dirs/finetune_lora                                  # its newest checkpoint
 
-Without --question it converses: a line is a question, an image is shown by dropping its file onto the terminal, Ctrl-C
-stops an answer, and these are commands:
+Without --question it converses: a line is a question, Ctrl-C stops an answer, and these are commands:
 
     /image PATH   show an image with the next question; several times for several images
     /clear        forget the conversation
     /system TEXT  begin a new conversation with this system prompt
     /tiles N      cut images into at most N tiles from now on
-    /save FILE    write the conversation to FILE.json or FILE.md
+    /save FILE    write the conversation to FILE.json
     /help         say this
     /quit         leave (so does the end of the input)
 
-Boxes in an answer are drawn on the latest image and saved as NAME.boxes-1.png in the current folder. A terminal that
-announces Sixel, Kitty's graphics or 24-bit colours shows images, too. Control codes in an answer are shown, not obeyed.
+Boxes in an answer are drawn on the latest image and saved as NAME.boxes-1.png in the current folder. Control codes in
+an answer are shown, not obeyed.
 
 Exit status: 0; 1 when the model or an image can't be used; 2 for a wrong command line.
 """
@@ -43,7 +42,6 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--temperature", type=float, default=0.0, help="above 0 samples (default 0: the likeliest token)"
     )
     parser.add_argument("--template", help="of a checkpoint that was trained with several")
-    parser.add_argument("--no-drawings", action="store_true", help="show no images in the terminal")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default auto)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default auto)")
     args = parser.parse_args(argv)
@@ -85,7 +83,7 @@ def open_chat(args: argparse.Namespace):
 
     source = find_source(args.model, args.checkpoint)
     from xtuner_plugins.datasets.images.media import image_size
-    from xtuner_plugins.inference.terminal_chat import TerminalChat
+    from xtuner_plugins.inference.chat import TerminalChat
 
     for path in args.image:
         image_size(path)
@@ -97,7 +95,7 @@ def open_chat(args: argparse.Namespace):
     if args.temperature > 0:
         options |= {"do_sample": True, "temperature": args.temperature}
     session = open_session(args.model, args.checkpoint, **opening)
-    return TerminalChat(session, str(source), options, args.image, draws=not args.no_drawings)
+    return TerminalChat(session, str(source), options, args.image)
 
 
 if __name__ == "__main__":

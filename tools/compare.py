@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     from xtuner_plugins.evaluation.compare import as_json, compare
     from xtuner_plugins.evaluation.compare_page import comparison_table, write_comparison
-    from xtuner_plugins.inference.terminal_output import printable
+    from xtuner_plugins.inference.chat import printable
 
     comparisons = compare(one, other)
     found = as_json(comparisons)

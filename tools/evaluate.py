@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> int:
     from xtuner_plugins.evaluation.evaluation import Evaluation
     from xtuner_plugins.evaluation.table import table
     from xtuner_plugins.inference.batch_answers import Job
+    from xtuner_plugins.inference.chat import printable
     from xtuner_plugins.inference.questions import Unusable
-    from xtuner_plugins.inference.terminal_output import printable
 
     def leave_out(name: str, each: Unusable) -> None:
         tqdm.write(printable(f"left out of {name}: {each.message}"), file=sys.stderr)

@@ -1,15 +1,13 @@
-"""A web page to talk with a model about images and videos, or with two models side by side.
+"""A web page to talk with a model about images and videos.
 
     python tools/web_demo.py exports/mine
-    python tools/web_demo.py exports/mine exports/older
     python tools/web_demo.py work_dirs/finetune_lora                              # its newest checkpoint
-    python tools/web_demo.py --server http://127.0.0.1:8000/v1 --model mine
+    python tools/web_demo.py finetune_lora work_dirs/finetune_lora/iter_1000.pth
 
-The page is at http://127.0.0.1:7860, for this machine alone unless --host says otherwise. With --server it is a front
-to an OpenAI-style server; the environment variable OPENAI_API_KEY holds the key if the server wants one. Nothing is
-fetched from the internet and nothing is reported.
+The page is at http://127.0.0.1:7860, for this machine alone unless --host says otherwise. Programs ask it, too, by
+gradio_client or curl (docs/using.md). Nothing is fetched from the internet and nothing is reported.
 
-Exit status: 0 after Ctrl-C; 1 when a model or the port can't be used; 2 for a wrong command line.
+Exit status: 0 after Ctrl-C; 1 when the model or the port can't be used; 2 for a wrong command line.
 """
 
 import argparse
@@ -21,25 +19,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="export, base or work directory; two: side by side")
-    parser.add_argument("--server", metavar="URL", help="OpenAI-style server, up to /v1")
-    parser.add_argument("--model", action="append", default=[], metavar="NAME", help="model of --server; up to twice")
+    parser.add_argument("model", help="model directory (an export or a base), training config or work directory")
+    parser.add_argument("checkpoint", nargs="?", help="training checkpoint, with a config or a work directory")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1); 0.0.0.0 for all")
     parser.add_argument("--port", type=int, default=7860, help="default 7860")
     parser.add_argument("--password-file", metavar="FILE", help="its first line is the password; any user name will do")
     parser.add_argument("--max-upload-mb", type=float, default=50, help="largest file (default 50)")
-    parser.add_argument("--max-megapixels", type=float, default=50, help="largest image or frame (default 50)")
+    parser.add_argument("--template", help="of a checkpoint that was trained with several")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default auto)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default auto)")
     args = parser.parse_args(argv)
-    if bool(args.server) != bool(args.model):
-        parser.error("--server and --model NAME go together")
-    if not 1 <= len(args.models) + len(args.model) <= 2:
-        parser.error(f"{len(args.models) + len(args.model)} models: give one or two")
     if not 1 <= args.port <= 65535:
         parser.error(f"--port {args.port}: give 1 to 65535")
-    if args.max_upload_mb <= 0 or args.max_megapixels <= 0:
-        parser.error("--max-upload-mb and --max-megapixels: give more than 0")
+    if args.max_upload_mb <= 0:
+        parser.error("--max-upload-mb: give more than 0")
     return args
 
 
@@ -55,35 +48,46 @@ def main(argv=None) -> int:
 
 
 def serve(args: argparse.Namespace) -> int:
-    """Checks what is cheap to check, loads the models, and serves until Ctrl-C."""
+    """Opens the model and serves the page until Ctrl-C."""
     from xtuner_plugins.inference.opening import find_source, open_session
     from xtuner_plugins.processes import quiet_imports
 
-    for path in args.models:
-        find_source(path)  # a wrong path shows before transformers is imported
+    find_source(args.model, args.checkpoint)  # a wrong path shows before transformers is imported
     password = read_password(args.password_file)
+    check_port(args.host, args.port)
     quiet_imports()
     from transformers.utils import logging
 
-    from xtuner_plugins.serving.demo import check_port, launch
-    from xtuner_plugins.serving.demo_media import Limits
-    from xtuner_plugins.serving.demo_models import LocalModel, ServerModel
+    from xtuner_plugins.chat_page import launch
 
     logging.set_verbosity_error()
-    check_port(args.host, args.port)
     if args.host not in ("127.0.0.1", "localhost", "::1") and password is None:
         print(
             "warning: other machines can use the page, and it asks for no password; see --password-file",
             file=sys.stderr,
         )
-    models = [
-        LocalModel(open_session(path, device=args.device, dtype=args.dtype), Path(path).resolve().name)
-        for path in args.models
-    ]
-    models += [ServerModel(args.server, name) for name in args.model]
-    limits = Limits(max_bytes=int(args.max_upload_mb * 2**20), max_pixels=int(args.max_megapixels * 1e6))
-    launch(models, limits, host=args.host, port=args.port, password=password)
+    opening = {"device": args.device, "dtype": args.dtype, "template": args.template}
+    session = open_session(args.model, args.checkpoint, **opening)
+    options = {"password": password, "max_upload_mb": args.max_upload_mb}
+    launch(session, Path(args.model).resolve().name, host=args.host, port=args.port, **options).block_thread()
     return 0
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuses a port that can't be had, before a model is opened.
+
+    Raises:
+        ValueError: It is in use or may not be used, or the host isn't this machine.
+    """
+    import socket
+
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            reason = error.strerror or error
+            raise ValueError(f"port {port} of {host} can't be used ({reason}); give another --port or --host") from None
 
 
 def read_password(path: str | None) -> str | None:

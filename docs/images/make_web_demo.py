@@ -1,9 +1,9 @@
-"""Makes web_demo.png and web_demo_zh-CN.png: the web page over the quick start's model, in headless Chromium.
+"""Makes web_demo.png: the web page over the quick start's model, in headless Chromium.
 
     make quickstart
     python docs/images/make_web_demo.py docs/images
 
-It needs Chromium and a font with Chinese (on Debian: apt-get install chromium fonts-noto-cjk).
+It needs Chromium (on Debian: apt-get install chromium).
 """
 
 import shutil
@@ -17,50 +17,44 @@ sys.path.insert(0, str(ROOT))
 
 QUICKSTART = ROOT / "work_dirs/quickstart"
 IMAGE = QUICKSTART / "data/images/test/00000.jpg"
-QUESTION = "What number is on the sign?"  # the toy model knows English alone
-FILES = {"en-US": "web_demo.png", "zh-CN": "web_demo_zh-CN.png"}
 
 
-def photograph(url: str, photo: Path, out: Path) -> None:
+def photograph(url: str, photo: Path, out: Path, width: int = 1280) -> None:
+    """Asks about the photo on the page and writes what a window of this width shows."""
     from playwright.sync_api import sync_playwright
 
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
-        sys.exit("no Chromium found: apt-get install chromium fonts-noto-cjk")
+        sys.exit("no Chromium found: apt-get install chromium")
     with sync_playwright() as driver:
         window = driver.chromium.launch(executable_path=browser, args=["--no-sandbox", "--hide-scrollbars"])
-        for language, name in FILES.items():
-            page = window.new_page(locale=language, viewport={"width": 1280, "height": 1020})
-            page.goto(url)
-            page.set_input_files("#ask input[type=file]", photo)
-            page.wait_for_selector("#ask .thumbnail-item")
-            page.fill("#ask textarea", QUESTION)
-            page.press("#ask textarea", "Enter")
-            page.wait_for_selector("#chat-0 .bot.message:not(.pending) >> text=/\\S/")
-            page.wait_for_selector("#seen:has-text('112 x 112')")
-            page.mouse.move(0, 0)
-            page.wait_for_timeout(5000)  # the rest of the answer, and what moves
-            page.screenshot(path=out / name)
-            page.close()
-            image = Image.open(out / name).convert("RGB")
-            image.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(out / name, optimize=True)
+        page = window.new_page(viewport={"width": width, "height": 1020})
+        page.set_default_timeout(120_000)
+        page.goto(url)
+        page.set_input_files("input[type=file] >> nth=0", photo)
+        page.wait_for_selector(".thumbnail-item")
+        page.fill("textarea >> nth=0", "What number is on the sign?")
+        page.press("textarea >> nth=0", "Enter")
+        page.wait_for_selector(".bot")
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(5000)  # the rest of the answer, and what moves
+        page.screenshot(path=out)
         window.close()
+    Image.open(out).convert("RGB").quantize(256, kmeans=3, dither=Image.Dither.NONE).save(out, optimize=True)
 
 
 def main(out: Path) -> None:
+    """Serves the page and writes the image into the folder."""
+    from xtuner_plugins.chat_page import launch
     from xtuner_plugins.inference.session import ChatSession
     from xtuner_plugins.processes import free_port
-    from xtuner_plugins.serving.demo import launch
-    from xtuner_plugins.serving.demo_media import Limits
-    from xtuner_plugins.serving.demo_models import LocalModel
 
-    model = LocalModel(ChatSession.from_pretrained(QUICKSTART / "model", device="cpu"), "quick start")
-    limits = Limits(max_bytes=1 << 24, max_pixels=1 << 24)
-    blocks = launch([model], limits, host="127.0.0.1", port=free_port(), block=False)
+    session = ChatSession.from_pretrained(QUICKSTART / "model", device="cpu")
+    page = launch(session, "quick start", host="127.0.0.1", port=free_port())
     try:
-        photograph(blocks.local_url, IMAGE, out)
+        photograph(page.local_url, IMAGE, out / "web_demo.png")
     finally:
-        blocks.close()
+        page.close()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import functools
+import json
 import multiprocessing
 import os
 import sys
@@ -100,6 +101,23 @@ def train_forked(
     """
     arguments, env = training(work_dir, base, data, processes=processes, **case)
     return run_forked(arguments, env, work_dir, processes=processes, prepare=prepare)
+
+
+def note_sources(path: Path) -> None:
+    """Prepares a run to append a line per step and rank to ``PATH.RANK``: step, epoch, sources by micro-batch."""
+    from mmengine.dist import get_rank
+
+    from xtuner_plugins.engine.loops import PlannedTrainLoop
+
+    run_iter = PlannedTrainLoop.run_iter
+
+    def noted(loop, batches):
+        entry = {"step": loop.iter + 1, "epoch": loop.dataloader_iterator.epoch}
+        with open(f"{path}.{get_rank()}", "a") as file:
+            file.write(json.dumps(entry | {"sources": [batch["sources"] for batch in batches]}) + "\n")
+        run_iter(loop, batches)
+
+    PlannedTrainLoop.run_iter = noted
 
 
 @functools.cache

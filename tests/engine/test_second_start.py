@@ -5,7 +5,8 @@ import re
 import pytest
 from PIL import Image
 
-from tests.engine.parallel_case import train, write_dataset
+from .forked import train_forked
+from .parallel_case import write_dataset
 
 CONFIG = "configs/toy/toy_finetune_packed.py"
 
@@ -21,17 +22,15 @@ def test_every_missing_image_stops_every_start_until_all_are_there(toy_base, tmp
     options = {"train_dataloader.dataset.cache_dir": str(tmp_path / "cache"), "train_dataloader.batch_size": 1}
 
     def start():
-        done = train(tmp_path / "run", toy_base, data, config=CONFIG, options=options)
-        return done.returncode, done.stdout + done.stderr
+        done = train_forked(tmp_path / "run", toy_base, data, config=CONFIG, options=options)
+        return done.ok, done.output
 
-    status, output = start()
-    assert status != 0 and "train.jsonl:9" in output and re.search(r"\b8 (of|records|samples)\b", output), output[
-        -2000:
-    ]
+    ok, output = start()
+    assert not ok and "train.jsonl:9" in output and re.search(r"\b8 (of|records|samples)\b", output), output[-2000:]
     Image.new("RGB", sizes[missing[0]]).save(missing[0])
-    status, output = start()
-    assert status != 0 and "train.jsonl:10" in output and "train.jsonl:9:" not in output, output[-2000:]
+    ok, output = start()
+    assert not ok and "train.jsonl:10" in output and "train.jsonl:9:" not in output, output[-2000:]
     for path in missing[1:]:
         Image.new("RGB", sizes[path]).save(path)
-    status, output = start()
-    assert status == 0 and "16 of 16 samples" in output, output[-2000:]
+    ok, output = start()
+    assert ok and "16 of 16 samples" in output, output[-2000:]

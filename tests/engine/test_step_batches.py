@@ -14,7 +14,7 @@ from xtuner_plugins.engine.loops import PlanIterator
 from xtuner_plugins.engine.step_batches import micro_batches, take_step
 from xtuner_plugins.settings import ConfigError, complete
 
-from .forked import train_forked
+from .forked import note_sources, train_forked
 from .parallel_case import ROOT, base_and_data, write_dataset
 
 
@@ -132,22 +132,6 @@ def test_micro_batches():
     assert micro_batches(Config(dict(accumulated, strategy=strategy))) == 8
 
 
-def record(path):
-    """Each rank of a run writes down the sources of its steps."""
-    from mmengine.dist import get_rank
-
-    from xtuner_plugins.engine.loops import PlannedTrainLoop
-
-    run_iter = PlannedTrainLoop.run_iter
-
-    def recorded(loop, batches):
-        with open(f"{path}.{get_rank()}", "a") as file:
-            file.write(json.dumps([loop.iter + 1, [batch["sources"] for batch in batches]]) + "\n")
-        run_iter(loop, batches)
-
-    PlannedTrainLoop.run_iter = recorded
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "processes"), [("toy_finetune_packed", 2), ("toy_finetune_full", 1)])
 def test_the_same_as_real_runs(toy_base, data, tmp_path, name, processes):
@@ -157,7 +141,7 @@ def test_the_same_as_real_runs(toy_base, data, tmp_path, name, processes):
     options |= (
         {"train_dataloader.batch_size": 1, "train_dataloader.batch_sampler.max_tokens": 400} if "packed" in name else {}
     )
-    case = dict(processes=processes, config=f"configs/toy/{name}.py", prepare=partial(record, tmp_path / "steps"))
+    case = dict(processes=processes, config=f"configs/toy/{name}.py", prepare=partial(note_sources, tmp_path / "steps"))
     work_dir = tmp_path / "run"
     run = train_forked(work_dir, toy_base, data, options={**options, "train_cfg.max_iters": 3}, **case)
     assert run.ok, run.output[-3000:]
@@ -170,8 +154,8 @@ def test_the_same_as_real_runs(toy_base, data, tmp_path, name, processes):
     complete(cfg)
     for rank in range(processes):
         lines = [json.loads(line) for line in Path(f"{tmp_path / 'steps'}.{rank}").read_text().splitlines()]
-        numbers = [number for number, _ in lines]
+        numbers = [line["step"] for line in lines]
         assert len(numbers) > 5 and numbers[3:5] in ([3, 4], [4, 5])  # it was resumed
-        for number, wanted in lines:
-            assert sources(take_step(cfg, number, rank=rank, num_ranks=processes, seed=7)) == wanted
+        for line in lines:
+            assert sources(take_step(cfg, line["step"], rank=rank, num_ranks=processes, seed=7)) == line["sources"]
     assert read_checkpoint(sorted(work_dir.glob("iter_*.pth"))[0])["plan"]["cell"] == processes

@@ -28,7 +28,7 @@ def test_scores_are_of_the_answers(session, tmp_path):
     Image.new("RGB", (224, 112), "red").save(tmp_path / "a.png")
     (tmp_path / "bad.png").write_text("no image")
     asked = [("a.png", "What?"), (None, "Hello"), ("bad.png", "Which?")]
-    given = session.answer([("What?", [tmp_path / "a.png"]), ("Hello", [])], max_new_tokens=3)
+    given = session.answers([("What?", [tmp_path / "a.png"]), ("Hello", [])], max_new_tokens=3)
     rows = [
         {"question": text, "answer": answer, **({"image": image} if image else {})}
         for (image, text), answer in zip(asked, [given[0], "something else", "x"], strict=True)

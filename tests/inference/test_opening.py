@@ -24,6 +24,10 @@ LOCK = {
 }
 
 
+def answer(session):
+    return session.answers([("Hello", [])], max_new_tokens=4)
+
+
 @pytest.fixture(scope="module")
 def run(toy_base, tmp_path_factory):
     """A work directory with two checkpoints of LoRA adapters; the newer was trained with tile limits of its own."""
@@ -53,7 +57,7 @@ def test_a_checkpoint_answers_as_its_export(run, tmp_path):
     assert session.tile_sharing == exported.tile_sharing == "need"
     assert session.model.template == exported.model.template == "Hermes-2"
     assert session.model.stop_token_ids() == exported.model.stop_token_ids() != []
-    assert session.ask("Hello", max_new_tokens=4) == exported.ask("Hello", max_new_tokens=4)
+    assert answer(session) == answer(exported)
 
 
 @pytest.mark.parametrize("named", [None, 922, [922, 923]])
@@ -88,7 +92,7 @@ def test_a_work_directory(run):
 def test_directories_of_every_format(toy_base, tmp_path):
     convert(toy_base, tmp_path / "hf", format="hf")
     official, other = (open_session(path, device="cpu") for path in (toy_base, tmp_path / "hf"))
-    assert official.ask("Hello", max_new_tokens=4) == other.ask("Hello", max_new_tokens=4)
+    assert answer(official) == answer(other)
 
 
 @pytest.fixture(scope="module")

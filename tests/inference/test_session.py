@@ -13,7 +13,14 @@ from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.datasets.base import read_base, tiling_of
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.hub import InternVLChatModel
-from xtuner_plugins.inference.session import CallbackStreamer, ChatSession, resolve_device, with_placeholders
+from xtuner_plugins.inference.session import (
+    CallbackStreamer,
+    ChatSession,
+    Frame,
+    Turn,
+    resolve_device,
+    with_placeholders,
+)
 from xtuner_plugins.inference.session import normalize as normalize_tiles
 
 SHORT = {"max_new_tokens": 8}
@@ -36,8 +43,12 @@ def opened(toy_base):
 
 @pytest.fixture()
 def session(opened):
-    opened.reset()
     return opened
+
+
+def ask(session, question, images=(), past=(), **options):
+    """The answer to a question after `past` turns."""
+    return "".join(session.reply([*past, Turn(question, images)], **{**SHORT, **options})).strip()
 
 
 @pytest.fixture(scope="module")
@@ -53,91 +64,80 @@ def test_answers_as_the_exported_chat_does(session, exported):
     image = make_image(336, 224)
     assert len(pixels(image)) == 7
     expected = exported.chat(session.tokenizer, pixels(image), "What is it?", options())
-    assert session.ask("What is it?", [image], **SHORT) == expected
-    assert session.history == [("<image>\nWhat is it?", expected)]
+    assert ask(session, "What is it?", [image]) == expected
 
 
 def test_a_conversation_with_images_in_two_turns(session, exported):
     first, second = make_image(336, 224), make_image(112, 112, seed=1)
-    answers = [
-        session.ask("What is it?", first, **SHORT),
-        session.ask("And which color?", **SHORT),
-        session.ask("Is <image> another one?", [second], **SHORT),
-    ]
+    turns, answers = [], []
+    for question, images in (("What is it?", [first]), ("And which color?", []), ("Is <image> another one?", [second])):
+        answers.append(ask(session, question, images, turns))
+        turns.append(Turn(question, images, answers[-1]))
     chat, tokenizer = exported.chat, session.tokenizer
     tell = {"return_history": True}
     one, history = chat(tokenizer, pixels(first), "What is it?", options(), **tell)
     two, history = chat(tokenizer, pixels(first), "And which color?", options(), history=history, **tell)
     both, counts = torch.cat([pixels(first), pixels(second)]), [7, 1]
-    three, history = chat(
-        tokenizer, both, "Is <image> another one?", options(), history=history, num_patches_list=counts, **tell
-    )
-    assert answers == [one, two, three] and session.history == history
-    session.reset()
-    assert session.history == [] and session.ask("What is it?", first, **SHORT) == one
-
-
-def test_a_recalled_conversation_goes_on_as_the_one_that_was_held(session):
-    first, second = make_image(336, 224), [make_image(112, 112, seed=1), make_image(224, 112, seed=2)]
-    answers = [session.ask("What is it?", first, **SHORT), session.ask("And these?", second, **SHORT)]
-    ids, third = session.prompt_ids("Why?"), session.ask("Why?", **SHORT)
-    session.recall([("What is it?", first, answers[0]), ("And these?", second, answers[1])])
-    assert session.prompt_ids("Why?") == ids and session.ask("Why?", **SHORT) == third
-    with pytest.raises(ValueError, match="1 <image> for 0 images"):
-        session.recall([("What is <image>?", [], "Nothing.")])
-    assert session.history == []
+    three = chat(tokenizer, both, "Is <image> another one?", options(), history=history, num_patches_list=counts)
+    assert answers == [one, two, three]
 
 
 def test_the_prompt_ids_are_those_that_the_model_is_given(session, monkeypatch):
     given = {}
     monkeypatch.setattr(session.model, "generate", lambda **options: given.update(options) or torch.tensor([[0]]))
-    images = [make_image(336, 224), make_image(112, 448)]
-    session.recall([("What is it?", make_image(224, 224), "A cat.")])
-    ids = session.prompt_ids("Which?", images)
-    session.ask("Which?", images, **SHORT)
+    turns = [
+        Turn("What is it?", [make_image(224, 224)], "A cat."),
+        Turn("Which?", [make_image(336, 224), make_image(112, 448)]),
+    ]
+    ids = session.prompt_ids(turns)
+    list(session.reply(turns, **SHORT))
     assert given["input_ids"].tolist() == [ids]
 
 
+def test_a_frame_is_one_tile(session):
+    images = [Frame(make_image(336, 224)), make_image(336, 224), Frame(make_image(112, 448))]
+    assert [len(tiles) for tiles in session.tiles(images)] == [1, 7, 1]
+
+
+def test_a_prompt_beyond_the_positions_is_refused(session, monkeypatch):
+    monkeypatch.setattr(session.model.config.llm_config, "max_position_embeddings", 32)
+    with pytest.raises(ValueError, match="tokens, but the model knows 32 positions; lower the tile limit"):
+        ask(session, "What is it? " * 20)
+    assert ask(session, "Hi") is not None
+
+
+def test_who_stops_reading_stops_the_model(session):
+    """Also where the reader fails; the next question is answered."""
+    reply = session.reply([Turn("Hello")], max_new_tokens=100_000)
+    next(reply)
+    reply.close()
+    with pytest.raises(KeyboardInterrupt):
+        for _ in session.reply([Turn("Hello")], max_new_tokens=100_000):
+            raise KeyboardInterrupt
+    assert ask(session, "Hello") is not None
+
+
 def test_text_only(session, exported):
-    assert session.ask("Hello", **SHORT) == exported.chat(session.tokenizer, None, "Hello", options())
+    assert ask(session, "Hello") == exported.chat(session.tokenizer, None, "Hello", options())
 
 
 def test_images_by_path(session, tmp_path):
     image = make_image(200, 150)
     image.save(tmp_path / "a.png")
-    expected = session.ask("What is it?", image, **SHORT)
-    for given in (tmp_path / "a.png", str(tmp_path / "a.png"), [tmp_path / "a.png"]):
-        session.reset()
-        assert session.ask("What is it?", given, **SHORT) == expected
+    expected = ask(session, "What is it?", [image])
+    assert ask(session, "What is it?", [tmp_path / "a.png"]) == ask(session, "What is it?", [str(tmp_path / "a.png")])
+    assert ask(session, "What is it?", [tmp_path / "a.png"]) == expected
 
 
-def test_a_failed_question_is_forgotten(session, tmp_path):
-    session.ask("What is it?", make_image(112, 112), **SHORT)
-    before = list(session.history)
+def test_what_cannot_be_asked(session, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match="broken.png"):
-        session.ask("And this?", tmp_path / "broken.png", **SHORT)
-    with pytest.raises(ValueError, match="2 <image> for 1 images"):
-        session.ask("<image> or <image>?", make_image(112, 112), **SHORT)
-    with pytest.raises(ValueError, match="1 <image> for 0 images"):
-        session.ask("<image>?", **SHORT)
-    assert session.history == before
-    assert session.ask("And now?", **SHORT) is not None
-
-
-def test_an_interrupted_answer_is_forgotten(session):
-    def interrupt(piece):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        session.ask("What is it?", make_image(112, 112), stream=interrupt, **SHORT)
-    assert session.history == []
-
-
-def test_streaming_gives_the_answer(session):
-    pieces = []
-    answer = session.ask("What is it?", make_image(112, 112), stream=pieces.append, max_new_tokens=24)
-    assert "".join(pieces).strip() == answer
+    for question, images, said in (
+        ("And this?", [tmp_path / "broken.png"], "broken.png"),
+        ("<image> or <image>?", [make_image(112, 112)], "2 <image> for 1 images"),
+        ("<image>?", [], "1 <image> for 0 images"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            ask(session, question, images)
 
 
 def test_streaming_goes_word_by_word_without_prompt_and_end(opened):
@@ -164,13 +164,10 @@ def test_batches_equal_single_questions_and_keep_their_order(session, batch_size
     ]
     expected = []
     for question, images in items:
-        session.reset()
-        expected.append(session.ask(question, images, **SHORT))
-    session.reset()
+        expected.append(ask(session, question, images))
     done = []
-    assert session.answer(items, batch_size=batch_size, on_batch=done.append, **SHORT) == expected
+    assert session.answers(items, batch_size=batch_size, on_batch=done.append, **SHORT) == expected
     assert sum(done) == 5 and done[0] == batch_size
-    assert session.history == []
 
 
 def test_an_image_of_several_questions_is_encoded_once(session, monkeypatch, tmp_path):
@@ -180,19 +177,19 @@ def test_an_image_of_several_questions_is_encoded_once(session, monkeypatch, tmp
     wide.save(tmp_path / "wide.png")
     items = [(text, [image]) for text in ("What?", "Which color is it?") for image in (wide, tmp_path / "wide.png")]
     items += [("Both?", [wide, other]), ("Twice?", [other, other])]
-    alone = [session.answer([item], **SHORT)[0] for item in items]
+    alone = [session.answers([item], **SHORT)[0] for item in items]
     encoded, extract = [], session.model.extract_feature
     monkeypatch.setattr(session.model, "extract_feature", lambda pixels: encoded.append(len(pixels)) or extract(pixels))
-    assert session.answer(items, batch_size=6, **SHORT) == alone
+    assert session.answers(items, batch_size=6, **SHORT) == alone
     assert encoded == [5 + 5 + 4 + 1]  # alone in memory and from the file; in a question with another; the other
 
 
 def test_fewer_tiles_on_demand(session, exported):
     image = make_image(336, 224)
     one_tile = exported.chat(session.tokenizer, pixels(image, max_num=1), "What is it?", options())
-    assert session.answer([("What is it?", [image])], max_tiles=1, **SHORT) == [one_tile]
+    assert session.answers([("What is it?", [image])], max_tiles=1, **SHORT) == [one_tile]
     limited = ChatSession(session.model, session.tokenizer, max_tiles=1)
-    assert limited.ask("What is it?", image, **SHORT) == one_tile
+    assert ask(limited, "What is it?", [image]) == one_tile
 
 
 def test_images_of_a_question_share_the_tiles_as_in_training(session, toy_base, tmp_path):
@@ -216,14 +213,14 @@ def test_images_of_a_question_share_the_tiles_as_in_training(session, toy_base, 
 
 def test_sampling_is_passed_on(session):
     torch.manual_seed(0)
-    greedy = session.answer([("Hello", [])], **SHORT)
-    assert session.answer([("Hello", [])], do_sample=True, temperature=50.0, **SHORT) != greedy
+    greedy = session.answers([("Hello", [])], **SHORT)
+    assert session.answers([("Hello", [])], do_sample=True, temperature=50.0, **SHORT) != greedy
 
 
 def test_no_questions_and_bad_batch_size(session):
-    assert session.answer([]) == []
+    assert session.answers([]) == []
     with pytest.raises(ValueError, match="batch_size = 0"):
-        session.answer([("Hello", [])], batch_size=0)
+        session.answers([("Hello", [])], batch_size=0)
 
 
 @pytest.mark.parametrize("limits", [{}, {"max_tiles": 3}, {"min_tiles": 2}, {"max_tiles": 1, "use_thumbnail": False}])
@@ -254,13 +251,13 @@ def test_nothing_in_the_directory_is_executed(toy_base, tmp_path):
     shutil.copytree(toy_base, copy)
     for code in copy.glob("*.py"):
         code.write_text("raise SystemExit('executed')\n")
-    assert ChatSession.from_pretrained(copy, device="cpu").ask("Hello", **SHORT) is not None
+    assert ask(ChatSession.from_pretrained(copy, device="cpu"), "Hello") is not None
 
 
 def test_bfloat16(toy_base):
     session = ChatSession.from_pretrained(toy_base, device="cpu", dtype="bfloat16")
     assert {parameter.dtype for parameter in session.model.parameters()} == {torch.bfloat16}
-    assert isinstance(session.ask("What is it?", make_image(200, 112), **SHORT), str)
+    assert isinstance(ask(session, "What is it?", [make_image(200, 112)]), str)
 
 
 def test_bad_directories_and_settings(toy_base, tmp_path):

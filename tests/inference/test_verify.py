@@ -76,7 +76,7 @@ class TestForeignCode:
         base = tmp_path / "base"
         shutil.copytree(toy_base, base)
         (base / "extra.py").write_text(f"file = open({str(tmp_path / 'has_run')!r}, 'w')\n")
-        with open(base / "conversation.py", "a") as file:
+        with open(base / "modeling_internvl_chat.py", "a") as file:  # transformers takes along what this one imports
             file.write("\nfrom .extra import file\n")
         return base
 
@@ -85,7 +85,12 @@ class TestForeignCode:
         command = ("tools/convert_to_official.py", config, run[1], tmp_path / "out", "--verify")
         done = run_tool(*command)
         assert done.returncode == 1, done.stdout
-        for said in ("error: --verify would run Python", "conversation.py", "--trust-remote-code", "--code ours"):
+        for said in (
+            "error: --verify would run Python",
+            "modeling_internvl_chat.py",
+            "--trust-remote-code",
+            "--code ours",
+        ):
             assert said in done.stderr
         assert not (tmp_path / "out").exists() and not (tmp_path / "has_run").exists()
 

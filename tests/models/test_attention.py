@@ -203,23 +203,6 @@ def test_without_boundaries_a_pack_would_differ(toy_base):
     assert abs(right - wrong) > 1e-3
 
 
-def test_a_pack_names_the_sample_at_fault(toy_base):
-    model = VisionLanguageModel(base=str(toy_base), dtype="float32").eval()
-    packed = pack(make_batch(model, tiles_of=(1, 0, 2)))
-    packed["input_ids"][0, int(packed["cu_seqlens"][2]) + 3] = 11
-    with pytest.raises(ValueError, match=r"at fault: data.jsonl:3$"):
-        run(model, packed)
-
-
-def test_weights_of_samples_mean_the_same_packed_and_unpacked(toy_base):
-    model = VisionLanguageModel(base=str(toy_base), dtype="float32").eval()
-    batch = {**make_batch(model, tiles_of=(1, 0, 2)), "loss_weights": torch.tensor([1.0, 4.0, 0.5])}
-    packed = {**pack(batch), "loss_weights": batch["loss_weights"]}
-    loss = run(model, batch)["loss"]
-    torch.testing.assert_close(run(model, packed)["loss"], loss, atol=1e-5, rtol=0)
-    assert abs(loss - run(model, make_batch(model, tiles_of=(1, 0, 2)))["loss"]) > 1e-4
-
-
 @pytest.mark.parametrize("tiles_of", [(2, 0, 1), (0, 0)])
 def test_a_step_never_asks_the_device(toy_base, tiles_of):
     """Forward and backward run on tensors without content: nothing depends on values that a device holds."""

@@ -45,8 +45,7 @@ def assert_equal(compiled, eager, batch):
 
 
 @pytest.mark.slow  # tracing takes 20 to 40 seconds
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("what", WHAT)
+@pytest.mark.parametrize("what, recompute", [("full", False), ("lora", True)])
 def test_compiled_blocks_change_nothing(toy_base, what, recompute):
     """By ``inductor``, where there is a C++ compiler."""
     eager = build(toy_base, gradient_checkpointing=recompute, **WHAT[what])

@@ -10,7 +10,7 @@ from mmengine.optim import OptimWrapper
 from torch.optim import SGD
 
 from tests.engine.forked import train_forked
-from tests.engine.parallel_case import logged, write_dataset
+from tests.engine.parallel_case import edited_config, logged, write_dataset
 from xtuner_plugins.datasets import collate_pairs
 from xtuner_plugins.datasets.preference import filler_pair
 from xtuner_plugins.engine.steps import run_step
@@ -18,7 +18,6 @@ from xtuner_plugins.models import PreferenceModel, VisionLanguageModel
 
 from .test_vlm import LORA
 
-WITHOUT_REFERENCE = {"orpo": 1.0, "_delete_": True}
 MPO = {"dpo": 0.8, "bco_pair": 0.2, "sft": 1.0}  # as its authors mix them
 
 WHOLE = dict(freeze_llm=False)
@@ -225,7 +224,7 @@ def test_the_reference_leaves_modes_as_they_were_without_a_visit_to_all_modules(
 def test_log_probs_under_zero_3_are_those_of_one_process(toy_base, tmp_path):
     """The head is gathered for the forward pass, and again for the backward pass, which makes its gradient."""
     data = write_dataset(tmp_path / "data", num_samples=8)
-    case = dict(config="configs/toy/toy_finetune_mpo_full.py", options={"model.objectives": WITHOUT_REFERENCE})
+    case = dict(config=edited_config(tmp_path, "toy_finetune_mpo_full", objectives={"orpo": 1.0}))
     alone = train_forked(tmp_path / "alone", toy_base, data, **case)
     split = train_forked(tmp_path / "split", toy_base, data, processes=2, deepspeed="deepspeed_zero3", **case)
     assert alone.ok and split.ok, alone.output[-3000:] + split.output[-3000:]

@@ -37,7 +37,7 @@ def test_a_folder_with_a_bad_file_and_going_on(toy_base, tmp_path, capsys):
     images, out = make_images(tmp_path / "my images", 3), tmp_path / "answers.jsonl"
     (images / "notes.jpg").write_text("no image")
     command = [str(toy_base), "--images", str(images), "--prompt", "What is it?", "--out", str(out), *SHORT]
-    extra = ["--batch-size", "2", "--csv", str(tmp_path / "a.csv"), "--html", str(tmp_path / "a.html")]
+    extra = ["--batch-size", "2", "--csv", str(tmp_path / "a.csv")]
     assert tool.main([*command, *extra]) == 1
     printed, errors = capsys.readouterr()
     assert printed == f"3 of 4 questions are answered in {out}; 1 left out, named above\n"
@@ -45,7 +45,6 @@ def test_a_folder_with_a_bad_file_and_going_on(toy_base, tmp_path, capsys):
     rows = {row["id"]: row for row in read(out)}
     assert sorted(rows) == ["image 0.png", "image 1.png", "image 2.png"]
     assert len((tmp_path / "a.csv").read_text(encoding="utf-8-sig").splitlines()) >= 4
-    assert (tmp_path / "a.html").read_text(encoding="utf-8").count("<figure>") == 3
 
     (images / "notes.jpg").unlink()
     out.write_bytes(out.read_bytes()[:-5])  # as a kill leaves it
@@ -93,12 +92,10 @@ def test_wrong_paths_are_one_line(toy_base, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_run_goes_on_without_doubles(toy_base, tmp_path, processes):
+def test_a_killed_run_goes_on_without_doubles(toy_base, tmp_path):
     images, out = make_images(tmp_path / "images", 40), tmp_path / "a.jsonl"
     command = [sys.executable, str(ROOT / "tools/answer.py"), str(toy_base), "--images", str(images)]
-    command += ["--prompt", "What?", "--out", str(out), "--processes", str(processes), "--device", "cpu"]
-    command += ["--max-new-tokens", "32"]
+    command += ["--prompt", "What?", "--out", str(out), "--max-new-tokens", "32", "--device", "cpu"]
     first = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + HANGS_AFTER
     while not (out.is_file() and out.read_bytes().count(b"\n") >= 3) and time.monotonic() < deadline:

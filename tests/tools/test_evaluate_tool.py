@@ -78,8 +78,7 @@ def test_live_checkpoint_export_and_single_questions_agree(toy, trained, tmp_pat
     assert found == answers(tmp_path / "export") and len(found) == len(path.read_text().splitlines())
     session, single = open_session(exported, device="cpu"), {}
     for row in rows(tmp_path / "live"):
-        session.reset()
-        single[row["id"]] = session.ask(row["question"], row["paths"], max_new_tokens=8)
+        single[row["id"]] = session.answers([(row["question"], row["paths"])], max_new_tokens=8)[0]
     assert found == single and len(set(single.values())) > len(single) / 2
     printed = capsys.readouterr().out
     assert (
@@ -165,14 +164,13 @@ def test_wrong_values_are_one_line(toy, trained, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes, kills", [(1, 10), (2, 3)])
-def test_killed_at_ten_moments(toy, trained, tmp_path, processes, kills):
+def test_killed_at_any_moment(toy, trained, tmp_path, kills=3):
     """Each run is killed after some more answers than the last; what remains is complete, without doubles."""
     path, images = toy
     out = tmp_path / "out" / "answers.jsonl"
     command = [sys.executable, str(ROOT / "tools/evaluate.py"), trained[2], "--data", path, "--images", images]
-    command += ["--out", out.parent, "--batch-size", "1", "--processes", str(processes), *SHORT]
-    number, random_moment = len(path.read_text().splitlines()), random.Random(processes)
+    command += ["--out", out.parent, "--batch-size", "1", "--processes", "2", *SHORT]
+    number, random_moment = len(path.read_text().splitlines()), random.Random(2)
 
     def count():
         return out.read_bytes().count(b"\n") if out.is_file() else 0
@@ -189,7 +187,7 @@ def test_killed_at_ten_moments(toy, trained, tmp_path, processes, kills):
         running.wait()
         if moment == kills // 2:  # as a kill in the middle of writing a line leaves it
             out.write_bytes(out.read_bytes()[:-7])
-    assert killed >= 0.8 * kills and 1 < count() < number
+    assert killed == kills and 1 < count() < number
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=HANGS_AFTER)
     assert done.returncode == 0, done.stderr
     named = [row["id"].partition("/")[2] for row in rows(out.parent, "answers.jsonl")]

@@ -113,9 +113,7 @@ MISSING = [
     ("extract.py", ["none", "llm", "out"]),
     ("chat.py", ["none", "--question", "What?"]),
     ("answer.py", ["none", "--images", ".", "--prompt", "What?", "--out", "answers.jsonl"]),
-    ("compare_engines.py", ["none", ".", "--prompt", "What?"]),
     ("evaluate.py", ["none", "--data", "none.jsonl", "--out", "out"]),
-    ("serve.py", ["none"]),
 ]
 
 

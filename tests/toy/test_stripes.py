@@ -48,6 +48,6 @@ def test_a_trained_base_answers(tmp_path):
     rng = random.Random("test")
     colors = [rng.choice(stripes.COLORS) for _ in range(24)]
     items = [(stripes.QUESTIONS["colour"], [stripes.draw(color, "down", rng)]) for color in colors]
-    answers = ChatSession.from_pretrained(base).answer(items, batch_size=8, max_new_tokens=8)
+    answers = ChatSession.from_pretrained(base).answers(items, batch_size=8, max_new_tokens=8)
     # Guessing gets 18 of 24 right once in a million tries.
     assert sum(answer == color for answer, color in zip(answers, colors, strict=True)) >= 18

@@ -93,7 +93,11 @@ def _cpu_group(world):
 
 @contextmanager
 def watching() -> Iterator[None]:
-    """Notes signals in `requests` instead of ending the process, but for a second one. For the main thread."""
+    """Notes signals in `requests` instead of ending the process, but for a second one. For the main thread.
+
+    After a request, what a launcher or its end makes of the same one is ignored to the end of the process: it may come
+    when all is saved, and before the run has said how to go on.
+    """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     before = {number: signal.getsignal(number) for number in STOP_REQUESTS}
@@ -112,7 +116,8 @@ def watching() -> Iterator[None]:
         requests.watched = False
         signal.set_wakeup_fd(earlier)
         for number, handler in before.items():
-            signal.signal(number, handler)
+            is_echo = requests.first is not None and number not in STOP_SIGNALS
+            signal.signal(number, signal.SIG_IGN if is_echo else handler)
         writer.shutdown(socket.SHUT_RDWR)  # closing alone is no end while a forked worker holds a copy
         thread.join()
         writer.close()

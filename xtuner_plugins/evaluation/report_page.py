@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
 
+from ..datasets.errors import MediaError
+from ..datasets.images.media import load_image
 from ..html_page import render
-from ..inference.answer_page import SIDE, small_image
 from ..inference.drawing import with_boxes
 from .results import Row
 from .table import between, number
@@ -20,6 +23,7 @@ MOST_CARDS = 300  # of all data sets; about 15 kB per image
 TILES = ((0, 0), (1, 1), (2, 4), (5, 7), (8, 10), (11, 13), (14, None))
 CHARACTERS = ((0, 0), (1, 3), (4, 10), (11, 30), (31, 100), (101, None))
 GRID_COLOR = "#ff2d92"
+SIDE = 360  # pixels of the longer side of an image
 
 
 def write_report(path: str | Path, results: Mapping[str, Any], rows: Sequence[Row]) -> None:
@@ -142,3 +146,24 @@ def _marked(image: Image.Image, cut: tuple[int, int, int] | None, boxes: str) ->
     for row in range(1, rows):
         draw.line([(0, y := round(image.height * row / rows)), (image.width, y)], fill=GRID_COLOR)
     return image
+
+
+def small_image(path: str, name: str, draw: Callable[[Image.Image], Image.Image] | None = None) -> dict:
+    """An image as a page shows it: `data` (JPEG in base64; None where it can't be read), `label`, `width`, `height`.
+
+    Args:
+        path: Its file.
+        name: In the label.
+        draw: What is drawn on it, before it is made smaller.
+    """
+    try:
+        image = load_image(path)
+    except MediaError as error:  # it was there when the question was answered
+        return {"label": str(error), "data": None, "width": 0, "height": 0}
+    label = f"{name}, {image.width}x{image.height}"
+    image = draw(image) if draw else image
+    image.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=82)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return {"label": label, "data": data, "width": image.width, "height": image.height}

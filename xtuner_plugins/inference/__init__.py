@@ -1,10 +1,9 @@
 """Answering with a model, and verifying that an export answers as the trained model does.
 
 opening        a model directory or a training checkpoint becomes a session
-session        prompts, tiles and generation, as in training
+session        prompts, tiles and generation, as in training: `reply` for a conversation, `answers` for many questions
 questions      what is asked: a folder of images, or the lines of a file
-batch_answers  many questions, in batches and processes      answer_file, answer_page   where answers go
-terminal_chat  a conversation in the terminal                terminal_output            what the terminal is sent
-drawing        boxes of an answer
+batch_answers  many questions, in batches and processes      answer_file   where answers go
+chat           a conversation in the terminal                drawing       boxes of an answer
 verify         an export against the trained model, in a clean process
 """

@@ -41,7 +41,7 @@ class Job:
         model: As for `open_session`.
         checkpoint: Likewise.
         opening: Options of `open_session`.
-        generation: Options of `ChatSession.answer`.
+        generation: Options of `ChatSession.answers`.
         batch_size: Most questions per batch.
         processes: Each holds a model of its own.
         prepare: Called first in each further process.
@@ -162,7 +162,7 @@ def answer_batch(session: ChatSession, batch: Sequence[Question], generation: Ma
             asked.append(question)
         except ValueError as error:
             results.append((question, Unusable(question.id, str(error))))
-    answers = session.answer(items, batch_size=max(1, len(items)), **generation)
+    answers = session.answers(items, batch_size=max(1, len(items)), **generation)
     return [*results, *zip(asked, answers, strict=True)]
 
 

@@ -1,19 +1,23 @@
-"""The session behind chat, demo and evaluation.
+"""The session behind chat, page and evaluation.
 
-It prompts and generates with `chat` and `batch_chat` of the hub code, the methods that an exported model has, and cuts
-images as training did: what answers here is what was trained and what ships.
+It prompts and generates with the methods that an exported model has, and cuts images as training did: what answers here
+is what was trained and what ships. A conversation belongs to its caller, who hands in all of its turns: `reply` streams
+the answer to the last one, `answers` takes many questions that are unconnected.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from transformers import TextStreamer
+from transformers import StoppingCriteria, TextStreamer
 
 from .. import preprocessing
 from ..checkpoints.io.reader import read_json
@@ -22,21 +26,42 @@ from ..checkpoints.loader import load_model, load_tokenizer
 from ..datasets.base import tiling_of
 from ..datasets.images.media import load_image, to_rgb
 from ..datasets.images.resize_rules import compare_resize_facts
-from ..datasets.images.tiling import DynamicTiling, Grid
+from ..datasets.images.tiling import DynamicTiling
 from ..datasets.plan.budget import first_limit
 from ..hub import InternVLChatModel
 from ..hub.constants import IMAGE_CONTEXT, IMAGE_PLACEHOLDER, IMAGENET_MEAN, IMAGENET_STD
 from ..hub.prompts import token_id
-from .padding import quick_masks
 
-ImageLike = str | Path | Image.Image
+
+class Frame(NamedTuple):
+    """A frame of a video, which is always one tile."""
+
+    image: Image.Image
+
+
+ImageLike = str | Path | Image.Image | Frame
 
 MAX_NEW_TOKENS = 512
 _logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A question of a conversation.
+
+    Attributes:
+        question: `<image>` marks the position of each image; without any, they go before it, one per line.
+        images: Paths, PIL images or frames.
+        answer: None while it is open.
+    """
+
+    question: str
+    images: Sequence[ImageLike] = ()
+    answer: str | None = None
+
+
 class ChatSession:
-    """A model that holds a conversation about images.
+    """A model that answers questions about images.
 
     Args:
         model: The hub code's model, on the device and in the dtype to compute in.
@@ -46,9 +71,6 @@ class ChatSession:
         use_thumbnail: Add a thumbnail if there is more than one tile; None takes the model's setting.
         tile_sharing: How the images of one question share the limit: `'equal'`, the default of the official training
             and ours, or `'each'` and `'need'` (each may have all of it).
-
-    Attributes:
-        history: `(question, answer)` pairs so far.
 
     Raises:
         SettingError: Impossible limits of tiles.
@@ -69,7 +91,7 @@ class ChatSession:
         self._limits = {"min_tiles": min_tiles, "max_tiles": max_tiles, "use_thumbnail": use_thumbnail}
         self.tiling = tiling_of(model.config, self._limits)
         self.tile_sharing = tile_sharing
-        self.reset()
+        self._lock = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -95,123 +117,130 @@ class ChatSession:
         limits.setdefault("tile_sharing", trained.get("tile_sharing", "equal"))
         return cls(model, tokenizer, **limits)
 
-    def limit_tiles(self, max_tiles: int) -> None:
-        """Cuts the images of later questions into at most so many tiles each; those shown before stay as they are.
-
-        Raises:
-            SettingError: Impossible limits of tiles.
-        """
-        limits = {**self._limits, "max_tiles": max_tiles}
-        self.tiling = tiling_of(self.model.config, limits)
-        self._limits = limits
-
     @property
     def device(self) -> torch.device:
         """The model's device."""
         return self.model.device
 
-    def reset(self) -> None:
-        """Forgets the conversation and its images."""
-        self.history: list[tuple[str, str]] = []
-        self._tiles: list[torch.Tensor] = []
-
-    def recall(self, turns: Sequence[tuple[str, Sequence[ImageLike], str]]) -> None:
-        """Takes `(question, images, answer)` as the conversation so far, as if each had been asked here.
+    def tiling_with(self, max_tiles: int | None = None) -> DynamicTiling:
+        """The rule for an image that is alone, with another tile limit if one is given.
 
         Raises:
-            ValueError: As `ask`; the conversation is then forgotten.
+            SettingError: Impossible limits of tiles.
         """
-        self.reset()
-        history, tiles = [], []
-        for question, images, answer in turns:
-            own = self._load(images, self.tiling)
-            history.append((with_placeholders(question, len(own)), answer))
-            tiles += own
-        self.history, self._tiles = history, tiles
+        if max_tiles is None:
+            return self.tiling
+        return tiling_of(self.model.config, {**self._limits, "max_tiles": max_tiles})
 
-    def shared_tiling(self, num_images: int) -> DynamicTiling:
-        """The rule for each of the images of one question, which share the limit as in training."""
-        return self._tiling_of(self.tiling, num_images)
-
-    def grids(self, images: Sequence[Image.Image]) -> list[Grid]:
-        """How the images of one question are cut."""
-        tiling = self.shared_tiling(len(images))
-        return [tiling.grid(*image.size) for image in images]
-
-    def tiles(self, images: Sequence[ImageLike]) -> list[torch.Tensor]:
-        """Tiles uint8 `[T, 3, S, S]` of each image of one question.
+    def tiles(self, images: Sequence[ImageLike], max_tiles: int | None = None) -> list[torch.Tensor]:
+        """Tiles uint8 `[T, 3, S, S]` of each image and frame of one question.
 
         Raises:
-            ValueError: An image can't be read.
+            ValueError: A file can't be read.
         """
-        return self._load(images, self.tiling)
+        return self._load(images, self.tiling_with(max_tiles))
+
+    def prompt_ids(self, turns: Sequence[Turn], max_tiles: int | None = None) -> list[int]:
+        """The token ids of the prompt that `reply` gives to the model.
+
+        Raises:
+            ValueError: As `reply`.
+        """
+        return self._prompt(turns, max_tiles)[-1]
 
     @torch.no_grad()
-    def first_log_probabilities(self, question: str, images: Sequence[Image.Image] = ()) -> torch.Tensor:
+    def first_log_probabilities(self, turns: Sequence[Turn]) -> torch.Tensor:
         """Log probabilities of each token `[V]` to be the first of the answer; float32, CPU.
 
         Raises:
-            ValueError: As `ask`.
+            ValueError: As `reply`.
         """
-        ids = torch.tensor([self.prompt_ids(question, images)], device=self.device)
-        pixels = self._pixels([*self._tiles, *self.tiles(images)])
+        *_, tiles, ids = self._prompt(turns)
+        inputs = {"input_ids": torch.tensor([ids], device=self.device)}
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        pixels = self._pixels(tiles)
         self.model.img_context_token_id = token_id(self.tokenizer, IMAGE_CONTEXT)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         given = self.model.language_model(**inputs) if pixels is None else self.model(pixel_values=pixels, **inputs)
         return given.logits[0, -1].float().log_softmax(-1).cpu()
 
-    def prompt_ids(self, question: str, images: Sequence[Image.Image] = ()) -> list[int]:
-        """The token ids of the prompt that `ask` gives to the model for this question.
-
-        Raises:
-            ValueError: As `ask`.
-        """
-        counts = [len(tiles) for tiles in self._tiles] + [grid.num_tiles for grid in self.grids(images)]
-        question = with_placeholders(question, len(images))
-        return self.model.build_prompt_ids(self.tokenizer, question, counts, self.history)
-
-    def ask(
+    def reply(
         self,
-        question: str,
-        images: Sequence[ImageLike] | ImageLike = (),
+        turns: Sequence[Turn],
         *,
+        system: str | None = None,
+        max_tiles: int | None = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
-        stream: Callable[[str], None] | None = None,
         **generation: Any,
-    ) -> str:
-        """Answers the next question of the conversation; a question that fails or is interrupted is forgotten.
+    ) -> Iterator[str]:
+        """Answers the last turn, word by word; the pieces joined and stripped are the answer.
+
+        Closing the iterator, or an exception in the loop over it, ends the generation. A session that others ask at the
+        same time answers one after the other.
 
         Args:
-            question: `<image>` marks the position of each new image; without any, they go before it, one per line.
-            images: New images, as paths or PIL images.
+            turns: The conversation; all but the last have answers.
+            system: System prompt of the conversation; empty or None takes the model's.
+            max_tiles: Most tiles of a question's images; None takes the session's.
             max_new_tokens: Length limit of the answer.
-            stream: Called with each piece of the answer.
             **generation: Options of `generate`, such as `do_sample` and `temperature`; greedy by default.
 
-        Returns:
-            The whole answer.
-
         Raises:
-            ValueError: An image can't be read, or there isn't one placeholder per image.
+            ValueError: A file can't be read, a question hasn't one placeholder per image, or the prompt is longer than
+                the model's positions.
         """
-        tiles = [*self._tiles, *self._load(images, self.tiling)]
-        question = with_placeholders(question, len(tiles) - len(self._tiles))
+        pieces: queue.SimpleQueue = queue.SimpleQueue()
+        stop = threading.Event()
         options = {"max_new_tokens": max_new_tokens, "do_sample": False, **generation}
-        if stream:
-            options["streamer"] = CallbackStreamer(self.tokenizer, stream)
-        answer, history = self.model.chat(
-            self.tokenizer,
-            self._pixels(tiles),
-            question,
-            options,
-            history=self.history,
-            return_history=True,
-            num_patches_list=[len(image) for image in tiles],
-        )
-        self.history, self._tiles = history, tiles
-        return answer
+        options |= {"streamer": CallbackStreamer(self.tokenizer, pieces.put), "stopping_criteria": [_Stop(stop)]}
 
-    def answer(
+        def work() -> None:
+            try:
+                with self._lock, torch.inference_mode():
+                    if not stop.is_set():
+                        self._chat(turns, system, max_tiles, options)
+                pieces.put(None)
+            except BaseException as error:  # raised in the thread that reads the pieces
+                pieces.put(error)
+
+        worker = threading.Thread(target=work, daemon=True)
+        worker.start()
+        try:
+            while (piece := pieces.get()) is not None:
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+        finally:
+            stop.set()
+            worker.join()
+
+    def _chat(self, turns: Sequence[Turn], system: str | None, max_tiles: int | None, options: dict) -> None:
+        """Lets the model's own `chat` answer the last turn, with this system prompt."""
+        own = self.model.system_message
+        self.model.system_message = system or own
+        try:
+            past, question, tiles, _ = self._prompt(turns, max_tiles)
+            pixels, counts = self._pixels(tiles), [len(image) for image in tiles]
+            self.model.chat(self.tokenizer, pixels, question, options, history=past, num_patches_list=counts)
+        finally:
+            self.model.system_message = own
+
+    def _prompt(
+        self, turns: Sequence[Turn], max_tiles: int | None = None
+    ) -> tuple[list[tuple[str, str]], str, list[torch.Tensor], list[int]]:
+        """Past pairs and the open question, with placeholders; tiles of each image; token ids of the prompt."""
+        tiling = self.tiling_with(max_tiles)
+        tiles = [image for turn in turns for image in self._load(turn.images, tiling)]
+        *past, (question, _) = [(with_placeholders(turn.question, len(turn.images)), turn.answer) for turn in turns]
+        ids = self.model.build_prompt_ids(self.tokenizer, question, [len(image) for image in tiles], past)
+        positions = getattr(self.model.config.llm_config, "max_position_embeddings", None)
+        if positions is not None and len(ids) >= positions:
+            raise ValueError(
+                f"the prompt has {len(ids):,} tokens, but the model knows {positions:,} positions; lower the tile "
+                "limit, or begin a new conversation"
+            )
+        return past, question, tiles, ids
+
+    def answers(
         self,
         items: Sequence[tuple[str, Sequence[ImageLike]]],
         *,
@@ -221,7 +250,7 @@ class ChatSession:
         on_batch: Callable[[int], None] | None = None,
         **generation: Any,
     ) -> list[str]:
-        """Answers independent questions in batches; the conversation stays as it is.
+        """Answers unconnected questions in batches.
 
         Args:
             items: `(question, images)` pairs; `images` may be empty.
@@ -239,9 +268,7 @@ class ChatSession:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size}, but must be at least 1")
-        tiling = self.tiling
-        if max_tiles is not None:
-            tiling = tiling_of(self.model.config, {**self._limits, "max_tiles": max_tiles})
+        tiling = self.tiling_with(max_tiles)
         answers: list[str] = []
         for start in range(0, len(items), batch_size):
             answers += self._answer_batch(
@@ -256,7 +283,7 @@ class ChatSession:
         self, items: Sequence[tuple[str, Sequence[ImageLike]]], tiling: DynamicTiling, generation: dict
     ) -> list[str]:
         """The answers of one batch. An image that several of its questions are about is cut and encoded once."""
-        rows = [[images] if isinstance(images, (str, Path, Image.Image)) else list(images) for _, images in items]
+        rows = [list(images) for _, images in items]
         # The same image in a question with others has a tile limit of its own.
         keys = [[(_identity(image), len(images)) for image in images] for images in rows]
         tiles: dict[tuple, torch.Tensor] = {}
@@ -268,15 +295,14 @@ class ChatSession:
             }
         questions = [with_placeholders(text, len(own)) for (text, _), own in zip(items, keys, strict=True)]
         features = self._features(tiles)
-        with quick_masks(self.model.language_model):
-            return self.model.batch_chat(
-                self.tokenizer,
-                None,
-                questions,
-                {"do_sample": False, **generation},
-                num_patches_list=[[len(tiles[key]) for key in own] for own in keys],
-                visual_features=torch.cat([features[key] for own in keys for key in own]) if features else None,
-            )
+        return self.model.batch_chat(
+            self.tokenizer,
+            None,
+            questions,
+            {"do_sample": False, **generation},
+            num_patches_list=[[len(tiles[key]) for key in own] for own in keys],
+            visual_features=torch.cat([features[key] for own in keys for key in own]) if features else None,
+        )
 
     def _features(self, tiles: dict[tuple, torch.Tensor]) -> dict[tuple, torch.Tensor]:
         """Image tokens `[T, N, H]` of each image."""
@@ -285,12 +311,8 @@ class ChatSession:
         found = self.model.extract_feature(self._pixels(list(tiles.values())))
         return dict(zip(tiles, found.split([len(each) for each in tiles.values()]), strict=True))
 
-    def _tiling_of(self, tiling: DynamicTiling, num_images: int) -> DynamicTiling:
-        """The rule for each of the images of one question."""
-        return tiling.limited(first_limit(tiling.max_tiles, num_images, self.tile_sharing))
-
     def _load(
-        self, images: Sequence[ImageLike] | ImageLike, tiling: DynamicTiling, num_images: int | None = None
+        self, images: Sequence[ImageLike], tiling: DynamicTiling, num_images: int | None = None
     ) -> list[torch.Tensor]:
         """Tiles uint8 `[T, 3, S, S]` per image; the images of a question share the tile limit as in training.
 
@@ -299,10 +321,9 @@ class ChatSession:
             tiling: The rule for an image that is alone.
             num_images: Of the question, where `images` are some of them.
         """
-        if isinstance(images, (str, Path, Image.Image)):
-            images = [images]
-        tiling = self._tiling_of(tiling, num_images or len(images))
-        return [tiling(to_rgb(image) if isinstance(image, Image.Image) else load_image(image)) for image in images]
+        num_stills = num_images or sum(not isinstance(image, Frame) for image in images)
+        still = tiling.limited(first_limit(tiling.max_tiles, num_stills, self.tile_sharing))
+        return [(tiling.limited(1) if isinstance(image, Frame) else still)(_opened(image)) for image in images]
 
     def _pixels(self, tiles: list[torch.Tensor]) -> torch.Tensor | None:
         """Normalized `[T, 3, S, S]` on the model's device; None without images."""
@@ -311,9 +332,15 @@ class ChatSession:
         return normalize(torch.cat(tiles).to(self.device)).to(self.model.dtype)
 
 
+def _opened(image: ImageLike) -> Image.Image:
+    if isinstance(image, Frame):
+        return to_rgb(image.image)
+    return to_rgb(image) if isinstance(image, Image.Image) else load_image(image)
+
+
 def _identity(image: ImageLike) -> str | int:
     """Equal for the same file, or the same image in memory."""
-    return id(image) if isinstance(image, Image.Image) else str(image)
+    return str(image) if isinstance(image, (str, Path)) else id(image)
 
 
 def _read_preprocessing(directory: Path, config) -> dict:
@@ -352,6 +379,16 @@ class CallbackStreamer(TextStreamer):
         """Called by transformers with text that is final."""
         if text:
             self.callback(text)
+
+
+class _Stop(StoppingCriteria):
+    """Ends generation once an event is set."""
+
+    def __init__(self, event: threading.Event):
+        self.event = event
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device, dtype=torch.bool)
 
 
 def normalize(tiles: torch.Tensor) -> torch.Tensor:

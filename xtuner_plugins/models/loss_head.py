@@ -119,15 +119,9 @@ def _chunk_by_chunk(
     dtype: torch.dtype,
     wanted: Sequence[bool],
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """The cross entropy of each target, and gradients of their sum with weights.
+    """The cross entropy of each target, float32 ``[K]``, and what gradients of their sum with weights are wanted.
 
-    Args:
-        hidden, weight, targets, weights: As `head_loss`.
-        dtype: Of products.
-        wanted: Whether there are gradients of ``hidden`` and of ``weight``.
-
-    Returns:
-        float32 ``[K]``; the gradients, of ``hidden`` in ``dtype``, of ``weight`` in float32.
+    Products are made in ``dtype``, and so is the gradient of ``hidden``; that of ``weight`` is float32.
     """
     hidden_gradient = torch.empty_like(hidden, dtype=dtype) if wanted[0] else None
     weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
@@ -163,26 +157,18 @@ def softmax_rows(words: int) -> int:
 
 
 def _softmax(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    """The cross entropies of logits; with weights the gradient of their weighted sum takes the logits' place.
-
-    Args:
-        logits: ``[K, V]``.
-        targets: int64 ``[K]``.
-        weights: float32 ``[K]``.
-    """
-    rows = softmax_rows(logits.shape[1])
-    weights = [None] * len(targets) if weights is None else weights.split(rows)
-    return torch.cat(list(map(_softmax_at_once, logits.split(rows), targets.split(rows), weights)))
-
-
-def _softmax_at_once(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float32)
-    losses = -log_probabilities.gather(1, targets[:, None])[:, 0]
-    if weights is not None:
-        gradient = log_probabilities.exp_()
-        gradient.scatter_add_(1, targets[:, None], -torch.ones_like(gradient[:, :1]))
-        logits.copy_(gradient.mul_(weights[:, None]))
-    return losses
+    """Cross entropies of logits ``[K, V]``; with weights the gradient of their weighted sum takes the logits' place."""
+    rows, losses = softmax_rows(logits.shape[1]), []
+    for start in range(0, len(logits), rows):
+        part = slice(start, start + rows)
+        wanted = targets[part, None]
+        log_probabilities = F.log_softmax(logits[part], dim=-1, dtype=torch.float32)
+        losses.append(-log_probabilities.gather(1, wanted)[:, 0])
+        if weights is not None:
+            gradient = log_probabilities.exp_()
+            gradient.scatter_add_(1, wanted, -torch.ones_like(gradient[:, :1]))
+            logits[part].copy_(gradient.mul_(weights[part, None]))
+    return torch.cat(losses)
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

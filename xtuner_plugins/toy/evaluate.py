@@ -79,7 +79,7 @@ def answer_with_checkpoint(
     answers = {}
     for mode in modes:
         max_tiles = MODES[mode]
-        given = session.answer(items, batch_size=BATCH_SIZE, max_tiles=max_tiles, max_new_tokens=MAX_NEW_TOKENS)
+        given = session.answers(items, batch_size=BATCH_SIZE, max_tiles=max_tiles, max_new_tokens=MAX_NEW_TOKENS)
         answers[mode] = {q["id"]: answer for q, answer in zip(questions, given, strict=True)}
     return answers
 

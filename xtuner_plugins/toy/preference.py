@@ -108,7 +108,7 @@ def answer(model: str, questions: str, images: str, out: str) -> int:
     asked = evaluate.read_questions(questions)
     session = open_session(model, device="cpu", dtype="float32")
     items = [(q["question"], [Path(images) / q["image"]]) for q in asked]
-    given = session.answer(items, batch_size=evaluate.BATCH_SIZE, max_new_tokens=evaluate.MAX_NEW_TOKENS)
+    given = session.answers(items, batch_size=evaluate.BATCH_SIZE, max_new_tokens=evaluate.MAX_NEW_TOKENS)
     pairs = zip((q["id"] for q in asked), given, strict=True)
     Path(out).write_text(json.dumps(dict(pairs), indent=1) + "\n", encoding="utf-8")
     print(f"answered {len(asked)} questions: {out}")

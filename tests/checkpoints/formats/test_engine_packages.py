@@ -1,4 +1,4 @@
-"""An export against the published packages of vLLM, SGLang and lmdeploy: what they look up in it is there (slow tier).
+"""An export against the published packages of vLLM, SGLang and lmdeploy: what they look up in it is there.
 
 Their wheels (half a gigabyte) are read as text by `tests/published_wheels.py`. This shows that the engines know
 the architecture and find the fields that they read, not that they compute the same.
@@ -13,7 +13,7 @@ from tests import published_wheels
 from xtuner_plugins.checkpoints.export import convert
 from xtuner_plugins.checkpoints.io.reader import read_json
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.release
 
 RELEASES = {"vllm": "0.33.0", "sglang": "0.5.23", "lmdeploy": "0.18.0"}
 # Package, file of it, what must be in the file: the name by which the engine finds its class for our directory.

@@ -7,13 +7,13 @@ import torch
 from PIL import Image
 
 from tests.checkpoints.language_models import write_llm
+from tests.checkpoints.llama_cpp.runner import LlamaCpp
 from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.checkpoints.errors import CheckpointError
 from xtuner_plugins.checkpoints.formats import open_model
 from xtuner_plugins.checkpoints.llama_cpp.convert import convert
 from xtuner_plugins.datasets.images.tiling import resize_to_grid
-from xtuner_plugins.inference.llama_cpp import LlamaCpp
-from xtuner_plugins.inference.session import ChatSession
+from xtuner_plugins.inference.session import ChatSession, Turn
 
 QUESTION = "Which number is it?"
 # GELU comes from a table there, and products are summed in another order.
@@ -51,13 +51,14 @@ def test_existing_files_stay(toy_base, tmp_path):
 
 def ours(session, image):
     """Log probabilities ``[V]`` of the first token, and the number of prompt tokens."""
-    return session.first_log_probabilities(QUESTION, [image]), len(session.prompt_ids(QUESTION, [image]))
+    turns = [Turn(QUESTION, [image])]
+    return session.first_log_probabilities(turns), len(session.prompt_ids(turns))
 
 
 def gap(found, expected):
     """Largest difference over the first token's likeliest values, of all that llama.cpp tells."""
-    assert len(found.first) >= 10
-    return max(abs(value - expected[token].item()) for token, value in found.first.items())
+    assert len(found) >= 10
+    return max(abs(value - expected[token].item()) for token, value in found.items())
 
 
 def noise(width, height):
@@ -79,20 +80,19 @@ def test_llama_cpp_computes_what_we_compute(family, toy_base, toy_parts, tmp_pat
     side = session.tiling.tile_size
     tile = noise(side, side)
     expected, num_tokens = ours(session, tile)
-    found = theirs.ask(QUESTION, [tile], max_new_tokens=8)
-    assert found.num_prompt_tokens == num_tokens and gap(found, expected) < LOG_PROBABILITY
+    text, count, first = theirs.ask(QUESTION, tile, max_new_tokens=8)
+    assert count == num_tokens and gap(first, expected) < LOG_PROBABILITY
     # Bytes that the end cut off are shown in different ways.
-    assert found.text.strip("\ufffd ") == session.ask(QUESTION, [tile], max_new_tokens=8).strip("\ufffd ")
-    session.reset()
+    assert text.strip("\ufffd ") == session.answers([(QUESTION, [tile])], max_new_tokens=8)[0].strip("\ufffd ")
 
     # 900 x 450 in tiles of 448: two and a thumbnail by the official rule, six and one by llama.cpp's.
     wide = noise(900 * side // 448, -(-450 * side // 448))
     expected, num_tokens = ours(session, wide)
     per_tile = (side // 28) ** 2
-    assert theirs.ask(QUESTION, [wide]).num_prompt_tokens == num_tokens + 4 * per_tile
-    found = theirs.ask(QUESTION, [resize_to_grid(wide, session.tiling)])
+    assert theirs.ask(QUESTION, wide)[1] == num_tokens + 4 * per_tile
+    _, count, first = theirs.ask(QUESTION, resize_to_grid(wide, session.tiling))
     # The thumbnail is made of the resized image there.
-    assert found.num_prompt_tokens == num_tokens and gap(found, expected) < 10 * LOG_PROBABILITY
+    assert count == num_tokens and gap(first, expected) < 10 * LOG_PROBABILITY
 
 
 @pytest.mark.slow
@@ -102,9 +102,9 @@ def test_every_type_answers(kind, most, toy_base, tmp_path):
     session = ChatSession.from_pretrained(toy_base, device="cpu")
     done = convert(toy_base, tmp_path / "gguf", kind=kind)
     tile = noise(session.tiling.tile_size, session.tiling.tile_size)
-    found = LlamaCpp(done.model, done.mmproj).ask(QUESTION, [tile], max_new_tokens=8)
+    text, count, first = LlamaCpp(done.model, done.mmproj).ask(QUESTION, tile, max_new_tokens=8)
     expected, num_tokens = ours(session, tile)
     # Largest difference of the first token's 20 likeliest log probabilities (-3.2 to -5.4), measured with xllamacpp
     # 2026.10.11549 on this model and tile: f16 0.0013, bf16 0.0089, q8_0 0.031, q4_k_m 0.15 (f32 0.0003). The limits
     # leave a factor of three for another processor's kernels.
-    assert found.text and found.num_prompt_tokens == num_tokens and gap(found, expected) < most
+    assert text and count == num_tokens and gap(first, expected) < most

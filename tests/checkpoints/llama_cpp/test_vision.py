@@ -42,7 +42,7 @@ def test_the_class_tokens_position_is_the_last(view):
 )
 def test_what_llama_cpp_would_compute_in_another_way_is_refused(view, top, part, message):
     config = {**view.config, **top, "vision_config": {**view.config["vision_config"], **part}}
-    with pytest.raises(CheckpointError, match=f"llama.cpp can't run {message}.*tools/serve.py runs it"):
+    with pytest.raises(CheckpointError, match=f"llama.cpp can't run {message}.*tools/web_demo.py runs it"):
         vision.check(config)
 
 

@@ -1,9 +1,9 @@
 """In real runs every index of an epoch is either trained on or in the ledger, exactly once."""
 
 import json
-import shutil
 from collections import Counter
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +15,8 @@ from xtuner_plugins.datasets.ledger import TooManyBadSamples
 from xtuner_plugins.engine import LedgerHook, PlanHook, PlannedTrainLoop
 from xtuner_plugins.engine.loops import PlanIterator
 
-from ..parallel_case import ROOT, train, write_dataset
+from ..forked import note_sources, train_forked
+from ..parallel_case import write_dataset
 
 
 class TestOverALoader:
@@ -75,27 +76,6 @@ class TestOverALoader:
                 hook.before_train(runner)
 
 
-RECORDER = '''
-import json
-from mmengine.dist import get_rank
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-
-@HOOKS.register_module()
-class Recorder(Hook):
-    """Writes what each step was trained on."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        sources = [source for batch in data_batch for source in batch["sources"]]
-        entry = {"epoch": runner.train_loop.dataloader_iterator.epoch, "sources": sources}
-        with open(f"{self.path}.{get_rank()}", "a") as file:
-            file.write(json.dumps(entry) + "\\n")
-'''
-
-
 @pytest.fixture
 def data(tmp_path):
     """48 records of which six can't be used.
@@ -122,21 +102,6 @@ def data(tmp_path):
     return path, images
 
 
-@pytest.fixture
-def case(tmp_path, monkeypatch, data):
-    """A copy of the configs with a hook that records, and the data."""
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "recorder.py").write_text(RECORDER)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'modules'}:{ROOT}")
-    for name in ("toy_finetune_packed", "toy_finetune_full"):
-        path = tmp_path / "configs" / "toy" / f"{name}.py"
-        recorder = f"dict(type=Recorder, path={str(tmp_path / 'trained')!r})"
-        text = path.read_text().replace("with read_base", "from recorder import Recorder\n\nwith read_base", 1)
-        path.write_text(text + f"\ncustom_hooks = [*custom_hooks, {recorder}]\n")
-    return tmp_path, data
-
-
 def check(folder: Path, data: tuple[Path, Path], num_epochs: int = 3) -> list[dict]:
     """Trained sources and ledger together are every index of each epoch, once; returns the lines of sums.
 
@@ -148,9 +113,8 @@ def check(folder: Path, data: tuple[Path, Path], num_epochs: int = 3) -> list[di
     sums = [line for line in lines if "total" in line]
     assert [line["epoch"] for line in sums] == list(range(num_epochs))
     for epoch, line in enumerate(sums):
-        found = Counter(
-            source for entry in trained if entry["epoch"] == epoch for source in entry["sources"] if source[0] != "("
-        )
+        batches = (batch for entry in trained if entry["epoch"] == epoch for batch in entry["sources"])
+        found = Counter(source for batch in batches for source in batch if source[0] != "(")
         left_out = [entry for entry in lines if entry["epoch"] == epoch and "index" in entry]
         assert line == {"epoch": epoch, "trained": sum(found.values()), "dropped": len(left_out), "total": 48}
         found.update(f"{data[0]}:{entry['index'] + 1}" for entry in left_out)
@@ -178,57 +142,48 @@ EVERY_THIRD = {"default_hooks.checkpoint.interval": 3, "default_hooks.checkpoint
 PACKED = {"train_dataloader.batch_size": 1, "train_dataloader.batch_sampler.max_tokens": 400}
 
 
-@pytest.mark.parametrize("name, processes", [("packed", 1), ("packed", 2), ("full", 1)])
-@pytest.mark.slow
-def test_every_index_once_an_epoch(case, toy_base, name, processes):
-    folder, data = case
-    config = str(folder / "configs" / "toy" / f"toy_finetune_{name}.py")
-    options = settings(folder, **(PACKED if name == "packed" else {}))
-    run = train(folder / "run", toy_base, data, processes=processes, config=config, options=options)
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    check(folder, data)
+@pytest.fixture
+def train(toy_base, data, tmp_path):
+    """train(name, **case) -> a run of a toy leaf, which writes down what it trains on."""
+
+    def train(name, options, **case):
+        case = dict(config=f"configs/toy/toy_finetune_{name}.py", **case)
+        prepare = partial(note_sources, tmp_path / "trained")
+        return train_forked(tmp_path / "run", toy_base, data, options=options, prepare=prepare, **case)
+
+    return train
 
 
+@pytest.mark.parametrize("name, processes", [("packed", 2), ("full", 1)])
 @pytest.mark.slow
-def test_without_the_hook_a_run_counts_what_it_leaves_out(case, toy_base):
-    folder, data = case
-    config = folder / "configs" / "toy" / "toy_finetune_full.py"
-    config.write_text(config.read_text() + "\ncustom_hooks = custom_hooks[-1:]\n")  # the recorder alone
-    options = settings(folder, **{"train_cfg.max_epochs": 1})
-    run = train(folder / "run", toy_base, data, config=str(config), options=options)
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    assert "sample left out (6 so far)" in run.stdout + run.stderr and not (folder / "run" / "ledger.jsonl").exists()
+def test_every_index_once_an_epoch(train, data, tmp_path, name, processes):
+    run = train(name, settings(tmp_path, **(PACKED if name == "packed" else {})), processes=processes)
+    assert run.ok, run.output[-3000:]
+    check(tmp_path, data)
 
 
 @pytest.mark.slow
-def test_the_ceiling_stops_a_run_in_one_line(case, toy_base):
-    folder, data = case
-    config = str(folder / "configs" / "toy" / "toy_finetune_full.py")
-    options = settings(folder, **{"train_dataloader.dataset.max_bad_samples": 3})
-    run = train(folder / "run", toy_base, data, config=config, options=options)
-    assert run.returncode == 1 and "Traceback" not in run.stderr
-    assert "error (rank 0): 4 samples can't be used, max_bad_samples is 3; the last: " in run.stderr
+def test_the_ceiling_stops_a_run_in_one_line(train, tmp_path):
+    run = train("full", settings(tmp_path, **{"train_dataloader.dataset.max_bad_samples": 3}))
+    assert run.codes == [1] and "Traceback" not in run.output
+    assert run.errors[0].startswith("error (rank 0): 4 samples can't be used, max_bad_samples is 3; the last: ")
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_elsewhere_in_an_epoch(case, toy_base):
+def test_a_run_that_goes_on_elsewhere_in_an_epoch(train, data, tmp_path):
     """Resumed from an earlier checkpoint than its last: nothing is counted twice or forgotten."""
-    folder, data = case
-    config = str(folder / "configs" / "toy" / "toy_finetune_packed.py")
-    options = settings(folder, **PACKED, **EVERY_THIRD)
-    whole = train(folder / "run", toy_base, data, config=config, options=options)
-    assert whole.returncode == 0, whole.stdout[-3000:] + whole.stderr[-3000:]
-    before = check(folder, data)
-    steps = [json.loads(line) for line in (folder / "trained.0").read_text().splitlines()]
+    options = settings(tmp_path, **PACKED, **EVERY_THIRD)
+    whole = train("packed", options)
+    assert whole.ok, whole.output[-3000:]
+    before = check(tmp_path, data)
+    steps = [json.loads(line) for line in (tmp_path / "trained.0").read_text().splitlines()]
     num_first = sum(entry["epoch"] == 0 for entry in steps)
     assert num_first > 6
     for place in (3, num_first + (-num_first) % 3):  # within the first epoch, and within the second
-        kept = [json.dumps(entry) + "\n" for entry in steps[:place]]
-        (folder / "trained.0").write_text("".join(kept))
-        checkpoint = str(folder / "run" / f"iter_{place}.pth")
-        run = train(folder / "run", toy_base, data, config=config, options=options, extra=("--resume", checkpoint))
-        assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-        assert check(folder, data) == before
-    again = train(folder / "run", toy_base, data, config=config, options=options | {"train_cfg.max_epochs": 1})
-    assert again.returncode == 0 and (folder / "run" / "ledger.previous.jsonl").exists()
-    assert (folder / "run" / "ledger.jsonl").read_text().count('"total"') <= 2
+        (tmp_path / "trained.0").write_text("".join(json.dumps(entry) + "\n" for entry in steps[:place]))
+        run = train("packed", options, extra=("--resume", str(tmp_path / "run" / f"iter_{place}.pth")))
+        assert run.ok, run.output[-3000:]
+        assert check(tmp_path, data) == before
+    again = train("packed", options | {"train_cfg.max_epochs": 1})
+    assert again.ok and (tmp_path / "run" / "ledger.previous.jsonl").exists()
+    assert (tmp_path / "run" / "ledger.jsonl").read_text().count('"total"') <= 2

@@ -146,7 +146,7 @@ def test_benchmarks_are_scored_as_the_checkpoint_is(validated, settings):
     session = open_session(validated, "iter_4.pth", device="cpu")
     (data_set,) = open_data_sets(settings["val_benchmarks"], metric="cer")
     questions = [(item.question.text, item.question.paths) for item in data_set.items]
-    given = session.answer(questions, batch_size=2, max_new_tokens=settings["panel_max_new_tokens"])
+    given = session.answers(questions, batch_size=2, max_new_tokens=settings["panel_max_new_tokens"])
     answers = {item.question.id: answer for item, answer in zip(data_set.items, given, strict=True)}
     measured = measure("own", data_set.metric, data_set.items, answers)
     assert len(measured.items) == 5 and found[4] == pytest.approx(measured.headline, rel=1e-6)

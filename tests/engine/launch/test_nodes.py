@@ -14,8 +14,6 @@ from tests.engine.test_going_on import contents, require_equal
 from tests.process_table import MARK, end_all, marked, wait_until
 from xtuner_plugins.processes import free_port
 
-pytestmark = pytest.mark.slow
-
 STARTED_IN = 600  # seconds, on a busy machine
 ENDS_IN = 60  # seconds after the other node is gone
 TIMEOUT = 40  # seconds that an operation waits for other ranks, where a test sets it
@@ -69,6 +67,7 @@ def finish(pair):
         assert node.launcher.wait(STARTED_IN) == 0, node.said[-3000:]
 
 
+@pytest.mark.slow
 def test_two_nodes_train_save_and_go_on(nodes, tmp_path):
     case = dict(deepspeed="deepspeed_zero2", options={"default_hooks.checkpoint.interval": 2})
     finish(nodes(**case))
@@ -80,6 +79,7 @@ def test_two_nodes_train_save_and_go_on(nodes, tmp_path):
     require_equal(contents(run / "iter_4.pth"), last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim, deepspeed", [(0, None), (1, "deepspeed_zero3")])
 def test_when_a_node_is_gone_the_other_ends(nodes, tmp_path, victim, deepspeed):
     pair = begun(nodes, tmp_path, deepspeed=deepspeed)
@@ -87,6 +87,7 @@ def test_when_a_node_is_gone_the_other_ends(nodes, tmp_path, victim, deepspeed):
     require_end(pair[1 - victim], victim)
 
 
+@pytest.mark.release  # waits for timeouts
 def test_when_a_node_answers_no_more_the_other_ends_after_the_timeout(nodes, tmp_path):
     """As when its power or its network fails: its connections are not closed."""
     pair = begun(nodes, tmp_path, options={"env_cfg.dist_cfg.timeout": TIMEOUT})

@@ -43,7 +43,7 @@ def check(config: Mapping[str, Any]) -> None:
     wrong = [name for name, is_other in others.items() if is_other]
     if wrong:
         raise CheckpointError(
-            f"llama.cpp can't run {' and '.join(wrong)} (InternViT with pixel shuffle only); tools/serve.py runs it"
+            f"llama.cpp can't run {' and '.join(wrong)} (InternViT with pixel shuffle only); tools/web_demo.py runs it"
         )
 
 

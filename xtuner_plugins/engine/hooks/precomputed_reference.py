@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from mmengine.dist import barrier, broadcast_object_list, get_rank, get_world_si
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ...checkpoints.io.reader import weight_files
@@ -95,21 +96,16 @@ def _check_is_reference(runner, folder: Path) -> None:
         )
 
 
-class _Records(Dataset):
-    """Samples of records, each given by its file and its row in it."""
-
-    def __init__(self, dataset: PreferenceDataset, records: Sequence[tuple[int, int]]):
-        self._dataset, self._records = dataset, records
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> dict:
-        bind_worker()
+def _load(dataset: PreferenceDataset, records: Sequence[tuple[int, int]]) -> dict:
+    """The batch of some records; one that can't be read comes into the ledger when training takes it."""
+    bind_worker()
+    samples = []
+    for number, row in records:
         try:
-            return self._dataset.load(*self._records[index])
-        except DataError:  # it comes into the ledger when training takes it
-            return filler_pair(self._dataset.tile_size)
+            samples.append(dataset.load(number, row))
+        except DataError:
+            samples.append(filler_pair(dataset.tile_size))
+    return collate_pairs(samples)
 
 
 def _compute(
@@ -121,10 +117,10 @@ def _compute(
     """
     rank, world = get_rank(), get_world_size()
     chunks = [missing[(first + rank) % len(missing)] for first in range(0, len(missing), world)]
-    records = [reference.records(chunk) for chunk in chunks]
+    records = [record for chunk in chunks for record in reference.records(chunk)]
     options = {key: loader[key] for key in ("batch_size", "num_workers")}
-    batches = DataLoader(_Records(dataset, sum(records, [])), collate_fn=collate_pairs, **options)
-    values, size = [], len(records[0])
+    batches = DataLoader(records, collate_fn=partial(_load, dataset), **options)
+    values, size = [], len(records) // len(chunks)
     for batch in tqdm(batches, "reference", unit="batch", disable=None if is_main_process() else True):
         values += _log_probs(network, batch)
         while len(values) >= size:

@@ -195,7 +195,7 @@ class ValidationHook(Hook):
             if start + rank < len(self.records):
                 record = self.records[start + rank]
                 with network.computing(self._session.device):
-                    own[start + rank] = self._session.answer(
+                    own[start + rank] = self._session.answers(
                         [(record.question, [record.image])], max_new_tokens=self.max_new_tokens
                     )[0]
         answers = {index: answer for part in all_gather_object(own) for index, answer in part.items()}

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from tests.conftest import HANGS_AFTER
+from tests.openai_messages import image_part
 from xtuner_plugins.checkpoints.export import convert
-from xtuner_plugins.inference.messages import user_content
 from xtuner_plugins.inference.session import ChatSession
 from xtuner_plugins.processes import free_port
 
@@ -56,7 +56,8 @@ def wait_for(url, server, log):
 def ask(served, question, image):
     """It streams every answer, whether asked for or not."""
     client, directory = served
-    messages = [{"role": "user", "content": user_content(question, [image] if image else [])}]
+    parts = [image_part(image)] if image else []
+    messages = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
     chunks = client.chat.completions.create(
         model=str(directory), messages=messages, max_tokens=8, temperature=0, stream=True
     )
@@ -72,9 +73,7 @@ def test_it_answers_as_we_do(served, toy_base):
         ("What?", Image.new("RGB", (112, 112), "white")),
         ("Hello", None),
     ]
-    expected = []
-    for question, image in asked:
-        session.reset()
-        expected.append(session.ask(question, [image] if image else [], max_new_tokens=8).strip())
+    items = [(question, [image] if image else []) for question, image in asked]
+    expected = session.answers(items, max_new_tokens=8)
     assert len(set(expected)) == len(asked), "the answers tell nothing"
     assert [ask(served, *each).strip() for each in asked] == expected

@@ -1,0 +1,42 @@
+"""Runs GGUF files with llama.cpp, through the package ``xllamacpp``, on the CPU."""
+
+import json
+import secrets
+
+from tests.openai_messages import image_part
+
+
+class LlamaCpp:
+    """A model of two GGUF files, as exact as it gets: float32 keys and values, no flash attention."""
+
+    def __init__(self, model, mmproj):
+        import xllamacpp
+
+        params = xllamacpp.CommonParams()
+        params.model.path, params.mmproj.path = str(model), str(mmproj)
+        params.n_ctx, params.n_parallel, params.n_gpu_layers = 8192, 1, 0
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+        # It opens a port, which nothing here uses: to this machine alone, behind a key that nobody knows.
+        params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [secrets.token_hex(16)]
+        params.warmup, params.verbosity = False, 0
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        self._server = xllamacpp.Server(params)
+
+    def ask(self, question, image, max_new_tokens=1):
+        """(answer, prompt tokens, log probability by id of the likeliest first tokens) about one image."""
+        # llama.cpp puts no line break between image and text; in training there is one.
+        content = [image_part(image), {"type": "text", "text": "\n" + question}]
+        request = {
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": max_new_tokens,
+            "temperature": 0,
+            "logprobs": True,
+            "top_logprobs": 20,
+            "cache_prompt": False,
+        }
+        reply = self._server.handle_chat_completions(request)
+        reply = json.loads(reply) if isinstance(reply, (str, bytes)) else reply
+        choice = reply["choices"][0]
+        first = {each["id"]: each["logprob"] for each in choice["logprobs"]["content"][0]["top_logprobs"]}
+        return choice["message"]["content"], reply["usage"]["prompt_tokens"], first

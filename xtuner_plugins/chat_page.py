@@ -1,0 +1,211 @@
+"""The web page: a conversation with one model about images and videos, and the same over HTTP as ``ask``.
+
+It is gradio's ChatInterface over a session. Nothing is fetched from other sites and nothing is reported.
+"""
+
+# Annotations are evaluated here: gradio looks for its own classes among them.
+import hmac
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+
+import gradio as gr  # noqa: E402
+from starlette.middleware import Middleware  # noqa: E402
+from starlette.middleware.trustedhost import TrustedHostMiddleware  # noqa: E402
+
+from .datasets.errors import MediaError  # noqa: E402
+from .datasets.images.media import load_image  # noqa: E402
+from .datasets.images.video import load_frames  # noqa: E402
+from .hub.constants import IMAGE_PLACEHOLDER  # noqa: E402
+from .inference.drawing import with_boxes  # noqa: E402
+from .inference.session import ChatSession, Frame, Turn  # noqa: E402
+
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
+DRAWN_SIDE = 1280  # pixels of the longer side of an image with boxes
+MAX_WAITING = 64  # visitors in the queue; a further one is told that it is full
+KEPT_SECONDS = 6 * 3600  # how long uploads are kept
+# Gradio's page names scripts and fonts of other sites: browsers don't load them.
+POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
+CHINESE = {
+    "System prompt": "系统提示词",
+    "empty: the model's own": "留空则用模型自带的",
+    "Temperature (0: the likeliest word)": "温度（0 表示总取最可能的词）",
+    "Most tiles of a question's images, thumbnails not counted": "每次提问的图块上限（不含缩略图）",
+    "Longest answer in tokens": "回答的最大 token 数",
+    "Frames of a video": "视频抽取的帧数",
+    "Settings": "设置",
+    "What the model sees": "模型看到的图块",
+}
+
+
+class _OwnSite:
+    """ASGI middleware: every answer tells browsers to load nothing from other sites."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send) -> None:
+        async def told(message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY)]
+            await send(message)
+
+        await self.app(scope, receive, told)
+
+
+def turn_of(text: str, paths: list[str], num_frames: int, answer: str | None = None) -> Turn:
+    """A question with the files that came with it; the frames of a video are numbered as in training.
+
+    Raises:
+        MediaError: A file is no readable image or video.
+    """
+    images, lines = [], []
+    for path in paths:
+        try:
+            if Path(path).suffix.lower() in VIDEO_SUFFIXES:
+                frames = load_frames(path, num_frames)
+                images += map(Frame, frames)
+                lines += [f"Frame-{number}: {IMAGE_PLACEHOLDER}" for number in range(1, len(frames) + 1)]
+            else:
+                images.append(load_image(path))
+                lines.append(IMAGE_PLACEHOLDER)
+        except MediaError as error:  # loaders speak of records and of the server's folders
+            remedy = error.remedy if "pip" in error.remedy else "send it again, or another file"
+            raise MediaError(error.reason, error.problem, remedy, Path(path).name) from None
+    return Turn(text if IMAGE_PLACEHOLDER in text else "\n".join([*lines, text]), images, answer)
+
+
+def past_turns(history: list[dict], num_frames: int) -> list[Turn]:
+    """The answered turns of gradio's history, whose messages hold texts, files and our drawn boxes.
+
+    Raises:
+        MediaError: As `turn_of`.
+    """
+    turns, question, paths = [], "", []
+    for message in history:
+        content = message["content"]
+        for part in content if isinstance(content, list) else [content]:
+            text = part if isinstance(part, str) else part.get("text")
+            if message["role"] == "user" and text is None:
+                paths.append(part["file"]["path"])
+            elif message["role"] == "user":
+                question = text
+            elif text is not None:
+                turns.append(turn_of(question, paths, num_frames, text))
+                question, paths = "", []
+    return turns
+
+
+def build_page(session: ChatSession, name: str) -> tuple[gr.Blocks, gr.I18n]:
+    """The page, and its words by language.
+
+    Args:
+        session: Answers, one question at a time.
+        name: The model's, for the title.
+    """
+    i18n = gr.I18n(**{"en": {word: word for word in CHINESE}, "zh-CN": CHINESE, "zh": CHINESE})
+    most = session.tiling.max_tiles
+
+    def ask(
+        message: dict, history: list, system: str, temperature: float, max_tiles: int, max_tokens: int, frames: int
+    ) -> Iterator[tuple[Any, Any]]:
+        """Answers a question about images or not; yields the answer so far, with boxes in the end, and the tiles."""
+        options = {"do_sample": True, "temperature": temperature} if temperature else {}
+        options |= {"system": system, "max_tiles": int(max_tiles), "max_new_tokens": int(max_tokens)}
+        files = [file if isinstance(file, str) else file["path"] for file in message["files"]]
+        if not message["text"].strip():
+            raise gr.Error("Type a question, too. 请输入问题。", print_exception=False)
+        try:
+            turn = turn_of(message["text"], files, int(frames))
+            turns = [*past_turns(history, int(frames)), turn]
+            tiles = [tile.permute(1, 2, 0).numpy() for image in session.tiles(turn.images, max_tiles) for tile in image]
+            answer = ""
+            for piece in session.reply(turns, **options):
+                answer += piece
+                yield answer.lstrip(), tiles
+        except ValueError as error:
+            raise gr.Error(str(error), duration=None, print_exception=False) from None
+        except RuntimeError as error:
+            if "out of memory" not in str(error):
+                raise
+            said = "out of memory; lower the tile limit, or begin a new conversation"
+            raise gr.Error(said, duration=None, print_exception=False) from None
+        stills = [image for image in turn.images if not isinstance(image, Frame)]
+        drawn = with_boxes(stills[-1], answer) if stills else None
+        if drawn is not None:
+            drawn.thumbnail((DRAWN_SIDE, DRAWN_SIDE))
+            yield [answer.strip(), gr.Image(drawn, format="png", buttons=["fullscreen"])], tiles
+
+    with gr.Blocks(title=name, analytics_enabled=False, fill_width=True, delete_cache=(600, KEPT_SECONDS)) as page:
+        tiles = gr.Gallery(
+            label=i18n("What the model sees"), columns=8, height=220, format="png", buttons=["fullscreen"], render=False
+        )
+        gr.ChatInterface(
+            ask,
+            multimodal=True,
+            title=name,
+            api_name="ask",
+            concurrency_limit=1,
+            additional_outputs=[tiles],
+            additional_inputs_accordion=gr.Accordion(i18n("Settings"), open=False),
+            chatbot=gr.Chatbot(height=460, show_label=False, buttons=["copy"]),
+            textbox=gr.MultimodalTextbox(file_count="multiple", show_label=False, max_plain_text_length=100_000),
+            additional_inputs=[
+                gr.Textbox(label=i18n("System prompt"), placeholder=i18n("empty: the model's own"), lines=2),
+                gr.Slider(0, 2, 0, step=0.1, label=i18n("Temperature (0: the likeliest word)")),
+                gr.Slider(
+                    1,
+                    max(24, most),
+                    most,
+                    step=1,
+                    label=i18n("Most tiles of a question's images, thumbnails not counted"),
+                ),  # fmt: skip
+                gr.Slider(1, 4096, 512, step=1, label=i18n("Longest answer in tokens")),
+                gr.Slider(1, 32, 8, step=1, label=i18n("Frames of a video")),
+            ],
+        )
+        tiles.render()
+    return page.queue(max_size=MAX_WAITING), i18n
+
+
+def launch(
+    session: ChatSession, name: str, *, host: str, port: int, password: str | None = None, max_upload_mb: float = 50
+) -> gr.Blocks:
+    """Starts the page and returns it; `block_thread` waits for its end, `close` ends it.
+
+    Args:
+        session: Answers.
+        name: The model's.
+        host: Address to listen at. Of a name or an address of this machine, requests must ask for it or for localhost:
+            a page elsewhere can't reach the model through the visitor's browser.
+        port: Port to listen at.
+        password: Asked from every visitor, whatever the user name; None lets everyone in.
+        max_upload_mb: Largest file.
+
+    Raises:
+        OSError: The port can't be used.
+    """
+    page, i18n = build_page(session, name)
+    hosts = ["*"] if host in ("0.0.0.0", "::") else [host, "localhost", "127.0.0.1"]
+    page.launch(
+        server_name=host,
+        server_port=port,
+        auth=None if password is None else lambda _, given: hmac.compare_digest(given.encode(), password.encode()),
+        max_file_size=int(max_upload_mb * 2**20),
+        share=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        footer_links=["settings"],
+        i18n=i18n,
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(_OwnSite)]},
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+    print(f"The page is at {page.local_url} (Ctrl-C ends it)", flush=True)
+    return page

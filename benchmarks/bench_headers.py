@@ -1,4 +1,4 @@
-"""First exact lengths of records with an image each: headers read here, through Pillow, and sizes from the records.
+"""First exact lengths of records with an image each: headers read here, and through Pillow.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_headers.py [--records 100000] [--files 5000] [--rounds 3]
 
@@ -8,7 +8,6 @@ JPEG of 640x480 with quality 75, and a mixture like COCO's with every fifth file
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -76,19 +75,6 @@ def measure(base: str, path: Path, folder: Path, **settings) -> tuple[float, flo
         return time.perf_counter() - start, sum(os.times()[:4]) - busy
 
 
-def with_sizes(path: Path, folder: Path) -> Path:
-    """The records with the sizes of their images."""
-    out, known = path.with_name("sized.jsonl"), {}
-    with open(path, encoding="utf-8") as records, open(out, "w", encoding="utf-8") as sized:
-        for line in records:
-            record = json.loads(line)
-            if name := record.get("image"):
-                known[name] = known.get(name) or image_size(folder / name)
-                record["width"], record["height"] = known[name]
-            sized.write(json.dumps(record, ensure_ascii=False) + "\n")
-    return out
-
-
 def show(name: str, seconds: list[float], peer: list[float], num: int, unit: str) -> None:
     ratios = sorted(theirs / ours for theirs, ours in zip(peer, seconds, strict=True))
     each = sorted(second / num * 1e3 for second in seconds)
@@ -104,18 +90,16 @@ def bench(folder: Path, args: argparse.Namespace, mixed: bool) -> None:
     images, text = folder / "images", folder / "mixture.jsonl"
     names = make_images(images, args.files, mixed)
     LlavaLike(names).write(text, args.records)
-    sized = with_sizes(text, images)
     kind = "COCO's sizes, JPEG and PNG, some turned" if mixed else "JPEG 640x480, quality 75"
     print(f"\n{args.records:,} records about {args.files:,} images ({kind})")
     once = {"Pillow": [], "headers": []}
-    whole = {"Pillow": [], "headers": [], "sizes from the records": []}
+    whole = {"Pillow": [], "headers": []}
     for _ in range(args.rounds):
         with through_pillow():
             once["Pillow"].append(sizes_of(images, names))
             whole["Pillow"].append(measure(base, text, images))
         once["headers"].append(sizes_of(images, names))
         whole["headers"].append(measure(base, text, images))
-        whole["sizes from the records"].append(measure(base, sized, images, record_sizes=True))
     for name, seconds in once.items():
         show(f"an image: {name}", seconds, once["Pillow"], len(names), "of a processor")
     for place, unit in enumerate(("a record on the clock", "a record of processors")):

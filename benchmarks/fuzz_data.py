@@ -27,7 +27,7 @@ from xtuner_plugins.datasets.plan.budget import SHARING, TileBudget, truncate
 from xtuner_plugins.datasets.plan.measure import _Rows
 from xtuner_plugins.datasets.plan.packing import pack_samples
 from xtuner_plugins.datasets.records.boxes import normalize_boxes
-from xtuner_plugins.datasets.records.index import parse_json
+from xtuner_plugins.datasets.records.json_index import parse_json
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.text.conversation import Piece, encode, split_pieces
 from xtuner_plugins.datasets.text.templates import get_template

@@ -10,8 +10,8 @@ PACKAGE = ROOT / "xtuner_plugins"
 # Bottom first: folders, and files that stand beside them. A file belongs to the longest name that it begins with.
 LAYERS = """hub data_names ranges families settings processes html_page preprocessing checkpoints fast_tokenizers
     datasets/errors datasets/cache datasets/unused datasets/stores datasets/images datasets/records datasets/text
-    datasets/plan datasets models audit planning inference evaluation chat_page serving engine engine/hooks engine/check
-    engine/launch engine/prepared cli toy""".split()
+    datasets/plan datasets models audit planning inference evaluation chat_page serving engine engine/hooks
+    engine/check engine/launch engine/prepared cli toy""".split()
 # Imports that still go up, by (file, what it imports): each goes with the next work on its room.
 UPWARD = {
     ("checkpoints/tokenizer_files", "fast_tokenizers"),
@@ -19,9 +19,6 @@ UPWARD = {
     ("datasets/images/augment", "datasets/records/records"),
     ("datasets/images/augment", "datasets/text/conversation"),
     ("datasets/images/video", "datasets/records/records"),
-    ("datasets/stores/fetch", "datasets/records/opening"),
-    ("datasets/stores/stored_images", "datasets/images/archives"),
-    ("datasets/stores/stored_images", "datasets/images/media"),
     *(
         ("preprocessing", f"datasets/{each}")
         for each in ("base", "images/resize_rules", "meta_file", "records/opening")

@@ -16,7 +16,6 @@ from xtuner_plugins.audit.check import PlainFiles
 from xtuner_plugins.datasets import MultimodalDataset, PackBatchSampler, PlanSampler, RecordError, collate_packed
 from xtuner_plugins.datasets.images.augment import Augmentation
 from xtuner_plugins.datasets.ledger import Ledger
-from xtuner_plugins.datasets.records.kinds import BY_NAME, DIRECTLY, KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, CHINESE = ROOT / "docs/data.md", ROOT / "docs/data_zh-CN.md"
@@ -89,16 +88,6 @@ def test_commands_work(project, run_tool, command):
             assert Path(project, words[words.index(option) + 1]).exists()
 
 
-@pytest.mark.parametrize("page", [PAGE, CHINESE], ids=lambda page: page.name)
-def test_every_kind_of_record_is_in_the_table(page):
-    rows = re.findall(r"^\| `([\w-]+)` \|.*\| ([^|]+) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    read = {name: how for name, how in rows if name in BY_NAME}
-    assert read.keys() == BY_NAME.keys()
-    directly = {name for name, how in read.items() if how in ("directly", "直接")}
-    assert directly == {kind.name for kind in KINDS if kind.reading == DIRECTLY}
-    assert "convert" in read["data-url"] and "data_paths" in read["internvl-meta"]
-
-
 def test_every_record_trains(project):
     dataset = MultimodalDataset(
         str(project / "models/base"), str(project / "a.jsonl"), str(project / "A"), max_length=2000, num_frames=2
@@ -122,7 +111,7 @@ def test_the_error_is_the_one_shown(tmp_path):
 
 def test_mixtures_are_built_as_shown(project, monkeypatch):
     monkeypatch.chdir(project)
-    mixture, changes, _, plan = blocks(language="python")
+    mixture, changes, plan = blocks(language="python")
     exec(changes, names := {})
     assert Augmentation.of(names["augment"]) == Augmentation((75, 100), 0.2, 0.9)
     names = {"MultimodalDataset": MultimodalDataset}

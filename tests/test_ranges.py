@@ -100,7 +100,7 @@ def test_a_tracker_without_its_package_names_what_to_install(monkeypatch):
         {"secret": "hunter2"},
         {"token": "hunter2"},
         {"password": "hunter2"},
-        {"backend": "petrel", "access_key": "hunter2"},
+        {"access_key": "hunter2"},
         {"accessKeyId": "hunter2"},
         {"client_kwargs": {"aws_secret_access_key": "hunter2"}},
         {"client_kwargs": [{"aws_session_token": b"hunter2"}]},
@@ -111,7 +111,7 @@ def test_a_tracker_without_its_package_names_what_to_install(monkeypatch):
 )
 def test_a_credential_is_refused_and_never_shown(value):
     with pytest.raises(RangeError, match="holds a credential itself .*environment variables .* by profile=") as error:
-        ranges.check_backend_args(value)
+        ranges.check_storage_options(value)
     assert "hunter2" not in str(error.value) and "AKIA" not in str(error.value)
 
 
@@ -119,20 +119,18 @@ def test_options_that_are_no_credentials():
     for value in (
         {},
         {"endpoint_url": "http://127.0.0.1:9000", "anon": True, "profile": "mine"},
-        {"backend": "petrel", "conf_path": "~/petreloss.conf", "enable_mc": False},
         {"token": "anon"},
         {"token": "/home/me/key.json"},
         {"ssl_key_file": "/etc/key.pem", "key": None, "secret": ""},
     ):
-        ranges.check_backend_args(value)
-    for value in ("s3", [], {1: 2}, {"backend": None}, {"backend": 3}):
-        with pytest.raises(RangeError, match="backend_args"):
-            ranges.check_backend_args(value)
+        ranges.check_storage_options(value)
+    for value in ("s3", [], {1: 2}):
+        with pytest.raises(RangeError, match="storage_options"):
+            ranges.check_storage_options(value)
 
 
 def test_urls_of_kinds_that_arent_read(monkeypatch):
     ranges.check_store_url("file:///a")
-    ranges.check_store_url("cluster:s3://a", {"backend": "petrel"})
     with pytest.raises(RangeError, match=r"ftp://\*\*\*@h/a is a URL of a kind .*; there are file, s3, "):
         ranges.check_store_url("ftp://me:hunter2@h/a")
     with pytest.raises(RangeError, match=r"s3://\*\*\*@b/a holds a credential itself, .*environment variables"):

@@ -3,41 +3,41 @@
 Apart from the package `datasets`, whose import takes seconds: the check of a config's text needs it, too.
 """
 
+import hashlib
 import os
 import posixpath
 import re
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 WILDCARDS = "*?{"
-ARCHIVES = (".tar", ".zip")
 LOCAL_SCHEME = "file"
 # Packages that fsspec needs, by the scheme of a URL, as Python and pip name them; '' where it needs none
 STORE_PACKAGES = {
-    "s3": "s3fs",
-    "s3a": "s3fs",
+    **dict.fromkeys(("s3", "s3a"), "s3fs"),
     "oss": "ossfs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
     "hdfs": "pyarrow",
-    "http": "aiohttp",
-    "https": "aiohttp",
+    **dict.fromkeys(("http", "https"), "aiohttp"),
     "memory": "",
 }
-_URL = re.compile(r"(?:[\w.:-]+:)?([a-z][a-z0-9+.-]*)://", re.IGNORECASE)  # petrel writes `cluster:s3://`
+HIDDEN = "***"  # stands for credentials in what messages show of a URL
+# Settings of data that went, and what to do instead
+GONE_SETTINGS = {
+    "backend_args": "write fsspec's options as storage_options; mount another store, or save LMDB as Parquet",
+    "store_timeout": "leave it out: a read is tried four times, 60 s each",
+    "image_cache_gib": "leave it out: images in stores are read each time; copy them to a disk to keep them",
+    "windows_paths": "leave it out: `\\` separates folders where no file has the name as it is",
+    "record_sizes": "leave it out: sizes are read from the images' headers",
+}
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 # What stands before the host: up to the first slash, or beyond it where a password that isn't quoted holds one.
 _USER = re.compile(r"(?<=://)(?:[^/\s@]*|[^/\s@]*:(?!\d+/)[^\s@]*)@")
-HIDDEN = "***"  # stands for credentials in what messages show of a URL
-# Parameters of signed URLs: of S3, Google, OSS, COS, and those by which other servers know a reader
-_SIGNATURE = re.compile(
-    r"(?:x-amz-.*|x-goog-.*|x-oss-(?:signature.*|credential|date|expires|additional-headers)|signature|sig|token"
-    r"|(?:x-oss-|x-cos-)?security-token|(?:aws|oss)accesskeyid|googleaccessid"
-    r"|q-(?:sign-algorithm|ak|sign-time|key-time|header-list|url-param-list|signature))=.*",
-    re.IGNORECASE | re.DOTALL,
-)
-# Those that are part of a signature only beside one: of S3 and CloudFront (Signature), and of Azure (sig)
-_BESIDE_SIGNATURE = re.compile(r"(?:expires|policy|key-pair-id)=.*", re.IGNORECASE | re.DOTALL)
-_BESIDE_SIG = re.compile(r"(?:s[epvrst]|spr|srt|sip|sk(?:oid|tid|t|e|s|v))=.*", re.IGNORECASE | re.DOTALL)
 _QUERY = re.compile(r"(://[^\s?'\"<>]*)\?[^\s'\"<>]+")  # holds the signature of a signed URL
+# Parameters of URLs that are signed for S3, Google, OSS and COS, CloudFront, and of servers that know a reader by them
+_SIGNED = re.compile(
+    r"x-(?:amz|goog|oss|cos)-|q-|(?:sig|signature|expires|policy|key-pair-id|token|\w*access(?:key)?id|security-token)=",
+    re.IGNORECASE,
+)
 
 
 def is_url(path: object) -> bool:
@@ -72,24 +72,18 @@ def masked(text: str) -> str:
     return _QUERY.sub(rf"\1?{HIDDEN}", _USER.sub(f"{HIDDEN}@", text))
 
 
+def shown(url: str) -> str:
+    """As `masked`, and a hash tells URLs apart that differ in a query, the signature aside."""
+    query = unsigned(url).partition("?")[2]
+    return masked(url) + (hashlib.blake2b(query.encode(), digest_size=4).hexdigest() if query else "")
+
+
 def unsigned(url: str) -> str:
-    """A URL without password and signature, which change while it names the same object; the user's name stays."""
-    url = _USER.sub(lambda user: user[0].rstrip("@").partition(":")[0] + "@", url)
-    base, question, query = url.partition("?")
-    parts = query.split("&") if is_url(url) else [query]
-    names = {part.partition("=")[0].lower() for part in parts}
-    for pattern, needed in ((_BESIDE_SIGNATURE, "signature"), (_BESIDE_SIG, "sig"), (_SIGNATURE, None)):
-        if is_url(url) and (needed is None or needed in names):
-            parts = [part for part in parts if not pattern.fullmatch(part)]
-    return base + question + "&".join(parts) if parts else base
-
-
-def hidden_parts(url: str) -> list[str]:
-    """What `masked` hides in a URL, whole and in parts, for texts that repeat some of it; the longest first."""
-    user, query = _USER.search(url), url.partition("?")[2]
-    user = user[0].rstrip("@") if user else ""
-    parts = [user, user.partition(":")[2], query, *(value for _, value in parse_qsl(query))]
-    return sorted({text for part in parts for text in (part, unquote(part)) if len(text) > 3}, key=len, reverse=True)
+    """A URL without user and signature, which change while it names the same object; for keys."""
+    base, _, query = _USER.sub("", url).partition("?")
+    parts = [part for part in query.split("&") if not _SIGNED.match(part)]
+    is_azure = any(part.startswith("sig=") for part in query.split("&"))  # whose query is the signature's alone
+    return base if is_azure or not any(parts) else f"{base}?{'&'.join(parts)}"
 
 
 def is_pattern(path: str) -> bool:
@@ -97,16 +91,16 @@ def is_pattern(path: str) -> bool:
     return not is_url(path) and not os.path.exists(path) and any(char in path for char in WILDCARDS)
 
 
-def split_archive(path: str) -> tuple[str, str]:
-    """(archive, folder in it) of a path; ('', '') where no part of it is a tar or zip file."""
+def split_zip(path: str) -> tuple[str, str]:
+    """(zip archive, folder in it) of a path; ('', '') where no part of it is one."""
     head, inside = path.rstrip("/"), ""
     while head and not os.path.isdir(head):
-        if head.lower().endswith(ARCHIVES) and os.path.isfile(head):
+        if head.lower().endswith(".zip") and os.path.isfile(head):
             return head, inside
         head, tail = os.path.split(head)
+        inside = posixpath.join(tail, inside) if inside else tail
         if not tail:
             break
-        inside = posixpath.join(tail, inside) if inside else tail
     return "", ""
 
 
@@ -119,4 +113,4 @@ def names_data(path: str) -> bool:
 def names_images(path: str) -> bool:
     """Whether something is there that an entry of `image_folders` can mean; URLs aren't looked up."""
     path = local_path(path)
-    return is_url(path) or os.path.isdir(path) or bool(split_archive(path)[0])
+    return is_url(path) or os.path.isdir(path) or bool(split_zip(path)[0])

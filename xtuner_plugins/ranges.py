@@ -188,14 +188,14 @@ def check_tracker(value: Any) -> None:
         raise RangeError(f"tracker={value!r} needs the package {package}", f"pip install {package}, or tracker=none")
 
 
-def check_store_url(url: str, backend_args: Mapping | None = None) -> None:
+def check_store_url(url: str) -> None:
     """A URL among ``data_paths`` or ``image_folders``; raises `RangeError`."""
     scheme = scheme_of(url)
-    if scheme == LOCAL_SCHEME or "backend" in (backend_args or {}):
+    if scheme == LOCAL_SCHEME:
         return
     if scheme not in STORE_PACKAGES or "::" in url or not url.lower().startswith(scheme):
         known = ", ".join((LOCAL_SCHEME, *STORE_PACKAGES))
-        remedy = f"there are {known}; other stores through MMEngine: backend_args=dict(backend=...)"
+        remedy = f"there are {known}; mount another store, or copy the data"
         raise RangeError(f"{masked(url)} is a URL of a kind that isn't read", remedy)
     if _USER_IN_URL.search(url) and scheme not in ("http", "https"):
         raise RangeError(f"{masked(url)} holds a credential itself, which nothing reads there", _CREDENTIALS_REMEDY)
@@ -204,18 +204,15 @@ def check_store_url(url: str, backend_args: Mapping | None = None) -> None:
         raise RangeError(f"{masked(url)} needs the package {package}", f"pip install {package}")
 
 
-def check_backend_args(value: Any) -> None:
-    """``backend_args``, which each run's copy of its config will show; raises `RangeError`."""
+def check_storage_options(value: Any) -> None:
+    """``storage_options``, which each run's copy of its config will show; raises `RangeError`."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         said = "of numbers" if isinstance(value, Mapping) else f"{masked(repr(value))[:80]}"
         raise RangeError(
-            f"backend_args is no dict of options ({said})", "write backend_args=dict(endpoint_url=..., anon=True)"
+            f"storage_options is no dict of options ({said})", "write storage_options=dict(endpoint_url=..., anon=True)"
         )
-    if "backend" in value and not (isinstance(value["backend"], str) and value["backend"]):
-        remedy = "name a backend of MMEngine, such as 'petrel' or 'lmdb', or leave it out"
-        raise RangeError("backend_args: 'backend' is no name", remedy)
     if (name := _find_credential(value)) is not None:
-        problem = f"backend_args holds a credential itself ({name}), and each run writes a copy of its config"
+        problem = f"storage_options holds a credential itself ({name}), and each run writes a copy of its config"
         raise RangeError(problem, _CREDENTIALS_REMEDY)
 
 

@@ -61,7 +61,7 @@ max_length train_dataloader.dataset.max_length tokens; 13 tiles take 3328
 loss_reduction train_dataloader.dataset.loss_reduction token, sample or square: how a sample's tokens weigh
 template train_dataloader.dataset.template None: the one that the base names
 augment train_dataloader.dataset.augment e.g. {"jpeg_quality": (75, 100)}; docs/data.md
-backend_args train_dataloader.dataset.backend_args options of stores; docs/data.md
+storage_options train_dataloader.dataset.storage_options options of stores; docs/data.md
 batch_size train_dataloader.batch_size samples of a micro-batch on each GPU
 num_workers train_dataloader.num_workers loading processes of each GPU
 pack_tokens train_dataloader.batch_sampler.max_tokens of a pack
@@ -170,7 +170,7 @@ def add_config_options(parser: argparse.ArgumentParser, cfg_options: bool = True
     parser.add_argument("--set", **several, metavar="NAME=VALUE", help=say)
     if cfg_options:
         say = "other values for keys of the runner, e.g. train_cfg.max_iters=100 or "
-        say += "'train_dataloader.dataset.backend_args={\"anon\": True}'"
+        say += "'train_dataloader.dataset.storage_options={\"anon\": True}'"
         parser.add_argument("--cfg-options", **several, metavar="KEY=VALUE", help=say)
 
 

@@ -77,6 +77,8 @@ def options(data, tmp_path_factory):
             made[key] = write_tiny_base(base_of(name), tmp_path_factory.mktemp("base"))
         settings = base_and_data(made[key], data)
         # As many files as the leaf names: all of them this one.
+        if "objectives" in read_config(name).model:
+            settings["train_dataloader.dataset.data_paths"] = [str(data[0].with_name("pairs.jsonl"))]
         for key in ("data_paths", "image_folders"):
             settings[f"train_dataloader.dataset.{key}"] *= len(read_config(name).train_dataloader.dataset[key])
         return settings

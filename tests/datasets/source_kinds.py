@@ -1,5 +1,6 @@
 """The same eight records and their images in every form that `data_paths` and `image_folders` may name."""
 
+import base64
 import functools
 import gzip
 import io
@@ -72,21 +73,27 @@ def write_zstd(records, images: Path, out: Path) -> dict:
 
 
 def write_windows(records, images: Path, out: Path) -> dict:
-    """Names with backslashes, and the setting that reads them."""
+    """Names with backslashes."""
 
     def change(name):
         return [change(each) for each in name] if isinstance(name, list) else name.replace("/", "\\")
 
     changed = [record | ({"image": change(record["image"])} if "image" in record else {}) for record in records]
     (out / "windows.jsonl").write_bytes(as_lines(changed))
-    own = {"windows_paths": True}
-    return {"data_paths": str(out / "windows.jsonl"), "image_folders": str(images), "dataset_settings": [own]}
+    return {"data_paths": str(out / "windows.jsonl"), "image_folders": str(images)}
 
 
-def write_tar(records, images: Path, out: Path) -> dict:
-    with tarfile.open(out / "images.tar", "w") as archive:
-        archive.add(images, ".")
-    return {**write_plain(records, images, out), "image_folders": str(out / "images.tar")}
+def write_columns(records, images: Path, out: Path) -> dict:
+    """Turns under another name, and images as data URLs in the records."""
+    changed = []
+    for record in records:
+        names = record.get("image", [])
+        names = [names] if isinstance(names, str) else names
+        urls = ["data:image/png;base64," + base64.b64encode((images / name).read_bytes()).decode() for name in names]
+        changed.append({"system": record.get("system"), "dialog": record["conversations"], "pictures": urls})
+    (out / "columns.jsonl").write_bytes(as_lines(changed))
+    columns = {"conversations": "dialog", "images": "pictures"}
+    return {"data_paths": str(out / "columns.jsonl"), "dataset_settings": [{"columns": columns}]}
 
 
 def write_zip(records, images: Path, out: Path, method: int = zipfile.ZIP_DEFLATED) -> dict:
@@ -101,20 +108,6 @@ def write_stored_zip(records, images: Path, out: Path) -> dict:
     return write_zip(records, images, out, zipfile.ZIP_STORED)
 
 
-def write_backend(records, images: Path, out: Path, backend: str) -> dict:
-    """Images behind a backend of MMEngine: the same folder, or LMDB, whose keys are their names."""
-    args, folder = {"backend": backend}, str(images)
-    if backend == "lmdb":
-        import lmdb
-
-        folder, args["db_path"] = None, str(out / "lmdb")
-        with lmdb.open(args["db_path"], map_size=1 << 24) as database, database.begin(write=True) as writing:
-            for path in images.rglob("*.*"):
-                writing.put(str(path.relative_to(images)).encode(), path.read_bytes())
-    plain = write_plain(records, images, out)
-    return {**plain, "image_folders": folder, "dataset_settings": [{"backend_args": args}]}
-
-
 def write_store(records, images: Path, out: Path, scheme: str = "s3", form=write_plain) -> dict:
     """Records and images in a store."""
     server, place = shared_server(), f"{BUCKET}{out}"
@@ -125,7 +118,7 @@ def write_store(records, images: Path, out: Path, scheme: str = "s3", form=write
     server.objects[f"{place}/{data.name}"] = data.read_bytes()
     root = f"{server.url}/{place}" if scheme == "http" else f"s3://{place}"
     folder = f"{root}/images" if written.get("image_folders") else None
-    args = {} if scheme == "http" else {"backend_args": {"endpoint_url": server.url, "anon": True}}
+    args = {} if scheme == "http" else {"storage_options": {"endpoint_url": server.url, "anon": True}}
     return {"data_paths": f"{root}/{data.name}", "image_folders": folder, **args}
 
 
@@ -231,7 +224,7 @@ KINDS = {
     "jsonl.gz": write_gzip,
     "jsonl.zst": write_zstd,
     "windows": write_windows,
-    "images in tar": write_tar,
+    "columns and data URLs": write_columns,
     "images in zip": write_zip,
     "images in stored zip": write_stored_zip,
     "parquet": write_parquet,
@@ -244,8 +237,6 @@ KINDS = {
     "webdataset": write_webdataset,
     "webdataset shards": functools.partial(write_webdataset, shards=2),
     "webdataset pattern": write_webdataset_pattern,
-    "lmdb": functools.partial(write_backend, backend="lmdb"),
-    "local backend": functools.partial(write_backend, backend="local"),
     "s3": write_store,
     "s3, gzip": lambda *args: write_store(*args, form=write_gzip),
     "s3, parquet": lambda *args: write_store(*args, form=write_parquet),
@@ -255,4 +246,4 @@ KINDS = {
     "file://": write_file_url,
 }
 # Kinds that say more than a path and a folder, for which a command without a config has no place
-NEED_SETTINGS = ("windows", "lmdb", "local backend", *(kind for kind in KINDS if kind.startswith("s3")))
+NEED_SETTINGS = ("columns and data URLs", *(kind for kind in KINDS if kind.startswith("s3")))

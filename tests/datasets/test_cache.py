@@ -16,9 +16,9 @@ import pytest
 
 from tests.process_table import ends, is_alive
 from xtuner_plugins.datasets import MultimodalDataset, SettingError, cache
-from xtuner_plugins.datasets.cache import MappedArray, content_hash, locked, open_array, save, share_array
+from xtuner_plugins.datasets.cache import MappedArray, locked, open_array, save, share_array
 from xtuner_plugins.datasets.plan import lengths
-from xtuner_plugins.datasets.records import index
+from xtuner_plugins.datasets.records import json_index
 
 
 @contextlib.contextmanager
@@ -176,36 +176,22 @@ def test_a_cache_directory_that_can_not_be_written(data_base, write_data, qa, tm
 
 def test_a_large_file_is_scanned_once_while_others_wait(write_data, qa, tmp_path, monkeypatch):
     data = write_data([qa()] * 50)
-    monkeypatch.setattr(index, "CACHED_FROM", 0)
-    real = index.scan
+    monkeypatch.setattr(json_index, "CACHED_FROM", 0)
+    real = json_index._scan
 
-    def scan(path):
+    def scan(*args):
         (tmp_path / f"scan-{os.getpid()}").touch()
         time.sleep(0.5)
-        return real(path)
+        return real(*args)
 
-    monkeypatch.setattr(index, "scan", scan)
+    monkeypatch.setattr(json_index, "_scan", scan)
 
     def run():
-        assert len(index.open_index(data, tmp_path / "cache")) == 50
+        assert len(json_index.open_index(data, tmp_path / "cache")) == 50
 
     with process(run) as first, process(run) as second, process(run) as third:
         assert [os.waitpid(pid, 0)[1] for pid in (first, second, third)] == [0, 0, 0]
     assert len(list(tmp_path.glob("scan-*"))) == 1
-
-
-def test_a_hash_is_remembered_only_while_the_file_stays_as_it_is(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_text("one")
-    first = content_hash(path, tmp_path / "cache")
-    path.write_text("two")  # at once: perhaps without another time stamp
-    second = content_hash(path, tmp_path / "cache")
-    assert first != second
-    os.utime(path, (1e9, 1e9))
-    assert content_hash(path, tmp_path / "cache") == second  # and remembered, the file is old
-    path.write_text("six")
-    os.utime(path, (1e9, 1e9))  # as a tool that copies with times leaves it
-    assert content_hash(path, tmp_path / "cache") not in (first, second)
 
 
 def test_mapped_arrays_cross_as_their_paths_and_parts_as_copies(tmp_path, monkeypatch):

@@ -143,7 +143,7 @@ def test_survives_pickling(mixture):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (dict(data_paths=["none.json"], image_folders=None), "none.json.*isn't there"),
+        (dict(data_paths=["none.json"], image_folders=None), "none.json.*can't be read"),
         (dict(data_paths=[], image_folders=None), "data_paths is empty"),
         (dict(image_folders=["nowhere", None]), "nowhere.*isn't there"),
         (dict(image_folders=["."]), "image_folders has 1 entries for 2"),
@@ -282,38 +282,3 @@ def test_the_first_warning_of_each_reason_is_logged(data_base, write_data, make_
         logger.removeHandler(handler)
     assert len(samples) == 4 and len(messages) == 1
     assert "data.jsonl:2: " in messages[0] and "<image_1>" in messages[0] and "tools/check_data.py" in messages[0]
-
-
-def test_sizes_of_records_are_believed_until_an_image_is_opened(data_base, write_data, make_image, qa, tmp_path):
-    """The same plan as from headers; a record that doesn't state the upright size never trains."""
-    folder = make_image("a.png", 100, 90)
-    make_image("b.png", 360, 120)
-    turned = Image.new("RGB", (120, 360))
-    exif = turned.getexif()
-    exif[0x0112] = 6
-    turned.save(tmp_path / "images" / "turned.jpg", exif=exif)
-    sizes = {"a.png": (100, 90), "b.png": (360, 120), "turned.jpg": (360, 120)}
-    records = [qa(image=name, width=width, height=height) for name, (width, height) in sizes.items()]
-    records.append(qa("<image> <image>", image=["a.png", "b.png"], width=[100, 360], height=[90, 120]))
-    settings = {"base": data_base, "image_folders": folder, "cache_dir": str(tmp_path / "cache")}
-
-    def dataset(path, **more):
-        return MultimodalDataset(data_paths=path, **settings, **more)
-
-    path, believed = write_data(records), {"dataset_settings": [{"record_sizes": True}]}
-    opened, stated = dataset(path), dataset(path, **believed)
-    for ours, theirs in zip(opened.layout(), stated.layout(), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    assert [len(sample["input_ids"]) for sample in stated] == opened.layout()[0].tolist()
-    assert opened.lengths(0).directory != stated.lengths(0).directory
-    records[2].update(width=120, height=360)  # as it is stored
-    records[0].update(width=99)  # the same tiles
-    path = write_data(records, "wrong.jsonl")
-    for number, words in ((0, "99x90, but image 1 is 100x90"), (2, "120x360, but image 1 is 360x120; correct its")):
-        planned = dataset(path, **believed)
-        planned.layout()
-        with pytest.raises(RecordError, match=rf"wrong.jsonl:{number + 1}: the record says {words}"):
-            planned[number]
-    left_out = dataset(path, **believed, on_bad_sample="skip")[2]
-    assert left_out["dropped"] == "record_size"
-    assert len(dataset(path)[2]["input_ids"]) > 0  # without the setting it is what it was

@@ -98,4 +98,4 @@ def test_all_unusable_files_are_named_at_once(mixture, tmp_path):
     with pytest.raises(SettingError) as caught:
         mixture(data_paths=[tmp_path / "x.json", tmp_path / "a.json", tmp_path], image_folders=None)
     first, second = str(caught.value).splitlines()
-    assert first.startswith(f"{tmp_path}/x.json:1: ") and second.startswith(f"{tmp_path}:1: is a folder")
+    assert first.startswith(f"{tmp_path}/x.json:1: ") and second.startswith(f"{tmp_path}: holds no shards")

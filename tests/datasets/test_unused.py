@@ -12,7 +12,7 @@ from tests.datasets.source_kinds import as_lines, talk
 from tests.datasets.store_servers import ObjectServer
 from xtuner_plugins.datasets import MultimodalDataset, unused
 from xtuner_plugins.datasets.cache import share_array
-from xtuner_plugins.datasets.records import index as index_module
+from xtuner_plugins.datasets.records import json_index as index_module
 from xtuner_plugins.datasets.records.opening import open_records
 from xtuner_plugins.datasets.unused import keep_marked, remove_unused
 
@@ -58,7 +58,7 @@ def test_what_is_in_use_stays(use, tmp_path):
     use()
     everything = entries(cache)
     assert {path.relative_to(cache).parts[0].partition("-")[0] for path in everything} >= {
-        *("archive", "arrays", "fetched", "offsets", "unpacked")
+        *("arrays", "fetched", "offsets", "unpacked")
     }
     for path in everything:
         age(path, 40)
@@ -87,7 +87,7 @@ def test_what_nobody_uses_goes(use, tmp_path):
     dataset = use(["a.jsonl"])
     left = entries(cache)
     assert {path.relative_to(cache).parts[0].partition("-")[0] for path in left} >= {"arrays", "offsets"}
-    assert not [path for path in left if path.relative_to(cache).parts[0][:7] in ("archive", "unpacke", "fetched")]
+    assert not [path for path in left if path.relative_to(cache).parts[0][:7] in ("unpacke", "fetched")]
     assert len([path for path in left if "-" in path.name]) == 1 and not list(cache.glob("removed-*"))
     assert (cache / ("0" * 32)).exists() and (cache / ("1" * 32)).is_symlink() and (tmp_path / "a.jsonl").exists()
     assert all((cache / name / "kept").exists() for name in ("images", "hashes", "plans", "mine"))

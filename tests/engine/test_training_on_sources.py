@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.datasets.source_kinds import write_parquet, write_saved, write_tar, write_webdataset
+from tests.datasets.source_kinds import write_parquet, write_saved, write_webdataset, write_zip
 
 from .forked import train_forked
 from .parallel_case import logged, write_dataset
@@ -13,7 +13,7 @@ OPTIONS = {"train_dataloader.num_workers": 2, "default_hooks.checkpoint.interval
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("write", [write_parquet, write_saved, write_webdataset, write_tar])
+@pytest.mark.parametrize("write", [write_parquet, write_saved, write_webdataset, write_zip])
 def test_same_losses_as_on_files(write, toy_base, tmp_path):
     path, images = write_dataset(tmp_path / "data", 16)
     records = [json.loads(line) for line in path.read_text().splitlines()]

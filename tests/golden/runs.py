@@ -49,9 +49,10 @@ RUNS = {
 def options(folder: Path, name: str) -> dict[str, object]:
     """What each run sets: base and data of `prepare`, 20 steps of two micro-batches, no workers, the recorder."""
     base, dataset = folder / "base", f"{LOADER}.dataset"
+    data = "pairs" if name == "preference" else "train"
     return {
         "model.base": base,
-        f"{dataset}.data_paths": f"[{folder / 'data/train.jsonl'}]",
+        f"{dataset}.data_paths": f"[{folder / f'data/{data}.jsonl'}]",
         f"{dataset}.image_folders": f"[{folder / 'data/images'}]",
         f"{dataset}.cache_dir": folder / "cache",
         f"{LOADER}.num_workers": 0,

@@ -223,7 +223,8 @@ def test_the_reference_leaves_modes_as_they_were_without_a_visit_to_all_modules(
 @pytest.mark.slow
 def test_log_probs_under_zero_3_are_those_of_one_process(toy_base, tmp_path):
     """The head is gathered for the forward pass, and again for the backward pass, which makes its gradient."""
-    data = write_dataset(tmp_path / "data", num_samples=8)
+    path, images = write_dataset(tmp_path / "data", num_samples=8)
+    data = path.with_name("pairs.jsonl"), images
     case = dict(config=edited_config(tmp_path, "toy_finetune_mpo_full", objectives={"orpo": 1.0}))
     alone = train_forked(tmp_path / "alone", toy_base, data, **case)
     split = train_forked(tmp_path / "split", toy_base, data, processes=2, deepspeed="deepspeed_zero3", **case)

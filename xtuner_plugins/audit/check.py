@@ -50,7 +50,7 @@ class PlainFiles:
     def __init__(self, data_paths, image_folders=None, parse: Callable[[object, str], Record] = parse_record):
         self.parse, self.cache_dir = parse, get_cache_dir()
         standard = InternVLChatConfig(template="internvl2_5", force_image_size=448, max_dynamic_patch=12)
-        unset = dict.fromkeys(("min_tiles", "max_tiles", "use_thumbnail", "template", "augment"))
+        unset = dict.fromkeys(("min_tiles", "max_tiles", "use_thumbnail", "template", "augment", "storage_options"))
         self.sources = open_sources(data_paths, image_folders, None, None, standard, unset, self.cache_dir)
         self._pick_all()
 
@@ -99,7 +99,7 @@ class Asked:
         turns = [{"from": "human", "value": f"{IMAGE_TAG * len(images)}?"}, {"from": "gpt", "value": self.source(row)}]
         return {"conversations": turns, **({"image": images} if images else {})}
 
-    def fingerprint(self, cache_dir: str) -> str:
+    def fingerprint(self) -> str:
         """As `RecordSource.fingerprint`."""
         return text_hash(repr(self.questions))
 
@@ -179,7 +179,7 @@ def check_dataset(
 
     Raises:
         SettingError: the cache can't be written.
-        DataError: a store doesn't answer.
+        SourceError: a store doesn't answer, or a file has changed.
     """
     reports = [FileReport(source) for source in dataset.sources]
     for number, report in enumerate(reports):

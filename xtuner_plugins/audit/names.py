@@ -49,7 +49,8 @@ def count_folders(dataset: Checked, progress: Callable[[int], None] = lambda don
         for row in range(len(source.index)):
             with suppress(DataError):  # the check of the record itself complains
                 if names is not None:
-                    names.update(os.path.normpath(medium.name) for medium in dataset.record(number, row).media)
+                    media = dataset.record(number, row).media
+                    names.update(os.path.normpath(each.name) for each in media if isinstance(each.name, str))
             progress(1)
     return [_compare(folder, names) for folder, names in named.items()]
 

@@ -22,11 +22,10 @@ import PIL
 from ..datasets.bad_samples import ON_PURPOSE
 from ..datasets.cache import save, text_hash
 from ..datasets.errors import DataError, MediaError, RecordError
-from ..datasets.images.media import EMBEDDED_SCHEME, Blob, ImageFolder, MediaSource, display_name, load_reduced
+from ..datasets.images.media import Blob, ImageFolder, MediaSource, display_name, load_reduced
 from ..datasets.images.video import load_frames
 from ..datasets.records.boxes import compare_size, normalize_boxes
 from ..datasets.records.records import Record
-from ..datasets.stores.store import UNREACHABLE
 from ..datasets.text.tokens import no_garbage_collection
 from ..processes import die_with_parent, num_cores
 from .facts import IMAGE, RECORD, hash_text, look_at, note
@@ -83,10 +82,10 @@ class Opening:
         source = dataset.sources[number]
         return cls(source.index, source.folder, dataset.parse, dataset.num_frames, dataset.max_pixels)
 
-    def key(self, cache_dir: str) -> str:
+    def key(self) -> str:
         """Hash of everything that decides what is found, apart from the images."""
         facts = self.folder.key(), self.num_frames, self.max_pixels, self.parse.__qualname__, self.index.path
-        return text_hash(FORMAT, PIL.__version__, self.index.fingerprint(cache_dir), repr(facts))
+        return text_hash(FORMAT, PIL.__version__, self.index.fingerprint(), repr(facts))
 
     def rows(self, first: int, last: int) -> dict:
         """Open records first:last.
@@ -104,8 +103,6 @@ class Opening:
                     found[row] = self._look(row, records[row], stamps)
                     troubles += self._warnings(row, records[row], found[row])
                 except DataError as error:
-                    if error.reason == UNREACHABLE:  # all others would wait for the store in vain
-                        raise
                     records.pop(row, None)
                     troubles.append(Trouble.of(row, _about(error, self.index.source(row))))
         table = [note(row, record, found[row]) for row, record in records.items()]
@@ -122,8 +119,8 @@ class Opening:
         images = []
         for medium in record.media:
             path = self._find(medium.name, stamps)
-            is_own = not isinstance(path, str) and medium.name.startswith(EMBEDDED_SCHEME)
-            name = hash_text(f"{display_name(path)} {row if is_own else ''}")
+            own = row if isinstance(medium.name, Blob) else ""  # names of images in rows are alike
+            name = hash_text(f"{display_name(path)} {own}")
             if medium.kind == "video":
                 frame = load_frames(path, self.num_frames, self.max_pixels)[0]
                 facts = look_at(frame, frame.size, None)
@@ -133,7 +130,7 @@ class Opening:
             images.append((row, *facts[:2], name, *facts[2:]))
         return images
 
-    def _find(self, name: str, stamps: dict) -> MediaSource:
+    def _find(self, name: str | Blob, stamps: dict) -> MediaSource:
         try:
             path = self.folder.resolve(name)
         except MediaError:
@@ -208,7 +205,7 @@ def open_all(tasks: list[Opening], num_workers: int | None, cache_dir: str) -> I
         for number, task in enumerate(tasks)
         for first in range(0, len(task.index), CHUNK)
     ]
-    work = tasks, [Path(cache_dir) / "checked" / task.key(cache_dir) for task in tasks]
+    work = tasks, [Path(cache_dir) / "checked" / task.key() for task in tasks]
     num_workers = num_cores() if num_workers is None else num_workers
     if num_workers:
         pool = ProcessPoolExecutor(min(num_workers, max(1, len(places))), initializer=_start_worker, initargs=work)

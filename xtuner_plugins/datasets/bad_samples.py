@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 
-from ..data_names import HIDDEN, is_url, masked, real_path
+from ..data_names import HIDDEN, is_url, shown
 from ..hub.constants import IGNORE_INDEX
 from .errors import DataError, SettingError
-from .stores.identity import url_key
 
 POLICIES = ("raise", "skip")
 ON_PURPOSE = ("too_long", "rejected", "empty_answer")  # left out under every policy, not counted as bad
@@ -55,7 +54,7 @@ def read_reject_list(path: str | os.PathLike | None, sources: Sequence) -> list[
         try:
             for line in Path(path).read_text(encoding="utf-8").splitlines():
                 entry = json.loads(line)
-                rows.setdefault(_file_of(entry), set()).add(int(entry["row"]))
+                rows.setdefault(_key(entry["file"]), set()).add(int(entry["row"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SettingError(
                 "reject_list",
@@ -66,23 +65,13 @@ def read_reject_list(path: str | os.PathLike | None, sources: Sequence) -> list[
 
 
 def file_key(index: object) -> str:
-    """By what reject lists know an annotation file: its real path, or of a URL a hash, since it may be a secret.
+    """By what reject lists know an annotation file: its real path, or of a URL what messages show.
 
     Args:
         index: its records (`records.opening.RecordSource`).
     """
-    return getattr(index, "key", None) or real_path(index.path)
+    return _key(index.path)
 
 
-def _file_of(entry: dict) -> str:
-    """The `file_key` of a line of a reject list.
-
-    Raises:
-        ValueError: of its URL only what messages show is left.
-    """
-    file = entry["file"]
-    if "key" in entry or not is_url(file):
-        return entry.get("key") or real_path(file)
-    if HIDDEN in file and masked(file) == file:
-        raise ValueError(f"{file} hides which file it is, and there is no 'key'")
-    return url_key(file)
+def _key(path: str) -> str:
+    return path if HIDDEN in path else shown(path) if is_url(path) else os.path.realpath(path)

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import hashlib
-import json
 import math
 import os
 import secrets
@@ -16,6 +15,7 @@ from typing import IO
 
 import numpy as np
 import torch
+import xxhash
 
 from .errors import SettingError, out_of_files
 
@@ -23,7 +23,6 @@ CACHE_VARIABLE = "XTUNER_PLUGINS_CACHE"
 DEFAULT_CACHE = "work_dirs/data_index"
 SHARED_FROM = 1 << 14  # bytes; smaller arrays are no files of their own
 HASHED = 1 << 20  # numbers that are widened at a time to be hashed
-QUICK_BYTES = 1 << 16  # that `quick_hash` reads at each end
 CLOCK_STEP = 2_000_000_000  # ns, the coarsest time stamps of any file system
 FIRST_WORD = 5.0  # seconds after which a process that waits for a lock first says so
 LONGEST_SILENCE = 60.0  # most seconds between two such messages
@@ -56,67 +55,12 @@ def stat_stamp(path: str | os.PathLike | int) -> list[int] | str:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def content_hash(path: str | os.PathLike, cache_dir: str | os.PathLike) -> str:
-    """Hash of a file's bytes, remembered until the file changes, so that a large file is read once."""
-
-    def hash_bytes() -> str:
-        digest = hashlib.blake2b(digest_size=16)
-        with open(path, "rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-        return digest.hexdigest()
-
-    return remembered_hash(path, cache_dir, hash_bytes)
-
-
-def remembered_hash(
-    path: str | os.PathLike, cache_dir: str | os.PathLike, find: Callable[[], str], kind: str = ""
-) -> str:
-    """What `find` says of a file, remembered until the `stat_stamp` of the file changes.
-
-    Of several processes one looks and the others wait for the result.
-
-    Args:
-        kind: of hash, where a file has several.
-    """
-    path = os.path.realpath(path)
-    memo = Path(cache_dir) / "hashes" / f"{text_hash(path, *[kind] * bool(kind))}.json"
-    known = _remembered_hash(memo, path)
-    if known is not None:
-        return known
-    with locked(memo.with_suffix(".lock")):
-        known = _remembered_hash(memo, path)
-        if known is not None:
-            return known
-        stamp, started = [path, stat_stamp(path)], time.time_ns()
-        found = find()
-        # A file written just now may change again without a new time stamp, so its hash isn't remembered yet.
-        if started - os.stat(path).st_mtime_ns > CLOCK_STEP and stamp[1] == stat_stamp(path):
-            save(memo, json.dumps({"stamp": stamp, "hash": found}))
-    return found
-
-
-def _remembered_hash(memo: Path, path: str) -> str | None:
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        known = json.loads(memo.read_text())
-        if known["stamp"] == [path, stat_stamp(path)]:
-            return known["hash"]
-    return None
-
-
-def quick_hash(path: str | os.PathLike) -> str:
-    """Hash of a large file's size, time of change, and first and last bytes, instead of all of them.
-
-    For files that a program writes once and whose first or last bytes describe the others: a file that is written
-    again gets another time, or other bytes there.
-    """
-    digest = hashlib.blake2b(digest_size=16)
+def content_hash(path: str | os.PathLike) -> str:
+    """Hash of a file's bytes, as fast as a disk gives them."""
+    digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
-        status = os.fstat(file.fileno())
-        digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
-        digest.update(file.read(QUICK_BYTES))
-        file.seek(max(status.st_size - QUICK_BYTES, 0))
-        digest.update(file.read(QUICK_BYTES))
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

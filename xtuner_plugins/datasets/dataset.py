@@ -29,9 +29,8 @@ from .mixture import Source, open_sources, pick_records
 from .plan.budget import FRAME, STEPS, TileBudget, first_limit, truncate
 from .plan.lengths import DROPPED, FATES, FITS, REJECTED, SHRUNK, TRUNCATED, LengthIndex, measure, report_change
 from .plan.measure import Measure
-from .records.boxes import check_stated_sizes, normalize_boxes
+from .records.boxes import normalize_boxes
 from .records.records import Medium, Record, parse_record
-from .stores.store import CACHE_GIB, TIMEOUT, StoreSettings
 from .text.conversation import Encoded, Piece, join_pieces, split_pieces, tokenize_pieces
 from .text.tokens import TextTokenizer
 from .unused import keep_marked, mark_used, remove_unused
@@ -57,15 +56,10 @@ class MultimodalDataset(Dataset):
         repeat_times: how often each file is used per epoch; 0.5 takes a fixed random half, 3.5 everything three times
             and half of it a fourth time. Default 1.
         dataset_settings: per file a dict or None: name, min_tiles, max_tiles, use_thumbnail, template, loss_weight,
-            augment, backend_args, windows_paths (whether `\\` in names of images separates folders), record_sizes
-            (whether lengths are measured by the `width` and `height` of records, without opening images; what is read
-            is compared).
+            augment, storage_options, columns (names here -> names in its records: `{"messages": "dialog"}`).
         min_tiles, max_tiles, use_thumbnail, template: for files without their own; default: the base's config.json.
         augment: random changes of images, for files without their own (see `images.augment`); None: none.
-        backend_args: how URLs among `data_paths` and `image_folders` are read, for files without their own: options
-            of fsspec, or with `backend` a file backend of MMEngine, which then reads all images.
-        store_timeout: seconds of a read from a store, with all its tries.
-        image_cache_gib: most GiB of images from stores that are kept in `cache_dir`; 0 keeps none.
+        storage_options: fsspec's options for URLs among `data_paths` and `image_folders`, for files without their own.
         loss_reduction: how a sample with n supervised tokens counts in the loss of a step, which is normalized over all
             of the step: each token weighs 1 ('token'), 1/n ('sample': all samples weigh the same) or 1/sqrt(n)
             ('square'), times the `loss_weight` of its file.
@@ -116,9 +110,7 @@ class MultimodalDataset(Dataset):
         use_thumbnail: bool | None = None,
         template: str | None = None,
         augment: dict | None = None,
-        backend_args: dict | None = None,
-        store_timeout: float = TIMEOUT,
-        image_cache_gib: float = CACHE_GIB,
+        storage_options: dict | None = None,
         loss_reduction: str = "token",
         max_length: int = 4096,
         tile_sharing: str = "equal",
@@ -147,10 +139,10 @@ class MultimodalDataset(Dataset):
             "use_thumbnail": use_thumbnail,
             "template": template,
             "augment": augment,
+            "storage_options": storage_options,
         }
-        stores = StoreSettings(backend_args, store_timeout, image_cache_gib)
         self.sources = open_sources(
-            data_paths, image_folders, repeat_times, dataset_settings, config, shared, self.cache_dir, stores
+            data_paths, image_folders, repeat_times, dataset_settings, config, shared, self.cache_dir
         )
         self.tile_size = self.sources[0].tiling.tile_size
         self.loss_reduction = check_choice("loss_reduction", loss_reduction, tuple(REDUCTIONS))
@@ -327,8 +319,6 @@ class MultimodalDataset(Dataset):
         if videos:
             record = expand_videos(record, [probe_video(path, self.num_frames, self.max_pixels)[0] for path in videos])
         paths = [found[medium.name] for medium in record.media]
-        if source.record_sizes:
-            check_stated_sizes(record, lambda place: image_size(paths[place], self.max_pixels))
         record = normalize_boxes(record, lambda place: image_size(paths[place], self.max_pixels))
         if record.warnings:
             self._log_first(record.warnings)
@@ -411,7 +401,6 @@ class MultimodalDataset(Dataset):
             self.num_frames,
             self.max_pixels,
             self.parse,
-            source.record_sizes,
         )
 
     def layout(self, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

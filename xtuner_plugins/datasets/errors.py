@@ -47,6 +47,10 @@ class MediaError(DataError):
         )
 
 
+class SourceError(OSError):
+    """A file has changed or gone, or a store doesn't answer: about no single record, so it stops under every policy."""
+
+
 def out_of_files(error: BaseException, kind: Callable[..., DataError], place: str = "") -> DataError | None:
     """The complaint of this kind that the process has too many files open; None for any other error."""
     if getattr(error, "errno", None) != errno.EMFILE:

@@ -30,7 +30,7 @@ from mmengine.logging import print_log
 
 from .errors import DataError, SettingError
 from .images.augment import OFFICIAL
-from .records.record_json import parse_json
+from .records.json_index import parse_json
 
 HEAD = 1 << 16  # bytes that show whether a file may be a meta file
 FIRST_ENTRY = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data_names import is_url, masked
+from ..data_names import GONE_SETTINGS, is_url, masked
 from .base import template_of, tiling_of
 from .errors import DataError, SettingError
-from .images.archives import open_images
 from .images.augment import Augmentation
 from .images.media import ImageFolder
+from .images.stored import StoreImages, open_images
 from .images.tiling import DynamicTiling
 from .meta_file import expand_metas
 from .records.opening import RecordSource, folder_of, open_records, stem_of
-from .stores.store import StoreSettings
 from .text.templates import Template, get_template
 
 if TYPE_CHECKING:
@@ -31,9 +30,8 @@ OWN_SETTINGS = {  # that a file may have: their types
     "template": (str, "the name of a template"),
     "loss_weight": (Real, "a positive number"),
     "augment": (Mapping, "a dict such as {'jpeg_quality': (75, 100)}"),
-    "windows_paths": (bool, "True or False"),
-    "backend_args": (Mapping, "a dict of options, such as {'endpoint_url': ..., 'anon': True}"),
-    "record_sizes": (bool, "True or False"),
+    "columns": (Mapping, "a dict of names here and names in the records, such as {'messages': 'dialog'}"),
+    "storage_options": (Mapping, "a dict of fsspec's options, such as {'endpoint_url': ..., 'anon': True}"),
 }
 
 
@@ -43,13 +41,12 @@ class Source:
 
     name: str
     index: RecordSource
-    folder: ImageFolder
+    folder: ImageFolder | StoreImages
     repeat: float
     template: Template
     tiling: DynamicTiling
     loss_weight: float = 1.0
     augment: Augmentation | None = None
-    record_sizes: bool = False  # whether records are believed about the sizes of their images until these are opened
 
 
 def open_sources(
@@ -60,7 +57,6 @@ def open_sources(
     config: "InternVLChatConfig",
     shared: Mapping[str, object],
     cache_dir: str,
-    stores: StoreSettings | None = None,
 ) -> list[Source]:
     """Open every file of a mixture.
 
@@ -69,7 +65,6 @@ def open_sources(
         config: of the base.
         shared: settings that hold for every file unless `dataset_settings` says otherwise.
         cache_dir: where indices of large files are kept.
-        stores: how stores are read, unless a file has its own `backend_args`.
 
     Raises:
         SettingError: a list of another length, a path that isn't there, an impossible or unknown setting.
@@ -93,7 +88,7 @@ def open_sources(
     sources, errors = [], []
     for path, *row in zip(paths, *columns.values(), strict=True):
         try:
-            sources.append(_open(path, *row, config, shared, cache_dir, stores or StoreSettings()))
+            sources.append(_open(path, *row, config, shared, cache_dir))
         except DataError as error:
             errors.append(error)
     if errors:
@@ -141,11 +136,11 @@ def _open(
     config: "InternVLChatConfig",
     shared: Mapping[str, object],
     cache_dir: str,
-    stores: StoreSettings,
 ) -> Source:
     where = f"dataset_settings of {masked(os.fspath(path))!r}"
     if not (own is None or isinstance(own, Mapping)) or set(own or ()) - set(OWN_SETTINGS):
-        remedy = f"give a dict with some of {', '.join(OWN_SETTINGS)}, or None"
+        gone = [GONE_SETTINGS[name] for name in own if name in GONE_SETTINGS] if isinstance(own, Mapping) else []
+        remedy = gone[0] if gone else f"give a dict with some of {', '.join(OWN_SETTINGS)}, or None"
         raise SettingError("dataset_settings", f"{where} is {_shown(own)}", remedy)
     own = {name: value for name, value in (own or {}).items() if value is not None}
     settings = {**shared, **own}
@@ -156,31 +151,28 @@ def _open(
             raise SettingError(name, f"{said} can't be used", f"give {words}")
     if not (folder is None or isinstance(folder, (str, os.PathLike))):
         raise SettingError("image_folders", f"image_folders holds {folder!r}", "name folders by their paths, or None")
-    if "backend_args" in own:
-        stores = replace(stores, backend_args=own["backend_args"])
-        if not (is_url(path) or is_url(folder) or stores.has_backend):
-            problem = f"backend_args ({where}): neither its data nor its images are in a store"
-            raise SettingError("backend_args", problem, "name a URL or a backend, or leave backend_args out")
-    index = open_records(path, cache_dir, stores)
-    windows = own.get("windows_paths", False)
-    images = open_images(folder, folder_of(path), cache_dir, windows_paths=windows, stores=stores)
+    if "storage_options" in own and not (is_url(path) or is_url(folder)):
+        problem = f"storage_options ({where}): neither its data nor its images are in a store"
+        raise SettingError("storage_options", problem, "name a URL, or leave storage_options out")
+    columns, options = own.get("columns", {}), settings["storage_options"]
+    if not all(isinstance(name, str) for pair in columns.items() for name in pair):
+        raise SettingError("columns", f"columns={columns!r} ({where}) can't be used", "give names of keys")
     return Source(
         name=own.get("name") or stem_of(path),
-        index=index,
-        folder=index.own_images(images),
+        index=open_records(path, cache_dir, options, columns),
+        folder=open_images(folder, folder_of(path), options),
         repeat=_positive(1.0 if repeat is None else repeat, "repeat_times"),
         template=get_template(template_of(config, settings["template"])),
         tiling=tiling_of(config, settings),
         augment=Augmentation.of(settings["augment"]),
         loss_weight=_positive(own.get("loss_weight", 1.0), "loss_weight"),
-        record_sizes=own.get("record_sizes", False),
     )
 
 
 def _shown(value: object) -> str:
-    """A setting in a message; what is in `backend_args` may be secret."""
+    """A setting in a message; what is in `storage_options` may be secret."""
     if isinstance(value, Mapping):
-        return repr({key: "..." if key == "backend_args" else each for key, each in value.items()})
+        return repr({key: "..." if key == "storage_options" else each for key, each in value.items()})
     return masked(repr(value))
 
 

@@ -14,7 +14,7 @@ from ..checkpoints.formats import open_model
 from ..checkpoints.io.reader import read_json, weight_files
 from ..checkpoints.loader import config_from_fields
 from ..datasets.base import tiling_of
-from ..datasets.cache import content_hash, get_cache_dir, text_hash
+from ..datasets.cache import content_hash, text_hash
 from ..datasets.images.resize_rules import resize_facts
 from .batch_answers import Lengths
 from .opening import Source
@@ -37,9 +37,8 @@ class Description:
     preprocessing: Mapping[str, Any]
 
     def weights_hash(self) -> str:
-        """Changes when a file does, whatever its path; a file is read once and its hash remembered until it changes."""
-        folder = get_cache_dir()
-        return text_hash(*(f"{path.name} {content_hash(path, folder)}" for path in self.files))
+        """Changes when a file does, whatever its path."""
+        return text_hash(*(f"{path.name} {content_hash(path)}" for path in self.files))
 
     def preprocessing_hash(self) -> str:
         """Of tiles, template and resize rule."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..datasets.errors import DataError, RecordError
 from ..datasets.images.media import ImageFolder
-from ..datasets.records.record_json import parse_json
+from ..datasets.records.json_index import parse_json
 
 KEYS = ("id", "image", "images", "question")
 

@@ -225,12 +225,12 @@ def _measured_lengths(settings: Mapping[str, Any], model: Model) -> Lengths | No
     import numpy as np
 
     from ..datasets import MultimodalDataset, PreferenceDataset
-    from ..datasets.errors import DataError
+    from ..datasets.errors import DataError, SourceError
     from ..datasets.plan.lengths import DROPPED
 
     try:
         dataset = (PreferenceDataset if "objectives" in settings.get("model", {}) else MultimodalDataset)(**data)
-    except DataError:
+    except (DataError, SourceError):
         if any(map(is_url, [paths] if isinstance(paths, str) else paths)):  # planned also where the store isn't reached
             return None
         raise

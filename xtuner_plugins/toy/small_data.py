@@ -20,12 +20,12 @@ def write_dataset(
     """Samples of unequal tile counts and answer lengths; those that ``text_only`` names by their index have no image.
 
     Returns:
-        The annotation file and the image folder, both in ``folder``.
+        The annotation file and the image folder, both in ``folder``, where ``pairs.jsonl`` holds the same as pairs.
     """
     images = folder / "images"
     images.mkdir(parents=True)
     sizes = [(336, 112), (112, 112), (224, 224), (112, 336)]
-    records = []
+    records, pairs = [], []
     for index in range(num_samples):
         human = "What do you see?"
         record = {"id": index}
@@ -35,8 +35,9 @@ def write_dataset(
             record["image"] = name
             human = "<image>\n" + human
         turns = [{"from": "human", "value": human}, {"from": "gpt", "value": ANSWERS[(index * 7) % 4]}]
-        rejected = ANSWERS[(index * 7 + 1) % 4]  # read where pairs are trained on
-        records.append({**record, "conversations": turns, "rejected": rejected})
-    path = folder / "train.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        records.append({**record, "conversations": turns})
+        pairs.append({**records[-1], "rejected": ANSWERS[(index * 7 + 1) % 4]})
+    for name, rows in (("pairs", pairs), ("train", records)):
+        path = folder / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path, images

@@ -224,17 +224,17 @@ class TestImagesThatAreSent:
             decode_image(whole, "image 1", max_pixels=59)
 
 
-def test_windows_paths_are_read_by_a_setting_only(tmp_path):
+def test_names_of_windows_and_images_in_records(tmp_path):
     (tmp_path / "deep").mkdir()
     Image.new("RGB", (5, 4)).save(tmp_path / "deep" / "a.png")
-    plain, windows = ImageFolder(tmp_path), ImageFolder(tmp_path, windows_paths=True)
-    with pytest.raises(MediaError, match=r"no such image; .*windows_paths=True in dataset_settings"):
-        load_image(plain.resolve("deep\\a.png"))
-    assert load_image(windows.resolve("deep\\a.png")).size == load_image(windows.resolve("deep/a.png")).size
+    for folder in (ImageFolder(tmp_path), ImageFolder(None, tmp_path)):
+        assert load_image(folder.resolve("deep\\a.png")).size == load_image(folder.resolve("deep/a.png")).size
+        assert folder.resolve(blob := Blob("a", b"")) is blob
+    (tmp_path / "a\\b.png").touch()
+    assert ImageFolder(tmp_path).resolve("a\\b.png").endswith("a\\b.png")  # it has that very name
     for name in ("..\\a.png", "deep\\..\\..\\a.png", "\\a.png"):
         with pytest.raises(MediaError, match="leaves|absolute"):
-            windows.resolve(name)
-    assert plain.key() != windows.key()
+            ImageFolder(tmp_path).resolve(name)
 
 
 def test_images_in_memory_are_those_of_files(tmp_path):

@@ -131,16 +131,6 @@ def test_processes_count_as_one_does(settings, monkeypatch, tmp_path):
         np.testing.assert_array_equal(getattr(several, name), getattr(alone, name))
 
 
-def test_a_file_that_shrinks_meanwhile_is_complained_about(settings):
-    dataset = MultimodalDataset(**settings)
-    with open(settings["data_paths"], "r+") as file:
-        file.truncate(int(dataset.sources[0].index.starts[40]))
-    lengths = dataset.lengths(0, num_workers=0)
-    assert set(lengths.complaints) == set(range(40, 47))
-    assert "shorter" in lengths.complaints[40].problem
-    assert len(MultimodalDataset(**settings).lengths(0, num_workers=0)) == 40  # and not kept
-
-
 def test_a_crash_loses_only_the_chunk_under_way(settings, monkeypatch):
     monkeypatch.setattr(lengths_module, "CHUNK", 7)
     real, calls = lengths_module.Measure.rows, []

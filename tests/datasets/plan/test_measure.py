@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from xtuner_plugins.datasets.images.media import ImageFolder
-from xtuner_plugins.datasets.plan import measure
 from xtuner_plugins.datasets.plan.complaints import stamp_files
 from xtuner_plugins.datasets.plan.measure import Measure
-from xtuner_plugins.datasets.records.index import scan
+from xtuner_plugins.datasets.records.opening import open_records
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.text.conversation import encode
 from xtuner_plugins.datasets.text.templates import get_template
@@ -23,7 +22,9 @@ from xtuner_plugins.datasets.text.templates import get_template
 def task(write_data, six_records, text_tokenizer, tmp_path):
     """Of six records the second misses its image and the fifth is none."""
     folder = ImageFolder(tmp_path / "images")
-    return Measure(scan(write_data(six_records)), folder, get_template("internvl2_5"), text_tokenizer, 8, 10**6)
+    return Measure(
+        open_records(write_data(six_records), tmp_path), folder, get_template("internvl2_5"), text_tokenizer, 8, 10**6
+    )
 
 
 def test_counts_are_those_of_the_tokenized_records(task):
@@ -70,16 +71,15 @@ def test_the_key_changes_with_everything_that_is_measured(task, tmp_path):
     shorter.write_text(json.dumps(task.index.parse(0)))
     different = [
         key(),
-        key(index=scan(shorter)),
+        key(index=open_records(shorter, tmp_path)),
         key(folder=ImageFolder(tmp_path)),
         key(folder=ImageFolder(None, tmp_path)),
         key(template=get_template("Hermes-2")),
         key(num_frames=4),
         key(max_pixels=10**5),
-        key(record_sizes=True),
     ]
     assert len(set(different)) == len(different)
-    assert key(index=scan(copied)) == key()  # of the file only its content counts
+    assert key(index=open_records(copied, tmp_path)) == key()  # of the file only its content counts
 
 
 def test_a_task_crosses_to_workers_without_its_counter(task):
@@ -87,30 +87,3 @@ def test_a_task_crosses_to_workers_without_its_counter(task):
     again = pickle.loads(pickle.dumps(task))
     assert "_counter" in vars(task) and "_counter" not in vars(again)
     assert again.rows(0, 1)["text_tokens"] == task.rows(0, 1)["text_tokens"]
-
-
-def test_a_file_that_shrinks_meanwhile_is_complained_about(task):
-    """Such complaints hold for no later start."""
-    with open(task.index.path, "r+") as file:
-        file.truncate(int(task.index.starts[3]))
-    complaints = task.rows(2, 6)["complaints"]
-    assert [complaint.row for complaint in complaints] == [3, 4, 5]
-    assert "shorter" in complaints[0].problem and not any(complaint.holds() for complaint in complaints)
-
-
-def test_images_stay_closed_where_records_state_sizes(task, write_data, qa, monkeypatch):
-    records = [
-        qa(image="a.png", width=100, height=90),
-        qa("<image> <image>", image=["a.png", "b.png"], width=[100, 360], height=[90, 120]),
-        qa(image="b.png"),
-        qa(image="none.png", width=7, height=5),
-        qa(image="a.png", width=9000, height=9000),
-        qa(image="../a.png", width=100, height=90),
-    ]
-    opened = []
-    read = measure.image_size
-    monkeypatch.setattr(measure, "image_size", lambda path, limit: opened.append(Path(path).name) or read(path, limit))
-    found = replace(task, index=scan(write_data(records)), record_sizes=True).rows(0, 6)
-    assert opened == ["b.png", "a.png"]  # the size above max_pixels isn't believed
-    assert found["sizes"].tolist() == [[100, 90], [100, 90], [360, 120], [360, 120], [7, 5], [100, 90]]
-    assert [(complaint.row, complaint.reason) for complaint in found["complaints"]] == [(5, "image_outside")]

@@ -1,6 +1,7 @@
 """Every form of source gives the same samples, lengths, fates and complaints as jsonl and a folder."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from tests.conftest import ROOT
-from tests.datasets.source_kinds import KINDS, NEED_SETTINGS, make_images, make_records, write_plain
+from tests.datasets.source_kinds import KINDS, NEED_SETTINGS, make_images, make_records, write_plain, write_table
 from xtuner_plugins.audit.check import PlainFiles, check_dataset, write_reject_list
 from xtuner_plugins.datasets import MultimodalDataset
+from xtuner_plugins.datasets.errors import SettingError
+from xtuner_plugins.datasets.records.opening import open_records
 
 BAD = [4, 6]  # of the records
 
@@ -71,10 +74,7 @@ def test_lengths_and_complaints_are_equal(open_kind, kind):
 def test_the_check_and_the_reject_list(open_kind, kind, tmp_path):
     dataset, said = open_kind(kind), []
     (report,) = check_dataset(dataset, num_workers=0, say=said.append)
-    assert [(row, each.reason) for row, each in report.left_out.items()] == [
-        (4, "image_unreadable"),
-        (6, "no_conversations"),
-    ]
+    assert {row: each.reason for row, each in report.left_out.items()} == {4: "image_unreadable", 6: "no_conversations"}
     source = dataset.sources[0].index
     assert [each.message.split(": ")[0] for each in said] == [source.source(row) for row in BAD]
     assert write_reject_list(tmp_path / "bad.jsonl", [report]) == 2
@@ -93,7 +93,9 @@ def test_a_dataset_crosses_to_workers_as_a_few_bytes(open_kind, kind):
     packed = pickle.dumps((source.index, source.folder))
     assert len(packed) < 4000
     index, folder = pickle.loads(packed)
-    assert index.parse(0) == source.index.parse(0) and index.source(7) == source.index.source(7)
+    theirs, mine = index.parse(0), source.index.parse(0)
+    assert theirs.keys() == mine.keys() and theirs.get("conversations") == mine.get("conversations")
+    assert index.source(7) == source.index.source(7)
 
 
 @pytest.mark.slow
@@ -120,3 +122,53 @@ def test_the_command_reads(open_kind, kind, tmp_path):
     assert f"{source.index.source(4)}: " in done.stdout and "Traceback" not in done.stderr
     (counts,) = json.loads((tmp_path / "counts.json").read_text())["files"]
     assert counts["num_records"] == 8 and counts["unusable"] == {"image_unreadable": 1, "no_conversations": 1}
+
+
+@pytest.mark.parametrize("policy", ["gz", "zst"])
+def test_damaged_compressed_files_are_refused(tmp_path, policy):
+    images, out = make_images(tmp_path / "images"), tmp_path
+    written = KINDS[f"jsonl.{policy}"](make_records(), images, out)["data_paths"]
+    data = open(written, "rb").read()
+    for broken in (data[: len(data) // 2], data[:20] + b"\0\1\2\3" + data[24:]):
+        open(written, "wb").write(broken)
+        with pytest.raises(SettingError, match=f"data.jsonl.{policy}:1: can't be unpacked .*fetch the file again"):
+            open_records(written, tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("data"))
+
+
+def test_pipes_folders_and_missing_files_are_said_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(SettingError, match="pipe.jsonl: is no file but a pipe"):
+        open_records(tmp_path / "pipe.jsonl", tmp_path)
+    with pytest.raises(SettingError, match="none.jsonl:1: .*can't be read .No such file"):
+        open_records(tmp_path / "none.jsonl", tmp_path)
+    with pytest.raises(SettingError, match="holds no shards of one kind"):
+        open_records(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names, entry, said",
+    [
+        (["train-00000-of-00002.parquet"], "", "1 of the 2 shards of 'train' are missing"),
+        (["train-0.parquet", "test-0.parquet"], "", "several splits .test, train."),
+        (["train-0.parquet", "test-0.parquet"], "*.parquet", "several splits"),
+        (["a.parquet", "b.tar"], "", "holds no shards of one kind"),
+        (["a.parquet", "b.jsonl"], "*", "holds no shards of one kind"),
+        (["0.parquet"], "{0..1}.parquet", "there is no file .*1.parquet"),
+        ([], "*.parquet", "holds no shards"),
+    ],
+)
+def test_parts_of_sets_are_refused(tmp_path, names, entry, said):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in names:
+        write_table([{"conversations": None, "id": "x"}], folder / name)
+    with pytest.raises(SettingError, match=said):
+        open_records(f"{folder}/{entry}" if entry else folder, tmp_path)
+
+
+def test_shards_are_sorted_as_numbers(tmp_path):
+    for number in (10, 9, 100):
+        write_table([{"id": str(number)}], tmp_path / f"{number}.parquet")
+    records = open_records(f"{tmp_path}/*.parquet", tmp_path)
+    assert [records.parse(row)["id"] for row in range(3)] == ["9", "10", "100"]

@@ -1,12 +1,14 @@
 """Forms of other projects' data: each is an error, a warning, or done; what only looks like one passes."""
 
+import ast
+
 import pytest
 
+from tests.conftest import ROOT
 from xtuner_plugins.audit.check import check_dataset
 from xtuner_plugins.datasets import MultimodalDataset, RecordError
-from xtuner_plugins.datasets.errors import SettingError
 from xtuner_plugins.datasets.records.boxes import normalize_boxes
-from xtuner_plugins.datasets.records.index import scan
+from xtuner_plugins.datasets.records.record_checks import REASONS, reasons_table
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.text.templates import get_template
 from xtuner_plugins.hub.constants import IGNORE_INDEX
@@ -31,7 +33,7 @@ WARNED = [
     (dict(answer="<ref>it"), "grounding"),
     (dict(answer="<box>[[0.1, 0.2, 0.5, 0.6]]</box>"), "grounding"),
     (dict(image="a.jpg", audio="a.wav"), "audio"),
-    (dict(weight=0.5), "ignored_key"),
+    (dict(tools="[{}]"), "unread_key:tools"),
 ]
 
 
@@ -46,7 +48,7 @@ def test_what_may_be_text_is_a_warning_with_its_place(record, reason):
     "record",
     [
         dict(question="<b>bold</b> <video controls> <img src='a.png'> <input> a < b > c <ref> </ref>"),
-        dict(question="<image>\n<image>", image=["a.jpg", "b.jpg"], img="old.jpg", image_path="x", width=3, height=4),
+        dict(question="<image>\n<image>", image=["a.jpg", "b.jpg"], width=3, height=4),
         dict(answer="<ref>it</ref><box>[[0, 0, 1000, 1000]]</box><box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box>"),
         dict(answer="<|im_end|> ends a turn", id="7", audio=None, loss=None),
         dict(system="", image_path=""),
@@ -97,7 +99,7 @@ def test_empty_answers_never_stop_a_run_and_are_counted(data_base, write_data, q
 def test_a_broken_record_beside_an_empty_one_still_raises(data_base, write_data, qa):
     path = write_data([qa(), qa(answer=""), {"text": 1}])
     dataset = MultimodalDataset(data_base, path, cache_dir=path + ".cache")
-    with pytest.raises(RecordError, match="no conversations"):
+    with pytest.raises(RecordError, match="no conversation"):
         dataset.usable(dataset.layout(num_workers=0)[2])
 
 
@@ -128,19 +130,6 @@ def test_system_messages_are_those_of_chat(data_base, hf_tokenizer, template):
         assert [warning.reason for warning in record.warnings] == (["empty_system"] if message == "" else [])
 
 
-def test_lines_that_end_in_commas_are_said_once_and_lines_of_spaces_are_blank(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"a": 1},\n{"a": 2},\n')
-    with pytest.raises(SettingError, match="a comma follows the object.*remove the commas"):
-        scan(path)
-    path.write_text(f'{{"a": 1}}\n{" " * 40}\n\t\t\t\t\t\t\t\t\t\t\r\n  {{"a": 2}}\n')
-    index = scan(path)
-    assert [index.parse(row) for row in range(len(index))] == [{"a": 1}, {"a": 2}] and index.lines.tolist() == [1, 4]
-    path.write_text('{"a": 1}\n{"a": 2},\n')
-    with pytest.raises(RecordError, match="a.jsonl:2: a comma follows the object"):
-        scan(path).parse(1)
-
-
 def test_the_checker_prints_warnings_with_their_places_and_counts_them(run_tool, write_data, qa):
     path = write_data([qa(), *[qa("How do I close <audio>?") for _ in range(8)]])
     done = run_tool("tools/check_data.py", path, "--workers", 0)
@@ -148,3 +137,18 @@ def test_the_checker_prints_warnings_with_their_places_and_counts_them(run_tool,
     lines = [line for line in done.stdout.splitlines() if line.startswith(f"warning: {path}:")]
     assert len(lines) == 5 and lines[0].startswith(f"warning: {path}:2: '<audio>' in turn 1 is plain text")
     assert "9 records, 0 wrong, 8 warnings (8 foreign_form)" in done.stdout
+
+
+def test_the_pages_table_of_reasons_is_that_of_the_code():
+    for page in ("docs/data.md", "docs/data_zh-CN.md"):
+        assert reasons_table() in (ROOT / page).read_text(encoding="utf-8"), "python -m ...records.record_checks"
+
+
+def test_every_reason_about_a_record_is_in_the_table():
+    found = set()
+    for path in (ROOT / "xtuner_plugins/datasets/records").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("fail", "warn", "RecordError"):
+                words = [arg.value for arg in node.args[:3] if isinstance(arg, ast.Constant)]
+                found |= {word for word in words[:1] if word.isidentifier()}
+    assert len(found) > 30 and found - {*REASONS, "open_files", "image_size", "image_unreadable"} == set()

@@ -24,7 +24,6 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import MediaError, SettingError, out_of_files
 from .headers import SWAPS_SIDES, jpeg_content, plain_size, read_plain_size
 
-EMBEDDED_SCHEME = "row://"  # of names that records with images of their own give them; no file name begins so
 MAX_PIXELS = 178_956_970  # Pillow's own limit for decompression bombs (2 x 1 GiB / 4 / 3)
 # Of what a server is sent: Pillow starts Ghostscript for EPS, and rare formats have rarely read decoders.
 SENT_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -104,58 +103,54 @@ def check_name(name: object, folder: str | None = None) -> None:
         )
 
 
-def with_slashes(name: str) -> str:
-    """A name in which Windows separates folders, as other systems write it (`windows_paths`)."""
-    return name.replace("\\", "/")
-
-
 class ImageFolder:
     """Turns names in records into paths inside one folder.
+
+    A `\\` in a name separates folders, as Windows writes them, where no file has the name as it is.
 
     Args:
         folder: the image folder; None allows absolute names, and resolves others against `base`.
         base: the annotation file's folder, used only when `folder` is None.
-        windows_paths: whether `\\` in a name separates folders.
 
     Raises:
         SettingError: the folder isn't there.
     """
 
-    def __init__(self, folder: str | os.PathLike | None, base: str | os.PathLike = ".", *, windows_paths: bool = False):
+    def __init__(self, folder: str | os.PathLike | None, base: str | os.PathLike = "."):
         self.folder = None if folder is None else os.fspath(folder)
         self.base = os.fspath(base)
-        self.windows_paths = windows_paths
         if self.folder is not None:
             if not os.path.isdir(self.folder):
                 raise SettingError(
                     "image_folder",
                     f"image folder {self.folder!r} isn't there"
                     if not os.path.isfile(self.folder)
-                    else f"image folder {self.folder!r} is a file, and no .tar or .zip",
+                    else f"image folder {self.folder!r} is a file, and no .zip",
                     "correct image_folders, or give None for a file without images",
                 )
             self._real = os.path.join(os.path.realpath(self.folder), "")
         self._inside, self._until = set(), 0.0  # directories found inside, and when they are looked at again
 
-    def plain(self, name: str) -> str:
-        """A name as it is looked up."""
-        return with_slashes(name) if self.windows_paths and isinstance(name, str) else name
-
     def key(self) -> tuple:
         """What decides which image a name means, apart from the images themselves."""
         within = self.folder is not None  # otherwise names may be absolute, or lead out of the annotation file's folder
-        return within, os.path.realpath(self.folder if within else self.base), *["windows"] * self.windows_paths
+        return within, os.path.realpath(self.folder if within else self.base)
 
-    def resolve(self, name: str) -> str:
-        """The path of the image `name` of a record, whether it exists or not.
+    def resolve(self, name: str | Blob) -> str | Blob:
+        """The path of the image `name` of a record, whether it exists or not; an image in the record as it is.
 
         Raises:
             MediaError: an empty name, a URL, or a path that leaves the folder.
         """
-        check_name(name := self.plain(name), self.folder)
+        if isinstance(name, Blob):
+            return name
+        check_name(name, self.folder)
+        path = os.path.join(self.folder or self.base, name)
+        if "\\" in name and not os.path.lexists(path):
+            check_name(name := name.replace("\\", "/"), self.folder)
+            path = os.path.join(self.folder or self.base, name)
         if self.folder is None:
-            return os.path.join(self.base, name)
-        path = os.path.join(self.folder, name)
+            return path
         if not self._holds(path):
             raise MediaError(
                 "image_outside",
@@ -410,8 +405,6 @@ def _media_error(path: str, error: Exception, source: str | io.BytesIO = "") -> 
         return limit
     if isinstance(error, FileNotFoundError):
         remedy = "correct the name or the image folder"
-        if "\\" in path:
-            remedy += "; where \\ separates folders, set windows_paths=True in dataset_settings"
         return MediaError("image_missing", f"no such image{_alike(path)}", remedy, path)
     if isinstance(error, IsADirectoryError):
         return MediaError("image_missing", "a folder, not an image", "name the image's file", path)

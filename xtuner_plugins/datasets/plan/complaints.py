@@ -9,14 +9,13 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 
-from ..cache import stat_stamp, text_hash
-from ..errors import DataError, RecordError
-from ..stores.store import DENIED, REFUSED, Store
+from ..cache import bytes_hash, stat_stamp, text_hash
+from ..errors import DataError, MediaError, RecordError
+from ..stores import DENIED, Store
 
 LINK = "-> "  # prefix of a path that was refused because of its target
 STORED = "store "  # prefix of the name of an object in the image folder's store
-# Reasons that never hold later: about the annotation file itself, or about permissions in a store
-PASSING = ("file_gone", "file_changed", "open_files", DENIED, REFUSED)
+PASSING = ("open_files", DENIED)  # reasons that never hold later
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +71,20 @@ def _whole(path: str) -> str:
 
 def _state(path: str, store: Store | None = None) -> list | str:
     if path.startswith(STORED):
-        return "no store" if store is None else store.version(path.removeprefix(STORED))
+        return "no store" if store is None else _version(store, path.removeprefix(STORED))
     if path.startswith(LINK):
         return os.path.realpath(path.removeprefix(LINK))
     try:
         return text_hash(*(f"{name} {stat_stamp(os.path.join(path, name))}" for name in sorted(os.listdir(path))))
     except OSError:  # no folder of frames
         return stat_stamp(path)
+
+
+def _version(store: Store, name: str) -> list | str:
+    try:
+        return store.version(name) or bytes_hash(store.read(name))
+    except MediaError as error:
+        return error.reason
 
 
 def write_complaints(complaints: Iterable[Complaint]) -> str:

@@ -31,7 +31,7 @@ import numpy as np
 from ...processes import die_with_parent, num_cores
 from ..cache import locked, open_array, save, text_hash, writing
 from ..images.tiling import DynamicTiling
-from ..stores.store import Store
+from ..stores import Store
 from ..text.tokens import single_threaded_tokenizer
 from ..unused import is_unused, mark_used
 from .budget import FRAME, TileBudget, first_limit
@@ -76,7 +76,7 @@ class LengthIndex:
         """The arrays that `meta.json` names; None without that file."""
         mark_used(directory)
         for _ in range(3):  # another process may replace them meanwhile
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 meta = json.loads((directory / "meta.json").read_text())
                 mark_used(directory / meta["arrays"])
                 arrays = [open_array(directory / meta["arrays"] / f"{name}.npy") for name in ARRAYS]

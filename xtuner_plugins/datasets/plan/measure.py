@@ -10,13 +10,13 @@ import numpy as np
 
 from ..cache import text_hash
 from ..errors import DataError, MediaError
-from ..images.media import EMBEDDED_SCHEME, Blob, ImageFolder, check_name, image_size
+from ..images.media import Blob, ImageFolder, image_size
+from ..images.stored import StoredImage, StoreImages
 from ..images.video import expand_videos, probe_video
-from ..records.boxes import normalize_boxes, stated_sizes
-from ..records.opening import Reader, RecordSource
+from ..records.boxes import normalize_boxes
+from ..records.opening import RecordSource
 from ..records.records import Record, parse_record
-from ..stores.store import DENIED, REFUSED, UNREACHABLE, Store
-from ..stores.stored_images import StoredImage, store_of
+from ..stores import Store
 from ..text.conversation import Piece, split_pieces
 from ..text.templates import Template
 from ..text.token_counts import TokenCounter
@@ -32,13 +32,12 @@ class Measure:
     """Everything that decides the lengths of the records of one file, except for tiles."""
 
     index: RecordSource
-    folder: ImageFolder
+    folder: ImageFolder | StoreImages
     template: Template
     tokenizer: TextTokenizer
     num_frames: int
     max_pixels: int
     parse: Callable[[object, str], Record] = parse_record
-    record_sizes: bool = False  # whether images are left closed whose sizes their records state
 
     def key(self, cache_dir: str) -> str:
         """Hash of all of it."""
@@ -49,13 +48,12 @@ class Measure:
         own = {"kind of record": self.parse.__qualname__} if self.parse is not parse_record else {}
         return {
             "version of the measuring": FORMAT,
-            "content of the data": self.index.fingerprint(cache_dir),
+            "content of the data": self.index.fingerprint(),
             "template": repr(self.template),
             "tokenizer": self.tokenizer.fingerprint(),
             "image folder": str(self.folder.key()),
             "number of records, num_frames or max_pixels": str((len(self.index), self.num_frames, self.max_pixels)),
             **own,
-            **({"record_sizes": "record_sizes"} if self.record_sizes else {}),
         }
 
     def rows(self, first: int, last: int) -> dict:
@@ -66,39 +64,32 @@ class Measure:
             one row per image or frame; complaints: list of `Complaint`.
         """
         rows = _Rows(first, last)
-        with no_garbage_collection(), self.index.reader() as reader:
+        with no_garbage_collection():
             for row in range(first, last):
                 try:
-                    self._measure_row(row, reader, rows, [])
-                except DataError as error:
-                    self._stop_without_store(error)
-                    self._complain(row, reader, rows)
+                    self._measure_row(row, rows, [])
+                except DataError:
+                    self._complain(row, rows)
             return rows.count(self._counter)
 
     @property
     def store(self) -> Store | None:
         """The store of the image folder, where it has one."""
-        return store_of(self.folder)
+        return getattr(self.folder, "store", None)
 
-    def _stop_without_store(self, error: DataError) -> None:
-        """Raise an error that isn't about its record: kept as a complaint, it would leave the record out for good."""
-        if error.reason == UNREACHABLE or (error.reason in (DENIED, REFUSED) and self.store.is_denied):
-            raise error
-
-    def _complain(self, row: int, reader: Reader, rows: "_Rows") -> None:
+    def _complain(self, row: int, rows: "_Rows") -> None:
         """Measure a failed record twice more: for the paths of its media and, once they are stamped, for the error."""
         paths: list[str] = []
         with contextlib.suppress(DataError):
-            self._measure_row(row, reader, _Rows(row, row + 1), paths)
+            self._measure_row(row, _Rows(row, row + 1), paths)
         files = stamp_files(paths, self.store)
         try:
-            self._measure_row(row, reader, rows, [])
+            self._measure_row(row, rows, [])
         except DataError as error:
-            self._stop_without_store(error)
             rows.complaints.append(Complaint.of(row, error, files))
 
-    def _measure_row(self, row: int, reader: Reader, rows: "_Rows", paths: list[str]) -> None:
-        record, sizes = self._open(row, reader, paths)
+    def _measure_row(self, row: int, rows: "_Rows", paths: list[str]) -> None:
+        record, sizes = self._open(row, paths)
         rows.add(row, split_pieces(record, self.template, self.tokenizer), sizes, len(record.turns))
 
     @cached_property
@@ -108,14 +99,12 @@ class Measure:
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name != "_counter"}
 
-    def _open(self, row: int, reader: Reader, paths: list[str]) -> tuple[Record, list[tuple[int, int]]]:
+    def _open(self, row: int, paths: list[str]) -> tuple[Record, list[tuple[int, int]]]:
         """A record with the sizes of its media; `paths` collects arguments of `stamp_files`."""
         source = self.index.source(row)
-        record = self.parse(reader.parse(row), source)
+        record = self.parse(self.index.parse(row), source)
         if not record.media:
             return normalize_boxes(record), []
-        if self.record_sizes and (stated := self._stated(record)) is not None:
-            return normalize_boxes(record, stated.__getitem__), stated
         sizes, frames = [], []
         for medium in record.media:
             try:
@@ -135,19 +124,6 @@ class Measure:
                     paths.append(LINK + os.path.join(self.folder.folder, medium.name))
                 raise error.in_record(record.source) from None
         return normalize_boxes(expand_videos(record, frames), sizes.__getitem__), sizes
-
-    def _stated(self, record: Record) -> list[tuple[int, int]] | None:
-        """The sizes that a record states, its names checked without a look at the files."""
-        sizes = stated_sizes(record)
-        if sizes is None or any(width * height > self.max_pixels for width, height in sizes):
-            return None
-        for medium in record.media:
-            if not medium.name.startswith(EMBEDDED_SCHEME):
-                try:
-                    check_name(self.folder.plain(medium.name), self.folder.folder)
-                except MediaError as error:
-                    raise error.in_record(record.source) from None
-        return sizes
 
 
 class _Rows:

@@ -1,4 +1,4 @@
-"""Boxes in pixels become boxes in the 0-1000 frame that the models speak.
+"""Boxes in pixels become boxes in the 0-1000 frame that the models speak, and ms-swift's `objects` are filled in.
 
 A record with `"boxes": "pixel"` gives its boxes in pixels of the upright image, and that image's size:
 
@@ -12,73 +12,90 @@ becomes `<box>[[100, 100, 500, 500]]</box>`. Without that key boxes are already 
     warning    a box in fractions from 0 to 1; a `<box>` without numbers (XML has such a tag); `<ref>`, `<box>` or
                `<quad>`, which are tokens in training, without its other half
 
-Boxes that ms-swift keeps beside the texts are filled in by `objects`.
+ms-swift keeps `<ref-object>` and `<bbox>` in the texts, which are filled in reading order from `objects`:
+
+    {"images": ["a.jpg"], "objects": {"ref": ["the bus"], "bbox": [[64, 48, 320, 240]]}, "messages": [
+        {"role": "user", "content": "<image>Where is <ref-object>?"}, {"role": "assistant", "content": "<bbox>"}]}
+
+Four numbers are a box, two a point, a list of these several boxes. `bbox_type` is 'real' (default): pixels of the
+upright image; 'norm1': fractions of it; 'norm_1000': thousandths; of all boxes, or a list. `image_id` is, for each box,
+the index of its image among the record's images; 0 where the list ends.
 """
 
 import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 from ..errors import RecordError
-from .objects import FRAME_SIZE, fill_objects
+from .record_checks import fail, read_fillers, shorten, warn
 from .records import Record
 
 BOX = re.compile(r"<box>(.*?)</box>", re.DOTALL)
 TAGS = ("ref", "box", "quad")
 ANY_TAG = re.compile(f"</?(?:{'|'.join(TAGS)})>")
+PLACEHOLDER = re.compile("<(ref-object|bbox)>")
+FRAME_SIZE = 1000
+PIXELS = "real"
+FRAMES = {"norm1": 1, "norm_1": 1, "norm_1000": FRAME_SIZE}  # sides of the image in other units
+Size = tuple[int, int]
 
 
-def normalize_boxes(record: Record, real_size: Callable[[int], tuple[int, int]] | None = None) -> Record:
-    """The record with pixel boxes in the 0-1000 frame, and with warnings about doubtful ones.
+def normalize_boxes(record: Record, real_size: Callable[[int], Size] | None = None) -> Record:
+    """The record with its boxes in the 0-1000 frame, and with warnings about doubtful ones.
 
     Args:
         real_size: gives (width, height) of the record's n-th medium, to check what the record says.
 
     Raises:
-        RecordError: malformed boxes, boxes outside the image or the frame, or sizes that disagree.
+        RecordError: malformed boxes, boxes outside the image or the frame, sizes that disagree, or `objects` that
+            don't fill the placeholders.
     """
     kind = record.extra.get("boxes")
-    if record.has_markup and "objects" in record.extra:
-        return fill_objects(_in_frame(record, kind, real_size), real_size)
-    return _in_frame(record, kind, real_size)
+    if kind not in (None, "normalized", "pixel"):
+        fail(record.source, "boxes", f"'boxes' is {kind!r}", 'write "boxes": "pixel" or leave it out')
+    if kind == "pixel":
+        record = _from_pixels(record, real_size)
+    elif record.has_markup:
+        record = _check_frame(record)
+    return fill_objects(record, real_size) if record.has_markup and "objects" in record.extra else record
 
 
-def _in_frame(record: Record, kind: object, real_size: Callable[[int], tuple[int, int]] | None) -> Record:
-    """`normalize_boxes` of the boxes in the texts."""
-    if kind is None or kind == "normalized":
-        return _check_frame(record) if record.has_markup else record
-    if kind != "pixel":
-        _fail(record, f"'boxes' is {kind!r}", 'write "boxes": "pixel" or leave it out')
+def _from_pixels(record: Record, real_size: Callable[[int], Size] | None) -> Record:
     images = [place for place, medium in enumerate(record.media) if medium.kind == "image"]
     if len(images) != 1:
-        _fail(record, f"pixel boxes with {len(images)} images", "give boxes in the 0-1000 frame instead")
-    width, height = (record.extra.get(key) for key in ("width", "height"))
-    if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in (width, height)):
-        _fail(record, f"pixel boxes in an image of {width!r} x {height!r}", "give the image's width and height")
-    if real_size is not None and real_size(images[0]) != (width, height):
-        _fail(
-            record,
-            f"the record says {width}x{height}, the image is {{}}x{{}}".format(*real_size(images[0])),
-            "correct width and height (of the upright image)",
-        )
-    for text in _marked_texts(record):
+        remedy = "give boxes in the 0-1000 frame instead"
+        fail(record.source, "boxes", f"pixel boxes with {len(images)} images", remedy)
+    width, height = size = tuple(record.extra.get(key) for key in ("width", "height"))
+    if not all(type(side) is int and side > 0 for side in size):
+        remedy = "give the image's width and height"
+        fail(record.source, "boxes", f"pixel boxes in an image of {width!r} x {height!r}", remedy)
+    if real_size is not None and (real := real_size(images[0])) != size:
+        problem = f"the record says {width}x{height}, the image is {real[0]}x{real[1]}"
+        fail(record.source, "boxes", problem, "correct width and height (of the upright image)")
+
+    def convert(match: re.Match) -> str:
+        boxes = _corners(match[1])
+        if not all(len(box) == 4 for box in boxes):
+            fail(record.source, "boxes", f"{match[1].strip()[:40]!r} is no box", "write [[x1, y1, x2, y2]]")
+        return f"<box>{json.dumps([_scale(box, size, record, 'boxes') for box in boxes])}</box>"
+
+    for text in record.texts:
         _check_tags(text, record)
-    turns = tuple(
-        turn._replace(
-            parts=tuple(
-                BOX.sub(lambda match: f"<box>{_convert(match[1], width, height, record)}</box>", part)
-                if isinstance(part, str)
-                else part
-                for part in turn.parts
-            )
-        )
-        for turn in record.turns
-    )
-    return replace(record, turns=turns)
+    return record.map_texts(lambda text: BOX.sub(convert, text))
 
 
-def compare_size(record: Record, size: tuple[int, int]) -> RecordError | None:
+def _scale(box: tuple | list, size: tuple, record: Record, reason: str) -> list[int]:
+    """A box or point in a frame of `size` as one in the 0-1000 frame."""
+    (width, height), (x1, y1), (x2, y2) = size, box[:2], box[-2:]
+    if not (0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height):
+        problem = f"the box {list(box)} isn't [x1, y1, x2, y2] within {width}x{height}"
+        fail(record.source, reason, problem, "correct the box")
+    return [round(value / side * FRAME_SIZE) for value, side in zip(box, (width, height) * 2, strict=False)]
+
+
+def compare_size(record: Record, size: Size) -> RecordError | None:
     """A warning where a record with one image states another size than the image has.
 
     With pixel boxes that is an error; elsewhere the record may be about another version of the image.
@@ -89,64 +106,18 @@ def compare_size(record: Record, size: tuple[int, int]) -> RecordError | None:
     said = record.extra.get("width"), record.extra.get("height")
     if len(record.media) != 1 or not all(isinstance(side, int) for side in said) or said == size:
         return None
-    return RecordError(
-        "image_size",
-        f"the record says {said[0]}x{said[1]}, the image is {size[0]}x{size[1]}",
-        "check that it is the image that was annotated",
-        record.source,
-    )
-
-
-def stated_sizes(record: Record) -> list[tuple[int, int]] | None:
-    """(width, height) of each image as the record states them: two numbers for one image, or two lists.
-
-    Returns:
-        None where the record doesn't state the sizes of all its media, or has a video.
-    """
-    columns = [record.extra.get("width"), record.extra.get("height")]
-    columns = [column if isinstance(column, list) else [column] for column in columns]
-    sides = [side for column in columns for side in column]
-    media = record.media
-    if any(len(column) != len(media) for column in columns) or any(medium.kind != "image" for medium in media):
-        return None
-    if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
-        return None
-    return list(zip(*columns, strict=True))
-
-
-def check_stated_sizes(record: Record, real_size: Callable[[int], tuple[int, int]]) -> None:
-    """Compare the sizes that a record states with those of its images.
-
-    Args:
-        real_size: as for `normalize_boxes`.
-
-    Raises:
-        RecordError: one of them differs.
-    """
-    for place, stated in enumerate(stated_sizes(record) or ()):
-        size = real_size(place)
-        if size != stated:
-            raise RecordError(
-                "record_size",
-                "the record says {}x{}, but image {} is {}x{}".format(*stated, place + 1, *size),
-                "correct its width and height (of the upright image), or set record_sizes=False in dataset_settings",
-                record.source,
-            )
-
-
-def _marked_texts(record: Record) -> list[str]:
-    """The texts of a record that hold `<`."""
-    return [part for turn in record.turns for part in turn.parts if isinstance(part, str) and "<" in part]
+    problem = f"the record says {said[0]}x{said[1]}, the image is {size[0]}x{size[1]}"
+    return RecordError("image_size", problem, "check that it is the image that was annotated", record.source)
 
 
 def _check_frame(record: Record) -> Record:
     """The record itself, with warnings added."""
     warnings: list[RecordError] = []
-    for text in _marked_texts(record):
-        if ANY_TAG.search(text):
+    for text in record.texts:
+        if "<" in text and ANY_TAG.search(text):
             warnings += _check_tags(text, record)
             for match in BOX.finditer(text):
-                warnings += _check_box(match[1], record)
+                _check_box(match[1].strip()[:60], _corners(match[1]), record, warnings)
     return replace(record, warnings=record.warnings + tuple(warnings)) if warnings else record
 
 
@@ -154,32 +125,27 @@ def _check_tags(text: str, record: Record) -> list[RecordError]:
     """Warnings of tags without their other half; an unclosed box of numbers is an error."""
     if re.search(r"<box>\s*\[", BOX.sub("", text)):
         begun = text[text.rindex("<box>") :][:40]
-        _fail(record, f"a box isn't closed: {begun!r}", "write <box>[[x1, y1, x2, y2]]</box>")
-    problems = [
-        f"{text.count(f'<{tag}>')} <{tag}> and {text.count(f'</{tag}>')} </{tag}> in a turn"
-        for tag in TAGS
-        if text.count(f"<{tag}>") != text.count(f"</{tag}>")
-    ]
-    return [RecordError("grounding", problem, "close every tag", record.source) for problem in problems]
+        fail(record.source, "boxes", f"a box isn't closed: {begun!r}", "write <box>[[x1, y1, x2, y2]]</box>")
+    warnings: list[RecordError] = []
+    for tag in TAGS:
+        opened, closed = text.count(f"<{tag}>"), text.count(f"</{tag}>")
+        if opened != closed:
+            problem = f"{opened} <{tag}> and {closed} </{tag}> in a turn"
+            warn(warnings, record.source, "grounding", problem, "close every tag")
+    return warnings
 
 
-def _check_box(text: str, record: Record) -> list[RecordError]:
-    """Warnings about the content of one `<box>`."""
-    corners = _corners(text)
+def _check_box(text: str, corners: list[tuple[float, ...]], record: Record, warnings: list[RecordError]) -> None:
+    """Look at the content of one `<box>`."""
     if not all(len(box) == 4 for box in corners):
-        problem = f"{text.strip()[:40]!r} in <box> is no box"
-        return [RecordError("grounding", problem, "write [[x1, y1, x2, y2]]", record.source)]
+        warn(warnings, record.source, "grounding", f"{text[:40]!r} in <box> is no box", "write [[x1, y1, x2, y2]]")
+        return
     for x1, y1, x2, y2 in corners:
         if not (0 <= x1 <= x2 <= FRAME_SIZE and 0 <= y1 <= y2 <= FRAME_SIZE):
-            _fail(
-                record,
-                f"the box {text.strip()[:60]} isn't [[x1, y1, x2, y2]] within 0 to {FRAME_SIZE}",
-                'correct the box, or write "boxes": "pixel" with width and height if it is in pixels',
-            )
+            fail(record.source, "boxes", f"the box {text} isn't [[x1, y1, x2, y2]] within 0 to {FRAME_SIZE}")
     if max(max(box) for box in corners) <= 1 and any(value % 1 for box in corners for value in box):
-        problem = f"the box {text.strip()[:60]} seems to be in fractions of the image"
-        return [RecordError("grounding", problem, f"write it in the frame of 0 to {FRAME_SIZE}", record.source)]
-    return []
+        problem = f"the box {text} seems to be in fractions of the image"
+        warn(warnings, record.source, "grounding", problem, f"write it in the frame of 0 to {FRAME_SIZE}")
 
 
 def _corners(text: str) -> list[tuple[float, ...]]:
@@ -196,18 +162,87 @@ def find_boxes(text: str) -> list[tuple[float, ...]]:
     return [box for match in BOX.finditer(text) for box in _corners(match[1]) if len(box) == 4]
 
 
-def _convert(text: str, width: int, height: int, record: Record) -> str:
-    """Boxes in pixels, as JSON, in the 0-1000 frame."""
-    out = []
-    for box in _corners(text):
-        if len(box) != 4:
-            _fail(record, f"{text.strip()[:40]!r} is no box", "write [[x1, y1, x2, y2]]")
-        x1, y1, x2, y2 = box
-        if not (0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height):
-            _fail(record, f"the box {text.strip()[:60]} leaves the image of {width}x{height}", "correct the box")
-        out.append([round(value / side * FRAME_SIZE) for value, side in zip(box, (width, height) * 2, strict=True)])
-    return json.dumps(out)
+def fill_objects(record: Record, real_size: Callable[[int], Size] | None = None) -> Record:
+    """The record with ms-swift's placeholders filled; itself where it has none. Arguments as `normalize_boxes`.
+
+    Raises:
+        RecordError: fewer boxes or names than placeholders, boxes outside the image, or another form of `objects`.
+    """
+    objects = read_fillers(record.extra.get("objects"))
+    found = [name for text in record.texts for name in PLACEHOLDER.findall(text)]
+    if objects is None or not (found or PLACEHOLDER.search(record.system or "")):
+        return record
+    if PLACEHOLDER.search(record.system or ""):
+        remedy = "write the text there"
+        fail(record.source, "objects", "a placeholder of 'objects' in the system message", remedy)
+    given = {"ref-object": _list_of(objects, "ref", record), "bbox": _list_of(objects, "bbox", record)}
+    warnings = list(record.warnings)
+    for name, values in given.items():
+        needed = found.count(name)
+        problem = f"{needed} <{name}> in the texts, but {len(values)} in 'objects'"
+        if needed > len(values):
+            fail(record.source, "objects", problem)
+        if 0 < needed < len(values):
+            warn(warnings, record.source, "objects", problem, "the last ones aren't used")
+    number, kind = _of_each(objects, "image_id", 0, record), _of_each(objects, "bbox_type", PIXELS, record)
+    size, places = (
+        cache(real_size or (lambda place: None)),
+        [m for m, part in enumerate(record.media) if part.kind == "image"],
+    )
+
+    def frame(index: int) -> tuple:
+        side = FRAMES.get(str(kind(index)))
+        if side is not None:
+            return side, side
+        image = number(index)
+        if kind(index) != PIXELS or type(image) is not int or not 0 <= image < len(places) or real_size is None:
+            problem = f"a box of the type {kind(index)!r} in image {image!r}, of {len(places)} images"
+            remedy = f"'bbox_type' is 'real' (pixels), {', '.join(map(repr, FRAMES))}; 'image_id' an index from 0 on"
+            fail(record.source, "objects", problem, remedy)
+        return size(places[image])
+
+    next_of = {name: iter(range(len(values))) for name, values in given.items()}
+
+    def fill(match: re.Match) -> str:
+        index = next(next_of[match[1]])
+        value = given[match[1]][index]
+        return _name(value, record) if match[1] == "ref-object" else _boxes(value, lambda: frame(index), record)
+
+    return replace(record.map_texts(lambda text: PLACEHOLDER.sub(fill, text)), warnings=tuple(warnings))
 
 
-def _fail(record: Record, problem: str, remedy: str) -> None:
-    raise RecordError("boxes", problem, remedy, record.source)
+def _list_of(objects: dict, key: str, record: Record) -> list:
+    value = objects.get(key)
+    if not isinstance(value, list | None):
+        fail(record.source, "objects", f"{key!r} of 'objects' is {shorten(str(value))}", f'write "{key}": [...]')
+    return value or []
+
+
+def _of_each(objects: dict, key: str, default: object, record: Record) -> Callable[[int], object]:
+    """A function that gives `key` of the n-th box: an entry of its list, one value for all, or the default."""
+    given = objects.get(key)
+    if not isinstance(given, list):
+        return lambda index: default if given is None else given
+    return lambda index: default if index >= len(given) or given[index] is None else given[index]
+
+
+def _name(name: object, record: Record) -> str:
+    if not isinstance(name, str):
+        fail(record.source, "objects", f"a name in 'ref' is {shorten(str(name))}", "make it a string")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        fail(record.source, "unicode", "a name in 'ref' holds half of a surrogate pair")
+    return f"<ref>{name}</ref>"
+
+
+def _boxes(value: object, frame: Callable[[], tuple], record: Record) -> str:
+    """A box, a point or several in the 0-1000 frame, as the models write them."""
+    several = isinstance(value, list) and value and all(isinstance(item, list) for item in value)
+    boxes = value if several else [value]
+    for box in boxes:
+        is_box = isinstance(box, list) and len(box) in (2, 4)
+        if not is_box or any(isinstance(each, bool) or not isinstance(each, int | float) for each in box):
+            remedy = "write [x1, y1, x2, y2] or [x, y]"
+            fail(record.source, "objects", f"{shorten(str(box))} in 'bbox' is no box", remedy)
+    return f"<box>{json.dumps([_scale(box, frame(), record, 'objects') for box in boxes])}</box>"

@@ -2,48 +2,45 @@
 
 | entry | records |
 |---|---|
-| a.json, a.jsonl | `index.OffsetIndex`, by the offset of each in the file |
-| a.json.gz, a.jsonl.gz, a.jsonl.zst | the same, of the content, which is unpacked into the cache (`compressed`) |
-| a.parquet, a folder or pattern of them | `tables.TableRecords`, rows with or without their images |
-| a.tar, a folder or pattern of them | `webdataset.WebDatasetRecords`, samples with their images |
-| a folder that datasets' `save_to_disk` wrote | the same, of Arrow files |
-| the URL of one of these files | `fetch.FetchedRecords`, of a copy in the cache |
+| a.json, a.jsonl | `json_index.OffsetIndex`, by the offset of each in the file |
+| a.json.gz, a.jsonl.gz, a.jsonl.zst | the same, of the content, which is unpacked into the cache |
+| a.parquet, a.tar, a folder or pattern of them, a folder of datasets' `save_to_disk` | `tables.TableRecords` |
+| the URL of one of these files | the same, of a copy in the cache |
 """
 
+import contextlib
+import glob
 import os
-from contextlib import AbstractContextManager
+import re
+import shutil
+import stat
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ...data_names import WILDCARDS, is_pattern, is_url, local_path, masked
+from ...data_names import shown as shown_url
+from ..cache import locked, text_hash, write_whole, writing
 from ..errors import DataError, SettingError
-from ..images.media import ImageFolder
-from ..stores.fetch import FetchedRecords, fetch
-from ..stores.store import Store, StoreSettings
-from .compressed import is_compressed, unpack
-from .index import open_index
-from .shard_names import expand, list_folder
-from .table_files import ArrowTable, ParquetTable, find_arrow_files
+from ..stores import localize
+from ..unused import mark_used
+from .json_index import open_index, stamp_of
 from .tables import TableRecords
-from .webdataset import WebDatasetRecords
 
+PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # first bytes of gzip and zstd
 PACKED_SUFFIXES = (".gz", ".zst")
-PARQUET = b"PAR1"  # its first bytes
-SHARDS = (".parquet", ".tar")  # of which a folder may consist
-
-
-class Reader(Protocol):
-    """Reads records in sequence, faster than one by one."""
-
-    def parse(self, row: int) -> object:
-        """As `RecordSource.parse`."""
+KINDS = {".parquet": "parquet", ".tar": "tar"}  # shards of which a folder may consist
+NUMBERED = re.compile(r"(?P<name>.*)-(?P<number>\d+)-of-(?P<total>\d+)\W.*")
+SPLITS = re.compile(r"(train|validation|valid|val|dev|test)(?![a-z])", re.IGNORECASE)
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class RecordSource(Protocol):
     """The records of one entry of `data_paths`, read at random. It crosses to other processes by pickle.
 
     Attributes:
-        path: the entry.
+        path: the entry, as messages call it.
     """
 
     path: str
@@ -62,44 +59,38 @@ class RecordSource(Protocol):
 
         Raises:
             RecordError: it can't be read.
+            SourceError: the file has changed or gone.
         """
 
-    def reader(self) -> AbstractContextManager[Reader]:
-        """For reading records in sequence."""
-
-    def fingerprint(self, cache_dir: str) -> str:
+    def fingerprint(self) -> str:
         """A hash that changes with the records, for the keys of caches."""
-
-    def own_images(self, folder: ImageFolder) -> ImageFolder:
-        """What gives images by the names in these records; `folder` is the entry of `image_folders`."""
 
 
 def open_records(
-    path: str | os.PathLike, cache_dir: str | os.PathLike, stores: StoreSettings | None = None
+    path: str | os.PathLike,
+    cache_dir: str | os.PathLike,
+    options: Mapping[str, Any] | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> RecordSource:
     """The records that an entry of `data_paths` names.
 
     Args:
-        cache_dir: where indices, and copies of files in stores, are kept.
-        stores: how stores are read.
+        cache_dir: where indices and copies are kept.
+        options: fsspec's `storage_options`.
+        columns: names here -> names in the records, see `foreign.renamed`.
 
     Raises:
         SettingError, RecordError: it names none, or they can't be read.
+        SourceError: a store doesn't answer.
     """
     path = local_path(os.fspath(path))
-    if is_url(path):
-        return _open_url(path, cache_dir, stores)
-    if os.path.isdir(path) or is_pattern(path):
-        return _open_many(path, cache_dir)
-    if not os.path.isfile(path) or not os.access(path, os.R_OK):
-        return open_index(path, cache_dir)  # which says what is wrong
-    if _begins_with(path, PARQUET):
-        return TableRecords(path, [path], ParquetTable)
-    if path.endswith(".tar"):
-        return WebDatasetRecords(path, [path], cache_dir)
-    if is_compressed(path):
-        return _open_compressed(path, cache_dir)
-    return open_index(path, cache_dir)
+    if not is_url(path):
+        return _open(path, path, cache_dir, columns)
+    if any(char in path.partition("?")[0] for char in WILDCARDS):
+        raise SettingError("data_paths", "patterns of URLs aren't looked up", "name the files one by one", masked(path))
+    copy = localize(path, options, cache_dir)
+    mark_used(os.path.dirname(copy))
+    return _open(shown_url(path), copy, cache_dir, columns)
 
 
 def stem_of(path: str | os.PathLike) -> str:
@@ -117,45 +108,132 @@ def folder_of(path: str | os.PathLike) -> Path | str:
     return Path(path) if os.path.isdir(path) else Path(path).parent
 
 
-def _open_many(path: str, cache_dir: str | os.PathLike) -> RecordSource:
-    """The records of a folder of shards, of a pattern, or of a dataset that `datasets` saved."""
-    if os.path.isdir(path):
-        saved = find_arrow_files(path)
-        if saved is not None:
-            return TableRecords(path, saved, ArrowTable)
-        files = list_folder(path, SHARDS)
-    else:
-        files = expand(path)
-    suffixes = {os.path.splitext(file)[1] for file in files}
-    if suffixes == {".parquet"}:
-        return TableRecords(path, files, ParquetTable)
-    if suffixes == {".tar"}:
-        return WebDatasetRecords(path, files, cache_dir)
-    if not files:
-        remedy = "name the annotation file in it, or the folder that holds the shards itself"
-        problem = f"is a folder, not an annotation file, and holds no {' or '.join(SHARDS)}"
-        raise SettingError("annotation_file", problem, remedy, f"{path}:1")
-    remedy = "name them one by one in data_paths"
-    raise SettingError(
-        "data_paths", f"names {', '.join(sorted(suffixes))} files; shards are {' or '.join(SHARDS)}", remedy, path
-    )
+def _open(shown: str, path: str, cache_dir: str | os.PathLike, columns: Mapping[str, str] | None) -> RecordSource:
+    """The records of a file or folder that messages call `shown`."""
+    if os.path.isdir(path) or is_pattern(path):
+        return _open_many(path, cache_dir, columns)
+    head = _head(path, shown)
+    kind = "parquet" if head[:4] == b"PAR1" else "tar" if head[257:262] == b"ustar" else None
+    if kind:
+        return TableRecords(shown, kind, [path], cache_dir, columns)
+    file = _unpack(path, shown, cache_dir) if head.startswith(PACKED) else path
+    with _named(file, shown):
+        return open_index(shown, cache_dir, file=file, columns=columns)
 
 
-def _open_url(url: str, cache_dir: str | os.PathLike, stores: StoreSettings | None) -> RecordSource:
-    if any(char in url.partition("?")[0] for char in WILDCARDS):
-        raise SettingError("data_paths", "patterns of URLs aren't looked up", "name the files one by one", masked(url))
-    store = Store(url, stores, "data_paths")
-    return FetchedRecords(lambda copy: open_records(copy, cache_dir), fetch(store, cache_dir), url)
+def _head(path: str, shown: str) -> bytes:
+    """The first bytes of an annotation file.
 
-
-def _begins_with(path: str, magic: bytes) -> bool:
-    with open(path, "rb") as file:
-        return file.read(len(magic)) == magic
-
-
-def _open_compressed(path: str, cache_dir: str | os.PathLike) -> RecordSource:
-    unpacked = unpack(path, cache_dir)
+    Raises:
+        SettingError: it isn't there, can't be read, or is no file: a pipe would be waited for without end.
+    """
     try:
-        return open_index(path, cache_dir, unpacked=unpacked)
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            problem = "is no file but a pipe, a socket or a device, which can't be read at random"
+            raise SettingError("annotation_file", problem, "write its content to a file", shown)
+        with open(path, "rb") as file:
+            return file.read(512)
+    except OSError as error:
+        problem = f"the annotation file can't be read ({error.strerror})"
+        raise SettingError("annotation_file", problem, "correct data_paths, or the file's mode", f"{shown}:1") from None
+
+
+def _open_many(path: str, cache_dir: str | os.PathLike, columns: Mapping[str, str] | None) -> RecordSource:
+    """The records of a folder of shards, of a pattern, or of a dataset that `datasets` saved."""
+    if os.path.isfile(os.path.join(path, "state.json")) or os.path.isfile(os.path.join(path, "dataset_dict.json")):
+        files = sorted(glob.glob(os.path.join(glob.escape(path), "*.arrow")))
+        return TableRecords(path, "arrow", files, cache_dir, columns)
+    names = os.listdir(path) if os.path.isdir(path) else ()
+    files = [os.path.join(path, name) for name in names if name[0] not in "._"] or _expand(path)
+    shards = {kind: [file for file in files if file.endswith(suffix)] for suffix, kind in KINDS.items()}
+    found = [(kind, sorted(files, key=_natural)) for kind, files in shards.items() if files]
+    if len(found) != 1 or (not names and len(found[0][1]) != len(files)):
+        problem = f"holds no shards of one kind ({' or '.join(KINDS)})"
+        raise SettingError("data_paths", problem, "name the annotation file, or the shards of one kind", path)
+    kind, files = found[0]
+    _check_shards(path, files)
+    return TableRecords(path, kind, files, cache_dir, columns)
+
+
+def _natural(path: str) -> list:
+    """Sorts `2.tar` before `10.tar`."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path)]
+
+
+def _expand(path: str) -> list[str]:
+    """The files that a pattern names: `*` and `?`, and braces with a range of numbers.
+
+    Raises:
+        SettingError: one that the braces name isn't there.
+    """
+    ends = RANGE.search(path)
+    if ends is None:
+        return glob.glob(path)
+    numbers = range(int(ends[1]), int(ends[2]) + 1)
+    files = [path[: ends.start()] + f"{number:0{len(ends[1])}d}" + path[ends.end() :] for number in numbers]
+    if missing := [file for file in files if not os.path.isfile(file)]:
+        raise SettingError("data_paths", f"there is no file {missing[0]}", "correct data_paths", path)
+    return files
+
+
+def _check_shards(path: str, files: list[str]) -> None:
+    """Refuse a part of a set, and training and test data together.
+
+    Raises:
+        SettingError: names as `train-00000-of-00004.parquet` say that shards are missing, or name several splits.
+    """
+    names = [os.path.basename(file) for file in files]
+    splits = sorted({match[1].lower() for match in map(SPLITS.match, names) if match})
+    if len(splits) > 1:
+        remedy = f"name one of them, e.g. {os.path.join(os.path.dirname(files[0]), splits[0])}*"
+        raise SettingError("data_paths", f"holds several splits ({', '.join(splits)})", remedy, path)
+    counts: dict[tuple[str, str], int] = {}
+    for match in filter(None, map(NUMBERED.match, names)):
+        counts[match["name"], match["total"]] = counts.get((match["name"], match["total"]), 0) + 1
+    for (name, total), count in counts.items():
+        if count != int(total) and os.path.isdir(path):
+            problem = f"{int(total) - count} of the {int(total)} shards of {name!r} are missing"
+            raise SettingError("data_paths", problem, f"fetch them, or name those that are there: {path}/*", path)
+
+
+@contextlib.contextmanager
+def _named(file: str, shown: str) -> Iterator[None]:
+    """Errors about a copy as errors about what was copied."""
+    try:
+        yield
     except DataError as error:
-        raise type(error)(error.reason, error.problem, error.remedy, error.place.replace(unpacked, path)) from None
+        raise type(error)(error.reason, error.problem, error.remedy, error.place.replace(file, shown)) from None
+
+
+def _unpack(path: str, shown: str, cache_dir: str | os.PathLike) -> str:
+    """The path of the content of a compressed file, which is unpacked where the cache doesn't hold it.
+
+    Raises:
+        SettingError: the file is damaged or cut off, or the cache can't be written.
+    """
+    folder = Path(cache_dir) / "unpacked" / text_hash(os.path.realpath(path), str(stamp_of(path)))
+    mark_used(folder)
+    target = folder / stem_of(path)
+    with locked(folder.with_suffix(".lock")):
+        if not target.exists():
+            print(
+                f"unpacking {shown} ({os.path.getsize(path) / 1e6:,.1f} MB) into {target}", file=sys.stderr, flush=True
+            )
+            with writing(target):
+                write_whole(target, lambda beside: _decompress(path, shown, beside))
+    return str(target)
+
+
+def _decompress(path: str, shown: str, target: Path) -> None:
+    import pyarrow  # heavy; it reads zstd, which Python itself doesn't before 3.14
+
+    with open(path, "rb") as file:
+        kind = "gzip" if file.read(2) == PACKED[0] else "zstd"
+    try:
+        with pyarrow.input_stream(path, compression=kind) as packed, open(target, "wb") as out:
+            shutil.copyfileobj(packed, out, 1 << 22)
+    except OSError as error:
+        if error.errno is not None:  # of the disk, which `writing` explains
+            raise
+        problem, remedy = f"can't be unpacked ({str(error)[:120]})", "fetch the file again; it seems to be damaged"
+        raise SettingError("annotation_file", problem, remedy, f"{shown}:1") from None

@@ -18,14 +18,14 @@ answers are compared; earlier answers of the conversation belong to the prompt.
 
 from dataclasses import dataclass
 
-from .objects import PLACEHOLDER
+from .boxes import PLACEHOLDER
+from .foreign import KEYS, RawTurn, history, joined, turns_of
 from .record_checks import fail, read_fillers, shorten, warn
-from .records import FORMATS, Record, Turn, parse_record
-from .rewrites import history_messages, join_input
+from .records import Record, Turn, parse_record, parse_turns
 
 PROMPTS = ("prompt", "question", "instruction", "query")
 CHOSEN, REJECTED = ("chosen", "response"), ("rejected", "rejected_response", "rejected_messages")
-PAIR_KEYS = {*PROMPTS, *CHOSEN, *REJECTED, "input", "history", *FORMATS}
+PAIR_KEYS = KEYS | {*PROMPTS, *CHOSEN, *REJECTED}
 FAR_APART = 8  # an answer this many times as long as the other, both beyond `SHORT`
 SHORT = 200  # characters
 
@@ -49,15 +49,13 @@ def parse_pair(raw: object, source: str) -> PairRecord:
     if not isinstance(raw, dict):
         parse_record(raw, source)  # says what a record must be
     shared = {key: value for key, value in raw.items() if key not in PAIR_KEYS}
-    name, prompt, chosen, rejected = _sides(raw, source)
-    role_key, content_key = FORMATS[name]
-    role = "gpt" if name == "conversations" else "assistant"
+    prompt, chosen, rejected = _sides(raw, source)
     records = []
     for side, answer in (("chosen", chosen), ("rejected", rejected)):
         text = _text(answer, side, source)
         if not text.strip():
             fail(source, "empty_answer", f"the {side} answer is empty", "give both answers, or remove the record")
-        records.append(parse_record({**shared, name: [*prompt, {role_key: role, content_key: text}]}, source))
+        records.append(parse_turns(shared, [*prompt, RawTurn("assistant", text)], source))
     return _join(*records)
 
 
@@ -66,70 +64,62 @@ def _join(record: Record, other: Record) -> PairRecord:
     source = record.source
     chosen, rejected = record.turns[-1], other.turns[-1]
     if chosen.text.strip() == rejected.text.strip():
-        remedy = "remove the record: it prefers nothing"
-        fail(source, "equal_answers", f"both answers are {shorten(chosen.text)}", remedy)
-    warnings = [
-        *record.warnings,
-        *(warning for warning in other.warnings if str(warning) not in map(str, record.warnings)),
-    ]
+        fail(source, "equal_answers", f"both answers are {shorten(chosen.text)}")
+    known = set(map(str, record.warnings))
+    warnings = [*record.warnings, *(warning for warning in other.warnings if str(warning) not in known)]
     shorter, longer = sorted((len(chosen.text), len(rejected.text)))
     if longer > SHORT and longer > FAR_APART * shorter:
         problem = f"the answers have {len(chosen.text)} and {len(rejected.text)} characters"
-        warn(warnings, source, "far_apart", problem, "a model may learn to prefer the length; check the pair")
+        warn(warnings, source, "far_apart", problem)
     if read_fillers(record.extra.get("objects")) is not None and any(
-        isinstance(part, str) and PLACEHOLDER.search(part) for turn in (*record.turns, rejected) for part in turn.parts
+        PLACEHOLDER.search(text) for text in (*record.texts, rejected.text)
     ):
         problem = "'objects' of a pair: it isn't said which of them belong to which answer"
         fail(source, "objects", problem, "write the boxes into the texts, as <box>[[x1, y1, x2, y2]]</box>")
-    history = tuple(turn._replace(supervised=False) for turn in record.turns[:-1])
+    context = tuple(turn._replace(supervised=False) for turn in record.turns[:-1])
     answers = (Turn("assistant", turn.parts) for turn in (chosen, rejected))
-    fields = {**vars(record), "turns": (*history, *answers), "warnings": tuple(warnings)}
+    fields = {**vars(record), "turns": (*context, *answers), "warnings": tuple(warnings)}
     return PairRecord(**{**fields, "has_markup": record.has_markup or other.has_markup})
 
 
-def _sides(raw: dict, source: str) -> tuple[str, list, object, object]:
-    """The key under which messages are read, the messages of the prompt, and both answers as they are written."""
+def _sides(raw: dict, source: str) -> tuple[list[RawTurn], object, object]:
+    """The turns of the prompt, and both answers as they are written."""
     rejected = _one_of(raw, REJECTED, "rejected answer", source)
-    lists = [name for name in FORMATS if name in raw]
-    if lists and "response" not in raw:
-        messages = raw[lists[0]]
-        if len(lists) > 1 or not isinstance(messages, list) or not messages:
-            parse_record(raw, source)  # says what is wrong
+    if any(name in raw for name in ("conversations", "messages")) and "response" not in raw:
+        turns = turns_of({key: value for key, value in raw.items() if not key.startswith("rejected")}, source)
         if "chosen" in raw:
-            return lists[0], messages, raw["chosen"], rejected
-        return lists[0], messages[:-1], messages[-1], _last(rejected)
+            return turns, raw["chosen"], rejected
+        return turns[:-1], turns[-1].content, _last(rejected)
     chosen = _one_of(raw, CHOSEN, "chosen answer", source)
     if any(name in raw for name in PROMPTS):
-        return "messages", _prompt(raw, source), chosen, rejected
+        return _prompt(raw, source), chosen, rejected
     if not all(isinstance(side, list) and len(side) > 1 for side in (chosen, rejected)):
-        fail(source, "no_prompt", f"no prompt; the record has the keys {sorted(raw)!r}"[:300], 'give "prompt": "..."')
+        fail(source, "no_prompt", f"no prompt; the record has the keys {sorted(raw)!r}"[:300])
     if chosen[:-1] != rejected[:-1]:
-        fail(source, "two_prompts", "'chosen' and 'rejected' begin with different messages", "let only the last differ")
-    name = "conversations" if isinstance(chosen[0], dict) and "from" in chosen[0] else "messages"
-    return name, chosen[:-1], chosen[-1], rejected[-1]
+        fail(source, "two_prompts", "'chosen' and 'rejected' begin with different messages")
+    return turns_of({"messages": chosen[:-1]}, source), chosen[-1], rejected[-1]
 
 
-def _prompt(raw: dict, source: str) -> list:
+def _prompt(raw: dict, source: str) -> list[RawTurn]:
     name = _only([name for name in PROMPTS if name in raw], source)
     if isinstance(raw[name], list):
-        return raw[name]
+        return turns_of({"messages": raw[name]}, source)
     if not isinstance(raw[name], str):
-        fail(source, "no_prompt", f"{name!r} is neither a text nor a list of messages", 'write "prompt": "..."')
-    text = join_input(raw[name], raw.get("input"), source) if name == "instruction" else raw[name]
-    return [*history_messages(raw.get("history"), source), {"role": "user", "content": text}]
+        fail(source, "no_prompt", f"{name!r} is neither a text nor a list of messages")
+    text = joined(raw[name], raw.get("input"), source) if name == "instruction" else raw[name]
+    return [*history(raw.get("history"), source), RawTurn("user", text)]
 
 
 def _one_of(raw: dict, names: tuple[str, ...], what: str, source: str) -> object:
     found = [name for name in names if raw.get(name) is not None]
     if not found:
-        problem = f"no {what}; the record has the keys {sorted(raw)!r}"
-        fail(source, "no_pair", problem[:300], f'a preference record has "{names[0]}": "..."')
+        fail(source, "no_pair", f"no {what}; the record has the keys {sorted(raw)!r}"[:300])
     return raw[_only(found, source)]
 
 
 def _only(found: list[str], source: str) -> str:
     if len(found) > 1:
-        fail(source, "two_formats", f"both {found[0]!r} and {found[1]!r}", "keep one of them")
+        fail(source, "two_formats", f"both {found[0]!r} and {found[1]!r}")
     return found[0]
 
 
@@ -144,8 +134,8 @@ def _text(answer: object, side: str, source: str) -> str:
         answer = answer[0]
     if isinstance(answer, dict):
         answer = answer.get("value", answer.get("content"))
-        if isinstance(answer, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in answer):
-            answer = "".join(str(part.get("text", "")) for part in answer)
+    if isinstance(answer, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in answer):
+        answer = "".join(str(part.get("text", "")) for part in answer)
     if not isinstance(answer, str):
-        fail(source, "pair_answer", f"the {side} answer is neither a text nor one message", f'write "{side}": "..."')
+        fail(source, "pair_answer", f"the {side} answer is neither a text nor one message")
     return answer

@@ -1,31 +1,97 @@
-"""Conventions of other projects' data, which would train something else than their authors meant.
+"""What is wrong with records, said once: `REASONS` has every reason with its meaning and its remedy.
 
 An error where nothing else can be meant: the record is unusable. A warning where the same characters may be ordinary
 text, such as HTML or a question about a prompt format: the record is learned unchanged, `Record.warnings` holds the
-warning, and `tools/check_data.py` counts it.
-
-    form                                    in a question                                  in an answer
-    <img>a.jpg</img>, <audio>a.wav</audio>  error: the file is named nowhere else          warning
-    <|image_pad|>, <|vision_start|>,        error: only prompts of other models hold it    warning
-      <ImageHere>, <image_soft_token> ...
-    <Image>, <image_1>, <image 1> ...       error where the record's image has no other    warning
-                                            place; else a warning
-    <IMG_CONTEXT>                           warning: characters, never the token           warning
-    <audio>, <img>x</img>                   the same: HTML has them, too                   warning
-    <bbox>, <ref-object>                    filled from ms-swift's "objects" (`objects`);  the same
-                                            an error beside another "objects"; else a
-                                            warning
-    <|box_start|>, <|det|> ...              error beside "objects"; else a warning         warning
-    <image>                                 (the image's place); in a text part a warning  error where the image has no
-                                                                                           other place; else a warning
+warning, and `tools/check_data.py` counts it. The table in docs/data.md is made from `REASONS`
+(`python -m xtuner_plugins.datasets.records.record_checks`).
 """
 
 import json
 import re
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
 
 from ..errors import RecordError
+
+# Reasons with their meanings and remedies. `~` before one: it may also be a warning; `~~`: it is only a warning.
+_TABLE = {
+    "json": ("not JSON, nested too deeply, or a comma after the object", "write one JSON object per line, or an array"),
+    "json_duplicate_key": ("a key twice in one object", "keep one of them"),
+    "encoding": ("not UTF-8", "save the file as UTF-8"),
+    "record_bytes": ("a record of more than 50 MiB", "divide it, or remove it"),
+    "record_type": ("no JSON object", 'write {"image": ..., "conversations": [...]}'),
+    "no_conversations": ("no turns", 'give "conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}]'),
+    "two_formats": ("turns, or an answer, under two keys", "keep one of them"),
+    "conversations_type": ("turns that are no list", "make it a list of turns"),
+    "history": ("`history` that is no list of pairs", "write [[question, answer], ...]"),
+    "turn_type": ("a turn that is no object", "make it an object"),
+    "turn_keys": ("a turn without a role or a text", "give every turn 'from' and 'value', or 'role' and 'content'"),
+    "turn_role": ("an unknown role", "roles are human, user, gpt, assistant, system, bot, chatgpt, bard, bing, model"),
+    "turn_content": ("a text that is no string", "make it a string"),
+    "turn_part": ("a part that is neither text, image nor video", 'write {"type": "text", "text": ...}'),
+    "turn_order": ("roles out of turn", "user and assistant speak in turn, the user first; a system turn before them"),
+    "turn_loss": (
+        "a mark of loss that is neither 0 nor 1, has another name, or isn't an answer's",
+        'write "loss": false for an answer that isn\'t learned',
+    ),
+    "no_answer": ("no answer that is learned", "end with an assistant's answer, or remove the record"),
+    "~empty_answer": (
+        "an empty answer: it isn't learned, and a record with no other is left out",
+        "give it an answer or remove it",
+    ),
+    "bad_answer": (
+        "`label` false, `kto_tag`, `rejected...`, `score` or `reward` of 0 or less: the answer isn't to be learned",
+        "remove the record, or train pairs with PreferenceDataset",
+    ),
+    "system_type": ("`system` that is no text", "make it a string"),
+    "system_twice": ("several system messages", "keep one of them"),
+    "~~empty_system": (
+        "an empty system turn, which takes the template's message away",
+        "remove the turn for the template's own message; chat needs system_message = '' otherwise",
+    ),
+    "unicode": ("half of a surrogate pair", "write the file as UTF-8, or whole pairs"),
+    "media_name": ("a medium's name that is no text, is empty, or a broken data URL", 'write "image": "folder/file"'),
+    "media_twice": ("`image` beside `images`, or `video` beside `videos`", "keep one of them"),
+    "media_key": (
+        "a file named by a key that isn't read",
+        "name it in the record's 'image', with <image> in the turn's text",
+    ),
+    "~media_role": ("an image outside the user's turns", "images stand in the user's turns"),
+    "image_count": ("placeholders and images that differ in number", "name one image for each <image>"),
+    "video_count": ("placeholders and videos that differ in number", "name one video for each <video>"),
+    "~audio": ("sound, which models here don't hear", "remove the record if its answers depend on sound"),
+    "~foreign_form": (
+        "other projects' placeholders: `<Image>`, `<image_1>`, `<|image_pad|>`, `<img>a.jpg</img>`, `<bbox>` ...",
+        "write <image> (or <video>, or <ref>...</ref><box>[[x1, y1, x2, y2]]</box>), unless it is meant as text",
+    ),
+    "~objects": ("ms-swift's `objects` that don't fit its placeholders", "give one for each <ref-object> and <bbox>"),
+    "boxes": (
+        "a box out of range, inverted or not closed, or a size that isn't the image's",
+        'correct the box, or write "boxes": "pixel" with width and height if it is in pixels',
+    ),
+    "~~grounding": (
+        "`<box>` without numbers or in fractions, or a tag without its other half",
+        "write <box>[[x1, y1, x2, y2]]</box> in the frame of 0 to 1000, and close every tag",
+    ),
+    "~~unread_key:NAME": (
+        "a key that nothing reads (`reasoning_content`, `tool_calls`, `max_pixels`, `tools` ...), counted by name",
+        "remove it, or name it in columns",
+    ),
+    "no_pair": ("a pair without a chosen or a rejected answer", 'give "chosen": "..." and "rejected": "..."'),
+    "no_prompt": ("a pair without a prompt", 'give "prompt": "..."'),
+    "two_prompts": ("a pair whose answers follow different messages", "let only the last message differ"),
+    "equal_answers": ("a pair of equal answers", "remove the record: it prefers nothing"),
+    "pair_answer": ("an answer of a pair that is no text and no message", 'write "chosen": "..."'),
+    "~~far_apart": (
+        "a pair with one answer 8 times as long as the other",
+        "check the pair: a model may learn to prefer the length",
+    ),
+    "sample": ("a sample of a tar without .json and .txt", "write the record beside the image"),
+    "table_unreadable": ("a row that can't be decoded", "fetch the file again"),
+}
+REASONS = {name.strip("~"): words for name, words in _TABLE.items()}
+KINDS = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number", bool: "true/false"}
+KINDS[type(None)] = "null"
 
 FILE = r"[^<>\n]+\.[A-Za-z0-9]{2,5}\s*"
 FORMS = re.compile(  # `<` comes first and alone, so that the search jumps from one to the next
@@ -37,47 +103,56 @@ FORMS = re.compile(  # `<` comes first and alone, so that the search jumps from 
     r"|(?P<own>IMG_CONTEXT>)"
     r"|(?P<maybe>(?:image|img|video)[ _-]?\d+>|(?!image>|video>|img>)(?i:image|video|img)>|audio>|img>[^<]+</img>))"
 )
-# Other names for media. Beside "image" or "video" they are further facts about it and are ignored.
+FILLED = ("<bbox>", "<ref-object>")  # placeholders of ms-swift
+# Other names for media, which are an error where no other medium is given
 MEDIA_KEYS = frozenset(
     "Image Images IMAGE img imgs image_path image_paths image_file image_files image_name image_list image_url"
-    " image_urls img_path img_paths img_url img_file image images pic photo photos Video Videos video_path"
+    " image_urls img_path img_paths img_url img_file pic photo photos Video Videos video_path"
     " video_paths video_file video_list video_url video_urls media".split()
 )
 AUDIO_KEYS = frozenset("audio audios audio_path audio_paths audio_url audio_file".split())
 TURN_MEDIA_KEYS = MEDIA_KEYS | AUDIO_KEYS | {"image", "images", "video", "videos"}
-FORM_REMEDIES = {
-    "file": "name the file in 'image' and write <image> in its place",
-    "certain": "write <image> (or <video>) in its place",
-    "maybe": "write <image> (or <video>) in its place",
-    "own": "write <image> in its place",
-    "grounding": "write <ref>...</ref><box>[[x1, y1, x2, y2]]</box>",
-}
-FILLED = ("<bbox>", "<ref-object>")  # placeholders of ms-swift
-# Names of others for "loss" and "weight"
-LOSS_KEYS = frozenset("train trainable mask masked loss_mask mask_loss need_loss with_loss loss_weight".split())
-# What others write into the prompt, and what they take for a rating of the answer
-OTHER_SETTINGS = {
-    "tools": "no template here writes tools",
-    "functions": "no template here writes tools",
-    "system_prompt": "write it as 'system'",
-    "kto_tag": "the answer is learned, whether it is a good one or not",
-}
-READ_ELSEWHERE = MEDIA_KEYS | AUDIO_KEYS | LOSS_KEYS | {"loss", "weight"} | OTHER_SETTINGS.keys()
+LOSS_KEYS = ("loss", "weight", "loss_scale", "train", "training", "train_detail")  # obeyed
+OTHER_LOSS_KEYS = frozenset("trainable mask masked loss_mask mask_loss need_loss with_loss loss_weight".split())
+# Facts about a record or a turn that change nothing
+FACTS = frozenset(
+    "id idx index uid uuid key source dataset data_source dataset_name data_name task task_type type category split"
+    " width height width_list height_list length conversation_id image_id image_ids question_id sample_id video_id url"
+    " license language lang model metadata meta num_tokens boxes objects".split()
+)
+PART_KEYS = frozenset("type text image image_url video video_url path url".split())
+NOTHING = (None, "", "[]", "{}", [], {}, False)
 
 
 def fail(source: str, reason: str, problem: str, remedy: str = "") -> NoReturn:
-    """Raise an error about the record at `source` (`file:line`)."""
-    raise RecordError(reason, problem, remedy, source)
+    """Raise an error about the record at `source` (`file:line`); the remedy is that of `REASONS` unless given."""
+    raise RecordError(reason, problem, remedy or REASONS[reason][1], source)
 
 
-def warn(warnings: list[RecordError], source: str, reason: str, problem: str, remedy: str) -> None:
-    """Add a warning about the record at `source`."""
+def warn(warnings: list[RecordError], source: str, reason: str, problem: str, remedy: str = "") -> None:
+    """Add a warning about the record at `source`; the remedy is that of `REASONS` unless given."""
+    remedy = remedy or REASONS.get(reason, REASONS["unread_key:NAME"])[1]
     warnings.append(RecordError(reason, problem, remedy, source))
+
+
+def kind_of(value: object) -> str:
+    """What a JSON value is, in words."""
+    return KINDS.get(type(value), type(value).__name__)
 
 
 def shorten(text: str, limit: int = 60) -> str:
     """The text as messages show it."""
     return repr(text if len(text) <= limit else text[:limit] + "...")
+
+
+def reasons_table() -> str:
+    """The Markdown table of docs/data.md."""
+    lines = ["| reason | what is wrong | what to do |", "|---|---|---|"]
+    for name, words in _TABLE.items():
+        level = ("", " (or a warning)", " (a warning)")[name.count("~")]
+        meaning, remedy = (text.replace("|", "\\|") for text in words)
+        lines.append(f"| `{name.strip('~')}`{level} | {meaning} | {remedy.replace('<', '&lt;')} |")
+    return "\n".join(lines)
 
 
 def find_forms(text: str) -> Iterator[tuple[str, str]]:
@@ -89,56 +164,80 @@ def find_forms(text: str) -> Iterator[tuple[str, str]]:
         yield match.lastgroup, match[0][:60]
 
 
-def find_key(record: dict, names: frozenset[str]) -> str | None:
+def find_key(record: Mapping[str, Any], names: frozenset[str]) -> str | None:
     """The first of these keys, sorted, whose value isn't empty."""
     return next((key for key in sorted(record.keys() & names) if record[key]), None)
 
 
-def is_learned(message: dict, role: str, number: int, source: str) -> bool:
-    """Whether a turn with further keys is learned; not with `"loss": false` or `"weight": 0`."""
-    if (key := find_key(message, TURN_MEDIA_KEYS)) is not None:
-        fail(
-            source,
-            "media_key",
-            f"turn {number} names a file by a key of its own, {key!r}",
-            "name it in the record's 'image', with <image> in the turn's text",
-        )
-    if (key := next(iter(sorted(message.keys() & LOSS_KEYS)), None)) is not None:
-        fail(source, "turn_loss", f"turn {number} has {key!r}", 'write "loss": false for a turn that isn\'t learned')
+def is_learned(rest: Mapping[str, Any], role: str, number: int, source: str, warnings: list[RecordError]) -> bool:
+    """Whether a turn with further keys is learned; not where one of `LOSS_KEYS` says so.
+
+    Raises:
+        RecordError: a mark of loss that can't be obeyed, or a file that the turn names.
+    """
+    if (key := find_key(rest, TURN_MEDIA_KEYS)) is not None:
+        fail(source, "media_key", f"turn {number} names a file by a key of its own, {key!r}")
     learned = role == "assistant"
-    for key in ("loss", "weight"):
-        value = message.get(key)
-        if value is None:
+    for key in sorted(rest):
+        value = rest[key]
+        if key in OTHER_LOSS_KEYS:
+            fail(source, "turn_loss", f"turn {number} has {key!r}")
+        if key not in LOSS_KEYS or value is None:
+            if key not in FACTS and key not in LOSS_KEYS and value not in NOTHING:
+                warn(warnings, source, unread(key), f"turn {number} has {key!r}, which nothing reads")
             continue
-        if value not in (0, 1) or isinstance(value, float) and key == "loss":
-            fail(
-                source,
-                "turn_loss",
-                f"turn {number} has {key} {shorten(str(value))}",
-                f'write "{key}": {"false or true" if key == "loss" else "0 or 1"}; dataset_settings has loss_weight',
-            )
+        if key == "train_detail":
+            value = _of_spans(value)
+        if isinstance(value, str) or value not in (0, 1):
+            fail(source, "turn_loss", f"turn {number} has {key} {shorten(str(rest[key]))}")
         if value and role != "assistant":
-            fail(source, "turn_loss", f"turn {number} ({role}) has {key} {value}", "only answers are learned")
+            fail(source, "turn_loss", f"turn {number} ({role}) has {key} {value}")
         learned = learned and bool(value)
     return learned
 
 
-def check_keys(extra: dict, has_media: bool, source: str, warnings: list[RecordError]) -> None:
-    """Complain of media and settings under keys that aren't read (`READ_ELSEWHERE`)."""
+def _of_spans(spans: object) -> object:
+    """What all spans of Axolotl's `train_detail` say; the value itself where they differ."""
+    said = {span.get("train") for span in spans if isinstance(span, dict)} if isinstance(spans, list) else ()
+    return said.pop() if len(said) == 1 else spans if spans else True
+
+
+def unread(key: str) -> str:
+    """The reason of the warning about a key that nothing reads."""
+    return f"unread_key:{key[:40]}"
+
+
+def check_keys(extra: Mapping[str, Any], has_media: bool, source: str, warnings: list[RecordError]) -> bool:
+    """Look at a record's other keys; returns whether the record is learned at all.
+
+    Raises:
+        RecordError: media or sound under keys that aren't read, or an answer that isn't to be learned.
+    """
     if not has_media and (key := find_key(extra, MEDIA_KEYS)) is not None:
         fail(source, "media_key", f"{key!r} isn't read, and no 'image' or 'video' is given", "rename it to 'image'")
-    if (key := find_key(extra, AUDIO_KEYS)) is not None:
-        problem = f"{key!r} isn't read: models here don't hear"
-        if not has_media:
-            fail(source, "audio", problem, "remove the record")
-        warn(warnings, source, "audio", problem, "remove the record if its answers depend on sound")
-    for key in ("loss", "weight", *sorted(LOSS_KEYS & extra.keys())):
-        if extra.get(key) is not None:
-            remedy = "write it on a turn, or weigh the whole file by loss_weight in dataset_settings"
-            warn(warnings, source, "ignored_key", f"{key!r} of a record isn't read", remedy)
-    for key, remedy in OTHER_SETTINGS.items():
-        if extra.get(key) not in (None, "", "[]", []):
-            warn(warnings, source, "ignored_key", f"{key!r} of a record isn't read", remedy)
+    learned = True
+    for key in sorted(extra.keys() - FACTS):
+        value = extra[key]
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if (
+            (key == "label" and value is False)
+            or (key == "kto_tag" and value is not None)
+            or (key.startswith("rejected") and value not in NOTHING)
+            or (key in ("score", "reward") and is_number and value <= 0)
+        ):
+            fail(source, "bad_answer", f"the record has {key!r}: {shorten(str(value), 30)}")
+        if key in LOSS_KEYS and value is not None:
+            if isinstance(value, str) or value not in (0, 1):
+                remedy = "write 0 or 1, or weigh the whole file by loss_weight in dataset_settings"
+                fail(source, "turn_loss", f"the record has {key} {shorten(str(value))}", remedy)
+            learned = learned and bool(value)
+        elif key in AUDIO_KEYS and value:
+            if not has_media:
+                fail(source, "audio", f"{key!r} isn't read: models here don't hear", "remove the record")
+            warn(warnings, source, "audio", f"{key!r} isn't read: models here don't hear")
+        elif value not in NOTHING:
+            warn(warnings, source, unread(key), f"{key!r} of the record isn't read")
+    return learned
 
 
 def read_fillers(objects: object) -> dict | None:
@@ -165,7 +264,10 @@ def read_fillers(objects: object) -> dict | None:
 
 
 def check_texts(marked: list, in_front: bool, objects: object, source: str, warnings: list[RecordError]) -> None:
-    """Complain of foreign forms in texts with `<`; the module lists which are errors and which warnings.
+    """Complain of foreign forms in texts with `<`.
+
+    In a question a named file and other models' own tokens are errors; other names of images where the record's image
+    has no other place; forms of boxes beside `objects` that don't fill them. All others are warnings.
 
     Args:
         marked: of each text: number of its turn, role, text, whether it is a part of a list.
@@ -184,13 +286,12 @@ def check_texts(marked: list, in_front: bool, objects: object, source: str, warn
         for kind, form in find_forms(text):
             if fills and form in FILLED:
                 continue
-            problem, remedy = f"{form!r} in turn {number} is plain text", FORM_REMEDIES[kind]
-            if asked and (
-                kind in ("file", "certain")
-                or kind == "maybe"
-                and in_front
-                or kind == "grounding"
-                and objects is not None
-            ):
-                fail(source, "foreign_form", problem, remedy)
-            warn(warnings, source, "foreign_form", problem, f"{remedy}, unless it is meant as text")
+            problem = f"{form!r} in turn {number} is plain text"
+            is_certain = {"file": True, "certain": True, "maybe": in_front, "grounding": objects is not None}
+            if asked and is_certain.get(kind):
+                fail(source, "foreign_form", problem)
+            warn(warnings, source, "foreign_form", problem)
+
+
+if __name__ == "__main__":
+    print(reasons_table())

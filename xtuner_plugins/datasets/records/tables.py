@@ -1,383 +1,372 @@
-"""Rows of Parquet files or of a dataset saved by `datasets`, with their images, as records read at random.
+"""Rows of tables and samples of tar shards as records, read at random; a record holds its images as `Blob`s.
 
-    image    bytes, a struct {bytes, path}, or a path           one image
-    images   a list of these                                    several
+    Parquet        in place where its largest row group has at most `IN_PLACE` bytes, otherwise one copy
+    save_to_disk   the Arrow files that `datasets` wrote, in place
+    WebDataset     one copy; members whose names agree up to the first dot of the last part are one sample:
+                   000017.jpg  000017.json    the record, about the sample's own images (or 000017.0.jpg ...)
+                   000018.jpg  000018.txt     a caption: the question is the image alone
 
-A record names an embedded image by its place, `row://ROW/COLUMN/NUMBER`, which `EmbeddedImages` reads; other names and
-paths are those of files in the image folder. Texts and images are read apart: measuring lengths decodes no image
-column that isn't there, and reading a record no image.
-
-A process keeps decoded groups of at most `MAX_HELD` bytes, of all files together. Of groups above `LARGE_GROUP` it
-reads a few rows at a time from their beginning, so that memory stays bounded and an image at the end costs decoding the
-group; opening such a file says so.
+A copy is an Arrow file in the cache directory, memory-mapped by every process. Images are in `image` or `images`:
+bytes, structs {bytes, path}, paths in the image folder, or lists of these. A key that a record lacks is null in a
+table, and is left out. Turns are a list of structs, a struct of lists, JSON text, or `texts` of `user` and `assistant`
+(The Cauldron, FineVision), whose images all stand in front of the first question where no placeholder says otherwise.
 """
 
 import bisect
-import contextlib
+import itertools
+import json
 import os
+import posixpath
+import shutil
 import sys
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+from ..cache import locked, text_hash, write_whole, writing
+from ..errors import DataError, RecordError, SettingError, SourceError
+from ..images.media import Blob
+from .foreign import LISTS, renamed
+from .json_index import check_unchanged, parse_json, stamp_of
 
-from ..cache import text_hash
-from ..errors import DataError, MediaError, RecordError, SettingError, out_of_files
-from ..images.archives import ArchiveImages
-from ..images.media import Blob, ImageFolder
-from .embedded import EmbeddedImages, embedded_name
-from .rows import to_record
-from .table_files import ArrowTable, ParquetTable, Table, TableChanged, opening
-
+IN_PLACE = 32 << 20  # bytes of a row group: reading a row decodes its group
+GROUPS = 8  # that a process keeps decoded
+ROWS = 100  # written at a time
+IMAGE = "<image>"
 MEDIA = ("image", "images", "video", "videos")
-MAX_HELD = 1 << 28  # bytes of decoded groups that a process keeps
-MAX_GROUPS = 1024  # groups that it keeps, since views of Arrow files cost a few kB each, too
-LARGE_GROUP = 1 << 27  # bytes: larger groups are read a few rows at a time
-WINDOW = 1 << 25  # bytes that are kept of a large group
-MAX_WINDOWS = 4  # sets of columns of which a window is kept: texts, and each column with images
-MAX_ROWS = 64  # read at a time of a large group, since some may be much larger than the average
-MAX_OPEN = 64  # files that a process keeps mapped
+SUFFIXES = frozenset("jpg jpeg png webp gif bmp tif tiff heic heif avif ppm".split())
 
 
 class TableRecords:
-    """The rows of some files as one list; a `RecordSource` (see `opening`).
+    """The rows of one entry of `data_paths`; a `RecordSource` (see `opening`).
 
     Args:
-        path: the entry of `data_paths`.
+        path: the entry, as messages call it.
+        kind: 'arrow' (a folder of `save_to_disk`), 'parquet' or 'tar'.
         files: whose rows they are, in order.
-        kind: `ParquetTable` or `ArrowTable`.
+        cache_dir: where copies are kept.
+        columns: names here -> names in the table, see `foreign.renamed`.
 
     Raises:
-        SettingError: a file is damaged, has other columns than the first, or columns that can't be used.
+        SettingError: a file is damaged, has other columns than the first, or there is no room for a copy.
     """
 
-    def __init__(self, path: str, files: Sequence[str], kind: type[ParquetTable] | type[ArrowTable]):
-        self.path = path
-        self.files: list[Table] = []
-        self._shapes = []  # of each file, what is read to know how many images its rows have
-        for name in files:
-            file = kind(name)
-            with opening(name, "table"):
-                found = _classify(file.schema, name)
-                if not self.files:
-                    self.texts, self.media = found
-                self._shapes.append([leaf for column in self.media for leaf in _shape_leaves(file, column)])
-            _check_same((self.texts, self.media), found, name, files[0])
-            file.close()
-            self.files.append(file)
-        rows = [count for file in self.files for count in file.group_rows]
-        self._starts = np.cumsum([0, *rows])  # first row of each group, and the end
-        self._owners = [
-            (number, group) for number, file in enumerate(self.files) for group in range(len(file.group_rows))
-        ]
-        self._file_starts = np.cumsum([0] + [sum(file.group_rows) for file in self.files])
-        if len(self) == 0:
+    def __init__(
+        self,
+        path: str,
+        kind: str,
+        files: Sequence[str],
+        cache_dir: str | os.PathLike,
+        columns: Mapping[str, str] | None = None,
+    ):
+        self.path, self.kind, self.columns = path, kind, dict(columns or {})
+        try:
+            self.stamps = {file: stamp_of(file) for file in files}
+            self.rows = self._open(list(files), cache_dir)
+            self.num_rows = len(self.rows)
+        except (DataError, SourceError):
+            raise
+        except Exception as error:  # those of pyarrow and datasets have many bases
+            text = " ".join(str(error).split())[:160] or type(error).__name__
+            problem = f"can't be read as {kind} ({text})"
+            raise SettingError("data_paths", problem, "fetch it again, or write it again", path) from None
+        if not self.num_rows:
             raise SettingError("data_paths", "holds no rows", "give it records", path)
-        if self.media:
-            self._warn_of(max(size for file in self.files for size in file.group_bytes))
+
+    def _open(self, files: list[str], cache_dir: str | os.PathLike) -> Any:
+        import datasets
+
+        if self.kind == "arrow":
+            rows = datasets.load_from_disk(self.path)
+            if isinstance(rows, datasets.DatasetDict):
+                problem = f"holds several splits ({', '.join(rows)})"
+                raise SettingError(
+                    "data_paths", problem, f"name one of them: {self.path}/{next(iter(rows))}", self.path
+                )
+            return rows.with_format("arrow")
+        if self.kind == "parquet":
+            rows = ParquetRows(files)
+            if rows.largest <= IN_PLACE:
+                return rows
+            batches, needed = rows.batches(), rows.num_bytes
+        else:
+            batches, needed = _sample_batches(files), sum(map(os.path.getsize, files))
+        copy = Path(cache_dir) / "tables" / f"{self.fingerprint()}.arrow"
+        with locked(copy.with_suffix(".lock")):
+            if not copy.exists():
+                _announce(self.path, needed, copy)
+                with writing(copy):
+                    write_whole(copy, lambda beside: _write(batches, beside))
+        return datasets.Dataset.from_file(str(copy)).with_format("arrow")
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self.num_rows
 
     def source(self, row: int) -> str:
-        """`file:row` of a row, counted from 1 in its file."""
-        number = int(np.searchsorted(self._file_starts, row, side="right")) - 1
-        return f"{self.files[number].path}:{self.line(row)}"
+        """`entry:row`, counted from 1 over all files of the entry."""
+        return f"{self.path}:{row + 1}"
 
     def line(self, row: int) -> int:
-        """The number of a row in its file, counted from 1."""
-        return int(row - self._file_starts[np.searchsorted(self._file_starts, row, side="right") - 1]) + 1
+        """The number in `source`."""
+        return row + 1
 
-    def fingerprint(self, cache_dir: str) -> str:
-        """Hash of the files' sizes, times and ends."""
-        return text_hash(*(file.hash for file in self.files))
-
-    def reader(self) -> contextlib.nullcontext:
-        """For reading in sequence: the groups that are kept make it fast."""
-        return contextlib.nullcontext(self)
-
-    def own_images(self, folder: ImageFolder | ArchiveImages) -> EmbeddedImages:
-        """The images in the rows, and those that rows name by paths in `folder`."""
-        return EmbeddedImages(self, folder)
+    def fingerprint(self) -> str:
+        """Hash of the files' paths, sizes and times."""
+        stamps = sorted((file, *stamp) for file, stamp in self.stamps.items())
+        return text_hash(json.dumps([stamps, self.columns]))
 
     def parse(self, row: int) -> object:
         """The raw record of a row.
 
         Raises:
             RecordError: it can't be read.
+            SourceError: its file has changed since it was opened.
         """
         source = self.source(row)
-        with _reading(source):
-            part = self._row(row)
-            values = {name: part.column(name)[0].as_py() for name in self.texts}
-            num_images = 0
-            for number, name in enumerate(self.media):
-                scalar = part.column(name)[0]
-                if not scalar.is_valid:
-                    continue
-                if _is_list(scalar.type):
-                    values[name] = [embedded_name(row, place, number) for place in range(len(scalar))] or None
-                else:
-                    values[name] = embedded_name(row, 0, number)
-                num_images += (name in ("image", "images")) * (len(scalar) if _is_list(scalar.type) else 1)
-            for name in ("image", "images"):
-                if name in self.texts and values[name]:
-                    num_images += 1 if isinstance(values[name], str) else len(values[name])
-            return to_record(values, num_images, source)
-
-    def embedded(self, row: int, column: int, number: int) -> Blob | str:
-        """As `embedded.HoldsImages`."""
-        shown = f"image {number + 1}"
-        with _reading(shown, MediaError):
-            if row >= len(self):
-                raise IndexError(row)
-            name = self.media[column]
-            value = self._row(row, [name]).column(name)[0]
-            value = (value.values[number] if _is_list(value.type) else value).as_py()
-        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
-        if data is not None:
-            return Blob(shown, data)
-        if path:
-            return path
-        raise MediaError("image_missing", "neither bytes nor a path", "give the image or remove the row", shown)
-
-    def _row(self, row: int, columns: list[str] | None = None) -> Any:
-        """Columns of a row, as a pyarrow table of one row; by default all but the bytes of images."""
-        group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        number, own_group = self._owners[group]
-        file = self.files[number]
-        columns = columns or [*self.texts, *self._shapes[number]]
-        part = _get_held().read(file, own_group, row - int(self._starts[group]), columns)
-        if isinstance(file, ArrowTable):
+        try:
+            part = self.rows[row]
             part.validate(full=True)  # views of a file that nobody has looked at
-        return part
-
-    def _warn_of(self, large: int) -> None:
-        if large > LARGE_GROUP and os.environ.get("LOCAL_RANK", "0") == "0":
-            print(
-                f"{self.path}: row groups hold up to {large / 1e6:,.0f} MB; an image read at random costs decoding its "
-                "group up to it. Write groups of 100 rows (row_group_size=100), or save the data with datasets' "
-                "save_to_disk and name that folder",
-                file=sys.stderr,
-                flush=True,
-            )
+            record = _without_nulls(part.to_pylist()[0])
+        except SourceError:
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split())[:160] or type(error).__name__
+            raise RecordError("table_unreadable", f"can't be read ({text})", "fetch the file again", source) from None
+        if self.kind == "tar":
+            return renamed(_of_sample(record, source), self.columns)
+        return _of_row(renamed(record, self.columns), source)
 
 
-class _Window:
-    """The rows of a large group that were read last, at most `WINDOW` bytes of them or one batch.
+class ParquetRows:
+    """Rows of Parquet files, read in place by groups.
 
-    pyarrow decodes a dictionary whole and keeps it while a group is read. One above `LARGE_GROUP` is let go after each
-    reading, which then fills the window ahead, since going on means decoding the dictionary again.
-    """
-
-    def __init__(self, file: ParquetTable, group: int, columns: list[str], num_rows: int):
-        self.place, self.num_rows = (file, group), num_rows
-        self.rest: Iterator | None = file.stream(group, columns, num_rows)
-        self.batches, self.ends = [], []  # what was read, and the first row after each
-        self.first = self.num_bytes = self.largest = 0
-
-    def reaches(self, row: int) -> bool:
-        """Whether a row is here or can still be read."""
-        return row >= self.first and (self.rest is not None or row < self.ends[-1])
-
-    def read(self, row: int) -> Any:
-        """A row within reach, as a table."""
-        if not self.ends or row >= self.ends[-1]:
-            self._read_up_to(row)
-        number = bisect.bisect_right(self.ends, row)
-        batch = self.batches[number]
-        return batch.slice(row - self.ends[number] + batch.num_rows, 1)
-
-    def _read_up_to(self, row: int) -> None:
-        import pyarrow
-
-        before = pyarrow.total_allocated_bytes() - self.num_bytes
-        while not self.ends or row >= self.ends[-1]:
-            self._add(next(self.rest))
-        if pyarrow.total_allocated_bytes() - before - self.num_bytes > LARGE_GROUP:
-            while len(self.batches) > 1:
-                self._drop_first()
-            while self.num_bytes + self.largest <= WINDOW and (batch := next(self.rest, None)) is not None:
-                self._add(batch)
-            self.rest = None
-            pyarrow.default_memory_pool().release_unused()
-
-    def _add(self, batch: Any) -> None:
-        self.batches.append(batch)
-        self.ends.append((self.ends or [0])[-1] + batch.num_rows)
-        self.num_bytes += batch.nbytes
-        self.largest = max(self.largest, batch.nbytes)
-        while len(self.batches) > 1 and self.num_bytes > WINDOW:
-            self._drop_first()
-
-    def _drop_first(self) -> None:
-        self.num_bytes -= self.batches.pop(0).nbytes
-        self.first = self.ends.pop(0)
-
-
-class _Held:
-    """What a process keeps of tables: mapped files, decoded groups, and windows of large groups."""
-
-    def __init__(self):
-        self.pid, self.lock = os.getpid(), threading.Lock()
-        self.groups: OrderedDict[tuple, tuple[Any, int]] = OrderedDict()  # what was decoded, and its bytes
-        self.num_bytes = 0  # of the groups
-        self.windows: OrderedDict[tuple, _Window] = OrderedDict()  # columns -> where they were read last
-        self.opened: OrderedDict[Table, None] = OrderedDict()
-        self.num_rows: dict[tuple, int] = {}  # (file, columns) -> rows read at a time of its large groups
-
-    def read(self, file: Table, group: int, row: int, columns: list[str]) -> Any:
-        """Columns of a row of a group, as a table."""
-        key = (file, group, *columns)
-        with self.lock:
-            if key in self.groups:
-                self.groups.move_to_end(key)
-                return self.groups[key][0].slice(row, 1)
-            self._open(file)
-            file.check_not_edited()
-            if file.group_bytes[group] > LARGE_GROUP:
-                return self._read_window(file, group, row, columns)
-            table = file.read(group, columns)
-            size = 0 if isinstance(file, ArrowTable) else table.nbytes
-            if size > LARGE_GROUP:  # dictionaries in the file hid it
-                file.group_bytes[group] = size
-            else:
-                self._keep(key, table, size)
-            return table.slice(row, 1)
-
-    def _read_window(self, file: ParquetTable, group: int, row: int, columns: list[str]) -> Any:
-        key, rows_key = tuple(columns), (file, *columns)
-        window = self.windows.pop(key, None)
-        if window is None or window.place != (file, group) or not window.reaches(row):
-            average = file.group_bytes[group] / file.group_rows[group]
-            num_rows = min(MAX_ROWS, max(1, int(WINDOW / 4 / average)), self.num_rows.get(rows_key, MAX_ROWS))
-            window = _Window(file, group, columns, num_rows)
-        part = window.read(row)
-        if window.largest > WINDOW and window.num_rows > 1:  # some rows are much larger than the average
-            self.num_rows[rows_key] = max(1, int(window.num_rows * WINDOW / window.largest))
-        else:
-            self.windows[key] = window
-            while len(self.windows) > MAX_WINDOWS:
-                self.windows.popitem(last=False)
-        return part
-
-    def _keep(self, key: tuple, value: Any, size: int) -> None:
-        self.groups[key] = value, size
-        self.num_bytes += size
-        while len(self.groups) > 1 and (self.num_bytes > MAX_HELD or len(self.groups) > MAX_GROUPS):
-            _, (_, size) = self.groups.popitem(last=False)
-            self.num_bytes -= size
-
-    def _open(self, file: Table) -> None:
-        self.opened[file] = None
-        self.opened.move_to_end(file)
-        while len(self.opened) > MAX_OPEN:
-            self.opened.popitem(last=False)[0].close()
-
-
-_held: _Held | None = None
-
-
-def _get_held() -> _Held:
-    """What this process keeps; a forked one begins with nothing, since locks may have been held."""
-    global _held
-    if _held is None or _held.pid != os.getpid():
-        _held = _Held()
-    return _held
-
-
-@contextlib.contextmanager
-def _reading(place: str, kind: Callable[..., DataError] = RecordError) -> Iterator[None]:
-    """Turn any error of pyarrow, and those have many bases, into one of ours."""
-    try:
-        yield
-    except DataError:
-        raise
-    except TableChanged:
-        remedy = "start again, the file is then opened anew"
-        raise kind("file_changed", "the file has changed since it was opened", remedy, place) from None
-    except FileNotFoundError:
-        raise kind("file_gone", "can't be read any more", "keep files in place while they are used", place) from None
-    except Exception as error:
-        if limit := out_of_files(error, kind, place):
-            raise limit from None
-        text = " ".join(str(error).split())[:160] or type(error).__name__
-        raise kind("table_unreadable", f"can't be read ({text})", "fetch the file again", place) from None
-
-
-def _classify(schema: Any, path: str) -> tuple[list[str], list[str]]:
-    """(columns that are read as they are, columns with embedded images).
+    Attributes:
+        largest, num_bytes: bytes of the largest group and of all, decoded.
 
     Raises:
-        SettingError: columns of the same name, images of another form, or bytes under other names alone.
+        SettingError: a file has other columns than the first.
     """
-    names = schema.names
-    if len(set(names)) != len(names):
-        raise SettingError("data_paths", "has columns of the same name", "rename them", path)
-    large = [name for name in names if _holds_bytes(schema.field(name).type)]
-    media = [name for name in names if name in MEDIA and (name in large or _is_media(schema.field(name).type))]
-    for name in media:
-        if not _is_media(schema.field(name).type):
-            problem = f"the column {name!r} is {str(schema.field(name).type)[:120]}"
-            raise SettingError("data_paths", problem, "make it bytes, {bytes, path}, or a list of them", path)
-    if large and not any(name in MEDIA for name in names):
-        problem = f"no column 'image' or 'images', but bytes in {', '.join(large)}"
-        remedy = "rename the column with the images to 'image' or 'images'"
-        raise SettingError("data_paths", problem, remedy, path)
-    return [name for name in names if name not in (*large, *media)], media
+
+    def __init__(self, files: Sequence[str]):
+        import pyarrow.parquet as parquet
+
+        self.groups, self.starts, self.schemas, sizes = [], [0], [], []
+        for file in files:
+            metadata = parquet.read_metadata(file)
+            self.schemas.append(metadata.schema.to_arrow_schema().remove_metadata())
+            if set(self.schemas[0].names) != set(names := self.schemas[-1].names):
+                problem = f"has the columns {', '.join(names)}, but {files[0]} {', '.join(self.schemas[0].names)}"
+                raise SettingError("data_paths", problem, "name files of one form, or one entry for each", file)
+            for number in range(metadata.num_row_groups):
+                group = metadata.row_group(number)
+                self.groups.append((file, number, stamp_of(file)))
+                self.starts.append(self.starts[-1] + group.num_rows)
+                sizes.append(group.total_byte_size)
+        self.largest, self.num_bytes = max(sizes, default=0), sum(sizes)
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, row: int) -> Any:
+        number = bisect.bisect_right(self.starts, row) - 1
+        return _read_group(*self.groups[number]).slice(row - self.starts[number], 1)
+
+    def batches(self) -> Iterator[Any]:
+        """All rows as record batches of one schema."""
+        import pyarrow
+        import pyarrow.parquet as parquet
+
+        schema = pyarrow.unify_schemas(self.schemas, promote_options="permissive")
+        for file in dict.fromkeys(file for file, *_ in self.groups):
+            with parquet.ParquetFile(file) as opened:
+                for batch in opened.iter_batches(ROWS, use_threads=False):
+                    table = pyarrow.Table.from_batches([batch]).select(schema.names).cast(schema)
+                    yield from table.combine_chunks().to_batches()
 
 
-def _children(kind: Any) -> list:
+@lru_cache(GROUPS)
+def _read_group(file: str, number: int, stamp: tuple[int, ...]) -> Any:
+    import pyarrow.parquet as parquet
+
+    check_unchanged(file, stamp, file)
+    with parquet.ParquetFile(file) as opened:
+        return opened.read_row_group(number, use_threads=False)  # threads don't survive a fork
+
+
+def _announce(path: str, needed: int, copy: Path) -> None:
+    """Say that a copy is made, or refuse it where the disk has no room.
+
+    Raises:
+        SettingError: it hasn't.
+    """
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(copy.parent).free
+    sizes = f"{needed / 1e9:,.2f} GB, {free / 1e9:,.2f} GB are free"
+    if needed > free:
+        remedy = "name a cache directory with more room (XTUNER_PLUGINS_CACHE), or rows in groups of 100"
+        raise SettingError("cache_dir", f"no room for a copy of {path} ({sizes})", remedy, str(copy.parent))
+    print(f"copying {path} into {copy} ({sizes})", file=sys.stderr, flush=True)
+
+
+def _write(batches: Iterator[Any], target: Path) -> None:
     import pyarrow
-    import pyarrow.types as types
 
-    if isinstance(kind, pyarrow.BaseExtensionType):
-        return [kind.storage_type]
-    if types.is_dictionary(kind) or _is_list(kind):
-        return [kind.value_type]
-    if types.is_map(kind):
-        return [kind.key_type, kind.item_type]
-    return [kind.field(number).type for number in range(kind.num_fields)] if types.is_struct(kind) else []
+    first = next(batches, None)
+    if first is None:
+        raise ValueError("no samples")
+    with pyarrow.OSFile(str(target), "wb") as file, pyarrow.ipc.new_stream(file, first.schema) as stream:
+        for batch in itertools.chain([first], batches):
+            stream.write_batch(batch)
 
 
-def _is_list(kind: Any) -> bool:
-    import pyarrow.types as types
+def _sample_batches(files: Sequence[str]) -> Iterator[Any]:
+    """The samples of tar shards as record batches of {json, txt, images, names}."""
+    import pyarrow
 
-    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-
-
-def _is_binary(kind: Any) -> bool:
-    import pyarrow.types as types
-
-    return types.is_binary(kind) or types.is_large_binary(kind)
-
-
-def _holds_bytes(kind: Any) -> bool:
-    import pyarrow.types as types
-
-    return _is_binary(kind) or types.is_fixed_size_binary(kind) or any(map(_holds_bytes, _children(kind)))
+    texts, lists = pyarrow.binary(), pyarrow.list_(pyarrow.large_binary())
+    schema = pyarrow.schema([("json", texts), ("txt", texts), ("names", pyarrow.list_(pyarrow.string()))])
+    schema = schema.append(pyarrow.field("images", lists))
+    samples = (sample for file in files for sample in _samples(file))
+    while rows := list(itertools.islice(samples, ROWS)):
+        yield pyarrow.RecordBatch.from_pylist(rows, schema)
 
 
-def _is_media(kind: Any) -> bool:
-    import pyarrow.types as types
+def _samples(path: str) -> Iterator[dict]:
+    with tarfile.open(path, "r:") as archive:
+        for key, members in itertools.groupby(
+            (info for info in archive if info.isfile()), lambda info: _key(info.name)
+        ):
+            if key.rpartition("/")[2][:2] in ("", "__"):
+                continue
+            found = {info.name[len(key) + 1 :].lower(): archive.extractfile(info).read() for info in members}
+            images = sorted(filter(_is_image, found), key=_natural)
+            yield {
+                **{name: found.get(name) for name in ("json", "txt")},
+                "names": [f"{key.rpartition('/')[2]}.{name}" for name in images],
+                "images": [found[name] for name in images],
+            }
+        archive.fileobj.seek(archive.offset)
+        if any(archive.fileobj.read(tarfile.BLOCKSIZE) or b"\1"):  # tarfile ends in silence at a damaged header
+            raise tarfile.ReadError(f"{path} is damaged or cut off at byte {archive.offset:,}")
 
-    kind = kind.value_type if _is_list(kind) else kind
-    if types.is_struct(kind):
-        fields = {kind.field(number).name: kind.field(number).type for number in range(kind.num_fields)}
-        return "bytes" in fields and (_is_binary(fields["bytes"]) or types.is_null(fields["bytes"]))
-    return _is_binary(kind)
+
+def _key(name: str) -> str:
+    folder, _, last = name.removeprefix("./").rpartition("/")
+    return name[: len(name) - len(last)] + last.partition(".")[0]
 
 
-def _shape_leaves(file: ParquetTable | ArrowTable, name: str) -> list[str]:
-    """What must be read of a column to know which rows have images, and how many: their paths rather than bytes."""
-    leaves = file.leaves(name)
-    return [leaf for leaf in leaves if not leaf.endswith(".bytes")] or leaves
+def _is_image(suffix: str) -> bool:
+    return suffix.rpartition(".")[2] in SUFFIXES
 
 
-def _check_same(expected: tuple[list[str], ...], found: tuple[list[str], ...], path: str, first: str) -> None:
-    for mine, theirs, what in zip(found, expected, ("columns", "columns with images in them"), strict=True):
-        if set(mine) != set(theirs):
-            problem = f"has the {what} {', '.join(mine) or 'none'}, but {first} {', '.join(theirs) or 'none'}"
-            raise SettingError("data_paths", problem, "name files of one form, or one entry for each", path)
+def _natural(suffix: str) -> tuple:
+    """Sorts `2.jpg` before `10.jpg`."""
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in suffix.split("."))
+
+
+def _of_sample(sample: dict, source: str) -> object:
+    """The record in a sample's .json, about its own images, or its caption.
+
+    Names in the record are those of members, whole or behind the key (`1.jpg`), in its list or in parts of its turns.
+    With one image on both sides the name doesn't matter. Other names lead to the image folder.
+    """
+    names, row = sample.get("names", ()), source.rpartition(":")[2]
+    images = [Blob(f"{name} of sample {row}", data) for name, data in zip(names, sample.get("images", ()), strict=True)]
+    record = parse_json(sample["json"], source) if "json" in sample else None
+    is_record = isinstance(record, dict) and any(key in record for key in (*LISTS, "texts", "chosen"))
+    if record is not None and (is_record or "txt" not in sample):
+        if not isinstance(record, dict):
+            return record
+        places = list(_media_places(record))
+        is_one = len({holder[key] for holder, key in places}) == len(images) == 1
+        for holder, key in places:
+            holder[key] = images[0] if is_one else _own(holder[key], names, images)
+        return _of_row(record if places or not images else record | {"image": images}, source)
+    if "txt" not in sample:
+        raise RecordError("sample", "neither .json nor .txt", "write the record beside the image", source)
+    try:
+        text = sample["txt"].decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise RecordError("encoding", "its caption isn't UTF-8", "save it as UTF-8", source) from None
+    turns = [{"from": "human", "value": "\n".join([IMAGE] * len(images))}, {"from": "gpt", "value": text}]
+    return {"image": images, "conversations": turns}
+
+
+def _media_places(record: dict) -> Iterator[tuple[Any, Any]]:
+    """(holder, key) of each name of an image in a record: in its own lists, and in parts of turns."""
+    for key in ("image", "images"):
+        if isinstance(record.get(key), list):
+            yield from ((record[key], place) for place, name in enumerate(record[key]) if isinstance(name, str))
+        elif isinstance(record.get(key), str):
+            yield record, key
+    for turn in itertools.chain.from_iterable(record[key] for key in LISTS if isinstance(record.get(key), list)):
+        content = turn.get("content") if isinstance(turn, dict) else None
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, dict) and part.get("type") in ("image", "image_url"):
+                key = next((key for key in ("image", "image_url", "path", "url") if part.get(key)), "")
+                holder, key = (part[key], "url") if isinstance(part.get(key), dict) else (part, key)
+                if isinstance(holder.get(key), str) and not holder[key].startswith("data:"):
+                    yield holder, key
+
+
+def _own(given: str, names: list[str], images: list[Blob]) -> str | Blob:
+    last = posixpath.basename(given.replace("\\", "/")).lower()
+    fits = [last in (name.lower(), name.lower().partition(".")[2]) for name in names]
+    return images[fits.index(True)] if sum(fits) == 1 else given
+
+
+def _of_row(record: dict, source: str) -> dict:
+    """A row, as JSON would give it."""
+    num_images, row = 0, source.rpartition(":")[2]
+    for key in MEDIA:
+        if (value := record.get(key)) is not None:
+            found = [
+                _medium(each, f"{key.rstrip('s')} {number} of row {row}")
+                for number, each in enumerate(_as_list(value), 1)
+            ]
+            record[key] = found if isinstance(value, list) else found[0]
+            num_images += len(found) * key.startswith("image")
+    for key in (*LISTS, "texts"):
+        turns = record.get(key)
+        if isinstance(turns, str):
+            record[key] = parse_json(turns.encode("utf-8", "surrogatepass"), source)
+        elif isinstance(turns, dict) and all(isinstance(column, list) for column in turns.values()):
+            record[key] = [
+                _without_nulls(dict(zip(turns, each, strict=False))) for each in zip(*turns.values(), strict=False)
+            ]
+    if "texts" in record:
+        if any(key in record for key in LISTS):
+            raise RecordError("two_formats", "both 'texts' and a conversation", "keep one of them", source)
+        record["conversations"] = _turns_of(record.pop("texts"), num_images, source)
+    return record
+
+
+def _turns_of(texts: object, num_images: int, source: str) -> list[dict]:
+    turns = []
+    for number, pair in enumerate(texts if isinstance(texts, list) else [None], 1):
+        if not isinstance(pair, dict) or not all(isinstance(pair.get(key), str) for key in ("user", "assistant")):
+            problem = f"'texts' has no text for user and assistant at place {number}"
+            raise RecordError("turn_keys", problem, 'write [{"user": ..., "assistant": ...}, ...]', source)
+        turns += [{"from": "human", "value": pair["user"]}, {"from": "gpt", "value": pair["assistant"]}]
+    if turns and not any(IMAGE in turn["value"] for turn in turns[::2]):
+        turns[0]["value"] = f"{IMAGE}\n" * num_images + turns[0]["value"]
+    return turns
+
+
+def _as_list(value: object) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+def _medium(value: object, name: str) -> object:
+    """A name, bytes, or {bytes, path} as a name or a `Blob`."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    return Blob(name, value) if isinstance(value, bytes) else value
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value

@@ -16,17 +16,17 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ...data_names import is_url, names_data, names_images
+from ...data_names import GONE_SETTINGS, is_url, names_data, names_images
 from ...families import ENCODER_FAMILIES, LLM_FAMILIES, target_matcher
 from ...hub.constants import token_grid
 from ...hub.conversation import get_conv_template
 from ...ranges import (
     RANGES,
     check,
-    check_backend_args,
     check_benchmarks,
     check_objectives,
     check_room,
+    check_storage_options,
     check_store_url,
     check_tiles,
     check_tracker,
@@ -57,7 +57,7 @@ _UNTYPED = {
 # What takes more than a row of `RANGES`.
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "model.objectives": check_objectives,
-    "train_dataloader.dataset.backend_args": check_backend_args,
+    "train_dataloader.dataset.storage_options": check_storage_options,
     "train_dataloader.dataset.template": get_conv_template,
     "visualizer.tracker": check_tracker,
     "default_hooks.validation.benchmarks": check_benchmarks,
@@ -87,8 +87,7 @@ def check_text(cfg: Config) -> None:
         check_base(base, cfg.filename)
     for key_path, node in typed_nodes(whole["train_dataloader"], "train_dataloader"):
         _check_paths(f"{key_path}.", node)
-    shared = value_at(whole, "train_dataloader.dataset.backend_args")
-    _check_paths("val_", validation_settings(whole), shared)
+    _check_paths("val_", validation_settings(whole))
     _check_tiling(whole)
     _check_targets(whole)
 
@@ -136,6 +135,7 @@ def check_keywords(key_path: str, node: Mapping[str, Any], module: str | None, n
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+            hint = GONE_SETTINGS.get(key, hint)
             raise ConfigError(f"{key_path}.{key}: {name} has no setting {key!r}; {hint}")
         kinds = [each.strip() for each in (found.hints.get(key) or "").split("|")]
         if isinstance(value, (str, bool, int, float)) and set(kinds) <= _PLAIN.keys():
@@ -283,23 +283,22 @@ def _weights(base: str) -> list[str]:
         return []  # what is wrong with it is said when it is read
 
 
-def _check_paths(prefix: str, node: Mapping[str, Any], shared: Mapping[str, Any] | None = None) -> None:
-    """Raises where a path isn't there, or a URL is of a kind that isn't read; ``shared`` holds for all files."""
+def _check_paths(prefix: str, node: Mapping[str, Any]) -> None:
+    """Raises where a path isn't there, or a URL is of a kind that isn't read."""
     own = node.get("dataset_settings")
     of_files = [each or {} for each in (own if isinstance(own, (list, tuple)) else [own])]
-    options = [each.get("backend_args") or {} for each in (node, *of_files) if isinstance(each, Mapping)]
-    for number, each in enumerate(options[1:]):
-        with refused(f"{prefix}dataset_settings[{number}]"):
-            check_backend_args(each)
-    through = next((each for each in (*options, shared or {}) if isinstance(each, Mapping) and "backend" in each), None)
+    for number, each in enumerate(of_files):
+        if isinstance(each, Mapping):
+            with refused(f"{prefix}dataset_settings[{number}]"):
+                check_storage_options(each.get("storage_options") or {})
     for setting, is_right, kind in (("data_paths", names_data, "file"), ("image_folders", names_images, "folder")):
         values = node.get(setting) or []
         for value in [values] if isinstance(values, str) else values:
-            if not isinstance(value, str) or (through is not None and setting == "image_folders"):
-                continue  # only MMEngine's backend knows what its prefix means
+            if not isinstance(value, str):
+                continue
             if is_url(value):
                 with refused(f"{prefix}{setting}"):
-                    check_store_url(value, through)
+                    check_store_url(value)
             if not is_right(value):
                 raise ConfigError(f"{prefix}{setting}: {kind} {value} does not exist")
             if setting == "data_paths" and os.path.isfile(value) and not os.path.getsize(value):

@@ -66,7 +66,7 @@ class PrecomputedReferenceHook(Hook):
             )
         files = [Path(network.base, "config.json"), *weight_files(network.base)]
         held = repr((network.dtype, *map(runner.cfg.model.get, ("llm_quantization", "visual_encoder_quantization"))))
-        model = [held, *(content_hash(path, dataset.cache_dir) for path in files)]
+        model = [held, *(content_hash(path) for path in files)]
         reference = ReferenceLogProbs(self._folder, dataset, model)
         found = [reference.missing()]  # as rank 0 sees them: another run may write there meanwhile
         broadcast_object_list(found)

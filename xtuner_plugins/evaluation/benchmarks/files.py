@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...datasets.errors import DataError, RecordError, SettingError
-from ...datasets.records.record_json import parse_json
+from ...datasets.records.json_index import parse_json
 
 MAX_CELL = 128 * 2**20  # bytes of a cell or a line: an image of 96 MiB in base64
 MAX_JSON = 512 * 2**20  # bytes of a file that is read whole

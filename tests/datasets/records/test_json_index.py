@@ -1,0 +1,149 @@
+"""Where records lie: against json itself, over files of every shape."""
+
+import json
+import os
+import tracemalloc
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from xtuner_plugins.datasets.errors import RecordError, SettingError, SourceError
+from xtuner_plugins.datasets.records import json_index
+from xtuner_plugins.datasets.records.opening import open_records
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.text(alphabet='a"\\[]{},:\n é𝄞', max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('k"\\,]', max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+RECORDS = st.lists(st.dictionaries(st.text("ab", max_size=2), VALUES, max_size=4), min_size=1, max_size=8)
+ANY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of seven bytes: every kind of state crosses a border."""
+    monkeypatch.setattr(json_index, "BLOCK", 7)
+
+
+def read(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return open_records(path, path.parent / "cache")
+
+
+@ANY
+@given(records=RECORDS, indent=st.sampled_from([None, 0, 2]), ascii_only=st.booleans())
+def test_arrays_come_back_as_json_reads_them(records, indent, ascii_only, tmp_path, small_blocks):
+    text = json.dumps(records, indent=indent, ensure_ascii=ascii_only)
+    found = read(tmp_path / "a.json", "\n " + text + "\n")
+    assert [found.parse(row) for row in range(len(found))] == records
+    before = [(tmp_path / "a.json").read_bytes()[:start] for start in found.spans[0]]
+    assert found.spans[2].tolist() == [part.count(b"\n") + 1 for part in before]
+
+
+@ANY
+@given(records=RECORDS, newline=st.sampled_from(["\n", "\r\n", "\n\n", "\n \t\n"]), last=st.booleans())
+def test_lines_come_back_as_json_reads_them(records, newline, last, tmp_path, small_blocks):
+    text = newline.join(json.dumps(record) for record in records) + (newline if last else "")
+    found = read(tmp_path / "a.jsonl", text)
+    assert [found.parse(row) for row in range(len(found))] == records
+    assert found.spans[2].tolist() == [1 + row * newline.count("\n") for row in range(len(records))]
+
+
+def test_kind_is_decided_by_content_and_a_byte_order_mark_is_skipped(tmp_path):
+    for mark in (b"", b"\xef\xbb\xbf"):
+        for name, content in (("a.json", b'{"a": 1}\n{"a": 2}\n'), ("b.jsonl", b'[{"a": 1},\n{"a": 2}]')):
+            found = read(tmp_path / name, mark + content)
+            assert [found.parse(row)["a"] for row in (0, 1)] == [1, 2] and found.spans[2].tolist() == [1, 2]
+    found = read(tmp_path / "c.jsonl", f'{{"a": 1}}\n{" " * 40}\n\t\t\r\n  {{"a": 2}}\n')
+    assert [found.parse(row) for row in (0, 1)] == [{"a": 1}, {"a": 2}] and found.spans[2].tolist() == [1, 4]
+
+
+BROKEN = [
+    (b"", SettingError, "empty"),
+    (b" \n \n", SettingError, "empty"),
+    (b"[]", SettingError, "no records"),
+    (b"hello", SettingError, "neither a JSON array nor JSON lines"),
+    (b"\xff\xfe[\x00", SettingError, "UTF-16"),
+    (b"PK\x03\x04....", SettingError, "a zip archive"),
+    (b"version https://git-lfs.github.com/spec/v1\noid x\n", SettingError, "git-lfs .the file itself wasn't fetched"),
+    (json.dumps({"data": [{"a": 1}]}, indent=1).encode(), SettingError, "one JSON object over several lines"),
+    (b'{"data": [\n{"a": 1},\n{"a": 2}]}', SettingError, "one JSON object over several lines"),
+    (b'{"a": 1},\n{"a": 2},\n', SettingError, "a comma follows the object.*remove the commas"),
+    (b'[{"a": 1},\n{"a": "x', RecordError, ":2: the JSON array is broken: Unterminated"),
+    (b'[{"a": 1},\n{"a": 2}', RecordError, ":2: .*isn't closed"),
+    (b'[{"a": 1},,{"a": 2}]', RecordError, ":1: .*Expecting value"),
+    (b'[{"a": 1},\n]', RecordError, ":2: .*Expecting value"),
+    (b'[{"a": 1}\n\n{"a": 2}]', RecordError, ":3: .*no comma between records"),
+    (b'[{"a": 1},\n{"a": tru}]', RecordError, ":2: .*Expecting value"),
+    (b'[{"a": 1}]\n[{"a": 2}]', RecordError, "something follows it"),
+    (b"[" * 100_000, RecordError, "recursion"),
+]
+
+
+@pytest.mark.parametrize("content, error, words", BROKEN, ids=[words for *_, words in BROKEN])
+@pytest.mark.parametrize("block", [7, 1 << 24])
+def test_broken_files_are_refused(tmp_path, monkeypatch, content, error, words, block):
+    monkeypatch.setattr(json_index, "BLOCK", block)
+    with pytest.raises(error, match=f"bad.json:?.*{words}"):
+        read(tmp_path / "bad.json", content)
+
+
+@pytest.mark.parametrize("first", [b'{"a": [', b'{"a": 1,', b"{"])
+def test_a_broken_first_record_is_only_a_record(tmp_path, first):
+    found = read(tmp_path / "bad.jsonl", first + b'\n{"a": 2}\n')
+    assert len(found) == 2 and found.parse(1) == {"a": 2}
+    with pytest.raises(RecordError, match="bad.jsonl:1: "):
+        found.parse(0)
+
+
+@pytest.mark.parametrize("edit", [b'{"a": 1}\n', b'{"a": 1}\n{"a": 3}\n', b'{"a": 1}\n{"a": 2}\n{"a": 3}\n', None])
+def test_a_file_that_changes_or_goes_stops_the_run(tmp_path, edit, data_base, write_data, qa):
+    """A cut, an edit of the same length, a line more, and a file that has gone, under the policy that skips."""
+    path = tmp_path / "a.jsonl"
+    found = read(path, b'{"a": 1}\n{"a": 2}\n')
+    if edit is None:
+        path.unlink()
+    else:
+        path.write_bytes(edit)
+        os.utime(path, ns=(1, found.stamp[1] + 1))  # clocks of file systems have steps
+    with pytest.raises(SourceError, match=r"a.jsonl: (the file has changed|can't be read any more)"):
+        found.parse(1)
+    from xtuner_plugins.datasets import MultimodalDataset
+
+    data = write_data([qa(), qa()], "b.jsonl")
+    dataset = MultimodalDataset(data_base, data, on_bad_sample="skip", cache_dir=str(tmp_path / "cache"))
+    os.utime(data, ns=(1, 1))
+    with pytest.raises(SourceError, match="b.jsonl: the file has changed"):
+        dataset[0]
+
+
+def test_a_huge_record_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_index, "MOST_BYTES", 100)
+    found = read(tmp_path / "a.jsonl", '{"a": 1}\n' + json.dumps({"a": "x" * 100}) + "\n")
+    assert found.parse(0) == {"a": 1}
+    with pytest.raises(RecordError, match="a.jsonl:2: 109 bytes; at most 100") as refused:
+        found.parse(1)
+    assert refused.value.reason == "record_bytes"
+
+
+def test_the_index_of_a_large_file_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_index, "CACHED_FROM", 1)
+    found = read(tmp_path / "a.json", json.dumps([{"a": number} for number in range(50)]))
+    monkeypatch.setattr(json_index, "_scan_array", None)
+    again = open_records(tmp_path / "a.json", tmp_path / "cache")
+    assert [again.parse(row) for row in (0, 49)] == [{"a": 0}, {"a": 49}] and again.fingerprint() == found.fingerprint()
+
+
+def test_an_array_is_indexed_in_windows(tmp_path, monkeypatch):
+    """Memory is a few windows and three numbers for each record, not the file."""
+    monkeypatch.setattr(json_index, "BLOCK", 1 << 16)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"text": "x" * 2000}] * 5000))
+    tracemalloc.start()
+    try:
+        assert len(open_records(path, tmp_path / "cache")) == 5000
+        assert tracemalloc.get_traced_memory()[1] < 3_000_000 < os.path.getsize(path) / 3
+    finally:
+        tracemalloc.stop()

@@ -1,0 +1,205 @@
+"""Stores over HTTP and S3's protocol: what each answer becomes, tries, copies, and what messages hide."""
+
+import gzip
+import json
+import os
+import pickle
+import threading
+
+import pytest
+from PIL import Image
+
+from tests.datasets.store_servers import BUCKET, ObjectServer, query_server
+from xtuner_plugins.data_names import masked, shown, split_zip, unsigned
+from xtuner_plugins.datasets import MultimodalDataset, stores
+from xtuner_plugins.datasets.errors import MediaError, SettingError, SourceError
+from xtuner_plugins.datasets.images.media import image_size, load_image
+from xtuner_plugins.datasets.images.stored import StoreImages, open_images
+from xtuner_plugins.datasets.records.opening import open_records
+from xtuner_plugins.datasets.stores import Store, localize
+
+ANON = {"anon": True}
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server that can misbehave; tries follow each other at once."""
+    monkeypatch.setattr(stores, "PAUSES", (0, 0.01, 0.01, 0.01))
+    server = ObjectServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["http", "s3"])
+def root(request, server):
+    """(URL of the prefix that holds `a.jpg`, options)."""
+    server.objects[f"{BUCKET}/x/a.jpg"] = b"bytes"
+    if request.param == "http":
+        return f"{server.url}/{BUCKET}/x", None
+    return f"s3://{BUCKET}/x", {"endpoint_url": server.url, **ANON}
+
+
+@pytest.mark.parametrize(
+    "mode, reason", [("ok", None), ("404", "image_missing"), ("401", "store_denied"), ("403", "store_denied")]
+)
+def test_what_each_answer_becomes(server, root, mode, reason):
+    store, server.mode = Store(*root), mode
+    for ask in (store.read, store.version):
+        if reason is None:
+            assert ask("a.jpg")
+            continue
+        with pytest.raises(MediaError) as refused:
+            ask("a.jpg")
+        assert refused.value.reason == reason and refused.value.place.endswith("/x/a.jpg") and refused.value.remedy
+    server.mode = "ok"
+    assert store.read("a.jpg") == b"bytes" and store.read("a.jpg", 1, 3) == b"yt"
+    with pytest.raises(MediaError, match="no such object"):
+        store.read("none.jpg")
+
+
+@pytest.mark.parametrize("mode", ["500", "503", "garbage", "reset", "truncated"])
+def test_a_store_that_does_not_answer_stops_after_four_tries(server, mode):
+    server.objects[f"{BUCKET}/a.jpg"] = b"bytes" * 100
+    store, server.mode = Store(f"{server.url}/{BUCKET}"), mode
+    with pytest.raises(SourceError, match=rf"{BUCKET}/a.jpg: no answer in 4 tries \(.*check that the store runs"):
+        store.read("a.jpg")
+    assert len(server.asked) in (4, 8)  # aiohttp asks once more by itself where the connection is lost
+
+
+def test_trouble_that_passes_is_tried_again(server, root):
+    store, left = Store(*root), [503, 500]
+    server.mode = lambda path: str(left.pop()) if left else "ok"
+    assert store.read("a.jpg") == b"bytes"
+
+
+def test_a_try_ends_in_time(server, monkeypatch):
+    monkeypatch.setattr(stores, "SECONDS", 0.2)
+    store, server.mode = Store(server.url), "slow"
+    with pytest.raises(SourceError, match="no answer"):
+        store.read("a.jpg")
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+def test_a_store_that_is_down_stops_measuring_and_reading_under_every_policy(
+    server, policy, data_base, write_data, qa, tmp_path
+):
+    path = write_data([qa(image="a.png"), qa()])
+    dataset = MultimodalDataset(
+        data_base, path, f"{server.url}/x", on_bad_sample=policy, cache_dir=str(tmp_path / "cache")
+    )
+    server.mode = "500"
+    for ask in (lambda: dataset[0], lambda: dataset.layout(num_workers=0)):
+        with pytest.raises(SourceError, match="no answer"):
+            ask()
+    assert len(dataset[1]["input_ids"])
+    server.mode = "ok"  # nothing of it is kept: a missing image is a complaint of its own
+    assert [each.reason for each in dataset.lengths(0).complaints.values()] == ["image_missing"]
+    Image.new("RGB", (9, 5)).save(tmp_path / "a.png")
+    server.objects["x/a.png"] = (tmp_path / "a.png").read_bytes()
+    again = MultimodalDataset(data_base, path, f"{server.url}/x", cache_dir=str(tmp_path / "cache"))
+    assert not again.lengths(0).complaints and again[0]["num_tiles"]
+
+
+def test_images_are_measured_by_their_heads_and_read_once(server, tmp_path):
+    Image.effect_noise((900, 700), 90).convert("RGB").save(tmp_path / "a.jpg", quality=95)
+    server.objects["x/deep/a b.jpg"] = (tmp_path / "a.jpg").read_bytes()
+    images = open_images(f"{server.url}/x", tmp_path)
+    assert image_size(images.resolve("deep/a b.jpg")) == (900, 700)
+    assert server.asked == [("GET", "x/deep/a b.jpg", "bytes=0-65535")]
+    found = pickle.loads(pickle.dumps(images)).resolve("deep\\a b.jpg")
+    assert load_image(found).size == load_image(found).size == (900, 700) and len(server.asked) == 2
+    for name in ("../a.jpg", "/a.jpg", "s3://a/b.jpg"):
+        with pytest.raises(MediaError):
+            images.resolve(name)
+
+
+@pytest.mark.parametrize("mode", ["ok", "no version", "no ranges", "no length"])
+def test_annotation_files_are_copied_by_version(server, mode, tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "BLOCK", 10)
+    url, server.mode = f"{server.url}/{BUCKET}/a.jsonl", mode
+    for text in ("one", "two", "two"):
+        server.objects[f"{BUCKET}/a.jsonl"] = json.dumps({"text": text * 9}).encode() + b"\n"
+        asked = len(server.asked)
+        copy = localize(url, None, tmp_path)
+        assert open(copy, "rb").read() == server.objects[f"{BUCKET}/a.jsonl"]
+    assert len(server.asked) - asked <= 2  # unchanged: asked for its version alone, or fetched as it has none
+
+
+def test_records_in_a_store_are_called_by_their_url(server, tmp_path):
+    server.objects["a.jsonl.gz"] = gzip.compress(b'{"a": 1}\n{"a": \n', mtime=0)
+    records = open_records(f"{server.url}/a.jsonl.gz?token=hidden&part=1", tmp_path)
+    assert records.parse(0) == {"a": 1} and "hidden" not in records.path
+    with pytest.raises(ValueError, match=r"a.jsonl.gz\?\*\*\*\w{8}:2: not JSON"):
+        records.parse(1)
+    for mode, words in (("404", "no such object"), ("403", "access denied")):
+        server.mode = mode
+        with pytest.raises(SettingError, match=words):
+            open_records(f"{server.url}/b.jsonl", tmp_path)
+    with pytest.raises(SettingError, match="patterns of URLs"):
+        open_records(f"{server.url}/*.jsonl", tmp_path)
+
+
+def test_urls_that_differ_in_a_query_are_different_files(tmp_path):
+    with query_server(lambda query: b'{"a": %d}\n' % int(query["id"][0])) as url:
+        first, second = (open_records(f"{url}/a.jsonl?id={number}", tmp_path) for number in (1, 2))
+    assert (first.parse(0), second.parse(0)) == ({"a": 1}, {"a": 2}) and first.path != second.path
+
+
+@pytest.mark.parametrize(
+    "url, plain",
+    [
+        ("https://me:secret@host/a?id=1", "https://host/a?id=1"),
+        ("https://host/a?X-Amz-Signature=s&X-Amz-Date=d&versionId=3", "https://host/a?versionId=3"),
+        ("https://host/a?Expires=1&Signature=s&Key-Pair-Id=k", "https://host/a"),
+        ("https://host/a?sv=1&sp=r&sig=s", "https://host/a"),
+    ],
+)
+def test_keys_hold_no_signature_and_messages_no_query(url, plain):
+    assert unsigned(url) == plain and Store(plain).key() == Store(url).key()
+    assert not any(word in masked(f"see {url} here") + shown(url) for word in ("secret", "=s", "me:"))
+
+
+def test_options_that_cannot_be_used(tmp_path):
+    with pytest.raises(SettingError, match="holds a credential itself"):
+        Store("s3://a/b", {"secret": "x"})
+    with pytest.raises(SettingError, match="of a kind that isn't read"):
+        Store("ftp://a/b")
+    with pytest.raises(SettingError, match="s3://a: .*nonsense"):
+        Store("s3://a", {"nonsense": 1}).read("b")
+
+
+def test_a_zip_is_read_as_a_folder(tmp_path):
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "i.zip", "w") as archive:
+        for name in ("train/a.jpg", "train/deep/b.jpg", "c.jpg"):
+            archive.writestr(name, name)
+    images = open_images(tmp_path / "i.zip/train", tmp_path)
+    assert images.resolve("deep/b.jpg").data == b"train/deep/b.jpg"
+    for name, reason in (("c.jpg", "image_missing"), ("deep", "image_missing"), ("../c.jpg", "image_outside")):
+        with pytest.raises(MediaError) as refused:
+            _ = images.resolve(name).data
+        assert refused.value.reason == reason
+    key, damaged = images.key(), bytearray((tmp_path / "i.zip").read_bytes())
+    damaged[damaged.index(b"train/a.jpgtrain") + 13] ^= 1
+    (tmp_path / "i.zip").write_bytes(damaged)
+    os.utime(tmp_path / "i.zip", ns=(1, 1))
+    again = open_images(tmp_path / "i.zip/train", tmp_path)
+    assert again.key() != key and isinstance(again, StoreImages)
+    with pytest.raises(MediaError, match="i.zip/train/a.jpg: can't be read from the zip .*CRC"):
+        _ = again.resolve("a.jpg").data
+    (tmp_path / "i.zip").write_bytes(damaged[:40])
+    with pytest.raises(SettingError, match="can't be read from the zip"):
+        open_images(tmp_path / "i.zip", tmp_path)
+    assert split_zip(f"{tmp_path}/i.zip/a/b") == (f"{tmp_path}/i.zip", "a/b") and split_zip("a/b") == ("", "")
+
+
+def test_threads_share_a_store(server):
+    server.objects |= {f"x/{number}": b"%d" % number for number in range(20)}
+    store, found = Store(f"{server.url}/x"), {}
+    threads = [threading.Thread(target=lambda n=n: found.update({n: store.read(str(n))})) for n in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {number: b"%d" % number for number in range(20)}

@@ -1,0 +1,334 @@
+"""Where each record of an annotation file lies: three numbers per record, never a list of records.
+
+A file that begins with `[` is a JSON array, any other is JSON lines, whatever its name. Lines are found by their breaks
+and checked when they are read. An array is decoded once, in windows, so a broken one is refused with its line.
+"""
+
+import json
+import os
+import re
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from ..cache import content_hash, locked, open_array, save, text_hash
+from ..errors import RecordError, SettingError, SourceError, out_of_files
+from ..unused import mark_used
+from .foreign import renamed
+
+BLOCK = 1 << 24  # bytes read at a time
+CACHED_FROM = 1 << 20  # bytes; smaller files are indexed at every start
+MOST_BYTES = 50 << 20  # of a record: a text that long is a mistake, and tokenizing it takes minutes and gigabytes
+HEAD = 1 << 16  # bytes that tell an annotation file from others
+NEWLINE = ord("\n")
+SPACE = re.compile(r"[ \t\r\n]*").match
+SPACES = np.frombuffer(b" \t\r\n", np.uint8)
+BOM = b"\xef\xbb\xbf"
+COMMA_REMEDY = "remove the commas between the lines, or put [ before the first and ] after the last"
+FOREIGN = {  # first bytes of files that people name by mistake
+    b"BZh": "compressed (bzip2)",
+    b"\xfd7zXZ": "compressed (xz)",
+    b"PK\x03\x04": "a zip archive",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"version https://git-lfs": "a pointer of git-lfs (the file itself wasn't fetched)",
+}
+
+
+@dataclass(frozen=True)
+class OffsetIndex:
+    """Offsets of the records of one file; a `RecordSource` (see `opening`).
+
+    Attributes:
+        path: the annotation file, as messages call it.
+        file: where its content is, uncompressed.
+        spans: int64 `[3, R]`: the byte at which each record starts, its length, and its line, counted from 1.
+        stamp: of the file when it was indexed, see `stamp_of`.
+        columns: names here -> names in the records, see `foreign.renamed`.
+    """
+
+    path: str
+    file: str
+    spans: np.ndarray
+    stamp: tuple[int, ...]
+    columns: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return self.spans.shape[1]
+
+    def source(self, row: int) -> str:
+        """`file:line` of a record."""
+        return f"{self.path}:{self.line(row)}"
+
+    def line(self, row: int) -> int:
+        """The line on which a record starts, counted from 1."""
+        return int(self.spans[2, row])
+
+    def fingerprint(self) -> str:
+        """Hash of the content."""
+        return text_hash(content_hash(self.file), json.dumps(self.columns))
+
+    def read(self, row: int) -> bytes:
+        """The bytes of a record. Opens the file each time, since processes can't share a handle.
+
+        Raises:
+            RecordError: the record has more than `MOST_BYTES`.
+            SourceError: the file has gone or changed since it was indexed.
+        """
+        start, length, _ = self.spans[:, row].tolist()
+        if length > MOST_BYTES:
+            problem = f"{length:,} bytes; at most {MOST_BYTES:,} are read of a record"
+            raise RecordError("record_bytes", problem, "divide it, or remove it", self.source(row))
+        try:
+            with open(self.file, "rb", buffering=0) as file:
+                check_unchanged(file.fileno(), self.stamp, self.path)
+                return os.pread(file.fileno(), length, start)
+        except OSError as error:
+            if isinstance(error, SourceError):
+                raise
+            if limit := out_of_files(error, RecordError, self.source(row)):
+                raise limit from None
+            raise SourceError(
+                f"{self.path}: can't be read any more ({error.strerror}); keep annotation files in place while they "
+                "are used"
+            ) from None
+
+    def parse(self, row: int) -> object:
+        """The decoded JSON of a record.
+
+        Raises:
+            RecordError, SourceError: as `read`; not UTF-8 or not JSON.
+        """
+        return renamed(parse_json(self.read(row), self.source(row)), self.columns)
+
+
+def stamp_of(path: str | int) -> tuple[int, ...]:
+    """Size, time of change and inode of a file: one of them changes when it is edited or replaced."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def check_unchanged(file: str | int, stamp: tuple[int, ...], path: str) -> None:
+    """Refuse to read on where a file isn't the one that was opened.
+
+    Raises:
+        SourceError: it has changed.
+    """
+    if stamp_of(file) != stamp:
+        raise SourceError(f"{path}: the file has changed since it was opened; start again when nothing writes to it")
+
+
+def open_index(
+    path: str, cache_dir: str | os.PathLike, *, file: str = "", columns: Mapping[str, str] | None = None
+) -> OffsetIndex:
+    """The records of an annotation file; the index of a large file is kept on disk and memory-mapped.
+
+    Args:
+        path: as messages call it.
+        file: where its content is; default: `path`.
+
+    Raises:
+        SettingError: the file is missing, empty, not readable, or neither a JSON array nor JSON lines.
+        RecordError: a JSON array that is broken, isn't closed, or has something after it.
+    """
+    file = file or path
+    first = _first_byte(file)
+    stamp = stamp_of(file)
+    if stamp[0] < CACHED_FROM:
+        found = _scan(file, first)
+    else:
+        folder = Path(cache_dir) / f"offsets-{content_hash(file)}"
+        mark_used(folder)
+        with locked(folder.with_suffix(".lock")):
+            if not (folder / "index.npy").exists():
+                save(folder / "index.npy", _scan(file, first))
+        found = open_array(folder / "index.npy")
+    check_unchanged(file, stamp, path)
+    index = OffsetIndex(path, file, found, stamp, dict(columns or {}))
+    if len(index) == 0:
+        raise _unusable(path, "holds no records", "give it records")
+    if first == b"{":
+        _refuse_one_object(index)
+    return index
+
+
+def _scan(path: str, first: bytes) -> np.ndarray:
+    """`OffsetIndex.spans` of a file."""
+    return _scan_array(path) if first == b"[" else _scan_lines(path)
+
+
+def _unusable(path: str, problem: str, remedy: str) -> SettingError:
+    return SettingError("annotation_file", problem, remedy, f"{path}:1")
+
+
+def _first_byte(path: str) -> bytes:
+    """The first character of an annotation file, `[` or `{`.
+
+    Raises:
+        SettingError: it is no annotation file.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
+    except OSError as error:
+        raise _unusable(path, f"can't be read ({error.strerror})", "correct data_paths, or the file's mode") from None
+    for magic, kind in FOREIGN.items():
+        if head.startswith(magic):
+            raise _unusable(path, f"is {kind}, not an annotation file", "turn it into JSON lines first")
+    first = head.removeprefix(BOM).lstrip()[:1]
+    if not first:
+        raise _unusable(path, "the annotation file is empty", "give it records")
+    if first not in b"[{":
+        problem = f"is neither a JSON array nor JSON lines: it begins with {head[:20]!r}"
+        raise _unusable(path, problem, "give a .json array or a .jsonl file with one object per line")
+    return first
+
+
+def _refuse_one_object(index: OffsetIndex) -> None:
+    """Refuse an object over many lines and lines that end with commas, whose every line would be a broken record.
+
+    Raises:
+        SettingError: the first line is an object and a comma; or it isn't complete, and the second is no record either.
+    """
+    first = index.read(0).rstrip()
+    if _ends_with_comma(first):
+        raise SettingError("annotation_file", "a comma follows the object on the line", COMMA_REMEDY, index.source(0))
+    if not first.endswith((b"{", b"[", b",")):
+        return
+    for row in range(min(2, len(index))):
+        try:
+            index.parse(row)
+            return
+        except RecordError:
+            continue
+    problem = "one JSON object over several lines, not one per line"
+    remedy = "put each record on a line of its own, or all of them into an array: [{...}, {...}]"
+    raise SettingError("annotation_file", problem, remedy, index.source(0))
+
+
+def _scan_lines(path: str) -> np.ndarray:
+    """Spans of the lines that aren't blank."""
+    breaks, size = [], 0
+    with open(path, "rb") as file:
+        skip = len(BOM) if file.read(len(BOM)) == BOM else 0
+        file.seek(0)
+        while data := file.read(BLOCK):
+            breaks.append(np.flatnonzero(np.frombuffer(data, np.uint8) == NEWLINE) + size)
+            size += len(data)
+        breaks = np.concatenate(breaks)
+        starts = np.concatenate([[skip], breaks + 1]).astype(np.int64)
+        ends = np.concatenate([breaks, [size]]).astype(np.int64)
+        keep = ends > starts
+        data = np.memmap(file, np.uint8, "r")
+        spaced = np.flatnonzero(keep)
+        for index in spaced[np.isin(data[starts[spaced]], SPACES)]:  # the others don't begin with white space
+            keep[index] = bool(bytes(data[starts[index] : ends[index]]).strip())
+    return np.stack([starts[keep], (ends - starts)[keep], np.flatnonzero(keep) + 1])
+
+
+def _scan_array(path: str) -> np.ndarray:
+    """Spans of the elements of a JSON array, each decoded once in a window of the file.
+
+    The text is taken for Latin-1, where a character is a byte: quotes, brackets and commas are the same as in UTF-8.
+
+    Raises:
+        RecordError: it is broken, isn't closed, or something follows it; with the line.
+    """
+    decode, spans = json.JSONDecoder().raw_decode, array("q")
+    with open(path, "rb") as file:
+        data = file.read(BLOCK)
+        text, line, counted = data.decode("latin-1"), 1, 0  # `line` is that of the character `counted`
+        base, at, more, between = 0, text.index("[") + 1, len(data) == BLOCK, False
+
+        def broken(problem: str, place: int) -> NoReturn:
+            where = f"{path}:{line + text.count(chr(NEWLINE), counted, place)}"
+            raise RecordError("json", f"the JSON array is broken: {problem}", "correct it or fetch it again", where)
+
+        while True:
+            at = SPACE(text, at).end()
+            if at == len(text):
+                if not more:
+                    broken("it isn't closed, the file ends inside it", at)
+                end = None
+            elif between and text[at] in ",]" or text[at] == "]" and not spans:
+                if text[at] == "]":
+                    break
+                at, between = at + 1, False
+                continue
+            elif between:
+                broken("no comma between records", at)
+            else:
+                try:
+                    end = decode(text, at)[1]
+                    end = None if end == len(text) and more else end  # a number may go on
+                except json.JSONDecodeError as error:
+                    if not more or error.pos < len(text) - 10 and not error.msg.startswith("Unterminated"):
+                        broken(error.msg, error.pos)
+                    end = None
+                except (ValueError, RecursionError) as error:  # integers of many digits; nested too deeply
+                    broken(str(error), at)
+            line, counted = line + text.count("\n", counted, at), at
+            if end is None:  # cut off by the window's end
+                data = file.read(max(BLOCK, len(text)))
+                text, base, more = text[at:] + data.decode("latin-1"), base + at, bool(data)
+                at = counted = 0
+            else:
+                spans.extend((base + at, end - at, line))
+                at, between = end, True
+        if rest := (text[at + 1 :] + file.read(HEAD).decode("latin-1")).strip():
+            broken(f"something follows it: {rest[:20]!r}", at)
+    return np.array(spans, np.int64).reshape(-1, 3).T.copy()
+
+
+def parse_json(data: bytes, source: str) -> object:
+    """Decode one record's bytes.
+
+    Raises:
+        RecordError: not UTF-8, not JSON, a key twice in an object, or nested too deeply.
+    """
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_refuse_duplicates)
+    except KeyError as error:
+        problem = f"the key {error.args[0]!r} occurs twice in an object"
+        raise RecordError("json_duplicate_key", problem, "keep one of them", source) from None
+    except UnicodeDecodeError as error:
+        problem = f"not UTF-8 (byte 0x{data[error.start]:02x} at column {error.start + 1})"
+        raise RecordError("encoding", problem, "save the file as UTF-8", source) from None
+    except json.JSONDecodeError as error:
+        if _ends_with_comma(data.rstrip()):
+            raise RecordError("json", "a comma follows the object", COMMA_REMEDY, source) from None
+        line = f"line {error.lineno} of the record, " if error.lineno > 1 else ""
+        problem = f"not JSON: {error.msg} ({line}column {error.colno})"
+        raise RecordError("json", problem, "one JSON object per line, or one JSON array per file", source) from None
+    except RecursionError:
+        raise RecordError("json", "nested too deeply", "one JSON object per record", source) from None
+    except ValueError as error:  # Python's limit on the digits of an integer
+        raise RecordError("json", f"not JSON that can be read: {error}", "shorten it", source) from None
+
+
+def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict:
+    """An object of JSON.
+
+    Raises:
+        KeyError: a key that occurs twice; Python's reader would silently keep the last.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise KeyError(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def _ends_with_comma(text: bytes) -> bool:
+    """Whether this is one JSON object and a comma, as in an array without its brackets."""
+    if not (text.startswith(b"{") and text.endswith(b",")):
+        return False
+    try:
+        json.loads(text[:-1].decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -38,7 +38,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from xtuner_plugins.engine.allocator import allocator_settings  # noqa: E402
+from xtuner_plugins.processes import allocator_settings  # noqa: E402
 
 # Name -> module, function and its arguments. They aren't imported here: what they import may ask the GPU.
 ROWS = {

@@ -28,6 +28,7 @@ from unittest import mock
 import bitsandbytes as bnb
 import torch
 import torch.nn.functional as F
+from mmengine.registry import OPTIMIZERS
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import AdamW
@@ -37,7 +38,6 @@ from torch.utils._pytree import tree_leaves
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
 from benchmarks.random_model import build_random  # noqa: E402
-from xtuner_plugins.engine.bitsandbytes_adamw import BitsAndBytesAdamW  # noqa: E402
 from xtuner_plugins.models import attention, loss_head, vlm  # noqa: E402
 from xtuner_plugins.models.rows import Row  # noqa: E402
 from xtuner_plugins.planning import activations  # noqa: E402
@@ -126,7 +126,7 @@ def measure(
     batch: Batch,
     holding: str,
     accumulation: int = 1,
-    optimizer: str = "adamw",
+    optimizer: str = "AdamW",
 ) -> Measured:
     """Trains one optimizer step on fake tensors; on real ones, of a small model, with what bitsandbytes computes.
 
@@ -138,9 +138,9 @@ def measure(
         batch: a micro-batch.
         holding: key of `HOLDINGS`.
         accumulation: micro-batches of the step; two are enough for every further one.
-        optimizer: `adamw` or `adamw_8bit`.
+        optimizer: `AdamW` or `AdamW8bit`.
     """
-    real = optimizer != "adamw" or any(settings.get(f"{part}_quantization") for part in ("llm", "visual_encoder"))
+    real = optimizer != "AdamW" or any(settings.get(f"{part}_quantization") for part in ("llm", "visual_encoder"))
     mode = nullcontext() if real else FakeTensorMode(allow_non_fake_inputs=True)
     model = build_random(config, settings, DTYPE_OF[holding], torch.device("cpu" if real else "meta"))
     live, kept = LiveBytes(), []
@@ -157,7 +157,7 @@ def measure(
         weights = live.now
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # On a GPU one fused kernel takes AdamW's step (see `engine.optimizers`).
-        build = partial(BitsAndBytesAdamW, optim_bits=8) if optimizer == "adamw_8bit" else partial(AdamW, fused=True)
+        build = OPTIMIZERS.get(optimizer) if optimizer == "AdamW8bit" else partial(AdamW, fused=True)
         stepper = build(trained)
         with live, mock.patch.object(vlm, "next_token_loss", spy):
             pixels = torch.zeros(max(batch.tiles, 1), 3, model.tile_size, model.tile_size)[: batch.tiles]

@@ -8,6 +8,8 @@ import pytest
 
 from tests.conftest import HANGS_AFTER, ROOT
 from tests.process_table import ends
+from xtuner_plugins.engine.runtime import adjust_stack
+from xtuner_plugins.processes import ALLOCATOR, allocator_settings
 
 SLEEPER = "import time; time.sleep(600)"
 BY_POPEN = f"""
@@ -82,3 +84,17 @@ def test_ancestors_are_known():
     finally:
         child.kill()
         child.wait()
+
+
+@pytest.mark.parametrize("has_gpu, own, found", [(True, None, 1), (False, None, 0), *((True, n, 0) for n in ALLOCATOR)])
+def test_segments_grow_on_a_gpu_unless_the_user_has_said_otherwise(has_gpu, own, found, monkeypatch):
+    for name in ALLOCATOR:
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    if own:
+        monkeypatch.setenv(own, "max_split_size_mb:128")
+    wanted = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"} if found else {}
+    assert allocator_settings(os.environ, has_gpu) == wanted
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    adjust_stack()  # of a process that XTuner's own command has started
+    assert wanted.items() <= os.environ.items() and (found or own or ALLOCATOR[1] not in os.environ)

@@ -47,7 +47,6 @@ def test_ranges_are_those_of_the_libraries():
         ("lora_dropout", (0, 0.5), (-0.1, 1, "a", math.nan)),
         ("warmup_ratio", (0, 0.03), (-0.1, 1, "a", math.nan)),
         ("dtype", ("auto", "bfloat16", "float16", "float32"), ("half", 3)),
-        ("optimizer", ("adamw", "adamw_8bit", "paged_adamw_32bit"), ("AdamW", "sgd", "adamw_4bit", 8)),
         ("max_grad_norm", (0.1, 1, math.inf), (0, -1, math.nan, "a")),
         ("beta", (0.1, 2), (0, -1, "a", True, math.inf)),
         ("label_smoothing", (0, 0.1, 0.49), (0.5, -0.1, "a", math.nan)),

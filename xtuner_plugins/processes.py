@@ -17,23 +17,18 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 POLL_SECONDS = 1.0
 STARTED_BY = "XTUNER_PLUGINS_STARTED_BY"  # process id of the caller of `start_bound`
 ENDED_BY = "XTUNER_PLUGINS_ENDED_BY"  # number of the signal that a child gets when its parent ends, if not SIGKILL
 
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the newer name, and the older one
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-# A launcher passes a signal on as another one. A training process may also get the first itself, from the terminal or
-# from Slurm, and has to tell one request from two.
-PASSED_ON = {
-    number: signal.SIGRTMIN + 8 + index if sys.platform == "linux" else number
-    for index, number in enumerate(STOP_SIGNALS)
-}
-# What a process gets that is to finish its work when its parent ends, and the request that it means.
+# What a process gets that is to finish its work when its parent ends.
 PARENT_ENDED = signal.SIGRTMIN + 12 if sys.platform == "linux" else signal.SIGTERM
-STOP_REQUESTS = tuple(dict.fromkeys([*STOP_SIGNALS, *PASSED_ON.values(), PARENT_ENDED]))
+STOP_REQUESTS = tuple(dict.fromkeys([*STOP_SIGNALS, PARENT_ENDED]))
 
 
 def die_with_parent(parent: int | None = None, *, watch: bool = sys.platform != "linux") -> None:
@@ -88,13 +83,6 @@ def leave_signals_to_parent() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def original_signal(number: int) -> int:
-    """The signal that a launcher passed on as ``number``; any other signal itself."""
-    if number == PARENT_ENDED:
-        return signal.SIGTERM
-    return next((first for first, passed in PASSED_ON.items() if passed == number), number)
-
-
 def is_ancestor(pid: int) -> bool:
     """Whether ``pid`` is a living ancestor of this process; True where the system can't tell (no ``/proc``)."""
     current: int | None = os.getpid()
@@ -107,23 +95,11 @@ def is_ancestor(pid: int) -> bool:
 
 def parent_of(pid: int) -> int | None:
     """The parent of a process; None if the process has ended or the system can't tell."""
-    state = _state_of(pid)
-    return int(state[1]) if state else None
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether a signal (SIGSTOP, Ctrl-Z) has stopped a process; a debugger's stop is none. False where unknown."""
-    state = _state_of(pid)
-    return bool(state) and state[0] == "T"
-
-
-def _state_of(pid: int) -> list[str]:
-    """The fields of ``/proc/PID/stat`` after the name: state, parent, and others; empty if there is none."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()
+            return int(file.read().rpartition(")")[2].split()[1])
     except OSError:
-        return []
+        return None
 
 
 def program_of(pid: int | None) -> str:
@@ -148,6 +124,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def allocator_settings(env: Mapping[str, str], has_gpu: bool) -> dict[str, str]:
+    """What a training process needs in its environment besides ``env``; nothing where the user has set a variable.
+
+    Lengths differ from batch to batch. Segments of PyTorch's allocator that grow leave fewer holes that no later tensor
+    fits; it reads this when the first tensor is made on a GPU.
+    """
+    if not has_gpu or any(name in env for name in ALLOCATOR):
+        return {}
+    return {ALLOCATOR[1]: "expandable_segments:True"}
 
 
 def _set_death_signal(libc: ctypes.CDLL) -> None:

@@ -19,9 +19,6 @@ ROW_MULTIPLE = 128  # tokens; a row of 8192 is filled up by less than 1 % on ave
 CHUNK_LOGITS = 2**28  # logits of a loss's chunk on CUDA, in half precision .5 GiB: 1,728 rows of 151,674 words
 SOFTMAX_LOGITS = 2**25  # of them, those that a softmax in float32 exists of at a time; on a CPU also the chunk
 DTYPE_NAMES = ("bfloat16", "float16", "float32")  # of training
-# Optimizers of bitsandbytes: bits of a moment, and whether moments are paged.
-BITSANDBYTES = {"adamw_8bit": (8, False), "paged_adamw_8bit": (8, True), "paged_adamw_32bit": (32, True)}
-OPTIMIZER_NAMES = ("adamw", *BITSANDBYTES)
 # Objectives of preference tuning, and whether each compares with a reference.
 OBJECTIVES = {"dpo": True, "ipo": True, "hinge": True, "bco_pair": True, "orpo": False, "simpo": False, "sft": False}
 # Where losses go: class of MMEngine's backend, and the package that it needs, by its name in Python and in pip.
@@ -96,9 +93,6 @@ RANGES = {
     "pack_tokens": Range(_COUNT, "is no number of tokens", _WHOLE),
     "pack_tiles": Range(_COUNT, "is no number of tiles", f"{_WHOLE}, or None for no limit"),
     "accumulative_counts": Range(_COUNT, "is no number of micro-batches", _WHOLE),
-    "optimizer": Range(
-        lambda value: value in OPTIMIZER_NAMES, "is not known", f"it is one of: {', '.join(OPTIMIZER_NAMES)}"
-    ),
     "lr": Range(_number(0), "is no learning rate", "give a number, 0 or more (1e-4)"),
     "visual_encoder_lr": _PART,
     "projector_lr": _PART,

@@ -91,7 +91,7 @@ reward_per_token model.per_token rewards of mean log probabilities
 simpo_margin model.margin of simpo
 precompute_reference model.precomputed_reference of the reference, once; kept in work_dirs/reference
 accumulative_counts optim_wrapper.accumulative_counts micro-batches of an optimizer step
-optimizer optim_wrapper.optimizer.name adamw, adamw_8bit, paged_adamw_8bit, paged_adamw_32bit
+optimizer optim_wrapper.optimizer.type AdamW, or AdamW8bit of bitsandbytes, or another that MMEngine registers
 lr optim_wrapper.optimizer.lr learning rate at the end of the warm-up
 visual_encoder_lr optim_wrapper.paramwise_cfg.part_lr.visual_encoder None: lr
 projector_lr optim_wrapper.paramwise_cfg.part_lr.projector None: lr

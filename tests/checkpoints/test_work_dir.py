@@ -40,7 +40,7 @@ class TestNewest:
 
 def test_facts_of_a_checkpoint(tmp_path):
     facts = read_checkpoint(write(tmp_path / "iter_4.pth", step=7))
-    assert facts == {"iter": 7, "has_optimizer": True, "any_strategy": False, "state_format": "adamw", "plan": None}
+    assert facts == {"iter": 7, "has_optimizer": True, "any_strategy": False, "is_adamw": None, "plan": None}
     with pytest.raises(CheckpointError, match="missing.pth does not exist"):
         read_checkpoint(tmp_path / "missing.pth")
 

@@ -11,9 +11,7 @@ def ranks(dataset, number, packed, **options):
     """One sampler for each of several ranks."""
     samplers = []
     for rank in range(number):
-        sampler = PlanSampler(dataset, seed=3, **options)
-        sampler.rank, sampler.num_ranks = rank, number
-        sampler.seek(0)
+        sampler = PlanSampler(dataset, seed=3, ranks=(rank, number), **options)
         samplers.append(PackBatchSampler(sampler, max_tokens=350) if packed else sampler)
     return samplers
 

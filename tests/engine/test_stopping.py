@@ -8,6 +8,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,8 +17,14 @@ from tests.process_table import MARK, end_all, marked, wait_until
 from xtuner_plugins.checkpoints.work_dir import newest_checkpoint, read_checkpoint
 from xtuner_plugins.engine import stopping
 from xtuner_plugins.engine.console import STEP_LINE
-from xtuner_plugins.engine.stopping import StopRequests, command_to_go_on, watching
-from xtuner_plugins.processes import PARENT_ENDED, PASSED_ON, STOP_SIGNALS
+from xtuner_plugins.engine.stopping import (
+    ONE_REQUEST_SECONDS,
+    StopRequests,
+    agree_to_stop,
+    command_to_go_on,
+    watching,
+)
+from xtuner_plugins.processes import PARENT_ENDED, STOP_SIGNALS
 
 from .forked import train_forked
 from .parallel_case import ROOT, edited_config, logged, training, write_dataset
@@ -28,27 +35,19 @@ OURS, XTUNER = (sys.executable, "tools/train.py"), (str(Path(sys.executable).wit
 
 
 class TestRequests:
-    @pytest.mark.parametrize("number", STOP_SIGNALS)
-    def test_a_second_one_is_told_from_one_that_is_passed_on(self, number):
-        requests = StopRequests()
-        assert requests.flags() == [0.0] * 4
-        assert not requests.receive(number) and not requests.receive(PASSED_ON[number])
-        assert requests.first == number and sum(requests.flags()) == 1
-        assert not requests.receive(PARENT_ENDED) and not requests.receive(PARENT_ENDED)
-        assert requests.receive(number) and requests.receive(PASSED_ON[number])
-
-    def test_other_signals_are_no_requests(self):
-        requests = StopRequests()
-        assert not requests.receive(signal.SIGCHLD) and not requests.receive(signal.SIGCHLD)
-        assert requests.first is None
-
-    def test_ranks_agree_on_a_signal_that_one_of_them_got(self):
-        one, other = StopRequests(), StopRequests()
-        one.receive(PASSED_ON[signal.SIGUSR1])
-        total = [a + b for a, b in zip(one.flags(), other.flags(), strict=True)]
-        for requests in (one, other):
-            requests.agree(total)
-        assert one.agreed == other.agreed == signal.SIGUSR1
+    @pytest.mark.parametrize("number", [*STOP_SIGNALS, PARENT_ENDED])
+    def test_a_second_one_is_told_from_the_launchers_copy(self, number, monkeypatch):
+        now = SimpleNamespace(time=100.0)
+        monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: now.time))
+        monkeypatch.setattr(stopping, "requests", requests := StopRequests())
+        assert not requests.receive(signal.SIGCHLD) and not agree_to_stop()
+        assert not requests.receive(number)
+        now.time += ONE_REQUEST_SECONDS
+        assert not requests.receive(number)
+        now.time += 0.1
+        assert not requests.receive(PARENT_ENDED) and not requests.receive(signal.SIGCHLD)
+        assert requests.receive(signal.SIGINT)
+        assert agree_to_stop() and requests.agreed == (signal.SIGTERM if number == PARENT_ENDED else number)
 
     def test_handlers_come_and_go(self, monkeypatch):
         monkeypatch.setattr(stopping, "requests", StopRequests())
@@ -65,14 +64,14 @@ class TestRequests:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
         assert signal.getsignal(signal.SIGTERM) is before and signal.set_wakeup_fd(-1) == -1
 
-    def test_a_launcher_may_pass_a_request_on_late(self):
+    def test_the_end_of_the_parent_may_be_told_late(self):
         """After the save, before the run has said how to go on; a second request still ends it."""
         child = os.fork()
         if child == 0:
             with watching():
                 os.kill(os.getpid(), signal.SIGTERM)
                 wait_until(lambda: stopping.requests.first == signal.SIGTERM, HANGS_AFTER)
-            for number in (PASSED_ON[signal.SIGTERM], PARENT_ENDED, signal.SIGTERM):
+            for number in (PARENT_ENDED, signal.SIGTERM):
                 os.kill(os.getpid(), number)
                 time.sleep(0.1)
             os._exit(7)
@@ -140,6 +139,7 @@ def signal_itself(step, number, rank, times=1, in_update=False):
 
     def saved(*args, **kwargs):
         if times > 1:
+            time.sleep(ONE_REQUEST_SECONDS)
             send()
         save(*args, **kwargs)
 

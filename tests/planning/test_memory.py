@@ -35,7 +35,7 @@ FOUR_BITS = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_doub
 BITSANDBYTES = {
     "qlora": {"llm_lora": LORA, "llm_quantization": FOUR_BITS},
     "both parts in 4 bits": {"llm_quantization": FOUR_BITS, "visual_encoder_quantization": FOUR_BITS},
-    "adamw_8bit": {"freeze_llm": False},
+    "AdamW8bit": {"freeze_llm": False},
 }
 
 
@@ -83,10 +83,10 @@ def test_what_bitsandbytes_holds(choice):
     config.llm_config.layer_types, config.llm_config.vocab_size = ["full_attention"] * 4, 2048
     vision, llm = config.vision_config.to_dict(), config.llm_config.to_dict()
     model = Model("small", shape_of(vision, llm, tile_size=448, downsample_ratio=0.5), vision, llm)
-    batch, name = Batch(1024, 2, 512), choice if choice == "adamw_8bit" else "adamw"
+    batch, name = Batch(1024, 2, 512), choice if choice == "AdamW8bit" else "AdamW"
     for recompute in (True, False):
         ours = {"base": "x", "gradient_checkpointing": recompute, **BITSANDBYTES[choice]}
-        job = job_of({"model": ours, "optim_wrapper": {"optimizer": {"name": name}}}, model, (batch,))
+        job = job_of({"model": ours, "optim_wrapper": {"optimizer": {"type": name}}}, model, (batch,))
         plan, found = planned(job, "plain"), measure(config, ours, batch, "plain", optimizer=name)
         for term in ("weights", "kept", "peak", "step"):
             assert getattr(plan, term) == pytest.approx(getattr(found, term), rel=0.1), (term, recompute)

@@ -36,7 +36,7 @@ def test_a_step_of_a_shipped_recipe(show, toy_base, tmp_path):
     assert status == 0 and "; rank 1 of 2" in printed and "micro-batch 1 of" in printed, printed
     assert printed.count(f"{data}:") >= 4 and "Step 1" in page.read_text()
     status, printed = show("toy_finetune_full", *settings, "--step", 9999)
-    assert status == 2 and "error: the run ends with step" in printed and len(printed.splitlines()) == 1
+    assert status == 2 and "there is no step 9,999" in printed and len(printed.splitlines()) == 1
 
 
 def test_refusals(show, tmp_path):

@@ -42,6 +42,7 @@ class PlanSampler(Plan):
         group_by: 'length' groups samples of similar length; 'modality' also separates samples with and without images.
             Both need measured lengths, None doesn't. The first group of the run is of the samples with most tokens.
         group_size: samples per group (batch size x ranks x accumulation, or a multiple).
+        ranks: which rank this is, and of how many; None: those of the process group.
 
     Raises:
         SettingError: an unknown `group_by`, or nothing usable in the dataset.
@@ -54,11 +55,12 @@ class PlanSampler(Plan):
         shuffle: bool = True,
         group_by: str | None = None,
         group_size: int = 64,
+        ranks: tuple[int, int] | None = None,
     ):
         self.dataset, self.shuffle, self.group_size = dataset, shuffle, group_size
         self.group_by = check_choice("group_by", group_by, GROUPS)
         self.seed = sync_random_seed() if seed is None else seed
-        self.rank, self.num_ranks = get_dist_info()
+        self.rank, self.num_ranks = get_dist_info() if ranks is None else ranks
         self.seek(0)
         self._layout: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self._indices = np.arange(len(dataset)) if group_by is None else self.usable()

@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader
 from ..checkpoints.work_dir import newest_checkpoint, read_checkpoint
 from ..datasets.plan.plan import plan_of, require_agreement
 from ..settings import complete
+from .errors import OutOfMemory
 from .loss_scaling import scaled_wrapper
-from .out_of_memory import OutOfMemory
 from .param_groups import settle_grouping
 from .run_length import check_length
 from .schedulers import WarmupCosineLR, plan_schedule
@@ -104,7 +104,10 @@ class PlanIterator:
         self.plan.seek(self.epoch, self._start, place.get("cell"))
 
     def skip_steps(self, count: int) -> None:
-        """Makes the next step come ``count`` steps later, within the epoch that `skip_to` has gone to."""
+        """Makes the next step come ``count`` steps later."""
+        while count >= (rest := self.steps_ahead(self.epoch + 1)):
+            count -= rest
+            self.skip_to({"epoch": self.epoch + 1, "position": 0})
         place = self.position()
         self.skip_to({**place, "position": place["position"] + count * self._micro_batches * self._taken_together})
 

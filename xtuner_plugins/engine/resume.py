@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from ..checkpoints.errors import CheckpointError
-from ..checkpoints.work_dir import ADAMW, newest_checkpoint, read_checkpoint
-from ..ranges import BITSANDBYTES
+from ..checkpoints.work_dir import newest_checkpoint, read_checkpoint
 from ..settings import ConfigError
 
-AUTO = "auto"
-
-
-def state_format(optimizer: str) -> str:
-    """What the names of two optimizers share that can read each other's state: paging is no part of it."""
-    return optimizer.removeprefix("paged_")
+AUTO, ADAMW = "auto", "AdamW"
+BITSANDBYTES = re.compile(r"(8|32)bit$|^Paged")  # names of its classes, as MMEngine registers them
 
 
 def check_loadable(
@@ -36,7 +33,7 @@ def check_loadable(
         work_dir: Searched for another checkpoint, for the message.
         deepspeed: This run uses DeepSpeed.
         needs_optimizer: The run resumes, so weights alone don't suffice.
-        optimizer: Name of the run's optimizer, as `build_adamw` takes it.
+        optimizer: Class of the run's optimizer, see `optimizer_of`.
 
     Raises:
         CheckpointError: One line with the defect and the remedy.
@@ -57,9 +54,10 @@ def check_loadable(
             f"{setting} {path}: doesn't name the parameters of its optimizer state, which a run under DeepSpeed needs; "
             f"resume without --deepspeed, or begin a new run from its weights with --cfg-options load_from={path}"
         )
-    if needs_optimizer and facts["state_format"] != state_format(optimizer):
+    if needs_optimizer and facts["is_adamw"] not in (None, optimizer == ADAMW):
+        held = ADAMW if facts["is_adamw"] else f"another optimizer than {ADAMW}"
         raise CheckpointError(
-            f"{setting} {path}: holds the state of optimizer={facts['state_format']}, which {optimizer} can't read; "
+            f"{setting} {path}: holds the state of {held}, which {optimizer} can't read; "
             f"resume with that one, or begin a new run from its weights with --cfg-options load_from={path}"
         )
 
@@ -96,17 +94,19 @@ def settle_start(cfg: Any, args: Any) -> None:
 
 def _check_sharded(optimizer: str) -> None:
     """Raises where ZeRO would cut an optimizer's tables like its moments when it saves."""
-    if optimizer in BITSANDBYTES:
+    if BITSANDBYTES.search(optimizer):
         raise ConfigError(
-            f"optim_wrapper.optimizer.name={optimizer!r} can't run under --deepspeed, which cuts the moments of "
-            'torch\'s AdamW only; set optimizer = "adamw", or leave --deepspeed out'
+            f"optim_wrapper.optimizer.type={optimizer!r} can't run under --deepspeed, which cuts the moments of "
+            f"torch's AdamW only; set it to {ADAMW!r}, or leave --deepspeed out"
         )
 
 
 def optimizer_of(cfg: Any) -> str:
-    """Name of a config's optimizer, as `build_adamw` takes it; one of another type has none, and counts as AdamW."""
+    """The class of a config's optimizer; `build_adamw` makes an AdamW. Nothing is imported for that."""
     settings = (cfg.get("optim_wrapper") or {}).get("optimizer") or {}
-    return settings.get("name") or ADAMW
+    kind = dict.get(settings, "type", ADAMW)  # ConfigDict's own `get` imports it
+    name = kind.__name__ if isinstance(kind, (type, FunctionType)) else str(kind).rpartition(".")[2]
+    return ADAMW if name == "build_adamw" else name
 
 
 def work_dir_of(cfg: Any, args: Any) -> str:

@@ -13,8 +13,7 @@ import types
 import torch
 import torch.distributed as dist
 
-from ..processes import free_port
-from .allocator import allocator_settings
+from ..processes import allocator_settings, free_port
 
 M_MMAP_THRESHOLD = -3  # malloc.h; setting it also ends its growth
 RETURNED_FROM = 4 << 20  # bytes; smaller blocks are used again soon enough

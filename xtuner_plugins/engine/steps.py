@@ -23,8 +23,8 @@ from mmengine.logging import print_log
 from torch import nn
 
 from ..models.losses import batch_weight, sum_over_ranks
+from .errors import name_sources, naming
 from .loss_scaling import MIN_SCALE
-from .out_of_memory import name_sources, naming
 from .progress import progress
 from .stopping import agree_to_stop
 

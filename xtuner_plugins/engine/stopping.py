@@ -1,6 +1,6 @@
 """Ends a run on Ctrl-C, SIGTERM and Slurm's warnings: the last whole step is saved; a second signal ends at once.
 
-Ranks get signals at different times, or only one of them does. Before every micro-batch they sum what they got, so all
+Ranks get signals at different times, or only one of them does. Before every micro-batch they tell each other, so all
 drop the same unfinished step, which may be long. Signals are read by a thread, which also runs while the main thread
 waits for other ranks.
 """
@@ -16,12 +16,15 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from ..processes import PARENT_ENDED, STOP_REQUESTS, STOP_SIGNALS, leave_signals_to_parent, original_signal
+from ..processes import PARENT_ENDED, STOP_REQUESTS, leave_signals_to_parent
 
 COMMAND = "XTUNER_PLUGINS_COMMAND"  # the command line that started the run, for the line that tells how to go on
+# Where everything of a job gets a signal, so does the launcher, which passes it on: what comes so soon is the same.
+ONE_REQUEST_SECONDS = 2.0
 LAUNCH_VARIABLES = ("NNODES", "NODE_RANK", "ADDR", "PORT", "NPROC_PER_NODE")
 
 
@@ -38,31 +41,18 @@ class StopRequests:
         self.first: int | None = None
         self.agreed: int | None = None
         self.watched = False
-        self._seen: set[bool] = set()
+        self._since = 0.0
 
     def receive(self, number: int) -> bool:
-        """Notes a signal; returns whether it is a second one.
+        """Notes a signal; returns whether it is a second request, for which a launcher's copy is too early.
 
-        A signal of its own and the same one passed on by a launcher are one request; that its parent has ended, which
-        Ctrl-C may bring about, is never a second one.
+        That the parent has ended, which Ctrl-C may bring about, is never one.
         """
         if number not in STOP_REQUESTS:
             return False
-        is_passed_on = number not in STOP_SIGNALS
-        is_second = is_passed_on in self._seen and number != PARENT_ENDED
-        if number != PARENT_ENDED:
-            self._seen.add(is_passed_on)
         if self.first is None:
-            self.first = original_signal(number)
-        return is_second
-
-    def flags(self) -> list[float]:
-        """What this rank adds to the sum over ranks: 1 at the signal that it got."""
-        return [float(number == self.first) for number in STOP_SIGNALS]
-
-    def agree(self, flags: Sequence[float]) -> None:
-        """Takes the sum over ranks, which is the same everywhere."""
-        self.agreed = next((int(n) for n, flag in zip(STOP_SIGNALS, flags, strict=True) if flag), self.agreed)
+            self.first, self._since = signal.SIGTERM if number == PARENT_ENDED else number, time.monotonic()
+        return number != PARENT_ENDED and time.monotonic() - self._since > ONE_REQUEST_SECONDS
 
 
 requests = StopRequests()  # signals come to a process, so there is one
@@ -71,15 +61,15 @@ requests = StopRequests()  # signals come to a process, so there is one
 def agree_to_stop() -> bool:
     """Whether a rank got a signal; all ranks ask together.
 
-    Flags are summed on the CPU, so that nothing waits for a device.
+    Numbers are compared on the CPU, so that nothing waits for a device.
     """
     import torch
     import torch.distributed as dist
 
-    flags = torch.tensor(requests.flags())
+    number = torch.tensor(requests.first or 0)
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(flags, group=_cpu_group(dist.group.WORLD))
-    requests.agree(flags.tolist())
+        dist.all_reduce(number, op=dist.ReduceOp.MAX, group=_cpu_group(dist.group.WORLD))
+    requests.agreed = int(number) or None
     return requests.agreed is not None
 
 
@@ -95,8 +85,8 @@ def _cpu_group(world):
 def watching() -> Iterator[None]:
     """Notes signals in `requests` instead of ending the process, but for a second one. For the main thread.
 
-    After a request, what a launcher or its end makes of the same one is ignored to the end of the process: it may come
-    when all is saved, and before the run has said how to go on.
+    After a request, that the parent has ended is ignored to the end of the process: it may be told when all is saved,
+    and before the run has said how to go on.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -116,8 +106,8 @@ def watching() -> Iterator[None]:
         requests.watched = False
         signal.set_wakeup_fd(earlier)
         for number, handler in before.items():
-            is_echo = requests.first is not None and number not in STOP_SIGNALS
-            signal.signal(number, signal.SIG_IGN if is_echo else handler)
+            is_known = requests.first is not None and number == PARENT_ENDED
+            signal.signal(number, signal.SIG_IGN if is_known else handler)
         writer.shutdown(socket.SHUT_RDWR)  # closing alone is no end while a forked worker holds a copy
         thread.join()
         writer.close()
@@ -137,7 +127,7 @@ def _read_signals(reader: socket.socket) -> None:
             had_none = requests.first is None
             if requests.receive(number):
                 os.write(2, b"second signal: ended at once, the last checkpoint is as it was\n")
-                os._exit(128 + original_signal(number))
+                os._exit(128 + number)
             if had_none and requests.first is not None and os.environ.get("RANK", "0") == "0":
                 name = signal.Signals(requests.first).name
                 os.write(2, f"{name}: dropping the unfinished step and saving; a second signal ends at once\n".encode())

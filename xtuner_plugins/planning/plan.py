@@ -11,7 +11,7 @@ from typing import Any
 from ..data_names import is_url, names_data
 from ..families import encoder_family, llm_family
 from ..hub.constants import PROJECTOR_TYPES
-from ..ranges import BITSANDBYTES, OBJECTIVES
+from ..ranges import OBJECTIVES
 from ..settings import ConfigError, read_deepspeed
 from .activations import kept_bytes
 from .job import MOMENTS, Adapters, Batch, Job, Strategy
@@ -123,7 +123,7 @@ def job_of(settings: Mapping[str, Any], model: Model, batches: tuple[Batch, ...]
         recompute_projector=ours.get("projector_checkpointing", False),
         half=ours.get("dtype", "auto") != "float32",
         accumulation=wrapper.get("accumulative_counts", 1),
-        moments=moment_bytes((wrapper.get("optimizer") or {}).get("name")),
+        moments=moment_bytes(wrapper.get("optimizer") or {}),
         pairs=bool(ours.get("objectives")),
         trains_rows=ours.get("train_new_tokens", False),
         reference=_needs_reference(ours) and not ours.get("precomputed_reference"),
@@ -137,10 +137,10 @@ def _needs_reference(model: Mapping[str, Any]) -> bool:
     return any(OBJECTIVES.get(name) for name in model.get("objectives") or ())
 
 
-def moment_bytes(optimizer: str | None) -> float:
-    """Bytes per trained weight of an optimizer's two moments; of float32 ones where it has no name that is known."""
-    bits, _ = BITSANDBYTES.get(optimizer, (32, False))
-    return MOMENTS if bits == 32 else MOMENTS * bits / 32 + MOMENTS / BLOCK
+def moment_bytes(optimizer: Mapping[str, Any]) -> float:
+    """Bytes per trained weight of an optimizer's two moments: float32, or 8 bits with a scale per block."""
+    is_8bit = str(optimizer.get("type", "")).endswith("8bit")
+    return MOMENTS / 4 + MOMENTS / BLOCK if is_8bit else MOMENTS
 
 
 def _adapters(settings: Mapping[str, Any], family) -> Adapters:

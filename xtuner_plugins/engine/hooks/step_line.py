@@ -16,9 +16,9 @@ from torch import nn
 
 from ...datasets.bad_samples import FILLER
 from ..console import step_line
+from ..errors import peak_gib
 from ..loops import planned_loop
 from ..param_groups import group_members
-from ..peak_memory import peak_gib
 from ..progress import progress
 from ..steps import unwrap
 

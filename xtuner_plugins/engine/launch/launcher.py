@@ -18,7 +18,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ...checkpoints.errors import CheckpointError
-from ...processes import free_port, quiet_imports
+from ...processes import allocator_settings, free_port, quiet_imports
 from ...settings import (
     DEEPSPEED,
     ConfigError,
@@ -29,7 +29,6 @@ from ...settings import (
     parse_words,
     read_config,
 )
-from ..allocator import allocator_settings
 from ..check.text import check_text
 from ..resume import settle_start, work_dir_of
 from ..stopping import COMMAND

@@ -65,9 +65,9 @@ def user_message(error: Exception) -> str | None:
     in_worker = WORKER_ERROR.match(str(error))
     if in_worker:
         return in_worker["message"].strip()
-    from ..lost_processes import lost_rank_message, lost_worker_message
+    from ..errors import lost_process
 
-    return lost_rank_message(error) or lost_worker_message(error)
+    return lost_process(error)
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def test_what_is_written_trains(tmp_path, data_base):
 def test_files_that_cannot_be_used(tmp_path):
     with pytest.raises(SettingError, match="known are ai-challenger"):
         prepare("llava", tmp_path, tmp_path / "out.jsonl")
-    with pytest.raises((RecordError, SettingError), match="isn't there"):
+    with pytest.raises((RecordError, SettingError), match="can't be read"):
         prepare("ai-challenger", tmp_path / "none.json", tmp_path / "out.jsonl")
     (tmp_path / "cut.json").write_text('[{"image_id": "a.jpg"')
     with pytest.raises((RecordError, SettingError), match="cut off|closed"):

@@ -83,7 +83,7 @@ def test_what_cannot_be_checked_is_said_in_one_line(project, tmp_path, check):
         ((config, "--cfg-options", f"{key}.max_tile=3"), "max_tile"),
         ((config, "--cfg-options", f"{key}.type=None.Such"), "None.Such"),
         ((config, "--cfg-options", f"{key}.base=nowhere"), "nowhere"),
-        ((tmp_path / "none.jsonl",), "none.jsonl:1: the annotation file isn't there"),
+        ((tmp_path / "none.jsonl",), "none.jsonl:1: the annotation file can't be read"),
         ((data, "--image-folder", tmp_path, "--image-folder", tmp_path), "2 image folders for 1 files"),
         ((data, "--image-folder", tmp_path / "nowhere"), "image folder"),
         ((data, "--image-folder", "nosuch://bucket/images"), "nosuch"),

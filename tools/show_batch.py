@@ -6,7 +6,7 @@
 
 Samples, order and packs are those of the run: the same loader, plan and seed make them. Nothing is trained, and no
 weights are read. A resumed run goes on with the same steps, so --checkpoint is only needed where the number of GPUs or
-the batch size has changed there. --html writes a page with boundaries, attention, learned tokens and tiles.
+the batch size has changed there. --html writes a page with boundaries, learned tokens and tiles.
 """
 
 import argparse
@@ -61,8 +61,8 @@ def show(args: argparse.Namespace) -> None:
     quiet_imports()
     import_types(config)
 
+    from xtuner_plugins.audit.show_batch import describe_batch, write_batch_page
     from xtuner_plugins.checkpoints.work_dir import read_checkpoint
-    from xtuner_plugins.datasets.audit.batch import describe_batch, write_batch_page
     from xtuner_plugins.engine.step_batches import take_step
 
     checkpoint = read_checkpoint(args.checkpoint) if args.checkpoint else None
@@ -71,10 +71,8 @@ def show(args: argparse.Namespace) -> None:
     for number, batch in enumerate(step.batches, 1):
         print(f"\nmicro-batch {number} of {len(step.batches)}:", *describe_batch(batch), sep="\n")
     if args.html:
-        title = f"Step {step.number:,}", f"第 {step.number:,} 步"
-        in_chinese = f"{step.describe_in_chinese()}；第 {args.rank} 号进程，共 {args.ranks} 个"
-        facts = [(f"{step.describe()}; rank {args.rank} of {args.ranks}", in_chinese), (str(path), str(path))]
-        write_batch_page(args.html, title, facts, step.batches, step.dataset.tokenizer)
+        facts = [f"{step.describe()}; rank {args.rank} of {args.ranks}", str(path)]
+        write_batch_page(args.html, f"Step {step.number:,}", facts, step.batches, step.dataset.tokenizer)
         print(f"\npage written to {args.html}")
 
 

@@ -3,7 +3,7 @@
 trains          projector, LLM (vision encoder too with freeze_visual_encoder=False)
 frozen          vision encoder
 starts from     models/InternVL2_5-8B: hf download OpenGVLab/InternVL2_5-8B --local-dir models/InternVL2_5-8B
-data            MMPR-v1.2 as tools/prepare_data.py mmpr-v1.2 writes it; images beside it
+data            preference pairs; of MMPR-v1.2 its meta.json, with image_folders=None (docs/preference.md)
 hardware        8 GPUs of 80 GB planned; not run yet at this size
 launch          NPROC_PER_NODE=8 xtuner train configs/internvl_v2_5/internvl_v2_5_internlm2_5_8b_mpo.py
                 --deepspeed deepspeed_zero2

@@ -4,7 +4,7 @@ trains          vision encoder, projector, LLM
 frozen          nothing
 starts from     models/InternVL3_5-8B-Instruct:
                 hf download OpenGVLab/InternVL3_5-8B-Instruct --local-dir models/InternVL3_5-8B-Instruct
-data            MMPR-v1.2 as tools/prepare_data.py mmpr-v1.2 writes it; images beside it
+data            preference pairs; of MMPR-v1.2 its meta.json, with image_folders=None (docs/preference.md)
 hardware        8 GPUs of 80 GB planned; not run yet at this size
 launch          NPROC_PER_NODE=8 xtuner train configs/internvl_v3_5/internvl_v3_5_qwen3_8b_mpo.py
                 --deepspeed deepspeed_zero3

@@ -5,7 +5,6 @@ images/       a file -> uint8 tiles: opening images and videos, the grid, two ro
 text/         a conversation -> ids and labels: templates, segments, tokens
 plan/         what fits, how long every record is, which samples make a pack
 stores/       objects of stores and of MMEngine's backends: tries, deadlines, kept copies
-audit/        checks of every record before training, the report, converters of known data sets
 
 dataset       the mixture as one list of samples    mixture      the files and their settings
 preference    pairs of answers as samples, and as batches

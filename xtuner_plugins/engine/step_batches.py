@@ -33,10 +33,6 @@ class Step:
         """Where it is in the run."""
         return f"step {self.number:,}, in epoch {self.epoch + 1}"
 
-    def describe_in_chinese(self) -> str:
-        """As `describe`."""
-        return f"第 {self.number:,} 步，在第 {self.epoch + 1} 个 epoch"
-
 
 def take_step(
     cfg: Config,

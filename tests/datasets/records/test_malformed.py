@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xtuner_plugins.audit.check import check_dataset
 from xtuner_plugins.datasets import MultimodalDataset, RecordError
-from xtuner_plugins.datasets.audit.check import check_dataset
 
 
 def record(question="<image>\nWhat?", answer="A cat.", **extra):
@@ -286,11 +286,11 @@ def test_each_is_diagnosed(zoo, place):
 
 
 def test_the_checker_finds_them_all(zoo):
-    messages_seen = []
-    (report,) = check_dataset(zoo, num_workers=0, complain=messages_seen.append)
+    said = []
+    (report,) = check_dataset(zoo, num_workers=0, say=said.append)
     expected = {number + 2 for number, (_, reason) in enumerate(LINES) if reason is not None} | {1}
-    lines = {line for _, line, _ in report.rejected}
-    assert expected <= lines and len(messages_seen) == report.num_wrong
+    lines = {report.source.index.line(row) for row in report.left_out}
+    assert expected <= lines and sum(each.is_complaint for each in said) == report.complaints.total()
 
 
 def test_the_tool_says_each_once_with_its_line(zoo, data_base, run_tool, tmp_path):

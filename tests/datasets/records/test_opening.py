@@ -12,9 +12,8 @@ from torch.utils.data import DataLoader
 
 from tests.conftest import ROOT
 from tests.datasets.source_kinds import KINDS, NEED_SETTINGS, make_images, make_records, write_plain, write_table
+from xtuner_plugins.audit.check import PlainFiles, check_dataset, write_reject_list
 from xtuner_plugins.datasets import MultimodalDataset
-from xtuner_plugins.datasets.audit.check import check_dataset, write_reject_list
-from xtuner_plugins.datasets.audit.looking import PlainFiles
 from xtuner_plugins.datasets.errors import SettingError
 from xtuner_plugins.datasets.records.opening import open_records
 
@@ -74,16 +73,16 @@ def test_lengths_and_complaints_are_equal(open_kind, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_check_and_the_reject_list(open_kind, kind, tmp_path):
     dataset, said = open_kind(kind), []
-    (report,) = check_dataset(dataset, num_workers=0, complain=said.append)
-    assert [(row, reason) for row, _, reason in report.rejected] == [(4, "image_unreadable"), (6, "no_conversations")]
+    (report,) = check_dataset(dataset, num_workers=0, say=said.append)
+    assert {row: each.reason for row, each in report.left_out.items()} == {4: "image_unreadable", 6: "no_conversations"}
     source = dataset.sources[0].index
-    assert [line.split(": ")[0] for line in said] == [source.source(row) for row in BAD]
+    assert [each.message.split(": ")[0] for each in said] == [source.source(row) for row in BAD]
     assert write_reject_list(tmp_path / "bad.jsonl", [report]) == 2
     without = open_kind(kind, reject_list=str(tmp_path / "bad.jsonl"), on_bad_sample="raise")
     assert [index for index in range(8) if "dropped" in without[index]] == BAD
     if kind not in NEED_SETTINGS:
         plain = PlainFiles([dataset.sources[0].index.path], [dataset.sources[0].folder.folder])
-        assert check_dataset(plain, num_workers=0, complain=lambda text: None)[0].num_wrong == 2
+        assert check_dataset(plain, num_workers=0)[0].complaints.total() == 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,1 @@
+from tests.datasets.conftest import data_base, make_image, qa, six_records, write_data  # noqa: F401

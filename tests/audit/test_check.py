@@ -1,0 +1,180 @@
+"""The check as a library: what is opened, what it costs again, and what it leaves for training."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xtuner_plugins.audit import opening
+from xtuner_plugins.audit.check import PlainFiles, Questions, check_dataset, count_samples, write_reject_list
+from xtuner_plugins.audit.names import count_folders
+from xtuner_plugins.datasets import MultimodalDataset, SettingError
+from xtuner_plugins.datasets.samplers import PlanSampler
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def files(data_base, write_data, six_records, tmp_path):
+    return dict(base=str(data_base), data_paths=write_data(six_records), image_folders=str(tmp_path / "images"))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("plain", [False, True])
+def test_reports(files, num_workers, plain):
+    said, done = [], []
+    dataset = PlainFiles(files["data_paths"], files["image_folders"]) if plain else MultimodalDataset(**files)
+    (report,) = check_dataset(dataset, num_workers=num_workers, say=said.append, progress=done.append)
+    assert [(each.row, each.reason) for each in said] == [(1, "image_missing"), (4, "no_conversations")]
+    assert [each.message.split(" ")[0] for each in said] == [f"{files['data_paths']}:{line}:" for line in (2, 5)]
+    assert all(each.is_complaint for each in said) and report.troubles == said
+    assert report.records["row"].tolist() == [0, 2, 3, 5] and report.images["row"].tolist() == [0, 2, 5, 5]
+    assert report.images[["width", "height"]].tolist() == [(100, 90), (360, 120), (100, 90), (360, 120)]
+    assert sum(done) == (6 if plain else 12) and count_samples(dataset, [report]) == 4
+    if not plain:
+        assert report.tiles.tolist() == [1, 0, 4, 0, 0, 5]
+
+
+def test_the_lengths_of_a_check_are_those_of_a_run(files, tmp_path):
+    """A damaged image leaves them as they are: they are measured by headers, check or not."""
+    content = (tmp_path / "images/b.png").read_bytes()
+    (tmp_path / "images/b.png").write_bytes(content[: len(content) // 2])
+    settings = files | {"on_bad_sample": "skip"}
+    checked = MultimodalDataset(**settings)
+    (report,) = check_dataset(checked, num_workers=0)
+    assert [each.row for each in report.troubles] == [1, 2, 4, 5] and report.tiles.tolist() == [1] + [0] * 5
+    assert MultimodalDataset(**settings).is_measured()
+    other = MultimodalDataset(**settings, cache_dir=str(tmp_path / "other"))
+    assert not other.is_measured()
+    for ours, theirs in zip(checked.sizes(), other.sizes(num_workers=0), strict=True):
+        assert ours.tolist() == theirs.tolist()
+
+
+def test_what_is_seen_is_what_training_gets(files):
+    dataset = MultimodalDataset(**files)
+    (report,) = check_dataset(dataset, num_workers=0)
+    for row in report.records["row"].tolist():
+        sample = dataset.load(0, row)
+        assert (report.tokens[row], report.tiles[row]) == (len(sample["input_ids"]), sample["num_tiles"])
+        assert report.supervised[row] == (sample["labels"] >= 0).sum()
+
+
+def test_training_leaves_out_what_is_on_the_reject_list(files, tmp_path):
+    (report,) = check_dataset(MultimodalDataset(**files), num_workers=0)
+    assert write_reject_list(tmp_path / "bad.jsonl", [report]) == 2
+    dataset = MultimodalDataset(**files, reject_list=str(tmp_path / "bad.jsonl"))
+    assert [index for index in range(6) if "dropped" in dataset[index]] == [1, 4]  # although it says 'raise'
+    sampler = PlanSampler(dataset, seed=0, group_by="length", group_size=2)
+    assert sorted(sampler.order(0).tolist()) == [0, 2, 3, 5]
+    assert [entry["dropped"] for entry in sampler.left_out()] == ["rejected"] * 2
+    (again,) = check_dataset(dataset, num_workers=0)
+    assert not again.complaints and write_reject_list(tmp_path / "again.jsonl", [again]) == 2
+    for content in ("not json", '{"row": 1}'):
+        (tmp_path / "wrong.jsonl").write_text(content)
+        with pytest.raises(SettingError, match="wrong.jsonl"):
+            MultimodalDataset(**files, reject_list=str(tmp_path / "wrong.jsonl"))
+
+
+def test_warnings_and_what_never_fits(data_base, write_data, make_image, qa):
+    folder = make_image("a.png", 100, 90)
+    records = [qa(image="a.png", width=50, height=50), qa("", ""), qa("Long?", "word " * 50), qa("What?", "It.")]
+    dataset = MultimodalDataset(str(data_base), write_data(records), folder, max_length=60, too_long=())
+    (report,) = check_dataset(dataset, num_workers=0)
+    found = [(each.row, each.reason, each.is_warning, each.is_complaint) for each in report.troubles]
+    assert found == [
+        (0, "image_size", True, False),
+        (1, "empty_answer", False, False),
+        (2, "too_long", False, True),
+    ]
+    assert report.records["row"].tolist() == [0, 3]
+
+
+@pytest.fixture
+def opened(tmp_path, monkeypatch, write_data, make_image, qa):
+    """opened() -> (tables and troubles, images that were decoded): a check of records 0 to 7, two at a time."""
+    monkeypatch.setattr(opening, "CHUNK", 2)
+    for number in range(4):
+        folder = make_image(f"{number}.png", 100 + number, 90)
+    records = [qa(f"What is {number}?", image=f"{number % 4}.png") for number in range(5)]
+    path = write_data([*records, qa(image="none.png"), qa(), {"a": 1}])
+    names, real = [], opening.load_reduced
+    monkeypatch.setattr(
+        opening, "load_reduced", lambda path, *more: names.append(os.path.basename(path)) or real(path, *more)
+    )
+
+    def call():
+        names.clear()
+        opening._look_at_file.cache_clear()
+        (report,) = check_dataset(PlainFiles(path, folder), num_workers=0)
+        return [report.records.tolist(), report.images.tobytes(), report.troubles], sorted(names)
+
+    return call
+
+
+def test_nothing_is_opened_twice_unless_it_has_changed(opened, tmp_path):
+    first = opened()
+    assert first[1] == ["0.png", "1.png", "2.png", "3.png", "none.png"]  # 0.png is in two records
+    assert opened() == (first[0], [])
+    parts = sorted((tmp_path / "cache/checked").glob("*/*.npz"))
+    assert [path.name for path in parts] == ["0.npz", "2.npz", "4.npz", "6.npz"]
+    parts[0].unlink()  # by a kill
+    assert opened() == (first[0], ["0.png", "1.png"])
+    whole = parts[1].read_bytes()
+    for content in (b"", whole[: len(whole) // 2], b"no zip", bytes([whole[0] ^ 1]) + whole[1:]):
+        parts[1].write_bytes(content)
+        assert opened() == (first[0], ["2.png", "3.png"])
+    Image.new("RGB", (50, 90)).save(tmp_path / "images/2.png")
+    changed, names = opened()
+    assert names == ["2.png", "3.png"] and changed != first[0]
+    Image.new("RGB", (70, 90)).save(tmp_path / "images/none.png")
+    (tmp_path / "images/1.png").unlink()
+    assert [each.reason for each in opened()[0][2]] == ["image_missing", "no_conversations"]
+
+
+def test_a_link_out_of_the_folder_that_was_mended(opened, tmp_path):
+    (tmp_path / "secret.png").write_bytes((tmp_path / "images/0.png").read_bytes())
+    link = tmp_path / "images/none.png"
+    link.symlink_to(tmp_path / "secret.png")
+    assert [each.reason for each in opened()[0][2]] == ["image_outside", "no_conversations"]
+    assert opened()[1] == []
+    link.unlink()
+    link.symlink_to(tmp_path / "images/0.png")
+    assert [each.reason for each in opened()[0][2]] == ["no_conversations"]
+
+
+def test_other_records_are_other_results(opened, tmp_path):
+    opened()
+    lines = (tmp_path / "data.jsonl").read_text().splitlines()
+    lines[6] = json.dumps({"text": "no conversation"})
+    (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
+    assert len(opened()[1]) == 5 and opened()[0][2][-2].row == 6
+
+
+def test_questions_of_a_benchmark(tmp_path):
+    Image.fromarray(np.zeros((90, 100, 3), np.uint8)).save(tmp_path / "a.png")
+    asked = {"7": [str(tmp_path / "a.png")], "8": [str(tmp_path / "gone.png")], "9": []}
+    (report,) = check_dataset(Questions({"mme": asked}), num_workers=0)
+    assert report.images[["row", "width", "height"]].tolist() == [(0, 100, 90)]
+    assert [each.message.split(" ")[0] for each in report.troubles] == ["mme#8:"]
+
+
+def test_files_that_share_a_folder_are_counted_together(tmp_path, write_data, qa):
+    """Whatever one of them doesn't name, the other may; a record that can't be read names nothing."""
+    (tmp_path / "images/clip").mkdir(parents=True)
+    for name in ("a.jpg", "b.jpg", "c.jpg", "clip/1.jpg"):
+        (tmp_path / "images" / name).touch()
+    paths = [
+        write_data([qa(image="a.jpg"), qa(image="none.jpg"), {}], "one.jsonl"),
+        write_data([qa(image="./b.jpg"), qa("<video>", video="clip"), {}], "two.jsonl"),
+        write_data([qa()], "three.jsonl"),
+    ]
+    done = []
+    (count,) = count_folders(PlainFiles(paths, [f"{tmp_path}/images", f"{tmp_path}/images/", None]), done.append)
+    assert (count.num_files, count.num_named, sum(done)) == (4, 4, 7)
+    assert (count.missing, count.superfluous) == (["none.jpg"], ["c.jpg"])
+    assert "missing: none.jpg" in str(count) and "superfluous: c.jpg" in str(count)

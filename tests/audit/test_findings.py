@@ -1,0 +1,156 @@
+"""Each finding is counted, and its examples name the records; data without any finds none."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.datasets.source_kinds import write_parquet, write_webdataset
+from xtuner_plugins.audit.check import PlainFiles, check_dataset
+from xtuner_plugins.audit.facts import is_refusal, is_repetitive, normalize
+from xtuner_plugins.audit.findings import NEAR, WORDS, find, near_pairs
+from xtuner_plugins.datasets import MultimodalDataset
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Different photographs a.png to d.png; copies of a, one small and compressed; a very wide and a tiny image."""
+    import skimage.data
+
+    folder = tmp_path_factory.mktemp("images")
+    for name in ("astronaut", "coffee", "chelsea", "rocket"):
+        Image.fromarray(getattr(skimage.data, name)()).save(folder / f"{name[0]}.png")
+    Image.open(folder / "a.png").resize((300, 300)).save(folder / "a_small.jpg", quality=60)
+    Image.open(folder / "a.png").save(folder / "a_copy.png")
+    noise = np.random.default_rng(0).integers(0, 256, (100, 900, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "wide.png")
+    Image.fromarray(noise[:20, :20]).save(folder / "tiny.png")
+    return folder
+
+
+@pytest.fixture
+def found(write_data, photographs, data_base, tmp_path, monkeypatch):
+    """found({file: records}, validation records, settings) -> {kind: finding}."""
+    monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "cache"))
+
+    def call(files, held_out=None, **settings):
+        def checked(files):
+            paths = [write_data(records, name) for name, records in files.items()]
+            dataset = PlainFiles(paths, str(photographs))
+            if settings:
+                dataset = MultimodalDataset(str(data_base), paths, str(photographs), **settings)
+            return dataset, check_dataset(dataset, num_workers=0)
+
+        validation = [checked({"val.jsonl": held_out})] if held_out else []
+        return {each.kind: each for each in find(*checked(files), validation)}
+
+    return call
+
+
+def test_nothing_is_found_where_nothing_is(found, qa):
+    assert found({"a.jsonl": [qa(f"What is {name}?", f"It is {name}.", image=f"{name}.png") for name in "acr"]}) == {}
+    assert found({"a.jsonl": [{"a": 1}]}) == {}
+
+
+def test_copies_within_and_between_files(found, qa):
+    one = [
+        qa("What?", "A woman.", image="a.png"),
+        qa("what ?", "a woman", image="a_copy.png"),
+        qa("Who?", "She.", image="a.png"),
+    ]
+    other = [
+        qa("What?", "A woman.", image="a.png"),
+        qa("What?", "Tea.", image="c.png"),
+        qa("Where?", "There.", image="a_small.jpg"),
+    ]
+    kinds = found({"one.jsonl": one, "other.jsonl": other})
+    # "what ?" isn't "What?": spaces inside a text count
+    assert kinds["equal_records"].count == 1 and kinds["equal_records"].where == {"one / other": 1}
+    assert kinds["equal_records"].examples == [[(0, 0, 0), (0, 1, 0)]]
+    # a.png and a_copy.png within `one`; a.png in `other` is the same file in another data set
+    assert kinds["equal_images"].count == 2 and kinds["equal_images"].where == {"one": 1, "one / other": 1}
+    assert kinds["near_images"].count == 1 and (0, 1, 2) in kinds["near_images"].examples[0]
+    assert list(kinds) == ["equal_records", "equal_images", "near_images"]
+
+
+def test_leaks_of_records_images_and_looks(found, qa):
+    train = [qa("What?", "A woman.", image="a.png"), qa("What?", "Tea.", image="c.png"), qa("2 + 2?", "4")]
+    held_out = [
+        qa("What?", "A woman.", image="a_copy.png"),  # the same under another name
+        qa("Is it hot?", "Yes.", image="c.png"),  # another question
+        qa("Who is it?", "Eileen.", image="a_small.jpg"),  # another file of the same photograph
+        qa("2 + 2?", "4."),
+        qa("What flies?", "A rocket.", image="r.png"),
+    ]
+    kinds = found({"train.jsonl": train}, held_out)
+    assert kinds["leaked_records"].count == 2 and kinds["leaked_records"].total == 5
+    assert kinds["leaked_records"].examples == [[(1, 0, 0), (0, 0, 0)], [(1, 0, 3), (0, 0, 2)]]
+    assert kinds["leaked_images"].count == 2 and kinds["leaked_images"].where == {"val / train": 2}
+    assert kinds["leaked_looks"].examples == [[(1, 0, 2), (0, 0, 0)]]
+    assert found({"train.jsonl": train}, held_out[4:]) == {}
+
+
+def test_answers_and_texts(found, qa):
+    answers = ["I'm sorry, but I can't say.", "A cup.", "the cat and the dog " * 12]
+    records = [qa(f"{number}?", answer) for number, answer in enumerate(answers)]
+    kinds = found({"a.jsonl": records + [qa("Describe it.", "A nice photo.", image=f"{name}.png") for name in "acr"]})
+    assert kinds["refusals"].examples == [[(0, 0, 0)]] and kinds["repetitive"].examples == [[(0, 0, 2)]]
+    assert kinds["equal_texts"].count == 2 and list(kinds) == ["equal_texts", "refusals", "repetitive"]
+    often = [qa(f"{number}?", "Yes." if number % 3 == 0 else f"No {number}") for number in range(30)]
+    assert found({"a.jsonl": often})["frequent_answers"].count == 10
+
+
+def test_shapes_and_what_does_not_fit(found, qa):
+    records = [
+        qa("W?", "Wide.", image="wide.png"),
+        qa("T?", "t", image="tiny.png"),
+        qa("All?", " ".join(map(str, range(500)))),
+        qa(),
+    ]
+    assert {kind: each.examples for kind, each in found({"a.jsonl": records}, max_length=100).items()} == {
+        "upscaled": [[(0, 0, 1)]],
+        "extreme": [[(0, 0, 0)]],
+        "shrink_tiles": [[(0, 0, 0)]],
+        "truncate_text": [[(0, 0, 2)]],
+    }
+
+
+@pytest.mark.parametrize("write", [write_parquet, partial(write_webdataset, shards=2)], ids=["rows", "samples"])
+def test_images_in_rows_are_told_apart(write, qa, photographs, tmp_path, monkeypatch):
+    """Their names in messages are alike: `image 1` in each row, `0000.png` in each shard."""
+    monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "cache"))
+    records = [qa(f"{name}?", f"{name}.", image=name) for name in ("a.png", "c.png", "r.png", "tiny.png", "a_copy.png")]
+    (tmp_path / "data").mkdir()
+    dataset = PlainFiles([write(records, photographs, tmp_path / "data")["data_paths"]])
+    kinds = {each.kind: each for each in find(dataset, check_dataset(dataset, num_workers=0))}
+    assert (kinds["upscaled"].count, kinds["upscaled"].total, kinds["equal_images"].count) == (1, 5, 1)
+
+
+def test_all_near_pairs_and_no_others():
+    """Against a comparison of every look with every other; images without structure aren't compared."""
+    rng = np.random.default_rng(0)
+    looks = rng.integers(0, 1 << 63, (300, 2), np.uint64)
+    for row in range(0, 120, 2):  # neighbors that differ in 0 to 9 bits
+        looks[row + 1] = looks[row]
+        for bit in rng.choice(128, row // 12, replace=False):
+            looks[row + 1, bit // 64] ^= np.uint64(1 << (bit % 64))
+    looks = np.unique(looks, axis=0)
+    expected = np.argwhere(np.triu(np.bitwise_count(looks[:, None] ^ looks[None]).sum(2) <= NEAR, 1))
+    flat = np.array([[0, 0], [0, 1], [1, 0]], np.uint64)
+    assert len(expected) > 20 and near_pairs(looks).tolist() == expected.tolist()
+    assert len(near_pairs(flat)) == len(near_pairs(flat[:1])) == len(near_pairs(flat[:0])) == 0
+
+
+def test_texts():
+    assert normalize("  A  Cat.\n") == normalize("a cat") == normalize("Ａ cat") != normalize("A dog")
+    for text in ("I'm sorry, but I can't help.", "Sorry. As an AI language model, I", "很抱歉，我无法识别图中的人。"):
+        assert is_refusal(text)
+    for text in ("A sorry sight: an empty bowl.", "The door is closed.", "图中有一只猫。" * 40 + "抱歉"):
+        assert not is_refusal(text)
+    assert is_repetitive("the cat sat on the mat and " * 10) and is_repetitive("图中有一只猫。" * 10)
+    assert not is_repetitive("yes " * 10) and not is_repetitive(" ".join(map(str, range(100))))
+
+
+def test_words_are_complete():
+    assert all(len(words) == 4 and all(words) for words in WORDS.values())

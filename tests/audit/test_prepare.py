@@ -1,0 +1,168 @@
+"""Small files of the published shapes."""
+
+import io
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from xtuner_plugins.audit.prepare import ASPECTS, GIVE_UP_AFTER, RECIPES, prepare
+from xtuner_plugins.datasets import PreferenceDataset, RecordError, SettingError
+from xtuner_plugins.datasets.records.pairs import parse_pair
+from xtuner_plugins.datasets.records.records import parse_record
+
+
+def jpeg(color):
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), color).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+RED, BLUE = jpeg("red"), jpeg("blue")
+PAIR = {"question": "What?", "chosen": "A cat.", "rejected": "A dog."}
+CAPTIONS = ["两个人在路上交谈", "一男一女站在室外", "公园里有两个人"]
+
+
+def minimind(question, **image):
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": "这是。"}]
+    return {"conversations": turns, **image}
+
+
+def rated(*ratings, **names):
+    """A row of VLFeedback: answers of these three ratings each."""
+    completions = [
+        {"annotations": {a: {"Rating": r} for a, r in zip(ASPECTS, each, strict=True)}, "response": f"Answer {number}."}
+        for number, each in enumerate(ratings)
+    ]
+    return {"id": "v1", "prompt": "What?", "completions": completions, **names}
+
+
+# name, rows of the file, (images, first question or its end, answers) of what is written
+SHAPES = [
+    (
+        "ai-challenger",
+        [{"url": "x", "image_id": "8f.jpg", "caption": CAPTIONS}],
+        [(["8f.jpg"], "请描述这张图片。", CAPTIONS[:1]), *[(["8f.jpg"], "", [text]) for text in CAPTIONS[1:]]],
+    ),
+    (
+        "textocr-gpt4o",
+        [
+            {"filename": "a1.jpg", "caption": "A sign: STOP\n"},
+            {"filename": "x/a2.jpg", "caption_image": "A sign.", "caption_text": "STOP", "caption_condensed": "S"},
+            {"image_id": "train_images/a3", "caption_image": "A sign.", "caption_text": "STOP"},
+        ],
+        [
+            (["a1.jpg"], "Describe this image in detail.", ["A sign: STOP"]),
+            (["a2.jpg"], "", ["S"]),
+            (["a3.jpg"], "", ["A sign.\nSTOP"]),
+        ],
+    ),
+    (
+        "minimind-v",
+        [minimind("<image>与<image>?", image="0.jpg, 1.jpg"), minimind("你好", image="x.jpg")],
+        [(["0.jpg", "1.jpg"], "?", ["这是。"]), ([], "你好", ["这是。"])],
+    ),
+    (
+        "vlfeedback",
+        [rated("455", "123"), rated(("3", "5", "4"), ("N/A", "5", "5"), "555", "111", img_path="/there/v2.jpg")],
+        [(["v1.jpg"], "What?", ["Answer 0.", "Answer 1."]), (["v2.jpg"], "What?", ["Answer 1.", "Answer 3."])],
+    ),
+]
+
+
+def written(path, name):
+    parse = parse_pair if RECIPES[name].is_pair else parse_record
+    records = [parse(json.loads(line), "f:1") for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        (
+            [medium.name for medium in record.media],
+            record.turns[0].text,
+            [turn.text for turn in record.turns if turn.role == "assistant"],
+        )
+        for record in records
+    ]
+
+
+@pytest.mark.parametrize("name, rows, expected", SHAPES, ids=[shape[0] for shape in SHAPES])
+def test_records_train_and_others_are_left_out(tmp_path, name, rows, expected):
+    """A wrong record is left out with its line; of a file that holds only such, nothing is written."""
+    path, out = tmp_path / "raw.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"foo": 1}, []]))
+    result = prepare(name, path, out)
+    for (images, question, answers), theirs in zip(written(out, name), expected, strict=True):
+        assert (images, answers) == (theirs[0], theirs[2]) and question.strip().endswith(theirs[1])
+    number = len(rows)
+    assert (result.num_read, result.num_written) == (number + 2, len(expected))
+    assert [text.split(" ")[0] for text in result.complaints] == [f"{path}:{number + 1}:", f"{path}:{number + 2}:"]
+    path.write_text('{"foo": 1}\n' * (GIVE_UP_AFTER + 1))
+    with pytest.raises(SettingError, match="not one of the first 100 records is usable"):
+        prepare(name, path, tmp_path / "other.jsonl")
+    assert not (tmp_path / "other.jsonl").exists()
+
+
+def test_captions_of_basic_vision_language_model(tmp_path):
+    images = {"a": {"image_file": "a.jpg", "ID": 1, "path": "/x/a.jpg"}, "b": {"image_file": "b.jpg", "ID": "2"}}
+    images["c"] = {"image_file": "c.jpg", "ID": "3"}
+    captions = {"1": {"q": "<|extra_0|>\n图中有什么?", "a": ["一只猫", "一只狗"]}, "2": {"q": "What?", "a": "A cat."}}
+    for name, content in (("image_map.json", images), ("captions.json", captions)):
+        (tmp_path / name).write_text(json.dumps(content))
+    result = prepare("basic-vlm", tmp_path, tmp_path / "out.jsonl")
+    assert written(tmp_path / "out.jsonl", "basic-vlm") == [
+        (["a.jpg"], "\n图中有什么?", ["一只猫"]),
+        (["a.jpg"], "\n图中有什么?", ["一只狗"]),
+        (["b.jpg"], "\nWhat?", ["A cat."]),
+    ]
+    assert result.num_read == 3 and "image_map.json 'c': not a record" in result.complaints[0]
+    (tmp_path / "captions.json").unlink()
+    with pytest.raises(SettingError, match="captions.json can't be read .*name the folder that holds both"):
+        prepare("basic-vlm", tmp_path, tmp_path / "out.jsonl")
+
+
+@pytest.mark.parametrize("name", ["minimind-v", "rlhf-v", "vlfeedback"])
+def test_images_inside_a_file_are_written_once(tmp_path, monkeypatch, name):
+    """Files of one shape are read in the order of their names; what is written trains."""
+    monkeypatch.chdir(tmp_path)
+    row = {
+        "minimind-v": lambda data: minimind("<image>?", image_bytes=data),
+        "rlhf-v": lambda data: {"image": {"bytes": data, "path": "0.jpg"}, "text": json.dumps(PAIR)},
+        "vlfeedback": lambda data: rated("455", "123", image={"bytes": data, "path": "0.jpg"}),
+    }[name]
+    for number, parts in enumerate([[RED, RED], [BLUE, b"no image"]]):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(map(row, parts))), f"part-{number}.parquet")
+    with pytest.raises(SettingError, match="name a folder with --image-folder"):
+        prepare(name, "part-*.parquet", "out.jsonl")
+    result = prepare(name, "part-*.parquet", "out.jsonl", "images")
+    assert result.complaints == ["part-1.parquet:2: its image can't be read; download the file again"]
+    names = [images[0] for images, _, _ in written(tmp_path / "out.jsonl", name)]
+    assert [(tmp_path / "images" / each).read_bytes() for each in names] == [RED, RED, BLUE] and names[0] == names[1]
+
+
+def test_what_is_written_trains(tmp_path, data_base):
+    (tmp_path / "raw.jsonl").write_text(json.dumps(rated("455", "123")) + "\n" + json.dumps(rated("333", "333")))
+    (tmp_path / "v1.jpg").write_bytes(RED)
+    result = prepare("vlfeedback", tmp_path / "raw.jsonl", tmp_path / "out.jsonl", tmp_path)
+    assert "2 of its 2 answers are rated, none better than another" in result.complaints[0]
+    dataset = PreferenceDataset(str(data_base), str(tmp_path / "out.jsonl"), str(tmp_path))
+    assert len(dataset) == 1 and dataset[0]["num_tiles"] == 1 and len(dataset[0]["branches"]) == 3
+    (tmp_path / "v1.jpg").unlink()
+    before = (tmp_path / "out.jsonl").read_text()
+    with pytest.raises(SettingError, match="not one of the first 2 records is usable; the first: .*'v1.jpg' isn't in"):
+        prepare("vlfeedback", tmp_path / "raw.jsonl", tmp_path / "out.jsonl", tmp_path)
+    assert (tmp_path / "out.jsonl").read_text() == before
+
+
+def test_files_that_cannot_be_used(tmp_path):
+    with pytest.raises(SettingError, match="known are ai-challenger"):
+        prepare("llava", tmp_path, tmp_path / "out.jsonl")
+    with pytest.raises((RecordError, SettingError), match="can't be read"):
+        prepare("ai-challenger", tmp_path / "none.json", tmp_path / "out.jsonl")
+    (tmp_path / "cut.json").write_text('[{"image_id": "a.jpg"')
+    with pytest.raises((RecordError, SettingError), match="cut off|closed"):
+        prepare("ai-challenger", tmp_path / "cut.json", tmp_path / "out.jsonl")
+    tools = minimind("你好")
+    tools["conversations"][0]["tools"] = [{"name": "search"}]
+    (tmp_path / "tools.jsonl").write_text(json.dumps(tools))
+    with pytest.raises(SettingError, match="its turns call tools"):
+        prepare("minimind-v", tmp_path / "tools.jsonl", tmp_path / "out.jsonl")

@@ -1,0 +1,1 @@
+"""What a data set really holds: every record and image opened, copies, leaks, shares, and what a step trains on."""

@@ -1,0 +1,71 @@
+"""Compares the names in records with the files of image folders; no image is opened."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ..datasets.errors import DataError
+from .check import Checked
+
+SHOWN = 5  # names of each kind
+
+
+@dataclass(frozen=True)
+class FolderCount:
+    """An image folder beside the names in records.
+
+    Attributes:
+        missing: names that no file has.
+        superfluous: files that no record names.
+    """
+
+    folder: str
+    num_files: int
+    num_named: int
+    missing: list[str]
+    superfluous: list[str]
+
+    def __str__(self) -> str:
+        counts = f"{len(self.missing):,} of them missing; {len(self.superfluous):,} superfluous"
+        lines = [f"{self.folder}: {self.num_files:,} files; records name {self.num_named:,} different ones, {counts}"]
+        for kind in ("missing", "superfluous"):
+            if names := getattr(self, kind):
+                lines.append(f"  {kind}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}")
+        return "\n".join(lines)
+
+
+def count_folders(dataset: Checked, progress: Callable[[int], None] = lambda done: None) -> list[FolderCount]:
+    """Compare each image folder on this machine with the names in the records of all files that share it.
+
+    Records that can't be read name nothing here. Folders of frames count as the files in them.
+
+    Args:
+        progress: called with the number of records read since the last call.
+    """
+    named: dict[str, set[str]] = {}
+    for number, source in enumerate(dataset.sources):
+        names = named.setdefault(os.path.realpath(source.folder.folder), set()) if _is_folder(source.folder) else None
+        for row in range(len(source.index)):
+            with suppress(DataError):  # the check of the record itself complains
+                if names is not None:
+                    media = dataset.record(number, row).media
+                    names.update(os.path.normpath(each.name) for each in media if isinstance(each.name, str))
+            progress(1)
+    return [_compare(folder, names) for folder, names in named.items()]
+
+
+def _is_folder(images: object) -> bool:
+    folder = getattr(images, "folder", None)
+    return isinstance(folder, str) and os.path.isdir(folder)
+
+
+def _compare(folder: str, names: set[str]) -> FolderCount:
+    files, found = set(), set()
+    for inside, _, here in os.walk(folder):
+        place = os.path.relpath(inside, folder)
+        files.update(os.path.normpath(os.path.join(place, name)) for name in here)
+        if place in names:  # a folder of frames
+            found |= {os.path.normpath(os.path.join(place, name)) for name in here} | {place}
+    missing = sorted(name for name in names - files - found if not os.path.exists(os.path.join(folder, name)))
+    return FolderCount(folder, len(files), len(names), missing, sorted(files - names - found))

@@ -1,0 +1,276 @@
+"""Public data sets whose files aren't read as they are: what a record of each becomes, and the images inside them.
+
+All others (LLaVA, ShareGPT-4o, MMPR, RLAIF-V, ...) go into `data_paths` as downloaded. What training would refuse is
+left out with a complaint.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..datasets.cache import get_cache_dir, write_whole
+from ..datasets.errors import RecordError, SettingError
+from ..datasets.records.opening import open_records
+from ..datasets.records.pairs import parse_pair
+from ..datasets.records.records import IMAGE, parse_record
+
+# Used in turn, so that the captions of one image answer different prompts
+CHINESE_PROMPTS = (
+    "请描述这张图片。",
+    "请用一句话描述图片的内容。",
+    "这张图片里有什么?",
+    "请简要说明图中的场景。",
+    "图中发生了什么?",
+)
+ENGLISH_PROMPTS = (
+    "Describe this image in detail.",
+    "What does the image show? Include any text in it.",
+    "Give a detailed description of this image and of the text in it.",
+)
+ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")  # that VLFeedback rates
+GIVE_UP_AFTER = 100  # records; where none of the first hundred is usable, it is the wrong file
+
+
+def ai_challenger(raw: dict, number: int) -> Iterator[dict]:
+    """AI Challenger: {"image_id": "x.jpg", "caption": [texts]} -> a record for each caption."""
+    if not isinstance(raw["caption"], list):
+        raise ValueError(f"'caption' is {str(raw['caption'])[:40]!r}, not a list of texts")
+    for place, caption in enumerate(raw["caption"]):
+        yield _talk(raw["image_id"], CHINESE_PROMPTS[place % len(CHINESE_PROMPTS)], caption, f"{number}-{place}")
+
+
+def text_ocr(raw: dict, number: int) -> Iterator[dict]:
+    """TextOCR-GPT4o and GPT4V: the name of an image and its description, whole or in parts."""
+    keys = ("filename", "file_name", "image", "image_path", "image_id")
+    name = os.path.basename(raw[next((key for key in keys if key in raw), keys[0])])
+    name = name if os.path.splitext(name)[1] else f"{name}.jpg"  # TextOCR's own ids have no suffix
+    parts = "\n".join(raw[key] for key in ("caption_image", "caption_text") if raw.get(key))
+    caption = raw.get("caption") or raw.get("caption_condensed") or parts
+    yield _talk(name, ENGLISH_PROMPTS[number % len(ENGLISH_PROMPTS)], caption, str(number))
+
+
+def minimind(raw: dict, number: int) -> Iterator[dict]:
+    """MiniMind-V: turns of role and content, perhaps as JSON text; names of images in one text, or their bytes.
+
+    Its rows of text alone carry a small black image that no `<image>` calls; it is left out, as its own code does.
+    """
+    turns = json.loads(raw["conversations"]) if isinstance(raw["conversations"], str) else raw["conversations"]
+    if any(turn.get(key) for turn in turns for key in ("tools", "tool_calls", "functions")):
+        raise ValueError("its turns call tools, which no template here writes")
+    record = {"id": str(number), "messages": [{"role": turn["role"], "content": turn["content"]} for turn in turns]}
+    if any(IMAGE in turn["content"] for turn in turns):
+        names = raw["image_bytes"] if "image_bytes" in raw else raw["image"]
+        record["image"] = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
+    yield record
+
+
+def rlhf_v(raw: dict, number: int) -> Iterator[dict]:
+    """RLHF-V: question and answers stand in `text`, as JSON."""
+    pair = json.loads(raw["text"]) if isinstance(raw["text"], str) else raw["text"]
+    yield _pair(number, raw["image"], pair["question"], pair["chosen"], pair["rejected"])
+
+
+def vlfeedback(raw: dict, number: int) -> Iterator[dict]:
+    """VLFeedback: the best answer against the worst, by mean rating over the rated aspects; of equal ones the first.
+
+    `completions` is a list, or one object of lists: the form in which `datasets` writes a sequence of objects.
+    """
+    names = raw["image"] if "image" in raw else os.path.basename(raw.get("img_path") or f"{raw['id']}.jpg")
+    answers = raw["completions"]
+    if isinstance(answers, dict):
+        answers = [dict(zip(answers, row, strict=True)) for row in zip(*answers.values(), strict=True)]
+    rated = [(rating, answer["response"]) for answer in answers if (rating := _rating(answer)) is not None]
+    if len({rating for rating, _ in rated}) < 2:
+        raise ValueError(f"{len(rated)} of its {len(answers)} answers are rated, none better than another")
+    best, worst = max(rated, key=lambda pair: pair[0]), min(rated, key=lambda pair: pair[0])
+    yield _pair(number, names, raw["prompt"], best[1], worst[1])
+
+
+def basic_captions(raw: dict, number: int) -> Iterator[dict]:
+    """Basic-Vision-Language-Model: {"image_file", "q", "a"} -> a record for each answer; `<|extra_0|>` is the image."""
+    question = raw["q"].replace("<|extra_0|>", IMAGE).strip()
+    question = question.replace(IMAGE, "", 1).strip() if question.startswith(IMAGE) else question
+    for place, answer in enumerate(raw["a"] if isinstance(raw["a"], list) else [raw["a"]]):
+        yield _talk(raw["image_file"], question, answer, f"{number}-{place}")
+
+
+def _rating(answer: dict) -> float | None:
+    ratings = [str(answer["annotations"][aspect]["Rating"]).strip() for aspect in ASPECTS]
+    numbers = [float(rating) for rating in ratings if rating != "N/A"]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _pair(number: int, image: object, question: str, chosen: str, rejected: str) -> dict:
+    return {"id": str(number), "image": image, "question": question, "chosen": chosen, "rejected": rejected}
+
+
+def _talk(image: str, question: str, answer: str, name: str) -> dict:
+    turns = [{"from": "human", "value": f"{IMAGE}\n{question}"}, {"from": "gpt", "value": answer.strip()}]
+    return {"id": name, "image": image, "conversations": turns}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A data set.
+
+    Attributes:
+        convert: (raw record, its index) -> our records.
+        files: what to name as the source.
+        images: where its images are.
+        is_pair: whether records are preference pairs.
+    """
+
+    convert: Callable[[dict, int], Iterable[dict]]
+    files: str
+    images: str
+    is_pair: bool = False
+
+
+_IN_FILE = "in the file; written to --image-folder"
+RECIPES = {
+    "ai-challenger": Recipe(ai_challenger, "caption_train_annotations_20170902.json", "caption_train_images_20170902/"),
+    "textocr-gpt4o": Recipe(text_ocr, "train.jsonl", "TextOCR's own train_images/"),
+    "minimind-v": Recipe(minimind, "pretrain_i2t.parquet, sft_i2t.parquet, or *_vlm_data.jsonl of 2025", _IN_FILE),
+    "rlhf-v": Recipe(rlhf_v, "RLHF-V-Dataset.parquet", _IN_FILE, is_pair=True),
+    "vlfeedback": Recipe(vlfeedback, "vlfeedback_80k.jsonl, or data/train-*.parquet", "merged_images/", is_pair=True),
+    "basic-vlm": Recipe(basic_captions, "the folder with image_map.json and captions.json", "as image_map.json says"),
+}
+
+
+@dataclass
+class Prepared:
+    """Summary of a conversion; `complaints` has one line per record that was left out."""
+
+    num_read: int = 0
+    num_written: int = 0
+    complaints: list[str] = field(default_factory=list)
+
+
+def prepare(
+    name: str, source: str | os.PathLike, out: str | os.PathLike, image_folder: str | os.PathLike | None = None
+) -> Prepared:
+    """Write a data set as jsonl, whole or not at all. Records that training would refuse are left out.
+
+    Args:
+        name: a row of `RECIPES`.
+        source: the downloaded file, or a pattern of several.
+        out: the jsonl to write.
+        image_folder: records whose images aren't in it are left out; images inside the file are written there.
+
+    Raises:
+        SettingError: an unknown name, a missing folder, or none of the first records is of this data set.
+        RecordError: the file can't be read.
+    """
+    if name not in RECIPES:
+        raise SettingError("name", f"{name!r} is unknown", f"known are {', '.join(RECIPES)}")
+    recipe, result = RECIPES[name], Prepared()
+    parse = parse_pair if recipe.is_pair else parse_record
+
+    def check_some(number: int) -> None:
+        if not result.num_written:
+            first = result.complaints[0] if result.complaints else "there is none"
+            problem = f"not one of the first {number} records is usable; the first: {first}"
+            raise SettingError("shape", problem, f"{name} is made from {recipe.files}")
+
+    def lines() -> Iterator[str]:
+        for number, (place, read) in enumerate(_read_basic(source) if name == "basic-vlm" else _read(source)):
+            if number == GIVE_UP_AFTER:
+                check_some(number)
+            result.num_read += 1
+            try:
+                for record in _convert(recipe, read, number, place):
+                    record = _with_files(record, image_folder, place)
+                    parse(record, place)
+                    result.num_written += 1
+                    yield json.dumps(record, ensure_ascii=False) + "\n"
+            except RecordError as error:
+                result.complaints.append(str(error))
+        check_some(result.num_read)
+
+    def write(target: Path) -> None:
+        with open(target, "w", encoding="utf-8") as file:
+            file.writelines(lines())
+
+    write_whole(Path(out), write)
+    return result
+
+
+def _convert(recipe: Recipe, read: Callable[[], Any], number: int, place: str) -> list[dict]:
+    try:
+        return list(recipe.convert(read(), number))
+    except RecordError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        problem = f"no {error}" if isinstance(error, KeyError) else str(error)
+        remedy = f"check that it is of {recipe.files}"
+        raise RecordError("shape", f"not a record of this data set ({problem})", remedy, place) from None
+
+
+def _read(source: str | os.PathLike) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(`file:line`, what reads the record) of each; Parquet with the bytes of its images."""
+    paths = [source] if os.path.isfile(source) else sorted(glob(os.fspath(source)))
+    for path in map(os.fspath, paths or [source]):
+        if not path.endswith(".parquet") or not os.path.isfile(path):
+            index = open_records(path, get_cache_dir())
+            for row in range(len(index)):
+                yield index.source(row), lambda index=index, row=row: index.parse(row)
+            continue
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(path) as file:
+            rows = (row for batch in file.iter_batches(64) for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield f"{path}:{number}", lambda row=row: row
+
+
+def _read_basic(folder: str | os.PathLike) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """image_map.json, {name: {"image_file", "ID"}}, joined with captions.json, {ID: {"q", "a"}}."""
+    found = []
+    for name in ("image_map.json", "captions.json"):
+        path = Path(folder) / name
+        try:
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise SettingError("source", f"{path} can't be read ({error})", "name the folder that holds both") from None
+    images, captions = found
+    for name, entry in images.items():
+        yield f"{Path(folder) / 'image_map.json'} {name!r}", lambda entry=entry: entry | captions[str(entry["ID"])]
+
+
+def _with_files(record: dict, folder: str | os.PathLike | None, place: str) -> dict:
+    """The record with its images as names of files: bytes are written, names are looked for."""
+    images = record.get("image")
+    names = []
+    for image in images if isinstance(images, list) else [] if images is None else [images]:
+        data = image.get("bytes") if isinstance(image, dict) else image
+        if isinstance(data, bytes):
+            if folder is None:
+                raise SettingError("image_folder", "the file holds its images", "name a folder with --image-folder")
+            names.append(_write_image(data, Path(folder), place))
+        elif folder is not None and not (Path(folder) / str(data)).is_file():
+            raise RecordError("image_missing", f"{data!r} isn't in {os.fspath(folder)!r}", "unpack it there", place)
+        else:
+            names.append(data)
+    return record | {"image": names[0] if len(names) == 1 else names} if names else record
+
+
+def _write_image(data: bytes, folder: Path, place: str) -> str:
+    """Write an image once, under a name by its content."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            suffix = image.format.lower().replace("jpeg", "jpg")
+    except OSError:
+        raise RecordError("image_unreadable", "its image can't be read", "download the file again", place) from None
+    digest = hashlib.blake2b(data, digest_size=12).hexdigest()
+    name = f"{digest[:2]}/{digest}.{suffix}"
+    if not (folder / name).exists():
+        write_whole(folder / name, lambda target: target.write_bytes(data))
+    return name

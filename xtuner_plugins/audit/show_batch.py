@@ -1,0 +1,119 @@
+"""What is in a batch as the model gets it: its samples with their tokens, labels, tiles and weights."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..datasets.bad_samples import FILLER
+from ..html_page import render
+from ..hub.constants import IGNORE_INDEX
+from .cards import embed_tiles, token_runs
+
+PAIR = 3  # segments of a preference pair: prompt, chosen, rejected
+
+
+@dataclass(frozen=True)
+class Part:
+    """One sample of a batch.
+
+    Attributes:
+        source, dataset: 'file:line' and name of its file; `FILLER` where a rank has no sample left.
+        row, first: where it begins.
+        segments: lengths of the parts that attend only to themselves (of a pair: prompt, chosen, rejected answer).
+        ids, labels: int64 `[s]`.
+        tiles: uint8 `[T, 3, S, S]`.
+        weight: of its loss.
+    """
+
+    source: str
+    dataset: str
+    row: int
+    first: int
+    segments: tuple[int, ...]
+    ids: torch.Tensor
+    labels: torch.Tensor
+    tiles: torch.Tensor
+    weight: float
+
+    def describe(self) -> str:
+        """Such as "from 120: a.jsonl:7 [a] 64 tokens (12 learned), 5 tiles"."""
+        if self.source == FILLER:
+            return FILLER
+        weight = "" if self.weight == 1 else f", weight {self.weight:g}"
+        learned, tiles = int((self.labels != IGNORE_INDEX).sum()), len(self.tiles)
+        facts = f"{len(self.ids):,} tokens ({learned:,} learned), {tiles} tile{'' if tiles == 1 else 's'}{weight}"
+        return f"row {self.row} from {self.first:,}: {self.source} [{self.dataset}] {facts}"
+
+
+def split_batch(batch: dict[str, Any]) -> list[Part]:
+    """The samples of a collated batch, by the boundaries that the model gets."""
+    tiles = batch["tiles"].split(batch["num_tiles"].tolist())
+    weights = batch.get("loss_weights", torch.ones(len(tiles))).tolist()
+    parts = []
+    for index, (row, first, segments) in enumerate(_places(batch)):
+        place = row, slice(first, first + sum(segments))
+        names = batch["sources"][index], batch["datasets"][index]
+        texts = batch["input_ids"][place], batch["labels"][place]
+        parts.append(Part(*names, row, first, segments, *texts, tiles[index], weights[index]))
+    return parts
+
+
+def _places(batch: dict[str, Any]) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    """Row, first token and segments of each sample."""
+    if "cu_seqlens" not in batch:
+        for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+            yield row, 0, (length,)
+        return
+    edges, each = batch["cu_seqlens"].tolist(), PAIR if "follows" in batch else 1
+    for index in range(len(batch["sources"])):
+        own = edges[index * each : (index + 1) * each + 1]
+        yield 0, own[0], tuple(np.diff(own).tolist())
+
+
+def describe_batch(batch: dict[str, Any]) -> list[str]:
+    """A line about the batch, one per sample, and one per sample that was left out."""
+    rows, length = batch["input_ids"].shape
+    padding = int((~batch["attention_mask"]).sum())
+    parts = split_batch(batch)
+    learned = sum(int((part.labels != IGNORE_INDEX).sum()) for part in parts)
+    lines = [
+        f"{rows} x {length:,} tokens, {padding:,} of them padding, {learned:,} learned; "
+        f"{int(batch['num_tiles'].sum()):,} tiles; {len(parts)} samples"
+    ]
+    lines += [f"  {part.describe()}" for part in parts]
+    return lines + [f"  left out, {each['dropped']}: {each['message']}" for each in batch.get("dropped", ())]
+
+
+def write_batch_page(path: str | Path, title: str, facts: Sequence[str], batches: Sequence[dict], tokenizer) -> None:
+    """Write a page with the batches of a step: a bar for each row, and a card for each sample with its tiles.
+
+    Args:
+        title, facts: of the step, shown at the top.
+        batches: its micro-batches.
+        tokenizer: of the dataset.
+    """
+    shown = [
+        (describe_batch(batch), _bars(batch), [_card(part, tokenizer) for part in split_batch(batch)])
+        for batch in batches
+    ]
+    page = render(Path(__file__).parent, "show_batch.html.jinja", title=title, facts=facts, batches=shown)
+    Path(path).write_text(page, encoding="utf-8", errors="replace")
+
+
+def _bars(batch: dict[str, Any]) -> list[list[tuple[int, float, bool]]]:
+    """For each row its samples: number, percent of the row, whether it has tiles."""
+    rows, length = batch["input_ids"].shape
+    bars: list[list[tuple[int, float, bool]]] = [[] for _ in range(rows)]
+    for number, part in enumerate(split_batch(batch), 1):
+        bars[part.row].append((number, 100 * len(part.ids) / length, len(part.tiles) > 0))
+    return bars
+
+
+def _card(part: Part, tokenizer) -> dict[str, Any]:
+    branches = part.segments if len(part.segments) == PAIR else ()
+    runs = [] if part.source == FILLER else token_runs(tokenizer, part.ids.numpy(), part.labels.numpy(), branches)
+    return {"title": part.describe(), "pictures": [], "tiles": embed_tiles(part.tiles), "runs": runs}

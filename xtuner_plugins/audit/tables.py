@@ -1,0 +1,103 @@
+"""Figures of a mixture: its files, their shares of an epoch, what other limits would do, and histograms."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..datasets.dataset import MultimodalDataset
+from ..datasets.plan.lengths import DROPPED, FATES, SHRUNK, TRUNCATED
+from .check import Checked, FileReport
+
+FACTORS = (0.5, 1, 2, 4)  # of max_length
+TILES = (1, 4, 6, 12)  # besides the setting's own max_tiles
+
+Row = dict[str, Any]
+
+
+def shares(dataset: Checked, reports: Sequence[FileReport]) -> list[Row]:
+    """A row per file: its records, and of an epoch, after `repeat_times`, samples and their shares of the mixture.
+
+    With a model it also has tokens, supervised tokens and tiles.
+    """
+    rows, names = [], ["samples"]
+    for pick, report in zip(dataset.picks, reports, strict=True):
+        times = np.bincount(pick, minlength=len(report)).astype(np.int64)
+        times[list(report.left_out)] = 0
+        row = {"name": report.source.name, "repeat": report.source.repeat, "records": len(report)}
+        row |= {"unusable": report.complaints.total(), "images": len(report.images), "samples": int(times.sum())}
+        if report.fates is not None:
+            names = ["samples", "tokens", "supervised", "tiles"]
+            row |= {name: int(getattr(report, name) @ times) for name in names[1:]}
+        rows.append(row)
+    for name in names:
+        total = sum(row[name] for row in rows)
+        for row in rows:
+            row[f"{name}_share"] = row[name] / total if total else 0.0
+    return rows
+
+
+def what_if(dataset: Checked, reports: Sequence[FileReport]) -> list[Row]:
+    """What another `max_length` or `max_tiles` would do to an epoch, by the measured lengths; [] without a model.
+
+    Each row has the setting, whether it is the current one, and samples that train, shrink, are cut or left out, with
+    tokens and tiles of the epoch.
+    """
+    if not isinstance(dataset, MultimodalDataset):
+        return []
+    own, current = max(source.tiling.max_tiles for source in dataset.sources), dataset.budget.max_length
+    rows = []
+    for max_length in sorted({max(1, int(current * factor)) for factor in FACTORS}):
+        for max_tiles in sorted({*TILES, own}):
+            row = {
+                "max_length": max_length,
+                "max_tiles": max_tiles,
+                "is_current": (max_length, max_tiles) == (current, own),
+            }
+            rows.append(row | _epoch_with(dataset, max_length, max_tiles, own))
+    return rows
+
+
+def _epoch_with(dataset: MultimodalDataset, max_length: int, max_tiles: int, own: int) -> Row:
+    """Sums of an epoch; files with limits of their own keep lower ones than `max_tiles`."""
+    total, tokens, tiles = np.zeros(len(FATES), np.int64), 0, 0
+    for number, source in enumerate(dataset.sources):
+        tiling = source.tiling
+        if max_tiles != own:
+            limit = max_tiles if tiling.max_tiles == own else min(max_tiles, tiling.max_tiles)
+            tiling = replace(tiling, min_tiles=min(tiling.min_tiles, max_tiles), max_tiles=limit)
+        lengths = dataset.lengths(number)
+        columns = lengths.lay_out(tiling, replace(dataset.budget, max_length=max_length), keep=False)
+        times = np.bincount(dataset.picks[number], minlength=len(lengths)).astype(np.int64)
+        times[list(dataset.rejected[number])] = 0
+        total += np.bincount(columns[2], times, len(FATES)).astype(np.int64)
+        tokens, tiles = tokens + int(columns[0] @ times), tiles + int(columns[1] @ times)
+    fates = {"shrunk": int(total[SHRUNK]), "cut": int(total[TRUNCATED]), "too_long": int(total[DROPPED])}
+    return {"samples": int(total[:DROPPED].sum()), **fates, "tokens": tokens, "tiles": tiles}
+
+
+def histograms(reports: Sequence[FileReport]) -> dict[str, list[tuple[str, int]]]:
+    """`log_bins` of tokens and tiles of the records that train, with a model, and of the images' longer sides."""
+    values = {
+        "longer side of the images": np.concatenate(
+            [np.maximum(r.images["width"], r.images["height"]) for r in reports]
+        )
+    }
+    if reports[0].fates is not None:
+        for name in ("tiles", "tokens"):
+            column = np.concatenate([getattr(report, name)[report.fates < DROPPED] for report in reports])
+            values = {name: column, **values}
+    return {name: log_bins(column) for name, column in values.items() if len(column)}
+
+
+def log_bins(values: np.ndarray) -> list[tuple[str, int]]:
+    """(range, count) of bins for whole numbers: one per number below 8, then two per doubling."""
+    edges = [*range(8), *(size for power in range(3, 40) for size in (1 << power, 3 << (power - 1)))]
+    places = np.searchsorted(edges, values, side="right") - 1
+    first, counts, last = int(places.min()), np.bincount(places - places.min()), int(values.max())
+    bins = []
+    for place, count in enumerate(counts, first):
+        low, high = edges[place], min(edges[place + 1] - 1, last)
+        bins.append((f"{low:,}" if low == high else f"{low:,}–{high:,}", int(count)))
+    return bins

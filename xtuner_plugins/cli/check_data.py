@@ -1,0 +1,221 @@
+"""From the arguments of `tools/check_data.py` to the check, and back to text."""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..processes import quiet_imports
+from ..settings import ConfigError, find_config, import_types, parse_words, read_config, validation_settings
+
+SHOWN_WARNINGS = 5  # of each reason
+SHOWN_FILES = 3  # of each finding
+
+
+def is_config(name: str) -> bool:
+    """A Python file, or a bare word that is no file: the name of a config."""
+    return name.endswith(".py") or (Path(name).name == name and not Path(name).suffix and not Path(name).exists())
+
+
+def open_inputs(args: argparse.Namespace) -> list:
+    """The dataset of a config or of annotation files, then those that shall hold nothing of it.
+
+    Raises:
+        DataError, ConfigError: something can't be opened.
+    """
+    if is_config(args.inputs[0]):
+        return _of_config(args.inputs[0], args.set, args.cfg_options)
+    quiet_imports()
+    from ..audit.check import PlainFiles
+    from ..datasets import MultimodalDataset, PreferenceDataset, SettingError
+
+    kind, folders = PreferenceDataset if args.pairs else MultimodalDataset, [each or None for each in args.image_folder]
+    if len(folders) not in (0, 1, len(args.inputs)):
+        problem = f"{len(folders)} image folders for {len(args.inputs)} files"
+        raise SettingError("image_folder", problem, "give one --image-folder for each file, or one for all")
+    folders = folders if len(folders) > 1 else (folders or [None])[0]
+    opened = []
+    for files, of_files in ((args.inputs, folders), (args.val, args.val_image_folder)):
+        if files:
+            opened.append(kind(args.base, files, of_files) if args.base else PlainFiles(files, of_files, kind.parse))
+    return opened
+
+
+def _of_config(name: str, pairs: list[str], options: list[str]) -> list:
+    """The datasets of a config, its benchmarks last."""
+    path = find_config(name)
+    config = read_config(path, parse_words(pairs, options))
+    settings = (config.get("train_dataloader") or {}).get("dataset")
+    if settings is None:
+        raise ConfigError(f"config {path!r} has no train_dataloader.dataset; name a training config")
+    base = settings.get("base")
+    if isinstance(base, str) and not Path(base).is_dir():  # known before anything large is imported
+        raise ConfigError(
+            f"model directory {base!r} isn't there; build it with tools/build_base_model.py or correct 'base'"
+        )
+    quiet_imports()
+    import_types(config)
+    from mmengine.registry import DATASETS
+
+    from ..engine.hooks.validation_scores import validation_dataset
+
+    validation = validation_settings(config)
+    wanted = [settings]
+    if validation.get("data_paths"):
+        wanted.append(validation_dataset(settings, validation["data_paths"], validation.get("image_folders")))
+    try:
+        return [DATASETS.build(each) for each in wanted] + _benchmarks(validation)
+    except (TypeError, KeyError) as error:  # an unknown or missing setting, or type
+        text = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{path}: train_dataloader.dataset: {text}; correct the setting's name") from None
+
+
+def _benchmarks(validation) -> list:
+    """The images of `val_benchmarks`, to be compared with those of the training data."""
+    files = validation.get("benchmarks") or ()
+    if not files:
+        return []
+    from ..audit.check import Questions
+    from ..engine.hooks.validation_scores import open_questions
+
+    found = open_questions(files, images=validation.get("benchmark_images"))
+    return [Questions({each.name: {item.question.id: item.question.paths for item in each.items} for each in found})]
+
+
+def prepare_output(path: str) -> None:
+    """Make sure that a result can be written, which is better known before an hour of checking.
+
+    Raises:
+        SettingError: it can't.
+    """
+    from ..datasets.errors import SettingError
+
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a"):
+            pass
+    except OSError as error:
+        raise SettingError("output", f"{path!r} can't be written ({error.strerror})", "name another file") from None
+
+
+def compare_names(datasets: Sequence, path: str | None) -> int:
+    """Prints a line for each image folder; returns the exit status.
+
+    Args:
+        path: gets all missing and superfluous names as JSON; None writes nothing.
+    """
+    from tqdm import tqdm
+
+    from ..audit.names import count_folders
+
+    folders = []
+    for dataset in datasets:
+        total = sum(len(source.index) for source in dataset.sources)
+        with tqdm(total=total, unit="record", desc="reading names", file=sys.stderr) as bar:
+            folders += count_folders(dataset, bar.update)
+    print(*folders, sep="\n")
+    if not folders:
+        print("error: no image folder is on this machine, so there is nothing to compare names with", file=sys.stderr)
+        return 2
+    if path:
+        _write_json(path, {"folders": [vars(folder) for folder in folders]})
+    return int(any(folder.missing for folder in folders))
+
+
+def check_all(datasets: Sequence, args: argparse.Namespace) -> int:
+    """Checks training data, then what shall hold nothing of it; writes what was asked for; returns the exit status."""
+    from concurrent.futures import BrokenExecutor
+
+    from ..audit.check import write_reject_list
+    from ..audit.findings import WORDS, find
+    from ..audit.page import as_json, write_page
+
+    try:
+        checked = [(dataset, _check(dataset, args.workers, number)) for number, dataset in enumerate(datasets)]
+    except BrokenExecutor:
+        told = "a worker was killed, most likely for want of memory; try --workers 1, or a lower max_pixels"
+        print(f"error: {told}", file=sys.stderr)
+        return 2
+    (dataset, reports), *validation = checked
+    if args.reject_list:
+        print(f"{plural(write_reject_list(args.reject_list, reports), 'record')} on the reject list {args.reject_list}")
+    findings = find(dataset, reports, validation)
+    if findings:
+        print("\nfindings")
+    for each in findings:
+        first = "; ".join(f"{name}: {count:,}" for name, count in each.where.most_common(SHOWN_FILES))
+        print(f"  {each.count:,} of {each.total:,} {WORDS[each.kind][0]} ({first})")
+    if args.json:
+        _write_json(args.json, as_json(dataset, reports, findings, validation))
+    if args.html:
+        cards = write_page(args.html, dataset, reports, findings, validation)
+        print(f"page with {plural(cards, 'card')} written to {args.html}")
+    return int(any(report.complaints for _, reports in checked for report in reports))
+
+
+def _write_json(path: str, content: dict) -> None:
+    Path(path).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _check(dataset, num_workers: int | None, number: int) -> list:
+    """Checks one dataset and prints what is wrong; returns a report for each file."""
+    from tqdm import tqdm
+
+    from ..audit.check import check_dataset, count_samples
+
+    warned: Counter[str] = Counter()
+    total = sum(len(source.index) for source in dataset.sources)
+    if number:
+        print("\nvalidation data")
+    passes = 2 if hasattr(dataset, "lengths") else 1  # lengths are measured, then images opened
+    with tqdm(total=passes * total, unit="record", desc="checking", file=sys.stderr) as bar:
+
+        def say(trouble) -> None:
+            warned[trouble.reason] += not trouble.is_complaint
+            if trouble.is_complaint or warned[trouble.reason] <= SHOWN_WARNINGS and trouble.reason != "rejected":
+                end = "" if trouble.is_complaint or trouble.is_warning else " (left out)"
+                bar.write(f"{'' if trouble.is_complaint else 'warning: '}{trouble.message}{end}", sys.stdout)
+
+        reports = check_dataset(dataset, num_workers=num_workers, say=say, progress=bar.update)
+    for report in reports:
+        _print_report(report)
+    wrong, rejected = (sum(counts) for counts in zip(*map(_wrong, reports), strict=True))
+    samples = f"an epoch has {count_samples(dataset, reports):,} of {sum(map(len, dataset.picks)):,} samples"
+    if wrong:
+        print(f"{wrong} of {total} records can't be trained on; {samples} without them")
+    else:
+        print(f"all {plural(total - rejected, 'record')} can be trained on; {samples}")
+    return reports
+
+
+def _wrong(report) -> tuple[int, int]:
+    return report.complaints.total(), sum(each.reason == "rejected" for each in report.troubles)
+
+
+def _print_report(report) -> None:
+    """One line for a file: records, what is wrong with some, images, and with a model tiles and tokens."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in report.complaints.most_common())
+    warned = ", ".join(f"{count} {reason}" for reason, count in report.warnings.most_common())
+    wrong, rejected = _wrong(report)
+    line = f"{report.source.index.path}: {plural(len(report), 'record')}, {wrong} wrong"
+    line += f" ({reasons})" if reasons else ""
+    line += f", {plural(report.warnings.total(), 'warning')} ({warned})" if warned else ""
+    line += f"; {plural(len(report.images), 'image')}"
+    if report.fates is not None:
+        line += f", {plural(report.tiles.sum(), 'tile')}, {plural(report.tokens.sum(), 'token')}"
+        line += f", longest {report.tokens.max(initial=0)}"
+    print(line)
+    for count, words in (
+        (rejected, "on the reject list"),
+        (len(report.shrunk), "with fewer tiles, to fit max_length"),
+        (len(report.cut), "with the end cut off, to fit max_length"),
+    ):
+        if count:
+            print(f"  {plural(count, 'record')} {words}")
+
+
+def plural(number: int, noun: str) -> str:
+    """Such as "1 record" and "2 records"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

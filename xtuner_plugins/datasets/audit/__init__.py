@@ -1,1 +1,0 @@
-"""What is checked and shown before training, and how known data sets are prepared."""

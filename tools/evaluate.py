@@ -1,6 +1,6 @@
 """Measures a model on benchmark files, or on one's own questions with answers.
 
-    python tools/evaluate.py exports/mine --data MMBench_DEV_EN.tsv mme.tsv --out results/mine
+    python tools/evaluate.py exports/mine --data MMBench_DEV_EN.tsv POPE.tsv --out results/mine
     python tools/evaluate.py exports/mine --data own.jsonl --images photos --metric exact_match --out results/mine
     python tools/evaluate.py finetune_lora work_dirs/finetune_lora/iter_1000.pth --data own.jsonl --out results/lora
     python tools/evaluate.py work_dirs/finetune_lora --data own.jsonl --out results/lora --processes 2

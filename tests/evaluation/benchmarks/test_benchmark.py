@@ -17,13 +17,3 @@ def test_a_missing_file_or_folder(tmp_path, write_lines):
         open_benchmark(tmp_path / "gone.tsv")
     with pytest.raises(SettingError, match="image folder .* isn't there"):
         open_benchmark(write_lines("own.jsonl", {"question": "?", "answer": "x"}), images=tmp_path / "gone")
-
-
-def test_published_files_name_no_images_outside(write_lines, tmp_path, put):
-    put("secret.png", "data/x.png")
-    records = [
-        {"question_id": number, "image": image, "text": "?", "label": "yes"}
-        for number, image in enumerate(["x.png", "../secret.png", str(tmp_path / "secret.png")])
-    ]
-    found = open_benchmark(write_lines("data/coco_pope_random.json", *records))
-    assert [item.question.images for item in found.items] == [("x.png",)] and len(found.unusable) == 2

@@ -27,16 +27,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 
 
 def test_limits(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_JSON", 3)
-    path = tmp_path / "a.json"
-    path.write_text("[1, 2]")
-    with pytest.raises(SettingError, match="has more than 3 bytes; split it"):
-        files.read_json(path)
     monkeypatch.setattr(files, "MAX_CELL", 4)
+    path = tmp_path / "a.jsonl"
     path.write_text('{"a": "long"}')
     assert all(row.values is None for row in files.read_json_lines(path))
-
-
-def test_entries_are_counted_from_one(tmp_path):
-    rows = list(files.array_rows(tmp_path, [{}, 3]))
-    assert rows[0].place == f"{tmp_path}: entry 1" and rows[1].values is None and "not an object" in str(rows[1].error)

@@ -110,3 +110,22 @@ def test_another_metric(write_lines):
     assert "own.jsonl:2 (line 2): the right answer ['maybe'] is neither yes nor no" in found.unusable[0].message
     with pytest.raises(SettingError, match="did you mean yes_no"):
         open_benchmark(path, metric="yesno")
+
+
+def test_the_file_that_trains_can_evaluate(write_lines, put):
+    put("a.png")
+    ask = {"from": "human", "value": "<image>\nWhat is it?"}
+    answer = {"from": "gpt", "value": "A bus."}
+    found = open_benchmark(
+        write_lines(
+            "train.jsonl",
+            {"id": 7, "image": "a.png", "conversations": [{"from": "system", "value": "Look."}, ask, answer]},
+            {"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi."}]},
+            {"image": "a.png", "conversations": [ask, answer, {"from": "human", "value": "Why?"}, answer]},
+        )
+    )
+    first, second = found.items
+    assert (first.question.id, first.question.text, first.expected) == ("7", "What is it?", ("A bus.",))
+    assert first.question.images == ("a.png",) and second.question.images == ()
+    (left,) = found.unusable
+    assert "not one question with its answer; only records of a single turn" in left.message

@@ -54,8 +54,6 @@ def test_images_are_written_once(write_tsv, in_base64, tmp_path):
 @pytest.mark.parametrize(
     "name, row, kind, metric, text, expected, facts",
     [
-        ("MME.tsv", {"answer": "Yes", "category": "OCR", "image_path": "ocr/1.png"}, "mme", "mme",
-         f"Q? {SHORT}", ("Yes",), {"category": "OCR", "group": "OCR/ocr/1.png"}),
         ("POPE.tsv", {"answer": "No", "category": "random,popular"}, "pope", "yes_no",
          f"Q?\n{SHORT}", ("No",), {"category": ["random", "popular"]}),
         ("TextVQA_VAL.tsv", {"answer": str(["nokia"] * 9 + ["a"])}, "textvqa", "vqa_accuracy",
@@ -63,8 +61,6 @@ def test_images_are_written_once(write_tsv, in_base64, tmp_path):
         ("DocVQA_VAL.tsv", {"answer": "['0.28', \"it's\"]"}, "docvqa", "anls", f"Q? {SHORT}", ("0.28", "it's"), {}),
         ("ChartQA_TEST.tsv", {"answer": "14", "split": "test_human"}, "chartqa", "relaxed_accuracy",
          f"Q? {SHORT}", ("14",), {"category": "test_human"}),
-        ("OCRBench.tsv", {"answer": "['CENTRE']", "category": "Regular Text Recognition"}, "ocrbench", "ocrbench",
-         f"Q?\n{SHORT}", ("CENTRE",), {"category": "Regular Text Recognition"}),
         ("AI2D_TEST.tsv", {"answer": "A", "A": "sun"}, "ai2d", "multiple_choice",
          f"Q?\nA. sun\n{LETTER}", ("A",), {"choices": {"A": "sun"}}),
         ("ScienceQA_TEST.tsv", {"answer": "A", "A": "sun", "hint": "H"}, "scienceqa", "multiple_choice",

@@ -1,9 +1,8 @@
-"""Rows of a benchmark's file: TSV, JSON lines, a JSON array, or one JSON object."""
+"""Rows of a file of questions: TSV or JSON lines."""
 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from ...datasets.errors import DataError, RecordError, SettingError
 from ...datasets.records.json_index import parse_json
 
 MAX_CELL = 128 * 2**20  # bytes of a cell or a line: an image of 96 MiB in base64
-MAX_JSON = 512 * 2**20  # bytes of a file that is read whole
 
 
 @dataclass(frozen=True)
@@ -91,23 +89,3 @@ def _object_row(place: str, value: object) -> Row:
     if not isinstance(value, dict):
         return Row(place, None, RecordError("record", "not an object", "write {...}", place))
     return Row(place, value)
-
-
-def read_json(path: Path) -> Any:
-    """The value of a file that holds one.
-
-    Raises:
-        SettingError: It is too large, or not JSON.
-    """
-    if path.stat().st_size > MAX_JSON:
-        raise SettingError("file", f"{path} has more than {MAX_JSON} bytes", "split it, or write one object per line")
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise SettingError("file", f"{path} is not JSON ({str(error)[:200]})", "download it again") from None
-
-
-def array_rows(path: Path, values: list) -> Iterator[Row]:
-    """Rows of an array; their places count its entries from 1."""
-    for number, value in enumerate(values, 1):
-        yield _object_row(f"{path}: entry {number}", value)

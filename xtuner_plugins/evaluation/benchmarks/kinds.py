@@ -38,7 +38,7 @@ class Kind:
         return self.prompt_zh if self.prompt_zh and _HAN.search(text) else self.prompt
 
 
-# Prompts are those of OpenGVLab/InternVL (internvl_chat/eval/*/evaluate_*.py), for AI2D, MMStar and OCRBench those of
+# Prompts are those of OpenGVLab/InternVL (internvl_chat/eval/*/evaluate_*.py), for AI2D and MMStar those of
 # VLMEvalKit's wrapper (vlmeval/vlm/internvl/), with which InternVL's authors evaluate them. POPE's is in the questions
 # of the file that the script reads (llava_pope_test.jsonl). Tiles are those of the scripts' pages and of the wrapper.
 KINDS: dict[str, Kind] = {
@@ -46,15 +46,10 @@ KINDS: dict[str, Kind] = {
     "mmstar": Kind("multiple_choice", _LETTER, _LETTER_ZH, stems=("mmstar",)),
     "ai2d": Kind("multiple_choice", _LETTER, _LETTER_ZH, stems=("ai2d",)),
     "scienceqa": Kind("multiple_choice", _LETTER, _LETTER_ZH, stems=("scienceqa",)),
-    "mme": Kind("mme", "{question} " + _SHORT, stems=("mme",)),
     "pope": Kind("yes_no", "{question}\n" + _SHORT, stems=("pope",)),
     "textvqa": Kind("vqa_accuracy", "{question} " + _SHORT, stems=("textvqa",)),
     "docvqa": Kind("anls", "{question} " + _SHORT, max_tiles=18, stems=("docvqa",)),
     "chartqa": Kind("relaxed_accuracy", "{question} " + _SHORT, max_tiles=12, stems=("chartqa",)),
-    "ocrbench": Kind("ocrbench", "{question}\n" + _SHORT, max_tiles=24, stems=("ocrbench",)),
-    "refcoco": Kind(
-        "iou", "Please provide the bounding box coordinate of the region this sentence describes: <ref>{question}</ref>"
-    ),
     "own": Kind(None, "{hint}\n{question}\n{choices}", max_tiles=None),
 }
 

@@ -4,12 +4,14 @@
     {"id": "r-18", "images": ["a.jpg", "b.jpg"], "question": "Which is older?", "choices": ["the first", "the second"],
      "answer": "A", "category": "order", "group": "pair 9"}
 
-`answers` takes a list of right answers. `choices` is a list or an object of letters; the answer is then a letter, or
-the text of one of them. `width`, `height`, `frame` and `answer_frame` are for boxes (metric `iou`).
+A record of the training form with one question, `{"image": ..., "conversations": [...]}`, asks that question and
+expects its answer. `answers` takes a list of right answers. `choices` is a list or an object of letters; the answer is
+then a letter, or the text of one of them. `width`, `height`, `frame` and `answer_frame` are for boxes (metric `iou`).
 """
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +21,7 @@ from .files import Row
 from .item_draft import Draft, lettered, text_of, texts_of
 
 FACTS = ("category", "group", "width", "height", "frame", "answer_frame")
+TURNS = "conversations"
 KEYS = ("id", "image", "images", "question", "answer", "answers", "choices", "hint", *FACTS)
 
 
@@ -32,6 +35,8 @@ def drafts(rows: Iterator[Row]) -> Iterator[tuple[str, Draft | DataError]]:
 
 
 def _draft(values: dict[str, Any], place: str) -> Draft:
+    if TURNS in values:
+        values = _asked(values, place)
     if unknown := sorted(values.keys() - set(KEYS)):
         raise RecordError("key", f"unknown key {unknown[0]!r}", f"the keys are {', '.join(KEYS)}", place)
     for one, many in (("image", "images"), ("answer", "answers")):
@@ -49,6 +54,20 @@ def _draft(values: dict[str, Any], place: str) -> Draft:
         hint="".join(texts_of(values, "hint", place)),
         facts={key: values[key] for key in FACTS if values.get(key) is not None},
     )
+
+
+def _asked(values: dict[str, Any], place: str) -> dict[str, Any]:
+    """A record of the training form as one of ours."""
+    turns = values[TURNS]
+    known = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
+    said = [turn.get("value") for turn in turns if turn.get("from") != "system"] if known else []
+    if len(said) != 2 or not all(isinstance(text, str) for text in said):
+        problem = f"{TURNS!r} is not one question with its answer"
+        raise RecordError(TURNS, problem, "only records of a single turn can be evaluated", place)
+    images = texts_of(values, "image", place)
+    question = re.sub(r"\s*<image>\s*", " ", said[0]).strip() if len(images) <= 1 else said[0]
+    kept = {"id": values["id"]} if "id" in values else {}
+    return {**kept, "images": images, "question": question, "answer": said[1]}
 
 
 def read_choices(value: object, place: str) -> dict[str, str]:

@@ -85,7 +85,7 @@ def _draft(values: dict[str, str], place: str, kind: str, embedded: EmbeddedImag
         draft.images = [shortened(values["image_path"])]
     else:
         raise RecordError("image", "no image", "every row needs one", place)
-    draft.facts = _facts(values, kind, index, draft, reference)
+    draft.facts = _facts(values, kind, index)
     return draft, reference
 
 
@@ -95,16 +95,13 @@ def _refer(draft: Draft, index: str, embedded: EmbeddedImages) -> bool:
     return path is not None
 
 
-def _facts(values: dict[str, str], kind: str, index: str | None, draft: Draft, reference: str | None) -> dict:
+def _facts(values: dict[str, str], kind: str, index: str | None) -> dict:
     category = values.get("category") or values.get("split")
     facts: dict = {"category": category} if category else {}
     if "group" in values:
         facts["group"] = values["group"]
     elif kind == "mmbench" and index and index.isdigit():
         facts["group"] = str(int(index) % ROTATION)
-    elif kind == "mme":
-        image = values.get("image_path") or reference or "".join(draft.paths)
-        facts["group"] = f"{category}/{image}"
     elif kind == "pope" and category:
         facts["category"] = [part.strip() for part in category.split(",")]
     return facts

@@ -7,13 +7,10 @@ import difflib
 from ...datasets.errors import SettingError
 from ..metric import Metric
 from .anls import Anls
-from .captions import Bleu, Cider, Rouge
-from .error_rates import Cer, Wer
+from .error_rates import Cer
 from .exact_match import ExactMatch
 from .iou import Iou
-from .mme import Mme
 from .multiple_choice import MultipleChoice
-from .ocrbench import OcrBench
 from .relaxed_accuracy import RelaxedAccuracy
 from .vqa_accuracy import VqaAccuracy
 from .yes_no import YesNo
@@ -25,14 +22,8 @@ _ALL = (
     RelaxedAccuracy,
     MultipleChoice,
     YesNo,
-    Mme,
     Iou,
-    OcrBench,
     Cer,
-    Wer,
-    Bleu,
-    Rouge,
-    Cider,
 )
 METRICS: dict[str, Metric] = {metric.name: metric() for metric in _ALL}
 

@@ -76,7 +76,7 @@ def test_the_page_is_whole(write, six_records, kind):
     page = html.unescape(page)
     assert "2 of 6 records can't be trained on" in page and "6 条记录中有 2 条不能用于训练" in page
     assert "correct the name or the image folder" in page and len(parsed.cards) == 6
-    bad = ["no such image" in card or "no conversations" in card for card in parsed.cards]
+    bad = ["no such image" in card or "no_conversations" in card for card in parsed.cards]
     assert bad == [False, True, False, False, True, False]
     has_tokens = kind is MultimodalDataset
     assert ("Yes.<|im_end|>" in parsed.cards[0], "16 image tokens" in parsed.cards[0]) == (has_tokens, has_tokens)

@@ -21,7 +21,7 @@ from xtuner_plugins.checkpoints.io.reader import read_json
 from xtuner_plugins.checkpoints.io.writer import write_json
 from xtuner_plugins.checkpoints.loader import load_tokenizer, load_trained
 from xtuner_plugins.datasets import MultimodalDataset
-from xtuner_plugins.engine import PreprocessingLockHook
+from xtuner_plugins.engine import StateHook
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.inference.session import ChatSession
 from xtuner_plugins.inference.verify import verify
@@ -285,7 +285,7 @@ def test_a_training_with_other_token_ids_does_not_go_on(toy_base, tmp_path):
     class Runner:
         _resume, cfg = True, ConfigDict(model=dict(base=str(base)))
 
-    hook = PreprocessingLockHook()
+    hook = StateHook()
     hook._describe = lambda runner: lock
     for step in (
         lambda: export(config, old, tmp_path / "no"),

@@ -60,7 +60,7 @@ def test_ends_of_a_range(name, right, wrong):
     assert all(within(name, value) for value in right) and not any(within(name, value) for value in wrong)
 
 
-def test_tile_limits_objectives_and_trackers():
+def test_tile_limits_and_objectives():
     for check, right, wrong in (
         (lambda limits: ranges.check_tiles(*limits), ((1, 1), (1, 256)), ((0, 1), (2, 1), (1, 257), (1, 2.0))),
         (
@@ -68,7 +68,6 @@ def test_tile_limits_objectives_and_trackers():
             ({"dpo": 0.8, "sft": 1},),
             ({}, None, "dpo", ["dpo"], {"ppo": 1.0}, {"dpo": 0}, {"dpo": "1"}, {"sft": True}, {"sft": math.nan}),
         ),
-        (ranges.check_tracker, ("tensorboard", "none"), ("TensorBoard", "", 1)),
     ):
         assert not any(refuses(check, value) for value in right) and all(refuses(check, value) for value in wrong)
 
@@ -81,15 +80,6 @@ def test_room_counts_the_thumbnail_and_both_ends():
     with pytest.raises(RangeError, match="but max_length=18; raise max_length above 18"):
         ranges.check_room(1, True, 16, 18)
     assert ranges.image_tokens([3, 1], 16) == 68
-
-
-def test_a_tracker_without_its_package_names_what_to_install(monkeypatch):
-    for tracker, (_, package) in ranges.TRACKERS.items():
-        monkeypatch.setattr(ranges.importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(RangeError, match=f"tracker={tracker!r} needs the package {package}; pip install {package}"):
-            ranges.check_tracker(tracker)
-        monkeypatch.setattr(ranges.importlib.util, "find_spec", lambda name, package=package: name == package or None)
-        ranges.check_tracker(tracker)
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import HANGS_AFTER
-from tests.engine.parallel_case import logged
-from xtuner_plugins.engine.console import STEP_LINE
+from tests.engine.parallel_case import STEP_LINE, logged
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_GIB = 16

@@ -8,8 +8,8 @@
     python tools/check_data.py meta.json [--base models/base]        a meta file of the official code
 
 First the names in records are compared with the files of the image folders: how many are missing, and how many files no
-record names. --names-only stops there (seconds for half a million images). A config's val_data_paths and panel are
-checked after its training data; --reject-list is about the training data alone.
+record names. --names-only stops there (seconds for half a million images). A config's val_data_paths are checked after
+its training data; --reject-list is about the training data alone.
 
 Then it says what else it found: copies within and between files, training images in validation data, refusals,
 outliers, images enlarged or squeezed (docs/data.md). These don't change the exit status. --html shows all of it, with

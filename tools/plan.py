@@ -196,7 +196,7 @@ def print_plan(args, planned, available, others, lines, took, validating) -> Non
     speed = f"{args.gpus} x {args.gpu} ({GPUS[args.gpu].teraflops:g} TFLOPS each) at {args.mfu:.0%} of their peak"
     report.show(f"{planned.steps:,} steps, {planned.samples:,} samples: {report.duration(took)} on {speed}")
     if validating is not None:
-        report.show(f"validation, besides: {report.duration(validating)}, without the answers to the panel")
+        report.show(f"validation, besides: {report.duration(validating)}, without the answers to benchmarks")
 
 
 if __name__ == "__main__":

@@ -21,13 +21,6 @@ SOFTMAX_LOGITS = 2**25  # of them, those that a softmax in float32 exists of at 
 DTYPE_NAMES = ("bfloat16", "float16", "float32")  # of training
 # Objectives of preference tuning, and whether each compares with a reference.
 OBJECTIVES = {"dpo": True, "ipo": True, "hinge": True, "bco_pair": True, "orpo": False, "simpo": False, "sft": False}
-# Where losses go: class of MMEngine's backend, and the package that it needs, by its name in Python and in pip.
-TRACKERS = {
-    "tensorboard": ("mmengine.visualization.TensorboardVisBackend", "tensorboard"),
-    "wandb": ("mmengine.visualization.WandbVisBackend", "wandb"),
-    "swanlab": ("swanlab.integration.mmengine.SwanlabVisBackend", "swanlab"),
-    "mlflow": ("mmengine.visualization.MLflowVisBackend", "mlflow"),
-}
 # Names of options that hold a credential itself: `key`, `secret`, `token`, `aws_session_token`, `access_key_id` ...
 _CREDENTIAL = re.compile(
     r"(?:^|_)(?:key|secret|token|password|passwd|pwd|credentials?|signature|sas)(?:$|_)"
@@ -109,7 +102,7 @@ RANGES = {
     "val_interval": Range(_COUNT, "is no number of optimizer steps", _WHOLE),
     "val_batch_size": Range(_COUNT, "is no size of a batch", _WHOLE),
     "val_benchmark_limit": Range(_COUNT, "is no number of questions", f"{_WHOLE}, or None for all"),
-    "panel_max_new_tokens": Range(_COUNT, "is no length", _WHOLE),
+    "val_max_new_tokens": Range(_COUNT, "is no length", _WHOLE),
 }
 
 
@@ -171,15 +164,6 @@ def check_objectives(value: Any) -> dict[str, float]:
         if not _number(0, above=True)(weight):
             raise RangeError(f"objectives: {weight!r} is no weight of {name}", "give a number above 0")
     return {name: float(weight) for name, weight in value.items()}
-
-
-def check_tracker(value: Any) -> None:
-    """``tracker``, and whether its package is installed; raises `RangeError`."""
-    if value not in ("none", *TRACKERS):
-        raise RangeError(f"tracker={value!r} is not known", f"it is one of: {', '.join(TRACKERS)}, none")
-    if value != "none" and importlib.util.find_spec(TRACKERS[value][1]) is None:
-        package = TRACKERS[value][1]
-        raise RangeError(f"tracker={value!r} needs the package {package}", f"pip install {package}, or tracker=none")
 
 
 def check_store_url(url: str) -> None:

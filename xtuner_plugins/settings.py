@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,15 +111,27 @@ val_data_paths default_hooks.validation.data_paths annotation files to validate 
 val_image_folders default_hooks.validation.image_folders None: paths are relative to the file
 val_interval default_hooks.validation.interval optimizer steps; also at the end of the run
 val_batch_size default_hooks.validation.batch_size of validation
-val_benchmarks default_hooks.validation.benchmarks files as tools/evaluate.py takes, answered then
+val_benchmarks default_hooks.validation.benchmarks files as tools/evaluate.py or answer.py takes, answered then
 val_benchmark_images default_hooks.validation.benchmark_images their image folder; None: that of each file
 val_benchmark_limit default_hooks.validation.benchmark_limit questions of each; None: all
+val_max_new_tokens default_hooks.validation.max_new_tokens of an answer
 val_metric default_hooks.validation.metric of val_benchmarks; None: each one's own
-panel default_hooks.validation.panel questions answered then: a jsonl file, or a list
-panel_max_new_tokens default_hooks.validation.panel_max_new_tokens of their answers
-tracker visualizer.tracker tensorboard, wandb, swanlab, mlflow or none
 """
 SETTINGS = {name: Setting(*rest) for name, *rest in (line.split(None, 2) for line in _TABLE.strip().splitlines())}
+# Settings, classes and their keywords that earlier versions had, and what to do instead.
+RETIRED = {
+    "panel": "give the questions as a file to val_benchmarks; the answers are in WORK_DIR/validation",
+    "panel_max_new_tokens": "write val_max_new_tokens (default_hooks.validation.max_new_tokens)",
+    "tracker": "write visualizer.vis_backends, MMEngine's own list (docs/training.md)",
+    "TrackingVisualizer": "write dict(type='Visualizer', vis_backends=[...]), MMEngine's own (docs/training.md)",
+    "CheckpointGuardHook": "take the hook out; WholeCheckpointHook compares parameters",
+    "PlanHook": "write StateHook, which keeps the plan and the preprocessing",
+    "PreprocessingLockHook": "take the hook out; StateHook keeps the preprocessing",
+    "heaviest_first": "take it out; the sampler puts the heaviest batch first",
+    "LossGuardHook": "take the hook out; a loss that isn't finite stops the run without it",
+    "PreferenceGuardHook": "take the hook out; see log_prob_chosen and length_correlation in scalars.json",
+    "ReportPageHook": "take the hook out; losses.png is drawn at the end, TensorBoard shows the run live",
+}
 
 _LABEL = re.compile(rf"^({'|'.join(LABELS)})  +(\S.*)$", re.MULTILINE)
 # Where a dict begins in a text: `{a,b}.jsonl` and `{000..009}.tar` name files.
@@ -241,6 +253,7 @@ def read_config(name: str, changes: Mapping[str, Any] | None = None) -> Config:
     _check_strays(cfg)
     for key, value in (changes or {}).items():
         _change(cfg, key, value)
+    _check_retired(cfg)
     complete(cfg)
     return cfg
 
@@ -289,12 +302,34 @@ def _check_strays(cfg: Config) -> None:
     for name, value in cfg._to_lazy_dict().items():
         if name in RUNNER_KEYS or name in read:
             continue
-        hint = _near(name, RUNNER_KEYS, cutoff=0.8)
+        hint = f"; {RETIRED[name]}" if name in RETIRED else _near(name, RUNNER_KEYS, cutoff=0.8)
         like = [name] if name in SETTINGS else difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.85)
         if like and (name in SETTINGS or name in written) and value_at(cfg, SETTINGS[like[0]].key) != value:
             hint = f"; write {SETTINGS[like[0]].key} = ..."
         if hint:
             raise ConfigError(f"config {cfg.filename}: nothing reads {name!r}{hint}")
+
+
+def _check_retired(cfg: Config) -> None:
+    """Raises `ConfigError` on a class or keyword that is no more, as configs in old work directories name them."""
+    for where, node in typed_nodes(cfg._to_lazy_dict()):
+        kind = node["type"]
+        module, name = getattr(kind, "_module", str(kind)), str(getattr(kind, "_imported", kind)).rpartition(".")[2]
+        found = next((each for each in (name, *node) if each in RETIRED), None)
+        if found and str(module).startswith(__package__):
+            raise ConfigError(f"config {cfg.filename}: {where}: {found} is no more; {RETIRED[found]}")
+
+
+def typed_nodes(node: Any, key_path: str = "") -> Iterator[tuple[str, dict]]:
+    """Every ``dict(type=...)`` below ``node`` with its path, e.g. ``train_dataloader.dataset``."""
+    if isinstance(node, Mapping):
+        if "type" in node:
+            yield key_path, dict(node)
+        for key, value in node.items():
+            yield from typed_nodes(value, f"{key_path}.{key}" if key_path else str(key))
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            yield from typed_nodes(value, f"{key_path}[{index}]")
 
 
 def value_at(cfg: Config | Mapping[str, Any], key: str, default: Any = None) -> Any:
@@ -313,7 +348,8 @@ def _change(cfg: Config, key: str, value: Any) -> None:
     if key in SETTINGS:
         raise ConfigError(f"{key}: no key of the runner; write {SETTINGS[key].key}=..., or --set {key}=...")
     if (top := key.partition(".")[0]) not in RUNNER_KEYS:
-        raise ConfigError(f"{key}: nothing reads {top!r}{_near(top, [*SETTINGS, *RUNNER_KEYS])}")
+        hint = f"; {RETIRED[key]}" if key in RETIRED else _near(top, [*SETTINGS, *RUNNER_KEYS])
+        raise ConfigError(f"{key}: nothing reads {top!r}{hint}")
     node = cfg._cfg_dict
     for depth, part in enumerate(parents):
         node = _below(node, part, key, ".".join(parents[:depth]))

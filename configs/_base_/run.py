@@ -6,21 +6,18 @@ A key that is left out here has the default of its class. `python tools/print_co
 from mmengine.hooks import DistSamplerSeedHook, IterTimerHook, ParamSchedulerHook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import LogProcessor
-from mmengine.visualization import LocalVisBackend
+from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
 
 from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
 from xtuner_plugins.engine import (
-    CheckpointGuardHook,
     GroupedOptimWrapperConstructor,
     LedgerHook,
     LossesImageHook,
     LossSplitHook,
-    PlanHook,
     PlannedTrainLoop,
-    PreprocessingLockHook,
     RunContractHook,
+    StateHook,
     StepLineHook,
-    TrackingVisualizer,
     ValidationHook,
     WarmupCosineLR,
     WholeCheckpointHook,
@@ -58,19 +55,17 @@ default_hooks = dict(
     logger=dict(type=StepLineHook, interval=10),  # optimizer steps, here and below
     param_scheduler=dict(type=ParamSchedulerHook),
     checkpoint=dict(type=WholeCheckpointHook, by_epoch=False, interval=500, max_keep_ckpts=2),
-    validation=dict(type=ValidationHook, interval=500),  # without data_paths, benchmarks and panel it does nothing
+    validation=dict(type=ValidationHook, interval=500),  # without data_paths and benchmarks it does nothing
     sampler_seed=dict(type=DistSamplerSeedHook),
 )
 custom_hooks = [
     dict(type=RunContractHook),  # prints what really trains
-    dict(type=CheckpointGuardHook),  # refuses a checkpoint of another model
-    dict(type=PlanHook),  # keeps the place in the data in every checkpoint
-    dict(type=PreprocessingLockHook),  # keeps tile limits, template and tokens in every checkpoint
+    dict(type=StateHook),  # keeps the place in the data, tile limits, template and tokens in every checkpoint
     dict(type=LedgerHook),  # work_dir/ledger.jsonl: what was left out, and why
     dict(type=LossesImageHook),  # work_dir/losses.png
-    dict(type=LossSplitHook),  # training loss by dataset, tiles and length for the trackers
+    dict(type=LossSplitHook),  # training loss by dataset, tiles and length
 ]
-visualizer = dict(type=TrackingVisualizer, vis_backends=[dict(type=LocalVisBackend)], tracker="tensorboard")
+visualizer = dict(type=Visualizer, vis_backends=[dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)])
 env_cfg = dict(mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl"))  # gloo on CPUs
 model_wrapper_cfg = dict(type="DeviceAwareDDP")  # MMEngine takes only a registered name here
 log_processor = dict(type=LogProcessor, by_epoch=False, window_size=1)

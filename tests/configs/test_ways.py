@@ -95,7 +95,7 @@ def test_every_way_trains_the_same(settings, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_xtuners_own_command_trains_a_leaf_and_what_it_has_written(settings, tmp_path):
-    """It hands over to the launcher; a short name among its options is refused."""
+    """It hands over to the launcher, or to torchrun; a short name among its options is refused."""
     xtuner = str(Path(sys.executable).with_name("xtuner"))
     env = {
         **os.environ,
@@ -103,9 +103,10 @@ def test_xtuners_own_command_trains_a_leaf_and_what_it_has_written(settings, tmp
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
 
-    def train(config, *arguments):
+    def train(config, *arguments, **more):
         command = [xtuner, "train", str(config), *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANGS_AFTER)
+        options = dict(capture_output=True, text=True, timeout=HANGS_AFTER)
+        return subprocess.run(command, cwd=tmp_path, env={**env, **more}, **options)
 
     leaf = ROOT / f"configs/toy/{LEAF}.py"
     refused = train(leaf, "--cfg-options", "lr=5e-3")
@@ -115,6 +116,11 @@ def test_xtuners_own_command_trains_a_leaf_and_what_it_has_written(settings, tmp
     assert len(logged(tmp_path / "run")) == 3 and logged(tmp_path / "run") == logged(tmp_path / "again"), (
         done.stderr + again.stderr
     )
+    zero = ("--deepspeed", "deepspeed_zero3", "--work-dir", "two")  # under torchrun, which our launcher doesn't replace
+    crop = "train_dataloader.dataset.augment={'crop': 0.5}"
+    done = train(leaf, *zero, "--cfg-options", *words(keyed(settings)), crop, NPROC_PER_NODE="2")
+    assert len(logged(tmp_path / "two")) == 2, done.stderr  # 16 samples, 4 on each of two ranks
+    assert read_config(str(tmp_path / "two" / f"{LEAF}.py")).train_dataloader.dataset.augment == {"crop": 0.5}
 
 
 def test_a_setting_changed_below_takes_effect(settings, tmp_path):

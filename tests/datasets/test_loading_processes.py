@@ -15,10 +15,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from tests.conftest import HANGS_AFTER, ROOT
-from tests.engine.parallel_case import write_dataset
+from tests.engine.parallel_case import STEP_LINE, write_dataset
 from tests.process_table import is_alive
 from xtuner_plugins.datasets import MultimodalDataset
-from xtuner_plugins.engine.console import STEP_LINE
 
 SECONDS = 5
 

@@ -6,10 +6,9 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
-from xtuner_plugins.engine.console import STEP_LINE, duration, step_line
 from xtuner_plugins.engine.hooks.run_contract import TITLE
 
-from .parallel_case import train, write_dataset
+from .parallel_case import STEP_LINE, train, write_dataset
 
 # In a process of its own: the console replaces what a process has once.
 SPEAK = """
@@ -76,39 +75,6 @@ def test_of_other_ranks_warnings_and_errors_reach_the_terminal_and_a_file(tmp_pa
     assert shown[1] == "warning (rank 1): WARNING of mmengine.runner.runner"
     assert all(line.startswith(("warning (rank 1): ", "error (rank 1): ")) for line in shown[1:]) and len(shown) == 10
     assert not log.exists() and "ERROR of somebodys.hook" in (tmp_path / "run.rank1.log").read_text()
-
-
-FIGURES = {
-    "eta": 7384.2,
-    "loss": 1.23456,
-    "grad_norm": 0.98765,
-    "tokens_per_second": 12345.6,
-    "samples_per_second": 8.25,
-    "padding": 0.0312,
-    "peak_memory_gib": 61.234,
-}
-
-
-def test_a_line_has_everything_in_one_order_and_is_read_again():
-    line = step_line(40, 1200, FIGURES, {"": (1e-3, 1e-3)})
-    assert line == (
-        "step   40/1200  eta 2:03:04  loss 1.2346  grad norm 0.988  lr 1.00e-03  12,346 tokens/s  8.2 samples/s  "
-        "padding 3.1%  memory 61.23 GiB"
-    )
-    found = STEP_LINE.search("2026/11/23 00:51:48 - mmengine - INFO - " + line)
-    assert found.groupdict() == {"step": "40", "last": "1200", "loss": "1.2346"}
-
-
-def test_rates_of_several_groups_and_missing_figures():
-    rates = {"encoder": (1e-6, 2e-5), "projector+llm": (1e-3, 1e-3)}
-    assert step_line(1, 2, {"loss": 1.0}, rates) == (
-        "step 1/2  loss 1.0000  lr encoder 1.00e-06..2.00e-05, projector+llm 1.00e-03"
-    )
-
-
-@pytest.mark.parametrize("seconds, text", [(0.4, "0:00:00"), (59.6, "0:01:00"), (90061, "1d 1:01:01")])
-def test_durations(seconds, text):
-    assert duration(seconds) == text
 
 
 @pytest.mark.slow

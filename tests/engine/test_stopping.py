@@ -16,7 +16,6 @@ from tests.conftest import HANGS_AFTER
 from tests.process_table import MARK, end_all, marked, wait_until
 from xtuner_plugins.checkpoints.work_dir import newest_checkpoint, read_checkpoint
 from xtuner_plugins.engine import stopping
-from xtuner_plugins.engine.console import STEP_LINE
 from xtuner_plugins.engine.stopping import (
     ONE_REQUEST_SECONDS,
     StopRequests,
@@ -27,7 +26,7 @@ from xtuner_plugins.engine.stopping import (
 from xtuner_plugins.processes import PARENT_ENDED, STOP_SIGNALS
 
 from .forked import train_forked
-from .parallel_case import ROOT, edited_config, logged, training, write_dataset
+from .parallel_case import ROOT, STEP_LINE, edited_config, logged, training, write_dataset
 from .test_going_on import contents, options, require_equal
 
 SAVED, NUM_STEPS = 2, 8

@@ -223,7 +223,7 @@ def test_settings_of_a_config_are_named_by_their_own_names(project, check):
     assert status == 1 and "5 too_long" in printed, printed
 
 
-def test_validation_data_and_panel_of_a_config(project, check, tmp_path):
+def test_validation_data_of_a_config(project, check, tmp_path):
     text = project[0].read_text()
     base, images = (re.search(rf"{key}=\[?'([^']+)'", text)[1] for key in ("base", "image_folders"))
     settings = [
@@ -238,10 +238,6 @@ def test_validation_data_and_panel_of_a_config(project, check, tmp_path):
     status, printed = check("toy_finetune_lora", "--set", *settings, "--workers", 0)
     assert status == 1 and "all 5 records can be trained on" in printed, printed
     assert "1 of 2 records can't be trained on" in printed.partition("validation data")[2], printed
-    panel = tmp_path / "panel.jsonl"
-    panel.write_text(json.dumps({"image": "images/a.png"}))
-    status, printed = check("toy_finetune_lora", "--set", *settings, f"panel={panel}", "--workers", 0)
-    assert status == 2 and f"error: {panel}:1: a question is missing" in printed, printed
 
 
 def test_what_is_shrunk_cut_or_left_out_is_said(project, tmp_path, check):

@@ -189,7 +189,7 @@ def _read_preprocessing(plan: TrainedPlan, cfg) -> None:
         elif said is not None:
             plan.notes.append(
                 f"{plan.checkpoint.path} holds no preprocessing (it was saved before checkpoints kept it, or without "
-                "PreprocessingLockHook); tile limits and template are the config's"
+                "StateHook); tile limits and template are the config's"
             )
         return
     where = str(plan.checkpoint.path)

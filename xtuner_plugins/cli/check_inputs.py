@@ -46,7 +46,7 @@ def open_inputs(args: argparse.Namespace) -> tuple:
 
 
 def build_datasets(name: str, pairs: list[str], options: list[str]) -> tuple:
-    """As `open_inputs`, of a config; its panel is opened, too."""
+    """As `open_inputs`, of a config."""
     path = find_config(name)
     config = read_config(path, parse_words(pairs, options))
     settings = (config.get("train_dataloader") or {}).get("dataset")
@@ -61,13 +61,9 @@ def build_datasets(name: str, pairs: list[str], options: list[str]) -> tuple:
     import_types(config)
     from mmengine.registry import DATASETS
 
-    from ..datasets.images.media import open_image
-    from ..engine.panel import read_panel
-    from ..engine.validation_loss import validation_dataset
+    from ..engine.hooks.validation_scores import validation_dataset
 
     validation = validation_settings(config)
-    for record in read_panel(validation.get("panel")):
-        open_image(record.image)
     wanted = [settings]
     if validation.get("data_paths"):
         wanted.append(validation_dataset(settings, validation["data_paths"], validation.get("image_folders")))
@@ -84,9 +80,9 @@ def open_benchmarks(validation):
     if not files:
         return None
     from ..datasets.audit.looking import AskedFile, AskedFiles
-    from ..evaluation.data_sets import open_data_sets
+    from ..engine.hooks.validation_scores import open_questions
 
-    found = open_data_sets([files] if isinstance(files, str) else files, images=validation.get("benchmark_images"))
+    found = open_questions(files, images=validation.get("benchmark_images"))
     questions = [[(item.question.id, item.question.text, item.question.paths) for item in each.items] for each in found]
     return AskedFiles([AskedFile(each.name, each.path, asked) for each, asked in zip(found, questions, strict=True)])
 

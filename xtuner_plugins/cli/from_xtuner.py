@@ -42,29 +42,19 @@ _READ = re.compile(
     r"|train_cfg\.max_iters|train_dataloader\.sampler\..*"
 )
 # What happens here, too, at these values; any other is noted.
-_STANDARD = {
-    "model.type": "InternVL_V1_5",
-    f"{_DATA}.type": "InternVL_V1_5_Dataset",
-    "train_dataloader.collate_fn.type": "default_collate_fn",
-    "optim_wrapper.optimizer.type": "AdamW",
-    "optim_wrapper.clip_grad.error_if_nonfinite": "False",
-    "train_cfg.type": "TrainLoop",
-    "default_hooks.timer.type": "IterTimerHook",
-    "default_hooks.logger.type": "LoggerHook",
-    "default_hooks.logger.log_metric_by_epoch": "False",
-    "default_hooks.logger.interval": "10",
-    "default_hooks.param_scheduler.type": "ParamSchedulerHook",
-    "default_hooks.sampler_seed.type": "DistSamplerSeedHook",
-    f"{_CHECKPOINT}.type": "CheckpointHook",
-    "env_cfg.cudnn_benchmark": "False",
-    "env_cfg.mp_cfg.mp_start_method": "fork",
-    "env_cfg.mp_cfg.opencv_num_threads": "0",
-    "env_cfg.dist_cfg.backend": "nccl",
-    "log_level": "INFO",
-    "log_processor.by_epoch": "False",
-    "randomness.deterministic": "False",
-    "resume": "False",
-}
+_STANDARD = dict(
+    pair.split("=")
+    for pair in """
+    model.type=InternVL_V1_5 train_dataloader.dataset.type=InternVL_V1_5_Dataset
+    train_dataloader.collate_fn.type=default_collate_fn optim_wrapper.optimizer.type=AdamW
+    optim_wrapper.clip_grad.error_if_nonfinite=False train_cfg.type=TrainLoop default_hooks.timer.type=IterTimerHook
+    default_hooks.logger.type=LoggerHook default_hooks.logger.log_metric_by_epoch=False default_hooks.logger.interval=10
+    default_hooks.param_scheduler.type=ParamSchedulerHook default_hooks.sampler_seed.type=DistSamplerSeedHook
+    default_hooks.checkpoint.type=CheckpointHook env_cfg.cudnn_benchmark=False env_cfg.mp_cfg.mp_start_method=fork
+    env_cfg.mp_cfg.opencv_num_threads=0 env_cfg.dist_cfg.backend=nccl log_level=INFO log_processor.by_epoch=False
+    randomness.deterministic=False resume=False
+    """.split()
+)
 _OTHERWISE = {
     f"{_CHECKPOINT}.save_optimizer": "has no meaning: checkpoints hold the optimizer here, so that they can be resumed"
 }

@@ -5,19 +5,16 @@ from typing import Any
 
 # Imported when first used: each of them needs MMEngine's runner, and with it DeepSpeed and transformers.
 _HOMES = {
-    "CheckpointGuardHook": "hooks.checkpoint_guard",
     "DeviceAwareDDP": "ddp",
     "GroupedOptimWrapperConstructor": "param_groups",
     "LedgerHook": "hooks.ledger",
     "LossesImageHook": "hooks.losses_png",
     "PrecomputedReferenceHook": "hooks.precomputed_reference",
     "LossSplitHook": "hooks.loss_split",
-    "PlanHook": "hooks.plan",
     "PlannedTrainLoop": "loops",
-    "PreprocessingLockHook": "hooks.preprocessing_lock",
     "RunContractHook": "hooks.run_contract",
+    "StateHook": "hooks.state",
     "StepLineHook": "hooks.step_line",
-    "TrackingVisualizer": "trackers",
     "ValidationHook": "hooks.validation",
     "WarmupCosineLR": "schedulers",
     "WholeCheckpointHook": "hooks.whole_checkpoint",

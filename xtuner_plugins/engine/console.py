@@ -13,7 +13,6 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 
 # Packages that describe themselves below the level of warnings, and the one module whose lines are about the run.
@@ -21,9 +20,9 @@ QUIET = ("mmengine", "xtuner", "deepspeed")
 SHOWN = "mmengine.hooks.logger_hook"
 # Warnings that no user can act on: about code of libraries, or about what this project sets on purpose.
 EXPECTED = re.compile("deprecated|untested optimizer|Setting (OMP|MKL)_NUM_THREADS")
-# Loggers that would write to the terminal in a format of their own.
-OTHERS = ("DeepSpeed", "transformers")
-STEP_LINE = re.compile(r"\bstep +(?P<step>\d+)/(?P<last>\d+)  .*?\bloss (?P<loss>\S+)")
+# Loggers that would write to the terminal in a format of their own; the last one is Python's, of its warnings.
+OTHERS = ("DeepSpeed", "transformers", "py.warnings")
+STEP_LINE = re.compile(r"\bstep +(?P<step>\d+)/(?P<last>\d+)  .*?\bloss (?P<loss>\S+)")  # of hooks/step_line.py
 
 _early: list[logging.LogRecord] = []  # said before the log file is open
 
@@ -35,12 +34,20 @@ def open_console() -> None:
     """
     from mmengine.logging import MMLogger
 
-    if hasattr(MMLogger.__init__, "__wrapped__"):
+    build = MMLogger.__init__
+    if hasattr(build, "__wrapped__"):
         return
-    MMLogger.__init__ = _with_terminal(MMLogger.__init__)
+
+    @functools.wraps(build)
+    def built(self, *args, **kwargs):
+        build(self, *args, **kwargs)
+        _take_over(self)
+
+    MMLogger.__init__ = built
     for logger in MMLogger._instance_dict.values():  # one that reading the config has made
         _take_over(logger)
-    warnings.showwarning = _as_log_record(warnings.showwarning)
+    warnings.formatwarning = lambda text, kind, file, line, _=None: f"{kind.__name__}: {text} ({file}:{line})"
+    logging.captureWarnings(True)
     for name in OTHERS:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [_Forward()], False
@@ -56,46 +63,6 @@ def record(text: str) -> None:
             handler.handle(entry)
 
 
-def step_line(step: int, last: int, figures: Mapping[str, float], rates: Mapping[str, tuple[float, float]]) -> str:
-    """The line of a training step.
-
-    Args:
-        step: Optimizer steps done.
-        last: Optimizer steps of the run.
-        figures: ``eta`` (seconds), ``loss``, ``accuracy`` and ``margin`` (of preference pairs), ``grad_norm``,
-            ``tokens_per_second``, ``samples_per_second``, ``padding`` (share of all positions), ``peak_memory_gib``;
-            those that are missing aren't shown.
-        rates: Lowest and highest learning rate by what it is of, as `hooks.step_line.learning_rates` returns them.
-    """
-    shown = {
-        "eta": lambda value: f"eta {duration(value)}",
-        "loss": lambda value: f"loss {value:.4f}",
-        "accuracy": lambda value: f"accuracy {value:.0%}",
-        "margin": lambda value: f"margin {value:.3g}",
-        "grad_norm": lambda value: f"grad norm {value:.3g}",
-        "lr": lambda _: f"lr {', '.join(_rate(*rate) for rate in rates.items())}",
-        "tokens_per_second": lambda value: f"{value:,.0f} tokens/s",
-        "samples_per_second": lambda value: f"{value:,.1f} samples/s",
-        "padding": lambda value: f"padding {value:.1%}",
-        "peak_memory_gib": lambda value: f"memory {value:.2f} GiB",
-    }
-    given = {**figures, "lr": 0.0} if rates else figures
-    words = [write(given[name]) for name, write in shown.items() if name in given]
-    return "  ".join([f"step {step:>{len(str(last))}}/{last}", *words])
-
-
-def duration(seconds: float) -> str:
-    """Seconds as ``h:mm:ss``, with days in front where there are any."""
-    minutes, rest = divmod(round(seconds), 60)
-    days, hours = divmod(minutes // 60, 24)
-    return f"{days}d " * bool(days) + f"{hours}:{minutes % 60:02}:{rest:02}"
-
-
-def _rate(name: str, rate: tuple[float, float]) -> str:
-    low, high = (f"{value:.2e}" for value in rate)
-    return f"{name} {low if low == high else f'{low}..{high}'}".strip()
-
-
 class Terminal(logging.StreamHandler):
     """Shows messages alone, without time and place; those of warnings and errors say what they are and of which rank.
 
@@ -103,20 +70,18 @@ class Terminal(logging.StreamHandler):
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        speaker = getattr(record, "speaker", None) or _speaker()
-        is_quiet = speaker.partition(".")[0].lower() in QUIET and speaker != SHOWN
         if record.levelno >= logging.WARNING:
             return _is_news(record) and super().filter(record)
+        speaker = getattr(record, "speaker", None) or _speaker()
+        is_quiet = speaker.partition(".")[0].lower() in QUIET and speaker != SHOWN
         return not is_quiet and rank() == 0 and super().filter(record)
 
     def format(self, record: logging.LogRecord) -> str:
         text = getattr(record, "terminal", None) or record.getMessage()
         if record.exc_info:
             text += "\n" + logging.Formatter().formatException(record.exc_info)
-        if record.levelno < logging.WARNING:
-            return text
         where = f" (rank {rank()})" if rank() else ""
-        return f"{record.levelname.lower()}{where}: {text}"
+        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}{where}: {text}"
 
 
 def rank() -> int:
@@ -130,7 +95,9 @@ class _Forward(logging.Handler):
     """Hands records of another logger to MMEngine's."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _tell(record.levelno, record.getMessage(), record.name)
+        from mmengine.logging import MMLogger
+
+        MMLogger.get_current_instance().log(record.levelno, record.getMessage(), extra={"speaker": record.name})
 
 
 class _Early(logging.Handler):
@@ -140,25 +107,9 @@ class _Early(logging.Handler):
         _early.append(record)
 
 
-def _tell(level: int, text: str, speaker: str) -> None:
-    from mmengine.logging import MMLogger
-
-    MMLogger.get_current_instance().log(level, text, extra={"speaker": speaker})
-
-
-def _with_terminal(build):
-    @functools.wraps(build)
-    def built(self, *args, **kwargs):
-        build(self, *args, **kwargs)
-        _take_over(self)
-
-    return built
-
-
 def _take_over(logger) -> None:
     """Gives a logger of MMEngine our terminal, and every rank a file; what was said early goes into it."""
-    theirs = logger.handlers[0]  # writes to the terminal
-    ours = Terminal(sys.stdout)
+    theirs, ours = logger.handlers[0], Terminal(sys.stdout)
     ours.setLevel(min(theirs.level, logging.WARNING))
     for each in theirs.filters:
         ours.addFilter(each)
@@ -187,17 +138,6 @@ def _file_of_rank(path: Path) -> logging.FileHandler:
 
 def _is_news(record: logging.LogRecord) -> bool:
     return record.levelno != logging.WARNING or not EXPECTED.search(record.getMessage())
-
-
-def _as_log_record(show):
-    @functools.wraps(show)
-    def shown(message, category, filename, lineno, file=None, line=None):
-        if file is not None:
-            show(message, category, filename, lineno, file, line)
-        else:
-            _tell(logging.WARNING, f"{category.__name__}: {message} ({filename}:{lineno})", "warnings")
-
-    return shown
 
 
 def _speaker() -> str:

@@ -166,7 +166,7 @@ class PlannedTrainLoop(IterBasedTrainLoop):
     """Trains step by step and resumes at a position in the plan, without fetching what was trained.
 
     The number of micro-batches per step is ``optim_wrapper.accumulative_counts``, which XTuner reads too. Needs
-    `PlanHook`, which saves the position in every checkpoint.
+    `StateHook`, which saves the position in every checkpoint.
 
     Args:
         runner: MMEngine's runner.

@@ -54,7 +54,7 @@ def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
     )
     questions = evaluate.read_questions(root / test)
     answers = {name: json.loads((root / path).read_text("utf-8")) for name, path in files.items()}
-    from xtuner_plugins.engine.curves import draw_losses
+    from xtuner_plugins.engine.hooks.losses_png import draw_losses
     from xtuner_plugins.toy.charts import draw_contact_sheet
 
     draw_losses({"MPO": root / run}, out / "losses.png")

@@ -219,7 +219,7 @@ def run_chain(root: Path, scale: float, threads: int, seed: int) -> dict:
 
     questions = evaluate.read_questions(root / test)
     answers, again, alone = (json.loads((root / path).read_text("utf-8")) for path in (trained, exported, controls))
-    from xtuner_plugins.engine.curves import draw_losses
+    from xtuner_plugins.engine.hooks.losses_png import draw_losses
     from xtuner_plugins.toy.charts import draw_contact_sheet
 
     draw_losses(

@@ -3,8 +3,7 @@
 import inspect
 
 from xtuner_plugins.engine.check.signatures import parameters
-from xtuner_plugins.engine.check.text import typed_nodes
-from xtuner_plugins.settings import read_config
+from xtuner_plugins.settings import read_config, typed_nodes
 
 
 def types():

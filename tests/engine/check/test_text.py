@@ -5,9 +5,9 @@ import json
 import pytest
 
 from tests.conftest import ROOT
-from xtuner_plugins.engine.check.text import _ALSO, _CHECKS, check_base, check_text, check_values, typed_nodes
+from xtuner_plugins.engine.check.text import _ALSO, _CHECKS, _check_targets, check_base, check_text, check_values
 from xtuner_plugins.ranges import RANGES
-from xtuner_plugins.settings import SETTINGS, ConfigError, read_config
+from xtuner_plugins.settings import SETTINGS, ConfigError, read_config, typed_nodes
 
 DATA = "train_dataloader.dataset"
 
@@ -125,6 +125,15 @@ def test_targets_are_layers_of_their_part(check, part, right):
         check({key: {"target_modules": wrong, "target_parameters": ["x"]}})
     with pytest.raises(ConfigError, match="is no regular expression: missing"):
         check({key: {"target_modules": "(q_proj"}})
+
+
+def test_targets_of_a_base_in_shards(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"llm_config": {"model_type": "qwen2"}}))
+    index = {"weight_map": {"language_model.model.layers.0.self_attn.q_proj.weight": "a", "mlp1.0.bias": "b"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    _check_targets(nested({"model.base": str(tmp_path), "model.llm_lora.target_modules": ["q_proj"]}))
+    with pytest.raises(ConfigError, match="is no layer here; it has q_proj$"):
+        _check_targets(nested({"model.base": str(tmp_path), "model.llm_lora.target_modules": ["k_proj"]}))
 
 
 def test_typed_nodes_name_their_place():

@@ -12,7 +12,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 
 from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.datasets.ledger import TooManyBadSamples
-from xtuner_plugins.engine import LedgerHook, PlanHook, PlannedTrainLoop
+from xtuner_plugins.engine import LedgerHook, PlannedTrainLoop, StateHook
 from xtuner_plugins.engine.loops import PlanIterator
 
 from ..forked import note_sources, train_forked
@@ -71,7 +71,7 @@ class TestOverALoader:
 
     def test_a_loop_without_plan_is_refused(self, tmp_path):
         runner = SimpleNamespace(train_loop=IterBasedTrainLoop.__new__(IterBasedTrainLoop), work_dir=tmp_path)
-        for hook in (LedgerHook(), PlanHook()):
+        for hook in (LedgerHook(), StateHook()):
             with pytest.raises(ValueError, match="train_cfg: IterBasedTrainLoop keeps no plan.*PlannedTrainLoop"):
                 hook.before_train(runner)
 

@@ -9,10 +9,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from xtuner_plugins.datasets.bad_samples import FILLER
-from xtuner_plugins.engine.hooks.step_line import _Window, learning_rates
+from xtuner_plugins.engine.hooks.step_line import _Window, learning_rates, step_line
 
 from ..forked import train_forked
-from ..parallel_case import logged, write_dataset
+from ..parallel_case import STEP_LINE, logged, write_dataset
 
 
 def model_and_optimizer(rates):
@@ -36,16 +36,39 @@ def model_and_optimizer(rates):
             [(["visual_encoder.bias"], 1e-6), (["visual_encoder.weight"], 1e-5), (["llm.lora_A.weight"], 2e-4)],
             {"encoder": (1e-6, 1e-5), "lora": (2e-4, 2e-4)},
         ),
-        ([(["llm.weight", "projector.bias"], 1e-3), (["visual_encoder.bias"], 1e-5)], None),
+        (
+            [(["llm.weight", "projector.bias"], 1e-3), (["visual_encoder.bias"], 1e-5)],
+            {"projector": (1e-3, 1e-3), "llm": (1e-3, 1e-3), "encoder": (1e-5, 1e-5)},
+        ),
     ],
 )
 def test_learning_rates_by_what_learns_with_them(rates, shown):
     model, optimizer = model_and_optimizer(rates)
-    shown = shown or {"projector+llm": (1e-3, 1e-3), "encoder": (1e-5, 1e-5)}
-    found = learning_rates(optimizer, model)
-    assert {frozenset(name.split("+")): rate for name, rate in found.items()} == {
-        frozenset(name.split("+")): rate for name, rate in shown.items()
-    }
+    assert learning_rates(optimizer, model) == shown
+
+
+FIGURES = {
+    "eta": 7384.2,
+    "loss": 1.23456,
+    "grad_norm": 0.98765,
+    "tokens_per_second": 12345.6,
+    "samples_per_second": 8.25,
+    "padding": 0.0312,
+    "peak_memory_gib": 61.234,
+}
+
+
+def test_a_line_has_everything_in_one_order():
+    line = step_line(40, 1200, FIGURES, {"": (1e-3, 1e-3)})
+    assert STEP_LINE.search("INFO - " + line).groupdict() == {"step": "40", "last": "1200", "loss": "1.2346"}
+    assert line == (
+        "step   40/1200  eta 2:03:04  loss 1.2346  grad norm 0.988  lr 1.00e-03  12,346 tokens/s  8.2 samples/s  "
+        "padding 3.1%  memory 61.23 GiB"
+    )
+    rates = {"encoder": (1e-6, 2e-5), "llm": (1e-3, 1e-3)}
+    assert step_line(1, 2, {"loss": 1.0, "eta": 90061, "accuracy": 0.5, "margin": 2}, rates) == (
+        "step 1/2  eta 1 day, 1:01:01  loss 1.0000  accuracy 50%  margin 2  lr encoder 1.00e-06..2.00e-05, llm 1.00e-03"
+    )
 
 
 def test_padding_counts_no_token_and_fillers_no_sample():

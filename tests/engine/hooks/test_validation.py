@@ -1,4 +1,4 @@
-"""Validation in real runs: the loss of each file, the panel's answers, and a training that doesn't notice."""
+"""Validation in real runs: the loss of each file, scored answers, and a training that doesn't notice."""
 
 import json
 import os
@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from xtuner_plugins.checkpoints.checkpoint import open_checkpoint
-from xtuner_plugins.engine.panel import FILE
 from xtuner_plugins.evaluation.data_sets import open_data_sets
 from xtuner_plugins.evaluation.measured import measure
 from xtuner_plugins.inference.opening import open_session
@@ -29,31 +28,24 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """Two files to validate on, of 5 and 2 samples, so that no number of ranks divides them; and a panel of three."""
+    """Two files to validate on, of 5 and 2 samples, so that no number of ranks divides them; and questions."""
     folder = tmp_path_factory.mktemp("validation")
     files = [write_dataset(folder / name, count) for name, count in (("five", 5), ("two", 2))]
     for (path, _), name in zip(files, ("five", "two"), strict=True):
         path.rename(path.with_name(f"{name}.jsonl"))
-    panel = folder / "panel.jsonl"
-    records = [
-        {"image": "five/images/0.png", "question": "What do you see?", "expected": "Yes."},
-        {"image": "five/images/1.png", "question": "<image>\nHow many?"},
-        {"image": "two/images/0.png", "question": "Where?"},
-    ]
-    panel.write_text("".join(json.dumps(record) + "\n" for record in records))
     benchmark = folder / "own.jsonl"
     asked = [{"image": f"five/images/{n % 3}.png", "question": f"What is {n}?", "answer": "Yes."} for n in range(5)]
     asked.append({"image": "five/none.png", "question": "?", "answer": "No."})
     benchmark.write_text("".join(json.dumps(record) + "\n" for record in asked))
+    only_asked = folder / "asked.jsonl"
+    only_asked.write_text(json.dumps({"image": "two/images/0.png", "question": "Where?"}))
     return dict(
-        val_benchmarks=[str(benchmark)],
+        val_benchmarks=[str(benchmark), str(only_asked)],
         val_metric="cer",
         val_data_paths=[str(files[0][0].with_name("five.jsonl")), str(files[1][0].with_name("two.jsonl"))],
         val_image_folders=[str(images) for _, images in files],
         val_interval=2,
         val_batch_size=2,
-        panel=str(panel),
-        panel_max_new_tokens=4,
     )
 
 
@@ -67,8 +59,10 @@ def validations(work_dir: Path) -> dict[int, dict]:
     return {line["step"]: line for line in scalars(work_dir) if "val_loss" in line}
 
 
-def answers(work_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (work_dir / FILE).read_text().splitlines()]
+def answers(work_dir: Path) -> dict[str, list[dict]]:
+    """The answers of each validation, by the name of its file."""
+    files = sorted((work_dir / "validation").glob("*"))
+    return {path.name: [json.loads(line) for line in path.read_text().splitlines()] for path in files}
 
 
 def weights(work_dir: Path, step: int = NUM_STEPS) -> dict[str, torch.Tensor]:
@@ -90,6 +84,7 @@ def recipe(tmp_path_factory, settings):
 
 
 OPTIONS = {"train_dataloader.batch_size": 2, "optim_wrapper.accumulative_counts": 2}
+OPTIONS |= {"default_hooks.validation.max_new_tokens": 4}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +99,7 @@ def test_training_is_bit_equal_with_and_without(validated, toy_base, data, setti
     plain = edited_config(tmp_path, "toy_finetune_lora", lora_dropout=0.1, accumulative_counts=2)
     run = train_forked(tmp_path / "plain", toy_base, data, config=plain, options=OPTIONS)
     assert run.ok, run.output[-3000:]
-    assert validations(tmp_path / "plain") == {} and not (tmp_path / "plain" / FILE).exists()
+    assert validations(tmp_path / "plain") == {} == answers(tmp_path / "plain")
     left, right = weights(validated), weights(tmp_path / "plain")
     assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
     assert [line["loss"] for line in scalars(validated) if "loss" in line] == [
@@ -126,43 +121,33 @@ def test_the_loss_comes_at_the_interval_for_each_file_and_all_tokens(validated):
     assert found[2]["val_loss"] != found[4]["val_loss"]
 
 
-def test_the_panel_is_answered_with_its_images_beside_it(validated, settings):
-    lines = answers(validated)
-    assert [line["step"] for line in lines] == [2] * 3 + [4] * 3
-    assert [line["question"] for line in lines[:3]] == ["What do you see?", "<image>\nHow many?", "Where?"]
-    assert [line["expected"] for line in lines[:3]] == ["Yes.", None, None]
-    folder = Path(settings["panel"]).parent
-    for line, source in zip(lines, ["five/images/0.png", "five/images/1.png", "two/images/0.png"] * 2, strict=True):
-        assert (validated / line["image"]).read_bytes() == (folder / source).read_bytes()
-        assert isinstance(line["answer"], str)
-    # five/0.png and two/0.png are the same image, which is there once
-    assert len(list((validated / "panel").iterdir())) == 2
-
-
 def test_benchmarks_are_scored_as_the_checkpoint_is(validated, settings):
     """By the code of tools/evaluate.py, on the weights of the same step; a question without its image is left out."""
     found = {line["step"]: line["val/own/cer"] for line in scalars(validated) if "val/own/cer" in line}
     assert sorted(found) == [2, 4]
     session = open_session(validated, "iter_4.pth", device="cpu")
-    (data_set,) = open_data_sets(settings["val_benchmarks"], metric="cer")
+    (data_set,) = open_data_sets(settings["val_benchmarks"][:1], metric="cer")
     questions = [(item.question.text, item.question.paths) for item in data_set.items]
-    given = session.answers(questions, batch_size=2, max_new_tokens=settings["panel_max_new_tokens"])
-    answers = {item.question.id: answer for item, answer in zip(data_set.items, given, strict=True)}
-    measured = measure("own", data_set.metric, data_set.items, answers)
+    given = session.answers(questions, batch_size=2, max_new_tokens=4)
+    known = {item.question.id: answer for item, answer in zip(data_set.items, given, strict=True)}
+    measured = measure("own", data_set.metric, data_set.items, known)
     assert len(measured.items) == 5 and found[4] == pytest.approx(measured.headline, rel=1e-6)
     logs = "".join(path.read_text() for path in validated.glob("*/*.log"))
     assert "left out of own: " in logs and "none.png" in logs
-    assert f"benchmarks after step 4: own cer {measured.headline:.1f} of 5; left out: 1" in logs
+    assert f"benchmarks after step 4: own cer {measured.headline:.1f} of 5, asked 1 answers; left out: 1" in logs
+    rows = answers(validated)
+    assert list(rows) == ["iter_2.jsonl", "iter_4.jsonl"] and [len(each) for each in rows.values()] == [6, 6]
+    assert [row["answer"] for row in rows["iter_4.jsonl"][:5]] == given
+    assert rows["iter_4.jsonl"][5]["question"] == "Where?" and rows["iter_4.jsonl"][5]["score"] is None
 
 
 def test_a_run_that_goes_on_repeats_nothing_and_leaves_nothing_out(validated, toy_base, data, recipe, tmp_path):
-    """Stopped after step 3 of 4; lines of a validation that no checkpoint knows of, and half a line, are replaced."""
+    """Stopped after step 3 of 4; answers of a validation that no checkpoint knows of are replaced."""
     work_dir = tmp_path / "run"
     run = train_forked(work_dir, toy_base, data, config=recipe, options=OPTIONS, prepare=stop_after_three)
     assert not run.ok and (work_dir / "iter_3.pth").exists(), run.output[-3000:]
-    assert [line["step"] for line in answers(work_dir)] == [2] * 3
-    with (work_dir / FILE).open("a") as file:
-        file.write(json.dumps({**answers(work_dir)[0], "step": 4}) + '\n{"step": 4, "ima')
+    assert list(answers(work_dir)) == ["iter_2.jsonl"]
+    (work_dir / "validation/iter_4.jsonl").write_text('{"step": 4, "ima')
     run = train_forked(work_dir, toy_base, data, config=recipe, options=OPTIONS, extra=("--resume", "auto"))
     assert run.ok, run.output[-3000:]
     assert answers(work_dir) == answers(validated)
@@ -173,12 +158,11 @@ def test_a_run_that_goes_on_repeats_nothing_and_leaves_nothing_out(validated, to
 def test_a_checkpoint_knows_that_its_step_is_validated(validated, toy_base, data, recipe, tmp_path):
     work_dir = tmp_path / "run"
     work_dir.mkdir()
-    for name in ("iter_2.pth", FILE):
-        shutil.copy(validated / name, work_dir)
+    shutil.copy(validated / "iter_2.pth", work_dir)
     resume = ("--resume", str(work_dir / "iter_2.pth"))
     run = train_forked(work_dir, toy_base, data, config=recipe, options=OPTIONS, extra=resume)
     assert run.ok, run.output[-3000:]
-    assert validations(work_dir) == {4: validations(validated)[4]} and answers(work_dir) == answers(validated)
+    assert validations(work_dir) == {4: validations(validated)[4]} and list(answers(work_dir)) == ["iter_4.jsonl"]
 
 
 @pytest.mark.slow
@@ -187,22 +171,18 @@ def test_half_precision_beside_float32_adapters(toy_base, data, recipe, tmp_path
     """What is trained is held in float32, so that answers need autocast as the loss does."""
     run = train_forked(tmp_path / "run", toy_base, data, config=recipe, options=OPTIONS | {"model.dtype": dtype})
     assert run.ok, run.output[-3000:]
-    assert len(answers(tmp_path / "run")) == 6 and sorted(validations(tmp_path / "run")) == [2, 4]
+    assert len(answers(tmp_path / "run")) == 2 and sorted(validations(tmp_path / "run")) == [2, 4]
 
 
 def test_a_validation_that_a_signal_interrupts_is_repeated(validated, toy_base, data, recipe, tmp_path):
     work_dir = tmp_path / "run"
     run = train_forked(work_dir, toy_base, data, config=recipe, options=OPTIONS, prepare=stop_while_validating)
     assert not run.ok and (work_dir / "iter_2.pth").exists() and not (work_dir / "iter_3.pth").exists()
-    assert validations(work_dir) == {} and not answers_or_none(work_dir)
+    assert validations(work_dir) == {} == answers(work_dir)
     run = train_forked(work_dir, toy_base, data, config=recipe, options=OPTIONS, extra=("--resume", "auto"))
     assert run.ok, run.output[-3000:]
     assert validations(work_dir) == validations(validated) and answers(work_dir) == answers(validated)
     assert all(torch.equal(value, weights(validated)[name]) for name, value in weights(work_dir).items())
-
-
-def answers_or_none(work_dir: Path) -> list[dict]:
-    return answers(work_dir) if (work_dir / FILE).exists() else []
 
 
 def stop_after_three():
@@ -223,16 +203,16 @@ def stop_after_three():
 
 def stop_while_validating():
     """SIGTERM arrives during the first validation."""
-    from xtuner_plugins.engine import validation_loss
+    from xtuner_plugins.engine.hooks import validation_scores
 
-    count = validation_loss.supervised_per_sample
+    count = validation_scores.supervised_per_sample
 
     def counted(batch):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.2)
         return count(batch)
 
-    validation_loss.supervised_per_sample = counted
+    validation_scores.supervised_per_sample = counted
 
 
 @pytest.mark.slow
@@ -249,7 +229,7 @@ def test_any_number_of_ranks_and_any_strategy(validated, toy_base, data, recipe,
     case["options"] |= {"train_dataloader.batch_size": 4 // processes, "optim_wrapper.accumulative_counts": 1}
     run = train_forked(tmp_path / "run", toy_base, data, **case, processes=processes, deepspeed=deepspeed)
     assert run.ok, run.output[-3000:] + run.others
-    assert len(answers(tmp_path / "run")) == 3 * len(validations(tmp_path / "run")) > 0
+    assert len(answers(tmp_path / "run")) == len(validations(tmp_path / "run")) > 0
     if processes == 2:  # three ranks take other steps
         for step, line in validations(tmp_path / "alone").items():
             assert validations(tmp_path / "run")[step] == pytest.approx(line, rel=1e-5)

@@ -4,12 +4,14 @@ import os
 import signal
 import tracemalloc
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.runner import runner as mmengine_runner
 
 from xtuner_plugins.checkpoints.work_dir import newest_checkpoint, read_checkpoint
+from xtuner_plugins.engine import WholeCheckpointHook
 from xtuner_plugins.engine.hooks.whole_checkpoint import _move_into_place, _written_directly, tidy
 
 from ..forked import train_forked
@@ -153,3 +155,19 @@ class TestReplacingADirectory:
         tidy(tmp_path)
         assert (tmp_path / "iter_1.pth" / "file").read_text() == "new" and newest_checkpoint(tmp_path) is None
         assert [path.name for path in tmp_path.iterdir()] == ["iter_1.pth"]
+
+
+@pytest.mark.parametrize(
+    "state, message",
+    [
+        ({"weight": torch.ones(2, 3)}, "missing bias"),
+        ({"weight": torch.ones(2, 3), "bias": torch.ones(2), "scale": torch.ones(1)}, "unknown scale"),
+        ({"weight": torch.ones(3, 3), "bias": torch.ones(2)}, r"weight is \(3, 3\), the model has \(2, 3\)"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(state, message):
+    runner, hook = SimpleNamespace(model=torch.nn.Linear(3, 2), optim_wrapper=None), WholeCheckpointHook()
+    hook.after_load_checkpoint(runner, {"state_dict": torch.nn.Linear(3, 2).state_dict()})
+    hook.after_load_checkpoint(runner, {"module": {"other": torch.ones(1)}})  # the strategy has compared it
+    with pytest.raises(ValueError, match=f"another choice of trained parts: {message}"):
+        hook.after_load_checkpoint(runner, {"state_dict": state})

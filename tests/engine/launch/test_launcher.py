@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import HANGS_AFTER, ROOT
-from tests.engine.parallel_case import training, write_dataset
+from tests.engine.parallel_case import STEP_LINE, training, write_dataset
 from tests.process_table import MARK, end_all, marked, wait_until
-from xtuner_plugins.engine.console import STEP_LINE
 from xtuner_plugins.engine.launch import launcher
 from xtuner_plugins.engine.launch.launcher import check_processes, main, training_processes
 from xtuner_plugins.settings import ConfigError, load_config

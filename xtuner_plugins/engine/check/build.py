@@ -18,14 +18,10 @@ from mmengine.utils.misc import get_object_from_string
 from torch.utils.data import DataLoader
 
 from ...datasets import MultimodalDataset, PreferenceDataset, collate_pairs
-from ...models import PreferenceModel
 from ...ranges import check_room
-from ...settings import ConfigError, import_types, validation_settings
+from ...settings import ConfigError, import_types, typed_nodes, validation_settings
 from .. import register_all
-from ..loss_scaling import scaled_wrapper
-from ..param_groups import planned_groups
-from ..validation_loss import validation_dataset
-from .text import check_keywords, check_text, refused, typed_nodes
+from .text import check_keywords, check_text, refused
 
 # Settings of a loader that the runner replaces by objects.
 LOADER_PARTS = {"dataset", "sampler", "batch_sampler", "collate_fn", "worker_init_fn", "num_batch_per_epoch"}
@@ -44,11 +40,14 @@ def check_config(cfg: Config) -> None:
 def check_build(cfg: Config) -> None:
     """Builds model (without weights), dataset, loader, optimizer, schedulers and hooks, and discards them.
 
-    The first sample of each annotation file is opened, too.
+    The data come first, and with them the first sample of each annotation file: MMEngine's runner and the models take
+    seconds to import.
 
     Raises:
         ConfigError: The key of the part and the error of its constructor, or a type that isn't known.
     """
+    with refused("train_dataloader.dataset"):
+        dataset = _build_data(cfg.train_dataloader.dataset)
     register_all()
     import_types(cfg)
     for key_path, node in typed_nodes(cfg.to_dict()):
@@ -71,7 +70,7 @@ def check_build(cfg: Config) -> None:
         with refused(key_path):
             if isinstance(hook, Mapping) and hook:
                 HOOKS.build(dict(hook))
-    _build_model_and_data(cfg)
+    _build_model(cfg, dataset)
 
 
 def resolve_type(value: Any) -> Any:
@@ -98,7 +97,12 @@ def _build_optimizer(settings: Mapping[str, Any]) -> Any:
     return OPTIM_WRAPPERS.build({"type": "OptimWrapper", **wrapper})
 
 
-def _build_model_and_data(cfg: Config) -> None:
+def _build_model(cfg: Config, dataset: MultimodalDataset | None) -> None:
+    """Builds the model, its parameter groups, and what depends on model and data together."""
+    from ..hooks.validation_scores import validation_dataset
+    from ..loss_scaling import scaled_wrapper
+    from ..param_groups import planned_groups
+
     with refused("model"):
         model = _build_ours(MODELS.build, cfg.model)
     if model is not None:
@@ -106,8 +110,6 @@ def _build_model_and_data(cfg: Config) -> None:
             scaled_wrapper(cfg.optim_wrapper, model.dtype)
         with refused("optim_wrapper.paramwise_cfg"):
             planned_groups(cfg, model)
-    with refused("train_dataloader.dataset"):
-        dataset = _build_data(cfg.train_dataloader.dataset)
     if model is not None and dataset is not None:
         _check_pairs(model, dataset, cfg.train_dataloader.get("collate_fn") or {})
     validation = validation_settings(cfg)
@@ -120,7 +122,7 @@ def _build_model_and_data(cfg: Config) -> None:
 
 def _build_ours(build: Callable[[Mapping], Any], settings: Mapping[str, Any]) -> Any:
     """Builds a part of this project, whose constructor is quick on the meta device; returns None for others."""
-    if not resolve_type(settings["type"]).__module__.startswith("xtuner_plugins."):
+    if not getattr(resolve_type(settings["type"]), "__module__", "").startswith("xtuner_plugins."):
         return None
     with torch.device("meta"):
         return build(settings)
@@ -144,6 +146,8 @@ def _check_pairs(model: Any, dataset: MultimodalDataset, collate_fn: Mapping[str
 
     Two answers behind each other are also a text that a model can be trained on, so nothing else would notice.
     """
+    from ...models import PreferenceModel
+
     collate = resolve_type(collate_fn.get("type"))
     if len({isinstance(model, PreferenceModel), isinstance(dataset, PreferenceDataset), collate is collate_pairs}) > 1:
         found = ", ".join([type(model).__name__, type(dataset).__name__, getattr(collate, "__name__", str(collate))])

@@ -29,10 +29,17 @@ from ...ranges import (
     check_storage_options,
     check_store_url,
     check_tiles,
-    check_tracker,
 )
-from ...settings import CONFIGS, SETTINGS, ConfigError, labels_of, leaves, validation_settings, value_at
-from ..panel import read_panel
+from ...settings import (
+    CONFIGS,
+    SETTINGS,
+    ConfigError,
+    labels_of,
+    leaves,
+    typed_nodes,
+    validation_settings,
+    value_at,
+)
 from ..run_length import check_length
 from .signatures import parameters
 
@@ -59,9 +66,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "model.objectives": check_objectives,
     "train_dataloader.dataset.storage_options": check_storage_options,
     "train_dataloader.dataset.template": get_conv_template,
-    "visualizer.tracker": check_tracker,
     "default_hooks.validation.benchmarks": check_benchmarks,
-    "default_hooks.validation.panel": read_panel,
 }
 _ALSO = {
     f"model.visual_encoder_lora.{SETTINGS[name].key.rpartition('.')[2]}": name for name in ("lora_rank", "lora_dropout")
@@ -303,18 +308,6 @@ def _check_paths(prefix: str, node: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{prefix}{setting}: {kind} {value} does not exist")
             if setting == "data_paths" and os.path.isfile(value) and not os.path.getsize(value):
                 raise ConfigError(f"{prefix}{setting}: {value} holds no records; give it records")
-
-
-def typed_nodes(node: Any, key_path: str = "") -> Iterator[tuple[str, dict]]:
-    """Every ``dict(type=...)`` below ``node`` with its path, e.g. ``train_dataloader.dataset``."""
-    if isinstance(node, Mapping):
-        if "type" in node:
-            yield key_path, dict(node)
-        for key, value in node.items():
-            yield from typed_nodes(value, f"{key_path}.{key}" if key_path else str(key))
-    elif isinstance(node, (list, tuple)):
-        for index, value in enumerate(node):
-            yield from typed_nodes(value, f"{key_path}[{index}]")
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""The training loss by dataset, by number of tiles and by length, for the trackers."""
+"""The training loss by dataset, by number of tiles and by length."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +29,7 @@ class LossSplitHook(Hook):
 
     def __init__(self):
         self._losses: list[torch.Tensor] = []  # one tensor [samples] per micro-batch
-        self._groups: list[list[tuple[tuple[str, ...], int]]] = []  # names and supervised tokens of its samples
+        self._groups: list[tuple[tuple[str, ...], int]] = []  # names and supervised tokens of each of these samples
         self._interval = LOG_INTERVAL
 
     def before_train(self, runner) -> None:
@@ -37,31 +37,25 @@ class LossSplitHook(Hook):
         self._interval = next((h.interval for h in runner.hooks if isinstance(h, LoggerHook)), LOG_INTERVAL)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: Sequence[dict], outputs: Any = None) -> None:
-        """Keeps a step's sums; at the log interval passes the means to the trackers."""
+        """Keeps a step's sums; at the log interval passes the means to the visualizer."""
         for batch in data_batch:
-            self._losses.append(batch.pop("sample_losses"))
-            self._groups.append(list(_describe_samples(batch)))
-        if self.every_n_inner_iters(batch_idx, self._interval):
-            means = self._take_means()
-            if means:
-                runner.visualizer.add_scalars(means, step=runner.iter + 1)
+            losses, groups = batch.pop("sample_losses"), list(_describe_samples(batch))
+            self._losses.append(losses)
+            self._groups += groups + [((), 0)] * (len(losses) - len(groups))  # the padding of a pack
+        if self.every_n_inner_iters(batch_idx, self._interval) and (means := self._take_means()):
+            runner.visualizer.add_scalars(means, step=runner.iter + 1)
 
     def _take_means(self) -> dict[str, float]:
-        values = iter(torch.cat(self._losses).tolist())
-        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
-        for losses, groups in zip(self._losses, self._groups, strict=True):
-            own = [next(values) for _ in range(len(losses))]
-            for loss, (names, count) in zip(own, groups, strict=False):  # the padding of a pack has no group
-                for name in names:
-                    sums[name][0] += loss
-                    sums[name][1] += count
+        own, totals = (Counter(), Counter()), (Counter(), Counter())  # losses and tokens, of this rank and of all
+        for loss, (names, count) in zip(torch.cat(self._losses).tolist(), self._groups, strict=True):
+            own[0].update(dict.fromkeys(names, loss))
+            own[1].update(dict.fromkeys(names, count))
         self._losses, self._groups = [], []
-        total: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
-        for part in all_gather_object(dict(sums)):
-            for name, (loss, count) in part.items():
-                total[name][0] += loss
-                total[name][1] += count
-        return {name: loss / count for name, (loss, count) in sorted(total.items()) if count}
+        for part in all_gather_object(own):
+            for total, found in zip(totals, part, strict=True):
+                total.update(found)
+        losses, tokens = totals
+        return {name: losses[name] / count for name, count in sorted(tokens.items()) if count}
 
 
 def _describe_samples(batch: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], int]]:
@@ -71,18 +65,15 @@ def _describe_samples(batch: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...
         lengths = batch["cu_seqlens"].diff()
         if "follows" in batch:  # prompt and answers of a pair
             lengths = lengths.view(len(batch["num_tiles"]), -1).sum(1)
-        lengths = lengths.tolist()
     else:
-        lengths = batch["attention_mask"].sum(1).tolist()
+        lengths = batch["attention_mask"].sum(1)
     names = batch.get("datasets") or [""] * len(batch["num_tiles"])
-    for name, tiles, length, count in zip(names, batch["num_tiles"].tolist(), lengths, counts, strict=False):
+    for name, tiles, length, count in zip(names, batch["num_tiles"].tolist(), lengths.tolist(), counts, strict=False):
         of_dataset = (f"loss_by_dataset/{name}",) if name else ()
         yield (*of_dataset, f"loss_by_tiles/{bucket(tiles)}", f"loss_by_tokens/{bucket(length)}"), count
 
 
 def bucket(number: int) -> str:
     """The range between two powers of two that holds a number, e.g. 0, 1, 2-3, 4-7."""
-    if number < 2:
-        return str(number)
-    low = 1 << (number.bit_length() - 1)
-    return f"{low}-{2 * low - 1}"
+    low = 1 << (number.bit_length() - 1) if number else 0
+    return str(number) if number < 2 else f"{low}-{2 * low - 1}"

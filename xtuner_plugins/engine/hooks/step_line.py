@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,15 +16,26 @@ from mmengine.registry import HOOKS
 from torch import nn
 
 from ...datasets.bad_samples import FILLER
-from ..console import step_line
 from ..errors import peak_gib
 from ..loops import planned_loop
 from ..param_groups import group_members
 from ..progress import progress
 from ..steps import unwrap
 
-SHORT = {"visual_encoder": "encoder"}  # names of parts on the terminal; others stay
 QUIET_S = 30  # seconds without a line, after which one says that the run works
+# What a line shows of a step's figures, in its order; those that are missing aren't shown.
+WORDS = {
+    "eta": "eta {}",
+    "loss": "loss {:.4f}",
+    "accuracy": "accuracy {:.0%}",  # of preference pairs, as the margin
+    "margin": "margin {:.3g}",
+    "grad_norm": "grad norm {:.3g}",
+    "rates": "lr {}",
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "samples_per_second": "{:,.1f} samples/s",
+    "padding": "padding {:.1%}",
+    "peak_memory_gib": "memory {:.2f} GiB",
+}
 
 
 @HOOKS.register_module()
@@ -36,15 +48,12 @@ class StepLineHook(LoggerHook):
     the mean over the supervised tokens since the last line. Where no line is due for half a minute, one tells how far
     the step is.
 
-    The log file's line goes on with all other values of the step, and so do ``scalars.json`` and the tracker.
+    The log file's line goes on with all other values of the step, and so do ``scalars.json`` and TensorBoard.
 
     Args:
         interval: Optimizer steps between two lines; the first and the last step always have one.
         log_metric_by_epoch: As `mmengine.hooks.LoggerHook`.
         **options: As `mmengine.hooks.LoggerHook`.
-
-    Raises:
-        ValueError: The run has another loop than `PlannedTrainLoop`.
     """
 
     def __init__(self, interval: int = 10, log_metric_by_epoch: bool = False, **options: Any):
@@ -53,7 +62,6 @@ class StepLineHook(LoggerHook):
 
     def before_train(self, runner) -> None:
         """Starts the clock."""
-        planned_loop(runner)
         self._begun, self._first_step, self._window = time.perf_counter(), runner.iter, _Window()
         self._heartbeat = _Heartbeat(runner)
         if is_main_process():
@@ -65,21 +73,18 @@ class StepLineHook(LoggerHook):
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Writes the line where one is due."""
-        self._window.seconds += time.perf_counter() - planned_loop(runner).fetching_since
-        self._window.learn(outputs)
-        step = runner.iter + 1
-        if step % self.interval and step not in (self._first_step + 1, runner.max_iters):
+        self._window.learn(outputs, time.perf_counter() - planned_loop(runner).fetching_since)
+        step, last = runner.iter + 1, runner.max_iters
+        if step % self.interval and step not in (self._first_step + 1, last):
             return
-        optimizer = runner.optim_wrapper.optimizer
-        rates = learning_rates(optimizer, unwrap(runner.model))
-        passed = time.perf_counter() - self._begun
         values, _ = runner.log_processor.get_log_after_iter(runner, batch_idx, "train")
         values |= self._window.figures()
-        values["eta"] = passed / (step - self._first_step) * (runner.max_iters - step)
+        values["eta"] = (time.perf_counter() - self._begun) / (step - self._first_step) * (last - step)
+        rates = learning_rates(runner.optim_wrapper.optimizer, unwrap(runner.model))
         if len(rates) > 1:
             values |= {f"lr/{name}": highest for name, (_, highest) in rates.items()}
         self._window = _Window()
-        shown = step_line(step, runner.max_iters, values, rates)
+        shown = step_line(step, last, values, rates)
         others = "  ".join(f"{name} {value:.6g}" for name, value in sorted(values.items()))
         runner.logger.info(f"{shown}  | {others}", extra={"terminal": shown})
         runner.visualizer.add_scalars(values, step=step, file_path=self.json_log_path)
@@ -87,8 +92,47 @@ class StepLineHook(LoggerHook):
 
     def after_train(self, runner) -> None:
         """As MMEngine's; ends the signs of life."""
-        self._heartbeat.end()
+        self._heartbeat.ended.set()
         super().after_train(runner)
+
+
+def step_line(step: int, last: int, figures: Mapping[str, float], rates: Mapping[str, tuple[float, float]]) -> str:
+    """The line of a training step.
+
+    Args:
+        step: Optimizer steps done.
+        last: Optimizer steps of the run.
+        figures: Of the step, by the names in `WORDS`; ``eta`` in seconds, ``padding`` as a share of all positions.
+        rates: Of `learning_rates`.
+    """
+    texts = {name: "..".join(f"{rate:.2e}" for rate in dict.fromkeys(pair)) for name, pair in rates.items()}
+    given = {**figures, "rates": ", ".join(f"{name} {text}".strip() for name, text in texts.items())}
+    if "eta" in given:
+        given["eta"] = timedelta(seconds=round(given["eta"]))
+    words = [form.format(given[name]) for name, form in WORDS.items() if name in given]
+    return "  ".join([f"step {step:>{len(str(last))}}/{last}", *words])
+
+
+def learning_rates(optimizer: Any, model: nn.Module) -> dict[str, tuple[float, float]]:
+    """Current learning rates as the live optimizer holds them, under every strategy.
+
+    Returns:
+        Lowest and highest rate by what learns with it: ``encoder``, ``projector``, ``llm``, ``lora``; one entry without
+        a name where everything has one rate.
+    """
+    kinds = {
+        id(parameter): "lora" if "lora_" in name else part.removeprefix("visual_")
+        for part, module in model.parts().items()
+        for name, parameter in module.named_parameters()
+    }
+    rates: dict[str, list[float]] = {}
+    for group, members in zip(optimizer.param_groups, group_members(optimizer), strict=True):
+        for parameter in members:
+            rates.setdefault(kinds[id(parameter)], []).append(group["lr"])
+    ranges = {kind: (min(found), max(found)) for kind, found in rates.items()}
+    return (
+        {"": next(iter(ranges.values()))} if len({rate for pair in ranges.values() for rate in pair}) == 1 else ranges
+    )
 
 
 class _Heartbeat(threading.Thread):
@@ -96,19 +140,15 @@ class _Heartbeat(threading.Thread):
 
     def __init__(self, runner):
         super().__init__(daemon=True, name="heartbeat")
-        self._runner, self._ended = runner, threading.Event()
+        self._runner, self.ended = runner, threading.Event()
         self.said()
 
     def said(self) -> None:
         """Notes that there was a line."""
         self._last = time.monotonic()
 
-    def end(self) -> None:
-        """Lets the thread end."""
-        self._ended.set()
-
     def run(self) -> None:
-        while not self._ended.wait(max(0.0, self._last + QUIET_S - time.monotonic())):
+        while not self.ended.wait(max(0.0, self._last + QUIET_S - time.monotonic())):
             if time.monotonic() - self._last >= QUIET_S:
                 print_log(f"step {self._runner.iter + 1}/{self._runner.max_iters}: {progress}", "current")
                 self.said()
@@ -129,8 +169,9 @@ class _Window:
             self.tokens += positions if mask is None else int(mask.sum())
             self.samples += sum(source != FILLER for source in batch.get("sources", ()))
 
-    def learn(self, outputs: Mapping[str, float]) -> None:
-        """Adds a step's loss, weighted by its supervised tokens (of all ranks)."""
+    def learn(self, outputs: Mapping[str, float], seconds: float) -> None:
+        """Adds a step's time and its loss, weighted by its supervised tokens (of all ranks)."""
+        self.seconds += seconds
         self.loss += outputs["loss"] * outputs["supervised_tokens"]
         self.supervised += outputs["supervised_tokens"]
 
@@ -142,35 +183,10 @@ class _Window:
         all_reduce(most, "max")
         tokens, positions, samples = sums.tolist()
         seconds, peak = most.tolist()
-        learned = {"loss": self.loss / self.supervised} if self.supervised else {}
         return {
-            **learned,
+            **({"loss": self.loss / self.supervised} if self.supervised else {}),
             "tokens_per_second": tokens / seconds,
             "samples_per_second": samples / seconds,
             "padding": 1 - tokens / positions,
             "peak_memory_gib": peak,
         }
-
-
-def learning_rates(optimizer: Any, model: nn.Module) -> dict[str, tuple[float, float]]:
-    """Current learning rates as the live optimizer holds them, under every strategy.
-
-    Returns:
-        Lowest and highest rate by what learns with it: ``encoder``, ``projector``, ``llm``, ``lora`` (parts with the
-        same rates share a name, as in ``projector+llm``); one entry without a name where everything has one rate.
-    """
-    kinds = {
-        id(parameter): "lora" if "lora_" in name else SHORT.get(part, part)
-        for part, module in model.parts().items()
-        for name, parameter in module.named_parameters()
-    }
-    rates: dict[str, set[float]] = {}
-    for group, members in zip(optimizer.param_groups, group_members(optimizer), strict=True):
-        for kind in {kinds[id(parameter)] for parameter in members}:
-            rates.setdefault(kind, set()).add(group["lr"])
-    ranges: dict[tuple[float, float], list[str]] = {}
-    for kind, found in rates.items():
-        ranges.setdefault((min(found), max(found)), []).append(kind)
-    if len(ranges) == 1 and len(set(next(iter(ranges)))) == 1:
-        return {"": next(iter(ranges))}
-    return {"+".join(names): rate for rate, names in ranges.items()}

@@ -1,11 +1,11 @@
-"""Complete checkpoints only: written under another name, synced to disk, renamed; old ones are removed last."""
+"""Whole checkpoints of this model only: written aside, synced to disk, renamed; old ones are removed last."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,17 @@ import torch
 from mmengine.dist import all_gather_object, barrier, get_rank, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import runner as mmengine_runner
 from torch import nn
 
-from ...checkpoints.work_dir import LAST_CHECKPOINT, newest_checkpoint
+from ...checkpoints.work_dir import LAST_CHECKPOINT, OPTIMIZER_NAMES, newest_checkpoint
 from ...ranges import check
 from ..steps import unwrap
 from ..stopping import requests
+from ..strategy import require_same_parameters
+from ..transfer import number_states, optimizer_names
 
 PARTIAL, REPLACED = ".partial", ".replaced"
 
@@ -36,7 +39,9 @@ class WholeCheckpointHook(CheckpointHook):
     """MMEngine's hook, safe against kills and full disks, for plain files and DeepSpeed directories alike.
 
     A checkpoint gets its name once all of it is on disk; then ``last_checkpoint`` names it, and last of all checkpoints
-    beyond ``max_keep_ckpts`` are removed (MMEngine removes first and writes in place).
+    beyond ``max_keep_ckpts`` are removed (MMEngine removes first and writes in place). A plain file also gets the names
+    of the optimizer's parameters, which a run under DeepSpeed needs to resume from it. A checkpoint of another model is
+    refused: MMEngine would load what fits and only warn about the rest.
 
     Args:
         interval: Optimizer steps between two checkpoints; -1 saves only at the end.
@@ -45,6 +50,7 @@ class WholeCheckpointHook(CheckpointHook):
 
     Raises:
         RangeError: ``interval`` or ``max_keep_ckpts`` is out of range.
+        ValueError: Parameters are missing from a checkpoint, unknown to the model, or differ in shape.
         SaveError: No space left, a failed write, or weights that aren't finite. Nothing half-written is left, and no
             earlier checkpoint was removed.
     """
@@ -71,6 +77,21 @@ class WholeCheckpointHook(CheckpointHook):
             finally:
                 runner.train_loop._iter += 1
         super().after_train(runner)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Adds the names, where the optimizer's state is saved by number."""
+        if "optimizer" in checkpoint:
+            checkpoint[OPTIMIZER_NAMES] = optimizer_names(unwrap(runner.model), runner.optim_wrapper.optimizer)
+
+    def after_load_checkpoint(self, runner, checkpoint: Mapping) -> None:
+        """Compares names and shapes before MMEngine loads them; under DeepSpeed, the strategy has."""
+        if "state_dict" not in checkpoint:
+            return
+        model = unwrap(runner.model)
+        states = model.state_dict(), checkpoint["state_dict"]
+        require_same_parameters(*({name: tuple(value.shape) for name, value in each.items()} for each in states))
+        if isinstance(runner.optim_wrapper, OptimWrapper):
+            number_states(checkpoint, model, runner.optim_wrapper.optimizer)
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
         target = Path(self.out_dir) / self.filename_tmpl.format(step)

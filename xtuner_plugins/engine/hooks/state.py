@@ -1,4 +1,4 @@
-"""Saves the preprocessing of a run in each of its checkpoints."""
+"""What a checkpoint tells of its run beside weights: the position in the data, and the preprocessing."""
 
 from __future__ import annotations
 
@@ -8,25 +8,37 @@ from mmengine.registry import HOOKS
 from ... import preprocessing
 from ...checkpoints.loader import load_tokenizer
 from ...datasets import MultimodalDataset
+from ..loops import planned_loop
 from ..steps import unwrap
 
 
 @HOOKS.register_module()
-class PreprocessingLockHook(Hook):
-    """Adds ``preprocessing`` (see `xtuner_plugins.preprocessing`) to what is saved, and compares it on resuming.
+class StateHook(Hook):
+    """Saves the position in the data and the preprocessing in every checkpoint, and uses them on resuming.
+
+    A checkpoint's ``plan`` is the position in the plan, its ``preprocessing`` what `xtuner_plugins.preprocessing` says.
 
     Raises:
+        ValueError: The run has another loop than `PlannedTrainLoop`.
         PreprocessingError: The checkpoint to resume from was trained with other tiles, template or tokens.
     """
 
+    def before_train(self, runner) -> None:
+        """Checks the loop before the first step."""
+        planned_loop(runner)
+
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Adds the preprocessing of the live dataset and model to what is saved."""
-        lock = self._describe(runner)
-        if lock is not None:
+        """Adds both to what is saved."""
+        iterator = planned_loop(runner).dataloader_iterator
+        if iterator.plan.is_seekable:
+            checkpoint["plan"] = iterator.position()
+        if (lock := self._describe(runner)) is not None:
             checkpoint[preprocessing.KEY] = lock
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Refuses to resume with another preprocessing; a checkpoint in ``load_from`` may have had another."""
+        """Tells the loop where to resume, and refuses to with another preprocessing; `load_from` may have another."""
+        if "plan" in checkpoint:
+            planned_loop(runner).resume_at = checkpoint["plan"]
         now = self._describe(runner)
         if now is None or preprocessing.KEY not in checkpoint or not getattr(runner, "_resume", False):
             return
@@ -37,8 +49,9 @@ class PreprocessingLockHook(Hook):
 
     @staticmethod
     def _describe(runner) -> dict | None:
+        """The preprocessing of the live dataset and model; None for a dataset of another class."""
         dataset = runner.train_dataloader.dataset
-        if not isinstance(dataset, MultimodalDataset):  # a user's own dataset has no such description
+        if not isinstance(dataset, MultimodalDataset):
             return None
         pixels = unwrap(runner.model).data_preprocessor
         return preprocessing.describe(dataset, pixels.mean.flatten().tolist(), pixels.std.flatten().tolist())

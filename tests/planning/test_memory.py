@@ -62,7 +62,7 @@ def test_zero_2_makes_whole_buckets_and_zero_3_gathers(warm_up):
     assert plans[2].parts["gradients in buckets"] == 2 * 2 * bucket + warm_up.trained
     assert plans[3].parts["buffers"] == 2 * bucket and plans[1].parts["gradients in buckets"] == 0
     weights = warm_up.shape.parameters
-    assert plans[3].parts["gathered weights"] == 2 * 2 * weights and plans[2].parts["gathered weights"] == 0
+    assert plans[3].parts["gathered weights"] == 2 * weights and plans[2].parts["gathered weights"] == 0
 
 
 def test_offloading_moves_states_to_the_host(warm_up):

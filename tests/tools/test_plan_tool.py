@@ -69,7 +69,6 @@ def test_validation_takes_forward_passes(run_tool, tmp_path):
     [
         (["finetunefull"], "did you mean finetune_full"),
         (["finetune_full", "--set", "batchsize=2"], "did you mean batch_size?"),
-        (["finetune_full", "--set", "optimizer=adamw_9bit"], "optimizer"),
         (["finetune_full", "--set", "max_tiles=300"], "tile limits"),
         (["finetune_full", "--deepspeed", "zero3"], "did you mean deepspeed_zero3?"),
         (

@@ -192,13 +192,13 @@ def _bucket_bytes(job: Job, strategy: Strategy) -> int:
     if strategy.stage == 2:
         own = _share(job.trained, strategy.gpus) * (not strategy.offload_optimizer)
         return job.size * (strategy.bucket * (1 + strategy.overlap) + own)
-    return job.size * min(strategy.bucket, job.trained) * (strategy.stage == 3)
+    # A full bucket is copied when no weights are on their way ahead.
+    return job.size * max(min(strategy.bucket, job.trained) - strategy.prefetch, 0) * (strategy.stage == 3)
 
 
 def _gathered_bytes(job: Job, strategy: Strategy) -> int:
     """Of weights that ZeRO-3 has gathered, and of the next ones on their way."""
-    weights = job.shape.parameters
-    return job.size * (min(strategy.live, weights) + min(strategy.prefetch, weights)) * (strategy.stage == 3)
+    return job.size * min(strategy.live + strategy.prefetch, job.shape.parameters) * (strategy.stage == 3)
 
 
 def _host_bytes(job: Job, strategy: Strategy) -> int:

@@ -101,7 +101,7 @@ def stage(bench, name: str) -> Iterator[dict]:
         trainer.step(number)
         clock.mark()
     speed, plan = trainer.rates(clock.seconds()), plan_memory(trainer.job, plain(1))
-    planned = {"tensors": in_gib(plan.measurable), "all": in_gib(plan.total)}
+    planned = {"tensors": in_gib(plan.moments[plan.moment]), "all": in_gib(plan.total)}
     yield {"stage": name, "loss": first[0], **speed, "planned_gib": planned, "measured_gib": measured_gib(bench)}
 
 

@@ -2,7 +2,6 @@ import pytest
 
 from xtuner_plugins.data_names import (
     absolute_path,
-    hidden_parts,
     is_pattern,
     is_url,
     local_path,
@@ -11,7 +10,7 @@ from xtuner_plugins.data_names import (
     names_images,
     real_path,
     scheme_of,
-    split_archive,
+    split_zip,
     unsigned,
 )
 
@@ -29,9 +28,9 @@ def test_what_is_there(tmp_path):
 
 def test_an_archive_and_a_folder_in_it(tmp_path):
     (tmp_path / "x.ZIP").touch()
-    assert split_archive(f"{tmp_path}/x.ZIP/a/b/") == (f"{tmp_path}/x.ZIP", "a/b")
-    assert split_archive(f"{tmp_path}/x.ZIP") == (f"{tmp_path}/x.ZIP", "")
-    assert split_archive("x.zip") == split_archive("") == split_archive("/") == ("", "")
+    assert split_zip(f"{tmp_path}/x.ZIP/a/b/") == (f"{tmp_path}/x.ZIP", "a/b")
+    assert split_zip(f"{tmp_path}/x.ZIP") == (f"{tmp_path}/x.ZIP", "")
+    assert split_zip("x.zip") == split_zip("") == split_zip("/") == ("", "")
 
 
 def test_urls(tmp_path):
@@ -39,8 +38,6 @@ def test_urls(tmp_path):
     for url, scheme in {
         "s3://b/a": "s3",
         "HTTPS://h/a?x=1": "https",
-        "cluster:s3://b/a": "s3",
-        "a::s3://b": "s3",
     }.items():
         assert is_url(url) and scheme_of(url) == scheme and local_path(url) == url
         assert names_data(url) and names_images(url) and not is_pattern(url + "*")
@@ -66,12 +63,6 @@ def test_messages_hide_credentials(text, expected):
     assert masked(text) == expected
 
 
-def test_parts_that_are_hidden():
-    found = hidden_parts("https://me:hunter2@h/a?Expires=9&Signature=ab%2Bcd")
-    assert found == ["Expires=9&Signature=ab%2Bcd", "Expires=9&Signature=ab+cd", "me:hunter2", "hunter2", "ab+cd"]
-    assert hidden_parts("s3://bucket/photo@2x.jpg") == []
-
-
 SIGNED = {
     "s3": "X-Amz-Algorithm=AWS4&X-Amz-Credential=AKIA%2Fx&x-amz-security-token=t&X-Amz-Signature=abc",
     "s3, version 2": "AWSAccessKeyId=AKIA&Expires=1760000000&Signature=a%2Bc",
@@ -89,7 +80,8 @@ SIGNED = {
 @pytest.mark.parametrize("query", SIGNED.values(), ids=SIGNED)
 def test_a_url_without_its_signature(query):
     assert unsigned(f"https://h/a.jsonl?{query}") == "https://h/a.jsonl"
-    assert unsigned(f"https://me:hunter2@h/a?set=red&{query}&n=1") == "https://me@h/a?set=red&n=1"
+    left = "" if "sig=" in query else "?set=red&n=1"  # Azure's query is the signature's alone
+    assert unsigned(f"https://me:hunter2@h/a?set=red&{query}&n=1") == f"https://h/a{left}"
 
 
 @pytest.mark.parametrize(
@@ -97,10 +89,7 @@ def test_a_url_without_its_signature(query):
     [
         "https://h/a?set=red",
         "https://h/a?st=1&sp=2&sv=3",
-        "https://h/a?expires=never&policy=x",
         "https://h/a?x-oss-process=image/resize,w_64",
-        "https://me@h/a",
-        "cluster:s3://b/a",
         "data/images",
         "",
     ],

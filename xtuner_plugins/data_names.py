@@ -35,7 +35,7 @@ _USER = re.compile(r"(?<=://)(?:[^/\s@]*|[^/\s@]*:(?!\d+/)[^\s@]*)@")
 _QUERY = re.compile(r"(://[^\s?'\"<>]*)\?[^\s'\"<>]+")  # holds the signature of a signed URL
 # Parameters of URLs that are signed for S3, Google, OSS and COS, CloudFront, and of servers that know a reader by them
 _SIGNED = re.compile(
-    r"x-(?:amz|goog|oss|cos)-|q-|(?:sig|signature|expires|policy|key-pair-id|token|\w*access(?:key)?id|security-token)=",
+    r"x-(?:amz|goog|oss|cos)-(?!process)|q-|(?:sig|signature|expires|policy|key-pair-id|token|\w*access(?:key)?id|security-token)=",
     re.IGNORECASE,
 )
 

@@ -51,7 +51,7 @@ def differences(name, folder):
     pairs = {key: (value_at(ours, key), value_at(theirs, key)) for key in SAME}
     pairs |= {key: (value_at(ours, key, True), value_at(theirs, key)) for key in ("model.freeze_visual_encoder",)}
     pairs["freeze_llm"] = ours.model.get("freeze_llm", True), theirs["model"]["freeze_llm"]
-    pairs["base"] = ours.model.base, os.path.abspath(base.path)
+    pairs["base"] = ours.model.base, os.path.abspath(f"models/{base.name}")
     data = ours.train_dataloader.dataset
     for key in ("data_paths", "image_folders"):
         pairs[key] = data[key], [os.path.abspath(theirs["train_dataloader"]["dataset"][key])]

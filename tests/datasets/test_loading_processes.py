@@ -137,4 +137,4 @@ def test_workers_started_afresh_map_the_index_and_give_the_same_samples(method, 
         assert sample["source"] == dataset[place]["source"]
     (worker,) = multiprocessing.active_children()
     maps = Path(f"/proc/{worker.pid}/maps").read_text()
-    assert all(f"/{name}.npy" in maps for name in ("starts", "lengths", "lines"))
+    assert "/index.npy" in maps

@@ -69,7 +69,12 @@ def as_json(
     everything = [(dataset, reports), *validation]
     found = [{**vars(each), "where": dict(each.where), "examples": _examples(each, everything)} for each in findings]
     files = [
-        {"file": report.source.index.path, "unusable": dict(report.complaints), "warnings": dict(report.warnings)}
+        {
+            "file": report.source.index.path,
+            "num_records": len(report),
+            "unusable": dict(report.complaints),
+            "warnings": dict(report.warnings),
+        }
         for report in reports
     ]
     return {"files": files, "findings": found, "shares": shares(dataset, reports), "what_if": what_if(dataset, reports)}

@@ -178,7 +178,7 @@ def _parts(llm: str, model: Mapping[str, Any]) -> dict[str, str]:
 def _base(model: Mapping[str, Any], given: str | None) -> tuple[str, str]:
     """The directory to train from, and how to get it where it isn't there."""
     hub = str(model.get("model_path"))
-    known = next((base.path for base in BASES.values() if base.hub == hub), hub)
+    known = next((f"models/{base.name}" for base in BASES.values() if base.hub == hub), hub)
     path = os.path.abspath(given or known)
     return path, "" if given or Path(path).is_dir() else f"hf download {hub} --local-dir {path}"
 

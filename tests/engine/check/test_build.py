@@ -27,7 +27,8 @@ def data(tmp_path_factory):
 @pytest.fixture
 def load(toy_base, data):
     def load(changes=(), leaf=LORA, base=toy_base):
-        return load_config(str(ROOT / f"configs/{leaf}.py"), {**base_and_data(base, data), **dict(changes)})
+        files = data if leaf == LORA or "qlora" in leaf else (data[0].with_name("pairs.jsonl"), data[1])
+        return load_config(str(ROOT / f"configs/{leaf}.py"), {**base_and_data(base, files), **dict(changes)})
 
     return load
 
@@ -61,7 +62,6 @@ def test_a_config_that_trains_is_built_and_nothing_is_kept(load, monkeypatch):
         (f"{LLM_LORA}.type", "LoraKonfig", f"{LLM_LORA}.type='LoraKonfig' is not a known class"),
         (f"{LLM_LORA}", {"type": "LoraConfig", "rank": 4}, f"{LLM_LORA}.rank: LoraConfig has no setting 'rank'"),
         (f"{DATASET}.template", "nope", f"{DATASET}: unknown conversation template 'nope'"),
-        (f"{DATASET}.store_timeout", 0, f"{DATASET}: store_timeout=0 can't be used"),
         (f"{DATASET}.dataset_settings", [{"max_tiles": 200}], "lower max_tiles to 30 or raise max_length above"),
         (f"{VALIDATION}.batch_size", 0, f"{VALIDATION}: val_batch_size=0 is no size of a batch"),
     ],
@@ -113,7 +113,8 @@ def test_what_a_run_has_written_is_built_as_its_leaf(load, tmp_path):
 
 def test_pairs_to_validate_on_need_a_reference_at_any_time(load, data):
     once = {"model.precomputed_reference": True}
-    files = {f"{VALIDATION}.data_paths": [str(data[0])], f"{VALIDATION}.image_folders": [str(data[1])]}
+    pairs = str(data[0].with_name("pairs.jsonl"))
+    files = {f"{VALIDATION}.data_paths": [pairs], f"{VALIDATION}.image_folders": [str(data[1])]}
     said = refusal(load({**once, **files}, MPO))
     assert said.startswith("val_data_paths: log probabilities of the reference are computed once for")
     check_build(load(once, MPO))
@@ -121,8 +122,8 @@ def test_pairs_to_validate_on_need_a_reference_at_any_time(load, data):
 
 
 @pytest.mark.parametrize("part", ["model", "dataset", "collate_fn"])
-def test_model_dataset_and_collate_function_of_pairs_go_together(load, part):
-    cfg = load(leaf=MPO)
+def test_model_dataset_and_collate_function_of_pairs_go_together(load, data, part):
+    cfg = load({f"{DATASET}.data_paths": str(data[0])} if part == "dataset" else (), MPO)
     if part == "model":
         cfg.model = dict(type=VisionLanguageModel, base=cfg.model.base, dtype="float32")
     else:

@@ -85,3 +85,21 @@ def test_every_module_that_is_named_is_there():
 
 def test_the_hub_imports_nothing_of_the_project():
     assert {target for name, target in imports() if name.startswith("hub/") and not target.startswith("hub")} == set()
+
+
+def test_the_map_is_true():
+    """Sizes are within 10 % of the code's, every room is there, and so is every file that a table names."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    wrong, rooms = {}, set()
+    for name, shown in re.findall(r"^\| `([\w./]+)` \| ([\d,]+) \|", page, re.MULTILINE):
+        place = next(path for path in (PACKAGE / name, ROOT / name) if path.exists())
+        files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+        lines = sum(bool(line.strip()) for path in files for line in path.read_text(encoding="utf-8").splitlines())
+        rooms.add(name)
+        if abs(int(shown.replace(",", "")) - lines) > 0.1 * lines:
+            wrong[name] = lines
+    assert wrong == {}
+    assert {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")} <= rooms
+    named = re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.py)?|[a-z_]+\.py)`", page)
+    places = (PACKAGE, ROOT, PACKAGE / "evaluation" / "benchmarks")
+    assert [name for name in named if not any((place / name).exists() for place in places)] == []

@@ -33,7 +33,7 @@ class Echo:
 
     def reply(self, turns, system, **options):
         try:
-            for word in [*system.split(), *" | ".join(turn.question for turn in turns).split()]:
+            for word in [*(system or "").split(), *" | ".join(turn.question for turn in turns).split()]:
                 yield f"{word} "
             while turns[-1].question.endswith("wait"):
                 time.sleep(0.05)

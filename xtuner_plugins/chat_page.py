@@ -150,21 +150,26 @@ def build_page(session: ChatSession, name: str) -> tuple[gr.Blocks, gr.I18n]:
             api_name="ask",
             concurrency_limit=1,
             additional_outputs=[tiles],
-            additional_inputs_accordion=gr.Accordion(i18n("Settings"), open=False),
-            chatbot=gr.Chatbot(height=460, show_label=False, buttons=["copy"]),
-            textbox=gr.MultimodalTextbox(file_count="multiple", show_label=False, max_plain_text_length=100_000),
+            additional_inputs_accordion=gr.Accordion(i18n("Settings"), open=False, render=False),
+            chatbot=gr.Chatbot(height=460, show_label=False, buttons=["copy"], render=False),
+            textbox=gr.MultimodalTextbox(
+                file_count="multiple", show_label=False, max_plain_text_length=100_000, render=False
+            ),
             additional_inputs=[
-                gr.Textbox(label=i18n("System prompt"), placeholder=i18n("empty: the model's own"), lines=2),
-                gr.Slider(0, 2, 0, step=0.1, label=i18n("Temperature (0: the likeliest word)")),
+                gr.Textbox(
+                    label=i18n("System prompt"), placeholder=i18n("empty: the model's own"), lines=2, render=False
+                ),
+                gr.Slider(0, 2, 0, step=0.1, label=i18n("Temperature (0: the likeliest word)"), render=False),
                 gr.Slider(
                     1,
                     max(24, most),
                     most,
                     step=1,
                     label=i18n("Most tiles of a question's images, thumbnails not counted"),
+                    render=False,
                 ),  # fmt: skip
-                gr.Slider(1, 4096, 512, step=1, label=i18n("Longest answer in tokens")),
-                gr.Slider(1, 32, 8, step=1, label=i18n("Frames of a video")),
+                gr.Slider(1, 4096, 512, step=1, label=i18n("Longest answer in tokens"), render=False),
+                gr.Slider(1, 32, 8, step=1, label=i18n("Frames of a video"), render=False),
             ],
         )
         tiles.render()

@@ -22,6 +22,7 @@ ADVERSE = ("<0x0A>", "<0x41><0x42>", "</s>", "<s>", "<unk>", "<|im_start|>", "<|
 def corpus() -> list[str]:
     """Lines of several scripts, with names of pieces in them that no text may grow together to."""
     lines = [line for name in ("README.md", "README_zh-CN.md") for line in (ROOT / name).read_text().splitlines()]
+    lines += [" ".join(map(chr, range(33, 127)))] * 20  # every character of ASCII is a piece
     code = (ROOT / "xtuner_plugins" / "families.py").read_text()
     return [
         *lines,

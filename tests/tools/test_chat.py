@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests.checkpoints.training import SETTINGS, make_model, save_pth, write_config
 from tests.conftest import HANGS_AFTER
+from xtuner_plugins.inference.chat import printable
 from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.inference.session import ChatSession, Turn
 
@@ -45,7 +46,7 @@ def image(tmp_path):
 
 
 def answer(session, *turns):
-    return "".join(session.reply(turns, max_new_tokens=8)).strip()
+    return printable("".join(session.reply(turns, max_new_tokens=8)).strip())
 
 
 def test_one_question(toy_base, image):

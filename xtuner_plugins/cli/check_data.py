@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data_names import names_data
 from ..processes import quiet_imports
 from ..settings import ConfigError, find_config, import_types, parse_words, read_config, validation_settings
 
@@ -28,14 +27,9 @@ def open_inputs(args: argparse.Namespace) -> list:
     """
     if is_config(args.inputs[0]):
         return _of_config(args.inputs[0], args.set, args.cfg_options)
-    from ..datasets.errors import SettingError
-
-    for name in [*args.inputs, *args.val]:
-        if not names_data(name):
-            raise SettingError("data_paths", f"the annotation file {name} isn't there", "correct its name")
     quiet_imports()
     from ..audit.check import PlainFiles
-    from ..datasets import MultimodalDataset, PreferenceDataset
+    from ..datasets import MultimodalDataset, PreferenceDataset, SettingError
 
     kind, folders = PreferenceDataset if args.pairs else MultimodalDataset, [each or None for each in args.image_folder]
     if len(folders) not in (0, 1, len(args.inputs)):

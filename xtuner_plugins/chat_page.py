@@ -27,6 +27,8 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
 DRAWN_SIDE = 1280  # pixels of the longer side of an image with boxes
 MAX_WAITING = 64  # visitors in the queue; a further one is told that it is full
 KEPT_SECONDS = 6 * 3600  # how long uploads are kept
+# Gradio shows a button on images that would upload them to a public site; its drawing is the same in all languages.
+NO_SHARING = 'button:has(path[d^="M23,20a5,5"]) {display: none !important}'
 # Gradio's page names scripts and fonts of other sites: browsers don't load them.
 POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 CHINESE = {
@@ -121,11 +123,12 @@ def build_page(session: ChatSession, name: str) -> tuple[gr.Blocks, gr.I18n]:
         try:
             turn = turn_of(message["text"], files, int(frames))
             turns = [*past_turns(history, int(frames)), turn]
-            tiles = [tile.permute(1, 2, 0).numpy() for image in session.tiles(turn.images, max_tiles) for tile in image]
+            shown = [tile.permute(1, 2, 0).numpy() for image in session.tiles(turn.images, max_tiles) for tile in image]
+            yield "", shown  # once: the page would load the same tiles again with every word
             answer = ""
             for piece in session.reply(turns, **options):
                 answer += piece
-                yield answer.lstrip(), tiles
+                yield answer.lstrip(), gr.skip()
         except ValueError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from None
         except RuntimeError as error:
@@ -135,9 +138,11 @@ def build_page(session: ChatSession, name: str) -> tuple[gr.Blocks, gr.I18n]:
             raise gr.Error(said, duration=None, print_exception=False) from None
         stills = [image for image in turn.images if not isinstance(image, Frame)]
         drawn = with_boxes(stills[-1], answer) if stills else None
-        if drawn is not None:
-            drawn.thumbnail((DRAWN_SIDE, DRAWN_SIDE))
-            yield [answer.strip(), gr.Image(drawn, format="png", buttons=["fullscreen"])], tiles
+        if drawn is None:
+            yield answer.strip(), shown  # programs get the last values
+            return
+        drawn.thumbnail((DRAWN_SIDE, DRAWN_SIDE))
+        yield [answer.strip(), gr.Image(drawn, format="png", buttons=["fullscreen"])], shown
 
     with gr.Blocks(title=name, analytics_enabled=False, fill_width=True, delete_cache=(600, KEPT_SECONDS)) as page:
         tiles = gr.Gallery(
@@ -206,6 +211,7 @@ def launch(
         mcp_server=False,
         enable_monitoring=False,
         footer_links=["settings"],
+        css=NO_SHARING,
         i18n=i18n,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(_OwnSite)]},

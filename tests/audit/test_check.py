@@ -11,6 +11,7 @@ from xtuner_plugins.audit import opening
 from xtuner_plugins.audit.check import PlainFiles, Questions, check_dataset, count_samples, write_reject_list
 from xtuner_plugins.audit.names import count_folders
 from xtuner_plugins.datasets import MultimodalDataset, SettingError
+from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.datasets.samplers import PlanSampler
 
 
@@ -178,3 +179,8 @@ def test_files_that_share_a_folder_are_counted_together(tmp_path, write_data, qa
     assert (count.num_files, count.num_named, sum(done)) == (4, 4, 7)
     assert (count.missing, count.superfluous) == (["none.jpg"], ["c.jpg"])
     assert "missing: none.jpg" in str(count) and "superfluous: c.jpg" in str(count)
+
+
+def test_files_without_a_model_are_cut_as_released_models_cut(files):
+    plain = PlainFiles(files["data_paths"], files["image_folders"])
+    assert {source.tiling for source in plain.sources} == {DynamicTiling()} and DynamicTiling().max_tiles == 12

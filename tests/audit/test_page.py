@@ -136,7 +136,13 @@ def test_every_file_has_cards_and_records_with_a_reason_come_first(write, qa, wr
     reports = check_dataset(dataset, num_workers=0)
     tags = pick(dataset, reports, find(dataset, reports))
     tagged = {place: reasons for place, reasons in tags.items() if reasons}
-    assert tagged == {(0, 0, 0): ["equal_records"], (0, 1, 1): ["no_conversations"], (0, 1, 2): ["equal_records"]}
+    reasons = {
+        (0, 0, 0): "equal_records",
+        (0, 1, 0): "upscaled",
+        (0, 1, 1): "no_conversations",
+        (0, 1, 2): "equal_records",
+    }
+    assert tagged == {place: [reason] for place, reason in reasons.items()}
 
 
 def test_a_record_that_has_changed_since_says_so(write, write_data, qa, tmp_path):

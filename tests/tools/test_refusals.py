@@ -123,7 +123,7 @@ def test_a_missing_directory_is_refused_with_pytorch_alone(tool, words, tmp_path
     assert (status, imported) == (1, ["torch"])
 
 
-def test_a_missing_file_of_data_is_refused(tmp_path):
-    status, lines, _ = run("check_data.py", "none.jsonl", cwd=tmp_path)
-    assert status == 2, lines
+def test_a_missing_file_of_data_is_refused_with_pytorch_alone(tmp_path):
+    status, lines, imported = run("check_data.py", "none.jsonl", cwd=tmp_path)
+    assert (status, imported) == (2, ["torch"]), lines
     assert lines[0].startswith("error: none.jsonl:1: the annotation file can't be read (No such file"), lines

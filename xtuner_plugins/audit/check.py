@@ -25,11 +25,19 @@ from ..datasets.mixture import Source, open_sources
 from ..datasets.plan.lengths import DROPPED, SHRUNK, TRUNCATED
 from ..datasets.records.records import IMAGE as IMAGE_TAG
 from ..datasets.records.records import Record, parse_record
-from ..hub.configuration_internvl_chat import InternVLChatConfig
 from .facts import IMAGE, RECORD
 from .opening import Opening, Trouble, open_all
 
 NUM_FRAMES = 8  # of a video, the dataset's default
+# What released models say of their tiles, for files that are checked without a model.
+STANDARD = SimpleNamespace(
+    template="internvl2_5",
+    force_image_size=448,
+    dynamic_image_size=True,
+    min_dynamic_patch=1,
+    max_dynamic_patch=12,
+    use_thumbnail=True,
+)
 
 
 class PlainFiles:
@@ -49,9 +57,8 @@ class PlainFiles:
 
     def __init__(self, data_paths, image_folders=None, parse: Callable[[object, str], Record] = parse_record):
         self.parse, self.cache_dir = parse, get_cache_dir()
-        standard = InternVLChatConfig(template="internvl2_5", force_image_size=448, max_dynamic_patch=12)
         unset = dict.fromkeys(("min_tiles", "max_tiles", "use_thumbnail", "template", "augment", "storage_options"))
-        self.sources = open_sources(data_paths, image_folders, None, None, standard, unset, self.cache_dir)
+        self.sources = open_sources(data_paths, image_folders, None, None, STANDARD, unset, self.cache_dir)
         self._pick_all()
 
     def _pick_all(self) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -283,6 +284,16 @@ print("answer", len(history), isinstance(answer, str))
     gap = float(clean.stdout.split("gap ")[1].split()[0])
     assert gap <= TOLERANCE
     assert "answer 1 True" in clean.stdout
+
+
+def test_one_thread_imports_transformers(run, tmp_path, monkeypatch):
+    """Two that import it at once both fail: the model is checked where its tokenizer is opened."""
+    config, checkpoint, _ = run("projector")
+    threads = []
+    record = lambda *given: threads.append(threading.current_thread())  # noqa: E731
+    monkeypatch.setattr("xtuner_plugins.checkpoints.export.check_model", record)
+    export(config, checkpoint, tmp_path / "out")
+    assert threads == [threading.main_thread()]
 
 
 def test_tool_refuses_in_one_line(run, run_tool, tmp_path):

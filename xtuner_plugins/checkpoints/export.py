@@ -19,7 +19,6 @@ from .io.staging import check_target, staged_directory
 from .io.tensors import Cast, cast
 from .io.writer import parse_size, resolve_dtype, write_json, write_weights
 from .loader import check_model
-from .lora.merge import PlainLora
 from .tokenizer_files import load_tokenizer
 
 MANIFEST = "export_manifest.json"
@@ -70,9 +69,8 @@ def export(
     base, opened, config = plan.view.directory, plan.checkpoint, trained.config_file(config_path)
     out = check_target(out, force=force, inputs={"base": base, "checkpoint": checkpoint, "config": config})
     base_files = [base / "config.json", *weight_files(base)]
-    with _beside([*base_files, *opened.files, config], plan.view) as (check, hashes):
-        if format is not None or not all(isinstance(each, PlainLora) for each in plan.lora_configs.values()):
-            check.result()
+    check_model(plan.view.config, plan.view.tensors, str(base))
+    with _beside([*base_files, *opened.files, config]) as hashes:
         tensors = {}
         for name, tensor in plan.tensors(merged=True).items():
             own = plan.view.tensors[name]
@@ -95,7 +93,7 @@ def export(
             "merged": sorted(plan.adapters),
         }
         try:
-            summary = _write(draft, plan.preprocessing, out, shard_bytes, manifest, progress, check)
+            summary = _write(draft, plan.preprocessing, out, shard_bytes, manifest, progress)
         except FloatingPointError as error:
             raise CheckpointError(f"{opened.path}: {error}, so training diverged; take an earlier checkpoint") from None
     return {**summary, "num_replaced": len(plan.replaced), "num_merged": len(plan.adapters), "kind": opened.kind}
@@ -135,13 +133,13 @@ def convert(
     view = formats.open_model(directory)
     out = check_target(out, force=force, inputs={"model": directory})
     files = [view.directory / "config.json", *weight_files(view.directory)]
-    with _beside(files, view) as (check, hashes):
-        check.result()
+    check_model(view.config, view.tensors, str(view.directory))
+    with _beside(files) as hashes:
         tensors = {name: cast(tensor, wanted) for name, tensor in view.tensors.items()}
         draft = make_draft(view, tensors, format=format, dtype=dtype, template=template)
         lock = _kept_preprocessing(view, template)
         manifest = {"model": _origin(view.directory, files, hashes), "dtype": dtype or "as stored", "format": format}
-        return _write(draft, lock, out, shard_bytes, manifest, progress, check)
+        return _write(draft, lock, out, shard_bytes, manifest, progress)
 
 
 def _kept_preprocessing(view: formats.ModelView, template: str | None) -> dict | None:
@@ -155,9 +153,7 @@ def _kept_preprocessing(view: formats.ModelView, template: str | None) -> dict |
     return {**lock, "exported": {**exported, "template": template or exported["template"]}}
 
 
-def _write(
-    draft: Draft, lock: dict | None, out: Path, shard_bytes: int, manifest: dict, progress, check: Future
-) -> dict:
+def _write(draft: Draft, lock: dict | None, out: Path, shard_bytes: int, manifest: dict, progress) -> dict:
     """Writes a draft to ``out``; returns the part of the summary that is common to ``export`` and ``convert``.
 
     Args:
@@ -167,13 +163,10 @@ def _write(
         shard_bytes: most bytes per weight file.
         manifest: may hold digests that are still being computed.
         progress: as for ``export``.
-        check: of the model; ``out`` appears only after it has passed.
     """
     num_bytes = sum(tensor.nbytes for tensor in draft.tensors.values())
 
     def advance(written: int) -> None:
-        if check.done():
-            check.result()
         if progress:
             progress(written, num_bytes)
 
@@ -182,7 +175,6 @@ def _write(
         files = write_weights(stage, draft.tensors, max_shard_size=shard_bytes, advance=advance)
         if lock is not None:
             write_json(stage / preprocessing.FILE, lock)
-        check.result()
         versions = {name: version(name) for name in ("torch", "transformers", "peft")}
         write_json(stage / MANIFEST, {**manifest, "versions": versions}, default=Future.result)
     return {
@@ -195,18 +187,16 @@ def _write(
 
 
 @contextmanager
-def _beside(sources: list[Path], view: formats.ModelView) -> Iterator[tuple[Future, dict[Path, Future]]]:
-    """Checks the model and computes the SHA-256 of the sources (by path) in other threads, while weights are written.
+def _beside(sources: list[Path]) -> Iterator[dict[Path, Future]]:
+    """Computes the SHA-256 of the sources (by path) in other threads, while weights are written.
 
-    The check imports the model's classes, which takes seconds. Anything else that imports transformers (tokenizers,
-    PEFT) must wait for the check: two threads that import it at once both fail. An error stops all threads.
+    An error stops the threads. Nothing in them may import transformers: two threads that import it at once both fail.
     """
     stop = Event()
-    with ThreadPoolExecutor(3) as pool:  # two of them hash
-        check = pool.submit(check_model, view.config, view.tensors, str(view.directory))
+    with ThreadPoolExecutor(2) as pool:
         hashes = {path: pool.submit(_hash, path, stop) for path in sources}
         try:
-            yield check, hashes
+            yield hashes
         except BaseException:
             stop.set()
             pool.shutdown(cancel_futures=True)

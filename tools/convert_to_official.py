@@ -3,7 +3,7 @@
     python tools/convert_to_official.py finetune_lora work_dirs/finetune_lora/iter_1000.pth exports/mine
     python tools/convert_to_official.py CONFIG CHECKPOINT OUT --format hf          # transformers' own InternVL
     python tools/convert_to_official.py CONFIG CHECKPOINT OUT --format llava       # CLIP or SigLIP with a plain MLP
-    python tools/convert_to_official.py CONFIG CHECKPOINT OUT --adapter-only       # a PEFT directory
+    python tools/convert_to_official.py CONFIG CHECKPOINT OUT --format peft        # the LoRA adapters, for PEFT
     python tools/convert_to_official.py --from InternVL3-1B-hf OUT                 # hf to official
     python tools/convert_to_official.py --from exports/mine-llava OUT              # llava to official
     python tools/convert_to_official.py --from exports/mine OUT --format hf        # official to hf
@@ -32,16 +32,12 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="+", metavar="CONFIG CHECKPOINT OUT", help="with --from: OUT alone")
     parser.add_argument("--from", dest="source", metavar="DIR", help="convert this finished model directory")
-    parser.add_argument(
-        "--format", choices=["official", "hf", "llava"], help="default: as the base; with --from: official"
-    )
+    formats = ["official", "hf", "llava", "peft"]
+    parser.add_argument("--format", choices=formats, help="default: as the base; with --from: official")
     parser.add_argument(
         "--dtype", choices=["bfloat16", "float16", "float32"], help="of all weights (default: as stored)"
     )
     parser.add_argument("--max-shard-size", default="4GB", help="largest weight file (default 4GB)")
-    parser.add_argument(
-        "--code", default="auto", choices=["auto", "ours"], help="model code to ship (auto: the base's, if it is whole)"
-    )
     parser.add_argument(
         "--template",
         help="conversation template: which one, of a training with several; with --from, that of OUT",
@@ -49,14 +45,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--max-tiles", type=int, help="tile limit: which one, of a training with several (default: the largest)"
     )
-    parser.add_argument("--adapter-only", action="store_true", help="write the LoRA adapter as a PEFT directory")
     parser.add_argument(
-        "--verify", action="store_true", help="open the export in a clean process and compare it with the trained model"
-    )
-    parser.add_argument(
-        "--trust-remote-code",
+        "--verify",
         action="store_true",
-        help="with --verify: run the model code in the export even where it is the base's own, not this project's",
+        help="compare OUT with base and checkpoint (or with DIR): files, tensors, and answers in a clean process",
     )
     add_config_options(parser, cfg_options=False)
     parser.add_argument("--force", action="store_true", help="replace an existing OUT")
@@ -64,63 +56,42 @@ def parse_args(argv=None) -> argparse.Namespace:
     expected = 1 if args.source else 3
     if len(args.paths) != expected:
         parser.error("give CONFIG CHECKPOINT OUT, or --from DIR OUT")
-    if args.source and (args.adapter_only or args.verify or args.set):
-        parser.error("--adapter-only, --verify and --set need a CONFIG and a CHECKPOINT")
-    if args.adapter_only and (args.verify or args.format):
-        parser.error("--adapter-only writes a PEFT directory: --verify and --format don't apply")
-    if args.trust_remote_code and not args.verify:
-        parser.error("--trust-remote-code goes with --verify; nothing else runs a directory's code")
-    if args.template and args.adapter_only:
-        parser.error("--adapter-only writes no template; an adapter keeps all that were trained with")
-    if args.max_tiles is not None and (args.source or args.adapter_only):
-        parser.error("--max-tiles chooses among the tile limits of a training, so it needs CONFIG CHECKPOINT OUT alone")
+    peft = args.format == "peft"
+    if args.source and (peft or args.set or args.max_tiles is not None):
+        parser.error("--format peft, --set and --max-tiles need a CONFIG and a CHECKPOINT")
+    if peft and (args.verify or args.template or args.max_tiles is not None):
+        parser.error("--format peft writes adapters alone: --verify, --template and --max-tiles don't apply")
     return args
 
 
 def run(args: argparse.Namespace, progress) -> str:
+    out, dtype = args.paths[-1], args.dtype
     if not args.source:
-        config, checkpoint, out = open_config(args.paths[0], args.set), *args.paths[1:]
+        config, checkpoint = read_config(args.paths[0], parse_words(args.set)), args.paths[1]
     quiet_imports()
-    from xtuner_plugins.checkpoints import export
-
-    common = dict(dtype=args.dtype, max_shard_size=args.max_shard_size, force=args.force, progress=progress)
-    if args.source:
-        to = args.format or "official"
-        done = export.convert(args.source, args.paths[0], format=to, template=args.template, **common)
-        return f"wrote {done['out']} ({to}): {done['num_tensors']} tensors, {_size(done)}{_note(done)}"
-    if args.adapter_only:
+    if args.format == "peft":
         from xtuner_plugins.checkpoints.lora.adapters import export_adapter
 
-        done = export_adapter(config, checkpoint, out, dtype=args.dtype, force=args.force)
+        done = export_adapter(config, checkpoint, out, dtype=dtype, force=args.force)
         return f"wrote {done['out']}: adapters of {', '.join(done['parts'])}, {done['num_tensors']} tensors"
-    if args.verify:
-        from xtuner_plugins.inference.verify import check_code_before, verify
+    from xtuner_plugins.checkpoints import export
 
-        if not args.trust_remote_code:
-            check_code_before(config, args.format, args.code)
-    choice = dict(template=args.template, max_tiles=args.max_tiles)
-    done = export.export(config, checkpoint, out, format=args.format, code=args.code, **choice, **common)
-    text = (
-        f"wrote {done['out']}: {done['num_tensors']} tensors ({done['num_replaced']} trained, "
-        f"{done['num_merged']} adapters merged), {_size(done)}, from a {done['kind']} checkpoint"
-        f"{_note(done)}"
-    )
+    if args.source:
+        job = export.prepare_conversion(
+            args.source, format=args.format or "official", dtype=dtype, template=args.template
+        )
+    else:
+        choice = dict(template=args.template, max_tiles=args.max_tiles)
+        job = export.prepare(config, checkpoint, format=args.format, dtype=dtype, **choice)
+    done = export.write(job, out, max_shard_size=args.max_shard_size, force=args.force, progress=progress)
+    trained = "" if args.source else f" ({done['num_replaced']} trained, {done['num_merged']} adapters merged)"
+    text = f"wrote {done['out']}: {done['num_tensors']} tensors{trained}, {done['num_bytes'] / 1e9:.2f} GB in "
+    text += f"{done['num_shards']} file(s)" + "".join(f"\nnote: {note}" for note in done["notes"])
     if args.verify:
-        text += "\n" + str(verify(config, checkpoint, out, trust_remote_code=args.trust_remote_code, **choice))
+        from xtuner_plugins.inference.verify import verify
+
+        text += f"\n{verify(job, done['out'])}"
     return text
-
-
-def open_config(name: str, pairs: list[str]):
-    """The training config, with other values for some of its settings."""
-    return read_config(name, parse_words(pairs))
-
-
-def _note(done: dict) -> str:
-    return "".join(f"\nnote: {note}" for note in done["notes"])
-
-
-def _size(done: dict) -> str:
-    return f"{done['num_bytes'] / 1e9:.2f} GB in {done['num_shards']} file(s)"
 
 
 def main(argv=None) -> int:

@@ -9,7 +9,7 @@ data            LLaVA-Instruct-150K on COCO train2017
 hardware        4 GPUs of 80 GB planned; not run yet at this size
 launch          NPROC_PER_NODE=4 xtuner train configs/llava_clip_qwen2_5/llava_qwen2_5_3b_lora.py
                 --deepspeed deepspeed_zero2
-note            --format llava writes what LlavaForConditionalGeneration opens; --adapter-only a PEFT adapter
+note            --format llava writes what LlavaForConditionalGeneration opens; --format peft a PEFT adapter
 """
 
 from mmengine.config import read_base

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
@@ -11,10 +10,11 @@ from safetensors.torch import load_file
 
 from tests.checkpoints.training import LORA, SETTINGS, chat_inputs, logits, make_model, save_pth, write_config
 from tests.conftest import HANGS_AFTER
-from xtuner_plugins.checkpoints.export import MANIFEST, export
+from xtuner_plugins.checkpoints.export import export
 from xtuner_plugins.checkpoints.io.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.loader import load_model, load_trained
 from xtuner_plugins.checkpoints.lora.adapters import export_adapter
+from xtuner_plugins.checkpoints.manifest import FILE
 from xtuner_plugins.checkpoints.trained import read_training_config
 
 # fp32, 2+2 layers of width 64: the same sums in another order (W + BA beside Wx + BAx), observed below 2e-6.
@@ -108,7 +108,7 @@ def test_sharded_and_cast(run, toy_base, tmp_path):
 def test_a_config_that_is_read_already_names_its_file(run, tmp_path):
     config, checkpoint, _ = run("lora")
     export(read_training_config(config), checkpoint, tmp_path / "out")
-    assert read_json(tmp_path / "out" / MANIFEST)["config"]["path"] == str(config)
+    assert read_json(tmp_path / "out" / FILE)["config"]["path"] == str(config)
     export_adapter(read_training_config(config), checkpoint, tmp_path / "adapter")
 
 
@@ -117,12 +117,14 @@ def test_manifest(run, toy_base, tmp_path):
 
     config, checkpoint, _ = run("lora")
     export(config, checkpoint, tmp_path / "out")
-    manifest = read_json(tmp_path / "out" / MANIFEST)
+    manifest = read_json(tmp_path / "out" / FILE)
     digest = hashlib.sha256((toy_base / "model.safetensors").read_bytes()).hexdigest()
     assert manifest["base"]["sha256"]["model.safetensors"] == digest
     assert manifest["checkpoint"]["sha256"]["iter_1.pth"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    assert manifest["config"]["sha256"] == hashlib.sha256(config.read_bytes()).hexdigest()
+    assert manifest["config"]["sha256"] == {config.name: hashlib.sha256(config.read_bytes()).hexdigest()}
     assert len(manifest["merged"]) == 6
+    own = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "out").iterdir()}
+    assert manifest["files"] == {name: digest for name, digest in own.items() if name != FILE}
 
 
 class TestRefusals:
@@ -208,7 +210,7 @@ class TestRefusals:
             done = run_tool(*command)
             assert done.returncode == 1 and "would overwrite the base" in done.stderr, done.stdout
             assert read_json(tmp_path / "real" / "base" / "config.json") == read_json(toy_base / "config.json")
-            assert not (tmp_path / "real" / "base" / MANIFEST).exists()
+            assert not (tmp_path / "real" / "base" / FILE).exists()
 
     def test_full_disk(self, run, tmp_path, monkeypatch):
         import shutil
@@ -284,16 +286,6 @@ print("answer", len(history), isinstance(answer, str))
     gap = float(clean.stdout.split("gap ")[1].split()[0])
     assert gap <= TOLERANCE
     assert "answer 1 True" in clean.stdout
-
-
-def test_one_thread_imports_transformers(run, tmp_path, monkeypatch):
-    """Two that import it at once both fail: the model is checked where its tokenizer is opened."""
-    config, checkpoint, _ = run("projector")
-    threads = []
-    record = lambda *given: threads.append(threading.current_thread())  # noqa: E731
-    monkeypatch.setattr("xtuner_plugins.checkpoints.export.check_model", record)
-    export(config, checkpoint, tmp_path / "out")
-    assert threads == [threading.main_thread()]
 
 
 def test_tool_refuses_in_one_line(run, run_tool, tmp_path):

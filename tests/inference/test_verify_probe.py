@@ -48,20 +48,17 @@ def test_tiles_equal_the_training_s(tmp_path, size, limits):
 LLAVA = {"model_type": "llava", "vision_config": {"image_size": 336}}
 OFFICIAL = {"model_type": "internvl_chat", "force_image_size": 448, "vision_config": {"image_size": 224}}
 TILED = {"dynamic_image_size": True, "min_dynamic_patch": 2, "max_dynamic_patch": 8, "use_thumbnail": True}
-TILED |= {"template": "t"}
 
 
 @pytest.mark.parametrize(
     "config, expected",
     [
-        (LLAVA, (336, 1, 1, False, None)),
-        (OFFICIAL, (448, 1, 1, False, None)),
-        ({**OFFICIAL, **TILED}, (448, 2, 8, True, "t")),
-        ({**OFFICIAL, **TILED, "force_image_size": None, "max_dynamic_patch": 1}, (224, 1, 1, True, "t")),
+        (LLAVA, (336, 1, 1, False)),
+        (OFFICIAL, (448, 1, 1, False)),
+        ({**OFFICIAL, **TILED}, (448, 2, 8, True)),
+        ({**OFFICIAL, **TILED, "force_image_size": None, "max_dynamic_patch": 1}, (224, 1, 1, True)),
     ],
 )
-def test_limits_and_template_as_the_files_say(tmp_path, config, expected):
+def test_limits_as_the_files_say(tmp_path, config, expected):
     (tmp_path / "config.json").write_text(json.dumps(config))
-    found = call(tmp_path, "preprocessing", str(tmp_path))
-    keys = ("tile_size", "min_tiles", "max_tiles", "use_thumbnail", "template")
-    assert tuple(found[key] for key in keys) == expected
+    assert call(tmp_path, "limits", str(tmp_path)) == expected

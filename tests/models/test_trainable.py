@@ -118,7 +118,7 @@ def test_a_trained_head_is_exported_and_opens_again(kind, toy_base, tmp_path):
         difference = logits(with_context(loaded, model.model), inputs) - logits(model.model, inputs)
         assert difference.abs().max() <= 1e-5
     if "llm_lora" not in settings:
-        with pytest.raises(CheckpointError, match="without --adapter-only"):
+        with pytest.raises(CheckpointError, match="without --format peft"):
             export_adapter(config, checkpoint, tmp_path / "adapter")
         return
     export_adapter(config, checkpoint, tmp_path / "adapter")

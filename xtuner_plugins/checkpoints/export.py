@@ -6,140 +6,128 @@ import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from threading import Event
 
 from .. import preprocessing
-from . import formats, trained
+from . import formats, manifest, trained
 from .formats.draft import Draft, make_draft
 from .io.reader import CheckpointError, read_json, weight_files
 from .io.staging import check_target, staged_directory
 from .io.tensors import Cast, cast
-from .io.writer import parse_size, resolve_dtype, write_json, write_weights
+from .io.writer import json_text, parse_size, resolve_dtype, write_json, write_weights
 from .loader import check_model
 from .tokenizer_files import load_tokenizer
 
-MANIFEST = "export_manifest.json"
+
+@dataclass
+class Job:
+    """An export or a conversion before anything is written; `verify` reads it again to check what was written.
+
+    Attributes:
+        plan: the base with what was trained; for a conversion, the directory with nothing laid over it.
+        draft: the directory to write.
+        lock: content of ``preprocessing.json``; None for none.
+        sources: what is read, by role: a path and its files.
+        facts: further entries of the manifest.
+    """
+
+    plan: trained.TrainedPlan
+    draft: Draft
+    lock: dict | None
+    sources: dict[str, tuple[Path, list[Path]]]
+    facts: dict
+
+    def write_small(self, stage: Path) -> None:
+        """Writes all files but weights, ``config.json`` and the manifest."""
+        self.draft.write_files(stage)
+        if self.lock is not None:
+            write_json(stage / preprocessing.FILE, self.lock)
+
+    def manifest(self, hashed: Callable = manifest.digest) -> dict:
+        """The manifest without the digests of the export's own files; ``hashed`` as for `manifest.origins`."""
+        versions = {name: version(name) for name in ("torch", "transformers", "peft")}
+        return {**manifest.origins(self.sources, hashed), **self.facts, "versions": versions}
 
 
-def export(
-    config_path: str | Path,
+def prepare(
+    config: str | Path,
     checkpoint: str | Path,
-    out: str | Path,
     *,
     format: str | None = None,
     dtype: str | None = None,
-    max_shard_size: str | int = "4GB",
-    code: str = "auto",
     template: str | None = None,
     max_tiles: int | None = None,
-    force: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict:
-    """Exports a training checkpoint as a model directory.
+) -> Job:
+    """The export of a training checkpoint.
 
-    By default names, shapes, dtypes and config are the base's; adapters are merged in fp32 and cast once. Memory holds
-    a few blocks of tensors at a time. The directory appears under its name whole or not at all.
+    By default names, shapes, dtypes and config are the base's; adapters are merged in fp32 and cast once.
 
     Args:
-        config_path: the training config, which names base and adapters; its file, or read already.
+        config: the training config, which names base and adapters; its file, or read already.
         checkpoint: MMEngine ``.pth``, DeepSpeed directory (ZeRO 0 to 3) or PEFT adapter.
-        out: directory to write.
         format: ``official``, ``hf`` (transformers' own InternVL), ``llava`` (its Llava); None keeps the base's.
         dtype: of all weights; None keeps the base's, tensor by tensor.
-        max_shard_size: such as ``4GB``.
-        code: ``auto`` ships the base's own model code, or ours where files of it are missing; ``ours`` always ours.
         template: conversation template, if the training used several.
         max_tiles: tile limit, if the training used several; None takes the largest.
-        force: replace an existing ``out``.
-        progress: called with (bytes written now, bytes in all).
-
-    Returns:
-        A summary: ``out``, ``num_tensors``, ``num_replaced``, ``num_merged``, ``num_bytes``, ``num_shards``, ``kind``,
-        ``notes`` (on preprocessing and model code).
 
     Raises:
-        CheckpointError: config, checkpoint and base don't belong together; ``out`` exists; the disk is too full.
+        CheckpointError: config, checkpoint and base don't belong together; the format can't express the model.
         ValueError: an argument out of range.
     """
-    wanted, shard_bytes = resolve_dtype(dtype), parse_size(max_shard_size)
-    plan = trained.lay_over(config_path, checkpoint).settle(template, max_tiles)
-    base, opened, config = plan.view.directory, plan.checkpoint, trained.config_file(config_path)
-    out = check_target(out, force=force, inputs={"base": base, "checkpoint": checkpoint, "config": config})
-    base_files = [base / "config.json", *weight_files(base)]
-    check_model(plan.view.config, plan.view.tensors, str(base))
-    with _beside([*base_files, *opened.files, config]) as hashes:
-        tensors = {}
-        for name, tensor in plan.tensors(merged=True).items():
-            own = plan.view.tensors[name]
-            to = wanted or own.dtype
-            tensors[name] = cast(tensor, to) if tensor is own else Cast(tensor, to, finite=True)
-        draft = make_draft(plan.view, tensors, format=format, dtype=dtype, code=code)
-        shared = plan.preprocessing and preprocessing.sharing_note(plan.preprocessing)
-        draft.notes = plan.notes + draft.notes + ([shared] if shared else [])
-        manifest = {
-            "base": _origin(base, base_files, hashes),
-            "checkpoint": {
-                **_origin(opened.path, opened.files, hashes),
-                "kind": opened.kind,
-                **{k: v for k, v in opened.details.items() if isinstance(v, (int, str))},
-            },
-            "config": {"path": str(config), "sha256": hashes[config]},
-            "dtype": dtype or "as the base",
-            "format": format or "as the base",
-            "replaced": sorted(plan.replaced),
-            "merged": sorted(plan.adapters),
-        }
-        try:
-            summary = _write(draft, plan.preprocessing, out, shard_bytes, manifest, progress)
-        except FloatingPointError as error:
-            raise CheckpointError(f"{opened.path}: {error}, so training diverged; take an earlier checkpoint") from None
-    return {**summary, "num_replaced": len(plan.replaced), "num_merged": len(plan.adapters), "kind": opened.kind}
+    wanted = resolve_dtype(dtype)
+    plan = trained.lay_over(config, checkpoint).settle(template, max_tiles)
+    view, opened, file = plan.view, plan.checkpoint, trained.config_file(config)
+    check_model(view.config, view.tensors, str(view.directory))
+    tensors = {}
+    for name, tensor in plan.tensors(merged=True).items():
+        own = view.tensors[name]
+        to = wanted or own.dtype
+        tensors[name] = cast(tensor, to) if tensor is own else Cast(tensor, to, finite=True)
+    draft = make_draft(view, tensors, format=format, dtype=dtype)
+    shared = plan.preprocessing and preprocessing.sharing_note(plan.preprocessing)
+    draft.notes = plan.notes + draft.notes + ([shared] if shared else [])
+    sources = {"base": _model_source(view), "checkpoint": (opened.path, opened.files), "config": (file, [file])}
+    facts = {
+        "kind": opened.kind,
+        **{k: v for k, v in opened.details.items() if isinstance(v, (int, str))},
+        "dtype": dtype or "as the base",
+        "format": format or "as the base",
+        "replaced": sorted(plan.replaced),
+        "merged": sorted(plan.adapters),
+    }
+    return Job(plan, draft, plan.preprocessing, sources, facts)
 
 
-def convert(
-    directory: str | Path,
-    out: str | Path,
-    *,
-    format: str,
-    dtype: str | None = None,
-    max_shard_size: str | int = "4GB",
-    template: str | None = None,
-    force: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict:
-    """Writes a model directory in another format: official to hf or llava, or back.
+def prepare_conversion(
+    directory: str | Path, *, format: str, dtype: str | None = None, template: str | None = None
+) -> Job:
+    """A model directory in another format: official to hf or llava, or back.
 
     Args:
         directory: a directory of any format.
-        out: directory to write.
         format: ``official``, ``hf`` or ``llava``.
         dtype: of all weights; None keeps the stored ones.
-        max_shard_size: such as ``4GB``.
         template: conversation template, for an official directory.
-        force: replace an existing ``out``.
-        progress: called with (bytes written now, bytes in all).
-
-    Returns:
-        ``out``, ``num_tensors``, ``num_bytes``, ``num_shards``, ``notes``.
 
     Raises:
-        CheckpointError: no model directory; the format can't express it; ``out`` exists; the disk is too full.
+        CheckpointError: no model directory; the format can't express it.
         ValueError: an argument out of range.
     """
-    wanted, shard_bytes = resolve_dtype(dtype), parse_size(max_shard_size)
-    view = formats.open_model(directory)
-    out = check_target(out, force=force, inputs={"model": directory})
-    files = [view.directory / "config.json", *weight_files(view.directory)]
+    wanted, view = resolve_dtype(dtype), formats.open_model(directory)
     check_model(view.config, view.tensors, str(view.directory))
-    with _beside(files) as hashes:
-        tensors = {name: cast(tensor, wanted) for name, tensor in view.tensors.items()}
-        draft = make_draft(view, tensors, format=format, dtype=dtype, template=template)
-        lock = _kept_preprocessing(view, template)
-        manifest = {"model": _origin(view.directory, files, hashes), "dtype": dtype or "as stored", "format": format}
-        return _write(draft, lock, out, shard_bytes, manifest, progress)
+    tensors = {name: cast(tensor, wanted) for name, tensor in view.tensors.items()}
+    draft = make_draft(view, tensors, format=format, dtype=dtype, template=template)
+    view.config = {**view.config, "template": template or view.config["template"]}
+    facts = {"dtype": dtype or "as stored", "format": format}
+    plan = trained.TrainedPlan(view, None)
+    return Job(plan, draft, _kept_preprocessing(view, template), {"model": _model_source(view)}, facts)
+
+
+def _model_source(view: formats.ModelView) -> tuple[Path, list[Path]]:
+    return view.directory, [view.directory / "config.json", *weight_files(view.directory)]
 
 
 def _kept_preprocessing(view: formats.ModelView, template: str | None) -> dict | None:
@@ -153,64 +141,85 @@ def _kept_preprocessing(view: formats.ModelView, template: str | None) -> dict |
     return {**lock, "exported": {**exported, "template": template or exported["template"]}}
 
 
-def _write(draft: Draft, lock: dict | None, out: Path, shard_bytes: int, manifest: dict, progress) -> dict:
-    """Writes a draft to ``out``; returns the part of the summary that is common to ``export`` and ``convert``.
+def write(
+    job: Job,
+    out: str | Path,
+    *,
+    max_shard_size: str | int = "4GB",
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict:
+    """Writes a job; the directory appears under its name whole or not at all.
+
+    Memory holds a few blocks of tensors at a time.
 
     Args:
-        draft: what to write.
-        lock: content of ``preprocessing.json``; None writes no such file.
+        job: what to write.
         out: the directory to make.
-        shard_bytes: most bytes per weight file.
-        manifest: may hold digests that are still being computed.
-        progress: as for ``export``.
+        max_shard_size: such as ``4GB``.
+        force: replace an existing ``out``.
+        progress: called with (bytes written now, bytes in all).
+
+    Returns:
+        A summary: ``out``, ``num_tensors``, ``num_replaced``, ``num_merged``, ``num_bytes``, ``num_shards``, ``notes``
+        (on preprocessing and model code).
+
+    Raises:
+        CheckpointError: ``out`` exists; the disk is too full; a trained tensor holds NaN or infinity.
+        ValueError: not a size.
     """
-    num_bytes = sum(tensor.nbytes for tensor in draft.tensors.values())
+    shard_bytes = parse_size(max_shard_size)
+    out = check_target(out, force=force, inputs={role: path for role, (path, _) in job.sources.items()})
+    draft, num_bytes = job.draft, sum(tensor.nbytes for tensor in job.draft.tensors.values())
 
     def advance(written: int) -> None:
         if progress:
             progress(written, num_bytes)
 
-    with staged_directory(out, draft.config, num_bytes) as stage:
-        draft.write_files(stage)
-        files = write_weights(stage, draft.tensors, max_shard_size=shard_bytes, advance=advance)
-        if lock is not None:
-            write_json(stage / preprocessing.FILE, lock)
-        versions = {name: version(name) for name in ("torch", "transformers", "peft")}
-        write_json(stage / MANIFEST, {**manifest, "versions": versions}, default=Future.result)
+    with _hashing() as hashed, staged_directory(out, draft.config, num_bytes) as stage:
+        content = job.manifest(hashed)  # while weights are written
+        job.write_small(stage)
+        try:
+            files = write_weights(stage, draft.tensors, max_shard_size=shard_bytes, advance=advance)
+        except FloatingPointError as error:
+            where = job.plan.checkpoint.path
+            raise CheckpointError(f"{where}: {error}, so training diverged; take an earlier checkpoint") from None
+        own = {path.name: hashed(path) for path in sorted(stage.iterdir())}
+        own["config.json"] = hashlib.sha256(json_text(draft.config).encode()).hexdigest()
+        write_json(stage / manifest.FILE, {**content, "files": own}, default=Future.result)
     return {
         "out": str(out),
         "num_tensors": len(draft.tensors),
+        "num_replaced": len(job.plan.replaced),
+        "num_merged": len(job.plan.adapters),
         "num_bytes": num_bytes,
         "num_shards": len(files),
         "notes": draft.notes,
     }
 
 
-@contextmanager
-def _beside(sources: list[Path]) -> Iterator[dict[Path, Future]]:
-    """Computes the SHA-256 of the sources (by path) in other threads, while weights are written.
+def export(config: str | Path, checkpoint: str | Path, out: str | Path, *, format=None, dtype=None, **options) -> dict:
+    """`prepare`, then `write`, whose options and result these are."""
+    choices = {key: options.pop(key) for key in ("template", "max_tiles") if key in options}
+    return write(prepare(config, checkpoint, format=format, dtype=dtype, **choices), out, **options)
 
-    An error stops the threads. Nothing in them may import transformers: two threads that import it at once both fail.
+
+def convert(directory: str | Path, out: str | Path, *, format: str, dtype=None, template=None, **options) -> dict:
+    """`prepare_conversion`, then `write`, whose options and result these are."""
+    return write(prepare_conversion(directory, format=format, dtype=dtype, template=template), out, **options)
+
+
+@contextmanager
+def _hashing() -> Iterator[Callable[[Path], Future]]:
+    """Yields what computes SHA-256 of files in other threads; an error stops them.
+
+    Nothing in them may import transformers: two threads that import it at once both fail.
     """
     stop = Event()
     with ThreadPoolExecutor(2) as pool:
-        hashes = {path: pool.submit(_hash, path, stop) for path in sources}
         try:
-            yield hashes
+            yield lambda path: pool.submit(manifest.digest, path, stop)
         except BaseException:
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def _hash(path: Path, stop: Event) -> str:
-    """Hexadecimal SHA-256 of a file; meaningless after ``stop`` was set."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(2**20))
-    with open(path, "rb", buffering=0) as file:
-        while (size := file.readinto(buffer)) and not stop.is_set():
-            digest.update(buffer[:size])
-    return digest.hexdigest()
-
-
-def _origin(path: Path, files: list[Path], hashes: dict[Path, Future]) -> dict:
-    return {"path": str(path), "sha256": {file.name: hashes[file] for file in files}}

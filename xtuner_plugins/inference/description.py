@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import preprocessing
-from ..checkpoints.export import MANIFEST
+from ..checkpoints import manifest
 from ..checkpoints.formats import open_model
 from ..checkpoints.io.reader import read_json, weight_files
 from ..checkpoints.loader import config_from_fields
@@ -85,5 +85,5 @@ def describe(source: Source, *, template: str | None = None, max_tiles: int | No
 
 def _model_files(directory: Path) -> list[Path]:
     weights = weight_files(directory)
-    others = [path for path in sorted(directory.iterdir()) if path.suffix in SUFFIXES and path.name != MANIFEST]
+    others = [path for path in sorted(directory.iterdir()) if path.suffix in SUFFIXES and path.name != manifest.FILE]
     return [*weights, *(path for path in others if path not in weights and ".index." not in path.name)]

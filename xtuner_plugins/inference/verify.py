@@ -1,11 +1,15 @@
-"""Verifies an export: a clean process opens it and must answer as the live trained model does.
+"""Verifies an export or a conversion: its tensors, its files, and how it answers where this project is out of reach.
 
-Four cases: text only, one tile, many tiles with a thumbnail, two images. Compared are the tiles (bit-equal, though made
-by independent code), the logits of the prompt and the greedy answer. The live model computes in fp32 with unmerged
-adapters, so merging and casting are tested too.
+In this order, each against base and checkpoint (or the source of a conversion), not against what the writer left:
 
-The Python files of an official directory run only if they are this project's own, byte for byte, or the caller trusts
-them.
+1. SHA-256 of all files, as the manifest says;
+2. every small file, byte by byte, against one that is made again;
+3. every tensor: bit-equal, or base + scale x B A within one rounding (`verify_tensors`);
+4. logits along the trained model's own answers: live adapters against merged weights, both in float32;
+5. the same in a clean process that opens the export with transformers: tiles, prompts and stop tokens as in training,
+   logits of the merged weights.
+
+What casting to the export's dtype changes in the answers is a figure of its own, no failure.
 """
 
 from __future__ import annotations
@@ -15,256 +19,316 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.nn.functional import linear
 
-from ..checkpoints import trained
-from ..checkpoints.formats import remote_code
-from ..checkpoints.formats.draft import ships_own_code
-from ..checkpoints.io.reader import CheckpointError, open_weights
+from ..checkpoints import loader, manifest, trained
+from ..checkpoints.export import Job
+from ..checkpoints.io.reader import CheckpointError, open_weights, read_json
+from ..checkpoints.io.tensors import Cast
+from .verify_tensors import compare_tensors
 
 PROBE = Path(__file__).with_name("verify_probe.py")
-# fp32: the same sums in another order (merged W + BA against Wx + BAx), relative to the largest logit.
-TOLERANCE_FP32 = 1e-5
-# Cast weights: bf16 rounds each by up to 2^-9 of itself; independent errors over a few dozen layers stay within 2^-5.
-TOLERANCE_CAST = 2.0**-5
+TOLERANCE = 1e-5  # of the largest logit
+# Two sums of the same numbers in other orders are two draws of one error, so one may be a few times the other.
+NOISES = 4
 MAX_NEW_TOKENS = 16
-TIMEOUT_S = 3600
+# A processor resizes with other code: at most two of 255 levels, of the smallest standard deviation.
+PIXELS = 2 / 255 / 0.224
+QUESTIONS = (
+    ("text only", "Name three colors.", []),
+    ("one tile", "<image>\nWhat is this?", ["square"]),
+    ("many tiles", "<image>\nWhich number is it?", ["wide"]),
+    ("two images", "<image>\n<image>\nWhich is larger?", ["wide", "tall"]),
+)
 
 
 @dataclass
-class CaseResult:
-    """One case: the largest difference of logits, the largest logit, and whether the answers agree."""
+class Case:
+    """One question.
+
+    Attributes:
+        name: what it tests.
+        task: what the clean process is asked; lists and strings.
+        pixels: tiles [T, 3, S, S] as in training; None for none.
+        logits: by model (``live``, ``merged``, ``cast``): [N, V], at the N tokens of the live model's answer.
+        noise: largest difference of the live logits when sums are taken in another order.
+    """
 
     name: str
-    gap: float
-    scale: float
-    same_answer: bool
-    note: str = ""
+    task: dict
+    pixels: torch.Tensor | None
+    logits: dict[str, torch.Tensor] = field(default_factory=dict)
+    noise: float = 0.0
+
+    def allowed(self) -> float:
+        """The largest difference of logits that is no difference of models."""
+        return max(TOLERANCE * max(1.0, self.logits["live"].abs().max().item()), NOISES * self.noise)
+
+    def gap(self, kind: str, found: torch.Tensor, what: str) -> float:
+        """Largest difference of logits to one of the models; ``CheckpointError`` where it is more than allowed."""
+        columns = min(self.logits[kind].shape[1], found.shape[1])  # hf and llava add rows at the end
+        gap = (self.logits[kind][:, :columns] - found[:, :columns]).abs().max().item()
+        if not gap <= self.allowed():  # also when it is NaN
+            raise CheckpointError(f"case {self.name}: {what} by {gap:.3g}, {self.allowed():.3g} is allowed")
+        return gap
 
 
 @dataclass
-class VerifyReport:
-    """What was compared; every case is within the tolerance."""
+class Report:
+    """What was compared and is right, and what casting changes.
 
-    cases: list[CaseResult]
-    tolerance: float
+    Attributes:
+        out: the directory.
+        changed: tensors that differ from the base's, and their number, by part.
+        gaps: by case: largest difference of logits of merged weights and of the opened export, and what was allowed.
+        divergence: mean KL in nats per token of the answers, exact weights against cast ones; None if none were cast.
+        parted: how many of the answers' tokens change by the cast.
+        num_tokens: of how many.
+        notes: what was not compared, and what helps.
+    """
+
+    out: Path
+    changed: dict[str, tuple[int, int]]
+    gaps: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    divergence: float | None = None
+    parted: int = 0
+    num_tokens: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f"verified in a clean process (tolerance {self.tolerance:.1e} of the largest logit):"]
-        for case in self.cases:
-            relative = case.gap / case.scale
-            answer = "same answer" if case.same_answer else case.note
-            lines.append(f"  {case.name:<12} pixels equal, logits within {case.gap:.1e} ({relative:.1e}), {answer}")
-        return "\n".join(lines)
+        parts = ", ".join(f"{part} {count} of {of}" for part, (count, of) in self.changed.items())
+        lines = [f"verified: {self.out} stands", f"  tensors that differ from the base: {parts}"]
+        for name, (merged, opened, allowed) in self.gaps.items():
+            lines.append(f"  {name:<11} logits: merged {merged:.1e}, opened {opened:.1e} (at most {allowed:.1e})")
+        if self.divergence is not None:
+            said = f"KL {self.divergence:.1e} nats per token, {self.parted} of {self.num_tokens} tokens change"
+            lines.append(f"  cast of the weights: {said}")
+        return "\n".join(lines + self.notes)
 
 
-def check_code_before(config, format: str | None, code: str) -> None:
-    """Refuses, before anything is written, an export whose code ``verify`` would not trust.
-
-    Args:
-        config: The training config, path or ``mmengine.Config``.
-        format: As for ``export``.
-        code: As for ``export``.
-
-    Raises:
-        CheckpointError: The base's own code would be shipped, and it isn't ours.
-    """
-    base = Path(trained.read_training_config(config).model.base)
-    if format in (None, "official") and code == "auto" and base.is_dir() and ships_own_code(base):
-        remote_code.check_trusted(
-            base,
-            f"it comes with the base {base}: read it and pass --trust-remote-code, or ship our code with --code ours",
-        )
-
-
-def verify(
-    config,
-    checkpoint: str | Path,
-    export: str | Path,
-    *,
-    model=None,
-    trust_remote_code: bool = False,
-    template: str | None = None,
-    max_tiles: int | None = None,
-) -> VerifyReport:
-    """Compares an export with the model that was trained.
+def verify(job: Job, out: str | Path) -> Report:
+    """Compares a directory with what an export or a conversion had to write.
 
     Args:
-        config: The training config, path or ``mmengine.Config``.
-        checkpoint: The training checkpoint.
-        export: The directory to verify, of any format.
-        model: The trained model, a hub ``InternVLChatModel``; None loads it from config and checkpoint, in fp32 with
-            unmerged adapters.
-        template: Conversation template, for a checkpoint that was trained with several.
-        max_tiles: Tile limit, likewise.
-        trust_remote_code: Run the export's Python files even if they aren't this project's own.
+        job: from `export.prepare` or `export.prepare_conversion`.
+        out: the directory.
 
     Raises:
-        CheckpointError: The export has other code than ours, doesn't open, or pixels, logits or answers differ.
+        CheckpointError: files, tensors, tiles, prompts, stop tokens or logits differ, or the export doesn't open.
     """
-    from ..checkpoints import loader
+    out = Path(out)
+    try:
+        manifest.check(out, weights=True)
+        compare_files(job, out)
+        report = Report(out, compare_tensors(job, out))
+        with tempfile.TemporaryDirectory(prefix="verify-") as folder:
+            cases = ask(job, Path(folder))
+            _measure_cast(job, cases, report)
+            merged = {case.name: _compare_merged(case) for case in cases}
+            if job.draft.foreign_code:
+                report.notes.append("note: the base's own model code was not run, so only files and tensors are proven")
+                return report
+            opened = compare_opened(cases, out, Path(folder))
+        report.gaps = {case.name: (merged[case.name], opened[case.name], case.allowed()) for case in cases}
+    except CheckpointError as error:
+        raise CheckpointError(f"verification failed: {error}; {out} stands, but don't use it") from None
+    return report
+
+
+def compare_files(job: Job, out: Path) -> None:
+    """Compares all files but weights with those of the job, made again.
+
+    Raises:
+        CheckpointError: names the files that differ, lack, or are too many.
+    """
+    index, weights = out / "model.safetensors.index.json", open_weights(out)
+    with tempfile.TemporaryDirectory(prefix="verify-") as folder:
+        job.write_small(Path(folder))
+        want = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    held = {path.name: path for path in out.rglob("*") if path.suffix != ".safetensors" and path.is_file()}
+    wrong = [name for name, path in held.items() if name in want and path.read_bytes() != want[name]]
+    told = {"config.json": job.draft.config, manifest.FILE: job.manifest()}
+    told[manifest.FILE]["files"] = {
+        **{name: manifest.digest(path) for name, path in held.items() if name != manifest.FILE},
+        **{path.name: manifest.digest(path) for path in out.glob("*.safetensors")},
+    }
+    if index.is_file():
+        files = read_json(index).get("weight_map")
+        told[index.name] = {"metadata": {"total_size": sum(t.nbytes for t in weights.values())}, "weight_map": files}
+    wrong += [name for name, content in told.items() if read_json(out / name) != json.loads(json.dumps(content))]
+    wrong += held.keys() ^ (want.keys() | told.keys())
+    if wrong:
+        raise CheckpointError(f"{', '.join(sorted(wrong)[:4])}: not what the export writes")
+
+
+def ask(job: Job, work: Path) -> list[Case]:
+    """The cases with the logits of the live model and of the weights as merged and as cast.
+
+    Args:
+        job: the export.
+        work: a folder for the images.
+    """
     from ..datasets.base import tiling_of
 
-    if not trust_remote_code:
-        remote_code.check_trusted(export, f"read it in {export} and pass --trust-remote-code")
-    plan = trained.lay_over(config, checkpoint).settle(template, max_tiles)
-    exact = all(t.dtype == torch.float32 for t in open_weights(export).values())
-    tolerance = TOLERANCE_FP32 if exact else TOLERANCE_CAST
-    if model is None:
-        choice = dict(template=template, max_tiles=max_tiles)
-        model = loader.load_trained(config, checkpoint, dtype=torch.float32, merge_lora=False, **choice)
-    tokenizer = loader.load_tokenizer(plan.view.directory)
-    with tempfile.TemporaryDirectory(prefix="verify-") as folder:
-        work = Path(folder)
-        tiling = tiling_of(loader.config_from_fields(plan.view.config, plan.view.directory), {})
-        cases, expected = _live(model, tokenizer, tiling, work)
-        del model
-        _run_probe(Path(export), work, cases)
-        found = torch.load(work / "probe.pt", weights_only=True)
-        _compare_preprocessing(plan.view.config, tiling, found.pop("preprocessing"))
-        results = [
-            _compare(case["name"], expected[case["name"]], found[case["name"]], tolerance) for case in cases["cases"]
-        ]
-    return VerifyReport(results, tolerance)
+    plan = job.plan
+    cases: list[Case] = []
+    for kind, model in _models(job):
+        if not cases:
+            tokenizer = loader.load_tokenizer(plan.view.directory)
+            tiling = tiling_of(model.config, {})
+            cases = [_case(model, tokenizer, tiling, work, *question) for question in QUESTIONS]
+        for case in cases:
+            case.logits[kind] = _logits(model, case)
+            if kind == "live":
+                handles = [m.register_forward_hook(_in_halves) for m in model.modules() if isinstance(m, nn.Linear)]
+                case.noise = (_logits(model, case) - case.logits[kind]).abs().max().item()
+                for handle in handles:
+                    handle.remove()
+    return cases
 
 
-def _images(work: Path, size: int) -> dict[str, str]:
-    """Writes a small square, a wide and a tall image with structure and noise; returns their file names."""
-    from PIL import Image
+def _models(job: Job) -> Iterator[tuple[str, nn.Module]]:
+    """The trained model in float32, one after the other: with live adapters, merged, and merged and cast."""
+    plan = job.plan
+    config, where = loader.config_from_fields(plan.view.config, plan.view.directory), str(plan.view.directory)
+    live, _ = loader.build(config, plan.tensors(merged=False), dtype=torch.float32, what=where)
+    trained.attach_adapters(live, plan)
+    yield "live", live.eval()
+    del live
+    merged = plan.tensors(merged=True)
+    if plan.adapters or plan.token_rows:
+        yield "merged", loader.build(config, merged, dtype=torch.float32, what=where)[0]
+    keys = job.draft.format.keys(job.draft.config)
+    dtypes = {name: t.dtype for name, t in (keys.to_ours(job.draft.tensors) if keys else job.draft.tensors).items()}
+    if any(torch.promote_types(tensor.dtype, dtypes[name]) != dtypes[name] for name, tensor in merged.items()):
+        cast = {name: Cast(tensor, dtypes[name]) for name, tensor in merged.items()}
+        yield "cast", loader.build(config, cast, dtype=torch.float32, what=where)[0]
 
-    generator = torch.Generator().manual_seed(0)
-    names = {}
-    for name, (width, height) in {
-        "square": (size, size),
-        "wide": (3 * size, 2 * size),
-        "tall": (size, 2 * size + 7),
-    }.items():
-        ramp = torch.linspace(0, 200, width).repeat(height, 1)[..., None].repeat(1, 1, 3)
-        pixels = (ramp + torch.rand(height, width, 3, generator=generator) * 55).to(torch.uint8)
-        Image.fromarray(pixels.numpy()).save(work / f"{name}.png")
-        names[name] = f"{name}.png"
-    return names
+
+def _in_halves(module: nn.Linear, args: tuple, output: torch.Tensor) -> torch.Tensor:
+    """The output of a linear layer, its sums taken in two halves."""
+    (x, *_), half = args, module.in_features // 2
+    first = linear(x[..., :half], module.weight[:, :half], module.bias)
+    return linear(x[..., half:], module.weight[:, half:]) + first
 
 
 @torch.no_grad()
-def _live(model, tokenizer, tiling, work: Path) -> tuple[dict, dict]:
-    """Runs the cases on the live model; returns the probe's task and the expected results."""
+def _case(model, tokenizer, tiling, work: Path, name: str, question: str, images: list[str]) -> Case:
+    """A case with the live model's own answer."""
     from ..datasets.images.media import load_image
     from ..hub.conversation import get_conv_template
     from .session import normalize
 
-    size = tiling.tile_size
-    names = _images(work, size)
+    side = tiling.tile_size
+    paths = [_image(work / f"{each}.png", each, side) for each in images]
+    tiles = [normalize(tiling(load_image(path))) for path in paths]
+    pixels = torch.cat(tiles) if tiles else None
+    prompt = model.build_prompt(question, [len(part) for part in tiles])
+    ids = tokenizer(prompt).input_ids
     stop = tokenizer.convert_tokens_to_ids(get_conv_template(model.template).stop_token)
     model.img_context_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
-    questions = [
-        ("text only", "Name three colors.", []),
-        ("one tile", "<image>\nWhat is this?", ["square"]),
-        ("many tiles", "<image>\nWhich number is it?", ["wide"]),
-        ("two images", "First <image>, second <image>: which is larger?", ["wide", "tall"]),
-    ]
-    cases, expected = [], {}
-    for name, question, images in questions:
-        tiles = [normalize(tiling(load_image(work / names[p]))) for p in images]
-        pixels = torch.cat(tiles) if tiles else None
-        prompt = model.build_prompt(question, [len(t) for t in tiles])
-        ids = tokenizer(prompt).input_ids
-        inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
-        if pixels is None:
-            logits = model.language_model(**inputs).logits
-        else:
-            flags = torch.ones(len(pixels), 1, dtype=torch.long)
-            logits = model(pixel_values=pixels, image_flags=flags, **inputs).logits
-        options = dict(max_new_tokens=MAX_NEW_TOKENS, do_sample=False, eos_token_id=stop)
-        options |= dict(output_scores=True, return_dict_in_generate=True)
-        made = model.generate(pixel_values=pixels, **inputs, **options)
-        expected[name] = {
-            "pixels": pixels,
-            "logits": logits[0],
-            "answer": made.sequences[0].tolist(),
-            "scores": torch.stack(made.scores)[:, 0],
-        }
-        cases.append(
-            {
-                "name": name,
-                "images": [names[p] for p in images],
-                "prompt": prompt,
-                "ids": ids,
-                "eos": stop,
-                "question": question,
-                "num_tiles": [len(t) for t in tiles],
-                "max_new_tokens": MAX_NEW_TOKENS,
-            }
-        )
-    return {"cases": cases}, expected
+    inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+    options = dict(max_new_tokens=MAX_NEW_TOKENS, do_sample=False, eos_token_id=stop)
+    answer = model.generate(pixel_values=pixels, **inputs, **options)[0].tolist()
+    task = {"name": name, "question": question, "images": [path.name for path in paths], "prompt": prompt}
+    limits = [side, tiling.min_tiles, tiling.max_tiles, tiling.use_thumbnail or tiling.max_tiles == 1]
+    task |= {
+        "context": model.img_context_token_id,
+        "ids": ids,
+        "answer": answer,
+        "stop": stop,
+        "limits": limits,
+        "num_tiles": [len(t) for t in tiles],
+    }
+    return Case(name, task, pixels)
 
 
-def _compare_preprocessing(config: dict, tiling, found: dict) -> None:
-    """Compares tile limits and template in the export's own files with the training's.
+def _image(path: Path, name: str, side: int) -> Path:
+    """Writes a small square, a wide or a tall image with structure and noise."""
+    from PIL import Image
+
+    width, height = {"square": (side, side), "wide": (3 * side, 2 * side), "tall": (side, 2 * side + 7)}[name]
+    ramp = torch.linspace(0, 200, width).repeat(height, 1)[..., None].repeat(1, 1, 3)
+    noise = torch.rand(height, width, 3, generator=torch.Generator().manual_seed(0)) * 55
+    Image.fromarray((ramp + noise).to(torch.uint8).numpy()).save(path)
+    return path
+
+
+@torch.no_grad()
+def _logits(model, case: Case) -> torch.Tensor:
+    """Logits [N, V] at the tokens of the case's answer."""
+    ids = torch.tensor([case.task["ids"] + case.task["answer"]])
+    model.img_context_token_id = case.task["context"]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if case.pixels is None:
+        logits = model.language_model(**inputs).logits
+    else:
+        flags = torch.ones(len(case.pixels), 1, dtype=torch.long)
+        logits = model(pixel_values=case.pixels, image_flags=flags, **inputs).logits
+    return logits[0, len(case.task["ids"]) - 1 : -1].clone()
+
+
+def _compare_merged(case: Case) -> float:
+    return case.gap("live", case.logits.get("merged", case.logits["live"]), "merging moves logits")
+
+
+def _measure_cast(job: Job, cases: list[Case], report: Report) -> None:
+    """Puts the figure of the cast into the report, with what helps where answers change."""
+    if "cast" not in cases[0].logits:
+        return
+    exact = torch.cat([case.logits.get("merged", case.logits["live"]) for case in cases]).log_softmax(-1)
+    cast = torch.cat([case.logits["cast"] for case in cases]).log_softmax(-1)
+    report.divergence = (exact.exp() * (exact - cast)).sum(-1).mean().item()
+    report.parted, report.num_tokens = int((exact.argmax(-1) != cast.argmax(-1)).sum()), len(exact)
+    if report.parted:
+        helps = "--dtype float32" + (" or --format peft" if job.plan.adapters else "")
+        report.notes.append(f"warning: the cast of the weights changes answers; {helps} keeps those of the training")
+
+
+def compare_opened(cases: list[Case], out: Path, work: Path) -> dict[str, float]:
+    """Opens the export in a clean process; returns the largest difference of logits by case.
+
+    Args:
+        cases: from `ask`.
+        out: the export.
+        work: the folder given to `ask`.
 
     Raises:
-        CheckpointError: They differ; names both.
+        CheckpointError: it doesn't open, or tiles, prompts, stop tokens or logits differ.
     """
-    trained_with = {
-        "min_tiles": tiling.min_tiles,
-        "max_tiles": tiling.max_tiles,
-        "tile_size": tiling.tile_size,
-        "use_thumbnail": tiling.use_thumbnail or tiling.max_tiles == 1,
-        "template": config["template"],
-    }
-    if found["max_tiles"] == 1:  # then there is never a thumbnail
-        found = {**found, "use_thumbnail": True}
-    wrong = [
-        f"{key}={found[key]} (trained: {value})"
-        for key, value in trained_with.items()
-        if found[key] not in (value, None)
-    ]
-    if wrong:
-        raise CheckpointError(f"verification failed: the export says {', '.join(wrong)}")
-
-
-def _run_probe(export: Path, work: Path, task: dict) -> None:
-    (work / "cases.json").write_text(json.dumps(task), encoding="utf-8")
+    (work / "cases.json").write_text(json.dumps([case.task for case in cases]), encoding="utf-8")
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     env.update(HF_HUB_OFFLINE="1", HF_MODULES_CACHE=str(work / "modules"), TOKENIZERS_PARALLELISM="false")
-    done = subprocess.run(
-        [sys.executable, "-I", str(PROBE), str(export.resolve()), str(work)],
-        cwd=work,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-    )
+    command = [sys.executable, "-I", str(PROBE), str(out.resolve()), str(work)]
+    done = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True)
     if done.returncode:
-        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        raise CheckpointError(
-            f"verification failed: a clean process can't use {export}: {lines[-1] if lines else 'no message'}"
-        )
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise CheckpointError(f"a clean process can't use it: {lines[-1] if lines else 'no message'}")
+    found = torch.load(work / "probe.pt", weights_only=True)
+    return {case.name: _compare_opened(case, found[case.name]) for case in cases}
 
 
-def _compare(name: str, live: dict, found: dict, tolerance: float) -> CaseResult:
-    if live["pixels"] is not None and not torch.equal(live["pixels"], found["pixels"]):
-        raise CheckpointError(f"verification failed, case {name}: the export's tiles differ from the trained model's")
-    columns = min(live["logits"].shape[-1], found["logits"].shape[-1])  # hf and llava add rows at the end
-    gap = (live["logits"][:, :columns] - found["logits"][:, :columns]).abs().max().item()
-    scale = max(1.0, live["logits"].abs().max().item())
-    if not gap <= tolerance * scale:  # also when it is NaN
-        raise CheckpointError(
-            f"verification failed, case {name}: logits differ by {gap:.3g}, {gap / scale:.3g} of the largest; "
-            f"{tolerance:.3g} is tolerated"
-        )
-    mine, theirs = live["answer"], found["answer"]
-    if mine == theirs:
-        return CaseResult(name, gap, scale, True)
-    # Rounding may break a tie; a wider margin means another model.
-    at = next((k for k, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs)))
-    if tolerance > TOLERANCE_FP32 and at < min(len(mine), len(theirs)):
-        scores = live["scores"][at]
-        margin = (scores[mine[at]] - scores[theirs[at]]).item()
-        if margin <= 2 * tolerance * scale:
-            note = f"answers part at token {at}, where the trained model's two choices are {margin:.1e} apart"
-            return CaseResult(name, gap, scale, False, note)
-    raise CheckpointError(f"verification failed, case {name}: greedy answers part at token {at}: {mine} and {theirs}")
+def _compare_opened(case: Case, found: dict) -> float:
+    """Largest difference of a case's logits; errors as for `compare_opened`."""
+    task, wrong = case.task, []
+    ids = {name: value for name, value in found.items() if name.endswith("ids")}
+    wrong += [f"the {name} of its prompt" for name, value in ids.items() if value != task["ids"]]
+    if task["stop"] not in found["stops"]:
+        wrong.append(f"stop tokens {found['stops']}, not {task['stop']},")
+    if [*found["limits"][:3], found["limits"][3] or found["limits"][2] == 1] != task["limits"]:
+        wrong.append(f"tile size, limits and thumbnail {found['limits']}, not {task['limits']},")
+    if case.pixels is not None and not torch.equal(case.pixels, found["pixels"]):
+        wrong.append("the tiles")
+    made = found.get("processor pixels")
+    if made is not None and (made.shape != case.pixels.shape or (made - case.pixels).abs().max() > PIXELS):
+        wrong.append("the processor's tiles")
+    if wrong:
+        raise CheckpointError(f"case {case.name}: {' and '.join(wrong)} differ from the training's")
+    kind = next(each for each in ("cast", "merged", "live") if each in case.logits)
+    return case.gap(kind, found["logits"], "the opened export's logits differ")

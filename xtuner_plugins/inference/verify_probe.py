@@ -52,41 +52,17 @@ def cut(path, size, least, most, thumbnail):
     return torch.stack([to_input(tile) for tile in tiles])
 
 
-def preprocessing(directory):
-    """Tile limits and template in the export's own files; absent keys have the defaults of the official class."""
+def limits(directory):
+    """(tile size, fewest and most tiles, thumbnail) in the export's files, with the official class's defaults."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     if config["model_type"] == "llava":
-        size = config["vision_config"]["image_size"]
-        return dict(tile_size=size, min_tiles=1, max_tiles=1, use_thumbnail=False, template=None)
+        return config["vision_config"]["image_size"], 1, 1, False
     if config["model_type"] == "internvl":
         images = json.loads((directory / "preprocessor_config.json").read_text(encoding="utf-8"))
-        limits = dict(min_tiles=images["min_patches"], max_tiles=images["max_patches"], use_thumbnail=True)
-        return dict(tile_size=images["size"]["height"], template=None, **limits)
+        return images["size"]["height"], images["min_patches"], images["max_patches"], True
     most = config.get("max_dynamic_patch", 6) if config.get("dynamic_image_size", False) else 1
-    return dict(
-        tile_size=config.get("force_image_size") or config["vision_config"]["image_size"],
-        min_tiles=min(config.get("min_dynamic_patch", 1), most),
-        max_tiles=most,
-        use_thumbnail=config.get("use_thumbnail", False),
-        template=config.get("template"),
-    )
-
-
-def chat_ids(model, tokenizer, case, pixels, counts):
-    """The ids that the export's own ``chat`` passes to its network for the case's question."""
-    given, generate = [], model.generate
-
-    def spy(*args, **kwargs):
-        given.append(kwargs["input_ids"][0].tolist())
-        return generate(*args, **kwargs)
-
-    model.generate = spy
-    try:
-        options = dict(max_new_tokens=1, do_sample=False)
-        model.chat(tokenizer, pixels, case["question"], options, num_patches_list=counts or None)
-    finally:
-        model.generate = generate
-    return given[0]
+    size = config.get("force_image_size") or config["vision_config"]["image_size"]
+    return size, min(config.get("min_dynamic_patch", 1), most), most, config.get("use_thumbnail", False)
 
 
 def open_export(directory):
@@ -109,48 +85,77 @@ def open_export(directory):
     return model.eval(), tokenizer, own_class is None
 
 
-@torch.no_grad()
-def answer(model, tokenizer, official, case, pixels, counts):
-    """Logits ``[S, V]`` of the prompt and the greedy answer's token ids."""
-    ids = torch.tensor([case["ids"]])
-    if tokenizer(case["prompt"]).input_ids != case["ids"]:
-        raise SystemExit(f"case {case['name']}: the export's tokenizer gives other ids for the prompt")
-    if model.config.model_type == "llava":  # its processor uses another token for images
-        ids[ids == tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")] = tokenizer.convert_tokens_to_ids("<image>")
-    if official and chat_ids(model, tokenizer, case, pixels, counts) != case["ids"]:
-        raise SystemExit(f"case {case['name']}: the export's chat prompts with other ids than the trained model")
+def by_chat(model, tokenizer, case, pixels):
+    """The ids that the export's own ``chat`` passes to its network, and those of its chat template without images."""
+    given, generate = {}, model.generate
+
+    def spy(*args, **kwargs):
+        given.update(kwargs)
+        return generate(*args, **kwargs)
+
+    model.generate = spy
+    try:
+        options = dict(max_new_tokens=1, do_sample=False)
+        model.chat(tokenizer, pixels, case["question"], options, num_patches_list=case["num_tiles"] or None)
+    finally:
+        model.generate = generate
+    facts = {"chat ids": given["input_ids"][0].tolist()}
+    if pixels is None:
+        messages = [{"role": "user", "content": case["question"]}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        facts["template ids"] = tokenizer(text, add_special_tokens=False).input_ids
+    return facts
+
+
+def by_processor(directory, case, images, own, theirs):
+    """Ids and tiles of the export's processor; its image token ``theirs`` is written as ``own``."""
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(directory)
+    text = case["question"].replace("<image>\n", "")
+    content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    made = processor(text=prompt, images=[Image.open(path) for path in images] or None, return_tensors="pt")
+    facts = {"processor ids": [own if n == theirs else n for n in made["input_ids"][0].tolist()]}
+    return facts | ({"processor pixels": made["pixel_values"].float()} if images else {})
+
+
+def logits_of(model, official, ids, pixels):
+    """Logits ``[S, V]`` of a prompt with its answer."""
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if official:
-        model.img_context_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
     if not official:
-        logits = model(pixel_values=pixels, **inputs).logits
-    elif pixels is None:
-        logits = model.language_model(**inputs).logits
-    else:
-        flags = torch.ones(len(pixels), 1, dtype=torch.long)
-        logits = model(pixel_values=pixels, image_flags=flags, **inputs).logits
-    options = dict(max_new_tokens=case["max_new_tokens"], do_sample=False, eos_token_id=case["eos"])
-    made = model.generate(pixel_values=pixels, **inputs, **options)[0]
-    if not official:  # their generate repeats the prompt
-        made = made[len(case["ids"]) :]
-    return logits[0], made.tolist()
+        return model(pixel_values=pixels, **inputs).logits[0]
+    if pixels is None:
+        return model.language_model(**inputs).logits[0]
+    flags = torch.ones(len(pixels), 1, dtype=torch.long)
+    return model(pixel_values=pixels, image_flags=flags, **inputs).logits[0]
 
 
+@torch.no_grad()
 def main(directory, work):
     """Answers the cases in ``work`` with the model in ``directory``."""
-    task = json.loads((work / "cases.json").read_text(encoding="utf-8"))
+    tasks = json.loads((work / "cases.json").read_text(encoding="utf-8"))
     model, tokenizer, official = open_export(directory)
-    said = preprocessing(Path(directory))
-    results = {"preprocessing": said}
-    limits = (said["tile_size"], said["min_tiles"], said["max_tiles"], said["use_thumbnail"])
-    for case in task["cases"]:
-        tiles = [cut(work / name, *limits) for name in case["images"]]
-        counts = [len(part) for part in tiles]
-        if counts != case["num_tiles"]:
-            raise SystemExit(f"case {case['name']}: the export cuts {counts} tiles, the training {case['num_tiles']}")
+    stops, tiling, results = model.generation_config.eos_token_id, limits(Path(directory)), {}
+    own = theirs = model.img_context_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+    if model.config.model_type == "llava":  # its processor uses another token for images
+        theirs = model.config.image_token_index
+    for case in tasks:
+        paths = [work / name for name in case["images"]]
+        tiles = [cut(path, *tiling) for path in paths]
+        if [len(part) for part in tiles] != case["num_tiles"]:
+            raise SystemExit(f"case {case['name']}: the export cuts other tiles than the training")
         pixels = torch.cat(tiles) if tiles else None
-        logits, made = answer(model, tokenizer, official, case, pixels, counts)
-        results[case["name"]] = {"pixels": pixels, "logits": logits, "answer": made}
+        facts = {"stops": stops if isinstance(stops, list) else [stops], "limits": list(tiling), "pixels": pixels}
+        facts["tokenizer ids"] = tokenizer(case["prompt"]).input_ids
+        if official:
+            facts |= by_chat(model, tokenizer, case, pixels)
+        else:
+            facts |= by_processor(directory, case, paths, own, theirs)
+        ids = torch.tensor([case["ids"] + case["answer"]])
+        ids[ids == own] = theirs
+        facts["logits"] = logits_of(model, official, ids, pixels)[len(case["ids"]) - 1 : -1].clone()
+        results[case["name"]] = facts
     torch.save(results, work / "probe.pt")
 
 

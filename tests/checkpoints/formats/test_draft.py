@@ -8,28 +8,26 @@ import torch
 
 from tests.checkpoints.training import make_model, save_pth, write_config
 from xtuner_plugins.checkpoints.export import convert, export
-from xtuner_plugins.checkpoints.formats.draft import ships_own_code
+from xtuner_plugins.checkpoints.formats.official import AUTO_MAP
+from xtuner_plugins.checkpoints.formats.remote_code import hub_code
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer
 
 
-def test_code_that_is_not_whole_is_replaced_by_ours(toy_base, tmp_path):
-    shutil.copytree(toy_base, tmp_path / "base")
-    (tmp_path / "base" / "conversation.py").unlink()
-    config = write_config(tmp_path / "c.py", tmp_path / "base")
-    done = export(config, save_pth(make_model(toy_base), tmp_path / "iter_1.pth"), tmp_path / "out")
-    assert "lacks conversation.py" in done["notes"][0] and (tmp_path / "out" / "conversation.py").is_file()
-
-
-def test_an_earlier_version_of_our_code_is_replaced(toy_base, tmp_path):
-    """It would prompt by the rules of its time, not by those of the training."""
-    shutil.copytree(toy_base, tmp_path / "base")
-    current = (tmp_path / "base" / "prompts.py").read_text()
-    (tmp_path / "base" / "prompts.py").write_text("# of an earlier version\n")
-    config = write_config(tmp_path / "c.py", tmp_path / "base")
-    done = export(config, save_pth(make_model(toy_base), tmp_path / "iter_1.pth"), tmp_path / "out")
-    assert "another version of this project's" in done["notes"][0]
-    assert (tmp_path / "out" / "prompts.py").read_text() == current
-    assert not ships_own_code(tmp_path / "base")
+def test_our_code_ships_whatever_lies_in_the_base(toy_base, tmp_path):
+    """An earlier version of it would prompt by the rules of its time, and foreign code would run on servers."""
+    base = shutil.copytree(toy_base, tmp_path / "base")
+    (base / "conversation.py").unlink()
+    (base / "prompts.py").write_text("# of an earlier version\n")
+    (base / "extra.py").write_text("raise RuntimeError\n")
+    fields = json.loads((base / "config.json").read_text())
+    fields["auto_map"] = {"AutoModel": "someone/else--extra.Model"}
+    (base / "config.json").write_text(json.dumps(fields))
+    export(
+        write_config(tmp_path / "c.py", base), save_pth(make_model(toy_base), tmp_path / "iter_1.pth"), tmp_path / "out"
+    )
+    shipped = {path.name: path.read_text() for path in (tmp_path / "out").glob("*.py")}
+    assert shipped == {path.name: path.read_text() for path in hub_code()}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["auto_map"] == AUTO_MAP
 
 
 @pytest.mark.parametrize("named", [None, "<|endoftext|>", ["<|endoftext|>"]])

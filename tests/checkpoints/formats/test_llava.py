@@ -14,7 +14,7 @@ from tests.conftest import HANGS_AFTER
 from tests.hub.test_versions import environment
 from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.checkpoints.assembly.extract import extract
-from xtuner_plugins.checkpoints.export import convert, export
+from xtuner_plugins.checkpoints.export import convert, export, prepare, write
 from xtuner_plugins.checkpoints.io.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.io.writer import write_json
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer, load_trained
@@ -186,6 +186,7 @@ def test_and_back(made, tmp_path):
 )
 def test_llava_models_without_official_equal(name, field, value, pattern, made, tmp_path):
     convert(made[2], tmp_path / "llava", format="llava")
+    (tmp_path / "llava" / "export_manifest.json").unlink()  # a model made elsewhere has none
     path = tmp_path / "llava" / name
     write_json(path, {**read_json(path), field: value})
     with pytest.raises(CheckpointError, match=pattern + ".*no official equal"):
@@ -195,6 +196,7 @@ def test_llava_models_without_official_equal(name, field, value, pattern, made, 
 
 def test_llava_model_of_an_unknown_encoder(made, tmp_path):
     convert(made[2], tmp_path / "llava", format="llava")
+    (tmp_path / "llava" / "export_manifest.json").unlink()
     path = tmp_path / "llava" / "config.json"
     write_json(path, {**read_json(path), "vision_config": {"model_type": "pixtral"}})
     with pytest.raises(UnknownFamilyError, match="llava: vision_config: model_type 'pixtral'"):
@@ -300,8 +302,9 @@ def test_verified_in_a_clean_process(made, tmp_path, format):
     settings = dict(llm_lora=LORA, visual_encoder_lora=VISION_LORA)
     checkpoint = save_pth(make_model(made[2], **settings), tmp_path / "iter_1.pth")
     config = write_config(tmp_path / "train.py", made[2], **settings)
-    export(config, checkpoint, tmp_path / "out", format=format)
-    print(verify(config, checkpoint, tmp_path / "out"))
+    job = prepare(config, checkpoint, format=format)
+    write(job, tmp_path / "out")
+    verify(job, tmp_path / "out")
 
 
 def test_what_it_cannot_say(kind, made, toy_base, toy_parts, tmp_path):

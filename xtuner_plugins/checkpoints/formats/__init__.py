@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ... import preprocessing
+from .. import manifest
 from ..io.reader import CheckpointError, open_weights, read_json
 from ..io.staging import hint
 from ..io.tensors import LazyTensor
@@ -59,13 +60,14 @@ def open_config(directory: str | Path) -> tuple[Format, dict, dict]:
     """Format, ``config.json`` as stored, and the same as complete official fields, of a model directory.
 
     Raises:
-        CheckpointError: no such directory, without a config, or of no known format.
+        CheckpointError: no such directory, without a config, of no known format, or changed since its export.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise CheckpointError(f"model directory {directory} does not exist{hint(directory)}")
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"{directory} is not a model directory: it has no config.json{hint(directory)}")
+    manifest.check(directory, weights=False)
     fields = read_json(directory / "config.json")
     found = next((each for each in FORMATS.values() if each.detect(fields)), None)
     if found is None:

@@ -36,13 +36,17 @@ class Draft:
         tensors: by their names on disk, in order.
         config: ``config.json``.
         write_files: writes everything but weights and config into a directory.
+        format: of the directory.
         notes: what a user should know about the model code that is shipped.
+        foreign_code: whether the base's own Python files go along, as InternLM2 needs them.
     """
 
     tensors: dict[str, LazyTensor]
     config: dict
     write_files: Callable[[Path], None]
+    format: Format
     notes: list[str] = field(default_factory=list)
+    foreign_code: bool = False
 
 
 def make_draft(
@@ -51,7 +55,6 @@ def make_draft(
     *,
     format: str | None,
     dtype: str | None,
-    code: str = "auto",
     template: str | None = None,
 ) -> Draft:
     """The draft of a directory of some format.
@@ -61,16 +64,12 @@ def make_draft(
         tensors: the model's tensors under our names.
         format: a key of ``FORMATS``; None keeps the directory's.
         dtype: written into the config; None leaves it.
-        code: ``auto`` ships the directory's own model code, or ours if files of it are missing or it is another
-            version of ours; ``ours`` always ours. With ours, InternLM2 is written as Llama.
         template: conversation template of an official directory made from another format; None takes the view's.
 
     Raises:
         CheckpointError: the format can't express this model.
-        ValueError: an unknown format or code.
+        ValueError: an unknown format.
     """
-    if code not in ("auto", "ours"):
-        raise ValueError(f"code {code!r} is unknown; choose auto or ours")
     if format is not None and format not in FORMATS:
         raise ValueError(f"format {format!r} is unknown; choose one of {', '.join(FORMATS)}")
     to = FORMATS[format] if format else view.format
@@ -78,7 +77,7 @@ def make_draft(
     if to is not view.format or (to is not official and view.changed):
         draft = _rewritten(view, tensors, to, template)
     else:
-        draft = _as_stored(view, tensors, code)
+        draft = _as_stored(view, tensors)
     if dtype is not None:
         parts = ("llm_config", "text_config", "vision_config")
         for fields in (draft.config, *(draft.config[part] for part in parts if part in draft.config)):
@@ -87,39 +86,29 @@ def make_draft(
     return draft
 
 
-def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor], code: str) -> Draft:
-    """The directory's own names and config, and its own code unless files of it are missing."""
+def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor]) -> Draft:
+    """The directory's own names and config, with our code; InternLM2 with its own, or as Llama without it."""
     config = {k: dict(v) if isinstance(v, dict) else v for k, v in view.stored_config.items()}
-    notes, ships_ours = [], False
+    other = official.language(config) if view.format is official else None
+    if other and (missing := official.missing_code(config, view.directory)):
+        draft = _rewritten(view, tensors, official, None)
+        draft.notes.append(
+            f"the base holds {other.title} without the code that runs it ({', '.join(missing)}); the export holds it "
+            "as Llama (exact), with our model code"
+        )
+        return draft
     if view.format is official:
-        config.update(view.settled)
-        missing, other = official.missing_code(config, view.directory), official.language(config)
-        is_ours = remote_code.is_ours(view.directory)
-        ships_ours = code == "ours" or bool(missing) or is_ours
-        if ships_ours and other:
-            reason = "" if code == "ours" else f" without the code that runs it ({', '.join(missing)})"
-            draft = _rewritten(view, tensors, official, None)
-            draft.notes.append(
-                f"the base holds {other.title}{reason}; the export holds it as Llama (exact), with our model code"
-            )
-            return draft
-        if ships_ours:
-            config["auto_map"] = dict(official.AUTO_MAP)
-        if missing and code == "auto" and any(view.directory.glob("*.py")):
-            notes.append(f"the base's own model code is not whole (it lacks {', '.join(missing)}), so ours is shipped")
-        elif is_ours and remote_code.foreign_code(view.directory):
-            notes.append("the base holds another version of this project's model code; this version's is shipped")
+        config.update(view.settled, **({} if other else {"auto_map": dict(official.AUTO_MAP)}))
     keys = view.format.keys(view.stored_config)
     if keys:
         tensors = keys.to_theirs(tensors)
     names = map(keys.listed, view.stored_tensors) if keys else view.stored_tensors
 
     def write_files(stage: Path) -> None:
-        own_code = [path.name for path in view.directory.glob("*.py")] if view.format is official else []
-        for name in (*_KEPT_FILES, *([] if ships_ours else own_code)):
+        for name in (*_KEPT_FILES, *(path.name for path in view.directory.glob("*.py") if other)):
             if (view.directory / name).is_file():
                 shutil.copyfile(view.directory / name, stage / name)
-        if ships_ours:
+        if view.format is official and not other:
             remote_code.copy_hub_code(stage)
         if view.config["template"] in TEMPLATES:  # a published model that is only converted may have another one
             tokenizer = tokenizer_files.load_tokenizer(view.directory)
@@ -127,7 +116,7 @@ def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor], code: str) ->
             tokenizer_files.write_template(stage, prompt, processor=view.format is not official)
         _write_stops(view, stage)
 
-    return Draft({name: tensors[name] for name in names}, config, write_files, notes)
+    return Draft({name: tensors[name] for name in names}, config, write_files, view.format, foreign_code=bool(other))
 
 
 def exported_stops(view: ModelView) -> list[int]:
@@ -182,7 +171,7 @@ def _rewritten(view: ModelView, tensors: Mapping[str, LazyTensor], to: Format, t
         if dropped:
             tokenizer_files.drop_last_token(stage, dropped)
 
-    return Draft(keys.to_theirs(tensors) if keys else tensors, fields, write_files)
+    return Draft(keys.to_theirs(tensors) if keys else tensors, fields, write_files, to)
 
 
 def _with_rows(tensor: LazyTensor, rows: int) -> LazyTensor:
@@ -191,10 +180,3 @@ def _with_rows(tensor: LazyTensor, rows: int) -> LazyTensor:
         return tensor if tensor.shape[0] == rows else tensor.rows(0, rows)
     extra = torch.zeros(rows - tensor.shape[0], *tensor.shape[1:], dtype=tensor.dtype)
     return Joined([tensor, MemoryTensor(extra)], (rows, *tensor.shape[1:]))
-
-
-def ships_own_code(directory: Path) -> bool:
-    """Whether an export of this base ships the base's own code (with ``code='auto'``)."""
-    fields = read_json(directory / "config.json")
-    whole = official.detect(fields) and not official.missing_code(fields, directory)
-    return whole and not remote_code.is_ours(directory)

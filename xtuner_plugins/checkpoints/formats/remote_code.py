@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..io.reader import CheckpointError, read_json
+from ..io.reader import read_json
 
 # Files whose ``auto_map`` names a directory's own classes.
 _NAMING_FILES = ("config.json", "tokenizer_config.json")
@@ -23,12 +23,6 @@ def copy_hub_code(stage: Path) -> None:
     """Copies the hub's code into a directory."""
     for path in hub_code():
         (stage / path.name).write_bytes(path.read_bytes())
-
-
-def is_ours(directory: Path) -> bool:
-    """Whether a directory's code is this project's own, of this version or an earlier one."""
-    names = {path.name for path in directory.glob("*.py")}
-    return "prompts.py" in names and names <= {path.name for path in hub_code()}
 
 
 def missing_code(directory: Path) -> list[str]:
@@ -54,30 +48,6 @@ def missing_code(directory: Path) -> list[str]:
         else:
             missing.append(path.name)
     return sorted(missing)
-
-
-def foreign_code(directory: str | Path) -> list[str]:
-    """What ``trust_remote_code=True`` would run that isn't, byte for byte, this project's own code."""
-    directory = Path(directory)
-    ours = {path.name: path for path in hub_code()}
-    foreign = [
-        str(path.relative_to(directory))
-        for path in sorted(directory.rglob("*.py"))
-        if path.parent != directory or path.name not in ours or path.read_bytes() != ours[path.name].read_bytes()
-    ]
-    return foreign + sorted(reference for reference in _references(directory) if "--" in reference)
-
-
-def check_trusted(directory: str | Path, remedy: str) -> None:
-    """Refuses a directory with foreign code.
-
-    Raises:
-        CheckpointError: names the files; ``remedy`` ends the message.
-    """
-    foreign = foreign_code(directory)
-    if foreign:
-        shown = ", ".join(foreign[:4]) + (f" and {len(foreign) - 4} more" if len(foreign) > 4 else "")
-        raise CheckpointError(f"--verify would run Python that is not this project's own ({shown}); {remedy}")
 
 
 def _references(directory: Path) -> Iterator[str]:

@@ -57,9 +57,14 @@ def format_size(num_bytes: int) -> str:
     raise AssertionError
 
 
+def json_text(value: Mapping, default: Callable | None = None) -> str:
+    """Indented JSON; ``default`` turns other objects into plain values."""
+    return json.dumps(value, ensure_ascii=False, indent=2, default=default) + "\n"
+
+
 def write_json(path: Path, value: Mapping, default: Callable | None = None) -> None:
-    """Writes indented UTF-8 JSON; ``default`` turns other objects into plain values."""
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2, default=default) + "\n", encoding="utf-8")
+    """Writes ``json_text`` as UTF-8."""
+    path.write_text(json_text(value, default), encoding="utf-8")
 
 
 def write_weights(

@@ -45,13 +45,13 @@ def export_adapter(
     plan = trained.lay_over(config_path, checkpoint)
     if not plan.adapters and not plan.lora_configs:
         raise CheckpointError(
-            f"{checkpoint} holds no LoRA tensors, so there is no adapter to write; export without --adapter-only"
+            f"{checkpoint} holds no LoRA tensors, so there is no adapter to write; export without --format peft"
         )
     without = [layer for layer in plan.token_rows if layer.partition(".")[0] not in plan.lora_configs]
     if without:
         raise CheckpointError(
             f"{checkpoint} holds trained rows of {without[0]} without LoRA beside them, which PEFT can't load; export "
-            "without --adapter-only"
+            "without --format peft"
         )
     base = plan.view.directory
     out = check_target(

@@ -1,0 +1,65 @@
+"""`export_manifest.json`: what an export was made from, and SHA-256 of its own files.
+
+::
+
+    {"base": {"path": "models/base", "sha256": {"config.json": "...", "model.safetensors": "..."}},
+     "checkpoint": {...}, "config": {...}, "kind": "mmengine", "dtype": "as the base", "format": "as the base",
+     "replaced": [...], "merged": [...], "versions": {"torch": "2.11.0", ...},
+     "files": {"config.json": "...", "model.safetensors": "...", ...}}
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from threading import Event
+
+from .io.reader import CheckpointError, read_json
+
+FILE = "export_manifest.json"
+
+
+def digest(path: Path, stop: Event | None = None) -> str:
+    """Hexadecimal SHA-256 of a file; meaningless once ``stop`` is set, which ends it early."""
+    found, buffer = hashlib.sha256(), memoryview(bytearray(2**20))
+    with open(path, "rb", buffering=0) as file:
+        while (size := file.readinto(buffer)) and not (stop and stop.is_set()):
+            found.update(buffer[:size])
+    return found.hexdigest()
+
+
+def origins(sources: Mapping[str, tuple[Path, list[Path]]], hashed: Callable = digest) -> dict[str, dict]:
+    """What a manifest says of its sources.
+
+    Args:
+        sources: by role, a path and the files that are read from it.
+        hashed: the SHA-256 of a file, or something that becomes it.
+    """
+    return {
+        role: {"path": str(path), "sha256": {file.name: hashed(file) for file in files}}
+        for role, (path, files) in sources.items()
+    }
+
+
+def check(directory: Path, *, weights: bool) -> None:
+    """Compares a model directory's files with its manifest; one without a manifest, or without digests, passes.
+
+    Args:
+        directory: an export, or any model directory.
+        weights: also read the weight files.
+
+    Raises:
+        CheckpointError: names the files that changed or lack.
+    """
+    stored = read_json(directory / FILE, missing={}).get("files", {})
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{directory / FILE}: files is no object; remove it if the directory is as you want it")
+    asked = {name for name in stored if weights or not name.endswith(".safetensors")}
+    held = {path.name: path for path in directory.iterdir() if path.name in asked and path.is_file()}
+    changed = sorted(name for name in asked if name not in held or digest(held[name]) != stored[name])
+    if changed:
+        raise CheckpointError(
+            f"{directory} is not as it was exported: {', '.join(changed[:4])} changed since ({FILE}); export it again, "
+            f"or remove {FILE} if you made the change"
+        )

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from xtuner_plugins.evaluation.data_sets import open_data_sets
-from xtuner_plugins.evaluation.evaluation import Evaluation
+from xtuner_plugins.evaluation.benchmarks import open_data_sets
 from xtuner_plugins.evaluation.results import read_results
+from xtuner_plugins.evaluation.run import Evaluation
 from xtuner_plugins.inference.batch_answers import Job
 from xtuner_plugins.inference.opening import find_source
 
@@ -19,7 +19,7 @@ def begin(toy_base, tmp_path):
 
     def open_it(limit=None, **generation):
         job = Job(str(toy_base), opening={"device": "cpu"}, generation={"max_new_tokens": 2, **generation})
-        data_sets = open_data_sets([str(path)], limit=limit)
+        data_sets = open_data_sets(str(path), limit=limit)
         return Evaluation(find_source(toy_base), job, data_sets, tmp_path / "out", limit=limit)
 
     return open_it
@@ -27,10 +27,10 @@ def begin(toy_base, tmp_path):
 
 def test_answered_measured_and_gone_on_with(begin, tmp_path):
     with begin(limit=1) as evaluation:
-        assert evaluation.num_left == 1 and len(list(evaluation.answer())) == 1
+        assert len(evaluation.unanswered) == 1 == len(list(evaluation.answer()))
         assert evaluation.finish()["settings"]["limit"] == 1
     with begin() as evaluation:
-        assert evaluation.num_left == 1 and [question.id for question, _ in evaluation.answer()] == ["own/b"]
+        assert [question.id for question, _ in evaluation.answer()] == ["own/b"]
         results = evaluation.finish()
     again, rows = read_results(tmp_path / "out")
     assert again["datasets"]["own"]["num_answered"] == results["datasets"]["own"]["num_answered"] == 2
@@ -47,4 +47,4 @@ def test_one_run_at_a_time_and_only_with_the_same_settings(begin):
     with pytest.raises(ValueError, match="max_new_tokens was 2 and is 3"):
         begin(max_new_tokens=3)
     with begin() as evaluation:  # the refused one left no lock behind
-        assert evaluation.num_left == 0
+        assert evaluation.unanswered == []

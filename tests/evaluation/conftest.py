@@ -1,13 +1,17 @@
-"""Small files of the same shape as the published ones."""
+"""Small files of the same shape as the published ones, and items without files."""
 
 import base64
 import csv
 import io
+import itertools
 import json
 import random
 
 import pytest
 
+from xtuner_plugins.datasets.cache import CACHE_VARIABLE
+from xtuner_plugins.evaluation.items import Item
+from xtuner_plugins.inference.questions import Question
 from xtuner_plugins.toy.images import draw, make_scene
 
 
@@ -69,3 +73,22 @@ def put(tmp_path, png):
 def in_base64(png):
     """Returns a toy image as a cell of a TSV file holds it."""
     return lambda number=0: base64.b64encode(png(number)).decode()
+
+
+@pytest.fixture
+def make_item():
+    """Returns an item with these right answers and facts."""
+    numbers = itertools.count(1)
+
+    def make(*expected, place="", **facts):
+        number = next(numbers)
+        return Item(Question(f"q{number}", "?"), expected, facts, place or f"own.jsonl:{number}")
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """The cache folder of the test."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache"

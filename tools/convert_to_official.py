@@ -7,6 +7,7 @@
     python tools/convert_to_official.py --from InternVL3-1B-hf OUT                 # hf to official
     python tools/convert_to_official.py --from exports/mine-llava OUT              # llava to official
     python tools/convert_to_official.py --from exports/mine OUT --format hf        # official to hf
+    python tools/convert_to_official.py --from exports/mine OUT --format gguf      # for llama.cpp
 
 CONFIG is the name of a config in configs/, or a path. What was trained with --set needs the same --set here, or the
 file in WORK_DIR/settings. CHECKPOINT is an MMEngine .pth, a DeepSpeed directory (ZeRO 1, 2 or 3) or a PEFT adapter.
@@ -32,7 +33,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="+", metavar="CONFIG CHECKPOINT OUT", help="with --from: OUT alone")
     parser.add_argument("--from", dest="source", metavar="DIR", help="convert this finished model directory")
-    formats = ["official", "hf", "llava", "peft"]
+    formats = ["official", "hf", "llava", "peft", "gguf"]
     parser.add_argument("--format", choices=formats, help="default: as the base; with --from: official")
     parser.add_argument(
         "--dtype", choices=["bfloat16", "float16", "float32"], help="of all weights (default: as stored)"
@@ -59,6 +60,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     peft = args.format == "peft"
     if args.source and (peft or args.set or args.max_tiles is not None):
         parser.error("--format peft, --set and --max-tiles need a CONFIG and a CHECKPOINT")
+    if args.format == "gguf" and (not args.source or args.template or args.force or args.verify):
+        parser.error("--format gguf converts a finished directory: --from DIR OUT, with --dtype alone")
     if peft and (args.verify or args.template or args.max_tiles is not None):
         parser.error("--format peft writes adapters alone: --verify, --template and --max-tiles don't apply")
     return args
@@ -69,6 +72,12 @@ def run(args: argparse.Namespace, progress) -> str:
     if not args.source:
         config, checkpoint = read_config(args.paths[0], parse_words(args.set)), args.paths[1]
     quiet_imports()
+    if args.format == "gguf":
+        from xtuner_plugins.checkpoints import gguf
+
+        done = gguf.convert(args.source, out, dtype=dtype)
+        run_it = f"llama-server -m {done['model']} --mmproj {done['mmproj']}"
+        return f"wrote {done['num_bytes'] / 1e9:.2f} GB{_notes(done)}\n{run_it}"
     if args.format == "peft":
         from xtuner_plugins.checkpoints.lora.adapters import export_adapter
 
@@ -86,12 +95,16 @@ def run(args: argparse.Namespace, progress) -> str:
     done = export.write(job, out, max_shard_size=args.max_shard_size, force=args.force, progress=progress)
     trained = "" if args.source else f" ({done['num_replaced']} trained, {done['num_merged']} adapters merged)"
     text = f"wrote {done['out']}: {done['num_tensors']} tensors{trained}, {done['num_bytes'] / 1e9:.2f} GB in "
-    text += f"{done['num_shards']} file(s)" + "".join(f"\nnote: {note}" for note in done["notes"])
+    text += f"{done['num_shards']} file(s){_notes(done)}"
     if args.verify:
         from xtuner_plugins.inference.verify import verify
 
         text += f"\n{verify(job, done['out'])}"
     return text
+
+
+def _notes(done: dict) -> str:
+    return "".join(f"\nnote: {note}" for note in done["notes"])
 
 
 def main(argv=None) -> int:

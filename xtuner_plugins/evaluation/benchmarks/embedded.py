@@ -7,7 +7,7 @@ import binascii
 from pathlib import Path
 
 from ...datasets.errors import RecordError, SettingError
-from ...datasets.records.parquet import write_image
+from ...datasets.records.tables import write_image
 
 # VLMEvalKit's rule (vlmeval/dataset/image_base.py): a shorter cell is the index of the row that holds the image.
 LONGEST_REFERENCE = 64

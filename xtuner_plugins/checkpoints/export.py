@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from threading import Event
 
 from .. import preprocessing
-from . import formats, manifest, trained
+from . import formats, manifest, record, trained
 from .formats.draft import Draft, make_draft
 from .io.reader import CheckpointError, read_json, weight_files
 from .io.staging import check_target, staged_directory
@@ -46,10 +44,17 @@ class Job:
         if self.lock is not None:
             write_json(stage / preprocessing.FILE, self.lock)
 
-    def manifest(self, hashed: Callable = manifest.digest) -> dict:
-        """The manifest without the digests of the export's own files; ``hashed`` as for `manifest.origins`."""
-        versions = {name: version(name) for name in ("torch", "transformers", "peft")}
-        return {**manifest.origins(self.sources, hashed), **self.facts, "versions": versions}
+    def manifest(self, hashed: Callable = record.file_hash) -> dict:
+        """The manifest without the digests of the export's own files; ``hashed`` gives that of a source's file."""
+        origins = {
+            role: {"path": str(path), "sha256": {file.name: hashed(file) for file in files}}
+            for role, (path, files) in self.sources.items()
+        }
+        return {
+            **origins,
+            **self.facts,
+            "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        }
 
 
 def prepare(
@@ -176,15 +181,16 @@ def write(
         if progress:
             progress(written, num_bytes)
 
-    with _hashing() as hashed, staged_directory(out, draft.config, num_bytes) as stage:
-        content = job.manifest(hashed)  # while weights are written
+    with ThreadPoolExecutor(2) as pool, staged_directory(out, draft.config, num_bytes) as stage:
+        # While weights are written. Nothing in these threads may import transformers: two that do both fail.
+        content = job.manifest(lambda path: pool.submit(record.file_hash, path))
         job.write_small(stage)
         try:
             files = write_weights(stage, draft.tensors, max_shard_size=shard_bytes, advance=advance)
         except FloatingPointError as error:
             where = job.plan.checkpoint.path
             raise CheckpointError(f"{where}: {error}, so training diverged; take an earlier checkpoint") from None
-        own = {path.name: hashed(path) for path in sorted(stage.iterdir())}
+        own = {path.name: pool.submit(manifest.digest, path) for path in sorted(stage.iterdir())}
         own["config.json"] = hashlib.sha256(json_text(draft.config).encode()).hexdigest()
         write_json(stage / manifest.FILE, {**content, "files": own}, default=Future.result)
     return {
@@ -207,19 +213,3 @@ def export(config: str | Path, checkpoint: str | Path, out: str | Path, *, forma
 def convert(directory: str | Path, out: str | Path, *, format: str, dtype=None, template=None, **options) -> dict:
     """`prepare_conversion`, then `write`, whose options and result these are."""
     return write(prepare_conversion(directory, format=format, dtype=dtype, template=template), out, **options)
-
-
-@contextmanager
-def _hashing() -> Iterator[Callable[[Path], Future]]:
-    """Yields what computes SHA-256 of files in other threads; an error stops them.
-
-    Nothing in them may import transformers: two threads that import it at once both fail.
-    """
-    stop = Event()
-    with ThreadPoolExecutor(2) as pool:
-        try:
-            yield lambda path: pool.submit(manifest.digest, path, stop)
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise

@@ -11,35 +11,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from threading import Event
 
 from .io.reader import CheckpointError, read_json
 
 FILE = "export_manifest.json"
 
 
-def digest(path: Path, stop: Event | None = None) -> str:
-    """Hexadecimal SHA-256 of a file; meaningless once ``stop`` is set, which ends it early."""
+def digest(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
     found, buffer = hashlib.sha256(), memoryview(bytearray(2**20))
     with open(path, "rb", buffering=0) as file:
-        while (size := file.readinto(buffer)) and not (stop and stop.is_set()):
+        while size := file.readinto(buffer):
             found.update(buffer[:size])
     return found.hexdigest()
-
-
-def origins(sources: Mapping[str, tuple[Path, list[Path]]], hashed: Callable = digest) -> dict[str, dict]:
-    """What a manifest says of its sources.
-
-    Args:
-        sources: by role, a path and the files that are read from it.
-        hashed: the SHA-256 of a file, or something that becomes it.
-    """
-    return {
-        role: {"path": str(path), "sha256": {file.name: hashed(file) for file in files}}
-        for role, (path, files) in sources.items()
-    }
 
 
 def check(directory: Path, *, weights: bool) -> None:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import preprocessing
+from . import manifest
 from .errors import CheckpointError
 
 KEY = "record"  # in a training checkpoint
@@ -60,11 +61,7 @@ def file_hash(path: str | Path) -> str:
         kept = json.loads(entry.read_text(encoding="utf-8"))
         if kept[:-1] == stamp:
             return kept[-1]
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
-    with open(path, "rb", buffering=0) as file:
-        while size := file.readinto(buffer):
-            digest.update(buffer[:size])
-    found = digest.hexdigest()
+    found = manifest.digest(path)
     if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > CLOCK_STEP:
         with contextlib.suppress(OSError):  # without a cache the file is read again next time
             folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from .io.reader import CheckpointError, read_json
+from .errors import CheckpointError
 
 FILE = "export_manifest.json"
 
@@ -37,6 +37,8 @@ def check(directory: Path, *, weights: bool) -> None:
     Raises:
         CheckpointError: names the files that changed or lack.
     """
+    from .io.reader import read_json  # imports torch, which those who only hash do without
+
     stored = read_json(directory / FILE, missing={}).get("files", {})
     if not isinstance(stored, dict):
         raise CheckpointError(f"{directory / FILE}: files is no object; remove it if the directory is as you want it")

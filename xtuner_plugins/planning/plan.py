@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data_names import is_url, names_data
-from ..families import encoder_family, llm_family
+from ..families import PARTS, families_of
 from ..ranges import OBJECTIVES, check_tiles
 from ..settings import ConfigError
 from .activations import kept_bytes
@@ -58,17 +58,19 @@ def job_of(settings: Mapping[str, Any], shape: Shape, batches: tuple[Batch, ...]
     ours, wrapper = settings.get("model") or {}, settings.get("optim_wrapper") or {}
     if "freeze_llm" not in ours and "base" not in ours:
         raise ConfigError("model: only configs of VisionLanguageModel (with base and freeze_llm) can be planned")
-    encoder, llm = encoder_family({"model_type": shape.encoder.kind}), llm_family({"model_type": shape.llm.kind})
-    packed = {"visual_encoder": encoder.lora_targets, "llm": llm.packed_linears}
-    targets = {"visual_encoder": encoder.lora_targets, "llm": llm.lora_targets}
-    frozen = {"visual_encoder": True, "projector": False, "llm": True}
+    kinds = {"vision_config": {"model_type": shape.encoder.kind}, "llm_config": {"model_type": shape.llm.kind}}
+    families = families_of(kinds)
     recompute, of_encoder = ours.get("gradient_checkpointing", True), ours.get("visual_encoder_checkpointing")
     job = Job(
         shape=shape,
-        whole=frozenset(part for part, default in frozen.items() if not ours.get(f"freeze_{part}", default)),
+        whole=frozenset(part for part, row in PARTS.items() if not ours.get(f"freeze_{part}", row.is_frozen)),
         batches=batches or largest_batches(settings, shape),
-        adapters={part: _adapters(lora, targets[part]) for part in targets if (lora := ours.get(f"{part}_lora"))},
-        quantized={part: names for part, names in packed.items() if ours.get(f"{part}_quantization")},
+        adapters={
+            part: _adapters(lora, row.lora_targets)
+            for part, row in families.items()
+            if (lora := ours.get(f"{part}_lora"))
+        },
+        quantized={part: row.packed_linears for part, row in families.items() if ours.get(f"{part}_quantization")},
         last_layers=ours.get("visual_encoder_last_layers") or 0,
         train_head=ours.get("train_head", False),
         recompute=recompute,

@@ -17,7 +17,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ...data_names import GONE_SETTINGS, is_url, names_data, names_images
-from ...families import ENCODER_FAMILIES, LLM_FAMILIES, target_matcher
+from ...families import ENCODER_FAMILIES, LLM_FAMILIES, PARTS, target_matcher
 from ...hub.constants import token_grid
 from ...hub.conversation import get_conv_template
 from ...ranges import (
@@ -71,7 +71,6 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
 _ALSO = {
     f"model.visual_encoder_lora.{SETTINGS[name].key.rpartition('.')[2]}": name for name in ("lora_rank", "lora_dropout")
 }
-_TOWERS = (("llm", "language_model.", "llm_config"), ("visual_encoder", "vision_model.", "vision_config"))
 _OTHER_TARGETS = {"target_parameters", "trainable_token_indices", "modules_to_save"}  # beside target_modules
 _PLAIN = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "None": (type(None),)}
 
@@ -163,13 +162,10 @@ def _check_what_trains(cfg: Mapping[str, Any]) -> None:
     model = cfg.get("model") or {}
     if _place_of(model.get("type"))[1] not in ("VisionLanguageModel", "PreferenceModel"):
         return
-    llm_rows = model.get("train_head") or model.get("train_new_tokens")
-    trains = {
-        "visual_encoder": not model.get("freeze_visual_encoder", True) or model.get("visual_encoder_last_layers"),
-        "projector": not model.get("freeze_projector", False),
-        "llm": not model.get("freeze_llm", True) or llm_rows,
-        "lora": model.get("llm_lora") or model.get("visual_encoder_lora"),
-    }
+    trains = {part: not model.get(f"freeze_{part}", row.is_frozen) for part, row in PARTS.items()}
+    trains["visual_encoder"] = trains["visual_encoder"] or model.get("visual_encoder_last_layers")
+    trains["llm"] = trains["llm"] or model.get("train_head")
+    trains["lora"] = model.get("llm_lora") or model.get("visual_encoder_lora")
     if not any(trains.values()):
         raise ConfigError("model: nothing would train; set model.freeze_projector=False, or give model.llm_lora")
     if model.get("llm_quantization") and not (model.get("llm_lora") or trains["llm"]):
@@ -259,8 +255,8 @@ def _check_tiling(cfg: Mapping[str, Any]) -> None:
 def _check_targets(cfg: Mapping[str, Any]) -> None:
     """Raises where LoRA adapts no layer of the base: the names are those of the weights that are read as they are."""
     base = value_at(cfg, "model.base")
-    for part, prefix, section in _TOWERS:
-        key = f"model.{part}_lora"
+    for part, (attribute, section, _) in PARTS.items():
+        key, prefix = f"model.{part}_lora", f"{attribute}."
         lora = value_at(cfg, key) or {}
         targets = lora.get("target_modules")
         if targets in (None, "all-linear") or _OTHER_TARGETS & set(lora):

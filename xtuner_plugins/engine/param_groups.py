@@ -15,6 +15,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMI
 from torch import nn
 
 from ..families import PARTS
+from ..ranges import check
 
 # Keys of `optim_wrapper` that decide the groups; XTuner drops them under --deepspeed.
 GROUPING = ("paramwise_cfg", "constructor")
@@ -115,8 +116,7 @@ def _part_rates(rates: Mapping[str, float | None] | None) -> dict[str, float]:
     for part, rate in rates.items():
         if part not in RATES:
             raise ValueError(f"paramwise_cfg.part_lr: {part!r} is no part; known are {', '.join(RATES)}")
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < 1:
-            raise ValueError(f"the learning rate of {part} is {rate!r}; give a number above 0 and below 1")
+        check(f"{part}_lr", rate)
     return rates
 
 

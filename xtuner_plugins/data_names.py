@@ -27,6 +27,7 @@ GONE_SETTINGS = {
     "store_timeout": "leave it out: a read is tried four times, 60 s each",
     "image_cache_gib": "leave it out: images in stores are read each time; copy them to a disk to keep them",
     "windows_paths": "leave it out: `\\` separates folders where no file has the name as it is",
+    "num_threads": "leave it out: set num_workers, whose processes open samples side by side",
     "record_sizes": "leave it out: sizes are read from the images' headers",
 }
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)

@@ -196,12 +196,6 @@ def test_a_signal_in_the_last_step_leaves_a_complete_run(toy_base, data, recipe,
     assert run.codes == [0] and (tmp_path / "run" / f"iter_{NUM_STEPS}.pth").exists() and "go on" not in run.output
 
 
-def test_workers_with_threads_leave_signals_to_their_parent(toy_base, data, recipe, tmp_path):
-    threads = {"train_dataloader.num_workers": 1, "train_dataloader.dataset.num_threads": 2}
-    run = train_forked(tmp_path / "run", toy_base, data, config=recipe, options={**options(), **threads})
-    assert run.ok, run.output[-3000:]
-
-
 def test_without_the_optimizer_no_run_goes_on(toy_base, data, recipe, tmp_path):
     weights_only = {**options(), "default_hooks.checkpoint.save_optimizer": False}
     stop = partial(signal_itself, SAVED + 1, signal.SIGTERM, 0)

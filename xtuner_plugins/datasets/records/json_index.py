@@ -17,7 +17,6 @@ import numpy as np
 
 from ..cache import content_hash, locked, open_array, save, text_hash
 from ..errors import RecordError, SettingError, SourceError, out_of_files
-from ..unused import mark_used
 from .foreign import renamed
 
 BLOCK = 1 << 24  # bytes read at a time
@@ -142,7 +141,6 @@ def open_index(
         found = _scan(file, first)
     else:
         folder = Path(cache_dir) / f"offsets-{content_hash(file)}"
-        mark_used(folder)
         with locked(folder.with_suffix(".lock")):
             if not (folder / "index.npy").exists():
                 save(folder / "index.npy", _scan(file, first))

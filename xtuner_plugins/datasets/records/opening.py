@@ -24,7 +24,6 @@ from ...data_names import shown as shown_url
 from ..cache import locked, text_hash, write_whole, writing
 from ..errors import DataError, SettingError
 from ..stores import localize
-from ..unused import mark_used
 from .json_index import open_index, stamp_of
 from .tables import TableRecords
 
@@ -89,7 +88,6 @@ def open_records(
     if any(char in path.partition("?")[0] for char in WILDCARDS):
         raise SettingError("data_paths", "patterns of URLs aren't looked up", "name the files one by one", masked(path))
     copy = localize(path, options, cache_dir)
-    mark_used(os.path.dirname(copy))
     return _open(shown_url(path), copy, cache_dir, columns)
 
 
@@ -212,7 +210,6 @@ def _unpack(path: str, shown: str, cache_dir: str | os.PathLike) -> str:
         SettingError: the file is damaged or cut off, or the cache can't be written.
     """
     folder = Path(cache_dir) / "unpacked" / text_hash(os.path.realpath(path), str(stamp_of(path)))
-    mark_used(folder)
     target = folder / stem_of(path)
     with locked(folder.with_suffix(".lock")):
         if not target.exists():

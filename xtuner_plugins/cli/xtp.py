@@ -32,6 +32,7 @@ OLD = {
     "new_config": "xtp configs NAME --write FILE",
     "print_config": "xtp configs NAME",
     "quickstart": "make quickstart",
+    "show_batch": "xtp check CONFIG --step N",
     "vlmevalkit": "a config of six lines, in docs/evaluation.md",
 }
 USAGE_ERROR = 2

@@ -238,8 +238,8 @@ def show_step(args: argparse.Namespace) -> int:
 
     rank, ranks = args.rank or 0, args.ranks or 1
     checkpoint = read_checkpoint(args.checkpoint) if args.checkpoint else None
-    step = take_step(config, args.step, rank=rank, num_ranks=ranks, seed=args.seed, checkpoint=checkpoint)
-    said = f"{step.describe()}; rank {rank} of {ranks}"
+    step = take_step(config, args.step, rank, ranks, args.seed, checkpoint)
+    said = f"step {step.number:,}, in epoch {step.epoch + 1}; rank {rank} of {ranks}"
     print(said)
     for number, batch in enumerate(step.batches, 1):
         print(f"\nmicro-batch {number} of {len(step.batches)}:", *describe_batch(batch), sep="\n")

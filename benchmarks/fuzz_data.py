@@ -31,7 +31,6 @@ from xtuner_plugins.datasets.records.json_index import parse_json
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.text.conversation import Piece, encode, split_pieces
 from xtuner_plugins.datasets.text.templates import get_template
-from xtuner_plugins.datasets.text.token_counts import TokenCounter
 from xtuner_plugins.datasets.text.tokens import TextTokenizer
 from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template
 
@@ -136,13 +135,13 @@ def run_case(rng: random.Random, tokenizer: TextTokenizer) -> tuple[int, int, li
         return None
 
 
-def check_together(good: list[tuple[int, int, list[Piece]]], counter: TokenCounter, seed: int) -> None:
+def check_together(good: list[tuple[int, int, list[Piece]]], tokenizer: TextTokenizer, seed: int) -> None:
     """Measure and pack the samples of some cases."""
     lengths, texts, pieces = zip(*good, strict=True)
     rows = _Rows(0, len(good))
     for row, own in enumerate(pieces):
         rows.add(row, own, [], 2)
-    assert rows.count(counter)["text_tokens"].tolist() == list(texts) and counter.fast is not None
+    assert rows.count(tokenizer)["text_tokens"].tolist() == list(texts)
     tokens = np.minimum(lengths, 4096)
     packs = pack_samples(np.arange(len(good)), tokens, tokens // 100, max_tokens=4096, seed=seed)
     assert sorted(packs.order.tolist()) == list(range(len(good))) and packs.tokens.max() <= 4096
@@ -160,7 +159,7 @@ def main() -> None:
     names = [name for name in TEMPLATES if get_conv_template(name).stop_token in tokenizer.ids]
     for name in set(TEMPLATES) - set(names):
         TEMPLATES.pop(name)
-    counter, good, results = TokenCounter(tokenizer), [], 0
+    good, results = [], 0
     for case in trange(args.cases, unit="case", mininterval=1.0):
         try:
             found = run_case(random.Random(f"{args.seed}-{case}"), tokenizer)
@@ -171,7 +170,7 @@ def main() -> None:
             results += 1
             good.append(found)
         if len(good) == 500:
-            check_together(good, counter, case)
+            check_together(good, tokenizer, case)
             good.clear()
     print(f"{args.cases} cases: {results} samples, {args.cases - results} errors of ours, nothing else")
 

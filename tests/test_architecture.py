@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "xtuner_plugins"
 # Bottom first: folders, and files that stand beside them. A file belongs to the longest name that it begins with.
 LAYERS = """hub data_names ranges families settings processes html_page preprocessing checkpoints fast_tokenizers
-    datasets/errors datasets/cache datasets/unused datasets/stores datasets/images datasets/records datasets/text
+    datasets/errors datasets/cache datasets/stores datasets/images datasets/records datasets/text
     datasets/plan datasets models audit inference evaluation chat_page engine engine/hooks
     engine/check engine/launch engine/prepared planning cli toy""".split()
 # Imports that still go up, by (file, what it imports): each goes with the next work on its room.
@@ -101,5 +101,5 @@ def test_the_map_is_true():
     assert wrong == {}
     assert {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")} <= rooms
     named = re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.py)?|[a-z_]+\.py)`", page)
-    places = (PACKAGE, ROOT, PACKAGE / "evaluation" / "benchmarks")
+    places = (PACKAGE, ROOT)
     assert [name for name in named if not any((place / name).exists() for place in places)] == []

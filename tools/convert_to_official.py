@@ -7,6 +7,7 @@
     python tools/convert_to_official.py --from InternVL3-1B-hf OUT                 # hf to official
     python tools/convert_to_official.py --from exports/mine-llava OUT              # llava to official
     python tools/convert_to_official.py --from exports/mine OUT --format hf        # official to hf
+    python tools/convert_to_official.py --from exports/mine OUT --format gguf      # for llama.cpp
 
 CONFIG is the name of a config in configs/, or a path. What was trained with --set needs the same --set here, or the
 file in WORK_DIR/settings. CHECKPOINT is an MMEngine .pth, a DeepSpeed directory (ZeRO 1, 2 or 3) or a PEFT adapter.
@@ -33,7 +34,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("paths", nargs="+", metavar="CONFIG CHECKPOINT OUT", help="with --from: OUT alone")
     parser.add_argument("--from", dest="source", metavar="DIR", help="convert this finished model directory")
     parser.add_argument(
-        "--format", choices=["official", "hf", "llava"], help="default: as the base; with --from: official"
+        "--format", choices=["official", "hf", "llava", "gguf"], help="default: as the base; with --from: official"
     )
     parser.add_argument(
         "--dtype", choices=["bfloat16", "float16", "float32"], help="of all weights (default: as stored)"
@@ -66,6 +67,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         parser.error("give CONFIG CHECKPOINT OUT, or --from DIR OUT")
     if args.source and (args.adapter_only or args.verify or args.set):
         parser.error("--adapter-only, --verify and --set need a CONFIG and a CHECKPOINT")
+    if args.format == "gguf" and (not args.source or args.template or args.force):
+        parser.error("--format gguf converts a finished directory: --from DIR OUT, with --dtype alone")
     if args.adapter_only and (args.verify or args.format):
         parser.error("--adapter-only writes a PEFT directory: --verify and --format don't apply")
     if args.trust_remote_code and not args.verify:
@@ -81,6 +84,12 @@ def run(args: argparse.Namespace, progress) -> str:
     if not args.source:
         config, checkpoint, out = open_config(args.paths[0], args.set), *args.paths[1:]
     quiet_imports()
+    if args.format == "gguf":
+        from xtuner_plugins.checkpoints import gguf
+
+        done = gguf.convert(args.source, args.paths[0], dtype=args.dtype)
+        run_it = f"llama-server -m {done['model']} --mmproj {done['mmproj']}"
+        return f"wrote {done['num_bytes'] / 1e9:.2f} GB{_note(done)}\n{run_it}"
     from xtuner_plugins.checkpoints import export
 
     common = dict(dtype=args.dtype, max_shard_size=args.max_shard_size, force=args.force, progress=progress)

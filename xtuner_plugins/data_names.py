@@ -9,7 +9,7 @@ import posixpath
 import re
 from urllib.parse import unquote, urlsplit
 
-WILDCARDS = "*?{"
+WILDCARDS = "*?"
 LOCAL_SCHEME = "file"
 # Packages that fsspec needs, by the scheme of a URL, as Python and pip name them; '' where it needs none
 STORE_PACKAGES = {
@@ -27,6 +27,7 @@ GONE_SETTINGS = {
     "store_timeout": "leave it out: a read is tried four times, 60 s each",
     "image_cache_gib": "leave it out: images in stores are read each time; copy them to a disk to keep them",
     "windows_paths": "leave it out: `\\` separates folders where no file has the name as it is",
+    "num_threads": "leave it out: set num_workers, whose processes open samples side by side",
     "record_sizes": "leave it out: sizes are read from the images' headers",
 }
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
@@ -87,7 +88,7 @@ def unsigned(url: str) -> str:
 
 
 def is_pattern(path: str) -> bool:
-    """Whether an entry names files by a pattern: `*` and `?` as in a shell, and braces."""
+    """Whether an entry names files by a pattern: `*` and `?` as in a shell."""
     return not is_url(path) and not os.path.exists(path) and any(char in path for char in WILDCARDS)
 
 

@@ -64,7 +64,6 @@ class LLMFamily:
         embedding, head: keys of the input embedding and the output head, without prefix.
         quantized: names of a block's linear layers that 4 bits hold; None is ``lora_targets``.
         decoder: attribute that holds the decoder without its head.
-        gguf: its architecture in llama.cpp's files; None if `tools/convert_to_gguf.py` doesn't write it.
     """
 
     model_type: str
@@ -77,7 +76,6 @@ class LLMFamily:
     head: str = "lm_head.weight"
     decoder: str = "model"
     quantized: tuple[str, ...] | None = None
-    gguf: str | None = None
 
     @property
     def packed_linears(self) -> tuple[str, ...]:
@@ -138,14 +136,8 @@ class EncoderFamily:
 LLM_FAMILIES: dict[str, LLMFamily] = {
     row.model_type: row
     for row in (
-        LLMFamily("qwen2", "Qwen2ForCausalLM", gguf="qwen2"),
-        LLMFamily(
-            "qwen3",
-            "Qwen3ForCausalLM",
-            fields=(*_LLM_FIELDS, "head_dim", "attention_bias"),
-            keeps_padding=True,
-            gguf="qwen3",
-        ),
+        LLMFamily("qwen2", "Qwen2ForCausalLM"),
+        LLMFamily("qwen3", "Qwen3ForCausalLM", fields=(*_LLM_FIELDS, "head_dim", "attention_bias"), keeps_padding=True),
         LLMFamily(
             "qwen3_moe",
             "Qwen3MoeForCausalLM",
@@ -167,7 +159,7 @@ LLM_FAMILIES: dict[str, LLMFamily] = {
             ),
             keeps_padding=True,
         ),
-        LLMFamily("llama", "LlamaForCausalLM", fields=(*_LLM_FIELDS, "head_dim", "attention_bias"), gguf="llama"),
+        LLMFamily("llama", "LlamaForCausalLM", fields=(*_LLM_FIELDS, "head_dim", "attention_bias")),
         LLMFamily("mistral", "MistralForCausalLM", fields=(*_LLM_FIELDS, "head_dim", "sliding_window")),
         LLMFamily(
             "phi3",

@@ -111,7 +111,7 @@ val_data_paths default_hooks.validation.data_paths annotation files to validate 
 val_image_folders default_hooks.validation.image_folders None: paths are relative to the file
 val_interval default_hooks.validation.interval optimizer steps; also at the end of the run
 val_batch_size default_hooks.validation.batch_size of validation
-val_benchmarks default_hooks.validation.benchmarks files as tools/evaluate.py or answer.py takes, answered then
+val_benchmarks default_hooks.validation.benchmarks files as tools/evaluate.py takes, answered then
 val_benchmark_images default_hooks.validation.benchmark_images their image folder; None: that of each file
 val_benchmark_limit default_hooks.validation.benchmark_limit questions of each; None: all
 val_max_new_tokens default_hooks.validation.max_new_tokens of an answer

@@ -32,9 +32,9 @@ WORDS = {
     "lora": ("LoRA", "LoRA"),
     "exported": (
         "An export is an official directory: transformers, vLLM, SGLang and lmdeploy read it; "
-        "llama.cpp after convert_to_gguf",
+        "llama.cpp after --format gguf",
         "导出得到官方格式的目录：transformers、vLLM、SGLang 和 lmdeploy 可直接读取，"
-        "llama.cpp 需先用 convert_to_gguf 转换",
+        "llama.cpp 需先用 --format gguf 转换",
     ),
 }
 STAGES = {  # encoder, projector, LLM

@@ -1,12 +1,10 @@
 """Processes that load data end with the training process, however it ends, and need nothing in a user's config."""
 
-import json
-import multiprocessing
 import os
-import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from torch.utils.data import DataLoader
 from tests.conftest import HANGS_AFTER, ROOT
 from tests.engine.parallel_case import STEP_LINE, write_dataset
 from tests.process_table import is_alive
-from xtuner_plugins.datasets import MultimodalDataset
+from xtuner_plugins.datasets import collate, collate_packed
 
 SECONDS = 5
 
@@ -95,46 +93,35 @@ def test_no_worker_outlives_a_killed_training(toy_base, tmp_path):
     launcher.communicate(timeout=HANGS_AFTER)
 
 
-def tiny_records(path: Path, num: int) -> Path:
-    turns = [{"from": "human", "value": "How many?"}, {"from": "gpt", "value": "%d."}]
-    line = json.dumps({"conversations": turns}) + "\n"
-    path.write_text("".join(line % number for number in range(num)))
-    return path
-
-
-def planned(base, path, **settings) -> MultimodalDataset:
-    dataset = MultimodalDataset(base, str(path), cache_dir=str(path) + ".cache", **settings)
-    dataset.layout(num_workers=0)
-    return dataset
-
-
-def test_what_crosses_to_a_worker_does_not_grow_with_the_records(data_base, tmp_path):
-    """Neither offsets nor plan: 37 bytes a record were copied into every worker."""
-    sizes = []
-    for num in (1000, 12_000):
-        dataset = planned(data_base, tiny_records(tmp_path / f"{num}.jsonl", num), repeat_times=[1.5])
-        crossed = pickle.dumps(dataset)
-        again = pickle.loads(crossed)
-        for index in (0, num - 1, num + 7):
-            assert torch.equal(again[index]["input_ids"], dataset[index]["input_ids"])
-            assert again[index]["source"] == dataset[index]["source"]
-        sizes.append(len(crossed))
-    arrays = [again.sources[0].index.spans, *again.picks, *again._plan]
-    assert not any(array.flags.owndata for array in arrays)
-    assert sizes[1] < sizes[0]  # 1,000 records still cross in memory
+@pytest.mark.parametrize("put_together", [collate, collate_packed])
+def test_batches_of_workers_equal_those_of_the_process(planned_dataset, put_together):
+    options = dict(batch_size=4, collate_fn=put_together, sampler=range(len(planned_dataset)))
+    expected = list(DataLoader(planned_dataset, **options))
+    for batch, right in zip(DataLoader(planned_dataset, num_workers=2, **options), expected, strict=True):
+        assert batch.keys() == right.keys()
+        for name, value in right.items():
+            assert torch.equal(batch[name], value) if isinstance(value, torch.Tensor) else batch[name] == value
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_workers_started_afresh_map_the_index_and_give_the_same_samples(method, data_base, tmp_path):
-    dataset = planned(data_base, tiny_records(tmp_path / "data.jsonl", 30_000))
-    places = range(0, 30_000, 1000)
-    loader = DataLoader(
-        dataset, None, sampler=places, num_workers=1, multiprocessing_context=method, persistent_workers=True
-    )
-    for sample, place in zip(loader, places, strict=True):
-        assert torch.equal(sample["input_ids"], dataset[place]["input_ids"])
-        assert sample["source"] == dataset[place]["source"]
-    (worker,) = multiprocessing.active_children()
-    maps = Path(f"/proc/{worker.pid}/maps").read_text()
-    assert "/index.npy" in maps
+def test_workers_started_afresh_give_the_same_samples(method, planned_dataset):
+    loader = DataLoader(planned_dataset, None, num_workers=1, multiprocessing_context=method)
+    for sample, right in zip(loader, planned_dataset, strict=True):
+        assert sample.keys() == right.keys() and sample["source"] == right["source"]
+        assert torch.equal(sample["tiles"], right["tiles"])
+
+
+def test_a_worker_outlives_the_thread_that_started_it(planned_dataset):
+    """It ends with the training process; Linux's own signal would come with the thread's end."""
+    found = []
+
+    def start():
+        loader = iter(DataLoader(planned_dataset, num_workers=1, collate_fn=collate))
+        found.extend((loader, next(loader)))
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    time.sleep(1.5)  # it looks every second
+    assert len(list(found[0])) == len(planned_dataset) - 1

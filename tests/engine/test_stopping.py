@@ -77,21 +77,21 @@ class TestRequests:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
 
 
-class TestCommand:
-    def test_ours(self, monkeypatch):
-        for name in stopping.LAUNCH_VARIABLES:
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("NPROC_PER_NODE", "2")
-        line = "python tools/train.py a --resume old.pth --set 'x=[1, 2]' --cfg-options b=1"
-        monkeypatch.setenv(stopping.COMMAND, line)
-        expected = "NPROC_PER_NODE=2 python tools/train.py a --set 'x=[1, 2]' --cfg-options b=1 --resume"
-        assert command_to_go_on() == expected
+OLD, XTUNERS = "python tools/train.py a --resume old.pth --set 'x=[1, 2]'", "xtuner train a.py 'b c'"
 
-    def test_xtuners(self, monkeypatch):
-        for name in (*stopping.LAUNCH_VARIABLES, stopping.COMMAND):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr(sys, "argv", ["train.py", "a.py", "--resume=auto", "--seed", "7", "--launcher", "pytorch"])
-        assert command_to_go_on() == "xtuner train a.py --seed 7 --resume auto"
+
+@pytest.mark.parametrize(
+    "started, resumed",
+    [
+        (OLD, f"{OLD} --resume"),  # the last one counts
+        (f"{OLD} --resume", f"{OLD} --resume"),
+        ("", f"{XTUNERS} --resume auto"),
+        (f"{XTUNERS} --resume auto", f"{XTUNERS} --resume auto"),
+    ],
+)
+def test_the_command_that_goes_on_has_one_more_resume(monkeypatch, started, resumed):
+    monkeypatch.setattr(sys, "argv", ["train.py", "a.py", "b c"])
+    assert command_to_go_on({"NPROC_PER_NODE": "2", stopping.COMMAND: started}) == f"NPROC_PER_NODE=2 {resumed}"
 
 
 @pytest.fixture(scope="module")
@@ -194,12 +194,6 @@ def test_a_signal_in_the_last_step_leaves_a_complete_run(toy_base, data, recipe,
     stop = partial(signal_itself, NUM_STEPS, signal.SIGTERM, 0, in_update=True)
     run = train_forked(tmp_path / "run", toy_base, data, prepare=stop, config=recipe, options=options())
     assert run.codes == [0] and (tmp_path / "run" / f"iter_{NUM_STEPS}.pth").exists() and "go on" not in run.output
-
-
-def test_workers_with_threads_leave_signals_to_their_parent(toy_base, data, recipe, tmp_path):
-    threads = {"train_dataloader.num_workers": 1, "train_dataloader.dataset.num_threads": 2}
-    run = train_forked(tmp_path / "run", toy_base, data, config=recipe, options={**options(), **threads})
-    assert run.ok, run.output[-3000:]
 
 
 def test_without_the_optimizer_no_run_goes_on(toy_base, data, recipe, tmp_path):

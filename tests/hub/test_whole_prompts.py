@@ -108,7 +108,6 @@ def test_slow_tokenizers_follow_their_own_rule(legacy, tmp_path):
 
 def test_lengths_count_what_is_cut_off(tokenizer):
     from xtuner_plugins.datasets.plan.measure import _Rows
-    from xtuner_plugins.datasets.text.token_counts import TokenCounter
 
     ours, rows, samples = TextTokenizer(tokenizer), _Rows(0, 12), []
     for row, template in enumerate([*TEMPLATES] * 2):
@@ -116,7 +115,7 @@ def test_lengths_count_what_is_cut_off(tokenizer):
         pieces = split_pieces(record, get_template(template), ours)
         rows.add(row, pieces, [(9, 9)] * num_images, len(record.turns))
         samples.append(encode(record, get_template(template), ours, [0] * num_images, 0))
-    counted = rows.count(TokenCounter(ours))
+    counted = rows.count(ours)
     lengths = [len(sample) - 2 * len(sample.spans) for sample in samples]
     assert counted["text_tokens"].tolist() == lengths
     assert counted["supervised"].tolist() == [(sample.labels != -100).sum() for sample in samples]

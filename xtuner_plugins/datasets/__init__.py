@@ -12,7 +12,6 @@ samplers      order of an epoch                     collate      samples -> batc
 fates         which samples will train              ledger       what was trained, what was left out and why
 bad_samples   policies and fillers                  errors       errors with place and remedy, checks of settings
 base          what a model directory says           cache        files and locks between runs
-handover      transfer of a batch to the training process
 """
 
 from .collate import collate, collate_packed

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import hashlib
-import math
 import os
 import secrets
 import socket
@@ -21,9 +20,7 @@ from .errors import SettingError, out_of_files
 
 CACHE_VARIABLE = "XTUNER_PLUGINS_CACHE"
 DEFAULT_CACHE = "work_dirs/data_index"
-SHARED_FROM = 1 << 14  # bytes; smaller arrays are no files of their own
 HASHED = 1 << 20  # numbers that are widened at a time to be hashed
-CLOCK_STEP = 2_000_000_000  # ns, the coarsest time stamps of any file system
 FIRST_WORD = 5.0  # seconds after which a process that waits for a lock first says so
 LONGEST_SILENCE = 60.0  # most seconds between two such messages
 
@@ -134,66 +131,27 @@ def save(path: Path, content: str | np.ndarray | dict[str, np.ndarray]) -> None:
             elif isinstance(content, dict):
                 np.savez(file, **content)
             else:
-                np.save(file, content)
+                np.save(file, np.ascontiguousarray(content))
 
     with writing(path):
         write_whole(path, write)
 
 
-class MappedArray(np.ndarray):
-    """The array of a .npy file, memory-mapped: processes share its pages and none holds a copy.
-
-    It crosses to other processes as its path, and they map the file themselves. Parts and results cross as copies.
-
-    Attributes:
-        path: of the file; None for parts and results.
-    """
-
-    path: str | None = None
-
-    def __reduce_ex__(self, protocol: int) -> tuple:
-        return super().__reduce_ex__(protocol) if self.path is None else (open_array, (self.path,))
-
-
-def open_array(path: str | os.PathLike) -> MappedArray:
-    """A .npy file as a `MappedArray`; it holds no descriptor, as numpy's own maps do, so that any number can be open.
+def open_array(path: str | os.PathLike) -> np.ndarray:
+    """A .npy file, memory-mapped: forked processes share its pages. It holds no descriptor, as numpy's own maps do.
 
     Raises:
         SettingError: the process may open no more files.
         OSError, ValueError: the file is missing or isn't whole.
     """
     try:
-        with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, is_fortran, dtype = read(file)
-            start, size = file.tell(), os.fstat(file.fileno()).st_size
+        array = np.load(path, mmap_mode="r")
     except OSError as error:
         raise out_of_files(error, SettingError, os.fspath(path)) or error from None
-    if size < start + math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{path} is cut off")
-    content = torch.from_file(os.fspath(path), shared=False, size=size, dtype=torch.uint8).numpy()
+    content = torch.from_file(os.fspath(path), shared=False, size=array.offset + array.nbytes, dtype=torch.uint8)
+    content = content.numpy()[array.offset :]
     content.flags.writeable = False
-    array = np.ndarray(shape, dtype, content, start, order="F" if is_fortran else "C").view(MappedArray)
-    array.path = os.path.abspath(path)
-    return array
-
-
-def share_array(array: np.ndarray, cache_dir: str | os.PathLike) -> np.ndarray:
-    """A large array as a file of the cache, so that processes share it; a small one as it is.
-
-    The file's name is a hash of the array. Where the cache can't be written, every process has its own copy.
-    """
-    if array.nbytes < SHARED_FROM or getattr(array, "path", None) is not None:
-        return array
-    digest = hashlib.blake2b(f"{array.dtype} {array.shape}".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(array).data)  # as `array_hash`, without widening
-    path = Path(cache_dir) / "arrays" / f"{digest.hexdigest()}.npy"
-    with contextlib.suppress(SettingError, OSError):
-        if not path.exists():
-            save(path, array)
-        return open_array(path)
-    return array
+    return content.view(array.dtype).reshape(array.shape)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ from mmengine.registry import FUNCTIONS
 
 from ..hub.constants import IGNORE_INDEX
 from .bad_samples import filler_sample
-from .handover import hand_over
 
 
 @FUNCTIONS.register_module()
@@ -28,7 +27,7 @@ def collate(samples: Sequence[dict], pad_token_id: int = 0, pad_to_multiple_of: 
         num_tiles: int64 `[B]`, tiles of each sample.
         sources: list of 'file:line'.
         datasets: list of the names of their files, '' for a sample without.
-        loss_weights, dropped: where needed (see `hand_over_with_images`).
+        loss_weights, dropped: where needed (see `with_images`).
     """
     kept = kept_samples(samples)
     length = max(len(sample["input_ids"]) for sample in kept)
@@ -43,7 +42,7 @@ def collate(samples: Sequence[dict], pad_token_id: int = 0, pad_to_multiple_of: 
         labels[row, :size] = sample["labels"]
         attention_mask[row, :size] = True
     batch = {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
-    return hand_over_with_images(batch, samples, kept)
+    return with_images(batch, samples, kept)
 
 
 @FUNCTIONS.register_module()
@@ -87,7 +86,7 @@ def collate_packed(samples: Sequence[dict], pad_token_id: int = 0, pad_to: int =
         "cu_seqlens": cu_seqlens.to(torch.int32),
         "max_seqlen": max(segments),
     }
-    return hand_over_with_images(batch, samples, kept)
+    return with_images(batch, samples, kept)
 
 
 def kept_samples(samples: Sequence[dict]) -> list[dict]:
@@ -97,13 +96,13 @@ def kept_samples(samples: Sequence[dict]) -> list[dict]:
     return kept or [filler_sample(samples[0]["tiles"].shape[-1])]
 
 
-def hand_over_with_images(batch: dict, samples: Sequence[dict], kept: list[dict]) -> dict:
-    """Add what every batch has besides ids and labels, and hand it over to the training process.
+def with_images(batch: dict, samples: Sequence[dict], kept: list[dict]) -> dict:
+    """Add what every batch has besides ids and labels.
 
     Only some batches have `loss_weights`, float32 `[samples]` (where one isn't 1), and `dropped` (the samples that were
     left out).
     """
-    batch["tiles"] = [sample["tiles"] for sample in kept]
+    batch["tiles"] = torch.cat([sample["tiles"] for sample in kept])
     batch["num_tiles"] = torch.tensor([sample["num_tiles"] for sample in kept], dtype=torch.int64)
     batch["sources"] = [sample["source"] for sample in kept]
     batch["datasets"] = [sample.get("dataset", "") for sample in kept]
@@ -113,4 +112,4 @@ def hand_over_with_images(batch: dict, samples: Sequence[dict], kept: list[dict]
     dropped = [sample for sample in samples if "dropped" in sample]
     if dropped:
         batch["dropped"] = [{key: value for key, value in sample.items() if key != "tiles"} for sample in dropped]
-    return hand_over(batch)
+    return batch

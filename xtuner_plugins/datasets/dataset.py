@@ -1,8 +1,9 @@
 """The dataset: a mixture of annotation files as one list of samples."""
 
 import logging
+import os
+import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,16 +12,16 @@ import numpy as np
 import torch
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from ..hub.constants import IGNORE_INDEX
+from ..processes import die_with_parent, leave_signals_to_parent
 from ..ranges import REDUCTIONS
 from .bad_samples import FILLER_INDEX, ON_PURPOSE, POLICIES, dropped_sample, filler_sample, read_reject_list
 from .base import read_base
-from .cache import get_cache_dir, share_array
+from .cache import get_cache_dir
 from .errors import DataError, MediaError, RecordError, SettingError, check_choice, check_whole
 from .fates import find_broken, unusable_error
-from .handover import bind_worker
 from .images.augment import Changes
 from .images.media import MAX_PIXELS, MediaSource, image_size, load_image
 from .images.routes import ROUTES, TileSource, from_image, gather_tiles, open_tiles
@@ -34,7 +35,6 @@ from .records.boxes import normalize_boxes
 from .records.records import Medium, Record, parse_record
 from .text.conversation import Encoded, Piece, join_pieces, split_pieces, tokenize_pieces
 from .text.tokens import TextTokenizer
-from .unused import keep_marked, mark_used, remove_unused
 
 
 @DATASETS.register_module()
@@ -70,7 +70,6 @@ class MultimodalDataset(Dataset):
         max_bad_samples: with 'skip', more than this many per epoch over all ranks stop the run.
         num_frames: most frames of a video.
         route: 'pillow' or 'torchvision' (see `routes`).
-        num_threads: threads that open the samples of a batch; 0 opens them one after another.
         max_pixels: larger images are refused.
         cache_dir: where lengths are kept between runs; default: the environment variable XTUNER_PLUGINS_CACHE, or
             `work_dirs/data_index` where it isn't set.
@@ -117,7 +116,6 @@ class MultimodalDataset(Dataset):
         max_bad_samples: int = 100,
         num_frames: int = 8,
         route: str = "pillow",
-        num_threads: int = 0,
         max_pixels: int = MAX_PIXELS,
         cache_dir: str | None = None,
         reject_list: str | None = None,
@@ -147,12 +145,11 @@ class MultimodalDataset(Dataset):
         self.on_bad_sample = check_choice("on_bad_sample", on_bad_sample, POLICIES)
         self.max_bad_samples = check_whole("max_bad_samples", max_bad_samples, 0)
         self.route = check_choice("route", route, ROUTES)
-        self.num_threads = check_whole("num_threads", num_threads, 0)
         self.num_frames = check_whole("num_frames", num_frames, 1)
         self.max_pixels = check_whole("max_pixels", max_pixels, 1)
         self.seed = check_whole("seed", seed, 0)
         self.picks = [
-            _shared(pick_records(len(source.index), source.repeat, self.seed + number), self.cache_dir)
+            pick_records(len(source.index), source.repeat, self.seed + number)
             for number, source in enumerate(self.sources)
         ]
         self.ends = np.cumsum([len(pick) for pick in self.picks])
@@ -160,7 +157,6 @@ class MultimodalDataset(Dataset):
         self._lengths: dict[int, LengthIndex] = {}
         self._plan: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # what `layout` returned
         self._plan_folders: list[Path] = []  # of the lengths behind `_plan`, one per file
-        self._pool: ThreadPoolExecutor | None = None
         self._warned: set[str] = set()  # reasons of the warnings that this process has logged
 
     def keep_images(self) -> None:
@@ -189,7 +185,6 @@ class MultimodalDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         bind_worker()
-        keep_marked()
         if index == FILLER_INDEX:
             return filler_sample(self.tile_size)
         number, row = self.locate(index)
@@ -245,15 +240,6 @@ class MultimodalDataset(Dataset):
             self.sources[number].index.source(row),
         )
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict]:
-        """The samples of a batch, opened by `num_threads` threads (decoding and resizing free the interpreter)."""
-        bind_worker()  # signals are set in the main thread only
-        if not self.num_threads:
-            return [self[index] for index in indices]
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.num_threads)
-        return list(self._pool.map(self.__getitem__, indices))
-
     def _log_first(self, warnings: Sequence[RecordError]) -> None:
         """Log the first warning of each reason in this process; `tools/check_data.py` counts them all."""
         for warning in warnings:
@@ -266,7 +252,7 @@ class MultimodalDataset(Dataset):
                 )
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_pool": None, "_lengths": {}}
+        return self.__dict__ | {"_lengths": {}}
 
     def load(
         self,
@@ -407,9 +393,8 @@ class MultimodalDataset(Dataset):
         Args:
             options: `num_workers` and `progress` of `lengths`.
         """
-        self._plan = tuple(_shared(column, self.cache_dir) for column in self.sizes(**options))
+        self._plan = self.sizes(**options)
         self._plan_folders = [self.lengths(number).directory for number in range(len(self.sources))]
-        remove_unused(self.cache_dir)  # now that all that this run uses is marked
         return self._plan
 
     def sizes(self, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -443,9 +428,17 @@ class MultimodalDataset(Dataset):
         return np.flatnonzero(fates < DROPPED)
 
 
-def _shared(array: np.ndarray, cache_dir: str) -> np.ndarray:
-    """As `share_array`, and the file is in use."""
-    shared = share_array(array, cache_dir)
-    if getattr(shared, "path", None) is not None:
-        mark_used(shared.path)
-    return shared
+_bound_pid: int | None = None  # of the worker that `bind_worker` has bound
+
+
+def bind_worker() -> None:
+    """Make a DataLoader worker end with the training process, and only with it; does nothing elsewhere or again.
+
+    A plain worker checks for its parent only while it waits for work, and never while a queue blocks it.
+    """
+    global _bound_pid
+    if get_worker_info() is not None and _bound_pid != os.getpid():
+        _bound_pid = os.getpid()
+        die_with_parent(watch=True)  # any thread may have started the workers
+        if signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN:  # so it was forked, but PyTorch has taken SIGTERM back
+            leave_signals_to_parent()  # a step that is to be finished needs its batches

@@ -7,7 +7,7 @@ from mmengine.registry import DATASETS, FUNCTIONS
 
 from ..hub.constants import IGNORE_INDEX
 from .bad_samples import FILLER, filler_sample
-from .collate import hand_over_with_images, kept_samples
+from .collate import kept_samples, with_images
 from .dataset import MultimodalDataset
 from .errors import SettingError
 from .records.pairs import parse_pair
@@ -109,7 +109,7 @@ def collate_pairs(samples: Sequence[dict]) -> dict:
     batch["attention_mask"] = torch.ones_like(batch["input_ids"], dtype=torch.bool)
     if all("reference" in sample for sample in kept):
         batch["reference"] = torch.cat([sample["reference"] for sample in kept])
-    return hand_over_with_images(batch, samples, kept)
+    return with_images(batch, samples, kept)
 
 
 def filler_pair(tile_size: int) -> dict:

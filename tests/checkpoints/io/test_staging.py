@@ -251,18 +251,3 @@ print(os.listdir(folder))
     done = as_mounter(code, tmp_path)
     message, left = done.stdout.splitlines()
     assert message.startswith(f"{tmp_path / 'out'} can't be written: the disk is full") and left == "[]", done
-
-
-def test_a_file_is_replaced_only_when_complete(tmp_path):
-    path = tmp_path / "new" / "model.gguf"
-    with staging.staged_file(path, num_bytes=3) as stage:
-        stage.write_text("old")
-    with pytest.raises(RuntimeError):
-        with staging.staged_file(path, num_bytes=3) as stage:
-            stage.write_text("new")
-            raise RuntimeError
-    assert path.read_text() == "old" and names(path.parent) == ["model.gguf"]
-    (path.parent / ".model.gguf.partial-99999999-x").write_text("of a killed run")
-    with staging.staged_file(path, num_bytes=3) as stage:
-        stage.write_text("new")
-    assert path.read_text() == "new" and names(path.parent) == ["model.gguf"]

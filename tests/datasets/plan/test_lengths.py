@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from xtuner_plugins.datasets import MultimodalDataset, RecordError
-from xtuner_plugins.datasets.cache import MappedArray
 from xtuner_plugins.datasets.plan import lengths as lengths_module
 from xtuner_plugins.datasets.plan.lengths import BROKEN, DROPPED, FATES
 
@@ -116,11 +115,6 @@ def test_kept_by_content(settings, monkeypatch, tmp_path):
             MultimodalDataset(**settings | change).layout()
 
 
-def test_arrays_are_memory_mapped(settings):
-    lengths = MultimodalDataset(**settings).lengths(0, num_workers=0)
-    assert all(isinstance(getattr(lengths, name), MappedArray) for name in lengths_module.ARRAYS)
-
-
 def test_processes_count_as_one_does(settings, monkeypatch, tmp_path):
     monkeypatch.setattr(lengths_module, "CHUNK", 7)
     done = []
@@ -181,19 +175,3 @@ def test_the_cache_is_readable_by_whom_the_umask_says(settings):
         os.umask(before)
     modes = {path.stat().st_mode & 0o777 for path in Path(settings["cache_dir"]).rglob("*") if path.is_file()}
     assert modes == {0o644}
-
-
-def test_replaced_arrays_stay_for_runs_that_open_them_later(settings, monkeypatch):
-    """Workers that are started later map the arrays of the plan by their paths."""
-    task = MultimodalDataset(**settings)._measuring(0)
-    first = MultimodalDataset(**settings).lengths(0, num_workers=0)
-    for days, is_there in ((20, True), (40, False)):
-        then = time.time() - days * 86_400
-        os.utime(first.directory, (then, then))
-        lengths_module._build(task, first.directory.parent, 0, lambda done: None)
-        assert first.directory.exists() == is_there
-    opened = MultimodalDataset(**settings).lengths(0, num_workers=0)
-    os.utime(opened.directory, (then, then))
-    MultimodalDataset(**settings).lengths(0, num_workers=0)  # another run opens them
-    lengths_module._build(task, opened.directory.parent, 0, lambda done: None)
-    assert opened.directory.exists()

@@ -1,7 +1,6 @@
 """One pass over the records of a file: what it counts, and what decides the key of the result."""
 
 import json
-import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -80,10 +79,3 @@ def test_the_key_changes_with_everything_that_is_measured(task, tmp_path):
     ]
     assert len(set(different)) == len(different)
     assert key(index=open_records(copied, tmp_path)) == key()  # of the file only its content counts
-
-
-def test_a_task_crosses_to_workers_without_its_counter(task):
-    task.rows(0, 1)
-    again = pickle.loads(pickle.dumps(task))
-    assert "_counter" in vars(task) and "_counter" not in vars(again)
-    assert again.rows(0, 1)["text_tokens"] == task.rows(0, 1)["text_tokens"]

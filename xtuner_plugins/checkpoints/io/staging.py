@@ -127,35 +127,6 @@ def staged_directory(out: Path, config: Mapping, num_bytes: int) -> Iterator[Pat
             shutil.rmtree(stage, ignore_errors=True)
 
 
-@contextmanager
-def staged_file(path: Path, num_bytes: int) -> Iterator[Path]:
-    """Yields a hidden sibling to write into; on a clean exit it is flushed to the disk and becomes ``path``.
-
-    On any error it vanishes, and an existing ``path`` stays as it is.
-
-    Args:
-        path: the file to make; its folder is made if missing.
-        num_bytes: that it will have.
-
-    Raises:
-        CheckpointError: too little free space, or the file system refused something.
-    """
-    _check_disk(path, num_bytes)
-    stage = path.parent / f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(path)
-        yield stage
-        _sync(stage)
-        os.replace(stage, path)
-        _sync(path.parent)
-    except OSError as error:
-        reason = f"the disk is full ({error})" if error.errno in _NO_SPACE else str(error)
-        raise CheckpointError(f"{path} can't be written: {reason}; nothing was changed") from error
-    finally:
-        stage.unlink(missing_ok=True)
-
-
 def _check_disk(out: Path, num_bytes: int) -> None:
     """Raises ``CheckpointError`` when the file system of ``out`` has less than ``num_bytes`` and a margin free."""
     parent = out.parent
@@ -230,7 +201,4 @@ def _remove_stale(out: Path) -> None:
         pid = path.name.removeprefix(prefix).split("-")[0]
         ended = pid.isdigit() and Path("/proc").exists() and not Path("/proc", pid).exists()
         if path.name.startswith(prefix) and ended:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)

@@ -22,7 +22,6 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import MediaError, SettingError, out_of_files
-from .headers import SWAPS_SIDES, jpeg_content, plain_size, read_plain_size
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for decompression bombs (2 x 1 GiB / 4 / 3)
 # Of what a server is sent: Pillow starts Ghostscript for EPS, and rare formats have rarely read decoders.
@@ -40,6 +39,7 @@ ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SWAPS_SIDES = {5, 6, 7, 8}  # orientations under which width and height change places
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 # Brands of ISO base media files (ISO/IEC 23008-12, annex B; AV1 Image File Format, section 6), in bytes 8 to 11
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -263,29 +263,16 @@ def image_size(source: MediaSource, max_pixels: int = MAX_PIXELS) -> tuple[int, 
     Raises:
         MediaError: as `open_image`.
     """
-    size = _size_of_plain(source, max_pixels)
-    if size is not None and size[0] * size[1] <= min(max_pixels, MAX_PIXELS):
-        return size
-    with open_image(source, max_pixels) as image:
-        return _upright_size(image)
-
-
-def _size_of_plain(source: MediaSource, max_pixels: int) -> tuple[int, int] | None:
-    """The size as far as the first bytes tell it; None where the whole image has to be opened."""
-    if not isinstance(source, Blob):
-        return read_plain_size(source)
-    head = source.head()
-    if head is None:
-        return plain_size(source.data)
-    size = plain_size(head)
-    if size is None:
+    head = source.head() if isinstance(source, Blob) else None
+    if head is not None:
         try:
             with _open(io.BytesIO(head), source.name, max_pixels) as image:
                 return _upright_size(image)
         except MediaError as error:
             if error.reason != "image_unreadable":  # otherwise the header may be longer
                 raise
-    return size
+    with open_image(source, max_pixels) as image:
+        return _upright_size(image)
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -312,7 +299,7 @@ def load_reduced(source: MediaSource, max_pixels: int, side: int) -> tuple[Image
         side: pixels that both sides of a reduced image keep.
 
     Returns:
-        The image, upright RGB; its whole (width, height); of a JPEG what decides its pixels (`jpeg_content`).
+        The image, upright RGB; its whole (width, height); of a JPEG its bytes.
 
     Raises:
         MediaError: as `load_image`.
@@ -323,7 +310,7 @@ def load_reduced(source: MediaSource, max_pixels: int, side: int) -> tuple[Image
         if image.format == "JPEG":
             try:
                 image.fp.seek(0)
-                content = bytes([orientation(image)]) + jpeg_content(image.fp.read())
+                content = image.fp.read()
                 image.draft(None, (side, side))
             except Exception as error:
                 raise _media_error(path, error) from None

@@ -33,7 +33,6 @@ from ..cache import locked, open_array, save, text_hash, writing
 from ..images.tiling import DynamicTiling
 from ..stores import Store
 from ..text.tokens import single_threaded_tokenizer
-from ..unused import is_unused, mark_used
 from .budget import FRAME, TileBudget, first_limit
 from .complaints import Complaint, parse_complaints, write_complaints
 from .measure import Measure
@@ -74,11 +73,9 @@ class LengthIndex:
     @classmethod
     def open(cls, directory: Path) -> "LengthIndex | None":
         """The arrays that `meta.json` names; None without that file."""
-        mark_used(directory)
         for _ in range(3):  # another process may replace them meanwhile
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 meta = json.loads((directory / "meta.json").read_text())
-                mark_used(directory / meta["arrays"])
                 arrays = [open_array(directory / meta["arrays"] / f"{name}.npy") for name in ARRAYS]
                 return cls(directory / meta["arrays"], *arrays, meta["reasons"])
         return None
@@ -291,7 +288,6 @@ def measure_chunks(
                 save_part(parts, first, task.rows(first, last))
                 progress(last - first)
     else:
-        _ = task._counter  # made once, to be inherited by the workers
         with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(task, parts)) as pool:
             try:
                 for job in as_completed([pool.submit(_work, first, last) for first, last in missing]):
@@ -347,5 +343,5 @@ def _save(directory: Path, arrays: dict[str, np.ndarray], complaints: list[Compl
     save(folder / "complaints.jsonl", write_complaints(sorted(complaints, key=lambda item: item.row)))
     save(directory / "meta.json", json.dumps({"arrays": folder.name, "reasons": reason_names}))
     for old in directory.glob("arrays-*"):
-        if old != folder and is_unused(old):  # workers of a run that holds them may still be started
+        if old != folder:
             shutil.rmtree(old, ignore_errors=True)

@@ -4,7 +4,6 @@ import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -19,7 +18,6 @@ from ..records.records import Record, parse_record
 from ..stores import Store
 from ..text.conversation import Piece, split_pieces
 from ..text.templates import Template
-from ..text.token_counts import TokenCounter
 from ..text.tokens import TextTokenizer, no_garbage_collection
 from .budget import FRAME
 from .complaints import LINK, STORED, Complaint, stamp_files
@@ -70,7 +68,7 @@ class Measure:
                     self._measure_row(row, rows, [])
                 except DataError:
                     self._complain(row, rows)
-            return rows.count(self._counter)
+            return rows.count(self.tokenizer)
 
     @property
     def store(self) -> Store | None:
@@ -91,13 +89,6 @@ class Measure:
     def _measure_row(self, row: int, rows: "_Rows", paths: list[str]) -> None:
         record, sizes = self._open(row, paths)
         rows.add(row, split_pieces(record, self.template, self.tokenizer), sizes, len(record.turns))
-
-    @cached_property
-    def _counter(self) -> TokenCounter:
-        return TokenCounter(self.tokenizer)
-
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_counter"}
 
     def _open(self, row: int, paths: list[str]) -> tuple[Record, list[tuple[int, int]]]:
         """A record with the sizes of its media; `paths` collects arguments of `stamp_files`."""
@@ -153,14 +144,14 @@ class _Rows:
         self.rows.append((row, len(codes), num_turns, len(sizes)))
         self.sizes += sizes
 
-    def count(self, counter: TokenCounter) -> dict:
+    def count(self, tokenizer: TextTokenizer) -> dict:
         """What `Measure.rows` returns."""
         counts = np.zeros((6, self.num), np.int32)
         if self.rows:
             rows, ends, turns, num_media = np.array(self.rows).T
             starts = np.concatenate([[0], ends[:-1]])
             codes, learned = np.array(self.codes), np.array(self.supervised)
-            of_texts = np.array(counter.count(list(self.texts)) or [0])
+            of_texts = np.array([len(ids) for ids in tokenizer.encode_batch(list(self.texts))] or [0])
             lengths = np.where(codes < 0, -1 - codes, of_texts[np.maximum(codes, 0)]) - self.skipped
             learns = np.flatnonzero(learned)
             answers = learns[np.searchsorted(learns, starts)]  # each record's first supervised piece

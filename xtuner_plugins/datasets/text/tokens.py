@@ -116,14 +116,6 @@ class TextTokenizer(TextRules):
         """As `encode`, for many texts at once, with the tokenizer's own threads."""
         return [encoding.ids for encoding in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def normalize(self, text: str) -> str:
-        """A text in the form that the tokenizer splits."""
-        return text if self._plain.normalizer is None else self._plain.normalizer.normalize_str(text)
-
-    def plain_state(self) -> str:
-        """The tokenizer without its added tokens, as JSON."""
-        return self._plain.to_str()
-
     def decode(self, ids: list[int]) -> str:
         """The text of ids, control tokens included."""
         names = {index: name for name, index in self.ids.items()}

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from ...checkpoints.io.reader import weight_files
 from ...datasets.bad_samples import FILLER
 from ...datasets.cache import content_hash
+from ...datasets.dataset import bind_worker
 from ...datasets.errors import DataError, SettingError
-from ...datasets.handover import bind_worker
 from ...datasets.preference import SEGMENTS_PER_PAIR, PreferenceDataset, collate_pairs, filler_pair
 from ...datasets.reference import ReferenceLogProbs
 from ..loops import TrainingStopped

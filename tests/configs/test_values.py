@@ -1,4 +1,4 @@
-"""Rates, decay, ranks, batches and lengths of every recipe beside a table that was written from the authors' scripts."""
+"""Rates, decay, ranks, batches and lengths of each recipe beside a table made from its authors' scripts."""
 
 import re
 

@@ -193,7 +193,7 @@ def test_memory_segments_grow_on_gpus(started, monkeypatch, gpus, own, expected)
         ("num_workers=abc", "train_dataloader.num_workers='abc': DataLoader takes int"),
         ("pack_tokens=9", "train_dataloader has no 'batch_sampler'"),
         ("max_epochs=0", "max_epochs=0 is no length of a run"),
-        ("lora_rank=0", "lora_rank=0 is no rank"),
+        ("lora_rank=0", "lora_rank=0 is out of range"),
     ],
 )
 def test_settings_that_can_not_be_are_refused_and_nothing_is_written(started, capsys, pair, message):

@@ -38,7 +38,7 @@ def test_a_terminal_gets_whole_names_and_whole_words(columns, run_tool):
     done = run_tool("tools/list_configs.py", "--family", "llava_clip_qwen2_5", env=env)
     text = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
     assert done.returncode == 0 and max(map(len, text.splitlines())) <= columns
-    for words in ("llava_qwen2_5_3b_lora_frozen_projector", "parameters trained", "119,734,272", "hardware"):
+    for words in ("llava_qwen2_5_3b_lora_frozen_projector", "parameters trained", "239,468,544", "hardware"):
         assert words in text, words
     assert ("NPROC_PER_NODE=4 xtuner train" in text) == (columns == 80)
     assert ("start one: python tools/train.py NAME" in text) == (columns == 160)

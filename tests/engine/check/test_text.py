@@ -102,7 +102,7 @@ def test_a_pack_has_room_for_the_largest_image(check):
 
 MISSING = [
     ("finetune_full", "exports/pretrain_mlp", "convert_to_official.py configs/pretrain_mlp.py CHECKPOINT ex"),
-    ("finetune_dpo_lora", "exports/mine", "convert_to_official.py CONFIG CHECKPOINT exports/mine"),
+    ("finetune_lora", "exports/mine", "convert_to_official.py CONFIG CHECKPOINT exports/mine"),
     ("siglip_qwen2_5/siglip_sft_lora", "exports/siglip_pretrain", "configs/siglip_qwen2_5/siglip_pretrain.py"),
     ("toy/toy_finetune_lora", "work_dirs/quickstart/pretrain_mlp", "earlier stage: make quickstart"),
     ("pretrain_mlp", "models/InternViT-300M-Qwen2.5-1.5B", "make it: python tools/build_base_model.py --vision O"),

@@ -110,12 +110,10 @@ def test_no_epoch_goes_on_with_other_data():
     more_ranks.skip_to(before.position())
 
 
-def test_other_samplers_are_iterated_as_they_are():
+def test_other_samplers_are_iterated_as_they_are_and_told_the_epoch():
     iterator = PlanIterator(DataLoader(Numbers(4), batch_size=2, collate_fn=list))
     assert not iterator.plan.is_seekable and take(iterator, 3) == [[0, 1], [2, 3], [0, 1]]
-
-
-def test_other_samplers_are_told_the_epoch():
+    assert iterator.count_steps(2) == 4
     sampler = DistributedSampler(Numbers(6), num_replicas=1, rank=0, seed=1)
     iterator = PlanIterator(DataLoader(Numbers(6), batch_size=3, sampler=sampler, collate_fn=list))
     first, second = take(iterator, 2), take(iterator, 2)
@@ -141,24 +139,14 @@ class Packs(Plan):
         self.num_steps = numbers.__getitem__
 
 
-class TestCountSteps:
-    @staticmethod
-    def packs(*numbers, micro_batches=1):
-        return PlanIterator(DataLoader(Numbers(), batch_sampler=Packs(*numbers)), micro_batches)
-
-    def test_epochs_of_unequal_packs(self):
-        assert self.packs(7, 8, 6).count_steps(2) == 15 and self.packs(7, 8, 6).count_steps(3) == 21
-
-    def test_a_part_of_an_epoch(self):
-        assert self.packs(7, 8, 6).count_steps(0.5) == 4 and self.packs(7, 8, 6).count_steps(1.5) == 11
-
-    def test_steps_of_several_micro_batches_end_with_each_epoch(self):
-        packs = self.packs(7, 8, 6, micro_batches=4)
-        assert (packs.count_steps(1), packs.count_steps(2), packs.count_steps(3)) == (2, 4, 6)
-        assert packs.count_steps(1.5) == 3
-
-    def test_batches(self):
-        assert PlanIterator(DataLoader(Numbers(10), batch_size=3)).count_steps(2) == 8
+@pytest.mark.parametrize(
+    "micro_batches, epochs, steps",
+    [(1, 2, 15), (1, 3, 21), (1, 0.5, 4), (1, 1.5, 11), (4, 1, 2), (4, 2, 4), (4, 3, 6), (4, 1.5, 3)],
+)
+def test_steps_of_epochs_of_unequal_packs(micro_batches, epochs, steps):
+    """Of several micro-batches, the last one ends with its epoch; the last epoch may be a part."""
+    loader = DataLoader(Numbers(), batch_sampler=Packs(7, 8, 6))
+    assert PlanIterator(loader, micro_batches).count_steps(epochs) == steps
 
 
 def test_the_model_is_put_into_training_mode_once_and_after_what_leaves_it(monkeypatch):

@@ -90,36 +90,27 @@ def test_state_of_another_dtype(model):
     assert wrapper.loss_scaler.get_scale() == 4.0
 
 
-@pytest.mark.parametrize("kind", [OptimWrapper, "OptimWrapper", LossScalingOptimWrapper])
-def test_float16_takes_the_scaling_wrapper(kind):
-    assert scaled_wrapper(dict(type=kind), torch.float16)["type"] is LossScalingOptimWrapper
-    assert scaled_wrapper(dict(type=kind), torch.bfloat16)["type"] is kind
+def test_float16_takes_the_scaling_wrapper():
+    for kind in (OptimWrapper, "OptimWrapper", LossScalingOptimWrapper):
+        assert scaled_wrapper(dict(type=kind), torch.float16)["type"] is LossScalingOptimWrapper
+        assert scaled_wrapper(dict(type=kind), torch.bfloat16)["type"] is kind
+    for kind in (AmpOptimWrapper, "AmpOptimWrapper"):
+        with pytest.raises(ValueError, match="set type=OptimWrapper in place of AmpOptimWrapper"):
+            scaled_wrapper(dict(type=kind), torch.float16)
 
 
-@pytest.mark.parametrize("kind", [AmpOptimWrapper, "AmpOptimWrapper"])
-def test_other_wrappers_are_refused(kind):
-    with pytest.raises(ValueError, match="set type=OptimWrapper in place of AmpOptimWrapper"):
-        scaled_wrapper(dict(type=kind), torch.float16)
-
-
-class TestDeepSpeed:
-    AUTO = dict(fp16=dict(enabled="auto", initial_scale_power=16), bf16=dict(enabled="auto"))
-
-    def test_the_dtype_is_the_models(self, monkeypatch):
-        monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)  # many CPUs have none
-        settled = settle_deepspeed_dtype(self.AUTO, torch.float16)
-        assert settled == dict(fp16=dict(enabled=True, initial_scale_power=16), bf16=dict(enabled=False))
-        assert settle_deepspeed_dtype(self.AUTO, torch.bfloat16) == self.AUTO
-
-    @pytest.mark.parametrize("section, value", [("bf16", True), ("fp16", False)])
-    def test_a_file_that_says_otherwise(self, section, value):
+def test_deepspeed_takes_the_dtype_of_the_model(monkeypatch):
+    auto = dict(fp16=dict(enabled="auto", initial_scale_power=16), bf16=dict(enabled="auto"))
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)  # many CPUs have none
+    settled = settle_deepspeed_dtype(auto, torch.float16)
+    assert settled == dict(fp16=dict(enabled=True, initial_scale_power=16), bf16=dict(enabled=False))
+    assert settle_deepspeed_dtype(auto, torch.bfloat16) == auto
+    for section, value in (("bf16", True), ("fp16", False)):
         with pytest.raises(ValueError, match=f"sets {section}.enabled={value}.*float16"):
-            settle_deepspeed_dtype({**self.AUTO, section: dict(enabled=value)}, torch.float16)
-
-    def test_a_device_without(self, monkeypatch):
-        monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: None)
-        with pytest.raises(ValueError, match="leave out --deepspeed"):
-            settle_deepspeed_dtype(self.AUTO, torch.float16)
+            settle_deepspeed_dtype({**auto, section: dict(enabled=value)}, torch.float16)
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: None)
+    with pytest.raises(ValueError, match="leave out --deepspeed"):
+        settle_deepspeed_dtype(auto, torch.float16)
 
 
 def overflow_at_first():

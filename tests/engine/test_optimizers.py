@@ -1,7 +1,5 @@
 """AdamW as the configs build it, others by their names in MMEngine, and which checkpoints each goes on from."""
 
-import copy
-
 import pytest
 import torch
 from mmengine.registry import OPTIMIZERS
@@ -13,48 +11,15 @@ from xtuner_plugins.engine.resume import check_loadable, optimizer_of
 from .forked import train_forked
 from .parallel_case import train, write_dataset
 
-on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-OPTIONS = dict(lr=1e-2, betas=(0.8, 0.95), weight_decay=0.1)
 
-
-def parameters(device="cpu"):
-    generator = torch.Generator().manual_seed(0)
-    return [torch.nn.Parameter(torch.randn(shape, generator=generator).to(device)) for shape in ((40, 40), (8,))]
-
-
-def take_steps(optimizer, params, steps):
-    for step in steps:
-        generator = torch.Generator().manual_seed(step)
-        for parameter in params:
-            parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.device)
-        optimizer.step()
-
-
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
-def test_adamw_is_pytorchs(device):
-    ours, theirs = parameters(device), parameters(device)
-    built = build_adamw(ours, **OPTIONS)
-    take_steps(built, ours, range(3))
-    take_steps(torch.optim.AdamW(theirs, **OPTIONS), theirs, range(3))
-    # The fused kernel rounds in another order: a few units in the last place of a step of lr.
-    for left, right in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(left, right, atol=0 if device == "cpu" else 1e-6, rtol=0)
-    assert describe_optimizer(built) == "AdamW of torch" + (", fused" if device == "cuda" else "")
-
-
-@pytest.mark.parametrize("before, after", [(True, None), (None, True)])
-def test_a_checkpoint_goes_on_fused_or_not(before, after):
-    """PyTorch has the fused kernel on a CPU, too, so a GPU isn't needed for this."""
-    params = parameters()
-    saved = torch.optim.AdamW(params, fused=before, **OPTIONS)
-    take_steps(saved, params, [0])
-    others = [torch.nn.Parameter(p.detach().clone()) for p in params]
-    resumed = torch.optim.AdamW(others, fused=after, **OPTIONS)
-    resumed.load_state_dict(copy.deepcopy(saved.state_dict()))
-    for optimizer, held in ((saved, params), (resumed, others)):
-        take_steps(optimizer, held, [1, 2])
-    for left, right in zip(params, others, strict=True):
-        torch.testing.assert_close(left, right, atol=1e-6, rtol=0)
+@pytest.mark.parametrize("has_gpu, shown", [(False, "AdamW of torch"), (True, "AdamW of torch, fused")])
+def test_adamw_is_fused_where_there_is_a_gpu(monkeypatch, has_gpu, shown):
+    """PyTorch has the fused kernel on a CPU, too."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    options = dict(lr=1e-2, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1)
+    built = build_adamw([torch.nn.Parameter(torch.zeros(1))], **options)
+    assert type(built) is torch.optim.AdamW and describe_optimizer(built) == shown
+    assert {key: built.param_groups[0][key] for key in options} == options
 
 
 @pytest.fixture(scope="module")

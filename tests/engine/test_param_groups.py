@@ -16,135 +16,75 @@ from xtuner_plugins.engine.param_groups import (
 from xtuner_plugins.models import VisionLanguageModel
 
 LR, DECAY = 1e-3, 0.1
-
-
-@pytest.fixture
-def model():
-    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
-    model[0].weight.requires_grad_(False)
-    return model
-
-
-def build(model, **paramwise_cfg):
-    optimizer = dict(type="SGD", lr=0.1, weight_decay=0.5)
-    constructor = GroupedOptimWrapperConstructor(dict(type="OptimWrapper", optimizer=optimizer), paramwise_cfg)
-    return constructor(model).optimizer.param_groups
-
-
-def test_one_group_per_set_of_options(model):
-    groups = build(model, norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys={"2.weight": dict(lr_mult=2.0)})
-    found = {(group["lr"], group["weight_decay"]): {id(p) for p in group["params"]} for group in groups}
-    norm = model[1]
-    assert len(groups) == 2 and found == {
-        (0.1, 0.0): {id(model[0].bias), id(norm.weight), id(norm.bias), id(model[2].bias)},
-        (0.2, 0.5): {id(model[2].weight)},
-    }
-
-
-def test_frozen_parameters_are_in_no_group(model):
-    held = [p for group in build(model) for p in group["params"]]
-    assert len(held) == 5 and all(p.requires_grad for p in held)
-
-
-class Wrapped(nn.Module):
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-
-def test_names_are_those_inside_the_wrapper(model):
-    options = {"custom_keys": {"2.weight": dict(lr_mult=2.0)}}
-    assert sorted(len(g["params"]) for g in build(Wrapped(model), **options)) == [1, 4]
-
-
-def test_what_xtuner_drops_is_restored():
-    cfg = Config(dict(optim_wrapper=dict(optimizer=dict(lr=0.1), paramwise_cfg=dict(norm_decay_mult=0.0))))
-    keep_grouping(cfg)
-    rewritten = dict(type="DeepSpeedOptimWrapper")
-    settle_grouping(rewritten, cfg)
-    assert rewritten["paramwise_cfg"] == {"norm_decay_mult": 0.0}
-    assert rewritten["constructor"] == "GroupedOptimWrapperConstructor"
-
-
-@pytest.mark.parametrize("own, expected", [({}, None), ({"paramwise_cfg": {}, "constructor": "Mine"}, "Mine")])
-def test_without_settings_nothing_is_added(own, expected):
-    cfg = Config(dict(optim_wrapper=dict(optimizer=dict(lr=0.1))))
-    keep_grouping(cfg)
-    settle_grouping(own, cfg)
-    assert own.get("constructor") == expected
+OPTIMIZER = dict(type=AdamW, lr=LR, weight_decay=DECAY)
+STARTS = {"model.vision_model": "visual_encoder", "model.mlp1": "projector", "model.language_model": "lora"}
 
 
 @pytest.fixture(scope="module")
 def vlm(toy_base):
     """Encoder and projector trained whole, the LLM through LoRA."""
+    lora = dict(type=LoraConfig, r=4, lora_alpha=8)
     with torch.device("meta"):
-        return VisionLanguageModel(
-            base=str(toy_base),
-            dtype="float32",
-            freeze_visual_encoder=False,
-            llm_lora=dict(type=LoraConfig, r=4, lora_alpha=8),
-        )
+        return VisionLanguageModel(str(toy_base), dtype="float32", freeze_visual_encoder=False, llm_lora=lora)
 
 
-def optimizer(vlm, **paramwise):
+def build(model, **paramwise):
+    """The groups of the built optimizer."""
+    cfg = ConfigDict(type="OptimWrapper", optimizer=OPTIMIZER)
+    return GroupedOptimWrapperConstructor(cfg, ConfigDict(paramwise))(model).optimizer.param_groups
+
+
+def rates(vlm, **paramwise):
     """{name: (lr, weight decay)} as the built optimizer holds them."""
-    cfg = dict(type="OptimWrapper", optimizer=dict(type=AdamW, lr=LR, weight_decay=DECAY))
-    wrapper = GroupedOptimWrapperConstructor(ConfigDict(cfg), ConfigDict(paramwise))(vlm)
     names = {id(p): name for name, p in vlm.named_parameters()}
-    groups = wrapper.optimizer.param_groups
-    return {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
-
-
-def test_without_rules_all_trainable_parameters_are_one_group(vlm):
-    held = optimizer(vlm)
-    assert set(held) == {name for name, p in vlm.named_parameters() if p.requires_grad}
-    assert set(held.values()) == {(LR, DECAY)}
-
-
-def test_each_part_has_its_own_rate(vlm):
-    held = optimizer(vlm, part_lr=dict(visual_encoder=1e-5, projector=1e-4, lora=3e-5, llm=None))
-    expected = {"model.vision_model": 1e-5, "model.mlp1": 1e-4, "model.language_model": 3e-5}
-    for name, (lr, decay) in held.items():
-        assert lr == pytest.approx(next(rate for start, rate in expected.items() if name.startswith(start))), name
-        assert decay == DECAY
-
-
-def test_b_matrices_learn_faster(vlm):
-    """LoRA+: a ratio of 16, on the adapters' own rate."""
-    held = optimizer(vlm, loraplus_lr_ratio=16, part_lr=dict(lora=3e-5))
-    factors = {
-        kind: {round(lr / 3e-5, 6) for name, (lr, _) in held.items() if kind in name} for kind in ("lora_A", "lora_B")
+    return {
+        names[id(p)]: (each["lr"], each["weight_decay"]) for each in build(vlm, **paramwise) for p in each["params"]
     }
-    assert factors == {"lora_A": {1}, "lora_B": {16}}
-    assert {lr for name, (lr, _) in held.items() if "lora_" not in name} == {LR}
 
 
-def test_planned_rates_name_the_b_matrices(vlm):
-    wrapper = dict(optimizer=dict(type=AdamW, lr=LR), paramwise_cfg=dict(loraplus_lr_ratio=4.0))
-    groups = planned_groups(dict(optim_wrapper=wrapper), vlm)
-    num_b = sum(p.numel() for name, p in vlm.named_parameters() if ".lora_B." in name)
-    assert {lr: count for (lr, _), count in groups.items()}[4 * LR] == num_b
+def of_part(name, found):
+    return found[next(part for start, part in STARTS.items() if name.startswith(start))]
 
 
-def test_layer_decay_falls_from_the_last_block_to_the_embeddings(vlm):
-    held = optimizer(vlm, visual_encoder_layer_decay=0.5, part_lr=dict(visual_encoder=1e-4))
-    blocks = len(vlm.model.vision_model.encoder.layers)
-    for name, (lr, _) in held.items():
-        if name.startswith("model.vision_model.encoder.layers."):
-            index = int(name.split(".")[4])
-            assert lr == pytest.approx(1e-4 * 0.5 ** (blocks - 1 - index)), name
-        elif name.startswith("model.vision_model.embeddings"):
-            assert lr == pytest.approx(1e-4 * 0.5**blocks), name
-        else:
-            assert lr == LR, name
+def below_last_block(name):
+    """0.5 for each block above, of two in the toy encoder."""
+    if not name.startswith("model.vision_model"):
+        return 1
+    return 0.5 ** (1 - int(name.split(".")[4]) if ".layers." in name else 2)
 
 
-def test_norms_and_biases_keep_their_size(vlm):
-    held = optimizer(vlm, decay_norms_and_biases=False)
-    shapes = {name: p.shape for name, p in vlm.named_parameters()}
-    assert {len(shapes[name]) < 2 for name in held} == {True, False}
-    for name, (_, decay) in held.items():
-        assert decay == (0.0 if len(shapes[name]) < 2 else DECAY), name
+PART_LR = dict(visual_encoder=1e-5, projector=1e-4, lora=3e-5, llm=None)
+RULES = [
+    ({}, lambda name, dims: (LR, DECAY)),
+    ({"part_lr": PART_LR}, lambda name, dims: (of_part(name, PART_LR), DECAY)),
+    ({"loraplus_lr_ratio": 16}, lambda name, dims: (LR * (16 if ".lora_B." in name else 1), DECAY)),
+    ({"visual_encoder_layer_decay": 0.5}, lambda name, dims: (LR * below_last_block(name), DECAY)),
+    ({"decay_norms_and_biases": False}, lambda name, dims: (LR, DECAY * (dims > 1))),
+    ({"custom_keys": {"mlp1.1": dict(lr_mult=2.0)}}, lambda name, dims: (LR * (1 + ("mlp1.1" in name)), DECAY)),
+]
+
+
+@pytest.mark.parametrize("rules, expected", RULES, ids=[" ".join(rules) or "none" for rules, _ in RULES])
+def test_every_trainable_parameter_has_the_options_of_its_rule(vlm, rules, expected):
+    """The optimizer's groups, one per set of options, are those that the config plans, inside a wrapper, too."""
+    trained = {name: p for name, p in vlm.named_parameters() if p.requires_grad}
+    held, planned = rates(vlm, **rules), {}
+    assert held.keys() == trained.keys()
+    for name, parameter in trained.items():
+        assert held[name] == pytest.approx(expected(name, parameter.dim())), name
+        planned[held[name]] = planned.get(held[name], 0) + parameter.numel()
+    assert len(build(vlm, **rules)) == len(planned)
+    cfg = dict(optim_wrapper=dict(optimizer=OPTIMIZER, paramwise_cfg=rules))
+    named = f"{GroupedOptimWrapperConstructor.__module__}.{GroupedOptimWrapperConstructor.__qualname__}"
+    for constructor in (None, GroupedOptimWrapperConstructor, "GroupedOptimWrapperConstructor", named):
+        cfg["optim_wrapper"] |= {"constructor": constructor} if constructor else {}
+        assert planned_groups(ConfigDict(cfg), vlm) == pytest.approx(planned)
+
+
+def test_names_are_those_inside_the_wrapper(vlm):
+    wrapped = nn.Module()
+    wrapped.module = vlm
+    assert len(build(wrapped, part_lr=PART_LR)) == 3
 
 
 @pytest.mark.parametrize(
@@ -160,19 +100,26 @@ def test_norms_and_biases_keep_their_size(vlm):
 )
 def test_rules_without_effect_are_refused(vlm, paramwise, message):
     with pytest.raises(ValueError, match=message):
-        optimizer(vlm, **paramwise)
+        rates(vlm, **paramwise)
 
 
-def test_planned_groups_are_the_optimizers(vlm):
-    rules = dict(part_lr=dict(projector=1e-4), decay_norms_and_biases=False)
-    cfg = dict(optim_wrapper=dict(optimizer=dict(type=AdamW, lr=LR, weight_decay=DECAY), paramwise_cfg=rules))
-    sizes = {name: p.numel() for name, p in vlm.named_parameters()}
-    expected = {}
-    for name, key in optimizer(vlm, **rules).items():
-        expected[key] = expected.get(key, 0) + sizes[name]
-    assert planned_groups(ConfigDict(cfg), vlm) == pytest.approx(expected) and len(expected) == 4
-    named = f"{GroupedOptimWrapperConstructor.__module__}.{GroupedOptimWrapperConstructor.__qualname__}"
-    for constructor in (GroupedOptimWrapperConstructor, "GroupedOptimWrapperConstructor", named):
-        cfg["optim_wrapper"]["constructor"] = constructor
-        assert planned_groups(ConfigDict(cfg), vlm) == pytest.approx(expected)
+@pytest.mark.parametrize(
+    "settings, rewritten, constructor",
+    [
+        ({"paramwise_cfg": {"norm_decay_mult": 0.0}}, {}, "GroupedOptimWrapperConstructor"),
+        ({}, {}, None),
+        ({}, {"paramwise_cfg": {}, "constructor": "Mine"}, "Mine"),
+    ],
+)
+def test_what_xtuner_drops_is_restored(settings, rewritten, constructor):
+    cfg = Config(dict(optim_wrapper=dict(optimizer=dict(lr=0.1), **settings)))
+    keep_grouping(cfg)
+    settle_grouping(rewritten, cfg)
+    assert (rewritten.get("constructor"), rewritten.get("paramwise_cfg") or None) == (
+        constructor,
+        settings.get("paramwise_cfg"),
+    )
+
+
+def test_other_constructors_plan_nothing(vlm):
     assert planned_groups(ConfigDict(optim_wrapper=dict(constructor="DefaultOptimWrapperConstructor")), vlm) is None

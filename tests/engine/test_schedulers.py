@@ -25,29 +25,20 @@ def rates(schedulers, steps, lr=1.0):
     return result
 
 
-def test_a_config_warms_up_in_optimizer_steps():
+@pytest.mark.parametrize("name", ["pretrain_mlp", "finetune_dpo_lora"])
+def test_a_config_warms_up_in_optimizer_steps(name):
     """Of 1,000 optimizer steps the config's share leads to its lr, then the rate falls."""
-    schedules = {}
-    for name in ("pretrain_mlp", "finetune_dpo_lora", "toy_pretrain_mlp"):
-        cfg = load_config(name)
-        key = (cfg.optim_wrapper.optimizer.lr, cfg.param_scheduler.warmup_ratio)
-        schedules[key] = plan_schedule([cfg.param_scheduler], steps_per_epoch=1000)
-    for (lr, ratio), schedule in schedules.items():
-        check_warm_up(rates(schedule, 1000, lr), lr, math.ceil(ratio * 1000))
-
-
-def check_warm_up(found, lr, warmup):
+    cfg = load_config(name)
+    lr, warmup = cfg.optim_wrapper.optimizer.lr, math.ceil(cfg.param_scheduler.warmup_ratio * 1000)
+    found = rates(plan_schedule([cfg.param_scheduler], steps_per_epoch=1000), 1000, lr)
     assert 0 < warmup <= 200 and found[0] == pytest.approx(lr / warmup) and found[warmup - 1] == pytest.approx(lr)
     assert all(a < b for a, b in zip(found[: warmup - 1], found[1:warmup], strict=True))
     assert all(a > b for a, b in zip(found[warmup:], found[warmup + 1 :], strict=False)) and found[-1] < lr * 1e-5
 
 
-def test_without_warm_up_the_first_step_has_the_whole_rate():
+def test_a_share_of_0_has_the_whole_rate_at_once_and_one_above_1_is_refused():
     found = rates([dict(type=WarmupCosineLR, by_epoch=False)], 10)
     assert found[0] == 1.0 and found[5] == pytest.approx(0.5)
-
-
-def test_a_ratio_out_of_range_is_refused():
     with pytest.raises(ValueError, match="warmup_ratio=1.5"):
         rates([dict(type=WarmupCosineLR, warmup_ratio=1.5)], 10)
 

@@ -1,21 +1,15 @@
 """A step that is shown is the step that a run trains: under packing, on two ranks, and after a resume."""
 
-import json
-from functools import partial
-from pathlib import Path
-
 import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from xtuner_plugins.checkpoints.work_dir import read_checkpoint
 from xtuner_plugins.datasets import MultimodalDataset, PackBatchSampler, PlanSampler, collate, collate_packed
 from xtuner_plugins.engine.loops import PlanIterator
 from xtuner_plugins.engine.step_batches import micro_batches, take_step
-from xtuner_plugins.settings import ConfigError, complete
+from xtuner_plugins.settings import ConfigError
 
-from .forked import note_sources, train_forked
-from .parallel_case import ROOT, base_and_data, write_dataset
+from .parallel_case import write_dataset
 
 
 @pytest.fixture(scope="module")
@@ -132,32 +126,3 @@ def test_micro_batches():
     assert micro_batches(Config(accumulated)) == 4 and micro_batches(Config(dict(optim_wrapper={}))) == 1
     strategy = dict(config=dict(gradient_accumulation_steps=8))
     assert micro_batches(Config(dict(accumulated, strategy=strategy))) == 8
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "processes"), [("toy_finetune_packed", 2), ("toy_finetune_full", 1)])
-def test_the_same_as_real_runs(toy_base, data, tmp_path, name, processes):
-    """Of a shipped recipe: two ranks with packs; and a run that was resumed in the middle of an epoch."""
-    options = {"train_dataloader.dataset.cache_dir": tmp_path / "cache", "train_cfg.max_epochs": 2}
-    options["default_hooks.checkpoint.interval"] = 2
-    options |= (
-        {"train_dataloader.batch_size": 1, "train_dataloader.batch_sampler.max_tokens": 400} if "packed" in name else {}
-    )
-    case = dict(processes=processes, config=f"configs/toy/{name}.py", prepare=partial(note_sources, tmp_path / "steps"))
-    work_dir = tmp_path / "run"
-    run = train_forked(work_dir, toy_base, data, options={**options, "train_cfg.max_iters": 3}, **case)
-    assert run.ok, run.output[-3000:]
-    run = train_forked(work_dir, toy_base, data, options=options, extra=("--resume",), **case)
-    assert run.ok, run.output[-3000:]
-    cfg = Config.fromfile(ROOT / f"configs/toy/{name}.py", lazy_import=True)
-    cfg.merge_from_dict({**base_and_data(toy_base, data), **options, "train_dataloader.num_workers": 0})
-    if "packed" not in name:
-        cfg.train_dataloader.batch_size = 4
-    complete(cfg)
-    for rank in range(processes):
-        lines = [json.loads(line) for line in Path(f"{tmp_path / 'steps'}.{rank}").read_text().splitlines()]
-        numbers = [line["step"] for line in lines]
-        assert len(numbers) > 5 and numbers[3:5] in ([3, 4], [4, 5])  # it was resumed
-        for line in lines:
-            assert sources(shown(cfg, line["step"], rank=rank, num_ranks=processes, seed=7)) == line["sources"]
-    assert read_checkpoint(sorted(work_dir.glob("iter_*.pth"))[0])["plan"]["cell"] == processes

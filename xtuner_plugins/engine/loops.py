@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmengine._strategy.deepspeed import DeepSpeedStrategy
 from mmengine.dist import get_rank, is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import LOOPS
@@ -334,11 +333,10 @@ def _settle_optimizer(runner) -> int:
 
     The number is taken out of the optimizer wrapper, which would average micro-batches without regard to their tokens.
     """
-    if isinstance(runner.optim_wrapper, dict):
-        settle_grouping(runner.optim_wrapper, runner.cfg)
-        if not isinstance(runner, FlexibleRunner):
-            runner.optim_wrapper = scaled_wrapper(runner.optim_wrapper, getattr(unwrap(runner.model), "dtype", None))
+    if not isinstance(runner.optim_wrapper, dict):
+        return 1
+    settle_grouping(runner.optim_wrapper, runner.cfg)
     if isinstance(runner, FlexibleRunner):
-        is_deepspeed = isinstance(runner.strategy, DeepSpeedStrategy)
-        return runner.strategy.config.get("gradient_accumulation_steps", 1) if is_deepspeed else 1
-    return runner.optim_wrapper.pop("accumulative_counts", 1) if isinstance(runner.optim_wrapper, dict) else 1
+        return runner.strategy.config.get("gradient_accumulation_steps", 1)
+    runner.optim_wrapper = scaled_wrapper(runner.optim_wrapper, getattr(unwrap(runner.model), "dtype", None))
+    return runner.optim_wrapper.pop("accumulative_counts", 1)

@@ -99,7 +99,7 @@ def run_step(model: Any, optim_wrapper: Any, micro_batches: Sequence[dict]) -> d
     """
     network = unwrap(model)
     device = next(network.parameters()).device
-    driver = _driver_of(model, optim_wrapper)
+    driver = (_DeepSpeedDriver if _is_deepspeed(model) else _PlainDriver)(model, optim_wrapper)
     weight = _to_device(sum(batch_weight(batch) for batch in micro_batches), torch.float64, device)
     mean_weight = (sum_over_ranks(weight) / get_world_size()).float()
     num_overflows = 0
@@ -135,10 +135,6 @@ def _to_device(number: float, dtype: torch.dtype, device: torch.device) -> torch
     """A number on the device; a copy that isn't from pinned memory would wait for all that a CUDA device has to do."""
     tensor = torch.tensor(number, dtype=dtype)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def _driver_of(model: Any, optim_wrapper: Any) -> _PlainDriver | _DeepSpeedDriver:
-    return (_DeepSpeedDriver if _is_deepspeed(model) else _PlainDriver)(model, optim_wrapper)
 
 
 def _accumulate(

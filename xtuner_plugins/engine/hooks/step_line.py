@@ -130,9 +130,7 @@ def learning_rates(optimizer: Any, model: nn.Module) -> dict[str, tuple[float, f
         for parameter in members:
             rates.setdefault(kinds[id(parameter)], []).append(group["lr"])
     ranges = {kind: (min(found), max(found)) for kind, found in rates.items()}
-    return (
-        {"": next(iter(ranges.values()))} if len({rate for pair in ranges.values() for rate in pair}) == 1 else ranges
-    )
+    return {"": next(iter(ranges.values()))} if len(set(sum(ranges.values(), ()))) == 1 else ranges
 
 
 class _Heartbeat(threading.Thread):

@@ -9,7 +9,7 @@ import posixpath
 import re
 from urllib.parse import unquote, urlsplit
 
-WILDCARDS = "*?{"
+WILDCARDS = "*?"
 LOCAL_SCHEME = "file"
 # Packages that fsspec needs, by the scheme of a URL, as Python and pip name them; '' where it needs none
 STORE_PACKAGES = {
@@ -88,7 +88,7 @@ def unsigned(url: str) -> str:
 
 
 def is_pattern(path: str) -> bool:
-    """Whether an entry names files by a pattern: `*` and `?` as in a shell, and braces."""
+    """Whether an entry names files by a pattern: `*` and `?` as in a shell."""
     return not is_url(path) and not os.path.exists(path) and any(char in path for char in WILDCARDS)
 
 

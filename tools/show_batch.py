@@ -63,7 +63,7 @@ def show(args: argparse.Namespace) -> None:
 
     from xtuner_plugins.audit.show_batch import describe_batch, write_batch_page
     from xtuner_plugins.checkpoints.work_dir import read_checkpoint
-    from xtuner_plugins.engine.step_batches import take_step
+    from xtuner_plugins.engine.run.step_batches import take_step
 
     checkpoint = read_checkpoint(args.checkpoint) if args.checkpoint else None
     step = take_step(config, args.step, args.rank, args.ranks, args.seed, checkpoint)

@@ -1,4 +1,4 @@
-"""The tool in this process; what it shows is tested in tests/engine/test_step_batches.py."""
+"""The tool in this process; what it shows is tested in tests/engine/run/test_step_batches.py."""
 
 import importlib.util
 import sys

@@ -11,7 +11,7 @@ from xtuner_plugins.datasets import PreferenceDataset, SettingError, collate_pai
 from xtuner_plugins.datasets import reference as reference_module
 from xtuner_plugins.datasets.preference import filler_pair
 from xtuner_plugins.engine import PrecomputedReferenceHook
-from xtuner_plugins.engine.loops import TrainingStopped
+from xtuner_plugins.engine.run.loops import TrainingStopped
 from xtuner_plugins.models import PreferenceModel
 from xtuner_plugins.toy.small_data import write_dataset
 

@@ -18,10 +18,10 @@ from torch import nn
 from ...datasets import MultimodalDataset
 from ...datasets.cache import write_whole
 from ...datasets.figures import file_figures
-from ..loops import planned_loop
-from ..optimizers import describe_optimizer
-from ..param_groups import group_members, num_weights, planned_groups
-from ..steps import unwrap
+from ..run.loops import planned_loop
+from ..run.optimizers import describe_optimizer
+from ..run.param_groups import group_members, num_weights, planned_groups
+from ..run.steps import unwrap
 
 CONTRACT_FILE = "run_contract.json"  # in the work directory
 TITLE = "What this run trains:"

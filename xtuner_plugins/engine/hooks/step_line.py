@@ -16,11 +16,11 @@ from mmengine.registry import HOOKS
 from torch import nn
 
 from ...datasets.bad_samples import FILLER
-from ..errors import peak_gib
-from ..loops import planned_loop
-from ..param_groups import group_members
-from ..progress import progress
-from ..steps import unwrap
+from ..run.loops import planned_loop
+from ..run.param_groups import group_members
+from ..run.steps import unwrap
+from ..watch.errors import peak_gib
+from ..watch.progress import progress
 
 QUIET_S = 30  # seconds without a line, after which one says that the run works
 # What a line shows of a step's figures, in its order; those that are missing aren't shown.

@@ -115,7 +115,7 @@ OTHER_WEIGHTS = "begins with other weights .load_from='iter_3.pth'.*Start once w
     [
         ({"step": 3}, {}, "can only be computed before the first step"),
         ({"load_from": "iter_3.pth"}, {}, OTHER_WEIGHTS),
-        ({}, {"augment": {"color": 0.2}}, "precompute_reference with augment"),
+        ({}, {"jpeg_quality": (75, 100)}, "precompute_reference with jpeg_quality"),
     ],
 )
 def test_what_is_no_reference_is_refused_unless_it_is_there(

@@ -60,7 +60,8 @@ max_tiles train_dataloader.dataset.max_tiles + thumbnail
 max_length train_dataloader.dataset.max_length tokens; 13 tiles take 3328
 loss_reduction train_dataloader.dataset.loss_reduction token, sample or square: how a sample's tokens weigh
 template train_dataloader.dataset.template None: the one that the base names
-augment train_dataloader.dataset.augment e.g. {"jpeg_quality": (75, 100)}; docs/data.md
+jpeg_quality train_dataloader.dataset.jpeg_quality (75, 100) as the official recipe; docs/data.md
+fast_decoding train_dataloader.dataset.fast_decoding True or "auto": faster, a level off here and there
 storage_options train_dataloader.dataset.storage_options options of stores; docs/data.md
 batch_size train_dataloader.batch_size samples of a micro-batch on each GPU
 num_workers train_dataloader.num_workers loading processes of each GPU

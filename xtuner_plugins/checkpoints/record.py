@@ -257,6 +257,21 @@ def compare(
     return [each for each in other if each], notes + differing(then["versions"], now["versions"])
 
 
+def check_form(record: Any, where: str) -> dict[str, Any]:
+    """A record read from a file, as a dict; raises `CheckpointError` where it isn't one."""
+    with contextlib.suppress(KeyError, TypeError, AttributeError):
+        parts = record["base"]["files"], record["settings"]["model"], record["steps"], record["versions"]
+        if all(isinstance(each, Mapping) for each in parts) and isinstance(record["base"]["path"], str):
+            return dict(record)
+    raise CheckpointError(f"{where} holds a record of its run that can't be read")
+
+
+def of_config(cfg: Mapping[str, Any], base: str | Path) -> dict[str, Any]:
+    """What stands in for the record that a checkpoint up to 0.1.0 lacks: the config's model on today's base."""
+    model = plain(cfg["model"], fill=OWN)
+    return {"base": base_facts(base), "data": [], "settings": {"model": model}, "steps": {}, "versions": {}}
+
+
 def require_same_run(then: Any, now: Mapping[str, Any], defaults: Mapping[str, Any], path: str) -> list[str]:
     """Raises where a run would go on from the checkpoint of another one.
 
@@ -273,12 +288,12 @@ def require_same_run(then: Any, now: Mapping[str, Any], defaults: Mapping[str, A
         CheckpointError: One line: what differs, and how to go on.
     """
     anew = f"begin a new run from its weights with --cfg-options load_from={path}"
-    if not isinstance(then, Mapping) or not {"base", "data", "settings", "steps", "versions"} <= then.keys():
+    if then is None:
         raise CheckpointError(
-            f"--resume {path}: holds no record of its run (saved by an earlier version, or the record was removed), so "
+            f"--resume {path}: holds no record of its run (saved up to 0.1.0, or the record was removed), so "
             f"nothing tells whether this is the same run; go on with the version that wrote it, or {anew}"
         )
-    other, notes = compare(then, now, defaults)
+    other, notes = compare(check_form(then, path), now, defaults)
     if other:
         more = f" (and {len(other) - SHOWN} more)" if len(other) > SHOWN else ""
         raise CheckpointError(

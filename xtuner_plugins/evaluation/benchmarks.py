@@ -30,7 +30,7 @@ from ..datasets.cache import get_cache_dir, text_hash
 from ..datasets.errors import DataError, RecordError, SettingError
 from ..datasets.images.media import ImageFolder
 from ..datasets.records.json_index import parse_json
-from ..datasets.records.parquet import write_image
+from ..datasets.records.tables import write_image
 from ..inference.questions import Question, Unusable
 from .items import Item
 from .metrics import Metric, by_group, find_metric

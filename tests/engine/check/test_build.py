@@ -66,7 +66,7 @@ def test_a_config_that_trains_is_built_and_nothing_is_kept(load, monkeypatch):
         (f"{RATES}.visual_encoder", 1e-4, "a learning rate is set for visual_encoder, but nothing of it trains"),
         (f"{DATASET}.template", "nope", f"{DATASET}: unknown conversation template 'nope'"),
         (f"{DATASET}.dataset_settings", [{"max_tiles": 200}], "lower max_tiles to 30 or raise max_length above"),
-        (f"{VALIDATION}.batch_size", 0, f"{VALIDATION}: val_batch_size=0 is no size of a batch"),
+        (f"{VALIDATION}.batch_size", 0, f"{VALIDATION}: val_batch_size=0 is out of range"),
     ],
 )
 def test_a_refusal_names_the_key_of_the_part(load, key, value, message):

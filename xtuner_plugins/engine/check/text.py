@@ -18,7 +18,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ...data_names import GONE_SETTINGS, is_url, names_data, names_images
-from ...families import target_matcher
+from ...families import PARTS, target_matcher
 from ...hub.constants import token_grid
 from ...hub.conversation import get_conv_template
 from ...ranges import (
@@ -166,9 +166,7 @@ def _check_what_trains(model: Mapping[str, Any]) -> None:
     if _place_of(model.get("type"))[1] not in ("VisionLanguageModel", "PreferenceModel"):
         return
     adapters, rows = model.get("llm_lora"), model.get("train_head")
-    thawed = not all(
-        model.get(f"freeze_{part}", part != "projector") for part in ("visual_encoder", "projector", "llm")
-    )
+    thawed = not all(model.get(f"freeze_{part}", row.is_frozen) for part, row in PARTS.items())
     if not (thawed or adapters or rows or model.get("visual_encoder_lora") or model.get("visual_encoder_last_layers")):
         raise ConfigError("model: nothing would train; set model.freeze_projector=False, or give model.llm_lora")
     if model.get("llm_quantization") and not (adapters or rows):

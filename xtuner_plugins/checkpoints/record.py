@@ -164,12 +164,19 @@ def settings_of(cfg: Mapping[str, Any], *, deepspeed: bool = False) -> dict[str,
     wrapper = {**cfg["optim_wrapper"], **(cfg.get("optim_wrapper_grouping") or {})}
     clip = (wrapper.get("clip_grad") or {}).get("max_norm") or (1.0 if deepspeed else None)
     wrapper["clip_grad"] = {"max_norm": strategy.get("gradient_clipping", clip)}
+    parts = {key: loader[key] for key in LOADER if loader.get(key)}
+    parts["dataset"] = _counting(parts["dataset"], "train_dataloader.dataset")
     return {
-        "model": cfg["model"],
-        "train_dataloader": {key: loader[key] for key in LOADER if loader.get(key)},
+        "model": _counting(cfg["model"], "model"),
+        "train_dataloader": parts,
         "optim_wrapper": {key: wrapper[key] for key in WRAPPER if wrapper.get(key)},
         "param_scheduler": cfg.get("param_scheduler"),
     }
+
+
+def _counting(settings: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """Without what is neutral: a record tells nobody where data lie, nor the keys of a store."""
+    return {key: value for key, value in settings.items() if f"{part}.{key}" not in NEUTRAL}
 
 
 def make(
@@ -213,10 +220,10 @@ def flat(value: Any, key: str = "") -> dict[str, Any]:
 
 
 def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """``KEY was A and is B`` for each leaf that differs and isn't neutral."""
+    """``KEY was A and is B`` for each leaf that differs."""
     then, now = flat(then), flat(now)
     keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
-    return [f"{key} was {then.get(key)!r} and is {now.get(key)!r}" for key in keys if not key.startswith(NEUTRAL)]
+    return [f"{key} was {then.get(key)!r} and is {now.get(key)!r}" for key in keys]
 
 
 def base_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
@@ -272,7 +279,7 @@ def check_form(record: Any, where: str) -> dict[str, Any]:
 
 def of_config(cfg: Mapping[str, Any], base: str | Path) -> dict[str, Any]:
     """What stands in for the record that a checkpoint up to 0.1.0 lacks: the config's model on today's base."""
-    model = plain(cfg["model"], fill=OWN)
+    model = plain(_counting(cfg["model"], "model"), fill=OWN)
     return {"base": base_facts(base), "data": [], "settings": {"model": model}, "steps": {}, "versions": {}}
 
 

@@ -11,7 +11,6 @@ A checkpoint holds what was trained, under ``model.`` + the official name::
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -104,10 +103,9 @@ class TrainedPlan:
         for layer, parts in self.adapters.items():
             part, _, inner = layer.partition(".")
             config = self.lora_configs[part]
-            weight, bias = result[f"{layer}.weight"], result.get(f"{layer}.bias")
-            result[f"{layer}.weight"] = merge.merged_weight(weight, parts, config, inner, bias=bias)
+            result[f"{layer}.weight"] = merge.MergedWeight(result[f"{layer}.weight"], parts, config, inner)
             if "lora_B.bias" in parts:
-                result[f"{layer}.bias"] = merge.merged_bias(bias, parts, config, inner, weight)
+                result[f"{layer}.bias"] = merge.merged_bias(result[f"{layer}.bias"], parts, config, inner)
         for layer, (rows, indices) in self.token_rows.items():
             result[f"{layer}.weight"] = token_rows.laid(result[f"{layer}.weight"], rows, indices, f"{layer}.weight")
         return result
@@ -310,7 +308,7 @@ def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
                 f"the config trains {part} with model.{lora_setting}, but {path} holds no LoRA tensor of it; give the "
                 "config that it was trained with"
             )
-        named = getattr(plan.lora_configs.get(part), "trainable_token_indices", None)
+        named = configured and plan.lora_configs[part].trainable_token_indices
         if named and not any(name.startswith(part + ".") for name in plan.token_rows):
             raise CheckpointError(
                 f"the config trains rows of {part} (trainable_token_indices of model.{lora_setting}), but {path} holds "
@@ -349,7 +347,7 @@ def attach_adapters(model, plan: TrainedPlan) -> None:
         rows = {name.partition(".")[2]: held for name, held in plan.token_rows.items() if name.startswith(part + ".")}
         root = model.get_submodule(part)
         if layers:
-            config = copy.copy(merge.full_config(plan.lora_configs[part]))
+            config = merge.full_config(plan.lora_configs[part])
             config.target_modules, config.exclude_modules = sorted(layers), None
             config.layers_to_transform = config.modules_to_save = config.trainable_token_indices = None
             config.init_lora_weights = False

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 from ... import preprocessing
@@ -85,7 +84,7 @@ def export_adapter(
 
 
 def _peft_config(plan: trained.TrainedPlan, part: str, layers: list[str]) -> dict:
-    config = copy.copy(merge.full_config(plan.lora_configs[part]))
+    config = merge.full_config(plan.lora_configs[part])
     config.target_modules, config.base_model_name_or_path = layers, str(plan.view.directory)
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
     config.modules_to_save = None  # whole tensors are in REPLACED

@@ -24,7 +24,7 @@ from xtuner_plugins.datasets.errors import DataError
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.datasets.images.video import expand_videos
 from xtuner_plugins.datasets.plan.budget import SHARING, TileBudget, truncate
-from xtuner_plugins.datasets.plan.measure import _Rows
+from xtuner_plugins.datasets.plan.measure import count_pieces
 from xtuner_plugins.datasets.plan.packing import pack_samples
 from xtuner_plugins.datasets.records.boxes import normalize_boxes
 from xtuner_plugins.datasets.records.json_index import parse_json
@@ -138,10 +138,7 @@ def run_case(rng: random.Random, tokenizer: TextTokenizer) -> tuple[int, int, li
 def check_together(good: list[tuple[int, int, list[Piece]]], tokenizer: TextTokenizer, seed: int) -> None:
     """Measure and pack the samples of some cases."""
     lengths, texts, pieces = zip(*good, strict=True)
-    rows = _Rows(0, len(good))
-    for row, own in enumerate(pieces):
-        rows.add(row, own, [], 2)
-    assert rows.count(tokenizer)["text_tokens"].tolist() == list(texts)
+    assert count_pieces(pieces, tokenizer)[:, 0].tolist() == list(texts)
     tokens = np.minimum(lengths, 4096)
     packs = pack_samples(np.arange(len(good)), tokens, tokens // 100, max_tokens=4096, seed=seed)
     assert sorted(packs.order.tolist()) == list(range(len(good))) and packs.tokens.max() <= 4096

@@ -349,7 +349,7 @@ class MultimodalDataset(Dataset):
     def is_measured(self) -> bool:
         """Whether the lengths of every file are in the cache."""
         tasks = map(self._measuring, range(len(self.sources)))
-        return all(LengthIndex.open(Path(self.cache_dir) / task.key(self.cache_dir)) for task in tasks)
+        return all(LengthIndex.open(Path(self.cache_dir) / task.key()) for task in tasks)
 
     def _measuring(self, number: int) -> Measure:
         source = self.sources[number]

@@ -22,13 +22,12 @@ from tqdm import trange
 
 from xtuner_plugins.datasets.errors import DataError
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
-from xtuner_plugins.datasets.images.video import expand_videos
 from xtuner_plugins.datasets.plan.budget import SHARING, TileBudget, truncate
 from xtuner_plugins.datasets.plan.measure import count_pieces
 from xtuner_plugins.datasets.plan.packing import pack_samples
 from xtuner_plugins.datasets.records.boxes import normalize_boxes
 from xtuner_plugins.datasets.records.json_index import parse_json
-from xtuner_plugins.datasets.records.records import parse_record
+from xtuner_plugins.datasets.records.records import expand_videos, parse_record
 from xtuner_plugins.datasets.text.conversation import Piece, encode, split_pieces
 from xtuner_plugins.datasets.text.templates import get_template
 from xtuner_plugins.datasets.text.tokens import TextTokenizer

@@ -10,10 +10,10 @@ from ..cache import text_hash
 from ..errors import DataError, MediaError, RecordError
 from ..images.media import ImageFolder, image_size
 from ..images.stored import StoreImages
-from ..images.video import expand_videos, probe_video
+from ..images.video import probe_video
 from ..records.boxes import normalize_boxes
 from ..records.opening import RecordSource
-from ..records.records import Record, parse_record
+from ..records.records import Record, expand_videos, parse_record
 from ..text.conversation import Piece, split_pieces
 from ..text.templates import Template
 from ..text.tokens import TextTokenizer, no_garbage_collection

@@ -221,7 +221,8 @@ def test_images_in_memory_are_those_of_files(tmp_path):
     blob = Blob("x.tar/a.png", path.read_bytes())
     assert np.array_equal(load_image(blob), load_image(path)) and image_size(blob) == image_size(path)
     unknown = r"can't be decoded \(it begins as no known image does\); fetch"
-    for data, problem in ((b"", "an empty file"), (b"GIF89a broken", "can't be decoded"), (b"<html>", unknown)):
+    empty = r"can't be decoded \(an empty file\); fetch"
+    for data, problem in ((b"", empty), (b"GIF89a broken", "can't be decoded"), (b"<html>", unknown)):
         with pytest.raises(MediaError, match=f"^x.tar/a.png: {problem}") as caught:
             load_image(Blob("x.tar/a.png", data))
         assert "0x" not in str(caught.value)

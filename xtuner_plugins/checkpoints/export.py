@@ -58,7 +58,7 @@ class Job:
 
 
 def prepare(
-    config: str | Path,
+    config: str | Path | None,
     checkpoint: str | Path,
     *,
     format: str | None = None,
@@ -71,8 +71,8 @@ def prepare(
     By default names, shapes, dtypes and config are the base's; adapters are merged in fp32 and cast once.
 
     Args:
-        config: the training config, which names base and adapters; its file, or read already.
-        checkpoint: MMEngine ``.pth``, DeepSpeed directory (ZeRO 0 to 3) or PEFT adapter.
+        config: the training config, its file or read already; None for a checkpoint with a record.
+        checkpoint: MMEngine ``.pth``, DeepSpeed directory (ZeRO 0 to 3) or exported adapter.
         format: ``official``, ``hf`` (transformers' own InternVL), ``llava`` (its Llava); None keeps the base's.
         dtype: of all weights; None keeps the base's, tensor by tensor.
         template: conversation template, if the training used several.
@@ -94,7 +94,8 @@ def prepare(
     draft = make_draft(view, tensors, format=format, dtype=dtype)
     shared = plan.preprocessing and preprocessing.sharing_note(plan.preprocessing)
     draft.notes = plan.notes + draft.notes + ([shared] if shared else [])
-    sources = {"base": _model_source(view), "checkpoint": (opened.path, opened.files), "config": (file, [file])}
+    sources = {"base": _model_source(view), "checkpoint": (opened.path, opened.files)}
+    sources |= {"config": (file, [file])} if file else {}
     facts = {
         "kind": opened.kind,
         **{k: v for k, v in opened.details.items() if isinstance(v, (int, str))},
@@ -204,7 +205,9 @@ def write(
     }
 
 
-def export(config: str | Path, checkpoint: str | Path, out: str | Path, *, format=None, dtype=None, **options) -> dict:
+def export(
+    config: str | Path | None, checkpoint: str | Path, out: str | Path, *, format=None, dtype=None, **options
+) -> dict:
     """`prepare`, then `write`, whose options and result these are."""
     choices = {key: options.pop(key) for key in ("template", "max_tiles") if key in options}
     return write(prepare(config, checkpoint, format=format, dtype=dtype, **choices), out, **options)

@@ -266,10 +266,8 @@ class TestAnswers:
 def test_a_wrong_merge(job, tmp_path, monkeypatch):
     """Writer and lay-over share the merge; the other formula sees a bug in it, and so do the logits."""
 
-    def merged_weight(base, parts, config, layer, **options):
-        return Cast(base, torch.float32)  # forgets the adapter
-
-    monkeypatch.setattr(trained.merge, "merged_weight", merged_weight)
+    forgets = lambda base, parts, config, layer: Cast(base, torch.float32)  # noqa: E731
+    monkeypatch.setattr(trained.merge, "MergedWeight", forgets)
     held = job(SETTINGS["lora"])
     export.write(held, tmp_path / "out")
     with pytest.raises(CheckpointError, match="verification failed: .*not base . scale x B A"):

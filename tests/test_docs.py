@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import xtuner_plugins
+from xtuner_plugins.cli.xtp import find_tool
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
@@ -41,10 +42,12 @@ def test_tools_take_the_options_that_the_pages_show(run_tool):
     shown: dict[str, set[str]] = {}
     for page in PAGES:
         for line in code_lines(page):
-            tool = re.search(r"python (tools/\w+\.py)", line)
+            tool = re.search(r"(?:python tools/(\w+)\.py|^xtp ([\w-]+))", line)
             if tool:
-                shown.setdefault(tool[1], set()).update(re.findall(r"(?<=\s)--[a-z][\w-]*", line))
-    assert {"tools/build_base_model.py", "tools/convert_to_official.py"} <= set(shown)
+                shown.setdefault(find_tool(tool[1] or tool[2]).relative_to(ROOT).as_posix(), set()).update(
+                    re.findall(r"(?<=\s)--[a-z][\w-]*", line)
+                )
+    assert {"tools/evaluate.py", "tools/convert_to_official.py"} <= set(shown)
     for tool, options in shown.items():
         help_text = run_tool(tool, "--help").stdout
         assert "usage:" in help_text, f"{tool} --help shows no usage"

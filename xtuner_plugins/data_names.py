@@ -23,6 +23,8 @@ STORE_PACKAGES = {
 HIDDEN = "***"  # stands for credentials in what messages show of a URL
 # Settings of data that went, and what to do instead
 GONE_SETTINGS = {
+    "augment": "write jpeg_quality=(75, 100); images are no longer cropped or recolored in training",
+    "route": "write fast_decoding: False for pillow (the default), True or 'auto' for torchvision",
     "backend_args": "write fsspec's options as storage_options; mount another store, or save LMDB as Parquet",
     "store_timeout": "leave it out: a read is tried four times, 60 s each",
     "image_cache_gib": "leave it out: images in stores are read each time; copy them to a disk to keep them",

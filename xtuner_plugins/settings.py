@@ -60,7 +60,8 @@ max_tiles train_dataloader.dataset.max_tiles + thumbnail
 max_length train_dataloader.dataset.max_length tokens; 13 tiles take 3328
 loss_reduction train_dataloader.dataset.loss_reduction token, sample or square: how a sample's tokens weigh
 template train_dataloader.dataset.template None: the one that the base names
-augment train_dataloader.dataset.augment e.g. {"jpeg_quality": (75, 100)}; docs/data.md
+jpeg_quality train_dataloader.dataset.jpeg_quality (75, 100) as the official recipe; docs/data.md
+fast_decoding train_dataloader.dataset.fast_decoding True or "auto": faster, a level off here and there
 storage_options train_dataloader.dataset.storage_options options of stores; docs/data.md
 batch_size train_dataloader.batch_size samples of a micro-batch on each GPU
 num_workers train_dataloader.num_workers loading processes of each GPU
@@ -158,7 +159,7 @@ def find_config(name: str) -> str:
         path = str(known[name])
         return os.path.relpath(path) if path.startswith(os.getcwd() + os.sep) else path
     close = difflib.get_close_matches(Path(name).stem, known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "tools/list_configs.py lists those of configs/"
+    hint = f"did you mean {' or '.join(close)}?" if close else "xtp configs lists them"
     raise ConfigError(f"config {name} does not exist; {hint}")
 
 
@@ -178,7 +179,7 @@ def labels_of(path: str | Path) -> dict[str, str]:
 def add_config_options(parser: argparse.ArgumentParser, cfg_options: bool = True) -> None:
     """Adds ``--set`` and ``--cfg-options`` to a tool's arguments; both may be given several times (`parse_words`)."""
     several = {"nargs": "+", "action": "extend", "default": []}
-    say = "other values for settings, e.g. lr=5e-5 data_paths=a.jsonl,b.jsonl; print_config.py lists them"
+    say = "other values for settings, e.g. lr=5e-5 data_paths=a.jsonl,b.jsonl; `xtp configs NAME` lists them"
     parser.add_argument("--set", **several, metavar="NAME=VALUE", help=say)
     if cfg_options:
         say = "other values for keys of the runner, e.g. train_cfg.max_iters=100 or "

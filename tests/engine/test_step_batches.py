@@ -118,7 +118,7 @@ def test_changed_images_are_those_of_the_run(config, monkeypatch, packed):
     """In both epochs, whose changes differ."""
     cfg = config(packed)
     plain = shown(cfg, 1).batches[0]["tiles"]
-    cfg.train_dataloader.dataset.augment = dict(color=0.6, crop=0.6, jpeg_quality=(5, 20))
+    cfg.train_dataloader.dataset.jpeg_quality = (5, 20)
     expected = steps_of_a_run(cfg, monkeypatch, 1, 2, of="tiles")
     for number, (wanted, _) in enumerate(expected, 1):
         changed = shown(cfg, number, rank=1, num_ranks=2).batches

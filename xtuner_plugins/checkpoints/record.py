@@ -43,7 +43,7 @@ WRAPPER = ("optimizer", "paramwise_cfg", "clip_grad")
 _NEUTRAL = {
     "model": "base gradient_checkpointing visual_encoder_checkpointing compile_blocks row_multiple",
     "train_dataloader.dataset": "base data_paths image_folders repeat_times dataset_settings storage_options cache_dir "
-    "num_threads reject_list on_bad_sample max_bad_samples template min_tiles max_tiles use_thumbnail augment",
+    "reject_list on_bad_sample max_bad_samples template min_tiles max_tiles use_thumbnail jpeg_quality",
 }
 NEUTRAL = tuple(f"{part}.{name}" for part, names in _NEUTRAL.items() for name in names.split())
 SHOWN = 3  # differences in one line
@@ -94,7 +94,11 @@ def data_facts(dataset: Any) -> list[dict[str, Any]]:
             "rejected": sorted(map(int, rejected)),
         }
         weights = {"repeat": source.repeat, "loss_weight": source.loss_weight, "records": len(source.index)}
-        shapes = {"template": source.template.name, "tiling": repr(source.tiling), "augment": repr(source.augment)}
+        shapes = {
+            "template": source.template.name,
+            "tiling": repr(source.tiling),
+            "jpeg_quality": repr(source.jpeg_quality),
+        }
         facts.append({"name": source.name, **own, **weights, **shapes})
     return facts
 

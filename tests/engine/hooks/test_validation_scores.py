@@ -98,7 +98,7 @@ def test_the_line_names_files_and_what_is_left_out():
 
 def test_all_settings_but_those_of_training_alone_are_the_training_s():
     training = dict(type="D", base="b", data_paths=["a"], image_folders=["i"], repeat_times=[2], max_tiles=6)
-    training |= dict(dataset_settings=[{}], reject_list="r", augment={"color": 0.2})
+    training |= dict(dataset_settings=[{}], reject_list="r", jpeg_quality=(75, 100))
     assert validation_dataset(training, ["v"], None) == dict(
         type="D", base="b", max_tiles=6, data_paths=["v"], image_folders=None
     )

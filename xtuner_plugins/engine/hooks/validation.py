@@ -40,7 +40,7 @@ class ValidationHook(Hook):
     Args:
         interval: Optimizer steps between two validations.
         data_paths: Annotation files. Everything else about the data is as in ``train_dataloader.dataset``, except
-            ``repeat_times``, ``dataset_settings``, ``reject_list`` and ``augment``.
+            ``repeat_times``, ``dataset_settings``, ``reject_list`` and ``jpeg_quality``.
         image_folders: As `MultimodalDataset`.
         batch_size: Samples and questions that a rank takes at a time.
         benchmarks: Files as `tools/evaluate.py` takes, answered and scored; questions without answers are answered.

@@ -22,7 +22,7 @@ from ...models.losses import sum_over_ranks, supervised_per_sample
 
 # Settings of the training data alone: which records are taken, how often, and how images are changed at random. All
 # others hold for validation, too.
-OF_TRAINING = ("data_paths", "image_folders", "repeat_times", "dataset_settings", "reject_list", "augment")
+OF_TRAINING = ("data_paths", "image_folders", "repeat_times", "dataset_settings", "reject_list", "jpeg_quality")
 
 
 def validation_dataset(

@@ -57,7 +57,7 @@ test-release: $(READY)  ## before a release: whole examples, true sizes, other t
 test-gpu: $(READY)  ## what needs a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
-notebooks: $(READY)  ## execute notebooks/ and write their outputs, in both languages (some minutes)
+notebooks: $(READY)  ## execute notebooks/ and write their outputs (some minutes)
 	@$(BIN)/python notebooks/execute.py $(ARGS)
 
 lint: $(READY)  ## ruff, with undefined names on

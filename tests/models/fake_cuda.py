@@ -39,7 +39,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "qwen2": {**LLMS["Qwen2.5-1.5B"].config, "vocab_size": 151_674},
     "qwen3": {**LLMS["Qwen3-1.7B"].config, "vocab_size": 151_936},
     "internlm2": {**LLMS["InternLM2.5-1.8B"].config, "vocab_size": 92_553},
-    "llama": {**LLMS["Llama-3-8B"].config, "vocab_size": 128_265},
+    "llama": {**LLMS["InternLM2.5-7B"].config, "vocab_size": 128_265},
     "mistral": {**MISTRAL, "model_type": "mistral", "vocab_size": 32_009},
     "phi3": {**LLMS["Phi-3-mini"].config, "vocab_size": 32_020},
     # With dense blocks: transformers' loop over experts asks the device which of them have tokens.

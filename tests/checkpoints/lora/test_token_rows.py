@@ -1,16 +1,16 @@
 """Rows of single tokens (PEFT's ``trainable_token_indices``): what PEFT merges to the bit, however they arrive."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.checkpoints.training import LORA, chat_inputs, logits, make_model, save_pth, training_inputs, write_config
 from xtuner_plugins.checkpoints.assembly.base import build_base
-from xtuner_plugins.checkpoints.assembly.extract import extract
 from xtuner_plugins.checkpoints.export import export
 from xtuner_plugins.checkpoints.io.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.io.tensors import MemoryTensor
@@ -49,10 +49,18 @@ def peft_model(directory, **options):
     return model
 
 
+def write_bare_llm(base, out):
+    shutil.copytree(base, out)
+    write_json(out / "config.json", read_json(base / "config.json")["llm_config"])
+    held, prefix = load_file(base / "model.safetensors"), "language_model."
+    held = {k.removeprefix(prefix): t for k, t in held.items() if k.startswith(prefix)}
+    save_file(held, out / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize("choice", CHOICES)
 def test_equals_peft(choice, base, tmp_path):
     """An adapter of the bare language model, exported over the base, against ``merge_and_unload``."""
-    extract(base, "llm", tmp_path / "llm")
+    write_bare_llm(base, tmp_path / "llm")
     model = peft_model(tmp_path / "llm", trainable_token_indices=CHOICES[choice])
     model.save_pretrained(tmp_path / "adapter")
     export(write_config(tmp_path / "c.py", base), tmp_path / "adapter", tmp_path / "out")
@@ -87,7 +95,7 @@ def test_tied(tmp_path):
     write_json(path, {**json.loads(path.read_text()), "base_model_name_or_path": "some/model"})
     with pytest.raises(CheckpointError, match="some/model is not here to say whether its head is the same"):
         export(config, tmp_path / "adapter", tmp_path / "unclear")
-    extract(tmp_path / "base", "llm", tmp_path / "untied")
+    write_bare_llm(tmp_path / "base", tmp_path / "untied")
     write_json(path, {**json.loads(path.read_text()), "base_model_name_or_path": str(tmp_path / "untied")})
     export(config, tmp_path / "adapter", tmp_path / "untied-out")
     again, before = (load_file(tmp_path / n / "model.safetensors") for n in ("untied-out", "base"))

@@ -28,8 +28,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from xtuner_plugins.datasets import MultimodalDataset, collate
-from xtuner_plugins.datasets.images.media import MAX_PIXELS
-from xtuner_plugins.datasets.images.routes import ROUTES, open_tiles
+from xtuner_plugins.datasets.images.tiles import MODES, open_tiles
 from xtuner_plugins.datasets.plan.packing import arrange, efficiency, pack_samples
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.samplers import PlanSampler
@@ -39,26 +38,20 @@ from xtuner_plugins.datasets.text.tokens import TextTokenizer
 
 
 def bench_images(folder: Path, args: argparse.Namespace) -> None:
-    """From files to what crosses, `again` times over."""
-    paths, published, again = INPUTS[args.inputs](folder), Published(), 4
-
-    def ours(route):
-        return [open_tiles(path, RULE, route, MAX_PIXELS) for path in paths for _ in range(again)]
-
-    compare(
-        f"images, one core ({len(paths)} files, {again} times)",
-        lambda: [published(path) for path in paths for _ in range(again)],
-        {route: lambda route=route: ours(route) for route in ROUTES},
-        args.rounds,
-        clock=time.process_time,
-    )
-    moved = {"peer": again * sum(published(path).nbytes for path in paths)}
-    for route in ROUTES:
-        moved[route] = sum(item.tiles.nbytes for item in ours(route))
-    print(
-        "  bytes sent: "
-        + ", ".join(f"{key} {value / 2**20:.0f} MiB ({value / moved['peer']:.0%})" for key, value in moved.items())
-    )
+    """From files to what crosses, `again` times over; of the four kinds, each alone."""
+    published, again = Published(), 4
+    groups = {args.inputs: INPUTS[args.inputs](folder)}
+    if args.inputs == "kinds":
+        groups = {Path(path).name: [path] for path in groups["kinds"]}
+    for name, paths in groups.items():
+        work = [path for path in paths for _ in range(again)]
+        compare(
+            f"images, one core: {name} ({len(paths)} files, {again} times)",
+            lambda work=work: [published(path) for path in work],
+            {str(fast): lambda fast=fast, work=work: [open_tiles(path, RULE, fast) for path in work] for fast in MODES},
+            args.rounds,
+            clock=time.process_time,
+        )
 
 
 class PeerDataset(Dataset):
@@ -73,7 +66,7 @@ class PeerDataset(Dataset):
 
 
 def bench_loader(folder: Path, args: argparse.Namespace, warm_up: int = 12) -> None:
-    """Two workers through the real dataset and collate; threads in this process, or in one worker, beside them.
+    """Two workers through the real dataset and collate.
 
     Samples a second once the processes run and their queues are full, from one batch leaving the loader to the last
     one; and the processors' seconds of all processes, their start included, which a busy machine doesn't change much.
@@ -96,14 +89,10 @@ def bench_loader(folder: Path, args: argparse.Namespace, warm_up: int = 12) -> N
     def loader(dataset, num_workers, collate_fn):
         return DataLoader(dataset, batch_size=size, num_workers=num_workers, collate_fn=collate_fn)
 
-    def ours(route, num_workers, num_threads):
-        dataset = MultimodalDataset(base, str(folder / "data.jsonl"), route=route, num_threads=num_threads)
-        return loader(dataset, num_workers, collate)
-
     makers = {"peer": loader(PeerDataset([record["image"] for record in records]), 2, torch.cat)}
-    makers |= {f"{route}, 2 workers": ours(route, 2, 0) for route in ROUTES}
-    makers |= {f"{route}, 1 worker, 2 threads": ours(route, 1, 2) for route in ROUTES}
-    makers |= {f"{route}, 2 threads": ours(route, 0, 2) for route in ROUTES}
+    for fast in MODES:
+        dataset = MultimodalDataset(base, str(folder / "data.jsonl"), fast_decoding=fast)
+        makers[f"{fast}, 2 workers"] = loader(dataset, 2, collate)
     rates, busy = {name: [] for name in makers}, {name: [] for name in makers}
     for _ in range(args.rounds):
         for name, batches in makers.items():

@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works from a checkout that isn't installed
 
-from xtuner_plugins.evaluation.data_sets import open_data_sets  # noqa: E402
+from xtuner_plugins.evaluation.benchmarks import open_data_sets  # noqa: E402
 from xtuner_plugins.inference.batch_answers import answer_batch, lengths_of, plan_batches  # noqa: E402
 from xtuner_plugins.inference.opening import open_session  # noqa: E402
 

@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 from benchmarks.fake_gpu import LiveBytes, fake_gpu, run_backward  # noqa: E402
 from benchmarks.random_model import build_random, config_of  # noqa: E402
 from xtuner_plugins.engine.runtime import _build_no_cpu_op  # noqa: E402
-from xtuner_plugins.families import encoder_family, llm_family  # noqa: E402
+from xtuner_plugins.families import families_of  # noqa: E402
 from xtuner_plugins.models import attention  # noqa: E402
 from xtuner_plugins.models.rows import Row  # noqa: E402
 from xtuner_plugins.planning import activations as act  # noqa: E402
@@ -134,11 +134,9 @@ def _materialize(model: nn.Module, dtype: torch.dtype | None) -> None:
 
 def _pack(model: nn.Module, part: str) -> None:
     """Linear layers of a part hold bytes instead of weights, which each product unpacks, as bitsandbytes' do."""
-    config = model.model.config
-    encoder, llm = encoder_family(config.vision_config.to_dict()), llm_family(config.llm_config.to_dict())
-    names = encoder.lora_targets if part == "visual_encoder" else llm.packed_linears
+    names = families_of(model.model.config.to_dict())[part].packed_linears
     for name, module in model.parts()[part].named_modules():
-        if isinstance(module, nn.Linear) and name.removesuffix(".base_layer").endswith(tuple(names)):
+        if isinstance(module, nn.Linear) and name.removesuffix(".base_layer").endswith(names):
             weights, module.shape = module.weight.numel(), module.weight.shape
             scales = weights // 64 + FLOAT * (weights // (64 * 256))
             module.weight = None

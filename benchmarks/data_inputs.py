@@ -139,4 +139,32 @@ class Published:
         return torch.stack([self.transform(crop) for crop in crops])
 
 
-INPUTS = {"jpegs": make_images, "others": make_other_images}
+def make_kinds(folder: Path) -> list[str]:
+    """A photograph of the web, a screen in PNG, a turned photograph of 12 MP with a sensor's noise, and gray scans."""
+    import numpy as np
+    from skimage import data
+
+    def photo(size: tuple[int, int], noise: float) -> Image.Image:
+        pixels = np.asarray(Image.fromarray(data.coffee()).resize(size, Image.Resampling.BICUBIC))
+        return Image.fromarray(
+            (pixels + np.random.default_rng(0).normal(0, noise, pixels.shape)).clip(0, 255).astype("u1")
+        )
+
+    screen = np.full((1080, 1920, 3), 245, np.uint8)
+    screen[:80], screen[80:, :300] = (32, 44, 68), (225, 229, 236)
+    text = np.asarray(Image.fromarray(data.text()).resize((760, 300)))[..., None]
+    for top in range(120, 780, 320):
+        screen[top : top + 300, 340:1100] = screen[top : top + 300, 1130:1890] = text
+    page = Image.fromarray(data.page()).resize((1654, 2339), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo((640, 480), 3.0).save(folder / "web.jpg", quality=85)
+    Image.fromarray(screen).save(folder / "screen.png")
+    photo((4032, 3024), 3.0).save(folder / "phone.jpg", quality=90)
+    photo((4032, 3024), 3.0).save(folder / "phone-turned.jpg", quality=90, exif=exif)
+    page.save(folder / "scan.jpg", quality=85)
+    page.save(folder / "scan.png")
+    return [str(path) for path in sorted(folder.glob("*.*g"))]
+
+
+INPUTS = {"jpegs": make_images, "others": make_other_images, "kinds": make_kinds}

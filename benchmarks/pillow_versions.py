@@ -21,7 +21,6 @@ TESTS = (
     "tests/datasets/images/test_tiling.py",
     "tests/datasets/images/test_media.py",
     "tests/datasets/images/test_decoding.py",
-    "tests/datasets/images/test_routes.py",
 )
 
 

@@ -6,7 +6,7 @@ from unittest import mock
 
 import torch
 
-from xtuner_plugins.families import encoder_family, llm_family
+from xtuner_plugins.families import PARTS, families_of
 from xtuner_plugins.hub.configuration_internvl_chat import InternVLChatConfig
 from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel
 from xtuner_plugins.models import vlm
@@ -40,12 +40,9 @@ def build_random(config, settings, dtype: str, device: torch.device) -> vlm.Visi
             model = InternVLChatModel(config)
         finally:
             torch.set_default_dtype(default)
-        names = {
-            "visual_encoder": ("vision_model", encoder_family(config.vision_config.to_dict()).lora_targets),
-            "llm": ("language_model", llm_family(config.llm_config.to_dict()).packed_linears),
-        }
+        families = families_of(config.to_dict())
         for part, options in quantized.items():
-            pack = linear_quantizer(*names[part], options, dtype)
+            pack = linear_quantizer(PARTS[part].attribute, families[part].packed_linears, options, dtype)
             for name in [name for name, _ in model.named_modules()]:
                 pack(model, name)
         return model, None

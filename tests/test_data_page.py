@@ -14,7 +14,6 @@ from PIL import Image
 
 from xtuner_plugins.audit.check import PlainFiles
 from xtuner_plugins.datasets import MultimodalDataset, PackBatchSampler, PlanSampler, RecordError, collate_packed
-from xtuner_plugins.datasets.images.augment import Augmentation
 from xtuner_plugins.datasets.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,9 +110,7 @@ def test_the_error_is_the_one_shown(tmp_path):
 
 def test_mixtures_are_built_as_shown(project, monkeypatch):
     monkeypatch.chdir(project)
-    mixture, changes, plan = blocks(language="python")
-    exec(changes, names := {})
-    assert Augmentation.of(names["augment"]) == Augmentation((75, 100), 0.2, 0.9)
+    mixture, plan = blocks(language="python")
     names = {"MultimodalDataset": MultimodalDataset}
     exec(mixture, names)
     settings = names["train_dataloader"]["dataset"]

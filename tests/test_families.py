@@ -1,11 +1,21 @@
 """The table of families: rows are complete, agree with transformers, and an unknown family is named with the known."""
 
+import inspect
+
 import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING
 
-from xtuner_plugins.families import ENCODER_FAMILIES, LLM_FAMILIES, UnknownFamilyError, encoder_family, llm_family
+from xtuner_plugins.families import (
+    ENCODER_FAMILIES,
+    LLM_FAMILIES,
+    PARTS,
+    UnknownFamilyError,
+    encoder_family,
+    llm_family,
+)
 from xtuner_plugins.hub import InternVisionConfig, get_conv_template
+from xtuner_plugins.models import VisionLanguageModel
 
 
 @pytest.mark.parametrize("row", LLM_FAMILIES.values(), ids=LLM_FAMILIES)
@@ -29,6 +39,11 @@ def test_families_are_found_by_type_architecture_and_whole_model():
     assert llm_family({"model_type": "phi3"}).template == "phi3-chat"
     assert encoder_family({"model_type": "clip"}) is encoder_family({"model_type": "clip_vision_model"})
     assert encoder_family({"architectures": ["InternVisionModel"]}).is_intern_vit
+
+
+def test_parts_are_frozen_as_the_model_freezes_them():
+    said = inspect.signature(VisionLanguageModel).parameters
+    assert all(said[f"freeze_{name}"].default == part.is_frozen for name, part in PARTS.items())
 
 
 def test_unknown_families_name_the_known_ones():

@@ -134,9 +134,12 @@ def test_values_of_the_command_line(text, value):
     "word, message",
     [
         ("lr", "--set lr: takes KEY=VALUE pairs"),
-        ("augment={crop: 1.5}", "names stand without quotes, or it is no literal; write a Python literal in quotes"),
-        ('augment={"crop": 1.5', "'{' was never closed; write"),
-        ("augment=dict(crop=1.5)", "no literal; write"),
+        (
+            "jpeg_quality={crop: 1.5}",
+            "names stand without quotes, or it is no literal; write a Python literal in quotes",
+        ),
+        ('jpeg_quality={"crop": 1.5', "'{' was never closed; write"),
+        ("jpeg_quality=dict(crop=1.5)", "no literal; write"),
         ("betas=[(1,2]", "its brackets don't match; write"),
     ],
 )
@@ -153,12 +156,16 @@ def test_set_and_cfg_options_change_one_key():
 
 
 def test_a_dict_takes_the_place_of_the_value():
-    changes = {f"{DATA}.augment": {"crop": 0.5}, "optim_wrapper.clip_grad": {"max_norm": 2}, "custom_hooks.1": {"a": 2}}
+    changes = {
+        f"{DATA}.jpeg_quality": {"crop": 0.5},
+        "optim_wrapper.clip_grad": {"max_norm": 2},
+        "custom_hooks.1": {"a": 2},
+    }
     cfg = read_config(LORA, {**changes, "custom_hooks.0.mine": 1})
-    assert cfg.train_dataloader.dataset.augment == {"crop": 0.5} and cfg.optim_wrapper.clip_grad == {"max_norm": 2}
+    assert cfg.train_dataloader.dataset.jpeg_quality == {"crop": 0.5} and cfg.optim_wrapper.clip_grad == {"max_norm": 2}
     assert cfg.custom_hooks[0].mine == 1 and cfg.custom_hooks[1] == {"a": 2}
-    changes[f"{DATA}.augment.crop"] = 0.25
-    assert read_config(LORA, changes).train_dataloader.dataset.augment == {"crop": 0.25}
+    changes[f"{DATA}.jpeg_quality.crop"] = 0.25
+    assert read_config(LORA, changes).train_dataloader.dataset.jpeg_quality == {"crop": 0.25}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +175,10 @@ def test_a_dict_takes_the_place_of_the_value():
         ("panel", "panel: nothing reads 'panel'; give the questions as a file to val_benchmarks"),
         ("max_tile", "nothing reads 'max_tile'; did you mean max_tiles?"),
         ("modle.base", "nothing reads 'modle'; did you mean 'model'?"),
-        (f"{DATA}.augment.crop", f"{DATA} has no 'augment'; give all of it: {DATA}.augment='{{...}}'"),
+        (
+            f"{DATA}.jpeg_quality.crop",
+            f"{DATA} has no 'jpeg_quality'; give all of it: {DATA}.jpeg_quality='{{...}}'",
+        ),
         (f"{DATA}.max_tiles.x.y", f"{DATA}.max_tiles is 12 and has no 'x.y'; give all of it: {DATA}.max_tiles=..."),
         (f"{DATA}.data_paths.5", f"{DATA}.data_paths is a list of 1, which has no '5'; give an index, from 0 on"),
         ("train_dataloader.datset.max_tiles", "train_dataloader has no 'datset'; did you mean 'dataset'?"),

@@ -1,14 +1,18 @@
-"""Measures a model on benchmark files, or on one's own questions with answers.
+"""Answers questions of files or about a folder of images, and measures the answers where the right ones are known.
 
     python tools/evaluate.py exports/mine --data MMBench_DEV_EN.tsv POPE.tsv --out results/mine
-    python tools/evaluate.py exports/mine --data own.jsonl --images photos --metric exact_match --out results/mine
+    python tools/evaluate.py work_dirs/finetune_lora --data own.jsonl --images photos --out results/lora
     python tools/evaluate.py finetune_lora work_dirs/finetune_lora/iter_1000.pth --data own.jsonl --out results/lora
-    python tools/evaluate.py work_dirs/finetune_lora --data own.jsonl --out results/lora --processes 2
+    python tools/evaluate.py exports/mine --data photos --prompt "What is written on the sign?" --out answers
+    python tools/evaluate.py --compare results/before results/after --html comparison.html
 
-A line of one's own file is {"image": "a.jpg", "question": "...", "answer": "..."}; docs/evaluation.md lists the known
-benchmarks and metrics. Answers are appended to OUT/answers.jsonl as they come. The same command goes on with a run that
-was stopped or killed, and asks nothing twice; a folder that other weights, data or settings began is refused. At the
-end OUT holds results.json, items.jsonl (each question with its score) and report.html.
+A line of one's own file is {"image": "a.jpg", "question": "...", "answer": "..."}; docs/evaluation.md lists metrics and
+known benchmarks. Answers are appended to OUT/answers.jsonl as they come. The same command goes on with a run that was
+stopped or killed, and asks nothing twice; a folder that other weights, data or settings began is refused. At the end
+OUT holds results.json, items.jsonl (each question with its answer and score) and report.html.
+
+--compare takes two folders of results on the same questions: both scores, the difference with its 95 % interval and its
+p-value, how many questions each answers better, and which settings differ.
 
 Exit status: 0 when every question was answered; 1 when some could not be asked or measured, or the model or the data
 can't be used; 2 for a wrong command line; 130 after Ctrl-C.
@@ -20,53 +24,58 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
+from xtuner_plugins.cli.shared import add_answers, add_model, at_least, finish, make_parser, opening_of  # noqa: E402
+
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="model directory, training config or work directory")
-    parser.add_argument("checkpoint", nargs="?", help="training checkpoint, with a config or a work directory")
-    parser.add_argument("--data", metavar="FILE", nargs="+", required=True, help="benchmark files, or one's own")
-    parser.add_argument("--images", metavar="FOLDER", help="where the images are (default: beside each file)")
+    parser = make_parser(__doc__)
+    add_model(parser, optional=True)
+    parser.add_argument("--data", metavar="FILE", nargs="+", help="files of questions, or folders of images")
+    parser.add_argument("--images", metavar="DIR", help="where images of files are (default: beside each file)")
     parser.add_argument("--metric", help="for all files (default: that of each benchmark)")
-    parser.add_argument("--kind", help="benchmark that the files are of (default: found out)")
-    parser.add_argument(
-        "--prompt", help="around each question, such as '{question} Answer briefly.' (default: the benchmark's)"
+    prompt = (
+        "around each question, such as '{question} Answer briefly.'; without {question} it is what images are asked"
     )
-    parser.add_argument("--out", metavar="DIR", required=True, help="folder of answers and results")
-    parser.add_argument("--limit", type=int, help="only the first questions of each file, for a quick look")
-    parser.add_argument("--batch-size", type=int, default=8, help="questions per batch (default 8)")
-    parser.add_argument("--processes", type=int, default=1, help="each with a model of its own (default 1)")
-    parser.add_argument("--max-tiles", type=int, help="most tiles per image (default: the model's)")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer (default 512)")
-    parser.add_argument("--template", help="of a checkpoint that was trained with several")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default auto)")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default auto)")
+    parser.add_argument("--prompt", help=prompt)
+    parser.add_argument("--out", metavar="DIR", help="folder of answers and results")
+    parser.add_argument("--limit", type=at_least(1), help="only the first questions of each file, for a quick look")
+    parser.add_argument("--batch-size", type=at_least(1), default=8, help="questions per batch (default 8)")
+    parser.add_argument("--processes", type=at_least(1), default=1, help="each with a model of its own (default 1)")
+    add_answers(parser)
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="compare two folders of results instead")
+    parser.add_argument("--html", metavar="FILE", help="with --compare: a page with the answers that differ")
+    parser.add_argument("--json", metavar="FILE", help="with --compare: the numbers")
     args = parser.parse_args(argv)
-    for name in ("limit", "batch_size", "processes", "max_tiles", "max_new_tokens"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} {value}: give at least 1")
+    if bool(args.compare) == bool(args.model) or not args.compare and not (args.data and args.out):
+        parser.error("give MODEL --data FILE --out DIR, or --compare A B")
+    if not args.compare and (args.html or args.json):
+        parser.error("--html and --json go with --compare; OUT holds report.html and results.json")
     return args
 
 
-def main(argv=None) -> int:
-    args = parse_args(argv)
-    try:
-        return run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-    except RuntimeError as error:
-        if "out of memory" not in str(error):
-            raise
-        text = str(error) if "--processes" in str(error) else "out of memory; try a smaller --batch-size or --max-tiles"
-        print(f"error: {text}. Answers so far are in {args.out}; the same command goes on", file=sys.stderr)
-    except KeyboardInterrupt:
-        print(f"\nstopped; answers so far are in {args.out}; the same command goes on", file=sys.stderr)
-        return 130
-    return 1
+def compare(args: argparse.Namespace) -> None:
+    from xtuner_plugins.evaluation.results import aligned, read_results
+
+    one, other = map(read_results, args.compare)
+    import json
+
+    from xtuner_plugins.evaluation.compare import compare, comparison_table, differences
+    from xtuner_plugins.evaluation.page import write_comparison
+    from xtuner_plugins.inference.chat import printable
+
+    compared = compare(one, other)
+    found = {name: each.as_json() for name, each in compared.items()}
+    others = differences(one[0], other[0])
+    print(printable("\n".join([aligned(comparison_table(found)), *(f"differs: {each}" for each in others)])))
+    if args.json:
+        models = {"a": one[0]["model"], "b": other[0]["model"], "differences": others}
+        text = json.dumps({**models, "datasets": found}, indent=2, ensure_ascii=False) + "\n"
+        Path(args.json).write_text(text, encoding="utf-8")
+    if args.html:
+        write_comparison(args.html, [one[0], other[0]], compared)
 
 
-def run(args: argparse.Namespace) -> int:
+def evaluate(args: argparse.Namespace) -> int:
     from xtuner_plugins.processes import quiet_imports
 
     quiet_imports()
@@ -75,9 +84,9 @@ def run(args: argparse.Namespace) -> int:
     source = find_source(args.model, args.checkpoint)
     from tqdm import tqdm
 
-    from xtuner_plugins.evaluation.data_sets import open_data_sets
-    from xtuner_plugins.evaluation.evaluation import Evaluation
-    from xtuner_plugins.evaluation.table import table
+    from xtuner_plugins.evaluation.benchmarks import open_data_sets
+    from xtuner_plugins.evaluation.results import aligned, table
+    from xtuner_plugins.evaluation.run import Evaluation
     from xtuner_plugins.inference.batch_answers import Job
     from xtuner_plugins.inference.chat import printable
     from xtuner_plugins.inference.questions import Unusable
@@ -85,23 +94,31 @@ def run(args: argparse.Namespace) -> int:
     def leave_out(name: str, each: Unusable) -> None:
         tqdm.write(printable(f"left out of {name}: {each.message}"), file=sys.stderr)
 
-    files = {name: getattr(args, name) for name in ("metric", "kind", "prompt", "images", "limit")}
+    files = {name: getattr(args, name) for name in ("metric", "prompt", "images", "limit")}
     data_sets = open_data_sets(args.data, **files)
     for data_set in data_sets:
         for each in data_set.left_out:
             leave_out(data_set.name, each)
-    opening = {"device": args.device, "dtype": args.dtype, "max_tiles": args.max_tiles, "template": args.template}
     generation = {"max_new_tokens": args.max_new_tokens}
-    job = Job(args.model, args.checkpoint, opening, generation, args.batch_size, args.processes, prepare=quiet_imports)
+    sizes = (args.batch_size, args.processes)
+    job = Job(args.model, args.checkpoint, opening_of(args), generation, *sizes, prepare=quiet_imports)
     with Evaluation(source, job, data_sets, args.out, limit=args.limit) as evaluation:
-        with tqdm(total=evaluation.num_left, unit="question", desc="answering", disable=None) as bar:
+        with tqdm(total=len(evaluation.unanswered), unit="question", desc="answering", disable=None) as bar:
             for question, answer in evaluation.answer():
                 if isinstance(answer, Unusable):
                     leave_out(question.id.partition("/")[0], answer)
                 bar.update()
         results = evaluation.finish()
-    print(printable(f"{table(results['datasets'])}\n\nresults are in {args.out}"))
-    return 1 if any(each.left_out for each in data_sets) else 0
+    print(printable(f"{aligned(table(results['datasets']))}\n\nresults are in {args.out}"))
+    return int(any(each.left_out for each in data_sets))
+
+
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    if args.compare:
+        return finish(lambda: compare(args))
+    so_far = f"; answers so far are in {args.out}, and the same command goes on"
+    return finish(lambda: evaluate(args), smaller="--batch-size or --max-tiles", so_far=so_far)
 
 
 if __name__ == "__main__":

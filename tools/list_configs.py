@@ -5,7 +5,6 @@ python tools/list_configs.py --family toy --stage finetune
 """
 
 import argparse
-import re
 import signal
 import sys
 from pathlib import Path
@@ -30,14 +29,11 @@ def planned(name: str, launch: str) -> dict[str, str]:
     """What a config trains and what each GPU needs at its launch line; dashes where nobody knows the base."""
     from xtuner_plugins.planning.memory import GIB
     from xtuner_plugins.planning.plan import plan_config
-    from xtuner_plugins.planning.strategies import from_deepspeed, plain
-    from xtuner_plugins.settings import read_deepspeed
+    from xtuner_plugins.planning.strategies import launched, strategy_named
 
-    processes, deepspeed = re.search(r"NPROC_PER_NODE=(\d+)", launch), re.search(r"--deepspeed (\S+)", launch)
-    gpus = int(processes[1]) if processes else 1
-    strategy = from_deepspeed(deepspeed[1], read_deepspeed(deepspeed[1]), gpus) if deepspeed else plain(gpus)
+    gpus, deepspeed = launched(launch)
     try:
-        plan = plan_config(read_config(name)._to_lazy_dict(), strategy)
+        plan = plan_config(read_config(name)._to_lazy_dict(), strategy_named(deepspeed, gpus))
     except ValueError:
         return dict.fromkeys(FIGURES, "-")
     return {TRAINED: f"{plan.job.trained:,}", MEMORY: f"{plan.memory.total / GIB:.0f}"}

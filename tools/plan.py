@@ -12,7 +12,6 @@ planned.
 import argparse
 import json
 import math
-import re
 import signal
 import sys
 from dataclasses import asdict
@@ -22,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 
 from xtuner_plugins.planning.hardware import GPUS, UTILIZATION  # noqa: E402
 from xtuner_plugins.planning.memory import GIB, plan_memory  # noqa: E402
-from xtuner_plugins.planning.strategies import obstacle, strategy_named  # noqa: E402
+from xtuner_plugins.planning.strategies import launched, obstacle, strategy_named  # noqa: E402
 from xtuner_plugins.settings import (  # noqa: E402
     SETTINGS,
     add_config_options,
@@ -30,7 +29,6 @@ from xtuner_plugins.settings import (  # noqa: E402
     labels_of,
     parse_words,
     read_config,
-    validation_settings,
     value_at,
 )
 
@@ -70,10 +68,9 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def settle_launch(args: argparse.Namespace, launch: str) -> None:
     """Takes what isn't given from the config's launch line."""
-    processes, deepspeed = re.search(r"NPROC_PER_NODE=(\d+)", launch), re.search(r"--deepspeed[ =](\S+)", launch)
-    args.gpus = args.gpus or int(processes[1] if processes else 1)
-    given = args.deepspeed or (deepspeed[1] if deepspeed else "none")
-    args.deepspeed = None if given == "none" else given
+    gpus, deepspeed = launched(launch)
+    args.gpus = args.gpus or gpus
+    args.deepspeed = None if args.deepspeed == "none" else args.deepspeed or deepspeed
 
 
 def main(argv=None) -> int:
@@ -112,30 +109,14 @@ def run(args: argparse.Namespace) -> int:
 
     lines = advise(values, planned.memory, available, memory_of)
     took = planned.seconds(GPUS[args.gpu].teraflops, args.mfu)
-    validating = validation_time(args, planned, validation_settings(config._to_lazy_dict()))
     if args.json:
-        print(json.dumps(as_json(args, planned, available, others, lines, took, validating), indent=2))
+        print(json.dumps(as_json(args, planned, available, others, lines, took), indent=2))
     else:
-        print_plan(args, planned, available, others, lines, took, validating)
+        print_plan(args, planned, available, others, lines, took)
     return int(planned.memory.total > available)
 
 
-def validation_time(args, planned, validation: dict) -> float | None:
-    """Seconds of all validations; None without data to validate on."""
-    paths = validation.get("data_paths")
-    if not paths:
-        return None
-    from xtuner_plugins.datasets.cache import get_cache_dir
-    from xtuner_plugins.datasets.meta_file import expand_metas
-    from xtuner_plugins.datasets.records.opening import open_records
-
-    paths = expand_metas(paths)[0]
-    paths = [paths] if isinstance(paths, str) else paths
-    num_samples = sum(len(open_records(path, get_cache_dir())) for path in paths)
-    return planned.validation_seconds(num_samples, validation["interval"], GPUS[args.gpu].teraflops, args.mfu)
-
-
-def as_json(args, planned, available, others, lines, took, validating) -> dict:
+def as_json(args, planned, available, others, lines, took) -> dict:
     """The whole plan; memory in bytes, times in seconds."""
     return {
         "config": args.config,
@@ -163,11 +144,10 @@ def as_json(args, planned, available, others, lines, took, validating) -> dict:
         "gpu": args.gpu,
         "mfu": args.mfu,
         "seconds": took,
-        "validation_seconds": validating,
     }
 
 
-def print_plan(args, planned, available, others, lines, took, validating) -> None:
+def print_plan(args, planned, available, others, lines, took) -> None:
     """The whole plan as tables and sentences."""
     from xtuner_plugins.planning import report
 
@@ -179,13 +159,11 @@ def print_plan(args, planned, available, others, lines, took, validating) -> Non
         report.memory_table(planned.memory, planned.strategy, available),
         report.strategies_table(others, available),
     )
-    kept = (report.gib(planned.kept(recompute)) for recompute in (False, True))
     holding = [gpu for gpu in GPUS.values() if planned.memory.fits(gpu.memory * GIB)]
     least = min((gpu.memory for gpu in holding), default=0)
     smallest = ", ".join(gpu.name for gpu in holding if gpu.memory == least)
     report.show(
         f"smallest cards that hold it: {smallest} ({least} GB)" if holding else "no card holds it",
-        "activations kept for the backward pass: {} GiB without recomputation, {} GiB with it".format(*kept),
         *lines,
         report.work_table(planned.work, planned.samples_per_step),
         lengths.source,
@@ -194,9 +172,8 @@ def print_plan(args, planned, available, others, lines, took, validating) -> Non
         report.show("no time: nobody has counted the samples; give --samples, or run tools/check_data.py first")
         return
     speed = f"{args.gpus} x {args.gpu} ({GPUS[args.gpu].teraflops:g} TFLOPS each) at {args.mfu:.0%} of their peak"
-    report.show(f"{planned.steps:,} steps, {planned.samples:,} samples: {report.duration(took)} on {speed}")
-    if validating is not None:
-        report.show(f"validation, besides: {report.duration(validating)}, without the answers to benchmarks")
+    samples = planned.steps * planned.samples_per_step
+    report.show(f"{planned.steps:,} steps, {samples:,} samples: {report.duration(took)} on {speed}")
 
 
 if __name__ == "__main__":

@@ -66,13 +66,13 @@ def show(args: argparse.Namespace) -> None:
     from xtuner_plugins.engine.step_batches import take_step
 
     checkpoint = read_checkpoint(args.checkpoint) if args.checkpoint else None
-    step = take_step(config, args.step, rank=args.rank, num_ranks=args.ranks, seed=args.seed, checkpoint=checkpoint)
-    print(f"{step.describe()}; rank {args.rank} of {args.ranks}")
+    step = take_step(config, args.step, args.rank, args.ranks, args.seed, checkpoint)
+    where = f"step {step.number:,}, in epoch {step.epoch + 1}; rank {args.rank} of {args.ranks}"
+    print(where)
     for number, batch in enumerate(step.batches, 1):
         print(f"\nmicro-batch {number} of {len(step.batches)}:", *describe_batch(batch), sep="\n")
     if args.html:
-        facts = [f"{step.describe()}; rank {args.rank} of {args.ranks}", str(path)]
-        write_batch_page(args.html, f"Step {step.number:,}", facts, step.batches, step.dataset.tokenizer)
+        write_batch_page(args.html, f"Step {step.number:,}", [where, str(path)], step.batches, step.dataset.tokenizer)
         print(f"\npage written to {args.html}")
 
 

@@ -16,45 +16,28 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
+from xtuner_plugins.cli.shared import add_model, at_least, finish, make_parser, opening_of  # noqa: E402
+
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="model directory (an export or a base), training config or work directory")
-    parser.add_argument("checkpoint", nargs="?", help="training checkpoint, with a config or a work directory")
+    parser = make_parser(__doc__)
+    add_model(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1); 0.0.0.0 for all")
-    parser.add_argument("--port", type=int, default=7860, help="default 7860")
+    parser.add_argument("--port", type=at_least(1), default=7860, help="default 7860")
     parser.add_argument("--password-file", metavar="FILE", help="its first line is the password; any user name will do")
-    parser.add_argument("--max-upload-mb", type=float, default=50, help="largest file (default 50)")
-    parser.add_argument("--template", help="of a checkpoint that was trained with several")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default auto)")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default auto)")
-    args = parser.parse_args(argv)
-    if not 1 <= args.port <= 65535:
-        parser.error(f"--port {args.port}: give 1 to 65535")
-    if args.max_upload_mb <= 0:
-        parser.error("--max-upload-mb: give more than 0")
-    return args
+    parser.add_argument("--max-upload-mb", type=at_least(1, float), default=50, help="largest file (default 50)")
+    return parser.parse_args(argv)
 
 
-def main(argv=None) -> int:
-    args = parse_args(argv)
-    try:
-        return serve(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 0
-
-
-def serve(args: argparse.Namespace) -> int:
+def serve(args: argparse.Namespace) -> None:
     """Opens the model and serves the page until Ctrl-C."""
     from xtuner_plugins.inference.opening import find_source, open_session
-    from xtuner_plugins.processes import quiet_imports
 
     find_source(args.model, args.checkpoint)  # a wrong path shows before transformers is imported
     password = read_password(args.password_file)
     check_port(args.host, args.port)
+    from xtuner_plugins.processes import quiet_imports
+
     quiet_imports()
     from transformers.utils import logging
 
@@ -62,15 +45,11 @@ def serve(args: argparse.Namespace) -> int:
 
     logging.set_verbosity_error()
     if args.host not in ("127.0.0.1", "localhost", "::1") and password is None:
-        print(
-            "warning: other machines can use the page, and it asks for no password; see --password-file",
-            file=sys.stderr,
-        )
-    opening = {"device": args.device, "dtype": args.dtype, "template": args.template}
-    session = open_session(args.model, args.checkpoint, **opening)
+        told = "warning: other machines can use the page, and it asks for no password; see --password-file"
+        print(told, file=sys.stderr)
+    session = open_session(args.model, args.checkpoint, **opening_of(args))
     options = {"password": password, "max_upload_mb": args.max_upload_mb}
     launch(session, Path(args.model).resolve().name, host=args.host, port=args.port, **options).block_thread()
-    return 0
 
 
 def check_port(host: str, port: int) -> None:
@@ -85,8 +64,8 @@ def check_port(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
-            reason = error.strerror or error
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise ValueError(f"port {port} of {host} can't be used ({reason}); give another --port or --host") from None
 
 
@@ -98,6 +77,11 @@ def read_password(path: str | None) -> str | None:
     if not lines or not lines[0].strip():
         raise ValueError(f"--password-file {path}: its first line is empty; write the password there")
     return lines[0].strip()
+
+
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    return finish(lambda: serve(args))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import posixpath
 import re
 from urllib.parse import unquote, urlsplit
 
-WILDCARDS = "*?{"
+WILDCARDS = "*?"
 LOCAL_SCHEME = "file"
 # Packages that fsspec needs, by the scheme of a URL, as Python and pip name them; '' where it needs none
 STORE_PACKAGES = {
@@ -23,6 +23,8 @@ STORE_PACKAGES = {
 HIDDEN = "***"  # stands for credentials in what messages show of a URL
 # Settings of data that went, and what to do instead
 GONE_SETTINGS = {
+    "augment": "write jpeg_quality=(75, 100); images are no longer cropped or recolored in training",
+    "route": "write fast_decoding: False for pillow (the default), True or 'auto' for torchvision",
     "backend_args": "write fsspec's options as storage_options; mount another store, or save LMDB as Parquet",
     "store_timeout": "leave it out: a read is tried four times, 60 s each",
     "image_cache_gib": "leave it out: images in stores are read each time; copy them to a disk to keep them",
@@ -88,7 +90,7 @@ def unsigned(url: str) -> str:
 
 
 def is_pattern(path: str) -> bool:
-    """Whether an entry names files by a pattern: `*` and `?` as in a shell, and braces."""
+    """Whether an entry names files by a pattern: `*` and `?` as in a shell."""
     return not is_url(path) and not os.path.exists(path) and any(char in path for char in WILDCARDS)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .hub.constants import IMAGENET_MEAN, IMAGENET_STD
 
@@ -43,6 +44,27 @@ _TOWER_FIELDS = (
     "layer_norm_eps",
 )
 _TOWER_LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
+
+class Part(NamedTuple):
+    """A part of a model, which settings call by its key in `PARTS`.
+
+    Attributes:
+        attribute: of `InternVLChatModel`; names of its tensors begin with it.
+        section: of ``config.json``; None for the projector.
+        is_frozen: where ``freeze_NAME`` isn't set.
+    """
+
+    attribute: str
+    section: str | None
+    is_frozen: bool
+
+
+PARTS = {
+    "visual_encoder": Part("vision_model", "vision_config", True),
+    "projector": Part("mlp1", None, False),
+    "llm": Part("language_model", "llm_config", True),
+}
 
 
 class UnknownFamilyError(ValueError):
@@ -126,6 +148,11 @@ class EncoderFamily:
     projector_type: str = "mlp"
     whole_type: str | None = None
     llava: LlavaNames | None = None
+
+    @property
+    def packed_linears(self) -> tuple[str, ...]:
+        """As `LLMFamily.packed_linears`."""
+        return self.lora_targets
 
     @property
     def is_intern_vit(self) -> bool:
@@ -258,3 +285,8 @@ def encoder_family(config: Mapping, where: str = "vision_config") -> EncoderFami
         f"{where}: model_type {model_type!r} (architectures {architectures}) is not a vision encoder that can be used "
         f"here; known are {', '.join(ENCODER_FAMILIES)} (a new one is a row in xtuner_plugins/families.py)"
     )
+
+
+def families_of(config: Mapping) -> dict[str, EncoderFamily | LLMFamily]:
+    """The rows of a whole model's ``config.json``, by the names of `PARTS`; raises `UnknownFamilyError`."""
+    return {"visual_encoder": encoder_family(config["vision_config"]), "llm": llm_family(config["llm_config"])}

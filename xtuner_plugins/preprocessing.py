@@ -80,7 +80,7 @@ def describe(dataset, image_mean, image_std) -> dict:
         "max_length": budget.max_length,
         "too_long": list(budget.steps),
         "num_frames": dataset.num_frames,
-        "route": dataset.route,
+        "fast_decoding": dataset.fast_decoding,
         "image_mean": _rounded(image_mean),
         "image_std": _rounded(image_std),
         "special_tokens": {token: vocabulary.ids[token] for token in ADDED_TOKENS if token in vocabulary.ids},

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,69 +52,65 @@ class RangeError(ValueError):
 
 
 class Range(NamedTuple):
-    """The values that a setting can have, and what is said of others."""
+    """Numbers that a setting can be: from ``low`` on and less than ``below``; or one of ``others``.
 
-    holds: Callable[[Any], bool]
-    problem: str
-    remedy: str
+    Attributes:
+        low: None for no number at all.
+        below: less than this.
+        is_whole: whole numbers alone.
+        is_above: ``low`` itself is none of them.
+        others: further values.
+    """
+
+    low: float | None
+    below: float = math.inf
+    is_whole: bool = False
+    is_above: bool = False
+    others: tuple = ()
+
+    def holds(self, value: Any) -> bool:
+        """Whether the setting can have this value; True and texts are no numbers."""
+        if self.low is None or type(value) not in ((int,) if self.is_whole else (int, float)):
+            return value in self.others
+        return (self.low < value if self.is_above else self.low <= value) and value < self.below or value in self.others
+
+    @property
+    def remedy(self) -> str:
+        """What to give."""
+        if self.low is None:
+            return f"it is one of: {', '.join(self.others)}"
+        said = f"give a {'whole ' * self.is_whole}number"
+        said += f" above {self.low}" if self.is_above else f", {self.low} or more"
+        said += f" and less than {self.below}" if self.below < math.inf else ""
+        return said + "".join(f", or {other}" for other in self.others)
 
 
-def _number(low: float, below: float = math.inf, *, whole: bool = False, above: bool = False) -> Callable[[Any], bool]:
-    """Numbers from ``low`` on (``above``: without it) and less than ``below``; no True, no text."""
-    kinds = (int,) if whole else (int, float)
-    return lambda value: type(value) in kinds and (low < value if above else low <= value) and value < below
-
-
-_COUNT, _WHOLE = _number(1, whole=True), "give a whole number above 0"
-_PART = Range(_number(0, 1, above=True), "is no learning rate", "give a number above 0 and below 1, or None for lr")
-_KEPT = Range(lambda value: value == -1 or _COUNT(value), "is out of range", "give 1 or more, or -1 for no limit")
+_COUNT, _KEPT, _SHARE = Range(1, is_whole=True), Range(1, is_whole=True, others=(-1,)), Range(0, 1)
+_ANY, _PART = Range(0), Range(0, 1, is_above=True)
+_COUNTS = """row_multiple lora_rank batch_size pack_tokens pack_tiles accumulative_counts val_interval val_batch_size
+    val_benchmark_limit val_max_new_tokens""".split()
 # By the short names of `settings.SETTINGS`; a setting that is None is left to its class.
 RANGES = {
-    "dtype": Range(
-        lambda value: value in ("auto", *DTYPE_NAMES),
-        "is not supported",
-        f"it is one of: auto, {', '.join(DTYPE_NAMES)}",
-    ),
-    "row_multiple": Range(_COUNT, "is no number of tokens", f"{_WHOLE}; 1 fills nothing"),
-    "lora_rank": Range(_COUNT, "is no rank", _WHOLE),
-    "lora_dropout": Range(_number(0, 1), "is out of range", "give 0 or more, and less than 1"),  # PEFT takes -1 for 0
-    "beta": Range(_number(0, above=True), "is no scale of rewards", "give a number above 0 (0.1)"),
-    "loss_reduction": Range(
-        lambda value: value in tuple(REDUCTIONS), "is unknown", f"it is one of: {', '.join(REDUCTIONS)}"
-    ),
-    "drop_path": Range(_number(0, 1), "is no rate", "give 0 or more, and less than 1"),
-    # From 0.5 on, the rejected answer would win.
-    "label_smoothing": Range(_number(0, 0.5), "is out of range", "give 0 or more, and less than 0.5"),
-    "simpo_margin": Range(_number(0), "is no margin", "give a number, 0 or more (0.5)"),
-    "batch_size": Range(_COUNT, "is no size of a batch", _WHOLE),
-    "num_workers": Range(_number(0, whole=True), "is no number of processes", "give a whole number, 0 or more"),
-    "pack_tokens": Range(_COUNT, "is no number of tokens", _WHOLE),
-    "pack_tiles": Range(_COUNT, "is no number of tiles", f"{_WHOLE}, or None for no limit"),
-    "accumulative_counts": Range(_COUNT, "is no number of micro-batches", _WHOLE),
-    "lr": Range(_number(0), "is no learning rate", "give a number, 0 or more (1e-4)"),
-    "visual_encoder_lr": _PART,
-    "projector_lr": _PART,
-    "llm_lr": _PART,
-    "lora_lr": _PART,
-    "weight_decay": Range(_number(0), "is out of range", "give a number, 0 or more"),
-    # PyTorch would reverse the gradient.
-    "max_grad_norm": Range(
-        lambda value: _number(0, above=True)(value) or value == math.inf, "is out of range", "give more than 0"
-    ),
-    "warmup_ratio": Range(_number(0, 1), "is no share of a run", "give 0 or more, and less than 1"),
-    "save_steps": _KEPT,
-    "save_total_limit": _KEPT,
-    "val_interval": Range(_COUNT, "is no number of optimizer steps", _WHOLE),
-    "val_batch_size": Range(_COUNT, "is no size of a batch", _WHOLE),
-    "val_benchmark_limit": Range(_COUNT, "is no number of questions", f"{_WHOLE}, or None for all"),
-    "val_max_new_tokens": Range(_COUNT, "is no length", _WHOLE),
+    **dict.fromkeys(_COUNTS, _COUNT),
+    **dict.fromkeys(("save_steps", "save_total_limit"), _KEPT),  # -1: no limit
+    **dict.fromkeys(("lora_dropout", "drop_path", "warmup_ratio"), _SHARE),  # PEFT takes a dropout of -1 for 0
+    **dict.fromkeys(("lr", "weight_decay", "simpo_margin"), _ANY),
+    **dict.fromkeys(("visual_encoder_lr", "projector_lr", "llm_lr", "lora_lr"), _PART),
+    "num_workers": Range(0, is_whole=True),
+    "beta": Range(0, is_above=True),
+    "label_smoothing": Range(0, 0.5),  # from 0.5 on, the rejected answer would win
+    "max_grad_norm": Range(0, is_above=True, others=(math.inf,)),  # below 0 PyTorch would reverse the gradient
+    "dtype": Range(None, others=("auto", *DTYPE_NAMES)),
+    "loss_reduction": Range(None, others=tuple(REDUCTIONS)),
 }
 
 
 def check(name: str, value: Any) -> Any:
     """The value of a setting of `RANGES`; raises `RangeError` where it is out of its range."""
     if not RANGES[name].holds(value):
-        raise RangeError(f"{name}={value!r} {RANGES[name].problem}", RANGES[name].remedy)
+        raise RangeError(
+            f"{name}={value!r} is {'unknown' if RANGES[name].low is None else 'out of range'}", RANGES[name].remedy
+        )
     return value
 
 
@@ -166,8 +162,8 @@ def check_objectives(value: Any) -> dict[str, float]:
     for name, weight in value.items():
         if name not in OBJECTIVES:
             raise RangeError(f"objectives: {name!r} is unknown", f"there are {names}")
-        if not _number(0, above=True)(weight):
-            raise RangeError(f"objectives: {weight!r} is no weight of {name}", "give a number above 0")
+        if not RANGES["beta"].holds(weight):
+            raise RangeError(f"objectives: {weight!r} is no weight of {name}", RANGES["beta"].remedy)
     return {name: float(weight) for name, weight in value.items()}
 
 

@@ -60,7 +60,8 @@ max_tiles train_dataloader.dataset.max_tiles + thumbnail
 max_length train_dataloader.dataset.max_length tokens; 13 tiles take 3328
 loss_reduction train_dataloader.dataset.loss_reduction token, sample or square: how a sample's tokens weigh
 template train_dataloader.dataset.template None: the one that the base names
-augment train_dataloader.dataset.augment e.g. {"jpeg_quality": (75, 100)}; docs/data.md
+jpeg_quality train_dataloader.dataset.jpeg_quality (75, 100) as the official recipe; docs/data.md
+fast_decoding train_dataloader.dataset.fast_decoding True or "auto": faster, a level off here and there
 storage_options train_dataloader.dataset.storage_options options of stores; docs/data.md
 batch_size train_dataloader.batch_size samples of a micro-batch on each GPU
 num_workers train_dataloader.num_workers loading processes of each GPU
@@ -111,7 +112,7 @@ val_data_paths default_hooks.validation.data_paths annotation files to validate 
 val_image_folders default_hooks.validation.image_folders None: paths are relative to the file
 val_interval default_hooks.validation.interval optimizer steps; also at the end of the run
 val_batch_size default_hooks.validation.batch_size of validation
-val_benchmarks default_hooks.validation.benchmarks files as tools/evaluate.py or answer.py takes, answered then
+val_benchmarks default_hooks.validation.benchmarks files as tools/evaluate.py takes, answered then
 val_benchmark_images default_hooks.validation.benchmark_images their image folder; None: that of each file
 val_benchmark_limit default_hooks.validation.benchmark_limit questions of each; None: all
 val_max_new_tokens default_hooks.validation.max_new_tokens of an answer

@@ -114,7 +114,7 @@ def test_installed_wheel_works_outside_of_the_checkout(wheel, toy_base, tmp_path
     assert "optim_wrapper = dict" in run("print-config", "my-run/mine.py").stdout
     (tmp_path / "images").mkdir()
     Image.effect_noise((112, 112), 90).save(tmp_path / "images" / "a.png")
-    words = ("--images", "images", "--prompt", "What?", "--max-new-tokens", "2", "--device", "cpu")
-    answered = run("answer", toy_base, *words, "--out", "a.jsonl")
-    assert answered.returncode == 0 and (tmp_path / "a.jsonl").read_text().count("\n") == 1, answered.stderr
+    words = ("--data", "images", "--prompt", "What?", "--max-new-tokens", "2", "--device", "cpu")
+    answered = run("evaluate", toy_base, *words, "--out", "out")
+    assert answered.returncode == 0 and (tmp_path / "out" / "items.jsonl").read_text().count("\n") == 1, answered.stderr
     assert run("quickstart").stderr == "error: there is no command 'quickstart'; xtp --help lists the commands\n"

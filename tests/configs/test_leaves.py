@@ -16,6 +16,7 @@ from tests.engine.forked import run_forked
 from tests.engine.parallel_case import base_and_data, logged, write_dataset
 from xtuner_plugins.checkpoints.export import export
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer
+from xtuner_plugins.families import PARTS
 from xtuner_plugins.models import PreferenceModel, VisionLanguageModel
 from xtuner_plugins.planning.published import BASES, known_base
 from xtuner_plugins.settings import labels_of, leaves
@@ -24,7 +25,6 @@ from xtuner_plugins.toy.bases import kind, write_tiny_base
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 3
-TOWER = {"visual_encoder": "vision_model", "projector": "mlp1", "llm": "language_model"}
 LEAVES = leaves()
 read_config = functools.cache(read)
 
@@ -36,14 +36,14 @@ def base_of(name):
 
 def states_of(model):
     """What of each part trains: ``all``, ``lora`` or ``frozen``."""
-    frozen = {part: model.get(f"freeze_{part}", part != "projector") for part in TOWER}
-    return {part: "lora" if model.get(f"{part}_lora") else "frozen" if frozen[part] else "all" for part in TOWER}
+    frozen = {part: model.get(f"freeze_{part}", row.is_frozen) for part, row in PARTS.items()}
+    return {part: "lora" if model.get(f"{part}_lora") else "frozen" if frozen[part] else "all" for part in PARTS}
 
 
 def aspects(name):
     """What makes a leaf run other code than another: its method, and its kind of base."""
     cfg = read_config(name)
-    quantized = [part for part in TOWER if cfg.model.get(f"{part}_quantization")]
+    quantized = [part for part in PARTS if cfg.model.get(f"{part}_quantization")]
     packed = "batch_sampler" in cfg.train_dataloader
     method = (*states_of(cfg.model).values(), *quantized, packed, *cfg.model.get("objectives", ()))
     return {("method", *method), ("base", *kind(base_of(name)))}
@@ -144,7 +144,7 @@ def test_leaf_trains_saves_exports_and_answers(name, options, tmp_path):
     start = {name: p.detach().clone() for name, p in trained.named_parameters() if p.requires_grad}
     assert checkpoint.keys() == start.keys()
     for part, state in states_of(config.model).items():
-        found = {"lora_" in key for key in start if key.startswith(f"model.{TOWER[part]}.")}
+        found = {"lora_" in key for key in start if key.startswith(f"model.{PARTS[part].attribute}.")}
         assert found == {"all": {False}, "lora": {True}, "frozen": set()}[state], (part, found)
     still = [key for key in start if "lora_A" not in key and torch.equal(start[key], checkpoint[key])]
     assert still == []  # every trained tensor has moved (A of LoRA starts at random)

@@ -117,10 +117,10 @@ def test_xtuners_own_command_trains_a_leaf_and_what_it_has_written(settings, tmp
         done.stderr + again.stderr
     )
     zero = ("--deepspeed", "deepspeed_zero3", "--work-dir", "two")  # under torchrun, which our launcher doesn't replace
-    crop = "train_dataloader.dataset.augment={'crop': 0.5}"
-    done = train(leaf, *zero, "--cfg-options", *words(keyed(settings)), crop, NPROC_PER_NODE="2")
+    jpeg = "train_dataloader.dataset.jpeg_quality=(75, 100)"
+    done = train(leaf, *zero, "--cfg-options", *words(keyed(settings)), jpeg, NPROC_PER_NODE="2")
     assert len(logged(tmp_path / "two")) == 2, done.stderr  # 16 samples, 4 on each of two ranks
-    assert read_config(str(tmp_path / "two" / f"{LEAF}.py")).train_dataloader.dataset.augment == {"crop": 0.5}
+    assert read_config(str(tmp_path / "two" / f"{LEAF}.py")).train_dataloader.dataset.jpeg_quality == (75, 100)
 
 
 def test_a_setting_changed_below_takes_effect(settings, tmp_path):

@@ -214,11 +214,6 @@ def write_webdataset(records, images: Path, out: Path, shards: int = 1) -> dict:
     return {"data_paths": str(out / "000000.tar" if shards == 1 else out)}
 
 
-def write_webdataset_pattern(records, images: Path, out: Path) -> dict:
-    write_webdataset(records, images, out, 3)
-    return {"data_paths": str(out / "{000000..000002}.tar")}
-
-
 KINDS = {
     "json.gz": write_gzip_array,
     "jsonl.gz": write_gzip,
@@ -236,7 +231,6 @@ KINDS = {
     "save_to_disk": write_saved,
     "webdataset": write_webdataset,
     "webdataset shards": functools.partial(write_webdataset, shards=2),
-    "webdataset pattern": write_webdataset_pattern,
     "s3": write_store,
     "s3, gzip": lambda *args: write_store(*args, form=write_gzip),
     "s3, parquet": lambda *args: write_store(*args, form=write_parquet),

@@ -159,7 +159,7 @@ def test_survives_pickling(mixture):
         (dict(base=None), "base=None can't be used"),
         (dict(too_long=None), "too_long=None can't be used"),
         (dict(too_long="drop"), "too_long='drop' can't be used"),
-        (dict(route="opencv"), "opencv.*pillow, torchvision$"),
+        (dict(fast_decoding="gpu"), "fast_decoding='gpu' is unknown; it is one of False, True, auto$"),
         (dict(too_long=["drop"]), "too_long"),
         (dict(too_long=["truncate_text", "shrink_tiles"]), "too_long"),
         (dict(tile_sharing="x"), "tile_sharing"),

@@ -67,7 +67,7 @@ def test_between_other_files_and_in_one_line(files, tmp_path):
     assert repeats == [3, 1, 1] and settings == [
         None,
         {"name": "a"},
-        {"name": "b", "augment": {"jpeg_quality": (75, 100)}},
+        {"name": "b", "jpeg_quality": (75, 100)},
     ]
     assert expand_metas("x.jsonl", "x") == ("x.jsonl", "x", None, None)
 

@@ -98,7 +98,8 @@ def no_ddp_on_a_cpu():
     launched()
     torch.distributed.init_process_group("gloo")
     name = "DeviceAwareDDP" if "DeviceAwareDDP" in MODEL_WRAPPERS.module_dict else "MMDistributedDataParallel"
-    MODEL_WRAPPERS.build({"type": name, "module": torch.nn.Linear(2, 2), "device_ids": [0]})
+    wrapped = MODEL_WRAPPERS.build({"type": name, "module": torch.nn.Linear(2, 2), "device_ids": [0]})
+    assert not wrapped.broadcast_buffers
 
 
 PROBES = (

@@ -152,7 +152,7 @@ def test_norms_and_biases_keep_their_size(vlm):
     [
         (dict(part_lr=dict(llm=1e-5)), "a learning rate is set for llm, but nothing of it trains"),
         (dict(part_lr=dict(encoder=1e-5)), "'encoder' is no part; known are visual_encoder"),
-        (dict(part_lr=dict(projector="abc")), "learning rate of projector is 'abc'"),
+        (dict(part_lr=dict(projector="abc")), "projector_lr='abc' is out of range"),
         (dict(part_lr=dict(projector=-1e-4)), "give a number above 0"),
         (dict(loraplus_lr_ratio=0), "loraplus_lr_ratio=0 is out of range"),
         (dict(visual_encoder_layer_decay=1.5), "visual_encoder_layer_decay=1.5 is out of range"),

@@ -72,6 +72,10 @@ def steps_of_a_run(cfg, monkeypatch, rank=0, num_ranks=1, place=None, of="source
         found.append(([batch[of] for batch in step], iterator.position()))
 
 
+def shown(cfg, number, rank=0, num_ranks=1, seed=None, checkpoint=None):
+    return take_step(cfg, number, rank, num_ranks, seed, checkpoint)
+
+
 def sources(step):
     return [batch["sources"] for batch in step.batches]
 
@@ -82,11 +86,11 @@ def test_every_step_is_that_of_a_run(config, monkeypatch, packed, rank, num_rank
     cfg = config(packed)
     expected = steps_of_a_run(cfg, monkeypatch, rank, num_ranks)
     for number, (wanted, position) in enumerate(expected, 1):
-        step = take_step(cfg, number, rank=rank, num_ranks=num_ranks)
+        step = shown(cfg, number, rank=rank, num_ranks=num_ranks)
         assert sources(step) == wanted and step.epoch == position["epoch"]
         assert step.batches[0]["tiles"].shape[0] == int(step.batches[0]["num_tiles"].sum())
     with pytest.raises(ConfigError, match=f"the run has the steps 1 to {len(expected)}; there is no step"):
-        take_step(cfg, len(expected) + 1, rank=rank, num_ranks=num_ranks)
+        shown(cfg, len(expected) + 1, rank=rank, num_ranks=num_ranks)
 
 
 def test_after_a_resume_on_other_ranks(config, monkeypatch):
@@ -95,31 +99,31 @@ def test_after_a_resume_on_other_ranks(config, monkeypatch):
     checkpoint = {"iter": 2, "plan": place}
     for rank in (0, 1):
         for number, (wanted, _) in enumerate(steps_of_a_run(cfg, monkeypatch, rank, 2, place), 3):
-            assert sources(take_step(cfg, number, rank=rank, num_ranks=2, checkpoint=checkpoint)) == wanted
+            assert sources(shown(cfg, number, rank=rank, num_ranks=2, checkpoint=checkpoint)) == wanted
     with pytest.raises(ConfigError, match="the run has the steps 3 to .*; there is no step 2"):
-        take_step(cfg, 2, checkpoint=checkpoint)
+        shown(cfg, 2, checkpoint=checkpoint)
 
 
 def test_what_decides_the_order(config):
     cfg = config()
-    assert sources(take_step(cfg, 1)) == sources(take_step(cfg, 1, seed=3)) != sources(take_step(cfg, 1, seed=4))
+    assert sources(shown(cfg, 1)) == sources(shown(cfg, 1, seed=3)) != sources(shown(cfg, 1, seed=4))
     with pytest.raises(ConfigError, match="randomness.seed isn't set"):
-        take_step(config(randomness=dict(seed=None)), 1)
+        shown(config(randomness=dict(seed=None)), 1)
     with pytest.raises(ConfigError, match="the run has the steps 1 to 4;"):
-        take_step(config(train_cfg=dict(max_epochs=2, max_iters=4)), 5)
+        shown(config(train_cfg=dict(max_epochs=2, max_iters=4)), 5)
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_changed_images_are_those_of_the_run(config, monkeypatch, packed):
     """In both epochs, whose changes differ."""
     cfg = config(packed)
-    plain = take_step(cfg, 1).batches[0]["tiles"]
-    cfg.train_dataloader.dataset.augment = dict(color=0.6, crop=0.6, jpeg_quality=(5, 20))
+    plain = shown(cfg, 1).batches[0]["tiles"]
+    cfg.train_dataloader.dataset.jpeg_quality = (5, 20)
     expected = steps_of_a_run(cfg, monkeypatch, 1, 2, of="tiles")
     for number, (wanted, _) in enumerate(expected, 1):
-        shown = take_step(cfg, number, rank=1, num_ranks=2).batches
-        assert all((batch["tiles"] == tiles).all() for batch, tiles in zip(shown, wanted, strict=True))
-    changed = take_step(cfg, 1).batches[0]["tiles"]
+        changed = shown(cfg, number, rank=1, num_ranks=2).batches
+        assert all((batch["tiles"] == tiles).all() for batch, tiles in zip(changed, wanted, strict=True))
+    changed = shown(cfg, 1).batches[0]["tiles"]
     assert changed.shape != plain.shape or (changed != plain).float().mean() > 0.5
 
 
@@ -155,5 +159,5 @@ def test_the_same_as_real_runs(toy_base, data, tmp_path, name, processes):
         numbers = [line["step"] for line in lines]
         assert len(numbers) > 5 and numbers[3:5] in ([3, 4], [4, 5])  # it was resumed
         for line in lines:
-            assert sources(take_step(cfg, line["step"], rank=rank, num_ranks=processes, seed=7)) == line["sources"]
+            assert sources(shown(cfg, line["step"], rank=rank, num_ranks=processes, seed=7)) == line["sources"]
     assert read_checkpoint(sorted(work_dir.glob("iter_*.pth"))[0])["plan"]["cell"] == processes

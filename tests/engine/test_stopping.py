@@ -77,21 +77,21 @@ class TestRequests:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
 
 
-class TestCommand:
-    def test_ours(self, monkeypatch):
-        for name in stopping.LAUNCH_VARIABLES:
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("NPROC_PER_NODE", "2")
-        line = "python tools/train.py a --resume old.pth --set 'x=[1, 2]' --cfg-options b=1"
-        monkeypatch.setenv(stopping.COMMAND, line)
-        expected = "NPROC_PER_NODE=2 python tools/train.py a --set 'x=[1, 2]' --cfg-options b=1 --resume"
-        assert command_to_go_on() == expected
+OLD, XTUNERS = "python tools/train.py a --resume old.pth --set 'x=[1, 2]'", "xtuner train a.py 'b c'"
 
-    def test_xtuners(self, monkeypatch):
-        for name in (*stopping.LAUNCH_VARIABLES, stopping.COMMAND):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr(sys, "argv", ["train.py", "a.py", "--resume=auto", "--seed", "7", "--launcher", "pytorch"])
-        assert command_to_go_on() == "xtuner train a.py --seed 7 --resume auto"
+
+@pytest.mark.parametrize(
+    "started, resumed",
+    [
+        (OLD, f"{OLD} --resume"),  # the last one counts
+        (f"{OLD} --resume", f"{OLD} --resume"),
+        ("", f"{XTUNERS} --resume auto"),
+        (f"{XTUNERS} --resume auto", f"{XTUNERS} --resume auto"),
+    ],
+)
+def test_the_command_that_goes_on_has_one_more_resume(monkeypatch, started, resumed):
+    monkeypatch.setattr(sys, "argv", ["train.py", "a.py", "b c"])
+    assert command_to_go_on({"NPROC_PER_NODE": "2", stopping.COMMAND: started}) == f"NPROC_PER_NODE=2 {resumed}"
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,10 @@
 """Answers are appended as they come; a run goes on with the file of a killed one, and touches no other."""
 
-import csv
 import json
 
 import pytest
 
-from xtuner_plugins.inference.answer_file import AnswerFile, write_csv
+from xtuner_plugins.inference.answer_file import AnswerFile
 from xtuner_plugins.inference.questions import Question
 
 MADE_BY = {"model": "exports/mine", "max_new_tokens": 8}
@@ -68,15 +67,3 @@ def test_a_file_of_somebody_else_is_left_as_it_is(tmp_path, content):
 def test_one_run_at_a_time(path):
     with AnswerFile(path, MADE_BY), pytest.raises(ValueError, match="is being written by another run"):
         AnswerFile(path, MADE_BY)
-
-
-def test_a_table(tmp_path):
-    rows = [
-        {"id": "a", "images": ["a.jpg", "b.jpg"], "question": "Line 1\nline 2?", "answer": '"grün", 2'},
-        {"id": "b", "images": [], "question": "?", "answer": "=1+1"},
-    ]
-    write_csv(tmp_path / "a.csv", rows)
-    with open(tmp_path / "a.csv", encoding="utf-8-sig", newline="") as file:
-        read = list(csv.reader(file))
-    assert read[0] == ["id", "images", "question", "answer"]
-    assert read[1] == ["a", "a.jpg | b.jpg", "Line 1\nline 2?", '"grün", 2'] and read[2][3] == "'=1+1"

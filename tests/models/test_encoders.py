@@ -105,7 +105,7 @@ def test_drop_path_is_that_of_the_settings_and_only_of_what_trains(toy_base, tmp
 PARTLY = [dict(visual_encoder_last_layers=1), dict(visual_encoder_lora=LORA)]
 
 
-@pytest.mark.parametrize("rate, message", [(1.0, "drop_path=1.0 is no rate"), (0.1, "InternViT has; set it to 0")])
+@pytest.mark.parametrize("rate, message", [(1.0, "drop_path=1.0 is out of range"), (0.1, "InternViT has; set it to 0")])
 def test_a_rate_that_no_encoder_has(base, rate, message):
     with pytest.raises(ValueError, match=message):
         VisionLanguageModel(base=base, dtype="float32", drop_path=rate)

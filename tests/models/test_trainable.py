@@ -152,7 +152,7 @@ LAST, PACKED = dict(visual_encoder_last_layers=1), dict(load_in_4bit=True)
         (dict(llm_quantization=dict(load_in_4bit=False)), "set load_in_4bit=True"),
         (dict(llm_lora=dict(r=4, alpha=8)), "llm_lora: .*alpha"),
         (dict(llm_lora=dict(r=4, target_modules=["nope"])), "nope"),
-        (dict(llm_lora=dict(r=0)), "is no rank"),
+        (dict(llm_lora=dict(r=0)), "lora_rank=0 is out of range; give a whole number, 1 or more"),
         (dict(dtype="float17"), "float17"),
         (dict(freeze_projector=True), "nothing would train"),
         (dict(train_head=True, **FULL_LLM), "leave out train_head"),

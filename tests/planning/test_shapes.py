@@ -1,7 +1,7 @@
 """Shapes are those of the real classes: parameters, linear layers, image tokens."""
 
 from benchmarks.random_model import meta_model
-from xtuner_plugins.families import LLM_FAMILIES, target_matcher
+from xtuner_plugins.families import LLM_FAMILIES, PARTS, target_matcher
 from xtuner_plugins.planning.published import BASES, ENCODERS, LLMS
 from xtuner_plugins.planning.shapes import Linear, shape_of
 
@@ -33,7 +33,7 @@ def test_totals_are_the_published_ones():
 def test_shapes_are_those_of_the_classes():
     for name in NAMES:
         shape, model = shape_of(BASES[name].config), meta_model(BASES[name])
-        for part, tower in {"visual_encoder": "vision_model", "projector": "mlp1", "llm": "language_model"}.items():
+        for part, (tower, _, _) in PARTS.items():
             found = sum(p.numel() for p in model.get_submodule(tower).parameters())
             assert shape.part(part) == found, (name, part)
         assert shape.parameters == sum(p.numel() for p in model.parameters())

@@ -139,23 +139,51 @@ def test_other_weights_data_and_settings_are_refused(toy, trained, toy_base, tmp
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--limit", "0"], "--limit 0: give at least 1"),
-        (["--batch-size", "-1"], "--batch-size -1: give at least 1"),
-        ([], "--data"),
+        (["model", "--data", "a.jsonl", "--out", "out", "--limit", "0"], "--limit: 0: give at least 1"),
+        (["model", "--data", "a.jsonl"], "give MODEL --data FILE --out DIR, or --compare A B"),
+        (["model", "--compare", "a", "b"], "give MODEL"),
+        (["model", "--data", "a.jsonl", "--out", "out", "--html", "a.html"], "--html and --json go with --compare"),
     ],
 )
 def test_wrong_command_lines(words, said, capsys):
-    data = ["--data", "a.jsonl"] if words else []
     with pytest.raises(SystemExit, match="2"):
-        tool.parse_args(["model", "--out", "out", *data, *words])
+        tool.parse_args(words)
     assert said in capsys.readouterr().err
+
+
+def test_a_folder_of_images_is_asked_and_nothing_measured(toy, toy_base, tmp_path, capsys):
+    shutil.copytree(toy[1], tmp_path / "photos")
+    (tmp_path / "photos" / "broken.png").write_text("no image")
+    command = (toy_base, "--data", tmp_path / "photos", "--prompt", "What is it?", "--out", tmp_path / "out")
+    assert evaluate(*command, "--batch-size", 4) == 1
+    printed, errors = capsys.readouterr()
+    number = sum(path.is_file() for path in (tmp_path / "photos").rglob("*")) - 1
+    assert printed.splitlines()[1].split() == ["photos", "answers", "alone", str(number), "1"]
+    assert "left out of photos: " in errors and "broken.png" in errors
+    assert [(row["question"], row["score"]) for row in rows(tmp_path / "out")] == [("What is it?", None)] * number
+
+
+def test_two_results_are_compared(toy, trained, toy_base, tmp_path, capsys):
+    path, images = toy
+    for name, model, tiles in (("a", toy_base, 1), ("b", trained[2], 2)):
+        words = ("--data", path, "--images", images, "--limit", 8, "--max-tiles", tiles, "--out", tmp_path / name)
+        assert evaluate(model, *words) == 0
+    capsys.readouterr()
+    files = ["--html", str(tmp_path / "c.html"), "--json", str(tmp_path / "c.json")]
+    assert tool.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b"), *files]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1].split()[0] == "held_out" and "differs: preprocessing max_tiles: A 1, B 2" in printed
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert found["datasets"]["held_out"]["num_common"] >= 8 and found["a"]["model"] == str(toy_base)
+    assert "held_out" in (tmp_path / "c.html").read_text(encoding="utf-8")
+    assert tool.main(["--compare", str(tmp_path / "a"), str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} holds no results.json")
 
 
 def test_wrong_values_are_one_line(toy, trained, tmp_path, capsys):
     for words, said in (
         (["--data", "none.jsonl"], "none.jsonl isn't there"),
         (["--data", toy[0], "--metric", "exact"], "metric 'exact' is unknown; did you mean exact_match"),
-        (["--data", toy[0], "--kind", "mmbanch"], "mmbanch"),
     ):
         assert evaluate(trained[2], *words, "--images", toy[1], "--out", tmp_path / "out") == 1
         error = capsys.readouterr().err

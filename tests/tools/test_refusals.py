@@ -112,7 +112,6 @@ MISSING = [
     ("build_base_model.py", ["--vision", "none", "--llm", "none", "--out", "out"]),
     ("extract.py", ["none", "llm", "out"]),
     ("chat.py", ["none", "--question", "What?"]),
-    ("answer.py", ["none", "--images", ".", "--prompt", "What?", "--out", "answers.jsonl"]),
     ("evaluate.py", ["none", "--data", "none.jsonl", "--out", "out"]),
 ]
 

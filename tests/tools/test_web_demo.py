@@ -9,8 +9,9 @@ import pytest
     "words, status, said",
     [
         (["none/here"], 1, "none/here"),
-        (["a", "--port", "0"], 2, "give 1 to 65535"),
-        (["a", "--max-upload-mb", "0"], 2, "give more than 0"),
+        (["a", "--port", "0"], 2, "give at least 1"),
+        (["a", "--port", "x"], 2, "invalid int value"),
+        (["a", "--max-upload-mb", "0"], 2, "give at least 1"),
     ],
 )
 def test_refusals(run_tool, words, status, said):

@@ -57,8 +57,7 @@ class PlainFiles:
 
     def __init__(self, data_paths, image_folders=None, parse: Callable[[object, str], Record] = parse_record):
         self.parse, self.cache_dir = parse, get_cache_dir()
-        unset = dict.fromkeys(("min_tiles", "max_tiles", "use_thumbnail", "template", "augment", "storage_options"))
-        self.sources = open_sources(data_paths, image_folders, None, None, STANDARD, unset, self.cache_dir)
+        self.sources = open_sources(data_paths, image_folders, None, None, STANDARD, {}, self.cache_dir)
         self._pick_all()
 
     def _pick_all(self) -> None:

@@ -11,6 +11,7 @@
 from pathlib import Path
 
 from .. import preprocessing
+from . import record
 from .io import zero
 from .io.reader import (
     Checkpoint,
@@ -37,8 +38,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         if path.suffix == ".safetensors":
             return Checkpoint(path, "weights", open_safetensors(path), [path])
         content = load_pickle(path)
-        lock = content.get(preprocessing.KEY) if isinstance(content, dict) and "state_dict" in content else None
-        return Checkpoint(path, "mmengine", state_dict(content, path), [path], preprocessing=lock)
+        whole = content if isinstance(content, dict) and "state_dict" in content else {}
+        said = {key: whole.get(key) for key in (preprocessing.KEY, record.KEY)}
+        return Checkpoint(path, "mmengine", state_dict(content, path), [path], **said)
     if not path.is_dir():
         raise CheckpointError(f"checkpoint {path} does not exist")
     if (path / "adapter_config.json").is_file():

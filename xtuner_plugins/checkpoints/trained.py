@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from .. import preprocessing
+from ..families import PARTS
 from . import tokenizer_files
 from .assembly import towers
 from .checkpoint import open_checkpoint
@@ -25,12 +26,6 @@ from .io.reader import Checkpoint, CheckpointError
 from .io.tensors import LazyTensor
 from .lora import merge, token_rows
 
-# (attribute of the chat model, setting with its LoRA config, setting that freezes it, whether frozen by default)
-PARTS = (
-    ("vision_model", "visual_encoder_lora", "freeze_visual_encoder", True),
-    ("mlp1", None, "freeze_projector", False),
-    ("language_model", "llm_lora", "freeze_llm", True),
-)
 EMBEDDING, HEAD = "language_model.model.embed_tokens", "language_model.lm_head"
 _IGNORED = ("data_preprocessor.",)  # mean and std of the input, not weights
 _QUANT_STATE = (
@@ -164,7 +159,7 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
         )
     opened = open_checkpoint(checkpoint)
     plan = TrainedPlan(open_model(base), opened)
-    configs = {part: merge.read_settings(cfg.model.get(setting)) for part, setting, _, _ in PARTS if setting}
+    configs = {row.attribute: merge.read_settings(cfg.model.get(f"{part}_lora")) for part, row in PARTS.items()}
     plan.lora_configs = {part: config for part, config in configs.items() if config is not None}
     if opened.kind == "peft":
         plan.lora_configs = _adapter_configs(opened)
@@ -295,7 +290,8 @@ def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
     if plan.checkpoint.kind == "peft":
         return
     path = plan.checkpoint.path
-    for part, lora_setting, freeze_setting, frozen_by_default in PARTS:
+    for name, (part, _, frozen_by_default) in PARTS.items():
+        lora_setting, freeze_setting = f"{name}_lora", f"freeze_{name}"
         by_lora = [*plan.adapters, *plan.token_rows]
         layers = [name for name in by_lora if name.startswith(part + ".")]
         configured = part in plan.lora_configs
@@ -343,7 +339,7 @@ def attach_adapters(model, plan: TrainedPlan) -> None:
     """Injects live adapters into a loaded hub model and fills them from the checkpoint (fp32)."""
     from peft import inject_adapter_in_model
 
-    for part, _, _, _ in PARTS:
+    for part, _, _ in PARTS.values():
         layers = {name.partition(".")[2]: parts for name, parts in plan.adapters.items() if name.startswith(part + ".")}
         rows = {name.partition(".")[2]: held for name, held in plan.token_rows.items() if name.startswith(part + ".")}
         root = model.get_submodule(part)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from . import record
 from .errors import CheckpointError
 
 CHECKPOINT_NAME = re.compile(r"(iter|epoch)_(\d+)\.pth")
@@ -49,8 +50,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Returns:
         ``iter``; ``has_optimizer``; ``any_strategy``, whether its optimizer state can be read by one that didn't write
         it (plain files of earlier versions don't name parameters); ``is_adamw``, whether its optimizer state is that of
-        `torch.optim.AdamW`, None where that isn't looked up; ``plan``, the position in the data, None in checkpoints
-        without one.
+        `torch.optim.AdamW`, None where that isn't looked up; ``plan``, the position in the data, and ``record``, of its
+        run, each None in checkpoints without one.
 
     Raises:
         CheckpointError: Missing, cut short, or not written by a training run.
@@ -83,6 +84,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         "any_strategy": any_strategy,
         "is_adamw": is_adamw,
         "plan": content.get("plan"),
+        "record": content.get(record.KEY),
     }
 
 

@@ -78,9 +78,9 @@ def _benchmarks(validation) -> list:
     if not files:
         return []
     from ..audit.check import Questions
-    from ..engine.hooks.validation_scores import open_questions
+    from ..evaluation.benchmarks import open_data_sets
 
-    found = open_questions(files, images=validation.get("benchmark_images"))
+    found = open_data_sets(files, images=validation.get("benchmark_images"))
     return [Questions({each.name: {item.question.id: item.question.paths for item in each.items} for each in found})]
 
 

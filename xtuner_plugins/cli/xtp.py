@@ -21,7 +21,6 @@ SHORT = {
     "eval": "evaluate",
     "export": "convert_to_official",
     "import-config": "import_xtuner_config",
-    "vlmevalkit": "write_vlmevalkit_config",
 }
 # They write into the checkout that they belong to.
 ONLY_IN_CHECKOUT = ("quickstart",)

@@ -1,7 +1,7 @@
 """Everything between an annotation file and a batch.
 
 records/      a line of JSON -> a checked conversation: offsets of records, their contents, boxes
-images/       a file -> uint8 tiles: opening images and videos, the grid, two routes
+images/       a file -> uint8 tiles: opening images and videos, the grid, exact or fast
 text/         a conversation -> ids and labels: templates, segments, tokens
 plan/         what fits, how long every record is, which samples make a pack
 stores/       objects of stores and of MMEngine's backends: tries, deadlines, kept copies

@@ -5,7 +5,6 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +21,9 @@ from .base import read_base
 from .cache import get_cache_dir
 from .errors import DataError, MediaError, RecordError, SettingError, check_choice, check_whole
 from .fates import find_broken, unusable_error
-from .images.augment import Changes
-from .images.media import MAX_PIXELS, MediaSource, image_size, load_image
-from .images.routes import ROUTES, TileSource, from_image, gather_tiles, open_tiles
+from .images.jpeg import degrade
+from .images.media import MAX_PIXELS, MediaSource, image_size
+from .images.tiles import MODES, open_tiles
 from .images.tiling import DynamicTiling
 from .images.video import expand_videos, load_frames, probe_video
 from .mixture import Source, open_sources, pick_records
@@ -33,7 +32,7 @@ from .plan.lengths import DROPPED, FATES, FITS, REJECTED, SHRUNK, TRUNCATED, Len
 from .plan.measure import Measure
 from .records.boxes import normalize_boxes
 from .records.records import Medium, Record, parse_record
-from .text.conversation import Encoded, Piece, join_pieces, split_pieces, tokenize_pieces
+from .text.conversation import Encoded, join_pieces, split_pieces, tokenize_pieces
 from .text.tokens import TextTokenizer
 
 
@@ -54,9 +53,10 @@ class MultimodalDataset(Dataset):
         repeat_times: how often each file is used per epoch; 0.5 takes a fixed random half, 3.5 everything three times
             and half of it a fourth time. Default 1.
         dataset_settings: per file a dict or None: name, min_tiles, max_tiles, use_thumbnail, template, loss_weight,
-            augment, storage_options, columns (names here -> names in its records: `{"messages": "dialog"}`).
+            jpeg_quality, storage_options, columns (names here -> names in its records: `{"messages": "dialog"}`).
         min_tiles, max_tiles, use_thumbnail, template: for files without their own; default: the base's config.json.
-        augment: random changes of images, for files without their own (see `images.augment`); None: none.
+        jpeg_quality: (lowest, highest) quality of JPEG artifacts on training tiles, drawn per tile, for files without
+            their own; None: none. The official recipe's `data_augment` is (75, 100).
         storage_options: fsspec's options for URLs among `data_paths` and `image_folders`, for files without their own.
         loss_reduction: how a sample with n supervised tokens counts in the loss of a step, which is normalized over all
             of the step: each token weighs 1 ('token'), 1/n ('sample': all samples weigh the same) or 1/sqrt(n)
@@ -69,7 +69,8 @@ class MultimodalDataset(Dataset):
             at the first one read. 'skip' leaves them out, with an entry in the ledger.
         max_bad_samples: with 'skip', more than this many per epoch over all ranks stop the run.
         num_frames: most frames of a video.
-        route: 'pillow' or 'torchvision' (see `routes`).
+        fast_decoding: False gives the official pixels, True those of faster decoders, a level off here and there;
+            'auto' takes the faster per image (see `images.tiles`).
         max_pixels: larger images are refused.
         cache_dir: where lengths are kept between runs; default: the environment variable XTUNER_PLUGINS_CACHE, or
             `work_dirs/data_index` where it isn't set.
@@ -106,7 +107,7 @@ class MultimodalDataset(Dataset):
         max_tiles: int | None = None,
         use_thumbnail: bool | None = None,
         template: str | None = None,
-        augment: dict | None = None,
+        jpeg_quality: Sequence[int] | None = None,
         storage_options: dict | None = None,
         loss_reduction: str = "token",
         max_length: int = 4096,
@@ -115,7 +116,7 @@ class MultimodalDataset(Dataset):
         on_bad_sample: str = "raise",
         max_bad_samples: int = 100,
         num_frames: int = 8,
-        route: str = "pillow",
+        fast_decoding: bool | str = False,
         max_pixels: int = MAX_PIXELS,
         cache_dir: str | None = None,
         reject_list: str | None = None,
@@ -134,7 +135,7 @@ class MultimodalDataset(Dataset):
             "max_tiles": max_tiles,
             "use_thumbnail": use_thumbnail,
             "template": template,
-            "augment": augment,
+            "jpeg_quality": jpeg_quality,
             "storage_options": storage_options,
         }
         self.sources = open_sources(
@@ -144,7 +145,7 @@ class MultimodalDataset(Dataset):
         self.loss_reduction = check_choice("loss_reduction", loss_reduction, tuple(REDUCTIONS))
         self.on_bad_sample = check_choice("on_bad_sample", on_bad_sample, POLICIES)
         self.max_bad_samples = check_whole("max_bad_samples", max_bad_samples, 0)
-        self.route = check_choice("route", route, ROUTES)
+        self.fast_decoding = check_choice("fast_decoding", fast_decoding, MODES)
         self.num_frames = check_whole("num_frames", num_frames, 1)
         self.max_pixels = check_whole("max_pixels", max_pixels, 1)
         self.seed = check_whole("seed", seed, 0)
@@ -161,7 +162,7 @@ class MultimodalDataset(Dataset):
 
     def keep_images(self) -> None:
         """Leave images as they are, whatever the files' settings say."""
-        self.sources = [replace(source, augment=None) for source in self.sources]
+        self.sources = [replace(source, jpeg_quality=None) for source in self.sources]
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -191,7 +192,7 @@ class MultimodalDataset(Dataset):
         try:
             if row in self.rejected[number]:
                 raise RecordError("rejected", "on the reject list", place=self.sources[number].index.source(row))
-            rng = self._generator(index) if self.sources[number].augment else None
+            rng = self._generator(index) if self.sources[number].jpeg_quality else None
             if self._plan is None:
                 sample = self.load(number, row, rng)
             else:
@@ -254,49 +255,38 @@ class MultimodalDataset(Dataset):
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_lengths": {}}
 
-    def load(
-        self,
-        number: int,
-        row: int,
-        rng: np.random.Generator | None = None,
-        open_media: Callable[..., list[TileSource]] | None = None,
-        record: Record | None = None,
-    ) -> dict:
+    def load(self, number: int, row: int, rng: np.random.Generator | None = None) -> dict:
         """The sample of record `row` of file `number`.
 
         Args:
-            rng: draws the changes of its images, where its file has `augment`; None: images as they are.
-            open_media: opens media in the place of `_open`; the checker's cuts no tiles.
-            record: the record, where it has been read already.
+            rng: draws the changes of its images, where its file has `jpeg_quality`; None: images as they are.
 
         Raises:
             RecordError: the record or one of its images can't be used, or (`too_long`) it doesn't fit.
         """
         source = self.sources[number]
-        record = record or self.record(number, row)
+        record = self.record(number, row)
         try:
-            tiles, sample, fate = self._fit(record, source, rng, open_media or self._open)
+            opened, sample, fate = self._fit(record, source)
         except MediaError as error:
             raise error.in_record(record.source) from None
+        tiles = torch.cat([torch.empty(0, 3, self.tile_size, self.tile_size, dtype=torch.uint8), *opened])
+        if rng is not None and source.jpeg_quality is not None:
+            tiles = degrade(tiles, source.jpeg_quality, rng)
         branches = {"branches": sample.branches} if sample.branches else {}
         num_supervised = int((sample.labels[1:] != IGNORE_INDEX).sum())
         return {
             "input_ids": torch.from_numpy(sample.input_ids),
             "labels": torch.from_numpy(sample.labels),
-            **gather_tiles(tiles, self.tile_size),
+            "tiles": tiles,
+            "num_tiles": len(tiles),
             "source": record.source,
             "fate": FATES[fate],
             "loss_weight": source.loss_weight * max(1, num_supervised) ** REDUCTIONS[self.loss_reduction],
             **branches,
         }
 
-    def _fit(
-        self,
-        record: Record,
-        source: Source,
-        rng: np.random.Generator | None,
-        open_media: Callable[..., list[TileSource]],
-    ) -> tuple[list[TileSource], Encoded, int]:
+    def _fit(self, record: Record, source: Source) -> tuple[list[torch.Tensor], Encoded, int]:
         """Open images with as many tiles as fit, tokenize, truncate; returns also the fate (see `lengths`)."""
         found = {medium.name: source.folder.resolve(medium.name) for medium in record.media}
         videos = [found[medium.name] for medium in record.media if medium.kind == "video"]
@@ -306,10 +296,7 @@ class MultimodalDataset(Dataset):
         record = normalize_boxes(record, lambda place: image_size(paths[place], self.max_pixels))
         if record.warnings:
             self._log_first(record.warnings)
-        pieces = self._tokenize(record, source)
-        changes = None
-        if rng is not None and source.augment is not None:
-            changes, pieces = source.augment.draw_along(record, pieces, partial(self._tokenize, source=source), rng)
+        pieces = tokenize_pieces(split_pieces(record, source.template, self.tokenizer), self.tokenizer)
         budget, frames = self.budget, [medium.kind == "frame" for medium in record.media]
         share = first_limit(source.tiling.max_tiles, frames.count(False), budget.sharing)
         limits = whole = [1 if frame else share for frame in frames]
@@ -320,8 +307,8 @@ class MultimodalDataset(Dataset):
             ]  # headers are read only where the sample may be too long
             limits = budget.fit(source.tiling, sizes, text_tokens)
         tilings = [source.tiling.limited(limit) for limit in limits]
-        tiles = open_media(record.media, paths, tilings, *([] if changes is None else [changes]))
-        sample = join_pieces(pieces, self.tokenizer, [tile.grid.num_tiles for tile in tiles], budget.tokens_per_tile)
+        tiles = self._open(record.media, paths, tilings)
+        sample = join_pieces(pieces, self.tokenizer, [len(each) for each in tiles], budget.tokens_per_tile)
         if len(sample) <= budget.max_length:
             return tiles, sample, FITS if limits == whole else SHRUNK
         fitted = truncate(sample, budget.max_length) if "truncate_text" in budget.steps else None
@@ -336,29 +323,18 @@ class MultimodalDataset(Dataset):
         sample, kept = fitted
         return tiles[:kept], sample, TRUNCATED
 
-    def _tokenize(self, record: Record, source: Source) -> list[Piece]:
-        return tokenize_pieces(split_pieces(record, source.template, self.tokenizer), self.tokenizer)
-
     def _open(
-        self,
-        media: list[Medium],
-        paths: list[MediaSource],
-        tilings: list[DynamicTiling],
-        changes: Changes | None = None,
-    ) -> list[TileSource]:
-        tiles: list[TileSource] = []
+        self, media: Sequence[Medium], paths: Sequence[MediaSource], tilings: Sequence[DynamicTiling]
+    ) -> list[torch.Tensor]:
+        tiles: list[torch.Tensor] = []
         frames: dict[str, list] = {}
         for medium, path, tiling in zip(media, paths, tilings, strict=True):
-            if medium.kind == "frame":
-                if not frames.get(medium.name):
-                    frames[medium.name] = load_frames(path, self.num_frames, self.max_pixels)
-                image = frames[medium.name].pop(0)
-            elif changes is not None:
-                image = load_image(path, self.max_pixels)
-            else:
-                tiles.append(open_tiles(path, tiling, self.route, self.max_pixels))
+            if medium.kind != "frame":
+                tiles.append(open_tiles(path, tiling, self.fast_decoding, self.max_pixels))
                 continue
-            tiles.append((from_image if changes is None else changes.cut)(image, tiling))
+            if not frames.get(medium.name):
+                frames[medium.name] = load_frames(path, self.num_frames, self.max_pixels)
+            tiles.append(tiling(frames[medium.name].pop(0)))
         return tiles
 
     def lengths(

@@ -10,7 +10,7 @@
 | `root`              | the folder in `image_folders`                                                       |
 | `repeat_time`       | `repeat_times`; a fraction is a random part, of which the official code takes the first |
 | `max_dynamic_patch` | `max_tiles` in `dataset_settings`                                                   |
-| `data_augment`      | `augment` in `dataset_settings`, with the official code's JPEG qualities            |
+| `data_augment`      | `jpeg_quality` in `dataset_settings`, with the official code's range                |
 | `length`            | nothing, as in the official code                                                    |
 
 Paths are relative to the working directory, as in the official code, or else to the meta file's folder.
@@ -29,7 +29,7 @@ from pathlib import Path
 from mmengine.logging import print_log
 
 from .errors import DataError, SettingError
-from .images.augment import OFFICIAL
+from .images.jpeg import OFFICIAL
 from .records.json_index import parse_json
 
 HEAD = 1 << 16  # bytes that show whether a file may be a meta file
@@ -132,7 +132,7 @@ def _row(meta: Path, name: str, entry: object) -> tuple[str, str | None, float, 
     root, annotation = (_text(where, key, entry) for key in ("root", "annotation"))
     augment = entry.get("data_augment", False)
     if not isinstance(augment, bool):
-        raise SettingError("augment", f"{where}: data_augment is {augment!r}", "give true or false")
+        raise SettingError("jpeg_quality", f"{where}: data_augment is {augment!r}", "give true or false")
     repeat, tiles = entry.get("repeat_time", 1), entry.get("max_dynamic_patch")
     if isinstance(repeat, bool) or not isinstance(repeat, Real) or not 0 <= repeat < math.inf:
         raise SettingError("repeat_times", f"{where}: repeat_time is {repeat!r}", "give a number, 0 or more")
@@ -142,7 +142,7 @@ def _row(meta: Path, name: str, entry: object) -> tuple[str, str | None, float, 
     if isinstance(path, Path) and not path.is_file():
         raise SettingError("data_paths", f"{where}: annotation {annotation!r} isn't there", "correct it")
     folder = str(_find(meta, root)) if root else None
-    settings = {"max_tiles": tiles, "augment": OFFICIAL if augment else None}
+    settings = {"max_tiles": tiles, "jpeg_quality": OFFICIAL if augment else None}
     return str(path), folder, repeat, {"name": name, **{key: value for key, value in settings.items() if value}}
 
 

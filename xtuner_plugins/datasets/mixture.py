@@ -11,7 +11,7 @@ import numpy as np
 from ..data_names import GONE_SETTINGS, is_url, masked
 from .base import template_of, tiling_of
 from .errors import DataError, SettingError
-from .images.augment import Augmentation
+from .images.jpeg import check_quality
 from .images.media import ImageFolder
 from .images.stored import StoreImages, open_images
 from .images.tiling import DynamicTiling
@@ -29,7 +29,7 @@ OWN_SETTINGS = {  # that a file may have: their types
     "use_thumbnail": (bool, "True or False"),
     "template": (str, "the name of a template"),
     "loss_weight": (Real, "a positive number"),
-    "augment": (Mapping, "a dict such as {'jpeg_quality': (75, 100)}"),
+    "jpeg_quality": (Sequence, "(lowest, highest) from 1 to 100, such as (75, 100)"),
     "columns": (Mapping, "a dict of names here and names in the records, such as {'messages': 'dialog'}"),
     "storage_options": (Mapping, "a dict of fsspec's options, such as {'endpoint_url': ..., 'anon': True}"),
 }
@@ -46,7 +46,7 @@ class Source:
     template: Template
     tiling: DynamicTiling
     loss_weight: float = 1.0
-    augment: Augmentation | None = None
+    jpeg_quality: tuple[int, int] | None = None
 
 
 def open_sources(
@@ -143,7 +143,7 @@ def _open(
         remedy = gone[0] if gone else f"give a dict with some of {', '.join(OWN_SETTINGS)}, or None"
         raise SettingError("dataset_settings", f"{where} is {_shown(own)}", remedy)
     own = {name: value for name, value in (own or {}).items() if value is not None}
-    settings = {**shared, **own}
+    settings = {**dict.fromkeys(OWN_SETTINGS), **shared, **own}
     for name, value in settings.items():
         kind, words = OWN_SETTINGS[name]
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
@@ -164,7 +164,7 @@ def _open(
         repeat=_positive(1.0 if repeat is None else repeat, "repeat_times"),
         template=get_template(template_of(config, settings["template"])),
         tiling=tiling_of(config, settings),
-        augment=Augmentation.of(settings["augment"]),
+        jpeg_quality=check_quality(settings["jpeg_quality"]),
         loss_weight=_positive(own.get("loss_weight", 1.0), "loss_weight"),
     )
 

@@ -14,11 +14,14 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
+from ..families import PARTS
+from ..ranges import check
+
 # Keys of `optim_wrapper` that decide the groups; XTuner drops them under --deepspeed.
 GROUPING = ("paramwise_cfg", "constructor")
 KEPT_UNDER = "optim_wrapper_grouping"
 # Learning rates by what a parameter belongs to, as `paramwise_cfg.part_lr` names them.
-PARTS = ("visual_encoder", "projector", "llm", "lora")
+RATES = (*PARTS, "lora")
 
 B_MATRICES = (".lora_B.", ".lora_embedding_B.")  # in names of adapters
 
@@ -111,10 +114,9 @@ def _quiet_about_frozen() -> Iterator[None]:
 def _part_rates(rates: Mapping[str, float | None] | None) -> dict[str, float]:
     rates = {part: rate for part, rate in (rates or {}).items() if rate is not None}
     for part, rate in rates.items():
-        if part not in PARTS:
-            raise ValueError(f"paramwise_cfg.part_lr: {part!r} is no part; known are {', '.join(PARTS)}")
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < 1:
-            raise ValueError(f"the learning rate of {part} is {rate!r}; give a number above 0 and below 1")
+        if part not in RATES:
+            raise ValueError(f"paramwise_cfg.part_lr: {part!r} is no part; known are {', '.join(RATES)}")
+        check(f"{part}_lr", rate)
     return rates
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+from mmengine.registry import DATASETS
+
+from ..checkpoints import record
 from ..checkpoints.errors import CheckpointError
 from ..checkpoints.work_dir import newest_checkpoint, read_checkpoint
 from ..settings import ConfigError
@@ -90,6 +93,31 @@ def settle_start(cfg: Any, args: Any) -> None:
             check_loadable(args.resume, "--resume", work_dir, needs_optimizer=True, **own)
     elif cfg.get("load_from"):
         check_loadable(str(cfg.load_from), "load_from", work_dir, deepspeed=deepspeed, needs_optimizer=False)
+
+
+def check_same_run(cfg: Any, path: str, *, num_ranks: int, deepspeed: bool) -> list[str]:
+    """Compares a run that resumes with the record in its checkpoint, before anything is built.
+
+    Args:
+        cfg: The config with the command line's options, checked.
+        path: The checkpoint.
+        num_ranks: Processes of this run.
+        deepspeed: This run uses DeepSpeed.
+
+    Returns:
+        What has changed without making it another run, as lines for the user.
+
+    Raises:
+        CheckpointError: As `record.require_same_run`.
+    """
+    from ..datasets.images.resize_rules import resize_facts
+    from ..models.vlm import resolve_dtype
+
+    dataset, dtype = DATASETS.build(cfg.train_dataloader.dataset), resolve_dtype(cfg.model.get("dtype", "auto"))
+    own = {"ranks": num_ranks, "dtype": str(dtype), "resize_rule": resize_facts()["resize_rule"]}
+    now = record.make(cfg, dataset, deepspeed=deepspeed, **own)
+    defaults = record.defaults_of(record.settings_of(cfg, deepspeed=deepspeed))
+    return record.require_same_run(read_checkpoint(path)["record"], now, defaults, path)
 
 
 def _check_sharded(optimizer: str) -> None:

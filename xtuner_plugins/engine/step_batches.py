@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -13,8 +12,7 @@ from ..settings import ConfigError
 from .loops import PlanIterator
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What one rank trains on in one optimizer step.
 
     Attributes:
@@ -29,19 +27,9 @@ class Step:
     batches: list[dict[str, Any]]
     dataset: Any
 
-    def describe(self) -> str:
-        """Where it is in the run."""
-        return f"step {self.number:,}, in epoch {self.epoch + 1}"
-
 
 def take_step(
-    cfg: Config,
-    number: int,
-    *,
-    rank: int = 0,
-    num_ranks: int = 1,
-    seed: int | None = None,
-    checkpoint: Mapping[str, Any] | None = None,
+    cfg: Config, number: int, rank: int, num_ranks: int, seed: int | None, checkpoint: Mapping[str, Any] | None
 ) -> Step:
     """The micro-batches of a step, collated in this process.
 
@@ -58,7 +46,7 @@ def take_step(
         PlanChanged: The data isn't that of the checkpoint any more.
     """
     loader, sampler = cfg.train_dataloader, cfg.train_dataloader.sampler
-    seed = (cfg.get("randomness") or {}).get("seed") if seed is None else seed
+    seed = cfg.get("randomness", {}).get("seed") if seed is None else seed
     if seed is None and sampler.get("seed") is None:
         raise ConfigError("randomness.seed isn't set, so every start has another order; give --seed, that of the run")
     own = {"num_workers": 0, "persistent_workers": False, "prefetch_factor": None}
@@ -68,8 +56,9 @@ def take_step(
         said = " ".join(str(error).split())[:300]
         raise ConfigError(f"train_dataloader: {said}; correct the setting (steps are known of PlanSampler)") from None
     iterator = PlanIterator(loader, micro_batches(cfg))
-    done, place = (0, {"epoch": 0, "position": 0}) if checkpoint is None else (checkpoint["iter"], checkpoint["plan"])
-    iterator.skip_to(place)
+    done = checkpoint["iter"] if checkpoint else 0
+    if checkpoint:
+        iterator.skip_to(checkpoint["plan"])
     ends = cfg.train_cfg.get("max_iters"), cfg.train_cfg.get("max_epochs")
     last = min(filter(None, (ends[0], ends[1] and done + iterator.steps_ahead(ends[1]))), default=number)
     if not done < number <= last:
@@ -80,8 +69,6 @@ def take_step(
 
 
 def micro_batches(cfg: Config) -> int:
-    """Micro-batches per optimizer step of a config, with or without DeepSpeed."""
-    deepspeed = (cfg.get("strategy") or {}).get("config")
-    if isinstance(deepspeed, Mapping) and isinstance(deepspeed.get("gradient_accumulation_steps"), int):
-        return deepspeed["gradient_accumulation_steps"]
-    return cfg.optim_wrapper.get("accumulative_counts", 1)
+    """Micro-batches per optimizer step of a config, or of what a run under DeepSpeed has written."""
+    deepspeed = cfg.get("strategy", {}).get("config", {})
+    return deepspeed.get("gradient_accumulation_steps", cfg.optim_wrapper.get("accumulative_counts", 1))

@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from ..processes import PARENT_ENDED, STOP_REQUESTS, leave_signals_to_parent
@@ -139,24 +139,8 @@ def exit_status() -> int:
 
 
 def command_to_go_on(env: Mapping[str, str] = os.environ) -> str:
-    """The shell line that resumes this run, or the one whose processes have ``env``."""
-    line = env.get(COMMAND)
-    words = shlex.split(line) if line else ["xtuner", "train", *_without(sys.argv[1:], "--launcher")]
+    """The shell line that resumes this run: its own and one more ``--resume``, which is the one that counts."""
+    line = env.get(COMMAND) or shlex.join(["xtuner", "train", *sys.argv[1:]])
+    resume = " --resume auto" if line.startswith("xtuner ") else " --resume"  # XTuner's parser wants a value
     variables = [f"{name}={env[name]}" for name in LAUNCH_VARIABLES if name in env]
-    resume = ["--resume", "auto"] if words[:1] == ["xtuner"] else ["--resume"]  # XTuner's parser wants a value
-    return " ".join([*variables, shlex.join([*_without(words, "--resume"), *resume])])
-
-
-def _without(words: Sequence[str], option: str) -> list[str]:
-    """The words of a command line without an option and its value."""
-    kept: list[str] = []
-    skip = False
-    for word in words:
-        if word == option or word.startswith(f"{option}="):
-            skip = word == option
-        elif skip and not word.startswith("-"):
-            skip = False
-        else:
-            kept.append(word)
-            skip = False
-    return kept
+    return " ".join([*variables, line.removesuffix(resume)]) + resume

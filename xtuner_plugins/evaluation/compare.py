@@ -1,4 +1,4 @@
-"""Two results on the same questions: who is better where, and how sure that is."""
+"""Two results on the same questions: who is better where, how sure that is, and what else differs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .confidence import difference, mcnemar
-from .measured import Measured
+import numpy as np
+
 from .metrics import find_metric
-from .results import Row
+from .results import Interval, Measured, Row, are_trials, between, draw, middle, named, number
+
+COLUMNS = ("data set", "metric", "A", "B", "B - A", "95 % interval", "p", "A better", "B better", "questions")
+Result = tuple[Mapping[str, Any], Sequence[Row]]
 
 
 @dataclass(frozen=True)
@@ -17,57 +20,62 @@ class Comparison:
     """Two models on the common questions of one data set; the first is A, the second B.
 
     Attributes:
-        name: Of the data set.
         one: A's answers, measured.
         other: B's, to the same items in the same order.
         pairs: Rows of A and B, in that order.
-        interval: Of B's headline minus A's, at 95 %; None for a single unit.
-        p_value: That there is no difference; None for a single unit.
-        test: `mcnemar` where every unit is right or wrong, else `bootstrap`.
+        interval: Of B's headline minus A's, at 95 %; None for a single cluster of questions.
+        p_value: That this difference is 0; None for a single cluster.
+        test: `mcnemar` where every cluster is right or wrong, else `bootstrap`.
     """
 
-    name: str
     one: Measured
     other: Measured
     pairs: Sequence[tuple[Row, Row]]
-    interval: tuple[float, float] | None
+    interval: Interval | None
     p_value: float | None
     test: str
-
-    @property
-    def better_one(self) -> int:
-        """Questions that A answers better."""
-        return sum(a.score > b.score for a, b in self.pairs)
-
-    @property
-    def better_other(self) -> int:
-        """Questions that B answers better."""
-        return sum(b.score > a.score for a, b in self.pairs)
 
     @property
     def gain(self) -> float:
         """B's headline minus A's."""
         return self.other.headline - self.one.headline
 
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        metric = self.one.metric
+        return {
+            "metric": metric.name,
+            "headline": metric.headline,
+            "higher_is_better": metric.higher_is_better,
+            "a": self.one.headline,
+            "b": self.other.headline,
+            "gain": self.gain,
+            "interval": self.interval,
+            "p_value": self.p_value,
+            "test": self.test,
+            "num_common": len(self.pairs),
+            "better_a": sum(a.score > b.score for a, b in self.pairs),
+            "better_b": sum(b.score > a.score for a, b in self.pairs),
+        }
 
-def compare(one: tuple[Mapping, Sequence[Row]], other: tuple[Mapping, Sequence[Row]]) -> list[Comparison]:
-    """Compares what `read_results` read from two folders, on the questions that both answered.
+
+def compare(one: Result, other: Result) -> dict[str, Comparison]:
+    """Compares what `read_results` read from two folders, on the questions that both answered, by data set.
 
     Raises:
-        ValueError: They have no data set in common, or one of the same name with other questions or another metric.
+        ValueError: They have no scored data set in common, or one of the same name with other questions or another
+            metric.
     """
     first, second = one[0]["datasets"], other[0]["datasets"]
-    common = [name for name in first if name in second]
+    common = [name for name in first if name in second and first[name].get("metric")]
     if not common:
-        raise ValueError(f"no data set in common: A has {', '.join(first)}, B has {', '.join(second)}")
-    found = []
+        raise ValueError(f"no scored data set in common: A has {', '.join(first)}, B has {', '.join(second)}")
     for name in common:
         for key, remedy in (("hash", "measure both on the same file"), ("metric", "give both the same --metric")):
             if first[name].get(key) != second[name].get(key):
                 what = "asks other questions or expects other answers" if key == "hash" else "has another metric"
                 raise ValueError(f"data set {name}: B {what} than A; {remedy}")
-        found.append(_compare_one(name, first[name]["metric"], one[1], other[1]))
-    return found
+    return {name: _compare_one(name, first[name]["metric"], one[1], other[1]) for name in common}
 
 
 def _compare_one(name: str, metric: str, one: Sequence[Row], other: Sequence[Row]) -> Comparison:
@@ -77,38 +85,51 @@ def _compare_one(name: str, metric: str, one: Sequence[Row], other: Sequence[Row
     ]
     if not pairs:
         raise ValueError(f"data set {name}: no question that both answered; run both without --limit")
-    measure, items = find_metric(metric), [row.item for row, _ in pairs]
-    a, b = (Measured(name, measure, items, [pair[side].answer for pair in pairs]) for side in (0, 1))
-    drawn = difference(measure, a.tally, b.tally, a.units)
-    interval, p_value = drawn or (None, None)
-    test, right = "bootstrap", [_unit_scores(each) for each in (a, b)]
-    if set(right[0]) | set(right[1]) <= {0.0, 1.0}:
-        test, splits = "mcnemar", list(zip(*right, strict=True))
-        p_value = mcnemar(splits.count((1.0, 0.0)), splits.count((0.0, 1.0)))
-    return Comparison(name, a, b, pairs, interval, p_value, test)
+    items = [row.item for row, _ in pairs]
+    a, b = (Measured(name, find_metric(metric), items, [pair[side].answer for pair in pairs]) for side in (0, 1))
+    return Comparison(a, b, pairs, *_difference(a, b))
 
 
-def _unit_scores(measured: Measured) -> list[float]:
-    """The lowest score of each unit: questions that count together are right together."""
-    return [min(measured.scores[position] for position in unit) for unit in measured.units]
+def _difference(a: Measured, b: Measured) -> tuple[Interval | None, float | None, str]:
+    """Interval and p-value of B's headline minus A's, and the name of the test.
+
+    The interval is of paired bootstrap draws; the bootstrap's p-value is twice the share of draws on the rarer side of
+    0. McNemar's exact test is of the clusters that one of both alone gets right.
+    """
+    from scipy.stats import binomtest
+
+    if len(a.sums) < 2:
+        return None, None, "bootstrap"
+    drawn = np.subtract(*draw(b.sums, a.sums))
+    limit = 100 if a.metric.higher_is_better else np.inf
+    interval = middle(drawn, len(a.sums), -limit, limit)
+    if are_trials(a.sums) and are_trials(b.sums):
+        only = [int((left > right).sum()) for left, right in ((a.sums, b.sums), (b.sums, a.sums))]
+        return interval, float(binomtest(only[0], sum(only)).pvalue) if sum(only) else 1.0, "mcnemar"
+    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    return interval, float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1))), "bootstrap"
 
 
-def as_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """Plain values of each data set."""
-    return {
-        each.name: {
-            "metric": each.one.metric.name,
-            "headline": each.one.metric.headline,
-            "higher_is_better": each.one.metric.higher_is_better,
-            "a": each.one.headline,
-            "b": each.other.headline,
-            "gain": each.gain,
-            "interval": each.interval,
-            "p_value": each.p_value,
-            "test": each.test,
-            "num_common": len(each.pairs),
-            "better_a": each.better_one,
-            "better_b": each.better_other,
-        }
-        for each in comparisons
-    }
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Settings, dtype, preprocessing and versions that differ between two results.json, each with both values."""
+    found = []
+    for part in ("settings", "preprocessing", "versions"):
+        a, b = one.get(part, {}), other.get(part, {})
+        keys = [key for key in {**a, **b} if a.get(key) != b.get(key) and key != "hash"]
+        found += [f"{part} {key}: A {a.get(key)}, B {b.get(key)}" for key in keys]
+    return found
+
+
+def comparison_table(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """A head and a row per data set, from `Comparison.as_json`."""
+    rows = [COLUMNS]
+    for name, values in found.items():
+        scores = (number(values["a"]), number(values["b"]), f"{values['gain']:+.1f}", between(values["interval"]))
+        counts = (f"{values[key]:,}" for key in ("better_a", "better_b", "num_common"))
+        rows.append((name, named(values), *scores, p_text(values["p_value"]), *counts))
+    return rows
+
+
+def p_text(value: float | None) -> str:
+    """A p-value with three digits."""
+    return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""What a benchmark asks, and what the annotators answered."""
+"""What is asked of a model, and what the annotators answered."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..inference.questions import Question
 
 @dataclass(frozen=True)
 class Item:
-    """A question with known answers.
+    """A question, with the known answers if there are any.
 
     Attributes:
         question: What the model is asked, exactly: the prompt's suffix ("Answer with a single word.") is part of it.

@@ -1,4 +1,4 @@
-"""A folder of results: what was measured, of which model, on which data; written by one run, read by comparisons.
+"""Answers measured, and the folder of results that one run writes and comparisons read.
 
 ::
 
@@ -14,20 +14,145 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..datasets.cache import text_hash, write_whole
+import numpy as np
+
+from ..datasets.cache import write_whole
 from ..datasets.errors import MediaError
 from ..inference.batch_answers import Lengths
-from ..inference.questions import Question, Unusable
-from .confidence import LEVEL
+from ..inference.questions import Question
+from .benchmarks import DataSet
 from .items import Item
-from .measured import Measured
+from .metrics import Metric, share
 
 ANSWERS, ITEMS, RESULTS, REPORT = "answers.jsonl", "items.jsonl", "results.json", "report.html"
 PACKAGES = ("torch", "transformers", "tokenizers", "pillow", "numpy")
+DRAWS = 2000  # of the bootstrap, always the same
+_AT_A_TIME = 50  # draws; bounds the memory of a large set
+Interval = tuple[float, float]
+
+
+def clusters(items: Sequence[Item]) -> np.ndarray:
+    """Number of the cluster of each item `[items]`: items share one that have an image or a `group` in common."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    keys: dict[tuple[str, str], int] = {}
+    pairs = []
+    for position, item in enumerate(items):
+        group = item.facts.get("group")
+        own = [("image", path) for path in item.question.paths] + ([] if group is None else [("group", str(group))])
+        pairs += [(position, len(items) + keys.setdefault(key, len(keys))) for key in own]
+    size, edges = len(items) + len(keys), np.array(pairs, dtype=int).reshape(-1, 2).T
+    labels = connected_components(coo_matrix((np.ones(edges.shape[1]), edges), (size, size)), directed=False)[1]
+    return np.unique(labels[: len(items)], return_inverse=True)[1]
+
+
+def cluster_sums(tally: np.ndarray, cluster: np.ndarray) -> np.ndarray:
+    """Rows `[items, C, 2]` added up to `[clusters, C, 2]`."""
+    sums = np.zeros((cluster.max(initial=-1) + 1, *tally.shape[1:]))
+    np.add.at(sums, cluster, tally)
+    return sums
+
+
+def are_trials(sums: np.ndarray) -> bool:
+    """Whether each cluster is one trial that succeeds or fails: exact tests and intervals hold."""
+    return sums.shape[1] == 1 and bool((sums[..., 1] == 1).all() and np.isin(sums[..., 0], (0, 1)).all())
+
+
+def draw(*sums: np.ndarray) -> list[np.ndarray]:
+    """Headlines `[DRAWS]` of sets of as many clusters drawn with replacement; the same clusters for all models."""
+    random, number = np.random.default_rng(0), len(sums[0])
+    found: list[list[np.ndarray]] = [[] for _ in sums]
+    for _ in range(DRAWS // _AT_A_TIME):
+        counts = random.multinomial(number, np.full(number, 1 / number), size=_AT_A_TIME)
+        for part, one in zip(found, sums, strict=True):
+            part.append(share(np.tensordot(counts, one, axes=1)))
+    return [np.concatenate(part) for part in found]
+
+
+def middle(drawn: np.ndarray, number: int, low: float, high: float) -> Interval:
+    """The middle 95 % of draws from `number` clusters, within `low` and `high`.
+
+    Where all draws are equal, as at 0 and 100 %, what no cluster showed may still be: the interval ends where a share
+    of which `number` trials showed nothing ends by the exact binomial test.
+    """
+    from scipy.stats import binomtest
+
+    ends = np.percentile(drawn, (2.5, 97.5))
+    if ends[0] == ends[1]:
+        unseen = 100 * binomtest(0, number).proportion_ci().high
+        ends = ends[0] - unseen, ends[1] + unseen
+    return max(low, float(ends[0])), min(high, float(ends[1]))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Answered questions of one data set under its metric; without one there are answers alone.
+
+    Attributes:
+        name: Of the data set.
+        metric: What measures it, or None.
+        items: The questions that have an answer.
+        answers: To each of them.
+    """
+
+    name: str
+    metric: Metric | None
+    items: Sequence[Item]
+    answers: Sequence[str]
+
+    @cached_property
+    def scores(self) -> list[float | None]:
+        """Of each answer."""
+        pairs = zip(self.answers, self.items, strict=True)
+        return [None if self.metric is None else float(self.metric.score(*pair)) for pair in pairs]
+
+    @cached_property
+    def figures(self) -> dict[str, float]:
+        """As `Metric.figures`; none without answers or metric."""
+        return self.metric.figures(self.answers, self.items) if self.metric and self.items else {}
+
+    @property
+    def headline(self) -> float | None:
+        """The figure by which models are compared."""
+        return self.figures.get(self.metric.headline) if self.metric else None
+
+    @cached_property
+    def sums(self) -> np.ndarray:
+        """Parts and wholes of the headline `[clusters, C, 2]`."""
+        return cluster_sums(self.metric.tally(self.answers, self.items), clusters(self.items))
+
+    @cached_property
+    def interval(self) -> Interval | None:
+        """Of the headline at 95 %: exact for shares of independent questions, else by bootstrap over clusters."""
+        if not self.figures:
+            return None
+        from scipy.stats import binomtest
+
+        if are_trials(self.sums):
+            exact = binomtest(int(self.sums[:, 0, 0].sum()), len(self.sums)).proportion_ci()
+            return 100 * float(exact.low), 100 * float(exact.high)
+        if len(self.sums) < 2:
+            return None
+        return middle(draw(self.sums)[0], len(self.sums), 0, 100 if self.metric.higher_is_better else np.inf)
+
+
+def measure(name: str, metric: Metric | None, items: Sequence[Item], answers: Mapping[str, str]) -> Measured:
+    """Measures those items that have an answer.
+
+    Args:
+        name: Of the data set.
+        metric: For all of them; None scores nothing.
+        items: Checked ones.
+        answers: By the id of the question.
+    """
+    answered = [item for item in items if item.question.id in answers]
+    return Measured(name, metric, answered, [answers[item.question.id] for item in answered])
 
 
 @dataclass(frozen=True)
@@ -38,28 +163,20 @@ class Row:
         dataset: Name of its data set.
         item: The question with the right answers.
         answer: The model's.
-        score: By the data set's metric.
+        score: By the data set's metric; None without one.
         tiles: Columns, rows and thumbnails of each image; None where an image is gone.
     """
 
     dataset: str
     item: Item
     answer: str
-    score: float
+    score: float | None
     tiles: tuple[tuple[int, int, int], ...] | None
 
     @property
     def num_tiles(self) -> int | None:
         """Of all its images, thumbnails included."""
-        return (
-            None if self.tiles is None else sum(columns * rows + thumbnail for columns, rows, thumbnail in self.tiles)
-        )
-
-
-def items_hash(items: Sequence[Item]) -> str:
-    """Of what is asked and expected, and of the names of the images."""
-    facts = [(i.question.id, i.question.text, i.question.images, i.expected, dict(i.facts)) for i in items]
-    return text_hash(json.dumps(facts, ensure_ascii=False, sort_keys=True))
+        return None if self.tiles is None else sum(columns * rows + thumb for columns, rows, thumb in self.tiles)
 
 
 def rows_of(measured: Measured, lengths: Lengths) -> list[Row]:
@@ -80,27 +197,28 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def summary(measured: Measured, left_out: Sequence[Unusable], data: Mapping[str, str]) -> dict[str, Any]:
-    """What results.json says of one data set.
-
-    Args:
-        measured: Its answers.
-        left_out: What could not be asked or measured.
-        data: Path and hash.
-    """
+def summary(measured: Measured, data_set: DataSet) -> dict[str, Any]:
+    """What results.json says of one data set."""
     metric = measured.metric
+    scored = (
+        {
+            "metric": metric.name,
+            "headline": metric.headline,
+            "higher_is_better": metric.higher_is_better,
+            "score": measured.headline,
+            "interval": measured.interval,
+            "figures": measured.figures,
+        }
+        if metric
+        else {}
+    )
     return {
-        **data,
-        "metric": metric.name,
-        "headline": metric.headline,
-        "higher_is_better": metric.higher_is_better,
-        "score": measured.headline,
-        "interval": measured.interval,
-        "interval_level": LEVEL,
+        "path": data_set.path,
+        "hash": data_set.hash,
+        **scored,
         "num_answered": len(measured.items),
-        "num_left_out": len(left_out),
-        "figures": measured.figures,
-        "left_out": [each.message for each in left_out],
+        "num_left_out": len(data_set.left_out),
+        "left_out": [each.message for each in data_set.left_out],
     }
 
 
@@ -108,7 +226,7 @@ def write_results(folder: Path, results: Mapping[str, Any], rows: Sequence[Row])
     """Writes items.jsonl, then results.json; each is replaced whole."""
     lines = "".join(json.dumps(_line(row), ensure_ascii=False) + "\n" for row in rows)
     write_whole(folder / ITEMS, lambda path: path.write_text(lines, encoding="utf-8"))
-    text = json.dumps({**results, "items": ITEMS}, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     write_whole(folder / RESULTS, lambda path: path.write_text(text, encoding="utf-8"))
 
 
@@ -127,9 +245,8 @@ def read_results(folder: str | Path) -> tuple[dict[str, Any], list[Row]]:
         rows = [_row(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
         _ = results["model"], [each["hash"] for each in results["datasets"].values()]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} can't be read ({type(error).__name__}: {error}); run tools/evaluate.py again"
-        ) from None
+        told = "run tools/evaluate.py again"
+        raise ValueError(f"{path} can't be read ({type(error).__name__}: {error}); {told}") from None
     return results, rows
 
 
@@ -151,11 +268,49 @@ def _line(row: Row) -> dict[str, Any]:
 
 def _row(line: Mapping[str, Any]) -> Row:
     question = Question(line["id"], line["question"], tuple(line["images"]), tuple(line["paths"]))
-    tiles = line["tiles"]
-    return Row(
-        line["dataset"],
-        Item(question, tuple(line["expected"]), line["facts"]),
-        line["answer"],
-        float(line["score"]),
-        None if tiles is None else tuple(map(tuple, tiles)),
+    item = Item(question, tuple(line["expected"]), line["facts"])
+    tiles = None if line["tiles"] is None else tuple(map(tuple, line["tiles"]))
+    return Row(line["dataset"], item, line["answer"], line["score"], tiles)
+
+
+def table(data_sets: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """A head, a row per data set of results.json, and one per category where it has several."""
+    rows = [("data set", "metric", "score", "95 % interval", "questions", "left out")]
+    for name, found in data_sets.items():
+        counts = (f"{found['num_answered']:,}", f"{found['num_left_out']:,}" if found["num_left_out"] else "")
+        if "metric" not in found:
+            rows.append((name, "answers alone", "", "", *counts))
+            continue
+        headline = found["headline"]
+        rows.append((name, named(found), number(found["score"]), between(found["interval"]), *counts))
+        parts = {key: value for key, value in found["figures"].items() if key.startswith(f"{headline}/")}
+        if len(parts) > 1:
+            rows += [(f"  {key.partition('/')[2]}", "", number(value), "", "", "") for key, value in parts.items()]
+    return rows
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells in columns: the first two to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            f"{cell:{'<' if column < 2 else '>'}{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
     )
+
+
+def named(found: Mapping[str, Any]) -> str:
+    """Metric and headline of a data set of results.json."""
+    return f"{found['metric']}: {found['headline']}" + ("" if found["higher_is_better"] else " (lower is better)")
+
+
+def number(value: float | None) -> str:
+    """A score, or a dash where nothing was answered."""
+    return "-" if value is None else f"{value:.1f}"
+
+
+def between(interval: Interval | None) -> str:
+    """An interval, or a dash where there is none."""
+    return "-" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}"

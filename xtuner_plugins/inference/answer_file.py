@@ -10,7 +10,6 @@ file mixes answers of two models unnoticed.
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
 import os
@@ -100,19 +99,3 @@ class AnswerFile:
         names = [name for name in {**other, **self.made_by} if other.get(name) != self.made_by.get(name)]
         parts = [f"{name} was {other.get(name)!r} and is {self.made_by.get(name)!r}" for name in names]
         return f"{'; '.join(parts)}; give the same ones, or another --out"
-
-
-def write_csv(path: str | Path, rows: list[dict]) -> None:
-    """Answers as a table that spreadsheets open (UTF-8 with a byte order mark); several images are divided by `` | ``.
-
-    A cell that a spreadsheet would take for a formula begins with an apostrophe.
-    """
-    with open(path, "w", encoding="utf-8-sig", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(("id", "images", "question", "answer"))
-        for row in rows:
-            table.writerow(map(_cell, (row["id"], " | ".join(row["images"]), row["question"], row["answer"])))
-
-
-def _cell(text: str) -> str:
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..families import encoder_family, llm_family
+from ..families import families_of
 from .adapters import inject_lora
 from .encoders import freeze_unused, used_blocks
 
@@ -65,12 +65,11 @@ class WhatTrains(NamedTuple):
         Raises:
             ValueError: Settings that PEFT refuses, more last layers than there are, or a head that LoRA adapts too.
         """
-        encoder, llm, config = model.vision_model, model.language_model, model.config
-        targets = encoder_family(config.vision_config.to_dict()).lora_targets
-        _train("visual_encoder", encoder, self.visual_encoder, targets)
+        encoder, llm, families = model.vision_model, model.language_model, families_of(model.config.to_dict())
+        _train("visual_encoder", encoder, self.visual_encoder, families["visual_encoder"].lora_targets)
         freeze_unused(encoder, model.select_layer)
         _train("projector", model.mlp1, Part(self.freeze_projector, None, None), ())
-        _train("llm", llm, self.llm, llm_family(config.llm_config.to_dict()).lora_targets)
+        _train("llm", llm, self.llm, families["llm"].lora_targets)
         if self.train_head:
             head = llm.get_output_embeddings()
             if type(head) is not nn.Linear:

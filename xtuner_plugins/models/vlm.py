@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..checkpoints.loader import load_model, load_tokenizer, read_config
 from ..checkpoints.partition import is_partitioned, over_ranks, partition_dtype
-from ..families import encoder_family, llm_family
+from ..families import PARTS, families_of, llm_family
 from ..hub.constants import IMAGE_CONTEXT
 from ..ranges import DTYPE_NAMES, ROW_MULTIPLE, check
 from .attention import attend_to_segments, no_mask
@@ -165,11 +165,7 @@ class VisionLanguageModel(BaseModel):
 
     def parts(self) -> dict[str, nn.Module]:
         """The three parts by the names that the config uses."""
-        return {
-            "visual_encoder": self.model.vision_model,
-            "projector": self.model.mlp1,
-            "llm": self.model.language_model,
-        }
+        return {name: getattr(self.model, part.attribute) for name, part in PARTS.items()}
 
     def init_weights(self) -> None:
         """Does nothing: every weight comes from the base. MMEngine's would visit all of them, packed ones too."""
@@ -315,12 +311,11 @@ def _load(base: str, dtype: torch.dtype, quantized: Mapping[str, Mapping[str, An
             build_quantization_config(settings, part)
         return load_model(base, dtype=dtype, device="meta")
     if quantized:
-        config = read_config(base)
-        rows = {
-            "visual_encoder": ("vision_model", encoder_family(config.vision_config.to_dict()).lora_targets),
-            "llm": ("language_model", llm_family(config.llm_config.to_dict()).packed_linears),
-        }
-        packers = [linear_quantizer(*rows[part], settings, dtype) for part, settings in quantized.items()]
+        families = families_of(read_config(base).to_dict())
+        packers = [
+            linear_quantizer(PARTS[part].attribute, families[part].packed_linears, settings, dtype)
+            for part, settings in quantized.items()
+        ]
 
         def pack(model: nn.Module, name: str) -> None:
             for packer in packers:

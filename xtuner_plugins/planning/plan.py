@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..data_names import is_url, names_data
-from ..families import encoder_family, llm_family
+from ..families import PARTS, families_of
 from ..ranges import OBJECTIVES, check_tiles
-from ..settings import ConfigError
-from .activations import kept_bytes
+from ..settings import ConfigError, value_at
 from .job import MOMENTS, Adapters, Batch, Job, Strategy
 from .memory import GIB, Plan, plan_memory, under
 from .published import NUM_SAMPLES, known_base
 from .shapes import Shape, shape_of
 from .strategies import obstacle
-from .work import Work, seconds, work_of
+from .work import Work, work_of
 
 LORA_RANK = 8  # PEFT's default
 BLOCK = 256  # weights per scale of an 8-bit moment
@@ -58,24 +57,27 @@ def job_of(settings: Mapping[str, Any], shape: Shape, batches: tuple[Batch, ...]
     ours, wrapper = settings.get("model") or {}, settings.get("optim_wrapper") or {}
     if "freeze_llm" not in ours and "base" not in ours:
         raise ConfigError("model: only configs of VisionLanguageModel (with base and freeze_llm) can be planned")
-    encoder, llm = encoder_family({"model_type": shape.encoder.kind}), llm_family({"model_type": shape.llm.kind})
-    packed = {"visual_encoder": encoder.lora_targets, "llm": llm.packed_linears}
-    targets = {"visual_encoder": encoder.lora_targets, "llm": llm.lora_targets}
-    frozen = {"visual_encoder": True, "projector": False, "llm": True}
+    kinds = {"vision_config": {"model_type": shape.encoder.kind}, "llm_config": {"model_type": shape.llm.kind}}
+    families = families_of(kinds)
     recompute, of_encoder = ours.get("gradient_checkpointing", True), ours.get("visual_encoder_checkpointing")
     job = Job(
         shape=shape,
-        whole=frozenset(part for part, default in frozen.items() if not ours.get(f"freeze_{part}", default)),
+        whole=frozenset(part for part, row in PARTS.items() if not ours.get(f"freeze_{part}", row.is_frozen)),
         batches=batches or largest_batches(settings, shape),
-        adapters={part: _adapters(lora, targets[part]) for part in targets if (lora := ours.get(f"{part}_lora"))},
-        quantized={part: names for part, names in packed.items() if ours.get(f"{part}_quantization")},
+        adapters={
+            part: _adapters(lora, row.lora_targets)
+            for part, row in families.items()
+            if (lora := ours.get(f"{part}_lora"))
+        },
+        quantized={part: row.packed_linears for part, row in families.items() if ours.get(f"{part}_quantization")},
         last_layers=ours.get("visual_encoder_last_layers") or 0,
         train_head=ours.get("train_head", False),
         recompute=recompute,
         recompute_encoder=recompute if of_encoder is None else bool(of_encoder),
         half=ours.get("dtype", "auto") != "float32",
         accumulation=wrapper.get("accumulative_counts", 1),
-        moments=moment_bytes(wrapper.get("optimizer") or {}),
+        # In 8 bits with a scale per block, else in float32.
+        moments=MOMENTS / 4 + MOMENTS / BLOCK if "8bit" in str(value_at(wrapper, "optimizer.type")) else MOMENTS,
         pairs=bool(ours.get("objectives")),
         reference=_needs_reference(ours) and not ours.get("precomputed_reference"),
     )
@@ -91,12 +93,6 @@ def _adapters(settings: Mapping[str, Any], default: Sequence[str]) -> Adapters:
 
 def _needs_reference(model: Mapping[str, Any]) -> bool:
     return any(OBJECTIVES.get(name) for name in model.get("objectives") or ())
-
-
-def moment_bytes(optimizer: Mapping[str, Any]) -> float:
-    """Bytes per trained weight of an optimizer's two moments: float32, or 8 bits with a scale per block."""
-    is_8bit = "8bit" in str(optimizer.get("type", ""))
-    return MOMENTS / 4 + MOMENTS / BLOCK if is_8bit else MOMENTS
 
 
 def largest_batches(settings: Mapping[str, Any], shape: Shape) -> tuple[Batch, Batch]:
@@ -208,7 +204,7 @@ class RunPlan:
         work: operations of an average sample.
         samples_per_step: of all ranks and micro-batches.
         steps: optimizer steps; None where nobody has counted the samples.
-        precomputes: the reference reads each sample of an epoch once, before the first step.
+        operations: of the whole run, a reference that reads each sample once before it among them; None without steps.
     """
 
     model: str
@@ -219,31 +215,11 @@ class RunPlan:
     work: Work
     samples_per_step: int
     steps: int | None
-    precomputes: bool = False
-
-    @property
-    def samples(self) -> int | None:
-        """That the run reads, repeated ones counted each time."""
-        return None if self.steps is None else self.steps * self.samples_per_step
-
-    def kept(self, recompute: bool) -> int:
-        """Bytes of activations that a forward pass leaves, with or without recomputation."""
-        job = replace(under(self.job, self.strategy), recompute=recompute, recompute_encoder=recompute)
-        return max(kept_bytes(job, batch) for batch in job.batches)
+    operations: float | None
 
     def seconds(self, teraflops: float, utilization: float) -> float | None:
-        """Time of the run; None where nobody has counted the samples."""
-        if self.steps is None:
-            return None
-        once = self.lengths.samples * self.work.forward if self.precomputes and self.lengths.samples else 0
-        return seconds(self.samples * self.work.total + once, self.strategy.gpus, teraflops, utilization)
-
-    def validation_seconds(self, samples: int, interval: int, teraflops: float, utilization: float) -> float | None:
-        """Time of all validations, forward passes over samples as long as the training's on average."""
-        if self.steps is None:
-            return None
-        forward = self.work.forward + self.work.reference
-        return seconds(math.ceil(self.steps / interval) * samples * forward, self.strategy.gpus, teraflops, utilization)
+        """Time of the run on GPUs with such a peak, of which it reaches a share; recomputation counts as work."""
+        return self.operations and self.operations / (self.strategy.gpus * teraflops * 1e12 * utilization)
 
 
 def plan_config(settings: Mapping[str, Any], strategy: Strategy, samples: int | None = None) -> RunPlan:
@@ -265,24 +241,24 @@ def plan_config(settings: Mapping[str, Any], strategy: Strategy, samples: int | 
     job = job_of(settings, shape, lengths.batches)
     if problem := obstacle(job, strategy):
         raise ConfigError(problem)
+    name = base if Path(base, "config.json").is_file() else known_base(base).name
+    memory, work = plan_memory(job, strategy), work_of(under(job, strategy), lengths.mean)
+    per_step, steps = _steps(settings, job, strategy, lengths)
+    before = _needs_reference(settings["model"]) and not job.reference
+    operations = steps and steps * per_step * work.total + before * (lengths.samples or 0) * work.forward
+    return RunPlan(name, job, strategy, lengths, memory, work, per_step, steps, operations)
+
+
+def _steps(settings: Mapping[str, Any], job: Job, strategy: Strategy, lengths: Lengths) -> tuple[int, int | None]:
+    """Samples of an optimizer step, and the steps of the run."""
     loader, train = settings["train_dataloader"], settings.get("train_cfg") or {}
-    packs = (loader.get("batch_sampler") or {}).get("max_tokens")
+    packs = value_at(loader, "batch_sampler.max_tokens")
     rows = packs / lengths.mean.tokens if packs else loader["batch_size"]
     per_step = max(int(rows * job.accumulation * strategy.gpus), 1)
     limits = [train["max_iters"]] if train.get("max_iters") else []
     if lengths.samples is not None and train.get("max_epochs"):
         limits.append(math.ceil(lengths.samples * train["max_epochs"] / per_step))
-    return RunPlan(
-        base if Path(base, "config.json").is_file() else known_base(base).name,
-        job,
-        strategy,
-        lengths,
-        plan_memory(job, strategy),
-        work_of(under(job, strategy), lengths.mean),
-        per_step,
-        min(limits, default=None),
-        _needs_reference(settings["model"]) and not job.reference,
-    )
+    return per_step, min(limits, default=None)
 
 
 def advise(
@@ -297,7 +273,8 @@ def advise(
         replan: the plan with other values, given as `KEY=VALUE` pairs.
     """
     lines = []
-    for pairs in _savings(settings) if plan.total > 0.9 * available else _luxuries(settings):
+    for change in _changes(settings, saves=plan.total > 0.9 * available):
+        pairs = [f"{name}={value}" for name, value in change.items()]
         other = replan(pairs)
         saved, result = plan.total - other.total, f"{other.total / GIB:.1f} of {available / GIB:.1f} GiB"
         if saved < 0 and other.total <= available:
@@ -308,24 +285,18 @@ def advise(
     return lines
 
 
-def _savings(settings: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Changes that need less memory, the cheapest for the result first."""
-    if settings.get("gradient_checkpointing") is False:
-        yield ["gradient_checkpointing=True"]
+def _changes(settings: Mapping[str, Any], saves: bool) -> Iterator[dict[str, Any]]:
+    """Changes that need less memory, the cheapest for the result first; or that need more and make a run faster."""
     batch, accumulation = settings.get("batch_size") or 1, settings.get("accumulative_counts") or 1
+    if settings.get("gradient_checkpointing", True) is not saves:
+        yield {"gradient_checkpointing": saves}
     if "pack_tokens" in settings:
-        yield [f"pack_tokens={settings['pack_tokens'] // 2}", f"pack_tiles={settings['pack_tiles'] // 2}"]
-        return
-    for smaller in sorted({batch // 2, 1} - {0, batch}, reverse=True):
-        yield [f"batch_size={smaller}", f"accumulative_counts={batch // smaller * accumulation}"]
-    if (settings.get("max_tiles") or 1) > 1:
-        yield [f"max_tiles={settings['max_tiles'] // 2}", f"max_length={settings['max_length'] // 2}"]
-
-
-def _luxuries(settings: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Changes that need more memory and make a run faster."""
-    if settings.get("gradient_checkpointing") is True:
-        yield ["gradient_checkpointing=False"]
-    batch, accumulation = settings.get("batch_size"), settings.get("accumulative_counts")
-    if batch and accumulation and accumulation % 2 == 0 and "pack_tokens" not in settings:
-        yield [f"batch_size={2 * batch}", f"accumulative_counts={accumulation // 2}"]
+        halves = {name: settings[name] // 2 for name in ("pack_tokens", "pack_tiles")}
+        yield from [halves] * saves
+    elif not saves:
+        yield from [{"batch_size": 2 * batch, "accumulative_counts": accumulation // 2}] * (accumulation % 2 == 0)
+    else:
+        for smaller in sorted({batch // 2, 1} - {0, batch}, reverse=True):
+            yield {"batch_size": smaller, "accumulative_counts": batch // smaller * accumulation}
+        if (settings.get("max_tiles") or 1) > 1:
+            yield {name: settings[name] // 2 for name in ("max_tiles", "max_length")}

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..hub.constants import PROJECTOR_TYPES
 
 
-@dataclass(frozen=True)
-class Part:
-    """A vision encoder or a language model as published.
-
-    Attributes:
-        name: its name on the hub, `org/model`.
-        config: fields of its `config.json` that decide its shapes.
-    """
+class Part(NamedTuple):
+    """An encoder or LLM as published: its name on the hub, and the fields of `config.json` that decide its shapes."""
 
     name: str
     config: dict[str, Any]
@@ -56,11 +50,6 @@ class Base:
             projector_type=self.projector_type or PROJECTOR_TYPES[0],
             select_layer=self.select_layer,
         )
-
-
-def build_command(vision: str, llm: str, options: str, out: str) -> str:
-    """The shell command that assembles a directory of its parts; `options` start with a space."""
-    return f"python tools/build_base_model.py --vision {vision} --llm {llm}{options} --out {out}"
 
 
 _BLOCKS = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -108,13 +97,11 @@ LLMS: dict[str, Part] = {
     "Qwen3-30B-A3B": _llm("Qwen/Qwen3-30B-A3B", "qwen3_moe", 2048, 6144, 48, 32, 4, head_dim=128, **_EXPERTS),
     # As read here: in the form of Llama.
     "InternLM2-1.8B": _llm("internlm/internlm2-chat-1_8b", "llama", 2048, 8192, 24, 16, 8),
-    "InternLM2-7B": _llm("internlm/internlm2-chat-7b", "llama", 4096, 14336, 32, 32, 8),
     "InternLM2.5-1.8B": _llm("internlm/internlm2_5-1_8b-chat", "llama", 2048, 8192, 24, 16, 8),
     "InternLM2.5-7B": _llm("internlm/internlm2_5-7b-chat", "llama", 4096, 14336, 32, 32, 8),
     "InternLM2-20B": _llm("internlm/internlm2-chat-20b", "llama", 6144, 16384, 48, 48, 8),
     "InternLM2.5-20B": _llm("internlm/internlm2_5-20b-chat", "llama", 6144, 16384, 48, 48, 8),
     "Llama-3-8B": _llm("meta-llama/Meta-Llama-3-8B-Instruct", "llama", 4096, 14336, 32, 32, 8),
-    "Phi-3-mini-4k": _llm("microsoft/Phi-3-mini-4k-instruct", "phi3", 3072, 8192, 32, 32, 32),
     "Phi-3-mini": _llm("microsoft/Phi-3-mini-128k-instruct", "phi3", 3072, 8192, 32, 32, 32),
 }
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ..settings import read_deepspeed
 from .job import FLOAT, Job, Strategy
+
+
+def launched(line: str) -> tuple[int, str | None]:
+    """Processes of a launch line, and its value of ``--deepspeed``."""
+    processes, deepspeed = re.search(r"NPROC_PER_NODE=(\d+)", line), re.search(r"--deepspeed[ =](\S+)", line)
+    return int(processes[1]) if processes else 1, deepspeed and deepspeed[1]
 
 
 def plain(gpus: int) -> Strategy:

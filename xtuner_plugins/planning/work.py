@@ -65,18 +65,6 @@ def work_of(job: Job, sample: Batch) -> Work:
     return Work(encoder, projector, llm, attention, backward, recomputed, reference)
 
 
-def seconds(operations: float, gpus: int, teraflops: float, utilization: float) -> float:
-    """Time of so many operations over all GPUs.
-
-    Args:
-        operations: of the run.
-        gpus: that share them.
-        teraflops: peak of one.
-        utilization: share of the peak that is reached, recomputation counted as work.
-    """
-    return operations / (gpus * teraflops * 1e12 * utilization)
-
-
 def _active(stack: Stack) -> int:
     """Weights of a block that a token passes through."""
     return sum(linear.inputs * linear.outputs * linear.active for linear in stack.linears)

@@ -61,16 +61,11 @@ def test_kind_is_decided_by_content_and_a_byte_order_mark_is_skipped(tmp_path):
 
 
 BROKEN = [
-    (b"", SettingError, "empty"),
-    (b" \n \n", SettingError, "empty"),
+    (b"", SettingError, "no records"),
+    (b" \n \n", SettingError, "no records"),
     (b"[]", SettingError, "no records"),
     (b"hello", SettingError, "neither a JSON array nor JSON lines"),
-    (b"\xff\xfe[\x00", SettingError, "UTF-16"),
-    (b"PK\x03\x04....", SettingError, "a zip archive"),
-    (b"version https://git-lfs.github.com/spec/v1\noid x\n", SettingError, "git-lfs .the file itself wasn't fetched"),
-    (json.dumps({"data": [{"a": 1}]}, indent=1).encode(), SettingError, "one JSON object over several lines"),
-    (b'{"data": [\n{"a": 1},\n{"a": 2}]}', SettingError, "one JSON object over several lines"),
-    (b'{"a": 1},\n{"a": 2},\n', SettingError, "a comma follows the object.*remove the commas"),
+    (b"PK\x03\x04....", SettingError, "neither .* begins with b'PK"),
     (b'[{"a": 1},\n{"a": "x', RecordError, ":2: the JSON array is broken: Unterminated"),
     (b'[{"a": 1},\n{"a": 2}', RecordError, ":2: .*isn't closed"),
     (b'[{"a": 1},,{"a": 2}]', RecordError, ":1: .*Expecting value"),
@@ -88,14 +83,6 @@ def test_broken_files_are_refused(tmp_path, monkeypatch, content, error, words, 
     monkeypatch.setattr(json_index, "BLOCK", block)
     with pytest.raises(error, match=f"bad.json:?.*{words}"):
         read(tmp_path / "bad.json", content)
-
-
-@pytest.mark.parametrize("first", [b'{"a": [', b'{"a": 1,', b"{"])
-def test_a_broken_first_record_is_only_a_record(tmp_path, first):
-    found = read(tmp_path / "bad.jsonl", first + b'\n{"a": 2}\n')
-    assert len(found) == 2 and found.parse(1) == {"a": 2}
-    with pytest.raises(RecordError, match="bad.jsonl:1: "):
-        found.parse(0)
 
 
 @pytest.mark.parametrize("edit", [b'{"a": 1}\n', b'{"a": 1}\n{"a": 3}\n', b'{"a": 1}\n{"a": 2}\n{"a": 3}\n', None])

@@ -10,6 +10,7 @@ from collections import namedtuple
 
 import pyarrow
 import pytest
+from PIL import Image
 from pyarrow import parquet
 
 from xtuner_plugins.datasets.errors import RecordError, SettingError, SourceError
@@ -142,7 +143,7 @@ def open_members(tmp_path):
 IMAGES = {f"x/1.{place}.jpg": str(place).encode() for place in (0, 10, 1)}
 ONE = {"1.jpg": b"one"}
 SAMPLES = [
-    (ONE, {"conversations": TURNS, "id": 5}, [b"one"]),
+    (ONE, {"conversations": TURNS, "url": "http://host/1.jpg"}, [b"one"]),
     ({}, {"conversations": TURNS}, []),
     (IMAGES, {"conversations": TURNS}, [b"0", b"1", b"10"]),
     (IMAGES, {"conversations": TURNS, "image": ["coco/1.10.jpg", "1.0.JPG"]}, [b"10", b"0"]),
@@ -190,3 +191,14 @@ def test_damaged_shards_are_refused(open_members, tmp_path, damage):
     (tmp_path / "a.tar").write_bytes(data if damage == "header" else data[:2048])
     with pytest.raises(SettingError, match="a.tar: can't be read as tar .*damaged or cut off"):
         open_records(tmp_path / "a.tar", tmp_path / "other")
+
+
+@pytest.mark.parametrize("kind, suffix", [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])
+def test_images_are_written_as_they_are(tmp_path, kind, suffix):
+    Image.new("RGB", (8, 6), "red").save(buffer := io.BytesIO(), kind)
+    name = tables.write_image(buffer.getvalue(), tmp_path, "f:1")
+    assert name.endswith(f".{suffix}") and (tmp_path / name).read_bytes() == buffer.getvalue()
+    assert tables.write_image(buffer.getvalue(), tmp_path, "f:1") == name
+    for data in (b"", b"no image", None):
+        with pytest.raises(RecordError, match="f:7: its image can't be read"):
+            tables.write_image(data, tmp_path, "f:7")

@@ -16,6 +16,7 @@ from xtuner_plugins.settings import ConfigError, load_config, make_reloadable
 
 LORA, MPO = "toy/toy_finetune_lora", "toy/toy_finetune_mpo_full"
 DATASET, LLM_LORA = "train_dataloader.dataset", "model.llm_lora"
+RATES = "optim_wrapper.paramwise_cfg.part_lr"
 VALIDATION = "default_hooks.validation"
 
 
@@ -61,9 +62,11 @@ def test_a_config_that_trains_is_built_and_nothing_is_kept(load, monkeypatch):
         ("model.freeze_llm", False, "model: llm_lora is set, so set freeze_llm=True"),
         (f"{LLM_LORA}.type", "LoraKonfig", f"{LLM_LORA}.type='LoraKonfig' is not a known class"),
         (f"{LLM_LORA}", {"type": "LoraConfig", "rank": 4}, f"{LLM_LORA}.rank: LoraConfig has no setting 'rank'"),
+        (f"{LLM_LORA}.target_modules", "nothing", "model: llm_lora: Target modules nothing not found"),
+        (f"{RATES}.visual_encoder", 1e-4, "a learning rate is set for visual_encoder, but nothing of it trains"),
         (f"{DATASET}.template", "nope", f"{DATASET}: unknown conversation template 'nope'"),
         (f"{DATASET}.dataset_settings", [{"max_tiles": 200}], "lower max_tiles to 30 or raise max_length above"),
-        (f"{VALIDATION}.batch_size", 0, f"{VALIDATION}: val_batch_size=0 is no size of a batch"),
+        (f"{VALIDATION}.batch_size", 0, f"{VALIDATION}: val_batch_size=0 is out of range"),
     ],
 )
 def test_a_refusal_names_the_key_of_the_part(load, key, value, message):

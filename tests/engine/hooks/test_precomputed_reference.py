@@ -166,8 +166,8 @@ def test_a_folder_that_cant_be_written_is_said_before_anything_is_computed(build
 
 
 def test_images_that_change_are_refused(build, data, tmp_path):
-    runner = runner_of(build(precomputed_reference=True), data(augment={"color": 0.2}))
-    with pytest.raises(SettingError, match="precompute_reference with augment"):
+    runner = runner_of(build(precomputed_reference=True), data(jpeg_quality=(75, 100)))
+    with pytest.raises(SettingError, match="precompute_reference with jpeg_quality"):
         PrecomputedReferenceHook(str(tmp_path / "kept")).before_train(runner)
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from xtuner_plugins.checkpoints.checkpoint import open_checkpoint
-from xtuner_plugins.evaluation.data_sets import open_data_sets
-from xtuner_plugins.evaluation.measured import measure
+from xtuner_plugins.evaluation.benchmarks import open_data_sets
+from xtuner_plugins.evaluation.results import measure
 from xtuner_plugins.inference.opening import open_session
 
 from ..forked import train_forked

@@ -12,10 +12,10 @@ from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
 from xtuner_plugins.engine.hooks.validation_scores import (
     ValidationLoss,
     answer_questions,
-    open_questions,
     validation_dataset,
     validation_loss,
 )
+from xtuner_plugins.evaluation.benchmarks import open_data_sets
 from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.models import VisionLanguageModel
 
@@ -98,7 +98,7 @@ def test_the_line_names_files_and_what_is_left_out():
 
 def test_all_settings_but_those_of_training_alone_are_the_training_s():
     training = dict(type="D", base="b", data_paths=["a"], image_folders=["i"], repeat_times=[2], max_tiles=6)
-    training |= dict(dataset_settings=[{}], reject_list="r", augment={"color": 0.2})
+    training |= dict(dataset_settings=[{}], reject_list="r", jpeg_quality=(75, 100))
     assert validation_dataset(training, ["v"], None) == dict(
         type="D", base="b", max_tiles=6, data_paths=["v"], image_folders=None
     )
@@ -125,7 +125,7 @@ def test_scores_are_of_the_answers_and_questions_without_are_answered(toy_base, 
     asked = [{key: value for key, value in row.items() if key != "answer"} for row in rows]
     for name, lines in (("own", rows), ("asked", asked)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    files = open_questions([str(tmp_path / f"{name}.jsonl") for name in ("asked", "own")])
+    files = open_data_sets([str(tmp_path / f"{name}.jsonl") for name in ("own", "asked")], metric="exact_match")
     options = {"batch_size": 2, "max_new_tokens": 3}
     found = answer_questions(files, Network(), session, **options, should_stop=lambda: False)
     assert found.scalars() == {"val/own/accuracy": 50.0} and found.left_out == 2
@@ -140,5 +140,5 @@ def test_scores_are_of_the_answers_and_questions_without_are_answered(toy_base, 
         ("asked", "Hello", (), given[1], None),
     ]
     assert answer_questions(files, Network(), session, **options, should_stop=lambda: True) is None
-    (limited,) = open_questions(str(tmp_path / "asked.jsonl"), limit=1)
+    (limited,) = open_data_sets(str(tmp_path / "asked.jsonl"), limit=1)
     assert [item.question.text for item in limited.items] == ["What?"]

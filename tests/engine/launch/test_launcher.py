@@ -144,14 +144,14 @@ def started(monkeypatch, toy_base, tmp_path):
 
 
 def test_the_resolved_config_is_written_for_the_training_processes(started, tmp_path):
-    words = ["--cfg-options", "train_cfg.max_iters=2", "train_dataloader.dataset.augment={'crop': 0.5}"]
+    words = ["--cfg-options", "train_cfg.max_iters=2", "train_dataloader.dataset.jpeg_quality=(75, 100)"]
     status, command, envs = started(LEAF, "--set", "lr=5e-5", "max_tiles=3", *words)
     written = Path("work_dirs", LEAF, "settings", f"{LEAF}.py")
     assert status == 0 and command[3:] == [str(written), f"--work-dir=work_dirs/{LEAF}"]
     cfg = load_config(str(written))
     assert cfg.optim_wrapper.optimizer.lr == 5e-5 and cfg.train_cfg.max_iters == 2
     dataset = cfg.train_dataloader.dataset
-    assert dataset.max_tiles == 3 and dataset.augment == {"crop": 0.5} and dataset.base == cfg.model.base
+    assert dataset.max_tiles == 3 and dataset.jpeg_quality == (75, 100) and dataset.base == cfg.model.base
     assert [path.name for path in written.parent.iterdir()] == [f"{LEAF}.py"]
 
 
@@ -193,7 +193,7 @@ def test_memory_segments_grow_on_gpus(started, monkeypatch, gpus, own, expected)
         ("num_workers=abc", "train_dataloader.num_workers='abc': DataLoader takes int"),
         ("pack_tokens=9", "train_dataloader has no 'batch_sampler'"),
         ("max_epochs=0", "max_epochs=0 is no length of a run"),
-        ("lora_rank=0", "lora_rank=0 is no rank"),
+        ("lora_rank=0", "lora_rank=0 is out of range"),
     ],
 )
 def test_settings_that_can_not_be_are_refused_and_nothing_is_written(started, capsys, pair, message):

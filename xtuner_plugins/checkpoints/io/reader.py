@@ -73,6 +73,7 @@ class Checkpoint:
         files: the files that hold it, for hashing.
         details: kind-specific facts (``zero_stage``, ``world_size``; ``adapter_config`` for PEFT).
         preprocessing: what `xtuner_plugins.preprocessing` locked into it; None if it holds no such thing.
+        record: of the run that wrote it, see ``record.py``; None if it holds none.
     """
 
     path: Path
@@ -81,6 +82,7 @@ class Checkpoint:
     files: list[Path]
     details: dict = field(default_factory=dict)
     preprocessing: dict | None = None
+    record: dict | None = None
 
 
 class _StandIn:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import preprocessing
+from .. import record
 from .reader import Checkpoint, CheckpointError, load_pickle
 from .tensors import Joined, LazyTensor
 
@@ -127,7 +128,8 @@ def open_deepspeed(path: Path) -> Checkpoint:
     states, stage = shards.models, shards.stage
     module = {k: v for k, v in (states[0]["module"] or {}).items() if isinstance(v, LazyTensor)}
     details = {"zero_stage": stage, "world_size": shards.world_size}
-    opened = Checkpoint(path, "deepspeed", module, shards.files, details, states[0].get(preprocessing.KEY))
+    said = (states[0].get(key) for key in (preprocessing.KEY, record.KEY))
+    opened = Checkpoint(path, "deepspeed", module, shards.files, details, *said)
     if not shards.optims:
         return opened
     tensors = dict(module) if stage <= 2 else {}

@@ -267,15 +267,16 @@ def image_size(source: MediaSource, max_pixels: int = MAX_PIXELS) -> tuple[int, 
     if head is not None:
         try:
             with _open(io.BytesIO(head), source.name, max_pixels) as image:
-                return _upright_size(image)
+                return upright_size(image)
         except MediaError as error:
             if error.reason != "image_unreadable":  # otherwise the header may be longer
                 raise
     with open_image(source, max_pixels) as image:
-        return _upright_size(image)
+        return upright_size(image)
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of an opened image as it is shown."""
     width, height = image.size
     return (height, width) if orientation(image) in SWAPS_SIDES else (width, height)
 
@@ -306,7 +307,7 @@ def load_reduced(source: MediaSource, max_pixels: int, side: int) -> tuple[Image
     """
     path = display_name(source)
     with open_image(source, max_pixels) as image:
-        size, content = _upright_size(image), None
+        size, content = upright_size(image), None
         if image.format == "JPEG":
             try:
                 image.fp.seek(0)

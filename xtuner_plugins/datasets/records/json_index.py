@@ -27,15 +27,7 @@ NEWLINE = ord("\n")
 SPACE = re.compile(r"[ \t\r\n]*").match
 SPACES = np.frombuffer(b" \t\r\n", np.uint8)
 BOM = b"\xef\xbb\xbf"
-COMMA_REMEDY = "remove the commas between the lines, or put [ before the first and ] after the last"
-FOREIGN = {  # first bytes of files that people name by mistake
-    b"BZh": "compressed (bzip2)",
-    b"\xfd7zXZ": "compressed (xz)",
-    b"PK\x03\x04": "a zip archive",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-    b"version https://git-lfs": "a pointer of git-lfs (the file itself wasn't fetched)",
-}
+FORM = "one JSON object per line, without commas between the lines, or one JSON array per file"
 
 
 @dataclass(frozen=True)
@@ -83,18 +75,17 @@ class OffsetIndex:
             problem = f"{length:,} bytes; at most {MOST_BYTES:,} are read of a record"
             raise RecordError("record_bytes", problem, "divide it, or remove it", self.source(row))
         try:
-            with open(self.file, "rb", buffering=0) as file:
-                check_unchanged(file.fileno(), self.stamp, self.path)
-                return os.pread(file.fileno(), length, start)
+            file = os.open(self.file, os.O_RDONLY)
         except OSError as error:
-            if isinstance(error, SourceError):
-                raise
             if limit := out_of_files(error, RecordError, self.source(row)):
                 raise limit from None
-            raise SourceError(
-                f"{self.path}: can't be read any more ({error.strerror}); keep annotation files in place while they "
-                "are used"
-            ) from None
+            told = f"can't be read any more ({error.strerror}); keep annotation files in place while they are used"
+            raise SourceError(f"{self.path}: {told}") from None
+        try:
+            check_unchanged(file, self.stamp, self.path)
+            return os.pread(file, length, start)
+        finally:
+            os.close(file)
 
     def parse(self, row: int) -> object:
         """The decoded JSON of a record.
@@ -135,77 +126,38 @@ def open_index(
         RecordError: a JSON array that is broken, isn't closed, or has something after it.
     """
     file = file or path
-    first = _first_byte(file)
     stamp = stamp_of(file)
     if stamp[0] < CACHED_FROM:
-        found = _scan(file, first)
+        found = _scan(file)
     else:
         folder = Path(cache_dir) / f"offsets-{content_hash(file)}"
         with locked(folder.with_suffix(".lock")):
             if not (folder / "index.npy").exists():
-                save(folder / "index.npy", _scan(file, first))
+                save(folder / "index.npy", _scan(file))
         found = open_array(folder / "index.npy")
     check_unchanged(file, stamp, path)
-    index = OffsetIndex(path, file, found, stamp, dict(columns or {}))
-    if len(index) == 0:
-        raise _unusable(path, "holds no records", "give it records")
-    if first == b"{":
-        _refuse_one_object(index)
-    return index
+    if not found.size:
+        raise SettingError("annotation_file", "it holds no records", "give it records", f"{path}:1")
+    return OffsetIndex(path, file, found, stamp, dict(columns or {}))
 
 
-def _scan(path: str, first: bytes) -> np.ndarray:
-    """`OffsetIndex.spans` of a file."""
-    return _scan_array(path) if first == b"[" else _scan_lines(path)
-
-
-def _unusable(path: str, problem: str, remedy: str) -> SettingError:
-    return SettingError("annotation_file", problem, remedy, f"{path}:1")
-
-
-def _first_byte(path: str) -> bytes:
-    """The first character of an annotation file, `[` or `{`.
+def _scan(path: str) -> np.ndarray:
+    """`OffsetIndex.spans` of a file.
 
     Raises:
-        SettingError: it is no annotation file.
+        SettingError: it begins neither as a JSON array nor as JSON lines.
+        RecordError: as `_scan_array`.
     """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(HEAD)
-    except OSError as error:
-        raise _unusable(path, f"can't be read ({error.strerror})", "correct data_paths, or the file's mode") from None
-    for magic, kind in FOREIGN.items():
-        if head.startswith(magic):
-            raise _unusable(path, f"is {kind}, not an annotation file", "turn it into JSON lines first")
+    with open(path, "rb") as file:
+        head = file.read(HEAD)
     first = head.removeprefix(BOM).lstrip()[:1]
     if not first:
-        raise _unusable(path, "the annotation file is empty", "give it records")
+        return np.zeros((3, 0), np.int64)
     if first not in b"[{":
         problem = f"is neither a JSON array nor JSON lines: it begins with {head[:20]!r}"
-        raise _unusable(path, problem, "give a .json array or a .jsonl file with one object per line")
-    return first
-
-
-def _refuse_one_object(index: OffsetIndex) -> None:
-    """Refuse an object over many lines and lines that end with commas, whose every line would be a broken record.
-
-    Raises:
-        SettingError: the first line is an object and a comma; or it isn't complete, and the second is no record either.
-    """
-    first = index.read(0).rstrip()
-    if _ends_with_comma(first):
-        raise SettingError("annotation_file", "a comma follows the object on the line", COMMA_REMEDY, index.source(0))
-    if not first.endswith((b"{", b"[", b",")):
-        return
-    for row in range(min(2, len(index))):
-        try:
-            index.parse(row)
-            return
-        except RecordError:
-            continue
-    problem = "one JSON object over several lines, not one per line"
-    remedy = "put each record on a line of its own, or all of them into an array: [{...}, {...}]"
-    raise SettingError("annotation_file", problem, remedy, index.source(0))
+        remedy = "give a .json array or a .jsonl file with one object per line"
+        raise SettingError("annotation_file", problem, remedy, f"{path}:1")
+    return _scan_array(path) if first == b"[" else _scan_lines(path)
 
 
 def _scan_lines(path: str) -> np.ndarray:
@@ -296,16 +248,8 @@ def parse_json(data: bytes, source: str) -> object:
     except UnicodeDecodeError as error:
         problem = f"not UTF-8 (byte 0x{data[error.start]:02x} at column {error.start + 1})"
         raise RecordError("encoding", problem, "save the file as UTF-8", source) from None
-    except json.JSONDecodeError as error:
-        if _ends_with_comma(data.rstrip()):
-            raise RecordError("json", "a comma follows the object", COMMA_REMEDY, source) from None
-        line = f"line {error.lineno} of the record, " if error.lineno > 1 else ""
-        problem = f"not JSON: {error.msg} ({line}column {error.colno})"
-        raise RecordError("json", problem, "one JSON object per line, or one JSON array per file", source) from None
-    except RecursionError:
-        raise RecordError("json", "nested too deeply", "one JSON object per record", source) from None
-    except ValueError as error:  # Python's limit on the digits of an integer
-        raise RecordError("json", f"not JSON that can be read: {error}", "shorten it", source) from None
+    except (ValueError, RecursionError) as error:  # such as integers of many digits, and objects nested too deeply
+        raise RecordError("json", f"not JSON: {error}", FORM, source) from None
 
 
 def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict:
@@ -319,14 +263,3 @@ def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict:
         names = [name for name, _ in pairs]
         raise KeyError(next(name for name in names if names.count(name) > 1))
     return found
-
-
-def _ends_with_comma(text: bytes) -> bool:
-    """Whether this is one JSON object and a comma, as in an array without its brackets."""
-    if not (text.startswith(b"{") and text.endswith(b",")):
-        return False
-    try:
-        json.loads(text[:-1].decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
-        return False
-    return True

@@ -15,6 +15,7 @@ import re
 import shutil
 import stat
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,14 +26,13 @@ from ..cache import locked, text_hash, write_whole, writing
 from ..errors import DataError, SettingError
 from ..stores import localize
 from .json_index import open_index, stamp_of
-from .tables import TableRecords
+from .tables import TableRecords, natural
 
 PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # first bytes of gzip and zstd
 PACKED_SUFFIXES = (".gz", ".zst")
 KINDS = {".parquet": "parquet", ".tar": "tar"}  # shards of which a folder may consist
 NUMBERED = re.compile(r"(?P<name>.*)-(?P<number>\d+)-of-(?P<total>\d+)\W.*")
 SPLITS = re.compile(r"(train|validation|valid|val|dev|test)(?![a-z])", re.IGNORECASE)
-RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class RecordSource(Protocol):
@@ -142,36 +142,15 @@ def _open_many(path: str, cache_dir: str | os.PathLike, columns: Mapping[str, st
         files = sorted(glob.glob(os.path.join(glob.escape(path), "*.arrow")))
         return TableRecords(path, "arrow", files, cache_dir, columns)
     names = os.listdir(path) if os.path.isdir(path) else ()
-    files = [os.path.join(path, name) for name in names if name[0] not in "._"] or _expand(path)
+    files = [os.path.join(path, name) for name in names if name[0] not in "._"] or glob.glob(path)
     shards = {kind: [file for file in files if file.endswith(suffix)] for suffix, kind in KINDS.items()}
-    found = [(kind, sorted(files, key=_natural)) for kind, files in shards.items() if files]
+    found = [(kind, sorted(files, key=natural)) for kind, files in shards.items() if files]
     if len(found) != 1 or (not names and len(found[0][1]) != len(files)):
         problem = f"holds no shards of one kind ({' or '.join(KINDS)})"
         raise SettingError("data_paths", problem, "name the annotation file, or the shards of one kind", path)
     kind, files = found[0]
     _check_shards(path, files)
     return TableRecords(path, kind, files, cache_dir, columns)
-
-
-def _natural(path: str) -> list:
-    """Sorts `2.tar` before `10.tar`."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path)]
-
-
-def _expand(path: str) -> list[str]:
-    """The files that a pattern names: `*` and `?`, and braces with a range of numbers.
-
-    Raises:
-        SettingError: one that the braces name isn't there.
-    """
-    ends = RANGE.search(path)
-    if ends is None:
-        return glob.glob(path)
-    numbers = range(int(ends[1]), int(ends[2]) + 1)
-    files = [path[: ends.start()] + f"{number:0{len(ends[1])}d}" + path[ends.end() :] for number in numbers]
-    if missing := [file for file in files if not os.path.isfile(file)]:
-        raise SettingError("data_paths", f"there is no file {missing[0]}", "correct data_paths", path)
-    return files
 
 
 def _check_shards(path: str, files: list[str]) -> None:
@@ -185,12 +164,10 @@ def _check_shards(path: str, files: list[str]) -> None:
     if len(splits) > 1:
         remedy = f"name one of them, e.g. {os.path.join(os.path.dirname(files[0]), splits[0])}*"
         raise SettingError("data_paths", f"holds several splits ({', '.join(splits)})", remedy, path)
-    counts: dict[tuple[str, str], int] = {}
-    for match in filter(None, map(NUMBERED.match, names)):
-        counts[match["name"], match["total"]] = counts.get((match["name"], match["total"]), 0) + 1
+    counts = Counter((match["name"], int(match["total"])) for match in map(NUMBERED.match, names) if match)
     for (name, total), count in counts.items():
-        if count != int(total) and os.path.isdir(path):
-            problem = f"{int(total) - count} of the {int(total)} shards of {name!r} are missing"
+        if count != total and os.path.isdir(path):
+            problem = f"{total - count} of the {total} shards of {name!r} are missing"
             raise SettingError("data_paths", problem, f"fetch them, or name those that are there: {path}/*", path)
 
 
@@ -213,9 +190,8 @@ def _unpack(path: str, shown: str, cache_dir: str | os.PathLike) -> str:
     target = folder / stem_of(path)
     with locked(folder.with_suffix(".lock")):
         if not target.exists():
-            print(
-                f"unpacking {shown} ({os.path.getsize(path) / 1e6:,.1f} MB) into {target}", file=sys.stderr, flush=True
-            )
+            size = f"{os.path.getsize(path) / 1e6:,.1f} MB"
+            print(f"unpacking {shown} ({size}) into {target}", file=sys.stderr, flush=True)
             with writing(target):
                 write_whole(target, lambda beside: _decompress(path, shown, beside))
     return str(target)

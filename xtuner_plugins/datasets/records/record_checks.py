@@ -8,7 +8,7 @@ warning, and `tools/check_data.py` counts it. The table in docs/data.md is made 
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from ..errors import RecordError
@@ -30,32 +30,17 @@ _TABLE = {
     "turn_content": ("a text that is no string", "make it a string"),
     "turn_part": ("a part that is neither text, image nor video", 'write {"type": "text", "text": ...}'),
     "turn_order": ("roles out of turn", "user and assistant speak in turn, the user first; a system turn before them"),
-    "turn_loss": (
-        "a mark of loss that is neither 0 nor 1, has another name, or isn't an answer's",
-        'write "loss": false for an answer that isn\'t learned',
-    ),
+    "turn_loss": ("a mark of loss not 0 or 1, of another name, or not an answer's", 'write "loss": false in an answer'),
     "no_answer": ("no answer that is learned", "end with an assistant's answer, or remove the record"),
-    "~empty_answer": (
-        "an empty answer: it isn't learned, and a record with no other is left out",
-        "give it an answer or remove it",
-    ),
-    "bad_answer": (
-        "`label` false, `kto_tag`, `rejected...`, `score` or `reward` of 0 or less: the answer isn't to be learned",
-        "remove the record, or train pairs with PreferenceDataset",
-    ),
+    "~empty_answer": ("an empty answer isn't learned, nor a record of such alone", "give it an answer or remove it"),
+    "bad_answer": ("`label` false, `kto_tag`, `rejected...`, `score` or `reward` <= 0", "remove it, or make it a pair"),
     "system_type": ("`system` that is no text", "make it a string"),
     "system_twice": ("several system messages", "keep one of them"),
-    "~~empty_system": (
-        "an empty system turn, which takes the template's message away",
-        "remove the turn for the template's own message; chat needs system_message = '' otherwise",
-    ),
+    "~~empty_system": ("an empty system turn replaces the template's", "remove it, or chat with system_message = ''"),
     "unicode": ("half of a surrogate pair", "write the file as UTF-8, or whole pairs"),
     "media_name": ("a medium's name that is no text, is empty, or a broken data URL", 'write "image": "folder/file"'),
     "media_twice": ("`image` beside `images`, or `video` beside `videos`", "keep one of them"),
-    "media_key": (
-        "a file named by a key that isn't read",
-        "name it in the record's 'image', with <image> in the turn's text",
-    ),
+    "media_key": ("a file named by a key that isn't read", "name it in 'image', with <image> in the turn's text"),
     "~media_role": ("an image outside the user's turns", "images stand in the user's turns"),
     "image_count": ("placeholders and images that differ in number", "name one image for each <image>"),
     "video_count": ("placeholders and videos that differ in number", "name one video for each <video>"),
@@ -73,19 +58,13 @@ _TABLE = {
         "`<box>` without numbers or in fractions, or a tag without its other half",
         "write <box>[[x1, y1, x2, y2]]</box> in the frame of 0 to 1000, and close every tag",
     ),
-    "~~unread_key:NAME": (
-        "a key that nothing reads (`reasoning_content`, `tool_calls`, `max_pixels`, `tools` ...), counted by name",
-        "remove it, or name it in columns",
-    ),
+    "~~unread_key:NAME": ("an unread key (`reasoning_content`, `tools` ...)", "remove it, or name it in columns"),
     "no_pair": ("a pair without a chosen or a rejected answer", 'give "chosen": "..." and "rejected": "..."'),
     "no_prompt": ("a pair without a prompt", 'give "prompt": "..."'),
     "two_prompts": ("a pair whose answers follow different messages", "let only the last message differ"),
     "equal_answers": ("a pair of equal answers", "remove the record: it prefers nothing"),
     "pair_answer": ("an answer of a pair that is no text and no message", 'write "chosen": "..."'),
-    "~~far_apart": (
-        "a pair with one answer 8 times as long as the other",
-        "check the pair: a model may learn to prefer the length",
-    ),
+    "~~far_apart": ("an answer 8 times as long as the other", "check the pair: models learn to prefer the length"),
     "sample": ("a sample of a tar without .json and .txt", "write the record beside the image"),
     "table_unreadable": ("a row that can't be decoded", "fetch the file again"),
 }
@@ -153,15 +132,6 @@ def reasons_table() -> str:
         meaning, remedy = (text.replace("|", "\\|") for text in words)
         lines.append(f"| `{name.strip('~')}`{level} | {meaning} | {remedy.replace('<', '&lt;')} |")
     return "\n".join(lines)
-
-
-def find_forms(text: str) -> Iterator[tuple[str, str]]:
-    """Foreign forms in a text, as (kind, form); kinds are the names of the groups of `FORMS`.
-
-    A text without `<` has none, and callers test that first, which is much faster.
-    """
-    for match in FORMS.finditer(text):
-        yield match.lastgroup, match[0][:60]
 
 
 def find_key(record: Mapping[str, Any], names: frozenset[str]) -> str | None:
@@ -253,9 +223,8 @@ def read_fillers(objects: object) -> dict | None:
             return None
     if isinstance(objects, dict):
         return objects if "bbox" in objects or "ref" in objects else None
-    if not isinstance(objects, list) or not objects:
-        return None
-    if not all(isinstance(item, dict) and "bbox" in item for item in objects):
+    is_list = isinstance(objects, list) and objects != []
+    if not is_list or not all(isinstance(item, dict) and "bbox" in item for item in objects):
         return None
     keys = {"ref": "caption", "bbox": "bbox", "bbox_type": "bbox_type", "image_id": "image"}
     columns = {name: [item.get(key) for item in objects] for name, key in keys.items()}
@@ -283,7 +252,8 @@ def check_texts(marked: list, in_front: bool, objects: object, source: str, warn
             if in_front:
                 fail(source, "media_role", f"{problem}, and the image has no other place", remedy)
             warn(warnings, source, "media_role", problem, f"{remedy} if it stands for an image")
-        for kind, form in find_forms(text):
+        for match in FORMS.finditer(text):
+            kind, form = match.lastgroup, match[0][:60]
             if fills and form in FILLED:
                 continue
             problem = f"{form!r} in turn {number} is plain text"

@@ -13,21 +13,26 @@ table, and is left out. Turns are a list of structs, a struct of lists, JSON tex
 """
 
 import bisect
+import hashlib
+import io
 import itertools
 import json
 import os
 import posixpath
+import re
 import shutil
 import sys
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ..cache import locked, text_hash, write_whole, writing
 from ..errors import DataError, RecordError, SettingError, SourceError
-from ..images.media import Blob
+from ..images.media import SENT_FORMATS, Blob
 from .foreign import LISTS, renamed
 from .json_index import check_unchanged, parse_json, stamp_of
 
@@ -36,6 +41,7 @@ GROUPS = 8  # that a process keeps decoded
 ROWS = 100  # written at a time
 IMAGE = "<image>"
 MEDIA = ("image", "images", "video", "videos")
+NAMED = ("image", "images", "image_url", "url", "path")  # keys of the images of a tar's sample
 SUFFIXES = frozenset("jpg jpeg png webp gif bmp tif tiff heic heif avif ppm".split())
 
 
@@ -175,15 +181,11 @@ class ParquetRows:
 
     def batches(self) -> Iterator[Any]:
         """All rows as record batches of one schema."""
-        import pyarrow
-        import pyarrow.parquet as parquet
+        import pyarrow.dataset
 
         schema = pyarrow.unify_schemas(self.schemas, promote_options="permissive")
-        for file in dict.fromkeys(file for file, *_ in self.groups):
-            with parquet.ParquetFile(file) as opened:
-                for batch in opened.iter_batches(ROWS, use_threads=False):
-                    table = pyarrow.Table.from_batches([batch]).select(schema.names).cast(schema)
-                    yield from table.combine_chunks().to_batches()
+        files = pyarrow.dataset.dataset([*dict.fromkeys(file for file, *_ in self.groups)], schema, format="parquet")
+        yield from files.to_batches(batch_size=ROWS, batch_readahead=0, fragment_readahead=0, use_threads=False)
 
 
 @lru_cache(GROUPS)
@@ -241,7 +243,7 @@ def _samples(path: str) -> Iterator[dict]:
             if key.rpartition("/")[2][:2] in ("", "__"):
                 continue
             found = {info.name[len(key) + 1 :].lower(): archive.extractfile(info).read() for info in members}
-            images = sorted(filter(_is_image, found), key=_natural)
+            images = sorted((name for name in found if name.rpartition(".")[2] in SUFFIXES), key=natural)
             yield {
                 **{name: found.get(name) for name in ("json", "txt")},
                 "names": [f"{key.rpartition('/')[2]}.{name}" for name in images],
@@ -257,15 +259,6 @@ def _key(name: str) -> str:
     return name[: len(name) - len(last)] + last.partition(".")[0]
 
 
-def _is_image(suffix: str) -> bool:
-    return suffix.rpartition(".")[2] in SUFFIXES
-
-
-def _natural(suffix: str) -> tuple:
-    """Sorts `2.jpg` before `10.jpg`."""
-    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in suffix.split("."))
-
-
 def _of_sample(sample: dict, source: str) -> object:
     """The record in a sample's .json, about its own images, or its caption.
 
@@ -279,11 +272,15 @@ def _of_sample(sample: dict, source: str) -> object:
     if record is not None and (is_record or "txt" not in sample):
         if not isinstance(record, dict):
             return record
-        places = list(_media_places(record))
-        is_one = len({holder[key] for holder, key in places}) == len(images) == 1
-        for holder, key in places:
-            holder[key] = images[0] if is_one else _own(holder[key], names, images)
-        return _of_row(record if places or not images else record | {"image": images}, source)
+        own = {name.lower().partition(".")[2]: image for name, image in zip(names, images, strict=True)}
+        own |= {name.lower(): image for name, image in zip(names, images, strict=True)}
+        holders = {key: record[key] for key in ("image", "images", *LISTS) if key in record}
+        named: list[str] = []
+        _map_names(holders, named.append)
+        if len(set(named)) == len(images) == 1:
+            own = {_last(named[0]): images[0]}
+        record |= _map_names(holders, lambda name: own.get(_last(name), name))
+        return _of_row(record if named or not images else record | {"image": images}, source)
     if "txt" not in sample:
         raise RecordError("sample", "neither .json nor .txt", "write the record beside the image", source)
     try:
@@ -294,27 +291,17 @@ def _of_sample(sample: dict, source: str) -> object:
     return {"image": images, "conversations": turns}
 
 
-def _media_places(record: dict) -> Iterator[tuple[Any, Any]]:
-    """(holder, key) of each name of an image in a record: in its own lists, and in parts of turns."""
-    for key in ("image", "images"):
-        if isinstance(record.get(key), list):
-            yield from ((record[key], place) for place, name in enumerate(record[key]) if isinstance(name, str))
-        elif isinstance(record.get(key), str):
-            yield record, key
-    for turn in itertools.chain.from_iterable(record[key] for key in LISTS if isinstance(record.get(key), list)):
-        content = turn.get("content") if isinstance(turn, dict) else None
-        for part in content if isinstance(content, list) else ():
-            if isinstance(part, dict) and part.get("type") in ("image", "image_url"):
-                key = next((key for key in ("image", "image_url", "path", "url") if part.get(key)), "")
-                holder, key = (part[key], "url") if isinstance(part.get(key), dict) else (part, key)
-                if isinstance(holder.get(key), str) and not holder[key].startswith("data:"):
-                    yield holder, key
+def _map_names(value: Any, change: Callable[[str], Any], key: str = "") -> Any:
+    """Lists and turns of a record with the names of images changed."""
+    if isinstance(value, dict):
+        return {key: _map_names(part, change, key) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_map_names(part, change, key) for part in value]
+    return change(value) if key in NAMED and isinstance(value, str) and not value.startswith("data:") else value
 
 
-def _own(given: str, names: list[str], images: list[Blob]) -> str | Blob:
-    last = posixpath.basename(given.replace("\\", "/")).lower()
-    fits = [last in (name.lower(), name.lower().partition(".")[2]) for name in names]
-    return images[fits.index(True)] if sum(fits) == 1 else given
+def _last(name: str) -> str:
+    return posixpath.basename(name.replace("\\", "/")).lower()
 
 
 def _of_row(record: dict, source: str) -> dict:
@@ -322,10 +309,8 @@ def _of_row(record: dict, source: str) -> dict:
     num_images, row = 0, source.rpartition(":")[2]
     for key in MEDIA:
         if (value := record.get(key)) is not None:
-            found = [
-                _medium(each, f"{key.rstrip('s')} {number} of row {row}")
-                for number, each in enumerate(_as_list(value), 1)
-            ]
+            each = enumerate(value if isinstance(value, list) else [value], 1)
+            found = [_medium(medium, f"{key.rstrip('s')} {number} of row {row}") for number, medium in each]
             record[key] = found if isinstance(value, list) else found[0]
             num_images += len(found) * key.startswith("image")
     for key in (*LISTS, "texts"):
@@ -333,9 +318,8 @@ def _of_row(record: dict, source: str) -> dict:
         if isinstance(turns, str):
             record[key] = parse_json(turns.encode("utf-8", "surrogatepass"), source)
         elif isinstance(turns, dict) and all(isinstance(column, list) for column in turns.values()):
-            record[key] = [
-                _without_nulls(dict(zip(turns, each, strict=False))) for each in zip(*turns.values(), strict=False)
-            ]
+            columns = zip(*turns.values(), strict=False)
+            record[key] = [_without_nulls(dict(zip(turns, each, strict=True))) for each in columns]
     if "texts" in record:
         if any(key in record for key in LISTS):
             raise RecordError("two_formats", "both 'texts' and a conversation", "keep one of them", source)
@@ -355,15 +339,37 @@ def _turns_of(texts: object, num_images: int, source: str) -> list[dict]:
     return turns
 
 
-def _as_list(value: object) -> list:
-    return value if isinstance(value, list) else [value]
-
-
 def _medium(value: object, name: str) -> object:
     """A name, bytes, or {bytes, path} as a name or a `Blob`."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     return Blob(name, value) if isinstance(value, bytes) else value
+
+
+def natural(name: str) -> list:
+    """Sorts `2.tar` before `10.tar`."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def write_image(data: bytes, folder: Path, source: str) -> str:
+    """Write an image as it is, once, under a name made from its content; returns the name, relative to `folder`.
+
+    Args:
+        source: `file:row`, for messages.
+
+    Raises:
+        RecordError: it is no image.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=SENT_FORMATS) as image:
+            suffix = image.format.lower().replace("jpeg", "jpg")
+    except (OSError, TypeError, ValueError, Image.DecompressionBombError):
+        raise RecordError("image_unreadable", "its image can't be read", "download the file again", source) from None
+    digest = hashlib.blake2b(data, digest_size=12).hexdigest()
+    name = f"{digest[:2]}/{digest}.{suffix}"
+    if not (folder / name).exists():
+        write_whole(folder / name, lambda beside: beside.write_bytes(data))
+    return name
 
 
 def _without_nulls(value: object) -> object:

@@ -11,13 +11,14 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
 from ...data_names import GONE_SETTINGS, is_url, names_data, names_images
-from ...families import ENCODER_FAMILIES, LLM_FAMILIES, target_matcher
+from ...families import PARTS, target_matcher
 from ...hub.constants import token_grid
 from ...hub.conversation import get_conv_template
 from ...ranges import (
@@ -43,6 +44,14 @@ from ...settings import (
 from ..run_length import check_length
 from .signatures import parameters
 
+
+def _check_targets(targets: Any) -> None:
+    try:
+        target_matcher(targets)
+    except re.error as error:
+        raise ValueError(f"target_modules={targets!r} is no regular expression: {error}") from None
+
+
 # Arguments that the runner adds when it builds these parts.
 BUILT_WITH = {
     "optim_wrapper": {"optimizer", "constructor", "paramwise_cfg"},
@@ -61,18 +70,18 @@ _UNTYPED = {
     "train_dataloader": ("torch.utils.data", "DataLoader"),
     "randomness": ("mmengine.runner.utils", "set_random_seed"),
 }
-# What takes more than a row of `RANGES`.
-_CHECKS: dict[str, Callable[[Any], Any]] = {
+# What a key's value has to pass; None is left to its class.
+CHECKS: dict[str, Callable[[Any], Any]] = {
+    **{SETTINGS[name].key: partial(check, name) for name in RANGES},
+    "model.visual_encoder_lora.r": partial(check, "lora_rank"),
+    "model.visual_encoder_lora.lora_dropout": partial(check, "lora_dropout"),
+    "model.llm_lora.target_modules": _check_targets,
+    "model.visual_encoder_lora.target_modules": _check_targets,
     "model.objectives": check_objectives,
     "train_dataloader.dataset.storage_options": check_storage_options,
     "train_dataloader.dataset.template": get_conv_template,
     "default_hooks.validation.benchmarks": check_benchmarks,
 }
-_ALSO = {
-    f"model.visual_encoder_lora.{SETTINGS[name].key.rpartition('.')[2]}": name for name in ("lora_rank", "lora_dropout")
-}
-_TOWERS = (("llm", "language_model.", "llm_config"), ("visual_encoder", "vision_model.", "vision_config"))
-_OTHER_TARGETS = {"target_parameters", "trainable_token_indices", "modules_to_save"}  # beside target_modules
 _PLAIN = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "None": (type(None),)}
 
 
@@ -94,7 +103,6 @@ def check_text(cfg: Config) -> None:
         _check_paths(f"{key_path}.", node)
     _check_paths("val_", validation_settings(whole))
     _check_tiling(whole)
-    _check_targets(whole)
 
 
 def check_values(cfg: Mapping[str, Any]) -> None:
@@ -108,18 +116,13 @@ def check_values(cfg: Mapping[str, Any]) -> None:
             close = difflib.get_close_matches(name, [other for other in cfg["default_hooks"] if other != name], n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ConfigError(f"default_hooks.{name}: a hook needs a type, got {dict(hook)!r}{hint}")
-    named = {SETTINGS[name].key: name for name in RANGES} | _ALSO
-    for key_path, name in named.items():
-        if (value := value_at(cfg, key_path)) is not None:
-            with refused(key_path.rpartition(".")[0]):
-                check(name, value)
-    for key_path, check_value in _CHECKS.items():
+    for key_path, check_value in CHECKS.items():
         if (value := value_at(cfg, key_path)) is not None:
             with refused(key_path.rpartition(".")[0]):
                 check_value(value)
     with refused("train_cfg"):
         check_length(value_at(cfg, "train_cfg.max_iters"), value_at(cfg, "train_cfg.max_epochs"))
-    _check_what_trains(cfg)
+    _check_what_trains(cfg.get("model") or {})
 
 
 def check_keywords(key_path: str, node: Mapping[str, Any], module: str | None, name: str | None) -> None:
@@ -158,31 +161,19 @@ def _place_of(kind: Any) -> tuple[str | None, str | None]:
     return (module, name) if isinstance(module, str) and isinstance(name, str) else (None, None)
 
 
-def _check_what_trains(cfg: Mapping[str, Any]) -> None:
-    """Raises where nothing trains, a learning rate is set for what doesn't, or 4 bits hold an LLM without adapters."""
-    model = cfg.get("model") or {}
+def _check_what_trains(model: Mapping[str, Any]) -> None:
+    """Raises where nothing trains, or 4 bits hold an LLM without adapters."""
     if _place_of(model.get("type"))[1] not in ("VisionLanguageModel", "PreferenceModel"):
         return
-    llm_rows = model.get("train_head") or model.get("train_new_tokens")
-    trains = {
-        "visual_encoder": not model.get("freeze_visual_encoder", True) or model.get("visual_encoder_last_layers"),
-        "projector": not model.get("freeze_projector", False),
-        "llm": not model.get("freeze_llm", True) or llm_rows,
-        "lora": model.get("llm_lora") or model.get("visual_encoder_lora"),
-    }
-    if not any(trains.values()):
+    adapters, rows = model.get("llm_lora"), model.get("train_head")
+    thawed = not all(model.get(f"freeze_{part}", row.is_frozen) for part, row in PARTS.items())
+    if not (thawed or adapters or rows or model.get("visual_encoder_lora") or model.get("visual_encoder_last_layers")):
         raise ConfigError("model: nothing would train; set model.freeze_projector=False, or give model.llm_lora")
-    if model.get("llm_quantization") and not (model.get("llm_lora") or trains["llm"]):
+    if model.get("llm_quantization") and not (adapters or rows):
         raise ConfigError(
             "model.llm_quantization: an LLM in 4 bits trains through adapters, and model.llm_lora is None; give it, or "
             "set model.llm_quantization=None"
         )
-    for part, rate in (value_at(cfg, "optim_wrapper.paramwise_cfg.part_lr") or {}).items():
-        if rate is not None and not trains.get(part, True):
-            raise ConfigError(
-                f"optim_wrapper.paramwise_cfg: a learning rate is set for {part}, but nothing of it trains; "
-                "leave it None"
-            )
 
 
 def check_base(base: str, config: str | None = None) -> None:
@@ -190,12 +181,10 @@ def check_base(base: str, config: str | None = None) -> None:
     here = Path(base)
     if not here.is_dir():
         raise ConfigError(f"model.base={base!r}: no such directory; {missing_base(base, config)}")
-    for what, patterns in (
-        ("config.json, so it is not an official model directory", ["config.json"]),
-        ("tokenizer (no tokenizer.json, no tokenizer_config.json)", ["tokenizer.json", "tokenizer_config.json"]),
-    ):
-        if not any((here / name).is_file() for name in patterns):
-            raise ConfigError(f"model.base={base!r} holds no {what}")
+    if not (here / "config.json").is_file():
+        raise ConfigError(f"model.base={base!r} holds no config.json, so it is not an official model directory")
+    if not any((here / f"{name}.json").is_file() for name in ("tokenizer", "tokenizer_config")):
+        raise ConfigError(f"model.base={base!r} holds no tokenizer (no tokenizer.json, no tokenizer_config.json)")
     fields = _fields(base)
     if fields and "vision_config" not in fields:
         kind = f"model_type {fields.get('model_type')!r}, no vision_config in its config.json"
@@ -248,44 +237,13 @@ def _check_tiling(cfg: Mapping[str, Any]) -> None:
     thumbnail = dataset.get("use_thumbnail")
     thumbnail = bool(base.get("use_thumbnail") if thumbnail is None else thumbnail)
     tokens = token_grid(size, patch, base["downsample_ratio"], base.get("projector_type")) ** 2
-    limits = {"max_length": dataset.get("max_length")}
-    limits["pack_tokens"] = value_at(cfg, "train_dataloader.batch_sampler.max_tokens")
-    for name, limit in limits.items():
-        if limit is not None:
+    for name, key in (
+        ("max_length", f"{where}.max_length"),
+        ("pack_tokens", "train_dataloader.batch_sampler.max_tokens"),
+    ):
+        if (limit := value_at(cfg, key)) is not None:
             with refused(where):
                 check_room(high, thumbnail, tokens, limit, name)
-
-
-def _check_targets(cfg: Mapping[str, Any]) -> None:
-    """Raises where LoRA adapts no layer of the base: the names are those of the weights that are read as they are."""
-    base = value_at(cfg, "model.base")
-    for part, prefix, section in _TOWERS:
-        key = f"model.{part}_lora"
-        lora = value_at(cfg, key) or {}
-        targets = lora.get("target_modules")
-        if targets in (None, "all-linear") or _OTHER_TARGETS & set(lora):
-            continue
-        try:
-            matches = target_matcher(targets)
-        except re.error as error:
-            raise ConfigError(f"{key}.target_modules={targets!r} is no regular expression: {error}") from None
-        known_by_name = value_at(_fields(base), f"{section}.model_type") in {**LLM_FAMILIES, **ENCODER_FAMILIES}
-        weights = [name for name in _weights(base) if name.startswith(prefix)] if known_by_name else []
-        layers = [name.removeprefix(prefix).removesuffix(".weight") for name in weights]
-        if layers and not any(map(matches, layers)):
-            known = sorted({layer.rpartition(".")[2] for layer in layers if not layer.endswith(("norm", ".bias"))})
-            raise ConfigError(f"{key}.target_modules={targets!r} is no layer here; it has {', '.join(known)}")
-
-
-def _weights(base: str) -> list[str]:
-    """Names of a directory's tensors, from its index or the header of its only file."""
-    try:
-        if (index := Path(base, "model.safetensors.index.json")).is_file():
-            return list(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        with Path(base, "model.safetensors").open("rb") as file:
-            return list(json.loads(file.read(int.from_bytes(file.read(8), "little"))))
-    except (OSError, ValueError, KeyError):
-        return []  # what is wrong with it is said when it is read
 
 
 def _check_paths(prefix: str, node: Mapping[str, Any]) -> None:

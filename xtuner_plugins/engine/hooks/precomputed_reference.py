@@ -43,7 +43,7 @@ class PrecomputedReferenceHook(Hook):
     Raises:
         TrainingStopped: The log probabilities aren't there, and the model isn't the base: the run resumes, or begins
             with `load_from`.
-        SettingError: The folder can't be written, or the dataset has `augment`.
+        SettingError: The folder can't be written, or the dataset has `jpeg_quality`.
     """
 
     priority = "VERY_HIGH"
@@ -58,10 +58,10 @@ class PrecomputedReferenceHook(Hook):
             return
         if not isinstance(dataset, PreferenceDataset):
             raise ValueError(f"precomputed_reference needs a PreferenceDataset, not {type(dataset).__name__}")
-        if changed := [source.name for source in dataset.sources if source.augment]:
+        if changed := [source.name for source in dataset.sources if source.jpeg_quality]:
             raise SettingError(
                 "precompute_reference",
-                f"precompute_reference with augment ({', '.join(changed)}): the reference would see other images",
+                f"precompute_reference with jpeg_quality ({', '.join(changed)}): the reference would see other images",
                 "leave one of them out",
             )
         files = [Path(network.base, "config.json"), *weight_files(network.base)]

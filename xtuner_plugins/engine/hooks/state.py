@@ -1,57 +1,74 @@
-"""What a checkpoint tells of its run beside weights: the position in the data, and the preprocessing."""
+"""What a checkpoint tells of its run beside weights: position in the data, preprocessing, and the run's record."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ... import preprocessing
-from ...checkpoints.loader import load_tokenizer
+from ...checkpoints import record
 from ...datasets import MultimodalDataset
+from ...datasets.images.resize_rules import resize_facts
 from ..loops import planned_loop
 from ..steps import unwrap
 
 
 @HOOKS.register_module()
 class StateHook(Hook):
-    """Saves the position in the data and the preprocessing in every checkpoint, and uses them on resuming.
+    """Saves position, preprocessing and record of the run in every checkpoint, and compares them on resuming.
 
-    A checkpoint's ``plan`` is the position in the plan, its ``preprocessing`` what `xtuner_plugins.preprocessing` says.
+    A checkpoint's ``plan`` is the position in the plan, its ``preprocessing`` what `xtuner_plugins.preprocessing` says,
+    its ``record`` what `xtuner_plugins.checkpoints.record` says.
 
     Raises:
         ValueError: The run has another loop than `PlannedTrainLoop`.
-        PreprocessingError: The checkpoint to resume from was trained with other tiles, template or tokens.
+        CheckpointError: The checkpoint to resume from is that of another run.
     """
 
+    _record: dict[str, Any] | None = None
+
     def before_train(self, runner) -> None:
-        """Checks the loop before the first step."""
+        """Checks the loop, and reads the files of base and data, before the first step."""
         planned_loop(runner)
+        self._describe(runner)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Adds both to what is saved."""
+        """Adds all three to what is saved."""
         iterator = planned_loop(runner).dataloader_iterator
         if iterator.plan.is_seekable:
             checkpoint["plan"] = iterator.position()
-        if (lock := self._describe(runner)) is not None:
-            checkpoint[preprocessing.KEY] = lock
+        dataset = runner.train_dataloader.dataset
+        if isinstance(dataset, MultimodalDataset):
+            pixels = unwrap(runner.model).data_preprocessor
+            mean, std = pixels.mean.flatten().tolist(), pixels.std.flatten().tolist()
+            checkpoint[preprocessing.KEY] = preprocessing.describe(dataset, mean, std)
+        checkpoint[record.KEY] = self._describe(runner)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Tells the loop where to resume, and refuses to with another preprocessing; `load_from` may have another."""
+        """Tells the loop where to resume, and refuses another run's checkpoint; `load_from` may be anyone's."""
         if "plan" in checkpoint:
             planned_loop(runner).resume_at = checkpoint["plan"]
-        now = self._describe(runner)
-        if now is None or preprocessing.KEY not in checkpoint or not getattr(runner, "_resume", False):
+        if not getattr(runner, "_resume", False):
             return
-        trained, where = checkpoint[preprocessing.KEY], "the checkpoint to resume from"
-        remedy = "resume with the config that wrote it, or start a new run with load_from"
-        preprocessing.check_same(trained, now, where, remedy)
-        preprocessing.check_token_rules(trained, load_tokenizer(runner.cfg.model.base), where)
+        settings = record.settings_of(runner.cfg)
+        path = str(runner._load_from)
+        record.require_same_run(checkpoint.get(record.KEY), self._describe(runner), record.defaults_of(settings), path)
+
+    def _describe(self, runner) -> dict[str, Any]:
+        """The record of this run; rank 0 reads the files."""
+        if self._record is None:
+            said: list[Any] = [None]
+            if is_main_process():
+                said = [self._make(runner)]
+            broadcast_object_list(said)
+            self._record = said[0]
+        return self._record
 
     @staticmethod
-    def _describe(runner) -> dict | None:
-        """The preprocessing of the live dataset and model; None for a dataset of another class."""
-        dataset = runner.train_dataloader.dataset
-        if not isinstance(dataset, MultimodalDataset):
-            return None
-        pixels = unwrap(runner.model).data_preprocessor
-        return preprocessing.describe(dataset, pixels.mean.flatten().tolist(), pixels.std.flatten().tolist())
+    def _make(runner) -> dict[str, Any]:
+        own = {"ranks": get_world_size(), "dtype": str(getattr(unwrap(runner.model), "dtype", None))}
+        dataset, rule = runner.train_dataloader.dataset, resize_facts()["resize_rule"]
+        return record.make(runner.cfg, dataset, resize_rule=rule, **own)

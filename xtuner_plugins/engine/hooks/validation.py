@@ -18,12 +18,13 @@ from ... import preprocessing
 from ...checkpoints.loader import load_tokenizer
 from ...datasets import MultimodalDataset, PlanSampler, PreferenceDataset, SettingError, collate, collate_pairs
 from ...datasets.cache import write_whole
+from ...evaluation.benchmarks import open_data_sets
 from ...hub.conversation import get_conv_template
 from ...inference.session import ChatSession
 from ...ranges import check, check_benchmarks
 from ..steps import unwrap
 from ..stopping import agree_to_stop, requests
-from .validation_scores import answer_questions, open_questions, validation_dataset, validation_loss
+from .validation_scores import answer_questions, validation_dataset, validation_loss
 
 
 @HOOKS.register_module()
@@ -39,7 +40,7 @@ class ValidationHook(Hook):
     Args:
         interval: Optimizer steps between two validations.
         data_paths: Annotation files. Everything else about the data is as in ``train_dataloader.dataset``, except
-            ``repeat_times``, ``dataset_settings``, ``reject_list`` and ``augment``.
+            ``repeat_times``, ``dataset_settings``, ``reject_list`` and ``jpeg_quality``.
         image_folders: As `MultimodalDataset`.
         batch_size: Samples and questions that a rank takes at a time.
         benchmarks: Files as `tools/evaluate.py` takes, answered and scored; questions without answers are answered.
@@ -84,7 +85,7 @@ class ValidationHook(Hook):
             self._loader = self._open_data(runner)
         if self._benchmarks:
             self._questions, self._session = (
-                open_questions(self._benchmarks, **self._benchmark_options),
+                open_data_sets(self._benchmarks, **self._benchmark_options),
                 open_session(runner),
             )
             for data_set in self._questions:

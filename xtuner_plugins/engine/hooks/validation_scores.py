@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,17 +13,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ...checkpoints.partition import is_partitioned
-from ...evaluation.data_sets import DataSet, open_data_sets
-from ...evaluation.items import Item
-from ...evaluation.measured import Measured, measure
+from ...evaluation.benchmarks import DataSet
+from ...evaluation.results import Measured, measure
 from ...inference.batch_answers import answer_batch, lengths_of, plan_batches
-from ...inference.questions import KEYS, Unusable, from_file
+from ...inference.questions import Unusable
 from ...inference.session import ChatSession
 from ...models.losses import sum_over_ranks, supervised_per_sample
 
 # Settings of the training data alone: which records are taken, how often, and how images are changed at random. All
 # others hold for validation, too.
-OF_TRAINING = ("data_paths", "image_folders", "repeat_times", "dataset_settings", "reject_list", "augment")
+OF_TRAINING = ("data_paths", "image_folders", "repeat_times", "dataset_settings", "reject_list", "jpeg_quality")
 
 
 def validation_dataset(
@@ -130,45 +127,6 @@ class Scores:
         return ", ".join(parts) + (f"; left out: {self.left_out:,}" if self.left_out else "")
 
 
-def open_questions(
-    paths: str | Sequence[str], *, images: str | None = None, metric: str | None = None, limit: int | None = None
-) -> list[DataSet]:
-    """The questions of a validation.
-
-    Args:
-        paths: Files as `open_data_sets` takes; those that `tools/answer.py` takes are answered without being scored.
-        images: Their image folder; None takes that of each file.
-        metric: For all that have answers; None takes each benchmark's own.
-        limit: About so many questions of each.
-
-    Returns:
-        One data set per file, those without answers last and without a metric.
-
-    Raises:
-        DataError: A file or a metric that can't be used.
-    """
-    paths = [paths] if isinstance(paths, str) else list(paths)
-    unscored = [path for path in paths if _only_asks(path)]
-    scored = [path for path in paths if path not in unscored]
-    found = open_data_sets(scored, images=images, metric=metric, limit=limit)
-    for path in unscored:
-        read = list(from_file(path, images, None))
-        items = [Item(each, ()) for each in read if not isinstance(each, Unusable)]
-        unusable = [each for each in read if isinstance(each, Unusable)]
-        found.append(DataSet(Path(path).stem, path, "questions", None, items[:limit], unusable))
-    return found
-
-
-def _only_asks(path: str) -> bool:
-    """Whether the first line of a file is a question without an answer."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        try:
-            row = json.loads(file.readline())
-        except ValueError:
-            return False
-    return isinstance(row, dict) and row.keys() <= set(KEYS)
-
-
 def answer_questions(
     data_sets: Sequence[DataSet],
     network: nn.Module,
@@ -183,7 +141,7 @@ def answer_questions(
     Ranks share the batches. Under ZeRO-3 all of them answer each one, because they gather parameters together.
 
     Args:
-        data_sets: Of `open_questions`.
+        data_sets: From `open_data_sets`.
         network: The `VisionLanguageModel`, without wrappers.
         session: Over its weights.
         batch_size: Questions that a rank answers at a time.
@@ -214,7 +172,7 @@ def _score(data_sets: Sequence[DataSet], answers: Mapping[str, str | Unusable]) 
         given = {item.question.id: answers[each.asked(item).id] for item in each.items}
         texts = {name: answer for name, answer in given.items() if not isinstance(answer, Unusable)}
         found = measure(each.name, each.metric, each.items, texts)
-        scores = dict(zip(texts, found.scores if each.metric else (), strict=False))
+        scores = dict(zip(texts, found.scores, strict=True))
         for item in each.items:
             question, answer = item.question, given[item.question.id]
             row = {"dataset": each.name, "id": question.id, "images": question.images, "question": question.text}

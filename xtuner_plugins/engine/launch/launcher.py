@@ -30,11 +30,12 @@ from ...settings import (
     read_config,
 )
 from ..check.text import check_text
-from ..resume import settle_start, work_dir_of
+from ..resume import check_same_run, settle_start, work_dir_of
 from ..stopping import COMMAND
 from .ranks import run_ranks
 
 USAGE_ERROR = 2
+TASKS = {"slurm": "SLURM_NTASKS", "mpi": "OMPI_COMM_WORLD_SIZE"}  # that hold the number of ranks
 SHARE_CORES = "XTUNER_PLUGINS_SHARE_CORES"
 
 
@@ -135,6 +136,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ..check.build import check_build
 
         check_build(cfg)
+        if cfg.get("resume"):
+            num_ranks = processes * _whole_number(os.environ, "NNODES", 1) if len(ranks) > 1 else 1
+            num_ranks = int(os.environ.get(TASKS.get(args.launcher, ""), num_ranks))
+            for note in check_same_run(cfg, args.resume, num_ranks=num_ranks, deepspeed=bool(args.deepspeed)):
+                print(f"note: {note}", file=sys.stderr)
         _write_resolved(_resolved_file(args), resolved)
     except (ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)

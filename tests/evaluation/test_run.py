@@ -1,0 +1,50 @@
+"""The folder of an evaluation: one run at a time, begun and finished by the same model on the same data."""
+
+import json
+
+import pytest
+
+from xtuner_plugins.evaluation.benchmarks import open_data_sets
+from xtuner_plugins.evaluation.results import read_results
+from xtuner_plugins.evaluation.run import Evaluation
+from xtuner_plugins.inference.batch_answers import Job
+from xtuner_plugins.inference.opening import find_source
+
+
+@pytest.fixture()
+def begin(toy_base, tmp_path):
+    """Opens an evaluation of the toy base on two text questions."""
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps({"id": n, "question": f"{n}?", "answer": "yes"}) + "\n" for n in "ab"))
+
+    def open_it(limit=None, **generation):
+        job = Job(str(toy_base), opening={"device": "cpu"}, generation={"max_new_tokens": 2, **generation})
+        data_sets = open_data_sets(str(path), limit=limit)
+        return Evaluation(find_source(toy_base), job, data_sets, tmp_path / "out", limit=limit)
+
+    return open_it
+
+
+def test_answered_measured_and_gone_on_with(begin, tmp_path):
+    with begin(limit=1) as evaluation:
+        assert len(evaluation.unanswered) == 1 == len(list(evaluation.answer()))
+        assert evaluation.finish()["settings"]["limit"] == 1
+    with begin() as evaluation:
+        assert [question.id for question, _ in evaluation.answer()] == ["own/b"]
+        results = evaluation.finish()
+    again, rows = read_results(tmp_path / "out")
+    assert again["datasets"]["own"]["num_answered"] == results["datasets"]["own"]["num_answered"] == 2
+    assert [row.item.question.id for row in rows] == ["a", "b"] and again["settings"]["max_new_tokens"] == 2
+    assert len(again["model"]["weights"]) == len(again["preprocessing"]["hash"]) == 32
+    assert (tmp_path / "out" / "report.html").is_file() and "torch" in again["versions"]
+
+
+def test_one_run_at_a_time_and_only_with_the_same_settings(begin):
+    with begin() as evaluation:
+        list(evaluation.answer())
+        with pytest.raises(ValueError, match="is being written by another run"):
+            begin()
+    with pytest.raises(ValueError, match="max_new_tokens was 2 and is 3"):
+        begin(max_new_tokens=3)
+    with begin() as evaluation:  # the refused one left no lock behind
+        assert evaluation.unanswered == []

@@ -1,0 +1,75 @@
+"""What the tools share: the options that open a model, checks of numbers, and one line for what went wrong."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def make_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser whose help is the docstring of the tool."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def at_least(low: float, kind: type = int) -> Callable[[str], Any]:
+    """An argparse type: finite numbers from `low` on."""
+
+    def number(text: str) -> Any:
+        value = kind(text)
+        if not low <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text}: give at least {low}")
+        return value
+
+    number.__name__ = kind.__name__  # what argparse says of a word that is no number
+    return number
+
+
+def add_model(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    """Adds the model and how it is opened; `opening_of` reads them."""
+    parser.add_argument("model", nargs="?" if optional else None, help="model directory, config or work directory")
+    parser.add_argument("checkpoint", nargs="?", help="training checkpoint, with a config or a work directory")
+    parser.add_argument("--template", help="of a checkpoint that was trained with several")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default auto)")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default auto)")
+
+
+def add_answers(parser: argparse.ArgumentParser) -> None:
+    """Adds the limits of tiles and of answers."""
+    tiles = "most tiles per image, thumbnail not counted (default: the model's)"
+    parser.add_argument("--max-tiles", type=at_least(1), metavar="N", help=tiles)
+    parser.add_argument("--max-new-tokens", type=at_least(1), default=512, metavar="N", help="longest answer (512)")
+
+
+def opening_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of `open_session`."""
+    names = ("device", "dtype", "template", "max_tiles")
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+def finish(work: Callable[[], int | None], *, status: int = 1, smaller: str = "--max-tiles", so_far: str = "") -> int:
+    """Runs a tool; returns its exit status.
+
+    Args:
+        work: Returns the exit status; None is 0.
+        status: Of what can't be done, which is one line `error: ...`.
+        smaller: What to lower when memory runs out.
+        so_far: What is left of the work when it ends early.
+    """
+    try:
+        return work() or 0
+    except (ValueError, OSError) as error:
+        lines = str(error).splitlines()
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        said = str(error) if "--processes" in str(error) else f"out of memory; try a smaller {smaller}"
+        lines = [f"{said}{so_far}"]
+    except KeyboardInterrupt:
+        print(f"\nstopped{so_far}", file=sys.stderr)
+        return 130
+    for line in lines:
+        print(f"error: {line}", file=sys.stderr)
+    return status

@@ -1,0 +1,101 @@
+"""From an image's file to its tiles, exactly or fast, as the setting `fast_decoding` says.
+
+| value | decoding and resizing | pixels |
+|---|---|---|
+| False | Pillow | equal to the published algorithm |
+| True | torchvision decodes plain JPEG and PNG, and resizes all as uint8 | a level off here and there |
+| "auto" | as True, but as False where that is as fast: nothing to resize, or a processor without AVX2 | as either |
+"""
+
+import os
+
+import numpy as np
+import torch
+
+from .media import MAX_PIXELS, SWAPS_SIDES, Blob, MediaSource, load_image, open_image, orientation, upright_size
+from .tiling import DynamicTiling, Grid
+
+MODES = (False, True, "auto")
+FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}  # EXIF orientation -> axes, once sides are swapped
+LANES = 4  # channels that the kernel resizes in the time of one
+
+
+def open_tiles(
+    source: MediaSource, rule: DynamicTiling, fast: bool | str = False, max_pixels: int = MAX_PIXELS
+) -> torch.Tensor:
+    """The tiles of an image, uint8 `[T, 3, S, S]`, thumbnail last.
+
+    Args:
+        fast: one of `MODES`.
+
+    Raises:
+        MediaError: as `media.load_image`.
+    """
+    if not fast:
+        return rule(load_image(source, max_pixels))
+    with open_image(source, max_pixels) as image:
+        turn, size = orientation(image), upright_size(image)
+        is_plain = image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L") and "transparency" not in image.info
+    grid = rule.grid(*size)
+    if fast == "auto" and (size == (rule.tile_size,) * 2 or not torch.backends.cpu.get_cpu_capability()[:3] == "AVX"):
+        return rule(load_image(source, max_pixels))
+    pixels = decode_plain(source) if is_plain else None
+    if pixels is None:
+        pixels, turn = torch.from_numpy(np.array(load_image(source, max_pixels))).permute(2, 0, 1), 1
+    return _cut(pixels, turn, grid, rule.tile_size)
+
+
+def decode_plain(source: MediaSource) -> torch.Tensor | None:
+    """An image as torchvision decodes it, not turned: uint8 `[1 or 3, H, W]`; None where Pillow has to.
+
+    Both decode with libjpeg-turbo to the same bytes. Of a PNG with 16 bits per channel Pillow says "RGB", too, but
+    torchvision decodes it to uint16.
+    """
+    from torchvision.io import ImageReadMode, decode_image, read_file
+
+    if isinstance(source, Blob):
+        data = torch.frombuffer(bytearray(source.data), dtype=torch.uint8)  # a copy: tensors are writable, bytes aren't
+    else:
+        data = read_file(os.fspath(source))
+    try:
+        pixels = decode_image(data, ImageReadMode.UNCHANGED)
+    except RuntimeError:  # Pillow decodes some files that torchvision doesn't, and its errors are clearer
+        return None
+    return pixels if pixels.dtype == torch.uint8 and len(pixels) in (1, 3) else None
+
+
+def _cut(pixels: torch.Tensor, turn: int, grid: Grid, size: int) -> torch.Tensor:
+    columns, rows, thumbnail = grid
+    out = torch.empty(grid.num_tiles, 3, size, size, dtype=torch.uint8)
+    whole = _resize_upright(pixels, rows * size, columns * size, turn)
+    out[: columns * rows].view(rows, columns, 3, size, size).copy_(
+        whole.reshape(-1, rows, size, columns, size).permute(1, 3, 0, 2, 4)
+    )
+    if thumbnail:
+        out[-1] = _resize_upright(pixels, size, size, turn)
+    return out
+
+
+def _resize_upright(pixels: torch.Tensor, height: int, width: int, turn: int) -> torch.Tensor:
+    """The upright image of this size; it is turned after it has become small."""
+    if turn in SWAPS_SIDES:  # the pass that Pillow runs first, over the upright image's rows, is over columns here
+        pixels = _resize(_resize(pixels, width, pixels.shape[2]), width, height).transpose(1, 2)
+    else:
+        pixels = (_resize_gray if len(pixels) == 1 and width % LANES == 0 else _resize)(pixels, height, width)
+    return pixels.flip(FLIPS[turn]) if turn in FLIPS else pixels
+
+
+def _resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """uint8 `[C, H, W]` in fixed point with antialiasing."""
+    import torchvision.transforms.v2.functional as transforms
+
+    return transforms.resize(pixels, [height, width], transforms.InterpolationMode.BICUBIC, antialias=True)
+
+
+def _resize_gray(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """As `_resize` of one channel, in half the time: quarters of its rows, then of its columns, stand for channels."""
+    _, old, across = pixels.shape
+    rows = torch.nn.functional.pad(pixels, (0, 0, 0, -old % LANES)).view(LANES, -1, across)
+    rows = _resize(rows, rows.shape[1], width).reshape(-1, width)[:old]
+    found = _resize(rows.view(old, -1, LANES).permute(2, 0, 1), height, width // LANES)
+    return found.permute(1, 2, 0).reshape(1, height, width)

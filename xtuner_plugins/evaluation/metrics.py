@@ -1,0 +1,456 @@
+"""The metrics: scores of answers, and what the headline of a set is computed from.
+
+Sources: VQA accuracy, Antol et al. 2015 (arXiv:1505.00468), as EvalAI normalizes answers for TextVQA; ANLS, Biten et
+al. 2019 (arXiv:1905.13648); relaxed accuracy, Masry et al. 2022 (arXiv:2203.10244, section 5.1); multiple choice with
+circular evaluation, MMBench (arXiv:2307.06281), letters by VLMEvalKit's rules without a judge; yes or no, POPE
+(arXiv:2305.10355) by its own script; boxes as InternVL's `evaluate_grounding.py` reads them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from ..datasets.errors import RecordError, SettingError
+from ..datasets.records.boxes import BOX, FRAME_SIZE
+from .items import Item
+
+NUM_ANNOTATORS = 10  # of VQA accuracy
+AGREEMENT = 3  # annotators who say the same make an answer right
+TOLERANCE = 0.05  # of the right number, in relaxed accuracy
+THRESHOLD = 0.5  # of ANLS and IoU
+FRAMES = ("0-1000", "fraction", "pixel")
+
+
+def refuse(item: Item, reason: str, problem: str, remedy: str) -> RecordError:
+    """The error of an item that can't be measured; it names the item's file and line, or its id."""
+    place = f"{item.place} ({item.question.id})" if item.place else f"question {item.question.id}"
+    return RecordError(reason, problem, remedy, place)
+
+
+def by_category(items: Sequence[Item]) -> dict[str, list[int]]:
+    """Positions of the items of each category; an item may be in none, one or several."""
+    found: dict[str, list[int]] = {}
+    for position, item in enumerate(items):
+        names = item.facts.get("category") or ()
+        for name in names if isinstance(names, (list, tuple)) else (names,):
+            found.setdefault(str(name), []).append(position)
+    return found
+
+
+def by_group(items: Sequence[Item]) -> list[list[int]]:
+    """Positions of the items that count together, in order; an item without a `group` is alone."""
+    found: dict[object, list[int]] = {}
+    for position, item in enumerate(items):
+        group = item.facts.get("group")
+        found.setdefault(position if group is None else str(group), []).append(position)
+    return list(found.values())
+
+
+def share(sums: np.ndarray) -> np.ndarray:
+    """Percent `[...]` of sums `[..., C, 2]` of parts and wholes: the mean over C; 0 for a whole of 0."""
+    part, whole = np.moveaxis(np.asarray(sums, dtype=float), -1, 0)
+    return 100.0 * np.divide(part, whole, out=np.zeros(part.shape), where=whole != 0).mean(axis=-1)
+
+
+class Metric:
+    """A measure of answers whose headline is a share in percent; the mean of the scores unless `tally` says otherwise.
+
+    Attributes:
+        name: As on the command line and in results.json.
+        headline: The key of `figures` by which models are compared.
+        higher_is_better: Whether more of the headline is better; False for error rates.
+    """
+
+    name: str
+    headline: str = "accuracy"
+    higher_is_better = True
+
+    def check(self, item: Item) -> None:
+        """Refuse an item that can't be measured.
+
+        Raises:
+            RecordError: What is missing, with its place.
+        """
+        if not any(text.strip() for text in item.expected):
+            raise refuse(item, "answer", "no right answer", "give one: 'answer', or a list 'answers'")
+
+    def score(self, answer: str, item: Item) -> float:
+        """How good one answer is, in [0, 1]."""
+        raise NotImplementedError
+
+    def tally(self, answers: Sequence[str], items: Sequence[Item]) -> np.ndarray:
+        """Parts and wholes, float64 `[items, C, 2]`: the headline is `share` of their sum over the items."""
+        return np.array([[[self.score(*pair), 1.0]] for pair in zip(answers, items, strict=True)]).reshape(-1, 1, 2)
+
+    def figures(self, answers: Sequence[str], items: Sequence[Item]) -> dict[str, float]:
+        """The figures of one item or more in percent; those of a category end in `/category`."""
+        rows = self.tally(answers, items)
+        parts = {self.headline: slice(None)}
+        parts |= {f"{self.headline}/{name}": places for name, places in by_category(items).items()}
+        return {name: float(share(rows[places].sum(axis=0))) for name, places in parts.items()}
+
+
+class ExactMatch(Metric):
+    """Case and the space around the text don't count; everything else does, as in the scripts for GQA and OCR-VQA."""
+
+    name = "exact_match"
+
+    def score(self, answer: str, item: Item) -> float:
+        return answer.strip().lower() in {text.strip().lower() for text in item.expected}
+
+
+ARTICLES = ("a", "an", "the")
+NUMBERS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())}
+NUMBERS["none"] = "0"
+PUNCTUATION = """;/[]"{}()=+\\_-><@`!"""
+# The contractions of the official evaluation. A word that lacks one of its apostrophes is given it back.
+CONTRACTIONS = (
+    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd "
+    "he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've "
+    "needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've "
+    "somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll "
+    "that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've "
+    "we've weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's "
+    "who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've "
+    "you'll you're you've"
+).split()
+COMPLETED = {word[: at.start()] + word[at.end() :]: word for word in CONTRACTIONS for at in re.finditer("'", word)}
+COMPLETED["somebody'd"] = "somebodyd"  # the official table has this one the other way round
+
+
+class VqaAccuracy(Metric):
+    """An answer is right if three of the other annotators gave it, and a third for each otherwise.
+
+    Each of the ten annotators is left out once, and the ten results are averaged. Answers are normalized always, as
+    EvalAI does it for TextVQA; the script of VQAv2 does it only where annotators disagree.
+    """
+
+    name = headline = "vqa_accuracy"
+
+    def check(self, item: Item) -> None:
+        super().check(item)
+        if len(item.expected) != NUM_ANNOTATORS:
+            problem = f"{len(item.expected)} answers; VQA accuracy is defined by those of {NUM_ANNOTATORS} annotators"
+            remedy = "give ten (repeat what several said), or take another metric, such as exact_match"
+            raise refuse(item, "answers", problem, remedy)
+
+    def score(self, answer: str, item: Item) -> float:
+        given, said = normalize(answer), [normalize(text) for text in item.expected]
+        agreeing = said.count(given)
+        return sum(min(1.0, (agreeing - (text == given)) / AGREEMENT) for text in said) / len(said)
+
+
+@lru_cache(maxsize=100_000)
+def normalize(text: str) -> str:
+    """Without case, punctuation and articles; numbers up to ten as digits, contractions with their apostrophe."""
+    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    text = text.strip().replace("\n", " ").replace("\t", " ").strip()
+    # A mark becomes nothing if it stands beside a space somewhere in the text, otherwise a space.
+    marks = {ord(mark): "" if f"{mark} " in text or f" {mark}" in text else " " for mark in PUNCTUATION}
+    text = re.sub(r"\.(?!\d)", "", text.translate(marks))
+    words = [NUMBERS.get(word, word) for word in text.split()]
+    return " ".join(COMPLETED.get(word, word) for word in words if word not in ARTICLES)
+
+
+class Anls(Metric):
+    """The similarity to the nearest right answer, 0 below a half; case and runs of white space don't count.
+
+    A similarity of exactly 0.5 counts, as in the challenge's own script; the paper's formula would make it 0.
+    """
+
+    name = headline = "anls"
+
+    def score(self, answer: str, item: Item) -> float:
+        from rapidfuzz.distance import Levenshtein
+
+        given, *known = (" ".join(text.lower().split()) for text in (answer, *item.expected))
+        similarity = max(Levenshtein.normalized_similarity(given, text) for text in known)
+        return similarity if similarity >= THRESHOLD else 0.0
+
+
+class RelaxedAccuracy(Metric):
+    """Numbers may be off by 5 percent, texts may not.
+
+    A number with a percent sign is a hundredth of it, as in the published scripts: "5%" is 0.05, so it matches "0.05"
+    and not "5". Where the right answer is 0 or no number, the texts are compared, without case.
+    """
+
+    name = headline = "relaxed_accuracy"
+
+    def score(self, answer: str, item: Item) -> float:
+        return any(_is_close(answer.strip(), text.strip()) for text in item.expected)
+
+
+def _is_close(given: str, expected: str) -> bool:
+    wanted, number = _number(expected), _number(given)
+    if wanted and number is not None:
+        return abs(number - wanted) <= TOLERANCE * abs(wanted)
+    return given.lower() == expected.lower()
+
+
+def _number(text: str) -> float | None:
+    """A finite number; None for what is none ("nan" and "inf" are words here)."""
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def chosen_letter(answer: str, choices: Mapping[str, str]) -> str | None:
+    """The choice that an answer means, None where it can't be told, by VLMEvalKit's rules without a judge.
+
+    1. Exactly one of the letters is a word of its own among the answer's last four: that one.
+    2. No letter is, and the answer says "Z": none.
+    3. The answer isn't much longer than the choices, and contains the text of exactly one of them: that one.
+    """
+    words = answer.translate(str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))).split()
+    letters = [letter for letter in choices if letter in words]
+    if len(letters) == 1 and words.index(letters[0]) >= len(words) - 4:  # an earlier one is an article or a name
+        return letters[0]
+    if (not letters and "Z" in words) or len(answer) > 2 * sum(map(len, choices.values())):
+        return None
+    named = [letter for letter, text in choices.items() if text.lower() in answer.lower()]
+    return named[0] if len(named) == 1 else None
+
+
+class MultipleChoice(Metric):
+    """Right is the letter of the right choice; of questions with one `group` (rotations), all or none are right.
+
+    Figures: `accuracy`, and where there are groups `accuracy_single`, the share of right answers without regard to
+    them; `unclear` is the share of answers that name no choice.
+    """
+
+    name = "multiple_choice"
+
+    def check(self, item: Item) -> None:
+        choices = item.facts.get("choices")
+        if not isinstance(choices, Mapping) or not choices or not all(key in string.ascii_uppercase for key in choices):
+            raise refuse(item, "choices", "no choices", 'give them: "choices": {"A": ..., "B": ...} or a list')
+        if len(item.expected) != 1 or item.expected[0] not in choices:
+            problem = f"the answer {list(item.expected)} is none of the letters {', '.join(choices)}"
+            raise refuse(item, "answer", problem, "correct it")
+
+    def score(self, answer: str, item: Item) -> float:
+        return chosen_letter(answer, item.facts["choices"]) == item.expected[0]
+
+    def tally(self, answers: Sequence[str], items: Sequence[Item]) -> np.ndarray:
+        """A row of (right, 1) per group, which stands at its first item."""
+        single, rows = super().tally(answers, items), np.zeros((len(items), 1, 2))
+        for group in by_group(items):
+            rows[group[0]] = single[group].min(axis=0)
+        return rows
+
+    def figures(self, answers: Sequence[str], items: Sequence[Item]) -> dict[str, float]:
+        result = super().figures(answers, items)
+        if len(by_group(items)) < len(items):
+            result["accuracy_single"] = float(share(super().tally(answers, items).sum(axis=0)))
+        chosen = [chosen_letter(answer, item.facts["choices"]) for answer, item in zip(answers, items, strict=True)]
+        return result | {"unclear": 100 * chosen.count(None) / len(chosen)}
+
+
+def says_no(answer: str) -> bool:
+    """Whether the first sentence contains "no" or "not"; by POPE's own script, everything else says yes."""
+    return not {"No", "no", "not"}.isdisjoint(answer.split(".")[0].replace(",", "").split())
+
+
+class YesNo(Metric):
+    """F1 of "yes", accuracy, precision, recall and the share of "yes".
+
+    Each is computed within a category and averaged over them, as POPE's are over random, popular and adversarial.
+    POPE takes an answer that says neither for "yes"; `unclear` is the share of answers without any such word.
+    """
+
+    name = "yes_no"
+    headline = "f1"
+
+    def check(self, item: Item) -> None:
+        if len(item.expected) != 1 or item.expected[0].strip().lower() not in ("yes", "no"):
+            problem = f"the right answer {list(item.expected)} is neither yes nor no"
+            raise refuse(item, "answer", problem, "correct it")
+
+    def score(self, answer: str, item: Item) -> float:
+        return says_no(answer) == (item.expected[0].strip().lower() == "no")
+
+    def tally(self, answers: Sequence[str], items: Sequence[Item]) -> np.ndarray:
+        """Twice the hits, and that with all errors, for each category."""
+        return _yes_no_tallies(self._cells(answers, items))["f1"]
+
+    def _cells(self, answers: Sequence[str], items: Sequence[Item]) -> np.ndarray:
+        """Hits, false alarms, misses and rejections `[items, categories, 4]`."""
+        cells = np.zeros((len(items), 4))
+        for row, answer, item in zip(cells, answers, items, strict=True):
+            is_no = item.expected[0].strip().lower() == "no"
+            row[2 * says_no(answer) + is_no] = 1
+        columns = list(by_category(items).values()) or [range(len(items))]
+        rows = np.zeros((len(items), len(columns), 4))
+        for column, places in enumerate(columns):
+            rows[places, column] = cells[places]
+        return rows
+
+    def figures(self, answers: Sequence[str], items: Sequence[Item]) -> dict[str, float]:
+        tallies = _yes_no_tallies(self._cells(answers, items).sum(axis=0))
+        result = {name: float(share(sums)) for name, sums in tallies.items()}
+        result["unclear"] = 100 * float(np.mean([not _YES_OR_NO.search(answer) for answer in answers]))
+        for column, category in enumerate(by_category(items)):
+            result |= {f"{name}/{category}": float(share(sums[[column]])) for name, sums in tallies.items()}
+        return result
+
+
+_YES_OR_NO = re.compile(r"(?<![^\s,.])(yes|no|not)(?![^\s,.])", re.IGNORECASE)
+
+
+def _yes_no_tallies(cells: np.ndarray) -> dict[str, np.ndarray]:
+    """Parts and wholes `[..., categories, 2]` of each figure."""
+    hits, false, missed, rejected = np.moveaxis(cells, -1, 0)
+    pairs = {
+        "f1": (2 * hits, 2 * hits + false + missed),
+        "accuracy": (hits + rejected, hits + false + missed + rejected),
+        "precision": (hits, hits + false),
+        "recall": (hits, hits + missed),
+        "yes_ratio": (hits + false, hits + false + missed + rejected),
+    }
+    return {name: np.stack(pair, axis=-1) for name, pair in pairs.items()}
+
+
+_NUMBER = r"(-?(?:\d+(?:\.\d*)?|\.\d+))"
+_CORNERS = re.compile(rf"[\[(]\s*{_NUMBER}[\s,]+{_NUMBER}[\s,()\[\]]+{_NUMBER}[\s,]+{_NUMBER}\s*[\])]")
+
+
+def find_box(text: str, size: tuple[int, int] | None, frame: str | None = None) -> tuple[float, ...] | None:
+    """The first box of a text, as (x1, y1, x2, y2) in fractions of the image; None where there is none.
+
+    Args:
+        text: `<box>[[x1, y1, x2, y2]]</box>`, `[x1, y1, x2, y2]` or `(x1,y1),(x2,y2)`.
+        size: (width, height) of the image; pixels can't be read without it.
+        frame: One of `FRAMES`. None tells it by the numbers: inside `<box>` 0 to 1000; with a sum below 4 fractions, as
+            in InternVL's script; with one above 1000 pixels; otherwise 0 to 1000.
+    """
+    tagged = BOX.search(text)
+    found = _CORNERS.search(tagged[1] if tagged else text)
+    box = tuple(map(float, found.groups())) if found else (math.nan,)
+    if not all(map(math.isfinite, box)):
+        return None
+    if frame is None:
+        frame = "0-1000" if tagged or 4 <= sum(box) and max(box) <= FRAME_SIZE else "pixel"
+        frame = "fraction" if not tagged and sum(box) < 4 else frame
+    if frame == "pixel":
+        return None if size is None else tuple(value / side for value, side in zip(box, size * 2, strict=True))
+    return box if frame == "fraction" else tuple(value / FRAME_SIZE for value in box)
+
+
+def overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of two boxes; 0 where one of them has no area."""
+    width, height = (max(0.0, min(a[end], b[end]) - max(a[end - 2], b[end - 2])) for end in (2, 3))
+    areas = [max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1]) for box in (a, b)]
+    return width * height / (sum(areas) - width * height) if width * height and all(areas) else 0.0
+
+
+class Iou(Metric):
+    """The share of answers whose first box overlaps the right one by at least 0.5 (intersection over union).
+
+    Facts of an item: `width` and `height` of the image; `frame`, in which the right box is written, and
+    `answer_frame`, in which the model writes (see `find_box`). Figures: `accuracy`, `mean_iou`, and `unclear`, the
+    share of answers without a box.
+    """
+
+    name = "iou"
+
+    def check(self, item: Item) -> None:
+        super().check(item)
+        for problem in self._problems(item):
+            raise refuse(item, "box", *problem)
+
+    def _problems(self, item: Item) -> Iterator[tuple[str, str]]:
+        for key in ("frame", "answer_frame"):
+            if item.facts.get(key) not in (None, *FRAMES):
+                yield f"{key} {item.facts[key]!r}", f"it is one of {', '.join(FRAMES)}"
+        sides = [item.facts.get(side) for side in ("width", "height")]
+        if sides != [None, None] and not all(type(side) in (int, float) and side > 0 for side in sides):
+            size = f"the size of the image is {sides[0]!r} x {sides[1]!r}"
+            yield size, "give 'width' and 'height' in pixels, both or none"
+        if item.facts.get("frame") == "pixel" and _size(item) is None:
+            yield "a box in pixels, and no size of the image", "give 'width' and 'height'"
+        box, said = _box(item.expected[0], item, "frame"), item.expected[0][:60]
+        if box is None:
+            yield f"the answer {said!r} is no box", "write [x1, y1, x2, y2], 0 to 1000"
+        elif not overlap(box, box):
+            yield f"the box {said} has no area", "write [x1, y1, x2, y2] with x1 < x2, y1 < y2"
+
+    def score(self, answer: str, item: Item) -> float:
+        return _iou(answer, item) >= THRESHOLD - 1e-9  # fractions round; whole pixels may overlap by exactly a half
+
+    def figures(self, answers: Sequence[str], items: Sequence[Item]) -> dict[str, float]:
+        pairs = list(zip(answers, items, strict=True))
+        unclear = [_box(answer, item, "answer_frame") is None for answer, item in pairs]
+        return super().figures(answers, items) | {
+            "mean_iou": 100 * float(np.mean([_iou(answer, item) for answer, item in pairs])),
+            "unclear": 100 * float(np.mean(unclear)),
+        }
+
+
+def _size(item: Item) -> tuple[int, int] | None:
+    width, height = item.facts.get("width"), item.facts.get("height")
+    return (width, height) if width and height else None
+
+
+def _box(text: str, item: Item, frame: str) -> tuple[float, ...] | None:
+    return find_box(text, _size(item), item.facts.get(frame))
+
+
+def _iou(answer: str, item: Item) -> float:
+    given = _box(answer, item, "answer_frame")
+    return 0.0 if given is None else overlap(given, _box(item.expected[0], item, "frame"))
+
+
+class Cer(Metric):
+    """Edits of the characters of all answers divided by the length of all right texts.
+
+    It is above 100 where much too much is said. Of several right texts the one with the lowest rate counts. Only space
+    around a text is ignored. The score of one answer is 1 minus its rate, at least 0.
+    """
+
+    name = headline = "cer"
+    higher_is_better = False
+
+    def score(self, answer: str, item: Item) -> float:
+        edits, length = self._edits(answer, item)
+        return max(0.0, 1 - edits / length)
+
+    def tally(self, answers: Sequence[str], items: Sequence[Item]) -> np.ndarray:
+        """Rows of (edits, length of the right text)."""
+        pairs = zip(answers, items, strict=True)
+        return np.array([[self._edits(*pair)] for pair in pairs], dtype=float).reshape(-1, 1, 2)
+
+    @staticmethod
+    def _edits(answer: str, item: Item) -> tuple[int, int]:
+        from rapidfuzz.distance import Levenshtein
+
+        texts = [text.strip() for text in item.expected if text.strip()]
+        counts = [(Levenshtein.distance(text, answer.strip()), len(text)) for text in texts]
+        return min(counts, key=lambda count: count[0] / count[1])
+
+
+METRICS: dict[str, Metric] = {
+    each.name: each() for each in (ExactMatch, VqaAccuracy, Anls, RelaxedAccuracy, MultipleChoice, YesNo, Iou, Cer)
+}
+
+
+def find_metric(name: str) -> Metric:
+    """The metric of a name.
+
+    Raises:
+        SettingError: There is none; the message names the nearest.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), METRICS, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise SettingError("metric", f"metric {name!r} is unknown", f"{hint}the metrics are {', '.join(METRICS)}")

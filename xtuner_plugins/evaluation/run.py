@@ -1,0 +1,116 @@
+"""One evaluation: a model, its data sets, and the folder that answers and results go to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..inference.answer_file import AnswerFile
+from ..inference.batch_answers import Answered, Job, answer_all
+from ..inference.description import describe
+from ..inference.opening import Source
+from ..inference.questions import Question, Unusable
+from .benchmarks import DataSet
+from .page import write_report
+from .results import ANSWERS, REPORT, measure, rows_of, summary, versions, write_results
+
+
+class Evaluation:
+    """Holds the folder while it is open: no second run writes to it.
+
+    Args:
+        source: The model, from `find_source`.
+        job: How it is asked.
+        data_sets: From `open_data_sets`.
+        out: The folder; made where it isn't there.
+        limit: Given to `open_data_sets`; None for all questions.
+
+    Attributes:
+        unanswered: Questions that the folder has no answer to.
+
+    Raises:
+        ValueError: Another run writes there, or began it with other weights, data or settings; the message names them.
+    """
+
+    def __init__(
+        self, source: Source, job: Job, data_sets: Sequence[DataSet], out: str | Path, *, limit: int | None = None
+    ):
+        from ..inference.session import resolve_device, resolve_dtype
+
+        self._job, self._data_sets, self._out, self._limit = job, data_sets, Path(out), limit
+        opening = job.opening
+        self._described = describe(source, template=opening.get("template"), max_tiles=opening.get("max_tiles"))
+        dtype = resolve_dtype(opening.get("dtype", "auto"), resolve_device(opening.get("device", "auto")))
+        self._made_by = {
+            "model": str(source),
+            "weights": self._described.weights_hash(),
+            "dtype": str(dtype).removeprefix("torch."),
+            **job.generation,
+            **self._described.preprocessing,
+            **{f"data {each.name}": each.hash for each in data_sets},
+        }
+        self._file = AnswerFile(self._out / ANSWERS, self._made_by)
+        try:
+            self.unanswered = self._unanswered()
+        except ValueError:
+            self._file.__exit__(None, None, None)
+            raise
+
+    def __enter__(self) -> Evaluation:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.__exit__(kind, error, trace)
+
+    def _unanswered(self) -> list[Question]:
+        asked = (each.asked(item) for each in self._data_sets for item in each.items)
+        return [question for question in asked if not self._file.has(question)]
+
+    def answer(self) -> Iterator[Answered]:
+        """Asks what is unanswered, in batches across all data sets; yields each question when it is done.
+
+        Answers go to the file, questions that can't be asked to `left_out` of their data set.
+
+        Raises:
+            ValueError: The model can't be opened.
+            RuntimeError: Out of memory, or a process was killed.
+        """
+        homes = {each.asked(item).id: each for each in self._data_sets for item in each.items}
+        for question, answer in answer_all(self._job, self.unanswered) if self.unanswered else ():
+            if isinstance(answer, Unusable):
+                homes[question.id].left_out.append(answer)
+            else:
+                self._file.add(question, answer)
+            yield question, answer
+
+    def finish(self) -> dict[str, Any]:
+        """Measures what is answered and writes results.json, items.jsonl and report.html; returns the first.
+
+        Raises:
+            OSError: They can't be written.
+        """
+        known = {name: row["answer"] for name, row in self._file.answers.items()}
+        measured = []
+        for each in self._data_sets:
+            answers = {item.question.id: known.get(each.asked(item).id) for item in each.items}
+            given = {name: answer for name, answer in answers.items() if answer is not None}
+            measured.append(measure(each.name, each.metric, each.items, given))
+        rows = [row for each in measured for row in rows_of(each, self._described.lengths)]
+        results = {
+            "model": {key: self._made_by[key] for key in ("model", "weights")},
+            "preprocessing": {"hash": self._described.preprocessing_hash(), **self._described.preprocessing},
+            "settings": {
+                **self._job.generation,
+                "dtype": self._made_by["dtype"],
+                "batch_size": self._job.batch_size,
+                "processes": self._job.processes,
+                "limit": self._limit,
+            },
+            "versions": versions(),
+            "datasets": {pair[1].name: summary(*pair) for pair in zip(measured, self._data_sets, strict=True)},
+        }
+        write_results(self._out, results, rows)
+        write_report(self._out / REPORT, results, rows)
+        return results

@@ -33,7 +33,7 @@ $(READY): requirements.txt requirements-dev.txt constraints.txt
 
 quickstart: $(READY)  ## the whole chain on toy data: assemble, train, export, chat (10 to 13 minutes on 2 cores)
 	@echo "==> Quick start: results go to work_dirs/quickstart (an earlier one is kept beside it)"
-	@$(BIN)/python tools/quickstart.py
+	@$(BIN)/python -m xtuner_plugins.toy.quickstart
 
 preference: $(READY)  ## MPO on toy pairs, from the quick start's model (some minutes on 2 cores)
 	@echo "==> Preference tuning: results go to work_dirs/preference (an earlier one is kept beside it)"
@@ -57,7 +57,7 @@ test-release: $(READY)  ## before a release: whole examples, true sizes, other t
 test-gpu: $(READY)  ## what needs a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
-notebooks: $(READY)  ## execute notebooks/ and write their outputs, in both languages (some minutes)
+notebooks: $(READY)  ## execute notebooks/ and write their outputs (some minutes)
 	@$(BIN)/python notebooks/execute.py $(ARGS)
 
 lint: $(READY)  ## ruff, with undefined names on

@@ -1,11 +1,10 @@
-"""Executes the notebooks with this interpreter and writes their outputs into both languages.
+"""Executes the notebooks with this interpreter and writes their outputs.
 
     python notebooks/execute.py                    # all of them, as `make notebooks` does
     python notebooks/execute.py build_a_llava      # one
 
-The code lives in the English notebook; its Chinese twin gets the same code and outputs. Nothing is written to the
-user's home: Jupyter, IPython and matplotlib keep their files in a temporary directory, and the kernel is the running
-interpreter, whichever kernels are registered on the machine.
+Nothing is written to the user's home: Jupyter, IPython and matplotlib keep their files in a temporary directory, and
+the kernel is the running interpreter, whichever kernels are registered on the machine.
 """
 
 import argparse
@@ -35,14 +34,7 @@ HOMES = (
 )
 
 
-def english_notebooks() -> list[Path]:
-    """The notebooks that are executed; each has a twin `NAME_zh-CN.ipynb`."""
-    return sorted(path for path in HERE.glob("*.ipynb") if not path.stem.endswith("_zh-CN"))
-
-
-def twin_of(path: Path) -> Path:
-    """The Chinese twin of an English notebook."""
-    return path.with_name(f"{path.stem}_zh-CN.ipynb")
+NOTEBOOKS = sorted(HERE.glob("*.ipynb"))
 
 
 def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
@@ -84,37 +76,18 @@ def cleaned(notebook: nbformat.NotebookNode, keep_outputs: bool = False) -> nbfo
     return notebook
 
 
-def laid_over(executed: nbformat.NotebookNode, twin: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The twin with the code and outputs of the executed notebook.
-
-    Raises:
-        ValueError: The two haven't the same kinds of cells in the same order.
-    """
-    kinds = [[cell.cell_type for cell in notebook.cells] for notebook in (executed, twin)]
-    if kinds[0] != kinds[1]:
-        raise ValueError(f"{len(kinds[0])} and {len(kinds[1])} cells, or of other kinds; translate cell by cell")
-    result = copy.deepcopy(executed)
-    for cell, translated in zip(result.cells, twin.cells, strict=True):
-        if cell.cell_type == "markdown":
-            cell.source = translated.source
-    return result
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = {path.stem: path for path in english_notebooks()}
+    known = {path.stem: path for path in NOTEBOOKS}
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"out of {', '.join(known)} (default: all)")
     args = parser.parse_args(argv)
     if unknown := sorted(set(args.names) - set(known)):
         parser.error(f"no notebook {', '.join(unknown)}; there are {', '.join(known)}")
     for name in args.names or known:
         path = known[name]
-        executed = execute(path, HERE)
-        twin = laid_over(executed, nbformat.read(twin_of(path), as_version=4))
-        for target, notebook in ((path, executed), (twin_of(path), twin)):
-            nbformat.write(notebook, target)
-            print(f"wrote {target.relative_to(HERE.parent)}: {target.stat().st_size / 1e3:.0f} kB")
+        nbformat.write(execute(path, HERE), path)
+        print(f"wrote {path.relative_to(HERE.parent)}: {path.stat().st_size / 1e3:.0f} kB")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 import xtuner_plugins
+from xtuner_plugins.cli.xtp import find_tool
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
@@ -41,19 +43,32 @@ def test_tools_take_the_options_that_the_pages_show(run_tool):
     shown: dict[str, set[str]] = {}
     for page in PAGES:
         for line in code_lines(page):
-            tool = re.search(r"python (tools/\w+\.py)", line)
+            tool = re.search(r"(?:python tools/(\w+)\.py|^xtp ([\w-]+))", line)
             if tool:
-                shown.setdefault(tool[1], set()).update(re.findall(r"(?<=\s)--[a-z][\w-]*", line))
-    assert {"tools/build_base_model.py", "tools/convert_to_official.py"} <= set(shown)
+                shown.setdefault(find_tool(tool[1] or tool[2]).relative_to(ROOT).as_posix(), set()).update(
+                    re.findall(r"(?<=\s)--[a-z][\w-]*", line)
+                )
+    assert {"tools/evaluate.py", "tools/convert_to_official.py"} <= set(shown)
     for tool, options in shown.items():
         help_text = run_tool(tool, "--help").stdout
         assert "usage:" in help_text, f"{tool} --help shows no usage"
         assert [option for option in sorted(options) if option not in help_text] == [], tool
 
 
+def blocks(page):
+    """Number of headings, paragraphs, lists, code blocks and tables of a page, and of the rows of its tables."""
+    text = re.sub(r"^```.*?^```", "\n\nCODE\n\n", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    kinds = {"code": r"CODE$", "heading": r"#", "table": r"\|", "list": r"(\*|-|\d+\.) ", "paragraph": ""}
+    found = [block for block in re.split(r"\n\s*\n", text) if block.strip()]
+    counts = Counter(next(kind for kind, start in kinds.items() if re.match(start, block)) for block in found)
+    return counts, text.count("\n|")
+
+
 @pytest.mark.parametrize("chinese", [page for page in PAGES if page.stem.endswith("_zh-CN")], ids=name)
-def test_chinese_pages_show_the_same_commands(chinese):
-    assert code_lines(chinese.with_name(chinese.name.replace("_zh-CN", ""))) == code_lines(chinese)
+def test_chinese_pages_show_the_same_commands_and_say_as_much(chinese):
+    english = chinese.with_name(chinese.name.replace("_zh-CN", ""))
+    assert code_lines(english) == code_lines(chinese)
+    assert blocks(english) == blocks(chinese)
 
 
 def test_every_benchmark_is_described():

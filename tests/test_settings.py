@@ -220,9 +220,9 @@ def test_a_leaf_is_found_from_anywhere(tmp_path, monkeypatch):
     [
         ("finetune_lorra", "did you mean .*finetune_lora"),
         ("configs/finetune_lorra.py", "did you mean .*finetune_lora"),
-        ("zzz", "tools/list_configs.py lists"),
-        ("run", "tools/list_configs.py lists"),
-        ("", "tools/list_configs.py lists"),
+        ("zzz", "xtp configs lists"),
+        ("run", "xtp configs lists"),
+        ("", "xtp configs lists"),
     ],
 )
 def test_what_is_no_config(wrong, message):

@@ -6,12 +6,17 @@
     python tools/check_data.py a.jsonl --image-folder A --names-only
     python tools/check_data.py pairs.jsonl --pairs --image-folder A [--base models/base]
     python tools/check_data.py meta.json [--base models/base]        a meta file of the official code
+    python tools/check_data.py finetune_packed --step 100 [--ranks 8 --rank 3] [--html step.html]
 
 It says which records can't be trained on, and what else it found: copies within and between files, training images in
 validation data and benchmarks, refusals, images enlarged or squeezed (docs/data.md). Findings don't change the exit
 status. --html shows all of it, with cards of records. With a model the lengths stay in the cache, for runs and plan.py.
 A config's val_data_paths and val_benchmarks are checked after its training data; --reject-list is about the
 training data alone. --names-only only compares the names in records with the files of the image folders.
+
+--step shows what a step of a run trains on instead: its batches or packs, as the model gets them, by the run's own
+loader, plan and seed; no weights are read. A resumed run goes on with the same steps, so --checkpoint is only needed
+where the number of GPUs or the batch size has changed there. --html then writes that page.
 
 Each complaint begins with `file:line:`. Warnings are about records that train, but perhaps not what their author meant;
 of each kind the first few are shown. The exit status is 0 when training can start, 1 when a record is unusable or an
@@ -20,20 +25,28 @@ store that doesn't answer, a wrong setting.
 """
 
 import argparse
-import contextlib
 import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # works from a checkout that isn't installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
-from xtuner_plugins.cli.check_data import check_all, compare_names, is_config, open_inputs, prepare_output  # noqa: E402
+from xtuner_plugins.cli.check_data import (  # noqa: E402
+    check_all,
+    compare_names,
+    is_config,
+    open_inputs,
+    prepare_output,
+    show_step,
+)
+from xtuner_plugins.cli.shared import at_least, finish, make_parser  # noqa: E402
 from xtuner_plugins.settings import add_config_options  # noqa: E402
 
+OF_STEP = ("ranks", "rank", "seed", "checkpoint")
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     config = "a training config, by its name or path (its train_dataloader.dataset is checked), or annotation files"
     parser.add_argument("inputs", nargs="+", metavar="CONFIG | DATA", help=config)
     of_files = parser.add_argument_group("with annotation files")
@@ -44,15 +57,26 @@ def parse_args() -> argparse.Namespace:
     of_files.add_argument("--base", help="a model directory, to count tokens and tiles")
     of_files.add_argument("--pairs", action="store_true", help="they hold preference pairs (docs/preference.md)")
     add_config_options(parser)
-    parser.add_argument("--workers", type=int, help="processes (default: one per core; 0: none)")
+    parser.add_argument("--workers", type=at_least(0), help="processes (default: one per core; 0: none)")
     reject = "write the unusable records there; training leaves them out with reject_list=FILE"
     parser.add_argument("--reject-list", metavar="FILE", help=reject)
     parser.add_argument("--names-only", action="store_true", help="only compare names with files; open no image")
     parser.add_argument("--json", metavar="FILE", help="write counts and findings; of --names-only all names")
     parser.add_argument("--html", metavar="FILE", help="write a page with figures, findings and sample cards")
-    args = parser.parse_args()
-    if args.workers is not None and args.workers < 0:
-        parser.error(f"--workers {args.workers} is less than 0")
+    of_step = parser.add_argument_group("with a config and --step")
+    of_step.add_argument("--step", type=at_least(1), metavar="N", help="show this optimizer step, counted from 1")
+    of_step.add_argument("--ranks", type=at_least(1), metavar="N", help="processes of the run (default: 1)")
+    of_step.add_argument("--rank", type=at_least(0), metavar="R", help="which of them, from 0 (default: 0)")
+    of_step.add_argument("--seed", type=int, help="--seed of the run (default: the config's)")
+    of_step.add_argument("--checkpoint", metavar="FILE", help="that the run was resumed from")
+    args = parser.parse_args(argv)
+    given = [name for name in OF_STEP if getattr(args, name) is not None]
+    if given and args.step is None:
+        parser.error(f"--{given[0]} goes with --step")
+    if (args.rank or 0) >= (args.ranks or 1):
+        parser.error(f"--rank {args.rank} counts from 0 to --ranks - 1")
+    if args.step and (not is_config(args.inputs[0]) or args.names_only or args.json or args.reject_list):
+        parser.error("--step shows a step of a config, with --html alone")
     if args.names_only and (args.html or args.reject_list):
         parser.error("--names-only opens no record, so it goes with neither --html nor --reject-list")
     has_config = any(map(is_config, args.inputs))
@@ -66,21 +90,20 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def main() -> int:
-    args = parse_args()
+def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        datasets = open_inputs(args)
-        for path in filter(None, (args.reject_list, args.html, args.json)):
-            prepare_output(path)
-        return compare_names(datasets, args.json) if args.names_only else check_all(datasets, args)
-    except (ValueError, OSError) as error:  # about no record: a wrong setting, a store that doesn't answer
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 2
+    if args.step:
+        return show_step(args)
+    datasets = open_inputs(args)
+    for path in filter(None, (args.reject_list, args.html, args.json)):
+        prepare_output(path)
+    return compare_names(datasets, args.json) if args.names_only else check_all(datasets, args)
+
+
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    return finish(lambda: run(args), status=2)  # about no record: a wrong setting, a store that doesn't answer
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(main())
-    sys.exit(130)  # as a shell says of what was interrupted
+    sys.exit(main())

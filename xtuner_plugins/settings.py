@@ -159,7 +159,7 @@ def find_config(name: str) -> str:
         path = str(known[name])
         return os.path.relpath(path) if path.startswith(os.getcwd() + os.sep) else path
     close = difflib.get_close_matches(Path(name).stem, known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "tools/list_configs.py lists those of configs/"
+    hint = f"did you mean {' or '.join(close)}?" if close else "xtp configs lists them"
     raise ConfigError(f"config {name} does not exist; {hint}")
 
 
@@ -179,7 +179,7 @@ def labels_of(path: str | Path) -> dict[str, str]:
 def add_config_options(parser: argparse.ArgumentParser, cfg_options: bool = True) -> None:
     """Adds ``--set`` and ``--cfg-options`` to a tool's arguments; both may be given several times (`parse_words`)."""
     several = {"nargs": "+", "action": "extend", "default": []}
-    say = "other values for settings, e.g. lr=5e-5 data_paths=a.jsonl,b.jsonl; print_config.py lists them"
+    say = "other values for settings, e.g. lr=5e-5 data_paths=a.jsonl,b.jsonl; `xtp configs NAME` lists them"
     parser.add_argument("--set", **several, metavar="NAME=VALUE", help=say)
     if cfg_options:
         say = "other values for keys of the runner, e.g. train_cfg.max_iters=100 or "

@@ -1,6 +1,6 @@
 """What every run has: model, data, optimizer, loop, hooks. A leaf takes it in and says what differs.
 
-A key that is left out here has the default of its class. `python tools/print_config.py NAME` shows the short names.
+A key that is left out here has the default of its class. `xtp configs NAME` shows the short names.
 """
 
 from mmengine.hooks import DistSamplerSeedHook, IterTimerHook, ParamSchedulerHook

@@ -2,7 +2,7 @@
 
 trains          projector, LLM
 frozen          vision encoder
-starts from     work_dirs/quickstart/pretrain_mlp, the exported warm-up: python tools/quickstart.py
+starts from     work_dirs/quickstart/pretrain_mlp, the exported warm-up: make quickstart
 data            generated images with questions, half of which need the resolution
 hardware        2 CPU cores
 launch          python tools/train.py configs/toy/toy_finetune_full.py

@@ -96,16 +96,12 @@ def write_columns(records, images: Path, out: Path) -> dict:
     return {"data_paths": str(out / "columns.jsonl"), "dataset_settings": [{"columns": columns}]}
 
 
-def write_zip(records, images: Path, out: Path, method: int = zipfile.ZIP_DEFLATED) -> dict:
+def write_zip(records, images: Path, out: Path) -> dict:
     """The images lie in a folder of the archive."""
-    with zipfile.ZipFile(out / "images.zip", "w", method) as archive:
+    with zipfile.ZipFile(out / "images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(images.rglob("*")):
             archive.write(path, f"train/{path.relative_to(images)}")
     return {**write_plain(records, images, out), "image_folders": str(out / "images.zip" / "train")}
-
-
-def write_stored_zip(records, images: Path, out: Path) -> dict:
-    return write_zip(records, images, out, zipfile.ZIP_STORED)
 
 
 def write_store(records, images: Path, out: Path, scheme: str = "s3", form=write_plain) -> dict:
@@ -128,12 +124,10 @@ def write_file_url(records, images: Path, out: Path) -> dict:
 
 
 def as_rows(records, images: Path, image: str) -> list[dict]:
-    """Records as rows of a table: `image` says how images are held, 'struct', 'bytes', 'path' or 'struct of paths'."""
+    """Records as rows of a table: `image` says how images are held, 'struct' or 'path'."""
 
     def hold(name: str):
-        data = (images / name).read_bytes()
-        forms = {"struct": {"bytes": data, "path": None}, "bytes": data, "path": name}
-        return forms.get(image, {"bytes": None, "path": name})
+        return name if image == "path" else {"bytes": (images / name).read_bytes(), "path": None}
 
     rows = []
     for record in records:
@@ -221,11 +215,8 @@ KINDS = {
     "windows": write_windows,
     "columns and data URLs": write_columns,
     "images in zip": write_zip,
-    "images in stored zip": write_stored_zip,
     "parquet": write_parquet,
-    "parquet of bytes": functools.partial(write_parquet, image="bytes"),
     "parquet of paths": functools.partial(write_parquet, image="path"),
-    "parquet of structs of paths": functools.partial(write_parquet, image="struct of paths"),
     "parquet shards": write_parquet_shards,
     "finevision": write_finevision,
     "save_to_disk": write_saved,
@@ -234,8 +225,6 @@ KINDS = {
     "s3": write_store,
     "s3, gzip": lambda *args: write_store(*args, form=write_gzip),
     "s3, parquet": lambda *args: write_store(*args, form=write_parquet),
-    "s3, parquet of paths": lambda *args: write_store(*args, form=functools.partial(write_parquet, image="path")),
-    "s3, webdataset": lambda *args: write_store(*args, form=write_webdataset),
     "http": functools.partial(write_store, scheme="http"),
     "file://": write_file_url,
 }

@@ -28,6 +28,7 @@ def questions(tmp_path_factory):
     (folder / "cut.png").write_bytes((folder / "b.png").read_bytes()[:5000])
     names = ["a.png", "text.png", "b.png", "cut.png", "c.png"]
     asked = [Question(name, "What is it?", (name,), (str(folder / name),)) for name in names]
+    asked.append(Question("long", "word " * 5000))
     return [*asked, Question("text", "Hello"), Question("marks", "Two <image> <image>", ("a.png",), asked[0].paths)]
 
 
@@ -43,10 +44,11 @@ def results(found):
 
 def test_batched_answers_equal_single_ones_and_bad_images_are_named(toy_base, questions):
     answers = results(list(answer_all(job(toy_base, batch_size=4), questions)))
-    bad = {name: answers.pop(name) for name in ("text.png", "cut.png", "marks")}
+    bad = {name: answers.pop(name) for name in ("text.png", "cut.png", "marks", "long")}
     assert all(isinstance(each, Unusable) for each in bad.values())
     assert "text.png" in bad["text.png"].message and "cut.png" in bad["cut.png"].message
     assert "2 <image> for 1 images" in bad["marks"].message
+    assert "tokens, but the model knows 4,096 positions; lower" in bad["long"].message
     session, single = open_session(toy_base, device="cpu"), {}
     for question in questions:
         if question.id in answers:
@@ -55,6 +57,7 @@ def test_batched_answers_equal_single_ones_and_bad_images_are_named(toy_base, qu
 
 
 def test_the_longest_come_first(toy_base, questions):
+    questions = [each for each in questions if each.id != "long"]
     batches, unusable = plan_batches(questions, lengths_of(open_session(toy_base, device="cpu")), 2)
     named = [[question.id for question in batch] for batch in batches]
     assert named == [["b.png", "cut.png"], ["c.png", "marks"], ["a.png", "text"]]

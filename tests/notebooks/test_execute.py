@@ -1,4 +1,4 @@
-"""The notebooks run from a checkout, and what is committed is what they print, in both languages."""
+"""The notebooks run from a checkout, and what is committed is what they print, with texts in both languages."""
 
 import json
 import re
@@ -7,11 +7,9 @@ import sys
 import nbformat
 import pytest
 
-from notebooks.execute import cleaned, english_notebooks, execute, laid_over, main, twin_of
+from notebooks.execute import NOTEBOOKS, cleaned, execute, main
 from tests.conftest import ROOT
 
-NOTEBOOKS = english_notebooks()
-BOTH = [path for english in NOTEBOOKS for path in (english, twin_of(english))]
 MOST_BYTES = 300_000
 ABSOLUTE_PATH = re.compile(r"(?<![\w.~</])/(?:\w[\w.-]*/)+\w")
 
@@ -40,12 +38,11 @@ def make(*sources):
     return cleaned(nbformat.v4.new_notebook(cells=cells))
 
 
-def test_there_are_three():
-    assert [path.stem for path in NOTEBOOKS] == ["build_a_llava", "lora_on_your_data", "test_a_trained_model"]
-    assert sorted(BOTH) == sorted((ROOT / "notebooks").glob("*.ipynb"))
+def test_there_are_two():
+    assert [path.stem for path in NOTEBOOKS] == ["build_a_llava", "lora_on_your_data"]
 
 
-@pytest.mark.parametrize("path", BOTH, ids=name)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_outputs_are_committed_and_fit_any_machine(path):
     assert path.stat().st_size < MOST_BYTES
     cells = code_cells(path)
@@ -62,23 +59,16 @@ def test_an_absolute_path_would_be_seen():
     assert not ABSOLUTE_PATH.search("work_dirs/notebooks/a 1/40 <img></img> ./a/b https://host/a/b")
 
 
-@pytest.mark.parametrize("path", BOTH, ids=name)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_a_text_comes_before_each_code_cell(path):
+    """In both languages."""
     kinds = [cell.cell_type for cell in read(path).cells]
     assert kinds[0] == "markdown" and ("code", "code") not in zip(kinds, kinds[1:], strict=False)
+    texts = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
+    assert [text for text in texts if not re.search("[\u4e00-\u9fff]", text) or not re.match("[#*`A-Z]", text)] == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
-def test_twins_differ_in_their_texts_alone(path):
-    english, chinese = read(path), read(twin_of(path))
-    assert chinese == laid_over(english, chinese)  # the same code and outputs
-    for ours, theirs in zip(english.cells, chinese.cells, strict=True):
-        if ours.cell_type == "markdown":
-            assert re.search("[\u4e00-\u9fff]", theirs.source)
-            assert not re.search("[\u4e00-\u9fff]", ours.source.replace("简体中文", "")), ours.id
-
-
-@pytest.mark.parametrize("path", BOTH, ids=name)
 def test_links_lead_somewhere(path):
     found = [link for cell in read(path).cells for link in re.findall(r"\]\(([^)#\s]+)\)", cell.source)]
     assert found and [link for link in found if "://" not in link and not (path.parent / link).exists()] == []
@@ -124,11 +114,6 @@ def test_a_warning_and_an_error_stop_it(tmp_path):
     nbformat.write(make("1 / 0"), tmp_path / "a.ipynb")
     with pytest.raises(Exception, match="ZeroDivisionError"):
         execute(tmp_path / "a.ipynb", tmp_path)
-
-
-def test_a_twin_of_another_form_is_refused():
-    with pytest.raises(ValueError, match="2 and 1 cells"):
-        laid_over(make("1", "2"), make("1"))
 
 
 def test_an_unknown_name_is_refused(capsys):

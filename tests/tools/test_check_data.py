@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
+from xtuner_plugins.toy.small_data import write_dataset
 
 
 def conversation(**extra):
@@ -104,7 +105,7 @@ def test_options_that_do_not_go_together(project, check):
         ((config, data), "a config and other inputs together"),
         ((config, "--base", "x"), "--base goes with annotation files"),
         ((data, "--cfg-options", "a=1"), "--cfg-options goes with a config"),
-        ((data, "--workers", "-1"), "-1 is less than 0"),
+        ((data, "--workers", "-1"), "-1: give at least 0"),
         ((data, "--html", "x", "--names-only"), "--names-only opens no record"),
     ]:
         status, printed = check(*args)
@@ -219,3 +220,30 @@ def test_names_are_compared_with_the_folder(project, tmp_path, check):
     (folder,) = json.loads((tmp_path / "counts.json").read_text())["folders"]
     assert folder["missing"] == ["none.jpg"] and folder["superfluous"] == ["a.png"]
     assert check(data, "--names-only")[0] == 2
+
+
+def test_a_step_of_a_shipped_recipe(check, toy_base, tmp_path):
+    """What it shows is tested in tests/engine/test_step_batches.py."""
+    data, images = write_dataset(tmp_path / "data", 12)
+    settings = ("--set", f"base={toy_base}", f"data_paths={data}", f"image_folders={images}", "batch_size=4")
+    page = tmp_path / "step.html"
+    status, printed = check("toy_finetune_full", *settings, "--step", 1, "--ranks", 2, "--rank", 1, "--html", page)
+    assert status == 0 and "; rank 1 of 2" in printed and "micro-batch 1 of" in printed, printed
+    assert printed.count(f"{data}:") >= 4 and "Step 1" in page.read_text()
+    status, printed = check("toy_finetune_full", *settings, "--step", 9999)
+    assert status == 2 and "there is no step 9,999" in printed and len(printed.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--step", "0"], "--step: 0: give at least 1"),
+        (["--step", "1", "--ranks", "2", "--rank", "2"], "--rank 2 counts from 0 to --ranks - 1"),
+        (["--seed", "1"], "--seed goes with --step"),
+        (["--step", "1", "--names-only"], "--step shows a step of a config, with --html alone"),
+        (["--step", "1", "--checkpoint", "none.pth"], "none.pth"),
+    ],
+)
+def test_refused_steps(check, words, said):
+    status, printed = check("toy_finetune_full", *words)
+    assert status == 2 and said in printed.splitlines()[-1], printed

@@ -46,10 +46,14 @@ TEXT_ALONE = [
     ("check_data.py", [LEAF, "--cfg-options", "lr=1"], "write optim_wrapper.optimizer.lr=..., or --set lr="),
     ("convert_to_official.py", ["no_such", "a", "b"], "config no_such does not exist"),
     ("convert_to_official.py", [LEAF, "a", "b", "--set", "max_tile=3"], "did you mean max_tiles"),
-    ("print_config.py", ["no_such"], "config no_such does not exist"),
-    ("print_config.py", [LEAF, "--set", "max_tile=3"], "did you mean max_tiles"),
-    ("list_configs.py", ["--family", "no_such"], "families: "),
-    ("new_config.py", ["no_such", "out.py", "--base", "b", "--data", "d", "--images", "i"], "config no_such does not"),
+    ("configs.py", ["no_such"], "config no_such does not exist"),
+    ("configs.py", [LEAF, "--set", "max_tile=3"], "did you mean max_tiles"),
+    ("configs.py", ["--family", "no_such"], "families: "),
+    (
+        "configs.py",
+        ["no_such", "--write", "out.py", "--base", "b", "--data", "d", "--images", "i"],
+        "config no_such does not",
+    ),
 ]
 
 

@@ -107,7 +107,7 @@ def test_whole_chain_in_short(tmp_path):
     out = tmp_path / "work_dirs/quickstart"
     out.mkdir(parents=True)
     (out / "mine.txt").write_text("an earlier one")
-    command = [sys.executable, "tools/quickstart.py", "--scale", "0.02", "--threads", "1"]
+    command = [sys.executable, "-m", "xtuner_plugins.toy.quickstart", "--scale", "0.02", "--threads", "1"]
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANGS_AFTER)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

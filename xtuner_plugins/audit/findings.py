@@ -42,92 +42,61 @@ class Finding:
     examples: list[list[Place]] = field(default_factory=list)
 
 
-WORDS = {  # kind: English title, Chinese title, English remedy, Chinese remedy
-    "leaked_records": (
-        "validation records that are training records, too",
-        "同时也在训练数据中的验证记录",
-        "remove them from one of the two: the validation loss rewards memory",
-        "从其中一方删去：否则验证损失奖励的是记忆",
+# Titles and remedies by the kind of finding, in English and Chinese
+TITLES = {
+    "leaked_records": ("validation records that are training records, too", "同时也在训练数据中的验证记录"),
+    "leaked_images": ("validation images that are training images, too", "同时也在训练数据中的验证图像"),
+    "leaked_looks": ("validation images that look like one of the training data", "与训练图像近乎相同的验证图像"),
+    "equal_records": ("records that repeat another: equal text and equal images", "文字和图像都与另一条相同的记录"),
+    "equal_images": ("images with the pixels of another file or data set", "像素与另一个文件或数据集中的图像相同"),
+    "near_images": ("images that look like another one", "与另一张近乎相同的图像"),
+    "equal_texts": ("records with the text of another, about other images", "图像不同而文字与另一条完全相同的记录"),
+    "frequent_answers": (
+        "records that begin with an answer of over 5 % of their file",
+        "首个回答占同文件 5 % 以上的记录",
     ),
-    "leaked_images": (
-        "validation images that are training images, too",
-        "同时也在训练数据中的验证图像",
-        "split by images, not by records",
-        "按图像而不是按记录划分",
-    ),
+    "refusals": ("records with an answer that refuses", "含有拒绝回答的记录"),
+    "repetitive": ("records with an answer that repeats over half of its 4-word sequences", "含有自我重复回答的记录"),
+    "upscaled": ("images enlarged to more than three times their sides", "放大到边长三倍以上的图像"),
+    "extreme": ("images more than five times as long as wide, or as wide as long", "长宽比超过 5 的图像"),
+    "shrink_tiles": ("records with fewer tiles, to fit max_length", "为满足 max_length 而减少图块的记录"),
+    "truncate_text": ("records with their end cut off, to fit max_length", "为满足 max_length 而截去末尾的记录"),
+}
+REMEDIES = {
+    "leaked_records": ("remove them from one of the two: the loss rewards memory", "从其中一方删去：否则损失奖励记忆"),
+    "leaked_images": ("split by images, not by records", "按图像而不是按记录划分"),
     "leaked_looks": (
-        "validation images that look like one of the training data",
-        "与训练图像近乎相同的验证图像",
-        "look at the cards: recompressed or scaled copies count as leaks, too",
-        "请查看卡片：重新压缩或缩放的副本同样属于泄漏",
+        "recompressed or scaled copies are leaks, too: see the cards",
+        "请查看卡片：缩放的副本同样属于泄漏",
     ),
     "equal_records": (
-        "records that repeat another: equal text and equal images",
-        "文字和图像都与另一条相同的记录",
-        "remove the copies, or say with repeat_times what shall come twice",
+        "remove the copies, or repeat on purpose with repeat_times",
         "删去副本；有意重复时用 repeat_times",
     ),
     "equal_images": (
-        "images with the pixels of another file or data set",
-        "像素与另一个文件或数据集中的图像相同",
-        "equal images with other questions are fine; whole copies of a data set are not",
-        "同图不同问没有问题；整份重复的数据集则不行",
+        "other questions are fine; copies of a whole data set aren't",
+        "同图不同问没有问题；整份重复则不行",
     ),
     "near_images": (
-        "images that look like another one",
-        "与另一张近乎相同的图像",
-        "look at the cards: frames of one film, or copies in another size",
-        "请查看卡片：可能是同一视频的帧，或不同尺寸的副本",
+        "see the cards: frames of one film, or copies in another size",
+        "请查看卡片：视频的帧，或缩放的副本",
     ),
-    "equal_texts": (
-        "records with the text of another, about other images",
-        "图像不同而文字与另一条完全相同的记录",
-        "an answer that fits every image teaches to ignore them",
-        "对任何图像都成立的回答会让模型忽略图像",
-    ),
+    "equal_texts": ("an answer that fits every image teaches to ignore them", "对任何图像都成立的回答会让模型忽略图像"),
     "frequent_answers": (
-        "records that begin with an answer of over 5 % of their file",
-        "首个回答与同文件超过 5 % 的记录相同的记录",
-        "a model that always answers so is right as often; balance the answers",
-        "总是这样回答的模型也能有同样的正确率；请平衡各种回答",
+        "always answering so is right as often: balance the answers",
+        "总是这样回答也同样正确；请平衡回答",
     ),
-    "refusals": (
-        "records with an answer that refuses",
-        "含有拒绝回答的记录",
-        "keep them only if the model shall refuse",
-        "除非希望模型拒绝，否则请删去",
-    ),
-    "repetitive": (
-        "records with an answer that repeats itself: over half of its 4-word sequences",
-        "含有自我重复回答的记录：一半以上的四词片段重复出现",
-        "often the output of a model that was cut off; remove them",
-        "多为被截断的模型输出；请删去",
-    ),
+    "refusals": ("keep them only if the model shall refuse", "除非希望模型拒绝，否则请删去"),
+    "repetitive": ("often the output of a model that was cut off; remove them", "多为被截断的模型输出；请删去"),
     "upscaled": (
-        "images enlarged to more than three times their sides",
-        "放大到边长三倍以上的图像",
-        "small images cost as many tokens as large ones: lower max_tiles of their file",
-        "小图与大图耗费同样多的词元：可为该文件调低 max_tiles",
+        "small images cost many tokens: lower max_tiles of their file",
+        "小图也耗费很多词元：可调低 max_tiles",
     ),
-    "extreme": (
-        "images more than five times as long as wide, or as wide as long",
-        "长宽比超过 5 的图像",
-        "grids reach an aspect ratio of max_tiles at most; beyond it an image is squeezed",
-        "网格的长宽比至多为 max_tiles；超出时图像会被压扁",
-    ),
-    "shrink_tiles": (
-        "records with fewer tiles, to fit max_length",
-        "为满足 max_length 而减少图块的记录",
-        "raise max_length, or lower max_tiles for all",
-        "调高 max_length，或统一调低 max_tiles",
-    ),
-    "truncate_text": (
-        "records with their end cut off, to fit max_length",
-        "为满足 max_length 而截去末尾的记录",
-        "raise max_length, or shorten them",
-        "调高 max_length，或缩短这些记录",
-    ),
+    "extreme": ("grids reach a ratio of max_tiles; more is squeezed", "网格长宽比至多为 max_tiles；超出会被压扁"),
+    "shrink_tiles": ("raise max_length, or lower max_tiles for all", "调高 max_length，或统一调低 max_tiles"),
+    "truncate_text": ("raise max_length, or shorten them", "调高 max_length，或缩短这些记录"),
 }
+WORDS = {kind: TITLES[kind] + REMEDIES[kind] for kind in TITLES}
 
 Held = Sequence[tuple[Checked, Sequence[FileReport]]]
 

@@ -104,15 +104,12 @@ class Opening:
                     troubles += self._warnings(row, records[row], found[row])
                 except DataError as error:
                     records.pop(row, None)
-                    troubles.append(Trouble.of(row, _about(error, self.index.source(row))))
+                    about = error if isinstance(error, RecordError) else error.in_record(self.index.source(row))
+                    troubles.append(Trouble.of(row, about))
         table = [note(row, record, found[row]) for row, record in records.items()]
         images = [image for row in records for image in found[row]]
-        return {
-            "records": np.array(table, RECORD),
-            "images": np.array(images, IMAGE),
-            "troubles": troubles,
-            "stamps": stamps,
-        }
+        tables = {"records": np.array(table, RECORD), "images": np.array(images, IMAGE)}
+        return tables | {"troubles": troubles, "stamps": stamps}
 
     def _look(self, row: int, record: Record, stamps: dict) -> list[tuple]:
         """The rows of a record's images; `stamps` collects the state of their files."""
@@ -157,10 +154,6 @@ def _look_at(source: MediaSource, max_pixels: int) -> tuple:
 
 
 _look_at_file = lru_cache(maxsize=50_000)(_look_at)  # a file that many records name is decoded once; 15 MB a process
-
-
-def _about(error: DataError, place: str) -> RecordError:
-    return error if isinstance(error, RecordError) else error.in_record(place)
 
 
 def stamp(path: MediaSource) -> list | None:
@@ -208,7 +201,7 @@ def open_all(tasks: list[Opening], num_workers: int | None, cache_dir: str) -> I
     work = tasks, [Path(cache_dir) / "checked" / task.key() for task in tasks]
     num_workers = num_cores() if num_workers is None else num_workers
     if num_workers:
-        pool = ProcessPoolExecutor(min(num_workers, max(1, len(places))), initializer=_start_worker, initargs=work)
+        pool = ProcessPoolExecutor(min(num_workers, max(1, len(places))), initializer=_start, initargs=(*work, True))
         chunks = pool.map(_work, places)
     else:
         _start(*work)
@@ -221,14 +214,11 @@ def open_all(tasks: list[Opening], num_workers: int | None, cache_dir: str) -> I
 _tasks: list[tuple[Opening, Path]] = []  # of a worker process
 
 
-def _start(tasks: list[Opening], folders: list[Path]) -> None:
+def _start(tasks: list[Opening], folders: list[Path], is_worker: bool = False) -> None:
+    if is_worker:
+        die_with_parent()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the process that waits for the workers
     _tasks[:] = zip(tasks, folders, strict=True)
-
-
-def _start_worker(tasks: list[Opening], folders: list[Path]) -> None:
-    die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the process that waits for the workers
-    _start(tasks, folders)
 
 
 def _work(place: tuple[int, int, int]) -> dict:

@@ -4,8 +4,6 @@ All others (LLaVA, ShareGPT-4o, MMPR, RLAIF-V, ...) go into `data_paths` as down
 left out with a complaint.
 """
 
-import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -14,27 +12,17 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ..datasets.cache import get_cache_dir, write_whole
 from ..datasets.errors import RecordError, SettingError
+from ..datasets.images.media import Blob
 from ..datasets.records.opening import open_records
 from ..datasets.records.pairs import parse_pair
 from ..datasets.records.records import IMAGE, parse_record
+from ..datasets.records.tables import write_image
 
 # Used in turn, so that the captions of one image answer different prompts
-CHINESE_PROMPTS = (
-    "请描述这张图片。",
-    "请用一句话描述图片的内容。",
-    "这张图片里有什么?",
-    "请简要说明图中的场景。",
-    "图中发生了什么?",
-)
-ENGLISH_PROMPTS = (
-    "Describe this image in detail.",
-    "What does the image show? Include any text in it.",
-    "Give a detailed description of this image and of the text in it.",
-)
+CHINESE_PROMPTS = ("请描述这张图片。", "请用一句话描述图片的内容。", "这张图片里有什么?")
+ENGLISH_PROMPTS = ("Describe this image in detail.", "What does the image show? Include any text in it.")
 ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")  # that VLFeedback rates
 GIVE_UP_AFTER = 100  # records; where none of the first hundred is usable, it is the wrong file
 
@@ -215,20 +203,11 @@ def _convert(recipe: Recipe, read: Callable[[], Any], number: int, place: str) -
 
 
 def _read(source: str | os.PathLike) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """(`file:line`, what reads the record) of each; Parquet with the bytes of its images."""
+    """(`file:line`, what reads the record) of each."""
     paths = [source] if os.path.isfile(source) else sorted(glob(os.fspath(source)))
-    for path in map(os.fspath, paths or [source]):
-        if not path.endswith(".parquet") or not os.path.isfile(path):
-            index = open_records(path, get_cache_dir())
-            for row in range(len(index)):
-                yield index.source(row), lambda index=index, row=row: index.parse(row)
-            continue
-        import pyarrow.parquet
-
-        with pyarrow.parquet.ParquetFile(path) as file:
-            rows = (row for batch in file.iter_batches(64) for row in batch.to_pylist())
-            for number, row in enumerate(rows, 1):
-                yield f"{path}:{number}", lambda row=row: row
+    for index in (open_records(path, get_cache_dir()) for path in paths or [source]):
+        for row in range(len(index)):
+            yield index.source(row), lambda index=index, row=row: index.parse(row)
 
 
 def _read_basic(folder: str | os.PathLike) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -250,27 +229,12 @@ def _with_files(record: dict, folder: str | os.PathLike | None, place: str) -> d
     images = record.get("image")
     names = []
     for image in images if isinstance(images, list) else [] if images is None else [images]:
-        data = image.get("bytes") if isinstance(image, dict) else image
+        data = image.data if isinstance(image, Blob) else image
         if isinstance(data, bytes):
             if folder is None:
                 raise SettingError("image_folder", "the file holds its images", "name a folder with --image-folder")
-            names.append(_write_image(data, Path(folder), place))
+            data = write_image(data, Path(folder), place)
         elif folder is not None and not (Path(folder) / str(data)).is_file():
             raise RecordError("image_missing", f"{data!r} isn't in {os.fspath(folder)!r}", "unpack it there", place)
-        else:
-            names.append(data)
+        names.append(data)
     return record | {"image": names[0] if len(names) == 1 else names} if names else record
-
-
-def _write_image(data: bytes, folder: Path, place: str) -> str:
-    """Write an image once, under a name by its content."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            suffix = image.format.lower().replace("jpeg", "jpg")
-    except OSError:
-        raise RecordError("image_unreadable", "its image can't be read", "download the file again", place) from None
-    digest = hashlib.blake2b(data, digest_size=12).hexdigest()
-    name = f"{digest[:2]}/{digest}.{suffix}"
-    if not (folder / name).exists():
-        write_whole(folder / name, lambda target: target.write_bytes(data))
-    return name

@@ -219,3 +219,31 @@ def _print_report(report) -> None:
 def plural(number: int, noun: str) -> str:
     """Such as "1 record" and "2 records"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def show_step(args: argparse.Namespace) -> int:
+    """Prints what a step of a run trains on, and writes its page; returns the exit status.
+
+    Raises:
+        ConfigError, DataError: the config, its data or the checkpoint can't be used.
+    """
+    path = find_config(args.inputs[0])
+    config = read_config(path, parse_words(args.set, args.cfg_options))
+    quiet_imports()
+    import_types(config)
+
+    from ..audit.show_batch import describe_batch, write_batch_page
+    from ..checkpoints.work_dir import read_checkpoint
+    from ..engine.step_batches import take_step
+
+    rank, ranks = args.rank or 0, args.ranks or 1
+    checkpoint = read_checkpoint(args.checkpoint) if args.checkpoint else None
+    step = take_step(config, args.step, rank, ranks, args.seed, checkpoint)
+    said = f"step {step.number:,}, in epoch {step.epoch + 1}; rank {rank} of {ranks}"
+    print(said)
+    for number, batch in enumerate(step.batches, 1):
+        print(f"\nmicro-batch {number} of {len(step.batches)}:", *describe_batch(batch), sep="\n")
+    if args.html:
+        write_batch_page(args.html, f"Step {step.number:,}", [said, str(path)], step.batches, step.dataset.tokenizer)
+        print(f"\npage written to {args.html}")
+    return 0

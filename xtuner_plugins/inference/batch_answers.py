@@ -152,13 +152,15 @@ def answer_batch(session: ChatSession, batch: Sequence[Question], generation: Ma
     """The answers of one batch; a question that can't be asked is left out of it."""
     from .session import with_placeholders
 
-    items, asked, results, loaded = [], [], [], {}
+    items, asked, results, loaded, lengths = [], [], [], {}, lengths_of(session)
     for question in batch:
         try:
             for path in question.paths:
                 loaded[path] = loaded.get(path) or load_image(path)
             images = [loaded[path] for path in question.paths]
-            items.append((with_placeholders(question.text, len(images)), images))
+            text = with_placeholders(question.text, len(images))
+            session.checked_ids(text, [grid.num_tiles for grid in lengths.grids(question)])
+            items.append((text, images))
             asked.append(question)
         except ValueError as error:
             results.append((question, Unusable(question.id, str(error))))

@@ -231,14 +231,27 @@ class ChatSession:
         tiling = self.tiling_with(max_tiles)
         tiles = [image for turn in turns for image in self._load(turn.images, tiling)]
         *past, (question, _) = [(with_placeholders(turn.question, len(turn.images)), turn.answer) for turn in turns]
-        ids = self.model.build_prompt_ids(self.tokenizer, question, [len(image) for image in tiles], past)
+        return past, question, tiles, self.checked_ids(question, [len(image) for image in tiles], past)
+
+    def checked_ids(self, question: str, num_tiles: Sequence[int], past: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """The token ids of the prompt of a question.
+
+        Args:
+            question: With a placeholder per image.
+            num_tiles: Of each image of the conversation.
+            past: Earlier questions with their answers.
+
+        Raises:
+            ValueError: The prompt is longer than the model's positions.
+        """
+        ids = self.model.build_prompt_ids(self.tokenizer, question, list(num_tiles), list(past))
         positions = getattr(self.model.config.llm_config, "max_position_embeddings", None)
         if positions is not None and len(ids) >= positions:
             raise ValueError(
                 f"the prompt has {len(ids):,} tokens, but the model knows {positions:,} positions; lower the tile "
                 "limit, or begin a new conversation"
             )
-        return past, question, tiles, ids
+        return ids
 
     def answers(
         self,
@@ -264,7 +277,8 @@ class ChatSession:
             The answers, in order.
 
         Raises:
-            ValueError: An image can't be read, there isn't one placeholder per image, or a number is out of range.
+            ValueError: An image can't be read, there isn't one placeholder per image, a prompt is longer than the
+                model's positions, or a number is out of range.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size}, but must be at least 1")
@@ -294,6 +308,8 @@ class ChatSession:
                 for i, cut in zip(new, self._load([images[i] for i in new], tiling, len(images)), strict=True)
             }
         questions = [with_placeholders(text, len(own)) for (text, _), own in zip(items, keys, strict=True)]
+        for question, own in zip(questions, keys, strict=True):
+            self.checked_ids(question, [len(tiles[key]) for key in own])
         features = self._features(tiles)
         return self.model.batch_chat(
             self.tokenizer,

@@ -328,3 +328,7 @@ def main(argv: Sequence[str] | None = None, root: Path | None = None) -> int:
     print(f"\n{result['seconds']['all']:.0f} s in all; {OUT} has losses.png, contact_sheet.png, results.json, logs/")
     print(f"Talk to the model: python tools/chat.py {OUT}/model --image {OUT}/data/images/test/00000.jpg")
     return 0 if all(good for good, _ in measured) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -94,12 +94,8 @@ def test_empty_answers_never_stop_a_run_and_are_counted(data_base, write_data, q
     assert dataset.usable(fates).tolist() == [0, 2]
     (report,) = check_dataset(dataset, num_workers=0)
     assert not report.complaints and report.warnings == {"empty_answer": 2} and len(report.left_out) == 1
-
-
-def test_a_broken_record_beside_an_empty_one_still_raises(data_base, write_data, qa):
-    path = write_data([qa(), qa(answer=""), {"text": 1}])
-    dataset = MultimodalDataset(data_base, path, cache_dir=path + ".cache")
-    with pytest.raises(RecordError, match="no conversation"):
+    dataset = MultimodalDataset(data_base, write_data([qa(answer=""), {"text": 1}]), cache_dir=path + ".cache")
+    with pytest.raises(RecordError, match="no conversation"):  # a broken record beside an empty one
         dataset.usable(dataset.layout(num_workers=0)[2])
 
 

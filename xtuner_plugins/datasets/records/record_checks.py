@@ -95,9 +95,9 @@ LOSS_KEYS = ("loss", "weight", "loss_scale", "train", "training", "train_detail"
 OTHER_LOSS_KEYS = frozenset("trainable mask masked loss_mask mask_loss need_loss with_loss loss_weight".split())
 # Facts about a record or a turn that change nothing
 FACTS = frozenset(
-    "id idx index uid uuid key source dataset data_source dataset_name data_name task task_type type category split"
-    " width height width_list height_list length conversation_id image_id image_ids question_id sample_id video_id url"
-    " license language lang model metadata meta num_tokens boxes objects".split()
+    "id idx index uid uuid key source dataset data_source dataset_name data_name task task_type type kind category"
+    " split width height width_list height_list length conversation_id image_id image_ids question_id sample_id"
+    " video_id url license language lang model metadata meta num_tokens boxes objects".split()
 )
 PART_KEYS = frozenset("type text image image_url video video_url path url".split())
 NOTHING = (None, "", "[]", "{}", [], {}, False)

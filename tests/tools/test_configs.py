@@ -1,6 +1,7 @@
-"""A config of one's own, written outside the repository: complete, tidy, and it trains."""
+"""Configs listed, printed, and written outside the repository: complete, tidy, and they train."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -13,13 +14,51 @@ from xtuner_plugins.engine.check.build import check_config
 from xtuner_plugins.settings import labels_of, leaves, load_config, make_reloadable, read_config
 
 
+def listed(run_tool, *words):
+    """name -> label -> text of the printed list."""
+    done = run_tool("tools/configs.py", *words)
+    assert done.returncode == 0, done.stderr
+    blocks = [block.splitlines() for block in done.stdout.strip().split("\n\n")]
+    return {name: dict(re.split(r"  +", line.strip(), maxsplit=1) for line in lines) for name, *lines in blocks}
+
+
+def test_every_config_is_listed_with_its_figures(run_tool):
+    found = listed(run_tool)
+    assert set(found) == set(leaves())
+    for name, leaf in leaves().items():
+        family = "" if leaf.parent == ROOT / "configs" else str(leaf.parent.relative_to(ROOT / "configs"))
+        rows = found[name]
+        assert rows.get("family", "") == family and rows["trains"] == labels_of(leaf)["trains"]
+        assert "each GPU, GiB" not in rows if family == "toy" else 0 < int(rows["each GPU, GiB"]) < 80
+    assert found["llava_qwen2_5_3b_lora_frozen_projector"]["parameters trained"] == "119,734,272"
+
+
+def test_a_family_and_a_stage(run_tool):
+    both = listed(run_tool, "--family", "toy", "--stage", "lora")
+    toys = {leaf.stem for leaf in leaves().values() if leaf.parent.name == "toy"}
+    assert set(both) == {name for name in toys if "lora" in name.split("_")} != toys
+
+
+def test_settings_come_first_with_their_keys(run_tool):
+    done = run_tool("tools/configs.py", "toy_finetune_lora", "--set", "lr=5e-5", "--cfg-options", "log_level=DEBUG")
+    assert done.returncode == 0, done.stderr
+    settings, resolved = done.stdout.split("# ---- Resolved\n")
+    assert "lr = 5e-05  # optim_wrapper.optimizer.lr: learning rate" in settings
+    assert "max_tiles = 6  # train_dataloader.dataset.max_tiles: + thumbnail\n" in settings
+    assert "\npack_tokens  # train_dataloader.batch_sampler.max_tokens: " in settings  # without a value here
+    names = {}
+    exec(resolved, names)  # MMEngine prints a config that could be read again
+    assert names["optim_wrapper"]["optimizer"]["lr"] == 5e-5 and names["log_level"] == "DEBUG"
+    assert names["model"]["type"].endswith("VisionLanguageModel")
+
+
 @pytest.fixture
 def data(tmp_path):
     return write_dataset(tmp_path / "data", num_samples=40)
 
 
 def write(folder, leaf, base, data, *more):
-    command = [sys.executable, ROOT / "tools/new_config.py", leaf, "mine.py", "--base", base]
+    command = [sys.executable, ROOT / "tools/configs.py", leaf, "--write", "mine.py", "--base", base]
     command += ["--data", data[0], "--images", data[1], *more]
     return subprocess.run(
         list(map(str, command)), cwd=folder, capture_output=True, text=True, timeout=HANGS_AFTER, env={**os.environ}
@@ -105,7 +144,8 @@ def test_nothing_is_replaced_without_force(toy_base, data, tmp_path):
     [
         (["--set", "max_tile=3"], "did you mean max_tiles"),
         (["--set", "pack_tokens=4096"], "train_dataloader has no 'batch_sampler'"),
-        (["--images", "a", "b"], "2 image folders for 1 files"),
+        (["--val", "v", "--images", "a", "b"], "name the folders of its images with --val-images"),
+        (["--images", "a", "b"], "2 image folders for 1 files of --data"),
     ],
 )
 def test_what_can_not_be_is_not_written(toy_base, data, tmp_path, words, message):

@@ -4,7 +4,7 @@
     python benchmarks/bench_gpu.py --dry-run                  # every row at a tiny size, on a CPU
 
 InternViT-300M and Qwen2.5-1.5B with random weights train on packs of 8192 tokens, samples as long as those of
-LLaVA-665k, by `engine.steps.run_step` as in a run; a step is one micro-batch and one update. Each row runs in a process
+LLaVA-665k, by the `run_step` of a run; a step is one micro-batch and one update. Each row runs in a process
 of its own, so one that fails or runs out of memory ends alone, and says what it needs where it can't run. Each result
 is one line of JSON on stdout and in `--out`, written at once; the most valuable rows come first:
 

@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 
 from benchmarks.fake_gpu import LiveBytes, fake_gpu, run_backward  # noqa: E402
 from benchmarks.random_model import build_random, config_of  # noqa: E402
-from xtuner_plugins.engine.runtime import _build_no_cpu_op  # noqa: E402
+from xtuner_plugins.engine.run.runtime import _build_no_cpu_op  # noqa: E402
 from xtuner_plugins.families import families_of  # noqa: E402
 from xtuner_plugins.models import attention  # noqa: E402
 from xtuner_plugins.models.rows import Row  # noqa: E402
@@ -278,10 +278,10 @@ def _train_rank(rank: int, name: str, port: int, path: str) -> None:
 
 
 def _start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]):
-    """As XTuner and `engine/strategy.py` start it."""
+    """As XTuner and `engine/run/strategy.py` start it."""
     import deepspeed
 
-    from xtuner_plugins.engine.gradient_sums import hold_sums_alone, sum_gradients_as_told
+    from xtuner_plugins.engine.run.gradient_sums import hold_sums_alone, sum_gradients_as_told
 
     settings |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 2, "gradient_clipping": 1.0}
     settings |= {"bf16": {"enabled": True}, "fp16": {"enabled": False}}

@@ -36,7 +36,7 @@ from checkpoint_diff import differing_tensors  # noqa: E402
 from kill_project import CASES, Case, Copy, Project, Ranks  # noqa: E402
 
 from tests.process_table import MARK, wait_until  # noqa: E402
-from xtuner_plugins.engine.console import STEP_LINE  # noqa: E402
+from xtuner_plugins.engine.watch.console import STEP_LINE  # noqa: E402
 
 PHASES = ("starting", "measuring", "training", "saving", "exporting")
 TRIES = 5  # of a phase whose command ends before it is killed

@@ -64,10 +64,10 @@ def _sum_micro_steps(path, rank, port, out, gradients=GRADIENTS):
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
-    from xtuner_plugins.engine.gradient_sums import hold_sums_alone, sum_gradients_as_told
     from xtuner_plugins.engine.hooks.run_contract import describe_engine
-    from xtuner_plugins.engine.runtime import _build_no_cpu_op
-    from xtuner_plugins.engine.strategy import _keep_norms_that_are_not_finite
+    from xtuner_plugins.engine.run.gradient_sums import hold_sums_alone, sum_gradients_as_told
+    from xtuner_plugins.engine.run.runtime import _build_no_cpu_op
+    from xtuner_plugins.engine.run.strategy import _keep_norms_that_are_not_finite
 
     _build_no_cpu_op()
     deepspeed.init_distributed(dist_backend="gloo")

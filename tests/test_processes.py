@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import HANGS_AFTER, ROOT
 from tests.process_table import ends
-from xtuner_plugins.engine.runtime import adjust_stack
+from xtuner_plugins.engine.run.runtime import adjust_stack
 from xtuner_plugins.processes import ALLOCATOR, allocator_settings
 
 SLEEPER = "import time; time.sleep(600)"

@@ -21,7 +21,7 @@ def main(base: str, out: Path) -> None:
     from xtuner_plugins.checkpoints.loader import load_model
     from xtuner_plugins.checkpoints.partition import is_partitioned, over_ranks
     from xtuner_plugins.engine.launch.entry import prepare_runtime
-    from xtuner_plugins.engine.runtime import leave_process_group
+    from xtuner_plugins.engine.run.runtime import leave_process_group
     from xtuner_plugins.models.vlm import VisionLanguageModel
 
     prepare_runtime(base)  # without a GPU DeepSpeed would compile an op first

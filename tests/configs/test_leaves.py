@@ -96,7 +96,7 @@ def digests(model):
 
 def watch_frozen(path):
     """Writes what the frozen weights are before and after training (in the training process)."""
-    from xtuner_plugins.engine.loops import PlannedTrainLoop
+    from xtuner_plugins.engine.run.loops import PlannedTrainLoop
 
     run = PlannedTrainLoop.run
 

@@ -7,7 +7,7 @@ from mmengine.optim import OptimWrapper
 from tests.engine.forked import train_forked
 from tests.engine.parallel_case import logged, write_dataset
 from xtuner_plugins.datasets import MultimodalDataset, PreferenceDataset, SettingError, collate, collate_packed
-from xtuner_plugins.engine import steps
+from xtuner_plugins.engine.run import steps
 from xtuner_plugins.models import VisionLanguageModel
 
 REDUCTIONS = {"token": lambda n: 1.0, "sample": lambda n: 1 / n, "square": lambda n: n**-0.5}  # official: len2weight

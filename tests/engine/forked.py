@@ -107,7 +107,7 @@ def note_sources(path: Path) -> None:
     """Prepares a run to append a line per step and rank to ``PATH.RANK``: step, epoch, sources by micro-batch."""
     from mmengine.dist import get_rank
 
-    from xtuner_plugins.engine.loops import PlannedTrainLoop
+    from xtuner_plugins.engine.run.loops import PlannedTrainLoop
 
     run_iter = PlannedTrainLoop.run_iter
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.conftest import HANGS_AFTER
-from xtuner_plugins.engine.console import STEP_LINE  # noqa: F401
+from xtuner_plugins.engine.watch.console import STEP_LINE  # noqa: F401
 from xtuner_plugins.settings import SETTINGS
 from xtuner_plugins.toy.small_data import write_dataset  # noqa: F401
 

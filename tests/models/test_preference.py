@@ -13,7 +13,7 @@ from tests.engine.forked import train_forked
 from tests.engine.parallel_case import edited_config, logged, write_dataset
 from xtuner_plugins.datasets import collate_pairs
 from xtuner_plugins.datasets.preference import filler_pair
-from xtuner_plugins.engine.steps import run_step
+from xtuner_plugins.engine.run.steps import run_step
 from xtuner_plugins.models import PreferenceModel, VisionLanguageModel
 
 from .test_vlm import LORA

@@ -223,7 +223,7 @@ def test_names_are_compared_with_the_folder(project, tmp_path, check):
 
 
 def test_a_step_of_a_shipped_recipe(check, toy_base, tmp_path):
-    """What it shows is tested in tests/engine/test_step_batches.py."""
+    """What it shows is tested in tests/engine/run/test_step_batches.py."""
     data, images = write_dataset(tmp_path / "data", 12)
     settings = ("--set", f"base={toy_base}", f"data_paths={data}", f"image_folders={images}", "batch_size=4")
     page = tmp_path / "step.html"

@@ -234,7 +234,7 @@ def show_step(args: argparse.Namespace) -> int:
 
     from ..audit.show_batch import describe_batch, write_batch_page
     from ..checkpoints.work_dir import read_checkpoint
-    from ..engine.step_batches import take_step
+    from ..engine.run.step_batches import take_step
 
     rank, ranks = args.rank or 0, args.ranks or 1
     checkpoint = read_checkpoint(args.checkpoint) if args.checkpoint else None

@@ -5,20 +5,20 @@ from typing import Any
 
 # Imported when first used: each of them needs MMEngine's runner, and with it DeepSpeed and transformers.
 _HOMES = {
-    "DeviceAwareDDP": "ddp",
-    "GroupedOptimWrapperConstructor": "param_groups",
+    "DeviceAwareDDP": "run.ddp",
+    "GroupedOptimWrapperConstructor": "run.param_groups",
     "LedgerHook": "hooks.ledger",
     "LossesImageHook": "hooks.losses_png",
     "PrecomputedReferenceHook": "hooks.precomputed_reference",
     "LossSplitHook": "hooks.loss_split",
-    "PlannedTrainLoop": "loops",
+    "PlannedTrainLoop": "run.loops",
     "RunContractHook": "hooks.run_contract",
     "StateHook": "hooks.state",
     "StepLineHook": "hooks.step_line",
     "ValidationHook": "hooks.validation",
-    "WarmupCosineLR": "schedulers",
+    "WarmupCosineLR": "run.schedulers",
     "WholeCheckpointHook": "hooks.whole_checkpoint",
-    "build_adamw": "optimizers",
+    "build_adamw": "run.optimizers",
     "prepare_runtime": "launch.entry",
 }
 __all__ = [*_HOMES, "register_all"]

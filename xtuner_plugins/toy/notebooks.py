@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from xtuner_plugins.engine.console import STEP_LINE
+from xtuner_plugins.engine.watch.console import STEP_LINE
 from xtuner_plugins.processes import start_bound
 from xtuner_plugins.toy.quickstart import progress_line
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from xtuner_plugins.engine.console import STEP_LINE
+from xtuner_plugins.engine.watch.console import STEP_LINE
 from xtuner_plugins.processes import start_bound
 from xtuner_plugins.toy import evaluate
 from xtuner_plugins.toy.language import RESOLUTION_KINDS

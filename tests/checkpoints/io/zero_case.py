@@ -19,7 +19,7 @@ def main(stage: int, base: str, out: Path, lora: bool, exclude_frozen: bool) -> 
 
     from tests.checkpoints.training import SETTINGS, make_model, training_inputs
     from xtuner_plugins.engine.launch.entry import prepare_runtime
-    from xtuner_plugins.engine.runtime import leave_process_group
+    from xtuner_plugins.engine.run.runtime import leave_process_group
 
     prepare_runtime(base)  # without a GPU DeepSpeed would compile an op first
     deepspeed.init_distributed("gloo")

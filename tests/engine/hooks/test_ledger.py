@@ -13,7 +13,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.datasets.ledger import TooManyBadSamples
 from xtuner_plugins.engine import LedgerHook, PlannedTrainLoop, StateHook
-from xtuner_plugins.engine.loops import PlanIterator
+from xtuner_plugins.engine.run.loops import PlanIterator
 
 from ..forked import note_sources, train_forked
 from ..parallel_case import write_dataset

@@ -63,11 +63,8 @@ def test_no_value_is_asked_for_between_two_logs():
     assert found == []
 
 
-@pytest.mark.parametrize(
-    "number, name", [(0, "0"), (1, "1"), (2, "2-3"), (3, "2-3"), (4, "4-7"), (12, "8-15"), (4096, "4096-8191")]
-)
-def test_buckets_are_powers_of_two(number, name):
-    assert bucket(number) == name
+def test_buckets_are_powers_of_two():
+    assert [bucket(number) for number in (0, 1, 2, 3, 4, 12, 4096)] == "0 1 2-3 2-3 4-7 8-15 4096-8191".split()
 
 
 def split(work_dir):

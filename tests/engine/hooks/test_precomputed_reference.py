@@ -11,7 +11,7 @@ from xtuner_plugins.datasets import PreferenceDataset, SettingError, collate_pai
 from xtuner_plugins.datasets import reference as reference_module
 from xtuner_plugins.datasets.preference import filler_pair
 from xtuner_plugins.engine import PrecomputedReferenceHook
-from xtuner_plugins.engine.loops import TrainingStopped
+from xtuner_plugins.engine.run.loops import TrainingStopped
 from xtuner_plugins.models import PreferenceModel
 from xtuner_plugins.toy.small_data import write_dataset
 
@@ -107,18 +107,26 @@ def test_a_second_start_computes_nothing_and_a_stopped_one_goes_on(build, data, 
     assert len(computed) == 14  # other tiles, other log probabilities
 
 
-def test_a_resumed_run_needs_what_the_first_start_computed(build, data, tmp_path):
-    model = build(precomputed_reference=True)
-    with pytest.raises(TrainingStopped, match="can only be computed before the first step"):
-        PrecomputedReferenceHook(str(tmp_path / "lost")).before_train(runner_of(model, data(), step=3))
+OTHER_WEIGHTS = "begins with other weights .load_from='iter_3.pth'.*Start once without"
 
 
-def test_other_weights_than_the_base_are_no_reference(build, data, tmp_path):
+@pytest.mark.parametrize(
+    "run_settings, data_settings, message",
+    [
+        ({"step": 3}, {}, "can only be computed before the first step"),
+        ({"load_from": "iter_3.pth"}, {}, OTHER_WEIGHTS),
+        ({}, {"jpeg_quality": (75, 100)}, "precompute_reference with jpeg_quality"),
+    ],
+)
+def test_what_is_no_reference_is_refused_unless_it_is_there(
+    build, data, tmp_path, run_settings, data_settings, message
+):
     model, hook = build(precomputed_reference=True), PrecomputedReferenceHook(str(tmp_path / "kept"))
-    with pytest.raises(TrainingStopped, match="begins with other weights .load_from='iter_3.pth'.*Start once without"):
-        hook.before_train(runner_of(model, data(), load_from="iter_3.pth"))
-    hook.before_train(runner_of(model, data()))
-    hook.before_train(runner_of(model, data(), load_from="iter_3.pth"))
+    with pytest.raises((TrainingStopped, SettingError), match=message):
+        hook.before_train(runner_of(model, data(**data_settings), **run_settings))
+    if run_settings:
+        hook.before_train(runner_of(model, data()))
+        hook.before_train(runner_of(model, data(), **run_settings))
 
 
 def test_another_share_of_a_file_and_a_quantized_base_have_their_own(build, data, tmp_path):
@@ -165,20 +173,10 @@ def test_a_folder_that_cant_be_written_is_said_before_anything_is_computed(build
         PrecomputedReferenceHook(str(tmp_path / "kept")).before_train(runner_of(model, data()))
 
 
-def test_images_that_change_are_refused(build, data, tmp_path):
-    runner = runner_of(build(precomputed_reference=True), data(jpeg_quality=(75, 100)))
-    with pytest.raises(SettingError, match="precompute_reference with jpeg_quality"):
-        PrecomputedReferenceHook(str(tmp_path / "kept")).before_train(runner)
-
-
-def test_pairs_without_them_are_refused(build, data):
+def test_pairs_without_them_or_with_other_answers_are_refused(build, data, tmp_path):
     model, dataset = build(precomputed_reference=True), data()
     with pytest.raises(ValueError, match="leave val_data_paths empty"):
         run(model, [dataset[0], dataset[1]])
-
-
-def test_answers_that_changed_are_refused(build, data, tmp_path):
-    model, dataset = build(precomputed_reference=True), data()
     PrecomputedReferenceHook(str(tmp_path / "kept")).before_train(runner_of(model, dataset))
     with pytest.raises(ValueError, match="log probabilities of the reference were computed, but its answers have 3"):
         dataset.reference.of(0, 0, 3, "train.jsonl:1")

@@ -64,7 +64,7 @@ CONTRACT = {
         "files": [OCR, {"name": "caption", "samples": 10, **UNSEEN, "seen": 0, "is_measured": False}],
     },
     "run": {**RUN, "tokens": 51_000_000},
-    "checkpoints": [{"resumable": True}, {"resumable": False}],
+    "resumable": False,
     "log": "work_dirs/a/1/1.log",
 }
 
@@ -85,7 +85,7 @@ def test_the_table():
         "  checkpoints: weights only (save_optimizer=False): not resumable",
         "  log file: work_dirs/a/1/1.log",
     ]
-    unknown = {**CONTRACT, "run": {**RUN, "batch_size": None, "tokens": None}, "checkpoints": []}
+    unknown = {**CONTRACT, "run": {**RUN, "batch_size": None, "tokens": None}, "resumable": True}
     assert show(unknown).splitlines()[-3:] == [
         "  run: 1,000 optimizer steps, 10 of them done",
         "  step: 2 micro-batches on each of 8 ranks; 2,000 micro-batches per rank and epoch; seed 42",

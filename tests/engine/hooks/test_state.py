@@ -11,7 +11,7 @@ from xtuner_plugins.settings import read_config
 
 
 def test_a_position_and_another_run():
-    """Where no launcher has compared before; every difference is a row of `tests/engine/test_same_run.py`."""
+    """Where no launcher has compared before; every difference is a row of `tests/engine/run/test_same_run.py`."""
     parts = dict(model=dict(a=1), optim_wrapper=dict(optimizer=dict(lr=1)), train_dataloader=dict(dataset=dict(b=2)))
     runner = SimpleNamespace(_resume=True, _load_from="iter_4.pth", cfg=ConfigDict(parts))
     runner.train_loop = PlannedTrainLoop.__new__(PlannedTrainLoop)

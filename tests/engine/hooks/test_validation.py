@@ -187,7 +187,7 @@ def test_a_validation_that_a_signal_interrupts_is_repeated(validated, toy_base, 
 
 def stop_after_three():
     """SIGTERM arrives in the fourth step, which is dropped."""
-    from xtuner_plugins.engine import steps
+    from xtuner_plugins.engine.run import steps
 
     calls, count = [], steps.batch_weight
 

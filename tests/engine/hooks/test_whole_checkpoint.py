@@ -16,7 +16,7 @@ from xtuner_plugins.engine.hooks.whole_checkpoint import _move_into_place, _writ
 
 from ..forked import train_forked
 from ..parallel_case import edited_config, logged, write_dataset
-from ..test_going_on import contents, require_equal
+from ..run.test_going_on import contents, require_equal
 
 SMALL = 100_000  # bytes; smaller than any checkpoint of the toy model, larger than what is logged
 
@@ -65,7 +65,7 @@ def limit_from_the_second_step_on():
     """No file may grow beyond a size: the system refuses the write as it does on a full disk."""
     import resource
 
-    from xtuner_plugins.engine.loops import PlannedTrainLoop
+    from xtuner_plugins.engine.run.loops import PlannedTrainLoop
 
     run_iter = PlannedTrainLoop.run_iter
 

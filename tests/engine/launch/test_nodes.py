@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.engine.parallel_case import logged, training, write_dataset
-from tests.engine.test_going_on import contents, require_equal
+from tests.engine.run.test_going_on import contents, require_equal
 from tests.process_table import MARK, end_all, marked, wait_until
 from xtuner_plugins.processes import free_port
 

@@ -27,6 +27,9 @@ time.sleep(60)
 """
 
 
+KILLED_BY = [(9, 137), (2, 130), (int(PARENT_ENDED), 143)]  # numbers of signals, and statuses
+
+
 def envs(folder, count, **more):
     return [{**os.environ, "RANK": str(rank), "OUT": str(folder / str(rank)), **more} for rank in range(count)]
 
@@ -51,17 +54,10 @@ def test_a_signal_reaches_every_rank_once(tmp_path, number, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "code, status",
-    [
-        ("pass", 0),
-        ("raise SystemExit(3)", 3),
-        ("import os; os.kill(os.getpid(), 9)", 137),
-        ("import os; os.kill(os.getpid(), 2)", 130),
-        (f"import os; os.kill(os.getpid(), {int(PARENT_ENDED)})", 143),
-    ],
+    "code, status", [("0", 0), ("exit(3)", 3)] + [(f"os.kill(os.getpid(), {n})", s) for n, s in KILLED_BY]
 )
 def test_the_status_is_the_ranks(tmp_path, code, status):
-    assert run_ranks([sys.executable, "-c", code], envs(tmp_path, 1)) == status
+    assert run_ranks([sys.executable, "-c", f"import os; {code}"], envs(tmp_path, 1)) == status
 
 
 def test_a_failed_rank_ends_the_others(tmp_path, monkeypatch):

@@ -23,15 +23,8 @@ def raised_in_worker(error):
     return caught.value
 
 
-def test_our_error_in_a_loading_process_is_one_line():
+def test_our_errors_are_one_line_and_others_keep_their_traceback():
     error = RecordError("image", "a.png can't be decoded", "remove the record", "data.jsonl:7")
-    assert user_message(raised_in_worker(error)) == str(error)
-
-
-def test_other_errors_keep_their_traceback():
+    assert user_message(raised_in_worker(error)) == str(error) == user_message(error)
     assert user_message(raised_in_worker(ZeroDivisionError("1/0"))) is None
     assert user_message(RuntimeError("CUDA out of memory")) is None
-
-
-def test_our_error_in_the_process_itself():
-    assert user_message(ValueError("model.base is wrong")) == "model.base is wrong"

@@ -100,8 +100,8 @@ def _build_optimizer(settings: Mapping[str, Any]) -> Any:
 def _build_model(cfg: Config, dataset: MultimodalDataset | None) -> None:
     """Builds the model, its parameter groups, and what depends on model and data together."""
     from ..hooks.validation_scores import validation_dataset
-    from ..loss_scaling import scaled_wrapper
-    from ..param_groups import planned_groups
+    from ..run.loss_scaling import scaled_wrapper
+    from ..run.param_groups import planned_groups
 
     with refused("model"):
         model = _build_ours(MODELS.build, cfg.model)

@@ -41,7 +41,7 @@ from ...settings import (
     validation_settings,
     value_at,
 )
-from ..run_length import check_length
+from ..run.run_length import check_length
 from .signatures import parameters
 
 

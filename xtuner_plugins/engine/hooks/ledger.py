@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS
 from ...datasets import MultimodalDataset
 from ...datasets.bad_samples import FILLER
 from ...datasets.ledger import Ledger
-from ..loops import PlanIterator, planned_loop
+from ..run.loops import PlanIterator, planned_loop
 
 
 @HOOKS.register_module()

@@ -23,8 +23,8 @@ from ...datasets.dataset import bind_worker
 from ...datasets.errors import DataError, SettingError
 from ...datasets.preference import SEGMENTS_PER_PAIR, PreferenceDataset, collate_pairs, filler_pair
 from ...datasets.reference import ReferenceLogProbs
-from ..loops import TrainingStopped
-from ..steps import unwrap
+from ..run.loops import TrainingStopped
+from ..run.steps import unwrap
 
 
 @HOOKS.register_module()

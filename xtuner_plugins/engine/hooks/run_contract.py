@@ -18,10 +18,10 @@ from torch import nn
 from ...datasets import MultimodalDataset
 from ...datasets.cache import write_whole
 from ...datasets.figures import file_figures
-from ..loops import planned_loop
-from ..optimizers import describe_optimizer
-from ..param_groups import group_members, num_weights, planned_groups
-from ..steps import unwrap
+from ..run.loops import planned_loop
+from ..run.optimizers import describe_optimizer
+from ..run.param_groups import group_members, num_weights, planned_groups
+from ..run.steps import unwrap
 
 CONTRACT_FILE = "run_contract.json"  # in the work directory
 TITLE = "What this run trains:"
@@ -66,7 +66,7 @@ def gather(runner) -> dict[str, Any]:
     """The contract of a run before its first step, as JSON can hold it. The ranks don't wait for each other here.
 
     Returns:
-        ``parts``, ``optimizer``, ``strategy``, ``data``, ``run``, ``checkpoints``, ``log``. What isn't known is None;
+        ``parts``, ``optimizer``, ``strategy``, ``data``, ``run``, ``resumable``, ``log``. What isn't known is None;
         only rank 0 looks at samples.
     """
     dataset, plan = runner.train_dataloader.dataset, planned_loop(runner).dataloader_iterator.plan
@@ -76,27 +76,25 @@ def gather(runner) -> dict[str, Any]:
     return {
         "parts": [describe_part(name, part) for name, part in unwrap(runner.model).parts().items()],
         "optimizer": _describe_groups(runner.optim_wrapper.optimizer),
-        "strategy": describe_strategy(runner),
+        "strategy": _describe_strategy(runner),
         "data": {"samples": len(dataset), "summary": plan.describe_data(), "files": files},
         "run": _describe_run(runner, files),
-        "checkpoints": [
-            {"interval": hook.interval, "kept": hook.max_keep_ckpts, "resumable": hook.save_optimizer}
-            for hook in runner.hooks
-            if isinstance(hook, CheckpointHook)
-        ],
+        "resumable": all(hook.save_optimizer for hook in runner.hooks if isinstance(hook, CheckpointHook)),
         "log": runner.logger.log_file,
     }
 
 
 def _describe_groups(optimizer: Any) -> dict[str, Any]:
     """Parameters, rate and decay of each group. The schedule multiplies the rate; during warm-up it is lower."""
-    pairs = zip(group_members(optimizer), optimizer.param_groups, strict=True)
-    keys = ("parameters", "lr", "weight_decay")
-    rows = [
-        (sum(map(num_weights, members)), group.get("initial_lr", group["lr"]), group.get("weight_decay", 0.0))
-        for members, group in pairs
+    groups = [
+        {
+            "parameters": sum(map(num_weights, members)),
+            "lr": group.get("initial_lr", group["lr"]),
+            "weight_decay": group.get("weight_decay", 0.0),
+        }
+        for members, group in zip(group_members(optimizer), optimizer.param_groups, strict=True)
     ]
-    return {"name": describe_optimizer(optimizer), "groups": [dict(zip(keys, row, strict=True)) for row in rows]}
+    return {"name": describe_optimizer(optimizer), "groups": groups}
 
 
 def _describe_run(runner, files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -128,8 +126,7 @@ def describe_part(name: str, part: nn.Module) -> dict[str, Any]:
     return {"part": name, "trainable": counts[True], "frozen": counts[False], "held_in": ", ".join(sorted(kinds))}
 
 
-def describe_strategy(runner) -> str:
-    """How the run is spread over its ranks."""
+def _describe_strategy(runner) -> str:
     if isinstance(runner.model, MMDeepSpeedEngineWrapper):
         return describe_engine(runner.model.model)
     return f"DDP on {runner.world_size} ranks" if runner.world_size > 1 else "one process"
@@ -161,7 +158,7 @@ def show(contract: Mapping[str, Any]) -> str:
         f"  step: {run['micro_batches']} micro-batches{batch} on each of {run['ranks']} ranks; "
         f"{run['micro_batches_per_epoch']:,} micro-batches per rank and epoch; seed {run['seed']}"
     )
-    if not all(row["resumable"] for row in contract["checkpoints"]):
+    if not contract["resumable"]:
         lines.append("  checkpoints: weights only (save_optimizer=False): not resumable")
     return "\n".join([*lines, f"  log file: {contract['log']}"])
 

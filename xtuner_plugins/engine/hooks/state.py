@@ -12,8 +12,8 @@ from ... import preprocessing
 from ...checkpoints import record
 from ...datasets import MultimodalDataset
 from ...datasets.images.resize_rules import resize_facts
-from ..loops import planned_loop
-from ..steps import unwrap
+from ..run.loops import planned_loop
+from ..run.steps import unwrap
 
 
 @HOOKS.register_module()

@@ -16,11 +16,11 @@ from mmengine.registry import HOOKS
 from torch import nn
 
 from ...datasets.bad_samples import FILLER
-from ..errors import peak_gib
-from ..loops import planned_loop
-from ..param_groups import group_members
-from ..progress import progress
-from ..steps import unwrap
+from ..run.loops import planned_loop
+from ..run.param_groups import group_members
+from ..run.steps import unwrap
+from ..watch.errors import peak_gib
+from ..watch.progress import progress
 
 QUIET_S = 30  # seconds without a line, after which one says that the run works
 # What a line shows of a step's figures, in its order; those that are missing aren't shown.
@@ -130,9 +130,7 @@ def learning_rates(optimizer: Any, model: nn.Module) -> dict[str, tuple[float, f
         for parameter in members:
             rates.setdefault(kinds[id(parameter)], []).append(group["lr"])
     ranges = {kind: (min(found), max(found)) for kind, found in rates.items()}
-    return (
-        {"": next(iter(ranges.values()))} if len({rate for pair in ranges.values() for rate in pair}) == 1 else ranges
-    )
+    return {"": next(iter(ranges.values()))} if len(set(sum(ranges.values(), ()))) == 1 else ranges
 
 
 class _Heartbeat(threading.Thread):

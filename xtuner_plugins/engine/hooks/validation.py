@@ -22,8 +22,8 @@ from ...evaluation.benchmarks import open_data_sets
 from ...hub.conversation import get_conv_template
 from ...inference.session import ChatSession
 from ...ranges import check, check_benchmarks
-from ..steps import unwrap
-from ..stopping import agree_to_stop, requests
+from ..run.steps import unwrap
+from ..watch.stopping import agree_to_stop, requests
 from .validation_scores import answer_questions, validation_dataset, validation_loss
 
 

@@ -20,10 +20,10 @@ from torch import nn
 
 from ...checkpoints.work_dir import LAST_CHECKPOINT, OPTIMIZER_NAMES, newest_checkpoint
 from ...ranges import check
-from ..steps import unwrap
-from ..stopping import requests
-from ..strategy import require_same_parameters
-from ..transfer import number_states, optimizer_names
+from ..run.steps import unwrap
+from ..run.strategy import require_same_parameters
+from ..run.transfer import number_states, optimizer_names
+from ..watch.stopping import requests
 
 PARTIAL, REPLACED = ".partial", ".replaced"
 

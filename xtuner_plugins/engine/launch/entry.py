@@ -32,9 +32,9 @@ from ...settings import (
     read_config,
 )
 from .. import register_all
-from ..console import open_console
-from ..runtime import adjust_stack
-from ..stopping import COMMAND
+from ..run.runtime import adjust_stack
+from ..watch.console import open_console
+from ..watch.stopping import COMMAND
 
 
 def prepare_runtime(pretrained_model_name_or_path: str | None = None) -> str | None:
@@ -63,8 +63,8 @@ def _settle_before_building() -> None:
 
 def _settle(check, module: types.ModuleType, cfg: Config, args: argparse.Namespace) -> None:
     """Checks the config, finds the checkpoint of ``--resume auto``, and settles what ``--deepspeed`` would lose."""
-    from ..param_groups import keep_grouping
-    from ..resume import settle_start
+    from ..run.param_groups import keep_grouping
+    from ..run.resume import settle_start
 
     check(cfg, args)
     if STARTED_BY not in os.environ:  # else the launcher has done it
@@ -108,7 +108,7 @@ def _read_again(cfg: Config, args: argparse.Namespace) -> None:
 def _give_deepspeed_the_dtype(module: types.ModuleType, cfg: Config) -> None:
     """Extends XTuner's filling in of ``"auto"`` dtypes, which takes bfloat16 even where that is emulated."""
     from ...models.vlm import resolve_dtype
-    from ..loss_scaling import settle_deepspeed_dtype
+    from ..run.loss_scaling import settle_deepspeed_dtype
 
     fill_in, dtype = module.auto_dtype_of_deepspeed_config, resolve_dtype(cfg.model.get("dtype", "auto"))
     module.auto_dtype_of_deepspeed_config = lambda config: fill_in(settle_deepspeed_dtype(config, dtype))

@@ -30,8 +30,8 @@ from ...settings import (
     read_config,
 )
 from ..check.text import check_text
-from ..resume import check_same_run, settle_start, work_dir_of
-from ..stopping import COMMAND
+from ..run.resume import check_same_run, settle_start, work_dir_of
+from ..watch.stopping import COMMAND
 from .ranks import run_ranks
 
 USAGE_ERROR = 2

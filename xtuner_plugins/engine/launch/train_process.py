@@ -25,9 +25,9 @@ def main() -> int:
     quiet_imports()
     from xtuner.tools import train as xtuner_train
 
-    from ..console import record
-    from ..runtime import leave_process_group
-    from ..stopping import exit_status
+    from ..run.runtime import leave_process_group
+    from ..watch.console import record
+    from ..watch.stopping import exit_status
 
     sys.argv = name_newest(sys.argv)
     try:
@@ -65,7 +65,7 @@ def user_message(error: Exception) -> str | None:
     in_worker = WORKER_ERROR.match(str(error))
     if in_worker:
         return in_worker["message"].strip()
-    from ..errors import lost_process
+    from ..watch.errors import lost_process
 
     return lost_process(error)
 

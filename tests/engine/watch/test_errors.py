@@ -1,0 +1,98 @@
+"""One line for what ends a run: memory, a rank, a loading process; with two nodes in tests/cli/test_nodes.py."""
+
+import functools
+import multiprocessing
+import os
+import resource
+import signal
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from xtuner_plugins.checkpoints.work_dir import newest_checkpoint, read_checkpoint
+from xtuner_plugins.engine.watch.errors import NO_MEMORY, OutOfMemory, lost_process, name_sources, naming, peak_gib
+from xtuner_plugins.engine.watch.stopping import COMMAND
+from xtuner_plugins.toy.small_data import write_dataset
+
+from ..forked import train_forked
+
+PADDED = {
+    "input_ids": torch.zeros(2, 5, dtype=torch.int64),
+    "attention_mask": torch.tensor([[True] * 5, [True] * 2 + [False] * 3]),
+    "num_tiles": torch.tensor([3, 1]),
+    "sources": ["a.jsonl:1", "a.jsonl:9"],
+}
+PACKED = {**PADDED, "input_ids": torch.zeros(1, 7), "cu_seqlens": torch.tensor([0, 5, 7])}
+del PACKED["attention_mask"]
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Read error [10.0.0.2]:2788: Connection reset by peer"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory.\nmore"), RuntimeError(NO_MEMORY)])
+@pytest.mark.parametrize("batch, setting", [(PADDED, "lower batch_size (and"), (PACKED, "lower pack_tokens")])
+def test_the_batch_and_what_helps_are_named(error, batch, setting):
+    with pytest.raises(OutOfMemory) as caught, naming([batch]):
+        raise error
+    message = str(caught.value)
+    assert "2 samples of 7 tokens and 4 tiles, from the samples a.jsonl:1, a.jsonl:9 (" in message
+    assert setting in message and "gradient_checkpointing" in message and "\n" not in message
+
+
+def test_other_errors_stay_as_they_are():
+    with pytest.raises(RuntimeError, match="shapes"), naming([PADDED]):
+        raise RuntimeError("shapes")
+    assert lost_process(RuntimeError("shapes")) is None
+
+
+def test_many_sources():
+    assert name_sources([f"a:{row}" for row in range(11)]).endswith("a:7 and 3 more")
+    assert name_sources(["a:1"] * 8) == ", ".join(["a:1"] * 8) and name_sources([]) == "(none named)"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a process on a CPU")
+def test_the_peak_on_a_cpu_is_that_of_the_process():
+    assert peak_gib() == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (RuntimeError(GLOO), "(Read error [10.0.0.2]:2788: Connection reset by peer)"),
+        (dist.DistBackendError("NCCL error in: a.cpp:1\nremote process exited"), "(NCCL error in: a.cpp:1 remote"),
+        (dist.DistNetworkError("failed to recv, got 0 bytes"), "(failed to recv, got 0 bytes)"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "is killed by signal: Killed: "),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "exited unexpectedly: usually"),
+    ],
+)
+def test_one_line_names_the_reason_and_the_way_on(error, said, monkeypatch):
+    monkeypatch.setenv(COMMAND, "python tools/train.py configs/a.py")
+    monkeypatch.setenv("NODE_RANK", "1")
+    message = lost_process(error)
+    assert said in message and message.endswith("NODE_RANK=1 python tools/train.py configs/a.py --resume")
+    assert len(message.splitlines()) == 1
+
+
+def kill_worker(step):
+    """The process that loads data is killed before a step, as a system short of memory does it."""
+    from xtuner_plugins.engine.run.loops import PlannedTrainLoop
+
+    run_iter = PlannedTrainLoop.run_iter
+
+    def killing(loop, batch):
+        if loop.iter == step:
+            [worker] = multiprocessing.active_children()
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.join()
+        run_iter(loop, batch)
+
+    PlannedTrainLoop.run_iter = killing
+
+
+def test_a_run_whose_worker_is_killed_ends_in_one_line(toy_base, tmp_path):
+    data = write_dataset(tmp_path / "data", 64)
+    options = {"train_dataloader.num_workers": 1, "default_hooks.checkpoint.interval": 1}
+    case = dict(options=options, config="configs/toy/toy_finetune_lora.py", prepare=functools.partial(kill_worker, 2))
+    run = train_forked(tmp_path / "run", toy_base, data, **case)
+    assert run.codes == [1], run.output[-2000:]
+    assert len(run.errors) == 1 and "a process that loads data" in run.errors[0] and "Traceback" not in run.output
+    assert read_checkpoint(newest_checkpoint(tmp_path / "run"))["iter"] >= 2  # loaded batches may still be trained

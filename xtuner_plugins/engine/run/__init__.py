@@ -1,0 +1,1 @@
+"""What trains: the runtime, the loop, its steps, optimizers and strategies."""

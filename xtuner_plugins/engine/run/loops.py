@@ -1,0 +1,342 @@
+"""The training loop: an iteration is an optimizer step, and its position in the data is an integer.
+
+An iteration takes ``accumulative_counts`` micro-batches, so steps, intervals, logs, schedules and checkpoints all
+count optimizer steps. A step never crosses the end of an epoch: the last step of an epoch may have fewer micro-batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import get_rank, is_main_process
+from mmengine.logging import print_log
+from mmengine.registry import LOOPS
+from mmengine.runner import BaseLoop, FlexibleRunner, IterBasedTrainLoop
+from mmengine.runner.utils import calc_dynamic_intervals
+from torch.utils.data import DataLoader
+
+from ...checkpoints.work_dir import newest_checkpoint, read_checkpoint
+from ...datasets.plan.plan import plan_of, require_agreement
+from ...settings import complete
+from ..watch.errors import OutOfMemory
+from ..watch.stopping import command_to_go_on, requests, watching
+from .loss_scaling import scaled_wrapper
+from .param_groups import settle_grouping
+from .run_length import check_length
+from .schedulers import WarmupCosineLR, plan_schedule
+from .steps import NonFiniteError, StepDropped, run_step, seed_step, unwrap
+
+FEW_STEPS = 50
+
+
+class TrainingStopped(ValueError):
+    """A run that can't continue; raised on every rank with the same message."""
+
+    on_every_rank = True
+
+
+class PlanChanged(ValueError):
+    """A checkpoint in the middle of an epoch whose plan has changed."""
+
+
+class PlanIterator:
+    """Infinite iterator over optimizer steps that can start at any position of the plan.
+
+    MMEngine resumes by fetching every batch that was already trained. This iterator skips by seeking: nothing is read
+    or decoded, and the number of ranks may have changed.
+
+    Args:
+        dataloader: Its sampler is a `Plan` (`PlanSampler`, `PackBatchSampler`); any other is iterated as MMEngine does.
+        micro_batches: Batches per step.
+
+    Attributes:
+        plan: Decides the samples of each epoch.
+        epoch: Epoch of the last step (from 0).
+        batches: Batches that this rank has taken since it entered the current epoch.
+    """
+
+    def __init__(self, dataloader: DataLoader, micro_batches: int = 1):
+        self.plan = plan_of(dataloader)
+        self._dataloader = dataloader
+        self._micro_batches = micro_batches
+        self._batch_size = dataloader.batch_sampler.batch_size if self.plan.is_seekable else 1  # in the plan's items
+        self._iterator: Iterator | None = None
+        self._start = 0
+        self.epoch, self.batches = 0, 0
+
+    def position(self) -> dict[str, int | str]:
+        """The position in the plan.
+
+        Returns:
+            ``epoch``; ``position``, the samples (or packs) of it that all ranks together have taken; ``cell``, the
+            number of ranks that its order is made for; and the plan's ``digest``.
+        """
+        position = self._start + self.batches * self._taken_together
+        return {"epoch": self.epoch, "position": position, "cell": self.plan.cell, "digest": self.plan.digest}
+
+    @property
+    def _taken_together(self) -> int:
+        """Samples (or packs) that all ranks together take in a micro-batch."""
+        return self._batch_size * self.plan.num_ranks
+
+    def skip_to(self, place: dict[str, int | str]) -> None:
+        """Makes the next step start at ``place``, which `position` returned.
+
+        Raises:
+            PlanChanged: The position is in the middle of an epoch that now has other samples or another order.
+        """
+        if place["position"] and place.get("digest", self.plan.digest) != self.plan.digest:
+            raise PlanChanged(
+                "the data or its settings have changed since this checkpoint, which stands after "
+                f"{place['position']:,} samples (or packs) of epoch {place['epoch'] + 1}: going on would train some "
+                "samples twice and others not at all. Restore annotation files, images, seed and dataset settings; or "
+                "begin a new run from these weights with --cfg-options load_from=CHECKPOINT"
+            )
+        self.epoch, self._start, self.batches, self._iterator = place["epoch"], place["position"], 0, None
+        self.plan.seek(self.epoch, self._start, place.get("cell"))
+
+    def skip_steps(self, count: int) -> None:
+        """Makes the next step come ``count`` steps later."""
+        while count >= (rest := self.steps_ahead(self.epoch + 1)):
+            count -= rest
+            self.skip_to({"epoch": self.epoch + 1, "position": 0})
+        place = self.position()
+        self.skip_to({**place, "position": place["position"] + count * self._micro_batches * self._taken_together})
+
+    def steps_of_epoch(self, epoch: int) -> int:
+        """Optimizer steps of an epoch."""
+        return math.ceil(self._batches_of_epoch(epoch) / self._micro_batches)
+
+    def count_steps(self, max_epochs: float) -> int:
+        """Optimizer steps of ``max_epochs`` epochs, of which the last may be a fraction (rounded up)."""
+        whole = int(max_epochs)
+        rest = math.ceil((max_epochs - whole) * self.steps_of_epoch(whole)) if max_epochs > whole else 0
+        # The first epoch is counted last: its packs are needed next.
+        return rest + sum(map(self.steps_of_epoch, reversed(range(whole))))
+
+    def steps_ahead(self, max_epochs: float) -> int:
+        """Optimizer steps from here to the end of ``max_epochs``, with the current ranks and batches."""
+        taken = math.ceil(self.position()["position"] / self._taken_together)
+        rest = math.ceil(max(0, self._batches_of_epoch(self.epoch) - taken) / self._micro_batches)
+        behind = self.count_steps(self.epoch) + self.steps_of_epoch(self.epoch) - rest
+        return max(0, self.count_steps(max_epochs) - behind)
+
+    def _batches_of_epoch(self, epoch: int) -> int:
+        num_steps = self.plan.num_steps(epoch)
+        return num_steps // self._batch_size if self._dataloader.drop_last else math.ceil(num_steps / self._batch_size)
+
+    def __iter__(self) -> PlanIterator:
+        return self
+
+    def __next__(self) -> list[Any]:
+        """The micro-batches of the next step."""
+        if self._iterator is None:
+            self._enter()
+        step = self._take()
+        if not step:
+            self.epoch, self._start, self.batches = self.epoch + 1, 0, 0
+            self._enter()
+            step = self._take()
+        self.batches += len(step)
+        return step
+
+    def give_back(self, step: list[Any]) -> None:
+        """Notes that the last step wasn't trained, for `position`; only a run that ends does so."""
+        self.batches -= len(step)
+
+    def _take(self) -> list[Any]:
+        return [batch for _, batch in zip(range(self._micro_batches), self._iterator, strict=False)]
+
+    def _enter(self) -> None:
+        cell = self.plan.cell if self._start else None  # a new epoch is ordered for the current number of ranks
+        self.plan.seek(self.epoch, self._start, cell)
+        self._iterator = iter(self._dataloader)
+
+
+@LOOPS.register_module()
+class PlannedTrainLoop(IterBasedTrainLoop):
+    """Trains step by step and resumes at a position in the plan, without fetching what was trained.
+
+    The number of micro-batches per step is ``optim_wrapper.accumulative_counts``, which XTuner reads too. Needs
+    `StateHook`, which saves the position in every checkpoint.
+
+    Args:
+        runner: MMEngine's runner.
+        dataloader: The loader or its config.
+        max_iters: Optimizer steps of the run.
+        max_epochs: Epochs of the run; the last may be a fraction. With both, the earlier end counts.
+        val_begin, val_interval, dynamic_intervals: As `mmengine.runner.IterBasedTrainLoop`, in optimizer steps.
+
+    Attributes:
+        planned_epochs: ``max_epochs``.
+        fetching_since: When the batches of the last step were asked for, of `time.perf_counter`.
+
+    Raises:
+        ValueError: As `check_length`; or the ranks find different data.
+    """
+
+    def __init__(
+        self,
+        runner,
+        dataloader: DataLoader | dict,
+        max_iters: int | None = None,
+        max_epochs: float | None = None,
+        val_begin: int = 1,
+        val_interval: int = 1000,
+        dynamic_intervals: list[tuple[int, int]] | None = None,
+    ):
+        check_length(max_iters, max_epochs)
+        if isinstance(dataloader, dict):  # a plain `Runner.from_cfg` has read the config without `read_config`
+            complete(runner.cfg)
+            complete({"model": runner.cfg.get("model"), "train_dataloader": dataloader})
+        # MMEngine's own constructor would start the workers, but the position to start from isn't known yet.
+        BaseLoop.__init__(self, runner, dataloader)
+        self.micro_batches = _settle_optimizer(runner)
+        self.dataloader_iterator = PlanIterator(self.dataloader, self.micro_batches)
+        require_agreement(self.dataloader_iterator.plan)
+        self.planned_epochs = max_epochs
+        limits = [] if max_iters is None else [int(max_iters)]
+        limits += [] if max_epochs is None else [self.dataloader_iterator.count_steps(max_epochs)]
+        self._max_iters, self._max_epochs = min(limits), 1  # for MMEngine a run by iterations is one epoch
+        self._max_iters_given = max_iters
+        self._epoch, self._iter = 0, 0
+        self.val_begin, self.val_interval, self.stop_training = val_begin, val_interval, False
+        self.fetching_since = 0.0
+        self.dynamic_milestones, self.dynamic_intervals = calc_dynamic_intervals(val_interval, dynamic_intervals)
+        self.resume_at: dict[str, int] | None = None
+        steps_per_epoch = self._max_iters / max_epochs if max_epochs else self.dataloader_iterator.steps_of_epoch(0)
+        runner.param_schedulers = plan_schedule(runner.param_schedulers, steps_per_epoch)
+
+    def run(self):
+        """Trains from the current position to the end, or until a signal stops it; returns the model."""
+        if self._iter > 0:
+            self._go_on()
+        self.runner.call_hook("before_train")
+        self.runner.call_hook("before_train_epoch")
+        self._tell_of_few_steps()
+        with watching():
+            self._run_steps()
+            self.runner.call_hook("after_train_epoch")
+            self.runner.call_hook("after_train")
+        if self._iter == self._max_iters:
+            requests.agreed = None  # the run is complete
+        elif requests.agreed and is_main_process():
+            print_log(_how_to_go_on(self._iter, newest_checkpoint(self.runner.work_dir)), "current")
+        return self.runner.model
+
+    def _tell_of_few_steps(self) -> None:
+        """Warns of a run that is short because of its data, not because someone has asked for so many steps."""
+        if self._max_iters_given is None and self._max_iters < FEW_STEPS and is_main_process():
+            few = f"this run has {self._max_iters} optimizer steps, too few to learn much"
+            per_step = f"a step takes {self.micro_batches} micro-batches on each rank"
+            remedy = "lower accumulative_counts (and batch_size), or raise max_epochs"
+            print_log(f"{few}: {per_step}; {remedy}", "current", logging.WARNING)
+
+    def _run_steps(self) -> None:
+        network = unwrap(self.runner.model)
+        self.runner.model.train()  # visits every module, so not in each step
+        while self._iter < self._max_iters and not self.stop_training and not requests.agreed:
+            if not network.training:  # a validation or a hook has left it in evaluation mode
+                self.runner.model.train()
+            self.fetching_since = time.perf_counter()
+            self.run_iter(next(self.dataloader_iterator))
+            if requests.agreed:
+                break
+            self._decide_current_val_interval()
+            is_due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
+            if self.runner.val_loop is not None and self._iter >= self.val_begin and is_due:
+                self.runner.val_loop.run()
+
+    def run_iter(self, data_batch: list[dict]) -> None:
+        """Runs one optimizer step, unless a signal drops it; hooks get the list of its micro-batches.
+
+        Raises:
+            TrainingStopped, OutOfMemory: Loss or gradient isn't finite, or the memory isn't enough; no checkpoint is
+                written or removed.
+        """
+        self.runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=data_batch)
+        seed_step(self.runner.seed, get_rank(), self._iter)
+        try:
+            with self._stopping_with_reason(f"step {self._iter + 1}"):
+                outputs = run_step(self.runner.model, self.runner.optim_wrapper, data_batch)
+        except StepDropped:
+            self.dataloader_iterator.give_back(data_batch)
+            return
+        self.runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=data_batch, outputs=outputs)
+        self._iter += 1
+
+    @contextmanager
+    def _stopping_with_reason(self, when: str) -> Iterator[None]:
+        """Adds to an error of a step when it was, and the last good checkpoint."""
+        try:
+            yield
+        except (NonFiniteError, OutOfMemory) as error:
+            last = newest_checkpoint(self.runner.work_dir)
+            saved = f"The last good checkpoint is {last or 'none: nothing was saved yet'}"
+            if isinstance(error, OutOfMemory):
+                error.args = (f"{when}: {error}. {saved}",)
+                raise
+            raise TrainingStopped(
+                f"{when}: {error}. {saved}. Look at these samples, or lower the learning rate"
+            ) from None
+
+    def _go_on(self) -> None:
+        """Moves to the checkpoint's position, and plans the rest of the run."""
+        iterator = self.dataloader_iterator
+        if self.resume_at is None or not iterator.plan.is_seekable:
+            print_log(f"fetching {self._iter} steps again: this sampler or checkpoint knows no place", "current")
+            for _ in range(self._iter):
+                next(iterator)
+            return
+        iterator.skip_to(self.resume_at)
+        if self.planned_epochs is None:
+            return
+        # The number of ranks or micro-batches may have changed: the rest of the data decides how many steps remain.
+        rest = iterator.steps_ahead(self.planned_epochs)
+        self._max_iters = min(self._iter + rest, self._max_iters_given or math.inf)
+        for scheduler in self.runner.param_schedulers or ():
+            if isinstance(scheduler, WarmupCosineLR):
+                scheduler.end = self._max_iters
+
+
+def _how_to_go_on(step: int, saved: Path | None) -> str:
+    """Two lines: what stopped the run and where it stands, and the command that continues it."""
+    name = signal.Signals(requests.agreed).name
+    if saved is None or not read_checkpoint(saved)["has_optimizer"]:
+        return f"stopped by {name} after step {step}; no checkpoint to resume from: {saved or 'none is saved'}"
+    return f"stopped by {name} after step {step}, saved to {saved}; go on with\n{command_to_go_on()}"
+
+
+def planned_loop(runner) -> PlannedTrainLoop:
+    """The loop of a run, for hooks that need its plan.
+
+    Raises:
+        ValueError: The run has another loop.
+    """
+    if not isinstance(runner.train_loop, PlannedTrainLoop):
+        raise ValueError(
+            f"train_cfg: {type(runner.train_loop).__name__} keeps no plan, which the hooks of xtuner_plugins need; set "
+            "train_cfg=dict(type=PlannedTrainLoop, max_epochs=...)"
+        )
+    return runner.train_loop
+
+
+def _settle_optimizer(runner) -> int:
+    """Completes the optimizer's config before the runner builds it; returns the number of micro-batches per step.
+
+    The number is taken out of the optimizer wrapper, which would average micro-batches without regard to their tokens.
+    """
+    if not isinstance(runner.optim_wrapper, dict):
+        return 1
+    settle_grouping(runner.optim_wrapper, runner.cfg)
+    if isinstance(runner, FlexibleRunner):
+        return runner.strategy.config.get("gradient_accumulation_steps", 1)
+    runner.optim_wrapper = scaled_wrapper(runner.optim_wrapper, getattr(unwrap(runner.model), "dtype", None))
+    return runner.optim_wrapper.pop("accumulative_counts", 1)

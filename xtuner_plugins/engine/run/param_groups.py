@@ -1,0 +1,204 @@
+"""Parameter groups by ``optim_wrapper.paramwise_cfg``, under every strategy."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.logging import MMLogger
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
+from torch import nn
+
+from ...families import PARTS
+from ...ranges import check
+
+# Keys of `optim_wrapper` that decide the groups; XTuner drops them under --deepspeed.
+GROUPING = ("paramwise_cfg", "constructor")
+KEPT_UNDER = "optim_wrapper_grouping"
+# Learning rates by what a parameter belongs to, as `paramwise_cfg.part_lr` names them.
+RATES = (*PARTS, "lora")
+
+B_MATRICES = (".lora_B.", ".lora_embedding_B.")  # in names of adapters
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """MMEngine's rules of ``paramwise_cfg``, and learning rates by part; one group per set of options.
+
+    MMEngine makes one group per parameter, and ZeRO one flat buffer per group.
+
+    ``paramwise_cfg`` takes MMEngine's keys, and of ours:
+        part_lr: learning rates by ``visual_encoder``, ``projector``, ``llm`` and ``lora`` (the adapters of every part);
+            a part without one, or with None, takes the optimizer's ``lr``.
+        loraplus_lr_ratio: LoRA+ (arXiv 2402.12354): the B matrices of adapters learn this many times as fast as the A
+            matrices; 1 for plain LoRA.
+        visual_encoder_layer_decay: factor per block of the encoder, from the last block (1) down to the embeddings.
+        decay_norms_and_biases: False takes weight decay off every parameter of fewer than two dimensions.
+
+    Raises:
+        ValueError: an unknown part, a learning rate or a factor for what doesn't train, or a factor out of range.
+    """
+
+    def __call__(self, model: nn.Module) -> Any:
+        """Builds the optimizer wrapper of a model (inside DDP or not)."""
+        merged: dict[tuple, dict] = {}
+        for parameter, options in self.options_of(getattr(model, "module", model)):
+            merged.setdefault(tuple(sorted(options.items())), {"params": [], **options})["params"].append(parameter)
+        optimizer = OPTIMIZERS.build({**self.optimizer_cfg, "params": list(merged.values())})
+        return OPTIM_WRAPPERS.build(dict(self.optim_wrapper_cfg), default_args={"optimizer": optimizer})
+
+    def options_of(self, model: nn.Module) -> Iterator[tuple[nn.Parameter, dict[str, float]]]:
+        """Each trainable parameter with the options of its group (``lr``, ``weight_decay``, ...)."""
+        single: list[dict] = []
+        with _quiet_about_frozen():
+            self.add_params(single, model)
+        parts = model.parts() if hasattr(model, "parts") else {"model": model}
+        members = {id(p): (name, part) for part, module in parts.items() for name, p in module.named_parameters()}
+        part_lr = _part_rates(self.paramwise_cfg.get("part_lr"))
+        layer_decay = self.paramwise_cfg.get("visual_encoder_layer_decay", 1.0)
+        if not 0 < layer_decay <= 1:
+            raise ValueError(f"visual_encoder_layer_decay={layer_decay!r} is out of range; give more than 0, at most 1")
+        b_ratio = self.paramwise_cfg.get("loraplus_lr_ratio", 1.0)
+        if not 0 < b_ratio < math.inf:
+            raise ValueError(f"loraplus_lr_ratio={b_ratio!r} is out of range; give a number above 0 (1: plain LoRA)")
+        block_of = _blocks(parts["visual_encoder"]) if layer_decay != 1 else {}
+        seen = set()
+        for group in single:
+            options = {key: value for key, value in group.items() if key != "params"}
+            for parameter in group["params"]:
+                name, part = members[id(parameter)]
+                kind = "lora" if "lora_" in name else part
+                seen.add(kind)
+                lr = options.get("lr", self.base_lr)
+                if kind in part_lr:
+                    lr = lr / self.base_lr * part_lr[kind]
+                if part == "visual_encoder" and layer_decay != 1:
+                    lr *= layer_decay ** block_of[id(parameter)]
+                if any(matrix in name for matrix in B_MATRICES):
+                    lr *= b_ratio
+                decay = options.get("weight_decay", self.base_wd)
+                if not self.paramwise_cfg.get("decay_norms_and_biases", True) and _num_dims(parameter) < 2:
+                    decay = 0.0
+                own = {"lr": lr} if lr != self.base_lr else {}
+                own |= {"weight_decay": decay} if decay is not None and decay != self.base_wd else {}
+                yield parameter, {**{k: v for k, v in options.items() if k not in ("lr", "weight_decay")}, **own}
+        if layer_decay != 1 and not (block_of and any(p.requires_grad for p in parts["visual_encoder"].parameters())):
+            raise ValueError(f"visual_encoder_layer_decay={layer_decay} is set, but no block of the encoder trains")
+        if b_ratio != 1 and "lora" not in seen:
+            raise ValueError(f"loraplus_lr_ratio={b_ratio} is set, but there are no adapters; leave it 1")
+        for kind in part_lr:
+            if kind not in seen:
+                raise ValueError(f"a learning rate is set for {kind}, but nothing of it trains; leave it None")
+
+
+@contextmanager
+def _quiet_about_frozen() -> Iterator[None]:
+    """Drops MMEngine's warning for each frozen parameter, of which a model has hundreds on purpose."""
+    logger = MMLogger.get_current_instance()
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "is skipped since its requires_grad" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+def _part_rates(rates: Mapping[str, float | None] | None) -> dict[str, float]:
+    rates = {part: rate for part, rate in (rates or {}).items() if rate is not None}
+    for part, rate in rates.items():
+        if part not in RATES:
+            raise ValueError(f"paramwise_cfg.part_lr: {part!r} is no part; known are {', '.join(RATES)}")
+        check(f"{part}_lr", rate)
+    return rates
+
+
+def _num_dims(parameter: nn.Parameter) -> int:
+    return len(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO-3 leaves a flat share in place of the tensor
+
+
+def _blocks(encoder: nn.Module) -> dict[int, int]:
+    """For each parameter of an encoder, how many blocks stand above the one it is in; all of them for embeddings."""
+    lists = [module for module in encoder.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    if not lists:
+        return {}
+    blocks = max(lists, key=len)
+    depth = {id(p): len(blocks) - 1 - index for index, block in enumerate(blocks) for p in block.parameters()}
+    first = next(iter(blocks.parameters()))
+    before, result = True, {}
+    for parameter in encoder.parameters():
+        before = before and parameter is not first
+        result[id(parameter)] = depth.get(id(parameter), len(blocks) if before else 0)
+    return result
+
+
+def planned_groups(cfg: Mapping, model: nn.Module) -> dict[tuple[float, float], int] | None:
+    """What the config asks of the optimizer: trainable weights by (learning rate, weight decay).
+
+    Args:
+        cfg: the run's config, as read or as XTuner rewrites it for ``--deepspeed``.
+        model: with its frozen and trainable parameters.
+
+    Returns:
+        None where the config names a constructor of its own.
+    """
+    settings = {**cfg["optim_wrapper"], **(cfg.get(KEPT_UNDER) or {})}
+    constructor = settings.get("constructor", GroupedOptimWrapperConstructor)
+    if isinstance(constructor, str):
+        constructor = OPTIM_WRAPPER_CONSTRUCTORS.get(constructor)
+    if constructor is not GroupedOptimWrapperConstructor:
+        return None
+    wrapper = {"type": "OptimWrapper", "optimizer": settings["optimizer"]}
+    rules = GroupedOptimWrapperConstructor(wrapper, settings.get("paramwise_cfg") or {})
+    defaults = OPTIMIZERS.build({**settings["optimizer"], "params": [nn.Parameter(torch.zeros(1))]}).defaults
+    groups: dict[tuple[float, float], int] = {}
+    for parameter, options in rules.options_of(model):
+        key = options.get("lr", defaults["lr"]), options.get("weight_decay", defaults.get("weight_decay", 0.0))
+        groups[key] = groups.get(key, 0) + num_weights(parameter)
+    return groups
+
+
+def num_weights(parameter: nn.Parameter) -> int:
+    """Number of weights of a parameter: of the whole one under ZeRO-3, of the unpacked one in a 4-bit layer."""
+    packed = getattr(parameter, "quant_state", None)
+    if packed is not None:
+        return math.prod(packed.shape)
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def group_members(optimizer: Any) -> list[list[nn.Parameter]]:
+    """The model's trainable parameters of each group of a live optimizer; ZeRO's itself holds flat vectors."""
+    if hasattr(optimizer, "sub_group_to_group_id"):  # ZeRO-3: a group is cut into sub-groups
+        groups: list[list[nn.Parameter]] = [[] for _ in optimizer.param_groups]
+        for index, parameters in enumerate(optimizer.fp16_groups):
+            groups[optimizer.sub_group_to_group_id[index]].extend(parameters)
+        return groups
+    flattened: Iterable | None = getattr(optimizer, "bit16_groups", None) or getattr(optimizer, "bf16_groups", None)
+    if flattened is not None:
+        return [list(parameters) for parameters in flattened]
+    # MMEngine gives every parameter to the optimizer; frozen ones get no state and no update.
+    return [[p for p in group["params"] if p.requires_grad] for group in optimizer.param_groups]
+
+
+def keep_grouping(cfg: Any) -> None:
+    """Notes the settings that decide the groups where XTuner doesn't drop them: at the top of the config."""
+    kept = {key: cfg.optim_wrapper[key] for key in GROUPING if cfg.optim_wrapper.get(key)}
+    if isinstance(kept.get("constructor"), type):  # MMEngine prints and dumps a class only under the key `type`
+        kept["constructor"] = f"{kept['constructor'].__module__}.{kept['constructor'].__qualname__}"
+    if kept:
+        cfg[KEPT_UNDER] = kept
+
+
+def settle_grouping(optim_wrapper: dict, cfg: Any) -> None:
+    """Completes the config of an optimizer wrapper by what was noted, and by our constructor where none is named."""
+    for key, value in (cfg.get(KEPT_UNDER) or {}).items():
+        optim_wrapper.setdefault(key, value)
+    if optim_wrapper.get("paramwise_cfg"):
+        optim_wrapper.setdefault("constructor", GroupedOptimWrapperConstructor.__name__)

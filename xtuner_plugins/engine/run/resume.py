@@ -1,0 +1,142 @@
+"""Finds the checkpoint that a run starts from, and refuses broken and foreign ones before anything is built."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+from mmengine.registry import DATASETS
+
+from ...checkpoints import record
+from ...checkpoints.errors import CheckpointError
+from ...checkpoints.work_dir import newest_checkpoint, read_checkpoint
+from ...settings import ConfigError
+
+AUTO, ADAMW = "auto", "AdamW"
+BITSANDBYTES = re.compile(r"(8|32)bit$|^Paged")  # names of its classes, as MMEngine registers them
+
+
+def check_loadable(
+    path: str,
+    setting: str,
+    work_dir: str | Path,
+    *,
+    deepspeed: bool,
+    needs_optimizer: bool,
+    optimizer: str = ADAMW,
+) -> None:
+    """Raises where a run can't start from a checkpoint.
+
+    Args:
+        path: The checkpoint.
+        setting: The option or key that named it, for the message.
+        work_dir: Searched for another checkpoint, for the message.
+        deepspeed: This run uses DeepSpeed.
+        needs_optimizer: The run resumes, so weights alone don't suffice.
+        optimizer: Class of the run's optimizer, see `optimizer_of`.
+
+    Raises:
+        CheckpointError: One line with the defect and the remedy.
+    """
+    try:
+        facts = read_checkpoint(path)
+    except CheckpointError as error:
+        newest = newest_checkpoint(Path(path).parent) or newest_checkpoint(work_dir)
+        remedy = f"; the newest whole checkpoint is {newest}" if newest else "; no whole checkpoint is beside it"
+        raise CheckpointError(f"{setting} {path}: {error}{remedy}") from None
+    if needs_optimizer and not facts["has_optimizer"]:
+        raise CheckpointError(
+            f"{setting} {path}: holds no optimizer state (save_optimizer=False), so no run can go on from it exactly; "
+            f"begin a new run from its weights with --cfg-options load_from={path}"
+        )
+    if needs_optimizer and deepspeed and not facts["any_strategy"]:
+        raise CheckpointError(
+            f"{setting} {path}: doesn't name the parameters of its optimizer state, which a run under DeepSpeed needs; "
+            f"resume without --deepspeed, or begin a new run from its weights with --cfg-options load_from={path}"
+        )
+    if needs_optimizer and facts["is_adamw"] not in (None, optimizer == ADAMW):
+        held = ADAMW if facts["is_adamw"] else f"another optimizer than {ADAMW}"
+        raise CheckpointError(
+            f"{setting} {path}: holds the state of {held}, which {optimizer} can't read; "
+            f"resume with that one, or begin a new run from its weights with --cfg-options load_from={path}"
+        )
+
+
+def settle_start(cfg: Any, args: Any) -> None:
+    """Determines and checks the checkpoint that a run starts from, before anything is built.
+
+    Args:
+        cfg: The config with the command line's options; ``resume`` and ``load_from`` are read.
+        args: XTuner's parsed arguments. ``args.resume`` (a path, or ``auto`` for the newest whole checkpoint in the
+            work directory) is replaced by the checkpoint's path, or by None where ``auto`` finds none.
+
+    Raises:
+        CheckpointError: The run can't start from the checkpoint, see `check_loadable`.
+        ConfigError: ``--deepspeed`` with an optimizer whose state ZeRO can't cut.
+    """
+    if args.deepspeed:
+        _check_sharded(optimizer_of(cfg))
+    resume = args.resume
+    if resume is None and cfg.get("resume"):
+        resume = cfg.get("load_from") or AUTO
+    work_dir = work_dir_of(cfg, args)
+    deepspeed = bool(args.deepspeed)
+    if resume is not None:
+        args.resume = newest_checkpoint(work_dir) if resume == AUTO else resume
+        cfg.resume = args.resume is not None
+        if cfg.resume:
+            args.resume = str(args.resume)
+            own = {"deepspeed": deepspeed, "optimizer": optimizer_of(cfg)}
+            check_loadable(args.resume, "--resume", work_dir, needs_optimizer=True, **own)
+    elif cfg.get("load_from"):
+        check_loadable(str(cfg.load_from), "load_from", work_dir, deepspeed=deepspeed, needs_optimizer=False)
+
+
+def check_same_run(cfg: Any, path: str, *, num_ranks: int, deepspeed: bool) -> list[str]:
+    """Compares a run that resumes with the record in its checkpoint, before anything is built.
+
+    Args:
+        cfg: The config with the command line's options, checked.
+        path: The checkpoint.
+        num_ranks: Processes of this run.
+        deepspeed: This run uses DeepSpeed.
+
+    Returns:
+        What has changed without making it another run, as lines for the user.
+
+    Raises:
+        CheckpointError: As `record.require_same_run`.
+    """
+    from ...datasets.images.resize_rules import resize_facts
+    from ...models.vlm import resolve_dtype
+
+    dataset, dtype = DATASETS.build(cfg.train_dataloader.dataset), resolve_dtype(cfg.model.get("dtype", "auto"))
+    own = {"ranks": num_ranks, "dtype": str(dtype), "resize_rule": resize_facts()["resize_rule"]}
+    now = record.make(cfg, dataset, deepspeed=deepspeed, **own)
+    defaults = record.defaults_of(record.settings_of(cfg, deepspeed=deepspeed))
+    return record.require_same_run(read_checkpoint(path)["record"], now, defaults, path)
+
+
+def _check_sharded(optimizer: str) -> None:
+    """Raises where ZeRO would cut an optimizer's tables like its moments when it saves."""
+    if BITSANDBYTES.search(optimizer):
+        raise ConfigError(
+            f"optim_wrapper.optimizer.type={optimizer!r} can't run under --deepspeed, which cuts the moments of "
+            f"torch's AdamW only; set it to {ADAMW!r}, or leave --deepspeed out"
+        )
+
+
+def optimizer_of(cfg: Any) -> str:
+    """The class of a config's optimizer; `build_adamw` makes an AdamW. Nothing is imported for that."""
+    settings = (cfg.get("optim_wrapper") or {}).get("optimizer") or {}
+    kind = dict.get(settings, "type", ADAMW)  # ConfigDict's own `get` imports it
+    name = kind.__name__ if isinstance(kind, (type, FunctionType)) else str(kind).rpartition(".")[2]
+    return ADAMW if name == "build_adamw" else name
+
+
+def work_dir_of(cfg: Any, args: Any) -> str:
+    """Where a run writes, as XTuner's command decides it."""
+    return args.work_dir or cfg.get("work_dir") or os.path.join("work_dirs", Path(args.config).stem)

@@ -1,0 +1,92 @@
+"""Learning rate schedules in optimizer steps, with warm-up as a share of the run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
+from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
+from mmengine.registry import PARAM_SCHEDULERS
+
+from ...ranges import check
+
+IN_EPOCHS = ("begin", "end", "T_max", "total_steps")
+
+
+@PARAM_SCHEDULERS.register_module()
+class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
+    """Linear warm-up over a share of the run, then a cosine down to ``eta_min`` at its end.
+
+    ::
+
+        lr      .-.
+               /   '.
+              /      '-.
+             /          '-._
+        0   '---------------- optimizer steps
+            0   w           N            w = ceil(warmup_ratio * N); step w - 1 is the first with the full lr
+
+    Args:
+        optimizer: MMEngine's optimizer wrapper.
+        warmup_ratio: Share of the run's optimizer steps, at least 0 and below 1.
+        eta_min: Learning rate at the end.
+        end: Optimizer steps of the run (N); MMEngine fills it in.
+        **kwargs: As MMEngine's schedulers.
+
+    Raises:
+        ValueError: A ratio out of range.
+    """
+
+    def __init__(self, optimizer: Any, warmup_ratio: float = 0.0, eta_min: float = 0.0, end: int = 1, **kwargs):
+        check("warmup_ratio", warmup_ratio)
+        self.warmup_ratio, self.eta_min = warmup_ratio, eta_min
+        super().__init__(optimizer, **{**kwargs, "end": max(end, 1), "by_epoch": False})
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimizer steps of the warm-up."""
+        return math.ceil(self.warmup_ratio * self.end)
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Restores the saved step, but not the length of the run, which may have changed."""
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "end"})
+
+    def _get_value(self) -> list[float]:
+        step, warmup = self.last_step, self.warmup_steps
+        if step < warmup:
+            return [base * (step + 1) / warmup for base in self.base_values]
+        progress = min(1.0, (step - warmup) / max(1, self.end - warmup))
+        share = (1 + math.cos(math.pi * progress)) / 2
+        return [self.eta_min + (base - self.eta_min) * share for base in self.base_values]
+
+
+def plan_schedule(schedulers: Any, steps_per_epoch: float) -> Any:
+    """Scheduler configs converted to optimizer steps.
+
+    Schedulers in epochs with ``convert_to_iter_based``, as in XTuner's recipes, are converted here, because MMEngine
+    would convert them by the loader's length, which counts micro-batches. `WarmupCosineLR` always counts steps;
+    MMEngine fills in its end.
+
+    Args:
+        schedulers: ``param_scheduler`` of a config: None, a dict, or a list of them; built ones stay as they are.
+        steps_per_epoch: Optimizer steps per epoch; a fraction where epochs have unequal lengths.
+    """
+    if isinstance(schedulers, (list, tuple)):
+        return [plan_schedule(item, steps_per_epoch) for item in schedulers]
+    if not isinstance(schedulers, dict) or "type" not in schedulers:
+        return schedulers
+    planned = dict(schedulers)
+    if _is_warmup_cosine(planned["type"]):
+        planned["by_epoch"] = False
+    if planned.pop("convert_to_iter_based", False):
+        planned["by_epoch"] = False
+        for key in IN_EPOCHS:
+            if isinstance(planned.get(key), (int, float)):
+                planned[key] = round(planned[key] * steps_per_epoch)
+    return planned
+
+
+def _is_warmup_cosine(kind: Any) -> bool:
+    """Also by its name, or by its path as a dumped config has it."""
+    return kind is WarmupCosineLR or (isinstance(kind, str) and kind.rpartition(".")[2] == WarmupCosineLR.__name__)

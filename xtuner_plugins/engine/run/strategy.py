@@ -1,0 +1,231 @@
+"""XTuner's DeepSpeed strategy, which also calls hooks at checkpoints and reports failed writes on every rank."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.utils import safe_get_full_fp32_param
+from mmengine.dist import is_main_process
+from torch import nn
+from xtuner.engine import DeepSpeedStrategy as XTunerDeepSpeedStrategy
+
+from ...checkpoints.io.zero import checkpoint_directory, open_deepspeed
+from .gradient_sums import hold_sums_alone, sum_gradients_as_told
+from .steps import unwrap
+from .transfer import TrainingState, fill_engine, read_state, regroup, wrote_the_same_way
+
+
+class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
+    """Calls ``before_save_checkpoint`` and ``after_load_checkpoint``, which MMEngine omits under DeepSpeed.
+
+    A DeepSpeed directory thus holds the position in the data, and whatever else hooks save, like a plain file. A
+    checkpoint of other trained parts is refused: DeepSpeed would silently load what fits. The class has XTuner's name
+    because MMEngine's runner recognizes DeepSpeed by it.
+    """
+
+    def _wrap_model(self, model: Any) -> Any:
+        buffers = dict(model.named_buffers(remove_duplicate=False))
+        wrapper = super()._wrap_model(model)
+        engine = wrapper.model
+        _put_back(engine.module, buffers)
+        _keep_norms_that_are_not_finite(engine.optimizer)
+        _let_the_run_end_at_the_smallest_scale(engine.optimizer)
+        sum_gradients_as_told(engine.optimizer)
+        hold_sums_alone(engine)
+        self._writes = _PatientWrites()
+        engine.checkpoint_engine.save = self._writes.guard(engine.checkpoint_engine.save)
+        engine._copy_recovery_script = self._writes.guard(engine._copy_recovery_script)
+        return wrapper
+
+    def save_checkpoint(
+        self,
+        filename: str,
+        *,
+        save_optimizer: bool = True,
+        extra_ckpt: dict | None = None,
+        callback: Callable | None = None,
+        **kwargs,
+    ) -> None:
+        """As MMEngine's; without the optimizer a plain file of float32 weights (MMEngine's are 16-bit).
+
+        Raises:
+            OSError, RuntimeError: This rank failed to write a file; the other ranks have finished the save.
+        """
+        extra_ckpt = {} if extra_ckpt is None else extra_ckpt
+        if callback is not None:
+            callback(extra_ckpt)
+        if not save_optimizer:
+            self._save_weights(filename, extra_ckpt)
+            return
+        super().save_checkpoint(filename=filename, extra_ckpt=extra_ckpt, **kwargs)
+        self._writes.raise_failure()
+
+    def _save_weights(self, filename: str, extra: dict) -> None:
+        weights = {}
+        for name, parameter in unwrap(self.model).named_parameters():
+            if parameter.requires_grad:
+                whole = safe_get_full_fp32_param(parameter)  # on every rank: it gathers
+                if is_main_process():
+                    weights[name] = whole.cpu()
+        if is_main_process():
+            extra.setdefault("meta", {}).update(seed=self.seed)
+            torch.save({**extra, "state_dict": weights}, filename)
+
+    def resume(self, filename: str, *, callback: Callable | None = None, **kwargs) -> dict:
+        """As MMEngine's; also from a plain file, another stage, and another number of ranks.
+
+        Raises:
+            ValueError: The checkpoint holds other trained parameters than the model.
+        """
+        return self._open(super().resume, filename, callback, with_optimizer=True, **kwargs)
+
+    def load_checkpoint(self, filename: str, *, callback: Callable | None = None, **kwargs) -> dict:
+        """As MMEngine's; see `resume`."""
+        return self._open(super().load_checkpoint, filename, callback, with_optimizer=False, **kwargs)
+
+    def _open(
+        self, read: Callable[..., dict], filename: str, callback: Callable | None, with_optimizer: bool, **kwargs
+    ) -> dict:
+        if os.path.isdir(filename) and wrote_the_same_way(filename, self.model.model):
+            self._require_parameters(open_deepspeed(checkpoint_directory(Path(filename))).tensors)
+            checkpoint = read(os.path.normpath(filename), **kwargs)
+        else:
+            checkpoint = self._transfer(read_state(filename, with_optimizer))
+        if callback is not None:
+            callback(checkpoint)
+        return checkpoint
+
+    def _transfer(self, state: TrainingState) -> dict:
+        self._require_parameters(state.weights)
+        fill_engine(self.model.model, state)
+        checkpoint = state.extra
+        if state.states:
+            self.load_optim_state_dict(state.base)
+            regroup(checkpoint["param_schedulers"], self.optim_wrapper.param_groups)
+            self.load_scheduler_state_dict(checkpoint.pop("param_schedulers"))
+        return checkpoint
+
+    def _require_parameters(self, saved: Mapping[str, Any]) -> None:
+        expected = {
+            name: tuple(getattr(parameter, "ds_shape", parameter.shape))
+            for name, parameter in unwrap(self.model).named_parameters()
+            if parameter.requires_grad
+        }
+        require_same_parameters(expected, {name: tuple(tensor.shape) for name, tensor in saved.items()})
+
+
+class _PatientWrites:
+    """Holds back the failure of a write until every rank has passed the barriers of DeepSpeed's save.
+
+    An exception inside the save would leave the other ranks waiting for this one.
+    """
+
+    def __init__(self):
+        self._failure: Exception | None = None
+
+    def guard(self, write: Callable) -> Callable:
+        """The function, with its failures held back."""
+
+        @functools.wraps(write)
+        def guarded(*args, **kwargs):
+            try:
+                return write(*args, **kwargs)
+            except (OSError, RuntimeError) as error:
+                self._failure = error
+
+        return guarded
+
+    def raise_failure(self) -> None:
+        """Raises the last failure, once."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+
+def _put_back(model: nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:
+    """Restores the values that buffers had before DeepSpeed rounded them to the dtype of the weights.
+
+    RoPE multiplies ``inv_freq`` by positions: rounded to bfloat16 it is up to .4 % off, which turns queries and keys at
+    position 4,096 by radians, and neither DDP nor any program that opens the export computes that model.
+    """
+    for name, buffer in buffers.items():
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        setattr(module, leaf, buffer.to(getattr(module, leaf).device))
+
+
+def _keep_norms_that_are_not_finite(optimizer: Any) -> None:
+    """Makes a ZeRO optimizer report norms that aren't finite as infinite.
+
+    DeepSpeed reports -1 for such a group, and the norm over all groups then looks valid. Clipping by NaN would make
+    every weight NaN, clipping by infinity only those whose gradient isn't finite (and a
+    checkpoint with such weights isn't written).
+    """
+
+    def honest(norm_of: Callable) -> Callable:
+        @functools.wraps(norm_of)
+        def measured(*args, **kwargs):
+            norm = norm_of(*args, **kwargs)
+            return torch.where(norm < 0, torch.full_like(norm, math.inf), norm)
+
+        return measured
+
+    if hasattr(optimizer, "fp32_groups_gradients_flat"):  # ZeRO-1 in bfloat16 asserts that the norm is above 0
+        optimizer.step = _without_assertion(optimizer)
+    for name in ("get_grad_norm_direct", "complete_grad_norm_calculation_for_cpu_offload"):
+        if hasattr(optimizer, name):
+            setattr(optimizer, name, honest(getattr(optimizer, name)))
+
+
+def _let_the_run_end_at_the_smallest_scale(optimizer: Any) -> None:
+    """Keeps DeepSpeed's scaler from raising where `steps.run_step` names the samples."""
+    scaler = getattr(optimizer, "loss_scaler", None)
+    if hasattr(scaler, "raise_error_at_min_scale"):
+        scaler.raise_error_at_min_scale = False
+
+
+def _without_assertion(optimizer: Any) -> Callable:
+    step = optimizer.step
+
+    @functools.wraps(step)
+    def stepped(*args, **kwargs):
+        try:
+            return step(*args, **kwargs)
+        except AssertionError:
+            norm = float(optimizer._global_grad_norm)
+            if norm > 0:
+                raise
+            optimizer._global_grad_norm = norm if norm == 0 else math.nan
+
+    return stepped
+
+
+def require_same_parameters(expected: Mapping[str, tuple], found: Mapping[str, tuple]) -> None:
+    """Raises where a checkpoint's trained parameters aren't the model's.
+
+    Args:
+        expected: Names and shapes that the model trains.
+        found: Names and shapes in the checkpoint.
+
+    Raises:
+        ValueError: Some are missing, unknown, or differ in shape.
+    """
+    complaints = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
+    complaints += [f"unknown {name}" for name in sorted(found.keys() - expected.keys())]
+    complaints += [
+        f"{name} is {found[name]}, the model has {expected[name]}"
+        for name in sorted(expected.keys() & found.keys())
+        if expected[name] != found[name]
+    ]
+    if complaints:
+        shown = "; ".join(complaints[:5]) + (f"; and {len(complaints) - 5} more" if len(complaints) > 5 else "")
+        raise ValueError(
+            f"this checkpoint is of another model or another choice of trained parts: {shown}. "
+            "Resume with the config that wrote it."
+        )

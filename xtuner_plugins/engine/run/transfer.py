@@ -1,0 +1,250 @@
+"""Resumes under another strategy or another number of ranks than wrote the checkpoint.
+
+A plain file and a ZeRO directory of any stage hold the same things in different cuts: float32 weights, the moments of
+the optimizer, its options, and what hooks and schedulers save. Here they are read by parameter name, and written into
+whatever the new run holds. Each rank of ZeRO reads only its own share from disk. No number is rounded, so that the next
+step is the one that the old run would have made, to the order of its sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import load_from_local
+from torch import nn
+
+from ...checkpoints.io.tensors import LazyTensor, MemoryTensor
+from ...checkpoints.io.zero import checkpoint_directory, open_deepspeed, open_optimizer, read_shards
+from ...checkpoints.work_dir import OPTIMIZER_NAMES
+
+STATES = "optimizer_by_name"  # in a checkpoint on its way into a plain run
+# What DeepSpeed itself keeps in a model state, besides what the run gave it.
+DEEPSPEEDS_OWN = {
+    "module", "buffer_names", "optimizer", "param_shapes", "frozen_param_shapes", "shared_params", "lr_scheduler",
+    "frozen_param_fragments", "data_sampler", "random_ltd", "sparse_tensor_module_names", "skipped_steps",
+    "global_steps", "global_samples", "dp_world_size", "mp_world_size", "ds_config", "ds_version", "optim_wrapper",
+}  # fmt: skip
+
+
+@dataclass
+class TrainingState:
+    """What a run continues from, by parameter name.
+
+    Attributes:
+        weights: Trained parameters, float32 where the run kept a float32 copy.
+        states: The optimizer's state of each parameter: moments as lazy tensors in its shape, counters as they are.
+            Empty where only weights are wanted.
+        options: Options of each parameter's optimizer group, e.g. ``lr``.
+        base: What MMEngine's optimizer wrapper schedules besides the groups, as it saves it; maybe empty.
+        extra: What else the checkpoint holds, e.g. ``meta``, ``plan``, ``param_schedulers``.
+    """
+
+    weights: dict[str, LazyTensor]
+    states: dict[str, dict[str, Any]]
+    options: dict[str, dict[str, Any]]
+    base: dict[str, dict[str, Any]]
+    extra: dict[str, Any]
+
+
+def read_state(path: str | Path, with_optimizer: bool = True) -> TrainingState:
+    """Reads a plain file or a DeepSpeed directory, which `resume.check_loadable` has accepted; tensors stay on disk."""
+    path = Path(path)
+    if path.is_dir():
+        return _read_directory(checkpoint_directory(path), with_optimizer)
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    weights = {name: MemoryTensor(tensor) for name, tensor in content.pop("state_dict").items()}
+    optimizer, names = content.pop("optimizer", None), content.pop(OPTIMIZER_NAMES, None)
+    if not with_optimizer:
+        return TrainingState(weights, {}, {}, {}, content)
+    states = {
+        names[number]: {key: _lazy(value) for key, value in state.items()}
+        for number, state in optimizer["state"].items()
+    }
+    options = {
+        names[number]: _options(group)
+        for group in optimizer["param_groups"]
+        for number in group["params"]
+        if names[number] in weights
+    }
+    return TrainingState(weights, states, options, _base(optimizer), content)
+
+
+def _read_directory(folder: Path, with_optimizer: bool) -> TrainingState:
+    opened = open_deepspeed(folder)
+    file = next(file for file in opened.files if file.name.endswith("_model_states.pt"))
+    content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    extra = {key: value for key, value in content.items() if key not in DEEPSPEEDS_OWN}
+    states, options = open_optimizer(folder) if with_optimizer else ({}, {})
+    return TrainingState(opened.tensors, states, options, _base(content.get("optim_wrapper") or {}), extra)
+
+
+def _base(saved: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in saved.items() if key == "base_param_settings"}
+
+
+def _lazy(value: Any) -> Any:
+    return MemoryTensor(value) if isinstance(value, torch.Tensor) and value.dim() else value
+
+
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key != "params"}
+
+
+def wrote_the_same_way(path: str | Path, engine: Any) -> bool:
+    """Whether DeepSpeed can load a directory itself: same stage, same ranks, same kind of optimizer."""
+    shards = read_shards(checkpoint_directory(Path(path)))
+    own = hasattr(engine.optimizer, "fp32_groups_gradients_flat")  # DeepSpeed's bfloat16 optimizer
+    return (shards.stage, shards.world_size, shards.in_bfloat16) == (
+        int(engine.zero_optimization_stage()),
+        engine.dp_world_size,
+        own,
+    )
+
+
+def read_for_plain_runs() -> None:
+    """Makes MMEngine's plain runner read DeepSpeed directories, too, by `load_any`."""
+    CheckpointLoader.register_scheme("", load_any, force=True)
+
+
+def load_any(filename: str, map_location: Any = "cpu") -> dict[str, Any]:
+    """As MMEngine's loader of files; a DeepSpeed directory becomes what a plain file holds.
+
+    The optimizer's state stays by name, under ``STATES``, until `number_states` knows the optimizer.
+    """
+    if not Path(filename).is_dir():
+        return load_from_local(filename, map_location)
+    has_optimizer = bool(read_shards(checkpoint_directory(Path(filename))).optims)
+    state = read_state(filename, has_optimizer)
+    weights = {name: tensor.read() for name, tensor in state.weights.items()}
+    return {**state.extra, "state_dict": weights, STATES: state}
+
+
+def optimizer_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of the optimizer's parameters, in the order in which its state numbers them."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def number_states(checkpoint: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Turns the state by name of `load_any` into the ``optimizer`` that a plain file holds, in place."""
+    state: TrainingState | None = checkpoint.pop(STATES, None)
+    if state is None or not state.states:
+        return
+    names = optimizer_names(model, optimizer)
+    numbered = {
+        number: {key: _read(value) for key, value in state.states[name].items()}
+        for number, name in enumerate(names)
+        if name in state.states
+    }
+    numbers = iter(range(len(names)))
+    groups = []
+    for group in optimizer.param_groups:
+        members = [next(numbers) for _ in group["params"]]
+        saved = next((state.options[names[number]] for number in members if names[number] in state.options), {})
+        groups.append({**_options(group), **saved, "params": members})
+    checkpoint["optimizer"] = {"state": numbered, "param_groups": groups, **state.base}
+    regroup(checkpoint.get("param_schedulers"), [*groups, *state.base.values()])
+
+
+def regroup(schedulers: Any, groups: list[Mapping[str, Any]]) -> None:
+    """Replaces the values per group in the states of schedulers by those of the groups that the new run holds."""
+    for scheduler in schedulers or ():
+        name = scheduler["param_name"]
+        scheduler["base_values"] = [group.get(f"initial_{name}", group[name]) for group in groups]
+        scheduler["_last_value"] = [group[name] for group in groups]
+
+
+def _read(value: Any) -> Any:
+    return value.read() if isinstance(value, LazyTensor) else value
+
+
+@torch.no_grad()
+def fill_engine(engine: Any, state: TrainingState) -> None:
+    """Writes weights, and the optimizer's state if there is one, into a DeepSpeed engine that has taken no step."""
+    zero = engine.optimizer
+    partitioned = int(engine.zero_optimization_stage()) == 3
+    if partitioned:
+        zero.checkpoint_event_prologue()
+    if state.states:
+        _make_states(zero, state)
+    cut = _shares_of_stage_3(engine) if partitioned else _shares(engine)
+    for name, start, count, fragment_of in cut:
+        _copy(state.weights[name], start, count, fragment_of(None))
+        for key, value in state.states.get(name, {}).items():
+            if isinstance(value, LazyTensor):
+                _copy(value, start, count, fragment_of(key))
+    if not partitioned:
+        zero.update_lp_params()
+        return
+    for half, full in zip(zero.fp16_partitioned_groups_flat, zero.fp32_partitioned_groups_flat, strict=True):
+        half.data.copy_(full.data)
+    zero.checkpoint_event_epilogue()
+
+
+def _copy(source: LazyTensor, start: int, count: int, target: torch.Tensor) -> None:
+    """Copies ``count`` numbers of a tensor from ``start``; what lies behind its end is padding."""
+    stop = min(start + count, source.numel)
+    target.zero_()
+    if stop > start:
+        target[: stop - start].copy_(source.read_flat(start, stop))
+
+
+def _flat_vectors(zero: Any) -> list[torch.Tensor]:
+    if hasattr(zero, "fp32_partitioned_groups_flat"):
+        return list(zero.fp32_partitioned_groups_flat)
+    return [group["params"][0] for group in zero.optimizer.param_groups]
+
+
+def _members(zero: Any) -> list[list[nn.Parameter]]:
+    """Parameters of each flat vector."""
+    for name in ("bit16_groups", "bf16_groups", "fp16_groups"):
+        if hasattr(zero, name):
+            return [list(group) for group in getattr(zero, name)]
+    raise AssertionError(f"{type(zero).__name__} is no ZeRO optimizer")
+
+
+def _make_states(zero: Any, state: TrainingState) -> None:
+    """Gives the optimizer the state that its first step would, and the saved options; moments are still zero."""
+    numbers = {index: index for index in range(len(zero.optimizer.param_groups))}
+    group_of = getattr(zero, "sub_group_to_group_id", numbers)
+    for index, (flat, members) in enumerate(zip(_flat_vectors(zero), _members(zero), strict=True)):
+        names = [zero.param_names[parameter] for parameter in members]
+        example = next((state.states[name] for name in names if name in state.states), {})
+        zero.optimizer.state[flat] = {
+            key: torch.zeros_like(flat) if isinstance(value, LazyTensor) else _copied(value)
+            for key, value in example.items()
+        }
+        zero.optimizer.param_groups[group_of[index]].update(state.options[names[0]])
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+        zero._lazy_init_hp_params_optimizer_state()
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _shares(engine: Any) -> Iterator[tuple]:
+    """This rank's (name, first number, count, fragment by key) of each parameter under ZeRO-1 and 2."""
+    for name, parameter in engine.module.named_parameters():
+        mapping = getattr(parameter, "_hp_mapping", None)
+        if mapping is not None:
+            place = mapping.lp_fragment_address
+            yield name, place.start, place.numel, mapping.get_hp_fragment
+
+
+def _shares_of_stage_3(engine: Any) -> Iterator[tuple]:
+    """As `_shares`; under ZeRO-3 every parameter is cut by itself, and its last share is padded."""
+    zero = engine.optimizer
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            count = parameter.ds_tensor.ds_numel
+
+            def fragment(key: str | None, parameter=parameter) -> torch.Tensor:
+                return zero._get_fp32_opt_state_partition(parameter, False, key)[0]
+
+            yield name, count * engine.global_rank, count, fragment

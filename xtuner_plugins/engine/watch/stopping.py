@@ -1,0 +1,146 @@
+"""Ends a run on Ctrl-C, SIGTERM and Slurm's warnings: the last whole step is saved; a second signal ends at once.
+
+Ranks get signals at different times, or only one of them does. Before every micro-batch they tell each other, so all
+drop the same unfinished step, which may be long. Signals are read by a thread, which also runs while the main thread
+waits for other ranks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import multiprocessing
+import os
+import shlex
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from ...processes import PARENT_ENDED, STOP_REQUESTS, leave_signals_to_parent
+
+COMMAND = "XTUNER_PLUGINS_COMMAND"  # the command line that started the run, for the line that tells how to go on
+# Where everything of a job gets a signal, so does the launcher, which passes it on: what comes so soon is the same.
+ONE_REQUEST_SECONDS = 2.0
+LAUNCH_VARIABLES = ("NNODES", "NODE_RANK", "ADDR", "PORT", "NPROC_PER_NODE")
+
+
+class StopRequests:
+    """The signals that this process got, and the one that all ranks agreed on.
+
+    Attributes:
+        first: The first signal that this process got, None before.
+        agreed: The signal after which all ranks stop, None before.
+        watched: Whether this process notes signals now.
+    """
+
+    def __init__(self):
+        self.first: int | None = None
+        self.agreed: int | None = None
+        self.watched = False
+        self._since = 0.0
+
+    def receive(self, number: int) -> bool:
+        """Notes a signal; returns whether it is a second request, for which a launcher's copy is too early.
+
+        That the parent has ended, which Ctrl-C may bring about, is never one.
+        """
+        if number not in STOP_REQUESTS:
+            return False
+        if self.first is None:
+            self.first, self._since = signal.SIGTERM if number == PARENT_ENDED else number, time.monotonic()
+        return number != PARENT_ENDED and time.monotonic() - self._since > ONE_REQUEST_SECONDS
+
+
+requests = StopRequests()  # signals come to a process, so there is one
+
+
+def agree_to_stop() -> bool:
+    """Whether a rank got a signal; all ranks ask together.
+
+    Numbers are compared on the CPU, so that nothing waits for a device.
+    """
+    import torch
+    import torch.distributed as dist
+
+    number = torch.tensor(requests.first or 0)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(number, op=dist.ReduceOp.MAX, group=_cpu_group(dist.group.WORLD))
+    requests.agreed = int(number) or None
+    return requests.agreed is not None
+
+
+@functools.lru_cache(maxsize=1)
+def _cpu_group(world):
+    """The group of all ranks that sums tensors on the CPU; ``world`` is the default one."""
+    import torch.distributed as dist
+
+    return world if dist.get_backend(world) == "gloo" else dist.new_group(backend="gloo")
+
+
+@contextmanager
+def watching() -> Iterator[None]:
+    """Notes signals in `requests` instead of ending the process, but for a second one. For the main thread.
+
+    After a request, that the parent has ended is ignored to the end of the process: it may be told when all is saved,
+    and before the run has said how to go on.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    before = {number: signal.getsignal(number) for number in STOP_REQUESTS}
+    earlier = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # e.g. SIGINT in a shell's background job
+            signal.signal(number, lambda *_: None)
+    requests.watched = True
+    os.register_at_fork(after_in_child=lambda: requests.watched and leave_signals_to_parent())
+    atexit.register(_end_children)
+    thread = threading.Thread(target=_read_signals, args=(reader,), daemon=True, name="stop-signals")
+    thread.start()
+    try:
+        yield
+    finally:
+        requests.watched = False
+        signal.set_wakeup_fd(earlier)
+        for number, handler in before.items():
+            is_known = requests.first is not None and number == PARENT_ENDED
+            signal.signal(number, signal.SIG_IGN if is_known else handler)
+        writer.shutdown(socket.SHUT_RDWR)  # closing alone is no end while a forked worker holds a copy
+        thread.join()
+        writer.close()
+        reader.close()
+
+
+def _end_children() -> None:
+    """Kills the loader's workers at the end of the process: they ignore SIGTERM, with which Python would end them."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would complain
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+def _read_signals(reader: socket.socket) -> None:
+    while numbers := reader.recv(64):
+        for number in numbers:
+            had_none = requests.first is None
+            if requests.receive(number):
+                os.write(2, b"second signal: ended at once, the last checkpoint is as it was\n")
+                os._exit(128 + number)
+            if had_none and requests.first is not None and os.environ.get("RANK", "0") == "0":
+                name = signal.Signals(requests.first).name
+                os.write(2, f"{name}: dropping the unfinished step and saving; a second signal ends at once\n".encode())
+
+
+def exit_status() -> int:
+    """The status of a run that ended in order: 0, or 128 plus the number of the signal that stopped it."""
+    return 128 + requests.agreed if requests.agreed else 0
+
+
+def command_to_go_on(env: Mapping[str, str] = os.environ) -> str:
+    """The shell line that resumes this run: its own and one more ``--resume``, which is the one that counts."""
+    line = env.get(COMMAND) or shlex.join(["xtuner", "train", *sys.argv[1:]])
+    resume = " --resume auto" if line.startswith("xtuner ") else " --resume"  # XTuner's parser wants a value
+    variables = [f"{name}={env[name]}" for name in LAUNCH_VARIABLES if name in env]
+    return " ".join([*variables, line.removesuffix(resume)]) + resume

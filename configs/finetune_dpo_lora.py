@@ -5,7 +5,7 @@ frozen          vision encoder, projector, the LLM's own weights
 starts from     exports/mine, an exported fine-tuned model, or any official InternVL directory:
                 python tools/convert_to_official.py configs/finetune_lora.py CHECKPOINT exports/mine
 data            data/mine/pairs.jsonl, one prompt with a chosen and a rejected answer per line (docs/preference.md)
-hardware        1 GPU of 24 GB planned; not run yet at this size
+hardware        1 GPU of 16 GB: 8.0 GiB planned; not run yet at this size
 launch          xtuner train configs/finetune_dpo_lora.py
 less memory     max_tiles=6 max_length=2560
 """
@@ -22,7 +22,6 @@ with read_base():
 model.update(
     type=PreferenceModel,
     base="exports/mine",
-    freeze_projector=True,
     objectives=dict(dpo=1.0),  # against the model that it starts from
     beta=0.1,  # scale of rewards: the larger, the nearer to the reference
 )

@@ -5,7 +5,7 @@ frozen          vision encoder, projector, the LLM's own weights, held in 4 bits
 starts from     exports/mine, an exported fine-tuned model, or any official InternVL directory:
                 python tools/convert_to_official.py configs/finetune_lora.py CHECKPOINT exports/mine
 data            data/mine/pairs.jsonl, one prompt with a chosen and a rejected answer per line (docs/preference.md)
-hardware        1 GPU of 16 GB planned; not run yet at this size
+hardware        1 GPU of 16 GB: 5.9 GiB planned; not run yet at this size
 launch          xtuner train configs/finetune_dpo_qlora.py
 less memory     max_tiles=6 max_length=2560
 """

@@ -5,9 +5,9 @@ frozen          vision encoder
 starts from     exports/pretrain_mlp, the exported stage 1:
                 python tools/convert_to_official.py configs/pretrain_mlp.py CHECKPOINT exports/pretrain_mlp
 data            LLaVA-1.5 instructions (llava_v1_5_mix665k.json and its image folders under one root)
-hardware        8 GPUs of 80 GB planned; not run yet at this size
+hardware        8 GPUs of 16 GB: 10.1 GiB planned; not run yet at this size
 launch          NPROC_PER_NODE=8 xtuner train configs/finetune_packed.py --deepspeed deepspeed_zero3
-less memory     pack_tokens=4096 pack_tiles=13
+less memory     max_length=4096 pack_tokens=4096 pack_tiles=13
 note            lengths are measured once, before the first step
 """
 
@@ -18,6 +18,7 @@ from xtuner_plugins.datasets import PackBatchSampler, collate_packed
 with read_base():
     from .finetune_full import *
 
+train_dataloader.dataset.loss_reduction = "square"  # a sample with n learned tokens weighs sqrt(n)
 train_dataloader.update(
     batch_size=1,  # x 4 accumulation x 8 GPUs = 32 packs per step
     batch_sampler=dict(type=PackBatchSampler, max_tokens=8192, max_tiles=26),

@@ -6,7 +6,7 @@ starts from     models/InternViT-300M-Qwen2.5-1.5B:
                 python tools/build_base_model.py --vision OpenGVLab/InternViT-300M-448px-V2_5 --llm
                 Qwen/Qwen2.5-1.5B-Instruct --out models/InternViT-300M-Qwen2.5-1.5B
 data            LLaVA-Pretrain 558K (blip_laion_cc_sbu_558k.json and its images)
-hardware        4 GPUs of 80 GB planned; not run yet at this size
+hardware        4 GPUs of 16 GB: 9.7 GiB planned; not run yet at this size
 launch          NPROC_PER_NODE=4 xtuner train configs/pretrain_mlp.py
 less memory     batch_size=1 accumulative_counts=64
 """
@@ -25,4 +25,4 @@ train_dataloader.dataset.update(
 )
 train_dataloader.batch_size = 4  # x 16 accumulation x 4 GPUs = 256 samples per step
 optim_wrapper.accumulative_counts = 16
-optim_wrapper.optimizer.lr = 1e-3
+optim_wrapper.optimizer.lr = 1e-3  # as LLaVA and InternVL3.5; InternVL2.5 has 2e-4 with 512 packs a step

@@ -38,7 +38,7 @@ def test_a_config_anywhere_on_disk_inherits(tmp_path):
     write(tmp_path, body + f"{DATA}.data_paths = [data_root + '/a.jsonl']")
     second = write(tmp_path, "optim_wrapper.optimizer.lr = 0.25", ".mine", "second.py")
     cfg = load_config(second, parse_words(["lora_rank=8"]))
-    assert (cfg.optim_wrapper.optimizer.lr, cfg.model.llm_lora.r, cfg.model.llm_lora.lora_alpha) == (0.25, 8, 128)
+    assert (cfg.optim_wrapper.optimizer.lr, cfg.model.llm_lora.r, cfg.model.llm_lora.lora_alpha) == (0.25, 8, 32)
     dataset = cfg.train_dataloader.dataset
     assert dataset.base == cfg.model.base == "models/mine" and dataset.data_paths == ["/data/a.jsonl"]
     assert cfg.train_dataloader.persistent_workers is False

@@ -6,7 +6,7 @@ starts from     models/SigLIP-Qwen-7B:
                 python tools/build_base_model.py --vision google/siglip-so400m-patch14-384 --llm Qwen/Qwen-7B-Chat --out
                 models/SigLIP-Qwen-7B
 data            COCO detail_23k and complex_reasoning_77k, AI Challenger captions (Chinese)
-hardware        1 GPU of 80 GB planned; not run yet at this size
+hardware        1 GPU of 40 GB: 24.1 GiB planned; not run yet at this size
 launch          xtuner train configs/clip_qwen/siglip_qwen_7b_lora.py
 less memory     batch_size=1 accumulative_counts=4
 """

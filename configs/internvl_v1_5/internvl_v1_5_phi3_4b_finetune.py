@@ -5,7 +5,7 @@ frozen          vision encoder
 starts from     models/Mini-InternVL-Chat-4B-V1-5:
                 hf download OpenGVLab/Mini-InternVL-Chat-4B-V1-5 --local-dir models/Mini-InternVL-Chat-4B-V1-5
 data            LLaVA-1.5 instructions (llava_v1_5_mix665k.json and its image folders under one root)
-hardware        8 GPUs of 80 GB planned; not run yet at this size
+hardware        8 GPUs of 48 GB: 37.1 GiB planned; not run yet at this size
 launch          NPROC_PER_NODE=8 xtuner train configs/internvl_v1_5/internvl_v1_5_phi3_4b_finetune.py
                 --deepspeed deepspeed_zero1
 """
@@ -15,9 +15,9 @@ from mmengine.config import read_base
 with read_base():
     from ..finetune_full import *
 
-model.base = "models/Mini-InternVL-Chat-4B-V1-5"
-train_dataloader.dataset.max_length = 8192
+model.update(base="models/Mini-InternVL-Chat-4B-V1-5", drop_path=0.1)  # for an encoder that trains
+train_dataloader.dataset.max_length = 4096
 train_dataloader.batch_size = 4  # x 4 accumulation x 8 GPUs = 128 samples per step
 optim_wrapper.accumulative_counts = 4
-optim_wrapper.optimizer.update(lr=1e-6, weight_decay=0.05)
+optim_wrapper.optimizer.update(lr=4e-5, weight_decay=0.05)
 default_hooks.checkpoint.update(interval=1000, max_keep_ckpts=1)

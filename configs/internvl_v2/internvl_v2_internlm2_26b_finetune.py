@@ -4,7 +4,7 @@ trains          projector, LLM (vision encoder too with freeze_visual_encoder=Fa
 frozen          vision encoder
 starts from     models/InternVL2-26B: hf download OpenGVLab/InternVL2-26B --local-dir models/InternVL2-26B
 data            LLaVA-1.5 instructions (llava_v1_5_mix665k.json and its image folders under one root)
-hardware        8 GPUs of 80 GB planned; not run yet at this size
+hardware        8 GPUs of 80 GB: 66.0 GiB planned; not run yet at this size
 launch          NPROC_PER_NODE=8 xtuner train configs/internvl_v2/internvl_v2_internlm2_26b_finetune.py
                 --deepspeed deepspeed_zero3
 """
@@ -14,8 +14,8 @@ from mmengine.config import read_base
 with read_base():
     from ..finetune_full import *
 
-model.base = "models/InternVL2-26B"
-train_dataloader.dataset.max_length = 8192
-train_dataloader.batch_size = 1  # x 8 accumulation x 8 GPUs = 64 samples per step
-optim_wrapper.optimizer.update(lr=1e-6, weight_decay=0.05)
+model.update(base="models/InternVL2-26B", drop_path=0.4)  # for an encoder that trains
+train_dataloader.batch_size = 2  # x 8 accumulation x 8 GPUs = 128 samples per step
+optim_wrapper.accumulative_counts = 8
+optim_wrapper.optimizer.update(lr=2e-5, weight_decay=0.05)
 default_hooks.checkpoint.update(interval=1000, max_keep_ckpts=1)

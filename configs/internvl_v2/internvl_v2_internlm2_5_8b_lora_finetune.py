@@ -1,17 +1,16 @@
-"""InternVL2-8B, LoRA: adapters on the LLM, the projector whole.
+"""InternVL2-8B, LoRA: adapters on the LLM.
 
-trains          projector, LoRA on every linear layer of the LLM
-frozen          vision encoder, the LLM's own weights
+trains          LoRA on every linear layer of the LLM
+frozen          vision encoder, projector, the LLM's own weights
 starts from     models/InternVL2-8B: hf download OpenGVLab/InternVL2-8B --local-dir models/InternVL2-8B
-data            LLaVA-1.5 instructions (llava_v1_5_mix665k.json and its image folders under one root)
-hardware        8 GPUs of 80 GB planned; not run yet at this size
-launch          NPROC_PER_NODE=8 xtuner train configs/internvl_v2/internvl_v2_internlm2_5_8b_lora_finetune.py
-                --deepspeed deepspeed_zero2
+data            data/mine/train.jsonl, one LLaVA-style record per line (docs/data.md); images in data/mine/images
+hardware        1 GPU of 40 GB: 26.8 GiB planned; not run yet at this size
+launch          xtuner train configs/internvl_v2/internvl_v2_internlm2_5_8b_lora_finetune.py
 """
 
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.released_lora import *
+    from ..finetune_lora import *
 
 model.base = "models/InternVL2-8B"

@@ -1,19 +1,17 @@
-"""InternVL2_5-26B, LoRA: adapters on the LLM, the projector whole.
+"""InternVL2_5-26B, LoRA: adapters on the LLM.
 
-trains          projector, LoRA on every linear layer of the LLM
-frozen          vision encoder, the LLM's own weights
+trains          LoRA on every linear layer of the LLM
+frozen          vision encoder, projector, the LLM's own weights
 starts from     models/InternVL2_5-26B: hf download OpenGVLab/InternVL2_5-26B --local-dir models/InternVL2_5-26B
-data            LLaVA-1.5 instructions (llava_v1_5_mix665k.json and its image folders under one root)
-hardware        8 GPUs of 80 GB planned; not run yet at this size
-launch          NPROC_PER_NODE=8 xtuner train configs/internvl_v2_5/internvl_v2_5_internlm2_5_26b_lora_finetune.py
-                --deepspeed deepspeed_zero3
+data            data/mine/train.jsonl, one LLaVA-style record per line (docs/data.md); images in data/mine/images
+hardware        1 GPU of 80 GB: 68.4 GiB planned; not run yet at this size
+launch          xtuner train configs/internvl_v2_5/internvl_v2_5_internlm2_5_26b_lora_finetune.py
 """
 
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.released_lora import *
+    from ..finetune_lora import *
 
 model.base = "models/InternVL2_5-26B"
-train_dataloader.batch_size = 2  # x 4 accumulation x 8 GPUs = 64 samples per step
-optim_wrapper.accumulative_counts = 4
+optim_wrapper.optimizer.lr = 5e-5

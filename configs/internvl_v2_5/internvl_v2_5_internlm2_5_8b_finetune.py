@@ -4,7 +4,7 @@ trains          projector, LLM (vision encoder too with freeze_visual_encoder=Fa
 frozen          vision encoder
 starts from     models/InternVL2_5-8B: hf download OpenGVLab/InternVL2_5-8B --local-dir models/InternVL2_5-8B
 data            LLaVA-1.5 instructions (llava_v1_5_mix665k.json and its image folders under one root)
-hardware        8 GPUs of 80 GB planned; not run yet at this size
+hardware        8 GPUs of 80 GB: 54.2 GiB planned; not run yet at this size
 launch          NPROC_PER_NODE=8 xtuner train configs/internvl_v2_5/internvl_v2_5_internlm2_5_8b_finetune.py
                 --deepspeed deepspeed_zero2
 """
@@ -14,9 +14,8 @@ from mmengine.config import read_base
 with read_base():
     from ..finetune_full import *
 
-model.base = "models/InternVL2_5-8B"
-train_dataloader.dataset.max_length = 8192
+model.update(base="models/InternVL2_5-8B", drop_path=0.1)  # for an encoder that trains
 train_dataloader.batch_size = 4  # x 4 accumulation x 8 GPUs = 128 samples per step
 optim_wrapper.accumulative_counts = 4
-optim_wrapper.optimizer.update(lr=1e-6, weight_decay=0.05)
+optim_wrapper.optimizer.update(lr=4e-5, weight_decay=0.05)
 default_hooks.checkpoint.update(interval=1000, max_keep_ckpts=1)

@@ -1,17 +1,17 @@
-"""InternVL2_5-4B, LoRA: adapters on the LLM, the projector whole.
+"""InternVL2_5-4B, LoRA: adapters on the LLM.
 
-trains          projector, LoRA on every linear layer of the LLM
-frozen          vision encoder, the LLM's own weights
+trains          LoRA on every linear layer of the LLM
+frozen          vision encoder, projector, the LLM's own weights
 starts from     models/InternVL2_5-4B: hf download OpenGVLab/InternVL2_5-4B --local-dir models/InternVL2_5-4B
-data            LLaVA-1.5 instructions (llava_v1_5_mix665k.json and its image folders under one root)
-hardware        8 GPUs of 80 GB planned; not run yet at this size
-launch          NPROC_PER_NODE=8 xtuner train configs/internvl_v2_5/internvl_v2_5_qwen2_5_4b_lora_finetune.py
-                --deepspeed deepspeed_zero1
+data            data/mine/train.jsonl, one LLaVA-style record per line (docs/data.md); images in data/mine/images
+hardware        1 GPU of 16 GB: 14.3 GiB planned; not run yet at this size
+launch          xtuner train configs/internvl_v2_5/internvl_v2_5_qwen2_5_4b_lora_finetune.py
 """
 
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.released_lora import *
+    from ..finetune_lora import *
 
 model.base = "models/InternVL2_5-4B"
+optim_wrapper.optimizer.weight_decay = 0.01

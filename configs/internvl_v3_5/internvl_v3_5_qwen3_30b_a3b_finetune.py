@@ -5,7 +5,7 @@ frozen          vision encoder
 starts from     models/InternVL3_5-30B-A3B:
                 hf download OpenGVLab/InternVL3_5-30B-A3B --local-dir models/InternVL3_5-30B-A3B
 data            LLaVA-1.5 instructions (llava_v1_5_mix665k.json and its image folders under one root)
-hardware        16 GPUs of 80 GB planned; not run yet at this size
+hardware        16 GPUs of 80 GB: 50.0 GiB planned; not run yet at this size
 launch          NPROC_PER_NODE=16 xtuner train configs/internvl_v3_5/internvl_v3_5_qwen3_30b_a3b_finetune.py
                 --deepspeed deepspeed_zero3
 """
@@ -16,7 +16,7 @@ with read_base():
     from ..finetune_full import *
 
 model.base = "models/InternVL3_5-30B-A3B"
-train_dataloader.dataset.max_length = 8192
-train_dataloader.batch_size = 1  # x 8 accumulation x 16 GPUs = 128 samples per step
-optim_wrapper.optimizer.update(lr=1e-6, weight_decay=0.05)
+train_dataloader.batch_size = 4  # x 2 accumulation x 16 GPUs = 128 samples per step
+optim_wrapper.accumulative_counts = 2
+optim_wrapper.optimizer.update(lr=2e-5, weight_decay=0.05)
 default_hooks.checkpoint.update(interval=1000, max_keep_ckpts=1)

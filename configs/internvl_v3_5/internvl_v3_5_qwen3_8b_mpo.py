@@ -5,7 +5,7 @@ frozen          nothing
 starts from     models/InternVL3_5-8B-Instruct:
                 hf download OpenGVLab/InternVL3_5-8B-Instruct --local-dir models/InternVL3_5-8B-Instruct
 data            preference pairs; of MMPR-v1.2 its meta.json, with image_folders=None (docs/preference.md)
-hardware        8 GPUs of 80 GB planned; not run yet at this size
+hardware        8 GPUs of 80 GB: 43.4 GiB planned; not run yet at this size
 launch          NPROC_PER_NODE=8 xtuner train configs/internvl_v3_5/internvl_v3_5_qwen3_8b_mpo.py
                 --deepspeed deepspeed_zero3
 """
@@ -15,11 +15,10 @@ from mmengine.config import read_base
 with read_base():
     from ..finetune_mpo_full import *
 
-model.update(base="models/InternVL3_5-8B-Instruct", freeze_visual_encoder=False, precomputed_reference=True)
+model.update(base="models/InternVL3_5-8B-Instruct", drop_path=0.1)
 train_dataloader.dataset.update(
     data_paths=["data/mmpr/pairs.jsonl"],
     image_folders=["data/mmpr/images"],
-    max_length=16384,
+    max_length=32768,  # prompt and both answers; the authors have 16384 for a prompt with one
 )
-train_dataloader.batch_size = 1  # x 32 accumulation x 8 GPUs = 256 samples per step
-optim_wrapper.optimizer.update(lr=2e-7, weight_decay=0.05)
+optim_wrapper.optimizer.lr = 2e-7

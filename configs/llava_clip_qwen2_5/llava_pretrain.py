@@ -6,7 +6,7 @@ starts from     models/LLaVA-Qwen2.5-3B:
                 python tools/build_base_model.py --vision openai/clip-vit-large-patch14-336 --llm
                 Qwen/Qwen2.5-3B-Instruct --out models/LLaVA-Qwen2.5-3B
 data            LLaVA-CC3M-Pretrain-595K (chat.json and its images)
-hardware        4 GPUs of 80 GB planned; not run yet at this size
+hardware        4 GPUs of 24 GB: 19.1 GiB planned; not run yet at this size
 launch          NPROC_PER_NODE=4 xtuner train configs/llava_clip_qwen2_5/llava_pretrain.py
 """
 

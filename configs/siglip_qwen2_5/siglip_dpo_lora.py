@@ -4,7 +4,7 @@ trains          LoRA on q_proj, k_proj, v_proj, o_proj of the LLM
 frozen          vision encoder, projector, the LLM's own weights
 starts from     exports/siglip_sft_lora, the exported fine-tuning
 data            data/mine/pairs.jsonl, one prompt with a chosen and a rejected answer per line (docs/preference.md)
-hardware        1 GPU of 24 GB planned; not run yet at this size
+hardware        1 GPU of 16 GB: 4.2 GiB planned; not run yet at this size
 launch          xtuner train configs/siglip_qwen2_5/siglip_dpo_lora.py
 """
 
@@ -14,7 +14,7 @@ with read_base():
     from ..finetune_dpo_lora import *
 
 model.base = "exports/siglip_sft_lora"
-model.llm_lora.lora_alpha = 16
+model.llm_lora.update(r=64, lora_alpha=16)
 model.llm_lora.target_modules = ["q_proj", "k_proj", "v_proj", "o_proj"]  # None: every linear layer of a block
 train_dataloader.dataset.update(
     max_tiles=1,  # the whole image at 384 x 384: 169 tokens

@@ -4,7 +4,7 @@ trains          projector, LLM
 frozen          vision encoder
 starts from     exports/siglip_pretrain, the exported warm-up
 data            LLaVA-Instruct-150K on COCO train2017
-hardware        1 GPU of 24 GB planned; not run yet at this size
+hardware        4 GPUs of 16 GB: 8.2 GiB planned; not run yet at this size
 launch          NPROC_PER_NODE=4 xtuner train configs/siglip_qwen2_5/siglip_sft_full.py --deepspeed deepspeed_zero3
 """
 
@@ -22,4 +22,5 @@ train_dataloader.dataset.update(
 )
 train_dataloader.batch_size = 8  # x 1 accumulation x 4 GPUs = 32 samples per step
 optim_wrapper.accumulative_counts = 1
+optim_wrapper.optimizer.update(lr=2e-5, weight_decay=0.0)
 train_cfg.max_epochs = 5

@@ -4,7 +4,7 @@ trains          projector, LoRA on q_proj, k_proj, v_proj, o_proj of the LLM
 frozen          vision encoder, the LLM's own weights
 starts from     exports/siglip_pretrain, the exported warm-up
 data            LLaVA-Instruct-150K on COCO train2017
-hardware        1 GPU of 24 GB planned; not run yet at this size
+hardware        1 GPU of 16 GB: 4.3 GiB planned; not run yet at this size
 launch          xtuner train configs/siglip_qwen2_5/siglip_sft_lora.py
 """
 
@@ -13,8 +13,8 @@ from mmengine.config import read_base
 with read_base():
     from ..finetune_lora import *
 
-model.base = "exports/siglip_pretrain"
-model.llm_lora.lora_alpha = 16
+model.update(base="exports/siglip_pretrain", freeze_projector=False)
+model.llm_lora.update(r=64, lora_alpha=16)
 model.llm_lora.target_modules = ["q_proj", "k_proj", "v_proj", "o_proj"]  # None: every linear layer of a block
 train_dataloader.dataset.update(
     data_paths=["data/LLaVA-Instruct-150K/llava_instruct_150k.json"],
@@ -24,6 +24,5 @@ train_dataloader.dataset.update(
 )
 train_dataloader.batch_size = 8  # x 4 accumulation x 1 GPU = 32 samples per step
 optim_wrapper.accumulative_counts = 4
-optim_wrapper.paramwise_cfg.part_lr.lora = 1e-4
-optim_wrapper.optimizer.lr = 2e-5
+optim_wrapper.optimizer.update(lr=1e-4, weight_decay=0.0)
 train_cfg.max_epochs = 5

@@ -24,4 +24,4 @@ train_dataloader.dataset.update(
 train_dataloader.update(num_workers=2, pin_memory=False)
 train_dataloader.batch_size = 16  # x 1 accumulation x 1 process = 16 samples per step
 optim_wrapper.accumulative_counts = 1
-optim_wrapper.optimizer.lr = 1e-3
+optim_wrapper.optimizer.update(lr=1e-3, weight_decay=0.0)

@@ -13,7 +13,13 @@ from mmengine.config import read_base
 with read_base():
     from ..finetune_mpo_full import *
 
-model.update(base="work_dirs/quickstart/model", dtype="float32", gradient_checkpointing=False)
+model.update(
+    base="work_dirs/quickstart/model",
+    dtype="float32",
+    gradient_checkpointing=False,
+    freeze_visual_encoder=True,
+    precomputed_reference=False,  # a copy of the model
+)
 train_dataloader.dataset.update(
     data_paths=["work_dirs/preference/data/pairs.jsonl"],
     image_folders=["work_dirs/preference/data/images"],
@@ -23,4 +29,4 @@ train_dataloader.dataset.update(
 train_dataloader.update(num_workers=2, pin_memory=False)
 train_dataloader.batch_size = 16  # x 1 accumulation x 1 process = 16 samples per step
 optim_wrapper.accumulative_counts = 1
-optim_wrapper.optimizer.lr = 4e-4
+optim_wrapper.optimizer.update(lr=4e-4, weight_decay=0.0)

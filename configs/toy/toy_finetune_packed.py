@@ -24,5 +24,6 @@ train_dataloader.update(num_workers=2, pin_memory=False)
 train_dataloader.batch_size = 1  # x 1 accumulation x 1 process = 1 packs per step
 optim_wrapper.accumulative_counts = 1
 train_dataloader.batch_sampler.update(max_tokens=2048, max_tiles=96)
-optim_wrapper.optimizer.lr = 2e-3
+optim_wrapper.optimizer.update(lr=2e-3, weight_decay=0.0)
+train_dataloader.dataset.loss_reduction = "token"
 train_cfg.max_epochs = 3

@@ -13,7 +13,9 @@ from mmengine.config import read_base
 with read_base():
     from ..finetune_qlora import *
 
-model.update(base="work_dirs/quickstart/pretrain_mlp", dtype="float32", gradient_checkpointing=False)
+model.update(
+    base="work_dirs/quickstart/pretrain_mlp", dtype="float32", gradient_checkpointing=False, freeze_projector=False
+)
 model.llm_lora.update(r=16, lora_alpha=32, lora_dropout=0.0)
 train_dataloader.dataset.update(
     data_paths=["work_dirs/quickstart/data/train.jsonl"],
@@ -24,4 +26,4 @@ train_dataloader.dataset.update(
 train_dataloader.update(num_workers=2, pin_memory=False)
 train_dataloader.batch_size = 16  # x 1 accumulation x 1 process = 16 samples per step
 optim_wrapper.accumulative_counts = 1
-optim_wrapper.optimizer.lr = 1e-3
+optim_wrapper.optimizer.update(lr=1e-3, weight_decay=0.0)

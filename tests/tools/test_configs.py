@@ -30,7 +30,7 @@ def test_every_config_is_listed_with_its_figures(run_tool):
         rows = found[name]
         assert rows.get("family", "") == family and rows["trains"] == labels_of(leaf)["trains"]
         assert "each GPU, GiB" not in rows if family == "toy" else 0 < int(rows["each GPU, GiB"]) < 80
-    assert found["llava_qwen2_5_3b_lora_frozen_projector"]["parameters trained"] == "119,734,272"
+    assert found["llava_qwen2_5_3b_lora_frozen_projector"]["parameters trained"] == "239,468,544"
 
 
 def test_a_family_and_a_stage(run_tool):

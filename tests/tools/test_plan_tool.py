@@ -25,7 +25,6 @@ def test_a_recipe_without_its_model(run_tool):
         "fits",
         "DDP",
         "deepspeed_zero3_offload",
-        "gradient_checkpointing=False fits too: ",
         "LLM, forward",
         "hours on 8 x H100 (989 TFLOPS each) at 40% of their peak",
     ):

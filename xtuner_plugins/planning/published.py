@@ -159,13 +159,14 @@ BASES: dict[str, Base] = {
         _official("InternVL3_5-30B-A3B", "300M-V2_5", "Qwen3-30B-A3B", _QWEN3),
     )
 }
-_ROOT, _SIGLIP = "InternViT-300M-Qwen2.5-1.5B", "SigLIP-Qwen2.5-0.5B"
+_SIGLIP = "SigLIP-Qwen2.5-0.5B"
 # Directories that configs start from and other configs export: the base whose shapes they have.
 EXPORTS = {
-    "exports/pretrain_mlp": _ROOT,
-    "exports/mine": _ROOT,
+    "exports/pretrain_mlp": "InternViT-300M-Qwen2.5-1.5B",
+    "exports/mine": "InternVL3_5-2B",
     "exports/siglip_pretrain": _SIGLIP,
     "exports/siglip_sft_lora": _SIGLIP,
+    "exports/llava_pretrain": "LLaVA-Qwen2.5-3B",
 }
 # Records of annotation files as published, rounded.
 NUM_SAMPLES = {

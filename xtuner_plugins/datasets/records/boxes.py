@@ -30,7 +30,7 @@ from functools import cache
 
 from ..errors import RecordError
 from .record_checks import fail, read_fillers, shorten, warn
-from .records import Record
+from .records import Record, clean
 
 BOX = re.compile(r"<box>(.*?)</box>", re.DOTALL)
 TAGS = ("ref", "box", "quad")
@@ -185,14 +185,11 @@ def fill_objects(record: Record, real_size: Callable[[int], Size] | None = None)
         if 0 < needed < len(values):
             warn(warnings, record.source, "objects", problem, "the last ones aren't used")
     number, kind = _of_each(objects, "image_id", 0, record), _of_each(objects, "bbox_type", PIXELS, record)
-    size, places = (
-        cache(real_size or (lambda place: None)),
-        [m for m, part in enumerate(record.media) if part.kind == "image"],
-    )
+    size = cache(real_size or (lambda place: None))  # it may open the image
+    places = [place for place, part in enumerate(record.media) if part.kind == "image"]
 
     def frame(index: int) -> tuple:
-        side = FRAMES.get(str(kind(index)))
-        if side is not None:
+        if (side := FRAMES.get(str(kind(index)))) is not None:
             return side, side
         image = number(index)
         if kind(index) != PIXELS or type(image) is not int or not 0 <= image < len(places) or real_size is None:
@@ -212,10 +209,10 @@ def fill_objects(record: Record, real_size: Callable[[int], Size] | None = None)
 
 
 def _list_of(objects: dict, key: str, record: Record) -> list:
-    value = objects.get(key)
-    if not isinstance(value, list | None):
+    value = objects.get(key) or []
+    if not isinstance(value, list):
         fail(record.source, "objects", f"{key!r} of 'objects' is {shorten(str(value))}", f'write "{key}": [...]')
-    return value or []
+    return value
 
 
 def _of_each(objects: dict, key: str, default: object, record: Record) -> Callable[[int], object]:
@@ -229,17 +226,13 @@ def _of_each(objects: dict, key: str, default: object, record: Record) -> Callab
 def _name(name: object, record: Record) -> str:
     if not isinstance(name, str):
         fail(record.source, "objects", f"a name in 'ref' is {shorten(str(name))}", "make it a string")
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        fail(record.source, "unicode", "a name in 'ref' holds half of a surrogate pair")
-    return f"<ref>{name}</ref>"
+    return "<ref>" + clean(name, "a name in 'ref'", record.source) + "</ref>"
 
 
 def _boxes(value: object, frame: Callable[[], tuple], record: Record) -> str:
     """A box, a point or several in the 0-1000 frame, as the models write them."""
-    several = isinstance(value, list) and value and all(isinstance(item, list) for item in value)
-    boxes = value if several else [value]
+    is_several = isinstance(value, list) and value and all(isinstance(item, list) for item in value)
+    boxes = value if is_several else [value]
     for box in boxes:
         is_box = isinstance(box, list) and len(box) in (2, 4)
         if not is_box or any(isinstance(each, bool) or not isinstance(each, int | float) for each in box):

@@ -62,9 +62,8 @@ def turns_of(raw: dict, source: str) -> list[RawTurn]:
     question, answer = next((pair for pair in PAIRS if all(key in raw for key in pair)), ("", ""))
     if not question:
         if any(key.startswith("rejected") for key in raw):
-            fail(
-                source, "no_conversations", "a preference pair", "train it with PreferenceDataset (docs/preference.md)"
-            )
+            remedy = "train it with PreferenceDataset (docs/preference.md)"
+            fail(source, "no_conversations", "a preference pair", remedy)
         fail(source, "no_conversations", f"no conversation; the record has the keys {sorted(raw)!r}"[:300])
     asked = joined(raw[question], raw.get(PAIRS[question, answer]), source)
     return [*history(raw.get("history"), source), RawTurn("user", asked), RawTurn("assistant", raw[answer])]
@@ -105,9 +104,8 @@ def _of_list(name: str, turns: object, source: str) -> list[RawTurn]:
 def _of_pair(pair: object, number: int, source: str) -> list[RawTurn]:
     texts = {ROLE_OF.get(key): text for key, text in pair.items()} if isinstance(pair, dict) else {}
     if set(texts) != {"user", "assistant"} or len(pair) != 2:
-        fail(
-            source, "turn_keys", f"turn {number} of 'conversation' isn't a question and an answer: {shorten(str(pair))}"
-        )
+        problem = f"turn {number} of 'conversation' isn't a question and an answer: {shorten(str(pair))}"
+        fail(source, "turn_keys", problem)
     return [RawTurn(role, texts[role]) for role in ("user", "assistant")]
 
 

@@ -71,15 +71,14 @@ def _join(record: Record, other: Record) -> PairRecord:
     if longer > SHORT and longer > FAR_APART * shorter:
         problem = f"the answers have {len(chosen.text)} and {len(rejected.text)} characters"
         warn(warnings, source, "far_apart", problem)
-    if read_fillers(record.extra.get("objects")) is not None and any(
-        PLACEHOLDER.search(text) for text in (*record.texts, rejected.text)
-    ):
+    texts = "".join((*record.texts, rejected.text))
+    if PLACEHOLDER.search(texts) and read_fillers(record.extra.get("objects")) is not None:
         problem = "'objects' of a pair: it isn't said which of them belong to which answer"
         fail(source, "objects", problem, "write the boxes into the texts, as <box>[[x1, y1, x2, y2]]</box>")
     context = tuple(turn._replace(supervised=False) for turn in record.turns[:-1])
     answers = (Turn("assistant", turn.parts) for turn in (chosen, rejected))
-    fields = {**vars(record), "turns": (*context, *answers), "warnings": tuple(warnings)}
-    return PairRecord(**{**fields, "has_markup": record.has_markup or other.has_markup})
+    changed = {"turns": (*context, *answers), "warnings": tuple(warnings)}
+    return PairRecord(**vars(record) | changed | {"has_markup": record.has_markup or other.has_markup})
 
 
 def _sides(raw: dict, source: str) -> tuple[list[RawTurn], object, object]:
@@ -89,7 +88,7 @@ def _sides(raw: dict, source: str) -> tuple[list[RawTurn], object, object]:
         turns = turns_of({key: value for key, value in raw.items() if not key.startswith("rejected")}, source)
         if "chosen" in raw:
             return turns, raw["chosen"], rejected
-        return turns[:-1], turns[-1].content, _last(rejected)
+        return turns[:-1], turns[-1].content, rejected[-1] if isinstance(rejected, list) and rejected else rejected
     chosen = _one_of(raw, CHOSEN, "chosen answer", source)
     if any(name in raw for name in PROMPTS):
         return _prompt(raw, source), chosen, rejected
@@ -121,11 +120,6 @@ def _only(found: list[str], source: str) -> str:
     if len(found) > 1:
         fail(source, "two_formats", f"both {found[0]!r} and {found[1]!r}")
     return found[0]
-
-
-def _last(answer: object) -> object:
-    """The answer of a whole conversation, which `rejected_messages` may be."""
-    return answer[-1] if isinstance(answer, list) and answer else answer
 
 
 def _text(answer: object, side: str, source: str) -> str:

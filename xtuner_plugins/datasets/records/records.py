@@ -57,9 +57,7 @@ class Medium(NamedTuple):
     """An image or a video at its place in the text."""
 
     kind: str  # 'image' or 'video'; 'frame' after `video.expand_videos`
-    name: (
-        str | Blob
-    )  # as the record writes it, relative to the image folder; the image itself where the record holds it
+    name: str | Blob  # as the record writes it, relative to the image folder; a Blob where the record holds the image
 
 
 class Turn(NamedTuple):
@@ -140,13 +138,18 @@ def _message(turn: RawTurn, number: int, source: str, warnings: list[RecordError
     role, content = turn.role, turn.content
     learned = is_learned(turn.rest, role, number, source, warnings) if turn.rest else role == "assistant"
     if isinstance(content, str):
-        return role, [content if content.isascii() else _clean(content, f"turn {number}", source)], learned
+        return role, [content if content.isascii() else clean(content, f"turn {number}", source)], learned
     if isinstance(content, list) and turn.has_parts:
         return role, [_part(part, role, f"turn {number}", source, warnings) for part in content], learned
     fail(source, "turn_content", f"the text of turn {number} is {kind_of(content)}")
 
 
-def _clean(text: str, where: str, source: str) -> str:
+def clean(text: str, where: str, source: str) -> str:
+    """The text itself.
+
+    Raises:
+        RecordError: it holds half of a surrogate pair.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -158,13 +161,13 @@ def _clean(text: str, where: str, source: str) -> str:
 def _part(part: object, role: str, where: str, source: str, warnings: list[RecordError]) -> "str | Medium | _Text":
     """One part of a list content: {"type": "text" | "image" | "image_url" | "video", ...}."""
     if isinstance(part, str):
-        return _Text(_clean(part, where, source))
+        return _Text(clean(part, where, source))
     kind = part.get("type") if isinstance(part, dict) else None
     for key in part.keys() - PART_KEYS if kind else ():
         if part[key]:
             warn(warnings, source, unread(key), f"{where} has a part with {key!r}, which nothing reads")
     if kind == "text" and isinstance(part.get("text"), str):
-        return _Text(_clean(part["text"], where, source))
+        return _Text(clean(part["text"], where, source))
     if kind in ("image", "image_url", "video", "video_url"):
         if role != "user":
             fail(source, "media_role", f"{where} ({role}) holds a {kind}")
@@ -193,7 +196,7 @@ def _system(raw: dict, parsed: list[tuple[str, list, bool]], source: str, warnin
     if own:
         if not isinstance(own[0], str):
             fail(source, "system_type", f"'system' is {kind_of(own[0])}")
-        return _clean(own[0], "'system'", source)
+        return clean(own[0], "'system'", source)
     if not places:
         return None
     text = "".join(parsed[0][1])
@@ -236,7 +239,7 @@ def _name(value: Any, where: str, source: str) -> str | Blob:
         except ValueError:
             fail(source, "media_name", f"{where} holds a data URL that isn't whole base64 ({head[:40]})")
         return Blob(f"{where} of line {source.rpartition(':')[2]}", content)
-    return value if value.isascii() else _clean(value, where, source)
+    return value if value.isascii() else clean(value, where, source)
 
 
 def _fill_placeholders(

@@ -58,10 +58,10 @@ def prepare(folder: Path, num: int) -> None:
     dataset = open_dataset(folder)
     print(f"first start: hash and offsets of {num:,} records in {time.perf_counter() - start:.1f} s", flush=True)
     task = dataset._measuring(0)
-    rows = task.rows(0, BLOCK)
+    rows = task.rows(range(BLOCK))
     assert not rows.pop("complaints")
     arrays = {name: np.tile(array, (num // BLOCK, *[1] * (array.ndim - 1))) for name, array in rows.items()}
-    lengths._save(Path(dataset.cache_dir) / task.key(dataset.cache_dir), arrays, [])
+    lengths._save(Path(dataset.cache_dir) / task.key(), arrays, [])
 
 
 def open_dataset(folder: Path):

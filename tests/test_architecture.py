@@ -15,7 +15,6 @@ LAYERS = """hub data_names ranges families settings processes html_page preproce
 # Imports that still go up, by (file, what it imports): each goes with the next work on its room.
 UPWARD = {
     ("checkpoints/tokenizer_files", "fast_tokenizers"),
-    ("datasets/images/video", "datasets/records/records"),
     *(
         ("preprocessing", f"datasets/{each}")
         for each in ("base", "images/resize_rules", "meta_file", "records/opening")

@@ -8,8 +8,8 @@
     python tools/convert_to_official.py --from exports/mine OUT --format hf        # official to hf
     python tools/convert_to_official.py --from exports/mine OUT --format gguf      # for llama.cpp
 
-CONFIG is the name of a config in configs/, or a path. What was trained with --set needs the same --set here, or the
-file in WORK_DIR/settings. CHECKPOINT is an MMEngine .pth, a DeepSpeed directory (ZeRO 1, 2 or 3) or a PEFT adapter.
+CONFIG is the name of a config in configs/, or a path. It says where the base is now; the settings are those of
+the checkpoint's record. CHECKPOINT is an MMEngine .pth, a DeepSpeed directory (ZeRO 1, 2 or 3) or an adapter from here.
 Adapters are merged in fp32.
 """
 

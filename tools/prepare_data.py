@@ -13,39 +13,35 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # works from a checkout that isn't installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
+
+from xtuner_plugins.cli.shared import finish, make_parser  # noqa: E402
 
 SHOWN = 50  # complaints on the screen
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     parser.add_argument("name", nargs="?", help="the data set (see --list)")
     parser.add_argument("source", nargs="?", help="the downloaded file, or a pattern of several; see --list")
     parser.add_argument("out", nargs="?", help="the jsonl to write")
     images = "leave out records whose images aren't in it; images inside a file are written there"
     parser.add_argument("--image-folder", metavar="DIR", help=images)
     parser.add_argument("--list", action="store_true", help="show the data sets, their files and images")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if not (args.list or args.out):
         parser.error("give NAME SOURCE OUT, or --list")
     return args
 
 
-def main() -> int:
-    args = parse_args()
+def run(args: argparse.Namespace) -> int:
     from xtuner_plugins.audit.prepare import RECIPES, prepare
 
     if args.list:
         for name, recipe in RECIPES.items():
             print(f"{name}\n    files     {recipe.files}\n    images    {recipe.images}")
         return 0
-    try:
-        result = prepare(args.name, args.source, args.out, args.image_folder)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    result = prepare(args.name, args.source, args.out, args.image_folder)
     left_out = Path(f"{args.out}.left_out.txt")
     left_out.unlink(missing_ok=True)
     if result.complaints:  # a record's text may hold what no file in UTF-8 can
@@ -54,6 +50,11 @@ def main() -> int:
     print(f"{result.num_read} records read, {result.num_written} written to {args.out}", end="")
     print(f", {len(result.complaints)} left out ({left_out})" if result.complaints else ", none left out")
     return 1 if result.complaints else 0
+
+
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    return finish(lambda: run(args), status=2)
 
 
 if __name__ == "__main__":

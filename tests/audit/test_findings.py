@@ -150,6 +150,8 @@ def test_texts():
         assert not is_refusal(text)
     assert is_repetitive("the cat sat on the mat and " * 10) and is_repetitive("图中有一只猫。" * 10)
     assert not is_repetitive("yes " * 10) and not is_repetitive(" ".join(map(str, range(100))))
+    cycle = [*"abcdefghijkl"] * 3  # of 12 words: the first 27 have 24 sequences, half of which come again
+    assert is_repetitive(" ".join(cycle[:28])) and not is_repetitive(" ".join(cycle[:27]))
 
 
 def test_words_are_complete():

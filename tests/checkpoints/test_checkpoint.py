@@ -65,17 +65,11 @@ def test_weights(tmp_path):
         assert opened.tensors["a"].read().tolist() == [1, 1] and opened.preprocessing is None
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
-def test_adapter(name, tmp_path):
+def test_a_foreign_adapter_is_refused_with_its_own_way(tmp_path):
     write_json(tmp_path / "adapter_config.json", {"peft_type": "LORA"})
-    with pytest.raises(CheckpointError, match="no adapter_model.safetensors nor adapter_model.bin"):
+    save_file({"a": torch.ones(2)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="is a PEFT adapter; .*merge_and_unload"):
         open_checkpoint(tmp_path)
-    (save_file if name.endswith("safetensors") else torch.save)({"a": torch.ones(2)}, tmp_path / name)
-    opened = open_checkpoint(tmp_path)
-    assert opened.kind == "peft" and opened.details == {"adapter_config": {"peft_type": "LORA"}}
-    assert {path.name for path in opened.files} == {"adapter_config.json", name} and opened.preprocessing is None
-    write_json(tmp_path / preprocessing.FILE, {"tile_size": 448})
-    assert open_checkpoint(tmp_path).preprocessing == {"tile_size": 448}
 
 
 def test_preprocessing_of_a_training_checkpoint(tmp_path):

@@ -221,7 +221,7 @@ class TestRefusals:
     def test_missing_base(self, run, tmp_path):
         _, checkpoint, _ = run("projector")
         config = write_config(tmp_path / "c.py", tmp_path / "nowhere")
-        self.check(tmp_path, r"model\.base = .*nowhere", config, checkpoint)
+        self.check(tmp_path, r"the base of .* does not exist: .*nowhere", config, checkpoint)
 
     def test_base_that_is_no_whole_model(self, run, toy_base, tmp_path):
         import shutil

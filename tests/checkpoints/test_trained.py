@@ -1,17 +1,18 @@
 """A checkpoint laid over its base: every stored name finds its place, and parts that don't fit are named."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
-from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 
-from tests.checkpoints.training import LORA, SETTINGS, make_model, save_pth, write_config
-from xtuner_plugins.checkpoints import trained
+from tests.checkpoints.training import LORA, RSLORA, SETTINGS, make_model, save_pth, write_config
+from xtuner_plugins.checkpoints import record, trained
 from xtuner_plugins.checkpoints.formats import open_model
 from xtuner_plugins.checkpoints.io.reader import CheckpointError
-from xtuner_plugins.checkpoints.lora import merge
 
 HEAD = "language_model.lm_head"
 
@@ -58,7 +59,7 @@ def test_adapters_are_paired_with_their_settings(toy_base, tmp_path):
     config = write_config(tmp_path / "c.py", toy_base, **SETTINGS["both_loras"])
     plan = trained.lay_over(str(config), save_pth(model, tmp_path / "iter_1.pth"))
     assert set(plan.lora_configs) == {"vision_model", "language_model"}
-    assert isinstance(plan.lora_configs["language_model"], merge.PlainLora) and plan.lora_configs["vision_model"].r == 2
+    assert plan.lora_configs["vision_model"].r == 2
     assert len(plan.adapters) == 10 and all(
         set(p) == {"lora_A.weight", "lora_B.weight"} for p in plan.adapters.values()
     )
@@ -67,27 +68,64 @@ def test_adapters_are_paired_with_their_settings(toy_base, tmp_path):
     assert not torch.equal(plan.tensors(merged=True)[name].read(), plan.view.tensors[name].read())
 
 
-@pytest.mark.parametrize("prefix", ["base_model.model.", "base_model.model.language_model."])
-def test_adapter_of_the_whole_or_of_a_part(prefix, toy_base, tmp_path):
-    from safetensors.torch import save_file
-
-    layer = "model.layers.0.self_attn.q_proj"
-    LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj"]).save_pretrained(tmp_path)
-    parts = {"lora_A": torch.ones(2, 64), "lora_B": torch.ones(64, 2)}
-    save_file({f"{prefix}{layer}.{k}.weight": v for k, v in parts.items()}, tmp_path / "adapter_model.safetensors")
-    plan = trained.lay_over(write_config(tmp_path / "c.py", toy_base), tmp_path)
-    assert list(plan.adapters) == [f"language_model.{layer}"]
-    merged = plan.tensors(merged=True)[f"language_model.{layer}.weight"].read()
-    torch.testing.assert_close(merged, plan.view.tensors[f"language_model.{layer}.weight"].read() + 2)
+@pytest.fixture(scope="module")
+def recorded(toy_base, tmp_path_factory):
+    """A run with another LoRA scale than its config says now: the checkpoint, that config, the model."""
+    folder = tmp_path_factory.mktemp("recorded")
+    trained_with = write_config(folder / "then.py", toy_base, llm_lora=RSLORA)
+    model = make_model(toy_base, llm_lora=RSLORA)
+    checkpoint = save_pth(model, folder / "iter_1.pth", trained_with)
+    return checkpoint, write_config(folder / "now.py", toy_base, llm_lora=LORA), model
 
 
-def test_other_kinds_of_adapters(toy_base, tmp_path):
-    from safetensors.torch import save_file
+def test_the_checkpoint_counts_not_the_config(recorded):
+    checkpoint, config, model = recorded
+    name = "language_model.model.layers.0.self_attn.q_proj.weight"
+    plans = [trained.lay_over(None, checkpoint), trained.lay_over(config, checkpoint)]
+    live = model.get_submodule("model." + name.removesuffix(".weight"))
+    live.merge()
+    for plan in plans:
+        torch.testing.assert_close(plan.tensors(merged=True)[name].read(), live.get_base_layer().weight.data)
+    assert [note for note in plans[0].notes if "counts" in note] == []
+    (note,) = [note for note in plans[1].notes if "counts" in note]
+    assert "llm_lora.lora_alpha=64 (the config: 8)" in note and "llm_lora.use_rslora=True (the config: None)" in note
 
-    save_file({"a": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3"}')
-    with pytest.raises(CheckpointError, match="of type IA3; only LORA"):
-        trained.lay_over(write_config(tmp_path / "c.py", toy_base), tmp_path)
+
+def test_without_a_record_the_config_counts_and_a_note_says_so(toy_base, recorded, tmp_path):
+    config = recorded[1]
+    old = save_pth(make_model(toy_base, llm_lora=LORA), tmp_path / "iter_1.pth")
+    assert "holds no record of its run" in trained.lay_over(config, old).notes[0]
+    with pytest.raises(CheckpointError, match="no record of its run .*give its training config first: CONFIG"):
+        trained.lay_over(None, old)
+
+
+@pytest.mark.parametrize("broken", [[], {"base": {}}, {"base": {"path": 3, "files": {}}}])
+def test_a_record_that_lies(recorded, tmp_path, broken):
+    content = torch.load(recorded[0], weights_only=False)
+    torch.save({**content, record.KEY: broken or "x"}, tmp_path / "iter_1.pth")
+    with pytest.raises(CheckpointError, match="holds a record of its run that can't be read"):
+        trained.lay_over(None, tmp_path / "iter_1.pth")
+
+
+OTHER_BASES = {"rope_theta": 5.0, "select_layer": -2, "ps_version": "v1"}
+
+
+@pytest.mark.parametrize("key", [*OTHER_BASES, "weights", "merges"])
+def test_another_base_is_refused(toy_base, recorded, tmp_path, key):
+    shutil.copytree(toy_base, tmp_path / "base")
+    if key == "weights":
+        tensors = load_file(tmp_path / "base/model.safetensors")
+        save_file({**tensors, "mlp1.1.bias": tensors["mlp1.1.bias"] + 1}, tmp_path / "base/model.safetensors")
+    elif key == "merges":
+        lines = (tmp_path / "base/vocab.json").read_text()
+        (tmp_path / "base/vocab.json").write_text(lines + " ")
+    else:
+        fields = json.loads((tmp_path / "base/config.json").read_text())
+        (fields["llm_config"] if key in fields["llm_config"] else fields)[key] = OTHER_BASES[key]
+        (tmp_path / "base/config.json").write_text(json.dumps(fields))
+    config = write_config(tmp_path / "c.py", tmp_path / "base", llm_lora=RSLORA)
+    with pytest.raises(CheckpointError, match="belongs to another base: .* has SHA-256"):
+        trained.lay_over(config, recorded[0])
 
 
 def test_missing_parts_are_named(toy_base, state, tmp_path):
@@ -116,7 +154,6 @@ def test_nothing_to_choose_from(toy_base, state, tmp_path):
         (None, r"config .*c\.py does not exist"),
         ("model = dict(", r"c\.py:\d+ cannot be read: SyntaxError"),
         ("model = dict()", r"c\.py has no model\.base"),
-        ("model = dict(base='nowhere')", r"model\.base = nowhere of the config does not exist"),
     ],
 )
 def test_configs(text, message, tmp_path):
@@ -124,6 +161,17 @@ def test_configs(text, message, tmp_path):
         (tmp_path / "c.py").write_text(text)
     with pytest.raises(CheckpointError, match=message):
         trained.lay_over(tmp_path / "c.py", Path("iter_1.pth"))
+
+
+def test_the_base_is_found_where_the_config_or_the_record_says(recorded, tmp_path):
+    elsewhere = write_config(tmp_path / "c.py", "nowhere", llm_lora=RSLORA)
+    here = trained.lay_over(None, recorded[0]).view.directory
+    assert trained.lay_over(elsewhere, recorded[0]).view.directory == here
+    content = torch.load(recorded[0], weights_only=False)
+    content[record.KEY]["base"]["path"] = "gone"
+    torch.save(content, tmp_path / "iter_1.pth")
+    with pytest.raises(CheckpointError, match="iter_1.pth does not exist: nowhere nor gone; .*--set base="):
+        trained.lay_over(elsewhere, tmp_path / "iter_1.pth")
 
 
 def test_a_loaded_config_is_taken_as_it_is():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from xtuner_plugins.checkpoints.errors import CheckpointError
-from xtuner_plugins.checkpoints.work_dir import config_of, newest_checkpoint, read_checkpoint
+from xtuner_plugins.checkpoints.work_dir import newest_checkpoint, read_checkpoint
 
 
 def write(path, step=4, seconds=0):
@@ -44,13 +44,3 @@ def test_facts_of_a_checkpoint(tmp_path):
     assert facts == {"iter": 7, "has_optimizer": True, "any_strategy": False, **unsaid}
     with pytest.raises(CheckpointError, match="missing.pth does not exist"):
         read_checkpoint(tmp_path / "missing.pth")
-
-
-def test_the_config(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no config"):
-        config_of(tmp_path)
-    (tmp_path / "finetune_lora.py").write_text("")
-    assert config_of(tmp_path) == tmp_path / "finetune_lora.py"
-    (tmp_path / "other.py").write_text("")
-    with pytest.raises(CheckpointError, match=r"several configs \(finetune_lora.py, other.py\)"):
-        config_of(tmp_path)

@@ -5,12 +5,15 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 
+from xtuner_plugins.checkpoints import record
+from xtuner_plugins.checkpoints.trained import read_training_config
 from xtuner_plugins.models.rows import make_row
 from xtuner_plugins.models.vlm import VisionLanguageModel
 
 LORA = dict(type=LoraConfig, r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
 VISION_LORA = dict(type=LoraConfig, r=2, lora_alpha=4, target_modules=["qkv", "fc1"])
 
+RSLORA = {**LORA, "lora_alpha": 64, "use_rslora": True}
 SETTINGS = {
     "projector": dict(),
     "full": dict(freeze_llm=False, freeze_visual_encoder=False),
@@ -47,8 +50,8 @@ def write_config(path: Path, base, **settings) -> Path:
     return path
 
 
-def save_pth(model: VisionLanguageModel, path: Path) -> Path:
-    """A checkpoint with what MMEngine stores beside the weights."""
+def save_pth(model: VisionLanguageModel, path: Path, config: Path | None = None) -> Path:
+    """A checkpoint with what MMEngine stores beside the weights, and the record of a run of ``config``."""
     import numpy as np
     from mmengine.config import ConfigDict
     from mmengine.logging import HistoryBuffer
@@ -59,6 +62,9 @@ def save_pth(model: VisionLanguageModel, path: Path) -> Path:
         meta=dict(cfg="model = dict()", seed=1, epoch=np.float64(0), settings=ConfigDict(a=1)),
         message_hub=dict(log_scalars={"train/loss": history}, runtime_info={"iter": 1}),
     )
+    if config is not None:
+        cfg = read_training_config(config)
+        extras[record.KEY] = record.of_config(cfg, cfg.model.base)
     torch.save(dict(state_dict=model.state_dict(), **extras), path)
     return path
 

@@ -107,18 +107,16 @@ def test_slow_tokenizers_follow_their_own_rule(legacy, tmp_path):
 
 
 def test_lengths_count_what_is_cut_off(tokenizer):
-    from xtuner_plugins.datasets.plan.measure import _Rows
+    from xtuner_plugins.datasets.plan.measure import count_pieces
 
-    ours, rows, samples = TextTokenizer(tokenizer), _Rows(0, 12), []
+    ours, pieces, samples = TextTokenizer(tokenizer), [], []
     for row, template in enumerate([*TEMPLATES] * 2):
         record, num_images = record_of(None, TURNS[row // 6 :])
-        pieces = split_pieces(record, get_template(template), ours)
-        rows.add(row, pieces, [(9, 9)] * num_images, len(record.turns))
+        pieces.append(split_pieces(record, get_template(template), ours))
         samples.append(encode(record, get_template(template), ours, [0] * num_images, 0))
-    counted = rows.count(ours)
-    lengths = [len(sample) - 2 * len(sample.spans) for sample in samples]
-    assert counted["text_tokens"].tolist() == lengths
-    assert counted["supervised"].tolist() == [(sample.labels != -100).sum() for sample in samples]
+    text_tokens, supervised, *_ = count_pieces(pieces, ours).T.tolist()
+    assert text_tokens == [len(sample) - 2 * len(sample.spans) for sample in samples]
+    assert supervised == [(sample.labels != -100).sum() for sample in samples]
 
 
 # Whether prompts had other ids before rule 2, by the tokenizer's kind and the template; phi3's own swallow "\n".

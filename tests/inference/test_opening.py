@@ -10,6 +10,7 @@ from tests.checkpoints.training import SETTINGS, make_model, save_pth, write_con
 from xtuner_plugins import preprocessing
 from xtuner_plugins.checkpoints.errors import CheckpointError
 from xtuner_plugins.checkpoints.export import convert, export
+from xtuner_plugins.checkpoints.lora.adapters import export_adapter
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.inference.opening import Source, find_source, open_session
 from xtuner_plugins.settings import ConfigError
@@ -33,8 +34,8 @@ def run(toy_base, tmp_path_factory):
     """A work directory with two checkpoints of LoRA adapters; the newer was trained with tile limits of its own."""
     folder = tmp_path_factory.mktemp("run")
     model = make_model(toy_base, **SETTINGS["both_loras"])
-    write_config(folder / "mine.py", toy_base, **SETTINGS["both_loras"])
-    newest = save_pth(model, folder / "iter_4.pth")
+    config = write_config(folder / "mine.py", toy_base, **SETTINGS["both_loras"])
+    newest = save_pth(model, folder / "iter_4.pth", config)
     content = torch.load(newest, weights_only=False)
     content["meta"]["iter"] = 4
     torch.save(content, folder / "iter_2.pth")
@@ -84,9 +85,26 @@ def test_limits_are_those_of_the_session(run):
 
 
 def test_a_work_directory(run):
-    assert find_source(run) == Source(run / "mine.py", run / "iter_4.pth")
+    assert find_source(run) == find_source(run / "iter_4.pth") == Source(None, run / "iter_4.pth")
     for named in ("iter_2.pth", run / "iter_2.pth"):
-        assert find_source(run, named) == Source(run / "mine.py", run / "iter_2.pth")
+        assert find_source(run, named) == Source(None, run / "iter_2.pth")
+    assert find_source(run / "mine.py", run / "iter_2.pth") == Source(run / "mine.py", run / "iter_2.pth")
+
+
+def test_no_python_of_a_work_directory_runs(run, tmp_path):
+    """Settings come from the checkpoint as data; an adapter that was written from it opens likewise."""
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/mine.py").write_text("raise SystemExit('it ran')")
+    answers = [answer(open_session(path, device="cpu")) for path in (tmp_path / "run", run / "iter_4.pth")]
+    export_adapter(None, run / "iter_4.pth", tmp_path / "adapter")
+    answers.append(answer(open_session(tmp_path / "adapter", device="cpu")))
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_a_checkpoint_without_a_record_asks_for_its_config(toy_base, tmp_path):
+    save_pth(make_model(toy_base), tmp_path / "iter_1.pth")
+    with pytest.raises(CheckpointError, match="give its training config first: CONFIG .*iter_1.pth"):
+        open_session(tmp_path / "iter_1.pth", device="cpu")
 
 
 def test_directories_of_every_format(toy_base, tmp_path):
@@ -102,12 +120,11 @@ def odd(run, tmp_path_factory):
         "adapter": {"adapter_config.json": "{}"},
         "llm": {"config.json": '{"model_type": "qwen2"}'},
         "empty": {},
-        "iter_7.pth": {},
     }.items():
         (folder / name).mkdir()
         for file, text in files.items():
             (folder / name / file).write_text(text)
-    for name in ("model.gguf", "photo.jpg"):
+    for name in ("model.gguf", "photo.jpg", "weights.pth"):
         (folder / name).write_text("")
     shutil.copy(run / "mine.py", folder / "mine.py")
     return folder
@@ -117,9 +134,8 @@ REFUSED = [
     (("{odd}/missing",), "model directory .*missing does not exist"),
     (("{odd}/empty",), "neither a model directory .it has no config.json. nor a work directory"),
     (("{odd}/llm",), "is not an official InternVL directory .model_type 'qwen2'"),
-    (("{odd}/adapter",), "is a PEFT adapter; give its training config first"),
-    (("{odd}/iter_7.pth",), "is a training checkpoint; give its training config first"),
-    (("{run}/iter_4.pth",), "holds weights alone; give its training config first"),
+    (("{odd}/adapter",), "is a PEFT adapter; give the directory above it"),
+    (("{odd}/weights.pth",), "holds weights alone; give its training config first"),
     (("{odd}/model.gguf",), "is for llama.cpp"),
     (("{odd}/photo.jpg",), "is a file, not a model directory"),
     (("{odd}/mine.py",), "is a training config; give a checkpoint after it"),

@@ -61,16 +61,6 @@ def test_seed_decides_the_bytes(parts, tmp_path):
         assert read[0] == read[1] != read[2]
 
 
-@pytest.mark.parametrize(
-    ("which", "overrides", "message"),
-    [
-        ("vision_overrides", {"widht": 3}, "unknown fields"),
-        ("vision_overrides", {"image_size": 100}, "multiple of 2 x patch_size"),
-        ("vision_overrides", {"hidden_size": 62}, "num_attention_heads"),
-        ("llm_overrides", {"vocab_size": 10}, "below the tokenizer"),
-        ("llm_overrides", {"torch_dtype": "int8"}, "legal are"),
-    ],
-)
-def test_unfit_overrides_are_refused(tmp_path, which, overrides, message):
-    with pytest.raises(ValueError, match=message):
-        write_random_parts(tmp_path, **{which: overrides})
+def test_an_unknown_field_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="unknown fields"):
+        write_random_parts(tmp_path, vision_overrides={"widht": 3})

@@ -67,9 +67,3 @@ def test_another_process_writes_the_same_bytes(directory, tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
     for file in sorted(directory.iterdir()):
         assert (tmp_path / file.name).read_bytes() == file.read_bytes(), file.name
-
-
-def test_too_small_a_vocabulary_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="at least 256"):
-        build_tokenizer(tmp_path / "t", vocab_size=100)
-    assert not (tmp_path / "t").exists()

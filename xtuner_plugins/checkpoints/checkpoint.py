@@ -3,7 +3,7 @@
 =================================  ===================================================================
 ``iter_N.pth`` (file)              an MMEngine checkpoint: ``{'state_dict': ..., 'meta': ..., ...}``
 ``iter_N.pth/`` (directory)        a DeepSpeed checkpoint (ZeRO 0 to 3), see ``io/zero.py``
-``adapter_config.json`` + weights  a PEFT adapter directory
+``record.json`` + parts            what ``lora/adapters.py`` writes: a PEFT directory per part, and the rest
 ``model.safetensors``, ...         weights alone
 =================================  ===================================================================
 """
@@ -19,16 +19,17 @@ from .io.reader import (
     listing,
     load_pickle,
     open_safetensors,
-    open_torch,
     open_weights,
     read_json,
     state_dict,
     weight_files,
 )
 
+ADAPTER, REPLACED = "adapter_model.safetensors", "replaced.safetensors"
+
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """The training checkpoint, PEFT adapter or weights at a path.
+    """The training checkpoint, exported adapter or weights at a path.
 
     Raises:
         CheckpointError: no such path, or none of these; unreadable files.
@@ -43,24 +44,33 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return Checkpoint(path, "mmengine", state_dict(content, path), [path], **said)
     if not path.is_dir():
         raise CheckpointError(f"checkpoint {path} does not exist")
+    if (path / record.FILE).is_file():
+        return _open_adapters(path)
     if (path / "adapter_config.json").is_file():
-        return _open_adapter(path)
+        raise CheckpointError(
+            f"{path} is a PEFT adapter; give the directory above it if this project wrote it ({record.FILE} is there). "
+            "Any other is merged by PEFT: PeftModel.from_pretrained(model, path).merge_and_unload()"
+        )
     tagged = zero.checkpoint_directory(path)
     if tagged is not None:
         return zero.open_deepspeed(tagged)
     if weight_files(path):
         return Checkpoint(path, "weights", open_weights(path), weight_files(path))
     raise CheckpointError(
-        f"{path} is neither a DeepSpeed checkpoint (*_model_states.pt) nor a PEFT adapter "
-        f"(adapter_config.json) nor a directory of weights; it holds: {listing(path)}"
+        f"{path} is neither a DeepSpeed checkpoint (*_model_states.pt) nor an exported adapter "
+        f"({record.FILE}) nor a directory of weights; it holds: {listing(path)}"
     )
 
 
-def _open_adapter(path: Path) -> Checkpoint:
-    config = read_json(path / "adapter_config.json")
-    for name, opener in (("adapter_model.safetensors", open_safetensors), ("adapter_model.bin", open_torch)):
-        if (path / name).is_file():
-            files = [path / "adapter_config.json", path / name]
-            lock = read_json(path / preprocessing.FILE, missing={}) or None
-            return Checkpoint(path, "peft", opener(path / name), files, {"adapter_config": config}, lock)
-    raise CheckpointError(f"{path} has adapter_config.json but no adapter_model.safetensors nor adapter_model.bin")
+def _open_adapters(path: Path) -> Checkpoint:
+    """An adapter of ours under the names of a training checkpoint: those of each part, and the tensors that replace."""
+    tensors, files = {}, [path / record.FILE]
+    for file in sorted(path.glob(f"*/{ADAPTER}")):
+        names = {name.removeprefix("base_model.model."): each for name, each in open_safetensors(file).items()}
+        tensors.update({f"{file.parent.name}.{name}": each for name, each in names.items()})
+        files.append(file)
+    if (path / REPLACED).is_file():
+        tensors.update(open_safetensors(path / REPLACED))
+        files.append(path / REPLACED)
+    lock = read_json(path / preprocessing.FILE, missing={}) or None
+    return Checkpoint(path, "adapter", tensors, files, {}, lock, read_json(path / record.FILE))

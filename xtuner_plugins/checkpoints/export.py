@@ -44,8 +44,8 @@ def export(
     a few blocks of tensors at a time. The directory appears under its name whole or not at all.
 
     Args:
-        config_path: the training config, which names base and adapters; its file, or read already.
-        checkpoint: MMEngine ``.pth``, DeepSpeed directory (ZeRO 0 to 3) or PEFT adapter.
+        config_path: the training config, its file or read already; None for a checkpoint with a record.
+        checkpoint: MMEngine ``.pth``, DeepSpeed directory (ZeRO 0 to 3) or exported adapter.
         out: directory to write.
         format: ``official``, ``hf`` (transformers' own InternVL), ``llava`` (its Llava); None keeps the base's.
         dtype: of all weights; None keeps the base's, tensor by tensor.
@@ -70,7 +70,7 @@ def export(
     out = check_target(out, force=force, inputs={"base": base, "checkpoint": checkpoint, "config": config})
     base_files = [base / "config.json", *weight_files(base)]
     check_model(plan.view.config, plan.view.tensors, str(base))
-    with _beside([*base_files, *opened.files, config]) as hashes:
+    with _beside([*base_files, *opened.files, *filter(None, [config])]) as hashes:
         tensors = {}
         for name, tensor in plan.tensors(merged=True).items():
             own = plan.view.tensors[name]
@@ -86,7 +86,7 @@ def export(
                 "kind": opened.kind,
                 **{k: v for k, v in opened.details.items() if isinstance(v, (int, str))},
             },
-            "config": {"path": str(config), "sha256": hashes[config]},
+            "config": config and {"path": str(config), "sha256": hashes[config]},
             "dtype": dtype or "as the base",
             "format": format or "as the base",
             "replaced": sorted(plan.replaced),

@@ -164,12 +164,19 @@ def settings_of(cfg: Mapping[str, Any], *, deepspeed: bool = False) -> dict[str,
     wrapper = {**cfg["optim_wrapper"], **(cfg.get("optim_wrapper_grouping") or {})}
     clip = (wrapper.get("clip_grad") or {}).get("max_norm") or (1.0 if deepspeed else None)
     wrapper["clip_grad"] = {"max_norm": strategy.get("gradient_clipping", clip)}
+    parts = {key: loader[key] for key in LOADER if loader.get(key)}
+    parts["dataset"] = _counting(parts["dataset"], "train_dataloader.dataset")
     return {
-        "model": cfg["model"],
-        "train_dataloader": {key: loader[key] for key in LOADER if loader.get(key)},
+        "model": _counting(cfg["model"], "model"),
+        "train_dataloader": parts,
         "optim_wrapper": {key: wrapper[key] for key in WRAPPER if wrapper.get(key)},
         "param_scheduler": cfg.get("param_scheduler"),
     }
+
+
+def _counting(settings: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """Without what is neutral: a record tells nobody where data lie, nor the keys of a store."""
+    return {key: value for key, value in settings.items() if f"{part}.{key}" not in NEUTRAL}
 
 
 def make(
@@ -213,10 +220,10 @@ def flat(value: Any, key: str = "") -> dict[str, Any]:
 
 
 def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """``KEY was A and is B`` for each leaf that differs and isn't neutral."""
+    """``KEY was A and is B`` for each leaf that differs."""
     then, now = flat(then), flat(now)
     keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
-    return [f"{key} was {then.get(key)!r} and is {now.get(key)!r}" for key in keys if not key.startswith(NEUTRAL)]
+    return [f"{key} was {then.get(key)!r} and is {now.get(key)!r}" for key in keys]
 
 
 def base_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
@@ -261,6 +268,21 @@ def compare(
     return [each for each in other if each], notes + differing(then["versions"], now["versions"])
 
 
+def check_form(record: Any, where: str) -> dict[str, Any]:
+    """A record read from a file, as a dict; raises `CheckpointError` where it isn't one."""
+    with contextlib.suppress(KeyError, TypeError, AttributeError):
+        parts = record["base"]["files"], record["settings"]["model"], record["steps"], record["versions"]
+        if all(isinstance(each, Mapping) for each in parts) and isinstance(record["base"]["path"], str):
+            return dict(record)
+    raise CheckpointError(f"{where} holds a record of its run that can't be read")
+
+
+def of_config(cfg: Mapping[str, Any], base: str | Path) -> dict[str, Any]:
+    """What stands in for the record that a checkpoint up to 0.1.0 lacks: the config's model on today's base."""
+    model = plain(_counting(cfg["model"], "model"), fill=OWN)
+    return {"base": base_facts(base), "data": [], "settings": {"model": model}, "steps": {}, "versions": {}}
+
+
 def require_same_run(then: Any, now: Mapping[str, Any], defaults: Mapping[str, Any], path: str) -> list[str]:
     """Raises where a run would go on from the checkpoint of another one.
 
@@ -277,12 +299,12 @@ def require_same_run(then: Any, now: Mapping[str, Any], defaults: Mapping[str, A
         CheckpointError: One line: what differs, and how to go on.
     """
     anew = f"begin a new run from its weights with --cfg-options load_from={path}"
-    if not isinstance(then, Mapping) or not {"base", "data", "settings", "steps", "versions"} <= then.keys():
+    if then is None:
         raise CheckpointError(
-            f"--resume {path}: holds no record of its run (saved by an earlier version, or the record was removed), so "
+            f"--resume {path}: holds no record of its run (saved up to 0.1.0, or the record was removed), so "
             f"nothing tells whether this is the same run; go on with the version that wrote it, or {anew}"
         )
-    other, notes = compare(then, now, defaults)
+    other, notes = compare(check_form(then, path), now, defaults)
     if other:
         more = f" (and {len(other) - SHOWN} more)" if len(other) > SHOWN else ""
         raise CheckpointError(

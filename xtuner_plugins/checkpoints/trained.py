@@ -1,4 +1,4 @@
-"""What a training checkpoint changes in its base: names checked, shapes checked, adapters paired with their config.
+"""What a training checkpoint changes in its base: names checked, shapes checked, adapters paired with their settings.
 
 A checkpoint holds what was trained, under ``model.`` + the official name::
 
@@ -11,14 +11,13 @@ A checkpoint holds what was trained, under ``model.`` + the official name::
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from .. import preprocessing
 from ..families import PARTS
-from . import tokenizer_files
+from . import record, tokenizer_files
 from .assembly import towers
 from .checkpoint import open_checkpoint
 from .formats import ModelView, open_model
@@ -26,7 +25,7 @@ from .io.reader import Checkpoint, CheckpointError
 from .io.tensors import LazyTensor
 from .lora import merge, token_rows
 
-EMBEDDING, HEAD = "language_model.model.embed_tokens", "language_model.lm_head"
+HEAD = "language_model.lm_head"
 _IGNORED = ("data_preprocessor.",)  # mean and std of the input, not weights
 _QUANT_STATE = (
     ".absmax",
@@ -52,6 +51,7 @@ class TrainedPlan:
         lora_configs: model part (``language_model``, ``vision_model``) to its LoRA settings.
         preprocessing: what the training did to images and text, see `xtuner_plugins.preprocessing`; None if neither
             checkpoint nor config says.
+        record: of the run, see ``record.py``; from the config where the checkpoint holds none.
         notes: what a user should know about the preprocessing.
     """
 
@@ -62,6 +62,7 @@ class TrainedPlan:
     token_rows: dict[str, tuple[LazyTensor, list[int]]] = field(default_factory=dict)
     lora_configs: dict[str, object] = field(default_factory=dict)
     preprocessing: dict | None = None
+    record: dict | None = None
     notes: list[str] = field(default_factory=list)
 
     def settle(self, template: str | None = None, max_tiles: int | None = None) -> TrainedPlan:
@@ -102,18 +103,17 @@ class TrainedPlan:
         for layer, parts in self.adapters.items():
             part, _, inner = layer.partition(".")
             config = self.lora_configs[part]
-            weight, bias = result[f"{layer}.weight"], result.get(f"{layer}.bias")
-            result[f"{layer}.weight"] = merge.merged_weight(weight, parts, config, inner, bias=bias)
+            result[f"{layer}.weight"] = merge.MergedWeight(result[f"{layer}.weight"], parts, config, inner)
             if "lora_B.bias" in parts:
-                result[f"{layer}.bias"] = merge.merged_bias(bias, parts, config, inner, weight)
+                result[f"{layer}.bias"] = merge.merged_bias(result[f"{layer}.bias"], parts, config, inner)
         for layer, (rows, indices) in self.token_rows.items():
             result[f"{layer}.weight"] = token_rows.laid(result[f"{layer}.weight"], rows, indices, f"{layer}.weight")
         return result
 
 
-def config_file(cfg) -> Path:
-    """The file of a config, which may be read already (with other values for some of its settings)."""
-    return Path(getattr(cfg, "filename", cfg))
+def config_file(cfg) -> Path | None:
+    """The file of a config, which may be read already (with other values for some of its settings); None for None."""
+    return cfg and Path(getattr(cfg, "filename", cfg))
 
 
 def read_training_config(cfg):
@@ -140,43 +140,78 @@ def read_training_config(cfg):
 
 
 def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
-    """Pairs a checkpoint with the base that its config names, and checks that they belong together.
+    """Lays a checkpoint over its base, with the settings that it was trained with.
 
     Args:
-        cfg: ``mmengine.Config`` or path.
-        checkpoint: MMEngine ``.pth``, DeepSpeed directory, PEFT adapter or weights.
+        cfg: ``mmengine.Config`` or path; None for a checkpoint with a record. Where there is one, the config only says
+            where the base lies now; what it sets differently is noted, and the checkpoint counts.
+        checkpoint: MMEngine ``.pth``, DeepSpeed directory, or a directory that ``export_adapter`` has written.
 
     Raises:
-        CheckpointError: the checkpoint holds tensors that the base lacks or has in other shapes, or adapters that the
-            config doesn't name; or it lacks a part that the config trains.
+        CheckpointError: neither record nor config; another base than the one that was trained on; tensors that the base
+            lacks or has in other shapes, or adapters that no setting names; or a trained part is lacking.
     """
-    cfg = read_training_config(cfg)
-    base = Path(cfg.model.base)
-    if not base.is_dir():
-        raise CheckpointError(
-            f"model.base = {base} of the config does not exist; run from the directory that it is relative to, or "
-            "build it with tools/build_base_model.py"
-        )
+    cfg = None if cfg is None else read_training_config(cfg)
     opened = open_checkpoint(checkpoint)
-    plan = TrainedPlan(open_model(base), opened)
-    configs = {row.attribute: merge.read_settings(cfg.model.get(f"{part}_lora")) for part, row in PARTS.items()}
+    said = opened.record and record.check_form(opened.record, str(checkpoint))
+    if not said and cfg is None:
+        raise CheckpointError(
+            f"{checkpoint} holds no record of its run (saved up to 0.1.0, or the record was removed); give its "
+            f"training config first: CONFIG {checkpoint}"
+        )
+    base = _existing([*([cfg.model.base] if cfg else []), *([said["base"]["path"]] if said else [])], checkpoint)
+    model = said["settings"]["model"] if said else cfg.model
+    plan = TrainedPlan(open_model(base), opened, record=said)
+    if said:
+        if other := record.base_difference(said["base"], record.base_facts(base)):
+            raise CheckpointError(
+                f"{checkpoint} belongs to another base: {other}; give the base that it was trained on"
+            )
+        plan.notes += _differing_settings(model, cfg) if cfg else []
+    else:
+        plan.record = record.of_config(cfg, base)
+        plan.notes.append(
+            f"{checkpoint} holds no record of its run (saved up to 0.1.0, or it was removed): LoRA's scale and all "
+            "other settings are the config's, and nothing tells whether the base is the one that it was trained on"
+        )
+    configs = {row.attribute: merge.read_settings(model.get(f"{part}_lora")) for part, row in PARTS.items()}
     plan.lora_configs = {part: config for part, config in configs.items() if config is not None}
-    if opened.kind == "peft":
-        plan.lora_configs = _adapter_configs(opened)
     for config in plan.lora_configs.values():
         merge.check_mergeable(config, str(checkpoint))
     _sort_tensors(plan)
-    _check_parts(plan, cfg.model)
+    _check_parts(plan, model)
     _read_preprocessing(plan, cfg)
     return plan
 
 
+def _existing(places: list[str], checkpoint: str | Path) -> Path:
+    """The first of the places of a base that is there."""
+    found = next((Path(each) for each in places if Path(each).is_dir()), None)
+    if found is None:
+        raise CheckpointError(
+            f"the base of {checkpoint} does not exist: {' nor '.join(places)}; run from the directory that it is "
+            "relative to, give a config that names where it is now (--set base=...), or build it with "
+            "tools/build_base_model.py"
+        )
+    return found
+
+
+def _differing_settings(trained: Mapping, cfg) -> list[str]:
+    """A line where a config sets another model than the record, which also holds defaults that no config names."""
+    held, given = (record.flat(record.plain(model)) for model in (trained, cfg._to_lazy_dict()["model"]))
+    keys = [key for key in {**given, **held} if key in given or key.partition(".")[0].endswith("_lora")]
+    counts = [key for key in keys if key != "dtype" and not f"model.{key}".startswith(record.NEUTRAL)]
+    pairs = {key: (held.get(key), given.get(key)) for key in counts}
+    found = [f"{key}={a!r} (the config: {b!r})" for key, (a, b) in pairs.items() if a != b and (a or b)]
+    return [f"the checkpoint counts, which was trained with {', '.join(found)}"] if found else []
+
+
 def _read_preprocessing(plan: TrainedPlan, cfg) -> None:
     """Takes the preprocessing of the checkpoint, compared with config and base; without one, that of the config."""
-    locked, said = plan.checkpoint.preprocessing, preprocessing.from_config(cfg)
+    locked, said = plan.checkpoint.preprocessing, cfg and preprocessing.from_config(cfg)
     if locked is None:
         plan.preprocessing = said
-        if said is None and "train_dataloader" in cfg:
+        if said is None and cfg and "train_dataloader" in cfg:
             plan.notes.append(
                 "neither checkpoint nor config says how images and text were prepared (a dataset of your own); tile "
                 "limits and template are the base's"
@@ -201,37 +236,12 @@ def _read_preprocessing(plan: TrainedPlan, cfg) -> None:
     preprocessing.check_token_rules(locked, known, where)
 
 
-def _adapter_configs(opened: Checkpoint) -> dict[str, object]:
-    from peft import LoraConfig
-
-    if opened.details["adapter_config"].get("peft_type") != "LORA":
-        kind = opened.details["adapter_config"].get("peft_type")
-        raise CheckpointError(f"{opened.path} is a PEFT adapter of type {kind}; only LORA can be merged")
-    try:
-        config = LoraConfig.from_pretrained(str(opened.path))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{opened.path}/adapter_config.json: {error}") from None
-    return dict.fromkeys(("language_model", "vision_model"), config)
-
-
-def _place_in_part(name: str, base: Mapping[str, LazyTensor]) -> str:
-    """The official name of a tensor in a PEFT directory, whose names start in the whole model or in one part of it."""
-    name = name.removeprefix("base_model.").removeprefix("model.")
-    layer = (merge.split_key(name) or (name.removesuffix(".weight"),))[0]
-    for prefix in ("", "language_model.", "vision_model."):
-        if f"{prefix}{layer}.weight" in base:
-            return prefix + name
-    return name
-
-
 def _sort_tensors(plan: TrainedPlan) -> None:
     unknown, misshapen, rows = [], [], {}
     for stored, tensor in plan.checkpoint.tensors.items():
         if stored.removeprefix("module.").startswith(_IGNORED):
             continue
         name = stored.removeprefix("module.").removeprefix("model.")  # the wrappers of training
-        if plan.checkpoint.kind == "peft":
-            name = _place_in_part(name, plan.view.tensors)
         adapter = merge.split_key(name)
         if adapter is not None:
             layer, part = adapter
@@ -271,24 +281,17 @@ def _sort_tensors(plan: TrainedPlan) -> None:
 
 
 def _place_rows(plan: TrainedPlan, rows: Mapping[str, LazyTensor]) -> None:
-    """Pairs trained rows with their indices; those of a PEFT adapter for a tied model go to embedding and head."""
+    """Pairs trained rows with their indices."""
     where = str(plan.checkpoint.path)
     for layer, tensor in rows.items():
         part, _, inner = layer.partition(".")
         indices = token_rows.indices_of(plan.lora_configs.get(part), inner, where)
         token_rows.laid(plan.view.tensors[f"{layer}.weight"], tensor, indices, f"{layer}.weight")  # checks
         plan.token_rows[layer] = (tensor, indices)
-    if plan.checkpoint.kind == "peft" and EMBEDDING in rows and HEAD not in rows:
-        tensor, indices = plan.token_rows[EMBEDDING]
-        matrices = (plan.view.tensors[f"{name}.weight"] for name in (EMBEDDING, HEAD))
-        if token_rows.trained_on_tied(plan.checkpoint.details["adapter_config"], *matrices, indices):
-            plan.token_rows[HEAD] = (tensor, indices)
 
 
 def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
     """Checks that each part that the config trains is complete, and that the config names each adapter."""
-    if plan.checkpoint.kind == "peft":
-        return
     path = plan.checkpoint.path
     for name, (part, _, frozen_by_default) in PARTS.items():
         lora_setting, freeze_setting = f"{name}_lora", f"freeze_{name}"
@@ -305,7 +308,7 @@ def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
                 f"the config trains {part} with model.{lora_setting}, but {path} holds no LoRA tensor of it; give the "
                 "config that it was trained with"
             )
-        named = getattr(plan.lora_configs.get(part), "trainable_token_indices", None)
+        named = configured and plan.lora_configs[part].trainable_token_indices
         if named and not any(name.startswith(part + ".") for name in plan.token_rows):
             raise CheckpointError(
                 f"the config trains rows of {part} (trainable_token_indices of model.{lora_setting}), but {path} holds "
@@ -344,7 +347,7 @@ def attach_adapters(model, plan: TrainedPlan) -> None:
         rows = {name.partition(".")[2]: held for name, held in plan.token_rows.items() if name.startswith(part + ".")}
         root = model.get_submodule(part)
         if layers:
-            config = copy.copy(merge.full_config(plan.lora_configs[part]))
+            config = merge.full_config(plan.lora_configs[part])
             config.target_modules, config.exclude_modules = sorted(layers), None
             config.layers_to_transform = config.modules_to_save = config.trainable_token_indices = None
             config.init_lora_weights = False

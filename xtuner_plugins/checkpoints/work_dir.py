@@ -2,7 +2,7 @@
 
 ::
 
-    work_dirs/finetune_lora/finetune_lora.py        the config as it ran, written by MMEngine
+    work_dirs/finetune_lora/finetune_lora.py        the config as it ran, written by MMEngine; read by nothing here
     work_dirs/finetune_lora/iter_1000.pth           a checkpoint, a file or (DeepSpeed) a directory
     work_dirs/finetune_lora/last_checkpoint         names the newest
 """
@@ -86,21 +86,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         "plan": content.get("plan"),
         "record": content.get(record.KEY),
     }
-
-
-def config_of(work_dir: str | Path) -> Path:
-    """The config that a run left in its work directory.
-
-    Raises:
-        CheckpointError: There is none, or there are several.
-    """
-    found = sorted(Path(work_dir).glob("*.py"))
-    if not found:
-        raise CheckpointError(f"{work_dir} holds no config; give the config and the checkpoint by their paths")
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
-        raise CheckpointError(f"{work_dir} holds several configs ({names}); give one of them and the checkpoint")
-    return found[0]
 
 
 def _is_whole(path: Path) -> bool:

@@ -38,20 +38,6 @@ def get_cache_dir(cache_dir: str | os.PathLike | None = None) -> str:
     return os.fspath(cache_dir)
 
 
-def stat_stamp(path: str | os.PathLike | int) -> list[int] | str:
-    """Size, both times and inode of a file (or descriptor), or the name of the error where it can't be looked at.
-
-    One of them changes whenever the file is replaced, edited or made readable.
-    """
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        return type(error).__name__
-    except ValueError:  # a name that no file can have
-        return "ValueError"
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-
-
 def content_hash(path: str | os.PathLike) -> str:
     """Hash of a file's bytes, as fast as a disk gives them."""
     digest = xxhash.xxh3_128()

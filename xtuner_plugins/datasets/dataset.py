@@ -25,13 +25,13 @@ from .images.jpeg import degrade
 from .images.media import MAX_PIXELS, MediaSource, image_size
 from .images.tiles import MODES, open_tiles
 from .images.tiling import DynamicTiling
-from .images.video import expand_videos, load_frames, probe_video
+from .images.video import load_frames, probe_video
 from .mixture import Source, open_sources, pick_records
 from .plan.budget import FRAME, STEPS, TileBudget, first_limit, truncate
 from .plan.lengths import DROPPED, FATES, FITS, REJECTED, SHRUNK, TRUNCATED, LengthIndex, measure, report_change
 from .plan.measure import Measure
 from .records.boxes import normalize_boxes
-from .records.records import Medium, Record, parse_record
+from .records.records import Medium, Record, expand_videos, parse_record
 from .text.conversation import Encoded, join_pieces, split_pieces, tokenize_pieces
 from .text.tokens import TextTokenizer
 
@@ -299,13 +299,12 @@ class MultimodalDataset(Dataset):
         pieces = tokenize_pieces(split_pieces(record, source.template, self.tokenizer), self.tokenizer)
         budget, frames = self.budget, [medium.kind == "frame" for medium in record.media]
         share = first_limit(source.tiling.max_tiles, frames.count(False), budget.sharing)
-        limits = whole = [1 if frame else share for frame in frames]
+        whole = [1 if frame else share for frame in frames]
         text_tokens = sum(len(piece.ids) for piece in pieces)
-        if text_tokens + budget.tokens([source.tiling.max_tiles + 1] * len(frames)) > budget.max_length:
-            sizes = [
-                FRAME if frame else image_size(path, self.max_pixels) for frame, path in zip(frames, paths, strict=True)
-            ]  # headers are read only where the sample may be too long
-            limits = budget.fit(source.tiling, sizes, text_tokens)
+        sizes = [
+            FRAME if frame else image_size(path, self.max_pixels) for frame, path in zip(frames, paths, strict=True)
+        ]
+        limits = budget.fit(source.tiling, sizes, text_tokens)
         tilings = [source.tiling.limited(limit) for limit in limits]
         tiles = self._open(record.media, paths, tilings)
         sample = join_pieces(pieces, self.tokenizer, [len(each) for each in tiles], budget.tokens_per_tile)
@@ -349,7 +348,7 @@ class MultimodalDataset(Dataset):
     def is_measured(self) -> bool:
         """Whether the lengths of every file are in the cache."""
         tasks = map(self._measuring, range(len(self.sources)))
-        return all(LengthIndex.open(Path(self.cache_dir) / task.key(self.cache_dir)) for task in tasks)
+        return all(LengthIndex.open(Path(self.cache_dir) / task.key()) for task in tasks)
 
     def _measuring(self, number: int) -> Measure:
         source = self.sources[number]

@@ -24,8 +24,8 @@ def _broken(dataset: "MultimodalDataset", fates: np.ndarray) -> Iterator[tuple[n
         places = np.flatnonzero(part == BROKEN)
         if len(places):
             lengths = dataset.lengths(number)
-            codes = lengths.reasons[dataset.picks[number][places]]
-            yield places + (dataset.ends[number - 1] if number else 0), np.array(lengths.reason_names)[codes - 1]
+            reasons = [lengths.complaints[row].reason for row in dataset.picks[number][places].tolist()]
+            yield places + (dataset.ends[number - 1] if number else 0), np.array(reasons)
 
 
 def find_broken(dataset: "MultimodalDataset", fates: np.ndarray) -> np.ndarray:

@@ -46,7 +46,7 @@ class Description:
 
 
 def describe(source: Source, *, template: str | None = None, max_tiles: int | None = None) -> Description:
-    """The description of a model directory, or of a config with a checkpoint.
+    """The description of a model directory or a checkpoint.
 
     Args:
         source: From `find_source`.
@@ -63,7 +63,7 @@ def describe(source: Source, *, template: str | None = None, max_tiles: int | No
         from ..checkpoints import trained
 
         plan = trained.lay_over(source.path, source.checkpoint).settle(template)
-        view, files, lock = plan.view, [source.path, *plan.checkpoint.files], plan.preprocessing or {}
+        view, files, lock = plan.view, plan.checkpoint.files, plan.preprocessing or {}
     config = config_from_fields(view.config, view.directory)
     tiling, sharing = tiling_of(config, {"max_tiles": max_tiles}), lock.get("tile_sharing", "equal")
     from ..hub.configuration_internvl_chat import num_image_tokens

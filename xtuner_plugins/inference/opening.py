@@ -5,14 +5,18 @@ given                         opened
 ============================  =============================================================================
 ``DIR``                       an export or a base in the official format, or one of the formats ``hf`` (transformers'
                               own InternVL) and ``llava`` of ``checkpoints/formats``
-``CONFIG CHECKPOINT``         the config's base with the checkpoint laid over it, adapters merged in fp32; tile limits
-                              and template are the training's, as in an export
-``WORK_DIR``                  the config that the run left there, with its newest whole checkpoint
-``WORK_DIR CHECKPOINT``       the same config, with a checkpoint of one's own choice (a path, or a name in WORK_DIR)
+``CHECKPOINT``                its record's base with the checkpoint laid over it, adapters merged in fp32; settings,
+                              tile limits and template are the training's, as in an export. An adapter directory that
+                              `export_adapter` has written is opened likewise
+``WORK_DIR``                  the run's newest whole checkpoint
+``WORK_DIR CHECKPOINT``       a checkpoint of one's own choice (a path, or a name in WORK_DIR)
+``CONFIG CHECKPOINT``         the same where the config says that the base is elsewhere now, or the checkpoint holds no
+                              record (up to 0.1.0). A config is a Python file, and reading it runs it; nothing else is
+                              run, and no config is looked for in a work directory
 ============================  =============================================================================
 
-Refused, with the way out: a PEFT adapter or a checkpoint without its config, GGUF files, a language model or an encoder
-alone, any other architecture. `find_source` tells which it is without importing transformers.
+Refused, with the way out: adapters of others, weights alone, GGUF files, a language model or an encoder alone, any
+other architecture. `find_source` tells which it is without importing transformers.
 """
 
 from __future__ import annotations
@@ -22,10 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints import record
+from ..checkpoints.checkpoint import open_checkpoint
 from ..checkpoints.errors import CheckpointError
 from ..checkpoints.formats import open_config
 from ..checkpoints.io.staging import hint
-from ..checkpoints.work_dir import CHECKPOINT_NAME, config_of, newest_checkpoint
+from ..checkpoints.work_dir import CHECKPOINT_NAME, newest_checkpoint
 from ..settings import find_config, leaves
 
 if TYPE_CHECKING:
@@ -40,11 +46,11 @@ class Source:
     """Where a model is read from.
 
     Attributes:
-        path: A model directory, or the training config where there is a checkpoint.
+        path: A model directory, or the training config that was named before the checkpoint; None where none was.
         checkpoint: A training checkpoint; None for a model directory.
     """
 
-    path: Path
+    path: Path | None
     checkpoint: Path | None = None
 
     def __str__(self) -> str:
@@ -55,7 +61,7 @@ def find_source(model: str | Path, checkpoint: str | Path | None = None) -> Sour
     """What the words of a command line mean; checks that it is there, and reads no weights.
 
     Args:
-        model: A model directory, a training config (path, or name in configs/) or a work directory.
+        model: A model directory, a checkpoint, a work directory, or a training config (path, or name in configs/).
         checkpoint: A training checkpoint, for a config or a work directory.
 
     Raises:
@@ -63,6 +69,8 @@ def find_source(model: str | Path, checkpoint: str | Path | None = None) -> Sour
         ConfigError: No such config.
     """
     path = Path(model)
+    if checkpoint is None and ((path / record.FILE).is_file() or _is_checkpoint(path)):
+        return Source(None, path)
     if path.is_dir() and (path / "config.json").is_file():
         if checkpoint is not None:
             raise CheckpointError(
@@ -98,8 +106,8 @@ def open_session(
     """A session over a model directory, or over a training checkpoint as its export would answer.
 
     Args:
-        model: A model directory, a training config or a work directory; see the top of this file.
-        checkpoint: MMEngine ``.pth``, DeepSpeed directory or PEFT adapter, for a config or a work directory.
+        model: As for `find_source`; see the top of this file.
+        checkpoint: MMEngine ``.pth``, DeepSpeed directory or exported adapter, for a config or a work directory.
         device: As for `ChatSession.from_pretrained`.
         dtype: Likewise.
         template: Conversation template, for a checkpoint that was trained with several.
@@ -138,21 +146,19 @@ def _open_checkpoint(source: Source, device: str, dtype: str, template: str | No
 
 
 def _in_work_dir(path: Path, checkpoint: str | Path | None) -> Source:
-    """The config of a work directory with its newest checkpoint, or the one that is named."""
-    if (path / "adapter_config.json").is_file():
-        raise CheckpointError(f"{path} is a PEFT adapter; give its training config first: CONFIG {path}")
-    if CHECKPOINT_NAME.fullmatch(path.name):
-        raise CheckpointError(f"{path} is a training checkpoint; give its training config first: CONFIG {path}")
+    """The newest checkpoint of a work directory, or the one that is named."""
     if checkpoint is not None:
         inside = path / checkpoint
-        return Source(config_of(path), inside if inside.exists() else _existing(Path(checkpoint)))
+        return Source(None, inside if inside.exists() else _existing(Path(checkpoint)))
+    if (path / "adapter_config.json").is_file():
+        open_checkpoint(path)  # raises: it is one part, or another program's
     newest = newest_checkpoint(path)
     if newest is None:
         raise CheckpointError(
             f"{path} is neither a model directory (it has no config.json) nor a work directory with a whole checkpoint "
             f"(iter_N.pth){hint(path)}"
         )
-    return Source(config_of(path), newest)
+    return Source(None, newest)
 
 
 def _config_or_directory(path: Path) -> Source:
@@ -161,6 +167,10 @@ def _config_or_directory(path: Path) -> Source:
         raise CheckpointError(f"{path} is a training config; give a checkpoint after it, or the run's work directory")
     open_config(path)  # raises: there is no such directory
     raise AssertionError(path)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.exists() and CHECKPOINT_NAME.fullmatch(path.name) is not None
 
 
 def _existing(checkpoint: Path) -> Path:

@@ -26,7 +26,8 @@ def inject_lora(part: nn.Module, settings: Mapping[str, Any], default_targets: t
         default_targets: Linear layers to adapt where ``target_modules`` isn't given or is None.
 
     Raises:
-        ValueError: A setting that PEFT doesn't know or refuses, another type, or no layer matches ``target_modules``.
+        ValueError: A setting that PEFT doesn't know or refuses, another type, or ``target_modules`` matches no layer
+            or one that isn't linear.
     """
     options = dict(settings)
     cls = options.pop("type", LoraConfig)
@@ -45,8 +46,13 @@ def inject_lora(part: nn.Module, settings: Mapping[str, Any], default_targets: t
     except TypeError as error:
         raise ValueError(f"LoRA settings: {error}") from None
     inject_adapter_in_model(config, part, adapter_name=ADAPTER_NAME)
-    for module in part.modules():
+    for name, module in part.named_modules():
         if isinstance(module, LoraLayer):
+            if not isinstance(module.get_base_layer(), nn.Linear):
+                raise ValueError(
+                    f"target_modules: {name} is no linear layer, and LoRA is merged into those alone; leave it out, or "
+                    "train rows of an embedding with trainable_token_indices"
+                )
             # PEFT would copy each input to the adapter's float32, and autocast would cast it back for the product. The
             # norms of DoRA have the input's dtype, and an export merges with norms in float32.
             module.cast_input_dtype_enabled = config.use_dora

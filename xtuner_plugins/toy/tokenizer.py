@@ -47,12 +47,7 @@ def build_tokenizer(out_dir: str | Path, *, vocab_size: int = 2048, texts: Itera
 
     Returns:
         `out_dir` as a path.
-
-    Raises:
-        ValueError: `vocab_size` below 256, where not even the single bytes fit.
     """
-    if vocab_size < 256:
-        raise ValueError(f"vocab_size = {vocab_size} can't hold the 256 bytes; give at least 256")
     tokenizer = Tokenizer(BPE(fuse_unk=False, byte_fallback=False))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,36 +1,77 @@
 """Adapters as PEFT directories: PEFT opens them, and they are checkpoints themselves."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.checkpoints.training import SETTINGS, chat_inputs, logits, make_model, save_pth, with_context, write_config
+from tests.checkpoints.training import (
+    RSLORA,
+    VISION_LORA,
+    chat_inputs,
+    logits,
+    make_model,
+    save_pth,
+    with_context,
+    write_config,
+)
+from xtuner_plugins.checkpoints import record
 from xtuner_plugins.checkpoints.export import export
 from xtuner_plugins.checkpoints.io.reader import CheckpointError
-from xtuner_plugins.checkpoints.loader import load_model, load_trained
+from xtuner_plugins.checkpoints.loader import load_model
 from xtuner_plugins.checkpoints.lora.adapters import export_adapter
+from xtuner_plugins.checkpoints.trained import lay_over
+
+BOTH = {"llm_lora": {**RSLORA, "use_dora": True}, "visual_encoder_lora": VISION_LORA}
 
 
-def test_adapter_only(toy_base, tmp_path):
+@pytest.fixture(scope="module")
+def case(toy_base, tmp_path_factory):
+    """The trained model, its checkpoint with a record, and the adapter that was written from it without a config."""
+    folder = tmp_path_factory.mktemp("adapter")
+    config = write_config(folder / "c.py", toy_base, **BOTH)
+    trained = make_model(toy_base, **BOTH)
+    checkpoint = save_pth(trained, folder / "iter_1.pth", config)
+    assert export_adapter(None, checkpoint, folder / "adapter")["parts"] == ["language_model", "vision_model"]
+    return trained, checkpoint, folder / "adapter"
+
+
+def test_peft_opens_each_part(toy_base, case):
     from peft import PeftModel
 
-    trained = make_model(toy_base, **SETTINGS["both_loras"])
-    config = write_config(tmp_path / "c.py", toy_base, **SETTINGS["both_loras"])
-    checkpoint = save_pth(trained, tmp_path / "iter_1.pth")
-    done = export_adapter(config, checkpoint, tmp_path / "adapter")
-    assert done["parts"] == ["language_model", "vision_model"]
+    trained, _, adapter = case
     model, _ = load_model(toy_base, dtype=None)
-    model.load_state_dict(load_file(tmp_path / "adapter" / "replaced.safetensors"), strict=False)
-    PeftModel.from_pretrained(model.language_model, tmp_path / "adapter" / "language_model")
-    PeftModel.from_pretrained(model.vision_model, tmp_path / "adapter" / "vision_model")
+    model.load_state_dict(load_file(adapter / "replaced.safetensors"), strict=False)
+    for part in ("language_model", "vision_model"):
+        PeftModel.from_pretrained(model.get_submodule(part), adapter / part)
+        written = json.loads((adapter / part / "adapter_config.json").read_text())
+        assert written["base_sha256"] == record.base_facts(toy_base)["files"]
     inputs = chat_inputs(trained.model)
     assert torch.equal(logits(with_context(model.eval(), trained.model), inputs), logits(trained.model, inputs))
-    # and such an adapter is itself a checkpoint
-    export(config, tmp_path / "adapter" / "language_model", tmp_path / "llm_only")
-    merged = load_file(tmp_path / "llm_only" / "model.safetensors")
-    full = load_trained(config, checkpoint, dtype=None).state_dict()
-    name = "language_model.model.layers.1.mlp.down_proj.weight"
-    assert torch.equal(merged[name], full[name])
+
+
+def test_the_adapter_exports_as_the_checkpoint_does(case, tmp_path):
+    """All of it: DoRA's sizes, the vision tower's adapter and the trained projector."""
+    _, checkpoint, adapter = case
+    for name, source in (("direct", checkpoint), ("by_adapter", adapter)):
+        export(None, source, tmp_path / name)
+    direct, by_adapter = (load_file(tmp_path / name / "model.safetensors") for name in ("direct", "by_adapter"))
+    assert direct.keys() == by_adapter.keys() and all(torch.equal(direct[key], by_adapter[key]) for key in direct)
+
+
+def test_on_another_base_or_in_part_it_is_refused(toy_base, case, tmp_path):
+    shutil.copytree(toy_base, tmp_path / "base")
+    fields = json.loads((tmp_path / "base/config.json").read_text())
+    (tmp_path / "base/config.json").write_text(json.dumps({**fields, "select_layer": -2}))
+    with pytest.raises(CheckpointError, match="belongs to another base: config.json"):
+        lay_over(write_config(tmp_path / "c.py", tmp_path / "base", **BOTH), case[2])
+    with pytest.raises(CheckpointError, match="give the directory above it .*merge_and_unload"):
+        lay_over(None, case[2] / "language_model")
+
+
+def test_without_adapters_there_is_nothing_to_write(toy_base, tmp_path):
     config = write_config(tmp_path / "p.py", toy_base)
     with pytest.raises(CheckpointError, match="holds no LoRA tensors"):
         export_adapter(config, save_pth(make_model(toy_base), tmp_path / "p.pth"), tmp_path / "none")

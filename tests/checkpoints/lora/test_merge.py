@@ -13,10 +13,8 @@ from xtuner_plugins.checkpoints.lora import merge
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.embed = nn.Embedding(11, 6)
         self.proj = nn.Linear(6, 10)
         self.head = nn.Linear(10, 7, bias=False)
-        self.conv = nn.Conv2d(3, 4, 2, stride=2)
 
 
 def adapted(config, seed=0):
@@ -42,34 +40,31 @@ CONFIGS = {
     "plain": dict(),
     "rslora": dict(use_rslora=True),
     "dora": dict(use_dora=True),
+    "rslora and dora": dict(use_rslora=True, use_dora=True),
     "patterns": dict(rank_pattern={"proj": 2}, alpha_pattern={"head": 32}),
-    "bias": dict(lora_bias=True),
+    "bias": dict(lora_bias=True, target_modules=["proj"]),
 }
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("block_bytes", [1, 70, 2**20])
-def test_merge_equals_peft(name, block_bytes, monkeypatch):
-    monkeypatch.setattr(merge, "BLOCK_BYTES", block_bytes)
-    targets = ["proj", "head"] if name in ("bias",) else ["embed", "proj", "head", "conv"]
-    targets = [t for t in targets if not (name == "dora" and t == "conv")]
-    if name == "bias":
-        targets = ["proj"]
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, **CONFIGS[name])
+@pytest.mark.parametrize("rows", [1, 3, 10])
+def test_merge_equals_peft(name, rows):
+    config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["proj", "head"], **CONFIGS[name]})
     base, parts, net = adapted(config)
-    assert parts.keys() == set(targets)
-    for layer in targets:
-        weight = MemoryTensor(base[f"{layer}.weight"])
-        bias = MemoryTensor(base[f"{layer}.bias"]) if f"{layer}.bias" in base else None
-        merged = merge.merged_weight(weight, parts[layer], config, layer, bias=bias).read()
+    assert parts.keys() == set(config.target_modules)
+    for layer, tensors in parts.items():
+        merged = merge.MergedWeight(MemoryTensor(base[f"{layer}.weight"]), tensors, config, layer)
+        total = merged.shape[0]
+        blocks = [merged.rows(start, min(start + rows, total)).read() for start in range(0, total, rows)]
+        merged = torch.cat(blocks)
         reference = net.get_submodule(layer).get_base_layer()
         # one rounding of the product in another block shape
         torch.testing.assert_close(merged, reference.weight.data, rtol=0, atol=1e-6)
         assert not torch.allclose(merged, base[f"{layer}.weight"], atol=1e-3)
         if name == "bias":
-            merged_bias = merge.merged_bias(bias, parts[layer], config, layer, weight).read()
+            merged_bias = merge.merged_bias(MemoryTensor(base["proj.bias"]), tensors, config, layer).read()
             torch.testing.assert_close(merged_bias, reference.bias.data, rtol=0, atol=1e-6)
-            assert not torch.allclose(merged_bias, base[f"{layer}.bias"], atol=1e-3)
+            assert not torch.allclose(merged_bias, base["proj.bias"], atol=1e-3)
 
 
 def test_bf16_base_is_merged_in_fp32():
@@ -79,7 +74,7 @@ def test_bf16_base_is_merged_in_fp32():
         "lora_A.weight": MemoryTensor(torch.ones(2, 3)),
         "lora_B.weight": MemoryTensor(torch.full((4, 2), 2.0**-10)),
     }
-    merged = merge.merged_weight(MemoryTensor(base), parts, config, "proj").read()
+    merged = merge.MergedWeight(MemoryTensor(base), parts, config, "proj").read()
     assert merged.dtype == torch.float32 and torch.equal(merged, torch.full((4, 3), 1 + 2.0**-9))  # bf16 would give 1
 
 
@@ -102,12 +97,29 @@ def test_names(name, expected):
     assert merge.split_key(name) == expected
 
 
-def test_half_an_adapter():
-    config = LoraConfig(r=2, target_modules=["proj"])
-    with pytest.raises(CheckpointError, match=r"only lora_A\.weight"):
-        merge.merged_weight(
-            MemoryTensor(torch.ones(4, 3)), {"lora_A.weight": MemoryTensor(torch.ones(2, 3))}, config, "proj"
-        )
+A, B, SIZE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector.weight"
+REFUSED = {
+    r"only lora_A\.weight": ({A: (2, 3)}, (4, 3)),
+    "belongs to another base": ({A: (2, 5), B: (4, 2)}, (4, 3)),
+    "has rank 3, the config says r=2": ({A: (3, 3), B: (4, 3)}, (4, 3)),
+    "holds magnitudes of DoRA, the config says use_dora=False": ({A: (2, 3), B: (4, 2), SIZE: (4,)}, (4, 3)),
+    "proj is no linear layer": ({A: (2, 3, 2, 2), B: (4, 2, 1, 1)}, (4, 3, 2, 2)),
+    "proj is no linear layer, .*trainable_token_indices": ({"lora_embedding_A": (2, 4)}, (4, 3)),
+}
+
+
+@pytest.mark.parametrize("says", REFUSED)
+def test_what_is_not_merged(says):
+    shapes, base = REFUSED[says]
+    parts = {name: MemoryTensor(torch.ones(shape)) for name, shape in shapes.items()}
+    with pytest.raises(CheckpointError, match=says):
+        merge.MergedWeight(MemoryTensor(torch.ones(base)), parts, merge.Lora(r=2), "proj")
+
+
+def test_an_option_that_would_need_another_sum():
+    assert merge.read_settings(dict(r=3, fan_in_fan_out=False, lora_dropout=0.1)).r == 3
+    with pytest.raises(CheckpointError, match="use_qalora can't be merged here"):
+        merge.read_settings(dict(r=3, use_qalora=True))
 
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "corda", "loftq"])

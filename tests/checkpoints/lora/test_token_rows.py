@@ -1,20 +1,14 @@
 """Rows of single tokens (PEFT's ``trainable_token_indices``): what PEFT merges to the bit, however they arrive."""
 
-import json
-import shutil
-
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
 
 from tests.checkpoints.training import LORA, chat_inputs, logits, make_model, save_pth, training_inputs, write_config
 from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.checkpoints.export import export
-from xtuner_plugins.checkpoints.io.reader import CheckpointError, read_json
+from xtuner_plugins.checkpoints.io.reader import CheckpointError
 from xtuner_plugins.checkpoints.io.tensors import MemoryTensor
-from xtuner_plugins.checkpoints.io.writer import write_json
 from xtuner_plugins.checkpoints.loader import load_model, load_tokenizer, load_trained
 from xtuner_plugins.checkpoints.lora import token_rows
 from xtuner_plugins.checkpoints.lora.adapters import export_adapter
@@ -35,71 +29,6 @@ def base(toy_base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bf16")
     build_base(*write_random_parts(folder / "parts"), folder / "base")
     return folder / "base"
-
-
-def peft_model(directory, **options):
-    """A language model with LoRA and trained rows, disturbed."""
-    model = AutoModelForCausalLM.from_pretrained(directory, torch_dtype="auto")
-    model = get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], **options))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += (0.1 * torch.randn(parameter.shape)).to(parameter.dtype)
-    return model
-
-
-def write_bare_llm(base, out):
-    shutil.copytree(base, out)
-    write_json(out / "config.json", read_json(base / "config.json")["llm_config"])
-    held, prefix = load_file(base / "model.safetensors"), "language_model."
-    held = {k.removeprefix(prefix): t for k, t in held.items() if k.startswith(prefix)}
-    save_file(held, out / "model.safetensors", metadata={"format": "pt"})
-
-
-@pytest.mark.parametrize("choice", CHOICES)
-def test_equals_peft(choice, base, tmp_path):
-    """An adapter of the bare language model, exported over the base, against ``merge_and_unload``."""
-    write_bare_llm(base, tmp_path / "llm")
-    model = peft_model(tmp_path / "llm", trainable_token_indices=CHOICES[choice])
-    model.save_pretrained(tmp_path / "adapter")
-    export(write_config(tmp_path / "c.py", base), tmp_path / "adapter", tmp_path / "out")
-    before, out = load_file(base / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
-    merged = model.merge_and_unload().state_dict()
-    for name, head_rows in ((EMBEDDING, ROWS), (HEAD, [1, 2] if choice == "both" else [])):
-        assert out[name].dtype == torch.bfloat16 and torch.equal(
-            out[name], merged[name.removeprefix("language_model.")]
-        )
-        changed = (out[name] != before[name]).any(1).nonzero().flatten().tolist()
-        assert changed == sorted(head_rows)
-    manifest = read_json(tmp_path / "out" / "export_manifest.json")
-    assert manifest["merged"] == [f"language_model.model.layers.{i}.self_attn.q_proj" for i in range(2)]
-
-
-def test_tied(tmp_path):
-    """Rows of a model with one matrix for both go into both of the base's; who can't tell says so."""
-    vision, llm = write_random_parts(tmp_path / "parts")  # tied
-    build_base(vision, llm, tmp_path / "base")
-    model = peft_model(llm, trainable_token_indices=ROWS[:1])
-    model.save_pretrained(tmp_path / "adapter")
-    config = write_config(tmp_path / "c.py", tmp_path / "base")
-    export(config, tmp_path / "adapter", tmp_path / "out")
-    out = load_file(tmp_path / "out" / "model.safetensors")
-    merged = model.merge_and_unload().state_dict()
-    rows = read_json(llm / "config.json")["vocab_size"]
-    rows = min(rows, out[HEAD].shape[0] - 9)
-    assert torch.equal(out[EMBEDDING][:rows], merged["model.embed_tokens.weight"][:rows])
-    assert torch.equal(out[HEAD][:rows], merged["lm_head.weight"][:rows]) and torch.equal(out[HEAD], out[EMBEDDING])
-
-    path = tmp_path / "adapter" / "adapter_config.json"
-    write_json(path, {**json.loads(path.read_text()), "base_model_name_or_path": "some/model"})
-    with pytest.raises(CheckpointError, match="some/model is not here to say whether its head is the same"):
-        export(config, tmp_path / "adapter", tmp_path / "unclear")
-    write_bare_llm(tmp_path / "base", tmp_path / "untied")
-    write_json(path, {**json.loads(path.read_text()), "base_model_name_or_path": str(tmp_path / "untied")})
-    export(config, tmp_path / "adapter", tmp_path / "untied-out")
-    again, before = (load_file(tmp_path / n / "model.safetensors") for n in ("untied-out", "base"))
-    assert torch.equal(again[HEAD], before[HEAD]) and torch.equal(again[EMBEDDING], out[EMBEDDING])
 
 
 @pytest.mark.parametrize("choice", ["embedding", "both"])
@@ -135,9 +64,9 @@ def test_trained_here(choice, toy_base, tmp_path):
     assert ((held[EMBEDDING] != base[EMBEDDING]).any(1).nonzero().flatten().tolist()) == sorted(ROWS)
 
     export_adapter(config, checkpoint, tmp_path / "adapter")
-    export(config, tmp_path / "adapter" / "language_model", tmp_path / "again")
+    export(config, tmp_path / "adapter", tmp_path / "again")
     again = load_file(tmp_path / "again" / "model.safetensors")
-    assert all(torch.equal(again[name], held[name]) for name in held if name.startswith("language_model."))
+    assert all(torch.equal(again[name], held[name]) for name in held)
 
 
 def test_gradients_reach_the_rows(toy_base):

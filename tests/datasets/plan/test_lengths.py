@@ -86,10 +86,7 @@ def test_every_fate_is_met(settings):
 def test_complaints_and_reasons_are_kept(settings):
     lengths = MultimodalDataset(**settings).lengths(0, num_workers=0)
     assert list(lengths.complaints) == [45, 46] and "missing.png: no such" in lengths.complaints[45].problem
-    assert [lengths.reason_names[code - 1] for code in lengths.reasons[[45, 46]]] == [
-        "image_missing",
-        "no_conversations",
-    ]
+    assert [each.reason for each in lengths.complaints.values()] == ["image_missing", "no_conversations"]
 
 
 def test_broken_records_stop_a_run_that_says_raise(settings):
@@ -129,17 +126,17 @@ def test_a_crash_loses_only_the_chunk_under_way(settings, monkeypatch):
     monkeypatch.setattr(lengths_module, "CHUNK", 7)
     real, calls = lengths_module.Measure.rows, []
 
-    def failing(self, first, last):
-        calls.append(first)
+    def failing(self, rows):
+        calls.append(rows[0])
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(self, first, last)
+        return real(self, rows)
 
     monkeypatch.setattr(lengths_module.Measure, "rows", failing)
     with pytest.raises(KeyboardInterrupt):
         MultimodalDataset(**settings).lengths(0, num_workers=0)
     assert len(MultimodalDataset(**settings).lengths(0, num_workers=0)) == 47
-    assert calls == [0, 7, 14, 14, 21, 28, 35, 42]
+    assert calls == [0, 7, 14, 14, 21, 28, 35, 42, 45, 46]  # the last two are broken: looked at again
 
 
 def _build_slowly(settings, counter):

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from xtuner_plugins.checkpoints import record
+from xtuner_plugins.checkpoints.work_dir import read_checkpoint
 from xtuner_plugins.engine.launch import launcher
 from xtuner_plugins.engine.run.runtime import allow_checkpoint_types
 
@@ -176,6 +177,14 @@ def test_the_same_run_goes_on_anywhere(run, capsys, tmp_path):
     shutil.copytree(run, tmp_path / "moved")
     status, (line,) = resume(tmp_path / "moved", command(tmp_path / "moved", **SETTINGS), capsys)
     assert status == 0 and "moved/base has the same files as" in line
+
+
+def test_no_path_of_data_and_no_key_of_a_store_is_kept(run):
+    said = read_checkpoint(run / "w/iter_2.pth")["record"]
+    assert not {"data_paths", "storage_options", "dataset_settings"} & set(
+        said["settings"]["train_dataloader"]["dataset"]
+    )
+    assert str(run / "data") not in json.dumps(said)
 
 
 def test_two_ranks_with_as_many_samples(run, capsys):

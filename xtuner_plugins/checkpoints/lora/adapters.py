@@ -5,22 +5,22 @@
     out/language_model/     adapter_config.json, adapter_model.safetensors, for PeftModel.from_pretrained
     out/vision_model/       the same for the vision tower
     out/replaced.safetensors    whole tensors that trained too (the projector), official names
+    out/record.json         the run's record: `open_checkpoint` reads OUT as it reads the checkpoint
+    out/preprocessing.json  how it prepared images and text
 """
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 from ... import preprocessing
-from .. import trained
+from .. import record, trained
+from ..checkpoint import ADAPTER, REPLACED
 from ..io.reader import CheckpointError
 from ..io.staging import check_target, staged_directory
 from ..io.tensors import LazyTensor, cast
 from ..io.writer import resolve_dtype, write_json, write_single
 from . import merge
-
-REPLACED = "replaced.safetensors"
 
 
 def export_adapter(
@@ -29,7 +29,7 @@ def export_adapter(
     """Writes the adapters of a training checkpoint for PEFT.
 
     Args:
-        config_path: the training config.
+        config_path: the training config; None takes everything from the checkpoint's record.
         checkpoint: MMEngine ``.pth`` or DeepSpeed directory.
         out: directory to write.
         dtype: of the adapter's weights; None keeps the stored one (fp32).
@@ -71,11 +71,12 @@ def export_adapter(
         for part, tensors in parts.items():
             (stage / part).mkdir()
             typed = {name: cast(tensor, wanted) for name, tensor in tensors.items()}
-            write_single(stage / part / "adapter_model.safetensors", typed)
+            write_single(stage / part / ADAPTER, typed)
             layers = sorted({layer.partition(".")[2] for layer in plan.adapters if layer.startswith(part + ".")})
             write_json(stage / part / "adapter_config.json", _peft_config(plan, part, layers))
-            if plan.preprocessing is not None:
-                write_json(stage / part / preprocessing.FILE, plan.preprocessing)
+        write_json(stage / record.FILE, plan.record)
+        if plan.preprocessing is not None:
+            write_json(stage / preprocessing.FILE, plan.preprocessing)
         if plan.replaced:
             write_single(stage / REPLACED, {n: cast(t, wanted) for n, t in plan.replaced.items()})
     num_tensors = sum(len(t) for t in parts.values()) + len(plan.replaced)
@@ -83,7 +84,7 @@ def export_adapter(
 
 
 def _peft_config(plan: trained.TrainedPlan, part: str, layers: list[str]) -> dict:
-    config = copy.copy(merge.full_config(plan.lora_configs[part]))
+    config = merge.full_config(plan.lora_configs[part])
     config.target_modules, config.base_model_name_or_path = layers, str(plan.view.directory)
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
     config.modules_to_save = None  # whole tensors are in REPLACED
@@ -91,4 +92,4 @@ def _peft_config(plan: trained.TrainedPlan, part: str, layers: list[str]) -> dic
     config.trainable_token_indices = {layer.partition(".")[2]: indices for layer, indices in rows.items()} or None
     config.inference_mode = config.init_lora_weights = True
     fields = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
-    return {**fields, "peft_type": "LORA", "task_type": None}
+    return {**fields, "peft_type": "LORA", "task_type": None, "base_sha256": plan.record["base"]["files"]}

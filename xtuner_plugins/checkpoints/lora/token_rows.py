@@ -12,12 +12,11 @@ LoRA config lists them: a list (of the input embedding) or ``{'embed_tokens': [.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from ..io.reader import CheckpointError, read_json
+from ..io.reader import CheckpointError
 from ..io.tensors import Computed, LazyTensor
 from .merge import ADAPTER_NAME
 
@@ -96,28 +95,3 @@ def laid(base: LazyTensor, rows: LazyTensor, indices: list[int], name: str) -> L
         return block
 
     return Computed(make_rows, dtype, base.shape)
-
-
-def trained_on_tied(adapter_config: Mapping, embedding: LazyTensor, head: LazyTensor, indices: list[int]) -> bool:
-    """Whether a PEFT adapter's rows belong to the head as well, because its model had one matrix for both.
-
-    A base always holds two matrices. The adapter doesn't say how many its own model had, so the config of the model
-    that it names is asked, if that is on this machine.
-
-    Raises:
-        CheckpointError: neither that config nor the base tells.
-    """
-    named = adapter_config.get("base_model_name_or_path") or ""
-    fields = read_json(Path(named) / "config.json", missing={}) if named else {}
-    if fields:
-        if "llm_config" in fields or "text_config" in fields:
-            fields = {**fields, **(fields.get("llm_config") or fields.get("text_config"))}
-        return bool(fields.get("tie_word_embeddings", False))
-    same = all(torch.equal(embedding.rows(n, n + 1).read(), head.rows(n, n + 1).read()) for n in indices)
-    if same:
-        raise CheckpointError(
-            f"the adapter trained rows of the embedding, and {named or 'the model that it was trained on'} is not here "
-            "to say whether its head is the same matrix; put that model's directory into base_model_name_or_path of "
-            "adapter_config.json"
-        )
-    return False

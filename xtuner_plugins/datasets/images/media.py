@@ -4,17 +4,17 @@
 - Transparent pixels become white, 16-bit gray is scaled to 8 bits, an animation gives its first frame.
 - Pixels of unknown range (floats, integers beyond 16 bits) are refused.
 - An image with more than `MAX_PIXELS` pixels is refused before it is decoded.
-- A path stays inside its image folder.
-- HEIC is read where the package pillow-heif is installed.
+- A path stays inside its image folder, and only files are opened: a pipe would be waited for without end.
+- Only the formats of `FORMATS` are opened, whatever a name says: Pillow starts Ghostscript for EPS. HEIC is read where
+  the package pillow-heif is installed.
 """
 
 import io
 import os
 import re
-import time
+import stat
 import unicodedata
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import MediaError, SettingError, out_of_files
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for decompression bombs (2 x 1 GiB / 4 / 3)
-# Of what a server is sent: Pillow starts Ghostscript for EPS, and rare formats have rarely read decoders.
-SENT_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-DIRECTORY_SECONDS = 1.0  # for which a directory counts as inside its image folder without being looked at again
-MOST_DIRECTORIES = 10_000  # remembered so
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO", "TGA", "AVIF", "HEIF")
 ORIENTATION_TAG = 0x0112
 # EXIF orientation -> transposition to the upright image (Exif 2.32, table 6)
 ORIENTATIONS = {
@@ -41,9 +38,7 @@ ORIENTATIONS = {
 }
 SWAPS_SIDES = {5, 6, 7, 8}  # orientations under which width and height change places
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-# Brands of ISO base media files (ISO/IEC 23008-12, annex B; AV1 Image File Format, section 6), in bytes 8 to 11
-HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-AVIF_BRANDS = (b"avif", b"avis")
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # ISO/IEC 23008-12, annex B
 IN_MEMORY = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")  # how Pillow's messages call a `Blob`
 
 
@@ -129,7 +124,6 @@ class ImageFolder:
                     "correct image_folders, or give None for a file without images",
                 )
             self._real = os.path.join(os.path.realpath(self.folder), "")
-        self._inside, self._until = set(), 0.0  # directories found inside, and when they are looked at again
 
     def key(self) -> tuple:
         """What decides which image a name means, apart from the images themselves."""
@@ -151,27 +145,13 @@ class ImageFolder:
             path = os.path.join(self.folder or self.base, name)
         if self.folder is None:
             return path
-        if not self._holds(path):
+        if not os.path.realpath(path).startswith(self._real):
             raise MediaError(
                 "image_outside",
                 f"{name!r} is a link out of the image folder {self.folder!r}",
                 "put the file itself into the folder, or set image_folders to where it lies",
             )
         return path
-
-    def _holds(self, path: str) -> bool:
-        """Whether a path stays inside when links are followed: its directory, looked up once in a while, and itself."""
-        directory, name = os.path.split(path)
-        if name in ("", os.curdir) or os.path.islink(path):
-            return os.path.realpath(path).startswith(self._real)
-        now = time.monotonic()
-        if now > self._until or len(self._inside) > MOST_DIRECTORIES:
-            self._inside, self._until = set(), now + DIRECTORY_SECONDS
-        if directory not in self._inside:
-            if not os.path.join(os.path.realpath(directory), "").startswith(self._real):
-                return False
-            self._inside.add(directory)
-        return True
 
 
 def display_name(source: MediaSource) -> str:
@@ -185,63 +165,39 @@ def open_image(source: MediaSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     Raises:
         MediaError: the file is missing, no image, damaged, or has more than `max_pixels` pixels.
     """
-    if isinstance(source, Blob):
-        return _open(io.BytesIO(source.data), source.name, max_pixels)
-    path = os.fspath(source)
-    return _open(path, path, max_pixels)
-
-
-def _open(source: str | io.BytesIO, path: str, max_pixels: int, formats: Sequence[str] | None = None) -> Image.Image:
-    """`open_image` of a path or of bytes that messages call `path`; `formats` as Pillow names them, None for all."""
+    path = display_name(source)
+    file = io.BytesIO(source.data) if isinstance(source, Blob) else path
     try:
+        if file is path and not stat.S_ISREG(os.stat(path).st_mode):
+            raise MediaError("image_missing", "no file, but a folder, a pipe or a device", "name the image's file")
         with warnings.catch_warnings():  # the limit below replaces Pillow's warning
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(source, formats=formats)
-    except UnidentifiedImageError as error:
-        if formats is None and _read_by_plugin(source, path):
-            return _open(source, path, max_pixels)
-        if formats is None:
-            raise _media_error(path, error, source) from None
-        raise MediaError("image_unreadable", "no image", f"send one of {', '.join(formats)}", path) from None
+            image = _identify(file)
     except Exception as error:
         raise _media_error(path, error, source) from None
     width, height = image.size
     if width * height > max_pixels or width < 1 or height < 1:
         image.close()
-        raise MediaError(
-            "image_pixels",
-            f"{width}x{height} pixels",
-            f"at most {max_pixels} pixels are read; scale the image down",
-            path,
-        )
+        remedy = f"at most {max_pixels} pixels are read; scale the image down"
+        raise MediaError("image_pixels", f"{width}x{height} pixels", remedy, path)
     return image
 
 
-def _read_by_plugin(source: str | io.BytesIO, path: str) -> bool:
-    """Whether the image is HEIC or AVIF and Pillow has just learned to read it.
-
-    Raises:
-        MediaError: it is, and the package that reads it isn't installed.
-    """
-    if isinstance(source, io.BytesIO):
-        head = source.getvalue()[:12]
-    else:
-        with open(source, "rb") as file:
-            head = file.read(12)
-    if head[4:8] != b"ftyp" or head[8:] not in HEIC_BRANDS + AVIF_BRANDS:
-        return False
-    kind = "AVIF" if head[8:] in AVIF_BRANDS else "HEIC"
+def _identify(file: str | io.BytesIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN or name != "HEIF"])
+    except UnidentifiedImageError:
+        with open(file, "rb") if isinstance(file, str) else io.BytesIO(file.getvalue()[:12]) as start:
+            head = start.read(12)
+        if "HEIF" in Image.OPEN or head[4:8] != b"ftyp" or head[8:] not in HEIC_BRANDS:
+            raise
     try:
         import pillow_heif
     except ImportError:
         remedy = "pip install pillow-heif, or save the image as JPEG or PNG"
-        if kind == "AVIF":
-            remedy = "install a Pillow with AVIF (11.3 or later), or save the image as JPEG or PNG"
-        raise MediaError("image_format", f"{kind}, which nothing installed here reads", remedy, path) from None
-    if kind == "AVIF" or "HEIF" in Image.OPEN:  # Pillow's own reader, or the plugin, has refused it
-        return False
+        raise MediaError("image_format", "HEIC, which nothing installed here reads", remedy) from None
     pillow_heif.register_heif_opener()
-    return True
+    return Image.open(file, formats=["HEIF"])
 
 
 def orientation(image: Image.Image) -> int:
@@ -266,7 +222,7 @@ def image_size(source: MediaSource, max_pixels: int = MAX_PIXELS) -> tuple[int, 
     head = source.head() if isinstance(source, Blob) else None
     if head is not None:
         try:
-            with _open(io.BytesIO(head), source.name, max_pixels) as image:
+            with open_image(Blob(source.name, head), max_pixels) as image:
                 return upright_size(image)
         except MediaError as error:
             if error.reason != "image_unreadable":  # otherwise the header may be longer
@@ -316,21 +272,6 @@ def load_reduced(source: MediaSource, max_pixels: int, side: int) -> tuple[Image
             except Exception as error:
                 raise _media_error(path, error) from None
         return _decode(image, path), size, content
-
-
-def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image that a stranger sent as upright RGB; only the formats of `SENT_FORMATS` are tried.
-
-    Args:
-        data: the file's bytes.
-        name: what messages call it.
-        max_pixels: most pixels that are decoded.
-
-    Raises:
-        MediaError: as `load_image`.
-    """
-    with _open(io.BytesIO(data), name, max_pixels, SENT_FORMATS) as image:
-        return _decode(image, name)
 
 
 def _decode(image: Image.Image, path: str) -> Image.Image:
@@ -386,26 +327,23 @@ def _alike(path: str) -> str:
     return ""
 
 
-def _media_error(path: str, error: Exception, source: str | io.BytesIO = "") -> MediaError:
+COMPLAINTS = (  # error, reason, problem, remedy: the first row that fits
+    (FileNotFoundError, "image_missing", "no such image{alike}", "correct the name or the image folder"),
+    (PermissionError, "image_unreadable", "may not be read", "give the file read permission"),
+    (Image.DecompressionBombError, "image_pixels", "{text}", "scale the image down"),
+    (Exception, "image_unreadable", "can't be decoded ({text})", "fetch the image again or remove the record"),
+)
+
+
+def _media_error(path: str, error: Exception, source: MediaSource = "") -> MediaError:
     if isinstance(error, MediaError):
         return MediaError(error.reason, error.problem, error.remedy, path)
     if limit := out_of_files(error, MediaError, path):
         return limit
-    if isinstance(error, FileNotFoundError):
-        remedy = "correct the name or the image folder"
-        return MediaError("image_missing", f"no such image{_alike(path)}", remedy, path)
-    if isinstance(error, IsADirectoryError):
-        return MediaError("image_missing", "a folder, not an image", "name the image's file", path)
-    if isinstance(error, PermissionError):
-        return MediaError("image_unreadable", "may not be read", "give the file read permission", path)
-    if isinstance(error, Image.DecompressionBombError):
-        return MediaError("image_pixels", str(error).split(",")[0], "scale the image down", path)
-    in_memory = isinstance(source, io.BytesIO)
-    if not source.getbuffer() if in_memory else os.path.isfile(path) and os.path.getsize(path) == 0:
-        return MediaError("image_unreadable", "an empty file", "fetch the image again", path)
     text = IN_MEMORY.sub("the file", " ".join(str(error).split()).replace(repr(path), "the file"))
-    text = "it begins as no known image does" if isinstance(error, UnidentifiedImageError) else text
-    text = text or type(error).__name__
-    return MediaError(
-        "image_unreadable", f"can't be decoded ({text})", "fetch the image again or remove the record", path
-    )
+    if isinstance(error, UnidentifiedImageError):
+        is_empty = not source.data if isinstance(source, Blob) else os.path.getsize(path) == 0
+        text = "an empty file" if is_empty else "it begins as no known image does"
+    _, reason, problem, remedy = next(row for row in COMPLAINTS if isinstance(error, row[0]))
+    problem = problem.format(text=text or type(error).__name__, alike=_alike(path) if "{alike}" in problem else "")
+    return MediaError(reason, problem, remedy, path)

@@ -1,10 +1,8 @@
-"""Videos as a few images: mp4, webm and other formats of PyAV, gif, or a folder of frames.
+"""Videos as a few images: mp4, webm, gif and other formats of PyAV, or a folder of frames.
 
 The video is divided into equal stretches, by number of frames and not by time, and the middle frame of each is taken.
 Frames are rotated as players do (phones store portrait videos sideways, with a note in the file), and transparent parts
-become white, as in images. In the text, `<video>` becomes one line per frame, as in the official code:
-
-    Frame-1: <image>\\nFrame-2: <image>\\n...
+become white, as in images.
 """
 
 import io
@@ -12,14 +10,12 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 from PIL import Image
 
 from ..errors import MediaError
-from ..records.records import Medium, Record
-from .media import MAX_PIXELS, Blob, MediaSource, display_name, image_size, load_image, open_image, to_rgb
+from .media import MAX_PIXELS, Blob, MediaSource, image_size, load_image, to_rgb
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # Containers that hold the images themselves. The others list further files (concat, HLS, DASH), whatever the name of
@@ -55,9 +51,6 @@ def probe_video(path: MediaSource, num_frames: int, max_pixels: int = MAX_PIXELS
     if _is_folder(path):
         frames = _folder_frames(path)
         return min(len(frames), num_frames), image_size(frames[0], max_pixels)
-    if display_name(path).lower().endswith(".gif"):
-        with open_image(path, max_pixels) as image:
-            return min(_gif_length(image, path), num_frames), image.size
     total = _count(path, num_frames, max_pixels)
     return min(total, num_frames), _take(path, [0], max_pixels)[0].size
 
@@ -71,8 +64,6 @@ def load_frames(path: MediaSource, num_frames: int, max_pixels: int = MAX_PIXELS
     if _is_folder(path):
         frames = _folder_frames(path)
         return [load_image(frames[number], max_pixels) for number in pick_frames(len(frames), num_frames)]
-    if display_name(path).lower().endswith(".gif"):
-        return _gif_frames(path, num_frames, max_pixels)
     total = _count(path, num_frames, max_pixels)
     wanted = pick_frames(total, num_frames)
     images = _take(path, wanted, max_pixels)
@@ -88,28 +79,6 @@ def load_frames(path: MediaSource, num_frames: int, max_pixels: int = MAX_PIXELS
             str(path),
         )
     return images
-
-
-def expand_videos(record: Record, num_frames: Sequence[int]) -> Record:
-    """The record with each video replaced by its frames.
-
-    Args:
-        num_frames: of each of the record's videos, in order.
-    """
-    if not any(medium.kind == "video" for medium in record.media):
-        return record
-    counts = iter(num_frames)
-    turns = []
-    for turn in record.turns:
-        parts: list[str | Medium] = []
-        for part in turn.parts:
-            if not isinstance(part, Medium) or part.kind != "video":
-                parts.append(part)
-                continue
-            for number in range(next(counts)):
-                parts += [f"{chr(10) if number else ''}Frame-{number + 1}: ", Medium("frame", part.name)]
-        turns.append(turn._replace(parts=tuple(parts)))
-    return replace(record, turns=tuple(turns))
 
 
 def _is_folder(path: MediaSource) -> bool:
@@ -131,25 +100,6 @@ def _folder_frames(path: str) -> list[str]:
         key=lambda name: [int(piece) if odd % 2 else piece for odd, piece in enumerate(re.split(r"(\d+)", name))]
     )
     return [os.path.join(path, name) for name in names]
-
-
-def _gif_length(image: Image.Image, path: MediaSource) -> int:
-    try:
-        return image.n_frames
-    except Exception as error:
-        raise _unreadable(path, error) from None
-
-
-def _gif_frames(path: MediaSource, num_frames: int, max_pixels: int) -> list[Image.Image]:
-    with open_image(path, max_pixels) as image:
-        images = []
-        try:
-            for number in pick_frames(_gif_length(image, path), num_frames):
-                image.seek(number)
-                images.append(to_rgb(image.convert("RGBA")))
-        except Exception as error:
-            raise _unreadable(path, error) from None
-    return images
 
 
 @contextmanager

@@ -4,9 +4,9 @@ Measured once per file, in parallel, without decoding images. The arrays are kep
 they depend on (the file, the tokenizer, the template, the image folder) and are memory-mapped. A crash loses at most
 the chunks being measured, and of several processes that start together one measures while the others wait.
 
-A broken record may have been mended since, so each start compares the files of broken records (`complaints`) and
-measures a record again where they have changed. Other records aren't compared: a worker that finds another length than
-planned reports it (`report_change`), and the next start measures the whole file again.
+A broken record may have been mended since, so each start measures broken records again, and the whole file where one
+has another result. Other records aren't measured again: a worker that finds another length than planned reports it
+(`report_change`), and the next start measures the whole file.
 
     text_tokens [R]   tokens outside the images' spans
     sizes [M, 2]      width and height of each image, from its header; record r has media_ends[r-1]:media_ends[r]
@@ -23,25 +23,25 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from ...processes import die_with_parent, num_cores
 from ..cache import locked, open_array, save, text_hash, writing
+from ..images.stored import StoreImages
 from ..images.tiling import DynamicTiling
-from ..stores import Store
 from ..text.tokens import single_threaded_tokenizer
 from .budget import FRAME, TileBudget, first_limit
-from .complaints import Complaint, parse_complaints, write_complaints
-from .measure import Measure
+from .measure import Complaint, Measure
 
 BLOCK = 1 << 20  # records whose tiles are counted at a time
 CHUNK = 2000  # records that a worker measures at a time, and a crash can lose
-STORE_THREADS = 16  # that ask a store for versions
-PER_ROW = ("text_tokens", "supervised", "num_turns", "prefix")
-ARRAYS = (*PER_ROW, "reasons", "media_ends", "sizes")
+STORE_THREADS = 16  # that ask a store for the images of broken records
+FOUND = ("text_tokens", "supervised", "prefix", "num_media", "sizes")  # by `Measure.rows`
+ARRAYS = ("text_tokens", "supervised", "prefix", "media_ends", "sizes")
+FITS, SHRUNK, TRUNCATED, DROPPED, BROKEN, REJECTED = range(6)
+FATES = ("fits", "shrink_tiles", "truncate_text", "too_long", "broken", "rejected")
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,8 @@ class LengthIndex:
     """The measured file (see the module); arrays may be memory-mapped.
 
     Attributes:
-        text_tokens, supervised, num_turns: int32 `[R]`.
+        text_tokens, supervised: int32 `[R]`.
         prefix: int32 `[R, 2]`.
-        reasons: uint8 `[R]`: 0 for a usable record, else 1 + the index in `reason_names`.
         media_ends: int64 `[R]`.
         sizes: int32 `[M, 2]`.
         complaints: row -> `Complaint` of each unusable record.
@@ -60,44 +59,34 @@ class LengthIndex:
     directory: Path
     text_tokens: np.ndarray
     supervised: np.ndarray
-    num_turns: np.ndarray
     prefix: np.ndarray
-    reasons: np.ndarray
     media_ends: np.ndarray
     sizes: np.ndarray
-    reason_names: list[str]
+    complaints: dict[int, Complaint]
 
     def __len__(self) -> int:
         return len(self.text_tokens)
 
     @classmethod
     def open(cls, directory: Path) -> "LengthIndex | None":
-        """The arrays that `meta.json` names; None without that file."""
+        """The arrays that `current` names; None without that file."""
         for _ in range(3):  # another process may replace them meanwhile
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                meta = json.loads((directory / "meta.json").read_text())
-                arrays = [open_array(directory / meta["arrays"] / f"{name}.npy") for name in ARRAYS]
-                return cls(directory / meta["arrays"], *arrays, meta["reasons"])
+                folder = directory / (directory / "current").read_text()
+                text = (folder / "complaints.json").read_text()
+                complaints = {row: Complaint(row, *words) for row, *words in json.loads(text)}
+                return cls(folder, *(open_array(folder / f"{name}.npy") for name in ARRAYS), complaints)
         return None
 
-    @cached_property
-    def complaints(self) -> dict[int, Complaint]:
-        text = (self.directory / "complaints.jsonl").read_text(encoding="utf-8")
-        return {complaint.row: complaint for complaint in parse_complaints(text)}
+    def holds(self, task: Measure) -> bool:
+        """Whether every broken record still is, for the same reason."""
 
-    def outdated(self, store: Store | None = None) -> list[int]:
-        """Rows of the complaints that may no longer hold.
+        def same(complaint: Complaint) -> bool:
+            return [each.reason for each in task.rows([complaint.row])["complaints"]] == [complaint.reason]
 
-        Args:
-            store: of the image folder, where it has one; it is asked for the version of each object.
-        """
-        rows, complaints = list(self.complaints), self.complaints.values()
-        if store is None:
-            held = [complaint.holds() for complaint in complaints]
-        else:
-            with ThreadPoolExecutor(STORE_THREADS) as pool:
-                held = list(pool.map(lambda complaint: complaint.holds(store), complaints))
-        return [row for row, holds in zip(rows, held, strict=True) if not holds]
+        num_threads = STORE_THREADS if isinstance(task.folder, StoreImages) else 1
+        with single_threaded_tokenizer(), ThreadPoolExecutor(num_threads) as pool:
+            return all(pool.map(same, self.complaints.values()))
 
     def lay_out(
         self, tiling: DynamicTiling, budget: TileBudget, *, keep: bool = True
@@ -143,7 +132,9 @@ class LengthIndex:
         limits = np.where(is_frame, 1, np.array(shares)[images[rows]])
         tiles = np.bincount(rows, _count_tiles(sizes, limits, tiling, budget, counts), minlength=num).astype(np.int32)
         tokens = (self.text_tokens[first:last] + tiles * budget.tokens_per_tile + 2 * num_media).astype(np.int32)
-        fates = np.where(self.reasons[first:last] > 0, BROKEN, FITS).astype(np.uint8)
+        broken = [row - first for row in self.complaints if first <= row < last]
+        fates = np.full(num, FITS, np.uint8)
+        fates[broken] = BROKEN
         for row in np.flatnonzero((tokens > budget.max_length) & (fates == FITS)):
             tokens[row], tiles[row], fates[row] = self._fit(first + int(row), tiling, budget)
         tokens[fates >= DROPPED] = tiles[fates >= DROPPED] = 0
@@ -186,10 +177,6 @@ def _count_tiles(
     return each[inverse.reshape(-1)]
 
 
-FITS, SHRUNK, TRUNCATED, DROPPED, BROKEN, REJECTED = range(6)
-FATES = ("fits", "shrink_tiles", "truncate_text", "too_long", "broken", "rejected")
-
-
 def report_change(directory: Path) -> None:
     """Let the next start measure a whole file again, because the length of a record has changed.
 
@@ -199,11 +186,10 @@ def report_change(directory: Path) -> None:
     Raises:
         SettingError: the cache can't be written.
     """
-    meta = directory.parent / "meta.json"
-    current = LengthIndex.open(meta.parent)
+    current = LengthIndex.open(directory.parent)
     if current is not None and current.directory == directory:
-        with writing(meta):
-            meta.unlink(missing_ok=True)
+        with writing(directory.parent / "current"):
+            (directory.parent / "current").unlink(missing_ok=True)
 
 
 def measure(
@@ -219,129 +205,77 @@ def measure(
         num_workers: processes; default: one for each core that this process may use; 0 measures in this process.
         progress: called with the number of records measured since the last call.
     """
-    directory = Path(cache_dir) / task.key(cache_dir)
+    directory = Path(cache_dir) / task.key()
     found = LengthIndex.open(directory)
-    if found is None or found.outdated(task.store):
+    if found is None or not found.holds(task):
         with locked(directory.with_suffix(".lock")):
             found = LengthIndex.open(directory)  # another process may have measured meanwhile
-            if found is None:
+            if found is None:  # with chunks of an earlier start that was killed, perhaps
                 _build(task, directory, num_workers, progress)
                 found = LengthIndex.open(directory)
-            rows = found.outdated(task.store)  # also after an earlier start that was killed half-way
-            if len(rows) > CHUNK:
+            if not found.holds(task):
                 _build(task, directory, num_workers, progress)
-            elif rows:
-                _measure_again(task, found, rows)
-            found = LengthIndex.open(directory)
+                found = LengthIndex.open(directory)
     return found
 
 
-def _measure_again(task: Measure, found: LengthIndex, rows: list[int]) -> None:
-    """Measure records that were broken, and may have been mended, and put them into the index."""
-    with single_threaded_tokenizer():
-        parts = [task.rows(row, row + 1) for row in rows]
-    arrays = {name: np.array(getattr(found, name)) for name in PER_ROW}
-    for row, part in zip(rows, parts, strict=True):
-        for name in PER_ROW:
-            arrays[name][row] = part[name][0]
-    num_media = np.diff(found.media_ends, prepend=0)
-    num_media[rows] = added = [int(part["num_media"][0]) for part in parts]  # a broken record has none
-    before = np.repeat(found.media_ends[rows], added)
-    arrays["sizes"] = np.insert(found.sizes, before, np.concatenate([part["sizes"] for part in parts]), axis=0)
-    complaints = [complaint for row, complaint in found.complaints.items() if row not in set(rows)]
-    complaints += [complaint for part in parts for complaint in part["complaints"]]
-    _save(found.directory.parent, arrays | {"num_media": num_media}, complaints)
-
-
 def _build(task: Measure, directory: Path, num_workers: int | None, progress: Callable[[int], None]) -> None:
-    parts, chunks = directory / "parts", chunks_of(task)
-    measure_chunks(task, parts, chunks, num_workers, progress)
-    merge_parts(directory, [part_path(parts, first) for first, _ in chunks])
-    shutil.rmtree(parts, ignore_errors=True)
-
-
-def chunks_of(task: Measure) -> list[tuple[int, int]]:
-    """The ranges of records (first, end) that are measured at a time."""
-    total = len(task.index)
-    return [(first, min(first + CHUNK, total)) for first in range(0, total, CHUNK)]
-
-
-def part_path(parts: Path, first: int) -> Path:
-    """The file of the chunk that begins with record `first`."""
-    return parts / f"{first}.npz"
-
-
-def measure_chunks(
-    task: Measure,
-    parts: Path,
-    chunks: list[tuple[int, int]],
-    num_workers: int | None,
-    progress: Callable[[int], None],
-) -> None:
-    """Measure the chunks that aren't in the folder `parts` yet; arguments as `measure`."""
-    missing = [chunk for chunk in chunks if not part_path(parts, chunk[0]).exists()]
-    progress(sum(last - first for first, last in chunks) - sum(last - first for first, last in missing))
+    """Measure the chunks that an earlier start hasn't kept, and join all."""
+    parts, total = directory / "parts", len(task.index)
+    files = {first: parts / f"{first}.npz" for first in range(0, total, CHUNK)}
+    missing = [(range(first, min(first + CHUNK, total)), file) for first, file in files.items() if not file.exists()]
+    progress(total - sum(len(rows) for rows, _ in missing))
     num_workers = min(num_cores() if num_workers is None else num_workers, len(missing))
     if num_workers <= 1:
         with single_threaded_tokenizer():
-            for first, last in missing:
-                save_part(parts, first, task.rows(first, last))
-                progress(last - first)
+            for rows, file in missing:
+                progress(_measure_chunk(task, rows, file))
     else:
-        with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(task, parts)) as pool:
+        with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(task,)) as pool:
             try:
-                for job in as_completed([pool.submit(_work, first, last) for first, last in missing]):
+                for job in as_completed([pool.submit(_work, rows, file) for rows, file in missing]):
                     progress(job.result())
             except BaseException:  # such as a store that doesn't answer: nobody waits for the other chunks
                 pool.shutdown(cancel_futures=True)
                 raise
+    columns, complaints = [], []
+    for file in files.values():  # one after another: each open file takes a descriptor
+        with np.load(file, allow_pickle=False) as part:
+            columns.append([part[name] for name in FOUND])
+            complaints += map(Complaint._make, json.loads(part["complaints"].tobytes()))
+    _save(directory, dict(zip(FOUND, map(np.concatenate, zip(*columns, strict=True)), strict=True)), complaints)
+    shutil.rmtree(parts, ignore_errors=True)
 
 
-_task: tuple[Measure, Path] | None = None  # of a worker process
+_task: Measure | None = None  # of a worker process
 
 
-def _start_worker(task: Measure, parts: Path) -> None:
+def _start_worker(task: Measure) -> None:
     global _task
     die_with_parent()
-    _task = (task, parts)
+    _task = task
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is one process per core already
 
 
-def _work(first: int, last: int) -> int:
-    task, parts = _task
-    save_part(parts, first, task.rows(first, last))
-    return last - first
+def _work(rows: range, file: Path) -> int:
+    return _measure_chunk(_task, rows, file)
 
 
-def save_part(parts: Path, first: int, found: dict) -> None:
-    """Keep what `Measure.rows` has found from record `first` on."""
-    complaints = np.frombuffer(write_complaints(found.pop("complaints")).encode(), np.uint8)
-    save(part_path(parts, first), {**found, "complaints": complaints})
-
-
-def merge_parts(directory: Path, files: list[Path]) -> None:
-    """Make the index of a file from those of its chunks, in the order of its records."""
-    names, columns, complaints = (*PER_ROW, "num_media", "sizes"), [], []
-    for file in files:  # one after another: each open file takes a descriptor
-        with np.load(file, allow_pickle=False) as part:
-            columns.append([part[name] for name in names])
-            complaints += parse_complaints(part["complaints"].tobytes().decode())
-    joined = {name: np.concatenate(parts) for name, parts in zip(names, zip(*columns, strict=True), strict=True)}
-    _save(directory, joined, complaints)
+def _measure_chunk(task: Measure, rows: range, file: Path) -> int:
+    found = task.rows(rows)
+    complaints = np.frombuffer(json.dumps(found.pop("complaints")).encode(), np.uint8)
+    save(file, {**found, "complaints": complaints})
+    return len(rows)
 
 
 def _save(directory: Path, arrays: dict[str, np.ndarray], complaints: list[Complaint]) -> None:
-    """Write arrays and complaints into a new folder; then `meta.json` names it, so that all change at once."""
-    reason_names = sorted({complaint.reason for complaint in complaints})
-    reasons = np.zeros(len(arrays["text_tokens"]), np.uint8)
-    for complaint in complaints:
-        reasons[complaint.row] = 1 + reason_names.index(complaint.reason)
-    media_ends = np.cumsum(arrays["num_media"], dtype=np.int64)
+    """Write what was `FOUND` into a new folder; then `current` names it, so that all change at once."""
     folder = directory / f"arrays-{secrets.token_hex(4)}"
+    arrays = arrays | {"media_ends": np.cumsum(arrays["num_media"], dtype=np.int64)}
     for name in ARRAYS:
-        save(folder / f"{name}.npy", (arrays | {"reasons": reasons, "media_ends": media_ends})[name])
-    save(folder / "complaints.jsonl", write_complaints(sorted(complaints, key=lambda item: item.row)))
-    save(directory / "meta.json", json.dumps({"arrays": folder.name, "reasons": reason_names}))
+        save(folder / f"{name}.npy", arrays[name])
+    save(folder / "complaints.json", json.dumps(complaints))
+    save(directory / "current", folder.name)
     for old in directory.glob("arrays-*"):
         if old != folder:
             shutil.rmtree(old, ignore_errors=True)

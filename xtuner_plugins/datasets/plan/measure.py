@@ -1,28 +1,38 @@
 """One pass over the records of a file: tokens, sizes of images, and errors of each record."""
 
-import contextlib
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ..cache import text_hash
-from ..errors import DataError, MediaError
-from ..images.media import Blob, ImageFolder, image_size
-from ..images.stored import StoredImage, StoreImages
-from ..images.video import expand_videos, probe_video
+from ..errors import DataError, MediaError, RecordError
+from ..images.media import ImageFolder, image_size
+from ..images.stored import StoreImages
+from ..images.video import probe_video
 from ..records.boxes import normalize_boxes
 from ..records.opening import RecordSource
-from ..records.records import Record, parse_record
-from ..stores import Store
+from ..records.records import Record, expand_videos, parse_record
 from ..text.conversation import Piece, split_pieces
 from ..text.templates import Template
 from ..text.tokens import TextTokenizer, no_garbage_collection
 from .budget import FRAME
-from .complaints import LINK, STORED, Complaint, stamp_files
 
-FORMAT = "5"  # part of the key; to be raised when counts change
+FORMAT = "6"  # part of the key; to be raised when counts or files change
+
+
+class Complaint(NamedTuple):
+    """Why a record can't be used: its index in the file, and the fields of a `DataError` but for the place."""
+
+    row: int
+    reason: str
+    problem: str
+    remedy: str
+
+    def error(self, source: str) -> RecordError:
+        """The complaint as an error about the record at `source` (`file:line`)."""
+        return RecordError(self.reason, self.problem, self.remedy, source)
 
 
 @dataclass(frozen=True)
@@ -37,136 +47,79 @@ class Measure:
     max_pixels: int
     parse: Callable[[object, str], Record] = parse_record
 
-    def key(self, cache_dir: str) -> str:
+    def key(self) -> str:
         """Hash of all of it."""
-        return text_hash(*self.facts(cache_dir).values())
+        return text_hash(
+            FORMAT,
+            self.index.fingerprint(),
+            repr(self.template),
+            self.tokenizer.fingerprint(),
+            str(self.folder.key()),
+            str((len(self.index), self.num_frames, self.max_pixels)),
+            self.parse.__qualname__,
+        )
 
-    def facts(self, cache_dir: str) -> dict[str, str]:
-        """All of it by name, as texts or hashes; the order is part of the key."""
-        own = {"kind of record": self.parse.__qualname__} if self.parse is not parse_record else {}
-        return {
-            "version of the measuring": FORMAT,
-            "content of the data": self.index.fingerprint(),
-            "template": repr(self.template),
-            "tokenizer": self.tokenizer.fingerprint(),
-            "image folder": str(self.folder.key()),
-            "number of records, num_frames or max_pixels": str((len(self.index), self.num_frames, self.max_pixels)),
-            **own,
-        }
-
-    def rows(self, first: int, last: int) -> dict:
-        """Measure records first:last.
+    def rows(self, rows: Sequence[int]) -> dict:
+        """Measure records.
 
         Returns:
-            text_tokens, supervised, num_turns, num_media: int32 `[r]`; prefix: int32 `[r, 2]`; sizes: int32 `[m, 2]`,
-            one row per image or frame; complaints: list of `Complaint`.
+            text_tokens, supervised, num_media: int32 `[r]`; prefix: int32 `[r, 2]`; sizes: int32 `[m, 2]`, one row per
+            image or frame; complaints: list of `Complaint`.
         """
-        rows = _Rows(first, last)
+        pieces, sizes, complaints = [], [], []
         with no_garbage_collection():
-            for row in range(first, last):
+            for row in rows:
                 try:
-                    self._measure_row(row, rows, [])
-                except DataError:
-                    self._complain(row, rows)
-            return rows.count(self.tokenizer)
+                    record, found = self._open(row)
+                    pieces.append(split_pieces(record, self.template, self.tokenizer))
+                    sizes.append(found)
+                except DataError as error:
+                    complaints.append(Complaint(row, error.reason, error.problem, error.remedy))
+                    pieces.append([])
+                    sizes.append([])
+            counts = count_pieces(pieces, self.tokenizer)
+        return {
+            "text_tokens": counts[:, 0],
+            "supervised": counts[:, 1],
+            "prefix": counts[:, 2:],
+            "num_media": np.array([len(each) for each in sizes], np.int32),
+            "sizes": np.array([size for each in sizes for size in each], np.int32).reshape(-1, 2),
+            "complaints": complaints,
+        }
 
-    @property
-    def store(self) -> Store | None:
-        """The store of the image folder, where it has one."""
-        return getattr(self.folder, "store", None)
-
-    def _complain(self, row: int, rows: "_Rows") -> None:
-        """Measure a failed record twice more: for the paths of its media and, once they are stamped, for the error."""
-        paths: list[str] = []
-        with contextlib.suppress(DataError):
-            self._measure_row(row, _Rows(row, row + 1), paths)
-        files = stamp_files(paths, self.store)
-        try:
-            self._measure_row(row, rows, [])
-        except DataError as error:
-            rows.complaints.append(Complaint.of(row, error, files))
-
-    def _measure_row(self, row: int, rows: "_Rows", paths: list[str]) -> None:
-        record, sizes = self._open(row, paths)
-        rows.add(row, split_pieces(record, self.template, self.tokenizer), sizes, len(record.turns))
-
-    def _open(self, row: int, paths: list[str]) -> tuple[Record, list[tuple[int, int]]]:
-        """A record with the sizes of its media; `paths` collects arguments of `stamp_files`."""
-        source = self.index.source(row)
-        record = self.parse(self.index.parse(row), source)
-        if not record.media:
-            return normalize_boxes(record), []
+    def _open(self, row: int) -> tuple[Record, list[tuple[int, int]]]:
+        """A record with the sizes of its media."""
+        record = self.parse(self.index.parse(row), self.index.source(row))
         sizes, frames = [], []
         for medium in record.media:
             try:
                 path = self.folder.resolve(medium.name)
-                if isinstance(path, StoredImage):
-                    paths.append(STORED + path.key)
-                elif not isinstance(path, Blob):  # the key of the lengths changes with archives and tables
-                    paths.append(path)
                 if medium.kind == "video":
-                    number, _ = probe_video(path, self.num_frames, self.max_pixels)
-                    frames.append(number)
-                    sizes += [FRAME] * number
+                    frames.append(probe_video(path, self.num_frames, self.max_pixels)[0])
+                    sizes += [FRAME] * frames[-1]
                 else:
                     sizes.append(image_size(path, self.max_pixels))
             except MediaError as error:
-                if error.reason == "image_outside":
-                    paths.append(LINK + os.path.join(self.folder.folder, medium.name))
                 raise error.in_record(record.source) from None
-        return normalize_boxes(expand_videos(record, frames), sizes.__getitem__), sizes
+        return normalize_boxes(expand_videos(record, frames), sizes.__getitem__ if sizes else None), sizes
 
 
-class _Rows:
-    """Collects the pieces of many records, to count each distinct text once and to sum with NumPy."""
+def count_pieces(records: Sequence[Sequence[Piece]], tokenizer: TextTokenizer) -> np.ndarray:
+    """Counts of the pieces of each record, int32 `[r, 4]`; each distinct text is tokenized once.
 
-    def __init__(self, first: int, last: int):
-        self.first, self.num = first, last - first
-        self.texts: dict[str, int] = {}  # text -> its index
-        self.codes: list[int] = []  # of each piece: index of its text, or -1 - number of its ids
-        self.skipped: list[int] = []  # of each piece: ids of its text that are cut off
-        self.supervised: list[bool] = []
-        self.media: list[bool] = []
-        self.rows: list[tuple[int, int, int, int]] = []  # row, number of pieces up to its end, turns, media
-        self.sizes: list[tuple[int, int]] = []
-        self.complaints: list[Complaint] = []
-
-    def add(self, row: int, pieces: list[Piece], sizes: list[tuple[int, int]], num_turns: int) -> None:
-        texts, codes, supervised, media = self.texts, self.codes, self.supervised, self.media
-        each_text, each_ids, learned, medium, _, skipped = zip(*pieces, strict=True)
-        codes += [
-            -1 - len(ids) if text is None else texts.setdefault(text, len(texts))
-            for text, ids in zip(each_text, each_ids, strict=True)
-        ]
-        self.skipped += skipped
-        supervised += learned
-        media += [number is not None for number in medium] if sizes else [False] * len(pieces)
-        self.rows.append((row, len(codes), num_turns, len(sizes)))
-        self.sizes += sizes
-
-    def count(self, tokenizer: TextTokenizer) -> dict:
-        """What `Measure.rows` returns."""
-        counts = np.zeros((6, self.num), np.int32)
-        if self.rows:
-            rows, ends, turns, num_media = np.array(self.rows).T
-            starts = np.concatenate([[0], ends[:-1]])
-            codes, learned = np.array(self.codes), np.array(self.supervised)
-            of_texts = np.array([len(ids) for ids in tokenizer.encode_batch(list(self.texts))] or [0])
-            lengths = np.where(codes < 0, -1 - codes, of_texts[np.maximum(codes, 0)]) - self.skipped
-            learns = np.flatnonzero(learned)
-            answers = learns[np.searchsorted(learns, starts)]  # each record's first supervised piece
-            for place, column in enumerate((lengths, lengths * learned)):
-                counts[place, rows - self.first] = np.add.reduceat(column, starts)
-            counts[2, rows - self.first], counts[3, rows - self.first] = turns, num_media
-            for place, column in ((4, lengths), (5, np.array(self.media))):
-                before = np.concatenate([[0], np.cumsum(column)])
-                counts[place, rows - self.first] = before[answers] - before[starts]
-        return {
-            "text_tokens": counts[0],
-            "supervised": counts[1],
-            "num_turns": counts[2],
-            "num_media": counts[3],
-            "prefix": counts[4:].T,
-            "sizes": np.array(self.sizes, np.int32).reshape(-1, 2),
-            "complaints": self.complaints,
-        }
+    The columns: tokens outside the images' spans, supervised tokens, tokens and images before the first supervised one.
+    """
+    texts = list(dict.fromkeys(piece.text for pieces in records for piece in pieces if piece.text is not None))
+    lengths = dict(zip(texts, map(len, tokenizer.encode_batch(texts)), strict=True))
+    counts = np.zeros((len(records), 4), np.int32)
+    for row, pieces in enumerate(records):
+        total, supervised, num_media, before = 0, 0, 0, None
+        for piece in pieces:
+            length = len(piece.ids) if piece.text is None else lengths[piece.text] - piece.skipped
+            if piece.supervised:
+                before = before or (total, num_media)
+                supervised += length
+            total += length
+            num_media += piece.medium is not None
+        counts[row] = total, supervised, *(before or (0, 0))
+    return counts

@@ -28,7 +28,7 @@ the model's `system_message` is "".
 
 import base64
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -313,3 +313,27 @@ def _count_media(filled: list, images: list, videos: list, counts: dict, own: di
             found = f"{counts[placeholder]} {placeholder} in the user's turns"
             fail(source, f"{kind}_count", f"{found}, but {len(given)} {kind}{ending} given by '{kind}'")
     return in_front
+
+
+def expand_videos(record: Record, num_frames: Sequence[int]) -> Record:
+    """The record with each video replaced by its frames, a line of text for each, as in the official code.
+
+        Frame-1: <image>\\nFrame-2: <image>\\n...
+
+    Args:
+        num_frames: of each of the record's videos, in order.
+    """
+    if not any(medium.kind == "video" for medium in record.media):
+        return record
+    counts = iter(num_frames)
+    turns = []
+    for turn in record.turns:
+        parts: list[str | Medium] = []
+        for part in turn.parts:
+            if not isinstance(part, Medium) or part.kind != "video":
+                parts.append(part)
+                continue
+            for number in range(next(counts)):
+                parts += [f"{chr(10) if number else ''}Frame-{number + 1}: ", Medium("frame", part.name)]
+        turns.append(turn._replace(parts=tuple(parts)))
+    return replace(record, turns=tuple(turns))

@@ -110,7 +110,7 @@ def random_lazy(shape, dtype):
         def __init__(self):
             self.shape, self.dtype = shape, dtype
 
-        def read_flat(self, start, stop, scratch=None):
+        def read_flat(self, start, stop):
             return block.repeat(-(-(stop - start) // block.numel()))[: stop - start]
 
     return Random()

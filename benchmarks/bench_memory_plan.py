@@ -104,7 +104,7 @@ def measure(config: Any, settings: Mapping[str, Any], batch: Batch, holding: str
         for part, options in quantized.items():
             if options:
                 _pack(model, part)
-        _materialize(model, torch.bfloat16 if holding == "bf16" else None)
+        materialize(model, torch.bfloat16 if holding == "bf16" else None)
         for tensor in (*model.parameters(), *model.buffers()):
             live.add(tensor)
         weights = live.now
@@ -120,7 +120,7 @@ def measure(config: Any, settings: Mapping[str, Any], batch: Batch, holding: str
     return Measured(weights, kept[0], live.peak)
 
 
-def _materialize(model: nn.Module, dtype: torch.dtype | None) -> None:
+def materialize(model: nn.Module, dtype: torch.dtype | None) -> None:
     """Puts fake tensors of the GPU in place of those of the meta device."""
     for module in model.modules():
         for name, parameter in module._parameters.items():

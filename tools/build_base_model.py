@@ -19,7 +19,11 @@ def parse_args(argv=None) -> argparse.Namespace:
         required=True,
         help="InternViT, CLIP or SigLIP directory (whole or tower), or an official directory whose tower is taken",
     )
-    parser.add_argument("--llm", required=True, help="language model directory with its tokenizer")
+    parser.add_argument(
+        "--llm",
+        required=True,
+        help="language model directory with its tokenizer, or a model directory whose language model is taken",
+    )
     parser.add_argument("--out", required=True, help="directory to write")
     parser.add_argument("--template", help="conversation template (default: the family's own, internvl2_5 for Qwen2)")
     parser.add_argument(
@@ -30,7 +34,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"], help="of the stored weights"
     )
-    parser.add_argument("--projector", help="file with mlp1.* weights (default: a fresh projector)")
+    parser.add_argument("--projector", help="model directory, or file with mlp1.* weights (default: a fresh projector)")
     parser.add_argument(
         "--projector-type",
         choices=["pixel_shuffle_mlp", "mlp", "bilinear_mlp"],

@@ -5,7 +5,6 @@
     python tools/convert_to_official.py CONFIG CHECKPOINT OUT --format llava       # CLIP or SigLIP with a plain MLP
     python tools/convert_to_official.py CONFIG CHECKPOINT OUT --format peft        # the LoRA adapters, for PEFT
     python tools/convert_to_official.py --from InternVL3-1B-hf OUT                 # hf to official
-    python tools/convert_to_official.py --from exports/mine-llava OUT              # llava to official
     python tools/convert_to_official.py --from exports/mine OUT --format hf        # official to hf
     python tools/convert_to_official.py --from exports/mine OUT --format gguf      # for llama.cpp
 

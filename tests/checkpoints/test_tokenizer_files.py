@@ -12,7 +12,7 @@ from xtuner_plugins.checkpoints import tokenizer_files
 from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.checkpoints.io.reader import CheckpointError, read_json
 from xtuner_plugins.checkpoints.io.writer import write_json
-from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer
+from xtuner_plugins.checkpoints.tokenizer_files import chat_template, differences, load_tokenizer
 from xtuner_plugins.hub.constants import ADDED_TOKENS
 from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template
 from xtuner_plugins.hub.prompts import PromptEncoder
@@ -134,3 +134,18 @@ def test_no_turn_is_dropped(toy_base, template):
         for form in (tokenizer_files.chat_template(tokenizer, template), rendered):
             with pytest.raises(TemplateError, match="message 2 has the role (system|tool); the roles are user and"):
                 tokenizer.apply_chat_template(turns, chat_template=form)
+
+
+def test_a_tokenizer_that_prompts_otherwise_is_told(toy_parts):
+    tokenizer = load_tokenizer(toy_parts[1], complete=False)
+    tokenizer.eos_token, tokenizer.chat_template = "<|im_end|>", None
+    assert differences(tokenizer, "internvl2_5") == []
+    tokenizer.chat_template = chat_template(tokenizer, "internvl2_5")
+    assert differences(tokenizer, "internvl2_5") == []
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.chat_template = "[INST]{{ messages[1]['content'] }}"
+    end, prompt = differences(tokenizer, "internvl2_5")
+    assert "ends texts with '<|endoftext|>', answers of template internvl2_5 with '<|im_end|>'" in end
+    assert "renders '[INST]Q', training" in prompt and "<|im_start|>user" in prompt
+    tokenizer.chat_template = "{{ raise_exception('no system message') }}"
+    assert "no system message" in differences(tokenizer, "internvl2_5")[1]

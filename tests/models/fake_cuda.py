@@ -12,7 +12,6 @@ import collections
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -25,11 +24,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from xtuner_plugins.families import llm_family
+from benchmarks.bench_memory_plan import materialize
+from benchmarks.random_model import build_random
 from xtuner_plugins.hub.configuration_internvl_chat import InternVLChatConfig
-from xtuner_plugins.hub.constants import ADDED_TOKENS
-from xtuner_plugins.hub.modeling_internvl_chat import InternVLChatModel
-from xtuner_plugins.models import VisionLanguageModel, vlm
+from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.models.attention import Segments
 from xtuner_plugins.models.rows import Row
 from xtuner_plugins.planning.published import ENCODERS, LLMS
@@ -41,7 +39,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "qwen2": {**LLMS["Qwen2.5-1.5B"].config, "vocab_size": 151_674},
     "qwen3": {**LLMS["Qwen3-1.7B"].config, "vocab_size": 151_936},
     "internlm2": {**LLMS["InternLM2.5-1.8B"].config, "vocab_size": 92_553},
-    "llama": {**LLMS["Llama-3-8B"].config, "vocab_size": 128_265},
+    "llama": {**LLMS["InternLM2.5-7B"].config, "vocab_size": 128_265},
     "mistral": {**MISTRAL, "model_type": "mistral", "vocab_size": 32_009},
     "phi3": {**LLMS["Phi-3-mini"].config, "vocab_size": 32_020},
     # With dense blocks: transformers' loop over experts asks the device which of them have tokens.
@@ -140,13 +138,12 @@ def fake_cuda(capability: tuple[int, int]) -> Iterator[None]:
         yield
 
 
-def build(family: str, dtype: torch.dtype, *, is_packed: bool = False, **settings: Any) -> VisionLanguageModel:
-    """The training model of a family with InternViT-300M at true width, on the meta device.
+def build(family: str, dtype: torch.dtype, **settings: Any) -> VisionLanguageModel:
+    """The training model of a family with InternViT-300M at true width, on the meta device; 4 bits are `Packed`.
 
     Args:
         family: of `FAMILIES`.
         dtype: that it computes in.
-        is_packed: the LLM's linear layers are `Packed`.
         **settings: of `VisionLanguageModel`.
     """
     config = InternVLChatConfig(
@@ -155,36 +152,21 @@ def build(family: str, dtype: torch.dtype, *, is_packed: bool = False, **setting
         force_image_size=448,
         template="internvl2_5",
     )
-
-    def load(base, dtype, quantized):
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        try:
-            model = InternVLChatModel(config)
-        finally:
-            torch.set_default_dtype(before)
-        if is_packed:
-            _pack(model.language_model, dtype)
-        return model, None
-
-    ids = {token: index for index, token in enumerate(ADDED_TOKENS)}
-    tokenizer = SimpleNamespace(convert_tokens_to_ids=ids.get, get_vocab=lambda: ids)
-    with (
-        mock.patch.object(vlm, "_load", load),
-        mock.patch.object(vlm, "load_tokenizer", lambda base: tokenizer),
-        torch.device("meta"),
-    ):
-        # Recomputation would ask for the state of a random generator.
-        return VisionLanguageModel("x", dtype=_name(dtype), gradient_checkpointing=False, **settings).train()
+    # Recomputation would ask for the state of a random generator.
+    settings = {"base": "x", "gradient_checkpointing": False, **settings}
+    with mock.patch("benchmarks.random_model.linear_quantizer", _packer):
+        return build_random(config, settings, _name(dtype), torch.device("meta"))
 
 
-def _pack(llm: nn.Module, dtype: torch.dtype) -> None:
-    names = llm_family(llm.config.to_dict()).packed_linears
-    for module in list(llm.modules()):
-        for name, child in list(module.named_children()):
-            if name in names and isinstance(child, nn.Linear):
-                sizes = (child.in_features, child.out_features, child.bias is not None)
-                setattr(module, name, Packed(*sizes, compute_dtype=dtype).requires_grad_(False))
+def _packer(prefix: str, names: tuple[str, ...], _: Mapping[str, Any], dtype: torch.dtype):
+    def pack(model: nn.Module, name: str) -> None:
+        parent, _, last = name.rpartition(".")
+        if name.startswith(prefix) and last in names:
+            linear = model.get_submodule(name)
+            sizes = (linear.in_features, linear.out_features, linear.bias is not None)
+            setattr(model.get_submodule(parent), last, Packed(*sizes, compute_dtype=dtype).requires_grad_(False))
+
+    return pack
 
 
 def run_forward(model: VisionLanguageModel, held: torch.dtype | None = None) -> Watch:
@@ -194,7 +176,7 @@ def run_forward(model: VisionLanguageModel, held: torch.dtype | None = None) -> 
         model: on the meta device.
         held: dtype of all weights, as under DeepSpeed; None leaves trained ones in float32, as without it.
     """
-    _fill(model, held)
+    materialize(model, held)
     positions = torch.arange(TOKENS, device="cuda")
     bounds = tuple(TOKENS * index // SAMPLES for index in range(SAMPLES + 1))
     row = Row(
@@ -214,15 +196,3 @@ def run_forward(model: VisionLanguageModel, held: torch.dtype | None = None) -> 
         outputs = model(row, pixels, mean_weight=mean_weight)
     assert outputs["loss"].device.type == "cuda" and outputs["loss"].dtype == torch.float32
     return watch
-
-
-def _fill(model: nn.Module, held: torch.dtype | None) -> None:
-    """Puts fake tensors of the device in place of those of the meta device."""
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                data = torch.empty(parameter.shape, dtype=held or parameter.dtype, device="cuda")
-                module._parameters[name] = nn.Parameter(data, requires_grad=parameter.requires_grad)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda")

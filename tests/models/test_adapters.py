@@ -1,4 +1,4 @@
-"""PEFT's kinds of adapters: each trains, is exported merged and as an adapter, and opens again as it was."""
+"""PEFT's kinds of adapters, and heads: each trains, is exported merged and as an adapter, and opens again as it was."""
 
 import pytest
 import torch
@@ -8,21 +8,32 @@ from safetensors.torch import load_file
 from tests.checkpoints.training import chat_inputs, logits, save_pth, with_context, write_config
 from tests.models.test_vlm import make_batch, run
 from xtuner_plugins.checkpoints.export import export
+from xtuner_plugins.checkpoints.io.reader import CheckpointError
 from xtuner_plugins.checkpoints.loader import load_model, load_trained
 from xtuner_plugins.checkpoints.lora.adapters import export_adapter
 from xtuner_plugins.models import VisionLanguageModel
 
+HEAD = "language_model.lm_head.weight"
 PLAIN = dict(r=4, lora_alpha=8)
-# name: (settings of the LLM's adapters, layers that get one, rank of each)
+
+
+def kind(num_layers, ranks=(4,), head=False, **options):
+    """(settings of the model, layers that get adapters, rank of each); without layers there are no adapters."""
+    settings = dict(llm_lora={**PLAIN, **options}) if num_layers else {}
+    return dict(freeze_projector=True, train_head=head, **settings), num_layers, set(ranks)
+
+
 KINDS = {
-    "rslora and dora": (dict(use_rslora=True, use_dora=True), 14, {4}),
-    "a list": (dict(target_modules=["q_proj", "layers.1.mlp.up_proj"]), 3, {4}),
-    "an expression": (dict(target_modules=r".*layers\.1\..*(q_proj|down_proj)"), 2, {4}),
-    "every linear layer": (dict(target_modules="all-linear"), 14, {4}),
-    "with exceptions": (dict(exclude_modules=["q_proj", "k_proj"], use_rslora=True), 10, {4}),
-    "some blocks": (dict(layers_to_transform=[1]), 7, {4}),
-    "ranks": (dict(rank_pattern={"q_proj": 2}, alpha_pattern={"layers.1.mlp.up_proj": 32}), 14, {2, 4}),
-    "saved modules": (dict(modules_to_save=["lm_head"], use_dora=True), 14, {4}),
+    "rslora and dora": kind(14, use_rslora=True, use_dora=True),
+    "a list": kind(3, target_modules=["q_proj", "layers.1.mlp.up_proj"]),
+    "an expression": kind(2, target_modules=r".*layers\.1\..*(q_proj|down_proj)"),
+    "every linear layer": kind(14, target_modules="all-linear"),
+    "with exceptions": kind(10, exclude_modules=["q_proj", "k_proj"], use_rslora=True),
+    "some blocks": kind(7, layers_to_transform=[1]),
+    "ranks": kind(14, (2, 4), rank_pattern={"q_proj": 2}, alpha_pattern={"layers.1.mlp.up_proj": 32}),
+    "saved modules": kind(14, modules_to_save=["lm_head"], use_dora=True),
+    "a head beside them": kind(4, head=True, target_modules=["q_proj", "down_proj"]),
+    "a head alone": kind(0, (), head=True),
 }
 
 
@@ -38,10 +49,8 @@ def train(model):
     assert losses[2] < losses[1] < losses[0]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_trains_and_is_what_its_exports_hold(kind, toy_base, tmp_path):
-    options, num_layers, ranks = KINDS[kind]
-    settings = dict(freeze_projector=True, llm_lora={**PLAIN, **options})
+@pytest.mark.parametrize("settings, num_layers, ranks", KINDS.values(), ids=KINDS)
+def test_each_kind_trains_and_is_what_its_exports_hold(settings, num_layers, ranks, toy_base, tmp_path):
     torch.manual_seed(0)
     model = VisionLanguageModel(base=str(toy_base), dtype="float32", **settings)
     factors = [p for name, p in model.named_parameters() if ".lora_A." in name]
@@ -62,12 +71,22 @@ def test_each_kind_trains_and_is_what_its_exports_hold(kind, toy_base, tmp_path)
     base = load_model(toy_base, dtype=None)[0]
     assert max(map(distance, models)) <= 2e-5 < 1e-3 < distance(base)
 
+    out, started = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", toy_base))
+    has_head = settings["train_head"] or "modules_to_save" in settings["llm_lora"]
+    changed = {name for name in out if not torch.equal(out[name], started[name])}
+    assert out.keys() == started.keys() and {n for n in changed if "layers" not in n} == {HEAD} & {HEAD * has_head}
+    if not num_layers:
+        with pytest.raises(CheckpointError, match="without --format peft"):
+            export_adapter(config, checkpoint, tmp_path / "adapter")
+        return
+
     # The adapter by itself: merged it is the same export, and PEFT opens it.
     export_adapter(config, checkpoint, tmp_path / "adapter")
     export(config, tmp_path / "adapter", tmp_path / "again")
-    out, again = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "again"))
+    again = load_file(tmp_path / "again" / "model.safetensors")
     replaced = tmp_path / "adapter" / "replaced.safetensors"
     replaced = load_file(replaced) if replaced.exists() else {}
+    assert set(replaced) == {HEAD} & {HEAD * has_head}
     assert [name for name in out if not torch.equal(out[name], again[name])] == []
     base.load_state_dict(replaced, strict=False)
     PeftModel.from_pretrained(base.language_model, tmp_path / "adapter" / "language_model")

@@ -8,21 +8,14 @@ import torch
 from peft import LoraConfig
 
 from tests.models.test_vlm import make_batch, run
-from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.families import encoder_family
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.models.encoders import freeze_unused
-from xtuner_plugins.toy.vision_towers import write_tower
 
 LORA = dict(type=LoraConfig, r=2, lora_alpha=4)
 
 
-@pytest.fixture(scope="module", params=["clip", "siglip"])
-def base(request, toy_parts, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    write_tower(folder / "tower", request.param)
-    build_base(folder / "tower", toy_parts[1], folder / "base", dtype="float32")
-    return str(folder / "base")
+both = pytest.mark.parametrize("encoder_base", ["clip", "siglip"], indirect=True)
 
 
 def step(model, **batch_options):
@@ -40,10 +33,11 @@ def step(model, **batch_options):
     return losses
 
 
+@both
 @pytest.mark.parametrize("recompute", [False, True])
-def test_whole_encoder_trains(base, recompute):
+def test_whole_encoder_trains(encoder_base, recompute):
     model = VisionLanguageModel(
-        base=base, dtype="float32", freeze_visual_encoder=False, gradient_checkpointing=recompute
+        base=encoder_base, dtype="float32", freeze_visual_encoder=False, gradient_checkpointing=recompute
     )
     encoder = model.model.vision_model
     # 3 layers, the second one's output: the last layer (16 tensors) and the final norm (2) are used nowhere.
@@ -58,8 +52,9 @@ def test_whole_encoder_trains(base, recompute):
     assert [name for name in still if not name.endswith("k_proj.bias")] == []
 
 
-def test_adapters_are_where_the_row_says(base):
-    model = VisionLanguageModel(base=base, dtype="float32", visual_encoder_lora=LORA, freeze_projector=True)
+@both
+def test_adapters_are_where_the_row_says(encoder_base):
+    model = VisionLanguageModel(base=encoder_base, dtype="float32", visual_encoder_lora=LORA, freeze_projector=True)
     freeze_unused(model.model.vision_model, model.model.select_layer)
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
     targets = encoder_family(model.model.config.vision_config.to_dict()).lora_targets
@@ -105,7 +100,8 @@ def test_drop_path_is_that_of_the_settings_and_only_of_what_trains(toy_base, tmp
 PARTLY = [dict(visual_encoder_last_layers=1), dict(visual_encoder_lora=LORA)]
 
 
+@both
 @pytest.mark.parametrize("rate, message", [(1.0, "drop_path=1.0 is out of range"), (0.1, "InternViT has; set it to 0")])
-def test_a_rate_that_no_encoder_has(base, rate, message):
+def test_a_rate_that_no_encoder_has(encoder_base, rate, message):
     with pytest.raises(ValueError, match=message):
-        VisionLanguageModel(base=base, dtype="float32", drop_path=rate)
+        VisionLanguageModel(base=encoder_base, dtype="float32", drop_path=rate)

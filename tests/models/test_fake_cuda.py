@@ -12,7 +12,7 @@ LORA = dict(type=LoraConfig, r=16, lora_alpha=32, lora_dropout=0.05)
 STAGES = {
     "full": dict(freeze_llm=False),
     "lora": dict(llm_lora=LORA),
-    "qlora": dict(llm_lora=LORA, is_packed=True),
+    "qlora": dict(llm_lora=LORA, llm_quantization=dict(load_in_4bit=True)),
     "encoder": dict(freeze_visual_encoder=False),
 }
 HOLDINGS = ["plain", "as under ZeRO"]

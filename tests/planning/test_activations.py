@@ -94,3 +94,15 @@ def test_a_frozen_encoder_keeps_nothing_and_recomputation_inputs_alone(warm_up):
     assert act.llm_kept_bytes(warm_up, batch) == 2 * 10 * 2 * 16 + last
     assert act.cast_bytes(warm_up, kept=True) == 2 * warm_up.shape.projector
     assert act.cast_bytes(replace(warm_up, float_weights=False), kept=False) == 0
+
+
+def test_a_block_by_hand(warm_up):
+    """Norms, attention and feed-forward part; DoRA's magnitudes and its copy of weights; 4 bits unpacked."""
+    batch, dora = warm_up.batches[0], Adapters(4, ["qkv"], dropout=True, dora=True)
+    assert act.llm_block_bytes(warm_up, batch) == 10 * (2 * 4 * 16 + 4 * 4 + 2 * (2 * 16 + 2 * 8 + 3 * 64))
+    block = 5 * (2 * 4 * 8 + 4 * 2 + 2 * (4 * 8 + 32))
+    assert act.encoder_block_bytes(warm_up, batch) == block
+    adapted = replace(warm_up, adapters={"visual_encoder": dora})
+    assert act.encoder_block_bytes(adapted, batch) == block + 5 * (8 + 2 * 4 + 2 * 8 + 2 * 2 * 24) + 2 * 8 * 24
+    packed = replace(warm_up, quantized={"llm": ["q_proj"]})
+    assert act.llm_backward_bytes(packed, batch) == 10 * 2 * 3 * 64 + 2 * 16 * 64

@@ -35,6 +35,13 @@ def test_parts_add_up_and_the_largest_batch_counts(warm_up):
     assert plan.parts["trained weights"] == 4 * warm_up.trained and plan.parts["optimizer"] == 8 * warm_up.trained
     assert plan.parts["fragmentation"] == int(FRAGMENTATION * max(plan.moments.values()))
     assert plan.moments[plan.moment] == max(plan.moments.values()) and plan.host == 0
+    kept = plan_memory(replace(warm_up, recompute=False), plain(1)).moments
+    assert kept["backward"] - kept["backward of the head"] == act.llm_backward_bytes(warm_up, warm_up.batches[0])
+    encoder, batch = replace(warm_up, whole=frozenset({"visual_encoder"})), warm_up.batches[0]
+    passing = act.tile_bytes(encoder, batch) + act.encoder_backward_bytes(encoder, batch)
+    moments = plan_memory(encoder, plain(1)).moments
+    again = act.encoder_block_bytes(encoder, batch)
+    assert moments["backward of the encoder"] - moments["step"] == passing + again
     large = Batch(10**6, 0, 10)
     both, alone = (replace(warm_up, batches=each) for each in ((Batch(10, 1, 4), large), (large,)))
     assert plan_memory(both, plain(1)) == plan_memory(alone, plain(1))

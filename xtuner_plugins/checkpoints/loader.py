@@ -134,6 +134,8 @@ def fill(
         for name in names:
             leaf = name.rpartition(".")[2]
             value = tensors[name].read()
+            if value.is_floating_point() and not value.isfinite().all():
+                raise CheckpointError(f"{name} holds NaN or infinity; take other weights")
             to = dtype if dtype is not None and value.is_floating_point() else value.dtype
             value = value.to(device=device, dtype=to)
             if leaf in owner._parameters:

@@ -7,6 +7,7 @@ that newer tokenizers save is unreadable for transformers 4.37 and 4.44), the ch
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from ..fast_tokenizers import load_fast_tokenizer
 from ..hub.constants import ADDED_TOKENS
 from ..hub.conversation import get_conv_template
+from . import allowed
 from .io.reader import CheckpointError, read_json
 from .io.writer import write_json
 
@@ -116,6 +118,30 @@ def chat_template(tokenizer, template: str) -> str:
     return ("{{ bos_token }}" if starts else "") + _render(template, "{{ message['content'] }}")
 
 
+def differences(tokenizer, template: str) -> list[str]:
+    """What a user should know where a language model's own tokenizer prompts otherwise than a conversation template.
+
+    Args:
+        tokenizer: of the language model.
+        template: name of the conversation template.
+    """
+    stop, notes = get_conv_template(template).stop_token, []
+    if tokenizer.eos_token != stop:
+        end = f"the tokenizer ends texts with {tokenizer.eos_token!r}"
+        notes.append(f"{end}, answers of template {template} with {stop!r}")
+    if tokenizer.chat_template:
+        messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}]
+        render = functools.partial(tokenizer.apply_chat_template, messages, tokenize=False, add_generation_prompt=True)
+        ours = render(chat_template=chat_template(tokenizer, template))
+        try:
+            own = render()
+        except Exception as error:  # of the template's own making
+            own = f"{type(error).__name__}: {error}"
+        if own != ours:
+            notes.append(f"the tokenizer's own chat template renders {own!r}, training with {template} {ours!r}")
+    return notes
+
+
 def processor_template(template: str, *, image: str, video: str | None) -> str:
     """A processor's chat template, for messages of text, image and video parts.
 
@@ -205,7 +231,7 @@ def save_tokenizer(tokenizer, out: Path, template: str, *, processor: bool = Fal
     tokenizer.save_pretrained(str(out))
     config = read_json(out / "tokenizer_config.json")
     config.pop("extra_special_tokens", None)
-    config.pop("auto_map", None)
+    config = allowed.file_fields("tokenizer_config.json", config, "the tokenizer's config")
     # Fast classes of newer releases save e.g. Qwen2TokenizerFast; the plain name lets old and new pick slow or fast.
     name = type(tokenizer).__name__
     config["tokenizer_class"] = name if name == "PreTrainedTokenizerFast" else name.removesuffix("Fast")

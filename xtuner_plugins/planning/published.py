@@ -101,7 +101,6 @@ LLMS: dict[str, Part] = {
     "InternLM2.5-7B": _llm("internlm/internlm2_5-7b-chat", "llama", 4096, 14336, 32, 32, 8),
     "InternLM2-20B": _llm("internlm/internlm2-chat-20b", "llama", 6144, 16384, 48, 48, 8),
     "InternLM2.5-20B": _llm("internlm/internlm2_5-20b-chat", "llama", 6144, 16384, 48, 48, 8),
-    "Llama-3-8B": _llm("meta-llama/Meta-Llama-3-8B-Instruct", "llama", 4096, 14336, 32, 32, 8),
     "Phi-3-mini": _llm("microsoft/Phi-3-mini-128k-instruct", "phi3", 3072, 8192, 32, 32, 32),
 }
 

@@ -15,6 +15,7 @@ counts and presence are drawn at random.
 import random
 from dataclasses import dataclass
 
+from xtuner_plugins.hub.conversation import INTERNVL2_5_SYSTEM
 from xtuner_plugins.toy.images import COLORS, SHAPES, Scene
 
 ACROSS = "number across"  # two tiles: the kind of the number on a sign that crosses a tile border
@@ -23,10 +24,6 @@ RESOLUTION_KINDS = ("number", ACROSS)
 CAPTION_REQUESTS = ("Describe this picture.", "What does the picture show?")
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-# The system prompt of the official InternVL 2.5 template: part of the corpus so that it takes few tokens.
-SYSTEM_PROMPT = (
-    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
-)
 
 ENGLISH = (
     "A picture is cut into tiles of one size, and a small copy of the whole picture comes last.",
@@ -54,7 +51,7 @@ CODE = (
 def corpus() -> list[str]:
     """Texts of the toy language with some English, Chinese and code, for training the tokenizer; always the same."""
     rng = random.Random(0)
-    texts = [SYSTEM_PROMPT, *ENGLISH, *CHINESE, *CODE, "system\n", "user\n", "assistant\n"] * 8
+    texts = [INTERNVL2_5_SYSTEM, *ENGLISH, *CHINESE, *CODE, "system\n", "user\n", "assistant\n"] * 8
     # The compounds of `cells.in_words`, and its word for an empty cell: one token each.
     texts += [" ." + "".join(f" {color}{shape}" for shape in SHAPES for color in COLORS)] * 4
     for _ in range(400):

@@ -13,15 +13,10 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 from xtuner_plugins.checkpoints.io.writer import write_json
+from xtuner_plugins.fast_tokenizers import QWEN_PATTERN
 from xtuner_plugins.toy.language import corpus
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-
-# Qwen2's: contractions, words with one leading sign, single digits, runs of signs, line breaks, spaces.
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -52,7 +47,7 @@ def build_tokenizer(out_dir: str | Path, *, vocab_size: int = 2048, texts: Itera
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated", invert=False),
+            pre_tokenizers.Split(Regex(QWEN_PATTERN), behavior="isolated", invert=False),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

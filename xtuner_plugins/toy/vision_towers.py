@@ -6,13 +6,12 @@ from pathlib import Path
 import torch
 import transformers
 
+from xtuner_plugins.families import ENCODER_FAMILIES
+
 SIZES = dict(
     hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=112, patch_size=14
 )
-NORMALIZATION = {
-    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
+NORMALIZATION = {row.whole_type: (row.image_mean, row.image_std) for row in ENCODER_FAMILIES.values() if row.whole_type}
 NAMES = {"clip": "CLIP", "siglip": "Siglip"}
 
 

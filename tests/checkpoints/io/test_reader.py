@@ -43,11 +43,10 @@ def test_safetensors(tmp_path):
     assert all(same(held[k], v) for k, v in example().items())
 
 
-def test_legacy_torch_file(tmp_path):
-    tensors = {k: v for k, v in example().items() if "float8" not in k}  # younger than the old format
-    torch.save(tensors, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    held = open_weights(tmp_path)
-    assert held.keys() == tensors.keys() and all(same(held[k], v) for k, v in tensors.items())
+def test_files_from_before_torch_1_6_are_refused(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match="or one from before torch 1.6: load it there and save it again"):
+        open_weights(tmp_path)
 
 
 def write_shards(folder, **changes):

@@ -84,7 +84,7 @@ def test_the_first_sample_of_each_file_is_opened(load, data, tmp_path):
     none.write_text("")
     both = {f"{DATASET}.data_paths": [str(data[0]), str(broken)], f"{DATASET}.image_folders": [str(data[1])] * 2}
     assert refusal(load(both)).startswith(f"{DATASET}: {broken}:1: not JSON")
-    for file, message in ((broken, ":1: not JSON"), (none, "the annotation file is empty")):
+    for file, message in ((broken, ":1: not JSON"), (none, "it holds no records")):
         said = refusal(load({f"{VALIDATION}.data_paths": [str(file)]}))
         assert said.startswith("val_data_paths: ") and message in said
     with pytest.raises(ConfigError, match="val_data_paths: .* holds no records"):

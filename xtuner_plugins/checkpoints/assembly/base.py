@@ -15,7 +15,7 @@ from .. import formats, tokenizer_files
 from ..formats import official
 from ..io.reader import CheckpointError, read_json
 from ..io.staging import check_target, staged_directory
-from ..io.tensors import Joined, LazyTensor, MemoryTensor, cast
+from ..io.tensors import Cast, Joined, LazyTensor, MemoryTensor
 from ..io.writer import parse_size, resolve_dtype, write_weights
 from ..loader import check_model
 from . import normalization, projectors, towers
@@ -66,13 +66,14 @@ def build_base(
 
     Args:
         vision: directory, or a hub name when no such directory exists.
-        llm: directory, or a hub name.
+        llm: directory, or a hub name; a model directory gives its language model.
         out: directory to write.
         template: conversation template; None takes the family's own.
         max_tiles: ``max_dynamic_patch``, tiles per image without the thumbnail; None is 12, or 1 with ``mlp`` and
             ``bilinear_mlp``.
         dtype: of the stored weights, a key of ``writer.DTYPES``.
-        projector: safetensors or torch file with ``mlp1.*`` (or ``0.weight`` ...); None for a fresh one.
+        projector: model directory, or safetensors or torch file with ``mlp1.*`` (or ``0.weight`` ...); None for a fresh
+            one.
         projector_type: ``pixel_shuffle_mlp`` (InternVL's), ``mlp`` (LLaVA's, no merging of patches) or
             ``bilinear_mlp`` (the patch grid halved bilinearly); None takes the first for InternViT, the second for CLIP
             and SigLIP.
@@ -87,7 +88,8 @@ def build_base(
 
     Returns:
         A summary: ``out``, ``num_parameters``, ``num_bytes``, ``vocab_size``, ``num_new_tokens``, ``num_image_token``,
-        ``projector`` (its source), ``template``, ``note`` (which programs run the directory, if not all).
+        ``projector`` (its source), ``template``, ``note`` (which programs run the directory, if not all, and where the
+        language model's own prompt differs).
 
     Raises:
         UnknownFamilyError: an encoder or LLM without a row in ``families``.
@@ -115,11 +117,14 @@ def build_base(
     tensors.update({f"language_model.{k}": v for k, v in resized_llm(llm_part, num_rows).items()})
     check_model(config, tensors, "the assembled model")
 
-    tensors = {name: cast(tensor, stored_dtype) for name, tensor in tensors.items()}
+    tensors = {name: Cast(tensor, stored_dtype, finite=True) for name, tensor in tensors.items()}
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
     with staged_directory(out, config, num_bytes) as stage:
         official.write_files(stage, config, llm_part.tokenizer)
-        write_weights(stage, tensors, max_shard_size=shard_bytes, advance=progress or (lambda n: None))
+        try:
+            write_weights(stage, tensors, max_shard_size=shard_bytes, advance=progress or (lambda n: None))
+        except FloatingPointError as error:
+            raise CheckpointError(f"{error} as {dtype}; take other weights or another --dtype") from None
     return {
         "out": str(out),
         "num_parameters": sum(t.numel for t in tensors.values()),
@@ -129,19 +134,19 @@ def build_base(
         "num_image_token": official.num_image_tokens(config),
         "projector": str(projector) if projector else f"fresh, seed {seed}",
         "template": template,
-        "note": _who_runs_it(config),
+        "note": "; ".join(_who_runs_it(config) + tokenizer_files.differences(llm_part.tokenizer, template)),
     }
 
 
-def _who_runs_it(config: dict) -> str | None:
+def _who_runs_it(config: dict) -> list[str]:
     encoder = encoder_family(config["vision_config"])
     projector_type = config.get("projector_type")
     if encoder.is_intern_vit and not projector_type:
-        return None
+        return []
     what = f"projector type {projector_type}" if encoder.is_intern_vit else encoder.architecture
     llava = encoder.llava and projector_type == "mlp"
     elsewhere = "; --format llava exports it for other programs" if llava else ""
-    return f"{what}: this directory runs with its own model code only (trust_remote_code, VLMEvalKit){elsewhere}"
+    return [f"{what}: this directory runs with its own model code only (trust_remote_code, VLMEvalKit){elsewhere}"]
 
 
 def local_directory(name: str | Path, role: str) -> Path:
@@ -171,14 +176,13 @@ def local_directory(name: str | Path, role: str) -> Path:
 
 
 def read_llm(directory: Path) -> LLMPart:
-    """A language model directory with its tokenizer, the nine tokens added."""
-    config = read_json(directory / "config.json")
-    if "vision_config" in config or "llm_config" in config:
-        raise CheckpointError(
-            f"language model: {directory} is a multimodal model ({config.get('model_type')}); give the bare "
-            "language model, or take it out with tools/extract.py"
-        )
-    config, tensors = formats.open_language_model(directory)
+    """A language model, bare or inside a model directory, with its tokenizer, the nine tokens added."""
+    if "vision_config" in read_json(directory / "config.json"):
+        view, prefix = formats.open_model(directory), "language_model."
+        config = view.config["llm_config"]
+        tensors = {k.removeprefix(prefix): t for k, t in view.tensors.items() if k.startswith(prefix)}
+    else:
+        config, tensors = formats.open_language_model(directory)
     family = llm_family(config, f"language model: {directory}")
     if family.embedding not in tensors:
         raise CheckpointError(f"language model: {directory} has no {family.embedding}")

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ...hub.constants import PROJECTOR_TYPES, projector_input_width
+from .. import formats
 from ..checkpoint import open_checkpoint
 from ..io.reader import CheckpointError, open_safetensors
 from ..io.tensors import LazyTensor, MemoryTensor
@@ -59,7 +60,10 @@ def projector_tensors(config: dict, source: str | Path | None, seed: int) -> dic
 def _open_projector(path: Path) -> dict[str, LazyTensor]:
     if not path.exists():
         raise CheckpointError(f"projector file {path} does not exist")
-    held = open_safetensors(path) if path.suffix == ".safetensors" else open_checkpoint(path).tensors
+    if (path / "config.json").is_file():
+        held = formats.open_model(path).tensors
+    else:
+        held = open_safetensors(path) if path.suffix == ".safetensors" else open_checkpoint(path).tensors
     held = {_our_name(k.removeprefix("model.")): v for k, v in held.items()}
     if any(k.startswith("mlp1.") for k in held):
         return {k: v for k, v in held.items() if k.startswith("mlp1.")}

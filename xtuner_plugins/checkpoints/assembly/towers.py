@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...families import EncoderFamily, encoder_family
+from .. import allowed
 from ..io.reader import CheckpointError, open_weights, read_json
 from ..io.tensors import LazyTensor
 
@@ -46,6 +47,8 @@ def read_vision(directory: Path, *, select_layer: int | None = None) -> VisionPa
     official = "vision_config" in config and "llm_config" in config
     tower = config["vision_config"] if official else config
     family = encoder_family(tower, f"vision tower {directory}")
+    if tower.get("model_type") != family.whole_type:
+        tower = allowed.vision_fields(tower, f"vision tower {directory}")
     if not family.is_intern_vit:
         return _read_transformers_tower(directory, family, tower if official else None, select_layer)
     held = open_weights(directory)
@@ -131,6 +134,7 @@ def read_tower(directory: Path, family: EncoderFamily) -> tuple[dict, dict[str, 
 
     stored = read_json(directory / "config.json")
     stored = stored.get("vision_config") or stored if stored.get("model_type") == family.whole_type else stored
+    stored = allowed.vision_fields({**stored, "model_type": family.model_type}, f"vision tower {directory}")
     stored = {k: v for k, v in stored.items() if k not in ("model_type", "torch_dtype", "dtype")}
     complete = CONFIG_MAPPING[family.model_type](**stored).to_dict()
     held = open_weights(directory)

@@ -5,7 +5,7 @@ format        how it is recognized                                      what dif
 ============  ========================================================  ==========================================
 ``official``  ``vision_config`` + ``llm_config``                        nothing, but InternLM2 runs as Llama
 ``hf``        ``InternVLForConditionalGeneration`` (an ``-hf`` folder)  names and config
-``llava``     ``LlavaForConditionalGeneration`` of CLIP or SigLIP       names and config
+``llava``     not read, only written: CLIP or SigLIP                    names and config
 ============  ========================================================  ==========================================
 
 ``Format`` (``format.py``) is their interface. ``open_model`` gives config and lazy tensors in our names; ``draft.py``
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ... import preprocessing
-from .. import manifest
+from .. import allowed, manifest
 from ..io.reader import CheckpointError, open_weights, read_json
 from ..io.staging import hint
 from ..io.tensors import LazyTensor
@@ -28,6 +28,7 @@ from .internlm2 import INTERNLM2
 from .qwen1 import QWEN1
 
 FORMATS: dict[str, Format] = {module.NAME: module for module in (official, hf, llava)}
+_READ = (official, hf)
 _LANGUAGE_FORMATS = {row.model_type: row for row in (INTERNLM2, QWEN1)}
 
 
@@ -60,7 +61,9 @@ def open_config(directory: str | Path) -> tuple[Format, dict, dict]:
     """Format, ``config.json`` as stored, and the same as complete official fields, of a model directory.
 
     Raises:
-        CheckpointError: no such directory, without a config, of no known format, or changed since its export.
+        CheckpointError: no such directory, without a config, of no known format, with values that no model has, or
+            changed since its export.
+        UnknownFamilyError: an encoder or a language model without a row in ``families``.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -69,12 +72,14 @@ def open_config(directory: str | Path) -> tuple[Format, dict, dict]:
         raise CheckpointError(f"{directory} is not a model directory: it has no config.json{hint(directory)}")
     manifest.check(directory, weights=False)
     fields = read_json(directory / "config.json")
-    found = next((each for each in FORMATS.values() if each.detect(fields)), None)
+    found = next((each for each in _READ if each.detect(fields)), None)
     if found is None:
         raise CheckpointError(
             f"{directory} is not an official InternVL directory (model_type {fields.get('model_type')!r}, without "
-            "vision_config and llm_config); make one with tools/build_base_model.py"
+            "vision_config and llm_config); make one with tools/build_base_model.py. A llava export is read by other "
+            "programs only; give the directory that it was made from"
         )
+    fields = allowed.config_fields(fields, f"{directory}/config.json")
     config, path = found.read_config(fields, directory), directory / preprocessing.FILE
     if found is not official and path.is_file():  # template and thumbnail, for which other formats have no fields
         config.update(preprocessing.exported(read_json(path), str(path)).config_fields())
@@ -99,7 +104,8 @@ def open_language_model(directory: Path) -> tuple[dict, dict[str, LazyTensor]]:
     Raises:
         CheckpointError: no config, weights missing.
     """
-    config, tensors = read_json(directory / "config.json"), open_weights(directory)
+    path = directory / "config.json"
+    config, tensors = allowed.language_fields(read_json(path), str(path)), open_weights(directory)
     other = _LANGUAGE_FORMATS.get(config.get("model_type"))
     if other is None:
         return config, tensors

@@ -11,7 +11,7 @@ import torch
 
 from ...families import llm_family
 from ...hub.conversation import TEMPLATES, get_conv_template
-from .. import tokenizer_files
+from .. import allowed, tokenizer_files
 from ..io.reader import read_json
 from ..io.tensors import Joined, LazyTensor, MemoryTensor
 from ..io.writer import write_json
@@ -106,8 +106,11 @@ def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor]) -> Draft:
 
     def write_files(stage: Path) -> None:
         for name in (*_KEPT_FILES, *(path.name for path in view.directory.glob("*.py") if other)):
-            if (view.directory / name).is_file():
-                shutil.copyfile(view.directory / name, stage / name)
+            path = view.directory / name
+            if path.is_file() and name in allowed.FILES:
+                write_json(stage / name, allowed.file_fields(name, read_json(path), str(path)))
+            elif path.is_file():
+                shutil.copyfile(path, stage / name)
         if view.format is official and not other:
             remote_code.copy_hub_code(stage)
         if view.config["template"] in TEMPLATES:  # a published model that is only converted may have another one

@@ -11,7 +11,7 @@ from .key_mapping import KeyMapping
 
 
 class Format(Protocol):
-    """A format of model directories: a module with these members.
+    """A format of model directories: a module with these members; ``detect`` and ``read_config`` only where it is read.
 
     Attributes:
         NAME: its name for ``--format``.

@@ -1,4 +1,4 @@
-"""The llava format: transformers' own ``LlavaForConditionalGeneration``, which needs no remote code.
+"""The llava format: transformers' own ``LlavaForConditionalGeneration``, which needs no remote code; written, not read.
 
 It holds CLIP or SigLIP, Linear-GELU-Linear and a language model, one tile per image. InternViT, pixel shuffle, the
 LayerNorm of InternVL's projector and several tiles are refused. Pixels are normalized with ImageNet's mean and std, as
@@ -14,7 +14,7 @@ from pathlib import Path
 from ...families import EncoderFamily, encoder_family
 from ...hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from .. import tokenizer_files
-from ..io.reader import CheckpointError, read_json
+from ..io.reader import CheckpointError
 from ..io.writer import write_json
 from . import official
 from .hf import text_config
@@ -38,47 +38,9 @@ KEYS = KeyMapping(
 )
 
 
-def detect(fields: Mapping) -> bool:
-    """See ``Format``."""
-    return fields.get("model_type") == "llava" and "text_config" in fields
-
-
 def keys(fields: Mapping) -> KeyMapping:
     """See ``Format``."""
     return KEYS
-
-
-def read_config(fields: Mapping, directory: str | Path) -> dict:
-    """See ``Format``; it doesn't name a conversation template, so the language model's own is taken.
-
-    Raises:
-        CheckpointError: another tower, projector or feature strategy, or another mean and std than ImageNet's.
-    """
-    vision, text = fields["vision_config"], fields["text_config"]
-    family = encoder_family(vision, f"{directory}: vision_config")
-    wanted = {"projector_hidden_act": "gelu", "multimodal_projector_bias": True}
-    if family.llava is not None:
-        wanted["vision_feature_select_strategy"] = family.llava.feature_strategy
-    wrong = {key: fields.get(key, value) for key, value in wanted.items() if fields.get(key, value) != value}
-    pixels = read_json(Path(directory) / "preprocessor_config.json", missing={})
-    for key, value in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
-        if list(pixels.get(key, ())) != list(value):
-            wrong[key] = pixels.get(key)
-    layer = fields.get("vision_feature_layer", -2)
-    if family.llava is None or wrong or not isinstance(layer, int):
-        raise CheckpointError(
-            f"{directory}: this LLaVA model (tower {vision.get('model_type')}, vision_feature_layer {layer}"
-            + "".join(f", {key} {value}" for key, value in wrong.items())
-            + ") has no official equal; give its tower and language model to tools/build_base_model.py instead"
-        )
-    return official.make_config(
-        vision,
-        text,
-        dtype=fields.get("torch_dtype") or fields.get("dtype") or "bfloat16",
-        select_layer=layer,
-        projector_type="mlp",
-        max_tiles=1,
-    )
 
 
 def check_expressible(config: Mapping) -> EncoderFamily:

@@ -121,7 +121,9 @@ def read_json(path: str | Path, missing: dict | None = None) -> dict:
         if missing is not None:
             return missing
         raise CheckpointError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except RecursionError:
+        raise CheckpointError(f"{path} is not readable JSON: it is nested too deeply") from None
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not readable JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, expected an object")
@@ -145,10 +147,12 @@ def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
             header = json.loads(file.read(length))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a safetensors file: {error}") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: its header is a JSON {type(header).__name__}, expected an object")
     tensors: dict[str, LazyTensor] = {}
     for name, entry in header.items():
         if name == "__metadata__":
@@ -171,6 +175,9 @@ def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
                 "copy or download it again"
             )
         tensors[name] = tensor
+    placed = sorted((t for t in tensors.values() if t.nbytes), key=lambda t: t.offset)
+    if any(a.offset + a.nbytes > b.offset for a, b in zip(placed, placed[1:], strict=False)):
+        raise CheckpointError(f"{path}: tensors overlap; copy or download it again")
     return tensors
 
 
@@ -188,8 +195,10 @@ def load_pickle(path: str | Path):
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
-    except Exception:  # not a zip archive: the format before torch 1.6, whose tensors have no offset to point at
-        return _load_legacy_pickle(path)
+    except Exception:  # not a zip archive
+        raise CheckpointError(
+            f"{path} is not a torch checkpoint, or one from before torch 1.6: load it there and save it again"
+        ) from None
     foreign = [n for n in names if n not in _STAND_IN_BUILTINS and n.split(".")[0] not in _STAND_IN_PACKAGES]
     if foreign:
         raise CheckpointError(
@@ -204,14 +213,6 @@ def load_pickle(path: str | Path):
     return _lazy(content, path)
 
 
-def _load_legacy_pickle(path: Path):
-    try:
-        return _lazy(torch.load(path, map_location="cpu", weights_only=True), path)
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]  # an empty file's EOFError says nothing
-        raise CheckpointError(f"{path} is not a torch checkpoint: {reason}") from None
-
-
 def _lazy(value, path: Path):
     if isinstance(value, torch.Tensor):
         offset = getattr(value.untyped_storage(), "_checkpoint_offset", None)
@@ -220,7 +221,10 @@ def _lazy(value, path: Path):
         start = offset + value.storage_offset() * value.dtype.itemsize
         if value.is_contiguous():
             return FileTensor(path, start, value.dtype, value.shape)
-        return _Strided(path, start, value.dtype, tuple(value.shape), value.stride())
+        # saved as a transposed or sliced view: read now, with its whole span
+        span = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True)) if value.numel() else 0
+        flat = FileTensor(path, start, value.dtype, (span,)).read()
+        return MemoryTensor(torch.as_strided(flat, value.shape, value.stride()))
     if isinstance(value, Mapping):
         return {k: _lazy(v, path) for k, v in value.items()}
     if isinstance(value, torch.Size):
@@ -228,18 +232,6 @@ def _lazy(value, path: Path):
     if isinstance(value, (list, tuple)):
         return [_lazy(v, path) for v in value]
     return value
-
-
-class _Strided(LazyTensor):
-    """A tensor saved as a transposed or sliced view; each read takes the whole span of the view."""
-
-    def __init__(self, path, offset, dtype, shape, stride):
-        span = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if min(shape, default=1) else 0
-        self._file = FileTensor(path, offset, dtype, (span,))
-        self.dtype, self.shape, self._stride = dtype, shape, stride
-
-    def read_flat(self, start, stop, scratch=None):
-        return torch.as_strided(self._file.read(), self.shape, self._stride).reshape(-1)[start:stop].clone()
 
 
 def shard_paths(index_path: Path) -> dict[str, Path]:

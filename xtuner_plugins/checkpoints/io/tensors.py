@@ -17,50 +17,13 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 BLOCK_BYTES = 2 * 2**20  # stays in the cache between reading, merging, casting and writing
 _PREAD_LIMIT = 2**30  # Linux moves at most 0x7ffff000 bytes per call
-
-
-class Scratch(threading.local):
-    """Buffers that a thread reuses for block after block: allocating would cost more time than the work done in them.
-
-    A buffer stays valid until the ``reset`` of the thread that it was handed to.
-    """
-
-    def __init__(self):
-        self._buffers: list[torch.Tensor] = []
-        self._used = 0
-
-    def reset(self) -> None:
-        """All buffers may be handed out again."""
-        self._used = 0
-
-    def empty(self, numel: int, dtype: torch.dtype) -> torch.Tensor:
-        """An uninitialized 1-D tensor."""
-        size = numel * dtype.itemsize
-        if self._used == len(self._buffers):
-            self._buffers.append(torch.empty(0, dtype=torch.uint8))
-        if self._buffers[self._used].numel() < size:
-            self._buffers[self._used] = torch.empty(size, dtype=torch.uint8)
-        buffer = self._buffers[self._used][:size]
-        self._used += 1
-        return buffer.view(dtype)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A contiguous range of bytes in a file."""
-
-    path: Path
-    offset: int
-    num_bytes: int
 
 
 class LazyTensor:
@@ -84,16 +47,9 @@ class LazyTensor:
         """Bytes of the whole tensor in its stored dtype."""
         return self.numel * self.dtype.itemsize
 
-    def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
-        """Elements ``[start, stop)`` of the row-major tensor as a 1-D CPU tensor of ``self.dtype``.
-
-        The result is fresh memory, or may be a buffer of ``scratch`` if that is given.
-        """
+    def read_flat(self, start: int, stop: int) -> torch.Tensor:
+        """Elements ``[start, stop)`` of the row-major tensor: a 1-D CPU tensor of ``self.dtype`` in fresh memory."""
         raise NotImplementedError
-
-    def runs(self, start: int, stop: int) -> list[Run] | None:
-        """Where elements ``[start, stop)`` lie on disk, in order; None if they must be computed."""
-        return None
 
     def read(self) -> torch.Tensor:
         """The whole tensor, ``self.shape``, on the CPU, owned by the caller."""
@@ -133,21 +89,23 @@ class FileTensor(LazyTensor):
     def __init__(self, path: str | Path, offset: int, dtype: torch.dtype, shape: Sequence[int]):
         self.path, self.offset, self.dtype, self.shape = Path(path), offset, dtype, tuple(shape)
 
-    def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
+    def read_flat(self, start: int, stop: int) -> torch.Tensor:
         size = self.dtype.itemsize
-        buffer = (scratch or Scratch()).empty((stop - start) * size, torch.uint8)
-        if stop > start:
-            view = memoryview(buffer.numpy())
-            fd = os.open(self.path, os.O_RDONLY)
-            try:
-                read_into(fd, view, self.offset + start * size, self.path)
-            finally:
-                os.close(fd)
+        buffer = torch.empty((stop - start) * size, dtype=torch.uint8)
+        view, offset, done = memoryview(buffer.numpy()), self.offset + start * size, 0
+        fd = os.open(self.path, os.O_RDONLY)
+        try:
+            while done < len(view):
+                got = os.preadv(fd, [view[done : done + _PREAD_LIMIT]], offset + done)
+                if got == 0:
+                    raise ValueError(
+                        f"{self.path} ends after {offset + done} bytes although its header promises more: the file is "
+                        "cut off; copy or download it again"
+                    )
+                done += got
+        finally:
+            os.close(fd)
         return buffer.view(self.dtype)
-
-    def runs(self, start: int, stop: int) -> list[Run] | None:
-        size = self.dtype.itemsize
-        return [Run(self.path, self.offset + start * size, (stop - start) * size)]
 
 
 class MemoryTensor(LazyTensor):
@@ -157,7 +115,7 @@ class MemoryTensor(LazyTensor):
         self._flat = tensor.detach().cpu().contiguous().view(-1)
         self.dtype, self.shape = tensor.dtype, tuple(tensor.shape)
 
-    def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
+    def read_flat(self, start: int, stop: int) -> torch.Tensor:
         return self._flat[start:stop].clone()
 
 
@@ -168,11 +126,8 @@ class _Window(LazyTensor):
         self._source, self._offset = source, offset
         self.dtype, self.shape = source.dtype, shape
 
-    def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
-        return self._source.read_flat(self._offset + start, self._offset + stop, scratch)
-
-    def runs(self, start: int, stop: int) -> list[Run] | None:
-        return self._source.runs(self._offset + start, self._offset + stop)
+    def read_flat(self, start: int, stop: int) -> torch.Tensor:
+        return self._source.read_flat(self._offset + start, self._offset + stop)
 
 
 class Joined(LazyTensor):
@@ -192,22 +147,9 @@ class Joined(LazyTensor):
             self._starts.append(self._starts[-1] + part.numel)
         assert self._starts[-1] >= self.numel, (self._starts[-1], self.shape)
 
-    def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
-        pieces = [part.read_flat(a, b, scratch) for part, a, b in self._pieces(start, stop)]
-        if len(pieces) == 1:
-            return pieces[0]
-        if not pieces:
-            return torch.empty(0, dtype=self.dtype)
-        return torch.cat(pieces, out=(scratch or Scratch()).empty(stop - start, self.dtype))
-
-    def runs(self, start: int, stop: int) -> list[Run] | None:
-        found: list[Run] = []
-        for part, a, b in self._pieces(start, stop):
-            runs = part.runs(a, b)
-            if runs is None:
-                return None
-            found += runs
-        return found
+    def read_flat(self, start: int, stop: int) -> torch.Tensor:
+        pieces = [part.read_flat(a, b) for part, a, b in self._pieces(start, stop)]
+        return pieces[0] if len(pieces) == 1 else torch.cat([torch.empty(0, dtype=self.dtype), *pieces])
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[LazyTensor, int, int]]:
         for part, first in zip(self._parts, self._starts[:-1], strict=True):
@@ -228,7 +170,7 @@ class Computed(LazyTensor):
     def __init__(self, make_rows, dtype: torch.dtype, shape: Sequence[int]):
         self._make_rows, self.dtype, self.shape = make_rows, dtype, tuple(shape)
 
-    def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
+    def read_flat(self, start: int, stop: int) -> torch.Tensor:
         width = math.prod(self.shape[1:])
         first, last = start // width, -(-stop // width)
         rows = self._make_rows(first, last)
@@ -248,34 +190,15 @@ class Cast(LazyTensor):
     def __init__(self, source: LazyTensor, dtype: torch.dtype, finite: bool = False):
         self._source, self.dtype, self.shape, self._finite = source, dtype, source.shape, finite
 
-    def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
-        block = self._source.read_flat(start, stop, scratch)
+    def read_flat(self, start: int, stop: int) -> torch.Tensor:
+        block = self._source.read_flat(start, stop)
         if self._finite and block.is_floating_point() and block.numel():
             # Casting keeps order and NaN, so minimum and maximum speak for the whole block.
             if not torch.stack(block.aminmax()).to(self.dtype).isfinite().all():
                 raise FloatingPointError("holds NaN or infinity")
-        if block.dtype == self.dtype:
-            return block
-        return (scratch or Scratch()).empty(block.numel(), self.dtype).copy_(block)
+        return block.to(self.dtype)
 
 
 def cast(tensor: LazyTensor, dtype: torch.dtype | None) -> LazyTensor:
     """``tensor`` itself when it has the dtype already, or None is given."""
     return tensor if dtype in (None, tensor.dtype) else Cast(tensor, dtype)
-
-
-def read_into(fd: int, view: memoryview, offset: int, path: str | Path) -> None:
-    """Fills ``view`` from ``offset`` of an open file.
-
-    Raises:
-        ValueError: the file ends too early (cut off while copying, or still being written).
-    """
-    done = 0
-    while done < len(view):
-        got = os.preadv(fd, [view[done : done + _PREAD_LIMIT]], offset + done)
-        if got == 0:
-            raise ValueError(
-                f"{path} ends after {offset + done} bytes although its header promises more: the file is "
-                "cut off; copy or download it again"
-            )
-        done += got

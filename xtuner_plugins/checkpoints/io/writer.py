@@ -1,27 +1,19 @@
-"""Writes weights: shards are streamed tensor by tensor, several blocks in parallel."""
+"""Writes weights: shards are streamed tensor by tensor, block by block."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from .reader import DTYPE_NAMES
-from .tensors import BLOCK_BYTES, LazyTensor, Run, Scratch, read_into
+from .tensors import LazyTensor
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-COPY_BYTES = 16 * 2**20  # per copy job, which needs no buffer
-# Each worker holds a block or two; more of them gain nothing on a disk.
-NUM_WORKERS = max(1, min(4, os.cpu_count() or 1))
 
 
 def parse_size(text: str | int) -> int:
@@ -126,102 +118,21 @@ def write_single(
         offset += tensor.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    data = 8 + len(text)
-    with open(path, "wb", buffering=0) as file, _one_thread_each(), ThreadPoolExecutor(NUM_WORKERS) as pool:
-        fd = file.fileno()
-        _write_at(fd, memoryview(len(text).to_bytes(8, "little") + text), 0)
-        file.truncate(data + offset)
-        blocks = _Blocks(fd)
-        pending: deque[Future] = deque()
-        try:
-            for name, tensor in ordered:
-                for job in blocks.jobs(name, tensor, data + header[name]["data_offsets"][0]):
-                    pending.append(pool.submit(*job))
-                    if len(pending) > 2 * NUM_WORKERS:
-                        advance(pending.popleft().result())
-            while pending:
-                advance(pending.popleft().result())
-        except BaseException:
-            for future in pending:
-                future.cancel()
-            raise
-
-
-class _Blocks:
-    """Fills stretches of one open file, from several threads."""
-
-    def __init__(self, fd: int):
-        self._fd = fd
-        self._scratch = Scratch()
-        # The kernel lets one thread at a time write to a file, too, but makes the others spin.
-        self._lock = threading.Lock()
-        self._in_kernel = hasattr(os, "copy_file_range")
-
-    def jobs(self, name: str, tensor: LazyTensor, offset: int) -> Iterator[tuple]:
-        """Functions and arguments that write one tensor: bytes on disk are copied, everything else is computed."""
-        runs = tensor.runs(0, tensor.numel)
-        if runs is None:
+    with open(path, "wb") as file, _one_thread():
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, tensor in ordered:
             for start, stop in tensor.spans():
-                yield self.compute, name, tensor, start, stop, offset + start * tensor.dtype.itemsize
-        for run in runs or ():
-            for done in range(0, run.num_bytes, COPY_BYTES):
-                yield self.copy, Run(run.path, run.offset + done, min(COPY_BYTES, run.num_bytes - done)), offset + done
-            offset += run.num_bytes
-
-    def compute(self, name: str, tensor: LazyTensor, start: int, stop: int, offset: int) -> int:
-        """Reads and writes the elements ``[start, stop)``; returns the number of bytes written."""
-        self._scratch.reset()
-        try:
-            block = tensor.read_flat(start, stop, self._scratch).contiguous().view(torch.uint8)
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{name} {error}") from None
-        with self._lock:
-            _write_at(self._fd, memoryview(block.numpy()), offset)
-        return block.numel()
-
-    def copy(self, run: Run, offset: int) -> int:
-        """Copies bytes from file to file, inside the kernel where possible; returns their number."""
-        source = os.open(run.path, os.O_RDONLY)
-        try:
-            with self._lock:
-                done = self._copy_in_kernel(source, run, offset) if self._in_kernel else 0
-            self._scratch.reset()
-            buffer = self._scratch.empty(min(BLOCK_BYTES, run.num_bytes - done), torch.uint8)
-            while done < run.num_bytes:
-                view = memoryview(buffer.numpy())[: run.num_bytes - done]
-                read_into(source, view, run.offset + done, run.path)
-                _write_at(self._fd, view, offset + done)
-                done += len(view)
-        finally:
-            os.close(source)
-        return run.num_bytes
-
-    def _copy_in_kernel(self, source: int, run: Run, offset: int) -> int:
-        """The number of bytes copied; fewer than asked for between file systems that can't."""
-        done = 0
-        while done < run.num_bytes:
-            try:
-                got = os.copy_file_range(source, self._fd, run.num_bytes - done, run.offset + done, offset + done)
-            except OSError as error:
-                if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
-                    raise
-                self._in_kernel = False
-                return done
-            if got == 0:  # some file systems, or the file was cut off: ``read_into`` finds out
-                return done
-            done += got
-        return done
-
-
-def _write_at(fd: int, view: memoryview, offset: int) -> None:
-    while view:
-        done = os.pwrite(fd, view, offset)
-        view, offset = view[done:], offset + done
+                try:
+                    block = tensor.read_flat(start, stop).view(torch.uint8)
+                except FloatingPointError as error:
+                    raise FloatingPointError(f"{name} {error}") from None
+                file.write(memoryview(block.numpy()))
+                advance(block.numel())
 
 
 @contextmanager
-def _one_thread_each():
-    """Limits torch to one thread per block: blocks run in parallel already."""
+def _one_thread():
+    """Limits torch to one thread: blocks are too small to share."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..io.reader import CheckpointError
-from ..io.tensors import Computed, LazyTensor, Scratch
+from ..io.tensors import Computed, LazyTensor
 
 ADAPTER_NAME = "default"
 TOKEN_ROWS = "token_adapter.trainable_tokens_delta"  # see ``token_rows``
@@ -119,13 +119,13 @@ class MergedWeight(LazyTensor):
         self._size, self._scaling = parts.get("lora_magnitude_vector.weight"), scaling(config, layer)
         self._factor_a: torch.Tensor | None = None
 
-    def read_flat(self, start: int, stop: int, scratch: Scratch | None = None) -> torch.Tensor:
-        if self._factor_a is None:  # a few MB; two threads may both read it
+    def read_flat(self, start: int, stop: int) -> torch.Tensor:
+        if self._factor_a is None:  # a few MB
             self._factor_a = self._a.read().float()
         width = self.shape[1]
         first, last = start // width, -(-stop // width)
-        rows = _float_rows(self._base, first, last, scratch)
-        rows.addmm_(_float_rows(self._b, first, last, scratch), self._factor_a, alpha=self._scaling)
+        rows = _float_rows(self._base, first, last)
+        rows.addmm_(_float_rows(self._b, first, last), self._factor_a, alpha=self._scaling)
         if self._size is not None:
             rows *= (self._size.rows(first, last).read().float() / rows.norm(dim=1))[:, None]
         return rows.view(-1)[start - first * width : stop - first * width]
@@ -142,12 +142,10 @@ def merged_bias(base: LazyTensor, parts: Mapping[str, LazyTensor], config, layer
     return Computed(make_rows, torch.float32, base.shape)
 
 
-def _float_rows(tensor: LazyTensor, first: int, last: int, scratch: Scratch | None) -> torch.Tensor:
+def _float_rows(tensor: LazyTensor, first: int, last: int) -> torch.Tensor:
     width = tensor.shape[1]
-    block = tensor.read_flat(first * width, last * width, scratch)
-    if block.dtype != torch.float32:
-        block = (scratch or Scratch()).empty(block.numel(), torch.float32).copy_(block)
-    return block.view(last - first, width)
+    block = tensor.read_flat(first * width, last * width)
+    return block.float().view(last - first, width)
 
 
 def scaling(config, layer: str) -> float:

@@ -1,0 +1,186 @@
+"""Which keys of a model directory's JSON files are read and written: those listed here, at every level.
+
+transformers acts on keys that have nothing to do with the weights: it asks a hub for attention kernels, runs the code
+of another repository, or replaces the generation loop. So other keys are dropped on reading, and named unless they only
+say what a missing key says. Values that lie about the model are refused before anything is built from them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..families import encoder_family, llm_family
+from .errors import CheckpointError
+
+_COMMON = ("architectures", "model_type", "torch_dtype", "dtype", "tie_word_embeddings", "transformers_version")
+_OFFICIAL = (
+    "auto_map template select_layer ps_version projector_type downsample_ratio force_image_size dynamic_image_size "
+    "use_thumbnail min_dynamic_patch max_dynamic_patch use_backbone_lora use_llm_lora pad2square hidden_size "
+    "image_fold output_attentions llm_config vision_config"
+).split()
+_HF = (
+    "downsample_ratio image_seq_length image_token_id projector_hidden_act vision_feature_layer "
+    "vision_feature_select_strategy text_config vision_config"
+).split()
+_VISION = (
+    "attention_dropout dropout drop_path_rate attention_bias use_qk_norm hidden_dropout_prob layer_scale_init_value "
+    "projection_dropout projection_dim use_absolute_position_embeddings use_mask_token use_mean_pooling "
+    "vision_use_head initializer_factor initializer_range norm_type"
+).split()
+_LLM = (
+    "use_cache attention_dropout initializer_range attention_bias mlp_bias bias use_sliding_window sliding_window "
+    "max_window_layers layer_types head_dim pretraining_tp partial_rotary_factor original_max_position_embeddings "
+    "embd_pdrop resid_pdrop rope_parameters"
+).split()
+_QWEN = ("layer_norm_epsilon", "rotary_emb_base", "seq_length", "no_bias", "rotary_pct", "kv_channels")
+_ROPE = (
+    "rope_type type factor rope_theta original_max_position_embeddings attention_factor beta_fast beta_slow "
+    "short_factor long_factor low_freq_factor high_freq_factor mscale mscale_all_dim"
+).split()
+_LANGUAGES = {"internlm2": _LLM, "qwen": (*_LLM, *_QWEN)}  # read as another family
+# By file: keys of its top level. Vocabularies are data, not settings.
+FILES = {
+    "generation_config.json": (
+        "_from_model_config eos_token_id bos_token_id pad_token_id transformers_version do_sample temperature top_p "
+        "top_k repetition_penalty max_new_tokens max_length"
+    ).split(),
+    "tokenizer_config.json": (
+        "tokenizer_class added_tokens_decoder additional_special_tokens bos_token eos_token unk_token pad_token "
+        "sep_token cls_token mask_token chat_template clean_up_tokenization_spaces model_max_length padding_side "
+        "truncation_side split_special_tokens add_bos_token add_eos_token add_prefix_space legacy errors "
+        "use_default_system_prompt processor_class extra_special_tokens return_token_type_ids start_image_token "
+        "end_image_token context_image_token video_token image_token backend is_local model_specific_special_tokens"
+    ).split(),
+    "processor_config.json": (
+        "processor_class image_seq_length patch_size vision_feature_select_strategy num_additional_image_tokens "
+        "image_token"
+    ).split(),
+}
+_PIXELS = (
+    "crop_size do_center_crop do_normalize do_resize do_rescale do_convert_rgb feature_extractor_type image_mean "
+    "image_std resample size rescale_factor image_processor_type video_processor_type processor_class crop_to_patches "
+    "min_patches max_patches"
+).split()
+FILES |= dict.fromkeys(("preprocessor_config.json", "video_preprocessor_config.json"), _PIXELS)
+
+ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu")
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "su", "llama3")
+MOST_LAYERS, MOST = 1000, 10**8
+_SIZES = (
+    "hidden_size intermediate_size num_hidden_layers num_attention_heads vocab_size image_size patch_size num_channels "
+    "max_position_embeddings num_experts moe_intermediate_size"
+).split()
+
+
+def config_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A ``config.json`` with its listed keys alone.
+
+    Args:
+        fields: as stored: official, hf, or of a bare language model or encoder.
+        where: the file, for messages.
+
+    Raises:
+        UnknownFamilyError: a language model or an encoder without a row.
+        CheckpointError: a value that no such model has.
+    """
+    parts = {"llm_config": language_fields, "text_config": language_fields, "vision_config": vision_fields}
+    kept = _keep(fields, (*_COMMON, *_OFFICIAL, *_HF), where)
+    for name, check in parts.items():
+        if isinstance(kept.get(name), Mapping):
+            kept[name] = check(kept[name], f"{where}: {name}")
+    return _with_own_code(kept)
+
+
+def _with_own_code(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields without an ``auto_map`` that points to another repository."""
+    return fields if "--" not in repr(fields.get("auto_map")) else {k: v for k, v in fields.items() if k != "auto_map"}
+
+
+def language_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """As ``config_fields``, of a language model's own config; without ``model_type`` it is Qwen2's (transformers)."""
+    model_type = fields.get("model_type", "qwen2")
+    own = () if model_type in _LANGUAGES else llm_family({**fields, "model_type": model_type}, where).fields
+    base = llm_family({"model_type": "llama"}).fields
+    kept = _keep(fields, (*_COMMON, *base, *own, *_LANGUAGES.get(model_type, _LLM)), where)
+    _check_values(kept, where)
+    for key in ("rope_scaling", "rope_parameters"):
+        if kept.get(key) is not None:
+            kept[key] = _check_rope(kept[key], f"{where}: {key}")
+    for key in ("eos_token_id", "bos_token_id", "pad_token_id"):
+        _check_ids(key, kept.get(key), kept.get("vocab_size"), where)
+    return kept
+
+
+def vision_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """As ``config_fields``, of an encoder's own config."""
+    own = () if fields.get("model_type") == "internvl_vision" else encoder_family(fields, where).fields
+    kept = _keep(fields, (*_COMMON, *encoder_family({"model_type": "intern_vit_6b"}).fields, *own, *_VISION), where)
+    _check_values(kept, where)
+    return kept
+
+
+def file_fields(name: str, fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The listed keys of another JSON file of a model directory, a key of ``FILES``."""
+    # InternLM2's tokenizer has its own code, which goes along.
+    own = ("auto_map",) if fields.get("tokenizer_class") == "InternLM2Tokenizer" else ()
+    return _with_own_code(_keep(fields, (*FILES[name], *own), where))
+
+
+def _keep(fields: Mapping[str, Any], keys: Iterable[str], where: str) -> dict[str, Any]:
+    kept = {key: fields[key] for key in fields if key in set(keys)}
+    other = tuple(key for key in fields if key not in kept)
+    if other and (said := _telling(tuple(json.dumps([key, fields[key]]) for key in other))):
+        _tell(where, said)
+    return kept
+
+
+@functools.lru_cache
+def _telling(items: tuple[str, ...]) -> tuple[str, ...]:
+    """Keys of the items that say more than a missing key does."""
+    from transformers import PretrainedConfig
+
+    defaults = {**PretrainedConfig().to_dict(), "_name_or_path": ""}
+    pairs = map(json.loads, items)
+    return tuple(key for key, value in pairs if value not in (None, False, "", [], {}) and defaults.get(key) != value)
+
+
+@functools.lru_cache
+def _tell(where: str, keys: tuple[str, ...]) -> None:
+    shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+    logging.getLogger(__name__).warning("%s: left out %s", where, shown)
+
+
+def _check_values(fields: Mapping[str, Any], where: str) -> None:
+    for key in _SIZES:
+        value, most = fields.get(key), MOST_LAYERS if key == "num_hidden_layers" else MOST
+        for each in value if isinstance(value, list) and key in ("image_size", "patch_size") else [value]:
+            if each is not None and (type(each) is not int or not 0 < each <= most):
+                raise CheckpointError(f"{where}: {key} is {_short(value)}, expected a whole number from 1 to {most:,}")
+    if fields.get("hidden_act", "silu") not in ACTIVATIONS:
+        raise CheckpointError(
+            f"{where}: hidden_act is {_short(fields['hidden_act'])}, expected one of {', '.join(ACTIVATIONS)}"
+        )
+
+
+def _check_rope(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise CheckpointError(f"{where} is {_short(value)}, expected an object")
+    kind = value.get("rope_type", value.get("type", "default"))
+    if kind not in ROPE_TYPES:
+        raise CheckpointError(f"{where}: the type is {_short(kind)}, expected one of {', '.join(ROPE_TYPES)}")
+    return _keep(value, _ROPE, where)
+
+
+def _check_ids(key: str, value: Any, vocab_size: int | None, where: str) -> None:
+    for each in value if isinstance(value, list) else [value]:
+        if each is not None and (type(each) is not int or not -1 <= each < (vocab_size or MOST)):
+            raise CheckpointError(f"{where}: {key} is {_short(value)}, expected ids below vocab_size {vocab_size}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -114,7 +114,6 @@ MISSING = [
     ("convert_to_official.py", ["{leaf}", "a.pth", "out", "--set", "base=none"]),
     ("convert_to_official.py", ["--from", "none", "out"]),
     ("build_base_model.py", ["--vision", "none", "--llm", "none", "--out", "out"]),
-    ("extract.py", ["none", "llm", "out"]),
     ("chat.py", ["none", "--question", "What?"]),
     ("evaluate.py", ["none", "--data", "none.jsonl", "--out", "out"]),
 ]

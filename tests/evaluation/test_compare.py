@@ -61,6 +61,7 @@ def test_no_difference_is_not_surely_none():
     found = compare_one(results(answers), results(answers))
     unseen = 100 * binomtest(0, 30).proportion_ci().high
     assert found.p_value == 1 and found.interval == pytest.approx((-unseen, unseen))
+    assert compare_one(results(answers, "yes_no"), results(answers, "yes_no")).p_value == 1
     assert compare_one(results({"a": "yes"}), results({"a": "no"})).interval is None
 
 

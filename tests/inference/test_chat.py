@@ -53,7 +53,7 @@ def test_wrong_lines(chat, tmp_path):
         ("/unknown", "no command /unknown; there are /image"),
         ("/image", "/image needs the path"),
         ("/image none.png", "none.png: no such image"),
-        (f"/image {tmp_path}", "a folder, not an image"),
+        (f"/image {tmp_path}", "no file, but a folder"),
         (f"/image {tmp_path}/text.png", "text.png.*: can't be decoded"),
         ("/tiles many", "/tiles many: give a whole number"),
         ("/tiles 0", "/tiles 0: give a whole number"),

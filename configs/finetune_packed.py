@@ -18,7 +18,10 @@ from xtuner_plugins.datasets import PackBatchSampler, collate_packed
 with read_base():
     from .finetune_full import *
 
-train_dataloader.dataset.loss_reduction = "square"  # a sample with n learned tokens weighs sqrt(n)
+train_dataloader.dataset.update(
+    loss_reduction="square",  # a sample with n learned tokens weighs sqrt(n)
+    jpeg_quality=(75, 100),  # images take on the artifacts of JPEG, as in the authors' training
+)
 train_dataloader.update(
     batch_size=1,  # x 4 accumulation x 8 GPUs = 32 packs per step
     batch_sampler=dict(type=PackBatchSampler, max_tokens=8192, max_tiles=26),

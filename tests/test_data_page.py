@@ -41,7 +41,7 @@ def project(tmp_path_factory, toy_base):
     """A user's folder: everything that the page's commands and records name, small."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copytree(ROOT / "configs", folder / "configs")
-    for name in ("models/base", "exports/pretrain_mlp"):
+    for name in ("models/base", "models/InternVL3_5-2B"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to(toy_base)
     for name in ("A", "B", "data/mine/images", "a"):

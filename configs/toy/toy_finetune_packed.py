@@ -25,5 +25,5 @@ train_dataloader.batch_size = 1  # x 1 accumulation x 1 process = 1 packs per st
 optim_wrapper.accumulative_counts = 1
 train_dataloader.batch_sampler.update(max_tokens=2048, max_tiles=96)
 optim_wrapper.optimizer.update(lr=2e-3, weight_decay=0.0)
-train_dataloader.dataset.loss_reduction = "token"
+train_dataloader.dataset.update(loss_reduction="token", jpeg_quality=None)
 train_cfg.max_epochs = 3

@@ -20,7 +20,7 @@ CONFIG = {
     "use_thumbnail": True,
     "min_dynamic_patch": 1,
     "max_dynamic_patch": 6,
-    "vision_config": {"patch_size": 14, "image_size": 112},
+    "vision_config": {"model_type": "intern_vit_6b", "patch_size": 14, "image_size": 112},
     "llm_config": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
 }
 

@@ -185,7 +185,7 @@ def test_unknown_settings_are_refused(mixture):
     "edit, words",
     [
         ({"force_image_size": -1}, "force_image_size"),
-        ({"vision_config": {"patch_size": 0}}, "vision_config.patch_size"),
+        ({"vision_config": {"model_type": "intern_vit_6b", "patch_size": 0}}, "vision_config: patch_size is 0"),
         ({"downsample_ratio": "x"}, "downsample_ratio"),
         ({"llm_config": {"model_type": "nothing"}}, "model_type 'nothing'"),
         ({"llm_config": None}, "llm_config"),
@@ -200,7 +200,7 @@ def test_a_base_without_its_facts_is_refused(mixture, tmp_path, data_base, edit,
     shutil.copytree(data_base, base)
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | edit))
-    with pytest.raises(SettingError, match=words):
+    with pytest.raises(ValueError, match=words):
         MultimodalDataset(**(mixture | dict(base=base)))
 
 

@@ -222,4 +222,5 @@ def test_a_box_that_leaves_the_image_is_found_by_measuring_and_by_loading(data_b
     dataset = MultimodalDataset(data_base, path, folder, cache_dir=path + ".cache")
     with pytest.raises(RecordError, match="within 100x90"):
         dataset.load(0, 0)
-    assert dataset.lengths(0, num_workers=0).reason_names == ["objects"]
+    complaints = dataset.lengths(0, num_workers=0).complaints.values()
+    assert {complaint.reason for complaint in complaints} == {"objects"}

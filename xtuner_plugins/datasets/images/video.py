@@ -174,11 +174,14 @@ def _take(path: MediaSource, numbers: Sequence[int], max_pixels: int) -> list[Im
 
 
 def _upright(frame) -> Image.Image:
-    """A frame as players show it: rotated, without transparency."""
+    """A frame as players show it: rotated, without transparency.
+
+    One thread converts it: a forked worker that frees a converter with threads would wait for them for ever.
+    """
     if any(component.is_alpha for component in frame.format.components):
-        image = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba"), "RGBA"))
+        image = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba", threads=1), "RGBA"))
     else:
-        image = frame.to_image()
+        image = frame.to_image(threads=1)
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image

@@ -32,7 +32,7 @@ from PIL import Image
 
 from ..cache import locked, text_hash, write_whole, writing
 from ..errors import DataError, RecordError, SettingError, SourceError
-from ..images.media import FORMATS, Blob
+from ..images.media import Blob, identify
 from .foreign import LISTS, renamed
 from .json_index import check_unchanged, parse_json, stamp_of
 
@@ -361,7 +361,7 @@ def write_image(data: bytes, folder: Path, source: str) -> str:
         RecordError: it is no image.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with identify(io.BytesIO(data)) as image:
             suffix = image.format.lower().replace("jpeg", "jpg")
     except (OSError, TypeError, ValueError, Image.DecompressionBombError):
         raise RecordError("image_unreadable", "its image can't be read", "download the file again", source) from None

@@ -19,13 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
+from xtuner_plugins.cli.shared import finish  # noqa: E402
 from xtuner_plugins.processes import quiet_imports  # noqa: E402
-from xtuner_plugins.settings import (  # noqa: E402
-    ConfigError,
-    add_config_options,  # noqa: E402
-    parse_words,
-    read_config,
-)
+from xtuner_plugins.settings import add_config_options, parse_words, read_config  # noqa: E402
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -110,7 +106,7 @@ def main(argv=None) -> int:
     args = parse_args(argv)
     from tqdm import tqdm
 
-    try:
+    def work() -> None:
         with tqdm(unit="B", unit_scale=True, desc="exporting", disable=None) as bar:
 
             def progress(done: int, total: int) -> None:
@@ -118,14 +114,9 @@ def main(argv=None) -> int:
                 bar.update(done)
 
             text = run(args, progress)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(text)
-    return 0
+        print(text)
+
+    return finish(work, status=2)
 
 
 if __name__ == "__main__":

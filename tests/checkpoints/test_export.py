@@ -208,7 +208,7 @@ class TestRefusals:
             config = write_config(tmp_path / "c.py", tmp_path / base)
             command = ("tools/convert_to_official.py", config, checkpoint, f"{tmp_path}/{out}", "--force")
             done = run_tool(*command)
-            assert done.returncode == 1 and "would overwrite the base" in done.stderr, done.stdout
+            assert done.returncode == 2 and "would overwrite the base" in done.stderr, done.stdout
             assert read_json(tmp_path / "real" / "base" / "config.json") == read_json(toy_base / "config.json")
             assert not (tmp_path / "real" / "base" / FILE).exists()
 
@@ -291,7 +291,7 @@ print("answer", len(history), isinstance(answer, str))
 def test_tool_refuses_in_one_line(run, run_tool, tmp_path):
     config, checkpoint, _ = run("projector")
     done = run_tool("tools/convert_to_official.py", config, tmp_path / "iter_9.pth", tmp_path / "out")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert [line for line in done.stderr.splitlines() if "error:" in line] == [
         f"error: checkpoint {tmp_path / 'iter_9.pth'} does not exist"
     ]

@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         check_build(cfg)
         if cfg.get("resume"):
-            num_ranks = processes * _whole_number(os.environ, "NNODES", 1) if len(ranks) > 1 else 1
+            num_ranks = int(ranks[0].get("WORLD_SIZE", 1))
             num_ranks = int(os.environ.get(TASKS.get(args.launcher, ""), num_ranks))
             for note in check_same_run(cfg, args.resume, num_ranks=num_ranks, deepspeed=bool(args.deepspeed)):
                 print(f"note: {note}", file=sys.stderr)

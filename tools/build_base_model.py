@@ -11,6 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
+from xtuner_plugins.cli.shared import finish  # noqa: E402
+
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -55,19 +57,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv=None) -> int:
-    args = parse_args(argv)
+def build(options: dict) -> None:
     from tqdm import tqdm
 
     from xtuner_plugins.checkpoints.assembly.base import build_base
 
-    options = vars(args)
-    try:
-        with tqdm(unit="B", unit_scale=True, desc="writing weights", disable=None) as bar:
-            summary = build_base(**options, progress=bar.update)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with tqdm(unit="B", unit_scale=True, desc="writing weights", disable=None) as bar:
+        summary = build_base(**options, progress=bar.update)
     print(
         f"wrote {summary['out']}: {summary['num_parameters']:,} parameters, {summary['num_bytes'] / 1e9:.2f} GB, "
         f"vocabulary {summary['vocab_size']} ({summary['num_new_tokens']} tokens added), "
@@ -76,7 +72,11 @@ def main(argv=None) -> int:
     )
     if summary["note"]:
         print(f"note: {summary['note']}")
-    return 0
+
+
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    return finish(lambda: build(vars(args)))
 
 
 if __name__ == "__main__":

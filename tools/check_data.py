@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
-    return finish(lambda: run(args), status=2)  # about no record: a wrong setting, a store that doesn't answer
+    return finish(lambda: run(args))
 
 
 if __name__ == "__main__":

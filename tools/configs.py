@@ -184,7 +184,7 @@ def warn_of(missing) -> None:
 def main(argv=None) -> int:
     args = parse_args(argv)
     act = take_over if args.from_xtuner else write_config if args.write else print_config if args.name else list_configs
-    return finish(lambda: act(args), status=2)
+    return finish(lambda: act(args))
 
 
 if __name__ == "__main__":

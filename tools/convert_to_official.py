@@ -116,7 +116,7 @@ def main(argv=None) -> int:
             text = run(args, progress)
         print(text)
 
-    return finish(work, status=2)
+    return finish(work)
 
 
 if __name__ == "__main__":

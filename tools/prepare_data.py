@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
-    return finish(lambda: run(args), status=2)
+    return finish(lambda: run(args))
 
 
 if __name__ == "__main__":

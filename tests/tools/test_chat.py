@@ -114,7 +114,7 @@ def test_a_checkpoint_without_an_export(toy_base, tmp_path):
 
 def test_an_error_is_one_clear_line(tmp_path):
     done = chat(tmp_path / "missing", "--question", "Hi")
-    assert done.returncode == 1 and done.stdout == ""
+    assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
     assert "missing does not exist" in done.stderr
 
@@ -131,7 +131,7 @@ def test_other_errors_too(toy_base, tmp_path, capsys):
         ((toy_base, "--dtype", "int4"), "dtype 'int4' is not one of"),
         ((toy_base, "--device", "cpu", "--question", "What is <image>?"), "1 <image> for 0 images"),
     ):
-        assert tool.main([*map(str, args), *([] if "--question" in args else ["--question", "Hi"])]) == 1
+        assert tool.main([*map(str, args), *([] if "--question" in args else ["--question", "Hi"])]) == 2
         out, err = capsys.readouterr()
         assert out == "" and err.startswith("error: ") and len(err.splitlines()) == 1 and said in err
 
@@ -158,5 +158,5 @@ def test_running_out_of_memory_is_one_clear_line(toy_base, monkeypatch, capsys):
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(ChatSession, "reply", explode)
-    assert tool.main([str(toy_base), "--question", "Hi", *SHORT]) == 1
+    assert tool.main([str(toy_base), "--question", "Hi", *SHORT]) == 2
     assert capsys.readouterr().err.startswith("error: out of memory; try a smaller --max-tiles")

@@ -125,14 +125,14 @@ def test_other_weights_data_and_settings_are_refused(toy, trained, toy_base, tmp
     assert evaluate(*command[:-4], "--out", out, "--limit", 3, "--batch-size", 1) == 0  # goes on with the first two
     assert (out / "answers.jsonl").read_bytes().startswith(before) and len(rows(out)) >= 3
     capsys.readouterr()
-    assert evaluate(*command, "--max-tiles", 1) == 1
+    assert evaluate(*command, "--max-tiles", 1) == 2
     assert "answers.jsonl was made with other settings: max_tiles was 12 and is 1; give" in capsys.readouterr().err
     own.write_text(own.read_text().replace("yes", "maybe"))
-    assert evaluate(*command) == 1
+    assert evaluate(*command) == 2
     assert "other settings: data own was '" in capsys.readouterr().err
     shutil.copyfile(path, own)
     shutil.copyfile(toy_base / "model.safetensors", tmp_path / "model" / "model.safetensors")
-    assert evaluate(*command) == 1
+    assert evaluate(*command) == 2
     assert "other settings: weights was '" in capsys.readouterr().err
 
 
@@ -176,7 +176,7 @@ def test_two_results_are_compared(toy, trained, toy_base, tmp_path, capsys):
     found = json.loads((tmp_path / "c.json").read_text())
     assert found["datasets"]["held_out"]["num_common"] >= 8 and found["a"]["model"] == str(toy_base)
     assert "held_out" in (tmp_path / "c.html").read_text(encoding="utf-8")
-    assert tool.main(["--compare", str(tmp_path / "a"), str(tmp_path)]) == 1
+    assert tool.main(["--compare", str(tmp_path / "a"), str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path} holds no results.json")
 
 
@@ -185,7 +185,7 @@ def test_wrong_values_are_one_line(toy, trained, tmp_path, capsys):
         (["--data", "none.jsonl"], "none.jsonl isn't there"),
         (["--data", toy[0], "--metric", "exact"], "metric 'exact' is unknown; did you mean exact_match"),
     ):
-        assert evaluate(trained[2], *words, "--images", toy[1], "--out", tmp_path / "out") == 1
+        assert evaluate(trained[2], *words, "--images", toy[1], "--out", tmp_path / "out") == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and len(error.splitlines()) == 1 and said in error
         assert not (tmp_path / "out").exists()

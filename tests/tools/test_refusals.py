@@ -122,7 +122,7 @@ MISSING = [
 @pytest.mark.parametrize("tool, words", MISSING, ids=[f"{tool}-{words[0]}" for tool, words in MISSING])
 def test_a_missing_directory_is_refused_with_pytorch_alone(tool, words, tmp_path):
     status, _, imported = run(tool, *(word.format(leaf=LEAF) for word in words), cwd=tmp_path)
-    assert (status, imported) == (2 if tool == "convert_to_official.py" else 1, ["torch"])
+    assert (status, imported) == (2, ["torch"])
 
 
 def test_a_missing_file_of_data_is_refused_with_pytorch_alone(tmp_path):

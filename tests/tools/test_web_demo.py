@@ -6,17 +6,17 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "words, status, said",
+    "words, said",
     [
-        (["none/here"], 1, "none/here"),
-        (["a", "--port", "0"], 2, "give at least 1"),
-        (["a", "--port", "x"], 2, "invalid int value"),
-        (["a", "--max-upload-mb", "0"], 2, "give at least 1"),
+        (["none/here"], "none/here"),
+        (["a", "--port", "0"], "give at least 1"),
+        (["a", "--port", "x"], "invalid int value"),
+        (["a", "--max-upload-mb", "0"], "give at least 1"),
     ],
 )
-def test_refusals(run_tool, words, status, said):
+def test_refusals(run_tool, words, said):
     done = run_tool("tools/web_demo.py", *words)
-    assert done.returncode == status and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 def test_a_port_in_use(run_tool, toy_base):
@@ -25,4 +25,4 @@ def test_a_port_in_use(run_tool, toy_base):
         taken.listen()
         port = taken.getsockname()[1]
         done = run_tool("tools/web_demo.py", toy_base, "--port", port)
-    assert done.returncode == 1 and f"port {port}" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 2 and f"port {port}" in done.stderr and "Traceback" not in done.stderr, done.stderr

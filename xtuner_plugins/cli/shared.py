@@ -49,12 +49,11 @@ def opening_of(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
-def finish(work: Callable[[], int | None], *, status: int = 1, smaller: str = "--max-tiles", so_far: str = "") -> int:
-    """Runs a tool; returns its exit status.
+def finish(work: Callable[[], int | None], *, smaller: str = "--max-tiles", so_far: str = "") -> int:
+    """Runs a tool; returns its exit status, 2 for what can't be done, which is one line `error: ...`.
 
     Args:
-        work: Returns the exit status; None is 0.
-        status: Of what can't be done, which is one line `error: ...`.
+        work: Returns the exit status; None is 0, 1 tells of what was left out or found.
         smaller: What to lower when memory runs out.
         so_far: What is left of the work when it ends early.
     """
@@ -72,4 +71,4 @@ def finish(work: Callable[[], int | None], *, status: int = 1, smaller: str = "-
         return 130
     for line in lines:
         print(f"error: {line}", file=sys.stderr)
-    return status
+    return 2

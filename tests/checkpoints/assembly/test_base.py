@@ -173,8 +173,8 @@ def test_tool_refuses_in_one_line(toy_parts, toy_base, tmp_path, capsys, monkeyp
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     vision, llm = map(str, toy_parts)
-    assert build_base_model.main(["--vision", vision, "--llm", llm, "--out", str(toy_base)]) == 1
-    assert build_base_model.main(["--vision", vision, "--llm", "some/model", "--out", str(tmp_path / "x")]) == 1
+    assert build_base_model.main(["--vision", vision, "--llm", llm, "--out", str(toy_base)]) == 2
+    assert build_base_model.main(["--vision", vision, "--llm", "some/model", "--out", str(tmp_path / "x")]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "exists already" in errors[0] and "there is no directory some/model" in errors[1]
     assert "no route to the hub" in errors[1] and list(tmp_path.iterdir()) == []

@@ -86,7 +86,7 @@ def found(tmp_path):
         Item(Question("c", "?"), ("y",)),
         Item(Question("d", "?"), ("never answered",)),
     ]
-    return measure("own", METRICS["exact_match"], items, {"a": "Rot", "b": "y", "c": "y", "other": "red"})
+    return measure("own", METRICS["exact_match"], items, {"a": "Rot", "b": "a\u2028\x85b", "c": "y", "other": "red"})
 
 
 def test_written_read_and_shown(found, tmp_path):

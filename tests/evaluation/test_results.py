@@ -16,6 +16,7 @@ from xtuner_plugins.evaluation.results import (
     aligned,
     clusters,
     measure,
+    middle,
     read_results,
     rows_of,
     summary,
@@ -63,6 +64,12 @@ def test_scores_that_are_no_shares_have_no_interval_of_width_0():
     assert high == 100 and 0 < low < 80
     low, high = measured([1, 1, 1, 1], "cer").interval
     assert low == 0 and high > 20
+
+
+def test_draws_that_are_all_equal_leave_what_nobody_saw_on_both_sides():
+    unseen = 100 * binomtest(0, 10).proportion_ci().high
+    assert middle(np.full(100, 50.0), 10, 0, 100) == pytest.approx((50 - unseen, 50 + unseen))
+    assert middle(np.full(100, 50.0), 10, 45, 55) == (45, 55)
 
 
 def test_clusters():

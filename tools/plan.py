@@ -48,7 +48,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_config_options(parser)
     parser.add_argument("--gpus", type=at_least(1), help="GPUs of the run (default: as launched)")
     parser.add_argument("--gpu", choices=list(GPUS), default="H100", help="whose speed is taken (default: H100)")
-    parser.add_argument("--gpu-memory", type=at_least(0.1, float), metavar="GIB", help="of one (default: that of --gpu)")
+    parser.add_argument("--gpu-memory", type=at_least(0.1, float), metavar="GIB", help="default: that of --gpu")
     parser.add_argument("--deepspeed", metavar="NAME", help="as for train.py; 'none' for DDP (default: as launched)")
     parser.add_argument(
         "--mfu",

@@ -6,9 +6,9 @@
 Prints peak resident memory of the export's process, wall times (medians) and their ratio as one JSON line, and removes
 what it wrote. Without --sync, whatever of the sources was in memory stays there (an export waits for the disk anyway).
 
-The base is InternVL2-shaped: InternViT-300M with InternLM2 (1.8b or 7b), whose fused qkv is split. It has no model code,
-so the export is a Llama. `full` is a float32 .pth of projector and LLM, `lora` of rank 64 on all linear layers of the
-LLM plus the projector.
+The base is InternVL2-shaped: InternViT-300M with InternLM2 (1.8b or 7b), whose fused qkv is split. It has no model
+code, so the export is a Llama. `full` is a float32 .pth of projector and LLM, `lora` of rank 64 on all linear layers
+of the LLM plus the projector.
 """
 
 import argparse

@@ -143,4 +143,5 @@ def test_a_checkpoint_of_another_choice_is_refused(toy_base, data, tmp_path):
     run = train_forked(tmp_path / "lora", toy_base, data, config="configs/toy/toy_finetune_lora.py")
     assert run.ok, run.output[-3000:]
     run = train_forked(tmp_path / "full", toy_base, data, extra=("--resume", str(tmp_path / "lora" / "iter_4.pth")))
-    assert run.codes == [1] and "another model or another choice of trained parts" in run.errors[0]
+    said = "this isn't the run that saved it: model.freeze_llm was True and is False"
+    assert run.codes == [1] and said in run.errors[0]

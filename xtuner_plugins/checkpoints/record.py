@@ -39,6 +39,7 @@ NOT_OF_BASE = ("export_manifest.json", "base_manifest.json", "preprocessing.json
 VERSIONS = ("xtuner_plugins", "torch", "transformers", "tokenizers", "peft", "xtuner", "mmengine", "pillow")
 LOADER = ("dataset", "sampler", "batch_sampler", "collate_fn")
 SHARES, LENGTHS = ("ranks", "batch_size", "accumulative_counts"), ("max_epochs", "max_iters")
+STEPS = ("samples_per_step", *SHARES, *LENGTHS)
 WRAPPER = ("optimizer", "paramwise_cfg", "clip_grad")
 # They change memory, speed, or where things lie; or files of data have them of their own, and `data` holds those.
 _NEUTRAL = {
@@ -268,16 +269,19 @@ def compare(
 def check_form(record: Any, where: str) -> dict[str, Any]:
     """A record read from a file, as a dict; raises `CheckpointError` where it isn't one."""
     with contextlib.suppress(KeyError, TypeError, AttributeError):
-        parts = record["base"]["files"], record["settings"]["model"], record["steps"], record["versions"]
-        if all(isinstance(each, Mapping) for each in parts) and isinstance(record["base"]["path"], str):
-            return dict(record)
+        files, steps = record["base"]["files"], record["steps"]
+        parts = files, record["settings"]["model"], steps, record["versions"], *record["data"]
+        texts = record["base"]["path"], *files.values()
+        if all(isinstance(each, Mapping) for each in parts) and all(isinstance(each, str) for each in texts):
+            if all(key in steps for key in STEPS):
+                return dict(record)
     raise CheckpointError(f"{where} holds a record of its run that can't be read")
 
 
 def of_config(cfg: Mapping[str, Any], base: str | Path) -> dict[str, Any]:
     """What stands in for the record that a checkpoint up to 0.1.0 lacks: the config's model on today's base."""
     model = plain(_counting(cfg["model"], "model"), fill=OWN)
-    return {"base": base_facts(base), "data": [], "settings": {"model": model}, "steps": {}, "versions": {}}
+    return {"base": base_facts(base), "data": [], "settings": {"model": model}, "steps": dict.fromkeys(STEPS), "versions": {}}
 
 
 def require_same_run(then: Any, now: Mapping[str, Any], defaults: Mapping[str, Any], path: str) -> list[str]:

@@ -96,6 +96,8 @@ SETTINGS_REFUSED = {
     "max_tiles=2": r"data train: tiling was .* and is .*2",
     "loss_reduction=sample": r"dataset.loss_reduction was 'token' and is 'sample'",
     "jpeg_quality=(75, 100)": r"data train: jpeg_quality was 'None' and is",
+    "repeat_times=2": r"data train: repeat was 1.0 and is 2",
+    "template=Hermes-2": r"data train: template was 'internvl2_5' and is 'Hermes-2'",
     "lr=3e-5": r"optim_wrapper.optimizer.lr was [\d.]+ and is 3e-05",
     "weight_decay=0.2": r"optim_wrapper.optimizer.weight_decay was 0.0 and is 0.2",
     "betas=(0.9, 0.95)": r"optimizer.betas was \[0.9, 0.999\] and is \[0.9, 0.95\]",
@@ -147,6 +149,26 @@ def test_changed_settings_are_refused(run, capsys, setting):
 )
 def test_changed_keys_are_refused(run, capsys, option, says):
     refused(run, [*command(run, **SETTINGS), "--cfg-options", option], capsys, says)
+
+
+def test_other_files_and_reject_lists_are_refused(run, capsys, tmp_path):
+    data = run / "data/train.jsonl"
+    shutil.copy(data, tmp_path / "more.jsonl")
+    both = {**SETTINGS, "data_paths": f"{data},{tmp_path}/more.jsonl"}
+    refused(run, command(run, **both), capsys, "data_paths had 1 files and has 2")
+    rows = [json.dumps({"file": str(data), "row": row}) for row in range(16)]
+    (tmp_path / "rejects.jsonl").write_text("\n".join(rows[:-2]))
+    rejecting = [
+        *command(run, **SETTINGS),
+        "--cfg-options",
+        f"train_dataloader.dataset.reject_list={tmp_path}/rejects.jsonl",
+    ]
+    refused(run, rejecting, capsys, r"data train: rejected was \[\] and is \[0, 1, 2")
+
+
+def test_a_long_value_is_cut():
+    (line,) = record.differing({"rejected": list(range(9999))}, {"rejected": []})
+    assert re.fullmatch(r"rejected was \[0, 1, .*\.\.\. and is \[\]", line) and len(line) < 120
 
 
 def test_another_resize_rule_is_refused(run, capsys):

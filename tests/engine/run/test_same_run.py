@@ -186,6 +186,16 @@ def test_changed_files_are_refused(run, capsys, change, tmp_path):
     refused(copy, command(copy, **SETTINGS), capsys, says)
 
 
+def test_a_run_that_keeps_no_record_goes_on_without_being_compared(run, capsys, tmp_path):
+    """As on MMEngine's own loop. With a record in the checkpoint it is compared all the same."""
+    shutil.copytree(run, tmp_path / "copy")
+    words = [*command(tmp_path / "copy", **SETTINGS), "--cfg-options", "custom_hooks=[]"]
+    refused(tmp_path / "copy", [*words, "model.llm_lora.r=3"], capsys, "lora.r was")
+    strip(tmp_path / "copy")
+    status, (line,) = resume(tmp_path / "copy", words, capsys)
+    assert status == 0 and "note: nothing tells whether" in line
+
+
 @pytest.mark.parametrize("settings", NOTED)
 def test_what_is_only_said(run, capsys, settings):
     own = dict(each.split("=") for each in settings.split())

@@ -166,6 +166,14 @@ def test_other_files_and_reject_lists_are_refused(run, capsys, tmp_path):
     refused(run, rejecting, capsys, r"data train: rejected was \[\] and is \[0, 1, 2")
 
 
+def test_deepspeed_clips_also_where_the_config_does_not():
+    """As XTuner writes it into the strategy, which the run itself reads: the launcher has to expect the same."""
+    plain = {"model": {}, "train_dataloader": {"dataset": {}}, "optim_wrapper": {}}
+    written = {**plain, "strategy": {"gradient_clipping": 1.0}}
+    norms = [record.settings_of(plain), record.settings_of(plain, deepspeed=True), record.settings_of(written)]
+    assert [each["optim_wrapper"]["clip_grad"]["max_norm"] for each in norms] == [None, 1.0, 1.0]
+
+
 def test_a_long_value_is_cut():
     (line,) = record.differing({"rejected": list(range(9999))}, {"rejected": []})
     assert re.fullmatch(r"rejected was \[0, 1, .*\.\.\. and is \[\]", line) and len(line) < 120

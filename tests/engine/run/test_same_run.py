@@ -118,6 +118,7 @@ FILES_REFUSED = {
     "eps": (lambda run: edit_json(run / "base/config.json", rms_norm_eps=1e-3), "config.json of the base"),
     "select_layer": (lambda run: edit_json(run / "base/config.json", select_layer=-2), "config.json of the base"),
     "ps_version": (lambda run: edit_json(run / "base/config.json", ps_version="v1"), "config.json of the base"),
+    "one more": (lambda run: (run / "base/chat_template.json").write_text("{}"), "chat_template.json of the base"),
     "no record": (strip, "holds no record of its run .*load_from="),
 }
 NOTED = {
@@ -168,7 +169,7 @@ def test_other_files_and_reject_lists_are_refused(run, capsys, tmp_path):
 
 def test_deepspeed_clips_also_where_the_config_does_not():
     """As XTuner writes it into the strategy, which the run itself reads: the launcher has to expect the same."""
-    plain = {"model": {}, "train_dataloader": {"dataset": {}}, "optim_wrapper": {}}
+    plain = {"model": {}, "train_dataloader": {"dataset": {"seed": 0}}, "optim_wrapper": {}}
     written = {**plain, "strategy": {"gradient_clipping": 1.0}}
     norms = [record.settings_of(plain), record.settings_of(plain, deepspeed=True), record.settings_of(written)]
     assert [each["optim_wrapper"]["clip_grad"]["max_norm"] for each in norms] == [None, 1.0, 1.0]

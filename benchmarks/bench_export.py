@@ -6,9 +6,9 @@
 Prints peak resident memory of the export's process, wall times (medians) and their ratio as one JSON line, and removes
 what it wrote. Without --sync, whatever of the sources was in memory stays there (an export waits for the disk anyway).
 
-The base is InternVL2-shaped: InternViT-300M with InternLM2 (1.8b or 7b), whose fused qkv is split, merged and fused
-again, so the number includes the dearest mapping. `full` is a float32 .pth of projector and LLM, `lora` of rank 64 on
-all linear layers of the LLM plus the projector.
+The base is InternVL2-shaped: InternViT-300M with InternLM2 (1.8b or 7b), whose fused qkv is split. It has no model
+code, so the export is a Llama. `full` is a float32 .pth of projector and LLM, `lora` of rank 64 on all linear layers
+of the LLM plus the projector.
 """
 
 import argparse
@@ -117,10 +117,13 @@ def random_lazy(shape, dtype):
 
 
 def write_base(folder: Path, size: str) -> None:
+    from data_inputs import make_base
+
     from xtuner_plugins.checkpoints.formats import official
     from xtuner_plugins.checkpoints.io import writer
     from xtuner_plugins.checkpoints.io.tensors import MemoryTensor
 
+    make_base(folder)  # for the tokenizer
     tensors = {
         name: MemoryTensor(torch.ones(shape, dtype=torch.bfloat16))
         if "norm" in name and name.endswith("weight")
@@ -128,7 +131,6 @@ def write_base(folder: Path, size: str) -> None:
         for name, shape in our_shapes(size).items()
     }
     stored = official.keys(official_config(size)).to_theirs(tensors)
-    folder.mkdir(parents=True)
     writer.write_weights(folder, stored, max_shard_size=4 * 10**9)
     writer.write_json(folder / "config.json", official_config(size))
 

@@ -62,7 +62,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace, progress) -> str:
+def run(args: argparse.Namespace) -> None:
     out, dtype = args.paths[-1], args.dtype
     if not args.source:
         config, checkpoint = read_config(args.paths[0], parse_words(args.set)), args.paths[1]
@@ -71,31 +71,40 @@ def run(args: argparse.Namespace, progress) -> str:
         from xtuner_plugins.checkpoints import gguf
 
         done = gguf.convert(args.source, out, dtype=dtype)
-        run_it = f"llama-server -m {done['model']} --mmproj {done['mmproj']}"
-        return f"wrote {done['num_bytes'] / 1e9:.2f} GB{_notes(done)}\n{run_it}"
+        print(f"wrote {done['num_bytes'] / 1e9:.2f} GB{_notes(done)}")
+        print(f"llama-server -m {done['model']} --mmproj {done['mmproj']}")
+        return
     if args.format == "peft":
         from xtuner_plugins.checkpoints.lora.adapters import export_adapter
 
         done = export_adapter(config, checkpoint, out, dtype=dtype, force=args.force)
-        return f"wrote {done['out']}: adapters of {', '.join(done['parts'])}, {done['num_tensors']} tensors"
+        print(f"wrote {done['out']}: adapters of {', '.join(done['parts'])}, {done['num_tensors']} tensors")
+        return
+    from tqdm import tqdm
+
     from xtuner_plugins.checkpoints import export
 
-    if args.source:
-        job = export.prepare_conversion(
-            args.source, format=args.format or "official", dtype=dtype, template=args.template
-        )
-    else:
-        choice = dict(template=args.template, max_tiles=args.max_tiles)
-        job = export.prepare(config, checkpoint, format=args.format, dtype=dtype, **choice)
-    done = export.write(job, out, max_shard_size=args.max_shard_size, force=args.force, progress=progress)
+    with tqdm(unit="B", unit_scale=True, desc="exporting", disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done)
+
+        if args.source:
+            job = export.prepare_conversion(
+                args.source, format=args.format or "official", dtype=dtype, template=args.template
+            )
+        else:
+            choice = dict(template=args.template, max_tiles=args.max_tiles)
+            job = export.prepare(config, checkpoint, format=args.format, dtype=dtype, **choice)
+        done = export.write(job, out, max_shard_size=args.max_shard_size, force=args.force, progress=progress)
     trained = "" if args.source else f" ({done['num_replaced']} trained, {done['num_merged']} adapters merged)"
     text = f"wrote {done['out']}: {done['num_tensors']} tensors{trained}, {done['num_bytes'] / 1e9:.2f} GB in "
-    text += f"{done['num_shards']} file(s){_notes(done)}"
+    print(f"{text}{done['num_shards']} file(s){_notes(done)}", flush=True)  # however the verification ends
     if args.verify:
         from xtuner_plugins.inference.verify import verify
 
-        text += f"\n{verify(job, done['out'])}"
-    return text
+        print(verify(job, done["out"]))
 
 
 def _notes(done: dict) -> str:
@@ -104,19 +113,7 @@ def _notes(done: dict) -> str:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
-    from tqdm import tqdm
-
-    def work() -> None:
-        with tqdm(unit="B", unit_scale=True, desc="exporting", disable=None) as bar:
-
-            def progress(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done)
-
-            text = run(args, progress)
-        print(text)
-
-    return finish(work, status=2)
+    return finish(lambda: run(args), status=2)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if bool(args.compare) == bool(args.model) or not args.compare and not (args.data and args.out):
         parser.error("give MODEL --data FILE --out DIR, or --compare A B")
+    if args.compare and (args.data or args.out):
+        parser.error("--compare takes --html and --json alone; it asks nothing and writes no --out")
     if not args.compare and (args.html or args.json):
         parser.error("--html and --json go with --compare; OUT holds report.html and results.json")
     return args

@@ -11,7 +11,6 @@ planned.
 
 import argparse
 import json
-import math
 import signal
 import sys
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a checkout that isn't installed
 
+from xtuner_plugins.cli.shared import at_least, finish, make_parser  # noqa: E402
 from xtuner_plugins.planning.hardware import GPUS, UTILIZATION  # noqa: E402
 from xtuner_plugins.planning.memory import GIB, plan_memory  # noqa: E402
 from xtuner_plugins.planning.strategies import launched, obstacle, strategy_named  # noqa: E402
@@ -35,33 +35,28 @@ from xtuner_plugins.settings import (  # noqa: E402
 ALL = tuple(f"deepspeed_{name}" for name in ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"))
 
 
-def positive(kind):
-    """An argparse type: finite numbers above 0."""
-
-    def number(text: str):
-        value = kind(text)
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
-        return value
-
-    return number
+def share(text: str) -> float:
+    """An argparse type: numbers above 0, at most 1."""
+    if not 0 < float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a number above 0, at most 1")
+    return float(text)
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("config", help="a config of configs/ by its name, e.g. finetune_lora, or a path")
     add_config_options(parser)
-    parser.add_argument("--gpus", type=positive(int), help="GPUs of the run (default: as launched)")
+    parser.add_argument("--gpus", type=at_least(1), help="GPUs of the run (default: as launched)")
     parser.add_argument("--gpu", choices=list(GPUS), default="H100", help="whose speed is taken (default: H100)")
-    parser.add_argument("--gpu-memory", type=positive(float), metavar="GIB", help="of a GPU (default: that of --gpu)")
+    parser.add_argument("--gpu-memory", type=at_least(0.1, float), metavar="GIB", help="default: that of --gpu")
     parser.add_argument("--deepspeed", metavar="NAME", help="as for train.py; 'none' for DDP (default: as launched)")
     parser.add_argument(
         "--mfu",
-        type=positive(float),
+        type=share,
         default=UTILIZATION,
         help="share of the GPU's peak that is reached, recomputation counted as work (default: %(default)s, assumed)",
     )
-    parser.add_argument("--samples", type=positive(int), help="samples of an epoch, where lengths aren't measured")
+    parser.add_argument("--samples", type=at_least(1), help="samples of an epoch, where lengths aren't measured")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     return parser.parse_args(argv)
 
@@ -75,11 +70,7 @@ def settle_launch(args: argparse.Namespace, launch: str) -> None:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
-    try:
-        return run(args)
-    except ValueError as error:  # also of configs, directories and data
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return finish(lambda: run(args), status=2)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,9 +1,11 @@
 """Questions of one's own, training records, VLMEvalKit's layout, and folders of images."""
 
+import json
+
 import pytest
 
 from tests.conftest import ROOT
-from xtuner_plugins.datasets.errors import SettingError
+from xtuner_plugins.datasets.errors import RecordError, SettingError
 from xtuner_plugins.evaluation.benchmarks import STEMS, fill, first_groups, items_hash, open_data_sets
 from xtuner_plugins.evaluation.items import Item
 from xtuner_plugins.evaluation.metrics import METRICS
@@ -121,14 +123,14 @@ def test_the_file_that_trains_can_evaluate(write_lines, put):
     put("a.png")
     ask = {"from": "human", "value": "<image>\nWhat is it?"}
     answer = {"from": "gpt", "value": "A bus."}
-    found = open_one(
-        write_lines(
-            "train.jsonl",
-            {"id": 7, "image": "a.png", "conversations": [{"from": "system", "value": "Look."}, ask, answer]},
-            {"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi."}]},
-            {"image": "a.png", "conversations": [ask, answer, {"from": "human", "value": "Why?"}, answer]},
-        )
-    )
+    records = [
+        {"id": 7, "image": "a.png", "conversations": [{"from": "system", "value": "Look."}, ask, answer]},
+        {"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi."}]},
+        {"image": "a.png", "conversations": [ask, answer, {"from": "human", "value": "Why?"}, answer]},
+    ]
+    found = open_one(write_lines("train.jsonl", *records))
+    array = open_one(write_lines("train.json", json.dumps(records, indent=1)))
+    assert [item.expected for item in array.items] == [item.expected for item in found.items]
     first, second = found.items
     assert (first.question.id, first.question.text, first.expected) == ("7", "What is it?", ("A bus.",))
     assert first.question.images == ("a.png",) and second.question.images == ()
@@ -257,8 +259,8 @@ def test_damaged_rows_are_named(write_tsv, in_base64):
     "name, content, message",
     [
         ("a.csv", b"", "is neither .tsv nor .jsonl nor a folder"),
-        ("a.jsonl", b"", "none of its 0 questions can be used"),
-        ("a.jsonl", b"[" * 100000, "none of its 1 questions can be used; the first: .*a.jsonl:1"),
+        ("a.jsonl", b"", "a.jsonl:1: .*it holds no records"),
+        ("a.jsonl", b"[" * 100000, "a.jsonl:1: the JSON array is broken"),
         ("a.jsonl", b'{"text": "?"}', "unknown key 'text'; the keys are id"),
         ("a.jsonl", b'{"question": "?", "choices": ["x"], "answer": 1}', r"\['1'\] is none of the letters A"),
         ("a.tsv", b"question\timage\n", "has no column 'answer'; .* take the dev or val split"),
@@ -270,7 +272,7 @@ def test_damaged_rows_are_named(write_tsv, in_base64):
 )
 def test_files_that_cannot_be_read(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(SettingError, match=message):
+    with pytest.raises((SettingError, RecordError), match=message):
         open_one(tmp_path / name)
     with pytest.raises(SettingError, match="isn't there; correct the path"):
         open_one(tmp_path / "gone.tsv")

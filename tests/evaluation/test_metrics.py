@@ -170,6 +170,8 @@ def test_figures_of_yes_and_no(make_item):
     assert (figures["f1/random"], figures["f1/popular"]) == pytest.approx((200 / 3, 100))
     assert (figures["f1"], figures["accuracy"]) == pytest.approx(((200 / 3 + 100) / 2, 75))  # means over categories
     assert metric.figures(["no"], [make_item("yes")])["f1"] == 0
+    items = [make_item("yes", category="random"), make_item("yes"), make_item("no")]  # without one: a further category
+    assert metric.figures(["yes", "no", "no"], items)["f1"] == 50
 
 
 def test_the_rate_of_a_set_weighs_by_length(make_item):

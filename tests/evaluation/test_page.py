@@ -73,6 +73,18 @@ def test_breakdown(rows):
     ]
 
 
+def test_ranges_follow_each_other():
+    assert [page.range_name(*each) for each in page.TILES] == ["0", "1", "2-4", "5-7", "8-10", "11-13", "14+"]
+    assert [page.range_name(*each) for each in page.CHARACTERS] == ["0", "1-3", "4-10", "11-30", "31-100", "101+"]
+
+
+@pytest.mark.parametrize("cut, columns, rows", [(None, [], []), ((1, 1, 0), [], []), ((3, 2, 1), [20, 40], [20])])
+def test_the_lines_between_tiles(cut, columns, rows):
+    page._draw_grid(image := Image.new("RGB", (60, 40)), cut)
+    assert [x for x in range(60) if image.getpixel((x, 1)) != (0, 0, 0)] == columns
+    assert [y for y in range(40) if image.getpixel((1, y)) != (0, 0, 0)] == rows
+
+
 def test_a_comparison(rows, tmp_path):
     own = {**RESULTS, "datasets": {"own": OWN}}
     better = [

@@ -16,6 +16,7 @@ from xtuner_plugins.evaluation.results import (
     aligned,
     clusters,
     measure,
+    middle,
     read_results,
     rows_of,
     summary,
@@ -65,6 +66,12 @@ def test_scores_that_are_no_shares_have_no_interval_of_width_0():
     assert low == 0 and high > 20
 
 
+def test_draws_that_are_all_equal_leave_what_nobody_saw_on_both_sides():
+    unseen = 100 * binomtest(0, 10).proportion_ci().high
+    assert middle(np.full(100, 50.0), 10, 0, 100) == pytest.approx((50 - unseen, 50 + unseen))
+    assert middle(np.full(100, 50.0), 10, 45, 55) == (45, 55)
+
+
 def test_clusters():
     facts = [("a", None), ("b", None), ("c", "g"), (None, "g"), (None, None), ("b", None), (None, None)]
     items = [
@@ -86,7 +93,7 @@ def found(tmp_path):
         Item(Question("c", "?"), ("y",)),
         Item(Question("d", "?"), ("never answered",)),
     ]
-    return measure("own", METRICS["exact_match"], items, {"a": "Rot", "b": "y", "c": "y", "other": "red"})
+    return measure("own", METRICS["exact_match"], items, {"a": "Rot", "b": "a\u2028\x85b", "c": "y", "other": "red"})
 
 
 def test_written_read_and_shown(found, tmp_path):

@@ -97,7 +97,9 @@ def test_no_python_of_a_work_directory_runs(run, tmp_path):
     (tmp_path / "run/mine.py").write_text("raise SystemExit('it ran')")
     answers = [answer(open_session(path, device="cpu")) for path in (tmp_path / "run", run / "iter_4.pth")]
     export_adapter(None, run / "iter_4.pth", tmp_path / "adapter")
-    answers.append(answer(open_session(tmp_path / "adapter", device="cpu")))
+    adapter = open_session(tmp_path / "adapter", device="cpu")
+    assert adapter.tiling.max_tiles == 3 and adapter.model.template == "Hermes-2"
+    answers.append(answer(adapter))
     assert answers[0] == answers[1] == answers[2]
 
 

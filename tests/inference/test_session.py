@@ -103,7 +103,12 @@ def test_a_prompt_beyond_the_positions_is_refused(session, monkeypatch):
     monkeypatch.setattr(session.model.config.llm_config, "max_position_embeddings", 32)
     with pytest.raises(ValueError, match="tokens, but the model knows 32 positions; lower the tile limit"):
         ask(session, "What is it? " * 20)
+    ids = session.prompt_ids([Turn("Hi")])
+    monkeypatch.setattr(session.model.config.llm_config, "max_position_embeddings", len(ids) + 1)
     assert ask(session, "Hi") is not None
+    monkeypatch.setattr(session.model.config.llm_config, "max_position_embeddings", len(ids))
+    with pytest.raises(ValueError, match="lower the tile limit"):  # no position is left for the answer
+        ask(session, "Hi")
 
 
 def test_who_stops_reading_stops_the_model(session):

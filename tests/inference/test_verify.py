@@ -112,6 +112,11 @@ def test_every_file_that_ships(job, format, tmp_path):
     with pytest.raises(CheckpointError, match="extra.py"):
         module.compare_files(held, out)
     (out / "extra.py").unlink()
+    (out / "deep").mkdir()
+    shutil.copy(out / "tokenizer.json", out / "deep")
+    with pytest.raises(CheckpointError, match="deep/tokenizer.json"):
+        module.compare_files(held, out)
+    (out / "deep/tokenizer.json").unlink()
     (out / "tokenizer_config.json").unlink()
     with pytest.raises(CheckpointError, match="tokenizer_config.json"):
         module.compare_files(held, out)
@@ -275,6 +280,16 @@ def test_a_wrong_merge(job, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "compare_tensors", lambda job, out: {})
     with pytest.raises(CheckpointError, match="case text only: merging moves logits by"):
         verify(held, tmp_path / "out")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("can't allocate memory")])
+def test_what_breaks_it_off_is_no_verdict(written, monkeypatch, error):
+    def fails(job, work):
+        raise error
+
+    monkeypatch.setattr(module, "ask", fails)
+    with pytest.raises(CheckpointError, match=r"broke off: .*(space left|memory).*out stands, but is not verified"):
+        verify(*written)
 
 
 @pytest.mark.slow

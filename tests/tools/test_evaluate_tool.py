@@ -143,6 +143,7 @@ def test_other_weights_data_and_settings_are_refused(toy, trained, toy_base, tmp
         (["model", "--data", "a.jsonl"], "give MODEL --data FILE --out DIR, or --compare A B"),
         (["model", "--compare", "a", "b"], "give MODEL"),
         (["model", "--data", "a.jsonl", "--out", "out", "--html", "a.html"], "--html and --json go with --compare"),
+        (["--compare", "a", "b", "--out", "out"], "--compare takes --html and --json alone"),
     ],
 )
 def test_wrong_command_lines(words, said, capsys):

@@ -50,6 +50,7 @@ def test_settings_gpus_and_advice_as_json(run_tool):
     "words, message",
     [
         (["finetunefull"], "did you mean finetune_full"),
+        (["TMP/folder.py"], "folder.py"),
         (["finetune_full", "--set", "batchsize=2"], "did you mean batch_size?"),
         (["finetune_full", "--set", "max_tiles=300"], "tile limits"),
         (["finetune_full", "--deepspeed", "zero3"], "did you mean deepspeed_zero3?"),
@@ -60,7 +61,14 @@ def test_settings_gpus_and_advice_as_json(run_tool):
         (["finetune_qlora", "--deepspeed", "deepspeed_zero3"], "packed weights can't be partitioned"),
     ],
 )
-def test_errors_are_one_line(run_tool, words, message):
+def test_errors_are_one_line(run_tool, words, message, tmp_path):
+    (tmp_path / "folder.py").mkdir()
+    words = [word.replace("TMP", str(tmp_path)) for word in words]
     done = run_tool("tools/plan.py", *words)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_share_of_the_peak_is_no_percentage(run_tool):
+    done = run_tool("tools/plan.py", "finetune_full", "--mfu", "40")
+    assert done.returncode == 2 and "--mfu: 40: give a number above 0, at most 1" in done.stderr

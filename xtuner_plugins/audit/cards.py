@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from ..datasets.images.media import display_name, load_image
 from ..datasets.images.video import load_frames
-from ..datasets.records.boxes import find_boxes
+from ..datasets.records.boxes import COLOR, find_boxes
 from ..datasets.records.records import Record
 from ..hub.constants import IGNORE_INDEX
 from .opening import Opening
@@ -19,7 +19,6 @@ from .opening import Opening
 SIDE, TILE = 360, 96  # px, longest side of a stored image and of a tile
 MOST_IMAGES, MOST_TILES = 6, 26  # of a card
 MOST_TEXT = 6000  # characters of a card
-BOX = "#00c853"
 
 Run = tuple[str, str]  # 'learn', 'span' (number of image tokens), 'head' or 'plain', and a text
 
@@ -107,5 +106,5 @@ def _with_boxes(image: Image.Image, record: Record) -> Image.Image:
             value * side / whole for value, side, whole in zip(box, image.size * 2, frame * 2, strict=True)
         )
         if x1 <= x2 and y1 <= y2:
-            ImageDraw.Draw(image).rectangle((x1, y1, x2, y2), outline=BOX, width=3)
+            ImageDraw.Draw(image).rectangle((x1, y1, x2, y2), outline=COLOR, width=3)
     return image

@@ -11,7 +11,7 @@
 from pathlib import Path
 
 from .. import preprocessing
-from . import record
+from . import manifest, record
 from .io import zero
 from .io.reader import (
     Checkpoint,
@@ -64,6 +64,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 def _open_adapters(path: Path) -> Checkpoint:
     """An adapter of ours under the names of a training checkpoint: those of each part, and the tensors that replace."""
+    manifest.check(path, weights=False)
     tensors, files = {}, [path / record.FILE]
     for file in sorted(path.glob(f"*/{ADAPTER}")):
         names = {name.removeprefix("base_model.model."): each for name, each in open_safetensors(file).items()}

@@ -43,7 +43,7 @@ def check(directory: Path, *, weights: bool) -> None:
     if not isinstance(stored, dict):
         raise CheckpointError(f"{directory / FILE}: files is no object; remove it if the directory is as you want it")
     asked = {name for name in stored if weights or not name.endswith(".safetensors")}
-    held = {path.name: path for path in directory.iterdir() if path.name in asked and path.is_file()}
+    held = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
     changed = sorted(name for name in asked if name not in held or digest(held[name]) != stored[name])
     if changed:
         raise CheckpointError(

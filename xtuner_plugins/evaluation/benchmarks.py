@@ -29,14 +29,14 @@ from typing import Any
 from ..datasets.cache import get_cache_dir, text_hash
 from ..datasets.errors import DataError, RecordError, SettingError
 from ..datasets.images.media import ImageFolder
-from ..datasets.records.json_index import parse_json
+from ..datasets.records.json_index import open_index
 from ..datasets.records.tables import write_image
 from ..inference.questions import Question, Unusable
 from .items import Item
 from .metrics import Metric, by_group, find_metric
 
 IMAGES = "benchmark_images"  # in the cache folder: images that TSV files hold, under names made from their content
-MAX_CELL = 128 * 2**20  # bytes of a cell or a line: an image of 96 MiB in base64
+MAX_CELL = 128 * 2**20  # bytes of a cell: an image of 96 MiB in base64
 LONGEST_REFERENCE = 64  # VLMEvalKit's rule: a shorter image cell is the index of the row that holds the image
 ROTATION = 1_000_000  # MMBench numbers the rotations of question 7 as 1000007, 2000007, ...
 FIELDS = ("question", "hint", "choices")
@@ -104,6 +104,7 @@ def open_data_sets(
 
     Raises:
         SettingError: A file, metric or prompt that can't be used, or two files of the same name.
+        RecordError: A broken JSON array.
     """
     found: dict[str, DataSet] = {}
     for path in [paths] if isinstance(paths, str) else paths:
@@ -262,16 +263,14 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, _Draft]]:
 
 
 def _in_lines(path: Path) -> Iterator[tuple[str, _Draft | DataError]]:
-    """A draft, or what is wrong, for each line that isn't empty."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(MAX_CELL), b""), 1):
-            place = f"{path}:{number}"
-            if not line.strip():
-                continue
-            try:
-                yield place, _own(parse_json(line, place), place)
-            except RecordError as error:
-                yield place, error
+    """A draft, or what is wrong, for each JSON line that isn't empty, or each record of a JSON array."""
+    records = open_index(str(path), get_cache_dir())
+    for row in range(len(records)):
+        place = records.source(row)
+        try:
+            yield place, _own(records.parse(row), place)
+        except RecordError as error:
+            yield place, error
 
 
 def _own(values: object, place: str) -> _Draft:

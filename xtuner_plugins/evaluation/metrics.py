@@ -264,7 +264,8 @@ def says_no(answer: str) -> bool:
 class YesNo(Metric):
     """F1 of "yes", accuracy, precision, recall and the share of "yes".
 
-    Each is computed within a category and averaged over them, as POPE's are over random, popular and adversarial.
+    Each is computed within a category and averaged over them, as POPE's are over random, popular and adversarial;
+    items without a category are one more.
     POPE takes an answer that says neither for "yes"; `unclear` is the share of answers without any such word.
     """
 
@@ -289,7 +290,9 @@ class YesNo(Metric):
         for row, answer, item in zip(cells, answers, items, strict=True):
             is_no = item.expected[0].strip().lower() == "no"
             row[2 * says_no(answer) + is_no] = 1
-        columns = list(by_category(items).values()) or [range(len(items))]
+        columns = list(by_category(items).values())
+        if rest := sorted(set(range(len(items))).difference(*columns)):
+            columns.append(rest)
         rows = np.zeros((len(items), len(columns), 4))
         for column, places in enumerate(columns):
             rows[places, column] = cells[places]

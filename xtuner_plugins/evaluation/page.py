@@ -84,7 +84,7 @@ def _write(path: str | Path, **values: Any) -> None:
 def _tables(pairs: Sequence[tuple[Row, ...]]) -> list[tuple[str, str, list[tuple[str, ...]]]]:
     """(title, title in Chinese, rows) of mean scores by tiles and by length of the expected answer."""
     by_tiles = breakdown(pairs, TILES, lambda row: row.num_tiles)
-    by_length = breakdown(pairs, CHARACTERS, lambda row: len(" | ".join(row.item.expected[:1])))
+    by_length = breakdown(pairs, CHARACTERS, lambda row: len(row.item.expected[0]))
     return [
         ("Mean score by tiles of the question", "平均得分（按问题的图块数）", by_tiles),
         ("Mean score by characters of the expected answer", "平均得分（按标准答案的字符数）", by_length),

@@ -242,7 +242,8 @@ def read_results(folder: str | Path) -> tuple[dict[str, Any], list[Row]]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         path = Path(folder) / ITEMS
-        rows = [_row(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        with open(path, encoding="utf-8") as file:  # str.splitlines would also end a line at U+2028 in an answer
+            rows = [_row(json.loads(line)) for line in file]
         _ = results["model"], [each["hash"] for each in results["datasets"].values()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         told = "run tools/evaluate.py again"

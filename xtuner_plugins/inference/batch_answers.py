@@ -162,8 +162,10 @@ def answer_batch(session: ChatSession, batch: Sequence[Question], generation: Ma
             session.checked_ids(text, [grid.num_tiles for grid in lengths.grids(question)])
             items.append((text, images))
             asked.append(question)
-        except ValueError as error:
+        except MediaError as error:
             results.append((question, Unusable(question.id, str(error))))
+        except ValueError as error:  # of the text, which names no file
+            results.append((question, Unusable(question.id, f"question {question.id}: {error}")))
     answers = session.answers(items, batch_size=max(1, len(items)), **generation)
     return [*results, *zip(asked, answers, strict=True)]
 

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from ..datasets.records.boxes import FRAME_SIZE, find_boxes
+from ..datasets.records.boxes import COLOR, FRAME_SIZE, find_boxes
 
-COLOR = "#00c853"
 # The tags are special tokens of most models, which decoding drops: of `<box>[[...]]</box>` only the numbers are left.
 _ROW = r"\[[\d\s.,-]*\]"
 BARE_BOXES = re.compile(rf"\[\s*{_ROW}(?:\s*,\s*{_ROW})*\s*\]")

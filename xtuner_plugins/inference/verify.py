@@ -66,6 +66,11 @@ class Case:
     logits: dict[str, torch.Tensor] = field(default_factory=dict)
     noise: float = 0.0
 
+    @property
+    def exact(self) -> torch.Tensor:
+        """Logits of the merged weights; those of the live model where there is nothing to merge."""
+        return self.logits.get("merged", self.logits["live"])
+
     def allowed(self) -> float:
         """The largest difference of logits that is no difference of models."""
         return max(TOLERANCE * max(1.0, self.logits["live"].abs().max().item()), NOISES * self.noise)
@@ -130,7 +135,7 @@ def verify(job: Job, out: str | Path) -> Report:
         with tempfile.TemporaryDirectory(prefix="verify-") as folder:
             cases = ask(job, Path(folder))
             _measure_cast(job, cases, report)
-            merged = {case.name: _compare_merged(case) for case in cases}
+            merged = {case.name: case.gap("live", case.exact, "merging moves logits") for case in cases}
             if job.draft.foreign_code:
                 report.notes.append("note: the base's own model code was not run, so only files and tensors are proven")
                 return report
@@ -138,6 +143,8 @@ def verify(job: Job, out: str | Path) -> Report:
         report.gaps = {case.name: (merged[case.name], opened[case.name], case.allowed()) for case in cases}
     except CheckpointError as error:
         raise CheckpointError(f"verification failed: {error}; {out} stands, but don't use it") from None
+    except (OSError, RuntimeError) as error:  # such as a full disk, or too little memory
+        raise CheckpointError(f"verification broke off: {error}; {out} stands, but is not verified") from error
     return report
 
 
@@ -151,7 +158,8 @@ def compare_files(job: Job, out: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         job.write_small(Path(folder))
         want = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-    held = {path.name: path for path in out.rglob("*") if path.suffix != ".safetensors" and path.is_file()}
+    held = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
+    held = {name: path for name, path in held.items() if path.suffix != ".safetensors"}
     wrong = [name for name, path in held.items() if name in want and path.read_bytes() != want[name]]
     told = {"config.json": job.draft.config, manifest.FILE: job.manifest()}
     told[manifest.FILE]["files"] = {
@@ -274,15 +282,11 @@ def _logits(model, case: Case) -> torch.Tensor:
     return logits[0, len(case.task["ids"]) - 1 : -1].clone()
 
 
-def _compare_merged(case: Case) -> float:
-    return case.gap("live", case.logits.get("merged", case.logits["live"]), "merging moves logits")
-
-
 def _measure_cast(job: Job, cases: list[Case], report: Report) -> None:
     """Puts the figure of the cast into the report, with what helps where answers change."""
     if "cast" not in cases[0].logits:
         return
-    exact = torch.cat([case.logits.get("merged", case.logits["live"]) for case in cases]).log_softmax(-1)
+    exact = torch.cat([case.exact for case in cases]).log_softmax(-1)
     cast = torch.cat([case.logits["cast"] for case in cases]).log_softmax(-1)
     report.divergence = (exact.exp() * (exact - cast)).sum(-1).mean().item()
     report.parted, report.num_tokens = int((exact.argmax(-1) != cast.argmax(-1)).sum()), len(exact)

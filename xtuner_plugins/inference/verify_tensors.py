@@ -130,9 +130,8 @@ class Adapter:
         part, _, inner = layer.partition(".")
         self._parts, config = plan.adapters[layer], plan.lora_configs[part]
         self._a = self._parts["lora_A.weight"].read().double().flatten(1)
-        rank, patterns = len(self._a), getattr(config, "alpha_pattern", None) or {}
-        alpha = _matching(patterns, inner, config.lora_alpha)
-        self._scale = alpha / (rank**0.5 if getattr(config, "use_rslora", False) else rank)
+        alpha, rank = _matching(config.alpha_pattern or {}, inner, config.lora_alpha), len(self._a)
+        self._scale = alpha / (rank**0.5 if config.use_rslora else rank)
 
     def rows(self, base: torch.Tensor, start: int, stop: int, leaf: str) -> torch.Tensor:
         """Rows ``[start, stop)`` of the merged weight or bias (``leaf``), from those of the base."""

@@ -71,6 +71,14 @@ def test_on_another_base_or_in_part_it_is_refused(toy_base, case, tmp_path):
         lay_over(None, case[2] / "language_model")
 
 
+@pytest.mark.parametrize("name", ["record.json", "language_model/adapter_config.json"])
+def test_a_changed_file_is_refused(case, tmp_path, name):
+    adapter = shutil.copytree(case[2], tmp_path / "adapter")
+    (adapter / name).write_text((adapter / name).read_text() + " ")
+    with pytest.raises(CheckpointError, match=f"not as it was exported: {name} changed"):
+        lay_over(None, adapter)
+
+
 def test_without_adapters_there_is_nothing_to_write(toy_base, tmp_path):
     config = write_config(tmp_path / "p.py", toy_base)
     with pytest.raises(CheckpointError, match="holds no LoRA tensors"):

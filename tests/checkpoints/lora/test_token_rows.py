@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from tests.checkpoints.training import LORA, chat_inputs, logits, make_model, save_pth, training_inputs, write_config
@@ -67,6 +68,9 @@ def test_trained_here(choice, toy_base, tmp_path):
     export(config, tmp_path / "adapter", tmp_path / "again")
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert all(torch.equal(again[name], held[name]) for name in held)
+    plain.load_state_dict(load_file(tmp_path / "adapter/replaced.safetensors"), strict=False)
+    PeftModel.from_pretrained(plain.language_model, tmp_path / "adapter/language_model")
+    assert (logits(plain.eval(), inputs) - expected).abs().max() <= 1e-5
 
 
 def test_gradients_reach_the_rows(toy_base):

@@ -7,6 +7,7 @@
     out/replaced.safetensors    whole tensors that trained too (the projector), official names
     out/record.json         the run's record: `open_checkpoint` reads OUT as it reads the checkpoint
     out/preprocessing.json  how it prepared images and text
+    out/export_manifest.json    SHA-256 of these files
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ... import preprocessing
-from .. import record, trained
+from .. import manifest, record, trained
 from ..checkpoint import ADAPTER, REPLACED
 from ..io.reader import CheckpointError
 from ..io.staging import check_target, staged_directory
@@ -79,6 +80,9 @@ def export_adapter(
             write_json(stage / preprocessing.FILE, plan.preprocessing)
         if plan.replaced:
             write_single(stage / REPLACED, {n: cast(t, wanted) for n, t in plan.replaced.items()})
+        files = sorted(path for path in stage.rglob("*") if path.is_file())
+        digests = {str(path.relative_to(stage)): manifest.digest(path) for path in files}
+        write_json(stage / manifest.FILE, {"files": digests})
     num_tensors = sum(len(t) for t in parts.values()) + len(plan.replaced)
     return {"out": str(out), "parts": sorted(parts), "num_tensors": num_tensors}
 

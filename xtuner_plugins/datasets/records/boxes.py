@@ -37,6 +37,7 @@ TAGS = ("ref", "box", "quad")
 ANY_TAG = re.compile(f"</?(?:{'|'.join(TAGS)})>")
 PLACEHOLDER = re.compile("<(ref-object|bbox)>")
 FRAME_SIZE = 1000
+COLOR = "#00c853"  # of outlines in drawings
 PIXELS = "real"
 FRAMES = {"norm1": 1, "norm_1": 1, "norm_1000": FRAME_SIZE}  # sides of the image in other units
 Size = tuple[int, int]

@@ -22,7 +22,7 @@ CONFIG = {
     "dynamic_image_size": True,
     "use_thumbnail": True,
     "max_dynamic_patch": 12,
-    "vision_config": {"patch_size": 14},
+    "vision_config": {"model_type": "intern_vit_6b", "patch_size": 14},
     "llm_config": {"architectures": ["Qwen2ForCausalLM"]},
 }
 

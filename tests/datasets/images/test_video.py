@@ -1,4 +1,9 @@
+import contextlib
+import os
+import signal
 import struct
+import subprocess
+import sys
 from fractions import Fraction
 
 import av
@@ -6,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import HANGS_AFTER, ROOT
 from xtuner_plugins.datasets import MultimodalDataset, RecordError
 from xtuner_plugins.datasets.errors import MediaError
 from xtuner_plugins.datasets.images.video import load_frames, pick_frames, probe_video
@@ -226,6 +232,38 @@ def test_transparent_parts_lie_on_white(tmp_path):
     write_video(tmp_path / "a.mov", "qtrle", [pixels] * 3, pix_fmt="argb")
     (frame,) = load_frames(str(tmp_path / "a.mov"), 1)
     assert frame.getpixel((32, 8)) == (255, 0, 0) and frame.getpixel((32, 40)) == (255, 255, 255)
+
+
+FREED_IN_A_CHILD = """
+import gc, os, sys
+from xtuner_plugins.datasets.images.video import _decode, _upright
+gc.disable()
+kept = []
+for path in sys.argv[1:]:
+    frames = _decode(path, 10**6)
+    kept += [_upright(next(frames)), frames]
+    kept.append(kept)
+if os.fork() == 0:
+    del kept, frames
+    gc.collect()
+    os._exit(0)
+assert os.wait()[1] == 0
+"""
+
+
+def test_a_forked_worker_frees_what_it_inherits(videos, tmp_path):
+    """A video that is being decoded, left to the garbage collector, whose threads a fork doesn't copy."""
+    clear = np.full((48, 64, 4), 128, np.uint8)
+    options = {"pix_fmt": "yuva420p"}
+    write_video(tmp_path / "clear.webm", "libvpx-vp9", [clear] * 6, **options)
+    paths = [*(str(videos / f"a.{suffix}") for suffix in ("mp4", "webm", "gif")), str(tmp_path / "clear.webm")]
+    command = [sys.executable, "-c", FREED_IN_A_CHILD, *paths]
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as process:
+        try:
+            assert process.wait(HANGS_AFTER) == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 DAMAGE = {

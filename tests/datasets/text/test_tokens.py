@@ -3,11 +3,14 @@
 import copy
 import gc
 import os
+from random import Random
 
 import pytest
+from tokenizers import Regex, normalizers, pre_tokenizers
 
 from xtuner_plugins.datasets import SettingError
 from xtuner_plugins.datasets.text.tokens import TextTokenizer, no_garbage_collection, single_threaded_tokenizer
+from xtuner_plugins.fast_tokenizers import QWEN_PATTERN
 from xtuner_plugins.toy.tokenizer import build_tokenizer
 
 
@@ -26,9 +29,46 @@ def test_a_slow_tokenizer_is_refused():
         TextTokenizer(object(), "mine")
 
 
-def test_many_texts_have_the_ids_of_each(text_tokenizer):
-    texts = ["A bus.", "", "é <|im_end|> <ref>", "中文 words"]
-    assert text_tokenizer.encode_batch(texts) == [text_tokenizer.encode(text) for text in texts]
+@pytest.mark.parametrize("form", ["NFC", "NFKD"])
+def test_many_texts_are_counted_as_each_is_tokenized(hf_tokenizer, form):
+    """Word by word with Qwen's rules, whole with any others: texts of all that spaces and words may stand beside."""
+    hf_tokenizer = copy.deepcopy(hf_tokenizer)
+    hf_tokenizer.backend_tokenizer.normalizer = getattr(normalizers, form)()
+    tokenizer = TextTokenizer(hf_tokenizer)
+    signs = [" "] * 8 + [
+        *"  \n\r\t\u00a0\u3000\x1c\x85.!'<_-7é\u0301ﬁ中",
+        "A",
+        "bus",
+        "'ll",
+        "DON'T",
+        "12",
+        "<|im_end|>",
+    ]
+    random = Random(0)
+    texts = ["", *("".join(random.choices(signs, k=random.randrange(1, 25))) for _ in range(3000))]
+    assert tokenizer.count_batch(texts) == [len(tokenizer.encode(text)) for text in texts]
+
+
+def test_words_are_counted_once_with_rules_of_qwen_alone(hf_tokenizer):
+    def splits(normalizer=None, pre_tokenizer=None):
+        changed = copy.deepcopy(hf_tokenizer)
+        backend = changed.backend_tokenizer
+        backend.normalizer = normalizer
+        backend.pre_tokenizer = pre_tokenizer or backend.pre_tokenizer
+        return TextTokenizer(changed)._splits_words
+
+    def rules(pattern, **options):
+        byte_level = pre_tokenizers.ByteLevel(**({"add_prefix_space": False, "use_regex": False} | options))
+        return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level])
+
+    assert splits() and splits(normalizers.NFC()) and splits(None, rules(QWEN_PATTERN))
+    assert not splits(normalizers.Lowercase())
+    assert not splits(None, rules(QWEN_PATTERN + "|x y"))
+    assert not splits(None, rules(QWEN_PATTERN, add_prefix_space=True))
+    assert not splits(None, rules(QWEN_PATTERN, use_regex=True))
+    assert not splits(None, pre_tokenizers.Whitespace())
+    more = pre_tokenizers.Sequence([*rules(QWEN_PATTERN), pre_tokenizers.Digits()])
+    assert not splits(None, more)
 
 
 def test_control_tokens_are_written_out(text_tokenizer):

@@ -3,6 +3,9 @@
 The video is divided into equal stretches, by number of frames and not by time, and the middle frame of each is taken.
 Frames are rotated as players do (phones store portrait videos sideways, with a note in the file), and transparent parts
 become white, as in images.
+
+One thread decodes and converts: a forked worker that frees a decoder or a converter with threads, which it inherited as
+garbage, would wait for them for ever.
 """
 
 import io
@@ -120,6 +123,7 @@ def _opened(path: MediaSource, max_pixels: int):
             width, height = streams[0].codec_context.width, streams[0].codec_context.height
             if width * height > max_pixels:
                 raise MediaError("image_pixels", f"{width}x{height} pixels", "scale the video down", str(path))
+            streams[0].codec_context.thread_count = 1
             yield container, streams[0]
     except MediaError:
         raise
@@ -158,6 +162,7 @@ def _decode(path: MediaSource, max_pixels: int) -> Iterator:
             yield from container.decode(stream)
             return
         decoder = av.CodecContext.create(codec, "r")
+        decoder.thread_count = 1
         for packet in container.demux(stream):
             yield from decoder.decode(packet)
 
@@ -174,10 +179,7 @@ def _take(path: MediaSource, numbers: Sequence[int], max_pixels: int) -> list[Im
 
 
 def _upright(frame) -> Image.Image:
-    """A frame as players show it: rotated, without transparency.
-
-    One thread converts it: a forked worker that frees a converter with threads would wait for them for ever.
-    """
+    """A frame as players show it: rotated, without transparency."""
     if any(component.is_alpha for component in frame.format.components):
         image = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba", threads=1), "RGBA"))
     else:

@@ -110,7 +110,7 @@ def count_pieces(records: Sequence[Sequence[Piece]], tokenizer: TextTokenizer) -
     The columns: tokens outside the images' spans, supervised tokens, tokens and images before the first supervised one.
     """
     texts = list(dict.fromkeys(piece.text for pieces in records for piece in pieces if piece.text is not None))
-    lengths = dict(zip(texts, map(len, tokenizer.encode_batch(texts)), strict=True))
+    lengths = dict(zip(texts, tokenizer.count_batch(texts), strict=True))
     counts = np.zeros((len(records), 4), np.int32)
     for row, pieces in enumerate(records):
         total, supervised, num_media, before = 0, 0, 0, None

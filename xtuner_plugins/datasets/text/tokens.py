@@ -8,14 +8,16 @@ import contextlib
 import gc
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...fast_tokenizers import load_fast_tokenizer
+from ...fast_tokenizers import QWEN_PATTERN, load_fast_tokenizer
 from ...hub.constants import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, IMAGE_TOKENS
 from ...hub.prompts import TextRules
 from ..errors import SettingError
 
+WORD_START = re.compile("(?= [!-~])(?<=[!-~])")  # before a single space between printable ASCII characters
 SHORT, MOST_FREQUENT = 256, 1024  # characters of a text whose ids are remembered; how many are
 
 
@@ -82,6 +84,7 @@ class TextTokenizer(TextRules):
         pad = tokenizer.pad_token_id
         self.pad_id = int(pad if pad is not None else tokenizer.eos_token_id or 0)
         self._tokens = backend.get_added_tokens_decoder()
+        self._splits_words = _splits_words(self._plain)
         self.memo: dict = {}  # template texts that `conversation` has split
 
     @classmethod
@@ -112,9 +115,12 @@ class TextTokenizer(TextRules):
                 self._frequent[text] = ids
         return ids
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """As `encode`, for many texts at once, with the tokenizer's own threads."""
-        return [encoding.ids for encoding in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
+    def count_batch(self, texts: list[str]) -> list[int]:
+        """The number of ids that `encode` gives for each text; where words are independent, each is tokenized once."""
+        texts = [WORD_START.split(text) for text in texts] if self._splits_words else [[text] for text in texts]
+        words = list({word for text in texts for word in text})
+        counts = dict(zip(words, map(len, self._plain.encode_batch_fast(words, add_special_tokens=False)), strict=True))
+        return [sum(map(counts.__getitem__, text)) for text in texts]
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids, control tokens included."""
@@ -132,3 +138,21 @@ class TextTokenizer(TextRules):
         """Everything that decides the ids, as text; its hash is part of cache keys."""
         added = [(int(index), repr(token)) for index, token in sorted(self._tokens.items())]
         return self._plain.to_str() + json.dumps([added, self.start_ids])
+
+
+def _splits_words(plain) -> bool:
+    """Whether the ids of a text are those of its parts between `WORD_START`, as with every Qwen.
+
+    Qwen's pattern matches such a space only at the beginning of a match, and where a match ends before one depends on
+    nothing after it. NFC joins no characters across it.
+    """
+    normalizer, splitter = (
+        part and json.loads(part.__getstate__()) for part in (plain.normalizer, plain.pre_tokenizer)
+    )
+    split, byte_level, *others = [*(splitter or {}).get("pretokenizers", ()), {}, {}]
+    return (
+        normalizer in (None, {"type": "NFC"})
+        and split == {"type": "Split", "pattern": {"Regex": QWEN_PATTERN}, "behavior": "Isolated", "invert": False}
+        and byte_level.get("type") == "ByteLevel"
+        and not (byte_level["add_prefix_space"] or byte_level["use_regex"] or any(others))
+    )

@@ -99,10 +99,15 @@ def test_without_a_record_the_config_counts_and_a_note_says_so(toy_base, recorde
         trained.lay_over(None, old)
 
 
-@pytest.mark.parametrize("broken", [[], {"base": {}}, {"base": {"path": 3, "files": {}}}])
+BROKEN = [{"base": {}}, {"base": {"path": 3, "files": {}}}, {"base": {"path": "b", "files": {"a": 1}}}]
+BROKEN += [{"data": None}, {"data": ["x"]}, {"steps": {}}, {"settings": {}}, {"versions": 1}]
+
+
+@pytest.mark.parametrize("broken", ["x", *BROKEN])
 def test_a_record_that_lies(recorded, tmp_path, broken):
     content = torch.load(recorded[0], weights_only=False)
-    torch.save({**content, record.KEY: broken or "x"}, tmp_path / "iter_1.pth")
+    content[record.KEY] = broken if broken == "x" else {**content[record.KEY], **broken}
+    torch.save(content, tmp_path / "iter_1.pth")
     with pytest.raises(CheckpointError, match="holds a record of its run that can't be read"):
         trained.lay_over(None, tmp_path / "iter_1.pth")
 

@@ -46,7 +46,15 @@ OTHERS = {
     "llava_qwen2_5_3b_lora": (2e-4, 0, 128, 2048, 128, 256),
     "llava_qwen2_5_3b_lora_frozen_projector": (2e-4, 0, 128, 2048, 128, 256),
 }
-SQUARE = {"finetune_packed", "internvl_v3_5_sft"}
+PART_RATES = {
+    "pretrain_vit_mlp": {"projector": 2e-4},
+    "clip_qwen_7b_lora": {"projector": 1e-4},
+    "siglip_qwen_7b_lora": {"projector": 1e-4},
+    "llava_qwen2_5_3b_lora": {"projector": 2e-5},
+    "llava_qwen2_5_3b_full": {"visual_encoder": 2e-6},
+}
+# Tokens and tiles of a pack, whose loss is `square` and whose images are compressed at random.
+PACKS = {"finetune_packed": (8192, 26), "internvl_v3_5_sft": (32768, 96)}
 
 
 def expected(name):
@@ -85,7 +93,14 @@ def test_what_the_recipes_share(recipes):
     for name in recipes:
         cfg = read_config(name)
         model, data = cfg.model, cfg.train_dataloader.dataset
-        assert data.get("loss_reduction", "token") == ("square" if name in SQUARE else "token"), name
+        assert data.get("loss_reduction", "token") == ("square" if name in PACKS else "token"), name
+        assert data.get("jpeg_quality") == ((75, 100) if name in PACKS else None), name
+        pack = cfg.train_dataloader.get("batch_sampler") or {}
+        assert (pack.get("max_tokens"), pack.get("max_tiles")) == PACKS.get(name, (None, None)), name
+        rates = cfg.optim_wrapper.paramwise_cfg.part_lr
+        assert {part: rate for part, rate in rates.items() if rate is not None} == PART_RATES.get(name, {}), name
+        if model.get("llm_lora"):
+            assert model.llm_lora.lora_dropout == (0.1 if "qwen_7b" in name else 0.05), name
         assert cfg.param_scheduler.warmup_ratio == 0.03 and cfg.optim_wrapper.clip_grad.max_norm == 1.0, name
         if found := NAME.fullmatch(name):
             row = next(row for sizes, row in RELEASED[found[1]].items() if found[2] in sizes.split())

@@ -98,6 +98,20 @@ def test_a_layer_that_is_not_linear_is_refused(toy_base):
         VisionLanguageModel(base=str(toy_base), dtype="float32", llm_lora={**PLAIN, "target_modules": ["embed_tokens"]})
 
 
+@pytest.mark.parametrize(
+    "part, targets, missing, has",
+    [
+        ("llm", ["q_proj", "k_porj"], "k_porj", "down_proj, gate_proj, k_proj"),  # PEFT would adapt q_proj alone
+        ("llm", "q_proj", "q_proj", "down_proj, gate_proj, k_proj"),  # an expression that no whole name matches
+        ("visual_encoder", ["q_proj"], "q_proj", "fc1, fc2, proj, qkv, or None"),
+    ],
+)
+def test_targets_that_match_no_layer_are_told_with_those_that_there_are(toy_base, part, targets, missing, has):
+    lora = {f"{part}_lora": {**PLAIN, "target_modules": targets}}
+    with pytest.raises(ValueError, match=f"{part}_lora: target_modules: no layer matches '{missing}'; .* of {has}"):
+        VisionLanguageModel(base=str(toy_base), dtype="float32", **lora)
+
+
 @pytest.mark.parametrize("is_dora", [False, True])
 def test_autocast_gives_adapters_their_inputs_as_they_are(toy_base, is_dora):
     """Float32 adapters beside a bfloat16 base: products are bfloat16. DoRA's norms are float32, as in an export."""

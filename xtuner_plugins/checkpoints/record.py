@@ -39,6 +39,7 @@ NOT_OF_BASE = ("export_manifest.json", "base_manifest.json", "preprocessing.json
 VERSIONS = ("xtuner_plugins", "torch", "transformers", "tokenizers", "peft", "xtuner", "mmengine", "pillow")
 LOADER = ("dataset", "sampler", "batch_sampler", "collate_fn")
 SHARES, LENGTHS = ("ranks", "batch_size", "accumulative_counts"), ("max_epochs", "max_iters")
+STEPS = ("samples_per_step", *SHARES, *LENGTHS)
 WRAPPER = ("optimizer", "paramwise_cfg", "clip_grad")
 # They change memory, speed, or where things lie; or files of data have them of their own, and `data` holds those.
 _NEUTRAL = {
@@ -48,6 +49,7 @@ _NEUTRAL = {
 }
 NEUTRAL = tuple(f"{part}.{name}" for part, names in _NEUTRAL.items() for name in names.split())
 SHOWN = 3  # differences in one line
+LONG = 80  # characters of a value in it; a hash fits, a reject list doesn't
 CLOCK_STEP = 2_000_000_000  # ns, the coarsest time stamps of any file system
 
 
@@ -220,7 +222,12 @@ def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """``KEY was A and is B`` for each leaf that differs."""
     then, now = flat(then), flat(now)
     keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
-    return [f"{key} was {then.get(key)!r} and is {now.get(key)!r}" for key in keys]
+    return [f"{key} was {_short(then.get(key))} and is {_short(now.get(key))}" for key in keys]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONG else f"{text[:LONG]}..."
 
 
 def base_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
@@ -268,16 +275,25 @@ def compare(
 def check_form(record: Any, where: str) -> dict[str, Any]:
     """A record read from a file, as a dict; raises `CheckpointError` where it isn't one."""
     with contextlib.suppress(KeyError, TypeError, AttributeError):
-        parts = record["base"]["files"], record["settings"]["model"], record["steps"], record["versions"]
-        if all(isinstance(each, Mapping) for each in parts) and isinstance(record["base"]["path"], str):
-            return dict(record)
+        files, steps = record["base"]["files"], record["steps"]
+        parts = files, record["settings"]["model"], steps, record["versions"], *record["data"]
+        texts = record["base"]["path"], *files.values()
+        if all(isinstance(each, Mapping) for each in parts) and all(isinstance(each, str) for each in texts):
+            if all(key in steps for key in STEPS):
+                return dict(record)
     raise CheckpointError(f"{where} holds a record of its run that can't be read")
 
 
 def of_config(cfg: Mapping[str, Any], base: str | Path) -> dict[str, Any]:
     """What stands in for the record that a checkpoint up to 0.1.0 lacks: the config's model on today's base."""
     model = plain(_counting(cfg["model"], "model"), fill=OWN)
-    return {"base": base_facts(base), "data": [], "settings": {"model": model}, "steps": {}, "versions": {}}
+    return {
+        "base": base_facts(base),
+        "data": [],
+        "settings": {"model": model},
+        "steps": dict.fromkeys(STEPS),
+        "versions": {},
+    }
 
 
 def require_same_run(then: Any, now: Mapping[str, Any], defaults: Mapping[str, Any], path: str) -> list[str]:

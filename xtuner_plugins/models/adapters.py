@@ -11,6 +11,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ..checkpoints.lora.merge import ADAPTER_NAME
+from ..families import target_matcher
 from ..ranges import check
 
 TRAINED = ("lora_", "trainable_tokens_delta", ".modules_to_save.")  # in names of what PEFT adds
@@ -26,8 +27,8 @@ def inject_lora(part: nn.Module, settings: Mapping[str, Any], default_targets: t
         default_targets: Linear layers to adapt where ``target_modules`` isn't given or is None.
 
     Raises:
-        ValueError: A setting that PEFT doesn't know or refuses, another type, or ``target_modules`` matches no layer
-            or one that isn't linear.
+        ValueError: A setting that PEFT doesn't know or refuses, another type, or an entry of ``target_modules`` matches
+            no layer or one that isn't linear.
     """
     options = dict(settings)
     cls = options.pop("type", LoraConfig)
@@ -39,6 +40,8 @@ def inject_lora(part: nn.Module, settings: Mapping[str, Any], default_targets: t
     options = {key: list(value) if isinstance(value, (list, tuple)) else value for key, value in options.items()}
     if options.get("target_modules") is None:
         options["target_modules"] = list(default_targets)
+    elif options["target_modules"] != "all-linear":
+        _require_layers(part, options["target_modules"])
     check("lora_dropout", options.get("lora_dropout", 0.0))
     check("lora_rank", options.get("r", 8))  # PEFT's default
     try:
@@ -58,3 +61,15 @@ def inject_lora(part: nn.Module, settings: Mapping[str, Any], default_targets: t
             module.cast_input_dtype_enabled = config.use_dora
     for name, parameter in part.named_parameters():
         parameter.requires_grad_(any(kind in name for kind in TRAINED))
+
+
+def _require_layers(part: nn.Module, targets: str | list[str]) -> None:
+    """Raises `ValueError` where an expression or one of the names matches no layer; PEFT ignores single names."""
+    layers = [name for name, _ in part.named_modules()]
+    for target in [targets] if isinstance(targets, str) else targets:
+        if not any(map(target_matcher(target if target is targets else [target]), layers)):
+            linear = {name.rpartition(".")[2] for name, each in part.named_modules() if isinstance(each, nn.Linear)}
+            raise ValueError(
+                f"target_modules: no layer matches {target!r}; give a list of some of {', '.join(sorted(linear))}, or "
+                "None for those of every block"
+            )

@@ -62,7 +62,7 @@ def test_a_config_that_trains_is_built_and_nothing_is_kept(load, monkeypatch):
         ("model.freeze_llm", False, "model: llm_lora is set, so set freeze_llm=True"),
         (f"{LLM_LORA}.type", "LoraKonfig", f"{LLM_LORA}.type='LoraKonfig' is not a known class"),
         (f"{LLM_LORA}", {"type": "LoraConfig", "rank": 4}, f"{LLM_LORA}.rank: LoraConfig has no setting 'rank'"),
-        (f"{LLM_LORA}.target_modules", "nothing", "model: llm_lora: Target modules nothing not found"),
+        (f"{LLM_LORA}.target_modules", "nothing", "model: llm_lora: target_modules: no layer matches 'nothing'"),
         (f"{RATES}.visual_encoder", 1e-4, "a learning rate is set for visual_encoder, but nothing of it trains"),
         (f"{DATASET}.template", "nope", f"{DATASET}: unknown conversation template 'nope'"),
         (f"{DATASET}.dataset_settings", [{"max_tiles": 200}], "lower max_tiles to 30 or raise max_length above"),

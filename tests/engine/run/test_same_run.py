@@ -96,6 +96,8 @@ SETTINGS_REFUSED = {
     "max_tiles=2": r"data train: tiling was .* and is .*2",
     "loss_reduction=sample": r"dataset.loss_reduction was 'token' and is 'sample'",
     "jpeg_quality=(75, 100)": r"data train: jpeg_quality was 'None' and is",
+    "repeat_times=2": r"data train: repeat was 1.0 and is 2",
+    "template=Hermes-2": r"data train: template was 'internvl2_5' and is 'Hermes-2'",
     "lr=3e-5": r"optim_wrapper.optimizer.lr was [\d.]+ and is 3e-05",
     "weight_decay=0.2": r"optim_wrapper.optimizer.weight_decay was 0.0 and is 0.2",
     "betas=(0.9, 0.95)": r"optimizer.betas was \[0.9, 0.999\] and is \[0.9, 0.95\]",
@@ -116,6 +118,7 @@ FILES_REFUSED = {
     "eps": (lambda run: edit_json(run / "base/config.json", rms_norm_eps=1e-3), "config.json of the base"),
     "select_layer": (lambda run: edit_json(run / "base/config.json", select_layer=-2), "config.json of the base"),
     "ps_version": (lambda run: edit_json(run / "base/config.json", ps_version="v1"), "config.json of the base"),
+    "one more": (lambda run: (run / "base/chat_template.json").write_text("{}"), "chat_template.json of the base"),
     "no record": (strip, "holds no record of its run .*load_from="),
 }
 NOTED = {
@@ -149,6 +152,34 @@ def test_changed_keys_are_refused(run, capsys, option, says):
     refused(run, [*command(run, **SETTINGS), "--cfg-options", option], capsys, says)
 
 
+def test_other_files_and_reject_lists_are_refused(run, capsys, tmp_path):
+    data = run / "data/train.jsonl"
+    shutil.copy(data, tmp_path / "more.jsonl")
+    both = {**SETTINGS, "data_paths": f"{data},{tmp_path}/more.jsonl"}
+    refused(run, command(run, **both), capsys, "data_paths had 1 files and has 2")
+    rows = [json.dumps({"file": str(data), "row": row}) for row in range(16)]
+    (tmp_path / "rejects.jsonl").write_text("\n".join(rows[:-2]))
+    rejecting = [
+        *command(run, **SETTINGS),
+        "--cfg-options",
+        f"train_dataloader.dataset.reject_list={tmp_path}/rejects.jsonl",
+    ]
+    refused(run, rejecting, capsys, r"data train: rejected was \[\] and is \[0, 1, 2")
+
+
+def test_deepspeed_clips_also_where_the_config_does_not():
+    """As XTuner writes it into the strategy, which the run itself reads: the launcher has to expect the same."""
+    plain = {"model": {}, "train_dataloader": {"dataset": {"seed": 0}}, "optim_wrapper": {}}
+    written = {**plain, "strategy": {"gradient_clipping": 1.0}}
+    norms = [record.settings_of(plain), record.settings_of(plain, deepspeed=True), record.settings_of(written)]
+    assert [each["optim_wrapper"]["clip_grad"]["max_norm"] for each in norms] == [None, 1.0, 1.0]
+
+
+def test_a_long_value_is_cut():
+    (line,) = record.differing({"rejected": list(range(9999))}, {"rejected": []})
+    assert re.fullmatch(r"rejected was \[0, 1, .*\.\.\. and is \[\]", line) and len(line) < 120
+
+
 def test_another_resize_rule_is_refused(run, capsys):
     with mock.patch("xtuner_plugins.datasets.images.resize_rules.resize_facts", lambda: {"resize_rule": "older"}):
         refused(run, command(run, **SETTINGS), capsys, "resize_rule was .* and is 'older'")
@@ -162,6 +193,16 @@ def test_changed_files_are_refused(run, capsys, change, tmp_path):
     alter, says = FILES_REFUSED[change]
     alter(copy)
     refused(copy, command(copy, **SETTINGS), capsys, says)
+
+
+def test_a_run_that_keeps_no_record_goes_on_without_being_compared(run, capsys, tmp_path):
+    """As on MMEngine's own loop. With a record in the checkpoint it is compared all the same."""
+    shutil.copytree(run, tmp_path / "copy")
+    words = [*command(tmp_path / "copy", **SETTINGS), "--cfg-options", "custom_hooks=[]"]
+    refused(tmp_path / "copy", [*words, "model.llm_lora.r=3"], capsys, "lora.r was")
+    strip(tmp_path / "copy")
+    status, (line,) = resume(tmp_path / "copy", words, capsys)
+    assert status == 0 and "note: nothing tells whether" in line
 
 
 @pytest.mark.parametrize("settings", NOTED)

@@ -113,11 +113,14 @@ def check_same_run(cfg: Any, path: str, *, num_ranks: int, deepspeed: bool) -> l
     from ...datasets.images.resize_rules import resize_facts
     from ...models.vlm import resolve_dtype
 
+    then, hooks = read_checkpoint(path)["record"], cfg.get("custom_hooks") or []
+    if then is None and not any(record.plain(hook).get("type") == "StateHook" for hook in hooks):
+        return [f"nothing tells whether {path} is of this run: no StateHook in custom_hooks, which keeps a record"]
     dataset, dtype = DATASETS.build(cfg.train_dataloader.dataset), resolve_dtype(cfg.model.get("dtype", "auto"))
     own = {"ranks": num_ranks, "dtype": str(dtype), "resize_rule": resize_facts()["resize_rule"]}
     now = record.make(cfg, dataset, deepspeed=deepspeed, **own)
     defaults = record.defaults_of(record.settings_of(cfg, deepspeed=deepspeed))
-    return record.require_same_run(read_checkpoint(path)["record"], now, defaults, path)
+    return record.require_same_run(then, now, defaults, path)
 
 
 def _check_sharded(optimizer: str) -> None:

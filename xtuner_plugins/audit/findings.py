@@ -52,7 +52,7 @@ TITLES = {
     "near_images": ("images that look like another one", "与另一张近乎相同的图像"),
     "equal_texts": ("records with the text of another, about other images", "图像不同而文字与另一条完全相同的记录"),
     "frequent_answers": (
-        "records that begin with an answer of over 5 % of their file",
+        "records whose first answer is the first of over 5 % of their file",
         "首个回答占同文件 5 % 以上的记录",
     ),
     "refusals": ("records with an answer that refuses", "含有拒绝回答的记录"),
@@ -83,10 +83,10 @@ REMEDIES = {
     ),
     "equal_texts": ("an answer that fits every image teaches to ignore them", "对任何图像都成立的回答会让模型忽略图像"),
     "frequent_answers": (
-        "always answering so is right as often: balance the answers",
+        "a model that always gives it is right that often: balance the answers",
         "总是这样回答也同样正确；请平衡回答",
     ),
-    "refusals": ("keep them only if the model shall refuse", "除非希望模型拒绝，否则请删去"),
+    "refusals": ("keep them only if the model should refuse, too", "除非希望模型拒绝，否则请删去"),
     "repetitive": ("often the output of a model that was cut off; remove them", "多为被截断的模型输出；请删去"),
     "upscaled": (
         "small images cost many tokens: lower max_tiles of their file",

@@ -79,7 +79,7 @@ def noise(width, height):
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize(
     "family, dtype, most", [("qwen2", None, 1e-3), ("llama", None, 1e-3), ("qwen2", "bfloat16", 0.03)]
 )

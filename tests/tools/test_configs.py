@@ -14,16 +14,16 @@ from xtuner_plugins.engine.check.build import check_config
 from xtuner_plugins.settings import labels_of, leaves, load_config, make_reloadable, read_config
 
 
-def listed(run_tool, *words):
+def listed(run_tool, *words, **place):
     """name -> label -> text of the printed list."""
-    done = run_tool("tools/configs.py", *words)
+    done = run_tool(ROOT / "tools/configs.py", *words, **place)
     assert done.returncode == 0, done.stderr
     blocks = [block.splitlines() for block in done.stdout.strip().split("\n\n")]
     return {name: dict(re.split(r"  +", line.strip(), maxsplit=1) for line in lines) for name, *lines in blocks}
 
 
-def test_every_config_is_listed_with_its_figures(run_tool):
-    found = listed(run_tool)
+def test_every_config_is_listed_with_its_figures(run_tool, tmp_path):
+    found = listed(run_tool, cwd=tmp_path)  # where no quick start has left its models
     assert set(found) == set(leaves())
     for name, leaf in leaves().items():
         family = "" if leaf.parent == ROOT / "configs" else str(leaf.parent.relative_to(ROOT / "configs"))

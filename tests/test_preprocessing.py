@@ -19,7 +19,7 @@ from xtuner_plugins.checkpoints.export import convert, export, prepare
 from xtuner_plugins.checkpoints.io.reader import read_json
 from xtuner_plugins.checkpoints.io.writer import write_json
 from xtuner_plugins.checkpoints.loader import load_tokenizer, load_trained
-from xtuner_plugins.datasets import MultimodalDataset
+from xtuner_plugins.datasets import MultimodalDataset, lock
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.inference.session import ChatSession
 from xtuner_plugins.inference.verify import verify
@@ -97,7 +97,7 @@ def describe(base, folder, settings=None, **shared):
     data.write_text(json.dumps(record) + "\n")
     files = len(settings or [None])
     dataset = MultimodalDataset(str(base), [str(data)] * files, str(images), dataset_settings=settings, **shared)
-    return preprocessing.describe(dataset, IMAGENET_MEAN, IMAGENET_STD)
+    return lock.describe(dataset, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def save_locked(model, path, lock):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.io.reader import CheckpointError
 from ..checkpoints.loader import read_config
-from .errors import SettingError
+from ..errors import SettingError
 from .images.tiling import DynamicTiling
 
 if TYPE_CHECKING:

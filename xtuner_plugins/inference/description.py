@@ -14,8 +14,8 @@ from ..checkpoints.formats import open_model
 from ..checkpoints.io.reader import read_json, weight_files
 from ..checkpoints.loader import config_from_fields
 from ..datasets.base import tiling_of
-from ..datasets.cache import content_hash, text_hash
 from ..datasets.images.resize_rules import resize_facts
+from ..files import content_hash, text_hash
 from .batch_answers import Lengths
 from .opening import Source
 

@@ -17,7 +17,6 @@ Tiles and tokens follow from a tiling and a `TileBudget` (`lay_out`), and are ke
 
 import contextlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable
@@ -28,8 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ...files import locked, open_array, save, text_hash, writing
 from ...processes import map_in_workers
-from ..cache import locked, open_array, save, text_hash, writing
 from ..images.stored import StoreImages
 from ..images.tiling import DynamicTiling
 from ..text.tokens import single_threaded_tokenizer

@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS
 
 from ... import preprocessing
 from ...checkpoints import record
-from ...datasets import MultimodalDataset
+from ...datasets import MultimodalDataset, lock
 from ...datasets.images.resize_rules import resize_facts
 from ..run.loops import planned_loop
 from ..run.steps import unwrap
@@ -44,7 +44,7 @@ class StateHook(Hook):
         if isinstance(dataset, MultimodalDataset):
             pixels = unwrap(runner.model).data_preprocessor
             mean, std = pixels.mean.flatten().tolist(), pixels.std.flatten().tolist()
-            checkpoint[preprocessing.KEY] = preprocessing.describe(dataset, mean, std)
+            checkpoint[preprocessing.KEY] = lock.describe(dataset, mean, std)
         checkpoint[record.KEY] = self._describe(runner)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:

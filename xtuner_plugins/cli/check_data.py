@@ -90,7 +90,7 @@ def prepare_output(path: str) -> None:
     Raises:
         SettingError: it can't.
     """
-    from ..datasets.errors import SettingError
+    from ..errors import SettingError
 
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,9 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..errors import SettingError
 from ..weights.loader import read_config
 from ..weights.reading import CheckpointError
-from .errors import SettingError
 from .images.tiling import DynamicTiling
 
 if TYPE_CHECKING:

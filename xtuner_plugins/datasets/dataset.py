@@ -13,13 +13,13 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset, get_worker_info
 
+from ..errors import DataError, MediaError, RecordError, SettingError, check_choice, check_whole
+from ..files import get_cache_dir
 from ..hub.constants import IGNORE_INDEX
 from ..processes import die_with_parent, leave_signals_to_parent
 from ..ranges import REDUCTIONS
 from .bad_samples import FILLER_INDEX, ON_PURPOSE, POLICIES, dropped_sample, filler_sample, read_reject_list
 from .base import read_base
-from .cache import get_cache_dir
-from .errors import DataError, MediaError, RecordError, SettingError, check_choice, check_whole
 from .fates import find_broken, unusable_error
 from .images.jpeg import degrade
 from .images.media import MAX_PIXELS, MediaSource, image_size

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .cache import array_hash, save, text_hash
-from .errors import RecordError, SettingError
+from ..errors import RecordError, SettingError
+from ..files import array_hash, save, text_hash
 from .plan.lengths import DROPPED
 from .preference import PreferenceDataset
 

@@ -210,7 +210,9 @@ def _differing_settings(trained: Mapping, cfg) -> list[str]:
 
 def _read_preprocessing(plan: TrainedPlan, cfg) -> None:
     """Takes the preprocessing of the checkpoint, compared with config and base; without one, that of the config."""
-    locked, said = plan.checkpoint.preprocessing, cfg and preprocessing.from_config(cfg)
+    from ..datasets.lock import from_config
+
+    locked, said = plan.checkpoint.preprocessing, cfg and from_config(cfg)
     if locked is None:
         plan.preprocessing = said
         if said is None and cfg and "train_dataloader" in cfg:

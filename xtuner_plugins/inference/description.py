@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..datasets.base import tiling_of
-from ..datasets.cache import content_hash, text_hash
 from ..datasets.images.resize_rules import resize_facts
+from ..files import content_hash, text_hash
 from ..weights import manifest, preprocessing
 from ..weights.loader import config_from_fields
 from ..weights.model_view import open_model

@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from xtuner_plugins.hub.constants import ADDED_TOKENS, IMAGE_TOKENS, IMAGENET_MEAN, IMAGENET_STD
+from xtuner_plugins.hub.constants import IMAGE_TOKENS, IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.hub.conversation import get_conv_template
 
 KEY = "preprocessing"  # in a training checkpoint
@@ -56,63 +54,6 @@ class Choice:
             "use_thumbnail": self.use_thumbnail,
             "template": self.template,
         }
-
-
-def describe(dataset, image_mean, image_std) -> dict:
-    """The preprocessing of a live `MultimodalDataset` as plain values.
-
-    Args:
-        dataset: The training dataset.
-        image_mean: Mean per channel in the model's data preprocessor.
-        image_std: Standard deviation per channel, likewise.
-    """
-    from xtuner_plugins.datasets.images.resize_rules import resize_facts
-
-    budget, vocabulary = dataset.budget, dataset.tokenizer
-    return {
-        "tile_size": dataset.tile_size,
-        "tokens_per_tile": budget.tokens_per_tile,
-        "datasets": [
-            {"name": source.name, **_settings(source.tiling, source.template.name)} for source in dataset.sources
-        ],
-        "token_rules": TOKEN_RULES,
-        "tile_sharing": budget.sharing,
-        "max_length": budget.max_length,
-        "too_long": list(budget.steps),
-        "num_frames": dataset.num_frames,
-        "fast_decoding": dataset.fast_decoding,
-        "image_mean": _rounded(image_mean),
-        "image_std": _rounded(image_std),
-        "special_tokens": {token: vocabulary.ids[token] for token in ADDED_TOKENS if token in vocabulary.ids},
-        **resize_facts(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "pillow")},
-    }
-
-
-def from_config(cfg) -> dict | None:
-    """``tile_size`` and ``datasets`` of a training config, without opening its data.
-
-    Returns:
-        The two, or None if the config has no dataset of ours.
-    """
-    from xtuner_plugins.datasets.base import read_base, template_of, tiling_of
-    from xtuner_plugins.datasets.meta_file import OTHERS, expand_metas
-    from xtuner_plugins.datasets.records.opening import stem_of
-
-    dataset = (cfg.get("train_dataloader") or {}).get("dataset") or {}
-    paths = dataset.get("data_paths")
-    if not paths or "base" not in dataset:
-        return None
-    paths, _, _, own = expand_metas(paths, *(dataset.get(name) for name in OTHERS))
-    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    own = list(own) if isinstance(own, (list, tuple)) else [own] * len(paths)
-    shared, config = {key: dataset.get(key) for key in SETTINGS}, read_base(dataset["base"])
-    described = []
-    for path, settings in zip(paths, own, strict=False):
-        settings = shared | {key: value for key, value in (settings or {}).items() if value is not None}
-        rule = _settings(tiling_of(config, settings), template_of(config, settings["template"]))
-        described.append({"name": settings.get("name") or stem_of(path), **rule})
-    return {"tile_size": tiling_of(config, {}).tile_size, "datasets": described}
 
 
 def check_same(trained: Mapping, now: Mapping, where: str, remedy: str) -> None:
@@ -250,10 +191,6 @@ def _rules(lock: Mapping) -> list[Choice]:
     return sorted(found, key=lambda rule: (rule.template, rule.max_tiles, rule.min_tiles, rule.use_thumbnail))
 
 
-def _settings(tiling, template: str) -> dict:
-    return asdict(Choice(tiling.min_tiles, tiling.max_tiles, tiling.use_thumbnail, template))
-
-
 def _list(rules: list[Choice]) -> str:
     return " and ".join(map(str, rules))
 
@@ -263,8 +200,3 @@ def _by_template(lock: Mapping) -> str:
     for dataset in lock["datasets"]:
         names.setdefault(dataset["template"], []).append(str(dataset.get("name")))
     return "; ".join(f"{template}: {', '.join(files)}" for template, files in sorted(names.items()))
-
-
-def _rounded(values) -> list[float]:
-    """Numbers as they were written before conversion to float32."""
-    return [round(float(value), 6) for value in values]

@@ -27,8 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ...files import locked, open_array, save, text_hash, writing
 from ...processes import die_with_parent, num_cores
-from ..cache import locked, open_array, save, text_hash, writing
 from ..images.stored import StoreImages
 from ..images.tiling import DynamicTiling
 from ..text.tokens import single_threaded_tokenizer

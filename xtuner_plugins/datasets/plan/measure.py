@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..cache import text_hash
-from ..errors import DataError, MediaError, RecordError
+from ...errors import DataError, MediaError, RecordError
+from ...files import text_hash
 from ..images.media import ImageFolder, image_size
 from ..images.stored import StoreImages
 from ..images.video import probe_video

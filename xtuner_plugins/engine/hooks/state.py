@@ -8,7 +8,7 @@ from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from ...datasets import MultimodalDataset
+from ...datasets import MultimodalDataset, lock
 from ...datasets.images.resize_rules import resize_facts
 from ...weights import preprocessing, record
 from ..run.loops import planned_loop
@@ -43,7 +43,7 @@ class StateHook(Hook):
         if isinstance(dataset, MultimodalDataset):
             pixels = unwrap(runner.model).data_preprocessor
             mean, std = pixels.mean.flatten().tolist(), pixels.std.flatten().tolist()
-            checkpoint[preprocessing.KEY] = preprocessing.describe(dataset, mean, std)
+            checkpoint[preprocessing.KEY] = lock.describe(dataset, mean, std)
         checkpoint[record.KEY] = self._describe(runner)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:

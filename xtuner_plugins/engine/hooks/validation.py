@@ -14,9 +14,9 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook, IterTimerHook
 from mmengine.registry import HOOKS
 
-from ...datasets import MultimodalDataset, PlanSampler, PreferenceDataset, SettingError, collate, collate_pairs
-from ...datasets.cache import write_whole
+from ...datasets import MultimodalDataset, PlanSampler, PreferenceDataset, SettingError, collate, collate_pairs, lock
 from ...evaluation.benchmarks import open_data_sets
+from ...files import write_whole
 from ...hub.conversation import get_conv_template
 from ...inference.session import ChatSession
 from ...ranges import check, check_benchmarks
@@ -185,8 +185,8 @@ def open_session(runner) -> ChatSession:
     """
     network, dataset = unwrap(runner.model), runner.train_dataloader.dataset
     pixels = network.data_preprocessor
-    lock = preprocessing.describe(dataset, pixels.mean.flatten().tolist(), pixels.std.flatten().tolist())
-    rule, _ = preprocessing.choose(lock, template=dataset.sources[0].template.name)
+    locked = lock.describe(dataset, pixels.mean.flatten().tolist(), pixels.std.flatten().tolist())
+    rule, _ = preprocessing.choose(locked, template=dataset.sources[0].template.name)
     model = network.model
     model.template, model.conv_template = rule.template, get_conv_template(rule.template)
     model.system_message = model.conv_template.system_message

@@ -1,6 +1,6 @@
 import pytest
 
-from xtuner_plugins.data_names import (
+from xtuner_plugins.files import (
     absolute_path,
     is_pattern,
     is_url,

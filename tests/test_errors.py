@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from xtuner_plugins.datasets.errors import DataError, MediaError, RecordError, SettingError, check_choice, check_whole
+from xtuner_plugins.errors import DataError, MediaError, RecordError, SettingError, check_choice, check_whole
 
 
 def test_errors_travel_through_pickle():

@@ -16,12 +16,13 @@ from tests.engine.parallel_case import edited_config, write_dataset
 from tests.weights.training import make_model, save_pth, write_config
 from xtuner_plugins.datasets import MultimodalDataset, lock
 from xtuner_plugins.export.export import convert, export, prepare
+from xtuner_plugins.export.trained import load_trained
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.inference.session import ChatSession
 from xtuner_plugins.inference.verify import verify
 from xtuner_plugins.toy.tokenizer import CHAT_TEMPLATE
 from xtuner_plugins.weights import preprocessing
-from xtuner_plugins.weights.loader import load_tokenizer, load_trained
+from xtuner_plugins.weights.loader import load_tokenizer
 from xtuner_plugins.weights.reading import read_json
 from xtuner_plugins.weights.writer import write_json
 

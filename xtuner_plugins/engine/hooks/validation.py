@@ -14,14 +14,14 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook, IterTimerHook
 from mmengine.registry import HOOKS
 
-from ... import preprocessing
-from ...checkpoints.loader import load_tokenizer
 from ...datasets import MultimodalDataset, PlanSampler, PreferenceDataset, SettingError, collate, collate_pairs, lock
 from ...evaluation.benchmarks import open_data_sets
 from ...files import write_whole
 from ...hub.conversation import get_conv_template
 from ...inference.session import ChatSession
 from ...ranges import check, check_benchmarks
+from ...weights import preprocessing
+from ...weights.loader import load_tokenizer
 from ..run.steps import unwrap
 from ..watch.stopping import agree_to_stop, requests
 from .validation_scores import answer_questions, validation_dataset, validation_loss

@@ -60,7 +60,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 def build(options: dict) -> None:
     from tqdm import tqdm
 
-    from xtuner_plugins.checkpoints.assembly.base import build_base
+    from xtuner_plugins.export.base.build import build_base
 
     with tqdm(unit="B", unit_scale=True, desc="writing weights", disable=None) as bar:
         summary = build_base(**options, progress=bar.update)

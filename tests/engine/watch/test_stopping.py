@@ -14,7 +14,6 @@ import pytest
 
 from tests.conftest import HANGS_AFTER
 from tests.process_table import MARK, end_all, marked, wait_until
-from xtuner_plugins.checkpoints.work_dir import newest_checkpoint, read_checkpoint
 from xtuner_plugins.engine.watch import stopping
 from xtuner_plugins.engine.watch.stopping import (
     ONE_REQUEST_SECONDS,
@@ -25,6 +24,7 @@ from xtuner_plugins.engine.watch.stopping import (
     watching,
 )
 from xtuner_plugins.processes import PARENT_ENDED
+from xtuner_plugins.weights.work_dir import newest_checkpoint, read_checkpoint
 
 from ..forked import train_forked
 from ..parallel_case import ROOT, STEP_LINE, edited_config, logged, training, write_dataset

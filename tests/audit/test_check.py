@@ -71,7 +71,7 @@ def test_nothing_is_measured_again_by_training_a_plan_or_a_second_check(files, w
     MultimodalDataset(**files).layout()
     assert measured == [1]
     (again,) = check_dataset(MultimodalDataset(**files), num_workers=0)
-    assert measured == [1] * 2 and again.found == first.found and again.images.tolist() == first.images.tolist()
+    assert measured == [1] * 2 and again.found == first.found and again.images.tobytes() == first.images.tobytes()
 
 
 def test_what_is_seen_is_what_training_gets(files):

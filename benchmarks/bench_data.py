@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/bench_data.py [images loader packing] [--rounds 3]
 
 The peer of images and loader is the published path: Pillow open, grid, bicubic resize, crops, ToTensor and Normalize a
-tile, stack in float32; that of packing are random batches. Photographs are scikit-image's, scaled to the sizes that data
+tile, stack in float32; that of packing are random batches. Photographs are scikit-image's, scaled to sizes that data
 has.
 """
 

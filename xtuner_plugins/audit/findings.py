@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..datasets.plan.lengths import SHRUNK, TRUNCATED
 from .check import Checked, FileReport
 from .facts import REFUSES, REPEATS, joined
 
@@ -290,6 +291,6 @@ def _shapes(dataset: Checked, train: _Data) -> Iterator[Finding]:
 
 
 def _fates(train: _Data, reports: Sequence[FileReport]) -> Iterator[Finding]:
-    for kind, name in (("shrink_tiles", "shrunk"), ("truncate_text", "cut")):
-        rows = [np.isin(report.records["row"], getattr(report, name)) for report in reports]
+    for kind, fate in (("shrink_tiles", SHRUNK), ("truncate_text", TRUNCATED)):
+        rows = [np.isin(report.records["row"], report.rows(fate)) for report in reports]
         yield train.finding(kind, "records", np.flatnonzero(np.concatenate(rows)))

@@ -84,8 +84,3 @@ def note(row: int, record: Record, images: Sequence[tuple]) -> tuple:
     flags = REFUSES * any(map(is_refusal, answers)) + REPEATS * any(map(is_repetitive, answers))
     whole = hash_text(text + "".join(str(image[4]) for image in images))
     return row, hash_text(text), whole, hash_text(normalize(answers[0] if answers else "")), flags
-
-
-def joined(tables: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Tables of several files behind each other, and the number of the file of each row."""
-    return np.concatenate(tables), np.repeat(np.arange(len(tables)), [len(table) for table in tables])

@@ -16,7 +16,7 @@ from ..html_page import render
 from .cards import embed_tiles, pictures, shorten, token_runs, turn_runs
 from .check import Checked, FileReport, count_samples, stops
 from .findings import MOST_EXAMPLES, WORDS, Finding, Held, Place
-from .tables import histograms, shares, what_if
+from .tables import shares, what_if
 
 MOST_MESSAGES = 200  # of each reason
 NUM_CARDS = 100  # of random samples
@@ -51,7 +51,6 @@ def write_page(
         has_tokens=isinstance(dataset, MultimodalDataset),
         shares=shares(dataset, reports),
         what_if=what_if(dataset, reports),
-        histograms=histograms(reports),
         reasons=_reasons(reports),
         findings=[(each, WORDS[each.kind], _examples(each, everything)) for each in findings],
         words=WORDS,

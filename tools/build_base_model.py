@@ -19,7 +19,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--vision",
         required=True,
-        help="InternViT, CLIP or SigLIP directory (whole or tower), or an official directory whose tower is taken",
+        help="InternViT, DINOv2, CLIP or SigLIP directory (whole or tower), or an official one whose tower is taken",
     )
     parser.add_argument(
         "--llm",
@@ -27,7 +27,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="language model directory with its tokenizer, or a model directory whose language model is taken",
     )
     parser.add_argument("--out", required=True, help="directory to write")
-    parser.add_argument("--template", help="conversation template (default: the family's own, internvl2_5 for Qwen2)")
+    parser.add_argument("--template", help="conversation template (default: the language model's own)")
+    parser.add_argument("--system", help="system message in place of the template's; '' for none")
     parser.add_argument(
         "--max-tiles",
         type=int,
@@ -48,6 +49,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         type=int,
         help="vision layer to use (default -1, CLIP and SigLIP -2); InternViT's layers after it are left out",
     )
+    parser.add_argument("--tile-size", type=int, help="side of a tile in pixels, for DINOv2 (default 448)")
     rgb = dict(type=float, nargs=3, metavar=("R", "G", "B"))
     parser.add_argument("--image-mean", **rgb, help="that the tower was trained with, if not known; folded in")
     parser.add_argument("--image-std", **rgb, help="likewise")
@@ -70,8 +72,9 @@ def build(options: dict) -> None:
         f"{summary['num_image_token']} tokens per tile, template {summary['template']}, "
         f"projector: {summary['projector']}"
     )
-    if summary["note"]:
-        print(f"note: {summary['note']}")
+    print("parameters: " + ", ".join(f"{name} {count:,}" for name, count in summary["parts"].items()))
+    for note in summary["notes"]:
+        print(f"note: {note}")
 
 
 def main(argv=None) -> int:

@@ -135,7 +135,7 @@ def test_a_killed_run_goes_on_bit_equal(toy_base, data, recipe, tmp_path, proces
     assert whole.ok, whole.output[-3000:]
     killed = train_forked(tmp_path / "killed", toy_base, data, prepare=partial(kill_before, KILLED), **case)
     assert killed.codes == [-signal.SIGKILL] * processes
-    again = train_forked(tmp_path / "killed", toy_base, data, extra=("--resume",), **case)
+    again = train_forked(tmp_path / "killed", toy_base, data, extra=("--resume", "auto"), **case)
     assert again.ok, again.output[-3000:]
     assert f"resuming from {tmp_path / 'killed' / f'iter_{SAVED}.pth'}" in again.output
     assert len(logged(tmp_path / "whole")) == NUM_STEPS

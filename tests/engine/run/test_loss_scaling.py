@@ -102,12 +102,15 @@ def test_float16_takes_the_scaling_wrapper():
 def test_deepspeed_takes_the_dtype_of_the_model(monkeypatch):
     auto = dict(fp16=dict(enabled="auto", initial_scale_power=16), bf16=dict(enabled="auto"))
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)  # many CPUs have none
-    settled = settle_deepspeed_dtype(auto, torch.float16)
-    assert settled == dict(fp16=dict(enabled=True, initial_scale_power=16), bf16=dict(enabled=False))
-    assert settle_deepspeed_dtype(auto, torch.bfloat16) == auto
-    for section, value in (("bf16", True), ("fp16", False)):
-        with pytest.raises(ValueError, match=f"sets {section}.enabled={value}.*float16"):
-            settle_deepspeed_dtype({**auto, section: dict(enabled=value)}, torch.float16)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        right = {"fp16": dtype == torch.float16, "bf16": dtype == torch.bfloat16}
+        settled = settle_deepspeed_dtype(auto, dtype)
+        assert {name: settled[name].pop("enabled") for name in right} == right
+        assert settled == dict(fp16=dict(initial_scale_power=16), bf16={})
+        for name, value in right.items():
+            assert settle_deepspeed_dtype({name: {"enabled": value}}, dtype)[name] == {"enabled": value}
+            with pytest.raises(ValueError, match=f"sets {name}.enabled={not value}, but .* in {str(dtype)[6:]} "):
+                settle_deepspeed_dtype({**auto, name: dict(enabled=not value)}, dtype)
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: None)
     with pytest.raises(ValueError, match="leave out --deepspeed"):
         settle_deepspeed_dtype(auto, torch.float16)
@@ -157,15 +160,15 @@ def test_a_killed_run_in_float16_goes_on_bit_equal(toy_base, tmp_path, processes
     overflows, scales = (logged(tmp_path / "whole", key) for key in ("overflows", "loss_scale"))
     assert len(scales) == NUM_STEPS and overflows[0] > 0 and len(set(scales)) > 1
     train_forked(tmp_path / "killed", toy_base, data, prepare=overflow_then_kill, **case)
-    again = train_forked(tmp_path / "killed", toy_base, data, extra=("--resume",), prepare=overflow_at_first, **case)
+    case |= {"extra": ("--resume", "auto"), "prepare": overflow_at_first}
+    again = train_forked(tmp_path / "killed", toy_base, data, **case)
     assert again.ok, again.output[-3000:]
     for key in ("loss", "loss_scale", "overflows"):
         assert logged(tmp_path / "killed", key) == logged(tmp_path / "whole", key)[SAVED:]
     final = f"iter_{NUM_STEPS}.pth"
     require_equal(contents(tmp_path / "killed" / final), contents(tmp_path / "whole" / final))
-    near = train_forked(
-        tmp_path / "near", toy_base, data, **{**case, "options": {**options(processes), "model.dtype": "float32"}}
-    )
+    case |= {"extra": (), "prepare": None, "options": {**options(processes), "model.dtype": "float32"}}
+    near = train_forked(tmp_path / "near", toy_base, data, **case)
     assert near.ok
     # float16 rounds to 11 bits; the losses of 8 steps differ by that
     assert logged(tmp_path / "whole") == pytest.approx(logged(tmp_path / "near"), rel=0.01)

@@ -16,7 +16,7 @@ from ...weights.errors import CheckpointError
 from ...weights.work_dir import newest_checkpoint, read_checkpoint
 
 AUTO, ADAMW = "auto", "AdamW"
-BITSANDBYTES = re.compile(r"(8|32)bit$|^Paged")  # names of its classes, as MMEngine registers them
+BITSANDBYTES = re.compile(r"(8|32)bit$")  # names of its classes, as MMEngine registers them
 
 
 def check_loadable(
@@ -75,10 +75,9 @@ def settle_start(cfg: Any, args: Any) -> None:
 
     Raises:
         CheckpointError: The run can't start from the checkpoint, see `check_loadable`.
-        ConfigError: ``--deepspeed`` with an optimizer whose state ZeRO can't cut.
+        ConfigError: An optimizer whose state ZeRO can't cut, or whose pages don't come back.
     """
-    if args.deepspeed:
-        _check_sharded(optimizer_of(cfg))
+    _check_optimizer(optimizer_of(cfg), bool(args.deepspeed))
     resume = args.resume
     if resume is None and cfg.get("resume"):
         resume = cfg.get("load_from") or AUTO
@@ -95,14 +94,13 @@ def settle_start(cfg: Any, args: Any) -> None:
         check_loadable(str(cfg.load_from), "load_from", work_dir, deepspeed=deepspeed, needs_optimizer=False)
 
 
-def check_same_run(cfg: Any, path: str, *, num_ranks: int, deepspeed: bool) -> list[str]:
+def check_same_run(cfg: Any, args: Any, *, num_ranks: int) -> list[str]:
     """Compares a run that resumes with the record in its checkpoint, before anything is built.
 
     Args:
         cfg: The config with the command line's options, checked.
-        path: The checkpoint.
+        args: XTuner's parsed arguments, after `settle_start`.
         num_ranks: Processes of this run.
-        deepspeed: This run uses DeepSpeed.
 
     Returns:
         What has changed without making it another run, as lines for the user.
@@ -113,19 +111,26 @@ def check_same_run(cfg: Any, path: str, *, num_ranks: int, deepspeed: bool) -> l
     from ...datasets.images.resize_rules import resize_facts
     from ...models.vlm import resolve_dtype
 
+    path, deepspeed = args.resume, bool(args.deepspeed)
     then, hooks = read_checkpoint(path)["record"], cfg.get("custom_hooks") or []
     if then is None and not any(record.plain(hook).get("type") == "StateHook" for hook in hooks):
         return [f"nothing tells whether {path} is of this run: no StateHook in custom_hooks, which keeps a record"]
     dataset, dtype = DATASETS.build(cfg.train_dataloader.dataset), resolve_dtype(cfg.model.get("dtype", "auto"))
-    own = {"ranks": num_ranks, "dtype": str(dtype), "resize_rule": resize_facts()["resize_rule"]}
+    seed = (cfg.get("randomness") or {}).get("seed") if args.seed is None else args.seed
+    own = {"ranks": num_ranks, "seed": seed, "dtype": str(dtype), "resize_rule": resize_facts()["resize_rule"]}
     now = record.make(cfg, dataset, deepspeed=deepspeed, **own)
     defaults = record.defaults_of(record.settings_of(cfg, deepspeed=deepspeed))
     return record.require_same_run(then, now, defaults, path)
 
 
-def _check_sharded(optimizer: str) -> None:
-    """Raises where ZeRO would cut an optimizer's tables like its moments when it saves."""
-    if BITSANDBYTES.search(optimizer):
+def _check_optimizer(optimizer: str, deepspeed: bool) -> None:
+    """Raises where ZeRO would cut an optimizer's tables like its moments when it saves, or a resume ends its paging."""
+    if optimizer.startswith("Paged"):
+        raise ConfigError(
+            f"optim_wrapper.optimizer.type={optimizer!r}: after a resume its moments would be held on the GPU, where "
+            f"they don't fit; set it to {optimizer.removeprefix('Paged')!r}, or use --deepspeed deepspeed_zero2_offload"
+        )
+    if deepspeed and BITSANDBYTES.search(optimizer):
         raise ConfigError(
             f"optim_wrapper.optimizer.type={optimizer!r} can't run under --deepspeed, which cuts the moments of "
             f"torch's AdamW only; set it to {ADAMW!r}, or leave --deepspeed out"

@@ -68,11 +68,6 @@ def test_more_processes_than_gpus_or_cores(monkeypatch, processes, gpus, message
         check_processes(processes, {"XTUNER_PLUGINS_SHARE_CORES": "1"})
 
 
-def test_an_option_without_a_value_is_one_line(capsys):
-    assert main(["configs/finetune_lora.py", "--cfg-options", "train_cfg.max_iters", "100"]) == 2
-    assert "takes KEY=VALUE pairs" in capsys.readouterr().err
-
-
 OURS, XTUNER = (sys.executable, "tools/train.py"), (str(Path(sys.executable).with_name("xtuner")), "train")
 
 
@@ -189,6 +184,7 @@ def test_a_refused_setting_writes_nothing(started, capsys):
     assert "train_dataloader has no 'batch_sampler'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_with_settings_goes_on_with_the_same_settings(toy_base, tmp_path):
     """As a user starts it: a name, a base, data; from a folder of the user's own."""
     data, images = write_dataset(tmp_path / "data")

@@ -19,19 +19,15 @@ from ..run.loops import PlanIterator, planned_loop
 class LedgerHook(Hook):
     """Keeps the ledger of a run: takes the records of samples that were left out out of each batch.
 
-    Args:
-        max_bad_samples: Most unusable samples in an epoch, over all ranks that share the work directory; more stop the
-            run. None takes the dataset's own ``max_bad_samples``.
-
     Raises:
         ValueError: The run has another loop than `PlannedTrainLoop`.
-        TooManyBadSamples: The ceiling is passed.
+        TooManyBadSamples: An epoch has more unusable samples, over all ranks that share the work directory, than the
+            dataset's ``max_bad_samples``.
     """
 
     priority = "VERY_HIGH"
 
-    def __init__(self, max_bad_samples: int | None = None):
-        self.max_bad_samples = max_bad_samples
+    def __init__(self):
         self.ledger: Ledger | None = None
         self._epoch = 0
 
@@ -39,9 +35,7 @@ class LedgerHook(Hook):
         """Starts or continues the file, and enters what the first epoch's plan leaves out."""
         iterator, dataset = planned_loop(runner).dataloader_iterator, runner.train_dataloader.dataset
         self.ledger = Ledger(Path(runner.work_dir) / "ledger.jsonl")
-        if self.max_bad_samples is not None:
-            self.ledger.max_bad_samples = self.max_bad_samples
-        elif isinstance(dataset, MultimodalDataset):
+        if isinstance(dataset, MultimodalDataset):
             self.ledger.max_bad_samples = dataset.max_bad_samples
         self._epoch = iterator.epoch
         if get_rank() == 0:

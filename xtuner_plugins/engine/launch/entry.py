@@ -106,12 +106,12 @@ def _read_again(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def _give_deepspeed_the_dtype(module: types.ModuleType, cfg: Config) -> None:
-    """Extends XTuner's filling in of ``"auto"`` dtypes, which looks at the device alone."""
+    """Replaces XTuner's filling in of ``"auto"`` dtypes, which looks at the device alone."""
     from ...models.vlm import resolve_dtype
     from ..run.loss_scaling import settle_deepspeed_dtype
 
-    fill_in, dtype = module.auto_dtype_of_deepspeed_config, resolve_dtype(cfg.model.get("dtype", "auto"))
-    module.auto_dtype_of_deepspeed_config = lambda config: fill_in(settle_deepspeed_dtype(config, dtype))
+    dtype = resolve_dtype(cfg.model.get("dtype", "auto"))
+    module.auto_dtype_of_deepspeed_config = functools.partial(settle_deepspeed_dtype, dtype=dtype)
 
 
 def _end_with_xtuner() -> None:

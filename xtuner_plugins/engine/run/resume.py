@@ -26,7 +26,6 @@ def check_loadable(
     *,
     deepspeed: bool,
     needs_optimizer: bool,
-    optimizer: str = ADAMW,
 ) -> None:
     """Raises where a run can't start from a checkpoint.
 
@@ -36,7 +35,6 @@ def check_loadable(
         work_dir: Searched for another checkpoint, for the message.
         deepspeed: This run uses DeepSpeed.
         needs_optimizer: The run resumes, so weights alone don't suffice.
-        optimizer: Class of the run's optimizer, see `optimizer_of`.
 
     Raises:
         CheckpointError: One line with the defect and the remedy.
@@ -56,12 +54,6 @@ def check_loadable(
         raise CheckpointError(
             f"{setting} {path}: doesn't name the parameters of its optimizer state, which a run under DeepSpeed needs; "
             f"resume without --deepspeed, or begin a new run from its weights with --cfg-options load_from={path}"
-        )
-    if needs_optimizer and facts["is_adamw"] not in (None, optimizer == ADAMW):
-        held = ADAMW if facts["is_adamw"] else f"another optimizer than {ADAMW}"
-        raise CheckpointError(
-            f"{setting} {path}: holds the state of {held}, which {optimizer} can't read; "
-            f"resume with that one, or begin a new run from its weights with --cfg-options load_from={path}"
         )
 
 
@@ -88,8 +80,7 @@ def settle_start(cfg: Any, args: Any) -> None:
         cfg.resume = args.resume is not None
         if cfg.resume:
             args.resume = str(args.resume)
-            own = {"deepspeed": deepspeed, "optimizer": optimizer_of(cfg)}
-            check_loadable(args.resume, "--resume", work_dir, needs_optimizer=True, **own)
+            check_loadable(args.resume, "--resume", work_dir, deepspeed=deepspeed, needs_optimizer=True)
     elif cfg.get("load_from"):
         check_loadable(str(cfg.load_from), "load_from", work_dir, deepspeed=deepspeed, needs_optimizer=False)
 

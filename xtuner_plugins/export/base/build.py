@@ -45,6 +45,7 @@ def build_base(
     projector: str | Path | None = None,
     projector_type: str | None = None,
     select_layer: int | None = None,
+    tile_size: int | None = None,
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
     max_shard_size: str | int = "4GB",
@@ -57,6 +58,7 @@ def build_base(
     * Vision: a standalone InternViT (``embeddings.*``, ``encoder.layers.*``), or the tower inside an official
       directory. With ``select_layer=-k`` the last ``k - 1`` layers are dropped and ``-1`` is written; this is exact,
       as InternViT has no final norm, and consumers support nothing else.
+    * DINOv2 becomes an InternViT, which has the same blocks (see `dinov2`).
     * CLIP and SigLIP (a bare tower, or the one inside a whole model) stay whole, ``select_layer`` is written, and their
       own pixel normalization is folded in. Only our own model code runs such a directory.
     * Language model: the nine tokens are appended. Embedding and head are cut to the tokenizer's size (Qwen3 keeps its
@@ -78,6 +80,7 @@ def build_base(
             ``bilinear_mlp`` (the patch grid halved bilinearly); None takes the first for InternViT, the second for CLIP
             and SigLIP.
         select_layer: negative index of the layer whose output is used; None is -1 for InternViT, -2 for the others.
+        tile_size: side of a tile in pixels, for DINOv2 alone; None is 448.
         image_mean: per channel, that the tower was trained with; folded into its first layer. None is ImageNet's
             (InternViT) or what its directory says (CLIP, SigLIP).
         image_std: per channel, likewise.
@@ -103,7 +106,8 @@ def build_base(
         raise ValueError("image_mean and image_std go together; give both or none")
     shard_bytes = parse_size(max_shard_size)
     out = check_target(out, force=force, inputs={"vision tower": vision, "language model": llm, "projector": projector})
-    vision_part = towers.read_vision(local_directory(vision, "vision tower"), select_layer=select_layer)
+    tower = local_directory(vision, "vision tower")
+    vision_part = towers.read_vision(tower, select_layer=select_layer, tile_size=tile_size)
     own = (image_mean, image_std) if image_mean is not None else vision_part.normalization
     if own is not None:
         vision_part.tensors = normalization.fold(vision_part.tensors, *own)
@@ -243,7 +247,7 @@ def _resize_rows(matrix: LazyTensor, old_rows: int, num_new: int, num_rows: int,
         parts.append(kept)
         used += kept.shape[0]
     assert used == num_rows, (used, num_rows)
-    return Joined(parts, (num_rows, *matrix.shape[1:]))
+    return Joined(parts)
 
 
 def mean_row(matrix: LazyTensor) -> torch.Tensor:

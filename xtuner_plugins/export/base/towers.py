@@ -1,4 +1,4 @@
-"""Reads the vision tower that an assembly starts from: InternViT, CLIP or SigLIP."""
+"""Reads the vision tower that an assembly starts from: InternViT, DINOv2, CLIP or SigLIP."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...families import EncoderFamily, encoder_family
+from ...hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from ...weights import allowed
 from ...weights.lazy import LazyTensor
 from ...weights.reading import CheckpointError, open_weights, read_json
+from . import dinov2
 
 PREFIX = "vision_model."  # of the tower in our model; names of a CLIP or SigLIP tower itself begin with it, too
 _NOT_STORED = ("embeddings.position_ids",)  # a buffer that old releases saved
@@ -34,19 +36,31 @@ class VisionPart:
     projector_type: str = "pixel_shuffle_mlp"
 
 
-def read_vision(directory: Path, *, select_layer: int | None = None) -> VisionPart:
+def read_vision(directory: Path, *, select_layer: int | None = None, tile_size: int | None = None) -> VisionPart:
     """A vision tower from a standalone tower, a whole CLIP or SigLIP model, or an official directory.
+
+    Args:
+        directory: of the tower.
+        select_layer: as `VisionPart`; None takes the family's.
+        tile_size: as `dinov2.read_dinov2`; other towers have theirs.
 
     Raises:
         UnknownFamilyError: an encoder without a row in ``families``.
         CheckpointError: incomplete weights.
+        ValueError: ``select_layer`` is outside, or ``tile_size`` isn't the tower's.
     """
-    from ...hub import InternVisionConfig
-
     config = read_json(directory / "config.json")
+    if config.get("model_type") == dinov2.MODEL_TYPE:
+        tower, held = dinov2.read_dinov2(directory, tile_size)
+        part = _intern_vit(directory, tower, {PREFIX + name: tensor for name, tensor in held.items()}, select_layer)
+        return replace(part, normalization=_normalization(directory, IMAGENET_MEAN, IMAGENET_STD))
     official = "vision_config" in config and "llm_config" in config
     tower = config["vision_config"] if official else config
     family = encoder_family(tower, f"vision tower {directory}")
+    if tile_size not in (None, tower.get("image_size")):
+        raise ValueError(
+            f"tile_size = {tile_size}: DINOv2 alone takes another size than {tower.get('image_size')} pixels"
+        )
     if tower.get("model_type") != family.whole_type:
         tower = allowed.vision_fields(tower, f"vision tower {directory}")
     if not family.is_intern_vit:
@@ -56,8 +70,18 @@ def read_vision(directory: Path, *, select_layer: int | None = None) -> VisionPa
         tensors = {k: v for k, v in held.items() if k.startswith("vision_model.")}
     else:
         tensors = {PREFIX + k: v for k, v in held.items()}
-    complete = InternVisionConfig(**tower).to_dict()
-    part = VisionPart(_vision_config(family, complete), tensors, projector_type=family.projector_type)
+    return _intern_vit(directory, tower, tensors, select_layer)
+
+
+def _intern_vit(
+    directory: Path, fields: Mapping, tensors: dict[str, LazyTensor], select_layer: int | None
+) -> VisionPart:
+    """The part of an InternViT, cut after ``select_layer``."""
+    from ...hub import InternVisionConfig
+
+    family = encoder_family({"model_type": InternVisionConfig.model_type})
+    config = _vision_config(family, InternVisionConfig(**fields).to_dict())
+    part = VisionPart(config, tensors, projector_type=family.projector_type)
     return truncate_tower(part, family.select_layer if select_layer is None else select_layer, directory)
 
 
@@ -74,15 +98,19 @@ def _read_transformers_tower(directory, family, official_config, select_layer) -
         config = dict(official_config)
     else:
         config, tensors = read_tower(directory, family)
-        fields = read_json(directory / "preprocessor_config.json", missing={})
-        normalization = (fields.get("image_mean"), fields.get("image_std"))
-        if None in normalization:
-            normalization = (family.image_mean, family.image_std)
+        normalization = _normalization(directory, family.image_mean, family.image_std)
     select_layer = family.select_layer if select_layer is None else select_layer
     layers = config["num_hidden_layers"]
     if not -layers <= select_layer <= -1:
         raise ValueError(f"select_layer = {select_layer} is outside -1 .. -{layers} for the tower {directory}")
     return VisionPart(config, tensors, select_layer, normalization, family.projector_type)
+
+
+def _normalization(directory: Path, *default: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+    """The image mean and std that a directory names, or the default."""
+    fields = read_json(directory / "preprocessor_config.json", missing={})
+    own = fields.get("image_mean"), fields.get("image_std")
+    return default if None in own else own
 
 
 def truncate_tower(part: VisionPart, select_layer: int, where: Path) -> VisionPart:

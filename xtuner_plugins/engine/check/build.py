@@ -27,14 +27,10 @@ from .text import check_keywords, check_text, refused
 LOADER_PARTS = {"dataset", "sampler", "batch_sampler", "collate_fn", "worker_init_fn", "num_batch_per_epoch"}
 
 
-def check_config(cfg: Config) -> None:
-    """The whole check: what the text tells, and one build.
-
-    Raises:
-        ConfigError: As `check_text` and `check_build`.
-    """
+def check_config(cfg: Config, deepspeed: Mapping[str, Any] | None = None) -> None:
+    """The whole check: what the text tells, and one build; arguments and errors as `check_text` and `check_build`."""
     check_text(cfg)
-    check_build(cfg)
+    check_build(cfg, deepspeed)
 
 
 def check_build(cfg: Config, deepspeed: Mapping[str, Any] | None = None) -> None:
@@ -45,8 +41,7 @@ def check_build(cfg: Config, deepspeed: Mapping[str, Any] | None = None) -> None
 
     Args:
         cfg: The config, whose text was checked.
-        deepspeed: The settings in the file of ``--deepspeed``; None without it, or where XTuner's own command has
-            still to read it.
+        deepspeed: The settings in the file of ``--deepspeed``; None without it.
 
     Raises:
         ConfigError: The key of the part and the error of its constructor, or a type that isn't known.

@@ -20,7 +20,6 @@ import numpy as np
 from data_inputs import make_base
 from tqdm import trange
 
-from xtuner_plugins.datasets.errors import DataError
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
 from xtuner_plugins.datasets.plan.budget import SHARING, TileBudget, truncate
 from xtuner_plugins.datasets.plan.measure import count_pieces
@@ -31,6 +30,7 @@ from xtuner_plugins.datasets.records.records import expand_videos, parse_record
 from xtuner_plugins.datasets.text.conversation import Piece, encode, split_pieces
 from xtuner_plugins.datasets.text.templates import get_template
 from xtuner_plugins.datasets.text.tokens import TextTokenizer
+from xtuner_plugins.errors import DataError
 from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template
 
 SCRAPS = [

@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from PIL import Image
 from tqdm import trange
 
-from xtuner_plugins.datasets.errors import DataError
 from xtuner_plugins.datasets.records.boxes import normalize_boxes
 from xtuner_plugins.datasets.records.json_index import parse_json
 from xtuner_plugins.datasets.records.records import parse_record
+from xtuner_plugins.errors import DataError
 
 SIZE = (640, 480)  # of each image
 WORDS = [

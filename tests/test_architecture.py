@@ -8,17 +8,12 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "xtuner_plugins"
 # Bottom first: folders, and files that stand beside them. A file belongs to the longest name that it begins with.
-LAYERS = """hub data_names ranges families settings processes html_page preprocessing checkpoints fast_tokenizers
-    datasets/errors datasets/cache datasets/stores datasets/images datasets/records datasets/text
-    datasets/plan datasets models audit inference evaluation chat_page engine engine/watch engine/run
+LAYERS = """hub errors files ranges families settings processes html_page weights
+    datasets/stores datasets/images datasets/records datasets/text
+    datasets/plan datasets export models audit inference evaluation chat_page engine engine/watch engine/run
     engine/hooks engine/check engine/launch engine/prepared planning cli toy""".split()
 # Imports that still go up, by (file, what it imports): each goes with the next work on its room.
 UPWARD = {
-    ("checkpoints/tokenizer_files", "fast_tokenizers"),
-    *(
-        ("preprocessing", f"datasets/{each}")
-        for each in ("base", "images/resize_rules", "meta_file", "records/opening")
-    ),
     ("settings", "engine/prepared"),  # the name that a run writes into its config
 }
 NAMED = re.compile(r"xtuner_plugins(\.\w+)+")

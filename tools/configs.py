@@ -126,7 +126,7 @@ def print_config(args: argparse.Namespace) -> None:
 
 def write_config(args: argparse.Namespace) -> None:
     from xtuner_plugins.cli.from_xtuner import check_out, derive, launch_line
-    from xtuner_plugins.data_names import absolute_path, names_data, names_images
+    from xtuner_plugins.files import absolute_path, names_data, names_images
 
     out, path = Path(args.write), Path(find_config(args.name))
     check_out(out, args.force)

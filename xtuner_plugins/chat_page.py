@@ -16,9 +16,9 @@ import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 from starlette.middleware.trustedhost import TrustedHostMiddleware  # noqa: E402
 
-from .datasets.errors import MediaError  # noqa: E402
 from .datasets.images.media import load_image  # noqa: E402
 from .datasets.images.video import load_frames  # noqa: E402
+from .errors import MediaError  # noqa: E402
 from .hub.constants import IMAGE_PLACEHOLDER  # noqa: E402
 from .inference.drawing import with_boxes  # noqa: E402
 from .inference.session import ChatSession, Frame, Turn  # noqa: E402

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .data_names import LOCAL_SCHEME, STORE_PACKAGES, is_url, masked, scheme_of
+from .files import LOCAL_SCHEME, STORE_PACKAGES, is_url, masked, scheme_of
 
 MAX_TILES = 256  # published configurations use up to 40
 ROW_MULTIPLE = 128  # tokens; a row of 8192 is filled up by less than 1 % on average

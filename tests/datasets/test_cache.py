@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from tests.process_table import ends, is_alive
-from xtuner_plugins.datasets import MultimodalDataset, SettingError, cache
-from xtuner_plugins.datasets.cache import locked, open_array, save
+from xtuner_plugins import files
+from xtuner_plugins.datasets import MultimodalDataset, SettingError
 from xtuner_plugins.datasets.plan import lengths
 from xtuner_plugins.datasets.records import json_index
+from xtuner_plugins.files import locked, open_array, save
 
 
 @contextlib.contextmanager
@@ -80,7 +81,7 @@ def test_a_lock_ends_with_its_holder_and_not_with_its_children(tmp_path):
 
 
 def test_who_waits_says_for_whom_and_how_long(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(cache, "FIRST_WORD", 0.1)
+    monkeypatch.setattr(files, "FIRST_WORD", 0.1)
 
     def hold():
         with locked(tmp_path / "a.lock"):

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from xtuner_plugins.datasets import MultimodalDataset, SettingError
+from xtuner_plugins.datasets.lock import from_config
 from xtuner_plugins.datasets.meta_file import expand_metas, is_meta
-from xtuner_plugins.preprocessing import from_config
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from tests.datasets.source_kinds import as_lines, as_rows, make_images, make_records, write_table, write_webdataset
-from xtuner_plugins.datasets.errors import DataError
 from xtuner_plugins.datasets.images.media import image_size, load_image
 from xtuner_plugins.datasets.images.stored import open_images
 from xtuner_plugins.datasets.records.opening import open_records
 from xtuner_plugins.datasets.records.records import parse_record
+from xtuner_plugins.errors import DataError
 
 CASES = int(os.environ.get("FUZZ_CASES", 200))
 SECONDS = 60 + CASES  # of a kind; most cases take milliseconds

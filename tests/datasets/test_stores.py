@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from tests.datasets.store_servers import BUCKET, ObjectServer, query_server
-from xtuner_plugins.data_names import masked, shown, split_zip, unsigned
 from xtuner_plugins.datasets import MultimodalDataset, stores
-from xtuner_plugins.datasets.errors import MediaError, SettingError, SourceError
 from xtuner_plugins.datasets.images.media import image_size, load_image
 from xtuner_plugins.datasets.images.stored import StoreImages, open_images
 from xtuner_plugins.datasets.records.opening import open_records
 from xtuner_plugins.datasets.stores import Store, localize
+from xtuner_plugins.errors import MediaError, SettingError, SourceError
+from xtuner_plugins.files import masked, shown, split_zip, unsigned
 
 ANON = {"anon": True}
 

@@ -9,8 +9,8 @@ import random
 
 import pytest
 
-from xtuner_plugins.datasets.cache import CACHE_VARIABLE
 from xtuner_plugins.evaluation.items import Item
+from xtuner_plugins.files import CACHE_VARIABLE
 from xtuner_plugins.inference.questions import Question
 from xtuner_plugins.toy.images import draw, make_scene
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.conftest import ROOT
-from xtuner_plugins.datasets.errors import RecordError, SettingError
+from xtuner_plugins.errors import RecordError, SettingError
 from xtuner_plugins.evaluation.benchmarks import STEMS, fill, first_groups, items_hash, open_data_sets
 from xtuner_plugins.evaluation.items import Item
 from xtuner_plugins.evaluation.metrics import METRICS

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xtuner_plugins.datasets.errors import RecordError, SettingError
+from xtuner_plugins.errors import RecordError, SettingError
 from xtuner_plugins.evaluation.metrics import (
     METRICS,
     by_category,

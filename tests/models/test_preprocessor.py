@@ -56,8 +56,8 @@ def test_samples_left_out_are_counted_without_a_ledger(caplog):
 
     from xtuner_plugins.datasets.bad_samples import dropped_sample
     from xtuner_plugins.datasets.collate import collate
-    from xtuner_plugins.datasets.errors import RecordError
     from xtuner_plugins.datasets.ledger import TooManyBadSamples
+    from xtuner_plugins.errors import RecordError
 
     def batch(reason):
         return collate([dropped_sample(RecordError(reason, "words", place="f:7"), "f:7", 28, max_bad_samples=1)])

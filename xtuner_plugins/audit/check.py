@@ -14,9 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ..data_names import absolute_path, is_url
 from ..datasets.bad_samples import file_key
-from ..datasets.cache import get_cache_dir, text_hash
 from ..datasets.dataset import MultimodalDataset
 from ..datasets.fates import why_left_out
 from ..datasets.images.media import MAX_PIXELS, ImageFolder
@@ -25,6 +23,7 @@ from ..datasets.mixture import Source, open_sources
 from ..datasets.plan.lengths import DROPPED, SHRUNK, TRUNCATED
 from ..datasets.records.records import IMAGE as IMAGE_TAG
 from ..datasets.records.records import Record, parse_record
+from ..files import absolute_path, get_cache_dir, is_url, text_hash
 from .facts import IMAGE, RECORD
 from .opening import Opening, Trouble, open_all
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ..datasets.errors import DataError
+from ..errors import DataError
 from .check import Checked
 
 SHOWN = 5  # names of each kind

@@ -20,13 +20,13 @@ import numpy as np
 import PIL
 
 from ..datasets.bad_samples import ON_PURPOSE
-from ..datasets.cache import save, text_hash
-from ..datasets.errors import DataError, MediaError, RecordError
 from ..datasets.images.media import Blob, ImageFolder, MediaSource, display_name, load_reduced
 from ..datasets.images.video import load_frames
 from ..datasets.records.boxes import compare_size, normalize_boxes
 from ..datasets.records.records import Record
 from ..datasets.text.tokens import no_garbage_collection
+from ..errors import DataError, MediaError, RecordError
+from ..files import save, text_hash
 from ..processes import die_with_parent, num_cores
 from .facts import IMAGE, RECORD, hash_text, look_at, note
 

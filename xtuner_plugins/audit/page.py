@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..datasets.dataset import MultimodalDataset
-from ..datasets.errors import DataError
+from ..errors import DataError
 from ..html_page import render
 from .cards import embed_tiles, pictures, shorten, token_runs, turn_runs
 from .check import Checked, FileReport, count_samples

@@ -12,13 +12,13 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from ..datasets.cache import get_cache_dir, write_whole
-from ..datasets.errors import RecordError, SettingError
 from ..datasets.images.media import Blob
 from ..datasets.records.opening import open_records
 from ..datasets.records.pairs import parse_pair
 from ..datasets.records.records import IMAGE, parse_record
 from ..datasets.records.tables import write_image
+from ..errors import RecordError, SettingError
+from ..files import get_cache_dir, write_whole
 
 # Used in turn, so that the captions of one image answer different prompts
 CHINESE_PROMPTS = ("请描述这张图片。", "请用一句话描述图片的内容。", "这张图片里有什么?")

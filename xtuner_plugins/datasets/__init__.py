@@ -14,9 +14,9 @@ bad_samples   policies and fillers                  errors       errors with pla
 base          what a model directory says           cache        files and locks between runs
 """
 
+from ..errors import DataError, MediaError, RecordError, SettingError
 from .collate import collate, collate_packed
 from .dataset import MultimodalDataset
-from .errors import DataError, MediaError, RecordError, SettingError
 from .images.tiling import DynamicTiling
 from .preference import PreferenceDataset, collate_pairs
 from .samplers import PackBatchSampler, PlanSampler

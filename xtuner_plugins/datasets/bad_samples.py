@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from ..data_names import HIDDEN, is_url, shown
+from ..errors import DataError, SettingError
+from ..files import HIDDEN, is_url, shown
 from ..hub.constants import IGNORE_INDEX
-from .errors import DataError, SettingError
 
 POLICIES = ("raise", "skip")
 ON_PURPOSE = ("too_long", "rejected", "empty_answer")  # left out under every policy, not counted as bad

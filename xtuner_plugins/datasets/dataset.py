@@ -13,13 +13,13 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset, get_worker_info
 
+from ..errors import DataError, MediaError, RecordError, SettingError, check_choice, check_whole
+from ..files import get_cache_dir
 from ..hub.constants import IGNORE_INDEX
 from ..processes import die_with_parent, leave_signals_to_parent
 from ..ranges import REDUCTIONS
 from .bad_samples import FILLER_INDEX, ON_PURPOSE, POLICIES, dropped_sample, filler_sample, read_reject_list
 from .base import read_base
-from .cache import get_cache_dir
-from .errors import DataError, MediaError, RecordError, SettingError, check_choice, check_whole
 from .fates import find_broken, unusable_error
 from .images.jpeg import degrade
 from .images.media import MAX_PIXELS, MediaSource, image_size
@@ -341,16 +341,17 @@ class MultimodalDataset(Dataset):
     ) -> LengthIndex:
         """Measured lengths of file `number`, from the cache or measured now (see `lengths`)."""
         if number not in self._lengths:
-            task = self._measuring(number)
+            task = self.measuring(number)
             self._lengths[number] = measure(task, self.cache_dir, num_workers=num_workers, progress=progress)
         return self._lengths[number]
 
     def is_measured(self) -> bool:
         """Whether the lengths of every file are in the cache."""
-        tasks = map(self._measuring, range(len(self.sources)))
+        tasks = map(self.measuring, range(len(self.sources)))
         return all(LengthIndex.open(Path(self.cache_dir) / task.key()) for task in tasks)
 
-    def _measuring(self, number: int) -> Measure:
+    def measuring(self, number: int) -> Measure:
+        """What measures the lengths of file `number`."""
         source = self.sources[number]
         return Measure(
             source.index,

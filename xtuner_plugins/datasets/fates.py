@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import RecordError
 from .bad_samples import ON_PURPOSE
-from .errors import RecordError
 from .plan.lengths import BROKEN, DROPPED, FATES, FITS
 
 if TYPE_CHECKING:

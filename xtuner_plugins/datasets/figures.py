@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import DataError
 from ..hub.constants import IGNORE_INDEX
 from .dataset import MultimodalDataset
-from .errors import DataError
 from .plan.lengths import DROPPED
 
 LOOK_AT = 64  # samples of all files together, where lengths aren't measured

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from mmengine.logging import print_log
 
+from ..files import write_whole
 from .bad_samples import ON_PURPOSE
-from .cache import write_whole
 
 NO_SAMPLE, EARLIER = -1, -2  # in place of a sample's index: a line of sums, a line of an earlier epoch
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from mmengine.logging import print_log
 
-from .errors import DataError, SettingError
+from ..errors import DataError, SettingError
 from .images.jpeg import OFFICIAL
 from .records.json_index import parse_json
 

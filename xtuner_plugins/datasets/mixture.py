@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data_names import GONE_SETTINGS, is_url, masked
+from ..errors import GONE_SETTINGS, DataError, SettingError
+from ..files import is_url, masked
 from .base import template_of, tiling_of
-from .errors import DataError, SettingError
 from .images.jpeg import check_quality
 from .images.media import ImageFolder
 from .images.stored import StoreImages, open_images

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from mmengine.registry import DATASETS, FUNCTIONS
 
+from ..errors import SettingError
 from ..hub.constants import IGNORE_INDEX
 from .bad_samples import FILLER, filler_sample
 from .collate import kept_samples, with_images
 from .dataset import MultimodalDataset
-from .errors import SettingError
 from .records.pairs import parse_pair
 
 SEGMENTS_PER_PAIR = 3  # prompt, chosen, rejected

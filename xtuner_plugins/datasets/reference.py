@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .cache import array_hash, save, text_hash
-from .errors import RecordError, SettingError
+from ..errors import RecordError, SettingError
+from ..files import array_hash, save, text_hash
 from .plan.lengths import DROPPED
 from .preference import PreferenceDataset
 
@@ -42,7 +42,7 @@ class ReferenceLogProbs:
         self._starts = np.cumsum([0, *map(len, self._rows)])
         self.num_records = int(self._starts[-1])
         own = [
-            text_hash(dataset._measuring(number).key(), repr(source.tiling))
+            text_hash(dataset.measuring(number).key(), repr(source.tiling))
             for number, source in enumerate(dataset.sources)
         ]
         self.folder = Path(folder, text_hash(*own, repr(dataset.budget), array_hash(*self._rows), *model))

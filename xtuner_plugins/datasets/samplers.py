@@ -18,10 +18,10 @@ import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
 from mmengine.registry import DATA_SAMPLERS
 
+from ..errors import SettingError, check_choice
+from ..files import array_hash, text_hash
 from .bad_samples import FILLER_INDEX
-from .cache import array_hash, text_hash
 from .dataset import MultimodalDataset
-from .errors import SettingError, check_choice
 from .fates import describe, left_out
 from .plan.lengths import FATES, FITS
 from .plan.packing import Packs, arrange, efficiency, pack_samples

@@ -21,10 +21,9 @@ from urllib.parse import quote
 
 from mmengine.logging import print_log
 
-from ..data_names import masked, scheme_of, unsigned
+from ..errors import MediaError, SettingError, SourceError
+from ..files import locked, masked, scheme_of, text_hash, unsigned, write_whole
 from ..ranges import RangeError, check_storage_options, check_store_url
-from .cache import bytes_hash, locked, text_hash, write_whole
-from .errors import MediaError, SettingError, SourceError
 
 PAUSES = (0.0, 0.5, 2.0, 8.0)  # seconds before each try
 SECONDS = 60.0  # that a try may last
@@ -188,7 +187,7 @@ def localize(url: str, options: Mapping[str, Any] | None, cache_dir: str | os.Pa
         version = store.version()
         if version is None:
             data = store.read()
-            target = folder / bytes_hash(data) / name
+            target = folder / text_hash(data) / name
             write_whole(target, lambda beside: beside.write_bytes(data))
             return str(target)
         target = folder / text_hash(str(version)) / name

@@ -26,11 +26,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..datasets.cache import get_cache_dir, text_hash
-from ..datasets.errors import DataError, RecordError, SettingError
 from ..datasets.images.media import ImageFolder
 from ..datasets.records.json_index import open_index
 from ..datasets.records.tables import write_image
+from ..errors import DataError, RecordError, SettingError
+from ..files import get_cache_dir, text_hash
 from ..inference.questions import Question, Unusable
 from .items import Item
 from .metrics import Metric, by_group, find_metric

@@ -17,8 +17,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..datasets.errors import RecordError, SettingError
 from ..datasets.records.boxes import BOX, FRAME_SIZE
+from ..errors import RecordError, SettingError
 from .items import Item
 
 NUM_ANNOTATORS = 10  # of VQA accuracy

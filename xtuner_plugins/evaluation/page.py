@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from ..datasets.errors import MediaError
 from ..datasets.images.media import load_image
+from ..errors import MediaError
 from ..html_page import render
 from ..inference.drawing import with_boxes
 from .compare import Comparison, comparison_table, differences

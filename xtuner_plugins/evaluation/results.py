@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from ..datasets.cache import write_whole
-from ..datasets.errors import MediaError
+from ..errors import MediaError
+from ..files import write_whole
 from ..inference.batch_answers import Lengths
 from ..inference.questions import Question
 from .benchmarks import DataSet

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
-from ..datasets.errors import MediaError
 from ..datasets.images.media import image_size, load_image
 from ..datasets.images.tiling import DynamicTiling, Grid
 from ..datasets.plan.budget import first_limit
+from ..errors import MediaError
 from ..processes import die_with_parent, num_cores
 from .opening import open_session
 from .questions import Question, Unusable

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data_names import is_url, names_data
 from ..families import PARTS, families_of
+from ..files import is_url, names_data
 from ..ranges import OBJECTIVES, check_tiles
 from ..settings import ConfigError, value_at
 from .job import MOMENTS, Adapters, Batch, Job, Strategy
@@ -174,8 +174,8 @@ def _measured(data: Mapping[str, Any], paths: Sequence[str], pairs: bool) -> lis
     import numpy as np
 
     from ..datasets import MultimodalDataset, PreferenceDataset
-    from ..datasets.errors import DataError, SourceError
     from ..datasets.plan.lengths import DROPPED
+    from ..errors import DataError, SourceError
 
     kind = PreferenceDataset if pairs else MultimodalDataset
     try:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xtuner_plugins.datasets.errors import MediaError, SettingError
 from xtuner_plugins.datasets.images.media import Blob, ImageFolder, image_size, load_image
+from xtuner_plugins.errors import MediaError, SettingError
 
 UPRIGHT = np.zeros((6, 10, 3), np.uint8)
 UPRIGHT[:3, :5] = (255, 0, 0)

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from xtuner_plugins.datasets import DynamicTiling
-from xtuner_plugins.datasets.errors import MediaError
 from xtuner_plugins.datasets.images import tiles
 from xtuner_plugins.datasets.images.media import Blob, load_image
 from xtuner_plugins.datasets.images.tiles import MODES, decode_plain, open_tiles
+from xtuner_plugins.errors import MediaError
 
 WIDTH, HEIGHT = 133, 91
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))

@@ -9,8 +9,8 @@ from mmengine.dataset import BaseDataset, Compose
 from mmengine.registry import TRANSFORMS
 from PIL import Image
 
-from xtuner_plugins.datasets.errors import SettingError
 from xtuner_plugins.datasets.images.tiling import DynamicTiling, resize_to_grid
+from xtuner_plugins.errors import SettingError
 
 
 @cache

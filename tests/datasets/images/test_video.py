@@ -13,8 +13,8 @@ from PIL import Image
 
 from tests.conftest import HANGS_AFTER, ROOT
 from xtuner_plugins.datasets import MultimodalDataset, RecordError
-from xtuner_plugins.datasets.errors import MediaError
 from xtuner_plugins.datasets.images.video import load_frames, pick_frames, probe_video
+from xtuner_plugins.errors import MediaError
 
 LEVELS = [20 * number for number in range(12)]
 

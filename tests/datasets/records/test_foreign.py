@@ -6,10 +6,10 @@ import random
 import pytest
 
 from benchmarks import fuzz_kinds
-from xtuner_plugins.datasets.errors import RecordError
 from xtuner_plugins.datasets.images.media import Blob
 from xtuner_plugins.datasets.records.foreign import renamed
 from xtuner_plugins.datasets.records.records import parse_record
+from xtuner_plugins.errors import RecordError
 
 OURS = {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
 TALK = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]

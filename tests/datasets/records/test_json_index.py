@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xtuner_plugins.datasets.errors import RecordError, SettingError, SourceError
 from xtuner_plugins.datasets.records import json_index
 from xtuner_plugins.datasets.records.opening import open_records
+from xtuner_plugins.errors import RecordError, SettingError, SourceError
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.text(alphabet='a"\\[]{},:\n é𝄞', max_size=12),

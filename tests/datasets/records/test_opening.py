@@ -14,8 +14,8 @@ from tests.conftest import ROOT
 from tests.datasets.source_kinds import KINDS, NEED_SETTINGS, make_images, make_records, write_plain, write_table
 from xtuner_plugins.audit.check import PlainFiles, check_dataset, write_reject_list
 from xtuner_plugins.datasets import MultimodalDataset
-from xtuner_plugins.datasets.errors import SettingError
 from xtuner_plugins.datasets.records.opening import open_records
+from xtuner_plugins.errors import SettingError
 
 BAD = [4, 6]  # of the records
 
@@ -67,7 +67,7 @@ def test_lengths_and_complaints_are_equal(open_kind, kind):
     ]
     assert complaints[0] == complaints[1] == [(4, "image_unreadable"), (6, "no_conversations")]
     again = open_kind(kind)
-    assert again.is_measured() and again.lengths(0).holds(again._measuring(0))
+    assert again.is_measured() and again.lengths(0).holds(again.measuring(0))
 
 
 @pytest.mark.parametrize("kind", KINDS)

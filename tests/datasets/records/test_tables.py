@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from xtuner_plugins.datasets.errors import RecordError, SettingError, SourceError
 from xtuner_plugins.datasets.images.media import Blob
 from xtuner_plugins.datasets.records import tables
 from xtuner_plugins.datasets.records.opening import open_records
 from xtuner_plugins.datasets.records.records import parse_record
+from xtuner_plugins.errors import RecordError, SettingError, SourceError
 
 TURNS = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
 PAIR = [{"user": "Q", "assistant": "A"}]

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from tests.datasets.text.test_conversation import record_of
-from xtuner_plugins.datasets.errors import RecordError, SettingError
 from xtuner_plugins.datasets.text.templates import Segment, Template, get_template
+from xtuner_plugins.errors import RecordError, SettingError
 from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template
 
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from xtuner_plugins.datasets.errors import RecordError
 from xtuner_plugins.engine.launch.train_process import user_message
+from xtuner_plugins.errors import RecordError
 
 
 class Broken(torch.utils.data.Dataset):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..errors import SettingError
+from ...errors import SettingError
 
 OFFICIAL = (75, 100)  # what `data_augment` means in the official code
 

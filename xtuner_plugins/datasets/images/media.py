@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import MediaError, SettingError, out_of_files
+from ...errors import MediaError, SettingError, out_of_files
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for decompression bombs (2 x 1 GiB / 4 / 3)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "ICO", "TGA", "AVIF", "HEIF")

@@ -8,8 +8,8 @@ from typing import Any
 
 from mmengine.logging import print_log
 
-from ...data_names import is_url, local_path, masked, split_zip
-from ..errors import MediaError, SettingError
+from ...errors import MediaError, SettingError
+from ...files import is_url, local_path, masked, split_zip
 from ..stores import MANY_MEMBERS, ZIP, Store
 from .media import Blob, ImageFolder, check_name
 

@@ -24,8 +24,8 @@ import torch
 from mmengine.registry import TRANSFORMS
 from PIL import Image
 
+from ...errors import SettingError
 from ...ranges import RangeError, check_tiles
-from ..errors import SettingError
 
 
 class Grid(NamedTuple):

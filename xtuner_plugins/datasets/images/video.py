@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
-from ..errors import MediaError
+from ...errors import MediaError
 from .media import MAX_PIXELS, Blob, MediaSource, image_size, load_image, to_rgb
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...errors import SettingError, check_choice, check_whole
 from ...hub.constants import IGNORE_INDEX
 from ...ranges import image_tokens
-from ..errors import SettingError, check_choice, check_whole
 from ..images.tiling import DynamicTiling
 from ..text.conversation import Encoded
 

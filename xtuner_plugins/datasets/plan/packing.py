@@ -14,7 +14,7 @@ from itertools import chain
 
 import numpy as np
 
-from ..errors import SettingError
+from ...errors import SettingError
 from .bin_packing import BestFit, RandomFill, Sizes
 
 BEST_FITS = [BestFit(tile_share, noise) for tile_share in (0.0, 0.5) for noise in (0.0, 0.05, 0.2)]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from mmengine.dist import all_gather_object, get_world_size
 from torch.utils.data import DataLoader, Sampler
 
-from ..errors import SettingError
+from ...errors import SettingError
 
 
 class PlannedIndex(int):

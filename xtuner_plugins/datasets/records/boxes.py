@@ -28,7 +28,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
-from ..errors import RecordError
+from ...errors import RecordError
 from .record_checks import fail, read_fillers, shorten, warn
 from .records import Record, clean
 

@@ -15,8 +15,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from ..cache import content_hash, locked, open_array, save, text_hash
-from ..errors import RecordError, SettingError, SourceError, out_of_files
+from ...errors import RecordError, SettingError, SourceError, out_of_files
+from ...files import content_hash, locked, open_array, save, text_hash
 from .foreign import renamed
 
 BLOCK = 1 << 24  # bytes read at a time

@@ -20,10 +20,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...data_names import WILDCARDS, is_pattern, is_url, local_path, masked
-from ...data_names import shown as shown_url
-from ..cache import locked, text_hash, write_whole, writing
-from ..errors import DataError, SettingError
+from ...errors import DataError, SettingError
+from ...files import WILDCARDS, is_pattern, is_url, local_path, locked, masked, text_hash, write_whole, writing
+from ...files import shown as shown_url
 from ..stores import localize
 from .json_index import open_index, stamp_of
 from .tables import TableRecords, natural

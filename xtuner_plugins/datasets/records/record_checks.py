@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from ..errors import RecordError
+from ...errors import RecordError
 
 # Reasons with their meanings and remedies. `~` before one: it may also be a warning; `~~`: it is only a warning.
 _TABLE = {

@@ -32,7 +32,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from ..errors import RecordError
+from ...errors import RecordError
 from ..images.media import Blob
 from .foreign import KEYS, RawTurn, turns_of
 from .record_checks import (

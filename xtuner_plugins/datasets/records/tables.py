@@ -30,8 +30,8 @@ from typing import Any
 
 from PIL import Image
 
-from ..cache import locked, text_hash, write_whole, writing
-from ..errors import DataError, RecordError, SettingError, SourceError
+from ...errors import DataError, RecordError, SettingError, SourceError
+from ...files import locked, text_hash, write_whole, writing
 from ..images.media import Blob, identify
 from .foreign import LISTS, renamed
 from .json_index import check_unchanged, parse_json, stamp_of

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
+from ...errors import RecordError, SettingError
 from ...hub.conversation import Conversation, get_conv_template
-from ..errors import RecordError, SettingError
 from ..records.records import Medium, Record
 
 

@@ -17,8 +17,9 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ...data_names import GONE_SETTINGS, is_url, names_data, names_images
+from ...errors import GONE_SETTINGS
 from ...families import PARTS, target_matcher
+from ...files import is_url, names_data, names_images
 from ...hub.constants import token_grid
 from ...hub.conversation import get_conv_template
 from ...ranges import (

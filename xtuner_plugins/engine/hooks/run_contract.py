@@ -16,8 +16,8 @@ from mmengine.registry import HOOKS
 from torch import nn
 
 from ...datasets import MultimodalDataset
-from ...datasets.cache import write_whole
 from ...datasets.figures import file_figures
+from ...files import write_whole
 from ..run.loops import planned_loop
 from ..run.optimizers import describe_optimizer
 from ..run.param_groups import group_members, num_weights, planned_groups

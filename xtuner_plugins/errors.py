@@ -1,0 +1,94 @@
+"""The errors that data can cause, the settings of data that went, and checks of settings.
+
+Every message says what is wrong, where, and what to do about it. `reason` is a short machine-readable
+word (`image_missing`, `json`, `turn_order`...) by which the checker and the ledger count.
+"""
+
+import errno
+import resource
+from collections.abc import Callable, Sequence
+from numbers import Integral
+
+# Settings of data that went, and what to do instead
+GONE_SETTINGS = {
+    "augment": "write jpeg_quality=(75, 100); images are no longer cropped or recolored in training",
+    "route": "write fast_decoding: False for pillow (the default), True or 'auto' for torchvision",
+    "backend_args": "write fsspec's options as storage_options; mount another store, or save LMDB as Parquet",
+    "store_timeout": "leave it out: a read is tried four times, 60 s each",
+    "image_cache_gib": "leave it out: images in stores are read each time; copy them to a disk to keep them",
+    "windows_paths": "leave it out: `\\` separates folders where no file has the name as it is",
+    "num_threads": "leave it out: set num_workers, whose processes open samples side by side",
+    "record_sizes": "leave it out: sizes are read from the images' headers",
+}
+
+
+class DataError(ValueError):
+    """Something is wrong with the data or with a setting that describes it.
+
+    Attributes:
+        reason: a short word to count by.
+        problem: what is wrong, without its place.
+        remedy: what to do about it.
+        place: `file:line`, a path or the name of a setting; '' where the problem names it.
+    """
+
+    def __init__(self, reason: str, problem: str, remedy: str = "", place: str = ""):
+        self.reason, self.problem, self.remedy, self.place = reason, problem, remedy, place
+        message = f"{place}: {problem}" if place else problem
+        super().__init__(f"{message}; {remedy}" if remedy else message)
+
+    def __reduce__(self):  # errors travel from DataLoader workers by pickle
+        return type(self), (self.reason, self.problem, self.remedy, self.place)
+
+
+class SettingError(DataError):
+    """A setting of the dataset (or a path that a setting names) can't be used."""
+
+
+class RecordError(DataError):
+    """A record of an annotation file can't be used; `place` is `file:line`."""
+
+
+class MediaError(DataError):
+    """An image or video can't be used; `place` is its path."""
+
+    def in_record(self, place: str) -> RecordError:
+        """The same complaint about the record at `place` (`file:line`)."""
+        return RecordError(
+            self.reason, f"{self.place}: {self.problem}" if self.place else self.problem, self.remedy, place
+        )
+
+
+class SourceError(OSError):
+    """A file has changed or gone, or a store doesn't answer: about no single record, so it stops under every policy."""
+
+
+def out_of_files(error: BaseException, kind: Callable[..., DataError], place: str = "") -> DataError | None:
+    """The complaint of this kind that the process has too many files open; None for any other error."""
+    if getattr(error, "errno", None) != errno.EMFILE:
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    problem = f"can't be opened, because this process has as many files open as it may ({limit:,})"
+    return kind("open_files", problem, "raise the limit of the shell that starts it (ulimit -n 65536)", place)
+
+
+def check_whole(name: str, value: object, low: int) -> int:
+    """The value of a setting that must be a whole number, `low` or more.
+
+    Raises:
+        SettingError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
+        raise SettingError(name, f"{name}={value!r} can't be used", f"give a whole number, {low} or more")
+    return int(value)
+
+
+def check_choice(name: str, value: object, choices: Sequence[str | None]) -> str | None:
+    """The value of a setting that must be one of a few.
+
+    Raises:
+        SettingError: it is none of them.
+    """
+    if value not in choices:
+        raise SettingError(name, f"{name}={value!r} is unknown", f"it is one of {', '.join(map(str, choices))}")
+    return value

@@ -1,0 +1,290 @@
+"""Files: hashes, writing whole or not at all, locks and maps; and how settings name files and objects of stores.
+
+Importing this is fast, since the check of a config's text does: NumPy and PyTorch are imported where they are needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import posixpath
+import re
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from .errors import SettingError, out_of_files
+
+if TYPE_CHECKING:
+    import numpy as np
+
+CACHE_VARIABLE = "XTUNER_PLUGINS_CACHE"
+DEFAULT_CACHE = "work_dirs/data_index"
+FIRST_WORD = 5.0  # seconds after which a process that waits for a lock first says so
+LONGEST_SILENCE = 60.0  # most seconds between two such messages
+WILDCARDS = "*?"
+LOCAL_SCHEME = "file"
+# Packages that fsspec needs, by the scheme of a URL, as Python and pip name them; '' where it needs none
+STORE_PACKAGES = {
+    **dict.fromkeys(("s3", "s3a"), "s3fs"),
+    "oss": "ossfs",
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    "hdfs": "pyarrow",
+    **dict.fromkeys(("http", "https"), "aiohttp"),
+    "memory": "",
+}
+HIDDEN = "***"  # stands for credentials in what messages show of a URL
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+# What stands before the host: up to the first slash, or beyond it where a password that isn't quoted holds one.
+_USER = re.compile(r"(?<=://)(?:[^/\s@]*|[^/\s@]*:(?!\d+/)[^\s@]*)@")
+_QUERY = re.compile(r"(://[^\s?'\"<>]*)\?[^\s'\"<>]+")  # holds the signature of a signed URL
+# Parameters of URLs that are signed for S3, Google, OSS and COS, CloudFront, and of servers that know a reader by them
+_SIGNED = re.compile(
+    r"x-(?:amz|goog|oss|cos)-(?!process)|q-|(?:sig|signature|expires|policy|key-pair-id|token|\w*access(?:key)?id|security-token)=",
+    re.IGNORECASE,
+)
+
+
+def get_cache_dir(cache_dir: str | os.PathLike | None = None) -> str:
+    """The cache directory: the setting, else the environment variable `CACHE_VARIABLE`, else `DEFAULT_CACHE`.
+
+    Raises:
+        SettingError: the setting isn't a path.
+    """
+    if cache_dir is None:
+        return os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE
+    if not isinstance(cache_dir, (str, os.PathLike)) or not os.fspath(cache_dir):
+        raise SettingError("cache_dir", f"cache_dir={cache_dir!r} can't be used", "give a directory's path, or None")
+    return os.fspath(cache_dir)
+
+
+def content_hash(path: str | os.PathLike) -> str:
+    """Hash of a file's bytes, as fast as a disk gives them."""
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def array_hash(*arrays: np.ndarray) -> str:
+    """Hash of integer arrays by their values, whatever their widths."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(len(array).to_bytes(8, "little"))
+        digest.update(array.astype("int64", "C", copy=False).data)
+    return digest.hexdigest()
+
+
+def text_hash(*texts: str | bytes) -> str:
+    """Hash of texts, each kept apart from the next."""
+    digest = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        data = text.encode() if isinstance(text, str) else text
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path`, then move it into place; a crash leaves nothing half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(6)}{path.suffix}")  # default permissions (umask)
+    try:
+        write(beside)
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write (disk full, no permission, read-only) into one line with a remedy.
+
+    Raises:
+        SettingError: the file can't be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SettingError(
+            "cache_dir",
+            f"can't be written ({error.strerror or error})",
+            "make room and give write permission there, or name another cache directory: the dataset's cache_dir or "
+            f"the environment variable {CACHE_VARIABLE}",
+            str(path),
+        ) from None
+
+
+def save(path: Path, content: str | np.ndarray | dict[str, np.ndarray]) -> None:
+    """Write a file of the cache, whole or not at all: a text, an array (.npy) or several (.npz).
+
+    Raises:
+        SettingError: it can't be written.
+    """
+    import numpy as np
+
+    def write(target: Path) -> None:
+        with open(target, "wb") as file:
+            if isinstance(content, str):
+                file.write(content.encode())
+            elif isinstance(content, dict):
+                np.savez(file, **content)
+            else:
+                np.save(file, np.ascontiguousarray(content))
+
+    with writing(path):
+        write_whole(path, write)
+
+
+def open_array(path: str | os.PathLike) -> np.ndarray:
+    """A .npy file, memory-mapped: forked processes share its pages. It holds no descriptor, as numpy's own maps do.
+
+    Raises:
+        SettingError: the process may open no more files.
+        OSError, ValueError: the file is missing or isn't whole.
+    """
+    import numpy as np
+    import torch
+
+    try:
+        array = np.load(path, mmap_mode="r")
+    except OSError as error:
+        raise out_of_files(error, SettingError, os.fspath(path)) or error from None
+    content = torch.from_file(os.fspath(path), shared=False, size=array.offset + array.nbytes, dtype=torch.uint8)
+    content = content.numpy()[array.offset :]
+    content.flags.writeable = False
+    return content.view(array.dtype).reshape(array.shape)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, so that of several processes one builds something and the others wait.
+
+    The lock is a POSIX record lock: it belongs to one process, is not inherited by its children, and is dropped by the
+    kernel when that process dies. Threads of one process don't exclude each other. While a process waits, it prints
+    on stderr which process it waits for and how long (on each node, only local rank 0 does).
+
+    Raises:
+        SettingError: the lock file can't be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")  # "w" would erase what the holder wrote
+    with file:
+        with writing(path):
+            _wait_for_lock(file, path)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})")
+            file.flush()
+        yield  # closing the file releases the lock
+
+
+def _wait_for_lock(file: IO[str], path: Path) -> None:
+    started, pause, say_at = time.monotonic(), 0.01, FIRST_WORD
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except (BlockingIOError, PermissionError):  # POSIX allows either where another process holds the lock
+            waited = time.monotonic() - started
+        if waited >= say_at:
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                file.seek(0)
+                print(_waiting_message(file.read(), path, waited), file=sys.stderr, flush=True)
+            say_at += min(say_at, LONGEST_SILENCE)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.25)
+
+
+def _waiting_message(holder: str, path: Path, waited: float) -> str:
+    return (
+        f"waiting {waited:.0f} s for {holder or 'another process'}, which holds {path} while it prepares the data; "
+        "if it isn't at work, end it, and this process goes on"
+    )
+
+
+def is_url(path: object) -> bool:
+    """Whether an entry is a URL; `file://` is one, too."""
+    return isinstance(path, str) and _URL.match(path) is not None
+
+
+def scheme_of(url: str) -> str:
+    """The scheme of a URL, in lower case."""
+    return _URL.match(url)[1].lower()
+
+
+def local_path(path: str) -> str:
+    """The path that a `file://` URL names; any other entry as it is."""
+    if not is_url(path) or scheme_of(path) != LOCAL_SCHEME:
+        return path
+    return unquote(urlsplit(path).path)
+
+
+def absolute_path(path: str) -> str:
+    """The absolute path of an entry; a URL as it is."""
+    return path if is_url(path) else os.path.abspath(path)
+
+
+def real_path(path: str) -> str:
+    """The path of an entry without links, by which two entries are compared; a URL as it is."""
+    return path if is_url(path) else os.path.realpath(path)
+
+
+def masked(text: str) -> str:
+    """A text without the users, passwords and queries (signatures) of the URLs in it, for messages."""
+    return _QUERY.sub(rf"\1?{HIDDEN}", _USER.sub(f"{HIDDEN}@", text))
+
+
+def shown(url: str) -> str:
+    """As `masked`, and a hash tells URLs apart that differ in a query, the signature aside."""
+    query = unsigned(url).partition("?")[2]
+    return masked(url) + (hashlib.blake2b(query.encode(), digest_size=4).hexdigest() if query else "")
+
+
+def unsigned(url: str) -> str:
+    """A URL without user and signature, which change while it names the same object; for keys."""
+    base, _, query = _USER.sub("", url).partition("?")
+    parts = [part for part in query.split("&") if not _SIGNED.match(part)]
+    is_azure = any(part.startswith("sig=") for part in query.split("&"))  # whose query is the signature's alone
+    return base if is_azure or not any(parts) else f"{base}?{'&'.join(parts)}"
+
+
+def is_pattern(path: str) -> bool:
+    """Whether an entry names files by a pattern: `*` and `?` as in a shell."""
+    return not is_url(path) and not os.path.exists(path) and any(char in path for char in WILDCARDS)
+
+
+def split_zip(path: str) -> tuple[str, str]:
+    """(zip archive, folder in it) of a path; ('', '') where no part of it is one."""
+    head, inside = path.rstrip("/"), ""
+    while head and not os.path.isdir(head):
+        if head.lower().endswith(".zip") and os.path.isfile(head):
+            return head, inside
+        head, tail = os.path.split(head)
+        inside = posixpath.join(tail, inside) if inside else tail
+        if not tail:
+            break
+    return "", ""
+
+
+def names_data(path: str) -> bool:
+    """Whether something is there that an entry of `data_paths` can mean; patterns and URLs aren't looked up."""
+    path = local_path(path)
+    return is_url(path) or os.path.exists(path) or is_pattern(path)
+
+
+def names_images(path: str) -> bool:
+    """Whether something is there that an entry of `image_folders` can mean; URLs aren't looked up."""
+    path = local_path(path)
+    return is_url(path) or os.path.isdir(path) or bool(split_zip(path)[0])

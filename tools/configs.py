@@ -62,7 +62,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     if args.from_xtuner and (args.name or args.data or args.set or args.cfg_options):
         parser.error("--from-xtuner takes --write, --base and --force alone")
     if args.name and (args.family or args.stage):
-        parser.error(f"--family and --stage choose what is listed, and {args.name} is one config; leave out one of them")
+        parser.error(
+            f"--family and --stage choose what is listed, and {args.name} is one config; leave out one of them"
+        )
     if args.name and args.write:
         check_writing(parser, args)
     elif not args.from_xtuner and (args.write or any(getattr(args, name) for name in OF_WRITING)):

@@ -1,6 +1,5 @@
 """Plans of epochs: every sample once over all ranks, resumed anywhere."""
 
-import numpy as np
 import pytest
 
 from xtuner_plugins.datasets import PackBatchSampler, PlanSampler, SettingError

@@ -7,9 +7,9 @@ A position in the plan is the number of samples (or packs) that all ranks togeth
 `seek`: nothing is read or decoded, and the number of ranks may have changed. Every usable sample comes exactly once per
 epoch; a rank for which the last step has none left gets a filler.
 
-The heaviest batch comes first: a GPU that is too small for it runs out of memory in the first step, not hours later. The
-heaviest has the most tokens, and of several the most tiles. So lengths are measured before the first step, unless the
-order of the mixture is kept.
+The heaviest batch comes first: a GPU that is too small for it runs out of memory in the first step, not hours later.
+The heaviest has the most tokens, and of several the most tiles. So lengths are measured before the first step, unless
+the order of the mixture is kept.
 """
 
 from collections.abc import Iterator, Sequence

@@ -90,11 +90,11 @@ def main() -> None:
         base = make_base(folder / "base")
 
         def check(cache: str) -> None:
+            os.environ["XTUNER_PLUGINS_CACHE"] = cache
             if args.plain:
                 dataset = PlainFiles([data], [str(folder / "images")])
-                dataset.cache_dir = cache
             else:
-                dataset = MultimodalDataset(base, [data], str(folder / "images"), cache_dir=cache)
+                dataset = MultimodalDataset(base, [data], str(folder / "images"))
             (report,) = check_dataset(dataset, num_workers=args.workers)
             assert (len(report.images), report.complaints.total()) == (args.records, 0)
 

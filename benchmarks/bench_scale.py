@@ -55,21 +55,21 @@ def prepare(folder: Path, num: int) -> None:
             file.write(block)
     time.sleep(2.1)  # the hash of a file that was written just now isn't remembered
     start = time.perf_counter()
+    from xtuner_plugins.files import get_cache_dir
+
     dataset = open_dataset(folder)
     print(f"first start: hash and offsets of {num:,} records in {time.perf_counter() - start:.1f} s", flush=True)
     task = dataset._measuring(0)
     rows = task.rows(range(BLOCK))
     assert not rows.pop("complaints")
     arrays = {name: np.tile(array, (num // BLOCK, *[1] * (array.ndim - 1))) for name, array in rows.items()}
-    lengths._save(Path(dataset.cache_dir) / task.key(), arrays, [])
+    lengths._save(get_cache_dir() / task.key(), arrays, [])
 
 
 def open_dataset(folder: Path):
     from xtuner_plugins.datasets import MultimodalDataset
 
-    return MultimodalDataset(
-        str(folder / "base"), str(folder / "data.jsonl"), str(folder / "images"), cache_dir=str(folder / "cache")
-    )
+    return MultimodalDataset(str(folder / "base"), str(folder / "data.jsonl"), str(folder / "images"))
 
 
 def open_packs(folder: Path):

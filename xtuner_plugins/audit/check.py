@@ -14,16 +14,15 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ..datasets.bad_samples import file_key
 from ..datasets.dataset import MultimodalDataset
-from ..datasets.fates import why_left_out
-from ..datasets.images.media import MAX_PIXELS, ImageFolder
+from ..datasets.images.media import ImageFolder
 from ..datasets.images.tiling import DynamicTiling
+from ..datasets.left_out import why_left_out
 from ..datasets.mixture import Source, open_sources
 from ..datasets.plan.lengths import DROPPED, SHRUNK, TRUNCATED
 from ..datasets.records.records import IMAGE as IMAGE_TAG
 from ..datasets.records.records import Record, parse_record
-from ..files import absolute_path, get_cache_dir, is_url, text_hash
+from ..files import absolute_path, text_hash
 from .facts import IMAGE, RECORD
 from .opening import Opening, Trouble, open_all
 
@@ -52,11 +51,11 @@ class PlainFiles:
         DataError: files or folders can't be used; one error names all of them.
     """
 
-    num_frames, max_pixels = NUM_FRAMES, MAX_PIXELS
+    num_frames = NUM_FRAMES
 
     def __init__(self, data_paths, image_folders=None, parse: Callable[[object, str], Record] = parse_record):
-        self.parse, self.cache_dir = parse, get_cache_dir()
-        self.sources = open_sources(data_paths, image_folders, None, None, STANDARD, {}, self.cache_dir)
+        self.parse = parse
+        self.sources = open_sources(data_paths, image_folders, None, None, STANDARD, {})
         self._pick_all()
 
     def _pick_all(self) -> None:
@@ -77,7 +76,7 @@ class Questions(PlainFiles):
     """
 
     def __init__(self, files: Mapping[str, Mapping[str, Sequence[str]]]):
-        self.parse, self.cache_dir = parse_record, get_cache_dir()
+        self.parse = parse_record
         found = [Asked(name, list(asked.items())) for name, asked in files.items()]
         common = {"folder": ImageFolder(None), "tiling": DynamicTiling(), "repeat": 1.0}
         self.sources = [SimpleNamespace(name=index.path, index=index, **common) for index in found]
@@ -193,7 +192,7 @@ def check_dataset(
             say(trouble)
     tasks = [Opening.of(dataset, number) for number in range(len(reports))]
     parts: list[list] = [[] for _ in tasks]
-    for number, (done, found) in open_all(tasks, num_workers, dataset.cache_dir):
+    for number, (done, found) in open_all(tasks, num_workers):
         report, known = reports[number], reports[number].left_out
         for trouble in found.pop("troubles"):
             if trouble.row not in known:
@@ -243,11 +242,10 @@ def count_samples(dataset: Checked, reports: Sequence[FileReport]) -> int:
 def write_reject_list(path: str | os.PathLike, reports: Sequence[FileReport]) -> int:
     """Write the unusable records for `reject_list`, {"file", "row", "line", "reason"} per line; returns the number.
 
-    Of a URL "file" is what messages show, and "key" a hash of it (`bad_samples.file_key`).
+    Of a URL "file" is what messages show.
     """
     entries = [
         {"file": absolute_path(index.path), "row": row, "line": index.line(row), "reason": trouble.reason}
-        | ({"key": file_key(index)} if is_url(index.path) else {})
         for report in reports
         for index in [report.source.index]
         for row, trouble in report.left_out.items()

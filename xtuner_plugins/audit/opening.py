@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from ..datasets.bad_samples import ON_PURPOSE
 from ..datasets.images.media import Blob, ImageFolder, MediaSource, display_name, load_reduced
 from ..datasets.images.video import load_frames
+from ..datasets.left_out import ON_PURPOSE
 from ..datasets.records.boxes import compare_size, normalize_boxes
 from ..datasets.records.records import Record
 from ..datasets.text.tokens import no_garbage_collection
 from ..errors import DataError, MediaError, RecordError
-from ..files import save, text_hash
+from ..files import get_cache_dir, save, text_hash
 from ..processes import die_with_parent, num_cores
 from .facts import IMAGE, RECORD, hash_text, look_at, note
 
@@ -67,24 +67,23 @@ class Opening:
     """What opens the records of a file, whatever model they will train.
 
     Attributes:
-        index, folder, parse, num_frames, max_pixels: of the dataset.
+        index, folder, parse, num_frames: of the dataset.
     """
 
     index: object
     folder: ImageFolder
     parse: Callable[[object, str], Record]
     num_frames: int
-    max_pixels: int
 
     @classmethod
     def of(cls, dataset, number: int) -> "Opening":
         """What opens file `number` of a dataset (`check.Checked`)."""
         source = dataset.sources[number]
-        return cls(source.index, source.folder, dataset.parse, dataset.num_frames, dataset.max_pixels)
+        return cls(source.index, source.folder, dataset.parse, dataset.num_frames)
 
     def key(self) -> str:
         """Hash of everything that decides what is found, apart from the images."""
-        facts = self.folder.key(), self.num_frames, self.max_pixels, self.parse.__qualname__, self.index.path
+        facts = self.folder.key(), self.num_frames, self.parse.__qualname__, self.index.path
         return text_hash(FORMAT, PIL.__version__, self.index.fingerprint(), repr(facts))
 
     def rows(self, first: int, last: int) -> dict:
@@ -119,11 +118,11 @@ class Opening:
             own = row if isinstance(medium.name, Blob) else ""  # names of images in rows are alike
             name = hash_text(f"{display_name(path)} {own}")
             if medium.kind == "video":
-                frame = load_frames(path, self.num_frames, self.max_pixels)[0]
+                frame = load_frames(path, self.num_frames)[0]
                 facts = look_at(frame, frame.size, None)
             else:
                 look = _look_at_file if isinstance(path, str) else _look_at
-                facts = look(path, self.max_pixels)
+                facts = look(path)
             images.append((row, *facts[:2], name, *facts[2:]))
         return images
 
@@ -149,8 +148,8 @@ class Opening:
         return [Trouble.of(row, each, is_warning=True) for each in warnings if each is not None]
 
 
-def _look_at(source: MediaSource, max_pixels: int) -> tuple:
-    return look_at(*load_reduced(source, max_pixels, REDUCED))
+def _look_at(source: MediaSource) -> tuple:
+    return look_at(*load_reduced(source, REDUCED))
 
 
 _look_at_file = lru_cache(maxsize=50_000)(_look_at)  # a file that many records name is decoded once; 15 MB a process
@@ -191,14 +190,14 @@ def _read(path: Path) -> dict | None:
     return found | {"troubles": [Trouble(*each) for each in troubles]}
 
 
-def open_all(tasks: list[Opening], num_workers: int | None, cache_dir: str) -> Iterator[tuple[int, tuple[int, dict]]]:
+def open_all(tasks: list[Opening], num_workers: int | None) -> Iterator[tuple[int, tuple[int, dict]]]:
     """(number of the file, (number of records, what was found)) of each chunk, in order."""
     places = [
         (number, first, min(first + CHUNK, len(task.index)))
         for number, task in enumerate(tasks)
         for first in range(0, len(task.index), CHUNK)
     ]
-    work = tasks, [Path(cache_dir) / "checked" / task.key() for task in tasks]
+    work = tasks, [get_cache_dir() / "checked" / task.key() for task in tasks]
     num_workers = num_cores() if num_workers is None else num_workers
     if num_workers:
         pool = ProcessPoolExecutor(min(num_workers, max(1, len(places))), initializer=_start, initargs=(*work, True))

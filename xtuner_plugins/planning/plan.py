@@ -119,7 +119,7 @@ def largest_batches(settings: Mapping[str, Any], shape: Shape) -> tuple[Batch, B
 
 def _tiles_of_sample(data: Mapping[str, Any], shape: Shape) -> int:
     limit = data.get("max_tiles") or 1
-    check_tiles(data.get("min_tiles") or 1, limit)
+    check_tiles(1, limit)
     return min(limit + (limit > 1), data["max_length"] // shape.tokens_per_tile)
 
 

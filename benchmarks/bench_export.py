@@ -93,8 +93,8 @@ def official_config(size: str) -> dict:
 
 def our_shapes(size: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the model as it trains (InternLM2 as Llama)."""
-    from xtuner_plugins.checkpoints.formats import official
-    from xtuner_plugins.checkpoints.loader import empty_model
+    from xtuner_plugins.weights import official
+    from xtuner_plugins.weights.loader import empty_model
 
     model = empty_model(official.read_config(official_config(size), "benchmark"))
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -102,7 +102,7 @@ def our_shapes(size: str) -> dict[str, tuple[int, ...]]:
 
 def random_lazy(shape, dtype):
     """Random numbers of any shape from one block, so that making a checkpoint costs the disk and not the generator."""
-    from xtuner_plugins.checkpoints.io.tensors import LazyTensor
+    from xtuner_plugins.weights.lazy import LazyTensor
 
     block = (torch.randn(2**22, generator=torch.Generator().manual_seed(0)) * 0.02).to(dtype)
 
@@ -119,9 +119,8 @@ def random_lazy(shape, dtype):
 def write_base(folder: Path, size: str) -> None:
     from data_inputs import make_base
 
-    from xtuner_plugins.checkpoints.formats import official
-    from xtuner_plugins.checkpoints.io import writer
-    from xtuner_plugins.checkpoints.io.tensors import MemoryTensor
+    from xtuner_plugins.weights import official, writer
+    from xtuner_plugins.weights.lazy import MemoryTensor
 
     make_base(folder)  # for the tokenizer
     tensors = {

@@ -30,9 +30,9 @@ import torch
 from peft import LoraConfig
 from PIL import Image
 
-from xtuner_plugins.checkpoints.assembly.base import build_base
-from xtuner_plugins.checkpoints.export import convert
 from xtuner_plugins.datasets import collate_packed, collate_pairs
+from xtuner_plugins.export.base.build import build_base
+from xtuner_plugins.export.export import convert
 from xtuner_plugins.models import PreferenceModel
 from xtuner_plugins.models.preference import PairLogProbs
 from xtuner_plugins.toy.models import write_random_parts

@@ -59,7 +59,7 @@ def prepare(folder: Path, num: int) -> None:
 
     dataset = open_dataset(folder)
     print(f"first start: hash and offsets of {num:,} records in {time.perf_counter() - start:.1f} s", flush=True)
-    task = dataset._measuring(0)
+    task = dataset.measuring(0)
     rows = task.rows(range(BLOCK))
     assert not rows.pop("complaints")
     arrays = {name: np.tile(array, (num // BLOCK, *[1] * (array.ndim - 1))) for name, array in rows.items()}

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from xtuner_plugins.checkpoints.io.reader import CheckpointError, load_pickle
-from xtuner_plugins.checkpoints.io.tensors import LazyTensor
+from xtuner_plugins.weights.lazy import LazyTensor
+from xtuner_plugins.weights.reading import CheckpointError, load_pickle
 
 COMPARED = ("state_dict", "optimizer")  # of a plain file; of a DeepSpeed directory, everything
 

@@ -184,7 +184,7 @@ class Project:
         """Writes everything that a run needs."""
         from PIL import Image
 
-        from xtuner_plugins.checkpoints.assembly.base import build_base
+        from xtuner_plugins.export.base.build import build_base
         from xtuner_plugins.toy.models import write_random_parts
 
         build_base(*write_random_parts(self.folder / "parts"), self.folder / "base", dtype="float32")

@@ -269,8 +269,8 @@ def preload() -> None:
     import torch
     import xtuner.tools.train  # noqa: F401
 
-    import xtuner_plugins.checkpoints.export
     import xtuner_plugins.engine
+    import xtuner_plugins.export.export
     import xtuner_plugins.models  # noqa: F401
 
     torch.set_num_threads(1)

@@ -23,7 +23,7 @@ def main(config_path: str, checkpoint: str, out: str) -> None:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from xtuner.model.utils import guess_load_checkpoint
 
-    from xtuner_plugins.checkpoints.loader import load_model
+    from xtuner_plugins.weights.loader import load_model
 
     cfg = Config.fromfile(config_path).model
     holder = nn.Module()

@@ -25,12 +25,12 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models import mistral, phi3, qwen2
 
-from tests.checkpoints.vocabularies import with_scheme, write_internlm2
-from xtuner_plugins.checkpoints.assembly.base import build_base
-from xtuner_plugins.checkpoints.export import convert
-from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer
+from tests.weights.vocabularies import with_scheme, write_internlm2
+from xtuner_plugins.export.base.build import build_base
+from xtuner_plugins.export.export import convert
 from xtuner_plugins.inference.session import ChatSession, Turn
 from xtuner_plugins.toy.models import write_random_parts
+from xtuner_plugins.weights.tokenizer_files import load_tokenizer
 
 TOLERANCE = 1e-4  # of log probabilities in float32; another prompt or a lost tensor moves them by more than 1e-2
 HEAD = 32  # the smallest head that vLLM computes on a CPU

@@ -45,7 +45,7 @@ def toy_parts(tmp_path_factory):
 @pytest.fixture(scope="session")
 def toy_base(toy_parts, tmp_path_factory):
     """An official base directory assembled from `toy_parts`, in float32."""
-    from xtuner_plugins.checkpoints.assembly.base import build_base
+    from xtuner_plugins.export.base.build import build_base
 
     vision, llm = toy_parts
     out = tmp_path_factory.mktemp("base") / "base"

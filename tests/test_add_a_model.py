@@ -8,15 +8,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, SmolLM3Config, SmolLM3ForCausalLM
 
-from tests.checkpoints.language_models import SIZES
-from tests.checkpoints.training import chat_inputs, logits, save_pth, training_inputs, write_config
+from tests.weights.language_models import SIZES
+from tests.weights.training import chat_inputs, logits, save_pth, training_inputs, write_config
 from xtuner_plugins import families
-from xtuner_plugins.checkpoints.assembly.base import build_base
-from xtuner_plugins.checkpoints.export import export
-from xtuner_plugins.checkpoints.io.reader import read_json
-from xtuner_plugins.checkpoints.loader import load_model
+from xtuner_plugins.export.base.build import build_base
+from xtuner_plugins.export.export import export
 from xtuner_plugins.models.vlm import VisionLanguageModel
 from xtuner_plugins.toy.models import write_random_parts
+from xtuner_plugins.weights.loader import load_model
+from xtuner_plugins.weights.reading import read_json
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 

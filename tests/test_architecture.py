@@ -8,14 +8,12 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "xtuner_plugins"
 # Bottom first: folders, and files that stand beside them. A file belongs to the longest name that it begins with.
-LAYERS = """hub errors files ranges families settings processes html_page preprocessing checkpoints fast_tokenizers
+LAYERS = """hub errors files ranges families settings processes html_page weights
     datasets/stores datasets/images datasets/records datasets/text
-    datasets/plan datasets models audit inference evaluation chat_page engine engine/watch engine/run
+    datasets/plan datasets export models audit inference evaluation chat_page engine engine/watch engine/run
     engine/hooks engine/check engine/launch engine/prepared planning cli toy""".split()
 # Imports that still go up, by (file, what it imports): each goes with the next work on its room.
 UPWARD = {
-    ("checkpoints/tokenizer_files", "fast_tokenizers"),
-    ("checkpoints/trained", "datasets/lock"),  # export, above datasets
     ("settings", "engine/prepared"),  # the name that a run writes into its config
 }
 NAMED = re.compile(r"xtuner_plugins(\.\w+)+")

@@ -19,7 +19,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--vision",
         required=True,
-        help="InternViT, CLIP or SigLIP directory (whole or tower), or an official directory whose tower is taken",
+        help="InternViT, DINOv2, CLIP or SigLIP directory (whole or tower), or an official one whose tower is taken",
     )
     parser.add_argument(
         "--llm",
@@ -48,6 +48,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         type=int,
         help="vision layer to use (default -1, CLIP and SigLIP -2); InternViT's layers after it are left out",
     )
+    parser.add_argument("--tile-size", type=int, help="side of a tile in pixels, for DINOv2 (default 448)")
     rgb = dict(type=float, nargs=3, metavar=("R", "G", "B"))
     parser.add_argument("--image-mean", **rgb, help="that the tower was trained with, if not known; folded in")
     parser.add_argument("--image-std", **rgb, help="likewise")
@@ -60,7 +61,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 def build(options: dict) -> None:
     from tqdm import tqdm
 
-    from xtuner_plugins.checkpoints.assembly.base import build_base
+    from xtuner_plugins.export.base.build import build_base
 
     with tqdm(unit="B", unit_scale=True, desc="writing weights", disable=None) as bar:
         summary = build_base(**options, progress=bar.update)

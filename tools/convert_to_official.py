@@ -68,21 +68,21 @@ def run(args: argparse.Namespace) -> None:
         config, checkpoint = read_config(args.paths[0], parse_words(args.set)), args.paths[1]
     quiet_imports()
     if args.format == "gguf":
-        from xtuner_plugins.checkpoints import gguf
+        from xtuner_plugins.export import gguf
 
         done = gguf.convert(args.source, out, dtype=dtype)
         print(f"wrote {done['num_bytes'] / 1e9:.2f} GB{_notes(done)}")
         print(f"llama-server -m {done['model']} --mmproj {done['mmproj']}")
         return
     if args.format == "peft":
-        from xtuner_plugins.checkpoints.lora.adapters import export_adapter
+        from xtuner_plugins.export.adapters import export_adapter
 
         done = export_adapter(config, checkpoint, out, dtype=dtype, force=args.force)
         print(f"wrote {done['out']}: adapters of {', '.join(done['parts'])}, {done['num_tensors']} tensors")
         return
     from tqdm import tqdm
 
-    from xtuner_plugins.checkpoints import export
+    from xtuner_plugins.export import export
 
     with tqdm(unit="B", unit_scale=True, desc="exporting", disable=None) as bar:
 

@@ -17,7 +17,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 POLL_SECONDS = 1.0
@@ -117,6 +118,34 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def map_in_workers(work: Callable, items: Sequence, num_workers: int | None = None) -> Iterator:
+    """``work(item)`` of each item, in order, in processes that end with this one and leave Ctrl-C to it.
+
+    Args:
+        num_workers: Processes (default: one per core); fewer than two do the work in this process.
+    """
+    num_workers = min(num_cores() if num_workers is None else num_workers, len(items))
+    if num_workers < 2:
+        yield from map(work, items)
+        return
+    with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(work,)) as pool:
+        yield from pool.map(_do, items)
+
+
+_work: Callable | None = None  # of a worker process
+
+
+def _start_worker(work: Callable) -> None:
+    global _work
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _work = work
+
+
+def _do(item: object) -> object:
+    return _work(item)
 
 
 def free_port() -> int:

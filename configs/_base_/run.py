@@ -11,6 +11,7 @@ from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visua
 from xtuner_plugins.datasets import MultimodalDataset, PlanSampler, collate
 from xtuner_plugins.engine import (
     GroupedOptimWrapperConstructor,
+    ImageGainHook,
     LedgerHook,
     LossesImageHook,
     LossSplitHook,
@@ -64,6 +65,7 @@ custom_hooks = [
     dict(type=LedgerHook),  # work_dir/ledger.jsonl: what was left out, and why
     dict(type=LossesImageHook),  # work_dir/losses.png
     dict(type=LossSplitHook),  # training loss by dataset, tiles and length
+    dict(type=ImageGainHook),  # is the loss lower with a sample's own images than with another's?
 ]
 visualizer = dict(type=Visualizer, vis_backends=[dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)])
 env_cfg = dict(mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl"))  # gloo on CPUs

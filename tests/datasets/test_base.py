@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from xtuner_plugins.checkpoints.export import convert
 from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.datasets.base import read_base, tiling_of
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
+from xtuner_plugins.export.export import convert
 from xtuner_plugins.inference.session import ChatSession
 
 TILING_KEYS = ("dynamic_image_size", "use_thumbnail", "min_dynamic_patch", "max_dynamic_patch")

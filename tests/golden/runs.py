@@ -65,7 +65,7 @@ def options(folder: Path, name: str) -> dict[str, object]:
 
 def prepare(folder: Path) -> None:
     """Writes ``base`` and ``data``."""
-    from xtuner_plugins.checkpoints.assembly.base import build_base
+    from xtuner_plugins.export.base.build import build_base
     from xtuner_plugins.toy.models import write_random_parts
     from xtuner_plugins.toy.small_data import write_dataset
 

@@ -53,7 +53,7 @@ def test_what_changes_a_run_is_named(kept):
     lora, scheduler = "model.llm_lora.r=8, kept 16", "param_scheduler.type='mmengine.LinearLR', kept "
     (line,) = changed(kept, change_values)
     assert (
-        lora in line and scheduler in line and "custom_hooks.4.type=None, kept 'xtuner_plugins.LossSplitHook'" in line
+        lora in line and scheduler in line and "custom_hooks.5.type=None, kept 'xtuner_plugins.ImageGainHook'" in line
     )
     assert "model.llm_lora.bias='all', kept 'none'" in changed(kept, change_a_default)
 

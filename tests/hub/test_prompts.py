@@ -7,8 +7,7 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from tests.checkpoints.vocabularies import random_texts, sentencepiece_model, write_internlm2
-from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer
+from tests.weights.vocabularies import random_texts, sentencepiece_model, write_internlm2
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.text.conversation import encode
 from xtuner_plugins.datasets.text.templates import get_template
@@ -16,6 +15,7 @@ from xtuner_plugins.datasets.text.tokens import TextTokenizer
 from xtuner_plugins.hub.constants import ADDED_TOKENS
 from xtuner_plugins.hub.conversation import TEMPLATES
 from xtuner_plugins.hub.prompts import PromptEncoder
+from xtuner_plugins.weights.tokenizer_files import load_tokenizer
 
 from .cases import make_config, make_model
 

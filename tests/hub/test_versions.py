@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints.language_models import write_llm
 from tests.conftest import HANGS_AFTER
-from xtuner_plugins.checkpoints.assembly.base import build_base
+from tests.weights.language_models import write_llm
+from xtuner_plugins.export.base.build import build_base
 
 from .cases import LLMS, RMS_VISION, VISION, make_config, make_model, make_tokenizer, write_directory
 from .probing import compare_reports, run_probe

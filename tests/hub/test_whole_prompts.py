@@ -8,10 +8,8 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, LlamaTokenizer
 
-from tests.checkpoints.vocabularies import sentencepiece_model, with_scheme, write_internlm2
 from tests.hub.test_prompts import LLAMA3_TOKENS, PHI3_TOKENS
-from xtuner_plugins import preprocessing
-from xtuner_plugins.checkpoints.tokenizer_files import chat_template, load_tokenizer
+from tests.weights.vocabularies import sentencepiece_model, with_scheme, write_internlm2
 from xtuner_plugins.datasets.records.records import parse_record
 from xtuner_plugins.datasets.text.conversation import encode, split_pieces
 from xtuner_plugins.datasets.text.templates import get_template
@@ -19,6 +17,8 @@ from xtuner_plugins.datasets.text.tokens import TextTokenizer
 from xtuner_plugins.hub.constants import ADDED_TOKENS
 from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template
 from xtuner_plugins.hub.prompts import PromptEncoder, prompt_parts
+from xtuner_plugins.weights import preprocessing
+from xtuner_plugins.weights.tokenizer_files import chat_template, load_tokenizer
 
 IMAGE = "<img>" + "<IMG_CONTEXT>" * 8 + "</img>"
 TURNS = [

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from tests.checkpoints.training import make_model, save_pth, write_config
-from xtuner_plugins.checkpoints.export import convert, export
+from tests.weights.training import make_model, save_pth, write_config
+from xtuner_plugins.export.export import convert, export
 from xtuner_plugins.inference.batch_answers import lengths_of
 from xtuner_plugins.inference.description import describe
 from xtuner_plugins.inference.opening import find_source, open_session

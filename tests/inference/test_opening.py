@@ -6,14 +6,14 @@ import shutil
 import pytest
 import torch
 
-from tests.checkpoints.training import SETTINGS, make_model, save_pth, write_config
-from xtuner_plugins import preprocessing
-from xtuner_plugins.checkpoints.errors import CheckpointError
-from xtuner_plugins.checkpoints.export import convert, export
-from xtuner_plugins.checkpoints.lora.adapters import export_adapter
+from tests.weights.training import SETTINGS, make_model, save_pth, write_config
+from xtuner_plugins.export.adapters import export_adapter
+from xtuner_plugins.export.export import convert, export
 from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from xtuner_plugins.inference.opening import Source, find_source, open_session
 from xtuner_plugins.settings import ConfigError
+from xtuner_plugins.weights import preprocessing
+from xtuner_plugins.weights.errors import CheckpointError
 
 RULES = {"min_tiles": 1, "max_tiles": 3, "use_thumbnail": True}
 LOCK = {

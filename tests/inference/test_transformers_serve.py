@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.conftest import HANGS_AFTER
 from tests.openai_messages import image_part
-from xtuner_plugins.checkpoints.export import convert
+from xtuner_plugins.export.export import convert
 from xtuner_plugins.inference.session import ChatSession
 from xtuner_plugins.processes import free_port
 

@@ -7,14 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.checkpoints.training import LORA, SETTINGS, make_model, save_pth, write_config
-from xtuner_plugins.checkpoints import export, formats, manifest, trained
-from xtuner_plugins.checkpoints.io.reader import CheckpointError, read_json
-from xtuner_plugins.checkpoints.io.tensors import Cast
-from xtuner_plugins.checkpoints.io.writer import write_json
+from tests.weights.training import LORA, SETTINGS, make_model, save_pth, write_config
+from xtuner_plugins.export import export, trained
 from xtuner_plugins.inference import verify as module
 from xtuner_plugins.inference.verify import verify
 from xtuner_plugins.inference.verify_tensors import compare_tensors
+from xtuner_plugins.weights import manifest, model_view
+from xtuner_plugins.weights.lazy import Cast
+from xtuner_plugins.weights.reading import CheckpointError, read_json
+from xtuner_plugins.weights.writer import write_json
 
 TOKENS = {**LORA, "target_modules": ["q_proj"], "trainable_token_indices": [3, 9]}
 EVERY_ADAPTER = {
@@ -124,26 +125,26 @@ def test_every_file_that_ships(job, format, tmp_path):
 
 def test_manifest_is_asked_where_a_directory_is_opened(written, tmp_path):
     out = shutil.copytree(written[1], tmp_path / "out")
-    formats.open_model(out)
+    model_view.open_model(out)
     write_json(out / "generation_config.json", {"eos_token_id": 5})
     with pytest.raises(CheckpointError, match="not as it was exported: generation_config.json changed"):
-        formats.open_model(out)
+        model_view.open_model(out)
     renewed(out)
-    formats.open_model(out)
+    model_view.open_model(out)
     shard = sorted(out.glob("*.safetensors"))[1]
     with open(shard, "r+b") as file:
         file.seek(-1, 2)
         last = file.read(1)
         file.seek(-1, 2)
         file.write(bytes([last[0] ^ 1]))
-    formats.open_model(out)  # weights are not read there
+    model_view.open_model(out)  # weights are not read there
     with pytest.raises(CheckpointError, match=f"verification failed: .*{shard.name} changed.*stands, but don't use it"):
         verify(written[0], out)
     (out / manifest.FILE).unlink()
-    formats.open_model(out)
+    model_view.open_model(out)
     write_json(out / manifest.FILE, {"files": ["config.json"]})
     with pytest.raises(CheckpointError, match="files is no object"):
-        formats.open_model(out)
+        model_view.open_model(out)
 
 
 DOWN = "language_model.model.layers.1.mlp.down_proj.weight"

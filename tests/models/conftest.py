@@ -1,6 +1,6 @@
 import pytest
 
-from xtuner_plugins.checkpoints.assembly.base import build_base
+from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.toy.vision_towers import write_tower
 
 

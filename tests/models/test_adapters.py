@@ -5,13 +5,14 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from tests.checkpoints.training import chat_inputs, logits, save_pth, with_context, write_config
 from tests.models.test_vlm import make_batch, run
-from xtuner_plugins.checkpoints.export import export
-from xtuner_plugins.checkpoints.io.reader import CheckpointError
-from xtuner_plugins.checkpoints.loader import load_model, load_trained
-from xtuner_plugins.checkpoints.lora.adapters import export_adapter
+from tests.weights.training import chat_inputs, logits, save_pth, with_context, write_config
+from xtuner_plugins.export.adapters import export_adapter
+from xtuner_plugins.export.export import export
+from xtuner_plugins.export.trained import load_trained
 from xtuner_plugins.models import VisionLanguageModel
+from xtuner_plugins.weights.loader import load_model
+from xtuner_plugins.weights.reading import CheckpointError
 
 HEAD = "language_model.lm_head.weight"
 PLAIN = dict(r=4, lora_alpha=8)

@@ -10,15 +10,15 @@ from peft import LoraConfig
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from tests.checkpoints.training import chat_inputs, logits, save_pth, with_context, write_config
 from tests.models.test_vlm import make_batch, run
-from xtuner_plugins.checkpoints.assembly.base import build_base
-from xtuner_plugins.checkpoints.export import export
-from xtuner_plugins.checkpoints.loader import load_model
+from tests.weights.training import chat_inputs, logits, save_pth, with_context, write_config
+from xtuner_plugins.export.base.build import build_base
+from xtuner_plugins.export.export import export
 from xtuner_plugins.families import llm_family
 from xtuner_plugins.models.quantization import build_quantization_config, linear_quantizer
 from xtuner_plugins.models.vlm import VisionLanguageModel
 from xtuner_plugins.toy.models import write_random_parts
+from xtuner_plugins.weights.loader import load_model
 
 SETTINGS = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 

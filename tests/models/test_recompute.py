@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig
 
 from tests.models.test_vlm import kept_bytes, make_batch, run
-from xtuner_plugins.checkpoints.assembly.base import build_base
+from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.models import VisionLanguageModel, recompute
 from xtuner_plugins.toy.models import write_random_parts
 

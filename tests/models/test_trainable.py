@@ -4,15 +4,15 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from tests.checkpoints.training import save_pth, write_config
 from tests.models.test_encoders import step
 from tests.models.test_vlm import make_batch, run
-from xtuner_plugins.checkpoints import trained
-from xtuner_plugins.checkpoints.export import export
-from xtuner_plugins.checkpoints.formats import open_model
-from xtuner_plugins.checkpoints.io.reader import CheckpointError
+from tests.weights.training import save_pth, write_config
+from xtuner_plugins.export import trained
+from xtuner_plugins.export.export import export
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.models.encoders import used_blocks
+from xtuner_plugins.weights.model_view import open_model
+from xtuner_plugins.weights.reading import CheckpointError
 
 LORA = dict(type=LoraConfig, r=2, lora_alpha=4)
 

@@ -12,8 +12,8 @@ import pexpect
 import pytest
 from PIL import Image
 
-from tests.checkpoints.training import SETTINGS, make_model, save_pth, write_config
 from tests.conftest import HANGS_AFTER
+from tests.weights.training import SETTINGS, make_model, save_pth, write_config
 from xtuner_plugins.inference.chat import COMMANDS, printable
 from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.inference.session import ChatSession, Turn

@@ -13,9 +13,9 @@ import time
 import pytest
 import torch
 
-from tests.checkpoints.training import SETTINGS, make_model, save_pth, write_config
 from tests.conftest import HANGS_AFTER, ROOT
-from xtuner_plugins.checkpoints.export import export
+from tests.weights.training import SETTINGS, make_model, save_pth, write_config
+from xtuner_plugins.export.export import export
 from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.toy.data import write_data
 

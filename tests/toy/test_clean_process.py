@@ -4,9 +4,9 @@ import json
 import subprocess
 import sys
 
-from tests.checkpoints.training import make_model, save_pth, write_config
 from tests.conftest import HANGS_AFTER
-from xtuner_plugins.checkpoints.export import export
+from tests.weights.training import make_model, save_pth, write_config
+from xtuner_plugins.export.export import export
 from xtuner_plugins.toy.data import write_data
 from xtuner_plugins.toy.evaluate import answer_with_checkpoint, read_questions
 from xtuner_plugins.toy.quickstart import CLEAN_PROCESS

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.checkpoints.training import make_model, save_pth, write_config
+from tests.weights.training import make_model, save_pth, write_config
 from xtuner_plugins.toy.data import write_data
 from xtuner_plugins.toy.evaluate import MODES, answer_with_checkpoint, is_right, read_questions, score, table
 

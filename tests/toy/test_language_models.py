@@ -1,9 +1,9 @@
-"""Each family's tiny directory opens as a language model (training and export: tests/checkpoints/test_families.py)."""
+"""Each family's tiny directory opens as a language model (training and export: tests/export/test_families.py)."""
 
 import pytest
 
-from xtuner_plugins.checkpoints.formats import open_language_model
 from xtuner_plugins.toy.language_models import write_llm
+from xtuner_plugins.weights.model_view import open_language_model
 
 RUNS_AS = {"internlm2": "llama", "qwen": "qwen2"}
 

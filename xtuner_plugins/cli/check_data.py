@@ -233,8 +233,8 @@ def show_step(args: argparse.Namespace) -> int:
     import_types(config)
 
     from ..audit.show_batch import describe_batch, write_batch_page
-    from ..checkpoints.work_dir import read_checkpoint
     from ..engine.run.step_batches import take_step
+    from ..weights.work_dir import read_checkpoint
 
     rank, ranks = args.rank or 0, args.ranks or 1
     checkpoint = read_checkpoint(args.checkpoint) if args.checkpoint else None

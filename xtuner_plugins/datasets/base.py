@@ -8,9 +8,9 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.io.reader import CheckpointError
-from ..checkpoints.loader import read_config
 from ..errors import SettingError
+from ..weights.loader import read_config
+from ..weights.reading import CheckpointError
 from .images.tiling import DynamicTiling
 
 if TYPE_CHECKING:

@@ -309,16 +309,17 @@ class MultimodalDataset(Dataset):
     ) -> LengthIndex:
         """Measured lengths of file `number`, from the cache or measured now (see `lengths`)."""
         if number not in self._lengths:
-            task = self._measuring(number)
+            task = self.measuring(number)
             self._lengths[number] = measure(task, num_workers=num_workers, progress=progress)
         return self._lengths[number]
 
     def is_measured(self) -> bool:
         """Whether the lengths of every file are in the cache."""
-        tasks = map(self._measuring, range(len(self.sources)))
+        tasks = map(self.measuring, range(len(self.sources)))
         return all(LengthIndex.open(get_cache_dir() / task.key()) for task in tasks)
 
-    def _measuring(self, number: int) -> Measure:
+    def measuring(self, number: int) -> Measure:
+        """What measures the lengths of file `number`."""
         source = self.sources[number]
         return Measure(source.index, source.folder, source.template, self.tokenizer, self.num_frames, self.parse)
 

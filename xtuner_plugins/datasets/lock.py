@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..hub.constants import ADDED_TOKENS
-from ..preprocessing import SETTINGS, TOKEN_RULES, Choice
+from ..weights.preprocessing import SETTINGS, TOKEN_RULES, Choice
 from .base import read_base, template_of, tiling_of
 from .images.resize_rules import resize_facts
 from .images.tiling import DynamicTiling

@@ -42,7 +42,7 @@ class ReferenceLogProbs:
         self._starts = np.cumsum([0, *map(len, self._rows)])
         self.num_records = int(self._starts[-1])
         own = [
-            text_hash(dataset._measuring(number).key(), repr(source.tiling))
+            text_hash(dataset.measuring(number).key(), repr(source.tiling))
             for number, source in enumerate(dataset.sources)
         ]
         self.folder = Path(folder, text_hash(*own, repr(dataset.budget), array_hash(*self._rows), *model))

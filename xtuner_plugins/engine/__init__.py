@@ -7,6 +7,7 @@ from typing import Any
 _HOMES = {
     "DeviceAwareDDP": "run.ddp",
     "GroupedOptimWrapperConstructor": "run.param_groups",
+    "ImageGainHook": "hooks.image_gain",
     "LedgerHook": "hooks.ledger",
     "LossesImageHook": "hooks.losses_png",
     "PrecomputedReferenceHook": "hooks.precomputed_reference",

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import preprocessing
-from ..checkpoints import manifest
-from ..checkpoints.formats import open_model
-from ..checkpoints.io.reader import read_json, weight_files
-from ..checkpoints.loader import config_from_fields
 from ..datasets.base import tiling_of
 from ..datasets.images.resize_rules import resize_facts
 from ..files import content_hash, text_hash
+from ..weights import manifest, preprocessing
+from ..weights.loader import config_from_fields
+from ..weights.model_view import open_model
+from ..weights.reading import read_json, weight_files
 from .batch_answers import Lengths
 from .opening import Source
 
@@ -60,7 +59,7 @@ def describe(source: Source, *, template: str | None = None, max_tiles: int | No
         view, files = open_model(source.path), []
         lock = read_json(source.path / preprocessing.FILE, missing={})
     else:
-        from ..checkpoints import trained
+        from ..export import trained
 
         plan = trained.lay_over(source.path, source.checkpoint).settle(template)
         view, files, lock = plan.view, plan.checkpoint.files, plan.preprocessing or {}

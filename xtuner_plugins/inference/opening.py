@@ -4,7 +4,7 @@
 given                         opened
 ============================  =============================================================================
 ``DIR``                       an export or a base in the official format, or one of the formats ``hf`` (transformers'
-                              own InternVL) and ``llava`` of ``checkpoints/formats``
+                              own InternVL) and ``llava`` of ``export/draft``
 ``CHECKPOINT``                its record's base with the checkpoint laid over it, adapters merged in fp32; settings,
                               tile limits and template are the training's, as in an export. An adapter directory that
                               `export_adapter` has written is opened likewise
@@ -26,13 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints import record
-from ..checkpoints.checkpoint import open_checkpoint
-from ..checkpoints.errors import CheckpointError
-from ..checkpoints.formats import open_config
-from ..checkpoints.io.staging import hint
-from ..checkpoints.work_dir import CHECKPOINT_NAME, newest_checkpoint
 from ..settings import find_config, leaves
+from ..weights import record
+from ..weights.checkpoint import open_checkpoint
+from ..weights.errors import CheckpointError
+from ..weights.model_view import open_config
+from ..weights.staging import hint
+from ..weights.work_dir import CHECKPOINT_NAME, newest_checkpoint
 
 if TYPE_CHECKING:
     from .session import ChatSession
@@ -127,9 +127,9 @@ def open_session(
 
 
 def _open_checkpoint(source: Source, device: str, dtype: str, template: str | None, limits: dict) -> ChatSession:
-    from ..checkpoints import trained
-    from ..checkpoints.loader import build_trained, load_tokenizer
     from ..datasets.images.resize_rules import compare_resize_facts
+    from ..export import trained
+    from ..weights.loader import load_tokenizer
     from .session import ChatSession, resolve_device, resolve_dtype
 
     on = resolve_device(device)
@@ -139,7 +139,7 @@ def _open_checkpoint(source: Source, device: str, dtype: str, template: str | No
     for note in filter(None, [*plan.notes, compare_resize_facts(lock)]):
         _logger.warning(note)
     return ChatSession(
-        build_trained(plan, dtype=kind, device=on),
+        trained.build_trained(plan, dtype=kind, device=on),
         load_tokenizer(plan.view.directory),
         **{"tile_sharing": lock.get("tile_sharing", "equal"), **limits},
     )

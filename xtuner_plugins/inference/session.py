@@ -19,10 +19,6 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteria, TextStreamer
 
-from .. import preprocessing
-from ..checkpoints.io.reader import read_json
-from ..checkpoints.io.writer import DTYPES
-from ..checkpoints.loader import load_model, load_tokenizer
 from ..datasets.base import tiling_of
 from ..datasets.images.media import load_image, to_rgb
 from ..datasets.images.resize_rules import compare_resize_facts
@@ -31,6 +27,10 @@ from ..datasets.plan.budget import first_limit
 from ..hub import InternVLChatModel
 from ..hub.constants import IMAGE_CONTEXT, IMAGE_PLACEHOLDER, IMAGENET_MEAN, IMAGENET_STD
 from ..hub.prompts import token_id
+from ..weights import preprocessing
+from ..weights.loader import load_model, load_tokenizer
+from ..weights.reading import read_json
+from ..weights.writer import DTYPES
 
 
 class Frame(NamedTuple):

@@ -27,10 +27,11 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from ..checkpoints import loader, manifest, trained
-from ..checkpoints.export import Job
-from ..checkpoints.io.reader import CheckpointError, open_weights, read_json
-from ..checkpoints.io.tensors import Cast
+from ..export import trained
+from ..export.export import Job
+from ..weights import loader, manifest
+from ..weights.lazy import Cast
+from ..weights.reading import CheckpointError, open_weights, read_json
 from .verify_tensors import compare_tensors
 
 PROBE = Path(__file__).with_name("verify_probe.py")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints.export import Job
-from ..checkpoints.io.reader import CheckpointError, open_weights, read_json
-from ..checkpoints.io.tensors import LazyTensor
-from ..checkpoints.trained import TrainedPlan
+from ..export.export import Job
+from ..export.trained import TrainedPlan
+from ..weights.lazy import LazyTensor
+from ..weights.reading import CheckpointError, open_weights, read_json
 
 _BLOCK = 2**20  # numbers
 # The writer merges in float32: sums of a rank's products are off by a few 2^-24 of a row's largest number.

@@ -10,9 +10,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from ..checkpoints.lora.merge import ADAPTER_NAME
 from ..families import target_matcher
 from ..ranges import check
+from ..weights.merge import ADAPTER_NAME
 
 TRAINED = ("lora_", "trainable_tokens_delta", ".modules_to_save.")  # in names of what PEFT adds
 MODELS.register_module(module=LoraConfig, force=True)  # so that configs may name it by string

@@ -15,11 +15,11 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..checkpoints.loader import load_model, load_tokenizer, read_config
-from ..checkpoints.partition import is_partitioned, over_ranks, partition_dtype
 from ..families import PARTS, families_of, llm_family
 from ..hub.constants import IMAGE_CONTEXT
 from ..ranges import DTYPE_NAMES, ROW_MULTIPLE, check
+from ..weights.loader import load_model, load_tokenizer, read_config
+from ..weights.partition import is_partitioned, over_ranks, partition_dtype
 from .attention import attend_to_segments, no_mask
 from .compiling import compile_model_blocks
 from .encoders import set_drop_path

@@ -5,16 +5,16 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from xtuner_plugins.checkpoints.assembly.base import build_base
-from xtuner_plugins.checkpoints.formats import official
-from xtuner_plugins.checkpoints.io.reader import read_json
-from xtuner_plugins.checkpoints.io.tensors import MemoryTensor
-from xtuner_plugins.checkpoints.io.writer import write_json
-from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer
+from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.planning.published import ENCODERS, LLMS, Base
 from xtuner_plugins.toy.language_models import write_llm
 from xtuner_plugins.toy.models import write_random_parts
 from xtuner_plugins.toy.vision_towers import write_tower
+from xtuner_plugins.weights import official
+from xtuner_plugins.weights.lazy import MemoryTensor
+from xtuner_plugins.weights.reading import read_json
+from xtuner_plugins.weights.tokenizer_files import load_tokenizer
+from xtuner_plugins.weights.writer import write_json
 
 LARGE = dict(norm_type="rms_norm", qk_normalization=True, qkv_bias=False)
 

@@ -68,9 +68,9 @@ def answer_with_checkpoint(
     """Answers of the trained model: `{mode: {id: answer}}`."""
     import torch
 
-    from xtuner_plugins.checkpoints.loader import load_tokenizer, load_trained
-    from xtuner_plugins.checkpoints.trained import read_training_config
+    from xtuner_plugins.export.trained import load_trained, read_training_config
     from xtuner_plugins.inference.session import ChatSession
+    from xtuner_plugins.weights.loader import load_tokenizer
 
     cfg = read_training_config(config)
     model = load_trained(cfg, checkpoint, dtype=torch.float32)

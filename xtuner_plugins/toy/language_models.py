@@ -19,11 +19,11 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from xtuner_plugins.checkpoints.formats import internlm2, qwen1
-from xtuner_plugins.checkpoints.io.reader import read_json
-from xtuner_plugins.checkpoints.io.tensors import MemoryTensor
-from xtuner_plugins.checkpoints.io.writer import write_json
-from xtuner_plugins.checkpoints.tokenizer_files import load_tokenizer
+from xtuner_plugins.weights import internlm2, qwen1
+from xtuner_plugins.weights.lazy import MemoryTensor
+from xtuner_plugins.weights.reading import read_json
+from xtuner_plugins.weights.tokenizer_files import load_tokenizer
+from xtuner_plugins.weights.writer import write_json
 
 SIZES = dict(
     hidden_size=64,

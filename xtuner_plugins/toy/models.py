@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from xtuner_plugins.checkpoints.io.writer import DTYPES, write_json
 from xtuner_plugins.toy.tokenizer import build_tokenizer
+from xtuner_plugins.weights.writer import DTYPES, write_json
 
 VISION_CONFIG: dict[str, Any] = {
     "architectures": ["InternVisionModel"],

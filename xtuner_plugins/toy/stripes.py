@@ -20,8 +20,8 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
-from xtuner_plugins.checkpoints.assembly.base import build_base
 from xtuner_plugins.datasets import MultimodalDataset, collate
+from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.toy.images import RGB, TILE
 from xtuner_plugins.toy.models import write_random_parts

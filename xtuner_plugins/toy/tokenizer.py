@@ -12,9 +12,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from xtuner_plugins.checkpoints.io.writer import write_json
-from xtuner_plugins.fast_tokenizers import QWEN_PATTERN
 from xtuner_plugins.toy.language import corpus
+from xtuner_plugins.weights.fast_tokenizers import QWEN_PATTERN
+from xtuner_plugins.weights.writer import write_json
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 

@@ -67,7 +67,7 @@ def test_lengths_and_complaints_are_equal(open_kind, kind):
     ]
     assert complaints[0] == complaints[1] == [(4, "image_unreadable"), (6, "no_conversations")]
     again = open_kind(kind)
-    assert again.is_measured() and again.lengths(0).holds(again._measuring(0))
+    assert again.is_measured() and again.lengths(0).holds(again.measuring(0))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,8 +10,8 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 
 from xtuner_plugins.datasets import SettingError
 from xtuner_plugins.datasets.text.tokens import TextTokenizer, no_garbage_collection, single_threaded_tokenizer
-from xtuner_plugins.fast_tokenizers import QWEN_PATTERN
 from xtuner_plugins.toy.tokenizer import build_tokenizer
+from xtuner_plugins.weights.fast_tokenizers import QWEN_PATTERN
 
 
 def test_a_tokenizer_without_image_tokens_is_refused(tmp_path):

@@ -8,11 +8,11 @@ import torch
 
 from tests.conftest import ROOT
 from tests.engine.parallel_case import base_and_data, write_dataset
-from xtuner_plugins.checkpoints.io import tensors
 from xtuner_plugins.datasets import MultimodalDataset, collate
 from xtuner_plugins.engine.check.build import check_build, check_config
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.settings import ConfigError, load_config, make_reloadable
+from xtuner_plugins.weights import lazy
 
 LORA, MPO = "toy/toy_finetune_lora", "toy/toy_finetune_mpo_full"
 DATASET, LLM_LORA = "train_dataloader.dataset", "model.llm_lora"
@@ -43,7 +43,7 @@ def refusal(cfg, check=check_build):
 
 def test_a_config_that_trains_is_built_and_nothing_is_kept(load, monkeypatch):
     """The check of a 7B model must not read 14 GB."""
-    monkeypatch.setattr(tensors.LazyTensor, "read", lambda self: pytest.fail("a weight was read"))
+    monkeypatch.setattr(lazy.LazyTensor, "read", lambda self: pytest.fail("a weight was read"))
     cfg = load()
     before = cfg.to_dict()
     assert check_config(cfg) is None

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 from mmengine.config import ConfigDict
 
-from xtuner_plugins.checkpoints import record
 from xtuner_plugins.engine import PlannedTrainLoop, StateHook
 from xtuner_plugins.settings import read_config
+from xtuner_plugins.weights import record
 
 
 def test_a_position_and_another_run():

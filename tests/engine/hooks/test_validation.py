@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from xtuner_plugins.checkpoints.checkpoint import open_checkpoint
 from xtuner_plugins.evaluation.benchmarks import open_data_sets
 from xtuner_plugins.evaluation.results import measure
 from xtuner_plugins.inference.opening import open_session
+from xtuner_plugins.weights.checkpoint import open_checkpoint
 
 from ..forked import train_forked
 from ..parallel_case import edited_config, write_dataset

@@ -10,9 +10,9 @@ import pytest
 import torch
 from mmengine.runner import runner as mmengine_runner
 
-from xtuner_plugins.checkpoints.work_dir import newest_checkpoint, read_checkpoint
 from xtuner_plugins.engine import WholeCheckpointHook
 from xtuner_plugins.engine.hooks.whole_checkpoint import _move_into_place, _written_directly, tidy
+from xtuner_plugins.weights.work_dir import newest_checkpoint, read_checkpoint
 
 from ..forked import train_forked
 from ..parallel_case import edited_config, logged, write_dataset

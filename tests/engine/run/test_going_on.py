@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 import torch
 
-from xtuner_plugins.checkpoints.checkpoint import open_checkpoint
 from xtuner_plugins.engine.run.runtime import allow_checkpoint_types
+from xtuner_plugins.weights.checkpoint import open_checkpoint
 
 from ..forked import train_forked
 from ..parallel_case import edited_config, logged, write_dataset

@@ -4,9 +4,9 @@ import pytest
 import torch
 from mmengine.registry import OPTIMIZERS
 
-from xtuner_plugins.checkpoints.errors import CheckpointError
 from xtuner_plugins.engine.run.optimizers import build_adamw, describe_optimizer
 from xtuner_plugins.engine.run.resume import check_loadable, optimizer_of
+from xtuner_plugins.weights.errors import CheckpointError
 
 from ..forked import train_forked
 from ..parallel_case import train, write_dataset

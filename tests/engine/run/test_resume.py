@@ -8,10 +8,10 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from xtuner_plugins.checkpoints.io.reader import CheckpointError
-from xtuner_plugins.checkpoints.work_dir import read_checkpoint
 from xtuner_plugins.engine.launch.train_process import name_newest
 from xtuner_plugins.engine.run.resume import settle_start
+from xtuner_plugins.weights.reading import CheckpointError
+from xtuner_plugins.weights.work_dir import read_checkpoint
 
 from ..forked import train_forked
 from ..parallel_case import edited_config, train, write_dataset

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from xtuner_plugins.checkpoints import record
-from xtuner_plugins.checkpoints.work_dir import read_checkpoint
 from xtuner_plugins.engine.launch import launcher
 from xtuner_plugins.engine.run.runtime import allow_checkpoint_types
+from xtuner_plugins.weights import record
+from xtuner_plugins.weights.work_dir import read_checkpoint
 
 from ..forked import run_forked
 from ..parallel_case import write_dataset

@@ -14,11 +14,11 @@ from torch.optim import SGD, AdamW
 from tests.models.fake_cuda import Watch, fake_cuda
 from tests.models.test_attention import pack
 from tests.models.test_vlm import LORA, make_batch
-from xtuner_plugins.checkpoints.loader import load_model
 from xtuner_plugins.engine.run import steps
 from xtuner_plugins.engine.run.steps import NonFiniteError, run_step, seed_step
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.models.losses import batch_weight
+from xtuner_plugins.weights.loader import load_model
 
 NUM_SAMPLES = 8
 

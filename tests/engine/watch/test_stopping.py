@@ -14,16 +14,17 @@ import pytest
 
 from tests.conftest import HANGS_AFTER
 from tests.process_table import MARK, end_all, marked, wait_until
-from xtuner_plugins.checkpoints.work_dir import newest_checkpoint, read_checkpoint
 from xtuner_plugins.engine.watch import stopping
 from xtuner_plugins.engine.watch.stopping import (
     ONE_REQUEST_SECONDS,
     StopRequests,
     agree_to_stop,
     command_to_go_on,
+    exit_status,
     watching,
 )
-from xtuner_plugins.processes import PARENT_ENDED, STOP_SIGNALS
+from xtuner_plugins.processes import PARENT_ENDED
+from xtuner_plugins.weights.work_dir import newest_checkpoint, read_checkpoint
 
 from ..forked import train_forked
 from ..parallel_case import ROOT, STEP_LINE, edited_config, logged, training, write_dataset
@@ -33,48 +34,63 @@ SAVED, NUM_STEPS = 2, 8
 OURS, XTUNER = (sys.executable, "tools/train.py"), (str(Path(sys.executable).with_name("xtuner")), "train")
 
 
-class TestRequests:
-    @pytest.mark.parametrize("number", [*STOP_SIGNALS, PARENT_ENDED])
-    def test_a_second_one_is_told_from_the_launchers_copy(self, number, monkeypatch):
-        now = SimpleNamespace(time=100.0)
-        monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: now.time))
-        monkeypatch.setattr(stopping, "requests", requests := StopRequests())
-        assert not requests.receive(signal.SIGCHLD) and not agree_to_stop()
-        assert not requests.receive(number)
-        now.time += ONE_REQUEST_SECONDS
-        assert not requests.receive(number)
-        now.time += 0.1
-        assert not requests.receive(PARENT_ENDED) and not requests.receive(signal.SIGCHLD)
-        assert requests.receive(signal.SIGINT)
-        assert agree_to_stop() and requests.agreed == (signal.SIGTERM if number == PARENT_ENDED else number)
+def in_a_child(do) -> int:
+    """The status of a forked process that does this and then exits with 7; negative for a signal."""
+    child = os.fork()
+    if child == 0:
+        do()
+        os._exit(7)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-    def test_handlers_come_and_go(self, monkeypatch):
-        monkeypatch.setattr(stopping, "requests", StopRequests())
-        before = signal.getsignal(signal.SIGTERM)
+
+@pytest.fixture
+def requests(monkeypatch):
+    """Those of a process that got no signal yet."""
+    monkeypatch.setattr(stopping, "requests", fresh := StopRequests())
+    yield fresh
+    signal.signal(PARENT_ENDED, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, PARENT_ENDED])
+def test_a_second_request_ends_at_once_and_a_copy_of_the_first_does_not(number, requests, monkeypatch, capfd):
+    assert not agree_to_stop()
+    with watching():
+        for each in (number, number, PARENT_ENDED):
+            signal.raise_signal(each)
+        noted = signal.SIGTERM if number == PARENT_ENDED else number
+        assert agree_to_stop() and requests.agreed == noted and exit_status() == 128 + noted
+        now = time.monotonic() + ONE_REQUEST_SECONDS
+        for seconds, each, status in ((0, number, 7), (0.5, PARENT_ENDED, 7), (0.5, signal.SIGINT, 130)):
+            monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda at=now + seconds: at))
+            requests._since = now - ONE_REQUEST_SECONDS
+
+            def again(each=each):
+                requests.process = os.getpid()
+                signal.raise_signal(each)
+
+            assert in_a_child(again) == status, (seconds, each)
+    said = capfd.readouterr().err
+    assert said.startswith(f"{signal.Signals(noted).name}: dropping the unfinished step") and said.count("ends at") == 1
+    assert said.count("second signal: ended at once") == 1
+
+
+def test_workers_leave_signals_to_their_parent_and_handlers_come_and_go(requests):
+    before = signal.getsignal(signal.SIGTERM)
+    with watching():
+        assert in_a_child(lambda: [signal.raise_signal(signal.SIGTERM) for _ in range(2)]) == 7
+    assert signal.getsignal(signal.SIGTERM) is before and requests.first is None
+
+
+def test_the_end_of_the_parent_may_be_told_late(requests):
+    """After the save, before the run has said how to go on; a second request still ends it."""
+
+    def told():
         with watching():
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert wait_until(lambda: stopping.requests.first == signal.SIGTERM, HANGS_AFTER)
-            child = os.fork()
-            if child == 0:  # a worker ignores what its parent is told, and may outlive the end of this
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(1)
-                os._exit(7)
-        assert os.waitpid(child, os.WNOHANG) == (0, 0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-        assert signal.getsignal(signal.SIGTERM) is before and signal.set_wakeup_fd(-1) == -1
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(PARENT_ENDED)
 
-    def test_the_end_of_the_parent_may_be_told_late(self):
-        """After the save, before the run has said how to go on; a second request still ends it."""
-        child = os.fork()
-        if child == 0:
-            with watching():
-                os.kill(os.getpid(), signal.SIGTERM)
-                wait_until(lambda: stopping.requests.first == signal.SIGTERM, HANGS_AFTER)
-            for number in (PARENT_ENDED, signal.SIGTERM):
-                os.kill(os.getpid(), number)
-                time.sleep(0.1)
-            os._exit(7)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+    assert in_a_child(told) == 7
+    assert in_a_child(lambda: (told(), signal.raise_signal(signal.SIGTERM))) == -signal.SIGTERM
 
 
 OLD, XTUNERS = "python tools/train.py a --resume old.pth --set 'x=[1, 2]'", "xtuner train a.py 'b c'"

@@ -17,18 +17,18 @@ Tiles and tokens follow from a tiling and a `TileBudget` (`lay_out`), and are ke
 
 import contextlib
 import json
-import os
 import secrets
 import shutil
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ...files import get_cache_dir, locked, open_array, save, text_hash, writing
-from ...processes import die_with_parent, num_cores
+from ...processes import map_in_workers
 from ..images.stored import StoreImages
 from ..images.tiling import DynamicTiling
 from ..text.tokens import single_threaded_tokenizer
@@ -224,53 +224,60 @@ def _build(task: Measure, directory: Path, num_workers: int | None, progress: Ca
     files = {first: parts / f"{first}.npz" for first in range(0, total, CHUNK)}
     missing = [(range(first, min(first + CHUNK, total)), file) for first, file in files.items() if not file.exists()]
     progress(total - sum(len(rows) for rows, _ in missing))
-    num_workers = min(num_cores() if num_workers is None else num_workers, len(missing))
-    if num_workers <= 1:
-        with single_threaded_tokenizer():
-            for rows, file in missing:
-                progress(_measure_chunk(task, rows, file))
-    else:
-        with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(task,)) as pool:
-            try:
-                for job in as_completed([pool.submit(_work, rows, file) for rows, file in missing]):
-                    progress(job.result())
-            except BaseException:  # such as a store that doesn't answer: nobody waits for the other chunks
-                pool.shutdown(cancel_futures=True)
-                raise
-    columns, complaints = [], []
-    for file in files.values():  # one after another: each open file takes a descriptor
-        with np.load(file, allow_pickle=False) as part:
-            columns.append([part[name] for name in FOUND])
-            complaints += map(Complaint._make, json.loads(part["complaints"].tobytes()))
-    _save(directory, dict(zip(FOUND, map(np.concatenate, zip(*columns, strict=True)), strict=True)), complaints)
+    with single_threaded_tokenizer():
+        for done in map_in_workers(partial(_measure_chunk, task), missing, num_workers):
+            progress(done)
+    keep(directory, map(read_part, files.values()))
     shutil.rmtree(parts, ignore_errors=True)
 
 
-_task: Measure | None = None  # of a worker process
-
-
-def _start_worker(task: Measure) -> None:
-    global _task
-    die_with_parent()
-    _task = task
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is one process per core already
-
-
-def _work(rows: range, file: Path) -> int:
-    return _measure_chunk(_task, rows, file)
-
-
-def _measure_chunk(task: Measure, rows: range, file: Path) -> int:
-    found = task.rows(rows)
-    complaints = np.frombuffer(json.dumps(found.pop("complaints")).encode(), np.uint8)
-    save(file, {**found, "complaints": complaints})
+def _measure_chunk(task: Measure, work: tuple[range, Path]) -> int:
+    rows, file = work
+    save_part(file, task.rows(rows))
     return len(rows)
 
 
+def save_part(path: Path, found: dict) -> None:
+    """Write what `Measure.rows` found, and whatever else JSON can hold, as .npz."""
+    arrays = {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
+    others = {name: value for name, value in found.items() if name not in arrays}
+    save(path, arrays | {"others": np.frombuffer(json.dumps(others).encode(), np.uint8)})
+
+
+def read_part(path: Path) -> dict:
+    """What `save_part` wrote.
+
+    Raises:
+        OSError, EOFError, ValueError, KeyError, BadZipFile: it is missing, or isn't whole.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        found = {name: file[name] for name in file.files}
+    found |= json.loads(found.pop("others").tobytes())
+    return found | {"complaints": [Complaint(*words) for words in found["complaints"]]}
+
+
+def keep(directory: Path, parts: Iterable[dict]) -> LengthIndex:
+    """Make the index of a file out of what `Measure.rows` found in its chunks; an equal one stays as it is.
+
+    Raises:
+        SettingError: the cache can't be written.
+    """
+    columns, complaints = [], []
+    for part in parts:  # one after another: each open file takes a descriptor
+        columns.append([part[name] for name in FOUND])
+        complaints += part["complaints"]
+    arrays = dict(zip(FOUND, map(np.concatenate, zip(*columns, strict=True)), strict=True))
+    arrays["media_ends"] = np.cumsum(arrays["num_media"], dtype=np.int64)
+    found = LengthIndex.open(directory)
+    is_equal = found is not None and list(found.complaints.values()) == complaints
+    if not is_equal or not all(np.array_equal(getattr(found, name), arrays[name]) for name in ARRAYS):
+        _save(directory, arrays, complaints)
+    return LengthIndex.open(directory)
+
+
 def _save(directory: Path, arrays: dict[str, np.ndarray], complaints: list[Complaint]) -> None:
-    """Write what was `FOUND` into a new folder; then `current` names it, so that all change at once."""
+    """Write the arrays into a new folder; then `current` names it, so that all change at once."""
     folder = directory / f"arrays-{secrets.token_hex(4)}"
-    arrays = arrays | {"media_ends": np.cumsum(arrays["num_media"], dtype=np.int64)}
     for name in ARRAYS:
         save(folder / f"{name}.npy", arrays[name])
     save(folder / "complaints.json", json.dumps(complaints))

@@ -37,12 +37,12 @@ class Complaint(NamedTuple):
 
 @dataclass(frozen=True)
 class Measure:
-    """Everything that decides the lengths of the records of one file, except for tiles."""
+    """Everything that decides the lengths of the records of one file, except for tiles; no tokenizer counts no text."""
 
     index: RecordSource
     folder: ImageFolder | StoreImages
     template: Template
-    tokenizer: TextTokenizer
+    tokenizer: TextTokenizer | None
     num_frames: int
     parse: Callable[[object, str], Record] = parse_record
 
@@ -52,14 +52,17 @@ class Measure:
             FORMAT,
             self.index.fingerprint(),
             repr(self.template),
-            self.tokenizer.fingerprint(),
+            self.tokenizer.fingerprint() if self.tokenizer else "",
             str(self.folder.key()),
             str((len(self.index), self.num_frames)),
             self.parse.__qualname__,
         )
 
-    def rows(self, rows: Sequence[int]) -> dict:
+    def rows(self, rows: Sequence[int], look: Callable[[int, Record], None] = lambda row, record: None) -> dict:
         """Measure records.
+
+        Args:
+            look: called with each usable record, its boxes normalized and its videos replaced by frames.
 
         Returns:
             text_tokens, supervised, num_media: int32 `[r]`; prefix: int32 `[r, 2]`; sizes: int32 `[m, 2]`, one row per
@@ -70,12 +73,14 @@ class Measure:
             for row in rows:
                 try:
                     record, found = self._open(row)
-                    pieces.append(split_pieces(record, self.template, self.tokenizer))
+                    pieces.append(split_pieces(record, self.template, self.tokenizer) if self.tokenizer else [])
                     sizes.append(found)
                 except DataError as error:
                     complaints.append(Complaint(row, error.reason, error.problem, error.remedy))
                     pieces.append([])
                     sizes.append([])
+                else:
+                    look(row, record)
             counts = count_pieces(pieces, self.tokenizer)
         return {
             "text_tokens": counts[:, 0],
@@ -109,7 +114,7 @@ def count_pieces(records: Sequence[Sequence[Piece]], tokenizer: TextTokenizer) -
     The columns: tokens outside the images' spans, supervised tokens, tokens and images before the first supervised one.
     """
     texts = list(dict.fromkeys(piece.text for pieces in records for piece in pieces if piece.text is not None))
-    lengths = dict(zip(texts, tokenizer.count_batch(texts), strict=True))
+    lengths = dict(zip(texts, tokenizer.count_batch(texts) if texts else (), strict=True))
     counts = np.zeros((len(records), 4), np.int32)
     for row, pieces in enumerate(records):
         total, supervised, num_media, before = 0, 0, 0, None

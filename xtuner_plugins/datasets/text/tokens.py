@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import SettingError
-from ...fast_tokenizers import QWEN_PATTERN, load_fast_tokenizer
 from ...hub.constants import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, IMAGE_TOKENS
 from ...hub.prompts import TextRules
+from ...weights.fast_tokenizers import QWEN_PATTERN, load_fast_tokenizer
 
 WORD_START = re.compile("(?= [!-~])(?<=[!-~])")  # before a single space between printable ASCII characters
 SHORT, MOST_FREQUENT = 256, 1024  # characters of a text whose ids are remembered; how many are

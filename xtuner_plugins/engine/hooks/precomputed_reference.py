@@ -16,13 +16,13 @@ from mmengine.registry import HOOKS
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ...checkpoints.io.reader import weight_files
 from ...datasets.dataset import bind_worker
 from ...datasets.left_out import FILLER
 from ...datasets.preference import SEGMENTS_PER_PAIR, PreferenceDataset, collate_pairs, filler_pair
 from ...datasets.reference import ReferenceLogProbs
 from ...errors import DataError, SettingError
 from ...files import content_hash
+from ...weights.reading import weight_files
 from ..run.loops import TrainingStopped
 from ..run.steps import unwrap
 

@@ -8,10 +8,9 @@ from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from ... import preprocessing
-from ...checkpoints import record
 from ...datasets import MultimodalDataset, lock
 from ...datasets.images.resize_rules import resize_facts
+from ...weights import preprocessing, record
 from ..run.loops import planned_loop
 from ..run.steps import unwrap
 
@@ -20,8 +19,8 @@ from ..run.steps import unwrap
 class StateHook(Hook):
     """Saves position, preprocessing and record of the run in every checkpoint, and compares them on resuming.
 
-    A checkpoint's ``plan`` is the position in the plan, its ``preprocessing`` what `xtuner_plugins.preprocessing` says,
-    its ``record`` what `xtuner_plugins.checkpoints.record` says.
+    A checkpoint's ``plan`` is the position in the plan, its ``preprocessing`` and its ``record`` what
+    `xtuner_plugins.weights.preprocessing` and `xtuner_plugins.weights.record` say.
 
     Raises:
         ValueError: The run has another loop than `PlannedTrainLoop`.

@@ -22,7 +22,8 @@ from ..run.steps import unwrap
 from ..watch.errors import peak_gib
 from ..watch.progress import progress
 
-QUIET_S = 30  # seconds without a line, after which one says that the run works
+# Seconds without a line after which one says that the run works, and those that a step has before it is told of.
+QUIET_S, FRESH_S, POLL_S = 25.0, 5.0, 1.0
 # What a line shows of a step's figures, in its order; those that are missing aren't shown.
 WORDS = {
     "eta": "eta {}",
@@ -63,9 +64,9 @@ class StepLineHook(LoggerHook):
     def before_train(self, runner) -> None:
         """Starts the clock."""
         self._begun, self._first_step, self._window = time.perf_counter(), runner.iter, _Window()
-        self._heartbeat = _Heartbeat(runner)
+        self._said, self._ended = time.monotonic(), threading.Event()
         if is_main_process():
-            self._heartbeat.start()
+            threading.Thread(target=self._tell_progress, args=(runner,), daemon=True, name="heartbeat").start()
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Sequence[Mapping] = ()) -> None:
         """Counts the micro-batches of the step."""
@@ -88,12 +89,20 @@ class StepLineHook(LoggerHook):
         others = "  ".join(f"{name} {value:.6g}" for name, value in sorted(values.items()))
         runner.logger.info(f"{shown}  | {others}", extra={"terminal": shown})
         runner.visualizer.add_scalars(values, step=step, file_path=self.json_log_path)
-        self._heartbeat.said()
+        self._said = time.monotonic()
 
     def after_train(self, runner) -> None:
         """As MMEngine's; ends the signs of life."""
-        self._heartbeat.ended.set()
+        self._ended.set()
         super().after_train(runner)
+
+    def _tell_progress(self, runner) -> None:
+        """Says at least every 30 seconds how far a step is, where no other line does."""
+        while not self._ended.wait(POLL_S):
+            now = time.monotonic()
+            if now - self._said >= QUIET_S and (progress.done or now - progress.since >= FRESH_S):
+                print_log(f"step {runner.iter + 1}/{runner.max_iters}: {progress}", "current")
+                self._said = now
 
 
 def step_line(step: int, last: int, figures: Mapping[str, float], rates: Mapping[str, tuple[float, float]]) -> str:
@@ -131,25 +140,6 @@ def learning_rates(optimizer: Any, model: nn.Module) -> dict[str, tuple[float, f
             rates.setdefault(kinds[id(parameter)], []).append(group["lr"])
     ranges = {kind: (min(found), max(found)) for kind, found in rates.items()}
     return {"": next(iter(ranges.values()))} if len(set(sum(ranges.values(), ()))) == 1 else ranges
-
-
-class _Heartbeat(threading.Thread):
-    """Says how far a step is where nothing has been said for `QUIET_S` seconds."""
-
-    def __init__(self, runner):
-        super().__init__(daemon=True, name="heartbeat")
-        self._runner, self.ended = runner, threading.Event()
-        self.said()
-
-    def said(self) -> None:
-        """Notes that there was a line."""
-        self._last = time.monotonic()
-
-    def run(self) -> None:
-        while not self.ended.wait(max(0.0, self._last + QUIET_S - time.monotonic())):
-            if time.monotonic() - self._last >= QUIET_S:
-                print_log(f"step {self._runner.iter + 1}/{self._runner.max_iters}: {progress}", "current")
-                self.said()
 
 
 class _Window:

@@ -14,14 +14,14 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook, IterTimerHook
 from mmengine.registry import HOOKS
 
-from ... import preprocessing
-from ...checkpoints.loader import load_tokenizer
 from ...datasets import MultimodalDataset, PlanSampler, PreferenceDataset, SettingError, collate, collate_pairs, lock
 from ...evaluation.benchmarks import open_data_sets
 from ...files import write_whole
 from ...hub.conversation import get_conv_template
 from ...inference.session import ChatSession
 from ...ranges import check, check_benchmarks
+from ...weights import preprocessing
+from ...weights.loader import load_tokenizer
 from ..run.steps import unwrap
 from ..watch.stopping import agree_to_stop, requests
 from .validation_scores import answer_questions, validation_dataset, validation_loss
@@ -78,6 +78,11 @@ class ValidationHook(Hook):
         self._benchmark_options = {"images": benchmark_images, "metric": metric, "limit": benchmark_limit}
         self._loader = self._session = None
         self._done: int | None = None  # step of the last validation
+
+    @property
+    def dataset(self) -> MultimodalDataset | None:
+        """The validation data; None without, and before a run begins."""
+        return self._loader.dataset if self._loader else None
 
     def before_train(self, runner) -> None:
         """Opens data and benchmarks, and repeats a validation that a signal interrupted."""
@@ -141,7 +146,7 @@ class ValidationHook(Hook):
         if not is_due or requests.agreed or not (self._loader or self._session):
             return
         began, network, loss, scores = time.perf_counter(), unwrap(runner.model), None, None
-        with _undisturbed(runner):
+        with undisturbed(runner):
             if self._loader is not None:
                 loss = validation_loss(network, self._loader, agree_to_stop)
             if self._session is not None and not requests.agreed:
@@ -164,7 +169,7 @@ class ValidationHook(Hook):
 
 
 @contextmanager
-def _undisturbed(runner) -> Iterator[None]:
+def undisturbed(runner) -> Iterator[None]:
     """Evaluation mode, without a trace in random generators and in the time of the next step."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):

@@ -12,13 +12,13 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ...checkpoints.partition import is_partitioned
 from ...evaluation.benchmarks import DataSet
 from ...evaluation.results import Measured, measure
 from ...inference.batch_answers import answer_batch, lengths_of, plan_batches
 from ...inference.questions import Unusable
 from ...inference.session import ChatSession
 from ...models.losses import sum_over_ranks, supervised_per_sample
+from ...weights.partition import is_partitioned
 
 # Settings of the training data alone: which records are taken, how often, and how images are changed at random. All
 # others hold for validation, too.

@@ -18,8 +18,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import runner as mmengine_runner
 from torch import nn
 
-from ...checkpoints.work_dir import LAST_CHECKPOINT, OPTIMIZER_NAMES, newest_checkpoint
 from ...ranges import check
+from ...weights.work_dir import LAST_CHECKPOINT, OPTIMIZER_NAMES, newest_checkpoint
 from ..run.steps import unwrap
 from ..run.strategy import require_same_parameters
 from ..run.transfer import number_states, optimizer_names

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from ...checkpoints.errors import CheckpointError
 from ...processes import allocator_settings, free_port, quiet_imports
 from ...settings import (
     DEEPSPEED,
@@ -29,6 +28,7 @@ from ...settings import (
     parse_words,
     read_config,
 )
+from ...weights.errors import CheckpointError
 from ..check.text import check_text
 from ..run.resume import check_same_run, settle_start, work_dir_of
 from ..watch.stopping import COMMAND

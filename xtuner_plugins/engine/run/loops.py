@@ -22,9 +22,9 @@ from mmengine.runner import BaseLoop, FlexibleRunner, IterBasedTrainLoop
 from mmengine.runner.utils import calc_dynamic_intervals
 from torch.utils.data import DataLoader
 
-from ...checkpoints.work_dir import newest_checkpoint, read_checkpoint
 from ...datasets.plan.plan import plan_of, require_agreement
 from ...settings import complete
+from ...weights.work_dir import newest_checkpoint, read_checkpoint
 from ..watch.errors import OutOfMemory
 from ..watch.stopping import command_to_go_on, requests, watching
 from .loss_scaling import scaled_wrapper

@@ -10,10 +10,10 @@ from typing import Any
 
 from mmengine.registry import DATASETS
 
-from ...checkpoints import record
-from ...checkpoints.errors import CheckpointError
-from ...checkpoints.work_dir import newest_checkpoint, read_checkpoint
 from ...settings import ConfigError
+from ...weights import record
+from ...weights.errors import CheckpointError
+from ...weights.work_dir import newest_checkpoint, read_checkpoint
 
 AUTO, ADAMW = "auto", "AdamW"
 BITSANDBYTES = re.compile(r"(8|32)bit$|^Paged")  # names of its classes, as MMEngine registers them

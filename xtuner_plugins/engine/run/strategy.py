@@ -15,7 +15,7 @@ from mmengine.dist import is_main_process
 from torch import nn
 from xtuner.engine import DeepSpeedStrategy as XTunerDeepSpeedStrategy
 
-from ...checkpoints.io.zero import checkpoint_directory, open_deepspeed
+from ...weights.zero import checkpoint_directory, open_deepspeed
 from .gradient_sums import hold_sums_alone, sum_gradients_as_told
 from .steps import unwrap
 from .transfer import TrainingState, fill_engine, read_state, regroup, wrote_the_same_way

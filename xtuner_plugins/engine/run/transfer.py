@@ -18,9 +18,9 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_from_local
 from torch import nn
 
-from ...checkpoints.io.tensors import LazyTensor, MemoryTensor
-from ...checkpoints.io.zero import checkpoint_directory, open_deepspeed, open_optimizer, read_shards
-from ...checkpoints.work_dir import OPTIMIZER_NAMES
+from ...weights.lazy import LazyTensor, MemoryTensor
+from ...weights.work_dir import OPTIMIZER_NAMES
+from ...weights.zero import checkpoint_directory, open_deepspeed, open_optimizer, read_shards
 
 STATES = "optimizer_by_name"  # in a checkpoint on its way into a plain run
 # What DeepSpeed itself keeps in a model state, besides what the run gave it.

@@ -2,7 +2,8 @@
 
 MMEngine prints some 270 lines of environment, config and hooks before the first step. On the terminal they would hide
 the table of what trains. So there: what this project and the user's own code say, MMEngine's lines of validation, and
-warnings and errors of everyone on every rank. The log file in the work directory holds all of that and the rest.
+warnings and errors of everyone on every rank. The log file in the work directory holds all of that and the rest, from
+the moment that it is open.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ EXPECTED = re.compile("deprecated|untested optimizer|Setting (OMP|MKL)_NUM_THREA
 # Loggers that would write to the terminal in a format of their own; the last one is Python's, of its warnings.
 OTHERS = ("DeepSpeed", "transformers", "py.warnings")
 STEP_LINE = re.compile(r"\bstep +(?P<step>\d+)/(?P<last>\d+)  .*?\bloss (?P<loss>\S+)")  # of hooks/step_line.py
-
-_early: list[logging.LogRecord] = []  # said before the log file is open
 
 
 def open_console() -> None:
@@ -100,29 +99,15 @@ class _Forward(logging.Handler):
         MMLogger.get_current_instance().log(record.levelno, record.getMessage(), extra={"speaker": record.name})
 
 
-class _Early(logging.Handler):
-    """Keeps records for the log file that isn't open yet."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _early.append(record)
-
-
 def _take_over(logger) -> None:
-    """Gives a logger of MMEngine our terminal, and every rank a file; what was said early goes into it."""
+    """Gives a logger of MMEngine our terminal, and every rank a file."""
     theirs, ours = logger.handlers[0], Terminal(sys.stdout)
     ours.setLevel(min(theirs.level, logging.WARNING))
     for each in theirs.filters:
         ours.addFilter(each)
     logger.handlers[0] = ours
-    if logger.log_file is None:
-        logger.handlers.append(_Early())
-        return
-    if len(logger.handlers) == 1:  # another rank than 0
+    if logger.log_file is not None and len(logger.handlers) == 1:  # another rank than 0
         logger.handlers.append(_file_of_rank(Path(logger.log_file)))
-    for entry in _early:
-        if entry.levelno >= logger.handlers[1].level:
-            logger.handlers[1].handle(entry)
-    _early.clear()
 
 
 def _file_of_rank(path: Path) -> logging.FileHandler:

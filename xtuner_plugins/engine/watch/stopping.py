@@ -1,8 +1,7 @@
 """Ends a run on Ctrl-C, SIGTERM and Slurm's warnings: the last whole step is saved; a second signal ends at once.
 
 Ranks get signals at different times, or only one of them does. Before every micro-batch they tell each other, so all
-drop the same unfinished step, which may be long. Signals are read by a thread, which also runs while the main thread
-waits for other ranks.
+drop the same unfinished step, which may be long.
 """
 
 from __future__ import annotations
@@ -13,14 +12,13 @@ import multiprocessing
 import os
 import shlex
 import signal
-import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-from ...processes import PARENT_ENDED, STOP_REQUESTS, leave_signals_to_parent
+from ...processes import PARENT_ENDED, STOP_REQUESTS
 
 COMMAND = "XTUNER_PLUGINS_COMMAND"  # the command line that started the run, for the line that tells how to go on
 # Where everything of a job gets a signal, so does the launcher, which passes it on: what comes so soon is the same.
@@ -34,25 +32,30 @@ class StopRequests:
     Attributes:
         first: The first signal that this process got, None before.
         agreed: The signal after which all ranks stop, None before.
-        watched: Whether this process notes signals now.
     """
 
     def __init__(self):
         self.first: int | None = None
         self.agreed: int | None = None
-        self.watched = False
+        self.process: int | None = None  # that notes signals
         self._since = 0.0
 
-    def receive(self, number: int) -> bool:
-        """Notes a signal; returns whether it is a second request, for which a launcher's copy is too early.
+    def receive(self, number: int, _frame: Any = None) -> None:
+        """Handles a signal: notes the first one; the process ends at a second, for which a copy is too early.
 
-        That the parent has ended, which Ctrl-C may bring about, is never one.
+        That the parent has ended, which Ctrl-C may bring about, is never a second request. A forked worker, which
+        inherits this handler, leaves signals to its parent.
         """
-        if number not in STOP_REQUESTS:
-            return False
+        if os.getpid() != self.process:
+            return
         if self.first is None:
             self.first, self._since = signal.SIGTERM if number == PARENT_ENDED else number, time.monotonic()
-        return number != PARENT_ENDED and time.monotonic() - self._since > ONE_REQUEST_SECONDS
+            if os.environ.get("RANK", "0") == "0":
+                name = signal.Signals(self.first).name
+                os.write(2, f"{name}: dropping the unfinished step and saving; a second signal ends at once\n".encode())
+        elif number != PARENT_ENDED and time.monotonic() - self._since > ONE_REQUEST_SECONDS:
+            os.write(2, b"second signal: ended at once, the last checkpoint is as it was\n")
+            os._exit(128 + number)
 
 
 requests = StopRequests()  # signals come to a process, so there is one
@@ -88,30 +91,18 @@ def watching() -> Iterator[None]:
     After a request, that the parent has ended is ignored to the end of the process: it may be told when all is saved,
     and before the run has said how to go on.
     """
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
+    requests.process = os.getpid()
     before = {number: signal.getsignal(number) for number in STOP_REQUESTS}
-    earlier = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # e.g. SIGINT in a shell's background job
-            signal.signal(number, lambda *_: None)
-    requests.watched = True
-    os.register_at_fork(after_in_child=lambda: requests.watched and leave_signals_to_parent())
+            signal.signal(number, requests.receive)
     atexit.register(_end_children)
-    thread = threading.Thread(target=_read_signals, args=(reader,), daemon=True, name="stop-signals")
-    thread.start()
     try:
         yield
     finally:
-        requests.watched = False
-        signal.set_wakeup_fd(earlier)
         for number, handler in before.items():
             is_known = requests.first is not None and number == PARENT_ENDED
             signal.signal(number, signal.SIG_IGN if is_known else handler)
-        writer.shutdown(socket.SHUT_RDWR)  # closing alone is no end while a forked worker holds a copy
-        thread.join()
-        writer.close()
-        reader.close()
 
 
 def _end_children() -> None:
@@ -119,18 +110,6 @@ def _end_children() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would complain
     for child in multiprocessing.active_children():
         child.kill()
-
-
-def _read_signals(reader: socket.socket) -> None:
-    while numbers := reader.recv(64):
-        for number in numbers:
-            had_none = requests.first is None
-            if requests.receive(number):
-                os.write(2, b"second signal: ended at once, the last checkpoint is as it was\n")
-                os._exit(128 + number)
-            if had_none and requests.first is not None and os.environ.get("RANK", "0") == "0":
-                name = signal.Signals(requests.first).name
-                os.write(2, f"{name}: dropping the unfinished step and saving; a second signal ends at once\n".encode())
 
 
 def exit_status() -> int:

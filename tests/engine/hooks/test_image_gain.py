@@ -1,0 +1,143 @@
+"""The gain by images: its interval, what is exchanged, when it is measured, and what a run says of it."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ttest_rel
+
+from xtuner_plugins.datasets import MultimodalDataset, collate
+from xtuner_plugins.engine.hooks.image_gain import ImageGain, ImageGainHook, exchange, open_samples, schedule
+from xtuner_plugins.models import VisionLanguageModel
+from xtuner_plugins.weights.reading import load_pickle
+
+from ..forked import train_forked
+from ..parallel_case import edited_config, write_dataset
+
+
+def test_with_one_token_each_it_is_the_paired_t_test():
+    own, other = np.random.default_rng(0).normal(1, 0.3, (2, 9))
+    found = ImageGain.of(np.stack([own, other, np.ones(9)], 1), (1.0, 1.0))
+    expected = ttest_rel(other, own)
+    assert found.gain == pytest.approx((other - own).mean())
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()))
+
+
+def test_tokens_weigh_and_the_interval_holds_what_it_says():
+    """Over many draws of samples with different numbers of tokens, 95 of 100 intervals hold the true ratio."""
+    rng, hits = np.random.default_rng(1), 0
+    for _ in range(1000):
+        tokens = rng.integers(1, 20, 32)
+        own = rng.normal(2.0, 0.5, 32) * tokens
+        rows = np.stack([own, own + rng.normal(0.3, 0.4, 32) * tokens, tokens], 1)
+        found = ImageGain.of(rows, (1.0, 1.0))
+        assert found.gain == pytest.approx((rows[:, 1] - rows[:, 0]).sum() / tokens.sum())
+        hits += found.low <= 0.3 <= found.high
+    assert 920 <= hits <= 975
+
+
+def test_the_next_sample_gives_its_tiles_in_as_many_as_there_were():
+    samples = [{"num_tiles": count, "tiles": torch.full((count, 3, 1, 1), value)} for value, count in ((1, 2), (2, 3))]
+    samples[1]["tiles"][:, 0, 0, 0] = torch.tensor([7, 8, 9])
+    first, second = exchange(samples)
+    assert first["tiles"][:, 0, 0, 0].tolist() == [7, 8] and second["tiles"].shape == (3, 3, 1, 1)
+    assert (second["tiles"] == 1).all() and (samples[0]["tiles"] == 1).all()
+
+
+@pytest.mark.parametrize("steps, trained", [(1, 4), (20, 320), (1000, 16_000), (50_000, 6_400_000), (30, 1_000_000)])
+def test_it_is_measured_after_a_tenth_and_at_the_end_at_little_cost(steps, trained):
+    number, when = schedule(steps, trained)
+    assert min(when) == max(1, round(steps / 10)) and max(when) == steps and 8 <= number <= 32
+    if trained >= 2 * 8 / (0.02 * 3 / 2):  # below, the fewest samples and the two times that tell anything
+        assert 2 * number * len(when) <= 0.02 * 3 * trained * 1.01
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def dataset(toy_base, data):
+    return MultimodalDataset(toy_base, [str(data[0])], [str(data[1])], max_tiles=2, max_length=1024)
+
+
+def test_samples_have_images_that_differ(dataset):
+    found = open_samples(dataset, 8)
+    assert 2 <= len(found) <= 8 and all(sample["num_tiles"] for sample in found)
+    tiles = [sample["tiles"] for sample in found]
+    assert not any(torch.equal(a, b) for n, a in enumerate(tiles) for b in tiles[:n])
+
+
+def shown(network, number: int) -> list[dict]:
+    """Samples with one tile of noise and equal words; the last token alone differs."""
+    ids = torch.tensor([5, *[network.img_context_token_id] * network.num_image_token, 6, 0])
+    labels = torch.full_like(ids, -100)
+    found = []
+    for answer in range(20, 20 + number):
+        ids[-1] = labels[-1] = answer
+        tiles = torch.randint(0, 256, (1, 3, network.tile_size, network.tile_size), dtype=torch.uint8)
+        found.append(dict(input_ids=ids.clone(), labels=labels.clone(), tiles=tiles, num_tiles=1, source=str(answer)))
+    return found
+
+
+def measure(network, samples) -> ImageGain:
+    hook = ImageGainHook()
+    hook._samples, hook._exchanged = samples, exchange(samples)
+    return hook._measure(network.eval(), 2)
+
+
+def test_a_model_that_learned_its_images_gains_and_a_blind_one_does_not(toy_base):
+    torch.manual_seed(0)
+    network = VisionLanguageModel(str(toy_base), freeze_llm=False, freeze_visual_encoder=False, dtype="float32")
+    samples = shown(network, 6)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    batch = network.data_preprocessor(collate(samples))
+    for _ in range(60):
+        loss = network(**batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = measure(network, samples)
+    assert found.low > 0 and found.num_samples == len(samples)
+    features = network.model.project(network._encode(batch["pixel_values"]))
+    assert found.projector_norm == pytest.approx(features.norm(dim=-1).mean().item(), rel=1e-4)
+    with torch.no_grad():
+        network.model.mlp1[-1].weight.zero_()
+        network.model.mlp1[-1].bias.zero_()
+    blind = measure(network, samples)
+    assert blind.gain == pytest.approx(0, abs=1e-6) and blind.projector_norm == 0 and blind.word_norm > 0
+
+
+def run(work_dir, toy_base, data, config):
+    found = train_forked(work_dir, toy_base, data, config=config, options={"train_dataloader.batch_size": 2})
+    assert found.ok, found.output[-3000:]
+    (path,) = work_dir.glob("*/vis_data/scalars.json")
+    return found.output, [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_says_it_warns_and_is_not_disturbed(toy_base, data, tmp_path):
+    """The toy base's random parts can't see yet."""
+    config = edited_config(tmp_path, "toy_finetune_lora", lora_dropout=0.1)
+    output, lines = run(tmp_path / "with", toy_base, data, config)
+    measured = [line for line in lines if "images/gain" in line]
+    assert {line["step"] for line in measured} >= {1, max(line["step"] for line in lines)}
+    assert "own images lower the loss by" in output
+    assert all(line["images/low"] <= 0 for line in measured)
+    assert output.count("has not learned to look") == len(measured)
+    newest = max((tmp_path / "with").glob("iter_*.pth"), key=lambda path: path.stat().st_mtime)
+    assert load_pickle(newest)["image_gain"]["images/gain"] == measured[-1]["images/gain"]
+    with open(config, "a") as file:
+        file.write("custom_hooks.pop()\n")
+    output, without = run(tmp_path / "without", toy_base, data, config)
+    assert "own images" not in output
+    assert [line["loss"] for line in lines if "loss" in line] == [line["loss"] for line in without if "loss" in line]
+
+
+def test_pairs_and_samples_without_images_are_left_alone():
+    hook = ImageGainHook()
+    runner = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=[1, 2]), iter=0)
+    hook.before_train(runner)
+    hook.after_train_iter(runner, 0)

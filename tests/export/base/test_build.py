@@ -1,0 +1,180 @@
+"""Assembly: nine tokens, mean rows, untied head, every file; and one clear line for every wrong part."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import ROOT
+from tests.weights.language_models import write_llm
+from xtuner_plugins.export.base.build import build_base
+from xtuner_plugins.export.remote_code import hub_code
+from xtuner_plugins.families import UnknownFamilyError
+from xtuner_plugins.hub.constants import ADDED_TOKENS
+from xtuner_plugins.toy.models import write_random_parts
+from xtuner_plugins.weights.loader import load_tokenizer
+from xtuner_plugins.weights.reading import CheckpointError, read_json
+
+
+def test_every_file(toy_base):
+    names = {p.name for p in toy_base.iterdir()}
+    expected = {"config.json", "generation_config.json", "preprocessor_config.json", "model.safetensors"}
+    expected |= {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
+    assert expected | {"vocab.json", "merges.txt"} <= names
+    assert {p.name: p.read_bytes() for p in hub_code()} == {p.name: p.read_bytes() for p in toy_base.glob("*.py")}
+    assert not any(n.startswith("chat_template") or n.endswith(".partial") for n in names)
+
+
+def test_tokens_follow_the_base(toy_parts, toy_base):
+    _, llm = toy_parts
+    first = read_json(llm / "tokenizer.json")["added_tokens"][-1]["id"] + 1
+    tokenizer = load_tokenizer(toy_base)
+    assert tokenizer.convert_tokens_to_ids(list(ADDED_TOKENS)) == list(range(first, first + 9))
+    assert read_json(toy_base / "config.json")["llm_config"]["vocab_size"] == first + 9 == len(tokenizer)
+    assert tokenizer.encode("a<img>b") == [*tokenizer.encode("a"), first, *tokenizer.encode("b")]
+    merges = read_json(toy_base / "tokenizer.json")["model"]["merges"]
+    assert merges and all(isinstance(m, str) for m in merges)
+
+
+@pytest.mark.parametrize("vocab_size", [None, 4096])
+def test_rows(tmp_path, vocab_size):
+    """Old rows as they were, new rows their mean (exact in the stored dtype), the head a copy, padding gone."""
+    vision, llm = write_random_parts(tmp_path, llm_overrides={"vocab_size": vocab_size})
+    build_base(vision, llm, tmp_path / "base", dtype="float32")
+    old = load_file(llm / "model.safetensors")["model.embed_tokens.weight"].float()
+    held = load_file(tmp_path / "base" / "model.safetensors")
+    embed = held["language_model.model.embed_tokens.weight"]
+    num_old = embed.shape[0] - 9
+    assert embed.shape[0] == len(load_tokenizer(tmp_path / "base")) and (vocab_size is None or old.shape[0] == 4096)
+    assert torch.equal(embed[:num_old], old[:num_old])
+    mean = old[:num_old].double().mean(0).bfloat16().float()  # the part's own dtype is bf16
+    assert torch.equal(embed[num_old:], mean.expand(9, -1))
+    assert torch.equal(held["language_model.lm_head.weight"], embed)
+
+
+def test_untied_head_gets_its_own_mean(tmp_path):
+    vision, llm = write_random_parts(tmp_path, llm_overrides={"tie_word_embeddings": False})
+    build_base(vision, llm, tmp_path / "base", dtype="bfloat16")
+    head = load_file(llm / "model.safetensors")["lm_head.weight"]
+    held = load_file(tmp_path / "base" / "model.safetensors")["language_model.lm_head.weight"]
+    num_old = held.shape[0] - 9
+    assert torch.equal(held[:num_old], head[:num_old])
+    assert torch.equal(held[-1], head[:num_old].double().mean(0).bfloat16())
+
+
+def test_config(toy_base):
+    config = read_json(toy_base / "config.json")
+    assert config["ps_version"] == "v2" and config["select_layer"] == -1 and "system_message" not in config
+    assert config["tie_word_embeddings"] is config["llm_config"]["tie_word_embeddings"] is False
+    assert config["hidden_size"] == config["llm_config"]["hidden_size"]
+    assert config["force_image_size"] == config["vision_config"]["image_size"]
+    for key in ("hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "num_key_value_heads", "pad_token_id"):
+        assert key in config["llm_config"]
+    tokenizer = load_tokenizer(toy_base)
+    stops = read_json(toy_base / "generation_config.json")["eos_token_id"]
+    assert tokenizer.convert_ids_to_tokens(stops) == ["<|im_end|>", "<|endoftext|>", "<|im_start|>"]
+
+
+def test_a_model_directory_gives_its_parts(toy_base, tmp_path):
+    build_base(toy_base, toy_base, tmp_path / "again", dtype="float32", projector=toy_base)
+    a, b = (load_file(d / "model.safetensors") for d in (toy_base, tmp_path / "again"))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class TestRefusals:
+    def check(self, tmp_path, pattern, vision, llm, error=CheckpointError, **options):
+        before = set(tmp_path.iterdir())
+        with pytest.raises(error, match=pattern):
+            build_base(vision, llm, tmp_path / "out", **options)
+        assert set(tmp_path.iterdir()) == before
+
+    def test_missing_directory(self, toy_parts, tmp_path):
+        self.check(tmp_path, "vision tower: directory .*nowhere does not exist", tmp_path / "nowhere", toy_parts[1])
+
+    def test_swapped(self, toy_parts, tmp_path):
+        self.check(tmp_path, "is not a vision encoder", toy_parts[1], toy_parts[0], error=UnknownFamilyError)
+
+    def test_vision_twice(self, toy_parts, tmp_path):
+        error = UnknownFamilyError
+        self.check(tmp_path, "not a language model that can be used", toy_parts[0], toy_parts[0], error=error)
+
+    def test_missing_tensor(self, toy_parts, tmp_path):
+        shutil.copytree(toy_parts[0], tmp_path / "vision")
+        held = load_file(tmp_path / "vision" / "model.safetensors")
+        del held["encoder.layers.1.ls2"]
+        save_file(held, tmp_path / "vision" / "model.safetensors")
+        self.check(tmp_path, r"1 missing: vision_model\.encoder\.layers\.1\.ls2", tmp_path / "vision", toy_parts[1])
+
+    def test_tokenizer_of_another_model(self, toy_parts, tmp_path):
+        shutil.copytree(toy_parts[1], tmp_path / "llm")
+        held = load_file(tmp_path / "llm" / "model.safetensors")
+        held["model.embed_tokens.weight"] = held["model.embed_tokens.weight"][:100].clone()
+        save_file(held, tmp_path / "llm" / "model.safetensors")
+        self.check(tmp_path, "has 100 rows, fewer than", toy_parts[0], tmp_path / "llm")
+
+    def test_no_tokenizer(self, toy_parts, tmp_path):
+        shutil.copytree(toy_parts[1], tmp_path / "llm")
+        for path in [*(tmp_path / "llm").glob("*token*"), tmp_path / "llm" / "vocab.json"]:
+            path.unlink()
+        self.check(tmp_path, "holds no tokenizer", toy_parts[0], tmp_path / "llm")
+
+    def test_template_of_another_family(self, toy_parts, tmp_path):
+        self.check(tmp_path, r"ends answers with <\|end\|>", *toy_parts, template="phi3-chat")
+        self.check(tmp_path, "unknown conversation template", *toy_parts, template="x", error=ValueError)
+
+    def test_a_stock_llama_3_is_told_its_template(self, toy_parts, tmp_path):
+        """Its control tokens stand in for the toy's; with its template it is assembled and prompts as it was tuned."""
+        names = {
+            "<|im_start|>": "<|start_header_id|>",
+            "<|im_end|>": "<|eot_id|>",
+            "<|endoftext|>": "<|end_header_id|>",
+        }
+        shutil.copytree(toy_parts[1], tmp_path / "tokens")
+        for path in (tmp_path / "tokens").glob("*.json"):
+            text = path.read_text(encoding="utf-8")
+            for old, new in names.items():
+                text = text.replace(old, new)
+            path.write_text(text, encoding="utf-8")
+        llm = write_llm("llama", tmp_path / "llm", tmp_path / "tokens")
+        self.check(tmp_path, r"its tokens fit --template llama3-chat$", toy_parts[0], llm)
+        done = build_base(toy_parts[0], llm, tmp_path / "base", template="llama3-chat")
+        tokenizer = load_tokenizer(tmp_path / "base")
+        prompt = tokenizer.apply_chat_template([{"role": "user", "content": "A"}], tokenize=False)
+        assert prompt.endswith("<|start_header_id|>user<|end_header_id|>\n\nA<|eot_id|>")
+        stops = read_json(tmp_path / "base" / "generation_config.json")["eos_token_id"]
+        assert done["template"] == "llama3-chat" and stops[0] == tokenizer.convert_tokens_to_ids("<|eot_id|>")
+
+    def test_projector_of_another_width(self, toy_parts, tmp_path):
+        save_file({"mlp1.0.weight": torch.ones(3)}, tmp_path / "p.safetensors")
+        self.check(tmp_path, "doesn't fit these parts", *toy_parts, projector=tmp_path / "p.safetensors")
+
+    def test_arguments(self, toy_parts, tmp_path):
+        self.check(tmp_path, "dtype 'int8'", *toy_parts, dtype="int8", error=ValueError)
+        self.check(tmp_path, "max_tiles = 0", *toy_parts, max_tiles=0, error=ValueError)
+        self.check(tmp_path, "select_layer = 1", *toy_parts, select_layer=1, error=ValueError)
+
+
+def test_tool(run_tool, toy_parts, tmp_path):
+    vision, llm = toy_parts
+    args = ["tools/build_base_model.py", "--vision", vision, "--llm", llm, "--out", tmp_path / "base"]
+    done = run_tool(*args)
+    assert done.returncode == 0, done.stderr
+    assert "(9 tokens added), 16 tokens per tile" in done.stdout
+
+
+def test_tool_refuses_in_one_line(toy_parts, toy_base, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import build_base_model
+    import huggingface_hub
+
+    def offline(*args, **kwargs):
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    vision, llm = map(str, toy_parts)
+    assert build_base_model.main(["--vision", vision, "--llm", llm, "--out", str(toy_base)]) == 2
+    assert build_base_model.main(["--vision", vision, "--llm", "some/model", "--out", str(tmp_path / "x")]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "exists already" in errors[0] and "there is no directory some/model" in errors[1]
+    assert "no route to the hub" in errors[1] and list(tmp_path.iterdir()) == []

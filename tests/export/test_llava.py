@@ -1,0 +1,293 @@
+"""CLIP and SigLIP: assembled, trained, exported, and opened by transformers' own Llava class with the same logits."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.conftest import HANGS_AFTER
+from tests.hub.test_versions import environment
+from tests.weights.training import LORA, chat_inputs, logits, make_model, save_pth, write_config
+from xtuner_plugins.export.base.build import build_base
+from xtuner_plugins.export.export import convert, export, prepare, write
+from xtuner_plugins.export.trained import load_trained
+from xtuner_plugins.families import UnknownFamilyError
+from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
+from xtuner_plugins.inference.verify import verify
+from xtuner_plugins.models.encoders import freeze_unused
+from xtuner_plugins.toy.vision_towers import NORMALIZATION, write_tower
+from xtuner_plugins.weights.loader import load_model, load_tokenizer
+from xtuner_plugins.weights.reading import CheckpointError, read_json
+
+PROBE = Path(__file__).with_name("llava_probe.py")
+VISION_LORA = {**LORA, "target_modules": ["q_proj", "fc1"]}
+
+
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def made(kind, toy_parts, tmp_path_factory):
+    """(vision model of transformers, its directory, base assembled from it)."""
+    folder = tmp_path_factory.mktemp(kind)
+    tower = write_tower(folder / "tower", kind)
+    summary = build_base(folder / "tower", toy_parts[1], folder / "base", dtype="float32")
+    assert "own model code only" in summary["note"] and "--format llava" in summary["note"]
+    return tower, folder / "tower", folder / "base"
+
+
+def normalized(pixels, mean, std):
+    return (pixels - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+
+
+def open_base(base):
+    model, _ = load_model(base, dtype=None)
+    model.img_context_token_id = load_tokenizer(base).convert_tokens_to_ids("<IMG_CONTEXT>")
+    return model
+
+
+@torch.no_grad()
+def llava_logits(directory, inputs, context):
+    """Of transformers' own class on the same tiles, its image token where ours stood."""
+    from transformers import LlavaForConditionalGeneration
+
+    model, info = LlavaForConditionalGeneration.from_pretrained(
+        directory, torch_dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    pixels, ids, _ = inputs
+    ids = torch.where(ids == context, model.config.image_token_index, ids)
+    return model.eval()(pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+
+
+@torch.no_grad()
+def test_base_sees_what_the_tower_saw(kind, made):
+    """Pixels by ImageNet's numbers give the features that the tower has for pixels by its own."""
+    tower, _, base = made
+    model = open_base(base)
+    pixels = torch.rand(2, 3, 112, 112)
+    hidden = tower(normalized(pixels, *NORMALIZATION[kind]), output_hidden_states=True).hidden_states[-2]
+    expected = hidden[:, 1:] if kind == "clip" else hidden
+    features = model.encode_tiles(normalized(pixels, IMAGENET_MEAN, IMAGENET_STD))
+    # fp32 rounding of folded weights and of sums over 588 products, through two layers
+    assert (features - expected).abs().max() <= 1e-5 * expected.abs().max()
+    unfolded = model.encode_tiles(normalized(pixels, *NORMALIZATION[kind]))
+    assert (unfolded - expected).abs().max() > 1e-3
+
+
+def test_config_of_the_base(kind, made):
+    config = read_json(made[2] / "config.json")
+    assert (config["projector_type"], config["downsample_ratio"], config["select_layer"]) == ("mlp", 1.0, -2)
+    assert (config["max_dynamic_patch"], config["use_thumbnail"], config["force_image_size"]) == (1, False, 112)
+    assert config["vision_config"]["model_type"] == f"{kind}_vision_model"
+    assert config["vision_config"]["num_hidden_layers"] == 3  # whole; the layer is chosen by select_layer
+    held = load_file(made[2] / "model.safetensors")
+    assert held["mlp1.0.weight"].shape == (64, 64) and not any(".head." in name for name in held)
+
+
+def test_whole_model_gives_the_same_base(kind, made, toy_parts, tmp_path):
+    write_tower(tmp_path / "whole", kind, whole=True)
+    build_base(tmp_path / "whole", toy_parts[1], tmp_path / "base", dtype="float32")
+    a, b = (load_file(folder / "model.safetensors") for folder in (made[2], tmp_path / "base"))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert read_json(made[2] / "config.json") == read_json(tmp_path / "base" / "config.json")
+
+
+def test_flat_names_are_read(kind, made, toy_parts, tmp_path):
+    """The newest transformers saves a bare tower without `vision_model.`."""
+    from safetensors.torch import save_file
+
+    write_tower(tmp_path / "flat", kind)
+    held = load_file(tmp_path / "flat" / "model.safetensors")
+    flat = {name.removeprefix("vision_model."): tensor for name, tensor in held.items()}
+    save_file(flat, tmp_path / "flat" / "model.safetensors", metadata={"format": "pt"})
+    build_base(tmp_path / "flat", toy_parts[1], tmp_path / "base", dtype="float32")
+    a, b = (load_file(folder / "model.safetensors") for folder in (made[2], tmp_path / "base"))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_same_logits(kind, made, tmp_path):
+    base = made[2]
+    convert(base, tmp_path / "llava", format="llava")
+    ours = open_base(base)
+    inputs = chat_inputs(ours)
+    reference = logits(ours, inputs)
+    theirs = llava_logits(tmp_path / "llava", inputs, ours.img_context_token_id)
+    assert theirs.shape[-1] == reference.shape[-1] + 1  # the row of <image>
+    gap = (theirs[..., :-1] - reference).abs().max().item()
+    print(f"{kind}: logits of Llava and ours differ by {gap:.1e}, largest {reference.abs().max():.1f}")
+    assert gap <= 1e-5  # two implementations in fp32
+
+    config = read_json(tmp_path / "llava" / "config.json")
+    assert config["vision_feature_select_strategy"] == {"clip": "default", "siglip": "full"}[kind]
+    assert config["vision_feature_layer"] == -2 and config["image_seq_length"] == 64
+    held = load_file(tmp_path / "llava" / "model.safetensors")
+    starts = (
+        "vision_tower.vision_model.",
+        "multi_modal_projector.linear_1.",
+        "multi_modal_projector.linear_2.",
+        "language_model.model.",
+        "language_model.lm_head.weight",
+    )
+    assert all(name.startswith(starts) for name in held) and len(held) == len(load_file(base / "model.safetensors"))
+    assert not list((tmp_path / "llava").glob("*.py"))
+
+
+def test_written_only(made, tmp_path):
+    convert(made[2], tmp_path / "llava", format="llava")
+    with pytest.raises(CheckpointError, match="read by other programs only"):
+        convert(tmp_path / "llava", tmp_path / "back", format="official")
+
+
+@pytest.mark.release
+@pytest.mark.xdist_group("releases of transformers")
+@pytest.mark.parametrize("release", ["4.49.0", ">=5,<6"])
+def test_releases(kind, made, tmp_path, release):
+    """Transformers' own class in the first release that promises it and in those after it."""
+    convert(made[2], tmp_path / "llava", format="llava")
+    ours = open_base(made[2])
+    pixels, ids, flags = chat_inputs(ours)
+    reference = logits(ours, (pixels, ids, flags))
+    image_token = read_json(tmp_path / "llava" / "config.json")["image_token_index"]
+    ids = torch.where(ids == ours.img_context_token_id, image_token, ids)
+    torch.save(dict(pixels=pixels, ids=ids, logits=reference), tmp_path / "reference.pt")
+    command = [environment(release), PROBE, tmp_path / "llava", tmp_path / "reference.pt"]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [str(c) for c in command], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANGS_AFTER
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    print(f"transformers and largest difference, {kind}: {done.stdout.strip()}")
+
+
+def test_processor_prompts_and_pixels(kind, made, tmp_path):
+    """The processor's prompt and pixels are those of our chat."""
+    from transformers import AutoProcessor
+
+    from xtuner_plugins.datasets.base import tiling_of
+    from xtuner_plugins.hub.conversation import get_conv_template
+    from xtuner_plugins.inference.session import normalize
+
+    base = made[2]
+    convert(base, tmp_path / "llava", format="llava")
+    processor = AutoProcessor.from_pretrained(tmp_path / "llava", use_fast=False)
+    assert type(processor).__name__ == "LlavaProcessor"
+    model = open_base(base)
+    image = Image.effect_noise((150, 90), 80).convert("RGB")
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    conversation = get_conv_template(model.template)
+    assert conversation.roles[0] + "<img><image></img>\nWhat is it?" in text
+    batch = processor(images=image, text=text, return_tensors="pt")
+
+    tokenizer = load_tokenizer(base)
+    ids = tokenizer(model.build_prompt("<image>\nWhat is it?", [1])).input_ids
+    image_token = read_json(tmp_path / "llava" / "config.json")["image_token_index"]
+    assert batch.input_ids[0].tolist() == [image_token if i == model.img_context_token_id else i for i in ids]
+    pixels = normalize(tiling_of(model.config, {})(image))
+    # rescaled and normalized in another order, in fp32; both resize with Pillow
+    assert batch.pixel_values.shape == pixels.shape and (batch.pixel_values - pixels).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(freeze_llm=False, freeze_visual_encoder=False),
+        dict(llm_lora=LORA, visual_encoder_lora=VISION_LORA),
+    ],
+    ids=["full", "both_loras"],
+)
+def test_trained_model(made, tmp_path, settings):
+    base = made[2]
+    model = make_model(base, **settings)
+    checkpoint = save_pth(model, tmp_path / "iter_1.pth")
+    config = write_config(tmp_path / "train.py", base, **settings)
+    export(config, checkpoint, tmp_path / "own")
+    export(config, checkpoint, tmp_path / "llava", format="llava")
+    live = load_trained(config, checkpoint, dtype=torch.float32, merge_lora=False)
+    live.img_context_token_id = model.img_context_token_id
+    inputs = chat_inputs(live)
+    reference = logits(live, inputs)
+    tolerance = 1e-5 * max(1, reference.abs().max())  # merged W + BA against Wx + BAx in fp32
+    assert (logits(model.model, inputs) - reference).abs().max() <= tolerance
+    assert (logits(open_base(tmp_path / "own"), inputs) - reference).abs().max() <= tolerance
+    theirs = llava_logits(tmp_path / "llava", inputs, model.img_context_token_id)[..., :-1]
+    assert (theirs - reference).abs().max() <= tolerance
+    assert (logits(open_base(base), inputs) - reference).abs().max() > 0.01  # training changed something
+
+
+def test_a_checkpoint_without_the_unused_layers(made, tmp_path):
+    """Layers after `select_layer` may be frozen in training; a used one that lacks is still an error."""
+    settings = dict(freeze_visual_encoder=False)
+    model = make_model(made[2], **settings)
+    config = write_config(tmp_path / "train.py", made[2], **settings)
+    freeze_unused(model.model.vision_model, -2)
+    assert sum(not p.requires_grad for p in model.model.vision_model.parameters()) == 18
+    export(config, save_pth(model, tmp_path / "iter_1.pth"), tmp_path / "own")
+    inputs = chat_inputs(model.model)
+    assert torch.equal(logits(open_base(tmp_path / "own"), inputs), logits(model.model, inputs))
+    model.model.vision_model.layers[1].requires_grad_(False)
+    with pytest.raises(CheckpointError, match="lacks 16 of its tensors"):
+        export(config, save_pth(model, tmp_path / "iter_2.pth"), tmp_path / "other")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", [None, "llava"])
+def test_verified_in_a_clean_process(made, tmp_path, format):
+    settings = dict(llm_lora=LORA, visual_encoder_lora=VISION_LORA)
+    checkpoint = save_pth(make_model(made[2], **settings), tmp_path / "iter_1.pth")
+    config = write_config(tmp_path / "train.py", made[2], **settings)
+    job = prepare(config, checkpoint, format=format)
+    write(job, tmp_path / "out")
+    verify(job, tmp_path / "out")
+
+
+def test_what_it_cannot_say(kind, made, toy_base, toy_parts, tmp_path):
+    with pytest.raises(CheckpointError, match="can't express the vision tower intern_vit_6b"):
+        convert(toy_base, tmp_path / "a", format="llava")
+    build_base(made[1], toy_parts[1], tmp_path / "shuffled", dtype="float32", projector_type="pixel_shuffle_mlp")
+    with pytest.raises(CheckpointError, match="can't express pixel shuffle and the projector's LayerNorm"):
+        convert(tmp_path / "shuffled", tmp_path / "a", format="llava")
+    build_base(made[1], toy_parts[1], tmp_path / "tiled", dtype="float32", max_tiles=6)
+    with pytest.raises(CheckpointError, match="can't express up to 6 tiles per image"):
+        convert(tmp_path / "tiled", tmp_path / "a", format="llava")
+    with pytest.raises(CheckpointError, match="the hf format can't express CLIP, SigLIP or another projector"):
+        convert(made[2], tmp_path / "a", format="hf")
+    assert not (tmp_path / "a").exists()
+
+
+def test_wrong_parts(made, toy_parts, tmp_path):
+    with pytest.raises(ValueError, match="select_layer = -4 is outside -1 .. -3"):
+        build_base(made[1], toy_parts[1], tmp_path / "a", select_layer=-4)
+    with pytest.raises(ValueError, match="projector_type 'resampler' is unknown"):
+        build_base(made[1], toy_parts[1], tmp_path / "a", projector_type="resampler")
+    with pytest.raises(UnknownFamilyError, match="is not a vision encoder.*known are intern_vit_6b, clip_vision_model"):
+        build_base(toy_parts[1], toy_parts[1], tmp_path / "a")
+
+
+def test_projector_from_llava(made, toy_parts, tmp_path):
+    """A projector in LLaVA's names is taken as it is."""
+    convert(made[2], tmp_path / "llava", format="llava")
+    from safetensors.torch import save_file
+
+    held = load_file(tmp_path / "llava" / "model.safetensors")
+    projector = {name: tensor + 1 for name, tensor in held.items() if name.startswith("multi_modal_projector.")}
+    save_file(projector, tmp_path / "projector.safetensors")
+    build_base(made[1], toy_parts[1], tmp_path / "b", dtype="float32", projector=tmp_path / "projector.safetensors")
+    taken = load_file(tmp_path / "b" / "model.safetensors")
+    assert torch.equal(taken["mlp1.2.bias"], projector["multi_modal_projector.linear_2.bias"])
+
+
+def test_tools(kind, made, toy_parts, run_tool, tmp_path):
+    parts = ("--vision", made[1], "--llm", toy_parts[1])
+    done = run_tool("tools/build_base_model.py", *parts, "--out", tmp_path / "b", "--projector-type", "mlp")
+    assert done.returncode == 0, done.stderr
+    assert "64 tokens per tile" in done.stdout and "own model code only" in done.stdout
+    done = run_tool("tools/convert_to_official.py", "--from", tmp_path / "b", tmp_path / "l", "--format", "llava")
+    assert done.returncode == 0 and (tmp_path / "l" / "processor_config.json").is_file(), done.stderr

@@ -1,0 +1,187 @@
+"""A checkpoint laid over its base: every stored name finds its place, and parts that don't fit are named."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from safetensors.torch import load_file, save_file
+
+from tests.weights.training import LORA, RSLORA, SETTINGS, make_model, save_pth, write_config
+from xtuner_plugins.export import trained
+from xtuner_plugins.weights import record
+from xtuner_plugins.weights.model_view import open_model
+from xtuner_plugins.weights.reading import CheckpointError
+
+HEAD = "language_model.lm_head"
+
+
+@pytest.fixture(scope="module")
+def state(toy_base):
+    """Trained weights of the projector, under their stored names."""
+    return {name: value for name, value in make_model(toy_base).state_dict().items() if ".mlp1." in name}
+
+
+def lay(folder, base, state, **settings):
+    torch.save({"state_dict": state}, folder / "iter_1.pth")
+    return trained.lay_over(write_config(folder / "c.py", base, **settings), folder / "iter_1.pth")
+
+
+def test_names_of_training(toy_base, state, tmp_path):
+    """Wrappers are taken off; what the base has already, and what is no weight, changes nothing."""
+    base = open_model(toy_base).tensors
+    layer, frozen = "language_model.model.layers.0.mlp.up_proj", "model.language_model.model.layers.0.self_attn.q_proj"
+    plan = lay(
+        tmp_path,
+        toy_base,
+        {
+            **{f"module.{name}": value for name, value in state.items()},
+            f"model.{HEAD}.modules_to_save.default.weight": base[f"{HEAD}.weight"].read() + 1,
+            f"model.{HEAD}.original_module.weight": base[f"{HEAD}.weight"].read(),
+            f"model.{layer}.base_layer.weight": base[f"{layer}.weight"].read(),
+            f"{frozen}.base_layer.weight": torch.zeros(8, 1, dtype=torch.uint8),  # 4-bit numbers
+            f"{frozen}.base_layer.weight.absmax": torch.ones(2),
+            "data_preprocessor.mean": torch.ones(3),
+        },
+    )
+    projector = {name for name in base if name.startswith("mlp1.")}
+    assert set(plan.replaced) == {*projector, f"{HEAD}.weight", f"{layer}.weight"}
+    tensors = plan.tensors(merged=True)
+    assert list(tensors) == list(base)
+    assert torch.equal(tensors[f"{HEAD}.weight"].read(), base[f"{HEAD}.weight"].read() + 1)
+    untouched = "language_model.model.layers.1.mlp.up_proj.weight"
+    assert tensors[untouched] is plan.view.tensors[untouched]
+
+
+def test_adapters_are_paired_with_their_settings(toy_base, tmp_path):
+    model = make_model(toy_base, **SETTINGS["both_loras"])
+    config = write_config(tmp_path / "c.py", toy_base, **SETTINGS["both_loras"])
+    plan = trained.lay_over(str(config), save_pth(model, tmp_path / "iter_1.pth"))
+    assert set(plan.lora_configs) == {"vision_model", "language_model"}
+    assert plan.lora_configs["vision_model"].r == 2
+    assert len(plan.adapters) == 10 and all(
+        set(p) == {"lora_A.weight", "lora_B.weight"} for p in plan.adapters.values()
+    )
+    name = "language_model.model.layers.0.self_attn.q_proj.weight"
+    assert plan.tensors(merged=False)[name] is plan.view.tensors[name]
+    assert not torch.equal(plan.tensors(merged=True)[name].read(), plan.view.tensors[name].read())
+
+
+@pytest.fixture(scope="module")
+def recorded(toy_base, tmp_path_factory):
+    """A run with another LoRA scale than its config says now: the checkpoint, that config, the model."""
+    folder = tmp_path_factory.mktemp("recorded")
+    trained_with = write_config(folder / "then.py", toy_base, llm_lora=RSLORA)
+    model = make_model(toy_base, llm_lora=RSLORA)
+    checkpoint = save_pth(model, folder / "iter_1.pth", trained_with)
+    return checkpoint, write_config(folder / "now.py", toy_base, llm_lora=LORA), model
+
+
+def test_the_checkpoint_counts_not_the_config(recorded):
+    checkpoint, config, model = recorded
+    name = "language_model.model.layers.0.self_attn.q_proj.weight"
+    plans = [trained.lay_over(None, checkpoint), trained.lay_over(config, checkpoint)]
+    live = model.get_submodule("model." + name.removesuffix(".weight"))
+    live.merge()
+    for plan in plans:
+        torch.testing.assert_close(plan.tensors(merged=True)[name].read(), live.get_base_layer().weight.data)
+    assert [note for note in plans[0].notes if "counts" in note] == []
+    (note,) = [note for note in plans[1].notes if "counts" in note]
+    assert "llm_lora.lora_alpha=64 (the config: 8)" in note and "llm_lora.use_rslora=True (the config: None)" in note
+
+
+def test_without_a_record_the_config_counts_and_a_note_says_so(toy_base, recorded, tmp_path):
+    config = recorded[1]
+    old = save_pth(make_model(toy_base, llm_lora=LORA), tmp_path / "iter_1.pth")
+    assert "holds no record of its run" in trained.lay_over(config, old).notes[0]
+    with pytest.raises(CheckpointError, match="no record of its run .*give its training config first: CONFIG"):
+        trained.lay_over(None, old)
+
+
+BROKEN = [{"base": {}}, {"base": {"path": 3, "files": {}}}, {"base": {"path": "b", "files": {"a": 1}}}]
+BROKEN += [{"data": None}, {"data": ["x"]}, {"steps": {}}, {"settings": {}}, {"versions": 1}]
+
+
+@pytest.mark.parametrize("broken", ["x", *BROKEN])
+def test_a_record_that_lies(recorded, tmp_path, broken):
+    content = torch.load(recorded[0], weights_only=False)
+    content[record.KEY] = broken if broken == "x" else {**content[record.KEY], **broken}
+    torch.save(content, tmp_path / "iter_1.pth")
+    with pytest.raises(CheckpointError, match="holds a record of its run that can't be read"):
+        trained.lay_over(None, tmp_path / "iter_1.pth")
+
+
+OTHER_BASES = {"rope_theta": 5.0, "select_layer": -2, "ps_version": "v1"}
+
+
+@pytest.mark.parametrize("key", [*OTHER_BASES, "weights", "merges"])
+def test_another_base_is_refused(toy_base, recorded, tmp_path, key):
+    shutil.copytree(toy_base, tmp_path / "base")
+    if key == "weights":
+        tensors = load_file(tmp_path / "base/model.safetensors")
+        save_file({**tensors, "mlp1.1.bias": tensors["mlp1.1.bias"] + 1}, tmp_path / "base/model.safetensors")
+    elif key == "merges":
+        lines = (tmp_path / "base/vocab.json").read_text()
+        (tmp_path / "base/vocab.json").write_text(lines + " ")
+    else:
+        fields = json.loads((tmp_path / "base/config.json").read_text())
+        (fields["llm_config"] if key in fields["llm_config"] else fields)[key] = OTHER_BASES[key]
+        (tmp_path / "base/config.json").write_text(json.dumps(fields))
+    config = write_config(tmp_path / "c.py", tmp_path / "base", llm_lora=RSLORA)
+    with pytest.raises(CheckpointError, match="belongs to another base: .* has SHA-256"):
+        trained.lay_over(config, recorded[0])
+
+
+def test_missing_parts_are_named(toy_base, state, tmp_path):
+    name = next(iter(state))
+    state = {other: value for other, value in state.items() if other != name}
+    with pytest.raises(CheckpointError, match=rf"trains mlp1 .*lacks 1 of its tensors: {name.removeprefix('model.')}"):
+        lay(tmp_path, toy_base, state)
+    assert lay(tmp_path, toy_base, state, freeze_projector=True).replaced.keys() < {n[6:] for n in [*state, name]}
+
+
+def test_unknown_options_of_lora(toy_base, state, tmp_path):
+    with pytest.raises(CheckpointError, match="the LoRA settings of the config: .*rank"):
+        lay(tmp_path, toy_base, state, llm_lora={**LORA, "rank": 2})
+
+
+def test_nothing_to_choose_from(toy_base, state, tmp_path):
+    plan = lay(tmp_path, toy_base, state)
+    assert plan.preprocessing is None and plan.settle() is plan and plan.view.settled == {}
+    with pytest.raises(CheckpointError, match="nothing to choose with --template or --max-tiles"):
+        plan.settle(max_tiles=3)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, r"config .*c\.py does not exist"),
+        ("model = dict(", r"c\.py:\d+ cannot be read: SyntaxError"),
+        ("model = dict()", r"c\.py has no model\.base"),
+    ],
+)
+def test_configs(text, message, tmp_path):
+    if text is not None:
+        (tmp_path / "c.py").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        trained.lay_over(tmp_path / "c.py", Path("iter_1.pth"))
+
+
+def test_the_base_is_found_where_the_config_or_the_record_says(recorded, tmp_path):
+    elsewhere = write_config(tmp_path / "c.py", "nowhere", llm_lora=RSLORA)
+    here = trained.lay_over(None, recorded[0]).view.directory
+    assert trained.lay_over(elsewhere, recorded[0]).view.directory == here
+    content = torch.load(recorded[0], weights_only=False)
+    content[record.KEY]["base"]["path"] = "gone"
+    torch.save(content, tmp_path / "iter_1.pth")
+    with pytest.raises(CheckpointError, match="iter_1.pth does not exist: nowhere nor gone; .*--set base="):
+        trained.lay_over(elsewhere, tmp_path / "iter_1.pth")
+
+
+def test_a_loaded_config_is_taken_as_it_is():
+    cfg = Config(dict(model=dict(base="x")))
+    assert trained.read_training_config(cfg) is cfg
+    with pytest.raises(CheckpointError, match=r"the config has no model\.base"):
+        trained.read_training_config(Config(dict(model=dict())))

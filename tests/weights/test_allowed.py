@@ -1,0 +1,216 @@
+"""Nothing outside of a model directory is asked or run because of its JSON files; files that lie are refused."""
+
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import ROOT
+from tests.weights.language_models import write_llm
+from xtuner_plugins.export.base.build import build_base
+from xtuner_plugins.export.export import convert
+from xtuner_plugins.families import UnknownFamilyError
+from xtuner_plugins.weights.allowed import FILES
+from xtuner_plugins.weights.errors import CheckpointError
+from xtuner_plugins.weights.loader import load_model
+from xtuner_plugins.weights.model_view import open_config, open_model
+from xtuner_plugins.weights.reading import read_json
+from xtuner_plugins.weights.writer import write_json
+
+KERNEL = "someone/attention:forward"
+FOREIGN = {
+    "_attn_implementation": KERNEL,
+    "_attn_implementation_internal": KERNEL,
+    "attn_implementation": KERNEL,
+    "attribute_map": {"hidden_size": "torch_dtype"},
+    "auto_map": {"AutoModel": "someone/else--modeling.Model"},
+    "custom_generate": "someone/loop",
+    "quantization_config": {"quant_method": "fbgemm_fp8"},
+    "use_kernels": True,
+}
+
+
+def edited(base, to, name, change):
+    """A copy of a model directory with one JSON file changed."""
+    if not to.exists():
+        shutil.copytree(base, to)
+    fields = read_json(to / name, missing={})
+    change(fields)
+    write_json(to / name, fields)
+    return to
+
+
+def poisoned(base, to):
+    for name in ("config.json", *FILES):
+        edited(base, to, name, lambda fields: fields.update(FOREIGN))
+    for part in ("llm_config", "vision_config"):
+        edited(base, to, "config.json", lambda fields, part=part: part in fields and fields[part].update(FOREIGN))
+    return to
+
+
+@pytest.mark.parametrize("format", ["official", "hf"])
+def test_foreign_keys_are_left_out_and_named(format, toy_base, tmp_path, caplog):
+    base = poisoned(toy_base, tmp_path / "base")
+    _, stored, config = open_config(base)
+    assert re.search("base/config.json: left out .*_attn_implementation,.*use_kernels", caplog.text)
+    assert "base/config.json: llm_config: left out" in caplog.text
+    assert "someone" not in json.dumps([stored, config])
+    convert(base, tmp_path / "out", format=format)
+    for path in (tmp_path / "out").glob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        assert path.name == "tokenizer.json" or not any(f'"{key}"' in text for key in FOREIGN if key != "auto_map")
+        assert "someone/" not in text, path
+
+
+# Stands in for the package that fetches kernels, and writes down what is asked of it.
+KERNELS = """
+import pathlib
+class Anything:
+    def __init__(self, *args, **kwargs): pass
+    def __getattr__(self, name): return Anything()
+    def __call__(self, *args, **kwargs): return Anything()
+    def __or__(self, other): return Anything()
+Mode = Anything()
+def use_kernel_forward_from_hub(name):
+    return lambda layer: layer
+def get_kernel(name, *args, **kwargs):
+    with open(pathlib.Path(__file__).parents[1] / "asked", "a") as file:
+        print(name, file=file)
+    raise RuntimeError(f"asked for {name}")
+def __getattr__(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return Anything
+"""
+# At last the recorder is shown to record.
+ASKED = """
+import pathlib, sys
+from tests.weights.test_allowed import KERNEL, build_open_and_convert
+folder = pathlib.Path(sys.argv[1])
+build_open_and_convert(folder)
+assert not (folder / "asked").exists(), (folder / "asked").read_text()
+from transformers import AutoConfig, AutoModelForCausalLM
+try:
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("gptj", n_layer=1), attn_implementation=KERNEL)
+except Exception as error:
+    print(error)
+"""
+
+
+def build_open_and_convert(folder):
+    """Builds bases of poisoned parts, opens them and converts them."""
+    for llm in sorted(folder.glob("llm-*")):
+        name = llm.name.removeprefix("llm-")
+        base = build_base(folder / "vision", llm, folder / f"base-{name}", dtype="float32")["out"]
+        base = poisoned(base, folder / f"poisoned-{name}")
+        load_model(base, dtype=None)
+        convert(base, folder / f"out-{name}", format="official")
+        load_model(folder / f"out-{name}", dtype=None)
+
+
+@pytest.mark.slow
+def test_no_kernels_are_asked_for(toy_parts, tmp_path):
+    poisoned(toy_parts[0], tmp_path / "vision")
+    for family in ("qwen3", "qwen3_moe", "llama", "mistral", "internlm2", "qwen"):
+        poisoned(write_llm(family, tmp_path / family, toy_parts[1]), tmp_path / f"llm-{family}")
+    poisoned(toy_parts[1], tmp_path / "llm-qwen2")
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text(KERNELS)
+    info = tmp_path / "kernels-0.10.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.10.0\n")
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run([sys.executable, "-c", ASKED, tmp_path], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list(tmp_path.glob("out-*"))) == 7
+    assert "someone/attention" in (tmp_path / "asked").read_text()
+
+
+@pytest.mark.parametrize("model_type", ["gptj", "bloom", "codegen", "xglm", None, 3])
+def test_only_families_with_a_row_open(model_type, toy_base, tmp_path):
+    change = lambda fields: fields.update(llm_config={"model_type": model_type, "hidden_size": 64})  # noqa: E731
+    with pytest.raises(UnknownFamilyError, match="llm_config: model_type .* is not a language model"):
+        open_config(edited(toy_base, tmp_path / "base", "config.json", change))
+
+
+@pytest.mark.parametrize(
+    "part, key, value, message",
+    [
+        ("llm_config", "hidden_act", "os.system", "hidden_act is 'os.system', expected one of silu"),
+        ("vision_config", "hidden_act", ["gelu"], r"hidden_act is \['gelu'\]"),
+        ("llm_config", "rope_scaling", {"rope_type": "spiral", "factor": 2.0}, "rope_scaling: the type is 'spiral'"),
+        ("llm_config", "rope_scaling", "yarn", "rope_scaling is 'yarn', expected an object"),
+        ("llm_config", "eos_token_id", "</s>", "eos_token_id is '</s>', expected ids"),
+        ("llm_config", "eos_token_id", [1, 10**9], "eos_token_id is .*expected ids"),
+        (
+            "llm_config",
+            "num_hidden_layers",
+            10**6,
+            "num_hidden_layers is 1000000, expected a whole number from 1 to 1,000",
+        ),
+        ("vision_config", "hidden_size", True, "hidden_size is True"),
+        ("vision_config", "patch_size", 0, "patch_size is 0"),
+    ],
+)
+def test_configs_that_lie(part, key, value, message, toy_base, tmp_path):
+    base = edited(toy_base, tmp_path / "base", "config.json", lambda fields: fields[part].update({key: value}))
+    with pytest.raises(CheckpointError, match=message):
+        open_config(base)
+
+
+def test_nested_json_is_refused(toy_base, tmp_path):
+    base = edited(toy_base, tmp_path / "base", "config.json", lambda fields: None)
+    (base / "config.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    with pytest.raises(CheckpointError, match="config.json is not readable JSON: it is nested too deeply"):
+        open_config(base)
+
+
+def write_header(path, header, size=64):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(size))
+
+
+@pytest.mark.parametrize(
+    "header, message",
+    [
+        ([1, 2], "its header is a JSON list"),
+        ({"a": [1]}, "entry of tensor a is malformed"),
+        (b"[" * 100_000, "is not a safetensors file"),
+        (
+            {n: {"dtype": "F32", "shape": [4], "data_offsets": [k, k + 16]} for n, k in (("a", 0), ("b", 8))},
+            "tensors overlap",
+        ),
+    ],
+)
+def test_headers_that_lie(header, message, toy_base, tmp_path):
+    shutil.copytree(toy_base, tmp_path / "base")
+    write_header(tmp_path / "base" / "model.safetensors", header)
+    with pytest.raises(CheckpointError, match=message):
+        open_model(tmp_path / "base")
+
+
+def test_weights_that_are_no_numbers(toy_parts, toy_base, tmp_path):
+    for source, name in ((toy_parts[1], "llm"), (toy_base, "base")):
+        shutil.copytree(source, tmp_path / name)
+        held = load_file(source / "model.safetensors")
+        next(tensor for key, tensor in held.items() if key.endswith("down_proj.weight"))[0, 0] = torch.nan
+        save_file(held, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="down_proj.weight holds NaN or infinity as float32; take other weights"):
+        build_base(toy_parts[0], tmp_path / "llm", tmp_path / "out", dtype="float32")
+    with pytest.raises(CheckpointError, match="down_proj.weight holds NaN or infinity; take other weights"):
+        load_model(tmp_path / "base", dtype=None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_says_it_in_one_line(toy_base, tmp_path, run_tool):
+    base = edited(toy_base, tmp_path / "base", "config.json", lambda f: f["llm_config"].update(hidden_act="x"))
+    done = run_tool("tools/convert_to_official.py", "--from", base, tmp_path / "out", "--format", "hf")
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "hidden_act is 'x'" in done.stderr and not (tmp_path / "out").exists()

@@ -1,0 +1,284 @@
+"""Fast tokenizers made from InternLM2's and Qwen's vocabularies: the ids of sentencepiece and tiktoken themselves."""
+
+import logging
+import shutil
+import unicodedata
+
+import pytest
+import sentencepiece
+import tiktoken
+from transformers import AutoTokenizer
+
+from tests.weights.vocabularies import (
+    ADVERSE,
+    INTERNLM2_TOKENS,
+    SPARE,
+    corpus,
+    random_texts,
+    sentencepiece_model,
+    toy_ranks,
+    write_internlm2,
+    write_qwen,
+)
+from xtuner_plugins.hub.constants import ADDED_TOKENS
+from xtuner_plugins.weights import fast_tokenizers
+from xtuner_plugins.weights.fast_tokenizers import QWEN_PATTERN, QWEN_TOKENS, SAMPLES, load_fast_tokenizer
+from xtuner_plugins.weights.reading import CheckpointError, read_json
+from xtuner_plugins.weights.tokenizer_files import load_tokenizer, save_tokenizer
+from xtuner_plugins.weights.writer import write_json
+
+
+@pytest.fixture(scope="module")
+def model():
+    return sentencepiece_model()
+
+
+@pytest.fixture(scope="module")
+def ranks(toy_parts):
+    return toy_ranks(toy_parts[1])
+
+
+def reference(processor, text):
+    """Ids as a tokenizer has them that cuts control tokens out of a text and gives the rest to sentencepiece."""
+    found = [(text.index(name), name) for name in INTERNLM2_TOKENS if name in text]
+    if not found:
+        return processor.encode(text)
+    at, name = min(found)
+    number = processor.piece_to_id(SPARE[INTERNLM2_TOKENS.index(name)])
+    return [*processor.encode(text[:at]), number, *reference(processor, text[at + len(name) :])]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"add_dummy_prefix": True},
+        {"user_defined_symbols": [*SPARE, "\n\n", "▁▁▁▁", "  "]},
+    ],
+    ids=["internlm2", "dummy prefix", "atoms"],
+)
+def test_sentencepiece(settings, tmp_path):
+    """Equal on thousands of texts, and after saving and opening by the generic class."""
+    content = sentencepiece_model(**settings)
+    tokenizer = load_tokenizer(write_internlm2(tmp_path / "llm", model=content), complete=False)
+    save_tokenizer(tokenizer, tmp_path, "")
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+    texts = [*SAMPLES, *corpus(), *random_texts(2000)]
+    texts += [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in random_texts(400, seed=1)]
+    different = []
+    for text in texts:
+        if any(name in text for name in ("<s>", "</s>", "<unk>", *SPARE)):  # control tokens here, characters there
+            continue
+        expected = [1, *reference(processor, text)]
+        if not expected == tokenizer(text).input_ids == again(text).input_ids:
+            different.append(text)
+    assert not different, (len(different), different[:3])
+
+
+def test_internlm2_tokens(model, tmp_path):
+    folder = write_internlm2(tmp_path / "llm", image_tokens=ADDED_TOKENS, model=model)
+    tokenizer = load_tokenizer(folder)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    size = processor.get_piece_size()
+    assert len(tokenizer) == size + 9
+    assert tokenizer.convert_tokens_to_ids(list(ADDED_TOKENS)) == list(range(size, size + 9))
+    for old, new in zip(SPARE, INTERNLM2_TOKENS, strict=True):
+        assert tokenizer.convert_tokens_to_ids(new) == processor.piece_to_id(old)
+        assert new in tokenizer.all_special_tokens and tokenizer.convert_tokens_to_ids(old) in (None, 0)
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "</s>")
+    assert tokenizer("a").input_ids[0] == processor.bos_id() == tokenizer.bos_token_id
+    assert tokenizer("a<img>b").input_ids == [1, *processor.encode("a"), size, *processor.encode("b")]
+    ids = tokenizer("<|im_start|>user\nHallo 世界<|im_end|>").input_ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "user\nHallo 世界"
+    for text in ("", "x", " x", "a  b", "\n", "哈\n哈", "\x00é"):
+        assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+
+    bare = write_internlm2(tmp_path / "bare", model=model, add_bos_token=False, add_eos_token=True)
+    assert load_tokenizer(bare, complete=False)("a").input_ids == [*processor.encode("a"), 2]
+
+
+def test_names_of_pieces_are_text(model, tmp_path):
+    """Without added tokens (how a user's text is encoded) nothing grows together to a byte or a control token."""
+    tokenizer = load_tokenizer(write_internlm2(tmp_path / "llm", model=model), complete=False)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    for text in ADVERSE:
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        assert min(ids) > 2 + 256 and not {processor.piece_to_id(name) for name in SPARE} & set(ids), text
+        assert tokenizer.decode(ids) == text
+
+
+def test_older_files(model, tmp_path):
+    """Added tokens listed in ``added_tokens.json`` alone."""
+    folder = write_internlm2(tmp_path / "new", image_tokens=ADDED_TOKENS, model=model)
+    expected = load_tokenizer(folder)
+    config = read_json(folder / "tokenizer_config.json")
+    added = {fields["content"]: int(n) for n, fields in config.pop("added_tokens_decoder").items()}
+    write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "added_tokens.json", added)
+    tokenizer = load_tokenizer(folder)
+    text = "<|im_start|>user\n<img><IMG_CONTEXT></img>\nHallo<|im_end|>"
+    assert tokenizer(text).input_ids == expected(text).input_ids
+    assert tokenizer.get_vocab() == expected.get_vocab()
+
+
+def test_an_own_fast_tokenizer_is_taken(model, tmp_path):
+    folder = write_internlm2(tmp_path / "llm", model=model)
+    load_tokenizer(folder, complete=False).backend_tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.model").unlink()
+    assert load_tokenizer(folder, complete=False)("<|im_end|>").input_ids[1] > 2
+
+
+def test_llama_without_tokenizer_json(tmp_path):
+    """transformers converts its own classes itself; it needs protobuf for that."""
+    content = sentencepiece_model(add_dummy_prefix=True, user_defined_symbols=[])
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", "legacy": True, **names})
+    tokenizer = load_tokenizer(tmp_path, complete=False)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+    for text in [*SAMPLES, *random_texts(500)]:
+        if not any(name in text for name in names.values()):
+            assert tokenizer(text).input_ids == [1, *processor.encode(text)], text
+
+
+def test_tiktoken(ranks, toy_parts, tmp_path):
+    tokenizer = load_tokenizer(write_qwen(tmp_path / "llm", ranks), complete=False)
+    save_tokenizer(tokenizer, tmp_path, "")
+    fast, slow = (AutoTokenizer.from_pretrained(tmp_path, use_fast=flag) for flag in (True, False))
+    special = {name: len(ranks) + n for n, name in enumerate(QWEN_TOKENS)}
+    encoding = tiktoken.Encoding("q", pat_str=QWEN_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    texts = [*SAMPLES, *corpus(), *random_texts(2000), *QWEN_TOKENS]
+    texts += [f"<|im_start|>user\n{text}<|im_end|>\n<|extra_9|>" for text in random_texts(400, seed=1)]
+    for text in texts:
+        expected = encoding.encode(unicodedata.normalize("NFC", text), allowed_special="all")
+        assert expected == tokenizer(text).input_ids == fast(text).input_ids, text
+        assert expected == slow(text).input_ids, text
+        assert tokenizer.decode(expected) == unicodedata.normalize("NFC", text)
+    assert len(QWEN_TOKENS) == 208 and special["<|im_start|>"] == len(ranks) + 1
+    toy = AutoTokenizer.from_pretrained(toy_parts[1])  # Qwen2's class: the same pieces, whatever their numbers
+    for text in random_texts(200):
+        assert [encoding.decode_single_token_bytes(n) for n in tokenizer(text).input_ids] == [
+            encoding.decode_single_token_bytes(n)
+            for n in tokenizer.convert_tokens_to_ids(toy.convert_ids_to_tokens(toy(text).input_ids))
+        ]
+
+
+class TestRefusals:
+    def check(self, folder, pattern):
+        with pytest.raises(CheckpointError, match=pattern) as caught:
+            load_tokenizer(folder, complete=False)
+        assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+
+    def test_missing(self, model, tmp_path):
+        folder = write_internlm2(tmp_path / "llm", model=model)
+        (folder / "tokenizer.model").unlink()
+        self.check(folder, "neither tokenizer.json nor tokenizer.model")
+
+    @pytest.mark.parametrize("content", [b"", b"\x00", b"not a model\n" * 99, b"\xff" * 999])
+    def test_damaged_sentencepiece(self, content, model, tmp_path):
+        folder = write_internlm2(tmp_path / "llm", model=model)
+        (folder / "tokenizer.model").write_bytes(content)
+        self.check(folder, "tokenizer.model")
+
+    def test_cut_off_and_flipped(self, model, tmp_path):
+        """Whatever is cut off or changed: the ids of sentencepiece, or one clear error, and never another exception."""
+        folder = write_internlm2(tmp_path / "llm", model=model)
+        path = folder / "tokenizer.model"
+        step = len(model) // 40
+        for at in range(0, len(model), step):
+            for content in (model[:at], model[:at] + bytes([model[at] ^ 0x55]) + model[at + 1 :]):
+                path.write_bytes(content)
+                try:
+                    load_tokenizer(folder, complete=False)
+                except CheckpointError as error:
+                    assert "\n" not in str(error)
+
+    @pytest.mark.parametrize(
+        "settings, pattern",
+        [
+            (dict(model_type="unigram"), "not a BPE model"),
+            (dict(byte_fallback=False), "0 of the 256 bytes"),
+            (dict(normalization_rule_name="nmt_nfkc"), "it replaces characters"),
+            (dict(remove_extra_whitespaces=True), "another treatment of white space"),
+            (dict(treat_whitespace_as_suffix=True), "another treatment of white space"),
+        ],
+    )
+    def test_other_models(self, settings, pattern, tmp_path):
+        content = sentencepiece_model(**settings)
+        self.check(write_internlm2(tmp_path / "llm", model=content), pattern)
+
+    def test_inexact(self, model, tmp_path, monkeypatch):
+        folder = write_internlm2(tmp_path / "llm", model=model)
+        load_tokenizer(folder, complete=False)
+        spm = fast_tokenizers._spm_converter
+
+        def prefixing(path, names):
+            converter = spm(path, names)
+            converter.proto.normalizer_spec.add_dummy_prefix = True
+            return converter
+
+        monkeypatch.setattr(fast_tokenizers, "_spm_converter", prefixing)
+        self.check(folder, "can't become a fast tokenizer exactly: 'Hello world'")
+
+    @pytest.mark.parametrize(
+        "decoder",
+        [
+            {"5000": {"content": "<new>"}},
+            {"-1": {"content": "<new>"}},
+            {"7": {"content": "<s>"}},
+            {"7": "x"},
+            {"x": {"content": "<new>"}},
+            {"7": {}},
+            [1],
+        ],
+    )
+    def test_added_tokens(self, decoder, model, tmp_path):
+        self.check(write_internlm2(tmp_path / "llm", model=model, added_tokens_decoder=decoder), "added token")
+
+    @pytest.mark.parametrize(
+        "line, pattern",
+        [
+            (b"%%% 3", ":1: b'%%% 3' is not a new token"),
+            (b"YQ==", ":1:"),
+            (b"YQ== x", ":1:"),
+            (b"YQ== 1 2", ":1:"),
+            (b"YWJj 999999", "don't run from 0"),
+            (b"YWJj -1", "don't run from 0"),
+            (b"YQ== 0", ":99: b'YQ== 97"),
+        ],
+    )
+    def test_damaged_tiktoken(self, line, pattern, ranks, tmp_path):
+        folder = write_qwen(tmp_path / "llm", ranks)
+        path = folder / "qwen.tiktoken"
+        path.write_bytes(line + b"\n" + path.read_bytes())
+        self.check(folder, pattern)
+
+    def test_bytes_missing(self, ranks, tmp_path):
+        tokens = [token for token in ranks if token != b"a"]
+        folder = write_qwen(tmp_path / "llm", {token: n for n, token in enumerate(tokens)})
+        self.check(folder, "255 of the 256 single bytes")
+
+    def test_size(self, model, tmp_path, monkeypatch):
+        monkeypatch.setattr(fast_tokenizers, "MAX_BYTES", 1000)
+        self.check(write_internlm2(tmp_path / "llm", model=model), "that is no vocabulary")
+
+
+def test_nobody_is_warned_of_wrong_ids(toy_base, tmp_path, caplog, monkeypatch):
+    """transformers 4.57 takes a tokenizer beside a config without release for Mistral's."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    caplog.set_level(logging.WARNING, "transformers")  # whatever ran before
+    fields = read_json(toy_base / "config.json")
+    for name, release in (("own", fields["transformers_version"]), ("official", None)):
+        shutil.copytree(toy_base, tmp_path / name)
+        write_json(tmp_path / name / "config.json", {**fields, "transformers_version": release})
+        state = read_json(tmp_path / name / "tokenizer.json")  # with as many entries as Qwen2.5 has
+        state["model"]["vocab"] |= {f"spare {number}": 1000000 + number for number in range(100_000)}
+        write_json(tmp_path / name / "tokenizer.json", state)
+    AutoTokenizer.from_pretrained(tmp_path / "own")
+    tokenizer = load_fast_tokenizer(tmp_path / "official")
+    assert "regex" not in caplog.text
+    AutoTokenizer.from_pretrained(tmp_path / "official")
+    assert "incorrect regex" in caplog.text  # what the others were spared
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert "mistral" not in (tmp_path / "saved" / "tokenizer_config.json").read_text()

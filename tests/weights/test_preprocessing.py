@@ -1,0 +1,301 @@
+"""What was trained is what ships: tile limits and template go from the dataset to checkpoint, export and chat."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoTokenizer
+
+from tests.engine.forked import train_forked
+from tests.engine.parallel_case import edited_config, write_dataset
+from tests.weights.training import make_model, save_pth, write_config
+from xtuner_plugins.datasets import MultimodalDataset, lock
+from xtuner_plugins.export.export import convert, export, prepare
+from xtuner_plugins.export.trained import load_trained
+from xtuner_plugins.hub.constants import IMAGENET_MEAN, IMAGENET_STD
+from xtuner_plugins.inference.session import ChatSession
+from xtuner_plugins.inference.verify import verify
+from xtuner_plugins.toy.tokenizer import CHAT_TEMPLATE
+from xtuner_plugins.weights import preprocessing
+from xtuner_plugins.weights.loader import load_tokenizer
+from xtuner_plugins.weights.reading import read_json
+from xtuner_plugins.weights.writer import write_json
+
+TRAINED = dict(max_tiles=3, template="Hermes-2")
+
+# What somebody without this project does with an export: its own config says how many tiles, its own chat prompts.
+STRANGER = """
+import json, sys, torch
+sys.modules["xtuner_plugins"] = None
+from transformers import AutoModel, AutoTokenizer
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True, torch_dtype=torch.float32).eval()
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+given, generate = [], model.generate
+def spy(**options):
+    given.extend(options["input_ids"][0].tolist())
+    return generate(**options)
+model.generate = spy
+c, side = model.config, model.config.force_image_size
+tiles = int(sys.argv[2])
+model.chat(tokenizer, torch.zeros(tiles, 3, side, side), "<image>\\nWhat do you see?", dict(max_new_tokens=1))
+limits = [c.dynamic_image_size, c.min_dynamic_patch, c.max_dynamic_patch, c.use_thumbnail]
+print(json.dumps({"ids": given, "limits": limits}))
+"""
+
+
+@pytest.mark.slow
+def test_a_shipped_recipe_with_other_tiles_and_template(run_tool, toy_base, tmp_path):
+    """Trained under ZeRO and exported by the command; the export answers in a process without this project."""
+    data, images = write_dataset(tmp_path / "data", text_only=lambda index: False)
+    settings = dict(base=str(toy_base), data_paths=[str(data)], image_folders=[str(images)], max_tiles=3)
+    config = Path(edited_config(tmp_path, "toy_finetune_full", template="Hermes-2", **settings))
+    case = dict(config=str(config), deepspeed="deepspeed_zero2")
+    trained = train_forked(tmp_path / "run", toy_base, (data, images), **case)
+    assert trained.ok, trained.output[-3000:]
+    checkpoint = tmp_path / "run" / "iter_4.pth"
+    done = run_tool("tools/convert_to_official.py", config, checkpoint, tmp_path / "out", "--verify")
+    assert done.returncode == 0, done.stderr
+
+    fields = read_json(tmp_path / "out" / "config.json")
+    assert (fields["max_dynamic_patch"], fields["template"]) == (3, "Hermes-2")
+    dataset = MultimodalDataset(str(toy_base), str(data), str(images), **TRAINED)
+    assert read_json(tmp_path / "out" / preprocessing.FILE)["datasets"][0]["max_tiles"] == 3
+    sample = dataset[0]  # 336 x 112: 3 tiles and a thumbnail
+    said = stranger(tmp_path / "out", sample["num_tiles"], tmp_path)
+    assert said["limits"] == [True, 1, 3, True]
+    asked = int((sample["labels"] == -100).int().argmin())
+    assert said["ids"] == sample["input_ids"][:asked].tolist()
+
+    config.write_text("".join(line for line in config.open() if "Hermes-2" not in line))  # edited after the training
+    with pytest.raises(ValueError, match="Hermes-2 there.*internvl2_5 here|internvl2_5 here.*Hermes-2 there"):
+        export(config, checkpoint, tmp_path / "no")
+    again = train_forked(tmp_path / "again", toy_base, (data, images), extra=("--resume", str(checkpoint)), **case)
+    assert again.codes == [1] and "trained with another preprocessing" in again.errors[0]
+
+
+def stranger(directory, num_tiles, cwd):
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", STRANGER, str(directory), str(num_tiles)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={"HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def describe(base, folder, settings=None, **shared):
+    """The lock of a dataset of one file per entry of `settings`."""
+    data, images = folder / "data.jsonl", folder
+    record = {"conversations": [{"from": "human", "value": "Q?"}, {"from": "gpt", "value": "A."}]}
+    data.write_text(json.dumps(record) + "\n")
+    files = len(settings or [None])
+    dataset = MultimodalDataset(str(base), [str(data)] * files, str(images), dataset_settings=settings, **shared)
+    return lock.describe(dataset, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def save_locked(model, path, lock):
+    save_pth(model, path)
+    content = torch.load(path, weights_only=False)
+    torch.save({**content, preprocessing.KEY: lock}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(toy_base):
+    return make_model(toy_base)
+
+
+class TestExport:
+    """From a checkpoint with a lock to the files of an export."""
+
+    @pytest.fixture()
+    def run(self, toy_base, model, tmp_path):
+        def make(lock):
+            return write_config(tmp_path / "c.py", toy_base), save_locked(model, tmp_path / "iter_1.pth", lock)
+
+        return make
+
+    def test_config_tokenizer_and_generation_say_what_was_trained(self, run, toy_base, tmp_path):
+        lock = describe(toy_base, tmp_path, **TRAINED)
+        lock["datasets"][0] |= {"min_tiles": 2, "use_thumbnail": False}
+        export(*run(lock), tmp_path / "out")
+        fields = read_json(tmp_path / "out" / "config.json")
+        rule = {"dynamic_image_size": True, "min_dynamic_patch": 2, "max_dynamic_patch": 3, "use_thumbnail": False}
+        assert {key: fields[key] for key in rule} == rule and fields["template"] == "Hermes-2"
+        written = read_json(tmp_path / "out" / preprocessing.FILE)
+        assert {key: written[key] for key in lock} == lock and written["exported"]["max_tiles"] == 3
+        tokenizer = load_tokenizer(tmp_path / "out")
+        text = tokenizer.apply_chat_template([{"role": "user", "content": "Q"}], tokenize=False)
+        assert "<|im_end|><|im_start|>user\nQ<|im_end|>" in text  # no line break after <|im_end|>, as Hermes-2 has it
+
+    def test_chat_evaluation_and_verification_read_it_back(self, run, toy_base, model, tmp_path):
+        config, checkpoint = run(describe(toy_base, tmp_path, **TRAINED))
+        export(config, checkpoint, tmp_path / "out")
+        session = ChatSession.from_pretrained(tmp_path / "out", device="cpu")
+        assert session.tiling.max_tiles == 3 and session.model.template == "Hermes-2"
+        live = load_trained(config, checkpoint, dtype=torch.float32)  # what evaluation asks
+        assert ChatSession(live, session.tokenizer).tiling == session.tiling and live.template == "Hermes-2"
+        verify(prepare(config, checkpoint), tmp_path / "out")
+
+    def test_the_hf_form_keeps_it_and_brings_it_back(self, run, toy_base, tmp_path):
+        export(*run(describe(toy_base, tmp_path, **TRAINED)), tmp_path / "hf", format="hf")
+        session = ChatSession.from_pretrained(tmp_path / "hf", device="cpu")
+        assert session.tiling.max_tiles == 3 and session.model.template == "Hermes-2"
+        convert(tmp_path / "hf", tmp_path / "back", format="official")
+        fields = read_json(tmp_path / "back" / "config.json")
+        assert (fields["max_dynamic_patch"], fields["template"]) == (3, "Hermes-2")
+
+    def test_an_hf_base_is_exported_with_it(self, toy_base, model, tmp_path):
+        convert(toy_base, tmp_path / "base", format="hf")
+        lock = describe(tmp_path / "base", tmp_path, **TRAINED)
+        trained = save_locked(make_model(tmp_path / "base"), tmp_path / "iter_1.pth", lock)
+        export(write_config(tmp_path / "c.py", tmp_path / "base"), trained, tmp_path / "out")
+        assert read_json(tmp_path / "out" / "preprocessor_config.json")["max_patches"] == 3
+        assert ChatSession.from_pretrained(tmp_path / "out", device="cpu").model.template == "Hermes-2"
+
+    @pytest.mark.parametrize("form", ["official", "hf"])
+    def test_programs_prompt_as_in_training_whatever_the_base_prompts(self, toy_base, tmp_path, form):
+        """The base has the stock template of its language model, in each of the files where programs look for one."""
+        base = tmp_path / "base"
+        convert(toy_base, base, format=form)
+        (base / "export_manifest.json").unlink()
+        write_json(base / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
+        (base / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+        stock = {**read_json(base / "tokenizer_config.json"), "chat_template": CHAT_TEMPLATE}
+        write_json(base / "tokenizer_config.json", stock)
+        lock = describe(base, tmp_path)
+        checkpoint = save_locked(make_model(base), tmp_path / "iter_1.pth", lock)
+        export(write_config(tmp_path / "c.py", base), checkpoint, tmp_path / "out")
+
+        asked = [{"role": "user", "content": "Q?"}]
+        prompt = AutoTokenizer.from_pretrained(tmp_path / "out").apply_chat_template(asked, add_generation_prompt=True)
+        data = dict(data_paths=str(tmp_path / "data.jsonl"), image_folders=str(tmp_path))
+        sample = MultimodalDataset(str(base), **data)[0]
+        assert prompt == sample["input_ids"][: int((sample["labels"] == -100).int().argmin())].tolist()
+        assert (tmp_path / "out" / "chat_template.jinja").is_file() == (form == "hf")  # processors read it
+        assert not (tmp_path / "out" / "chat_template.json").exists()
+
+    def test_several_templates_need_a_choice(self, run, toy_base, tmp_path):
+        lock = describe(toy_base, tmp_path, [{"name": "a", "max_tiles": 4}, {"name": "b", **TRAINED}])
+        config, checkpoint = run(lock)
+        with pytest.raises(ValueError, match=r"several templates \(Hermes-2: b; internvl2_5: a\).*--template"):
+            export(config, checkpoint, tmp_path / "out")
+        with pytest.raises(ValueError, match="--template phi3-chat: trained with Hermes-2: b; internvl2_5: a only"):
+            export(config, checkpoint, tmp_path / "out", template="phi3-chat")
+        assert not (tmp_path / "out").exists()
+        export(config, checkpoint, tmp_path / "out", template="internvl2_5")
+        assert read_json(tmp_path / "out" / "config.json")["max_dynamic_patch"] == 4  # of the files with that template
+
+    def test_several_tile_limits(self, run, toy_base, tmp_path):
+        lock = describe(toy_base, tmp_path, [{"max_tiles": 2}, {"max_tiles": 4}])
+        lock["datasets"][1]["use_thumbnail"] = False
+        config, checkpoint = run(lock)
+        done = export(config, checkpoint, tmp_path / "out")
+        assert "the one with most: 1 to 4 tiles without thumbnail" in done["notes"][1]
+        assert read_json(tmp_path / "out" / "config.json")["use_thumbnail"] is False
+        done = export(config, checkpoint, tmp_path / "two", max_tiles=2)
+        assert not any("the one with most" in note for note in done["notes"])
+        assert read_json(tmp_path / "two" / "config.json")["max_dynamic_patch"] == 2
+        with pytest.raises(ValueError, match="--max-tiles 3: trained with 1 to 2 tiles.* and 1 to 4 tiles"):
+            export(config, checkpoint, tmp_path / "three", max_tiles=3)
+
+    @pytest.mark.parametrize("sharing, tiles", [("equal", [3, 3, 3]), ("each", [7, 7, 7])])
+    def test_tiles_of_several_images(self, run, toy_base, tmp_path, sharing, tiles):
+        """Three images of 3 x 2 tiles under a limit of 6; engines give each 6 and a thumbnail."""
+        lock = describe(toy_base, tmp_path, max_tiles=6) | {"tile_sharing": sharing}
+        done = export(*run(lock), tmp_path / "out")
+        told = [note for note in done["notes"] if "serving engines give each of them 6" in note]
+        assert len(told) == (sharing == "equal")
+        assert read_json(tmp_path / "out" / preprocessing.FILE)["tile_sharing"] == sharing
+
+        Image.new("RGB", (336, 224)).save(tmp_path / "a.png")
+        session = ChatSession.from_pretrained(tmp_path / "out", device="cpu")
+        assert [len(t) for t in session._load([tmp_path / "a.png"] * 3, session.tiling)] == tiles
+
+    def test_a_checkpoint_from_before_the_lock(self, toy_base, model, tmp_path):
+        config = write_config(tmp_path / "c.py", toy_base)
+        dataset = dict(base=str(toy_base), data_paths=["gone.jsonl"], **TRAINED)
+        config.write_text(config.read_text() + f"train_dataloader = dict(dataset={dataset!r})\n")
+        done = export(config, save_pth(model, tmp_path / "iter_1.pth"), tmp_path / "out")
+        assert "holds no preprocessing" in done["notes"][1] and "are the config's" in done["notes"][1]
+        assert read_json(tmp_path / "out" / "config.json")["max_dynamic_patch"] == 3
+
+    @pytest.mark.parametrize(
+        "change, words",
+        [
+            ({"image_mean": [0.5, 0.5, 0.5]}, r"image mean \[0.5, 0.5, 0.5\].*--image-mean"),
+            ({"tile_size": 448}, "tile_size=448 there, 112 here.*is not the base"),
+            ({"special_tokens": {"<img>": 7}}, "special_tokens=.*is not the base"),
+            ({"datasets": "x"}, "preprocessing that can't be read"),
+            ({"datasets": []}, "preprocessing that can't be read"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(self, run, toy_base, tmp_path, change, words):
+        with pytest.raises(ValueError, match=words):
+            export(*run({**describe(toy_base, tmp_path), **change}), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_training_with_other_token_ids_does_not_go_on(toy_base, tmp_path):
+    """A lock of before rule 2 is refused with a tokenizer that writes a space before texts, and with no other."""
+    base, where = tmp_path / "base", tmp_path / "iter_1.pth"
+    shutil.copytree(toy_base, base)
+    state = read_json(base / "tokenizer.json")
+    write_json(base / "tokenizer.json", {**state, "normalizer": {"type": "Prepend", "prepend": " "}})
+    lock = describe(base, tmp_path)
+    config = write_config(tmp_path / "c.py", base)
+    export(config, save_locked(make_model(base), where, lock), tmp_path / "new")
+    assert read_json(tmp_path / "new" / preprocessing.FILE)["token_rules"] == lock.pop("token_rules") == 2
+    shutil.copytree(tmp_path / "new", tmp_path / "old")
+    exported = read_json(tmp_path / "old" / preprocessing.FILE)
+    del exported["token_rules"]
+    (tmp_path / "old" / "export_manifest.json").unlink()
+    write_json(tmp_path / "old" / preprocessing.FILE, exported)
+    old = save_locked(make_model(base), tmp_path / "iter_2.pth", lock)
+
+    for step in (
+        lambda: export(config, old, tmp_path / "no"),
+        lambda: convert(tmp_path / "old", tmp_path / "no", format="hf"),
+        lambda: ChatSession.from_pretrained(tmp_path / "old", device="cpu"),
+    ):
+        with pytest.raises(ValueError, match="trained by an older version.* internvl2_5 .*or train anew"):
+            step()
+    assert not (tmp_path / "no").exists()
+    usual = save_locked(make_model(toy_base), where, lock)
+    export(write_config(tmp_path / "c.py", toy_base), usual, tmp_path / "usual")
+
+
+def test_chat_says_when_a_config_was_edited(toy_base, model, tmp_path, caplog):
+    lock = describe(toy_base, tmp_path, **TRAINED)
+    checkpoint = save_locked(
+        model, tmp_path / "iter_1.pth", {**lock, "resize_rule": "another", "pillow_version": "9.9"}
+    )
+    export(write_config(tmp_path / "c.py", toy_base), checkpoint, tmp_path / "out")
+    fields = read_json(tmp_path / "out" / "config.json")
+    write_json(tmp_path / "out" / "config.json", {**fields, "max_dynamic_patch": 9})
+    with pytest.raises(ValueError, match="not as it was exported: config.json changed"):
+        ChatSession.from_pretrained(tmp_path / "out", device="cpu")
+    (tmp_path / "out" / "export_manifest.json").unlink()
+    ChatSession.from_pretrained(tmp_path / "out", device="cpu")
+    assert "max_dynamic_patch=9 (trained: 3)" in caplog.text and "trained with Pillow 9.9" in caplog.text
+
+
+def test_an_adapter_keeps_the_lock(toy_base, tmp_path):
+    from tests.weights.training import SETTINGS
+    from xtuner_plugins.export.adapters import export_adapter
+
+    lock = describe(toy_base, tmp_path, **TRAINED)
+    checkpoint = save_locked(make_model(toy_base, **SETTINGS["lora"]), tmp_path / "iter_1.pth", lock)
+    config = write_config(tmp_path / "c.py", toy_base, **SETTINGS["lora"])
+    export_adapter(config, checkpoint, tmp_path / "adapter")
+    export(config, tmp_path / "adapter", tmp_path / "out")
+    assert read_json(tmp_path / "out" / "config.json")["template"] == "Hermes-2"
+    shutil.rmtree(tmp_path / "out")

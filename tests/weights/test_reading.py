@@ -1,0 +1,148 @@
+"""Readers: every kind of file gives the same tensors, and files that lie or attack are refused."""
+
+import json
+import os
+import pickle
+import struct
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from xtuner_plugins.weights.reading import CheckpointError, load_pickle, open_safetensors, open_weights, read_json
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn]
+DTYPES += [torch.int64, torch.uint8, torch.bool]
+
+
+def example():
+    generator = torch.Generator().manual_seed(0)
+    tensors = {f"a.{str(d)[6:]}": (torch.rand(3, 4, generator=generator) * 8).to(d) for d in DTYPES}
+    return {**tensors, "scalar": torch.tensor(3.0), "empty": torch.zeros(0, 4)}
+
+
+def same(lazy, tensor):
+    value = lazy.read()
+    if (value.dtype, value.shape) != (tensor.dtype, tensor.shape):
+        return False
+    found, expected = (part.view(torch.uint8) if part.dim() else part for part in (value, tensor))
+    return torch.equal(found, expected)
+
+
+def test_safetensors(tmp_path):
+    save_file(example(), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    held = open_weights(tmp_path)
+    assert held.keys() == example().keys()
+    assert all(same(held[k], v) for k, v in example().items())
+
+
+def test_files_from_before_torch_1_6_are_refused(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match="or one from before torch 1.6: load it there and save it again"):
+        open_weights(tmp_path)
+
+
+def write_shards(folder, **changes):
+    save_file({"a": torch.ones(2)}, folder / "model-00001-of-00002.safetensors")
+    save_file({"b": torch.zeros(3)}, folder / "model-00002-of-00002.safetensors")
+    weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors", **changes}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def test_shards(tmp_path):
+    held = open_weights(write_shards(tmp_path))
+    assert held["a"].read().tolist() == [1, 1] and held["b"].read().tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"b": "model-00003-of-00002.safetensors"}, "lacks the shard model-00003"),
+        ({"c": "model-00001-of-00002.safetensors"}, "says that c is in"),
+        ({"b": "../other/model.safetensors"}, "outside its own folder"),
+        ({"b": "/etc/passwd"}, "outside its own folder"),
+    ],
+)
+def test_bad_index(tmp_path, changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        open_weights(write_shards(tmp_path, **changes))
+
+
+def test_index_that_hides_a_tensor(tmp_path):
+    write_shards(tmp_path)
+    save_file({"b": torch.zeros(3), "z": torch.zeros(1)}, tmp_path / "model-00002-of-00002.safetensors")
+    with pytest.raises(CheckpointError, match="doesn't list z"):
+        open_weights(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 4, 12])
+def test_stub_of_a_file(tmp_path, size):
+    (tmp_path / "m.safetensors").write_bytes(b"\xff" * size)
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        open_safetensors(tmp_path / "m.safetensors")
+
+
+def test_cut_off_safetensors(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_file({"a": torch.ones(100)}, path)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(CheckpointError, match="is cut off: tensor a"):
+        open_safetensors(path)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]},
+        {"dtype": "Q3", "shape": [4], "data_offsets": [0, 16]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]},
+    ],
+)
+def test_lying_header(tmp_path, entry):
+    header = json.dumps({"a": entry}).encode()
+    (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
+    with pytest.raises(CheckpointError, match="tensor a"):
+        open_safetensors(tmp_path / "m.safetensors")
+
+
+class Attack:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+def test_plain_pickle_and_plain_zip(tmp_path):
+    (tmp_path / "a.pth").write_bytes(pickle.dumps(Attack(tmp_path / "owned")))
+    with zipfile.ZipFile(tmp_path / "b.pth", "w") as archive:
+        archive.writestr("x", "y")
+    for name in ("a.pth", "b.pth"):
+        with pytest.raises(CheckpointError):
+            load_pickle(tmp_path / name)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_missing(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        open_weights(tmp_path / "nowhere")
+
+
+def test_json(tmp_path):
+    path = tmp_path / "a.json"
+    with pytest.raises(CheckpointError, match=r"a\.json does not exist"):
+        read_json(path)
+    assert read_json(path, missing={"a": 1}) == {"a": 1}
+    for text, message in (("{", "not readable JSON"), ("[1]", "holds a JSON list, expected an object")):
+        path.write_text(text)
+        with pytest.raises(CheckpointError, match=message):
+            read_json(path, missing={})
+
+
+def test_directory_of_something_else(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(CheckpointError, match=r"it holds: notes\.txt"):
+        open_weights(tmp_path)

@@ -1,0 +1,103 @@
+"""Training checkpoints for the tests: a real training model, disturbed, saved as the strategies save it."""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+
+from xtuner_plugins.export.trained import read_training_config
+from xtuner_plugins.models.rows import make_row
+from xtuner_plugins.models.vlm import VisionLanguageModel
+from xtuner_plugins.weights import record
+
+LORA = dict(type=LoraConfig, r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
+VISION_LORA = dict(type=LoraConfig, r=2, lora_alpha=4, target_modules=["qkv", "fc1"])
+
+RSLORA = {**LORA, "lora_alpha": 64, "use_rslora": True}
+SETTINGS = {
+    "projector": dict(),
+    "full": dict(freeze_llm=False, freeze_visual_encoder=False),
+    "lora": dict(llm_lora=LORA),
+    "both_loras": dict(llm_lora=LORA, visual_encoder_lora=VISION_LORA),
+}
+
+
+def make_model(base, seed=0, **settings) -> VisionLanguageModel:
+    """A training model whose trainable parameters differ clearly from the base's (B of LoRA is no longer zero)."""
+    model = VisionLanguageModel(base=str(base), dtype="float32", gradient_checkpointing=False, **settings)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += torch.randn(parameter.shape, generator=generator) * 0.05
+    return model.eval()
+
+
+def write_config(path: Path, base, **settings) -> Path:
+    """A training config as a user writes it; only what the exporter reads."""
+
+    def text(value):
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{k!r}: {text(v)}" for k, v in value.items()) + "}"
+        return value.__name__ if isinstance(value, type) else repr(value)
+
+    body = ", ".join(f"{k}={text(v)}" for k, v in {"base": str(base), **settings}.items())
+    path.write_text(
+        "from peft import LoraConfig\n"
+        "from xtuner_plugins.models.vlm import VisionLanguageModel\n\n"
+        f"model = dict(type=VisionLanguageModel, {body})\n"
+    )
+    return path
+
+
+def save_pth(model: VisionLanguageModel, path: Path, config: Path | None = None) -> Path:
+    """A checkpoint with what MMEngine stores beside the weights, and the record of a run of ``config``."""
+    import numpy as np
+    from mmengine.config import ConfigDict
+    from mmengine.logging import HistoryBuffer
+
+    history = HistoryBuffer()
+    history.update(1.5)
+    extras = dict(
+        meta=dict(cfg="model = dict()", seed=1, epoch=np.float64(0), settings=ConfigDict(a=1)),
+        message_hub=dict(log_scalars={"train/loss": history}, runtime_info={"iter": 1}),
+    )
+    if config is not None:
+        cfg = read_training_config(config)
+        extras[record.KEY] = record.of_config(cfg, cfg.model.base)
+    torch.save(dict(state_dict=model.state_dict(), **extras), path)
+    return path
+
+
+def chat_inputs(model, seed=0):
+    """Token ids with the image tokens of two tiles, and the tiles: ``(pixel_values, input_ids, image_flags)``."""
+    generator = torch.Generator().manual_seed(seed)
+    config = model.config
+    context = model.img_context_token_id
+    side = config.force_image_size
+    pixels = torch.randn(2, 3, side, side, generator=generator)
+    text = torch.randint(0, 500, (1, 12), generator=generator)
+    image = torch.full((1, 2 * model.num_image_token), context)
+    return pixels, torch.cat([text[:, :6], image, text[:, 6:]], 1), torch.ones(2, 1, dtype=torch.long)
+
+
+@torch.no_grad()
+def logits(model, inputs):
+    """Logits ``[1, S, V]`` of a chat model."""
+    pixels, ids, flags = inputs
+    mask = torch.ones_like(ids)
+    return model(pixel_values=pixels, input_ids=ids, attention_mask=mask, image_flags=flags).logits
+
+
+def with_context(model, other):
+    """``model``, knowing the image token that ``other`` knows."""
+    model.img_context_token_id = other.img_context_token_id
+    return model
+
+
+def training_inputs(model, ids, pixels=None) -> dict:
+    """What the training model's forward takes for one row of ids, all of them labels; without tiles by default."""
+    if pixels is None:
+        pixels = torch.zeros(0, 3, model.tile_size, model.tile_size)
+    row = make_row({"input_ids": ids, "labels": ids}, model.img_context_token_id)
+    return {"row": row, "pixel_values": pixels}

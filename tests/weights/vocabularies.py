@@ -1,0 +1,153 @@
+"""Small vocabularies in the formats that InternLM2 and the first Qwen are published with, and texts for them."""
+
+import base64
+import io
+import random
+from pathlib import Path
+
+import sentencepiece
+from tokenizers import decoders, normalizers, pre_tokenizers
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from tests.conftest import ROOT
+from xtuner_plugins.weights.fast_tokenizers import SAMPLES
+from xtuner_plugins.weights.reading import read_json
+from xtuner_plugins.weights.writer import write_json
+
+SPARE = tuple(f"[UNUSED_TOKEN_{n}]" for n in range(1, 7))
+INTERNLM2_TOKENS = ("<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_start|>", "<|im_end|>", "<|im_start|>")
+ADVERSE = ("<0x0A>", "<0x41><0x42>", "</s>", "<s>", "<unk>", "<|im_start|>", "<|im_end|>", "[UNUSED_TOKEN_1]")
+
+
+def corpus() -> list[str]:
+    """Lines of several scripts, with names of pieces in them that no text may grow together to."""
+    lines = [line for name in ("README.md", "README_zh-CN.md") for line in (ROOT / name).read_text().splitlines()]
+    lines += [" ".join(map(chr, range(33, 127)))] * 20  # every character of ASCII is a piece
+    code = (ROOT / "xtuner_plugins" / "families.py").read_text()
+    return [
+        *lines,
+        *code.split("\n\n"),
+        *SAMPLES[:20] * 5,
+        *[" ".join(ADVERSE[:4]) * 3] * 200,
+        "a  b    c        d\n\n\n" * 9,
+    ]
+
+
+def sentencepiece_model(vocab_size=1200, **settings) -> bytes:
+    """A BPE model with InternLM2's settings, trained here; the spare pieces are the last."""
+    writer = io.BytesIO()
+    usual = dict(
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        allow_whitespace_only_pieces=True,
+        character_coverage=0.999,
+        user_defined_symbols=list(SPARE),
+        max_sentence_length=10**6,
+        minloglevel=2,
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus()), model_writer=writer, vocab_size=vocab_size, **{**usual, **settings}
+    )
+    return writer.getvalue()
+
+
+def write_internlm2(folder: Path, *, image_tokens=(), model: bytes | None = None, **fields) -> Path:
+    """The tokenizer files of an InternLM2 directory: control tokens laid over the spare pieces, others after all.
+
+    Args:
+        folder: where to write.
+        image_tokens: added after the vocabulary, as in an official InternVL directory.
+        model: of sentencepiece; None trains one.
+        fields: of ``tokenizer_config.json``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model = sentencepiece_model() if model is None else model
+    (folder / "tokenizer.model").write_bytes(model)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    numbers = {name: processor.piece_to_id(name) for name in ("<unk>", "<s>", "</s>")}
+    numbers |= {new: processor.piece_to_id(old) for old, new in zip(SPARE, INTERNLM2_TOKENS, strict=True)}
+    numbers |= {name: processor.get_piece_size() + n for n, name in enumerate(image_tokens)}
+    flags = dict(lstrip=False, normalized=False, rstrip=False, single_word=False, special=True)
+    config = {
+        "added_tokens_decoder": {str(n): {"content": name, **flags} for name, n in numbers.items()},
+        "additional_special_tokens": [*INTERNLM2_TOKENS, *image_tokens],
+        "auto_map": {"AutoTokenizer": ["tokenization_internlm2.InternLM2Tokenizer", None]},
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "</s>",
+        "unk_token": "<unk>",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 8192,
+        "tokenizer_class": "InternLM2Tokenizer",
+    }
+    write_json(folder / "tokenizer_config.json", {**config, **fields})
+    (folder / "tokenization_internlm2.py").write_text("raise RuntimeError('code from the directory ran')\n")
+    return folder
+
+
+def with_scheme(tokenizer, scheme: str):
+    """Sets where a converted SentencePiece tokenizer writes a space: `first`, `always`, `never` or `prepend...`."""
+    backend, space = tokenizer.backend_tokenizer, normalizers.Replace(" ", "▁")
+    if scheme.startswith("prepend"):
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), space])
+    else:
+        backend.normalizer = normalizers.Sequence([])
+        backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
+    if scheme != "never":
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        backend.decoder = decoders.Sequence(steps)
+    return tokenizer
+
+
+def toy_ranks(tokenizer_dir: Path) -> dict[bytes, int]:
+    """The toy tokenizer's vocabulary as tokens of bytes in order of merging, single bytes first."""
+    letters = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    model = read_json(tokenizer_dir / "tokenizer.json")["model"]
+    merged = [merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
+    names = ["".join(merge) for merge in merged]
+    tokens = [bytes([n]) for n in range(256)] + [bytes(letters[c] for c in name) for name in names]
+    return {token: rank for rank, token in enumerate(dict.fromkeys(tokens))}
+
+
+def write_qwen(folder: Path, ranks: dict[bytes, int]) -> Path:
+    """The tokenizer files of a Qwen (v1) directory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()]
+    (folder / "qwen.tiktoken").write_bytes(b"".join(lines))
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "model_max_length": 8192,
+            "tokenizer_class": "QWenTokenizer",
+            "auto_map": {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]},
+        },
+    )
+    (folder / "tokenization_qwen.py").write_text("raise RuntimeError('code from the directory ran')\n")
+    return folder
+
+
+def random_texts(count: int, seed: int = 0) -> list[str]:
+    """Texts of many scripts, runs of one character, white space and control characters."""
+    generator = random.Random(seed)
+    blocks = (
+        *((0, 0x250), (0x370, 0x600), (0x900, 0x980), (0xE00, 0xE80), (0x1100, 0x1200), (0x2000, 0x2100)),
+        *((0x3040, 0x3100), (0x4E00, 0x5000), (0xAC00, 0xAD00), (0x1F300, 0x1F680), (0xFE00, 0xFE10)),
+    )
+    letters = [chr(n) for first, last in blocks for n in range(first, last)]
+    words = " ".join(corpus()).split(" ")
+    spaces = [" ", "  ", "\n", "\t", "\r\n", "=", "-", "#", "a", "哈", "1", ".", "'s", "\x00"]
+    texts = []
+    for number in range(count):
+        if number % 4 == 0:
+            texts.append("".join(generator.choices(letters, k=generator.randint(1, 40))))
+        elif number % 4 == 1:
+            texts.append(" ".join(generator.choices(words, k=generator.randint(1, 30))))
+        elif number % 4 == 2:
+            texts.append("".join(generator.choice(spaces) * generator.randint(1, 9) for _ in range(6)))
+        else:
+            texts.append("".join(generator.choice(letters) * generator.randint(1, 20) for _ in range(4)))
+    return texts

@@ -1,1 +1,0 @@
-"""Adapters and trained token rows: merged into base weights, or written for PEFT."""

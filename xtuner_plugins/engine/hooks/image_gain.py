@@ -1,0 +1,213 @@
+"""Does the model look at its images? The loss with a sample's own images, compared with another sample's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import all_gather_object, get_rank, get_world_size
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from ...datasets import MultimodalDataset, PreferenceDataset, collate
+from ...models.losses import supervised_per_sample
+from ..run.loops import planned_loop
+from ..run.steps import unwrap
+from .validation import ValidationHook, undisturbed
+
+NUM_SAMPLES = 32  # of all ranks; fewer in a short run
+FEWEST = 8
+MOST_TIMES = 10  # that a run measures
+SHARE = 0.02  # most of a run's time that it may take; a training step costs three passes, a measurement two
+FIRST = 0.1  # part of the run after which the model has to have learned to look
+
+
+@dataclass(frozen=True)
+class ImageGain:
+    """What images are worth to the model.
+
+    Attributes:
+        gain: Nats by which the loss per supervised token is lower with a sample's own images.
+        low, high: Its 95 % interval over samples (Student's t of the ratio of sums).
+        num_samples: Samples behind it.
+        projector_norm: Mean Euclidean norm of the projector's output per image token.
+        word_norm: The same of the word embeddings.
+    """
+
+    gain: float
+    low: float
+    high: float
+    num_samples: int
+    projector_norm: float
+    word_norm: float
+
+    @classmethod
+    def of(cls, rows: np.ndarray, norms: Sequence[float]) -> ImageGain:
+        """From loss with own images, with others', and supervised tokens ``[samples, 3]``, and the two norms."""
+        from scipy.stats import t
+
+        own, other, tokens = rows.T
+        gain, number = (other - own).sum() / tokens.sum(), len(rows)
+        deviations = other - own - gain * tokens
+        error = np.sqrt((deviations**2).sum() * number / (number - 1)) / tokens.sum()
+        reach = t.ppf(0.975, number - 1) * error
+        return cls(gain, gain - reach, gain + reach, number, *norms)
+
+    def scalars(self) -> dict[str, float]:
+        """What is logged."""
+        names = ("gain", "low", "high", "projector_norm", "word_norm")
+        return {f"images/{name}": float(getattr(self, name)) for name in names}
+
+    def __str__(self) -> str:
+        return (
+            f"own images lower the loss by {self.gain:.3f} nats per token ({self.low:.3f} to {self.high:.3f}, "
+            f"{self.num_samples} samples); norm of image tokens {self.projector_norm:.3g}, "
+            f"of words {self.word_norm:.3g}"
+        )
+
+
+@HOOKS.register_module()
+class ImageGainHook(Hook):
+    """Measures on a few fixed samples how much the loss rises when their images are exchanged with others'.
+
+    A model can reach a low loss by the text alone and give the same answers whatever it sees. So this hook warns from
+    a tenth of the run on where the gain can't be told from zero. The samples come from the validation data, or without
+    it from the training data. It measures after a tenth of the run, up to `MOST_TIMES` times in equal distances, at
+    the end, and with each validation that has data; training isn't disturbed (see `ValidationHook`).
+
+    An image is exchanged with that of the sample with the next number of tiles; missing tiles are repeated, and those
+    over are left out. Runs on preference pairs, and on samples without images, aren't measured.
+    """
+
+    priority = "LOW"  # as validation, before the checkpoint
+
+    def __init__(self):
+        self._samples: list[dict] = []
+        self._exchanged: list[dict] = []
+        self._steps: set[int] = set()
+        self._last: ImageGain | None = None
+
+    def before_train(self, runner) -> None:
+        """Opens the samples and plans when to measure."""
+        training = runner.train_dataloader.dataset
+        if not isinstance(training, MultimodalDataset) or isinstance(training, PreferenceDataset):
+            return
+        epochs = runner.max_iters / planned_loop(runner).dataloader_iterator.steps_of_epoch(0)
+        number, self._steps = schedule(runner.max_iters, epochs * len(training))
+        validation = next((hook for hook in runner.hooks if isinstance(hook, ValidationHook)), None)
+        held = validation.dataset if validation else None
+        if held is not None:
+            self._steps |= set(range(validation.interval, runner.max_iters, validation.interval))
+        samples = open_samples(held or training, max(2, number // get_world_size()))
+        number = min(all_gather_object(len(samples)))  # every rank computes as often, for ZeRO-3
+        if number < 2:
+            return
+        self._samples = sorted(samples[:number], key=lambda sample: sample["num_tiles"])
+        self._exchanged = exchange(self._samples)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Measures where it is time."""
+        step = runner.iter + 1
+        if not self._samples or step not in self._steps:
+            return
+        with undisturbed(runner):
+            self._last = self._measure(unwrap(runner.model), runner.cfg.train_dataloader.get("batch_size", 1))
+        runner.visualizer.add_scalars(self._last.scalars(), step=step)
+        runner.logger.info(f"images after step {step:,}: {self._last}")
+        if self._last.low <= 0 and step >= FIRST * runner.max_iters:
+            runner.logger.warning(
+                f"After {step:,} steps the model has not learned to look: its answers are as likely with other images. "
+                "If this stays, check that images belong to their questions (xtp check CONFIG --step 1) and that "
+                "answers need them. Where the norm of image tokens is far above that of words, lower projector_lr"
+            )
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Adds ``image_gain``, the last result, to what is saved."""
+        if self._last is not None:
+            checkpoint["image_gain"] = self._last.scalars()
+
+    @torch.no_grad()
+    def _measure(self, network, batch_size: int) -> ImageGain:
+        with measured_norms(network) as norms:
+            own, tokens = losses(network, self._samples, batch_size)
+        other, _ = losses(network, self._exchanged, batch_size)
+        found = all_gather_object((np.stack([own, other, tokens], 1), norms))
+        rows = np.concatenate([rows for rows, _ in found])
+        sums = np.sum([norms for _, norms in found], axis=0)
+        return ImageGain.of(rows, (sums[:, 0] / sums[:, 1]).tolist())
+
+
+def schedule(max_iters: int, trained: float) -> tuple[int, set[int]]:
+    """How many samples to measure and after which steps, so that it takes about `SHARE` of a run.
+
+    Args:
+        max_iters: Optimizer steps of the run.
+        trained: Samples that they train on.
+    """
+    affordable = SHARE * 3 / 2 * trained  # samples, in all measurements
+    number = min(NUM_SAMPLES, max(FEWEST, int(affordable / 2)))
+    times = min(MOST_TIMES, max(2, int(affordable / number)))
+    return number, {max(1, round(max_iters * part)) for part in np.linspace(FIRST, 1, times)}
+
+
+def open_samples(dataset: MultimodalDataset, number: int) -> list[dict]:
+    """This rank's samples with different images, spread over the dataset; fewer where it has no more."""
+    found: list[dict] = []
+    tries = np.linspace(0, len(dataset), 4 * number * get_world_size(), endpoint=False, dtype=int)
+    for index in dict.fromkeys(tries[get_rank() :: get_world_size()].tolist()):
+        if len(found) == number:
+            break
+        sample = dataset[index]
+        if "dropped" in sample or not sample["num_tiles"] or not (sample["labels"][1:] >= 0).any():
+            continue
+        if not any(torch.equal(sample["tiles"], other["tiles"]) for other in found):
+            found.append(sample)
+    return found
+
+
+def exchange(samples: Sequence[dict]) -> list[dict]:
+    """The samples with the tiles of the next one, in as many tiles as they have."""
+    others = [*samples[1:], samples[0]]
+    return [
+        sample | {"tiles": other["tiles"][torch.arange(sample["num_tiles"]) % other["num_tiles"]]}
+        for sample, other in zip(samples, others, strict=True)
+    ]
+
+
+def losses(network, samples: Sequence[dict], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of cross entropy (float64) and supervised tokens of each sample."""
+    sums, tokens = [], []
+    for start in range(0, len(samples), batch_size):
+        batch = collate(samples[start : start + batch_size])
+        tokens += supervised_per_sample(batch).tolist()
+        found = network(**network.data_preprocessor(batch), mode="loss", mean_weight=None)["sample_losses"]
+        sums += found[: len(batch["num_tiles"])].tolist()
+    return np.array(sums), np.array(tokens)
+
+
+@contextmanager
+def measured_norms(network):
+    """Sums of norms and counts ``[2, 2]`` of the projector's outputs and of word embeddings, while it is open."""
+    found = np.zeros((2, 2))
+
+    def of_projector(_, __, output) -> None:
+        found[0] += output.float().norm(dim=-1).sum().item(), output.shape[:-1].numel()
+
+    def of_words(_, args, output) -> None:
+        words = args[0] != network.img_context_token_id
+        found[1] += output.float().norm(dim=-1)[words].sum().item(), words.sum().item()
+
+    embeddings = network.model.get_input_embeddings()
+    handles = [
+        network.parts()["projector"].register_forward_hook(of_projector),
+        embeddings.register_forward_hook(of_words),
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

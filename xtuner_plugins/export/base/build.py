@@ -1,0 +1,294 @@
+"""Assembles a vision tower and a language model to an official InternVL directory, the base of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ...families import LLMFamily, encoder_family, llm_family
+from ...hub.constants import ADDED_TOKENS, PROJECTOR_TYPES
+from ...hub.conversation import TEMPLATES, get_conv_template
+from ...weights import model_view, official, tokenizer_files
+from ...weights.lazy import Cast, Joined, LazyTensor, MemoryTensor
+from ...weights.loader import check_model
+from ...weights.reading import CheckpointError, read_json
+from ...weights.staging import check_target, staged_directory
+from ...weights.writer import parse_size, resolve_dtype, write_weights
+from ..remote_code import copy_hub_code
+from . import normalization, projectors, towers
+
+HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.bin", "*.jinja"]  # never *.py
+
+
+@dataclass
+class LLMPart:
+    """A language model, read but not loaded: config, family, tokenizer with the nine tokens, tensors without prefix."""
+
+    config: dict
+    family: LLMFamily
+    tokenizer: object
+    tensors: dict[str, LazyTensor]
+    num_new_tokens: int
+
+
+def build_base(
+    vision: str | Path,
+    llm: str | Path,
+    out: str | Path,
+    *,
+    template: str | None = None,
+    max_tiles: int | None = None,
+    dtype: str = "bfloat16",
+    projector: str | Path | None = None,
+    projector_type: str | None = None,
+    select_layer: int | None = None,
+    tile_size: int | None = None,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
+    max_shard_size: str | int = "4GB",
+    seed: int = 0,
+    force: bool = False,
+    progress=None,
+) -> dict:
+    """Writes an official-format directory from a vision tower, a language model and a projector.
+
+    * Vision: a standalone InternViT (``embeddings.*``, ``encoder.layers.*``), or the tower inside an official
+      directory. With ``select_layer=-k`` the last ``k - 1`` layers are dropped and ``-1`` is written; this is exact,
+      as InternViT has no final norm, and consumers support nothing else.
+    * DINOv2 becomes an InternViT, which has the same blocks (see `dinov2`).
+    * CLIP and SigLIP (a bare tower, or the one inside a whole model) stay whole, ``select_layer`` is written, and their
+      own pixel normalization is folded in. Only our own model code runs such a directory.
+    * Language model: the nine tokens are appended. Embedding and head are cut to the tokenizer's size (Qwen3 keeps its
+      padding rows, as its releases do); every new row is the mean of the old ones. A tied head is stored as a copy.
+    * Projector: from a file, or fresh: LayerNorm at ones and zeros; weights and biases of linear layers uniform in
+      ±1/sqrt(fan_in), PyTorch's default, with which the published recipes start.
+
+    Args:
+        vision: directory, or a hub name when no such directory exists.
+        llm: directory, or a hub name; a model directory gives its language model.
+        out: directory to write.
+        template: conversation template; None takes the family's own.
+        max_tiles: ``max_dynamic_patch``, tiles per image without the thumbnail; None is 12, or 1 with ``mlp`` and
+            ``bilinear_mlp``.
+        dtype: of the stored weights, a key of ``writer.DTYPES``.
+        projector: model directory, or safetensors or torch file with ``mlp1.*`` (or ``0.weight`` ...); None for a fresh
+            one.
+        projector_type: ``pixel_shuffle_mlp`` (InternVL's), ``mlp`` (LLaVA's, no merging of patches) or
+            ``bilinear_mlp`` (the patch grid halved bilinearly); None takes the first for InternViT, the second for CLIP
+            and SigLIP.
+        select_layer: negative index of the layer whose output is used; None is -1 for InternViT, -2 for the others.
+        tile_size: side of a tile in pixels, for DINOv2 alone; None is 448.
+        image_mean: per channel, that the tower was trained with; folded into its first layer. None is ImageNet's
+            (InternViT) or what its directory says (CLIP, SigLIP).
+        image_std: per channel, likewise.
+        max_shard_size: such as ``4GB``.
+        seed: of the fresh projector.
+        force: replace an existing ``out``.
+        progress: called with the number of bytes after each block.
+
+    Returns:
+        A summary: ``out``, ``num_parameters``, ``num_bytes``, ``vocab_size``, ``num_new_tokens``, ``num_image_token``,
+        ``projector`` (its source), ``template``, ``note`` (which programs run the directory, if not all, and where the
+        language model's own prompt differs).
+
+    Raises:
+        UnknownFamilyError: an encoder or LLM without a row in ``families``.
+        CheckpointError: a part is missing, of the wrong kind or incomplete; ``out`` exists; the disk is too full.
+        ValueError: an argument out of range.
+    """
+    stored_dtype = resolve_dtype(dtype)
+    if max_tiles is not None and not 1 <= max_tiles <= 128:
+        raise ValueError(f"max_tiles = {max_tiles} makes no sense; choose 1 to 128 (released models: 12)")
+    if (image_mean is None) != (image_std is None):
+        raise ValueError("image_mean and image_std go together; give both or none")
+    shard_bytes = parse_size(max_shard_size)
+    out = check_target(out, force=force, inputs={"vision tower": vision, "language model": llm, "projector": projector})
+    tower = local_directory(vision, "vision tower")
+    vision_part = towers.read_vision(tower, select_layer=select_layer, tile_size=tile_size)
+    own = (image_mean, image_std) if image_mean is not None else vision_part.normalization
+    if own is not None:
+        vision_part.tensors = normalization.fold(vision_part.tensors, *own)
+    llm_part = read_llm(local_directory(llm, "language model"))
+    template = template or llm_part.family.template
+    _check_template(template, llm_part)
+    config = make_config(vision_part, llm_part, template, max_tiles, dtype, projector_type)
+    num_rows = config["llm_config"]["vocab_size"]
+    mlp1 = projectors.projector_tensors(config, projector, seed)
+    tensors = {**vision_part.tensors, **mlp1}
+    tensors.update({f"language_model.{k}": v for k, v in resized_llm(llm_part, num_rows).items()})
+    check_model(config, tensors, "the assembled model")
+
+    tensors = {name: Cast(tensor, stored_dtype, finite=True) for name, tensor in tensors.items()}
+    num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    with staged_directory(out, config, num_bytes) as stage:
+        official.write_files(stage, config, llm_part.tokenizer)
+        copy_hub_code(stage)
+        try:
+            write_weights(stage, tensors, max_shard_size=shard_bytes, advance=progress or (lambda n: None))
+        except FloatingPointError as error:
+            raise CheckpointError(f"{error} as {dtype}; take other weights or another --dtype") from None
+    return {
+        "out": str(out),
+        "num_parameters": sum(t.numel for t in tensors.values()),
+        "num_bytes": num_bytes,
+        "vocab_size": num_rows,
+        "num_new_tokens": llm_part.num_new_tokens,
+        "num_image_token": official.num_image_tokens(config),
+        "projector": str(projector) if projector else f"fresh, seed {seed}",
+        "template": template,
+        "note": "; ".join(_who_runs_it(config) + tokenizer_files.differences(llm_part.tokenizer, template)),
+    }
+
+
+def _who_runs_it(config: dict) -> list[str]:
+    encoder = encoder_family(config["vision_config"])
+    projector_type = config.get("projector_type")
+    if encoder.is_intern_vit and not projector_type:
+        return []
+    what = f"projector type {projector_type}" if encoder.is_intern_vit else encoder.architecture
+    llava = encoder.llava and projector_type == "mlp"
+    elsewhere = "; --format llava exports it for other programs" if llava else ""
+    return [f"{what}: this directory runs with its own model code only (trust_remote_code, VLMEvalKit){elsewhere}"]
+
+
+def local_directory(name: str | Path, role: str) -> Path:
+    """A local directory, or a hub model that is downloaded (weights, JSON and tokenizer files only, no code).
+
+    Raises:
+        CheckpointError: neither a directory nor a hub model that can be downloaded.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    text = str(name)
+    if path.exists():
+        raise CheckpointError(f"{role}: {path} is a file; give the model's directory")
+    if path.is_absolute() or text.startswith(".") or text.count("/") != 1:
+        raise CheckpointError(f"{role}: directory {path} does not exist (and it is no hub name like org/model)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(text, allow_patterns=HUB_PATTERNS))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{role}: there is no directory {text}, and the hub model of that name can't be fetched "
+            f"({type(error).__name__}: {reason[:200]}); download it elsewhere and give its directory"
+        ) from None
+
+
+def read_llm(directory: Path) -> LLMPart:
+    """A language model, bare or inside a model directory, with its tokenizer, the nine tokens added."""
+    if "vision_config" in read_json(directory / "config.json"):
+        view, prefix = model_view.open_model(directory), "language_model."
+        config = view.config["llm_config"]
+        tensors = {k.removeprefix(prefix): t for k, t in view.tensors.items() if k.startswith(prefix)}
+    else:
+        config, tensors = model_view.open_language_model(directory)
+    family = llm_family(config, f"language model: {directory}")
+    if family.embedding not in tensors:
+        raise CheckpointError(f"language model: {directory} has no {family.embedding}")
+    if config.get("tie_word_embeddings") or family.head not in tensors:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        ties_by_default = CONFIG_MAPPING[config["model_type"]]().tie_word_embeddings
+        if not config.get("tie_word_embeddings", ties_by_default):
+            raise CheckpointError(
+                f"language model: {directory} has no {family.head} although its config says that it is not tied"
+            )
+        tensors[family.head] = tensors[family.embedding]
+    tokenizer = tokenizer_files.load_tokenizer(directory, complete=False)
+    num_new = tokenizer_files.add_tokens(tokenizer, ADDED_TOKENS)
+    return LLMPart(config, family, tokenizer, tensors, num_new)
+
+
+def _check_template(template: str, llm: LLMPart) -> None:
+    end = get_conv_template(template).stop_token
+    if tokenizer_files.token_id(llm.tokenizer, end) is None:
+        stops = {name: get_conv_template(name).stop_token for name in TEMPLATES}
+        fitting = [name for name, stop in stops.items() if tokenizer_files.token_id(llm.tokenizer, stop) is not None]
+        raise CheckpointError(
+            f"template {template} ends answers with {end}, which is no token of this language model's tokenizer; "
+            + (f"its tokens fit --template {' or '.join(fitting)}" if fitting else "no other template fits, either")
+        )
+
+
+def resized_llm(llm: LLMPart, num_rows: int) -> dict[str, LazyTensor]:
+    """The LLM's tensors with ``num_rows`` rows of embedding and head; each new row is the mean of the old ones."""
+    tensors = dict(llm.tensors)
+    old_rows = tokenizer_files.num_token_rows(llm.tokenizer) - llm.num_new_tokens
+    embedding, head = llm.family.embedding, llm.family.head
+    tied = tensors[head] is tensors[embedding]
+    tensors[embedding] = _resize_rows(tensors[embedding], old_rows, llm.num_new_tokens, num_rows, embedding)
+    if tied:
+        tensors[head] = tensors[embedding]
+    else:
+        tensors[head] = _resize_rows(tensors[head], old_rows, llm.num_new_tokens, num_rows, head)
+    return tensors
+
+
+def _resize_rows(matrix: LazyTensor, old_rows: int, num_new: int, num_rows: int, name: str) -> LazyTensor:
+    """``[old rows | num_new mean rows | old padding rows]``, ``num_rows`` in all."""
+    if matrix.shape[0] < old_rows:
+        raise CheckpointError(
+            f"{name} has {matrix.shape[0]} rows, fewer than the {old_rows} tokens of the tokenizer: "
+            "tokenizer and weights belong to different models"
+        )
+    parts = [matrix.rows(0, old_rows)]
+    if num_new:
+        mean = mean_row(parts[0]).to(matrix.dtype)
+        parts.append(MemoryTensor(mean.expand(num_new, -1).contiguous()))
+    used = old_rows + num_new
+    if num_rows > used:
+        kept = matrix.rows(min(used, matrix.shape[0]), min(num_rows, matrix.shape[0]))
+        parts.append(kept)
+        used += kept.shape[0]
+    assert used == num_rows, (used, num_rows)
+    return Joined(parts, (num_rows, *matrix.shape[1:]))
+
+
+def mean_row(matrix: LazyTensor) -> torch.Tensor:
+    """Mean over dimension 0, read block by block: float64 ``[1, width]``."""
+    rows, width = matrix.shape
+    total = torch.zeros(width, dtype=torch.float64)
+    step = max(1, 32 * 2**20 // (width * 8))
+    for start in range(0, rows, step):
+        total += matrix.rows(start, min(start + step, rows)).read().double().sum(0)
+    return (total / rows).unsqueeze(0)
+
+
+def make_config(
+    part: towers.VisionPart, llm: LLMPart, template: str, max_tiles: int | None, dtype: str, projector_type: str | None
+) -> dict:
+    """The official config of the two parts; arguments as for ``build_base``."""
+    from ...hub.configuration_internvl_chat import InternVLChatConfig
+
+    projector_type = projector_type or part.projector_type
+    if projector_type not in PROJECTOR_TYPES:
+        raise ValueError(f"projector_type {projector_type!r} is unknown; choose one of {', '.join(PROJECTOR_TYPES)}")
+    rows = tokenizer_files.num_token_rows(llm.tokenizer)
+    if llm.family.keeps_padding:
+        rows = max(rows, llm.tensors[llm.family.embedding].shape[0])
+    dropped = ("auto_map", "_name_or_path", "transformers_version", "dtype")
+    source = {k: v for k, v in llm.config.items() if k not in dropped}
+    source.update(architectures=[llm.family.architecture], vocab_size=rows, torch_dtype=dtype)
+    whole = InternVLChatConfig(vision_config=part.config, llm_config=source, torch_dtype=dtype)
+    complete = whole.to_dict()["llm_config"]
+    fields = {k: complete.get(k) for k in [*llm.family.fields, *source]}
+    fields.update(architectures=[llm.family.architecture], model_type=llm.family.model_type, use_cache=True)
+    for key in ("bos_token_id", "eos_token_id"):
+        if fields.get(key) is None:
+            fields[key] = getattr(llm.tokenizer, key)
+    config = official.make_config(
+        part.config,
+        fields,
+        dtype=dtype,
+        template=template,
+        projector_type=projector_type,
+        select_layer=part.select_layer,
+        max_tiles=max_tiles or (12 if projector_type == PROJECTOR_TYPES[0] else 1),
+    )
+    return official.write_config(config, llm.tokenizer, rows)

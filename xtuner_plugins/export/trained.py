@@ -1,0 +1,406 @@
+"""What a training checkpoint changes in its base: names checked, shapes checked, adapters paired with their settings.
+
+A checkpoint holds what was trained, under ``model.`` + the official name::
+
+    model.mlp1.1.weight                                                      replaces mlp1.1.weight
+    model.language_model.model.layers.0.self_attn.q_proj.lora_A.default.weight    merged into ...q_proj.weight
+    model.language_model.model.embed_tokens.token_adapter.trainable_tokens_delta.default    rows, laid into the matrix
+    model.language_model.lm_head.modules_to_save.default.weight              replaces language_model.lm_head.weight
+    model.language_model.model.layers.0.self_attn.q_proj.base_layer.weight   frozen, under LoRA: the base has it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..families import PARTS
+from ..weights import merge, preprocessing, record, token_rows, tokenizer_files
+from ..weights.checkpoint import open_checkpoint
+from ..weights.lazy import LazyTensor
+from ..weights.loader import build, config_from_fields, stop_at
+from ..weights.model_view import ModelView, open_model
+from ..weights.reading import Checkpoint, CheckpointError
+from . import draft
+from .base import towers
+
+HEAD = "language_model.lm_head"
+_IGNORED = ("data_preprocessor.",)  # mean and std of the input, not weights
+_QUANT_STATE = (
+    ".absmax",
+    ".quant_map",
+    ".nested_absmax",
+    ".nested_quant_map",
+    ".quant_state.",
+    ".SCB",
+    ".weight_format",
+)
+
+
+@dataclass
+class TrainedPlan:
+    """A base and what a checkpoint lays over it; nothing is read yet.
+
+    Attributes:
+        view: the base, seen in our names.
+        checkpoint: what was opened.
+        replaced: tensors that replace a base tensor, by official name.
+        adapters: official layer name to adapter tensors by part (``lora_A.weight``, ...).
+        token_rows: official layer name to its trained rows and their indices.
+        lora_configs: model part (``language_model``, ``vision_model``) to its LoRA settings.
+        preprocessing: what the training did to images and text, see `weights/preprocessing.py`; None if neither
+            checkpoint nor config says.
+        record: of the run, see ``record.py``; from the config where the checkpoint holds none.
+        notes: what a user should know about the preprocessing.
+    """
+
+    view: ModelView
+    checkpoint: Checkpoint
+    replaced: dict[str, LazyTensor] = field(default_factory=dict)
+    adapters: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
+    token_rows: dict[str, tuple[LazyTensor, list[int]]] = field(default_factory=dict)
+    lora_configs: dict[str, object] = field(default_factory=dict)
+    preprocessing: dict | None = None
+    record: dict | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def settle(self, template: str | None = None, max_tiles: int | None = None) -> TrainedPlan:
+        """Writes the template and the tile limits of the training into the view's config; returns itself.
+
+        Args:
+            template: which one, if the training used several.
+            max_tiles: which tile limit, if the training used several; None takes the largest.
+
+        Raises:
+            CheckpointError: a choice, but nothing says how the training prepared images and text.
+            PreprocessingError: several templates and none chosen, or a choice that the training didn't use.
+        """
+        if self.preprocessing is None:
+            if template or max_tiles:
+                raise CheckpointError(
+                    "neither checkpoint nor config says how images and text were prepared, so there "
+                    "is nothing to choose with --template or --max-tiles"
+                )
+            return self
+        choice, note = preprocessing.choose(self.preprocessing, template=template, max_tiles=max_tiles)
+        self.notes += [note] if note else []
+        self.preprocessing = {**self.preprocessing, "exported": asdict(choice)}
+        view, fields = self.view, choice.config_fields()
+        view.changed = {key for key, value in fields.items() if view.config.get(key) != value}
+        view.settled, view.config = fields, {**view.config, **fields}
+        return self
+
+    def tensors(self, *, merged: bool) -> dict[str, LazyTensor]:
+        """Every tensor of the trained model in the base's order; unchanged ones are the base's own objects.
+
+        Args:
+            merged: merge adapters (giving fp32) and token rows into the weights; False leaves them out.
+        """
+        result = {name: self.replaced.get(name, tensor) for name, tensor in self.view.tensors.items()}
+        if not merged:
+            return result
+        for layer, parts in self.adapters.items():
+            part, _, inner = layer.partition(".")
+            config = self.lora_configs[part]
+            result[f"{layer}.weight"] = merge.MergedWeight(result[f"{layer}.weight"], parts, config, inner)
+            if "lora_B.bias" in parts:
+                result[f"{layer}.bias"] = merge.merged_bias(result[f"{layer}.bias"], parts, config, inner)
+        for layer, (rows, indices) in self.token_rows.items():
+            result[f"{layer}.weight"] = token_rows.laid(result[f"{layer}.weight"], rows, indices, f"{layer}.weight")
+        return result
+
+
+def config_file(cfg) -> Path | None:
+    """The file of a config, which may be read already (with other values for some of its settings); None for None."""
+    return cfg and Path(getattr(cfg, "filename", cfg))
+
+
+def read_training_config(cfg):
+    """The ``mmengine.Config`` of a path, or the one given.
+
+    Raises:
+        CheckpointError: no such file, unreadable, or without ``model.base``.
+    """
+    from ..settings import ConfigError, read_config  # takes in MMEngine
+
+    where = "the config"
+    if isinstance(cfg, (str, Path)):
+        where = str(cfg)
+        if not Path(cfg).is_file():
+            raise CheckpointError(f"config {cfg} does not exist")
+        try:
+            cfg = read_config(str(cfg))
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from None
+    model = cfg.get("model")
+    if not isinstance(model, Mapping) or not model.get("base"):
+        raise CheckpointError(f"{where} has no model.base (the official directory that training started from)")
+    return cfg
+
+
+def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
+    """Lays a checkpoint over its base, with the settings that it was trained with.
+
+    Args:
+        cfg: ``mmengine.Config`` or path; None for a checkpoint with a record. Where there is one, the config only says
+            where the base lies now; what it sets differently is noted, and the checkpoint counts.
+        checkpoint: MMEngine ``.pth``, DeepSpeed directory, or a directory that ``export_adapter`` has written.
+
+    Raises:
+        CheckpointError: neither record nor config; another base than the one that was trained on; tensors that the base
+            lacks or has in other shapes, or adapters that no setting names; or a trained part is lacking.
+    """
+    cfg = None if cfg is None else read_training_config(cfg)
+    opened = open_checkpoint(checkpoint)
+    said = opened.record and record.check_form(opened.record, str(checkpoint))
+    if not said and cfg is None:
+        raise CheckpointError(
+            f"{checkpoint} holds no record of its run (saved up to 0.1.0, or the record was removed); give its "
+            f"training config first: CONFIG {checkpoint}"
+        )
+    base = _existing([*([cfg.model.base] if cfg else []), *([said["base"]["path"]] if said else [])], checkpoint)
+    model = said["settings"]["model"] if said else cfg.model
+    plan = TrainedPlan(open_model(base), opened, record=said)
+    if said:
+        if other := record.base_difference(said["base"], record.base_facts(base)):
+            raise CheckpointError(
+                f"{checkpoint} belongs to another base: {other}; give the base that it was trained on"
+            )
+        plan.notes += _differing_settings(model, cfg) if cfg else []
+    else:
+        plan.record = record.of_config(cfg, base)
+        plan.notes.append(
+            f"{checkpoint} holds no record of its run (saved up to 0.1.0, or it was removed): LoRA's scale and all "
+            "other settings are the config's, and nothing tells whether the base is the one that it was trained on"
+        )
+    configs = {row.attribute: merge.read_settings(model.get(f"{part}_lora")) for part, row in PARTS.items()}
+    plan.lora_configs = {part: config for part, config in configs.items() if config is not None}
+    for config in plan.lora_configs.values():
+        merge.check_mergeable(config, str(checkpoint))
+    _sort_tensors(plan)
+    _check_parts(plan, model)
+    _read_preprocessing(plan, cfg)
+    return plan
+
+
+def _existing(places: list[str], checkpoint: str | Path) -> Path:
+    """The first of the places of a base that is there."""
+    found = next((Path(each) for each in places if Path(each).is_dir()), None)
+    if found is None:
+        raise CheckpointError(
+            f"the base of {checkpoint} does not exist: {' nor '.join(places)}; run from the directory that it is "
+            "relative to, give a config that names where it is now (--set base=...), or build it with "
+            "tools/build_base_model.py"
+        )
+    return found
+
+
+def _differing_settings(trained: Mapping, cfg) -> list[str]:
+    """A line where a config sets another model than the record, which also holds defaults that no config names."""
+    held, given = (record.flat(record.plain(model)) for model in (trained, cfg._to_lazy_dict()["model"]))
+    keys = [key for key in {**given, **held} if key in given or key.partition(".")[0].endswith("_lora")]
+    counts = [key for key in keys if key != "dtype" and not f"model.{key}".startswith(record.NEUTRAL)]
+    pairs = {key: (held.get(key), given.get(key)) for key in counts}
+    found = [f"{key}={a!r} (the config: {b!r})" for key, (a, b) in pairs.items() if a != b and (a or b)]
+    return [f"the checkpoint counts, which was trained with {', '.join(found)}"] if found else []
+
+
+def _read_preprocessing(plan: TrainedPlan, cfg) -> None:
+    """Takes the preprocessing of the checkpoint, compared with config and base; without one, that of the config."""
+    from ..datasets.lock import from_config
+
+    locked, said = plan.checkpoint.preprocessing, cfg and from_config(cfg)
+    if locked is None:
+        plan.preprocessing = said
+        if said is None and cfg and "train_dataloader" in cfg:
+            plan.notes.append(
+                "neither checkpoint nor config says how images and text were prepared (a dataset of your own); tile "
+                "limits and template are the base's"
+            )
+        elif said is not None:
+            plan.notes.append(
+                f"{plan.checkpoint.path} holds no preprocessing (it was saved before checkpoints kept it, or without "
+                "StateHook); tile limits and template are the config's"
+            )
+        return
+    where = str(plan.checkpoint.path)
+    plan.preprocessing = preprocessing.check_form(locked, where)
+    if said is not None:
+        preprocessing.check_same(locked, said, where, "give the config that it was trained with")
+    known = tokenizer_files.load_tokenizer(plan.view.directory)
+    base = {
+        "tile_size": plan.view.config["force_image_size"],
+        "special_tokens": {token: known.convert_tokens_to_ids(token) for token in locked.get("special_tokens", {})},
+        "datasets": locked["datasets"],
+    }
+    preprocessing.check_same(locked, base, where, f"{plan.view.directory} is not the base that it was trained on")
+    preprocessing.check_token_rules(locked, known, where)
+
+
+def _sort_tensors(plan: TrainedPlan) -> None:
+    unknown, misshapen, rows = [], [], {}
+    for stored, tensor in plan.checkpoint.tensors.items():
+        if stored.removeprefix("module.").startswith(_IGNORED):
+            continue
+        name = stored.removeprefix("module.").removeprefix("model.")  # the wrappers of training
+        adapter = merge.split_key(name)
+        if adapter is not None:
+            layer, part = adapter
+            if f"{layer}.weight" not in plan.view.tensors:
+                unknown.append(stored)
+            elif part == merge.TOKEN_ROWS:
+                rows[layer] = tensor
+            else:
+                plan.adapters.setdefault(layer, {})[part] = tensor
+            continue
+        name = name.replace(".modules_to_save.default.", ".").replace(token_rows.BASE_LAYER, ".")
+        if (
+            token_rows.ORIGINAL in name
+            or ".original_module." in name
+            or (".base_layer." in name and any(s in name for s in _QUANT_STATE))
+        ):
+            continue
+        quantized = ".base_layer." in name and not tensor.dtype.is_floating_point
+        name = name.replace(".base_layer.", ".")
+        if name not in plan.view.tensors:
+            unknown.append(stored)
+        elif quantized:  # a frozen 4-bit weight; the base holds it unquantized
+            continue
+        elif tensor.shape != plan.view.tensors[name].shape:
+            misshapen.append(f"{stored} is {list(tensor.shape)}, the base has {list(plan.view.tensors[name].shape)}")
+        else:
+            plan.replaced[name] = tensor
+    if rows:
+        _place_rows(plan, rows)
+    if unknown or misshapen:
+        found = [f"{n} (unknown to the base)" for n in unknown] + misshapen
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise CheckpointError(
+            f"{plan.checkpoint.path} is a checkpoint of another model than {plan.view.directory}: "
+            f"{'; '.join(found[:3])}{more}"
+        )
+
+
+def _place_rows(plan: TrainedPlan, rows: Mapping[str, LazyTensor]) -> None:
+    """Pairs trained rows with their indices."""
+    where = str(plan.checkpoint.path)
+    for layer, tensor in rows.items():
+        part, _, inner = layer.partition(".")
+        indices = token_rows.indices_of(plan.lora_configs.get(part), inner, where)
+        token_rows.laid(plan.view.tensors[f"{layer}.weight"], tensor, indices, f"{layer}.weight")  # checks
+        plan.token_rows[layer] = (tensor, indices)
+
+
+def _check_parts(plan: TrainedPlan, model: Mapping) -> None:
+    """Checks that each part that the config trains is complete, and that the config names each adapter."""
+    path = plan.checkpoint.path
+    for name, (part, _, frozen_by_default) in PARTS.items():
+        lora_setting, freeze_setting = f"{name}_lora", f"freeze_{name}"
+        by_lora = [*plan.adapters, *plan.token_rows]
+        layers = [name for name in by_lora if name.startswith(part + ".")]
+        configured = part in plan.lora_configs
+        if layers and not configured:
+            raise CheckpointError(
+                f"{path} holds LoRA tensors of {part} ({layers[0]}, ...) but the config sets no "
+                f"model.{lora_setting}; give the config that it was trained with"
+            )
+        if configured and not layers:
+            raise CheckpointError(
+                f"the config trains {part} with model.{lora_setting}, but {path} holds no LoRA tensor of it; give the "
+                "config that it was trained with"
+            )
+        named = configured and plan.lora_configs[part].trainable_token_indices
+        if named and not any(name.startswith(part + ".") for name in plan.token_rows):
+            raise CheckpointError(
+                f"the config trains rows of {part} (trainable_token_indices of model.{lora_setting}), but {path} holds "
+                "none of them; give the config that it was trained with"
+            )
+        lacking, setting = _lacking(plan, model, part, freeze_setting, frozen_by_default)
+        if lacking:
+            raise CheckpointError(
+                f"the config trains {part} (model.{setting}), but {path} lacks {len(lacking)} of its tensors: "
+                f"{', '.join(lacking[:3])}; give the config that it was trained with"
+            )
+
+
+def _lacking(
+    plan: TrainedPlan, model: Mapping, part: str, freeze_setting: str, frozen_by_default: bool
+) -> tuple[list[str], str]:
+    """Tensors of a part that the config trains whole and the checkpoint lacks, and the setting that trains them."""
+    config, last = plan.view.config, model.get("visual_encoder_last_layers")
+    names = [name for name in plan.view.tensors if name.startswith(part + ".") and name not in plan.replaced]
+    if not model.get(freeze_setting, frozen_by_default):
+        return [name for name in names if not towers.is_unused(name, config)], f"{freeze_setting}=False"
+    if part == "language_model" and model.get("train_head"):
+        return [name for name in names if name == f"{HEAD}.weight"], "train_head=True"
+    if part == "vision_model" and last is not None:
+        trained = [name for name in names if towers.is_in_last_layers(name, config, last)]
+        return trained, f"visual_encoder_last_layers={last}"
+    return [], ""
+
+
+def attach_adapters(model, plan: TrainedPlan) -> None:
+    """Injects live adapters into a loaded hub model and fills them from the checkpoint (fp32)."""
+    from peft import inject_adapter_in_model
+
+    for part, _, _ in PARTS.values():
+        layers = {name.partition(".")[2]: parts for name, parts in plan.adapters.items() if name.startswith(part + ".")}
+        rows = {name.partition(".")[2]: held for name, held in plan.token_rows.items() if name.startswith(part + ".")}
+        root = model.get_submodule(part)
+        if layers:
+            config = merge.full_config(plan.lora_configs[part])
+            config.target_modules, config.exclude_modules = sorted(layers), None
+            config.layers_to_transform = config.modules_to_save = config.trainable_token_indices = None
+            config.init_lora_weights = False
+            inject_adapter_in_model(config, root, adapter_name=merge.ADAPTER_NAME)
+        for layer, parts in layers.items():
+            merge.fill_adapter(root.get_submodule(layer), {name: t.read() for name, t in parts.items()}, layer)
+        if rows:
+            token_rows.attach(root, {layer: indices for layer, (_, indices) in rows.items()})
+        for layer, (tensor, _) in rows.items():
+            adapter = root.get_submodule(layer).token_adapter
+            adapter.trainable_tokens_delta[merge.ADAPTER_NAME].data = tensor.read().float().to(adapter.weight.device)
+
+
+def load_trained(
+    cfg,
+    checkpoint: str | Path,
+    *,
+    dtype: torch.dtype | None = torch.bfloat16,
+    device="cpu",
+    merge_lora=True,
+    template: str | None = None,
+    max_tiles: int | None = None,
+):
+    """The trained model: the config's base with the checkpoint's tensors, tile limits and template laid over it.
+
+    Args:
+        cfg: an ``mmengine.Config`` or its path; ``cfg.model`` names base and adapters.
+        checkpoint: MMEngine ``.pth``, DeepSpeed directory or PEFT adapter.
+        dtype: of the loaded parameters; None keeps the base's.
+        device: where to put them.
+        template: conversation template, if the training used several.
+        max_tiles: tile limit, if the training used several.
+        merge_lora: merge adapters into the weights (in fp32, cast once); False leaves them live beside the weights.
+
+    Returns:
+        ``InternVLChatModel`` in eval mode.
+
+    Raises:
+        CheckpointError: the checkpoint doesn't belong to this config.
+    """
+    plan = lay_over(cfg, checkpoint).settle(template, max_tiles)
+    return build_trained(plan, dtype=dtype, device=device, merge_lora=merge_lora)
+
+
+def build_trained(plan: TrainedPlan, *, dtype: torch.dtype | None, device="cpu", merge_lora: bool = True):
+    """The model of a settled plan; arguments, result and errors as those of ``load_trained``."""
+    config, what = config_from_fields(plan.view.config, plan.view.directory), str(plan.checkpoint.path)
+    model, _ = build(config, plan.tensors(merged=merge_lora), dtype=dtype, device=device, what=what)
+    stop_at(model, draft.exported_stops(plan.view))  # as the export
+    if not merge_lora:
+        attach_adapters(model, plan)
+    return model.eval()

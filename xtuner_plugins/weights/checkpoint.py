@@ -1,0 +1,75 @@
+"""Opens whatever training left at a path.
+
+=================================  ===================================================================
+``iter_N.pth`` (file)              an MMEngine checkpoint: ``{'state_dict': ..., 'meta': ..., ...}``
+``iter_N.pth/`` (directory)        a DeepSpeed checkpoint (ZeRO 0 to 3), see ``io/zero.py``
+``record.json`` + parts            what ``lora/adapters.py`` writes: a PEFT directory per part, and the rest
+``model.safetensors``, ...         weights alone
+=================================  ===================================================================
+"""
+
+from pathlib import Path
+
+from . import manifest, preprocessing, record, zero
+from .reading import (
+    Checkpoint,
+    CheckpointError,
+    listing,
+    load_pickle,
+    open_safetensors,
+    open_weights,
+    read_json,
+    state_dict,
+    weight_files,
+)
+
+ADAPTER, REPLACED = "adapter_model.safetensors", "replaced.safetensors"
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """The training checkpoint, exported adapter or weights at a path.
+
+    Raises:
+        CheckpointError: no such path, or none of these; unreadable files.
+    """
+    path = Path(path)
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            return Checkpoint(path, "weights", open_safetensors(path), [path])
+        content = load_pickle(path)
+        whole = content if isinstance(content, dict) and "state_dict" in content else {}
+        said = {key: whole.get(key) for key in (preprocessing.KEY, record.KEY)}
+        return Checkpoint(path, "mmengine", state_dict(content, path), [path], **said)
+    if not path.is_dir():
+        raise CheckpointError(f"checkpoint {path} does not exist")
+    if (path / record.FILE).is_file():
+        return _open_adapters(path)
+    if (path / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{path} is a PEFT adapter; give the directory above it if this project wrote it ({record.FILE} is there). "
+            "Any other is merged by PEFT: PeftModel.from_pretrained(model, path).merge_and_unload()"
+        )
+    tagged = zero.checkpoint_directory(path)
+    if tagged is not None:
+        return zero.open_deepspeed(tagged)
+    if weight_files(path):
+        return Checkpoint(path, "weights", open_weights(path), weight_files(path))
+    raise CheckpointError(
+        f"{path} is neither a DeepSpeed checkpoint (*_model_states.pt) nor an exported adapter "
+        f"({record.FILE}) nor a directory of weights; it holds: {listing(path)}"
+    )
+
+
+def _open_adapters(path: Path) -> Checkpoint:
+    """An adapter of ours under the names of a training checkpoint: those of each part, and the tensors that replace."""
+    manifest.check(path, weights=False)
+    tensors, files = {}, [path / record.FILE]
+    for file in sorted(path.glob(f"*/{ADAPTER}")):
+        names = {name.removeprefix("base_model.model."): each for name, each in open_safetensors(file).items()}
+        tensors.update({f"{file.parent.name}.{name}": each for name, each in names.items()})
+        files.append(file)
+    if (path / REPLACED).is_file():
+        tensors.update(open_safetensors(path / REPLACED))
+        files.append(path / REPLACED)
+    lock = read_json(path / preprocessing.FILE, missing={}) or None
+    return Checkpoint(path, "adapter", tensors, files, {}, lock, read_json(path / record.FILE))

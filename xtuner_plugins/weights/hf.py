@@ -1,0 +1,236 @@
+"""The hf format: transformers' own ``InternVLForConditionalGeneration``, which needs no remote code.
+
+It can't express pixel shuffle v1, a select_layer other than the last, or a q/k norm eps other than 1e-6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..families import encoder_family
+from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD
+from . import official, tokenizer_files
+from .mapping import KeyMapping, Parts, Row
+from .reading import CheckpointError, read_json
+from .writer import write_json
+
+NAME = "hf"
+PROCESSOR_TOKEN = "<video>"
+RELEASE = "4.52.0"  # the first transformers with this format
+# official name -> hf name, values unchanged
+_VISION_NAMES = {
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_hidden_layers": "num_hidden_layers",
+    "num_attention_heads": "num_attention_heads",
+    "num_channels": "num_channels",
+    "norm_type": "norm_type",
+    "layer_norm_eps": "layer_norm_eps",
+    "hidden_act": "hidden_act",
+    "qkv_bias": "attention_bias",
+    "qk_normalization": "use_qk_norm",
+    "attention_dropout": "attention_dropout",
+    "dropout": "hidden_dropout_prob",
+    "initializer_range": "initializer_range",
+    "initializer_factor": "layer_scale_init_value",
+}
+
+_VIT, _HF_VIT = "vision_model.encoder.layers.{i}.", "vision_tower.encoder.layer.{i}."
+
+# Official <-> transformers' own InternVLForConditionalGeneration, in its names on disk.
+KEYS = KeyMapping(
+    [
+        Row("vision_model.embeddings.class_embedding", "vision_tower.embeddings.cls_token"),
+        Row("vision_model.embeddings.position_embedding", "vision_tower.embeddings.position_embeddings"),
+        Row("vision_model.embeddings.patch_embedding.{p}", "vision_tower.embeddings.patch_embeddings.projection.{p}"),
+        Row(_VIT + "attn.qkv.{p}", tuple(f"{_HF_VIT}attention.{n}_proj.{{p}}" for n in "qkv"), Parts((1, 1, 1))),
+        Row(_VIT + "attn.proj.{p}", _HF_VIT + "attention.projection_layer.{p}"),
+        Row(_VIT + "attn.q_norm.weight", _HF_VIT + "attention.q_norm.weight"),
+        Row(_VIT + "attn.k_norm.weight", _HF_VIT + "attention.k_norm.weight"),
+        Row(_VIT + "norm1.{p}", _HF_VIT + "layernorm_before.{p}"),
+        Row(_VIT + "norm2.{p}", _HF_VIT + "layernorm_after.{p}"),
+        Row(_VIT + "ls1", _HF_VIT + "lambda_1"),
+        Row(_VIT + "ls2", _HF_VIT + "lambda_2"),
+        Row(_VIT + "mlp.fc1.{p}", _HF_VIT + "mlp.fc1.{p}"),
+        Row(_VIT + "mlp.fc2.{p}", _HF_VIT + "mlp.fc2.{p}"),
+        Row("mlp1.0.{p}", "multi_modal_projector.layer_norm.{p}"),
+        Row("mlp1.1.{p}", "multi_modal_projector.linear_1.{p}"),
+        Row("mlp1.3.{p}", "multi_modal_projector.linear_2.{p}"),
+        Row("language_model.{rest}", "language_model.{rest}"),
+    ],
+    "official InternVL",
+    "transformers InternVL",
+    ours="left",
+    # Some directories were saved with the model's names in memory.
+    prefixes={"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.", "model.": ""},
+)
+
+
+def detect(fields: Mapping) -> bool:
+    """See ``Format``."""
+    return fields.get("model_type") == "internvl" and "text_config" in fields
+
+
+def keys(fields: Mapping) -> KeyMapping:
+    """See ``Format``."""
+    return KEYS
+
+
+def read_config(fields: Mapping, directory: str | Path) -> dict:
+    """See ``Format``; the tile limits come from the preprocessor's config."""
+    vision, text = fields["vision_config"], {"model_type": "qwen2", **fields["text_config"]}
+    # The defaults of transformers (the sizes of the 300M encoder), which it leaves out of the file.
+    ours = {
+        "norm_type": "layer_norm",
+        "layer_norm_eps": 1e-6,
+        "hidden_act": "gelu",
+        "qkv_bias": False,
+        "qk_normalization": False,
+        "num_channels": 3,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "initializer_range": 0.02,
+        "initializer_factor": 0.1,
+    }
+    ours.update({ours_name: vision[name] for ours_name, name in _VISION_NAMES.items() if name in vision})
+    ours.update(
+        architectures=["InternVisionModel"],
+        model_type="intern_vit_6b",
+        attention_dropout=0.0,
+        dropout=0.0,
+        drop_path_rate=0.0,
+        use_flash_attn=False,
+        image_size=_one(vision["image_size"]),
+        patch_size=_one(vision["patch_size"]),
+    )
+    limits = read_json(Path(directory) / "preprocessor_config.json", missing={})
+    return official.make_config(
+        ours,
+        text,
+        dtype=fields.get("torch_dtype") or fields.get("dtype") or "bfloat16",
+        downsample_ratio=fields.get("downsample_ratio", 0.5),
+        min_tiles=limits.get("min_patches", 1),
+        max_tiles=limits.get("max_patches", 12),
+    )
+
+
+def _one(value) -> int:
+    if isinstance(value, (list, tuple)):
+        if len(set(value)) != 1:
+            raise CheckpointError(f"tiles and patches must be square, not {list(value)}")
+        return int(value[0])
+    return int(value)
+
+
+def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
+    """See ``Format``; the language model keeps its config."""
+    vision = config["vision_config"]
+    if not encoder_family(vision).is_intern_vit or config.get("projector_type"):
+        raise CheckpointError(
+            "the hf format can't express CLIP, SigLIP or another projector than pixel_shuffle_mlp; "
+            "export with --format official or llava"
+        )
+    for key, value, want in (
+        ("ps_version", config.get("ps_version", "v1"), "v2"),
+        ("select_layer", config.get("select_layer", -1), -1),
+    ):
+        if value != want:
+            raise CheckpointError(
+                f"the hf format can't express {key}={value!r} (only {want!r}); export with --format official"
+            )
+    if not config["use_thumbnail"] and official.tile_limits(config)[1] > 1:
+        raise CheckpointError(
+            "the hf format can't express use_thumbnail=False, its processor always adds one; use --format official"
+        )
+    if vision.get("qk_normalization") and vision.get("layer_norm_eps") != 1e-6:
+        raise CheckpointError(
+            "the hf format can't express another eps of the q/k norm than 1e-6; use --format official"
+        )
+    dtype = config.get("torch_dtype", "bfloat16")
+    return {
+        "architectures": ["InternVLForConditionalGeneration"],
+        "model_type": "internvl",
+        "transformers_version": RELEASE,
+        "downsample_ratio": config["downsample_ratio"],
+        "image_seq_length": official.num_image_tokens(config),
+        "image_token_id": tokenizer_files.token_id(tokenizer, "<IMG_CONTEXT>"),
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": False,
+        "torch_dtype": dtype,
+        "text_config": text_config(config, tokenizer, num_rows),
+        "vision_config": {
+            **{name: vision[ours] for ours, name in _VISION_NAMES.items() if ours in vision},
+            "architectures": ["InternVLVisionModel"],
+            "model_type": "internvl_vision",
+            "image_size": [vision["image_size"]] * 2,
+            "patch_size": [vision["patch_size"]] * 2,
+            "projection_dropout": 0.0,
+            "use_absolute_position_embeddings": True,
+            "use_mask_token": False,
+            "use_mean_pooling": True,
+            "torch_dtype": dtype,
+        },
+    }
+
+
+def text_config(config: Mapping, tokenizer, num_rows: int) -> dict:
+    """``text_config`` from official fields; arguments as for ``write_config``."""
+    dropped = ("auto_map", "_name_or_path", "attn_implementation")
+    return {
+        **{k: v for k, v in config["llm_config"].items() if k not in dropped},
+        "vocab_size": num_rows,
+        "tie_word_embeddings": False,
+        "eos_token_id": tokenizer_files.stop_token_ids(tokenizer, config["template"])[0],
+    }
+
+
+def chat_template(tokenizer, template: str) -> str:
+    """See ``Format``."""
+    return tokenizer_files.processor_template(template, image="<IMG_CONTEXT>\n", video=PROCESSOR_TOKEN + "\n")
+
+
+def write_files(stage: Path, config: Mapping, tokenizer) -> None:
+    """See ``Format``: tokenizer, processors, chat template and generation config."""
+    named = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": PROCESSOR_TOKEN,
+    }
+    # Newer releases read the dict, older ones the attributes themselves.
+    fields = {"extra_special_tokens": named, "processor_class": "InternVLProcessor", "return_token_type_ids": False}
+    template = chat_template(tokenizer, config["template"])
+    tokenizer_files.save_tokenizer(tokenizer, stage, template, processor=True, **fields, **named)
+    size = config["force_image_size"]
+    images = {
+        "crop_to_patches": False,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+        "rescale_factor": 1 / 255,
+        "resample": 3,
+        "size": {"height": size, "width": size},
+        "processor_class": "InternVLProcessor",
+    }
+    write_json(
+        stage / "preprocessor_config.json",
+        {
+            **images,
+            "image_processor_type": "GotOcr2ImageProcessorFast",
+            "min_patches": official.tile_limits(config)[0],
+            "max_patches": official.tile_limits(config)[1],
+        },
+    )
+    videos = {k: v for k, v in images.items() if k != "crop_to_patches"}
+    write_json(stage / "video_preprocessor_config.json", {**videos, "video_processor_type": "InternVLVideoProcessor"})
+    length = official.num_image_tokens(config)
+    write_json(stage / "processor_config.json", {"image_seq_length": length, "processor_class": "InternVLProcessor"})
+    tokenizer_files.write_generation_config(stage, tokenizer, config, RELEASE)

@@ -1,0 +1,52 @@
+"""`export_manifest.json`: what an export was made from, and SHA-256 of its own files.
+
+::
+
+    {"base": {"path": "models/base", "sha256": {"config.json": "...", "model.safetensors": "..."}},
+     "checkpoint": {...}, "config": {...}, "kind": "mmengine", "dtype": "as the base", "format": "as the base",
+     "replaced": [...], "merged": [...], "versions": {"torch": "2.11.0", ...},
+     "files": {"config.json": "...", "model.safetensors": "...", ...}}
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from .errors import CheckpointError
+
+FILE = "export_manifest.json"
+
+
+def digest(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    found, buffer = hashlib.sha256(), memoryview(bytearray(2**20))
+    with open(path, "rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            found.update(buffer[:size])
+    return found.hexdigest()
+
+
+def check(directory: Path, *, weights: bool) -> None:
+    """Compares a model directory's files with its manifest; one without a manifest, or without digests, passes.
+
+    Args:
+        directory: an export, or any model directory.
+        weights: also read the weight files.
+
+    Raises:
+        CheckpointError: names the files that changed or lack.
+    """
+    from .reading import read_json  # imports torch, which those who only hash do without
+
+    stored = read_json(directory / FILE, missing={}).get("files", {})
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{directory / FILE}: files is no object; remove it if the directory is as you want it")
+    asked = {name for name in stored if weights or not name.endswith(".safetensors")}
+    held = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
+    changed = sorted(name for name in asked if name not in held or digest(held[name]) != stored[name])
+    if changed:
+        raise CheckpointError(
+            f"{directory} is not as it was exported: {', '.join(changed[:4])} changed since ({FILE}); export it again, "
+            f"or remove {FILE} if you made the change"
+        )

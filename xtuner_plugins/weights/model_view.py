@@ -1,0 +1,109 @@
+"""Any model directory in the names of training.
+
+============  ========================================================  ==========================================
+format        how it is recognized                                      what differs from the names of training
+============  ========================================================  ==========================================
+``official``  ``vision_config`` + ``llm_config``                        nothing, but InternLM2 runs as Llama
+``hf``        ``InternVLForConditionalGeneration`` (an ``-hf`` folder)  names and config
+============  ========================================================  ==========================================
+
+``Format`` (``format.py``) is their interface. ``open_model`` gives config and lazy tensors in our names;
+``export/draft.py`` turns these into a directory of any format.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import allowed, hf, manifest, official, preprocessing
+from .format import Format
+from .internlm2 import INTERNLM2
+from .lazy import LazyTensor
+from .qwen1 import QWEN1
+from .reading import CheckpointError, open_weights, read_json
+from .staging import hint
+
+_READ = (official, hf)
+_LANGUAGE_FORMATS = {row.model_type: row for row in (INTERNLM2, QWEN1)}
+
+
+@dataclass
+class ModelView:
+    """A model directory in our names.
+
+    Attributes:
+        directory: its path.
+        format: one of those that are read.
+        config: fields of an official ``config.json``, complete.
+        tensors: our names to lazy tensors.
+        stored_config: ``config.json`` as stored.
+        stored_tensors: the directory's own names.
+        settled: official fields that a training laid over the config: its tile limits and template.
+        changed: those of them that differ from what the directory says.
+    """
+
+    directory: Path
+    format: Format
+    config: dict
+    tensors: dict[str, LazyTensor]
+    stored_config: dict
+    stored_tensors: dict[str, LazyTensor]
+    settled: dict = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
+
+
+def open_config(directory: str | Path) -> tuple[Format, dict, dict]:
+    """Format, ``config.json`` as stored, and the same as complete official fields, of a model directory.
+
+    Raises:
+        CheckpointError: no such directory, without a config, of no known format, with values that no model has, or
+            changed since its export.
+        UnknownFamilyError: an encoder or a language model without a row in ``families``.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"model directory {directory} does not exist{hint(directory)}")
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(f"{directory} is not a model directory: it has no config.json{hint(directory)}")
+    manifest.check(directory, weights=False)
+    fields = read_json(directory / "config.json")
+    found = next((each for each in _READ if each.detect(fields)), None)
+    if found is None:
+        raise CheckpointError(
+            f"{directory} is not an official InternVL directory (model_type {fields.get('model_type')!r}, without "
+            "vision_config and llm_config); make one with tools/build_base_model.py. A llava export is read by other "
+            "programs only; give the directory that it was made from"
+        )
+    fields = allowed.config_fields(fields, f"{directory}/config.json")
+    config, path = found.read_config(fields, directory), directory / preprocessing.FILE
+    if found is not official and path.is_file():  # template and thumbnail, for which other formats have no fields
+        config.update(preprocessing.exported(read_json(path), str(path)).config_fields())
+    return found, fields, config
+
+
+def open_model(directory: str | Path) -> ModelView:
+    """Config and lazy tensors of a model directory of any format.
+
+    Raises:
+        CheckpointError: no model directory, an unknown format, weights missing.
+    """
+    found, stored_config, config = open_config(directory)
+    stored, keys = open_weights(directory), found.keys(stored_config)
+    tensors = keys.to_ours(stored) if keys else dict(stored)
+    return ModelView(Path(directory), found, config, tensors, stored_config, stored)
+
+
+def open_language_model(directory: Path) -> tuple[dict, dict[str, LazyTensor]]:
+    """Config and tensors of a bare language model; InternLM2 as Llama, Qwen as Qwen2.
+
+    Raises:
+        CheckpointError: no config, weights missing.
+    """
+    path = directory / "config.json"
+    config, tensors = allowed.language_fields(read_json(path), str(path)), open_weights(directory)
+    other = _LANGUAGE_FORMATS.get(config.get("model_type"))
+    if other is None:
+        return config, tensors
+    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(other.buffers)}
+    return other.read_config(config), other.keys(config).to_ours(kept)

@@ -1,0 +1,326 @@
+"""The record of a run in each of its checkpoints: from what, on what and with which settings it was trained.
+
+::
+
+    {"base": {"path": "/models/InternVL3-1B", "files": {"config.json": SHA-256, "model.safetensors": ..., ...}},
+     "data": [{"name": "train", "sha256": ..., "records": 1200, "repeat": 1.0, "template": "Hermes-2", ...}, ...],
+     "settings": {"model": {"type": "VisionLanguageModel", "llm_lora": {"r": 16, ...}, ...}, "optim_wrapper": ..., ...},
+     "steps": {"samples_per_step": 16, "ranks": 1, "batch_size": 2, ..., "max_epochs": 1, "max_iters": None},
+     "versions": {"xtuner_plugins": "0.9", "torch": ..., ...}}
+
+All of it is plain values, so a checkpoint with it opens under ``weights_only``. How images and text were prepared
+stands beside it, see `xtuner_plugins.weights.preprocessing`. Images are not hashed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import json
+import os
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from . import manifest, preprocessing
+from .errors import CheckpointError
+
+KEY = "record"  # in a training checkpoint
+FILE = "record.json"  # in an adapter directory
+OWN = "xtuner_plugins"
+BASE_SUFFIXES = (".safetensors", ".bin", ".json", ".model", ".tiktoken", ".txt")
+# Written anew by each build or export, or read by no training.
+NOT_OF_BASE = ("export_manifest.json", "base_manifest.json", "preprocessing.json", "generation_config.json")
+VERSIONS = ("xtuner_plugins", "torch", "transformers", "tokenizers", "peft", "xtuner", "mmengine", "pillow")
+LOADER = ("dataset", "sampler", "batch_sampler", "collate_fn")
+SHARES, LENGTHS = ("ranks", "batch_size", "accumulative_counts"), ("max_epochs", "max_iters")
+STEPS = ("samples_per_step", *SHARES, *LENGTHS)
+WRAPPER = ("optimizer", "paramwise_cfg", "clip_grad")
+# They change memory, speed, or where things lie; or files of data have them of their own, and `data` holds those.
+_NEUTRAL = {
+    "model": "base gradient_checkpointing visual_encoder_checkpointing compile_blocks row_multiple",
+    "train_dataloader.dataset": "base data_paths image_folders repeat_times dataset_settings storage_options "
+    "reject_list on_bad_sample template max_tiles jpeg_quality",
+}
+NEUTRAL = tuple(f"{part}.{name}" for part, names in _NEUTRAL.items() for name in names.split())
+SHOWN = 3  # differences in one line
+LONG = 80  # characters of a value in it; a hash fits, a reject list doesn't
+CLOCK_STEP = 2_000_000_000  # ns, the coarsest time stamps of any file system
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, kept in the user's cache by path, size, times and inode, so that it is read once."""
+    path, status = os.path.realpath(path), os.stat(path)
+    stamp = [path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", OWN, "hashes")
+    entry = folder / hashlib.sha256(path.encode()).hexdigest()[:32]
+    with contextlib.suppress(OSError, ValueError):  # not there, or half of it
+        kept = json.loads(entry.read_text(encoding="utf-8"))
+        if kept[:-1] == stamp:
+            return kept[-1]
+    found = manifest.digest(path)
+    if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > CLOCK_STEP:
+        with contextlib.suppress(OSError):  # without a cache the file is read again next time
+            folder.mkdir(parents=True, exist_ok=True)
+            part = entry.with_suffix(f".{os.getpid()}")
+            part.write_text(json.dumps([*stamp, found]), encoding="utf-8")
+            part.replace(entry)
+    return found
+
+
+def base_facts(directory: str | Path) -> dict[str, Any]:
+    """Path of a base, and SHA-256 of its config, weights and tokenizer files by name."""
+    found = sorted(each for each in Path(directory).iterdir() if each.suffix in BASE_SUFFIXES)
+    files = [each for each in found if each.name not in NOT_OF_BASE]
+    with ThreadPoolExecutor(4) as pool:
+        found = dict(zip([each.name for each in files], pool.map(file_hash, files), strict=True))
+    return {"path": os.path.abspath(directory), "files": found}
+
+
+def data_facts(dataset: Any) -> list[dict[str, Any]]:
+    """The annotation files of a live `MultimodalDataset`: their content, and what counts for their samples."""
+    facts = []
+    for source, rejected in zip(dataset.sources, dataset.rejected, strict=True):
+        files = [source.index.file] if hasattr(source.index, "file") else sorted(source.index.stamps)
+        own = {
+            "sha256": " ".join(map(file_hash, files)),
+            "columns": plain(source.index.columns),
+            "rejected": sorted(map(int, rejected)),
+        }
+        weights = {"repeat": source.repeat, "loss_weight": source.loss_weight, "records": len(source.index)}
+        shapes = {
+            "template": source.template.name,
+            "tiling": repr(source.tiling),
+            "jpeg_quality": repr(source.jpeg_quality),
+        }
+        facts.append({"name": source.name, **own, **weights, **shapes})
+    return facts
+
+
+def plain(value: Any, *, fill: str | None = None) -> Any:
+    """A part of a config as plain values; a class is its name.
+
+    Args:
+        value: Read with imports that are still lazy, or live.
+        fill: Adds defaults of classes whose module begins so; None adds none and imports nothing.
+    """
+    if isinstance(value, Mapping):
+        own = {str(key): plain(each, fill=fill) for key, each in dict.items(value) if key != "type"}
+        if "type" not in value:
+            return own
+        kind = value["type"] if fill is not None else dict.__getitem__(value, "type")
+        return {"type": _name(kind), **(_defaults(kind) if fill is not None and _is_of(kind, fill) else {}), **own}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(each, fill=fill) for each in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else _name(value)
+
+
+def _name(kind: Any) -> str:
+    return str(getattr(kind, "_imported", None) or getattr(kind, "__name__", None) or kind).rpartition(".")[2]
+
+
+def _is_of(kind: Any, module: str) -> bool:
+    return (kind if isinstance(kind, str) else str(getattr(kind, "__module__", ""))).startswith(module)
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    """The keywords of a class or function with plain defaults; none for a bare name, which a registry would resolve."""
+    if isinstance(kind, str) and "." in kind:
+        from mmengine.utils.misc import get_object_from_string
+
+        kind = get_object_from_string(kind)
+    if not callable(kind):
+        return {}
+    found = {name: each.default for name, each in inspect.signature(kind).parameters.items()}
+    return {
+        name: plain(each)
+        for name, each in found.items()
+        if each is None or isinstance(each, (bool, int, float, str, tuple))
+    }
+
+
+def defaults_of(value: Any) -> dict[str, Any]:
+    """The defaults of every class that a part of a config names, where the part would name the keyword."""
+    if not isinstance(value, Mapping):
+        return {}
+    below = {key: defaults_of(each) for key, each in value.items() if isinstance(each, Mapping)}
+    return {**(_defaults(value["type"]) if "type" in value else {}), **below}
+
+
+def settings_of(cfg: Mapping[str, Any], *, deepspeed: bool = False) -> dict[str, Any]:
+    """The settings of a run that decide what is trained, by the config's own keys.
+
+    Args:
+        cfg: As read, or as XTuner rewrites it for ``--deepspeed``.
+        deepspeed: The run will use it: XTuner then clips gradients also where the config doesn't.
+    """
+    loader, strategy = cfg["train_dataloader"], cfg.get("strategy") or {}
+    wrapper = {**cfg["optim_wrapper"], **(cfg.get("optim_wrapper_grouping") or {})}
+    clip = (wrapper.get("clip_grad") or {}).get("max_norm") or (1.0 if deepspeed else None)
+    wrapper["clip_grad"] = {"max_norm": strategy.get("gradient_clipping", clip)}
+    parts = {key: loader[key] for key in LOADER if loader.get(key)}
+    parts["dataset"] = _counting(parts["dataset"], "train_dataloader.dataset")
+    return {
+        "model": _counting(cfg["model"], "model"),
+        "train_dataloader": parts,
+        "optim_wrapper": {key: wrapper[key] for key in WRAPPER if wrapper.get(key)},
+        "param_scheduler": cfg.get("param_scheduler"),
+    }
+
+
+def _counting(settings: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """Without what is neutral: a record tells nobody where data lie, nor the keys of a store."""
+    return {key: value for key, value in settings.items() if f"{part}.{key}" not in NEUTRAL}
+
+
+def make(
+    cfg: Mapping[str, Any], dataset: Any, *, ranks: int, dtype: str, resize_rule: str, deepspeed: bool = False
+) -> dict[str, Any]:
+    """The record of a run; reads all files of base and data that were not read before.
+
+    Args:
+        cfg: As for `settings_of`.
+        dataset: The live training dataset; of another class than ours, its content isn't recorded.
+        ranks: Processes of the run.
+        deepspeed: As for `settings_of`.
+        dtype: What ``model.dtype`` means on this machine.
+        resize_rule: That of the installed Pillow.
+    """
+    accumulative = cfg["optim_wrapper"].get("accumulative_counts", 1)
+    accumulative = (cfg.get("strategy") or {}).get("gradient_accumulation_steps", accumulative)
+    batch_size, length = cfg["train_dataloader"]["batch_size"], cfg["train_cfg"]
+    rules = {"resize_rule": resize_rule, "token_rules": preprocessing.TOKEN_RULES}
+    settings = plain(settings_of(cfg, deepspeed=deepspeed), fill=OWN)
+    return {
+        "base": base_facts(cfg["model"]["base"]),
+        "data": data_facts(dataset) if hasattr(dataset, "sources") else [],
+        "settings": {**settings, "model": {**settings["model"], "dtype": dtype}, **rules},
+        "steps": {
+            "samples_per_step": batch_size * accumulative * ranks,
+            "ranks": ranks,
+            "batch_size": batch_size,
+            "accumulative_counts": accumulative,
+            **{key: length.get(key) for key in LENGTHS},
+        },
+        "versions": {name: version(name) for name in VERSIONS},
+    }
+
+
+def flat(value: Any, key: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts by dotted key."""
+    if not isinstance(value, Mapping) or not value:
+        return {} if isinstance(value, Mapping) else {key: value}
+    return {k: v for name, each in value.items() for k, v in flat(each, f"{key}.{name}".lstrip(".")).items()}
+
+
+def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """``KEY was A and is B`` for each leaf that differs."""
+    then, now = flat(then), flat(now)
+    keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    return [f"{key} was {_short(then.get(key))} and is {_short(now.get(key))}" for key in keys]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONG else f"{text[:LONG]}..."
+
+
+def base_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What differs between the files of two bases; None for equal ones, wherever they are."""
+    for name in sorted({**then["files"], **now["files"]}):
+        here, there = (side["files"].get(name, "not there")[:12] for side in (then, now))
+        if then["files"].get(name) != now["files"].get(name):
+            return f"{name} of the base {now['path']} has SHA-256 {there}, trained was with {here} of {then['path']}"
+    return None
+
+
+def compare(
+    then: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> tuple[list[str], list[str]]:
+    """What makes two records those of different runs, and what only should be known.
+
+    Args:
+        then: The checkpoint's.
+        now: That of the run that wants to go on.
+        defaults: What `defaults_of` says of its settings, for keys that only one of the two names.
+    """
+    known, old, new = flat(defaults), then["steps"], now["steps"]
+    other = [base_difference(then["base"], now["base"])]
+    if len(then["data"]) != len(now["data"]):
+        other.append(f"data_paths had {len(then['data'])} files and has {len(now['data'])}")
+    for before, after in zip(then["data"], now["data"], strict=False):
+        other += [f"data {after['name']}: {each}" for each in differing(before, after)]
+    other += differing({**known, **flat(then["settings"])}, {**known, **flat(now["settings"])})
+    if old["samples_per_step"] != new["samples_per_step"]:
+        said = (
+            "{samples_per_step} ({batch_size} x {accumulative_counts} x {ranks})".format(**each) for each in (old, new)
+        )
+        words = "samples per step (batch_size x accumulative_counts x ranks)"
+        other += ["{} were {} and are {}".format(words, *said)]
+    shares, lengths = (
+        differing(*({key: each[key] for key in keys} for each in (old, new))) for keys in (SHARES, LENGTHS)
+    )
+    notes = [f"{each}, with as many samples per step" for each in shares]
+    notes += [f"{each}: warm-up and cosine span that length from here on" for each in lengths]
+    if then["base"]["path"] != now["base"]["path"]:
+        notes.append(f"the base {now['base']['path']} has the same files as {then['base']['path']}")
+    return [each for each in other if each], notes + differing(then["versions"], now["versions"])
+
+
+def check_form(record: Any, where: str) -> dict[str, Any]:
+    """A record read from a file, as a dict; raises `CheckpointError` where it isn't one."""
+    with contextlib.suppress(KeyError, TypeError, AttributeError):
+        files, steps = record["base"]["files"], record["steps"]
+        parts = files, record["settings"]["model"], steps, record["versions"], *record["data"]
+        texts = record["base"]["path"], *files.values()
+        if all(isinstance(each, Mapping) for each in parts) and all(isinstance(each, str) for each in texts):
+            if all(key in steps for key in STEPS):
+                return dict(record)
+    raise CheckpointError(f"{where} holds a record of its run that can't be read")
+
+
+def of_config(cfg: Mapping[str, Any], base: str | Path) -> dict[str, Any]:
+    """What stands in for the record that a checkpoint up to 0.1.0 lacks: the config's model on today's base."""
+    model = plain(_counting(cfg["model"], "model"), fill=OWN)
+    return {
+        "base": base_facts(base),
+        "data": [],
+        "settings": {"model": model},
+        "steps": dict.fromkeys(STEPS),
+        "versions": {},
+    }
+
+
+def require_same_run(then: Any, now: Mapping[str, Any], defaults: Mapping[str, Any], path: str) -> list[str]:
+    """Raises where a run would go on from the checkpoint of another one.
+
+    Args:
+        then: What the checkpoint says of its run; None where it says nothing.
+        now: As for `compare`.
+        defaults: Likewise.
+        path: The checkpoint.
+
+    Returns:
+        What has changed without making it another run.
+
+    Raises:
+        CheckpointError: One line: what differs, and how to go on.
+    """
+    anew = f"begin a new run from its weights with --cfg-options load_from={path}"
+    if then is None:
+        raise CheckpointError(
+            f"--resume {path}: holds no record of its run (saved up to 0.1.0, or the record was removed), so "
+            f"nothing tells whether this is the same run; go on with the version that wrote it, or {anew}"
+        )
+    other, notes = compare(check_form(then, path), now, defaults)
+    if other:
+        more = f" (and {len(other) - SHOWN} more)" if len(other) > SHOWN else ""
+        raise CheckpointError(
+            f"--resume {path}: this isn't the run that saved it: {'; '.join(other[:SHOWN])}{more}; resume with what it "
+            f"was, or {anew}"
+        )
+    return notes

@@ -1,0 +1,293 @@
+"""The tokenizer of an official directory: nine tokens added in order, the training prompt in its chat template.
+
+Files are written so that every reader loads them: ``tokenizer.json`` with merges as ``"a b"`` strings (the list form
+that newer tokenizers save is unreadable for transformers 4.37 and 4.44), the chat template inside
+``tokenizer_config.json`` (a separate ``.jinja`` file is ignored before 4.43).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..hub.constants import ADDED_TOKENS
+from ..hub.conversation import get_conv_template
+from . import allowed
+from .fast_tokenizers import load_fast_tokenizer
+from .reading import CheckpointError, read_json
+from .writer import write_json
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def load_tokenizer(directory: str | Path, *, complete: bool = True):
+    """A fast tokenizer from a local directory, never running code from it.
+
+    Args:
+        directory: with ``tokenizer.json`` or the files of a known tokenizer class. Those of InternLM2 and Qwen-7B,
+            which need remote code, are converted, see ``fast_tokenizers``.
+        complete: require the nine image tokens (an official directory has them, a bare LLM does not).
+
+    Raises:
+        CheckpointError: no tokenizer, only a slow one or one that needs remote code, or tokens missing.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"tokenizer directory {directory} does not exist")
+    if not (directory / "tokenizer_config.json").is_file() and not (directory / "tokenizer.json").is_file():
+        raise CheckpointError(f"{directory} holds no tokenizer (no tokenizer.json, no tokenizer_config.json)")
+    try:
+        tokenizer = load_fast_tokenizer(directory)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{directory}: the tokenizer can't be loaded: {str(error).strip().splitlines()[0]}"
+        ) from None
+    if not tokenizer.is_fast:
+        raise CheckpointError(
+            f"{directory} offers only a slow tokenizer ({type(tokenizer).__name__}); a tokenizer.json is needed"
+        )
+    if complete:
+        unknown = [t for t in ADDED_TOKENS if token_id(tokenizer, t) is None]
+        if unknown:
+            raise CheckpointError(
+                f"{directory}: the tokenizer lacks {' '.join(unknown)}; give a directory made by "
+                "tools/build_base_model.py or an official InternVL one"
+            )
+    return tokenizer
+
+
+def token_id(tokenizer, token: str | None) -> int | None:
+    """Id of a token; None if the vocabulary doesn't hold it."""
+    return tokenizer.get_vocab().get(token)
+
+
+def added_token_ids(directory: Path) -> dict[str, int]:
+    """Ids of the control tokens that the files of a tokenizer list, read without opening the tokenizer."""
+    listed = read_json(directory / "tokenizer.json", missing={}).get("added_tokens", [])
+    decoder = read_json(directory / "tokenizer_config.json", missing={}).get("added_tokens_decoder", {})
+    return {
+        **read_json(directory / "added_tokens.json", missing={}),
+        **{token["content"]: token["id"] for token in listed},
+        **{token["content"]: int(number) for number, token in decoder.items()},
+    }
+
+
+def add_tokens(tokenizer, tokens: Iterable[str]) -> int:
+    """Adds special tokens after all others, in their order; returns how many were new."""
+    from transformers import AddedToken
+
+    added = [AddedToken(token, normalized=False, special=True) for token in tokens]
+    return tokenizer.add_tokens(added, special_tokens=True)
+
+
+def num_token_rows(tokenizer) -> int:
+    """Embedding rows that the tokenizer needs: one more than its largest id."""
+    return max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
+
+
+def quote(text: str) -> str:
+    """The Jinja string literal of a text."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+
+
+def chat_template(tokenizer, template: str) -> str:
+    """A Jinja template that renders messages exactly as the conversation template prompts.
+
+    ``<image>`` in a message stays as it is: serving engines replace it themselves.
+
+    Args:
+        tokenizer: if it puts a start token before a text, the template starts with that token.
+        template: name of the conversation template.
+    """
+    ids = tokenizer("a").input_ids
+    starts = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+    return ("{{ bos_token }}" if starts else "") + _render(template, "{{ message['content'] }}")
+
+
+def differences(tokenizer, template: str) -> list[str]:
+    """What a user should know where a language model's own tokenizer prompts otherwise than a conversation template.
+
+    Args:
+        tokenizer: of the language model.
+        template: name of the conversation template.
+    """
+    stop, notes = get_conv_template(template).stop_token, []
+    if tokenizer.eos_token != stop:
+        end = f"the tokenizer ends texts with {tokenizer.eos_token!r}"
+        notes.append(f"{end}, answers of template {template} with {stop!r}")
+    if tokenizer.chat_template:
+        messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}]
+        render = functools.partial(tokenizer.apply_chat_template, messages, tokenize=False, add_generation_prompt=True)
+        ours = render(chat_template=chat_template(tokenizer, template))
+        try:
+            own = render()
+        except Exception as error:  # of the template's own making
+            own = f"{type(error).__name__}: {error}"
+        if own != ours:
+            notes.append(f"the tokenizer's own chat template renders {own!r}, training with {template} {ours!r}")
+    return notes
+
+
+def processor_template(template: str, *, image: str, video: str | None) -> str:
+    """A processor's chat template, for messages of text, image and video parts.
+
+    Args:
+        template: name of the conversation template.
+        image: text for an image.
+        video: text for a video; None ignores videos.
+    """
+    content = (
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+        "{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}{{ "
+        + quote(image)
+        + " }}"
+        + ("" if video is None else "{% elif part['type'] == 'video' %}{{ " + quote(video) + " }}")
+        + "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+        "{% endfor %}{% endif %}"
+    )
+    return _render(template, content)
+
+
+def _render(template: str, content: str) -> str:
+    """A chat template with the training's system message as the default; it refuses what no training has.
+
+    Args:
+        template: name of the conversation template.
+        content: the part that renders what a message says.
+    """
+    conversation = get_conv_template(template)
+    before, after = conversation.system_template.split("{system_message}")
+    user, assistant = conversation.roles
+    after += conversation.question_sep
+    default = conversation.system_message
+    return "".join(
+        [
+            "{% if not messages or messages[0]['role'] != 'system' %}",
+            "" if default is None else "{{ " + quote(before + default + after) + " }}",
+            "{% endif %}{% for message in messages %}",
+            "{% if message['role'] == 'system' and loop.first %}",
+            "{{ " + quote(before) + " }}" + content + "{{ " + quote(after) + " }}",
+            "{% elif message['role'] == 'user' %}",
+            "{{ " + quote(user) + " }}" + content + "{{ " + quote(conversation.question_sep) + " }}",
+            "{% elif message['role'] == 'assistant' %}",
+            "{{ " + quote(assistant + conversation.answer_prefix) + " }}" + content,
+            "{{ " + quote(conversation.sep) + " }}",
+            "{% else %}{{ raise_exception('message ' ~ loop.index ~ ' has the role ' ~ message['role'] ~ ",
+            "'; the roles are user and assistant, and system for the first message') }}",
+            "{% endif %}{% endfor %}",
+            "{% if add_generation_prompt %}{{ " + quote(assistant) + " }}{% endif %}",
+        ]
+    )
+
+
+def stop_token_ids(tokenizer, template: str) -> list[int]:
+    """Ids that end an answer: the template's end token first, then the end tokens of the vocabulary."""
+    names = [get_conv_template(template).stop_token, tokenizer.eos_token, "<|endoftext|>", "<|im_start|>"]
+    ids = [token_id(tokenizer, n) for n in names if n]
+    return list(dict.fromkeys(i for i in ids if i is not None))
+
+
+def write_generation_config(stage: Path, tokenizer, config, release: str) -> None:
+    """``generation_config.json`` of a model.
+
+    Args:
+        stage: directory to write into.
+        tokenizer: the model's.
+        config: official fields.
+        release: of transformers, written into the file.
+    """
+    pad = config["llm_config"].get("pad_token_id")
+    write_json(
+        stage / "generation_config.json",
+        {
+            "_from_model_config": True,
+            "eos_token_id": stop_token_ids(tokenizer, config["template"]),
+            "pad_token_id": tokenizer.pad_token_id if pad is None else pad,
+            "transformers_version": release,
+        },
+    )
+
+
+def save_tokenizer(tokenizer, out: Path, template: str, *, processor: bool = False, **fields) -> None:
+    """Writes the tokenizer's files with a chat template, and further fields of ``tokenizer_config.json``.
+
+    Arguments as for ``write_template``.
+    """
+    tokenizer.save_pretrained(str(out))
+    config = read_json(out / "tokenizer_config.json")
+    config.pop("extra_special_tokens", None)
+    config = allowed.file_fields("tokenizer_config.json", config, "the tokenizer's config")
+    # Fast classes of newer releases save e.g. Qwen2TokenizerFast; the plain name lets old and new pick slow or fast.
+    name = type(tokenizer).__name__
+    config["tokenizer_class"] = name if name == "PreTrainedTokenizerFast" else name.removesuffix("Fast")
+    write_json(out / "tokenizer_config.json", {**config, **fields})
+    write_template(out, template, processor=processor)
+    if (out / "tokenizer.json").is_file():
+        merges_as_strings(out / "tokenizer.json")
+
+
+def write_template(out: Path, template: str, *, processor: bool) -> None:
+    """Replaces the chat template of a directory, with those in files of their own, which readers prefer.
+
+    Args:
+        out: the directory.
+        template: the chat template.
+        processor: write it into the file that processors read, too.
+    """
+    for extra in out.glob("chat_template*"):
+        extra.unlink()
+    path = out / "tokenizer_config.json"
+    write_json(path, {**read_json(path, missing={}), "chat_template": template})
+    if processor:
+        (out / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def merges_as_strings(path: Path) -> None:
+    """Rewrites the merges of a ``tokenizer.json`` in the form that all releases read."""
+    state = json.loads(path.read_text(encoding="utf-8"))
+    merges = state.get("model", {}).get("merges")
+    if merges and not isinstance(merges[0], str):
+        if any(" " in piece for merge in merges for piece in merge):
+            return  # a piece with a space has no string form; only newer releases read such a vocabulary
+        state["model"]["merges"] = [" ".join(merge) for merge in merges]
+        path.write_text(json.dumps(state, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def drop_last_token(directory: Path, token: str) -> None:
+    """Removes a token from a directory's tokenizer files if it has the largest id."""
+    state = read_json(directory / "tokenizer.json")
+    added = state.get("added_tokens", [])
+    if not added or added[-1]["content"] != token:
+        return
+    number = added.pop()["id"]
+    write_json(directory / "tokenizer.json", state)
+    config = read_json(directory / "tokenizer_config.json")
+    config.get("added_tokens_decoder", {}).pop(str(number), None)
+    for key in ("video_token", "start_image_token", "end_image_token", "context_image_token", "processor_class"):
+        config.pop(key, None)
+    config["additional_special_tokens"] = [t for t in config.get("additional_special_tokens", []) if t != token]
+    write_json(directory / "tokenizer_config.json", config)
+    for name in ("added_tokens.json", "special_tokens_map.json"):
+        if (directory / name).is_file():
+            fields = read_json(directory / name)
+            fields = {
+                k: v for k, v in fields.items() if k not in (token, "video_token") and not k.endswith("image_token")
+            }
+            if "additional_special_tokens" in fields:
+                fields["additional_special_tokens"] = config["additional_special_tokens"]
+            write_json(directory / name, fields)

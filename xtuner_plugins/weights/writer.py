@@ -1,0 +1,141 @@
+"""Writes weights: shards are streamed tensor by tensor, block by block."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from .lazy import LazyTensor
+from .reading import DTYPE_NAMES
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of ``"4GB"``, ``"500MB"``, ``"2GiB"`` or a plain number.
+
+    Raises:
+        ValueError: not a size.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(?:([KMGT])(I?)B|B?)\s*", str(text).upper())
+    if not match or float(match[1]) <= 0:
+        raise ValueError(f"{text!r} is not a size; write it like 4GB, 500MB or 2GiB")
+    unit = (1024 if match[3] else 1000) ** (" KMGT".index(match[2]) if match[2] else 0)
+    return int(float(match[1]) * unit)
+
+
+def resolve_dtype(name: str | None) -> torch.dtype | None:
+    """A torch dtype by name, or None.
+
+    Raises:
+        ValueError: not one that weights are written in.
+    """
+    if name is not None and name not in DTYPES:
+        raise ValueError(f"dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
+    return DTYPES[name] if name else None
+
+
+def format_size(num_bytes: int) -> str:
+    """``4.1 GB`` and the like, decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000 or unit == "GB":
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError
+
+
+def json_text(value: Mapping, default: Callable | None = None) -> str:
+    """Indented JSON; ``default`` turns other objects into plain values."""
+    return json.dumps(value, ensure_ascii=False, indent=2, default=default) + "\n"
+
+
+def write_json(path: Path, value: Mapping, default: Callable | None = None) -> None:
+    """Writes ``json_text`` as UTF-8."""
+    path.write_text(json_text(value, default), encoding="utf-8")
+
+
+def write_weights(
+    stage: Path,
+    tensors: Mapping[str, LazyTensor],
+    *,
+    max_shard_size: int,
+    advance: Callable[[int], None] = lambda num_bytes: None,
+) -> list[Path]:
+    """Streams tensors into ``model.safetensors`` or shards, the index last.
+
+    Args:
+        stage: directory to write into.
+        tensors: by name, in the dtypes to write.
+        max_shard_size: most bytes of data per shard; a tensor larger than that gets a shard of its own.
+        advance: called with the number of bytes after each block, for a progress bar.
+
+    Returns:
+        The weight files in order (without the index).
+
+    Raises:
+        FloatingPointError: a tensor that must be finite isn't; the message begins with its name.
+    """
+    shards: list[dict[str, LazyTensor]] = [{}]
+    used = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and used + tensor.nbytes > max_shard_size:
+            shards.append({})
+            used = 0
+        shards[-1][name] = tensor
+        used += tensor.nbytes
+    files, weight_map = [], {}
+    for number, shard in enumerate(shards, 1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_single(stage / name, shard, advance)
+        files.append(stage / name)
+        weight_map.update(dict.fromkeys(shard, name))
+    if len(shards) > 1:
+        total = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
+        index = {"metadata": total, "weight_map": dict(sorted(weight_map.items()))}
+        write_json(stage / "model.safetensors.index.json", index)
+    return files
+
+
+def write_single(
+    path: Path, tensors: Mapping[str, LazyTensor], advance: Callable[[int], None] = lambda num_bytes: None
+) -> None:
+    """Streams tensors into one safetensors file; arguments and errors as for ``write_weights``."""
+    # Widest dtype first keeps every tensor aligned to its width. Older transformers die without {"format": "pt"}.
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
+    header: dict = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, tensor in ordered:
+        header[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file, _one_thread():
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, tensor in ordered:
+            for start, stop in tensor.spans():
+                try:
+                    block = tensor.read_flat(start, stop).view(torch.uint8)
+                except FloatingPointError as error:
+                    raise FloatingPointError(f"{name} {error}") from None
+                file.write(memoryview(block.numpy()))
+                advance(block.numel())
+
+
+@contextmanager
+def _one_thread():
+    """Limits torch to one thread: blocks are too small to share."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

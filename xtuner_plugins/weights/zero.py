@@ -1,0 +1,238 @@
+"""DeepSpeed checkpoint directories (ZeRO stages 0 to 3) as lazy tensors.
+
+A directory holds ``mp_rank_00_model_states.pt`` (stages 0 to 2) or a ``zero_pp_rank_{rank}_mp_rank_00_model_states.pt``
+per rank (stage 3), and a ``*_optim_states.pt`` per rank with the flattened fp32 master weights. With three ranks::
+
+    stages 1, 2   one flat vector per parameter group, cut into equal partitions:
+        rank 0 |  a a a a a b b  | rank 1 |  b b b c c c c  | rank 2 |  c c d d d . .  |       (. padding)
+    stage 3       every parameter is cut by itself; each rank's groups hold its pieces one after another:
+        rank 0 |  a a  b b  c c  | rank 1 |  a a  b b  c c  | rank 2 |  a .  b b  c .  |
+
+Frozen parameters are saved beside them (``frozen_param_fragments``) unless ``exclude_frozen_parameters`` was set. The
+layout follows ``deepspeed/utils/zero_to_fp32.py``, which can't be used here: it unpickles with ``weights_only=False``
+and joins whole groups in memory.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import preprocessing, record
+from .lazy import Joined, LazyTensor
+from .reading import Checkpoint, CheckpointError, load_pickle
+
+
+def checkpoint_directory(path: Path) -> Path | None:
+    """The folder with the states: ``path`` itself, or the tag that its file ``latest`` names; None if neither."""
+    if any(path.glob("*_model_states.pt")):
+        return path
+    latest = path / "latest"
+    if latest.is_file():
+        tag = latest.read_text(encoding="utf-8").strip()
+        if tag and Path(tag).name == tag and any((path / tag).glob("*_model_states.pt")):
+            return path / tag
+        raise CheckpointError(f"{latest} names {tag!r}, but {path / tag} holds no *_model_states.pt")
+    return None
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The files of a DeepSpeed directory, read lazily.
+
+    Attributes:
+        models: ``*_model_states.pt`` by rank (one for stages 0 to 2).
+        optims: ``optimizer_state_dict`` of ``*_optim_states.pt`` by rank; empty where nothing is partitioned.
+        stage: ZeRO stage; 0 where the module's own copy of the weights is all there is.
+        world_size: Ranks that wrote the directory.
+        groups: Names and shapes of the flattened parameters, one dict per flat vector.
+    """
+
+    path: Path
+    files: list[Path]
+    models: list[dict]
+    optims: list[dict]
+    stage: int
+    world_size: int
+    groups: list[dict]
+
+    @property
+    def in_bfloat16(self) -> bool:
+        """Whether DeepSpeed's bfloat16 optimizer wrote it, whose files are ZeRO-1's without saying so."""
+        return bool(self.optims) and "zero_stage" not in self.optims[0]
+
+    def unflatten(self, flat: list[list[LazyTensor]]) -> dict[str, LazyTensor]:
+        """Parameters by name. Args: ``flat[rank][group]``, a 1-D share of the weights or of one moment."""
+        return (_stage_3 if self.stage == 3 else _stage_1_2)(flat, self.groups, self.path)
+
+
+def read_shards(path: Path) -> Shards:
+    """Opens the files of a DeepSpeed directory.
+
+    Raises:
+        CheckpointError: ranks missing, tensor parallelism, or no DeepSpeed states.
+    """
+    model_files = _by_rank(path.glob("*_model_states.pt"))
+    optim_files = _by_rank(path.glob("*_optim_states.pt"))
+    if any(not re.search(r"mp_rank_00_", f.name) for f in model_files):
+        raise CheckpointError(
+            f"{path} was saved with tensor parallelism (mp_rank > 0), which this project doesn't train with"
+        )
+    states = [load_pickle(f) for f in model_files]
+    for file, state in zip(model_files, states, strict=True):
+        if not isinstance(state, dict) or "module" not in state:
+            raise CheckpointError(f"{file} is not a DeepSpeed model state")
+    whole = Shards(path, model_files + optim_files, states, [], 0, 1, [])
+    if not optim_files:
+        if any(f.name.startswith("zero_pp_rank") for f in model_files):
+            raise CheckpointError(
+                f"{path} is a ZeRO-3 checkpoint without *_optim_states.pt: the weights are in those "
+                "files; save with save_optimizer=True, or copy them too"
+            )
+        return whole
+    optims = [load_pickle(f).get("optimizer_state_dict") or {} for f in optim_files]
+    stage = optims[0].get("zero_stage")
+    stage = getattr(stage, "args", (stage,))[0]  # an enum, so a stand-in that keeps its value
+    if stage is None and "single_partition_of_fp32_groups" in optims[0]:  # DeepSpeed's bfloat16 optimizer
+        stage = 1
+    if stage is None:  # plain fp16/bf16 optimizer: the module's own copy is all there is
+        return whole
+    world_size = optims[0].get("partition_count")
+    world_size = max(world_size) if isinstance(world_size, list) else world_size
+    held = {"optim": len(optims), **({"model": len(states)} if stage == 3 else {})}
+    for kind, number in held.items():
+        if number != world_size:
+            raise CheckpointError(
+                f"{path} was saved by {world_size} ranks but holds {number} *_{kind}_states.pt; "
+                "copy the files of every node into one folder"
+            )
+    groups = states[0].get("param_shapes")
+    if groups is None:
+        raise CheckpointError(f"{model_files[0]} has no param_shapes: saved by a DeepSpeed too old to be read")
+    groups = [groups] if isinstance(groups, dict) else groups
+    return replace(whole, optims=optims, stage=stage, world_size=world_size, groups=groups)
+
+
+def open_deepspeed(path: Path) -> Checkpoint:
+    """Lazy tensors of a DeepSpeed directory: fp32 masters for what trained, as saved for what was frozen.
+
+    Raises:
+        CheckpointError: as `read_shards`, or sizes that don't add up.
+    """
+    shards = read_shards(path)
+    states, stage = shards.models, shards.stage
+    module = {k: v for k, v in (states[0]["module"] or {}).items() if isinstance(v, LazyTensor)}
+    details = {"zero_stage": stage, "world_size": shards.world_size}
+    said = (states[0].get(key) for key in (preprocessing.KEY, record.KEY))
+    opened = Checkpoint(path, "deepspeed", module, shards.files, details, *said)
+    if not shards.optims:
+        return opened
+    tensors = dict(module) if stage <= 2 else {}
+    tensors.update(_frozen(states, path, stage))
+    key = "single_partition_of_fp32_groups" if stage <= 2 else "fp32_flat_groups"
+    tensors.update(shards.unflatten([optim[key] for optim in shards.optims]))
+    shared = states[0].get("shared_params") or {}
+    for alias, name in shared.items() if isinstance(shared, dict) else shared:
+        if name in tensors:
+            tensors[alias] = tensors[name]
+    return replace(opened, tensors=tensors)
+
+
+def open_optimizer(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """The optimizer's state in a ZeRO directory.
+
+    Returns:
+        By parameter name, its state (moments as lazy tensors in the parameter's shape, counters as saved), and the
+        options of its group (``lr``, ``betas``, ...).
+
+    Raises:
+        CheckpointError: as `read_shards`, no ZeRO directory, or a state without all of its groups.
+    """
+    shards = read_shards(path)
+    if not shards.optims:
+        raise CheckpointError(f"{path} holds no ZeRO optimizer state")
+    ranks = [optim["optimizer_state_dict" if shards.stage == 3 else "base_optimizer_state"] for optim in shards.optims]
+    numbers = range(len(shards.groups))
+    if any(set(rank["state"]) != set(numbers) for rank in ranks):
+        raise CheckpointError(
+            f"{path}: the optimizer's state lacks groups of parameters; no step was taken, or another file is mixed in"
+        )
+    states: dict[str, dict[str, Any]] = {name: {} for group in shards.groups for name in group}
+    for key, example in ranks[0]["state"][0].items():
+        if isinstance(example, LazyTensor) and len(example.shape) == 1:
+            moments = shards.unflatten([[rank["state"][number][key] for number in numbers] for rank in ranks])
+            for name in states:
+                states[name][key] = moments[name]
+            continue
+        for number in numbers:
+            value = ranks[0]["state"][number][key]
+            for name in shards.groups[number]:
+                states[name][key] = value.read() if isinstance(value, LazyTensor) else value
+    options = {}
+    for group in ranks[0]["param_groups"]:
+        own = {key: value for key, value in group.items() if key != "params"}
+        options.update({name: own for number in group["params"] for name in shards.groups[number]})
+    return states, options
+
+
+def _by_rank(files) -> list[Path]:
+    return sorted(files, key=lambda f: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", f.name)])
+
+
+def _frozen(states: list[dict], path: Path, stage: int) -> dict[str, LazyTensor]:
+    shapes = states[0].get("frozen_param_shapes") or {}
+    result = {}
+    for name, shape in shapes.items():
+        parts = [(s.get("frozen_param_fragments") or {}).get(name) for s in (states if stage == 3 else states[:1])]
+        if any(p is None for p in parts):
+            raise CheckpointError(f"{path}: the frozen parameter {name} is listed but its numbers are missing")
+        result[name] = _join(parts, shape, name, path)
+    return result
+
+
+def _stage_1_2(flat: list[list[LazyTensor]], groups: list[dict], path: Path) -> dict[str, LazyTensor]:
+    """Args: ``flat[rank][group]`` a 1-D partition; ``groups[group]`` name to shape in the order of the vector."""
+    result = {}
+    for index, shapes in enumerate(groups):
+        parts = [rank[index] for rank in flat]
+        vector = Joined(parts, (sum(p.numel for p in parts),))
+        offset = 0
+        for name, shape in shapes.items():
+            count = math.prod(shape)
+            if offset + count > vector.numel:
+                raise CheckpointError(f"{path}: group {index} ends before {name}; files of different saves are mixed")
+            result[name] = vector.rows(offset, offset + count).reshape(shape)
+            offset += count
+        if vector.numel - offset >= 2 * len(flat):  # aligned to two elements per rank
+            raise CheckpointError(
+                f"{path}: group {index} holds {vector.numel} numbers, its parameters only {offset}; "
+                "files of different saves are mixed"
+            )
+    return result
+
+
+def _stage_3(flat: list[list[LazyTensor]], groups: list[dict], path: Path) -> dict[str, LazyTensor]:
+    ranks = [Joined(parts, (sum(p.numel for p in parts),)) for parts in flat]
+    result, offset = {}, 0
+    for name, shape in ((n, s) for group in groups for n, s in group.items()):
+        share = -(-math.prod(shape) // len(ranks))
+        if any(offset + share > r.numel for r in ranks):
+            raise CheckpointError(f"{path}: the partitions end before {name}; files of different saves are mixed")
+        result[name] = _join([r.rows(offset, offset + share) for r in ranks], shape, name, path)
+        offset += share
+    if any(r.numel != offset for r in ranks):
+        raise CheckpointError(
+            f"{path}: the partitions hold {ranks[0].numel} numbers per rank, the parameters {offset}; "
+            "files of different saves are mixed"
+        )
+    return result
+
+
+def _join(parts: Sequence[LazyTensor], shape: Sequence[int], name: str, path: Path) -> LazyTensor:
+    if sum(p.numel for p in parts) < math.prod(shape):
+        raise CheckpointError(f"{path}: the pieces of {name} hold fewer numbers than its shape {list(shape)}")
+    return Joined(parts, shape)

@@ -118,7 +118,7 @@ def test_annotation_files_are_copied_by_version(server, mode, tmp_path, monkeypa
     for text in ("one", "two", "two"):
         server.objects[f"{BUCKET}/a.jsonl"] = json.dumps({"text": text * 9}).encode() + b"\n"
         asked = len(server.asked)
-        copy = localize(url, None, tmp_path)
+        copy = localize(url, None)
         assert open(copy, "rb").read() == server.objects[f"{BUCKET}/a.jsonl"]
     assert len(server.asked) - asked <= 2  # unchanged: asked for its version alone, or fetched as it has none
 

@@ -33,5 +33,8 @@ setup(
     cmdclass={"build_py": BuildWithShare},
     packages=[*find_packages(include=["xtuner_plugins*"]), "xtp_configs"],
     package_dir={"xtp_configs": "configs"},
-    package_data={"xtuner_plugins": ["**/*.jinja", "deepspeed/*.json"], "xtp_configs": ["**/*.py"]},
+    package_data={
+        "xtuner_plugins": ["**/*.jinja", "evaluation/*.jsonl", "deepspeed/*.json"],
+        "xtp_configs": ["**/*.py"],
+    },
 )

@@ -13,6 +13,8 @@ of the LLM plus the projector.
 
 import argparse
 import json
+import math
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -32,63 +34,23 @@ LLMS = {  # hidden, intermediate, layers, heads, key/value heads
     "tiny": (256, 512, 2, 4, 2),
 }
 VOCAB = 92553
-VISION = dict(
-    architectures=["InternVisionModel"],
-    model_type="intern_vit_6b",
-    hidden_size=1024,
-    intermediate_size=4096,
-    num_hidden_layers=24,
-    num_attention_heads=16,
-    norm_type="layer_norm",
-    qkv_bias=True,
-    qk_normalization=False,
-    image_size=448,
-    patch_size=14,
-    num_channels=3,
-    layer_norm_eps=1e-6,
-    hidden_act="gelu",
-)
+VISION = dict(architectures=["InternVisionModel"], model_type="intern_vit_6b", norm_type="layer_norm", qkv_bias=True)
+VISION |= dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, num_channels=3)
+VISION |= dict(qk_normalization=False, image_size=448, patch_size=14, layer_norm_eps=1e-6, hidden_act="gelu")
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANK = 64
 
 
 def official_config(size: str) -> dict:
     hidden, inner, layers, heads, kv_heads = LLMS[size]
-    llm = dict(
-        architectures=["InternLM2ForCausalLM"],
-        model_type="internlm2",
-        bias=False,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        hidden_act="silu",
-        max_position_embeddings=32768,
-        rms_norm_eps=1e-5,
-        rope_theta=1000000.0,
-        vocab_size=VOCAB,
-        tie_word_embeddings=False,
-        torch_dtype="bfloat16",
-    )
-    return dict(
-        architectures=["InternVLChatModel"],
-        model_type="internvl_chat",
-        template="internlm2-chat",
-        select_layer=-1,
-        ps_version="v2",
-        downsample_ratio=0.5,
-        force_image_size=448,
-        dynamic_image_size=True,
-        use_thumbnail=True,
-        min_dynamic_patch=1,
-        max_dynamic_patch=12,
-        use_backbone_lora=0,
-        use_llm_lora=0,
-        torch_dtype="bfloat16",
-        llm_config=llm,
-        vision_config=VISION,
-    )
+    llm = dict(architectures=["InternLM2ForCausalLM"], model_type="internlm2", bias=False, hidden_act="silu")
+    llm |= dict(hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, vocab_size=VOCAB)
+    llm |= dict(num_attention_heads=heads, num_key_value_heads=kv_heads, tie_word_embeddings=False)
+    llm |= dict(max_position_embeddings=32768, rms_norm_eps=1e-5, rope_theta=1000000.0, torch_dtype="bfloat16")
+    whole = dict(architectures=["InternVLChatModel"], model_type="internvl_chat", template="internlm2-chat")
+    whole |= dict(select_layer=-1, ps_version="v2", downsample_ratio=0.5, force_image_size=448, torch_dtype="bfloat16")
+    whole |= dict(dynamic_image_size=True, use_thumbnail=True, min_dynamic_patch=1, max_dynamic_patch=12)
+    return whole | dict(use_backbone_lora=0, use_llm_lora=0, llm_config=llm, vision_config=VISION)
 
 
 def our_shapes(size: str) -> dict[str, tuple[int, ...]]:
@@ -106,14 +68,11 @@ def random_lazy(shape, dtype):
 
     block = (torch.randn(2**22, generator=torch.Generator().manual_seed(0)) * 0.02).to(dtype)
 
-    class Random(LazyTensor):
-        def __init__(self):
-            self.shape, self.dtype = shape, dtype
+    def rows(start, stop):
+        count = (stop - start) * math.prod(shape[1:])
+        return block.repeat(-(-count // block.numel()))[:count]
 
-        def read_flat(self, start, stop):
-            return block.repeat(-(-(stop - start) // block.numel()))[: stop - start]
-
-    return Random()
+    return LazyTensor(dtype, shape, rows)
 
 
 def write_base(folder: Path, size: str) -> None:
@@ -134,7 +93,8 @@ def write_base(folder: Path, size: str) -> None:
     writer.write_json(folder / "config.json", official_config(size))
 
 
-def write_checkpoint(path: Path, config: Path, base: Path, size: str, kind: str) -> None:
+def write_inputs(base: Path, checkpoint: Path, config: Path, size: str, kind: str) -> None:
+    write_base(base, size)
     shapes = our_shapes(size)
     state = {}
     for name, shape in shapes.items():
@@ -145,7 +105,7 @@ def write_checkpoint(path: Path, config: Path, base: Path, size: str, kind: str)
             layer = name.removesuffix(".weight")
             state[f"model.{layer}.lora_A.default.weight"] = torch.randn(RANK, shape[1]) * 0.02
             state[f"model.{layer}.lora_B.default.weight"] = torch.randn(shape[0], RANK) * 0.02
-    torch.save({"state_dict": state, "meta": {}}, path)
+    torch.save({"state_dict": state, "meta": {}}, checkpoint)
     lora = f"llm_lora=dict(type=LoraConfig, r={RANK}, lora_alpha=128, target_modules={list(TARGETS)!r})"
     setting = "freeze_llm=False" if kind == "full" else lora
     config.write_text(f"from peft import LoraConfig\nmodel = dict(base={str(base)!r}, {setting})\n")
@@ -176,92 +136,52 @@ def timed(command: list, *, sync: bool = False) -> dict:
     return {"wall_s": time.perf_counter() - start, "peak_gib": int(done.stdout.split("peak_kib")[1]) / 2**20}
 
 
+def measure(args: argparse.Namespace, base: Path, checkpoint: Path, config: Path) -> dict:
+    """Exports and copies in turn; medians of seconds, the largest peak."""
+    out, copy = args.work / "out", args.work / "copy"
+    exports, copies = [], []
+    for _ in range(args.repeats):
+        for path in (out, copy):
+            shutil.rmtree(path, ignore_errors=True)
+        if args.sync:
+            drop_from_memory([*base.iterdir(), checkpoint])
+        tool = [sys.executable, ROOT / "tools/convert_to_official.py"]
+        exports.append(timed([*tool, config, checkpoint, out], sync=args.sync))
+        if args.sync:
+            drop_from_memory(list(out.iterdir()))
+        copies.append(timed(["cp", "-r", out, copy], sync=args.sync))
+    export_s, cp_s = (statistics.median(run["wall_s"] for run in runs) for runs in (exports, copies))
+    return {
+        "out_gb": round(sum(path.stat().st_size for path in out.iterdir()) / 1e9, 2),
+        "checkpoint_gb": round(checkpoint.stat().st_size / 1e9, 2),
+        "export_s": round(export_s, 1),
+        "cp_s": round(cp_s, 1),
+        "ratio": round(export_s / cp_s, 2),
+        "peak_gib": round(max(run["peak_gib"] for run in exports), 2),
+        "export_all_s": [round(run["wall_s"], 1) for run in exports],
+        "cp_all_s": [round(run["wall_s"], 1) for run in copies],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=list(LLMS), default="2b")
     parser.add_argument("--kind", choices=["full", "lora"], default="lora")
-    parser.add_argument("--work", type=Path, default=Path("work_dirs/bench_export"), help="scratch directory")
-    parser.add_argument("--keep", action="store_true", help="leave the files for another measurement")
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="alternating runs of export and cp; the median of each counts"
-    )
+    parser.add_argument("--work", type=Path, default=Path("work_dirs/bench_export"), help="new scratch directory")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of export and cp in turn")
     parser.add_argument("--sync", action="store_true", help="sources out of memory, time until results are on the disk")
-    parser.add_argument("--peer", action="store_true", help="also run the steps of XTuner 0.2.0's own converter, once")
     args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
-    base, out, copy = args.work / f"base-{args.size}", args.work / "out", args.work / "copy"
-    checkpoint, config = args.work / f"{args.size}-{args.kind}.pth", args.work / f"{args.size}-{args.kind}.py"
+    args.work.mkdir(parents=True)
+    base, checkpoint, config = args.work / "base", args.work / "checkpoint.pth", args.work / "config.py"
     try:
-        if not base.exists():
-            write_base(base, args.size)
-        if not checkpoint.exists():
-            # in a process of its own, so that its memory is gone before anything is measured
-            subprocess.run(
-                [
-                    sys.executable,
-                    "-c",
-                    "import sys; from pathlib import Path; sys.path[:0] = sys.argv[1:3]\n"
-                    "from bench_export import write_checkpoint\n"
-                    "write_checkpoint(*map(Path, sys.argv[3:6]), *sys.argv[6:])",
-                    ROOT,
-                    ROOT / "benchmarks",
-                    checkpoint,
-                    config,
-                    base,
-                    args.size,
-                    args.kind,
-                ],
-                check=True,
-            )
-        exports, copies = [], []
-        for _ in range(args.repeats):
-            for path in (out, copy):
-                shutil.rmtree(path, ignore_errors=True)
-            if args.sync:
-                drop_from_memory([*base.iterdir(), checkpoint])
-            tool = [sys.executable, ROOT / "tools/convert_to_official.py"]
-            exports.append(timed([*tool, config, checkpoint, out], sync=args.sync))
-            if args.sync:
-                drop_from_memory(list(out.iterdir()))
-            copies.append(timed(["cp", "-r", out, copy], sync=args.sync))
-        export_s, cp = (statistics.median(r["wall_s"] for r in runs) for runs in (exports, copies))
-        num_bytes = sum(p.stat().st_size for p in out.iterdir())
-        peer = {}
-        if args.peer:
-            shutil.rmtree(out)
-            done = timed([sys.executable, ROOT / "benchmarks/peer_export.py", config, checkpoint, out])
-            peer = {
-                "peer": "the steps of XTuner 0.2.0's InternVL converter, without FlashAttention (peer_export.py)",
-                "peer_s": round(done["wall_s"], 1),
-                "peer_peak_gib": round(done["peak_gib"], 2),
-                "peak_of_peer": round(max(e["peak_gib"] for e in exports) / done["peak_gib"], 3),
-            }
-        print(
-            json.dumps(
-                {
-                    "size": args.size,
-                    "kind": args.kind,
-                    "out_gb": round(num_bytes / 1e9, 2),
-                    "checkpoint_gb": round(checkpoint.stat().st_size / 1e9, 2),
-                    "export_s": round(export_s, 1),
-                    "cp_s": round(cp, 1),
-                    "ratio": round(export_s / cp, 2),
-                    "peak_gib": round(max(e["peak_gib"] for e in exports), 2),
-                    "export_all_s": [round(e["wall_s"], 1) for e in exports],
-                    "cp_all_s": [round(c["wall_s"], 1) for c in copies],
-                    "sync": args.sync,
-                    "load_average": round(os.getloadavg()[0], 1),
-                    **peer,
-                }
-            )
-        )
+        # In a process of its own, so that its memory is gone before anything is measured.
+        inputs = multiprocessing.Process(target=write_inputs, args=(base, checkpoint, config, args.size, args.kind))
+        inputs.start()
+        inputs.join()
+        found = measure(args, base, checkpoint, config)
+        print(json.dumps({"size": args.size, "kind": args.kind, "sync": args.sync, **found}))
     finally:
-        for path in (out, copy):
-            shutil.rmtree(path, ignore_errors=True)
-        if not args.keep:
-            shutil.rmtree(base, ignore_errors=True)
-            for path in (checkpoint, config):
-                path.unlink(missing_ok=True)
+        shutil.rmtree(args.work)
 
 
 if __name__ == "__main__":

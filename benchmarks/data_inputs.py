@@ -1,11 +1,11 @@
-"""What the measurements of the data side share: images, a base, the published path of an image, the comparison."""
+"""(imported) images, a base, lengths like LLaVA-665k's, the published path of an image, and the comparison."""
 
 import json
-import random
 import statistics
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -56,36 +56,6 @@ def make_images(folder: Path) -> list[str]:
     return paths
 
 
-def make_other_images(folder: Path) -> list[str]:
-    """Other images than those of `make_images`: COCO's sizes, a phone's photograph, 4:4:4 and strong compression,
-    scanned pages and generated images in PNG."""
-    from skimage import data
-
-    from xtuner_plugins.toy.images import draw, make_scene
-
-    photos = [data.immunohistochemistry(), data.hubble_deep_field(), data.cat(), data.coffee()[::-1]]
-    jpegs = [
-        ((640, 427), 75, "4:2:0"),
-        ((500, 375), 85, "4:2:0"),
-        ((427, 640), 92, "4:4:4"),
-        ((612, 612), 75, "4:2:0"),
-        ((800, 600), 95, "4:4:4"),
-        ((1280, 720), 60, "4:2:0"),
-        ((3024, 4032), 85, "4:2:0"),
-    ]
-    images = {}
-    for number, (size, quality, subsampling) in enumerate(jpegs):
-        image = Image.fromarray(photos[number % 4]).resize(size, Image.Resampling.BICUBIC)
-        images[f"{number}.jpg"] = image, {"quality": quality, "subsampling": subsampling}
-    for name, size in (("page.png", (1240, 1754)), ("text.png", (1000, 400))):
-        images[name] = Image.fromarray(data.page() if name == "page.png" else data.text()).resize(size), {}
-    for number, grid in enumerate(((3, 2), (1, 4))):
-        images[f"scene{number}.png"] = draw(make_scene(random.Random(number), grid)), {}
-    for name, (image, options) in images.items():
-        image.save(folder / name, **options)
-    return [str(folder / name) for name in images]
-
-
 def make_base(folder: Path) -> str:
     from transformers import AutoTokenizer
 
@@ -95,19 +65,6 @@ def make_base(folder: Path) -> str:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(NINE, special_tokens=True)
     tokenizer.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    return str(folder)
-
-
-def real_base(tokenizer: str | None, folder: Path) -> str:
-    """A base directory with the given tokenizer, or with the toy's."""
-    if tokenizer is None:
-        return make_base(folder)
-    from transformers import AutoTokenizer
-
-    hub = AutoTokenizer.from_pretrained(tokenizer)
-    hub.add_tokens(NINE, special_tokens=True)
-    hub.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     return str(folder)
 
@@ -141,7 +98,6 @@ class Published:
 
 def make_kinds(folder: Path) -> list[str]:
     """A photograph of the web, a screen in PNG, a turned photograph of 12 MP with a sensor's noise, and gray scans."""
-    import numpy as np
     from skimage import data
 
     def photo(size: tuple[int, int], noise: float) -> Image.Image:
@@ -167,4 +123,28 @@ def make_kinds(folder: Path) -> list[str]:
     return [str(path) for path in sorted(folder.glob("*.*g"))]
 
 
-INPUTS = {"jpegs": make_images, "others": make_other_images, "kinds": make_kinds}
+INPUTS = {"jpegs": make_images, "kinds": make_kinds}
+
+
+def like_llava_665k(num: int, max_tiles: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and tiles in the shares of llava_v1_5_mix665k: text only, COCO-like images, book covers, scenes."""
+    rng = np.random.default_rng(0)
+    kinds = rng.choice(4, num, p=np.array([40.7, 522.4, 80.0, 22.0]) / 665.1)
+    coco = [(640, 480)] * 5 + [(480, 640)] * 2 + [(640, 427)] * 4 + [(640, 640), (500, 375), (612, 612), (427, 640)]
+    tokens, tiles = np.zeros(num, np.int64), np.zeros(num, np.int64)
+    rule, medians, spreads = DynamicTiling(max_tiles=max_tiles), (812, 181, 148, 110), (0.7, 0.6, 0.4, 0.4)
+    for row, kind in enumerate(kinds):
+        tokens[row] = np.clip(rng.lognormal(np.log(medians[kind]), spreads[kind]), 60, 4000)
+        if kind == 0:
+            continue
+        if kind == 1:
+            size = coco[rng.integers(len(coco))] if rng.random() < 0.75 else tuple(map(int, rng.integers(300, 641, 2)))
+        else:
+            size = (
+                (int(rng.integers(200, 400)), int(rng.integers(380, 500)))
+                if kind == 2
+                else (1024, int(rng.integers(600, 1025)))
+            )
+        tiles[row] = rule.grid(*size).num_tiles
+        tokens[row] += 256 * tiles[row] + 2
+    return tokens, tiles

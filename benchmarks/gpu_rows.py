@@ -21,7 +21,7 @@ import torch
 import transformers
 from mmengine.optim import OptimWrapper
 
-from benchmarks.llava_like import like_llava_665k
+from benchmarks.data_inputs import like_llava_665k
 from benchmarks.random_model import build_random, config_of
 from xtuner_plugins.datasets import collate, collate_packed
 from xtuner_plugins.datasets.plan.packing import pack_samples

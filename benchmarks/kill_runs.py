@@ -2,7 +2,6 @@
 
     python benchmarks/kill_runs.py                  # 50 kills over 10 cases; exit status 1 where anything is wrong
     python benchmarks/kill_runs.py --kills 6 --cases plain-lora,zero2-full --seed 3 --out kills
-    python benchmarks/kill_runs.py --preload        # where a start takes a minute, on a busy machine
 
 The cases are plain, DDP and ZeRO-1 to 3, with full, LoRA and QLoRA training (`kill_project.CASES`): tiny runs with
 accumulation, dropout (of adapters), loading workers, samples grouped by measured lengths and a checkpoint after every
@@ -11,10 +10,6 @@ moments of its phases, `saving` among them: by turns the launcher that a user st
 start goes to the end. After each kill no process may be left; each start must come as far as it is to be killed, in ten
 times the usual time (no lock may hold it up); at the end weights, optimizer state and export must equal, bit by bit,
 those of the run that was left alone.
-
-With `--preload` each command runs in copies (forks) of this process, which has imported everything, so that nearly all
-of the time goes to what is to be killed. The launcher isn't among the victims then: of several ranks one is killed, and
-the others are ended as the launcher ends them, if they don't end by themselves.
 """
 
 import argparse
@@ -33,9 +28,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from checkpoint_diff import differing_tensors  # noqa: E402
-from kill_project import CASES, Case, Copy, Project, Ranks  # noqa: E402
+from kill_project import CASES, Case, Project  # noqa: E402
 
-from tests.process_table import MARK, wait_until  # noqa: E402
+from tests.process_table import wait_until  # noqa: E402
 from xtuner_plugins.engine.watch.console import STEP_LINE  # noqa: E402
 
 PHASES = ("starting", "measuring", "training", "saving", "exporting")
@@ -132,15 +127,8 @@ def is_newer(path: Path, since: float) -> bool:
         return False
 
 
-def victim_of(
-    project: Project, case: Case, process: subprocess.Popen | Copy | Ranks, draw: random.Random
-) -> tuple[str, int]:
-    """By turns the process that was started, or a training process under it; of several copies any."""
-    if isinstance(process, Ranks):
-        rank = draw.randrange(len(process.copies))
-        return f"rank {rank}", process.copies[rank].pid
-    if isinstance(process, Copy):
-        return "copy", process.pid
+def victim_of(project: Project, case: Case, process: subprocess.Popen, draw: random.Random) -> tuple[str, int]:
+    """By turns the process that was started, or a training process under it."""
     words = (b"xtuner_plugins.engine.launch.train_process", case.config.encode())
     commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in sorted(project.alive())}
     training = [pid for pid, command in commands.items() if all(word in command for word in words)]
@@ -263,19 +251,6 @@ def run(project: Project, cases: list[Case], kills: int, seed: int) -> int:
     return 0 if all(verdict.values()) else 1
 
 
-def preload() -> None:
-    """Imports what the commands import, and nothing that starts a thread."""
-    import peft  # noqa: F401
-    import torch
-    import xtuner.tools.train  # noqa: F401
-
-    import xtuner_plugins.engine
-    import xtuner_plugins.export.export
-    import xtuner_plugins.models  # noqa: F401
-
-    torch.set_num_threads(1)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
@@ -284,20 +259,14 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of phases, moments and victims")
     parser.add_argument("--out", type=Path, help="work in this folder, which must be new, and keep it")
-    parser.add_argument("--preload", action="store_true", help="run the commands in copies of this process")
     args = parser.parse_args()
     if unknown := [name for name in args.cases.split(",") if name not in CASES]:
         parser.error(f"--cases: unknown: {', '.join(unknown)} (known: {', '.join(CASES)})")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it would warn at every start of a command
-    if args.preload:
-        if MARK not in os.environ:  # The kernel shows the environment that a process began with.
-            environment = {**os.environ, MARK: f"kill-runs-{os.getpid()}", "OMP_NUM_THREADS": "1"}
-            os.execve(sys.executable, [sys.executable, *sys.argv], environment)
-        preload()
     if args.out:
         args.out.mkdir(parents=True)
     folder = args.out or Path(tempfile.mkdtemp(prefix="kill_runs_"))
-    project = Project(folder.resolve(), args.preload)
+    project = Project(folder.resolve())
     try:
         return run(project, [CASES[name] for name in args.cases.split(",")], args.kills, args.seed)
     finally:

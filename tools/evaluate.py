@@ -1,5 +1,6 @@
 """Answers questions of files or about a folder of images, and measures the answers where the right ones are known.
 
+    python tools/evaluate.py exports/mine --data own.jsonl text --images photos --out results/mine
     python tools/evaluate.py exports/mine --data MMBench_DEV_EN.tsv POPE.tsv --out results/mine
     python tools/evaluate.py work_dirs/finetune_lora --data own.jsonl --images photos --out results/lora
     python tools/evaluate.py finetune_lora work_dirs/finetune_lora/iter_1000.pth --data own.jsonl --out results/lora
@@ -12,7 +13,7 @@ stopped or killed, and asks nothing twice; a folder that other weights, data or 
 OUT holds results.json, items.jsonl (each question with its answer and score) and report.html.
 
 --compare takes two folders of results on the same questions: both scores, the difference with its 95 % interval and its
-p-value, how many questions each answers better, and which settings differ.
+p-value, how many questions each answers better, a verdict (B is better, equal or worse), and which settings differ.
 
 Exit status: 0 when every question was answered; 1 when some could not be asked or measured, or the model or the data
 can't be used; 2 for a wrong command line; 130 after Ctrl-C.
@@ -30,7 +31,8 @@ from xtuner_plugins.cli.shared import add_answers, add_model, at_least, finish, 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     add_model(parser, optional=True)
-    parser.add_argument("--data", metavar="FILE", nargs="+", help="files of questions, or folders of images")
+    data = "files of questions, folders of images, or 'text': built-in questions that show what a model has forgotten"
+    parser.add_argument("--data", metavar="FILE", nargs="+", help=data)
     parser.add_argument("--images", metavar="DIR", help="where images of files are (default: beside each file)")
     parser.add_argument("--metric", help="for all files (default: that of each benchmark)")
     prompt = (
@@ -68,7 +70,9 @@ def compare(args: argparse.Namespace) -> None:
     compared = compare(one, other)
     found = {name: each.as_json() for name, each in compared.items()}
     others = differences(one[0], other[0])
-    print(printable("\n".join([aligned(comparison_table(found)), *(f"differs: {each}" for each in others)])))
+    said = [f"{name}: {values['sentence']}" for name, values in found.items()]
+    lines = [aligned(comparison_table(found)), *said, *(f"differs: {each}" for each in others)]
+    print(printable("\n".join(lines)))
     if args.json:
         models = {"a": one[0]["model"], "b": other[0]["model"], "differences": others}
         text = json.dumps({**models, "datasets": found}, indent=2, ensure_ascii=False) + "\n"

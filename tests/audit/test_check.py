@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from xtuner_plugins.audit import opening
-from xtuner_plugins.audit.check import PlainFiles, Questions, check_dataset, count_samples, write_reject_list
+from xtuner_plugins.audit.check import PlainFiles, Questions, check_dataset, count_samples, stops, write_reject_list
 from xtuner_plugins.audit.names import count_folders
 from xtuner_plugins.datasets import MultimodalDataset, SettingError
 from xtuner_plugins.datasets.images.tiling import DynamicTiling
+from xtuner_plugins.datasets.plan.measure import Measure
 from xtuner_plugins.datasets.samplers import PlanSampler
 
 
@@ -29,14 +30,18 @@ def files(data_base, write_data, six_records, tmp_path):
 @pytest.mark.parametrize("plain", [False, True])
 def test_reports(files, num_workers, plain):
     said, done = [], []
+
+    def say(report, complaint):
+        said.append(complaint)
+        assert report.message(complaint).startswith(f"{files['data_paths']}:{complaint.row + 1}: ")
+
     dataset = PlainFiles(files["data_paths"], files["image_folders"]) if plain else MultimodalDataset(**files)
-    (report,) = check_dataset(dataset, num_workers=num_workers, say=said.append, progress=done.append)
+    (report,) = check_dataset(dataset, num_workers=num_workers, say=say, progress=done.append)
     assert [(each.row, each.reason) for each in said] == [(1, "image_missing"), (4, "no_conversations")]
-    assert [each.message.split(" ")[0] for each in said] == [f"{files['data_paths']}:{line}:" for line in (2, 5)]
-    assert all(each.is_complaint for each in said) and report.troubles == said
+    assert all(map(stops, said)) and report.found == said
     assert report.records["row"].tolist() == [0, 2, 3, 5] and report.images["row"].tolist() == [0, 2, 5, 5]
     assert report.images[["width", "height"]].tolist() == [(100, 90), (360, 120), (100, 90), (360, 120)]
-    assert sum(done) == (6 if plain else 12) and count_samples(dataset, [report]) == 4
+    assert sum(done) == 6 and count_samples(dataset, [report]) == 4
     if not plain:
         assert report.tiles.tolist() == [1, 0, 4, 0, 0, 5]
 
@@ -48,13 +53,26 @@ def test_the_lengths_of_a_check_are_those_of_a_run(files, tmp_path, monkeypatch)
     settings = files | {"on_bad_sample": "skip"}
     checked = MultimodalDataset(**settings)
     (report,) = check_dataset(checked, num_workers=0)
-    assert [each.row for each in report.troubles] == [1, 2, 4, 5] and report.tiles.tolist() == [1] + [0] * 5
+    assert [each.row for each in report.found] == [1, 2, 4, 5] and report.tiles.tolist() == [1] + [0] * 5
     assert MultimodalDataset(**settings).is_measured()
     monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "other"))
     other = MultimodalDataset(**settings)
     assert not other.is_measured()
     for ours, theirs in zip(checked.sizes(), other.sizes(num_workers=0), strict=True):
         assert ours.tolist() == theirs.tolist()
+
+
+def test_nothing_is_measured_again_by_training_a_plan_or_a_second_check(files, write_data, qa, monkeypatch):
+    """Only records that were unusable are looked at again, by each of them."""
+    files["data_paths"] = write_data([qa(image="a.png"), qa(image="none.png"), qa(image="b.png")])
+    (first,) = check_dataset(MultimodalDataset(**files), num_workers=0)
+    measured, real = [], Measure.rows
+    monkeypatch.setattr(Measure, "rows", lambda self, rows, *look: measured.extend(rows) or real(self, rows, *look))
+    assert MultimodalDataset(**files).is_measured() and measured == []
+    MultimodalDataset(**files).layout()
+    assert measured == [1]
+    (again,) = check_dataset(MultimodalDataset(**files), num_workers=0)
+    assert measured == [1] * 2 and again.found == first.found and again.images.tobytes() == first.images.tobytes()
 
 
 def test_what_is_seen_is_what_training_gets(files):
@@ -87,7 +105,7 @@ def test_warnings_and_what_never_fits(data_base, write_data, make_image, qa):
     records = [qa(image="a.png", width=50, height=50), qa("", ""), qa("word " * 99), qa("What?", "It.")]
     dataset = MultimodalDataset(str(data_base), write_data(records), folder, max_length=60)
     (report,) = check_dataset(dataset, num_workers=0)
-    found = [(each.row, each.reason, each.is_warning, each.is_complaint) for each in report.troubles]
+    found = [(each.row, each.reason, each.is_warning, stops(each)) for each in report.found]
     assert found == [
         (0, "image_size", True, False),
         (1, "empty_answer", False, False),
@@ -113,16 +131,16 @@ def opened(tmp_path, monkeypatch, write_data, make_image, qa):
         names.clear()
         opening._look_at_file.cache_clear()
         (report,) = check_dataset(PlainFiles(path, folder), num_workers=0)
-        return [report.records.tolist(), report.images.tobytes(), report.troubles], sorted(names)
+        return [report.records.tolist(), report.images.tobytes(), report.found], sorted(names)
 
     return call
 
 
 def test_nothing_is_opened_twice_unless_it_has_changed(opened, tmp_path):
     first = opened()
-    assert first[1] == ["0.png", "1.png", "2.png", "3.png", "none.png"]  # 0.png is in two records
+    assert first[1] == ["0.png", "1.png", "2.png", "3.png"]  # 0.png is in two records
     assert opened() == (first[0], [])
-    parts = sorted((tmp_path / "cache/checked").glob("*/*.npz"))
+    parts = sorted((tmp_path / "cache").glob("*/*/*.npz"))
     assert [path.name for path in parts] == ["0.npz", "2.npz", "4.npz", "6.npz"]
     parts[0].unlink()  # by a kill
     assert opened() == (first[0], ["0.png", "1.png"])
@@ -154,7 +172,7 @@ def test_other_records_are_other_results(opened, tmp_path):
     lines = (tmp_path / "data.jsonl").read_text().splitlines()
     lines[6] = json.dumps({"text": "no conversation"})
     (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
-    assert len(opened()[1]) == 5 and opened()[0][2][-2].row == 6
+    assert len(opened()[1]) == 4 and opened()[0][2][-2].row == 6
 
 
 def test_questions_of_a_benchmark(tmp_path):
@@ -162,7 +180,7 @@ def test_questions_of_a_benchmark(tmp_path):
     asked = {"7": [str(tmp_path / "a.png")], "8": [str(tmp_path / "gone.png")], "9": []}
     (report,) = check_dataset(Questions({"mme": asked}), num_workers=0)
     assert report.images[["row", "width", "height"]].tolist() == [(0, 100, 90)]
-    assert [each.message.split(" ")[0] for each in report.troubles] == ["mme#8:"]
+    assert [report.message(each).split(" ")[0] for each in report.found] == ["mme#8:"]
 
 
 def test_files_that_share_a_folder_are_counted_together(tmp_path, write_data, qa):

@@ -15,7 +15,7 @@ from xtuner_plugins.audit.cards import embed
 from xtuner_plugins.audit.check import PlainFiles, check_dataset
 from xtuner_plugins.audit.findings import find
 from xtuner_plugins.audit.page import as_json, pick, write_page
-from xtuner_plugins.audit.tables import log_bins, shares, what_if
+from xtuner_plugins.audit.tables import shares, what_if
 from xtuner_plugins.datasets import MultimodalDataset, PreferenceDataset
 from xtuner_plugins.datasets.plan.lengths import DROPPED, SHRUNK, TRUNCATED
 
@@ -200,9 +200,3 @@ def test_the_table_says_what_a_run_with_these_limits_would_find(mixture):
     dataset, reports = mixture(dataset_settings=[{"max_tiles": 2}, None])  # a lower limit of its own
     tiles = {row["max_tiles"]: row["tiles"] for row in what_if(dataset, reports)}
     assert tiles[12] == tiles[6] == tiles[4] == 3 * 3 and tiles[1] == 3
-
-
-def test_logarithmic_bins():
-    assert log_bins(np.array([0, 0, 2])) == [("0", 2), ("1", 0), ("2", 1)]
-    bins = log_bins(np.arange(7, 3000))
-    assert bins[:4] == [("7", 1), ("8–11", 4), ("12–15", 4), ("16–23", 8)] and bins[-1] == ("2,048–2,999", 952)

@@ -56,5 +56,5 @@ def test_the_page(dataset, packed, tmp_path):
     assert page.count("<script") == 1 and "<b>it" not in page and "a &lt;b&gt;" in page
     assert '<span class="learn">There &lt;b&gt;it&lt;/b&gt; is.&lt;|im_end|&gt;</span>' in page
     assert page.count("<img alt=") == 4 and page.count("data:image/jpeg") == 4 and "64 image tokens" in page
-    assert page.count('class="row"') == (1 if packed else 2) + 1 and page.count("no sample is left") == 1
+    assert page.count("no sample is left") == 1
     assert "left out" in page and "none.png" in page

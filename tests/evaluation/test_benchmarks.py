@@ -26,6 +26,18 @@ def check_messages(found, path, wanted, first=2):
         assert f"{path}:{number}" in each.message and text in each.message
 
 
+def test_the_built_in_text_questions():
+    """They are whole, keep metric and prompt, and no question says its answer."""
+    found = open_one("text", metric="anls", prompt="Hello {question}")
+    assert (found.name, found.metric.name, found.left_out) == ("text", "mentions", [])
+    assert len(found.items) >= 40 and {item.facts["category"] for item in found.items} == {"English", "Chinese"}
+    assert len({item.question.text for item in found.items}) == len(found.items)
+    for item in found.items:
+        assert item.question.paths == () and "Hello" not in item.question.text
+        assert not found.metric.score(item.question.text, item), item
+        assert all(found.metric.score(answer, item) for answer in item.expected)
+
+
 def test_questions_of_ones_own(write_lines, put, tmp_path):
     put("a.png", "sub/b.png")
     path = write_lines(

@@ -38,12 +38,8 @@ def test_who_wins_where():
     back = compare_one(other, one)
     assert back.gain == pytest.approx(-35) and back.p_value == found.p_value
     line = comparison_table({"own": values})[1]
-    assert line[:5] == ("own", "exact_match: accuracy", "60.0", "95.0", "+35.0") and line[-4:] == (
-        "0.039",
-        "1",
-        "8",
-        "20",
-    )
+    assert line[:5] == ("own", "exact_match: accuracy", "60.0", "95.0", "+35.0")
+    assert line[-5:] == ("0.039", "1", "8", "20", "better")
 
 
 def test_a_p_value_is_of_the_number_beside_it():
@@ -87,6 +83,38 @@ def test_scores_between_right_and_wrong_take_the_bootstrap():
     other = results({f"q{n}": "yess" if n else "yes" for n in range(9)}, "anls")
     found = compare_one(one, other)
     assert found.test == "bootstrap" and found.p_value < 0.01 and found.interval[1] < 0
+
+
+VERDICTS = [
+    # metric, expected, answers of A and of B, verdict, what the sentence begins with
+    ("exact_match", "no yes", "yes yes", "better", "B is better than A: +50.0 points ("),
+    ("exact_match", "yes yes", "no yes", "worse", "B is worse than A: -50.0 points ("),
+    ("exact_match", "yes no", "yes no", "equal", "no difference between A and B can be seen: +0.0 points ("),
+    ("cer", "yes yes", "no yes", "worse", "B is worse than A: +50.0 points ("),  # of an error rate more is worse
+    ("cer", "no yes", "yes yes", "better", "B is better than A: -50.0 points ("),
+]
+
+
+@pytest.mark.parametrize("metric, one, other, verdict, sentence", VERDICTS)
+def test_the_verdict(metric, one, other, verdict, sentence):
+    """Of forty questions; each pair of words is repeated twenty times."""
+    found = compare_one(*(results(dict(enumerate(words.split() * 20)), metric) for words in (one, other)))
+    assert found.verdict == verdict == found.as_json()["verdict"]
+    assert found.sentence().startswith(sentence) and ", 40 questions)" in found.sentence()
+    assert ("forgotten what A knows without images" in found.sentence()) == (verdict == "worse")
+
+
+@pytest.mark.parametrize("losses, verdict", [(5, "equal"), (6, "worse")])
+def test_a_verdict_needs_interval_and_p_value(losses, verdict):
+    """Five of forty that all become wrong have an interval below 0 and p = 0.0625; six have p = 0.03."""
+    one = results({n: "yes" for n in range(40)})
+    found = compare_one(one, results({n: "no" if n < losses else "yes" for n in range(40)}))
+    assert found.interval[1] < 0 and found.p_value == pytest.approx(2 / 2**losses) and found.verdict == verdict
+
+
+def test_one_image_gives_no_verdict():
+    found = compare_one(results({1: "yes", 2: "yes"}, group="a"), results({1: "no", 2: "no"}, group="a"))
+    assert found.verdict == "unknown" and "all 2 questions are about one image or of one group" in found.sentence()
 
 
 def test_other_data_is_refused():

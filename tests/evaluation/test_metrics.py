@@ -56,6 +56,12 @@ SCORES = [
     # case and space are all that is ignored
     *(("exact_match", ["yes", "été"], answer, right) for answer, right in
       ((" YES\n", 1), ("yes.", 0), ("the yes", 0), ("", 0), ("ÉTÉ", 1))),
+    # whole words and numbers of the first line
+    *(("mentions", ["12", "Twelve"], answer, right) for answer, right in
+      ((" 7 + 5 = 12.", 1), ("It is TWELVE!", 1), ("12, of course", 1), ("答案是12。", 1), ("no\n12", 0), ("112", 0),
+       ("12.5", 0), ("1.12", 0), ("12th", 0), ("twelvefold", 0), ("", 0))),
+    ("mentions", ["星期四", "周四"], "是星期四。", 1),
+    ("mentions", ["C++"], "c++", 1),
     ("anls", ["ITC Limited"], "itc  Limited\n", 1),
     ("anls", ["$2000"], "$2,000", 1 - 1 / 6),
     ("anls", ["sitting"], "kitten", 1 - 3 / 7),

@@ -96,4 +96,6 @@ def test_a_comparison(rows, tmp_path):
     text = (tmp_path / "c.html").read_text(encoding="utf-8")
     assert re.findall(r'data-dataset="own" data-kind="(.)"', text) == ["b", "a", "a"]
     assert "&lt;i&gt;" in text and "<i>" not in text and "settings dtype: A float32, B bfloat16" in text
-    assert "每图最多 6 个图块" in text and "(--limit 4)" in text
+    assert (
+        "每图最多 6 个图块" in text and "(--limit 4)" in text and "无法判断" in text and "nothing can be said" in text
+    )

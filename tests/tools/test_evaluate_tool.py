@@ -167,8 +167,8 @@ def test_a_folder_of_images_is_asked_and_nothing_measured(toy, toy_base, tmp_pat
 def test_two_results_are_compared(toy, trained, toy_base, tmp_path, capsys):
     path, images = toy
     for name, model, tiles in (("a", toy_base, 1), ("b", trained[2], 2)):
-        words = ("--data", path, "--images", images, "--limit", 8, "--max-tiles", tiles, "--out", tmp_path / name)
-        assert evaluate(model, *words) == 0
+        words = ("--data", path, "text", "--images", images, "--limit", 8, "--max-tiles", tiles)
+        assert evaluate(model, *words, "--out", tmp_path / name) == 0
     capsys.readouterr()
     files = ["--html", str(tmp_path / "c.html"), "--json", str(tmp_path / "c.json")]
     assert tool.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b"), *files]) == 0
@@ -176,6 +176,9 @@ def test_two_results_are_compared(toy, trained, toy_base, tmp_path, capsys):
     assert printed[1].split()[0] == "held_out" and "differs: preprocessing max_tiles: A 1, B 2" in printed
     found = json.loads((tmp_path / "c.json").read_text())
     assert found["datasets"]["held_out"]["num_common"] >= 8 and found["a"]["model"] == str(toy_base)
+    assert set(found["datasets"]) == {"held_out", "text"}
+    for name, values in found["datasets"].items():
+        assert values["verdict"] in ("better", "equal", "worse") and f"{name}: {values['sentence']}" in printed
     assert "held_out" in (tmp_path / "c.html").read_text(encoding="utf-8")
     assert tool.main(["--compare", str(tmp_path / "a"), str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path} holds no results.json")

@@ -11,10 +11,10 @@ from PIL import Image, ImageDraw
 
 from ..datasets.images.media import display_name, load_image
 from ..datasets.images.video import load_frames
+from ..datasets.plan.measure import Measure
 from ..datasets.records.boxes import COLOR, find_boxes
 from ..datasets.records.records import Record
 from ..hub.constants import IGNORE_INDEX
-from .opening import Opening
 
 SIDE, TILE = 360, 96  # px, longest side of a stored image and of a tile
 MOST_IMAGES, MOST_TILES = 6, 26  # of a card
@@ -76,7 +76,7 @@ def shorten(runs: Sequence[Run]) -> list[Run]:
     return kept
 
 
-def pictures(task: Opening, record: Record) -> list[tuple[str, str]]:
+def pictures(task: Measure, record: Record) -> list[tuple[str, str]]:
     """(caption, data URL) of the first images and of a frame of each video; boxes are drawn into a single image.
 
     Raises:

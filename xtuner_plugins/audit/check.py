@@ -1,7 +1,6 @@
 """Opens every record and every image of data before training, and reports each error with its place.
 
-Lengths are measured first, as a run measures them, and stay in the cache for runs and `plan`. Then every image is
-decoded (`opening`).
+One pass measures lengths, which stay in the cache for runs and `plan`, and decodes every image (`opening`).
 """
 
 import json
@@ -9,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,16 +17,17 @@ import numpy as np
 from ..datasets.dataset import MultimodalDataset
 from ..datasets.images.media import ImageFolder
 from ..datasets.images.tiling import DynamicTiling
-from ..datasets.left_out import why_left_out
+from ..datasets.left_out import ON_PURPOSE, why_left_out
 from ..datasets.mixture import Source, open_sources
-from ..datasets.plan.lengths import DROPPED, SHRUNK, TRUNCATED
+from ..datasets.plan.lengths import DROPPED, keep
+from ..datasets.plan.measure import Complaint, Measure
 from ..datasets.records.records import IMAGE as IMAGE_TAG
 from ..datasets.records.records import Record, parse_record
-from ..files import absolute_path, text_hash
-from .facts import IMAGE, RECORD
-from .opening import Opening, Trouble, open_all
+from ..files import absolute_path, get_cache_dir, locked, text_hash
+from .opening import open_file
 
 NUM_FRAMES = 8  # of a video, the dataset's default
+HARMLESS = tuple(reason for reason in ON_PURPOSE if reason != "too_long")  # left out on purpose: no run stops
 # What released models say of their tiles, for files that are checked without a model.
 STANDARD = SimpleNamespace(
     template="internvl2_5",
@@ -51,21 +52,24 @@ class PlainFiles:
         DataError: files or folders can't be used; one error names all of them.
     """
 
-    num_frames = NUM_FRAMES
-
     def __init__(self, data_paths, image_folders=None, parse: Callable[[object, str], Record] = parse_record):
         self.parse = parse
-        self.sources = open_sources(data_paths, image_folders, None, None, STANDARD, {})
-        self._pick_all()
+        self._use(open_sources(data_paths, image_folders, None, None, STANDARD, {}))
 
-    def _pick_all(self) -> None:
-        self.picks = [np.arange(len(source.index)) for source in self.sources]
-        self.rejected: list[frozenset[int]] = [frozenset()] * len(self.sources)
+    def _use(self, sources: Sequence) -> None:
+        self.sources = sources
+        self.picks = [np.arange(len(source.index)) for source in sources]
+        self.rejected: list[frozenset[int]] = [frozenset()] * len(sources)
 
     def record(self, number: int, row: int) -> Record:
         """As `MultimodalDataset.record`."""
         index = self.sources[number].index
         return self.parse(index.parse(row), index.source(row))
+
+    def measuring(self, number: int) -> Measure:
+        """As `MultimodalDataset.measuring`, without a tokenizer."""
+        source = self.sources[number]
+        return Measure(source.index, source.folder, source.template, None, NUM_FRAMES, self.parse)
 
 
 class Questions(PlainFiles):
@@ -77,10 +81,9 @@ class Questions(PlainFiles):
 
     def __init__(self, files: Mapping[str, Mapping[str, Sequence[str]]]):
         self.parse = parse_record
+        common = {"folder": ImageFolder(None), "tiling": DynamicTiling(), "repeat": 1.0, "template": None}
         found = [Asked(name, list(asked.items())) for name, asked in files.items()]
-        common = {"folder": ImageFolder(None), "tiling": DynamicTiling(), "repeat": 1.0}
-        self.sources = [SimpleNamespace(name=index.path, index=index, **common) for index in found]
-        self._pick_all()
+        self._use([SimpleNamespace(name=index.path, index=index, **common) for index in found])
 
 
 @dataclass(frozen=True)
@@ -117,15 +120,15 @@ class FileReport:
 
     Attributes:
         source: the file with its settings.
-        troubles: complaints and warnings, in the order of records.
+        found: complaints and warnings, in the order of records.
         records, images: tables of usable records and their images (see `facts`).
         tokens, tiles, supervised, fates: of every record, as training plans them; None without a model.
     """
 
     source: Source
-    troubles: list[Trouble] = field(default_factory=list)
-    records: np.ndarray = field(default_factory=lambda: np.zeros(0, RECORD))
-    images: np.ndarray = field(default_factory=lambda: np.zeros(0, IMAGE))
+    found: list[Complaint] = field(default_factory=list)
+    records: np.ndarray | None = None
+    images: np.ndarray | None = None
     tokens: np.ndarray | None = None
     tiles: np.ndarray | None = None
     supervised: np.ndarray | None = None
@@ -134,41 +137,40 @@ class FileReport:
     def __len__(self) -> int:
         return len(self.source.index)
 
-    @property
-    def left_out(self) -> dict[int, Trouble]:
-        """The records that don't train, with the reason of each."""
-        return {each.row: each for each in self.troubles if not each.is_warning}
+    def message(self, complaint: Complaint) -> str:
+        """A complaint as it is said, from its `file:line:` on."""
+        return str(complaint.error(self.source.index.source(complaint.row)))
 
-    @property
+    @cached_property
+    def left_out(self) -> dict[int, Complaint]:
+        """The records that don't train, with the reason of each."""
+        return {each.row: each for each in self.found if not each.is_warning}
+
+    @cached_property
     def complaints(self) -> Counter:
         """Number of unusable records by reason, without those that are left out on purpose."""
-        return Counter(each.reason for each in self.troubles if each.is_complaint)
+        return Counter(each.reason for each in self.found if stops(each))
 
-    @property
+    @cached_property
     def warnings(self) -> Counter:
         """Number of warnings by reason, with records that are left out on purpose."""
-        return Counter(each.reason for each in self.troubles if not each.is_complaint and each.reason != "rejected")
+        return Counter(each.reason for each in self.found if not stops(each) and each.reason != "rejected")
 
     def rows(self, fate: int) -> np.ndarray:
-        """The records with a fate of `plan.lengths`, such as `SHRUNK`."""
+        """The records with a fate of `plan.lengths`, such as `SHRUNK`; none without a model."""
         return np.flatnonzero(self.fates == fate) if self.fates is not None else np.zeros(0, np.int64)
 
-    @property
-    def shrunk(self) -> np.ndarray:
-        """Records with fewer tiles, to fit `max_length`."""
-        return self.rows(SHRUNK)
 
-    @property
-    def cut(self) -> np.ndarray:
-        """Records with their end cut off, to fit `max_length`."""
-        return self.rows(TRUNCATED)
+def stops(complaint: Complaint) -> bool:
+    """Whether a run with on_bad_sample='raise' stops at the record, or it never fits."""
+    return not complaint.is_warning and complaint.reason not in HARMLESS
 
 
 def check_dataset(
     dataset: Checked,
     *,
     num_workers: int | None = None,
-    say: Callable[[Trouble], None] = lambda trouble: None,
+    say: Callable[[FileReport, Complaint], None] = lambda report, complaint: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[FileReport]:
     """Open every record once, whatever its repeat_times, with its images.
@@ -176,7 +178,7 @@ def check_dataset(
     Args:
         num_workers: processes; default: one per core; 0 works in this process.
         say: called with each complaint and warning as soon as it is known.
-        progress: called with the number of records measured (with a model), then opened, since the last call.
+        progress: called with the number of records opened since the last call.
 
     Returns:
         A report for each annotation file, in order.
@@ -185,52 +187,45 @@ def check_dataset(
         SettingError: the cache can't be written.
         SourceError: a store doesn't answer, or a file has changed.
     """
-    reports = [FileReport(source) for source in dataset.sources]
-    for number, report in enumerate(reports):
-        report.troubles = list(_planned(dataset, number, report, num_workers, progress))
-        for trouble in report.troubles:
-            say(trouble)
-    tasks = [Opening.of(dataset, number) for number in range(len(reports))]
-    parts: list[list] = [[] for _ in tasks]
-    for number, (done, found) in open_all(tasks, num_workers):
-        report, known = reports[number], reports[number].left_out
-        for trouble in found.pop("troubles"):
-            if trouble.row not in known:
-                report.troubles.append(trouble)
-                say(trouble)
-        parts[number].append(found)
-        progress(done)
-    for report, found in zip(reports, parts, strict=True):
-        report.troubles.sort(key=lambda trouble: trouble.row)
+    reports = []
+    for number, source in enumerate(dataset.sources):
+        reports.append(report := FileReport(source))
+        for complaint in _open(dataset, number, report, num_workers, progress):
+            report.found.append(complaint)
+            say(report, complaint)
+        report.found.sort()
         out = list(report.left_out)
-        for name in ("records", "images"):
-            table = np.concatenate([getattr(report, name), *(part[name] for part in found)])
-            setattr(report, name, table[~np.isin(table["row"], out)])
+        report.records, report.images = (
+            table[~np.isin(table["row"], out)] for table in (report.records, report.images)
+        )
         if report.fates is not None:  # only images that were decoded are known to train
             report.tokens[out] = report.tiles[out] = report.supervised[out] = 0
     return reports
 
 
-def _planned(
+def _open(
     dataset: Checked, number: int, report: FileReport, num_workers: int | None, progress: Callable[[int], None]
-) -> Iterator[Trouble]:
-    """Measures a file, and gives the records that no plan contains."""
+) -> Iterator[Complaint]:
+    """Fills a report, and gives its complaints and warnings."""
+    task, parts, known = dataset.measuring(number), [], set(dataset.rejected[number])
+    directory = get_cache_dir() / task.key()
+    for part in open_file(task, directory, num_workers):
+        found = [each for each in part["complaints"] + part["seen"] if each.row not in dataset.rejected[number]]
+        known |= {each.row for each in found if not each.is_warning}
+        yield from found
+        parts.append(part)
+        progress(len(part["num_media"]))
+    report.records, report.images = (np.concatenate([part[name] for part in parts]) for name in ("records", "images"))
+    late = dataset.rejected[number]
     if isinstance(dataset, MultimodalDataset):
-        measured = 0
-
-        def count(done: int) -> None:
-            nonlocal measured
-            measured += done
-            progress(done)
-
-        lengths = dataset.lengths(number, num_workers=num_workers, progress=count)
-        progress(len(report) - measured)  # that the cache has
-        columns = lengths.lay_out(dataset.sources[number].tiling, dataset.budget)
-        report.tokens, report.tiles, report.fates = map(np.array, columns)
+        with locked(directory.with_suffix(".lock")):
+            lengths = keep(directory, parts)
+        report.tokens, report.tiles, report.fates = map(
+            np.array, lengths.lay_out(dataset.sources[number].tiling, dataset.budget)
+        )
         report.supervised = np.array(lengths.supervised)
-        rows = {*np.flatnonzero(report.fates >= DROPPED).tolist(), *dataset.rejected[number]}
-        for row in sorted(row for row in rows if row < len(report)):
-            yield Trouble.of(row, why_left_out(dataset, number, row))
+        late = late.union(set(np.flatnonzero(report.fates >= DROPPED).tolist()) - known)
+    yield from (Complaint.of(row, why_left_out(dataset, number, row)) for row in sorted(late) if row < len(report))
 
 
 def count_samples(dataset: Checked, reports: Sequence[FileReport]) -> int:
@@ -240,15 +235,12 @@ def count_samples(dataset: Checked, reports: Sequence[FileReport]) -> int:
 
 
 def write_reject_list(path: str | os.PathLike, reports: Sequence[FileReport]) -> int:
-    """Write the unusable records for `reject_list`, {"file", "row", "line", "reason"} per line; returns the number.
-
-    Of a URL "file" is what messages show.
-    """
+    """Write the unusable records for `reject_list`, {"file", "row", "line", "reason"} per line; returns the number."""
     entries = [
-        {"file": absolute_path(index.path), "row": row, "line": index.line(row), "reason": trouble.reason}
+        {"file": absolute_path(index.path), "row": row, "line": index.line(row), "reason": complaint.reason}
         for report in reports
         for index in [report.source.index]
-        for row, trouble in report.left_out.items()
+        for row, complaint in report.left_out.items()
     ]
     Path(path).write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
     return len(entries)

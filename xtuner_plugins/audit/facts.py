@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..datasets.records.records import Record
 
-RECORD = np.dtype([("row", "i4"), ("turns", "i4"), ("text", "u8"), ("whole", "u8"), ("answer", "u8"), ("flags", "u1")])
+RECORD = np.dtype([("row", "i4"), ("text", "u8"), ("whole", "u8"), ("answer", "u8"), ("flags", "u1")])
 IMAGE = np.dtype(
     [*((name, "i4") for name in ("row", "width", "height")), *((name, "u8") for name in ("name", "pixels"))]
     + [("look", "u8", 2)]
@@ -83,9 +83,4 @@ def note(row: int, record: Record, images: Sequence[tuple]) -> tuple:
     text = "\n".join(map(normalize, texts))
     flags = REFUSES * any(map(is_refusal, answers)) + REPEATS * any(map(is_repetitive, answers))
     whole = hash_text(text + "".join(str(image[4]) for image in images))
-    return row, len(texts), hash_text(text), whole, hash_text(normalize(answers[0] if answers else "")), flags
-
-
-def joined(tables: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Tables of several files behind each other, and the number of the file of each row."""
-    return np.concatenate(tables), np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    return row, hash_text(text), whole, hash_text(normalize(answers[0] if answers else "")), flags

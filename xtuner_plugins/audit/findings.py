@@ -1,13 +1,14 @@
 """What a careful person wants to know of data before training: each finding counted, with examples by name."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..datasets.plan.lengths import SHRUNK, TRUNCATED
 from .check import Checked, FileReport
-from .facts import REFUSES, REPEATS, joined
+from .facts import REFUSES, REPEATS
 
 MOST_EXAMPLES = 24  # of each finding
 MOST_ROWS = 4  # of an example
@@ -18,6 +19,7 @@ WINDOW = 48  # neighbors that a look is compared with where more share a part
 FLAT = 10  # looks with fewer bits set are of images without structure, and all alike
 UPSCALED = 9.0  # pixels of the grid for each of the image
 EXTREME = 5.0  # longer side over the shorter one
+FITTED = (("shrink_tiles", SHRUNK), ("truncate_text", TRUNCATED))
 OFTEN, FEW = 0.05, 20  # share of a file's records with one answer; with fewer records nothing is often
 
 Place = tuple[int, int, int]  # data (0: training, from 1 on: validation), file, row
@@ -52,8 +54,8 @@ TITLES = {
     "near_images": ("images that look like another one", "与另一张近乎相同的图像"),
     "equal_texts": ("records with the text of another, about other images", "图像不同而文字与另一条完全相同的记录"),
     "frequent_answers": (
-        "records whose first answer is the first of over 5 % of their file",
-        "首个回答占同文件 5 % 以上的记录",
+        "records with the first answer of over 5 % of their file",
+        "首个回答占文件 5 % 以上的记录",
     ),
     "refusals": ("records with an answer that refuses", "含有拒绝回答的记录"),
     "repetitive": ("records with an answer that repeats over half of its 4-word sequences", "含有自我重复回答的记录"),
@@ -65,31 +67,19 @@ TITLES = {
 REMEDIES = {
     "leaked_records": ("remove them from one of the two: the loss rewards memory", "从其中一方删去：否则损失奖励记忆"),
     "leaked_images": ("split by images, not by records", "按图像而不是按记录划分"),
-    "leaked_looks": (
-        "recompressed or scaled copies are leaks, too: see the cards",
-        "请查看卡片：缩放的副本同样属于泄漏",
-    ),
-    "equal_records": (
-        "remove the copies, or repeat on purpose with repeat_times",
-        "删去副本；有意重复时用 repeat_times",
-    ),
-    "equal_images": (
-        "other questions are fine; copies of a whole data set aren't",
-        "同图不同问没有问题；整份重复则不行",
-    ),
-    "near_images": (
-        "see the cards: frames of one film, or copies in another size",
-        "请查看卡片：视频的帧，或缩放的副本",
-    ),
+    "leaked_looks": ("recompressed or scaled copies are leaks, too: see the cards", "缩放的副本同样属于泄漏，见卡片"),
+    "equal_records": ("remove the copies, or use repeat_times instead", "删去副本，或改用 repeat_times"),
+    "equal_images": ("other questions are fine; copies of a whole data set aren't", "同图不同问没有问题；整份重复不行"),
+    "near_images": ("see the cards: frames of one film, or copies in another size", "视频的帧，或缩放的副本，见卡片"),
     "equal_texts": ("an answer that fits every image teaches to ignore them", "对任何图像都成立的回答会让模型忽略图像"),
     "frequent_answers": (
-        "a model that always gives it is right that often: balance the answers",
-        "总是这样回答也同样正确；请平衡回答",
+        "balance the answers: always giving it is often right",
+        "总是这样回答也常正确；请平衡回答",
     ),
     "refusals": ("keep them only if the model should refuse, too", "除非希望模型拒绝，否则请删去"),
     "repetitive": ("often the output of a model that was cut off; remove them", "多为被截断的模型输出；请删去"),
     "upscaled": (
-        "small images cost many tokens: lower max_tiles of their file",
+        "small images cost many tokens: lower max_tiles of the file",
         "小图也耗费很多词元：可调低 max_tiles",
     ),
     "extreme": ("grids reach a ratio of max_tiles; more is squeezed", "网格长宽比至多为 max_tiles；超出会被压扁"),
@@ -101,43 +91,60 @@ WORDS = {kind: TITLES[kind] + REMEDIES[kind] for kind in TITLES}
 Held = Sequence[tuple[Checked, Sequence[FileReport]]]
 
 
-class _Data:
-    """The tables of a data set, all files behind each other; an image file that several records name is one image."""
+@dataclass(frozen=True)
+class _Table:
+    """The records or the images of all data, those of the training data first.
 
-    def __init__(self, data: int, reports: Sequence[FileReport]):
-        self.data, self.names = data, [report.source.name for report in reports]
-        self.records, self.of_records = joined([report.records for report in reports])
-        images, of_images = joined([report.images for report in reports])
-        keys = images["name"] ^ (of_images.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-        first = _firsts(keys)
-        self.images, self.of_images = images[first], of_images[first]
+    Attributes:
+        rows: of a table of `facts`.
+        files: (data, number, name) of each file.
+        of: index in `files`, for each row.
+        num_train: how many rows are training data's.
+    """
 
-    def of(self, table: str) -> tuple[np.ndarray, np.ndarray]:
-        """A table, and the number of the file of each row."""
-        return getattr(self, table), getattr(self, f"of_{table}")
+    rows: np.ndarray
+    files: Sequence[tuple[int, int, str]]
+    of: np.ndarray
+    num_train: int
 
-    def places(self, table: str, rows: Sequence[int]) -> list[Place]:
-        """The records of some rows of a table."""
-        values, numbers = self.of(table)
-        return list(dict.fromkeys((self.data, int(numbers[row]), int(values["row"][row])) for row in rows[:MOST_ROWS]))
+    @classmethod
+    def join(cls, name: str, data: Held) -> "_Table":
+        """Table `name` of all reports; an image file that several records of a file name is one image."""
+        reports = [(at, number, each) for at, (_, own) in enumerate(data) for number, each in enumerate(own)]
+        tables = [getattr(report, name) for *_, report in reports]
+        if name == "images":
+            tables = [table[_firsts(table["name"])] for table in tables]
+        of = np.repeat(np.arange(len(tables)), list(map(len, tables)))
+        files = [(at, number, report.source.name) for at, number, report in reports]
+        return cls(np.concatenate(tables), files, of, sum(map(len, tables[: len(data[0][1])])))
 
-    def finding(self, kind: str, table: str, rows: np.ndarray) -> Finding:
+    def examples(self, rows: Sequence[int]) -> list[Place]:
+        """The records of some rows."""
+        found = [(*self.files[self.of[row]][:2], int(self.rows["row"][row])) for row in rows[:MOST_ROWS]]
+        return list(dict.fromkeys(found))
+
+    def finding(self, kind: str, rows: np.ndarray) -> Finding:
         """Rows that each show the same."""
-        values, numbers = self.of(table)
-        counts = Counter(np.array(self.names)[numbers[rows]].tolist())
-        shown = rows[np.linspace(0, len(rows) - 1, min(MOST_EXAMPLES, len(rows))).astype(int)] if len(rows) else rows
-        return Finding(kind, len(rows), len(values), counts, [self.places(table, [row]) for row in shown])
+        where = Counter(self.files[file][2] for file in self.of[rows])
+        shown = rows[np.linspace(0, len(rows) - 1, min(MOST_EXAMPLES, len(rows))).astype(int)]
+        return Finding(kind, len(rows), self.num_train, where, [self.examples([row]) for row in shown])
 
-    def copies(self, kind: str, table: str, groups: Sequence[Sequence[int]]) -> Finding:
-        """Rows that repeat the first of their group, counted by the files of both."""
-        values, numbers = self.of(table)
-        count = len({int(row) for group in groups for row in group[1:]})
-        finding = Finding(kind, count, len(values), examples=[self.places(table, g) for g in groups[:MOST_EXAMPLES]])
-        for group in groups:
-            for row in group[1:]:
-                both = sorted({self.names[numbers[group[0]]], self.names[numbers[row]]})
-                finding.where[" / ".join(both)] += 1
-        return finding
+    def copies(self, kind: str, groups: Sequence[np.ndarray]) -> Finding:
+        """Training data's rows that repeat the first of their group, counted by the files of both."""
+        own = [part for group in groups if len(part := group[group < self.num_train]) > 1]
+        count = len({int(row) for group in own for row in group[1:]})
+        where = Counter(self._files(sorted, group[0], row) for group in own for row in group[1:])
+        return Finding(kind, count, self.num_train, where, [self.examples(group) for group in own[:MOST_EXAMPLES]])
+
+    def leaks(self, kind: str, groups: Sequence[np.ndarray]) -> Finding:
+        """Rows of validation data in a group with training data's, counted by the files of both."""
+        pairs = {int(row): group[0] for group in groups for row in group if group[0] < self.num_train <= row}
+        where = Counter(self._files(list, row, partner) for row, partner in pairs.items())
+        examples = [self.examples(pair) for pair in sorted(pairs.items())[:MOST_EXAMPLES]]
+        return Finding(kind, len(pairs), len(self.rows) - self.num_train, where, examples)
+
+    def _files(self, arrange: Callable, *rows: int) -> str:
+        return " / ".join(arrange(dict.fromkeys(self.files[self.of[row]][2] for row in rows)))
 
 
 def find(dataset: Checked, reports: Sequence[FileReport], validation: Held = ()) -> list[Finding]:
@@ -146,20 +153,24 @@ def find(dataset: Checked, reports: Sequence[FileReport], validation: Held = ())
     Args:
         validation: data that shall hold nothing of the training data, with their reports.
     """
-    train = _Data(0, reports)
-    records, flags = train.records, train.records["flags"]
-    others = _firsts(records["whole"])  # so that only other images count as equal texts
+    records, images = (_Table.join(name, [(dataset, reports), *validation]) for name in ("records", "images"))
+    equal, same, near = groups(records.rows["whole"]), groups(images.rows["pixels"]), _near(images.rows)
+    train = records.rows[: records.num_train]
+    others = _firsts(train["whole"])  # so that only other images count as equal texts
+    fates = [(kind, [np.isin(each.records["row"], each.rows(fate)) for each in reports]) for kind, fate in FITTED]
     found = [
-        *_leaks(train, [_Data(number, held) for number, (_, held) in enumerate(validation, 1)]),
-        train.copies("equal_records", "records", groups(records["whole"])),
-        train.copies("equal_images", "images", groups(train.images["pixels"])),
-        train.copies("near_images", "images", _near(train.images)),
-        train.copies("equal_texts", "records", [others[group] for group in groups(records["text"][others])]),
-        train.finding("frequent_answers", "records", _frequent(train)),
-        train.finding("refusals", "records", np.flatnonzero(flags & REFUSES)),
-        train.finding("repetitive", "records", np.flatnonzero(flags & REPEATS)),
-        *_shapes(dataset, train),
-        *_fates(train, reports),
+        records.leaks("leaked_records", equal),
+        images.leaks("leaked_images", same),
+        images.leaks("leaked_looks", near),
+        records.copies("equal_records", equal),
+        images.copies("equal_images", same),
+        images.copies("near_images", near),
+        records.copies("equal_texts", [others[group] for group in groups(train["text"][others])]),
+        records.finding("frequent_answers", _frequent(train["answer"], records.of)),
+        records.finding("refusals", np.flatnonzero(train["flags"] & REFUSES)),
+        records.finding("repetitive", np.flatnonzero(train["flags"] & REPEATS)),
+        *_shapes(dataset, images),
+        *(records.finding(kind, np.flatnonzero(np.concatenate(rows))) for kind, rows in fates),
     ]
     return [each for each in found if each.count]
 
@@ -177,16 +188,19 @@ def groups(keys: np.ndarray) -> list[np.ndarray]:
 
 
 def _near(images: np.ndarray) -> list[np.ndarray]:
-    """Images that aren't equal to, but look like another one, with that one first."""
+    """Groups of images that look alike, without those that have the pixels of an earlier one."""
     first = _firsts(images["pixels"])
-    _, where, inverse = np.unique(images["look"][first], axis=0, return_index=True, return_inverse=True)
-    same = [first[group] for group in groups(inverse.reshape(-1)) if _has_structure(images["look"][first[group[0]]])]
-    pairs = near_pairs(images["look"][first[where]])
-    return [*same, *np.sort(first[where][pairs], axis=1)]
+    looks, inverse = np.unique(images["look"][first], axis=0, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    order = np.argsort(inverse, kind="stable")
+    having = np.split(first[order], np.cumsum(np.bincount(inverse, minlength=len(looks)))[:-1])  # the images of a look
+    same = [rows for rows, look in zip(having, looks, strict=False) if len(rows) > 1 and _has_structure(look)]
+    return same + [np.sort(np.concatenate([having[left], having[right]])) for left, right in near_pairs(looks)]
 
 
-def _has_structure(look: np.ndarray) -> bool:
-    return int(np.bitwise_count(look).sum()) >= FLAT
+def _has_structure(looks: np.ndarray) -> np.ndarray:
+    """Whether each look (uint64 `[..., 2]`) is one of an image with structure; all others look alike."""
+    return np.bitwise_count(looks).sum(-1) >= FLAT
 
 
 def near_pairs(looks: np.ndarray) -> np.ndarray:
@@ -198,7 +212,7 @@ def near_pairs(looks: np.ndarray) -> np.ndarray:
         looks: uint64 `[r, 2]`, distinct.
     """
     looks = np.ascontiguousarray(looks).reshape(-1, 2)
-    rows = np.flatnonzero(np.bitwise_count(looks).sum(1) >= FLAT)
+    rows = np.flatnonzero(_has_structure(looks))
     bits = np.unpackbits(looks[rows].view(np.uint8), axis=1)
     found = [np.zeros((0, 2), np.int64)]
     for part in np.array_split(np.arange(BITS), BANDS):
@@ -222,74 +236,23 @@ def _neighbors(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield left, left + distance
 
 
-def _leaks(train: _Data, validation: Sequence[_Data]) -> Iterator[Finding]:
-    """Records and images of validation data that the training data has, and images that look like one of its own."""
-    for kind, table in (("leaked_records", "records"), ("leaked_images", "images"), ("leaked_looks", "images")):
-        finding = Finding(kind, 0, sum(len(held.of(table)[0]) for held in validation))
-        (own, numbers) = train.of(table)
-        for held in validation:
-            theirs, of_theirs = held.of(table)
-            partners = _alike(theirs, own) if kind == "leaked_looks" else _partners(table, theirs, own)
-            leaked = np.flatnonzero(partners >= 0)
-            finding.count += len(leaked)
-            finding.where.update(
-                f"{held.names[of_theirs[row]]} / {train.names[numbers[partners[row]]]}" for row in leaked
-            )
-            for row in leaked[: MOST_EXAMPLES - len(finding.examples)]:
-                finding.examples.append([*held.places(table, [row]), *train.places(table, [partners[row]])])
-        yield finding
-
-
-def _partners(table: str, theirs: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """For each row the first of `own` with the same text and images, or the same pixels; -1 for none."""
-    key = "whole" if table == "records" else "pixels"
-    known, first = np.unique(own[key], return_index=True)
-    if not len(known):
-        return np.full(len(theirs), -1)
-    place = np.minimum(np.searchsorted(known, theirs[key]), len(known) - 1)
-    return np.where(known[place] == theirs[key], first[place], -1)
-
-
-def _alike(theirs: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """For each image one of `own` that looks like it but has other pixels; -1 for none."""
-    looks, inverse = np.unique(np.concatenate([theirs["look"], own["look"]]), axis=0, return_inverse=True)
-    inverse = inverse.reshape(-1)
-    partners = np.full(len(looks), -1)  # a training image with, or else near, each look
-    partners[inverse[len(theirs) :]] = np.arange(len(own))
-    exact, near = partners.copy(), near_pairs(looks)
-    for left, right in np.concatenate([near, near[:, ::-1]]):
-        if partners[left] < 0:
-            partners[left] = exact[right]
-    found = partners[inverse[: len(theirs)]]
-    flat = np.bitwise_count(theirs["look"]).sum(1) < FLAT
-    return np.where(flat | (_partners("images", theirs, own) >= 0), -1, found)
-
-
-def _frequent(train: _Data) -> np.ndarray:
+def _frequent(answers: np.ndarray, files: np.ndarray) -> np.ndarray:
+    """Records whose first answer is that of too many in their file."""
     found = [np.zeros(0, np.int64)]
-    for number in range(len(train.names)):
-        rows = np.flatnonzero(train.of_records == number)
-        _, inverse, counts = np.unique(train.records["answer"][rows], return_inverse=True, return_counts=True)
+    for number in np.unique(files[: len(answers)]):
+        rows = np.flatnonzero(files[: len(answers)] == number)
+        _, inverse, counts = np.unique(answers[rows], return_inverse=True, return_counts=True)
         found.append(rows[(counts[inverse] > OFTEN * len(rows)) & (len(rows) >= FEW) & (counts[inverse] > 1)])
     return np.concatenate(found)
 
 
-def _shapes(dataset: Checked, train: _Data) -> Iterator[Finding]:
-    images, numbers = train.of("images")
-    areas = np.zeros(len(images), np.int64)  # of the grids, in pixels
-    for number, source in enumerate(dataset.sources):
-        rows = np.flatnonzero(numbers == number)
-        sizes, inverse = np.unique(images[["width", "height"]][rows], return_inverse=True)
-        tiles = [source.tiling.grid(int(width), int(height)) for width, height in sizes]
-        each = [grid.columns * grid.rows * source.tiling.tile_size**2 for grid in tiles]
-        areas[rows] = np.array(each, np.int64)[inverse.reshape(-1)]
+def _shapes(dataset: Checked, table: _Table) -> Iterator[Finding]:
+    images = table.rows[: table.num_train]
     width, height = images["width"].astype(np.int64), images["height"].astype(np.int64)
-    yield train.finding("upscaled", "images", np.flatnonzero(areas > UPSCALED * width * height))
-    longer, shorter = np.maximum(width, height), np.minimum(width, height)
-    yield train.finding("extreme", "images", np.flatnonzero(longer > EXTREME * shorter))
-
-
-def _fates(train: _Data, reports: Sequence[FileReport]) -> Iterator[Finding]:
-    for kind, name in (("shrink_tiles", "shrunk"), ("truncate_text", "cut")):
-        rows = [np.isin(report.records["row"], getattr(report, name)) for report in reports]
-        yield train.finding(kind, "records", np.flatnonzero(np.concatenate(rows)))
+    enlarged = np.zeros(len(images), bool)
+    for row, (number, *size) in enumerate(zip(table.of, width.tolist(), height.tolist(), strict=False)):
+        tiling = dataset.sources[number].tiling
+        grid = tiling.grid(*size)
+        enlarged[row] = grid.columns * grid.rows * tiling.tile_size**2 > UPSCALED * size[0] * size[1]
+    yield table.finding("upscaled", np.flatnonzero(enlarged))
+    yield table.finding("extreme", np.flatnonzero(np.maximum(width, height) > EXTREME * np.minimum(width, height)))

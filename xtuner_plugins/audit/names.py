@@ -45,27 +45,23 @@ def count_folders(dataset: Checked, progress: Callable[[int], None] = lambda don
     """
     named: dict[str, set[str]] = {}
     for number, source in enumerate(dataset.sources):
-        names = named.setdefault(os.path.realpath(source.folder.folder), set()) if _is_folder(source.folder) else None
+        folder = getattr(source.folder, "folder", None)
+        is_here = isinstance(folder, str) and os.path.isdir(folder)
+        names = named.setdefault(os.path.realpath(folder), set()) if is_here else set()
         for row in range(len(source.index)):
             with suppress(DataError):  # the check of the record itself complains
-                if names is not None:
-                    media = dataset.record(number, row).media
-                    names.update(os.path.normpath(each.name) for each in media if isinstance(each.name, str))
+                media = dataset.record(number, row).media
+                names.update(os.path.normpath(each.name) for each in media if isinstance(each.name, str))
             progress(1)
     return [_compare(folder, names) for folder, names in named.items()]
 
 
-def _is_folder(images: object) -> bool:
-    folder = getattr(images, "folder", None)
-    return isinstance(folder, str) and os.path.isdir(folder)
-
-
 def _compare(folder: str, names: set[str]) -> FolderCount:
-    files, found = set(), set()
+    files, used = set(), set()
     for inside, _, here in os.walk(folder):
         place = os.path.relpath(inside, folder)
-        files.update(os.path.normpath(os.path.join(place, name)) for name in here)
-        if place in names:  # a folder of frames
-            found |= {os.path.normpath(os.path.join(place, name)) for name in here} | {place}
-    missing = sorted(name for name in names - files - found if not os.path.exists(os.path.join(folder, name)))
-    return FolderCount(folder, len(files), len(names), missing, sorted(files - names - found))
+        inner = {os.path.normpath(os.path.join(place, name)) for name in here}
+        files |= inner
+        used |= inner | {place} if place in names else inner & names  # a folder of frames, or single images
+    missing = sorted(name for name in names - used if not os.path.exists(os.path.join(folder, name)))
+    return FolderCount(folder, len(files), len(names), missing, sorted(files - used))

@@ -14,10 +14,9 @@ from ..datasets.dataset import MultimodalDataset
 from ..errors import DataError
 from ..html_page import render
 from .cards import embed_tiles, pictures, shorten, token_runs, turn_runs
-from .check import Checked, FileReport, count_samples
+from .check import Checked, FileReport, count_samples, stops
 from .findings import MOST_EXAMPLES, WORDS, Finding, Held, Place
-from .opening import Opening
-from .tables import histograms, shares, what_if
+from .tables import shares, what_if
 
 MOST_MESSAGES = 200  # of each reason
 NUM_CARDS = 100  # of random samples
@@ -52,7 +51,6 @@ def write_page(
         has_tokens=isinstance(dataset, MultimodalDataset),
         shares=shares(dataset, reports),
         what_if=what_if(dataset, reports),
-        histograms=histograms(reports),
         reasons=_reasons(reports),
         findings=[(each, WORDS[each.kind], _examples(each, everything)) for each in findings],
         words=WORDS,
@@ -89,12 +87,12 @@ def _examples(finding: Finding, everything: Held) -> list[list[str]]:
 
 
 def pick(dataset: Checked, reports: Sequence[FileReport], findings: Sequence[Finding], seed: int = 0) -> Tags:
-    """The records that get a card, each with the reasons for it: troubles, findings, or none for a random sample."""
+    """The records that get a card, each with the reasons for it: complaints, findings, or none for a random sample."""
     tags: Tags = {}
     for number, report in enumerate(reports):
-        for reason in dict.fromkeys(trouble.reason for trouble in report.troubles):
-            for trouble in [each for each in report.troubles if each.reason == reason][:MOST_EXAMPLES]:
-                tags.setdefault((0, number, trouble.row), []).append(reason)
+        for reason in dict.fromkeys(each.reason for each in report.found):
+            for complaint in [each for each in report.found if each.reason == reason][:MOST_EXAMPLES]:
+                tags.setdefault((0, number, complaint.row), []).append(reason)
     for finding in findings:
         for place in {place: None for example in finding.examples for place in example}:
             tags.setdefault(place, []).append(finding.kind)
@@ -118,14 +116,14 @@ def _card(dataset: Checked, reports: Sequence[FileReport], place: Place, reasons
     """What the page shows of a record."""
     data, number, row = place
     report, source = reports[number], dataset.sources[number]
-    troubles = [each for each in report.troubles if each.row == row]
+    complaints = [each for each in report.found if each.row == row]
     shown: dict[str, Any] = {
         "at": source.index.source(row),
         "dataset": source.name,
         "is_held_out": data > 0,
         "reasons": reasons,
-        "messages": [each.message for each in troubles],
-        "is_bad": any(each.is_complaint for each in troubles),
+        "messages": list(map(report.message, complaints)),
+        "is_bad": any(map(stops, complaints)),
         "facts": {},
         "pictures": [],
         "tiles": [],
@@ -133,7 +131,7 @@ def _card(dataset: Checked, reports: Sequence[FileReport], place: Place, reasons
     try:
         record = dataset.record(number, row)
         shown["runs"] = turn_runs(record)
-        shown["pictures"] = pictures(Opening.of(dataset, number), record)
+        shown["pictures"] = pictures(dataset.measuring(number), record)
         if isinstance(dataset, MultimodalDataset):
             shown |= _as_trained(dataset, dataset.load(number, row))
     except DataError as error:
@@ -160,10 +158,11 @@ def _raw(index: Any, row: int) -> str:
 def _reasons(reports: Sequence[FileReport]) -> list[dict[str, Any]]:
     """Complaints and warnings by reason, complaints and the most frequent first, with remedy and examples."""
     found: dict[tuple[bool, str], dict[str, Any]] = {}
-    for trouble in (each for report in reports for each in report.troubles if each.reason != "rejected"):
-        empty = {"reason": trouble.reason, "is_bad": trouble.is_complaint, "count": 0, "messages": []}
-        group = found.setdefault((trouble.is_complaint, trouble.reason), empty | {"remedy": trouble.remedy})
+    pairs = [(report, each) for report in reports for each in report.found if each.reason != "rejected"]
+    for report, each in pairs:
+        empty = {"reason": each.reason, "is_bad": stops(each), "count": 0, "messages": [], "remedy": each.remedy}
+        group = found.setdefault((stops(each), each.reason), empty)
         group["count"] += 1
         if len(group["messages"]) < MOST_MESSAGES:
-            group["messages"].append(trouble.message.removesuffix(f"; {trouble.remedy}"))
+            group["messages"].append(report.message(each).removesuffix(f"; {each.remedy}"))
     return sorted(found.values(), key=lambda group: (not group["is_bad"], -group["count"]))

@@ -38,10 +38,10 @@ def ai_challenger(raw: dict, number: int) -> Iterator[dict]:
 def text_ocr(raw: dict, number: int) -> Iterator[dict]:
     """TextOCR-GPT4o and GPT4V: the name of an image and its description, whole or in parts."""
     keys = ("filename", "file_name", "image", "image_path", "image_id")
-    name = os.path.basename(raw[next((key for key in keys if key in raw), keys[0])])
-    name = name if os.path.splitext(name)[1] else f"{name}.jpg"  # TextOCR's own ids have no suffix
+    name = Path(raw[next((key for key in keys if key in raw), keys[0])])
     parts = "\n".join(raw[key] for key in ("caption_image", "caption_text") if raw.get(key))
     caption = raw.get("caption") or raw.get("caption_condensed") or parts
+    name = name.name if name.suffix else f"{name.name}.jpg"  # TextOCR's own ids have no suffix
     yield _talk(name, ENGLISH_PROMPTS[number % len(ENGLISH_PROMPTS)], caption, str(number))
 
 
@@ -53,11 +53,10 @@ def minimind(raw: dict, number: int) -> Iterator[dict]:
     turns = json.loads(raw["conversations"]) if isinstance(raw["conversations"], str) else raw["conversations"]
     if any(turn.get(key) for turn in turns for key in ("tools", "tool_calls", "functions")):
         raise ValueError("its turns call tools, which no template here writes")
+    names = raw.get("image_bytes", raw.get("image"))
+    names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
     record = {"id": str(number), "messages": [{"role": turn["role"], "content": turn["content"]} for turn in turns]}
-    if any(IMAGE in turn["content"] for turn in turns):
-        names = raw["image_bytes"] if "image_bytes" in raw else raw["image"]
-        record["image"] = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
-    yield record
+    yield record | ({"image": names} if any(IMAGE in turn["content"] for turn in turns) else {})
 
 
 def rlhf_v(raw: dict, number: int) -> Iterator[dict]:
@@ -159,36 +158,41 @@ def prepare(
     """
     if name not in RECIPES:
         raise SettingError("name", f"{name!r} is unknown", f"known are {', '.join(RECIPES)}")
-    recipe, result = RECIPES[name], Prepared()
-    parse = parse_pair if recipe.is_pair else parse_record
-
-    def check_some(number: int) -> None:
-        if not result.num_written:
-            first = result.complaints[0] if result.complaints else "there is none"
-            problem = f"not one of the first {number} records is usable; the first: {first}"
-            raise SettingError("shape", problem, f"{name} is made from {recipe.files}")
-
-    def lines() -> Iterator[str]:
-        for number, (place, read) in enumerate(_read_basic(source) if name == "basic-vlm" else _read(source)):
-            if number == GIVE_UP_AFTER:
-                check_some(number)
-            result.num_read += 1
-            try:
-                for record in _convert(recipe, read, number, place):
-                    record = _with_files(record, image_folder, place)
-                    parse(record, place)
-                    result.num_written += 1
-                    yield json.dumps(record, ensure_ascii=False) + "\n"
-            except RecordError as error:
-                result.complaints.append(str(error))
-        check_some(result.num_read)
+    result, reads = Prepared(), _read_basic(source) if name == "basic-vlm" else _read(source)
 
     def write(target: Path) -> None:
         with open(target, "w", encoding="utf-8") as file:
-            file.writelines(lines())
+            file.writelines(_lines(RECIPES[name], reads, image_folder, result))
 
     write_whole(Path(out), write)
     return result
+
+
+def _lines(
+    recipe: Recipe, reads: Iterable[tuple[str, Callable]], images: str | os.PathLike | None, result: Prepared
+) -> Iterator[str]:
+    """The records that train, as lines; `result` counts them."""
+    parse = parse_pair if recipe.is_pair else parse_record
+    for place, read in reads:
+        if result.num_read == GIVE_UP_AFTER:
+            _check_some(result, recipe)
+        result.num_read += 1
+        try:
+            for record in _convert(recipe, read, result.num_read - 1, place):
+                record = _with_files(record, images, place)
+                parse(record, place)
+                result.num_written += 1
+                yield json.dumps(record, ensure_ascii=False) + "\n"
+        except RecordError as error:
+            result.complaints.append(str(error))
+    _check_some(result, recipe)
+
+
+def _check_some(result: Prepared, recipe: Recipe) -> None:
+    if not result.num_written:
+        first = result.complaints[0] if result.complaints else "there is none"
+        problem = f"not one of the first {result.num_read} records is usable; the first: {first}"
+        raise SettingError("source", problem, f"name {recipe.files}")
 
 
 def _convert(recipe: Recipe, read: Callable[[], Any], number: int, place: str) -> list[dict]:
@@ -212,16 +216,14 @@ def _read(source: str | os.PathLike) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 def _read_basic(folder: str | os.PathLike) -> Iterator[tuple[str, Callable[[], Any]]]:
     """image_map.json, {name: {"image_file", "ID"}}, joined with captions.json, {ID: {"q", "a"}}."""
-    found = []
-    for name in ("image_map.json", "captions.json"):
-        path = Path(folder) / name
-        try:
-            found.append(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise SettingError("source", f"{path} can't be read ({error})", "name the folder that holds both") from None
-    images, captions = found
+    paths = Path(folder) / "image_map.json", Path(folder) / "captions.json"
+    try:
+        images, captions = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
+    except (OSError, ValueError) as error:
+        problem = f"{' or '.join(map(str, paths))} can't be read ({error})"
+        raise SettingError("source", problem, "name the folder that holds both") from None
     for name, entry in images.items():
-        yield f"{Path(folder) / 'image_map.json'} {name!r}", lambda entry=entry: entry | captions[str(entry["ID"])]
+        yield f"{paths[0]} {name!r}", lambda entry=entry: entry | captions[str(entry["ID"])]
 
 
 def _with_files(record: dict, folder: str | os.PathLike | None, place: str) -> dict:

@@ -89,28 +89,16 @@ def describe_batch(batch: dict[str, Any]) -> list[str]:
 
 
 def write_batch_page(path: str | Path, title: str, facts: Sequence[str], batches: Sequence[dict], tokenizer) -> None:
-    """Write a page with the batches of a step: a bar for each row, and a card for each sample with its tiles.
+    """Write a page with the batches of a step: a card for each sample with its tiles.
 
     Args:
         title, facts: of the step, shown at the top.
         batches: its micro-batches.
         tokenizer: of the dataset.
     """
-    shown = [
-        (describe_batch(batch), _bars(batch), [_card(part, tokenizer) for part in split_batch(batch)])
-        for batch in batches
-    ]
+    shown = [(describe_batch(batch), [_card(part, tokenizer) for part in split_batch(batch)]) for batch in batches]
     page = render(Path(__file__).parent, "show_batch.html.jinja", title=title, facts=facts, batches=shown)
     Path(path).write_text(page, encoding="utf-8", errors="replace")
-
-
-def _bars(batch: dict[str, Any]) -> list[list[tuple[int, float, bool]]]:
-    """For each row its samples: number, percent of the row, whether it has tiles."""
-    rows, length = batch["input_ids"].shape
-    bars: list[list[tuple[int, float, bool]]] = [[] for _ in range(rows)]
-    for number, part in enumerate(split_batch(batch), 1):
-        bars[part.row].append((number, 100 * len(part.ids) / length, len(part.tiles) > 0))
-    return bars
 
 
 def _card(part: Part, tokenizer) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Figures of a mixture: its files, their shares of an epoch, what other limits would do, and histograms."""
+"""Figures of a mixture: its files with their shares of an epoch, and what other limits would do."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -75,29 +75,3 @@ def _epoch_with(dataset: MultimodalDataset, max_length: int, max_tiles: int, own
         tokens, tiles = tokens + int(columns[0] @ times), tiles + int(columns[1] @ times)
     fates = {"shrunk": int(total[SHRUNK]), "cut": int(total[TRUNCATED]), "too_long": int(total[DROPPED])}
     return {"samples": int(total[:DROPPED].sum()), **fates, "tokens": tokens, "tiles": tiles}
-
-
-def histograms(reports: Sequence[FileReport]) -> dict[str, list[tuple[str, int]]]:
-    """`log_bins` of tokens and tiles of the records that train, with a model, and of the images' longer sides."""
-    values = {
-        "longer side of the images": np.concatenate(
-            [np.maximum(r.images["width"], r.images["height"]) for r in reports]
-        )
-    }
-    if reports[0].fates is not None:
-        for name in ("tiles", "tokens"):
-            column = np.concatenate([getattr(report, name)[report.fates < DROPPED] for report in reports])
-            values = {name: column, **values}
-    return {name: log_bins(column) for name, column in values.items() if len(column)}
-
-
-def log_bins(values: np.ndarray) -> list[tuple[str, int]]:
-    """(range, count) of bins for whole numbers: one per number below 8, then two per doubling."""
-    edges = [*range(8), *(size for power in range(3, 40) for size in (1 << power, 3 << (power - 1)))]
-    places = np.searchsorted(edges, values, side="right") - 1
-    first, counts, last = int(places.min()), np.bincount(places - places.min()), int(values.max())
-    bins = []
-    for place, count in enumerate(counts, first):
-        low, high = edges[place], min(edges[place + 1] - 1, last)
-        bins.append((f"{low:,}" if low == high else f"{low:,}–{high:,}", int(count)))
-    return bins

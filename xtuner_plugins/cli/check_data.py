@@ -163,20 +163,20 @@ def _check(dataset, num_workers: int | None, number: int) -> list:
     """Checks one dataset and prints what is wrong; returns a report for each file."""
     from tqdm import tqdm
 
-    from ..audit.check import check_dataset, count_samples
+    from ..audit.check import check_dataset, count_samples, stops
 
     warned: Counter[str] = Counter()
     total = sum(len(source.index) for source in dataset.sources)
     if number:
         print("\nvalidation data")
-    passes = 2 if hasattr(dataset, "lengths") else 1  # lengths are measured, then images opened
-    with tqdm(total=passes * total, unit="record", desc="checking", file=sys.stderr) as bar:
+    with tqdm(total=total, unit="record", desc="checking", file=sys.stderr) as bar:
 
-        def say(trouble) -> None:
-            warned[trouble.reason] += not trouble.is_complaint
-            if trouble.is_complaint or warned[trouble.reason] <= SHOWN_WARNINGS and trouble.reason != "rejected":
-                end = "" if trouble.is_complaint or trouble.is_warning else " (left out)"
-                bar.write(f"{'' if trouble.is_complaint else 'warning: '}{trouble.message}{end}", sys.stdout)
+        def say(report, complaint) -> None:
+            is_bad, reason = stops(complaint), complaint.reason
+            warned[reason] += not is_bad
+            if is_bad or warned[reason] <= SHOWN_WARNINGS and reason != "rejected":
+                end = "" if is_bad or complaint.is_warning else " (left out)"
+                bar.write(f"{'' if is_bad else 'warning: '}{report.message(complaint)}{end}", sys.stdout)
 
         reports = check_dataset(dataset, num_workers=num_workers, say=say, progress=bar.update)
     for report in reports:
@@ -191,11 +191,13 @@ def _check(dataset, num_workers: int | None, number: int) -> list:
 
 
 def _wrong(report) -> tuple[int, int]:
-    return report.complaints.total(), sum(each.reason == "rejected" for each in report.troubles)
+    return report.complaints.total(), sum(each.reason == "rejected" for each in report.found)
 
 
 def _print_report(report) -> None:
     """One line for a file: records, what is wrong with some, images, and with a model tiles and tokens."""
+    from ..datasets.plan.lengths import SHRUNK, TRUNCATED
+
     reasons = ", ".join(f"{count} {reason}" for reason, count in report.complaints.most_common())
     warned = ", ".join(f"{count} {reason}" for reason, count in report.warnings.most_common())
     wrong, rejected = _wrong(report)
@@ -209,8 +211,8 @@ def _print_report(report) -> None:
     print(line)
     for count, words in (
         (rejected, "on the reject list"),
-        (len(report.shrunk), "with fewer tiles, to fit max_length"),
-        (len(report.cut), "with the end cut off, to fit max_length"),
+        (len(report.rows(SHRUNK)), "with fewer tiles, to fit max_length"),
+        (len(report.rows(TRUNCATED)), "with the end cut off, to fit max_length"),
     ):
         if count:
             print(f"  {plural(count, 'record')} {words}")

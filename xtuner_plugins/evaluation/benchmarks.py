@@ -48,6 +48,8 @@ _SHORT = "Answer the question using a single word or phrase."
 _LETTER = "{hint}\n{question}\n{choices}\nAnswer with the option's letter from the given choices directly."
 _LETTER_ZH = "{hint}\n{question}\n{choices}\n请直接回答选项字母。"
 OWN = "{hint}\n{question}\n{choices}"
+TEXT = "text"  # names the questions without images that every instruct model answers; they show what was forgotten
+TEXT_FILE = Path(__file__).with_name("text.jsonl")
 # How names of VLMEvalKit's files begin: metric and prompt. Prompts are those of OpenGVLab/InternVL
 # (internvl_chat/eval/*/evaluate_*.py), for AI2D and MMStar those of VLMEvalKit's wrapper (vlmeval/vlm/internvl/).
 STEMS: dict[tuple[str, ...], tuple[str, str]] = {
@@ -95,8 +97,9 @@ def open_data_sets(
     """Reads files of questions, and folders of images.
 
     Args:
-        paths: The file or folder, or several; their names are those of the data sets.
-        metric: Measures all of them; None takes each benchmark's own.
+        paths: The file or folder, or several; their names are those of the data sets. `text` is the built-in file of
+            short questions in English and Chinese, which keeps its metric and its prompt.
+        metric: Measures all other files; None takes each benchmark's own.
         prompt: With `{question}` (also `{hint}` and `{choices}`) the text around each question, else the question of
             images and lines that have none.
         images: Folder of the files' images; None takes that of each file.
@@ -108,7 +111,10 @@ def open_data_sets(
     """
     found: dict[str, DataSet] = {}
     for path in [paths] if isinstance(paths, str) else paths:
-        read = _open(Path(path), metric, prompt, images)
+        if path == TEXT:
+            read = _open(TEXT_FILE, "mentions", None, None)
+        else:
+            read = _open(Path(path), metric, prompt, images)
         if read.name in found:
             problem = f"{found[read.name].path} and {path} have the same name, {read.name!r}"
             raise SettingError("data", problem, "rename one of them")

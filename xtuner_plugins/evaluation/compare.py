@@ -11,7 +11,8 @@ import numpy as np
 from .metrics import find_metric
 from .results import Interval, Measured, Row, are_trials, between, draw, middle, named, number
 
-COLUMNS = ("data set", "metric", "A", "B", "B - A", "95 % interval", "p", "A better", "B better", "questions")
+COLUMNS = ("data set", "metric", "A", "B", "B - A", "95 % interval", "p", "A better", "B better", "questions", "B is")
+SURE = 0.05  # a larger p-value is no difference
 Result = tuple[Mapping[str, Any], Sequence[Row]]
 
 
@@ -40,6 +41,27 @@ class Comparison:
         """B's headline minus A's."""
         return self.other.headline - self.one.headline
 
+    @property
+    def verdict(self) -> str:
+        """B is `better` or `worse` where interval and p-value say so, else `equal`; `unknown` for a single cluster."""
+        if self.interval is None:
+            return "unknown"
+        low, high = self.interval
+        if self.p_value >= SURE or low <= 0 <= high:
+            return "equal"
+        return "better" if (low > 0) == self.one.metric.higher_is_better else "worse"
+
+    def sentence(self) -> str:
+        """The verdict with its reasons, in one sentence."""
+        verdict, questions = self.verdict, f"{len(self.pairs):,} questions"
+        if verdict == "unknown":
+            return f"nothing can be said: all {questions} are about one image or of one group"
+        points = f"{self.gain:+.1f} points ({between(self.interval)}, {questions})"
+        if verdict == "equal":
+            return f"no difference between A and B can be seen: {points}"
+        forgot = verdict == "worse" and not any(row.item.question.paths for row, _ in self.pairs)
+        return f"B is {verdict} than A: {points}" + (", so it has forgotten what A knows without images" * forgot)
+
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
         metric = self.one.metric
@@ -56,6 +78,8 @@ class Comparison:
             "num_common": len(self.pairs),
             "better_a": sum(a.score > b.score for a, b in self.pairs),
             "better_b": sum(b.score > a.score for a, b in self.pairs),
+            "verdict": self.verdict,
+            "sentence": self.sentence(),
         }
 
 
@@ -126,7 +150,7 @@ def comparison_table(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, 
     for name, values in found.items():
         scores = (number(values["a"]), number(values["b"]), f"{values['gain']:+.1f}", between(values["interval"]))
         counts = (f"{values[key]:,}" for key in ("better_a", "better_b", "num_common"))
-        rows.append((name, named(values), *scores, p_text(values["p_value"]), *counts))
+        rows.append((name, named(values), *scores, p_text(values["p_value"]), *counts, values["verdict"]))
     return rows
 
 

@@ -106,6 +106,17 @@ class ExactMatch(Metric):
         return answer.strip().lower() in {text.strip().lower() for text in item.expected}
 
 
+class Mentions(Metric):
+    """The first line of the answer holds one of the right texts, as whole words and numbers, in whatever case."""
+
+    name = "mentions"
+
+    def score(self, answer: str, item: Item) -> float:
+        first = answer.strip().partition("\n")[0].lower()
+        texts = "|".join(re.escape(text.strip().lower()) for text in item.expected if text.strip())
+        return bool(re.search(rf"(?<![0-9a-z])(?<![0-9][.,])({texts})(?![0-9a-z]|[.,][0-9])", first))
+
+
 ARTICLES = ("a", "an", "the")
 NUMBERS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())}
 NUMBERS["none"] = "0"
@@ -442,7 +453,8 @@ class Cer(Metric):
 
 
 METRICS: dict[str, Metric] = {
-    each.name: each() for each in (ExactMatch, VqaAccuracy, Anls, RelaxedAccuracy, MultipleChoice, YesNo, Iou, Cer)
+    each.name: each()
+    for each in (ExactMatch, Mentions, VqaAccuracy, Anls, RelaxedAccuracy, MultipleChoice, YesNo, Iou, Cer)
 }
 
 

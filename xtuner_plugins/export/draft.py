@@ -187,7 +187,7 @@ def _with_rows(tensor: LazyTensor, rows: int) -> LazyTensor:
     if tensor.shape[0] >= rows:
         return tensor if tensor.shape[0] == rows else tensor.rows(0, rows)
     extra = torch.zeros(rows - tensor.shape[0], *tensor.shape[1:], dtype=tensor.dtype)
-    return Joined([tensor, MemoryTensor(extra)], (rows, *tensor.shape[1:]))
+    return Joined([tensor, MemoryTensor(extra)])
 
 
 def missing_code(fields: Mapping, directory: Path) -> list[str]:

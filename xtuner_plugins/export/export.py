@@ -98,7 +98,6 @@ def prepare(
     sources |= {"config": (file, [file])} if file else {}
     facts = {
         "kind": opened.kind,
-        **{k: v for k, v in opened.details.items() if isinstance(v, (int, str))},
         "dtype": dtype or "as the base",
         "format": format or "as the base",
         "replaced": sorted(plan.replaced),

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..families import encoder_family
 from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD
 from . import official, tokenizer_files
-from .mapping import KeyMapping, Parts, Row
+from .mapping import KeyMapping, Row
 from .reading import CheckpointError, read_json
 from .writer import write_json
 
@@ -44,7 +44,7 @@ KEYS = KeyMapping(
         Row("vision_model.embeddings.class_embedding", "vision_tower.embeddings.cls_token"),
         Row("vision_model.embeddings.position_embedding", "vision_tower.embeddings.position_embeddings"),
         Row("vision_model.embeddings.patch_embedding.{p}", "vision_tower.embeddings.patch_embeddings.projection.{p}"),
-        Row(_VIT + "attn.qkv.{p}", tuple(f"{_HF_VIT}attention.{n}_proj.{{p}}" for n in "qkv"), Parts((1, 1, 1))),
+        Row(_VIT + "attn.qkv.{p}", tuple(f"{_HF_VIT}attention.{n}_proj.{{p}}" for n in "qkv")),
         Row(_VIT + "attn.proj.{p}", _HF_VIT + "attention.projection_layer.{p}"),
         Row(_VIT + "attn.q_norm.weight", _HF_VIT + "attention.q_norm.weight"),
         Row(_VIT + "attn.k_norm.weight", _HF_VIT + "attention.k_norm.weight"),

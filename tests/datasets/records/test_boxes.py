@@ -48,7 +48,7 @@ def test_sizes_that_lie_are_a_warning(make_image, data_base, write_data, qa):
     path = write_data([qa(image="a.png", width=90, height=100), qa(image="a.png", width=100, height=90)])
     said = []
     dataset = MultimodalDataset(data_base, path, folder)
-    (report,) = check_dataset(dataset, num_workers=0, say=lambda trouble: said.append(trouble.message))
+    (report,) = check_dataset(dataset, num_workers=0, say=lambda report, each: said.append(report.message(each)))
     assert report.warnings == {"image_size": 1} and not report.complaints
     assert said[0].startswith(f"{path}:1: the record says 90x100, the image is 100x90")
     assert compare_size(boxed("No size.", width=None), (5, 5)) is None

@@ -73,10 +73,10 @@ def test_lengths_and_complaints_are_equal(open_kind, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_check_and_the_reject_list(open_kind, kind, tmp_path):
     dataset, said = open_kind(kind), []
-    (report,) = check_dataset(dataset, num_workers=0, say=said.append)
+    (report,) = check_dataset(dataset, num_workers=0, say=lambda report, each: said.append(report.message(each)))
     assert {row: each.reason for row, each in report.left_out.items()} == {4: "image_unreadable", 6: "no_conversations"}
     source = dataset.sources[0].index
-    assert [each.message.split(": ")[0] for each in said] == [source.source(row) for row in BAD]
+    assert [each.split(": ")[0] for each in said] == [source.source(row) for row in BAD]
     assert write_reject_list(tmp_path / "bad.jsonl", [report]) == 2
     without = open_kind(kind, reject_list=str(tmp_path / "bad.jsonl"), on_bad_sample="raise")
     assert [index for index in range(8) if "dropped" in without[index]] == BAD

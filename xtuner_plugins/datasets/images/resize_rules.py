@@ -2,7 +2,7 @@
 
 Pixels are rounded to bytes between the passes, so their order matters: a page of 600x900 resized to 448x448 differs by
 a few levels between Pillow 12 and 13. The rules were found by comparing both orders with real releases over thousands
-of sizes; `benchmarks/pillow_versions.py` repeats that for any release.
+of sizes (docs/measurements.md).
 """
 
 from collections.abc import Callable

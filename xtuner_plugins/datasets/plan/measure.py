@@ -23,12 +23,21 @@ FORMAT = "7"  # part of the key; to be raised when counts or files change
 
 
 class Complaint(NamedTuple):
-    """Why a record can't be used: its index in the file, and the fields of a `DataError` but for the place."""
+    """Why a record can't be used, or (`is_warning`) may not mean what it says.
+
+    It has the index of the record in its file, and the fields of a `DataError` but for the place.
+    """
 
     row: int
     reason: str
     problem: str
     remedy: str
+    is_warning: bool = False
+
+    @classmethod
+    def of(cls, row: int, error: DataError, is_warning: bool = False) -> "Complaint":
+        """The complaint of an error about record `row`."""
+        return cls(row, error.reason, error.problem, error.remedy, is_warning)
 
     def error(self, source: str) -> RecordError:
         """The complaint as an error about the record at `source` (`file:line`)."""
@@ -76,7 +85,7 @@ class Measure:
                     pieces.append(split_pieces(record, self.template, self.tokenizer) if self.tokenizer else [])
                     sizes.append(found)
                 except DataError as error:
-                    complaints.append(Complaint(row, error.reason, error.problem, error.remedy))
+                    complaints.append(Complaint.of(row, error))
                     pieces.append([])
                     sizes.append([])
                 else:

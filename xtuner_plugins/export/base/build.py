@@ -247,7 +247,7 @@ def _resize_rows(matrix: LazyTensor, old_rows: int, num_new: int, num_rows: int,
         parts.append(kept)
         used += kept.shape[0]
     assert used == num_rows, (used, num_rows)
-    return Joined(parts, (num_rows, *matrix.shape[1:]))
+    return Joined(parts)
 
 
 def mean_row(matrix: LazyTensor) -> torch.Tensor:

@@ -1,27 +1,18 @@
-"""Generated records of other trainers: equal to ours, and never a foreign exception.
-
-    python benchmarks/fuzz_kinds.py --cases 200000 [--seed 0] [--kind alpaca ...]
+"""Generated records of other trainers, each beside the same conversation in our form.
 
 Half of the cases are random conversations, written once in our form and once in that of the kind: both must give the
-same turns, and so must what `convert` writes. In the others values are swapped, removed, nested or given other types:
-results or our own errors may come out. The first foreign exception or broken promise stops it with the case printed.
+same turns. In the others values are swapped, removed, nested or given other types: a result or one of our own errors
+may come out, and no other exception.
 """
 
-import argparse
 import base64
 import copy
 import functools
 import io
 import json
 import random
-import sys
-from collections import Counter
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image
-from tqdm import trange
 
 from xtuner_plugins.datasets.records.boxes import normalize_boxes
 from xtuner_plugins.datasets.records.json_index import parse_json
@@ -253,35 +244,13 @@ def check_mutated(kind: str, rng: random.Random) -> bool:
         return False
 
 
-def run(kind: str, cases: int, seed: int, loop=range) -> Counter:
-    """Counts of what happened in the cases of one kind."""
-    counts = Counter()
-    for number in loop(cases):
-        rng = random.Random(f"{kind}-{seed}-{number}")
-        try:
-            if number % 2:
-                counts["read" if check_mutated(kind, rng) else "refused"] += 1
-            else:
-                check_equal(kind, rng)
-                counts["equal"] += 1
-        except Exception:
-            print(f"case {number} of {kind}, seed {seed}", file=sys.stderr)
-            raise
-    return counts
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=200_000, help="of each kind")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kind", action="append", choices=WRITERS, help="only this one; may be repeated")
-    args = parser.parse_args()
-    for kind in args.kind or WRITERS:
-        counts = run(kind, args.cases, args.seed, trange)
-        print(
-            f"{kind}: {args.cases} cases, " + ", ".join(f"{counts[name]} {name}" for name in sorted(counts)), flush=True
-        )
-
-
-if __name__ == "__main__":
-    main()
+def check_kind(kind: str, cases: int) -> None:
+    """Checks so many generated records of one kind, equal ones and changed ones in turn."""
+    readable = 0
+    for number in range(cases):
+        rng = random.Random(f"{kind}-0-{number}")
+        if number % 2:
+            readable += check_mutated(kind, rng)
+        else:
+            check_equal(kind, rng)
+    assert readable, "every changed record is refused"

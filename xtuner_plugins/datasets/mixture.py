@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import GONE_SETTINGS, DataError, SettingError
 from ..files import is_url, masked
-from .base import template_of, tiling_of
+from .base import prompt_of, tiling_of
 from .images.jpeg import check_quality
 from .images.media import ImageFolder
 from .images.stored import StoreImages, open_images
@@ -157,7 +157,7 @@ def _open(
         index=open_records(path, options, columns),
         folder=open_images(folder, folder_of(path), options),
         repeat=_positive(1.0 if repeat is None else repeat, "repeat_times"),
-        template=get_template(template_of(config, settings["template"])),
+        template=get_template(*prompt_of(config, settings["template"])),
         tiling=tiling_of(config, settings),
         jpeg_quality=check_quality(settings["jpeg_quality"]),
         loss_weight=_positive(own.get("loss_weight", 1.0), "loss_weight"),

@@ -373,9 +373,9 @@ def _read_preprocessing(directory: Path, config) -> dict:
     trained = read_json(path)
     rule = preprocessing.exported(trained, str(path))
     edited = [
-        f"{key}={getattr(config, key)} (trained: {value})"
-        for key, value in rule.config_fields().items()
-        if getattr(config, key) != value
+        f"{key}={getattr(config, key, None)} (trained: {value})"
+        for key, value in rule.config_fields(vars(config)).items()
+        if getattr(config, key, None) != value
     ]
     if edited:
         _logger.warning("%s differs from the model's training: %s", directory / "config.json", ", ".join(edited))

@@ -3,7 +3,7 @@
 import pytest
 
 from xtuner_plugins.datasets import PackBatchSampler, PlanSampler, SettingError
-from xtuner_plugins.datasets.bad_samples import FILLER_INDEX
+from xtuner_plugins.datasets.left_out import FILLER_INDEX
 
 
 def ranks(dataset, number, packed, **options):

@@ -157,6 +157,11 @@ class FileReport:
         """Number of warnings by reason, with records that are left out on purpose."""
         return Counter(each.reason for each in self.found if not stops(each) and each.reason != "rejected")
 
+    @property
+    def num_rejected(self) -> int:
+        """Number of records on the reject list."""
+        return sum(each.reason == "rejected" for each in self.found)
+
     def rows(self, fate: int) -> np.ndarray:
         """The records with a fate of `plan.lengths`, such as `SHRUNK`; none without a model."""
         return np.flatnonzero(self.fates == fate) if self.fates is not None else np.zeros(0, np.int64)

@@ -174,13 +174,14 @@ def mixture(data_base, write_data, make_image, qa):
 
 
 def test_shares_are_those_of_the_samples_that_train(mixture):
-    dataset, reports = mixture(repeat_times=[2.5, 1])
+    dataset, reports = mixture(repeat_times=[2.5, 1], max_length=100)
     rows = shares(dataset, reports)
     tokens, tiles, fates = dataset.sizes(num_workers=0)
     first = np.arange(len(dataset)) < dataset.ends[0]
     for row, kept in zip(rows, (first, ~first), strict=True):
         kept = kept & (fates < DROPPED)
         assert (row["samples"], row["tokens"], row["tiles"]) == (kept.sum(), tokens[kept].sum(), tiles[kept].sum())
+        assert 0 < row["supervised"] < row["tokens"]
     assert rows[0]["repeat"] == 2.5 and sum(row["tokens_share"] for row in rows) == pytest.approx(1)
 
 

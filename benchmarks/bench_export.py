@@ -13,6 +13,7 @@ of the LLM plus the projector.
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -67,14 +68,11 @@ def random_lazy(shape, dtype):
 
     block = (torch.randn(2**22, generator=torch.Generator().manual_seed(0)) * 0.02).to(dtype)
 
-    class Random(LazyTensor):
-        def __init__(self):
-            self.shape, self.dtype = shape, dtype
+    def rows(start, stop):
+        count = (stop - start) * math.prod(shape[1:])
+        return block.repeat(-(-count // block.numel()))[:count]
 
-        def read_flat(self, start, stop):
-            return block.repeat(-(-(stop - start) // block.numel()))[: stop - start]
-
-    return Random()
+    return LazyTensor(dtype, shape, rows)
 
 
 def write_base(folder: Path, size: str) -> None:

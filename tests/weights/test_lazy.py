@@ -1,5 +1,6 @@
-"""Lazy tensors read the right bytes, in pieces as well as whole."""
+"""Lazy tensors give the rows that an eager one has, from any tree of windows, joins, casts and shapes."""
 
+import math
 from unittest import mock
 
 import pytest
@@ -8,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xtuner_plugins import weights
-from xtuner_plugins.weights.lazy import Cast, Computed, FileTensor, Joined, MemoryTensor
+from xtuner_plugins.weights.lazy import Cast, FileTensor, Joined, LazyTensor, MemoryTensor
+
+SHAPES = [(12, 5), (60,), (5, 3, 4), (1, 60), (4, 15)]
 
 
 @pytest.fixture
@@ -19,49 +22,56 @@ def stored(tmp_path):
     return whole, FileTensor(path, 4, torch.float32, (12, 5))
 
 
-def blocks(lazy, num_bytes):
-    """What ``spans`` of so many bytes hold."""
-    with mock.patch.object(weights.lazy, "BLOCK_BYTES", num_bytes):
+@st.composite
+def trees(draw, depth=3):
+    """A step at a time: (what to do, with which numbers)."""
+    steps = ("rows", "reshape", "join", "cast", "compute")
+    numbers = st.lists(st.integers(0, 100), min_size=3, max_size=3)
+    return draw(st.lists(st.tuples(st.sampled_from(steps), numbers), max_size=depth))
+
+
+def grown(step, numbers, eager, lazy):
+    """One more operation on both."""
+    a, b, c = numbers
+    low, high = sorted(n % (eager.shape[0] + 1) for n in (a, b))
+    if step == "rows":
+        return eager[low:high], lazy.rows(low, high)
+    if step == "reshape" and eager.numel() == 60:
+        shape = SHAPES[c % len(SHAPES)]
+        return eager.view(shape), lazy.reshape(shape)
+    if step == "join":
+        return torch.cat([eager[high:], eager[low:]]), Joined(
+            [lazy.rows(high, eager.shape[0]), lazy.rows(low, eager.shape[0])]
+        )
+    if step == "cast":
+        return eager.double(), Cast(lazy, torch.float64)
+    doubled = LazyTensor(lazy.dtype, lazy.shape, lambda start, stop: lazy.read(start, stop) * 2)
+    return eager * 2, doubled
+
+
+@settings(max_examples=100, deadline=None)
+@given(tree=trees(), block=st.integers(1, 300), span=st.tuples(st.integers(0, 100), st.integers(0, 100)))
+def test_any_tree_reads_as_an_eager_tensor(tmp_path_factory, tree, block, span):
+    eager = torch.arange(60, dtype=torch.float32).view(12, 5)
+    path = tmp_path_factory.getbasetemp() / "numbers.bin"
+    path.write_bytes(b"head" + eager.numpy().tobytes())
+    lazy = FileTensor(path, 4, torch.float32, (12, 5))
+    for step, numbers in tree:
+        eager, lazy = grown(step, numbers, eager, lazy)
+    assert (lazy.shape, lazy.dtype, lazy.numel, lazy.nbytes) == (eager.shape, eager.dtype, eager.numel(), eager.nbytes)
+    assert torch.equal(lazy.read(), eager)
+    start, stop = sorted(n % (eager.shape[0] + 1) for n in span)
+    assert torch.equal(lazy.read(start, stop), eager[start:stop])
+    with mock.patch.object(weights.lazy, "BLOCK_BYTES", block):
         spans = list(lazy.spans())
-    assert all((stop - start) * 4 <= max(num_bytes, 4) for start, stop in spans)
-    return [lazy.read_flat(start, stop) for start, stop in spans]
+    row = math.prod(eager.shape[1:]) * eager.element_size()
+    assert all(stop - start == 1 or (stop - start) * row <= block for start, stop in spans)
+    assert [n for start, stop in spans for n in range(start, stop)] == list(range(eager.shape[0]))
 
 
-def test_whole_rows_and_shapes(stored):
-    whole, lazy = stored
-    assert torch.equal(lazy.read(), whole)
-    assert torch.equal(lazy.rows(3, 7).read(), whole[3:7])
-    assert torch.equal(lazy.rows(3, 9).rows(1, 4).reshape((5, 3)).read(), whole[4:7].reshape(5, 3))
-    assert (lazy.numel, lazy.nbytes) == (60, 240)
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    cuts=st.lists(st.integers(0, 12), max_size=4), block=st.integers(1, 300), span=st.tuples(*[st.integers(0, 60)] * 2)
-)
-def test_joined_pieces_read_as_the_whole(tmp_path_factory, cuts, block, span):
-    whole = torch.arange(60, dtype=torch.float32).view(12, 5)
-    path = tmp_path_factory.getbasetemp() / "joined.bin"
-    path.write_bytes(whole.numpy().tobytes())
-    lazy = FileTensor(path, 0, torch.float32, (12, 5))
-    edges = [0, *sorted(cuts), 12]
-    joined = Joined([lazy.rows(a, b) for a, b in zip(edges, edges[1:], strict=False)], (12, 5))
-    assert torch.equal(torch.cat(blocks(joined, block)).view(12, 5), whole)
-    a, b = sorted(span)
-    assert torch.equal(joined.read_flat(a, b), whole.view(-1)[a:b])
-
-
-def test_joined_may_end_in_padding():
-    joined = Joined([MemoryTensor(torch.arange(4)), MemoryTensor(torch.arange(4, 8))], (7,))
-    assert joined.read().tolist() == list(range(7))
-
-
-def test_computed_rows(stored):
-    whole, lazy = stored
-    double = Computed(lambda a, b: lazy.rows(a, b).read() * 2, torch.float32, (12, 5))
-    assert torch.equal(double.read(), whole * 2)
-    assert torch.equal(double.read_flat(7, 23), whole.view(-1)[7:23] * 2)
-    assert torch.equal(torch.cat(blocks(double, 40)), whole.view(-1) * 2)
+def test_without_dimensions():
+    lazy = Cast(MemoryTensor(torch.tensor(3.0)), torch.bfloat16)
+    assert list(lazy.spans()) == [(0, 1)] and lazy.read(0, 1).shape == () and lazy.read() == 3
 
 
 def test_cut_off_file(stored):
@@ -71,10 +81,9 @@ def test_cut_off_file(stored):
         lazy.read()
 
 
-def test_memory_tensor_is_not_shared():
+def test_what_is_read_belongs_to_the_reader():
     tensor = torch.ones(3)
-    lazy = MemoryTensor(tensor)
-    lazy.read()[0] = 7
+    MemoryTensor(tensor).read()[0] = 7
     assert tensor.tolist() == [1, 1, 1]
 
 
@@ -84,4 +93,4 @@ def test_a_cast_can_refuse_what_is_not_finite(value, dtype):
     with pytest.raises(FloatingPointError, match="NaN or infinity"):
         Cast(source, dtype, finite=True).read()
     assert Cast(source, dtype).read().dtype == dtype
-    assert Cast(source, dtype, finite=True).read_flat(2, 3).tolist() == [2.0]
+    assert Cast(source, dtype, finite=True).read(2, 3).tolist() == [2.0]

@@ -158,5 +158,9 @@ def test_uncovered_and_incomplete():
     name = "vision_tower.encoder.layer.0.attention.q_proj.weight"
     with pytest.raises(CheckpointError, match=r"qkv\.weight can't be put together.*k_proj"):
         hf.KEYS.to_left({name: MemoryTensor(torch.ones(1, 1))})
-    with pytest.raises(CheckpointError, match="65 rows, not a multiple of 8"):
+    parts = {f"vision_tower.encoder.layer.0.attention.{n}_proj.weight": MemoryTensor(torch.ones(2, 1)) for n in "qk"}
+    for odd in (torch.ones(5, 1), torch.ones(2, 3), torch.ones(2, 1).half()):
+        with pytest.raises(CheckpointError, match="tensors that belong together|can't be cut"):
+            hf.KEYS.to_left({**parts, "vision_tower.encoder.layer.0.attention.v_proj.weight": MemoryTensor(odd)})
+    with pytest.raises(CheckpointError, match="65 rows can't be cut in 2 groups of the shares"):
         internlm2.keys(SIZES).to_right({"model.layers.0.attention.wqkv.weight": MemoryTensor(torch.ones(65, 1))})

@@ -53,7 +53,7 @@ def test_merge_equals_peft(name, rows):
     base, parts, net = adapted(config)
     assert parts.keys() == set(config.target_modules)
     for layer, tensors in parts.items():
-        merged = merge.MergedWeight(MemoryTensor(base[f"{layer}.weight"]), tensors, config, layer)
+        merged = merge.merged_weight(MemoryTensor(base[f"{layer}.weight"]), tensors, config, layer)
         total = merged.shape[0]
         blocks = [merged.rows(start, min(start + rows, total)).read() for start in range(0, total, rows)]
         merged = torch.cat(blocks)
@@ -74,7 +74,7 @@ def test_bf16_base_is_merged_in_fp32():
         "lora_A.weight": MemoryTensor(torch.ones(2, 3)),
         "lora_B.weight": MemoryTensor(torch.full((4, 2), 2.0**-10)),
     }
-    merged = merge.MergedWeight(MemoryTensor(base), parts, config, "proj").read()
+    merged = merge.merged_weight(MemoryTensor(base), parts, config, "proj").read()
     assert merged.dtype == torch.float32 and torch.equal(merged, torch.full((4, 3), 1 + 2.0**-9))  # bf16 would give 1
 
 
@@ -101,8 +101,11 @@ A, B, SIZE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector.weight"
 REFUSED = {
     r"only lora_A\.weight": ({A: (2, 3)}, (4, 3)),
     "belongs to another base": ({A: (2, 5), B: (4, 2)}, (4, 3)),
-    "has rank 3, the config says r=2": ({A: (3, 3), B: (4, 3)}, (4, 3)),
-    "holds magnitudes of DoRA, the config says use_dora=False": ({A: (2, 3), B: (4, 2), SIZE: (4,)}, (4, 3)),
+    "has rank 3 and no magnitudes of DoRA, the config says r=2": ({A: (3, 3), B: (4, 3)}, (4, 3)),
+    "rank 2 and magnitudes of DoRA, the config says r=2 and use_dora=False": (
+        {A: (2, 3), B: (4, 2), SIZE: (4,)},
+        (4, 3),
+    ),
     "proj is no linear layer": ({A: (2, 3, 2, 2), B: (4, 2, 1, 1)}, (4, 3, 2, 2)),
     "proj is no linear layer, .*trainable_token_indices": ({"lora_embedding_A": (2, 4)}, (4, 3)),
 }
@@ -113,7 +116,7 @@ def test_what_is_not_merged(says):
     shapes, base = REFUSED[says]
     parts = {name: MemoryTensor(torch.ones(shape)) for name, shape in shapes.items()}
     with pytest.raises(CheckpointError, match=says):
-        merge.MergedWeight(MemoryTensor(torch.ones(base)), parts, merge.Lora(r=2), "proj")
+        merge.merged_weight(MemoryTensor(torch.ones(base)), parts, merge.Lora(r=2), "proj")
 
 
 def test_an_option_that_would_need_another_sum():

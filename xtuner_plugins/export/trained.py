@@ -88,7 +88,7 @@ class TrainedPlan:
         choice, note = preprocessing.choose(self.preprocessing, template=template, max_tiles=max_tiles)
         self.notes += [note] if note else []
         self.preprocessing = {**self.preprocessing, "exported": asdict(choice)}
-        view, fields = self.view, choice.config_fields()
+        view, fields = self.view, choice.config_fields(self.view.config)
         view.changed = {key for key, value in fields.items() if view.config.get(key) != value}
         view.settled, view.config = fields, {**view.config, **fields}
         return self
@@ -105,7 +105,7 @@ class TrainedPlan:
         for layer, parts in self.adapters.items():
             part, _, inner = layer.partition(".")
             config = self.lora_configs[part]
-            result[f"{layer}.weight"] = merge.MergedWeight(result[f"{layer}.weight"], parts, config, inner)
+            result[f"{layer}.weight"] = merge.merged_weight(result[f"{layer}.weight"], parts, config, inner)
             if "lora_B.bias" in parts:
                 result[f"{layer}.bias"] = merge.merged_bias(result[f"{layer}.bias"], parts, config, inner)
         for layer, (rows, indices) in self.token_rows.items():
@@ -182,6 +182,7 @@ def lay_over(cfg, checkpoint: str | Path) -> TrainedPlan:
         merge.check_mergeable(config, str(checkpoint))
     _sort_tensors(plan)
     _check_parts(plan, model)
+    plan.tensors(merged=True)  # checks shapes and ranks of adapters
     _read_preprocessing(plan, cfg)
     return plan
 
@@ -357,7 +358,7 @@ def attach_adapters(model, plan: TrainedPlan) -> None:
             config.init_lora_weights = False
             inject_adapter_in_model(config, root, adapter_name=merge.ADAPTER_NAME)
         for layer, parts in layers.items():
-            merge.fill_adapter(root.get_submodule(layer), {name: t.read() for name, t in parts.items()}, layer)
+            merge.fill_adapter(root.get_submodule(layer), {name: t.read() for name, t in parts.items()})
         if rows:
             token_rows.attach(root, {layer: indices for layer, (_, indices) in rows.items()})
         for layer, (tensor, _) in rows.items():

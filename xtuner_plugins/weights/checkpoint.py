@@ -72,4 +72,4 @@ def _open_adapters(path: Path) -> Checkpoint:
         tensors.update(open_safetensors(path / REPLACED))
         files.append(path / REPLACED)
     lock = read_json(path / preprocessing.FILE, missing={}) or None
-    return Checkpoint(path, "adapter", tensors, files, {}, lock, read_json(path / record.FILE))
+    return Checkpoint(path, "adapter", tensors, files, lock, read_json(path / record.FILE))

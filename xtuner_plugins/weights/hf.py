@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ..families import encoder_family
 from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD
+from ..hub.conversation import Conversation
 from . import official, tokenizer_files
-from .mapping import KeyMapping, Parts, Row
+from .mapping import KeyMapping, Row
 from .reading import CheckpointError, read_json
 from .writer import write_json
 
@@ -44,7 +45,7 @@ KEYS = KeyMapping(
         Row("vision_model.embeddings.class_embedding", "vision_tower.embeddings.cls_token"),
         Row("vision_model.embeddings.position_embedding", "vision_tower.embeddings.position_embeddings"),
         Row("vision_model.embeddings.patch_embedding.{p}", "vision_tower.embeddings.patch_embeddings.projection.{p}"),
-        Row(_VIT + "attn.qkv.{p}", tuple(f"{_HF_VIT}attention.{n}_proj.{{p}}" for n in "qkv"), Parts((1, 1, 1))),
+        Row(_VIT + "attn.qkv.{p}", tuple(f"{_HF_VIT}attention.{n}_proj.{{p}}" for n in "qkv")),
         Row(_VIT + "attn.proj.{p}", _HF_VIT + "attention.projection_layer.{p}"),
         Row(_VIT + "attn.q_norm.weight", _HF_VIT + "attention.q_norm.weight"),
         Row(_VIT + "attn.k_norm.weight", _HF_VIT + "attention.k_norm.weight"),
@@ -189,9 +190,9 @@ def text_config(config: Mapping, tokenizer, num_rows: int) -> dict:
     }
 
 
-def chat_template(tokenizer, template: str) -> str:
+def chat_template(tokenizer, conversation: Conversation) -> str:
     """See ``Format``."""
-    return tokenizer_files.processor_template(template, image="<IMG_CONTEXT>\n", video=PROCESSOR_TOKEN + "\n")
+    return tokenizer_files.processor_template(conversation, image="<IMG_CONTEXT>\n", video=PROCESSOR_TOKEN + "\n")
 
 
 def write_files(stage: Path, config: Mapping, tokenizer) -> None:
@@ -204,7 +205,7 @@ def write_files(stage: Path, config: Mapping, tokenizer) -> None:
     }
     # Newer releases read the dict, older ones the attributes themselves.
     fields = {"extra_special_tokens": named, "processor_class": "InternVLProcessor", "return_token_type_ids": False}
-    template = chat_template(tokenizer, config["template"])
+    template = chat_template(tokenizer, tokenizer_files.conversation_of(config))
     tokenizer_files.save_tokenizer(tokenizer, stage, template, processor=True, **fields, **named)
     size = config["force_image_size"]
     images = {

@@ -3,72 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from .format import LanguageFormat
-from .mapping import KeyMapping, Row, Same, stack
-from .reading import CheckpointError
-
-
-@dataclass(frozen=True)
-class GroupedQKV(Same):
-    """InternLM2's ``wqkv``: per key/value head its query heads, then the key, then the value.
-
-    ::
-
-        wqkv rows   q0 q1 k0 v0 | q2 q3 k1 v1 | ...        2 query heads per group, each of head_dim rows
-        q           q0 q1 q2 q3 ...    k  k0 k1 ...    v  v0 v1 ...
-    """
-
-    num_heads: int
-    num_kv_heads: int
-
-    @property
-    def _group(self) -> int:
-        return self.num_heads // self.num_kv_heads
-
-    def split(self, tensor):
-        group = self._group
-        heads = self.num_kv_heads * (group + 2)
-        dim, remainder = divmod(tensor.shape[0], heads)
-        if remainder:
-            raise CheckpointError(f"wqkv has {tensor.shape[0]} rows, not a multiple of {heads} heads")
-        block = (group + 2) * dim
-        cuts = [(0, group * dim), (group * dim, (group + 1) * dim), ((group + 1) * dim, block)]
-        return [stack([tensor.rows(n * block + a, n * block + b) for n in range(self.num_kv_heads)]) for a, b in cuts]
-
-    def join(self, tensors):
-        q, k, v = tensors
-        dim = k.shape[0] // self.num_kv_heads
-        wide = self._group * dim
-        pieces = []
-        for n in range(self.num_kv_heads):
-            pieces += [q.rows(n * wide, (n + 1) * wide), k.rows(n * dim, (n + 1) * dim), v.rows(n * dim, (n + 1) * dim)]
-        return stack(pieces)
+from .mapping import KeyMapping, Row
 
 
 def read_config(config: Mapping) -> dict:
     """Llama's config from InternLM2's."""
     dropped = ("bias", "attn_implementation", "auto_map", "architectures", "model_type")
-    fields = {k: v for k, v in config.items() if k not in dropped}
-    bias = bool(config.get("bias", True))
     return {
-        **fields,
+        **{k: v for k, v in config.items() if k not in dropped},
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "attention_bias": bias,
+        "attention_bias": bool(config.get("bias", True)),
         "mlp_bias": False,
     }
 
 
 def keys(config: Mapping) -> KeyMapping:
     """InternLM2 <-> Llama, names without prefix. Rows of q and k keep their order: both rotate halves."""
-    layer = "model.layers.{i}."
-    grouped = GroupedQKV(config["num_attention_heads"], config["num_key_value_heads"])
+    layer, groups = "model.layers.{i}.", config["num_key_value_heads"]
+    sizes = (config["num_attention_heads"] // groups, 1, 1)  # wqkv: per key head its query heads, the key, the value
     return KeyMapping(
         [
             Row("model.tok_embeddings.weight", "model.embed_tokens.weight"),
-            Row(layer + "attention.wqkv.{p}", tuple(f"{layer}self_attn.{n}_proj.{{p}}" for n in "qkv"), grouped),
+            Row(layer + "attention.wqkv.{p}", tuple(f"{layer}self_attn.{n}_proj.{{p}}" for n in "qkv"), sizes, groups),
             Row(layer + "attention.wo.{p}", layer + "self_attn.o_proj.{p}"),
             Row(layer + "feed_forward.w1.weight", layer + "mlp.gate_proj.weight"),
             Row(layer + "feed_forward.w3.weight", layer + "mlp.up_proj.weight"),

@@ -1,41 +1,40 @@
-"""Tensors that stay on disk until somebody reads a part of them.
+"""Tensors that stay on disk until somebody reads rows of them.
 
-Every format that this project reads stores a tensor as contiguous runs of bytes: one run in a safetensors or ``.pth``
-file, one run per rank in a DeepSpeed directory. Every key mapping (fused qkv to q, k and v; InternLM2's grouped
-``wqkv``; padding rows) only moves whole rows. So a tensor here is a description of bytes, a rearrangement is a new
-description, and memory holds one block at a time::
+A safetensors or ``.pth`` file stores a tensor as one run of bytes, DeepSpeed as one run per rank; key mappings (fused
+qkv to q, k and v; InternLM2's grouped ``wqkv``; padding rows) only move whole rows. So a tensor here is a dtype, a
+shape and a function that reads rows, and memory holds one block at a time::
 
     fused qkv [3D, D]   |----- q rows -----|----- k rows -----|----- v rows -----|      one run in one file
     k_proj    [D, D]                       |------------------|                         .rows(D, 2 * D)
-    back      [3D, D]   Joined([q, k, v], shape)                                        three runs, read in order
+    back      [3D, D]   Joined([q, k, v])                                               three runs, read in order
 
-Reading uses ``pread`` into a buffer and no memory map: mapped pages count as resident memory of the process, and a
-16 GB checkpoint must pass through 2 GiB.
+Files are read by ``pread``, not through a memory map, whose pages would count as memory of the process.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 BLOCK_BYTES = 2 * 2**20  # stays in the cache between reading, merging, casting and writing
-_PREAD_LIMIT = 2**30  # Linux moves at most 0x7ffff000 bytes per call
 
 
 class LazyTensor:
-    """A tensor of known dtype and shape whose numbers are read on demand.
+    """A tensor whose rows are read on demand. A tensor without dimensions has one row.
 
-    Attributes:
-        dtype: torch dtype of the numbers as stored.
-        shape: tuple of ints, row-major (contiguous) layout.
+    Args:
+        dtype: of the numbers.
+        shape: of the whole.
+        make: ``make(start, stop)`` returns rows ``[start, stop)`` along dimension 0 as a contiguous CPU tensor of any
+            shape, in memory of its own.
     """
 
-    dtype: torch.dtype
-    shape: tuple[int, ...]
+    def __init__(self, dtype: torch.dtype, shape: Sequence[int], make: Callable[[int, int], torch.Tensor]):
+        self.dtype, self.shape, self._make = dtype, tuple(shape), make
 
     @property
     def numel(self) -> int:
@@ -44,59 +43,65 @@ class LazyTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole tensor in its stored dtype."""
+        """Bytes of the whole tensor in its dtype."""
         return self.numel * self.dtype.itemsize
 
-    def read_flat(self, start: int, stop: int) -> torch.Tensor:
-        """Elements ``[start, stop)`` of the row-major tensor: a 1-D CPU tensor of ``self.dtype`` in fresh memory."""
-        raise NotImplementedError
+    @property
+    def width(self) -> int:
+        """Number of elements in a row."""
+        return math.prod(self.shape[1:])
 
-    def read(self) -> torch.Tensor:
-        """The whole tensor, ``self.shape``, on the CPU, owned by the caller."""
-        return self.read_flat(0, self.numel).view(self.shape)
+    def read(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Rows ``[start, stop)``, by default all, on the CPU, owned by the caller."""
+        if not self.shape:
+            return self._make(0, 1).view(())
+        stop = self.shape[0] if stop is None else stop
+        return self._make(start, stop).view(stop - start, *self.shape[1:])
 
     def spans(self) -> Iterator[tuple[int, int]]:
-        """Element ranges ``(start, stop)`` that cover the tensor in order, each at most ``BLOCK_BYTES`` as stored.
-
-        A range holds whole rows where a row fits, because a computed tensor makes whole rows.
-        """
-        width = math.prod(self.shape[1:])
-        step = max(1, BLOCK_BYTES // self.dtype.itemsize)
-        if 0 < width <= step:
-            step -= step % width
-        for start in range(0, self.numel, step):
-            yield start, min(start + step, self.numel)
+        """Ranges of rows that cover the tensor in order, of at most ``BLOCK_BYTES`` each where a row fits."""
+        count = self.shape[0] if self.shape else 1
+        step = max(1, BLOCK_BYTES // max(1, self.width * self.dtype.itemsize))
+        for start in range(0, count, step):
+            yield start, min(start + step, count)
 
     def rows(self, start: int, stop: int) -> LazyTensor:
-        """Rows ``[start, stop)`` along dimension 0, still lazy."""
+        """Rows ``[start, stop)``, still lazy."""
         assert self.shape and 0 <= start <= stop <= self.shape[0], (self.shape, start, stop)
-        row = math.prod(self.shape[1:])
-        return _Window(self, start * row, (stop - start, *self.shape[1:]))
+        shape = (stop - start, *self.shape[1:])
+        return LazyTensor(self.dtype, shape, lambda a, b: self.read(start + a, start + b))
 
     def reshape(self, shape: Sequence[int]) -> LazyTensor:
         """The same elements under another shape, still lazy."""
-        shape = tuple(shape)
         assert math.prod(shape) == self.numel, (self.shape, shape)
-        return self if shape == self.shape else _Window(self, 0, shape)
+        new, own = math.prod(shape[1:]), max(1, self.width)
+
+        def make(start: int, stop: int) -> torch.Tensor:
+            first = start * new // own
+            flat = self.read(first, -(-stop * new // own)).view(-1)
+            return flat[start * new - first * own : stop * new - first * own]
+
+        return LazyTensor(self.dtype, shape, make)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self.dtype).removeprefix('torch.')}, {list(self.shape)})"
+        return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
 
 
 class FileTensor(LazyTensor):
     """One contiguous run of little-endian numbers in a file."""
 
     def __init__(self, path: str | Path, offset: int, dtype: torch.dtype, shape: Sequence[int]):
-        self.path, self.offset, self.dtype, self.shape = Path(path), offset, dtype, tuple(shape)
+        super().__init__(dtype, shape, self._read_file)
+        self.path, self.offset = Path(path), offset
 
-    def read_flat(self, start: int, stop: int) -> torch.Tensor:
-        size = self.dtype.itemsize
-        buffer = torch.empty((stop - start) * size, dtype=torch.uint8)
-        view, offset, done = memoryview(buffer.numpy()), self.offset + start * size, 0
+    def _read_file(self, start: int, stop: int) -> torch.Tensor:
+        row = self.width * self.dtype.itemsize
+        buffer = torch.empty((stop - start) * row, dtype=torch.uint8)
+        view, offset, done = memoryview(buffer.numpy()), self.offset + start * row, 0
         fd = os.open(self.path, os.O_RDONLY)
         try:
             while done < len(view):
-                got = os.preadv(fd, [view[done : done + _PREAD_LIMIT]], offset + done)
+                got = os.preadv(fd, [view[done : done + 2**30]], offset + done)  # Linux moves less than 2 GiB a call
                 if got == 0:
                     raise ValueError(
                         f"{self.path} ends after {offset + done} bytes although its header promises more: the file is "
@@ -112,70 +117,27 @@ class MemoryTensor(LazyTensor):
     """A tensor in memory (a fresh projector, new token rows)."""
 
     def __init__(self, tensor: torch.Tensor):
-        self._flat = tensor.detach().cpu().contiguous().view(-1)
-        self.dtype, self.shape = tensor.dtype, tuple(tensor.shape)
-
-    def read_flat(self, start: int, stop: int) -> torch.Tensor:
-        return self._flat[start:stop].clone()
-
-
-class _Window(LazyTensor):
-    def __init__(self, source: LazyTensor, offset: int, shape: tuple[int, ...]):
-        if isinstance(source, _Window):  # keep chains flat
-            source, offset = source._source, source._offset + offset
-        self._source, self._offset = source, offset
-        self.dtype, self.shape = source.dtype, shape
-
-    def read_flat(self, start: int, stop: int) -> torch.Tensor:
-        return self._source.read_flat(self._offset + start, self._offset + stop)
+        held = tensor.detach().cpu().contiguous()
+        rows = held if held.dim() else held.view(1)
+        super().__init__(tensor.dtype, tensor.shape, lambda start, stop: rows[start:stop].clone())
 
 
 class Joined(LazyTensor):
-    """Several tensors of one dtype, read one after the other as one.
+    """Tensors of one dtype and width, joined along dimension 0."""
 
-    Args:
-        parts: the pieces in order.
-        shape: of the whole; may hold fewer elements than the parts together (DeepSpeed pads the last partition).
-    """
+    def __init__(self, parts: Sequence[LazyTensor]):
+        assert len({(part.dtype, part.shape[1:]) for part in parts}) == 1, parts
+        super().__init__(parts[0].dtype, (sum(part.shape[0] for part in parts), *parts[0].shape[1:]), self._read_parts)
+        self._parts = list(parts)
 
-    def __init__(self, parts: Sequence[LazyTensor], shape: Sequence[int]):
-        assert parts, "a joined tensor needs parts"
-        assert len({p.dtype for p in parts}) == 1, [p.dtype for p in parts]
-        self._parts, self.dtype, self.shape = list(parts), parts[0].dtype, tuple(shape)
-        self._starts = [0]
-        for part in parts:
-            self._starts.append(self._starts[-1] + part.numel)
-        assert self._starts[-1] >= self.numel, (self._starts[-1], self.shape)
-
-    def read_flat(self, start: int, stop: int) -> torch.Tensor:
-        pieces = [part.read_flat(a, b) for part, a, b in self._pieces(start, stop)]
-        return pieces[0] if len(pieces) == 1 else torch.cat([torch.empty(0, dtype=self.dtype), *pieces])
-
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[LazyTensor, int, int]]:
-        for part, first in zip(self._parts, self._starts[:-1], strict=True):
-            a, b = max(start, first), min(stop, first + part.numel)
+    def _read_parts(self, start: int, stop: int) -> torch.Tensor:
+        pieces, first = [torch.empty(0, *self.shape[1:], dtype=self.dtype)], 0
+        for part in self._parts:
+            a, b = max(start - first, 0), min(stop - first, part.shape[0])
             if a < b:
-                yield part, a - first, b - first
-
-
-class Computed(LazyTensor):
-    """A tensor computed in blocks of rows as it is read (a merged adapter).
-
-    Args:
-        make_rows: ``make_rows(start, stop)`` returns rows ``[start, stop)`` along dimension 0.
-        dtype: of what ``make_rows`` returns.
-        shape: of the whole.
-    """
-
-    def __init__(self, make_rows, dtype: torch.dtype, shape: Sequence[int]):
-        self._make_rows, self.dtype, self.shape = make_rows, dtype, tuple(shape)
-
-    def read_flat(self, start: int, stop: int) -> torch.Tensor:
-        width = math.prod(self.shape[1:])
-        first, last = start // width, -(-stop // width)
-        rows = self._make_rows(first, last)
-        assert rows.dtype == self.dtype, (rows.dtype, self.dtype)
-        return rows.reshape(-1)[start - first * width : stop - first * width]
+                pieces.append(part.read(a, b))
+            first += part.shape[0]
+        return pieces[1] if len(pieces) == 2 else torch.cat(pieces)
 
 
 class Cast(LazyTensor):
@@ -188,15 +150,15 @@ class Cast(LazyTensor):
     """
 
     def __init__(self, source: LazyTensor, dtype: torch.dtype, finite: bool = False):
-        self._source, self.dtype, self.shape, self._finite = source, dtype, source.shape, finite
+        def make(start: int, stop: int) -> torch.Tensor:
+            block = source.read(start, stop)
+            if finite and block.is_floating_point() and block.numel():
+                # Casting keeps order and NaN, so minimum and maximum speak for the whole block.
+                if not torch.stack(block.aminmax()).to(dtype).isfinite().all():
+                    raise FloatingPointError("holds NaN or infinity")
+            return block.to(dtype)
 
-    def read_flat(self, start: int, stop: int) -> torch.Tensor:
-        block = self._source.read_flat(start, stop)
-        if self._finite and block.is_floating_point() and block.numel():
-            # Casting keeps order and NaN, so minimum and maximum speak for the whole block.
-            if not torch.stack(block.aminmax()).to(self.dtype).isfinite().all():
-                raise FloatingPointError("holds NaN or infinity")
-        return block.to(self.dtype)
+        super().__init__(dtype, source.shape, make)
 
 
 def cast(tensor: LazyTensor, dtype: torch.dtype | None) -> LazyTensor:

@@ -1,4 +1,4 @@
-"""Key mappings between formats, as data: one invertible table per pair of formats.
+"""Names of tensors in two formats as data: one invertible table per pair of formats.
 
 A row names one tensor on the left and one or several on the right. All formats here differ only in names and in how
 whole rows are grouped, never in numbers, so a round trip is bit-exact.
@@ -6,14 +6,14 @@ whole rows are grouped, never in numbers, so a round trip is bit-exact.
 Templates: ``{i}`` a layer index, ``{p}`` ``weight`` or ``bias``, ``{rest}`` anything. Example::
 
     Row("vision_model.encoder.layers.{i}.attn.qkv.{p}",
-        ("vision_tower.encoder.layer.{i}.attention.q_proj.{p}", "...k_proj.{p}", "...v_proj.{p}"), Thirds())
+        ("vision_tower.encoder.layer.{i}.attention.q_proj.{p}", "...k_proj.{p}", "...v_proj.{p}"))
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from .lazy import Joined, LazyTensor
 from .reading import CheckpointError
@@ -21,62 +21,67 @@ from .reading import CheckpointError
 _FIELDS = {"i": r"\d+", "p": r"weight|bias", "rest": r".+"}
 
 
-class Same:
-    """One tensor on either side, unchanged."""
-
-    def split(self, tensor: LazyTensor) -> list[LazyTensor]:
-        """Left to right."""
-        return [tensor]
-
-    def join(self, tensors: Sequence[LazyTensor]) -> LazyTensor:
-        """Right to left."""
-        return tensors[0]
-
-
-@dataclass(frozen=True)
-class Parts(Same):
-    """One tensor on the left, its rows split over several on the right.
-
-    Attributes:
-        sizes: relative shares, such as (1, 1, 1) for equal thirds.
-    """
-
-    sizes: tuple[int, ...]
-
-    def split(self, tensor):
-        unit, remainder = divmod(tensor.shape[0], sum(self.sizes))
-        if remainder:
-            raise CheckpointError(f"{tensor.shape[0]} rows can't be cut in the shares {self.sizes}")
-        starts = [sum(self.sizes[:k]) * unit for k in range(len(self.sizes) + 1)]
-        return [tensor.rows(a, b) for a, b in zip(starts, starts[1:], strict=False)]
-
-    def join(self, tensors):
-        return stack(tensors)
-
-
-def stack(tensors: Sequence[LazyTensor]) -> LazyTensor:
-    """Tensors joined along dimension 0.
-
-    Raises:
-        CheckpointError: they differ in dtype or width.
-    """
-    if len({t.dtype for t in tensors}) != 1 or len({t.shape[1:] for t in tensors}) != 1:
-        raise CheckpointError(f"tensors that belong together differ in dtype or width: {tensors}")
-    return Joined(tensors, (sum(t.shape[0] for t in tensors), *tensors[0].shape[1:]))
-
-
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: a template on the left, one or several on the right, and how rows are regrouped."""
+    """One line of a table, and how the rows of the left tensor are dealt out to those on the right.
+
+    ::
+
+        left    q0 q1 k0 v0 | q2 q3 k1 v1 | ...          sizes (2, 1, 1): 2 query heads per group, a key, a value
+        right   q0 q1 q2 q3 ...    k0 k1 ...    v0 v1 ...
+
+    Attributes:
+        left: template of one name.
+        right: template of one name, or several.
+        sizes: shares of the right tensors in each group; None for equal ones.
+        groups: how many groups there are.
+    """
 
     left: str
     right: str | tuple[str, ...]
-    how: Same = field(default_factory=Same)
+    sizes: tuple[int, ...] | None = None
+    groups: int = 1
 
     @property
     def rights(self) -> tuple[str, ...]:
         """The right side as a tuple."""
         return (self.right,) if isinstance(self.right, str) else self.right
+
+    def _cuts(self, num_rows: int) -> list[tuple[int, int]]:
+        """(index on the right, rows) of the pieces of the left tensor, in its order."""
+        sizes = self.sizes or (1,) * len(self.rights)
+        unit, remainder = divmod(num_rows, self.groups * sum(sizes))
+        if remainder:
+            raise CheckpointError(f"{num_rows} rows can't be cut in {self.groups} groups of the shares {sizes}")
+        return [(k, size * unit) for k, size in enumerate(sizes)] * self.groups
+
+    def split(self, tensor: LazyTensor) -> list[LazyTensor]:
+        """Left to right."""
+        if len(self.rights) == 1:
+            return [tensor]
+        parts, start = [[] for _ in self.rights], 0
+        for k, count in self._cuts(tensor.shape[0]):
+            parts[k].append(tensor.rows(start, start + count))
+            start += count
+        return [Joined(pieces) for pieces in parts]
+
+    def join(self, tensors: Sequence[LazyTensor]) -> LazyTensor:
+        """Right to left.
+
+        Raises:
+            CheckpointError: they differ in dtype or width, or their rows don't fit the shares.
+        """
+        if len(tensors) == 1:
+            return tensors[0]
+        if len({(tensor.dtype, tensor.shape[1:]) for tensor in tensors}) != 1:
+            raise CheckpointError(f"tensors that belong together differ in dtype or width: {tensors}")
+        pieces, starts = [], [0] * len(tensors)
+        for k, count in self._cuts(sum(tensor.shape[0] for tensor in tensors)):
+            if starts[k] + count > tensors[k].shape[0]:
+                raise CheckpointError(f"tensors that belong together don't have the shares {self.sizes}: {tensors}")
+            pieces.append(tensors[k].rows(starts[k], starts[k] + count))
+            starts[k] += count
+        return Joined(pieces)
 
 
 def _compile(template: str) -> re.Pattern:
@@ -115,65 +120,45 @@ class KeyMapping:
                 return own + name.removeprefix(prefix)
         return name
 
-    @staticmethod
-    def _find(name: str, patterns: Sequence[tuple[re.Pattern, Row, int]]) -> tuple[Row, int, dict[str, str]] | None:
-        """Row, index on its right side and template fields of a name; None when no row covers it."""
+    def _find(self, name: str, patterns: Sequence[tuple[re.Pattern, Row, int]]) -> tuple[Row, int, dict[str, str]]:
+        """Row, index on its right side and template fields of a name; ``CheckpointError`` when no row covers it."""
         for pattern, row, k in patterns:
             if match := pattern.fullmatch(name):
                 return row, k, match.groupdict()
-        return None
+        own, other = (self.left, self.right) if patterns is self._lefts else (self.right, self.left)
+        raise CheckpointError(f"{name} is not a tensor of the {own} format, so it can't become {other}")
 
     def to_right(self, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """All tensors under their right names, lazily.
 
         Raises:
-            CheckpointError: a name that no row covers.
+            CheckpointError: a name that no row covers, or rows that can't be dealt out.
         """
         result: dict[str, LazyTensor] = {}
         for name, tensor in tensors.items():
-            found = self._find(name, self._lefts)
-            if found is None:
-                raise CheckpointError(
-                    f"{name} is not a tensor of the {self.left} format, so it can't become {self.right}"
-                )
-            row, _, fields = found
-            try:
-                parts = row.how.split(tensor)
-            except CheckpointError as error:
-                raise CheckpointError(f"{name}: {error}") from None
-            result.update(zip((right.format(**fields) for right in row.rights), parts, strict=True))
+            row, _, fields = self._find(name, self._lefts)
+            result.update(zip((right.format(**fields) for right in row.rights), row.split(tensor), strict=True))
         return result
 
     def to_left(self, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """All tensors under their left names, lazily.
 
         Raises:
-            CheckpointError: a name that no row covers, or a group (q, k, v) of which a member is missing.
+            CheckpointError: a name that no row covers, or a group (q, k, v) that lacks a member or doesn't fit.
         """
         groups: dict[str, tuple[Row, dict[int, LazyTensor]]] = {}
         for name, tensor in tensors.items():
-            found = self._find(self.listed(name), self._rights)
-            if found is None:
-                raise CheckpointError(
-                    f"{name} is not a tensor of the {self.right} format, so it can't become {self.left}"
-                )
-            row, k, fields = found
+            row, k, fields = self._find(self.listed(name), self._rights)
             groups.setdefault(row.left.format(**fields), (row, {}))[1][k] = tensor
-        result = {}
         for left, (row, members) in groups.items():
-            if len(members) != len(row.rights):
-                lacking = [right for k, right in enumerate(row.rights) if k not in members]
+            if lacking := [right for k, right in enumerate(row.rights) if k not in members]:
                 raise CheckpointError(f"{left} can't be put together: {', '.join(lacking)} missing")
-            try:
-                result[left] = row.how.join([members[k] for k in sorted(members)])
-            except CheckpointError as error:
-                raise CheckpointError(f"{left}: {error}") from None
-        return result
+        return {left: row.join([members[k] for k in sorted(members)]) for left, (row, members) in groups.items()}
 
 
 def inside(mapping: KeyMapping) -> KeyMapping:
     """A language model's mapping inside a multimodal model; everything else stays as it is."""
     lm = "language_model."
-    rows = [Row(lm + row.left, tuple(lm + right for right in row.rights), row.how) for row in mapping.rows]
+    rows = [replace(row, left=lm + row.left, right=tuple(lm + right for right in row.rights)) for row in mapping.rows]
     rows += [Row("vision_model.{rest}", "vision_model.{rest}"), Row("mlp1.{rest}", "mlp1.{rest}")]
     return KeyMapping(rows, mapping.left, mapping.right, ours=mapping.ours)

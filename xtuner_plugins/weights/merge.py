@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .lazy import Computed, LazyTensor
+from .lazy import LazyTensor
 from .reading import CheckpointError
 
 ADAPTER_NAME = "default"
@@ -97,8 +97,8 @@ def check_mergeable(config, where: str) -> None:
         )
 
 
-class MergedWeight(LazyTensor):
-    """The merged weight of a linear layer, float32 ``[out, in]``.
+def merged_weight(base: LazyTensor, parts: Mapping[str, LazyTensor], config, layer: str) -> LazyTensor:
+    """The merged weight of a linear layer, lazy, float32 ``[out, in]``.
 
     Args:
         base: weight of the layer, ``[out, in]``.
@@ -110,42 +110,25 @@ class MergedWeight(LazyTensor):
     Raises:
         CheckpointError: no linear layer, or shapes that don't fit the base or the config's rank.
     """
+    _check_shapes(base, parts, config, layer)
+    size, factor = parts.get("lora_magnitude_vector.weight"), scaling(config, layer)
 
-    dtype = torch.float32
+    def make(start: int, stop: int) -> torch.Tensor:
+        rows, b, a = base.read(start, stop), parts["lora_B.weight"].read(start, stop), parts["lora_A.weight"].read()
+        rows = torch.addmm(rows.float(), b.float(), a.float(), alpha=factor)
+        return rows if size is None else rows * (size.read(start, stop).float() / rows.norm(dim=1))[:, None]
 
-    def __init__(self, base: LazyTensor, parts: Mapping[str, LazyTensor], config, layer: str):
-        _check_shapes(base, parts, config, layer)
-        self._base, self._a, self._b, self.shape = base, parts["lora_A.weight"], parts["lora_B.weight"], base.shape
-        self._size, self._scaling = parts.get("lora_magnitude_vector.weight"), scaling(config, layer)
-        self._factor_a: torch.Tensor | None = None
-
-    def read_flat(self, start: int, stop: int) -> torch.Tensor:
-        if self._factor_a is None:  # a few MB
-            self._factor_a = self._a.read().float()
-        width = self.shape[1]
-        first, last = start // width, -(-stop // width)
-        rows = _float_rows(self._base, first, last)
-        rows.addmm_(_float_rows(self._b, first, last), self._factor_a, alpha=self._scaling)
-        if self._size is not None:
-            rows *= (self._size.rows(first, last).read().float() / rows.norm(dim=1))[:, None]
-        return rows.view(-1)[start - first * width : stop - first * width]
+    return LazyTensor(torch.float32, base.shape, make)
 
 
 def merged_bias(base: LazyTensor, parts: Mapping[str, LazyTensor], config, layer: str) -> LazyTensor:
     """The merged bias of a layer trained with ``lora_bias=True``: lazy, float32."""
     added, factor = parts["lora_B.bias"], scaling(config, layer)
 
-    def make_rows(start: int, stop: int) -> torch.Tensor:
-        own, more = (tensor.rows(start, stop).read().float() for tensor in (base, added))
-        return own + factor * more
+    def make(start: int, stop: int) -> torch.Tensor:
+        return base.read(start, stop).float() + factor * added.read(start, stop).float()
 
-    return Computed(make_rows, torch.float32, base.shape)
-
-
-def _float_rows(tensor: LazyTensor, first: int, last: int) -> torch.Tensor:
-    width = tensor.shape[1]
-    block = tensor.read_flat(first * width, last * width)
-    return block.float().view(last - first, width)
+    return LazyTensor(torch.float32, base.shape, make)
 
 
 def scaling(config, layer: str) -> float:
@@ -156,29 +139,23 @@ def scaling(config, layer: str) -> float:
 
 def _check_shapes(base, parts, config, layer) -> None:
     """Checks that adapter, base and config fit each other."""
-    a, b = "lora_A.weight", "lora_B.weight"
+    a, b = (parts.get(name) for name in ("lora_A.weight", "lora_B.weight"))
     if len(base.shape) != 2 or any(name.startswith("lora_embedding") for name in parts):
         raise CheckpointError(
             f"{layer} is no linear layer, and LoRA is merged into those alone; train rows of an embedding with "
             "trainable_token_indices"
         )
-    if a not in parts or b not in parts:
-        raise CheckpointError(f"{layer}: the adapter has only {', '.join(sorted(parts))}; {a} and {b} are needed")
-    rank = _by_pattern(config.rank_pattern, layer, config.r)
-    if parts[a].shape[1] != base.shape[1] or parts[b].shape[0] != base.shape[0]:
+    if a is None or b is None:
+        raise CheckpointError(f"{layer}: the adapter has only {', '.join(sorted(parts))}; lora_A and B are needed")
+    rank, dora = _by_pattern(config.rank_pattern, layer, config.r), "lora_magnitude_vector.weight" in parts
+    if (b.shape[0], a.shape[1]) != base.shape:
         raise CheckpointError(
-            f"{layer}: the adapter ({list(parts[a].shape)}, {list(parts[b].shape)}) doesn't fit the base's "
-            f"{list(base.shape)}: the checkpoint belongs to another base"
+            f"{layer}: the adapter (A {a}, B {b}) doesn't fit the base's {base}: the checkpoint belongs to another base"
         )
-    if parts[a].shape[0] != rank:
+    if a.shape[0] != rank or dora != bool(config.use_dora):
         raise CheckpointError(
-            f"{layer}: the adapter has rank {parts[a].shape[0]}, the config says r={rank}; give the config that the "
-            "checkpoint was trained with"
-        )
-    if ("lora_magnitude_vector.weight" in parts) != bool(config.use_dora):
-        raise CheckpointError(
-            f"{layer}: the adapter holds {'' if not config.use_dora else 'no '}magnitudes of DoRA, the config says "
-            f"use_dora={config.use_dora}; give the config that the checkpoint was trained with"
+            f"{layer}: the adapter has rank {a.shape[0]} and {'' if dora else 'no '}magnitudes of DoRA, the config "
+            f"says r={rank} and use_dora={config.use_dora}; give the config that the checkpoint was trained with"
         )
 
 
@@ -191,22 +168,10 @@ def _by_pattern(patterns: Mapping[str, float], layer: str, default: float) -> fl
     return patterns.get(get_pattern_key(patterns.keys(), layer), default)
 
 
-def fill_adapter(wrapped: nn.Module, parts: Mapping[str, torch.Tensor], layer: str) -> None:
-    """Puts adapter tensors into PEFT's layer, in fp32.
-
-    Args:
-        wrapped: PEFT's layer.
-        parts: by ``lora_A.weight`` and so on.
-        layer: name of the layer, for errors.
-
-    Raises:
-        CheckpointError: a shape that the config doesn't make.
-    """
-    device = wrapped.get_base_layer().weight.device
+def fill_adapter(wrapped: nn.Module, parts: Mapping[str, torch.Tensor]) -> None:
+    """Puts adapter tensors (by ``lora_A.weight`` and so on) into PEFT's layer, in fp32; shapes were checked before."""
     for part, value in parts.items():
         kind, _, leaf = part.partition(".")
-        holder = getattr(wrapped, kind)[ADAPTER_NAME]
-        target = getattr(holder, leaf) if leaf else holder
-        if target.shape != value.shape:
-            raise CheckpointError(f"{layer}.{part} is {list(value.shape)}, the config makes it {list(target.shape)}")
-        target.data = value.float().to(device)
+        target = getattr(wrapped, kind)[ADAPTER_NAME]
+        target = getattr(target, leaf) if leaf else target
+        target.data = value.float().to(wrapped.get_base_layer().weight.device)

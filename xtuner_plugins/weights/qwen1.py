@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .format import LanguageFormat
-from .mapping import KeyMapping, Parts, Row
+from .mapping import KeyMapping, Row
 
 _QWEN, _QWEN2 = "transformer.h.{i}.", "model.layers.{i}."
 
@@ -15,7 +15,7 @@ KEYS = KeyMapping(
         Row("transformer.wte.weight", "model.embed_tokens.weight"),
         Row(_QWEN + "ln_1.weight", _QWEN2 + "input_layernorm.weight"),
         Row(_QWEN + "ln_2.weight", _QWEN2 + "post_attention_layernorm.weight"),
-        Row(_QWEN + "attn.c_attn.{p}", tuple(f"{_QWEN2}self_attn.{n}_proj.{{p}}" for n in "qkv"), Parts((1, 1, 1))),
+        Row(_QWEN + "attn.c_attn.{p}", tuple(f"{_QWEN2}self_attn.{n}_proj.{{p}}" for n in "qkv")),
         Row(_QWEN + "attn.c_proj.weight", _QWEN2 + "self_attn.o_proj.weight"),
         Row(_QWEN + "mlp.w1.weight", _QWEN2 + "mlp.up_proj.weight"),
         Row(_QWEN + "mlp.w2.weight", _QWEN2 + "mlp.gate_proj.weight"),

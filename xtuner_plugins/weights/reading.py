@@ -16,49 +16,34 @@ neither imported nor called. A file that names any other class is refused.
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from .errors import CheckpointError
 from .lazy import FileTensor, LazyTensor, MemoryTensor
 
-_MAX_HEADER = 100 * 2**20  # the limit of the safetensors library itself
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
 }
-DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 # Packages whose objects sit beside the tensors of a training checkpoint. Nothing of them is imported here.
 _STAND_IN_PACKAGES = (
-    "mmengine",
-    "numpy",
-    "deepspeed",
-    "xtuner",
-    "xtuner_plugins",
-    "torch",
-    "transformers",
-    "peft",
-    "collections",
-    "pathlib",
-    "datetime",
-    "argparse",
-    "addict",
-    "enum",
-)
+    "mmengine numpy deepspeed xtuner xtuner_plugins torch transformers peft collections pathlib datetime argparse "
+    "addict enum"
+).split()
 _STAND_IN_BUILTINS = {"builtins." + n for n in ("set", "frozenset", "slice", "complex", "range", "getattr", "object")}
 
 
@@ -68,10 +53,9 @@ class Checkpoint:
 
     Attributes:
         path: as given.
-        kind: ``mmengine``, ``deepspeed``, ``peft`` or ``weights``.
+        kind: ``mmengine``, ``deepspeed``, ``adapter`` or ``weights``.
         tensors: name to lazy tensor, names as stored.
         files: the files that hold it, for hashing.
-        details: kind-specific facts (``zero_stage``, ``world_size``; ``adapter_config`` for PEFT).
         preprocessing: what `xtuner_plugins.weights.preprocessing` locked into it; None if it holds no such thing.
         record: of the run that wrote it, see ``record.py``; None if it holds none.
     """
@@ -80,28 +64,20 @@ class Checkpoint:
     kind: str
     tensors: dict[str, LazyTensor]
     files: list[Path]
-    details: dict = field(default_factory=dict)
     preprocessing: dict | None = None
     record: dict | None = None
 
 
 class _StandIn:
-    """Replaces an object that isn't a tensor; keeps the arguments of its constructor, ignores its state."""
+    """Replaces an object that isn't a tensor; keeps the arguments of its constructor, ignores its state and items."""
 
     def __init__(self, *args, **kwargs):
         self.args = args
 
-    def __setstate__(self, state):
+    def _ignore(self, *args):
         pass
 
-    def __setitem__(self, key, value):
-        pass
-
-    def append(self, item):
-        pass
-
-    def extend(self, items):
-        pass
+    __setstate__ = __setitem__ = append = extend = _ignore
 
 
 def read_json(path: str | Path, missing: dict | None = None) -> dict:
@@ -131,54 +107,26 @@ def read_json(path: str | Path, missing: dict | None = None) -> dict:
 
 
 def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
-    """The tensors of one safetensors file, its header checked against the file's size.
+    """The tensors of one safetensors file, whose header the library has checked against the file's size.
 
     Raises:
-        CheckpointError: not a safetensors file, cut off, or offsets that don't fit the shapes.
+        CheckpointError: not a safetensors file, cut off, or tensors that overlap or don't fit their shapes.
     """
-    path = Path(path)
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            head = file.read(8)
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else _MAX_HEADER + 1
-            if length > min(_MAX_HEADER, size - 8):
-                raise CheckpointError(f"{path} is not a safetensors file (no valid header); copy or download it again")
-            header = json.loads(file.read(length))
+        with safe_open(path, "pt"), open(path, "rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(start - 8))
+        header.pop("__metadata__", None)
+        return {
+            name: FileTensor(path, start + entry["data_offsets"][0], _DTYPES[entry["dtype"]], entry["shape"])
+            for name, entry in header.items()
+        }
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
-    except CheckpointError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file: {error}") from None
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: its header is a JSON {type(header).__name__}, expected an object")
-    tensors: dict[str, LazyTensor] = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            dtype, shape = _DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
-            begin, end = (int(n) for n in entry["data_offsets"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{path}: entry of tensor {name} is malformed or of an unknown dtype ({error})"
-            ) from None
-        tensor = FileTensor(path, 8 + length + begin, dtype, shape)
-        if min(shape, default=0) < 0 or begin < 0 or end - begin != tensor.nbytes:
-            raise CheckpointError(
-                f"{path}: offsets {begin}..{end} of tensor {name} don't fit {entry['dtype']} {list(shape)}"
-            )
-        if 8 + length + end > size:
-            raise CheckpointError(
-                f"{path} is cut off: tensor {name} ends at byte {8 + length + end}, the file at {size}; "
-                "copy or download it again"
-            )
-        tensors[name] = tensor
-    placed = sorted((t for t in tensors.values() if t.nbytes), key=lambda t: t.offset)
-    if any(a.offset + a.nbytes > b.offset for a, b in zip(placed, placed[1:], strict=False)):
-        raise CheckpointError(f"{path}: tensors overlap; copy or download it again")
-    return tensors
+    except KeyError as error:
+        raise CheckpointError(f"{path} holds numbers of the type {error}, which no model here has") from None
+    except (OSError, SafetensorError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
 
 
 def load_pickle(path: str | Path):
@@ -222,9 +170,10 @@ def _lazy(value, path: Path):
         if value.is_contiguous():
             return FileTensor(path, start, value.dtype, value.shape)
         # saved as a transposed or sliced view: read now, with its whole span
-        span = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True)) if value.numel() else 0
-        flat = FileTensor(path, start, value.dtype, (span,)).read()
-        return MemoryTensor(torch.as_strided(flat, value.shape, value.stride()))
+        span = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True))
+        return MemoryTensor(
+            FileTensor(path, start, value.dtype, (span,)).read().as_strided(value.shape, value.stride())
+        )
     if isinstance(value, Mapping):
         return {k: _lazy(v, path) for k, v in value.items()}
     if isinstance(value, torch.Size):
@@ -232,18 +181,6 @@ def _lazy(value, path: Path):
     if isinstance(value, (list, tuple)):
         return [_lazy(v, path) for v in value]
     return value
-
-
-def shard_paths(index_path: Path) -> dict[str, Path]:
-    """Tensor name to shard file of an index; a file outside the index's folder is refused."""
-    weight_map = read_json(index_path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index_path} has no weight_map")
-    for name, file in weight_map.items():
-        parts = PurePosixPath(file).parts if isinstance(file, str) else ()
-        if not parts or ".." in parts or PurePosixPath(file).is_absolute() or "\\" in file:
-            raise CheckpointError(f"{index_path}: tensor {name} points to {file!r}, outside its own folder: refused")
-    return {name: index_path.parent / file for name, file in weight_map.items()}
 
 
 def open_weights(directory: str | Path) -> dict[str, LazyTensor]:
@@ -255,37 +192,53 @@ def open_weights(directory: str | Path) -> dict[str, LazyTensor]:
     directory = Path(directory)
     if not directory.is_dir():
         raise CheckpointError(f"model directory {directory} does not exist")
-    files = weight_files(directory)
-    if not files:
+    index, *shards = weight_files(directory) or (None,)
+    if index is None:
         raise CheckpointError(
             f"{directory} has no model.safetensors(.index.json) nor pytorch_model.bin(.index.json); "
             f"it holds: {listing(directory)}"
         )
-    opener = open_safetensors if files[0].name.startswith("model.safetensors") else open_torch
-    return _open_shards(files[0], opener) if files[0].suffix == ".json" else opener(files[0])
+    opener = open_safetensors if index.name.startswith("model.safetensors") else open_torch
+    if not shards:
+        return opener(index)
+    missing = [path.name for path in shards if not path.is_file()]
+    if missing:
+        raise CheckpointError(f"{directory} lacks {', '.join(missing)}, which {index.name} names; download the rest")
+    held = {(name, path): tensor for path in shards for name, tensor in opener(path).items()}
+    where = shard_paths(index)
+    if wrong := sorted(held.keys() ^ set(where.items())):
+        name, path = wrong[0]
+        raise CheckpointError(
+            f"{index} and the shards disagree about {len(wrong)} tensors, such as {name} in {path.name}"
+        )
+    return {name: held[name, path] for name, path in where.items()}
+
+
+def shard_paths(index: Path) -> dict[str, Path]:
+    """Tensor name to shard file of an index; a file outside the index's folder is refused."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or file in ("", ".", "..") or Path(file).name != file:
+            raise CheckpointError(f"{index}: tensor {name} points to {file!r}, outside its own folder: refused")
+    return {name: index.parent / file for name, file in weight_map.items()}
+
+
+def weight_files(directory: str | Path) -> list[Path]:
+    """The files that ``open_weights`` reads, index first."""
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        index = Path(directory, f"{stem}.index.json")
+        if index.is_file():
+            return [index, *sorted(set(shard_paths(index).values()))]
+        if (index.parent / stem).is_file():
+            return [index.parent / stem]
+    return []
 
 
 def listing(directory: Path) -> str:
     """The first names in a directory, for messages."""
     return ", ".join(sorted(path.name for path in directory.iterdir())[:8]) or "nothing"
-
-
-def _open_shards(index: Path, opener) -> dict[str, LazyTensor]:
-    where = shard_paths(index)
-    missing = sorted({p.name for p in where.values() if not p.is_file()})
-    if missing:
-        raise CheckpointError(
-            f"{index.parent} lacks the shard{'s' * (len(missing) > 1)} {', '.join(missing)} "
-            "that its index names; download the rest"
-        )
-    shards = {path: opener(path) for path in sorted(set(where.values()))}
-    for name, path in where.items():
-        if name not in shards[path]:
-            raise CheckpointError(f"{index} says that {name} is in {path.name}, but it isn't there")
-    stray = sorted(n for path, held in shards.items() for n in held if where.get(n) != path)
-    if stray:
-        raise CheckpointError(f"{index} doesn't list {stray[0]} ({len(stray)} such tensors): index and shards disagree")
-    return {name: shards[path][name] for name, path in where.items()}
 
 
 def open_torch(path: Path) -> dict[str, LazyTensor]:
@@ -301,23 +254,8 @@ def state_dict(content, path: Path) -> dict[str, LazyTensor]:
     """The state dict in an object from ``load_pickle``; errors as for ``open_torch``."""
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"{path} holds no state dict")
-    wrong = [str(k) for k, v in content.items() if not isinstance(v, LazyTensor)]
-    if wrong:
-        raise CheckpointError(
-            f"{path}: {wrong[0]} is not a tensor ({len(wrong)} such entries), so this is no state dict"
-        )
+    wrong = [str(k) for k, v in content.items() if not isinstance(v, LazyTensor)] if isinstance(content, dict) else []
+    if not isinstance(content, dict) or not content or wrong:
+        found = f": {wrong[0]} is not a tensor ({len(wrong)} such entries)" if wrong else ""
+        raise CheckpointError(f"{path} holds no state dict{found}")
     return content
-
-
-def weight_files(directory: str | Path) -> list[Path]:
-    """The files that ``open_weights`` reads, index first."""
-    directory = Path(directory)
-    for stem in ("model.safetensors", "pytorch_model.bin"):
-        index = directory / f"{stem}.index.json"
-        if index.is_file():
-            return [index, *sorted(set(shard_paths(index).values()))]
-        if (directory / stem).is_file():
-            return [directory / stem]
-    return []

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from .lazy import Computed, LazyTensor
+from .lazy import LazyTensor
 from .merge import ADAPTER_NAME
 from .reading import CheckpointError
 
@@ -87,11 +87,11 @@ def laid(base: LazyTensor, rows: LazyTensor, indices: list[int], name: str) -> L
         )
     dtype = torch.promote_types(base.dtype, rows.dtype)
 
-    def make_rows(start: int, stop: int) -> torch.Tensor:
-        block = torch.empty(stop - start, *base.shape[1:], dtype=dtype).copy_(base.rows(start, stop).read())
+    def make(start: int, stop: int) -> torch.Tensor:
+        block = base.read(start, stop).to(dtype)
         for n, index in enumerate(indices):
             if start <= index < stop:
-                block[index - start] = rows.rows(n, n + 1).read()[0]
+                block[index - start] = rows.read(n, n + 1)[0]
         return block
 
-    return Computed(make_rows, dtype, base.shape)
+    return LazyTensor(dtype, base.shape, make)

@@ -123,7 +123,7 @@ def write_single(
         for name, tensor in ordered:
             for start, stop in tensor.spans():
                 try:
-                    block = tensor.read_flat(start, stop).view(torch.uint8)
+                    block = tensor.read(start, stop).contiguous().view(-1).view(torch.uint8)
                 except FloatingPointError as error:
                     raise FloatingPointError(f"{name} {error}") from None
                 file.write(memoryview(block.numpy()))

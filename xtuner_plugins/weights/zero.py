@@ -83,9 +83,8 @@ def read_shards(path: Path) -> Shards:
             f"{path} was saved with tensor parallelism (mp_rank > 0), which this project doesn't train with"
         )
     states = [load_pickle(f) for f in model_files]
-    for file, state in zip(model_files, states, strict=True):
-        if not isinstance(state, dict) or "module" not in state:
-            raise CheckpointError(f"{file} is not a DeepSpeed model state")
+    if not all(isinstance(state, dict) and "module" in state for state in states):
+        raise CheckpointError(f"{path}: *_model_states.pt are no DeepSpeed model states")
     whole = Shards(path, model_files + optim_files, states, [], 0, 1, [])
     if not optim_files:
         if any(f.name.startswith("zero_pp_rank") for f in model_files):
@@ -103,16 +102,13 @@ def read_shards(path: Path) -> Shards:
         return whole
     world_size = optims[0].get("partition_count")
     world_size = max(world_size) if isinstance(world_size, list) else world_size
-    held = {"optim": len(optims), **({"model": len(states)} if stage == 3 else {})}
-    for kind, number in held.items():
+    for kind, number in (("optim", len(optims)), ("model", len(states) if stage == 3 else world_size)):
         if number != world_size:
             raise CheckpointError(
                 f"{path} was saved by {world_size} ranks but holds {number} *_{kind}_states.pt; "
                 "copy the files of every node into one folder"
             )
-    groups = states[0].get("param_shapes")
-    if groups is None:
-        raise CheckpointError(f"{model_files[0]} has no param_shapes: saved by a DeepSpeed too old to be read")
+    groups = states[0]["param_shapes"]
     groups = [groups] if isinstance(groups, dict) else groups
     return replace(whole, optims=optims, stage=stage, world_size=world_size, groups=groups)
 
@@ -126,9 +122,8 @@ def open_deepspeed(path: Path) -> Checkpoint:
     shards = read_shards(path)
     states, stage = shards.models, shards.stage
     module = {k: v for k, v in (states[0]["module"] or {}).items() if isinstance(v, LazyTensor)}
-    details = {"zero_stage": stage, "world_size": shards.world_size}
     said = (states[0].get(key) for key in (preprocessing.KEY, record.KEY))
-    opened = Checkpoint(path, "deepspeed", module, shards.files, details, *said)
+    opened = Checkpoint(path, "deepspeed", module, shards.files, *said)
     if not shards.optims:
         return opened
     tensors = dict(module) if stage <= 2 else {}
@@ -184,13 +179,12 @@ def _by_rank(files) -> list[Path]:
 
 
 def _frozen(states: list[dict], path: Path, stage: int) -> dict[str, LazyTensor]:
-    shapes = states[0].get("frozen_param_shapes") or {}
     result = {}
-    for name, shape in shapes.items():
+    for name, shape in (states[0].get("frozen_param_shapes") or {}).items():
         parts = [(s.get("frozen_param_fragments") or {}).get(name) for s in (states if stage == 3 else states[:1])]
-        if any(p is None for p in parts):
+        if None in parts:
             raise CheckpointError(f"{path}: the frozen parameter {name} is listed but its numbers are missing")
-        result[name] = _join(parts, shape, name, path)
+        result[name] = _whole([part.reshape((part.numel,)) for part in parts], shape, name, path)
     return result
 
 
@@ -198,41 +192,39 @@ def _stage_1_2(flat: list[list[LazyTensor]], groups: list[dict], path: Path) -> 
     """Args: ``flat[rank][group]`` a 1-D partition; ``groups[group]`` name to shape in the order of the vector."""
     result = {}
     for index, shapes in enumerate(groups):
-        parts = [rank[index] for rank in flat]
-        vector = Joined(parts, (sum(p.numel for p in parts),))
-        offset = 0
+        vector, offset = Joined([rank[index] for rank in flat]), 0
         for name, shape in shapes.items():
-            count = math.prod(shape)
-            if offset + count > vector.numel:
-                raise CheckpointError(f"{path}: group {index} ends before {name}; files of different saves are mixed")
-            result[name] = vector.rows(offset, offset + count).reshape(shape)
-            offset += count
-        if vector.numel - offset >= 2 * len(flat):  # aligned to two elements per rank
-            raise CheckpointError(
-                f"{path}: group {index} holds {vector.numel} numbers, its parameters only {offset}; "
-                "files of different saves are mixed"
-            )
+            result[name] = _whole([_piece(vector, offset, math.prod(shape), name, path)], shape, name, path)
+            offset += math.prod(shape)
+        _check_end(vector, offset, 2 * len(flat) - 1, path)  # aligned to two elements per rank
     return result
 
 
 def _stage_3(flat: list[list[LazyTensor]], groups: list[dict], path: Path) -> dict[str, LazyTensor]:
-    ranks = [Joined(parts, (sum(p.numel for p in parts),)) for parts in flat]
-    result, offset = {}, 0
+    ranks, result, offset = [Joined(parts) for parts in flat], {}, 0
     for name, shape in ((n, s) for group in groups for n, s in group.items()):
         share = -(-math.prod(shape) // len(ranks))
-        if any(offset + share > r.numel for r in ranks):
-            raise CheckpointError(f"{path}: the partitions end before {name}; files of different saves are mixed")
-        result[name] = _join([r.rows(offset, offset + share) for r in ranks], shape, name, path)
+        result[name] = _whole([_piece(rank, offset, share, name, path) for rank in ranks], shape, name, path)
         offset += share
-    if any(r.numel != offset for r in ranks):
-        raise CheckpointError(
-            f"{path}: the partitions hold {ranks[0].numel} numbers per rank, the parameters {offset}; "
-            "files of different saves are mixed"
-        )
+    for rank in ranks:
+        _check_end(rank, offset, 0, path)
     return result
 
 
-def _join(parts: Sequence[LazyTensor], shape: Sequence[int], name: str, path: Path) -> LazyTensor:
-    if sum(p.numel for p in parts) < math.prod(shape):
-        raise CheckpointError(f"{path}: the pieces of {name} hold fewer numbers than its shape {list(shape)}")
-    return Joined(parts, shape)
+def _piece(vector: LazyTensor, start: int, count: int, name: str, path: Path) -> LazyTensor:
+    if start + count > vector.numel:
+        raise CheckpointError(f"{path}: the numbers end before {name}; files of different saves are mixed")
+    return vector.rows(start, start + count)
+
+
+def _check_end(vector: LazyTensor, used: int, padding: int, path: Path) -> None:
+    if vector.numel - used > padding:
+        raise CheckpointError(
+            f"{path}: {vector.numel} numbers are there, the parameters have {used}; files of different saves are mixed"
+        )
+
+
+def _whole(parts: list[LazyTensor], shape: Sequence[int], name: str, path: Path) -> LazyTensor:
+    """A parameter from its flat pieces, the last of which may end in padding."""
+    joined, count = Joined(parts), math.prod(shape)
+    return _piece(joined, 0, count, name, path).reshape(shape)

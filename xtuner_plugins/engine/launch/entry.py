@@ -107,7 +107,7 @@ def _read_again(cfg: Config, args: argparse.Namespace) -> None:
 
 def _give_deepspeed_the_dtype(module: types.ModuleType, cfg: Config) -> None:
     """Extends XTuner's filling in of ``"auto"`` dtypes, which takes bfloat16 even where that is emulated."""
-    from ...models.vlm import resolve_dtype
+    from ...dtypes import resolve_dtype
     from ..run.loss_scaling import settle_deepspeed_dtype
 
     fill_in, dtype = module.auto_dtype_of_deepspeed_config, resolve_dtype(cfg.model.get("dtype", "auto"))

@@ -111,7 +111,7 @@ def check_same_run(cfg: Any, path: str, *, num_ranks: int, deepspeed: bool) -> l
         CheckpointError: As `record.require_same_run`.
     """
     from ...datasets.images.resize_rules import resize_facts
-    from ...models.vlm import resolve_dtype
+    from ...dtypes import resolve_dtype
 
     then, hooks = read_checkpoint(path)["record"], cfg.get("custom_hooks") or []
     if then is None and not any(record.plain(hook).get("type") == "StateHook" for hook in hooks):

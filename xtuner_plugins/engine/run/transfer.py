@@ -191,7 +191,7 @@ def _copy(source: LazyTensor, start: int, count: int, target: torch.Tensor) -> N
     stop = min(start + count, source.numel)
     target.zero_()
     if stop > start:
-        target[: stop - start].copy_(source.read_flat(start, stop))
+        target[: stop - start].copy_(source.reshape((source.numel,)).read(start, stop))
 
 
 def _flat_vectors(zero: Any) -> list[torch.Tensor]:

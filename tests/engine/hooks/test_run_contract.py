@@ -59,6 +59,7 @@ CONTRACT = {
     "parts": [{"part": "llm", "trainable": 193856, "frozen": 0, "held_in": "float32"}],
     "optimizer": {"name": "AdamW", "groups": [{"parameters": 193856, "lr": 1e-3, "weight_decay": 0.05}]},
     "strategy": "DDP on 8 ranks",
+    "computes_in": "bfloat16 on cuda (auto)",
     "data": {
         "summary": "data: 60 of 60 samples will train",
         "files": [OCR, {"name": "caption", "samples": 10, **UNSEEN, "seen": 0, "is_measured": False}],
@@ -76,6 +77,7 @@ def test_the_table():
         "  optimizer: AdamW",
         "  optimizer group 0: 193,856 parameters, lr 0.001, weight decay 0.05",
         "  strategy: DDP on 8 ranks",
+        "  computes in: bfloat16 on cuda (auto)",
         "  data        samples    tokens  supervised   tiles  (mean of a sample)",
         "  ocr              50       812          64     3.2",
         "  caption          10  seen: 0, lengths aren't measured",
@@ -125,4 +127,4 @@ def test_the_file_holds_what_the_table_shows(plain):
     run = contract["run"]
     assert (run["steps"], run["done"], run["ranks"], run["batch_size"], run["seed"]) == (4, 0, 1, 4, 7)
     assert run["tokens"] == round(16 * file["tokens"])  # one epoch
-    assert contract["strategy"] == "one process"
+    assert contract["strategy"] == "one process" and contract["computes_in"] == "float32 on cpu"

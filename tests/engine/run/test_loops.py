@@ -1,5 +1,6 @@
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.runner import FlexibleRunner
@@ -15,7 +16,7 @@ class Numbers(Dataset):
     """Samples that are their own index, and remember that they were opened."""
 
     def __init__(self, size=10):
-        self.size, self.opened = size, []
+        self.size, self.opened, self.sources = size, [], []
 
     def __len__(self):
         return self.size
@@ -23,6 +24,12 @@ class Numbers(Dataset):
     def __getitem__(self, index):
         self.opened.append(index)
         return index
+
+    def layout(self):
+        return np.ones((3, self.size), int)
+
+    def usable(self, fates):
+        return np.arange(self.size)
 
 
 def make(batch_size=2, rank=0, ranks=1, size=10, micro_batches=1, seed=3):

@@ -136,8 +136,7 @@ def refused(run, words, capsys, says):
 
 
 KEYS_REFUSED = {
-    "train_dataloader.dataset.tile_sharing=each": "dataset.tile_sharing was 'equal' and is 'each'",
-    "train_dataloader.dataset.seed=5": "dataset.seed was 0 and is 5",
+    "train_dataloader.dataset.num_frames=4": "dataset.num_frames was 8 and is 4",
     "optim_wrapper.paramwise_cfg.decay_norms_and_biases=True": "decay_norms_and_biases was False and is True",
     "optim_wrapper.optimizer.type=AdamW8bit": "optim_wrapper.optimizer.type was 'build_adamw' and is 'AdamW8bit'",
 }

@@ -9,9 +9,8 @@ from mmengine.dist import all_reduce, barrier, get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from ...datasets import MultimodalDataset
-from ...datasets.bad_samples import FILLER
 from ...datasets.ledger import Ledger
+from ...datasets.left_out import FILLER
 from ..run.loops import PlanIterator, planned_loop
 
 
@@ -21,8 +20,7 @@ class LedgerHook(Hook):
 
     Raises:
         ValueError: The run has another loop than `PlannedTrainLoop`.
-        TooManyBadSamples: An epoch has more unusable samples, over all ranks that share the work directory, than the
-            dataset's ``max_bad_samples``.
+        TooManyBadSamples: Too many samples of an epoch can't be used.
     """
 
     priority = "VERY_HIGH"
@@ -33,10 +31,8 @@ class LedgerHook(Hook):
 
     def before_train(self, runner) -> None:
         """Starts or continues the file, and enters what the first epoch's plan leaves out."""
-        iterator, dataset = planned_loop(runner).dataloader_iterator, runner.train_dataloader.dataset
+        iterator = planned_loop(runner).dataloader_iterator
         self.ledger = Ledger(Path(runner.work_dir) / "ledger.jsonl")
-        if isinstance(dataset, MultimodalDataset):
-            self.ledger.max_bad_samples = dataset.max_bad_samples
         self._epoch = iterator.epoch
         if get_rank() == 0:
             self.ledger.begin(self._epoch, iterator.plan.taken(self._epoch, iterator.position()["position"]))

@@ -111,7 +111,7 @@ def _read_again(cfg: Config, args: argparse.Namespace) -> None:
 
 def _give_deepspeed_the_dtype(module: types.ModuleType, cfg: Config) -> None:
     """Replaces XTuner's filling in of ``"auto"`` dtypes, which looks at the device alone."""
-    from ...models.vlm import resolve_dtype
+    from ...dtypes import resolve_dtype
     from ..run.loss_scaling import settle_deepspeed_dtype
 
     dtype = resolve_dtype(cfg.model.get("dtype", "auto"))

@@ -100,7 +100,7 @@ def check_same_run(cfg: Any, args: Any, *, num_ranks: int) -> list[str]:
         CheckpointError: As `record.require_same_run`.
     """
     from ...datasets.images.resize_rules import resize_facts
-    from ...models.vlm import resolve_dtype
+    from ...dtypes import resolve_dtype
 
     path, deepspeed = args.resume, bool(args.deepspeed)
     then, hooks = read_checkpoint(path)["record"], cfg.get("custom_hooks") or []

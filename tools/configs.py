@@ -2,15 +2,17 @@
 
     python tools/configs.py [--family toy] [--stage finetune]                 what each trains, and what it needs
     python tools/configs.py finetune_lora [--set lr=5e-5]                     its settings, and all that they become
-    python tools/configs.py finetune_lora --write my_run.py --base models/base --data a.jsonl --images images
+    python tools/configs.py finetune_lora --write my_run.py --base models/base --data a.jsonl --images images --gpu 4090
     python tools/configs.py --from-xtuner internvl_v2_internlm2_5_8b_lora_finetune --write my_run.py
 
---write makes a config that takes in the named one and says what differs. --from-xtuner does it with an InternVL config
-of XTuner 0.2.0 (a path, or a name as `xtuner train` takes it): same data, settings and schedule.
+--write makes a config that takes in the named one and says what differs. With --gpu it also plans the run for one GPU:
+tiles, length, batch, optimizer, workers, epochs and intervals; where nothing fits, the exit status is 2. --from-xtuner
+writes an InternVL config of XTuner 0.2.0 (a path, or a name as `xtuner train` takes it): same data, settings, schedule.
 """
 
 import argparse
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -32,7 +34,8 @@ from xtuner_plugins.settings import (  # noqa: E402
 )
 
 LABELS = ("trains", "data", "hardware", "launch")
-OF_WRITING = ("base", "data", "images", "val", "val_images")
+OF_WRITING = ("base", "data", "images", "val", "val_images", "gpu")
+PARTS = {"visual_encoder": "vision encoder", "projector": "projector", "llm": "LLM"}
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -55,6 +58,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--val", **several, metavar="FILE", help="with --write: annotation files to validate on")
     parser.add_argument(
         "--val-images", **several, metavar="DIR", help="their image folders (default: that of --images)"
+    )
+    parser.add_argument(
+        "--gpu", metavar="GPU", help="with --write: plan for one; a card's name, 24GB, or auto: this one"
     )
     parser.add_argument("--from-xtuner", metavar="CONFIG", help="the config of XTuner's to take over")
     parser.add_argument("--force", action="store_true", help="with --write: replace an existing file")
@@ -152,11 +158,45 @@ def write_config(args: argparse.Namespace) -> None:
         **{key: theirs[key] for key in ("trains", "frozen")},
         "starts from": base,
         "data": f"{', '.join(data)}; images in {', '.join(images)}",
-        "launch": launch,
     }
+    if args.gpu:
+        launch = re.sub(r"NPROC_PER_NODE=\d+ | --deepspeed \S+", "", launch)
+        changes, told = plan_for_gpu(parent, changes, args.gpu)
+        labels |= told
+    labels["launch"] = launch
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(derive(parent, labels, changes), encoding="utf-8")
     print(f"wrote {out}; start it with\n{launch}")
+
+
+def plan_for_gpu(parent: str, changes: dict, name: str) -> tuple[dict, dict[str, str]]:
+    """The keys of a run on one GPU, and the labels that describe this run and base; prints what to expect."""
+    from xtuner_plugins.cli.from_xtuner import Code
+    from xtuner_plugins.planning.choose import choose
+    from xtuner_plugins.planning.hardware import find_gpu
+    from xtuner_plugins.planning.report import sentence
+
+    gpu = find_gpu(name)
+    run = choose(parent, changes, gpu)
+    job, changes, hardware = run.plan.job, dict(run.changes), sentence(run.memory, run.plan, gpu)
+    batch, counts = (SETTINGS[each].key for each in ("batch_size", "accumulative_counts"))
+    unit = "packs" if SETTINGS["pack_tokens"].key in changes else "samples"
+    said = f"# x {changes[counts]} accumulation x 1 GPU = {changes[batch] * changes[counts]} {unit} per step"
+    changes[batch] = Code(f"{changes[batch]}  {said}")
+    trains = [words for part, words in PARTS.items() if part in job.whole]
+    trains += [f"LoRA of rank {lora.rank} on the {PARTS[part]}" for part, lora in job.adapters.items()]
+    own = {part: f"the {words}'s own weights" for part, words in PARTS.items() if part in job.adapters}
+    frozen = [own.get(part, words) for part, words in PARTS.items() if part not in job.whole]
+    frozen += ["in 4 bits"] * bool(job.quantized)
+    print(hardware)
+    if gpu.dtype == "float32":
+        print("no GPU was found: on a processor this is a trial (max_steps=20); --gpu 4090 plans for another machine")
+    return changes, {
+        "title": f"{os.path.basename(run.plan.model)}, {parent}, on one GPU.",
+        "trains": f"{', '.join(trains)}: {job.trained:,} of {job.shape.parameters:,} parameters",
+        "frozen": ", ".join(frozen) or "nothing",
+        "hardware": hardware,
+    }
 
 
 def take_over(args: argparse.Namespace) -> None:

@@ -46,7 +46,7 @@ def test_reports(files, num_workers, plain):
         assert report.tiles.tolist() == [1, 0, 4, 0, 0, 5]
 
 
-def test_the_lengths_of_a_check_are_those_of_a_run(files, tmp_path):
+def test_the_lengths_of_a_check_are_those_of_a_run(files, tmp_path, monkeypatch):
     """A damaged image leaves them as they are: they are measured by headers, check or not."""
     content = (tmp_path / "images/b.png").read_bytes()
     (tmp_path / "images/b.png").write_bytes(content[: len(content) // 2])
@@ -55,7 +55,8 @@ def test_the_lengths_of_a_check_are_those_of_a_run(files, tmp_path):
     (report,) = check_dataset(checked, num_workers=0)
     assert [each.row for each in report.found] == [1, 2, 4, 5] and report.tiles.tolist() == [1] + [0] * 5
     assert MultimodalDataset(**settings).is_measured()
-    other = MultimodalDataset(**settings, cache_dir=str(tmp_path / "other"))
+    monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "other"))
+    other = MultimodalDataset(**settings)
     assert not other.is_measured()
     for ours, theirs in zip(checked.sizes(), other.sizes(num_workers=0), strict=True):
         assert ours.tolist() == theirs.tolist()
@@ -101,8 +102,8 @@ def test_training_leaves_out_what_is_on_the_reject_list(files, tmp_path):
 
 def test_warnings_and_what_never_fits(data_base, write_data, make_image, qa):
     folder = make_image("a.png", 100, 90)
-    records = [qa(image="a.png", width=50, height=50), qa("", ""), qa("Long?", "word " * 50), qa("What?", "It.")]
-    dataset = MultimodalDataset(str(data_base), write_data(records), folder, max_length=60, too_long=())
+    records = [qa(image="a.png", width=50, height=50), qa("", ""), qa("word " * 99), qa("What?", "It.")]
+    dataset = MultimodalDataset(str(data_base), write_data(records), folder, max_length=60)
     (report,) = check_dataset(dataset, num_workers=0)
     found = [(each.row, each.reason, each.is_warning, stops(each)) for each in report.found]
     assert found == [

@@ -40,7 +40,6 @@ def samples(dataset):
 
 
 def test_a_meta_file_is_the_four_settings(data_base, files, tmp_path, monkeypatch):
-    cache = str(tmp_path / "cache")
     meta = files(a={"repeat_time": 2, "max_dynamic_patch": 2}, b={"repeat_time": 0.5})
     written = MultimodalDataset(
         data_base,
@@ -48,12 +47,11 @@ def test_a_meta_file_is_the_four_settings(data_base, files, tmp_path, monkeypatc
         str(tmp_path / "images"),
         [2, 0.5],
         [{"name": "a", "max_tiles": 2}, {"name": "b"}],
-        cache_dir=cache,
     )
-    named = MultimodalDataset(data_base, meta, cache_dir=cache)
+    named = MultimodalDataset(data_base, meta)
     assert len(named) == 10 and samples(named) == samples(written)
     monkeypatch.chdir(tmp_path)  # relative to the working directory, as in the official code
-    assert samples(MultimodalDataset(data_base, ["meta.json"], cache_dir=cache)) == samples(named)
+    assert samples(MultimodalDataset(data_base, ["meta.json"])) == samples(named)
     config = {"train_dataloader": {"dataset": {"base": str(data_base), "data_paths": meta}}}
     described = from_config(config)["datasets"]
     assert [(row["name"], row["max_tiles"]) for row in described] == [("a", 2), ("b", 6)]
@@ -118,7 +116,7 @@ BAD = {
 @pytest.mark.parametrize("own, words", BAD.values(), ids=BAD)
 def test_what_cannot_be_followed_is_refused(data_base, files, own, words, tmp_path):
     with pytest.raises(SettingError, match=words):
-        MultimodalDataset(data_base, files(a=own), cache_dir=str(tmp_path / "cache"))
+        MultimodalDataset(data_base, files(a=own))
 
 
 def test_settings_beside_a_meta_file_and_broken_ones_are_refused(files, tmp_path):

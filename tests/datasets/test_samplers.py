@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xtuner_plugins.datasets import PackBatchSampler, PlanSampler, SettingError
-from xtuner_plugins.datasets.bad_samples import FILLER_INDEX
+from xtuner_plugins.datasets.left_out import FILLER_INDEX
 
 
 def ranks(dataset, number, packed, **options):

@@ -206,9 +206,7 @@ def test_images_of_a_question_share_the_tiles_as_in_training(session, toy_base, 
         record["image"].append(images[-1].name)
     record["conversations"].append({"from": "gpt", "value": "The last."})
     (tmp_path / "data.jsonl").write_text(json.dumps(record))
-    sample = MultimodalDataset(
-        str(toy_base), [str(tmp_path / "data.jsonl")], [str(tmp_path)], cache_dir=str(tmp_path / "cache"), max_tiles=6
-    )[0]
+    sample = MultimodalDataset(str(toy_base), [str(tmp_path / "data.jsonl")], [str(tmp_path)], max_tiles=6)[0]
     shared = ChatSession(session.model, session.tokenizer, max_tiles=6)
     assert torch.equal(torch.cat(shared._load(images, shared.tiling)), sample["tiles"])
     for sharing in ("each", "need"):

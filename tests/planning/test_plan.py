@@ -140,7 +140,7 @@ def toy_settings(toy_base, tmp_path):
     ]
     path = tmp_path / "data.json"
     path.write_text(json.dumps(records))
-    data = {"base": str(toy_base), "data_paths": [str(path)], "max_length": 512, "cache_dir": str(tmp_path / "cache")}
+    data = {"base": str(toy_base), "data_paths": [str(path)], "max_length": 512}
     return {"model": {"base": str(toy_base)}, "train_dataloader": {"batch_size": 2, "dataset": data}}
 
 

@@ -135,7 +135,7 @@ def check_all(datasets: Sequence, args: argparse.Namespace) -> int:
     try:
         checked = [(dataset, _check(dataset, args.workers, number)) for number, dataset in enumerate(datasets)]
     except BrokenExecutor:
-        told = "a worker was killed, most likely for want of memory; try --workers 1, or a lower max_pixels"
+        told = "a worker was killed, most likely for want of memory; try --workers 1"
         print(f"error: {told}", file=sys.stderr)
         return 2
     (dataset, reports), *validation = checked

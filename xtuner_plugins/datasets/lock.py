@@ -36,9 +36,8 @@ def describe(dataset: "MultimodalDataset", image_mean: Sequence[float], image_st
             for source in dataset.sources
         ],
         "token_rules": TOKEN_RULES,
-        "tile_sharing": budget.sharing,
+        "tile_sharing": "equal",
         "max_length": budget.max_length,
-        "too_long": list(budget.steps),
         "num_frames": dataset.num_frames,
         "fast_decoding": dataset.fast_decoding,
         "image_mean": _rounded(image_mean),

@@ -19,9 +19,8 @@ from mmengine.registry import DATA_SAMPLERS
 
 from ..errors import SettingError, check_choice
 from ..files import array_hash, text_hash
-from .bad_samples import FILLER_INDEX
 from .dataset import MultimodalDataset
-from .fates import describe, left_out
+from .left_out import FILLER_INDEX, describe, left_out
 from .plan.lengths import FATES, FITS
 from .plan.packing import Packs, arrange, efficiency, pack_samples
 from .plan.plan import Plan, PlannedIndex

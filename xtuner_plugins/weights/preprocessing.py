@@ -185,10 +185,7 @@ def sharing_note(lock: Mapping) -> str | None:
     most = lock["exported"]["max_tiles"]
     if lock.get("tile_sharing", "equal") != "equal" or most == 1:
         return None
-    return (
-        f"in training several images of a record shared {most} tiles; serving engines give each of them {most}, as "
-        "training with tile_sharing='each' does"
-    )
+    return f"in training several images of a record shared {most} tiles; serving engines give each of them {most}"
 
 
 def exported(lock: Mapping, where: str) -> Choice:

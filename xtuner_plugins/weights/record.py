@@ -46,8 +46,8 @@ WRAPPER = ("optimizer", "paramwise_cfg", "clip_grad")
 # They change memory, speed, or where things lie; or files of data have them of their own, and `data` holds those.
 _NEUTRAL = {
     "model": "base gradient_checkpointing visual_encoder_checkpointing compile_blocks row_multiple",
-    "train_dataloader.dataset": "base data_paths image_folders repeat_times dataset_settings storage_options cache_dir "
-    "reject_list on_bad_sample max_bad_samples template min_tiles max_tiles use_thumbnail jpeg_quality",
+    "train_dataloader.dataset": "base data_paths image_folders repeat_times dataset_settings storage_options "
+    "reject_list on_bad_sample template max_tiles jpeg_quality",
 }
 NEUTRAL = tuple(f"{part}.{name}" for part, names in _NEUTRAL.items() for name in names.split())
 SHOWN = 3  # differences in one line

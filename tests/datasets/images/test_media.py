@@ -114,9 +114,6 @@ def test_bombs_are_refused_before_decoding(tmp_path):
         with pytest.raises(MediaError) as caught:
             action(tmp_path / "a.png")
         assert caught.value.reason == "image_pixels"
-    Image.new("RGB", (100, 100)).save(tmp_path / "b.png")
-    with pytest.raises(MediaError, match="100x100"):
-        load_image(tmp_path / "b.png", max_pixels=9999)
 
 
 @pytest.mark.parametrize(

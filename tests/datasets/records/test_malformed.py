@@ -229,9 +229,7 @@ def zoo(data_base, tmp_path_factory):
     make_zoo(root / "images")
     lines = [line if isinstance(line, bytes) else json.dumps(line).encode() for line, _ in LINES]
     (root / "zoo.jsonl").write_bytes(b"{}\n" + b"\n".join(lines) + b"\n")
-    return MultimodalDataset(
-        data_base, str(root / "zoo.jsonl"), str(root / "images"), max_length=400, cache_dir=str(root / "cache")
-    )
+    return MultimodalDataset(data_base, str(root / "zoo.jsonl"), str(root / "images"), max_length=400)
 
 
 @pytest.mark.parametrize("place", range(len(LINES)), ids=lambda place: f"{LINES[place][1]}-{place}")

@@ -30,7 +30,7 @@ def open_kind(data_base, tmp_path):
             out = tmp_path / name
             out.mkdir()
             written[name] = {"plain": write_plain, **KINDS}[name](make_records(), images, out)
-        settings = {"on_bad_sample": "skip", "max_length": 120, "cache_dir": str(tmp_path / "cache"), **options}
+        settings = {"on_bad_sample": "skip", "max_length": 120, **options}
         return MultimodalDataset(str(data_base), **written[name], **settings)
 
     return open_kind
@@ -132,18 +132,18 @@ def test_damaged_compressed_files_are_refused(tmp_path, policy):
     for broken in (data[: len(data) // 2], data[:20] + b"\0\1\2\3" + data[24:]):
         open(written, "wb").write(broken)
         with pytest.raises(SettingError, match=f"data.jsonl.{policy}:1: can't be unpacked .*fetch the file again"):
-            open_records(written, tmp_path / "cache")
+            open_records(written)
     assert not list((tmp_path / "cache").rglob("data"))
 
 
 def test_pipes_folders_and_missing_files_are_said_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(SettingError, match="pipe.jsonl: is no file but a pipe"):
-        open_records(tmp_path / "pipe.jsonl", tmp_path)
+        open_records(tmp_path / "pipe.jsonl")
     with pytest.raises(SettingError, match="none.jsonl:1: .*can't be read .No such file"):
-        open_records(tmp_path / "none.jsonl", tmp_path)
+        open_records(tmp_path / "none.jsonl")
     with pytest.raises(SettingError, match="holds no shards of one kind"):
-        open_records(tmp_path, tmp_path)
+        open_records(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -163,11 +163,11 @@ def test_parts_of_sets_are_refused(tmp_path, names, entry, said):
     for name in names:
         write_table([{"conversations": None, "id": "x"}], folder / name)
     with pytest.raises(SettingError, match=said):
-        open_records(f"{folder}/{entry}" if entry else folder, tmp_path)
+        open_records(f"{folder}/{entry}" if entry else folder)
 
 
 def test_shards_are_sorted_as_numbers(tmp_path):
     for number in (10, 9, 100):
         write_table([{"id": str(number)}], tmp_path / f"{number}.parquet")
-    records = open_records(f"{tmp_path}/*.parquet", tmp_path)
+    records = open_records(f"{tmp_path}/*.parquet")
     assert [records.parse(row)["id"] for row in range(3)] == ["9", "10", "100"]

@@ -66,7 +66,8 @@ STILL_TRAINS |= {"visual_encoder_lora": {"r": 4}, "freeze_llm": False}
         ("custom_hooks.0.zzz", 1, r"custom_hooks\[0\].zzz: RunContractHook has no setting 'zzz'; known: "),
         ("default_hooks.chekpoint", {"interval": 5}, "default_hooks.chekpoint: a hook needs a type.* 'checkpoint'"),
         (f"{DATA}.max_tiles", 0, "no tile limits"),
-        (f"{DATA}.min_tiles", 7, "min_tiles=7 and max_tiles=6 are no tile limits"),
+        (f"{DATA}.min_tiles", 7, "no setting 'min_tiles'; leave it out: the base's config.json says it"),
+        (f"{DATA}.cache_dir", "x", "no setting 'cache_dir'; set the environment variable XTUNER_PLUGINS_CACHE"),
         (f"{DATA}.storage_options", {"secret": "x"}, "dataset: storage_options holds a credential itself .secret."),
         (
             f"{DATA}.backend_args",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from xtuner_plugins.datasets.bad_samples import FILLER
+from xtuner_plugins.datasets.left_out import FILLER
 from xtuner_plugins.engine.hooks.run_contract import TITLE
 from xtuner_plugins.engine.hooks.step_line import _Window, learning_rates, step_line
 

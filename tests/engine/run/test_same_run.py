@@ -143,8 +143,7 @@ def test_changed_settings_are_refused(run, capsys, setting):
 @pytest.mark.parametrize(
     "option, says",
     [
-        ("train_dataloader.dataset.tile_sharing=each", "dataset.tile_sharing was 'equal' and is 'each'"),
-        ("train_dataloader.dataset.seed=5", "dataset.seed was 0 and is 5"),
+        ("train_dataloader.dataset.num_frames=4", "dataset.num_frames was 8 and is 4"),
         ("optim_wrapper.paramwise_cfg.decay_norms_and_biases=True", "decay_norms_and_biases was False and is True"),
     ],
 )

@@ -28,7 +28,6 @@ def config(toy_base, data, tmp_path):
             data_paths=[str(data[0])],
             image_folders=[str(data[1])],
             max_length=400,
-            cache_dir=str(tmp_path / "cache"),
         )
         loader = dict(
             batch_size=1 if packed else 2,

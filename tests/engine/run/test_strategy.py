@@ -124,7 +124,6 @@ def test_packs_train_every_sample_once(reference, toy_base, data, tmp_path):
     options = {
         "train_dataloader.batch_size": 1,
         "train_dataloader.batch_sampler.max_tokens": 400,
-        "train_dataloader.dataset.cache_dir": tmp_path / "cache",
     }
     case = dict(processes=2, deepspeed="deepspeed_zero2", config="configs/toy/toy_finetune_packed.py", options=options)
     run = train_forked(tmp_path / "run", toy_base, data, **case)

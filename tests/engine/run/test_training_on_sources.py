@@ -19,7 +19,7 @@ def test_same_losses_as_on_files(write, toy_base, tmp_path):
     records = [json.loads(line) for line in path.read_text().splitlines()]
     source = write(records, images, tmp_path)
     other = (source["data_paths"], source.get("image_folders") or images)
-    options = OPTIONS | {"train_dataloader.dataset.cache_dir": tmp_path / "cache"}
+    options = OPTIONS
     assert train_forked(tmp_path / "files", toy_base, (path, images), options=options).ok
     run = train_forked(tmp_path / "source", toy_base, other, options=options)
     assert run.ok, run.output[-2000:]

@@ -31,7 +31,7 @@ def test_a_store_that_is_killed_ends_the_run_in_time(toy_base, monkeypatch, tmp_
         path, images = write_dataset(tmp_path / "data", NUM_RECORDS)
         upload(url, images, "images/")
         upload(url, path.parent, "")
-        options = {f"{DATASET}.on_bad_sample": policy, f"{DATASET}.cache_dir": tmp_path / "cache"}
+        options = {f"{DATASET}.on_bad_sample": policy}
         options["train_dataloader.num_workers"] = 2
         there = (f"s3://{BUCKET}/{path.name}", f"s3://{BUCKET}/images")
         arguments, env = training(tmp_path / "run", toy_base, there, options=options)

@@ -159,11 +159,11 @@ def display_name(source: MediaSource) -> str:
     return source.name if isinstance(source, Blob) else os.fspath(source)
 
 
-def open_image(source: MediaSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(source: MediaSource) -> Image.Image:
     """Open an image and read its header; nothing is decoded yet.
 
     Raises:
-        MediaError: the file is missing, no image, damaged, or has more than `max_pixels` pixels.
+        MediaError: the file is missing, no image, damaged, or has more than `MAX_PIXELS` pixels.
     """
     path = display_name(source)
     file = io.BytesIO(source.data) if isinstance(source, Blob) else path
@@ -176,9 +176,9 @@ def open_image(source: MediaSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     except Exception as error:
         raise _media_error(path, error, source) from None
     width, height = image.size
-    if width * height > max_pixels or width < 1 or height < 1:
+    if width * height > MAX_PIXELS or width < 1 or height < 1:
         image.close()
-        remedy = f"at most {max_pixels} pixels are read; scale the image down"
+        remedy = f"at most {MAX_PIXELS} pixels are read; scale the image down"
         raise MediaError("image_pixels", f"{width}x{height} pixels", remedy, path)
     return image
 
@@ -214,7 +214,7 @@ def orientation(image: Image.Image) -> int:
     return value if value in ORIENTATIONS else 1
 
 
-def image_size(source: MediaSource, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def image_size(source: MediaSource) -> tuple[int, int]:
     """(width, height) of the upright image, from its header alone.
 
     Raises:
@@ -223,12 +223,12 @@ def image_size(source: MediaSource, max_pixels: int = MAX_PIXELS) -> tuple[int, 
     head = source.head() if isinstance(source, Blob) else None
     if head is not None:
         try:
-            with open_image(Blob(source.name, head), max_pixels) as image:
+            with open_image(Blob(source.name, head)) as image:
                 return upright_size(image)
         except MediaError as error:
             if error.reason != "image_unreadable":  # otherwise the header may be longer
                 raise
-    with open_image(source, max_pixels) as image:
+    with open_image(source) as image:
         return upright_size(image)
 
 
@@ -238,17 +238,17 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if orientation(image) in SWAPS_SIDES else (width, height)
 
 
-def load_image(source: MediaSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(source: MediaSource) -> Image.Image:
     """Open and decode an image as upright RGB.
 
     Raises:
         MediaError: as `open_image`, or as `to_rgb`.
     """
-    with open_image(source, max_pixels) as image:
+    with open_image(source) as image:
         return _decode(image, display_name(source))
 
 
-def load_reduced(source: MediaSource, max_pixels: int, side: int) -> tuple[Image.Image, tuple[int, int], bytes | None]:
+def load_reduced(source: MediaSource, side: int) -> tuple[Image.Image, tuple[int, int], bytes | None]:
     """Decode an image to look at it: a JPEG at a half, a quarter or an eighth of its size, in half the time.
 
     All coded data of a JPEG are decoded in any case, so what `load_image` refuses is refused here, too.
@@ -263,7 +263,7 @@ def load_reduced(source: MediaSource, max_pixels: int, side: int) -> tuple[Image
         MediaError: as `load_image`.
     """
     path = display_name(source)
-    with open_image(source, max_pixels) as image:
+    with open_image(source) as image:
         size, content = upright_size(image), None
         if image.format == "JPEG":
             try:

@@ -10,13 +10,12 @@ import re
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
 from ...errors import RecordError, SettingError, SourceError, out_of_files
-from ...files import content_hash, locked, open_array, save, text_hash
+from ...files import content_hash, get_cache_dir, locked, open_array, save, text_hash
 from .foreign import renamed
 
 BLOCK = 1 << 24  # bytes read at a time
@@ -112,9 +111,7 @@ def check_unchanged(file: str | int, stamp: tuple[int, ...], path: str) -> None:
         raise SourceError(f"{path}: the file has changed since it was opened; start again when nothing writes to it")
 
 
-def open_index(
-    path: str, cache_dir: str | os.PathLike, *, file: str = "", columns: Mapping[str, str] | None = None
-) -> OffsetIndex:
+def open_index(path: str, *, file: str = "", columns: Mapping[str, str] | None = None) -> OffsetIndex:
     """The records of an annotation file; the index of a large file is kept on disk and memory-mapped.
 
     Args:
@@ -130,7 +127,7 @@ def open_index(
     if stamp[0] < CACHED_FROM:
         found = _scan(file)
     else:
-        folder = Path(cache_dir) / f"offsets-{content_hash(file)}"
+        folder = get_cache_dir() / f"offsets-{content_hash(file)}"
         with locked(folder.with_suffix(".lock")):
             if not (folder / "index.npy").exists():
                 save(folder / "index.npy", _scan(file))

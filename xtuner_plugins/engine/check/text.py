@@ -144,7 +144,7 @@ def check_keywords(key_path: str, node: Mapping[str, Any], module: str | None, n
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
-            hint = GONE_SETTINGS.get(key, hint)
+            hint = GONE_SETTINGS.get(key, hint) if name.endswith("Dataset") else hint
             raise ConfigError(f"{key_path}.{key}: {name} has no setting {key!r}; {hint}")
         kinds = [each.strip() for each in (found.hints.get(key) or "").split("|")]
         if isinstance(value, (str, bool, int, float)) and set(kinds) <= _PLAIN.keys():
@@ -226,17 +226,15 @@ def _check_tiling(cfg: Mapping[str, Any]) -> None:
     """Raises on tile limits that can't be, or where the largest image fits into no sample or no pack."""
     where = "train_dataloader.dataset"
     dataset = value_at(cfg, where) or {}
-    high, low = dataset.get("max_tiles"), dataset.get("min_tiles")
+    high = dataset.get("max_tiles")
     if high is None:
         return
     with refused(where):
-        check_tiles(1 if low is None else low, high)
+        check_tiles(1, high)
     base = _fields(value_at(cfg, "model.base"))
     size, patch = base.get("force_image_size"), value_at(base, "vision_config.patch_size")
     if not (size and patch and base.get("downsample_ratio")) or dataset.get("dataset_settings"):
         return  # what the build knows: directories of another format, limits of single files
-    thumbnail = dataset.get("use_thumbnail")
-    thumbnail = bool(base.get("use_thumbnail") if thumbnail is None else thumbnail)
     tokens = token_grid(size, patch, base["downsample_ratio"], base.get("projector_type")) ** 2
     for name, key in (
         ("max_length", f"{where}.max_length"),
@@ -244,7 +242,7 @@ def _check_tiling(cfg: Mapping[str, Any]) -> None:
     ):
         if (limit := value_at(cfg, key)) is not None:
             with refused(where):
-                check_room(high, thumbnail, tokens, limit, name)
+                check_room(high, bool(base.get("use_thumbnail")), tokens, limit, name)
 
 
 def _check_paths(prefix: str, node: Mapping[str, Any]) -> None:

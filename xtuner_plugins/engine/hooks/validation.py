@@ -201,5 +201,4 @@ def open_session(runner) -> ChatSession:
         min_tiles=rule.min_tiles,
         max_tiles=rule.max_tiles,
         use_thumbnail=rule.use_thumbnail,
-        tile_sharing=dataset.budget.sharing,
     )

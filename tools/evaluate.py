@@ -14,6 +14,7 @@ OUT holds results.json, items.jsonl (each question with its answer and score) an
 
 --compare takes two folders of results on the same questions: both scores, the difference with its 95 % interval and its
 p-value, how many questions each answers better, a verdict (B is better, equal or worse), and which settings differ.
+--card writes the scores before (A) and after (B) into the README.md of the export that B measured.
 
 Exit status: 0 when every question was answered; 1 when some could not be asked or measured, or the model or the data
 can't be used; 2 for a wrong command line; 130 after Ctrl-C.

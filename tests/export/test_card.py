@@ -41,7 +41,10 @@ SCORES = {
     "verdict": "better",
     "questions": "200",
 }
-HOSTILE = "a|b\n# title <script>alert(1)</script> <!-- end scores --> [x](http://evil) www.evil.de ![](a.png) `c` **d** _e_ ~~f~~ &lt; \\"
+HOSTILE = (
+    "a|b\n# title <script>alert(1)</script> <!-- end scores --> [x](http://evil) www.evil.de ![](a.png) "
+    "`c` **d** _e_ ~~f~~ &lt; \\"
+)
 
 
 def plan_of(record=RECORD, gain=GAIN):

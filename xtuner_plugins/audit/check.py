@@ -156,6 +156,11 @@ class FileReport:
         """Number of warnings by reason, with records that are left out on purpose."""
         return Counter(each.reason for each in self.found if not stops(each) and each.reason != "rejected")
 
+    @property
+    def num_rejected(self) -> int:
+        """Number of records on the reject list."""
+        return sum(each.reason == "rejected" for each in self.found)
+
     def rows(self, fate: int) -> np.ndarray:
         """The records with a fate of `plan.lengths`, such as `SHRUNK`; none without a model."""
         return np.flatnonzero(self.fates == fate) if self.fates is not None else np.zeros(0, np.int64)
@@ -223,7 +228,7 @@ def _open(
         report.tokens, report.tiles, report.fates = map(
             np.array, lengths.lay_out(dataset.sources[number].tiling, dataset.budget)
         )
-        report.supervised = np.array(lengths.supervised)
+        report.supervised = np.minimum(lengths.supervised, report.tokens)  # an end that is cut off isn't learned
         late = late.union(set(np.flatnonzero(report.fates >= DROPPED).tolist()) - known)
     yield from (Complaint.of(row, why_left_out(dataset, number, row)) for row in sorted(late) if row < len(report))
 

@@ -67,6 +67,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.from_xtuner and (args.name or args.data or args.set or args.cfg_options):
         parser.error("--from-xtuner takes --write, --base and --force alone")
+    if args.name and (args.family or args.stage):
+        parser.error(
+            f"--family and --stage choose what is listed, and {args.name} is one config; leave out one of them"
+        )
     if args.name and args.write:
         check_writing(parser, args)
     elif not args.from_xtuner and (args.write or any(getattr(args, name) for name in OF_WRITING)):
@@ -132,6 +136,7 @@ def print_config(args: argparse.Namespace) -> None:
 
 def write_config(args: argparse.Namespace) -> None:
     from xtuner_plugins.cli.from_xtuner import check_out, derive, launch_line
+    from xtuner_plugins.engine.check.text import check_values
     from xtuner_plugins.files import absolute_path, names_data, names_images
 
     out, path = Path(args.write), Path(find_config(args.name))
@@ -151,7 +156,7 @@ def write_config(args: argparse.Namespace) -> None:
         values |= {"val_data_paths": val, "val_image_folders": folders * (len(val) // len(folders))}
     changes = {SETTINGS[name].key: value for name, value in values.items()}
     changes |= parse_words(args.set, args.cfg_options)
-    read_config(parent, changes)  # each key is there
+    check_values(read_config(parent, changes)._to_lazy_dict())  # each key is there
     launch, theirs = launch_line(parent, out), labels_of(leaves()[parent])
     labels = {
         "title": f"As {parent}, with a base and data of one's own.",

@@ -166,6 +166,9 @@ def test_nothing_is_replaced_without_force(toy_base, data, tmp_path):
     "words, message",
     [
         (["--set", "max_tile=3"], "did you mean max_tiles"),
+        (["--set", "lr=abc"], "optim_wrapper.optimizer.lr='abc': build_adamw takes float"),
+        (["--set", "num_workers=two"], "num_workers"),
+        (["--family", "toy"], "--family and --stage choose what is listed"),
         (["--set", "pack_tokens=4096"], "train_dataloader has no 'batch_sampler'"),
         (["--val", "v", "--images", "a", "b"], "name the folders of its images with --val-images"),
         (["--images", "a", "b"], "2 image folders for 1 files of --data"),

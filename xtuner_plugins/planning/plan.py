@@ -87,8 +87,10 @@ def job_of(settings: Mapping[str, Any], shape: Shape, batches: tuple[Batch, ...]
 
 
 def _adapters(settings: Mapping[str, Any], default: Sequence[str]) -> Adapters:
+    if settings.get("use_dora"):
+        raise ConfigError("use_dora=True isn't planned: it takes more than LoRA; use_dora=False plans the least")
     targets, dropout = settings.get("target_modules") or default, bool(settings.get("lora_dropout"))
-    return Adapters(settings.get("r", LORA_RANK), targets, dropout, settings.get("use_dora", False))
+    return Adapters(settings.get("r", LORA_RANK), targets, dropout)
 
 
 def _needs_reference(model: Mapping[str, Any]) -> bool:

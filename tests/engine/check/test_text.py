@@ -105,7 +105,7 @@ MISSING = [
     ("finetune_full", "exports/pretrain_mlp", "convert_to_official.py configs/pretrain_mlp.py CHECKPOINT ex"),
     ("finetune_lora", "exports/mine", "convert_to_official.py CONFIG CHECKPOINT exports/mine"),
     ("siglip_qwen2_5/siglip_sft_lora", "exports/siglip_pretrain", "configs/siglip_qwen2_5/siglip_pretrain.py"),
-    ("toy/toy_finetune_lora", "work_dirs/quickstart/pretrain_mlp", "earlier stage: make quickstart"),
+    ("toy/toy_finetune_lora", "work_dirs/quickstart/pretrain_mlp", "make it: make quickstart"),
     ("pretrain_mlp", "models/InternViT-300M-Qwen2.5-1.5B", "make it: python tools/build_base_model.py --vision O"),
     ("internvl_v2/internvl_v2_internlm2_5_8b_finetune", "models/InternVL2-8B", "make it: hf download OpenGVLab"),
     ("finetune_lora", "models/none", "assemble one with python tools/build_base_model.py --vision DIR"),

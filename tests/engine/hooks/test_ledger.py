@@ -151,23 +151,6 @@ def train(toy_base, data, tmp_path):
     return train
 
 
-@pytest.mark.parametrize("name, processes", [("packed", 2), ("full", 1)])
-@pytest.mark.slow
-def test_every_index_once_an_epoch(train, data, tmp_path, name, processes):
-    run = train(name, settings(tmp_path, **(PACKED if name == "packed" else {})), processes=processes)
-    assert run.ok, run.output[-3000:]
-    check(tmp_path, data)
-
-
-@pytest.mark.slow
-def test_the_ceiling_stops_a_run_in_one_line(train, data, tmp_path):
-    path, _ = data
-    path.write_text(path.read_text() + '{"text": 1}\n' * 97)
-    run = train("full", settings(tmp_path))
-    assert run.codes == [1] and "Traceback" not in run.output
-    assert run.errors[0].startswith("error (rank 0): 101 samples can't be used, a run stops beyond 100 per epoch; the ")
-
-
 @pytest.mark.slow
 def test_a_run_that_goes_on_elsewhere_in_an_epoch(train, data, tmp_path):
     """Resumed from an earlier checkpoint than its last: nothing is counted twice or forgotten."""

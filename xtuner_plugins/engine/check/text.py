@@ -198,12 +198,9 @@ def missing_base(base: str, config: str | None) -> str:
     """How to get a base that isn't there: as the config's docstring says, else by what its path looks like."""
     label = labels_of(config).get("starts from", "") if config and Path(config).suffix == ".py" else ""
     named, _, command = label.partition(":")
-    command = command.strip().replace(" python ", " && python ")
-    words = named.split(",")[0].split()
-    is_named = bool(words) and os.path.normpath(words[0]) == os.path.normpath(base)
-    if is_named and command:
-        return f"{'export the earlier stage' if 'export' in named else 'make it'}: {command}"
-    if "exports" in Path(base).parts or (is_named and "exported" in named):
+    if command and os.path.normpath(named.split(",")[0]) == os.path.normpath(base):
+        return f"make it: {command.strip().replace(' python ', ' && python ')}"
+    if "exports" in Path(base).parts:
         stage = leaves().get(Path(base).name)
         earlier = os.path.relpath(stage, CONFIGS.parent) if stage else "CONFIG"
         return f"export the earlier stage: python tools/convert_to_official.py {earlier} CHECKPOINT {base}"
@@ -247,24 +244,20 @@ def _check_tiling(cfg: Mapping[str, Any]) -> None:
 
 def _check_paths(prefix: str, node: Mapping[str, Any]) -> None:
     """Raises where a path isn't there, or a URL is of a kind that isn't read."""
-    own = node.get("dataset_settings")
-    of_files = [each or {} for each in (own if isinstance(own, (list, tuple)) else [own])]
-    for number, each in enumerate(of_files):
-        if isinstance(each, Mapping):
-            with refused(f"{prefix}dataset_settings[{number}]"):
-                check_storage_options(each.get("storage_options") or {})
+    of_files = node.get("dataset_settings")
+    for number, each in enumerate([of_files] if isinstance(of_files, Mapping) else of_files or ()):
+        with refused(f"{prefix}dataset_settings[{number}]"):
+            check_storage_options((each or {}).get("storage_options") or {})
     for setting, is_right, kind in (("data_paths", names_data, "file"), ("image_folders", names_images, "folder")):
         values = node.get(setting) or []
-        for value in [values] if isinstance(values, str) else values:
-            if not isinstance(value, str):
-                continue
-            if is_url(value):
-                with refused(f"{prefix}{setting}"):
+        for value in [values] if isinstance(values, str) else filter(None, values):
+            with refused(f"{prefix}{setting}"):
+                if is_url(value):
                     check_store_url(value)
-            if not is_right(value):
-                raise ConfigError(f"{prefix}{setting}: {kind} {value} does not exist")
-            if setting == "data_paths" and os.path.isfile(value) and not os.path.getsize(value):
-                raise ConfigError(f"{prefix}{setting}: {value} holds no records; give it records")
+                if not is_right(value):
+                    raise ValueError(f"{kind} {value} does not exist")
+                if setting == "data_paths" and os.path.isfile(value) and not os.path.getsize(value):
+                    raise ValueError(f"{value} holds no records; give it records")
 
 
 @contextmanager

@@ -74,10 +74,13 @@ def gather(runner) -> dict[str, Any]:
     looks = is_main_process() and isinstance(dataset, MultimodalDataset)
     figures = [asdict(each) for each in (file_figures(dataset) if looks else [])]
     files = [{name: None if value != value else value for name, value in each.items()} for each in figures]  # NaN
+    strategy = f"DDP on {runner.world_size} ranks" if runner.world_size > 1 else "one process"
+    if isinstance(runner.model, MMDeepSpeedEngineWrapper):
+        strategy = describe_engine(runner.model.model)
     return {
         "parts": [describe_part(name, part) for name, part in unwrap(runner.model).parts().items()],
         "optimizer": _describe_groups(runner.optim_wrapper.optimizer),
-        "strategy": _describe_strategy(runner),
+        "strategy": strategy,
         "computes_in": _describe_dtype(runner),
         "data": {"samples": len(dataset), "summary": plan.describe_data(), "files": files},
         "run": _describe_run(runner, files),
@@ -126,12 +129,6 @@ def describe_part(name: str, part: nn.Module) -> dict[str, Any]:
         packed = getattr(parameter, "quant_state", None)
         kinds.add(f"4-bit {packed.quant_type}" if packed else str(parameter.dtype).removeprefix("torch."))
     return {"part": name, "trainable": counts[True], "frozen": counts[False], "held_in": ", ".join(sorted(kinds))}
-
-
-def _describe_strategy(runner) -> str:
-    if isinstance(runner.model, MMDeepSpeedEngineWrapper):
-        return describe_engine(runner.model.model)
-    return f"DDP on {runner.world_size} ranks" if runner.world_size > 1 else "one process"
 
 
 def _describe_dtype(runner) -> str:

@@ -68,17 +68,17 @@ KEYS = KeyMapping(
 
 
 def detect(fields: Mapping) -> bool:
-    """See ``Format``."""
+    """See ``format.py``."""
     return fields.get("model_type") == "internvl" and "text_config" in fields
 
 
 def keys(fields: Mapping) -> KeyMapping:
-    """See ``Format``."""
+    """See ``format.py``."""
     return KEYS
 
 
 def read_config(fields: Mapping, directory: str | Path) -> dict:
-    """See ``Format``; the tile limits come from the preprocessor's config."""
+    """See ``format.py``; the tile limits come from the preprocessor's config."""
     vision, text = fields["vision_config"], {"model_type": "qwen2", **fields["text_config"]}
     # The defaults of transformers (the sizes of the 300M encoder), which it leaves out of the file.
     ours = {
@@ -126,7 +126,7 @@ def _one(value) -> int:
 
 
 def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
-    """See ``Format``; the language model keeps its config."""
+    """See ``format.py``; the language model keeps its config."""
     vision = config["vision_config"]
     if not encoder_family(vision).is_intern_vit or config.get("projector_type"):
         raise CheckpointError(
@@ -190,12 +190,12 @@ def text_config(config: Mapping, tokenizer, num_rows: int) -> dict:
 
 
 def chat_template(tokenizer, template: str) -> str:
-    """See ``Format``."""
+    """See ``format.py``."""
     return tokenizer_files.processor_template(template, image="<IMG_CONTEXT>\n", video=PROCESSOR_TOKEN + "\n")
 
 
 def write_files(stage: Path, config: Mapping, tokenizer) -> None:
-    """See ``Format``: tokenizer, processors, chat template and generation config."""
+    """See ``format.py``: tokenizer, processors, chat template and generation config."""
     named = {
         "start_image_token": "<img>",
         "end_image_token": "</img>",

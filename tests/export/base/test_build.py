@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import ROOT
 from tests.weights.language_models import write_llm
 from xtuner_plugins.export.base.build import build_base
-from xtuner_plugins.export.remote_code import hub_code
+from xtuner_plugins.export.draft import hub_code
 from xtuner_plugins.families import UnknownFamilyError
 from xtuner_plugins.hub.constants import ADDED_TOKENS
 from xtuner_plugins.toy.models import write_random_parts

@@ -118,7 +118,7 @@ def build_train_export_and_ask(folder):
         checkpoint = save_pth(model, folder / "iter_1.pth")
         config = write_config(folder / f"{name}.py", base, **lora)
         export_adapter(config, checkpoint, folder / f"peft-{name}")
-        for format in ("official", "hf"):
+        for format in ("official",) if name == "phi3" else ("official", "hf"):  # hf gives phi3 its own template
             out = folder / f"{format}-{name}"
             export(config, checkpoint, out, format=format)
             again = poisoned(out, folder / f"again-{format}-{name}")

@@ -118,9 +118,8 @@ def read_training_config(cfg):
     """
     from ..settings import ConfigError, read_config  # takes in MMEngine
 
-    where = "the config"
+    where = str(cfg) if isinstance(cfg, (str, Path)) else "the config"
     if isinstance(cfg, (str, Path)):
-        where = str(cfg)
         if not Path(cfg).is_file():
             raise CheckpointError(f"config {cfg} does not exist")
         try:
@@ -205,21 +204,20 @@ def _read_preprocessing(plan: TrainedPlan, cfg) -> None:
     """Takes the preprocessing of the checkpoint, compared with config and base; without one, that of the config."""
     from ..datasets.lock import from_config
 
-    locked, said = plan.checkpoint.preprocessing, cfg and from_config(cfg)
+    where, locked, said = str(plan.checkpoint.path), plan.checkpoint.preprocessing, cfg and from_config(cfg)
     if locked is None:
         plan.preprocessing = said
-        if said is None and cfg and "train_dataloader" in cfg:
+        if said is not None:
+            plan.notes.append(
+                f"{where} holds no preprocessing (saved before checkpoints kept it, or without StateHook); tile limits "
+                "and template are the config's"
+            )
+        elif cfg and "train_dataloader" in cfg:
             plan.notes.append(
                 "neither checkpoint nor config says how images and text were prepared (a dataset of your own); tile "
                 "limits and template are the base's"
             )
-        elif said is not None:
-            plan.notes.append(
-                f"{plan.checkpoint.path} holds no preprocessing (it was saved before checkpoints kept it, or without "
-                "StateHook); tile limits and template are the config's"
-            )
         return
-    where = str(plan.checkpoint.path)
     plan.preprocessing = preprocessing.check_form(locked, where)
     if said is not None:
         preprocessing.check_same(locked, said, where, "give the config that it was trained with")

@@ -249,27 +249,23 @@ def _added_tokens(directory: Path, config: Mapping, pieces: list[str]) -> dict[i
     """Tokens by id that the directory renames in the vocabulary or appends to it."""
     from tokenizers import AddedToken
 
-    found: dict[int, tuple[str, Mapping]] = {}
     positions = {piece: number for number, piece in enumerate(pieces)}
-    listed = {_text(token) for token in config.get("additional_special_tokens") or []}
     try:
-        for content, number in read_json(directory / "added_tokens.json", missing={}).items():
-            found[int(number)] = (content, {"special": content in listed})
-        for number, fields in (config.get("added_tokens_decoder") or {}).items():
-            found[int(number)] = (fields["content"], fields)
+        listed = {int(number): fields for number, fields in (config.get("added_tokens_decoder") or {}).items()}
+        contents = {number: fields["content"] for number, fields in listed.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{directory}: the added tokens can't be read ({type(error).__name__}: {error})"
         ) from None
-    for number, (content, _) in found.items():
+    for number, content in contents.items():
         if number < 0 or not content or positions.get(content, number) != number:
             raise CheckpointError(
                 f"{directory}: the added token {content!r} with id {number} contradicts the vocabulary"
             )
     flags = ("lstrip", "rstrip", "single_word", "special")
     return {
-        number: AddedToken(content, normalized=False, **{flag: bool(fields.get(flag, False)) for flag in flags})
-        for number, (content, fields) in found.items()
+        number: AddedToken(content, normalized=False, **{flag: bool(listed[number].get(flag, False)) for flag in flags})
+        for number, content in contents.items()
     }
 
 

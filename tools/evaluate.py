@@ -109,6 +109,7 @@ def evaluate(args: argparse.Namespace) -> int:
     sizes = (args.batch_size, args.processes)
     job = Job(args.model, args.checkpoint, opening_of(args), generation, *sizes, prepare=quiet_imports)
     with Evaluation(source, job, data_sets, args.out, limit=args.limit) as evaluation:
+        print(f"computing in {evaluation.computes_in}", file=sys.stderr)
         with tqdm(total=len(evaluation.unanswered), unit="question", desc="answering", disable=None) as bar:
             for question, answer in evaluation.answer():
                 if isinstance(answer, Unusable):

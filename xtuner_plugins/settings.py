@@ -18,9 +18,10 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmengine.config import Config
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 # configs/ and tools/ stand beside the package in a checkout, and are installed with it by a wheel (see setup.py).
 _HERE = Path(__file__).resolve().parent
@@ -241,6 +242,8 @@ def read_config(name: str, changes: Mapping[str, Any] | None = None) -> Config:
     Raises:
         ConfigError: No such file, a file that doesn't run, a name that nothing reads, or a key that isn't there.
     """
+    from mmengine.config import Config  # not needed for a tool's help
+
     path = find_config(name)
     if PACKAGE not in sys.modules:  # a checkout that isn't installed, and always the configs beside this code
         spec = importlib.util.spec_from_file_location(PACKAGE, CONFIGS / "__init__.py")

@@ -5,7 +5,7 @@ import torch
 
 from xtuner_plugins.audit.show_batch import describe_batch, split_batch, write_batch_page
 from xtuner_plugins.datasets import MultimodalDataset, PreferenceDataset, collate, collate_packed
-from xtuner_plugins.datasets.bad_samples import FILLER_INDEX
+from xtuner_plugins.datasets.left_out import FILLER_INDEX
 from xtuner_plugins.datasets.preference import collate_pairs
 
 

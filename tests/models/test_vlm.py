@@ -6,7 +6,6 @@ from peft import LoraConfig
 
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.models.rows import fill_row
-from xtuner_plugins.models.vlm import resolve_dtype
 
 LORA = dict(type=LoraConfig, r=4, lora_alpha=8)
 
@@ -256,12 +255,3 @@ def test_recomputing_switches_no_dropout_on(build):
     for layer in llm.model.layers:
         layer.self_attn.attention_dropout = 0.9
     torch.testing.assert_close(run(model, make_batch(model))["loss"], run(model.eval(), make_batch(model))["loss"])
-
-
-@pytest.mark.parametrize("emulated, dtype", [(True, torch.float16), (False, torch.bfloat16)])
-def test_auto_takes_bfloat16_only_where_the_device_computes_in_it(monkeypatch, emulated, dtype):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(
-        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or not emulated
-    )
-    assert resolve_dtype("auto") == dtype

@@ -17,7 +17,7 @@ from ..weights.staging import check_target, staged_directory
 from ..weights.tokenizer_files import load_tokenizer
 from ..weights.writer import json_text, parse_size, resolve_dtype, write_json, write_weights
 from . import trained
-from .draft import Draft, make_draft
+from .draft import Draft, make_draft, with_template
 
 
 @dataclass
@@ -125,7 +125,7 @@ def prepare_conversion(
     check_model(view.config, view.tensors, str(view.directory))
     tensors = {name: cast(tensor, wanted) for name, tensor in view.tensors.items()}
     draft = make_draft(view, tensors, format=format, dtype=dtype, template=template)
-    view.config = {**view.config, "template": template or view.config["template"]}
+    view.config = with_template(view.config, template)
     facts = {"dtype": dtype or "as stored", "format": format}
     plan = trained.TrainedPlan(view, None)
     return Job(plan, draft, _kept_preprocessing(view, template), {"model": _model_source(view)}, facts)
@@ -143,7 +143,7 @@ def _kept_preprocessing(view: model_view.ModelView, template: str | None) -> dic
         return None
     exported = asdict(preprocessing.exported(lock, str(path)))
     preprocessing.check_token_rules(lock, load_tokenizer(view.directory), str(path))
-    return {**lock, "exported": {**exported, "template": template or exported["template"]}}
+    return {**lock, "exported": asdict(preprocessing.Choice.of(with_template(exported, template)))}
 
 
 def write(

@@ -15,9 +15,10 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..dtypes import resolve_dtype
 from ..families import PARTS, families_of, llm_family
 from ..hub.constants import IMAGE_CONTEXT
-from ..ranges import DTYPE_NAMES, ROW_MULTIPLE, check
+from ..ranges import ROW_MULTIPLE, check
 from ..weights.loader import load_model, load_tokenizer, read_config
 from ..weights.partition import is_partitioned, over_ranks, partition_dtype
 from .attention import attend_to_segments, no_mask
@@ -30,22 +31,6 @@ from .quantization import build_quantization_config, linear_quantizer
 from .recompute import recompute_blocks
 from .rows import Row
 from .trainable import Part, WhatTrains
-
-DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
-
-
-def resolve_dtype(name: str) -> torch.dtype:
-    """``'auto'`` is bfloat16 on a CUDA device that computes in it, float16 on any other, float32 without CUDA.
-
-    Raises:
-        ValueError: Not one of auto, bfloat16, float16, float32.
-    """
-    check("dtype", name)
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return DTYPES[name]
 
 
 @MODELS.register_module()

@@ -133,11 +133,6 @@ def require_same_buffers(found, weights):
         assert after[name].dtype == buffer.dtype and torch.equal(after[name], buffer), name
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_float16_rounds_no_buffer(base, tmp_path, name):
-    require_same_buffers(run(base, name, "fp16", tmp_path), torch.float16)
-
-
 def test_bfloat16_rounds_no_buffer(engine):
     require_same_buffers(engine, torch.bfloat16)
 

@@ -68,6 +68,6 @@ class StateHook(Hook):
 
     @staticmethod
     def _make(runner) -> dict[str, Any]:
-        own = {"ranks": get_world_size(), "dtype": str(getattr(unwrap(runner.model), "dtype", None))}
-        dataset, rule = runner.train_dataloader.dataset, resize_facts()["resize_rule"]
-        return record.make(runner.cfg, dataset, resize_rule=rule, **own)
+        own = {"ranks": get_world_size(), "seed": runner.seed, "resize_rule": resize_facts()["resize_rule"]}
+        dtype = str(getattr(unwrap(runner.model), "dtype", None))
+        return record.make(runner.cfg, runner.train_dataloader.dataset, dtype=dtype, **own)

@@ -6,7 +6,7 @@
     PROCESSOR_TOKEN          a token that its processor needs, added after all others; None for none
     keys(fields)             names of training <-> names in a directory with this config.json; None if they are equal
     write_config(config, tokenizer, num_rows)    config.json from complete official fields; num_rows of embedding, head
-    chat_template(tokenizer, conversation)       the Jinja template that prompts as training does (conversation: no turns)
+    chat_template(tokenizer, conversation)       the Jinja template that prompts as training does
     write_files(stage, config, tokenizer)        everything but weights, config.json and code
     detect(fields)                       whether a config.json is of this format
     read_config(fields, directory)       the complete official fields of such a directory

@@ -17,7 +17,6 @@ from tests.process_table import ends, is_alive
 from xtuner_plugins import files
 from xtuner_plugins.datasets import MultimodalDataset, SettingError
 from xtuner_plugins.datasets.plan import lengths
-from xtuner_plugins.datasets.records import json_index
 from xtuner_plugins.files import locked, open_array, save
 
 
@@ -166,26 +165,6 @@ def test_a_cache_directory_that_can_not_be_written(data_base, write_data, qa, tm
         monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(place))
         with pytest.raises(SettingError, match=f"{place}.*can't be written.*{REMEDY}"):
             MultimodalDataset(data_base, data).layout()
-
-
-def test_a_large_file_is_scanned_once_while_others_wait(write_data, qa, tmp_path, monkeypatch):
-    data = write_data([qa()] * 50)
-    monkeypatch.setattr(json_index, "CACHED_FROM", 0)
-    real = json_index._scan
-
-    def scan(*args):
-        (tmp_path / f"scan-{os.getpid()}").touch()
-        time.sleep(0.5)
-        return real(*args)
-
-    monkeypatch.setattr(json_index, "_scan", scan)
-
-    def run():
-        assert len(json_index.open_index(data)) == 50
-
-    with process(run) as first, process(run) as second, process(run) as third:
-        assert [os.waitpid(pid, 0)[1] for pid in (first, second, third)] == [0, 0, 0]
-    assert len(list(tmp_path.glob("scan-*"))) == 1
 
 
 def test_mapped_arrays_hold_no_descriptors(tmp_path, no_descriptors):

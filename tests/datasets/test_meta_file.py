@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 
 import pytest
 
@@ -84,18 +83,6 @@ def test_what_is_no_meta_file(tmp_path, write_data, qa):
     ):
         (tmp_path / "other.json").write_text(text)
         assert not is_meta(tmp_path / "other.json"), text
-
-
-def test_a_misspelled_annotation_is_named(run_tool, tmp_path):
-    """Not taken for a record without conversations."""
-    path = tmp_path / "meta.json"
-    words = f"{path} looks like a meta file of the official code, but A has no 'annotation'"
-    for own, near in (({"annotations": "x.jsonl", "repeat_time": 2}, " (but 'annotations');"), ({"length": 3}, ";")):
-        path.write_text(json.dumps({"A": {"root": "images", **own}}, indent=1))
-        with pytest.raises(SettingError, match=re.escape(words + near)):
-            expand_metas(str(path))
-    done = run_tool("tools/check_data.py", path)
-    assert done.returncode == 2 and done.stderr.startswith(f"error: {words}"), done.stdout + done.stderr
 
 
 BAD = {

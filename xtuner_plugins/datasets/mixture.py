@@ -87,27 +87,16 @@ def open_sources(
             sources.append(_open(path, *row, config, shared))
         except DataError as error:
             errors.append(error)
-    if errors:
-        raise_together(errors)
+    messages = list(dict.fromkeys(map(str, errors)))
+    if len(messages) > 1:  # all files at once, one line per file
+        raise SettingError("files", "\n".join(messages))
+    if messages:
+        raise errors[0]
     stems = [stem_of(source.index.path) for source in sources]
     return [  # `a/train.jsonl` and `b/train.jsonl` go by their paths in reports and in the ledger
         replace(source, name=source.index.path) if source.name == stem and stems.count(stem) > 1 else source
         for source, stem in zip(sources, stems, strict=True)
     ]
-
-
-def raise_together(errors: Sequence[DataError]) -> None:
-    """Raise the errors of several files at once, one line per file.
-
-    Raises:
-        DataError: the only error.
-        SettingError: several different ones.
-    """
-    messages = list(dict.fromkeys(map(str, errors)))
-    if len(messages) > 1:
-        raise SettingError("files", "\n".join(messages))
-    if messages:
-        raise errors[0]
 
 
 def pick_records(num_records: int, repeat: float, seed: int) -> np.ndarray:

@@ -30,20 +30,6 @@ def fetch(settings, *numbers):
         shutil.copy(Path(settings["image_folders"]) / "0.png", Path(settings["image_folders"]) / f"{number}.png")
 
 
-def test_raise_goes_on_raising_until_the_last_record_is_mended(half):
-    for mended in range(10, 20):
-        with pytest.raises(RecordError) as caught:
-            start(half)
-        lines = str(caught.value).splitlines()
-        if mended < 19:
-            assert lines[0] == f"{20 - mended} records can't be used:"
-        first = lines[min(1, len(lines) - 1)]
-        assert first.startswith(f"{half['data_paths']}:{mended + 1}: ") and f"{mended}.png: no such" in first
-        assert lines[-1].endswith("or on_bad_sample='skip'") and len(lines) <= 7
-        fetch(half, mended)
-    assert len(start(half).order(0)) == 20
-
-
 @pytest.mark.parametrize("packed", [False, True])
 def test_skip_trains_what_has_been_mended_and_says_why_the_rest_is_left_out(half, packed):
     def left_out():
@@ -86,30 +72,6 @@ def test_only_broken_records_are_measured_again_while_nothing_changes(half, monk
     monkeypatch.setattr(lengths_module.Measure, "rows", lambda self, rows: measured.extend(rows) or real(self, rows))
     start(half | {"on_bad_sample": "skip"})
     assert measured == list(range(10, 20))
-
-
-def test_complaints_of_a_start_that_was_killed_are_looked_at_too(half, monkeypatch):
-    monkeypatch.setattr(lengths_module, "CHUNK", 7)
-    real = lengths_module.Measure.rows
-
-    def interrupted(self, rows):
-        if rows[0] == 14:
-            raise KeyboardInterrupt
-        return real(self, rows)
-
-    monkeypatch.setattr(lengths_module.Measure, "rows", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        MultimodalDataset(**half).lengths(0, num_workers=0)
-    monkeypatch.setattr(lengths_module.Measure, "rows", real)
-    fetch(half, *range(10, 20))
-    assert len(start(half).order(0)) == 20
-
-
-def test_many_mended_records_are_measured_in_parallel(half, monkeypatch):
-    monkeypatch.setattr(lengths_module, "CHUNK", 4)
-    MultimodalDataset(**half).lengths(0, num_workers=0)
-    fetch(half, *range(10, 20))
-    assert len(MultimodalDataset(**half).lengths(0, num_workers=2).complaints) == 0
 
 
 def test_a_complaint_names_the_file_that_is_used_now(half, tmp_path):

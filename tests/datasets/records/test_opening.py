@@ -1,16 +1,12 @@
 """Every form of source gives the same samples, lengths, fates and complaints as jsonl and a folder."""
 
-import json
 import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tests.conftest import ROOT
 from tests.datasets.source_kinds import KINDS, NEED_SETTINGS, make_images, make_records, write_plain, write_table
 from xtuner_plugins.audit.check import PlainFiles, check_dataset, write_reject_list
 from xtuner_plugins.datasets import MultimodalDataset
@@ -108,20 +104,6 @@ def test_workers_read_the_same(open_kind, kind, method):
     for _ in range(2):
         for index, sample in enumerate(loader):
             assert_equal(sample, expected[index])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in NEED_SETTINGS])
-def test_the_command_reads(open_kind, kind, tmp_path):
-    source = open_kind(kind).sources[0]
-    command = [sys.executable, "tools/check_data.py", source.index.path, "--json", str(tmp_path / "counts.json")]
-    folder = source.folder.folder
-    command += ["--image-folder", folder] if folder else []
-    done = subprocess.run([*command, "--workers", "0"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and "2 of 8 records can't be trained on" in done.stdout, done.stderr
-    assert f"{source.index.source(4)}: " in done.stdout and "Traceback" not in done.stderr
-    (counts,) = json.loads((tmp_path / "counts.json").read_text())["files"]
-    assert counts["num_records"] == 8 and counts["unusable"] == {"image_unreadable": 1, "no_conversations": 1}
 
 
 @pytest.mark.parametrize("policy", ["gz", "zst"])

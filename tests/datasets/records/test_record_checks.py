@@ -126,15 +126,6 @@ def test_system_messages_are_those_of_chat(data_base, hf_tokenizer, template):
         assert [warning.reason for warning in record.warnings] == (["empty_system"] if message == "" else [])
 
 
-def test_the_checker_prints_warnings_with_their_places_and_counts_them(run_tool, write_data, qa):
-    path = write_data([qa(), *[qa("How do I close <audio>?") for _ in range(8)]])
-    done = run_tool("tools/check_data.py", path, "--workers", 0)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.startswith(f"warning: {path}:")]
-    assert len(lines) == 5 and lines[0].startswith(f"warning: {path}:2: '<audio>' in turn 1 is plain text")
-    assert "9 records, 0 wrong, 8 warnings (8 foreign_form)" in done.stdout
-
-
 def test_the_pages_table_of_reasons_is_that_of_the_code():
     for page in ("docs/data.md", "docs/data_zh-CN.md"):
         assert reasons_table() in (ROOT / page).read_text(encoding="utf-8"), "python -m ...records.record_checks"

@@ -25,8 +25,6 @@ FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # Containers that hold the images themselves. The others list further files (concat, HLS, DASH), whatever the name of
 # the file is, and could lead out of the image folder.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,m4v,h264,hevc,av1,ivf,rm,nut,mxf,dv,apng,gif"
-# FFmpeg's own decoders drop transparency in these; the reference decoders keep it
-ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # (a, b, c, d) of a display matrix, x' = a x + c y and y' = b x + d y with y downwards -> transposition of the frame
 TURNS = {
     (0, 1, -1, 0): Image.Transpose.ROTATE_270,
@@ -155,17 +153,8 @@ def _count(path: MediaSource, num_frames: int) -> int:
 
 def _decode(path: MediaSource) -> Iterator:
     """The frames of a video, as objects of PyAV."""
-    import av
-
     with _opened(path) as (container, stream):
-        codec = ALPHA_DECODERS.get(stream.codec_context.name) if stream.metadata.get("alpha_mode") == "1" else None
-        if codec is None or codec not in av.codecs_available:
-            yield from container.decode(stream)
-            return
-        decoder = av.CodecContext.create(codec, "r")
-        decoder.thread_count = 1
-        for packet in container.demux(stream):
-            yield from decoder.decode(packet)
+        yield from container.decode(stream)
 
 
 def _take(path: MediaSource, numbers: Sequence[int]) -> list[Image.Image]:

@@ -8,7 +8,6 @@
 | the URL of one of these files | the same, of a copy in the cache |
 """
 
-import contextlib
 import glob
 import os
 import re
@@ -16,11 +15,11 @@ import shutil
 import stat
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...errors import DataError, SettingError
+from ...errors import SettingError
 from ...files import (
     WILDCARDS,
     get_cache_dir,
@@ -123,8 +122,7 @@ def _open(shown: str, path: str, columns: Mapping[str, str] | None) -> RecordSou
     if kind:
         return TableRecords(shown, kind, [path], columns)
     file = _unpack(path, shown) if head.startswith(PACKED) else path
-    with _named(file, shown):
-        return open_index(shown, file=file, columns=columns)
+    return open_index(shown, file=file, columns=columns)
 
 
 def _head(path: str, shown: str) -> bytes:
@@ -177,15 +175,6 @@ def _check_shards(path: str, files: list[str]) -> None:
         if count != total and os.path.isdir(path):
             problem = f"{total - count} of the {total} shards of {name!r} are missing"
             raise SettingError("data_paths", problem, f"fetch them, or name those that are there: {path}/*", path)
-
-
-@contextlib.contextmanager
-def _named(file: str, shown: str) -> Iterator[None]:
-    """Errors about a copy as errors about what was copied."""
-    try:
-        yield
-    except DataError as error:
-        raise type(error)(error.reason, error.problem, error.remedy, error.place.replace(file, shown)) from None
 
 
 def _unpack(path: str, shown: str) -> str:

@@ -185,9 +185,11 @@ def test_shares_are_those_of_the_samples_that_train(mixture):
     assert rows[0]["repeat"] == 2.5 and sum(row["tokens_share"] for row in rows) == pytest.approx(1)
 
 
-def test_the_table_says_what_a_run_with_these_limits_would_find(mixture):
+def test_the_table_says_what_a_run_with_these_limits_would_find(mixture, tmp_path):
     dataset, reports = mixture(max_length=100, repeat_times=[2, 1])
+    kept = set(tmp_path.glob("cache/**/*.npy"))
     rows = what_if(dataset, reports)
+    assert kept == set(tmp_path.glob("cache/**/*.npy"))  # nothing is trained with these limits
     assert [row["is_current"] for row in rows].count(True) == 1
     for row in rows:
         other, _ = mixture(max_length=row["max_length"], max_tiles=row["max_tiles"], repeat_times=[2, 1])

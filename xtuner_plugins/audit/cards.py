@@ -51,7 +51,7 @@ def token_runs(tokenizer: Any, ids: np.ndarray, labels: np.ndarray, branches: Se
         edges = np.flatnonzero(np.diff(kinds)) + 1
         for run, kind in zip(np.split(part, edges), np.split(kinds, edges), strict=True):
             if len(run):
-                text = f"{len(run):,}" if kind[0] == 2 else tokenizer.decode(run[: MOST_TEXT + 1].tolist())
+                text = f"{len(run):,}" if kind[0] == 2 else tokenizer.decode(run.tolist())
                 runs.append((("plain", "learn", "span")[kind[0]], text))
     return shorten(runs)
 

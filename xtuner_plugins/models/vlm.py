@@ -98,8 +98,6 @@ class VisionLanguageModel(BaseModel):
         data_preprocessor: Mapping[str, Any] | None = None,
     ):
         super().__init__(data_preprocessor=data_preprocessor or dict(type=TilePreprocessor))
-        if visual_encoder_checkpointing not in (True, False, None):
-            raise ValueError(f"{visual_encoder_checkpointing=}: blocks are recomputed one by one; set True or False")
         self.dtype = resolve_dtype(dtype)
         encoder = Part(freeze_visual_encoder, visual_encoder_lora, visual_encoder_quantization)
         llm = Part(freeze_llm, llm_lora, llm_quantization)

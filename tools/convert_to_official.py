@@ -104,9 +104,13 @@ def run(args: argparse.Namespace) -> None:
     text = f"wrote {done['out']}: {done['num_tensors']} tensors{trained}, {done['num_bytes'] / 1e9:.2f} GB in "
     print(f"{text}{done['num_shards']} file(s){_notes(done)}", flush=True)  # however the verification ends
     if args.verify:
+        from xtuner_plugins.export import card
         from xtuner_plugins.inference.verify import verify
 
-        print(verify(job, done["out"]))
+        report = verify(job, done["out"])
+        print(report)
+        if not args.source:
+            card.fill(out, "tensors", changed=report.changed)
 
 
 def _notes(done: dict) -> str:

@@ -32,7 +32,7 @@ def test_the_lines_are_those_of_a_whole_run():
 
 @pytest.mark.slow
 def test_the_lines_lead_to_a_model_that_answers(toy_base, tmp_path):
-    _, images = write_dataset(tmp_path, num_samples=40)
+    _, images = write_dataset(tmp_path, num_samples=24)
     shutil.copy(images / "0.png", tmp_path / "photo.jpg")
     (tmp_path / "held_out.jsonl").write_text((tmp_path / "train.jsonl").read_text())
     told = {}
@@ -56,6 +56,6 @@ def test_the_lines_lead_to_a_model_that_answers(toy_base, tmp_path):
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
         told[line] = done.stdout
     trial, run, compared, answer = (list(told.values())[index] for index in (3, 4, -2, -1))
-    assert "What this run trains:" in trial and "step 3/3  " in run
+    assert "What this run trains:" in trial and "step 2/2  " in run
     assert compared.count("held_out") >= 1 and answer.strip()
     assert labels_of(tmp_path / "my_run.py")["trains"].startswith("LoRA of rank 16 on the LLM: ")

@@ -6,7 +6,10 @@
      "data": [{"name": "train", "sha256": ..., "records": 1200, "repeat": 1.0, "template": "Hermes-2", ...}, ...],
      "settings": {"model": {"type": "VisionLanguageModel", "llm_lora": {"r": 16, ...}, ...}, "optim_wrapper": ..., ...},
      "steps": {"samples_per_step": 16, "ranks": 1, "batch_size": 2, ..., "max_epochs": 1, "max_iters": None},
-     "versions": {"xtuner_plugins": "0.9", "torch": ..., ...}}
+     "versions": {"xtuner_plugins": "0.9", "torch": ..., ...},
+     "run": {"command": "xtp train my.py", "hardware": "1 x NVIDIA H100", "steps": 400, "saved": "2026-11-24T10:00:00"}}
+
+``run`` is for the model card; nothing compares it.
 
 All of it is plain values, so a checkpoint with it opens under ``weights_only``. How images and text were prepared
 stands beside it, see `xtuner_plugins.weights.preprocessing`. Images are not hashed.

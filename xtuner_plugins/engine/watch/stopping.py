@@ -116,9 +116,14 @@ def exit_status() -> int:
     return 128 + requests.agreed if requests.agreed else 0
 
 
+def started_by(env: Mapping[str, str]) -> str:
+    """The command line that started this run."""
+    return env.get(COMMAND) or shlex.join(["xtuner", "train", *sys.argv[1:]])
+
+
 def command_to_go_on(env: Mapping[str, str] = os.environ) -> str:
     """The shell line that resumes this run: its own and one more ``--resume``, which is the one that counts."""
-    line = env.get(COMMAND) or shlex.join(["xtuner", "train", *sys.argv[1:]])
+    line = started_by(env)
     resume = " --resume auto" if line.startswith("xtuner ") else " --resume"  # XTuner's parser wants a value
     variables = [f"{name}={env[name]}" for name in LAUNCH_VARIABLES if name in env]
     return " ".join([*variables, line.removesuffix(resume)]) + resume

@@ -196,8 +196,10 @@ def _plain(cfg: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         words = ", ".join(f"{key}={short(wrapper[key])}" for key in ("dtype", "loss_scale") if key in wrapper)
         words = f"optim_wrapper {wrapper.get('type')} with {words or 'no dtype'}"
         notes.append(f"{words}: dtype={settings['model.dtype']!r} without loss scaling here")
-    if (sampler := str(value_at(cfg, "train_dataloader.sampler.type"))) != "LengthGroupedSampler":
-        notes.append(f"sampler {sampler}: groups by length here; sampler.group_by=None undoes that")
+    sampler = str(value_at(cfg, "train_dataloader.sampler.type"))
+    settings["train_dataloader.sampler.group_by"] = "length" if sampler == "LengthGroupedSampler" else None
+    if sampler not in ("LengthGroupedSampler", "DefaultSampler"):
+        notes.append(f"sampler {sampler}: random order here")
     for key, value in _flat(cfg):
         if key in _SAME:
             settings[key] = float(value) if key.endswith("max_norm") else value

@@ -58,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="checkpoint to resume from (.pth file or DeepSpeed directory); none or 'auto': the newest whole one",
     )
     parser.add_argument("--seed", type=int, help="random seed")
+    parser.add_argument("--dry-run", action="store_true", help="check everything and plan the run; train no step")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default=None, help="job launcher")
     return parser
 
@@ -141,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             num_ranks = int(os.environ.get(TASKS.get(args.launcher, ""), num_ranks))
             for note in check_same_run(cfg, args.resume, num_ranks=num_ranks, deepspeed=bool(args.deepspeed)):
                 print(f"note: {note}", file=sys.stderr)
+        if args.dry_run:
+            return 0
         _write_resolved(_resolved_file(args), resolved)
     except (ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)

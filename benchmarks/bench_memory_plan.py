@@ -64,7 +64,6 @@ CHOICES = {  # settings of the model
     "encoder": {"freeze_visual_encoder": False},
     "last blocks": {"visual_encoder_last_layers": 4},
     "everything": {"freeze_visual_encoder": False, "freeze_llm": False},
-    "dora": {"llm_lora": {**LORA, "use_dora": True}},
 }
 HOLDINGS = {"plain": plain(1), "bf16": Strategy("ZeRO-1 on one GPU", 1, 1, gradient_size=FLOAT)}
 STATES = ("DDP", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3")

@@ -29,7 +29,6 @@ train_dataloader.batch_size = {batch_size}
 train_dataloader.num_workers = 1
 train_dataloader.sampler.group_by = "length"
 train_dataloader.dataset.update(data_paths=["data.jsonl"], image_folders=["images"], repeat_times=[0.005])
-train_dataloader.dataset.cache_dir = "cache"
 optim_wrapper.accumulative_counts = 2
 default_hooks.logger.interval = 1
 default_hooks.checkpoint.interval = 1

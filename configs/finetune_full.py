@@ -22,6 +22,7 @@ train_dataloader.dataset.update(
     max_tiles=12,  # + thumbnail
     max_length=8192,  # tokens; 13 tiles take 3328
 )
+train_dataloader.sampler.group_by = "length"  # batches of samples of similar length, as the authors do
 train_dataloader.batch_size = 4  # x 4 accumulation x 8 GPUs = 128 samples per step
 optim_wrapper.accumulative_counts = 4
 optim_wrapper.optimizer.update(lr=4e-5, weight_decay=0.01)

@@ -28,6 +28,7 @@ model.update(
     beta=0.1,  # scale of rewards: the larger, the nearer to the reference
 )
 train_dataloader.collate_fn.type = collate_pairs
+train_dataloader.sampler.group_by = None  # pairs come in random order, as the authors' do
 train_dataloader.dataset.update(
     type=PreferenceDataset, data_paths=["data/mine/pairs.jsonl"], image_folders=["data/mine/images"]
 )

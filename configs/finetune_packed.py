@@ -27,4 +27,5 @@ train_dataloader.update(
     batch_sampler=dict(type=PackBatchSampler, max_tokens=8192, max_tiles=26),
     collate_fn=dict(type=collate_packed),
 )
+train_dataloader.sampler.group_by = None
 optim_wrapper.accumulative_counts = 4

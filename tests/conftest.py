@@ -28,6 +28,12 @@ def _few_threads():
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Indices and lengths of data aren't kept in the working directory."""
+    os.environ["XTUNER_PLUGINS_CACHE"] = str(tmp_path_factory.getbasetemp() / "data_index")
+
+
 @pytest.fixture(scope="session")
 def toy_parts(tmp_path_factory):
     """(vision directory, llm directory) with tiny random weights in the layouts of the real releases."""

@@ -115,7 +115,7 @@ def test_mixtures_are_built_as_shown(project, monkeypatch):
     exec(mixture, names)
     settings = names["train_dataloader"]["dataset"]
     settings.pop("type")
-    dataset = MultimodalDataset(**settings, cache_dir=str(project / "cache"))
+    dataset = MultimodalDataset(**settings)
     assert len(dataset) == 2 * 9 + 4 + 3 * 9 + round(4.5 + 0.01)
     assert [source.name for source in dataset.sources] == ["a", "b", "charts"]
     assert dataset.sources[2].tiling.max_tiles == 24 and dataset.sources[2].loss_weight == 0.5

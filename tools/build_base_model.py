@@ -27,7 +27,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="language model directory with its tokenizer, or a model directory whose language model is taken",
     )
     parser.add_argument("--out", required=True, help="directory to write")
-    parser.add_argument("--template", help="conversation template (default: the family's own, internvl2_5 for Qwen2)")
+    parser.add_argument("--template", help="conversation template (default: the language model's own)")
+    parser.add_argument("--system", help="system message in place of the template's; '' for none")
     parser.add_argument(
         "--max-tiles",
         type=int,
@@ -71,8 +72,9 @@ def build(options: dict) -> None:
         f"{summary['num_image_token']} tokens per tile, template {summary['template']}, "
         f"projector: {summary['projector']}"
     )
-    if summary["note"]:
-        print(f"note: {summary['note']}")
+    print("parameters: " + ", ".join(f"{name} {count:,}" for name, count in summary["parts"].items()))
+    for note in summary["notes"]:
+        print(f"note: {note}")
 
 
 def main(argv=None) -> int:

@@ -2,15 +2,17 @@
 
     python tools/configs.py [--family toy] [--stage finetune]                 what each trains, and what it needs
     python tools/configs.py finetune_lora [--set lr=5e-5]                     its settings, and all that they become
-    python tools/configs.py finetune_lora --write my_run.py --base models/base --data a.jsonl --images images
+    python tools/configs.py finetune_lora --write my_run.py --base models/base --data a.jsonl --images images --gpu 4090
     python tools/configs.py --from-xtuner internvl_v2_internlm2_5_8b_lora_finetune --write my_run.py
 
---write makes a config that takes in the named one and says what differs. --from-xtuner does it with an InternVL config
-of XTuner 0.2.0 (a path, or a name as `xtuner train` takes it): same data, settings and schedule.
+--write makes a config that takes in the named one and says what differs. With --gpu it also plans the run for one GPU:
+tiles, length, batch, optimizer, workers, epochs and intervals; where nothing fits, the exit status is 2. --from-xtuner
+writes an InternVL config of XTuner 0.2.0 (a path, or a name as `xtuner train` takes it): same data, settings, schedule.
 """
 
 import argparse
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -32,7 +34,8 @@ from xtuner_plugins.settings import (  # noqa: E402
 )
 
 LABELS = ("trains", "data", "hardware", "launch")
-OF_WRITING = ("base", "data", "images", "val", "val_images")
+OF_WRITING = ("base", "data", "images", "val", "val_images", "gpu")
+PARTS = {"visual_encoder": "vision encoder", "projector": "projector", "llm": "LLM"}
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -56,11 +59,18 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--val-images", **several, metavar="DIR", help="their image folders (default: that of --images)"
     )
+    parser.add_argument(
+        "--gpu", metavar="GPU", help="with --write: plan for one; a card's name, 24GB, or auto: this one"
+    )
     parser.add_argument("--from-xtuner", metavar="CONFIG", help="the config of XTuner's to take over")
     parser.add_argument("--force", action="store_true", help="with --write: replace an existing file")
     args = parser.parse_args(argv)
     if args.from_xtuner and (args.name or args.data or args.set or args.cfg_options):
         parser.error("--from-xtuner takes --write, --base and --force alone")
+    if args.name and (args.family or args.stage):
+        parser.error(
+            f"--family and --stage choose what is listed, and {args.name} is one config; leave out one of them"
+        )
     if args.name and args.write:
         check_writing(parser, args)
     elif not args.from_xtuner and (args.write or any(getattr(args, name) for name in OF_WRITING)):
@@ -126,6 +136,7 @@ def print_config(args: argparse.Namespace) -> None:
 
 def write_config(args: argparse.Namespace) -> None:
     from xtuner_plugins.cli.from_xtuner import check_out, derive, launch_line
+    from xtuner_plugins.engine.check.text import check_values
     from xtuner_plugins.files import absolute_path, names_data, names_images
 
     out, path = Path(args.write), Path(find_config(args.name))
@@ -145,18 +156,52 @@ def write_config(args: argparse.Namespace) -> None:
         values |= {"val_data_paths": val, "val_image_folders": folders * (len(val) // len(folders))}
     changes = {SETTINGS[name].key: value for name, value in values.items()}
     changes |= parse_words(args.set, args.cfg_options)
-    read_config(parent, changes)  # each key is there
+    check_values(read_config(parent, changes)._to_lazy_dict())  # each key is there
     launch, theirs = launch_line(parent, out), labels_of(leaves()[parent])
     labels = {
         "title": f"As {parent}, with a base and data of one's own.",
         **{key: theirs[key] for key in ("trains", "frozen")},
         "starts from": base,
         "data": f"{', '.join(data)}; images in {', '.join(images)}",
-        "launch": launch,
     }
+    if args.gpu:
+        launch = re.sub(r"NPROC_PER_NODE=\d+ | --deepspeed \S+", "", launch)
+        changes, told = plan_for_gpu(parent, changes, args.gpu)
+        labels |= told
+    labels["launch"] = launch
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(derive(parent, labels, changes), encoding="utf-8")
     print(f"wrote {out}; start it with\n{launch}")
+
+
+def plan_for_gpu(parent: str, changes: dict, name: str) -> tuple[dict, dict[str, str]]:
+    """The keys of a run on one GPU, and the labels that describe this run and base; prints what to expect."""
+    from xtuner_plugins.cli.from_xtuner import Code
+    from xtuner_plugins.planning.choose import choose
+    from xtuner_plugins.planning.hardware import find_gpu
+    from xtuner_plugins.planning.report import sentence
+
+    gpu = find_gpu(name)
+    run = choose(parent, changes, gpu)
+    job, changes, hardware = run.plan.job, dict(run.changes), sentence(run.memory, run.plan, gpu)
+    batch, counts = (SETTINGS[each].key for each in ("batch_size", "accumulative_counts"))
+    unit = "packs" if SETTINGS["pack_tokens"].key in changes else "samples"
+    said = f"# x {changes[counts]} accumulation x 1 GPU = {changes[batch] * changes[counts]} {unit} per step"
+    changes[batch] = Code(f"{changes[batch]}  {said}")
+    trains = [words for part, words in PARTS.items() if part in job.whole]
+    trains += [f"LoRA of rank {lora.rank} on the {PARTS[part]}" for part, lora in job.adapters.items()]
+    own = {part: f"the {words}'s own weights" for part, words in PARTS.items() if part in job.adapters}
+    frozen = [own.get(part, words) for part, words in PARTS.items() if part not in job.whole]
+    frozen += ["in 4 bits"] * bool(job.quantized)
+    print(hardware)
+    if gpu.dtype == "float32":
+        print("no GPU was found: on a processor this is a trial (max_steps=20); --gpu 4090 plans for another machine")
+    return changes, {
+        "title": f"{os.path.basename(run.plan.model)}, {parent}, on one GPU.",
+        "trains": f"{', '.join(trains)}: {job.trained:,} of {job.shape.parameters:,} parameters",
+        "frozen": ", ".join(frozen) or "nothing",
+        "hardware": hardware,
+    }
 
 
 def take_over(args: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """Exports a training checkpoint as a model directory, or converts a finished directory between formats.
 
-    python tools/convert_to_official.py finetune_lora work_dirs/finetune_lora/iter_1000.pth exports/mine
+    python tools/convert_to_official.py finetune_lora work_dirs/finetune_lora exports/mine     # its newest checkpoint
     python tools/convert_to_official.py CONFIG CHECKPOINT OUT --format hf          # transformers' own InternVL
     python tools/convert_to_official.py CONFIG CHECKPOINT OUT --format llava       # CLIP or SigLIP with a plain MLP
     python tools/convert_to_official.py CONFIG CHECKPOINT OUT --format peft        # the LoRA adapters, for PEFT
@@ -9,8 +9,8 @@
     python tools/convert_to_official.py --from exports/mine OUT --format gguf      # for llama.cpp
 
 CONFIG is the name of a config in configs/, or a path. It says where the base is now; the settings are those of
-the checkpoint's record. CHECKPOINT is an MMEngine .pth, a DeepSpeed directory (ZeRO 1, 2 or 3) or an adapter from here.
-Adapters are merged in fp32.
+the checkpoint's record. CHECKPOINT is an MMEngine .pth, a DeepSpeed directory (ZeRO 1, 2 or 3), an adapter from here,
+or a work directory, whose newest whole checkpoint is taken. Adapters are merged in fp32.
 """
 
 import argparse
@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a che
 from xtuner_plugins.cli.shared import finish  # noqa: E402
 from xtuner_plugins.processes import quiet_imports  # noqa: E402
 from xtuner_plugins.settings import add_config_options, parse_words, read_config  # noqa: E402
+from xtuner_plugins.weights.work_dir import newest_checkpoint  # noqa: E402
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -65,7 +66,8 @@ def parse_args(argv=None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     out, dtype = args.paths[-1], args.dtype
     if not args.source:
-        config, checkpoint = read_config(args.paths[0], parse_words(args.set)), args.paths[1]
+        config = read_config(args.paths[0], parse_words(args.set))
+        checkpoint = newest_checkpoint(args.paths[1]) or args.paths[1]
     quiet_imports()
     if args.format == "gguf":
         from xtuner_plugins.export import gguf
@@ -102,9 +104,13 @@ def run(args: argparse.Namespace) -> None:
     text = f"wrote {done['out']}: {done['num_tensors']} tensors{trained}, {done['num_bytes'] / 1e9:.2f} GB in "
     print(f"{text}{done['num_shards']} file(s){_notes(done)}", flush=True)  # however the verification ends
     if args.verify:
+        from xtuner_plugins.export import card
         from xtuner_plugins.inference.verify import verify
 
-        print(verify(job, done["out"]))
+        report = verify(job, done["out"])
+        print(report)
+        if not args.source:
+            card.fill(out, "tensors", changed=report.changed)
 
 
 def _notes(done: dict) -> str:

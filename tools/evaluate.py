@@ -5,7 +5,7 @@
     python tools/evaluate.py work_dirs/finetune_lora --data own.jsonl --images photos --out results/lora
     python tools/evaluate.py finetune_lora work_dirs/finetune_lora/iter_1000.pth --data own.jsonl --out results/lora
     python tools/evaluate.py exports/mine --data photos --prompt "What is written on the sign?" --out answers
-    python tools/evaluate.py --compare results/before results/after --html comparison.html
+    python tools/evaluate.py --compare results/before results/after --html comparison.html --card exports/mine
 
 A line of one's own file is {"image": "a.jpg", "question": "...", "answer": "..."}; docs/evaluation.md lists metrics and
 known benchmarks. Answers are appended to OUT/answers.jsonl as they come. The same command goes on with a run that was
@@ -14,6 +14,7 @@ OUT holds results.json, items.jsonl (each question with its answer and score) an
 
 --compare takes two folders of results on the same questions: both scores, the difference with its 95 % interval and its
 p-value, how many questions each answers better, a verdict (B is better, equal or worse), and which settings differ.
+--card writes the scores before (A) and after (B) into the README.md of the export that B measured.
 
 Exit status: 0 when every question was answered; 1 when some could not be asked or measured, or the model or the data
 can't be used; 2 for a wrong command line; 130 after Ctrl-C.
@@ -47,13 +48,16 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="compare two folders of results instead")
     parser.add_argument("--html", metavar="FILE", help="with --compare: a page with the answers that differ")
     parser.add_argument("--json", metavar="FILE", help="with --compare: the numbers")
+    parser.add_argument(
+        "--card", metavar="DIR", help="with --compare: the export that B measured, whose README.md gets both scores"
+    )
     args = parser.parse_args(argv)
     if bool(args.compare) == bool(args.model) or not args.compare and not (args.data and args.out):
         parser.error("give MODEL --data FILE --out DIR, or --compare A B")
     if args.compare and (args.data or args.out):
-        parser.error("--compare takes --html and --json alone; it asks nothing and writes no --out")
-    if not args.compare and (args.html or args.json):
-        parser.error("--html and --json go with --compare; OUT holds report.html and results.json")
+        parser.error("--compare takes --html, --json and --card alone; it asks nothing and writes no --out")
+    if not args.compare and (args.html or args.json or args.card):
+        parser.error("--html, --json and --card go with --compare; OUT holds report.html and results.json")
     return args
 
 
@@ -77,6 +81,17 @@ def compare(args: argparse.Namespace) -> None:
         models = {"a": one[0]["model"], "b": other[0]["model"], "differences": others}
         text = json.dumps({**models, "datasets": found}, indent=2, ensure_ascii=False) + "\n"
         Path(args.json).write_text(text, encoding="utf-8")
+    if args.card:
+        from xtuner_plugins.evaluation.compare import card_rows
+        from xtuner_plugins.export import card
+        from xtuner_plugins.inference.description import describe
+        from xtuner_plugins.inference.opening import find_source
+
+        if describe(find_source(args.card)).weights_hash() != other[0]["model"]["weights"]:
+            raise ValueError(
+                f"--card {args.card}: {args.compare[1]} was measured with other weights; evaluate this export"
+            )
+        card.fill(args.card, "scores", scores=card_rows(found), before=one[0]["model"]["model"])
     if args.html:
         write_comparison(args.html, [one[0], other[0]], compared)
 
@@ -109,6 +124,7 @@ def evaluate(args: argparse.Namespace) -> int:
     sizes = (args.batch_size, args.processes)
     job = Job(args.model, args.checkpoint, opening_of(args), generation, *sizes, prepare=quiet_imports)
     with Evaluation(source, job, data_sets, args.out, limit=args.limit) as evaluation:
+        print(f"computing in {evaluation.computes_in}", file=sys.stderr)
         with tqdm(total=len(evaluation.unanswered), unit="question", desc="answering", disable=None) as bar:
             for question, answer in evaluation.answer():
                 if isinstance(answer, Unusable):

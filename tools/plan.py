@@ -164,7 +164,10 @@ def print_plan(args, planned, available, others, lines, took) -> None:
         return
     speed = f"{args.gpus} x {args.gpu} ({GPUS[args.gpu].teraflops:g} TFLOPS each) at {args.mfu:.0%} of their peak"
     samples = planned.steps * planned.samples_per_step
-    report.show(f"{planned.steps:,} steps, {samples:,} samples: {report.duration(took)} on {speed}")
+    most = "" if lengths.is_measured else "at most "
+    report.show(
+        f"planned, not measured: {planned.steps:,} steps, {samples:,} samples, {most}{report.duration(took)} on {speed}"
+    )
 
 
 if __name__ == "__main__":

@@ -52,17 +52,9 @@ _SIGNED = re.compile(
 )
 
 
-def get_cache_dir(cache_dir: str | os.PathLike | None = None) -> str:
-    """The cache directory: the setting, else the environment variable `CACHE_VARIABLE`, else `DEFAULT_CACHE`.
-
-    Raises:
-        SettingError: the setting isn't a path.
-    """
-    if cache_dir is None:
-        return os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE
-    if not isinstance(cache_dir, (str, os.PathLike)) or not os.fspath(cache_dir):
-        raise SettingError("cache_dir", f"cache_dir={cache_dir!r} can't be used", "give a directory's path, or None")
-    return os.fspath(cache_dir)
+def get_cache_dir() -> Path:
+    """The directory that the environment variable `CACHE_VARIABLE` names, else `DEFAULT_CACHE`."""
+    return Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)
 
 
 def content_hash(path: str | os.PathLike) -> str:
@@ -118,10 +110,9 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SettingError(
-            "cache_dir",
+            "cache",
             f"can't be written ({error.strerror or error})",
-            "make room and give write permission there, or name another cache directory: the dataset's cache_dir or "
-            f"the environment variable {CACHE_VARIABLE}",
+            f"make room and give write permission there, or name another directory by {CACHE_VARIABLE}",
             str(path),
         ) from None
 

@@ -18,9 +18,10 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmengine.config import Config
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 # configs/ and tools/ stand beside the package in a checkout, and are installed with it by a wheel (see setup.py).
 _HERE = Path(__file__).resolve().parent
@@ -119,21 +120,6 @@ val_max_new_tokens default_hooks.validation.max_new_tokens of an answer
 val_metric default_hooks.validation.metric of val_benchmarks; None: each one's own
 """
 SETTINGS = {name: Setting(*rest) for name, *rest in (line.split(None, 2) for line in _TABLE.strip().splitlines())}
-# Settings, classes and their keywords that earlier versions had, and what to do instead.
-RETIRED = {
-    "panel": "give the questions as a file to val_benchmarks; the answers are in WORK_DIR/validation",
-    "panel_max_new_tokens": "write val_max_new_tokens (default_hooks.validation.max_new_tokens)",
-    "tracker": "write visualizer.vis_backends, MMEngine's own list (docs/training.md)",
-    "TrackingVisualizer": "write dict(type='Visualizer', vis_backends=[...]), MMEngine's own (docs/training.md)",
-    "CheckpointGuardHook": "take the hook out; WholeCheckpointHook compares parameters",
-    "PlanHook": "write StateHook, which keeps the plan and the preprocessing",
-    "PreprocessingLockHook": "take the hook out; StateHook keeps the preprocessing",
-    "heaviest_first": "take it out; the sampler puts the heaviest batch first",
-    "LossGuardHook": "take the hook out; a loss that isn't finite stops the run without it",
-    "PreferenceGuardHook": "take the hook out; see log_prob_chosen and length_correlation in scalars.json",
-    "ReportPageHook": "take the hook out; losses.png is drawn at the end, TensorBoard shows the run live",
-}
-
 _LABEL = re.compile(rf"^({'|'.join(LABELS)})  +(\S.*)$", re.MULTILINE)
 # Where a dict begins in a text: `{a,b}.jsonl` and `{000..009}.tar` name files.
 _DICT = re.compile(r"(?:^|[\[(,\s])(?:\{\s*\}|\{[^,{}]*:|dict\()")
@@ -241,6 +227,8 @@ def read_config(name: str, changes: Mapping[str, Any] | None = None) -> Config:
     Raises:
         ConfigError: No such file, a file that doesn't run, a name that nothing reads, or a key that isn't there.
     """
+    from mmengine.config import Config  # not needed for a tool's help
+
     path = find_config(name)
     if PACKAGE not in sys.modules:  # a checkout that isn't installed, and always the configs beside this code
         spec = importlib.util.spec_from_file_location(PACKAGE, CONFIGS / "__init__.py")
@@ -254,7 +242,6 @@ def read_config(name: str, changes: Mapping[str, Any] | None = None) -> Config:
     _check_strays(cfg)
     for key, value in (changes or {}).items():
         _change(cfg, key, value)
-    _check_retired(cfg)
     complete(cfg)
     return cfg
 
@@ -303,22 +290,12 @@ def _check_strays(cfg: Config) -> None:
     for name, value in cfg._to_lazy_dict().items():
         if name in RUNNER_KEYS or name in read:
             continue
-        hint = f"; {RETIRED[name]}" if name in RETIRED else _near(name, RUNNER_KEYS, cutoff=0.8)
+        hint = _near(name, RUNNER_KEYS, cutoff=0.8)
         like = [name] if name in SETTINGS else difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.85)
         if like and (name in SETTINGS or name in written) and value_at(cfg, SETTINGS[like[0]].key) != value:
             hint = f"; write {SETTINGS[like[0]].key} = ..."
         if hint:
             raise ConfigError(f"config {cfg.filename}: nothing reads {name!r}{hint}")
-
-
-def _check_retired(cfg: Config) -> None:
-    """Raises `ConfigError` on a class or keyword that is no more, as configs in old work directories name them."""
-    for where, node in typed_nodes(cfg._to_lazy_dict()):
-        kind = node["type"]
-        module, name = getattr(kind, "_module", str(kind)), str(getattr(kind, "_imported", kind)).rpartition(".")[2]
-        found = next((each for each in (name, *node) if each in RETIRED), None)
-        if found and str(module).startswith(__package__):
-            raise ConfigError(f"config {cfg.filename}: {where}: {found} is no more; {RETIRED[found]}")
 
 
 def typed_nodes(node: Any, key_path: str = "") -> Iterator[tuple[str, dict]]:
@@ -349,8 +326,7 @@ def _change(cfg: Config, key: str, value: Any) -> None:
     if key in SETTINGS:
         raise ConfigError(f"{key}: no key of the runner; write {SETTINGS[key].key}=..., or --set {key}=...")
     if (top := key.partition(".")[0]) not in RUNNER_KEYS:
-        hint = f"; {RETIRED[key]}" if key in RETIRED else _near(top, [*SETTINGS, *RUNNER_KEYS])
-        raise ConfigError(f"{key}: nothing reads {top!r}{hint}")
+        raise ConfigError(f"{key}: nothing reads {top!r}{_near(top, [*SETTINGS, *RUNNER_KEYS])}")
     node = cfg._cfg_dict
     for depth, part in enumerate(parents):
         node = _below(node, part, key, ".".join(parents[:depth]))

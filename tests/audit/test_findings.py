@@ -9,7 +9,7 @@ from PIL import Image
 from tests.datasets.source_kinds import write_parquet, write_webdataset
 from xtuner_plugins.audit.check import PlainFiles, check_dataset
 from xtuner_plugins.audit.facts import is_refusal, is_repetitive, normalize
-from xtuner_plugins.audit.findings import NEAR, WORDS, find, near_pairs
+from xtuner_plugins.audit.findings import NEAR, find, near_pairs
 from xtuner_plugins.datasets import MultimodalDataset
 
 
@@ -30,9 +30,8 @@ def photographs(tmp_path_factory):
 
 
 @pytest.fixture
-def found(write_data, photographs, data_base, tmp_path, monkeypatch):
+def found(write_data, photographs, data_base):
     """found({file: records}, validation records, settings) -> {kind: finding}."""
-    monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "cache"))
 
     def call(files, held_out=None, **settings):
         def checked(files):
@@ -117,9 +116,8 @@ def test_shapes_and_what_does_not_fit(found, qa):
 
 
 @pytest.mark.parametrize("write", [write_parquet, partial(write_webdataset, shards=2)], ids=["rows", "samples"])
-def test_images_in_rows_are_told_apart(write, qa, photographs, tmp_path, monkeypatch):
+def test_images_in_rows_are_told_apart(write, qa, photographs, tmp_path):
     """Their names in messages are alike: `image 1` in each row, `0000.png` in each shard."""
-    monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "cache"))
     records = [qa(f"{name}?", f"{name}.", image=name) for name in ("a.png", "c.png", "r.png", "tiny.png", "a_copy.png")]
     (tmp_path / "data").mkdir()
     dataset = PlainFiles([write(records, photographs, tmp_path / "data")["data_paths"]])
@@ -152,7 +150,3 @@ def test_texts():
     assert not is_repetitive("yes " * 10) and not is_repetitive(" ".join(map(str, range(100))))
     cycle = [*"abcdefghijkl"] * 3  # of 12 words: the first 27 have 24 sequences, half of which come again
     assert is_repetitive(" ".join(cycle[:28])) and not is_repetitive(" ".join(cycle[:27]))
-
-
-def test_words_are_complete():
-    assert all(len(words) == 4 and all(words) for words in WORDS.values())

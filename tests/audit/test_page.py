@@ -49,9 +49,8 @@ class Cards(HTMLParser):
 
 
 @pytest.fixture
-def write(tmp_path, data_base, write_data, make_image, monkeypatch):
+def write(tmp_path, data_base, write_data, make_image):
     """write({file name: records}, kind, settings) -> (the page, its cards, numbers)."""
-    monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "cache"))
     for name, *size in (("a.png", 100, 90), ("b.png", 360, 120), ("图 片/c.png", 120, 360)):
         folder = make_image(name, *size)
 
@@ -160,9 +159,8 @@ def test_a_record_that_has_changed_since_says_so(write, write_data, qa, tmp_path
 
 
 @pytest.fixture
-def mixture(data_base, write_data, make_image, qa, tmp_path, monkeypatch):
+def mixture(data_base, write_data, make_image, qa):
     """mixture(**settings) -> a dataset over two files, with its reports."""
-    monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "cache"))
     folder = make_image("b.png", 360, 120)
     photos = [qa("What is there?", "A cat.", image="b.png") for _ in range(3)] + [qa(image="none.png")]
     texts = [qa("这是什么？", "一只猫。"), qa("Count.", "one two three " * 60), qa("What?", "A cat.")]
@@ -176,19 +174,22 @@ def mixture(data_base, write_data, make_image, qa, tmp_path, monkeypatch):
 
 
 def test_shares_are_those_of_the_samples_that_train(mixture):
-    dataset, reports = mixture(repeat_times=[2.5, 1])
+    dataset, reports = mixture(repeat_times=[2.5, 1], max_length=100)
     rows = shares(dataset, reports)
     tokens, tiles, fates = dataset.sizes(num_workers=0)
     first = np.arange(len(dataset)) < dataset.ends[0]
     for row, kept in zip(rows, (first, ~first), strict=True):
         kept = kept & (fates < DROPPED)
         assert (row["samples"], row["tokens"], row["tiles"]) == (kept.sum(), tokens[kept].sum(), tiles[kept].sum())
+        assert 0 < row["supervised"] < row["tokens"]
     assert rows[0]["repeat"] == 2.5 and sum(row["tokens_share"] for row in rows) == pytest.approx(1)
 
 
-def test_the_table_says_what_a_run_with_these_limits_would_find(mixture):
+def test_the_table_says_what_a_run_with_these_limits_would_find(mixture, tmp_path):
     dataset, reports = mixture(max_length=100, repeat_times=[2, 1])
+    kept = set(tmp_path.glob("cache/**/*.npy"))
     rows = what_if(dataset, reports)
+    assert kept == set(tmp_path.glob("cache/**/*.npy"))  # nothing is trained with these limits
     assert [row["is_current"] for row in rows].count(True) == 1
     for row in rows:
         other, _ = mixture(max_length=row["max_length"], max_tiles=row["max_tiles"], repeat_times=[2, 1])

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from xtuner_plugins.audit.prepare import ASPECTS, GIVE_UP_AFTER, RECIPES, prepare
-from xtuner_plugins.datasets import PreferenceDataset, RecordError, SettingError
+from xtuner_plugins.datasets import PreferenceDataset, SettingError
 from xtuner_plugins.datasets.records.pairs import parse_pair
 from xtuner_plugins.datasets.records.records import parse_record
 
@@ -156,11 +156,6 @@ def test_what_is_written_trains(tmp_path, data_base):
 def test_files_that_cannot_be_used(tmp_path):
     with pytest.raises(SettingError, match="known are ai-challenger"):
         prepare("llava", tmp_path, tmp_path / "out.jsonl")
-    with pytest.raises((RecordError, SettingError), match="can't be read"):
-        prepare("ai-challenger", tmp_path / "none.json", tmp_path / "out.jsonl")
-    (tmp_path / "cut.json").write_text('[{"image_id": "a.jpg"')
-    with pytest.raises((RecordError, SettingError), match="array is broken"):
-        prepare("ai-challenger", tmp_path / "cut.json", tmp_path / "out.jsonl")
     tools = minimind("你好")
     tools["conversations"][0]["tools"] = [{"name": "search"}]
     (tmp_path / "tools.jsonl").write_text(json.dumps(tools))

@@ -5,7 +5,7 @@ import torch
 
 from xtuner_plugins.audit.show_batch import describe_batch, split_batch, write_batch_page
 from xtuner_plugins.datasets import MultimodalDataset, PreferenceDataset, collate, collate_packed
-from xtuner_plugins.datasets.bad_samples import FILLER_INDEX
+from xtuner_plugins.datasets.left_out import FILLER_INDEX
 from xtuner_plugins.datasets.preference import collate_pairs
 
 
@@ -20,7 +20,7 @@ def dataset(data_base, write_data, make_image, qa):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_samples_of_a_batch_are_those_that_went_in(dataset, packed):
+def test_samples_of_a_batch_are_those_that_went_in_and_so_says_the_page(dataset, packed, tmp_path):
     samples = [dataset[index] for index in range(3)]
     batch = collate_packed(samples, pad_to=150) if packed else collate(samples)
     parts = split_batch(batch)
@@ -29,6 +29,7 @@ def test_samples_of_a_batch_are_those_that_went_in(dataset, packed):
         assert part.ids.tolist() == sample["input_ids"].tolist() and part.source == sample["source"]
         assert torch.equal(part.tiles, sample["tiles"]) and part.segments == (len(sample["input_ids"]),)
         assert part.labels.tolist()[1:] == sample["labels"].tolist()[1:]
+        assert f"({int((part.labels >= 0).sum())} learned)" in part.describe()
     assert [(part.row, part.first) for part in parts] == (
         [(0, 0), (0, len(parts[0].ids))] if packed else [(0, 0), (1, 0)]
     )
@@ -36,6 +37,13 @@ def test_samples_of_a_batch_are_those_that_went_in(dataset, packed):
     lines = describe_batch(batch)
     assert padding > 0 and f"{padding} of them padding" in lines[0]
     assert "4 tiles; 2 samples" in lines[0] and "weight 2" in lines[1] and "left out, image_missing: " in lines[-1]
+    filler = collate_packed([dataset[FILLER_INDEX]])
+    write_batch_page(tmp_path / "b.html", "Step 1", ["a <b>"], [batch, filler], dataset.tokenizer)
+    page = (tmp_path / "b.html").read_text()
+    assert page.count("<script") == 1 and "<b>it" not in page and "a &lt;b&gt;" in page
+    assert '<span class="learn">There &lt;b&gt;it&lt;/b&gt; is.&lt;|im_end|&gt;</span>' in page
+    assert page.count("<img alt=") == 4 and page.count("data:image/jpeg") == 4 and "64 image tokens" in page
+    assert page.count("no sample is left") == 1 and "left out" in page and "none.png" in page
 
 
 def test_pairs(data_base, write_data):
@@ -44,17 +52,3 @@ def test_pairs(data_base, write_data):
     parts = split_batch(collate_pairs([dataset[0], dataset[1]]))
     assert [part.segments for part in parts] == [tuple(dataset[index]["branches"]) for index in (0, 1)]
     assert parts[1].ids.tolist() == dataset[1]["input_ids"].tolist()
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_the_page(dataset, packed, tmp_path):
-    samples = [dataset[index] for index in range(3)]
-    batch = collate_packed(samples, pad_to=150) if packed else collate(samples)
-    filler = collate_packed([dataset[FILLER_INDEX]])
-    write_batch_page(tmp_path / "b.html", "Step 1", ["a <b>"], [batch, filler], dataset.tokenizer)
-    page = (tmp_path / "b.html").read_text()
-    assert page.count("<script") == 1 and "<b>it" not in page and "a &lt;b&gt;" in page
-    assert '<span class="learn">There &lt;b&gt;it&lt;/b&gt; is.&lt;|im_end|&gt;</span>' in page
-    assert page.count("<img alt=") == 4 and page.count("data:image/jpeg") == 4 and "64 image tokens" in page
-    assert page.count("no sample is left") == 1
-    assert "left out" in page and "none.png" in page

@@ -23,7 +23,7 @@ def config(toy_base, tmp_path):
         read_config(name)  # makes configs importable
         cfg = Config.fromfile(CONFIGS / "toy" / f"{name}.py")
         cfg.train_dataloader.update(num_workers=0, persistent_workers=False, batch_size=2)
-        own = dict(data_paths=[str(path)], image_folders=[str(images)], cache_dir=str(tmp_path / "cache"))
+        own = dict(data_paths=[str(path)], image_folders=[str(images)])
         cfg.train_dataloader.dataset.update(own, **({"base": str(toy_base)} if base else {}))
         return cfg
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xtuner_plugins.files import CACHE_VARIABLE
+
 NINE = ["<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"]
 CONFIG = {
     "model_type": "internvl_chat",
@@ -56,6 +58,13 @@ def text_tokenizer(data_base):
     from xtuner_plugins.datasets.text.tokens import TextTokenizer
 
     return TextTokenizer.from_pretrained(data_base)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """The directory of indices and lengths, each test's own."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -146,6 +155,4 @@ def planned_dataset(data_base, write_data, make_image, qa, tmp_path):
     records += [qa("word " * 500, "Late."), qa(image="none.png"), {"text": 1}]
     from xtuner_plugins.datasets import MultimodalDataset
 
-    return MultimodalDataset(
-        data_base, write_data(records), folder, max_length=300, on_bad_sample="skip", cache_dir=str(tmp_path / "cache")
-    )
+    return MultimodalDataset(data_base, write_data(records), folder, max_length=300, on_bad_sample="skip")

@@ -17,7 +17,6 @@ from tests.process_table import ends, is_alive
 from xtuner_plugins import files
 from xtuner_plugins.datasets import MultimodalDataset, SettingError
 from xtuner_plugins.datasets.plan import lengths
-from xtuner_plugins.datasets.records import json_index
 from xtuner_plugins.files import locked, open_array, save
 
 
@@ -114,7 +113,7 @@ def test_a_kill_while_lengths_are_measured_holds_nothing_up(data_base, write_dat
     data = write_data([qa(f"{i} " * 40, f"word {i}. " * 40) for i in range(1500)])
 
     def measure():
-        MultimodalDataset(data_base, data, cache_dir=str(tmp_path / "cache")).layout(num_workers=2)
+        MultimodalDataset(data_base, data).layout(num_workers=2)
 
     def num_parts():
         return len(list((tmp_path / "cache").glob("*/parts/*.npz")))
@@ -128,10 +127,10 @@ def test_a_kill_while_lengths_are_measured_holds_nothing_up(data_base, write_dat
     with process(measure) as again:
         wait_for(lambda: not is_alive(again))
     assert "waiting" not in capfd.readouterr().err
-    assert len(MultimodalDataset(data_base, data, cache_dir=str(tmp_path / "cache")).lengths(0)) == 1500
+    assert len(MultimodalDataset(data_base, data).lengths(0)) == 1500
 
 
-REMEDY = "name another cache directory: the dataset's cache_dir or the environment variable XTUNER_PLUGINS_CACHE"
+REMEDY = "or name another directory by XTUNER_PLUGINS_CACHE"
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -143,7 +142,7 @@ def test_a_full_disk_is_one_line_with_a_remedy(data_base, write_data, qa, tmp_pa
     def measure():
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         try:
-            MultimodalDataset(data_base, data, cache_dir=str(tmp_path / "cache")).layout(num_workers=num_workers)
+            MultimodalDataset(data_base, data).layout(num_workers=num_workers)
         except SettingError as error:
             (tmp_path / "error").write_text(str(error))
 
@@ -163,35 +162,9 @@ def test_a_cache_directory_that_can_not_be_written(data_base, write_data, qa, tm
         (tmp_path / "locked").mkdir(mode=0o500)
         places.append(tmp_path / "locked")
     for place in places:
-        with pytest.raises(SettingError, match=f"{place}.*can't be written.*{REMEDY}"):
-            MultimodalDataset(data_base, data, cache_dir=str(place)).layout()
         monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(place))
-        with pytest.raises(SettingError, match=str(place)):
+        with pytest.raises(SettingError, match=f"{place}.*can't be written.*{REMEDY}"):
             MultimodalDataset(data_base, data).layout()
-    monkeypatch.setenv("XTUNER_PLUGINS_CACHE", str(tmp_path / "other"))
-    MultimodalDataset(data_base, data).layout()
-    MultimodalDataset(data_base, data, cache_dir=str(tmp_path / "own")).layout()
-    assert {path.name for path in tmp_path.glob("o*")} == {"other", "own"}
-
-
-def test_a_large_file_is_scanned_once_while_others_wait(write_data, qa, tmp_path, monkeypatch):
-    data = write_data([qa()] * 50)
-    monkeypatch.setattr(json_index, "CACHED_FROM", 0)
-    real = json_index._scan
-
-    def scan(*args):
-        (tmp_path / f"scan-{os.getpid()}").touch()
-        time.sleep(0.5)
-        return real(*args)
-
-    monkeypatch.setattr(json_index, "_scan", scan)
-
-    def run():
-        assert len(json_index.open_index(data, tmp_path / "cache")) == 50
-
-    with process(run) as first, process(run) as second, process(run) as third:
-        assert [os.waitpid(pid, 0)[1] for pid in (first, second, third)] == [0, 0, 0]
-    assert len(list(tmp_path.glob("scan-*"))) == 1
 
 
 def test_mapped_arrays_hold_no_descriptors(tmp_path, no_descriptors):

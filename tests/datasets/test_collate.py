@@ -4,7 +4,7 @@ import torch
 from mmengine.runner import Runner
 
 from xtuner_plugins.datasets import collate, collate_packed
-from xtuner_plugins.datasets.bad_samples import FILLER, FILLER_INDEX
+from xtuner_plugins.datasets.left_out import FILLER, FILLER_INDEX
 
 
 def test_a_packed_batch_through_mmengine(planned_dataset):

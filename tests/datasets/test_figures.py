@@ -21,7 +21,6 @@ def dataset(toy_base, tmp_path):
         dataset_settings=[{"name": "with images"}, {"name": "text"}],
         max_tiles=6,
         max_length=512,
-        cache_dir=str(tmp_path / "cache"),
         on_bad_sample="skip",
     )
 

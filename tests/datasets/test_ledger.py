@@ -5,6 +5,7 @@ import stat
 
 import pytest
 
+from xtuner_plugins.datasets import ledger
 from xtuner_plugins.datasets.ledger import Ledger, TooManyBadSamples
 
 
@@ -66,33 +67,36 @@ def test_going_on_without_the_file(tmp_path):
     assert ledger.trained[1] == 3 and not ledger.path.exists()
 
 
-def test_the_ceiling_is_of_an_epoch_and_of_what_is_broken():
-    ledger = Ledger(None, max_bad_samples=2)
+def test_the_ceiling_is_of_an_epoch_and_of_what_is_broken(monkeypatch):
+    monkeypatch.setattr(ledger, "MAX_BAD_SAMPLES", 2)
+    own = Ledger(None)
     for epoch in range(3):
-        ledger.account(epoch, 1, [bad(1), bad(2), *(bad(9, reason) for reason in ("too_long", "rejected") * 5)])
-        ledger.close_epoch(epoch, 13)
-    with pytest.raises(TooManyBadSamples, match="3 samples can't be used, max_bad_samples is 2"):
-        ledger.account(3, 0, [bad(1), bad(2), bad(3)])
+        own.account(epoch, 1, [bad(1), bad(2), *(bad(9, reason) for reason in ("too_long", "rejected") * 5)])
+        own.close_epoch(epoch, 13)
+    with pytest.raises(TooManyBadSamples, match="3 samples can't be used, .* beyond 2 per"):
+        own.account(3, 0, [bad(1), bad(2), bad(3)])
 
 
-def test_the_ceiling_counts_all_ranks_together(tmp_path):
+def test_the_ceiling_counts_all_ranks_together(tmp_path, monkeypatch):
     """Each rank has a ledger of its own over one file; resumed runs count what lies behind them."""
-    first, second = (Ledger(tmp_path / "ledger.jsonl", max_bad_samples=3) for _ in range(2))
+    monkeypatch.setattr(ledger, "MAX_BAD_SAMPLES", 3)
+    first, second = (Ledger(tmp_path / "ledger.jsonl") for _ in range(2))
     first.account(0, 1, [bad(1), bad(2, "too_long")])
     second.account(0, 1, [bad(3)])
     second.account(1, 1, [bad(3)])  # of the next epoch
     first.account(0, 1, [bad(4)])
-    with pytest.raises(TooManyBadSamples, match="4 samples can't be used, max_bad_samples is 3"):
+    with pytest.raises(TooManyBadSamples, match="4 samples can't be used, .* beyond 3 per"):
         second.account(0, 1, [bad(5)])
-    resumed = Ledger(tmp_path / "ledger.jsonl", max_bad_samples=3)
+    resumed = Ledger(tmp_path / "ledger.jsonl")
     resumed.begin(0, [1, 2, 3])
     resumed.account(0, 1, [bad(4)])
     with pytest.raises(TooManyBadSamples, match="4 samples"):
         resumed.account(0, 0, [bad(5), bad(6)])
 
 
-def test_the_message_has_the_last_sample_and_the_remedy():
-    ledger = Ledger(None, max_bad_samples=1)
-    ledger.account(0, 3, [bad(1), bad(2, "too_long")])
-    with pytest.raises(TooManyBadSamples, match="max_bad_samples is 1.*f:7: line.*check_data"):
-        ledger.account(0, 3, [bad(7)])
+def test_the_message_has_the_last_sample_and_the_remedy(monkeypatch):
+    monkeypatch.setattr(ledger, "MAX_BAD_SAMPLES", 1)
+    own = Ledger(None)
+    own.account(0, 3, [bad(1), bad(2, "too_long")])
+    with pytest.raises(TooManyBadSamples, match="beyond 1 per.*f:7: line.*check_data"):
+        own.account(0, 3, [bad(7)])

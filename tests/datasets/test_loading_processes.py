@@ -62,7 +62,6 @@ def test_no_worker_outlives_a_killed_training(toy_base, tmp_path):
         "train_dataloader.dataset.base": toy_base,
         "train_dataloader.dataset.data_paths": f"[{path}]",
         "train_dataloader.dataset.image_folders": f"[{images}]",
-        "train_dataloader.dataset.cache_dir": tmp_path / "cache",
         "train_dataloader.num_workers": 2,
         "default_hooks.logger.interval": 1,
     }

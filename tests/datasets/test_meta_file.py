@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 
 import pytest
 
@@ -40,7 +39,6 @@ def samples(dataset):
 
 
 def test_a_meta_file_is_the_four_settings(data_base, files, tmp_path, monkeypatch):
-    cache = str(tmp_path / "cache")
     meta = files(a={"repeat_time": 2, "max_dynamic_patch": 2}, b={"repeat_time": 0.5})
     written = MultimodalDataset(
         data_base,
@@ -48,12 +46,11 @@ def test_a_meta_file_is_the_four_settings(data_base, files, tmp_path, monkeypatc
         str(tmp_path / "images"),
         [2, 0.5],
         [{"name": "a", "max_tiles": 2}, {"name": "b"}],
-        cache_dir=cache,
     )
-    named = MultimodalDataset(data_base, meta, cache_dir=cache)
+    named = MultimodalDataset(data_base, meta)
     assert len(named) == 10 and samples(named) == samples(written)
     monkeypatch.chdir(tmp_path)  # relative to the working directory, as in the official code
-    assert samples(MultimodalDataset(data_base, ["meta.json"], cache_dir=cache)) == samples(named)
+    assert samples(MultimodalDataset(data_base, ["meta.json"])) == samples(named)
     config = {"train_dataloader": {"dataset": {"base": str(data_base), "data_paths": meta}}}
     described = from_config(config)["datasets"]
     assert [(row["name"], row["max_tiles"]) for row in described] == [("a", 2), ("b", 6)]
@@ -88,18 +85,6 @@ def test_what_is_no_meta_file(tmp_path, write_data, qa):
         assert not is_meta(tmp_path / "other.json"), text
 
 
-def test_a_misspelled_annotation_is_named(run_tool, tmp_path):
-    """Not taken for a record without conversations."""
-    path = tmp_path / "meta.json"
-    words = f"{path} looks like a meta file of the official code, but A has no 'annotation'"
-    for own, near in (({"annotations": "x.jsonl", "repeat_time": 2}, " (but 'annotations');"), ({"length": 3}, ";")):
-        path.write_text(json.dumps({"A": {"root": "images", **own}}, indent=1))
-        with pytest.raises(SettingError, match=re.escape(words + near)):
-            expand_metas(str(path))
-    done = run_tool("tools/check_data.py", path)
-    assert done.returncode == 2 and done.stderr.startswith(f"error: {words}"), done.stdout + done.stderr
-
-
 BAD = {
     "augment_text": ({"data_augment": "no"}, "data_augment is 'no'; give true or false"),
     "unknown": ({"max_tiles": 3}, "has 'max_tiles', which isn't read.*known are root"),
@@ -118,7 +103,7 @@ BAD = {
 @pytest.mark.parametrize("own, words", BAD.values(), ids=BAD)
 def test_what_cannot_be_followed_is_refused(data_base, files, own, words, tmp_path):
     with pytest.raises(SettingError, match=words):
-        MultimodalDataset(data_base, files(a=own), cache_dir=str(tmp_path / "cache"))
+        MultimodalDataset(data_base, files(a=own))
 
 
 def test_settings_beside_a_meta_file_and_broken_ones_are_refused(files, tmp_path):

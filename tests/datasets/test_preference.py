@@ -9,10 +9,9 @@ from xtuner_plugins.datasets import (
     PlanSampler,
     PreferenceDataset,
     RecordError,
-    SettingError,
     collate_pairs,
 )
-from xtuner_plugins.datasets.bad_samples import FILLER, FILLER_INDEX
+from xtuner_plugins.datasets.left_out import FILLER, FILLER_INDEX
 from xtuner_plugins.hub.constants import IGNORE_INDEX
 
 PAIRS = [
@@ -71,8 +70,6 @@ def test_a_pair_that_does_not_fit_is_named_and_never_cut(make_dataset):
     _, tiles, fates = dataset.layout(num_workers=0)
     assert dataset.usable(fates).tolist() == [1, 2, 3] and tiles.tolist() == [0, 3, 0, 3]
     assert dataset[0]["dropped"] == "too_long" and "pairs.jsonl:1" in dataset[0]["message"]
-    with pytest.raises(SettingError, match="can't be truncated"):
-        make_dataset(too_long=["shrink_tiles", "truncate_text"])
 
 
 def test_a_record_without_a_rejected_answer_is_named(make_dataset):

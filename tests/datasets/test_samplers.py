@@ -1,10 +1,9 @@
 """Plans of epochs: every sample once over all ranks, resumed anywhere."""
 
-import numpy as np
 import pytest
 
 from xtuner_plugins.datasets import PackBatchSampler, PlanSampler, SettingError
-from xtuner_plugins.datasets.bad_samples import FILLER_INDEX
+from xtuner_plugins.datasets.left_out import FILLER_INDEX
 
 
 def ranks(dataset, number, packed, **options):
@@ -24,7 +23,6 @@ def flat(step):
 @pytest.mark.parametrize("group_by", [None, "length", "modality"])
 @pytest.mark.parametrize("number", [1, 3])
 def test_every_sample_once_an_epoch_over_all_ranks(planned_dataset, packed, group_by, number):
-    everything = set(range(37)) if packed or group_by else set(range(40))
     orders = []
     for epoch in (0, 1):
         samplers = ranks(planned_dataset, number, packed, group_by=group_by, group_size=4)
@@ -37,7 +35,7 @@ def test_every_sample_once_an_epoch_over_all_ranks(planned_dataset, packed, grou
             == len({len(part) - sampler.num_steps(epoch) == 0 for part, sampler in zip(steps, samplers, strict=True)})
         )
         taken = [index for part in steps for step in part for index in flat(step) if index != FILLER_INDEX]
-        assert len(taken) == len(set(taken)) and set(taken) == everything
+        assert len(taken) == len(set(taken)) and set(taken) == set(range(37))
         orders.append(taken)
     assert orders[0] != orders[1]
 
@@ -57,22 +55,27 @@ def test_resuming_with_other_ranks_goes_on_where_it_stopped(planned_dataset, pac
     ]
 
 
-def test_groups_are_of_alike_length_and_kind(planned_dataset):
-    sampler = PlanSampler(planned_dataset, seed=0, group_by="modality", group_size=4)
+def test_groups_are_of_alike_length_and_kind_and_padding_falls(planned_dataset):
+    samplers = [PlanSampler(planned_dataset, seed=0, group_by=by, group_size=4) for by in ("modality", "length", None)]
     tokens, tiles, _ = planned_dataset.layout()
-    order = sampler.order(0)
-    for first in range(4, 32, 4):  # after those with most tokens, of either kind
-        group = order[first : first + 4]
+    orders = [sampler.order(0)[:36].reshape(-1, 4) for sampler in samplers]
+    for group in orders[0][1:8]:  # after those with most tokens, of either kind
         assert len(set(tiles[group] > 0)) == 1
-    shuffled = PlanSampler(planned_dataset, seed=0).order(0)
-    spread = [np.ptp(tokens[plan[:32]].reshape(-1, 4), axis=1).mean() for plan in (order, shuffled)]
-    assert spread[0] < spread[1] / 2
+    lengths = [tokens[order][1:] for order in orders]
+    padding = [(rows.max(1, keepdims=True) - rows).sum() / rows.sum() for rows in lengths]
+    assert max(padding[:2]) < padding[2] / 2
 
 
-@pytest.mark.parametrize("packed", [False, True])
+def test_the_order_of_the_mixture_needs_no_lengths(planned_dataset, monkeypatch):
+    monkeypatch.setattr(type(planned_dataset), "layout", None)
+    sampler = PlanSampler(planned_dataset, seed=0, shuffle=False)
+    assert list(sampler) == list(range(40)) and sampler.digest and sampler.left_out() == []
+
+
+@pytest.mark.parametrize("packed, group_by", [(False, None), (False, "length"), (True, None)])
 @pytest.mark.parametrize("number, batch", [(1, 1), (1, 4), (2, 2)])
-def test_no_batch_of_a_run_is_heavier_than_the_first(planned_dataset, packed, number, batch):
-    samplers = ranks(planned_dataset, number, packed, group_by=None if packed else "length", group_size=4)
+def test_no_batch_of_a_run_is_heavier_than_the_first(planned_dataset, packed, group_by, number, batch):
+    samplers = ranks(planned_dataset, number, packed, group_by=group_by, group_size=4)
     tokens, tiles, _ = planned_dataset.layout()
     weights = []
     for epoch in (0,) if packed else (0, 1, 2):

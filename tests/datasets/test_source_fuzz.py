@@ -29,7 +29,7 @@ SECONDS = 60 + CASES  # of a kind; most cases take milliseconds
 
 def read_all(path: Path, folder: Path | None, cache: Path) -> int:
     """Reads everything that can be read; returns the number of records."""
-    records = open_records(path, cache)
+    records = open_records(path)
     images = open_images(folder, path.parent)
     num_read = 0
     for row in range(min(len(records), 30)):

@@ -84,9 +84,7 @@ def test_a_store_that_is_down_stops_measuring_and_reading_under_every_policy(
     server, policy, data_base, write_data, qa, tmp_path
 ):
     path = write_data([qa(image="a.png"), qa()])
-    dataset = MultimodalDataset(
-        data_base, path, f"{server.url}/x", on_bad_sample=policy, cache_dir=str(tmp_path / "cache")
-    )
+    dataset = MultimodalDataset(data_base, path, f"{server.url}/x", on_bad_sample=policy)
     server.mode = "500"
     for ask in (lambda: dataset[0], lambda: dataset.layout(num_workers=0)):
         with pytest.raises(SourceError, match="no answer"):
@@ -96,7 +94,7 @@ def test_a_store_that_is_down_stops_measuring_and_reading_under_every_policy(
     assert [each.reason for each in dataset.lengths(0).complaints.values()] == ["image_missing"]
     Image.new("RGB", (9, 5)).save(tmp_path / "a.png")
     server.objects["x/a.png"] = (tmp_path / "a.png").read_bytes()
-    again = MultimodalDataset(data_base, path, f"{server.url}/x", cache_dir=str(tmp_path / "cache"))
+    again = MultimodalDataset(data_base, path, f"{server.url}/x")
     assert not again.lengths(0).complaints and again[0]["num_tiles"]
 
 
@@ -120,28 +118,28 @@ def test_annotation_files_are_copied_by_version(server, mode, tmp_path, monkeypa
     for text in ("one", "two", "two"):
         server.objects[f"{BUCKET}/a.jsonl"] = json.dumps({"text": text * 9}).encode() + b"\n"
         asked = len(server.asked)
-        copy = localize(url, None, tmp_path)
+        copy = localize(url, None)
         assert open(copy, "rb").read() == server.objects[f"{BUCKET}/a.jsonl"]
     assert len(server.asked) - asked <= 2  # unchanged: asked for its version alone, or fetched as it has none
 
 
 def test_records_in_a_store_are_called_by_their_url(server, tmp_path):
     server.objects["a.jsonl.gz"] = gzip.compress(b'{"a": 1}\n{"a": \n', mtime=0)
-    records = open_records(f"{server.url}/a.jsonl.gz?token=hidden&part=1", tmp_path)
+    records = open_records(f"{server.url}/a.jsonl.gz?token=hidden&part=1")
     assert records.parse(0) == {"a": 1} and "hidden" not in records.path
     with pytest.raises(ValueError, match=r"a.jsonl.gz\?\*\*\*\w{8}:2: not JSON"):
         records.parse(1)
     for mode, words in (("404", "no such object"), ("403", "access denied")):
         server.mode = mode
         with pytest.raises(SettingError, match=words):
-            open_records(f"{server.url}/b.jsonl", tmp_path)
+            open_records(f"{server.url}/b.jsonl")
     with pytest.raises(SettingError, match="patterns of URLs"):
-        open_records(f"{server.url}/*.jsonl", tmp_path)
+        open_records(f"{server.url}/*.jsonl")
 
 
 def test_urls_that_differ_in_a_query_are_different_files(tmp_path):
     with query_server(lambda query: b'{"a": %d}\n' % int(query["id"][0])) as url:
-        first, second = (open_records(f"{url}/a.jsonl?id={number}", tmp_path) for number in (1, 2))
+        first, second = (open_records(f"{url}/a.jsonl?id={number}") for number in (1, 2))
     assert (first.parse(0), second.parse(0)) == ({"a": 1}, {"a": 2}) and first.path != second.path
 
 

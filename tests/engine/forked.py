@@ -146,6 +146,8 @@ def _train(arguments: list[str], env: dict[str, str], log: Path, prepare: Callab
         from xtuner_plugins.engine.launch.train_process import main
 
         code = main()
+    except SystemExit as refusal:
+        code = refusal.code
     except BaseException:
         traceback.print_exc()
     finally:

@@ -124,7 +124,7 @@ def test_manifest(run, toy_base, tmp_path):
     assert manifest["config"]["sha256"] == {config.name: hashlib.sha256(config.read_bytes()).hexdigest()}
     assert len(manifest["merged"]) == 6
     own = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "out").iterdir()}
-    assert manifest["files"] == {name: digest for name, digest in own.items() if name != FILE}
+    assert own.pop("README.md") and own.pop(FILE) and manifest["files"] == own  # users edit the card
 
 
 class TestRefusals:

@@ -38,7 +38,8 @@ def made(kind, toy_parts, tmp_path_factory):
     folder = tmp_path_factory.mktemp(kind)
     tower = write_tower(folder / "tower", kind)
     summary = build_base(folder / "tower", toy_parts[1], folder / "base", dtype="float32")
-    assert "own model code only" in summary["note"] and "--format llava" in summary["note"]
+    notes = " ".join(summary["notes"])
+    assert "own model code only" in notes and "--format llava" in notes
     return tower, folder / "tower", folder / "base"
 
 

@@ -54,7 +54,6 @@ def options(folder: Path, name: str) -> dict[str, object]:
         "model.base": base,
         f"{dataset}.data_paths": f"[{folder / f'data/{data}.jsonl'}]",
         f"{dataset}.image_folders": f"[{folder / 'data/images'}]",
-        f"{dataset}.cache_dir": folder / "cache",
         f"{LOADER}.num_workers": 0,
         f"{LOADER}.persistent_workers": False,
         "optim_wrapper.accumulative_counts": 2,

@@ -273,7 +273,7 @@ def test_a_wrong_merge(job, tmp_path, monkeypatch):
     """Writer and lay-over share the merge; the other formula sees a bug in it, and so do the logits."""
 
     forgets = lambda base, parts, config, layer: Cast(base, torch.float32)  # noqa: E731
-    monkeypatch.setattr(trained.merge, "MergedWeight", forgets)
+    monkeypatch.setattr(trained.merge, "merged_weight", forgets)
     held = job(SETTINGS["lora"])
     export.write(held, tmp_path / "out")
     with pytest.raises(CheckpointError, match="verification failed: .*not base . scale x B A"):

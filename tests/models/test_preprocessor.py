@@ -50,17 +50,20 @@ def test_what_can_not_be_normalized_is_refused():
             TilePreprocessor(std=std)
 
 
-def test_samples_left_out_are_counted_without_a_ledger(caplog):
+def test_samples_left_out_are_counted_without_a_ledger(caplog, monkeypatch):
     """A run without `LedgerHook`: the model gets none of it, the log has each, and the ceiling holds."""
     from mmengine.logging import MMLogger
 
-    from xtuner_plugins.datasets.bad_samples import dropped_sample
+    from xtuner_plugins.datasets import ledger
     from xtuner_plugins.datasets.collate import collate
     from xtuner_plugins.datasets.ledger import TooManyBadSamples
+    from xtuner_plugins.datasets.left_out import dropped_sample
     from xtuner_plugins.errors import RecordError
 
+    monkeypatch.setattr(ledger, "MAX_BAD_SAMPLES", 1)
+
     def batch(reason):
-        return collate([dropped_sample(RecordError(reason, "words", place="f:7"), "f:7", 28, max_bad_samples=1)])
+        return collate([dropped_sample(RecordError(reason, "words", place="f:7"), "f:7", 28)])
 
     preprocessor, logger = TilePreprocessor(), MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)
@@ -68,5 +71,5 @@ def test_samples_left_out_are_counted_without_a_ledger(caplog):
         assert "dropped" not in preprocessor(batch(reason))
     logger.removeHandler(caplog.handler)
     assert "(2 so far), too_long: f:7: words" in caplog.text and "LedgerHook" in caplog.text
-    with pytest.raises(TooManyBadSamples, match="2 samples can't be used, max_bad_samples is 1"):
+    with pytest.raises(TooManyBadSamples, match="2 samples can't be used, .* beyond 1 per"):
         preprocessor(batch("json"))

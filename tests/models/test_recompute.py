@@ -74,11 +74,6 @@ def test_blocks_that_no_gradient_reaches_run_once(base):
     assert calls == [0, 1, 2, 3, 4, 4, 3]
 
 
-def test_groups_of_blocks_are_no_setting_any_more(base):
-    with pytest.raises(ValueError, match="visual_encoder_checkpointing=4: blocks are recomputed one by one"):
-        build(base, visual_encoder_checkpointing=4)
-
-
 def test_under_zero_3(base, monkeypatch, caplog):
     """The LLM in the reentrant way, the encoder in the other one, but not with LoRA."""
     ways, lora = [], dict(freeze_visual_encoder=True, visual_encoder_lora=dict(type=LoraConfig, r=2))

@@ -6,7 +6,6 @@ from peft import LoraConfig
 
 from xtuner_plugins.models import VisionLanguageModel
 from xtuner_plugins.models.rows import fill_row
-from xtuner_plugins.models.vlm import resolve_dtype
 
 LORA = dict(type=LoraConfig, r=4, lora_alpha=8)
 
@@ -108,22 +107,6 @@ def test_frozen_encoder_keeps_no_activation(build):
     assert not model.model.vision_model.training and model.model.mlp1.training
 
 
-@pytest.mark.parametrize(
-    "lora_on, prefix", [("llm", "model.language_model."), ("visual_encoder", "model.vision_model.")]
-)
-def test_lora_by_part(build, lora_on, prefix):
-    model = build(freeze_projector=True, **{f"{lora_on}_lora": LORA}).train()
-    names = set(model.state_dict())
-    assert names and all(name.startswith(prefix) and "lora_" in name for name in names)
-    before = run(model, make_batch(model))["loss"]
-    before.backward()
-    gradients = [p.grad for n, p in model.named_parameters() if "lora_B" in n]
-    assert gradients and all(g is not None and g.abs().max() > 0 for g in gradients)
-    # B starts at zero, so a fresh adapter changes nothing.
-    plain = run(build(), make_batch(model))["loss"]
-    torch.testing.assert_close(before, plain, atol=1e-6, rtol=0)
-
-
 @pytest.mark.parametrize("trains", [dict(freeze_llm=False), dict(llm_lora=LORA)])
 def test_a_filled_row_has_the_same_loss_and_gradients(build, monkeypatch, trains):
     """As on CUDA, where rows are filled up to a multiple of tokens."""
@@ -184,15 +167,6 @@ def test_count_mismatch_names_both_counts_and_the_sample(build):
     n = model.num_image_token
     with pytest.raises(ValueError, match=rf"{3 * n - 1} image tokens.*{3 * n} image features.*data.jsonl:3"):
         run(model, batch)
-
-
-def test_trainable_parts_are_float32_beside_frozen_bfloat16(toy_base):
-    model = VisionLanguageModel(base=str(toy_base), dtype="bfloat16", llm_lora=LORA)
-    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
-    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
-    loss = run(model.train(), make_batch(model))["loss"]
-    loss.backward()
-    assert loss.dtype == torch.float32 and torch.isfinite(loss)
 
 
 def test_qlora_trains_beside_four_bit_weights(build):
@@ -256,12 +230,3 @@ def test_recomputing_switches_no_dropout_on(build):
     for layer in llm.model.layers:
         layer.self_attn.attention_dropout = 0.9
     torch.testing.assert_close(run(model, make_batch(model))["loss"], run(model.eval(), make_batch(model))["loss"])
-
-
-@pytest.mark.parametrize("emulated, dtype", [(True, torch.float16), (False, torch.bfloat16)])
-def test_auto_takes_bfloat16_only_where_the_device_computes_in_it(monkeypatch, emulated, dtype):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(
-        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or not emulated
-    )
-    assert resolve_dtype("auto") == dtype

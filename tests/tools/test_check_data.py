@@ -107,19 +107,14 @@ def test_options_that_do_not_go_together(project, check):
         ((data, "--cfg-options", "a=1"), "--cfg-options goes with a config"),
         ((data, "--workers", "-1"), "-1: give at least 0"),
         ((data, "--html", "x", "--names-only"), "--names-only opens no record"),
+        ((config, "--step", "0"), "--step: 0: give at least 1"),
+        ((config, "--step", "1", "--ranks", "2", "--rank", "2"), "--rank 2 counts from 0 to --ranks - 1"),
+        ((config, "--seed", "1"), "--seed goes with --step"),
+        ((config, "--step", "1", "--names-only"), "--step shows a step of a config, with --html alone"),
+        (("toy_finetune_full", "--step", "1", "--checkpoint", "none.pth"), "none.pth"),
     ]:
         status, printed = check(*args)
         assert status == 2 and words in printed.splitlines()[-1], (args, printed)
-
-
-def test_every_unusable_file_is_named_at_once(project, tmp_path, check):
-    (tmp_path / "empty.json").touch()
-    (tmp_path / "page.json").write_text("<html>")
-    names = {"none.json", "empty.json", "page.json"}
-    for more in ((), ("--base", re.search("base='([^']+)", project[0].read_text())[1])):
-        status, printed = check(*(tmp_path / name for name in names), project[1], *more)
-        assert status == 2 and len(printed.splitlines()) == 3
-        assert {line.split(" ")[1] for line in printed.splitlines()} == {f"{tmp_path / name}:1:" for name in names}
 
 
 def test_a_killed_worker_and_a_cache_that_cannot_be_written(project, tmp_path, check, monkeypatch):
@@ -232,18 +227,3 @@ def test_a_step_of_a_shipped_recipe(check, toy_base, tmp_path):
     assert printed.count(f"{data}:") >= 4 and "Step 1" in page.read_text()
     status, printed = check("toy_finetune_full", *settings, "--step", 9999)
     assert status == 2 and "there is no step 9,999" in printed and len(printed.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    "words, said",
-    [
-        (["--step", "0"], "--step: 0: give at least 1"),
-        (["--step", "1", "--ranks", "2", "--rank", "2"], "--rank 2 counts from 0 to --ranks - 1"),
-        (["--seed", "1"], "--seed goes with --step"),
-        (["--step", "1", "--names-only"], "--step shows a step of a config, with --html alone"),
-        (["--step", "1", "--checkpoint", "none.pth"], "none.pth"),
-    ],
-)
-def test_refused_steps(check, words, said):
-    status, printed = check("toy_finetune_full", *words)
-    assert status == 2 and said in printed.splitlines()[-1], printed

@@ -130,6 +130,29 @@ def test_validation_data_and_their_folder(toy_base, data, tmp_path):
     assert done.returncode == 2 and "--val-images goes with --val" in done.stderr
 
 
+def test_a_run_planned_for_one_gpu(data, tmp_path):
+    """The docstring describes this run and base, and the launch line starts one process."""
+    done = write(tmp_path, "finetune_full", "models/InternVL3_5-4B", data, "--gpu", "80GB", "--set", "lr=1e-5")
+    assert done.returncode == 0, done.stderr
+    mine, cfg = labels_of(tmp_path / "mine.py"), read_config(str(tmp_path / "mine.py"))
+    assert mine["title"] == "InternVL3_5-4B, finetune_full, on one GPU." and mine["hardware"] in done.stdout
+    assert (
+        "of 80 GiB planned; 1 steps of 128 samples, at most " in mine["hardware"] and "not run yet" in mine["hardware"]
+    )
+    assert mine["trains"].startswith("projector, LLM: 4,") and mine["frozen"] == "vision encoder"
+    assert mine["launch"] == done.stdout.splitlines()[-1] == f"python {ROOT}/tools/train.py mine.py"
+    assert (cfg.optim_wrapper.optimizer.type, cfg.optim_wrapper.optimizer.lr) == ("AdamW8bit", 1e-5)
+    assert "train_dataloader.batch_size = 4  # x 32 accumulation x 1 GPU = 128 samples per step\n" in text_of(tmp_path)
+    lora = write(tmp_path, "finetune_qlora", "models/InternVL3_5-1B", data, "--gpu", "auto", "--force")
+    assert "no GPU was found: on a processor this is a trial" in lora.stdout
+    said = "vision encoder, projector, the LLM's own weights, in 4 bits"
+    assert labels_of(tmp_path / "mine.py")["frozen"] == said and 'model.dtype = "float32"' in text_of(tmp_path)
+
+
+def text_of(folder):
+    return (folder / "mine.py").read_text()
+
+
 def test_nothing_is_replaced_without_force(toy_base, data, tmp_path):
     (tmp_path / "mine.py").write_text("kept")
     done = write(tmp_path, "finetune_lora", toy_base, data)
@@ -143,9 +166,14 @@ def test_nothing_is_replaced_without_force(toy_base, data, tmp_path):
     "words, message",
     [
         (["--set", "max_tile=3"], "did you mean max_tiles"),
+        (["--set", "lr=abc"], "optim_wrapper.optimizer.lr='abc': build_adamw takes float"),
+        (["--set", "num_workers=two"], "num_workers"),
+        (["--family", "toy"], "--family and --stage choose what is listed"),
         (["--set", "pack_tokens=4096"], "train_dataloader has no 'batch_sampler'"),
         (["--val", "v", "--images", "a", "b"], "name the folders of its images with --val-images"),
         (["--images", "a", "b"], "2 image folders for 1 files of --data"),
+        (["--base", "models/InternVL3-8B", "--gpu", "12GB"], "the nearest that fits: finetune_qlora with "),
+        (["--gpu", "4091"], "--gpu 4091: give memory as 24GB"),
     ],
 )
 def test_what_can_not_be_is_not_written(toy_base, data, tmp_path, words, message):

@@ -15,6 +15,7 @@ import torch
 
 from tests.conftest import HANGS_AFTER, ROOT
 from tests.weights.training import SETTINGS, make_model, save_pth, write_config
+from xtuner_plugins.export.card import escaped
 from xtuner_plugins.export.export import export
 from xtuner_plugins.inference.opening import open_session
 from xtuner_plugins.toy.data import write_data
@@ -142,8 +143,11 @@ def test_other_weights_data_and_settings_are_refused(toy, trained, toy_base, tmp
         (["model", "--data", "a.jsonl", "--out", "out", "--limit", "0"], "--limit: 0: give at least 1"),
         (["model", "--data", "a.jsonl"], "give MODEL --data FILE --out DIR, or --compare A B"),
         (["model", "--compare", "a", "b"], "give MODEL"),
-        (["model", "--data", "a.jsonl", "--out", "out", "--html", "a.html"], "--html and --json go with --compare"),
-        (["--compare", "a", "b", "--out", "out"], "--compare takes --html and --json alone"),
+        (
+            ["model", "--data", "a.jsonl", "--out", "out", "--html", "a.html"],
+            "--html, --json and --card go with --compare",
+        ),
+        (["--compare", "a", "b", "--out", "out"], "--compare takes --html, --json and --card alone"),
     ],
 )
 def test_wrong_command_lines(words, said, capsys):
@@ -170,7 +174,8 @@ def test_two_results_are_compared(toy, trained, toy_base, tmp_path, capsys):
         words = ("--data", path, "text", "--images", images, "--limit", 8, "--max-tiles", tiles)
         assert evaluate(model, *words, "--out", tmp_path / name) == 0
     capsys.readouterr()
-    files = ["--html", str(tmp_path / "c.html"), "--json", str(tmp_path / "c.json")]
+    exported = shutil.copytree(trained[2], tmp_path / "export")
+    files = ["--html", str(tmp_path / "c.html"), "--json", str(tmp_path / "c.json"), "--card", str(exported)]
     assert tool.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b"), *files]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[1].split()[0] == "held_out" and "differs: preprocessing max_tiles: A 1, B 2" in printed
@@ -180,6 +185,12 @@ def test_two_results_are_compared(toy, trained, toy_base, tmp_path, capsys):
     for name, values in found["datasets"].items():
         assert values["verdict"] in ("better", "equal", "worse") and f"{name}: {values['sentence']}" in printed
     assert "held_out" in (tmp_path / "c.html").read_text(encoding="utf-8")
+    card = (exported / "README.md").read_text()
+    assert "| text | mentions: accuracy |" in card and f"Before is {escaped(toy_base)}." in card
+    open_session(exported, device="cpu")  # the card may change, so the manifest leaves it out
+    capsys.readouterr()
+    assert tool.main(["--compare", str(tmp_path / "b"), str(tmp_path / "a"), "--card", str(exported)]) == 2
+    assert "was measured with other weights; evaluate this export" in capsys.readouterr().err
     assert tool.main(["--compare", str(tmp_path / "a"), str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path} holds no results.json")
 

@@ -11,7 +11,7 @@ def test_help_imports_nothing_large(run_tool):
     done = run_tool("-X", "importtime", "tools/plan.py", "--help")
     assert done.returncode == 0 and "--mfu" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "json" in imported and not {"torch", "transformers", "deepspeed"} & imported
+    assert "json" in imported and not {"torch", "transformers", "deepspeed", "mmengine"} & imported
 
 
 def test_a_recipe_without_its_model(run_tool):
@@ -29,6 +29,11 @@ def test_a_recipe_without_its_model(run_tool):
         "hours on 8 x H100 (989 TFLOPS each) at 40% of their peak",
     ):
         assert words in done.stdout, words
+
+
+def test_a_released_model_is_planned_wherever_it_will_lie(run_tool, tmp_path):
+    done = run_tool("tools/plan.py", "finetune_lora", "--set", f"base={tmp_path}/models/InternVL3-2B")
+    assert done.returncode == 0 and done.stdout.startswith("InternVL3-2B: 2,088,957,440 parameters"), done.stderr
 
 
 def test_settings_gpus_and_advice_as_json(run_tool):

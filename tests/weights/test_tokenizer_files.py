@@ -10,11 +10,11 @@ from transformers import PreTrainedTokenizerFast
 
 from xtuner_plugins.export.base.build import build_base
 from xtuner_plugins.hub.constants import ADDED_TOKENS
-from xtuner_plugins.hub.conversation import TEMPLATES, get_conv_template
+from xtuner_plugins.hub.conversation import INTERNVL2_5_SYSTEM, TEMPLATES, get_conv_template
 from xtuner_plugins.hub.prompts import PromptEncoder
 from xtuner_plugins.weights import tokenizer_files
 from xtuner_plugins.weights.reading import CheckpointError, read_json
-from xtuner_plugins.weights.tokenizer_files import chat_template, differences, load_tokenizer
+from xtuner_plugins.weights.tokenizer_files import load_tokenizer
 from xtuner_plugins.weights.writer import write_json
 
 
@@ -59,8 +59,8 @@ def test_vicunas_chat_template_has_the_ids_of_training(llama_like):
     llama_like.add_tokens(image_tokens, special_tokens=True)
     trained = PromptEncoder(llama_like, 1, image_tokens).encode(conversation.get_parts())
     for template in (
-        tokenizer_files.chat_template(llama_like, "vicuna_v1.1"),
-        tokenizer_files.processor_template("vicuna_v1.1", image="<image>", video=None),
+        tokenizer_files.chat_template(llama_like, get_conv_template("vicuna_v1.1")),
+        tokenizer_files.processor_template(get_conv_template("vicuna_v1.1"), image="<image>", video=None),
     ):
         text = llama_like.apply_chat_template(
             messages, chat_template=template, tokenize=False, add_generation_prompt=True
@@ -129,23 +129,53 @@ def test_refusals(toy_parts, tmp_path):
 def test_no_turn_is_dropped(toy_base, template):
     """A system turn that isn't the first and a role of another kind are refused, as they are in records."""
     tokenizer, user = load_tokenizer(toy_base), {"role": "user", "content": "Hi"}
-    rendered = tokenizer_files.processor_template(template, image="<image>", video=None)
+    rendered = tokenizer_files.processor_template(get_conv_template(template), image="<image>", video=None)
     for turns in ([user, {"role": "system", "content": "S"}], [user, {"role": "tool", "content": "1"}]):
-        for form in (tokenizer_files.chat_template(tokenizer, template), rendered):
+        for form in (tokenizer_files.chat_template(tokenizer, get_conv_template(template)), rendered):
             with pytest.raises(TemplateError, match="message 2 has the role (system|tool); the roles are user and"):
                 tokenizer.apply_chat_template(turns, chat_template=form)
 
 
-def test_a_tokenizer_that_prompts_otherwise_is_told(toy_parts):
+CHATML = (
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}SYSTEM{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "written, template, system",
+    [
+        ("<|im_start|>system\nYou are Q.<|im_end|>\n", "internvl2_5", "You are Q."),
+        ("", "internvl2_5", None),
+        ("<|im_start|>system\n<|im_end|>\n", "internvl2_5", ""),
+        (f"<|im_start|>system\n{INTERNVL2_5_SYSTEM}<|im_end|>\n", "internvl2_5", INTERNVL2_5_SYSTEM),
+    ],
+)
+def test_the_models_own_template_and_system_message_are_found(toy_parts, written, template, system):
     tokenizer = load_tokenizer(toy_parts[1], complete=False)
-    tokenizer.eos_token, tokenizer.chat_template = "<|im_end|>", None
-    assert differences(tokenizer, "internvl2_5") == []
-    tokenizer.chat_template = chat_template(tokenizer, "internvl2_5")
-    assert differences(tokenizer, "internvl2_5") == []
-    tokenizer.eos_token = "<|endoftext|>"
-    tokenizer.chat_template = "[INST]{{ messages[1]['content'] }}"
-    end, prompt = differences(tokenizer, "internvl2_5")
-    assert "ends texts with '<|endoftext|>', answers of template internvl2_5 with '<|im_end|>'" in end
-    assert "renders '[INST]Q', training" in prompt and "<|im_start|>user" in prompt
-    tokenizer.chat_template = "{{ raise_exception('no system message') }}"
-    assert "no system message" in differences(tokenizer, "internvl2_5")[1]
+    tokenizer.chat_template = CHATML.replace("SYSTEM", written)
+    found = tokenizer_files.own_conversation(tokenizer)
+    assert (found.name, found.system_message) == (template, system)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_template_of_the_table_is_found_again(toy_parts, name):
+    """Those that render alike have one name: the first."""
+    tokenizer = load_tokenizer(toy_parts[1], complete=False)
+    asked = get_conv_template(name, system_message="Be brief.")
+    tokenizer.chat_template = tokenizer_files.chat_template(tokenizer, asked)
+    found = tokenizer_files.own_conversation(tokenizer)
+    assert found.system_message == "Be brief." and found.get_parts()[1:] == asked.get_parts()[1:]
+
+
+@pytest.mark.parametrize("own", [None, "[INST]{{ messages[0]['content'] }}", "{{ raise_exception('no') }}"])
+def test_what_the_table_cannot_express_is_told_with_both_renderings(toy_parts, own):
+    tokenizer = load_tokenizer(toy_parts[1], complete=False)
+    tokenizer.chat_template, tokenizer.eos_token = own, "<|endoftext|>"
+    assert tokenizer_files.own_conversation(tokenizer) is None
+    ours, *theirs, end = tokenizer_files.describe_prompt(tokenizer, get_conv_template("internvl2_5"))
+    assert ours.startswith("prompt with template internvl2_5: '<|im_start|>system") and ours.endswith(" tokens)")
+    expected = {None: [], "[": ["'[INST]Q'"], "{": ["TemplateError: no"]}[own and own[0]]
+    assert len(theirs) == len(expected) and all(text in line for text, line in zip(expected, theirs, strict=True))
+    assert end == "answers end with '<|im_end|>'; the tokenizer ends texts with '<|endoftext|>'"

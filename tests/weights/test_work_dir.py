@@ -40,7 +40,7 @@ class TestNewest:
 
 def test_facts_of_a_checkpoint(tmp_path):
     facts = read_checkpoint(write(tmp_path / "iter_4.pth", step=7))
-    unsaid = {"is_adamw": None, "plan": None, "record": None}
+    unsaid = {"plan": None, "record": None}
     assert facts == {"iter": 7, "has_optimizer": True, "any_strategy": False, **unsaid}
     with pytest.raises(CheckpointError, match="missing.pth does not exist"):
         read_checkpoint(tmp_path / "missing.pth")

@@ -51,7 +51,7 @@ def token_runs(tokenizer: Any, ids: np.ndarray, labels: np.ndarray, branches: Se
         edges = np.flatnonzero(np.diff(kinds)) + 1
         for run, kind in zip(np.split(part, edges), np.split(kinds, edges), strict=True):
             if len(run):
-                text = f"{len(run):,}" if kind[0] == 2 else tokenizer.decode(run[: MOST_TEXT + 1].tolist())
+                text = f"{len(run):,}" if kind[0] == 2 else tokenizer.decode(run.tolist())
                 runs.append((("plain", "learn", "span")[kind[0]], text))
     return shorten(runs)
 
@@ -86,9 +86,9 @@ def pictures(task: Measure, record: Record) -> list[tuple[str, str]]:
     for medium in record.media[:MOST_IMAGES]:
         path = task.folder.resolve(medium.name)
         if medium.kind == "video":
-            image = load_frames(path, task.num_frames, task.max_pixels)[0]
+            image = load_frames(path, task.num_frames)[0]
         else:
-            image = load_image(path, task.max_pixels)
+            image = load_image(path)
         size = f"{image.width}×{image.height}"
         if len(record.media) == 1:
             image = _with_boxes(image, record)

@@ -14,11 +14,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ..datasets.bad_samples import ON_PURPOSE
 from ..datasets.dataset import MultimodalDataset
-from ..datasets.fates import why_left_out
-from ..datasets.images.media import MAX_PIXELS, ImageFolder
+from ..datasets.images.media import ImageFolder
 from ..datasets.images.tiling import DynamicTiling
+from ..datasets.left_out import ON_PURPOSE, why_left_out
 from ..datasets.mixture import Source, open_sources
 from ..datasets.plan.lengths import DROPPED, keep
 from ..datasets.plan.measure import Complaint, Measure
@@ -54,8 +53,8 @@ class PlainFiles:
     """
 
     def __init__(self, data_paths, image_folders=None, parse: Callable[[object, str], Record] = parse_record):
-        self.parse, self.cache_dir = parse, get_cache_dir()
-        self._use(open_sources(data_paths, image_folders, None, None, STANDARD, {}, self.cache_dir))
+        self.parse = parse
+        self._use(open_sources(data_paths, image_folders, None, None, STANDARD, {}))
 
     def _use(self, sources: Sequence) -> None:
         self.sources = sources
@@ -70,7 +69,7 @@ class PlainFiles:
     def measuring(self, number: int) -> Measure:
         """As `MultimodalDataset.measuring`, without a tokenizer."""
         source = self.sources[number]
-        return Measure(source.index, source.folder, source.template, None, NUM_FRAMES, MAX_PIXELS, self.parse)
+        return Measure(source.index, source.folder, source.template, None, NUM_FRAMES, self.parse)
 
 
 class Questions(PlainFiles):
@@ -81,7 +80,7 @@ class Questions(PlainFiles):
     """
 
     def __init__(self, files: Mapping[str, Mapping[str, Sequence[str]]]):
-        self.parse, self.cache_dir = parse_record, get_cache_dir()
+        self.parse = parse_record
         common = {"folder": ImageFolder(None), "tiling": DynamicTiling(), "repeat": 1.0, "template": None}
         found = [Asked(name, list(asked.items())) for name, asked in files.items()]
         self._use([SimpleNamespace(name=index.path, index=index, **common) for index in found])
@@ -157,6 +156,11 @@ class FileReport:
         """Number of warnings by reason, with records that are left out on purpose."""
         return Counter(each.reason for each in self.found if not stops(each) and each.reason != "rejected")
 
+    @property
+    def num_rejected(self) -> int:
+        """Number of records on the reject list."""
+        return sum(each.reason == "rejected" for each in self.found)
+
     def rows(self, fate: int) -> np.ndarray:
         """The records with a fate of `plan.lengths`, such as `SHRUNK`; none without a model."""
         return np.flatnonzero(self.fates == fate) if self.fates is not None else np.zeros(0, np.int64)
@@ -209,7 +213,7 @@ def _open(
 ) -> Iterator[Complaint]:
     """Fills a report, and gives its complaints and warnings."""
     task, parts, known = dataset.measuring(number), [], set(dataset.rejected[number])
-    directory = Path(dataset.cache_dir) / task.key()
+    directory = get_cache_dir() / task.key()
     for part in open_file(task, directory, num_workers):
         found = [each for each in part["complaints"] + part["seen"] if each.row not in dataset.rejected[number]]
         known |= {each.row for each in found if not each.is_warning}
@@ -224,7 +228,7 @@ def _open(
         report.tokens, report.tiles, report.fates = map(
             np.array, lengths.lay_out(dataset.sources[number].tiling, dataset.budget)
         )
-        report.supervised = np.array(lengths.supervised)
+        report.supervised = np.minimum(lengths.supervised, report.tokens)  # an end that is cut off isn't learned
         late = late.union(set(np.flatnonzero(report.fates >= DROPPED).tolist()) - known)
     yield from (Complaint.of(row, why_left_out(dataset, number, row)) for row in sorted(late) if row < len(report))
 

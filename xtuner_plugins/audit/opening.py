@@ -72,24 +72,24 @@ class Look:
                 self.stamps[display_name(path)] = state
             if medium.kind == "frame":
                 videos.add(medium.name)
-                frame = load_frames(path, self.task.num_frames, self.task.max_pixels)[0]
+                frame = load_frames(path, self.task.num_frames)[0]
                 facts = look_at(frame, frame.size, None)
             elif state is None:
-                facts = _look_at(path, self.task.max_pixels)
+                facts = _look_at(path)
             else:
-                facts = _look_at_file(path, self.task.max_pixels, state)
+                facts = _look_at_file(path, state)
             name = f"{display_name(path)} {row if in_record else ''}"  # names inside of records are alike
             images.append((row, *facts[:2], hash_text(name), *facts[2:]))
         return images
 
 
-def _look_at(source: MediaSource, max_pixels: int) -> tuple:
-    return look_at(*load_reduced(source, max_pixels, REDUCED))
+def _look_at(source: MediaSource) -> tuple:
+    return look_at(*load_reduced(source, REDUCED))
 
 
 @lru_cache(maxsize=50_000)  # a file that many records name is decoded once; 15 MB a process
-def _look_at_file(path: str, max_pixels: int, state: str) -> tuple:
-    return _look_at(path, max_pixels)
+def _look_at_file(path: str, state: str) -> tuple:
+    return _look_at(path)
 
 
 def stamp(path: str) -> str:

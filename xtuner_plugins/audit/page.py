@@ -4,7 +4,7 @@ The page is one file, `page.html.jinja`, with its images in it; nothing is loade
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,20 +96,18 @@ def pick(dataset: Checked, reports: Sequence[FileReport], findings: Sequence[Fin
     for finding in findings:
         for place in {place: None for example in finding.examples for place in example}:
             tags.setdefault(place, []).append(finding.kind)
-    for place in list(_random(dataset, reports, seed))[:NUM_CARDS]:
+    for place in _random(dataset, reports, seed):
         tags.setdefault(place, [])
     return dict(sorted(tags.items()))
 
 
-def _random(dataset: Checked, reports: Sequence[FileReport], seed: int) -> Iterator[Place]:
+def _random(dataset: Checked, reports: Sequence[FileReport], seed: int) -> list[Place]:
     """Random usable samples of an epoch, taken from the files in turn."""
-    rng = np.random.default_rng(seed)
-    queues = []
+    rng, found = np.random.default_rng(seed), []
     for number, (rows, report) in enumerate(zip(dataset.picks, reports, strict=True)):
         usable = rng.permutation(np.intersect1d(rows, report.records["row"]))[:NUM_CARDS].tolist()
-        queues.append([(0, number, row) for row in usable])
-    for place in range(NUM_CARDS):
-        yield from (queue[place] for queue in queues if place < len(queue))
+        found += [(turn, (0, number, row)) for turn, row in enumerate(usable)]
+    return [place for _, place in sorted(found)[:NUM_CARDS]]
 
 
 def _card(dataset: Checked, reports: Sequence[FileReport], place: Place, reasons: Sequence[str]) -> dict[str, Any]:

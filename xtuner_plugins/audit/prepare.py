@@ -18,7 +18,7 @@ from ..datasets.records.pairs import parse_pair
 from ..datasets.records.records import IMAGE, parse_record
 from ..datasets.records.tables import write_image
 from ..errors import RecordError, SettingError
-from ..files import get_cache_dir, write_whole
+from ..files import write_whole
 
 # Used in turn, so that the captions of one image answer different prompts
 CHINESE_PROMPTS = ("请描述这张图片。", "请用一句话描述图片的内容。", "这张图片里有什么?")
@@ -209,7 +209,7 @@ def _convert(recipe: Recipe, read: Callable[[], Any], number: int, place: str) -
 def _read(source: str | os.PathLike) -> Iterator[tuple[str, Callable[[], Any]]]:
     """(`file:line`, what reads the record) of each."""
     paths = [source] if os.path.isfile(source) else sorted(glob(os.fspath(source)))
-    for index in (open_records(path, get_cache_dir()) for path in paths or [source]):
+    for index in (open_records(path) for path in paths or [source]):
         for row in range(len(index)):
             yield index.source(row), lambda index=index, row=row: index.parse(row)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..datasets.bad_samples import FILLER
+from ..datasets.left_out import FILLER
 from ..html_page import render
 from ..hub.constants import IGNORE_INDEX
 from .cards import embed_tiles, token_runs

@@ -106,14 +106,11 @@ def compare_names(datasets: Sequence, path: str | None) -> int:
     Args:
         path: gets all missing and superfluous names as JSON; None writes nothing.
     """
-    from tqdm import tqdm
-
     from ..audit.names import count_folders
 
     folders = []
     for dataset in datasets:
-        total = sum(len(source.index) for source in dataset.sources)
-        with tqdm(total=total, unit="record", desc="reading names", file=sys.stderr) as bar:
+        with _progress(dataset, "reading names") as bar:
             folders += count_folders(dataset, bar.update)
     print(*folders, sep="\n")
     if not folders:
@@ -135,8 +132,7 @@ def check_all(datasets: Sequence, args: argparse.Namespace) -> int:
     try:
         checked = [(dataset, _check(dataset, args.workers, number)) for number, dataset in enumerate(datasets)]
     except BrokenExecutor:
-        told = "a worker was killed, most likely for want of memory; try --workers 1, or a lower max_pixels"
-        print(f"error: {told}", file=sys.stderr)
+        print("error: a worker was killed, most likely for want of memory; try --workers 1", file=sys.stderr)
         return 2
     (dataset, reports), *validation = checked
     if args.reject_list:
@@ -159,17 +155,21 @@ def _write_json(path: str, content: dict) -> None:
     Path(path).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def _check(dataset, num_workers: int | None, number: int) -> list:
-    """Checks one dataset and prints what is wrong; returns a report for each file."""
+def _progress(dataset, title: str):
     from tqdm import tqdm
 
+    total = sum(len(source.index) for source in dataset.sources)
+    return tqdm(total=total, unit="record", desc=title, file=sys.stderr)
+
+
+def _check(dataset, num_workers: int | None, number: int) -> list:
+    """Checks one dataset and prints what is wrong; returns a report for each file."""
     from ..audit.check import check_dataset, count_samples, stops
 
     warned: Counter[str] = Counter()
-    total = sum(len(source.index) for source in dataset.sources)
     if number:
         print("\nvalidation data")
-    with tqdm(total=total, unit="record", desc="checking", file=sys.stderr) as bar:
+    with _progress(dataset, "checking") as bar:
 
         def say(report, complaint) -> None:
             is_bad, reason = stops(complaint), complaint.reason
@@ -179,43 +179,36 @@ def _check(dataset, num_workers: int | None, number: int) -> list:
                 bar.write(f"{'' if is_bad else 'warning: '}{report.message(complaint)}{end}", sys.stdout)
 
         reports = check_dataset(dataset, num_workers=num_workers, say=say, progress=bar.update)
-    for report in reports:
-        _print_report(report)
-    wrong, rejected = (sum(counts) for counts in zip(*map(_wrong, reports), strict=True))
+    print(*(line for report in reports for line in _describe(report)), sep="\n")
+    total, wrong = sum(map(len, reports)), sum(report.complaints.total() for report in reports)
+    good = total - sum(report.num_rejected for report in reports)
     samples = f"an epoch has {count_samples(dataset, reports):,} of {sum(map(len, dataset.picks)):,} samples"
     if wrong:
         print(f"{wrong} of {total} records can't be trained on; {samples} without them")
     else:
-        print(f"all {plural(total - rejected, 'record')} can be trained on; {samples}")
+        print(f"all {plural(good, 'record')} can be trained on; {samples}")
     return reports
 
 
-def _wrong(report) -> tuple[int, int]:
-    return report.complaints.total(), sum(each.reason == "rejected" for each in report.found)
-
-
-def _print_report(report) -> None:
-    """One line for a file: records, what is wrong with some, images, and with a model tiles and tokens."""
+def _describe(report) -> list[str]:
+    """Lines about a file: records, what is wrong with some, images, and with a model tiles and tokens."""
     from ..datasets.plan.lengths import SHRUNK, TRUNCATED
 
-    reasons = ", ".join(f"{count} {reason}" for reason, count in report.complaints.most_common())
-    warned = ", ".join(f"{count} {reason}" for reason, count in report.warnings.most_common())
-    wrong, rejected = _wrong(report)
-    line = f"{report.source.index.path}: {plural(len(report), 'record')}, {wrong} wrong"
-    line += f" ({reasons})" if reasons else ""
-    line += f", {plural(report.warnings.total(), 'warning')} ({warned})" if warned else ""
-    line += f"; {plural(len(report.images), 'image')}"
+    def listed(counts: Counter) -> str:
+        return f" ({', '.join(f'{count} {reason}' for reason, count in counts.most_common())})" if counts else ""
+
+    warned = f", {plural(report.warnings.total(), 'warning')}{listed(report.warnings)}" if report.warnings else ""
+    wrong = f"{plural(len(report), 'record')}, {report.complaints.total()} wrong{listed(report.complaints)}"
+    line = f"{report.source.index.path}: {wrong}{warned}; {plural(len(report.images), 'image')}"
     if report.fates is not None:
         line += f", {plural(report.tiles.sum(), 'tile')}, {plural(report.tokens.sum(), 'token')}"
         line += f", longest {report.tokens.max(initial=0)}"
-    print(line)
-    for count, words in (
-        (rejected, "on the reject list"),
+    more = (
+        (report.num_rejected, "on the reject list"),
         (len(report.rows(SHRUNK)), "with fewer tiles, to fit max_length"),
         (len(report.rows(TRUNCATED)), "with the end cut off, to fit max_length"),
-    ):
-        if count:
-            print(f"  {plural(count, 'record')} {words}")
+    )
+    return [line, *(f"  {plural(count, 'record')} {words}" for count, words in more if count)]
 
 
 def plural(number: int, noun: str) -> str:

@@ -22,14 +22,18 @@ from typing import Any
 from ..planning.published import BASES
 from ..settings import CONFIGS, PACKAGE, ROOT, RUNNER_KEYS, ConfigError, labels_of, leaves, read_config, value_at
 
+_TRAINS = {
+    "finetune_full": "the LLM, and the projector",
+    "finetune_lora": "LoRA on the LLM, and the projector",
+    "finetune_qlora": "LoRA on the LLM in 4 bits, and the projector",
+    "pretrain_mlp": "the projector",
+}
 TEMPLATES = {"internlm2_chat": "internlm2-chat", "phi3_chat": "phi3-chat"}  # XTuner's name: ours
 _DATA, _CHECKPOINT = "train_dataloader.dataset", "default_hooks.checkpoint"
-_LORA = [
-    f"model.{part}_lora.{key}" for part in ("llm", "visual_encoder") for key in ("r", "lora_alpha", "lora_dropout")
-]
 # Keys that mean the same here.
 _SAME = {
-    *("model.freeze_llm", "model.freeze_visual_encoder", *_LORA),
+    *("model.freeze_llm", "model.freeze_visual_encoder"),
+    *(f"model.llm_lora.{key}" for key in ("r", "lora_alpha", "lora_dropout")),
     *("train_dataloader.batch_size", "train_dataloader.num_workers", f"{_DATA}.max_length"),
     *("optim_wrapper.accumulative_counts", "optim_wrapper.clip_grad.max_norm", "train_cfg.max_epochs"),
     *(f"optim_wrapper.optimizer.{key}" for key in ("lr", "betas", "weight_decay")),
@@ -37,7 +41,7 @@ _SAME = {
 }
 # Keys that `_Reader` reads in its own way.
 _READ = re.compile(
-    rf"model\.(model_path|quantization_\w+|\w+_lora\.(type|task_type|target_modules))|{_DATA}\.(model_path|template)"
+    rf"model\.(model_path|quantization_llm|llm_lora\.(type|task_type|target_modules))|{_DATA}\.(model_path|template)"
     rf"|{_DATA}\.(data_paths|image_folders|repeat_times)|optim_wrapper\.(type|dtype|loss_scale)|param_scheduler"
     r"|train_cfg\.max_iters|train_dataloader\.sampler\..*"
 )
@@ -52,21 +56,12 @@ _STANDARD = dict(
     default_hooks.param_scheduler.type=ParamSchedulerHook default_hooks.sampler_seed.type=DistSamplerSeedHook
     default_hooks.checkpoint.type=CheckpointHook env_cfg.cudnn_benchmark=False env_cfg.mp_cfg.mp_start_method=fork
     env_cfg.mp_cfg.opencv_num_threads=0 env_cfg.dist_cfg.backend=nccl log_level=INFO log_processor.by_epoch=False
-    randomness.deterministic=False resume=False
+    randomness.deterministic=False resume=False model.quantization_vit=False
     """.split()
 )
 _OTHERWISE = {
     f"{_CHECKPOINT}.save_optimizer": "has no meaning: checkpoints hold the optimizer here, so that they can be resumed"
 }
-
-
-class Code(str):
-    """A value that is written as it is, e.g. ``dict(type=LoraConfig, r=16)``."""
-
-
-FOUR_BITS = Code(
-    'dict(type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)'
-)
 
 
 @dataclass(frozen=True)
@@ -130,28 +125,18 @@ def import_config(name: str, out: Path, base: str | None = None) -> Imported:
     parent = "finetune_qlora" if llm == "lora" and model.get("quantization_llm") else parent
     start, how = _base(model, base)
     changes = {"model.base": start, **_data(path, cfg, start, notes), **_plain(cfg, notes), **_schedule(cfg, notes)}
-    for part, key in (("visual_encoder", "quantization_vit"), ("llm", "quantization_llm")):
-        if model.get(key) and model.get(f"{part}_lora") and (part, parent) != ("llm", "finetune_qlora"):
-            changes[f"model.{part}_quantization"] = FOUR_BITS
+    if llm != "lora" and model.get("quantization_llm"):
+        notes.append("model.quantization_llm is not carried over: only an LLM with LoRA is held in 4 bits")
     present = read_config(parent)
     usual = {"model.freeze_llm": True, "model.freeze_visual_encoder": True, "model.dtype": "auto"}
     changes = {key: value for key, value in changes.items() if value != value_at(present, key, usual.get(key))}
-    lora = {key[26:]: changes.pop(key) for key in list(changes) if key.startswith("model.visual_encoder_lora.")}
-    if lora:
-        options = "".join(f", {key}={literal(value)}" for key, value in lora.items() if value is not None)
-        changes["model.visual_encoder_lora"] = Code(f"dict(type=LoraConfig{options})")
-    imports = [
-        f"from {package} import {kind}"
-        for package, kind in (("peft", "LoraConfig"), ("transformers", "BitsAndBytesConfig"))
-        if any(isinstance(value, Code) and kind in value for value in changes.values())
-    ]
     launch = re.sub(r"^(NPROC_PER_NODE=\d+ )?", "NPROC_PER_NODE=8 ", launch_line(parent, out))  # as XTuner's own
     launch += "" if "--deepspeed" in launch else " --deepspeed deepspeed_zero2"
     files, folders = (changes.get(f"{_DATA}.{key}") or value_at(present, f"{_DATA}.{key}") for key in _COLUMNS[:2])
     folders = list(dict.fromkeys(filter(None, folders)))
     labels = {
         "title": f"As XTuner's {Path(path).name} trains it.",
-        **_parts(llm, model),
+        "trains": _TRAINS[parent],
         "starts from": [f"{start}:", how] if how else start,
         "data": f"{', '.join(files)}; images in {', '.join(folders)}",
         "hardware": "8 GPUs; not run yet",
@@ -159,20 +144,8 @@ def import_config(name: str, out: Path, base: str | None = None) -> Imported:
         "differs": notes,
     }
     advice = [f"model_path={model.get('model_path')}: get it with `{how}`, or give --base"] if how else []
-    text = derive(parent, labels, changes, imports)
+    text = derive(parent, labels, changes)
     return Imported(text, parent, launch, advice + notes, list(dict.fromkeys([start, *files, *folders])))
-
-
-def _parts(llm: str, model: Mapping[str, Any]) -> dict[str, str]:
-    """What trains and what is frozen, for the docstring."""
-    encoder = "lora" if model.get("visual_encoder_lora") else "frozen" if model.get("freeze_visual_encoder") else "all"
-    states = {"vision encoder": encoder, "projector": "all", "LLM": llm}
-    said = {"all": "{}", "lora": "LoRA on the {}", "frozen": ""}
-    trains = [said[state].format(part) for part, state in states.items() if state != "frozen"]
-    frozen = [
-        f"the {part}'s own weights" if state == "lora" else part for part, state in states.items() if state != "all"
-    ]
-    return {"trains": ", ".join(trains), "frozen": ", ".join(frozen) or "nothing"}
 
 
 def _base(model: Mapping[str, Any], given: str | None) -> tuple[str, str]:
@@ -207,31 +180,24 @@ def _data(path: str, cfg: Mapping[str, Any], base: str, notes: list[str]) -> dic
     elif row is None or row.template != template:
         settings[f"{_DATA}.template"] = template
     notes.append("system prompt: XTuner writes one that names InternLM or Phi-3; here it is the template's own")
-    file = Path(base, "config.json")
-    if row is None and file.is_file():
-        fields = json.loads(file.read_text(encoding="utf-8"))
-        settings[f"{_DATA}.max_tiles"] = fields.get("max_dynamic_patch", 1) if fields.get("dynamic_image_size") else 1
-    elif row is None:
+    if row is None:
         notes.append(f"max_tiles=12: no table knows {Path(base).name}; set its max_dynamic_patch")
     return settings
 
 
 def _plain(cfg: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Keys that mean the same here; a note for each that means something else, or that nothing reads."""
-    settings = {"model.llm_lora.target_modules": value_at(cfg, "model.llm_lora.target_modules")}
-    settings["model.visual_encoder_lora.target_modules"] = value_at(cfg, "model.visual_encoder_lora.target_modules")
-    for key, value in settings.items():
-        if value is not None:
-            notes.append(f"{key}={short(value)}: layers may have other names here")
-    wrapper = cfg["optim_wrapper"]
+    key, wrapper = "model.llm_lora.target_modules", cfg["optim_wrapper"]
+    settings = {key: value_at(cfg, key)}
+    if settings[key] is not None:
+        notes.append(f"{key}={short(settings[key])}: layers may have other names here")
     settings["model.dtype"] = "bfloat16" if wrapper.get("dtype") == "bfloat16" else "auto"
     if settings["model.dtype"] == "auto" or "loss_scale" in wrapper:
         words = ", ".join(f"{key}={short(wrapper[key])}" for key in ("dtype", "loss_scale") if key in wrapper)
         words = f"optim_wrapper {wrapper.get('type')} with {words or 'no dtype'}"
         notes.append(f"{words}: dtype={settings['model.dtype']!r} without loss scaling here")
-    if sampler := value_at(cfg, "train_dataloader.sampler.type"):
-        groups = "sampler=dict(type=PlanSampler, group_by='modality') groups by length"
-        notes.append(f"sampler {sampler}: random order here; {groups}")
+    if (sampler := str(value_at(cfg, "train_dataloader.sampler.type"))) != "LengthGroupedSampler":
+        notes.append(f"sampler {sampler}: groups by length here; sampler.group_by=None undoes that")
     for key, value in _flat(cfg):
         if key in _SAME:
             settings[key] = float(value) if key.endswith("max_norm") else value
@@ -287,16 +253,13 @@ def short(value: Any) -> str:
     return textwrap.shorten(repr(value), 80, placeholder="...")
 
 
-def derive(
-    parent: str, labels: Mapping[str, str | Sequence[str]], changes: Mapping[str, Any], imports: Sequence[str] = ()
-) -> str:
+def derive(parent: str, labels: Mapping[str, str | Sequence[str]], changes: Mapping[str, Any]) -> str:
     """The text of a config.
 
     Args:
         parent: Stem of the config that it takes in.
         labels: Of its docstring: ``title``, then e.g. ``data`` and ``launch``; several lines where several are given.
         changes: Keys of the runner with their values.
-        imports: Statements that values need.
     """
     module = ".".join((PACKAGE, *leaves()[parent].relative_to(CONFIGS).with_suffix("").parts))
     lines = [str(labels["title"]), ""]
@@ -306,7 +269,7 @@ def derive(
             whole = {"break_long_words": False, "break_on_hyphens": False}
             lines += textwrap.wrap(text, 120, initial_indent=first, subsequent_indent=" " * 16, **whole)
     doc = "\n".join(lines).replace("\\", "\\\\").replace('"""', "'''")
-    lines = [f'"""{doc}', '"""', "", "from mmengine.config import read_base", *imports, ""]
+    lines = [f'"""{doc}', '"""', "", "from mmengine.config import read_base", ""]
     lines += ["with read_base():", f"    from {module} import *", ""]
     for key, value in changes.items():
         line = f"{key} = {literal(value)}"
@@ -318,11 +281,11 @@ def derive(
 
 def literal(value: Any) -> str:
     """``repr``, with strings quoted as ruff formats them."""
-    if isinstance(value, str) and not isinstance(value, Code):
+    if isinstance(value, str):
         return repr(value) if '"' in value and "'" not in value else json.dumps(value, ensure_ascii=False)
     if isinstance(value, list):
         return f"[{', '.join(map(literal, value))}]"
-    return str(value) if isinstance(value, Code) else repr(value).replace("e-0", "e-")
+    return repr(value).replace("e-0", "e-")
 
 
 def check_out(out: Path, force: bool) -> None:

@@ -4,14 +4,13 @@ records/      a line of JSON -> a checked conversation: offsets of records, thei
 images/       a file -> uint8 tiles: opening images and videos, the grid, exact or fast
 text/         a conversation -> ids and labels: templates, segments, tokens
 plan/         what fits, how long every record is, which samples make a pack
-stores/       objects of stores and of MMEngine's backends: tries, deadlines, kept copies
+stores        objects of stores and members of zip archives
 
 dataset       the mixture as one list of samples    mixture      the files and their settings
 preference    pairs of answers as samples, and as batches
 samplers      order of an epoch                     collate      samples -> batch
-fates         which samples will train              ledger       what was trained, what was left out and why
-bad_samples   policies and fillers                  errors       errors with place and remedy, checks of settings
-base          what a model directory says           cache        files and locks between runs
+left_out      policies, rejects, fillers            ledger       what was trained, what was left out and why
+base          what a model directory says           lock         the preprocessing that checkpoints keep
 """
 
 from ..errors import DataError, MediaError, RecordError, SettingError

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SettingError
+from ..hub.conversation import own_system
 from ..weights.loader import read_config
 from ..weights.reading import CheckpointError
 from .images.tiling import DynamicTiling
@@ -75,15 +76,18 @@ def tiling_of(config: "InternVLChatConfig", settings: Mapping[str, Any]) -> Dyna
     )
 
 
-def template_of(config: "InternVLChatConfig", name: str | None) -> str:
-    """The template `name`, or where that is None the one that the model names.
+def prompt_of(config: "InternVLChatConfig", name: str | None) -> tuple[str, dict[str, str | None]]:
+    """The template `name`, or where that is None the one that the model names; and the model's own system message.
+
+    Another template than the model's has its own system message, too.
 
     Raises:
-        SettingError: the model names none either.
+        SettingError: the model names no template either.
     """
-    name = name or config.template
-    if not name:
+    if name not in (None, config.template):
+        return name, {}
+    if not config.template:
         raise SettingError(
             "template", "the base's config.json names no 'template'", "give the dataset template='internvl2_5'"
         )
-    return name
+    return config.template, own_system(vars(config))

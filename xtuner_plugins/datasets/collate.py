@@ -6,7 +6,7 @@ import torch
 from mmengine.registry import FUNCTIONS
 
 from ..hub.constants import IGNORE_INDEX
-from .bad_samples import filler_sample
+from .left_out import filler_sample
 
 
 @FUNCTIONS.register_module()

@@ -18,22 +18,31 @@ from ..files import get_cache_dir
 from ..hub.constants import IGNORE_INDEX
 from ..processes import die_with_parent, leave_signals_to_parent
 from ..ranges import REDUCTIONS
-from .bad_samples import FILLER_INDEX, ON_PURPOSE, POLICIES, dropped_sample, filler_sample, read_reject_list
 from .base import read_base
-from .fates import find_broken, unusable_error
 from .images.jpeg import degrade
-from .images.media import MAX_PIXELS, MediaSource, image_size
+from .images.media import MediaSource, image_size
 from .images.tiles import MODES, open_tiles
 from .images.tiling import DynamicTiling
 from .images.video import load_frames, probe_video
+from .left_out import (
+    FILLER_INDEX,
+    ON_PURPOSE,
+    POLICIES,
+    dropped_sample,
+    filler_sample,
+    read_reject_list,
+    require_usable,
+)
 from .mixture import Source, open_sources, pick_records
-from .plan.budget import FRAME, STEPS, TileBudget, first_limit, truncate
+from .plan.budget import FRAME, TileBudget, truncate
 from .plan.lengths import DROPPED, FATES, FITS, REJECTED, SHRUNK, TRUNCATED, LengthIndex, measure, report_change
 from .plan.measure import Measure
 from .records.boxes import normalize_boxes
 from .records.records import Medium, Record, expand_videos, parse_record
 from .text.conversation import Encoded, join_pieces, split_pieces, tokenize_pieces
 from .text.tokens import TextTokenizer
+
+SEED = 0  # of what a fraction in `repeat_times` takes, and of JPEG qualities
 
 
 @DATASETS.register_module()
@@ -52,30 +61,24 @@ class MultimodalDataset(Dataset):
         image_folders: one per file, or one for all; None for files without images or with complete paths.
         repeat_times: how often each file is used per epoch; 0.5 takes a fixed random half, 3.5 everything three times
             and half of it a fourth time. Default 1.
-        dataset_settings: per file a dict or None: name, min_tiles, max_tiles, use_thumbnail, template, loss_weight,
-            jpeg_quality, storage_options, columns (names here -> names in its records: `{"messages": "dialog"}`).
-        min_tiles, max_tiles, use_thumbnail, template: for files without their own; default: the base's config.json.
+        dataset_settings: per file a dict or None: name, max_tiles, template, loss_weight, jpeg_quality,
+            storage_options, columns (names here -> names in its records: `{"messages": "dialog"}`).
+        max_tiles, template: for files without their own; default: the base's config.json.
         jpeg_quality: (lowest, highest) quality of JPEG artifacts on training tiles, drawn per tile, for files without
             their own; None: none. The official recipe's `data_augment` is (75, 100).
         storage_options: fsspec's options for URLs among `data_paths` and `image_folders`, for files without their own.
         loss_reduction: how a sample with n supervised tokens counts in the loss of a step, which is normalized over all
             of the step: each token weighs 1 ('token'), 1/n ('sample': all samples weigh the same) or 1/sqrt(n)
             ('square'), times the `loss_weight` of its file.
-        max_length: most tokens of a sample.
-        tile_sharing: 'equal', 'each' or 'need', how several images share the tiles (see `budget`).
-        too_long: what is tried, in this order, on a longer sample: 'shrink_tiles', 'truncate_text'. A sample that is
-            still too long is left out, with an entry in the ledger.
+        max_length: most tokens of a sample; a longer one loses tiles, then the end of its text (see `budget`).
         on_bad_sample: 'raise' stops at unusable records: before the first step where lengths are measured, otherwise
-            at the first one read. 'skip' leaves them out, with an entry in the ledger.
-        max_bad_samples: with 'skip', more than this many per epoch over all ranks stop the run.
+            at the first one read. 'skip' leaves them out, with an entry in the ledger; too many stop the run.
         num_frames: most frames of a video.
         fast_decoding: False gives the official pixels, True those of faster decoders, a level off here and there;
             'auto' takes the faster per image (see `images.tiles`).
-        max_pixels: larger images are refused.
-        cache_dir: where lengths are kept between runs; default: the environment variable XTUNER_PLUGINS_CACHE, or
-            `work_dirs/data_index` where it isn't set.
         reject_list: file of records to leave out, written by `tools/check_data.py --reject-list`.
-        seed: decides which records a fraction in `repeat_times` takes.
+
+    Lengths are kept between runs in the directory that the environment variable XTUNER_PLUGINS_CACHE names.
 
     `dataset[i]` is a dict:
         input_ids: int64 `[s]`.
@@ -94,6 +97,7 @@ class MultimodalDataset(Dataset):
     """
 
     parse = staticmethod(parse_record)
+    may_cut = True  # whether the end of a text may be cut off
 
     def __init__(
         self,
@@ -103,55 +107,36 @@ class MultimodalDataset(Dataset):
         repeat_times: Sequence[float] | None = None,
         dataset_settings: Sequence[dict | None] | None = None,
         *,
-        min_tiles: int | None = None,
         max_tiles: int | None = None,
-        use_thumbnail: bool | None = None,
         template: str | None = None,
         jpeg_quality: Sequence[int] | None = None,
         storage_options: dict | None = None,
         loss_reduction: str = "token",
         max_length: int = 4096,
-        tile_sharing: str = "equal",
-        too_long: Sequence[str] = STEPS,
         on_bad_sample: str = "raise",
-        max_bad_samples: int = 100,
         num_frames: int = 8,
         fast_decoding: bool | str = False,
-        max_pixels: int = MAX_PIXELS,
-        cache_dir: str | None = None,
         reject_list: str | None = None,
-        seed: int = 0,
     ):
-        if isinstance(too_long, str) or not isinstance(too_long, Sequence):
-            raise SettingError("too_long", f"too_long={too_long!r} can't be used", f"give steps out of {STEPS}, or ()")
         from ..hub.configuration_internvl_chat import num_image_tokens
 
         config = read_base(base)
         self.tokenizer = TextTokenizer.from_pretrained(base)
-        self.budget = TileBudget(num_image_tokens(config), max_length, tile_sharing, tuple(too_long))
-        self.cache_dir = get_cache_dir(cache_dir)
+        self.budget = TileBudget(num_image_tokens(config), max_length, self.may_cut)
         shared = {
-            "min_tiles": min_tiles,
             "max_tiles": max_tiles,
-            "use_thumbnail": use_thumbnail,
             "template": template,
             "jpeg_quality": jpeg_quality,
             "storage_options": storage_options,
         }
-        self.sources = open_sources(
-            data_paths, image_folders, repeat_times, dataset_settings, config, shared, self.cache_dir
-        )
+        self.sources = open_sources(data_paths, image_folders, repeat_times, dataset_settings, config, shared)
         self.tile_size = self.sources[0].tiling.tile_size
         self.loss_reduction = check_choice("loss_reduction", loss_reduction, tuple(REDUCTIONS))
         self.on_bad_sample = check_choice("on_bad_sample", on_bad_sample, POLICIES)
-        self.max_bad_samples = check_whole("max_bad_samples", max_bad_samples, 0)
         self.fast_decoding = check_choice("fast_decoding", fast_decoding, MODES)
         self.num_frames = check_whole("num_frames", num_frames, 1)
-        self.max_pixels = check_whole("max_pixels", max_pixels, 1)
-        self.seed = check_whole("seed", seed, 0)
         self.picks = [
-            pick_records(len(source.index), source.repeat, self.seed + number)
-            for number, source in enumerate(self.sources)
+            pick_records(len(source.index), source.repeat, SEED + number) for number, source in enumerate(self.sources)
         ]
         self.ends = np.cumsum([len(pick) for pick in self.picks])
         self.rejected = read_reject_list(reject_list, self.sources)
@@ -201,13 +186,13 @@ class MultimodalDataset(Dataset):
             if self.on_bad_sample == "raise" and error.reason not in ON_PURPOSE:
                 raise
             source = self.sources[number].index.source(row)
-            sample = dropped_sample(error, source, self.tile_size, self.max_bad_samples)
+            sample = dropped_sample(error, source, self.tile_size)
         sample.update(index=int(index) % len(self), dataset=self.sources[number].name)
         return sample
 
     def _generator(self, index: int) -> np.random.Generator:
         """What draws the changes of a sample's images, the same in every process and after a resume."""
-        return np.random.default_rng([self.seed, getattr(index, "epoch", 0), int(index) % len(self)])
+        return np.random.default_rng([SEED, getattr(index, "epoch", 0), int(index) % len(self)])
 
     def _load_as_planned(self, index: int, number: int, row: int, rng: np.random.Generator | None) -> dict:
         """As `load`, for a sample whose tokens and tiles have been planned.
@@ -216,12 +201,7 @@ class MultimodalDataset(Dataset):
             RecordError: as `load`, or (`plan_changed`) the sample doesn't have the tokens and tiles that were measured.
         """
         tokens, tiles, fate = (column[index] for column in self._plan)
-        try:
-            sample = self.load(number, row, rng)
-        except RecordError as error:
-            if error.reason != "too_long" or fate >= DROPPED:
-                raise
-            raise self._changed(number, row, error.problem, tokens, tiles) from None
+        sample = self.load(number, row, rng)
         found = len(sample["input_ids"]), sample["num_tiles"]
         if found != (tokens, tiles) and not (fate == TRUNCATED and found[0] <= tokens and found[1] <= tiles):
             raise self._changed(number, row, f"{found[0]} tokens and {found[1]} tiles", tokens, tiles)
@@ -290,37 +270,25 @@ class MultimodalDataset(Dataset):
         """Open images with as many tiles as fit, tokenize, truncate; returns also the fate (see `lengths`)."""
         found = {medium.name: source.folder.resolve(medium.name) for medium in record.media}
         videos = [found[medium.name] for medium in record.media if medium.kind == "video"]
-        if videos:
-            record = expand_videos(record, [probe_video(path, self.num_frames, self.max_pixels)[0] for path in videos])
-        paths = [found[medium.name] for medium in record.media]
-        record = normalize_boxes(record, lambda place: image_size(paths[place], self.max_pixels))
-        if record.warnings:
-            self._log_first(record.warnings)
+        record = expand_videos(record, [probe_video(path, self.num_frames)[0] for path in videos])
+        media, paths = record.media, [found[medium.name] for medium in record.media]
+        record = normalize_boxes(record, lambda place: image_size(paths[place]))
+        self._log_first(record.warnings)
         pieces = tokenize_pieces(split_pieces(record, source.template, self.tokenizer), self.tokenizer)
-        budget, frames = self.budget, [medium.kind == "frame" for medium in record.media]
-        share = first_limit(source.tiling.max_tiles, frames.count(False), budget.sharing)
-        whole = [1 if frame else share for frame in frames]
-        text_tokens = sum(len(piece.ids) for piece in pieces)
-        sizes = [
-            FRAME if frame else image_size(path, self.max_pixels) for frame, path in zip(frames, paths, strict=True)
-        ]
-        limits = budget.fit(source.tiling, sizes, text_tokens)
-        tilings = [source.tiling.limited(limit) for limit in limits]
-        tiles = self._open(record.media, paths, tilings)
-        sample = join_pieces(pieces, self.tokenizer, [len(each) for each in tiles], budget.tokens_per_tile)
-        if len(sample) <= budget.max_length:
-            return tiles, sample, FITS if limits == whole else SHRUNK
-        fitted = truncate(sample, budget.max_length) if "truncate_text" in budget.steps else None
+        pairs = zip(media, paths, strict=True)
+        sizes = [FRAME if medium.kind == "frame" else image_size(path) for medium, path in pairs]
+        limits = self.budget.fit(source.tiling, sizes, sum(len(piece.ids) for piece in pieces))
+        tiles = self._open(media, paths, [source.tiling.limited(limit) for limit in limits])
+        sample = join_pieces(pieces, self.tokenizer, [len(each) for each in tiles], self.budget.tokens_per_tile)
+        if len(sample) <= self.budget.max_length:
+            return tiles, sample, FITS if limits == self.budget.first_limits(source.tiling, sizes) else SHRUNK
+        fitted = truncate(sample, self.budget.max_length) if self.budget.may_cut else None
         if fitted is None:
             image_tokens = sum(length for _, length in sample.spans)
-            raise RecordError(
-                "too_long",
-                f"{len(sample)} tokens ({image_tokens} of them its images'), max_length is {budget.max_length}",
-                "raise max_length or lower max_tiles" if image_tokens else "raise max_length or shorten the record",
-                record.source,
-            )
-        sample, kept = fitted
-        return tiles[:kept], sample, TRUNCATED
+            told = f"{len(sample)} tokens ({image_tokens} of them its images'), max_length is {self.budget.max_length}"
+            remedy = "raise max_length or lower max_tiles" if image_tokens else "raise max_length or shorten the record"
+            raise RecordError("too_long", told, remedy, record.source)
+        return tiles[: fitted[1]], fitted[0], TRUNCATED
 
     def _open(
         self, media: Sequence[Medium], paths: Sequence[MediaSource], tilings: Sequence[DynamicTiling]
@@ -329,10 +297,10 @@ class MultimodalDataset(Dataset):
         frames: dict[str, list] = {}
         for medium, path, tiling in zip(media, paths, tilings, strict=True):
             if medium.kind != "frame":
-                tiles.append(open_tiles(path, tiling, self.fast_decoding, self.max_pixels))
+                tiles.append(open_tiles(path, tiling, self.fast_decoding))
                 continue
             if not frames.get(medium.name):
-                frames[medium.name] = load_frames(path, self.num_frames, self.max_pixels)
+                frames[medium.name] = load_frames(path, self.num_frames)
             tiles.append(tiling(frames[medium.name].pop(0)))
         return tiles
 
@@ -342,26 +310,18 @@ class MultimodalDataset(Dataset):
         """Measured lengths of file `number`, from the cache or measured now (see `lengths`)."""
         if number not in self._lengths:
             task = self.measuring(number)
-            self._lengths[number] = measure(task, self.cache_dir, num_workers=num_workers, progress=progress)
+            self._lengths[number] = measure(task, num_workers=num_workers, progress=progress)
         return self._lengths[number]
 
     def is_measured(self) -> bool:
         """Whether the lengths of every file are in the cache."""
         tasks = map(self.measuring, range(len(self.sources)))
-        return all(LengthIndex.open(Path(self.cache_dir) / task.key()) for task in tasks)
+        return all(LengthIndex.open(get_cache_dir() / task.key()) for task in tasks)
 
     def measuring(self, number: int) -> Measure:
         """What measures the lengths of file `number`."""
         source = self.sources[number]
-        return Measure(
-            source.index,
-            source.folder,
-            source.template,
-            self.tokenizer,
-            self.num_frames,
-            self.max_pixels,
-            self.parse,
-        )
+        return Measure(source.index, source.folder, source.template, self.tokenizer, self.num_frames, self.parse)
 
     def layout(self, **options) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As `sizes`; every sample that is read from then on is compared with them: packs and groups rely on them.
@@ -399,8 +359,8 @@ class MultimodalDataset(Dataset):
         Raises:
             RecordError: with on_bad_sample='raise', unusable records: how many, and the first of them.
         """
-        if self.on_bad_sample == "raise" and len(broken := find_broken(self, fates)):
-            raise unusable_error(self, broken)
+        if self.on_bad_sample == "raise":
+            require_usable(self, fates)
         return np.flatnonzero(fates < DROPPED)
 
 

@@ -18,13 +18,14 @@ import numpy as np
 from mmengine.logging import print_log
 
 from ..files import write_whole
-from .bad_samples import ON_PURPOSE
+from .left_out import ON_PURPOSE
 
+MAX_BAD_SAMPLES = 100  # of an epoch; more stop the run
 NO_SAMPLE, EARLIER = -1, -2  # in place of a sample's index: a line of sums, a line of an earlier epoch
 
 
 class TooManyBadSamples(ValueError):
-    """More samples were left out than the setting allows."""
+    """More samples of an epoch than `MAX_BAD_SAMPLES` can't be used."""
 
 
 class Ledger:
@@ -34,13 +35,10 @@ class Ledger:
 
     Args:
         path: the file; None only counts.
-        max_bad_samples: more dropped samples than this stop the run, counted per epoch over all processes that write
-            to `path` (without a path, in this process). Samples left out on purpose (`ON_PURPOSE`) don't count.
     """
 
-    def __init__(self, path: str | os.PathLike | None, max_bad_samples: int = 100):
+    def __init__(self, path: str | os.PathLike | None):
         self.path = None if path is None else Path(path)
-        self.max_bad_samples = max_bad_samples
         self.trained: Counter[int] = Counter()  # by epoch
         self.dropped: Counter[int] = Counter()
         self._bad: Counter[int] = Counter()  # by epoch, of all processes
@@ -54,7 +52,8 @@ class Ledger:
             dropped: the others, each with dataset, index, dropped (the reason) and message.
 
         Raises:
-            TooManyBadSamples: more than `max_bad_samples`.
+            TooManyBadSamples: more than `MAX_BAD_SAMPLES` in the epoch, over all processes that write to the file
+                (without a file, in this process). Samples left out on purpose (`ON_PURPOSE`) don't count.
         """
         self.trained[epoch] += trained
         for sample in dropped:
@@ -68,10 +67,10 @@ class Ledger:
                     "message": sample["message"],
                 }
             )
-            if sample["dropped"] not in ON_PURPOSE and self._count_bad(epoch) > self.max_bad_samples:
+            if sample["dropped"] not in ON_PURPOSE and self._count_bad(epoch) > MAX_BAD_SAMPLES:
                 raise TooManyBadSamples(
-                    f"{self._bad[epoch]} samples can't be used, max_bad_samples is {self.max_bad_samples}; the last: "
-                    f"{sample['message']}; run tools/check_data.py, or raise the ceiling"
+                    f"{self._bad[epoch]} samples can't be used, a run stops beyond {MAX_BAD_SAMPLES} per epoch; "
+                    f"the last: {sample['message']}; find them all with tools/check_data.py, and mend or reject them"
                 )
 
     def close_epoch(self, epoch: int, total: int) -> dict:
@@ -139,7 +138,7 @@ class Ledger:
 class Unrecorded:
     """Counts and logs the samples left out of each batch in a run without `LedgerHook`.
 
-    The dataset's `max_bad_samples` holds here too, but for this process alone and over the whole run.
+    The ceiling holds here too, but for this process alone and over the whole run.
     """
 
     def __init__(self):
@@ -149,10 +148,9 @@ class Unrecorded:
         """Remove `dropped` from a batch, if `LedgerHook` hasn't done so.
 
         Raises:
-            TooManyBadSamples: more than `max_bad_samples`.
+            TooManyBadSamples: more than `MAX_BAD_SAMPLES`.
         """
         for sample in batch.pop("dropped", ()):
-            self._ledger.max_bad_samples = sample["max_bad_samples"]
             self._ledger.account(0, 0, [sample])
             print_log(
                 f"sample left out ({self._ledger.dropped[0]} so far), {sample['dropped']}: {sample['message']}; with "

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..hub.constants import ADDED_TOKENS
+from ..hub.conversation import Conversation
 from ..weights.preprocessing import SETTINGS, TOKEN_RULES, Choice
-from .base import read_base, template_of, tiling_of
+from .base import prompt_of, read_base, tiling_of
 from .images.resize_rules import resize_facts
 from .images.tiling import DynamicTiling
 from .meta_file import OTHERS, expand_metas
 from .records.opening import stem_of
+from .text.templates import get_template
 
 if TYPE_CHECKING:
     from .dataset import MultimodalDataset
@@ -30,12 +32,12 @@ def describe(dataset: "MultimodalDataset", image_mean: Sequence[float], image_st
         "tile_size": dataset.tile_size,
         "tokens_per_tile": budget.tokens_per_tile,
         "datasets": [
-            {"name": source.name, **_settings(source.tiling, source.template.name)} for source in dataset.sources
+            {"name": source.name, **_settings(source.tiling, source.template.conversation)}
+            for source in dataset.sources
         ],
         "token_rules": TOKEN_RULES,
-        "tile_sharing": budget.sharing,
+        "tile_sharing": "equal",
         "max_length": budget.max_length,
-        "too_long": list(budget.steps),
         "num_frames": dataset.num_frames,
         "fast_decoding": dataset.fast_decoding,
         "image_mean": _rounded(image_mean),
@@ -63,13 +65,15 @@ def from_config(cfg: Mapping) -> dict | None:
     described = []
     for path, settings in zip(paths, own, strict=False):
         settings = shared | {key: value for key, value in (settings or {}).items() if value is not None}
-        rule = _settings(tiling_of(config, settings), template_of(config, settings["template"]))
+        conversation = get_template(*prompt_of(config, settings["template"])).conversation
+        rule = _settings(tiling_of(config, settings), conversation)
         described.append({"name": settings.get("name") or stem_of(path), **rule})
     return {"tile_size": tiling_of(config, {}).tile_size, "datasets": described}
 
 
-def _settings(tiling: DynamicTiling, template: str) -> dict:
-    return asdict(Choice(tiling.min_tiles, tiling.max_tiles, tiling.use_thumbnail, template))
+def _settings(tiling: DynamicTiling, conversation: Conversation) -> dict:
+    limits = tiling.min_tiles, tiling.max_tiles, tiling.use_thumbnail
+    return asdict(Choice(*limits, conversation.name, conversation.system_message))
 
 
 def _rounded(values: Sequence[float]) -> list[float]:

@@ -16,14 +16,11 @@
 Paths are relative to the working directory, as in the official code, or else to the meta file's folder.
 """
 
-import difflib
-import json
 import logging
 import math
 import os
 import re
 from collections.abc import Sequence
-from numbers import Real
 from pathlib import Path
 
 from mmengine.logging import print_log
@@ -35,6 +32,16 @@ from .records.json_index import parse_json
 HEAD = 1 << 16  # bytes that show whether a file may be a meta file
 FIRST_ENTRY = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')
 KEYS = ("root", "annotation", "repeat_time", "data_augment", "max_dynamic_patch", "length")
+VALUES = {  # whether a value can be used, and what to give instead
+    "root": (lambda value: isinstance(value, str) and "\0" not in value, "give a path"),
+    "annotation": (lambda value: isinstance(value, str) and value and "\0" not in value, "give a path"),
+    "repeat_time": (lambda value: type(value) in (int, float) and 0 <= value < math.inf, "give a number, 0 or more"),
+    "data_augment": (lambda value: isinstance(value, bool), "give true or false"),
+    "max_dynamic_patch": (
+        lambda value: value is None or type(value) is int and value > 0,
+        "give a whole number above 0",
+    ),
+}
 OTHERS = ("image_folders", "repeat_times", "dataset_settings")
 
 
@@ -67,10 +74,7 @@ def expand_metas(data_paths, image_folders=None, repeat_times=None, dataset_sett
 
 
 def is_meta(path: object) -> bool:
-    """Whether a file is a meta file: one object, whose first value is an object, with an `annotation`.
-
-    One without any `annotation` whose entries all have other keys of a meta file is taken as one with a mistake.
-    """
+    """Whether a file is a meta file: one object, whose first value is an object, with an `annotation`."""
     if not isinstance(path, (str, os.PathLike)):
         return False
     try:
@@ -78,18 +82,7 @@ def is_meta(path: object) -> bool:
             head = file.read(HEAD)
     except (OSError, ValueError):  # said where the file is opened
         return False
-    if FIRST_ENTRY.match(head) is None or b'"conversations"' in head:
-        return False
-    return b'"annotation"' in head or (len(head) < HEAD and _is_meant_as_meta(head))
-
-
-def _is_meant_as_meta(text: bytes) -> bool:
-    """Whether a JSON text is an object of objects, each with a key of a meta file."""
-    try:
-        entries = json.loads(text.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return False
-    return all(isinstance(entry, dict) and not entry.keys().isdisjoint(KEYS) for entry in entries.values())
+    return FIRST_ENTRY.match(head) is not None and b'"annotation"' in head and b'"conversations"' not in head
 
 
 def read_meta(path: str | os.PathLike) -> list[tuple[str, str | None, float, dict]]:
@@ -121,36 +114,26 @@ def _row(meta: Path, name: str, entry: object) -> tuple[str, str | None, float, 
     if not isinstance(entry, dict):
         raise SettingError("data_paths", f"{where} is no object", 'write {"root": ..., "annotation": ...}')
     if "annotation" not in entry:
-        near = difflib.get_close_matches("annotation", entry, n=1)
-        problem = f"{meta} looks like a meta file of the official code, but {name} has no 'annotation'"
-        remedy = "give each data set its root and annotation"
-        raise SettingError("data_paths", problem + (f" (but {near[0]!r})" if near else ""), remedy)
+        raise SettingError("data_paths", f"{where} has no 'annotation'", "give each data set its root and annotation")
     if unknown := [key for key in entry if key not in KEYS]:
-        raise SettingError(
-            "data_paths", f"{where} has {unknown[0]!r}, which isn't read", f"known are {', '.join(KEYS)}"
-        )
-    root, annotation = (_text(where, key, entry) for key in ("root", "annotation"))
-    augment = entry.get("data_augment", False)
-    if not isinstance(augment, bool):
-        raise SettingError("jpeg_quality", f"{where}: data_augment is {augment!r}", "give true or false")
-    repeat, tiles = entry.get("repeat_time", 1), entry.get("max_dynamic_patch")
-    if isinstance(repeat, bool) or not isinstance(repeat, Real) or not 0 <= repeat < math.inf:
-        raise SettingError("repeat_times", f"{where}: repeat_time is {repeat!r}", "give a number, 0 or more")
-    if tiles is not None and (isinstance(tiles, bool) or not isinstance(tiles, int) or tiles < 1):
-        raise SettingError("max_tiles", f"{where}: max_dynamic_patch is {tiles!r}", "give a whole number, 1 or more")
+        known = ", ".join(KEYS)
+        raise SettingError("data_paths", f"{where} has {unknown[0]!r}, which isn't read", f"known are {known}")
+    values = {"root": None, "repeat_time": 1, "data_augment": False, "max_dynamic_patch": None, **entry}
+    for key, (is_right, remedy) in VALUES.items():
+        if not is_right(values[key]):
+            raise SettingError("data_paths", f"{where}: {key} is {values[key]!r}", remedy)
+    root, annotation, tiles = values["root"], values["annotation"], values["max_dynamic_patch"]
     path = _find(meta, annotation)
     if isinstance(path, Path) and not path.is_file():
         raise SettingError("data_paths", f"{where}: annotation {annotation!r} isn't there", "correct it")
     folder = str(_find(meta, root)) if root else None
-    settings = {"max_tiles": tiles, "jpeg_quality": OFFICIAL if augment else None}
-    return str(path), folder, repeat, {"name": name, **{key: value for key, value in settings.items() if value}}
-
-
-def _text(where: str, key: str, entry: dict) -> str:
-    value = entry.get(key)
-    if not isinstance(value, str) or "\0" in value or (key == "annotation" and not value):
-        raise SettingError("data_paths", f"{where}: {key} is {value!r}", "give a path")
-    return value
+    settings = {"max_tiles": tiles, "jpeg_quality": OFFICIAL if values["data_augment"] else None}
+    return (
+        str(path),
+        folder,
+        values["repeat_time"],
+        {"name": name, **{key: value for key, value in settings.items() if value}},
+    )
 
 
 def _find(meta: Path, name: str) -> Path | str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import GONE_SETTINGS, DataError, SettingError
 from ..files import is_url, masked
-from .base import template_of, tiling_of
+from .base import prompt_of, tiling_of
 from .images.jpeg import check_quality
 from .images.media import ImageFolder
 from .images.stored import StoreImages, open_images
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
 OWN_SETTINGS = {  # that a file may have: their types
     "name": (str, "a text"),
-    "min_tiles": (int, "a whole number"),
     "max_tiles": (int, "a whole number"),
-    "use_thumbnail": (bool, "True or False"),
     "template": (str, "the name of a template"),
     "loss_weight": (Real, "a positive number"),
     "jpeg_quality": (Sequence, "(lowest, highest) from 1 to 100, such as (75, 100)"),
@@ -56,7 +54,6 @@ def open_sources(
     dataset_settings,
     config: "InternVLChatConfig",
     shared: Mapping[str, object],
-    cache_dir: str,
 ) -> list[Source]:
     """Open every file of a mixture.
 
@@ -64,7 +61,6 @@ def open_sources(
         data_paths, image_folders, repeat_times, dataset_settings: as `MultimodalDataset` has them.
         config: of the base.
         shared: settings that hold for every file unless `dataset_settings` says otherwise.
-        cache_dir: where indices of large files are kept.
 
     Raises:
         SettingError: a list of another length, a path that isn't there, an impossible or unknown setting.
@@ -88,30 +84,19 @@ def open_sources(
     sources, errors = [], []
     for path, *row in zip(paths, *columns.values(), strict=True):
         try:
-            sources.append(_open(path, *row, config, shared, cache_dir))
+            sources.append(_open(path, *row, config, shared))
         except DataError as error:
             errors.append(error)
-    if errors:
-        raise_together(errors)
+    messages = list(dict.fromkeys(map(str, errors)))
+    if len(messages) > 1:  # all files at once, one line per file
+        raise SettingError("files", "\n".join(messages))
+    if messages:
+        raise errors[0]
     stems = [stem_of(source.index.path) for source in sources]
     return [  # `a/train.jsonl` and `b/train.jsonl` go by their paths in reports and in the ledger
         replace(source, name=source.index.path) if source.name == stem and stems.count(stem) > 1 else source
         for source, stem in zip(sources, stems, strict=True)
     ]
-
-
-def raise_together(errors: Sequence[DataError]) -> None:
-    """Raise the errors of several files at once, one line per file.
-
-    Raises:
-        DataError: the only error.
-        SettingError: several different ones.
-    """
-    messages = list(dict.fromkeys(map(str, errors)))
-    if len(messages) > 1:
-        raise SettingError("files", "\n".join(messages))
-    if messages:
-        raise errors[0]
 
 
 def pick_records(num_records: int, repeat: float, seed: int) -> np.ndarray:
@@ -135,7 +120,6 @@ def _open(
     own,
     config: "InternVLChatConfig",
     shared: Mapping[str, object],
-    cache_dir: str,
 ) -> Source:
     where = f"dataset_settings of {masked(os.fspath(path))!r}"
     if not (own is None or isinstance(own, Mapping)) or set(own or ()) - set(OWN_SETTINGS):
@@ -159,10 +143,10 @@ def _open(
         raise SettingError("columns", f"columns={columns!r} ({where}) can't be used", "give names of keys")
     return Source(
         name=own.get("name") or stem_of(path),
-        index=open_records(path, cache_dir, options, columns),
+        index=open_records(path, options, columns),
         folder=open_images(folder, folder_of(path), options),
         repeat=_positive(1.0 if repeat is None else repeat, "repeat_times"),
-        template=get_template(template_of(config, settings["template"])),
+        template=get_template(*prompt_of(config, settings["template"])),
         tiling=tiling_of(config, settings),
         jpeg_quality=check_quality(settings["jpeg_quality"]),
         loss_weight=_positive(own.get("loss_weight", 1.0), "loss_weight"),

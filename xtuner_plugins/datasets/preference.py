@@ -7,9 +7,9 @@ from mmengine.registry import DATASETS, FUNCTIONS
 
 from ..errors import SettingError
 from ..hub.constants import IGNORE_INDEX
-from .bad_samples import FILLER, filler_sample
 from .collate import kept_samples, with_images
 from .dataset import MultimodalDataset
+from .left_out import FILLER, filler_sample
 from .records.pairs import parse_pair
 
 SEGMENTS_PER_PAIR = 3  # prompt, chosen, rejected
@@ -30,32 +30,26 @@ class PreferenceDataset(MultimodalDataset):
             `reference` is set.
 
     Args:
-        base, data_paths, and so on: as `MultimodalDataset`.
-        too_long: `('shrink_tiles',)` or `()`. A pair is never truncated: a cut answer would be compared with a whole
-            one. One that doesn't fit is left out, with an entry in the ledger.
+        base, data_paths, and so on: as `MultimodalDataset`. A pair is never truncated: a cut answer would be compared
+            with a whole one. One that doesn't fit is left out, with an entry in the ledger.
 
     Attributes:
         reference: `ReferenceLogProbs`, or None; set it before workers start.
 
     Raises:
-        SettingError: as `MultimodalDataset`, `truncate_text` in `too_long`, or a `loss_reduction`.
+        SettingError: as `MultimodalDataset`, or a `loss_reduction`.
     """
 
     parse = staticmethod(parse_pair)
+    may_cut = False
     reference = None
 
-    def __init__(self, *args, too_long: Sequence[str] = ("shrink_tiles",), **settings):
+    def __init__(self, *args, **settings):
         if settings.get("loss_reduction", "token") != "token":
             raise SettingError(
                 "loss_reduction", "the loss of preference pairs is a mean over pairs", "leave out loss_reduction"
             )
-        if "truncate_text" in too_long:
-            raise SettingError(
-                "too_long",
-                "preference pairs can't be truncated: a cut answer would be compared with a whole one",
-                "give too_long=['shrink_tiles']; pairs that don't fit are left out and counted",
-            )
-        super().__init__(*args, too_long=too_long, **settings)
+        super().__init__(*args, **settings)
 
     def load(self, number: int, row: int, *args, **options) -> dict:
         """As `MultimodalDataset.load`."""

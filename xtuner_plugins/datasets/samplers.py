@@ -7,8 +7,9 @@ A position in the plan is the number of samples (or packs) that all ranks togeth
 `seek`: nothing is read or decoded, and the number of ranks may have changed. Every usable sample comes exactly once per
 epoch; a rank for which the last step has none left gets a filler.
 
-Where lengths are measured (groups and packs), the heaviest batch comes first: a GPU that is too small for it runs out
-of memory in the first step, not hours later. The heaviest has the most tokens, and of several the most tiles.
+The heaviest batch comes first: a GPU that is too small for it runs out of memory in the first step, not hours later.
+The heaviest has the most tokens, and of several the most tiles. So lengths are measured before the first step, unless
+the order of the mixture is kept.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,29 +20,28 @@ from mmengine.registry import DATA_SAMPLERS
 
 from ..errors import SettingError, check_choice
 from ..files import array_hash, text_hash
-from .bad_samples import FILLER_INDEX
 from .dataset import MultimodalDataset
-from .fates import describe, left_out
+from .left_out import FILLER_INDEX, describe, left_out
 from .plan.lengths import FATES, FITS
 from .plan.packing import Packs, arrange, efficiency, pack_samples
 from .plan.plan import Plan, PlannedIndex
 
 GROUPS = (None, "length", "modality")
-FORMAT = "2"  # of groups and packs, in the digest; to be raised when they are others, or in another order
+FORMAT = "3"  # of plans, in the digest; to be raised when they are others, or in another order
 PROGRESS_FROM = 5000  # records; fewer are measured in no time
 
 
 @DATA_SAMPLERS.register_module()
 class PlanSampler(Plan):
-    """The samples of an epoch in random order, each once, dealt to the ranks in turn.
+    """The samples of an epoch in random order, each once, dealt to the ranks in turn; the longest begin the run.
 
     Args:
         dataset: what is planned.
         seed: decides the order, together with the epoch; None: all ranks agree on a random one.
-        shuffle: False keeps the order of the mixture.
+        shuffle: False keeps the order of the mixture, and measures nothing.
         group_by: 'length' groups samples of similar length; 'modality' also separates samples with and without images.
-            Both need measured lengths, None doesn't. The first group of the run is of the samples with most tokens.
-        group_size: samples per group (batch size x ranks x accumulation, or a multiple).
+        group_size: samples per group (batch size x ranks x accumulation, or a multiple); and how many of those with
+            most tokens begin the run, whatever the batch size.
         ranks: which rank this is, and of how many; None: those of the process group.
 
     Raises:
@@ -63,7 +63,7 @@ class PlanSampler(Plan):
         self.rank, self.num_ranks = get_dist_info() if ranks is None else ranks
         self.seek(0)
         self._layout: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
-        self._indices = np.arange(len(dataset)) if group_by is None else self.usable()
+        self._indices = self.usable() if shuffle else np.arange(len(dataset))
 
     def layout(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens, tiles and fate of every sample of the dataset (measured now unless the cache has them)."""
@@ -101,15 +101,14 @@ class PlanSampler(Plan):
         if not self.shuffle:
             return self._indices
         rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(self._indices)
-        if self.group_by is None:
-            return order
+        order, heaviest = rng.permutation(self._indices), self._indices[:0]
         tokens, tiles, _ = self.layout()
-        kinds = (tiles[order] > 0) if self.group_by == "modality" else np.zeros(len(order), bool)
-        groups, heaviest = [], order[:0]
         if epoch == 0:  # no batch of the run has more tokens than rank 0's first one, whatever the batch size
             places = np.lexsort((tiles[order], tokens[order]))[: -self.group_size - 1 : -1]
-            heaviest, order, kinds = order[places], np.delete(order, places), np.delete(kinds, places)
+            heaviest, order = order[places], np.delete(order, places)
+        if self.group_by is None:
+            return np.concatenate([heaviest, order])
+        kinds, groups = (tiles[order] > 0) & (self.group_by == "modality"), []
         for kind in (False, True):
             members = order[kinds == kind]
             region = self.group_size * 16  # sorted by region, so that the order stays random
@@ -123,16 +122,9 @@ class PlanSampler(Plan):
 
     @property
     def digest(self) -> str:
-        settings = (
-            self.seed,
-            self.shuffle,
-            self.group_by,
-            (self.group_size, FORMAT) if self.group_by else None,
-        )
-        columns = [self._indices]
-        if self.group_by is not None:
-            columns += [column[self._indices] for column in self.layout()[:2]]
-        return text_hash(repr(settings), array_hash(*columns))
+        settings = (self.seed, self.shuffle, self.group_by, self.group_size, FORMAT)
+        columns = [column[self._indices] for column in self.layout()[:2]] if self.shuffle else []
+        return text_hash(repr(settings), array_hash(self._indices, *columns))
 
     def num_steps(self, epoch: int) -> int:
         return -(-len(self._indices) // self.num_ranks)

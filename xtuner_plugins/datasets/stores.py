@@ -22,7 +22,7 @@ from urllib.parse import quote
 from mmengine.logging import print_log
 
 from ..errors import MediaError, SettingError, SourceError
-from ..files import locked, masked, scheme_of, text_hash, unsigned, write_whole
+from ..files import get_cache_dir, locked, masked, scheme_of, text_hash, unsigned, write_whole
 from ..ranges import RangeError, check_storage_options, check_store_url
 
 PAUSES = (0.0, 0.5, 2.0, 8.0)  # seconds before each try
@@ -171,7 +171,7 @@ def _status(error: BaseException | None) -> int | None:
     return None
 
 
-def localize(url: str, options: Mapping[str, Any] | None, cache_dir: str | os.PathLike) -> str:
+def localize(url: str, options: Mapping[str, Any] | None) -> str:
     """The path of a copy of an annotation file in the cache, fetched where its version in the store has changed.
 
     Where a store tells no version, the file is fetched at each start. Of several processes one fetches.
@@ -181,7 +181,7 @@ def localize(url: str, options: Mapping[str, Any] | None, cache_dir: str | os.Pa
         SourceError: the store doesn't answer, or the file changes meanwhile.
     """
     store = Store(url, options)
-    folder = Path(cache_dir) / "fetched" / text_hash(unsigned(url))
+    folder = get_cache_dir() / "fetched" / text_hash(unsigned(url))
     name = posixpath.basename(url.partition("?")[0]) or "file"
     try:
         version = store.version()

@@ -270,7 +270,7 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, _Draft]]:
 
 def _in_lines(path: Path) -> Iterator[tuple[str, _Draft | DataError]]:
     """A draft, or what is wrong, for each JSON line that isn't empty, or each record of a JSON array."""
-    records = open_index(str(path), get_cache_dir())
+    records = open_index(str(path))
     for row in range(len(records)):
         place = records.source(row)
         try:
@@ -434,6 +434,6 @@ def _write(cell: str, place: str) -> str:
         data = base64.b64decode("".join(cell.split()), validate=True)
     except (binascii.Error, ValueError):
         raise RecordError("image", "its image isn't base64", "download the file again", place) from None
-    folder = Path(get_cache_dir()) / IMAGES
+    folder = get_cache_dir() / IMAGES
     folder.mkdir(parents=True, exist_ok=True)
     return str(folder / write_image(data, folder, place))

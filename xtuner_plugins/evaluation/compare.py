@@ -154,6 +154,23 @@ def comparison_table(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, 
     return rows
 
 
+def card_rows(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The rows of a model card, where A was measured before and B after training, from `Comparison.as_json`."""
+    return [
+        {
+            "name": name,
+            "metric": named(values),
+            "before": number(values["a"]),
+            "after": number(values["b"]),
+            "gain": f"{values['gain']:+.1f}",
+            "interval": between(values["interval"]),
+            "verdict": values["verdict"],
+            "questions": f"{values['num_common']:,}",
+        }
+        for name, values in found.items()
+    ]
+
+
 def p_text(value: float | None) -> str:
     """A p-value with three digits."""
     return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ..dtypes import describe_dtype, resolve_dtype
 from ..inference.answer_file import AnswerFile
 from ..inference.batch_answers import Answered, Job, answer_all
 from ..inference.description import describe
@@ -29,6 +30,7 @@ class Evaluation:
 
     Attributes:
         unanswered: Questions that the folder has no answer to.
+        computes_in: The dtype and the device, and whether another dtype would be faster.
 
     Raises:
         ValueError: Another run writes there, or began it with other weights, data or settings; the message names them.
@@ -37,12 +39,14 @@ class Evaluation:
     def __init__(
         self, source: Source, job: Job, data_sets: Sequence[DataSet], out: str | Path, *, limit: int | None = None
     ):
-        from ..inference.session import resolve_device, resolve_dtype
+        from ..inference.session import resolve_device
 
         self._job, self._data_sets, self._out, self._limit = job, data_sets, Path(out), limit
         opening = job.opening
         self._described = describe(source, template=opening.get("template"), max_tiles=opening.get("max_tiles"))
-        dtype = resolve_dtype(opening.get("dtype", "auto"), resolve_device(opening.get("device", "auto")))
+        name, device = opening.get("dtype", "auto"), resolve_device(opening.get("device", "auto"))
+        dtype = resolve_dtype(name, device)
+        self.computes_in = describe_dtype(name, dtype, device, "--dtype ")
         self._made_by = {
             "model": str(source),
             "weights": self._described.weights_hash(),

@@ -118,7 +118,7 @@ def _as_stored(view: ModelView, tensors: Mapping[str, LazyTensor]) -> Draft:
             remote_code.copy_hub_code(stage)
         if view.config["template"] in TEMPLATES:  # a published model that is only converted may have another one
             tokenizer = tokenizer_files.load_tokenizer(view.directory)
-            prompt = view.format.chat_template(tokenizer, view.config["template"])
+            prompt = view.format.chat_template(tokenizer, tokenizer_files.conversation_of(view.config))
             tokenizer_files.write_template(stage, prompt, processor=view.format is not official)
         _write_stops(view, stage)
 
@@ -154,9 +154,16 @@ def _write_stops(view: ModelView, stage: Path) -> None:
         write_json(path, {**fields, "eos_token_id": stops})
 
 
+def with_template(config: Mapping, template: str | None) -> dict:
+    """Official fields with another conversation template, and then with its system message; None changes nothing."""
+    if template in (None, config["template"]):
+        return dict(config)
+    return {**{key: value for key, value in config.items() if "system_message" not in key}, "template": template}
+
+
 def _rewritten(view: ModelView, tensors: Mapping[str, LazyTensor], to: Format, template: str | None) -> Draft:
     """Names, config and files of a format; embedding and head get a row for each token of its tokenizer."""
-    config = {**view.config, "template": template or view.config["template"]}
+    config = with_template(view.config, template)
     tokenizer = tokenizer_files.load_tokenizer(view.directory)
     rows = config["llm_config"]["vocab_size"]
     dropped = view.format.PROCESSOR_TOKEN if to is not view.format else None

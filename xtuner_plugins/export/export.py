@@ -16,8 +16,8 @@ from ..weights.reading import CheckpointError, read_json, weight_files
 from ..weights.staging import check_target, staged_directory
 from ..weights.tokenizer_files import load_tokenizer
 from ..weights.writer import json_text, parse_size, resolve_dtype, write_json, write_weights
-from . import trained
-from .draft import Draft, make_draft
+from . import card, trained
+from .draft import Draft, make_draft, with_template
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Job:
         lock: content of ``preprocessing.json``; None for none.
         sources: what is read, by role: a path and its files.
         facts: further entries of the manifest.
+        card: content of ``README.md``; None for none. The manifest leaves it out, so that users can edit it.
     """
 
     plan: trained.TrainedPlan
@@ -37,12 +38,15 @@ class Job:
     lock: dict | None
     sources: dict[str, tuple[Path, list[Path]]]
     facts: dict
+    card: str | None = None
 
     def write_small(self, stage: Path) -> None:
         """Writes all files but weights, ``config.json`` and the manifest."""
         self.draft.write_files(stage)
         if self.lock is not None:
             write_json(stage / preprocessing.FILE, self.lock)
+        if self.card is not None:
+            (stage / card.FILE).write_text(self.card, encoding="utf-8")
 
     def manifest(self, hashed: Callable = record.file_hash) -> dict:
         """The manifest without the digests of the export's own files; ``hashed`` gives that of a source's file."""
@@ -103,7 +107,7 @@ def prepare(
         "replaced": sorted(plan.replaced),
         "merged": sorted(plan.adapters),
     }
-    return Job(plan, draft, plan.preprocessing, sources, facts)
+    return Job(plan, draft, plan.preprocessing, sources, facts, card.make(plan))
 
 
 def prepare_conversion(
@@ -125,10 +129,12 @@ def prepare_conversion(
     check_model(view.config, view.tensors, str(view.directory))
     tensors = {name: cast(tensor, wanted) for name, tensor in view.tensors.items()}
     draft = make_draft(view, tensors, format=format, dtype=dtype, template=template)
-    view.config = {**view.config, "template": template or view.config["template"]}
+    view.config = with_template(view.config, template)
     facts = {"dtype": dtype or "as stored", "format": format}
     plan = trained.TrainedPlan(view, None)
-    return Job(plan, draft, _kept_preprocessing(view, template), {"model": _model_source(view)}, facts)
+    readme = view.directory / card.FILE
+    kept = readme.read_text(encoding="utf-8") if readme.is_file() else None
+    return Job(plan, draft, _kept_preprocessing(view, template), {"model": _model_source(view)}, facts, kept)
 
 
 def _model_source(view: model_view.ModelView) -> tuple[Path, list[Path]]:
@@ -143,7 +149,7 @@ def _kept_preprocessing(view: model_view.ModelView, template: str | None) -> dic
         return None
     exported = asdict(preprocessing.exported(lock, str(path)))
     preprocessing.check_token_rules(lock, load_tokenizer(view.directory), str(path))
-    return {**lock, "exported": {**exported, "template": template or exported["template"]}}
+    return {**lock, "exported": asdict(preprocessing.Choice.of(with_template(exported, template)))}
 
 
 def write(
@@ -190,7 +196,8 @@ def write(
         except FloatingPointError as error:
             where = job.plan.checkpoint.path
             raise CheckpointError(f"{where}: {error}, so training diverged; take an earlier checkpoint") from None
-        own = {path.name: pool.submit(manifest.digest, path) for path in sorted(stage.iterdir())}
+        stable = [path for path in sorted(stage.iterdir()) if path.name != card.FILE]
+        own = {path.name: pool.submit(manifest.digest, path) for path in stable}
         own["config.json"] = hashlib.sha256(json_text(draft.config).encode()).hexdigest()
         write_json(stage / manifest.FILE, {**content, "files": own}, default=Future.result)
     return {

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..families import EncoderFamily, encoder_family
 from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD
+from ..hub.conversation import Conversation
 from ..weights import official, tokenizer_files
 from ..weights.hf import text_config
 from ..weights.mapping import KeyMapping, Row
@@ -81,15 +82,15 @@ def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
     }
 
 
-def chat_template(tokenizer, template: str) -> str:
+def chat_template(tokenizer, conversation: Conversation) -> str:
     """See ``Format``."""
-    return tokenizer_files.processor_template(template, image="<img>" + PROCESSOR_TOKEN + "</img>\n", video=None)
+    return tokenizer_files.processor_template(conversation, image="<img>" + PROCESSOR_TOKEN + "</img>\n", video=None)
 
 
 def write_files(stage: Path, config: Mapping, tokenizer) -> None:
     """See ``Format``: tokenizer, processor, chat template and generation config."""
     family = check_expressible(config)
-    template = chat_template(tokenizer, config["template"])
+    template = chat_template(tokenizer, tokenizer_files.conversation_of(config))
     tokenizer_files.save_tokenizer(tokenizer, stage, template, processor=True, processor_class="LlavaProcessor")
     side = {"height": config["force_image_size"], "width": config["force_image_size"]}
     write_json(

@@ -88,7 +88,7 @@ class TrainedPlan:
         choice, note = preprocessing.choose(self.preprocessing, template=template, max_tiles=max_tiles)
         self.notes += [note] if note else []
         self.preprocessing = {**self.preprocessing, "exported": asdict(choice)}
-        view, fields = self.view, choice.config_fields()
+        view, fields = self.view, choice.config_fields(self.view.config)
         view.changed = {key for key, value in fields.items() if view.config.get(key) != value}
         view.settled, view.config = fields, {**view.config, **fields}
         return self

@@ -95,8 +95,24 @@ TEMPLATES = {
 }
 
 
-def get_conv_template(name: str) -> Conversation:
+def own_system(fields: dict) -> dict[str, str | None]:
+    """`system_message` of a model's config, if it has one in place of its template's, to be passed on by name.
+
+    The official repository reads the same field, so its `None`, which some releases hold, says nothing; that a prompt
+    has no system turn is written as `no_system_message`.
+    """
+    if fields.get("no_system_message"):
+        return {"system_message": None}
+    own = fields.get("system_message")
+    return {} if own is None else {"system_message": own}
+
+
+def get_conv_template(name: str, **own: str | None) -> Conversation:
     """A fresh, empty conversation of the template `name`.
+
+    Args:
+        name: Key in the table of templates.
+        own: `system_message` in place of the template's; `None` leaves out the system turn (see `own_system`).
 
     Raises:
         ValueError: No such template; the message lists those that exist.
@@ -104,4 +120,5 @@ def get_conv_template(name: str) -> Conversation:
     if name not in TEMPLATES:
         raise ValueError(f"unknown conversation template {name!r}; known are {', '.join(sorted(TEMPLATES))}")
     system_prefix, system_message, roles, sep, *others = TEMPLATES[name]
-    return Conversation(name, system_prefix + "{system_message}", system_message, roles, sep, *(others or [sep]))
+    empty = Conversation(name, system_prefix + "{system_message}", system_message, roles, sep, *(others or [sep]))
+    return dataclasses.replace(empty, **own)

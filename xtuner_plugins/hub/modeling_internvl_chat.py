@@ -18,7 +18,7 @@ from .chat_methods import ChatMethods
 from .configuration_intern_vit import InternVisionConfig
 from .configuration_internvl_chat import InternVLChatConfig, num_image_tokens
 from .constants import IGNORE_INDEX, PROJECTOR_TYPES, projector_input_width
-from .conversation import get_conv_template
+from .conversation import get_conv_template, own_system
 from .modeling_intern_vit import InternVisionModel
 from .modeling_vision_tower import TransformersTower, vision_model_class
 from .prompts import PromptEncoder  # noqa: F401  transformers fetches only the files that this one itself imports
@@ -71,7 +71,7 @@ class InternVLChatModel(ChatMethods, PreTrainedModel):
         share_attention(config)
 
         self.template = config.template
-        self.conv_template = get_conv_template(config.template)
+        self.conv_template = get_conv_template(config.template, **own_system(vars(config)))
         self.system_message = self.conv_template.system_message
         self.select_layer = config.select_layer
         self.ps_version = config.ps_version

@@ -11,6 +11,7 @@ from typing import Any
 from ..datasets.base import tiling_of
 from ..datasets.images.resize_rules import resize_facts
 from ..files import content_hash, text_hash
+from ..hub.conversation import own_system
 from ..weights import manifest, preprocessing
 from ..weights.loader import config_from_fields
 from ..weights.model_view import open_model
@@ -77,6 +78,7 @@ def describe(source: Source, *, template: str | None = None, max_tiles: int | No
             "use_thumbnail": tiling.use_thumbnail,
             "tile_sharing": sharing,
             "template": config.template,
+            **own_system(vars(config)),
             **resize_facts(),
         },
     )

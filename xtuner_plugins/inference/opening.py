@@ -128,9 +128,10 @@ def open_session(
 
 def _open_checkpoint(source: Source, device: str, dtype: str, template: str | None, limits: dict) -> ChatSession:
     from ..datasets.images.resize_rules import compare_resize_facts
+    from ..dtypes import resolve_dtype
     from ..export import trained
     from ..weights.loader import load_tokenizer
-    from .session import ChatSession, resolve_device, resolve_dtype
+    from .session import ChatSession, resolve_device
 
     on = resolve_device(device)
     kind = resolve_dtype(dtype, on)

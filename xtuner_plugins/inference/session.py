@@ -24,13 +24,13 @@ from ..datasets.images.media import load_image, to_rgb
 from ..datasets.images.resize_rules import compare_resize_facts
 from ..datasets.images.tiling import DynamicTiling
 from ..datasets.plan.budget import first_limit
+from ..dtypes import resolve_dtype
 from ..hub import InternVLChatModel
 from ..hub.constants import IMAGE_CONTEXT, IMAGE_PLACEHOLDER, IMAGENET_MEAN, IMAGENET_STD
 from ..hub.prompts import token_id
 from ..weights import preprocessing
 from ..weights.loader import load_model, load_tokenizer
 from ..weights.reading import read_json
-from ..weights.writer import DTYPES
 
 
 class Frame(NamedTuple):
@@ -373,9 +373,9 @@ def _read_preprocessing(directory: Path, config) -> dict:
     trained = read_json(path)
     rule = preprocessing.exported(trained, str(path))
     edited = [
-        f"{key}={getattr(config, key)} (trained: {value})"
-        for key, value in rule.config_fields().items()
-        if getattr(config, key) != value
+        f"{key}={getattr(config, key, None)} (trained: {value})"
+        for key, value in rule.config_fields(vars(config)).items()
+        if getattr(config, key, None) != value
     ]
     if edited:
         _logger.warning("%s differs from the model's training: %s", directory / "config.json", ", ".join(edited))
@@ -444,18 +444,3 @@ def resolve_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} can't be used ({reason}); legal are 'auto', 'cpu', 'cuda'") from None
     return device
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """A torch dtype by name; `'auto'` is bfloat16 on CUDA, float16 on GPUs without it, float32 on the CPU.
-
-    Raises:
-        ValueError: Not one of auto, float32, bfloat16, float16.
-    """
-    if name == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if name not in DTYPES:
-        raise ValueError(f"dtype {name!r} is not one of: auto, {', '.join(DTYPES)}")
-    return DTYPES[name]

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from ..export import trained
+from ..export import card, trained
 from ..export.export import Job
 from ..weights import loader, manifest
 from ..weights.lazy import Cast
@@ -164,7 +164,7 @@ def compare_files(job: Job, out: Path) -> None:
     wrong = [name for name, path in held.items() if name in want and path.read_bytes() != want[name]]
     told = {"config.json": job.draft.config, manifest.FILE: job.manifest()}
     told[manifest.FILE]["files"] = {
-        **{name: manifest.digest(path) for name, path in held.items() if name != manifest.FILE},
+        **{name: manifest.digest(path) for name, path in held.items() if name not in (manifest.FILE, card.FILE)},
         **{path.name: manifest.digest(path) for path in out.glob("*.safetensors")},
     }
     if index.is_file():

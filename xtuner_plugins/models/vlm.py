@@ -15,9 +15,10 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..dtypes import resolve_dtype
 from ..families import PARTS, families_of, llm_family
 from ..hub.constants import IMAGE_CONTEXT
-from ..ranges import DTYPE_NAMES, ROW_MULTIPLE, check
+from ..ranges import ROW_MULTIPLE, check
 from ..weights.loader import load_model, load_tokenizer, read_config
 from ..weights.partition import is_partitioned, over_ranks, partition_dtype
 from .attention import attend_to_segments, no_mask
@@ -30,22 +31,6 @@ from .quantization import build_quantization_config, linear_quantizer
 from .recompute import recompute_blocks
 from .rows import Row
 from .trainable import Part, WhatTrains
-
-DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
-
-
-def resolve_dtype(name: str) -> torch.dtype:
-    """``'auto'`` is bfloat16 on a CUDA device that computes in it, float16 on any other, float32 without CUDA.
-
-    Raises:
-        ValueError: Not one of auto, bfloat16, float16, float32.
-    """
-    check("dtype", name)
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return DTYPES[name]
 
 
 @MODELS.register_module()
@@ -113,8 +98,6 @@ class VisionLanguageModel(BaseModel):
         data_preprocessor: Mapping[str, Any] | None = None,
     ):
         super().__init__(data_preprocessor=data_preprocessor or dict(type=TilePreprocessor))
-        if visual_encoder_checkpointing not in (True, False, None):
-            raise ValueError(f"{visual_encoder_checkpointing=}: blocks are recomputed one by one; set True or False")
         self.dtype = resolve_dtype(dtype)
         encoder = Part(freeze_visual_encoder, visual_encoder_lora, visual_encoder_quantization)
         llm = Part(freeze_llm, llm_lora, llm_quantization)

@@ -30,7 +30,7 @@ def llm_block_bytes(job: Job, batch: Batch) -> int:
         kept += size * (stack.width * (into if job.autocasts else 2) + stack.inner)
         if stack.qk_norm:
             kept += size * (queries + keys)
-    return batch.tokens * (kept + _adapter_bytes(job, "llm")) + _adapter_copies(job, "llm")
+    return batch.tokens * (kept + _adapter_bytes(job, "llm"))
 
 
 def encoder_block_bytes(job: Job, batch: Batch) -> int:
@@ -46,34 +46,24 @@ def encoder_block_bytes(job: Job, batch: Batch) -> int:
         kept += size * 2 * stack.width  # both branches before their scales
         # Normalized inputs, for the gradient of the norms' weights.
         kept += stack.width * (2 * _wide(job, "visual_encoder") * stack.rms_norm + 2 * size * stack.qk_norm)
-    kept += _adapter_bytes(job, "visual_encoder")
-    return batch.tiles * job.shape.positions * kept + _adapter_copies(job, "visual_encoder")
-
-
-def _adapter_copies(job: Job, part: str) -> int:
-    """Of a block's frozen weights: DoRA with dropout multiplies by a copy of its own, which autocast makes."""
-    adapters = job.adapters.get(part)
-    if adapters is None or not (adapters.dora and adapters.dropout and job.autocasts):
-        return 0
-    return sum(linear.weights for linear in job.adapted(part)) * job.size
+    return batch.tiles * job.shape.positions * (kept + _adapter_bytes(job, "visual_encoder"))
 
 
 def _adapter_bytes(job: Job, part: str) -> int:
     """What LoRA in a block keeps per token: inputs, and A's outputs.
 
-    With dropout each adapter has an input of its own, and a mask (a byte each); so has DoRA under autocast, which casts
-    it. Otherwise layers with the same input share it, and that of the attention's last one is kept already. DoRA keeps
-    the outputs of the layer and of LoRA, too, for the magnitudes' gradient.
+    With dropout each adapter has an input of its own, and a mask (a byte each). Otherwise layers with the same input
+    share it, and that of the attention's last one is kept already.
     """
     adapters, linears = job.adapters.get(part), job.adapted(part)
     if adapters is None:
         return 0
-    inputs = sum(linear.inputs * linear.active for linear in linears)
-    kept = inputs * adapters.dropout + sum(linear.active for linear in linears) * job.size * adapters.rank
-    if not adapters.dropout and not (adapters.dora and job.autocasts):
-        others = [linear for linear in linears if not linear.name.endswith((".o_proj", ".out_proj", "attn.proj"))]
-        inputs = sum({(each.name.split(".")[0], each.inputs): each.inputs * each.active for each in others}.values())
-    return kept + inputs * job.size + adapters.dora * 2 * job.size * sum(each.outputs * each.active for each in linears)
+    kept = sum(linear.active for linear in linears) * job.size * adapters.rank
+    if adapters.dropout:
+        return kept + sum(linear.inputs * linear.active for linear in linears) * (job.size + 1)
+    others = [linear for linear in linears if not linear.name.endswith((".o_proj", ".out_proj", "attn.proj"))]
+    inputs = {(each.name.split(".")[0], each.inputs): each.inputs * each.active for each in others}
+    return kept + sum(inputs.values()) * job.size
 
 
 def llm_kept_bytes(job: Job, batch: Batch) -> int:
@@ -167,17 +157,13 @@ def llm_backward_bytes(job: Job, batch: Batch) -> int:
     """What comes and goes in the backward pass of one block of the LLM, beside what it keeps.
 
     Gradients of gate, up and their product, less what the block has already freed; adapters on the layer behind them
-    take their own way through dropout, those of DoRA in float32 under autocast. Beside them the weights of one linear
-    layer as they are computed with: unpacked, and DoRA's sums with B times A.
+    take their own way through dropout. Beside them one linear layer's weights, where they must be unpacked.
     """
-    inner, adapters = job.shape.llm.inner, job.adapters.get("llm")
-    dora = adapters is not None and adapters.dora
-    if any(linear.inputs == inner for linear in job.adapted("llm")):
-        per_token = 11 * inner if job.autocasts and dora else 3 * inner
-    else:
-        per_token = job.size * inner * (2 if "llm" in job.whole else 3)
+    inner = job.shape.llm.inner
+    is_adapted = any(linear.inputs == inner for linear in job.adapted("llm"))
+    per_token = 3 * inner if is_adapted else job.size * inner * (2 if "llm" in job.whole else 3)
     largest = max(linear.inputs * linear.outputs for linear in job.shape.llm.linears)
-    return batch.tokens * per_token + largest * job.size * (("llm" in job.quantized) + 4 * dora)
+    return batch.tokens * per_token + largest * job.size * ("llm" in job.quantized)
 
 
 def encoder_backward_bytes(job: Job, batch: Batch) -> int:

@@ -19,18 +19,16 @@ class Adapters:
         rank: r.
         targets: names of linear layers, or a regular expression, as PEFT's `target_modules`.
         dropout: whether there is any.
-        dora: DoRA, which adds a magnitude per output.
     """
 
     rank: int
     targets: str | Sequence[str]
     dropout: bool
-    dora: bool = False
 
     def parameters(self, stack: Stack) -> int:
-        """Weights of all A and B matrices, and DoRA's magnitudes."""
-        sizes = ((self.rank * (each.inputs + each.outputs), each) for each in stack.matching(self.targets))
-        return stack.layers * sum((pair + self.dora * each.outputs) * each.copies for pair, each in sizes)
+        """Weights of all A and B matrices."""
+        pairs = ((each.inputs + each.outputs) * each.copies for each in stack.matching(self.targets))
+        return stack.layers * self.rank * sum(pairs)
 
 
 @dataclass(frozen=True)

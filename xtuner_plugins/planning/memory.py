@@ -99,22 +99,13 @@ def _held(job: Job, strategy: Strategy) -> dict[str, int]:
     on_gpu, states_on_gpu = not strategy.offload_weights, not strategy.offload_optimizer
     buckets = {None: job.trained * FLOAT * (strategy.gpus > 1), 3: strategy.bucket * job.size}
     return {
-        "frozen weights": _share(job.frozen * job.size + packed_bytes(job), whole) * on_gpu,
+        "frozen weights": _share(job.frozen * job.size + int(job.packed * PACKED), whole) * on_gpu,
         "trained weights": _share(job.trained * trained_size, whole) * on_gpu,
         "reference": job.copied * job.size,  # in the dtype of computing, whole on each GPU
         "master weights": _share(job.trained * master, shards) * states_on_gpu,
         "optimizer": _share(int(job.trained * job.moments), shards) * states_on_gpu,
         "buffers": buckets.get(strategy.stage, 0),
     }
-
-
-def packed_bytes(job: Job) -> int:
-    """Of the weights that are held in 4 bits, with their scales."""
-    return sum(
-        job.stack(part).layers * int(linear.weights * PACKED)
-        for part, names in job.quantized.items()
-        for linear in job.stack(part).matching(names)
-    )
 
 
 def _moments(job: Job, strategy: Strategy, batch: Batch) -> dict[str, dict[str, int]]:

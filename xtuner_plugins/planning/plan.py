@@ -87,8 +87,10 @@ def job_of(settings: Mapping[str, Any], shape: Shape, batches: tuple[Batch, ...]
 
 
 def _adapters(settings: Mapping[str, Any], default: Sequence[str]) -> Adapters:
+    if settings.get("use_dora"):
+        raise ConfigError("use_dora=True isn't planned: it takes more than LoRA; use_dora=False plans the least")
     targets, dropout = settings.get("target_modules") or default, bool(settings.get("lora_dropout"))
-    return Adapters(settings.get("r", LORA_RANK), targets, dropout, settings.get("use_dora", False))
+    return Adapters(settings.get("r", LORA_RANK), targets, dropout)
 
 
 def _needs_reference(model: Mapping[str, Any]) -> bool:
@@ -119,7 +121,7 @@ def largest_batches(settings: Mapping[str, Any], shape: Shape) -> tuple[Batch, B
 
 def _tiles_of_sample(data: Mapping[str, Any], shape: Shape) -> int:
     limit = data.get("max_tiles") or 1
-    check_tiles(data.get("min_tiles") or 1, limit)
+    check_tiles(1, limit)
     return min(limit + (limit > 1), data["max_length"] // shape.tokens_per_tile)
 
 
@@ -132,12 +134,14 @@ class Lengths:
         mean: a sample of average length, as an upper bound where lengths aren't measured.
         batches: the largest micro-batches.
         source: where the numbers are from, for reports.
+        is_measured: whether they are those of the records.
     """
 
     samples: int | None
     mean: Batch
     batches: tuple[Batch, ...]
     source: str
+    is_measured: bool = False
 
 
 def lengths_of(settings: Mapping[str, Any], shape: Shape, samples: int | None = None) -> Lengths:
@@ -158,7 +162,7 @@ def lengths_of(settings: Mapping[str, Any], shape: Shape, samples: int | None = 
         longest = Batch(*(int(column[: loader["batch_size"]].sum()) for column in measured))
         number, tiles = len(measured[0]), measured[1].mean()
         source = f"lengths measured: {number:,} samples of {mean.tokens:,} tokens and {tiles:.1f} tiles on average"
-        return Lengths(number, mean, batches if packs else (longest,), source)
+        return Lengths(number, mean, batches if packs else (longest,), source, is_measured=True)
     tiles = _tiles_of_sample(data, shape)
     text = min(TEXT_TOKENS, data["max_length"] - tiles * shape.tokens_per_tile)
     counts = [NUM_SAMPLES.get(path) for path in paths]
@@ -191,6 +195,24 @@ def _measured(data: Mapping[str, Any], paths: Sequence[str], pairs: bool) -> lis
     supervised = np.concatenate([dataset.lengths(n).supervised[pick] for n, pick in enumerate(dataset.picks)])
     columns = [np.sort(column[rows])[::-1].astype(np.int64) for column in (tokens, tiles, supervised)]
     return columns if len(rows) else None
+
+
+def count_records(data: Mapping[str, Any]) -> int | None:
+    """Records of an epoch of a config's data; None where a file isn't there, or can't be read as it is."""
+    from ..datasets.meta_file import expand_metas
+    from ..datasets.records.opening import open_records
+    from ..errors import DataError, SourceError
+    from ..files import get_cache_dir
+
+    columns = [data.get(name) for name in ("data_paths", "image_folders", "repeat_times", "dataset_settings")]
+    options, cache = data.get("storage_options"), get_cache_dir(data.get("cache_dir"))
+    try:
+        paths, _, repeats, _ = expand_metas(*columns)
+        counts = [len(open_records(path, cache, options)) for path in paths]
+    except (DataError, SourceError):  # told by the check, with the line
+        return None
+    repeats = repeats if isinstance(repeats, list) else [repeats] * len(counts)
+    return sum(round(count * (times or 1)) for count, times in zip(counts, repeats, strict=True))
 
 
 @dataclass(frozen=True)

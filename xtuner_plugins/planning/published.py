@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..hub.constants import PROJECTOR_TYPES
@@ -178,6 +179,9 @@ NUM_SAMPLES = {
 
 
 def known_base(path: str) -> Base | None:
-    """The row of `BASES` that a config's `model.base` means where no such directory is there; None without one."""
-    name = EXPORTS.get(path, path.removeprefix("models/"))
+    """The row of `BASES` that a config's `model.base` means where no such directory is there; None without one.
+
+    A released model is known by its name, wherever the directory will lie.
+    """
+    name = EXPORTS.get(path, Path(path).name)
     return BASES.get(name) or BASES.get(name.removesuffix("-Instruct").removesuffix("-Pretrained"))  # of one release

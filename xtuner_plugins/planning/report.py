@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from .hardware import GPU, UTILIZATION
 from .memory import GIB, Plan, Strategy
+from .plan import RunPlan
 from .work import Work
 
 MOMENTS = {
@@ -30,6 +32,18 @@ def gib(amount: float) -> str:
 def duration(seconds: float) -> str:
     """Seconds as hours, or minutes below one hour."""
     return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:.0f} minutes"
+
+
+def sentence(memory: Plan, plan: RunPlan, gpu: GPU) -> str:
+    """Memory, steps and time of a run on one GPU, in a line."""
+    said = f"{gpu.name}: {gib(memory.total)} of {gpu.memory:g} GiB planned"
+    if plan.steps is None:
+        return f"{said}; no time planned, since nobody has counted the records"
+    said += f"; {plan.steps:,} steps of {plan.samples_per_step} samples"
+    if seconds := gpu.teraflops and plan.seconds(gpu.teraflops, UTILIZATION):
+        most = "" if plan.lengths.is_measured else "at most "
+        said += f", {most}{duration(seconds)} planned at {UTILIZATION:.0%} of {gpu.teraflops:g} TFLOPS"
+    return f"{said}; not run yet"
 
 
 def verdict(plan: Plan, available: int) -> str:

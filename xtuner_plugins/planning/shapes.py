@@ -155,7 +155,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     projector_type, select_layer = config.get("projector_type") or PROJECTOR_TYPES[0], config.get("select_layer", -1)
     tile_size = config.get("force_image_size") or vision["image_size"]
     family = encoder_family(vision)
-    encoder = (_intern_vit if family.is_intern_vit else _tower)(vision)
+    encoder = _encoder(vision, family.is_intern_vit)
     used = select_layer if select_layer >= 0 else encoder.layers + 1 + select_layer
     has_class = family.model_type != "siglip_vision_model"
     return Shape(
@@ -180,35 +180,22 @@ def _stack(fields: Mapping[str, Any], prefix: str, linears: Sequence[Linear], **
     return Stack(**named, layers=fields["num_hidden_layers"], linears=tuple(linears), **{**sizes, **others})
 
 
-def _embeddings(fields: Mapping[str, Any], others: int) -> int:
-    """Parameters of an encoder's patch embedding without bias, and of so many positions beside the patches'."""
-    grid = (fields["image_size"] // fields["patch_size"]) ** 2
-    return (3 * fields["patch_size"] ** 2 + grid + others) * fields["hidden_size"]
-
-
-def _intern_vit(fields: Mapping[str, Any]) -> Stack:
-    width, inner = fields["hidden_size"], fields["intermediate_size"]
+def _encoder(fields: Mapping[str, Any], is_intern_vit: bool) -> Stack:
+    width, inner, patch = fields["hidden_size"], fields["intermediate_size"], fields["patch_size"]
     rms, normalized = fields.get("norm_type") == "rms_norm", fields.get("qk_normalization", False)
-    linears = (
-        Linear("attn.qkv", width, 3 * width, fields.get("qkv_bias", True)),
-        Linear("attn.proj", width, width, True),
-        Linear("mlp.fc1", width, inner, True),
-        Linear("mlp.fc2", inner, width, True),
-    )
-    norms = 2 * width * (1 if rms else 2) + 2 * width + 2 * width * normalized  # norms, layer scales, q and k
-    outside = _embeddings(fields, 1) + 2 * width  # bias, class token
-    sizes = dict(block_norms=norms, outside=outside, rms_norm=rms, qk_norm=normalized)
-    return _stack(fields, "encoder.layers", linears, **sizes)
-
-
-def _tower(fields: Mapping[str, Any]) -> Stack:
-    width, inner, is_clip = fields["hidden_size"], fields["intermediate_size"], "clip" in fields["model_type"]
-    attention = [Linear(f"self_attn.{name}_proj", width, width, True) for name in ("q", "k", "v", "out")]
-    linears = [*attention, Linear("mlp.fc1", width, inner, True), Linear("mlp.fc2", inner, width, True)]
-    # The norm behind the blocks; CLIP's norm before them and class token, SigLIP's bias.
-    outside = _embeddings(fields, is_clip) + 2 * width + (3 * width if is_clip else width)
-    sizes = dict(block_norms=4 * width, outside=outside, rms_norm=False, qk_norm=False)
-    return _stack(fields, "vision_model.encoder.layers", linears, **sizes)
+    patches = (3 * patch**2 + (fields["image_size"] // patch) ** 2) * width  # embedding without bias, and positions
+    if is_intern_vit:
+        prefix, outside = "encoder.layers", 3 * width  # bias; the class token and its position
+        linears = [Linear("attn.qkv", width, 3 * width, fields.get("qkv_bias", True))]
+        linears.append(Linear("attn.proj", width, width, True))
+    else:  # the norm behind the blocks; SigLIP's bias, or CLIP's norm before them, class token and its position
+        prefix, outside = "vision_model.encoder.layers", (6 if "clip" in fields["model_type"] else 3) * width
+        linears = [Linear(f"self_attn.{name}_proj", width, width, True) for name in ("q", "k", "v", "out")]
+    linears += [Linear("mlp.fc1", width, inner, True), Linear("mlp.fc2", inner, width, True)]
+    norms = 2 * width * (1 if rms else 2)
+    norms += 2 * width * (1 + normalized) * is_intern_vit  # layer scales; of queries and keys
+    sizes = dict(block_norms=norms, outside=patches + outside, rms_norm=rms, qk_norm=normalized)
+    return _stack(fields, prefix, linears, **sizes)
 
 
 def _llm(fields: Mapping[str, Any]) -> Stack:

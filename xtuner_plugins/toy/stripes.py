@@ -114,9 +114,7 @@ def write_trained_base(root: str | Path, *, steps: int = 100, seed: int = 0) -> 
     """
     root = Path(root)
     base, data = write_untrained_base(root, seed=seed), write_data(root / "data", {"train": COUNTS["train"]}, seed=seed)
-    dataset = MultimodalDataset(
-        str(base), [str(data["train"])], [str(root / "data/images")], max_length=512, cache_dir=str(root / "data_index")
-    )
+    dataset = MultimodalDataset(str(base), [str(data["train"])], [str(root / "data/images")], max_length=512)
     torch.manual_seed(seed)
     model = VisionLanguageModel(str(base), freeze_llm=False, dtype="float32", gradient_checkpointing=False).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

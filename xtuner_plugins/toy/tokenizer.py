@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from xtuner_plugins.hub.conversation import INTERNVL2_5_SYSTEM
 from xtuner_plugins.toy.language import corpus
 from xtuner_plugins.weights.fast_tokenizers import QWEN_PATTERN
 from xtuner_plugins.weights.writer import write_json
@@ -21,7 +22,7 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
-    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}"
+    f"{{{{ '<|im_start|>system\\n{INTERNVL2_5_SYSTEM}<|im_end|>\\n' }}}}"
     "{% endif %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}"

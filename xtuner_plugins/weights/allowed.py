@@ -18,9 +18,9 @@ from .errors import CheckpointError
 
 _COMMON = ("architectures", "model_type", "torch_dtype", "dtype", "tie_word_embeddings", "transformers_version")
 _OFFICIAL = (
-    "auto_map template select_layer ps_version projector_type downsample_ratio force_image_size dynamic_image_size "
-    "use_thumbnail min_dynamic_patch max_dynamic_patch use_backbone_lora use_llm_lora pad2square hidden_size "
-    "image_fold output_attentions llm_config vision_config"
+    "auto_map template system_message no_system_message select_layer ps_version projector_type downsample_ratio "
+    "force_image_size dynamic_image_size use_thumbnail min_dynamic_patch max_dynamic_patch use_backbone_lora "
+    "use_llm_lora pad2square hidden_size image_fold output_attentions llm_config vision_config"
 ).split()
 _HF = (
     "downsample_ratio image_seq_length image_token_id projector_hidden_act vision_feature_layer "
@@ -89,6 +89,9 @@ def config_fields(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     parts = {"llm_config": language_fields, "text_config": language_fields, "vision_config": vision_fields}
     kept = _keep(fields, (*_COMMON, *_OFFICIAL, *_HF), where)
+    for key, kind in (("system_message", str), ("no_system_message", bool)):
+        if not isinstance(kept.get(key), (kind, type(None))):
+            raise CheckpointError(f"{where}: {key} is {_short(kept[key])}, expected {kind.__name__}")
     for name, check in parts.items():
         if isinstance(kept.get(name), Mapping):
             kept[name] = check(kept[name], f"{where}: {name}")

@@ -38,7 +38,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             return Checkpoint(path, "weights", open_safetensors(path), [path])
         content = load_pickle(path)
         whole = content if isinstance(content, dict) and "state_dict" in content else {}
-        said = {key: whole.get(key) for key in (preprocessing.KEY, record.KEY)}
+        said = {key: whole.get(key) for key in (preprocessing.KEY, record.KEY, "image_gain")}
         return Checkpoint(path, "mmengine", state_dict(content, path), [path], **said)
     if not path.is_dir():
         raise CheckpointError(f"checkpoint {path} does not exist")

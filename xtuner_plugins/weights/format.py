@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ..hub.conversation import Conversation
 from .mapping import KeyMapping
 
 
@@ -46,8 +47,8 @@ class Format(Protocol):
             CheckpointError: the format can't express this model; the message names the setting.
         """
 
-    def chat_template(self, tokenizer, template: str) -> str:
-        """The Jinja template with which other programs prompt as the conversation template ``template`` does."""
+    def chat_template(self, tokenizer, conversation: Conversation) -> str:
+        """The Jinja template with which other programs prompt as training does (``conversation`` has no turns)."""
 
     def write_files(self, stage: Path, config: Mapping, tokenizer) -> None:
         """Everything but weights and ``config.json``; arguments as for ``write_config``."""

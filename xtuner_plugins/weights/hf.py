@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..families import encoder_family
 from ..hub.constants import IMAGENET_MEAN, IMAGENET_STD
+from ..hub.conversation import Conversation
 from . import official, tokenizer_files
 from .mapping import KeyMapping, Row
 from .reading import CheckpointError, read_json
@@ -189,9 +190,9 @@ def text_config(config: Mapping, tokenizer, num_rows: int) -> dict:
     }
 
 
-def chat_template(tokenizer, template: str) -> str:
+def chat_template(tokenizer, conversation: Conversation) -> str:
     """See ``Format``."""
-    return tokenizer_files.processor_template(template, image="<IMG_CONTEXT>\n", video=PROCESSOR_TOKEN + "\n")
+    return tokenizer_files.processor_template(conversation, image="<IMG_CONTEXT>\n", video=PROCESSOR_TOKEN + "\n")
 
 
 def write_files(stage: Path, config: Mapping, tokenizer) -> None:
@@ -204,7 +205,7 @@ def write_files(stage: Path, config: Mapping, tokenizer) -> None:
     }
     # Newer releases read the dict, older ones the attributes themselves.
     fields = {"extra_special_tokens": named, "processor_class": "InternVLProcessor", "return_token_type_ids": False}
-    template = chat_template(tokenizer, config["template"])
+    template = chat_template(tokenizer, tokenizer_files.conversation_of(config))
     tokenizer_files.save_tokenizer(tokenizer, stage, template, processor=True, **fields, **named)
     size = config["force_image_size"]
     images = {

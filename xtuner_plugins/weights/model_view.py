@@ -78,7 +78,7 @@ def open_config(directory: str | Path) -> tuple[Format, dict, dict]:
     fields = allowed.config_fields(fields, f"{directory}/config.json")
     config, path = found.read_config(fields, directory), directory / preprocessing.FILE
     if found is not official and path.is_file():  # template and thumbnail, for which other formats have no fields
-        config.update(preprocessing.exported(read_json(path), str(path)).config_fields())
+        config.update(preprocessing.exported(read_json(path), str(path)).config_fields(config))
     return found, fields, config
 
 

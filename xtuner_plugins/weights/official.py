@@ -137,7 +137,7 @@ def write_config(config: Mapping, tokenizer, num_rows: int) -> dict:
 
 def write_files(stage: Path, config: Mapping, tokenizer) -> None:
     """See ``Format``: tokenizer with chat template, generation and and preprocessor configs."""
-    tokenizer_files.save_tokenizer(tokenizer, stage, chat_template(tokenizer, config["template"]))
+    tokenizer_files.save_tokenizer(tokenizer, stage, chat_template(tokenizer, tokenizer_files.conversation_of(config)))
     tokenizer_files.write_generation_config(stage, tokenizer, config, RELEASE)
     write_json(stage / "preprocessor_config.json", preprocessor_config(config["force_image_size"]))
 

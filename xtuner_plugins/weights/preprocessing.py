@@ -3,10 +3,11 @@
 ::
 
     {"tile_size": 448, "tokens_per_tile": 256,
-     "datasets": [{"name": "train", "min_tiles": 1, "max_tiles": 6, "use_thumbnail": true, "template": "Hermes-2"}],
+     "datasets": [{"name": "train", "min_tiles": 1, "max_tiles": 6, "use_thumbnail": true, "template": "Hermes-2",
+                   "system_message": "You are ..."}],
      "token_rules": 2, "tile_sharing": "equal", "max_length": 4096, "image_mean": [...], "image_std": [...],
      "special_tokens": {"<img>": 151665, ...}, "pillow_version": "12.1.0", "resize_rule": "...", "versions": {...},
-     "exported": {"min_tiles": 1, "max_tiles": 6, "use_thumbnail": true, "template": "Hermes-2"}}
+     "exported": {"min_tiles": 1, "max_tiles": 6, "use_thumbnail": true, "template": "Hermes-2", ...}}
 
 Only exports have ``exported``, the settings in their ``config.json``. A model directory has one template and one set of
 tile limits, a mixture may have several; `choose` selects one.
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xtuner_plugins.hub.constants import IMAGE_TOKENS, IMAGENET_MEAN, IMAGENET_STD
-from xtuner_plugins.hub.conversation import get_conv_template
+from xtuner_plugins.hub.conversation import Conversation, get_conv_template, own_system
 
 KEY = "preprocessing"  # in a training checkpoint
 FILE = "preprocessing.json"  # in an export
@@ -34,26 +35,55 @@ class PreprocessingError(ValueError):
 
 @dataclass(frozen=True)
 class Choice:
-    """The tile limits and template of a model directory; fields as those of a dataset."""
+    """The tile limits, template and system message of a model directory; the first four as settings of a dataset."""
 
     min_tiles: int
     max_tiles: int
     use_thumbnail: bool
     template: str
+    system_message: str | None
+
+    @classmethod
+    def of(cls, fields: Mapping) -> Choice:
+        """From a dict with the fields; locks of earlier versions have no system message but the template's."""
+        default = get_conv_template(fields["template"]).system_message
+        return cls(*(fields[key] for key in SETTINGS), fields.get("system_message", default))
+
+    @property
+    def conversation(self) -> Conversation:
+        """Template and system message, without turns."""
+        return get_conv_template(self.template, system_message=self.system_message)
 
     def __str__(self) -> str:
         thumbnail = "and" if self.use_thumbnail else "without"
-        return f"{self.min_tiles} to {self.max_tiles} tiles {thumbnail} thumbnail, {self.template}"
+        own = f" with system message {self.system_message!r}" if system_fields(self.conversation) else ""
+        return f"{self.min_tiles} to {self.max_tiles} tiles {thumbnail} thumbnail, {self.template}{own}"
 
-    def config_fields(self) -> dict[str, Any]:
-        """The fields of an official ``config.json``."""
+    def config_fields(self, base: Mapping) -> dict[str, Any]:
+        """The fields of an official ``config.json``, laid over those of ``base``."""
         return {
+            **system_fields(self.conversation, base),
             "dynamic_image_size": True,
             "min_dynamic_patch": self.min_tiles,
             "max_dynamic_patch": self.max_tiles,
             "use_thumbnail": self.use_thumbnail,
             "template": self.template,
         }
+
+
+def system_fields(conversation: Conversation, base: Mapping | None = None) -> dict[str, Any]:
+    """The fields of an official ``config.json`` that give a conversation's system message (see `own_system`).
+
+    Args:
+        conversation: Template and system message.
+        base: The fields that they are laid over.
+    """
+    own, base = conversation.system_message, base or {}
+    if not own_system(base) and own == get_conv_template(conversation.name).system_message:
+        return {}
+    if own is None:
+        return {"no_system_message": True}
+    return {"system_message": own} | ({"no_system_message": False} if base.get("no_system_message") else {})
 
 
 def check_same(trained: Mapping, now: Mapping, where: str, remedy: str) -> None:
@@ -155,10 +185,7 @@ def sharing_note(lock: Mapping) -> str | None:
     most = lock["exported"]["max_tiles"]
     if lock.get("tile_sharing", "equal") != "equal" or most == 1:
         return None
-    return (
-        f"in training several images of a record shared {most} tiles; serving engines give each of them {most}, as "
-        "training with tile_sharing='each' does"
-    )
+    return f"in training several images of a record shared {most} tiles; serving engines give each of them {most}"
 
 
 def exported(lock: Mapping, where: str) -> Choice:
@@ -168,8 +195,8 @@ def exported(lock: Mapping, where: str) -> Choice:
         PreprocessingError: They are missing or unreadable.
     """
     try:
-        return Choice(**{key: lock["exported"][key] for key in SETTINGS})
-    except (KeyError, TypeError):
+        return Choice.of(lock["exported"])
+    except (KeyError, TypeError, ValueError):
         raise PreprocessingError(f"{where} does not say what was exported") from None
 
 
@@ -187,8 +214,11 @@ def check_form(lock: Any, where: str) -> dict:
 
 def _rules(lock: Mapping) -> list[Choice]:
     """The distinct rules, in a fixed order."""
-    found = {Choice(*(dataset[key] for key in SETTINGS)) for dataset in lock["datasets"]}
-    return sorted(found, key=lambda rule: (rule.template, rule.max_tiles, rule.min_tiles, rule.use_thumbnail))
+    found = {Choice.of(dataset) for dataset in lock["datasets"]}
+    return sorted(
+        found,
+        key=lambda rule: (rule.template, str(rule.system_message), rule.max_tiles, rule.min_tiles, rule.use_thumbnail),
+    )
 
 
 def _list(rules: list[Choice]) -> str:

@@ -58,6 +58,7 @@ class Checkpoint:
         files: the files that hold it, for hashing.
         preprocessing: what `xtuner_plugins.weights.preprocessing` locked into it; None if it holds no such thing.
         record: of the run that wrote it, see ``record.py``; None if it holds none.
+        image_gain: what ``ImageGainHook`` measured last; None where it didn't.
     """
 
     path: Path
@@ -66,6 +67,7 @@ class Checkpoint:
     files: list[Path]
     preprocessing: dict | None = None
     record: dict | None = None
+    image_gain: dict | None = None
 
 
 class _StandIn:

@@ -6,7 +6,10 @@
      "data": [{"name": "train", "sha256": ..., "records": 1200, "repeat": 1.0, "template": "Hermes-2", ...}, ...],
      "settings": {"model": {"type": "VisionLanguageModel", "llm_lora": {"r": 16, ...}, ...}, "optim_wrapper": ..., ...},
      "steps": {"samples_per_step": 16, "ranks": 1, "batch_size": 2, ..., "max_epochs": 1, "max_iters": None},
-     "versions": {"xtuner_plugins": "0.9", "torch": ..., ...}}
+     "versions": {"xtuner_plugins": "0.9", "torch": ..., ...},
+     "run": {"command": "xtp train my.py", "hardware": "1 x NVIDIA H100", "steps": 400, "saved": "2026-11-24T10:00:00"}}
+
+``run`` is for the model card; nothing compares it.
 
 All of it is plain values, so a checkpoint with it opens under ``weights_only``. How images and text were prepared
 stands beside it, see `xtuner_plugins.weights.preprocessing`. Images are not hashed.
@@ -19,6 +22,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -43,12 +47,13 @@ WRAPPER = ("optimizer", "paramwise_cfg", "clip_grad")
 # They change memory, speed, or where things lie; or files of data have them of their own, and `data` holds those.
 _NEUTRAL = {
     "model": "base gradient_checkpointing visual_encoder_checkpointing compile_blocks row_multiple",
-    "train_dataloader.dataset": "base data_paths image_folders repeat_times dataset_settings storage_options cache_dir "
-    "reject_list on_bad_sample max_bad_samples template min_tiles max_tiles use_thumbnail jpeg_quality",
+    "train_dataloader.dataset": "base data_paths image_folders repeat_times dataset_settings storage_options "
+    "reject_list on_bad_sample template max_tiles jpeg_quality",
 }
 NEUTRAL = tuple(f"{part}.{name}" for part, names in _NEUTRAL.items() for name in names.split())
 SHOWN = 3  # differences in one line
-LONG = 80  # characters of a value in it; a hash fits, a reject list doesn't
+LONG = 80  # characters of a value in it; a reject list has more
+_HASH = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{56}\b")  # of which the first digits tell enough
 CLOCK_STEP = 2_000_000_000  # ns, the coarsest time stamps of any file system
 
 
@@ -178,7 +183,14 @@ def _counting(settings: Mapping[str, Any], part: str) -> dict[str, Any]:
 
 
 def make(
-    cfg: Mapping[str, Any], dataset: Any, *, ranks: int, dtype: str, resize_rule: str, deepspeed: bool = False
+    cfg: Mapping[str, Any],
+    dataset: Any,
+    *,
+    ranks: int,
+    dtype: str,
+    resize_rule: str,
+    seed: int | None = None,
+    deepspeed: bool = False,
 ) -> dict[str, Any]:
     """The record of a run; reads all files of base and data that were not read before.
 
@@ -186,14 +198,15 @@ def make(
         cfg: As for `settings_of`.
         dataset: The live training dataset; of another class than ours, its content isn't recorded.
         ranks: Processes of the run.
-        deepspeed: As for `settings_of`.
         dtype: What ``model.dtype`` means on this machine.
         resize_rule: That of the installed Pillow.
+        seed: Of the run; None where nobody has chosen one: a run that resumes takes that of its checkpoint.
+        deepspeed: As for `settings_of`.
     """
     accumulative = cfg["optim_wrapper"].get("accumulative_counts", 1)
     accumulative = (cfg.get("strategy") or {}).get("gradient_accumulation_steps", accumulative)
     batch_size, length = cfg["train_dataloader"]["batch_size"], cfg["train_cfg"]
-    rules = {"resize_rule": resize_rule, "token_rules": preprocessing.TOKEN_RULES}
+    rules = {"seed": seed, "resize_rule": resize_rule, "token_rules": preprocessing.TOKEN_RULES}
     settings = plain(settings_of(cfg, deepspeed=deepspeed), fill=OWN)
     return {
         "base": base_facts(cfg["model"]["base"]),
@@ -225,14 +238,14 @@ def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = _HASH.sub(r"\1", repr(value))
     return text if len(text) <= LONG else f"{text[:LONG]}..."
 
 
 def base_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """What differs between the files of two bases; None for equal ones, wherever they are."""
     for name in sorted({**then["files"], **now["files"]}):
-        here, there = (side["files"].get(name, "not there")[:12] for side in (then, now))
+        here, there = (side["files"].get(name, "missing")[:8] for side in (then, now))
         if then["files"].get(name) != now["files"].get(name):
             return f"{name} of the base {now['path']} has SHA-256 {there}, trained was with {here} of {then['path']}"
     return None
@@ -254,7 +267,10 @@ def compare(
         other.append(f"data_paths had {len(then['data'])} files and has {len(now['data'])}")
     for before, after in zip(then["data"], now["data"], strict=False):
         other += [f"data {after['name']}: {each}" for each in differing(before, after)]
-    other += differing({**known, **flat(then["settings"])}, {**known, **flat(now["settings"])})
+    settings = [flat(each["settings"]) for each in (then, now)]
+    if None in (each.get("seed") for each in settings):
+        settings = [{**each, "seed": None} for each in settings]
+    other += differing(*({**known, **each} for each in settings))
     if old["samples_per_step"] != new["samples_per_step"]:
         said = (
             "{samples_per_step} ({batch_size} x {accumulative_counts} x {ranks})".format(**each) for each in (old, new)

@@ -7,13 +7,12 @@ that newer tokenizers save is unreadable for transformers 4.37 and 4.44), the ch
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..hub.constants import ADDED_TOKENS
-from ..hub.conversation import get_conv_template
+from ..hub.conversation import TEMPLATES, Conversation, get_conv_template, own_system
 from . import allowed
 from .fast_tokenizers import load_fast_tokenizer
 from .reading import CheckpointError, read_json
@@ -104,49 +103,89 @@ def quote(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
 
 
-def chat_template(tokenizer, template: str) -> str:
-    """A Jinja template that renders messages exactly as the conversation template prompts.
+def conversation_of(config: Mapping) -> Conversation:
+    """The template and system message of official config fields."""
+    return get_conv_template(config["template"], **own_system(config))
+
+
+def chat_template(tokenizer, conversation: Conversation) -> str:
+    """A Jinja template that renders messages exactly as training does.
 
     ``<image>`` in a message stays as it is: serving engines replace it themselves.
 
     Args:
         tokenizer: if it puts a start token before a text, the template starts with that token.
-        template: name of the conversation template.
+        conversation: template and system message, without turns.
     """
-    ids = tokenizer("a").input_ids
-    starts = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
-    return ("{{ bos_token }}" if starts else "") + _render(template, "{{ message['content'] }}")
+    return ("{{ bos_token }}" if _puts_start_token(tokenizer) else "") + _render(
+        conversation, "{{ message['content'] }}"
+    )
 
 
-def differences(tokenizer, template: str) -> list[str]:
-    """What a user should know where a language model's own tokenizer prompts otherwise than a conversation template.
+def own_conversation(tokenizer) -> Conversation | None:
+    """The template of the table that prompts as a language model's own chat template does, with its system message.
+
+    Returns:
+        None if the tokenizer has no chat template, or one that no row of the table can express.
+    """
+    if not tokenizer.chat_template:
+        return None
+    turns = [{"role": role, "content": text} for role, text in (("user", "Q"), ("assistant", "A"), ("user", "R"))]
+    rendered = [_rendered(tokenizer, messages) for messages in (turns[:1], turns)]
+    for name in TEMPLATES:
+        empty = get_conv_template(name)
+        before, after = empty.system_template.split("{system_message}")
+        begin = len(before) + (len(tokenizer.bos_token) if _puts_start_token(tokenizer) else 0)
+        end = rendered[0].find(after + empty.question_sep + empty.roles[0])
+        for system in (None, rendered[0][begin:end]):
+            found = get_conv_template(name, system_message=system)
+            ours = chat_template(tokenizer, found)
+            if rendered == [_rendered(tokenizer, messages, ours) for messages in (turns[:1], turns)]:
+                return found
+    return None
+
+
+def _puts_start_token(tokenizer) -> bool:
+    """Whether a text begins with a start token."""
+    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+
+
+def _rendered(tokenizer, messages: list[dict], template: str | None = None) -> str:
+    """The messages and the beginning of an answer; a template that can't render them gives its error."""
+    options = {} if template is None else {"chat_template": template}
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+    except Exception as error:  # of the template's own making
+        return f"{type(error).__name__}: {error}"
+
+
+def describe_prompt(tokenizer, conversation: Conversation) -> list[str]:
+    """Lines on how a question is prompted in training, with its tokens; and how the tokenizer's own template does.
 
     Args:
         tokenizer: of the language model.
-        template: name of the conversation template.
+        conversation: as `chat_template`.
     """
-    stop, notes = get_conv_template(template).stop_token, []
-    if tokenizer.eos_token != stop:
-        end = f"the tokenizer ends texts with {tokenizer.eos_token!r}"
-        notes.append(f"{end}, answers of template {template} with {stop!r}")
-    if tokenizer.chat_template:
-        messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}]
-        render = functools.partial(tokenizer.apply_chat_template, messages, tokenize=False, add_generation_prompt=True)
-        ours = render(chat_template=chat_template(tokenizer, template))
-        try:
-            own = render()
-        except Exception as error:  # of the template's own making
-            own = f"{type(error).__name__}: {error}"
-        if own != ours:
-            notes.append(f"the tokenizer's own chat template renders {own!r}, training with {template} {ours!r}")
-    return notes
+    question = [{"role": "user", "content": "Q"}]
+
+    def line(what: str, text: str) -> str:
+        return f"{what}: {text!r} ({len(tokenizer(text, add_special_tokens=False).input_ids)} tokens)"
+
+    ours = _rendered(tokenizer, question, chat_template(tokenizer, conversation))
+    lines = [line(f"prompt with template {conversation.name}", ours)]
+    if tokenizer.chat_template and (own := _rendered(tokenizer, question)) != ours:
+        lines.append(line("the language model's own chat template renders", own))
+    if tokenizer.eos_token != conversation.stop_token:
+        end = f"answers end with {conversation.stop_token!r}"
+        lines.append(f"{end}; the tokenizer ends texts with {tokenizer.eos_token!r}")
+    return lines
 
 
-def processor_template(template: str, *, image: str, video: str | None) -> str:
+def processor_template(conversation: Conversation, *, image: str, video: str | None) -> str:
     """A processor's chat template, for messages of text, image and video parts.
 
     Args:
-        template: name of the conversation template.
+        conversation: as `chat_template`.
         image: text for an image.
         video: text for a video; None ignores videos.
     """
@@ -160,17 +199,16 @@ def processor_template(template: str, *, image: str, video: str | None) -> str:
         + "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
         "{% endfor %}{% endif %}"
     )
-    return _render(template, content)
+    return _render(conversation, content)
 
 
-def _render(template: str, content: str) -> str:
+def _render(conversation: Conversation, content: str) -> str:
     """A chat template with the training's system message as the default; it refuses what no training has.
 
     Args:
-        template: name of the conversation template.
+        conversation: as `chat_template`.
         content: the part that renders what a message says.
     """
-    conversation = get_conv_template(template)
     before, after = conversation.system_template.split("{system_message}")
     user, assistant = conversation.roles
     after += conversation.question_sep

@@ -49,9 +49,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Returns:
         ``iter``; ``has_optimizer``; ``any_strategy``, whether its optimizer state can be read by one that didn't write
-        it (plain files of earlier versions don't name parameters); ``is_adamw``, whether its optimizer state is that of
-        `torch.optim.AdamW`, None where that isn't looked up; ``plan``, the position in the data, and ``record``, of its
-        run, each None in checkpoints without one.
+        it (plain files of earlier versions don't name parameters); ``plan``, the position in the data, and ``record``,
+        of its run, each None in checkpoints without one.
 
     Raises:
         CheckpointError: Missing, cut short, or not written by a training run.
@@ -69,12 +68,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         opened = open_deepspeed(folder)
         content = load_pickle(next(file for file in opened.files if file.name.endswith("_model_states.pt")))
         has_optimizer, any_strategy = any("optim_states" in f.name for f in opened.files), True
-        is_adamw = None
     else:
         content = load_pickle(path)
         has_optimizer, any_strategy = (isinstance(content, Mapping) and key in content for key in OPTIMIZER_KEYS)
-        states = ((content.get("optimizer") or {}).get("state") or {}) if has_optimizer else {}
-        is_adamw = all("exp_avg" in state for state in states.values()) if states else None
     meta = content.get("meta") if isinstance(content, Mapping) else None
     if not isinstance(meta, Mapping) or "iter" not in meta or not ({"state_dict", "module"} & content.keys()):
         raise CheckpointError(f"{path} was not written by a training run: it holds no weights with meta.iter")
@@ -82,7 +78,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         "iter": int(meta["iter"]),
         "has_optimizer": has_optimizer,
         "any_strategy": any_strategy,
-        "is_adamw": is_adamw,
         "plan": content.get("plan"),
         "record": content.get(record.KEY),
     }

@@ -122,7 +122,7 @@ def open_deepspeed(path: Path) -> Checkpoint:
     shards = read_shards(path)
     states, stage = shards.models, shards.stage
     module = {k: v for k, v in (states[0]["module"] or {}).items() if isinstance(v, LazyTensor)}
-    said = (states[0].get(key) for key in (preprocessing.KEY, record.KEY))
+    said = (states[0].get(key) for key in (preprocessing.KEY, record.KEY, "image_gain"))
     opened = Checkpoint(path, "deepspeed", module, shards.files, *said)
     if not shards.optims:
         return opened

@@ -1,16 +1,14 @@
 """Images as the world has them."""
 
 import os
-import struct
 import sys
-import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from xtuner_plugins.datasets.images.media import Blob, ImageFolder, image_size, load_image
-from xtuner_plugins.errors import MediaError, SettingError
+from xtuner_plugins.errors import MediaError
 
 UPRIGHT = np.zeros((6, 10, 3), np.uint8)
 UPRIGHT[:3, :5] = (255, 0, 0)
@@ -93,87 +91,6 @@ def test_of_an_animation_the_first_frame_counts(tmp_path):
     assert np.asarray(load_image(tmp_path / "a.gif"))[0, 0].tolist() == [255, 0, 0]
 
 
-def huge_png(path):
-    """The header of an image of 60000 x 60000 pixels, and no pixels."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
-
-
-@pytest.mark.filterwarnings("error")
-def test_bombs_are_refused_before_decoding(tmp_path):
-    huge_png(tmp_path / "a.png")
-    for action in (load_image, image_size):
-        with pytest.raises(MediaError) as caught:
-            action(tmp_path / "a.png")
-        assert caught.value.reason == "image_pixels"
-    Image.new("RGB", (100, 100)).save(tmp_path / "b.png")
-    with pytest.raises(MediaError, match="100x100"):
-        load_image(tmp_path / "b.png", max_pixels=9999)
-
-
-@pytest.mark.parametrize(
-    "make, reason",
-    [
-        (lambda path: None, "image_missing"),
-        (lambda path: path.mkdir(), "image_missing"),
-        (os.mkfifo, "image_missing"),
-        (lambda path: path.write_bytes(b""), "image_unreadable"),
-        (lambda path: path.write_bytes(b"<html>404</html>"), "image_unreadable"),
-        (lambda path: path.write_bytes(b"\xff\xd8\xff\xe0" + b"\0" * 50), "image_unreadable"),
-        (
-            lambda path: Image.fromarray(
-                np.random.default_rng(0).integers(0, 256, (9, 9), np.int64).astype("float32")
-            ).save(path, "tiff"),
-            "image_mode",
-        ),
-    ],
-)
-def test_unusable_files_say_why(tmp_path, make, reason):
-    path = tmp_path / "a.jpg"
-    make(path)
-    with pytest.raises(MediaError) as caught:
-        load_image(path)
-    assert caught.value.reason == reason and str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tiff"])
-def test_truncated_images_are_errors(tmp_path, suffix):
-    whole = tmp_path / f"a.{suffix}"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(whole)
-    data = whole.read_bytes()
-    whole.write_bytes(data[: len(data) // 2])
-    with pytest.raises(MediaError):
-        load_image(whole)
-
-
-def test_paths_stay_in_their_folder(tmp_path):
-    folder, outside = tmp_path / "images", tmp_path / "secret.png"
-    (folder / "sub").mkdir(parents=True)
-    outside.write_text("x")
-    (folder / "link.png").symlink_to(outside)
-    (folder / "inner.png").symlink_to(folder / "sub" / "a.png")
-    images = ImageFolder(folder)
-    assert images.resolve("sub/a.png") == os.path.join(folder, "sub/a.png")
-    assert images.resolve("inner.png")
-    assert images.resolve("a..b.png")
-    for name in ("../secret.png", "sub/../../secret.png", str(outside), "link.png"):
-        with pytest.raises(MediaError) as caught:
-            images.resolve(name)
-        assert caught.value.reason == "image_outside"
-    for name in ("", "  ", "a\0b", "http://x/a.png", "data:image/png;base64,xx", "s3://b/a.png"):
-        with pytest.raises(MediaError) as caught:
-            images.resolve(name)
-        assert caught.value.reason == "image_name"
-
-
 def test_a_folder_whose_name_begins_alike_is_outside(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images2").mkdir()
@@ -186,11 +103,6 @@ def test_without_a_folder_paths_are_taken_as_they_stand(tmp_path):
     images = ImageFolder(None, tmp_path)
     assert images.resolve("/abs/a.png") == "/abs/a.png"
     assert images.resolve("a.png") == os.path.join(tmp_path, "a.png")
-
-
-def test_missing_folder_is_named(tmp_path):
-    with pytest.raises(SettingError, match="nowhere.*image_folders"):
-        ImageFolder(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("kind", ["EPS", "PDF", "SGI"])
@@ -226,11 +138,6 @@ def test_images_in_memory_are_those_of_files(tmp_path):
         with pytest.raises(MediaError, match=f"^x.tar/a.png: {problem}") as caught:
             load_image(Blob("x.tar/a.png", data))
         assert "0x" not in str(caught.value)
-
-
-def test_avif_is_read_by_pillow(tmp_path):
-    Image.new("RGB", (16, 8), "red").save(tmp_path / "a.avif")
-    assert load_image(tmp_path / "a.avif").size == (16, 8)
 
 
 def test_heic_needs_a_plugin_which_the_error_names(tmp_path, monkeypatch):
@@ -271,21 +178,3 @@ def test_links_are_followed_before_a_path_counts_as_inside(tmp_path):
     (inside / "a").symlink_to(outside)
     with pytest.raises(MediaError, match="link out"):
         folder.resolve("a/b.png")
-
-
-@pytest.mark.parametrize(
-    "there, asked, difference",
-    [
-        ("caf\u00e9.png", "cafe\u0301.png", "composed"),
-        ("cafe\u0301.png", "caf\u00e9.png", "decomposed"),
-        ("0010.png", "0010.PNG", "a suffix in lower case"),
-        ("0010.PNG", "0010.png", "a suffix in upper case"),
-        ("a.png", "A.PNG", "a name in lower case"),
-    ],
-)
-def test_a_file_whose_name_looks_the_same_is_named(tmp_path, there, asked, difference):
-    Image.new("RGB", (3, 2)).save(tmp_path / there)
-    with pytest.raises(MediaError) as error:
-        load_image(str(tmp_path / asked))
-    assert error.value.reason == "image_missing" and f"no such image, but {there!r} is there: " in str(error.value)
-    assert difference in str(error.value)

@@ -208,11 +208,10 @@ def test_bad_images_are_errors_either_way(tmp_path, fast):
     Image.new("RGB", (64, 64)).save(tmp_path / "short.jpg")
     data = (tmp_path / "short.jpg").read_bytes()
     (tmp_path / "short.jpg").write_bytes(data[: len(data) - 200])
-    Image.new("RGB", (200, 200)).save(tmp_path / "large.png")
     rule = DynamicTiling(max_tiles=12, tile_size=112)
-    for name, limit in {"cut.jpg": 10**6, "short.jpg": 10**6, "none.jpg": 10**6, "large.png": 100}.items():
+    for name in ("cut.jpg", "short.jpg", "none.jpg"):
         with pytest.raises(MediaError):
-            open_tiles(tmp_path / name, rule, fast, limit)
+            open_tiles(tmp_path / name, rule, fast)
 
 
 @pytest.mark.parametrize("bits", ["rgb16", "rgb16-interlaced", "rgb16-clear"])

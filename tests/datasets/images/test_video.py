@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.conftest import HANGS_AFTER, ROOT
 from xtuner_plugins.datasets import MultimodalDataset, RecordError
+from xtuner_plugins.datasets.images import media
 from xtuner_plugins.datasets.images.video import load_frames, pick_frames, probe_video
 from xtuner_plugins.errors import MediaError
 
@@ -91,15 +92,6 @@ def test_every_form_gives_the_picked_frames(videos, name):
     levels = [np.asarray(frame).mean() for frame in frames]
     assert [frame.mode for frame in frames] == ["RGB"] * 4
     np.testing.assert_allclose(levels, [LEVELS[number] for number in (1, 4, 7, 10)], atol=6)  # codecs lose a little
-
-
-def test_missing_and_broken_videos(videos, tmp_path):
-    (tmp_path / "bad.mp4").write_bytes(b"not a video")
-    (tmp_path / "empty").mkdir()
-    for name in ("bad.mp4", "empty", "none.mp4"):
-        for action in (probe_video, load_frames):
-            with pytest.raises(MediaError, match=name):
-                action(str(tmp_path / name), 4)
 
 
 def test_a_video_in_a_sample(videos, data_base, write_data, qa, text_tokenizer):
@@ -215,32 +207,13 @@ def test_what_an_edit_list_cuts_off_is_no_frame(tmp_path):
     np.testing.assert_allclose(levels, LEVELS[6:], atol=6)
 
 
-def test_transparent_parts_lie_on_white(tmp_path):
-    pixels = np.zeros((48, 64, 4), np.uint8)
-    pixels[..., 0], pixels[:24, :, 3] = 255, 255  # red; the lower half can't be seen
-    for codec in ("libvpx", "libvpx-vp9"):
-        path = tmp_path / f"{codec}.webm"
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream(codec, rate=10)
-            stream.width, stream.height, stream.pix_fmt, stream.options = 64, 48, "yuva420p", {"auto-alt-ref": "0"}
-            for _ in range(6):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgba")))
-            container.mux(stream.encode())
-        for frame in load_frames(str(path), 2):
-            top, bottom = frame.getpixel((32, 8)), frame.getpixel((32, 40))
-            assert top[0] > 240 and max(top[1:]) < 16 and min(bottom) > 240, (codec, top, bottom)
-    write_video(tmp_path / "a.mov", "qtrle", [pixels] * 3, pix_fmt="argb")
-    (frame,) = load_frames(str(tmp_path / "a.mov"), 1)
-    assert frame.getpixel((32, 8)) == (255, 0, 0) and frame.getpixel((32, 40)) == (255, 255, 255)
-
-
 FREED_IN_A_CHILD = """
 import gc, os, sys
 from xtuner_plugins.datasets.images.video import _decode, _upright
 gc.disable()
 kept = []
 for path in sys.argv[1:]:
-    frames = _decode(path, 10**6)
+    frames = _decode(path)
     kept += [_upright(next(frames)), frames]
     kept.append(kept)
 if os.fork() == 0:
@@ -251,12 +224,9 @@ assert os.wait()[1] == 0
 """
 
 
-def test_a_forked_worker_frees_what_it_inherits(videos, tmp_path):
+def test_a_forked_worker_frees_what_it_inherits(videos):
     """A video that is being decoded, left to the garbage collector, whose threads a fork doesn't copy."""
-    clear = np.full((48, 64, 4), 128, np.uint8)
-    options = {"pix_fmt": "yuva420p"}
-    write_video(tmp_path / "clear.webm", "libvpx-vp9", [clear] * 6, **options)
-    paths = [*(str(videos / f"a.{suffix}") for suffix in ("mp4", "webm", "gif")), str(tmp_path / "clear.webm")]
+    paths = [str(videos / f"a.{suffix}") for suffix in ("mp4", "webm", "gif")]
     command = [sys.executable, "-c", FREED_IN_A_CHILD, *paths]
     with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as process:
         try:
@@ -345,8 +315,9 @@ def test_a_folder_of_frames(videos, tmp_path):
             action(str(folder), 4)
 
 
-def test_large_frames_are_refused_before_they_are_decoded(videos):
+def test_large_frames_are_refused_before_they_are_decoded(videos, monkeypatch):
+    monkeypatch.setattr(media, "MAX_PIXELS", 64 * 48 - 1)
     for name in ("a.mp4", "a.gif", "frames"):
         for action in (probe_video, load_frames):
             with pytest.raises(MediaError, match="64x48 pixels"):
-                action(str(videos / name), 4, 64 * 48 - 1)
+                action(str(videos / name), 4)

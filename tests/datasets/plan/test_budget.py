@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xtuner_plugins.datasets import DynamicTiling, SettingError
-from xtuner_plugins.datasets.plan.budget import FRAME, SHARING, TileBudget, first_limit, truncate
+from xtuner_plugins.datasets.plan.budget import FRAME, TileBudget, first_limit, truncate
 from xtuner_plugins.datasets.text.conversation import Encoded
 
 TILING = DynamicTiling(max_tiles=6, tile_size=112)
@@ -12,9 +12,8 @@ WIDE, SQUARE, SMALL = (360, 120), (700, 700), (50, 50)  # 3, 4 and 1 tiles of at
 
 
 def test_images_share_the_limit_as_the_official_code_says():
-    assert [first_limit(12, number, "equal") for number in (0, 1, 2, 5, 13)] == [12, 12, 6, 2, 1]
-    for whole in ("each", "need"):
-        assert [first_limit(12, number, whole) for number in (0, 1, 13)] == [12, 12, 12]
+    assert [first_limit(12, number) for number in (0, 1, 2, 5, 13)] == [12, 12, 6, 2, 1]
+    assert first_limit(12, 13, "each") == 12
 
 
 def test_frames_are_one_tile_and_leave_the_limit_to_the_images():
@@ -29,32 +28,23 @@ def test_tokens_are_those_of_tiles_and_two_per_image():
     assert budget.count(TILING, WIDE, 6) == 4 and budget.count(TILING, SMALL, 6) == 1  # thumbnail included
 
 
-@pytest.mark.parametrize("sharing", SHARING)
 @pytest.mark.parametrize("room", [400, 150, 120, 60, 10])
-def test_tiles_are_taken_away_until_the_sample_fits(sharing, room):
-    budget, sizes = TileBudget(16, 1000, sharing), [WIDE, SQUARE, SMALL]
+def test_tiles_are_taken_away_until_the_sample_fits(room):
+    budget, sizes = TileBudget(16, 1000), [WIDE, SQUARE, SMALL]
     limits = budget.fit(TILING, sizes, 1000 - room)
     counts = [budget.count(TILING, size, limit) for size, limit in zip(sizes, limits, strict=True)]
     assert budget.tokens(counts) <= room or counts == [1, 1, 1]
     if room == 400:  # everything fits
-        assert limits == [first_limit(6, 3, sharing)] * 3
+        assert limits == [2] * 3
 
 
 def test_the_image_that_needs_them_least_loses_its_tiles_first():
-    budget = TileBudget(16, 500, "need")
-    sizes = [WIDE, SQUARE]  # 43,200 / 4 source pixels per tile, and 490,000 / 5
+    """Under a limit of 12, 6 each: 43,200 / 4 source pixels per tile, and 490,000 / 5."""
+    budget, tiling, sizes = TileBudget(16, 500), DynamicTiling(max_tiles=12, tile_size=112), [WIDE, SQUARE]
     whole = [budget.count(TILING, size, 6) for size in sizes]
     assert whole == [4, 5]
-    limits = budget.fit(TILING, sizes, 500 - budget.tokens(whole) + 1)
+    limits = budget.fit(tiling, sizes, 500 - budget.tokens(whole) + 1)
     assert limits == [2, 6] and budget.count(TILING, WIDE, 2) == 3
-
-
-def test_only_the_steps_that_are_given_are_taken():
-    """Sharing by need is decided by shrinking, whatever the steps."""
-    for sharing in ("equal", "each"):
-        assert TileBudget(16, 50, sharing, ()).fit(TILING, [WIDE], 40) == [6]
-    assert TileBudget(16, 50, "equal").fit(TILING, [WIDE], 40) == [1]
-    assert TileBudget(16, 50, "need", ()).fit(TILING, [WIDE], 40) == [1]
 
 
 def encoded(labels, *spans):
@@ -74,11 +64,8 @@ def test_the_end_is_cut_off_but_never_inside_a_span():
 @pytest.mark.parametrize(
     "settings, words",
     [
-        (dict(sharing="fair"), "tile_sharing='fair' is unknown; it is one of equal, each, need"),
         (dict(max_length=0), "max_length=0 can't be used; give a whole number, 1 or more"),
         (dict(max_length=True), "max_length=True"),
-        (dict(steps=("drop",)), "too_long=.'drop'. isn't understood"),
-        (dict(steps=("truncate_text", "shrink_tiles")), "in this order"),
     ],
 )
 def test_wrong_settings_name_themselves(settings, words):

@@ -47,7 +47,7 @@ def test_sizes_that_lie_are_a_warning(make_image, data_base, write_data, qa):
     folder = make_image("a.png", 100, 90)
     path = write_data([qa(image="a.png", width=90, height=100), qa(image="a.png", width=100, height=90)])
     said = []
-    dataset = MultimodalDataset(data_base, path, folder, cache_dir=path + ".cache")
+    dataset = MultimodalDataset(data_base, path, folder)
     (report,) = check_dataset(dataset, num_workers=0, say=lambda report, each: said.append(report.message(each)))
     assert report.warnings == {"image_size": 1} and not report.complaints
     assert said[0].startswith(f"{path}:1: the record says 90x100, the image is 100x90")
@@ -219,7 +219,7 @@ def test_a_box_that_leaves_the_image_is_found_by_measuring_and_by_loading(data_b
     folder = make_image("a.png", 100, 90)
     messages = [{"role": "user", "content": "<image>Where?"}, {"role": "assistant", "content": "<bbox>"}]
     path = write_data([{"images": ["a.png"], "objects": {"bbox": [[0, 0, 101, 90]]}, "messages": messages}])
-    dataset = MultimodalDataset(data_base, path, folder, cache_dir=path + ".cache")
+    dataset = MultimodalDataset(data_base, path, folder)
     with pytest.raises(RecordError, match="within 100x90"):
         dataset.load(0, 0)
     complaints = dataset.lengths(0, num_workers=0).complaints.values()

@@ -80,48 +80,6 @@ def test_spans_of_an_answer_are_obeyed_where_they_agree():
         learned({"train_detail": [*SPANS, {"train": True}]})
 
 
-@pytest.mark.parametrize(
-    "mark, reason",
-    [
-        ({"loss": "no"}, "turn_loss"),
-        ({"weight": 0.5}, "turn_loss"),
-        ({"loss_mask": 0}, "turn_loss"),
-        ({"loss": False}, "no_answer"),
-        ({"image": "a.jpg"}, "media_key"),
-    ],
-)
-def test_marks_that_cannot_be_obeyed(mark, reason):
-    with pytest.raises(RecordError) as refused:
-        learned(mark)
-    assert refused.value.reason == reason and refused.value.remedy
-    with pytest.raises(RecordError, match="turn 1 .user. has loss True"):
-        parse_record({"messages": [{**TALK[0], "loss": True}, TALK[1]]}, "f:1")
-
-
-@pytest.mark.parametrize(
-    "extra, reason",
-    [
-        ({"label": False}, "bad_answer"),
-        ({"kto_tag": False}, "bad_answer"),
-        ({"kto_tag": True}, "bad_answer"),
-        ({"rejected_response": "B"}, "bad_answer"),
-        ({"rejected": [{"role": "assistant", "content": "B"}]}, "bad_answer"),
-        ({"score": 0}, "bad_answer"),
-        ({"reward": -1.5}, "bad_answer"),
-        ({"loss": False}, "no_answer"),
-        ({"weight": 0}, "no_answer"),
-        ({"weight": 0.5}, "turn_loss"),
-        ({"image_path": "a.jpg"}, "media_key"),
-        ({"audio": "a.wav"}, "audio"),
-        ({"system": "a", "system_prompt": "b"}, "system_twice"),
-    ],
-)
-def test_keys_of_a_record_that_forbid_learning_it(extra, reason):
-    with pytest.raises(RecordError) as refused:
-        parse_record(OURS | extra, "f:1")
-    assert refused.value.reason == reason and refused.value.remedy
-
-
 def test_any_other_key_is_a_warning_by_name():
     part = {"type": "image", "image": "a.jpg", "max_pixels": 9}
     turns = [

@@ -100,7 +100,7 @@ def test_a_file_that_changes_or_goes_stops_the_run(tmp_path, edit, data_base, wr
     from xtuner_plugins.datasets import MultimodalDataset
 
     data = write_data([qa(), qa()], "b.jsonl")
-    dataset = MultimodalDataset(data_base, data, on_bad_sample="skip", cache_dir=str(tmp_path / "cache"))
+    dataset = MultimodalDataset(data_base, data, on_bad_sample="skip")
     os.utime(data, ns=(1, 1))
     with pytest.raises(SourceError, match="b.jsonl: the file has changed"):
         dataset[0]
@@ -119,7 +119,7 @@ def test_the_index_of_a_large_file_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(json_index, "CACHED_FROM", 1)
     found = read(tmp_path / "a.json", json.dumps([{"a": number} for number in range(50)]))
     monkeypatch.setattr(json_index, "_scan_array", None)
-    again = open_records(tmp_path / "a.json", tmp_path / "cache")
+    again = open_records(tmp_path / "a.json")
     assert [again.parse(row) for row in (0, 49)] == [{"a": 0}, {"a": 49}] and again.fingerprint() == found.fingerprint()
 
 
@@ -130,7 +130,7 @@ def test_an_array_is_indexed_in_windows(tmp_path, monkeypatch):
     path.write_text(json.dumps([{"text": "x" * 2000}] * 5000))
     tracemalloc.start()
     try:
-        assert len(open_records(path, tmp_path / "cache")) == 5000
+        assert len(open_records(path)) == 5000
         assert tracemalloc.get_traced_memory()[1] < 3_000_000 < os.path.getsize(path) / 3
     finally:
         tracemalloc.stop()

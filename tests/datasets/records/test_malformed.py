@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import struct
 import zlib
@@ -93,8 +94,25 @@ LINES = [
     (talk((H, "a"), (G, "b"), img="ok.png"), "media_key"),
     (talk((H, "a"), (G, "b"), audio="a.wav"), "audio"),
     ({"conversations": [{"from": H, "value": "a", "image": "ok.png"}, {"from": G, "value": "b"}]}, "media_key"),
-    ({"conversations": [{"from": H, "value": "a"}, {"from": G, "value": "b", "loss": "no"}]}, "turn_loss"),
     (talk((H, "a"), (G, "b"), label=False), "bad_answer"),
+    (talk((H, "a"), (G, "b"), kto_tag=False), "bad_answer"),
+    (talk((H, "a"), (G, "b"), rejected_response="c"), "bad_answer"),
+    (talk((H, "a"), (G, "b"), rejected=turns((G, "c"))), "bad_answer"),
+    (talk((H, "a"), (G, "b"), score=0), "bad_answer"),
+    (talk((H, "a"), (G, "b"), reward=-1.5), "bad_answer"),
+    (talk((H, "a"), (G, "b"), reward=0.5, score=True), None),
+    (talk((H, "a"), (G, "b"), loss=False), "no_answer"),
+    (talk((H, "a"), (G, "b"), weight=0.5), "turn_loss"),
+    (talk((H, "a"), (G, "b"), system="a", system_prompt="b"), "system_twice"),
+    *(
+        ({"conversations": [{"from": H, "value": "a"}, {"from": G, "value": "b", **mark}]}, reason)
+        for mark, reason in [
+            ({"loss": "no"}, "turn_loss"),
+            ({"weight": 0.5}, "turn_loss"),
+            ({"loss_mask": 0}, "turn_loss"),
+            ({"image": "a.jpg"}, "media_key"),
+        ]
+    ),
     ({"conversations": [{"from": H, "value": "a", "loss": True}, {"from": G, "value": "b"}]}, "turn_loss"),
     ({"conversations": [{"from": H, "value": "a"}, {"from": G, "value": "b", "loss": False}]}, "no_answer"),
     (talk((H, "<img>ok.png</img>What?"), (G, "b")), "foreign_form"),
@@ -141,6 +159,8 @@ LINES = [
     # paths
     (image("none.png"), "image_missing"),
     (image("sub"), "image_missing"),
+    (image("pipe.png"), "image_missing"),
+    (image("  "), "media_name"),
     (image("../secret.png"), "image_outside"),
     (image("sub/../../secret.png"), "image_outside"),
     (image("/etc/passwd"), "image_outside"),
@@ -201,6 +221,7 @@ def make_zoo(folder):
     noise.save(folder.parent / "secret.png")
     (folder / "link.png").symlink_to(folder.parent / "secret.png")
     (folder / "dangling.png").symlink_to(folder.parent / "nowhere.png")
+    os.mkfifo(folder / "pipe.png")
     (folder / "loop.png").symlink_to(folder / "loop.png")
     (folder / "empty.png").write_bytes(b"")
     (folder / "page.jpg").write_bytes(b"<html>not found</html>")
@@ -229,9 +250,7 @@ def zoo(data_base, tmp_path_factory):
     make_zoo(root / "images")
     lines = [line if isinstance(line, bytes) else json.dumps(line).encode() for line, _ in LINES]
     (root / "zoo.jsonl").write_bytes(b"{}\n" + b"\n".join(lines) + b"\n")
-    return MultimodalDataset(
-        data_base, str(root / "zoo.jsonl"), str(root / "images"), max_length=400, cache_dir=str(root / "cache")
-    )
+    return MultimodalDataset(data_base, str(root / "zoo.jsonl"), str(root / "images"), max_length=400)
 
 
 @pytest.mark.parametrize("place", range(len(LINES)), ids=lambda place: f"{LINES[place][1]}-{place}")

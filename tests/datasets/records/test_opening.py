@@ -1,16 +1,12 @@
 """Every form of source gives the same samples, lengths, fates and complaints as jsonl and a folder."""
 
-import json
 import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tests.conftest import ROOT
 from tests.datasets.source_kinds import KINDS, NEED_SETTINGS, make_images, make_records, write_plain, write_table
 from xtuner_plugins.audit.check import PlainFiles, check_dataset, write_reject_list
 from xtuner_plugins.datasets import MultimodalDataset
@@ -30,7 +26,7 @@ def open_kind(data_base, tmp_path):
             out = tmp_path / name
             out.mkdir()
             written[name] = {"plain": write_plain, **KINDS}[name](make_records(), images, out)
-        settings = {"on_bad_sample": "skip", "max_length": 120, "cache_dir": str(tmp_path / "cache"), **options}
+        settings = {"on_bad_sample": "skip", "max_length": 120, **options}
         return MultimodalDataset(str(data_base), **written[name], **settings)
 
     return open_kind
@@ -110,20 +106,6 @@ def test_workers_read_the_same(open_kind, kind, method):
             assert_equal(sample, expected[index])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in NEED_SETTINGS])
-def test_the_command_reads(open_kind, kind, tmp_path):
-    source = open_kind(kind).sources[0]
-    command = [sys.executable, "tools/check_data.py", source.index.path, "--json", str(tmp_path / "counts.json")]
-    folder = source.folder.folder
-    command += ["--image-folder", folder] if folder else []
-    done = subprocess.run([*command, "--workers", "0"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and "2 of 8 records can't be trained on" in done.stdout, done.stderr
-    assert f"{source.index.source(4)}: " in done.stdout and "Traceback" not in done.stderr
-    (counts,) = json.loads((tmp_path / "counts.json").read_text())["files"]
-    assert counts["num_records"] == 8 and counts["unusable"] == {"image_unreadable": 1, "no_conversations": 1}
-
-
 @pytest.mark.parametrize("policy", ["gz", "zst"])
 def test_damaged_compressed_files_are_refused(tmp_path, policy):
     images, out = make_images(tmp_path / "images"), tmp_path
@@ -132,18 +114,18 @@ def test_damaged_compressed_files_are_refused(tmp_path, policy):
     for broken in (data[: len(data) // 2], data[:20] + b"\0\1\2\3" + data[24:]):
         open(written, "wb").write(broken)
         with pytest.raises(SettingError, match=f"data.jsonl.{policy}:1: can't be unpacked .*fetch the file again"):
-            open_records(written, tmp_path / "cache")
+            open_records(written)
     assert not list((tmp_path / "cache").rglob("data"))
 
 
 def test_pipes_folders_and_missing_files_are_said_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(SettingError, match="pipe.jsonl: is no file but a pipe"):
-        open_records(tmp_path / "pipe.jsonl", tmp_path)
+        open_records(tmp_path / "pipe.jsonl")
     with pytest.raises(SettingError, match="none.jsonl:1: .*can't be read .No such file"):
-        open_records(tmp_path / "none.jsonl", tmp_path)
+        open_records(tmp_path / "none.jsonl")
     with pytest.raises(SettingError, match="holds no shards of one kind"):
-        open_records(tmp_path, tmp_path)
+        open_records(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -163,11 +145,11 @@ def test_parts_of_sets_are_refused(tmp_path, names, entry, said):
     for name in names:
         write_table([{"conversations": None, "id": "x"}], folder / name)
     with pytest.raises(SettingError, match=said):
-        open_records(f"{folder}/{entry}" if entry else folder, tmp_path)
+        open_records(f"{folder}/{entry}" if entry else folder)
 
 
 def test_shards_are_sorted_as_numbers(tmp_path):
     for number in (10, 9, 100):
         write_table([{"id": str(number)}], tmp_path / f"{number}.parquet")
-    records = open_records(f"{tmp_path}/*.parquet", tmp_path)
+    records = open_records(f"{tmp_path}/*.parquet")
     assert [records.parse(row)["id"] for row in range(3)] == ["9", "10", "100"]

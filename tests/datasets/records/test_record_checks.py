@@ -69,7 +69,7 @@ def test_an_answer_without_loss_is_context_as_in_chat(data_base, write_data, off
     turns = [("user", "A?", {}), ("assistant", " Yes <ref>x</ref>.", {}), ("user", "B?", {}), ("assistant", "No.", {})]
     quiet = [*turns[:1], (*turns[1][:2], off), *turns[2:]]
     path = write_data([with_turns(*turns), with_turns(*quiet)])
-    dataset = MultimodalDataset(data_base, path, template=template, cache_dir=path + ".cache")
+    dataset = MultimodalDataset(data_base, path, template=template)
     loud, silent = (dataset[index] for index in range(2))
     assert loud["input_ids"].tolist() == silent["input_ids"].tolist()
     text = dataset.tokenizer
@@ -86,7 +86,7 @@ def test_empty_answers_never_stop_a_run_and_are_counted(data_base, write_data, q
     """One of several isn't learned; a record of nothing else is left out, with the default policy, and said."""
     two = with_turns(("user", "A?", {}), ("assistant", " \n", {}), ("user", "B?", {}), ("assistant", "No.", {}))
     path = write_data([qa(), qa(answer=""), two])
-    dataset = MultimodalDataset(data_base, path, cache_dir=path + ".cache")
+    dataset = MultimodalDataset(data_base, path)
     assert dataset.on_bad_sample == "raise" and dataset[1]["dropped"] == "empty_answer"
     learned = [token for token in dataset[2]["labels"].tolist() if token != IGNORE_INDEX]
     assert dataset.tokenizer.decode(learned) == "No.<|im_end|>"
@@ -94,7 +94,7 @@ def test_empty_answers_never_stop_a_run_and_are_counted(data_base, write_data, q
     assert dataset.usable(fates).tolist() == [0, 2]
     (report,) = check_dataset(dataset, num_workers=0)
     assert not report.complaints and report.warnings == {"empty_answer": 2} and len(report.left_out) == 1
-    dataset = MultimodalDataset(data_base, write_data([qa(answer=""), {"text": 1}]), cache_dir=path + ".cache")
+    dataset = MultimodalDataset(data_base, write_data([qa(answer=""), {"text": 1}]))
     with pytest.raises(RecordError, match="no conversation"):  # a broken record beside an empty one
         dataset.usable(dataset.layout(num_workers=0)[2])
 
@@ -124,15 +124,6 @@ def test_system_messages_are_those_of_chat(data_base, hf_tokenizer, template):
         ids = encode(record, get_template(template), TextTokenizer(hf_tokenizer)).input_ids.tolist()
         assert ids[: len(prompt)] == prompt, raw
         assert [warning.reason for warning in record.warnings] == (["empty_system"] if message == "" else [])
-
-
-def test_the_checker_prints_warnings_with_their_places_and_counts_them(run_tool, write_data, qa):
-    path = write_data([qa(), *[qa("How do I close <audio>?") for _ in range(8)]])
-    done = run_tool("tools/check_data.py", path, "--workers", 0)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.startswith(f"warning: {path}:")]
-    assert len(lines) == 5 and lines[0].startswith(f"warning: {path}:2: '<audio>' in turn 1 is plain text")
-    assert "9 records, 0 wrong, 8 warnings (8 foreign_form)" in done.stdout
 
 
 def test_the_pages_table_of_reasons_is_that_of_the_code():

@@ -58,7 +58,7 @@ LAYOUTS = [
 def test_layouts_of_rows(tmp_path, monkeypatch, row, expected, in_place):
     if not in_place:
         monkeypatch.setattr(tables, "IN_PLACE", 0)
-    records = open_records(write(tmp_path / "a.parquet", [row]), tmp_path / "cache")
+    records = open_records(write(tmp_path / "a.parquet", [row]))
     assert (records.source(0), records.line(0), len(records)) == (f"{tmp_path}/a.parquet:1", 1, 1)
     assert plain(records.parse(0)) == (expected or row)
     assert isinstance(records.rows, tables.ParquetRows) == in_place
@@ -73,7 +73,7 @@ def test_layouts_of_rows(tmp_path, monkeypatch, row, expected, in_place):
     ],
 )
 def test_rows_that_cannot_be_used(tmp_path, row, reason):
-    records = open_records(write(tmp_path / "a.parquet", [row]), tmp_path)
+    records = open_records(write(tmp_path / "a.parquet", [row]))
     with pytest.raises(RecordError, match="a.parquet:1: ") as refused:
         records.parse(0)
     assert refused.value.reason == reason
@@ -86,32 +86,32 @@ def test_a_copy_is_announced_once_and_refused_without_room(tmp_path, monkeypatch
     with monkeypatch.context() as full:
         full.setattr(shutil, "disk_usage", lambda place: usage(1))
         with pytest.raises(SettingError, match=r"no room for a copy of .*a.parquet \(.* GB are free\); name a cache"):
-            open_records(path, tmp_path / "cache")
-    records = open_records(path, tmp_path / "cache")
+            open_records(path)
+    records = open_records(path)
     assert [records.parse(row)["id"] for row in (0, 101, 249)] == ["0", "101", "249"]
     assert "copying" in capfd.readouterr().err and records.parse(249)["conversations"] == TURNS
-    open_records(path, tmp_path / "cache")
+    open_records(path)
     assert "copying" not in capfd.readouterr().err
     os.utime(path, ns=(1, 1))
-    assert open_records(path, tmp_path / "cache").fingerprint() != records.fingerprint()
+    assert open_records(path).fingerprint() != records.fingerprint()
     assert "copying" in capfd.readouterr().err
 
 
 def test_files_that_change_or_differ(tmp_path):
     rows = [{"conversations": TURNS}] * 30
-    records = open_records(write(tmp_path / "a.parquet", rows, row_group_size=1), tmp_path)
+    records = open_records(write(tmp_path / "a.parquet", rows, row_group_size=1))
     assert records.parse(0) == rows[0]
     write(tmp_path / "a.parquet", rows[:20])
     with pytest.raises(SourceError, match="a.parquet: the file has changed"):
         records.parse(1)
     write(tmp_path / "b.parquet", [{"image": b"x"}])
     with pytest.raises(SettingError, match="b.parquet: has the columns"):
-        open_records(f"{tmp_path}/*.parquet", tmp_path)
+        open_records(f"{tmp_path}/*.parquet")
     (tmp_path / "c.parquet").write_bytes(b"PAR1" + bytes(100))
     with pytest.raises(SettingError, match="c.parquet: can't be read as parquet"):
-        open_records(tmp_path / "c.parquet", tmp_path)
+        open_records(tmp_path / "c.parquet")
     with pytest.raises(SettingError, match="holds no rows"):
-        open_records(write(tmp_path / "d.parquet", [{"a": 1}][:0] or []), tmp_path)
+        open_records(write(tmp_path / "d.parquet", [{"a": 1}][:0] or []))
 
 
 def test_splits_of_a_saved_dataset_are_named(tmp_path):
@@ -120,8 +120,8 @@ def test_splits_of_a_saved_dataset_are_named(tmp_path):
     rows = datasets.Dataset.from_list([{"conversations": TURNS}])
     datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "saved")
     with pytest.raises(SettingError, match=r"several splits \(train, test\); name one of them: .*saved/train"):
-        open_records(tmp_path / "saved", tmp_path)
-    assert open_records(tmp_path / "saved" / "test", tmp_path).parse(0) == {"conversations": TURNS}
+        open_records(tmp_path / "saved")
+    assert open_records(tmp_path / "saved" / "test").parse(0) == {"conversations": TURNS}
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def open_members(tmp_path):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
-        return open_records(tmp_path / "a.tar", tmp_path / "cache")
+        return open_records(tmp_path / "a.tar")
 
     return open_members
 
@@ -183,14 +183,15 @@ def test_captions_and_samples_without_text(open_members):
 
 
 @pytest.mark.parametrize("damage", ["cut", "header"])
-def test_damaged_shards_are_refused(open_members, tmp_path, damage):
+def test_damaged_shards_are_refused(open_members, tmp_path, cache, damage):
     open_members({"1.txt": b"one", "2.txt": b"two"})
+    shutil.rmtree(cache)
     data = bytearray((tmp_path / "a.tar").read_bytes())
     if damage == "header":
         data[1024:1030] = b"\xff" * 6
     (tmp_path / "a.tar").write_bytes(data if damage == "header" else data[:2048])
     with pytest.raises(SettingError, match="a.tar: can't be read as tar .*damaged or cut off"):
-        open_records(tmp_path / "a.tar", tmp_path / "other")
+        open_records(tmp_path / "a.tar")
 
 
 @pytest.mark.parametrize("kind, suffix", [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])

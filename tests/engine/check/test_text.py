@@ -6,7 +6,7 @@ import math
 import pytest
 
 from tests.conftest import ROOT
-from xtuner_plugins.engine.check.text import CHECKS, check_base, check_text, check_values
+from xtuner_plugins.engine.check.text import CHECKS, check_base, check_text, check_values, step_note
 from xtuner_plugins.settings import ConfigError, read_config
 
 DATA = "train_dataloader.dataset"
@@ -66,7 +66,8 @@ STILL_TRAINS |= {"visual_encoder_lora": {"r": 4}, "freeze_llm": False}
         ("custom_hooks.0.zzz", 1, r"custom_hooks\[0\].zzz: RunContractHook has no setting 'zzz'; known: "),
         ("default_hooks.chekpoint", {"interval": 5}, "default_hooks.chekpoint: a hook needs a type.* 'checkpoint'"),
         (f"{DATA}.max_tiles", 0, "no tile limits"),
-        (f"{DATA}.min_tiles", 7, "min_tiles=7 and max_tiles=6 are no tile limits"),
+        (f"{DATA}.min_tiles", 7, "no setting 'min_tiles'; leave it out: the base's config.json says it"),
+        (f"{DATA}.cache_dir", "x", "no setting 'cache_dir'; set the environment variable XTUNER_PLUGINS_CACHE"),
         (f"{DATA}.storage_options", {"secret": "x"}, "dataset: storage_options holds a credential itself .secret."),
         (
             f"{DATA}.backend_args",
@@ -104,7 +105,7 @@ MISSING = [
     ("finetune_full", "exports/pretrain_mlp", "convert_to_official.py configs/pretrain_mlp.py CHECKPOINT ex"),
     ("finetune_lora", "exports/mine", "convert_to_official.py CONFIG CHECKPOINT exports/mine"),
     ("siglip_qwen2_5/siglip_sft_lora", "exports/siglip_pretrain", "configs/siglip_qwen2_5/siglip_pretrain.py"),
-    ("toy/toy_finetune_lora", "work_dirs/quickstart/pretrain_mlp", "earlier stage: make quickstart"),
+    ("toy/toy_finetune_lora", "work_dirs/quickstart/pretrain_mlp", "make it: make quickstart"),
     ("pretrain_mlp", "models/InternViT-300M-Qwen2.5-1.5B", "make it: python tools/build_base_model.py --vision O"),
     ("internvl_v2/internvl_v2_internlm2_5_8b_finetune", "models/InternVL2-8B", "make it: hf download OpenGVLab"),
     ("finetune_lora", "models/none", "assemble one with python tools/build_base_model.py --vision DIR"),
@@ -136,3 +137,23 @@ def test_a_base_is_whole(tmp_path):
     assert "holds no weights" in refusal()
     (tmp_path / "model.safetensors").write_text("")
     check_base(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "recipe, ranks, changes, told",
+    [
+        ("finetune_full", 8, {}, ""),
+        ("finetune_full", 2, {}, "32 samples per step, but finetune_full has 128, for which its lr=4e-05 is meant"),
+        ("finetune_full", 2, {"optim_wrapper.optimizer.lr": 1e-5}, ""),
+        ("finetune_full", 3, {}, ""),
+        ("finetune_lora", 4, {}, "64 samples per step, but finetune_lora has 16"),
+    ],
+)
+def test_far_more_or_fewer_samples_per_step_than_the_recipe_are_told(recipe, ranks, changes, told, tmp_path):
+    path = tmp_path / "mine.py"
+    lines = "from mmengine.config import read_base", "with read_base():", f"    from xtp_configs.{recipe} import *"
+    path.write_text("\n".join(lines))
+    for name in (recipe, str(path)):
+        note = step_note(read_config(name, changes), ranks)
+        assert note.startswith(told) and bool(note) == bool(told)
+    assert step_note(read_config(str(ROOT / "configs/_base_/run.py")), 64) == ""

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from mmengine.runner import IterBasedTrainLoop, Runner
 
-from xtuner_plugins.datasets import MultimodalDataset
+from xtuner_plugins.datasets import MultimodalDataset, ledger
 from xtuner_plugins.datasets.ledger import TooManyBadSamples
 from xtuner_plugins.engine import LedgerHook, PlannedTrainLoop, StateHook
 from xtuner_plugins.engine.run.loops import PlanIterator
@@ -25,9 +25,7 @@ class TestOverALoader:
     @pytest.fixture
     def dataset(self, data, toy_base, tmp_path):
         path, images = data
-        return MultimodalDataset(
-            str(toy_base), path, images, max_length=300, on_bad_sample="skip", cache_dir=str(tmp_path / "cache")
-        )
+        return MultimodalDataset(str(toy_base), path, images, max_length=300, on_bad_sample="skip")
 
     @staticmethod
     def runner(dataset, work_dir, micro_batches=1, sampler="PlanSampler", **settings):
@@ -59,14 +57,14 @@ class TestOverALoader:
         assert sorted(line["index"] for line in lines[:-1]) == [1, 9, 17, 25, 33, 41]
         assert all(line["reason"] and line["dataset"] == data[0].stem for line in lines[:-1])
 
-    @pytest.mark.parametrize("own, theirs, stops", [(None, 4, True), (None, 5, False), (4, 5, True), (9, 4, False)])
-    def test_the_ceiling_is_the_dataset_s_unless_the_hook_has_one(self, dataset, tmp_path, own, theirs, stops):
-        dataset.max_bad_samples = theirs  # five records are broken, one is too long
-        hook, runner = LedgerHook(own), self.runner(dataset, tmp_path, batch_size=48)
+    @pytest.mark.parametrize("most, stops", [(4, True), (5, False)])
+    def test_too_many_unusable_samples_stop_the_run(self, dataset, tmp_path, monkeypatch, most, stops):
+        monkeypatch.setattr(ledger, "MAX_BAD_SAMPLES", most)  # five records are broken, one is too long
+        hook, runner = LedgerHook(), self.runner(dataset, tmp_path, batch_size=48)
         hook.before_train(runner)
         step = next(runner.train_loop.dataloader_iterator)
         hook.before_train_iter(runner, 0, step)
-        with pytest.raises(TooManyBadSamples, match="max_bad_samples is 4") if stops else nullcontext():
+        with pytest.raises(TooManyBadSamples, match=".*beyond 4 per epoch") if stops else nullcontext():
             hook.after_train_iter(runner, 0, step)
 
     def test_a_loop_without_plan_is_refused(self, tmp_path):
@@ -133,7 +131,6 @@ def settings(folder: Path, **more) -> dict:
         "train_dataloader.persistent_workers": True,
         "train_dataloader.dataset.on_bad_sample": "skip",
         "train_dataloader.dataset.max_length": 300,
-        "train_dataloader.dataset.cache_dir": folder / "cache",
         **more,
     }
 
@@ -152,21 +149,6 @@ def train(toy_base, data, tmp_path):
         return train_forked(tmp_path / "run", toy_base, data, options=options, prepare=prepare, **case)
 
     return train
-
-
-@pytest.mark.parametrize("name, processes", [("packed", 2), ("full", 1)])
-@pytest.mark.slow
-def test_every_index_once_an_epoch(train, data, tmp_path, name, processes):
-    run = train(name, settings(tmp_path, **(PACKED if name == "packed" else {})), processes=processes)
-    assert run.ok, run.output[-3000:]
-    check(tmp_path, data)
-
-
-@pytest.mark.slow
-def test_the_ceiling_stops_a_run_in_one_line(train, tmp_path):
-    run = train("full", settings(tmp_path, **{"train_dataloader.dataset.max_bad_samples": 3}))
-    assert run.codes == [1] and "Traceback" not in run.output
-    assert run.errors[0].startswith("error (rank 0): 4 samples can't be used, max_bad_samples is 3; the last: ")
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """The training loss by dataset, tiles and length."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -11,9 +10,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tests.models.test_attention import pack
 from tests.models.test_vlm import make_batch
 from xtuner_plugins.engine.hooks.loss_split import LossSplitHook, bucket
-
-from ..forked import train_forked
-from ..parallel_case import edited_config, logged, write_dataset
 
 MODEL = SimpleNamespace(num_image_token=16, tile_size=28, img_context_token_id=3)
 
@@ -65,25 +61,3 @@ def test_no_value_is_asked_for_between_two_logs():
 
 def test_buckets_are_powers_of_two():
     assert [bucket(number) for number in (0, 1, 2, 3, 4, 12, 4096)] == "0 1 2-3 2-3 4-7 8-15 4096-8191".split()
-
-
-def split(work_dir):
-    files = sorted(work_dir.glob("*/vis_data/scalars.json"))
-    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    return [line for line in lines if any(key.startswith("loss_by_tiles/") for key in line)]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("deepspeed", [None, "deepspeed_zero3"])
-def test_two_ranks_track_what_one_does(toy_base, tmp_path, deepspeed):
-    """And the parts of a step add up to its loss."""
-    data = write_dataset(tmp_path / "data")
-    recipe = edited_config(tmp_path, "toy_finetune_lora")
-    alone = train_forked(tmp_path / "alone", toy_base, data, config=recipe)
-    both = train_forked(tmp_path / "both", toy_base, data, config=recipe, processes=2, deepspeed=deepspeed)
-    assert alone.ok and both.ok, alone.output[-2000:] + both.output[-2000:]
-    left, right = split(tmp_path / "alone"), split(tmp_path / "both")
-    assert len(left) == len(right) == 4
-    for one, two, loss in zip(left, right, logged(tmp_path / "alone"), strict=True):
-        assert one == pytest.approx(two, rel=1e-5)
-        assert one["loss_by_dataset/train"] == pytest.approx(loss, rel=1e-6)

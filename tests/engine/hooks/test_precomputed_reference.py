@@ -38,11 +38,8 @@ def data(toy_base, tmp_path):
     (images / "2.png").write_bytes(b"no image")
 
     def make(**settings):
-        cache = str(tmp_path / "cache")
         settings = {"max_tiles": 4, "on_bad_sample": "skip", **settings}
-        return PreferenceDataset(
-            str(toy_base), [str(path.with_name("pairs.jsonl"))], str(images), cache_dir=cache, **settings
-        )
+        return PreferenceDataset(str(toy_base), [str(path.with_name("pairs.jsonl"))], str(images), **settings)
 
     return make
 

@@ -21,10 +21,12 @@ def test_a_position_and_another_run():
     steps = {"samples_per_step": 1, "ranks": 1, "batch_size": 1, "accumulative_counts": 1}
     said = {"base": {"path": "b", "files": {}}, "data": [], "settings": {"model": {"a": 1}}, "versions": {}}
     said["steps"] = {**steps, "max_epochs": 1, "max_iters": None}
-    hook, checkpoint = StateHook(), {}
+    hook, checkpoint = StateHook(), {"meta": {"iter": 4}}
     hook._record = said
     hook.before_save_checkpoint(runner, checkpoint)
-    assert checkpoint == {"plan": {"epoch": 1}, record.KEY: said}
+    run = checkpoint[record.KEY].pop("run")
+    assert checkpoint == {"meta": {"iter": 4}, "plan": {"epoch": 1}, record.KEY: said}
+    assert run["steps"] == 4 and run["hardware"].startswith("1 x ") and run["command"].startswith("xtuner train")
     hook.after_load_checkpoint(runner, checkpoint)
     assert runner.train_loop.resume_at == {"epoch": 1}
     hook._record = {**said, "settings": {"model": {"a": 3}}}

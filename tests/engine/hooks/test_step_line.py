@@ -8,7 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from xtuner_plugins.datasets.bad_samples import FILLER
+from xtuner_plugins.datasets.left_out import FILLER
 from xtuner_plugins.engine.hooks.run_contract import TITLE
 from xtuner_plugins.engine.hooks.step_line import _Window, learning_rates, step_line
 
@@ -97,6 +97,8 @@ def test_every_interval_and_the_last_step_have_a_line_and_trackers_the_same_numb
     assert run.ok, run.output[-2000:]
     lines = [line for line in run.output.splitlines() if line.startswith("step")]
     found = [LINE.fullmatch(line) for line in lines if "tokens/s" in line]
+    assert run.output.endswith(f"saved {tmp_path / 'run/iter_5.pth'}\n")
+    assert "too few to learn much" not in run.output and (tmp_path / "run/losses.png").stat().st_size > 100
     assert [int(match["step"]) for match in found] == [1, 2, 4, 5]
     assert all(re.fullmatch(r"llm \S+, projector \S+|projector \S+, llm \S+", match["lr"]) for match in found)
     text = next((tmp_path / "run").glob("*/*.log")).read_text()

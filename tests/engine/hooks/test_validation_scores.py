@@ -38,7 +38,7 @@ def dataset(toy_base, tmp_path_factory):
     lines[4] = lines[4].replace("What do you see?", "What do you see? " * 200)
     files[0].write_text("".join(lines))
     images = [str(images) for _, images in parts]
-    options = {"max_length": 512, "cache_dir": str(folder / "cache")}
+    options = {"max_length": 512}
     return MultimodalDataset(str(toy_base), list(map(str, files)), images, **options)
 
 

@@ -4,14 +4,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from mmengine.config import Config
 
 from tests.conftest import HANGS_AFTER, ROOT
 from tests.engine.parallel_case import STEP_LINE, training, write_dataset
 from tests.process_table import MARK, end_all, marked, wait_until
-from xtuner_plugins.engine.launch import launcher
+from xtuner_plugins.engine.launch import entry, launcher
 from xtuner_plugins.engine.launch.launcher import check_processes, main, training_processes
+from xtuner_plugins.processes import STARTED_BY
 from xtuner_plugins.settings import ConfigError, load_config
 
 TWO_NODES = {"NNODES": "2", "NODE_RANK": "1", "ADDR": "10.0.0.1", "NPROC_PER_NODE": "2", "PORT": "29500"}
@@ -68,11 +71,6 @@ def test_more_processes_than_gpus_or_cores(monkeypatch, processes, gpus, message
         check_processes(processes, {"XTUNER_PLUGINS_SHARE_CORES": "1"})
 
 
-def test_an_option_without_a_value_is_one_line(capsys):
-    assert main(["configs/finetune_lora.py", "--cfg-options", "train_cfg.max_iters", "100"]) == 2
-    assert "takes KEY=VALUE pairs" in capsys.readouterr().err
-
-
 OURS, XTUNER = (sys.executable, "tools/train.py"), (str(Path(sys.executable).with_name("xtuner")), "train")
 
 
@@ -118,6 +116,18 @@ def test_both_commands_refuse_a_config_that_is_ignored_in_parts(tmp_path, monkey
         done.stderr
     )
     assert "Traceback" not in done.stderr and not (tmp_path / "work_dirs").exists()
+
+
+@pytest.mark.parametrize("rank, lines", [("0", 1), ("1", 0)])
+def test_a_refusal_in_training_processes_is_one_line_of_the_first(monkeypatch, capsys, rank, lines):
+    """Under torchrun, where no launcher of ours has looked before."""
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setenv(STARTED_BY, "1")
+    args = SimpleNamespace(config="c.py", work_dir="none", resume="none.pth", deepspeed=None)
+    with pytest.raises(SystemExit) as ended:
+        entry._settle(lambda *_: None, None, Config(), args)
+    said = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and len(said) == lines and all("none.pth does not exist" in line for line in said)
 
 
 LEAF = "toy_finetune_lora"
@@ -189,6 +199,7 @@ def test_a_refused_setting_writes_nothing(started, capsys):
     assert "train_dataloader has no 'batch_sampler'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_with_settings_goes_on_with_the_same_settings(toy_base, tmp_path):
     """As a user starts it: a name, a base, data; from a folder of the user's own."""
     data, images = write_dataset(tmp_path / "data")

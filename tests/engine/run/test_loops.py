@@ -1,19 +1,22 @@
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from mmengine.config import Config
+from mmengine.runner import FlexibleRunner
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from xtuner_plugins.datasets import PlanSampler
 from xtuner_plugins.datasets.plan.plan import Plan
-from xtuner_plugins.engine.run.loops import PlanChanged, PlanIterator, PlannedTrainLoop
+from xtuner_plugins.engine.run.loops import PlanChanged, PlanIterator, PlannedTrainLoop, _settle_optimizer
 
 
 class Numbers(Dataset):
     """Samples that are their own index, and remember that they were opened."""
 
     def __init__(self, size=10):
-        self.size, self.opened = size, []
+        self.size, self.opened, self.sources = size, [], []
 
     def __len__(self):
         return self.size
@@ -21,6 +24,12 @@ class Numbers(Dataset):
     def __getitem__(self, index):
         self.opened.append(index)
         return index
+
+    def layout(self):
+        return np.ones((3, self.size), int)
+
+    def usable(self, fates):
+        return np.arange(self.size)
 
 
 def make(batch_size=2, rank=0, ranks=1, size=10, micro_batches=1, seed=3):
@@ -147,6 +156,18 @@ def test_steps_of_epochs_of_unequal_packs(micro_batches, epochs, steps):
     """Of several micro-batches, the last one ends with its epoch; the last epoch may be a part."""
     loader = DataLoader(Numbers(), batch_sampler=Packs(7, 8, 6))
     assert PlanIterator(loader, micro_batches).count_steps(epochs) == steps
+
+
+class Flexible(FlexibleRunner):
+    """A runner under DeepSpeed as far as its optimizer is settled."""
+
+    def __init__(self, **config):
+        self.cfg, self.optim_wrapper = Config(), {"type": "DeepSpeedOptimWrapper"}
+        self.strategy = SimpleNamespace(config=config)
+
+
+def test_micro_batches_of_a_step_under_deepspeed_are_those_of_its_configuration():
+    assert [_settle_optimizer(each) for each in (Flexible(gradient_accumulation_steps=3), Flexible())] == [3, 1]
 
 
 def test_the_model_is_put_into_training_mode_once_and_after_what_leaves_it(monkeypatch):

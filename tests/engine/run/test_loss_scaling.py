@@ -1,6 +1,4 @@
-"""float16: the loss is scaled, an overflow repeats the step, and the scale stands in the checkpoint."""
-
-from functools import partial
+"""float16: the loss is scaled, and an overflow repeats the step; a killed run stands in test_going_on."""
 
 import pytest
 import torch
@@ -12,11 +10,7 @@ from xtuner_plugins.engine.run.loss_scaling import LossScalingOptimWrapper, scal
 from xtuner_plugins.engine.run.steps import NonFiniteError, run_step
 from xtuner_plugins.models import VisionLanguageModel
 
-from ..forked import train_forked
-from ..parallel_case import edited_config, logged, write_dataset
-from .test_going_on import KILLED, NUM_STEPS, SAVED, contents, kill_before, options, require_equal
-
-LORA_LEAF = "toy_finetune_lora"
+from .test_going_on import require_equal
 
 
 @pytest.fixture
@@ -102,70 +96,15 @@ def test_float16_takes_the_scaling_wrapper():
 def test_deepspeed_takes_the_dtype_of_the_model(monkeypatch):
     auto = dict(fp16=dict(enabled="auto", initial_scale_power=16), bf16=dict(enabled="auto"))
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)  # many CPUs have none
-    settled = settle_deepspeed_dtype(auto, torch.float16)
-    assert settled == dict(fp16=dict(enabled=True, initial_scale_power=16), bf16=dict(enabled=False))
-    assert settle_deepspeed_dtype(auto, torch.bfloat16) == auto
-    for section, value in (("bf16", True), ("fp16", False)):
-        with pytest.raises(ValueError, match=f"sets {section}.enabled={value}.*float16"):
-            settle_deepspeed_dtype({**auto, section: dict(enabled=value)}, torch.float16)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        right = {"fp16": dtype == torch.float16, "bf16": dtype == torch.bfloat16}
+        settled = settle_deepspeed_dtype(auto, dtype)
+        assert {name: settled[name].pop("enabled") for name in right} == right
+        assert settled == dict(fp16=dict(initial_scale_power=16), bf16={})
+        for name, value in right.items():
+            assert settle_deepspeed_dtype({name: {"enabled": value}}, dtype)[name] == {"enabled": value}
+            with pytest.raises(ValueError, match=f"sets {name}.enabled={not value}, but .* in {str(dtype)[6:]} "):
+                settle_deepspeed_dtype({**auto, name: dict(enabled=not value)}, dtype)
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: None)
     with pytest.raises(ValueError, match="leave out --deepspeed"):
         settle_deepspeed_dtype(auto, torch.float16)
-
-
-def overflow_at_first():
-    """Scales start so high that the first step overflows, under DeepSpeed too."""
-    torch.amp.GradScaler = partial(torch.amp.GradScaler, init_scale=2.0**40, growth_interval=2)
-    from deepspeed.runtime.fp16 import loss_scaler
-
-    update = loss_scaler.DynamicLossScaler.__init__
-
-    def high(self, init_scale, scale_window, *args, **kwargs):
-        update(self, 2.0**40, 2, *args, **kwargs)
-
-    loss_scaler.DynamicLossScaler.__init__ = high
-
-
-def overflow_then_kill():
-    overflow_at_first()
-    kill_before(KILLED)
-
-
-@pytest.mark.parametrize(
-    "processes, deepspeed",
-    [
-        (1, None),
-        pytest.param(2, None, marks=pytest.mark.slow),
-        pytest.param(2, "deepspeed_zero2", marks=pytest.mark.slow),
-        pytest.param(2, "deepspeed_zero3", marks=pytest.mark.slow),
-    ],
-)
-def test_a_killed_run_in_float16_goes_on_bit_equal(toy_base, tmp_path, processes, deepspeed):
-    if deepspeed and not get_accelerator().is_fp16_supported():
-        pytest.skip("DeepSpeed computes no float16 on this CPU")
-    data = write_dataset(tmp_path / "data")
-    settings = dict(accumulative_counts=4, max_epochs=2, save_steps=SAVED, dtype="float16")
-    case = dict(
-        processes=processes,
-        deepspeed=deepspeed,
-        config=edited_config(tmp_path, LORA_LEAF, **settings),
-        options=options(processes),
-    )
-    whole = train_forked(tmp_path / "whole", toy_base, data, prepare=overflow_at_first, **case)
-    assert whole.ok, whole.output[-3000:]
-    assert "gradients overflowed float16 at loss scale 1.09951e+12: the step is repeated at" in whole.output
-    overflows, scales = (logged(tmp_path / "whole", key) for key in ("overflows", "loss_scale"))
-    assert len(scales) == NUM_STEPS and overflows[0] > 0 and len(set(scales)) > 1
-    train_forked(tmp_path / "killed", toy_base, data, prepare=overflow_then_kill, **case)
-    again = train_forked(tmp_path / "killed", toy_base, data, extra=("--resume",), prepare=overflow_at_first, **case)
-    assert again.ok, again.output[-3000:]
-    for key in ("loss", "loss_scale", "overflows"):
-        assert logged(tmp_path / "killed", key) == logged(tmp_path / "whole", key)[SAVED:]
-    final = f"iter_{NUM_STEPS}.pth"
-    require_equal(contents(tmp_path / "killed" / final), contents(tmp_path / "whole" / final))
-    near = train_forked(
-        tmp_path / "near", toy_base, data, **{**case, "options": {**options(processes), "model.dtype": "float32"}}
-    )
-    assert near.ok
-    # float16 rounds to 11 bits; the losses of 8 steps differ by that
-    assert logged(tmp_path / "whole") == pytest.approx(logged(tmp_path / "near"), rel=0.01)

@@ -4,11 +4,9 @@ import pickle
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
-from mmengine.config import ConfigDict
-from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.logging import HistoryBuffer
 
 from xtuner_plugins.engine.run.runtime import allow_checkpoint_types
 
@@ -16,22 +14,6 @@ from ..parallel_case import ROOT
 from ..runtime_probe import PROBES
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-def test_mmengine_checkpoints_open_with_weights_only(tmp_path):
-    hub = MessageHub("test")
-    hub.update_scalar("train/loss", 1.5)
-    state = {
-        "message_hub": hub.state_dict(),
-        "cfg": ConfigDict(a=1),
-        "lr": np.float64(0.1),
-        "w": torch.ones(2),
-    }
-    torch.save(state, tmp_path / "iter_1.pth")
-    allow_checkpoint_types()
-    loaded = torch.load(tmp_path / "iter_1.pth", weights_only=True)
-    history = loaded["message_hub"]["log_scalars"]["train/loss"]
-    assert isinstance(history, HistoryBuffer) and history.current() == 1.5 and loaded["lr"] == 0.1
 
 
 class ReachesGlobals:

@@ -19,7 +19,7 @@ def test_every_missing_image_stops_every_start_until_all_are_there(toy_base, tmp
     sizes = {path: Image.open(path).size for path in missing}
     for path in missing:
         path.unlink()
-    options = {"train_dataloader.dataset.cache_dir": str(tmp_path / "cache"), "train_dataloader.batch_size": 1}
+    options = {"train_dataloader.batch_size": 1}
 
     def start():
         done = train_forked(tmp_path / "run", toy_base, data, config=CONFIG, options=options)

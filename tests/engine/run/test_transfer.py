@@ -1,13 +1,10 @@
 """A run resumes under another strategy and another number of ranks as if nothing had changed."""
 
-import json
-
 import pytest
 import torch
 
 from xtuner_plugins.engine.run.runtime import allow_checkpoint_types
 from xtuner_plugins.engine.run.transfer import read_state
-from xtuner_plugins.settings import DEEPSPEED
 
 from ..forked import train_forked
 from ..parallel_case import edited_config, logged, write_dataset
@@ -133,7 +130,7 @@ def test_weights_alone(toy_base, data, recipes, whole, tmp_path, layout):
     for name, tensor in weights.items():
         torch.testing.assert_close(tensor.read(), expected[name].read(), atol=TOLERANCE, rtol=1e-3)
     refused = train_forked(tmp_path / "no", toy_base, data, extra=("--resume", str(saved)), **case(recipes["lora"]))
-    assert refused.codes == [1] and f"--cfg-options load_from={saved}" in refused.errors[0]
+    assert refused.codes == [2] and f"--cfg-options load_from={saved}" in refused.errors[0]
     other = case(recipes["lora"])
     other["options"] = {**other["options"], "load_from": str(saved)}
     begun = train_forked(tmp_path / "new", toy_base, data, **other, **of("plain" if layout != "ddp" else "zero3"))
@@ -143,9 +140,9 @@ def test_weights_alone(toy_base, data, recipes, whole, tmp_path, layout):
 @pytest.mark.slow
 def test_bfloat16_masters_go_on(toy_base, data, recipes, tmp_path):
     """ZeRO-1 in bfloat16 has files of its own; its float32 weights and moments go to one process unrounded."""
-    settings = json.loads(DEEPSPEED["deepspeed_zero1"].read_text()) | {"bf16": {"enabled": True}}
-    (tmp_path / "bf16.json").write_text(json.dumps(settings))
-    half = dict(processes=2, deepspeed=str(tmp_path / "bf16.json"), **case(recipes["full"]))
+    single = case(recipes["full"])
+    single["options"] = {**single["options"], "model.dtype": "bfloat16"}
+    half = dict(single, **of("zero1"))
     run = train_forked(tmp_path / "run", toy_base, data, **half)
     assert run.ok and "weights in bfloat16, gradients summed in float32" in run.output, run.output[-3000:]
     saved = tmp_path / "run" / f"iter_{SAVED}.pth"
@@ -155,6 +152,6 @@ def test_bfloat16_masters_go_on(toy_base, data, recipes, tmp_path):
     left, right = (contents(tmp_path / name / f"iter_{STEPS}.pth")[0] for name in ("again", "run"))
     assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
     assert any((left[key] != left[key].bfloat16()).any() for key in left if key.startswith("weight"))
-    plain = train_forked(tmp_path / "plain", toy_base, data, extra=("--resume", str(saved)), **case(recipes["full"]))
+    plain = train_forked(tmp_path / "plain", toy_base, data, extra=("--resume", str(saved)), **single)
     assert plain.ok, plain.output[-3000:] + str(plain.errors)
     assert logged(tmp_path / "plain") == pytest.approx(logged(tmp_path / "run")[SAVED:], rel=0.02)

@@ -3,12 +3,7 @@
 import subprocess
 import sys
 
-import pytest
-
 from tests.conftest import ROOT
-from xtuner_plugins.engine.hooks.run_contract import TITLE
-
-from ..parallel_case import STEP_LINE, train, write_dataset
 
 # In a process of its own: the console replaces what a process has once.
 SPEAK = """
@@ -75,27 +70,3 @@ def test_of_other_ranks_warnings_and_errors_reach_the_terminal_and_a_file(tmp_pa
     assert shown[1] == "warning (rank 1): WARNING of mmengine.runner.runner"
     assert all(line.startswith(("warning (rank 1): ", "error (rank 1): ")) for line in shown[1:]) and len(shown) == 10
     assert not log.exists() and "ERROR of somebodys.hook" in (tmp_path / "run.rank1.log").read_text()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("processes, deepspeed", [(1, None), (2, "deepspeed_zero2")])
-def test_the_command_opens_with_the_contract(toy_base, tmp_path, processes, deepspeed):
-    """As a user runs it, into a pipe."""
-    options = {"default_hooks.logger.interval": 2}
-    data = write_dataset(tmp_path / "data")
-    done = train(tmp_path / "run", toy_base, data, processes=processes, deepspeed=deepspeed, options=options)
-    assert done.returncode == 0 and "\x1b" not in done.stdout, done.stderr[-3000:]
-    lines = done.stdout.splitlines()
-    assert lines[0] == TITLE and lines[1].split() == ["part", "trainable", "frozen", "held", "in"]
-    steps = [line for line in lines if STEP_LINE.search(line)]
-    few = next(line for line in lines if line.startswith("warning: this run has 4 optimizer steps, too few to learn"))
-    assert len(steps) == 3  # the first, the second and the last one
-    assert len(lines) < 25 and lines[-5:] == [few, *steps, f"saved {tmp_path / 'run/iter_4.pth'}"], done.stdout
-    for part in ("eta 0:", "grad norm ", "lr ", " tokens/s", " samples/s", "padding ", "memory "):
-        assert all(part in line for line in steps)
-    (log,) = (tmp_path / "run").glob("*/*.log")
-    text = log.read_text()
-    assert all(line.removeprefix("warning: ") in text for line in lines[lines.index(TITLE) :])
-    assert "System environment" in text and "Config:" in text
-    for name in ("run_contract.json", "losses.png"):
-        assert (tmp_path / "run" / name).stat().st_size > 100

@@ -1,5 +1,6 @@
 """Assembly: nine tokens, mean rows, untied head, every file; and one clear line for every wrong part."""
 
+import json
 import shutil
 
 import pytest
@@ -8,12 +9,15 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT
 from tests.weights.language_models import write_llm
+from xtuner_plugins.datasets import MultimodalDataset
 from xtuner_plugins.export.base.build import build_base
+from xtuner_plugins.export.export import convert
 from xtuner_plugins.export.remote_code import hub_code
 from xtuner_plugins.families import UnknownFamilyError
 from xtuner_plugins.hub.constants import ADDED_TOKENS
+from xtuner_plugins.hub.conversation import INTERNVL2_5_SYSTEM, INTERNVL2_SYSTEM
 from xtuner_plugins.toy.models import write_random_parts
-from xtuner_plugins.weights.loader import load_tokenizer
+from xtuner_plugins.weights.loader import load_model, load_tokenizer
 from xtuner_plugins.weights.reading import CheckpointError, read_json
 
 
@@ -178,3 +182,58 @@ def test_tool_refuses_in_one_line(toy_parts, toy_base, tmp_path, capsys, monkeyp
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "exists already" in errors[0] and "there is no directory some/model" in errors[1]
     assert "no route to the hub" in errors[1] and list(tmp_path.iterdir()) == []
+
+
+def prompts_of(directory, question="Hi"):
+    """The first turn as our code, and as the tokenizer's chat template, prompts it."""
+    model, _ = load_model(directory, dtype=torch.float32)
+    tokenizer = load_tokenizer(directory)
+    messages = [{"role": "user", "content": question}]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return model.build_prompt(question), rendered
+
+
+@pytest.mark.parametrize(
+    "options, begins",
+    [
+        ({}, "<|im_start|>system\nYou are Q.<|im_end|>\n<|im_start|>user\nHi"),
+        ({"system": "Be brief."}, "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi"),
+        ({"system": ""}, "<|im_start|>user\nHi"),
+        ({"template": "Hermes-2"}, f"<|im_start|>system\n{INTERNVL2_SYSTEM}<|im_end|><|im_start|>user\nHi"),
+    ],
+)
+def test_a_base_prompts_as_its_language_model_does(toy_parts, tmp_path, options, begins):
+    """By its own template and system message, unless told otherwise; and so do data, an export and its hf form."""
+    vision, llm = toy_parts
+    shutil.copytree(llm, tmp_path / "llm")
+    own = (llm / "tokenizer_config.json").read_text().replace(json.dumps(INTERNVL2_5_SYSTEM)[1:-1], "You are Q.")
+    own = own.replace(INTERNVL2_5_SYSTEM, "You are Q.")
+    (tmp_path / "llm/tokenizer_config.json").write_text(own)
+    summary = build_base(vision, tmp_path / "llm", tmp_path / "base", dtype="float32", **options)
+    prompt, rendered = prompts_of(tmp_path / "base")
+    assert prompt == rendered and prompt.startswith(begins)
+    assert any(f"prompt with template {summary['template']}: " in note for note in summary["notes"])
+    assert any("chat template renders" in note for note in summary["notes"]) == bool(options)
+    assert any("the system message is this model's own" in note for note in summary["notes"]) == (
+        "template" not in options
+    )
+    (tmp_path / "data.jsonl").write_text(
+        '{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes."}]}\n'
+    )
+    dataset = MultimodalDataset(tmp_path / "base", [str(tmp_path / "data.jsonl")], max_length=512)
+    text = load_tokenizer(tmp_path / "base").decode(dataset[0]["input_ids"])
+    assert text.startswith(prompt)
+    convert(tmp_path / "base", tmp_path / "hf", format="hf")
+    messages = [{"role": "user", "content": "Hi"}]
+    hf = load_tokenizer(tmp_path / "hf").apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert (
+        hf == prompt and json.loads((tmp_path / "base/config.json").read_text()).get("system_message", "") is not None
+    )
+
+
+def test_the_summary_counts_parameters_and_the_head_that_was_tied(toy_parts, tmp_path):
+    summary = build_base(*toy_parts, tmp_path / "base", dtype="float32")
+    assert sum(summary["parts"].values()) == summary["num_parameters"] and min(summary["parts"].values()) > 0
+    held = load_file(tmp_path / "base" / "model.safetensors")
+    assert summary["parts"]["projector"] == sum(t.numel() for name, t in held.items() if name.startswith("mlp1."))
+    assert any("stores a head beside the tied embedding" in note for note in summary["notes"])

@@ -13,7 +13,6 @@ import io
 import os
 import re
 import stat
-import unicodedata
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,25 +76,16 @@ def check_name(name: object, folder: str | None = None) -> None:
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise MediaError("image_name", f"{name!r} is no file name", "name the image's file")
     if "://" in name or name.startswith("data:"):
-        raise MediaError(
-            "image_name",
-            f"{name[:80]!r} is a URL",
-            "download the image and name it by its path in the image folder",
-        )
+        remedy = "download the image and name it by its path in the image folder"
+        raise MediaError("image_name", f"{name[:80]!r} is a URL", remedy)
     if folder is None:
         return
     if os.path.isabs(name):
-        raise MediaError(
-            "image_outside",
-            f"{name!r} is an absolute path",
-            f"name it relative to the image folder {folder!r}, or set that folder to None",
-        )
+        remedy = f"name it relative to the image folder {folder!r}, or set that folder to None"
+        raise MediaError("image_outside", f"{name!r} is an absolute path", remedy)
     if ".." in name and ".." in Path(name).parts:
-        raise MediaError(
-            "image_outside",
-            f"{name!r} leaves the image folder {folder!r}",
-            "name a file inside the folder, without '..'",
-        )
+        problem = f"{name!r} leaves the image folder {folder!r}"
+        raise MediaError("image_outside", problem, "name a file inside the folder, without '..'")
 
 
 class ImageFolder:
@@ -116,13 +106,9 @@ class ImageFolder:
         self.base = os.fspath(base)
         if self.folder is not None:
             if not os.path.isdir(self.folder):
-                raise SettingError(
-                    "image_folder",
-                    f"image folder {self.folder!r} isn't there"
-                    if not os.path.isfile(self.folder)
-                    else f"image folder {self.folder!r} is a file, and no .zip",
-                    "correct image_folders, or give None for a file without images",
-                )
+                state = "is a file, and no .zip" if os.path.isfile(self.folder) else "isn't there"
+                remedy = "correct image_folders, or give None for a file without images"
+                raise SettingError("image_folder", f"image folder {self.folder!r} {state}", remedy)
             self._real = os.path.join(os.path.realpath(self.folder), "")
 
     def key(self) -> tuple:
@@ -146,11 +132,9 @@ class ImageFolder:
         if self.folder is None:
             return path
         if not os.path.realpath(path).startswith(self._real):
-            raise MediaError(
-                "image_outside",
-                f"{name!r} is a link out of the image folder {self.folder!r}",
-                "put the file itself into the folder, or set image_folders to where it lies",
-            )
+            problem = f"{name!r} is a link out of the image folder {self.folder!r}"
+            remedy = "put the file itself into the folder, or set image_folders to where it lies"
+            raise MediaError("image_outside", problem, remedy)
         return path
 
 
@@ -159,11 +143,11 @@ def display_name(source: MediaSource) -> str:
     return source.name if isinstance(source, Blob) else os.fspath(source)
 
 
-def open_image(source: MediaSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(source: MediaSource) -> Image.Image:
     """Open an image and read its header; nothing is decoded yet.
 
     Raises:
-        MediaError: the file is missing, no image, damaged, or has more than `max_pixels` pixels.
+        MediaError: the file is missing, no image, damaged, or has more than `MAX_PIXELS` pixels.
     """
     path = display_name(source)
     file = io.BytesIO(source.data) if isinstance(source, Blob) else path
@@ -176,9 +160,9 @@ def open_image(source: MediaSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     except Exception as error:
         raise _media_error(path, error, source) from None
     width, height = image.size
-    if width * height > max_pixels or width < 1 or height < 1:
+    if width * height > MAX_PIXELS or width < 1 or height < 1:
         image.close()
-        remedy = f"at most {max_pixels} pixels are read; scale the image down"
+        remedy = f"at most {MAX_PIXELS} pixels are read; scale the image down"
         raise MediaError("image_pixels", f"{width}x{height} pixels", remedy, path)
     return image
 
@@ -214,7 +198,7 @@ def orientation(image: Image.Image) -> int:
     return value if value in ORIENTATIONS else 1
 
 
-def image_size(source: MediaSource, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def image_size(source: MediaSource) -> tuple[int, int]:
     """(width, height) of the upright image, from its header alone.
 
     Raises:
@@ -223,12 +207,12 @@ def image_size(source: MediaSource, max_pixels: int = MAX_PIXELS) -> tuple[int, 
     head = source.head() if isinstance(source, Blob) else None
     if head is not None:
         try:
-            with open_image(Blob(source.name, head), max_pixels) as image:
+            with open_image(Blob(source.name, head)) as image:
                 return upright_size(image)
         except MediaError as error:
             if error.reason != "image_unreadable":  # otherwise the header may be longer
                 raise
-    with open_image(source, max_pixels) as image:
+    with open_image(source) as image:
         return upright_size(image)
 
 
@@ -238,17 +222,17 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if orientation(image) in SWAPS_SIDES else (width, height)
 
 
-def load_image(source: MediaSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(source: MediaSource) -> Image.Image:
     """Open and decode an image as upright RGB.
 
     Raises:
         MediaError: as `open_image`, or as `to_rgb`.
     """
-    with open_image(source, max_pixels) as image:
+    with open_image(source) as image:
         return _decode(image, display_name(source))
 
 
-def load_reduced(source: MediaSource, max_pixels: int, side: int) -> tuple[Image.Image, tuple[int, int], bytes | None]:
+def load_reduced(source: MediaSource, side: int) -> tuple[Image.Image, tuple[int, int], bytes | None]:
     """Decode an image to look at it: a JPEG at a half, a quarter or an eighth of its size, in half the time.
 
     All coded data of a JPEG are decoded in any case, so what `load_image` refuses is refused here, too.
@@ -263,7 +247,7 @@ def load_reduced(source: MediaSource, max_pixels: int, side: int) -> tuple[Image
         MediaError: as `load_image`.
     """
     path = display_name(source)
-    with open_image(source, max_pixels) as image:
+    with open_image(source) as image:
         size, content = upright_size(image), None
         if image.format == "JPEG":
             try:
@@ -297,11 +281,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         # Pillow would clip at 255; dividing by 257 maps 65535 to 255 exactly.
         pixels = np.asarray(image).astype(np.int64)
         if pixels.min() < 0 or pixels.max() > 65535:
-            raise MediaError(
-                "image_mode",
-                f"integer pixels from {pixels.min()} to {pixels.max()} have no known range",
-                "save the image with 8 or 16 bits",
-            )
+            problem = f"integer pixels from {pixels.min()} to {pixels.max()} have no known range"
+            raise MediaError("image_mode", problem, "save the image with 8 or 16 bits")
         return Image.fromarray(((pixels + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise MediaError("image_mode", "floating-point pixels have no known range", "save the image with 8 bits")
@@ -312,24 +293,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _alike(path: str) -> str:
-    """Which file lies in the place of a missing one under a name that looks the same, or is so but for its case."""
-    folder, name = os.path.split(path)
-    stem, suffix = os.path.splitext(name)
-    for other, difference in (
-        (unicodedata.normalize("NFC", name), "composed Unicode characters (NFC)"),
-        (unicodedata.normalize("NFD", name), "decomposed Unicode characters (NFD), as macOS writes them"),
-        (stem + suffix.lower(), "a suffix in lower case"),
-        (stem + suffix.upper(), "a suffix in upper case"),
-        (name.lower(), "a name in lower case"),
-    ):
-        if other != name and os.path.exists(os.path.join(folder, other)):
-            return f", but {other!r} is there: {difference}"
-    return ""
-
-
 COMPLAINTS = (  # error, reason, problem, remedy: the first row that fits
-    (FileNotFoundError, "image_missing", "no such image{alike}", "correct the name or the image folder"),
+    (FileNotFoundError, "image_missing", "no such image", "correct the name or the image folder"),
     (PermissionError, "image_unreadable", "may not be read", "give the file read permission"),
     (Image.DecompressionBombError, "image_pixels", "{text}", "scale the image down"),
     (Exception, "image_unreadable", "can't be decoded ({text})", "fetch the image again or remove the record"),
@@ -346,5 +311,4 @@ def _media_error(path: str, error: Exception, source: MediaSource = "") -> Media
         is_empty = not source.data if isinstance(source, Blob) else os.path.getsize(path) == 0
         text = "an empty file" if is_empty else "it begins as no known image does"
     _, reason, problem, remedy = next(row for row in COMPLAINTS if isinstance(error, row[0]))
-    problem = problem.format(text=text or type(error).__name__, alike=_alike(path) if "{alike}" in problem else "")
-    return MediaError(reason, problem, remedy, path)
+    return MediaError(reason, problem.format(text=text or type(error).__name__), remedy, path)

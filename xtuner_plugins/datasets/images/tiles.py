@@ -12,7 +12,7 @@ import os
 import numpy as np
 import torch
 
-from .media import MAX_PIXELS, SWAPS_SIDES, Blob, MediaSource, load_image, open_image, orientation, upright_size
+from .media import SWAPS_SIDES, Blob, MediaSource, load_image, open_image, orientation, upright_size
 from .tiling import DynamicTiling, Grid
 
 MODES = (False, True, "auto")
@@ -20,9 +20,7 @@ FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}  # EXIF orien
 LANES = 4  # channels that the kernel resizes in the time of one
 
 
-def open_tiles(
-    source: MediaSource, rule: DynamicTiling, fast: bool | str = False, max_pixels: int = MAX_PIXELS
-) -> torch.Tensor:
+def open_tiles(source: MediaSource, rule: DynamicTiling, fast: bool | str = False) -> torch.Tensor:
     """The tiles of an image, uint8 `[T, 3, S, S]`, thumbnail last.
 
     Args:
@@ -32,16 +30,16 @@ def open_tiles(
         MediaError: as `media.load_image`.
     """
     if not fast:
-        return rule(load_image(source, max_pixels))
-    with open_image(source, max_pixels) as image:
+        return rule(load_image(source))
+    with open_image(source) as image:
         turn, size = orientation(image), upright_size(image)
         is_plain = image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L") and "transparency" not in image.info
     grid = rule.grid(*size)
     if fast == "auto" and (size == (rule.tile_size,) * 2 or not torch.backends.cpu.get_cpu_capability()[:3] == "AVX"):
-        return rule(load_image(source, max_pixels))
+        return rule(load_image(source))
     pixels = decode_plain(source) if is_plain else None
     if pixels is None:
-        pixels, turn = torch.from_numpy(np.array(load_image(source, max_pixels))).permute(2, 0, 1), 1
+        pixels, turn = torch.from_numpy(np.array(load_image(source))).permute(2, 0, 1), 1
     return _cut(pixels, turn, grid, rule.tile_size)
 
 

@@ -18,14 +18,13 @@ import numpy as np
 from PIL import Image
 
 from ...errors import MediaError
-from .media import MAX_PIXELS, Blob, MediaSource, image_size, load_image, to_rgb
+from . import media
+from .media import Blob, MediaSource, image_size, load_image, to_rgb
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # Containers that hold the images themselves. The others list further files (concat, HLS, DASH), whatever the name of
 # the file is, and could lead out of the image folder.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,m4v,h264,hevc,av1,ivf,rm,nut,mxf,dv,apng,gif"
-# FFmpeg's own decoders drop transparency in these; the reference decoders keep it
-ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # (a, b, c, d) of a display matrix, x' = a x + c y and y' = b x + d y with y downwards -> transposition of the frame
 TURNS = {
     (0, 1, -1, 0): Image.Transpose.ROTATE_270,
@@ -45,7 +44,7 @@ def pick_frames(total: int, num_frames: int) -> list[int]:
     return [(first + last) // 2 if last > first + 1 else first for first, last in zip(edges, edges[1:], strict=False)]
 
 
-def probe_video(path: MediaSource, num_frames: int, max_pixels: int = MAX_PIXELS) -> tuple[int, tuple[int, int]]:
+def probe_video(path: MediaSource, num_frames: int) -> tuple[int, tuple[int, int]]:
     """How many frames will be taken, and their upright (width, height). At most the first few are decoded.
 
     Raises:
@@ -53,12 +52,12 @@ def probe_video(path: MediaSource, num_frames: int, max_pixels: int = MAX_PIXELS
     """
     if _is_folder(path):
         frames = _folder_frames(path)
-        return min(len(frames), num_frames), image_size(frames[0], max_pixels)
-    total = _count(path, num_frames, max_pixels)
-    return min(total, num_frames), _take(path, [0], max_pixels)[0].size
+        return min(len(frames), num_frames), image_size(frames[0])
+    total = _count(path, num_frames)
+    return min(total, num_frames), _take(path, [0])[0].size
 
 
-def load_frames(path: MediaSource, num_frames: int, max_pixels: int = MAX_PIXELS) -> list[Image.Image]:
+def load_frames(path: MediaSource, num_frames: int) -> list[Image.Image]:
     """The picked frames as upright RGB images.
 
     Raises:
@@ -66,14 +65,14 @@ def load_frames(path: MediaSource, num_frames: int, max_pixels: int = MAX_PIXELS
     """
     if _is_folder(path):
         frames = _folder_frames(path)
-        return [load_image(frames[number], max_pixels) for number in pick_frames(len(frames), num_frames)]
-    total = _count(path, num_frames, max_pixels)
+        return [load_image(frames[number]) for number in pick_frames(len(frames), num_frames)]
+    total = _count(path, num_frames)
     wanted = pick_frames(total, num_frames)
-    images = _take(path, wanted, max_pixels)
+    images = _take(path, wanted)
     if len(images) < len(wanted):  # some packets hold no visible frame
-        total = sum(1 for _ in _decode(path, max_pixels))
+        total = sum(1 for _ in _decode(path))
         if total >= len(wanted):
-            images = _take(path, pick_frames(total, num_frames), max_pixels)
+            images = _take(path, pick_frames(total, num_frames))
     if len(images) != len(wanted):
         raise MediaError(
             "video_unreadable",
@@ -106,7 +105,7 @@ def _folder_frames(path: str) -> list[str]:
 
 
 @contextmanager
-def _opened(path: MediaSource, max_pixels: int):
+def _opened(path: MediaSource):
     """(container, video stream) of a video; any error while it is open becomes a `MediaError`."""
     import av  # heavy, and most data has no videos
 
@@ -121,7 +120,7 @@ def _opened(path: MediaSource, max_pixels: int):
             if not streams:
                 raise MediaError("video_unreadable", "no moving images in it, only sound", "name a video", str(path))
             width, height = streams[0].codec_context.width, streams[0].codec_context.height
-            if width * height > max_pixels:
+            if width * height > media.MAX_PIXELS:
                 raise MediaError("image_pixels", f"{width}x{height} pixels", "scale the video down", str(path))
             streams[0].codec_context.thread_count = 1
             yield container, streams[0]
@@ -131,14 +130,14 @@ def _opened(path: MediaSource, max_pixels: int):
         raise _unreadable(path, error) from None
 
 
-def _count(path: MediaSource, num_frames: int, max_pixels: int) -> int:
+def _count(path: MediaSource, num_frames: int) -> int:
     """Number of frames, or of packets where there are many; headers may lack or misstate it.
 
     A packet may hold half a frame (interlaced) or no visible one, so frames are decoded and counted where few packets
     are found.
     """
     total = 0
-    with _opened(path, max_pixels) as (container, stream):
+    with _opened(path) as (container, stream):
         for packet in container.demux(stream):
             if packet.is_corrupt:
                 raise MediaError(
@@ -146,31 +145,22 @@ def _count(path: MediaSource, num_frames: int, max_pixels: int) -> int:
                 )
             total += packet.size > 0
     if total <= 2 * num_frames:
-        total = sum(1 for _ in _decode(path, max_pixels))
+        total = sum(1 for _ in _decode(path))
     if not total:
         raise MediaError("video_unreadable", "no frames in it", "fetch the video again", str(path))
     return total
 
 
-def _decode(path: MediaSource, max_pixels: int) -> Iterator:
+def _decode(path: MediaSource) -> Iterator:
     """The frames of a video, as objects of PyAV."""
-    import av
-
-    with _opened(path, max_pixels) as (container, stream):
-        codec = ALPHA_DECODERS.get(stream.codec_context.name) if stream.metadata.get("alpha_mode") == "1" else None
-        if codec is None or codec not in av.codecs_available:
-            yield from container.decode(stream)
-            return
-        decoder = av.CodecContext.create(codec, "r")
-        decoder.thread_count = 1
-        for packet in container.demux(stream):
-            yield from decoder.decode(packet)
+    with _opened(path) as (container, stream):
+        yield from container.decode(stream)
 
 
-def _take(path: MediaSource, numbers: Sequence[int], max_pixels: int) -> list[Image.Image]:
+def _take(path: MediaSource, numbers: Sequence[int]) -> list[Image.Image]:
     """The frames with these indices, as far as the video has them."""
     images = []
-    for number, frame in enumerate(_decode(path, max_pixels)):
+    for number, frame in enumerate(_decode(path)):
         if number in numbers:
             images.append(_upright(frame))
             if len(images) == len(numbers):

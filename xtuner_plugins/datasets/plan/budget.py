@@ -1,13 +1,9 @@
 """How many tiles each image of a sample gets, and what happens when a sample is too long.
 
-    sharing='equal'   several images share the limit as in the official code: max_tiles // n each, at least 1
-    sharing='each'    each image may have max_tiles, as in serving engines
-    sharing='need'    likewise; when the sample is too long, tiles are taken from the image that needs them least
-                      (fewest source pixels per tile) until it fits, whatever `too_long` says
+Several images share the limit as in the official code: `max_tiles // n` each, at least 1. A sample longer than
+`max_length` then goes through these steps until it fits:
 
-A sample longer than `max_length` then goes through the steps of `too_long`, in this order, until it fits:
-
-    shrink_tiles      take tiles away as above, down to one per image
+    shrink_tiles      take tiles from the image that needs them least (fewest source pixels per tile), down to one each
     truncate_text     cut off the end, never inside an image's span, and only if a supervised token is left
     (drop)            a sample that still doesn't fit is left out, with an entry in the ledger
 
@@ -19,24 +15,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...errors import SettingError, check_choice, check_whole
+from ...errors import check_whole
 from ...hub.constants import IGNORE_INDEX
 from ...ranges import image_tokens
 from ..images.tiling import DynamicTiling
 from ..text.conversation import Encoded
 
-SHARING = ("equal", "each", "need")
-STEPS = ("shrink_tiles", "truncate_text")
 FRAME = (0, 0)  # the size that stands for a video frame, which is always one tile
 
 
-def first_limit(max_tiles: int, num_images: int, sharing: str) -> int:
+def first_limit(max_tiles: int, num_images: int, sharing: str = "equal") -> int:
     """The tile limit of each image of a sample before anything is shrunk, at least 1.
 
     Args:
         max_tiles: tile limit of the sample.
         num_images: number of its images, video frames not counted.
-        sharing: one of `SHARING`.
+        sharing: 'equal', as in training; otherwise each image may have all, as in serving engines.
     """
     return max(1, max_tiles // max(1, num_images)) if sharing == "equal" else max_tiles
 
@@ -48,25 +42,17 @@ class TileBudget:
     Args:
         tokens_per_tile: N.
         max_length: most tokens of a sample.
-        sharing, steps: see the module.
+        may_cut: whether the end of a text may be cut off.
 
     Raises:
-        SettingError: an unknown sharing or step, or a length that can't be used.
+        SettingError: a length that can't be used.
     """
 
     tokens_per_tile: int
     max_length: int
-    sharing: str = "equal"
-    steps: tuple[str, ...] = STEPS
+    may_cut: bool = True
 
     def __post_init__(self):
-        check_choice("tile_sharing", self.sharing, SHARING)
-        if set(self.steps) - set(STEPS) or list(self.steps) != sorted(self.steps, key=STEPS.index):
-            raise SettingError(
-                "too_long",
-                f"too_long={list(self.steps)!r} isn't understood",
-                f"give some of {list(STEPS)}, in this order",
-            )
         check_whole("max_length", self.max_length, 1)
 
     def count(self, tiling: DynamicTiling, size: tuple[int, int], limit: int) -> int:
@@ -77,19 +63,21 @@ class TileBudget:
         """Tokens of all images' spans: those of their tiles between a start and an end token."""
         return image_tokens(num_tiles, self.tokens_per_tile)
 
+    def first_limits(self, tiling: DynamicTiling, sizes: Sequence[tuple[int, int]]) -> list[int]:
+        """The tile limit of each image before anything is shrunk; arguments as `fit`."""
+        frames = [tuple(size) == FRAME for size in sizes]
+        share = first_limit(tiling.max_tiles, frames.count(False))
+        return [1 if frame else share for frame in frames]
+
     def fit(self, tiling: DynamicTiling, sizes: Sequence[tuple[int, int]], text_tokens: int) -> list[int]:
-        """The tile limit of each image so that the sample fits, or comes as near as the steps allow.
+        """The tile limit of each image so that the sample fits, or comes as near as it can.
 
         Args:
             tiling: its limits are those of the sample.
             sizes: (width, height) of each image, `FRAME` for a frame.
             text_tokens: tokens besides the images' spans.
         """
-        frames = [tuple(size) == FRAME for size in sizes]
-        share = first_limit(tiling.max_tiles, frames.count(False), self.sharing)
-        limits = [1 if frame else share for frame in frames]
-        if "shrink_tiles" not in self.steps and self.sharing != "need":
-            return limits
+        limits = self.first_limits(tiling, sizes)
         counts = [self.count(tiling, size, limit) for size, limit in zip(sizes, limits, strict=True)]
         while self.tokens(counts) > self.max_length - text_tokens and max(counts, default=1) > 1:
             # the image with the fewest source pixels per tile loses least; of equal ones the first with most tiles

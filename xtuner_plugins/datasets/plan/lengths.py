@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...files import locked, open_array, save, text_hash, writing
+from ...files import get_cache_dir, locked, open_array, save, text_hash, writing
 from ...processes import map_in_workers
 from ..images.stored import StoreImages
 from ..images.tiling import DynamicTiling
@@ -128,7 +128,7 @@ class LengthIndex:
         rows = np.repeat(np.arange(num), num_media)
         is_frame = (sizes == FRAME).all(1)
         images = np.bincount(rows[~is_frame], minlength=num)
-        shares = [first_limit(tiling.max_tiles, num, budget.sharing) for num in range(images.max(initial=0) + 1)]
+        shares = [first_limit(tiling.max_tiles, num) for num in range(images.max(initial=0) + 1)]
         limits = np.where(is_frame, 1, np.array(shares)[images[rows]])
         tiles = np.bincount(rows, _count_tiles(sizes, limits, tiling, budget, counts), minlength=num).astype(np.int32)
         tokens = (self.text_tokens[first:last] + tiles * budget.tokens_per_tile + 2 * num_media).astype(np.int32)
@@ -151,7 +151,7 @@ class LengthIndex:
         if total <= budget.max_length:
             return total, sum(counts), SHRUNK
         before_text, before_media = map(int, self.prefix[row])
-        if "truncate_text" in budget.steps and before_text + budget.tokens(counts[:before_media]) < budget.max_length:
+        if budget.may_cut and before_text + budget.tokens(counts[:before_media]) < budget.max_length:
             return budget.max_length, sum(counts), TRUNCATED  # upper bounds: a span at the cut is removed whole
         return 0, 0, DROPPED
 
@@ -194,7 +194,6 @@ def report_change(directory: Path) -> None:
 
 def measure(
     task: Measure,
-    cache_dir: str,
     *,
     num_workers: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
@@ -205,7 +204,7 @@ def measure(
         num_workers: processes; default: one for each core that this process may use; 0 measures in this process.
         progress: called with the number of records measured since the last call.
     """
-    directory = Path(cache_dir) / task.key()
+    directory = get_cache_dir() / task.key()
     found = LengthIndex.open(directory)
     if found is None or not found.holds(task):
         with locked(directory.with_suffix(".lock")):

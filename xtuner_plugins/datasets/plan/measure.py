@@ -19,7 +19,7 @@ from ..text.templates import Template
 from ..text.tokens import TextTokenizer, no_garbage_collection
 from .budget import FRAME
 
-FORMAT = "6"  # part of the key; to be raised when counts or files change
+FORMAT = "7"  # part of the key; to be raised when counts or files change
 
 
 class Complaint(NamedTuple):
@@ -53,7 +53,6 @@ class Measure:
     template: Template
     tokenizer: TextTokenizer | None
     num_frames: int
-    max_pixels: int
     parse: Callable[[object, str], Record] = parse_record
 
     def key(self) -> str:
@@ -64,7 +63,7 @@ class Measure:
             repr(self.template),
             self.tokenizer.fingerprint() if self.tokenizer else "",
             str(self.folder.key()),
-            str((len(self.index), self.num_frames, self.max_pixels)),
+            str((len(self.index), self.num_frames)),
             self.parse.__qualname__,
         )
 
@@ -109,10 +108,10 @@ class Measure:
             try:
                 path = self.folder.resolve(medium.name)
                 if medium.kind == "video":
-                    frames.append(probe_video(path, self.num_frames, self.max_pixels)[0])
+                    frames.append(probe_video(path, self.num_frames)[0])
                     sizes += [FRAME] * frames[-1]
                 else:
-                    sizes.append(image_size(path, self.max_pixels))
+                    sizes.append(image_size(path))
             except MediaError as error:
                 raise error.in_record(record.source) from None
         return normalize_boxes(expand_videos(record, frames), sizes.__getitem__ if sizes else None), sizes

@@ -10,13 +10,12 @@ import re
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
 from ...errors import RecordError, SettingError, SourceError, out_of_files
-from ...files import content_hash, locked, open_array, save, text_hash
+from ...files import content_hash, get_cache_dir, locked, open_array, save, text_hash
 from .foreign import renamed
 
 BLOCK = 1 << 24  # bytes read at a time
@@ -112,9 +111,7 @@ def check_unchanged(file: str | int, stamp: tuple[int, ...], path: str) -> None:
         raise SourceError(f"{path}: the file has changed since it was opened; start again when nothing writes to it")
 
 
-def open_index(
-    path: str, cache_dir: str | os.PathLike, *, file: str = "", columns: Mapping[str, str] | None = None
-) -> OffsetIndex:
+def open_index(path: str, *, file: str = "", columns: Mapping[str, str] | None = None) -> OffsetIndex:
     """The records of an annotation file; the index of a large file is kept on disk and memory-mapped.
 
     Args:
@@ -128,12 +125,12 @@ def open_index(
     file = file or path
     stamp = stamp_of(file)
     if stamp[0] < CACHED_FROM:
-        found = _scan(file)
+        found = _scan(file, path)
     else:
-        folder = Path(cache_dir) / f"offsets-{content_hash(file)}"
+        folder = get_cache_dir() / f"offsets-{content_hash(file)}"
         with locked(folder.with_suffix(".lock")):
             if not (folder / "index.npy").exists():
-                save(folder / "index.npy", _scan(file))
+                save(folder / "index.npy", _scan(file, path))
         found = open_array(folder / "index.npy")
     check_unchanged(file, stamp, path)
     if not found.size:
@@ -141,15 +138,15 @@ def open_index(
     return OffsetIndex(path, file, found, stamp, dict(columns or {}))
 
 
-def _scan(path: str) -> np.ndarray:
-    """`OffsetIndex.spans` of a file.
+def _scan(file: str, path: str) -> np.ndarray:
+    """`OffsetIndex.spans` of a file; arguments as `open_index`.
 
     Raises:
         SettingError: it begins neither as a JSON array nor as JSON lines.
         RecordError: as `_scan_array`.
     """
-    with open(path, "rb") as file:
-        head = file.read(HEAD)
+    with open(file, "rb") as opened:
+        head = opened.read(HEAD)
     first = head.removeprefix(BOM).lstrip()[:1]
     if not first:
         return np.zeros((3, 0), np.int64)
@@ -157,7 +154,7 @@ def _scan(path: str) -> np.ndarray:
         problem = f"is neither a JSON array nor JSON lines: it begins with {head[:20]!r}"
         remedy = "give a .json array or a .jsonl file with one object per line"
         raise SettingError("annotation_file", problem, remedy, f"{path}:1")
-    return _scan_array(path) if first == b"[" else _scan_lines(path)
+    return _scan_array(file, path) if first == b"[" else _scan_lines(file)
 
 
 def _scan_lines(path: str) -> np.ndarray:
@@ -180,7 +177,7 @@ def _scan_lines(path: str) -> np.ndarray:
     return np.stack([starts[keep], (ends - starts)[keep], np.flatnonzero(keep) + 1])
 
 
-def _scan_array(path: str) -> np.ndarray:
+def _scan_array(name: str, path: str) -> np.ndarray:
     """Spans of the elements of a JSON array, each decoded once in a window of the file.
 
     The text is taken for Latin-1, where a character is a byte: quotes, brackets and commas are the same as in UTF-8.
@@ -189,7 +186,7 @@ def _scan_array(path: str) -> np.ndarray:
         RecordError: it is broken, isn't closed, or something follows it; with the line.
     """
     decode, spans = json.JSONDecoder().raw_decode, array("q")
-    with open(path, "rb") as file:
+    with open(name, "rb") as file:
         data = file.read(BLOCK)
         text, line, counted = data.decode("latin-1"), 1, 0  # `line` is that of the character `counted`
         base, at, more, between = 0, text.index("[") + 1, len(data) == BLOCK, False

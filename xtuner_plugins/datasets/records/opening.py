@@ -8,7 +8,6 @@
 | the URL of one of these files | the same, of a copy in the cache |
 """
 
-import contextlib
 import glob
 import os
 import re
@@ -16,12 +15,23 @@ import shutil
 import stat
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...errors import DataError, SettingError
-from ...files import WILDCARDS, is_pattern, is_url, local_path, locked, masked, text_hash, write_whole, writing
+from ...errors import SettingError
+from ...files import (
+    WILDCARDS,
+    get_cache_dir,
+    is_pattern,
+    is_url,
+    local_path,
+    locked,
+    masked,
+    text_hash,
+    write_whole,
+    writing,
+)
 from ...files import shown as shown_url
 from ..stores import localize
 from .json_index import open_index, stamp_of
@@ -66,14 +76,12 @@ class RecordSource(Protocol):
 
 def open_records(
     path: str | os.PathLike,
-    cache_dir: str | os.PathLike,
     options: Mapping[str, Any] | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> RecordSource:
     """The records that an entry of `data_paths` names.
 
     Args:
-        cache_dir: where indices and copies are kept.
         options: fsspec's `storage_options`.
         columns: names here -> names in the records, see `foreign.renamed`.
 
@@ -83,11 +91,11 @@ def open_records(
     """
     path = local_path(os.fspath(path))
     if not is_url(path):
-        return _open(path, path, cache_dir, columns)
+        return _open(path, path, columns)
     if any(char in path.partition("?")[0] for char in WILDCARDS):
         raise SettingError("data_paths", "patterns of URLs aren't looked up", "name the files one by one", masked(path))
-    copy = localize(path, options, cache_dir)
-    return _open(shown_url(path), copy, cache_dir, columns)
+    copy = localize(path, options)
+    return _open(shown_url(path), copy, columns)
 
 
 def stem_of(path: str | os.PathLike) -> str:
@@ -105,17 +113,16 @@ def folder_of(path: str | os.PathLike) -> Path | str:
     return Path(path) if os.path.isdir(path) else Path(path).parent
 
 
-def _open(shown: str, path: str, cache_dir: str | os.PathLike, columns: Mapping[str, str] | None) -> RecordSource:
+def _open(shown: str, path: str, columns: Mapping[str, str] | None) -> RecordSource:
     """The records of a file or folder that messages call `shown`."""
     if os.path.isdir(path) or is_pattern(path):
-        return _open_many(path, cache_dir, columns)
+        return _open_many(path, columns)
     head = _head(path, shown)
     kind = "parquet" if head[:4] == b"PAR1" else "tar" if head[257:262] == b"ustar" else None
     if kind:
-        return TableRecords(shown, kind, [path], cache_dir, columns)
-    file = _unpack(path, shown, cache_dir) if head.startswith(PACKED) else path
-    with _named(file, shown):
-        return open_index(shown, cache_dir, file=file, columns=columns)
+        return TableRecords(shown, kind, [path], columns)
+    file = _unpack(path, shown) if head.startswith(PACKED) else path
+    return open_index(shown, file=file, columns=columns)
 
 
 def _head(path: str, shown: str) -> bytes:
@@ -135,11 +142,11 @@ def _head(path: str, shown: str) -> bytes:
         raise SettingError("annotation_file", problem, "correct data_paths, or the file's mode", f"{shown}:1") from None
 
 
-def _open_many(path: str, cache_dir: str | os.PathLike, columns: Mapping[str, str] | None) -> RecordSource:
+def _open_many(path: str, columns: Mapping[str, str] | None) -> RecordSource:
     """The records of a folder of shards, of a pattern, or of a dataset that `datasets` saved."""
     if os.path.isfile(os.path.join(path, "state.json")) or os.path.isfile(os.path.join(path, "dataset_dict.json")):
         files = sorted(glob.glob(os.path.join(glob.escape(path), "*.arrow")))
-        return TableRecords(path, "arrow", files, cache_dir, columns)
+        return TableRecords(path, "arrow", files, columns)
     names = os.listdir(path) if os.path.isdir(path) else ()
     files = [os.path.join(path, name) for name in names if name[0] not in "._"] or glob.glob(path)
     shards = {kind: [file for file in files if file.endswith(suffix)] for suffix, kind in KINDS.items()}
@@ -149,7 +156,7 @@ def _open_many(path: str, cache_dir: str | os.PathLike, columns: Mapping[str, st
         raise SettingError("data_paths", problem, "name the annotation file, or the shards of one kind", path)
     kind, files = found[0]
     _check_shards(path, files)
-    return TableRecords(path, kind, files, cache_dir, columns)
+    return TableRecords(path, kind, files, columns)
 
 
 def _check_shards(path: str, files: list[str]) -> None:
@@ -170,22 +177,13 @@ def _check_shards(path: str, files: list[str]) -> None:
             raise SettingError("data_paths", problem, f"fetch them, or name those that are there: {path}/*", path)
 
 
-@contextlib.contextmanager
-def _named(file: str, shown: str) -> Iterator[None]:
-    """Errors about a copy as errors about what was copied."""
-    try:
-        yield
-    except DataError as error:
-        raise type(error)(error.reason, error.problem, error.remedy, error.place.replace(file, shown)) from None
-
-
-def _unpack(path: str, shown: str, cache_dir: str | os.PathLike) -> str:
+def _unpack(path: str, shown: str) -> str:
     """The path of the content of a compressed file, which is unpacked where the cache doesn't hold it.
 
     Raises:
         SettingError: the file is damaged or cut off, or the cache can't be written.
     """
-    folder = Path(cache_dir) / "unpacked" / text_hash(os.path.realpath(path), str(stamp_of(path)))
+    folder = get_cache_dir() / "unpacked" / text_hash(os.path.realpath(path), str(stamp_of(path)))
     target = folder / stem_of(path)
     with locked(folder.with_suffix(".lock")):
         if not target.exists():

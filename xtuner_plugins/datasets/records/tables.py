@@ -31,7 +31,7 @@ from typing import Any
 from PIL import Image
 
 from ...errors import DataError, RecordError, SettingError, SourceError
-from ...files import locked, text_hash, write_whole, writing
+from ...files import get_cache_dir, locked, text_hash, write_whole, writing
 from ..images.media import Blob, identify
 from .foreign import LISTS, renamed
 from .json_index import check_unchanged, parse_json, stamp_of
@@ -52,7 +52,6 @@ class TableRecords:
         path: the entry, as messages call it.
         kind: 'arrow' (a folder of `save_to_disk`), 'parquet' or 'tar'.
         files: whose rows they are, in order.
-        cache_dir: where copies are kept.
         columns: names here -> names in the table, see `foreign.renamed`.
 
     Raises:
@@ -64,13 +63,12 @@ class TableRecords:
         path: str,
         kind: str,
         files: Sequence[str],
-        cache_dir: str | os.PathLike,
         columns: Mapping[str, str] | None = None,
     ):
         self.path, self.kind, self.columns = path, kind, dict(columns or {})
         try:
             self.stamps = {file: stamp_of(file) for file in files}
-            self.rows = self._open(list(files), cache_dir)
+            self.rows = self._open(list(files))
             self.num_rows = len(self.rows)
         except (DataError, SourceError):
             raise
@@ -81,7 +79,7 @@ class TableRecords:
         if not self.num_rows:
             raise SettingError("data_paths", "holds no rows", "give it records", path)
 
-    def _open(self, files: list[str], cache_dir: str | os.PathLike) -> Any:
+    def _open(self, files: list[str]) -> Any:
         import datasets
 
         if self.kind == "arrow":
@@ -99,7 +97,7 @@ class TableRecords:
             batches, needed = rows.batches(), rows.num_bytes
         else:
             batches, needed = _sample_batches(files), sum(map(os.path.getsize, files))
-        copy = Path(cache_dir) / "tables" / f"{self.fingerprint()}.arrow"
+        copy = get_cache_dir() / "tables" / f"{self.fingerprint()}.arrow"
         with locked(copy.with_suffix(".lock")):
             if not copy.exists():
                 _announce(self.path, needed, copy)
@@ -208,7 +206,7 @@ def _announce(path: str, needed: int, copy: Path) -> None:
     sizes = f"{needed / 1e9:,.2f} GB, {free / 1e9:,.2f} GB are free"
     if needed > free:
         remedy = "name a cache directory with more room (XTUNER_PLUGINS_CACHE), or rows in groups of 100"
-        raise SettingError("cache_dir", f"no room for a copy of {path} ({sizes})", remedy, str(copy.parent))
+        raise SettingError("cache", f"no room for a copy of {path} ({sizes})", remedy, str(copy.parent))
     print(f"copying {path} into {copy} ({sizes})", file=sys.stderr, flush=True)
 
 

@@ -8,8 +8,9 @@ text that it will be prompted with. With `internvl2_5` (supervised parts underli
     ------------------                                                                      ------------------
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import NamedTuple
 
 from ...errors import RecordError, SettingError
@@ -95,15 +96,18 @@ class Template:
         return found
 
 
-@lru_cache(maxsize=64)
-def get_template(name: str) -> Template:
+def get_template(name: str, own: Mapping[str, str | None] | None = None) -> Template:
     """The template `name`.
+
+    Args:
+        name: its key in the table.
+        own: a model's system message (see `own_system`).
 
     Raises:
         SettingError: no such template, or its separator doesn't begin with the token that ends an answer.
     """
     try:
-        conversation = get_conv_template(name)
+        conversation = get_conv_template(name, **(own or {}))
     except ValueError as error:
         raise SettingError("template", str(error), "correct 'template'") from None
     if not conversation.stop_token or not conversation.sep.startswith(conversation.stop_token):

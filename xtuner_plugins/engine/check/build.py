@@ -27,21 +27,21 @@ from .text import check_keywords, check_text, refused
 LOADER_PARTS = {"dataset", "sampler", "batch_sampler", "collate_fn", "worker_init_fn", "num_batch_per_epoch"}
 
 
-def check_config(cfg: Config) -> None:
-    """The whole check: what the text tells, and one build.
-
-    Raises:
-        ConfigError: As `check_text` and `check_build`.
-    """
+def check_config(cfg: Config, deepspeed: Mapping[str, Any] | None = None) -> None:
+    """The whole check: what the text tells, and one build; arguments and errors as `check_text` and `check_build`."""
     check_text(cfg)
-    check_build(cfg)
+    check_build(cfg, deepspeed)
 
 
-def check_build(cfg: Config) -> None:
+def check_build(cfg: Config, deepspeed: Mapping[str, Any] | None = None) -> None:
     """Builds model (without weights), dataset, loader, optimizer, schedulers and hooks, and discards them.
 
     The data come first, and with them the first sample of each annotation file: MMEngine's runner and the models take
     seconds to import.
+
+    Args:
+        cfg: The config, whose text was checked.
+        deepspeed: The settings in the file of ``--deepspeed``; None without it.
 
     Raises:
         ConfigError: The key of the part and the error of its constructor, or a type that isn't known.
@@ -70,7 +70,7 @@ def check_build(cfg: Config) -> None:
         with refused(key_path):
             if isinstance(hook, Mapping) and hook:
                 HOOKS.build(dict(hook))
-    _build_model(cfg, dataset)
+    _build_model(cfg, dataset, deepspeed)
 
 
 def resolve_type(value: Any) -> Any:
@@ -97,10 +97,10 @@ def _build_optimizer(settings: Mapping[str, Any]) -> Any:
     return OPTIM_WRAPPERS.build({"type": "OptimWrapper", **wrapper})
 
 
-def _build_model(cfg: Config, dataset: MultimodalDataset | None) -> None:
+def _build_model(cfg: Config, dataset: MultimodalDataset | None, deepspeed: Mapping[str, Any] | None) -> None:
     """Builds the model, its parameter groups, and what depends on model and data together."""
     from ..hooks.validation_scores import validation_dataset
-    from ..run.loss_scaling import scaled_wrapper
+    from ..run.loss_scaling import scaled_wrapper, settle_deepspeed_dtype
     from ..run.param_groups import planned_groups
 
     with refused("model"):
@@ -108,6 +108,9 @@ def _build_model(cfg: Config, dataset: MultimodalDataset | None) -> None:
     if model is not None:
         with refused("optim_wrapper"):
             scaled_wrapper(cfg.optim_wrapper, model.dtype)
+        if deepspeed is not None:
+            with refused("--deepspeed"):
+                settle_deepspeed_dtype(deepspeed, model.dtype)
         with refused("optim_wrapper.paramwise_cfg"):
             planned_groups(cfg, model)
     if model is not None and dataset is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,12 +36,13 @@ def parameters(module: str, name: str) -> Parameters | None:
     module, node = found
     if isinstance(node, ast.FunctionDef):
         return _of_function(node)
-    own = next((item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None)
+    methods = {item.name: item for item in node.body if isinstance(item, ast.FunctionDef)}
+    own = methods.get("__init__")
     if own is not None:
         hints, takes_any = _of_function(own)
         if not takes_any:
             return Parameters(hints, False)
-    elif any(isinstance(item, ast.FunctionDef) and item.name == "__new__" for item in node.body):
+    elif "__new__" in methods:
         return None
     else:
         is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
@@ -73,13 +73,15 @@ def _definition(module: str, name: str, steps: int = _MOST_STEPS) -> tuple[str, 
     path = _file(module)
     if path is None or steps == 0:
         return None
-    for node in _statements(_tree(path)):
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(_tree(path)):  # what stands at the top comes first
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
             return module, node
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    return _definition(_absolute(module, path, node), alias.name, steps - 1)
+                    origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+                    return _definition(origin, alias.name, steps - 1)
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES":
             homes = ast.literal_eval(node.value)
             if name in homes:
@@ -92,14 +94,6 @@ def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def _statements(node: ast.AST) -> Iterator[ast.stmt]:
-    """Statements of a module, those under a condition (``if TYPE_CHECKING``) included."""
-    for statement in getattr(node, "body", []):
-        yield statement
-        if isinstance(statement, (ast.If, ast.Try)):
-            yield from _statements(statement)
-
-
 def _file(module: str) -> Path | None:
     root, *rest = module.split(".")
     spec = importlib.util.find_spec(root)  # of a package without parents: imports nothing
@@ -107,11 +101,3 @@ def _file(module: str) -> Path | None:
         return None
     path = Path(spec.submodule_search_locations[0], *rest)
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
-
-
-def _absolute(module: str, path: Path, node: ast.ImportFrom) -> str:
-    if not node.level:
-        return node.module or ""
-    parts = module.split(".")
-    above = node.level - (path.name == "__init__.py")
-    return ".".join([*(parts[:-above] if above else parts), *filter(None, [node.module])])

@@ -34,16 +34,45 @@ from ...ranges import (
 )
 from ...settings import (
     CONFIGS,
+    PACKAGE,
     SETTINGS,
     ConfigError,
     labels_of,
     leaves,
+    read_config,
     typed_nodes,
     validation_settings,
     value_at,
 )
 from ..run.run_length import check_length
 from .signatures import parameters
+
+FAR = 4  # times as many samples per step as the recipe: its learning rate is no longer the right one
+
+
+def step_note(cfg: Config, ranks: int) -> str:
+    """That a step has far more or fewer samples than in the recipe whose learning rate it has; '' where it hasn't.
+
+    Args:
+        cfg: the config of a run; a recipe is the config of configs/ that it is, or takes in.
+        ranks: processes of the run.
+    """
+    path, known = Path(cfg.filename), leaves()
+    taken_in = re.search(rf"from {PACKAGE}\.(?:\w+\.)*(\w+) import \*", path.read_text(encoding="utf-8"))
+    name = taken_in[1] if taken_in else path.stem
+    if name not in known or not (taken_in or path.samefile(known[name])):
+        return ""
+    recipe = read_config(name)
+    own = re.search(r"NPROC_PER_NODE=(\d+)", labels_of(known[name]).get("launch", ""))
+    counts = [
+        value_at(each, "train_dataloader.batch_size", 1) * value_at(each, "optim_wrapper.accumulative_counts", 1) * of
+        for each, of in ((cfg, ranks), (recipe, int(own[1]) if own else 1))
+    ]
+    rates = [value_at(each, SETTINGS["lr"].key) for each in (cfg, recipe)]
+    if rates[0] != rates[1] or max(counts) < FAR * min(counts):
+        return ""
+    told = f"{counts[0]} samples per step, but {name} has {counts[1]}, for which its lr={rates[1]:g} is meant"
+    return f"{told}; change accumulative_counts or lr"
 
 
 def _check_targets(targets: Any) -> None:
@@ -144,7 +173,7 @@ def check_keywords(key_path: str, node: Mapping[str, Any], module: str | None, n
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
-            hint = GONE_SETTINGS.get(key, hint)
+            hint = GONE_SETTINGS.get(key, hint) if name.endswith("Dataset") else hint
             raise ConfigError(f"{key_path}.{key}: {name} has no setting {key!r}; {hint}")
         kinds = [each.strip() for each in (found.hints.get(key) or "").split("|")]
         if isinstance(value, (str, bool, int, float)) and set(kinds) <= _PLAIN.keys():
@@ -198,12 +227,9 @@ def missing_base(base: str, config: str | None) -> str:
     """How to get a base that isn't there: as the config's docstring says, else by what its path looks like."""
     label = labels_of(config).get("starts from", "") if config and Path(config).suffix == ".py" else ""
     named, _, command = label.partition(":")
-    command = command.strip().replace(" python ", " && python ")
-    words = named.split(",")[0].split()
-    is_named = bool(words) and os.path.normpath(words[0]) == os.path.normpath(base)
-    if is_named and command:
-        return f"{'export the earlier stage' if 'export' in named else 'make it'}: {command}"
-    if "exports" in Path(base).parts or (is_named and "exported" in named):
+    if command and os.path.normpath(named.split(",")[0]) == os.path.normpath(base):
+        return f"make it: {command.strip().replace(' python ', ' && python ')}"
+    if "exports" in Path(base).parts:
         stage = leaves().get(Path(base).name)
         earlier = os.path.relpath(stage, CONFIGS.parent) if stage else "CONFIG"
         return f"export the earlier stage: python tools/convert_to_official.py {earlier} CHECKPOINT {base}"
@@ -226,17 +252,15 @@ def _check_tiling(cfg: Mapping[str, Any]) -> None:
     """Raises on tile limits that can't be, or where the largest image fits into no sample or no pack."""
     where = "train_dataloader.dataset"
     dataset = value_at(cfg, where) or {}
-    high, low = dataset.get("max_tiles"), dataset.get("min_tiles")
+    high = dataset.get("max_tiles")
     if high is None:
         return
     with refused(where):
-        check_tiles(1 if low is None else low, high)
+        check_tiles(1, high)
     base = _fields(value_at(cfg, "model.base"))
     size, patch = base.get("force_image_size"), value_at(base, "vision_config.patch_size")
     if not (size and patch and base.get("downsample_ratio")) or dataset.get("dataset_settings"):
         return  # what the build knows: directories of another format, limits of single files
-    thumbnail = dataset.get("use_thumbnail")
-    thumbnail = bool(base.get("use_thumbnail") if thumbnail is None else thumbnail)
     tokens = token_grid(size, patch, base["downsample_ratio"], base.get("projector_type")) ** 2
     for name, key in (
         ("max_length", f"{where}.max_length"),
@@ -244,29 +268,25 @@ def _check_tiling(cfg: Mapping[str, Any]) -> None:
     ):
         if (limit := value_at(cfg, key)) is not None:
             with refused(where):
-                check_room(high, thumbnail, tokens, limit, name)
+                check_room(high, bool(base.get("use_thumbnail")), tokens, limit, name)
 
 
 def _check_paths(prefix: str, node: Mapping[str, Any]) -> None:
     """Raises where a path isn't there, or a URL is of a kind that isn't read."""
-    own = node.get("dataset_settings")
-    of_files = [each or {} for each in (own if isinstance(own, (list, tuple)) else [own])]
-    for number, each in enumerate(of_files):
-        if isinstance(each, Mapping):
-            with refused(f"{prefix}dataset_settings[{number}]"):
-                check_storage_options(each.get("storage_options") or {})
+    of_files = node.get("dataset_settings")
+    for number, each in enumerate([of_files] if isinstance(of_files, Mapping) else of_files or ()):
+        with refused(f"{prefix}dataset_settings[{number}]"):
+            check_storage_options((each or {}).get("storage_options") or {})
     for setting, is_right, kind in (("data_paths", names_data, "file"), ("image_folders", names_images, "folder")):
         values = node.get(setting) or []
-        for value in [values] if isinstance(values, str) else values:
-            if not isinstance(value, str):
-                continue
-            if is_url(value):
-                with refused(f"{prefix}{setting}"):
+        for value in [values] if isinstance(values, str) else filter(None, values):
+            with refused(f"{prefix}{setting}"):
+                if is_url(value):
                     check_store_url(value)
-            if not is_right(value):
-                raise ConfigError(f"{prefix}{setting}: {kind} {value} does not exist")
-            if setting == "data_paths" and os.path.isfile(value) and not os.path.getsize(value):
-                raise ConfigError(f"{prefix}{setting}: {value} holds no records; give it records")
+                if not is_right(value):
+                    raise ValueError(f"{kind} {value} does not exist")
+                if setting == "data_paths" and os.path.isfile(value) and not os.path.getsize(value):
+                    raise ValueError(f"{value} holds no records; give it records")
 
 
 @contextmanager

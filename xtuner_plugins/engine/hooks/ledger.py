@@ -9,9 +9,8 @@ from mmengine.dist import all_reduce, barrier, get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from ...datasets import MultimodalDataset
-from ...datasets.bad_samples import FILLER
 from ...datasets.ledger import Ledger
+from ...datasets.left_out import FILLER
 from ..run.loops import PlanIterator, planned_loop
 
 
@@ -19,30 +18,21 @@ from ..run.loops import PlanIterator, planned_loop
 class LedgerHook(Hook):
     """Keeps the ledger of a run: takes the records of samples that were left out out of each batch.
 
-    Args:
-        max_bad_samples: Most unusable samples in an epoch, over all ranks that share the work directory; more stop the
-            run. None takes the dataset's own ``max_bad_samples``.
-
     Raises:
         ValueError: The run has another loop than `PlannedTrainLoop`.
-        TooManyBadSamples: The ceiling is passed.
+        TooManyBadSamples: Too many samples of an epoch can't be used.
     """
 
     priority = "VERY_HIGH"
 
-    def __init__(self, max_bad_samples: int | None = None):
-        self.max_bad_samples = max_bad_samples
+    def __init__(self):
         self.ledger: Ledger | None = None
         self._epoch = 0
 
     def before_train(self, runner) -> None:
         """Starts or continues the file, and enters what the first epoch's plan leaves out."""
-        iterator, dataset = planned_loop(runner).dataloader_iterator, runner.train_dataloader.dataset
+        iterator = planned_loop(runner).dataloader_iterator
         self.ledger = Ledger(Path(runner.work_dir) / "ledger.jsonl")
-        if self.max_bad_samples is not None:
-            self.ledger.max_bad_samples = self.max_bad_samples
-        elif isinstance(dataset, MultimodalDataset):
-            self.ledger.max_bad_samples = dataset.max_bad_samples
         self._epoch = iterator.epoch
         if get_rank() == 0:
             self.ledger.begin(self._epoch, iterator.plan.taken(self._epoch, iterator.position()["position"]))

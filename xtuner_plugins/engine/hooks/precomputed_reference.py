@@ -16,8 +16,8 @@ from mmengine.registry import HOOKS
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ...datasets.bad_samples import FILLER
 from ...datasets.dataset import bind_worker
+from ...datasets.left_out import FILLER
 from ...datasets.preference import SEGMENTS_PER_PAIR, PreferenceDataset, collate_pairs, filler_pair
 from ...datasets.reference import ReferenceLogProbs
 from ...errors import DataError, SettingError

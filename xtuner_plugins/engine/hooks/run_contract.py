@@ -17,6 +17,7 @@ from torch import nn
 
 from ...datasets import MultimodalDataset
 from ...datasets.figures import file_figures
+from ...dtypes import describe_dtype
 from ...files import write_whole
 from ..run.loops import planned_loop
 from ..run.optimizers import describe_optimizer
@@ -66,17 +67,21 @@ def gather(runner) -> dict[str, Any]:
     """The contract of a run before its first step, as JSON can hold it. The ranks don't wait for each other here.
 
     Returns:
-        ``parts``, ``optimizer``, ``strategy``, ``data``, ``run``, ``resumable``, ``log``. What isn't known is None;
-        only rank 0 looks at samples.
+        ``parts``, ``optimizer``, ``strategy``, ``computes_in``, ``data``, ``run``, ``resumable``,
+        ``log``. What isn't known is None; only rank 0 looks at samples.
     """
     dataset, plan = runner.train_dataloader.dataset, planned_loop(runner).dataloader_iterator.plan
     looks = is_main_process() and isinstance(dataset, MultimodalDataset)
     figures = [asdict(each) for each in (file_figures(dataset) if looks else [])]
     files = [{name: None if value != value else value for name, value in each.items()} for each in figures]  # NaN
+    strategy = f"DDP on {runner.world_size} ranks" if runner.world_size > 1 else "one process"
+    if isinstance(runner.model, MMDeepSpeedEngineWrapper):
+        strategy = describe_engine(runner.model.model)
     return {
         "parts": [describe_part(name, part) for name, part in unwrap(runner.model).parts().items()],
         "optimizer": _describe_groups(runner.optim_wrapper.optimizer),
-        "strategy": _describe_strategy(runner),
+        "strategy": strategy,
+        "computes_in": _describe_dtype(runner),
         "data": {"samples": len(dataset), "summary": plan.describe_data(), "files": files},
         "run": _describe_run(runner, files),
         "resumable": all(hook.save_optimizer for hook in runner.hooks if isinstance(hook, CheckpointHook)),
@@ -126,10 +131,10 @@ def describe_part(name: str, part: nn.Module) -> dict[str, Any]:
     return {"part": name, "trainable": counts[True], "frozen": counts[False], "held_in": ", ".join(sorted(kinds))}
 
 
-def _describe_strategy(runner) -> str:
-    if isinstance(runner.model, MMDeepSpeedEngineWrapper):
-        return describe_engine(runner.model.model)
-    return f"DDP on {runner.world_size} ranks" if runner.world_size > 1 else "one process"
+def _describe_dtype(runner) -> str:
+    network = unwrap(runner.model)
+    device = next(network.parameters()).device
+    return describe_dtype(runner.cfg.model.get("dtype", "auto"), network.dtype, device, "--set dtype=")
 
 
 def describe_engine(engine: Any) -> str:
@@ -149,7 +154,8 @@ def show(contract: Mapping[str, Any]) -> str:
     lines.append(f"  optimizer: {contract['optimizer']['name']}")
     group_line = "  optimizer group {}: {parameters:,} parameters, lr {lr:g}, weight decay {weight_decay:g}"
     lines += [group_line.format(index, **group) for index, group in enumerate(contract["optimizer"]["groups"])]
-    lines += [f"  strategy: {contract['strategy']}", *_show_files(data["files"])]
+    lines += [f"  strategy: {contract['strategy']}", f"  computes in: {contract['computes_in']}"]
+    lines += _show_files(data["files"])
     lines += [f"  {line}" for line in data["summary"].splitlines()]
     tokens = "" if run["tokens"] is None else f", about {run['tokens']:,} tokens"
     lines.append(f"  run: {run['steps']:,} optimizer steps, {run['done']:,} of them done{tokens}")

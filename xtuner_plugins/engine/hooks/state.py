@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from datetime import datetime
 from typing import Any
 
+import torch
 from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -13,6 +16,7 @@ from ...datasets.images.resize_rules import resize_facts
 from ...weights import preprocessing, record
 from ..run.loops import planned_loop
 from ..run.steps import unwrap
+from ..watch.stopping import started_by
 
 
 @HOOKS.register_module()
@@ -44,7 +48,7 @@ class StateHook(Hook):
             pixels = unwrap(runner.model).data_preprocessor
             mean, std = pixels.mean.flatten().tolist(), pixels.std.flatten().tolist()
             checkpoint[preprocessing.KEY] = lock.describe(dataset, mean, std)
-        checkpoint[record.KEY] = self._describe(runner)
+        checkpoint[record.KEY] = {**self._describe(runner), "run": _run_facts(checkpoint["meta"]["iter"])}
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Tells the loop where to resume, and refuses another run's checkpoint; `load_from` may be anyone's."""
@@ -68,6 +72,17 @@ class StateHook(Hook):
 
     @staticmethod
     def _make(runner) -> dict[str, Any]:
-        own = {"ranks": get_world_size(), "dtype": str(getattr(unwrap(runner.model), "dtype", None))}
-        dataset, rule = runner.train_dataloader.dataset, resize_facts()["resize_rule"]
-        return record.make(runner.cfg, dataset, resize_rule=rule, **own)
+        own = {"ranks": get_world_size(), "seed": runner.seed, "resize_rule": resize_facts()["resize_rule"]}
+        dtype = str(getattr(unwrap(runner.model), "dtype", None))
+        return record.make(runner.cfg, runner.train_dataloader.dataset, dtype=dtype, **own)
+
+
+def _run_facts(steps: int) -> dict[str, Any]:
+    """Command, hardware and time of a checkpoint after so many steps, for the model card."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.cpu.get_capabilities()["cpu_name"]
+    return {
+        "command": started_by(os.environ),
+        "hardware": f"{get_world_size()} x {name}",
+        "steps": steps,
+        "saved": datetime.now().isoformat(timespec="seconds"),
+    }

@@ -15,7 +15,7 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from torch import nn
 
-from ...datasets.bad_samples import FILLER
+from ...datasets.left_out import FILLER
 from ..run.loops import planned_loop
 from ..run.param_groups import group_members
 from ..run.steps import unwrap

@@ -17,7 +17,6 @@ from mmengine.registry import HOOKS
 from ...datasets import MultimodalDataset, PlanSampler, PreferenceDataset, SettingError, collate, collate_pairs, lock
 from ...evaluation.benchmarks import open_data_sets
 from ...files import write_whole
-from ...hub.conversation import get_conv_template
 from ...inference.session import ChatSession
 from ...ranges import check, check_benchmarks
 from ...weights import preprocessing
@@ -193,7 +192,8 @@ def open_session(runner) -> ChatSession:
     locked = lock.describe(dataset, pixels.mean.flatten().tolist(), pixels.std.flatten().tolist())
     rule, _ = preprocessing.choose(locked, template=dataset.sources[0].template.name)
     model = network.model
-    model.template, model.conv_template = rule.template, get_conv_template(rule.template)
+    model.template = rule.template
+    model.conv_template = rule.conversation
     model.system_message = model.conv_template.system_message
     return ChatSession(
         model,
@@ -201,5 +201,4 @@ def open_session(runner) -> ChatSession:
         min_tiles=rule.min_tiles,
         max_tiles=rule.max_tiles,
         use_thumbnail=rule.use_thumbnail,
-        tile_sharing=dataset.budget.sharing,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,29 +102,19 @@ class WholeCheckpointHook(CheckpointHook):
         if self.max_keep_ckpts > 0:
             runner.message_hub.update_info("keep_ckpt_ids", kept)
         beside = _hidden(target, PARTIAL)
-        failure = None
-        try:
+
+        def write() -> None:
+            own = {"save_optimizer": self.save_optimizer, "save_param_scheduler": self.save_param_scheduler}
+            own |= {"by_epoch": self.by_epoch, "backend_args": self.backend_args}
             with _written_directly():
-                runner.save_checkpoint(
-                    self.out_dir,
-                    beside.name,
-                    save_optimizer=self.save_optimizer,
-                    save_param_scheduler=self.save_param_scheduler,
-                    meta=meta,
-                    by_epoch=self.by_epoch,
-                    backend_args=self.backend_args,
-                    **self.args,
-                )
-        except (OSError, RuntimeError) as error:
-            failure = _reason(error, self.out_dir)
-        failure = _first_of_all_ranks(failure)
-        if failure is None and is_main_process():
-            try:
+                runner.save_checkpoint(self.out_dir, beside.name, meta=meta, **own, **self.args)
+
+        def put_in_place() -> None:
+            if is_main_process():
                 _move_into_place(beside, target)
                 _write_pointer(Path(runner.work_dir) / LAST_CHECKPOINT, target)
-            except OSError as error:
-                failure = _reason(error, self.out_dir)
-        failure = _first_of_all_ranks(failure)
+
+        failure = _first_failure(write, self.out_dir) or _first_failure(put_in_place, self.out_dir)
         self._saved_step = step
         if failure is not None:
             if is_main_process():
@@ -221,8 +211,13 @@ def _reason(error: Exception, folder: str) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _first_of_all_ranks(failure: str | None) -> str | None:
-    """The failure of the first rank that has one. All ranks wait here, so none continues where another failed."""
+def _first_failure(do: Callable[[], None], folder: str) -> str | None:
+    """Why the first rank that failed did so. All ranks wait here, so none continues where another failed."""
+    failure = None
+    try:
+        do()
+    except (OSError, RuntimeError) as error:
+        failure = _reason(error, folder)
     return next((found for found in all_gather_object(failure) if found is not None), None)
 
 
@@ -238,17 +233,15 @@ def _require_finite(runner, target: Path) -> None:
 
 
 def bad_parameters(network: nn.Module) -> list[str]:
-    """Names of parameters with a value that isn't finite, in this rank's share."""
-    floating = {name: _held_values(p) for name, p in network.named_parameters() if p.is_floating_point()}
-    return [name for name, values in floating.items() if not torch.isfinite(values).all()]
+    """Names of parameters with a value that isn't finite, in this rank's share.
 
-
-def _held_values(parameter: nn.Parameter) -> torch.Tensor:
-    """The values of a parameter that this rank holds: all of them, or its share under ZeRO-3.
-
-    Shares have equal lengths, so the last ones end with memory that nothing initializes; it isn't returned.
+    Shares of ZeRO-3 have equal lengths, so the last ones end with memory that nothing initializes; it doesn't count.
     """
-    share = getattr(parameter, "ds_tensor", None)
-    if share is None:
-        return parameter
-    return share[: max(0, parameter.ds_numel - share.numel() * get_rank())]
+    bad = []
+    for name, parameter in network.named_parameters():
+        values = getattr(parameter, "ds_tensor", parameter)
+        if values is not parameter:
+            values = values[: max(0, parameter.ds_numel - values.numel() * get_rank())]
+        if parameter.is_floating_point() and not torch.isfinite(values).all():
+            bad.append(name)
+    return bad

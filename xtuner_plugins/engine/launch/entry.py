@@ -30,7 +30,9 @@ from ...settings import (
     make_reloadable,
     parse_words,
     read_config,
+    read_deepspeed,
 )
+from ...weights.errors import CheckpointError
 from .. import register_all
 from ..run.runtime import adjust_stack
 from ..watch.console import open_console
@@ -62,16 +64,24 @@ def _settle_before_building() -> None:
 
 
 def _settle(check, module: types.ModuleType, cfg: Config, args: argparse.Namespace) -> None:
-    """Checks the config, finds the checkpoint of ``--resume auto``, and settles what ``--deepspeed`` would lose."""
+    """Checks the config, finds the checkpoint of ``--resume auto``, and settles what ``--deepspeed`` would lose.
+
+    A refusal ends each rank with status 2 and is one line of one rank.
+    """
     from ..run.param_groups import keep_grouping
     from ..run.resume import settle_start
 
     check(cfg, args)
-    if STARTED_BY not in os.environ:  # else the launcher has done it
-        _read_again(cfg, args)
-    make_reloadable(cfg)  # the run writes it into its work directory
     wants_to_resume = args.resume is not None or cfg.get("resume")
-    settle_start(cfg, args)
+    try:
+        if STARTED_BY not in os.environ:  # else the launcher has done it
+            _read_again(cfg, args)
+        make_reloadable(cfg)  # the run writes it into its work directory
+        settle_start(cfg, args)
+    except (ConfigError, CheckpointError) as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     if wants_to_resume and os.environ.get("RANK", "0") == "0":
         said = f"resuming from {args.resume}" if args.resume else "no checkpoint to resume yet: starting anew"
         print_log(said, "current")
@@ -91,27 +101,21 @@ def _read_again(cfg: Config, args: argparse.Namespace) -> None:
 
     parser = argparse.ArgumentParser(add_help=False)
     add_config_options(parser)
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-    try:
-        whole = read_config(args.config, parse_words((), parser.parse_known_args(sys.argv[1:])[0].cfg_options))
-        import_types(whole)
-        if is_first:
-            check_processes(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), os.environ)
-            check_config(whole)
-    except ConfigError as error:
-        if is_first:
-            print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    whole = read_config(args.config, parse_words((), parser.parse_known_args(sys.argv[1:])[0].cfg_options))
+    import_types(whole)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        check_processes(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), os.environ)
+        check_config(whole, read_deepspeed(args.deepspeed) if args.deepspeed else None)
     object.__setattr__(cfg, "_cfg_dict", whole._cfg_dict)
 
 
 def _give_deepspeed_the_dtype(module: types.ModuleType, cfg: Config) -> None:
-    """Extends XTuner's filling in of ``"auto"`` dtypes, which takes bfloat16 even where that is emulated."""
-    from ...models.vlm import resolve_dtype
+    """Replaces XTuner's filling in of ``"auto"`` dtypes, which looks at the device alone."""
+    from ...dtypes import resolve_dtype
     from ..run.loss_scaling import settle_deepspeed_dtype
 
-    fill_in, dtype = module.auto_dtype_of_deepspeed_config, resolve_dtype(cfg.model.get("dtype", "auto"))
-    module.auto_dtype_of_deepspeed_config = lambda config: fill_in(settle_deepspeed_dtype(config, dtype))
+    dtype = resolve_dtype(cfg.model.get("dtype", "auto"))
+    module.auto_dtype_of_deepspeed_config = functools.partial(settle_deepspeed_dtype, dtype=dtype)
 
 
 def _end_with_xtuner() -> None:

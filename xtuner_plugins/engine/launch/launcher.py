@@ -10,26 +10,24 @@ import argparse
 import copy
 import os
 import shlex
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmengine.config import Config
-
+from ...files import write_whole
 from ...processes import allocator_settings, free_port, quiet_imports
 from ...settings import (
     DEEPSPEED,
     ConfigError,
     add_config_options,
-    deepspeed_file,
     find_config,
     make_reloadable,
     parse_words,
     read_config,
+    read_deepspeed,
 )
 from ...weights.errors import CheckpointError
-from ..check.text import check_text
+from ..check.text import check_text, step_note
 from ..run.resume import check_same_run, settle_start, work_dir_of
 from ..watch.stopping import COMMAND
 from .ranks import run_ranks
@@ -97,16 +95,11 @@ def training_processes(
     return [*command, *([] if launcher else ["--launcher", "pytorch"])], ranks
 
 
-def num_gpus_here() -> int:
-    """GPUs of this node that PyTorch can use; none is touched."""
-    import torch
-
-    return torch.cuda.device_count()
-
-
 def check_processes(processes: int, env: Mapping[str, str]) -> None:
     """Raises `ConfigError` where this node has fewer GPUs, or without GPUs fewer cores, than processes."""
-    num_gpus = num_gpus_here()
+    import torch
+
+    num_gpus = torch.cuda.device_count()
     limit, of = (num_gpus, "GPUs") if num_gpus else (len(os.sched_getaffinity(0)), "cores and no GPU")
     if processes > limit and (num_gpus or env.get(SHARE_CORES) != "1"):
         share = "" if num_gpus else f", or {SHARE_CORES}=1 to let them share the cores"
@@ -126,46 +119,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.work_dir = work_dir_of(cfg, args)
         resolved = copy.deepcopy(cfg)  # what follows fills in a checkpoint to resume from
         command, ranks = training_processes(_arguments(args), os.environ, args.launcher)
-        if args.deepspeed:
-            deepspeed_file(args.deepspeed)
+        settings = read_deepspeed(args.deepspeed) if args.deepspeed else None
         processes = _whole_number(os.environ, "NPROC_PER_NODE", 1)
         settle_start(cfg, args)
         check_text(cfg)
         quiet_imports()
         if args.launcher in (None, "pytorch"):
             check_processes(processes, os.environ)
+        import torch
+
         from ..check.build import check_build
 
-        check_build(cfg)
+        check_build(cfg, settings)
+        num_ranks = int(ranks[0].get("WORLD_SIZE", 1))
+        num_ranks = int(os.environ.get(TASKS.get(args.launcher, ""), num_ranks))
+        if note := step_note(cfg, num_ranks):
+            print(f"note: {note}", file=sys.stderr)
         if cfg.get("resume"):
-            num_ranks = int(ranks[0].get("WORLD_SIZE", 1))
-            num_ranks = int(os.environ.get(TASKS.get(args.launcher, ""), num_ranks))
-            for note in check_same_run(cfg, args.resume, num_ranks=num_ranks, deepspeed=bool(args.deepspeed)):
+            for note in check_same_run(cfg, args, num_ranks=num_ranks):
                 print(f"note: {note}", file=sys.stderr)
         if args.dry_run:
             return 0
-        _write_resolved(_resolved_file(args), resolved)
+        make_reloadable(resolved)
+        write_whole(_resolved_file(args), lambda part: part.write_text(resolved.pretty_text, encoding="utf-8"))
     except (ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     env = {COMMAND: shlex.join(["python", sys.argv[0], *argv]), **os.environ, "PYTHONPATH": path}
-    env |= allocator_settings(env, num_gpus_here() > 0)
+    env |= allocator_settings(env, torch.cuda.device_count() > 0)
     return run_ranks(command, [{**env, **rank} for rank in ranks])
 
 
 def _resolved_file(args: argparse.Namespace) -> Path:
     """Where the config with the values of the command line lies: the training processes read it there."""
     return Path(args.work_dir, "settings", Path(args.config).name)
-
-
-def _write_resolved(path: Path, cfg: Config) -> None:
-    """Writes whole or not at all: under Slurm every task writes the same file."""
-    make_reloadable(cfg)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{socket.gethostname()}.{os.getpid()}")
-    part.write_text(cfg.pretty_text, encoding="utf-8")
-    part.replace(path)
 
 
 def _arguments(args: argparse.Namespace) -> list[str]:

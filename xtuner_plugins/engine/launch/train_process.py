@@ -1,7 +1,7 @@
 """One training process: ``python -m xtuner_plugins.engine.launch.train_process CONFIG ...``.
 
-It quiets libraries before anything large is imported. Errors that a user can
-fix end in one line and status 1; all others keep their traceback.
+It quiets libraries before anything large is imported. Errors that a user can fix end in one line and status 1, or 2
+where they are of the command, as the launcher has it; all others keep their traceback.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ def main() -> int:
     quiet_imports()
     from xtuner.tools import train as xtuner_train
 
+    from ...settings import ConfigError
+    from ...weights.errors import CheckpointError
     from ..run.runtime import leave_process_group
     from ..watch.console import record
     from ..watch.stopping import exit_status
 
-    sys.argv = name_newest(sys.argv)
     try:
         xtuner_train.main()
         leave_process_group()
@@ -42,20 +43,14 @@ def main() -> int:
         if message is None or os.environ.get("XTUNER_PLUGINS_TRACEBACK") == "1":
             raise
         rank = os.environ.get("RANK", "0")
-        if rank != "0" and getattr(error, "on_every_rank", False):
-            return 1
-        print(f"error (rank {rank}): {message}", "(XTUNER_PLUGINS_TRACEBACK=1 shows the traceback)", file=sys.stderr)
-        return 1
+        if rank == "0" or not getattr(error, "on_every_rank", False):
+            hint = "(XTUNER_PLUGINS_TRACEBACK=1 shows the traceback)"
+            print(f"error (rank {rank}): {message}", hint, file=sys.stderr)
+        return 2 if isinstance(error, (ConfigError, CheckpointError)) else 1
     except Exception:
         record(traceback.format_exc())
         raise
     return exit_status()
-
-
-def name_newest(argv: list[str]) -> list[str]:
-    """Replaces ``--resume`` without a value by ``--resume=auto``, because XTuner's parser requires a value."""
-    pairs = zip(argv, [*argv[1:], "--"], strict=True)
-    return ["--resume=auto" if word == "--resume" and after.startswith("--") else word for word, after in pairs]
 
 
 def user_message(error: Exception) -> str | None:

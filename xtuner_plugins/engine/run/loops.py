@@ -11,7 +11,6 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -264,28 +263,18 @@ class PlannedTrainLoop(IterBasedTrainLoop):
         self.runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=data_batch)
         seed_step(self.runner.seed, get_rank(), self._iter)
         try:
-            with self._stopping_with_reason(f"step {self._iter + 1}"):
-                outputs = run_step(self.runner.model, self.runner.optim_wrapper, data_batch)
+            outputs = run_step(self.runner.model, self.runner.optim_wrapper, data_batch)
         except StepDropped:
             self.dataloader_iterator.give_back(data_batch)
             return
+        except (NonFiniteError, OutOfMemory) as error:
+            saved = newest_checkpoint(self.runner.work_dir) or "none: nothing was saved yet"
+            said = f"step {self._iter + 1}: {error}. The last good checkpoint is {saved}"
+            if isinstance(error, OutOfMemory):
+                raise OutOfMemory(said) from error
+            raise TrainingStopped(f"{said}. Look at these samples, or lower the learning rate") from None
         self.runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=data_batch, outputs=outputs)
         self._iter += 1
-
-    @contextmanager
-    def _stopping_with_reason(self, when: str) -> Iterator[None]:
-        """Adds to an error of a step when it was, and the last good checkpoint."""
-        try:
-            yield
-        except (NonFiniteError, OutOfMemory) as error:
-            last = newest_checkpoint(self.runner.work_dir)
-            saved = f"The last good checkpoint is {last or 'none: nothing was saved yet'}"
-            if isinstance(error, OutOfMemory):
-                error.args = (f"{when}: {error}. {saved}",)
-                raise
-            raise TrainingStopped(
-                f"{when}: {error}. {saved}. Look at these samples, or lower the learning rate"
-            ) from None
 
     def _go_on(self) -> None:
         """Moves to the checkpoint's position, and plans the rest of the run."""

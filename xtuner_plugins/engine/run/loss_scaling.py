@@ -76,28 +76,28 @@ def scaled_wrapper(settings: Mapping[str, Any], dtype: torch.dtype | None) -> di
     return {**settings, "type": LossScalingOptimWrapper}
 
 
-def settle_deepspeed_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """Makes DeepSpeed compute in float16 where the model does; with other dtypes the configuration stays as it is.
+def settle_deepspeed_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The DeepSpeed configuration with the dtype that the model computes in, which is all that decides it.
 
     Args:
-        config: The DeepSpeed configuration, as its file has it.
+        config: As its file has it: ``bf16.enabled`` and ``fp16.enabled`` are ``"auto"``, what ``dtype`` says, or left
+            out.
         dtype: That the model computes in.
 
     Raises:
         ValueError: The configuration says otherwise, or DeepSpeed can't compute in float16 on this device.
     """
-    if dtype != torch.float16:
-        return config
-    from deepspeed.accelerator import get_accelerator
-
     sections = {name: dict(config.get(name) or {}) for name in ("bf16", "fp16")}
-    for name, wanted in (("bf16", False), ("fp16", True)):
+    for name, wanted in (("bf16", dtype == torch.bfloat16), ("fp16", dtype == torch.float16)):
         if sections[name].get("enabled", "auto") not in ("auto", wanted):
             raise ValueError(
-                f"the DeepSpeed configuration sets {name}.enabled={not wanted}, but the model computes in float16 "
-                f'(model.dtype); set it to "auto"'
+                f"the file sets {name}.enabled={not wanted}, but the model computes in "
+                f'{str(dtype).removeprefix("torch.")} (model.dtype); set it to "auto"'
             )
         sections[name]["enabled"] = wanted
-    if not get_accelerator().is_fp16_supported():
-        raise ValueError("model.dtype='float16': DeepSpeed can't compute in it on this device; leave out --deepspeed")
+    if dtype == torch.float16:
+        from deepspeed.accelerator import get_accelerator
+
+        if not get_accelerator().is_fp16_supported():
+            raise ValueError("model.dtype='float16': DeepSpeed has none on this device; leave out --deepspeed")
     return {**config, **sections}

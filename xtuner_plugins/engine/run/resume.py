@@ -16,7 +16,7 @@ from ...weights.errors import CheckpointError
 from ...weights.work_dir import newest_checkpoint, read_checkpoint
 
 AUTO, ADAMW = "auto", "AdamW"
-BITSANDBYTES = re.compile(r"(8|32)bit$|^Paged")  # names of its classes, as MMEngine registers them
+BITSANDBYTES = re.compile(r"(8|32)bit$")  # names of its classes, as MMEngine registers them
 
 
 def check_loadable(
@@ -26,7 +26,6 @@ def check_loadable(
     *,
     deepspeed: bool,
     needs_optimizer: bool,
-    optimizer: str = ADAMW,
 ) -> None:
     """Raises where a run can't start from a checkpoint.
 
@@ -36,7 +35,6 @@ def check_loadable(
         work_dir: Searched for another checkpoint, for the message.
         deepspeed: This run uses DeepSpeed.
         needs_optimizer: The run resumes, so weights alone don't suffice.
-        optimizer: Class of the run's optimizer, see `optimizer_of`.
 
     Raises:
         CheckpointError: One line with the defect and the remedy.
@@ -57,12 +55,6 @@ def check_loadable(
             f"{setting} {path}: doesn't name the parameters of its optimizer state, which a run under DeepSpeed needs; "
             f"resume without --deepspeed, or begin a new run from its weights with --cfg-options load_from={path}"
         )
-    if needs_optimizer and facts["is_adamw"] not in (None, optimizer == ADAMW):
-        held = ADAMW if facts["is_adamw"] else f"another optimizer than {ADAMW}"
-        raise CheckpointError(
-            f"{setting} {path}: holds the state of {held}, which {optimizer} can't read; "
-            f"resume with that one, or begin a new run from its weights with --cfg-options load_from={path}"
-        )
 
 
 def settle_start(cfg: Any, args: Any) -> None:
@@ -75,10 +67,9 @@ def settle_start(cfg: Any, args: Any) -> None:
 
     Raises:
         CheckpointError: The run can't start from the checkpoint, see `check_loadable`.
-        ConfigError: ``--deepspeed`` with an optimizer whose state ZeRO can't cut.
+        ConfigError: An optimizer whose state ZeRO can't cut, or whose pages don't come back.
     """
-    if args.deepspeed:
-        _check_sharded(optimizer_of(cfg))
+    _check_optimizer(optimizer_of(cfg), bool(args.deepspeed))
     resume = args.resume
     if resume is None and cfg.get("resume"):
         resume = cfg.get("load_from") or AUTO
@@ -89,20 +80,18 @@ def settle_start(cfg: Any, args: Any) -> None:
         cfg.resume = args.resume is not None
         if cfg.resume:
             args.resume = str(args.resume)
-            own = {"deepspeed": deepspeed, "optimizer": optimizer_of(cfg)}
-            check_loadable(args.resume, "--resume", work_dir, needs_optimizer=True, **own)
+            check_loadable(args.resume, "--resume", work_dir, deepspeed=deepspeed, needs_optimizer=True)
     elif cfg.get("load_from"):
         check_loadable(str(cfg.load_from), "load_from", work_dir, deepspeed=deepspeed, needs_optimizer=False)
 
 
-def check_same_run(cfg: Any, path: str, *, num_ranks: int, deepspeed: bool) -> list[str]:
+def check_same_run(cfg: Any, args: Any, *, num_ranks: int) -> list[str]:
     """Compares a run that resumes with the record in its checkpoint, before anything is built.
 
     Args:
         cfg: The config with the command line's options, checked.
-        path: The checkpoint.
+        args: XTuner's parsed arguments, after `settle_start`.
         num_ranks: Processes of this run.
-        deepspeed: This run uses DeepSpeed.
 
     Returns:
         What has changed without making it another run, as lines for the user.
@@ -111,21 +100,28 @@ def check_same_run(cfg: Any, path: str, *, num_ranks: int, deepspeed: bool) -> l
         CheckpointError: As `record.require_same_run`.
     """
     from ...datasets.images.resize_rules import resize_facts
-    from ...models.vlm import resolve_dtype
+    from ...dtypes import resolve_dtype
 
+    path, deepspeed = args.resume, bool(args.deepspeed)
     then, hooks = read_checkpoint(path)["record"], cfg.get("custom_hooks") or []
     if then is None and not any(record.plain(hook).get("type") == "StateHook" for hook in hooks):
         return [f"nothing tells whether {path} is of this run: no StateHook in custom_hooks, which keeps a record"]
     dataset, dtype = DATASETS.build(cfg.train_dataloader.dataset), resolve_dtype(cfg.model.get("dtype", "auto"))
-    own = {"ranks": num_ranks, "dtype": str(dtype), "resize_rule": resize_facts()["resize_rule"]}
+    seed = (cfg.get("randomness") or {}).get("seed") if args.seed is None else args.seed
+    own = {"ranks": num_ranks, "seed": seed, "dtype": str(dtype), "resize_rule": resize_facts()["resize_rule"]}
     now = record.make(cfg, dataset, deepspeed=deepspeed, **own)
     defaults = record.defaults_of(record.settings_of(cfg, deepspeed=deepspeed))
     return record.require_same_run(then, now, defaults, path)
 
 
-def _check_sharded(optimizer: str) -> None:
-    """Raises where ZeRO would cut an optimizer's tables like its moments when it saves."""
-    if BITSANDBYTES.search(optimizer):
+def _check_optimizer(optimizer: str, deepspeed: bool) -> None:
+    """Raises where ZeRO would cut an optimizer's tables like its moments when it saves, or a resume ends its paging."""
+    if optimizer.startswith("Paged"):
+        raise ConfigError(
+            f"optim_wrapper.optimizer.type={optimizer!r}: after a resume its moments would be held on the GPU, where "
+            f"they don't fit; set it to {optimizer.removeprefix('Paged')!r}, or use --deepspeed deepspeed_zero2_offload"
+        )
+    if deepspeed and BITSANDBYTES.search(optimizer):
         raise ConfigError(
             f"optim_wrapper.optimizer.type={optimizer!r} can't run under --deepspeed, which cuts the moments of "
             f"torch's AdamW only; set it to {ADAMW!r}, or leave --deepspeed out"

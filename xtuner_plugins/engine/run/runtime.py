@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import types
 
 import torch
 import torch.distributed as dist
@@ -27,7 +26,6 @@ def adjust_stack() -> None:
     if not torch.cuda.is_available():
         _use_gloo_without_gpu()
         _build_no_cpu_op()
-        _report_no_half_precision_without_gpu()
         _return_freed_memory()
     _describe_single_process()
     _use_our_deepspeed_strategy()
@@ -95,14 +93,6 @@ def _build_no_cpu_op() -> None:
     # Not `import deepspeed.comm.torch as ...`: that package star-imports a name `torch`, which is PyTorch itself.
     importlib.import_module("deepspeed.comm.torch")
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
-
-
-def _report_no_half_precision_without_gpu() -> None:
-    """Provides ``is_bf16_supported``, which XTuner calls for DeepSpeed's ``"auto"`` and ``torch.cpu`` lacks."""
-    import xtuner.tools.utils as xtuner_utils
-
-    cpu = types.SimpleNamespace(is_available=lambda: False, is_bf16_supported=lambda: False)
-    xtuner_utils.get_torch_device = lambda: cpu
 
 
 def _return_freed_memory() -> None:

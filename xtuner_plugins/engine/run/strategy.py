@@ -15,6 +15,7 @@ from mmengine.dist import is_main_process
 from torch import nn
 from xtuner.engine import DeepSpeedStrategy as XTunerDeepSpeedStrategy
 
+from ...weights.errors import CheckpointError
 from ...weights.zero import checkpoint_directory, open_deepspeed
 from .gradient_sums import hold_sums_alone, sum_gradients_as_told
 from .steps import unwrap
@@ -81,7 +82,7 @@ class DeepSpeedStrategy(XTunerDeepSpeedStrategy):
         """As MMEngine's; also from a plain file, another stage, and another number of ranks.
 
         Raises:
-            ValueError: The checkpoint holds other trained parameters than the model.
+            CheckpointError: The checkpoint holds other trained parameters than the model.
         """
         return self._open(super().resume, filename, callback, with_optimizer=True, **kwargs)
 
@@ -214,7 +215,7 @@ def require_same_parameters(expected: Mapping[str, tuple], found: Mapping[str, t
         found: Names and shapes in the checkpoint.
 
     Raises:
-        ValueError: Some are missing, unknown, or differ in shape.
+        CheckpointError: Some are missing, unknown, or differ in shape.
     """
     complaints = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
     complaints += [f"unknown {name}" for name in sorted(found.keys() - expected.keys())]
@@ -225,7 +226,7 @@ def require_same_parameters(expected: Mapping[str, tuple], found: Mapping[str, t
     ]
     if complaints:
         shown = "; ".join(complaints[:5]) + (f"; and {len(complaints) - 5} more" if len(complaints) > 5 else "")
-        raise ValueError(
+        raise CheckpointError(
             f"this checkpoint is of another model or another choice of trained parts: {shown}. "
             "Resume with the config that wrote it."
         )

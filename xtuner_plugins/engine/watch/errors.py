@@ -22,23 +22,7 @@ _WORKER = re.compile(r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (?P<how>[^.\n]*
 
 
 class OutOfMemory(ValueError):
-    """A batch for which the memory of this rank isn't enough; the other ranks are ended by the launcher.
-
-    Args:
-        batches: Collated batches, one of which was trained on.
-        reason: What the allocator said.
-    """
-
-    def __init__(self, batches: Sequence[Mapping[str, Any]], reason: str):
-        sources = [str(source) for batch in batches for source in batch.get("sources", ())]
-        figures = ", ".join(map(_describe, batches))
-        is_packed = any("cu_seqlens" in batch for batch in batches)
-        sizes = "pack_tokens, pack_tiles" if is_packed else "batch_size (and raise accumulative_counts)"
-        super().__init__(
-            f"out of memory on rank {get_rank()} with {figures}, from the samples {name_sources(sources)} "
-            f"({reason.strip().splitlines()[0].rstrip('.')}). To need less, lower {sizes}, max_tiles or max_length, or "
-            "set gradient_checkpointing = True; tools/plan.py says in advance what fits"
-        )
+    """A batch for which the memory of this rank isn't enough; the other ranks are ended by the launcher."""
 
 
 def _describe(batch: Mapping[str, Any]) -> str:
@@ -51,6 +35,9 @@ def _describe(batch: Mapping[str, Any]) -> str:
 def naming(batches: Sequence[Mapping[str, Any]]) -> Iterator[None]:
     """Turns an allocator's error into `OutOfMemory`.
 
+    Args:
+        batches: Collated batches, one of which is trained on.
+
     Raises:
         OutOfMemory: On this rank alone.
     """
@@ -59,7 +46,15 @@ def naming(batches: Sequence[Mapping[str, Any]]) -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and NO_MEMORY not in str(error):
             raise
-        raise OutOfMemory(batches, str(error) or type(error).__name__) from error
+        sources = [str(source) for batch in batches for source in batch.get("sources", ())]
+        figures, reason = ", ".join(map(_describe, batches)), (str(error) or type(error).__name__).strip()
+        is_packed = any("cu_seqlens" in batch for batch in batches)
+        sizes = "pack_tokens, pack_tiles" if is_packed else "batch_size (and raise accumulative_counts)"
+        raise OutOfMemory(
+            f"out of memory on rank {get_rank()} with {figures}, from the samples {name_sources(sources)} "
+            f"({reason.splitlines()[0].rstrip('.')}). To need less, lower {sizes}, max_tiles or max_length, or "
+            "set gradient_checkpointing = True; tools/plan.py says in advance what fits"
+        ) from error
 
 
 def name_sources(sources: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ...processes import PARENT_ENDED, STOP_REQUESTS
+from ...processes import PARENT_ENDED, STOP_REQUESTS, leave_signals_to_parent
 
 COMMAND = "XTUNER_PLUGINS_COMMAND"  # the command line that started the run, for the line that tells how to go on
 # Where everything of a job gets a signal, so does the launcher, which passes it on: what comes so soon is the same.
@@ -32,22 +32,19 @@ class StopRequests:
     Attributes:
         first: The first signal that this process got, None before.
         agreed: The signal after which all ranks stop, None before.
+        watched: Whether this process notes signals now.
     """
 
     def __init__(self):
         self.first: int | None = None
         self.agreed: int | None = None
-        self.process: int | None = None  # that notes signals
-        self._since = 0.0
+        self.watched, self._since = False, 0.0
 
     def receive(self, number: int, _frame: Any = None) -> None:
         """Handles a signal: notes the first one; the process ends at a second, for which a copy is too early.
 
-        That the parent has ended, which Ctrl-C may bring about, is never a second request. A forked worker, which
-        inherits this handler, leaves signals to its parent.
+        That the parent has ended, which Ctrl-C may bring about, is never a second request.
         """
-        if os.getpid() != self.process:
-            return
         if self.first is None:
             self.first, self._since = signal.SIGTERM if number == PARENT_ENDED else number, time.monotonic()
             if os.environ.get("RANK", "0") == "0":
@@ -91,15 +88,17 @@ def watching() -> Iterator[None]:
     After a request, that the parent has ended is ignored to the end of the process: it may be told when all is saved,
     and before the run has said how to go on.
     """
-    requests.process = os.getpid()
     before = {number: signal.getsignal(number) for number in STOP_REQUESTS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # e.g. SIGINT in a shell's background job
             signal.signal(number, requests.receive)
+    requests.watched = True
+    os.register_at_fork(after_in_child=lambda: requests.watched and leave_signals_to_parent())
     atexit.register(_end_children)
     try:
         yield
     finally:
+        requests.watched = False
         for number, handler in before.items():
             is_known = requests.first is not None and number == PARENT_ENDED
             signal.signal(number, signal.SIG_IGN if is_known else handler)
@@ -117,9 +116,14 @@ def exit_status() -> int:
     return 128 + requests.agreed if requests.agreed else 0
 
 
+def started_by(env: Mapping[str, str]) -> str:
+    """The command line that started this run."""
+    return env.get(COMMAND) or shlex.join(["xtuner", "train", *sys.argv[1:]])
+
+
 def command_to_go_on(env: Mapping[str, str] = os.environ) -> str:
     """The shell line that resumes this run: its own and one more ``--resume``, which is the one that counts."""
-    line = env.get(COMMAND) or shlex.join(["xtuner", "train", *sys.argv[1:]])
+    line = started_by(env)
     resume = " --resume auto" if line.startswith("xtuner ") else " --resume"  # XTuner's parser wants a value
     variables = [f"{name}={env[name]}" for name in LAUNCH_VARIABLES if name in env]
     return " ".join([*variables, line.removesuffix(resume)]) + resume

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from ...families import LLMFamily, encoder_family, llm_family
+from ...families import PARTS, LLMFamily, encoder_family, llm_family
 from ...hub.constants import ADDED_TOKENS, PROJECTOR_TYPES
-from ...hub.conversation import TEMPLATES, get_conv_template
-from ...weights import model_view, official, tokenizer_files
+from ...hub.conversation import TEMPLATES, Conversation, get_conv_template
+from ...weights import model_view, official, preprocessing, tokenizer_files
 from ...weights.lazy import Cast, Joined, LazyTensor, MemoryTensor
 from ...weights.loader import check_model
 from ...weights.reading import CheckpointError, read_json
@@ -25,13 +26,25 @@ HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.bin", "*.jinja
 
 @dataclass
 class LLMPart:
-    """A language model, read but not loaded: config, family, tokenizer with the nine tokens, tensors without prefix."""
+    """A language model, read but not loaded.
+
+    Attributes:
+        config: its own.
+        family: its row.
+        tokenizer: with the nine tokens.
+        tensors: without prefix.
+        num_new_tokens: how many of the nine were new.
+        conversation: template and system message that it was trained with, as far as its directory tells.
+        is_tied: whether embedding and head are one matrix.
+    """
 
     config: dict
     family: LLMFamily
     tokenizer: object
     tensors: dict[str, LazyTensor]
     num_new_tokens: int
+    conversation: Conversation | None
+    is_tied: bool
 
 
 def build_base(
@@ -40,6 +53,7 @@ def build_base(
     out: str | Path,
     *,
     template: str | None = None,
+    system: str | None = None,
     max_tiles: int | None = None,
     dtype: str = "bfloat16",
     projector: str | Path | None = None,
@@ -70,7 +84,9 @@ def build_base(
         vision: directory, or a hub name when no such directory exists.
         llm: directory, or a hub name; a model directory gives its language model.
         out: directory to write.
-        template: conversation template; None takes the family's own.
+        template: conversation template; None takes the language model's own with its system message, or if the table
+            of templates can't express that, the family's default.
+        system: system message in place of the template's; '' leaves out the system turn.
         max_tiles: ``max_dynamic_patch``, tiles per image without the thumbnail; None is 12, or 1 with ``mlp`` and
             ``bilinear_mlp``.
         dtype: of the stored weights, a key of ``writer.DTYPES``.
@@ -91,8 +107,8 @@ def build_base(
 
     Returns:
         A summary: ``out``, ``num_parameters``, ``num_bytes``, ``vocab_size``, ``num_new_tokens``, ``num_image_token``,
-        ``projector`` (its source), ``template``, ``note`` (which programs run the directory, if not all, and where the
-        language model's own prompt differs).
+        ``projector`` (its source), ``template``, ``parts`` (parameters by part), ``notes`` (lines on the prompt, and
+        which programs run the directory, if not all).
 
     Raises:
         UnknownFamilyError: an encoder or LLM without a row in ``families``.
@@ -112,9 +128,8 @@ def build_base(
     if own is not None:
         vision_part.tensors = normalization.fold(vision_part.tensors, *own)
     llm_part = read_llm(local_directory(llm, "language model"))
-    template = template or llm_part.family.template
-    _check_template(template, llm_part)
-    config = make_config(vision_part, llm_part, template, max_tiles, dtype, projector_type)
+    conversation = _choose_conversation(llm_part, template, system)
+    config = make_config(vision_part, llm_part, conversation, max_tiles, dtype, projector_type)
     num_rows = config["llm_config"]["vocab_size"]
     mlp1 = projectors.projector_tensors(config, projector, seed)
     tensors = {**vision_part.tensors, **mlp1}
@@ -138,9 +153,39 @@ def build_base(
         "num_new_tokens": llm_part.num_new_tokens,
         "num_image_token": official.num_image_tokens(config),
         "projector": str(projector) if projector else f"fresh, seed {seed}",
-        "template": template,
-        "note": "; ".join(_who_runs_it(config) + tokenizer_files.differences(llm_part.tokenizer, template)),
+        "template": conversation.name,
+        "parts": _count_by_part(tensors),
+        "notes": [
+            *tokenizer_files.describe_prompt(llm_part.tokenizer, conversation),
+            *_untied(llm_part, tensors),
+            *_who_runs_it(config),
+            *_who_prompts_otherwise(conversation),
+        ],
     }
+
+
+def _count_by_part(tensors: dict[str, LazyTensor]) -> dict[str, int]:
+    """Parameters by the names of ``PARTS``."""
+    counts = Counter()
+    for name, tensor in tensors.items():
+        counts[name.partition(".")[0]] += tensor.numel
+    return {name: counts[part.attribute] for name, part in PARTS.items()}
+
+
+def _untied(llm: LLMPart, tensors: dict[str, LazyTensor]) -> list[str]:
+    if not llm.is_tied:
+        return []
+    size = tensors[f"language_model.{llm.family.head}"].numel
+    return [f"the format stores a head beside the tied embedding: {size / 1e6:,.1f} M parameters more"]
+
+
+def _who_prompts_otherwise(conversation: Conversation) -> list[str]:
+    if not preprocessing.system_fields(conversation):
+        return []
+    return [
+        "the system message is this model's own; the directory's code and chat template use it, but programs with "
+        f"an own table of templates (the official repository, LMDeploy) prompt with that of {conversation.name}"
+    ]
 
 
 def _who_runs_it(config: dict) -> list[str]:
@@ -184,10 +229,10 @@ def read_llm(directory: Path) -> LLMPart:
     """A language model, bare or inside a model directory, with its tokenizer, the nine tokens added."""
     if "vision_config" in read_json(directory / "config.json"):
         view, prefix = model_view.open_model(directory), "language_model."
-        config = view.config["llm_config"]
+        config, conversation = view.config["llm_config"], _conversation_of(view.config)
         tensors = {k.removeprefix(prefix): t for k, t in view.tensors.items() if k.startswith(prefix)}
     else:
-        config, tensors = model_view.open_language_model(directory)
+        (config, tensors), conversation = model_view.open_language_model(directory), None
     family = llm_family(config, f"language model: {directory}")
     if family.embedding not in tensors:
         raise CheckpointError(f"language model: {directory} has no {family.embedding}")
@@ -201,8 +246,23 @@ def read_llm(directory: Path) -> LLMPart:
             )
         tensors[family.head] = tensors[family.embedding]
     tokenizer = tokenizer_files.load_tokenizer(directory, complete=False)
+    conversation = conversation or tokenizer_files.own_conversation(tokenizer)
     num_new = tokenizer_files.add_tokens(tokenizer, ADDED_TOKENS)
-    return LLMPart(config, family, tokenizer, tensors, num_new)
+    is_tied = tensors[family.head] is tensors[family.embedding]
+    return LLMPart(config, family, tokenizer, tensors, num_new, conversation, is_tied)
+
+
+def _conversation_of(config: dict) -> Conversation | None:
+    """Of an official directory; None if it names a template without a row."""
+    return tokenizer_files.conversation_of(config) if config["template"] in TEMPLATES else None
+
+
+def _choose_conversation(llm: LLMPart, template: str | None, system: str | None) -> Conversation:
+    """Template and system message of a base; arguments as for ``build_base``."""
+    own = llm.conversation
+    found = own if own and template in (None, own.name) else get_conv_template(template or llm.family.template)
+    _check_template(found.name, llm)
+    return found if system is None else replace(found, system_message=system or None)
 
 
 def _check_template(template: str, llm: LLMPart) -> None:
@@ -221,9 +281,8 @@ def resized_llm(llm: LLMPart, num_rows: int) -> dict[str, LazyTensor]:
     tensors = dict(llm.tensors)
     old_rows = tokenizer_files.num_token_rows(llm.tokenizer) - llm.num_new_tokens
     embedding, head = llm.family.embedding, llm.family.head
-    tied = tensors[head] is tensors[embedding]
     tensors[embedding] = _resize_rows(tensors[embedding], old_rows, llm.num_new_tokens, num_rows, embedding)
-    if tied:
+    if llm.is_tied:
         tensors[head] = tensors[embedding]
     else:
         tensors[head] = _resize_rows(tensors[head], old_rows, llm.num_new_tokens, num_rows, head)
@@ -261,7 +320,12 @@ def mean_row(matrix: LazyTensor) -> torch.Tensor:
 
 
 def make_config(
-    part: towers.VisionPart, llm: LLMPart, template: str, max_tiles: int | None, dtype: str, projector_type: str | None
+    part: towers.VisionPart,
+    llm: LLMPart,
+    conversation: Conversation,
+    max_tiles: int | None,
+    dtype: str,
+    projector_type: str | None,
 ) -> dict:
     """The official config of the two parts; arguments as for ``build_base``."""
     from ...hub.configuration_internvl_chat import InternVLChatConfig
@@ -286,9 +350,10 @@ def make_config(
         part.config,
         fields,
         dtype=dtype,
-        template=template,
+        template=conversation.name,
         projector_type=projector_type,
         select_layer=part.select_layer,
         max_tiles=max_tiles or (12 if projector_type == PROJECTOR_TYPES[0] else 1),
     )
+    config |= preprocessing.system_fields(conversation)
     return official.write_config(config, llm.tokenizer, rows)

@@ -1,0 +1,103 @@
+"""Which samples train, what stands for the others, and how one line, one error or one entry each speaks of them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from xtuner_plugins.datasets import MultimodalDataset, RecordError, SettingError
+from xtuner_plugins.datasets.left_out import (
+    FILLER,
+    FILLER_INDEX,
+    describe,
+    dropped_sample,
+    filler_sample,
+    left_out,
+    read_reject_list,
+    require_usable,
+)
+from xtuner_plugins.datasets.plan.lengths import BROKEN, DROPPED, FITS
+
+
+@pytest.fixture
+def dataset(data_base, write_data, qa, tmp_path):
+    """Two files, the second twice: long, cut, rejected, empty and broken records beside usable ones."""
+    first = write_data([qa("A?"), qa("B?", "word " * 200), qa("word " * 200), qa(answer="")], "first.jsonl")
+    second = write_data([qa(image="none.png"), *[{"text": number} for number in range(6)], qa()], "second.jsonl")
+    rejected = tmp_path / "rejected.jsonl"
+    rejected.write_text(json.dumps({"file": second, "row": 6}))
+    settings = {"max_length": 150, "on_bad_sample": "skip", "reject_list": str(rejected)}
+    return MultimodalDataset(data_base, [first, second], repeat_times=[1, 2], **settings)
+
+
+@pytest.fixture
+def fates(dataset):
+    return dataset.layout(num_workers=0)[2]
+
+
+def test_the_line_before_training(dataset, fates):
+    assert describe(dataset, fates) == (
+        "data: 4 of 20 samples will train; left out: 10 no_conversations, 2 rejected, 2 image_missing, 1 too_long, "
+        "1 empty_answer; of those that train, 1 with their end cut off to fit it"
+    )
+    assert describe(dataset) == (
+        "data: 18 of 20 samples will be tried (2 rejected); unusable ones aren't known before they are met "
+        "(on_bad_sample='skip'): tools/check_data.py finds them all"
+    )
+
+
+def test_one_error_names_the_first_of_many_records(dataset, fates):
+    """Without those that were left out on purpose; a repeated record counts once."""
+    with pytest.raises(RecordError) as caught:
+        require_usable(dataset, fates)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "6 records can't be used:" and len(lines) == 7
+    assert "second.jsonl:1: " in lines[1] and "none.png" in lines[1] and "second.jsonl:5: " in lines[5]
+    assert lines[6].startswith("and 1 more; mend them, or leave them out: reject_list")
+    fates = np.where(np.isin(np.arange(20), (5, 13)), BROKEN, FITS)
+    with pytest.raises(RecordError, match=r"^[^\n]*second.jsonl:2: [^\n]*; mend them[^\n]*$") as caught:
+        require_usable(dataset, fates)
+    assert caught.value.reason == "no_conversations"
+    require_usable(dataset, np.full(20, FITS))
+
+
+def test_every_sample_left_out_has_an_entry_with_its_reason(dataset, fates):
+    entries = left_out(dataset, fates)
+    assert [entry["index"] for entry in entries] == np.flatnonzero(fates >= DROPPED).tolist()
+    reasons = {entry["index"]: entry["dropped"] for entry in entries}
+    assert [reasons[index] for index in range(2, 6)] == [
+        "too_long",
+        "empty_answer",
+        "image_missing",
+        "no_conversations",
+    ]
+    assert reasons[10] == reasons[18] == "rejected" and {entry["dataset"] for entry in entries} == {"first", "second"}
+    assert "first.jsonl:3: too long even with one tile per image" in entries[0]["message"]
+
+
+def test_what_stands_for_a_sample(planned_dataset):
+    """A filler teaches nothing; a sample left out says why."""
+    sample = filler_sample(112)
+    assert len(sample["input_ids"]) == len(sample["labels"]) == 1 and (sample["labels"] == -100).all()
+    assert sample["num_tiles"] == 0 and sample["source"] == FILLER
+    assert planned_dataset[FILLER_INDEX].keys() == sample.keys()
+    dropped = dropped_sample(RecordError("json", "not JSON", "mend it", "f:3"), "f:3", 112)
+    assert (dropped["dropped"], dropped["message"], dropped["source"]) == ("json", "f:3: not JSON; mend it", "f:3")
+    assert sample["tiles"].shape == dropped["tiles"].shape == (0, 3, 112, 112)
+
+
+def test_rows_are_found_by_the_file_behind_the_path(planned_dataset, tmp_path):
+    sources, link = planned_dataset.sources, tmp_path / "link.jsonl"
+    link.symlink_to(sources[0].index.path)
+    entries = [{"file": str(link), "row": 3}, {"file": sources[0].index.path, "row": 5}, {"file": "/other", "row": 1}]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    assert read_reject_list(tmp_path / "list.jsonl", sources) == [{3, 5}]
+    assert read_reject_list(None, sources) == [frozenset()]
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"file": "a.jsonl"}', '{"file": "a.jsonl", "row": "x"}', "3"])
+def test_what_is_no_reject_list_is_refused(planned_dataset, tmp_path, text):
+    if text is not None:
+        (tmp_path / "list.jsonl").write_text(text)
+    with pytest.raises(SettingError, match="list.jsonl' can't be read .*write it with tools/check_data.py"):
+        read_reject_list(tmp_path / "list.jsonl", planned_dataset.sources)

@@ -1,0 +1,124 @@
+"""Runs planned for one GPU: what is chosen fits, and what doesn't fit names something that does."""
+
+import itertools
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from xtuner_plugins.planning.choose import SHARE, choose
+from xtuner_plugins.planning.hardware import GPUS, find_gpu
+from xtuner_plugins.planning.memory import GIB
+from xtuner_plugins.planning.plan import plan_config
+from xtuner_plugins.planning.strategies import plain
+from xtuner_plugins.settings import SETTINGS, ConfigError, read_config
+
+SIZES = ("1B", "2B", "4B", "8B", "14B", "30B-A3B")
+STEPS = {"finetune_full": 128, "finetune_lora": 16, "finetune_qlora": 16}
+
+
+def base_of(size):
+    return {"model.base": f"models/InternVL3_5-{size}"}
+
+
+def named(run, *names):
+    return tuple(run.changes.get(SETTINGS[name].key) for name in names)
+
+
+@pytest.fixture(scope="module")
+def chosen():
+    """(GB, size, recipe) -> the run, or the refusal."""
+    found = {}
+    for memory, size, recipe in itertools.product((12, 16, 24, 40, 48, 80), SIZES, STEPS):
+        try:
+            found[memory, size, recipe] = choose(recipe, base_of(size), replace(GPUS["H100"], memory=memory))
+        except ConfigError as error:
+            found[memory, size, recipe] = error
+    return found
+
+
+def test_every_run_fits_or_is_refused_with_one_that_fits(chosen):
+    for (memory, size, recipe), run in chosen.items():
+        if isinstance(run, ConfigError):
+            nearest = re.search(r"the nearest that fits: (\w+) with models/InternVL3_5-(\S+) \(", str(run))
+            assert not isinstance(chosen[memory, nearest[2], nearest[1]], ConfigError), (memory, size, recipe)
+            continue
+        again = plan_config(read_config(recipe, run.changes)._to_lazy_dict(), plain(1))  # as `xtp plan` sees the file
+        assert again.memory.total == run.memory.total <= SHARE * memory * GIB
+        assert again.samples_per_step == STEPS[recipe]
+
+
+def test_more_memory_is_never_refused_what_less_memory_holds(chosen):
+    for size, recipe in itertools.product(SIZES, STEPS):
+        fits = [not isinstance(run, ConfigError) for key, run in chosen.items() if key[1:] == (size, recipe)]
+        assert fits == sorted(fits)
+
+
+@pytest.mark.parametrize(
+    "memory, size, recipe, tiles, length, batch, optimizer",
+    [
+        (16, "4B", "finetune_lora", 12, 8192, 1, None),
+        (16, "1B", "finetune_full", 12, 8192, 2, "AdamW8bit"),  # before resolution is lost
+        (24, "4B", "finetune_lora", 12, 8192, 2, None),
+        (24, "8B", "finetune_lora", 12, 4096, 1, None),
+        (24, "30B-A3B", "finetune_qlora", 12, 8192, 1, None),
+        (80, "2B", "finetune_full", 12, 8192, 8, None),
+        (80, "4B", "finetune_full", 12, 8192, 4, "AdamW8bit"),
+        (80, "8B", "finetune_full", None, None, None, None),
+    ],
+)
+def test_what_known_cards_hold(chosen, memory, size, recipe, tiles, length, batch, optimizer):
+    run = chosen[memory, size, recipe]
+    if tiles is None:
+        assert f"the nearest that fits: finetune_lora with models/InternVL3_5-{size} (" in str(run)
+    else:
+        assert named(run, "max_tiles", "max_length", "batch_size", "optimizer") == (tiles, length, batch, optimizer)
+
+
+def test_the_number_of_records_decides_epochs_and_intervals(tmp_path):
+    record, runs = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, {}
+    for count in (200, 5000):
+        path = tmp_path / f"{count}.jsonl"
+        path.write_text((json.dumps(record) + "\n") * count)
+        data = {SETTINGS["data_paths"].key: [str(path)], SETTINGS["image_folders"].key: [None]}
+        runs[count] = choose("finetune_lora", {**base_of("2B"), **data}, GPUS["4090"])
+    assert named(runs[200], "max_epochs", "save_steps", "val_interval") == (3, 8, 8)  # 38 steps
+    assert runs[200].plan.steps == 38 and runs[5000].plan.steps == 313
+    assert named(runs[5000], "max_epochs", "save_steps") == (None, 63)
+
+
+def test_what_is_given_stays_and_the_rest_is_chosen_around_it():
+    given = {**base_of("2B"), SETTINGS["batch_size"].key: 4, SETTINGS["max_tiles"].key: 3, "model.dtype": "float32"}
+    with pytest.raises(ConfigError, match="15.2 GiB at least, .* the same without the values of --set "):
+        choose("finetune_lora", given, GPUS["T4"])
+    run = choose("finetune_lora", given, GPUS["4090"])
+    assert given.items() <= run.changes.items()
+    assert named(run, "max_length", "accumulative_counts") == (4096, 4)
+    assert choose("finetune_lora", base_of("2B"), GPUS["T4"]).changes["model.dtype"] == "float16"
+    packed = choose("finetune_packed", base_of("1B"), GPUS["T4"])
+    assert named(packed, "batch_size", "accumulative_counts") == (1, 32)  # packs of a step, as on 8 GPUs
+    assert named(packed, "pack_tokens", "pack_tiles") == named(packed, "max_length") + (26,)
+    with pytest.raises(ConfigError, match="the nearest that fits: finetune_dpo_lora with models/InternVL3_5-2B "):
+        choose("finetune_mpo_full", base_of("2B"), GPUS["4090"])
+    with pytest.raises(ConfigError, match="takes .* at least, .* nothing of this release fits"):
+        choose("pretrain_mlp", {}, find_gpu("4GB"))
+
+
+def test_words_that_name_a_gpu(monkeypatch):
+    import torch
+
+    assert find_gpu("4060ti-16") == GPUS["4060Ti-16"]
+    assert (find_gpu("24GB").teraflops, find_gpu("24 gib").memory) == (71, 24)  # the slowest with 24 GB
+    assert (find_gpu("12gb").teraflops, find_gpu("12gb").memory) == (0, 12)
+    with pytest.raises(ValueError, match="--gpu 4091: give memory as 24GB"):
+        find_gpu("4091")
+    here = find_gpu("auto")
+    assert here.dtype == "float32" and here.memory > 1 and here.teraflops > 0  # on a machine without a GPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("card", (), {"total_memory": 15 * GIB}))
+    for name, teraflops in (("Tesla T4", 65), ("Quadro RTX 5000", 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
+        here = find_gpu("auto")
+        assert (here.dtype, here.memory, here.teraflops) == ("float16", 15, teraflops)

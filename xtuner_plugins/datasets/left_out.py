@@ -1,0 +1,156 @@
+"""Samples that don't train: policies, the reject list, what takes their place, and how a run speaks of them."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..errors import DataError, RecordError, SettingError
+from ..files import HIDDEN, is_url, shown
+from ..hub.constants import IGNORE_INDEX
+from .plan.lengths import BROKEN, DROPPED, FATES, FITS
+
+if TYPE_CHECKING:
+    from .dataset import MultimodalDataset
+
+POLICIES = ("raise", "skip")
+ON_PURPOSE = ("too_long", "rejected", "empty_answer")  # left out under every policy, not counted as bad
+FILLER = "(filler: no sample is left for this rank)"
+FILLER_INDEX = -(1 << 31)  # what a sampler yields where no sample is left for a rank; no dataset has this index
+SHOWN = 5  # records that one error names
+REMEDY = "mend them, or leave them out: reject_list (tools/check_data.py --reject-list), or on_bad_sample='skip'"
+KEPT = {"shrink_tiles": "with fewer tiles to fit max_length", "truncate_text": "with their end cut off to fit it"}
+
+
+def dropped_sample(error: DataError, source: str, tile_size: int) -> dict:
+    """The stand-in for a sample that is left out; `collate` moves it into the batch's `dropped`."""
+    return {"dropped": error.reason, "message": str(error), "source": source, "tiles": _no_tiles(tile_size)}
+
+
+def filler_sample(tile_size: int) -> dict:
+    """What a rank gets in the last step of an epoch when no sample is left for it; nothing is learned from it."""
+    return {
+        "input_ids": torch.zeros(1, dtype=torch.int64),
+        "labels": torch.full((1,), IGNORE_INDEX),
+        "num_tiles": 0,
+        "tiles": _no_tiles(tile_size),
+        "source": FILLER,
+    }
+
+
+def _no_tiles(tile_size: int) -> torch.Tensor:
+    return torch.empty(0, 3, tile_size, tile_size, dtype=torch.uint8)
+
+
+def read_reject_list(path: str | os.PathLike | None, sources: Sequence) -> list[frozenset[int]]:
+    """Indices of the records to leave out, for each file of a mixture.
+
+    Args:
+        path: what `tools/check_data.py --reject-list` wrote; None rejects nothing.
+        sources: the mixture's files (`mixture.Source`).
+
+    Raises:
+        SettingError: the list is missing or malformed.
+    """
+    rows: dict[str, set[int]] = {}
+    if path is not None:
+        try:
+            for line in Path(path).read_text(encoding="utf-8").splitlines():
+                entry = json.loads(line)
+                rows.setdefault(file_key(entry["file"]), set()).add(int(entry["row"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problem = f"reject list {os.fspath(path)!r} can't be read ({error})"
+            raise SettingError("reject_list", problem, "write it with tools/check_data.py --reject-list") from None
+    return [frozenset(rows.get(file_key(source.index.path), ())) for source in sources]
+
+
+def file_key(path: str) -> str:
+    """By what reject lists know an annotation file: its real path, or of a URL what messages show."""
+    return path if HIDDEN in path else shown(path) if is_url(path) else os.path.realpath(path)
+
+
+def reasons(dataset: "MultimodalDataset", fates: np.ndarray) -> dict[int, str]:
+    """Why each sample can't be used, by its index.
+
+    Args:
+        fates: from `layout`.
+    """
+    located = {index: dataset.locate(index) for index in np.flatnonzero(fates == BROKEN).tolist()}
+    return {index: dataset.lengths(number).complaints[row].reason for index, (number, row) in located.items()}
+
+
+def require_usable(dataset: "MultimodalDataset", fates: np.ndarray) -> None:
+    """Raise one error about all records that can't be used, without those left out on purpose.
+
+    Raises:
+        RecordError: there are some: how many, and the first of them.
+    """
+    indices = [index for index, reason in reasons(dataset, fates).items() if reason not in ON_PURPOSE]
+    records = list(dict.fromkeys(map(dataset.locate, indices)))  # a record may be repeated
+    errors = [why_left_out(dataset, number, row) for number, row in records[:SHOWN]]
+    if len(records) == 1:
+        raise RecordError(errors[0].reason, str(errors[0]), REMEDY)
+    if records:
+        more = [f"and {len(records) - SHOWN} more"] if len(records) > SHOWN else []
+        lines = [f"{len(records)} records can't be used:", *map(str, errors), *more]
+        raise RecordError(errors[0].reason, "\n".join(lines), REMEDY)
+
+
+def why_left_out(dataset: "MultimodalDataset", number: int, row: int) -> RecordError:
+    """Why a record is left out of the plan."""
+    source = dataset.sources[number].index.source(row)
+    if row in dataset.rejected[number]:
+        return RecordError("rejected", "on the reject list", place=source)
+    complaint = dataset.lengths(number).complaints.get(row)
+    if complaint is not None:
+        return complaint.error(source)
+    problem, remedy = "too long even with one tile per image", "raise max_length or shorten the record"
+    return RecordError("too_long", problem, remedy, source)
+
+
+def left_out(dataset: "MultimodalDataset", fates: np.ndarray) -> list[dict]:
+    """The samples that a plan leaves out, each with index, dataset, dropped (the reason) and message.
+
+    Args:
+        fates: from `layout`.
+    """
+    entries = []
+    for index in np.flatnonzero(fates >= DROPPED).tolist():
+        number, row = dataset.locate(index)
+        error = why_left_out(dataset, number, row)
+        name = dataset.sources[number].name
+        entries.append({"index": index, "dataset": name, "dropped": error.reason, "message": str(error)})
+    return entries
+
+
+def describe(dataset: "MultimodalDataset", fates: np.ndarray | None = None) -> str:
+    """One line: how many samples will train, and what happens to the others.
+
+    Args:
+        fates: from `layout`; None where nothing is measured before training.
+    """
+    if fates is None:
+        pairs = zip(dataset.picks, dataset.rejected, strict=True)
+        rejected = sum(int(np.isin(pick, list(rows)).sum()) for pick, rows in pairs)
+        return (
+            f"data: {len(dataset) - rejected:,} of {len(dataset):,} samples will be tried"
+            + (f" ({rejected:,} rejected)" if rejected else "")
+            + f"; unusable ones aren't known before they are met (on_bad_sample={dataset.on_bad_sample!r}): "
+            "tools/check_data.py finds them all"
+        )
+    counts = Counter(
+        {name: int((fates == code).sum()) for code, name in enumerate(FATES) if code not in (FITS, BROKEN)}
+    )
+    counts.update(reasons(dataset, fates).values())
+    changes = ", ".join(f"{counts[name]:,} {words}" for name, words in KEPT.items() if counts[name])
+    left = ", ".join(f"{count:,} {name}" for name, count in counts.most_common() if count and name not in KEPT)
+    return (
+        f"data: {int((fates < DROPPED).sum()):,} of {len(fates):,} samples will train"
+        + (f"; left out: {left}" if left else "")
+        + (f"; of those that train, {changes}" if changes else "")
+    )
